@@ -1,0 +1,1 @@
+"""The chunk store boundary: the only part of core that drivers import."""

@@ -1,0 +1,44 @@
+"""A store and one of its containers, bound together: what the engine works on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from backupfw.chunkstore.base import Body, Capabilities, ChunkStore, ObjectInfo
+
+
+class Container:
+    """One container of an opened store (layers included).  Thread-safe, as the store is.
+
+    :param store: the opened store; its owner closes it.
+    :param name: the container's name, validated.
+    """
+
+    def __init__(self, store: ChunkStore, name: str) -> None:
+        self.store = store
+        self.name = name
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """The store's capabilities."""
+        return self.store.capabilities
+
+    def ensure(self) -> None:
+        """Make the container unless it is there."""
+        self.store.ensure_container(self.name)
+
+    def put(self, key: str, body: Body) -> None:
+        """See :meth:`ChunkStore.put`."""
+        self.store.put(self.name, key, body)
+
+    def get(self, key: str, offset: int | None = None, length: int | None = None) -> bytes:
+        """See :meth:`ChunkStore.get`."""
+        return self.store.get(self.name, key, offset, length)
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """See :meth:`ChunkStore.list`."""
+        return self.store.list(self.name, prefix)
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """See :meth:`ChunkStore.delete`."""
+        self.store.delete(self.name, keys)

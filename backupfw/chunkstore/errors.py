@@ -1,0 +1,125 @@
+"""The errors of chunk stores: kind x {permanent, temporary}, drawn as one tree.
+
+::
+
+    ChunkStoreError            kind OTHER, permanent unless told otherwise
+     +- NotFound               no such object or container
+     +- AlreadyExists          put with if_absent met an object
+     +- RangeError             a range reaches past the object's end
+     +- IntegrityError         bytes are not what was declared or promised
+     +- PermissionDenied       credentials are wrong or not sufficient
+     +- NoSpace                the store is full or a quota is reached
+     +- InvalidName            a key or container name this store cannot take
+     +- NotSupported           a capability the store does not declare
+     +- Unavailable            the store does not answer, or not in time: temporary
+     +- DeleteFailed           some keys of a bulk delete remain; lists each with its error
+
+``temporary`` is what the retry layer looks at.  A driver has one function that turns its SDK's errors
+into these, always with ``raise … from cause``.  A message names store, container and key, never a
+credential.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from backupfw.errors import BackupfwError
+
+
+class ChunkStoreError(BackupfwError):
+    """An operation on a chunk store failed.
+
+    :param reason: what went wrong, without credentials.
+    :param store: the configured store's name.
+    :param container: the container, if one is concerned.
+    :param key: the object's key, if one is concerned.
+    :param temporary: whether the same call may work later; None takes the class's default.
+    :param retry_after: seconds the store asked to wait, if it did.
+    """
+
+    default_temporary = False
+
+    def __init__(
+        self,
+        reason: str,
+        *,
+        store: str = "",
+        container: str = "",
+        key: str = "",
+        temporary: bool | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        where = ", ".join(
+            f"{label} {value}"
+            for label, value in (("store", store), ("container", container), ("key", key))
+            if value
+        )
+        super().__init__(f"{where}: {reason}" if where else reason)
+        self.reason = reason
+        self.store = store
+        self.container = container
+        self.key = key
+        self.temporary = self.default_temporary if temporary is None else temporary
+        self.retry_after = retry_after
+
+
+class NotFound(ChunkStoreError):
+    """The object or container is not there."""
+
+
+class AlreadyExists(ChunkStoreError):
+    """An object is there already and ``if_absent`` was asked for."""
+
+
+class RangeError(ChunkStoreError):
+    """The range asked for reaches past the object's end."""
+
+
+class IntegrityError(ChunkStoreError):
+    """Bytes differ from what was declared (put) or from what the store promised (get).
+
+    On a get over a network it is temporary: a second read may tell a fault of the wire from one of the
+    stored bytes.  The retry layer re-raises it as permanent when its tries are used up.
+    """
+
+
+class PermissionDenied(ChunkStoreError):
+    """The store refuses these credentials, or they lack a permission."""
+
+
+class NoSpace(ChunkStoreError):
+    """The store is full, or a quota on it is reached."""
+
+
+class InvalidName(ChunkStoreError):
+    """The store cannot take this key or container name."""
+
+
+class NotSupported(ChunkStoreError):
+    """The call needs a capability that the store does not declare."""
+
+
+class Unavailable(ChunkStoreError):
+    """The store does not answer, not in time, or says that it is overloaded."""
+
+    default_temporary = True
+
+
+class DeleteFailed(ChunkStoreError):
+    """Some keys of a delete remain.
+
+    Temporary when every error in it is.
+
+    :param errors: each remaining key with its error.
+    """
+
+    def __init__(self, errors: Mapping[str, ChunkStoreError], *, store: str = "", container: str = "") -> None:
+        key, first = next(iter(errors.items()))
+        super().__init__(
+            f"{len(errors)} object(s) could not be deleted, the first: {first.reason}",
+            store=store,
+            container=container,
+            key=key,
+            temporary=all(error.temporary for error in errors.values()),
+        )
+        self.errors = dict(errors)

@@ -1,0 +1,173 @@
+"""The errors of the core, as one tree.  No HTTP here: ``api/faults.py`` maps them.
+
+::
+
+    BackupfwError
+     +- ConfigError              a wrong option: names section and option
+     +- InvalidInput             a request value that no schema could refuse
+     +- InvalidBackup            the backup's state forbids the call
+     +- InvalidVolume            the volume's state or size forbids the call
+     +- InvalidSnapshot          the snapshot's state forbids the call
+     +- NotFound
+     |   +- BackupNotFound  VolumeNotFound  SnapshotNotFound  MarkerNotFound
+     |   +- AttachmentNotFound  KeyNotFound (a metadata key)
+     +- Forbidden                the caller's roles do not allow it
+     +- QuotaExceeded            a project's limit is reached
+     +- OperationNotSupported    the store or provider cannot do it
+     +- ServiceUnavailable       no live worker
+     +- TaskStopped              the running task must end now
+     |   +- TaskCancelled        somebody asked for it (force delete, reset, shutdown)
+     |   +- TaskLost             its lease or attempt is not ours any more
+     +- EngineError
+         +- UnsupportedFormat    unknown version or required feature
+         +- Damaged              stored bytes are missing or not what was promised
+         +- SourceMoved          a source that could not be read in one state
+         +- TargetError          the volume could not be written
+
+Errors of chunk stores are a tree of their own (``chunkstore/errors.py``).
+"""
+
+from __future__ import annotations
+
+
+class BackupfwError(Exception):
+    """Base of every error of the core; ``str(error)`` is fit for the user."""
+
+
+class ConfigError(BackupfwError):
+    """A configuration value is wrong; the message names section, option and what is allowed."""
+
+
+class InvalidInput(BackupfwError):
+    """A value in the request is wrong; the message names the field."""
+
+
+class InvalidBackup(BackupfwError):
+    """The backup is not in a state that allows the call."""
+
+
+class InvalidVolume(BackupfwError):
+    """The volume is not in a state, or not of a size, that allows the call."""
+
+
+class InvalidSnapshot(BackupfwError):
+    """The snapshot is not in a state that allows the call."""
+
+
+class NotFound(BackupfwError):
+    """Something with this id does not exist, or not for this caller."""
+
+    noun = "Resource"
+
+    def __init__(self, resource_id: str) -> None:
+        super().__init__(f"{self.noun} {resource_id} could not be found.")
+        self.resource_id = resource_id
+
+
+class BackupNotFound(NotFound):
+    """No such backup."""
+
+    noun = "Backup"
+
+
+class VolumeNotFound(NotFound):
+    """No such volume."""
+
+    noun = "Volume"
+
+
+class SnapshotNotFound(NotFound):
+    """No such snapshot."""
+
+    noun = "Snapshot"
+
+
+class MarkerNotFound(NotFound):
+    """The paging marker names nothing."""
+
+    noun = "Marker"
+
+
+class AttachmentNotFound(NotFound):
+    """No such attachment."""
+
+    noun = "Attachment"
+
+
+class KeyNotFound(NotFound):
+    """No such metadata key."""
+
+    noun = "Metadata key"
+
+
+class Forbidden(BackupfwError):
+    """The caller's roles do not allow the call."""
+
+    def __init__(self, rule: str) -> None:
+        super().__init__(f"Policy doesn't allow {rule} to be performed.")
+        self.rule = rule
+
+
+class QuotaExceeded(BackupfwError):
+    """A project's limit is reached.
+
+    :param resource: the quota key, e.g. ``backups`` or ``backup_gigabytes``.
+    :param message: the text clients know for it.
+    """
+
+    def __init__(self, resource: str, message: str) -> None:
+        super().__init__(message)
+        self.resource = resource
+
+
+class OperationNotSupported(BackupfwError):
+    """The store or volume provider cannot do this."""
+
+
+class ServiceUnavailable(BackupfwError):
+    """No live worker can do this now."""
+
+
+class TaskStopped(BackupfwError):
+    """The running task must end now and leave the outcome to somebody else."""
+
+
+class TaskCancelled(TaskStopped):
+    """The task was cancelled: force delete, status reset or shutdown."""
+
+
+class TaskLost(TaskStopped):
+    """Another attempt owns the task, or may own it: nothing more may be written."""
+
+
+class EngineError(BackupfwError):
+    """The data path could not do its work."""
+
+
+class UnsupportedFormat(EngineError):
+    """An object has a format version or required feature this release does not know."""
+
+
+class Damaged(EngineError):
+    """Stored bytes are missing, unreadable for good, or not what was promised.
+
+    :param store: the configured store's name.
+    :param container: the container.
+    :param key: the object's key.
+    :param reason: what is wrong, without any credential.
+    """
+
+    def __init__(self, store: str, container: str, key: str, reason: str) -> None:
+        super().__init__(f"object {key} in container {container} of store {store}: {reason}")
+        self.store = store
+        self.container = container
+        self.key = key
+        self.reason = reason
+
+
+class SourceMoved(EngineError):
+    """The source changed while it was read, on every try."""
+
+
+class TargetError(EngineError):
+    """The target volume could not be opened, fenced or written."""

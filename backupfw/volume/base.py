@@ -1,0 +1,187 @@
+"""The volume provider boundary: where blocks come from and go to.
+
+A provider knows how to make, delete, grow, snapshot, open and fence volumes.  It keeps no status: the
+catalogue does (the ``volumes`` and ``snapshots`` rows of our database for the ``local`` provider; a
+Block Storage service for a provider written later).  Every operation is idempotent and named by ids,
+because a task that was killed runs it again.
+
+A provider is an entry point of group ``backupfw.volume``.  Providers are called by workers only; calls
+may block for as long as the work takes and must call ``tick`` (where they get one) at least once a
+second so that a cancelled task ends: it raises when the task must stop.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from oslo_config import cfg
+
+#: Version of this contract; the loader refuses a provider with another one.
+API_VERSION = 1
+
+#: Called by long operations; raises TaskStopped when the task must end.
+Tick = Callable[[], None]
+
+
+def no_tick() -> None:
+    """Do nothing: for callers that cannot be cancelled."""
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeRef:
+    """A volume as its provider knows it.
+
+    :ivar id: the volume's UUID.
+    :ivar length: bytes; for a volume that does not exist yet, what it shall have.
+    :ivar location: what the provider's ``create`` or ``adopt`` returned (a path for ``local``);
+        None for a volume that does not exist yet.
+    :ivar adopted: the volume's storage belongs to somebody else: never deleted with the volume.
+    """
+
+    id: str
+    length: int
+    location: str | None = None
+    adopted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotRef:
+    """A snapshot as its provider knows it; fields as in :class:`VolumeRef`."""
+
+    id: str
+    volume: VolumeRef
+    length: int
+    location: str | None = None
+
+
+class BlockSource(abc.ABC):
+    """An opened volume or snapshot to read from.  ``read_into`` may be called from many threads."""
+
+    #: Bytes.
+    length: int
+    #: Equal for two opens exactly when they read the same source in the same state is *possible*:
+    #: a resume that finds another identity starts a new epoch.
+    identity: str
+
+    @abc.abstractmethod
+    def data_extents(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Yield ``(offset, length)`` of what may be non-zero within ``start … end``, ascending.
+
+        What lies between reads as zeros.  A source that cannot tell yields the whole range.  Finding
+        the next extent must not cost a visit of the hole before it.
+        """
+
+    @abc.abstractmethod
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill ``buffer`` from ``offset``; a short source is an error (OSError), never short data."""
+
+    def changed_extents(self, since_identity: str) -> Iterator[tuple[int, int]] | None:
+        """Yield what may have changed since the source with that identity, or None if unknown."""
+        return None
+
+    def release_cache(self, offset: int, length: int) -> None:  # noqa: B027  (optional)
+        """Tell the host that this range need not stay in its page cache."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Release the source; idempotent."""
+
+
+class BlockTarget(abc.ABC):
+    """An opened volume to write to.  ``write`` and ``zero`` may be called from many threads."""
+
+    #: Bytes.
+    length: int
+    #: Whether the volume is known to read as zeros everywhere nothing was written since it was made.
+    reads_zero: bool
+
+    @abc.abstractmethod
+    def write(self, offset: int, buffers: Sequence[bytes | memoryview]) -> None:
+        """Write the buffers one after the other from ``offset``, all of them, or raise OSError."""
+
+    @abc.abstractmethod
+    def zero(self, offset: int, length: int) -> None:
+        """Make the range read as zeros: punched where the storage can, written elsewhere."""
+
+    @abc.abstractmethod
+    def flush(self) -> None:
+        """Return when everything written so far is durable (fdatasync)."""
+
+    def release_cache(self, offset: int, length: int) -> None:  # noqa: B027  (optional)
+        """Tell the host that this (flushed) range need not stay in its page cache."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Release the target (and its fence); idempotent."""
+
+
+class VolumeProvider(abc.ABC):
+    """Makes and opens volumes.  Thread-safe.
+
+    :param options: values of :meth:`options` by name.
+    """
+
+    API_VERSION: ClassVar[int] = API_VERSION
+
+    def __init__(self, options: Any) -> None:
+        pass
+
+    @classmethod
+    def options(cls) -> Sequence[cfg.Opt]:
+        """Return the provider's options; core registers them in ``[volumes]``."""
+        return ()
+
+    @abc.abstractmethod
+    def create(self, volume: VolumeRef, source: SnapshotRef | VolumeRef | None, tick: Tick = no_tick) -> str:
+        """Make the volume, reading as zeros or as ``source`` (then zeros); return its location.
+
+        A volume that an earlier, killed call began is made anew.  ``source`` must not change meanwhile.
+        """
+
+    @abc.abstractmethod
+    def adopt(self, path: str) -> tuple[str, int]:
+        """Look at existing storage that shall become a volume; return its location and length in bytes.
+
+        :raises InvalidInput: it is not something this provider can read and write.
+        """
+
+    @abc.abstractmethod
+    def delete(self, volume: VolumeRef) -> None:
+        """Delete the volume's storage (not an adopted one's); missing storage counts as deleted."""
+
+    @abc.abstractmethod
+    def extend(self, volume: VolumeRef, length: int) -> None:
+        """Grow the volume to ``length`` bytes; the new part reads as zeros."""
+
+    @abc.abstractmethod
+    def create_snapshot(self, snapshot: SnapshotRef, in_use: bool, tick: Tick = no_tick) -> str:
+        """Make a snapshot that holds the volume as it was at one moment; return its location.
+
+        ``in_use``: somebody may be writing.  Then the snapshot is atomic (reflink, or the storage's
+        own), or a copy proven still.  It never mixes two states.
+
+        :raises SourceMoved: no atomic snapshot can be made here and the volume moved on every try.
+        """
+
+    @abc.abstractmethod
+    def delete_snapshot(self, snapshot: SnapshotRef) -> None:
+        """Delete the snapshot's storage; missing storage counts as deleted."""
+
+    @abc.abstractmethod
+    def open_source(self, ref: VolumeRef | SnapshotRef) -> AbstractContextManager[BlockSource]:
+        """Open for reading (attaching it, where that is needed)."""
+
+    @abc.abstractmethod
+    def open_target(self, volume: VolumeRef, attempt: int) -> AbstractContextManager[BlockTarget]:
+        """Open for writing and fence out every earlier writer.
+
+        :param attempt: the task's attempt number; a writer with a lower one can write no more when
+            this returns.
+        :raises TargetError: an earlier writer may still be alive and cannot be fenced out (temporary:
+            the task is tried again later).
+        """
