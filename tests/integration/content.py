@@ -1,0 +1,54 @@
+"""Volume content that looks like real volumes: text-like, random and zero parts, reproducible."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+MIB = 1 << 20
+
+
+def write_image(path: Path, length: int, seed: int = 1) -> None:
+    """Write a sparse image: about a third each of text-like data, random data and holes."""
+    rng = random.Random(seed)
+    words = [bytes(rng.choices(range(97, 123), k=rng.randint(2, 10))) for _ in range(500)]
+    with open(path, "wb") as image:
+        image.truncate(length)
+        offset = 0
+        while offset < length:
+            size = min(rng.choice((4096, 65536, 300_000, MIB)), length - offset)
+            kind = rng.randrange(3)
+            if kind == 0:
+                image.seek(offset)
+                image.write(b" ".join(rng.choices(words, k=size // 4 + 2))[:size])
+            elif kind == 1:
+                image.seek(offset)
+                image.write(rng.randbytes(size))
+            offset += size
+
+
+def change_image(path: Path, seed: int, changes: int = 20) -> None:
+    """Rewrite some places of an image in place, some of them with zeros."""
+    rng = random.Random(seed)
+    length = path.stat().st_size
+    with open(path, "r+b") as image:
+        for number in range(changes):
+            size = rng.choice((512, 4096, 70_000))
+            image.seek(rng.randrange(max(1, length - size)))
+            image.write(bytes(size) if number % 3 == 0 else rng.randbytes(size))
+        image.flush()
+        os.fsync(image.fileno())
+
+
+def same_content(one: Path, two: Path, length: int) -> bool:
+    """Compare the first ``length`` bytes of two files or devices."""
+    with open(one, "rb") as first, open(two, "rb") as second:
+        done = 0
+        while done < length:
+            size = min(MIB, length - done)
+            left, right = first.read(size), second.read(size)
+            if left != right or len(left) != size:
+                return False
+            done += size
+    return True

@@ -1,0 +1,230 @@
+"""A served instance as a process, and a small client for it: what the integration tests drive."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+#: How long anything in these tests may take before it counts as lost, seconds.
+PATIENCE = 90.0
+
+TRANSIENT = {"creating", "deleting", "restoring"}
+
+
+def free_port() -> int:
+    """Return a TCP port of the loopback interface that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Service:
+    """``backupfw serve`` on a state directory of its own.
+
+    :param state: the state directory; kept between restarts.
+    :param options: extra configuration as ``{section: {option: value}}``.
+    """
+
+    def __init__(self, state: Path, options: dict[str, dict[str, Any]] | None = None) -> None:
+        self.state = state
+        self.port = free_port()
+        self.config: Path | None = None
+        self._process: subprocess.Popen[str] | None = None
+        if options:
+            self.config = state.parent / f"{state.name}.conf"
+            lines = []
+            for section, values in options.items():
+                lines.append(f"[{section}]")
+                lines += [f"{name} = {value}" for name, value in values.items()]
+            self.config.write_text("\n".join(lines) + "\n")
+
+    @property
+    def arguments(self) -> list[str]:
+        """The options every command on this instance takes."""
+        arguments = ["--state-dir", str(self.state)]
+        if self.config is not None:
+            arguments += ["--config-file", str(self.config)]
+        return arguments
+
+    def start(self) -> Service:
+        """Start the process and return when it is ready to answer."""
+        log = open(self.state.parent / f"{self.state.name}.log", "a")  # noqa: SIM115  (lives with the process)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "backupfw.cmd.main", "serve", *self.arguments, "--port", str(self.port)],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            start_new_session=True,
+        )
+        log.close()
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert "ready" in line, f"the service did not get ready: {line!r}\n{self.log_tail()}"
+        return self
+
+    @property
+    def pid(self) -> int:
+        """The running process."""
+        assert self._process is not None
+        return self._process.pid
+
+    def log_tail(self, lines: int = 40) -> str:
+        """The end of the service's log, for messages of failed tests."""
+        path = self.state.parent / f"{self.state.name}.log"
+        return "\n".join(path.read_text().splitlines()[-lines:]) if path.exists() else ""
+
+    def kill(self) -> None:
+        """kill -9."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGKILL)
+        self._process.wait(10)
+        self._close()
+
+    def stop(self) -> int:
+        """Stop in an orderly way; returns the exit status."""
+        if self._process is None:
+            return 0
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            status = self._process.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            status = self._process.wait(10)
+        self._close()
+        return status
+
+    def _close(self) -> None:
+        assert self._process is not None
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+        self._process = None
+
+    def command(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run a ``backupfw`` command on this instance."""
+        done = subprocess.run(
+            [sys.executable, "-m", "backupfw.cmd.main", *words, *self.arguments],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+        )
+        assert not check or done.returncode == 0, f"{words}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    def client(self, project: str = "demo") -> Client:
+        """A client of one project with every role."""
+        return Client(f"http://127.0.0.1:{self.port}/v2/{project}", f"tester:{project}:admin", self)
+
+
+class Client:
+    """A minimal client of the v2 API."""
+
+    def __init__(self, base: str, token: str, service: Service) -> None:
+        self.base = base
+        self.token = token
+        self.service = service
+
+    def request(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+        """Send one request; returns status and decoded body (None when empty)."""
+        request = urllib.request.Request(
+            self.base + path,
+            method=method,
+            data=None if body is None else json.dumps(body).encode(),
+            headers={"X-Auth-Token": self.token, "Content-Type": "application/json"},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                status, text = answer.status, answer.read()
+        except urllib.error.HTTPError as error:
+            status, text = error.code, error.read()
+        return status, json.loads(text) if text else None
+
+    def expect(self, status: int, method: str, path: str, body: Any = None) -> Any:
+        """Send a request that must answer ``status``; returns the body."""
+        got, answer = self.request(method, path, body)
+        assert got == status, f"{method} {path}: {got} {answer}\n{self.service.log_tail()}"
+        return answer
+
+    def wait(self, what: str, done: Callable[[], Any]) -> Any:
+        """Poll until ``done()`` is true; returns its value."""
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end:
+            value = done()
+            if value:
+                return value
+            time.sleep(0.05)
+        raise AssertionError(f"gave up waiting for {what}\n{self.service.log_tail()}")
+
+    def status(self, kind: str, resource_id: str) -> str | None:
+        """The status of a backup, volume or snapshot; None when it is gone."""
+        code, body = self.request("GET", f"/{kind}s/{resource_id}")
+        return None if code == 404 else body[kind]["status"]
+
+    def wait_status(self, kind: str, resource_id: str, *wanted: str | None) -> str | None:
+        """Poll until the status is one of ``wanted`` (None: gone)."""
+        seen: list[str | None] = []
+
+        def reached() -> bool:
+            seen.append(self.status(kind, resource_id))
+            return seen[-1] in wanted
+
+        self.wait(f"{kind} {resource_id} to be {wanted}, last {seen[-1:]}", reached)
+        return seen[-1]
+
+    def create_volume(self, size: int = 1, **fields: Any) -> str:
+        """Make a volume and wait until it is available; returns its id."""
+        answer = self.expect(202, "POST", "/volumes", {"volume": {"size": size, **fields}})
+        self.wait_status("volume", answer["volume"]["id"], "available")
+        return str(answer["volume"]["id"])
+
+    def adopt(self, path: Path) -> str:
+        """Make an existing image a volume of this project; returns its id."""
+        project = self.base.rsplit("/", 1)[1]
+        return self.service.command("volume", "adopt", str(path), "--project", project).stdout.strip()
+
+    def volume_path(self, volume_id: str) -> Path:
+        """Where the volume's bytes are."""
+        return Path(self.service.command("volume", "path", volume_id).stdout.strip())
+
+    def backup(self, volume_id: str, wait: bool = True, **fields: Any) -> str:
+        """Start a backup, wait until it is available; returns its id."""
+        answer = self.expect(202, "POST", "/backups", {"backup": {"volume_id": volume_id, **fields}})
+        if wait:
+            self.wait_status("backup", answer["backup"]["id"], "available")
+        return str(answer["backup"]["id"])
+
+    def restore(self, backup_id: str, volume_id: str | None = None, wait: bool = True) -> str:
+        """Restore to a new or existing volume; returns the volume's id."""
+        answer = self.expect(
+            202, "POST", f"/backups/{backup_id}/restore", {"restore": {"volume_id": volume_id}}
+        )
+        target = str(answer["restore"]["volume_id"])
+        if wait:
+            self.wait_status("backup", backup_id, "available")
+            self.wait_status("volume", target, "available")
+        return target
+
+    def delete_backup(self, backup_id: str) -> None:
+        """Delete a backup and wait until it is gone."""
+        self.expect(202, "DELETE", f"/backups/{backup_id}")
+        self.wait_status("backup", backup_id, None)
+
+
+@contextmanager
+def running(state: Path, options: dict[str, dict[str, Any]] | None = None) -> Iterator[Service]:
+    """A started service that is stopped at the end."""
+    service = Service(state, options).start()
+    try:
+        yield service
+    finally:
+        service.stop()

@@ -1,0 +1,115 @@
+"""kill -9 of the embedded service in the middle of its work: nothing transient stays, nothing is lost."""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.integration.content import MIB, change_image, same_content, write_image
+from tests.integration.service import Service
+
+LENGTH = 48 * MIB
+
+# Small segments and a slow store stretch every operation, so that a kill lands inside it.
+SLOW = {
+    "backup": {"segment_size": 4 * MIB, "pack_size": MIB, "lease_seconds": 5},
+    "store:main": {"max_bytes_per_second": 24 * MIB, "max_requests_per_second": 60},
+}
+
+
+@pytest.fixture()
+def service(tmp_path: Path):  # noqa: ANN201
+    service = Service(tmp_path / "state", SLOW).start()
+    yield service
+    service.stop()
+
+
+def assert_clean(service: Service) -> None:
+    """No transient status, and the store holds exactly what manifests name."""
+    client = service.client()
+    for kind in ("backup", "volume"):
+        for item in client.expect(200, "GET", f"/{kind}s/detail")[f"{kind}s"]:
+            assert item["status"] in ("available", "error"), item
+    report = service.command("sweep", "--dry-run")
+    assert "0 orphans" in report.stdout, report.stdout
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_kill_in_a_backup(service: Service, tmp_path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    image = tmp_path / "image.raw"
+    write_image(image, LENGTH, seed)
+    client = service.client()
+    volume = client.adopt(image)
+    full = client.backup(volume, wait=False)
+    for _ in range(2):
+        time.sleep(rng.uniform(0.05, 0.8))
+        service.kill()
+        service.start()
+        client = service.client()
+    client.wait_status("backup", full, "available")
+    assert client.status("volume", volume) == "available"
+
+    change_image(image, seed)
+    incremental = client.backup(volume, wait=False, incremental=True)
+    time.sleep(rng.uniform(0.0, 0.4))
+    service.kill()
+    client = service.start().client()
+    client.wait_status("backup", incremental, "available")
+    client.delete_backup(full)
+    target = client.restore(incremental)
+    assert same_content(image, client.volume_path(target), LENGTH)
+    assert_clean(service)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_kill_in_a_restore(service: Service, tmp_path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    image, dirty = tmp_path / "image.raw", tmp_path / "dirty.raw"
+    write_image(image, LENGTH, seed)
+    write_image(dirty, LENGTH, seed + 100)
+    client = service.client()
+    backup = client.backup(client.adopt(image))
+    target = client.adopt(dirty)
+    client.restore(backup, target, wait=False)
+    fresh = None
+    for _ in range(2):
+        time.sleep(rng.uniform(0.05, 0.8))
+        service.kill()
+        client = service.start().client()
+        if fresh is None and client.status("backup", backup) == "available":
+            fresh = client.restore(backup, wait=False)
+    client.wait_status("volume", target, "available")
+    client.wait_status("backup", backup, "available")
+    assert same_content(image, dirty, LENGTH)
+    if fresh is not None:
+        client.wait_status("volume", fresh, "available")
+        assert same_content(image, client.volume_path(fresh), LENGTH)
+    assert_clean(service)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_kill_in_a_delete(service: Service, tmp_path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    image = tmp_path / "image.raw"
+    write_image(image, LENGTH, seed)
+    client = service.client()
+    volume = client.adopt(image)
+    full = client.backup(volume)
+    change_image(image, seed)
+    incremental = client.backup(volume, incremental=True)
+    client.expect(202, "DELETE", f"/backups/{full}")
+    for _ in range(2):
+        time.sleep(rng.uniform(0.0, 0.3))
+        service.kill()
+        client = service.start().client()
+    client.wait_status("backup", full, None)
+    assert same_content(image, client.volume_path(client.restore(incremental)), LENGTH)
+    assert_clean(service)
+    client.delete_backup(incremental)
+    store = service.state / "store"
+    left = [path for path in store.rglob("*") if path.is_file()]
+    assert left == []
