@@ -1,0 +1,15 @@
+"""The dispatch interface: wake-ups that carry nothing a worker would have to believe."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Dispatch(Protocol):
+    """Wakes workers up.  Lost, doubled, late and reordered wake-ups change nothing but delay."""
+
+    def wake(self) -> None:
+        """Say that tasks were queued or cancelled; called after the transaction has committed."""
+
+    def wait(self, seconds: float) -> None:
+        """Return at the next wake-up, or after ``seconds``; a wake-up since the last call counts."""

@@ -1,0 +1,21 @@
+"""Dispatch within one process: the API and the worker of the embedded service."""
+
+from __future__ import annotations
+
+import threading
+
+
+class InProcessDispatch:
+    """Wake-ups through one event.  Thread-safe; one waiter."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def wake(self) -> None:
+        """See :meth:`backupfw.dispatch.base.Dispatch.wake`."""
+        self._event.set()
+
+    def wait(self, seconds: float) -> None:
+        """See :meth:`backupfw.dispatch.base.Dispatch.wait`."""
+        self._event.wait(seconds)
+        self._event.clear()

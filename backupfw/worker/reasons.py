@@ -1,0 +1,71 @@
+"""What a user is told of a failure: never a host, path, endpoint or credential.
+
+``fail_reason`` is read by tenants; the cause with all its details goes to the log.
+"""
+
+from __future__ import annotations
+
+import errno
+
+from backupfw import errors
+from backupfw.chunkstore import errors as store_errors
+
+#: The column's width (the API's limit for text fields).
+MAX_LENGTH = 255
+
+_STORE_TEXTS: tuple[tuple[type[store_errors.ChunkStoreError], str], ...] = (
+    (store_errors.Unavailable, "The store does not answer."),
+    (store_errors.PermissionDenied, "The store refused the service's credentials or permissions."),
+    (store_errors.NoSpace, "The store is full or its quota is used up."),
+    (store_errors.IntegrityError, "The store returned or received damaged data."),
+    (store_errors.InvalidName, "The store cannot take this container name."),
+    (store_errors.NotFound, "An object or container is missing in the store."),
+    (store_errors.DeleteFailed, "Some objects could not be deleted from the store."),
+)
+
+
+def user_reason(error: BaseException, request_id: str) -> str:
+    """Return the text for ``fail_reason``.
+
+    :param error: what ended the task.
+    :param request_id: named where only the log can tell more.
+    """
+    return _text(error, request_id)[:MAX_LENGTH]
+
+
+def _text(error: BaseException, request_id: str) -> str:
+    if isinstance(error, errors.Damaged):
+        return f"The stored object {error.key} is missing or damaged."
+    if isinstance(error, store_errors.ChunkStoreError):
+        for kind, text in _STORE_TEXTS:
+            if isinstance(error, kind):
+                return text
+        return f"The store failed; the log says more under {request_id}."
+    if isinstance(error, errors.SourceMoved):
+        return "The volume kept changing while it was copied, and its storage has no atomic snapshots."
+    if isinstance(error, errors.TargetError):
+        return "The target volume could not be opened or written."
+    if isinstance(error, errors.BackupfwError):
+        return str(error)
+    if isinstance(error, OSError):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return "No space is left on the volume's storage."
+        return f"An input/output error ({errno.errorcode.get(error.errno or 0, 'unknown')}) occurred."
+    return f"An unexpected error occurred; the log says more under {request_id}."
+
+
+def is_temporary(error: BaseException) -> bool:
+    """Say whether another attempt may succeed where this one failed.
+
+    A volume or disk that is full may have room later, so that counts as temporary too: the number of
+    attempts is what ends such a task.
+    """
+    if isinstance(error, store_errors.ChunkStoreError):
+        # The retry layer marks what it gave up on as permanent so that nobody retries at once; the task
+        # as a whole is tried again later, with its finished segments kept.
+        return isinstance(
+            error, (store_errors.Unavailable, store_errors.NoSpace, store_errors.DeleteFailed)
+        ) or bool(error.temporary)
+    if isinstance(error, errors.TargetError):
+        return True
+    return isinstance(error, OSError)
