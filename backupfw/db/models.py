@@ -1,0 +1,391 @@
+"""The tables.  ``docs/architecture.md`` lists them in words; ``migrations/`` makes them.
+
+Ids are UUID texts, times naive UTC with microseconds.  Volumes, snapshots and backups are deleted
+softly: their rows stay with ``deleted`` set, because an id that once existed must stay known (an import
+revives it, a listing pages over it).  Manifest rows are never removed: a key that was deleted must be
+refused for ever when an import names it again.
+
+Text is compared byte for byte on every database (MariaDB: ``utf8mb4_bin``).
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    String,
+    Text,
+    false,
+    true,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from backupfw.db.types import UtcDateTime
+
+#: Options every table has; SQLite and PostgreSQL do not look at them.
+_TABLE = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4", "mysql_collate": "utf8mb4_bin"}
+
+#: Name of every constraint, so that a migration can speak of it on any database.
+NAMING = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+#: Longest text of the API's fields, and of ``fail_reason``.
+TEXT_LENGTH = 255
+
+
+class Base(DeclarativeBase):
+    """Base of all models."""
+
+    metadata = MetaData(naming_convention=NAMING)
+    type_annotation_map = {  # noqa: RUF012  (SQLAlchemy reads it from the class)
+        datetime: UtcDateTime(),
+        dict[str, Any]: JSON(),
+        str: String(TEXT_LENGTH),
+        bytes: LargeBinary(),
+    }
+
+
+class _Timestamps:
+    """When the row was made and last changed."""
+
+    created_at: Mapped[datetime]
+    updated_at: Mapped[datetime | None]
+
+
+class _SoftDelete(_Timestamps):
+    """A row that stays, marked, when its resource is deleted."""
+
+    deleted_at: Mapped[datetime | None]
+    deleted: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
+
+
+class Installation(Base):
+    """The one row that names this database's installation: the first part of every object key."""
+
+    __tablename__ = "installation"
+    __table_args__ = _TABLE
+
+    id: Mapped[int] = mapped_column(SmallInteger, primary_key=True, autoincrement=False)
+    uuid: Mapped[str] = mapped_column(String(36))
+    created_at: Mapped[datetime]
+
+
+class Project(Base):
+    """The row a quota check locks; made at the project's first use."""
+
+    __tablename__ = "projects"
+    __table_args__ = _TABLE
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+
+
+class Quota(Base):
+    """A project's own limit for one resource; -1 is no limit."""
+
+    __tablename__ = "quotas"
+    __table_args__ = _TABLE
+
+    project_id: Mapped[str] = mapped_column(primary_key=True)
+    resource: Mapped[str] = mapped_column(String(64), primary_key=True)
+    hard_limit: Mapped[int]
+
+
+class QuotaClass(Base):
+    """A limit of a quota class (``default`` is the one in use) for one resource; -1 is no limit."""
+
+    __tablename__ = "quota_class"
+    __table_args__ = _TABLE
+
+    class_name: Mapped[str] = mapped_column(primary_key=True)
+    resource: Mapped[str] = mapped_column(String(64), primary_key=True)
+    hard_limit: Mapped[int]
+
+
+class Volume(_SoftDelete, Base):
+    """A volume of the catalogue.
+
+    ``size`` is GiB, ``length`` bytes; ``previous_status`` is what the volume returns to when a backup
+    of it ends; ``location`` is the provider's word for where it is.
+    """
+
+    __tablename__ = "volumes"
+    __table_args__ = (
+        Index("ix_volumes_project_listing", "project_id", "deleted", "created_at", "id"),
+        Index("ix_volumes_listing", "deleted", "created_at", "id"),
+        _TABLE,
+    )
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    project_id: Mapped[str]
+    user_id: Mapped[str | None]
+    status: Mapped[str] = mapped_column(String(64))
+    previous_status: Mapped[str | None] = mapped_column(String(64))
+    size: Mapped[int]
+    length: Mapped[int] = mapped_column(BigInteger)
+    display_name: Mapped[str | None]
+    display_description: Mapped[str | None]
+    availability_zone: Mapped[str | None]
+    volume_type: Mapped[str | None]
+    snapshot_id: Mapped[str | None] = mapped_column(String(36))
+    source_volid: Mapped[str | None] = mapped_column(String(36))
+    bootable: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
+    location: Mapped[str | None] = mapped_column(Text)
+    adopted: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
+
+
+class VolumeMetadata(Base):
+    """One key of a volume's metadata."""
+
+    __tablename__ = "volume_metadata"
+    __table_args__ = _TABLE
+
+    volume_id: Mapped[str] = mapped_column(ForeignKey("volumes.id", ondelete="CASCADE"), primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    value: Mapped[str] = mapped_column(Text)
+
+
+class Attachment(Base):
+    """Somebody uses the volume."""
+
+    __tablename__ = "attachments"
+    __table_args__ = (Index("ix_attachments_volume_id", "volume_id"), _TABLE)
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    volume_id: Mapped[str] = mapped_column(ForeignKey("volumes.id", ondelete="CASCADE"))
+    instance_uuid: Mapped[str | None] = mapped_column(String(36))
+    host_name: Mapped[str | None]
+    mountpoint: Mapped[str | None]
+    attach_mode: Mapped[str | None] = mapped_column(String(36))
+    attached_at: Mapped[datetime]
+
+
+class Snapshot(_SoftDelete, Base):
+    """A snapshot of a volume; a ``temporary`` one belongs to a running backup and is shown to nobody."""
+
+    __tablename__ = "snapshots"
+    __table_args__ = (
+        Index("ix_snapshots_project_listing", "project_id", "deleted", "created_at", "id"),
+        Index("ix_snapshots_listing", "deleted", "created_at", "id"),
+        Index("ix_snapshots_volume_id", "volume_id"),
+        _TABLE,
+    )
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    volume_id: Mapped[str] = mapped_column(ForeignKey("volumes.id"))
+    project_id: Mapped[str]
+    user_id: Mapped[str | None]
+    status: Mapped[str] = mapped_column(String(64))
+    previous_status: Mapped[str | None] = mapped_column(String(64))
+    size: Mapped[int]
+    length: Mapped[int] = mapped_column(BigInteger)
+    display_name: Mapped[str | None]
+    display_description: Mapped[str | None]
+    location: Mapped[str | None] = mapped_column(Text)
+    temporary: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
+
+
+class SnapshotMetadata(Base):
+    """One key of a snapshot's metadata."""
+
+    __tablename__ = "snapshot_metadata"
+    __table_args__ = _TABLE
+
+    snapshot_id: Mapped[str] = mapped_column(ForeignKey("snapshots.id", ondelete="CASCADE"), primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    value: Mapped[str] = mapped_column(Text)
+
+
+class Backup(_SoftDelete, Base):
+    """A backup as users see it.
+
+    ``parent_id`` is what the API shows; whose data is shared stands in the manifest's ``base_id``.
+    ``completed``: it was available once (so it counts as a dependent of its parent).
+    ``volume_id`` is no foreign key: an imported backup's volume may never have been here.
+    """
+
+    __tablename__ = "backups"
+    __table_args__ = (
+        Index("ix_backups_project_listing", "project_id", "deleted", "created_at", "id"),
+        Index("ix_backups_listing", "deleted", "created_at", "id"),
+        Index("ix_backups_volume_id", "volume_id", "project_id"),
+        Index("ix_backups_parent_id", "parent_id"),
+        Index("ix_backups_manifest_id", "manifest_id"),
+        _TABLE,
+    )
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    user_id: Mapped[str | None]
+    project_id: Mapped[str]
+    volume_id: Mapped[str] = mapped_column(String(36))
+    snapshot_id: Mapped[str | None] = mapped_column(String(36))
+    host: Mapped[str | None]
+    availability_zone: Mapped[str | None]
+    container: Mapped[str | None]
+    store: Mapped[str | None]
+    service: Mapped[str | None]
+    parent_id: Mapped[str | None] = mapped_column(String(36))
+    is_incremental: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
+    completed: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
+    status: Mapped[str] = mapped_column(String(64))
+    fail_reason: Mapped[str | None]
+    size: Mapped[int] = mapped_column(Integer, default=0)
+    length: Mapped[int | None] = mapped_column(BigInteger)
+    display_name: Mapped[str | None]
+    display_description: Mapped[str | None]
+    service_metadata: Mapped[str | None] = mapped_column(String(1024))
+    object_count: Mapped[int] = mapped_column(BigInteger, default=0)
+    stored_bytes: Mapped[int] = mapped_column(BigInteger, default=0)
+    referenced_bytes: Mapped[int] = mapped_column(BigInteger, default=0)
+    progress_done: Mapped[int] = mapped_column(BigInteger, default=0)
+    progress_total: Mapped[int] = mapped_column(BigInteger, default=0)
+    temp_volume_id: Mapped[str | None] = mapped_column(String(36))
+    temp_snapshot_id: Mapped[str | None] = mapped_column(String(36))
+    restore_volume_id: Mapped[str | None] = mapped_column(String(36))
+    encryption_key_id: Mapped[str | None] = mapped_column(String(36))
+    data_timestamp: Mapped[datetime | None]
+    manifest_id: Mapped[str | None] = mapped_column(ForeignKey("manifests.id"))
+
+
+class BackupMetadata(Base):
+    """One key of a backup's metadata."""
+
+    __tablename__ = "backup_metadata"
+    __table_args__ = _TABLE
+
+    backup_id: Mapped[str] = mapped_column(ForeignKey("backups.id", ondelete="CASCADE"), primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    value: Mapped[str] = mapped_column(Text)
+
+
+class Manifest(_Timestamps, Base):
+    """A node of the lineage: one manifest in a store, and everything its objects are named by.
+
+    ``key`` is null while the manifest is being written; ``key_digest`` (``digest.object_digest``) keeps
+    (store, container, key) unique on databases that cannot index so long a text.
+    ``base_id`` is an edge of the lineage tree and is rewritten when gone nodes are joined; a row with
+    ``in_tree`` unset stays only so that its key stays known.  ``detached``: entered by an import, its
+    lineage is unknown.  ``touched`` counts the children that were begun: the update that makes a child
+    and a release of the same row exclude each other by it.
+    """
+
+    __tablename__ = "manifests"
+    __table_args__ = (
+        Index("ix_manifests_volume_id", "volume_id"),
+        Index("ix_manifests_base_id", "base_id"),
+        Index("ix_manifests_backup_id", "backup_id"),
+        _TABLE,
+    )
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    store: Mapped[str]
+    container: Mapped[str]
+    key: Mapped[str | None] = mapped_column(String(1024))
+    key_digest: Mapped[str | None] = mapped_column(String(64), unique=True)
+    installation_id: Mapped[str] = mapped_column(String(36))
+    project_id: Mapped[str]
+    volume_id: Mapped[str] = mapped_column(String(36))
+    backup_id: Mapped[str] = mapped_column(String(36))
+    base_id: Mapped[str | None] = mapped_column(ForeignKey("manifests.id"))
+    in_tree: Mapped[bool] = mapped_column(Boolean, default=True, server_default=true())
+    detached: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
+    state: Mapped[str] = mapped_column(String(16))
+    epoch: Mapped[int] = mapped_column(Integer, default=1)
+    block_size: Mapped[int]
+    segment_size: Mapped[int] = mapped_column(BigInteger)
+    hash_mode: Mapped[str] = mapped_column(String(32))
+    key_id: Mapped[str | None]
+    source_identity: Mapped[str | None] = mapped_column(Text)
+    length: Mapped[int | None] = mapped_column(BigInteger)
+    touched: Mapped[int] = mapped_column(BigInteger, default=0)
+
+
+class Segment(Base):
+    """A finished segment of a manifest that is being written; deleted when it is committed."""
+
+    __tablename__ = "segments"
+    __table_args__ = _TABLE
+
+    manifest_id: Mapped[str] = mapped_column(ForeignKey("manifests.id", ondelete="CASCADE"), primary_key=True)
+    epoch: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    seg_index: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    entry: Mapped[bytes]
+
+
+class DamagedObject(Base):
+    """An object that was found missing or wrong; the next incremental stores its blocks anew."""
+
+    __tablename__ = "damaged_objects"
+    __table_args__ = (Index("ix_damaged_objects_place", "store", "container"), _TABLE)
+
+    digest: Mapped[str] = mapped_column(String(64), primary_key=True)
+    store: Mapped[str]
+    container: Mapped[str]
+    key: Mapped[str] = mapped_column(String(1024))
+    reason: Mapped[str]
+    found_at: Mapped[datetime]
+
+
+class Task(_Timestamps, Base):
+    """One operation that is waiting or running.
+
+    ``progressed``: this attempt got something done that the next one builds on, so losing it does not
+    count as a failure.
+    """
+
+    __tablename__ = "tasks"
+    __table_args__ = (
+        Index("ix_tasks_state", "state", "not_before"),
+        Index("ix_tasks_resource_id", "resource_id"),
+        Index("ix_tasks_source_id", "source_id"),
+        {**_TABLE, "sqlite_autoincrement": True},
+    )
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
+    kind: Mapped[str] = mapped_column(String(64))
+    resource_id: Mapped[str] = mapped_column(String(36))
+    source_id: Mapped[str | None] = mapped_column(String(36))
+    project_id: Mapped[str]
+    request_id: Mapped[str | None]
+    payload: Mapped[dict[str, Any]]
+    state: Mapped[str] = mapped_column(String(16))
+    cancel: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
+    progressed: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
+    owner: Mapped[str | None]
+    attempt: Mapped[int] = mapped_column(Integer, default=0)
+    failures: Mapped[int] = mapped_column(Integer, default=0)
+    lease_until: Mapped[datetime | None]
+    not_before: Mapped[datetime | None]
+    checkpoint: Mapped[int] = mapped_column(BigInteger, default=0)
+    fail_reason: Mapped[str | None]
+
+
+class Service(Base):
+    """A process that reports itself; ``stores`` maps each store it opened to its wire name."""
+
+    __tablename__ = "services"
+    __table_args__ = (Index("ix_services_host_binary", "host", "binary", unique=True), _TABLE)
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
+    host: Mapped[str]
+    binary: Mapped[str] = mapped_column(String(64))
+    availability_zone: Mapped[str | None]
+    disabled: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
+    disabled_reason: Mapped[str | None]
+    stores: Mapped[dict[str, Any]]
+    reported_at: Mapped[datetime]
+    created_at: Mapped[datetime]

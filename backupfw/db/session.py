@@ -1,0 +1,201 @@
+"""Transactions: ``with db.write() as session`` and ``with db.read() as session``.
+
+The engine comes from oslo.db's enginefacade with a configuration of its own, so several databases can
+live in one process and nothing is global.  Errors are oslo.db's (``DBDuplicateEntry``, ``DBDeadlock``,
+``DBConnectionError``) whatever the database says.
+
+SQLite: WAL, foreign keys on, ``synchronous=FULL`` (a record that a caller was told of must survive a
+power cut; with NORMAL a commit in WAL mode may be lost).  Writers begin with BEGIN IMMEDIATE, so two of
+them never both hold a read lock that neither can upgrade; readers see one state and wait for nobody.
+PostgreSQL, MariaDB: READ COMMITTED; rows are locked by conditional updates and SELECT … FOR UPDATE.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+from oslo_db import api as oslo_api
+from oslo_db.sqlalchemy import enginefacade
+from sqlalchemy import Engine, event, func, select, text
+from sqlalchemy.engine import Connection, make_url
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
+
+Result = TypeVar("Result")
+
+#: Execution option that tells the begin event which kind of transaction starts.
+_WRITES = "backupfw_writes"
+#: How long a SQLite transaction waits for another writer, seconds.
+BUSY_SECONDS = 60
+
+
+@enginefacade.transaction_context_provider
+class _Scope:
+    """What enginefacade hangs one transaction on."""
+
+
+class Database:
+    """A database and its transactions.  Thread-safe; one per process.
+
+    :param url: SQLAlchemy URL, e.g. ``sqlite:////var/lib/backupfw/backupfw.sqlite``.
+    :param options: options of oslo.db's enginefacade, e.g. ``max_pool_size``, ``max_overflow``,
+        ``connection_recycle_time``, ``max_retries``.
+    """
+
+    def __init__(self, url: str, **options: Any) -> None:
+        parsed = make_url(url)
+        if parsed.get_backend_name() in ("mysql", "mariadb") and "charset" not in parsed.query:
+            # oslo.db would ask for three-byte utf8.
+            parsed = parsed.update_query_dict({"charset": "utf8mb4"})
+        self.backend = "mysql" if parsed.get_backend_name() == "mariadb" else parsed.get_backend_name()
+        self._in_memory = self.backend == "sqlite" and parsed.database in (None, "", ":memory:")
+        # An in-memory SQLite database is one connection: transactions take turns on it.
+        self._turn = threading.Lock()
+        self._local = threading.local()
+        self._manager = enginefacade.transaction_context()
+        self._manager.configure(
+            connection=parsed.render_as_string(hide_password=False),
+            sqlite_fk=True,
+            rollback_reader_sessions=True,
+            **options,
+        )
+        self._manager.append_on_engine_create(self._prepare)
+        self.engine: Engine = self._manager.writer.get_engine()
+        # SQLite connections are not pooled; without one that stays open every transaction would be the
+        # last to leave and would have to fold the log into the database.
+        self._anchor = self.engine.raw_connection() if self.backend == "sqlite" else None
+        if self._anchor is not None and not self._in_memory:
+            self._anchor.cursor().execute("SELECT count(*) FROM sqlite_master").fetchall()
+
+    def _prepare(self, engine: Engine) -> None:
+        """Install per-connection settings on a fresh engine."""
+        if self.backend == "sqlite":
+            event.listen(engine, "connect", _sqlite_connect)
+            event.listen(engine, "set_connection_execution_options", _sqlite_claim_begin)
+            event.listen(engine, "begin", _sqlite_begin)
+        elif self.backend == "mysql":
+            event.listen(engine, "connect", _mysql_connect)
+        elif self.backend == "postgresql":
+            event.listen(engine, "connect", _postgresql_connect)
+
+    @contextmanager
+    def _transaction(self, mode: Any, writes: bool) -> Iterator[Session]:
+        if getattr(self._local, "busy", False):
+            raise RuntimeError("this thread has a transaction open already")
+        turn = self._turn if self._in_memory else None
+        if turn is not None:
+            turn.acquire()
+        self._local.busy = True
+        try:
+            with mode.using(_Scope()) as session:
+                session.connection(execution_options={_WRITES: writes})
+                yield session
+        finally:
+            self._local.busy = False
+            if turn is not None:
+                turn.release()
+
+    @contextmanager
+    def write(self) -> Iterator[Session]:
+        """Begin a transaction that changes rows; commits at the end, rolls back on any exception.
+
+        :raises RuntimeError: this thread has a transaction open already (they do not nest).
+        :raises oslo_db.exception.DBError: the database refused; see :meth:`run` for what to repeat.
+        """
+        with self._transaction(self._manager.writer, True) as session:
+            yield session
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """Begin a transaction that only reads; it is always rolled back."""
+        with self._transaction(self._manager.reader, False) as session:
+            yield session
+
+    def run(self, work: Callable[[Session], Result]) -> Result:
+        """Run ``work(session)`` in a write transaction and return what it returns.
+
+        It is repeated from the start when the database reports a deadlock, a serialization failure or
+        a lost connection, so it must have no effect outside the session.  A connection lost in the
+        middle of a commit leaves open whether the work was done: ``work`` must be safe to do again
+        (conditional updates are).
+        """
+        retried: Callable[[], Result] = oslo_api.wrap_db_retry(
+            max_retries=10,
+            retry_interval=0.05,
+            inc_retry_interval=True,
+            max_retry_interval=2,
+            retry_on_deadlock=True,
+            retry_on_disconnect=True,
+            jitter=True,
+            exception_checker=_is_busy,
+        )(lambda: self._run_once(work))
+        return retried()
+
+    def _run_once(self, work: Callable[[Session], Result]) -> Result:
+        with self.write() as session:
+            return work(session)
+
+    def now(self, session: Session) -> datetime:
+        """Return the database's clock as naive UTC with microseconds.
+
+        SQLite has no clock of its own: its file is used on one host, whose clock is this one.
+        """
+        return now(session)
+
+    def close(self) -> None:
+        """Give up all connections; idempotent."""
+        if self._anchor is not None:
+            self._anchor.close()
+            self._anchor = None
+        self._manager.dispose_pool()
+
+
+def now(session: Session) -> datetime:
+    """Return the clock of the session's database as naive UTC with microseconds."""
+    backend = session.get_bind().dialect.name
+    if backend == "postgresql":
+        value = session.scalar(select(func.timezone("utc", func.clock_timestamp())))
+    elif backend in ("mysql", "mariadb"):
+        value = session.scalar(select(text("utc_timestamp(6)")))
+    else:
+        value = datetime.now(UTC).replace(tzinfo=None)
+    assert isinstance(value, datetime)
+    return value
+
+
+def _is_busy(error: Exception) -> bool:
+    """Whether SQLite gave up waiting for another writer."""
+    return isinstance(error, OperationalError) and "database is locked" in str(error.orig)
+
+
+def _sqlite_connect(connection: Any, _record: Any) -> None:
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000}")
+
+
+def _sqlite_claim_begin(connection: Connection, options: dict[str, Any]) -> None:
+    # oslo.db's listener for "begin" says BEGIN unless this mark stands; it clears the mark at the end.
+    if _WRITES in options:
+        connection.info["in_transaction"] = True
+
+
+def _sqlite_begin(connection: Connection) -> None:
+    writes = connection.get_execution_options().get(_WRITES)
+    if writes is not None:
+        connection.execute(text("BEGIN IMMEDIATE" if writes else "BEGIN"))
+
+
+def _mysql_connect(connection: Any, _record: Any) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
+
+
+def _postgresql_connect(connection: Any, _record: Any) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED")
+    connection.commit()
