@@ -1,0 +1,187 @@
+"""What a manifest says of one segment, and the bytes of such entries.
+
+A block of entries carries its own table of origins, so it can be read alone: a page of a manifest is
+one, and so is what the journal keeps of a finished segment.
+
+::
+
+    u16 origins, then each: u16 length, ASCII text
+    u32 entries, then each:
+        u32 segment   u16 map origin   u32 map length   32 map digest
+        u64 data bytes   u64 used bytes   u16 packs, then each: u16 origin   u16 number   u32 size
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from backupfw.engine.format import keys
+from backupfw.engine.format.binary import DIGEST_BYTES, BadBytes, Cursor
+
+_U16 = struct.Struct("<H")
+_U32 = struct.Struct("<I")
+_ENTRY = struct.Struct("<IHI32sQQH")
+_PACK = struct.Struct("<HHI")
+
+#: Most bytes a segment map may have.
+MAX_MAP_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class MapRef:
+    """A segment map: the origin that put it, its BLAKE3 digest (32 bytes) and its length in bytes."""
+
+    origin: str
+    digest: bytes
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class PackRef:
+    """A pack: the origin that put it, its number there, its size in bytes (header and footer included)."""
+
+    origin: str
+    number: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentEntry:
+    """One segment that is not all zero.
+
+    :ivar index: the segment's index in the volume.
+    :ivar map: its map.
+    :ivar data_bytes: bytes of its blocks that are not zero.
+    :ivar used_bytes: bytes those blocks take in the packs, compressed.
+    :ivar packs: every pack that the map points into, in the order of the map's pack table.
+    """
+
+    index: int
+    map: MapRef
+    data_bytes: int
+    used_bytes: int
+    packs: tuple[PackRef, ...]
+
+    @property
+    def map_key(self) -> str:
+        """The map's key."""
+        return keys.map_key(self.map.origin, self.index)
+
+    def pack_keys(self) -> list[str]:
+        """Return the keys of the packs, in the order of :attr:`packs`."""
+        return [keys.pack_key(pack.origin, self.index, pack.number) for pack in self.packs]
+
+    def object_keys(self) -> list[str]:
+        """Return the keys of everything stored for the segment: its map, then its packs."""
+        return [self.map_key, *self.pack_keys()]
+
+    def origins(self) -> set[str]:
+        """Return the origins that the entry names."""
+        return {self.map.origin, *(pack.origin for pack in self.packs)}
+
+
+def encode_entries(entries: Sequence[SegmentEntry]) -> bytes:
+    """Return the bytes of a block of entries."""
+    table: dict[str, int] = {}
+    body = bytearray(_U32.pack(len(entries)))
+    for entry in entries:
+        origin = table.setdefault(entry.map.origin, len(table))
+        body += _ENTRY.pack(
+            entry.index,
+            origin,
+            entry.map.length,
+            entry.map.digest,
+            entry.data_bytes,
+            entry.used_bytes,
+            len(entry.packs),
+        )
+        for pack in entry.packs:
+            body += _PACK.pack(table.setdefault(pack.origin, len(table)), pack.number, pack.size)
+    return encode_origins(list(table)) + bytes(body)
+
+
+def encode_origins(origins: Sequence[str]) -> bytes:
+    """Return the bytes of a table of origins."""
+    table = bytearray(_U16.pack(len(origins)))
+    for origin in origins:
+        text = origin.encode("ascii")
+        table += _U16.pack(len(text)) + text
+    return bytes(table)
+
+
+def decode_origins(cursor: Cursor) -> list[str]:
+    """Read a table of origins.
+
+    :raises BadBytes: it is none.
+    """
+    (count,) = cursor.unpack(_U16)
+    origins = []
+    for _ in range(count):
+        (length,) = cursor.unpack(_U16)
+        origin = cursor.text(length)
+        if keys.parse_origin(origin) is None:
+            raise BadBytes("an origin is not one of this format")
+        origins.append(origin)
+    return origins
+
+
+def decode_entries(data: bytes | memoryview) -> list[SegmentEntry]:
+    """Read a block of entries; costs memory in proportion to ``data``, which the caller bounds.
+
+    :raises BadBytes: it is none, or not ascending by segment.
+    """
+    cursor = Cursor(data)
+    origins = decode_origins(cursor)
+    (count,) = cursor.unpack(_U32)
+    entries = []
+    last = -1
+    try:
+        for _ in range(count):
+            index, origin, length, digest, data_bytes, used, packs = cursor.unpack(_ENTRY)
+            if index <= last:
+                raise BadBytes("entries are not in the order of segments")
+            last = index
+            if length > MAX_MAP_BYTES:
+                raise BadBytes("a map is longer than any map")
+            refs = tuple(
+                PackRef(origins[pack_origin], number, size)
+                for pack_origin, number, size in _PACK.iter_unpack(cursor.take(packs * _PACK.size))
+            )
+            entries.append(
+                SegmentEntry(index, MapRef(origins[origin], digest, length), data_bytes, used, refs)
+            )
+    except IndexError as error:
+        raise BadBytes("an entry names no origin of its table") from error
+    cursor.end()
+    return entries
+
+
+def encode_entry(entry: SegmentEntry | None) -> bytes:
+    """Return the journal's bytes for one finished segment; None (all zero) becomes no bytes."""
+    return b"" if entry is None else encode_entries([entry])
+
+
+def decode_entry(data: bytes) -> SegmentEntry | None:
+    """Undo :func:`encode_entry`.
+
+    :raises BadBytes: these are not the bytes of one entry.
+    """
+    if not data:
+        return None
+    entries = decode_entries(data)
+    if len(entries) != 1:
+        raise BadBytes("not exactly one entry")
+    return entries[0]
+
+
+def distinct_origins(entries: Iterable[SegmentEntry]) -> set[str]:
+    """Return all origins that the entries name."""
+    found: set[str] = set()
+    for entry in entries:
+        found |= entry.origins()
+    return found
+
+
+assert _ENTRY.size == 4 + 2 + 4 + DIGEST_BYTES + 8 + 8 + 2

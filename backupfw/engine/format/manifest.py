@@ -1,0 +1,521 @@
+"""The manifest: the object that holds a backup together, put last, written and read as a stream.
+
+A fixed header, then pages, each with its own checksum: a head page (JSON), pages of segment entries,
+pages of origins, an end page.  A page's checksum covers the manifest's key, so a page of another
+manifest does not pass; the end page holds the digest of all page checksums in order, so none is
+missing, doubled or moved.  ``docs/format.md`` has the exact bytes.
+
+Memory does not grow with the number of segments on either side: the writer spools to an unlinked
+file, the reader fetches about one MiB at a time.
+"""
+
+from __future__ import annotations
+
+import struct
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+
+import zstandard
+from blake3 import blake3
+
+from backupfw.chunkstore.base import Body
+from backupfw.chunkstore.container import Container
+from backupfw.engine import objects
+from backupfw.engine.format import keys
+from backupfw.engine.format.binary import (
+    DIGEST_BYTES,
+    BadBytes,
+    Cursor,
+    decompress,
+    digest,
+    dump_json,
+    parse_json,
+)
+from backupfw.engine.format.entries import SegmentEntry, decode_entries, decode_origins
+from backupfw.engine.format.entries import encode_entries as _encode_entries
+from backupfw.engine.format.entries import encode_origins as _encode_origins
+from backupfw.engine.format.geometry import Geometry
+from backupfw.errors import Damaged, UnsupportedFormat
+
+MAGIC = b"BFWmanif"
+VERSION = 1
+#: Required-feature bits that this release knows; any other set bit means: refuse.
+KNOWN_FEATURES = 0
+#: Header flag: digests are keyed (BLAKE3 with the data key), as encryption will have it.
+FLAG_KEYED_HASH = 1
+
+#: What the digests of blocks are.
+HASH_BLAKE3 = "blake3"
+
+# The first 16 bytes (magic, version, header length, required features) and the checksum at the
+# header's end keep their place in every version, so damage and a newer version can be told apart.
+_PREFIX = struct.Struct("<8sHHI")
+_HEADER = struct.Struct("<8sHHIIIQQQQQ32s24x")
+HEADER_BYTES = _HEADER.size + DIGEST_BYTES
+_MAX_HEADER_BYTES = 4096
+
+_PAGE = struct.Struct("<4sBBHIII")
+_PAGE_MAGIC = b"PAGE"
+_PAGE_HEAD, _PAGE_SEGMENTS, _PAGE_ORIGINS, _PAGE_END = 1, 2, 3, 4
+_RAW, _ZSTD = 0, 1
+_END = struct.Struct("<IQI32s")
+
+#: Most bytes a page may have, stored and unpacked.
+MAX_PAGE_BYTES = 4 << 20
+# A page of entries is closed at this many; one entry is about 120 bytes.
+_ENTRIES_PER_PAGE = 1024
+_PACKS_PER_PAGE = 16384
+_ORIGINS_PER_PAGE = 1024
+_READ_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestHead:
+    """What a manifest says of its backup as a whole.
+
+    :ivar origin: the attempt that wrote it; the manifest's key derives from it.
+    :ivar geometry: the cut of the volume.
+    :ivar hash_mode: what block digests are; ``blake3``.
+    :ivar key_id: id of the data key, None without encryption.
+    :ivar base: key of the manifest whose data was shared, None if there was none.
+    :ivar record: the backup's record as the API shows it, and the volume's metadata; JSON values.
+    """
+
+    origin: keys.Origin
+    geometry: Geometry
+    hash_mode: str = HASH_BLAKE3
+    key_id: str | None = None
+    base: str | None = None
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """The manifest's key."""
+        return keys.manifest_key(str(self.origin))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the head page's object."""
+        origin = self.origin
+        return {
+            "installation": origin.installation,
+            "project": origin.project,
+            "volume": origin.volume,
+            "backup": origin.backup,
+            "epoch": origin.epoch,
+            "attempt": origin.attempt,
+            "token": origin.token,
+            "length": self.geometry.length,
+            "block_size": self.geometry.block_size,
+            "segment_size": self.geometry.segment_size,
+            "hash_mode": self.hash_mode,
+            "key_id": self.key_id,
+            "base": self.base,
+            "record": dict(self.record),
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> ManifestHead:
+        """Undo :meth:`to_json`; fields that this version does not know are ignored.
+
+        :raises BadBytes: a field is missing or wrong.
+        """
+        geometry = Geometry(
+            _typed(value, "length", int), _typed(value, "block_size", int), _typed(value, "segment_size", int)
+        )
+        if problem := geometry.problem():
+            raise BadBytes(problem)
+        return cls(
+            origin=keys.Origin(
+                installation=_typed(value, "installation", str),
+                project=_typed(value, "project", str),
+                volume=_typed(value, "volume", str),
+                backup=_typed(value, "backup", str),
+                epoch=_typed(value, "epoch", int),
+                attempt=_typed(value, "attempt", int),
+                token=_typed(value, "token", str),
+            ),
+            geometry=geometry,
+            hash_mode=_typed(value, "hash_mode", str),
+            key_id=_typed(value, "key_id", str, optional=True),
+            base=_typed(value, "base", str, optional=True),
+            record=_typed(value, "record", dict),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestTotals:
+    """The sums in a manifest's header.
+
+    :ivar segments: entries, that is segments that are not all zero.
+    :ivar data_bytes: bytes of blocks that are not zero: what a restore has to write.
+    :ivar referenced_bytes: sizes of all packs and maps it names.
+    :ivar manifest_bytes: its own length.
+    """
+
+    segments: int
+    data_bytes: int
+    referenced_bytes: int
+    manifest_bytes: int
+
+
+def _typed(value: Mapping[str, Any], name: str, kind: type, *, optional: bool = False) -> Any:
+    found = value.get(name)
+    if found is None and optional:
+        return None
+    # bool is an int in Python; in the format it is not.
+    if not isinstance(found, kind) or isinstance(found, bool):
+        raise BadBytes(f"field {name} of the head is missing or of a wrong type")
+    return found
+
+
+def _binding(key: str) -> bytes:
+    return digest(key.encode("utf-8"))
+
+
+class ManifestWriter:
+    """Writes one manifest to a spool file and puts it.  Not thread-safe.
+
+    Use it as a context manager; the spool file has no name and goes when it is closed.
+
+    :param head: what the manifest says of the whole backup.
+    :raises ValueError: the head cannot be a manifest's (geometry, names or size).
+    """
+
+    def __init__(self, head: ManifestHead) -> None:
+        if problem := head.geometry.problem():
+            raise ValueError(problem)
+        if keys.parse(head.key) is None:
+            raise ValueError(f"{head.key} is not a key of the format")
+        self.head = head
+        self._binding = _binding(head.key)
+        self._file: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115  (closed by close)
+        self._chain = blake3()
+        self._pages = 0
+        self._entries: list[SegmentEntry] = []
+        self._packs = 0
+        self._last = -1
+        self._segments = 0
+        self._data_bytes = 0
+        self._referenced_bytes = 0
+        self._origins: set[str] = set()
+        self._file.write(bytes(HEADER_BYTES))
+        self._page(_PAGE_HEAD, dump_json(head.to_json()))
+
+    def __enter__(self) -> ManifestWriter:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the spool file; idempotent."""
+        self._file.close()
+
+    def add(self, entry: SegmentEntry) -> None:
+        """Append the entry of a segment that is not all zero.
+
+        :raises ValueError: it is not past the entries before it, or past the volume's end.
+        """
+        if not self._last < entry.index < self.head.geometry.segments:
+            raise ValueError(f"segment {entry.index} is out of order or out of bounds")
+        self._last = entry.index
+        self._segments += 1
+        self._data_bytes += entry.data_bytes
+        self._referenced_bytes += entry.map.length + sum(pack.size for pack in entry.packs)
+        self._origins |= entry.origins()
+        self._entries.append(entry)
+        self._packs += len(entry.packs)
+        if len(self._entries) >= _ENTRIES_PER_PAGE or self._packs >= _PACKS_PER_PAGE:
+            self._flush()
+
+    def put(self, container: Container) -> ManifestTotals:
+        """Write the last pages and put the manifest under its key.
+
+        :raises ChunkStoreError: the put failed; the manifest is not there.
+        """
+        self._flush()
+        origins_offset = self._file.tell()
+        origins = sorted(self._origins)
+        for start in range(0, len(origins), _ORIGINS_PER_PAGE):
+            self._page(_PAGE_ORIGINS, _encode_origins(origins[start : start + _ORIGINS_PER_PAGE]))
+        self._page(_PAGE_END, _END.pack(self._pages + 1, self._segments, len(origins), self._chain.digest()))
+        total = self._file.tell()
+        header = _HEADER.pack(
+            MAGIC,
+            VERSION,
+            HEADER_BYTES,
+            0,
+            0,
+            self._pages,
+            total,
+            origins_offset,
+            self._segments,
+            self._data_bytes,
+            self._referenced_bytes,
+            self._binding,
+        )
+        self._file.seek(0)
+        self._file.write(header + digest(header))
+        self._file.flush()
+        container.put(self.head.key, Body.from_file(self._file))
+        return ManifestTotals(self._segments, self._data_bytes, self._referenced_bytes, total)
+
+    def _flush(self) -> None:
+        if self._entries:
+            self._page(_PAGE_SEGMENTS, _encode_entries(self._entries))
+            self._entries.clear()
+            self._packs = 0
+
+    def _page(self, kind: int, payload: bytes) -> None:
+        if len(payload) > MAX_PAGE_BYTES:
+            raise ValueError("the record is too large for a manifest")
+        codec, stored = _RAW, payload
+        packed = zstandard.ZstdCompressor(level=3).compress(payload)
+        if len(packed) < len(payload):
+            codec, stored = _ZSTD, packed
+        page = _PAGE.pack(_PAGE_MAGIC, kind, codec, 0, self._pages, len(stored), len(payload)) + stored
+        checksum = digest(self._binding + page)
+        self._file.write(page + checksum)
+        self._chain.update(checksum)
+        self._pages += 1
+
+
+class ManifestReader:
+    """Reads a stored manifest.  The header and the head page are read at once, the rest as asked for.
+
+    Not thread-safe, but any number of readers may read one manifest.
+
+    :param container: where it is.
+    :param key: its key.
+    :ivar head: what it says of the backup.
+    :ivar totals: its sums.
+    :raises Damaged: it is missing or its bytes are wrong.
+    :raises UnsupportedFormat: its version or a required feature is not known here.
+    """
+
+    def __init__(self, container: Container, key: str) -> None:
+        self.container = container
+        self.key = key
+        try:
+            self._read_header()
+            stream = _Stream(self, HEADER_BYTES, 0)
+            kind, payload = stream.page()
+            if kind != _PAGE_HEAD:
+                raise BadBytes("it does not begin with a head page")
+            self.head = ManifestHead.from_json(parse_json(payload))
+            if self.head.key != key or keys.parse(key) is None:
+                raise BadBytes("it was written under another key")
+        except BadBytes as error:
+            raise objects.damaged(container, key, str(error)) from error
+        if self.head.hash_mode != HASH_BLAKE3 or self._flags & ~FLAG_KEYED_HASH or self.head.key_id:
+            raise UnsupportedFormat(f"object {key} needs a hash mode or key this release does not know")
+        self._after_head = stream
+
+    def segments(self) -> Iterator[SegmentEntry]:
+        """Yield all entries by ascending segment, each page verified before its first entry.
+
+        Only when the iteration ends normally is it proven that the manifest is whole; may be called
+        again for another pass.
+
+        :raises Damaged: the manifest is not whole.
+        """
+        try:
+            yield from self._segments()
+        except BadBytes as error:
+            raise objects.damaged(self.container, self.key, str(error)) from error
+
+    def origins(self) -> list[str]:
+        """Return all origins whose objects the manifest names, sorted; reads only the manifest's end.
+
+        :raises Damaged: those pages are not whole.
+        """
+        try:
+            stream = _Stream(self, self._origins_offset, None)
+            found: list[str] = []
+            while True:
+                kind, payload = stream.page()
+                if kind == _PAGE_END:
+                    count = self._check_end(payload, stream)[2]
+                    if count != len(found) or sorted(set(found)) != found:
+                        raise BadBytes("its origins are not what its end says")
+                    return found
+                if kind != _PAGE_ORIGINS:
+                    raise BadBytes("its pages are out of order")
+                found += _origins_of(payload)
+        except BadBytes as error:
+            raise objects.damaged(self.container, self.key, str(error)) from error
+
+    def _segments(self) -> Iterator[SegmentEntry]:
+        stream = self._after_head.fork()
+        count, last, limit = 0, -1, self.head.geometry.segments
+        named: set[str] = set()
+        origins: set[str] = set()
+        data_bytes = referenced = 0
+        while True:
+            start, chain = stream.position, stream.chain.digest()
+            kind, payload = stream.page()
+            if kind == _PAGE_SEGMENTS and not origins:
+                for entry in decode_entries(payload):
+                    if not last < entry.index < limit:
+                        raise BadBytes("a segment is out of order or out of bounds")
+                    last = entry.index
+                    count += 1
+                    data_bytes += entry.data_bytes
+                    referenced += entry.map.length + sum(pack.size for pack in entry.packs)
+                    named |= entry.origins()
+                    yield entry
+            elif kind == _PAGE_ORIGINS:
+                if not origins and start != self._origins_offset:
+                    raise BadBytes("its origins are not where its header says")
+                origins.update(_origins_of(payload))
+            elif kind == _PAGE_END:
+                if self._check_end(payload, stream)[3] != chain:
+                    raise BadBytes("its pages are not those that were written")
+                totals = self.totals
+                if (count, data_bytes, referenced) != (
+                    totals.segments,
+                    totals.data_bytes,
+                    totals.referenced_bytes,
+                ) or named != origins:
+                    raise BadBytes("its sums do not match its entries")
+                return
+            else:
+                raise BadBytes("its pages are out of order")
+
+    def _check_end(self, payload: bytes, stream: _Stream) -> tuple[int, int, int, bytes]:
+        cursor = Cursor(payload)
+        pages, segments, origins, chain = cursor.unpack(_END)
+        cursor.end()
+        if pages != self._pages or stream.number != pages or segments != self.totals.segments:
+            raise BadBytes("its end does not match its header")
+        if stream.position != self.totals.manifest_bytes:
+            raise BadBytes("it is longer than its pages")
+        return pages, segments, origins, chain
+
+    def _read_header(self) -> None:
+        data = objects.read(self.container, self.key, 0, HEADER_BYTES)
+        magic, version, length, features = _PREFIX.unpack_from(data)
+        if magic != MAGIC:
+            raise BadBytes("it is not a manifest")
+        if not _PREFIX.size + DIGEST_BYTES <= length <= _MAX_HEADER_BYTES:
+            raise BadBytes("its header's length is wrong")
+        if length > len(data):
+            data = objects.read(self.container, self.key, 0, length)
+        header = data[: length - DIGEST_BYTES]
+        if digest(header) != data[length - DIGEST_BYTES : length]:
+            raise BadBytes("its header has changed")
+        if version != VERSION or features & ~KNOWN_FEATURES:
+            raise UnsupportedFormat(
+                f"object {self.key} has format version {version}, features {features:#x}; this release "
+                f"reads version {VERSION}, features {KNOWN_FEATURES:#x}"
+            )
+        if length != HEADER_BYTES:
+            raise BadBytes("its header's length is wrong")
+        (
+            _magic,
+            _version,
+            _length,
+            _features,
+            self._flags,
+            self._pages,
+            total,
+            self._origins_offset,
+            segments,
+            data_bytes,
+            referenced,
+            self.binding,
+        ) = _HEADER.unpack(header)
+        if self.binding != _binding(self.key):
+            raise BadBytes("it was written under another key")
+        if not HEADER_BYTES < self._origins_offset < total:
+            raise BadBytes("its header's offsets are wrong")
+        self.totals = ManifestTotals(segments, data_bytes, referenced, total)
+
+
+def _origins_of(payload: bytes) -> list[str]:
+    cursor = Cursor(payload)
+    origins = decode_origins(cursor)
+    cursor.end()
+    return origins
+
+
+class _Stream:
+    """Reads pages one after the other, about a MiB per request.
+
+    ``number`` is the page expected next; None takes the first page's own.
+    """
+
+    def __init__(self, reader: ManifestReader, position: int, number: int | None) -> None:
+        self._reader = reader
+        self.position = position
+        self.number = number
+        self.chain = blake3()
+        self._buffer = b""
+        self._start = position
+
+    def fork(self) -> _Stream:
+        """Return a stream that goes on from here by itself."""
+        other = _Stream(self._reader, self.position, self.number)
+        other.chain = self.chain.copy()
+        other._buffer, other._start = self._buffer, self._start
+        return other
+
+    def page(self) -> tuple[int, bytes]:
+        """Return the next page's kind and unpacked payload, verified."""
+        header = self._bytes(0, _PAGE.size)
+        magic, kind, codec, _, number, stored, raw = _PAGE.unpack(header)
+        if magic != _PAGE_MAGIC or stored > MAX_PAGE_BYTES or raw > MAX_PAGE_BYTES:
+            raise BadBytes("a page's header has changed")
+        if self.number is None:
+            self.number = number
+        if number != self.number:
+            raise BadBytes("its pages are out of order")
+        size = _PAGE.size + stored
+        page = self._bytes(0, size + DIGEST_BYTES)
+        checksum = page[size:]
+        if digest(self._reader.binding + page[:size]) != checksum:
+            raise BadBytes(f"its page {number} has changed")
+        self.position += len(page)
+        self.number += 1
+        self.chain.update(checksum)
+        payload = page[_PAGE.size : size]
+        if codec == _ZSTD:
+            return kind, decompress(payload, raw)
+        if codec != _RAW or stored != raw:
+            raise BadBytes("a page is packed in an unknown way")
+        return kind, payload
+
+    def _bytes(self, offset: int, length: int) -> bytes:
+        """Return bytes from the position on, from the buffer where they are there."""
+        begin = self.position + offset - self._start
+        if begin + length > len(self._buffer):
+            reader = self._reader
+            total = reader.totals.manifest_bytes
+            if self.position + length > total:
+                raise BadBytes("it is cut short")
+            wanted = min(max(length, _READ_BYTES), total - self.position)
+            self._buffer = objects.read(reader.container, reader.key, self.position, wanted)
+            self._start, begin = self.position, 0
+        return self._buffer[begin : begin + length]
+
+
+def read_head(container: Container, key: str) -> ManifestHead:
+    """Return what the manifest under ``key`` says of its backup; two small requests.
+
+    :raises Damaged: it is missing or wrong, as far as was read.
+    :raises UnsupportedFormat: it is of a version or needs a feature not known here.
+    """
+    return ManifestReader(container, key).head
+
+
+__all__ = [
+    "Damaged",
+    "ManifestHead",
+    "ManifestReader",
+    "ManifestTotals",
+    "ManifestWriter",
+    "UnsupportedFormat",
+    "read_head",
+]

@@ -1,0 +1,32 @@
+"""Getting stored objects, with what is missing or wrong said in one way: ``Damaged``."""
+
+from __future__ import annotations
+
+from backupfw.chunkstore.container import Container
+from backupfw.chunkstore.errors import IntegrityError, NotFound, RangeError
+from backupfw.errors import Damaged
+
+
+def damaged(container: Container, key: str, reason: str) -> Damaged:
+    """Return the error that names the object by store, container and key."""
+    return Damaged(container.store.name, container.name, key, reason)
+
+
+def read(container: Container, key: str, offset: int | None = None, length: int | None = None) -> bytes:
+    """Get an object, or a range of it, that must be there.
+
+    Thread-safe.  A store that does not answer or denies access is no damage: its errors pass through.
+
+    :raises Damaged: it is missing, too short, or the store itself finds it changed.
+    """
+    try:
+        data = container.get(key, offset, length)
+    except NotFound as error:
+        raise damaged(container, key, "it is missing") from error
+    except RangeError as error:
+        raise damaged(container, key, "it is shorter than promised") from error
+    except IntegrityError as error:
+        raise damaged(container, key, "the store says that its bytes have changed") from error
+    if length is not None and len(data) != length:
+        raise damaged(container, key, "the store answered with another length than asked for")
+    return data
