@@ -1,0 +1,118 @@
+"""Keeps the leases of running tasks and carries cancellations to them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from oslo_log import log
+
+from backupfw.errors import TaskLost
+from backupfw.manager.tasks import Task
+from backupfw.worker.control import TaskControl, boot_time
+
+LOG = log.getLogger(__name__)
+
+#: A lease is renewed when this share of it has passed ...
+RENEW_AFTER = 1 / 3
+#: ... and not trusted after this share: what remains covers a write that is under way.
+TRUST_UNTIL = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    task: Task
+    control: TaskControl
+
+
+class LeaseKeeper:
+    """Renews every held task in one thread.  Thread-safe.
+
+    :param renew: ``manager.tasks.renew`` bound to this worker: takes the task and the lease in seconds,
+        returns whether the task was cancelled, raises TaskLost when it is another attempt's.
+    :param lease_seconds: the length of a lease.
+    :param beat: called once a round: the worker's own heartbeat.
+    """
+
+    def __init__(
+        self, renew: Callable[[Task, float], bool], lease_seconds: float, beat: Callable[[], None]
+    ) -> None:
+        self._renew = renew
+        self._lease_seconds = lease_seconds
+        self._beat = beat
+        self._held: dict[int, _Held] = {}
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="leases", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def deadline(self, before_renewal: float) -> float:
+        """The boot time until which a lease that was asked for at ``before_renewal`` is trusted."""
+        return before_renewal + self._lease_seconds * TRUST_UNTIL
+
+    def hold(self, task: Task, claimed_at: float) -> TaskControl:
+        """Keep the lease of a task just claimed.
+
+        :param claimed_at: boot time read before the claim was sent.
+        """
+        control = TaskControl(self.deadline(claimed_at))
+        with self._lock:
+            self._held[task.id] = _Held(task, control)
+        return control
+
+    def drop(self, task: Task) -> None:
+        """Stop keeping a task's lease."""
+        with self._lock:
+            self._held.pop(task.id, None)
+
+    def poke(self) -> None:
+        """Look at once whether a held task was cancelled."""
+        self._wake.set()
+
+    def shutdown(self) -> None:
+        """Ask every held task to end because the worker does."""
+        with self._lock:
+            held = list(self._held.values())
+        for item in held:
+            item.control.shutdown()
+
+    def close(self) -> None:
+        """Stop the thread; leases are not renewed any more."""
+        self._closed = True
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._closed:
+            self._wake.wait(self._lease_seconds * RENEW_AFTER)
+            self._wake.clear()
+            if self._closed:
+                return
+            try:
+                self._beat()
+            except Exception:
+                LOG.exception("The worker's heartbeat could not be written; trying again")
+            with self._lock:
+                held = list(self._held.values())
+            for item in held:
+                self._renew_one(item)
+
+    def _renew_one(self, item: _Held) -> None:
+        before = boot_time()
+        try:
+            cancelled = self._renew(item.task, self._lease_seconds)
+        except TaskLost:
+            item.control.lose()
+        except Exception:
+            # The database may be back before the deadline; if not, the deadline ends the attempt.
+            LOG.exception("The lease of task %s could not be renewed; trying again", item.task.id)
+        else:
+            item.control.extend(self.deadline(before))
+            if cancelled:
+                item.control.cancel()

@@ -1,0 +1,154 @@
+"""The worker: claims tasks, keeps their leases, runs them, and is the one place errors arrive at."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from oslo_log import log
+
+from backupfw.dispatch.base import Dispatch
+from backupfw.errors import TaskCancelled, TaskLost
+from backupfw.manager.tasks import Task
+from backupfw.worker.control import TaskControl, boot_time
+from backupfw.worker.handlers import Handler, Tools, handler_for
+from backupfw.worker.leases import LeaseKeeper
+from backupfw.worker.reasons import is_temporary, user_reason
+
+LOG = log.getLogger(__name__)
+
+#: How often an idle worker looks for tasks nobody woke it for (delayed ones, lost wake-ups), seconds.
+IDLE_POLL = 1.0
+#: The longest pause before a failed task is tried again, seconds.
+LONGEST_PAUSE = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """What a worker is configured with.
+
+    :ivar host: this worker's host name, as users of ``os-services`` see it.
+    :ivar slots: how many tasks run at once.
+    :ivar lease_seconds: the length of a lease.
+    :ivar max_attempts: attempts without progress after which a task fails.
+    """
+
+    host: str
+    slots: int
+    lease_seconds: float
+    max_attempts: int
+
+
+class Worker:
+    """Runs tasks until it is stopped.
+
+    :param tools: what handlers work with.
+    :param dispatch: wakes the worker up.
+    :param settings: see :class:`WorkerSettings`.
+    """
+
+    def __init__(self, tools: Tools, dispatch: Dispatch, settings: WorkerSettings) -> None:
+        self._tools = tools
+        self._tasks = tools.tasks
+        self._dispatch = dispatch
+        self._settings = settings
+        self._owner = f"{settings.host}/{uuid.uuid4()}"
+        self._leases = LeaseKeeper(self._tasks.renew, settings.lease_seconds, self._beat)
+        self._pool = ThreadPoolExecutor(settings.slots, thread_name_prefix="task")
+        self._slots = threading.Semaphore(settings.slots)
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="claims", daemon=True)
+
+    def start(self) -> None:
+        """Announce the worker and start claiming."""
+        self._beat()
+        self._leases.start()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End running attempts within seconds, give their tasks back and return."""
+        self._stopping.set()
+        self._dispatch.wake()
+        self._thread.join()
+        self._leases.shutdown()
+        self._pool.shutdown(wait=True)
+        self._leases.close()
+
+    def _beat(self) -> None:
+        self._tools.heartbeat()
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            # A wake-up may also mean that a running task was cancelled.
+            self._leases.poke()
+            try:
+                self._tools.expire_waiting()
+                while not self._stopping.is_set() and self._claim_one():
+                    pass
+            except Exception:
+                LOG.exception("Tasks could not be claimed; trying again")
+            self._dispatch.wait(IDLE_POLL)
+
+    def _claim_one(self) -> bool:
+        """Claim and start one task; returns whether there may be more to claim now."""
+        if not self._slots.acquire(blocking=False):
+            return False
+        started = False
+        try:
+            claimed_at = boot_time()
+            task = self._tasks.claim(self._owner, self._settings.lease_seconds)
+            if task is None:
+                return False
+            control = self._leases.hold(task, claimed_at)
+            self._pool.submit(self._run_task, task, control)
+            started = True
+            return True
+        finally:
+            if not started:
+                self._slots.release()
+
+    def _run_task(self, task: Task, control: TaskControl) -> None:
+        try:
+            handler = handler_for(task.kind, self._tools)
+            self._attempt(handler, task, control)
+        except TaskLost:
+            LOG.warning("Attempt %s of task %s (%s) lost its lease", task.attempt, task.id, task.kind)
+        except Exception:
+            # Not even the outcome could be written: the lease runs out and another attempt takes over.
+            LOG.exception("The outcome of task %s (%s) could not be recorded", task.id, task.kind)
+        finally:
+            self._leases.drop(task)
+            self._slots.release()
+            self._dispatch.wake()
+
+    def _attempt(self, handler: Handler, task: Task, control: TaskControl) -> None:
+        LOG.info("[%s] Task %s: %s of %s, attempt %s", task.request_id, task.id, task.kind,
+                 task.resource_id, task.attempt)  # fmt: skip
+        try:
+            if task.cancel:
+                raise TaskCancelled("The task was cancelled.")
+            handler.run(task, control)
+        except TaskCancelled:
+            if control.for_shutdown:
+                self._tasks.release(task, failed=False)
+                return
+            handler.cancelled(task)
+        except TaskLost:
+            raise
+        except Exception as error:
+            self._failed(handler, task, error)
+
+    def _failed(self, handler: Handler, task: Task, error: Exception) -> None:
+        reason = user_reason(error, task.request_id)
+        failures = task.failures + 1
+        if is_temporary(error) and failures < self._settings.max_attempts:
+            delay = min(2.0**failures, LONGEST_PAUSE)
+            LOG.warning("[%s] Task %s (%s of %s) failed, trying again in %s s: %s", task.request_id,
+                        task.id, task.kind, task.resource_id, delay, error)  # fmt: skip
+            self._tasks.release(task, delay=delay, failed=True, reason=reason)
+            return
+        LOG.error("[%s] Task %s (%s of %s) failed", task.request_id, task.id, task.kind,
+                  task.resource_id, exc_info=error)  # fmt: skip
+        handler.failed(task, reason)

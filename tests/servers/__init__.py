@@ -1,0 +1,1 @@
+"""Real servers, started by the tests themselves on free ports of the loopback interface."""

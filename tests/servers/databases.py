@@ -1,0 +1,99 @@
+"""PostgreSQL and MariaDB, real ones, for tests of schema and transactions."""
+
+from __future__ import annotations
+
+import glob
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sqlalchemy import create_engine, text
+
+from tests.servers.process import ServerProcess, free_port, hand_over, unprivileged_user
+
+
+def _answers(url: str) -> bool:
+    engine = create_engine(url)
+    try:
+        with engine.connect() as connection:
+            return bool(connection.scalar(text("SELECT 1")) == 1)
+    finally:
+        engine.dispose()
+
+
+def postgresql_programs() -> Path | None:
+    """The directory of PostgreSQL's programs, the newest one installed."""
+    places = sorted(glob.glob("/usr/lib/postgresql/*/bin/initdb"))
+    return Path(places[-1]).parent if places else None
+
+
+@contextmanager
+def postgresql(directory: Path) -> Iterator[str]:
+    """Run PostgreSQL on an empty database; yields its SQLAlchemy URL."""
+    programs = postgresql_programs()
+    assert programs is not None
+    user = unprivileged_user()
+    hand_over(directory, user)
+    data = directory / "data"
+    subprocess.run(
+        [programs / "initdb", "-D", data, "-U", "tester", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8",
+         "--no-sync", "--no-instructions"],
+        check=True, capture_output=True, user=user, extra_groups=[] if user else None, cwd=directory,
+    )  # fmt: skip
+    port = free_port()
+    settings = ["listen_addresses=127.0.0.1", "dynamic_shared_memory_type=mmap", "fsync=off",
+                "synchronous_commit=off", "full_page_writes=off", "shared_buffers=32MB",
+                "max_connections=100"]  # fmt: skip
+    command = [str(programs / "postgres"), "-D", str(data), "-p", str(port), "-k", str(directory)]
+    server = ServerProcess([*command, *(word for item in settings for word in ("-c", item))], directory, user)
+    url = f"postgresql+psycopg2://tester@127.0.0.1:{port}/postgres"
+    try:
+        server.wait_ready(lambda: _answers(url))
+        yield url
+    finally:
+        server.stop(signal.SIGINT)
+
+
+def mariadb_programs() -> bool:
+    """Whether MariaDB's server is installed."""
+    return shutil.which("mariadbd") is not None or Path("/usr/sbin/mariadbd").exists()
+
+
+@contextmanager
+def mariadb(directory: Path) -> Iterator[str]:
+    """Run MariaDB on an empty database; yields its SQLAlchemy URL."""
+    user = unprivileged_user()
+    (directory / "tmp").mkdir()
+    hand_over(directory, user)
+    data, sock = directory / "data", directory / "s"
+    subprocess.run(
+        [shutil.which("mariadb-install-db") or "/usr/bin/mariadb-install-db", "--no-defaults",
+         f"--datadir={data}", "--auth-root-authentication-method=normal", "--skip-test-db",
+         "--skip-name-resolve"],
+        check=True, capture_output=True, user=user, extra_groups=[] if user else None, cwd=directory,
+    )  # fmt: skip
+    port = free_port()
+    server = ServerProcess(
+        [shutil.which("mariadbd") or "/usr/sbin/mariadbd", "--no-defaults", f"--datadir={data}",
+         f"--socket={sock}", f"--port={port}", "--bind-address=127.0.0.1", f"--pid-file={directory}/pid",
+         f"--tmpdir={directory}/tmp", "--skip-name-resolve", "--skip-log-bin",
+         "--innodb-flush-log-at-trx-commit=0", "--sync-frm=0", "--innodb-flush-method=nosync",
+         "--innodb-buffer-pool-size=32M", "--innodb-log-file-size=16M", "--performance-schema=off",
+         "--max-connections=100", "--character-set-server=utf8mb4"],
+        directory, user,
+    )  # fmt: skip
+    root = f"mysql+pymysql://root@localhost/mysql?unix_socket={sock}"
+    try:
+        server.wait_ready(lambda: _answers(root))
+        engine = create_engine(root)
+        with engine.begin() as connection:
+            connection.execute(text("CREATE DATABASE app CHARACTER SET utf8mb4"))
+            connection.execute(text("CREATE USER tester@'127.0.0.1' IDENTIFIED BY 'testing'"))
+            connection.execute(text("GRANT ALL ON app.* TO tester@'127.0.0.1'"))
+        engine.dispose()
+        yield f"mysql+pymysql://tester:testing@127.0.0.1:{port}/app?charset=utf8mb4"
+    finally:
+        server.stop()
