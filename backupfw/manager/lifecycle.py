@@ -1,0 +1,242 @@
+"""States and allowed moves, as data; the one function that carries a move out.
+
+Every change of a status is one conditional UPDATE (``… WHERE id = ? AND status IN (allowed)``): of two
+requests that race, the second finds no row and is refused, on any database.  ``backupfw lifecycle``
+prints the diagram of these tables (:func:`mermaid`), so the picture cannot be wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import CursorResult, func, update
+from sqlalchemy.orm import Session
+from sqlalchemy.orm.util import identity_key
+
+from backupfw.db.models import Backup, Snapshot, Volume
+from backupfw.db.session import now
+
+CREATING = "creating"
+"""A backup being made or checked after an import; a volume or snapshot being made."""
+
+AVAILABLE = "available"
+"""Ready for use."""
+
+ERROR = "error"
+"""The operation that made it failed, or an administrator said so; it can be deleted."""
+
+DELETING = "deleting"
+"""A task removes it."""
+
+ERROR_DELETING = "error_deleting"
+"""Its removal failed; a backup's is tried again by itself after a while."""
+
+DELETED = "deleted"
+"""Gone; the row stays, hidden."""
+
+RESTORING = "restoring"
+"""A backup that a task writes to a volume."""
+
+IN_USE = "in-use"
+"""A volume somebody is attached to."""
+
+BACKING_UP = "backing-up"
+"""A volume or snapshot that a backup is made of; ``previous_status`` is where it returns to."""
+
+RESTORING_BACKUP = "restoring-backup"
+"""A volume that a backup is written to."""
+
+ERROR_RESTORING = "error_restoring"
+"""A volume that a restore left half written."""
+
+EXTENDING = "extending"
+"""A volume that is being made larger."""
+
+ERROR_EXTENDING = "error_extending"
+"""A volume that could not be made larger."""
+
+WRITING = "writing"
+"""A manifest whose backup is being made: its objects may be incomplete."""
+
+LIVE = "live"
+"""A manifest in its store, named by backups; children may share its objects."""
+
+RELEASED = "released"
+"""A manifest that nothing names any more, for ever; its objects are being removed."""
+
+GONE = "gone"
+"""A manifest whose own objects are removed; it stays in the lineage where it is a fork."""
+
+ANY = "*"
+"""In a move: from every status except ``deleted``."""
+
+PREVIOUS = "previous status"
+"""As a move's target: what the resource was before the move that remembered it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """One allowed change of a status.
+
+    :ivar name: what happens, for the diagram.
+    :ivar sources: the statuses it starts from; ``(ANY,)`` for all.
+    :ivar target: the status it leads to, or :data:`PREVIOUS`.
+    :ivar remember: keep the status it starts from in ``previous_status``.
+    """
+
+    name: str
+    sources: tuple[str, ...]
+    target: str
+    remember: bool = False
+
+
+class BackupMoves:
+    """The life of a backup."""
+
+    created = Move("created", (CREATING,), AVAILABLE)
+    create_failed = Move("create failed", (CREATING,), ERROR)
+    restore = Move("restore", (AVAILABLE,), RESTORING)
+    restored = Move("restore ended", (RESTORING,), AVAILABLE)
+    delete = Move("delete", (AVAILABLE, ERROR), DELETING)
+    force_delete = Move("force delete", (ANY,), DELETING)
+    delete_again = Move("delete tried again", (DELETING, ERROR_DELETING), DELETING)
+    delete_failed = Move("delete failed", (DELETING,), ERROR_DELETING)
+    deleted = Move("deleted", (DELETING,), DELETED)
+    reset_available = Move("reset", (ANY,), AVAILABLE)
+    reset_error = Move("reset", (ANY,), ERROR)
+
+
+class VolumeMoves:
+    """The life of a volume."""
+
+    created = Move("created", (CREATING,), AVAILABLE)
+    create_failed = Move("create failed", (CREATING,), ERROR)
+    back_up = Move("back up", (AVAILABLE,), BACKING_UP, remember=True)
+    back_up_forced = Move("back up with force", (AVAILABLE, IN_USE), BACKING_UP, remember=True)
+    backed_up = Move("backup ended", (BACKING_UP,), PREVIOUS)
+    restore = Move("restore", (AVAILABLE,), RESTORING_BACKUP)
+    restored = Move("restored", (RESTORING_BACKUP, CREATING), AVAILABLE)
+    restore_not_begun = Move("restore ended before it began", (RESTORING_BACKUP,), AVAILABLE)
+    restore_failed = Move("restore failed", (RESTORING_BACKUP,), ERROR_RESTORING)
+    restore_of_new_failed = Move(
+        "restore cancelled, or failed on a new volume", (RESTORING_BACKUP, CREATING), ERROR
+    )
+    extend = Move("extend", (AVAILABLE,), EXTENDING)
+    extended = Move("extended", (EXTENDING,), AVAILABLE)
+    extend_failed = Move("extend failed", (EXTENDING,), ERROR_EXTENDING)
+    attach = Move("attach", (AVAILABLE,), IN_USE)
+    detach = Move("detach", (IN_USE,), AVAILABLE)
+    delete = Move("delete", (AVAILABLE, ERROR, ERROR_RESTORING, ERROR_EXTENDING, ERROR_DELETING), DELETING)
+    force_delete = Move("force delete", (ANY,), DELETING)
+    delete_failed = Move("delete failed", (DELETING,), ERROR_DELETING)
+    deleted = Move("deleted", (DELETING,), DELETED)
+
+
+class SnapshotMoves:
+    """The life of a snapshot."""
+
+    created = Move("created", (CREATING,), AVAILABLE)
+    create_failed = Move("create failed", (CREATING,), ERROR)
+    back_up = Move("back up", (AVAILABLE,), BACKING_UP, remember=True)
+    backed_up = Move("backup ended", (BACKING_UP,), PREVIOUS)
+    delete = Move("delete", (AVAILABLE, ERROR, ERROR_DELETING), DELETING)
+    force_delete = Move("force delete", (ANY,), DELETING)
+    delete_failed = Move("delete failed", (DELETING,), ERROR_DELETING)
+    deleted = Move("deleted", (DELETING,), DELETED)
+
+
+#: Statuses that only a task leads out of.
+TRANSIENT = frozenset({CREATING, RESTORING, DELETING, BACKING_UP, RESTORING_BACKUP, EXTENDING})
+
+#: Statuses an administrator may set; a volume's or snapshot's reset checks more than this table.
+RESETS = {
+    Volume: (CREATING, AVAILABLE, IN_USE, DELETING, ERROR, ERROR_DELETING, ERROR_RESTORING, ERROR_EXTENDING),
+    Snapshot: (CREATING, AVAILABLE, DELETING, ERROR, ERROR_DELETING),
+}
+
+_MACHINES: tuple[tuple[str, type], ...] = (
+    ("backup", BackupMoves),
+    ("volume", VolumeMoves),
+    ("snapshot", SnapshotMoves),
+)
+
+
+def reset(status: str) -> Move:
+    """Return the move with which an administrator gives any volume or snapshot this status."""
+    return Move("reset", (ANY,), status)
+
+
+def moves(machine: type) -> Iterator[Move]:
+    """Yield the moves of :class:`BackupMoves`, :class:`VolumeMoves` or :class:`SnapshotMoves`, in order."""
+    for value in vars(machine).values():
+        if isinstance(value, Move):
+            yield value
+
+
+def move(
+    session: Session, model: type[Backup | Volume | Snapshot], resource_id: str, step: Move, **values: Any
+) -> bool:
+    """Carry a move out: one conditional UPDATE.
+
+    :param session: a write transaction.
+    :param step: the move; its status is set, and its ``previous_status`` kept or used up.
+    :param values: other columns to set in the same UPDATE.
+    :returns: whether the resource was in a status that allows the move (False: nothing changed; also
+        when it does not exist or is deleted).
+    """
+    statement = update(model).where(model.id == resource_id, model.deleted.is_(False))
+    if step.sources != (ANY,):
+        statement = statement.where(model.status.in_(step.sources))
+    # MariaDB evaluates SET from left to right with the new values: the order matters.
+    assignments: list[tuple[Any, Any]] = []
+    if step.remember:
+        assignments.append((_previous(model), model.status))
+    if step.target == PREVIOUS:
+        assignments.append((model.status, func.coalesce(_previous(model), AVAILABLE)))
+        assignments.append((_previous(model), None))
+    else:
+        assignments.append((model.status, step.target))
+    if step.target == DELETED:
+        values = {"deleted": True, "deleted_at": now(session), **values}
+    values.setdefault("updated_at", now(session))
+    assignments.extend((getattr(model, name), value) for name, value in values.items())
+    result = session.execute(
+        statement.ordered_values(*assignments), execution_options={"synchronize_session": False}
+    )
+    known = session.identity_map.get(identity_key(model, resource_id))
+    if known is not None:
+        session.expire(known)
+    assert isinstance(result, CursorResult)
+    return bool(result.rowcount)
+
+
+def _previous(model: type[Backup | Volume | Snapshot]) -> Any:
+    if issubclass(model, Backup):
+        raise TypeError("a backup does not remember a status")
+    return model.previous_status
+
+
+def mermaid() -> str:
+    """Return the diagrams of all machines in Mermaid's notation, each under a heading (Markdown)."""
+    parts = []
+    for noun, machine in _MACHINES:
+        lines = [f"## {noun.capitalize()}", "", "```mermaid", "stateDiagram-v2"]
+        names: dict[str, str] = {}
+        edges: list[str] = []
+        for step in moves(machine):
+            for source in step.sources:
+                edges.append(f"    {_node(source, names)} --> {_node(step.target, names)}: {step.name}")
+        lines.extend(f'    state "{text}" as {name}' for text, name in names.items() if name != "[*]")
+        lines.append(f"    [*] --> {_node(CREATING, names)}")
+        lines.extend(edges)
+        lines.append("```")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def _node(status: str, names: dict[str, str]) -> str:
+    text = {ANY: "any status", DELETED: "[*]"}.get(status, status)
+    name = text if text == "[*]" else text.replace("-", "_").replace(" ", "_")
+    return names.setdefault(text, name)
