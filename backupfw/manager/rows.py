@@ -1,0 +1,250 @@
+"""What the manager hands out: frozen records of rows, never ORM objects.
+
+Fields carry the names of the columns; ``metadata`` and what is counted beside the row are added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from datetime import datetime
+from typing import Any, Generic, TypeVar
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from backupfw.db import models
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[Item]):
+    """One page of a listing.
+
+    :ivar items: the page, in order.
+    :ivar total: how many there are without paging; None unless it was asked for.
+    """
+
+    items: Sequence[Item]
+    total: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Backup:
+    """A backup; ``num_dependent_backups`` counts the living backups made from it in its project."""
+
+    id: str
+    user_id: str | None
+    project_id: str
+    volume_id: str
+    snapshot_id: str | None
+    host: str | None
+    availability_zone: str | None
+    container: str | None
+    store: str | None
+    service: str | None
+    parent_id: str | None
+    is_incremental: bool
+    completed: bool
+    status: str
+    fail_reason: str | None
+    size: int
+    length: int | None
+    display_name: str | None
+    display_description: str | None
+    service_metadata: str | None
+    object_count: int
+    stored_bytes: int
+    referenced_bytes: int
+    progress_done: int
+    progress_total: int
+    temp_volume_id: str | None
+    temp_snapshot_id: str | None
+    restore_volume_id: str | None
+    encryption_key_id: str | None
+    data_timestamp: datetime | None
+    manifest_id: str | None
+    created_at: datetime
+    updated_at: datetime | None
+    deleted_at: datetime | None
+    deleted: bool
+    num_dependent_backups: int = 0
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def has_dependent_backups(self) -> bool:
+        """Whether a living backup of the same project was made from this one."""
+        return self.num_dependent_backups > 0
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """Somebody uses a volume."""
+
+    id: str
+    volume_id: str
+    instance_uuid: str | None
+    host_name: str | None
+    mountpoint: str | None
+    attach_mode: str | None
+    attached_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """A volume of the catalogue."""
+
+    id: str
+    project_id: str
+    user_id: str | None
+    status: str
+    previous_status: str | None
+    size: int
+    length: int
+    display_name: str | None
+    display_description: str | None
+    availability_zone: str | None
+    volume_type: str | None
+    snapshot_id: str | None
+    source_volid: str | None
+    bootable: bool
+    location: str | None
+    adopted: bool
+    created_at: datetime
+    updated_at: datetime | None
+    deleted_at: datetime | None
+    deleted: bool
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    attachments: Sequence[Attachment] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A snapshot of a volume."""
+
+    id: str
+    volume_id: str
+    project_id: str
+    user_id: str | None
+    status: str
+    previous_status: str | None
+    size: int
+    length: int
+    display_name: str | None
+    display_description: str | None
+    location: str | None
+    temporary: bool
+    created_at: datetime
+    updated_at: datetime | None
+    deleted_at: datetime | None
+    deleted: bool
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A process that reports itself."""
+
+    id: int
+    host: str
+    binary: str
+    availability_zone: str | None
+    disabled: bool
+    disabled_reason: str | None
+    stores: Mapping[str, Any]
+    reported_at: datetime
+    created_at: datetime
+
+
+def columns(row: models.Base, record: type) -> dict[str, Any]:
+    """Return the values of ``row`` for those fields of ``record`` that are columns."""
+    names = {column.key for column in row.__mapper__.column_attrs}
+    return {item.name: getattr(row, item.name) for item in fields(record) if item.name in names}
+
+
+def metadata_of(session: Session, model: Any, ids: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Return the metadata of many owners by id; owners without any are missing.
+
+    :param model: ``BackupMetadata``, ``VolumeMetadata`` or ``SnapshotMetadata``.
+    """
+    owner = model.__table__.primary_key.columns[0]
+    found: dict[str, dict[str, str]] = {}
+    for owner_id, key, value in session.execute(
+        select(owner, model.key, model.value).where(owner.in_(list(ids))).order_by(model.key)
+    ):
+        found.setdefault(owner_id, {})[key] = value
+    return found
+
+
+def dependents_of(session: Session, ids: Iterable[str]) -> dict[tuple[str, str], int]:
+    """Count the living, once available children of backups, by (parent id, project id)."""
+    backup = models.Backup
+    query = (
+        select(backup.parent_id, backup.project_id, func.count())
+        .where(backup.parent_id.in_(list(ids)), backup.deleted.is_(False), backup.completed.is_(True))
+        .group_by(backup.parent_id, backup.project_id)
+    )
+    return {(str(parent), project): count for parent, project, count in session.execute(query)}
+
+
+def backups(session: Session, rows: Sequence[models.Backup]) -> list[Backup]:
+    """Turn rows into records, with two queries for all of them."""
+    ids = [row.id for row in rows]
+    metadata = metadata_of(session, models.BackupMetadata, ids)
+    dependents = dependents_of(session, ids)
+    return [
+        Backup(
+            **columns(row, Backup),
+            metadata=metadata.get(row.id, {}),
+            num_dependent_backups=dependents.get((row.id, row.project_id), 0),
+        )
+        for row in rows
+    ]
+
+
+def backup(session: Session, row: models.Backup) -> Backup:
+    """Turn one row into a record."""
+    return backups(session, [row])[0]
+
+
+def volumes(session: Session, rows: Sequence[models.Volume]) -> list[Volume]:
+    """Turn rows into records, with two queries for all of them."""
+    ids = [row.id for row in rows]
+    metadata = metadata_of(session, models.VolumeMetadata, ids)
+    attached: dict[str, list[Attachment]] = {}
+    for entry in session.scalars(
+        select(models.Attachment)
+        .where(models.Attachment.volume_id.in_(ids))
+        .order_by(models.Attachment.attached_at, models.Attachment.id)
+    ):
+        attached.setdefault(entry.volume_id, []).append(Attachment(**columns(entry, Attachment)))
+    return [
+        Volume(
+            **columns(row, Volume),
+            metadata=metadata.get(row.id, {}),
+            attachments=tuple(attached.get(row.id, ())),
+        )
+        for row in rows
+    ]
+
+
+def volume(session: Session, row: models.Volume) -> Volume:
+    """Turn one row into a record."""
+    return volumes(session, [row])[0]
+
+
+def snapshots(session: Session, rows: Sequence[models.Snapshot]) -> list[Snapshot]:
+    """Turn rows into records, with one query for all of them."""
+    metadata = metadata_of(session, models.SnapshotMetadata, [row.id for row in rows])
+    return [Snapshot(**columns(row, Snapshot), metadata=metadata.get(row.id, {})) for row in rows]
+
+
+def snapshot(session: Session, row: models.Snapshot) -> Snapshot:
+    """Turn one row into a record."""
+    return snapshots(session, [row])[0]
+
+
+def service(row: models.Service) -> Service:
+    """Turn one row into a record."""
+    return Service(**columns(row, Service))

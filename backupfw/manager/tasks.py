@@ -1,0 +1,445 @@
+"""The rows that say what is to be done, and who is doing it.
+
+The row is the truth; a message only wakes a worker up.  A task is made in the transaction that moves the
+statuses it will lead on, and ends in the transaction that moves them again, so no transient status can
+stand without a task.  Every statement of a running attempt is conditional on its attempt number: an
+attempt whose lease ran out and was claimed by somebody else can change nothing any more.
+
+Clocks: leases and delays are compared with the database's clock only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+from sqlalchemy import ColumnElement, CursorResult, and_, delete, exists, func, or_, select, update
+from sqlalchemy.orm import Session, aliased
+
+from backupfw.db import models
+from backupfw.db.session import Database, now
+from backupfw.errors import TaskCancelled, TaskLost
+
+BACKUP_CREATE = "backup.create"
+BACKUP_IMPORT = "backup.import"
+BACKUP_RESTORE = "backup.restore"
+BACKUP_DELETE = "backup.delete"
+MANIFEST_RELEASE = "manifest.release"
+VOLUME_CREATE = "volume.create"
+VOLUME_DELETE = "volume.delete"
+VOLUME_EXTEND = "volume.extend"
+SNAPSHOT_CREATE = "snapshot.create"
+SNAPSHOT_DELETE = "snapshot.delete"
+
+KINDS = frozenset(
+    {
+        BACKUP_CREATE,
+        BACKUP_IMPORT,
+        BACKUP_RESTORE,
+        BACKUP_DELETE,
+        MANIFEST_RELEASE,
+        VOLUME_CREATE,
+        VOLUME_DELETE,
+        VOLUME_EXTEND,
+        SNAPSHOT_CREATE,
+        SNAPSHOT_DELETE,
+    }
+)
+
+QUEUED = "queued"
+RUNNING = "running"
+
+#: How many claimable tasks one claim looks at; more than one, because others claim at the same time.
+_CANDIDATES = 16
+#: Longest ``fail_reason``.
+REASON_LENGTH = models.TEXT_LENGTH
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A claimed task, as it was when it was claimed.
+
+    :ivar attempt: counts claims from 1; the fence of everything this attempt does.
+    :ivar failures: attempts before this one that failed (or were lost) without progress.
+    :ivar checkpoint: how far an earlier attempt of a restore got, in the engine's words.
+    :ivar cancel: somebody cancelled it: clean up and :meth:`Tasks.discard` it.
+    """
+
+    id: int
+    kind: str
+    resource_id: str
+    source_id: str | None
+    project_id: str
+    request_id: str | None
+    attempt: int
+    failures: int = 0
+    checkpoint: int = 0
+    cancel: bool = False
+    payload: dict[str, Any] = field(default_factory=dict)
+
+
+def add(
+    session: Session,
+    kind: str,
+    *,
+    resource_id: str,
+    source_id: str | None,
+    project_id: str,
+    request_id: str | None,
+    payload: dict[str, Any] | None = None,
+    delay: float = 0,
+) -> int:
+    """Queue a task in the caller's transaction and return its id.
+
+    :param resource_id: what the task is about; tasks about one thing run one after the other.
+    :param source_id: the volume or snapshot the task occupies, or None; likewise.
+    :param payload: what the task needs to know, as JSON; ids only, no secrets.
+    :param delay: seconds before it may be claimed.
+    """
+    assert kind in KINDS
+    moment = now(session)
+    row = models.Task(
+        kind=kind,
+        resource_id=resource_id,
+        source_id=source_id,
+        project_id=project_id,
+        request_id=request_id,
+        payload=payload or {},
+        state=QUEUED,
+        not_before=moment + timedelta(seconds=delay) if delay else None,
+        created_at=moment,
+        updated_at=moment,
+    )
+    session.add(row)
+    session.flush()
+    return row.id
+
+
+def cancel(session: Session, resource_id: str, kinds: Collection[str] | None = None) -> list[Task]:
+    """Cancel all unfinished tasks of a resource, in the caller's transaction.
+
+    A task that no worker ever claimed is deleted; any other is marked, and its worker (or the one that
+    claims it after that one's death) cleans up and discards it.
+
+    :param kinds: only tasks of these kinds; None for all.
+    :returns: the tasks that were cancelled, with the attempt they were at (0: never claimed).
+    """
+    row = models.Task
+    query = select(row).where(row.resource_id == resource_id, row.cancel.is_(False))
+    if kinds is not None:
+        query = query.where(row.kind.in_(kinds))
+    cancelled = []
+    for found in session.scalars(query.order_by(row.id).with_for_update()).all():
+        cancelled.append(_task(found))
+        if found.attempt == 0:
+            session.delete(found)
+        else:
+            found.cancel = True
+            # Nothing may keep a worker from cleaning up at once.
+            found.not_before = None
+            found.updated_at = now(session)
+    session.flush()
+    return cancelled
+
+
+def end(session: Session, task: Task) -> None:
+    """Delete the task's row in the caller's transaction, which then moves the statuses.
+
+    :raises TaskCancelled: it was cancelled meanwhile: the statuses were moved by whoever did it.
+    :raises TaskLost: another attempt owns it, or it ended.
+    """
+    row = models.Task
+    result = session.execute(
+        delete(row).where(row.id == task.id, row.attempt == task.attempt, row.cancel.is_(False))
+    )
+    assert isinstance(result, CursorResult)
+    if not result.rowcount:
+        raise lost(session, task)
+
+
+def lost(session: Session, task: Task) -> TaskCancelled | TaskLost:
+    """Say why a conditional statement of this attempt met no row."""
+    mine = session.scalar(
+        select(models.Task.id).where(models.Task.id == task.id, models.Task.attempt == task.attempt)
+    )
+    if mine is None:
+        return TaskLost(f"task {task.id}, attempt {task.attempt}, is not ours any more")
+    return TaskCancelled(f"task {task.id} was cancelled")
+
+
+def hold(session: Session, task: Task, **values: Any) -> None:
+    """Make sure that the task is still this attempt's, and keep it so until the transaction ends.
+
+    :param values: columns of the task's row to set in the same statement.
+    :raises TaskCancelled: it was cancelled.
+    :raises TaskLost: another attempt owns it, or it ended.
+    """
+    row = models.Task
+    result = session.execute(
+        update(row)
+        .where(row.id == task.id, row.attempt == task.attempt, row.cancel.is_(False))
+        .values(updated_at=now(session), **values),
+        execution_options={"synchronize_session": False},
+    )
+    assert isinstance(result, CursorResult)
+    if not result.rowcount:
+        raise lost(session, task)
+
+
+def short_reason(reason: str | None) -> str | None:
+    """Cut a reason to what ``fail_reason`` holds."""
+    return None if reason is None else reason[:REASON_LENGTH]
+
+
+class Tasks:
+    """Claims, leases and ends of tasks, for workers.  Thread-safe.
+
+    :param db: the database.
+    :param max_attempts: failed attempts after which a task is given up.
+    """
+
+    def __init__(self, db: Database, max_attempts: int = 3) -> None:
+        self._db = db
+        self._max_attempts = max_attempts
+
+    def claim(self, owner: str, lease_seconds: float, kinds: Collection[str] | None = None) -> Task | None:
+        """Claim the oldest task that may run now, or return None.
+
+        A task may run when it is queued and its delay is over, or when its lease ran out, and no older
+        unfinished task concerns the same resource or source.  An attempt lost with its lease counts as
+        a failure unless it had made progress.
+
+        :param owner: ``<host>:<anything>``; two live workers never share one.
+        :param lease_seconds: how long the claim holds without :meth:`renew`.
+        :param kinds: only these kinds; None for all.
+        """
+        # Looking costs no write lock; most looks find nothing.
+        with self._db.read() as session:
+            found = self._claimable(session, kinds)
+        for task_id, attempt in found:
+            task = self._db.run(partial(self._claim_one, task_id, attempt, owner, lease_seconds))
+            if task is not None:
+                return task
+        return None
+
+    def _claimable(self, session: Session, kinds: Collection[str] | None) -> Sequence[tuple[int, int]]:
+        row = models.Task
+        query = select(row.id, row.attempt).where(_may_run(session), _first_in_line())
+        if kinds is not None:
+            query = query.where(row.kind.in_(list(kinds)))
+        return [
+            (task_id, attempt)
+            for task_id, attempt in session.execute(query.order_by(row.id).limit(_CANDIDATES))
+        ]
+
+    def _claim_one(
+        self, task_id: int, attempt: int, owner: str, lease_seconds: float, session: Session
+    ) -> Task | None:
+        row = models.Task
+        found = session.scalar(
+            select(row).where(row.id == task_id, row.attempt == attempt, _may_run(session)).with_for_update()
+        )
+        if found is None or session.scalar(select(row.id).where(row.id == task_id, _first_in_line())) is None:
+            return None
+        if found.state == RUNNING and not found.progressed:
+            found.failures += 1
+            found.fail_reason = found.fail_reason or "the worker was lost"
+        moment = now(session)
+        found.state = RUNNING
+        found.owner = owner
+        found.attempt = attempt + 1
+        found.progressed = False
+        found.lease_until = moment + timedelta(seconds=lease_seconds)
+        found.not_before = None
+        found.updated_at = moment
+        session.flush()
+        return _task(found)
+
+    def renew(self, task: Task, lease_seconds: float) -> bool:
+        """Keep the task for ``lease_seconds`` from now.
+
+        :returns: whether somebody cancelled it.
+        :raises TaskLost: another attempt owns it, or it ended.
+        """
+
+        def work(session: Session) -> bool:
+            row = models.Task
+            result = session.execute(
+                update(row)
+                .where(row.id == task.id, row.attempt == task.attempt, row.state == RUNNING)
+                .values(lease_until=now(session) + timedelta(seconds=lease_seconds)),
+                execution_options={"synchronize_session": False},
+            )
+            assert isinstance(result, CursorResult)
+            if not result.rowcount:
+                raise TaskLost(f"task {task.id}, attempt {task.attempt}, is not ours any more")
+            return bool(session.scalar(select(row.cancel).where(row.id == task.id)))
+
+        return self._db.run(work)
+
+    def checkpoint(self, task: Task, value: int) -> None:
+        """Record how far the work is done and durable; counts as progress.
+
+        :raises TaskCancelled: it was cancelled.
+        :raises TaskLost: another attempt owns it, or it ended.
+        """
+        self._db.run(lambda session: hold(session, task, checkpoint=value, progressed=True))
+
+    def progress(self, task: Task, done: int, total: int) -> None:
+        """Record how far a backup or restore is, in bytes, on the backup's row (``task.resource_id``).
+
+        :raises TaskCancelled: it was cancelled.
+        :raises TaskLost: another attempt owns it, or it ended.
+        """
+
+        def work(session: Session) -> None:
+            hold(session, task)
+            session.execute(
+                update(models.Backup)
+                .where(models.Backup.id == task.resource_id)
+                .values(progress_done=done, progress_total=total),
+                execution_options={"synchronize_session": False},
+            )
+
+        self._db.run(work)
+
+    def release(
+        self, task: Task, delay: float = 0, *, failed: bool = False, reason: str | None = None
+    ) -> None:
+        """Give the task back to the queue.
+
+        :param delay: seconds before it may be claimed again.
+        :param failed: whether the attempt counts towards ``max_attempts``; one that made progress or
+            was shut down does not.
+        :param reason: why, for whoever ends the task for good.
+        :raises TaskLost: another attempt owns it, or it ended.
+        """
+
+        def work(session: Session) -> None:
+            row = models.Task
+            found = session.scalar(
+                select(row)
+                .where(row.id == task.id, row.attempt == task.attempt, row.state == RUNNING)
+                .with_for_update()
+            )
+            if found is None:
+                raise TaskLost(f"task {task.id}, attempt {task.attempt}, is not ours any more")
+            moment = now(session)
+            found.state = QUEUED
+            found.owner = None
+            found.lease_until = None
+            # A cancelled task is cleaned up at once.
+            found.not_before = moment + timedelta(seconds=delay) if delay and not found.cancel else None
+            found.failures += int(failed)
+            found.fail_reason = short_reason(reason) or found.fail_reason
+            found.updated_at = moment
+
+        self._db.run(work)
+
+    def discard(self, task: Task) -> None:
+        """End a cancelled task after its clean-up; whoever cancelled it has moved the statuses.
+
+        :raises TaskLost: another attempt owns it, or it ended, or it is not cancelled.
+        """
+
+        def work(session: Session) -> None:
+            row = models.Task
+            result = session.execute(
+                delete(row).where(row.id == task.id, row.attempt == task.attempt, row.cancel.is_(True))
+            )
+            assert isinstance(result, CursorResult)
+            if not result.rowcount:
+                raise TaskLost(f"task {task.id}, attempt {task.attempt}, is not ours to discard")
+
+        self._db.run(work)
+
+    def abandon_all(self, owner: str) -> int:
+        """Give back all tasks of an owner that shuts down; none counts as failed.
+
+        Only for an owner whose work has stopped.  Returns how many there were.
+        """
+
+        def work(session: Session) -> int:
+            row = models.Task
+            result = session.execute(
+                update(row)
+                .where(row.owner == owner, row.state == RUNNING)
+                .values(state=QUEUED, owner=None, lease_until=None, not_before=None, updated_at=now(session)),
+                execution_options={"synchronize_session": False},
+            )
+            assert isinstance(result, CursorResult)
+            return int(result.rowcount)
+
+        return self._db.run(work)
+
+    def take_over(self, host: str) -> int:
+        """End the leases of all owners of a host at once: for a process that knows it is alone there.
+
+        Returns how many leases were ended.
+        """
+
+        def work(session: Session) -> int:
+            row = models.Task
+            result = session.execute(
+                update(row)
+                .where(row.state == RUNNING, row.owner.startswith(f"{host}:", autoescape=True))
+                .values(lease_until=now(session)),
+                execution_options={"synchronize_session": False},
+            )
+            assert isinstance(result, CursorResult)
+            return int(result.rowcount)
+
+        return self._db.run(work)
+
+    def exhausted(self, task: Task) -> bool:
+        """Whether one more failed attempt would be one too many: then fail the operation, don't release."""
+        return task.failures + 1 >= self._max_attempts
+
+    def pending(self) -> int:
+        """Count the unfinished tasks."""
+        with self._db.read() as session:
+            return int(session.scalar(select(func.count()).select_from(models.Task)) or 0)
+
+
+def _may_run(session: Session) -> ColumnElement[bool]:
+    row = models.Task
+    moment = now(session)
+    return or_(
+        and_(row.state == QUEUED, or_(row.not_before.is_(None), row.not_before <= moment)),
+        and_(row.state == RUNNING, row.lease_until <= moment),
+    )
+
+
+def _first_in_line() -> ColumnElement[bool]:
+    """No older unfinished task concerns the same resource or source (ids of both kinds never collide)."""
+    row, older = models.Task, aliased(models.Task)
+    return ~exists(
+        select(older.id).where(
+            older.id < row.id,
+            or_(
+                older.resource_id == row.resource_id,
+                older.source_id == row.resource_id,
+                older.resource_id == row.source_id,
+                older.source_id == row.source_id,
+            ),
+        )
+    )
+
+
+def _task(row: models.Task) -> Task:
+    return Task(
+        id=row.id,
+        kind=row.kind,
+        resource_id=row.resource_id,
+        source_id=row.source_id,
+        project_id=row.project_id,
+        request_id=row.request_id,
+        attempt=row.attempt,
+        failures=row.failures,
+        checkpoint=row.checkpoint,
+        cancel=row.cancel,
+        payload=dict(row.payload),
+    )
