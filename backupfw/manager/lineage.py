@@ -1,0 +1,205 @@
+"""The lineage of manifests in the database: who holds one, who may share with it, when it is gone.
+
+The rule itself is :mod:`backupfw.manager.lineage_tree`; this module loads the volume's tree, asks the
+rule, and stores what changed.  All functions work inside the caller's transaction and leave the commit
+to it.
+
+Why two requests can never both win: everything that takes hold of a manifest (a child, a twin) or
+lets go of one updates the manifest's own row first, so the database puts them in a row; what is
+decided is read after that.  What looks at or changes the tree's edges locks the rows of the volume's
+tree in the order of their ids.  (SQLite takes one writer at a time and ignores the locks.)
+
+Manifests of a volume share with manifests of the same volume, store and container only; so a tree
+never reaches past them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import CursorResult, Update, select, update
+from sqlalchemy.orm import Session
+from sqlalchemy.sql import ColumnElement
+
+from backupfw.db.models import Backup, Manifest
+from backupfw.manager.lineage_tree import GONE, LIVE, RELEASED, WRITING, Node, Tree
+
+
+@dataclass(frozen=True, slots=True)
+class Relatives:
+    """What a release has to ask before it deletes.
+
+    :ivar rows: the manifests that may share objects.  One that is ``writing`` has no key yet: the
+        release has to wait for it.
+    :ivar known: whether these are all.  False: manifests in the store that the database does not know
+        may share as well and have to be found by listing (see :func:`volume_keys`).
+    """
+
+    rows: list[Manifest]
+    known: bool
+
+
+def _tree_of(row: Manifest) -> ColumnElement[bool]:
+    """Return the condition that selects the rows of ``row``'s tree."""
+    return (
+        (Manifest.volume_id == row.volume_id)
+        & (Manifest.store == row.store)
+        & (Manifest.container == row.container)
+        & (Manifest.installation_id == row.installation_id)
+        & Manifest.in_tree
+    )
+
+
+def _load(session: Session, row: Manifest) -> Tree:
+    """Lock and load the tree that ``row`` is in.
+
+    One statement reads it all, so the answer is one state of the tree on any database; its length is
+    that of the volume's live manifests, because gone ones stay only as forks.
+    """
+    found = session.execute(
+        select(Manifest.id, Manifest.base_id, Manifest.state, Manifest.detached)
+        .where(_tree_of(row))
+        .order_by(Manifest.id)
+        .with_for_update()
+    )
+    return Tree(Node(*columns) for columns in found)
+
+
+def _row(session: Session, manifest_id: str) -> Manifest:
+    row = session.get(Manifest, manifest_id, populate_existing=True)
+    if row is None:
+        raise LookupError(f"no manifest {manifest_id}")
+    return row
+
+
+def _change(session: Session, statement: Update) -> bool:
+    """Run an update of manifests past the session's objects; say whether it hit a row."""
+    session.flush()
+    result = session.execute(statement.execution_options(synchronize_session=False))
+    for known in session.identity_map.values():
+        if isinstance(known, Manifest):
+            session.expire(known)
+    assert isinstance(result, CursorResult)
+    return result.rowcount > 0
+
+
+def take(session: Session, manifest_id: str) -> bool:
+    """Take hold of a manifest for a child or a twin that the caller inserts in this transaction.
+
+    :return: False when it is not live (any more): nothing may be built upon it.
+    """
+    return _change(
+        session,
+        update(Manifest)
+        .where(Manifest.id == manifest_id, Manifest.state == LIVE)
+        .values(touched=Manifest.touched + 1),
+    )
+
+
+def release_if_unused(session: Session, manifest_id: str) -> bool:
+    """Release a live manifest when no record names it and no child is being made from it.
+
+    To be called after every removal of a record that named it, and after the end (any end) of a child
+    that was being made from it.  Irrevocable; the caller adds the task that deletes the objects.
+
+    :return: True when this call released it.
+    """
+    # Taken first: whoever else lets go of it or takes hold of it waits here, or is seen below.
+    if not take(session, manifest_id):
+        return False
+    named = select(Backup.id).where(Backup.manifest_id == manifest_id, Backup.deleted.is_(False))
+    children = select(Manifest.id).where(Manifest.base_id == manifest_id, Manifest.state == WRITING)
+    if any(session.scalar(held.limit(1)) is not None for held in (named, children)):
+        return False
+    return _change(session, update(Manifest).where(Manifest.id == manifest_id).values(state=RELEASED))
+
+
+def abandon(session: Session, manifest_id: str) -> bool:
+    """Give up a manifest that was being written: nobody shares with it, its own objects may go.
+
+    The base it was made from may be unused now: see :func:`release_if_unused`.
+
+    :return: True when this call did it.
+    """
+    return _change(
+        session,
+        update(Manifest).where(Manifest.id == manifest_id, Manifest.state == WRITING).values(state=RELEASED),
+    )
+
+
+def search(session: Session, manifest_id: str) -> Relatives:
+    """Find what a release of this manifest has to ask, as of now.
+
+    To be asked anew by every attempt of a release, in a transaction that began after the one that
+    released the manifest was committed: of two that are released at the same time, the later one then
+    sees the other as released.
+
+    :raises LookupError: there is no such manifest.
+    :raises ValueError: it is still writing or live.
+    """
+    row = _row(session, manifest_id)
+    if row.state in (WRITING, LIVE):
+        raise ValueError(f"manifest {manifest_id} is {row.state}")
+    tree = _load(session, row)
+    if manifest_id not in tree:
+        return Relatives([], True)
+    ids, known = tree.search(manifest_id)
+    rows = session.scalars(
+        select(Manifest)
+        .where(Manifest.id.in_(ids))
+        .order_by(Manifest.id)
+        .execution_options(populate_existing=True)
+    )
+    return Relatives(list(rows), known)
+
+
+def relatives(session: Session, manifest_id: str) -> list[Manifest]:
+    """Return the rows of :func:`search`."""
+    return search(session, manifest_id).rows
+
+
+def volume_keys(session: Session, manifest_id: str) -> set[str]:
+    """Return the keys of all manifests of this one's volume that the database ever knew, in any state.
+
+    A manifest that a listing shows beside them is unknown.
+
+    :raises LookupError: there is no such manifest.
+    """
+    row = _row(session, manifest_id)
+    found = session.scalars(
+        select(Manifest.key).where(
+            Manifest.volume_id == row.volume_id,
+            Manifest.store == row.store,
+            Manifest.container == row.container,
+            Manifest.installation_id == row.installation_id,
+        )
+    )
+    return {key for key in found if key is not None}
+
+
+def mark_gone(session: Session, manifest_id: str) -> bool:
+    """Record that a released manifest's objects are deleted, and contract the tree.
+
+    The row is kept for ever, so that an import of what was deleted is refused.
+
+    :return: False when it was gone already; the tree is contracted all the same.
+    :raises LookupError: there is no such manifest.
+    :raises ValueError: it was never released.
+    """
+    row = _row(session, manifest_id)
+    if row.state not in (RELEASED, GONE):
+        raise ValueError(f"manifest {manifest_id} is {row.state}")
+    # Locked before the row is changed, so that two of one volume queue up and do not block each other.
+    tree = _load(session, row)
+    marked = _change(
+        session,
+        update(Manifest).where(Manifest.id == manifest_id, Manifest.state == RELEASED).values(state=GONE),
+    )
+    if manifest_id in tree:
+        tree.mark_gone(manifest_id)
+    for changed_id, (base_id, in_tree) in tree.contract().items():
+        _change(
+            session,
+            update(Manifest).where(Manifest.id == changed_id).values(base_id=base_id, in_tree=in_tree),
+        )
+    return marked

@@ -1,0 +1,159 @@
+"""Which manifests can share objects: the rule on a small forest in memory, without a database.
+
+A manifest names its own objects and those it took over from its base.  If two live manifests name one
+object, every manifest on the path between them in the lineage tree named it too.  So when one is
+released, the first live manifest on each path that leaves it, up and down, through released and gone
+ones only, is all that has to be asked (:meth:`Tree.relatives`).  The nearest live ancestor and the
+nearest live descendants alone would be wrong: two children of a deleted base share its packs.
+
+A gone manifest is kept in the tree as long as it is a fork; with at most two neighbours it is dropped
+and they are joined (:meth:`Tree.contract`), so the tree has fewer gone ones than live ones.
+
+A *detached* manifest came by an import and its lineage is not known: it may be a neighbour of every
+manifest of its volume.  It is treated exactly as that, alive or gone, and is not dropped while the
+volume has another manifest.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+WRITING = "writing"
+LIVE = "live"
+RELEASED = "released"
+GONE = "gone"
+
+#: States in which a manifest needs its objects: a search for relatives ends there.
+HOLDING = frozenset({WRITING, LIVE})
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One manifest in the tree.
+
+    :ivar id: the manifest's id.
+    :ivar base_id: the neighbour it points to, or None.
+    :ivar state: ``writing``, ``live``, ``released`` or ``gone``.
+    :ivar detached: whether its true neighbours are unknown.
+    """
+
+    id: str
+    base_id: str | None
+    state: str
+    detached: bool = False
+
+
+class Tree:
+    """The lineage forest of one volume in one container.  Not thread-safe.
+
+    :param nodes: all manifests in the tree, in any order; a base outside of them counts as none.
+    """
+
+    def __init__(self, nodes: Iterable[Node]) -> None:
+        self._nodes = {node.id: node for node in nodes}
+        self._base: dict[str, str | None] = {}
+        self._children: defaultdict[str, set[str]] = defaultdict(set)
+        self._detached = {node.id for node in self._nodes.values() if node.detached}
+        for node in self._nodes.values():
+            base = node.base_id if node.base_id in self._nodes else None
+            self._base[node.id] = base
+            if base is not None:
+                self._children[base].add(node.id)
+
+    def __contains__(self, node_id: str) -> bool:
+        return node_id in self._base
+
+    def _joined(self, node_id: str) -> list[str]:
+        """Return the neighbours along edges, sorted for repeatable results."""
+        near = sorted(self._children[node_id])
+        base = self._base[node_id]
+        return near if base is None else [base, *near]
+
+    def _possible(self, node_id: str) -> Iterator[str]:
+        """Yield the neighbours that exist only because a lineage is unknown.
+
+        A writing manifest is none of them: its base is known, live, and names all it took over.
+        """
+        others = self._base if node_id in self._detached else self._detached
+        for other in sorted(others):
+            if self._nodes[other].state != WRITING:
+                yield other
+
+    def search(self, start: str) -> tuple[list[str], bool]:
+        """Find who may share objects with ``start``.
+
+        :return: the ids of the first writing or live manifests on every path from ``start``, and
+            whether the lineage along those paths is known (False: a manifest of this volume that
+            the database never saw may share objects as well).
+        """
+        seen, todo, found = {start}, [start], []
+        known = True
+        while todo:
+            here = todo.pop()
+            around = self._joined(here)
+            if known:  # once a detached one was walked through, everything possible has been seen
+                around.extend(self._possible(here))
+                known = here not in self._detached
+            for near in around:
+                if near in seen:
+                    continue
+                seen.add(near)
+                if self._nodes[near].state in HOLDING:
+                    found.append(near)
+                else:
+                    todo.append(near)
+        return found, known
+
+    def relatives(self, start: str) -> list[str]:
+        """Return the first part of :meth:`search`."""
+        return self.search(start)[0]
+
+    def mark_gone(self, node_id: str) -> None:
+        """Take note that the objects of ``node_id`` are deleted."""
+        self._nodes[node_id] = replace(self._nodes[node_id], state=GONE)
+
+    def contract(self) -> dict[str, tuple[str | None, bool]]:
+        """Drop gone manifests that are no fork, until none is left.
+
+        :return: what changed: id to (new base, still in the tree).
+        """
+        changed: set[str] = set()
+        dropped: set[str] = set()
+        todo = [node.id for node in self._nodes.values() if node.state == GONE]
+        while todo:
+            here = todo.pop()
+            if here in dropped:
+                continue
+            near = self._joined(here)
+            if len(near) > 2 or (here in self._detached and len(self._base) > 1):
+                continue
+            changed |= self._drop(here, near)
+            dropped.add(here)
+            # Only an end that was cut off can have made its neighbour one that is no fork any more;
+            # and the last but one of a volume may have been all that kept a detached one.
+            if len(near) == 1 and self._nodes[near[0]].state == GONE:
+                todo.append(near[0])
+            if len(self._base) == 1:
+                todo.extend(last for last in self._base if self._nodes[last].state == GONE)
+        return {
+            node_id: (self._base.get(node_id), node_id in self._base) for node_id in sorted(changed | dropped)
+        }
+
+    def _drop(self, here: str, near: list[str]) -> set[str]:
+        """Take ``here`` out, join its neighbours; return the ids whose base changed."""
+        base = self._base.pop(here)
+        children = self._children.pop(here, set())
+        self._detached.discard(here)
+        if base is not None:
+            self._children[base].discard(here)
+        changed = set(children)
+        for child in children:
+            self._base[child] = None
+        if len(near) == 2:
+            # Base and child: the child moves up.  Two children: the second hangs on to the first.
+            upper, lower = near
+            self._base[lower] = upper
+            self._children[upper].add(lower)
+        return changed
