@@ -212,7 +212,7 @@ class Tasks:
         unfinished task concerns the same resource or source.  An attempt lost with its lease counts as
         a failure unless it had made progress.
 
-        :param owner: ``<host>:<anything>``; two live workers never share one.
+        :param owner: ``<host>/<anything>``; two live workers never share one.
         :param lease_seconds: how long the claim holds without :meth:`renew`.
         :param kinds: only these kinds; None for all.
         """
@@ -385,7 +385,7 @@ class Tasks:
             row = models.Task
             result = session.execute(
                 update(row)
-                .where(row.state == RUNNING, row.owner.startswith(f"{host}:", autoescape=True))
+                .where(row.state == RUNNING, row.owner.startswith(f"{host}/", autoescape=True))
                 .values(lease_until=now(session)),
                 execution_options={"synchronize_session": False},
             )
@@ -419,6 +419,8 @@ def _first_in_line() -> ColumnElement[bool]:
     return ~exists(
         select(older.id).where(
             older.id < row.id,
+            # Nobody waits for a clean-up; it may be tried again for days.
+            older.kind != MANIFEST_RELEASE,
             or_(
                 older.resource_id == row.resource_id,
                 older.source_id == row.resource_id,
