@@ -1,0 +1,99 @@
+"""``[api]``: where the API listens and whom it believes."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Sequence
+
+from oslo_config import cfg, types
+
+from backupfw.conf.types import Size
+from backupfw.errors import ConfigError
+
+GROUP = "api"
+OPTS = (
+    cfg.StrOpt(
+        "listen",
+        default="127.0.0.1",
+        help="Address or host name the API listens on.  With auth_strategy = noauth only loopback addresses"
+        " are accepted unless allow_noauth_beyond_loopback is set.",
+    ),
+    cfg.PortOpt("port", default=8776, help="TCP port the API listens on; 0 takes any free one."),
+    cfg.URIOpt(
+        "public_endpoint",
+        schemes=["http", "https"],
+        help="What links in answers start with, e.g. https://backup.example.org; unset: from the request.",
+    ),
+    cfg.StrOpt(
+        "auth_strategy",
+        default="noauth",
+        choices=[("noauth", "nobody is asked who they are; project and roles are what the token claims")],
+        help="How callers prove who they are.",
+    ),
+    cfg.ListOpt(
+        "noauth_roles",
+        default=["member"],
+        item_type=types.String(choices=["reader", "member", "admin"]),
+        bounds=False,
+        help="With noauth: the roles of a caller whose token names none (user:project), has no colon or is"
+        " missing.  The embedded profile of 'backupfw serve' sets admin.",
+    ),
+    cfg.BoolOpt(
+        "allow_noauth_beyond_loopback",
+        default=False,
+        help="Let everybody who can reach the listening address read, overwrite and delete every volume and"
+        " backup.  Needed to listen beyond loopback with noauth; do it only behind something that asks.",
+    ),
+    cfg.IntOpt(
+        "osapi_max_limit",
+        default=1000,
+        min=1,
+        max=100_000,
+        help="The most items one page of a listing holds, and how many it holds when no limit is given.",
+    ),
+    cfg.Opt(
+        "max_request_body_size",
+        type=Size(1 << 10, 1 << 30),
+        default="1 MiB",
+        help="The largest request body that is read; a longer one is refused with 413.",
+    ),
+    cfg.IntOpt("threads", default=16, min=1, max=1024, help="Requests the API answers at once."),
+)
+
+
+def register_opts(conf: cfg.ConfigOpts) -> None:
+    """Register this group on a private ``conf``."""
+    conf.register_opts(OPTS, GROUP)
+
+
+def list_opts() -> list[tuple[str, Sequence[cfg.Opt]]]:
+    """Return ``(section, options)`` pairs for validation and the sample file."""
+    return [(GROUP, OPTS)]
+
+
+def _is_loopback(address: str) -> bool:
+    # A scope id (fe80::1%eth0) is no part of the address.
+    return ipaddress.ip_address(address.partition("%")[0]).is_loopback
+
+
+def check_listen(conf: cfg.ConfigOpts) -> None:
+    """Refuse to serve everybody by accident; called by whoever is about to listen.
+
+    :raises ConfigError: the address cannot be resolved, or noauth would be open beyond loopback.
+    """
+    listen = conf.api.listen
+    try:
+        found = socket.getaddrinfo(listen, conf.api.port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(
+            f"section [api], option listen: {listen!r} is not an address or host name of this machine"
+        ) from error
+    if conf.api.auth_strategy != "noauth" or conf.api.allow_noauth_beyond_loopback:
+        return
+    if not all(_is_loopback(str(entry[4][0])) for entry in found):
+        raise ConfigError(
+            f"section [api], option listen: {listen!r} can be reached from other machines and auth_strategy ="
+            " noauth asks nobody who they are; allowed: loopback addresses (127.0.0.1, ::1, localhost), or"
+            " any address with allow_noauth_beyond_loopback = true"
+        )

@@ -1,0 +1,97 @@
+"""``[backup]``: how backups are made, stored and kept alive."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from oslo_config import cfg
+
+from backupfw.conf.types import Size
+
+GROUP = "backup"
+OPTS = (
+    cfg.StrOpt(
+        "container",
+        default="volumebackups",
+        max_length=255,
+        help="The container of a backup whose request names none.",
+    ),
+    cfg.Opt(
+        "block_size",
+        type=Size(4 << 10, 1 << 20, power_of_two=True),
+        default="64 KiB",
+        help="The piece that is compared with the base, hashed and compressed.  Smaller blocks store less of"
+        " a volume with scattered changes and cost more per byte.  A changed value makes the next"
+        " incremental store everything anew.",
+    ),
+    cfg.Opt(
+        "segment_size",
+        type=Size(1 << 20, 1 << 32),
+        default="256 MiB",
+        help="The unit of work, of resume and of sharing; a multiple of block_size, of at most 65536 blocks."
+        "  A changed value makes the next incremental store everything anew.",
+    ),
+    cfg.Opt(
+        "pack_size",
+        type=Size(1 << 16, 1 << 30),
+        default="32 MiB",
+        help="About how large the objects are that hold compressed blocks.  Each stream keeps up to two in"
+        " memory.",
+    ),
+    cfg.IntOpt(
+        "compression_level",
+        default=1,
+        min=-7,
+        max=19,
+        help="zstd's level.  Blocks that do not shrink are stored as they are.",
+    ),
+    cfg.IntOpt(
+        "streams", default=2, min=1, max=64, help="Segments that one backup or restore works on at once."
+    ),
+    cfg.IntOpt("workers", default=4, min=1, max=256, help="Tasks that one worker process runs at once."),
+    cfg.BoolOpt(
+        "refuse_delete_of_parents",
+        default=False,
+        help="Answer 400 to the deletion of a backup that has incrementals, as Cinder does.  Backups here do"
+        " not need their parents, so nothing breaks when it is off.",
+    ),
+    cfg.FloatOpt(
+        "service_wait",
+        default=600,
+        min=0,
+        max=7 * 86400,
+        help="Seconds an accepted operation waits for a live worker that can do it before it ends in error.",
+    ),
+    cfg.FloatOpt(
+        "lease_seconds",
+        default=60,
+        min=2,
+        max=3600,
+        help="How long a worker owns a task without renewing it.  After that another worker takes it over.",
+    ),
+    cfg.IntOpt(
+        "max_attempts",
+        default=5,
+        min=1,
+        max=1000,
+        help="Attempts without progress after which a task ends in its error state.",
+    ),
+    cfg.FloatOpt(
+        "delete_retry_seconds",
+        default=300,
+        min=1,
+        max=7 * 86400,
+        help="Pause before the deletion of a backup in error_deleting is tried again by itself; it doubles"
+        " with each failure, up to a day.",
+    ),
+)
+
+
+def register_opts(conf: cfg.ConfigOpts) -> None:
+    """Register this group on a private ``conf``."""
+    conf.register_opts(OPTS, GROUP)
+
+
+def list_opts() -> list[tuple[str, Sequence[cfg.Opt]]]:
+    """Return ``(section, options)`` pairs for validation and the sample file."""
+    return [(GROUP, OPTS)]

@@ -1,0 +1,60 @@
+"""``[DEFAULT]``: who this installation is and which stores it has."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+
+from oslo_config import cfg, types
+
+OPTS = (
+    cfg.ListOpt(
+        "enabled_stores",
+        default=["main"],
+        item_type=types.String(regex=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$"),
+        bounds=False,
+        help="Names of the stores this service opens.  Each has a section [store:NAME].  Backups of every"
+        " enabled store can be restored, verified, deleted and exported, whichever is the default.",
+    ),
+    cfg.StrOpt(
+        "default_store",
+        default="main",
+        help="The store that new backups go to.  One of enabled_stores.",
+    ),
+    cfg.StrOpt(
+        "host",
+        default=socket.gethostname(),
+        sample_default="<this host's name>",
+        max_length=255,
+        help="The name this host shows in backups and in os-services.  Keep it: tasks that were interrupted"
+        " by a restart are taken up again at once by the worker with the same name.",
+    ),
+    cfg.StrOpt(
+        "availability_zone",
+        default="nova",
+        max_length=255,
+        help="The availability zone of this worker and of the volumes it serves.",
+    ),
+    cfg.StrOpt(
+        "state_dir",
+        default="/var/lib/backupfw",
+        help="Where this host keeps what must survive a restart: spool files and, embedded, the database, the"
+        " volumes and the store.",
+    ),
+    cfg.StrOpt(
+        "installation_id",
+        regex=r"^[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}$",
+        help="The first part of every object key.  Made with the database; set it only to make a new database"
+        " the owner of objects that an older one of the same installation wrote.",
+    ),
+)
+
+
+def register_opts(conf: cfg.ConfigOpts) -> None:
+    """Register this group on a private ``conf``."""
+    conf.register_opts(OPTS)
+
+
+def list_opts() -> list[tuple[str, Sequence[cfg.Opt]]]:
+    """Return ``(section, options)`` pairs for validation and the sample file."""
+    return [("DEFAULT", OPTS)]

@@ -1,0 +1,57 @@
+"""The embedded profile: what differs from the plain defaults when everything runs in one process.
+
+It applies when a state directory is given or no configuration file is.  This is the one place in core
+that names a driver: the one an installation without any configuration stores into.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from oslo_config import cfg
+
+from backupfw.errors import ConfigError
+
+#: Read from a state directory when no other file is given.
+CONFIG_FILE = "backupfw.conf"
+
+#: Defaults of ``[store:NAME]``, by store.
+STORES: Mapping[str, Mapping[str, Any]] = {"main": {"driver": "posix", "path": "$state_dir/store"}}
+
+# '$' starts a reference in oslo.config, '?' and '#' end the path of a database URL.
+_BAD = "$?#%"
+
+
+def default_state_dir() -> str:
+    """Return where an embedded instance of this user keeps its state.
+
+    ``/var/lib/backupfw`` for root, else ``backupfw`` under ``XDG_STATE_HOME`` (``~/.local/state``).
+    """
+    if os.geteuid() == 0:
+        return "/var/lib/backupfw"
+    base = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    return str(Path(base).expanduser() / "backupfw")
+
+
+def absolute(state_dir: str) -> str:
+    """Return a state directory's absolute path.
+
+    :raises ConfigError: it holds a character that configuration values cannot.
+    """
+    path = os.path.abspath(os.path.expanduser(state_dir))
+    if any(char in _BAD or not char.isprintable() for char in path):
+        raise ConfigError(f"state directory {path!r}: its path must not hold control characters or {_BAD}")
+    return path
+
+
+def apply(conf: cfg.ConfigOpts, state_dir: str) -> None:
+    """Set the profile's defaults for core's own options; what a file says wins.
+
+    :param state_dir: absolute path; overrides the option of that name.
+    """
+    conf.set_override("state_dir", state_dir)
+    conf.set_default("connection", "sqlite:///$state_dir/backupfw.sqlite", "database")
+    conf.set_default("noauth_roles", ["admin"], "api")

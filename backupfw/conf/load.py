@@ -1,0 +1,141 @@
+"""Put a configuration together: files, profile, plug-ins' options, checks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from oslo_config import cfg
+
+from backupfw import naming
+from backupfw.conf import (
+    api,
+    backup,
+    database,
+    default,
+    embedded,
+    logging,
+    quota,
+    stores,
+    validate,
+    volumes,
+)
+from backupfw.errors import ConfigError
+
+#: Read when neither a file nor a state directory is given, if it exists.
+SYSTEM_CONFIG = "/etc/backupfw/backupfw.conf"
+
+GROUPS = (default, logging, api, backup, database, quota, volumes)
+
+
+@dataclass(frozen=True)
+class PlugIns:
+    """Where the options of plug-ins come from (this package imports none of them).
+
+    :ivar store_driver: driver name -> driver class; raises ConfigError for an unknown one.
+    :ivar layer_options: options of the layers around every driver.
+    :ivar volume_options: provider name -> its options; raises ConfigError for an unknown one.
+    """
+
+    store_driver: Callable[[str], stores.HasOptions]
+    layer_options: Sequence[cfg.Opt]
+    volume_options: Callable[[str], Sequence[cfg.Opt]]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A configuration that was looked at as a whole.
+
+    :ivar conf: the values; private to the caller.
+    :ivar files: the files that were read.
+    :ivar embedded: whether the embedded profile applies.
+    :ivar unused_sections: sections of the files that nothing reads.
+    """
+
+    conf: cfg.ConfigOpts
+    files: tuple[str, ...]
+    embedded: bool
+    unused_sections: tuple[str, ...]
+
+
+def _choose_files(state_dir: str | None, config_files: Sequence[str]) -> tuple[str, ...]:
+    if config_files:
+        return tuple(config_files)
+    usual = SYSTEM_CONFIG if state_dir is None else str(Path(state_dir) / embedded.CONFIG_FILE)
+    return (usual,) if Path(usual).is_file() else ()
+
+
+def load(
+    plug_ins: PlugIns,
+    *,
+    state_dir: str | None = None,
+    config_files: Sequence[str] = (),
+    overrides: Sequence[tuple[str, str, object]] = (),
+) -> Loaded:
+    """Read and check a configuration.  Opens no store and no database.
+
+    Files: those given; else ``backupfw.conf`` in the state directory; else, without a state directory,
+    ``/etc/backupfw/backupfw.conf``.  The embedded profile applies when a state directory is given or no
+    file is found.
+
+    :param state_dir: the embedded profile's state directory.
+    :param config_files: later ones win.
+    :param overrides: ``(section, option, value)`` from the command line; they win over files.
+    :raises ConfigError: anything is wrong; the message names section, option and what is allowed.
+    """
+    if state_dir is not None:
+        state_dir = embedded.absolute(state_dir)
+    files = _choose_files(state_dir, config_files)
+    profile = state_dir is not None or not files
+    conf = cfg.ConfigOpts()
+    for group in GROUPS:
+        group.register_opts(conf)
+    listed = [pair for group in GROUPS for pair in group.list_opts()]
+    try:
+        conf(args=[], project="backupfw", default_config_files=list(files), default_config_dirs=[])
+    except cfg.Error as error:
+        raise ConfigError(f"configuration: {' '.join(str(error).split())}") from error
+    if profile:
+        embedded.apply(conf, state_dir or embedded.absolute(embedded.default_state_dir()))
+    for section, option, value in overrides:
+        _override(conf, section, option, value)
+    # What decides about further options must be right first.
+    validate.check_values(conf, validate.merge(listed))
+    validate.check_together(conf)
+    listed += _register_plug_ins(conf, plug_ins, profile)
+    sections = validate.merge(listed)
+    validate.check_values(conf, sections)
+    problem = naming.container_problem(conf.backup.container)
+    if problem:
+        raise ConfigError(f"section [backup], option container: {conf.backup.container!r}: {problem}")
+    unused = validate.check_names(files, sections)
+    return Loaded(conf, files, profile, tuple(unused))
+
+
+def _override(conf: cfg.ConfigOpts, section: str, option: str, value: object) -> None:
+    try:
+        conf.set_override(option, value, None if section == "DEFAULT" else section)
+    except ValueError as error:
+        raise ConfigError(f"section [{section}], option {option}: {error}") from error
+
+
+def _register_plug_ins(
+    conf: cfg.ConfigOpts, plug_ins: PlugIns, profile: bool
+) -> list[tuple[str, Sequence[cfg.Opt]]]:
+    provider = conf.volumes.provider
+    try:
+        provider_opts = tuple(plug_ins.volume_options(provider))
+    except ConfigError as error:
+        raise ConfigError(f"section [volumes], option provider: {error}") from error
+    conf.register_opts(provider_opts, volumes.GROUP)
+    listed: list[tuple[str, Sequence[cfg.Opt]]] = [(volumes.GROUP, provider_opts)]
+    for store in conf.enabled_stores:
+        listed += stores.register_opts(
+            conf,
+            store,
+            plug_ins.store_driver,
+            plug_ins.layer_options,
+            embedded.STORES.get(store, {}) if profile else {},
+        )
+    return listed

@@ -1,0 +1,18 @@
+"""Core's options for oslo-config-generator (entry point ``oslo.config.opts``: ``backupfw``)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from oslo_config import cfg
+
+from backupfw.conf import api, backup, database, default, quota, stores, volumes
+
+
+def list_opts() -> list[tuple[str, Sequence[cfg.Opt]]]:
+    """Return every group of core; oslo.log and the plug-ins list their own."""
+    return [
+        pair
+        for group in (default, api, backup, database, quota, volumes, stores)
+        for pair in group.list_opts()
+    ]

@@ -1,0 +1,137 @@
+"""Look at every value of a loaded configuration, so that a wrong one is told before anything runs."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from oslo_config import cfg, types
+
+from backupfw.conf.types import Size
+from backupfw.errors import ConfigError
+
+Sections = Mapping[str, Sequence[cfg.Opt]]
+
+
+def merge(listed: Iterable[tuple[str, Sequence[cfg.Opt]]]) -> dict[str, tuple[cfg.Opt, ...]]:
+    """Join ``(section, options)`` pairs into one mapping."""
+    sections: dict[str, tuple[cfg.Opt, ...]] = {}
+    for section, opts in listed:
+        sections[section] = (*sections.get(section, ()), *opts)
+    return sections
+
+
+def allowed(opt: cfg.Opt) -> str:
+    """Say in words which values an option takes."""
+    return _allowed(opt.type)
+
+
+def _allowed(kind: Any) -> str:
+    if isinstance(kind, types.List):
+        return f"a list, each {_allowed(kind.item_type)}"
+    choices = getattr(kind, "choices", None)
+    if choices:
+        return "one of " + ", ".join(str(choice) for choice in choices)
+    if isinstance(kind, Size):
+        return repr(kind)
+    name = str(getattr(kind, "type_name", "value")).removesuffix(" value")
+    low, high = getattr(kind, "min", None), getattr(kind, "max", None)
+    if low is not None and high is not None:
+        return f"{name} from {low} to {high}"
+    if low is not None:
+        return f"{name} of at least {low}"
+    if high is not None:
+        return f"{name} of at most {high}"
+    regex = getattr(kind, "regex", None)
+    return f"{name} like {regex.pattern}" if regex is not None else name
+
+
+def check_values(conf: cfg.ConfigOpts, sections: Sections) -> None:
+    """Read every option once.
+
+    :raises ConfigError: a value's type, bound or choice is wrong, or a required one is missing.
+    """
+    for section, opts in sections.items():
+        values = conf if section == "DEFAULT" else conf[section]
+        for opt in opts:
+            where = f"section [{section}], option {opt.name}"
+            try:
+                value = getattr(values, opt.dest)
+            except (ValueError, cfg.Error) as error:
+                # oslo.config wraps the type's own words, which say what is wrong with the value.
+                reason = error.__context__ if isinstance(error.__context__, ValueError) else error
+                shown = "" if opt.secret else f"{reason}; "
+                raise ConfigError(f"{where}: {shown}allowed: {allowed(opt)}") from (
+                    None if opt.secret else error
+                )
+            if opt.required and value is None:
+                raise ConfigError(f"{where}: needs a value; allowed: {allowed(opt)}")
+
+
+def _names(opts: Sequence[cfg.Opt]) -> set[str]:
+    names = set()
+    for opt in opts:
+        for name in (opt.name, *(old.name for old in opt.deprecated_opts if old.name)):
+            names |= {name, name.replace("-", "_")}
+    return names
+
+
+def check_names(files: Iterable[str], sections: Sections) -> list[str]:
+    """Compare the names in configuration files with the registered ones.
+
+    A misspelt option would silently leave its default in force, so it is an error.  A section that is
+    not ours may belong to a library or to a store that is not enabled.
+
+    :returns: sections that nothing reads.
+    :raises ConfigError: a section of ours holds an option that does not exist.
+    """
+    unused: list[str] = []
+    for path in files:
+        parsed: dict[str, dict[str, Any]] = {}
+        cfg.ConfigParser(path, parsed).parse()
+        for section, options in parsed.items():
+            if section not in sections:
+                unused.append(section)
+                continue
+            known = _names(sections[section]) | (
+                {"config_file", "config_dir"} if section == "DEFAULT" else set()
+            )
+            for option in options:
+                if option not in known:
+                    near = difflib.get_close_matches(option, known, 1)
+                    hint = f"; did you mean {near[0]}?" if near else ""
+                    raise ConfigError(f"section [{section}], option {option}: no such option{hint}")
+    return unused
+
+
+def check_together(conf: cfg.ConfigOpts) -> None:
+    """Check what no single option can say.
+
+    :raises ConfigError: two values contradict each other, or one that is needed is missing.
+    """
+    enabled: list[str] = conf.enabled_stores
+    if not enabled:
+        raise ConfigError("section [DEFAULT], option enabled_stores: needs at least one store")
+    if len(set(enabled)) != len(enabled):
+        raise ConfigError("section [DEFAULT], option enabled_stores: a store is named twice")
+    if conf.default_store not in enabled:
+        raise ConfigError(
+            f"section [DEFAULT], option default_store: {conf.default_store!r} is not enabled; allowed: one of"
+            f" {', '.join(enabled)}"
+        )
+    if not conf.database.connection:
+        raise ConfigError(
+            "section [database], option connection: needs a value; allowed: a database URL such as"
+            " postgresql://user:password@host/backupfw"
+        )
+    block, segment, pack = conf.backup.block_size, conf.backup.segment_size, conf.backup.pack_size
+    if segment % block or segment // block > 65536:
+        raise ConfigError(
+            "section [backup], option segment_size: not a multiple of block_size, or more than 65536 blocks;"
+            f" allowed with block_size = {block}: multiples of it up to {min(block * 65536, 1 << 32)}"
+        )
+    if pack < block:
+        raise ConfigError(
+            f"section [backup], option pack_size: smaller than a block; allowed: at least {block}"
+        )
