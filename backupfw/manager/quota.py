@@ -1,0 +1,242 @@
+"""Quotas: counted from rows, under the lock of the project's row.
+
+There are no counters, so nothing can drift: what is used is what the rows that are not deleted say.
+:func:`check` locks the project's row first and counts then, so of two transactions that want the last
+free place the second one waits, counts what the first one committed, and is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import func, insert, select
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import Session
+
+from backupfw.db.models import Backup, Project, Quota, QuotaClass, Snapshot, Volume
+from backupfw.errors import InvalidInput, QuotaExceeded
+
+if TYPE_CHECKING:
+    from oslo_config import cfg
+
+    from backupfw.context import RequestContext
+    from backupfw.db.session import Database
+
+#: No limit.
+UNLIMITED = -1
+#: The largest limit that can be set.
+LARGEST = (1 << 31) - 1
+#: The quota class whose limits hold for projects that have none of their own.
+DEFAULT_CLASS = "default"
+
+#: Limits that clients expect beside the configured ones, with their defaults: the size of one volume,
+#: and volume groups, which do not exist here.
+_UNCONFIGURED = {"per_volume_gigabytes": UNLIMITED, "groups": 10}
+#: All resources that have a limit.
+RESOURCES = ("volumes", "snapshots", "gigabytes", "backups", "backup_gigabytes", *_UNCONFIGURED)
+
+_TEXTS = {
+    "backups": "Maximum number of backups allowed ({limit}) exceeded",
+    "backup_gigabytes": "Requested backup exceeds allowed Backup gigabytes quota. "
+    "Requested {wanted}G, quota is {limit}G and {used}G has been consumed.",
+    "volumes": "Maximum number of volumes allowed ({limit}) exceeded for quota 'volumes'.",
+    "gigabytes": "Requested volume or snapshot exceeds allowed gigabytes quota. "
+    "Requested {wanted}G, quota is {limit}G and {used}G has been consumed.",
+    "snapshots": "Maximum number of snapshots allowed ({limit}) exceeded",
+    "per_volume_gigabytes": "Requested volume size {wanted}G is larger than maximum allowed limit {limit}G.",
+    "groups": "Maximum number of groups allowed ({limit}) exceeded",
+}
+
+
+def check(session: Session, conf: cfg.ConfigOpts, project_id: str, wanted: Mapping[str, int]) -> None:
+    """Refuse what would take a project over a limit; lock its quota until the transaction ends.
+
+    Call it before the new rows are added to the session (they would count twice), and after the rows
+    of volumes, snapshots and backups that the transaction locks (one order for all: no deadlocks).
+
+    :param session: a write transaction.
+    :param wanted: how much more of each resource: a number of rows, or GiB; nothing where it is 0.
+    :raises QuotaExceeded: a limit would be exceeded, with the text clients know.
+    """
+    wanted = {resource: amount for resource, amount in wanted.items() if amount > 0}
+    if not wanted:
+        return
+    lock_project(session, project_id)
+    limits = limits_of(session, conf, project_id)
+    used = usage_of(session, project_id)
+    # Where several are exceeded, clients are told of the gigabytes first.
+    for resource in sorted(wanted):
+        limit = limits[resource]
+        if limit != UNLIMITED and used[resource] + wanted[resource] > limit:
+            text = _TEXTS[resource].format(limit=limit, wanted=wanted[resource], used=used[resource])
+            raise QuotaExceeded(resource, text)
+
+
+def lock_project(session: Session, project_id: str) -> None:
+    """Lock a project's row until the transaction ends, making it at the project's first use."""
+    row = select(Project.id).where(Project.id == project_id).with_for_update()
+    if session.scalar(row) is not None:
+        return
+    session.execute(_insert_if_absent(session), {"id": project_id})
+    # Whoever made the row: it is there now, and the lock is waited for.
+    session.scalar(row)
+
+
+def _insert_if_absent(session: Session) -> Any:
+    name = session.get_bind().dialect.name
+    if name == "postgresql":
+        return postgresql.insert(Project).on_conflict_do_nothing()
+    if name == "sqlite":
+        return sqlite.insert(Project).on_conflict_do_nothing()
+    return insert(Project).prefix_with("IGNORE")
+
+
+def usage_of(session: Session, project_id: str) -> dict[str, int]:
+    """Count what a project uses of each resource; hidden snapshots of running backups are nobody's."""
+
+    def count(model: type[Backup | Volume | Snapshot]) -> tuple[int, int]:
+        statement = select(func.count(), func.coalesce(func.sum(model.size), 0)).where(
+            model.project_id == project_id, model.deleted.is_(False)
+        )
+        if model is Snapshot:
+            statement = statement.where(Snapshot.temporary.is_(False))
+        rows, gigabytes = session.execute(statement).one()
+        return int(rows), int(gigabytes)
+
+    backups, backup_gigabytes = count(Backup)
+    volumes, volume_gigabytes = count(Volume)
+    snapshots, snapshot_gigabytes = count(Snapshot)
+    return {
+        "volumes": volumes,
+        "snapshots": snapshots,
+        "gigabytes": volume_gigabytes + snapshot_gigabytes,
+        "backups": backups,
+        "backup_gigabytes": backup_gigabytes,
+        # Not used up: they limit one volume, and what does not exist.
+        "per_volume_gigabytes": 0,
+        "groups": 0,
+    }
+
+
+def limits_of(session: Session, conf: cfg.ConfigOpts, project_id: str) -> dict[str, int]:
+    """Return a project's limits: its own, else those of the default class, else the configured ones."""
+    own = select(Quota.resource, Quota.hard_limit).where(Quota.project_id == project_id)
+    return _class_limits(session, conf, DEFAULT_CLASS) | _known(session.execute(own).tuples())
+
+
+def _class_limits(session: Session, conf: cfg.ConfigOpts, name: str) -> dict[str, int]:
+    configured = {
+        resource: _UNCONFIGURED[resource] if resource in _UNCONFIGURED else int(getattr(conf.quota, resource))
+        for resource in RESOURCES
+    }
+    rows = select(QuotaClass.resource, QuotaClass.hard_limit).where(QuotaClass.class_name == name)
+    return configured | _known(session.execute(rows).tuples())
+
+
+def _known(rows: Any) -> dict[str, int]:
+    return {resource: limit for resource, limit in rows if resource in RESOURCES}
+
+
+def _checked(limits: Mapping[str, int]) -> dict[str, int]:
+    for resource, limit in limits.items():
+        if resource not in RESOURCES:
+            raise InvalidInput(f"Bad key(s) in quota set: {resource}")
+        if isinstance(limit, bool) or not isinstance(limit, int) or not UNLIMITED <= limit <= LARGEST:
+            raise InvalidInput(f"Quota limit {resource} must be an integer from {UNLIMITED} to {LARGEST}.")
+    return dict(limits)
+
+
+class QuotaManager:
+    """Shows and changes limits.  Thread-safe.
+
+    :param conf: has the group ``quota`` with one integer option per configured resource.
+    """
+
+    def __init__(self, db: Database, conf: cfg.ConfigOpts) -> None:
+        self._db = db
+        self._conf = conf
+
+    def limits(self, ctx: RequestContext, project_id: str | None = None) -> dict[str, int]:
+        """Return the ten absolute limits and usages of a project (the caller's), as clients name them."""
+        project = ctx.project_id if project_id is None else project_id
+        with self._db.read() as session:
+            limits = limits_of(session, self._conf, project)
+            used = usage_of(session, project)
+        return {
+            "maxTotalVolumes": limits["volumes"],
+            "maxTotalSnapshots": limits["snapshots"],
+            "maxTotalVolumeGigabytes": limits["gigabytes"],
+            "maxTotalBackups": limits["backups"],
+            "maxTotalBackupGigabytes": limits["backup_gigabytes"],
+            "totalVolumesUsed": used["volumes"],
+            "totalSnapshotsUsed": used["snapshots"],
+            "totalGigabytesUsed": used["gigabytes"],
+            "totalBackupsUsed": used["backups"],
+            "totalBackupGigabytesUsed": used["backup_gigabytes"],
+        }
+
+    def show(self, project_id: str, usage: bool = False) -> dict[str, int] | dict[str, dict[str, int]]:
+        """Return a project's limits by resource; with ``usage`` each as limit, in_use and reserved.
+
+        Nothing is ever reserved: what was asked for is a row at once.
+        """
+        with self._db.read() as session:
+            limits = limits_of(session, self._conf, project_id)
+            if not usage:
+                return limits
+            used = usage_of(session, project_id)
+        return {name: {"limit": limits[name], "in_use": used[name], "reserved": 0} for name in RESOURCES}
+
+    def defaults(self) -> dict[str, int]:
+        """Return the limits of projects that have none of their own."""
+        return self.class_show(DEFAULT_CLASS)
+
+    def update(self, project_id: str, limits: Mapping[str, int]) -> dict[str, int]:
+        """Set some of a project's limits and return all of them.
+
+        A limit below what is used is allowed: nothing more is granted until enough was deleted.
+
+        :raises InvalidInput: an unknown resource, or a limit out of range.
+        """
+        chosen = _checked(limits)
+
+        def work(session: Session) -> dict[str, int]:
+            lock_project(session, project_id)
+            for resource, limit in chosen.items():
+                session.merge(Quota(project_id=project_id, resource=resource, hard_limit=limit))
+            session.flush()
+            return limits_of(session, self._conf, project_id)
+
+        return self._db.run(work)
+
+    def delete(self, project_id: str) -> None:
+        """Drop a project's own limits; the defaults hold again."""
+
+        def work(session: Session) -> None:
+            lock_project(session, project_id)
+            session.query(Quota).where(Quota.project_id == project_id).delete()
+
+        self._db.run(work)
+
+    def class_show(self, name: str) -> dict[str, int]:
+        """Return the limits of a quota class; one nobody changed has the configured ones."""
+        with self._db.read() as session:
+            return _class_limits(session, self._conf, name)
+
+    def class_update(self, name: str, limits: Mapping[str, int]) -> dict[str, int]:
+        """Set some limits of a quota class and return all of them.
+
+        :raises InvalidInput: an unknown resource, or a limit out of range.
+        """
+        chosen = _checked(limits)
+
+        def work(session: Session) -> dict[str, int]:
+            # Any row will do that two changes of one class agree on: no project has an empty id.
+            lock_project(session, "")
+            for resource, limit in chosen.items():
+                session.merge(QuotaClass(class_name=name, resource=resource, hard_limit=limit))
+            session.flush()
+            return _class_limits(session, self._conf, name)
+
+        return self._db.run(work)

@@ -1,0 +1,174 @@
+"""Services: the processes that report themselves, and which of them live.
+
+All times are the database's, so hosts with wrong clocks neither look dead nor live for ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+from oslo_db.exception import DBDuplicateEntry
+from sqlalchemy import CursorResult, select, update
+from sqlalchemy.orm import Session
+
+from backupfw.db import models
+from backupfw.db.session import now
+from backupfw.errors import NotFound
+
+if TYPE_CHECKING:
+    from oslo_config import cfg
+
+    from backupfw.context import RequestContext
+    from backupfw.db.session import Database
+
+#: ``binary`` of a process that runs tasks.
+BACKUP_BINARY = "cinder-backup"
+
+
+class ServiceNotFound(NotFound):
+    """No such service."""
+
+    noun = "Service"
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A process that reports itself.
+
+    :ivar up: whether it reported within the configured ``service_down_time``.
+    :ivar stores: the wire name of each store it opened, by the store's configured name.
+    :ivar reported_at: naive UTC by the database's clock.
+    """
+
+    id: int
+    host: str
+    binary: str
+    availability_zone: str | None
+    disabled: bool
+    disabled_reason: str | None
+    stores: Mapping[str, str]
+    reported_at: datetime
+    created_at: datetime
+    up: bool
+
+    @property
+    def state(self) -> str:
+        """``up`` or ``down``."""
+        return "up" if self.up else "down"
+
+    @property
+    def status(self) -> str:
+        """``enabled`` or ``disabled``."""
+        return "disabled" if self.disabled else "enabled"
+
+
+def services(
+    session: Session, conf: cfg.ConfigOpts, *, host: str | None = None, binary: str | None = None
+) -> list[Service]:
+    """Return the known services, by host and binary."""
+    statement = select(models.Service).order_by(models.Service.host, models.Service.binary)
+    if host is not None:
+        statement = statement.where(models.Service.host == host)
+    if binary is not None:
+        statement = statement.where(models.Service.binary == binary)
+    oldest = now(session) - timedelta(seconds=conf.service_down_time)
+    return [_service(row, oldest) for row in session.scalars(statement)]
+
+
+def backup_workers_alive(session: Session, conf: cfg.ConfigOpts) -> bool:
+    """Say whether an enabled worker reported itself lately."""
+    return any(
+        service.up and not service.disabled for service in services(session, conf, binary=BACKUP_BINARY)
+    )
+
+
+def _service(row: models.Service, oldest: datetime) -> Service:
+    return Service(
+        id=row.id,
+        host=row.host,
+        binary=row.binary,
+        availability_zone=row.availability_zone,
+        disabled=row.disabled,
+        disabled_reason=row.disabled_reason,
+        stores=dict(row.stores),
+        reported_at=row.reported_at,
+        created_at=row.created_at,
+        up=row.reported_at >= oldest,
+    )
+
+
+class ServiceManager:
+    """Keeps the list of services.  Thread-safe.
+
+    :param conf: has the option ``service_down_time``, seconds after which a silent service is down.
+    """
+
+    def __init__(self, db: Database, conf: cfg.ConfigOpts) -> None:
+        self._db = db
+        self._conf = conf
+
+    def heartbeat(
+        self, host: str, binary: str, zone: str | None = None, stores: Mapping[str, str] | None = None
+    ) -> None:
+        """Report that a process lives, making its row at the first time.
+
+        :param stores: wire names of the stores it opened, by configured name.
+        """
+
+        def work(session: Session) -> None:
+            moment = now(session)
+            values = {"availability_zone": zone, "stores": dict(stores or {}), "reported_at": moment}
+            result = session.execute(
+                update(models.Service)
+                .where(models.Service.host == host, models.Service.binary == binary)
+                .values(**values)
+            )
+            assert isinstance(result, CursorResult)
+            if not result.rowcount:
+                session.add(models.Service(host=host, binary=binary, created_at=moment, **values))
+
+        try:
+            self._db.run(work)
+        except DBDuplicateEntry:
+            # Another thread of this process made the row in the meantime; it can be updated now.
+            self._db.run(work)
+
+    def list(
+        self, ctx: RequestContext, *, host: str | None = None, binary: str | None = None
+    ) -> Sequence[Service]:
+        """Return the services by host and binary; ``host`` and ``binary`` narrow them down exactly."""
+        del ctx  # the API's policy lets administrators in only
+        with self._db.read() as session:
+            return services(session, self._conf, host=host, binary=binary)
+
+    def set_disabled(
+        self, ctx: RequestContext, host: str, binary: str, *, disabled: bool, reason: str | None = None
+    ) -> Service:
+        """Disable a service, with a reason, or enable it (which forgets the reason).
+
+        A disabled worker does not count as one that lives when an import asks for one.
+
+        :raises ServiceNotFound: it never reported itself.
+        """
+        del ctx
+
+        def work(session: Session) -> Service:
+            session.execute(
+                update(models.Service)
+                .where(models.Service.host == host, models.Service.binary == binary)
+                .values(disabled=disabled, disabled_reason=reason if disabled else None)
+            )
+            found = services(session, self._conf, host=host, binary=binary)
+            if not found:
+                raise ServiceNotFound(binary)
+            return found[0]
+
+        return self._db.run(work)
+
+    def backup_workers_alive(self) -> bool:
+        """Say whether an enabled worker reported itself lately."""
+        with self._db.read() as session:
+            return backup_workers_alive(session, self._conf)

@@ -1,0 +1,232 @@
+"""What backups and restores may do to volumes and snapshots: the rules and their texts.
+
+The functions run inside the caller's write transaction: a row is locked, judged, and moved by a
+conditional UPDATE, so a rule that held when it was checked holds when the transaction commits.  Rows
+are locked in one order everywhere: volume, snapshot, then the project's quota (``quota.check``).
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from backupfw.db.models import Attachment, Snapshot, Volume, VolumeMetadata
+from backupfw.db.session import now
+from backupfw.errors import InvalidSnapshot, InvalidVolume, SnapshotNotFound, VolumeNotFound
+from backupfw.manager import lifecycle, quota
+from backupfw.manager.lifecycle import SnapshotMoves, VolumeMoves
+
+if TYPE_CHECKING:
+    from oslo_config import cfg
+
+    from backupfw.context import RequestContext
+
+#: Bytes.
+GIB = 1 << 30
+
+
+class Source(NamedTuple):
+    """What a backup is made of; rows of the caller's session."""
+
+    volume: Volume
+    snapshot: Snapshot | None
+
+    @property
+    def size(self) -> int:
+        """GiB of what is backed up."""
+        return self.volume.size if self.snapshot is None else self.snapshot.size
+
+
+def gigabytes(length: int) -> int:
+    """Return bytes as GiB, rounded up."""
+    return -(-length // GIB)
+
+
+def find_volume(session: Session, ctx: RequestContext, volume_id: str, *, lock: bool = False) -> Volume:
+    """Return a volume's row, for administrators any project's.
+
+    :param lock: hold the row until the transaction ends.
+    :raises VolumeNotFound: there is none, or not for this caller.
+    """
+    volume = session.get(Volume, volume_id, with_for_update=lock) if _may_be_id(volume_id) else None
+    if volume is None or volume.deleted or not (ctx.is_admin or volume.project_id == ctx.project_id):
+        raise VolumeNotFound(volume_id)
+    return volume
+
+
+def find_snapshot(session: Session, ctx: RequestContext, snapshot_id: str, *, lock: bool = False) -> Snapshot:
+    """Return a snapshot's row, as :func:`find_volume`; hidden ones are not found.
+
+    :raises SnapshotNotFound: there is none, or not for this caller.
+    """
+    snapshot = session.get(Snapshot, snapshot_id, with_for_update=lock) if _may_be_id(snapshot_id) else None
+    if (
+        snapshot is None
+        or snapshot.deleted
+        or snapshot.temporary
+        or not (ctx.is_admin or snapshot.project_id == ctx.project_id)
+    ):
+        raise SnapshotNotFound(snapshot_id)
+    return snapshot
+
+
+def _may_be_id(text: str) -> bool:
+    # Databases refuse some characters with errors of their own.
+    return len(text) == 36 and text.isascii() and text.isprintable()
+
+
+def is_attached(session: Session, volume_id: str) -> bool:
+    """Say whether somebody is attached to the volume."""
+    return session.scalar(select(Attachment.id).where(Attachment.volume_id == volume_id).limit(1)) is not None
+
+
+def begin_backup(
+    session: Session, volume_id: str, ctx: RequestContext, *, force: bool, snapshot_id: str | None = None
+) -> Source:
+    """Move what a backup is made of to ``backing-up``: the snapshot where one is given, else the volume.
+
+    :param force: back up although somebody is attached.
+    :returns: the rows (not yet changed ones of their other columns).
+    :raises VolumeNotFound: no such volume for this caller.
+    :raises SnapshotNotFound: no such snapshot for this caller.
+    :raises InvalidVolume: its status forbids a backup, or the snapshot is another volume's.
+    :raises InvalidSnapshot: the snapshot's status forbids a backup.
+    """
+    if snapshot_id is None:
+        volume = find_volume(session, ctx, volume_id, lock=True)
+        if volume.status not in VolumeMoves.back_up_forced.sources:
+            raise InvalidVolume(
+                "Volume to be backed up must be available or in-use, "
+                f'but the current status is "{volume.status}".'
+            )
+        step = VolumeMoves.back_up_forced if force else VolumeMoves.back_up
+        if volume.status not in step.sources:
+            raise InvalidVolume("Backing up an in-use volume must use the force flag.")
+        _moved(lifecycle.move(session, Volume, volume_id, step))
+        return Source(volume, None)
+    volume = find_volume(session, ctx, volume_id)
+    snapshot = find_snapshot(session, ctx, snapshot_id, lock=True)
+    if snapshot.volume_id != volume_id:
+        raise InvalidVolume(
+            f"Volume {volume_id} does not match with snapshot.volume_id {snapshot.volume_id}."
+        )
+    if snapshot.status not in SnapshotMoves.back_up.sources:
+        raise InvalidSnapshot(
+            f'Snapshot to be backed up must be available, but the current status is "{snapshot.status}".'
+        )
+    _moved(lifecycle.move(session, Snapshot, snapshot_id, SnapshotMoves.back_up))
+    return Source(volume, snapshot)
+
+
+def end_backup(session: Session, volume_id: str, snapshot_id: str | None = None) -> None:
+    """Give the volume (or the snapshot) its status of before back; nothing if it was reset meanwhile."""
+    if snapshot_id is None:
+        lifecycle.move(session, Volume, volume_id, VolumeMoves.backed_up)
+    else:
+        lifecycle.move(session, Snapshot, snapshot_id, SnapshotMoves.backed_up)
+
+
+def begin_restore(session: Session, volume_id: str, size: int, ctx: RequestContext | None = None) -> Volume:
+    """Move an existing volume to ``restoring-backup``.
+
+    :param size: GiB of the backup.
+    :param ctx: the caller, where the volume must be one of theirs.
+    :raises VolumeNotFound: no such volume for this caller.
+    :raises InvalidVolume: it is not available, or too small.
+    """
+    if ctx is not None:
+        volume = find_volume(session, ctx, volume_id, lock=True)
+    else:
+        found = session.get(Volume, volume_id, with_for_update=True)
+        if found is None or found.deleted:
+            raise VolumeNotFound(volume_id)
+        volume = found
+    if volume.status not in VolumeMoves.restore.sources:
+        raise InvalidVolume("Volume to be restored to must be available")
+    if volume.size < size:
+        raise InvalidVolume(f"volume size {volume.size} is too small to restore backup of size {size}.")
+    _moved(lifecycle.move(session, Volume, volume_id, VolumeMoves.restore))
+    return volume
+
+
+def end_restore(session: Session, volume_id: str, *, ok: bool, new: bool) -> None:
+    """Move a restore's target on: ``available``, or ``error_restoring`` (``error``, if it is new).
+
+    Nothing happens if the volume's status was reset meanwhile.
+
+    :param ok: the restore succeeded.
+    :param new: the volume was made for this restore.
+    """
+    if ok:
+        step = VolumeMoves.restored
+    else:
+        step = VolumeMoves.restore_of_new_failed if new else VolumeMoves.restore_failed
+    lifecycle.move(session, Volume, volume_id, step)
+
+
+def new_volume(
+    session: Session,
+    conf: cfg.ConfigOpts,
+    ctx: RequestContext,
+    *,
+    status: str,
+    size: int,
+    length: int | None = None,
+    name: str | None = None,
+    description: str | None = None,
+    metadata: Mapping[str, str] | None = None,
+    volume_type: str | None = None,
+    availability_zone: str | None = None,
+    project_id: str | None = None,
+    snapshot_id: str | None = None,
+    source_volid: str | None = None,
+    location: str | None = None,
+    adopted: bool = False,
+) -> Volume:
+    """Add the row of a new volume, within the quotas.
+
+    :param status: ``creating``, or ``restoring-backup`` for the target of a restore.
+    :param size: GiB.
+    :param length: bytes; ``size`` GiB unless given.
+    :param project_id: its project; the caller's unless given.
+    :raises QuotaExceeded: the project has no room for it.
+    """
+    project = ctx.project_id if project_id is None else project_id
+    quota.check(session, conf, project, {"volumes": 1, "gigabytes": size, "per_volume_gigabytes": size})
+    volume = Volume(
+        id=str(uuid.uuid4()),
+        project_id=project,
+        user_id=ctx.user_id,
+        status=status,
+        size=size,
+        length=size * GIB if length is None else length,
+        display_name=name,
+        display_description=description,
+        availability_zone=availability_zone,
+        volume_type=volume_type,
+        snapshot_id=snapshot_id,
+        source_volid=source_volid,
+        bootable=False,
+        location=location,
+        adopted=adopted,
+        created_at=now(session),
+        updated_at=None,
+        deleted=False,
+    )
+    session.add(volume)
+    session.flush()
+    session.add_all(
+        VolumeMetadata(volume_id=volume.id, key=key, value=value) for key, value in (metadata or {}).items()
+    )
+    session.flush()
+    return volume
+
+
+def _moved(done: bool) -> None:
+    # The row was locked and judged before: the move cannot be refused.
+    if not done:
+        raise RuntimeError("a locked row changed its status")
