@@ -1,0 +1,168 @@
+"""Listings: filtered, sorted, paged; the same for backups, volumes and snapshots.
+
+A page begins after its marker by comparing sort values with the marker's own (keyset), so a page costs
+the same wherever it lies, and rows that come or go before it shift nothing.  ``created_at`` and ``id``
+are appended as tie-breaks, which makes every order total.  NULL sorts as the smallest value, on every
+database.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+from sqlalchemy import Boolean, ColumnElement, Integer, String, and_, case, false, func, or_, select
+from sqlalchemy.orm import Session
+
+from backupfw.db.models import Backup, Snapshot, Volume
+from backupfw.db.types import UtcDateTime
+from backupfw.errors import InvalidInput, MarkerNotFound
+
+Row = TypeVar("Row", Backup, Volume, Snapshot)
+
+#: The API's words for columns, beside the columns' own names.
+_WORDS = {"name": "display_name", "description": "display_description"}
+#: No key to look for or to sort by: long, or the provider's own business.
+_PRIVATE = frozenset({"location", "previous_status", "deleted", "deleted_at"})
+_TRUE = frozenset({"1", "t", "true", "on", "y", "yes"})
+_FALSE = frozenset({"0", "f", "false", "off", "n", "no"})
+_INTEGER = re.compile(r"[+-]?[0-9]{1,18}", re.ASCII)
+
+
+def page(
+    session: Session,
+    model: type[Row],
+    *,
+    project_id: str | None,
+    filters: Mapping[str, str],
+    sort: Sequence[tuple[str, str]],
+    limit: int | None,
+    marker: str | None = None,
+    offset: int = 0,
+    with_count: bool = False,
+    where: Sequence[ColumnElement[bool]] = (),
+) -> tuple[Sequence[Row], int | None]:
+    """Return one page of living rows, and how many there are without paging if asked.
+
+    :param project_id: only this project's; None for all.
+    :param filters: column (or ``name``, ``description``) to value as text; a key that ends in ``~``
+        asks for a part of the text.  A column the model does not have, or a value that the column
+        cannot hold, matches nothing.
+    :param sort: ``(column, "asc" | "desc")``, most significant first; empty: newest first.
+    :param limit: at most so many rows; None for all.
+    :param marker: id of the row before the page.
+    :param offset: rows to leave out after the marker.
+    :param where: further conditions.
+    :raises InvalidInput: a sort key or direction is unknown.
+    :raises MarkerNotFound: the marker is no living row (of this project).
+    """
+    visible: list[ColumnElement[bool]] = [model.deleted.is_(False), *where]
+    if project_id is not None:
+        visible.append(model.project_id == project_id)
+    keys = _keys(model, sort)
+    conditions = [*visible, *(_condition(model, name, text) for name, text in filters.items())]
+    total = None
+    if with_count:
+        total = session.scalar(select(func.count()).select_from(model).where(*conditions))
+    query = select(model).where(*conditions)
+    if marker is not None:
+        before = session.scalar(select(model).where(model.id == marker, *visible))
+        if before is None:
+            raise MarkerNotFound(marker)
+        query = query.where(_after(before, keys))
+    for column, descending in keys:
+        if column.nullable:
+            present = case((column.is_(None), 0), else_=1)
+            query = query.order_by(present.desc() if descending else present.asc())
+        query = query.order_by(column.desc() if descending else column.asc())
+    if limit is not None:
+        query = query.limit(limit)
+    if offset:
+        if limit is None:
+            # MariaDB knows no OFFSET without LIMIT.
+            query = query.limit((1 << 63) - 1)
+        query = query.offset(offset)
+    return session.scalars(query).all(), total
+
+
+def column_of(model: type[Backup | Volume | Snapshot], name: str) -> Any:
+    """Return the column that a word of the API names, or None."""
+    name = _WORDS.get(name, name)
+    if name in _PRIVATE or name not in model.__table__.columns:
+        return None
+    return getattr(model, name)
+
+
+def _keys(model: type[Row], sort: Sequence[tuple[str, str]]) -> list[tuple[Any, bool]]:
+    wanted = [(name, direction) for name, direction in sort]
+    default = wanted[0][1] if wanted else "desc"
+    wanted.extend((name, default) for name in ("created_at", "id"))
+    keys: dict[str, tuple[Any, bool]] = {}
+    for name, direction in wanted:
+        column = column_of(model, name)
+        if column is None:
+            raise InvalidInput("Sort key supplied was not valid.")
+        if direction not in ("asc", "desc"):
+            raise InvalidInput("Unknown sort direction, must be 'desc' or 'asc'.")
+        keys.setdefault(column.key, (column, direction == "desc"))
+    return list(keys.values())
+
+
+def _after(before: Backup | Volume | Snapshot, keys: Sequence[tuple[Any, bool]]) -> ColumnElement[bool]:
+    """Rows that come after ``before``: equal in the first keys and beyond it in the next, for some n."""
+    choices = []
+    equal: list[ColumnElement[bool]] = []
+    for column, descending in keys:
+        value = getattr(before, column.key)
+        choices.append(and_(*equal, _beyond(column, value, descending)))
+        equal.append(column.is_(None) if value is None else column == value)
+    return or_(*choices)
+
+
+def _beyond(column: Any, value: Any, descending: bool) -> ColumnElement[bool]:
+    result: ColumnElement[bool]
+    if value is None:
+        result = false() if descending else column.is_not(None)
+    elif isinstance(value, bool):
+        result = column.is_(not value) if value is descending else false()
+    elif descending:
+        result = or_(column < value, column.is_(None)) if column.nullable else column < value
+    else:
+        result = column > value
+    return result
+
+
+def _condition(model: type[Row], name: str, text: str) -> ColumnElement[bool]:
+    """Return the condition of one filter."""
+    part = name.endswith("~")
+    column = column_of(model, name.removesuffix("~"))
+    result: ColumnElement[bool] = false()
+    if column is None or "\0" in text:
+        return result
+    kind = column.type
+    if isinstance(kind, String):
+        result = column.contains(text, autoescape=True) if part else column == text
+    elif part:
+        pass
+    elif isinstance(kind, Boolean):
+        word = text.strip().lower()
+        if word in _TRUE | _FALSE:
+            result = column.is_(word in _TRUE)
+    elif isinstance(kind, Integer):
+        if _INTEGER.fullmatch(text):
+            result = column == int(text)
+    elif isinstance(kind, UtcDateTime):
+        moment = _moment(text)
+        if moment is not None:
+            result = column == moment
+    return result
+
+
+def _moment(text: str) -> datetime | None:
+    try:
+        moment = datetime.fromisoformat(text)
+        return moment if moment.tzinfo is None else moment.astimezone(UTC).replace(tzinfo=None)
+    except (ValueError, OverflowError):
+        return None
