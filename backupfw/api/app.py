@@ -1,0 +1,76 @@
+"""Puts the API together: one WSGI application, the same for the embedded server and any container."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from pecan.core import ExplicitPecan
+
+from backupfw.api import hooks, policies
+from backupfw.api.controllers import table
+from backupfw.api.controllers.base import Managers, Settings
+from backupfw.api.controllers.root import RootController
+from backupfw.api.identity.noauth import NoAuth
+from backupfw.api.middleware import Envelope, WsgiApp
+from backupfw.api.request import ApiRequest
+from backupfw.api.routing import Router
+from backupfw.errors import ConfigError
+
+__all__ = ["Managers", "Settings", "make_app", "settings_of"]
+
+
+class _Pecan(ExplicitPecan):  # type: ignore[misc]
+    """Pecan without thread-locals, and without turning an empty 200 into a 204: clients expect 200."""
+
+    def _handle_empty_response_body(self, state: Any) -> None:
+        pass
+
+
+def settings_of(conf: Any) -> Settings:
+    """Take from the configuration (oslo.config) what the API needs."""
+    api = conf.api
+    return Settings(
+        max_limit=api.osapi_max_limit,
+        max_body=api.max_request_body_size,
+        public_endpoint=api.public_endpoint or None,
+        trust_forwarded=api.enable_proxy_headers_parsing,
+        auth_strategy=api.auth_strategy,
+        noauth_roles=tuple(api.noauth_roles),
+        availability_zone=conf.availability_zone,
+    )
+
+
+def _with_identity(app: WsgiApp, settings: Settings) -> WsgiApp:
+    if settings.auth_strategy == "noauth":
+        return NoAuth(app, settings.noauth_roles)
+    raise ConfigError(f"[api] auth_strategy: {settings.auth_strategy!r} is not one of: noauth")
+
+
+def make_app(managers: Managers, conf: Any, policy: policies.Policy | None = None) -> WsgiApp:
+    """Make the WSGI application.
+
+    :param managers: the use cases; they live longer than the application.
+    :param conf: the configuration (oslo.config), or a :class:`Settings`.
+    :param policy: who may do what; the default roles where None.
+    :return: a WSGI application, thread-safe, with no state outside ``managers``.
+    :raises ConfigError: the configuration asks for something the API does not have.
+    """
+    settings = conf if isinstance(conf, Settings) else settings_of(conf)
+    chosen = policies.TablePolicy() if policy is None else policy
+    router = Router(table.routes(managers, chosen, settings))
+    pecan_app = _Pecan(
+        RootController(router, settings),
+        hooks=[hooks.JsonHook(), hooks.FaultHook()],
+        default_renderer="json",
+        force_canonical=False,
+        guess_content_type_from_ext=False,
+        use_context_locals=False,
+        request_cls=ApiRequest,
+    )
+
+    def inner(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        answer: Iterable[bytes] = pecan_app(environ, start_response)
+        return answer
+
+    return Envelope(_with_identity(inner, settings), settings.max_body)

@@ -1,0 +1,69 @@
+"""Reading a request's JSON body and checking it against a schema."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+import jsonschema
+
+from backupfw.api import errors
+from backupfw.api.schemas import formats
+
+#: Content types of JSON bodies.  A body without a type is taken for JSON.
+JSON_TYPES = frozenset({"application/json", "application/vnd.openstack.volume+json"})
+
+#: Escapes that can bring in what no database stores as text: NUL and halves of surrogate pairs.
+_SUSPICIOUS = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])")
+
+Schema = Mapping[str, Any]
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def parse(raw: bytes) -> Any:
+    """Parse a JSON body; an empty one is None.
+
+    :raises MalformedBody: it is no JSON, nested too deep, or has text that is not Unicode.
+    """
+    if not raw.strip():
+        return None
+    try:
+        value = json.loads(raw, parse_constant=_refuse_constant)
+        if _SUSPICIOUS.search(raw) or b"\0" in raw:
+            text = json.dumps(value, ensure_ascii=False)
+            text.encode("utf-8")
+            if "\\u0000" in text:
+                raise ValueError("a NUL in a text")
+    except (ValueError, RecursionError) as error:
+        raise errors.MalformedBody from error
+    return value
+
+
+def check_media_type(content_type: str) -> None:
+    """Refuse a body that says it is not JSON.
+
+    :raises UnsupportedMediaType: it does.
+    """
+    if content_type and content_type.split(";")[0].strip().lower() not in JSON_TYPES:
+        raise errors.UnsupportedMediaType
+
+
+def validate(body: Any, schema: Schema) -> None:
+    """Check a body against a draft 4 schema.
+
+    :raises ValidationFailed: with the field, the value and what is wrong with it.
+    """
+    validator = jsonschema.Draft4Validator(schema, format_checker=formats.CHECKER)
+    error = next(validator.iter_errors(body), None)
+    if error is None:
+        return
+    if not error.path:
+        raise errors.ValidationFailed(error.message)
+    raise errors.ValidationFailed(
+        f"Invalid input for field/attribute {error.path[-1]}. Value: {error.instance}. {error.message}"
+    )

@@ -1,0 +1,174 @@
+"""Backups: every call that the Block Storage backups API has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from backupfw import errors
+from backupfw.api import words
+from backupfw.api.controllers.base import Controller, resource_id, stripped
+from backupfw.api.query import ListingRules
+from backupfw.api.routing import Action, Call, Route
+from backupfw.api.schemas import backups as schemas
+from backupfw.api.views import backups as views
+from backupfw.api.views import common
+
+if TYPE_CHECKING:
+    from backupfw.manager.rows import Backup
+
+_COLUMNS = (
+    "id",
+    "created_at",
+    "updated_at",
+    "status",
+    "size",
+    "volume_id",
+    "snapshot_id",
+    "container",
+    "availability_zone",
+    "object_count",
+    "data_timestamp",
+    "display_name",
+    "display_description",
+    "fail_reason",
+    "service",
+    "host",
+    "project_id",
+    "user_id",
+    "parent_id",
+)
+#: Sorting by ``name`` came with a later version.
+LISTING = ListingRules(
+    sort_keys={column: column for column in _COLUMNS},
+    filter_keys={"name": "display_name", "status": "status", "volume_id": "volume_id"},
+)
+
+
+class BackupsController(Controller):
+    """``/backups``."""
+
+    def routes(self) -> Sequence[Route]:
+        """Return the lines of the route table."""
+        return [
+            Route("GET", "/backups", self.index),
+            Route("GET", "/backups/detail", self.index_detail),
+            Route("POST", "/backups", self.create, status=202, schema=schemas.create),
+            Route("POST", "/backups/import_record", self.import_record, 201, schemas.import_record),
+            Route("GET", "/backups/{backup_id}", self.show),
+            Route("DELETE", "/backups/{backup_id}", self.delete, status=202),
+            Route("POST", "/backups/{backup_id}/restore", self.restore, 202, schemas.restore),
+            Route("GET", "/backups/{backup_id}/export_record", self.export_record),
+            Route(
+                "POST", "/backups/{backup_id}/import_record", self.import_record, 201, schemas.import_record
+            ),
+            Route(
+                "POST",
+                "/backups/{backup_id}/action",
+                status=202,
+                actions={
+                    "os-force_delete": Action(self.force_delete, schemas.force_delete),
+                    "os-reset_status": Action(self.reset_status, schemas.reset_status),
+                },
+            ),
+        ]
+
+    def _get(self, call: Call, rule: str) -> Backup:
+        # Existence before policy: to anyone but an administrator another project's backup is not there.
+        backup = self.managers.backups.get(
+            call.context, resource_id(call, "backup_id", errors.BackupNotFound)
+        )
+        self.enforce(call, rule, backup.project_id)
+        return backup
+
+    def index(self, call: Call) -> dict[str, Any]:
+        """``GET /backups``."""
+        return self._index(call, detail=False)
+
+    def index_detail(self, call: Call) -> dict[str, Any]:
+        """``GET /backups/detail``."""
+        return self._index(call, detail=True)
+
+    def _index(self, call: Call, *, detail: bool) -> dict[str, Any]:
+        self.enforce(call, "backup:get_all")
+        wanted = self.listing(call, LISTING)
+        page = self.managers.backups.list(
+            call.context,
+            detail=detail,
+            filters=wanted.filters,
+            all_tenants=wanted.all_tenants,
+            limit=wanted.limit,
+            marker=wanted.marker,
+            offset=wanted.offset,
+            sort=wanted.sort,
+        )
+        view = views.detail if detail else views.summary
+        return common.page(call, "backups", page.items, wanted.limit, lambda backup: view(call, backup))
+
+    def show(self, call: Call) -> dict[str, Any]:
+        """``GET /backups/{id}``."""
+        return {"backup": views.detail(call, self._get(call, "backup:get"))}
+
+    def create(self, call: Call) -> dict[str, Any]:
+        """``POST /backups``."""
+        self.enforce(call, "backup:create")
+        wanted = call.body["backup"]
+        backup = self.managers.backups.create(
+            call.context,
+            volume_id=wanted["volume_id"],
+            name=stripped(wanted.get("name")),
+            description=stripped(wanted.get("description")),
+            container=wanted.get("container"),
+            incremental=words.boolean(wanted.get("incremental", False), "incremental"),
+            force=words.boolean(wanted.get("force", False), "force"),
+            snapshot_id=wanted.get("snapshot_id"),
+        )
+        return {"backup": views.summary(call, backup)}
+
+    def delete(self, call: Call) -> None:
+        """``DELETE /backups/{id}``."""
+        backup = self._get(call, "backup:delete")
+        self.managers.backups.delete(call.context, backup.id)
+
+    def restore(self, call: Call) -> dict[str, Any]:
+        """``POST /backups/{id}/restore``."""
+        backup = self._get(call, "backup:restore")
+        wanted = call.body["restore"]
+        backup_id, volume_id, volume_name = self.managers.backups.restore(
+            call.context, backup.id, volume_id=wanted.get("volume_id"), name=stripped(wanted.get("name"))
+        )
+        return {
+            # Clients insist on a text, also where a volume without a name is the target.
+            "restore": {"backup_id": backup_id, "volume_id": volume_id, "volume_name": volume_name or ""}
+        }
+
+    def export_record(self, call: Call) -> dict[str, Any]:
+        """``GET /backups/{id}/export_record``."""
+        backup = self._get(call, "backup:export-import")
+        service, url = self.managers.backups.export_record(call.context, backup.id)
+        return {"backup-record": {"backup_service": service, "backup_url": url}}
+
+    def import_record(self, call: Call) -> dict[str, Any]:
+        """``POST /backups/import_record``, and the form with the id in the path."""
+        self.enforce(call, "backup:backup-import")
+        record = call.body["backup-record"]
+        path_id = call.args.get("backup_id")
+        backup = self.managers.backups.import_record(
+            call.context,
+            backup_service=record["backup_service"],
+            backup_url=record["backup_url"],
+            expect_id=None if path_id is None else path_id.lower(),
+        )
+        return {"backup": views.summary(call, backup)}
+
+    def force_delete(self, call: Call) -> None:
+        """Action ``os-force_delete``."""
+        backup = self._get(call, "volume_extension:backup_admin_actions:force_delete")
+        self.managers.backups.force_delete(call.context, backup.id)
+
+    def reset_status(self, call: Call) -> None:
+        """Action ``os-reset_status``."""
+        backup = self._get(call, "volume_extension:backup_admin_actions:reset_status")
+        self.managers.backups.reset_status(
+            call.context, backup.id, call.body["os-reset_status"]["status"].lower()
+        )

@@ -1,0 +1,102 @@
+"""What every controller has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from backupfw import errors
+from backupfw.api import policies
+from backupfw.api.query import Listing, ListingRules, listing
+from backupfw.api.routing import Call, Route
+from backupfw.api.schemas import formats
+
+if TYPE_CHECKING:
+    from backupfw.manager.backups import BackupManager
+    from backupfw.manager.quota import QuotaManager
+    from backupfw.manager.services import ServiceManager
+    from backupfw.manager.snapshots import SnapshotManager
+    from backupfw.manager.volumes import VolumeManager
+
+
+@dataclass(frozen=True)
+class Managers:
+    """The use cases, one object a resource; all thread-safe."""
+
+    backups: BackupManager
+    volumes: VolumeManager
+    snapshots: SnapshotManager
+    quota: QuotaManager
+    services: ServiceManager
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the API takes from the configuration.
+
+    :ivar max_limit: the longest page, and the one that is given when no limit is asked for.
+    :ivar max_body: bytes.
+    :ivar public_endpoint: what links begin with; None takes it from each request.
+    :ivar trust_forwarded: whether ``X-Forwarded-*`` headers are believed.
+    :ivar noauth_roles: roles of requests that name none, under ``noauth``.
+    """
+
+    max_limit: int = 1000
+    max_body: int = 114688
+    public_endpoint: str | None = None
+    trust_forwarded: bool = False
+    auth_strategy: str = "noauth"
+    noauth_roles: tuple[str, ...] = ("member",)
+    availability_zone: str = "nova"
+
+
+class Controller:
+    """Base of the controllers: stateless, so one object serves every thread."""
+
+    def __init__(self, managers: Managers, policy: policies.Policy, settings: Settings) -> None:
+        self.managers = managers
+        self.policy = policy
+        self.settings = settings
+
+    def routes(self) -> Sequence[Route]:
+        """Return this controller's lines of the route table."""
+        raise NotImplementedError
+
+    def enforce(self, call: Call, rule: str, project_id: str | None = None) -> None:
+        """See :func:`policies.enforce`."""
+        policies.enforce(self.policy, call.context, rule, project_id)
+
+    def listing(self, call: Call, rules: ListingRules) -> Listing:
+        """Read the query of a listing."""
+        return listing(call.query, rules, is_admin=call.context.is_admin, max_limit=self.settings.max_limit)
+
+
+def resource_id(call: Call, name: str, missing: type[errors.NotFound]) -> str:
+    """Return the id in the path; what cannot be an id (a name, say) is simply not found.
+
+    :raises NotFound: of the class ``missing``.
+    """
+    text = call.args[name]
+    if not formats.is_id(text):
+        raise missing(text)
+    return text.lower()
+
+
+def stripped(text: str | None) -> str | None:
+    """Take blanks off both ends; None stays None."""
+    return None if text is None else text.strip()
+
+
+def display_fields(
+    wanted: Mapping[str, Any], name: str | None = None, description: str | None = None
+) -> tuple[str | None, str | None]:
+    """Return name and description of a body, blanks taken off; the older keys are known too.
+
+    :param name, description: what counts where the body does not name them.
+    """
+    if "name" in wanted or "display_name" in wanted:
+        name = wanted.get("name", wanted.get("display_name"))
+    if "description" in wanted or "display_description" in wanted:
+        description = wanted.get("description", wanted.get("display_description"))
+    return stripped(name), stripped(description)

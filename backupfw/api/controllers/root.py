@@ -1,0 +1,72 @@
+"""Pecan's root: cuts the path, finds the route, calls the handler, writes the answer."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pecan
+import webob
+
+from backupfw.api import errors, identity, paths, versions
+from backupfw.api.controllers.base import Settings
+from backupfw.api.links import Links, base_url
+from backupfw.api.query import Query
+from backupfw.api.request import ApiRequest
+from backupfw.api.routing import Call, Router
+from backupfw.context import RequestContext
+
+
+class RootController:
+    """Everything starts here; what the router does not know is a 404."""
+
+    def __init__(self, router: Router, settings: Settings) -> None:
+        self._router = router
+        self._settings = settings
+
+    @pecan.expose()  # type: ignore[untyped-decorator]
+    def _route(self, remainder: list[str], request: ApiRequest) -> tuple[Any, list[str]]:
+        """Hand every path to :meth:`answer`: the route table decides, not attribute names."""
+        del remainder, request
+        return self.answer, []
+
+    @pecan.expose(content_type="application/json")  # type: ignore[untyped-decorator]
+    def answer(self, request: ApiRequest, response: webob.Response) -> webob.Response:
+        """Answer one request.  A HEAD is a GET whose body WebOb leaves out."""
+        method = "GET" if request.method == "HEAD" else request.method
+        path = paths.parse(request.environ)
+        base = base_url(request.environ, self._settings.public_endpoint, self._settings.trust_forwarded)
+        if path.project is None:
+            if method != "GET":
+                raise errors.UnknownRoute
+            status = 300 if path.prefix is None else 200
+            return _write(response, status, versions.document(base, path.prefix))
+        assert path.prefix is not None
+        context: RequestContext = request.environ[identity.CONTEXT]
+        if context.project_id != path.project:
+            raise errors.MalformedUrl
+        version = versions.negotiate(versions.SERVED[path.prefix], request.headers)
+        response.headers.update(versions.reply_headers(version))
+        route, args = self._router.find(method, path.rest, version)
+        body = request.read_json() if route.takes_body else None
+        handler = route.choose(version, body)
+        result = handler(
+            Call(
+                context=context,
+                version=version,
+                args=args,
+                path="/".join(path.rest),
+                query=Query.parse(request.environ.get("QUERY_STRING", "")),
+                links=Links(base, path.prefix, path.project),
+                body=body,
+            )
+        )
+        return _write(response, route.status, result)
+
+
+def _write(response: webob.Response, status: int, result: dict[str, Any] | None) -> webob.Response:
+    response.status = status
+    response.content_type = "application/json"
+    response.charset = "UTF-8"
+    response.body = b"" if result is None else json.dumps(result).encode("utf-8")
+    return response

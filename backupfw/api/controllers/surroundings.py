@@ -1,0 +1,108 @@
+"""Small answers that clients ask for on their way: zones, volume types, extensions."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+from backupfw import errors
+from backupfw.api.controllers.base import Controller
+from backupfw.api.routing import Call, Route
+
+
+class VolumeTypeNotFound(errors.NotFound):
+    """No such volume type."""
+
+    noun = "Volume type"
+
+
+#: The one volume type there is: volumes differ in nothing that a type could say.
+_TYPE = {
+    "id": str(uuid.uuid5(uuid.NAMESPACE_URL, "backupfw:volume-type:default")),
+    "name": "__DEFAULT__",
+    "description": "Default Volume Type",
+    "is_public": True,
+    "os-volume-type-access:is_public": True,
+    "qos_specs_id": None,
+    "extra_specs": {},
+}
+
+#: What is served beyond the first volume API: (alias, name, description).
+_EXTENSIONS = (
+    ("backups", "Backups", "Backups of volumes."),
+    ("os-admin-actions", "AdminActions", "Status reset and force delete."),
+    ("os-availability-zone", "AvailabilityZones", "Availability zones."),
+    ("os-extended-snapshot-attributes", "ExtendedSnapshotAttributes", "Progress and project of snapshots."),
+    ("os-quota-class-sets", "QuotaClasses", "Limits of quota classes."),
+    ("os-quota-sets", "Quotas", "Limits of projects."),
+    ("os-services", "Services", "Workers and their state."),
+    ("os-used-limits", "UsedLimits", "Usage beside the limits."),
+    ("os-vol-tenant-attr", "VolumeTenantAttribute", "Project of volumes."),
+    ("os-volume-actions", "VolumeActions", "Attach, detach and extend."),
+)
+
+
+def _extension(alias: str, name: str, description: str) -> dict[str, Any]:
+    return {
+        "alias": alias,
+        "name": name,
+        "description": description,
+        "updated": "2026-11-23T00:00:00+00:00",
+        "links": [],
+    }
+
+
+class SurroundingsController(Controller):
+    """``/os-availability-zone``, ``/types`` and ``/extensions``."""
+
+    def routes(self) -> Sequence[Route]:
+        """Return the lines of the route table."""
+        return [
+            Route("GET", "/os-availability-zone", self.zones),
+            Route("GET", "/types", self.types),
+            Route("GET", "/types/{type_id}", self.show_type),
+            Route("GET", "/extensions", self.extensions),
+            Route("GET", "/extensions/{alias}", self.show_extension),
+        ]
+
+    def zones(self, call: Call) -> dict[str, Any]:
+        """``GET /os-availability-zone``."""
+        self.enforce(call, "volume:availability_zone_list")
+        return {
+            "availabilityZoneInfo": [
+                {"zoneName": self.settings.availability_zone, "zoneState": {"available": True}}
+            ]
+        }
+
+    def types(self, call: Call) -> dict[str, Any]:
+        """``GET /types``."""
+        self.enforce(call, "volume_extension:type_get_all")
+        return {"volume_types": [_TYPE]}
+
+    def show_type(self, call: Call) -> dict[str, Any]:
+        """``GET /types/{id}``, ``GET /types/default``."""
+        self.enforce(call, "volume_extension:type_get")
+        wanted = call.args["type_id"]
+        if wanted not in ("default", _TYPE["id"]):
+            raise VolumeTypeNotFound(wanted)
+        return {"volume_type": _TYPE}
+
+    def extensions(self, call: Call) -> dict[str, Any]:
+        """``GET /extensions``."""
+        self.enforce(call, "volume:get_extensions")
+        return {"extensions": [_extension(*entry) for entry in _EXTENSIONS]}
+
+    def show_extension(self, call: Call) -> dict[str, Any]:
+        """``GET /extensions/{alias}``."""
+        self.enforce(call, "volume:get_extensions")
+        for entry in _EXTENSIONS:
+            if entry[0] == call.args["alias"]:
+                return {"extension": _extension(*entry)}
+        raise ExtensionNotFound(call.args["alias"])
+
+
+class ExtensionNotFound(errors.NotFound):
+    """No such extension."""
+
+    noun = "Extension"

@@ -1,0 +1,205 @@
+"""Volumes: what clients need of them before, during and after a backup."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from backupfw import errors
+from backupfw.api import errors as api_errors
+from backupfw.api import words
+from backupfw.api.controllers.base import Controller, display_fields, resource_id
+from backupfw.api.controllers.metadata import MetadataCalls
+from backupfw.api.query import ListingRules
+from backupfw.api.routing import Action, Call, Route
+from backupfw.api.schemas import volumes as schemas
+from backupfw.api.views import common
+from backupfw.api.views import volumes as views
+
+if TYPE_CHECKING:
+    from backupfw.manager.rows import Volume
+
+_COLUMNS = (
+    "id",
+    "created_at",
+    "updated_at",
+    "status",
+    "size",
+    "display_name",
+    "display_description",
+    "availability_zone",
+    "volume_type",
+    "snapshot_id",
+    "source_volid",
+    "bootable",
+    "project_id",
+    "user_id",
+)
+LISTING = ListingRules(
+    sort_keys={**{column: column for column in _COLUMNS}, "name": "display_name"},
+    filter_keys={
+        "name": "display_name",
+        "display_name": "display_name",
+        "status": "status",
+        "bootable": "bootable",
+        "availability_zone": "availability_zone",
+        "metadata": "metadata",
+    },
+)
+
+
+class VolumesController(Controller):
+    """``/volumes``."""
+
+    def routes(self) -> Sequence[Route]:
+        """Return the lines of the route table."""
+        metadata = MetadataCalls(
+            manager=self.managers.volumes,
+            policy=self.policy,
+            collection="volumes",
+            missing=errors.VolumeNotFound,
+            read_rule="volume:get_volume_metadata",
+            write_rule="volume:update_volume_metadata",
+            delete_rule="volume:delete_volume_metadata",
+        )
+        return [
+            Route("GET", "/volumes", self.index),
+            Route("GET", "/volumes/detail", self.index_detail),
+            Route("POST", "/volumes", self.create, status=202, schema=schemas.create),
+            Route("GET", "/volumes/{volume_id}", self.show),
+            Route("PUT", "/volumes/{volume_id}", self.update, schema=schemas.update),
+            Route("DELETE", "/volumes/{volume_id}", self.delete, status=202),
+            Route(
+                "POST",
+                "/volumes/{volume_id}/action",
+                status=202,
+                actions={
+                    "os-attach": Action(self.attach, schemas.attach),
+                    "os-detach": Action(self.detach, schemas.detach),
+                    "os-extend": Action(self.extend, schemas.extend),
+                    "os-reset_status": Action(self.reset_status, schemas.reset_status),
+                    "os-force_delete": Action(self.force_delete, schemas.force_delete),
+                },
+            ),
+            *metadata.routes(),
+        ]
+
+    def _get(self, call: Call, rule: str) -> Volume:
+        volume = self.managers.volumes.get(
+            call.context, resource_id(call, "volume_id", errors.VolumeNotFound)
+        )
+        self.enforce(call, rule, volume.project_id)
+        return volume
+
+    def index(self, call: Call) -> dict[str, Any]:
+        """``GET /volumes``."""
+        return self._index(call, detail=False)
+
+    def index_detail(self, call: Call) -> dict[str, Any]:
+        """``GET /volumes/detail``."""
+        return self._index(call, detail=True)
+
+    def _index(self, call: Call, *, detail: bool) -> dict[str, Any]:
+        self.enforce(call, "volume:get_all")
+        wanted = self.listing(call, LISTING)
+        page = self.managers.volumes.list(
+            call.context,
+            detail=detail,
+            filters=wanted.filters,
+            all_tenants=wanted.all_tenants,
+            limit=wanted.limit,
+            marker=wanted.marker,
+            offset=wanted.offset,
+            sort=wanted.sort,
+        )
+        view = views.detail if detail else views.summary
+        return common.page(call, "volumes", page.items, wanted.limit, lambda volume: view(call, volume))
+
+    def show(self, call: Call) -> dict[str, Any]:
+        """``GET /volumes/{id}``."""
+        return {"volume": views.detail(call, self._get(call, "volume:get"))}
+
+    def create(self, call: Call) -> dict[str, Any]:
+        """``POST /volumes``."""
+        self.enforce(call, "volume:create")
+        wanted: Mapping[str, Any] = call.body["volume"]
+        if wanted.get("imageRef"):
+            raise api_errors.BadRequest("Invalid image identifier or unable to access requested image.")
+        if wanted.get("consistencygroup_id"):
+            raise errors.InvalidInput("consistency groups are not supported.")
+        if words.boolean(wanted.get("multiattach") or False, "multiattach"):
+            raise errors.InvalidInput("multiattach volumes are not supported.")
+        name, description = display_fields(wanted)
+        size = wanted.get("size")
+        volume = self.managers.volumes.create(
+            call.context,
+            size=None if size is None else int(size),
+            name=name,
+            description=description,
+            snapshot_id=wanted.get("snapshot_id"),
+            source_volid=wanted.get("source_volid"),
+            metadata=wanted.get("metadata") or {},
+            volume_type=wanted.get("volume_type"),
+            availability_zone=wanted.get("availability_zone"),
+        )
+        return {"volume": views.created(call, volume)}
+
+    def update(self, call: Call) -> dict[str, Any]:
+        """``PUT /volumes/{id}``: what is not named stays."""
+        volume = self._get(call, "volume:update")
+        wanted: Mapping[str, Any] = call.body["volume"]
+        name, description = display_fields(wanted, volume.display_name, volume.display_description)
+        changed = self.managers.volumes.update(
+            call.context,
+            volume.id,
+            name=name,
+            description=description,
+            metadata=wanted.get("metadata"),
+        )
+        return {"volume": views.created(call, changed)}
+
+    def delete(self, call: Call) -> None:
+        """``DELETE /volumes/{id}``; ``?cascade`` takes its snapshots along."""
+        volume = self._get(call, "volume:delete")
+        self.managers.volumes.delete(call.context, volume.id, cascade=call.query.flag("cascade"))
+
+    def attach(self, call: Call) -> None:
+        """Action ``os-attach``: somebody says that they use the volume."""
+        volume = self._get(call, "volume_extension:volume_actions:attach")
+        wanted = call.body["os-attach"]
+        if not wanted.get("instance_uuid") and not wanted.get("host_name"):
+            raise errors.InvalidInput("instance_uuid or host_name must be given.")
+        self.managers.volumes.attach(
+            call.context,
+            volume.id,
+            instance_uuid=wanted.get("instance_uuid"),
+            host_name=wanted.get("host_name"),
+            mountpoint=wanted["mountpoint"],
+            mode=wanted.get("mode", "rw"),
+        )
+
+    def detach(self, call: Call) -> None:
+        """Action ``os-detach``."""
+        volume = self._get(call, "volume_extension:volume_actions:detach")
+        wanted = call.body["os-detach"] or {}
+        self.managers.volumes.detach(call.context, volume.id, attachment_id=wanted.get("attachment_id"))
+
+    def extend(self, call: Call) -> None:
+        """Action ``os-extend``."""
+        volume = self._get(call, "volume:extend")
+        self.managers.volumes.extend(
+            call.context, volume.id, new_size=int(call.body["os-extend"]["new_size"])
+        )
+
+    def reset_status(self, call: Call) -> None:
+        """Action ``os-reset_status``; attach and migration status follow from the rest here."""
+        volume = self._get(call, "volume_extension:volume_admin_actions:reset_status")
+        status = call.body["os-reset_status"].get("status")
+        if status is None:
+            raise errors.InvalidInput("only status can be reset.")
+        self.managers.volumes.reset_status(call.context, volume.id, status.lower())
+
+    def force_delete(self, call: Call) -> None:
+        """Action ``os-force_delete``."""
+        volume = self._get(call, "volume_extension:volume_admin_actions:force_delete")
+        self.managers.volumes.force_delete(call.context, volume.id)

@@ -1,0 +1,77 @@
+"""``auth_strategy = noauth``: everybody is who they say they are.
+
+The project is the path's.  A token ``user:project[:role,…]`` names user and roles too; a token without
+a colon names a user; roles that are not named are ``[api] noauth_roles``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from backupfw.api import errors, identity, paths
+from backupfw.api.faults import REQUEST_ID
+from backupfw.api.middleware import Environ, WsgiApp
+from backupfw.context import RequestContext
+
+#: The user of a request without a token.
+ANONYMOUS = "anonymous"
+MAX_PART = 255
+
+
+def _token(environ: Environ) -> str:
+    # WSGI hands header bytes over as Latin-1.
+    try:
+        text = str(environ.get("HTTP_X_AUTH_TOKEN", "")).encode("latin-1").decode("utf-8").strip()
+    except UnicodeError as error:
+        raise errors.Unauthorized("The token is not UTF-8") from error
+    if not text.isprintable():
+        raise errors.Unauthorized("The token has control characters")
+    return text
+
+
+def context_of(
+    token: str, path_project: str, default_roles: frozenset[str], request_id: str
+) -> RequestContext:
+    """Make the context of a request.
+
+    :raises MalformedUrl: the token's project is not the path's.
+    :raises Unauthorized: a part of the token is longer than any id.
+    """
+    user, colon, rest = token.partition(":")
+    project, _, role_list = rest.partition(":")
+    if not colon:
+        project = path_project
+    if project != path_project:
+        raise errors.MalformedUrl
+    named = frozenset(role.strip().lower() for role in role_list.split(",") if role.strip())
+    roles = named or default_roles
+    if len(user) > MAX_PART:
+        raise errors.Unauthorized("The token's user is too long")
+    return RequestContext(
+        project_id=project,
+        user_id=user or ANONYMOUS,
+        roles=roles,
+        is_admin="admin" in roles,
+        request_id=request_id,
+    )
+
+
+class NoAuth:
+    """The WSGI layer.
+
+    :param default_roles: roles of requests that name none.
+    """
+
+    def __init__(self, app: WsgiApp, default_roles: Iterable[str]) -> None:
+        self._app = app
+        self._default_roles = frozenset(role.strip().lower() for role in default_roles if role.strip())
+
+    def __call__(self, environ: Environ, start_response: Any) -> Iterable[bytes]:
+        """Put the context into the environment; a path without a project (version documents) has none."""
+        path = paths.parse(environ)
+        if path.project is not None:
+            environ[identity.CONTEXT] = context_of(
+                _token(environ), path.project, self._default_roles, environ[REQUEST_ID]
+            )
+        return self._app(environ, start_response)

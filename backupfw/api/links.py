@@ -1,0 +1,70 @@
+"""URLs that point back at this service."""
+
+from __future__ import annotations
+
+import urllib.parse
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def _first(environ: Mapping[str, Any], header: str) -> str:
+    # A chain of proxies appends; the first one is what the client spoke to.
+    return str(environ.get(header, "")).split(",")[0].strip()
+
+
+def base_url(environ: Mapping[str, Any], public_endpoint: str | None, trust_forwarded: bool) -> str:
+    """Return scheme, host and mount point as clients see them, without a trailing slash.
+
+    :param public_endpoint: ``[api] public_endpoint``; counts before anything a request says.
+    :param trust_forwarded: whether ``X-Forwarded-*`` headers come from a proxy of ours.
+    """
+    if public_endpoint:
+        return public_endpoint.rstrip("/")
+    scheme = str(environ.get("wsgi.url_scheme", "http"))
+    host = str(environ.get("HTTP_HOST") or "")
+    if not host:
+        host = str(environ.get("SERVER_NAME", "localhost"))
+        port = str(environ.get("SERVER_PORT", ""))
+        host = f"{host}:{port}" if port else host
+    mount = str(environ.get("SCRIPT_NAME", ""))
+    if trust_forwarded:
+        scheme = _first(environ, "HTTP_X_FORWARDED_PROTO") or scheme
+        host = _first(environ, "HTTP_X_FORWARDED_HOST") or host
+        port = _first(environ, "HTTP_X_FORWARDED_PORT")
+        if port and ":" not in host:
+            host = f"{host}:{port}"
+        mount = _first(environ, "HTTP_X_FORWARDED_PREFIX") or mount
+    host = host.removesuffix({"http": ":80", "https": ":443"}.get(scheme, ""))
+    return f"{scheme}://{host}{urllib.parse.quote(mount.rstrip('/'), safe='/%')}"
+
+
+class Links:
+    """Builds the links of one call.
+
+    :param base: see :func:`base_url`.
+    :param version_prefix: first part of the request's path, e.g. ``v2``.
+    :param project: the project as the path had it; None when the path had none.
+    """
+
+    def __init__(self, base: str, version_prefix: str, project: str | None) -> None:
+        self.base = base
+        project_part = "" if project is None else "/" + urllib.parse.quote(project, safe="")
+        self._versioned = f"{base}/{version_prefix}{project_part}"
+        self._plain = f"{base}{project_part}"
+
+    def of(self, collection: str, resource_id: str) -> list[dict[str, str]]:
+        """Return the ``self`` and ``bookmark`` links of a resource."""
+        tail = f"/{collection}/{urllib.parse.quote(resource_id, safe='')}"
+        return [
+            {"rel": "self", "href": self._versioned + tail},
+            {"rel": "bookmark", "href": self._plain + tail},
+        ]
+
+    def next_page(self, path: str, query: Sequence[tuple[str, str]], marker: str) -> list[dict[str, str]]:
+        """Return the link to the page after ``marker``: the same query, from there on.
+
+        An offset counts from the start of the whole list, so it is left out: it was used up already.
+        """
+        kept = [(key, value) for key, value in query if key not in ("marker", "offset")]
+        href = f"{self._versioned}/{path}?{urllib.parse.urlencode([*kept, ('marker', marker)])}"
+        return [{"rel": "next", "href": href}]

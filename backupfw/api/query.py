@@ -1,0 +1,171 @@
+"""Query parameters: parsing, and the ones that every listing has."""
+
+from __future__ import annotations
+
+import re
+import urllib.parse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from backupfw import errors as core_errors
+from backupfw.api import errors, words
+
+MAX_OFFSET = 2147483647
+#: More parameters than any client sends; the rest is an attempt to keep us busy.
+MAX_FIELDS = 200
+
+_INTEGER = re.compile(r"[+-]?[0-9]{1,30}", re.ASCII)
+
+
+class Query:
+    """The parameters of one request.  Where a name comes twice, the last one counts."""
+
+    def __init__(self, pairs: Sequence[tuple[str, str]]) -> None:
+        self.pairs = tuple(pairs)
+        self._last = dict(pairs)
+
+    @classmethod
+    def parse(cls, text: str) -> Query:
+        """Parse a query string as it stands in a URL.
+
+        :raises BadRequest: it is not UTF-8, has a NUL, or has too many fields.
+        """
+        try:
+            pairs = urllib.parse.parse_qsl(
+                text, keep_blank_values=True, errors="strict", max_num_fields=MAX_FIELDS
+            )
+        except ValueError as error:
+            raise errors.BadRequest("Malformed query string") from error
+        if any("\0" in key or "\0" in value for key, value in pairs):
+            raise errors.BadRequest("Malformed query string")
+        return cls(pairs)
+
+    def get(self, name: str) -> str | None:
+        """Return a parameter's value, or None when it is absent."""
+        return self._last.get(name)
+
+    def flag(self, name: str, default: bool = False) -> bool:
+        """Return a boolean parameter.
+
+        :raises BadRequest: its value is no boolean word.
+        """
+        value = self._last.get(name)
+        return default if value is None else words.boolean(value, name)
+
+    def items(self) -> Mapping[str, str]:
+        """Return every parameter."""
+        return dict(self._last)
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What a listing was asked for.
+
+    :ivar limit: page size, already capped; 0 is an empty page.
+    :ivar marker: id of the last item of the page before.
+    :ivar sort: ``(column, "asc" | "desc")``, the most significant first.
+    :ivar all_tenants: whether every project's items are wanted (administrators only).
+    :ivar filters: what else was in the query, by column.
+    """
+
+    limit: int
+    marker: str | None
+    offset: int
+    sort: tuple[tuple[str, str], ...]
+    all_tenants: bool
+    filters: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class ListingRules:
+    """What a resource's listing knows.
+
+    :ivar sort_keys: sort key of the query -> column.
+    :ivar filter_keys: filter of the query -> column.
+    """
+
+    sort_keys: Mapping[str, str]
+    filter_keys: Mapping[str, str]
+
+
+#: Parameters that are not filters.
+_RESERVED = frozenset({"limit", "marker", "offset", "sort", "sort_key", "sort_dir", "all_tenants"})
+
+
+def _limit(query: Query, highest: int) -> int:
+    text = query.get("limit")
+    if text is None:
+        return highest
+    if _INTEGER.fullmatch(text.strip()) is None:
+        raise errors.BadRequest("limit param must be an integer")
+    limit = int(text)
+    if limit < 0:
+        raise errors.BadRequest("limit param must be positive")
+    return min(limit, highest)
+
+
+def _offset(query: Query) -> int:
+    text = query.get("offset")
+    if text is None:
+        return 0
+    if _INTEGER.fullmatch(text.strip()) is None or not 0 <= int(text) <= MAX_OFFSET:
+        raise core_errors.InvalidInput(f"offset must be an integer from 0 to {MAX_OFFSET}")
+    return int(text)
+
+
+def _sort(query: Query, keys: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    combined = query.get("sort")
+    single_key, single_dir = query.get("sort_key"), query.get("sort_dir")
+    pairs: list[tuple[str, str]] = []
+    if combined is not None:
+        if single_key is not None or single_dir is not None:
+            raise errors.BadRequest("sort cannot be used together with sort_key or sort_dir")
+        for part in combined.split(","):
+            key, _, direction = part.partition(":")
+            pairs.append((key.strip(), direction.strip() or "desc"))
+    else:
+        sort_keys = [key.strip() for key in (single_key or "created_at").split(",")]
+        directions = [word.strip() for word in (single_dir or "desc").split(",")]
+        if len(directions) > len(sort_keys):
+            raise core_errors.InvalidInput("Sort direction array size exceeds sort key array size.")
+        directions += directions[-1:] * (len(sort_keys) - len(directions))
+        pairs = list(zip(sort_keys, directions, strict=True))
+    result: list[tuple[str, str]] = []
+    for key, direction in pairs:
+        if direction.lower() not in ("asc", "desc"):
+            raise core_errors.InvalidInput("Unknown sort direction, must be 'desc' or 'asc'.")
+        if key not in keys:
+            raise core_errors.InvalidInput(f"Sort key supplied is invalid: {key}")
+        column = keys[key]
+        if all(column != seen for seen, _ in result):
+            result.append((column, direction.lower()))
+    return tuple(result)
+
+
+def listing(query: Query, rules: ListingRules, *, is_admin: bool, max_limit: int) -> Listing:
+    """Read the parameters of a listing.
+
+    ``all_tenants`` and filters that are not in the rules are dropped for everybody but administrators;
+    an administrator may filter by any name, and one that is no column finds nothing.
+
+    :raises BadRequest, InvalidInput: a value is not what it must be.
+    """
+    everybody = query.get("all_tenants")
+    # An empty value switches it on: "?all_tenants" is how people type it.
+    all_tenants = everybody == "" or (everybody is not None and words.boolean(everybody, "all_tenants"))
+    filters: dict[str, str] = {}
+    for name, value in query.items().items():
+        if name in _RESERVED:
+            continue
+        if name in rules.filter_keys:
+            filters[rules.filter_keys[name]] = value
+        elif is_admin:
+            filters[name] = value
+    return Listing(
+        limit=_limit(query, max_limit),
+        marker=query.get("marker") or None,
+        offset=_offset(query),
+        sort=_sort(query, rules.sort_keys),
+        all_tenants=all_tenants and is_admin,
+        filters=filters,
+    )

@@ -1,0 +1,1 @@
+"""Answer bodies: functions from a manager's record to the exact keys that clients check."""

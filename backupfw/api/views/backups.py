@@ -1,0 +1,37 @@
+"""Backups as answers show them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from backupfw.api.routing import Call
+from backupfw.api.views.common import timestamp
+
+if TYPE_CHECKING:
+    from backupfw.manager.rows import Backup
+
+
+def summary(call: Call, backup: Backup) -> dict[str, Any]:
+    """What list, create and import show."""
+    return {"id": backup.id, "name": backup.display_name, "links": call.links.of("backups", backup.id)}
+
+
+def detail(call: Call, backup: Backup) -> dict[str, Any]:
+    """What show and the detailed list show.  Suites refuse any key that is not known to them."""
+    return {
+        **summary(call, backup),
+        "status": backup.status,
+        "size": backup.size,
+        "object_count": backup.object_count or 0,
+        "availability_zone": backup.availability_zone,
+        "container": backup.container,
+        "created_at": timestamp(backup.created_at),
+        "updated_at": timestamp(backup.updated_at),
+        "description": backup.display_description,
+        "fail_reason": backup.fail_reason,
+        "volume_id": backup.volume_id,
+        "is_incremental": backup.is_incremental,
+        "has_dependent_backups": backup.has_dependent_backups,
+        "snapshot_id": backup.snapshot_id,
+        "data_timestamp": timestamp(backup.data_timestamp),
+    }

@@ -1,0 +1,34 @@
+"""Snapshots as answers show them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from backupfw.api.views.common import timestamp
+
+if TYPE_CHECKING:
+    from backupfw.manager.rows import Snapshot
+
+
+def summary(snapshot: Snapshot) -> dict[str, Any]:
+    """What list, create and update show."""
+    return {
+        "id": snapshot.id,
+        "name": snapshot.display_name,
+        "description": snapshot.display_description,
+        "volume_id": snapshot.volume_id,
+        "status": snapshot.status,
+        "size": snapshot.size,
+        "created_at": timestamp(snapshot.created_at),
+        "updated_at": timestamp(snapshot.updated_at),
+        "metadata": dict(snapshot.metadata),
+    }
+
+
+def detail(snapshot: Snapshot) -> dict[str, Any]:
+    """What show and the detailed list show."""
+    return {
+        **summary(snapshot),
+        "os-extended-snapshot-attributes:progress": "100%" if snapshot.status == "available" else "0%",
+        "os-extended-snapshot-attributes:project_id": snapshot.project_id,
+    }

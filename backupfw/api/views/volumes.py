@@ -1,0 +1,66 @@
+"""Volumes as answers show them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from backupfw.api.routing import Call
+from backupfw.api.views.common import timestamp
+
+if TYPE_CHECKING:
+    from backupfw.manager.rows import Attachment, Volume
+
+
+def summary(call: Call, volume: Volume) -> dict[str, Any]:
+    """What the list shows."""
+    return {"id": volume.id, "name": volume.display_name, "links": call.links.of("volumes", volume.id)}
+
+
+def _attachment(attachment: Attachment, volume_id: str) -> dict[str, Any]:
+    return {
+        "id": volume_id,
+        "attachment_id": attachment.id,
+        "volume_id": volume_id,
+        "server_id": attachment.instance_uuid,
+        "host_name": attachment.host_name,
+        "device": attachment.mountpoint,
+        "attached_at": timestamp(attachment.attached_at),
+    }
+
+
+def created(call: Call, volume: Volume) -> dict[str, Any]:
+    """What create and update show."""
+    body = {
+        **summary(call, volume),
+        "status": volume.status,
+        "size": volume.size,
+        "availability_zone": volume.availability_zone,
+        "created_at": timestamp(volume.created_at),
+        "updated_at": timestamp(volume.updated_at),
+        "attachments": [_attachment(attachment, volume.id) for attachment in volume.attachments],
+        "description": volume.display_description,
+        "volume_type": volume.volume_type,
+        "snapshot_id": volume.snapshot_id,
+        "source_volid": volume.source_volid,
+        "metadata": dict(volume.metadata),
+        "user_id": volume.user_id,
+        # A string, as clients expect it.
+        "bootable": "true" if volume.bootable else "false",
+        "encrypted": False,
+        "multiattach": False,
+        "replication_status": None,
+        "consistencygroup_id": None,
+    }
+    if call.context.is_admin:
+        body["migration_status"] = None
+    return body
+
+
+def detail(call: Call, volume: Volume) -> dict[str, Any]:
+    """What show and the detailed list show; administrators see where the volume is."""
+    body = {**created(call, volume), "os-vol-tenant-attr:tenant_id": volume.project_id}
+    if call.context.is_admin:
+        body["os-vol-host-attr:host"] = None
+        body["os-vol-mig-status-attr:migstat"] = None
+        body["os-vol-mig-status-attr:name_id"] = None
+    return body
