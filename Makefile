@@ -1,0 +1,83 @@
+# Every target sets itself up: the first one that runs makes .venv from constraints.txt.
+# 'make' alone lists the targets.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+# Driver distributions of this checkout; each is installed beside core.
+DRIVERS := posix
+DRIVER_PATHS := $(DRIVERS:%=drivers/%)
+STATE_DIR ?= .state
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test bench serve soak lint types arch genconfig docs constraints clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
+
+$(VENV)/.stamp: setup.cfg pyproject.toml constraints.txt $(DRIVER_PATHS:%=%/pyproject.toml)
+	@echo "== Making $(VENV) with $(PYTHON): backupfw, its drivers ($(DRIVERS)) and the tools, as constraints.txt pins them"
+	@$(PYTHON) -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "make: $(PYTHON) is missing, older than 3.11 or without venv (Debian: apt-get install python3.11-venv)" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt pip setuptools
+	@$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt \
+	    -e '.[test,lint,docs]' $(DRIVER_PATHS:%=-e %)
+	@touch $@
+
+setup: $(VENV)/.stamp ## make the virtual environment
+
+demo: $(VENV)/.stamp ## back up, change, delete, restore and compare a real volume
+	@echo "== Demo: a service of its own in a temporary directory, and a client that checks every byte"
+	@$(BIN)/python demo/demo.py $(ARGS)
+
+serve: $(VENV)/.stamp ## serve API and worker in one process; state in STATE_DIR (.state)
+	@echo "== Serving on http://127.0.0.1:8776/ with state in $(STATE_DIR); Ctrl-C stops it"
+	@$(BIN)/backupfw serve --state-dir $(STATE_DIR) $(ARGS)
+
+test: $(VENV)/.stamp ## run all tests that need no server
+	@echo "== Tests"
+	@$(BIN)/python -m pytest $(ARGS)
+
+soak: $(VENV)/.stamp ## run the long variants of the tests
+	@echo "== Long tests"
+	@$(BIN)/python -m pytest -m soak $(ARGS)
+
+bench: $(VENV)/.stamp ## measure, beside the bare loops
+	@echo "== Benchmarks"
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+lint: $(VENV)/.stamp ## ruff: rules and format
+	@echo "== ruff"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: $(VENV)/.stamp ## mypy --strict on core and the drivers
+	@echo "== mypy"
+	@$(BIN)/mypy
+
+arch: $(VENV)/.stamp ## import-linter: the arrows of docs/architecture.md
+	@echo "== import-linter"
+	@$(BIN)/lint-imports
+
+genconfig: $(VENV)/.stamp ## write etc/backupfw/backupfw.conf.sample from the options
+	@echo "== etc/backupfw/backupfw.conf.sample"
+	@$(BIN)/oslo-config-generator --config-file etc/backupfw/config-generator.conf
+
+docs: $(VENV)/.stamp ## build docs/ into docs/_build; warnings are errors
+	@echo "== docs/_build/index.html"
+	@$(BIN)/sphinx-build -q -W --keep-going docs docs/_build
+
+constraints: ## pin the newest versions anew in constraints.txt
+	@rm -rf $(VENV).new
+	@$(PYTHON) -m venv $(VENV).new
+	@$(VENV).new/bin/python -m pip install --quiet --upgrade pip setuptools
+	@$(VENV).new/bin/python -m pip install --quiet --no-build-isolation -e '.[test,lint,docs]' $(DRIVER_PATHS:%=-e %) tox
+	@{ sed -n '/^#/p;/^[^#]/q' constraints.txt; \
+	   $(VENV).new/bin/python -m pip freeze --all --exclude-editable; } > constraints.new
+	@mv constraints.new constraints.txt
+	@rm -rf $(VENV).new
+
+clean: ## remove what the targets made
+	rm -rf $(VENV) .tox .state .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis docs/_build

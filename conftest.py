@@ -1,0 +1,83 @@
+"""What every test run tells: which tests were skipped and why, and how long each suite took.
+
+``BACKUPFW_REQUIRE=root,server`` names markers whose tests must run here: a skip of one of them, or of a
+whole module, counts as a failure.  CI sets it, so that a missing tool never passes for success.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REQUIRED = frozenset(word.strip() for word in os.environ.get("BACKUPFW_REQUIRE", "").split(",") if word.strip())
+
+_seconds: dict[str, float] = defaultdict(float)
+_counts: dict[str, int] = defaultdict(int)
+_skips: list[tuple[str, str]] = []
+
+
+def suite_of(nodeid: str) -> str:
+    """Return the suite a test belongs to, e.g. ``tests/unit`` or ``drivers/posix``."""
+    return "/".join(Path(nodeid.partition("::")[0]).parts[:2])
+
+
+def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
+    if isinstance(report.longrepr, tuple):
+        return report.longrepr[2].removeprefix("Skipped: ")
+    return str(report.longrepr)
+
+
+def _refuse(report: pytest.TestReport | pytest.CollectReport, why: str) -> None:
+    report.longrepr = f"skipped, but {why} is required here (BACKUPFW_REQUIRE): {_reason(report)}"
+    report.outcome = "failed"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Turn a skip of a required test into a failure."""
+    report = yield
+    if report.skipped and not hasattr(report, "wasxfail"):
+        missing = REQUIRED & {mark.name for mark in item.iter_markers()}
+        if missing:
+            _refuse(report, ", ".join(sorted(missing)))
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Iterator[None]:
+    """Turn the skip of a whole module into a failure: it may have held required tests."""
+    report = yield
+    if report.skipped and REQUIRED:
+        _refuse(report, "every module")
+    return report
+
+
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    """Remember modules that were skipped."""
+    if report.skipped:
+        _skips.append((report.nodeid, _reason(report)))
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Add up times and remember skips."""
+    suite = suite_of(report.nodeid)
+    _seconds[suite] += report.duration
+    if report.when == "call" or report.outcome != "passed":
+        _counts[suite] += 1
+    if report.skipped and not hasattr(report, "wasxfail"):
+        _skips.append((report.nodeid, _reason(report)))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the table of suites and every skip."""
+    write = terminalreporter.write_line
+    terminalreporter.section("suites")
+    for suite in sorted(_seconds):
+        write(f"{suite:<28} {_counts[suite]:>6} tests {_seconds[suite]:>8.1f} s")
+    terminalreporter.section(f"skipped: {len(_skips)}")
+    for nodeid, reason in _skips:
+        write(f"{nodeid}: {reason}")
