@@ -1,0 +1,141 @@
+"""Release: delete what a manifest names and nobody else does, then the manifest.
+
+Who else may name it, the lineage says: the *relatives*.  The order is what makes it safe to be killed
+anywhere and to run again:
+
+1. Read the manifest, then its relatives, all of them to the end.  Nothing is deleted while a single
+   page of them is unread, so a relative that is missing, damaged or of an unknown format costs nothing
+   but time: the call raises and the release waits.
+2. Delete what is left, in bulk.
+3. Delete the manifest.  As long as it is there, everything above can be done again; when it is gone,
+   everything was done.
+
+No listing takes part (so one that lags or fails cannot lose or leave anything), with one exception:
+when the released manifest itself is damaged, what it named cannot be read any more.  Then its backup's
+own objects are found by listing, and those that no relative names are deleted: an object of this
+backup that a live manifest needs was named by every manifest on the path between them, the first live
+one of which is a relative; and relatives are read in full here as well.  Objects that the damaged
+manifest took over from others, and what the listing did not show, are left to the sweep
+(``ReleaseResult.complete`` is False).  The damaged manifest must go, because the sweep stops at every
+manifest that cannot be read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from backupfw.chunkstore.container import Container
+from backupfw.chunkstore.errors import NotFound, RangeError
+from backupfw.engine.candidates import Spool, in_order, of_entry, subtract
+from backupfw.engine.format import keys
+from backupfw.engine.format.manifest import ManifestReader
+from backupfw.engine.listing import own_objects
+from backupfw.engine.ports import Control
+from backupfw.engine.removal import delete_all
+from backupfw.errors import Damaged
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseResult:
+    """What a release did.
+
+    :ivar objects_deleted: objects it deleted, the manifest included; 0 when all was done before.
+    :ivar bytes_deleted: their sizes as the manifest states them.
+    :ivar complete: False when the released manifest was damaged, so that objects may be left to the sweep.
+    """
+
+    objects_deleted: int
+    bytes_deleted: int
+    complete: bool = True
+
+
+def run(
+    manifest_key: str,
+    relatives: Sequence[str],
+    own_prefix: str,
+    container: Container,
+    control: Control,
+) -> ReleaseResult:
+    """Delete the objects of a released manifest that no relative names, then the manifest.
+
+    Idempotent, and two runs at a time do no harm.  Memory is bounded, whatever the manifest's size.
+
+    :param manifest_key: key of the released manifest; one of our installation.
+    :param relatives: keys of the manifests that may share objects with it, computed after it was
+        released (for this attempt, not an earlier one).
+    :param own_prefix: our installation's prefix, ``<installation>/``; nothing outside of it is deleted.
+    :raises ValueError: the manifest is not one of our installation.
+    :raises Damaged: a relative is missing or damaged; nothing was deleted.
+    :raises UnsupportedFormat: the manifest or a relative is of a version not known here; nothing was
+        deleted.
+    :raises DeleteFailed: objects remain; the manifest is still there.
+    :raises ChunkStoreError: the store does not answer; to be run again.
+    :raises TaskStopped: the task must end; to be run again.
+    """
+    parsed = keys.parse(manifest_key)
+    if parsed is None or parsed.kind != "manifest" or not manifest_key.startswith(own_prefix):
+        raise ValueError(f"{manifest_key} is no manifest of installation {own_prefix}")
+    if own_prefix.count("/") != 1 or not own_prefix.endswith("/"):
+        raise ValueError(f"{own_prefix} is no installation's prefix")
+    if manifest_key in relatives:
+        raise ValueError("a manifest is no relative of itself")
+    origins: set[str] | None = None
+    try:
+        spool, origins, size = _named(manifest_key, own_prefix, container, control)
+    except Damaged:
+        if _is_missing(container, manifest_key):
+            return ReleaseResult(0, 0)
+        backup_prefix = parsed.origin.rpartition("/")[0] + "/"
+        spool, size = in_order(own_objects(container, backup_prefix, control)), 0
+    with subtract(spool, relatives, container, control, origins) as doomed:
+        delete_all(doomed, container, control)
+        control.check()
+        container.delete([manifest_key])
+        return ReleaseResult(doomed.count + 1, doomed.size + size, complete=origins is not None)
+
+
+def unknown_manifests(
+    prefix: str, known: Collection[str], container: Container, control: Control
+) -> list[str]:
+    """Find manifests that the database never saw: relatives of a manifest whose lineage is not known.
+
+    :param prefix: the volume's prefix.
+    :param known: keys of the volume's manifests that the database knows, in any state.
+    :return: keys of the others in the store, as far as the listing shows them.
+    :raises ChunkStoreError: the listing failed: no release may go on without it.
+    """
+    return [
+        candidate.key
+        for candidate in own_objects(container, prefix, control, manifests=True)
+        if candidate.segment < 0 and candidate.key not in known
+    ]
+
+
+def _named(
+    manifest_key: str, own_prefix: str, container: Container, control: Control
+) -> tuple[Spool, set[str], int]:
+    """Return what the manifest names and we may delete, all its origins, and its size."""
+    reader = ManifestReader(container, manifest_key)
+    origins: set[str] = set()
+    spool = Spool()
+    try:
+        for number, entry in enumerate(reader.segments()):
+            if number % 256 == 0:
+                control.check()
+            origins |= entry.origins()
+            spool.extend(one for one in of_entry(entry) if one.key.startswith(own_prefix))
+    except BaseException:
+        spool.close()
+        raise
+    return spool, origins, reader.totals.manifest_bytes
+
+
+def _is_missing(container: Container, key: str) -> bool:
+    try:
+        container.get(key, 0, 1)
+    except NotFound:
+        return True
+    except RangeError:
+        return False
+    return False
