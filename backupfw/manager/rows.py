@@ -142,21 +142,6 @@ class Snapshot:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Service:
-    """A process that reports itself."""
-
-    id: int
-    host: str
-    binary: str
-    availability_zone: str | None
-    disabled: bool
-    disabled_reason: str | None
-    stores: Mapping[str, Any]
-    reported_at: datetime
-    created_at: datetime
-
-
 def columns(row: models.Base, record: type) -> dict[str, Any]:
     """Return the values of ``row`` for those fields of ``record`` that are columns."""
     names = {column.key for column in row.__mapper__.column_attrs}
@@ -188,8 +173,10 @@ def dependents_of(session: Session, ids: Iterable[str]) -> dict[tuple[str, str],
     return {(str(parent), project): count for parent, project, count in session.execute(query)}
 
 
-def backups(session: Session, rows: Sequence[models.Backup]) -> list[Backup]:
-    """Turn rows into records, with two queries for all of them."""
+def backups(session: Session, rows: Sequence[models.Backup], *, detail: bool = True) -> list[Backup]:
+    """Turn rows into records, with two queries for all of them; without ``detail`` with none."""
+    if not detail:
+        return [Backup(**columns(row, Backup)) for row in rows]
     ids = [row.id for row in rows]
     metadata = metadata_of(session, models.BackupMetadata, ids)
     dependents = dependents_of(session, ids)
@@ -243,8 +230,3 @@ def snapshots(session: Session, rows: Sequence[models.Snapshot]) -> list[Snapsho
 def snapshot(session: Session, row: models.Snapshot) -> Snapshot:
     """Turn one row into a record."""
     return snapshots(session, [row])[0]
-
-
-def service(row: models.Service) -> Service:
-    """Turn one row into a record."""
-    return Service(**columns(row, Service))

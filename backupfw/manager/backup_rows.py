@@ -1,0 +1,174 @@
+"""Changes of backups' rows that several use cases share; all inside the caller's transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import delete, exists, select
+from sqlalchemy.orm import Session
+
+from backupfw.context import RequestContext
+from backupfw.db import models
+from backupfw.db.session import now
+from backupfw.manager import lifecycle, lineage, tasks, volume_rules
+from backupfw.manager.lifecycle import VolumeMoves
+from backupfw.manager.records import Record
+
+
+def set_metadata(session: Session, backup_id: str, metadata: Mapping[str, str]) -> None:
+    """Make ``metadata`` the whole map of a backup."""
+    session.execute(delete(models.BackupMetadata).where(models.BackupMetadata.backup_id == backup_id))
+    session.add_all(
+        models.BackupMetadata(backup_id=backup_id, key=key, value=value) for key, value in metadata.items()
+    )
+    session.flush()
+
+
+def manifest_of(session: Session, backup: models.Backup, *, lock: bool = False) -> models.Manifest | None:
+    """Return the manifest a backup points to, read anew."""
+    if backup.manifest_id is None:
+        return None
+    return session.get(
+        models.Manifest, backup.manifest_id, populate_existing=True, with_for_update=True if lock else None
+    )
+
+
+def queue_release(
+    session: Session, manifest: models.Manifest, project_id: str, request_id: str | None, delay: float = 0
+) -> None:
+    """Queue the removal of a released manifest's objects, unless it is queued already.
+
+    It waits for older tasks about the backup that made it: one that was cancelled may still be putting
+    objects.
+    """
+    queued = exists().where(
+        models.Task.kind == tasks.MANIFEST_RELEASE, models.Task.resource_id == manifest.id
+    )
+    if session.scalar(select(queued)):
+        return
+    tasks.add(
+        session,
+        tasks.MANIFEST_RELEASE,
+        resource_id=manifest.id,
+        source_id=manifest.backup_id,
+        project_id=project_id,
+        request_id=request_id,
+        payload={"tries": 0},
+        delay=delay,
+    )
+
+
+def let_go(session: Session, manifest_id: str | None, project_id: str, request_id: str | None) -> None:
+    """Release a manifest if nothing holds it any more, and queue the removal of its objects."""
+    if manifest_id is not None and lineage.release_if_unused(session, manifest_id):
+        manifest = session.get(models.Manifest, manifest_id)
+        assert manifest is not None
+        queue_release(session, manifest, project_id, request_id)
+
+
+def give_up_manifest(session: Session, backup: models.Backup, request_id: str | None) -> bool:
+    """Abandon the manifest a backup was being written to, and let go of its base.
+
+    Returns whether there was one; the caller sees to it that its objects are removed.
+    """
+    manifest = manifest_of(session, backup)
+    if manifest is None or not lineage.abandon(session, manifest.id):
+        return False
+    session.execute(delete(models.Segment).where(models.Segment.manifest_id == manifest.id))
+    let_go(session, manifest.base_id, backup.project_id, request_id)
+    return True
+
+
+def stop_tasks(session: Session, backup: models.Backup) -> None:
+    """Cancel whatever runs on a backup and undo what it did to volumes, snapshots and manifest.
+
+    The target of a restore that had begun is half written: ``error``.  One that no worker had claimed
+    was not touched: ``available``, unless it was to be made for the restore.
+    """
+    for task in tasks.cancel(session, backup.id):
+        if task.kind == tasks.BACKUP_CREATE:
+            volume_rules.end_backup(session, backup.volume_id, backup.snapshot_id)
+            give_up_manifest(session, backup, task.request_id)
+        elif task.kind == tasks.BACKUP_RESTORE:
+            untouched = task.attempt == 0 and not task.payload["new"]
+            step = VolumeMoves.restore_not_begun if untouched else VolumeMoves.restore_of_new_failed
+            lifecycle.move(session, models.Volume, task.payload["volume_id"], step)
+    session.refresh(backup)
+
+
+def forget(session: Session, backup: models.Backup) -> None:
+    """Delete a backup's record (softly), from status ``deleting``."""
+    lifecycle.move(
+        session,
+        models.Backup,
+        backup.id,
+        lifecycle.BackupMoves.deleted,
+        manifest_id=None,
+        fail_reason=None,
+        temp_snapshot_id=None,
+        temp_volume_id=None,
+    )
+
+
+def imported(
+    session: Session,
+    ctx: RequestContext,
+    record: Record,
+    known: models.Backup | None,
+    *,
+    volume_id: str,
+) -> models.Backup:
+    """Add the row of an import in status ``creating``, or revive a deleted one (locked by the caller).
+
+    Only id and size come from the record; the rest is filled in when its data was found.
+    """
+    moment = now(session)
+    values: dict[str, Any] = {
+        "user_id": ctx.user_id,
+        "project_id": ctx.project_id,
+        "volume_id": volume_id,
+        "status": lifecycle.CREATING,
+        "size": record.size,
+        "created_at": moment,
+        "updated_at": moment,
+        "deleted": False,
+        "is_incremental": False,
+        "completed": False,
+        "object_count": 0,
+        "stored_bytes": 0,
+        "referenced_bytes": 0,
+        "progress_done": 0,
+        "progress_total": 0,
+    }
+    if known is None:
+        row = models.Backup(id=record.id, **values)
+        session.add(row)
+    else:
+        row = known
+        set_metadata(session, row.id, {})
+        for column in models.Backup.__table__.columns:
+            if column.key != "id":
+                setattr(row, column.key, values.get(column.key))
+    session.flush()
+    return row
+
+
+def record_to_json(record: Record) -> dict[str, Any]:
+    """Return a record as JSON for a task's payload; :func:`record_from_json` undoes it."""
+    return {
+        name: value.isoformat() if isinstance(value, datetime) else value
+        for name, value in asdict(record).items()
+    }
+
+
+def record_from_json(values: Mapping[str, Any]) -> Record:
+    """Return the record that :func:`record_to_json` turned into JSON."""
+    known = {item.name for item in fields(Record)}
+    arguments: dict[str, Any] = {name: value for name, value in values.items() if name in known}
+    for name in ("created_at", "data_timestamp"):
+        if arguments.get(name) is not None:
+            arguments[name] = datetime.fromisoformat(arguments[name])
+    return Record(**arguments)

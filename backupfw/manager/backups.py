@@ -1,0 +1,498 @@
+"""The use cases of backups, one method each: what the API calls.
+
+A method is one transaction: the rules are checked, statuses move by conditional updates and a task is
+queued, all or nothing; then ``wake`` tells the workers.  Messages of errors are the texts clients know,
+without the prefix that the API puts before them.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
+from typing import TYPE_CHECKING, Final
+
+from oslo_db.exception import DBDuplicateEntry
+from sqlalchemy import exists, select
+from sqlalchemy.orm import Session
+
+from backupfw.context import RequestContext
+from backupfw.db import models, queries
+from backupfw.db.session import Database, now
+from backupfw.errors import BackupNotFound, InvalidBackup, InvalidInput, InvalidVolume, ServiceUnavailable
+from backupfw.manager import backup_rows, lifecycle, quota, records, rows, services, tasks, volume_rules
+from backupfw.manager.lifecycle import BackupMoves
+from backupfw.manager.placement import Placement, place
+
+if TYPE_CHECKING:
+    from oslo_config import cfg
+
+#: ``volume_id`` of an imported backup until its manifest was read.
+NO_VOLUME = "00000000-0000-0000-0000-000000000000"
+#: Metadata key of a volume that was made by a restore.
+SOURCE_KEY = "src_backup_id"
+
+
+class Unset(Enum):
+    """A value that was not given, where null means something."""
+
+    UNSET = "unset"
+
+
+UNSET: Final = Unset.UNSET
+
+
+class BackupManager:
+    """The backups of all projects.  Thread-safe.
+
+    To a caller who is no administrator, another project's backup does not exist.
+
+    :param db: the database.
+    :param conf: the configuration: ``default_store``, ``enabled_stores``, ``availability_zone``,
+        ``[backup]`` and ``[quota]``.
+    :param wake: called after a transaction that queued or cancelled a task.
+    """
+
+    def __init__(self, db: Database, conf: cfg.ConfigOpts, wake: Callable[[], None] = lambda: None) -> None:
+        self._db = db
+        self._conf = conf
+        self._wake = wake
+
+    def create(
+        self,
+        ctx: RequestContext,
+        *,
+        volume_id: str,
+        name: str | None = None,
+        description: str | None = None,
+        container: str | None = None,
+        incremental: bool = False,
+        force: bool = False,
+        snapshot_id: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        availability_zone: str | None = None,
+    ) -> rows.Backup:
+        """Begin a backup of a volume, or of one of its snapshots.
+
+        An incremental one takes the newest available backup of the volume in the caller's project as
+        its parent (for a snapshot: one older than the snapshot), and goes where the parent is unless a
+        container is named.
+
+        :param container: ``container``, or ``store:container`` where the store is enabled; None or
+            empty for the default.
+        :raises VolumeNotFound: no such volume for this caller.
+        :raises SnapshotNotFound: no such snapshot for this caller.
+        :raises InvalidVolume: the volume's status forbids it, or the snapshot is another volume's.
+        :raises InvalidSnapshot: the snapshot's status forbids it.
+        :raises InvalidBackup: incremental, and there is no parent.
+        :raises InvalidInput: the container's name is not allowed.
+        :raises QuotaExceeded: the project has no room for it.
+        """
+        chosen = place(self._conf, container)
+
+        def work(session: Session) -> rows.Backup:
+            source = volume_rules.begin_backup(session, volume_id, ctx, force=force, snapshot_id=snapshot_id)
+            moment = now(session)
+            volume, snapshot = source
+            parent = None
+            where = chosen
+            if incremental:
+                parent = _parent(session, ctx.project_id, volume.id, snapshot)
+                where = where or _placement_of(self._conf, parent)
+            where = where or place(self._conf, self._conf.backup.container, exact=True)
+            assert where is not None
+            quota.check(session, self._conf, ctx.project_id, {"backups": 1, "backup_gigabytes": source.size})
+            row = models.Backup(
+                id=str(uuid.uuid4()),
+                user_id=ctx.user_id,
+                project_id=ctx.project_id,
+                volume_id=volume.id,
+                snapshot_id=None if snapshot is None else snapshot.id,
+                availability_zone=availability_zone or self._conf.availability_zone,
+                container=where.container,
+                store=where.store,
+                parent_id=None if parent is None else parent.id,
+                is_incremental=parent is not None,
+                status=lifecycle.CREATING,
+                size=source.size,
+                length=volume.length if snapshot is None else snapshot.length,
+                display_name=name,
+                display_description=description,
+                data_timestamp=moment if snapshot is None else snapshot.created_at,
+                created_at=moment,
+                updated_at=moment,
+            )
+            session.add(row)
+            session.flush()
+            backup_rows.set_metadata(session, row.id, metadata or {})
+            tasks.add(
+                session,
+                tasks.BACKUP_CREATE,
+                resource_id=row.id,
+                source_id=volume.id if snapshot is None else snapshot.id,
+                project_id=ctx.project_id,
+                request_id=ctx.request_id,
+                payload={"zone": availability_zone},
+            )
+            return rows.backup(session, row)
+
+        backup = self._db.run(work)
+        self._wake()
+        return backup
+
+    def get(self, ctx: RequestContext, backup_id: str) -> rows.Backup:
+        """Return a backup.
+
+        :raises BackupNotFound: no such backup for this caller.
+        """
+        with self._db.read() as session:
+            return rows.backup(session, _find(session, ctx, backup_id))
+
+    def list(
+        self,
+        ctx: RequestContext,
+        *,
+        detail: bool = True,
+        filters: Mapping[str, str] | None = None,
+        all_tenants: bool = False,
+        limit: int | None = None,
+        marker: str | None = None,
+        offset: int = 0,
+        sort: Sequence[tuple[str, str]] = (),
+        with_count: bool = False,
+    ) -> rows.Page[rows.Backup]:
+        """Return one page of backups; parameters as :func:`backupfw.db.queries.page` has them.
+
+        :param detail: whether metadata and dependents are wanted.
+        :param all_tenants: every project's; heard only from administrators.
+        :raises InvalidInput: a sort key or direction is unknown.
+        :raises MarkerNotFound: the marker is no backup this caller can see.
+        """
+        everybody = all_tenants and ctx.is_admin
+        with self._db.read() as session:
+            found, total = queries.page(
+                session,
+                models.Backup,
+                project_id=None if everybody else ctx.project_id,
+                filters=filters or {},
+                sort=sort,
+                limit=limit,
+                marker=marker,
+                offset=offset,
+                with_count=with_count,
+            )
+            return rows.Page(rows.backups(session, found, detail=detail), total)
+
+    def update(
+        self,
+        ctx: RequestContext,
+        backup_id: str,
+        *,
+        name: str | Unset | None = UNSET,
+        description: str | Unset | None = UNSET,
+        metadata: Mapping[str, str] | Unset = UNSET,
+    ) -> rows.Backup:
+        """Change what was given; ``metadata`` replaces the whole map.
+
+        :raises BackupNotFound: no such backup for this caller.
+        """
+
+        def work(session: Session) -> rows.Backup:
+            row = _find(session, ctx, backup_id, lock=True)
+            if name is not UNSET:
+                row.display_name = name
+            if description is not UNSET:
+                row.display_description = description
+            if metadata is not UNSET:
+                backup_rows.set_metadata(session, backup_id, metadata)
+            row.updated_at = now(session)
+            session.flush()
+            return rows.backup(session, row)
+
+        return self._db.run(work)
+
+    def merge_metadata(self, ctx: RequestContext, backup_id: str, metadata: Mapping[str, str]) -> rows.Backup:
+        """Set the given metadata keys and keep the others.
+
+        :raises BackupNotFound: no such backup for this caller.
+        """
+
+        def work(session: Session) -> rows.Backup:
+            row = _find(session, ctx, backup_id, lock=True)
+            known = rows.metadata_of(session, models.BackupMetadata, [backup_id]).get(backup_id, {})
+            backup_rows.set_metadata(session, backup_id, {**known, **metadata})
+            row.updated_at = now(session)
+            session.flush()
+            return rows.backup(session, row)
+
+        return self._db.run(work)
+
+    def delete(self, ctx: RequestContext, backup_id: str) -> None:
+        """Begin the deletion of a backup.
+
+        Children are no obstacle (they need nothing of it), unless ``refuse_delete_of_parents`` is set.
+
+        :raises BackupNotFound: no such backup for this caller.
+        :raises InvalidBackup: its status forbids it, or it has incrementals and they are an obstacle.
+        """
+
+        def work(session: Session) -> None:
+            row = _find(session, ctx, backup_id)
+            self._refuse_parent(session, row)
+            if not lifecycle.move(session, models.Backup, row.id, BackupMoves.delete):
+                raise InvalidBackup("Backup status must be available or error")
+            _queue_delete(session, ctx, row)
+
+        self._db.run(work)
+        self._wake()
+
+    def force_delete(self, ctx: RequestContext, backup_id: str) -> None:
+        """Begin the deletion of a backup whatever its status is; its running task is cancelled.
+
+        Volume and snapshot get their statuses back at once; the deletion itself waits until the
+        cancelled task has ended.
+
+        :raises BackupNotFound: no such backup for this caller.
+        :raises InvalidBackup: it has incrementals and they are an obstacle.
+        """
+
+        def work(session: Session) -> None:
+            row = _find(session, ctx, backup_id)
+            self._refuse_parent(session, row)
+            backup_rows.stop_tasks(session, row)
+            if not lifecycle.move(session, models.Backup, row.id, BackupMoves.force_delete, fail_reason=None):
+                raise BackupNotFound(backup_id)
+            _queue_delete(session, ctx, row)
+
+        self._db.run(work)
+        self._wake()
+
+    def restore(
+        self, ctx: RequestContext, backup_id: str, *, volume_id: str | None = None, name: str | None = None
+    ) -> tuple[str, str, str | None]:
+        """Begin to write a backup to a volume: an existing one, or a new one if none is named.
+
+        :param name: a new volume's name; ``restore_backup_<id>`` unless given.
+        :returns: the backup's id, the volume's id and name.
+        :raises BackupNotFound: no such backup for this caller.
+        :raises VolumeNotFound: no such volume for this caller.
+        :raises InvalidBackup: the backup is not available.
+        :raises InvalidVolume: the volume is not available, or too small.
+        :raises QuotaExceeded: the project has no room for a new volume.
+        """
+
+        def work(session: Session) -> tuple[str, str, str | None]:
+            backup = _find(session, ctx, backup_id)
+            if backup.status != lifecycle.AVAILABLE:
+                raise InvalidBackup("Backup status must be available")
+            if volume_id is not None:
+                volume = volume_rules.begin_restore(session, volume_id, backup.size, ctx)
+                if backup.length is not None and volume.length < backup.length:
+                    raise InvalidVolume(
+                        f"volume size {volume.size} is too small to restore backup of size {backup.size}."
+                    )
+            else:
+                volume = volume_rules.new_volume(
+                    session,
+                    self._conf,
+                    ctx,
+                    status=lifecycle.RESTORING_BACKUP,
+                    size=backup.size,
+                    length=backup.length,
+                    name=name or f"restore_backup_{backup.id}",
+                    metadata={SOURCE_KEY: backup.id},
+                    availability_zone=self._conf.availability_zone,
+                )
+            begin_restore(session, ctx, backup, volume, new=volume_id is None)
+            return backup.id, volume.id, volume.display_name
+
+        done = self._db.run(work)
+        self._wake()
+        return done
+
+    def reset_status(self, ctx: RequestContext, backup_id: str, status: str) -> rows.Backup:
+        """Give a backup the status ``available`` or ``error``; whatever runs on it is cancelled.
+
+        ``available`` is granted only to a backup whose data is whole in its store; another one becomes
+        ``error`` with the reason.  Volume and snapshot get their statuses back; the target of a restore
+        that had begun becomes ``error``.
+
+        :param status: in any letter case.
+        :raises BackupNotFound: no such backup for this caller.
+        :raises InvalidInput: another status was asked for.
+        """
+        wanted = status.lower()
+        if wanted not in (lifecycle.AVAILABLE, lifecycle.ERROR):
+            raise InvalidInput(f"Status {status} is not available or error.")
+
+        def work(session: Session) -> rows.Backup:
+            row = _find(session, ctx, backup_id)
+            backup_rows.stop_tasks(session, row)
+            manifest = backup_rows.manifest_of(session, row, lock=True)
+            live = manifest is not None and manifest.state == lifecycle.LIVE
+            if wanted == lifecycle.AVAILABLE and live:
+                moved = lifecycle.move(
+                    session, models.Backup, row.id, BackupMoves.reset_available, fail_reason=None
+                )
+            else:
+                reason = None
+                if wanted == lifecycle.AVAILABLE:
+                    reason = "The backup cannot be made available: its data is not complete in the store."
+                moved = lifecycle.move(
+                    session, models.Backup, row.id, BackupMoves.reset_error, fail_reason=reason
+                )
+            if not moved:
+                raise BackupNotFound(backup_id)
+            if manifest is not None and manifest.state == lifecycle.RELEASED:
+                backup_rows.queue_release(session, manifest, row.project_id, ctx.request_id)
+            return rows.backup(session, row)
+
+        backup = self._db.run(work)
+        self._wake()
+        return backup
+
+    def export_record(self, ctx: RequestContext, backup_id: str) -> tuple[str, str]:
+        """Return ``backup_service`` and ``backup_url`` of a backup.
+
+        :raises BackupNotFound: no such backup for this caller.
+        :raises InvalidBackup: it is not available.
+        """
+        backup = self.get(ctx, backup_id)
+        if backup.status != lifecycle.AVAILABLE:
+            raise InvalidBackup(f"Backup status must be available and not {backup.status}.")
+        return backup.service or "", records.encode(backup)
+
+    def import_record(
+        self, ctx: RequestContext, *, backup_service: str, backup_url: str, expect_id: str | None = None
+    ) -> rows.Backup:
+        """Begin to take over the backup that a record describes, into the caller's project.
+
+        The data is checked by a worker before the backup becomes ``available``.  The id of a deleted
+        backup is used again.
+
+        :param expect_id: the id the record must have.
+        :raises InvalidInput: the record cannot be read, or has another id than expected.
+        :raises InvalidBackup: there is a backup with this id.
+        :raises ServiceUnavailable: no worker lives that could check it.
+        :raises QuotaExceeded: the project has no room for it.
+        """
+        record = records.decode(backup_url)
+        if expect_id is not None and expect_id.lower() != record.id:
+            raise InvalidInput("The id in the path is not the id in the backup record.")
+
+        def work(session: Session) -> rows.Backup:
+            if not services.backup_workers_alive(session, self._conf):
+                raise ServiceUnavailable(f"Service {services.BACKUP_BINARY} could not be found.")
+            known = session.get(models.Backup, record.id, with_for_update=True)
+            if known is not None and not known.deleted:
+                raise InvalidBackup("Backup already exists in database.")
+            quota.check(session, self._conf, ctx.project_id, {"backups": 1, "backup_gigabytes": record.size})
+            row = backup_rows.imported(session, ctx, record, known, volume_id=NO_VOLUME)
+            tasks.add(
+                session,
+                tasks.BACKUP_IMPORT,
+                resource_id=row.id,
+                source_id=None,
+                project_id=ctx.project_id,
+                request_id=ctx.request_id,
+                payload={
+                    "service": backup_service,
+                    "admin": ctx.is_admin,
+                    "record": backup_rows.record_to_json(record),
+                },
+            )
+            return rows.backup(session, row)
+
+        try:
+            backup = self._db.run(work)
+        except DBDuplicateEntry as error:
+            raise InvalidBackup("Backup already exists in database.") from error
+        self._wake()
+        return backup
+
+    def _refuse_parent(self, session: Session, row: models.Backup) -> None:
+        if self._conf.backup.refuse_delete_of_parents and rows.dependents_of(session, [row.id]).get(
+            (row.id, row.project_id)
+        ):
+            raise InvalidBackup("Incremental backups exist for this backup.")
+
+
+def begin_restore(
+    session: Session, ctx: RequestContext, backup: models.Backup, volume: models.Volume, *, new: bool
+) -> None:
+    """Move a backup to ``restoring`` and queue the task, in the caller's transaction.
+
+    The caller has moved the volume to ``restoring-backup``, or made it with that status or
+    ``creating``, and has checked its size.
+
+    :param new: the volume was made for this restore.
+    :raises InvalidBackup: the backup is not available.
+    """
+    if not lifecycle.move(
+        session,
+        models.Backup,
+        backup.id,
+        BackupMoves.restore,
+        restore_volume_id=volume.id,
+        progress_done=0,
+        progress_total=0,
+    ):
+        raise InvalidBackup("Backup status must be available")
+    tasks.add(
+        session,
+        tasks.BACKUP_RESTORE,
+        resource_id=backup.id,
+        source_id=volume.id,
+        project_id=ctx.project_id,
+        request_id=ctx.request_id,
+        payload={"volume_id": volume.id, "new": new},
+    )
+
+
+def _find(session: Session, ctx: RequestContext, backup_id: str, *, lock: bool = False) -> models.Backup:
+    if "\0" in backup_id:
+        raise BackupNotFound(backup_id)
+    row = session.get(models.Backup, backup_id, with_for_update=lock)
+    if row is None or row.deleted or not (ctx.is_admin or row.project_id == ctx.project_id):
+        raise BackupNotFound(backup_id)
+    return row
+
+
+def _parent(
+    session: Session, project_id: str, volume_id: str, snapshot: models.Snapshot | None
+) -> models.Backup:
+    row = models.Backup
+    query = select(row).where(
+        row.volume_id == volume_id,
+        row.project_id == project_id,
+        row.status == lifecycle.AVAILABLE,
+        row.deleted.is_(False),
+        row.data_timestamp.is_not(None),
+        exists().where(models.Manifest.id == row.manifest_id, models.Manifest.state == lifecycle.LIVE),
+    )
+    if snapshot is not None:
+        query = query.where(row.data_timestamp < snapshot.created_at)
+    newest = query.order_by(row.data_timestamp.desc(), row.created_at.desc(), row.id.desc()).limit(1)
+    parent = session.scalar(newest)
+    if parent is None:
+        raise InvalidBackup("No backups available to do an incremental backup.")
+    return parent
+
+
+def _placement_of(conf: cfg.ConfigOpts, parent: models.Backup) -> Placement | None:
+    """Where the parent is, if its store is still in use."""
+    if parent.store is None or parent.container is None or parent.store not in conf.enabled_stores:
+        return None
+    return Placement(parent.store, parent.container)
+
+
+def _queue_delete(session: Session, ctx: RequestContext, row: models.Backup) -> None:
+    tasks.add(
+        session,
+        tasks.BACKUP_DELETE,
+        resource_id=row.id,
+        source_id=None,
+        project_id=row.project_id,
+        request_id=ctx.request_id,
+        payload={"tries": 0},
+    )
