@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
 import jsonschema
@@ -25,6 +25,20 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
+def _texts(value: Any) -> Iterator[str]:
+    """Yield every key and text of a parsed body."""
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, list):
+            waiting.extend(item)
+        elif isinstance(item, dict):
+            waiting.extend(item)
+            waiting.extend(item.values())
+
+
 def parse(raw: bytes) -> Any:
     """Parse a JSON body; an empty one is None.
 
@@ -35,10 +49,10 @@ def parse(raw: bytes) -> Any:
     try:
         value = json.loads(raw, parse_constant=_refuse_constant)
         if _SUSPICIOUS.search(raw) or b"\0" in raw:
-            text = json.dumps(value, ensure_ascii=False)
-            text.encode("utf-8")
-            if "\\u0000" in text:
-                raise ValueError("a NUL in a text")
+            for text in _texts(value):
+                text.encode("utf-8")
+                if "\0" in text:
+                    raise ValueError("a NUL in a text")
     except (ValueError, RecursionError) as error:
         raise errors.MalformedBody from error
     return value

@@ -160,7 +160,9 @@ def listing(query: Query, rules: ListingRules, *, is_admin: bool, max_limit: int
         if name in rules.filter_keys:
             filters[rules.filter_keys[name]] = value
         elif is_admin:
-            filters[name] = value
+            # Substring filters ("name~") came with a later version; with one more "~" the name is no
+            # column's, and finds nothing like every other unknown one.
+            filters[name + "~" if name.endswith("~") else name] = value
     return Listing(
         limit=_limit(query, max_limit),
         marker=query.get("marker") or None,

@@ -1,0 +1,229 @@
+"""Links, paths, versions, identity, policy, routing: the frame around the controllers."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+
+from backupfw import errors as core_errors
+from backupfw.api import errors, middleware, paths, policies, versions
+from backupfw.api.identity.noauth import ANONYMOUS, context_of
+from backupfw.api.links import Links, base_url
+from backupfw.api.routing import Action, Route, Router
+from backupfw.api.versions import V2, ApiVersion
+from backupfw.context import RequestContext
+
+
+@pytest.mark.parametrize(
+    ("environ", "endpoint", "trust", "expected"),
+    [
+        ({"HTTP_HOST": "h:8776"}, None, False, "http://h:8776"),
+        ({"HTTP_HOST": "h:80"}, None, False, "http://h"),
+        ({"HTTP_HOST": "h:443", "wsgi.url_scheme": "https"}, None, False, "https://h"),
+        ({"SERVER_NAME": "s", "SERVER_PORT": "1"}, None, False, "http://s:1"),
+        ({"HTTP_HOST": "h", "SCRIPT_NAME": "/volume"}, None, False, "http://h/volume"),
+        ({"HTTP_HOST": "h"}, "https://e/x/", False, "https://e/x"),
+        ({"HTTP_HOST": "h", "HTTP_X_FORWARDED_HOST": "f"}, None, False, "http://h"),
+        (
+            {
+                "HTTP_HOST": "h",
+                "HTTP_X_FORWARDED_HOST": "f, g",
+                "HTTP_X_FORWARDED_PROTO": "https",
+                "HTTP_X_FORWARDED_PREFIX": "/p/",
+            },
+            None,
+            True,
+            "https://f/p",
+        ),
+        ({"HTTP_HOST": "h", "HTTP_X_FORWARDED_PORT": "99"}, None, True, "http://h:99"),
+    ],
+)
+def test_base_url(environ: dict[str, str], endpoint: str | None, trust: bool, expected: str) -> None:
+    assert base_url(environ, endpoint, trust) == expected
+
+
+def test_links_quote_and_may_lack_the_project() -> None:
+    assert Links("http://h", "v2", "a/ä").of("backups", "x") == [
+        {"rel": "self", "href": "http://h/v2/a%2F%C3%A4/backups/x"},
+        {"rel": "bookmark", "href": "http://h/a%2F%C3%A4/backups/x"},
+    ]
+    assert Links("http://h", "v3", None).of("backups", "x")[0]["href"] == "http://h/v3/backups/x"
+
+
+def test_the_next_page_keeps_the_query_but_not_the_offset() -> None:
+    links = Links("http://h", "v2", "p")
+    query = [("limit", "2"), ("offset", "4"), ("marker", "old"), ("name", "ä&b")]
+    assert links.next_page("backups/detail", query, "m") == [
+        {"rel": "next", "href": "http://h/v2/p/backups/detail?limit=2&name=%C3%A4%26b&marker=m"}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        ("", (None, None, ())),
+        ("/", (None, None, ())),
+        ("/v2", ("v2", None, ())),
+        ("/v2/", ("v2", None, ())),
+        ("/v2/p", ("v2", "p", ())),
+        ("/v2/p/backups/", ("v2", "p", ("backups",))),
+        ("/v2/p/backups/a.json", ("v2", "p", ("backups", "a.json"))),
+        ("/v2/p//backups", ("v2", "p", ("", "backups"))),
+        ("/v2/ä/x".encode().decode("latin-1"), ("v2", "ä", ("x",))),
+    ],
+)
+def test_paths(raw: str, expected: tuple[Any, ...]) -> None:
+    path = paths.parse({"PATH_INFO": raw})
+    assert (path.prefix, path.project, path.rest) == expected
+
+
+@pytest.mark.parametrize("raw", ["/v1", "/v2//backups", "/backups", "/v2/\xff", "/V2/p"])
+def test_paths_to_nowhere(raw: str) -> None:
+    with pytest.raises(errors.UnknownRoute):
+        paths.parse({"PATH_INFO": raw})
+
+
+@pytest.mark.parametrize("raw", ["/v2/a\0b/backups", "/v2/" + "p" * 256 + "/backups", "/v2/a\nb/backups"])
+def test_projects_that_cannot_be(raw: str) -> None:
+    with pytest.raises(errors.MalformedUrl):
+        paths.parse({"PATH_INFO": raw})
+
+
+def test_version_documents() -> None:
+    (entry,) = versions.document("http://h")["versions"]
+    assert entry["id"] == "v2.0"
+    assert entry["version"] == entry["min_version"] == ""
+    assert entry["links"] == [{"rel": "self", "href": "http://h/v2/"}]
+    assert versions.document("http://h", "v2")["versions"] == [entry]
+    assert ApiVersion(3, 10) > ApiVersion(3, 9) > V2
+
+
+@pytest.mark.parametrize(
+    ("token", "user", "roles", "is_admin"),
+    [
+        ("", ANONYMOUS, {"member"}, False),
+        ("notused", "notused", {"member"}, False),
+        ("u:p", "u", {"member"}, False),
+        ("u:p:", "u", {"member"}, False),
+        ("u:p:reader", "u", {"reader"}, False),
+        ("u:p:Admin, reader", "u", {"admin", "reader"}, True),
+        (":p", ANONYMOUS, {"member"}, False),
+    ],
+)
+def test_tokens(token: str, user: str, roles: set[str], is_admin: bool) -> None:
+    context = context_of(token, "p", frozenset({"member"}), "req-1")
+    assert context == RequestContext("p", user, frozenset(roles), is_admin, "req-1")
+
+
+@pytest.mark.parametrize("token", ["u:q", "u:", ":", "u:q:admin"])
+def test_a_token_of_another_project(token: str) -> None:
+    with pytest.raises(errors.MalformedUrl):
+        context_of(token, "p", frozenset({"admin"}), "req-1")
+
+
+def test_a_token_with_a_long_user() -> None:
+    with pytest.raises(errors.Unauthorized):
+        context_of("u" * 256 + ":p", "p", frozenset(), "req-1")
+
+
+@pytest.mark.parametrize(
+    ("roles", "allowed"),
+    [
+        ({"admin"}, {"backup:get", "backup:create", "backup:export-import"}),
+        ({"member"}, {"backup:get", "backup:create"}),
+        ({"reader"}, {"backup:get"}),
+        ({"other"}, set()),
+        (set(), set()),
+    ],
+)
+def test_default_roles(roles: set[str], allowed: set[str]) -> None:
+    context = RequestContext("p", "u", frozenset(roles), "admin" in roles)
+    policy = policies.TablePolicy()
+    rules = ("backup:get", "backup:create", "backup:export-import")
+    assert {rule for rule in rules if policy.allows(context, rule, "p")} == allowed
+    others = {rule for rule in rules if policy.allows(context, rule, "another")}
+    assert others == (allowed if "admin" in roles else set())
+
+
+def test_a_refusal_names_its_rule() -> None:
+    with pytest.raises(core_errors.Forbidden, match=r"Policy doesn't allow backup:create to be performed\."):
+        policies.enforce(policies.TablePolicy(), RequestContext("p", "u"), "backup:create")
+
+
+def nothing(call: Any) -> None:
+    """Do nothing."""
+
+
+def test_routes_come_with_versions() -> None:
+    new = Route("PUT", "/things/{id}", nothing, since=ApiVersion(3, 9))
+    router = Router([Route("GET", "/things/detail", nothing), Route("GET", "/things/{id}", nothing), new])
+    assert router.find("GET", ("things", "detail"), V2)[1] == {}
+    assert router.find("GET", ("things", "x"), V2)[1] == {"id": "x"}
+    assert router.find("PUT", ("things", "x"), ApiVersion(3, 9))[0] is new
+    for method, parts, version in [
+        ("PUT", ("things", "x"), V2),
+        ("PUT", ("things", "x"), ApiVersion(3, 8)),
+        ("GET", ("things",), V2),
+        ("GET", ("things", ""), V2),
+        ("POST", ("things", "x"), V2),
+        ("GET", (), V2),
+    ]:
+        with pytest.raises(errors.UnknownRoute):
+            router.find(method, parts, version)
+
+
+@pytest.mark.parametrize("body", [None, [], "x", {}, {"a": 1, "b": 2}])
+def test_an_action_body_has_one_key(body: object) -> None:
+    route = Route("POST", "/x/action", actions={"a": Action(nothing, lambda version: {})})
+    with pytest.raises(errors.MalformedBody):
+        route.choose(V2, body)
+
+
+def test_actions_come_with_versions() -> None:
+    late = Action(nothing, lambda version: {}, since=ApiVersion(3, 5))
+    route = Route("POST", "/x/action", actions={"late": late})
+    assert route.choose(ApiVersion(3, 5), {"late": None}) is nothing
+    with pytest.raises(errors.BadRequest, match="There is no such action: late"):
+        route.choose(V2, {"late": None})
+
+
+def test_a_body_of_unknown_length_is_bounded() -> None:
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        data = environ["wsgi.input"].read()
+        start_response("200 OK", [])
+        return [str(len(data)).encode()]
+
+    envelope = middleware.Envelope(app, max_body=10)
+    for size, expected in ((10, "200 OK"), (11, "413 Request Entity Too Large")):
+        seen: list[str] = []
+        environ = {
+            "wsgi.input": io.BytesIO(b"x" * size),
+            "wsgi.input_terminated": True,
+            "REQUEST_METHOD": "POST",
+        }
+        list(envelope(environ, lambda status, headers, exc_info=None, seen=seen: seen.append(status)))
+        assert seen == [expected]
+
+
+@pytest.mark.parametrize(
+    ("length", "expected"),
+    [("x", "400 "), ("-1", "400 "), ("11", "413 "), ("9" * 40, "413 "), ("10", "200 "), ("", "200 ")],
+)
+def test_declared_lengths(length: str, expected: str) -> None:
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        start_response("200 OK", [])
+        return []
+
+    seen: list[tuple[str, dict[str, str]]] = []
+
+    def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> None:
+        seen.append((status, dict(headers)))
+
+    environ = {"CONTENT_LENGTH": length, "wsgi.input": io.BytesIO(), "REQUEST_METHOD": "POST"}
+    list(middleware.Envelope(app, max_body=10)(environ, start))
+    ((status, headers),) = seen
+    assert status.startswith(expected)
+    assert headers["x-openstack-request-id"] == headers["x-compute-request-id"]
+    assert headers["x-openstack-request-id"].startswith("req-")
