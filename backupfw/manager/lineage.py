@@ -22,7 +22,8 @@ from sqlalchemy.orm import Session
 from sqlalchemy.sql import ColumnElement
 
 from backupfw.db.models import Backup, Manifest
-from backupfw.manager.lineage_tree import GONE, LIVE, RELEASED, WRITING, Node, Tree
+from backupfw.manager.lifecycle import GONE, LIVE, RELEASED, WRITING
+from backupfw.manager.lineage_tree import Node, Tree
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,10 +20,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-WRITING = "writing"
-LIVE = "live"
-RELEASED = "released"
-GONE = "gone"
+from backupfw.manager.lifecycle import GONE, LIVE, WRITING
 
 #: States in which a manifest needs its objects: a search for relatives ends there.
 HOLDING = frozenset({WRITING, LIVE})

@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from backupfw.manager.lineage_tree import GONE, LIVE, RELEASED, WRITING, Node, Tree
+from backupfw.manager.lifecycle import GONE, LIVE, RELEASED, WRITING
+from backupfw.manager.lineage_tree import Node, Tree
 from tests.unit.manager.lineage_simulation import World
 
 
