@@ -35,6 +35,13 @@ OPTS = (
         max_length=255,
         help="The availability zone of this worker and of the volumes it serves.",
     ),
+    cfg.FloatOpt(
+        "service_down_time",
+        default=60,
+        min=2,
+        max=86400,
+        help="Seconds after which a worker that did not report itself counts as down.",
+    ),
     cfg.StrOpt(
         "state_dir",
         default="/var/lib/backupfw",

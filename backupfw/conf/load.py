@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from oslo_config import cfg
 
@@ -34,12 +35,12 @@ class PlugIns:
     """Where the options of plug-ins come from (this package imports none of them).
 
     :ivar store_driver: driver name -> driver class; raises ConfigError for an unknown one.
-    :ivar layer_options: options of the layers around every driver.
+    :ivar layer_options: driver class -> options of the layers around it.
     :ivar volume_options: provider name -> its options; raises ConfigError for an unknown one.
     """
 
     store_driver: Callable[[str], stores.HasOptions]
-    layer_options: Sequence[cfg.Opt]
+    layer_options: Callable[[Any], Sequence[cfg.Opt]]
     volume_options: Callable[[str], Sequence[cfg.Opt]]
 
 

@@ -20,8 +20,6 @@ DRIVER = cfg.StrOpt(
 class HasOptions(Protocol):
     """A plug-in class that declares options (a chunk store driver)."""
 
-    layer_defaults: Any
-
     @classmethod
     def options(cls) -> Sequence[cfg.Opt]:
         """Return the options."""
@@ -36,14 +34,14 @@ def register_opts(
     conf: cfg.ConfigOpts,
     store: str,
     find_driver: Callable[[str], HasOptions],
-    layer_options: Sequence[cfg.Opt],
+    layer_options: Callable[[Any], Sequence[cfg.Opt]],
     defaults: Mapping[str, Any],
 ) -> list[tuple[str, Sequence[cfg.Opt]]]:
     """Register one enabled store's section; ``conf`` has parsed its files already.
 
     :param store: the store's name.
     :param find_driver: returns the driver class of a name; raises ConfigError where there is none.
-    :param layer_options: what the layers around every driver can be set to.
+    :param layer_options: driver class -> what the layers around it can be set to.
     :param defaults: defaults of this store's options that differ from the plug-ins' own.
     :returns: what was registered.
     :raises ConfigError: no driver, an unknown one, or one whose options collide with the layers'.
@@ -62,21 +60,18 @@ def register_opts(
     except ConfigError as error:
         raise ConfigError(f"section [{group}], option driver: {error}") from error
     own = tuple(driver.options())
-    both = {opt.dest for opt in own} & {opt.dest for opt in (DRIVER, *layer_options)}
+    layers = tuple(layer_options(driver))
+    both = {opt.dest for opt in own} & {opt.dest for opt in (DRIVER, *layers)}
     if both:
         raise ConfigError(f"driver {name!r} declares options that every store has: {', '.join(sorted(both))}")
     conf.register_opts(own, group)
-    conf.register_opts(layer_options, group)
-    layers = {opt.dest for opt in layer_options}
-    for option, value in driver.layer_defaults.items():
-        if option in layers:
-            conf.set_default(option, value, group)
-    known = {opt.dest for opt in own} | layers
+    conf.register_opts(layers, group)
+    known = {opt.dest for opt in (*own, *layers)}
     for option, value in defaults.items():
         # A file may give the store another driver, which need not know the option.
         if option in known:
             conf.set_default(option, value, group)
-    return [(group, (DRIVER, *own, *layer_options))]
+    return [(group, (DRIVER, *own, *layers))]
 
 
 def list_opts() -> list[tuple[str, Sequence[cfg.Opt]]]:
