@@ -1,0 +1,249 @@
+"""Backing up: source -> blocks -> packs -> maps -> manifest, sharing with a base what has not changed.
+
+The calling thread walks the segments in order, alongside the base's manifest and the journal, and
+writes the journal; streams do the segments.  Order of commitment: a segment's packs, its map, its
+journal entry, and at the end the manifest.  Memory: a pack and two MiB per stream, a page of each
+manifest; nothing grows with the volume.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from backupfw.chunkstore.container import Container
+from backupfw.engine.extents import block_runs, data_segments
+from backupfw.engine.format import keys
+from backupfw.engine.format.entries import SegmentEntry, decode_entry, encode_entry
+from backupfw.engine.format.geometry import Geometry
+from backupfw.engine.format.manifest import (
+    HASH_BLAKE3,
+    ManifestHead,
+    ManifestReader,
+    ManifestTotals,
+    ManifestWriter,
+)
+from backupfw.engine.pool import Halt, Meter, Streams
+from backupfw.engine.ports import BackupJob, BackupResult, Control, Journal
+from backupfw.engine.segment_backup import SegmentDone, SegmentTask, SegmentWriter
+from backupfw.errors import Damaged, UnsupportedFormat
+from backupfw.volume.base import BlockSource
+
+#: The journal is written when this many segments are finished, or after so many seconds.
+JOURNAL_SEGMENTS = 16
+JOURNAL_SECONDS = 5.0
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class _Base:
+    """A base that may be shared with, or the reason why there is none."""
+
+    reader: ManifestReader | None = None
+    problem: str | None = None
+
+    @property
+    def geometry(self) -> Geometry | None:
+        return None if self.reader is None else self.reader.head.geometry
+
+    def entries(self) -> Iterator[SegmentEntry]:
+        return iter(()) if self.reader is None else self.reader.segments()
+
+
+def run(
+    job: BackupJob, source: BlockSource, container: Container, journal: Journal, control: Control
+) -> BackupResult:
+    """Make one backup, or finish one that an earlier attempt began.
+
+    The source must stay as it is until this returns.  On any error the manifest is not put, and what
+    is finished has been recorded in the journal if that is still possible; calling again with another
+    token and the same journal goes on from there.
+
+    :raises TaskStopped: the control said so.
+    :raises UnsupportedFormat: the job asks for a hash mode or key that does not exist.
+    :raises SourceMoved: the source changed while it was read.
+    :raises EngineError: the source could not be read.
+    :raises ChunkStoreError: the store could not be read or written.
+    """
+    if job.hash_mode != HASH_BLAKE3 or job.key_id is not None:
+        raise UnsupportedFormat(f"hash mode {job.hash_mode} with a key is not known to this release")
+    if (problem := job.geometry.problem()) or source.length != job.geometry.length:
+        raise ValueError(problem or "the source has another length than the job")
+    base = _open_base(job, container, control)
+    halt = Halt(control)
+    meter = Meter(control, _total(source, job.geometry, control))
+    streams = Streams(
+        lambda: SegmentWriter(job, base.geometry, source, container, halt.check, meter.add), job.streams, halt
+    )
+    batch = _Batch(journal)
+    changed = read = raw = repacked = 0
+    tasks = _tasks(source, job.geometry, base, journal)
+    try:
+        with contextlib.closing(streams.run(tasks)) as results:
+            for done in results:
+                changed += done.changed
+                read += done.read_bytes
+                raw += done.raw_bytes
+                repacked += done.repacked_bytes
+                batch.add(done)
+    except Exception:
+        # Best effort: what is finished need not be done again.  The first error is what counts.
+        with contextlib.suppress(Exception):
+            batch.flush()
+        raise
+    batch.flush()
+    control.check()
+    objects, stored, totals = _commit(job, container, journal, control)
+    meter.finish()
+    return BackupResult(
+        manifest_key=keys.manifest_key(str(job.origin)),
+        object_count=objects,
+        stored_bytes=stored,
+        referenced_bytes=totals.referenced_bytes + totals.manifest_bytes,
+        data_bytes=totals.data_bytes,
+        segments=totals.segments,
+        changed_segments=changed,
+        read_bytes=read,
+        stored_raw_bytes=raw + totals.manifest_bytes,
+        repacked_bytes=repacked,
+        base_problem=base.problem,
+    )
+
+
+class _Batch:
+    """Collects finished segments for the journal."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._entries: list[tuple[int, bytes]] = []
+        self._since = time.monotonic()
+
+    def add(self, done: SegmentDone) -> None:
+        """Take note of a segment; write what has gathered when it is time."""
+        if done.recorded:
+            return
+        self._entries.append((done.index, encode_entry(done.entry)))
+        if len(self._entries) >= JOURNAL_SEGMENTS or time.monotonic() - self._since >= JOURNAL_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write everything that has gathered."""
+        if self._entries:
+            self._journal.record(self._entries)
+            self._entries = []
+        self._since = time.monotonic()
+
+
+def _open_base(job: BackupJob, container: Container, control: Control) -> _Base:
+    """Open the base and read it once as a whole: nothing is shared with one that is not whole."""
+    if job.base is None:
+        return _Base()
+    if job.base in job.damaged:
+        return _Base(problem="the base's manifest is known to be damaged")
+    try:
+        reader = ManifestReader(container, job.base)
+        head = reader.head
+        mine = (job.installation, job.project, job.geometry.block_size, job.geometry.segment_size)
+        its = (
+            head.origin.installation,
+            head.origin.project,
+            head.geometry.block_size,
+            head.geometry.segment_size,
+        )
+        if mine != its or (head.hash_mode, head.key_id) != (job.hash_mode, job.key_id):
+            return _Base(problem="the base has another owner, geometry, hash mode or key")
+        for number, _ in enumerate(reader.segments()):
+            if number % 1024 == 0:
+                control.check()
+    except (Damaged, UnsupportedFormat) as error:
+        return _Base(problem=str(error))
+    return _Base(reader)
+
+
+def _total(source: BlockSource, geometry: Geometry, control: Control) -> int:
+    """Return the bytes that will be visited."""
+    total = 0
+    for number, (first, last) in enumerate(block_runs(source, geometry, 0, geometry.length)):
+        if number % 4096 == 0:
+            control.check()
+        total += last - first
+    return total
+
+
+def _tasks(source: BlockSource, geometry: Geometry, base: _Base, journal: Journal) -> Iterator[SegmentTask]:
+    """Yield one task for each segment that may hold data or is recorded, ascending."""
+    finished = _Peek(iter(journal.finished()), lambda item: item[0])
+    entries = _Peek(base.entries(), lambda entry: entry.index)
+    for index in _merged(data_segments(source, geometry), finished):
+        recorded = finished.at(index)
+        yield SegmentTask(index, entries.at(index), None if recorded is None else recorded[1])
+
+
+class _Peek(Generic[T]):
+    """Walks a sorted stream alongside ascending indexes."""
+
+    def __init__(self, items: Iterator[T], index: Callable[[T], int]) -> None:
+        self._items = items
+        self._index = index
+        self._head = next(items, None)
+
+    def next_index(self) -> int | None:
+        """Return the index of the item at the front."""
+        return None if self._head is None else self._index(self._head)
+
+    def at(self, index: int) -> T | None:
+        """Drop what lies below ``index`` and return the item there, if there is one."""
+        while self._head is not None and self._index(self._head) < index:
+            self._head = next(self._items, None)
+        if self._head is not None and self._index(self._head) == index:
+            return self._head
+        return None
+
+
+def _merged(segments: Iterator[int], finished: _Peek[tuple[int, bytes]]) -> Iterator[int]:
+    """Yield the indexes of both, ascending, each once."""
+    for index in segments:
+        while (other := finished.next_index()) is not None and other < index:
+            yield other
+            finished.at(other + 1)
+        yield index
+        finished.at(index + 1)
+    while (other := finished.next_index()) is not None:
+        yield other
+        finished.at(other + 1)
+
+
+def _commit(
+    job: BackupJob, container: Container, journal: Journal, control: Control
+) -> tuple[int, int, ManifestTotals]:
+    """Put the manifest; return the objects of this backup, their bytes, and the manifest's totals."""
+    head = ManifestHead(
+        origin=job.origin,
+        geometry=job.geometry,
+        hash_mode=job.hash_mode,
+        key_id=job.key_id,
+        base=job.base,
+        record=job.record,
+    )
+    objects, stored = 1, 0
+    with ManifestWriter(head) as writer:
+        for number, (_index, data) in enumerate(journal.finished()):
+            if number % 1024 == 0:
+                control.check()
+            entry = decode_entry(data)
+            if entry is None:
+                continue
+            writer.add(entry)
+            if entry.map.origin.startswith(job.prefix):
+                objects += 1
+                stored += entry.map.length
+            for pack in entry.packs:
+                if pack.origin.startswith(job.prefix):
+                    objects += 1
+                    stored += pack.size
+        totals = writer.put(container)
+    return objects, stored + totals.manifest_bytes, totals

@@ -1,0 +1,258 @@
+"""The segment map: for every block of a segment its digest and where its bytes are.
+
+Complete in itself: a restore of the segment needs this object and the packs it names.  Columns, not
+rows, so that parsing is a few C calls and each column packs well.  ``docs/format.md`` has the bytes.
+"""
+
+from __future__ import annotations
+
+import struct
+from array import array
+from dataclasses import dataclass
+
+import zstandard
+
+from backupfw.chunkstore.container import Container
+from backupfw.engine import objects
+from backupfw.engine.format import keys, pack
+from backupfw.engine.format.binary import (
+    DIGEST_BYTES,
+    BadBytes,
+    Cursor,
+    column,
+    column_bytes,
+    decompress,
+    digest,
+)
+from backupfw.engine.format.entries import MAX_MAP_BYTES, PackRef, SegmentEntry
+from backupfw.engine.format.geometry import Geometry
+from backupfw.errors import UnsupportedFormat
+
+MAGIC = b"BFWsegmp"
+VERSION = 1
+KNOWN_FEATURES = 0
+
+# magic, version, header length, features, flags, block size, segment, segment length, blocks, packs,
+# payload codec, payload length, stored length.
+_HEADER = struct.Struct("<8sHHIIIIQIIIII12x")
+_PACK = struct.Struct("<HII56s32s")
+_RAW, _ZSTD = 0, 1
+
+
+@dataclass(frozen=True, slots=True)
+class PackInfo:
+    """A pack in a map's table.
+
+    :ivar key: its absolute key.
+    :ivar size: the object's bytes.
+    :ivar data: bytes of its blocks, those no map uses any more included.
+    """
+
+    key: str
+    size: int
+    data: int
+
+    def ref(self) -> PackRef:
+        """Return the pack as manifests name it."""
+        parsed = keys.parse(self.key)
+        if parsed is None or parsed.kind != "pack":
+            raise BadBytes("it names a pack by a key that is none")
+        return PackRef(parsed.origin, parsed.number, self.size)
+
+
+class SegmentMap:
+    """One segment's map; columns are indexed by block.
+
+    :ivar index: the segment's index.
+    :ivar block_size: bytes of a block.
+    :ivar length: bytes of the segment.
+    :ivar packs: the pack table.
+    :ivar codecs: one byte per block; :data:`pack.ZERO` for a block of zeros.
+    :ivar pack: index into ``packs``.
+    :ivar offset: offset of the stored bytes in the pack object.
+    :ivar stored: their length.
+    :ivar digests: 32 bytes per block, of the block's plain bytes.
+    """
+
+    __slots__ = ("block_size", "codecs", "digests", "index", "length", "offset", "pack", "packs", "stored")
+
+    def __init__(self, index: int, block_size: int, length: int) -> None:
+        blocks = -(-length // block_size)
+        self.index = index
+        self.block_size = block_size
+        self.length = length
+        self.packs: list[PackInfo] = []
+        self.codecs = bytearray(blocks)
+        self.pack: array[int] = array("H", bytes(2 * blocks))
+        self.offset: array[int] = array("I", bytes(4 * blocks))
+        self.stored: array[int] = array("I", bytes(4 * blocks))
+        self.digests = bytearray(DIGEST_BYTES * blocks)
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks the segment has."""
+        return len(self.codecs)
+
+    def block_length(self, block: int) -> int:
+        """Return the bytes of a block: the last may be short."""
+        return min(self.block_size, self.length - block * self.block_size)
+
+    def data_bytes(self) -> int:
+        """Return the bytes of the blocks that are not zero."""
+        blocks = self.blocks
+        total = (blocks - self.codecs.count(pack.ZERO)) * self.block_size
+        if blocks and self.codecs[-1] != pack.ZERO:
+            total -= self.block_size - self.block_length(blocks - 1)
+        return total
+
+    def used_bytes(self) -> int:
+        """Return the bytes its blocks take in the packs."""
+        return sum(self.stored)
+
+    def encode(self) -> bytes:
+        """Return the object's bytes."""
+        table = bytearray()
+        for info in self.packs:
+            key = info.key.encode("ascii")
+            table += _PACK.pack(len(key), info.size, info.data, b"", b"") + key
+        payload = b"".join(
+            (
+                table,
+                self.codecs,
+                column_bytes(self.pack),
+                column_bytes(self.offset),
+                column_bytes(self.stored),
+                self.digests,
+            )
+        )
+        codec, stored = _RAW, payload
+        packed = zstandard.ZstdCompressor(level=3).compress(payload)
+        if len(packed) < len(payload):
+            codec, stored = _ZSTD, packed
+        header = _HEADER.pack(
+            MAGIC,
+            VERSION,
+            _HEADER.size,
+            0,
+            0,
+            self.block_size,
+            self.index,
+            self.length,
+            self.blocks,
+            len(self.packs),
+            codec,
+            len(payload),
+            len(stored),
+        )
+        data = header + stored
+        return data + digest(data)
+
+    @classmethod
+    def parse(cls, data: bytes) -> SegmentMap:
+        """Undo :meth:`encode`.
+
+        The checks are those that cost nothing per block; :meth:`problem` has the others.
+
+        :raises BadBytes: it is no map, or its bytes have changed.
+        :raises UnsupportedFormat: its version or features are not known here.
+        """
+        if len(data) < _HEADER.size + DIGEST_BYTES or len(data) > MAX_MAP_BYTES:
+            raise BadBytes("it has the length of no map")
+        if digest(memoryview(data)[:-DIGEST_BYTES]) != data[-DIGEST_BYTES:]:
+            raise BadBytes("its bytes have changed")
+        fields = _HEADER.unpack_from(data)
+        magic, version, header, features, flags, block_size, index, length = fields[:8]
+        blocks, packs, codec, raw, stored = fields[8:]
+        if magic != MAGIC:
+            raise BadBytes("it is not a segment map")
+        if version != VERSION or features & ~KNOWN_FEATURES or flags:
+            raise UnsupportedFormat(f"a segment map has format version {version}, features {features:#x}")
+        if not block_size or not length or header != _HEADER.size:
+            raise BadBytes("its header is not that of a segment")
+        # Seen as a volume of one segment, it must keep the bounds that every geometry keeps.
+        geometry = Geometry(length, block_size, -(-length // block_size) * block_size)
+        if geometry.problem() or blocks != geometry.blocks(0):
+            raise BadBytes("its header is not that of a segment")
+        if raw > MAX_MAP_BYTES or _HEADER.size + stored + DIGEST_BYTES != len(data):
+            raise BadBytes("its lengths are wrong")
+        payload: bytes | memoryview = memoryview(data)[_HEADER.size : _HEADER.size + stored]
+        if codec == _ZSTD:
+            payload = decompress(payload, raw)
+        elif codec != _RAW or raw != stored:
+            raise BadBytes("it is packed in an unknown way")
+        return cls._columns(Cursor(payload), cls(index, block_size, length), packs)
+
+    @classmethod
+    def _columns(cls, cursor: Cursor, found: SegmentMap, packs: int) -> SegmentMap:
+        blocks = found.blocks
+        if packs > min(blocks, keys.MAX_PACKS):
+            raise BadBytes("it names more packs than it has blocks")
+        for _ in range(packs):
+            key_length, size, data_bytes, key_id, _salt = cursor.unpack(_PACK)
+            if key_id.strip(b"\0"):
+                raise UnsupportedFormat("a segment map names an encrypted pack")
+            found.packs.append(PackInfo(cursor.text(key_length), size, data_bytes))
+        found.codecs = bytearray(cursor.take(blocks))
+        found.pack = column("H", cursor.take(2 * blocks))
+        found.offset = column("I", cursor.take(4 * blocks))
+        found.stored = column("I", cursor.take(4 * blocks))
+        found.digests = bytearray(cursor.take(DIGEST_BYTES * blocks))
+        cursor.end()
+        known = sum(found.codecs.count(codec) for codec in (pack.ZERO, pack.RAW, pack.ZSTD))
+        if known != blocks:
+            raise UnsupportedFormat("a segment map names a codec that this release does not know")
+        if max(found.stored, default=0) > found.block_size:
+            raise BadBytes("a block is stored in more bytes than it has")
+        if known != found.codecs.count(pack.ZERO) and max(found.pack) >= packs:
+            raise BadBytes("a block names no pack of the table")
+        return found
+
+    def problem(self) -> str | None:
+        """Look at every block and say what is impossible about one, or None."""
+        used: set[int] = set()
+        last = self.blocks - 1
+        for block, codec in enumerate(self.codecs):
+            stored = self.stored[block]
+            if codec == pack.ZERO:
+                if stored or self.offset[block] or self.pack[block]:
+                    return f"zero block {block} has bytes"
+                continue
+            info = self.packs[self.pack[block]]
+            used.add(self.pack[block])
+            offset = self.offset[block]
+            if offset < pack.HEADER_BYTES or offset + stored > info.size - pack.TAIL_BYTES or not stored:
+                return f"block {block} lies outside of its pack"
+            full = self.block_size if block != last else self.block_length(block)
+            if stored != full if codec == pack.RAW else stored >= full:
+                return f"block {block} has an impossible length"
+        if len(used) != len(self.packs):
+            return "its table has a pack that no block is in"
+        return None
+
+
+def read_map(container: Container, entry: SegmentEntry, geometry: Geometry) -> SegmentMap:
+    """Get the map that a manifest's entry names and check it against the entry.  Thread-safe.
+
+    :param geometry: the manifest's.
+    :raises Damaged: it is missing, has changed, or does not match its entry.
+    :raises UnsupportedFormat: it needs something this release does not know.
+    """
+    key = entry.map_key
+    data = objects.read(container, key)
+    try:
+        if len(data) != entry.map.length or digest(data) != entry.map.digest:
+            raise BadBytes("its bytes have changed")
+        found = SegmentMap.parse(data)
+        if (found.index, found.block_size) != (entry.index, geometry.block_size):
+            raise BadBytes("it belongs to another segment")
+        if found.length != geometry.segment_length(entry.index):
+            raise BadBytes("its segment has another length")
+        # Keys are compared as text: equal keys parse alike, and parsing them costs more.
+        named = list(zip(entry.pack_keys(), (ref.size for ref in entry.packs), strict=True))
+        if named != [(info.key, info.size) for info in found.packs]:
+            raise BadBytes("its packs are not those that its manifest names")
+        if (found.data_bytes(), found.used_bytes()) != (entry.data_bytes, entry.used_bytes):
+            raise BadBytes("its sums are not those that its manifest names")
+    except BadBytes as error:
+        raise objects.damaged(container, key, str(error)) from error
+    return found

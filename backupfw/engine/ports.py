@@ -1,0 +1,181 @@
+"""What the engine needs from its caller, and the work it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from backupfw.engine.format import keys
+from backupfw.engine.format.geometry import MIB, Geometry
+from backupfw.engine.format.manifest import HASH_BLAKE3
+
+
+class Control(Protocol):
+    """The running task, as the engine sees it.  Every method is called from several threads at once."""
+
+    def check(self) -> None:
+        """Raise TaskStopped when the task must end.  Called about once per MiB: it must be cheap."""
+
+    def may_write(self) -> None:
+        """Raise TaskLost unless the target may still be written; called before every batch of writes."""
+
+    def progress(self, done: int, total: int) -> None:
+        """Hear how many bytes of ``total`` are done; at most about once a second."""
+
+
+class Journal(Protocol):
+    """Keeps the finished segments of a running backup.  Called from one thread, the caller's own."""
+
+    def finished(self) -> Iterator[tuple[int, bytes]]:
+        """Yield ``(segment, entry)`` of every recorded segment, ascending, each once.
+
+        ``record`` may be called while an iteration runs; whether that iteration sees it is open.  It
+        may be asked for repeatedly and must not hold all entries in memory.
+        """
+
+    def record(self, entries: Sequence[tuple[int, bytes]]) -> None:
+        """Keep the entries durably; one for a segment that has one already replaces it.
+
+        :raises TaskLost: the attempt is not ours any more.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class BackupJob:
+    """One attempt of one backup.
+
+    :ivar installation: installation id, first part of every key.
+    :ivar project: project id.
+    :ivar volume: volume id.
+    :ivar backup: backup id.
+    :ivar epoch: counts the fresh starts of this backup.
+    :ivar attempt: the task's attempt number.
+    :ivar token: 16 hexadecimal digits, random, drawn for this attempt.
+    :ivar geometry: length of the source, block and segment size.
+    :ivar base: key of the manifest to share with, or None.
+    :ivar record: the backup's record and the volume's metadata, for the manifest; JSON values.
+    :ivar damaged: keys of objects known to be damaged; nothing is shared with them.
+    :ivar pack_size: bytes of blocks after which a pack is closed.
+    :ivar compression_level: zstd's level.
+    :ivar hash_mode: what block digests are.
+    :ivar key_id: id of the data key, None without encryption.
+    :ivar streams: segments worked on at the same time; each takes about ``pack_size`` + 2 MiB.
+    """
+
+    installation: str
+    project: str
+    volume: str
+    backup: str
+    epoch: int
+    attempt: int
+    token: str
+    geometry: Geometry
+    base: str | None = None
+    record: Mapping[str, Any] = field(default_factory=dict)
+    damaged: Container[str] = frozenset()
+    pack_size: int = 32 * MIB
+    compression_level: int = 1
+    hash_mode: str = HASH_BLAKE3
+    key_id: str | None = None
+    streams: int = 2
+
+    @property
+    def origin(self) -> keys.Origin:
+        """Where this attempt puts its objects."""
+        return keys.Origin(
+            self.installation, self.project, self.volume, self.backup, self.epoch, self.attempt, self.token
+        )
+
+    @property
+    def prefix(self) -> str:
+        """The key prefix of everything this backup puts, in any attempt."""
+        return keys.backup_prefix(self.installation, self.project, self.volume, self.backup)
+
+
+@dataclass(frozen=True, slots=True)
+class BackupResult:
+    """What a finished backup is.
+
+    :ivar manifest_key: the manifest's key.
+    :ivar object_count: objects of this backup, over all its attempts, that its manifest names, and the
+        manifest.
+    :ivar stored_bytes: their sizes.
+    :ivar referenced_bytes: sizes of everything the manifest names, and its own.
+    :ivar data_bytes: bytes of the volume's blocks that are not zero.
+    :ivar segments: segments that are not all zero.
+    :ivar changed_segments: those of them whose map this attempt put.
+    :ivar read_bytes: bytes this attempt read from the source, blocks read twice counted twice.
+    :ivar stored_raw_bytes: plain bytes of the blocks this attempt stored, its maps and the manifest.
+    :ivar repacked_bytes: plain bytes among them that had not changed (fragmentation rule).
+    :ivar base_problem: why the base was not used, None if it was or there was none.
+    """
+
+    manifest_key: str
+    object_count: int
+    stored_bytes: int
+    referenced_bytes: int
+    data_bytes: int
+    segments: int
+    changed_segments: int
+    read_bytes: int
+    stored_raw_bytes: int
+    repacked_bytes: int
+    base_problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Where a restore begins, and who hears how far it has come.
+
+    :ivar start: segments below this one are durable in the target already.
+    :ivar save: called with the lowest segment that is not; everything below has been flushed.
+    """
+
+    start: int = 0
+    save: Callable[[int], None] = lambda _segment: None
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreResult:
+    """What a finished restore did.
+
+    :ivar length: bytes of the backup, from the target's start.
+    :ivar written_bytes: bytes written, zeros excepted.
+    :ivar zeroed_bytes: bytes of the target that were zeroed.
+    :ivar needed_bytes: stored bytes of the blocks written.
+    :ivar fetched_bytes: bytes read from packs.
+    :ivar requests: ranged reads of packs.
+    :ivar packs: packs read from.
+    :ivar map_bytes: bytes of maps and manifest read.
+    """
+
+    length: int
+    written_bytes: int = 0
+    zeroed_bytes: int = 0
+    needed_bytes: int = 0
+    fetched_bytes: int = 0
+    requests: int = 0
+    packs: int = 0
+    map_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """What a verification looked at.
+
+    :ivar objects: objects looked at, the manifest included.
+    :ivar blocks: blocks verified (none in a quick verification).
+    :ivar bytes: bytes read from the store.
+    :ivar damaged: objects found damaged or missing.
+    """
+
+    objects: int = 0
+    blocks: int = 0
+    bytes: int = 0
+    damaged: int = 0
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing was found."""
+        return self.damaged == 0

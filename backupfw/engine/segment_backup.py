@@ -1,0 +1,371 @@
+"""Backing up one segment: the work of one stream.
+
+Blocks are read a MiB at a time, compared with zeros, hashed, and either shared with the base's map or
+compressed into the stream's pack.  When all is read, the fragmentation rule may have more blocks stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import zstandard
+from blake3 import blake3
+
+from backupfw.chunkstore.base import Body
+from backupfw.chunkstore.container import Container
+from backupfw.engine import fragmentation
+from backupfw.engine.extents import block_runs
+from backupfw.engine.format import keys
+from backupfw.engine.format.binary import DIGEST_BYTES, BadBytes, digest
+from backupfw.engine.format.entries import MapRef, SegmentEntry, decode_entry
+from backupfw.engine.format.geometry import Geometry
+from backupfw.engine.format.pack import RAW, ZERO, ZSTD, PackBuffer
+from backupfw.engine.format.segment_map import PackInfo, SegmentMap, read_map
+from backupfw.engine.ports import BackupJob
+from backupfw.errors import Damaged, EngineError, SourceMoved, UnsupportedFormat
+from backupfw.volume.base import BlockSource
+
+#: Bytes read at once: enough to make the call's cost small, little enough to stay in a core's cache
+#: between reading and hashing.
+READ_BYTES = 1 << 20
+#: A block is stored compressed only if that saves at least this part of it; raw is faster to restore.
+LEAST_SAVING = 16
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentTask:
+    """One segment to do.
+
+    :ivar index: the segment's index.
+    :ivar base: the base's entry for it, if there is one to share with.
+    :ivar recorded: what the journal has of it.
+    """
+
+    index: int
+    base: SegmentEntry | None
+    recorded: bytes | None
+
+
+@dataclass(slots=True)
+class SegmentDone:
+    """One segment that is done.
+
+    :ivar index: the segment's index.
+    :ivar entry: what the manifest will say of it; None if it is all zero.
+    :ivar recorded: the journal has it already.
+    :ivar changed: a new map was put.
+    :ivar read_bytes: bytes read from the source.
+    :ivar raw_bytes: plain bytes of the blocks stored, and of the map.
+    :ivar repacked_bytes: plain bytes of those blocks that had not changed.
+    """
+
+    index: int
+    entry: SegmentEntry | None = None
+    recorded: bool = False
+    changed: bool = False
+    read_bytes: int = 0
+    raw_bytes: int = 0
+    repacked_bytes: int = 0
+
+
+class SegmentWriter:
+    """One stream of a backup: its buffers, and the work on a segment.  Not thread-safe.
+
+    :param job: what is backed up.
+    :param base_geometry: geometry of the base, None without one.
+    :param source: where blocks come from.
+    :param container: where they go to.
+    :param check: raises when the work must end.
+    :param advance: hears of bytes visited.
+    """
+
+    def __init__(
+        self,
+        job: BackupJob,
+        base_geometry: Geometry | None,
+        source: BlockSource,
+        container: Container,
+        check: Callable[[], None],
+        advance: Callable[[int], None],
+    ) -> None:
+        geometry = job.geometry
+        block = geometry.block_size
+        self._job = job
+        self._origin = str(job.origin)
+        self._base_geometry = base_geometry
+        self._source = source
+        self._container = container
+        self._check = check
+        self._advance = advance
+        self._read_bytes = max(READ_BYTES, block)
+        self._buffer = memoryview(bytearray(self._read_bytes))
+        self._blocks = [self._buffer[at : at + block] for at in range(0, self._read_bytes, block)]
+        # bytearray == memoryview is one memcmp; memoryview == memoryview goes element by element.
+        self._zeros = bytearray(self._read_bytes)
+        self._zero_block = bytearray(block)
+        self._compress = zstandard.ZstdCompressor(level=job.compression_level).compress
+        self._pack = PackBuffer(job.pack_size, block, geometry.segment_size // block)
+
+    def close(self) -> None:
+        """Give up the pack's buffer."""
+        self._pack.close()
+
+    def work(self, task: SegmentTask) -> SegmentDone:
+        """Do one segment; returns when its packs and its map are in the store."""
+        geometry = self._job.geometry
+        start = task.index * geometry.segment_size
+        length = geometry.segment_length(task.index)
+        done = SegmentDone(task.index)
+        runs = list(block_runs(self._source, geometry, start, start + length))
+        if task.recorded is not None and self._take_over(task.recorded, done):
+            self._advance(sum(last - first for first, last in runs))
+            return done
+        self._pack.discard()
+        segment = _Segment(self, task, length, done)
+        for first, last in runs:
+            segment.visit(self._read(first, last, done, self._advance))
+        segment.finish()
+        # A segment of zeros needs no journal entry, unless a wrong one is to be replaced.
+        done.recorded = done.entry is None and task.recorded is None
+        self._source.release_cache(start, length)
+        return done
+
+    def _take_over(self, recorded: bytes, done: SegmentDone) -> bool:
+        """Trust what an earlier attempt finished, if its map is there and right."""
+        try:
+            entry = decode_entry(recorded)
+            if entry is not None:
+                if any(key in self._job.damaged for key in entry.object_keys()):
+                    return False
+                read_map(self._container, entry, self._job.geometry)
+        except (BadBytes, Damaged, UnsupportedFormat):
+            return False
+        done.entry = entry
+        done.recorded = True
+        return True
+
+    def _read(
+        self, start: int, end: int, done: SegmentDone, advance: Callable[[int], None]
+    ) -> Iterator[tuple[int, Sequence[memoryview]]]:
+        """Yield (offset, blocks) of a run, read; pieces that are all zero are left out."""
+        block = self._job.geometry.block_size
+        whole, size = self._buffer, self._read_bytes
+        while start < end:
+            self._check()
+            blocks: Sequence[memoryview] = self._blocks
+            view = whole
+            if end - start < size:
+                size = end - start
+                view = whole[:size]
+                blocks = [view[at : at + block] for at in range(0, size, block)]
+            try:
+                self._source.read_into(start, view)
+            except OSError as error:
+                raise EngineError(f"The source could not be read: {error.strerror or error}.") from error
+            done.read_bytes += size
+            if size != len(self._zeros) or self._zeros != view:
+                yield start, blocks
+            advance(size)
+            start += size
+
+
+class _Segment:
+    """The map of one segment in the making."""
+
+    def __init__(self, writer: SegmentWriter, task: SegmentTask, length: int, done: SegmentDone) -> None:
+        self._writer = writer
+        self._done = done
+        self._task = task
+        self._job = writer._job
+        self._block_size = writer._job.geometry.block_size
+        self._map = SegmentMap(task.index, self._block_size, length)
+        self._start = task.index * writer._job.geometry.segment_size
+        self._packs: list[PackInfo] = []
+        self._open_blocks: list[int] = []
+        self._shared: list[int] = []
+        self._new_blocks: list[int] = []
+        self._base = self._open_base()
+        self._base_codecs = self._usable_codecs()
+
+    # -- the base ---------------------------------------------------------------------------------
+
+    def _open_base(self) -> SegmentMap | None:
+        """Return the base's map of this segment if it can be read; else everything is stored anew."""
+        entry, geometry = self._task.base, self._writer._base_geometry
+        if entry is None or geometry is None or entry.map_key in self._job.damaged:
+            return None
+        try:
+            return read_map(self._writer._container, entry, geometry)
+        except (Damaged, UnsupportedFormat):
+            return None
+
+    def _usable_codecs(self) -> bytearray:
+        """Return the codec of each block that may be shared, ZERO for all others."""
+        found = bytearray(self._map.blocks)
+        base = self._base
+        if base is None:
+            return found
+        common = min(base.blocks, len(found))
+        if common and base.block_length(common - 1) != self._map.block_length(common - 1):
+            common -= 1
+        found[:common] = base.codecs[:common]
+        bad = {index for index, info in enumerate(base.packs) if info.key in self._job.damaged}
+        if bad:
+            for block in range(common):
+                if base.pack[block] in bad:
+                    found[block] = ZERO
+        return found
+
+    # -- blocks -----------------------------------------------------------------------------------
+
+    def visit(self, pieces: Iterable[tuple[int, Sequence[memoryview]]]) -> None:
+        """Look at every block of the pieces: zero, shared or stored."""
+        block_size = self._block_size
+        zero = self._writer._zero_block
+        base_codecs = self._base_codecs
+        base_digests = b"" if self._base is None else bytes(self._base.digests)
+        digests = self._map.digests
+        shared = self._shared.append
+        store = self._store
+        for offset, blocks in pieces:
+            index = (offset - self._start) // block_size
+            for block in blocks:
+                if zero == block or (len(block) < block_size and not any(block)):
+                    index += 1
+                    continue
+                at = index * DIGEST_BYTES
+                found = blake3(block).digest()
+                digests[at : at + DIGEST_BYTES] = found
+                if base_codecs[index] and base_digests[at : at + DIGEST_BYTES] == found:
+                    shared(index)
+                else:
+                    store(index, block, found)
+                index += 1
+
+    def _store(self, index: int, block: memoryview, found: bytes) -> None:
+        """Compress a block into the open pack; put the pack when it is full."""
+        writer, pack, table = self._writer, self._writer._pack, self._map
+        size = len(block)
+        data: bytes | memoryview = writer._compress(block)
+        codec = ZSTD
+        if len(data) > size - size // LEAST_SAVING:
+            data, codec = block, RAW
+        table.offset[index] = pack.add(index, found, data, codec)
+        table.stored[index] = len(data)
+        table.pack[index] = len(self._packs)
+        table.codecs[index] = codec
+        self._new_blocks.append(index)
+        self._done.raw_bytes += size
+        if pack.full:
+            self._put_pack()
+
+    def _put_pack(self) -> None:
+        """Put the open pack; its number is its place among the new ones."""
+        writer = self._writer
+        number = len(self._packs)
+        data = writer._pack.data_bytes
+        view = writer._pack.finish(self._task.index, number)
+        key = keys.pack_key(writer._origin, self._task.index, number)
+        writer._check()
+        writer._container.put(key, Body.from_bytes(view))
+        self._packs.append(PackInfo(key, len(view), data))
+
+    # -- the end ----------------------------------------------------------------------------------
+
+    def finish(self) -> None:
+        """Put the last pack and the map, or find that nothing has changed."""
+        done, base = self._done, self._base
+        if not self._shared and not self._new_blocks:
+            return
+        if not self._new_blocks and base is not None and self._same_as(base):
+            done.entry = self._task.base
+            return
+        kept = self._keep(base) if base is not None else []
+        if not self._writer._pack.empty:
+            self._put_pack()
+        self._put_map(base, kept)
+
+    def _same_as(self, base: SegmentMap) -> bool:
+        """Whether the base's map is right for this segment as it is: no block stored, none zeroed."""
+        return base.length == self._map.length and len(self._shared) == base.blocks - base.codecs.count(ZERO)
+
+    def _keep(self, base: SegmentMap) -> list[int]:
+        """Apply the fragmentation rule; return the blocks that point into older packs."""
+        live = [0] * len(base.packs)
+        pack, stored = base.pack, base.stored
+        for block in self._shared:
+            live[pack[block]] += stored[block]
+        old = [(used, info.data) for used, info in zip(live, base.packs, strict=True)]
+        new = sum(info.data for info in self._packs) + self._writer._pack.data_bytes
+        again = fragmentation.choose(old, new, self._job.pack_size)
+        if not again:
+            return self._shared
+        self._store_again([block for block in self._shared if pack[block] in again])
+        return [block for block in self._shared if pack[block] not in again]
+
+    def _store_again(self, blocks: list[int]) -> None:
+        """Store blocks that have not changed: read once more, and equal to what was read before."""
+        block_size, writer = self._block_size, self._writer
+        digests = self._map.digests
+        stored = 0
+        for first, last in _runs(blocks):
+            start = self._start + first * block_size
+            end = min(self._start + last * block_size, self._start + self._map.length)
+            for offset, views in writer._read(start, end, self._done, _uncounted):
+                for index, block in enumerate(views, (offset - self._start) // block_size):
+                    found = blake3(block).digest()
+                    if found != digests[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES]:
+                        raise SourceMoved("The source changed while it was read.")
+                    self._store(index, block, found)
+                    self._done.repacked_bytes += len(block)
+                    stored += 1
+        if stored != len(blocks):
+            # Pieces that read as zeros are left out; none of these blocks was zero before.
+            raise SourceMoved("The source changed while it was read.")
+
+    def _put_map(self, base: SegmentMap | None, kept: list[int]) -> None:
+        table, writer = self._map, self._writer
+        packs = list(self._packs)
+        if base is not None and kept:
+            place: dict[int, int] = {}
+            for block in kept:
+                old = base.pack[block]
+                if old not in place:
+                    place[old] = len(packs)
+                    packs.append(base.packs[old])
+                table.pack[block] = place[old]
+                table.offset[block] = base.offset[block]
+                table.stored[block] = base.stored[block]
+                table.codecs[block] = base.codecs[block]
+        table.packs = packs
+        data = table.encode()
+        key = keys.map_key(writer._origin, self._task.index)
+        writer._check()
+        writer._container.put(key, Body.from_bytes(data))
+        self._done.changed = True
+        self._done.raw_bytes += len(data)
+        self._done.entry = SegmentEntry(
+            index=self._task.index,
+            map=MapRef(writer._origin, digest(data), len(data)),
+            data_bytes=table.data_bytes(),
+            used_bytes=table.used_bytes(),
+            packs=tuple(info.ref() for info in packs),
+        )
+
+
+def _runs(blocks: list[int]) -> Iterator[tuple[int, int]]:
+    """Yield (first, past the last) of each run of consecutive numbers in an ascending list."""
+    first = last = -1
+    for block in blocks:
+        if block != last:
+            if first >= 0:
+                yield first, last
+            first = block
+        last = block + 1
+    if first >= 0:
+        yield first, last
+
+
+def _uncounted(_size: int) -> None:
+    """Blocks that are read again are no progress."""

@@ -1,0 +1,199 @@
+"""Restoring one segment: the work of one stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import zstandard
+from blake3 import blake3
+
+from backupfw.chunkstore.container import Container
+from backupfw.engine import objects, ranges
+from backupfw.engine.format.binary import DIGEST_BYTES, BadBytes
+from backupfw.engine.format.entries import SegmentEntry
+from backupfw.engine.format.geometry import Geometry
+from backupfw.engine.format.pack import RAW, ZERO
+from backupfw.engine.format.segment_map import SegmentMap, read_map
+from backupfw.engine.pool import Halt
+from backupfw.errors import TargetError
+from backupfw.volume.base import BlockTarget
+
+#: Bytes decoded before they are written.
+WRITE_BYTES = 1 << 20
+#: Bytes zeroed by one call: little enough that a target that writes zeros keeps the deadline.
+ZERO_BYTES = 256 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreTask:
+    """Something to do: a segment's entry, or segments ``first`` to before ``end`` that are all zero."""
+
+    first: int
+    end: int
+    entry: SegmentEntry | None = None
+
+
+@dataclass(slots=True)
+class RestoreDone:
+    """What was done for one task; fields as in RestoreResult."""
+
+    task: RestoreTask
+    written_bytes: int = 0
+    zeroed_bytes: int = 0
+    needed_bytes: int = 0
+    fetched_bytes: int = 0
+    requests: int = 0
+    packs: int = 0
+    map_bytes: int = 0
+
+
+class BlockDecoder:
+    """Turns stored bytes into verified blocks.  Not thread-safe; one per stream."""
+
+    def __init__(self) -> None:
+        self._decompress = zstandard.ZstdDecompressor().decompress
+
+    def decode(self, found: SegmentMap, block: int, stored: memoryview) -> bytes | memoryview:
+        """Return a block's plain bytes, of the right length and with the right digest.
+
+        :raises BadBytes: the stored bytes are not those of this block.
+        """
+        length = found.block_size if block < len(found.codecs) - 1 else found.block_length(block)
+        data: bytes | memoryview = stored
+        if found.codecs[block] != RAW:
+            try:
+                # The declared size is looked at first: a hostile one must not choose our memory.
+                if zstandard.frame_content_size(stored) != length:
+                    raise BadBytes(f"block {block} of segment {found.index} has another length")
+                data = self._decompress(stored)
+            except zstandard.ZstdError as error:
+                raise BadBytes(f"block {block} of segment {found.index} cannot be decompressed") from error
+        at = block * DIGEST_BYTES
+        if len(data) != length or blake3(data).digest() != found.digests[at : at + DIGEST_BYTES]:
+            raise BadBytes(f"block {block} of segment {found.index} does not match its digest")
+        return data
+
+
+class SegmentReader:
+    """One stream of a restore.  Not thread-safe.
+
+    :param geometry: the backup's.
+    :param container: where blocks come from.
+    :param target: where they go to.
+    :param dirty: zeros have to be written.
+    :param halt: what to ask before reading and writing.
+    :param advance: hears of bytes written.
+    """
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        container: Container,
+        target: BlockTarget,
+        dirty: bool,
+        halt: Halt,
+        advance: Callable[[int], None],
+    ) -> None:
+        self._geometry = geometry
+        self._container = container
+        self._target = target
+        self._dirty = dirty
+        self._halt = halt
+        self._advance = advance
+        self._decoder = BlockDecoder()
+        self._batch = max(1, WRITE_BYTES // geometry.block_size)
+
+    def close(self) -> None:
+        """Nothing to give up."""
+
+    def work(self, task: RestoreTask) -> RestoreDone:
+        """Do one task; the bytes are written, not yet flushed."""
+        done = RestoreDone(task)
+        self._halt.check()
+        if task.entry is None:
+            size = self._geometry.segment_size
+            self._zero(task.first * size, min(task.end * size, self._geometry.length), done)
+            return done
+        entry = task.entry
+        found = read_map(self._container, entry, self._geometry)
+        if problem := found.problem():
+            raise objects.damaged(self._container, entry.map_key, problem)
+        done.map_bytes = entry.map.length
+        start = task.first * self._geometry.segment_size
+        if self._dirty:
+            for first, last in zero_runs(found):
+                size = self._geometry.block_size
+                self._zero(start + first * size, start + min(last * size, found.length), done)
+        gap = self._container.capabilities.join_gap
+        for info, blocks in zip(found.packs, ranges.by_pack(found), strict=True):
+            done.packs += 1
+            for part in ranges.plan(found, blocks, info.size, gap):
+                self._halt.check()
+                data = objects.read(self._container, info.key, part.offset, part.length)
+                done.requests += 1
+                done.fetched_bytes += part.length
+                try:
+                    self._write_range(found, part, memoryview(data), start, done)
+                except BadBytes as error:
+                    raise objects.damaged(self._container, info.key, str(error)) from error
+        return done
+
+    def _write_range(
+        self, found: SegmentMap, part: ranges.Range, data: memoryview, start: int, done: RestoreDone
+    ) -> None:
+        """Decode, verify and write the blocks of a range, a batch at a time."""
+        offsets, stored, size = found.offset, found.stored, found.block_size
+        decode = self._decoder.decode
+        for at in range(0, len(part.blocks), self._batch):
+            batch = part.blocks[at : at + self._batch]
+            joined: list[tuple[int, list[bytes | memoryview]]] = []
+            following = -1
+            written = 0
+            for block in batch:
+                begin = offsets[block] - part.offset
+                plain = decode(found, block, data[begin : begin + stored[block]])
+                done.needed_bytes += stored[block]
+                written += len(plain)
+                if block == following:
+                    joined[-1][1].append(plain)
+                else:
+                    joined.append((start + block * size, [plain]))
+                following = block + 1
+            self._halt.may_write()
+            try:
+                for offset, buffers in joined:
+                    self._target.write(offset, buffers)
+            except OSError as error:
+                raise target_error(error) from error
+            done.written_bytes += written
+            self._advance(written)
+
+    def _zero(self, start: int, end: int, done: RestoreDone) -> None:
+        """Zero a range of the target, in pieces."""
+        while start < end:
+            length = min(ZERO_BYTES, end - start)
+            self._halt.check()
+            self._halt.may_write()
+            try:
+                self._target.zero(start, length)
+            except OSError as error:
+                raise target_error(error) from error
+            done.zeroed_bytes += length
+            start += length
+
+
+def target_error(error: OSError) -> TargetError:
+    """Return what is said of a target that refuses a write: no path, only the reason."""
+    return TargetError(f"The volume could not be written: {error.strerror or error}.")
+
+
+def zero_runs(found: SegmentMap) -> Iterator[tuple[int, int]]:
+    """Yield (first, past the last) of each run of zero blocks of a map."""
+    # Every other codec becomes 1, so that both searches are a memchr.
+    codecs = found.codecs.translate(bytes([ZERO]) + b"\1" * 255)
+    position = 0
+    while (first := codecs.find(ZERO, position)) >= 0:
+        last = codecs.find(1, first)
+        position = len(codecs) if last < 0 else last
+        yield first, position

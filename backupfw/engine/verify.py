@@ -1,0 +1,163 @@
+"""Verifying: everything that a manifest names is read, every block checked, all damage reported.
+
+Unlike a restore it goes on after damage, so that one pass finds all of it; the damaged keys then keep
+the next backup from sharing with them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from backupfw.chunkstore.container import Container
+from backupfw.engine import objects
+from backupfw.engine.format import keys
+from backupfw.engine.format.binary import BadBytes
+from backupfw.engine.format.entries import SegmentEntry
+from backupfw.engine.format.geometry import Geometry
+from backupfw.engine.format.manifest import ManifestReader
+from backupfw.engine.format.pack import TAIL_BYTES, check_tail, parse_pack
+from backupfw.engine.format.segment_map import PackInfo, SegmentMap, read_map
+from backupfw.engine.pool import Halt, Meter, Streams
+from backupfw.engine.ports import Control, VerifyReport
+from backupfw.engine.ranges import by_pack
+from backupfw.engine.segment_restore import BlockDecoder
+from backupfw.errors import Damaged
+
+#: Called with the key of a damaged object and what is wrong with it.
+OnDamage = Callable[[str, str], None]
+
+
+def run(
+    manifest_key: str,
+    container: Container,
+    control: Control,
+    on_damage: OnDamage,
+    *,
+    quick: bool = False,
+    streams: int = 2,
+) -> VerifyReport:
+    """Look at everything a manifest names.
+
+    :param on_damage: called in the caller's thread, once per damaged object, while the work goes on.
+    :param quick: maps are read and checked whole; of each pack only its end, which shows that it is
+        there and has the promised size.  For imports.
+    :param streams: segments looked at at the same time; each takes about the size of a pack.
+    :returns: counts; ``ok`` says whether all is well.
+    :raises TaskStopped: the control said so.
+    :raises UnsupportedFormat: the backup needs something this release does not know.
+    :raises ChunkStoreError: the store could not be read; says nothing about damage.
+    """
+    seen = damaged = blocks = size = 0
+    try:
+        reader = ManifestReader(container, manifest_key)
+    except Damaged as error:
+        on_damage(error.key, error.reason)
+        return VerifyReport(objects=1, damaged=1)
+    halt = Halt(control)
+    meter = Meter(control, reader.totals.data_bytes)
+    pool = Streams(
+        lambda: _SegmentVerifier(reader.head.geometry, container, halt, meter.add, quick), streams, halt
+    )
+    seen, size = 1, reader.totals.manifest_bytes
+    try:
+        with contextlib.closing(pool.run(reader.segments())) as results:
+            for found in results:
+                control.check()
+                seen += found.objects
+                blocks += found.blocks
+                size += found.bytes
+                damaged += len(found.damage)
+                for key, reason in found.damage:
+                    on_damage(key, reason)
+    except Damaged as error:
+        # Segments report their damage; what is raised here is the manifest's own.
+        on_damage(error.key, error.reason)
+        damaged += 1
+    meter.finish()
+    return VerifyReport(objects=seen, blocks=blocks, bytes=size, damaged=damaged)
+
+
+@dataclass(slots=True)
+class _Found:
+    objects: int = 0
+    blocks: int = 0
+    bytes: int = 0
+    damage: list[tuple[str, str]] = field(default_factory=list)
+
+
+class _SegmentVerifier:
+    """One stream.  Not thread-safe."""
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        container: Container,
+        halt: Halt,
+        advance: Callable[[int], None],
+        quick: bool,
+    ) -> None:
+        self._geometry = geometry
+        self._container = container
+        self._halt = halt
+        self._advance = advance
+        self._quick = quick
+        self._decoder = BlockDecoder()
+
+    def close(self) -> None:
+        """Nothing to give up."""
+
+    def work(self, entry: SegmentEntry) -> _Found:
+        """Look at one segment's map and packs."""
+        found = _Found()
+        self._halt.check()
+        table = self._map(entry, found)
+        groups = None if table is None or self._quick else by_pack(table)
+        for place, (key, ref) in enumerate(zip(entry.pack_keys(), entry.packs, strict=True)):
+            self._halt.check()
+            found.objects += 1
+            try:
+                if table is None or groups is None:
+                    tail = objects.read(self._container, key, max(0, ref.size - TAIL_BYTES), TAIL_BYTES)
+                    found.bytes += len(tail)
+                    check_tail(tail)
+                else:
+                    self._pack(table, table.packs[place], groups[place], found)
+            except BadBytes as error:
+                found.damage.append((key, str(error)))
+            except Damaged as error:
+                found.damage.append((error.key, error.reason))
+        self._advance(entry.data_bytes)
+        return found
+
+    def _map(self, entry: SegmentEntry, found: _Found) -> SegmentMap | None:
+        found.objects += 1
+        try:
+            table = read_map(self._container, entry, self._geometry)
+        except Damaged as error:
+            found.damage.append((error.key, error.reason))
+            return None
+        found.bytes += entry.map.length
+        if problem := table.problem():
+            found.damage.append((entry.map_key, problem))
+            return None
+        return table
+
+    def _pack(self, table: SegmentMap, info: PackInfo, blocks: list[int], found: _Found) -> None:
+        """Read a pack as a whole; check its footer against the map, and every block the map has in it."""
+        data = objects.read(self._container, info.key)
+        found.bytes += len(data)
+        if len(data) != info.size:
+            raise BadBytes("it has another length than promised")
+        parsed = keys.parse(info.key)
+        number = -1 if parsed is None else parsed.number
+        rows = {row.offset: row for row in parse_pack(data, table.index, number, table.block_size)}
+        view = memoryview(data)
+        for block in blocks:
+            begin, stored = table.offset[block], table.stored[block]
+            self._decoder.decode(table, block, view[begin : begin + stored])
+            row = rows.get(begin)
+            if row is None or (row.index, row.length, row.codec) != (block, stored, table.codecs[block]):
+                raise BadBytes(f"its footer does not name block {block}")
+            found.blocks += 1

@@ -1,0 +1,264 @@
+"""Sources, targets and ports for tests of the data path: in memory, or generated."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from blake3 import blake3
+
+from backupfw.chunkstore.container import Container
+from backupfw.chunkstore.memory import Contents, MemoryStore
+from backupfw.engine.format.geometry import Geometry
+from backupfw.engine.ports import BackupJob
+from backupfw.errors import TaskCancelled, TaskLost
+from backupfw.volume.base import BlockSource, BlockTarget
+
+KIB = 1 << 10
+#: A geometry small enough that a test volume has several segments.
+BLOCK = 4 * KIB
+SEGMENT = 64 * KIB
+
+
+class MemorySource(BlockSource):
+    """Bytes to read.
+
+    :param data: the volume; the caller may change a bytearray between backups.
+    :param extents: ``(offset, length)`` of what may hold data, ascending; None: all of it.
+    """
+
+    def __init__(
+        self, data: bytes | bytearray, extents: Sequence[tuple[int, int]] | None = None, identity: str = "s"
+    ) -> None:
+        self.data = data
+        self.length = len(data)
+        self.identity = identity
+        self.extents = [(0, len(data))] if extents is None else list(extents)
+        self.reads: list[tuple[int, int]] = []
+        self.released: list[tuple[int, int]] = []
+
+    def data_extents(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        for offset, length in self.extents:
+            first, last = max(offset, start), min(offset + length, end)
+            if first < last:
+                yield first, last - first
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        if offset + len(buffer) > self.length:
+            raise OSError("short source")
+        self.reads.append((offset, len(buffer)))
+        buffer[:] = self.data[offset : offset + len(buffer)]
+
+    def release_cache(self, offset: int, length: int) -> None:
+        self.released.append((offset, length))
+
+    def close(self) -> None:
+        pass
+
+
+class GeneratedSource(BlockSource):
+    """A dense source of any length whose blocks are made when they are read: cheap and reproducible.
+
+    :param length: bytes.
+    :param segments: only these segments (and the holes' absence) hold data; None: all of them.
+    :param segment_size: bytes of a segment, for ``segments``.
+    :param data_per_segment: bytes of data at the start of each such segment.
+    :param stamp: makes other content.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        *,
+        segments: Sequence[int] | None = None,
+        segment_size: int = 256 << 20,
+        data_per_segment: int | None = None,
+        stamp: int = 0,
+    ) -> None:
+        self.length = length
+        self.identity = f"generated-{stamp}"
+        self._segments = segments
+        self._segment_size = segment_size
+        self._data = segment_size if data_per_segment is None else data_per_segment
+        self._piece = blake3(stamp.to_bytes(8, "little")).digest(length=1 << 20)
+
+    def data_extents(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        size = self._segment_size
+        indexes = range(start // size, -(-end // size)) if self._segments is None else self._segments
+        for index in indexes:
+            first, last = max(index * size, start), min(index * size + self._data, end)
+            if first < last:
+                yield first, last - first
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        # Each 4 KiB begins with its own offset, so no two blocks of the volume are equal.
+        size = len(buffer)
+        buffer[:] = (self._piece * -(-size // len(self._piece)))[:size]
+        for at in range(0, size - 8, 4096):
+            buffer[at : at + 8] = (offset + at + 1).to_bytes(8, "little")
+
+    def close(self) -> None:
+        pass
+
+
+class MemoryTarget(BlockTarget):
+    """Bytes to write to; counts calls, and knows what was flushed."""
+
+    def __init__(self, length: int, fill: bytes | None = None) -> None:
+        self.data = bytearray(length) if fill is None else bytearray((fill * length)[:length])
+        self.length = length
+        self.reads_zero = fill is None
+        self.flushed = bytes(self.data)
+        self.writes: list[tuple[int, int]] = []
+        self.zeros: list[tuple[int, int]] = []
+        self.released: list[tuple[int, int]] = []
+        self._lock = threading.Lock()
+
+    def write(self, offset: int, buffers: Sequence[bytes | memoryview]) -> None:
+        data = b"".join(buffers)
+        if offset + len(data) > self.length:
+            raise OSError("past the end")
+        with self._lock:
+            self.data[offset : offset + len(data)] = data
+            self.writes.append((offset, len(data)))
+
+    def zero(self, offset: int, length: int) -> None:
+        if offset + length > self.length:
+            raise OSError("past the end")
+        with self._lock:
+            self.data[offset : offset + length] = bytes(length)
+            self.zeros.append((offset, length))
+
+    def flush(self) -> None:
+        with self._lock:
+            self.flushed = bytes(self.data)
+
+    def release_cache(self, offset: int, length: int) -> None:
+        self.released.append((offset, length))
+
+    def close(self) -> None:
+        pass
+
+
+class CountingTarget(BlockTarget):
+    """A target of any length that keeps nothing but sums."""
+
+    def __init__(self, length: int, *, reads_zero: bool) -> None:
+        self.length = length
+        self.reads_zero = reads_zero
+        self.calls = self.zeroed = self.written = 0
+
+    def write(self, offset: int, buffers: Sequence[bytes | memoryview]) -> None:
+        self.calls += 1
+        self.written += sum(map(len, buffers))
+
+    def zero(self, offset: int, length: int) -> None:
+        self.calls += 1
+        self.zeroed += length
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class FakeControl:
+    """A control that stops on demand.
+
+    :param stop_after: checks until the task is cancelled.
+    :param lose_after: batches of writes until the target is lost.
+    """
+
+    def __init__(self, stop_after: int | None = None, lose_after: int | None = None) -> None:
+        self._checks = itertools.count()
+        self._writes = itertools.count()
+        self._stop_after = stop_after
+        self._lose_after = lose_after
+        self.reports: list[tuple[int, int]] = []
+
+    def check(self) -> None:
+        if self._stop_after is not None and next(self._checks) >= self._stop_after:
+            raise TaskCancelled("stopped")
+
+    def may_write(self) -> None:
+        if self._lose_after is not None and next(self._writes) >= self._lose_after:
+            raise TaskLost("lost")
+
+    def progress(self, done: int, total: int) -> None:
+        self.reports.append((done, total))
+
+
+class MemoryJournal:
+    """A journal in a dictionary."""
+
+    def __init__(self) -> None:
+        self.entries: dict[int, bytes] = {}
+        self.records = 0
+
+    def finished(self) -> Iterator[tuple[int, bytes]]:
+        return iter(sorted(self.entries.items()))
+
+    def record(self, entries: Sequence[tuple[int, bytes]]) -> None:
+        self.records += 1
+        self.entries.update(entries)
+
+
+class FaultyContainer(Container):
+    """A container whose puts and gets can be made to fail.
+
+    :ivar before_put: called with the key before each put; may raise.
+    :ivar before_get: called with (key, offset, length) before each get; may raise.
+    """
+
+    def __init__(self, container: Container) -> None:
+        super().__init__(container.store, container.name)
+        self.before_put: Callable[[str], None] = lambda _key: None
+        self.before_get: Callable[[str, int | None, int | None], None] = lambda *_: None
+        self.puts: list[str] = []
+        self.gets: list[tuple[str, int | None, int | None]] = []
+
+    def put(self, key: str, body: Any) -> None:
+        self.before_put(key)
+        super().put(key, body)
+        self.puts.append(key)
+
+    def get(self, key: str, offset: int | None = None, length: int | None = None) -> bytes:
+        self.before_get(key, offset, length)
+        self.gets.append((key, offset, length))
+        return super().get(key, offset, length)
+
+
+def memory_container(contents: Contents | None = None) -> FaultyContainer:
+    """Return a container of a memory store."""
+    container = Container(MemoryStore("mem", contents=contents), "box")
+    container.ensure()
+    return FaultyContainer(container)
+
+
+def objects_of(container: Container) -> dict[str, bytes]:
+    """Return the objects behind a memory container, live."""
+    store = container.store
+    assert isinstance(store, MemoryStore)
+    return store.contents[container.name]
+
+
+def make_job(number: int, length: int, base: str | None = None, **changes: Any) -> BackupJob:
+    """Return a small job; ``number`` names the backup and makes its token."""
+    values: dict[str, Any] = {
+        "installation": "inst",
+        "project": "proj",
+        "volume": "vol",
+        "backup": f"backup{number}",
+        "epoch": 0,
+        "attempt": 1,
+        "token": f"{number:016x}",
+        "geometry": Geometry(length, BLOCK, SEGMENT),
+        "base": base,
+        "record": {"id": f"backup{number}"},
+        "pack_size": 16 * KIB,
+        "streams": 2,
+    }
+    return BackupJob(**{**values, **changes})
