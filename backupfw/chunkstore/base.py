@@ -34,7 +34,7 @@ from __future__ import annotations
 import abc
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
 
@@ -61,7 +61,9 @@ class Body:
     :ivar checksum: BLAKE3 of the bytes (32 bytes), as declared by the producer.
     """
 
-    def __init__(self, source: bytes | bytearray | memoryview | BinaryIO, length: int, checksum: bytes) -> None:
+    def __init__(
+        self, source: bytes | bytearray | memoryview | BinaryIO, length: int, checksum: bytes
+    ) -> None:
         self._source = source
         self.length = length
         self.checksum = checksum
@@ -195,8 +197,11 @@ class ChunkStore(abc.ABC):
     wire_name: ClassVar[str]
     #: Regular expression a container name must match as a whole in this store, beside core's rule.
     container_pattern: ClassVar[str] = r".+"
+    #: Defaults of layer options that fit this store better than the general ones, e.g. no timeout thread
+    #: for a local directory: option name -> value.  What the deployer sets wins.
+    layer_defaults: ClassVar[Mapping[str, object]] = {}
 
-    def __init__(self, name: str, options: Any) -> None:
+    def __init__(self, name: str, options: Any) -> None:  # noqa: ARG002  (for drivers that have any)
         self.name = name
 
     @classmethod
@@ -230,10 +235,15 @@ class ChunkStore(abc.ABC):
         """
 
     @abc.abstractmethod
-    def list(self, container: str, prefix: str = "") -> Iterator[ObjectInfo]:
+    def list(self, container: str, prefix: str = "", start_after: str = "") -> Iterator[ObjectInfo]:
         """Yield every object whose key starts with ``prefix`` (G10).
 
-        Objects put or deleted while the listing runs may or may not show.
+        Objects put or deleted while the listing runs may or may not show.  Errors may come from the
+        call or from the iterator.
+
+        :param start_after: yield only keys that sort after this one, without reading what lies before:
+            the retry layer goes on there after a fault in mid-listing.  Only given to stores that
+            declare ``sorted_listing``.
 
         :raises NotFound: the container is not there.
         """

@@ -113,7 +113,9 @@ class DeleteFailed(ChunkStoreError):
     :param errors: each remaining key with its error.
     """
 
-    def __init__(self, errors: Mapping[str, ChunkStoreError], *, store: str = "", container: str = "") -> None:
+    def __init__(
+        self, errors: Mapping[str, ChunkStoreError], *, store: str = "", container: str = ""
+    ) -> None:
         key, first = next(iter(errors.items()))
         super().__init__(
             f"{len(errors)} object(s) could not be deleted, the first: {first.reason}",

@@ -1,0 +1,86 @@
+"""Judges names and arguments before anything else sees them, so that no driver has to."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+
+from backupfw import naming
+from backupfw.chunkstore.base import Body, ChunkStore, ObjectInfo
+from backupfw.chunkstore.errors import InvalidName
+from backupfw.chunkstore.layers.base import Layer
+
+
+class NamesLayer(Layer):
+    """Refuses container names and keys that core's rules or the driver's pattern forbid.
+
+    A name that could never have been stored is InvalidName in every call, reading ones too: a caller
+    that asks for it has a fault, and a driver must never see it.
+    """
+
+    def __init__(self, inner: ChunkStore) -> None:
+        super().__init__(inner)
+        self._pattern = re.compile(inner.container_pattern)
+
+    def put(self, container: str, key: str, body: Body, *, if_absent: bool = False) -> None:
+        """Forward with judged names."""
+        self._judge_container(container)
+        self._judge_key(container, key)
+        self.inner.put(container, key, body, if_absent=if_absent)
+
+    def get(self, container: str, key: str, offset: int | None = None, length: int | None = None) -> bytes:
+        """Forward with judged names and range.
+
+        :raises ValueError: not both of offset and length, a negative offset, a length under 1.
+        """
+        self._judge_container(container)
+        self._judge_key(container, key)
+        if (offset is None) != (length is None):
+            raise ValueError("offset and length are given both or neither")
+        if offset is not None and length is not None and (offset < 0 or length < 1):
+            raise ValueError(f"no range: {length} bytes from {offset}")
+        return self.inner.get(container, key, offset, length)
+
+    def list(self, container: str, prefix: str = "", start_after: str = "") -> Iterator[ObjectInfo]:
+        """Forward with a judged container; a prefix is any text that a key may hold."""
+        self._judge_container(container)
+        for text in (prefix, start_after):
+            # A prefix may end within a part, so only its characters are judged, not its form.
+            if any(unicodedata.category(char) in ("Cc", "Cs") for char in text):
+                raise InvalidName("the prefix holds control characters", store=self.name, container=container)
+        return self.inner.list(container, prefix, start_after)
+
+    def delete(self, container: str, keys: Sequence[str]) -> None:
+        """Forward with judged names, each key once.  Nothing is deleted if one key is refused."""
+        self._judge_container(container)
+        # Bulk requests of some servers fail on a key that stands in them twice.
+        unique = list(dict.fromkeys(keys))
+        for key in unique:
+            self._judge_key(container, key)
+        if unique:
+            self.inner.delete(container, unique)
+
+    def ensure_container(self, container: str) -> None:
+        """Forward with a judged name."""
+        self._judge_container(container)
+        self.inner.ensure_container(container)
+
+    def _judge_container(self, container: str) -> None:
+        problem = naming.container_problem(container)
+        if problem is None and not self._pattern.fullmatch(container):
+            problem = f"this store takes names that match {self.inner.container_pattern}"
+        if problem:
+            raise InvalidName(f"{_shown(container)} cannot name a container: {problem}", store=self.name)
+
+    def _judge_key(self, container: str, key: str) -> None:
+        problem = naming.key_problem(key)
+        if problem:
+            raise InvalidName(
+                f"{_shown(key)} cannot be a key: {problem}", store=self.name, container=container
+            )
+
+
+def _shown(name: str) -> str:
+    # ascii() keeps control characters and lone surrogates out of logs; the bound keeps lines readable.
+    return ascii(name if len(name) <= 100 else name[:100] + "…")

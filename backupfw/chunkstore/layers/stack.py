@@ -1,0 +1,84 @@
+"""The one place where layers are put around a driver.
+
+From the outside in, with the reason for each place::
+
+    names      refuses what must reach nothing else
+    metrics    counts what callers see: one call, however many tries it took
+    retry      each try passes everything below anew
+    timeout    bounds one try; a call past its bound still holds its place under the limit
+    limit      counts what really runs in the driver
+    integrity  judges the driver's own answers, so that retry may ask again
+    driver
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from backupfw.chunkstore.base import ChunkStore
+from backupfw.chunkstore.layers.base import Layer
+from backupfw.chunkstore.layers.integrity import IntegrityLayer
+from backupfw.chunkstore.layers.limit import LimitLayer, Limits
+from backupfw.chunkstore.layers.metrics import MetricsLayer, NullRecorder, Recorder
+from backupfw.chunkstore.layers.names import NamesLayer
+from backupfw.chunkstore.layers.options import layer_options
+from backupfw.chunkstore.layers.retry import RetryBudget, RetryLayer, RetryPolicy, never
+from backupfw.chunkstore.layers.timeout import TimeoutLayer
+
+__all__ = ["layer_options", "layers_of", "stack"]
+
+
+def stack(
+    driver: ChunkStore,
+    options: Any = None,
+    *,
+    metrics: Recorder | None = None,
+    stop: Callable[[], bool] = never,
+) -> ChunkStore:
+    """Put all layers around a driver.
+
+    :param driver: the driver's instance; closing the returned store closes it.
+    :param options: values of :func:`layer_options` by name; what is missing has its default.
+    :param metrics: where figures go, None for nowhere.
+    :param stop: True when the process shuts down: no retry is begun and no pause goes on then.
+    """
+    defaults = {opt.dest: opt.default for opt in layer_options(type(driver))}
+
+    def value(name: str) -> Any:
+        return getattr(options, name, defaults[name])
+
+    recorder = metrics if metrics is not None else NullRecorder()
+    store: ChunkStore = IntegrityLayer(driver, verify_puts=value("verify_puts"))
+    store = LimitLayer(
+        store,
+        Limits(
+            concurrency=value("max_concurrency"),
+            bytes_per_second=value("max_bytes_per_second"),
+            requests_per_second=value("max_requests_per_second"),
+        ),
+    )
+    store = TimeoutLayer(store, value("operation_timeout"))
+    store = RetryLayer(
+        store,
+        RetryPolicy(
+            tries=value("retry_tries"),
+            seconds=value("retry_seconds"),
+            base=value("retry_base_pause"),
+            cap=value("retry_max_pause"),
+        ),
+        budget=RetryBudget(value("retry_budget")),
+        recorder=recorder,
+        stop=stop,
+    )
+    store = MetricsLayer(store, recorder)
+    return NamesLayer(store)
+
+
+def layers_of(store: ChunkStore) -> tuple[Layer, ...]:
+    """Return the layers of an opened store, the outermost first."""
+    layers = []
+    while isinstance(store, Layer):
+        layers.append(store)
+        store = store.inner
+    return tuple(layers)
