@@ -29,6 +29,8 @@ UNLIMITED = -1
 LARGEST = (1 << 31) - 1
 #: The quota class whose limits hold for projects that have none of their own.
 DEFAULT_CLASS = "default"
+#: The row to lock for what no project's row stands for: no project has an empty id.
+NO_PROJECT = ""
 
 #: Limits that clients expect beside the configured ones, with their defaults: the size of one volume,
 #: and volume groups, which do not exist here.
@@ -232,8 +234,7 @@ class QuotaManager:
         chosen = _checked(limits)
 
         def work(session: Session) -> dict[str, int]:
-            # Any row will do that two changes of one class agree on: no project has an empty id.
-            lock_project(session, "")
+            lock_project(session, NO_PROJECT)
             for resource, limit in chosen.items():
                 session.merge(QuotaClass(class_name=name, resource=resource, hard_limit=limit))
             session.flush()

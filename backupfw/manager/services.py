@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 from backupfw.db import models
 from backupfw.db.session import now
 from backupfw.errors import NotFound
+from backupfw.manager import rows
 
 if TYPE_CHECKING:
     from oslo_config import cfg
@@ -86,18 +87,7 @@ def backup_workers_alive(session: Session, conf: cfg.ConfigOpts) -> bool:
 
 
 def _service(row: models.Service, oldest: datetime) -> Service:
-    return Service(
-        id=row.id,
-        host=row.host,
-        binary=row.binary,
-        availability_zone=row.availability_zone,
-        disabled=row.disabled,
-        disabled_reason=row.disabled_reason,
-        stores=dict(row.stores),
-        reported_at=row.reported_at,
-        created_at=row.created_at,
-        up=row.reported_at >= oldest,
-    )
+    return Service(**rows.columns(row, Service), up=row.reported_at >= oldest)
 
 
 class ServiceManager:
@@ -143,6 +133,10 @@ class ServiceManager:
         del ctx  # the API's policy lets administrators in only
         with self._db.read() as session:
             return services(session, self._conf, host=host, binary=binary)
+
+    def is_up(self, service: Service) -> bool:
+        """Say whether a listed service was up when it was listed."""
+        return service.up
 
     def set_disabled(
         self, ctx: RequestContext, host: str, binary: str, *, disabled: bool, reason: str | None = None

@@ -8,16 +8,16 @@ are locked in one order everywhere: volume, snapshot, then the project's quota (
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from backupfw.db.models import Attachment, Snapshot, Volume, VolumeMetadata
+from backupfw.db.models import Attachment, Snapshot, Task, Volume, VolumeMetadata
 from backupfw.db.session import now
 from backupfw.errors import InvalidSnapshot, InvalidVolume, SnapshotNotFound, VolumeNotFound
-from backupfw.manager import lifecycle, quota
+from backupfw.manager import lifecycle, quota, tasks
 from backupfw.manager.lifecycle import SnapshotMoves, VolumeMoves
 
 if TYPE_CHECKING:
@@ -25,8 +25,12 @@ if TYPE_CHECKING:
 
     from backupfw.context import RequestContext
 
+Row = TypeVar("Row", Volume, Snapshot)
+
 #: Bytes.
 GIB = 1 << 30
+#: The largest volume, GiB: what the database's integer holds.
+MAX_GIGABYTES = (1 << 31) - 1
 
 
 class Source(NamedTuple):
@@ -52,7 +56,7 @@ def find_volume(session: Session, ctx: RequestContext, volume_id: str, *, lock: 
     :param lock: hold the row until the transaction ends.
     :raises VolumeNotFound: there is none, or not for this caller.
     """
-    volume = session.get(Volume, volume_id, with_for_update=lock) if _may_be_id(volume_id) else None
+    volume = _row(session, Volume, volume_id, lock)
     if volume is None or volume.deleted or not (ctx.is_admin or volume.project_id == ctx.project_id):
         raise VolumeNotFound(volume_id)
     return volume
@@ -63,7 +67,7 @@ def find_snapshot(session: Session, ctx: RequestContext, snapshot_id: str, *, lo
 
     :raises SnapshotNotFound: there is none, or not for this caller.
     """
-    snapshot = session.get(Snapshot, snapshot_id, with_for_update=lock) if _may_be_id(snapshot_id) else None
+    snapshot = _row(session, Snapshot, snapshot_id, lock)
     if (
         snapshot is None
         or snapshot.deleted
@@ -74,14 +78,37 @@ def find_snapshot(session: Session, ctx: RequestContext, snapshot_id: str, *, lo
     return snapshot
 
 
-def _may_be_id(text: str) -> bool:
+def _row(session: Session, model: type[Row], row_id: str, lock: bool) -> Row | None:
     # Databases refuse some characters with errors of their own.
-    return len(text) == 36 and text.isascii() and text.isprintable()
+    if len(row_id) != 36 or not (row_id.isascii() and row_id.isprintable()):
+        return None
+    query = select(model).where(model.id == row_id)
+    if lock:
+        # What the session read before it held the lock may be out of date.
+        query = query.with_for_update().execution_options(populate_existing=True)
+    return session.scalar(query)
 
 
 def is_attached(session: Session, volume_id: str) -> bool:
     """Say whether somebody is attached to the volume."""
     return session.scalar(select(Attachment.id).where(Attachment.volume_id == volume_id).limit(1)) is not None
+
+
+def held_by_backup(session: Session, source_id: str) -> bool:
+    """Say whether a backup or restore that was not cancelled is using the volume or snapshot."""
+    return _has_task(session, source_id, (tasks.BACKUP_CREATE, tasks.BACKUP_RESTORE))
+
+
+def is_read_by_task(session: Session, volume_id: str) -> bool:
+    """Say whether a snapshot or another volume is being made of the volume, or waits to be."""
+    return _has_task(session, volume_id, (tasks.SNAPSHOT_CREATE, tasks.VOLUME_CREATE))
+
+
+def _has_task(session: Session, source_id: str, kinds: Collection[str]) -> bool:
+    task = select(Task.id).where(
+        Task.source_id == source_id, Task.kind.in_(kinds), Task.cancel.is_(False)
+    )  # fmt: skip
+    return session.scalar(task.limit(1)) is not None
 
 
 def begin_backup(
@@ -141,7 +168,7 @@ def begin_restore(session: Session, volume_id: str, size: int, ctx: RequestConte
     if ctx is not None:
         volume = find_volume(session, ctx, volume_id, lock=True)
     else:
-        found = session.get(Volume, volume_id, with_for_update=True)
+        found = _row(session, Volume, volume_id, True)
         if found is None or found.deleted:
             raise VolumeNotFound(volume_id)
         volume = found

@@ -1,0 +1,150 @@
+"""Metadata of volumes and snapshots: pairs of texts, changed under the owner's lock."""
+
+from __future__ import annotations
+
+import abc
+import ast
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import ColumnElement, and_, delete, exists, false, select
+from sqlalchemy.orm import Session
+
+from backupfw.db.models import SnapshotMetadata, VolumeMetadata
+from backupfw.db.session import now
+from backupfw.errors import KeyNotFound
+
+if TYPE_CHECKING:
+    from backupfw.context import RequestContext
+    from backupfw.db.models import Snapshot, Volume
+    from backupfw.db.session import Database
+
+Model = type[VolumeMetadata] | type[SnapshotMetadata]
+
+#: Longest value of the ``metadata`` filter that is looked at, in characters.
+_MAX_FILTER = 4096
+
+
+def _owner(model: Model) -> Any:
+    return model.volume_id if model is VolumeMetadata else model.snapshot_id  # type: ignore[union-attr]
+
+
+def pairs(session: Session, model: Model, owner_id: str) -> dict[str, str]:
+    """Return the owner's metadata."""
+    found = session.execute(select(model.key, model.value).where(_owner(model) == owner_id))
+    return dict(found.tuples().all())
+
+
+def add(session: Session, model: Model, owner_id: str, metadata: Mapping[str, str]) -> None:
+    """Add and overwrite keys.  The caller has locked the owner's row."""
+    column = _owner(model).key
+    for key, value in metadata.items():
+        session.merge(model(**{column: owner_id}, key=key, value=value))
+    session.flush()
+
+
+def replace(session: Session, model: Model, owner_id: str, metadata: Mapping[str, str]) -> None:
+    """Put a map in place of the old one.  The caller has locked the owner's row."""
+    session.execute(delete(model).where(_owner(model) == owner_id, model.key.not_in([*metadata])))
+    add(session, model, owner_id, metadata)
+
+
+class MetadataMethods(abc.ABC):
+    """The metadata calls of a manager, the same for volumes and snapshots.
+
+    They raise the manager's NotFound where the owner is not there, or not for this caller.
+    """
+
+    def __init__(self, db: Database, model: Model) -> None:
+        self._db = db
+        self._pairs_model = model
+
+    @abc.abstractmethod
+    def _find(
+        self, session: Session, ctx: RequestContext, owner_id: str, *, lock: bool = False
+    ) -> Volume | Snapshot:
+        """Return the owner's row."""
+
+    def get_metadata(self, ctx: RequestContext, owner_id: str, /) -> Mapping[str, str]:
+        """Return the owner's metadata."""
+        with self._db.read() as session:
+            self._find(session, ctx, owner_id)
+            return pairs(session, self._pairs_model, owner_id)
+
+    def set_metadata(
+        self, ctx: RequestContext, owner_id: str, metadata: Mapping[str, str], /
+    ) -> Mapping[str, str]:
+        """Add and overwrite keys; return the whole map."""
+
+        def work(session: Session) -> Mapping[str, str]:
+            self._touch(session, ctx, owner_id)
+            add(session, self._pairs_model, owner_id, metadata)
+            return pairs(session, self._pairs_model, owner_id)
+
+        return self._db.run(work)
+
+    def replace_metadata(
+        self, ctx: RequestContext, owner_id: str, metadata: Mapping[str, str], /
+    ) -> Mapping[str, str]:
+        """Put a map in place of the old one; return it."""
+
+        def work(session: Session) -> Mapping[str, str]:
+            self._touch(session, ctx, owner_id)
+            replace(session, self._pairs_model, owner_id, metadata)
+            return pairs(session, self._pairs_model, owner_id)
+
+        return self._db.run(work)
+
+    def delete_metadata_key(self, ctx: RequestContext, owner_id: str, key: str, /) -> None:
+        """Remove one key.
+
+        :raises KeyNotFound: the owner has no such key.
+        """
+
+        def work(session: Session) -> None:
+            self._touch(session, ctx, owner_id)
+            found = session.get(self._pairs_model, (owner_id, key))
+            if found is None:
+                raise KeyNotFound(key)
+            session.delete(found)
+
+        self._db.run(work)
+
+    def _touch(self, session: Session, ctx: RequestContext, owner_id: str) -> None:
+        # The lock lets two changes of one key take turns instead of both inserting it.
+        self._find(session, ctx, owner_id, lock=True).updated_at = now(session)
+        session.flush()
+
+
+def matches(model: Model, owner_id: Any, text: str) -> ColumnElement[bool]:
+    """Return the condition that an owner has all pairs of a listing's ``metadata`` filter.
+
+    :param owner_id: the owner's id column.
+    :param text: the pairs as clients write them, e.g. ``{'tier': 'gold'}``; what is no map of texts
+        matches nothing.
+    """
+    wanted = _filter_pairs(text)
+    if wanted is None:
+        return false()
+    return and_(
+        True,
+        *(
+            exists().where(_owner(model) == owner_id, model.key == key, model.value == value)
+            for key, value in wanted.items()
+        ),
+    )
+
+
+def _filter_pairs(text: str) -> dict[str, str] | None:
+    if len(text) > _MAX_FILTER:
+        return None
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return None
+    if not isinstance(value, dict):
+        return None
+    texts = [*value.keys(), *value.values()]
+    if not all(isinstance(item, str) and "\0" not in item for item in texts):
+        return None
+    return value

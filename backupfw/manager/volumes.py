@@ -1,0 +1,510 @@
+"""Volumes of the embedded catalogue: one method per use case.
+
+Each is one transaction that judges the volume under its row's lock, moves its status and queues the task
+that carries the work out; the worker's side is ``volume_tasks``.  To anyone but an administrator another
+project's volume is not there.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
+
+from backupfw.db import models, queries
+from backupfw.db.models import VolumeMetadata
+from backupfw.db.session import now
+from backupfw.errors import (
+    AttachmentNotFound,
+    InvalidInput,
+    InvalidSnapshot,
+    InvalidVolume,
+)
+from backupfw.manager import lifecycle, quota, rows, tasks
+from backupfw.manager.lifecycle import SnapshotMoves, VolumeMoves
+from backupfw.manager.metadata import MetadataMethods, matches, replace
+from backupfw.manager.volume_rules import (
+    GIB,
+    MAX_GIGABYTES,
+    find_snapshot,
+    find_volume,
+    gigabytes,
+    held_by_backup,
+    is_attached,
+    is_read_by_task,
+    new_volume,
+)
+
+if TYPE_CHECKING:
+    from oslo_config import cfg
+
+    from backupfw.context import RequestContext
+    from backupfw.db.session import Database
+
+Result = TypeVar("Result")
+
+#: Kinds of the tasks that are about a volume itself.
+_OWN_TASKS = (tasks.VOLUME_CREATE, tasks.VOLUME_DELETE, tasks.VOLUME_EXTEND)
+
+
+class VolumeManager(MetadataMethods):
+    """The use cases of volumes.  Thread-safe.
+
+    :param conf: has the group ``quota``.
+    :param wake: called after a transaction that queued or cancelled tasks has committed.
+    """
+
+    def __init__(self, db: Database, conf: cfg.ConfigOpts, wake: Callable[[], None]) -> None:
+        super().__init__(db, VolumeMetadata)
+        self._conf = conf
+        self._wake = wake
+
+    def create(
+        self,
+        ctx: RequestContext,
+        *,
+        size: int | None,
+        name: str | None = None,
+        description: str | None = None,
+        snapshot_id: str | None = None,
+        source_volid: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        volume_type: str | None = None,
+        availability_zone: str | None = None,
+        backup_id: str | None = None,
+    ) -> rows.Volume:
+        """Make a volume: empty, or from a snapshot, an available volume or an available backup.
+
+        :param size: GiB; may be None where there is a source, whose size it then has.
+        :raises InvalidInput: a size is missing, out of range or below the source's; several sources.
+        :raises VolumeNotFound: no such source volume for this caller; likewise SnapshotNotFound and
+            BackupNotFound.
+        :raises InvalidVolume: the source volume is not available; likewise InvalidSnapshot and
+            InvalidBackup.
+        :raises QuotaExceeded: the project has no room for it.
+        """
+        if sum(source is not None for source in (snapshot_id, source_volid, backup_id)) > 1:
+            raise InvalidInput("A volume can be created from one snapshot, volume or backup only.")
+
+        def work(session: Session) -> rows.Volume:
+            source_size, what = 0, ""
+            if snapshot_id is not None:
+                snapshot = find_snapshot(session, ctx, snapshot_id, lock=True)
+                if snapshot.status != lifecycle.AVAILABLE:
+                    raise InvalidSnapshot(
+                        "Snapshot to create a volume from must be available, "
+                        f'but the current status is "{snapshot.status}".'
+                    )
+                source_size, what = snapshot.size, "snapshot"
+            elif source_volid is not None:
+                source = find_volume(session, ctx, source_volid, lock=True)
+                if source.status != lifecycle.AVAILABLE:
+                    raise InvalidVolume(
+                        f'Volume to be copied must be available, but the current status is "{source.status}".'
+                    )
+                source_size, what = source.size, "source volume"
+            wanted = _checked_size(size, source_size, what)
+            volume = new_volume(
+                session,
+                self._conf,
+                ctx,
+                status=lifecycle.CREATING,
+                size=wanted,
+                name=name,
+                description=description,
+                metadata=metadata,
+                volume_type=volume_type,
+                availability_zone=availability_zone or self._conf.availability_zone,
+                snapshot_id=snapshot_id,
+                source_volid=source_volid,
+            )
+            self._queue(session, ctx, tasks.VOLUME_CREATE, volume, snapshot_id or source_volid)
+            return rows.volume(session, volume)
+
+        return self._change(work)
+
+    def adopt(
+        self,
+        ctx: RequestContext,
+        *,
+        location: str,
+        length: int,
+        name: str | None = None,
+        project_id: str | None = None,
+    ) -> rows.Volume:
+        """Enter existing storage as an available volume.
+
+        :param location: as the provider's ``adopt`` returned it.
+        :param length: bytes; the volume's size is that in GiB, rounded up.
+        :param project_id: the project that gets it; the caller's unless given.
+        :raises InvalidInput: it is empty, or a volume already.
+        :raises QuotaExceeded: the project has no room for it.
+        """
+        if length <= 0:
+            raise InvalidInput("Storage without any bytes cannot be a volume.")
+
+        def work(session: Session) -> rows.Volume:
+            # Adoptions take turns (no row stands for a location), under a lock that exists everywhere.
+            quota.lock_project(session, quota.NO_PROJECT)
+            taken = select(models.Volume.id).where(
+                models.Volume.location == location, models.Volume.deleted.is_(False)
+            )
+            owner = session.scalar(taken.limit(1))
+            if owner is not None:
+                raise InvalidInput(f"This storage is volume {owner} already.")
+            volume = new_volume(
+                session,
+                self._conf,
+                ctx,
+                status=lifecycle.AVAILABLE,
+                size=_checked_size(gigabytes(length), 0, ""),
+                length=length,
+                name=name,
+                availability_zone=self._conf.availability_zone,
+                project_id=project_id,
+                location=location,
+                adopted=True,
+            )
+            return rows.volume(session, volume)
+
+        return self._db.run(work)
+
+    def get(self, ctx: RequestContext, volume_id: str) -> rows.Volume:
+        """Return a volume.
+
+        :raises VolumeNotFound: there is none, or not for this caller.
+        """
+        with self._db.read() as session:
+            return rows.volume(session, find_volume(session, ctx, volume_id))
+
+    def list(
+        self,
+        ctx: RequestContext,
+        *,
+        detail: bool = True,
+        filters: Mapping[str, str] | None = None,
+        all_tenants: bool = False,
+        limit: int | None = None,
+        marker: str | None = None,
+        offset: int = 0,
+        sort: Sequence[tuple[str, str]] = (),
+        with_count: bool = False,
+    ) -> rows.Page[rows.Volume]:
+        """Return a page of volumes; see :func:`backupfw.db.queries.page`.
+
+        :param detail: whether metadata and attachments are wanted.
+        :param all_tenants: every project's; for administrators only, else ignored.
+        """
+        chosen = dict(filters or {})
+        wanted = chosen.pop("metadata", None)
+        where = [] if wanted is None else [matches(VolumeMetadata, models.Volume.id, wanted)]
+        with self._db.read() as session:
+            found, total = queries.page(
+                session,
+                models.Volume,
+                project_id=None if all_tenants and ctx.is_admin else ctx.project_id,
+                filters=chosen,
+                sort=sort,
+                limit=limit,
+                marker=marker,
+                offset=offset,
+                with_count=with_count,
+                where=where,
+            )
+            if detail:
+                return rows.Page(rows.volumes(session, found), total)
+            return rows.Page([rows.Volume(**rows.columns(row, rows.Volume)) for row in found], total)
+
+    def update(
+        self,
+        ctx: RequestContext,
+        volume_id: str,
+        *,
+        name: str | None,
+        description: str | None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> rows.Volume:
+        """Set name and description, and the whole metadata unless it is None.
+
+        :raises VolumeNotFound: there is none, or not for this caller.
+        """
+
+        def work(session: Session) -> rows.Volume:
+            volume = find_volume(session, ctx, volume_id, lock=True)
+            volume.display_name = name
+            volume.display_description = description
+            volume.updated_at = now(session)
+            if metadata is not None:
+                replace(session, VolumeMetadata, volume_id, metadata)
+            session.flush()
+            return rows.volume(session, volume)
+
+        return self._db.run(work)
+
+    def delete(self, ctx: RequestContext, volume_id: str, *, cascade: bool = False) -> None:
+        """Begin to delete a volume.
+
+        :param cascade: delete its snapshots too.
+        :raises VolumeNotFound: there is none, or not for this caller.
+        :raises InvalidVolume: its status forbids it, it is attached, or it has snapshots (with
+            ``cascade``: snapshots that cannot be deleted now).
+        """
+
+        def work(session: Session) -> None:
+            volume = find_volume(session, ctx, volume_id, lock=True)
+            if volume.status not in VolumeMoves.delete.sources:
+                raise InvalidVolume(
+                    f"Volume status must be one of {', '.join(VolumeMoves.delete.sources)} to delete it, "
+                    f'but the current status is "{volume.status}".'
+                )
+            self._begin_delete(session, ctx, volume, cascade, VolumeMoves.delete)
+
+        self._change(work)
+
+    def force_delete(self, ctx: RequestContext, volume_id: str, *, cascade: bool = False) -> None:
+        """Begin to delete a volume of any status; a task that makes or extends it is cancelled.
+
+        A backup or restore that is using the volume ends first.
+
+        :raises VolumeNotFound: there is none, or not for this caller.
+        :raises InvalidVolume: it is attached, or it has snapshots, as for :meth:`delete`.
+        """
+
+        def work(session: Session) -> None:
+            volume = find_volume(session, ctx, volume_id, lock=True)
+            tasks.cancel(session, volume_id, _OWN_TASKS)
+            self._begin_delete(session, ctx, volume, cascade, VolumeMoves.force_delete)
+
+        self._change(work)
+
+    def _begin_delete(
+        self,
+        session: Session,
+        ctx: RequestContext,
+        volume: models.Volume,
+        cascade: bool,
+        step: lifecycle.Move,
+    ) -> None:
+        if is_attached(session, volume.id):
+            raise InvalidVolume(f"Volume {volume.id} is attached; detach it before it is deleted.")
+        snapshots = session.scalars(
+            select(models.Snapshot)
+            .where(
+                models.Snapshot.volume_id == volume.id,
+                models.Snapshot.deleted.is_(False),
+                models.Snapshot.temporary.is_(False),
+            )
+            .order_by(models.Snapshot.id)
+            .with_for_update()
+        ).all()
+        if snapshots and not cascade:
+            raise InvalidVolume(f"Volume {volume.id} still has {len(snapshots)} dependent snapshots.")
+        for snapshot in snapshots:
+            if snapshot.status == lifecycle.DELETING:
+                continue
+            if snapshot.status not in SnapshotMoves.delete.sources:
+                raise InvalidVolume(
+                    f"Snapshot {snapshot.id} of the volume cannot be deleted: "
+                    f'its current status is "{snapshot.status}".'
+                )
+            lifecycle.move(session, models.Snapshot, snapshot.id, SnapshotMoves.delete)
+            # As its source, the volume is not deleted before the snapshot is.
+            tasks.add(
+                session,
+                tasks.SNAPSHOT_DELETE,
+                resource_id=snapshot.id,
+                source_id=volume.id,
+                project_id=snapshot.project_id,
+                request_id=ctx.request_id,
+            )
+        lifecycle.move(session, models.Volume, volume.id, step)
+        self._queue(session, ctx, tasks.VOLUME_DELETE, volume, None)
+
+    def extend(self, ctx: RequestContext, volume_id: str, *, new_size: int) -> None:
+        """Begin to make an available volume larger.
+
+        Its size is the new one from now on (so that the quota is spoken for) and the old one again if
+        it fails.
+
+        :param new_size: GiB.
+        :raises VolumeNotFound: there is none, or not for this caller.
+        :raises InvalidVolume: it is not available.
+        :raises InvalidInput: the new size is not greater, or out of range.
+        :raises QuotaExceeded: the project has no room for it.
+        """
+
+        def work(session: Session) -> None:
+            volume = find_volume(session, ctx, volume_id, lock=True)
+            if volume.status not in VolumeMoves.extend.sources:
+                raise InvalidVolume(
+                    f"Volume {volume_id} must be available to be extended, "
+                    f'but the current status is "{volume.status}".'
+                )
+            if new_size <= volume.size:
+                raise InvalidInput(
+                    "New size for extend must be greater than current size. "
+                    f"(current: {volume.size}, extended: {new_size})."
+                )
+            _checked_size(new_size, 0, "")
+            growth = {"gigabytes": new_size - volume.size, "per_volume_gigabytes": new_size}
+            quota.check(session, self._conf, volume.project_id, growth)
+            lifecycle.move(session, models.Volume, volume_id, VolumeMoves.extend, size=new_size)
+            self._queue(session, ctx, tasks.VOLUME_EXTEND, volume, None, length=new_size * GIB)
+
+        self._change(work)
+
+    def attach(
+        self,
+        ctx: RequestContext,
+        volume_id: str,
+        *,
+        instance_uuid: str | None = None,
+        host_name: str | None = None,
+        mountpoint: str | None = None,
+        mode: str | None = "rw",
+    ) -> rows.Volume:
+        """Note that somebody uses an available volume: it is ``in-use`` from now on.
+
+        :raises VolumeNotFound: there is none, or not for this caller.
+        :raises InvalidVolume: it is not available, or it is being copied.
+        """
+
+        def work(session: Session) -> rows.Volume:
+            volume = find_volume(session, ctx, volume_id, lock=True)
+            if volume.status not in VolumeMoves.attach.sources:
+                raise InvalidVolume(
+                    f"Volume {volume_id} must be available to be attached, "
+                    f'but the current status is "{volume.status}".'
+                )
+            if is_read_by_task(session, volume_id):
+                # Its reader was promised that nobody writes.
+                raise InvalidVolume(f"Volume {volume_id} is being copied; it can be attached after that.")
+            session.add(
+                models.Attachment(
+                    id=str(uuid.uuid4()),
+                    volume_id=volume_id,
+                    instance_uuid=instance_uuid,
+                    host_name=host_name,
+                    mountpoint=mountpoint,
+                    attach_mode=mode,
+                    attached_at=now(session),
+                )
+            )
+            lifecycle.move(session, models.Volume, volume_id, VolumeMoves.attach)
+            return rows.volume(session, volume)
+
+        return self._db.run(work)
+
+    def detach(self, ctx: RequestContext, volume_id: str, *, attachment_id: str | None = None) -> rows.Volume:
+        """Note that somebody does not use the volume any more; after the last one it is ``available``.
+
+        :param attachment_id: which attachment; all of them unless given.
+        :raises VolumeNotFound: there is none, or not for this caller.
+        :raises InvalidVolume: it is not in use.
+        :raises AttachmentNotFound: the volume has no such attachment.
+        """
+
+        def work(session: Session) -> rows.Volume:
+            volume = find_volume(session, ctx, volume_id, lock=True)
+            if volume.status not in VolumeMoves.detach.sources:
+                raise InvalidVolume(
+                    f"Volume {volume_id} must be in-use to be detached, "
+                    f'but the current status is "{volume.status}".'
+                )
+            gone = [
+                entry.id for entry in rows.volume(session, volume).attachments
+                if attachment_id in (None, entry.id)
+            ]  # fmt: skip
+            if attachment_id is not None and not gone:
+                raise AttachmentNotFound(attachment_id)
+            session.execute(delete(models.Attachment).where(models.Attachment.id.in_(gone)))
+            if not is_attached(session, volume_id):
+                lifecycle.move(session, models.Volume, volume_id, VolumeMoves.detach)
+            return rows.volume(session, volume)
+
+        return self._db.run(work)
+
+    def reset_status(self, ctx: RequestContext, volume_id: str, status: str) -> None:
+        """Give a volume another status; a task that makes, extends or deletes it is cancelled.
+
+        :raises VolumeNotFound: there is none, or not for this caller.
+        :raises InvalidInput: there is no such status, or it cannot be set.
+        :raises InvalidVolume: the status would not be true: in-use without an attachment, available
+            with one or without any storage; or a backup or restore is using the volume (its own reset
+            gives the volume its status back).
+        """
+        if status not in lifecycle.RESETS[models.Volume]:
+            raise InvalidInput(f"Volume status {status[:64]!r} cannot be set.")
+
+        def work(session: Session) -> None:
+            volume = find_volume(session, ctx, volume_id, lock=True)
+            if held_by_backup(session, volume_id):
+                raise InvalidVolume(
+                    f"Volume {volume_id} is used by a backup or restore; reset the backup's status instead."
+                )
+            attached = is_attached(session, volume_id)
+            if status == lifecycle.IN_USE and not attached:
+                raise InvalidVolume(f"Volume {volume_id} is not attached, so it cannot be in-use.")
+            if status == lifecycle.AVAILABLE and attached:
+                raise InvalidVolume(f"Volume {volume_id} is attached, so it cannot be available.")
+            if status in (lifecycle.AVAILABLE, lifecycle.IN_USE) and volume.location is None:
+                raise InvalidVolume(f"Volume {volume_id} has no storage, so it cannot be {status}.")
+            tasks.cancel(session, volume_id, _OWN_TASKS)
+            # An extension that is cancelled leaves the length that is known to be there.
+            lifecycle.move(
+                session,
+                models.Volume,
+                volume_id,
+                lifecycle.reset(status),
+                previous_status=None,
+                size=gigabytes(volume.length),
+            )
+
+        self._change(work)
+
+    def _find(
+        self, session: Session, ctx: RequestContext, owner_id: str, *, lock: bool = False
+    ) -> models.Volume:
+        return find_volume(session, ctx, owner_id, lock=lock)
+
+    def _queue(
+        self,
+        session: Session,
+        ctx: RequestContext,
+        kind: str,
+        volume: models.Volume,
+        source_id: str | None,
+        **payload: int,
+    ) -> None:
+        tasks.add(
+            session,
+            kind,
+            resource_id=volume.id,
+            source_id=source_id,
+            project_id=volume.project_id,
+            request_id=ctx.request_id,
+            payload=payload,
+        )
+
+    def _change(self, work: Callable[[Session], Result]) -> Result:
+        result = self._db.run(work)
+        self._wake()
+        return result
+
+
+def _checked_size(size: int | None, least: int, source: str) -> int:
+    """Return the size in GiB that a volume shall have.
+
+    :param least: the size of its source; 0 where there is none.
+    :param source: what the source is called.
+    """
+    if size is None and least:
+        return least
+    if size is None or not 0 < size <= MAX_GIGABYTES:
+        raise InvalidInput(f"Volume size must be a whole number of GiB from 1 to {MAX_GIGABYTES}.")
+    if size < least:
+        raise InvalidInput(f"Volume size {size}GB cannot be smaller than the {source} size {least}GB.")
+    return size
