@@ -22,7 +22,16 @@ from sqlalchemy.orm import Session
 from sqlalchemy.sql import ColumnElement
 
 from backupfw.db.models import Backup, Manifest
-from backupfw.manager.lifecycle import GONE, LIVE, RELEASED, WRITING
+from backupfw.manager.lifecycle import (
+    CREATING,
+    DELETING,
+    ERROR_DELETING,
+    GONE,
+    LIVE,
+    RELEASED,
+    RESTORING,
+    WRITING,
+)
 from backupfw.manager.lineage_tree import Node, Tree
 
 
@@ -38,6 +47,20 @@ class Relatives:
 
     rows: list[Manifest]
     known: bool
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeRows:
+    """What a sweep has to know of one volume, read at one moment.
+
+    :ivar live: keys of its live manifests.
+    :ivar known: keys of all its manifests, in any state.
+    :ivar transient: ids of the backups whose objects may be about to change.
+    """
+
+    live: frozenset[str]
+    known: frozenset[str]
+    transient: frozenset[str]
 
 
 def _tree_of(row: Manifest) -> ColumnElement[bool]:
@@ -176,6 +199,32 @@ def volume_keys(session: Session, manifest_id: str) -> set[str]:
         )
     )
     return {key for key in found if key is not None}
+
+
+def volume_rows(
+    session: Session, *, store: str, container: str, installation_id: str, volume_id: str
+) -> VolumeRows:
+    """Read what a sweep has to know of a volume, after it listed the volume's objects."""
+    found = session.execute(
+        select(Manifest.key, Manifest.state, Manifest.backup_id).where(
+            Manifest.volume_id == volume_id,
+            Manifest.store == store,
+            Manifest.container == container,
+            Manifest.installation_id == installation_id,
+        )
+    ).all()
+    transient = {row.backup_id for row in found if row.state in (WRITING, RELEASED)}
+    moving = select(Backup.id).where(
+        Backup.volume_id == volume_id,
+        Backup.deleted.is_(False),
+        Backup.status.in_((CREATING, RESTORING, DELETING, ERROR_DELETING)),
+    )
+    transient.update(session.scalars(moving))
+    return VolumeRows(
+        live=frozenset(row.key for row in found if row.state == LIVE),
+        known=frozenset(row.key for row in found if row.key is not None),
+        transient=frozenset(transient),
+    )
 
 
 def mark_gone(session: Session, manifest_id: str) -> bool:

@@ -169,6 +169,28 @@ def test_changes_of_the_same_session_that_are_not_flushed_count(db: Database) ->
         assert not lineage.release_if_unused(session, "m")
 
 
+def test_what_a_sweep_asks(db: Database) -> None:
+    fill(
+        db,
+        manifest("live"),
+        manifest("writing", "live", "writing"),
+        manifest("released", None, "released"),
+        manifest("gone", None, "gone", in_tree=False),
+        manifest("elsewhere", volume_id="other"),
+        manifest("another", container="other"),
+    )
+    moving = backup("moving", "live")
+    moving.status = "deleting"
+    fill(db, backup("still", "live"), moving)
+    with db.read() as session:
+        rows = lineage.volume_rows(
+            session, store="main", container="box", installation_id="inst", volume_id=VOLUME
+        )
+    assert rows.live == {"k/live"}
+    assert rows.known == {"k/live", "k/released", "k/gone"}
+    assert rows.transient == {"writing", "released", "moving"}
+
+
 class OnTables:
     """The rule as it is stored; every step is its own transaction, as tasks make them."""
 

@@ -1,0 +1,96 @@
+"""Clean-up: what lost attempts of one backup left behind.
+
+For a backup that took more than one attempt, or that failed or was cancelled.  Everything below the
+backup's own prefix that its committed manifest does not name goes; without a committed manifest,
+everything below that prefix goes.  Nobody else can need it: others share only what a committed
+manifest names, and the objects of a backup that never was live are named by no one.
+
+What a listing that lags does not show is found by the journal, as far as it was recorded; the rest is
+left to the sweep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+
+from backupfw.chunkstore.container import Container
+from backupfw.engine.candidates import Candidate, in_order, of_entry, subtract
+from backupfw.engine.format import keys
+from backupfw.engine.format.entries import SegmentEntry
+from backupfw.engine.listing import own_objects
+from backupfw.engine.ports import Control
+from backupfw.engine.removal import delete_all
+
+
+@dataclass(frozen=True, slots=True)
+class CleanupResult:
+    """What a clean-up did.
+
+    :ivar objects_deleted: objects it deleted.
+    :ivar bytes_deleted: their sizes.
+    """
+
+    objects_deleted: int
+    bytes_deleted: int
+
+
+def leftovers(
+    backup_prefix: str,
+    keep: str | None,
+    recorded: Iterable[SegmentEntry],
+    container: Container,
+    control: Control,
+) -> CleanupResult:
+    """Delete what lies below a backup's prefix and its committed manifest does not name.
+
+    Idempotent.  To be called only when no attempt of the backup can begin any more.  Memory is
+    bounded, however many objects there are.
+
+    :param backup_prefix: the backup's own prefix, ``<installation>/<project>/<volume>/<backup>/``, of our
+        installation.
+    :param keep: key of the committed manifest; None when there is none and will be none.  With it,
+        objects of attempts later than the one that committed are not touched.
+    :param recorded: entries that the journal had of finished segments, in any order; objects of other
+        backups that they name are not touched.
+    :raises ValueError: the prefix is no backup's, or ``keep`` is no manifest below it.
+    :raises Damaged: the committed manifest is missing or damaged; nothing was deleted.
+    :raises UnsupportedFormat: it is of a version not known here; nothing was deleted.
+    :raises DeleteFailed: some objects remain.
+    :raises ChunkStoreError: the store does not answer; to be run again.
+    :raises TaskStopped: the task must end; to be run again.
+    """
+    parts = backup_prefix.split("/")
+    if len(parts) != 5 or parts[-1] or not all(parts[:-1]):
+        raise ValueError(f"{backup_prefix} is no backup's prefix")
+    last_attempt = None if keep is None else _attempt_of_manifest(keep, backup_prefix)
+    journal = (candidate for entry in recorded for candidate in of_entry(entry))
+    listed = own_objects(container, backup_prefix, control, manifests=True)
+    found = in_order(_of_attempts(chain(listed, journal), backup_prefix, keep, last_attempt))
+    with subtract(found, [] if keep is None else [keep], container, control) as doomed:
+        delete_all(doomed, container, control)
+        return CleanupResult(doomed.count, doomed.size)
+
+
+def _attempt_of_manifest(key: str, backup_prefix: str) -> int:
+    parsed = keys.parse(key)
+    origin = None if parsed is None or parsed.kind != "manifest" else keys.parse_origin(parsed.origin)
+    if origin is None or not key.startswith(backup_prefix):
+        raise ValueError(f"{key} is no manifest below {backup_prefix}")
+    return origin.attempt
+
+
+def _of_attempts(
+    candidates: Iterable[Candidate], backup_prefix: str, keep: str | None, last_attempt: int | None
+) -> Iterator[Candidate]:
+    """Yield the backup's own objects, but the manifest to keep and what later attempts put."""
+    for candidate in candidates:
+        if not candidate.key.startswith(backup_prefix) or candidate.key == keep:
+            continue
+        if last_attempt is not None:
+            parsed = keys.parse(candidate.key)
+            origin = None if parsed is None else keys.parse_origin(parsed.origin)
+            if origin is None or origin.attempt > last_attempt:
+                continue
+        yield candidate

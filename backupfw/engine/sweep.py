@@ -1,0 +1,196 @@
+"""Sweep: find, and delete, objects of ours that nothing names.
+
+Nothing should be left to it: backups, releases and clean-ups leave no orphans.  But a frozen worker
+may put its last object late, a listing may lag behind a clean-up, a damaged manifest may have taken
+its list of objects along.
+
+For one volume after the other, in this order: its objects are listed, *then* the database's rows are
+read, *then* the manifests.  So an object in the listing whose backup was not finished when the rows
+were read belongs to a backup in a transient state (skipped); one whose backup was finished by then is
+named by a manifest that is read; and what is put after the listing is not looked at.  No clock has a
+part in this.
+
+* Only keys that parse as ours, below our installation's prefix, are touched.
+* A readable manifest that the database does not know is reported; neither it nor what it names goes.
+* A manifest that cannot be read stops its volume: what it names is not known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Protocol
+
+from backupfw import naming
+from backupfw.chunkstore.container import Container
+from backupfw.engine.candidates import Candidate, Spool, in_order, subtract
+from backupfw.engine.format import keys
+from backupfw.engine.listing import own_objects
+from backupfw.engine.ports import Control
+from backupfw.engine.removal import delete_all
+from backupfw.errors import Damaged, UnsupportedFormat
+
+
+class VolumeRows(Protocol):
+    """What the database says of one volume in the container that is swept, all read at one moment."""
+
+    @property
+    def live(self) -> Collection[str]:
+        """Keys of the live manifests."""
+
+    @property
+    def known(self) -> Collection[str]:
+        """Keys of all manifests in any state, live, released and gone ones included."""
+
+    @property
+    def transient(self) -> Collection[str]:
+        """Ids of backups whose objects may be about to change: being made, imported, released."""
+
+
+class Catalogue(Protocol):
+    """The database, as the sweep asks it."""
+
+    def volume(self, project: str, volume: str) -> VolumeRows:
+        """Read the rows of a volume now; called after the volume's objects were listed."""
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeReport:
+    """What was found below one volume's prefix.
+
+    :ivar project: the project's id.
+    :ivar volume: the volume's id.
+    :ivar objects: objects listed.
+    :ivar orphans: objects that nothing names; deleted unless it was a dry run.
+    :ivar orphan_bytes: their sizes.
+    :ivar unknown_manifests: keys of readable manifests that the database does not know.
+    :ivar skipped: objects that nothing names but whose backup is in a transient state.
+    :ivar stopped: why nothing was swept here, or None.
+    """
+
+    project: str
+    volume: str
+    objects: int
+    orphans: int = 0
+    orphan_bytes: int = 0
+    unknown_manifests: tuple[str, ...] = ()
+    skipped: int = 0
+    stopped: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SweepReport:
+    """What a sweep found.
+
+    :ivar volumes: one report for each volume that has objects, in the order of their prefixes.
+    :ivar dry_run: whether nothing was deleted.
+    """
+
+    volumes: tuple[VolumeReport, ...] = field(default=())
+    dry_run: bool = False
+
+    @property
+    def orphans(self) -> int:
+        """Objects that nothing names, of all volumes."""
+        return sum(one.orphans for one in self.volumes)
+
+    @property
+    def orphan_bytes(self) -> int:
+        """Their sizes."""
+        return sum(one.orphan_bytes for one in self.volumes)
+
+
+def run(
+    prefix: str,
+    container: Container,
+    catalogue: Catalogue,
+    control: Control,
+    *,
+    dry_run: bool = False,
+) -> SweepReport:
+    """Sweep every volume below ``prefix``.
+
+    Memory is bounded by the number of volumes and manifests, not of objects.
+
+    :param prefix: our installation's prefix, or a project's or volume's below it; ends in ``/``.
+    :param dry_run: only report.
+    :raises ValueError: the prefix is no such thing.
+    :raises DeleteFailed: some orphans remain.
+    :raises ChunkStoreError: the store does not answer; volumes before may have been swept.
+    :raises TaskStopped: the task must end; volumes before may have been swept.
+    """
+    if not prefix.endswith("/") or prefix.startswith("/") or prefix.count("/") > 3:
+        raise ValueError(f"{prefix!r} is no prefix of an installation, project or volume")
+    listed: Iterator[Candidate] = own_objects(container, prefix, control, manifests=True)
+    reports = []
+    if container.capabilities.sorted_listing:
+        for volume_prefix, objects in groupby(listed, key=_volume_prefix):
+            reports.append(_sweep_volume(volume_prefix, objects, container, catalogue, control, dry_run))
+    else:
+        # Sorted by key, with the segment left out; each volume sorts its own by segment afterwards.
+        with in_order(Candidate(0, one.key, one.size) for one in listed) as everything:
+            for volume_prefix, objects in groupby(everything, key=_volume_prefix):
+                again = (Candidate(_segment(one.key), one.key, one.size) for one in objects)
+                reports.append(_sweep_volume(volume_prefix, again, container, catalogue, control, dry_run))
+    return SweepReport(tuple(reports), dry_run)
+
+
+def _sweep_volume(
+    volume_prefix: str,
+    listed: Iterator[Candidate],
+    container: Container,
+    catalogue: Catalogue,
+    control: Control,
+    dry_run: bool,
+) -> VolumeReport:
+    _installation, project, volume = (naming.key_part_text(part) for part in volume_prefix.split("/")[:3])
+    manifests: list[str] = []
+    spool = in_order(_noting_manifests(listed, manifests))
+    try:
+        count = spool.count
+        rows = catalogue.volume(project, volume)
+        live, known, transient = set(rows.live), set(rows.known), set(rows.transient)
+        strangers = [key for key in manifests if key not in known and key not in live]
+        unknown = tuple(key for key in strangers if _backup(key) not in transient)
+    except BaseException:
+        spool.close()
+        raise
+    try:
+        spool = subtract(spool, [*sorted(live), *strangers], container, control)
+    except (Damaged, UnsupportedFormat) as error:
+        return VolumeReport(project, volume, count, stopped=str(error))
+    never = live.union(strangers)
+    skipped = 0
+    with spool, Spool() as orphans:
+        for candidate in spool:
+            if candidate.key in never:
+                continue
+            if _backup(candidate.key) in transient:
+                skipped += 1
+            else:
+                orphans.add(candidate)
+        if not dry_run:
+            delete_all(orphans, container, control)
+        return VolumeReport(project, volume, count, orphans.count, orphans.size, unknown, skipped)
+
+
+def _noting_manifests(listed: Iterator[Candidate], manifests: list[str]) -> Iterator[Candidate]:
+    for candidate in listed:
+        if candidate.segment < 0:
+            manifests.append(candidate.key)
+        yield candidate
+
+
+def _volume_prefix(candidate: Candidate) -> str:
+    return "/".join(candidate.key.split("/", 3)[:3]) + "/"
+
+
+def _backup(key: str) -> str:
+    return naming.key_part_text(key.split("/", 4)[3])
+
+
+def _segment(key: str) -> int:
+    parsed = keys.parse(key)
+    assert parsed is not None
+    return parsed.segment
