@@ -73,7 +73,7 @@ class Task:
     resource_id: str
     source_id: str | None
     project_id: str
-    request_id: str | None
+    request_id: str
     attempt: int
     failures: int = 0
     checkpoint: int = 0
@@ -133,7 +133,7 @@ def cancel(session: Session, resource_id: str, kinds: Collection[str] | None = N
         query = query.where(row.kind.in_(kinds))
     cancelled = []
     for found in session.scalars(query.order_by(row.id).with_for_update()).all():
-        cancelled.append(_task(found))
+        cancelled.append(as_task(found))
         if found.attempt == 0:
             session.delete(found)
         else:
@@ -256,7 +256,7 @@ class Tasks:
         found.not_before = None
         found.updated_at = moment
         session.flush()
-        return _task(found)
+        return as_task(found)
 
     def renew(self, task: Task, lease_seconds: float) -> bool:
         """Keep the task for ``lease_seconds`` from now.
@@ -431,14 +431,15 @@ def _first_in_line() -> ColumnElement[bool]:
     )
 
 
-def _task(row: models.Task) -> Task:
+def as_task(row: models.Task) -> Task:
+    """Return the record of a task's row, as it is now."""
     return Task(
         id=row.id,
         kind=row.kind,
         resource_id=row.resource_id,
         source_id=row.source_id,
         project_id=row.project_id,
-        request_id=row.request_id,
+        request_id=row.request_id or "",
         attempt=row.attempt,
         failures=row.failures,
         checkpoint=row.checkpoint,

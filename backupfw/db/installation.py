@@ -1,0 +1,43 @@
+"""The installation's id: the first part of every object key this database's backups put."""
+
+from __future__ import annotations
+
+import uuid
+
+from sqlalchemy.orm import Session
+
+from backupfw.db.models import Installation
+from backupfw.db.session import now
+from backupfw.errors import ConfigError
+
+_ROW = 1
+
+
+def installation_id(session: Session) -> str:
+    """Return the installation's id.
+
+    :raises ConfigError: the database was never set up (``backupfw db sync``).
+    """
+    row = session.get(Installation, _ROW)
+    if row is None:
+        raise ConfigError("the database has no installation id; run backupfw db sync")
+    return row.uuid
+
+
+def ensure_installation(session: Session, wanted: str | None = None) -> str:
+    """Make the installation's id once, and return it.
+
+    :param wanted: the id a deployer chose (``[DEFAULT] installation_id``); drawn at random without it.
+    :raises ConfigError: the database has another id already: what it knows lies under that one.
+    """
+    row = session.get(Installation, _ROW)
+    if row is None:
+        row = Installation(id=_ROW, uuid=wanted or str(uuid.uuid4()), created_at=now(session))
+        session.add(row)
+        session.flush()
+    elif wanted and wanted != row.uuid:
+        raise ConfigError(
+            f"[DEFAULT] installation_id is {wanted}, but the database was made with {row.uuid}; "
+            "remove the option or set it to the database's id"
+        )
+    return row.uuid

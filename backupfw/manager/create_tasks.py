@@ -1,0 +1,503 @@
+"""Making a backup: what an attempt works on, what it has finished, how it ends."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy.orm import Session
+
+from backupfw.db import models
+from backupfw.db.digest import object_digest
+from backupfw.db.installation import installation_id
+from backupfw.db.session import now
+from backupfw.errors import InvalidInput, SnapshotNotFound, TaskLost, VolumeNotFound
+from backupfw.manager import backup_rows, lifecycle, lineage, rows, tasks, volume_rules
+from backupfw.manager.lifecycle import BackupMoves
+from backupfw.manager.outcome import Outcomes
+from backupfw.manager.tasks import Task
+
+#: The hash of blocks that new manifests use, in the format's words.
+HASH_MODE = "blake3"
+#: Finished segments are read from the database in pages of this many.
+_SEGMENTS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class BaseManifest:
+    """The manifest whose data may be shared.
+
+    :ivar id: its row's id.
+    :ivar key: its key, in the same store and container as the new one.
+    """
+
+    id: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class CreatePlan:
+    """What one attempt to make a backup works on.
+
+    :ivar backup: the record, for the manifest's head.
+    :ivar volume: the volume, its metadata included; for a backup of a snapshot the snapshot's volume.
+    :ivar snapshot: the snapshot to read, or None to read the volume.
+    :ivar in_use: somebody may be writing to the volume: read a temporary snapshot of it.
+    :ivar manifest_id: the row of the manifest that is being written.
+    :ivar epoch: part of every key of this attempt; finished segments belong to one epoch.
+    :ivar attempt: part of every key, too; the caller draws the token's random half.
+    :ivar segment_size: bytes, as ``block_size``.
+    :ivar source_identity: what the finished segments of this epoch were read from; None at first.
+    :ivar base: whose data may be shared, or None: store everything anew.
+    """
+
+    backup: rows.Backup
+    volume: rows.Volume
+    snapshot: rows.Snapshot | None
+    in_use: bool
+    manifest_id: str
+    installation_id: str
+    store: str
+    container: str
+    epoch: int
+    attempt: int
+    block_size: int
+    segment_size: int
+    hash_mode: str
+    key_id: str | None
+    source_identity: str | None
+    base: BaseManifest | None
+
+
+@dataclass(frozen=True, slots=True)
+class CreateResult:
+    """What a finished backup is.
+
+    :ivar key: the manifest's key.
+    :ivar service: the store driver's wire name.
+    :ivar host: the worker's host name.
+    :ivar length: bytes of the source.
+    :ivar object_count: objects this backup put, its manifest included.
+    :ivar stored_bytes: their bytes.
+    :ivar referenced_bytes: bytes of older objects that it uses.
+    """
+
+    key: str
+    service: str
+    host: str
+    length: int
+    object_count: int
+    stored_bytes: int
+    referenced_bytes: int
+
+
+class CreateTasks(Outcomes):
+    """Outcomes of ``backup.create``."""
+
+    def start_create(self, task: Task) -> CreatePlan:
+        """Begin an attempt.
+
+        The first one fixes base, geometry, hash mode and key; a later one keeps them, unless the
+        configured geometry changed: then a new epoch starts from nothing.
+
+        :raises InvalidInput: the availability zone that was asked for has no workers.
+        :raises VolumeNotFound: the volume is gone (its status was reset and it was deleted).
+        :raises SnapshotNotFound: likewise.
+        """
+
+        def work(session: Session) -> CreatePlan:
+            tasks.hold(session, task)
+            backup = self._backup(session, task)
+            self._check_zone(session, task)
+            manifest = backup_rows.manifest_of(session, backup, lock=True)
+            if manifest is None:
+                manifest = self._first(session, backup)
+            elif manifest.state != lifecycle.WRITING:
+                raise TaskLost(f"the manifest of backup {backup.id} is {manifest.state}")
+            elif not self._same_geometry(manifest):
+                self._fresh_epoch(session, backup, manifest, None)
+            return self._plan(session, task, backup, manifest)
+
+        return self._db.run(work)
+
+    def bind_source(self, task: Task, source_identity: str) -> CreatePlan:
+        """Say what this attempt reads; a new epoch begins if finished segments came of something else."""
+
+        def work(session: Session) -> CreatePlan:
+            backup, manifest = self._writing(session, task)
+            if manifest.source_identity is None:
+                manifest.source_identity = source_identity
+            elif manifest.source_identity != source_identity:
+                self._fresh_epoch(session, backup, manifest, source_identity)
+            session.flush()
+            return self._plan(session, task, backup, manifest)
+
+        return self._db.run(work)
+
+    def new_epoch(self, task: Task, source_identity: str | None) -> CreatePlan:
+        """Drop what was finished and start from nothing, reading ``source_identity``."""
+
+        def work(session: Session) -> CreatePlan:
+            backup, manifest = self._writing(session, task)
+            self._fresh_epoch(session, backup, manifest, source_identity)
+            return self._plan(session, task, backup, manifest)
+
+        return self._db.run(work)
+
+    def drop_base(self, task: Task) -> CreatePlan:
+        """Share with nobody, because the base cannot be read; finished segments stay as they are.
+
+        The edge of the lineage stays as well: finished segments may name the base's objects.
+        """
+
+        def work(session: Session) -> CreatePlan:
+            backup, manifest = self._writing(session, task)
+            return replace(self._plan(session, task, backup, manifest), base=None)
+
+        return self._db.run(work)
+
+    def finished_segments(self, manifest_id: str, epoch: int) -> Iterator[tuple[int, bytes]]:
+        """Yield the finished segments of an epoch, ``(index, entry)`` by index, some at a time."""
+        row = models.Segment
+        last = -1
+        while True:
+            with self._db.read() as session:
+                found = session.execute(
+                    select(row.seg_index, row.entry)
+                    .where(row.manifest_id == manifest_id, row.epoch == epoch, row.seg_index > last)
+                    .order_by(row.seg_index)
+                    .limit(_SEGMENTS)
+                ).all()
+            for index, entry in found:
+                yield int(index), bytes(entry)
+            if len(found) < _SEGMENTS:
+                return
+            last = found[-1][0]
+
+    def segment_count(self, manifest_id: str, epoch: int) -> int:
+        """Count the finished segments of an epoch."""
+        row = models.Segment
+        with self._db.read() as session:
+            query = select(func.count()).where(row.manifest_id == manifest_id, row.epoch == epoch)
+            return int(session.scalar(query) or 0)
+
+    def record_segments(self, task: Task, entries: Sequence[tuple[int, bytes]]) -> None:
+        """Record finished segments of the manifest's epoch; counts as progress of the attempt.
+
+        An index that was recorded before is replaced.
+        """
+        if not entries:
+            return
+
+        def work(session: Session) -> None:
+            tasks.hold(session, task, progressed=True)
+            _, manifest = self._writing(session, task)
+            row = models.Segment
+            session.execute(
+                delete(row).where(
+                    row.manifest_id == manifest.id,
+                    row.epoch == manifest.epoch,
+                    row.seg_index.in_([index for index, _ in entries]),
+                ),
+                execution_options={"synchronize_session": False},
+            )
+            session.execute(
+                insert(row),
+                [
+                    {
+                        "manifest_id": manifest.id,
+                        "epoch": manifest.epoch,
+                        "seg_index": index,
+                        "entry": entry,
+                    }
+                    for index, entry in entries
+                ],
+            )
+
+        self._db.run(work)
+
+    def finish_create(self, task: Task, result: CreateResult) -> rows.Backup:
+        """End the task: the manifest is live, the backup available, the volume what it was before."""
+
+        def work(session: Session) -> rows.Backup:
+            tasks.end(session, task)
+            backup = self._backup(session, task)
+            manifest = backup_rows.manifest_of(session, backup, lock=True)
+            if manifest is None or manifest.state != lifecycle.WRITING:
+                raise TaskLost(f"backup {backup.id} has no manifest that is being written")
+            manifest.state = lifecycle.LIVE
+            manifest.key = result.key
+            manifest.key_digest = object_digest(manifest.store, manifest.container, result.key)
+            manifest.length = result.length
+            manifest.updated_at = now(session)
+            session.execute(delete(models.Segment).where(models.Segment.manifest_id == manifest.id))
+            moved = lifecycle.move(
+                session,
+                models.Backup,
+                backup.id,
+                BackupMoves.created,
+                completed=True,
+                fail_reason=None,
+                host=result.host,
+                service=result.service,
+                service_metadata=result.key,
+                length=result.length,
+                object_count=result.object_count,
+                stored_bytes=result.stored_bytes,
+                referenced_bytes=result.referenced_bytes,
+                progress_done=result.length,
+                progress_total=result.length,
+            )
+            if not moved:
+                raise TaskLost(f"backup {backup.id} is not being created any more")
+            volume_rules.end_backup(session, backup.volume_id, backup.snapshot_id)
+            backup_rows.let_go(session, manifest.base_id, backup.project_id, task.request_id)
+            return rows.backup(session, self._backup(session, task))
+
+        return self._db.run(work)
+
+    def fail_create(self, task: Task, reason: str) -> None:
+        """End the task: the backup is in ``error``; what it put is removed by a task of its own."""
+
+        def work(session: Session) -> None:
+            tasks.end(session, task)
+            self._fail_create(session, task, reason)
+
+        self._db.run(work)
+
+    def _fail_create(self, session: Session, task: Task, reason: str) -> None:
+        backup = self._backup(session, task)
+        lifecycle.move(
+            session,
+            models.Backup,
+            backup.id,
+            BackupMoves.create_failed,
+            fail_reason=tasks.short_reason(reason),
+        )
+        volume_rules.end_backup(session, backup.volume_id, backup.snapshot_id)
+        if backup_rows.give_up_manifest(session, backup, task.request_id):
+            manifest = backup_rows.manifest_of(session, backup)
+            assert manifest is not None
+            backup_rows.queue_release(session, manifest, backup.project_id, task.request_id)
+
+    # The temporary snapshot of a volume in use.
+
+    def begin_temp_snapshot(self, task: Task) -> rows.Snapshot:
+        """Return the hidden snapshot this backup reads, making its row (``creating``) at the first call."""
+
+        def work(session: Session) -> rows.Snapshot:
+            tasks.hold(session, task)
+            backup = self._backup(session, task)
+            row = None
+            if backup.temp_snapshot_id is not None:
+                row = session.get(models.Snapshot, backup.temp_snapshot_id)
+            if row is None or row.deleted:
+                volume = _volume(session, backup.volume_id)
+                row = models.Snapshot(
+                    id=str(uuid.uuid4()),
+                    volume_id=volume.id,
+                    project_id=volume.project_id,
+                    user_id=backup.user_id,
+                    status=lifecycle.CREATING,
+                    size=volume.size,
+                    length=volume.length,
+                    temporary=True,
+                    created_at=now(session),
+                )
+                session.add(row)
+                backup.temp_snapshot_id = row.id
+                session.flush()
+            return rows.snapshot(session, row)
+
+        return self._db.run(work)
+
+    def temp_snapshot_made(self, task: Task, location: str) -> rows.Snapshot:
+        """Record that the temporary snapshot exists in its storage."""
+
+        def work(session: Session) -> rows.Snapshot:
+            tasks.hold(session, task)
+            backup = self._backup(session, task)
+            row = session.get(models.Snapshot, backup.temp_snapshot_id or "")
+            if row is None:
+                raise SnapshotNotFound(str(backup.temp_snapshot_id))
+            row.location = location
+            lifecycle.move(session, models.Snapshot, row.id, lifecycle.SnapshotMoves.created)
+            return rows.snapshot(session, row)
+
+        return self._db.run(work)
+
+    def temp_snapshot(self, backup_id: str) -> rows.Snapshot | None:
+        """Return the temporary snapshot that a backup left, whatever became of the backup, or None."""
+        with self._db.read() as session:
+            row = session.scalar(
+                select(models.Snapshot)
+                .join(models.Backup, models.Backup.temp_snapshot_id == models.Snapshot.id)
+                .where(models.Backup.id == backup_id, models.Snapshot.deleted.is_(False))
+            )
+            return None if row is None else rows.snapshot(session, row)
+
+    def forget_temp_snapshot(self, backup_id: str) -> None:
+        """Record that a backup's temporary snapshot was deleted from its storage; idempotent.
+
+        To be called before the task ends: afterwards nobody looks for it.
+        """
+
+        def work(session: Session) -> None:
+            backup = session.get(models.Backup, backup_id)
+            if backup is None or backup.temp_snapshot_id is None:
+                return
+            moment = now(session)
+            session.execute(
+                update(models.Snapshot)
+                .where(models.Snapshot.id == backup.temp_snapshot_id, models.Snapshot.deleted.is_(False))
+                .values(status=lifecycle.DELETED, deleted=True, deleted_at=moment, updated_at=moment),
+                execution_options={"synchronize_session": False},
+            )
+            backup.temp_snapshot_id = None
+
+        self._db.run(work)
+
+    # How a manifest's row begins, and begins anew.
+
+    def _check_zone(self, session: Session, task: Task) -> None:
+        zone = task.payload.get("zone")
+        if not zone or zone == self._conf.availability_zone:
+            return
+        known = select(models.Service.id).where(models.Service.availability_zone == zone).limit(1)
+        if session.scalar(known) is None:
+            raise InvalidInput(f"Availability zone {zone} has no backup service.")
+
+    def _same_geometry(self, manifest: models.Manifest) -> bool:
+        backup = self._conf.backup
+        return (manifest.block_size, manifest.segment_size, manifest.hash_mode) == (
+            backup.block_size,
+            backup.segment_size,
+            HASH_MODE,
+        )
+
+    def _first(self, session: Session, backup: models.Backup) -> models.Manifest:
+        assert backup.store is not None
+        assert backup.container is not None
+        moment = now(session)
+        manifest = models.Manifest(
+            id=str(uuid.uuid4()),
+            store=backup.store,
+            container=backup.container,
+            installation_id=installation_id(session),
+            project_id=backup.project_id,
+            volume_id=backup.volume_id,
+            backup_id=backup.id,
+            in_tree=True,
+            detached=False,
+            state=lifecycle.WRITING,
+            epoch=1,
+            block_size=self._conf.backup.block_size,
+            segment_size=self._conf.backup.segment_size,
+            hash_mode=HASH_MODE,
+            key_id=None,
+            length=backup.length,
+            touched=0,
+            created_at=moment,
+            updated_at=moment,
+        )
+        # The base's row is touched before the child exists: a release of it and the child exclude
+        # each other.
+        manifest.base_id = self._take_base(session, backup, manifest)
+        session.add(manifest)
+        session.flush()
+        backup.manifest_id = manifest.id
+        session.flush()
+        return manifest
+
+    def _take_base(self, session: Session, backup: models.Backup, child: models.Manifest) -> str | None:
+        """Take hold of the parent's manifest if the child may share with it, and return its id."""
+        if backup.parent_id is None:
+            return None
+        parent = session.get(models.Backup, backup.parent_id)
+        if parent is None or parent.deleted or parent.project_id != backup.project_id:
+            return None
+        base = backup_rows.manifest_of(session, parent)
+        same = (
+            "store",
+            "container",
+            "installation_id",
+            "project_id",
+            "volume_id",
+            "block_size",
+            "segment_size",
+            "hash_mode",
+            "key_id",
+        )
+        if base is None or any(getattr(base, name) != getattr(child, name) for name in same):
+            return None
+        return base.id if lineage.take(session, base.id) else None
+
+    def _fresh_epoch(
+        self,
+        session: Session,
+        backup: models.Backup,
+        manifest: models.Manifest,
+        source_identity: str | None,
+    ) -> None:
+        session.execute(delete(models.Segment).where(models.Segment.manifest_id == manifest.id))
+        manifest.epoch += 1
+        manifest.source_identity = source_identity
+        manifest.updated_at = now(session)
+        if not self._same_geometry(manifest):
+            old_base = manifest.base_id
+            manifest.block_size = self._conf.backup.block_size
+            manifest.segment_size = self._conf.backup.segment_size
+            manifest.hash_mode = HASH_MODE
+            manifest.base_id = None
+            session.flush()
+            manifest.base_id = self._take_base(session, backup, manifest)
+            session.flush()
+            if manifest.base_id != old_base:
+                backup_rows.let_go(session, old_base, backup.project_id, None)
+        session.flush()
+
+    def _writing(self, session: Session, task: Task) -> tuple[models.Backup, models.Manifest]:
+        tasks.hold(session, task)
+        backup = self._backup(session, task)
+        manifest = backup_rows.manifest_of(session, backup, lock=True)
+        if manifest is None or manifest.state != lifecycle.WRITING:
+            raise TaskLost(f"backup {backup.id} has no manifest that is being written")
+        return backup, manifest
+
+    def _plan(
+        self, session: Session, task: Task, backup: models.Backup, manifest: models.Manifest
+    ) -> CreatePlan:
+        base = None if manifest.base_id is None else session.get(models.Manifest, manifest.base_id)
+        volume = _volume(session, backup.volume_id)
+        snapshot = None
+        if backup.snapshot_id is not None:
+            snapshot = session.get(models.Snapshot, backup.snapshot_id)
+            if snapshot is None or snapshot.deleted:
+                raise SnapshotNotFound(backup.snapshot_id)
+        return CreatePlan(
+            backup=rows.backup(session, backup),
+            volume=rows.volume(session, volume),
+            snapshot=None if snapshot is None else rows.snapshot(session, snapshot),
+            in_use=snapshot is None and volume.previous_status == lifecycle.IN_USE,
+            manifest_id=manifest.id,
+            installation_id=manifest.installation_id,
+            store=manifest.store,
+            container=manifest.container,
+            epoch=manifest.epoch,
+            attempt=task.attempt,
+            block_size=manifest.block_size,
+            segment_size=manifest.segment_size,
+            hash_mode=manifest.hash_mode,
+            key_id=manifest.key_id,
+            source_identity=manifest.source_identity,
+            base=None if base is None or base.key is None else BaseManifest(base.id, base.key),
+        )
+
+
+def _volume(session: Session, volume_id: str) -> models.Volume:
+    row = session.get(models.Volume, volume_id, populate_existing=True)
+    if row is None or row.deleted:
+        raise VolumeNotFound(volume_id)
+    return row

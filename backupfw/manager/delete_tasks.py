@@ -1,0 +1,235 @@
+"""Removing backups and the objects that nothing names any more.
+
+The record of a backup goes at once where its data stays (others use it) or was never there.  Otherwise
+its manifest is released, which is irrevocable, and the record stays until the objects are removed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import delete, exists, select, update
+from sqlalchemy.orm import Session
+
+from backupfw.db import models
+from backupfw.db.installation import installation_id
+from backupfw.errors import EngineError
+from backupfw.manager import backup_rows, lifecycle, lineage, tasks
+from backupfw.manager.lifecycle import BackupMoves
+from backupfw.manager.outcome import Outcomes
+from backupfw.manager.tasks import Task
+
+
+@dataclass(frozen=True, slots=True)
+class ReleasePlan:
+    """What is to be removed, and who has to be asked before.
+
+    :ivar manifest_id: the released manifest's row.
+    :ivar key: its key; None: it was never written, only leftovers are there.
+    :ivar relatives: keys of the manifests that may share its objects, in the same container.
+    :ivar complete: whether these are all; if not, a listing of the volume's prefix may show manifests
+        that are not in ``known_keys``: they may share as well.
+    :ivar known_keys: keys of all manifests of the volume that the database ever knew (only where
+        ``complete`` is False).
+    :ivar installation_id: with ``project_id``, ``volume_id`` and ``backup_id`` the parts of the prefix
+        under which everything lies that only this manifest's backup put.
+    """
+
+    manifest_id: str
+    store: str
+    container: str
+    key: str | None
+    relatives: tuple[str, ...]
+    complete: bool
+    known_keys: frozenset[str]
+    installation_id: str
+    project_id: str
+    volume_id: str
+    backup_id: str
+
+
+class DeleteTasks(Outcomes):
+    """Outcomes of ``backup.delete`` and ``manifest.release``."""
+
+    def start_delete(self, task: Task) -> ReleasePlan | None:
+        """Begin an attempt.
+
+        :returns: what to remove from the store; None: nothing, the record is gone and the task ended.
+        :raises EngineError: what is needed to decide is not known yet; to be tried again.
+        """
+        manifest_id = self._db.run(lambda session: self._release(session, task))
+        return None if manifest_id is None else self._search(manifest_id)
+
+    def _release(self, session: Session, task: Task) -> str | None:
+        tasks.hold(session, task)
+        backup = session.get(models.Backup, task.resource_id, populate_existing=True)
+        moved = lifecycle.move(session, models.Backup, task.resource_id, BackupMoves.delete_again)
+        if backup is None or not moved:
+            # Deleted or reset by a transaction that should have cancelled this task: nothing to do.
+            tasks.end(session, task)
+            return None
+        manifest = backup_rows.manifest_of(session, backup, lock=True)
+        if manifest is not None and self._must_remove(session, backup, manifest, task):
+            return manifest.id
+        tasks.end(session, task)
+        backup_rows.forget(session, backup)
+        return None
+
+    def _must_remove(
+        self, session: Session, backup: models.Backup, manifest: models.Manifest, task: Task
+    ) -> bool:
+        """Let go of the manifest; whether its objects are this task's to remove."""
+        if manifest.state == lifecycle.GONE:
+            return False
+        if manifest.state == lifecycle.WRITING:
+            backup_rows.give_up_manifest(session, backup, task.request_id)
+            return True
+        if manifest.state == lifecycle.RELEASED:
+            # By an earlier attempt, or a failed creation whose clean-up has a task of its own.
+            cleaning = exists().where(
+                models.Task.kind == tasks.MANIFEST_RELEASE, models.Task.resource_id == manifest.id
+            )
+            return not session.scalar(select(cleaning))
+        self._point(session, backup, None)
+        if manifest.installation_id != installation_id(session):
+            _drop_reference(session, manifest.id)
+            return False
+        if not lineage.release_if_unused(session, manifest.id):
+            return False
+        # The next attempt must find it.
+        self._point(session, backup, manifest.id)
+        return True
+
+    @staticmethod
+    def _point(session: Session, backup: models.Backup, manifest_id: str | None) -> None:
+        session.execute(
+            update(models.Backup).where(models.Backup.id == backup.id).values(manifest_id=manifest_id),
+            execution_options={"synchronize_session": False},
+        )
+        session.expire(backup)
+
+    def _search(self, manifest_id: str) -> ReleasePlan:
+        """Ask who may share, in a transaction that began after the release was committed."""
+
+        def work(session: Session) -> ReleasePlan:
+            found = lineage.search(session, manifest_id)
+            manifest = session.get(models.Manifest, manifest_id)
+            assert manifest is not None
+            if any(row.key is None for row in found.rows):
+                raise EngineError("A backup that may share the data is being made.")
+            return ReleasePlan(
+                manifest_id=manifest_id,
+                store=manifest.store,
+                container=manifest.container,
+                key=manifest.key,
+                relatives=tuple(row.key for row in found.rows if row.key is not None),
+                complete=found.known,
+                known_keys=frozenset(
+                    () if found.known else (key for key in lineage.volume_keys(session, manifest_id) if key)
+                ),
+                installation_id=manifest.installation_id,
+                project_id=manifest.project_id,
+                volume_id=manifest.volume_id,
+                backup_id=manifest.backup_id,
+            )
+
+        return self._db.run(work)
+
+    def finish_delete(self, task: Task, plan: ReleasePlan) -> None:
+        """End the task: the manifest is gone and the record deleted."""
+
+        def work(session: Session) -> None:
+            tasks.end(session, task)
+            self._gone(session, plan)
+            backup_rows.forget(session, self._backup(session, task))
+
+        self._db.run(work)
+
+    def fail_delete(self, task: Task, reason: str) -> None:
+        """End the task: the backup is in ``error_deleting``; a new task tries again after a while."""
+
+        def work(session: Session) -> None:
+            tasks.end(session, task)
+            lifecycle.move(
+                session,
+                models.Backup,
+                task.resource_id,
+                BackupMoves.delete_failed,
+                fail_reason=tasks.short_reason(reason),
+            )
+            self._again(session, task)
+
+        self._db.run(work)
+
+    def start_release(self, task: Task) -> ReleasePlan | None:
+        """Begin an attempt to remove a released manifest's objects.
+
+        :returns: None: they are removed already, and the task ended.
+        :raises EngineError: as :meth:`start_delete`.
+        """
+
+        def work(session: Session) -> bool:
+            tasks.hold(session, task)
+            manifest = session.get(models.Manifest, task.resource_id, populate_existing=True)
+            if manifest is not None and manifest.state == lifecycle.RELEASED:
+                return True
+            tasks.end(session, task)
+            return False
+
+        return self._search(task.resource_id) if self._db.run(work) else None
+
+    def finish_release(self, task: Task, plan: ReleasePlan) -> None:
+        """End the task: the manifest is gone."""
+
+        def work(session: Session) -> None:
+            tasks.end(session, task)
+            self._gone(session, plan)
+
+        self._db.run(work)
+
+    def fail_release(self, task: Task, reason: str) -> None:
+        """End the task; a new one tries again after a while."""
+
+        def work(session: Session) -> None:
+            tasks.end(session, task)
+            again = self._again(session, task)
+            session.execute(
+                update(models.Task)
+                .where(models.Task.id == again)
+                .values(fail_reason=tasks.short_reason(reason))
+            )
+
+        self._db.run(work)
+
+    def _again(self, session: Session, task: Task) -> int:
+        tries = int(task.payload.get("tries", 0))
+        return tasks.add(
+            session,
+            task.kind,
+            resource_id=task.resource_id,
+            source_id=task.source_id,
+            project_id=task.project_id,
+            request_id=task.request_id,
+            payload={**task.payload, "tries": tries + 1},
+            delay=self._retry_delay(tries),
+        )
+
+    @staticmethod
+    def _gone(session: Session, plan: ReleasePlan) -> None:
+        lineage.mark_gone(session, plan.manifest_id)
+
+
+def _drop_reference(session: Session, manifest_id: str) -> None:
+    """Forget a manifest of another installation when no living backup names it."""
+    session.flush()
+    # A twin that is being made holds this row's lock, or waits for it and finds it gone.
+    session.scalar(select(models.Manifest.id).where(models.Manifest.id == manifest_id).with_for_update())
+    backup = models.Backup
+    if session.scalar(select(exists().where(backup.manifest_id == manifest_id, backup.deleted.is_(False)))):
+        return
+    session.execute(
+        update(backup).where(backup.manifest_id == manifest_id).values(manifest_id=None),
+        execution_options={"synchronize_session": False},
+    )
+    session.execute(delete(models.Manifest).where(models.Manifest.id == manifest_id))
+    session.expire_all()

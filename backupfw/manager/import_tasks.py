@@ -1,0 +1,268 @@
+"""Taking over a backup that a record describes: where it may be, and how the check ends.
+
+A record is a claim by whoever sent it.  What is stored decides: length, volume, format and owner come
+from the manifest; the record gives only what nobody could misuse (name, description, times, metadata).
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from oslo_db.exception import DBDuplicateEntry
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from backupfw import naming
+from backupfw.db import models
+from backupfw.db.digest import object_digest
+from backupfw.db.installation import installation_id
+from backupfw.db.session import now
+from backupfw.errors import InvalidInput, TaskLost
+from backupfw.manager import backup_rows, lifecycle, quota, rows, tasks
+from backupfw.manager.lifecycle import BackupMoves
+from backupfw.manager.outcome import Outcomes
+from backupfw.manager.records import Record, same_service
+from backupfw.manager.tasks import Task
+from backupfw.manager.volume_rules import gigabytes
+
+
+@dataclass(frozen=True, slots=True)
+class ImportPlan:
+    """Where the data of an imported backup may be.
+
+    :ivar stores: configured names of the stores to look in, the likeliest first; never empty.
+    :ivar container: a container name by core's rule (a store may refuse it all the same).
+    :ivar key: an object key by core's rule; whether it is a manifest's is the engine's to say.
+    """
+
+    backup: rows.Backup
+    record: Record
+    stores: tuple[str, ...]
+    container: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestFacts:
+    """What was read of the manifest, whole and verified, and where.
+
+    :ivar store: the store it was found in, by configured name; ``service`` is its driver's wire name.
+    :ivar installation_id: with ``project_id``, ``volume_id`` and ``backup_id`` who made it, as its key
+        and its head say alike.
+    :ivar length: bytes of the volume.
+    :ivar object_count: objects its maker put; with ``stored_bytes`` and ``referenced_bytes`` as in
+        :class:`~backupfw.manager.create_tasks.CreateResult`.
+    """
+
+    store: str
+    service: str
+    container: str
+    key: str
+    installation_id: str
+    project_id: str
+    volume_id: str
+    backup_id: str
+    epoch: int
+    length: int
+    block_size: int
+    segment_size: int
+    hash_mode: str
+    key_id: str | None
+    object_count: int
+    stored_bytes: int
+    referenced_bytes: int
+
+
+class ImportTasks(Outcomes):
+    """Outcomes of ``backup.import``."""
+
+    def start_import(self, task: Task, wire_names: Mapping[str, str]) -> ImportPlan:
+        """Begin an attempt.
+
+        :param wire_names: the wire name of every store this worker has, by configured name.
+        :raises InvalidInput: no store here is of the record's service, the record names no object, or
+            the object is known as deleted.
+        """
+
+        def work(session: Session) -> ImportPlan:
+            tasks.hold(session, task)
+            backup = self._backup(session, task)
+            record = backup_rows.record_from_json(task.payload["record"])
+            service = task.payload["service"]
+            stores = [name for name, wire in wire_names.items() if same_service(wire, service)]
+            if not stores:
+                raise InvalidInput("No enabled store is of the backup record's service.")
+            # The hint goes first: names of stores may mean other stores elsewhere.
+            stores.sort(key=lambda name: name != record.store)
+            container, key = _place(record)
+            for store in stores:
+                if _known_as_deleted(session, store, container, key) and len(stores) == 1:
+                    raise InvalidInput("The backup's data was deleted.")
+            return ImportPlan(
+                backup=rows.backup(session, backup),
+                record=record,
+                stores=tuple(stores),
+                container=container,
+                key=key,
+            )
+
+        return self._db.run(work)
+
+    def finish_import(self, task: Task, facts: ManifestFacts) -> rows.Backup:
+        """End the task: the backup is available and points to the manifest.
+
+        :raises InvalidInput: the manifest was deleted here, or is another project's and the importer is
+            no administrator; the task goes on (:meth:`fail_import` ends it).
+        :raises QuotaExceeded: the data is larger than the record said, and the project has no room.
+        """
+        try:
+            return self._db.run(lambda session: self._finish_import(session, task, facts))
+        except DBDuplicateEntry:
+            # Another import of the same manifest made its row; now it is known.
+            return self._db.run(lambda session: self._finish_import(session, task, facts))
+
+    def _finish_import(self, session: Session, task: Task, facts: ManifestFacts) -> rows.Backup:
+        tasks.end(session, task)
+        backup = self._backup(session, task)
+        record = backup_rows.record_from_json(task.payload["record"])
+        if facts.project_id != backup.project_id and not task.payload["admin"]:
+            raise InvalidInput("The backup's data belongs to another project.")
+        size = max(1, gigabytes(facts.length))
+        if size > backup.size:
+            # The row is counted with what the record said already.
+            quota.check(session, self._conf, backup.project_id, {"backup_gigabytes": size - backup.size})
+        manifest_id = self._hold_manifest(session, facts)
+        moment = now(session)
+        created_at = _past(record.created_at, moment) or backup.created_at
+        backup_rows.set_metadata(session, backup.id, record.metadata)
+        moved = lifecycle.move(
+            session,
+            models.Backup,
+            backup.id,
+            BackupMoves.created,
+            manifest_id=manifest_id,
+            completed=True,
+            fail_reason=None,
+            volume_id=facts.volume_id,
+            snapshot_id=record.snapshot_id,
+            availability_zone=record.availability_zone,
+            store=facts.store,
+            container=facts.container,
+            service=facts.service,
+            service_metadata=facts.key,
+            parent_id=None if record.parent_id == backup.id else record.parent_id,
+            is_incremental=record.parent_id is not None,
+            size=size,
+            length=facts.length,
+            display_name=record.display_name,
+            display_description=record.display_description,
+            object_count=facts.object_count,
+            stored_bytes=facts.stored_bytes,
+            referenced_bytes=facts.referenced_bytes,
+            encryption_key_id=record.encryption_key_id,
+            created_at=created_at,
+            data_timestamp=_past(record.data_timestamp, moment) or created_at,
+        )
+        if not moved:
+            raise TaskLost(f"backup {backup.id} is not being imported any more")
+        return rows.backup(session, self._backup(session, task))
+
+    def fail_import(self, task: Task, reason: str) -> None:
+        """End the task: the backup is in ``error``; deleting it removes the record only."""
+
+        def work(session: Session) -> None:
+            tasks.end(session, task)
+            self._fail_import(session, task, reason)
+
+        self._db.run(work)
+
+    def _fail_import(self, session: Session, task: Task, reason: str) -> None:
+        # The names help whoever reads the list; they are the record's word only.
+        record = backup_rows.record_from_json(task.payload["record"])
+        lifecycle.move(
+            session,
+            models.Backup,
+            task.resource_id,
+            BackupMoves.create_failed,
+            fail_reason=tasks.short_reason(reason),
+            display_name=record.display_name,
+            display_description=record.display_description,
+            service=task.payload["service"],
+        )
+
+    def _hold_manifest(self, session: Session, facts: ManifestFacts) -> str:
+        """Return the row of the manifest, held for the backup that will point to it in this transaction.
+
+        One that is known must be live; an unknown one is entered.  Of our own installation it is
+        detached: whom it shares with is not known.
+        """
+        row = models.Manifest
+        digest = object_digest(facts.store, facts.container, facts.key)
+        # Taking it by its digest puts a release, or the drop of a foreign one, before or after this.
+        session.execute(
+            update(row)
+            .where(row.key_digest == digest, row.state == lifecycle.LIVE)
+            .values(touched=row.touched + 1),
+            execution_options={"synchronize_session": False},
+        )
+        known = session.scalar(
+            select(row).where(row.key_digest == digest).execution_options(populate_existing=True)
+        )
+        if known is not None:
+            if known.state != lifecycle.LIVE:
+                raise InvalidInput("The backup's data was deleted.")
+            return known.id
+        ours = facts.installation_id == installation_id(session)
+        moment = now(session)
+        manifest = models.Manifest(
+            id=str(uuid.uuid4()),
+            store=facts.store,
+            container=facts.container,
+            key=facts.key,
+            key_digest=digest,
+            installation_id=facts.installation_id,
+            project_id=facts.project_id,
+            volume_id=facts.volume_id,
+            backup_id=facts.backup_id,
+            # What another installation made is only read here: it is no part of a lineage of ours.
+            in_tree=ours,
+            detached=ours,
+            state=lifecycle.LIVE,
+            epoch=facts.epoch,
+            block_size=facts.block_size,
+            segment_size=facts.segment_size,
+            hash_mode=facts.hash_mode,
+            key_id=facts.key_id,
+            length=facts.length,
+            touched=0,
+            created_at=moment,
+            updated_at=moment,
+        )
+        session.add(manifest)
+        session.flush()
+        return manifest.id
+
+
+def _place(record: Record) -> tuple[str, str]:
+    """Return container and key a record names.
+
+    :raises InvalidInput: it names none that could be ours.
+    """
+    container, key = record.container, record.service_metadata
+    if not container or not key or naming.container_problem(container) or naming.key_problem(key):
+        raise InvalidInput("The backup record names no data in the format of this service.")
+    return container, key
+
+
+def _known_as_deleted(session: Session, store: str, container: str, key: str) -> bool:
+    row = models.Manifest
+    state = session.scalar(select(row.state).where(row.key_digest == object_digest(store, container, key)))
+    return state in (lifecycle.RELEASED, lifecycle.GONE)
+
+
+def _past(moment: datetime | None, present: datetime) -> datetime | None:
+    """A time from a record, if it is one that can have been."""
+    return None if moment is None or moment > present else moment

@@ -1,0 +1,155 @@
+"""Writing a backup to a volume: what an attempt works on and how it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sqlalchemy.orm import Session
+
+from backupfw.db import models
+from backupfw.errors import Damaged, VolumeNotFound
+from backupfw.manager import backup_rows, lifecycle, rows, tasks, volume_rules
+from backupfw.manager.backups import SOURCE_KEY
+from backupfw.manager.lifecycle import BackupMoves
+from backupfw.manager.outcome import Outcomes
+from backupfw.manager.tasks import Task
+
+
+@dataclass(frozen=True, slots=True)
+class RestorePlan:
+    """What one attempt of a restore works on.
+
+    :ivar volume: the target; it has no location yet if it was made for this restore.
+    :ivar new: it was made for this restore.
+    :ivar key: the manifest's key in ``container`` of ``store``.
+    :ivar checkpoint: how far an earlier attempt got, in the engine's words; 0 at first.
+    :ivar attempt: what the target is fenced with.
+    """
+
+    backup: rows.Backup
+    volume: rows.Volume
+    new: bool
+    manifest_id: str
+    store: str
+    container: str
+    key: str
+    checkpoint: int
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class RestoredVolume:
+    """What the manifest says of the volume that was backed up."""
+
+    name: str | None = None
+    description: str | None = None
+    metadata: Mapping[str, str] | None = None
+
+
+class RestoreTasks(Outcomes):
+    """Outcomes of ``backup.restore``."""
+
+    def start_restore(self, task: Task) -> RestorePlan:
+        """Begin an attempt.
+
+        :raises VolumeNotFound: the target is gone.
+        :raises Damaged: the backup has no data.
+        """
+
+        def work(session: Session) -> RestorePlan:
+            tasks.hold(session, task)
+            backup = self._backup(session, task)
+            volume = session.get(models.Volume, task.payload["volume_id"])
+            if volume is None or volume.deleted:
+                raise VolumeNotFound(task.payload["volume_id"])
+            manifest = backup_rows.manifest_of(session, backup)
+            if manifest is None or manifest.key is None or manifest.state != lifecycle.LIVE:
+                raise Damaged(backup.store or "", backup.container or "", "", "the backup has no manifest")
+            return RestorePlan(
+                backup=rows.backup(session, backup),
+                volume=rows.volume(session, volume),
+                new=bool(task.payload["new"]),
+                manifest_id=manifest.id,
+                store=manifest.store,
+                container=manifest.container,
+                key=manifest.key,
+                checkpoint=task.checkpoint,
+                attempt=task.attempt,
+            )
+
+        return self._db.run(work)
+
+    def set_location(self, task: Task, location: str) -> None:
+        """Record where the new target volume is in its storage."""
+
+        def work(session: Session) -> None:
+            tasks.hold(session, task)
+            volume = session.get(models.Volume, task.payload["volume_id"])
+            if volume is None or volume.deleted:
+                raise VolumeNotFound(task.payload["volume_id"])
+            volume.location = location
+
+        self._db.run(work)
+
+    def finish_restore(self, task: Task, source: RestoredVolume | None = None) -> None:
+        """End the task: backup and volume are available.
+
+        The source's metadata is set on the volume (its other keys stay); a volume whose name nobody
+        chose takes the source's name and description.
+        """
+
+        def work(session: Session) -> None:
+            tasks.end(session, task)
+            backup = self._backup(session, task)
+            lifecycle.move(session, models.Backup, backup.id, BackupMoves.restored, fail_reason=None)
+            volume = session.get(models.Volume, task.payload["volume_id"])
+            if volume is not None and not volume.deleted and source is not None:
+                _describe(session, backup, volume, source)
+            volume_rules.end_restore(
+                session, task.payload["volume_id"], ok=True, new=bool(task.payload["new"])
+            )
+
+        self._db.run(work)
+
+    def fail_restore(self, task: Task, reason: str, *, untouched: bool = False) -> None:
+        """End the task: the backup is available, with the reason; the volume is in an error status.
+
+        :param untouched: nothing was ever written to an existing volume: it is available as before.
+        """
+
+        def work(session: Session) -> None:
+            tasks.end(session, task)
+            self._fail_restore(session, task, reason, untouched)
+
+        self._db.run(work)
+
+    def _fail_restore(self, session: Session, task: Task, reason: str, untouched: bool) -> None:
+        lifecycle.move(
+            session,
+            models.Backup,
+            task.resource_id,
+            BackupMoves.restored,
+            fail_reason=tasks.short_reason(reason),
+        )
+        new = bool(task.payload["new"])
+        if untouched and not new:
+            lifecycle.move(
+                session,
+                models.Volume,
+                task.payload["volume_id"],
+                lifecycle.VolumeMoves.restore_not_begun,
+            )
+        else:
+            volume_rules.end_restore(session, task.payload["volume_id"], ok=False, new=new)
+
+
+def _describe(session: Session, backup: models.Backup, volume: models.Volume, source: RestoredVolume) -> None:
+    if volume.display_name == f"restore_backup_{backup.id}":
+        volume.display_name = source.name
+        volume.display_description = source.description
+    for key, value in (source.metadata or {}).items():
+        # What an older restore left on the source says nothing of this volume.
+        if key != SOURCE_KEY:
+            session.merge(models.VolumeMetadata(volume_id=volume.id, key=key, value=value))
+    session.flush()
