@@ -4,15 +4,17 @@ After many incrementals a segment's blocks lie scattered over many packs, each o
 no map uses any more.  A restore reads nearly whole packs (joined ranges), so what it fetches is what the
 packs hold, not what it needs.  The rule: a segment that gets a new map points into at most
 :data:`MAX_PACKS` packs, and uses at least :data:`MIN_USE` of the bytes in them.  ``docs/format.md`` has
-the simulation behind the two numbers.
+the simulation behind the numbers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-#: Most packs a changed segment points into (unless one new backup alone needs more).
+#: Most packs a changed segment points into.  A default segment that does not compress fills 8.
 MAX_PACKS = 16
+#: Where packs are small against a segment: so many more than one full backup needs.
+MORE_PACKS = 7
 #: Least share of the blocks' bytes in those packs that the segment uses: 1 / 1.3 and a little more.
 MIN_USE = 0.78
 
@@ -25,25 +27,32 @@ def choose(old: Sequence[tuple[int, int]], new_bytes: int, pack_size: int) -> se
     :param pack_size: bytes of a new pack.
     :returns: indexes into ``old``.
     """
-    kept = {index for index, (live, _) in enumerate(old) if live}
-    moved = 0
-    total = new_bytes + sum(old[index][1] for index in kept)
-    used = new_bytes + sum(old[index][0] for index in kept)
+    # Ascending by used bytes: the smallest are first.
+    kept = sorted((index for index, (live, _) in enumerate(old) if live), key=lambda index: old[index][0])
     chosen: set[int] = set()
+    moved = new_bytes
+    held = new_bytes + sum(old[index][1] for index in kept)
+    used = new_bytes + sum(old[index][0] for index in kept)
+    most = max(MAX_PACKS, -(-used // pack_size) + MORE_PACKS)
+
+    def move(index: int) -> None:
+        nonlocal moved, held
+        live, size = old[index]
+        kept.remove(index)
+        chosen.add(index)
+        moved += live
+        held += live - size
+
     while kept:
-        new_packs = -(-(new_bytes + moved) // pack_size)
-        if used < MIN_USE * total:
-            worst = min(kept, key=lambda index: (old[index][0] / old[index][1], old[index][0], index))
-        elif len(kept) + new_packs > MAX_PACKS:
-            # Small packs come from small changes; moving the smallest joins them at the least cost.
-            worst = min(kept, key=lambda index: (old[index][0], index))
-            if new_packs >= MAX_PACKS and moved:
-                break
+        if used < MIN_USE * held:
+            move(min(kept, key=lambda index: old[index][0] / old[index][1]))
+        elif len(kept) + -(-moved // pack_size) > most:
+            # Small packs come from small changes.  The smallest is joined with what is new, and so is
+            # each next one that is no larger than what has gathered: as with sorted runs that are
+            # merged by size, a block moves only a few times however many changes come.
+            move(kept[0])
+            while kept and (smallest := old[kept[0]][0]) <= moved and moved + smallest <= pack_size:
+                move(kept[0])
         else:
             break
-        kept.remove(worst)
-        chosen.add(worst)
-        live, size = old[worst]
-        moved += live
-        total += live - size
     return chosen
