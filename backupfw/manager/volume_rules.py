@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from backupfw.db.models import Attachment, Snapshot, Task, Volume, VolumeMetadata
+from backupfw.db.models import Attachment, Backup, Snapshot, Task, Volume, VolumeMetadata
 from backupfw.db.session import now
-from backupfw.errors import InvalidSnapshot, InvalidVolume, SnapshotNotFound, VolumeNotFound
+from backupfw.errors import BackupNotFound, InvalidSnapshot, InvalidVolume, SnapshotNotFound, VolumeNotFound
 from backupfw.manager import lifecycle, quota, tasks
 from backupfw.manager.lifecycle import SnapshotMoves, VolumeMoves
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from backupfw.context import RequestContext
 
-Row = TypeVar("Row", Volume, Snapshot)
+Row = TypeVar("Row", Backup, Volume, Snapshot)
 
 #: Bytes.
 GIB = 1 << 30
@@ -76,6 +76,17 @@ def find_snapshot(session: Session, ctx: RequestContext, snapshot_id: str, *, lo
     ):
         raise SnapshotNotFound(snapshot_id)
     return snapshot
+
+
+def find_backup(session: Session, ctx: RequestContext, backup_id: str, *, lock: bool = False) -> Backup:
+    """Return a backup's row, as :func:`find_volume`.
+
+    :raises BackupNotFound: there is none, or not for this caller.
+    """
+    backup = _row(session, Backup, backup_id, lock)
+    if backup is None or backup.deleted or not (ctx.is_admin or backup.project_id == ctx.project_id):
+        raise BackupNotFound(backup_id)
+    return backup
 
 
 def _row(session: Session, model: type[Row], row_id: str, lock: bool) -> Row | None:
@@ -213,6 +224,7 @@ def new_volume(
     source_volid: str | None = None,
     location: str | None = None,
     adopted: bool = False,
+    volume_id: str | None = None,
 ) -> Volume:
     """Add the row of a new volume, within the quotas.
 
@@ -220,12 +232,13 @@ def new_volume(
     :param size: GiB.
     :param length: bytes; ``size`` GiB unless given.
     :param project_id: its project; the caller's unless given.
+    :param volume_id: its id, where storage of that id was made before; drawn unless given.
     :raises QuotaExceeded: the project has no room for it.
     """
     project = ctx.project_id if project_id is None else project_id
     quota.check(session, conf, project, {"volumes": 1, "gigabytes": size, "per_volume_gigabytes": size})
     volume = Volume(
-        id=str(uuid.uuid4()),
+        id=volume_id or str(uuid.uuid4()),
         project_id=project,
         user_id=ctx.user_id,
         status=status,

@@ -19,16 +19,19 @@ from backupfw.db.models import VolumeMetadata
 from backupfw.db.session import now
 from backupfw.errors import (
     AttachmentNotFound,
+    InvalidBackup,
     InvalidInput,
     InvalidSnapshot,
     InvalidVolume,
 )
 from backupfw.manager import lifecycle, quota, rows, tasks
+from backupfw.manager.backups import SOURCE_KEY, begin_restore
 from backupfw.manager.lifecycle import SnapshotMoves, VolumeMoves
 from backupfw.manager.metadata import MetadataMethods, matches, replace
 from backupfw.manager.volume_rules import (
     GIB,
     MAX_GIGABYTES,
+    find_backup,
     find_snapshot,
     find_volume,
     gigabytes,
@@ -106,6 +109,9 @@ class VolumeManager(MetadataMethods):
                         f'Volume to be copied must be available, but the current status is "{source.status}".'
                     )
                 source_size, what = source.size, "source volume"
+            backup = None if backup_id is None else _available_backup(session, ctx, backup_id)
+            if backup is not None:
+                source_size, what = backup.size, "backup"
             wanted = _checked_size(size, source_size, what)
             volume = new_volume(
                 session,
@@ -115,13 +121,17 @@ class VolumeManager(MetadataMethods):
                 size=wanted,
                 name=name,
                 description=description,
-                metadata=metadata,
+                metadata=metadata if backup is None else {**(metadata or {}), SOURCE_KEY: backup.id},
                 volume_type=volume_type,
                 availability_zone=availability_zone or self._conf.availability_zone,
                 snapshot_id=snapshot_id,
                 source_volid=source_volid,
             )
-            self._queue(session, ctx, tasks.VOLUME_CREATE, volume, snapshot_id or source_volid)
+            if backup is None:
+                self._queue(session, ctx, tasks.VOLUME_CREATE, volume, snapshot_id or source_volid)
+            else:
+                # The restore makes the volume's storage; it stays ``creating`` until that is done.
+                begin_restore(session, ctx, backup, volume, new=True)
             return rows.volume(session, volume)
 
         return self._change(work)
@@ -134,12 +144,15 @@ class VolumeManager(MetadataMethods):
         length: int,
         name: str | None = None,
         project_id: str | None = None,
+        made_as: str | None = None,
     ) -> rows.Volume:
         """Enter existing storage as an available volume.
 
         :param location: as the provider's ``adopt`` returned it.
         :param length: bytes; the volume's size is that in GiB, rounded up.
         :param project_id: the project that gets it; the caller's unless given.
+        :param made_as: the id under which the provider made this storage for the volume, which then owns
+            it; None for storage that is somebody else's and stays when the volume is deleted.
         :raises InvalidInput: it is empty, or a volume already.
         :raises QuotaExceeded: the project has no room for it.
         """
@@ -166,7 +179,8 @@ class VolumeManager(MetadataMethods):
                 availability_zone=self._conf.availability_zone,
                 project_id=project_id,
                 location=location,
-                adopted=True,
+                adopted=made_as is None,
+                volume_id=made_as,
             )
             return rows.volume(session, volume)
 
@@ -493,6 +507,13 @@ class VolumeManager(MetadataMethods):
         result = self._db.run(work)
         self._wake()
         return result
+
+
+def _available_backup(session: Session, ctx: RequestContext, backup_id: str) -> models.Backup:
+    backup = find_backup(session, ctx, backup_id)
+    if backup.status != lifecycle.AVAILABLE:
+        raise InvalidBackup("Backup status must be available")
+    return backup
 
 
 def _checked_size(size: int | None, least: int, source: str) -> int:
