@@ -1,0 +1,256 @@
+"""Snapshots of the embedded catalogue's volumes: one method per use case, as in ``volumes``.
+
+Temporary snapshots, which a running backup makes for itself, are not there for anybody.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
+
+from sqlalchemy import ColumnElement
+from sqlalchemy.orm import Session
+
+from backupfw.db import models, queries
+from backupfw.db.models import SnapshotMetadata
+from backupfw.db.session import now
+from backupfw.errors import InvalidInput, InvalidSnapshot, InvalidVolume
+from backupfw.manager import lifecycle, quota, rows, tasks
+from backupfw.manager.lifecycle import SnapshotMoves
+from backupfw.manager.metadata import MetadataMethods, add, matches, replace
+from backupfw.manager.volume_rules import find_snapshot, find_volume, held_by_backup
+
+if TYPE_CHECKING:
+    from oslo_config import cfg
+
+    from backupfw.context import RequestContext
+    from backupfw.db.session import Database
+
+Result = TypeVar("Result")
+Conditions: TypeAlias = list[ColumnElement[bool]]
+
+#: Kinds of the tasks that are about a snapshot itself.
+_OWN_TASKS = (tasks.SNAPSHOT_CREATE, tasks.SNAPSHOT_DELETE)
+
+
+class SnapshotManager(MetadataMethods):
+    """The use cases of snapshots.  Thread-safe.
+
+    :param conf: has the group ``quota``.
+    :param wake: called after a transaction that queued or cancelled tasks has committed.
+    """
+
+    def __init__(self, db: Database, conf: cfg.ConfigOpts, wake: Callable[[], None]) -> None:
+        super().__init__(db, SnapshotMetadata)
+        self._conf = conf
+        self._wake = wake
+
+    def create(
+        self,
+        ctx: RequestContext,
+        *,
+        volume_id: str,
+        name: str | None = None,
+        description: str | None = None,
+        force: bool = False,
+        metadata: Mapping[str, str] | None = None,
+    ) -> rows.Snapshot:
+        """Begin to make a snapshot of an available volume, with ``force`` of an attached one too.
+
+        :raises VolumeNotFound: there is none, or not for this caller.
+        :raises InvalidVolume: its status forbids it.
+        :raises QuotaExceeded: the volume's project has no room for it.
+        """
+        allowed = (lifecycle.AVAILABLE, lifecycle.IN_USE) if force else (lifecycle.AVAILABLE,)
+
+        def work(session: Session) -> rows.Snapshot:
+            volume = find_volume(session, ctx, volume_id, lock=True)
+            if volume.status not in allowed:
+                raise InvalidVolume(
+                    f"Volume {volume_id} status must be {' or '.join(allowed)}, "
+                    f"but current status is: {volume.status}."
+                )
+            quota.check(session, self._conf, volume.project_id, {"snapshots": 1, "gigabytes": volume.size})
+            snapshot = models.Snapshot(
+                id=str(uuid.uuid4()),
+                volume_id=volume_id,
+                project_id=volume.project_id,
+                user_id=ctx.user_id,
+                status=lifecycle.CREATING,
+                size=volume.size,
+                length=volume.length,
+                display_name=name,
+                display_description=description,
+                temporary=False,
+                created_at=now(session),
+                deleted=False,
+            )
+            session.add(snapshot)
+            session.flush()
+            add(session, SnapshotMetadata, snapshot.id, metadata or {})
+            self._queue(session, ctx, tasks.SNAPSHOT_CREATE, snapshot, volume_id)
+            return rows.snapshot(session, snapshot)
+
+        return self._change(work)
+
+    def get(self, ctx: RequestContext, snapshot_id: str) -> rows.Snapshot:
+        """Return a snapshot.
+
+        :raises SnapshotNotFound: there is none, or not for this caller.
+        """
+        with self._db.read() as session:
+            return rows.snapshot(session, find_snapshot(session, ctx, snapshot_id))
+
+    def list(
+        self,
+        ctx: RequestContext,
+        *,
+        detail: bool = True,
+        filters: Mapping[str, str] | None = None,
+        all_tenants: bool = False,
+        limit: int | None = None,
+        marker: str | None = None,
+        offset: int = 0,
+        sort: Sequence[tuple[str, str]] = (),
+        with_count: bool = False,
+    ) -> rows.Page[rows.Snapshot]:
+        """Return a page of snapshots; see :func:`backupfw.db.queries.page`.
+
+        :param detail: taken as for the other listings; the summary of a snapshot shows all there is.
+        :param all_tenants: every project's; for administrators only, else ignored.
+        """
+        del detail
+        chosen = dict(filters or {})
+        wanted = chosen.pop("metadata", None)
+        where: Conditions = [models.Snapshot.temporary.is_(False)]
+        if wanted is not None:
+            where.append(matches(SnapshotMetadata, models.Snapshot.id, wanted))
+        with self._db.read() as session:
+            found, total = queries.page(
+                session,
+                models.Snapshot,
+                project_id=None if all_tenants and ctx.is_admin else ctx.project_id,
+                filters=chosen,
+                sort=sort,
+                limit=limit,
+                marker=marker,
+                offset=offset,
+                with_count=with_count,
+                where=where,
+            )
+            return rows.Page(rows.snapshots(session, found), total)
+
+    def update(
+        self,
+        ctx: RequestContext,
+        snapshot_id: str,
+        *,
+        name: str | None,
+        description: str | None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> rows.Snapshot:
+        """Set name and description, and the whole metadata unless it is None.
+
+        :raises SnapshotNotFound: there is none, or not for this caller.
+        """
+
+        def work(session: Session) -> rows.Snapshot:
+            snapshot = find_snapshot(session, ctx, snapshot_id, lock=True)
+            snapshot.display_name = name
+            snapshot.display_description = description
+            snapshot.updated_at = now(session)
+            if metadata is not None:
+                replace(session, SnapshotMetadata, snapshot_id, metadata)
+            session.flush()
+            return rows.snapshot(session, snapshot)
+
+        return self._db.run(work)
+
+    def delete(self, ctx: RequestContext, snapshot_id: str) -> None:
+        """Begin to delete a snapshot; volumes being made of it are finished first.
+
+        :raises SnapshotNotFound: there is none, or not for this caller.
+        :raises InvalidSnapshot: its status forbids it.
+        """
+
+        def work(session: Session) -> None:
+            snapshot = find_snapshot(session, ctx, snapshot_id, lock=True)
+            if snapshot.status not in SnapshotMoves.delete.sources:
+                raise InvalidSnapshot(
+                    f"Snapshot status must be one of {', '.join(SnapshotMoves.delete.sources)} to delete it, "
+                    f'but the current status is "{snapshot.status}".'
+                )
+            lifecycle.move(session, models.Snapshot, snapshot_id, SnapshotMoves.delete)
+            self._queue(session, ctx, tasks.SNAPSHOT_DELETE, snapshot, None)
+
+        self._change(work)
+
+    def force_delete(self, ctx: RequestContext, snapshot_id: str) -> None:
+        """Begin to delete a snapshot of any status; a task that makes it is cancelled.
+
+        A backup that is reading it ends first.
+
+        :raises SnapshotNotFound: there is none, or not for this caller.
+        """
+
+        def work(session: Session) -> None:
+            snapshot = find_snapshot(session, ctx, snapshot_id, lock=True)
+            tasks.cancel(session, snapshot_id, _OWN_TASKS)
+            lifecycle.move(session, models.Snapshot, snapshot_id, SnapshotMoves.force_delete)
+            self._queue(session, ctx, tasks.SNAPSHOT_DELETE, snapshot, None)
+
+        self._change(work)
+
+    def reset_status(self, ctx: RequestContext, snapshot_id: str, status: str) -> None:
+        """Give a snapshot another status; a task that makes or deletes it is cancelled.
+
+        :raises SnapshotNotFound: there is none, or not for this caller.
+        :raises InvalidInput: there is no such status, or it cannot be set.
+        :raises InvalidSnapshot: it has no storage and so cannot be available; or a backup is reading it
+            (the backup's reset gives the snapshot its status back).
+        """
+        if status not in lifecycle.RESETS[models.Snapshot]:
+            raise InvalidInput(f"Snapshot status {status[:64]!r} cannot be set.")
+
+        def work(session: Session) -> None:
+            snapshot = find_snapshot(session, ctx, snapshot_id, lock=True)
+            if held_by_backup(session, snapshot_id):
+                raise InvalidSnapshot(
+                    f"Snapshot {snapshot_id} is used by a backup; reset the backup's status instead."
+                )
+            if status == lifecycle.AVAILABLE and snapshot.location is None:
+                raise InvalidSnapshot(f"Snapshot {snapshot_id} has no storage, so it cannot be {status}.")
+            tasks.cancel(session, snapshot_id, _OWN_TASKS)
+            lifecycle.move(
+                session, models.Snapshot, snapshot_id, lifecycle.reset(status), previous_status=None
+            )
+
+        self._change(work)
+
+    def _find(
+        self, session: Session, ctx: RequestContext, owner_id: str, *, lock: bool = False
+    ) -> models.Snapshot:
+        return find_snapshot(session, ctx, owner_id, lock=lock)
+
+    def _queue(
+        self,
+        session: Session,
+        ctx: RequestContext,
+        kind: str,
+        snapshot: models.Snapshot,
+        source_id: str | None,
+    ) -> None:
+        tasks.add(
+            session,
+            kind,
+            resource_id=snapshot.id,
+            source_id=source_id,
+            project_id=snapshot.project_id,
+            request_id=ctx.request_id,
+        )
+
+    def _change(self, work: Callable[[Session], Result]) -> Result:
+        result = self._db.run(work)
+        self._wake()
+        return result

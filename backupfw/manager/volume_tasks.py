@@ -1,0 +1,233 @@
+"""The worker's side of volumes and snapshots: what a task is about, and what came of it.
+
+``start_*`` reads and changes nothing, so an attempt that is lost costs nothing; ``finish_*`` and
+``fail_*`` end the task and move the status in one transaction.  All of them raise TaskLost when the task
+is another attempt's, and TaskCancelled when it was cancelled (force delete, reset): then nothing changes.
+
+Handlers look like this::
+
+    plan = volume_tasks.start_create(task)
+    location = provider.create(plan.volume, plan.source, tick)
+    volume_tasks.finish_create(task, location)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from oslo_log import log
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from backupfw.db.models import Snapshot, Volume
+from backupfw.errors import InvalidVolume, SnapshotNotFound, VolumeNotFound
+from backupfw.manager import lifecycle, tasks
+from backupfw.manager.lifecycle import Move, SnapshotMoves, VolumeMoves
+from backupfw.manager.tasks import Task
+from backupfw.manager.volume_rules import gigabytes, is_attached
+
+if TYPE_CHECKING:
+    from backupfw.db.session import Database
+
+LOG = log.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredVolume:
+    """A volume as its provider knows it: the fields of ``volume.base.VolumeRef``."""
+
+    id: str
+    length: int
+    location: str | None
+    adopted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSnapshot:
+    """A snapshot as its provider knows it: the fields of ``volume.base.SnapshotRef``."""
+
+    id: str
+    volume: StoredVolume
+    length: int
+    location: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class CreatePlan:
+    """A volume to make.
+
+    :ivar source: what it shall read as; None: zeros.  Nobody changes it while the task runs.
+    """
+
+    volume: StoredVolume
+    source: StoredVolume | StoredSnapshot | None
+
+
+@dataclass(frozen=True, slots=True)
+class ExtendPlan:
+    """A volume to make larger.
+
+    :ivar length: bytes it shall have.
+    """
+
+    volume: StoredVolume
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotPlan:
+    """A snapshot to make.
+
+    :ivar in_use: somebody may be writing to the volume.
+    """
+
+    snapshot: StoredSnapshot
+    in_use: bool
+
+
+class VolumeTasks:
+    """Starts and ends the tasks of volumes and snapshots.  Thread-safe."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    def start_create(self, task: Task) -> CreatePlan:
+        """Say which volume to make, and of what."""
+        with self._db.read() as session:
+            volume = _volume(session, task.resource_id)
+            source: StoredVolume | StoredSnapshot | None = None
+            if task.source_id is None:
+                pass
+            elif volume.snapshot_id == task.source_id:
+                source = _stored_snapshot(session, _snapshot(session, task.source_id))
+            else:
+                source = _stored(_volume(session, task.source_id))
+            return CreatePlan(_stored(volume), source)
+
+    def finish_create(self, task: Task, location: str) -> None:
+        """The volume is made: ``available``."""
+        self._end(task, Volume, VolumeMoves.created, location=location)
+
+    def fail_create(self, task: Task, reason: str) -> None:
+        """The volume could not be made: ``error``."""
+        self._end(task, Volume, VolumeMoves.create_failed, reason)
+
+    def start_delete(self, task: Task) -> StoredVolume | None:
+        """Say which volume to delete; None: snapshots of it are being deleted first, so try again soon.
+
+        :raises InvalidVolume: a snapshot of it could not be deleted, so the volume cannot be either.
+        """
+        with self._db.read() as session:
+            volume = _volume(session, task.resource_id)
+            statuses = set(
+                session.scalars(
+                    select(Snapshot.status).where(
+                        Snapshot.volume_id == volume.id,
+                        Snapshot.deleted.is_(False),
+                        Snapshot.temporary.is_(False),
+                    )
+                )
+            )
+            if statuses - {lifecycle.DELETING}:
+                raise InvalidVolume("A snapshot of the volume could not be deleted.")
+            return None if statuses else _stored(volume)
+
+    def finish_delete(self, task: Task) -> None:
+        """The volume is gone."""
+        self._end(task, Volume, VolumeMoves.deleted)
+
+    def fail_delete(self, task: Task, reason: str) -> None:
+        """The volume could not be deleted: ``error_deleting``."""
+        self._end(task, Volume, VolumeMoves.delete_failed, reason)
+
+    def start_extend(self, task: Task) -> ExtendPlan:
+        """Say which volume to make larger, and how large."""
+        with self._db.read() as session:
+            return ExtendPlan(_stored(_volume(session, task.resource_id)), int(task.payload["length"]))
+
+    def finish_extend(self, task: Task) -> None:
+        """The volume has its new length: ``available``."""
+        length = int(task.payload["length"])
+        self._end(task, Volume, VolumeMoves.extended, length=length, size=gigabytes(length))
+
+    def fail_extend(self, task: Task, reason: str) -> None:
+        """The volume kept its old length and has its old size again: ``error_extending``."""
+
+        def work(session: Session) -> None:
+            tasks.end(session, task)
+            size = gigabytes(_volume(session, task.resource_id).length)
+            lifecycle.move(session, Volume, task.resource_id, VolumeMoves.extend_failed, size=size)
+
+        self._db.run(work)
+        _log(task, reason)
+
+    def start_create_snapshot(self, task: Task) -> SnapshotPlan:
+        """Say which snapshot to make, and whether its volume may be written to meanwhile.
+
+        A volume that nobody is attached to now stays so while the task runs.
+        """
+        with self._db.read() as session:
+            snapshot = _snapshot(session, task.resource_id)
+            return SnapshotPlan(_stored_snapshot(session, snapshot), is_attached(session, snapshot.volume_id))
+
+    def finish_create_snapshot(self, task: Task, location: str) -> None:
+        """The snapshot is made: ``available``."""
+        self._end(task, Snapshot, SnapshotMoves.created, location=location)
+
+    def fail_create_snapshot(self, task: Task, reason: str) -> None:
+        """The snapshot could not be made: ``error``."""
+        self._end(task, Snapshot, SnapshotMoves.create_failed, reason)
+
+    def start_delete_snapshot(self, task: Task) -> StoredSnapshot:
+        """Say which snapshot to delete."""
+        with self._db.read() as session:
+            return _stored_snapshot(session, _snapshot(session, task.resource_id))
+
+    def finish_delete_snapshot(self, task: Task) -> None:
+        """The snapshot is gone."""
+        self._end(task, Snapshot, SnapshotMoves.deleted)
+
+    def fail_delete_snapshot(self, task: Task, reason: str) -> None:
+        """The snapshot could not be deleted: ``error_deleting``."""
+        self._end(task, Snapshot, SnapshotMoves.delete_failed, reason)
+
+    def _end(
+        self, task: Task, model: type[Volume | Snapshot], step: Move, reason: str | None = None, **values: Any
+    ) -> None:
+        def work(session: Session) -> None:
+            tasks.end(session, task)
+            lifecycle.move(session, model, task.resource_id, step, **values)
+
+        self._db.run(work)
+        _log(task, reason)
+
+
+def _log(task: Task, reason: str | None) -> None:
+    # Volumes and snapshots have no place for a reason that users could read.
+    if reason is not None:
+        LOG.warning("[%s] %s of %s failed: %s", task.request_id, task.kind, task.resource_id, reason)
+
+
+def _volume(session: Session, volume_id: str) -> Volume:
+    volume = session.get(Volume, volume_id)
+    if volume is None or volume.deleted:
+        raise VolumeNotFound(volume_id)
+    return volume
+
+
+def _snapshot(session: Session, snapshot_id: str) -> Snapshot:
+    snapshot = session.get(Snapshot, snapshot_id)
+    if snapshot is None or snapshot.deleted:
+        raise SnapshotNotFound(snapshot_id)
+    return snapshot
+
+
+def _stored(volume: Volume) -> StoredVolume:
+    return StoredVolume(volume.id, volume.length, volume.location, volume.adopted)
+
+
+def _stored_snapshot(session: Session, snapshot: Snapshot) -> StoredSnapshot:
+    # A volume that was deleted before its snapshot is still known.
+    volume = session.get_one(Volume, snapshot.volume_id)
+    return StoredSnapshot(snapshot.id, _stored(volume), snapshot.length, snapshot.location)
