@@ -7,7 +7,7 @@ is another attempt's, and TaskCancelled when it was cancelled (force delete, res
 Handlers look like this::
 
     plan = volume_tasks.start_create(task)
-    location = provider.create(plan.volume, plan.source, tick)
+    location = provider.create(ref(plan.volume), …, tick)
     volume_tasks.finish_create(task, location)
 """
 
@@ -22,10 +22,10 @@ from sqlalchemy.orm import Session
 
 from backupfw.db.models import Snapshot, Volume
 from backupfw.errors import InvalidVolume, SnapshotNotFound, VolumeNotFound
-from backupfw.manager import lifecycle, tasks
+from backupfw.manager import lifecycle, rows, tasks
 from backupfw.manager.lifecycle import Move, SnapshotMoves, VolumeMoves
 from backupfw.manager.tasks import Task
-from backupfw.manager.volume_rules import gigabytes, is_attached
+from backupfw.manager.volume_rules import gigabytes
 
 if TYPE_CHECKING:
     from backupfw.db.session import Database
@@ -34,34 +34,17 @@ LOG = log.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class StoredVolume:
-    """A volume as its provider knows it: the fields of ``volume.base.VolumeRef``."""
-
-    id: str
-    length: int
-    location: str | None
-    adopted: bool
-
-
-@dataclass(frozen=True, slots=True)
-class StoredSnapshot:
-    """A snapshot as its provider knows it: the fields of ``volume.base.SnapshotRef``."""
-
-    id: str
-    volume: StoredVolume
-    length: int
-    location: str | None
-
-
-@dataclass(frozen=True, slots=True)
 class CreatePlan:
     """A volume to make.
 
-    :ivar source: what it shall read as; None: zeros.  Nobody changes it while the task runs.
+    :ivar source_snapshot: the snapshot it shall read as, or None.
+    :ivar source_volume: the volume it shall read as, or the snapshot's volume; None: zeros.  Nobody
+        changes the source while the task runs.
     """
 
-    volume: StoredVolume
-    source: StoredVolume | StoredSnapshot | None
+    volume: rows.Volume
+    source_volume: rows.Volume | None = None
+    source_snapshot: rows.Snapshot | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,18 +54,20 @@ class ExtendPlan:
     :ivar length: bytes it shall have.
     """
 
-    volume: StoredVolume
+    volume: rows.Volume
     length: int
 
 
 @dataclass(frozen=True, slots=True)
 class SnapshotPlan:
-    """A snapshot to make.
+    """A snapshot to make or to delete.
 
+    :ivar volume: its volume, for a delete perhaps one that is deleted already.
     :ivar in_use: somebody may be writing to the volume.
     """
 
-    snapshot: StoredSnapshot
+    snapshot: rows.Snapshot
+    volume: rows.Volume
     in_use: bool
 
 
@@ -96,14 +81,13 @@ class VolumeTasks:
         """Say which volume to make, and of what."""
         with self._db.read() as session:
             volume = _volume(session, task.resource_id)
-            source: StoredVolume | StoredSnapshot | None = None
-            if task.source_id is None:
-                pass
-            elif volume.snapshot_id == task.source_id:
-                source = _stored_snapshot(session, _snapshot(session, task.source_id))
-            else:
-                source = _stored(_volume(session, task.source_id))
-            return CreatePlan(_stored(volume), source)
+            made = rows.volume(session, volume)
+            if volume.snapshot_id is not None:
+                plan = _snapshot_plan(session, volume.snapshot_id)
+                return CreatePlan(made, plan.volume, plan.snapshot)
+            if volume.source_volid is not None:
+                return CreatePlan(made, rows.volume(session, _volume(session, volume.source_volid)))
+            return CreatePlan(made)
 
     def finish_create(self, task: Task, location: str) -> None:
         """The volume is made: ``available``."""
@@ -113,7 +97,7 @@ class VolumeTasks:
         """The volume could not be made: ``error``."""
         self._end(task, Volume, VolumeMoves.create_failed, reason)
 
-    def start_delete(self, task: Task) -> StoredVolume | None:
+    def start_delete(self, task: Task) -> rows.Volume | None:
         """Say which volume to delete; None: snapshots of it are being deleted first, so try again soon.
 
         :raises InvalidVolume: a snapshot of it could not be deleted, so the volume cannot be either.
@@ -131,7 +115,7 @@ class VolumeTasks:
             )
             if statuses - {lifecycle.DELETING}:
                 raise InvalidVolume("A snapshot of the volume could not be deleted.")
-            return None if statuses else _stored(volume)
+            return None if statuses else rows.volume(session, volume)
 
     def finish_delete(self, task: Task) -> None:
         """The volume is gone."""
@@ -144,7 +128,9 @@ class VolumeTasks:
     def start_extend(self, task: Task) -> ExtendPlan:
         """Say which volume to make larger, and how large."""
         with self._db.read() as session:
-            return ExtendPlan(_stored(_volume(session, task.resource_id)), int(task.payload["length"]))
+            return ExtendPlan(
+                rows.volume(session, _volume(session, task.resource_id)), int(task.payload["length"])
+            )
 
     def finish_extend(self, task: Task) -> None:
         """The volume has its new length: ``available``."""
@@ -168,8 +154,7 @@ class VolumeTasks:
         A volume that nobody is attached to now stays so while the task runs.
         """
         with self._db.read() as session:
-            snapshot = _snapshot(session, task.resource_id)
-            return SnapshotPlan(_stored_snapshot(session, snapshot), is_attached(session, snapshot.volume_id))
+            return _snapshot_plan(session, task.resource_id)
 
     def finish_create_snapshot(self, task: Task, location: str) -> None:
         """The snapshot is made: ``available``."""
@@ -179,10 +164,10 @@ class VolumeTasks:
         """The snapshot could not be made: ``error``."""
         self._end(task, Snapshot, SnapshotMoves.create_failed, reason)
 
-    def start_delete_snapshot(self, task: Task) -> StoredSnapshot:
+    def start_delete_snapshot(self, task: Task) -> SnapshotPlan:
         """Say which snapshot to delete."""
         with self._db.read() as session:
-            return _stored_snapshot(session, _snapshot(session, task.resource_id))
+            return _snapshot_plan(session, task.resource_id)
 
     def finish_delete_snapshot(self, task: Task) -> None:
         """The snapshot is gone."""
@@ -216,18 +201,10 @@ def _volume(session: Session, volume_id: str) -> Volume:
     return volume
 
 
-def _snapshot(session: Session, snapshot_id: str) -> Snapshot:
+def _snapshot_plan(session: Session, snapshot_id: str) -> SnapshotPlan:
     snapshot = session.get(Snapshot, snapshot_id)
     if snapshot is None or snapshot.deleted:
         raise SnapshotNotFound(snapshot_id)
-    return snapshot
-
-
-def _stored(volume: Volume) -> StoredVolume:
-    return StoredVolume(volume.id, volume.length, volume.location, volume.adopted)
-
-
-def _stored_snapshot(session: Session, snapshot: Snapshot) -> StoredSnapshot:
     # A volume that was deleted before its snapshot is still known.
-    volume = session.get_one(Volume, snapshot.volume_id)
-    return StoredSnapshot(snapshot.id, _stored(volume), snapshot.length, snapshot.location)
+    volume = rows.volume(session, session.get_one(Volume, snapshot.volume_id))
+    return SnapshotPlan(rows.snapshot(session, snapshot), volume, bool(volume.attachments))
