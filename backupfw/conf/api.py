@@ -25,6 +25,12 @@ OPTS = (
         schemes=["http", "https"],
         help="What links in answers start with, e.g. https://backup.example.org; unset: from the request.",
     ),
+    cfg.BoolOpt(
+        "enable_proxy_headers_parsing",
+        default=False,
+        help="Believe X-Forwarded-Proto, -Host, -Port and -Prefix when links are made.  Only where a proxy of"
+        " ours sets them: else any caller chooses what the links point to.",
+    ),
     cfg.StrOpt(
         "auth_strategy",
         default="noauth",
