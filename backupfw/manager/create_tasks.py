@@ -254,6 +254,7 @@ class CreateTasks(Outcomes):
                 raise TaskLost(f"backup {backup.id} is not being created any more")
             volume_rules.end_backup(session, backup.volume_id, backup.snapshot_id)
             backup_rows.let_go(session, manifest.base_id, backup.project_id, task.request_id)
+            backup_rows.drop_temp_snapshot(session, self._backup(session, task), task.request_id)
             return rows.backup(session, self._backup(session, task))
 
         return self._db.run(work)
@@ -281,6 +282,7 @@ class CreateTasks(Outcomes):
             manifest = backup_rows.manifest_of(session, backup)
             assert manifest is not None
             backup_rows.queue_release(session, manifest, backup.project_id, task.request_id)
+        backup_rows.drop_temp_snapshot(session, self._backup(session, task), task.request_id)
 
     # The temporary snapshot of a volume in use.
 
@@ -341,7 +343,7 @@ class CreateTasks(Outcomes):
     def forget_temp_snapshot(self, backup_id: str) -> None:
         """Record that a backup's temporary snapshot was deleted from its storage; idempotent.
 
-        To be called before the task ends: afterwards nobody looks for it.
+        One that is not forgotten when the task ends is deleted by a task of its own.
         """
 
         def work(session: Session) -> None:
