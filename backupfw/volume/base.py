@@ -80,7 +80,7 @@ class BlockSource(abc.ABC):
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill ``buffer`` from ``offset``; a short source is an error (OSError), never short data."""
 
-    def changed_extents(self, since_identity: str) -> Iterator[tuple[int, int]] | None:
+    def changed_extents(self, since_identity: str) -> Iterator[tuple[int, int]] | None:  # noqa: ARG002
         """Yield what may have changed since the source with that identity, or None if unknown."""
         return None
 
@@ -128,7 +128,7 @@ class VolumeProvider(abc.ABC):
 
     API_VERSION: ClassVar[int] = API_VERSION
 
-    def __init__(self, options: Any) -> None:
+    def __init__(self, options: Any) -> None:  # noqa: B027  (optional)
         pass
 
     @classmethod
@@ -140,7 +140,8 @@ class VolumeProvider(abc.ABC):
     def create(self, volume: VolumeRef, source: SnapshotRef | VolumeRef | None, tick: Tick = no_tick) -> str:
         """Make the volume, reading as zeros or as ``source`` (then zeros); return its location.
 
-        A volume that an earlier, killed call began is made anew.  ``source`` must not change meanwhile.
+        What an earlier, killed call began is made anew; what it finished stays.  ``source`` must not change
+        meanwhile.
         """
 
     @abc.abstractmethod
@@ -156,14 +157,15 @@ class VolumeProvider(abc.ABC):
 
     @abc.abstractmethod
     def extend(self, volume: VolumeRef, length: int) -> None:
-        """Grow the volume to ``length`` bytes; the new part reads as zeros."""
+        """Grow the volume to ``length`` bytes; the new part reads as zeros (an adopted one's: as it is)."""
 
     @abc.abstractmethod
     def create_snapshot(self, snapshot: SnapshotRef, in_use: bool, tick: Tick = no_tick) -> str:
         """Make a snapshot that holds the volume as it was at one moment; return its location.
 
         ``in_use``: somebody may be writing.  Then the snapshot is atomic (reflink, or the storage's
-        own), or a copy proven still.  It never mixes two states.
+        own), or a copy proven still.  It never mixes two states.  A snapshot that an earlier call finished
+        stays; to get a newer one, delete it first.
 
         :raises SourceMoved: no atomic snapshot can be made here and the volume moved on every try.
         """
@@ -180,8 +182,8 @@ class VolumeProvider(abc.ABC):
     def open_target(self, volume: VolumeRef, attempt: int) -> AbstractContextManager[BlockTarget]:
         """Open for writing and fence out every earlier writer.
 
-        :param attempt: the task's attempt number; a writer with a lower one can write no more when
-            this returns.
+        :param attempt: grows with every attempt to write this volume, over all tasks (made of the task's id
+            and its attempt number); a writer with a lower one can write no more when this returns.
         :raises TargetError: an earlier writer may still be alive and cannot be fenced out (temporary:
             the task is tried again later).
         """

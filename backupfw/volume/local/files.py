@@ -1,0 +1,96 @@
+"""Image files of our own: their names, and how they appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import secrets
+from collections.abc import Iterator
+
+from backupfw.errors import InvalidInput
+
+_ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z-]{0,63}")
+_SUFFIX = ".img"
+_PART = ".part"
+
+
+def volume_name(volume_id: str) -> str:
+    """Return the file name of a volume's image."""
+    return f"volume-{_checked(volume_id)}{_SUFFIX}"
+
+
+def snapshot_name(snapshot_id: str) -> str:
+    """Return the file name of a snapshot's image."""
+    return f"snapshot-{_checked(snapshot_id)}{_SUFFIX}"
+
+
+def _checked(resource_id: str) -> str:
+    if not _ID.fullmatch(resource_id):
+        raise InvalidInput(f"{resource_id!r} is not an id.")
+    return resource_id
+
+
+@contextlib.contextmanager
+def new_file(directory: str, name: str) -> Iterator[int]:
+    """Lend a new, empty file; when the block ends well it stands, durable, as ``directory/name``.
+
+    Each call writes to a file of its own, removes what killed calls left, and never replaces a finished
+    file.  So a call that was frozen and wakes up after another one did its work cannot harm that.  If
+    ``name`` is there by then, it stays and the new file is dropped.
+    """
+    remove_parts(directory, name)
+    part = os.path.join(directory, f"{name}.{secrets.token_hex(8)}{_PART}")
+    fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        yield fd
+        os.fsync(fd)
+        _publish(part, os.path.join(directory, name))
+    finally:
+        os.close(fd)
+        _unlink(part)
+    sync_directory(directory)
+
+
+def _publish(part: str, final: str) -> None:
+    try:
+        os.link(part, final)
+    except FileExistsError:
+        return
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        # A file system without hard links: the check is not atomic there.
+        if not os.path.lexists(final):
+            os.rename(part, final)
+
+
+def remove(directory: str, name: str) -> None:
+    """Remove a file and its unfinished predecessors; missing ones count as removed."""
+    remove_parts(directory, name)
+    _unlink(os.path.join(directory, name))
+    with contextlib.suppress(FileNotFoundError):
+        sync_directory(directory)
+
+
+def remove_parts(directory: str, name: str) -> None:
+    """Remove what killed calls of :func:`new_file` left under this name."""
+    with contextlib.suppress(FileNotFoundError):
+        for entry in os.listdir(directory):
+            if entry.startswith(f"{name}.") and entry.endswith(_PART):
+                _unlink(os.path.join(directory, entry))
+
+
+def _unlink(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def sync_directory(directory: str) -> None:
+    """Make the directory's entries durable."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

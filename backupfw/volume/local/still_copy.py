@@ -1,0 +1,114 @@
+"""Copies of a file or device that somebody may be writing: proven still, or refused.
+
+Two proofs, either is enough:
+
+*Times.*  On ext4, xfs and btrfs every write is stamped on the file before its first byte lands.  A stamp
+is coarse (a clock tick, a second on old inodes), so the file must keep its times for ``settle`` seconds
+first; from then on a write changes them visibly.  Stores to mapped memory are stamped when a clean page
+is first touched, so all pages are written back, and thereby made clean, after that wait.  If the times
+are still the same after the copy, nothing was written between.  The bound: a single system call or
+direct transfer that takes longer than ``settle`` seconds to land.
+
+*A second read.*  Everything that the first read saw is seen again: then it was all there at the moment
+between the two.  Devices and other file systems (network ones, whose times are cached, memory ones,
+which do not stamp mapped stores) are read directly, past the page cache, where they allow it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+from dataclasses import dataclass
+
+from backupfw.errors import SourceMoved
+from backupfw.volume.base import Tick
+from backupfw.volume.local import linux
+from backupfw.volume.local.mirror import mirror
+
+_EXT = 0xEF53
+_XFS = 0x58465342
+_BTRFS = 0x9123683E
+#: File systems of this host alone whose times show every write.
+_TIMES_PROVE = frozenset({_EXT, _XFS, _BTRFS})
+# Seconds between two ticks while waiting.
+_NAP = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """What changes with every write to a file."""
+
+    inode: int
+    length: int
+    modified: int
+    changed: int
+
+    @classmethod
+    def of(cls, fd: int) -> Stamp:
+        """Take the stamp of an open file."""
+        status = os.fstat(fd)
+        return cls(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def still_copy(path: str, target: int, length: int, tries: int, settle: float, tick: Tick) -> None:
+    """Copy ``length`` bytes of ``path`` as they were at one moment.
+
+    :param target: an empty file open for reading and writing, ``length`` bytes long.
+    :param tries: how often a copy that moved is brought up to date before giving up.
+    :param settle: seconds the file's times must rest before they prove anything.
+    :raises SourceMoved: it moved on every try.
+    """
+    source = _open(path)
+    try:
+        by_times = times_prove(source)
+        # A second read needs a first one, which is no try of its own.
+        for number in range(tries + 1):
+            stamp = _rested(source, settle, tick) if by_times else None
+            changed = mirror(source, target, length, tick, fresh=number == 0)
+            if stamp is not None and Stamp.of(source) == stamp:
+                return
+            if number > 0 and changed == 0:
+                return
+    finally:
+        os.close(source)
+    raise SourceMoved(f"The volume changed during each of {tries} copies.")
+
+
+def times_prove(fd: int) -> bool:
+    """Say whether the file's times show every write to it."""
+    return stat.S_ISREG(os.fstat(fd).st_mode) and linux.file_system_magic(fd) in _TIMES_PROVE
+
+
+def _open(path: str) -> int:
+    flags = os.O_RDONLY | os.O_CLOEXEC
+    fd = os.open(path, flags)
+    if times_prove(fd):
+        return fd
+    try:
+        direct = os.open(path, flags | os.O_DIRECT)
+    except OSError as error:
+        if error.errno not in linux.NOT_SUPPORTED:
+            os.close(fd)
+            raise
+        return fd
+    os.close(fd)
+    return direct
+
+
+def _rested(fd: int, settle: float, tick: Tick) -> Stamp | None:
+    """Return the file's stamp if it kept it for ``settle`` seconds and all its pages are clean now."""
+    stamp = Stamp.of(fd)
+    rested = time.monotonic() + settle
+    while (left := rested - time.monotonic()) > 0:
+        tick()
+        time.sleep(min(left, _NAP))
+        if Stamp.of(fd) != stamp:
+            return None
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
+    return stamp if Stamp.of(fd) == stamp else None
