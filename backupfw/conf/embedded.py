@@ -21,6 +21,9 @@ CONFIG_FILE = "backupfw.conf"
 #: Defaults of ``[store:NAME]``, by store.
 STORES: Mapping[str, Mapping[str, Any]] = {"main": {"driver": "posix", "path": "$state_dir/store"}}
 
+#: Defaults of ``[volumes]``, by provider.
+VOLUMES: Mapping[str, Mapping[str, Any]] = {"local": {"volumes_dir": "$state_dir/volumes"}}
+
 # '$' starts a reference in oslo.config, '?' and '#' end the path of a database URL.
 _BAD = "$?#%"
 

@@ -130,6 +130,9 @@ def _register_plug_ins(
     except ConfigError as error:
         raise ConfigError(f"section [volumes], option provider: {error}") from error
     conf.register_opts(provider_opts, volumes.GROUP)
+    if profile:
+        for option, value in embedded.VOLUMES.get(provider, {}).items():
+            conf.set_default(option, value, volumes.GROUP)
     listed: list[tuple[str, Sequence[cfg.Opt]]] = [(volumes.GROUP, provider_opts)]
     for store in conf.enabled_stores:
         listed += stores.register_opts(

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 from oslo_config import cfg
 
-from backupfw.conf import api, backup, database, default, quota, stores, volumes
+from backupfw.conf import api, backup, database, default, quota, volumes
 
 
 def list_opts() -> list[tuple[str, Sequence[cfg.Opt]]]:
-    """Return every group of core; oslo.log and the plug-ins list their own."""
+    """Return every group of core; oslo.log lists its own, ``backupfw.cmd.options`` the plug-ins'."""
     return [
         pair
-        for group in (default, api, backup, database, quota, volumes, stores)
+        for group in (default, api, backup, database, quota, volumes)
         for pair in group.list_opts()
     ]

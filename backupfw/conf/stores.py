@@ -73,7 +73,3 @@ def register_opts(
             conf.set_default(option, value, group)
     return [(group, (DRIVER, *own, *layers))]
 
-
-def list_opts() -> list[tuple[str, Sequence[cfg.Opt]]]:
-    """Return ``(section, options)`` of what every store has, whatever its driver."""
-    return [("store:NAME", (DRIVER,))]

@@ -1,0 +1,107 @@
+"""``backupfw backup``: look at a backup's record, and read everything it is made of."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from backupfw.cmd.configure import add_command, add_group, load_conf
+from backupfw.cmd.progress import Progress, human_size
+from backupfw.context import RequestContext
+from backupfw.errors import InvalidBackup
+
+if TYPE_CHECKING:
+    from backupfw.db.session import Database
+
+OPERATOR = RequestContext("", "backupfw", frozenset({"admin"}), is_admin=True)
+
+
+def add_parser(commands: Any) -> None:
+    """Add the subcommands."""
+    group = add_group(commands, "backup", "Look at backups.")
+    show_parser = add_command(group, "show", show, "Print all that is known of a backup, as JSON.")
+    verify_parser = add_command(
+        group,
+        "verify",
+        verify,
+        "Read a backup's objects and compare every block; damage is remembered, so that the next"
+        " incremental stores it anew.",
+    )
+    verify_parser.add_argument(
+        "--quick", action="store_true", help="read maps whole and only the end of each pack"
+    )
+    for parser in (show_parser, verify_parser):
+        parser.add_argument("id", metavar="ID", help="the backup's id")
+
+
+def _manifest_key(db: Database, manifest_id: str | None) -> str | None:
+    from backupfw.db import models
+
+    if manifest_id is None:
+        return None
+    with db.read() as session:
+        manifest = session.get(models.Manifest, manifest_id)
+        return None if manifest is None else manifest.key
+
+
+def show(args: argparse.Namespace) -> int:
+    """Print the record, with figures the API does not show."""
+    from backupfw.cmd import database
+    from backupfw.manager.backups import BackupManager
+
+    conf = load_conf(args)
+    with database.opened(conf) as db:
+        row = BackupManager(db, conf).get(OPERATOR, args.id)
+        record = {**database.plain(row), "manifest": _manifest_key(db, row.manifest_id)}
+    json.dump(record, sys.stdout, indent=2, sort_keys=True)
+    print()
+    return 0
+
+
+def verify(args: argparse.Namespace) -> int:
+    """Verify one backup; exit status 1 when anything is damaged."""
+    from backupfw.cmd import database
+    from backupfw.cmd.terminal_control import TerminalControl
+    from backupfw.engine import verify as engine
+    from backupfw.manager.backup_tasks import BackupTasks
+    from backupfw.manager.backups import BackupManager
+    from backupfw.worker.stores import Stores
+
+    conf = load_conf(args)
+    progress = Progress(f"verifying {args.id}")
+    stores = Stores(conf)
+    with database.opened(conf) as db:
+        row = BackupManager(db, conf).get(OPERATOR, args.id)
+        key = _manifest_key(db, row.manifest_id)
+        if key is None or row.store is None or row.container is None:
+            raise InvalidBackup(f"backup {args.id} has no manifest to verify (status {row.status})")
+        store, container = row.store, row.container
+        tasks = BackupTasks(db, conf)
+
+        def damaged(bad: str, reason: str) -> None:
+            tasks.record_damage(store, container, bad, reason)
+            print(f"damaged: {bad}: {reason}")
+
+        try:
+            report = engine.run(
+                key,
+                stores.container(store, container),
+                TerminalControl(progress),
+                damaged,
+                quick=args.quick,
+                streams=conf.backup.streams,
+            )
+        except BaseException:
+            progress.abandon()
+            raise
+        finally:
+            stores.close()
+    progress.finish(human_size(report.bytes))
+    verdict = "ok" if report.ok else f"DAMAGED, {report.damaged} objects"
+    print(
+        f"backup {args.id}: {verdict} ({report.objects} objects, {report.blocks} blocks,"
+        f" {human_size(report.bytes)} read)"
+    )
+    return 0 if report.ok else 1

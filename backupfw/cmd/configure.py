@@ -1,0 +1,88 @@
+"""The options every command takes, and the configuration they lead to."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from backupfw.conf import load as conf_load
+
+if TYPE_CHECKING:
+    from oslo_config import cfg
+
+Run = Callable[[argparse.Namespace], int]
+
+
+def add_command(commands: Any, name: str, run: Run, text: str) -> argparse.ArgumentParser:
+    """Add a subcommand with the common options.
+
+    :param commands: what ``add_subparsers`` returned.
+    :param run: called with the parsed arguments; returns the exit status.
+    :param text: one sentence for the help.
+    """
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=text, description=text, allow_abbrev=False
+    )
+    common = parser.add_argument_group("common options")
+    common.add_argument(
+        "--state-dir",
+        metavar="DIR",
+        help="state directory of an embedded instance; its backupfw.conf is read if there is one",
+    )
+    common.add_argument(
+        "--config-file",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help=f"configuration file, any number of times; later ones win (without both options:"
+        f" {conf_load.SYSTEM_CONFIG} if it exists, else an embedded instance in its usual place)",
+    )
+    common.add_argument("--debug", action="store_true", help="log more, and show where an error came from")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_group(commands: Any, name: str, text: str) -> Any:
+    """Add a group of subcommands; returns what :func:`add_command` takes."""
+    parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+    return parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+
+def plug_ins() -> conf_load.PlugIns:
+    """Return where options of installed drivers and providers come from."""
+    from backupfw.chunkstore.layers.options import layer_options
+    from backupfw.chunkstore.loader import load_driver
+    from backupfw.volume.loader import load_provider
+
+    return conf_load.PlugIns(
+        store_driver=load_driver,
+        layer_options=layer_options,
+        volume_options=lambda name: load_provider(name).options(),
+    )
+
+
+def load(args: argparse.Namespace, overrides: Sequence[tuple[str, str, object]] = ()) -> conf_load.Loaded:
+    """Load the configuration that a command's options ask for.
+
+    :param overrides: ``(section, option, value)`` from the command's own options.
+    :raises ConfigError: something is wrong with it.
+    """
+    if args.debug:
+        overrides = [*overrides, ("DEFAULT", "debug", True)]
+    return conf_load.load(
+        plug_ins(), state_dir=args.state_dir, config_files=args.config_file, overrides=overrides
+    )
+
+
+def load_conf(args: argparse.Namespace) -> cfg.ConfigOpts:
+    """Like :func:`load`, for commands that only need the values; sets logging up as well.
+
+    A command's log goes to standard error and holds warnings only, unless the file or ``--debug`` says
+    otherwise: what a user wants to know is the command's own output.
+    """
+    from backupfw.conf import logging
+
+    loaded = load(args)
+    logging.setup(loaded.conf)
+    return loaded.conf

@@ -1,0 +1,115 @@
+"""The database as commands use it: opened, and brought up to date where that is nobody else's job."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+from backupfw.cmd import state
+from backupfw.errors import ConfigError
+
+if TYPE_CHECKING:
+    from oslo_config import cfg
+
+    from backupfw.db.session import Database
+
+#: Options of ``[database]`` that are handed to oslo.db as they are.
+_PASSED_ON = (
+    "connection_recycle_time",
+    "max_pool_size",
+    "max_overflow",
+    "pool_timeout",
+    "max_retries",
+    "retry_interval",
+    "connection_debug",
+    "connection_trace",
+    "connection_parameters",
+    "mysql_sql_mode",
+)
+
+
+def _sqlite_file(conf: cfg.ConfigOpts) -> Path | None:
+    """Return the file of a SQLite database, None for any other.
+
+    :raises ConfigError: the URL cannot be read.
+    """
+    try:
+        url = make_url(conf.database.connection)
+    except ArgumentError as error:
+        raise ConfigError("section [database], option connection: this is not a database URL") from error
+    if url.get_backend_name() != "sqlite":
+        return None
+    if not url.database or url.database == ":memory:":
+        raise ConfigError(
+            "section [database], option connection: a database in memory ends with each command; allowed: a"
+            " SQLite file or a database server"
+        )
+    return Path(url.database)
+
+
+def connect(conf: cfg.ConfigOpts) -> Database:
+    """Connect to the database; the caller closes it.  Nothing is migrated.
+
+    :raises ConfigError: the URL cannot be read, or its driver is not installed.
+    :raises oslo_db.exception.DBError: the server does not answer.
+    """
+    from backupfw.db.session import Database
+
+    file = _sqlite_file(conf)
+    if file is not None:
+        state.prepare(str(file.parent))
+    options: dict[str, Any] = {name: conf.database[name] for name in _PASSED_ON}
+    try:
+        return Database(conf.database.connection, **options)
+    except ImportError as error:
+        raise ConfigError(f"section [database], option connection: {error}; install that driver") from error
+
+
+def prepare(conf: cfg.ConfigOpts) -> None:
+    """Make sure that the database fits this release.
+
+    A SQLite file is made or migrated on the spot: it belongs to this host alone.  A database server is
+    only looked at, because others may be running on it: ``backupfw db sync`` is the operator's decision.
+
+    :raises ConfigError: the database is older (server) or newer than this release, or of another
+        installation.
+    """
+    from backupfw.db import migrate
+
+    on_this_host = _sqlite_file(conf) is not None
+    db = connect(conf)
+    try:
+        if not on_this_host:
+            migrate.check(db)
+        elif conf.installation_id or migrate.version(db) != migrate.head():
+            migrate.sync(db, conf.installation_id)
+    finally:
+        db.close()
+
+
+@contextmanager
+def opened(conf: cfg.ConfigOpts) -> Iterator[Database]:
+    """Open a database that fits this release for a ``with`` block.
+
+    :raises ConfigError: as :func:`prepare`.
+    """
+    prepare(conf)
+    db = connect(conf)
+    try:
+        yield db
+    finally:
+        db.close()
+
+
+def plain(record: Any) -> dict[str, Any]:
+    """Return a manager's record as JSON values: times in ISO 8601 (UTC)."""
+    return {
+        name: value.isoformat() + "Z" if hasattr(value, "isoformat") else value
+        for name, value in dataclasses.asdict(record).items()
+    }

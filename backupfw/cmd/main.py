@@ -1,0 +1,78 @@
+"""The ``backupfw`` command: finds the subcommand, runs it, turns errors into one line.
+
+Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted.  Ids, paths and what was asked for go to
+standard output; progress and errors to standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from oslo_db.exception import DBError
+
+import backupfw
+from backupfw.cmd import backup, config, db, lifecycle, serve, store, sweep, volume
+from backupfw.errors import BackupfwError
+
+#: In the order the help shows them.
+MODULES = (serve, volume, backup, store, sweep, db, config, lifecycle)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command."""
+    parser = argparse.ArgumentParser(
+        prog="backupfw",
+        description="Back up block volumes to chunk stores and restore them.",
+        epilog="'backupfw COMMAND --help' tells more about one command.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"backupfw {backupfw.__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for module in MODULES:
+        module.add_parser(commands)
+    return parser
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    :param argv: its words; those of the process when None.
+    :returns: the exit status.
+    :raises SystemExit: wrong usage, or ``--help``.
+    """
+    args = build_parser().parse_args(argv)
+    try:
+        status: int = args.run(args)
+        sys.stdout.flush()
+        return status
+    except KeyboardInterrupt:
+        print("backupfw: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output left; Python would complain once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (BackupfwError, OSError) as error:
+        message = _one_line(error)
+    except DBError as error:
+        message = f"database: {_one_line(error)}"
+    except Exception as error:  # noqa: BLE001  (whatever it is, the user gets one line)
+        message = f"internal error: {type(error).__name__}: {_one_line(error)}"
+        if not args.debug:
+            message += " (--debug shows where)"
+    if args.debug:
+        traceback.print_exc()
+    print(f"backupfw: {message}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,102 @@
+"""Progress of long work: a line that is redrawn on a terminal, plain lines now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from typing import TextIO
+
+from backupfw.conf.types import format_size
+
+#: Seconds between two redraws on a terminal, and between two plain lines elsewhere.
+TERMINAL_PAUSE = 0.1
+PLAIN_PAUSE = 10.0
+
+
+def human_size(count: float) -> str:
+    """Return bytes as people read them, e.g. ``12.3 MiB``; exact where it is short."""
+    if count < 1024:
+        return f"{int(count)} B"
+    exact = format_size(int(count))
+    if count == int(count) and " " in exact and len(exact) <= 8:
+        return exact
+    units = ("KiB", "MiB", "GiB", "TiB", "PiB")
+    power = min((int(count).bit_length() - 1) // 10, len(units))
+    return f"{count / (1 << 10 * power):.1f} {units[power - 1]}"
+
+
+class Progress:
+    """Shows how far a piece of work is.  ``update`` may be called from many threads.
+
+    :param label: what is being done.
+    :param stream: where to; standard error when None.
+    :param unit: ``bytes``, or a noun for what is counted.
+    """
+
+    def __init__(self, label: str, stream: TextIO | None = None, unit: str = "bytes") -> None:
+        self._label = label
+        self._stream = sys.stderr if stream is None else stream
+        self._unit = unit
+        self._terminal = self._stream.isatty()
+        self._lock = threading.Lock()
+        self._started = time.monotonic()
+        self._next = self._started if self._terminal else self._started + PLAIN_PAUSE
+        self._width = 0
+
+    def _amount(self, count: int) -> str:
+        return human_size(count) if self._unit == "bytes" else f"{count} {self._unit}"
+
+    def _line(self, done: int, total: int | None, now: float) -> str:
+        text = f"{self._label}: {self._amount(done)}"
+        if total:
+            text += f" of {self._amount(total)} ({100 * done // total} %)"
+        seconds = now - self._started
+        if self._unit == "bytes" and seconds >= 1:
+            text += f", {human_size(done / seconds)}/s"
+        return text
+
+    def update(self, done: int, total: int | None = None) -> None:
+        """Tell how far the work is; writes only when the last line is old enough.
+
+        :param done: bytes (or things) done.
+        :param total: how many there are, if known.
+        """
+        now = time.monotonic()
+        with self._lock:
+            if now < self._next:
+                return
+            self._next = now + (TERMINAL_PAUSE if self._terminal else PLAIN_PAUSE)
+            self._write(self._line(done, total, now))
+
+    def beat(self) -> None:
+        """Tell that the work goes on, where nobody knows how far it is."""
+        now = time.monotonic()
+        with self._lock:
+            if now >= self._next:
+                self._next = now + (TERMINAL_PAUSE if self._terminal else PLAIN_PAUSE)
+                self._write(f"{self._label}: {now - self._started:.0f} s")
+
+    def _write(self, line: str, last: bool = False) -> None:
+        if self._terminal:
+            # Blanks wipe what a longer line left.
+            self._stream.write("\r" + line.ljust(self._width) + ("\n" if last else ""))
+            self._width = len(line)
+        else:
+            self._stream.write(line + "\n")
+        self._stream.flush()
+
+    def finish(self, text: str) -> None:
+        """Write the last line: what came out."""
+        with self._lock:
+            seconds = time.monotonic() - self._started
+            self._next = float("inf")
+            self._write(f"{self._label}: {text} ({seconds:.1f} s)", last=True)
+
+    def abandon(self) -> None:
+        """End a half-drawn line, so that what follows starts on its own."""
+        with self._lock:
+            self._next = float("inf")
+            if self._terminal and self._width:
+                self._stream.write("\n")
+                self._stream.flush()

@@ -1,0 +1,94 @@
+"""``backupfw serve``, ``api`` and ``worker``: the commands that stay."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from backupfw.cmd import state
+from backupfw.cmd.configure import add_command, load
+from backupfw.conf import api, logging
+
+
+def add_parser(commands: Any) -> None:
+    """Add the subcommands."""
+    serve_parser = add_command(
+        commands, "serve", serve, "Serve the API and run a worker, in one process on one state directory."
+    )
+    api_parser = add_command(commands, "api", run_api, "Serve the API only.")
+    for parser in (serve_parser, api_parser):
+        parser.add_argument("--listen", metavar="ADDRESS", help="address to listen on ([api] listen)")
+        parser.add_argument("--port", metavar="N", help="TCP port to listen on, 0 for any ([api] port)")
+    add_command(commands, "worker", run_worker, "Run a worker only.")
+
+
+@contextmanager
+def _until_stopped() -> Iterator[threading.Event]:
+    """Yield an event that the first SIGINT or SIGTERM sets; the second one ends the process at once."""
+    stop = threading.Event()
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        if stop.is_set():
+            os._exit(128 + number)
+        stop.set()
+
+    old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def _overrides(args: argparse.Namespace) -> list[tuple[str, str, object]]:
+    given = (("listen", args.listen), ("port", args.port))
+    return [("api", name, value) for name, value in given if value is not None]
+
+
+def serve(args: argparse.Namespace) -> int:
+    """Serve until a signal comes; prints one line when the API answers."""
+    loaded = load(args, _overrides(args))
+    conf = loaded.conf
+    api.check_listen(conf)
+    logging.setup(conf)
+    from backupfw.cmd import database, service
+
+    with _until_stopped() as stop, state.only_service(conf.state_dir):
+        database.prepare(conf)
+        with service.EmbeddedService(conf) as running:
+            print(f"backupfw ready on {running.url} (state {conf.state_dir})", flush=True)
+            stop.wait()
+    return 0
+
+
+def run_api(args: argparse.Namespace) -> int:
+    """Serve the API until a signal comes."""
+    loaded = load(args, _overrides(args))
+    conf = loaded.conf
+    api.check_listen(conf)
+    logging.setup(conf)
+    from backupfw.cmd import database, service
+
+    with _until_stopped() as stop:
+        database.prepare(conf)
+        service.run_api(conf, stop, lambda url: print(f"backupfw api ready on {url}", flush=True))
+    return 0
+
+
+def run_worker(args: argparse.Namespace) -> int:
+    """Run a worker until a signal comes."""
+    conf = load(args).conf
+    logging.setup(conf)
+    from backupfw.cmd import database, service
+
+    with _until_stopped() as stop:
+        state.prepare(conf.state_dir)
+        database.prepare(conf)
+        service.run_worker(conf, stop, lambda: print(f"backupfw worker ready on {conf.host}", flush=True))
+    return 0

@@ -1,0 +1,194 @@
+"""Wires database, managers, worker and API into one process, or a part of them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import waitress
+from oslo_log import log
+
+from backupfw.api.app import Managers, make_app
+from backupfw.cmd import database
+from backupfw.db.session import Database
+from backupfw.dispatch.base import Dispatch
+from backupfw.dispatch.inprocess import InProcessDispatch
+from backupfw.manager.backup_tasks import BackupTasks
+from backupfw.manager.backups import BackupManager
+from backupfw.manager.quota import QuotaManager
+from backupfw.manager.services import BACKUP_BINARY, ServiceManager
+from backupfw.manager.snapshots import SnapshotManager
+from backupfw.manager.tasks import Tasks
+from backupfw.manager.volume_tasks import VolumeTasks
+from backupfw.manager.volumes import VolumeManager
+from backupfw.volume.loader import load_provider
+from backupfw.worker.handlers import EngineSettings, Tools
+from backupfw.worker.stores import Stores
+from backupfw.worker.worker import Worker, WorkerSettings
+
+if TYPE_CHECKING:
+    from oslo_config import cfg
+
+LOG = log.getLogger(__name__)
+
+
+def make_managers(conf: cfg.ConfigOpts, db: Database, wake: Callable[[], None]) -> Managers:
+    """Return the use cases that the API calls.
+
+    :param wake: called after a transaction that queued or cancelled a task.
+    """
+    return Managers(
+        backups=BackupManager(db, conf, wake),
+        volumes=VolumeManager(db, conf, wake),
+        snapshots=SnapshotManager(db, conf, wake),
+        quota=QuotaManager(db, conf),
+        services=ServiceManager(db, conf),
+    )
+
+
+class ApiServer:
+    """Serves the WSGI application on a thread of its own.
+
+    :ivar url: where it answers; it does from the moment the object is made.
+    """
+
+    def __init__(self, conf: cfg.ConfigOpts, managers: Managers) -> None:
+        api = conf.api
+        self._server: Any = waitress.create_server(
+            make_app(managers, conf),
+            host=api.listen,
+            port=api.port,
+            threads=api.threads,
+            # Our own limit answers in JSON; the server's is for what comes before it.
+            max_request_body_size=max(api.max_request_body_size * 2, 1 << 20),
+            clear_untrusted_proxy_headers=not api.enable_proxy_headers_parsing,
+            ident="backupfw",
+        )
+        host = f"[{api.listen}]" if ":" in api.listen else api.listen
+        self.url = f"http://{host}:{self._server.effective_port}/"
+        self._thread = threading.Thread(target=self._run, name="api", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._server.run()
+        except OSError:
+            # The listening socket was closed under it: that is how it ends.
+            LOG.debug("The API server ended", exc_info=True)
+
+    def close(self) -> None:
+        """Take no more requests; those under way have a few seconds to end."""
+        self._server.close()
+        self._server.task_dispatcher.shutdown(cancel_pending=True, timeout=5)
+        self._thread.join(5)
+
+
+class WorkerProcess:
+    """A worker with everything it needs; owns its stores."""
+
+    def __init__(self, conf: cfg.ConfigOpts, db: Database, dispatch: Dispatch, alone: bool) -> None:
+        """Make the worker; :meth:`start` starts it.
+
+        :param alone: no other process of this host works on the database: what it left running is dead.
+        """
+        self._ending = threading.Event()
+        self._tasks = Tasks(db, conf.backup.max_attempts)
+        self._conf = conf
+        self._alone = alone
+        self._stores = Stores(conf, stop=self._ending.is_set)
+        services = ServiceManager(db, conf)
+        wire_names = self._stores.wire_names
+        backup_tasks = BackupTasks(db, conf)
+        tools = Tools(
+            host=conf.host,
+            engine=EngineSettings(conf.backup.pack_size, conf.backup.compression_level, conf.backup.streams),
+            tasks=self._tasks,
+            backups=backup_tasks,
+            volumes=VolumeTasks(db),
+            stores=self._stores,
+            provider=load_provider(conf.volumes.provider)(conf.volumes),
+            heartbeat=lambda: services.heartbeat(
+                conf.host, BACKUP_BINARY, conf.availability_zone, wire_names
+            ),
+            expire_waiting=backup_tasks.expire_waiting,
+        )
+        self._worker = Worker(
+            tools, dispatch, WorkerSettings(conf.host, conf.backup.workers, conf.backup.lease_seconds)
+        )
+
+    def start(self) -> None:
+        """Start claiming tasks."""
+        if self._alone:
+            taken = self._tasks.take_over(self._conf.host)
+            if taken:
+                LOG.warning("Going on with %s task(s) that an earlier process left", taken)
+        self._worker.start()
+
+    def close(self) -> None:
+        """End running attempts within seconds, giving their tasks back, and close the stores."""
+        self._ending.set()
+        self._worker.stop()
+        self._stores.close()
+
+
+class EmbeddedService:
+    """API and worker in one process, for a ``with`` block.
+
+    :ivar url: where the API answers.
+    """
+
+    def __init__(self, conf: cfg.ConfigOpts) -> None:
+        self._conf = conf
+        self._stack = ExitStack()
+        self.url = ""
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            db = database.connect(self._conf)
+            stack.callback(db.close)
+            dispatch = InProcessDispatch()
+            worker = WorkerProcess(self._conf, db, dispatch, alone=True)
+            worker.start()
+            stack.callback(worker.close)
+            server = ApiServer(self._conf, make_managers(self._conf, db, dispatch.wake))
+            stack.callback(server.close)
+            self.url = server.url
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+
+def run_api(conf: cfg.ConfigOpts, stop: threading.Event, ready: Callable[[str], None]) -> None:
+    """Serve the API until ``stop`` is set; workers find its tasks in the database.
+
+    :param ready: called with the URL once the API answers.
+    """
+    with ExitStack() as stack:
+        db = database.connect(conf)
+        stack.callback(db.close)
+        server = ApiServer(conf, make_managers(conf, db, lambda: None))
+        stack.callback(server.close)
+        ready(server.url)
+        stop.wait()
+
+
+def run_worker(conf: cfg.ConfigOpts, stop: threading.Event, ready: Callable[[], None]) -> None:
+    """Run a worker until ``stop`` is set.
+
+    :param ready: called once it takes tasks.
+    """
+    with ExitStack() as stack:
+        db = database.connect(conf)
+        stack.callback(db.close)
+        worker = WorkerProcess(conf, db, InProcessDispatch(), alone=False)
+        worker.start()
+        stack.callback(worker.close)
+        ready()
+        stop.wait()

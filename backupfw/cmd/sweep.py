@@ -1,0 +1,121 @@
+"""``backupfw sweep``: find, and delete, objects of ours that nothing names."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from backupfw.chunkstore import errors
+from backupfw.cmd import store as store_command
+from backupfw.cmd.configure import add_command, load_conf
+from backupfw.cmd.progress import Progress, human_size
+
+if TYPE_CHECKING:
+    from oslo_config import cfg
+
+    from backupfw.db.session import Database
+    from backupfw.engine.sweep import SweepReport, VolumeReport
+    from backupfw.manager.lineage import VolumeRows
+
+
+def add_parser(commands: Any) -> None:
+    """Add the subcommand."""
+    parser = add_command(
+        commands, "sweep", run, "Delete objects of this installation that no backup needs; safe at any time."
+    )
+    parser.add_argument("--dry-run", action="store_true", help="only say what would be deleted")
+    parser.add_argument(
+        "--store", metavar="NAME", action="append", help="only this store; any number of times"
+    )
+
+
+class DatabaseCatalogue:
+    """What the database knows of volumes in one container (``engine.sweep.Catalogue``)."""
+
+    def __init__(self, db: Database, store: str, container: str, installation: str) -> None:
+        self._db = db
+        self._where = {"store": store, "container": container, "installation_id": installation}
+
+    def volume(self, project: str, volume: str) -> VolumeRows:  # noqa: ARG002  (volume ids are unique)
+        """Read the rows of a volume now."""
+        from backupfw.manager import lineage
+
+        with self._db.read() as session:
+            return lineage.volume_rows(session, volume_id=volume, **self._where)
+
+
+def _containers(db: Database, conf: cfg.ConfigOpts, wanted: list[str] | None) -> list[tuple[str, str]]:
+    """Return the (store, container) pairs of enabled stores that hold or held objects of ours."""
+    from sqlalchemy import select
+
+    from backupfw.db.models import Manifest
+
+    stores = [name for name in conf.enabled_stores if wanted is None or name in wanted]
+    with db.read() as session:
+        known = session.execute(select(Manifest.store, Manifest.container).distinct()).tuples().all()
+    pairs = {(store, container) for store, container in known if store in stores}
+    return sorted(pairs | {(store, conf.backup.container) for store in stores})
+
+
+def _details(volume: VolumeReport) -> list[str]:
+    where = f"volume {volume.volume} of project {volume.project}"
+    lines = []
+    if volume.orphans:
+        lines.append(f"{where}: {volume.orphans} orphans, {human_size(volume.orphan_bytes)}")
+    if volume.skipped:
+        lines.append(f"{where}: {volume.skipped} objects left alone, their backup is being worked on")
+    lines += [
+        f"{where}: manifest unknown to the database, left alone: {key}" for key in volume.unknown_manifests
+    ]
+    if volume.stopped is not None:
+        lines.append(f"{where}: NOT swept: {volume.stopped}")
+    return lines
+
+
+def run(args: argparse.Namespace) -> int:
+    """Sweep every container of every enabled store; exit status 1 when a volume could not be swept."""
+    from backupfw.cmd import database
+    from backupfw.cmd.terminal_control import TerminalControl
+    from backupfw.engine import sweep
+    from backupfw.engine.format import keys
+    from backupfw.manager.backup_tasks import BackupTasks
+    from backupfw.worker.stores import Stores
+
+    conf = load_conf(args)
+    for name in args.store or ():
+        store_command.require_enabled(conf, name)
+    reports: list[SweepReport] = []
+    stores = Stores(conf)
+    with database.opened(conf) as db:
+        installation = BackupTasks(db, conf).installation_id()
+        try:
+            for store, container in _containers(db, conf, args.store):
+                progress = Progress(f"sweeping container {container} of store {store}", unit="objects")
+                catalogue = DatabaseCatalogue(db, store, container, installation)
+                try:
+                    report = sweep.run(
+                        keys.installation_prefix(installation),
+                        stores.container(store, container),
+                        catalogue,
+                        TerminalControl(progress),
+                        dry_run=args.dry_run,
+                    )
+                except errors.NotFound:
+                    # Nothing was ever stored there.
+                    continue
+                finally:
+                    progress.abandon()
+                reports.append(report)
+                for volume in report.volumes:
+                    for line in _details(volume):
+                        print(line)
+        finally:
+            stores.close()
+    volumes = [volume for report in reports for volume in report.volumes]
+    orphans = sum(report.orphans for report in reports)
+    size = human_size(sum(report.orphan_bytes for report in reports))
+    print(
+        f"{len(volumes)} volumes, {sum(volume.objects for volume in volumes)} objects,"
+        f" {orphans} orphans ({size}){'' if args.dry_run or not orphans else ' deleted'}"
+    )
+    return 1 if any(volume.stopped is not None for volume in volumes) else 0
