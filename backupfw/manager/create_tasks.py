@@ -330,15 +330,21 @@ class CreateTasks(Outcomes):
 
         return self._db.run(work)
 
-    def temp_snapshot(self, backup_id: str) -> rows.Snapshot | None:
-        """Return the temporary snapshot that a backup left, whatever became of the backup, or None."""
+    def temp_snapshot(self, backup_id: str) -> tuple[rows.Snapshot, rows.Volume] | None:
+        """Return the temporary snapshot that a backup left and its volume (perhaps deleted), or None.
+
+        Whatever became of the backup: what a killed attempt made must be found.
+        """
         with self._db.read() as session:
             row = session.scalar(
                 select(models.Snapshot)
                 .join(models.Backup, models.Backup.temp_snapshot_id == models.Snapshot.id)
                 .where(models.Backup.id == backup_id, models.Snapshot.deleted.is_(False))
             )
-            return None if row is None else rows.snapshot(session, row)
+            if row is None:
+                return None
+            volume = session.get_one(models.Volume, row.volume_id)
+            return rows.snapshot(session, row), rows.volume(session, volume)
 
     def forget_temp_snapshot(self, backup_id: str) -> None:
         """Record that a backup's temporary snapshot was deleted from its storage; idempotent.

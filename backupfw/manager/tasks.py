@@ -333,7 +333,7 @@ class Tasks:
             found.lease_until = None
             # A cancelled task is cleaned up at once.
             found.not_before = moment + timedelta(seconds=delay) if delay and not found.cancel else None
-            found.failures += int(failed)
+            found.failures += int(failed and not found.progressed)
             found.fail_reason = short_reason(reason) or found.fail_reason
             found.updated_at = moment
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from oslo_log import log
 
-from backupfw.errors import TaskLost
+from backupfw.errors import TaskLost, TaskStopped
 from backupfw.manager.tasks import Task
 from backupfw.worker.control import TaskControl, boot_time
 
@@ -32,19 +32,25 @@ class LeaseKeeper:
     :param renew: ``manager.tasks.renew`` bound to this worker: takes the task and the lease in seconds,
         returns whether the task was cancelled, raises TaskLost when it is another attempt's.
     :param lease_seconds: the length of a lease.
+    :param report: ``manager.tasks.progress``: takes the task, and bytes done and in total.
     :param beat: called once a round: the worker's own heartbeat.
     """
 
     def __init__(
-        self, renew: Callable[[Task, float], bool], lease_seconds: float, beat: Callable[[], None]
+        self,
+        renew: Callable[[Task, float], bool],
+        report: Callable[[Task, int, int], None],
+        lease_seconds: float,
+        beat: Callable[[], None],
     ) -> None:
         self._renew = renew
+        self._report = report
         self._lease_seconds = lease_seconds
         self._beat = beat
         self._held: dict[int, _Held] = {}
         self._lock = threading.Lock()
         self._wake = threading.Event()
-        self._closed = False
+        self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="leases", daemon=True)
 
     def start(self) -> None:
@@ -83,16 +89,16 @@ class LeaseKeeper:
 
     def close(self) -> None:
         """Stop the thread; leases are not renewed any more."""
-        self._closed = True
+        self._closing.set()
         self._wake.set()
         if self._thread.is_alive():
             self._thread.join()
 
     def _run(self) -> None:
-        while not self._closed:
+        while not self._closing.is_set():
             self._wake.wait(self._lease_seconds * RENEW_AFTER)
             self._wake.clear()
-            if self._closed:
+            if self._closing.is_set():
                 return
             try:
                 self._beat()
@@ -116,3 +122,17 @@ class LeaseKeeper:
             item.control.extend(self.deadline(before))
             if cancelled:
                 item.control.cancel()
+                return
+            self._report_one(item)
+
+    def _report_one(self, item: _Held) -> None:
+        done, total = item.control.progress_seen
+        if not total:
+            return
+        try:
+            self._report(item.task, done, total)
+        except TaskStopped:
+            # The next renewal says which and tells the attempt.
+            self._wake.set()
+        except Exception:
+            LOG.exception("The progress of task %s could not be written; trying again", item.task.id)

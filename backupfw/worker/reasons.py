@@ -24,7 +24,7 @@ _STORE_TEXTS: tuple[tuple[type[store_errors.ChunkStoreError], str], ...] = (
 )
 
 
-def user_reason(error: BaseException, request_id: str) -> str:
+def user_reason(error: BaseException, request_id: str | None) -> str:
     """Return the text for ``fail_reason``.
 
     :param error: what ended the task.
@@ -33,7 +33,7 @@ def user_reason(error: BaseException, request_id: str) -> str:
     return _text(error, request_id)[:MAX_LENGTH]
 
 
-def _text(error: BaseException, request_id: str) -> str:
+def _text(error: BaseException, request_id: str | None) -> str:
     if isinstance(error, errors.Damaged):
         return f"The stored object {error.key} is missing or damaged."
     if isinstance(error, store_errors.ChunkStoreError):

@@ -32,13 +32,11 @@ class WorkerSettings:
     :ivar host: this worker's host name, as users of ``os-services`` see it.
     :ivar slots: how many tasks run at once.
     :ivar lease_seconds: the length of a lease.
-    :ivar max_attempts: attempts without progress after which a task fails.
     """
 
     host: str
     slots: int
     lease_seconds: float
-    max_attempts: int
 
 
 class Worker:
@@ -55,7 +53,9 @@ class Worker:
         self._dispatch = dispatch
         self._settings = settings
         self._owner = f"{settings.host}/{uuid.uuid4()}"
-        self._leases = LeaseKeeper(self._tasks.renew, settings.lease_seconds, self._beat)
+        self._leases = LeaseKeeper(
+            self._tasks.renew, self._tasks.progress, settings.lease_seconds, tools.heartbeat
+        )
         self._pool = ThreadPoolExecutor(settings.slots, thread_name_prefix="task")
         self._slots = threading.Semaphore(settings.slots)
         self._stopping = threading.Event()
@@ -63,7 +63,7 @@ class Worker:
 
     def start(self) -> None:
         """Announce the worker and start claiming."""
-        self._beat()
+        self._tools.heartbeat()
         self._leases.start()
         self._thread.start()
 
@@ -75,9 +75,8 @@ class Worker:
         self._leases.shutdown()
         self._pool.shutdown(wait=True)
         self._leases.close()
-
-    def _beat(self) -> None:
-        self._tools.heartbeat()
+        # Each attempt gave its task back itself, unless the database did not answer just then.
+        self._tasks.abandon_all(self._owner)
 
     def _run(self) -> None:
         while not self._stopping.is_set():
@@ -124,6 +123,7 @@ class Worker:
             self._dispatch.wake()
 
     def _attempt(self, handler: Handler, task: Task, control: TaskControl) -> None:
+        """Run one attempt to its end.  Every error of a task arrives here."""
         LOG.info("[%s] Task %s: %s of %s, attempt %s", task.request_id, task.id, task.kind,
                  task.resource_id, task.attempt)  # fmt: skip
         try:
@@ -137,14 +137,13 @@ class Worker:
             handler.cancelled(task)
         except TaskLost:
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  (every error of a task ends here)
             self._failed(handler, task, error)
 
     def _failed(self, handler: Handler, task: Task, error: Exception) -> None:
         reason = user_reason(error, task.request_id)
-        failures = task.failures + 1
-        if is_temporary(error) and failures < self._settings.max_attempts:
-            delay = min(2.0**failures, LONGEST_PAUSE)
+        if is_temporary(error) and not self._tasks.exhausted(task):
+            delay = min(2.0 ** (task.failures + 1), LONGEST_PAUSE)
             LOG.warning("[%s] Task %s (%s of %s) failed, trying again in %s s: %s", task.request_id,
                         task.id, task.kind, task.resource_id, delay, error)  # fmt: skip
             self._tasks.release(task, delay=delay, failed=True, reason=reason)

@@ -20,8 +20,8 @@ SLOW = {
 }
 
 
-@pytest.fixture()
-def service(tmp_path: Path):  # noqa: ANN201
+@pytest.fixture
+def service(tmp_path: Path):
     service = Service(tmp_path / "state", SLOW).start()
     yield service
     service.stop()

@@ -1,0 +1,184 @@
+"""``backup.create``: read the volume, a snapshot or a temporary snapshot, and store what is new."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from oslo_log import log
+
+from backupfw.engine import backup as engine
+from backupfw.engine import cleanup
+from backupfw.engine.format.geometry import Geometry
+from backupfw.engine.ports import BackupJob, BackupResult
+from backupfw.manager.backup_tasks import BackupTasks
+from backupfw.manager.create_tasks import CreatePlan, CreateResult
+from backupfw.manager.tasks import Task
+from backupfw.volume.base import BlockSource, SnapshotRef
+from backupfw.worker.control import TaskControl
+from backupfw.worker.handlers.base import Handler, snapshot_ref, volume_ref
+
+LOG = log.getLogger(__name__)
+
+
+class TaskJournal:
+    """The engine's journal: finished segments in the database, for one attempt."""
+
+    def __init__(self, backups: BackupTasks, task: Task, plan: CreatePlan) -> None:
+        self._backups = backups
+        self._task = task
+        self._plan = plan
+
+    def finished(self) -> Iterator[tuple[int, bytes]]:
+        """See :meth:`backupfw.engine.ports.Journal.finished`."""
+        return self._backups.finished_segments(self._plan.manifest_id, self._plan.epoch)
+
+    def record(self, entries: Sequence[tuple[int, bytes]]) -> None:
+        """See :meth:`backupfw.engine.ports.Journal.record`."""
+        self._backups.record_segments(self._task, entries)
+
+
+class BackupCreate(Handler):
+    """Makes a backup, or goes on with one that an earlier attempt began."""
+
+    def run(self, task: Task, control: TaskControl) -> None:
+        """See :meth:`Handler.run`."""
+        tools = self._tools
+        plan = tools.backups.start_create(task)
+        container = tools.stores.container(plan.store, plan.container)
+        container.ensure()
+        with self._source(task, plan, control) as source:
+            plan = tools.backups.bind_source(task, source.identity)
+            job = self._job(plan, source)
+            journal = TaskJournal(tools.backups, task, plan)
+            result = engine.run(job, source, container, journal, control)
+        if result.base_problem is not None:
+            LOG.warning("[%s] Backup %s shares nothing with its parent: %s", task.request_id,
+                        plan.backup.id, result.base_problem)  # fmt: skip
+        if task.attempt > 1 or plan.epoch > 1:
+            # Before the commit, while the task is still ours: afterwards nobody would look for what
+            # earlier attempts left.
+            cleanup.leftovers(job.prefix, result.manifest_key, (), container, control)
+        self._drop_temp_snapshot(task)
+        wire_name = tools.stores.wire_names[plan.store]
+        control.check()
+        tools.backups.finish_create(task, _create_result(result, job.geometry.length, tools.host, wire_name))
+
+    def failed(self, task: Task, reason: str) -> None:
+        """See :meth:`Handler.failed`."""
+        self._drop_temp_snapshot(task)
+        self._tools.backups.fail_create(task, reason)
+
+    def cancelled(self, task: Task) -> None:
+        """See :meth:`Handler.cancelled`."""
+        self._drop_temp_snapshot(task)
+        self._tools.tasks.discard(task)
+
+    def _job(self, plan: CreatePlan, source: BlockSource) -> BackupJob:
+        tools = self._tools
+        return BackupJob(
+            installation=plan.installation_id,
+            project=plan.backup.project_id,
+            volume=plan.backup.volume_id,
+            backup=plan.backup.id,
+            epoch=plan.epoch,
+            attempt=plan.attempt,
+            token=secrets.token_hex(8),
+            geometry=Geometry(source.length, plan.block_size, plan.segment_size),
+            base=None if plan.base is None else plan.base.key,
+            record=_record(plan),
+            damaged=tools.backups.damaged_keys(plan.store, plan.container),
+            pack_size=tools.engine.pack_size,
+            compression_level=tools.engine.compression_level,
+            hash_mode=plan.hash_mode,
+            key_id=plan.key_id,
+            streams=tools.engine.streams,
+        )
+
+    @contextmanager
+    def _source(self, task: Task, plan: CreatePlan, control: TaskControl) -> Iterator[BlockSource]:
+        provider = self._tools.provider
+        if plan.snapshot is not None:
+            opened = provider.open_source(snapshot_ref(plan.snapshot, plan.volume))
+        elif plan.in_use:
+            opened = provider.open_source(self._temp_snapshot(task, plan, control))
+        else:
+            opened = provider.open_source(volume_ref(plan.volume))
+        with opened as source:
+            yield source
+
+    def _temp_snapshot(self, task: Task, plan: CreatePlan, control: TaskControl) -> SnapshotRef:
+        """Return the temporary snapshot of a volume in use: an earlier attempt's, or a new one."""
+        tools = self._tools
+        snapshot = tools.backups.begin_temp_snapshot(task)
+        ref = snapshot_ref(snapshot, plan.volume)
+        if ref.location is not None:
+            try:
+                with tools.provider.open_source(ref):
+                    return ref
+            except OSError:
+                # Lost: what the new one shows is another state, so a new epoch begins with it.
+                LOG.warning("[%s] The temporary snapshot of backup %s is lost; taking another",
+                            task.request_id, task.resource_id)  # fmt: skip
+                tools.backups.forget_temp_snapshot(task.resource_id)
+                return self._temp_snapshot(task, plan, control)
+        location = tools.provider.create_snapshot(ref, True, control.check)
+        return snapshot_ref(tools.backups.temp_snapshot_made(task, location), plan.volume)
+
+    def _drop_temp_snapshot(self, task: Task) -> None:
+        drop_temp_snapshot(self._tools.backups, self._tools.provider, task.resource_id)
+
+
+def drop_temp_snapshot(backups: BackupTasks, provider: Any, backup_id: str) -> None:
+    """Delete the temporary snapshot that a backup has or left, if there is one."""
+    found = backups.temp_snapshot(backup_id)
+    if found is None:
+        return
+    snapshot, volume = found
+    provider.delete_snapshot(snapshot_ref(snapshot, volume))
+    backups.forget_temp_snapshot(backup_id)
+
+
+def _create_result(result: BackupResult, length: int, host: str, wire_name: str) -> CreateResult:
+    return CreateResult(
+        key=result.manifest_key,
+        service=wire_name,
+        host=host,
+        length=length,
+        object_count=result.object_count,
+        stored_bytes=result.stored_bytes,
+        referenced_bytes=result.referenced_bytes,
+    )
+
+
+def _record(plan: CreatePlan) -> dict[str, Any]:
+    """What the manifest keeps of backup and volume: enough to restore names and metadata from it alone."""
+    backup, volume = plan.backup, plan.volume
+    return {
+        "backup": {
+            "id": backup.id,
+            "name": backup.display_name,
+            "description": backup.display_description,
+            "user_id": backup.user_id,
+            "project_id": backup.project_id,
+            "volume_id": backup.volume_id,
+            "snapshot_id": backup.snapshot_id,
+            "parent_id": backup.parent_id,
+            "is_incremental": backup.is_incremental,
+            "size": backup.size,
+            "availability_zone": backup.availability_zone,
+            "metadata": dict(backup.metadata),
+            "created_at": backup.created_at.isoformat(),
+            "data_timestamp": None if backup.data_timestamp is None else backup.data_timestamp.isoformat(),
+        },
+        "volume": {
+            "name": volume.display_name,
+            "description": volume.display_description,
+            "size": volume.size,
+            "volume_type": volume.volume_type,
+            "bootable": volume.bootable,
+            "metadata": dict(volume.metadata),
+        },
+    }

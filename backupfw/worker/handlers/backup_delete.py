@@ -1,0 +1,75 @@
+"""``backup.delete`` and ``manifest.release``: remove what no other manifest names."""
+
+from __future__ import annotations
+
+from oslo_log import log
+
+from backupfw.chunkstore.container import Container
+from backupfw.chunkstore.errors import NotFound
+from backupfw.engine import cleanup, release
+from backupfw.engine.format import keys
+from backupfw.manager.delete_tasks import ReleasePlan
+from backupfw.manager.tasks import Task
+from backupfw.worker.control import TaskControl
+from backupfw.worker.handlers.backup_create import drop_temp_snapshot
+from backupfw.worker.handlers.base import Handler
+
+LOG = log.getLogger(__name__)
+
+
+class BackupDelete(Handler):
+    """Deletes a backup and, if nothing else needs them, its objects."""
+
+    def run(self, task: Task, control: TaskControl) -> None:
+        """See :meth:`Handler.run`."""
+        tools = self._tools
+        drop_temp_snapshot(tools.backups, tools.provider, task.resource_id)
+        plan = tools.backups.start_delete(task)
+        if plan is None:
+            return
+        remove(plan, tools.stores.container(plan.store, plan.container), control)
+        tools.backups.finish_delete(task, plan)
+
+    def failed(self, task: Task, reason: str) -> None:
+        """See :meth:`Handler.failed`."""
+        self._tools.backups.fail_delete(task, reason)
+
+
+class ManifestRelease(Handler):
+    """Removes the objects of a manifest that nothing refers to any more."""
+
+    def run(self, task: Task, control: TaskControl) -> None:
+        """See :meth:`Handler.run`."""
+        plan = self._tools.backups.start_release(task)
+        if plan is None:
+            return
+        remove(plan, self._tools.stores.container(plan.store, plan.container), control)
+        self._tools.backups.finish_release(task, plan)
+
+    def failed(self, task: Task, reason: str) -> None:
+        """See :meth:`Handler.failed`."""
+        self._tools.backups.fail_release(task, reason)
+
+
+def remove(plan: ReleasePlan, container: Container, control: TaskControl) -> None:
+    """Remove the objects of a released manifest that no relative names, then the manifest.
+
+    :raises Damaged: a relative cannot be read; nothing shared was deleted.
+    :raises ChunkStoreError: the store does not do it.
+    """
+    own = keys.installation_prefix(plan.installation_id)
+    if plan.key is None:
+        prefix = keys.backup_prefix(plan.installation_id, plan.project_id, plan.volume_id, plan.backup_id)
+        try:
+            cleanup.leftovers(prefix, None, (), container, control)
+        except NotFound:
+            # The first attempt ended before it made the container.
+            LOG.debug("Container %s is not there; nothing to remove", container.name)
+        return
+    relatives = list(plan.relatives)
+    if not plan.complete:
+        volume = keys.volume_prefix(plan.installation_id, plan.project_id, plan.volume_id)
+        relatives += release.unknown_manifests(volume, plan.known_keys, container, control)
+    result = release.run(plan.key, relatives, own, container, control)
+    if not result.complete:
+        LOG.warning("The manifest %s was damaged; a sweep may find objects it named", plan.key)

@@ -1,0 +1,109 @@
+"""``backup.import``: find the manifest that a record names, and prove that it is whole."""
+
+from __future__ import annotations
+
+from oslo_log import log
+
+from backupfw.chunkstore.container import Container
+from backupfw.chunkstore.errors import ChunkStoreError, NotFound
+from backupfw.engine import verify
+from backupfw.engine.format import keys
+from backupfw.engine.format.manifest import ManifestReader
+from backupfw.errors import Damaged, InvalidInput, UnsupportedFormat
+from backupfw.manager.import_tasks import ImportPlan, ManifestFacts
+from backupfw.manager.tasks import Task
+from backupfw.worker.control import TaskControl
+from backupfw.worker.handlers.base import Handler
+
+LOG = log.getLogger(__name__)
+
+
+class BackupImport(Handler):
+    """Takes over a backup that a record describes, or says why not."""
+
+    def run(self, task: Task, control: TaskControl) -> None:
+        """See :meth:`Handler.run`."""
+        tools = self._tools
+        plan = tools.backups.start_import(task, tools.stores.wire_names)
+        if (parsed := keys.parse(plan.key)) is None or parsed.kind != "manifest":
+            raise InvalidInput(
+                "The backup record is not of this service's format; other layouts cannot be read yet."
+            )
+        store, container = self._find(plan)
+        tools.backups.finish_import(task, self._facts(plan, store, container, control))
+
+    def failed(self, task: Task, reason: str) -> None:
+        """See :meth:`Handler.failed`."""
+        self._tools.backups.fail_import(task, reason)
+
+    def _find(self, plan: ImportPlan) -> tuple[str, Container]:
+        """Return the one store that has the manifest.
+
+        The record's hint decides if that store has it; else it must be in exactly one store.
+        """
+        found: list[tuple[str, Container]] = []
+        silent: ChunkStoreError | None = None
+        for name in plan.stores:
+            try:
+                container = self._tools.stores.container(name, plan.container)
+                container.get(plan.key, 0, 1)
+            except NotFound:
+                continue
+            except ChunkStoreError as error:
+                silent = error
+                continue
+            if name == plan.record.store:
+                return name, container
+            found.append((name, container))
+        if silent is not None:
+            # The store that does not answer may have it too.
+            raise silent
+        if not found:
+            raise InvalidInput("No enabled store has the data that the backup record names.")
+        if len(found) > 1:
+            raise InvalidInput("More than one enabled store has the data that the backup record names.")
+        return found[0]
+
+    def _facts(
+        self, plan: ImportPlan, store: str, container: Container, control: TaskControl
+    ) -> ManifestFacts:
+        try:
+            reader = ManifestReader(container, plan.key)
+        except (Damaged, UnsupportedFormat) as error:
+            raise InvalidInput(f"The backup's manifest cannot be used: {error}") from error
+        head = reader.head
+        own = keys.backup_prefix(
+            head.origin.installation, head.origin.project, head.origin.volume, head.origin.backup
+        )
+        objects, stored = 1, reader.totals.manifest_bytes
+        for entry in reader.segments():
+            control.check()
+            for key, size in zip(
+                entry.object_keys(), (entry.map.length, *(pack.size for pack in entry.packs)), strict=True
+            ):
+                if key.startswith(own):
+                    objects += 1
+                    stored += size
+        damage: list[str] = []
+        verify.run(plan.key, container, control, lambda key, _reason: damage.append(key), quick=True)
+        if damage:
+            raise InvalidInput(f"{len(damage)} of the backup's objects are missing or damaged.")
+        return ManifestFacts(
+            store=store,
+            service=self._tools.stores.wire_names[store],
+            container=plan.container,
+            key=plan.key,
+            installation_id=head.origin.installation,
+            project_id=head.origin.project,
+            volume_id=head.origin.volume,
+            backup_id=head.origin.backup,
+            epoch=head.origin.epoch,
+            length=head.geometry.length,
+            block_size=head.geometry.block_size,
+            segment_size=head.geometry.segment_size,
+            hash_mode=head.hash_mode,
+            key_id=head.key_id,
+            object_count=objects,
+            stored_bytes=stored,
+            referenced_bytes=reader.totals.referenced_bytes + reader.totals.manifest_bytes,
+        )

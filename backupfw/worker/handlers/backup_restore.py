@@ -1,0 +1,78 @@
+"""``backup.restore``: write a backup to a new or an existing volume."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from backupfw.engine import restore as engine
+from backupfw.engine.format.manifest import read_head
+from backupfw.engine.ports import Checkpoint
+from backupfw.errors import Damaged
+from backupfw.manager.restore_tasks import RestoredVolume, RestorePlan
+from backupfw.manager.tasks import Task
+from backupfw.volume.base import VolumeRef
+from backupfw.worker.control import TaskControl
+from backupfw.worker.handlers.base import Handler, Tools, volume_ref
+
+
+class BackupRestore(Handler):
+    """Restores a backup, or goes on from the last checkpoint of an earlier attempt."""
+
+    def __init__(self, tools: Tools) -> None:
+        super().__init__(tools)
+        self._target_opened = False
+
+    def run(self, task: Task, control: TaskControl) -> None:
+        """See :meth:`Handler.run`."""
+        tools = self._tools
+        plan = tools.backups.start_restore(task)
+        container = tools.stores.container(plan.store, plan.container)
+        try:
+            # Read before the target is opened: a backup that is gone costs the volume nothing.
+            head = read_head(container, plan.key)
+            target = self._made(task, plan, control)
+            checkpoint = Checkpoint(plan.checkpoint, lambda segment: tools.tasks.checkpoint(task, segment))
+            with tools.provider.open_target(target, task.attempt) as opened:
+                self._target_opened = True
+                engine.run(plan.key, container, opened, control, checkpoint, streams=tools.engine.streams)
+        except Damaged as error:
+            # The next incremental stores the blocks of a damaged object anew.
+            tools.backups.record_damage(plan.store, plan.container, error.key, error.reason)
+            raise
+        control.check()
+        tools.backups.finish_restore(task, _restored_volume(head.record))
+
+    def failed(self, task: Task, reason: str) -> None:
+        """See :meth:`Handler.failed`."""
+        untouched = task.attempt == 1 and not self._target_opened
+        self._tools.backups.fail_restore(task, reason, untouched=untouched)
+
+    def _made(self, task: Task, plan: RestorePlan, control: TaskControl) -> VolumeRef:
+        """Return the target, made first if this restore is to make it."""
+        target = volume_ref(plan.volume)
+        if target.location is not None:
+            return target
+        location = self._tools.provider.create(target, None, control.check)
+        self._tools.backups.set_location(task, location)
+        return VolumeRef(target.id, target.length, location)
+
+
+def _restored_volume(record: Any) -> RestoredVolume | None:
+    """Take the source volume's description from a manifest; one that is not ours may say anything."""
+    volume = record.get("volume")
+    if not isinstance(volume, dict):
+        return None
+    metadata = volume.get("metadata")
+    return RestoredVolume(
+        name=_text(volume.get("name")),
+        description=_text(volume.get("description")),
+        metadata={
+            key: value
+            for key, value in (metadata.items() if isinstance(metadata, dict) else ())
+            if isinstance(value, str) and 0 < len(key) <= 255 and len(value) <= 255
+        },
+    )
+
+
+def _text(value: Any) -> str | None:
+    return value[:255] if isinstance(value, str) else None

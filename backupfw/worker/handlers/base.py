@@ -1,0 +1,83 @@
+"""What handlers of tasks have in common."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from backupfw.manager import rows
+from backupfw.manager.backup_tasks import BackupTasks
+from backupfw.manager.tasks import Task, Tasks
+from backupfw.manager.volume_tasks import VolumeTasks
+from backupfw.volume.base import SnapshotRef, VolumeProvider, VolumeRef
+from backupfw.worker.control import TaskControl
+from backupfw.worker.stores import Stores
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """What the engine is configured with.
+
+    :ivar pack_size: bytes of blocks after which a pack is closed.
+    :ivar compression_level: zstd's level.
+    :ivar streams: segments that one task works on at once.
+    :ivar create_containers: whether a missing container is made.
+    """
+
+    pack_size: int
+    compression_level: int
+    streams: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What handlers work with; shared by all tasks of a worker, thread-safe.
+
+    :ivar host: the host name that backups made here show.
+    :ivar heartbeat: writes the worker's own sign of life.
+    :ivar expire_waiting: ends tasks that no worker could claim for too long.
+    """
+
+    host: str
+    engine: EngineSettings
+    tasks: Tasks
+    backups: BackupTasks
+    volumes: VolumeTasks
+    stores: Stores
+    provider: VolumeProvider
+    heartbeat: Callable[[], None]
+    expire_waiting: Callable[[], object]
+
+
+class Handler(abc.ABC):
+    """Carries out one kind of task.  Each method ends the task, or raises."""
+
+    def __init__(self, tools: Tools) -> None:
+        self._tools = tools
+
+    @abc.abstractmethod
+    def run(self, task: Task, control: TaskControl) -> None:
+        """Do the work of one attempt and record its outcome.
+
+        :raises TaskStopped: the attempt must end; whoever said so has moved the statuses.
+        :raises Exception: it failed; the worker decides whether it is tried again.
+        """
+
+    @abc.abstractmethod
+    def failed(self, task: Task, reason: str) -> None:
+        """End a task that is not tried again, with the reason for the user."""
+
+    def cancelled(self, task: Task) -> None:
+        """Clean up after a cancelled task and end it; statuses were moved by whoever cancelled it."""
+        self._tools.tasks.discard(task)
+
+
+def volume_ref(volume: rows.Volume) -> VolumeRef:
+    """Return a volume of the catalogue as its provider knows it."""
+    return VolumeRef(volume.id, volume.length, volume.location, volume.adopted)
+
+
+def snapshot_ref(snapshot: rows.Snapshot, volume: rows.Volume) -> SnapshotRef:
+    """Return a snapshot of the catalogue as its provider knows it."""
+    return SnapshotRef(snapshot.id, volume_ref(volume), snapshot.length, snapshot.location)

@@ -1,0 +1,90 @@
+"""Tasks of volumes and snapshots: the provider does it, the manager hears of it."""
+
+from __future__ import annotations
+
+from backupfw.manager.tasks import Task
+from backupfw.volume.base import SnapshotRef, VolumeRef
+from backupfw.worker.control import TaskControl
+from backupfw.worker.handlers.base import Handler, snapshot_ref, volume_ref
+
+#: Pause before a volume whose snapshots are still being deleted is looked at again, seconds.
+_SNAPSHOTS_PAUSE = 0.5
+
+
+class VolumeCreate(Handler):
+    """Makes a volume: empty, or of a snapshot or another volume."""
+
+    def run(self, task: Task, control: TaskControl) -> None:
+        """See :meth:`Handler.run`."""
+        plan = self._tools.volumes.start_create(task)
+        source: SnapshotRef | VolumeRef | None = None
+        if plan.source_snapshot is not None and plan.source_volume is not None:
+            source = snapshot_ref(plan.source_snapshot, plan.source_volume)
+        elif plan.source_volume is not None:
+            source = volume_ref(plan.source_volume)
+        location = self._tools.provider.create(volume_ref(plan.volume), source, control.check)
+        self._tools.volumes.finish_create(task, location)
+
+    def failed(self, task: Task, reason: str) -> None:
+        """See :meth:`Handler.failed`."""
+        self._tools.volumes.fail_create(task, reason)
+
+
+class VolumeDelete(Handler):
+    """Deletes a volume, after its snapshots."""
+
+    def run(self, task: Task, control: TaskControl) -> None:
+        """See :meth:`Handler.run`."""
+        while (volume := self._tools.volumes.start_delete(task)) is None:
+            control.sleep(_SNAPSHOTS_PAUSE)
+        self._tools.provider.delete(volume_ref(volume))
+        self._tools.volumes.finish_delete(task)
+
+    def failed(self, task: Task, reason: str) -> None:
+        """See :meth:`Handler.failed`."""
+        self._tools.volumes.fail_delete(task, reason)
+
+
+class VolumeExtend(Handler):
+    """Makes a volume larger."""
+
+    def run(self, task: Task, control: TaskControl) -> None:
+        """See :meth:`Handler.run`."""
+        control.check()
+        plan = self._tools.volumes.start_extend(task)
+        self._tools.provider.extend(volume_ref(plan.volume), plan.length)
+        self._tools.volumes.finish_extend(task)
+
+    def failed(self, task: Task, reason: str) -> None:
+        """See :meth:`Handler.failed`."""
+        self._tools.volumes.fail_extend(task, reason)
+
+
+class SnapshotCreate(Handler):
+    """Makes a snapshot of a volume."""
+
+    def run(self, task: Task, control: TaskControl) -> None:
+        """See :meth:`Handler.run`."""
+        plan = self._tools.volumes.start_create_snapshot(task)
+        snapshot = snapshot_ref(plan.snapshot, plan.volume)
+        location = self._tools.provider.create_snapshot(snapshot, plan.in_use, control.check)
+        self._tools.volumes.finish_create_snapshot(task, location)
+
+    def failed(self, task: Task, reason: str) -> None:
+        """See :meth:`Handler.failed`."""
+        self._tools.volumes.fail_create_snapshot(task, reason)
+
+
+class SnapshotDelete(Handler):
+    """Deletes a snapshot."""
+
+    def run(self, task: Task, control: TaskControl) -> None:
+        """See :meth:`Handler.run`."""
+        control.check()
+        plan = self._tools.volumes.start_delete_snapshot(task)
+        self._tools.provider.delete_snapshot(snapshot_ref(plan.snapshot, plan.volume))
+        self._tools.volumes.finish_delete_snapshot(task)
+
+    def failed(self, task: Task, reason: str) -> None:
+        """See :meth:`Handler.failed`."""
+        self._tools.volumes.fail_delete_snapshot(task, reason)
