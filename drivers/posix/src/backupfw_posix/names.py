@@ -1,0 +1,109 @@
+"""How keys become paths, and back.  The form is for ever: stores in use depend on it.
+
+A key's parts (what ``/`` separates) become nested directories, the last one a file.  Every name on
+disk is a part and a suffix that says what it is, so no part needs escaping and ``a`` and ``a/b`` can
+both be stored::
+
+    a            a.o
+    a/b          a.d/b.o
+    xx…x/b       xx….c/…x.d/b.o     (a part of 240 bytes or more, cut after at most 240)
+
+A part is cut between characters, so names stay valid UTF-8, and again and again until less than 240
+bytes remain, perhaps none.  Suffixes also keep a part like ``..`` from being a path of its own.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from enum import Enum
+
+#: A part this long, in UTF-8 bytes, is cut.  File systems allow 255 bytes; the rest is for the suffix.
+PART_BYTES = 240
+#: Holds the files being written, beside the objects; has none of the suffixes, so it is never listed.
+TEMPORARY = b".tmp"
+
+
+class Kind(Enum):
+    """What a name on disk is; the value is its suffix."""
+
+    OBJECT = ".o"
+    DIRECTORY = ".d"
+    LONGER = ".c"
+
+
+_KINDS = {kind.value: kind for kind in Kind}
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """A name on disk, understood.
+
+    :ivar kind: what it is.
+    :ivar text: the part, or the piece of a part.
+    :ivar order: sorts as the first of the keys below it does, within one directory.
+    """
+
+    kind: Kind
+    text: str
+    order: str
+
+
+def location(key: str) -> tuple[tuple[bytes, ...], bytes]:
+    """Return the directories of an object, outermost first, and its file's name."""
+    head, _, last = key.rpartition("/")
+    directories = directories_of(head.split("/")) if head else []
+    rest = _cut(last, directories)
+    return tuple(directories), (rest + Kind.OBJECT.value).encode()
+
+
+def directories_of(parts: list[str]) -> list[bytes]:
+    """Return the directories that complete parts of a key become."""
+    directories: list[bytes] = []
+    for part in parts:
+        rest = _cut(part, directories)
+        directories.append((rest + Kind.DIRECTORY.value).encode())
+    return directories
+
+
+def _cut(part: str, directories: list[bytes]) -> str:
+    """Append the directories of a long part's pieces; return what remains of it."""
+    data = part.encode()
+    while len(data) >= PART_BYTES:
+        # Going back over at most three continuation bytes ends at a character's first byte.
+        end = PART_BYTES
+        while end < len(data) and data[end] & 0xC0 == 0x80:
+            end -= 1
+        directories.append(data[:end] + Kind.LONGER.value.encode())
+        data = data[end:]
+    return data.decode()
+
+
+def understand(name: str, in_longer: bool) -> Name | None:
+    """Say what a name on disk is, or None when this driver never gives such a name.
+
+    :param name: as :func:`os.listdir` returns it.
+    :param in_longer: whether it stands in a directory of kind LONGER: only there may a piece be empty.
+    """
+    kind = _KINDS.get(name[-2:])
+    if kind is None:
+        return None
+    data = os.fsencode(name)[:-2]
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        return None
+    if kind is Kind.LONGER:
+        missing = PART_BYTES - len(data)
+        if missing not in _NEXT:
+            return None
+        return Name(kind, text, text + _NEXT[missing])
+    if len(data) >= PART_BYTES or (not in_longer and text in ("", ".", "..")):
+        return None
+    return Name(kind, text, text + "/" if kind is Kind.DIRECTORY else text)
+
+
+#: Bytes a cut piece lacks to 240 -> the smallest character that did not fit any more.  Shorter ones
+#: would have, so every key in that directory sorts after what else begins with the same piece and a
+#: shorter character, and before what begins with it and a larger one.
+_NEXT = {0: "", 1: "\x80", 2: "\u0800", 3: "\U00010000"}
