@@ -28,6 +28,8 @@ def register_opts(conf: cfg.ConfigOpts) -> None:
     for _section, opts in list_opts():
         conf.register_opts(opts)
     conf.set_default("default_log_levels", list(QUIET))
+    # Standard output is for what was asked for: ids, paths, the line that says "ready".
+    conf.set_default("use_stderr", True)
 
 
 def list_opts() -> list[tuple[str, Sequence[cfg.Opt]]]:
