@@ -1,0 +1,216 @@
+"""Whatever is sent, nothing answers with a 5xx, and every answer has the frame of an answer."""
+
+from __future__ import annotations
+
+import json
+import urllib.parse
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from backupfw.api.controllers.base import Settings
+from backupfw.api.controllers.table import routes
+from backupfw.api.policies import TablePolicy
+from tests.functional.cloud import NOBODY, Cloud, check_frame, record
+
+QUIET = settings(
+    max_examples=150,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+NASTY = [
+    "",
+    " ",
+    "\0",
+    "\n",
+    "ä",
+    "\U0001f600",
+    "\ud800",
+    "..",
+    "%",
+    "%00",
+    "'",
+    '"; DROP TABLE backups; --',
+    "a" * 300,
+    "9" * 400,
+    "-1",
+    "1e999",
+    "null",
+    NOBODY,
+    "available",
+    "demo",
+]
+texts = st.one_of(st.sampled_from(NASTY), st.text(max_size=20))
+scalars = st.one_of(
+    texts,
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.sampled_from([2**31, 2**63, 2**64, 10**40, -(2**63) - 1]),
+)
+values = st.recursive(
+    scalars,
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(texts, inner, max_size=3)),
+    max_leaves=6,
+)
+
+#: Bodies that are right, to be spoilt in one place.
+BODIES: list[Any] = [
+    {"backup": {"volume_id": NOBODY, "name": "n", "description": "d", "container": "c", "force": True}},
+    {"backup": {"volume_id": NOBODY, "incremental": "yes", "snapshot_id": None}},
+    {"restore": {"volume_id": NOBODY, "name": "n"}},
+    record(display_description="x", metadata={"k": "v"}, created_at="2026-11-23T16:13:55Z", object_count=1),
+    {"os-reset_status": {"status": "error"}},
+    {"os-force_delete": {}},
+    {"os-attach": {"mountpoint": "/dev/vdb", "host_name": "h", "instance_uuid": NOBODY, "mode": "rw"}},
+    {"os-detach": {"attachment_id": NOBODY}},
+    {"os-extend": {"new_size": 2}},
+    {"volume": {"size": 1, "name": "n", "metadata": {"k": "v"}, "source_volid": NOBODY, "volume_type": "t"}},
+    {"snapshot": {"volume_id": NOBODY, "name": "n", "force": True, "metadata": {"k": "v"}}},
+    {"metadata": {"k": "v"}},
+    {"meta": {"k": "v"}},
+    {"quota_set": {"backups": 1, "tenant_id": "demo"}},
+    {"quota_class_set": {"backups": 1}},
+]
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    found = [path]
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            found += places(inner, (*path, key))
+    return found
+
+
+def spoilt(value: Any, path: tuple[Any, ...], new: Any) -> Any:
+    if not path:
+        return new
+    return {**value, path[0]: spoilt(value[path[0]], path[1:], new)}
+
+
+@st.composite
+def bodies(draw: st.DrawFn) -> Any:
+    body = draw(st.sampled_from(BODIES))
+    if draw(st.booleans()):
+        return body
+    return spoilt(body, draw(st.sampled_from(places(body))), draw(values))
+
+
+def table(cloud: Cloud) -> list[tuple[str, str]]:
+    return [(route.method, route.template) for route in routes(cloud.managers, TablePolicy(), Settings())]
+
+
+def send(cloud: Cloud, method: str, path: str, raw: bytes, headers: dict[str, str]) -> None:
+    answer = cloud.app.request(path, method=method, body=raw, headers=headers, expect_errors=True)
+    check_frame(answer, method)
+    assert answer.status_int < 500 or answer.status_int == 503, (method, path, raw, answer.text)
+
+
+def encoded(text: str) -> str:
+    return urllib.parse.quote(text.encode("utf-8", "surrogatepass"), safe="")
+
+
+@pytest.fixture(scope="module")
+def real(shared: Cloud) -> dict[str, str]:
+    """Ids that are there, by the name of the path's part."""
+    volume = shared.volume(size=1)
+    return {
+        "volume_id": volume,
+        "snapshot_id": shared.snapshot(volume),
+        "backup_id": shared.backup(volume),
+        "id": volume,
+        "target": "demo",
+    }
+
+
+@QUIET
+@given(data=st.data())
+def test_any_body_to_any_route(shared: Cloud, real: dict[str, str], data: st.DataObject) -> None:
+    method, template = data.draw(st.sampled_from(table(shared)))
+    path = template
+    for part in [piece[1:-1] for piece in template.split("/") if piece.startswith("{")]:
+        text = data.draw(st.one_of(st.just(real.get(part, "x")), texts))
+        path = path.replace("{" + part + "}", encoded(text))
+    body = data.draw(bodies())
+    try:
+        raw = json.dumps(body).encode()
+    except ValueError:
+        raw = b"{"
+    query = urllib.parse.urlencode(
+        data.draw(st.dictionaries(st.sampled_from(["usage", "cascade", "limit", "x"]), texts, max_size=2)),
+        errors="surrogatepass",
+    )
+    roles = data.draw(st.sampled_from(["admin", "member", "reader"]))
+    headers = {"Content-Type": "application/json", "X-Auth-Token": f"alice:demo:{roles}"}
+    send(shared, method, f"/v2/demo{path}?{query}", raw, headers)
+
+
+@QUIET
+@given(data=st.data())
+def test_any_query_to_any_listing(shared: Cloud, real: dict[str, str], data: st.DataObject) -> None:
+    names = [
+        *("limit", "marker", "offset", "sort", "sort_key", "sort_dir", "all_tenants"),
+        *("name", "status", "volume_id", "metadata", "bootable", "size", "created_at", "deleted", "location"),
+        *(
+            "project_id",
+            "is_incremental",
+            "completed",
+            "length",
+            "~",
+            "name~",
+            "id",
+            "manifest_id",
+            "__class__",
+        ),
+    ]
+    chosen = st.one_of(
+        texts, st.sampled_from([*names, "created_at:asc,id:desc", "1", "0", "true", *real.values()])
+    )
+    pairs = data.draw(st.lists(st.tuples(st.one_of(st.sampled_from(names), texts), chosen), max_size=4))
+    collection = data.draw(st.sampled_from(["backups", "volumes", "snapshots"]))
+    detail = data.draw(st.sampled_from(["", "/detail"]))
+    query = "&".join(f"{encoded(key)}={encoded(value)}" for key, value in pairs)
+    roles = data.draw(st.sampled_from(["admin", "member"]))
+    send(shared, "GET", f"/v2/demo/{collection}{detail}?{query}", b"", {"X-Auth-Token": f"a:demo:{roles}"})
+
+
+@QUIET
+@given(
+    method=st.sampled_from(["GET", "POST", "PUT", "DELETE", "HEAD", "PATCH", "OPTIONS"]),
+    parts=st.lists(
+        st.one_of(texts, st.sampled_from(["v2", "demo", "backups", "detail", "action"])), max_size=5
+    ),
+    raw=st.binary(max_size=40),
+    content_type=st.sampled_from(
+        ["application/json", "text/plain", "", "multipart/form-data", ";", "x/y; z"]
+    ),
+    token=st.one_of(
+        st.sampled_from(["", ":", "a:demo", "a:demo:admin", "::::", "a:demo:,,"]),
+        st.text("ab:,\xe4", max_size=9),
+    ),
+)
+def test_any_path(
+    shared: Cloud, method: str, parts: list[str], raw: bytes, content_type: str, token: str
+) -> None:
+    path = "/" + "/".join(encoded(part) for part in parts)
+    headers = {"Content-Type": content_type, "X-Auth-Token": token}
+    send(shared, method, path, raw, headers)
+
+
+@QUIET
+@given(raw=st.binary(max_size=60), query=st.binary(max_size=30), path=st.binary(max_size=20))
+def test_any_bytes(shared: Cloud, raw: bytes, query: bytes, path: bytes) -> None:
+    environ = {
+        "QUERY_STRING": query.decode("latin-1"),
+        "PATH_INFO": "/v2/demo/backups/" + path.decode("latin-1"),
+        "CONTENT_TYPE": "application/json",
+    }
+    for method in ("GET", "POST", "DELETE"):
+        answer = shared.app.request("/", method=method, body=raw, environ=dict(environ), expect_errors=True)
+        check_frame(answer, method)
+        assert answer.status_int < 500
