@@ -18,8 +18,9 @@ from backupfw.errors import ConfigError
 
 #: Any number that no other program uses: the lock under which PostgreSQL is migrated.
 _POSTGRESQL_LOCK = 0x6261636B757066
-#: The same for MariaDB, with the seconds to wait for it.
-_MYSQL_LOCK = ("backupfw_migrate", 600)
+#: The same for MariaDB, and how long to wait for it.
+_MYSQL_LOCK = "backupfw_migrate"
+_LOCK_SECONDS = 600
 
 
 def _config(connection: Connection | None = None) -> Config:
@@ -61,8 +62,7 @@ def sync(db: Database, installation_id: str | None = None) -> str:
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _POSTGRESQL_LOCK})
         else:
             connection.execute(
-                text("SELECT GET_LOCK(:name, :seconds)"),
-                dict(zip(("name", "seconds"), _MYSQL_LOCK, strict=True)),
+                text("SELECT GET_LOCK(:name, :seconds)"), {"name": _MYSQL_LOCK, "seconds": _LOCK_SECONDS}
             )
         current = MigrationContext.configure(connection).get_current_revision()
         if current is not None and current not in known:
@@ -73,7 +73,7 @@ def sync(db: Database, installation_id: str | None = None) -> str:
         command.upgrade(_config(connection), "head")
         connection.commit()
         if db.backend == "mysql":
-            connection.execute(text("SELECT RELEASE_LOCK(:name)"), {"name": _MYSQL_LOCK[0]})
+            connection.execute(text("SELECT RELEASE_LOCK(:name)"), {"name": _MYSQL_LOCK})
             connection.commit()
     return db.run(lambda session: ensure_installation(session, installation_id))
 
