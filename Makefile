@@ -22,7 +22,8 @@ $(VENV)/.stamp: setup.cfg pyproject.toml constraints.txt $(DRIVER_PATHS:%=%/pypr
 	    echo "make: $(PYTHON) is missing, older than 3.11 or without venv (Debian: apt-get install python3.11-venv)" >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt pip setuptools
-	@$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt \
+	@# Setuptools warns about every editable install.
+	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt \
 	    -e '.[test,lint,docs]' $(DRIVER_PATHS:%=-e %)
 	@touch $@
 
@@ -73,7 +74,7 @@ constraints: ## pin the newest versions anew in constraints.txt
 	@rm -rf $(VENV).new
 	@$(PYTHON) -m venv $(VENV).new
 	@$(VENV).new/bin/python -m pip install --quiet --upgrade pip setuptools
-	@$(VENV).new/bin/python -m pip install --quiet --no-build-isolation -e '.[test,lint,docs]' $(DRIVER_PATHS:%=-e %) tox
+	@PYTHONWARNINGS=ignore $(VENV).new/bin/python -m pip install --quiet --no-build-isolation -e '.[test,lint,docs]' $(DRIVER_PATHS:%=-e %) tox
 	@{ sed -n '/^#/p;/^[^#]/q' constraints.txt; \
 	   $(VENV).new/bin/python -m pip freeze --all --exclude-editable; } > constraints.new
 	@mv constraints.new constraints.txt

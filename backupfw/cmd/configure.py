@@ -84,5 +84,5 @@ def load_conf(args: argparse.Namespace) -> cfg.ConfigOpts:
     from backupfw.conf import logging
 
     loaded = load(args)
-    logging.setup(loaded.conf)
+    logging.setup(loaded.conf, quiet=True)
     return loaded.conf

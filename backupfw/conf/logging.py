@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from importlib.metadata import entry_points
 
@@ -38,6 +39,14 @@ def list_opts() -> list[tuple[str, Sequence[cfg.Opt]]]:
     return [("DEFAULT", tuple(opts)) for _section, opts in entry.load()()]
 
 
-def setup(conf: cfg.ConfigOpts) -> None:
-    """Start logging as ``conf`` says; once per process."""
+def setup(conf: cfg.ConfigOpts, quiet: bool = False) -> None:
+    """Start logging as ``conf`` says; once per process.
+
+    :param quiet: warnings and worse only, unless ``debug`` is set.
+    """
+    if not (conf.log_file or conf.log_dir or conf.use_journal):
+        # oslo.log's own last resort is standard output, which belongs to what a command was asked for.
+        conf.set_default("use_stderr", True)
     log.setup(conf, "backupfw")
+    if quiet and not conf.debug:
+        logging.getLogger().setLevel(logging.WARNING)

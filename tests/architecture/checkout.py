@@ -1,0 +1,39 @@
+"""What the checkout holds: core's and the drivers' metadata."""
+
+from __future__ import annotations
+
+import configparser
+import tomllib
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+CORE = ROOT / "backupfw"
+
+
+def setup_cfg() -> configparser.ConfigParser:
+    """Core's setup.cfg."""
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    return parser
+
+
+def lines(text: str) -> list[str]:
+    """The non-empty lines of a multi-line value."""
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def driver_projects() -> dict[str, dict[str, Any]]:
+    """The pyproject.toml of every driver distribution, by folder; the template is none yet to be built."""
+    found = sorted((ROOT / "drivers").glob("*/pyproject.toml"))
+    return {
+        path.parent.name: tomllib.loads(path.read_text()) for path in found if path.parent.name != "template"
+    }
+
+
+def driver_entry_points() -> dict[str, str]:
+    """Driver name to ``module:class`` of all drivers in the checkout."""
+    points: dict[str, str] = {}
+    for project in driver_projects().values():
+        points.update(project["project"]["entry-points"]["backupfw.chunkstore"])
+    return points

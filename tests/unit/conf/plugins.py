@@ -1,0 +1,48 @@
+"""Plug-ins as the configuration sees them, without any driver."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from oslo_config import cfg
+
+from backupfw.conf.load import PlugIns
+from backupfw.errors import ConfigError
+
+
+class Shelf:
+    """A driver with a bounded, a required and a secret option."""
+
+    @classmethod
+    def options(cls) -> Sequence[cfg.Opt]:
+        return (
+            cfg.StrOpt("path", required=True),
+            cfg.IntOpt("boards", default=3, min=1, max=9),
+            cfg.IntOpt("password", secret=True),
+        )
+
+
+class Greedy:
+    """A driver that declares an option every store has."""
+
+    @classmethod
+    def options(cls) -> Sequence[cfg.Opt]:
+        return (cfg.IntOpt("tries"),)
+
+
+DRIVERS = {"posix": Shelf, "shelf": Shelf, "greedy": Greedy}
+
+
+def find_driver(name: str) -> type:
+    if name not in DRIVERS:
+        raise ConfigError(f"there is no chunk store driver {name!r}; installed: {', '.join(DRIVERS)}")
+    return DRIVERS[name]
+
+
+def volume_options(name: str) -> Sequence[cfg.Opt]:
+    if name != "local":
+        raise ConfigError(f"there is no volume provider {name!r}; installed: local")
+    return (cfg.StrOpt("volumes_dir"), cfg.FloatOpt("wait", default=1.0, min=0.5))
+
+
+PLUG_INS = PlugIns(find_driver, lambda _driver: (cfg.IntOpt("tries", default=5, min=1),), volume_options)

@@ -1,0 +1,209 @@
+"""Loading a configuration: profile, files, plug-ins, and what is said of a wrong value."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backupfw.conf import embedded, load
+from backupfw.conf.load import Loaded
+from backupfw.errors import ConfigError
+from tests.unit.conf.plugins import PLUG_INS
+
+Load = Callable[..., Loaded]
+
+PLAIN = """
+[DEFAULT]
+state_dir = /srv/state
+[database]
+connection = postgresql://u:p@db/backupfw
+[store:main]
+driver = shelf
+path = /srv/objects
+"""
+
+
+@pytest.fixture()
+def from_file(tmp_path: Path) -> Load:
+    """Load a configuration from a file's text."""
+
+    def loader(text: str, **more: Any) -> Loaded:
+        path = tmp_path / "test.conf"
+        path.write_text(text)
+        return load.load(PLUG_INS, config_files=[str(path)], **more)
+
+    return loader
+
+
+def test_embedded_profile_needs_no_file(tmp_path: Path) -> None:
+    loaded = load.load(PLUG_INS, state_dir=str(tmp_path))
+    conf = loaded.conf
+    assert loaded.embedded
+    assert loaded.files == ()
+    assert conf.database.connection == f"sqlite:///{tmp_path}/backupfw.sqlite"
+    assert conf["store:main"].driver == "posix"
+    assert conf["store:main"].path == f"{tmp_path}/store"
+    assert conf.volumes.volumes_dir == f"{tmp_path}/volumes"
+    assert (conf.api.listen, conf.api.port, conf.api.noauth_roles) == ("127.0.0.1", 8776, ["admin"])
+    assert (conf.backup.segment_size, conf.backup.block_size) == (256 << 20, 64 << 10)
+    assert os.listdir(tmp_path) == [], "loading makes nothing"
+
+
+def test_a_file_wins_over_the_profile(tmp_path: Path, from_file: Load) -> None:
+    loaded = from_file(
+        "[api]\nnoauth_roles = reader\n[store:main]\ntries = 2\n[backup]\nsegment_size = 4194304\n",
+        state_dir=str(tmp_path),
+    )
+    assert loaded.embedded
+    assert loaded.conf.api.noauth_roles == ["reader"]
+    assert loaded.conf["store:main"].tries == 2
+    assert loaded.conf["store:main"].path == f"{tmp_path}/store"
+    assert loaded.conf.backup.segment_size == 4 << 20
+
+
+def test_the_command_line_wins_over_a_file(tmp_path: Path, from_file: Load) -> None:
+    loaded = from_file("[api]\nport = 1\n", state_dir=str(tmp_path), overrides=[("api", "port", "4242")])
+    assert loaded.conf.api.port == 4242
+    with pytest.raises(ConfigError, match=r"section \[api\], option port"):
+        from_file("", state_dir=str(tmp_path), overrides=[("api", "port", "70000")])
+
+
+def test_the_state_directorys_own_file_is_read(tmp_path: Path, from_file: Load) -> None:
+    (tmp_path / embedded.CONFIG_FILE).write_text("[api]\nport = 7\n")
+    assert load.load(PLUG_INS, state_dir=str(tmp_path)).conf.api.port == 7
+    assert from_file("", state_dir=str(tmp_path)).conf.api.port == 8776, "a file that is given replaces it"
+
+
+def test_a_file_alone_is_no_embedded_profile(from_file: Load) -> None:
+    loaded = from_file(PLAIN)
+    assert not loaded.embedded
+    assert loaded.conf.state_dir == "/srv/state"
+    assert loaded.conf.api.noauth_roles == ["member"]
+
+
+def test_the_systems_file_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = tmp_path / "backupfw.conf"
+    monkeypatch.setattr(load, "SYSTEM_CONFIG", str(usual))
+    monkeypatch.setattr(embedded, "default_state_dir", lambda: str(tmp_path / "state"))
+    assert load.load(PLUG_INS).conf.state_dir == str(tmp_path / "state")
+    usual.write_text(PLAIN)
+    loaded = load.load(PLUG_INS)
+    assert loaded.files == (str(usual),)
+    assert not loaded.embedded
+
+
+def test_two_configurations_do_not_mix(tmp_path: Path, from_file: Load) -> None:
+    one = load.load(PLUG_INS, state_dir=str(tmp_path / "one")).conf
+    other = from_file("[backup]\nstreams = 7\n", state_dir=str(tmp_path / "other")).conf
+    assert (one.backup.streams, other.backup.streams) == (2, 7)
+
+
+def test_several_stores(tmp_path: Path, from_file: Load) -> None:
+    conf = from_file(
+        "[DEFAULT]\nenabled_stores = main, offsite\ndefault_store = offsite\n"
+        "[store:offsite]\ndriver = shelf\npath = /mnt/x\nboards = 2\n[store:later]\nanything = 1\n",
+        state_dir=str(tmp_path),
+    ).conf
+    assert conf["store:offsite"].boards == 2
+    assert conf["store:main"].boards == 3
+
+
+def test_another_driver_for_main_gets_none_of_the_profiles_values(tmp_path: Path, from_file: Load) -> None:
+    with pytest.raises(ConfigError, match=r"every store has: tries"):
+        from_file("[store:main]\ndriver = greedy\n", state_dir=str(tmp_path))
+
+
+def test_unused_sections_are_told(tmp_path: Path, from_file: Load) -> None:
+    assert from_file("[backups]\nstreams = 3\n", state_dir=str(tmp_path)).unused_sections == ("backups",)
+
+
+WRONG = {
+    "a bound": ("[api]\nport = 99999", "[api]", "port", "0 to 65535"),
+    "a choice": ("[api]\nauth_strategy = trust", "[api]", "auth_strategy", "one of noauth"),
+    "an item of a list": ("[api]\nnoauth_roles = king", "[api]", "noauth_roles", "reader, member, admin"),
+    "a size": ("[backup]\npack_size = many", "[backup]", "pack_size", "64 KiB to 1 GiB"),
+    "a power of two": ("[backup]\nblock_size = 65537", "[backup]", "block_size", "power of two"),
+    "a type": ("[DEFAULT]\ndebug = perhaps", "[DEFAULT]", "debug", "boolean"),
+    "a driver's bound": ("[store:main]\nboards = 10", "[store:main]", "boards", "1 to 9"),
+    "a layer's bound": ("[store:main]\ntries = 0", "[store:main]", "tries", "at least 1"),
+    "a provider's bound": ("[volumes]\nwait = 0", "[volumes]", "wait", "at least 0.5"),
+    "no such driver": ("[store:main]\ndriver = tape", "[store:main]", "driver", "installed: posix"),
+    "no such provider": ("[volumes]\nprovider = san", "[volumes]", "provider", "installed: local"),
+    "a misspelt option": ("[backup]\nsegmnt_size = 1", "[backup]", "segmnt_size", "segment_size"),
+    "a misspelt driver option": ("[store:main]\nboard = 1", "[store:main]", "board", "boards"),
+    "no driver": ("[DEFAULT]\nenabled_stores = main,b", "[store:b]", "driver", "needs a value"),
+    "no such default store": ("[DEFAULT]\ndefault_store = b", "[DEFAULT]", "default_store", "one of main"),
+    "no store at all": ("[DEFAULT]\nenabled_stores =", "[DEFAULT]", "enabled_stores", "at least one"),
+    "a store twice": ("[DEFAULT]\nenabled_stores = main,main", "[DEFAULT]", "enabled_stores", "twice"),
+    "a store's name": ("[DEFAULT]\nenabled_stores = a/b", "[DEFAULT]", "enabled_stores", "A-Za-z0-9"),
+    "sizes that do not fit": (
+        "[backup]\nsegment_size = 4096 MiB\nblock_size = 4 KiB",
+        "[backup]",
+        "segment_size",
+        "",
+    ),
+    "a container": ("[backup]\ncontainer = ..", "[backup]", "container", "path"),
+    "an empty connection": ("[database]\nconnection =", "[database]", "connection", "URL"),
+}
+
+
+@pytest.mark.parametrize(("text", "section", "option", "allowed"), WRONG.values(), ids=WRONG.keys())
+def test_a_wrong_value_says_where_and_what_is_allowed(
+    tmp_path: Path, from_file: Load, text: str, section: str, option: str, allowed: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        from_file(text + "\n", state_dir=str(tmp_path))
+    message = str(caught.value)
+    assert f"section {section}, option {option}" in message
+    assert allowed in message
+    assert "\n" not in message
+
+
+def test_a_required_option_is_missed(from_file: Load) -> None:
+    with pytest.raises(ConfigError, match=r"section \[store:main\], option path: needs a value"):
+        from_file(PLAIN.replace("path = /srv/objects", ""))
+
+
+def test_a_database_is_missed(from_file: Load) -> None:
+    with pytest.raises(ConfigError, match=r"section \[database\], option connection: needs a value"):
+        from_file(PLAIN.replace("connection = postgresql://u:p@db/backupfw", ""))
+
+
+def test_a_secret_is_not_shown(tmp_path: Path, from_file: Load) -> None:
+    with pytest.raises(ConfigError) as caught:
+        from_file("[store:main]\npassword = hunter2\n", state_dir=str(tmp_path))
+    assert "password" in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize("text", ["[api\n", "port = 1\n", "[api]\nport\n"])
+def test_a_file_that_is_no_configuration(tmp_path: Path, from_file: Load, text: str) -> None:
+    with pytest.raises(ConfigError, match=r"test\.conf"):
+        from_file(text, state_dir=str(tmp_path))
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nothing-here"):
+        load.load(PLUG_INS, config_files=[str(tmp_path / "nothing-here.conf")])
+
+
+@pytest.mark.parametrize("name", ["a$b", "a?b", "a#b", "a\nb", "a%20b"])
+def test_a_state_directory_that_no_value_can_hold(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="state directory"):
+        load.load(PLUG_INS, state_dir=str(tmp_path / name))
+
+
+def test_default_state_dir(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert embedded.default_state_dir() == "/var/lib/backupfw"
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setenv("XDG_STATE_HOME", "/home/u/.state")
+    assert embedded.default_state_dir() == "/home/u/.state/backupfw"
+    monkeypatch.delenv("XDG_STATE_HOME")
+    monkeypatch.setenv("HOME", "/home/u")
+    assert embedded.default_state_dir() == "/home/u/.local/state/backupfw"
