@@ -10,8 +10,8 @@ A gone manifest is kept in the tree as long as it is a fork; with at most two ne
 and they are joined (:meth:`Tree.contract`), so the tree has fewer gone ones than live ones.
 
 A *detached* manifest came by an import and its lineage is not known: it may be a neighbour of every
-manifest of its volume.  It is treated exactly as that, alive or gone, and is not dropped while the
-volume has another manifest.
+manifest of its volume.  It is treated exactly as that, alive or gone; and as long as the volume has
+another manifest, one gone detached one is kept.
 """
 
 from __future__ import annotations
@@ -118,22 +118,25 @@ class Tree:
         """
         changed: set[str] = set()
         dropped: set[str] = set()
-        todo = [node.id for node in self._nodes.values() if node.state == GONE]
+        gone = sorted(node_id for node_id in self._base if self._nodes[node_id].state == GONE)
+        # One gone detached one joins the whole volume by itself: no fork has to stay beside it.
+        joint = next((node_id for node_id in gone if node_id in self._detached), None)
+        todo = [node_id for node_id in gone if node_id != joint]
         while todo:
             here = todo.pop()
             if here in dropped:
                 continue
             near = self._joined(here)
-            if len(near) > 2 or (here in self._detached and len(self._base) > 1):
+            if len(near) > 2 and joint is None:
                 continue
             changed |= self._drop(here, near)
             dropped.add(here)
-            # Only an end that was cut off can have made its neighbour one that is no fork any more;
-            # and the last but one of a volume may have been all that kept a detached one.
-            if len(near) == 1 and self._nodes[near[0]].state == GONE:
+            # Only an end that was cut off can have made its neighbour one that is no fork any more.
+            if len(near) == 1 and near[0] != joint and self._nodes[near[0]].state == GONE:
                 todo.append(near[0])
-            if len(self._base) == 1:
-                todo.extend(last for last in self._base if self._nodes[last].state == GONE)
+        if joint is not None and len(self._base) == 1:
+            self._drop(joint, [])
+            dropped.add(joint)
         return {
             node_id: (self._base.get(node_id), node_id in self._base) for node_id in sorted(changed | dropped)
         }

@@ -95,12 +95,16 @@ def test_contraction_goes_on_until_nothing_changes() -> None:
     assert [base for _, (base, stays) in changes.items() if stays and base is not None] in (["a"], ["c"])
 
 
-def test_a_gone_detached_one_stays_while_the_volume_has_another() -> None:
+def test_one_gone_detached_one_stays_while_the_volume_has_another() -> None:
     assert tree(("d", None, GONE, True), ("a", None, LIVE)).contract() == {}
     both = tree(("d", None, GONE, True), ("a", None, GONE)).contract()
     assert both == {"a": (None, False), "d": (None, False)}
-    two = tree(("d", None, GONE, True), ("e", None, GONE, True), ("a", None, LIVE))
-    assert two.contract() == {}
+    two = tree(
+        ("d", None, GONE, True), ("e", None, GONE, True), ("a", "e", LIVE), ("b", "e", LIVE), ("c", "e", LIVE)
+    )
+    assert {one for one, (_, stays) in two.contract().items() if not stays} == {"e"}
+    # No fork is needed beside it: all are its neighbours.
+    assert two.search("d") == (["a", "b", "c"], False)
 
 
 class InMemory:
