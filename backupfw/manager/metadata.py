@@ -32,7 +32,7 @@ def _owner(model: Model) -> Any:
 def pairs(session: Session, model: Model, owner_id: str) -> dict[str, str]:
     """Return the owner's metadata."""
     found = session.execute(select(model.key, model.value).where(_owner(model) == owner_id))
-    return dict(found.tuples().all())
+    return {row.key: row.value for row in found}
 
 
 def add(session: Session, model: Model, owner_id: str, metadata: Mapping[str, str]) -> None:

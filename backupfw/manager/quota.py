@@ -124,7 +124,7 @@ def usage_of(session: Session, project_id: str) -> dict[str, int]:
 def limits_of(session: Session, conf: cfg.ConfigOpts, project_id: str) -> dict[str, int]:
     """Return a project's limits: its own, else those of the default class, else the configured ones."""
     own = select(Quota.resource, Quota.hard_limit).where(Quota.project_id == project_id)
-    return _class_limits(session, conf, DEFAULT_CLASS) | _known(session.execute(own).tuples())
+    return _class_limits(session, conf, DEFAULT_CLASS) | _known(session.execute(own))
 
 
 def _class_limits(session: Session, conf: cfg.ConfigOpts, name: str) -> dict[str, int]:
@@ -133,7 +133,7 @@ def _class_limits(session: Session, conf: cfg.ConfigOpts, name: str) -> dict[str
         for resource in RESOURCES
     }
     rows = select(QuotaClass.resource, QuotaClass.hard_limit).where(QuotaClass.class_name == name)
-    return configured | _known(session.execute(rows).tuples())
+    return configured | _known(session.execute(rows))
 
 
 def _known(rows: Any) -> dict[str, int]:
