@@ -181,6 +181,13 @@ class Cloud:
         with self.db.write() as session:
             self._set(session, model, resource_id, created_at=moment)
 
+    def rewind(self, backup_id: str, volume_id: str) -> None:
+        """Make a backup and a volume available again, as if nothing had been begun on them."""
+        with self.db.write() as session:
+            session.execute(delete(models.Task))
+            self._set(session, models.Backup, backup_id, status="available")
+            self._set(session, models.Volume, volume_id, status="available", previous_status=None)
+
     def count(self, model: Any) -> int:
         """Count a table's rows."""
         with self.db.read() as session:
