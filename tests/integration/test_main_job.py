@@ -1,0 +1,173 @@
+"""The main job over the API of a served instance: back up, change, delete, restore, import, in use."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.content import MIB, change_image, same_content, write_image
+from tests.integration.service import Client, Service, running
+
+LENGTH = 24 * MIB + 512 * 7
+OPTIONS = {"backup": {"segment_size": 4 * MIB, "pack_size": MIB}}
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with running(tmp_path_factory.mktemp("main") / "state", OPTIONS) as service:
+        yield service
+
+
+@pytest.fixture
+def client(service: Service) -> Client:
+    return service.client(f"p{uuid.uuid4().hex[:8]}")
+
+
+def store_files(service: Service) -> list[Path]:
+    return [path for path in (service.state / "store").rglob("*") if path.is_file()]
+
+
+def test_incremental_outlives_its_full(service: Service, client: Client, tmp_path: Path) -> None:
+    image, dirty = tmp_path / "image.raw", tmp_path / "dirty.raw"
+    write_image(image, LENGTH)
+    write_image(dirty, LENGTH, seed=2)
+    volume = client.adopt(image)
+    full = client.backup(volume)
+    change_image(image, 5)
+    incremental = client.backup(volume, incremental=True)
+    shown = client.expect(200, "GET", f"/backups/{incremental}")["backup"]
+    assert shown["is_incremental"]
+    assert client.expect(200, "GET", f"/backups/{full}")["backup"]["has_dependent_backups"]
+    client.delete_backup(full)
+    fresh = client.restore(incremental)
+    assert same_content(image, client.volume_path(fresh), LENGTH)
+    client.restore(incremental, client.adopt(dirty))
+    assert same_content(image, dirty, LENGTH)
+    assert client.service.command("backup", "verify", incremental).returncode == 0
+    client.delete_backup(incremental)
+    assert not [path for path in store_files(service) if volume in str(path)]
+
+
+def test_names_and_metadata_travel(client: Client) -> None:
+    volume = client.create_volume(name="source", description="what it is", metadata={"color": "blue"})
+    backup = client.backup(volume, name="mine")
+    unnamed = client.expect(202, "POST", f"/backups/{backup}/restore", {"restore": {}})["restore"]
+    assert unnamed["volume_name"] == f"restore_backup_{backup}"
+    client.wait_status("volume", unnamed["volume_id"], "available")
+    restored = client.expect(200, "GET", f"/volumes/{unnamed['volume_id']}")["volume"]
+    assert restored["name"] == "source"
+    assert restored["description"] == "what it is"
+    assert restored["metadata"] == {"color": "blue", "src_backup_id": backup}
+    body = {"restore": {"name": "chosen"}}
+    named = client.expect(202, "POST", f"/backups/{backup}/restore", body)["restore"]
+    client.wait_status("volume", named["volume_id"], "available")
+    assert client.expect(200, "GET", f"/volumes/{named['volume_id']}")["volume"]["name"] == "chosen"
+
+
+def test_a_twin_and_its_original_are_both_deleted(service: Service, client: Client, tmp_path: Path) -> None:
+    image = tmp_path / "image.raw"
+    write_image(image, LENGTH)
+    volume = client.adopt(image)
+    backup = client.backup(volume)
+    exported = client.expect(200, "GET", f"/backups/{backup}/export_record")["backup-record"]
+    record = json.loads(base64.b64decode(exported["backup_url"]))
+    record["id"] = str(uuid.uuid4())
+    exported["backup_url"] = base64.b64encode(json.dumps(record).encode()).decode()
+    twin = client.expect(201, "POST", "/backups/import_record", {"backup-record": exported})["backup"]["id"]
+    assert twin == record["id"]
+    client.wait_status("backup", twin, "available")
+    assert same_content(image, client.volume_path(client.restore(twin)), LENGTH)
+    client.delete_backup(twin)
+    assert same_content(image, client.volume_path(client.restore(backup)), LENGTH)
+    client.delete_backup(backup)
+    assert not [path for path in store_files(service) if volume in str(path)]
+    # What was deleted stays deleted, whatever a record says.
+    client.expect(201, "POST", "/backups/import_record", {"backup-record": exported})
+    client.wait_status("backup", twin, "error")
+    assert "deleted" in client.expect(200, "GET", f"/backups/{twin}")["backup"]["fail_reason"]
+    client.delete_backup(twin)
+
+
+def test_a_record_survives_its_database(client: Client, tmp_path: Path) -> None:
+    """A second installation on the same store restores from the record alone."""
+    image = tmp_path / "image.raw"
+    write_image(image, LENGTH)
+    backup = client.backup(client.adopt(image))
+    exported = client.expect(200, "GET", f"/backups/{backup}/export_record")["backup-record"]
+    store = client.service.state / "store"
+    before = len(store_files(client.service))
+    with running(tmp_path / "other", {"store:main": {"path": store}, **OPTIONS}) as other:
+        there = other.client("elsewhere")
+        body = {"backup-record": exported}
+        there.expect(201, "POST", f"/backups/{backup}/import_record", body)
+        there.wait_status("backup", backup, "available")
+        assert same_content(image, there.volume_path(there.restore(backup)), LENGTH)
+        # Another installation's data is only read: deleting drops the record.
+        there.delete_backup(backup)
+    assert len(store_files(client.service)) == before
+
+
+def test_snapshots_are_backed_up_and_forked_from(client: Client, tmp_path: Path) -> None:
+    image = tmp_path / "image.raw"
+    write_image(image, LENGTH)
+    volume = client.adopt(image)
+    old = tmp_path / "old.raw"
+    old.write_bytes(image.read_bytes())
+    answer = client.expect(202, "POST", "/snapshots", {"snapshot": {"volume_id": volume}})
+    snapshot = answer["snapshot"]["id"]
+    client.wait_status("snapshot", snapshot, "available")
+    change_image(image, 9)
+    newest = client.backup(volume)
+    backup = client.backup(volume, snapshot_id=snapshot)
+    assert same_content(old, client.volume_path(client.restore(backup)), LENGTH)
+    assert same_content(image, client.volume_path(client.restore(newest)), LENGTH)
+    made = client.create_volume(snapshot_id=snapshot)
+    assert same_content(old, client.volume_path(made), LENGTH)
+
+
+def test_a_volume_in_use_is_backed_up_in_one_state(client: Client, tmp_path: Path) -> None:
+    """Somebody writes all the time; without force it is refused, with force it is one state or an error."""
+    image = tmp_path / "image.raw"
+    write_image(image, LENGTH)
+    volume = client.adopt(image)
+    attach = {"os-attach": {"instance_uuid": str(uuid.uuid4()), "mountpoint": "/dev/vdb"}}
+    client.expect(202, "POST", f"/volumes/{volume}/action", attach)
+    status, body = client.request("POST", "/backups", {"backup": {"volume_id": volume}})
+    assert status == 400
+    assert "force" in body["badRequest"]["message"]
+    stop = threading.Event()
+
+    def write() -> None:
+        # Every state has the same number at both ends.
+        number = 0
+        with open(image, "r+b", buffering=0) as file:
+            while not stop.is_set():
+                number += 1
+                for place in (LENGTH - 512, 0):
+                    file.seek(place)
+                    file.write(number.to_bytes(8, "little"))
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        backup = client.backup(volume, wait=False, force=True)
+        status = client.wait_status("backup", backup, "available", "error")
+    finally:
+        stop.set()
+        writer.join()
+    if status == "error":
+        reason = client.expect(200, "GET", f"/backups/{backup}")["backup"]["fail_reason"]
+        assert "kept changing" in reason
+    else:
+        data = client.volume_path(client.restore(backup)).read_bytes()
+        last, first = (int.from_bytes(data[at : at + 8], "little") for at in (LENGTH - 512, 0))
+        assert last in (first, first + 1)
+    assert client.status("volume", volume) == "in-use"
+    quiet = client.backup(volume, force=True)
+    assert same_content(image, client.volume_path(client.restore(quiet)), LENGTH)
