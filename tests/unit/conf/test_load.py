@@ -27,7 +27,7 @@ path = /srv/objects
 """
 
 
-@pytest.fixture()
+@pytest.fixture
 def from_file(tmp_path: Path) -> Load:
     """Load a configuration from a file's text."""
 
