@@ -1,0 +1,576 @@
+"""The whole data path as one random machine: engine, lineage on the tables, and a store in memory.
+
+Volumes are written, zeroed, grown and shrunk; backups are made from any live one and from older
+snapshots, killed at any put and resumed; they get twins, are deleted in any order and at the same
+time; manifests are damaged and repaired; the catalogue is lost and rebuilt.  After every step the
+store holds exactly what manifests name (and what an unfinished backup or release is still about to
+remove), without any sweep; every backup that is left restores bit by bit.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from sqlalchemy import delete, select, update
+
+from backupfw.chunkstore.base import Body
+from backupfw.chunkstore.container import Container
+from backupfw.chunkstore.memory import MemoryStore
+from backupfw.db.models import Backup, Base, Manifest
+from backupfw.db.session import Database
+from backupfw.engine import backup, cleanup, release, restore, sweep
+from backupfw.engine.format.entries import SegmentEntry, decode_entry
+from backupfw.engine.format.geometry import Geometry
+from backupfw.engine.format.keys import backup_prefix, installation_prefix, volume_prefix
+from backupfw.engine.format.manifest import ManifestReader
+from backupfw.engine.ports import BackupJob
+from backupfw.errors import Damaged, TaskCancelled, UnsupportedFormat
+from backupfw.manager import lineage
+from tests.unit.engine.fakes import FakeControl, MemorySource, MemoryTarget
+
+BLOCK, SEGMENT, PACK = 512, 4096, 2048
+MOST_SEGMENTS = 6
+INSTALLATION, PROJECT, VOLUME = "inst", "proj", "vol"
+NOW = datetime(2030, 1, 1)
+
+
+class Killed(Exception):
+    """The worker died."""
+
+
+class FragileContainer(Container):
+    """A container whose worker dies at one of its puts, before or after it took effect."""
+
+    def __init__(self, container: Container, puts: int | None, after: bool) -> None:
+        super().__init__(container.store, container.name)
+        self.left = puts
+        self.after = after
+        self.dead = False
+
+    def put(self, key: str, body: Body) -> None:
+        if self.left is not None:
+            self.left -= 1
+            if self.left < 0:
+                if self.after and not self.dead:
+                    super().put(key, body)
+                self.dead = True
+                raise Killed
+        super().put(key, body)
+
+
+@dataclass
+class Journal:
+    """A journal that a dead worker cannot write any more."""
+
+    entries: dict[int, bytes] = field(default_factory=dict)
+    container: FragileContainer | None = None
+
+    def finished(self) -> Iterator[tuple[int, bytes]]:
+        return iter(sorted(self.entries.items()))
+
+    def record(self, entries: Sequence[tuple[int, bytes]]) -> None:
+        if self.container is not None and self.container.dead:
+            raise Killed
+        self.entries.update(entries)
+
+
+@dataclass
+class Writing:
+    """A backup that has begun and not ended."""
+
+    manifest_id: str
+    base_id: str | None
+    base_key: str | None
+    data: bytes
+    journal: Journal = field(default_factory=Journal)
+    attempts: int = 0
+    born: str = ""
+
+
+@dataclass
+class Release:
+    """A release that has not ended; ``relatives`` as asked by the attempt under way."""
+
+    manifest_id: str
+    key: str
+    relatives: list[str] | None = None
+
+
+class DataPath(RuleBasedStateMachine):
+    """The machine.  ``records`` are what users see: (manifest, content)."""
+
+    db: Database
+    #: What happened, over all runs: a machine that never meets these cases shows nothing.
+    seen: Counter[str]
+
+    def __init__(self) -> None:
+        super().__init__()
+        with self.db.write() as session:
+            session.execute(delete(Backup))
+            session.execute(update(Manifest).values(base_id=None))
+            session.execute(delete(Manifest))
+        self.store = MemoryStore("main")
+        self.container = Container(self.store, "box")
+        self.container.ensure()
+        self.volume = bytearray(SEGMENT * 2)
+        self.snapshots: list[bytes] = []
+        self.records: dict[str, tuple[str, bytes]] = {}
+        self.keys: dict[str, str] = {}
+        self.names: dict[str, set[str]] = {}
+        self.writing: list[Writing] = []
+        self.releases: list[Release] = []
+        self.damaged: dict[str, bytes] = {}
+        self.ids = 0
+        self.disasters = False
+
+    # -- helpers ----------------------------------------------------------------------------------
+
+    @property
+    def objects(self) -> dict[str, bytes]:
+        return self.store.contents["box"]
+
+    def new_id(self, kind: str) -> str:
+        self.ids += 1
+        return f"{kind}{self.ids:04d}"
+
+    def pick(self, items: Sequence[Any], choice: int) -> Any:
+        return items[choice % len(items)]
+
+    def live(self) -> list[str]:
+        return sorted({manifest_id for manifest_id, _ in self.records.values()})
+
+    def attempt(
+        self, work: Writing, puts: int | None = None, after: bool = False, holes: bool = False
+    ) -> bool:
+        """Run one attempt of a backup; True when it committed."""
+        work.attempts += 1
+        container = FragileContainer(self.container, puts, after)
+        work.journal.container = container
+        journal_was = len(work.journal.entries)
+        job = BackupJob(
+            installation=INSTALLATION,
+            project=PROJECT,
+            volume=VOLUME,
+            backup=work.manifest_id,
+            epoch=1,
+            attempt=work.attempts,
+            token=f"{random.Random(f'{work.manifest_id}.{work.attempts}').getrandbits(64):016x}",
+            geometry=Geometry(len(work.data), BLOCK, SEGMENT),
+            base=work.base_key,
+            pack_size=PACK,
+            streams=1,
+        )
+        extents = None
+        if holes:
+            extents = [
+                (at, min(BLOCK, len(work.data) - at))
+                for at in range(0, len(work.data), BLOCK)
+                if any(work.data[at : at + BLOCK])
+            ]
+        try:
+            result = backup.run(job, MemorySource(work.data, extents), container, work.journal, FakeControl())
+        except Killed:
+            self.seen["killed"] += 1
+            return False
+        if work.attempts > 1 and journal_was:
+            self.seen["resumed"] += 1
+            self.seen["a newer backup had appeared"] += max(self.records, default="") > work.born
+        if result.base_problem:
+            self.seen["base was damaged"] += 1
+        self.commit(work, result.manifest_key)
+        return True
+
+    def commit(self, work: Writing, key: str) -> None:
+        reader = ManifestReader(self.container, key)
+        named = {key}.union(*(entry.object_keys() for entry in reader.segments()))
+        with self.db.write() as session:
+            session.execute(
+                update(Manifest).where(Manifest.id == work.manifest_id).values(state="live", key=key)
+            )
+        self.names[work.manifest_id], self.keys[work.manifest_id] = named, key
+        self.add_record(work.manifest_id, work.data)
+        if work in self.writing:
+            self.writing.remove(work)
+        if work.attempts > 1:
+            prefix = backup_prefix(INSTALLATION, PROJECT, VOLUME, work.manifest_id)
+            cleanup.leftovers(prefix, key, self.recorded(work), self.container, FakeControl())
+        self.let_go(work.base_id)
+
+    def recorded(self, work: Writing) -> list[SegmentEntry]:
+        entries = (decode_entry(data) for data in work.journal.entries.values())
+        return [entry for entry in entries if entry is not None]
+
+    def add_record(self, manifest_id: str, data: bytes) -> None:
+        record_id = self.new_id("r")
+        with self.db.write() as session:
+            assert lineage.take(session, manifest_id)
+            session.add(
+                Backup(
+                    id=record_id,
+                    project_id=PROJECT,
+                    volume_id=VOLUME,
+                    status="available",
+                    manifest_id=manifest_id,
+                    created_at=NOW,
+                )
+            )
+        self.records[record_id] = (manifest_id, data)
+
+    def let_go(self, manifest_id: str | None) -> None:
+        if manifest_id is None:
+            return
+        with self.db.write() as session:
+            released = lineage.release_if_unused(session, manifest_id)
+        if released:
+            self.releases.append(Release(manifest_id, self.keys[manifest_id]))
+
+    def begin(self, choice: int, full: bool, snapshot: bool) -> Writing:
+        data = bytes(self.volume)
+        if snapshot and self.snapshots:
+            data = self.pick(self.snapshots, choice)
+        base_id = None if full or not self.live() else self.pick(self.live(), choice)
+        manifest_id = self.new_id("m")
+        with self.db.write() as session:
+            if base_id is not None:
+                assert lineage.take(session, base_id)
+            session.add(
+                Manifest(
+                    id=manifest_id,
+                    store="main",
+                    container="box",
+                    installation_id=INSTALLATION,
+                    project_id=PROJECT,
+                    volume_id=VOLUME,
+                    backup_id=manifest_id,
+                    base_id=base_id,
+                    state="writing",
+                    block_size=BLOCK,
+                    segment_size=SEGMENT,
+                    hash_mode="blake3",
+                    created_at=NOW,
+                )
+            )
+        base_key = None if base_id is None else self.keys[base_id]
+        return Writing(manifest_id, base_id, base_key, data, born=max(self.records, default=""))
+
+    def damaged_asked(self, asked: Release) -> bool:
+        """Whether the release must fail: a relative is damaged, or is gone since it was asked."""
+        assert asked.relatives is not None
+        return any(key in self.damaged or key not in self.objects for key in asked.relatives)
+
+    def check_restore(self, record_id: str, dirty: bool, larger: int = 0) -> None:
+        manifest_id, data = self.records[record_id]
+        target = MemoryTarget(len(data) + larger, b"\xa5" if dirty else None)
+        if self.keys[manifest_id] in self.damaged:
+            # Fault 2: what is wrong is said, never handed out.
+            with pytest.raises((Damaged, UnsupportedFormat)):
+                restore.run(self.keys[manifest_id], self.container, target, FakeControl(), streams=1)
+            return
+        restore.run(self.keys[manifest_id], self.container, target, FakeControl(), streams=1)
+        # Fault 1: zeroed data stays zero, on a new target and on a dirty one.
+        assert bytes(target.flushed[: len(data)]) == data
+        assert bytes(target.data[len(data) :]) == (b"\xa5" if dirty else b"\0") * larger
+
+    # -- the volume -------------------------------------------------------------------------------
+
+    @initialize(seed=st.integers(0, 99))
+    def fill(self, seed: int) -> None:
+        # Not in every run: without a lineage everything is everything's relative.
+        self.disasters = seed % 3 == 0
+        self.volume[:] = random.Random(seed).randbytes(len(self.volume))
+
+    @rule(
+        seed=st.integers(0, 1 << 16), kind=st.sampled_from(["write", "write", "zero", "resize", "snapshot"])
+    )
+    def change_the_volume(self, seed: int, kind: str) -> None:
+        rng = random.Random(seed)
+        size = len(self.volume)
+        if kind == "write":
+            for _ in range(rng.randint(1, 12)):
+                at = rng.randrange(0, size, BLOCK)
+                count = min(BLOCK, size - at)
+                data = rng.randbytes(count) if rng.random() < 0.8 else (b"ab" * count)[:count]
+                self.volume[at : at + count] = data
+        elif kind == "zero":
+            at = rng.randrange(0, size, BLOCK)
+            end = min(at + rng.randint(1, 16) * BLOCK, size)
+            self.volume[at:end] = bytes(end - at)
+        elif kind == "resize":
+            # Half blocks too: the last block may be short.
+            length = rng.randint(1, MOST_SEGMENTS * SEGMENT // 256) * 256
+            self.volume = (self.volume + bytearray(max(0, length - size)))[:length]
+        else:
+            self.snapshots = [*self.snapshots[-3:], bytes(self.volume)]
+
+    # -- backups ----------------------------------------------------------------------------------
+
+    @rule(choice=st.integers(0, 99), full=st.booleans(), snapshot=st.booleans(), holes=st.booleans())
+    def back_up(self, choice: int, full: bool, snapshot: bool, holes: bool) -> None:
+        assert self.attempt(self.begin(choice, full and choice % 2 == 0, snapshot), holes=holes)
+
+    @precondition(lambda self: len(self.writing) < 3)
+    @rule(choice=st.integers(0, 99), snapshot=st.booleans(), puts=st.integers(0, 12), after=st.booleans())
+    def back_up_and_die(self, choice: int, snapshot: bool, puts: int, after: bool) -> None:
+        work = self.begin(choice, False, snapshot)
+        self.writing.append(work)
+        self.attempt(work, puts, after)
+
+    @precondition(lambda self: self.writing)
+    @rule(choice=st.integers(0, 99), puts=st.one_of(st.none(), st.integers(0, 12)), after=st.booleans())
+    def resume(self, choice: int, puts: int | None, after: bool) -> None:
+        self.attempt(self.pick(self.writing, choice), puts, after)
+
+    @precondition(lambda self: self.writing)
+    @rule(choice=st.integers(0, 99))
+    def give_up(self, choice: int) -> None:
+        work = self.pick(self.writing, choice)
+        self.writing.remove(work)
+        with self.db.write() as session:
+            assert lineage.abandon(session, work.manifest_id)
+        self.let_go(work.base_id)
+        prefix = backup_prefix(INSTALLATION, PROJECT, VOLUME, work.manifest_id)
+        cleanup.leftovers(prefix, None, self.recorded(work), self.container, FakeControl())
+        with self.db.write() as session:
+            assert lineage.mark_gone(session, work.manifest_id)
+
+    @precondition(lambda self: self.records)
+    @rule(choice=st.integers(0, 99))
+    def import_a_twin(self, choice: int) -> None:
+        manifest_id, data = self.pick(list(self.records.values()), choice)
+        self.add_record(manifest_id, data)
+        self.seen["twins"] += 1
+
+    # -- deletes ----------------------------------------------------------------------------------
+
+    @precondition(lambda self: self.records)
+    @rule(choice=st.integers(0, 99))
+    def delete_record(self, choice: int) -> None:
+        record_id = self.pick(sorted(self.records), choice)
+        manifest_id, _ = self.records.pop(record_id)
+        with self.db.write() as session:
+            session.execute(update(Backup).where(Backup.id == record_id).values(deleted=True))
+        self.let_go(manifest_id)
+
+    @precondition(lambda self: self.releases)
+    @rule(choice=st.integers(0, 99))
+    def ask(self, choice: int) -> None:
+        """An attempt of a release begins; others may run before it goes on."""
+        self.ask_now(self.pick(self.releases, choice))
+
+    def ask_now(self, asked: Release) -> None:
+        with self.db.write() as session:
+            found = lineage.search(session, asked.manifest_id)
+            assert all(row.state == "live" for row in found.rows), "a base is held by what is made from it"
+            asked.relatives = [row.key for row in found.rows if row.key is not None]
+            known = lineage.volume_keys(session, asked.manifest_id)
+        if not found.known:
+            prefix = volume_prefix(INSTALLATION, PROJECT, VOLUME)
+            unknown = release.unknown_manifests(prefix, known, self.container, FakeControl())
+            # What an attempt that died has put is a manifest too; a rebuilt catalogue has none.
+            asked.relatives += unknown
+            self.seen["asked without a lineage"] += 1
+        self.seen["relatives, three and more"] += len(asked.relatives) >= 3
+
+    @precondition(lambda self: self.releases)
+    @rule(choice=st.integers(0, 99), stop=st.one_of(st.none(), st.integers(0, 6)))
+    def run_release(self, choice: int, stop: int | None) -> None:
+        self.go_on(self.pick(self.releases, choice), stop)
+
+    def go_on(self, asked: Release, stop: int | None = None) -> None:
+        if asked.relatives is None:
+            self.ask_now(asked)
+        before = set(self.objects)
+        must_wait = self.damaged_asked(asked)
+        relatives, asked.relatives = asked.relatives, None
+        prefix = installation_prefix(INSTALLATION)
+        control = FakeControl(stop_after=stop)
+        try:
+            release.run(asked.key, relatives or [], prefix, self.container, control)
+        except TaskCancelled:
+            self.seen["a release was killed"] += 1
+            return
+        except (Damaged, UnsupportedFormat):
+            assert must_wait
+            self.seen["a release had to wait"] += 1
+            assert set(self.objects) == before, "nothing goes while a relative cannot be read"
+            return
+        assert not must_wait, "a damaged relative went unnoticed"
+        assert asked.key not in self.objects
+        with self.db.write() as session:
+            assert lineage.mark_gone(session, asked.manifest_id)
+        self.releases.remove(asked)
+        self.seen["released with relatives"] += bool(relatives)
+        self.seen["others were being released"] += bool(self.releases)
+        self.refuse_import(asked.key)
+
+    def end_releases(self) -> None:
+        rounds = 0
+        while self.releases:
+            self.go_on(self.releases[rounds % len(self.releases)])
+            rounds += 1
+            assert rounds < 1000, "releases wait for each other"
+
+    def refuse_import(self, key: str) -> None:
+        """What is gone stays known, so an import of it can be refused."""
+        with self.db.read() as session:
+            state = session.scalar(select(Manifest.state).where(Manifest.key == key))
+        assert state == "gone"
+
+    # -- misfortune -------------------------------------------------------------------------------
+
+    @precondition(lambda self: self.records and len(self.damaged) < 2)
+    @rule(choice=st.integers(0, 99), where=st.integers(0, 1 << 20))
+    def damage(self, choice: int, where: int) -> None:
+        self.flip(self.keys[self.pick(self.live(), choice)], where)
+
+    @precondition(lambda self: self.releases)
+    @rule(choice=st.integers(0, 99), where=st.integers(0, 1 << 20))
+    def damage_a_relative(self, choice: int, where: int) -> None:
+        asked = self.pick(self.releases, choice)
+        self.ask_now(asked)
+        if asked.relatives:
+            self.flip(self.pick(asked.relatives, choice), where)
+            self.go_on(asked)
+
+    def flip(self, key: str, where: int) -> None:
+        if key not in self.damaged:
+            data = bytearray(self.objects[key])
+            self.damaged[key] = bytes(data)
+            data[where % len(data)] ^= 1 << (where % 8)
+            self.objects[key] = bytes(data)
+
+    @precondition(lambda self: self.damaged)
+    @rule()
+    def repair(self) -> None:
+        for key, data in self.damaged.items():
+            if key in self.objects:
+                self.objects[key] = data
+        self.damaged.clear()
+
+    @precondition(lambda self: self.disasters and self.records and not (self.writing or self.damaged))
+    @rule(seed=st.integers(0, 1 << 16))
+    def lose_the_catalogue(self, seed: int) -> None:
+        """Rows of live manifests are lost and entered again by import, without their lineage."""
+        self.end_releases()
+        rng = random.Random(seed)
+        lost = [one for one in self.live() if rng.random() < 0.5]
+        with self.db.write() as session:
+            session.execute(update(Manifest).where(Manifest.base_id.in_(lost)).values(base_id=None))
+            session.execute(
+                update(Manifest).where(Manifest.id.in_(lost)).values(base_id=None, detached=True, touched=0)
+            )
+
+    # -- what must hold ---------------------------------------------------------------------------
+
+    @precondition(lambda self: self.records)
+    @rule(choice=st.integers(0, 99), dirty=st.booleans(), larger=st.sampled_from([0, 1, 5000]))
+    def restore_one(self, choice: int, dirty: bool, larger: int) -> None:
+        self.check_restore(self.pick(sorted(self.records), choice), dirty, larger)
+
+    @rule(dry_run=st.booleans())
+    def sweep(self, dry_run: bool) -> None:
+        machine = self
+
+        class Rows:
+            def volume(self, project: str, volume: str) -> lineage.VolumeRows:
+                assert (project, volume) == (PROJECT, VOLUME)
+                with machine.db.read() as session:
+                    return lineage.volume_rows(
+                        session, store="main", container="box", installation_id=INSTALLATION, volume_id=VOLUME
+                    )
+
+        before = dict(self.objects)
+        prefix = volume_prefix(INSTALLATION, PROJECT, VOLUME)
+        report = sweep.run(prefix, self.container, Rows(), FakeControl(), dry_run=dry_run)
+        if not self.releases:
+            assert report.orphans == 0, "there is nothing for a sweep to find"
+            assert self.objects == before
+        live_damage = {self.keys[one] for one in self.live()} & set(self.damaged)
+        assert all(one.stopped for one in report.volumes) if live_damage else True
+
+    @invariant()
+    def the_store_holds_what_manifests_name(self) -> None:
+        need = set().union(*(self.names[one] for one in self.live()))
+        held = {work.base_id for work in self.writing if work.base_id is not None}
+        need = need.union(*(self.names[one] for one in held))
+        found = set(self.objects)
+        assert need <= found, f"lost: {sorted(need - found)}"
+        allowed = need.union(*(self.names[one.manifest_id] for one in self.releases))
+        prefixes = tuple(
+            backup_prefix(INSTALLATION, PROJECT, VOLUME, work.manifest_id) for work in self.writing
+        )
+        left = {key for key in found - allowed if not key.startswith(prefixes)}
+        assert not left, f"left over: {sorted(left)}"
+
+    def teardown(self) -> None:
+        """Everything ends: every backup restores, then all is deleted and the store is empty."""
+        self.repair()
+        for record_id in sorted(self.records):
+            self.check_restore(record_id, dirty=len(record_id) % 2 == 0)
+        while self.writing:
+            self.give_up(0)
+        self.end_releases()
+        self.the_store_holds_what_manifests_name()
+        for record_id in sorted(self.records):
+            self.check_restore(record_id, dirty=True)
+        while self.records:
+            self.delete_record(len(self.records))
+        self.end_releases()
+        assert self.objects == {}
+        with self.db.read() as session:
+            assert session.scalar(select(Manifest.id).where(Manifest.in_tree).limit(1)) is None
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[DataPath]]:
+    # Buffers and batches for a volume this small: a resume shall find something in the journal.
+    monkeypatch.setattr("backupfw.engine.segment_backup.READ_BYTES", SEGMENT)
+    monkeypatch.setattr(backup, "JOURNAL_SEGMENTS", 1)
+    database = Database("sqlite://")
+    Base.metadata.create_all(database.engine)
+    yield type("DataPathOnTables", (DataPath,), {"db": database, "seen": Counter()})
+    database.close()
+
+
+def play(machine: type[DataPath], **options: Any) -> None:
+    profile = settings(deadline=None, database=None, suppress_health_check=list(HealthCheck), **options)
+    run_state_machine_as_test(machine, settings=profile)
+
+
+def test_data_path(machine: type[DataPath]) -> None:
+    play(machine, max_examples=40, stateful_step_count=40, derandomize=True)
+    cases = (
+        "killed",
+        "resumed",
+        "a newer backup had appeared",
+        "base was damaged",
+        "twins",
+        "released with relatives",
+        "relatives, three and more",
+        "others were being released",
+        "a release had to wait",
+        "a release was killed",
+        "asked without a lineage",
+    )
+    assert not [case for case in cases if not machine.seen[case]], machine.seen
+
+
+@pytest.mark.soak
+def test_data_path_for_long(machine: type[DataPath]) -> None:
+    play(machine, max_examples=5000, stateful_step_count=100)
