@@ -1,1 +1,46 @@
-"""The pytest plug-in for driver authors."""
+"""The pytest plug-in for driver authors: loaded by pytest wherever backupfw is installed.
+
+It makes the assertions of the conformance suite tell what they compared, and sums up each adopted
+suite as one line per guarantee (``G1 … ok``).  It imports nothing but pytest, so that it costs other
+people's test runs nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from typing import Any
+
+import pytest
+
+pytest.register_assert_rewrite("backupfw.testing.chunkstore", "backupfw.testing.suite")
+
+_GUARANTEE = re.compile(r"::(\w+)::test_g(\d+)_")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add ``--guarantees``."""
+    parser.addoption(
+        "--guarantees",
+        action="store_true",
+        help="print a verdict per guarantee for each chunk store conformance suite that ran",
+    )
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Print the verdicts."""
+    if not config.getoption("--guarantees"):
+        return
+    verdicts: defaultdict[str, dict[int, str]] = defaultdict(dict)
+    # The worse outcome comes later and stays.
+    for outcome in ("passed", "skipped", "failed", "error"):
+        for report in terminalreporter.stats.get(outcome, ()):
+            if match := _GUARANTEE.search(getattr(report, "nodeid", "")):
+                word = "ok" if outcome == "passed" else outcome
+                if outcome == "skipped" and int(match[2]) in verdicts[match[1]]:
+                    continue
+                verdicts[match[1]][int(match[2])] = word
+    for suite, words in sorted(verdicts.items()):
+        terminalreporter.section(f"guarantees of {suite}")
+        for number, word in sorted(words.items()):
+            terminalreporter.write_line(f"G{number:<3} {word}")

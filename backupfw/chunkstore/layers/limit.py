@@ -68,8 +68,8 @@ class TokenBucket:
                 return 0.0
             return max(_SHORTEST, -self._tokens / self._rate)
 
-    def owe(self, amount: float) -> None:
-        """Take ``amount`` at once, into debt if need be: for what is known only afterwards."""
+    def correct(self, amount: float) -> None:
+        """Take ``amount`` at once, into debt if need be, or give it back if it is negative."""
         with self._lock:
             if self._rate:
                 self._fill()
@@ -162,11 +162,15 @@ class LimitLayer(Layer):
 
     def get(self, container: str, key: str, offset: int | None = None, length: int | None = None) -> bytes:
         """Get when it is allowed; a whole object's bytes are counted once they are known."""
-        with self._place(length or 0):
-            data = self.inner.get(container, key, offset, length)
-        if length is None:
-            self._bytes.owe(len(data))
-        return data
+        received = 0
+        try:
+            with self._place(length or 0):
+                data = self.inner.get(container, key, offset, length)
+            received = len(data)
+            return data
+        finally:
+            # What came instead of what was allowed for: all of a whole object, nothing of an error.
+            self._bytes.correct(received - (length or 0))
 
     def list(self, container: str, prefix: str = "", start_after: str = "") -> Iterator[ObjectInfo]:
         """List; each page has a place of its own, none is held while the caller works."""

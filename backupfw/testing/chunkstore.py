@@ -1,0 +1,41 @@
+"""The conformance suite for chunk stores: every guarantee as a named test.
+
+A driver's author subclasses :class:`ChunkStoreTests` in a test module of their own, says how to open
+the store and how to reach the server without the driver, and pytest runs the rest::
+
+    class TestMyStore(ChunkStoreTests):
+        secrets = ("the password",)
+
+        @pytest.fixture(scope="class")
+        @classmethod
+        def server(cls):
+            with my_server() as server:
+                yield server
+
+        def open_store(self, server): ...
+        def raw_put(self, server, container, key, data): ...
+        def raw_get(self, server, container, key): ...
+        def raw_keys(self, server, container): ...
+        def open_unreachable(self, server): ...
+        def open_refused(self, server): ...
+
+:class:`~backupfw.testing.suite.adoption.Adoption` lists all pieces.  One that is missing fails its
+tests; tests are skipped only where the store declares that it lacks a capability.  Names say which
+guarantee of :mod:`backupfw.chunkstore.base` is shown: ``test_g9_range_past_the_end``.
+"""
+
+from __future__ import annotations
+
+from backupfw.testing.suite.adoption import Adoption, pattern, put
+from backupfw.testing.suite.conduct import ConductTests
+from backupfw.testing.suite.deleting import DeletingTests
+from backupfw.testing.suite.listing import ListingTests
+from backupfw.testing.suite.model import ModelTests
+from backupfw.testing.suite.objects import ObjectTests
+from backupfw.testing.suite.threads import ThreadTests
+
+__all__ = ["Adoption", "ChunkStoreTests", "pattern", "put"]
+
+
+class ChunkStoreTests(ObjectTests, ListingTests, DeletingTests, ThreadTests, ConductTests, ModelTests):
+    """Everything a chunk store promises.  Subclass it once per way of setting up the store."""

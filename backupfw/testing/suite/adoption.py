@@ -1,0 +1,128 @@
+"""What the author of a driver supplies, and the fixtures made of it."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar, NoReturn, TypeVar
+
+import pytest
+
+from backupfw.chunkstore.base import Body, ChunkStore, ObjectInfo
+
+T = TypeVar("T")
+
+
+def forgotten(what: str) -> NoReturn:
+    """Fail: a piece that only the author can supply is missing.  Never a skip: holes must be seen."""
+    pytest.fail(f"the suite's adoption lacks {what}", pytrace=False)
+
+
+class Adoption:
+    """Base of the suite: the pieces to supply come first."""
+
+    # ---- to supply -------------------------------------------------------------------------------
+
+    #: Texts that must show up nowhere (keys, passwords, tokens); ``()`` if the driver has none.
+    secrets: ClassVar[Sequence[str] | None] = None
+    #: True for a store without server and credentials: only then the tests that need an unreachable
+    #: server or wrong credentials do not apply.
+    local: ClassVar[bool] = False
+    #: How many keys the listing test makes; lower it for slow servers, not below their page size.
+    listing_keys: ClassVar[int] = 12_000
+    #: Size in bytes of the largest object.
+    largest: ClassVar[int] = 64 << 20
+    #: Longest part of a key (between slashes) the server can take, in bytes; keys have up to 1024.
+    longest_part: ClassVar[int] = 1024
+    #: Seconds within which a lagging listing shows everything.
+    patience: ClassVar[float] = 30.0
+    #: Seconds within which a server that does not answer is given up.
+    unreachable_seconds: ClassVar[float] = 60.0
+    #: How many random histories the model test plays.
+    model_examples: ClassVar[int] = 15
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def server(cls) -> Any:
+        """Start or find what the driver talks to; override it.  Handed to all methods below.
+
+        A class method, because it is made once for all tests of the class.
+        """
+        return None
+
+    def open_store(self, server: Any) -> ChunkStore:
+        """Open the driver on the server; called several times, all instances see the same objects."""
+        forgotten("open_store(server)")
+
+    def raw_put(self, server: Any, container: str, key: str, data: bytes) -> None:
+        """Store an object without the driver."""
+        forgotten("raw_put(server, container, key, data)")
+
+    def raw_get(self, server: Any, container: str, key: str) -> bytes | None:
+        """Return an object without the driver, None if there is none."""
+        forgotten("raw_get(server, container, key)")
+
+    def raw_keys(self, server: Any, container: str) -> set[str]:
+        """Return all keys of a container without the driver."""
+        forgotten("raw_keys(server, container)")
+
+    def open_unreachable(self, server: Any) -> ChunkStore:
+        """Open the driver on a place where nobody answers, e.g. a closed port."""
+        forgotten("open_unreachable(server), or local = True")
+
+    def open_refused(self, server: Any) -> ChunkStore:
+        """Open the driver with credentials that the server refuses."""
+        forgotten("open_refused(server), or local = True")
+
+    def new_container_name(self) -> str:
+        """Return a name no other test has; override it where names follow special rules."""
+        return f"backupfw-test-{secrets.token_hex(8)}"
+
+    def remove_container(self, server: Any, container: str) -> None:
+        """Remove a test's container with all objects; needed only on servers that outlive the test."""
+
+    # ---- what tests use --------------------------------------------------------------------------
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def store(cls, server: Any) -> Iterator[ChunkStore]:
+        """An opened store."""
+        store = cls().open_store(server)
+        yield store
+        store.close()
+
+    @pytest.fixture
+    def container(self, server: Any, store: ChunkStore) -> Iterator[str]:
+        """A new, empty container's name."""
+        name = self.new_container_name()
+        store.ensure_container(name)
+        yield name
+        self.remove_container(server, name)
+
+    def listed(
+        self, store: ChunkStore, container: str, expected: Sequence[ObjectInfo], prefix: str = ""
+    ) -> Sequence[ObjectInfo]:
+        """List until it is what is expected, if the store may lag; else list once."""
+        return self.eventually(store, lambda: list(store.list(container, prefix)), list(expected))
+
+    def eventually(self, store: ChunkStore, look: Callable[[], T], expected: T) -> T:
+        """Look until it is what is expected, if the store's listings may lag; else look once."""
+        end = time.monotonic() + self.patience
+        while True:
+            found = look()
+            if found == expected or not store.capabilities.listing_lag or time.monotonic() > end:
+                return found
+            time.sleep(0.2)
+
+
+def put(store: ChunkStore, container: str, key: str, data: bytes) -> None:
+    """Put bytes."""
+    store.put(container, key, Body.from_bytes(data))
+
+
+def pattern(size: int, seed: int = 0) -> bytes:
+    """Return bytes in which every 4 KiB differ, so that swapped or repeated parts show."""
+    block = bytes((seed + index) % 251 for index in range(4088))
+    count = -(-size // 4096)
+    return b"".join(number.to_bytes(8, "big") + block for number in range(count))[:size]
