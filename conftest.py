@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
-REQUIRED = frozenset(word.strip() for word in os.environ.get("BACKUPFW_REQUIRE", "").split(",") if word.strip())
+REQUIRED = frozenset(
+    word.strip() for word in os.environ.get("BACKUPFW_REQUIRE", "").split(",") if word.strip()
+)
 
 _seconds: dict[str, float] = defaultdict(float)
 _counts: dict[str, int] = defaultdict(int)
