@@ -85,17 +85,17 @@ def give_up_manifest(session: Session, backup: models.Backup, request_id: str | 
 def stop_tasks(session: Session, backup: models.Backup) -> None:
     """Cancel whatever runs on a backup and undo what it did to volumes, snapshots and manifest.
 
-    The target of a restore that had begun is half written: ``error``.  One that no worker had claimed
-    was not touched: ``available``, unless it was to be made for the restore.
+    The target of a restore is half written: ``error``; also one that was not touched yet, because whoever
+    waits for the restore takes ``available`` for its success.
     """
     for task in tasks.cancel(session, backup.id):
         if task.kind == tasks.BACKUP_CREATE:
             volume_rules.end_backup(session, backup.volume_id, backup.snapshot_id)
             give_up_manifest(session, backup, task.request_id)
         elif task.kind == tasks.BACKUP_RESTORE:
-            untouched = task.attempt == 0 and not task.payload["new"]
-            step = VolumeMoves.restore_not_begun if untouched else VolumeMoves.restore_of_new_failed
-            lifecycle.move(session, models.Volume, task.payload["volume_id"], step)
+            lifecycle.move(
+                session, models.Volume, task.payload["volume_id"], VolumeMoves.restore_of_new_failed
+            )
     session.refresh(backup)
 
 

@@ -216,6 +216,11 @@ class ImportTasks(Outcomes):
                 raise InvalidInput("The backup's data was deleted.")
             return known.id
         ours = facts.installation_id == installation_id(session)
+        # What a failed or cancelled creation left is being removed, all of it.
+        if ours and session.scalar(
+            select(row.id).where(row.backup_id == facts.backup_id, row.key.is_(None)).limit(1)
+        ):
+            raise InvalidInput("The backup's data was never completed.")
         moment = now(session)
         manifest = models.Manifest(
             id=str(uuid.uuid4()),

@@ -118,7 +118,6 @@ class VolumeMoves:
     backed_up = Move("backup ended", (BACKING_UP,), PREVIOUS)
     restore = Move("restore", (AVAILABLE,), RESTORING_BACKUP)
     restored = Move("restored", (RESTORING_BACKUP, CREATING), AVAILABLE)
-    restore_not_begun = Move("restore ended before it began", (RESTORING_BACKUP,), AVAILABLE)
     restore_failed = Move("restore failed", (RESTORING_BACKUP,), ERROR_RESTORING)
     restore_of_new_failed = Move(
         "restore cancelled, or failed on a new volume", (RESTORING_BACKUP, CREATING), ERROR

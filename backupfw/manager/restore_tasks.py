@@ -112,19 +112,20 @@ class RestoreTasks(Outcomes):
 
         self._db.run(work)
 
-    def fail_restore(self, task: Task, reason: str, *, untouched: bool = False) -> None:
+    def fail_restore(self, task: Task, reason: str) -> None:
         """End the task: the backup is available, with the reason; the volume is in an error status.
 
-        :param untouched: nothing was ever written to an existing volume: it is available as before.
+        Even one that nothing was written to: whoever waits for the restore takes ``available`` for its
+        success.
         """
 
         def work(session: Session) -> None:
             tasks.end(session, task)
-            self._fail_restore(session, task, reason, untouched)
+            self._fail_restore(session, task, reason)
 
         self._db.run(work)
 
-    def _fail_restore(self, session: Session, task: Task, reason: str, untouched: bool) -> None:
+    def _fail_restore(self, session: Session, task: Task, reason: str) -> None:
         lifecycle.move(
             session,
             models.Backup,
@@ -132,16 +133,7 @@ class RestoreTasks(Outcomes):
             BackupMoves.restored,
             fail_reason=tasks.short_reason(reason),
         )
-        new = bool(task.payload["new"])
-        if untouched and not new:
-            lifecycle.move(
-                session,
-                models.Volume,
-                task.payload["volume_id"],
-                lifecycle.VolumeMoves.restore_not_begun,
-            )
-        else:
-            volume_rules.end_restore(session, task.payload["volume_id"], ok=False, new=new)
+        volume_rules.end_restore(session, task.payload["volume_id"], ok=False, new=bool(task.payload["new"]))
 
 
 def _describe(session: Session, backup: models.Backup, volume: models.Volume, source: RestoredVolume) -> None:

@@ -96,6 +96,6 @@ class Waiting(CreateTasks, RestoreTasks, ImportTasks):
             elif task.kind == tasks.BACKUP_IMPORT:
                 self._fail_import(session, task, reason)
             else:
-                self._fail_restore(session, task, reason, untouched=task.attempt == 0)
+                self._fail_restore(session, task, reason)
         except BackupNotFound:
             return

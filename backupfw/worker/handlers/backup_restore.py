@@ -12,15 +12,11 @@ from backupfw.manager.restore_tasks import RestoredVolume, RestorePlan
 from backupfw.manager.tasks import Task
 from backupfw.volume.base import VolumeRef
 from backupfw.worker.control import TaskControl
-from backupfw.worker.handlers.base import Handler, Tools, volume_ref
+from backupfw.worker.handlers.base import Handler, volume_ref
 
 
 class BackupRestore(Handler):
     """Restores a backup, or goes on from the last checkpoint of an earlier attempt."""
-
-    def __init__(self, tools: Tools) -> None:
-        super().__init__(tools)
-        self._target_opened = False
 
     def run(self, task: Task, control: TaskControl) -> None:
         """See :meth:`Handler.run`."""
@@ -33,7 +29,6 @@ class BackupRestore(Handler):
             target = self._made(task, plan, control)
             checkpoint = Checkpoint(plan.checkpoint, lambda segment: tools.tasks.checkpoint(task, segment))
             with tools.provider.open_target(target, task.attempt) as opened:
-                self._target_opened = True
                 engine.run(plan.key, container, opened, control, checkpoint, streams=tools.engine.streams)
         except Damaged as error:
             # The next incremental stores the blocks of a damaged object anew.
@@ -44,8 +39,7 @@ class BackupRestore(Handler):
 
     def failed(self, task: Task, reason: str) -> None:
         """See :meth:`Handler.failed`."""
-        untouched = task.attempt == 1 and not self._target_opened
-        self._tools.backups.fail_restore(task, reason, untouched=untouched)
+        self._tools.backups.fail_restore(task, reason)
 
     def _made(self, task: Task, plan: RestorePlan, control: TaskControl) -> VolumeRef:
         """Return the target, made first if this restore is to make it."""

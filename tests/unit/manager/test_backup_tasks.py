@@ -1,0 +1,371 @@
+"""What a worker reports: plans, epochs, commits, releases, retries."""
+
+from __future__ import annotations
+
+import base64
+import json
+import uuid
+
+import pytest
+
+from backupfw import errors
+from backupfw.db import models
+from backupfw.manager import lifecycle, tasks
+from backupfw.manager.backup_tasks import CreatePlan
+from tests.unit.manager.support import World, check_consistent
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def begin(world: World, volume: str, **arguments: object) -> tuple[str, tasks.Task, CreatePlan]:
+    """Start the creation of a backup."""
+    made = world.backups.create(world.ctx(), volume_id=volume, **arguments)  # type: ignore[arg-type]
+    task = world.claim(tasks.BACKUP_CREATE)
+    return made.id, task, world.outcomes.start_create(task)
+
+
+def test_the_first_claim_fixes_what_is_made(world: World) -> None:
+    volume = world.volume()
+    parent = world.backup(volume)
+    backup_id, task, plan = begin(world, volume, incremental=True)
+    assert plan.base is not None
+    assert plan.base.key == parent.service_metadata
+    assert (plan.epoch, plan.attempt, plan.block_size, plan.hash_mode) == (1, 1, 65536, "blake3")
+    assert plan.installation_id == world.outcomes.installation_id()
+    world.outcomes.bind_source(task, "one")
+    world.outcomes.record_segments(task, [(2, b"b"), (0, b"a")])
+    world.backup(world.volume())
+    world.age(seconds=61)
+    task = world.claim(tasks.BACKUP_CREATE)
+    again = world.outcomes.start_create(task)
+    assert (again.base, again.epoch, again.manifest_id) == (plan.base, 1, plan.manifest_id)
+    assert (again.attempt, task.failures) == (2, 0)
+    assert world.outcomes.bind_source(task, "one").epoch == 1
+    assert list(world.outcomes.finished_segments(plan.manifest_id, 1)) == [(0, b"a"), (2, b"b")]
+    assert world.outcomes.segment_count(plan.manifest_id, 1) == 2
+    done = world.outcomes.finish_create(task, world.result(again))
+    assert done.id == backup_id
+    assert world.rows(models.Segment) == []
+    check_consistent(world)
+
+
+def test_another_source_starts_a_new_epoch(world: World) -> None:
+    _, task, plan = begin(world, world.volume())
+    world.outcomes.bind_source(task, "one")
+    world.outcomes.record_segments(task, [(0, b"a")])
+    plan = world.outcomes.bind_source(task, "two")
+    assert (plan.epoch, plan.source_identity) == (2, "two")
+    assert list(world.outcomes.finished_segments(plan.manifest_id, 1)) == []
+    world.outcomes.record_segments(task, [(0, b"b")])
+    world.outcomes.record_segments(task, [(0, b"c"), (1, b"d")])
+    assert list(world.outcomes.finished_segments(plan.manifest_id, 2)) == [(0, b"c"), (1, b"d")]
+    assert world.outcomes.new_epoch(task, "three").epoch == 3
+    assert world.outcomes.segment_count(plan.manifest_id, 2) == 0
+
+
+def test_another_geometry_starts_a_new_epoch_without_the_base(world: World) -> None:
+    volume = world.volume()
+    parent = world.backup(volume)
+    _, task, plan = begin(world, volume, incremental=True)
+    world.outcomes.record_segments(task, [(0, b"a")])
+    # The parent's record goes; only the child keeps its data.
+    world.backups.delete(world.ctx(), parent.id)
+    assert not world.run_delete()
+    world.conf.backup.block_size = 4096
+    world.age(seconds=61)
+    task = world.claim(tasks.BACKUP_CREATE)
+    again = world.outcomes.start_create(task)
+    assert (again.epoch, again.base, again.block_size) == (2, None, 4096)
+    assert world.outcomes.segment_count(plan.manifest_id, 1) == 0
+    check_consistent(world)
+    assert world.run_releases() == 1
+    world.outcomes.finish_create(task, world.result(again))
+    check_consistent(world)
+
+
+@pytest.mark.parametrize("change", ["container", "block_size", "project", "deleted", "released"])
+def test_who_cannot_be_a_base(world: World, change: str) -> None:
+    volume = world.volume()
+    parent = world.backup(volume)
+    arguments: dict[str, object] = {"incremental": True}
+    if change == "container":
+        arguments["container"] = "elsewhere"
+    made = world.backups.create(world.ctx(), volume_id=volume, **arguments)  # type: ignore[arg-type]
+    if change == "block_size":
+        world.conf.backup.block_size = 4096
+    elif change == "project":
+        with world.db.write() as session:
+            session.get(models.Backup, parent.id).project_id = "p2"  # type: ignore[union-attr]
+    elif change == "deleted":
+        world.backups.delete(world.ctx(), parent.id)
+        world.run_delete()
+    elif change == "released":
+        with world.db.write() as session:
+            session.get(models.Manifest, parent.manifest_id).state = "released"  # type: ignore[union-attr]
+    plan = world.outcomes.start_create(world.claim(tasks.BACKUP_CREATE))
+    assert plan.base is None
+    assert world.backups.get(world.ctx(), made.id).parent_id == parent.id
+
+
+def test_a_twin_in_another_project_shares_nothing_there(world: World) -> None:
+    volume = world.volume("p2")
+    world.backup(volume, "p2")
+    (manifest,) = world.rows(models.Manifest)
+    admin = world.ctx("p1", admin=True)
+    original = world.rows(models.Backup)[0]
+    _, url = world.backups.export_record(admin, original.id)
+    record = json.loads(base64.b64decode(url))
+    record["id"] = str(uuid.uuid4())
+    world.backups.import_record(
+        admin,
+        backup_service=original.service,
+        backup_url=base64.b64encode(json.dumps(record).encode()).decode(),
+    )
+    world.outcomes.finish_import(world.claim(), world.facts(manifest))
+    world.backups.create(admin, volume_id=volume, incremental=True)
+    assert world.outcomes.start_create(world.claim()).base is None
+
+
+def test_a_stale_attempt_commits_nothing(world: World) -> None:
+    backup_id, old, old_plan = begin(world, world.volume())
+    world.age(seconds=61)
+    new = world.claim(tasks.BACKUP_CREATE)
+    plan = world.outcomes.start_create(new)
+    for call in (
+        lambda: world.outcomes.start_create(old),
+        lambda: world.outcomes.bind_source(old, "x"),
+        lambda: world.outcomes.record_segments(old, [(0, b"")]),
+        lambda: world.outcomes.finish_create(old, world.result(old_plan)),
+        lambda: world.outcomes.fail_create(old, "no"),
+    ):
+        with pytest.raises(errors.TaskLost):
+            call()
+    assert world.status(backup_id) == "creating"
+    done = world.outcomes.finish_create(new, world.result(plan))
+    with pytest.raises(errors.TaskLost):
+        world.outcomes.fail_create(new, "no")
+    assert world.status(done.id) == "available"
+
+
+def test_a_failed_creation_is_cleaned_up_by_a_task_of_its_own(world: World) -> None:
+    volume = world.volume()
+    backup_id, task, plan = begin(world, volume)
+    world.outcomes.fail_create(task, "because")
+    row = world.row(models.Backup, backup_id)
+    assert (row.status, row.fail_reason, row.completed) == ("error", "because", False)
+    assert world.volume_status(volume) == "available"
+    check_consistent(world)
+    release = world.claim(tasks.MANIFEST_RELEASE)
+    found = world.outcomes.start_release(release)
+    assert found is not None
+    assert (found.key, found.backup_id, found.relatives) == (None, backup_id, ())
+    # Meanwhile the record can go.
+    world.backups.delete(world.ctx(), backup_id)
+    assert not world.run_delete()
+    world.outcomes.fail_release(release, "no")
+    assert world.tasks.claim("host/w", 60) is None
+    world.age(seconds=301)
+    assert world.run_releases() == 1
+    assert world.row(models.Manifest, plan.manifest_id).state == "gone"
+
+
+def test_children_and_their_parent_can_be_deleted_in_any_order(world: World) -> None:
+    volume = world.volume()
+    parent = world.backup(volume)
+    child, _ = world.backup(volume, incremental=True), world.backup(volume, incremental=True)
+    world.backups.delete(world.ctx(), parent.id)
+    task = world.claim()
+    plan = world.outcomes.start_delete(task)
+    assert plan is not None
+    assert plan.key == parent.service_metadata
+    assert plan.relatives == (child.service_metadata,)
+    assert plan.complete
+    world.outcomes.finish_delete(task, plan)
+    row = world.row(models.Backup, parent.id)
+    assert (row.deleted, row.status, row.manifest_id) == (True, "deleted", None)
+    assert world.row(models.Manifest, plan.manifest_id).state == "gone"
+    check_consistent(world)
+
+
+def test_a_child_in_the_making_keeps_its_bases_data_until_it_ends(world: World) -> None:
+    for ending in ("finish", "fail", "force"):
+        volume = world.volume()
+        parent = world.backup(volume)
+        child, task, plan = begin(world, volume, incremental=True)
+        assert plan.base is not None
+        world.backups.delete(world.ctx(), parent.id)
+        assert not world.run_delete()
+        base = world.row(models.Manifest, plan.base.id)
+        assert base.state == "live"
+        check_consistent(world)
+        if ending == "finish":
+            world.outcomes.finish_create(task, world.result(plan))
+        elif ending == "fail":
+            world.outcomes.fail_create(task, "no")
+        else:
+            world.backups.force_delete(world.ctx(admin=True), child)
+        check_consistent(world)
+        assert world.row(models.Manifest, plan.base.id).state == "released"
+        if ending == "force":
+            world.tasks.discard(task)
+            assert world.run_delete()
+        world.run_releases()
+        assert world.row(models.Manifest, plan.base.id).state == "gone"
+        check_consistent(world)
+
+
+def test_a_failed_deletion_tries_again_by_itself(world: World) -> None:
+    backup = world.backup(world.volume())
+    world.backups.delete(world.ctx(), backup.id)
+    task = world.claim()
+    assert world.outcomes.start_delete(task) is not None
+    world.outcomes.fail_delete(task, "no space")
+    shown = world.backups.get(world.ctx(), backup.id)
+    assert (shown.status, shown.fail_reason) == ("error_deleting", "no space")
+    check_consistent(world)
+    for pause in (300, 600):
+        world.age(seconds=pause - 5)
+        assert world.tasks.claim("host/w", 60) is None
+        world.age(seconds=6)
+        task = world.claim()
+        assert world.outcomes.start_delete(task) is not None
+        assert world.status(backup.id) == "deleting"
+        world.outcomes.fail_delete(task, "no")
+    # A force delete does not wait for the pause.
+    world.backups.force_delete(world.ctx(admin=True), backup.id)
+    check_consistent(world)
+    assert world.run_delete()
+    assert world.status(backup.id) is None
+    assert world.tasks.pending() == 0
+
+
+def test_waiting_in_vain_ends(world: World) -> None:
+    available = world.backup(world.volume())
+    restored = world.backup(world.volume())
+    volume, target = world.volume(), world.volume()
+    made = world.backups.create(world.ctx(), volume_id=volume)
+    world.backups.delete(world.ctx(), available.id)
+    world.backups.restore(world.ctx(), restored.id, volume_id=target)
+    world.age(seconds=700)
+    assert world.outcomes.expire_waiting() == 0
+    world.conf.service_down_time = -1
+    assert world.outcomes.expire_waiting() == 3
+    assert world.outcomes.expire_waiting() == 0
+    assert world.status(made.id) == "error"
+    assert world.status(available.id) == "error_deleting"
+    assert world.status(restored.id) == "available"
+    assert world.backups.get(world.ctx(), made.id).fail_reason == "No backup service was available."
+    assert (world.volume_status(volume), world.volume_status(target)) == ("available", "error_restoring")
+    check_consistent(world)
+    # The deletion is still wanted: the next worker carries it out.
+    world.run_delete()
+    assert world.status(available.id) is None
+
+
+def test_an_attempt_whose_worker_never_came_back_ends_too(world: World) -> None:
+    _, task, plan = begin(world, world.volume())
+    world.conf.service_down_time = -1
+    world.age(seconds=300)
+    assert world.outcomes.expire_waiting() == 0
+    world.age(seconds=400)
+    assert world.outcomes.expire_waiting() == 1
+    with pytest.raises(errors.TaskLost):
+        world.outcomes.finish_create(task, world.result(plan))
+    check_consistent(world)
+    assert world.run_releases() == 1
+
+
+def test_an_unknown_availability_zone_fails(world: World) -> None:
+    world.backups.create(world.ctx(), volume_id=world.volume(), availability_zone="moon")
+    with pytest.raises(errors.InvalidInput, match="moon"):
+        world.outcomes.start_create(world.claim())
+    world.services.heartbeat("other", "cinder-backup", "mars")
+    world.backups.create(world.ctx(), volume_id=world.volume(), availability_zone="mars")
+    assert world.outcomes.start_create(world.claim()).backup.availability_zone == "mars"
+
+
+def test_the_temporary_snapshot_of_a_volume_in_use(world: World) -> None:
+    volume = world.volume(status="in-use")
+    backup_id, task, plan = begin(world, volume, force=True)
+    assert plan.in_use
+    made = world.outcomes.begin_temp_snapshot(task)
+    assert world.outcomes.begin_temp_snapshot(task).id == made.id
+    assert world.outcomes.temp_snapshot_made(task, "/t").status == "available"
+    found = world.outcomes.temp_snapshot(backup_id)
+    assert found is not None
+    snapshot, of = found
+    assert (snapshot.location, snapshot.temporary, of.id) == ("/t", True, volume)
+    world.outcomes.forget_temp_snapshot(backup_id)
+    assert world.outcomes.temp_snapshot(backup_id) is None
+    other = world.outcomes.begin_temp_snapshot(task)
+    assert other.id != made.id
+    # One that is left when the task ends gets a task of its own.
+    world.outcomes.finish_create(task, world.result(plan))
+    assert world.claim(tasks.SNAPSHOT_DELETE).resource_id == other.id
+    assert world.row(models.Snapshot, other.id).status == "deleting"
+
+
+def test_progress_is_shown(world: World) -> None:
+    backup_id, task, _ = begin(world, world.volume())
+    world.tasks.progress(task, 5, 10)
+    row = world.row(models.Backup, backup_id)
+    assert (row.progress_done, row.progress_total) == (5, 10)
+
+
+def test_damage_is_listed_by_prefix(world: World) -> None:
+    outcomes = world.outcomes
+    for key in ("a_b/1", "a_b/2", "aXb/1"):
+        outcomes.record_damage("main", "c", key, "gone")
+    outcomes.record_damage("main", "c", "a_b/1", "r" * 300)
+    assert outcomes.damaged_keys("main", "c", "a_b/") == {"a_b/1", "a_b/2"}
+    assert outcomes.damaged_keys("main", "other") == frozenset()
+    outcomes.clear_damage("main", "c", "a_b/1")
+    outcomes.clear_damage_below("main", "c", "aX")
+    assert outcomes.damaged_keys("main", "c") == {"a_b/2"}
+
+
+def test_an_unknown_manifest_of_ours_is_detached_and_asks_for_a_listing(world: World) -> None:
+    backup = world.backup(world.volume())
+    admin = world.ctx(admin=True)
+    _, url = world.backups.export_record(admin, backup.id)
+    (manifest,) = world.rows(models.Manifest)
+    # The database was lost and made anew with the same installation id.
+    other = World()
+    with other.db.write() as session:
+        session.get(models.Installation, 1).uuid = manifest.installation_id  # type: ignore[union-attr]
+    other.backups.import_record(admin, backup_service=backup.service or "", backup_url=url)
+    done = other.outcomes.finish_import(other.claim(), world.facts(manifest))
+    assert (done.status, done.service_metadata) == ("available", backup.service_metadata)
+    row = other.rows(models.Manifest)[0]
+    assert (row.detached, row.in_tree, row.state) == (True, True, lifecycle.LIVE)
+    other.backups.delete(admin, done.id)
+    plan = other.outcomes.start_delete(other.claim())
+    assert plan is not None
+    assert not plan.complete
+    assert plan.known_keys == {backup.service_metadata}
+
+
+def test_restores_and_creations_need_what_they_work_on(world: World) -> None:
+    volume = world.volume()
+    backup = world.backup(volume)
+    target = world.volume()
+    world.backups.restore(world.ctx(), backup.id, volume_id=target)
+    restore = world.claim()
+    plan = world.outcomes.start_restore(restore)
+    assert (plan.key, plan.new, plan.checkpoint, plan.attempt) == (backup.service_metadata, False, 0, 1)
+    with world.db.write() as session:
+        session.get(models.Volume, target).deleted = True  # type: ignore[union-attr]
+    with pytest.raises(errors.VolumeNotFound):
+        world.outcomes.start_restore(restore)
+    world.outcomes.fail_restore(restore, "gone")
+    assert world.status(backup.id) == "available"
+    world.backups.restore(world.ctx(), backup.id)
+    task = world.claim()
+    new = world.outcomes.start_restore(task)
+    assert new.new
+    world.outcomes.set_location(task, "/made")
+    assert world.outcomes.start_restore(task).volume.location == "/made"
+    assert new.volume.location is None

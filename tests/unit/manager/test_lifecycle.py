@@ -1,0 +1,84 @@
+"""The tables of states and moves, and the one UPDATE that carries a move out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from backupfw.db import models
+from backupfw.manager import lifecycle
+from backupfw.manager.lifecycle import ANY, PREVIOUS, BackupMoves, Move, SnapshotMoves, VolumeMoves
+from tests.unit.manager.support import World
+
+MACHINES = (BackupMoves, VolumeMoves, SnapshotMoves)
+PAGE = Path(__file__).parents[3] / "docs" / "lifecycle.md"
+
+
+def _states(machine: type) -> set[str]:
+    found = {lifecycle.CREATING}
+    for step in lifecycle.moves(machine):
+        found |= {*step.sources, step.target}
+    return found - {ANY, PREVIOUS, lifecycle.DELETED}
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_every_status_can_be_reached_and_left(machine: type) -> None:
+    steps = list(lifecycle.moves(machine))
+    remembered = {source for step in steps if step.remember for source in step.sources}
+    reached = {lifecycle.CREATING} | {step.target for step in steps} | remembered
+    left = {source for step in steps for source in step.sources}
+    for status in _states(machine):
+        assert status in reached, status
+        assert status in left or ANY in left, status
+        # No transient status is the end: besides an administrator's force there is a way out.
+        if status in lifecycle.TRANSIENT:
+            ways = [step for step in steps if status in step.sources and step.target != status]
+            assert ways, status
+
+
+def test_the_page_shows_the_tables() -> None:
+    assert lifecycle.mermaid() in PAGE.read_text()
+
+
+def test_a_move_is_refused_from_any_other_status() -> None:
+    world = World()
+    for machine, model, make in (
+        (VolumeMoves, models.Volume, world.volume),
+        (SnapshotMoves, models.Snapshot, lambda status: world.snapshot(world.volume(), status=status)),
+    ):
+        for status in _states(machine):
+            for step in lifecycle.moves(machine):
+                row_id = make(status=status)
+                with world.db.write() as session:
+                    moved = lifecycle.move(session, model, row_id, step)
+                allowed = step.sources == (ANY,) or status in step.sources
+                assert moved is allowed, (status, step)
+                row = world.row(model, row_id)
+                expected = {PREVIOUS: lifecycle.AVAILABLE}.get(step.target, step.target)
+                assert row.status == (expected if allowed else status)
+                assert row.deleted is (allowed and step.target == lifecycle.DELETED)
+                assert row.previous_status == (status if allowed and step.remember else None)
+
+
+def test_a_move_sees_pending_changes_and_refreshes_what_is_loaded() -> None:
+    world = World()
+    volume = world.volume(status="in-use")
+    with world.db.write() as session:
+        row = session.get_one(models.Volume, volume)
+        row.display_name = "changed"
+        assert lifecycle.move(session, models.Volume, volume, VolumeMoves.back_up_forced, bootable=True)
+        assert (row.status, row.previous_status, row.bootable) == ("backing-up", "in-use", True)
+        assert row.display_name == "changed"
+        assert lifecycle.move(session, models.Volume, volume, VolumeMoves.backed_up)
+        assert (row.status, row.previous_status) == ("in-use", None)
+
+
+def test_what_is_deleted_does_not_move() -> None:
+    world = World()
+    volume = world.volume(deleted=True)
+    with world.db.write() as session:
+        assert not lifecycle.move(session, models.Volume, volume, VolumeMoves.force_delete)
+        assert not lifecycle.move(session, models.Volume, "nowhere", VolumeMoves.force_delete)
+        with pytest.raises(TypeError):
+            lifecycle.move(session, models.Backup, "x", Move("x", ("creating",), PREVIOUS))
