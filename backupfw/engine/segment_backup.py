@@ -249,7 +249,7 @@ class _Segment:
         size = len(block)
         data: bytes | memoryview = writer._compress(block)
         codec = ZSTD
-        if len(data) > size - size // LEAST_SAVING:
+        if len(data) >= size - size // LEAST_SAVING:
             data, codec = block, RAW
         table.offset[index] = pack.add(index, found, data, codec)
         table.stored[index] = len(data)

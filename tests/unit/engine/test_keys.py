@@ -1,0 +1,88 @@
+"""Keys: building and parsing are exact inverses; nothing else parses."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from backupfw import naming
+from backupfw.engine.format import keys
+
+names = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+origins = st.builds(
+    keys.Origin,
+    names,
+    names,
+    names,
+    names,
+    st.integers(0, 2**31),
+    st.integers(0, 2**31),
+    st.text("0123456789abcdef", min_size=16, max_size=16),
+)
+
+
+@given(origins, st.integers(0, keys.MAX_SEGMENTS - 1), st.integers(0, keys.MAX_PACKS - 1))
+@example(keys.Origin("", ".", "..", "a/b", 0, 0, "0" * 16), 0, 0)
+def test_every_key_parses_to_what_it_was_built_from(origin: keys.Origin, segment: int, number: int) -> None:
+    text = str(origin)
+    assert keys.parse_origin(text) == origin
+    assert keys.parse(keys.manifest_key(text)) == keys.ParsedKey(text, "manifest")
+    assert keys.parse(keys.map_key(text, segment)) == keys.ParsedKey(text, "map", segment)
+    assert keys.parse(keys.pack_key(text, segment, number)) == keys.ParsedKey(text, "pack", segment, number)
+    assert naming.key_problem(keys.pack_key(text, segment, number)) is None
+
+
+GOOD = "i/p/v/b/0.1-0123456789abcdef"
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "",
+        GOOD,
+        f"{GOOD}/",
+        f"{GOOD}/manifest/",
+        f"{GOOD}/manifest2",
+        f"/{GOOD}/manifest",
+        f"x/{GOOD}/manifest",
+        f"{GOOD}/0000000/map",
+        f"{GOOD}/0000000A/map",
+        f"{GOOD}/00000000/p00000",
+        f"{GOOD}/00000000/p000g",
+        f"{GOOD}/00000000/map\n",
+        "i/p/v/b/00.1-0123456789abcdef/manifest",
+        "i/p/v/b/0.01-0123456789abcdef/manifest",
+        "i/p/v/b/0.1-0123456789ABCDEF/manifest",
+        "i/p/v/b/0.1-0123456789abcde/manifest",
+        "i/p/v/b/-1.1-0123456789abcdef/manifest",
+        "i/p/v/%62/0.1-0123456789abcdef/manifest",
+        "i/p//b/0.1-0123456789abcdef/manifest",
+        "i/p/../b/0.1-0123456789abcdef/manifest",
+        "i/p/v/é/0.1-0123456789abcdef/manifest",
+        "i/p/v/%ff/0.1-0123456789abcdef/manifest",
+        f"{'i' * 1100}/p/v/b/0.1-0123456789abcdef/manifest",
+    ],
+)
+def test_other_keys_do_not_parse(key: str) -> None:
+    assert keys.parse(key) is None
+
+
+@given(st.text(max_size=60))
+def test_any_text_parses_or_is_refused_without_an_error(text: str) -> None:
+    for key in (text, f"{GOOD}/{text}", f"{text}/manifest"):
+        parsed = keys.parse(key)
+        if parsed is not None:
+            assert key.startswith(parsed.origin)
+
+
+def test_prefixes_are_prefixes_of_what_they_should_be_only() -> None:
+    origin = keys.Origin("i", "p", "v", "b", 1, 2, "0" * 16)
+    key = keys.manifest_key(str(origin))
+    assert key.startswith(keys.installation_prefix("i"))
+    assert key.startswith(keys.volume_prefix("i", "p", "v"))
+    assert key.startswith(keys.backup_prefix("i", "p", "v", "b"))
+    assert key.startswith(keys.epoch_prefix("i", "p", "v", "b", 1))
+    assert not key.startswith(keys.backup_prefix("i", "p", "v", ""))
+    tenth = keys.manifest_key(str(keys.Origin("i", "p", "v", "b", 10, 2, "0" * 16)))
+    assert not tenth.startswith(keys.epoch_prefix("i", "p", "v", "b", 1))

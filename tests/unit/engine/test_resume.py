@@ -1,0 +1,357 @@
+"""Stopped and broken runs: what was finished is kept, what is broken is done anew, no wrong bytes."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+
+import pytest
+
+from backupfw.chunkstore.errors import NotFound, Unavailable
+from backupfw.engine import backup, restore
+from backupfw.engine.format import keys
+from backupfw.engine.format.manifest import ManifestReader
+from backupfw.engine.ports import Checkpoint
+from backupfw.errors import Damaged, TaskCancelled, TaskLost
+from tests.unit.engine.fakes import (
+    SEGMENT,
+    FakeControl,
+    FaultyContainer,
+    MemoryJournal,
+    MemorySource,
+    MemoryTarget,
+    make_job,
+    memory_container,
+    objects_of,
+)
+from tests.unit.engine.test_data_path import check, content, run
+
+
+class Crash(Exception):
+    """The process is gone."""
+
+
+def test_a_crash_at_every_put_is_resumed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After any number of crashes the backup holds the right bytes and names only what it should."""
+    monkeypatch.setattr(backup, "JOURNAL_SEGMENTS", 1)
+    data = content(4 * SEGMENT + 10)
+    puts = len(objects_of(box_of_full(data)))
+    for crash_at in range(puts):
+        box = memory_container()
+        journal = MemoryJournal()
+        count = 0
+
+        def crash(key: str, crash_at: int = crash_at) -> None:
+            nonlocal count
+            count += 1
+            if count > crash_at:
+                raise Crash(key)
+
+        box.before_put = crash
+        with pytest.raises(Crash):
+            backup.run(make_job(0, len(data), streams=1), MemorySource(data), box, journal, FakeControl())
+        assert not any(key.endswith("/manifest") for key in objects_of(box))
+        recorded = set(journal.entries)
+        box.before_put = lambda _key: None
+        source = MemorySource(data)
+        job = make_job(0, len(data), attempt=2, token="f" * 16)
+        result = backup.run(job, source, box, journal, FakeControl())
+        check(box, result.manifest_key, data)
+        # What was recorded was not read again.
+        assert not any(offset // SEGMENT in recorded for offset, _ in source.reads)
+        reader = ManifestReader(box, result.manifest_key)
+        named = {key for entry in reader.segments() for key in entry.object_keys()}
+        assert result.object_count == len(named) + 1
+        assert result.stored_bytes == sum(len(objects_of(box)[key]) for key in {*named, result.manifest_key})
+
+
+def box_of_full(data: bytearray) -> FaultyContainer:
+    box = memory_container()
+    run(box, 0, data)
+    return box
+
+
+def test_every_attempt_puts_under_its_own_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backup, "JOURNAL_SEGMENTS", 1)
+    box = memory_container()
+    journal = MemoryJournal()
+    data = content(6 * SEGMENT)
+    for attempt in range(1, 4):
+        before = set(objects_of(box))
+        job = make_job(0, len(data), attempt=attempt, token=f"{attempt:016x}", streams=1)
+        control = FakeControl(stop_after=8) if attempt < 3 else FakeControl()
+        with contextlib.suppress(TaskCancelled):
+            result = backup.run(job, MemorySource(data), box, journal, control)
+        for key in set(objects_of(box)) - before:
+            assert key.startswith(f"{job.origin}/")
+    assert len(ManifestReader(box, result.manifest_key).origins()) > 1
+    check(box, result.manifest_key, data)
+
+
+def test_a_stop_keeps_what_is_finished() -> None:
+    box = memory_container()
+    journal = MemoryJournal()
+    data = content(8 * SEGMENT)
+    job = make_job(0, len(data), streams=1)
+    with pytest.raises(TaskCancelled):
+        backup.run(job, MemorySource(data), box, journal, FakeControl(stop_after=12))
+    assert journal.entries  # although the batch was not full yet
+
+
+def test_a_journal_that_is_lost_ends_the_backup() -> None:
+    class LostJournal(MemoryJournal):
+        def record(self, entries: object) -> None:
+            raise TaskLost("another attempt")
+
+    box = memory_container()
+    with pytest.raises(TaskLost):
+        backup.run(make_job(0, SEGMENT), MemorySource(content(SEGMENT)), box, LostJournal(), FakeControl())
+    assert not any(key.endswith("/manifest") for key in objects_of(box))
+
+
+@pytest.mark.parametrize("harm", ["missing", "changed", "journal", "pack known damaged"])
+def test_a_finished_segment_that_went_bad_is_done_anew(harm: str) -> None:
+    box = memory_container()
+    journal = MemoryJournal()
+    data = content(3 * SEGMENT, zero=0)
+    backup.run(make_job(0, len(data)), MemorySource(data), box, journal, FakeControl())
+    key = next(key for key in objects_of(box) if key.endswith("/00000001/map"))
+    damaged: set[str] = set()
+    if harm == "missing":
+        del objects_of(box)[key]
+    elif harm == "changed":
+        objects_of(box)[key] = objects_of(box)[key][:-1] + b"\0"
+    elif harm == "journal":
+        journal.entries[1] = journal.entries[1][:-3]
+    else:
+        damaged = {key.replace("/map", "/p0000")}
+    source = MemorySource(data)
+    job = make_job(0, len(data), attempt=2, token="f" * 16, damaged=damaged)
+    result = backup.run(job, source, box, journal, FakeControl())
+    assert {offset // SEGMENT for offset, _ in source.reads} == {1}
+    check(box, result.manifest_key, data)
+
+
+def test_a_recorded_segment_that_is_zero_now_leaves_the_manifest() -> None:
+    """The map is lost and the segment, done anew, has no data: the old entry must not win."""
+    box = memory_container()
+    journal = MemoryJournal()
+    data = content(2 * SEGMENT, zero=0)
+    backup.run(make_job(0, len(data)), MemorySource(data), box, journal, FakeControl())
+    for key in [key for key in objects_of(box) if "/00000001/" in key]:
+        del objects_of(box)[key]
+    data[SEGMENT:] = bytes(SEGMENT)
+    job = make_job(0, len(data), attempt=2, token="f" * 16)
+    result = backup.run(job, MemorySource(data, [(0, SEGMENT)]), box, journal, FakeControl())
+    assert result.segments == 1
+    check(box, result.manifest_key, data)
+
+
+def test_a_damaged_base_manifest_means_everything_anew() -> None:
+    for harm in ("missing", "changed", "known"):
+        box = memory_container()
+        data = content(3 * SEGMENT, zero=0)
+        base = run(box, 0, data).manifest_key
+        damaged = set()
+        if harm == "missing":
+            del objects_of(box)[base]
+        elif harm == "changed":
+            # The last page: the entries before it are whole, and still nothing may be shared.
+            objects_of(box)[base] = objects_of(box)[base][:-1] + b"\0"
+        else:
+            damaged = {base}
+        result = run(box, 1, data, base, damaged=damaged)
+        assert result.base_problem is not None
+        assert result.stored_bytes == result.referenced_bytes
+        check(box, result.manifest_key, data)
+
+
+def test_a_damaged_base_map_means_that_segment_anew() -> None:
+    for harm in ("missing", "changed", "known"):
+        box = memory_container()
+        data = content(3 * SEGMENT, zero=0)
+        base = run(box, 0, data).manifest_key
+        key = next(key for key in objects_of(box) if key.endswith("/00000001/map"))
+        damaged = set()
+        if harm == "missing":
+            del objects_of(box)[key]
+        elif harm == "changed":
+            objects_of(box)[key] = bytes(reversed(objects_of(box)[key]))
+        else:
+            damaged = {key}
+        result = run(box, 1, data, base, damaged=damaged)
+        assert result.base_problem is None
+        assert result.changed_segments == 1
+        entries = {entry.index: entry for entry in ManifestReader(box, result.manifest_key).segments()}
+        assert all("/backup1/" in name for name in entries[1].object_keys())
+        assert all("/backup0/" in name for index in (0, 2) for name in entries[index].object_keys())
+        check(box, result.manifest_key, data)
+
+
+def test_blocks_of_a_damaged_pack_are_stored_anew() -> None:
+    box = memory_container()
+    data = content(3 * SEGMENT, zero=0, text=0)
+    base = run(box, 0, data).manifest_key
+    bad = next(key for key in objects_of(box) if key.endswith("/00000001/p0001"))
+    del objects_of(box)[bad]
+    result = run(box, 1, data, base, damaged={bad})
+    assert result.changed_segments == 1
+    assert result.stored_raw_bytes < SEGMENT // 2
+    reader = ManifestReader(box, result.manifest_key)
+    assert bad not in {key for entry in reader.segments() for key in entry.object_keys()}
+    check(box, result.manifest_key, data)
+
+
+def test_a_store_that_does_not_answer_is_no_damage() -> None:
+    box = memory_container()
+    data = content(2 * SEGMENT)
+    base = run(box, 0, data).manifest_key
+
+    def silent(key: str, offset: int | None, length: int | None) -> None:
+        if key.endswith("/map"):
+            raise Unavailable("no answer")
+
+    box.before_get = silent
+    with pytest.raises(Unavailable):
+        run(box, 1, data, base)
+    with pytest.raises(Unavailable):
+        restore.run(base, box, MemoryTarget(len(data)), FakeControl())
+
+
+def test_every_damage_ends_the_restore_and_names_the_object() -> None:
+    box = memory_container()
+    data = content(3 * SEGMENT + 100)
+    first = run(box, 0, data).manifest_key
+    data[0] ^= 1
+    key = run(box, 1, data, first).manifest_key
+    named = {name for entry in ManifestReader(box, key).segments() for name in entry.object_keys()} | {key}
+    for name in sorted(named):
+        good = objects_of(box)[name]
+        del objects_of(box)[name]
+        with pytest.raises(Damaged) as caught:
+            restore.run(key, box, MemoryTarget(len(data)), FakeControl())
+        assert caught.value.key == name
+        objects_of(box)[name] = good[: len(good) // 3]
+        with pytest.raises(Damaged) as caught:
+            restore.run(key, box, MemoryTarget(len(data)), FakeControl())
+        assert caught.value.key == name
+        objects_of(box)[name] = good
+    check(box, key, data)
+
+
+def test_no_flipped_bit_restores_as_success() -> None:
+    box = memory_container()
+    data = content(SEGMENT + 300, zero=0.2)
+    key = run(box, 0, data, pack_size=2 * SEGMENT).manifest_key
+    rng = random.Random(5)
+    for name in sorted(objects_of(box)):
+        good = objects_of(box)[name]
+        harmless = 0
+        places = rng.sample(range(len(good)), min(60, len(good)))
+        for at in places:
+            changed = bytearray(good)
+            changed[at] ^= 1 << rng.randrange(8)
+            objects_of(box)[name] = bytes(changed)
+            target = MemoryTarget(len(data))
+            named = None
+            try:
+                restore.run(key, box, target, FakeControl())
+            except Damaged as error:
+                named = error.key
+            if named is None:
+                # A restore does not read a pack's header and footer.
+                harmless += 1
+                assert target.data == data
+            else:
+                assert named == name
+        parsed = keys.parse(name)
+        assert parsed is not None
+        assert harmless == 0 or parsed.kind == "pack"
+        assert harmless < len(places) // 2
+        objects_of(box)[name] = good
+
+
+def test_swapped_objects_are_found() -> None:
+    """Two good packs, or two good maps, in each other's place."""
+    box = memory_container()
+    data = content(2 * SEGMENT, zero=0, text=0)
+    key = run(box, 0, data).manifest_key
+    stored = objects_of(box)
+    for kind in ("/map", "/p0000"):
+        one, two = sorted(name for name in stored if name.endswith(kind))
+        stored[one], stored[two] = stored[two], stored[one]
+        with pytest.raises(Damaged):
+            restore.run(key, box, MemoryTarget(len(data)), FakeControl())
+        stored[one], stored[two] = stored[two], stored[one]
+
+
+@pytest.mark.parametrize("fill", [None, b"\xaa"])
+def test_a_restore_goes_on_from_its_checkpoint(monkeypatch: pytest.MonkeyPatch, fill: bytes | None) -> None:
+    monkeypatch.setattr(restore, "FLUSH_TASKS", 1)
+    box = memory_container()
+    data = content(12 * SEGMENT, zero=0.2)
+    data[4 * SEGMENT : 6 * SEGMENT] = bytes(2 * SEGMENT)
+    key = run(box, 0, data).manifest_key
+    for stop_after in range(4, 36, 4):
+        target = MemoryTarget(len(data), fill)
+        saved = [0]
+
+        def save(segment: int, target: MemoryTarget = target, saved: list[int] = saved) -> None:
+            # Below the checkpoint everything is durable already.
+            assert target.flushed[: segment * SEGMENT] == data[: segment * SEGMENT]
+            assert segment >= saved[-1]
+            saved.append(segment)
+
+        with pytest.raises(TaskCancelled):
+            restore.run(key, box, target, FakeControl(stop_after=stop_after), Checkpoint(save=save))
+        # What was not flushed is lost with the machine.
+        target.data[:] = target.flushed
+        target.writes.clear()
+        restore.run(key, box, target, FakeControl(), Checkpoint(start=saved[-1], save=save))
+        assert target.data == data
+        assert saved[-1] == 12
+
+
+def test_a_resumed_restore_does_not_write_below_its_checkpoint() -> None:
+    box = memory_container()
+    data = content(6 * SEGMENT, zero=0)
+    key = run(box, 0, data).manifest_key
+    target = MemoryTarget(len(data), b"\xaa")
+    restore.run(key, box, target, FakeControl(), Checkpoint(start=4))
+    assert min(offset for offset, _ in target.writes) >= 4 * SEGMENT
+    assert target.data[4 * SEGMENT :] == data[4 * SEGMENT :]
+    assert target.data[: 4 * SEGMENT] == b"\xaa" * (4 * SEGMENT)
+
+
+def test_the_page_cache_is_released_only_after_a_flush() -> None:
+    class Ordered(MemoryTarget):
+        def release_cache(self, offset: int, length: int) -> None:
+            assert self.flushed[offset : offset + length] == self.data[offset : offset + length]
+            super().release_cache(offset, length)
+
+    box = memory_container()
+    data = content(20 * SEGMENT, zero=0)
+    key = run(box, 0, data).manifest_key
+    target = Ordered(len(data))
+    restore.run(key, box, target, FakeControl())
+    assert sorted(target.released) == [(index * SEGMENT, SEGMENT) for index in range(20)]
+
+
+def test_a_lagging_listing_does_not_matter() -> None:
+    """Nothing of backup and restore lists at all."""
+    box = memory_container()
+
+    def no_listing(prefix: str = "") -> object:
+        raise AssertionError("listed")
+
+    box.list = no_listing  # type: ignore[assignment,method-assign]
+    data = content(2 * SEGMENT)
+    first = run(box, 0, data).manifest_key
+    check(box, run(box, 1, data, first).manifest_key, data)
+
+
+def test_a_missing_container_says_so() -> None:
+    box = memory_container()
+    box.store.contents.clear()  # type: ignore[attr-defined]
+    with pytest.raises(NotFound):
+        run(box, 0, content(SEGMENT))

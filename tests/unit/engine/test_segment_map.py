@@ -1,0 +1,182 @@
+"""Segment maps and packs: round trips, and bytes that are not what they should be."""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+
+import pytest
+from blake3 import blake3
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backupfw.engine.format import keys, pack
+from backupfw.engine.format.binary import BadBytes
+from backupfw.engine.format.pack import RAW, ZSTD, PackBuffer, check_tail, parse_pack
+from backupfw.engine.format.segment_map import PackInfo, SegmentMap
+from backupfw.errors import UnsupportedFormat
+
+ORIGIN = "i/p/v/b/0.1-0123456789abcdef"
+
+
+def make_map(blocks: int = 6, last: int = 100) -> SegmentMap:
+    """Two packs, a zero block, raw and compressed ones, a short last block."""
+    found = SegmentMap(3, 4096, (blocks - 1) * 4096 + last)
+    found.packs = [PackInfo(keys.pack_key(ORIGIN, 3, number), 100_000, 90_000) for number in range(2)]
+    at = pack.HEADER_BYTES
+    for block in range(blocks):
+        if block == 1:
+            continue
+        found.codecs[block] = ZSTD if block in (3, 7) else RAW
+        found.stored[block] = 77 if block in (3, 7) else found.block_length(block)
+        found.pack[block] = block % 2
+        found.offset[block] = at
+        found.digests[32 * block : 32 * block + 32] = blake3(bytes([block])).digest()
+        at += found.stored[block]
+    return found
+
+
+def same(one: SegmentMap, two: SegmentMap) -> bool:
+    return all(getattr(one, name) == getattr(two, name) for name in SegmentMap.__slots__)
+
+
+@pytest.mark.parametrize("blocks", [2, 3, 6, 16])
+@pytest.mark.parametrize("last", [1, 100, 4096])
+def test_round_trip(blocks: int, last: int) -> None:
+    found = make_map(blocks, last)
+    if blocks < 4:
+        found.packs.pop()
+    parsed = SegmentMap.parse(found.encode())
+    assert same(parsed, found)
+    assert parsed.problem() is None
+    zero = 1
+    assert parsed.data_bytes() == found.length - zero * (4096 if blocks > 2 else last)
+    assert parsed.used_bytes() == sum(found.stored)
+
+
+def test_every_flipped_byte_is_found() -> None:
+    data = make_map().encode()
+    for at in range(len(data)):
+        changed = bytearray(data)
+        changed[at] ^= 1 << (at % 8)
+        with pytest.raises(BadBytes):
+            SegmentMap.parse(bytes(changed))
+    for size in range(len(data)):
+        with pytest.raises(BadBytes):
+            SegmentMap.parse(data[:size])
+
+
+@given(st.data())
+def test_hostile_maps_under_a_right_checksum_raise_only_what_they_should(data: st.DataObject) -> None:
+    body = bytearray(make_map().encode()[:-32])
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, len(body) - 1))
+        body[at] = data.draw(st.integers(0, 255))
+    body = body[: data.draw(st.integers(len(body) - 40, len(body)))]
+    with contextlib.suppress(BadBytes, UnsupportedFormat):
+        SegmentMap.parse(bytes(body) + blake3(body).digest()).problem()
+
+
+def reseal(data: bytes, layout: str, offset: int, value: int) -> bytes:
+    body = bytearray(data[:-32])
+    struct.pack_into(layout, body, offset, value)
+    return bytes(body) + blake3(body).digest()
+
+
+def test_a_newer_version_feature_or_codec_is_refused_as_such() -> None:
+    data = make_map().encode()
+    for layout, offset, value in (("<H", 8, 2), ("<I", 12, 1), ("<I", 16, 1)):
+        with pytest.raises(UnsupportedFormat):
+            SegmentMap.parse(reseal(data, layout, offset, value))
+    found = make_map()
+    found.codecs[0] = 9
+    with pytest.raises(UnsupportedFormat):
+        SegmentMap.parse(found.encode())
+
+
+@pytest.mark.parametrize(
+    ("field", "block", "value"),
+    [
+        ("offset", 0, 0),
+        ("offset", 0, 99_999),
+        ("stored", 0, 4095),
+        ("stored", 3, 4096),
+        ("stored", 3, 0),
+        ("stored", 1, 5),
+        ("pack", 1, 1),
+    ],
+)
+def test_impossible_blocks_are_named(field: str, block: int, value: int) -> None:
+    found = make_map()
+    getattr(found, field)[block] = value
+    assert SegmentMap.parse(found.encode()).problem() is not None
+
+
+def test_a_pack_that_no_block_is_in_is_a_problem() -> None:
+    found = make_map()
+    found.packs.append(PackInfo(keys.pack_key(ORIGIN, 3, 9), 1000, 900))
+    assert "no block" in (SegmentMap.parse(found.encode()).problem() or "")
+
+
+def make_pack() -> bytes:
+    buffer = PackBuffer(8192, 4096, 16)
+    for index in range(3):
+        block = bytes([index + 1]) * 1000
+        assert buffer.add(index, blake3(block).digest(), block, RAW) == pack.HEADER_BYTES + 1000 * index
+    data = bytes(buffer.finish(7, 2))
+    assert buffer.empty
+    buffer.close()
+    return data
+
+
+def test_a_pack_says_what_is_in_it() -> None:
+    data = make_pack()
+    rows = parse_pack(data, 7, 2, 4096)
+    assert [(row.index, row.offset, row.length, row.codec) for row in rows] == [
+        (index, pack.HEADER_BYTES + 1000 * index, 1000, RAW) for index in range(3)
+    ]
+    for row in rows:
+        assert blake3(data[row.offset : row.offset + row.length]).digest() == row.digest
+    check_tail(data[-pack.TAIL_BYTES :])
+
+
+def test_every_flipped_byte_outside_of_the_blocks_is_found() -> None:
+    data = make_pack()
+    inside = range(pack.HEADER_BYTES, pack.HEADER_BYTES + 3000)
+    for at in range(len(data)):
+        if at in inside:
+            continue  # the map's digests guard these
+        changed = bytearray(data)
+        changed[at] ^= 1 << (at % 8)
+        with pytest.raises(BadBytes):
+            parse_pack(bytes(changed), 7, 2, 4096)
+    for size in range(len(data)):
+        with pytest.raises(BadBytes):
+            parse_pack(data[:size], 7, 2, 4096)
+
+
+def test_a_pack_of_another_place_is_refused() -> None:
+    data = make_pack()
+    for segment, number, block_size in ((8, 2, 4096), (7, 3, 4096), (7, 2, 8192)):
+        with pytest.raises(BadBytes, match="another place"):
+            parse_pack(data, segment, number, block_size)
+
+
+def test_a_cut_or_longer_pack_shows_at_its_end() -> None:
+    data = make_pack()
+    for end in (data[-pack.TAIL_BYTES - 1 : -1], data[-pack.TAIL_BYTES + 1 :] + b"\0", b""):
+        with pytest.raises(BadBytes):
+            check_tail(end)
+
+
+def test_a_full_pack_exceeds_its_target_by_less_than_a_block() -> None:
+    buffer = PackBuffer(8192, 4096, 16)
+    count = 0
+    while not buffer.full:
+        buffer.add(count, bytes(32), bytes(4000), RAW)
+        count += 1
+    assert 8192 <= buffer.data_bytes < 8192 + 4096
+    buffer.finish(0, 0)
+    assert buffer.data_bytes == 0
+    assert not buffer.full
+    buffer.close()
