@@ -98,7 +98,10 @@ class VolumeTasks:
         self._end(task, Volume, VolumeMoves.create_failed, reason)
 
     def start_delete(self, task: Task) -> rows.Volume | None:
-        """Say which volume to delete; None: snapshots of it are being deleted first, so try again soon.
+        """Say which volume to delete; None: snapshots of it are being deleted first.
+
+        Then give the task back with a delay of a second or so (``Tasks.release``): without one it would
+        be claimed again before the younger tasks it waits for.
 
         :raises InvalidVolume: a snapshot of it could not be deleted, so the volume cannot be either.
         """

@@ -1,0 +1,108 @@
+"""Services: heartbeats, who is up by the database's clock, enable and disable."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from backupfw.db import models
+from backupfw.manager.services import ServiceManager, ServiceNotFound
+from tests.unit.manager.catalogue import ADMIN, make_conf, make_database
+
+
+@pytest.fixture
+def services() -> Iterator[ServiceManager]:
+    db = make_database()
+    yield ServiceManager(db, make_conf())
+    db.close()
+
+
+def age(services: ServiceManager, seconds: float) -> None:
+    with services._db.write() as session:
+        for row in session.query(models.Service):
+            row.reported_at -= timedelta(seconds=seconds)
+
+
+def test_a_process_that_reports_is_up_until_it_is_silent(services: ServiceManager) -> None:
+    assert not services.backup_workers_alive()
+    services.heartbeat("one", "cinder-backup", "nova", {"main": "x.y.Driver"})
+    (service,) = services.list(ADMIN)
+    assert (service.host, service.binary, service.availability_zone) == ("one", "cinder-backup", "nova")
+    assert service.stores == {"main": "x.y.Driver"}
+    assert (service.state, service.status, services.is_up(service)) == ("up", "enabled", True)
+    assert services.backup_workers_alive()
+    age(services, 50)
+    assert services.backup_workers_alive()
+    age(services, 11)
+    assert not services.backup_workers_alive()
+    assert services.list(ADMIN)[0].state == "down"
+    services.heartbeat("one", "cinder-backup", "east", {})
+    (again,) = services.list(ADMIN)
+    assert (again.id, again.state, again.availability_zone) == (service.id, "up", "east")
+    assert again.created_at == service.created_at
+
+
+def test_the_time_of_silence_is_configured(services: ServiceManager) -> None:
+    services.heartbeat("one", "cinder-backup")
+    age(services, 11)
+    services._conf.set_override("service_down_time", 10)
+    assert not services.backup_workers_alive()
+
+
+def test_only_workers_count_as_workers(services: ServiceManager) -> None:
+    services.heartbeat("one", "cinder-api")
+    assert not services.backup_workers_alive()
+
+
+def test_a_disabled_worker_does_not_count(services: ServiceManager) -> None:
+    services.heartbeat("one", "cinder-backup")
+    off = services.set_disabled(ADMIN, "one", "cinder-backup", disabled=True, reason="repair")
+    assert (off.status, off.disabled_reason, off.state) == ("disabled", "repair", "up")
+    assert not services.backup_workers_alive()
+    services.heartbeat("one", "cinder-backup")
+    assert services.list(ADMIN)[0].disabled
+    services.heartbeat("two", "cinder-backup")
+    assert services.backup_workers_alive()
+    on = services.set_disabled(ADMIN, "one", "cinder-backup", disabled=False)
+    assert (on.status, on.disabled_reason) == ("enabled", None)
+
+
+def test_unknown_services_cannot_be_changed(services: ServiceManager) -> None:
+    services.heartbeat("one", "cinder-backup")
+    with pytest.raises(ServiceNotFound, match=r"^Service cinder-backup could not be found\.$"):
+        services.set_disabled(ADMIN, "two", "cinder-backup", disabled=True)
+
+
+def test_the_list_can_be_narrowed(services: ServiceManager) -> None:
+    for host in ("b", "a"):
+        for binary in ("cinder-backup", "cinder-api"):
+            services.heartbeat(host, binary)
+
+    def found(**filters: str) -> list[tuple[str, str]]:
+        return [(service.host, service.binary) for service in services.list(ADMIN, **filters)]
+
+    assert found() == [(host, binary) for host in "ab" for binary in ("cinder-api", "cinder-backup")]
+    assert found(host="a") == [("a", "cinder-api"), ("a", "cinder-backup")]
+    assert found(binary="cinder-api") == [("a", "cinder-api"), ("b", "cinder-api")]
+    assert found(host="a", binary="cinder-api") == [("a", "cinder-api")]
+    assert found(host="c") == []
+
+
+def test_first_reports_may_race(tmp_path: Path) -> None:
+    db = make_database(tmp_path)
+    services = ServiceManager(db, make_conf())
+    start = threading.Barrier(8)
+
+    def report(_number: int) -> None:
+        start.wait()
+        services.heartbeat("one", "cinder-backup")
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(report, range(8)))
+    assert len(services.list(ADMIN)) == 1
+    db.close()
