@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
 from backupfw.cmd import state
 from backupfw.errors import ConfigError
@@ -67,7 +67,7 @@ def connect(conf: cfg.ConfigOpts) -> Database:
     options: dict[str, Any] = {name: conf.database[name] for name in _PASSED_ON}
     try:
         return Database(conf.database.connection, **options)
-    except ImportError as error:
+    except (ImportError, NoSuchModuleError) as error:
         raise ConfigError(f"section [database], option connection: {error}; install that driver") from error
 
 

@@ -37,8 +37,15 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+def _message(error: Exception, debug: bool) -> str:
+    """Say in one line what went wrong."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, (BackupfwError, OSError)):
+        return text
+    if isinstance(error, DBError):
+        return f"database: {text}"
+    hint = "" if debug else " (--debug shows where)"
+    return f"internal error: {type(error).__name__}: {text}{hint}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,18 +67,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output left; Python would complain once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (BackupfwError, OSError) as error:
-        message = _one_line(error)
-    except DBError as error:
-        message = f"database: {_one_line(error)}"
     except Exception as error:  # noqa: BLE001  (whatever it is, the user gets one line)
-        message = f"internal error: {type(error).__name__}: {_one_line(error)}"
-        if not args.debug:
-            message += " (--debug shows where)"
-    if args.debug:
-        traceback.print_exc()
-    print(f"backupfw: {message}", file=sys.stderr)
-    return 1
+        if args.debug:
+            traceback.print_exc()
+        print(f"backupfw: {_message(error, args.debug)}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

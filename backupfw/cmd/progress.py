@@ -7,23 +7,20 @@ import threading
 import time
 from typing import TextIO
 
-from backupfw.conf.types import format_size
-
 #: Seconds between two redraws on a terminal, and between two plain lines elsewhere.
 TERMINAL_PAUSE = 0.1
 PLAIN_PAUSE = 10.0
 
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+
 
 def human_size(count: float) -> str:
-    """Return bytes as people read them, e.g. ``12.3 MiB``; exact where it is short."""
-    if count < 1024:
-        return f"{int(count)} B"
-    exact = format_size(int(count))
-    if count == int(count) and " " in exact and len(exact) <= 8:
-        return exact
-    units = ("KiB", "MiB", "GiB", "TiB", "PiB")
-    power = min((int(count).bit_length() - 1) // 10, len(units))
-    return f"{count / (1 << 10 * power):.1f} {units[power - 1]}"
+    """Return bytes as people read them, e.g. ``64 KiB`` or ``12.3 MiB``."""
+    power = max(0, min((int(count).bit_length() - 1) // 10, len(_UNITS) - 1))
+    value = count / (1 << 10 * power)
+    return (
+        f"{value:.0f} {_UNITS[power]}" if value.is_integer() or not power else f"{value:.1f} {_UNITS[power]}"
+    )
 
 
 class Progress:

@@ -52,7 +52,7 @@ def _containers(db: Database, conf: cfg.ConfigOpts, wanted: list[str] | None) ->
 
     stores = [name for name in conf.enabled_stores if wanted is None or name in wanted]
     with db.read() as session:
-        known = session.execute(select(Manifest.store, Manifest.container).distinct()).tuples().all()
+        known = session.execute(select(Manifest.store, Manifest.container).distinct()).all()
     pairs = {(store, container) for store, container in known if store in stores}
     return sorted(pairs | {(store, conf.backup.container) for store in stores})
 

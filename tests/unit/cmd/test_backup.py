@@ -1,0 +1,121 @@
+"""``backup show``, ``backup verify`` and ``sweep`` on a backup that a real service made."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backupfw.chunkstore.base import Body
+from backupfw.cmd import configure, database, service, store
+from backupfw.context import RequestContext
+from backupfw.manager.backups import BackupManager
+from tests.unit.cmd.conftest import Run
+
+CTX = RequestContext("demo", "tester", frozenset({"admin"}), is_admin=True)
+
+
+def load_conf(state: Path) -> Any:
+    return configure.load(argparse.Namespace(state_dir=str(state), config_file=[], debug=False)).conf
+
+
+@pytest.fixture
+def backup_id(run: Run, state: Path, tmp_path: Path) -> str:
+    """The id of an available backup of 3 MiB."""
+    image = tmp_path / "image.raw"
+    image.write_bytes(random.Random(8).randbytes(3 << 20))
+    volume = run("volume", "adopt", str(image)).out.strip()
+    conf = load_conf(state)
+    conf.set_override("port", 0, "api")
+    with service.EmbeddedService(conf), database.opened(conf) as db:
+        backups = BackupManager(db, conf)
+        made = backups.create(
+            CTX,
+            volume_id=volume,
+            name=None,
+            description=None,
+            container=None,
+            incremental=False,
+            force=False,
+            snapshot_id=None,
+        )
+        end = time.monotonic() + 30
+        while backups.get(CTX, made.id).status == "creating" and time.monotonic() < end:
+            time.sleep(0.02)
+        assert backups.get(CTX, made.id).status == "available"
+    return made.id
+
+
+@pytest.fixture
+def shown(run: Run, backup_id: str) -> Iterator[dict[str, Any]]:
+    """What ``backup show`` prints."""
+    done = run("backup", "show", backup_id)
+    assert done.status == 0, done.err
+    return json.loads(done.out)
+
+
+def objects(state: Path) -> list[Path]:
+    return [path for path in (state / "store").rglob("*") if path.is_file()]
+
+
+def test_the_figures_are_true(state: Path, shown: dict[str, Any]) -> None:
+    assert shown["stored_bytes"] == sum(path.stat().st_size for path in objects(state))
+    assert shown["object_count"] == len(objects(state))
+    assert shown["length"] == 3 << 20
+    assert shown["manifest"].endswith("/manifest")
+    assert shown["created_at"].endswith("Z")
+
+
+def test_verify(run: Run, state: Path, backup_id: str, shown: dict[str, Any]) -> None:
+    done = run("backup", "verify", backup_id)
+    assert done.status == 0, done.out
+    assert f"backup {backup_id}: ok ({shown['object_count']} objects, 48 blocks" in done.out
+    largest = max(objects(state), key=lambda path: path.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 1
+    largest.chmod(0o600)
+    largest.write_bytes(data)
+    done = run("backup", "verify", backup_id)
+    assert done.status == 1
+    damaged, verdict = done.out.splitlines()
+    assert damaged.startswith("damaged: ")
+    assert "DAMAGED, 1 object" in verdict
+
+
+def test_no_such_backup(run: Run) -> None:
+    for verb in ("show", "verify"):
+        done = run("backup", verb, "nothing")
+        assert (done.status, done.err) == (1, "backupfw: Backup nothing could not be found.\n")
+
+
+def test_sweep(run: Run, state: Path, backup_id: str, shown: dict[str, Any]) -> None:
+    before = len(objects(state))
+    done = run("sweep", "--dry-run")
+    assert (done.status, done.out) == (0, f"1 volumes, {before} objects, 0 orphans (0 B)\n")
+    # An object that a lost attempt of this backup might have left, and one that is not ours.
+    conf = load_conf(state)
+    prefix = shown["manifest"].rsplit("/", 2)[0]
+    stray = f"{prefix}/1.7-0123456789abcdef/00000000/p0000"
+    with store.opened(conf, "main") as opened:
+        for key in (stray, "somebody/elses"):
+            opened.put("volumebackups", key, Body.from_bytes(b"stray"))
+    found = run("sweep", "--dry-run")
+    assert found.status == 0
+    volume_line, total = found.out.splitlines()
+    assert volume_line == f"volume {shown['volume_id']} of project demo: 1 orphans, 5 B"
+    assert total == f"1 volumes, {before + 1} objects, 1 orphans (5 B)"
+    assert len(objects(state)) == before + 2
+    assert run("sweep").out.splitlines()[-1].endswith("1 orphans (5 B) deleted")
+    assert len(objects(state)) == before + 1
+    assert "0 orphans" in run("sweep").out
+    assert run("backup", "verify", backup_id).status == 0
+
+
+def test_sweep_of_nothing(run: Run) -> None:
+    assert run("sweep").out == "0 volumes, 0 objects, 0 orphans (0 B)\n"

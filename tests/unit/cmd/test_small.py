@@ -1,0 +1,116 @@
+"""``db``, ``config`` and ``store`` commands, and the state directory's lock."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from backupfw.cmd import state as state_directory
+from backupfw.db import migrate
+from backupfw.errors import ConfigError
+from tests.unit.cmd.conftest import Run
+
+
+def test_db(run: Run, state: Path) -> None:
+    assert run("db", "version").out == "none\n"
+    refused = run("db", "check")
+    assert refused.status == 1
+    assert "backupfw db sync" in refused.err
+    for _ in range(2):
+        assert run("db", "sync").out == f"{migrate.head()}\n"
+    assert run("db", "version").out == f"{migrate.head()}\n"
+    assert run("db", "check").out.startswith("ok")
+
+
+def test_a_database_of_a_newer_release_is_left_alone(run: Run, state: Path) -> None:
+    run("db", "sync")
+    with contextlib.closing(sqlite3.connect(state / "backupfw.sqlite")) as db, db:
+        db.execute("UPDATE alembic_version SET version_num = '9999'")
+    done = run("volume", "create", "--size", "1")
+    assert done.status == 1
+    assert "9999" in done.err
+    assert run("db", "version").out == "9999\n"
+
+
+def test_the_installation_id_is_the_configurations(run: Run, state: Path) -> None:
+    chosen = "0a0b0c0d-1111-2222-3333-444455556666"
+    state.mkdir()
+    (state / "backupfw.conf").write_text(f"[DEFAULT]\ninstallation_id = {chosen}\n")
+    assert run("db", "sync").status == 0
+    with contextlib.closing(sqlite3.connect(state / "backupfw.sqlite")) as db:
+        assert db.execute("SELECT uuid FROM installation").fetchall() == [(chosen,)]
+    (state / "backupfw.conf").write_text(f"[DEFAULT]\ninstallation_id = {chosen.replace('a', 'f')}\n")
+    done = run("volume", "create", "--size", "1")
+    assert done.status == 1
+    assert chosen in done.err
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("sqlite://", "in memory"),
+        ("this is none", "not a database URL"),
+        ("postgresql+nodriver://h/d", "driver"),
+    ],
+)
+def test_a_connection_that_cannot_be_used(run: Run, state: Path, url: str, said: str) -> None:
+    state.mkdir()
+    (state / "backupfw.conf").write_text(f"[database]\nconnection = {url}\n")
+    done = run("db", "version")
+    assert done.status == 1
+    assert "section [database], option connection" in done.err
+    assert said in done.err
+
+
+def test_config_check(run: Run, state: Path) -> None:
+    done = run("config", "check")
+    assert done.status == 0
+    assert done.out.splitlines()[0].startswith("configuration ok")
+    assert "store main (default): driver posix" in done.out
+    assert not state.exists(), "nothing is opened or made"
+    state.mkdir()
+    (state / "backupfw.conf").write_text("[api]\nport = 123456\n[stray]\nx = 1\n")
+    done = run("config", "check")
+    assert (done.status, done.out) == (1, "")
+    assert done.err.count("\n") == 1
+    assert "section [api], option port" in done.err
+    (state / "backupfw.conf").write_text("[api]\nlisten = 0.0.0.0\n[stray]\nx = 1\n")
+    assert "allow_noauth_beyond_loopback" in run("config", "check").err
+    (state / "backupfw.conf").write_text("[stray]\nx = 1\n")
+    done = run("config", "check")
+    assert done.status == 0
+    assert "[stray]" in done.err
+
+
+def test_store_list(run: Run) -> None:
+    lines = run("store", "list").out.splitlines()
+    assert lines[0].split() == ["driver", "distribution", "version", "api", "stores", "state"]
+    posix = next(line.split() for line in lines if line.startswith("posix"))
+    assert posix[1] == "backupfw-posix"
+    assert posix[4:6] == ["main", "(default)"]
+    assert posix[-1] == "ok"
+
+
+def test_a_store_that_is_not_enabled(run: Run) -> None:
+    for words in (("store", "check", "tape"), ("sweep", "--store", "tape")):
+        done = run(*words)
+        assert done.status == 1
+        assert "enabled: main" in done.err
+
+
+def test_one_service_per_state_directory(state: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(state_directory.only_service(str(state)))
+        with pytest.raises(ConfigError, match="another backupfw service"):
+            stack.enter_context(state_directory.only_service(str(state)))
+    with state_directory.only_service(str(state)):
+        pass
+
+
+def test_a_state_directory_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="state directory"):
+        state_directory.prepare(str(tmp_path / "file" / "state"))
