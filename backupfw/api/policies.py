@@ -68,6 +68,7 @@ RULES: Mapping[str, Level] = {
     "volume_extension:quota_classes:get": Level.ADMIN,
     "volume_extension:quota_classes:update": Level.ADMIN,
     "volume_extension:services:index": Level.ADMIN,
+    "volume_extension:services:update": Level.ADMIN,
     "volume:availability_zone_list": Level.READER,
     "volume_extension:type_get_all": Level.READER,
     "volume_extension:type_get": Level.READER,

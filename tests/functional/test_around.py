@@ -10,7 +10,7 @@ import pytest
 from backupfw.api.app import Settings, make_app
 from backupfw.db import models
 from backupfw.errors import ConfigError
-from tests.functional.cloud import NOBODY, Client, Cloud, check_frame, message
+from tests.functional.cloud import NOBODY, Client, Cloud, check_frame, message, record
 
 LIMITS = {
     "maxTotalVolumes",
@@ -300,6 +300,27 @@ def test_services(cloud: Cloud, member: Client, admin: Client) -> None:
     }
     assert admin.get("/os-services?host=nobody").json == {"services": []}
     member.get("/os-services", 403)
+
+
+def test_services_are_switched_off_and_on(cloud: Cloud, member: Client, admin: Client) -> None:
+    cloud.start_worker()
+    one = {"host": "host1", "binary": "cinder-backup"}
+    member.put("/os-services/disable", one, 403)
+    expected = {**one, "service": "cinder-backup", "disabled": True, "status": "disabled"}
+    assert admin.put("/os-services/disable", one).json == expected
+    with_reason = {**one, "disabled_reason": "moving"}
+    answer = admin.put("/os-services/disable-log-reason", with_reason).json
+    assert answer == {**expected, "disabled_reason": "moving"}
+    (service,) = admin.get("/os-services").json["services"]
+    assert (service["status"], service["disabled_reason"]) == ("disabled", "moving")
+    admin.post("/backups/import_record", record(), 503)
+    answer = admin.put("/os-services/enable", one).json
+    assert answer == {**expected, "disabled": False, "status": "enabled", "disabled_reason": None}
+    admin.post("/backups/import_record", record(), 201)
+    admin.put("/os-services/enable", {**one, "host": "nobody"}, 404)
+    for body in (None, {}, {"host": "h"}, {**one, "host": 1}, {**one, "x": 1}):
+        admin.put("/os-services/enable", body, 400)
+    admin.put("/os-services/disable-log-reason", one, 400)
 
 
 def test_zones_types_and_extensions(shared: Cloud) -> None:

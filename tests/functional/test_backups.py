@@ -337,7 +337,7 @@ def test_delete_of_a_parent(cloud: Cloud, member: Client) -> None:
     refused = "Invalid backup: Incremental backups exist for this backup."
     assert message(member.delete(f"/backups/{full}", 400)) == refused
     admin = cloud.client("ops", "admin")
-    force = {"os-force_delete": {}}
+    force: dict[str, Any] = {"os-force_delete": {}}
     assert message(admin.post(f"/backups/{full}/action", force, 400)) == refused
     cloud.conf.set_override("refuse_delete_of_parents", False, "backup")
     member.delete(f"/backups/{full}")

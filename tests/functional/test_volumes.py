@@ -197,6 +197,7 @@ def test_list(cloud: Cloud, member: Client) -> None:
 
 
 def test_update(cloud: Cloud, member: Client) -> None:
+    body: Any
     volume = cloud.volume(name="a", description="d", metadata={"k": "v"})
     path = f"/volumes/{volume}"
     changed = member.put(path, {"volume": {"name": " b "}}).json["volume"]
@@ -334,6 +335,7 @@ def test_invalid_actions(cloud: Cloud, member: Client, body: Any) -> None:
 
 @pytest.mark.parametrize("kind", ["volumes", "snapshots"])
 def test_metadata(cloud: Cloud, member: Client, kind: str) -> None:
+    body: Any
     owner = cloud.volume()
     if kind == "snapshots":
         owner = cloud.snapshot(owner)
@@ -427,6 +429,7 @@ def test_invalid_snapshots(shared: Cloud, body: Any) -> None:
 
 
 def test_snapshot_refusals(cloud: Cloud, member: Client, admin: Client) -> None:
+    body: Any
     missing = member.post("/snapshots", {"snapshot": {"volume_id": NOBODY}}, 404)
     assert message(missing) == f"Volume {NOBODY} could not be found."
     volume = cloud.volume()

@@ -7,6 +7,7 @@ from typing import Any
 
 from backupfw.api.controllers.base import Controller
 from backupfw.api.routing import Call, Route
+from backupfw.api.schemas import services as schemas
 from backupfw.api.views.common import timestamp
 
 
@@ -15,7 +16,17 @@ class ServicesController(Controller):
 
     def routes(self) -> Sequence[Route]:
         """Return the lines of the route table."""
-        return [Route("GET", "/os-services", self.index)]
+        return [
+            Route("GET", "/os-services", self.index),
+            Route("PUT", "/os-services/enable", self.enable, schema=schemas.choice),
+            Route("PUT", "/os-services/disable", self.disable, schema=schemas.choice),
+            Route(
+                "PUT",
+                "/os-services/disable-log-reason",
+                self.disable_with_reason,
+                schema=schemas.with_reason,
+            ),
+        ]
 
     def index(self, call: Call) -> dict[str, Any]:
         """``GET /os-services``; ``?host`` and ``?binary`` choose."""
@@ -36,4 +47,30 @@ class ServicesController(Controller):
                 }
                 for service in found
             ]
+        }
+
+    def enable(self, call: Call) -> dict[str, Any]:
+        """``PUT /os-services/enable``."""
+        return {**self._switch(call, disabled=False), "disabled_reason": None}
+
+    def disable(self, call: Call) -> dict[str, Any]:
+        """``PUT /os-services/disable``."""
+        return self._switch(call, disabled=True)
+
+    def disable_with_reason(self, call: Call) -> dict[str, Any]:
+        """``PUT /os-services/disable-log-reason``."""
+        reason = call.body["disabled_reason"].strip()
+        return {**self._switch(call, disabled=True, reason=reason), "disabled_reason": reason}
+
+    def _switch(self, call: Call, *, disabled: bool, reason: str | None = None) -> dict[str, Any]:
+        self.enforce(call, "volume_extension:services:update")
+        service = self.managers.services.set_disabled(
+            call.context, call.body["host"], call.body["binary"], disabled=disabled, reason=reason
+        )
+        return {
+            "host": service.host,
+            "service": service.binary,
+            "binary": service.binary,
+            "disabled": service.disabled,
+            "status": service.status,
         }
