@@ -13,7 +13,7 @@ from hypothesis import given, settings
 
 from backupfw.errors import TargetError
 from backupfw.volume.base import VolumeRef
-from backupfw.volume.local import linux, target
+from backupfw.volume.local import linux
 from backupfw.volume.local.holes import data_extents
 from backupfw.volume.local.provider import LocalProvider
 from backupfw.volume.local.source import LocalSource
@@ -118,7 +118,7 @@ def test_many_buffers_and_short_writes(provider: LocalProvider, monkeypatch: pyt
             else real(fd, views[:1], offset)
         )
 
-    monkeypatch.setattr(target.os, "pwritev", short)
+    monkeypatch.setattr(os, "pwritev", short)
     with provider.open_target(volume, 1) as opened:
         opened.write(11, buffers)
         opened.write(0, [])
@@ -175,7 +175,7 @@ def test_a_failed_flush_is_never_forgotten(provider: LocalProvider, monkeypatch:
     with provider.open_target(volume, 1) as opened:
         opened.write(0, [b"x"])
         with monkeypatch.context() as patch:
-            patch.setattr(target.os, "fdatasync", mock.Mock(side_effect=OSError(5, "lost")))
+            patch.setattr(os, "fdatasync", mock.Mock(side_effect=OSError(5, "lost")))
             with pytest.raises(OSError, match="lost"):
                 opened.flush()
         # The kernel would say yes now, although what was lost is still lost.
