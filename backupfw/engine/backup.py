@@ -71,8 +71,10 @@ def run(
     """
     if job.hash_mode != HASH_BLAKE3 or job.key_id is not None:
         raise UnsupportedFormat(f"hash mode {job.hash_mode} with a key is not known to this release")
-    if (problem := job.geometry.problem()) or source.length != job.geometry.length:
-        raise ValueError(problem or "the source has another length than the job")
+    if problem := job.problem():
+        raise ValueError(problem)
+    if source.length != job.geometry.length:
+        raise ValueError("the source has another length than the job")
     base = _open_base(job, container, control)
     halt = Halt(control)
     meter = Meter(control, _total(source, job.geometry, control))

@@ -10,6 +10,10 @@ from backupfw.engine.format import keys
 from backupfw.engine.format.geometry import MIB, Geometry
 from backupfw.engine.format.manifest import HASH_BLAKE3
 
+#: Bounds of a job's pack size, in bytes; a pack exceeds it by less than a block, and its footer.
+MIN_PACK_SIZE = 4 << 10
+MAX_PACK_SIZE = 128 * MIB
+
 
 class Control(Protocol):
     """The running task, as the engine sees it.  Every method is called from several threads at once."""
@@ -79,6 +83,16 @@ class BackupJob:
     hash_mode: str = HASH_BLAKE3
     key_id: str | None = None
     streams: int = 2
+
+    def problem(self) -> str | None:
+        """Say which bound the job's numbers break, or None."""
+        if problem := self.geometry.problem():
+            return problem
+        if not MIN_PACK_SIZE <= self.pack_size <= MAX_PACK_SIZE:
+            return f"the pack size {self.pack_size} is not within {MIN_PACK_SIZE} and {MAX_PACK_SIZE}"
+        if self.pack_size * keys.MAX_PACKS < self.geometry.segment_size:
+            return "a segment may need more packs than there are numbers"
+        return None
 
     @property
     def origin(self) -> keys.Origin:

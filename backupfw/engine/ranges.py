@@ -11,8 +11,9 @@ from backupfw.engine.format.segment_map import SegmentMap
 
 #: Most gaps of a pack that are left out: more requests cost more than the bytes they save.
 MAX_CUTS = 2
-#: Bytes of one request, unless the pack is so large that a third of it is more.
+#: Bytes of one request: a third of the pack, within these bounds.
 LEAST_RANGE_LIMIT = 8 * MIB
+MOST_RANGE_LIMIT = 32 * MIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,8 @@ def plan(found: SegmentMap, blocks: Sequence[int], pack_bytes: int, join_gap: in
         end = max(end, offset[block] + stored[block])
     cuts = {place for _, place in sorted(gaps, reverse=True)[:MAX_CUTS]}
     # Equal parts, so that a pack just above the limit does not cost a request for its last block.
-    limit = max(LEAST_RANGE_LIMIT, -(-pack_bytes // 3) + found.block_size)
+    third = -(-pack_bytes // 3) + found.block_size
+    limit = min(max(LEAST_RANGE_LIMIT, third), MOST_RANGE_LIMIT)
     ranges: list[Range] = []
     first, start = 0, offset[blocks[0]]
     end = start

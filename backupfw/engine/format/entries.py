@@ -25,8 +25,9 @@ _U32 = struct.Struct("<I")
 _ENTRY = struct.Struct("<IHI32sQQH")
 _PACK = struct.Struct("<HHI")
 
-#: Most bytes a segment map may have.
+#: Most bytes a segment map and a pack may have: what a reader's memory is bounded by.
 MAX_MAP_BYTES = 64 << 20
+MAX_PACK_BYTES = 256 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +150,8 @@ def decode_entries(data: bytes | memoryview) -> list[SegmentEntry]:
                 PackRef(origins[pack_origin], number, size)
                 for pack_origin, number, size in _PACK.iter_unpack(cursor.take(packs * _PACK.size))
             )
+            if any(ref.size > MAX_PACK_BYTES for ref in refs):
+                raise BadBytes("a pack is longer than any pack")
             entries.append(
                 SegmentEntry(index, MapRef(origins[origin], digest, length), data_bytes, used, refs)
             )

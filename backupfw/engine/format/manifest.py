@@ -43,8 +43,7 @@ MAGIC = b"BFWmanif"
 VERSION = 1
 #: Required-feature bits that this release knows; any other set bit means: refuse.
 KNOWN_FEATURES = 0
-#: Header flag: digests are keyed (BLAKE3 with the data key), as encryption will have it.
-FLAG_KEYED_HASH = 1
+# Bit 0 of the header's flags is kept for keyed digests (encryption); this version sets none.
 
 #: What the digests of blocks are.
 HASH_BLAKE3 = "blake3"
@@ -309,7 +308,7 @@ class ManifestReader:
                 raise BadBytes("it was written under another key")
         except BadBytes as error:
             raise objects.damaged(container, key, str(error)) from error
-        if self.head.hash_mode != HASH_BLAKE3 or self._flags & ~FLAG_KEYED_HASH or self.head.key_id:
+        if self.head.hash_mode != HASH_BLAKE3 or self._flags or self.head.key_id is not None:
             raise UnsupportedFormat(f"object {key} needs a hash mode or key this release does not know")
         self._after_head = stream
 

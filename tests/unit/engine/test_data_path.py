@@ -404,3 +404,19 @@ def test_a_sparse_4_tib_volume_costs_no_call_per_block() -> None:
     restore.run(result.manifest_key, box, dirty, FakeControl())
     assert (dirty.zeroed, dirty.written) == (length - 3 * 64 * KIB, 3 * 64 * KIB)
     assert dirty.calls <= length // size + 10
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"pack_size": 100},
+        {"pack_size": 1 << 30},
+        {"geometry": Geometry(SEGMENT, 1000, 64000)},
+        {"geometry": Geometry(SEGMENT + 1, BLOCK, SEGMENT)},
+    ],
+)
+def test_a_job_out_of_bounds_is_refused(changes: dict[str, Any]) -> None:
+    box = memory_container()
+    with pytest.raises(ValueError, match=r"size|pack|bounds|length"):
+        run(box, 0, bytes(SEGMENT), **changes)
+    assert objects_of(box) == {}

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from backupfw.engine.format import keys, manifest
 from backupfw.engine.format.binary import BadBytes
 from backupfw.engine.format.entries import (
+    MAX_PACK_BYTES,
     MapRef,
     PackRef,
     SegmentEntry,
@@ -30,7 +31,7 @@ from tests.unit.engine.fakes import FaultyContainer, memory_container, objects_o
 
 ORIGINS = [str(keys.Origin("i", "p", "v", f"b{number}", 0, 1, f"{number:016x}")) for number in range(4)]
 
-packs = st.builds(PackRef, st.sampled_from(ORIGINS), st.integers(0, 0xFFFF), st.integers(0, 0xFFFFFFFF))
+packs = st.builds(PackRef, st.sampled_from(ORIGINS), st.integers(0, 0xFFFF), st.integers(0, MAX_PACK_BYTES))
 entries = st.builds(
     SegmentEntry,
     st.integers(0, 999),

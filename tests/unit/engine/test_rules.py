@@ -125,6 +125,8 @@ def test_a_large_pack_is_read_in_few_bounded_pieces() -> None:
     parts = plan(found, by_pack(found)[0], size, MIB)
     assert len(parts) <= 4
     assert max(part.length for part in parts) <= 11.5 * MIB
+    # However large a hostile map says the pack is, a read stays bounded.
+    assert max(part.length for part in plan(found, by_pack(found)[0], 1 << 32, MIB)) <= 32 * MIB
 
 
 @given(

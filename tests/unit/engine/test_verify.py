@@ -61,10 +61,9 @@ def test_each_missing_or_cut_object_is_found_alone(quick: bool) -> None:
         for cut in (0, 1, len(good) - 1):
             objects_of(box)[name] = good[:cut]
             assert look(box, key, quick=quick)[0] == {name}
-        if not name.endswith("/manifest"):
-            objects_of(box)[name] = good + b"\0"
-            # A quick look at a longer pack finds the promised end in the wrong place only by its bytes.
-            assert look(box, key)[0] == {name}
+        # Bytes after the promised ones are not read by anybody.
+        objects_of(box)[name] = good + b"\0"
+        assert look(box, key, quick=quick)[0] == set()
         objects_of(box)[name] = good
 
 

@@ -1,0 +1,1 @@
+"""Stored bytes of earlier releases, which must restore for ever."""
