@@ -13,6 +13,7 @@ from typing import Any
 from backupfw.api import bodies, errors
 from backupfw.api.links import Links
 from backupfw.api.query import Query
+from backupfw.api.schemas.types import SchemaOf
 from backupfw.api.versions import V2, ApiVersion
 from backupfw.context import RequestContext
 
@@ -37,7 +38,6 @@ class Call:
 
 
 Handler = Callable[[Call], dict[str, Any] | None]
-SchemaOf = Callable[[ApiVersion], dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)

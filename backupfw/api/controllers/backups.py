@@ -12,7 +12,6 @@ from backupfw.api.query import ListingRules
 from backupfw.api.routing import Action, Call, Route
 from backupfw.api.schemas import backups as schemas
 from backupfw.api.views import backups as views
-from backupfw.api.views import common
 
 if TYPE_CHECKING:
     from backupfw.manager.rows import Backup
@@ -91,19 +90,15 @@ class BackupsController(Controller):
 
     def _index(self, call: Call, *, detail: bool) -> dict[str, Any]:
         self.enforce(call, "backup:get_all")
-        wanted = self.listing(call, LISTING)
-        page = self.managers.backups.list(
-            call.context,
-            detail=detail,
-            filters=wanted.filters,
-            all_tenants=wanted.all_tenants,
-            limit=wanted.limit,
-            marker=wanted.marker,
-            offset=wanted.offset,
-            sort=wanted.sort,
-        )
         view = views.detail if detail else views.summary
-        return common.page(call, "backups", page.items, wanted.limit, lambda backup: view(call, backup))
+        return self.page(
+            call,
+            self.managers.backups.list,
+            "backups",
+            LISTING,
+            lambda backup: view(call, backup),
+            detail=detail,
+        )
 
     def show(self, call: Call) -> dict[str, Any]:
         """``GET /backups/{id}``."""

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from backupfw import errors
 from backupfw.api import policies
-from backupfw.api.query import Listing, ListingRules, listing
+from backupfw.api.query import ListingRules, listing
 from backupfw.api.routing import Call, Route
 from backupfw.api.schemas import formats
+from backupfw.api.views import common
 
 if TYPE_CHECKING:
     from backupfw.manager.backups import BackupManager
     from backupfw.manager.quota import QuotaManager
+    from backupfw.manager.rows import Page
     from backupfw.manager.services import ServiceManager
     from backupfw.manager.snapshots import SnapshotManager
     from backupfw.manager.volumes import VolumeManager
+
+Item = TypeVar("Item", bound=common.HasId)
 
 
 @dataclass(frozen=True)
@@ -67,9 +71,34 @@ class Controller:
         """See :func:`policies.enforce`."""
         policies.enforce(self.policy, call.context, rule, project_id)
 
-    def listing(self, call: Call, rules: ListingRules) -> Listing:
-        """Read the query of a listing."""
-        return listing(call.query, rules, is_admin=call.context.is_admin, max_limit=self.settings.max_limit)
+    def page(
+        self,
+        call: Call,
+        lister: Callable[..., Page[Item]],
+        collection: str,
+        rules: ListingRules,
+        view: Callable[[Item], dict[str, Any]],
+        *,
+        detail: bool,
+    ) -> dict[str, Any]:
+        """Answer a listing: read its query, ask the manager, show what came.
+
+        :param lister: the manager's ``list``.
+        :param collection: key of the answer's body, e.g. ``backups``.
+        :param detail: whether the view shows everything.
+        """
+        wanted = listing(call.query, rules, is_admin=call.context.is_admin, max_limit=self.settings.max_limit)
+        page = lister(
+            call.context,
+            detail=detail,
+            filters=wanted.filters,
+            all_tenants=wanted.all_tenants,
+            limit=wanted.limit,
+            marker=wanted.marker,
+            offset=wanted.offset,
+            sort=wanted.sort,
+        )
+        return common.page(call, collection, page.items, wanted.limit, view)
 
 
 def resource_id(call: Call, name: str, missing: type[errors.NotFound]) -> str:

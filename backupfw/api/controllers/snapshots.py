@@ -12,7 +12,6 @@ from backupfw.api.controllers.metadata import MetadataCalls
 from backupfw.api.query import ListingRules
 from backupfw.api.routing import Action, Call, Route
 from backupfw.api.schemas import snapshots as schemas
-from backupfw.api.views import common
 from backupfw.api.views import snapshots as views
 
 if TYPE_CHECKING:
@@ -92,19 +91,8 @@ class SnapshotsController(Controller):
 
     def _index(self, call: Call, *, detail: bool) -> dict[str, Any]:
         self.enforce(call, "volume:get_all_snapshots")
-        wanted = self.listing(call, LISTING)
-        page = self.managers.snapshots.list(
-            call.context,
-            detail=detail,
-            filters=wanted.filters,
-            all_tenants=wanted.all_tenants,
-            limit=wanted.limit,
-            marker=wanted.marker,
-            offset=wanted.offset,
-            sort=wanted.sort,
-        )
         view = views.detail if detail else views.summary
-        return common.page(call, "snapshots", page.items, wanted.limit, view)
+        return self.page(call, self.managers.snapshots.list, "snapshots", LISTING, view, detail=detail)
 
     def show(self, call: Call) -> dict[str, Any]:
         """``GET /snapshots/{id}``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,6 @@ from backupfw.api.controllers.metadata import MetadataCalls
 from backupfw.api.query import ListingRules
 from backupfw.api.routing import Action, Call, Route
 from backupfw.api.schemas import volumes as schemas
-from backupfw.api.views import common
 from backupfw.api.views import volumes as views
 
 if TYPE_CHECKING:
@@ -101,19 +101,15 @@ class VolumesController(Controller):
 
     def _index(self, call: Call, *, detail: bool) -> dict[str, Any]:
         self.enforce(call, "volume:get_all")
-        wanted = self.listing(call, LISTING)
-        page = self.managers.volumes.list(
-            call.context,
-            detail=detail,
-            filters=wanted.filters,
-            all_tenants=wanted.all_tenants,
-            limit=wanted.limit,
-            marker=wanted.marker,
-            offset=wanted.offset,
-            sort=wanted.sort,
-        )
         view = views.detail if detail else views.summary
-        return common.page(call, "volumes", page.items, wanted.limit, lambda volume: view(call, volume))
+        return self.page(
+            call,
+            self.managers.volumes.list,
+            "volumes",
+            LISTING,
+            lambda volume: view(call, volume),
+            detail=detail,
+        )
 
     def show(self, call: Call) -> dict[str, Any]:
         """``GET /volumes/{id}``."""
@@ -167,12 +163,13 @@ class VolumesController(Controller):
         """Action ``os-attach``: somebody says that they use the volume."""
         volume = self._get(call, "volume_extension:volume_actions:attach")
         wanted = call.body["os-attach"]
-        if not wanted.get("instance_uuid") and not wanted.get("host_name"):
+        server = wanted.get("instance_uuid")
+        if not server and not wanted.get("host_name"):
             raise errors.InvalidInput("instance_uuid or host_name must be given.")
         self.managers.volumes.attach(
             call.context,
             volume.id,
-            instance_uuid=wanted.get("instance_uuid"),
+            instance_uuid=None if server is None else str(uuid.UUID(server)),
             host_name=wanted.get("host_name"),
             mountpoint=wanted["mountpoint"],
             mode=wanted.get("mode", "rw"),

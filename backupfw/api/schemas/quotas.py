@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from backupfw.api.schemas import types
-from backupfw.api.versions import ApiVersion
 
 #: Limits are -1 (none) or a number; strings of digits are what some command lines send.
 _LIMIT = {
@@ -36,17 +35,7 @@ def _limits(key: str) -> dict[str, Any]:
     )
 
 
-_QUOTA_SET = _limits("quota_set")
-_QUOTA_CLASS_SET = _limits("quota_class_set")
-
-
-def quota_set(version: ApiVersion) -> dict[str, Any]:
-    """``PUT /os-quota-sets/{project}``."""
-    del version
-    return _QUOTA_SET
-
-
-def quota_class_set(version: ApiVersion) -> dict[str, Any]:
-    """``PUT /os-quota-class-sets/{name}``."""
-    del version
-    return _QUOTA_CLASS_SET
+#: ``PUT /os-quota-sets/{project}``.
+quota_set = types.always(_limits("quota_set"))
+#: ``PUT /os-quota-class-sets/{name}``.
+quota_class_set = types.always(_limits("quota_class_set"))

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
+
+from backupfw.api.versions import ApiVersion
+
+#: A body's schema as a route has it: one schema for each version.
+SchemaOf = Callable[[ApiVersion], dict[str, Any]]
 
 UUID: dict[str, Any] = {"type": "string", "format": "uuid"}
 UUID_OR_NULL: dict[str, Any] = {"type": ["string", "null"], "format": "uuid"}
@@ -58,3 +64,8 @@ def record(
     if required:
         schema["required"] = required
     return schema
+
+
+def always(schema: dict[str, Any]) -> SchemaOf:
+    """Return the schema of a body that is the same in every version."""
+    return lambda _version: schema
