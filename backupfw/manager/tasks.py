@@ -152,9 +152,7 @@ def end(session: Session, task: Task) -> None:
     :raises TaskLost: another attempt owns it, or it ended.
     """
     row = models.Task
-    result = session.execute(
-        delete(row).where(row.id == task.id, row.attempt == task.attempt, row.cancel.is_(False))
-    )
+    result = session.execute(delete(row).where(_mine(task), row.cancel.is_(False)))
     assert isinstance(result, CursorResult)
     if not result.rowcount:
         raise lost(session, task)
@@ -162,9 +160,7 @@ def end(session: Session, task: Task) -> None:
 
 def lost(session: Session, task: Task) -> TaskCancelled | TaskLost:
     """Say why a conditional statement of this attempt met no row."""
-    mine = session.scalar(
-        select(models.Task.id).where(models.Task.id == task.id, models.Task.attempt == task.attempt)
-    )
+    mine = session.scalar(select(models.Task.id).where(_mine(task)))
     if mine is None:
         return TaskLost(f"task {task.id}, attempt {task.attempt}, is not ours any more")
     return TaskCancelled(f"task {task.id} was cancelled")
@@ -179,9 +175,7 @@ def hold(session: Session, task: Task, **values: Any) -> None:
     """
     row = models.Task
     result = session.execute(
-        update(row)
-        .where(row.id == task.id, row.attempt == task.attempt, row.cancel.is_(False))
-        .values(updated_at=now(session), **values),
+        update(row).where(_mine(task), row.cancel.is_(False)).values(updated_at=now(session), **values),
         execution_options={"synchronize_session": False},
     )
     assert isinstance(result, CursorResult)
@@ -269,7 +263,7 @@ class Tasks:
             row = models.Task
             result = session.execute(
                 update(row)
-                .where(row.id == task.id, row.attempt == task.attempt, row.state == RUNNING)
+                .where(_mine(task))
                 .values(lease_until=now(session) + timedelta(seconds=lease_seconds)),
                 execution_options={"synchronize_session": False},
             )
@@ -320,11 +314,7 @@ class Tasks:
 
         def work(session: Session) -> None:
             row = models.Task
-            found = session.scalar(
-                select(row)
-                .where(row.id == task.id, row.attempt == task.attempt, row.state == RUNNING)
-                .with_for_update()
-            )
+            found = session.scalar(select(row).where(_mine(task)).with_for_update())
             if found is None:
                 raise TaskLost(f"task {task.id}, attempt {task.attempt}, is not ours any more")
             moment = now(session)
@@ -347,9 +337,7 @@ class Tasks:
 
         def work(session: Session) -> None:
             row = models.Task
-            result = session.execute(
-                delete(row).where(row.id == task.id, row.attempt == task.attempt, row.cancel.is_(True))
-            )
+            result = session.execute(delete(row).where(_mine(task), row.cancel.is_(True)))
             assert isinstance(result, CursorResult)
             if not result.rowcount:
                 raise TaskLost(f"task {task.id}, attempt {task.attempt}, is not ours to discard")
@@ -402,6 +390,12 @@ class Tasks:
         """Count the unfinished tasks."""
         with self._db.read() as session:
             return int(session.scalar(select(func.count()).select_from(models.Task)) or 0)
+
+
+def _mine(task: Task) -> ColumnElement[bool]:
+    """The row is this attempt's: not claimed by another since, and not given back."""
+    row = models.Task
+    return and_(row.id == task.id, row.attempt == task.attempt, row.state == RUNNING)
 
 
 def _may_run(session: Session) -> ColumnElement[bool]:

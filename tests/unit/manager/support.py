@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from backupfw.context import RequestContext
 from backupfw.db import models
@@ -137,6 +138,11 @@ class World:
             found = list(session.scalars(select(model).where(*where)))
             session.expunge_all()
             return found
+
+    @staticmethod
+    def rows_in(session: Session, model: Any) -> list[Any]:
+        """Return all rows, inside a transaction."""
+        return list(session.scalars(select(model)))
 
     def status(self, backup_id: str) -> str | None:
         """Return a backup's status; None if it is deleted or never was."""
