@@ -28,7 +28,7 @@ class BackupRestore(Handler):
             head = read_head(container, plan.key)
             target = self._made(task, plan, control)
             checkpoint = Checkpoint(plan.checkpoint, lambda segment: tools.tasks.checkpoint(task, segment))
-            with tools.provider.open_target(target, task.attempt) as opened:
+            with tools.provider.open_target(target, _fence_number(task)) as opened:
                 engine.run(plan.key, container, opened, control, checkpoint, streams=tools.engine.streams)
         except Damaged as error:
             # The next incremental stores the blocks of a damaged object anew.
@@ -49,6 +49,11 @@ class BackupRestore(Handler):
         location = self._tools.provider.create(target, None, control.check)
         self._tools.backups.set_location(task, location)
         return VolumeRef(target.id, target.length, location)
+
+
+def _fence_number(task: Task) -> int:
+    """Return a number that grows from attempt to attempt over all tasks of a volume."""
+    return (task.id << 20) + task.attempt
 
 
 def _restored_volume(record: Any) -> RestoredVolume | None:
