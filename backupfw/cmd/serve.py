@@ -87,8 +87,7 @@ def run_worker(args: argparse.Namespace) -> int:
     logging.setup(conf)
     from backupfw.cmd import database, service
 
-    with _until_stopped() as stop:
-        state.prepare(conf.state_dir)
+    with _until_stopped() as stop, state.only_service(conf.state_dir, shared=True):
         database.prepare(conf)
         service.run_worker(conf, stop, lambda: print(f"backupfw worker ready on {conf.host}", flush=True))
     return 0

@@ -27,32 +27,21 @@ def prepare(state_dir: str) -> Path:
 
 
 @contextmanager
-def locked(path: Path, wait: bool) -> Iterator[bool]:
-    """Hold an exclusive lock on a file, made if need be; the kernel gives it back with the process.
+def only_service(state_dir: str, shared: bool = False) -> Iterator[None]:
+    """Hold the state directory: at its start a service takes over what the last one left running.
 
-    :param wait: whether to wait for another holder.
-    :returns: whether the lock is held (always, with ``wait``).
-    """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-    finally:
-        os.close(descriptor)
+    The kernel gives the hold back with the process, however it ends.
 
-
-@contextmanager
-def only_service(state_dir: str) -> Iterator[None]:
-    """Be the one service on this state directory: at its start it takes over what the last one left.
-
-    :raises ConfigError: another one runs.
+    :param shared: let others that ask for the same be there too (workers that take nothing over).
+    :raises ConfigError: it is held already.
     """
     path = prepare(state_dir)
-    with locked(path / "service.lock", wait=False) as held:
-        if not held:
-            raise ConfigError(f"state directory {path}: another backupfw service runs on it")
+    descriptor = os.open(path / "service.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(f"state directory {path}: another backupfw service runs on it") from error
         yield
+    finally:
+        os.close(descriptor)

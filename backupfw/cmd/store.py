@@ -94,6 +94,7 @@ def check(args: argparse.Namespace) -> int:
 
 def check_one(conf: cfg.ConfigOpts, name: str) -> bool:
     """Print a verdict per guarantee of one store; returns whether all hold."""
+    require_enabled(conf, name)
     from backupfw.testing import operator
 
     with opened(conf, name) as store:

@@ -106,6 +106,13 @@ def test_one_service_per_state_directory(state: Path) -> None:
         stack.enter_context(state_directory.only_service(str(state)))
         with pytest.raises(ConfigError, match="another backupfw service"):
             stack.enter_context(state_directory.only_service(str(state)))
+        with pytest.raises(ConfigError, match="another backupfw service"):
+            stack.enter_context(state_directory.only_service(str(state), shared=True))
+    with contextlib.ExitStack() as stack:
+        for _ in range(2):
+            stack.enter_context(state_directory.only_service(str(state), shared=True))
+        with pytest.raises(ConfigError, match="another backupfw service"):
+            stack.enter_context(state_directory.only_service(str(state)))
     with state_directory.only_service(str(state)):
         pass
 

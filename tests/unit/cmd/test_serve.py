@@ -1,0 +1,137 @@
+"""``backupfw serve`` as a process: one line when it is ready, a clean end, no start on a bad configuration."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.unit.cmd.conftest import Run
+
+COMMAND = [sys.executable, "-m", "backupfw.cmd.main"]
+
+
+def start(*words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*COMMAND, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+@pytest.fixture
+def serving(state: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A running service and what its ready line says is its URL."""
+    process = start("serve", "--state-dir", str(state), "--port", "0")
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line.startswith("backupfw ready on http://127.0.0.1:"), process.communicate(timeout=20)
+        assert line.endswith(f"(state {state})\n")
+        yield process, line.split()[3]
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate(timeout=20)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_answers_and_ends(serving: tuple[subprocess.Popen[str], str], number: signal.Signals) -> None:
+    process, url = serving
+    # 300: a choice of versions; urllib takes it for an error.
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(url, timeout=20)
+    assert caught.value.code == 300
+    assert json.load(caught.value)["versions"]
+    process.send_signal(number)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 0, err
+    assert out == "", "the ready line is the only one"
+    assert "Traceback" not in err
+
+
+def test_volumes_are_made_while_it_runs(serving: tuple[subprocess.Popen[str], str], run: Run) -> None:
+    _process, url = serving
+    done = run("volume", "create", "--size", "1", "--project", "p7")
+    assert done.status == 0, done.err
+    with urllib.request.urlopen(f"{url}v2/p7/volumes/{done.out.strip()}", timeout=20) as answer:
+        assert json.load(answer)["volume"]["status"] == "available"
+
+
+def test_a_second_one_on_the_same_state_is_refused(
+    serving: tuple[subprocess.Popen[str], str], state: Path
+) -> None:
+    out, err = start("serve", "--state-dir", str(state), "--port", "0").communicate(timeout=30)
+    assert out == ""
+    assert err == f"backupfw: state directory {state}: another backupfw service runs on it\n"
+    assert serving[0].poll() is None
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[api]\nport = none\n", "section [api], option port"),
+        ("[store:main]\nretry_tries = 0\n", "section [store:main], option retry_tries"),
+        ("[api]\nlisten = 0.0.0.0\n", "allow_noauth_beyond_loopback"),
+    ],
+)
+def test_a_wrong_configuration_ends_it_before_it_listens(state: Path, text: str, said: str) -> None:
+    state.mkdir()
+    (state / "backupfw.conf").write_text(text)
+    process = start("serve", "--state-dir", str(state))
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out) == (1, "")
+    assert said in err
+    assert len(err.splitlines()) == 1
+    assert [path.name for path in state.iterdir()] == ["backupfw.conf"]
+
+
+def test_a_port_that_is_taken(state: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        process = start("serve", "--state-dir", str(state), "--port", port)
+        out, err = process.communicate(timeout=30)
+    assert (process.returncode, out) == (1, "")
+    assert "Address already in use" in err.splitlines()[-1]
+    assert "Traceback" not in err
+
+
+def test_api_and_worker_apart(state: Path) -> None:
+    worker = start("worker", "--state-dir", str(state))
+    api = start("api", "--state-dir", str(state), "--port", "0")
+    try:
+        assert worker.stdout is not None
+        assert api.stdout is not None
+        assert worker.stdout.readline().startswith("backupfw worker ready")
+        line = api.stdout.readline()
+        assert line.startswith("backupfw api ready on http://127.0.0.1:")
+        request = urllib.request.Request(
+            f"{line.split()[4]}v2/p/volumes",
+            data=b'{"volume": {"size": 1}}',
+            headers={"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            volume = json.load(answer)["volume"]["id"]
+        for _ in range(400):
+            time.sleep(0.05)
+            with urllib.request.urlopen(f"{line.split()[4]}v2/p/volumes/{volume}", timeout=20) as answer:
+                if json.load(answer)["volume"]["status"] == "available":
+                    break
+        else:
+            pytest.fail("the worker did not make the volume")
+    finally:
+        for process in (worker, api):
+            process.terminate()
+    for process in (worker, api):
+        _out, err = process.communicate(timeout=30)
+        assert process.returncode == 0, err
