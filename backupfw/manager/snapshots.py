@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
-from sqlalchemy import ColumnElement
+from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session
 
 from backupfw.db import models, queries
@@ -19,7 +19,12 @@ from backupfw.errors import InvalidInput, InvalidSnapshot, InvalidVolume
 from backupfw.manager import lifecycle, quota, rows, tasks
 from backupfw.manager.lifecycle import SnapshotMoves
 from backupfw.manager.metadata import MetadataMethods, add, matches, replace
-from backupfw.manager.volume_rules import find_snapshot, find_volume, held_by_backup
+from backupfw.manager.volume_rules import (
+    find_snapshot,
+    find_volume,
+    held_by_backup,
+    queue_snapshot_delete,
+)
 
 if TYPE_CHECKING:
     from oslo_config import cfg
@@ -175,30 +180,28 @@ class SnapshotManager(MetadataMethods):
         """
 
         def work(session: Session) -> None:
-            snapshot = find_snapshot(session, ctx, snapshot_id, lock=True)
+            snapshot = self._locked(session, ctx, snapshot_id)
             if snapshot.status not in SnapshotMoves.delete.sources:
                 raise InvalidSnapshot(
                     f"Snapshot status must be one of {', '.join(SnapshotMoves.delete.sources)} to delete it, "
                     f'but the current status is "{snapshot.status}".'
                 )
-            lifecycle.move(session, models.Snapshot, snapshot_id, SnapshotMoves.delete)
-            self._queue(session, ctx, tasks.SNAPSHOT_DELETE, snapshot, None)
+            queue_snapshot_delete(session, ctx, snapshot)
 
         self._change(work)
 
     def force_delete(self, ctx: RequestContext, snapshot_id: str) -> None:
         """Begin to delete a snapshot of any status; a task that makes it is cancelled.
 
-        A backup that is reading it ends first.
+        A backup that is reading it ends first.  A delete that has begun goes on.
 
         :raises SnapshotNotFound: there is none, or not for this caller.
         """
 
         def work(session: Session) -> None:
-            snapshot = find_snapshot(session, ctx, snapshot_id, lock=True)
-            tasks.cancel(session, snapshot_id, _OWN_TASKS)
-            lifecycle.move(session, models.Snapshot, snapshot_id, SnapshotMoves.force_delete)
-            self._queue(session, ctx, tasks.SNAPSHOT_DELETE, snapshot, None)
+            snapshot = self._locked(session, ctx, snapshot_id)
+            tasks.cancel(session, snapshot_id, (tasks.SNAPSHOT_CREATE,))
+            queue_snapshot_delete(session, ctx, snapshot)
 
         self._change(work)
 
@@ -227,6 +230,12 @@ class SnapshotManager(MetadataMethods):
             )
 
         self._change(work)
+
+    def _locked(self, session: Session, ctx: RequestContext, snapshot_id: str) -> models.Snapshot:
+        """Lock the snapshot, after its volume: the order in which everybody locks them."""
+        volume_id = find_snapshot(session, ctx, snapshot_id).volume_id
+        session.execute(select(models.Volume.id).where(models.Volume.id == volume_id).with_for_update())
+        return find_snapshot(session, ctx, snapshot_id, lock=True)
 
     def _find(
         self, session: Session, ctx: RequestContext, owner_id: str, *, lock: bool = False

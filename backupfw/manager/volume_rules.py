@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from sqlalchemy import select
+from sqlalchemy import CursorResult, select, update
 from sqlalchemy.orm import Session
 
 from backupfw.db.models import Attachment, Backup, Snapshot, Task, Volume, VolumeMetadata
@@ -120,6 +120,45 @@ def _has_task(session: Session, source_id: str, kinds: Collection[str]) -> bool:
         Task.source_id == source_id, Task.kind.in_(kinds), Task.cancel.is_(False)
     )  # fmt: skip
     return session.scalar(task.limit(1)) is not None
+
+
+def queue_snapshot_delete(
+    session: Session, ctx: RequestContext, snapshot: Snapshot, *, first_of: str | None = None
+) -> None:
+    """Move a snapshot to ``deleting`` and queue its task, before any delete of its volume.
+
+    The caller has locked the rows of volume and snapshot and judged them.
+
+    :param first_of: the volume that is about to be deleted after its snapshots.  A task about the
+        snapshot that names it as its source is older than the volume's delete, which waits for it.
+    """
+    waiting = update(Task).where(
+        Task.resource_id == snapshot.id, Task.kind == tasks.SNAPSHOT_DELETE, Task.cancel.is_(False)
+    )
+    result = session.execute(waiting.values(source_id=snapshot.volume_id))
+    assert isinstance(result, CursorResult)
+    if result.rowcount:
+        return
+    lifecycle.move(session, Snapshot, snapshot.id, SnapshotMoves.force_delete)
+    # A delete of the volume that is queued already starts again behind the snapshot's.
+    overtaken = tasks.cancel(session, snapshot.volume_id, (tasks.VOLUME_DELETE,))
+    tasks.add(
+        session,
+        tasks.SNAPSHOT_DELETE,
+        resource_id=snapshot.id,
+        source_id=snapshot.volume_id if overtaken else first_of,
+        project_id=snapshot.project_id,
+        request_id=ctx.request_id,
+    )
+    for task in overtaken:
+        tasks.add(
+            session,
+            task.kind,
+            resource_id=task.resource_id,
+            source_id=task.source_id,
+            project_id=task.project_id,
+            request_id=task.request_id,
+        )
 
 
 def begin_backup(

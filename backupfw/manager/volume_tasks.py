@@ -97,28 +97,21 @@ class VolumeTasks:
         """The volume could not be made: ``error``."""
         self._end(task, Volume, VolumeMoves.create_failed, reason)
 
-    def start_delete(self, task: Task) -> rows.Volume | None:
-        """Say which volume to delete; None: snapshots of it are being deleted first.
-
-        Then give the task back with a delay of a second or so (``Tasks.release``): without one it would
-        be claimed again before the younger tasks it waits for.
+    def start_delete(self, task: Task) -> rows.Volume:
+        """Say which volume to delete; the tasks that delete its snapshots came before.
 
         :raises InvalidVolume: a snapshot of it could not be deleted, so the volume cannot be either.
         """
         with self._db.read() as session:
             volume = _volume(session, task.resource_id)
-            statuses = set(
-                session.scalars(
-                    select(Snapshot.status).where(
-                        Snapshot.volume_id == volume.id,
-                        Snapshot.deleted.is_(False),
-                        Snapshot.temporary.is_(False),
-                    )
-                )
+            left = select(Snapshot.id).where(
+                Snapshot.volume_id == volume.id,
+                Snapshot.deleted.is_(False),
+                Snapshot.temporary.is_(False),
             )
-            if statuses - {lifecycle.DELETING}:
+            if session.scalar(left.limit(1)) is not None:
                 raise InvalidVolume("A snapshot of the volume could not be deleted.")
-            return None if statuses else rows.volume(session, volume)
+            return rows.volume(session, volume)
 
     def finish_delete(self, task: Task) -> None:
         """The volume is gone."""

@@ -39,6 +39,7 @@ from backupfw.manager.volume_rules import (
     is_attached,
     is_read_by_task,
     new_volume,
+    queue_snapshot_delete,
 )
 
 if TYPE_CHECKING:
@@ -317,23 +318,13 @@ class VolumeManager(MetadataMethods):
         if snapshots and not cascade:
             raise InvalidVolume(f"Volume {volume.id} still has {len(snapshots)} dependent snapshots.")
         for snapshot in snapshots:
-            if snapshot.status == lifecycle.DELETING:
-                continue
-            if snapshot.status not in SnapshotMoves.delete.sources:
+            if snapshot.status in (lifecycle.DELETING, *SnapshotMoves.delete.sources):
+                queue_snapshot_delete(session, ctx, snapshot, first_of=volume.id)
+            else:
                 raise InvalidVolume(
                     f"Snapshot {snapshot.id} of the volume cannot be deleted: "
                     f'its current status is "{snapshot.status}".'
                 )
-            lifecycle.move(session, models.Snapshot, snapshot.id, SnapshotMoves.delete)
-            # As its source, the volume is not deleted before the snapshot is.
-            tasks.add(
-                session,
-                tasks.SNAPSHOT_DELETE,
-                resource_id=snapshot.id,
-                source_id=volume.id,
-                project_id=snapshot.project_id,
-                request_id=ctx.request_id,
-            )
         lifecycle.move(session, models.Volume, volume.id, step)
         self._queue(session, ctx, tasks.VOLUME_DELETE, volume, None)
 

@@ -7,9 +7,6 @@ from backupfw.volume.base import SnapshotRef, VolumeRef
 from backupfw.worker.control import TaskControl
 from backupfw.worker.handlers.base import Handler, snapshot_ref, volume_ref
 
-#: Pause before a volume whose snapshots are still being deleted is looked at again, seconds.
-_SNAPSHOTS_PAUSE = 0.5
-
 
 class VolumeCreate(Handler):
     """Makes a volume: empty, or of a snapshot or another volume."""
@@ -35,8 +32,8 @@ class VolumeDelete(Handler):
 
     def run(self, task: Task, control: TaskControl) -> None:
         """See :meth:`Handler.run`."""
-        while (volume := self._tools.volumes.start_delete(task)) is None:
-            control.sleep(_SNAPSHOTS_PAUSE)
+        control.check()
+        volume = self._tools.volumes.start_delete(task)
         self._tools.provider.delete(volume_ref(volume))
         self._tools.volumes.finish_delete(task)
 

@@ -309,7 +309,6 @@ def test_which_volumes_can_be_deleted(world: Catalogue, status: str) -> None:
     assert world.status(models.Volume, volume) == "deleting"
     task = world.must_claim("volume.delete")
     stored = world.work.start_delete(task)
-    assert stored is not None
     assert (stored.id, stored.location) == (volume, f"/volumes/{volume}")
     world.work.finish_delete(task)
     with pytest.raises(VolumeNotFound):
@@ -364,11 +363,33 @@ def test_a_volume_waits_for_snapshots_that_are_being_deleted(world: Catalogue) -
     world.snapshots.delete(ALICE, snapshot)
     first = world.must_claim("snapshot.delete")
     world.volumes.delete(ALICE, volume, cascade=True)
-    second = world.must_claim("volume.delete")
-    assert world.work.start_delete(second) is None
-    world.tasks.release(second)
+    assert world.claim() is None
     world.work.finish_delete_snapshot(first)
     assert world.run_all() == ["volume.delete"]
+
+
+def test_a_snapshot_that_claims_to_be_deleted_does_not_hold_its_volume(world: Catalogue) -> None:
+    volume = world.volume()
+    snapshot = world.snapshot(volume)
+    world.snapshots.reset_status(ADMIN, snapshot, "deleting")
+    world.volumes.delete(ALICE, volume, cascade=True)
+    assert world.run_all() == ["snapshot.delete", "volume.delete"]
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_a_snapshot_deleted_again_comes_before_its_volume(world: Catalogue, started: bool) -> None:
+    volume = world.volume()
+    snapshot = world.snapshot(volume)
+    world.volumes.delete(ALICE, volume, cascade=True)
+    world.work.fail_delete_snapshot(world.must_claim("snapshot.delete"), "busy")
+    task = world.must_claim("volume.delete") if started else None
+    world.snapshots.delete(ALICE, snapshot)
+    if task is not None:
+        assert world.claim() is None
+        assert world.tasks.renew(task, 60)
+        world.tasks.discard(task)
+    assert world.run_all() == ["snapshot.delete", "volume.delete"]
+    assert world.status(models.Volume, volume) == "deleted"
 
 
 def test_a_volume_stays_when_a_snapshot_could_not_be_deleted(world: Catalogue) -> None:
