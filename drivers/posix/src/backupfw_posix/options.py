@@ -33,8 +33,9 @@ def options() -> Sequence[cfg.Opt]:
         cfg.StrOpt(
             "directory_mode",
             default="0750",
-            regex=r"0?[0-7]{3,4}",
-            help="Permissions of directories, octal; the process's umask takes from them.",
+            regex=r"0?[0-7]{3}",
+            help="Permissions of directories, octal; the process's umask takes from them. A set-group-id bit "
+            "of the path is inherited.",
         ),
         cfg.IntOpt(
             "min_free_bytes",
