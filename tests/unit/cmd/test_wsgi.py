@@ -1,0 +1,38 @@
+"""The API in somebody else's WSGI server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import webtest
+
+from backupfw.cmd import wsgi
+from backupfw.conf import logging
+from backupfw.errors import ConfigError
+
+
+def test_the_first_request_loads_the_configuration(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging, "setup", lambda _conf: None)
+    monkeypatch.setattr(wsgi, "_app", None)
+    monkeypatch.setenv("BACKUPFW_STATE_DIR", str(state))
+    app = webtest.TestApp(wsgi.application)
+    assert not state.exists()
+    assert app.get("/", status=300).json["versions"]
+    assert app.get("/v2/demo/backups", status=200).json == {"backups": []}
+    made = wsgi._app
+    app.get("/")
+    assert wsgi._app is made
+
+
+def test_a_wrong_configuration_is_told_at_every_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "wrong.conf"
+    path.write_text("[api]\nport = x\n")
+    monkeypatch.setattr(wsgi, "_app", None)
+    monkeypatch.setenv("BACKUPFW_CONFIG_FILE", str(path))
+    app = webtest.TestApp(wsgi.application)
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="option port"):
+            app.get("/")
