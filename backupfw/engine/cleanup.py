@@ -45,8 +45,10 @@ def leftovers(
 ) -> CleanupResult:
     """Delete what lies below a backup's prefix and its committed manifest does not name.
 
-    Idempotent.  To be called only when no attempt of the backup can begin any more.  Memory is
-    bounded, however many objects there are.
+    Idempotent.  With a manifest to keep it may run just before the commit: should the task be lost now,
+    the next attempt takes over what the journal holds, which this manifest names as well, and puts
+    everything else anew.  Without one, no attempt may begin any more.  Memory is bounded, however many
+    objects there are.
 
     :param backup_prefix: the backup's own prefix, ``<installation>/<project>/<volume>/<backup>/``, of our
         installation.
