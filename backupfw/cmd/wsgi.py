@@ -22,6 +22,7 @@ _app: Any = None
 
 
 def _make() -> Any:
+    from backupfw.api.app import make_app
     from backupfw.cmd import database, service
     from backupfw.conf import logging
 
@@ -31,7 +32,7 @@ def _make() -> Any:
     logging.setup(conf)
     database.prepare(conf)
     db = database.connect(conf)
-    return service.make_app(service.make_managers(conf, db, lambda: None), conf)
+    return make_app(service.make_managers(conf, db, lambda: None), conf)
 
 
 def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -39,7 +40,7 @@ def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> 
 
     :raises ConfigError: the configuration is wrong; every request says so until it is mended.
     """
-    global _app  # noqa: PLW0603  (one per process, as WSGI servers expect it)
+    global _app
     if _app is None:
         with _lock:
             if _app is None:

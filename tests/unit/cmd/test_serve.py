@@ -1,4 +1,4 @@
-"""``backupfw serve`` as a process: one line when it is ready, a clean end, no start on a bad configuration."""
+"""``backupfw serve`` as a process: one line when it is ready, a clean end, no start on a wrong value."""
 
 from __future__ import annotations
 
