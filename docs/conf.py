@@ -7,7 +7,7 @@ from pygments.lexers.special import TextLexer
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import backupfw  # noqa: E402
+import backupfw
 
 project = "backupfw"
 copyright = "the backupfw authors"  # noqa: A001  (Sphinx's name)
@@ -19,6 +19,6 @@ html_theme = "alabaster"
 html_theme_options = {"description": "Backups of block volumes, with plug-in stores", "fixed_sidebar": True}
 
 
-def setup(app):  # noqa: ANN001, ANN201
+def setup(app):
     """Show diagrams as text where nothing draws them."""
     app.add_lexer("mermaid", TextLexer)
