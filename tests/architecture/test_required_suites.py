@@ -1,0 +1,98 @@
+"""The checkout's conftest: a skip that CI forbids is a failure, every other one is listed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.architecture.checkout import ROOT
+
+SUITE = """
+import pytest
+
+@pytest.mark.root
+def test_needs_root():
+    pytest.skip("no loop devices")
+
+def test_needs_nothing():
+    pytest.skip("not today")
+
+def test_runs():
+    pass
+
+@pytest.mark.root
+@pytest.mark.xfail(reason="known")
+def test_expected():
+    assert False
+"""
+
+MODULE = "import pytest\npytest.skip('no server', allow_module_level=True)\n"
+
+
+def run(directory: Path, require: str | None) -> tuple[int, str]:
+    environ = {name: value for name, value in os.environ.items() if name != "BACKUPFW_REQUIRE"}
+    if require is not None:
+        environ["BACKUPFW_REQUIRE"] = require
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "no:backupfw_chunkstore",
+            "tests",
+        ],
+        cwd=directory,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    return done.returncode, done.stdout
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    shutil.copy(ROOT / "conftest.py", tmp_path)
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n    root: x\n")
+    suite = tmp_path / "tests" / "unit"
+    suite.mkdir(parents=True)
+    (suite / "test_suite.py").write_text(SUITE)
+    return tmp_path
+
+
+def test_skips_are_listed_and_suites_timed(checkout: Path) -> None:
+    (checkout / "tests" / "unit" / "test_module.py").write_text(MODULE)
+    status, out = run(checkout, None)
+    assert status == 0, out
+    assert "skipped: 3" in out
+    assert "tests/unit/test_suite.py::test_needs_root: no loop devices" in out
+    assert "tests/unit/test_module.py: no server" in out
+    assert "tests/unit " in out
+
+
+def test_a_required_skip_fails(checkout: Path) -> None:
+    status, out = run(checkout, "server, root")
+    assert status == 1
+    assert "root is required here (BACKUPFW_REQUIRE): no loop devices" in out
+    assert "1 failed, 1 passed, 1 skipped, 1 xfailed" in out
+
+
+def test_another_requirement_changes_nothing(checkout: Path) -> None:
+    status, out = run(checkout, "server")
+    assert status == 0, out
+
+
+def test_a_module_that_is_skipped_whole_fails(checkout: Path) -> None:
+    (checkout / "tests" / "unit" / "test_module.py").write_text(MODULE)
+    status, out = run(checkout, "root")
+    assert status != 0
+    assert "every module is required here (BACKUPFW_REQUIRE): no server" in out
