@@ -1,0 +1,1 @@
+"""Faults of the system that this one replaces: none of them may ever happen here."""
