@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -97,10 +98,14 @@ def check_one(conf: cfg.ConfigOpts, name: str) -> bool:
     require_enabled(conf, name)
     from backupfw.testing import operator
 
-    with opened(conf, name) as store:
-        good = True
-        for verdict in operator.check(store):
+    good = True
+    with (
+        opened(conf, name) as store,
+        # Closed, so that an interrupted check cleans up before the store is.
+        contextlib.closing(operator.check(store, conf.backup.container)) as verdicts,
+    ):
+        for verdict in verdicts:
             good = good and verdict.ok
-            print(verdict.line)
+            print(verdict.line, flush=True)
     print(f"store {name}: {'ok' if good else 'NOT ok'}")
     return good

@@ -11,8 +11,4 @@ from backupfw.conf import api, backup, database, default, quota, volumes
 
 def list_opts() -> list[tuple[str, Sequence[cfg.Opt]]]:
     """Return every group of core; oslo.log lists its own, ``backupfw.cmd.options`` the plug-ins'."""
-    return [
-        pair
-        for group in (default, api, backup, database, quota, volumes)
-        for pair in group.list_opts()
-    ]
+    return [pair for group in (default, api, backup, database, quota, volumes) for pair in group.list_opts()]

@@ -72,4 +72,3 @@ def register_opts(
         if option in known:
             conf.set_default(option, value, group)
     return [(group, (DRIVER, *own, *layers))]
-

@@ -101,6 +101,34 @@ def test_a_store_that_is_not_enabled(run: Run) -> None:
         assert "enabled: main" in done.err
 
 
+def test_store_check(run: Run, state: Path) -> None:
+    done = run("store", "check", "main")
+    assert done.status == 0, done.out
+    lines = done.out.splitlines()
+    assert lines[-1] == "store main: ok"
+    assert {line.split()[0] for line in lines} >= {f"G{number}" for number in (1, 2, 5, 9, 10, 11, 13)}
+    assert all(line.split()[1] == "ok" for line in lines[:-1])
+    assert [path for path in (state / "store").rglob("*") if path.is_file()] == []
+
+
+def test_store_check_of_a_broken_store(run: Run, state: Path) -> None:
+    state.mkdir()
+    (state / "store").write_text("in the way")
+    done = run("store", "check", "main")
+    assert done.status == 1
+    assert done.out.splitlines()[-1] == "store main: NOT ok"
+
+
+def test_config_check_connects(run: Run, state: Path) -> None:
+    done = run("config", "check", "--connect")
+    assert done.status == 1
+    assert "version none" in done.out
+    run("db", "sync")
+    done = run("config", "check", "--connect")
+    assert done.status == 0, done.out
+    assert "store main: ok" in done.out
+
+
 def test_one_service_per_state_directory(state: Path) -> None:
     with contextlib.ExitStack() as stack:
         stack.enter_context(state_directory.only_service(str(state)))
