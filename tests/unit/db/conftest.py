@@ -1,0 +1,76 @@
+"""Databases to test on: SQLite always, PostgreSQL and MariaDB where they are installed.
+
+``BACKUPFW_TEST_POSTGRESQL_URL`` and ``BACKUPFW_TEST_MARIADB_URL`` name empty databases to use instead of
+servers started here.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from sqlalchemy import MetaData
+
+from backupfw.db.session import Database
+from tests.servers import databases
+
+
+@pytest.fixture(scope="session")
+def postgresql_url() -> Iterator[str]:
+    if url := os.environ.get("BACKUPFW_TEST_POSTGRESQL_URL"):
+        yield url
+    elif databases.postgresql_programs() is None:
+        pytest.skip("PostgreSQL is not installed")
+    else:
+        with _directory() as directory, databases.postgresql(directory) as url:
+            yield url
+
+
+@pytest.fixture(scope="session")
+def mariadb_url() -> Iterator[str]:
+    if url := os.environ.get("BACKUPFW_TEST_MARIADB_URL"):
+        yield url
+    elif not databases.mariadb_programs():
+        pytest.skip("MariaDB is not installed")
+    else:
+        with _directory() as directory, databases.mariadb(directory) as url:
+            yield url
+
+
+@contextmanager
+def _directory() -> Iterator[Path]:
+    """A directory that the servers' own user can reach; below pytest's it could not, see its mode."""
+    with tempfile.TemporaryDirectory(prefix="backupfw-test-") as name:
+        path = Path(name)
+        path.chmod(0o755)
+        yield path
+
+
+@pytest.fixture(
+    params=[
+        "sqlite",
+        pytest.param("postgresql", marks=pytest.mark.server),
+        pytest.param("mariadb", marks=pytest.mark.server),
+    ]
+)
+def db(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    """An empty database of each kind."""
+    if request.param == "sqlite":
+        url = f"sqlite:///{tmp_path}/db"
+    else:
+        url = request.getfixturevalue(f"{request.param}_url")
+    database = Database(url)
+    if request.param != "sqlite":
+        _empty(database)
+    yield database
+    database.close()
+
+
+def _empty(database: Database) -> None:
+    found = MetaData()
+    found.reflect(database.engine)
+    found.drop_all(database.engine)

@@ -1,0 +1,163 @@
+"""Transactions: what is committed, what is not, who waits for whom, what time it is."""
+
+from __future__ import annotations
+
+import threading
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+from oslo_db.exception import DBDeadlock, DBDuplicateEntry, DBReferenceError
+from sqlalchemy import func, select, text
+
+from backupfw.db import models
+from backupfw.db.session import Database
+
+
+@pytest.fixture(autouse=True)
+def _tables(db: Database) -> None:
+    models.Base.metadata.create_all(db.engine)
+
+
+def _count(db: Database) -> int:
+    with db.read() as session:
+        return session.scalar(select(func.count()).select_from(models.Project)) or 0
+
+
+def test_an_error_rolls_back(db: Database) -> None:
+    def fail() -> None:
+        with db.write() as session:
+            session.add(models.Project(id="a"))
+            session.flush()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert _count(db) == 0
+    with db.write() as session:
+        session.add(models.Project(id="a"))
+    assert _count(db) == 1
+    with db.read() as session:
+        session.add(models.Project(id="b"))
+        session.flush()
+    assert _count(db) == 1
+
+
+def test_errors_are_oslos_on_every_database(db: Database) -> None:
+    with db.write() as session:
+        session.add(models.Project(id="a"))
+    with pytest.raises(DBDuplicateEntry), db.write() as session:
+        session.add(models.Project(id="a"))
+    with pytest.raises(DBReferenceError), db.write() as session:
+        session.add(models.VolumeMetadata(volume_id="none", key="k", value="v"))
+
+
+def test_text_is_compared_byte_for_byte(db: Database) -> None:
+    with db.write() as session:
+        session.add_all(models.Project(id=name) for name in ("a", "A", "ä", "\U0001f4be"))
+    with db.read() as session:
+        assert session.scalars(select(models.Project.id).where(models.Project.id == "A")).all() == ["A"]
+        assert session.get(models.Project, "\U0001f4be") is not None
+
+
+def test_transactions_do_not_nest(db: Database) -> None:
+    with db.read(), pytest.raises(RuntimeError), db.write():
+        pass
+    with db.write():
+        pass
+
+
+def test_the_clock_is_utc_with_microseconds(db: Database) -> None:
+    before = datetime.now(UTC).replace(tzinfo=None)
+    with db.read() as session:
+        moments = [db.now(session) for _ in range(5)]
+    after = datetime.now(UTC).replace(tzinfo=None)
+    slack = timedelta(seconds=2)
+    assert all(moment.tzinfo is None for moment in moments)
+    assert before - slack <= moments[0] <= moments[-1] <= after + slack
+    assert any(moment.microsecond % 1000 for moment in moments)
+
+
+def test_times_keep_their_microseconds_and_lose_their_zone(db: Database) -> None:
+    zone = timezone(timedelta(hours=2))
+    with db.write() as session:
+        session.add(
+            models.Installation(id=1, uuid="x", created_at=datetime(2026, 1, 2, 3, 4, 5, 678901, zone))
+        )
+    with db.read() as session:
+        assert session.get_one(models.Installation, 1).created_at == datetime(2026, 1, 2, 1, 4, 5, 678901)
+
+
+def test_writers_take_turns(db: Database) -> None:
+    with db.write() as session:
+        session.add(models.Quota(project_id="p", resource="r", hard_limit=0))
+
+    def add() -> None:
+        for _ in range(10):
+            # Read, then write what was read: only turns (or a lock) keep the count right.
+            def work(session: object) -> None:
+                row = session.scalar(select(models.Quota).with_for_update())  # type: ignore[attr-defined]
+                row.hard_limit += 1
+
+            db.run(work)
+
+    threads = [threading.Thread(target=add) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    with db.read() as session:
+        assert session.scalar(select(models.Quota.hard_limit)) == 60
+
+
+def test_a_deadlock_is_tried_again(db: Database) -> None:
+    tries = []
+
+    def work(session: object) -> int:
+        tries.append(1)
+        session.add(models.Project(id="a"))  # type: ignore[attr-defined]
+        session.flush()  # type: ignore[attr-defined]
+        if len(tries) < 3:
+            raise DBDeadlock
+        return 7
+
+    assert db.run(work) == 7
+    assert len(tries) == 3
+    assert _count(db) == 1
+
+
+def test_two_transactions_that_lock_in_opposite_order_both_end(db: Database) -> None:
+    with db.write() as session:
+        session.add_all(models.Quota(project_id=name, resource="r", hard_limit=0) for name in "ab")
+    barrier = threading.Barrier(2)
+    met = threading.local()
+
+    def both(order: str) -> None:
+        def work(session: object) -> None:
+            for name in order:
+                row = session.get(models.Quota, (name, "r"), with_for_update=True)  # type: ignore[attr-defined]
+                row.hard_limit += 1
+                session.flush()  # type: ignore[attr-defined]
+                if db.backend != "sqlite" and not getattr(met, "done", False):
+                    met.done = True
+                    barrier.wait(10)
+
+        db.run(work)
+
+    threads = [threading.Thread(target=both, args=(order,)) for order in ("ab", "ba")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    with db.read() as session:
+        assert session.scalars(select(models.Quota.hard_limit)).all() == [2, 2]
+
+
+def test_sqlite_is_set_up_to_last(db: Database) -> None:
+    if db.backend != "sqlite":
+        pytest.skip("SQLite only")
+    with db.read() as session:
+        values = {
+            name: session.execute(text(f"PRAGMA {name}")).scalar()
+            for name in ("journal_mode", "synchronous", "foreign_keys")
+        }
+    assert values == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}

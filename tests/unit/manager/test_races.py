@@ -1,0 +1,146 @@
+"""Real threads on a real file: exactly one of two requests wins, and the last free place is given once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from backupfw import errors
+from backupfw.db import models
+from backupfw.db.session import Database
+from backupfw.manager import tasks
+from tests.unit.manager.support import World, check_consistent
+
+
+def together(*calls: Callable[[], object]) -> list[object]:
+    """Run calls at the same time; returns their results, or their errors."""
+    results: list[object] = [None] * len(calls)
+    barrier = threading.Barrier(len(calls))
+
+    def run(index: int) -> None:
+        barrier.wait()
+        try:
+            results[index] = calls[index]()
+        except errors.BackupfwError as error:
+            results[index] = error
+
+    threads = [threading.Thread(target=run, args=(index,)) for index in range(len(calls))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+@pytest.fixture
+def world(any_db: Database) -> World:
+    return World(database=any_db)
+
+
+def test_delete_against_restore(world: World) -> None:
+    backup = world.backup(world.volume())
+    target = world.volume()
+    won = {"delete": 0, "restore": 0}
+    for _ in range(150):
+        deleted, restored = together(
+            lambda: world.backups.delete(world.ctx(), backup.id),
+            lambda: world.backups.restore(world.ctx(), backup.id, volume_id=target),
+        )
+        lost = [isinstance(result, errors.BackupfwError) for result in (deleted, restored)]
+        assert sorted(lost) == [False, True], (deleted, restored)
+        winner = "delete" if lost[1] else "restore"
+        won[winner] += 1
+        (task,) = world.rows(models.Task)
+        if winner == "restore":
+            assert (task.kind, world.status(backup.id)) == (tasks.BACKUP_RESTORE, "restoring")
+            assert world.volume_status(target) == "restoring-backup"
+            world.run_restore()
+        else:
+            assert (task.kind, world.status(backup.id)) == (tasks.BACKUP_DELETE, "deleting")
+            assert world.volume_status(target) == "available"
+            world.backups.reset_status(world.ctx(admin=True), backup.id, "available")
+    check_consistent(world)
+    assert sum(won.values()) == 150
+
+
+def test_two_restores_to_one_volume_and_two_of_one_backup(world: World) -> None:
+    one, two = world.backup(world.volume()), world.backup(world.volume())
+    target, other = world.volume(), world.volume()
+    for left, right in (((one, target), (two, target)), ((one, target), (one, other))):
+        for _ in range(20):
+            results = together(
+                *(
+                    lambda pair=pair: world.backups.restore(  # type: ignore[misc]
+                        world.ctx(), pair[0].id, volume_id=pair[1]
+                    )
+                    for pair in (left, right)
+                )
+            )
+            assert sum(isinstance(result, errors.BackupfwError) for result in results) == 1
+            assert world.tasks.pending() == 1
+            world.run_restore()
+            check_consistent(world)
+
+
+def test_many_creations_never_exceed_the_quota(world: World) -> None:
+    world.conf.quota.backups = 7
+    volumes = [world.volume() for _ in range(50)]
+    results = together(
+        *(lambda volume=volume: world.backups.create(world.ctx(), volume_id=volume) for volume in volumes)  # type: ignore[misc]
+    )
+    refused = [result for result in results if isinstance(result, errors.QuotaExceeded)]
+    assert len(refused) == 43
+    assert len(world.rows(models.Backup)) == 7
+    assert sum(world.volume_status(volume) == "backing-up" for volume in volumes) == 7
+    check_consistent(world)
+
+
+def test_many_creations_of_one_volume(world: World) -> None:
+    volume = world.volume()
+    results = together(*(lambda: world.backups.create(world.ctx(), volume_id=volume) for _ in range(12)))
+    assert sum(isinstance(result, errors.InvalidVolume) for result in results) == 11
+    check_consistent(world)
+
+
+def test_a_release_against_a_child_of_the_same_manifest(world: World) -> None:
+    for _ in range(20):
+        volume = world.volume()
+        parent = world.backup(volume)
+        child = world.backups.create(world.ctx(), volume_id=volume, incremental=True)
+        world.backups.delete(world.ctx(), parent.id)
+        create, delete = world.claim(tasks.BACKUP_CREATE), world.claim(tasks.BACKUP_DELETE)
+        plan, release = together(
+            lambda create=create: world.outcomes.start_create(create),  # type: ignore[misc]
+            lambda delete=delete: world.outcomes.start_delete(delete),  # type: ignore[misc]
+        )
+        base = plan.base  # type: ignore[attr-defined]
+        # Either the child shares and the data stays, or the data goes and the child stores anew.
+        assert (base is None) is (release is not None)
+        check_consistent(world)
+        world.outcomes.finish_create(create, world.result(plan))  # type: ignore[arg-type]
+        if release is not None:
+            world.outcomes.finish_delete(delete, release)  # type: ignore[arg-type]
+        assert world.status(child.id) == "available"
+        world.run_releases()
+        check_consistent(world)
+
+
+def test_force_delete_against_the_commit(world: World) -> None:
+    for _ in range(20):
+        volume = world.volume()
+        made = world.backups.create(world.ctx(), volume_id=volume)
+        task = world.claim(tasks.BACKUP_CREATE)
+        plan = world.outcomes.start_create(task)
+        finished, _ = together(
+            lambda task=task, plan=plan: world.outcomes.finish_create(task, world.result(plan)),  # type: ignore[misc]
+            lambda made=made: world.backups.force_delete(world.ctx(admin=True), made.id),  # type: ignore[misc]
+        )
+        if isinstance(finished, errors.TaskCancelled):
+            world.tasks.discard(task)
+        assert world.volume_status(volume) == "available"
+        check_consistent(world)
+        assert world.run_delete()
+        assert world.status(made.id) is None
+        assert world.tasks.pending() == 0
