@@ -85,13 +85,14 @@ class Body:
 
     def pieces(self) -> Iterator[memoryview]:
         """Yield the actual bytes, from the start, in pieces of at most :data:`PIECE_BYTES`."""
-        if isinstance(self._source, (bytes, bytearray, memoryview)):
-            view = memoryview(self._source).cast("B")
+        view = self.buffer()
+        if view is not None:
             for start in range(0, len(view), PIECE_BYTES):
                 yield view[start : start + PIECE_BYTES]
             return
+        source: Any = self._source
         offset = 0
-        while piece := os.pread(self._source.fileno(), PIECE_BYTES, offset):
+        while piece := os.pread(source.fileno(), PIECE_BYTES, offset):
             yield memoryview(piece)
             offset += len(piece)
 
@@ -101,6 +102,12 @@ class Body:
             return io.BytesIO(self._source)
         # A descriptor of its own keeps positions apart when several threads read.
         return open(f"/proc/self/fd/{self._source.fileno()}", "rb")
+
+    def buffer(self) -> memoryview | None:
+        """Return the actual bytes without copying them, or None when they are in a file."""
+        if isinstance(self._source, (bytes, bytearray, memoryview)):
+            return memoryview(self._source).cast("B")
+        return None
 
     def to_bytes(self) -> bytes:
         """Return the actual bytes at once (costs their size in memory unless they are bytes already)."""

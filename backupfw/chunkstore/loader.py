@@ -111,9 +111,7 @@ def _duplicate_problem(points: list[importlib.metadata.EntryPoint]) -> str | Non
 def _load(name: str) -> type[ChunkStore]:
     try:
         # A driver that fails to load raises its own error (DriverManager's default swallows it).
-        loaded: Any = stevedore_driver.DriverManager(
-            GROUP, name, on_load_failure_callback=_raise, warn_on_missing_entrypoint=False
-        ).driver
+        loaded: Any = stevedore_driver.DriverManager(GROUP, name, on_load_failure_callback=_raise).driver
     except Exception as error:
         raise ConfigError(f"chunk store driver {name!r} cannot be loaded: {error}") from error
     if not (isinstance(loaded, type) and issubclass(loaded, ChunkStore)):

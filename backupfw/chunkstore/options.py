@@ -11,6 +11,9 @@ from backupfw.errors import ConfigError
 if TYPE_CHECKING:
     from oslo_config import cfg
 
+#: ConfigError is here for drivers, which raise it when options do not fit together.
+__all__ = ["ConfigError", "option_values"]
+
 
 def option_values(opts: Iterable[cfg.Opt], **values: object) -> SimpleNamespace:
     """Return an object with one attribute per option, as oslo.config's groups have.

@@ -119,8 +119,11 @@ class LimitLayer(Layer):
             self._changed.notify_all()
 
     @contextmanager
-    def _place(self, size: int = 0) -> Iterator[None]:
-        """Hold a place among the running calls, once the rates allow ``size`` bytes."""
+    def _place(self, size: int | None = None) -> Iterator[None]:
+        """Hold a place among the running calls, once the rates allow it.
+
+        :param size: bytes it will move, 0 if that is not known yet; None for a call that moves none.
+        """
         with self._changed:
             if self._full():
                 with waiting():
@@ -130,7 +133,7 @@ class LimitLayer(Layer):
             self._running += 1
         try:
             self._pay(self._requests, 1)
-            if size:
+            if size is not None:
                 self._pay(self._bytes, size)
             yield
         finally:

@@ -43,7 +43,8 @@ def stack(
     :param metrics: where figures go, None for nowhere.
     :param stop: True when the process shuts down: no retry is begun and no pause goes on then.
     """
-    defaults = {opt.dest: opt.default for opt in layer_options(type(driver))}
+    # The instance's, not its class's: a test's layer that stands for a driver takes them over.
+    defaults = {opt.dest: driver.layer_defaults.get(opt.dest, opt.default) for opt in layer_options()}
 
     def value(name: str) -> Any:
         return getattr(options, name, defaults[name])

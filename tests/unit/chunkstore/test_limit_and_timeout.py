@@ -1,0 +1,308 @@
+"""The limit and timeout layers, alone and on each other."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from backupfw.chunkstore.base import Body
+from backupfw.chunkstore.errors import ChunkStoreError, NotFound, RangeError, Unavailable
+from backupfw.chunkstore.layers import timeout as timeout_module
+from backupfw.chunkstore.layers.limit import LimitLayer, Limits, TokenBucket
+from backupfw.chunkstore.layers.timeout import TimeoutLayer
+from backupfw.chunkstore.memory import MemoryStore
+from backupfw.testing.faults import FaultyStore, SlowStore
+from tests.unit.chunkstore.test_retry import Clock
+
+X = Body.from_bytes(b"x")
+
+
+@pytest.fixture
+def memory() -> MemoryStore:
+    store = MemoryStore("memory")
+    store.ensure_container("c")
+    store.put("c", "key", X)
+    return store
+
+
+class TestConcurrency:
+    def test_as_many_as_allowed_and_no_more(self, memory: MemoryStore) -> None:
+        # The barrier opens only when three calls are in the driver together, so three are let in; the
+        # count of the most at once shows that a fourth never is.
+        barrier = threading.Barrier(3)
+        slow = SlowStore(memory, gate=lambda: barrier.wait(30))
+        store = LimitLayer(slow, Limits(concurrency=3))
+        with ThreadPoolExecutor(12) as pool:
+            list(pool.map(lambda number: store.put("c", str(number), X), range(30)))
+        assert slow.most_at_once == 3
+
+    def test_every_operation_counts(self, memory: MemoryStore) -> None:
+        barrier = threading.Barrier(2)
+        slow = SlowStore(memory, gate=lambda: barrier.wait(30))
+        store = LimitLayer(slow, Limits(concurrency=2))
+        calls = [
+            lambda: store.put("c", "a", X),
+            lambda: store.get("c", "key"),
+            lambda: list(store.list("c")),
+            lambda: store.delete("c", ["missing"]),
+            lambda: store.ensure_container("c"),
+            lambda: store.get("c", "key", 0, 1),
+        ]
+        with ThreadPoolExecutor(6) as pool:
+            for done in [pool.submit(call) for call in calls]:
+                done.result()
+        assert slow.most_at_once == 2
+
+    def test_it_can_be_raised_while_calls_wait(self, memory: MemoryStore) -> None:
+        barrier = threading.Barrier(4)
+        slow = SlowStore(memory, gate=lambda: barrier.wait(30))
+        store = LimitLayer(slow, Limits(concurrency=1))
+        with ThreadPoolExecutor(4) as pool:
+            calls = [pool.submit(store.get, "c", "key") for _ in range(4)]
+            store.set_limits(Limits(concurrency=4))
+            assert [call.result() for call in calls] == [b"x"] * 4
+        assert store.limits.concurrency == 4
+
+    def test_a_place_is_given_back_after_an_error(self, memory: MemoryStore) -> None:
+        store = LimitLayer(memory, Limits(concurrency=1))
+        for _ in range(3):
+            with pytest.raises(NotFound):
+                store.get("c", "missing")
+        assert store.get("c", "key") == b"x"
+
+    def test_a_listing_holds_no_place_while_the_caller_works(self, memory: MemoryStore) -> None:
+        store = LimitLayer(memory, Limits(concurrency=1))
+        for number in range(2500):
+            memory.put("c", f"many/{number:05}", X)
+        for number, info in enumerate(store.list("c", "many/")):
+            if number % 500 == 0:
+                assert store.get("c", info.key) == b"x"
+        assert number == 2499
+
+    def test_close_ends_the_wait(self, memory: MemoryStore) -> None:
+        entered, leave = threading.Event(), threading.Event()
+        slow = SlowStore(memory, gate=lambda: (entered.set(), leave.wait(30)))
+        store = LimitLayer(slow, Limits(concurrency=1))
+        with ThreadPoolExecutor(2) as pool:
+            first = pool.submit(store.get, "c", "key")
+            assert entered.wait(30)
+            second = pool.submit(store.get, "c", "key")
+            store.close()
+            with pytest.raises(ChunkStoreError):
+                second.result(30)
+            leave.set()
+            with pytest.raises(ChunkStoreError):
+                first.result(30)
+
+
+class TestRates:
+    def limited(self, memory: MemoryStore, clock: Clock, **limits: float) -> LimitLayer:
+        return LimitLayer(memory, Limits(**limits), sleep=clock.sleep, clock=clock)
+
+    def test_bytes_put(self, memory: MemoryStore) -> None:
+        clock = Clock()
+        store = self.limited(memory, clock, bytes_per_second=1000)
+        for _ in range(20):
+            store.put("c", "key", Body.from_bytes(bytes(500)))
+        # 10 000 bytes; a second's worth is there at the start and the last call may overdraw.
+        assert 8 <= clock.slept <= 9.01
+
+    @pytest.mark.parametrize("whole", [True, False])
+    def test_bytes_got(self, memory: MemoryStore, whole: bool) -> None:
+        memory.put("c", "key", Body.from_bytes(bytes(500)))
+        clock = Clock()
+        store = self.limited(memory, clock, bytes_per_second=1000)
+        for _ in range(20):
+            assert len(store.get("c", "key") if whole else store.get("c", "key", 0, 500)) == 500
+        assert 8 <= clock.slept <= 9.01
+
+    def test_an_object_larger_than_a_seconds_worth(self, memory: MemoryStore) -> None:
+        clock = Clock()
+        store = self.limited(memory, clock, bytes_per_second=1000)
+        store.put("c", "key", Body.from_bytes(bytes(50_000)))
+        assert clock.slept == 0
+        store.put("c", "key", X)
+        assert clock.slept == pytest.approx(49, abs=0.01)
+
+    def test_a_refused_range_costs_nothing(self, memory: MemoryStore) -> None:
+        clock = Clock()
+        store = self.limited(memory, clock, bytes_per_second=1000)
+        for _ in range(10):
+            with pytest.raises(RangeError):
+                store.get("c", "key", 0, 1_000_000)
+        assert clock.slept == 0
+
+    def test_requests(self, memory: MemoryStore) -> None:
+        clock = Clock()
+        store = self.limited(memory, clock, requests_per_second=10)
+        for _ in range(50):
+            store.get("c", "key")
+        for _ in range(50):
+            store.delete("c", ["missing"])
+        assert 8.8 <= clock.slept <= 9.1
+
+    def test_savings_are_a_second_at_most(self, memory: MemoryStore) -> None:
+        clock = Clock()
+        store = self.limited(memory, clock, requests_per_second=10)
+        clock.now += 3600
+        start = clock.now
+        for _ in range(51):
+            store.get("c", "key")
+        assert clock.now - start >= 3.9
+
+    def test_a_rate_can_be_changed_while_a_call_waits(self, memory: MemoryStore) -> None:
+        clock = Clock()
+        store = self.limited(memory, clock, bytes_per_second=1)
+        store.put("c", "key", Body.from_bytes(bytes(10_000)))
+
+        def sleep(seconds: float) -> None:
+            clock.sleep(seconds)
+            if clock.slept > 1:
+                store.set_limits(Limits(bytes_per_second=100_000))
+
+        store._sleep = sleep
+        store.put("c", "key", X)
+        assert clock.slept < 3
+
+    def test_no_limit_and_then_one(self) -> None:
+        clock = Clock()
+        bucket = TokenBucket(0, clock)
+        assert bucket.take(1e12) == 0
+        bucket.set_rate(10)
+        assert bucket.take(30) == 0
+        assert bucket.take(1) == pytest.approx(2)
+        clock.now += 2
+        assert bucket.take(1) == 0
+        bucket.set_rate(0)
+        assert bucket.take(1e12) == 0
+
+    def test_many_threads_cannot_pass_together(self) -> None:
+        clock = Clock()
+        bucket = TokenBucket(100, clock)
+        with ThreadPoolExecutor(8) as pool:
+            passed = list(pool.map(lambda _: bucket.take(10) == 0, range(200)))
+        assert sum(passed) == 11
+
+
+class TestTimeout:
+    def test_a_call_that_hangs_is_given_up(self, memory: MemoryStore) -> None:
+        leave = threading.Event()
+        store = TimeoutLayer(SlowStore(memory, gate=lambda: leave.wait(30)), 0.05)
+        try:
+            for use in (
+                lambda: store.put("c", "late", X),
+                lambda: store.get("c", "key"),
+                lambda: next(store.list("c")),
+                lambda: store.delete("c", ["gone"]),
+                lambda: store.ensure_container("c"),
+            ):
+                with pytest.raises(Unavailable) as caught:
+                    use()
+                assert caught.value.temporary
+        finally:
+            leave.set()
+
+    def test_errors_and_answers_come_through(self, memory: MemoryStore) -> None:
+        store = TimeoutLayer(memory, 30)
+        assert store.get("c", "key") == b"x"
+        with pytest.raises(NotFound):
+            store.get("c", "missing")
+        assert [info.key for info in store.list("c")] == ["key"]
+
+    def test_zero_uses_no_thread(self, memory: MemoryStore) -> None:
+        seen = []
+        store = TimeoutLayer(SlowStore(memory, gate=lambda: seen.append(threading.get_ident())), 0)
+        store.get("c", "key")
+        assert seen == [threading.get_ident()]
+
+    def test_threads_are_used_again(self, memory: MemoryStore) -> None:
+        seen = []
+        store = TimeoutLayer(SlowStore(memory, gate=lambda: seen.append(threading.current_thread())), 30)
+        for _ in range(200):
+            store.get("c", "key")
+        # A thread comes back a moment after its answer, so a few may take turns.
+        assert len(set(seen)) <= 5
+        store.close()
+        for thread in set(seen):
+            thread.join(30)
+            assert not thread.is_alive()
+
+    def test_too_many_hanging_calls_are_refused(
+        self, memory: MemoryStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(timeout_module, "HANGING_CALLS", 3)
+        leave = threading.Event()
+        calls = []
+        store = TimeoutLayer(SlowStore(memory, gate=lambda: (calls.append(1), leave.wait(30))), 0.02)
+        for _ in range(6):
+            with pytest.raises(Unavailable):
+                store.get("c", "key")
+        assert len(calls) == 3
+        leave.set()
+        # They end, and calls are let through again.
+        for _ in range(3000):
+            try:
+                assert store.get("c", "key") == b"x"
+                break
+            except Unavailable:
+                threading.Event().wait(0.01)
+        else:
+            pytest.fail("calls are refused for ever")
+
+    def test_a_large_body_has_more_time(self, memory: MemoryStore) -> None:
+        leave = threading.Event()
+        store = TimeoutLayer(SlowStore(memory, gate=lambda: leave.wait(0.3)), 0.05)
+        store.put("c", "large", Body.from_bytes(bytes(4 << 20)))
+        with pytest.raises(Unavailable):
+            store.put("c", "small", X)
+
+    def test_waiting_for_a_limit_is_no_timeout(self, memory: MemoryStore) -> None:
+        # One call holds the only place five times as long as the other may take.
+        entered = threading.Event()
+        first = threading.Event()
+
+        def gate() -> None:
+            if not entered.is_set():
+                entered.set()
+                first.wait(30)
+
+        limited = LimitLayer(SlowStore(memory, gate=gate), Limits(concurrency=1))
+        store = TimeoutLayer(limited, 0.2)
+        with ThreadPoolExecutor(2) as pool:
+            slow = pool.submit(limited.get, "c", "key")
+            assert entered.wait(30)
+            waiting = pool.submit(store.get, "c", "key")
+            threading.Event().wait(1.0)
+            assert not waiting.done()
+            first.set()
+            assert waiting.result(30) == b"x"
+            assert slow.result(30) == b"x"
+
+    def test_a_call_that_timed_out_keeps_its_place(self, memory: MemoryStore) -> None:
+        leave = threading.Event()
+        slow = SlowStore(memory, gate=lambda: leave.wait(30))
+        store = TimeoutLayer(LimitLayer(slow, Limits(concurrency=2)), 0.05)
+        for _ in range(2):
+            with pytest.raises(Unavailable):
+                store.get("c", "key")
+        # Two hang in the driver; the third waits for a place and so does not time out, nor get in.
+        with ThreadPoolExecutor(1) as pool:
+            third = pool.submit(store.get, "c", "key")
+            threading.Event().wait(0.3)
+            assert not third.done()
+            leave.set()
+            assert third.result(30) == b"x"
+        assert slow.most_at_once == 2
+
+    def test_check_of_a_hanging_store_is_a_report(self, memory: MemoryStore) -> None:
+        leave = threading.Event()
+
+        class Hanging(FaultyStore):
+            def check(self):
+                leave.wait(30)
+
+        report = TimeoutLayer(Hanging(memory), 0.01).check()
+        leave.set()
+        assert not report.ok
