@@ -1,0 +1,53 @@
+"""``python -m benchmarks [PART …] [--size MIB] [--rounds N] [--segments N] [--directory DIR]``"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+
+from benchmarks import fragmented, memory, throughput
+from benchmarks.table import Table
+
+PARTS = ("throughput", "fragmented", "memory", "large")
+
+
+def main() -> int:
+    """Run the parts asked for; the exit status says whether every aim was reached."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; default: all")
+    parser.add_argument("--size", type=int, default=1024, help="MiB of the images (1024)")
+    parser.add_argument("--rounds", type=int, default=5, help="measurements of each time (5)")
+    parser.add_argument(
+        "--segments", type=int, default=memory.SEGMENTS_64_TIB, help="segments of the large volume (64 TiB)"
+    )
+    parser.add_argument("--directory", default="/dev/shm", help="a memory file system (/dev/shm)")
+    options = parser.parse_args()
+    wanted = options.parts or PARTS
+    if unknown := set(wanted) - set(PARTS):
+        parser.error(f"no such part: {', '.join(sorted(unknown))}")
+    table = Table()
+    print(f"{os.cpu_count()} cores, Python {sys.version.split()[0]}, in {options.directory}")
+    for part in wanted:
+        directory = tempfile.mkdtemp(prefix="backupfw-bench-", dir=options.directory)
+        try:
+            size = options.size << 20
+            if part == "throughput":
+                throughput.run(table, directory, size, options.rounds)
+            elif part == "fragmented":
+                fragmented.run(table, directory, size, options.rounds)
+            elif part == "memory":
+                memory.run(table, directory, size, options.rounds)
+            else:
+                memory.run_large(table, directory, options.segments)
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+    if table.failed:
+        print(f"\nMissed: {'; '.join(table.failed)}")
+    return 1 if table.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
