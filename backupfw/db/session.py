@@ -81,6 +81,8 @@ class Database:
             event.listen(engine, "connect", _mysql_connect)
         elif self.backend == "postgresql":
             event.listen(engine, "connect", _postgresql_connect)
+        # oslo.db has tried a connection already, which knows nothing of these settings.
+        engine.dispose()
 
     @contextmanager
     def _transaction(self, mode: Any, writes: bool) -> Iterator[Session]:

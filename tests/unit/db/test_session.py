@@ -152,6 +152,16 @@ def test_two_transactions_that_lock_in_opposite_order_both_end(db: Database) -> 
         assert session.scalars(select(models.Quota.hard_limit)).all() == [2, 2]
 
 
+def test_servers_read_what_is_committed_on_every_connection(db: Database) -> None:
+    if db.backend == "sqlite":
+        pytest.skip("servers only")
+    question = {"postgresql": "SHOW transaction_isolation", "mysql": "SELECT @@tx_isolation"}[db.backend]
+    for transaction in (db.read, db.write, db.read):
+        with transaction() as session:
+            level = str(session.execute(text(question)).scalar())
+        assert level.lower().replace("-", " ") == "read committed"
+
+
 def test_sqlite_is_set_up_to_last(db: Database) -> None:
     if db.backend != "sqlite":
         pytest.skip("SQLite only")
