@@ -265,8 +265,8 @@ class ObjectTests(Adoption):
         # The driver has not seen these objects, so it can only go by what the store says of them.
         for size in (0, 1, 65_536, 8_388_609):
             data = pattern(size, seed=9)
-            self.raw_put(server, container, "object", data)
-            found = store.get(container, "object")
+            self.raw_put(server, container, f"object/{size}", data)
+            found = store.get(container, f"object/{size}")
             assert len(found) == size
             equal = found == data
             assert equal
