@@ -32,11 +32,13 @@ class WorkerSettings:
     :ivar host: this worker's host name, as users of ``os-services`` see it.
     :ivar slots: how many tasks run at once.
     :ivar lease_seconds: the length of a lease.
+    :ivar retry_pause: seconds before a failed task is tried again; doubles with each failure.
     """
 
     host: str
     slots: int
     lease_seconds: float
+    retry_pause: float = 2.0
 
 
 class Worker:
@@ -143,7 +145,7 @@ class Worker:
     def _failed(self, handler: Handler, task: Task, error: Exception) -> None:
         reason = user_reason(error, task.request_id)
         if is_temporary(error) and not self._tasks.exhausted(task):
-            delay = min(2.0 ** (task.failures + 1), LONGEST_PAUSE)
+            delay = min(self._settings.retry_pause * 2.0**task.failures, LONGEST_PAUSE)
             LOG.warning("[%s] Task %s (%s of %s) failed, trying again in %s s: %s", task.request_id,
                         task.id, task.kind, task.resource_id, delay, error)  # fmt: skip
             self._tasks.release(task, delay=delay, failed=True, reason=reason)

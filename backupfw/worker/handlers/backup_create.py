@@ -16,7 +16,7 @@ from backupfw.engine.ports import BackupJob, BackupResult
 from backupfw.manager.backup_tasks import BackupTasks
 from backupfw.manager.create_tasks import CreatePlan, CreateResult
 from backupfw.manager.tasks import Task
-from backupfw.volume.base import BlockSource, SnapshotRef
+from backupfw.volume.base import BlockSource, SnapshotRef, VolumeProvider
 from backupfw.worker.control import TaskControl
 from backupfw.worker.handlers.base import Handler, snapshot_ref, volume_ref
 
@@ -68,12 +68,12 @@ class BackupCreate(Handler):
 
     def failed(self, task: Task, reason: str) -> None:
         """See :meth:`Handler.failed`."""
-        self._drop_temp_snapshot(task)
+        self._try_to_drop_temp_snapshot(task)
         self._tools.backups.fail_create(task, reason)
 
     def cancelled(self, task: Task) -> None:
         """See :meth:`Handler.cancelled`."""
-        self._drop_temp_snapshot(task)
+        self._try_to_drop_temp_snapshot(task)
         self._tools.tasks.discard(task)
 
     def _job(self, plan: CreatePlan, source: BlockSource) -> BackupJob:
@@ -127,11 +127,19 @@ class BackupCreate(Handler):
         location = tools.provider.create_snapshot(ref, True, control.check)
         return snapshot_ref(tools.backups.temp_snapshot_made(task, location), plan.volume)
 
+    def _try_to_drop_temp_snapshot(self, task: Task) -> None:
+        """Drop it, but let nothing keep the task from ending: a delete of the backup tries again."""
+        try:
+            self._drop_temp_snapshot(task)
+        except Exception:
+            LOG.exception("[%s] The temporary snapshot of backup %s stays until the backup is deleted",
+                          task.request_id, task.resource_id)  # fmt: skip
+
     def _drop_temp_snapshot(self, task: Task) -> None:
         drop_temp_snapshot(self._tools.backups, self._tools.provider, task.resource_id)
 
 
-def drop_temp_snapshot(backups: BackupTasks, provider: Any, backup_id: str) -> None:
+def drop_temp_snapshot(backups: BackupTasks, provider: VolumeProvider, backup_id: str) -> None:
     """Delete the temporary snapshot that a backup has or left, if there is one."""
     found = backups.temp_snapshot(backup_id)
     if found is None:

@@ -1,0 +1,72 @@
+"""What users are told never names a host, a path, an endpoint or a credential."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from backupfw import errors
+from backupfw.chunkstore import errors as store_errors
+from backupfw.worker.reasons import MAX_LENGTH, is_temporary, user_reason
+
+SECRETS = ("10.0.0.7", "/var/lib", "AKIA123", "https://", "host7")
+TEXT = "cannot reach https://10.0.0.7:443/ as AKIA123 from host7, see /var/lib/x"
+
+
+def every_store_error() -> list[BaseException]:
+    kinds = [kind for kind in vars(store_errors).values() if isinstance(kind, type)]
+    found: list[BaseException] = []
+    for kind in kinds:
+        if issubclass(kind, store_errors.DeleteFailed):
+            found.append(kind({"k": store_errors.Unavailable(TEXT)}))
+        elif issubclass(kind, store_errors.ChunkStoreError):
+            found.append(kind(TEXT))
+    return found
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        *every_store_error(),
+        errors.TargetError(TEXT),
+        errors.SourceMoved(TEXT),
+        errors.Damaged("main", "box", "a/b", TEXT),
+        OSError(errno.EIO, TEXT, "/var/lib/x"),
+        OSError(errno.ENOSPC, TEXT, "/var/lib/x"),
+        OSError(TEXT),
+        RuntimeError(TEXT),
+        KeyError(TEXT),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_no_secret_gets_out(error: BaseException) -> None:
+    reason = user_reason(error, "req-1")
+    assert reason
+    assert len(reason) <= MAX_LENGTH
+    assert not [secret for secret in SECRETS if secret in reason]
+
+
+def test_reasons_fit_their_column() -> None:
+    assert len(user_reason(errors.Damaged("s", "c", "k" * 1000, "gone"), None)) == MAX_LENGTH
+
+
+@pytest.mark.parametrize(
+    ("error", "temporary"),
+    [
+        (store_errors.Unavailable("x"), True),
+        # The retry layer gave up and said so; the task may still be tried again later.
+        (store_errors.Unavailable("x", temporary=False), True),
+        (store_errors.NoSpace("x"), True),
+        (store_errors.PermissionDenied("x"), False),
+        (store_errors.PermissionDenied("x", temporary=True), True),
+        (store_errors.InvalidName("x"), False),
+        (errors.TargetError("x"), True),
+        (OSError(errno.EIO, "x"), True),
+        (errors.Damaged("s", "c", "k", "x"), False),
+        (errors.InvalidInput("x"), False),
+        (ValueError("x"), False),
+    ],
+)
+def test_what_is_tried_again(error: BaseException, temporary: bool) -> None:
+    assert is_temporary(error) is temporary

@@ -1,0 +1,223 @@
+"""The worker on real managers and the real engine: outcomes, retries, cancellation, shutdown, lost leases."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from backupfw.chunkstore.errors import PermissionDenied, Unavailable
+from backupfw.db import models
+from tests.unit.manager.support import check_consistent
+from tests.unit.worker.world import SEGMENT, WorkerWorld
+
+DATA = random.Random(1).randbytes(6 * SEGMENT + 100)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[WorkerWorld]:
+    world = WorkerWorld(tmp_path, max_attempts=6)
+    yield world
+    world.store.close()
+    check_consistent(world)
+    world.db.close()
+
+
+class Gate:
+    """Holds calls up from a certain one on, until it is opened."""
+
+    def __init__(self, after: int) -> None:
+        self.reached = threading.Event()
+        self._open = threading.Event()
+        self._left = after
+        self._lock = threading.Lock()
+
+    def __call__(self, *_: object) -> bool:
+        with self._lock:
+            self._left -= 1
+            held = self._left < 0
+        if held:
+            self.reached.set()
+            assert self._open.wait(30)
+        return False
+
+    def open(self) -> None:
+        self._open.set()
+
+
+def test_backup_and_restore(world: WorkerWorld) -> None:
+    volume = world.filled_volume(DATA)
+    with world.worker():
+        made = world.backups.create(world.ctx(), volume_id=volume)
+        row = world.wait_backup(made.id, "available")
+        assert world.volume_status(volume) == "available"
+        assert row.object_count == len(world.objects())
+        _, target, _ = world.backups.restore(world.ctx(), made.id)
+        world.wait(lambda: world.volume_status(target) == "available", "the restore")
+        assert world.provider.volumes[target] == DATA
+        world.backups.delete(world.ctx(), made.id)
+        world.wait_backup(made.id, None)
+    assert world.objects() == set()
+
+
+def test_a_store_that_comes_back_costs_only_time(world: WorkerWorld) -> None:
+    """Each attempt that finishes a segment does not count; nothing finished is sent again."""
+    volume = world.filled_volume(DATA)
+    world.faulty.fail("put", times=6, rate=0.1)
+    with world.worker():
+        made = world.backups.create(world.ctx(), volume_id=volume)
+        world.wait_backup(made.id, "available")
+        world.wait_idle()
+    row = world.row(models.Backup, made.id)
+    assert row.fail_reason is None
+    assert row.object_count == len(world.objects())
+
+
+def test_a_store_that_stays_away_ends_the_task(world: WorkerWorld) -> None:
+    volume = world.filled_volume(DATA)
+    world.faulty.fail("put", times=None)
+    with world.worker():
+        made = world.backups.create(world.ctx(), volume_id=volume)
+        row = world.wait_backup(made.id, "error")
+        assert row.fail_reason == "The store does not answer."
+        assert world.volume_status(volume) == "available"
+        world.faulty.heal()
+        world.wait_idle()
+    assert world.objects() == set()
+
+
+def test_what_cannot_work_is_not_tried_again(world: WorkerWorld) -> None:
+    volume = world.filled_volume(DATA)
+    fault = world.faulty.fail("put", lambda: PermissionDenied("key AKIA123 refused"), times=None)
+    with world.worker():
+        made = world.backups.create(world.ctx(), volume_id=volume)
+        row = world.wait_backup(made.id, "error")
+        world.wait_idle()
+    assert row.fail_reason == "The store refused the service's credentials or permissions."
+    # One failed put per stream, at most.
+    assert fault.struck <= 2
+
+
+def test_force_delete_stops_a_running_backup(world: WorkerWorld) -> None:
+    volume = world.filled_volume(DATA)
+    gate = Gate(after=3)
+    world.faulty.fail("put", times=None, match=gate)
+    with world.worker():
+        made = world.backups.create(world.ctx(), volume_id=volume)
+        assert gate.reached.wait(30)
+        world.backups.force_delete(world.ctx(admin=True), made.id)
+        assert world.volume_status(volume) == "available"
+        # The volume can be backed up again at once; that one waits for the cancelled one to end.
+        again = world.backups.create(world.ctx(), volume_id=volume)
+        gate.open()
+        world.wait_backup(made.id, None)
+        world.wait_backup(again.id, "available")
+        world.wait_idle()
+    assert all(f"/{made.id}/" not in key for key in world.objects())
+
+
+def test_reset_stops_a_running_restore(world: WorkerWorld) -> None:
+    volume = world.filled_volume(DATA)
+    gate = Gate(after=1)
+    with world.worker() as worker:
+        made = world.backups.create(world.ctx(), volume_id=volume)
+        world.wait_backup(made.id, "available")
+        target = world.filled_volume(b"\xaa" * len(DATA))
+        world.provider.before_write = gate
+        world.backups.restore(world.ctx(), made.id, volume_id=target)
+        assert gate.reached.wait(30)
+        world.backups.reset_status(world.ctx(admin=True), made.id, "available")
+        assert world.status(made.id) == "available"
+        assert world.volume_status(target) == "error"
+        world.wait_told(worker)
+        gate.open()
+        world.wait_idle()
+        before = bytes(world.provider.volumes[target])
+        assert b"\xaa" * 1000 in before, "the restore went on"
+
+
+def test_a_shutdown_gives_the_task_back(world: WorkerWorld) -> None:
+    """The next worker goes on: what the first one finished is not sent again, and no attempt is counted."""
+    volume = world.filled_volume(DATA)
+    gate = Gate(after=9)
+    world.faulty.fail("put", times=None, match=gate)
+    with world.worker():
+        made = world.backups.create(world.ctx(), volume_id=volume)
+        assert gate.reached.wait(30)
+        threading.Timer(0.2, gate.open).start()
+    assert world.status(made.id) == "creating"
+    (task,) = world.rows(models.Task)
+    assert (task.state, task.failures) == ("queued", 0)
+    finished = len(world.rows(models.Segment))
+    assert finished > 0
+    world.faulty.heal()
+    world.faulty.calls.clear()
+    with world.worker():
+        world.wait_backup(made.id, "available")
+    maps = sum(1 for kind, key in world.faulty.calls if kind == "put" and key.endswith("/map"))
+    assert maps == 7 - finished
+    # Leftovers of the first attempt are gone without a sweep.
+    assert world.row(models.Backup, made.id).object_count == len(world.objects())
+
+
+def test_an_attempt_that_lost_its_lease_changes_nothing(world: WorkerWorld) -> None:
+    """Its renewals fail, another attempt takes over; the late one ends without a trace."""
+    volume = world.filled_volume(DATA)
+    gate = Gate(after=2)
+    world.faulty.fail("put", lambda: Unavailable("late"), times=None, match=gate)
+    with world.worker(lease_seconds=600) as first:
+        made = world.backups.create(world.ctx(), volume_id=volume)
+        assert gate.reached.wait(30)
+        # What a take-over after a lost lease does.
+        with world.db.write() as session:
+            (task,) = world.rows_in(session, models.Task)
+            task.attempt += 1
+            task.state, task.owner, task.lease_until = "queued", None, None
+        first._leases.poke()
+        gate.open()
+        world.wait_backup(made.id, "available")
+        world.wait_idle()
+    assert world.row(models.Backup, made.id).service_metadata.split("/")[4].startswith("1.3-")
+
+
+def test_a_damaged_object_fails_the_restore_and_is_stored_anew(world: WorkerWorld) -> None:
+    volume = world.filled_volume(DATA)
+    with world.worker():
+        made = world.backups.create(world.ctx(), volume_id=volume)
+        world.wait_backup(made.id, "available")
+        store = world.faulty.inner
+        (objects,) = store.contents.values()  # type: ignore[attr-defined]
+        pack = min(key for key in objects if "/p" in key)
+        objects[pack] = objects[pack][:200] + bytes([objects[pack][200] ^ 1]) + objects[pack][201:]
+        _, target, _ = world.backups.restore(world.ctx(), made.id)
+        world.wait(lambda: world.volume_status(target) == "error", "the restore to fail")
+        failed = world.wait_backup(made.id, "available")
+        assert failed.fail_reason is not None
+        assert pack in failed.fail_reason
+        again = world.backups.create(world.ctx(), volume_id=volume, incremental=True)
+        world.wait_backup(again.id, "available")
+        _, target, _ = world.backups.restore(world.ctx(), again.id)
+        world.wait(lambda: world.volume_status(target) == "available", "the restore")
+        assert world.provider.volumes[target] == DATA
+
+
+def test_a_volume_in_use_is_read_from_a_temporary_snapshot(world: WorkerWorld) -> None:
+    volume = world.filled_volume(DATA)
+    with world.db.write() as session:
+        session.get_one(models.Volume, volume).status = "in-use"
+    gate = Gate(after=1)
+    world.faulty.fail("put", times=None, match=gate)
+    with world.worker():
+        made = world.backups.create(world.ctx(), volume_id=volume, force=True)
+        assert gate.reached.wait(30)
+        world.provider.volumes[volume][:100] = bytes(100)
+        gate.open()
+        world.wait_backup(made.id, "available")
+        assert world.volume_status(volume) == "in-use"
+        assert world.provider.snapshots == {}
+        _, target, _ = world.backups.restore(world.ctx(), made.id)
+        world.wait(lambda: world.volume_status(target) == "available", "the restore")
+    assert world.provider.volumes[target] == DATA

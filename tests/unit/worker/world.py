@@ -1,0 +1,189 @@
+"""A worker on real managers, a memory store that can be made to fail, and volumes in memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from backupfw.chunkstore.container import Container
+from backupfw.chunkstore.layers.stack import stack
+from backupfw.chunkstore.memory import MemoryStore
+from backupfw.db import models
+from backupfw.dispatch.inprocess import InProcessDispatch
+from backupfw.errors import TaskStopped
+from backupfw.manager.backups import BackupManager
+from backupfw.manager.services import BACKUP_BINARY
+from backupfw.manager.volume_tasks import VolumeTasks
+from backupfw.testing.faults import FaultyStore
+from backupfw.volume.base import (
+    BlockSource,
+    BlockTarget,
+    SnapshotRef,
+    Tick,
+    VolumeProvider,
+    VolumeRef,
+    no_tick,
+)
+from backupfw.worker.control import TaskControl
+from backupfw.worker.handlers import EngineSettings, Tools
+from backupfw.worker.worker import Worker, WorkerSettings
+from tests.unit.engine.fakes import MemorySource, MemoryTarget
+from tests.unit.manager.support import WIRE, World
+
+SEGMENT = 64 << 10
+PATIENCE = 30.0
+
+
+class MemoryProvider(VolumeProvider):
+    """Volumes as byte arrays by volume id; snapshots as copies by location."""
+
+    API_VERSION = 1
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.volumes: dict[str, bytearray] = {}
+        self.snapshots: dict[str, bytes] = {}
+        #: Called before each write to a target, e.g. to hold it up.
+        self.before_write: Callable[[], object] = lambda: None
+        self.attempts: list[int] = []
+
+    def create(self, volume: VolumeRef, source: SnapshotRef | VolumeRef | None, tick: Tick = no_tick) -> str:
+        self.volumes.setdefault(volume.id, bytearray(volume.length))
+        return volume.id
+
+    def adopt(self, path: str) -> tuple[str, int]:
+        raise NotImplementedError
+
+    def delete(self, volume: VolumeRef) -> None:
+        self.volumes.pop(volume.id, None)
+
+    def extend(self, volume: VolumeRef, length: int) -> None:
+        self.volumes[volume.id].extend(bytes(length - volume.length))
+
+    def create_snapshot(self, snapshot: SnapshotRef, in_use: bool, tick: Tick = no_tick) -> str:
+        self.snapshots[snapshot.id] = bytes(self.volumes[snapshot.volume.id])
+        return snapshot.id
+
+    def delete_snapshot(self, snapshot: SnapshotRef) -> None:
+        self.snapshots.pop(snapshot.id, None)
+
+    @contextmanager
+    def open_source(self, ref: VolumeRef | SnapshotRef) -> Iterator[BlockSource]:
+        if isinstance(ref, SnapshotRef):
+            if ref.id not in self.snapshots:
+                raise FileNotFoundError(2, "no such snapshot")
+            yield MemorySource(self.snapshots[ref.id], identity=f"snapshot {ref.id}")
+        else:
+            yield MemorySource(self.volumes[ref.id], identity=f"volume {ref.id}")
+
+    @contextmanager
+    def open_target(self, volume: VolumeRef, attempt: int) -> Iterator[BlockTarget]:
+        self.attempts.append(attempt)
+        provider = self
+
+        class Target(MemoryTarget):
+            def write(self, offset: int, buffers: Any) -> None:
+                provider.before_write()
+                super().write(offset, buffers)
+
+        target = Target(volume.length)
+        target.data = self.volumes[volume.id]
+        target.reads_zero = False
+        yield target
+
+
+class OneStore:
+    """What ``worker.stores.Stores`` is, for one store that is open already."""
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+        self.wire_names = {"main": WIRE}
+
+    def container(self, store: str, container: str) -> Container:
+        assert store == "main"
+        return Container(self._store, container)
+
+
+class LayerOptions:
+    """No retries at once: the task is what is tried again."""
+
+    retry_tries = 1
+
+
+class WorkerWorld(World):
+    """A :class:`World` whose tasks are carried out by workers that a test starts and stops."""
+
+    def __init__(self, folder: Path, **changes: Any) -> None:
+        super().__init__(f"sqlite:///{folder}/db.sqlite", **changes)
+        self.conf.backup.block_size = 4 << 10
+        self.conf.backup.segment_size = SEGMENT
+        self.faulty = FaultyStore(MemoryStore("main"))
+        self.store = stack(self.faulty, LayerOptions())
+        self.provider = MemoryProvider()
+        self.dispatch = InProcessDispatch()
+        self.backups = BackupManager(self.db, self.conf, self.dispatch.wake)
+        self.tools = Tools(
+            host="host",
+            engine=EngineSettings(pack_size=16 << 10, compression_level=1, streams=2),
+            tasks=self.tasks,
+            backups=self.outcomes,
+            volumes=VolumeTasks(self.db),
+            stores=OneStore(self.store),  # type: ignore[arg-type]
+            provider=self.provider,
+            heartbeat=lambda: self.services.heartbeat("host", BACKUP_BINARY, "nova", {"main": WIRE}),
+            expire_waiting=self.outcomes.expire_waiting,
+        )
+
+    @contextmanager
+    def worker(self, lease_seconds: float = 30.0, slots: int = 2) -> Iterator[Worker]:
+        """Run a worker for a ``with`` block."""
+        worker = Worker(self.tools, self.dispatch, WorkerSettings("host", slots, lease_seconds, 0.01))
+        worker.start()
+        try:
+            yield worker
+        finally:
+            worker.stop()
+
+    def filled_volume(self, data: bytes) -> str:
+        """Enter an available volume with this content."""
+        volume_id = self.volume(length=len(data))
+        self.provider.volumes[volume_id] = bytearray(data)
+        return volume_id
+
+    def wait(self, done: Callable[[], object], what: str) -> None:
+        """Poll until ``done()`` is true."""
+        end = time.monotonic() + PATIENCE
+        while not done():
+            assert time.monotonic() < end, f"gave up waiting for {what}"
+            time.sleep(0.01)
+
+    def wait_backup(self, backup_id: str, status: str | None) -> models.Backup:
+        """Poll until a backup has a status; returns its row."""
+        self.wait(lambda: self.status(backup_id) == status, f"backup {self.status(backup_id)} -> {status}")
+        return self.row(models.Backup, backup_id)
+
+    def wait_idle(self) -> None:
+        """Poll until no task is left."""
+        self.wait(lambda: self.tasks.pending() == 0, "the tasks to end")
+
+    def wait_told(self, worker: Worker) -> None:
+        """Poll until every running attempt of a worker has heard that it must end."""
+
+        def stopped(control: TaskControl) -> bool:
+            try:
+                control.check()
+            except TaskStopped:
+                return True
+            return False
+
+        held = worker._leases._held
+        self.wait(lambda: all(stopped(item.control) for item in list(held.values())), "the attempts to hear")
+
+    def objects(self) -> set[str]:
+        """The keys in the store."""
+        store = self.faulty.inner
+        assert isinstance(store, MemoryStore)
+        return {key for container in store.contents.values() for key in container}
