@@ -126,8 +126,8 @@ def restore(out: str, target: str, length: int, threads: int) -> float:
         file.truncate(length)
     indexes = []
     for number in range(threads):
-        with open(f"{out}.{number}.index", "rb") as file:
-            indexes.append(pickle.load(file))
+        with open(f"{out}.{number}.index", "rb") as index_file:
+            indexes.append(pickle.load(index_file))
 
     def work(number: int) -> None:
         source = os.open(f"{out}.{number}", os.O_RDONLY)

@@ -12,7 +12,7 @@ from typing import Any
 
 from backupfw.chunkstore.base import Body, Capabilities, CheckReport, ChunkStore, ObjectInfo
 from backupfw.chunkstore.container import Container
-from backupfw.chunkstore.errors import NotFound
+from backupfw.chunkstore.errors import NotFound, RangeError
 from backupfw.chunkstore.loader import load_driver, open_store
 from backupfw.engine.format.geometry import Geometry
 from backupfw.engine.ports import BackupJob
@@ -115,7 +115,9 @@ class TableStore(ChunkStore):
         self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self._db.execute("PRAGMA synchronous=OFF")
         self._db.execute("PRAGMA journal_mode=OFF")
-        self._db.execute("CREATE TABLE IF NOT EXISTS objects (key TEXT PRIMARY KEY, data BLOB) WITHOUT ROWID")
+        self._db.execute(
+            "CREATE TABLE IF NOT EXISTS objects (id INTEGER PRIMARY KEY, key TEXT UNIQUE, data BLOB)"
+        )
         self._lock = threading.Lock()
 
     @property
@@ -126,19 +128,25 @@ class TableStore(ChunkStore):
     def put(self, container: str, key: str, body: Body, *, if_absent: bool = False) -> None:
         """Store the body."""
         with self._lock:
-            self._db.execute("INSERT OR REPLACE INTO objects VALUES (?, ?)", (key, body.to_bytes()))
+            query = "INSERT OR REPLACE INTO objects (key, data) VALUES (?, zeroblob(?))"
+            row = self._db.execute(query, (key, body.length)).lastrowid or 0
+            # In pieces, so that the memory measured is the engine's and not this store's.
+            with self._db.blobopen("objects", "data", row) as blob:
+                for piece in body.pieces():
+                    blob.write(piece)
 
     def get(self, container: str, key: str, offset: int | None = None, length: int | None = None) -> bytes:
         """Return an object or a range of it."""
         with self._lock:
-            if offset is None:
-                row = self._db.execute("SELECT data FROM objects WHERE key = ?", (key,)).fetchone()
-            else:
-                query = "SELECT substr(data, ?, ?) FROM objects WHERE key = ?"
-                row = self._db.execute(query, (offset + 1, length, key)).fetchone()
-        if row is None:
-            raise NotFound("no such object", key=key)
-        return bytes(row[0])
+            row = self._db.execute("SELECT id FROM objects WHERE key = ?", (key,)).fetchone()
+            if row is None:
+                raise NotFound("no such object", key=key)
+            with self._db.blobopen("objects", "data", row[0], readonly=True) as blob:
+                blob.seek(offset or 0)
+                data = blob.read() if length is None else blob.read(length)
+        if length is not None and len(data) != length:
+            raise RangeError("the range ends behind the object", key=key)
+        return bytes(data)
 
     def list(self, container: str, prefix: str = "", start_after: str = "") -> Iterator[ObjectInfo]:
         """Yield what is there, a page at a time."""

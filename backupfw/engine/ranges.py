@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from backupfw.engine.format.geometry import MIB
-from backupfw.engine.format.pack import ZERO
 from backupfw.engine.format.segment_map import SegmentMap
 
 #: Most gaps of a pack that are left out: more requests cost more than the bytes they save.
@@ -34,9 +33,8 @@ def by_pack(found: SegmentMap) -> list[list[int]]:
     """Return, for each pack of the map's table, its blocks in the order of their bytes."""
     groups: list[list[int]] = [[] for _ in found.packs]
     pack = found.pack
-    for block, codec in enumerate(found.codecs):
-        if codec != ZERO:
-            groups[pack[block]].append(block)
+    for block in found.data_blocks():
+        groups[pack[block]].append(block)
     for group in groups:
         group.sort(key=found.offset.__getitem__)
     return groups

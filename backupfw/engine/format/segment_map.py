@@ -6,6 +6,7 @@ rows, so that parsing is a few C calls and each column packs well.  ``docs/forma
 
 from __future__ import annotations
 
+import itertools
 import struct
 from array import array
 from dataclasses import dataclass
@@ -96,6 +97,10 @@ class SegmentMap:
     def block_length(self, block: int) -> int:
         """Return the bytes of a block: the last may be short."""
         return min(self.block_size, self.length - block * self.block_size)
+
+    def data_blocks(self) -> list[int]:
+        """Return the blocks that are not zero, ascending."""
+        return list(itertools.compress(range(self.blocks), self.codecs))
 
     def data_bytes(self) -> int:
         """Return the bytes of the blocks that are not zero."""
@@ -211,12 +216,13 @@ class SegmentMap:
         """Look at every block and say what is impossible about one, or None."""
         used: set[int] = set()
         last = self.blocks - 1
-        for block, codec in enumerate(self.codecs):
-            stored = self.stored[block]
-            if codec == pack.ZERO:
-                if stored or self.offset[block] or self.pack[block]:
-                    return f"zero block {block} has bytes"
-                continue
+        data = self.data_blocks()
+        for values in (self.pack, self.offset, self.stored):
+            # No value is negative: equal sums mean that all others are zero.
+            if sum(values) != sum(values[block] for block in data):
+                return "a zero block has bytes"
+        for block in data:
+            codec, stored = self.codecs[block], self.stored[block]
             info = self.packs[self.pack[block]]
             used.add(self.pack[block])
             offset = self.offset[block]
