@@ -162,6 +162,44 @@ class Lifecycle(RuleBasedStateMachine):
         self.running = [old for old in self.running if old.task.id != task.id]
         self.running.append(Running(task))
 
+    @rule(rounds=st.integers(1, 4), ok=st.booleans())
+    def workers_are_busy(self, rounds: int, ok: bool) -> None:
+        """Claim what there is and bring every attempt a step on: most histories are like this."""
+        for _ in range(rounds):
+            self.claim()
+            for _ in range(len(self.running)):
+                self.work(0 if len(self.running) == 1 else rounds, ok)
+
+    @rule(volume=st.integers(0, 2), incremental=st.booleans())
+    def a_backup_is_begun(self, volume: int, incremental: bool) -> None:
+        """Begin a backup and let a worker start it, or whatever comes first."""
+        owner = 1 if volume == 1 else 0
+        self.create(owner, volume, incremental, False, True)
+        self.claim()
+        if self.running:
+            self.work(len(self.running) - 1, True)
+
+    @rule()
+    def a_parent_is_deleted_under_its_child(self) -> None:
+        """Delete what a backup that is being made shares with."""
+        bases = [row.base_id for row in self.world.rows(models.Manifest, models.Manifest.state == "writing")]
+        parents = self.world.rows(
+            models.Backup, models.Backup.manifest_id.in_(bases), models.Backup.status == "available"
+        )
+        for parent in parents:
+            self.world.backups.delete(self._ctx(2), parent.id)
+            self.claim()
+            if self.running:
+                self.work(len(self.running) - 1, True)
+
+    @rule()
+    def a_worker_is_lost(self) -> None:
+        """Its lease runs out and another one takes its task over."""
+        self.world.age(seconds=100)
+        self.claim()
+        if self.running:
+            self.work(len(self.running) - 1, True)
+
     @rule()
     def time_passes(self) -> None:
         self.world.age(seconds=100)
@@ -312,7 +350,7 @@ class Lifecycle(RuleBasedStateMachine):
 
 TestLifecycle = Lifecycle.TestCase
 TestLifecycle.settings = settings(
-    max_examples=25,
+    max_examples=12,
     stateful_step_count=40,
     deadline=None,
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
