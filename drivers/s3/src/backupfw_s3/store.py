@@ -1,0 +1,338 @@
+"""The chunk store on S3."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, suppress
+from typing import TYPE_CHECKING, Any
+
+from backupfw.chunkstore.base import Body, Capabilities, CheckReport, ChunkStore, ObjectInfo
+from backupfw.chunkstore.errors import (
+    ChunkStoreError,
+    DeleteFailed,
+    IntegrityError,
+    NotFound,
+    NotSupported,
+    RangeError,
+    Unavailable,
+)
+from backupfw_s3 import options as s3_options
+from backupfw_s3.answers import (
+    CHECKSUM_FIELD,
+    PastTheEnd,
+    WrongRange,
+    md5_of,
+    problem_of_whole,
+    require_range,
+)
+from backupfw_s3.bodies import BodyFile, Digests, WrongBody, digest
+from backupfw_s3.checking import check
+from backupfw_s3.client import make_client, sends_checksums
+from backupfw_s3.errors import of_key, translated
+
+if TYPE_CHECKING:
+    from oslo_config import cfg
+
+#: Characters that keys may hold and XML may not: such keys are deleted one by one.
+_NOT_IN_XML = re.compile("[\ufffe\uffff]")
+
+
+class S3Store(ChunkStore):
+    """Containers are buckets, objects are objects.
+
+    Every object carries its BLAKE3 as metadata, so that whole reads are verified on any server, however
+    it encrypts and whatever its ETags are.
+    """
+
+    wire_name = "cinder.backup.drivers.s3.S3BackupDriver"
+    # What all S3 servers take: host name labels, nothing that looks like an address or is reserved.
+    container_pattern = (
+        r"(?!xn--)(?!.*(?:-s3alias|--ol-s3|--x-s3)$)(?!\d+\.\d+\.\d+\.\d+$)(?!.*\.\.)(?!.*(?:\.-|-\.))"
+        r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]"
+    )
+
+    def __init__(self, name: str, options: Any) -> None:
+        super().__init__(name, options)
+        s3_options.require_consistent(options)
+        aws = s3_options.is_aws(options)
+        self.check_bucket: str | None = options.check_bucket
+        self._etag_is_md5: bool = options.etag_is_md5
+        self._with_crc32 = sends_checksums(options)
+        #: What every put says of how the object is to be kept.
+        self.put_arguments, self._get_arguments = _encryption(options)
+        if options.storage_class:
+            self.put_arguments["StorageClass"] = options.storage_class
+        self._capabilities = Capabilities(
+            if_absent=aws if options.conditional_put == "auto" else options.conditional_put == "yes",
+            bulk_delete=options.bulk_delete_size,
+            listing_lag=options.listing_lag,
+            sorted_listing=options.sorted_listing,
+        )
+        # Containers that were there when this process looked.
+        self._known: set[str] = set()
+        self._closed = False
+        self.client = make_client(options)
+        self._location: str | None = options.bucket_location
+        if not self._location and aws and self.client.meta.region_name != "us-east-1":
+            # AWS wants the region named, but for its first one, which has no name there.
+            self._location = self.client.meta.region_name
+
+    @classmethod
+    def options(cls) -> Sequence[cfg.Opt]:
+        """Return the driver's options."""
+        return s3_options.options()
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """As configured; ``check`` compares them with the server."""
+        return self._capabilities
+
+    def put(self, container: str, key: str, body: Body, *, if_absent: bool = False) -> None:
+        """Send the body in one request, with its MD5 for the server (see :meth:`ChunkStore.put`)."""
+        self.require_open()
+        if if_absent and not self._capabilities.if_absent:
+            raise NotSupported(
+                "conditional puts are not declared (conditional_put)",
+                store=self.name,
+                container=container,
+                key=key,
+            )
+        self._require_container(container)
+        digests = self._digest(body, container, key)
+        arguments: dict[str, Any] = {
+            "Bucket": container,
+            "Key": key,
+            "ContentLength": body.length,
+            "ContentMD5": digests.md5,
+            "ContentType": "application/octet-stream",
+            "Metadata": {CHECKSUM_FIELD: body.checksum.hex()},
+            **self.put_arguments,
+        }
+        if digests.crc32:
+            arguments["ChecksumCRC32"] = digests.crc32
+        if if_absent:
+            arguments["IfNoneMatch"] = "*"
+        try:
+            with translated(self.name, container, key), BodyFile(body) as file:
+                answer = self.client.put_object(Body=file, **arguments)
+        except NotFound:
+            self._known.discard(container)
+            raise
+        if self._etag_is_md5 and md5_of(answer) not in (None, digests.md5_hex):
+            # The server has not compared.  What it holds must not be taken for the object.
+            with suppress(ChunkStoreError):
+                self.delete(container, [key])
+            raise self._damaged("the store received other bytes than were sent", container, key)
+
+    def _require_container(self, container: str) -> None:
+        """Look once whether a container is there: some servers make it when an object is put.
+
+        :raises NotFound: it is not.
+        """
+        if container not in self._known:
+            with translated(self.name, container):
+                self.client.list_objects_v2(Bucket=container, MaxKeys=1)
+            self._known.add(container)
+
+    def _digest(self, body: Body, container: str, key: str) -> Digests:
+        where: Any = {"store": self.name, "container": container, "key": key}
+        try:
+            return digest(body, self._with_crc32)
+        except WrongBody as error:
+            raise IntegrityError(str(error), **where) from error
+        except OSError as error:
+            # Not the store's error: it must not be tried again.
+            raise ChunkStoreError(f"the body cannot be read: {error.strerror}", **where) from error
+
+    def get(self, container: str, key: str, offset: int | None = None, length: int | None = None) -> bytes:
+        """Return the object or a range of it (see :meth:`ChunkStore.get`)."""
+        self.require_open()
+        if offset is None or length is None:
+            return self._get_whole(container, key)
+        with translated(self.name, container, key):
+            answer = self.client.get_object(
+                Bucket=container,
+                Key=key,
+                Range=f"bytes={offset}-{offset + length - 1}",
+                **self._get_arguments,
+            )
+            with closing(answer["Body"]) as stream:
+                try:
+                    # Before a byte is read: what comes may be the whole object.
+                    require_range(answer, offset, length)
+                except PastTheEnd as error:
+                    raise RangeError(str(error), store=self.name, container=container, key=key) from error
+                except WrongRange as error:
+                    raise self._damaged(str(error), container, key) from error
+                data: bytes = stream.read()
+        if len(data) != length:
+            raise self._damaged(f"{len(data)} of {length} bytes came", container, key)
+        return data
+
+    def _get_whole(self, container: str, key: str) -> bytes:
+        with translated(self.name, container, key):
+            answer = self.client.get_object(Bucket=container, Key=key, **self._get_arguments)
+            with closing(answer["Body"]) as stream:
+                data: bytes = stream.read()
+        problem = problem_of_whole(answer, data, self._etag_is_md5)
+        if problem:
+            raise self._damaged(problem, container, key)
+        return data
+
+    def list(self, container: str, prefix: str = "", start_after: str = "") -> Iterator[ObjectInfo]:
+        """Yield the objects, page by page (see :meth:`ChunkStore.list`)."""
+        arguments: dict[str, Any] = {"Bucket": container, "Prefix": prefix}
+        if start_after:
+            arguments["StartAfter"] = start_after
+        while True:
+            self.require_open()
+            with translated(self.name, container):
+                page = self.client.list_objects_v2(**arguments)
+            for entry in page.get("Contents", ()):
+                yield ObjectInfo(entry["Key"], entry["Size"])
+            if not page.get("IsTruncated"):
+                return
+            token = page.get("NextContinuationToken")
+            if not token or token == arguments.get("ContinuationToken"):
+                # To go on is impossible, to stop would pass off a part as the whole.
+                raise ChunkStoreError(
+                    "the listing is cut off and cannot be continued", store=self.name, container=container
+                )
+            arguments.pop("StartAfter", None)
+            arguments["ContinuationToken"] = token
+
+    def delete(self, container: str, keys: Sequence[str]) -> None:
+        """Delete in bulk requests, or one by one (see :meth:`ChunkStore.delete`)."""
+        self.require_open()
+        batches = self._batches(keys)
+        errors: dict[str, ChunkStoreError] = {}
+        for batch in batches:
+            try:
+                errors.update(self._delete_batch(container, batch))
+            except NotFound:
+                # No container, no objects.
+                return
+            except ChunkStoreError as error:
+                if len(batches) == 1:
+                    raise
+                errors.update(dict.fromkeys(batch, error))
+        if errors:
+            raise DeleteFailed(errors, store=self.name, container=container)
+
+    def _batches(self, keys: Sequence[str]) -> Sequence[Sequence[str]]:
+        size = self._capabilities.bulk_delete
+        once = dict.fromkeys(keys)
+        alone = [key for key in once if _NOT_IN_XML.search(key)]
+        rest = [key for key in once if not _NOT_IN_XML.search(key)]
+        return [
+            *(rest[start : start + size] for start in range(0, len(rest), size)),
+            *([key] for key in alone),
+        ]
+
+    def _delete_batch(self, container: str, keys: Sequence[str]) -> Mapping[str, ChunkStoreError]:
+        """Delete with one request; returns the keys that remain, each with its error."""
+        if self._capabilities.bulk_delete == 1 or _NOT_IN_XML.search(keys[0]):
+            with suppress(NotFound), translated(self.name, container, keys[0]):
+                self.client.delete_object(Bucket=container, Key=keys[0])
+            return {}
+        with translated(self.name, container):
+            answer = self.client.delete_objects(
+                Bucket=container, Delete={"Objects": [{"Key": key} for key in keys], "Quiet": False}
+            )
+        deleted = {entry.get("Key") for entry in answer.get("Deleted", ())}
+        codes = {entry.get("Key"): entry.get("Code", "") for entry in answer.get("Errors", ())}
+        errors: dict[str, ChunkStoreError] = {}
+        for key in keys:
+            error: ChunkStoreError | None = None
+            if key in codes:
+                error = of_key(codes[key], "DeleteObjects", self.name, container, key)
+            elif key not in deleted:
+                error = Unavailable(
+                    "the store does not say whether it was deleted",
+                    store=self.name,
+                    container=container,
+                    key=key,
+                )
+            if error is not None:
+                errors[key] = error
+        return errors
+
+    def ensure_container(self, container: str) -> None:
+        """Make the bucket unless it is there."""
+        self.require_open()
+        try:
+            self._require_container(container)
+        except NotFound:
+            self._make_container(container)
+
+    def _make_container(self, container: str) -> None:
+        arguments: dict[str, Any] = {"Bucket": container}
+        if self._location:
+            arguments["CreateBucketConfiguration"] = {"LocationConstraint": self._location}
+        try:
+            with translated(self.name, container):
+                self.client.create_bucket(**arguments)
+        except ChunkStoreError:
+            # Somebody made it meanwhile, if it is there now and may be listed.
+            try:
+                self._require_container(container)
+            except ChunkStoreError:
+                pass
+            else:
+                return
+            raise
+        self._known.add(container)
+
+    def list_containers(self) -> Iterator[str]:
+        """Yield the names of the account's buckets, sorted."""
+        self.require_open()
+        names: list[str] = []
+        arguments: dict[str, Any] = {}
+        while True:
+            with translated(self.name):
+                page = self.client.list_buckets(**arguments)
+            names += [bucket["Name"] for bucket in page.get("Buckets", ())]
+            token = page.get("ContinuationToken")
+            if not token or token == arguments.get("ContinuationToken"):
+                break
+            arguments["ContinuationToken"] = token
+        yield from sorted(names)
+
+    def check(self) -> CheckReport:
+        """Try everything the program does, and what the options declare of the server."""
+        return check(self)
+
+    def close(self) -> None:
+        """Close all connections."""
+        if not self._closed:
+            self._closed = True
+            self.client.close()
+
+    def require_open(self) -> None:
+        """Refuse to work when closed.
+
+        :raises ChunkStoreError: it is.
+        """
+        if self._closed:
+            raise ChunkStoreError("the store is closed", store=self.name)
+
+    def _damaged(self, reason: str, container: str, key: str) -> IntegrityError:
+        # A second try may tell the wire's faults from the store's.
+        return IntegrityError(reason, store=self.name, container=container, key=key, temporary=True)
+
+
+def _encryption(options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the arguments that writing, and that reading, needs for encryption by the server."""
+    if options.encryption == "sse-s3":
+        return {"ServerSideEncryption": "AES256"}, {}
+    if options.encryption == "sse-kms":
+        arguments = {"ServerSideEncryption": "aws:kms"}
+        if options.kms_key_id:
+            arguments["SSEKMSKeyId"] = options.kms_key_id
+        return arguments, {}
+    key = s3_options.customer_key(options)
+    if key is None:
+        return {}, {}
+    with_key = {"SSECustomerAlgorithm": "AES256", "SSECustomerKey": key}
+    return dict(with_key), dict(with_key)
