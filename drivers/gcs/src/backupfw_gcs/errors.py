@@ -1,0 +1,201 @@
+"""What the service's and the SDK's errors mean: the one translation, as one table.
+
+===========================================================  =================  =========
+answer or exception                                          error              temporary
+===========================================================  =================  =========
+400 that speaks of a checksum                                IntegrityError     yes
+401                                                          PermissionDenied   no
+403 for a rate or quota of requests                          Unavailable        yes
+403                                                          PermissionDenied   no
+404                                                          NotFound           no
+409 (somebody changes the same thing)                        Unavailable        yes
+412                                                          AlreadyExists      no
+416                                                          RangeError         no
+501                                                          NotSupported       no
+507                                                          NoSpace            no
+408 429 499, every other 5xx                                 Unavailable        yes
+every other status                                           ChunkStoreError    no
+no or unusable credentials, refused by the token server      PermissionDenied   no
+token server does not answer or says it may later            Unavailable        yes
+a certificate that is not trusted                            ChunkStoreError    no
+a malformed address or option of a request                   ChunkStoreError    no
+connection refused, reset, cut or timed out                  Unavailable        yes
+an answer that cannot be understood                          Unavailable        yes
+===========================================================  =================  =========
+
+A message holds what the service says of the matter, never an address, a header or a credential.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import requests
+import urllib3
+from google.api_core import exceptions as api
+from google.auth import exceptions as auth
+
+from backupfw.chunkstore.errors import (
+    AlreadyExists,
+    ChunkStoreError,
+    IntegrityError,
+    NoSpace,
+    NotFound,
+    NotSupported,
+    PermissionDenied,
+    RangeError,
+    Unavailable,
+)
+
+#: Everything the SDK lets out; ValueError: an answer that is no JSON or not the expected one.
+SDK_ERRORS = (
+    api.GoogleAPIError,
+    auth.GoogleAuthError,
+    requests.exceptions.RequestException,
+    urllib3.exceptions.HTTPError,
+    ValueError,
+)
+
+_STATUS: dict[int, type[ChunkStoreError]] = {
+    401: PermissionDenied,
+    403: PermissionDenied,
+    404: NotFound,
+    408: Unavailable,
+    409: Unavailable,
+    412: AlreadyExists,
+    416: RangeError,
+    429: Unavailable,
+    499: Unavailable,
+    501: NotSupported,
+    507: NoSpace,
+}
+#: Reasons of a 403 that passes.
+_RATES = frozenset(("rateLimitExceeded", "userRateLimitExceeded", "quotaExceeded"))
+_CHECKSUM_WORDS = ("crc32c", "md5", "hash", "checksum")
+#: Longest text taken from an answer, characters.
+_TEXT = 200
+
+_MALFORMED = (
+    requests.exceptions.InvalidURL,
+    requests.exceptions.InvalidSchema,
+    requests.exceptions.MissingSchema,
+    requests.exceptions.InvalidHeader,
+    requests.exceptions.InvalidProxyURL,
+)
+
+
+def translate(
+    error: Exception, store: str, container: str = "", key: str = "", needs: str = ""
+) -> ChunkStoreError:
+    """Return the chunk store's error for one of :data:`SDK_ERRORS`; the caller raises it from ``error``.
+
+    :param needs: the permission that the request takes; named when it is refused.
+    """
+    if isinstance(error, api.GoogleAPICallError):
+        return _answer(error, store, container, key, needs)
+    kind, reason = _kind(error)
+    return kind(reason, store=store, container=container, key=key)
+
+
+def _kind(error: Exception) -> tuple[type[ChunkStoreError], str]:
+    if isinstance(error, auth.GoogleAuthError):
+        if isinstance(error, auth.TransportError) or error.retryable:
+            return Unavailable, "no token could be got: the token server does not answer"
+        if isinstance(error, auth.DefaultCredentialsError):
+            return PermissionDenied, "there are no credentials: set service_account_file, or ambient ones"
+        if isinstance(error, auth.RefreshError):
+            return PermissionDenied, f"the credentials are refused{_said(error)}"
+        return PermissionDenied, f"the credentials cannot be used ({type(error).__name__})"
+    if isinstance(error, requests.exceptions.SSLError) and _untrusted(error):
+        return ChunkStoreError, "the server's certificate is not trusted"
+    if isinstance(error, _MALFORMED):
+        return ChunkStoreError, f"the request cannot be made ({type(error).__name__}): look at the options"
+    if isinstance(error, (requests.exceptions.Timeout, urllib3.exceptions.TimeoutError)):
+        return Unavailable, "the server does not answer in time"
+    if isinstance(error, (requests.exceptions.JSONDecodeError, ValueError)):
+        return Unavailable, "the server's answer cannot be understood"
+    return Unavailable, f"the connection failed ({type(error).__name__})"
+
+
+def _said(error: auth.RefreshError) -> str:
+    """Return what the token server said, in its own short words (``invalid_grant``)."""
+    answer = error.args[1] if len(error.args) > 1 else None
+    if not isinstance(answer, dict):
+        return ""
+    words = [
+        str(answer[name]) for name in ("error", "error_description") if isinstance(answer.get(name), str)
+    ]
+    return f": {': '.join(words)[:_TEXT]}" if words else ""
+
+
+def _untrusted(error: BaseException) -> bool:
+    seen: list[BaseException] = []
+    todo: list[object] = [error]
+    while todo:
+        one = todo.pop()
+        if isinstance(one, ssl.SSLCertVerificationError):
+            return True
+        if isinstance(one, BaseException) and one not in seen:
+            seen.append(one)
+            todo += [*one.args, getattr(one, "reason", None), one.__cause__, one.__context__]
+    return False
+
+
+def _answer(
+    error: api.GoogleAPICallError, store: str, container: str, key: str, needs: str
+) -> ChunkStoreError:
+    status = int(error.code or 0)
+    text, reasons = _content(error)
+    kind = _STATUS.get(status, Unavailable if status >= 500 else ChunkStoreError)
+    temporary: bool | None = None
+    if status == 400 and any(word in text.lower() for word in _CHECKSUM_WORDS):
+        # The body was right when it was read: it was changed on the way.
+        kind, temporary = IntegrityError, True
+    elif status == 403 and reasons & _RATES:
+        kind = Unavailable
+    if kind is NotFound:
+        reason = "no such object or container" if key else "no such container"
+    elif kind is AlreadyExists:
+        reason = "an object is there"
+    else:
+        reason = f"the server answered {status}" + (f": {text}" if text else "")
+    if kind is PermissionDenied and needs:
+        reason += f" (needs {needs})"
+    return kind(
+        reason,
+        store=store,
+        container=container,
+        key=key,
+        temporary=temporary,
+        retry_after=_retry_after(error),
+    )
+
+
+def _content(error: api.GoogleAPICallError) -> tuple[str, set[str]]:
+    """Return the text and the reasons that the answer's body gives."""
+    try:
+        content = error.response.json()["error"]
+        if isinstance(content, str):  # a token server's form
+            return content[:_TEXT], set()
+        reasons = {str(each.get("reason", "")) for each in content.get("errors", ())}
+        return str(content.get("message") or "")[:_TEXT], reasons
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return "", set()
+
+
+def _retry_after(error: api.GoogleAPICallError) -> float | None:
+    headers = getattr(error.response, "headers", None) or {}
+    value = headers.get("Retry-After", "")
+    # The other form, a date, would bring clocks into play; the service sends seconds.
+    return float(value) if value.isascii() and value.isdigit() else None
+
+
+@contextmanager
+def translated(store: str, container: str = "", key: str = "", needs: str = "") -> Iterator[None]:
+    """Translate every error of the SDK in the block."""
+    try:
+        yield
+    except SDK_ERRORS as error:
+        raise translate(error, store, container, key, needs) from error
