@@ -65,6 +65,7 @@ class Task:
     :ivar attempt: counts claims from 1; the fence of everything this attempt does.
     :ivar failures: attempts before this one that failed (or were lost) without progress.
     :ivar checkpoint: how far an earlier attempt of a restore got, in the engine's words.
+    :ivar fail_reason: why the attempts before it failed, as far as they told.
     :ivar cancel: somebody cancelled it: clean up and :meth:`Tasks.discard` it.
     """
 
@@ -79,6 +80,7 @@ class Task:
     checkpoint: int = 0
     cancel: bool = False
     payload: dict[str, Any] = field(default_factory=dict)
+    fail_reason: str | None = None
 
 
 def add(
@@ -240,7 +242,7 @@ class Tasks:
             return None
         if found.state == RUNNING and not found.progressed:
             found.failures += 1
-            found.fail_reason = found.fail_reason or "the worker was lost"
+            found.fail_reason = found.fail_reason or "The worker was lost."
         moment = now(session)
         found.state = RUNNING
         found.owner = owner
@@ -382,6 +384,10 @@ class Tasks:
 
         return self._db.run(work)
 
+    def given_up(self, task: Task) -> bool:
+        """Whether so many attempts were lost, with their workers, that none is to be made any more."""
+        return task.failures >= self._max_attempts
+
     def exhausted(self, task: Task) -> bool:
         """Whether one more failed attempt would be one too many: then fail the operation, don't release."""
         return task.failures + 1 >= self._max_attempts
@@ -439,4 +445,5 @@ def as_task(row: models.Task) -> Task:
         checkpoint=row.checkpoint,
         cancel=row.cancel,
         payload=dict(row.payload),
+        fail_reason=row.fail_reason,
     )

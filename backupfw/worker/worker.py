@@ -131,6 +131,10 @@ class Worker:
         try:
             if task.cancel:
                 raise TaskCancelled("The task was cancelled.")
+            if self._tasks.given_up(task):
+                # Its attempts ended without a word, their workers with them: it must not take this one too.
+                handler.failed(task, task.fail_reason or "Every attempt was lost.")
+                return
             handler.run(task, control)
         except TaskCancelled:
             if control.for_shutdown:

@@ -50,10 +50,13 @@ class LocalTarget(BlockTarget):
 
     def write(self, offset: int, buffers: Sequence[bytes | memoryview]) -> None:
         """Write all buffers, one after the other, from ``offset``."""
-        views = [view for view in (memoryview(buffer).cast("B") for buffer in buffers) if view]
-        self._check_range(offset, sum(map(len, views)))
+        length = sum(map(len, buffers))
+        self._check_range(offset, length)
         with self._descriptor as fd:
-            _write_all(fd, offset, iter(views))
+            if not length or (len(buffers) <= _MAX_BUFFERS and os.pwritev(fd, buffers, offset) == length):
+                return
+            # Many buffers, or a short write: the long way, from the start.
+            _write_all(fd, offset, (memoryview(buffer) for buffer in buffers if buffer))
 
     def zero(self, offset: int, length: int) -> None:
         """Punch the range; write zeros where the storage cannot."""

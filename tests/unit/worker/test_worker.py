@@ -221,3 +221,17 @@ def test_a_volume_in_use_is_read_from_a_temporary_snapshot(world: WorkerWorld) -
         _, target, _ = world.backups.restore(world.ctx(), made.id)
         world.wait(lambda: world.volume_status(target) == "available", "the restore")
     assert world.provider.volumes[target] == DATA
+
+
+def test_a_task_that_takes_its_workers_along_is_given_up(world: WorkerWorld) -> None:
+    """Attempts that end with their worker, without a word, count when the next one claims the task."""
+    volume = world.filled_volume(DATA)
+    made = world.backups.create(world.ctx(), volume_id=volume)
+    for _ in range(6):
+        assert world.tasks.claim("host/dead", 60) is not None
+        world.tasks.take_over("host")
+    with world.worker():
+        row = world.wait_backup(made.id, "error")
+        world.wait_idle()
+    assert row.fail_reason == "The worker was lost."
+    assert world.volume_status(volume) == "available"
