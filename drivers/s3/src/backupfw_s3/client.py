@@ -10,6 +10,8 @@ from typing import Any
 
 import boto3
 import botocore.exceptions as sdk
+import botocore.loaders
+import botocore.session
 from botocore.config import Config
 
 from backupfw.chunkstore.options import ConfigError
@@ -17,6 +19,8 @@ from backupfw_s3.options import is_aws
 
 #: Making sessions and clients is not thread-safe, using a client is.
 _making = threading.Lock()
+#: Reads the SDK's description of S3, which costs more than all the rest of a client: once is enough.
+_loader = botocore.loaders.create_loader()
 
 
 def make_client(options: Any) -> Any:
@@ -26,7 +30,10 @@ def make_client(options: Any) -> Any:
     """
     try:
         with _making:
+            core = botocore.session.Session()
+            core.register_component("data_loader", _loader)
             session = boto3.session.Session(
+                botocore_session=core,
                 aws_access_key_id=options.access_key_id,
                 aws_secret_access_key=options.secret_access_key,
                 aws_session_token=options.session_token,
@@ -43,7 +50,7 @@ def make_client(options: Any) -> Any:
     except (sdk.BotoCoreError, ValueError) as error:
         raise ConfigError(f"the SDK refuses the options: {error}") from error
     events = client.meta.events
-    events.register_last("before-call.s3.PutObject", _send_at_once)
+    events.register("before-sign.s3.PutObject", _send_at_once)
     if not sends_checksums(options):
         events.register_last("before-call.s3.DeleteObjects", _use_md5)
     return client
@@ -83,9 +90,9 @@ def _config(options: Any) -> Config:
     )
 
 
-def _send_at_once(params: dict[str, Any], **_: Any) -> None:
+def _send_at_once(request: Any, **_: Any) -> None:
     """Send bodies without asking first: that costs a round trip, and a second where nobody answers it."""
-    params["headers"].pop("Expect", None)
+    del request.headers["Expect"]
 
 
 def _use_md5(params: dict[str, Any], **_: Any) -> None:

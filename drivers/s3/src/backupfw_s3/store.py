@@ -190,7 +190,9 @@ class S3Store(ChunkStore):
             with translated(self.name, container):
                 page = self.client.list_objects_v2(**arguments)
             for entry in page.get("Contents", ()):
-                yield ObjectInfo(entry["Key"], entry["Size"])
+                # Servers that keep folders tidy the prefix up, and list more than was asked for.
+                if entry["Key"].startswith(prefix):
+                    yield ObjectInfo(entry["Key"], entry["Size"])
             if not page.get("IsTruncated"):
                 return
             token = page.get("NextContinuationToken")

@@ -1,0 +1,333 @@
+"""What real servers do beyond the conformance suite: TLS, encryption, quotas, policies, many objects."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import secrets
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from backupfw_s3.store import S3Store
+
+from backupfw.chunkstore.base import Body
+from backupfw.chunkstore.errors import (
+    ChunkStoreError,
+    DeleteFailed,
+    IntegrityError,
+    NoSpace,
+    PermissionDenied,
+)
+from backupfw.chunkstore.options import option_values
+from tests.servers.ceph import Ceph
+from tests.servers.seaweedfs import SeaweedFS
+from tests.servers.tls import TlsProxy
+
+pytestmark = pytest.mark.server
+
+KEY = base64.b64encode(bytes(range(32))).decode()
+OTHER_KEY = base64.b64encode(bytes(range(1, 33))).decode()
+
+
+def open_store(server: Any, **options: object) -> S3Store:
+    values = {
+        "endpoint": server.endpoint,
+        "access_key_id": server.access_key,
+        "secret_access_key": server.secret_key,
+        "region": "us-east-1",
+        **options,
+    }
+    return S3Store("main", option_values(S3Store.options(), **values))
+
+
+@pytest.fixture(params=["ceph", "seaweedfs"])
+def server(request: pytest.FixtureRequest) -> Any:
+    return request.getfixturevalue(f"{request.param}_server")
+
+
+@pytest.fixture
+def container(server: Any) -> str:
+    return new_container(server)
+
+
+def new_container(server: Any) -> str:
+    name = f"backupfw-test-{secrets.token_hex(8)}"
+    open_store(server).ensure_container(name)
+    return name
+
+
+def put(store: S3Store, container: str, key: str, data: bytes) -> None:
+    store.put(container, key, Body.from_bytes(data))
+
+
+# ---- what the servers compare ------------------------------------------------------------------------
+
+
+class Tampering:
+    """Flips a bit of every body on its way, after it was signed."""
+
+    def __init__(self, store: S3Store) -> None:
+        store.client.meta.events.register("before-send.s3.PutObject", self)
+
+    def __call__(self, request: Any, **_: object) -> None:
+        request.body.seek(0)
+        data = bytearray()
+        while piece := request.body.read():
+            data += piece
+        data[len(data) // 2] ^= 1
+        request.body = io.BytesIO(bytes(data))
+
+
+@pytest.mark.parametrize("signing", ["auto", "never"])
+@pytest.mark.parametrize("mode", ["when_required", "when_supported"])
+def test_damage_on_the_way_up_is_refused(server: Any, container: str, signing: str, mode: str) -> None:
+    store = open_store(server, payload_signing=signing, checksum_mode=mode, etag_is_md5=False)
+    tampering = Tampering(store)
+    with pytest.raises(IntegrityError) as caught:
+        put(store, container, "key", b"data" * 1000)
+    assert caught.value.temporary
+    assert list(store.list(container)) == []
+    store.client.meta.events.unregister("before-send.s3.PutObject", tampering)
+    put(store, container, "key", b"data" * 1000)
+    assert store.get(container, "key") == b"data" * 1000
+
+
+@pytest.mark.parametrize("mode", ["when_required", "when_supported"])
+def test_checksum_modes(server: Any, container: str, mode: str) -> None:
+    store = open_store(server, checksum_mode=mode)
+    data = secrets.token_bytes(300_000)
+    put(store, container, "key", data)
+    assert store.get(container, "key") == data
+    assert store.get(container, "key", 1000, 5000) == data[1000:6000]
+    store.delete(container, ["key"])
+    assert list(store.list(container)) == []
+
+
+def test_stored_damage_is_found(server: Any, container: str) -> None:
+    """Somebody replaces the bytes and keeps the metadata."""
+    store = open_store(server)
+    put(store, container, "key", b"good bytes")
+    fields = store.client.head_object(Bucket=container, Key="key")["Metadata"]
+    store.client.put_object(Bucket=container, Key="key", Body=b"evil bytes", Metadata=fields)
+    with pytest.raises(IntegrityError) as caught:
+        store.get(container, "key")
+    assert (caught.value.store, caught.value.container, caught.value.key) == ("main", container, "key")
+
+
+# ---- check -------------------------------------------------------------------------------------------
+
+
+def test_check_finds_out_what_the_server_is(ceph_server: Ceph, seaweedfs_server: SeaweedFS) -> None:
+    def verdicts(server: Any, **options: object) -> dict[str, tuple[bool, str]]:
+        return {item.name: (item.ok, item.detail) for item in open_store(server, **options).check().items}
+
+    found = verdicts(ceph_server)
+    assert all(ok for ok, _ in found.values()), found
+    assert "conditional_put = yes" in found["conditional-put"][1]
+    assert verdicts(ceph_server, conditional_put="yes")["conditional-put"] == (True, "as declared")
+    ok, detail = verdicts(seaweedfs_server)["order"]
+    assert not ok
+    assert "sorted_listing = false" in detail
+    found = verdicts(seaweedfs_server, sorted_listing=False)
+    assert all(ok for ok, _ in found.values()), found
+
+
+def test_check_in_a_bucket_that_is_there(server: Any, container: str) -> None:
+    store = open_store(server, check_bucket=container, sorted_listing=False)
+    put(store, container, "mine", b"x")
+    before = list(store.list_containers())
+    assert store.check().ok
+    assert [info.key for info in store.list(container)] == ["mine"]
+    assert list(store.list_containers()) == before
+    missing = open_store(server, check_bucket="backupfw-there-is-none").check()
+    assert [(item.name, item.ok) for item in missing.items] == [("container", False)]
+
+
+# ---- permissions and quotas --------------------------------------------------------------------------
+
+
+def test_wrong_credentials(server: Any, container: str) -> None:
+    for changes in (
+        {"secret_access_key": "wrong"},
+        {"access_key_id": "AKIDNOBODY0000000001", "secret_access_key": "wrong"},
+    ):
+        with pytest.raises(PermissionDenied) as caught:
+            open_store(server, **changes).get(container, "key")
+        assert not caught.value.temporary
+
+
+def test_a_reader_may_not_write(seaweedfs_server: SeaweedFS) -> None:
+    container = new_container(seaweedfs_server)
+    put(open_store(seaweedfs_server), container, "key", b"data")
+    reader = open_store(
+        seaweedfs_server,
+        access_key_id=seaweedfs_server.reader_key,
+        secret_access_key=seaweedfs_server.reader_secret,
+        check_bucket=container,
+    )
+    assert reader.get(container, "key") == b"data"
+    with pytest.raises(PermissionDenied, match="s3:PutObject"):
+        put(reader, container, "other", b"data")
+    report = reader.check()
+    (write,) = [item for item in report.items if item.name == "write"]
+    assert not write.ok
+    assert "s3:PutObject" in write.detail
+
+
+def test_a_bulk_delete_that_fails_in_part(ceph_server: Ceph) -> None:
+    container = new_container(ceph_server)
+    store = open_store(ceph_server)
+    for key in ("free/1", "kept/1", "kept/2", "free/2"):
+        put(store, container, key, b"x")
+    denial = {
+        "Effect": "Deny",
+        "Principal": "*",
+        "Action": ["s3:DeleteObject"],
+        "Resource": [f"arn:aws:s3:::{container}/kept/*"],
+    }
+    policy = json.dumps({"Version": "2012-10-17", "Statement": [denial]})
+    store.client.put_bucket_policy(Bucket=container, Policy=policy)
+    for one_by_one in (False, True):
+        other = open_store(ceph_server, bulk_delete_size=1 if one_by_one else 1000)
+        with pytest.raises(DeleteFailed) as caught:
+            other.delete(container, ["free/1", "kept/1", "missing", "kept/2", "free/2"])
+        assert set(caught.value.errors) == {"kept/1", "kept/2"}
+        assert {type(error) for error in caught.value.errors.values()} == {PermissionDenied}
+        assert not caught.value.temporary
+        assert [info.key for info in store.list(container)] == ["kept/1", "kept/2"]
+
+
+@pytest.fixture(scope="module")
+def other_user(ceph_server: Ceph) -> dict[str, str]:
+    """Credentials of a second user of Ceph, with 20 kB and one bucket."""
+    ceph_server.admin(
+        "user", "create", "--uid=other", "--display-name=Other", "--max-buckets=1",
+        "--access-key=AKIDOTHER00000000001", "--secret-key=other-secret",
+    )  # fmt: skip
+    ceph_server.admin("quota", "set", "--quota-scope=user", "--uid=other", "--max-size=20000")
+    ceph_server.admin("quota", "enable", "--quota-scope=user", "--uid=other")
+    return {"access_key_id": "AKIDOTHER00000000001", "secret_access_key": "other-secret"}
+
+
+def test_quota_and_somebody_elses_bucket(ceph_server: Ceph, other_user: dict[str, str]) -> None:
+    store = open_store(ceph_server, **other_user)
+    mine = f"backupfw-other-{secrets.token_hex(8)}"
+    store.ensure_container(mine)
+
+    def fill() -> None:
+        for number in range(10):
+            put(store, mine, f"key{number}", b"x" * 9000)
+
+    with pytest.raises(NoSpace) as caught:
+        fill()
+    assert not caught.value.temporary
+    with pytest.raises(NoSpace):
+        store.ensure_container(f"backupfw-other-{secrets.token_hex(8)}")
+    theirs = new_container(ceph_server)
+    for use in (
+        lambda: store.ensure_container(theirs),
+        lambda: put(store, theirs, "key", b"x"),
+        lambda: store.get(theirs, "key"),
+        lambda: list(store.list(theirs)),
+    ):
+        with pytest.raises(PermissionDenied):
+            use()
+    assert list(store.list_containers()) == [mine]
+
+
+# ---- TLS and encryption ------------------------------------------------------------------------------
+
+
+def over_tls(ceph_server: Ceph, ceph_tls: TlsProxy, **options: object) -> S3Store:
+    return open_store(ceph_server, endpoint=ceph_tls.endpoint, **options)
+
+
+@pytest.mark.filterwarnings("ignore:Unverified HTTPS request")
+def test_tls(ceph_server: Ceph, ceph_tls: TlsProxy) -> None:
+    container = new_container(ceph_server)
+    data = secrets.token_bytes(3 << 20)
+    for options in ({"ca_bundle": str(ceph_tls.ca)}, {"verify": False}):
+        store = over_tls(ceph_server, ceph_tls, **options)
+        put(store, container, "key", data)
+        assert store.get(container, "key") == data
+        assert store.get(container, "key", 1 << 20, 100) == data[1 << 20 : (1 << 20) + 100]
+        store.delete(container, ["key"])
+    with pytest.raises(ChunkStoreError, match="ca_bundle") as caught:
+        over_tls(ceph_server, ceph_tls).get(container, "key")
+    # To ask again is no use.
+    assert not caught.value.temporary
+    assert type(caught.value) is ChunkStoreError
+
+
+def test_newer_checksums_over_tls_are_no_trailers(ceph_server: Ceph, ceph_tls: TlsProxy) -> None:
+    container = new_container(ceph_server)
+    store = over_tls(ceph_server, ceph_tls, ca_bundle=str(ceph_tls.ca), checksum_mode="when_supported")
+    sent: list[dict[str, str]] = []
+    store.client.meta.events.register(
+        "before-send.s3.PutObject", lambda request, **_: sent.append(dict(request.headers))
+    )
+    put(store, container, "key", b"data" * 10_000)
+    assert store.get(container, "key") == b"data" * 10_000
+    (headers,) = ({name.lower(): value for name, value in each.items()} for each in sent)
+    assert "x-amz-checksum-crc32" in headers
+    assert "x-amz-trailer" not in headers
+    assert headers.get("content-encoding") is None
+    Tampering(store)
+    with pytest.raises(IntegrityError):
+        put(store, container, "key", b"data" * 10_000)
+
+
+def test_keys_of_the_customer(ceph_server: Ceph, ceph_tls: TlsProxy) -> None:
+    container = new_container(ceph_server)
+    common = {"ca_bundle": str(ceph_tls.ca), "encryption": "sse-c", "check_bucket": container}
+    store = over_tls(ceph_server, ceph_tls, customer_key=KEY, **common)
+    data = secrets.token_bytes(200_000)
+    put(store, container, "key", data)
+    assert store.get(container, "key") == data
+    assert store.get(container, "key", 100_000, 7) == data[100_000:100_007]
+    for other in (
+        over_tls(ceph_server, ceph_tls, customer_key=OTHER_KEY, **common),
+        over_tls(ceph_server, ceph_tls, ca_bundle=str(ceph_tls.ca)),
+    ):
+        with pytest.raises(ChunkStoreError) as caught:
+            other.get(container, "key")
+        assert not caught.value.temporary
+        assert KEY not in str(caught.value)
+        assert OTHER_KEY not in str(caught.value)
+    store.delete(container, ["key"])
+    assert store.check().ok
+
+
+def test_keys_of_the_servers(ceph_server: Ceph, seaweedfs_server: SeaweedFS) -> None:
+    for server, options in (
+        (ceph_server, {"encryption": "sse-kms", "kms_key_id": "testkey-1"}),
+        (seaweedfs_server, {"encryption": "sse-s3"}),
+    ):
+        container = new_container(server)
+        store = open_store(server, **options)
+        put(store, container, "key", b"data" * 5000)
+        kind = store.client.head_object(Bucket=container, Key="key")["ServerSideEncryption"]
+        assert kind == {"sse-kms": "aws:kms", "sse-s3": "AES256"}[str(options["encryption"])]
+        assert store.get(container, "key") == b"data" * 5000
+
+
+# ---- many objects ------------------------------------------------------------------------------------
+
+
+def test_more_than_a_page(server: Any, container: str) -> None:
+    """Listings and bulk deletes beyond the protocol's thousand."""
+    store = open_store(server, sorted_listing=False)
+    keys = [f"a & b/<{number}>/\u00e9+%20" for number in range(2100)]
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda key: put(store, container, key, b"x"), keys))
+    assert {info.key for info in store.list(container, "a & b/")} == set(keys)
+    requests: list[str] = []
+    for operation in ("DeleteObjects", "DeleteObject"):
+        store.client.meta.events.register(
+            f"before-send.s3.{operation}", lambda request, **_: requests.append(request.method)
+        )
+    store.delete(container, keys)
+    assert requests == ["POST"] * 3
+    assert list(store.list(container)) == []
