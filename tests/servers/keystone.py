@@ -157,6 +157,13 @@ class Keystone:
         found = self.request("POST", path, body, token=token)["application_credential"]
         return str(found["id"]), str(found["secret"])
 
+    def revoke(self, token: str) -> None:
+        """Revoke somebody's token."""
+        answer = requests.delete(
+            f"{self.url}/auth/tokens", headers={"X-Auth-Token": token, "X-Subject-Token": token}, timeout=30
+        )
+        assert answer.status_code == 204, answer.text
+
     def add_endpoints(self, service_type: str, urls: dict[str, str], region: str = REGION) -> None:
         """Make a service with one endpoint per interface, or add a region to it."""
         services = self.request("GET", f"/services?type={service_type}")["services"]

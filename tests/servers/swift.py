@@ -71,6 +71,8 @@ pipeline = {pipeline}
 use = egg:swift#proxy
 allow_account_management = true
 account_autocreate = true
+# A server that was down is asked again at once.
+error_suppression_interval = 1
 """
 
 _TEMPAUTH = ("tempauth",)
@@ -129,7 +131,10 @@ class Swift:
         return f"{self.url}/auth/v1.0"
 
     def start(self, kind: str) -> None:
-        """Start one of the servers and return when it answers."""
+        """Start one of the servers and return when it answers.
+
+        Not from a thread that ends before it: the kernel would then end the server.
+        """
         place = self.base / f"log-{kind}"
         place.mkdir(exist_ok=True)
         code = _SERVE.format(package="obj" if kind == "object" else kind)
@@ -207,6 +212,8 @@ def _filters(
             f"username = {service.name}",
             f"password = {service.password}",
             "delay_auth_decision = True",
+            # A revoked token is noticed after this many seconds.
+            "token_cache_time = 1",
         )
     return found
 
