@@ -13,7 +13,9 @@ from backupfw.context import RequestContext
 from backupfw.errors import InvalidBackup
 
 if TYPE_CHECKING:
+    from backupfw.chunkstore.container import Container
     from backupfw.db.session import Database
+    from backupfw.manager.backup_tasks import BackupTasks
 
 OPERATOR = RequestContext("", "backupfw", frozenset({"admin"}), is_admin=True)
 
@@ -60,6 +62,24 @@ def show(args: argparse.Namespace) -> int:
     return 0
 
 
+def _forget_healed(tasks: BackupTasks, container: Container, key: str) -> None:
+    """Take objects off the list of damaged ones that were just found whole (a store can be mended)."""
+    from backupfw.engine.format.manifest import ManifestReader
+
+    store = container.store.name
+    listed = tasks.damaged_keys(store, container.name)
+    if not listed:
+        return
+    named = (
+        object_key
+        for entry in ManifestReader(container, key).segments()
+        for object_key in entry.object_keys()
+    )
+    for healed in [key, *named]:
+        if healed in listed:
+            tasks.clear_damage(store, container.name, healed)
+
+
 def verify(args: argparse.Namespace) -> int:
     """Verify one backup; exit status 1 when anything is damaged."""
     from backupfw.cmd import database
@@ -85,14 +105,17 @@ def verify(args: argparse.Namespace) -> int:
             print(f"damaged: {bad}: {reason}")
 
         try:
+            opened = stores.container(store, container)
             report = engine.run(
                 key,
-                stores.container(store, container),
+                opened,
                 TerminalControl(progress),
                 damaged,
                 quick=args.quick,
                 streams=conf.backup.streams,
             )
+            if report.ok and not args.quick:
+                _forget_healed(tasks, opened, key)
         except BaseException:
             progress.abandon()
             raise

@@ -35,8 +35,7 @@ OPTS = (
         "pack_size",
         type=Size(1 << 16, 1 << 30),
         default="32 MiB",
-        help="About how large the objects are that hold compressed blocks.  Each stream keeps up to two in"
-        " memory.",
+        help="About how large the objects are that hold compressed blocks.  Each stream keeps one in memory.",
     ),
     cfg.IntOpt(
         "compression_level",
@@ -48,7 +47,14 @@ OPTS = (
     cfg.IntOpt(
         "streams", default=2, min=1, max=64, help="Segments that one backup or restore works on at once."
     ),
-    cfg.IntOpt("workers", default=4, min=1, max=256, help="Tasks that one worker process runs at once."),
+    cfg.IntOpt(
+        "workers",
+        default=2,
+        min=1,
+        max=256,
+        help="Tasks that one worker process runs at once.  Each takes up to streams x (pack_size + 2 MiB) of"
+        " memory.",
+    ),
     cfg.BoolOpt(
         "refuse_delete_of_parents",
         default=False,

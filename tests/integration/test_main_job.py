@@ -171,3 +171,29 @@ def test_a_volume_in_use_is_backed_up_in_one_state(client: Client, tmp_path: Pat
     assert client.status("volume", volume) == "in-use"
     quiet = client.backup(volume, force=True)
     assert same_content(image, client.volume_path(client.restore(quiet)), LENGTH)
+
+
+def test_damage_is_found_and_stored_anew(service: Service, client: Client, tmp_path: Path) -> None:
+    """One flipped bit: verify names the object, a restore refuses, the next incremental is whole."""
+    image = tmp_path / "image.raw"
+    write_image(image, LENGTH)
+    volume = client.adopt(image)
+    backup = client.backup(volume)
+    pack = min(path for path in store_files(service) if backup in str(path) and "/p0" in str(path))
+    whole = pack.read_bytes()
+    pack.write_bytes(whole[:500] + bytes([whole[500] ^ 4]) + whole[501:])
+    found = service.command("backup", "verify", backup, check=False)
+    assert found.returncode == 1
+    assert "damaged: " in found.stdout
+    answer = client.expect(202, "POST", f"/backups/{backup}/restore", {"restore": {}})["restore"]
+    client.wait_status("volume", answer["volume_id"], "error")
+    incremental = client.backup(volume, incremental=True)
+    assert service.command("backup", "verify", incremental).returncode == 0
+    assert same_content(image, client.volume_path(client.restore(incremental)), LENGTH)
+    # A store that was mended: what is found whole is damaged no more, and is shared with again.
+    pack.write_bytes(whole)
+    assert service.command("backup", "verify", backup).returncode == 0
+    before = len(store_files(service))
+    third = client.backup(volume, incremental=True)
+    assert len(store_files(service)) == before + 1, "more than a manifest was stored"
+    assert client.status("backup", third) == "available"
