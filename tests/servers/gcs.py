@@ -59,15 +59,18 @@ def _answers(url: str) -> bool:
 
 
 @contextmanager
-def fake_gcs(directory: Path) -> Iterator[GcsServer]:
-    """Run fake-gcs-server, objects in memory."""
+def fake_gcs(directory: Path, seed: Path | None = None) -> Iterator[GcsServer]:
+    """Run fake-gcs-server, objects in memory.
+
+    :param seed: a directory per bucket with a file per object, to begin with.
+    """
     program = _fake_program()
     assert program is not None
     server = GcsServer(free_port())
     process = ServerProcess(
         [str(program), "-scheme", "http", "-host", "127.0.0.1", "-port", str(server.port),
          "-external-url", server.endpoint, "-public-host", f"127.0.0.1:{server.port}",
-         "-backend", "memory", "-log-level", "error"],
+         "-backend", "memory", "-log-level", "error", *(("-data", str(seed)) if seed else ())],
         directory,
     )  # fmt: skip
     try:
@@ -79,16 +82,13 @@ def fake_gcs(directory: Path) -> Iterator[GcsServer]:
 
 @contextmanager
 def gcs_emulator(directory: Path) -> Iterator[GcsServer]:
-    """Run gcp-storage-emulator, objects in a directory of its own."""
+    """Run gcp-storage-emulator, objects in memory: in files, a key and another below it cannot both be."""
     program = find_program("gcp-storage-emulator", ENVIRONMENT)
     assert program is not None
     server = GcsServer(free_port())
-    (directory / "data").mkdir()
     process = ServerProcess(
-        [program, "-d", str(directory / "data"), "start", "--host", "127.0.0.1",
-         "--port", str(server.port), "-q"],
-        directory,
-    )  # fmt: skip
+        [program, "start", "--host", "127.0.0.1", "--port", str(server.port), "--in-memory", "-q"], directory
+    )
     try:
         process.wait_ready(lambda: _answers(f"{server.endpoint}/"))
         yield server

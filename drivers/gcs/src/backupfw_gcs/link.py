@@ -123,6 +123,9 @@ class Link:
             client_options={"api_endpoint": self.endpoint},
             _http=session,
         )
+        # It asks for each bucket's properties in the background where OpenTelemetry is installed: requests,
+        # with retries, and a permission that nobody needs.
+        client._bucket_metadata_cache = None
         self._tokens = tokens
         return client, session
 
