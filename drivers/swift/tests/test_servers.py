@@ -131,6 +131,9 @@ class TestTempauth:
         assert [info.key for info in store.list("lent")] == ["a", "b"]
         store.delete("lent", ["a", "b"])
         assert list(store.list("lent")) == []
+        assert opened({**account.options, **stranger}, check_container="lent").check().ok
+        assert list(store.list("lent")) == []
+        assert not opened({**account.options, **stranger}, check_container="missing").check().ok
         with pytest.raises(PermissionDenied):
             store.get("c", "key")
 

@@ -97,6 +97,11 @@ def _service() -> Sequence[cfg.Opt]:
             help="Storage policy of new containers. None takes the cluster's default. Containers that are "
             "there keep theirs.",
         ),
+        cfg.StrOpt(
+            "check_container",
+            help="An existing container in which checks may write an object. Without it a check makes one of "
+            "its own and removes it, which needs a role on the account.",
+        ),
     )
 
 

@@ -86,6 +86,7 @@ class SwiftStore(ChunkStore):
         self._tokens = Tokens(authenticator(name, options, transport), options.token_renew_before)
         self._connections = Connections(transport.connection)
         self._policy: str | None = options.storage_policy
+        self._check_container: str | None = options.check_container
         self._bulk_size: int = options.bulk_delete_size if options.bulk_delete else 0
         self._closed = False
         self._features: Features | None = None
@@ -405,11 +406,17 @@ class SwiftStore(ChunkStore):
             marker = self._next_marker(page, marker)
 
     def check(self) -> CheckReport:
-        """Authenticate, ask what the cluster can do, and try a round trip in a container of its own."""
-        container = f"backupfw-check-{secrets.token_hex(16)}"
+        """Authenticate, ask what the cluster can do, and try a round trip.
+
+        In a container of its own, unless the options name one.
+        """
         items = [try_item("authenticate", self._check_authentication)]
         if items[0].ok:
             items.append(try_item("features", self._check_features))
+            if self._check_container:
+                items += round_trip(self, self._check_container)
+                return CheckReport(tuple(items))
+            container = f"backupfw-check-{secrets.token_hex(16)}"
             items.append(try_item("container", lambda: self.ensure_container(container)))
             if items[-1].ok:
                 items += round_trip(self, container)
