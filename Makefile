@@ -5,7 +5,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 # Driver distributions of this checkout; each is installed beside core.
-DRIVERS := posix
+DRIVERS := posix s3 swift gcs
 DRIVER_PATHS := $(DRIVERS:%=drivers/%)
 STATE_DIR ?= .state
 ARGS ?=
