@@ -43,7 +43,10 @@ ETAG = hashlib.md5(b"some bytes", usedforsecurity=False).hexdigest()
 
 @dataclass
 class Answer:
-    """What to answer; ``cut`` closes the connection after so many bytes of the body."""
+    """What to answer; ``cut`` closes the connection after so many bytes of the body.
+
+    A status of 0 closes the connection without an answer.
+    """
 
     status: int = 200
     body: bytes = b""
@@ -111,6 +114,9 @@ class Handler(BaseHTTPRequestHandler):
                 server.requests.append(Request(self.command, self.path, headers, body))
                 answer = server.answers.pop(0) if server.answers else Answer(500)
         time.sleep(answer.pause)
+        if not answer.status:
+            self.close_connection = True
+            return
         self.send_response(answer.status)
         headers = {"Content-Length": str(len(answer.body)), **answer.headers}
         for name, value in headers.items():
@@ -260,6 +266,19 @@ class TestTokens:
         with pytest.raises(ChunkStoreError) as caught:
             store.delete("c", ["key", "other"])
         assert not isinstance(caught.value, NotFound)
+
+    def test_a_put_that_breaks_may_be_a_refused_token(self, server: Server, store: SwiftStore) -> None:
+        server.answers += [Answer(0), Answer(0), Answer(201, headers={"ETag": ETAG})]
+        for _ in range(2):
+            with pytest.raises(Unavailable):
+                store.put("c", "key", X)
+        assert len(server.tokens) == 1  # too young
+        store._tokens._since -= 100
+        server.answers.insert(0, Answer(0))
+        with pytest.raises(Unavailable):
+            store.put("c", "key", X)
+        store.put("c", "key", X)
+        assert server.requests[-1].headers["X-Auth-Token"] == server.tokens[1]
 
     def test_a_redirect_does_not_get_the_token(self, server: Server, store: SwiftStore) -> None:
         with Server() as other:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -263,6 +264,27 @@ class TestKeystone:
             refused.get("c", "key")
         assert secret not in repr(caught.value)
         assert not refused.check().ok
+
+    def test_nothing_secret_is_logged(
+        self, options: dict[str, Any], identity: Keystone, user: User, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.DEBUG)
+        found, secret = identity.add_application_credential(user, "for-logs")
+        with_credential = {
+            "auth": "application_credential",
+            "auth_url": options["auth_url"],
+            "application_credential_id": found,
+            "application_credential_secret": secret,
+        }
+        hidden = [user.password, secret]
+        for values in (options, with_credential):
+            store = opened(values)
+            assert store.check().ok
+            hidden.append(store._tokens.current().token[:20])
+            store.close()
+        text = "\n".join(record.getMessage() for record in caplog.records)
+        assert {"swiftclient", "keystoneauth.identity.v3.base"} <= {record.name for record in caplog.records}
+        assert [each for each in hidden if each in text] == []
 
     def test_catalogue(self, options: dict[str, Any]) -> None:
         for values in ({"region_name": "RegionOne"}, {"interface": "internal"}):

@@ -106,6 +106,23 @@ def test_a_refused_token_is_not_used_again_while_the_service_is_down() -> None:
         service.tokens.current()
 
 
+def test_a_doubted_token_is_renewed_unless_it_is_young() -> None:
+    service = Service(None)
+    service.tokens.doubt()
+    assert service.token() == "token 1"
+    service.now += 59
+    service.tokens.doubt()
+    assert service.token() == "token 1"
+    service.now += 2
+    service.tokens.doubt()
+    assert service.token() == "token 2"
+    # While the service is down it is used all the same: it may be good.
+    service.now += 61
+    service.tokens.doubt()
+    service.error = Unavailable("down")
+    assert service.token() == "token 2"
+
+
 def test_nobody_waits_for_a_renewal_while_the_token_is_good() -> None:
     service = Service()
     service.token()

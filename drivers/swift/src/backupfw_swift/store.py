@@ -166,7 +166,12 @@ class SwiftStore(ChunkStore):
                 )
             return found, answer["status"]
 
-        found, status = self._call(send, container, key)
+        try:
+            found, status = self._call(send, container, key)
+        except Unavailable as error:
+            if not isinstance(error.__cause__, ClientException):
+                self._tokens.doubt()
+            raise
         if status == 202:
             self._overtaken(container, key)
         elif found != etag:

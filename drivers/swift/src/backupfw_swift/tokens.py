@@ -16,6 +16,8 @@ _LOG = logging.getLogger(__name__)
 _FRESH = 0.25
 #: Seconds between two tries to renew a token that is still good.
 _PAUSE = 5.0
+#: Seconds in which a token is too young to be doubted.
+_YOUNG = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,7 @@ class Tokens:
         self._lock = threading.Lock()
         self._grant: Grant | None = None
         # By the local monotonic clock; wall clocks of client and server need not agree.
+        self._since = 0.0
         self._renew_at = 0.0
         self._ends_at = 0.0
 
@@ -89,6 +92,15 @@ class Tokens:
             assert self._grant is not None
             return self._grant
 
+    def doubt(self) -> None:
+        """Renew the grant at the next call, unless it is young: it may have been the reason of a fault.
+
+        Some servers refuse a token by breaking the connection before the body has come.
+        """
+        with self._lock:
+            if self._clock() >= self._since + _YOUNG:
+                self._renew_at = self._clock()
+
     def _good(self) -> bool:
         return self._grant is not None and self._clock() < self._ends_at
 
@@ -107,4 +119,4 @@ class Tokens:
         else:
             self._ends_at = start + grant.lifetime
             self._renew_at = max(self._ends_at - self._renew_before, start + _FRESH * grant.lifetime)
-        self._grant = grant
+        self._grant, self._since = grant, start
