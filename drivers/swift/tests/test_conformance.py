@@ -13,14 +13,13 @@ from backupfw.chunkstore.layers.retry import RetryLayer
 from backupfw.chunkstore.options import option_values
 from backupfw.testing.chunkstore import ChunkStoreTests
 from tests.servers.ceph import ceph, ceph_missing
-from tests.servers.keystone import keystone, keystone_missing
+from tests.servers.keystone import Keystone, User, keystone_missing
 from tests.servers.process import free_port
-from tests.servers.swift import PAGE, swift, swift_missing
+from tests.servers.swift import PAGE, Swift, swift, swift_missing
 from tests.servers.swift_accounts import (
     Account,
     gateway_account,
     keystone_account,
-    publish,
     tempauth_account,
 )
 
@@ -103,13 +102,8 @@ class TestKeystone(SwiftSuite):
 
     @pytest.fixture(scope="class")
     @classmethod
-    def server(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Account]:
-        with (
-            keystone(tmp_path_factory.mktemp("keystone"), token_life=40) as identity,
-            swift(identity, without=["bulk"]) as cluster,
-        ):
-            publish(cluster, identity)
-            yield keystone_account(cluster, identity, identity.add_user("backup", "backups", "member"))
+    def server(cls, keystone_cluster: Swift, identity: Keystone, user: User) -> Account:
+        return keystone_account(keystone_cluster, identity, user)
 
 
 @pytest.mark.server

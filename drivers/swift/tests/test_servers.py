@@ -23,10 +23,10 @@ from backupfw.chunkstore.errors import (
 )
 from backupfw.chunkstore.layers.retry import RetryLayer, RetryPolicy
 from backupfw.chunkstore.options import option_values
-from tests.servers.keystone import Keystone, User, keystone, keystone_missing
+from tests.servers.keystone import Keystone, User, keystone_missing
 from tests.servers.process import free_port
 from tests.servers.swift import Swift, swift, swift_missing
-from tests.servers.swift_accounts import keystone_account, publish, tempauth_account
+from tests.servers.swift_accounts import keystone_account, tempauth_account
 from tests.servers.tls import tls_missing, tls_proxy
 
 pytestmark = [
@@ -193,28 +193,10 @@ class TestTempauth:
 class TestKeystone:
     @pytest.fixture(scope="class")
     @classmethod
-    def identity(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keystone]:
-        with keystone(tmp_path_factory.mktemp("keystone"), token_life=40) as identity:
-            yield identity
-
-    @pytest.fixture(scope="class")
-    @classmethod
-    def cluster(cls, identity: Keystone) -> Iterator[Swift]:
-        with swift(identity) as cluster:
-            publish(cluster, identity)
-            nowhere = f"http://127.0.0.1:{free_port()}/v1/AUTH_%(project_id)s"
-            identity.add_endpoints("object-store", {"public": nowhere}, region="RegionTwo")
-            yield cluster
-
-    @pytest.fixture(scope="class")
-    @classmethod
-    def user(cls, identity: Keystone) -> User:
-        return identity.add_user("backup", "backups", "member")
-
-    @pytest.fixture(scope="class")
-    @classmethod
-    def options(cls, cluster: Swift, identity: Keystone, user: User) -> dict[str, Any]:
-        return keystone_account(cluster, identity, user).options
+    def options(cls, keystone_cluster: Swift, identity: Keystone, user: User) -> dict[str, Any]:
+        nowhere = f"http://127.0.0.1:{free_port()}/v1/AUTH_%(project_id)s"
+        identity.add_endpoints("object-store", {"public": nowhere}, region="RegionTwo")
+        return keystone_account(keystone_cluster, identity, user).options
 
     def test_renewed_before_the_end_in_mid_transfer(self, options: dict[str, Any]) -> None:
         store = opened(options)
