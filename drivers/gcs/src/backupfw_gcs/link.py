@@ -144,8 +144,8 @@ class Link:
         session.mount("http://", adapter)
         proxy = self._options.proxy
         session.proxies = dict.fromkeys(schemes, proxy) if proxy else dict(ambient)
-        ca_file = self._options.ca_file or os.environ.get("REQUESTS_CA_BUNDLE")
-        session.verify = ca_file or True
+        ca_bundle = self._options.ca_bundle or os.environ.get("REQUESTS_CA_BUNDLE")
+        session.verify = ca_bundle or True
 
     def _credentials(self, request: Request) -> tuple[Credentials, str | None]:
         if self._options.anonymous:

@@ -30,7 +30,7 @@ def options() -> Sequence[cfg.Opt]:
         ),
         cfg.StrOpt(
             "location",
-            regex=r"[A-Za-z0-9-]+",
+            regex=r"^[A-Za-z0-9-]+\Z",
             help="Where new buckets are made: a region, dual-region or multi-region, e.g. EUROPE-WEST3. "
             "Unset: Google's default (US).",
         ),
@@ -44,18 +44,18 @@ def options() -> Sequence[cfg.Opt]:
         cfg.StrOpt(
             "endpoint",
             default=ENDPOINT,
-            regex=r"https?://[^/?#@]+",
+            regex=r"^https?://[^/?#@\s]+\Z",
             help="Scheme, host and port of the JSON API, no path: for private endpoints and emulators.",
         ),
         cfg.StrOpt(
             "proxy",
             secret=True,
-            regex=r"https?://.+",
+            regex=r"^https?://\S+\Z",
             help="HTTP proxy for requests to the endpoint and for tokens; may hold user and password. "
             "Unset: HTTPS_PROXY and NO_PROXY of the environment count.",
         ),
         cfg.StrOpt(
-            "ca_file",
+            "ca_bundle",
             help="Path of a PEM file with the authorities to trust, instead of the public ones. Unset: "
             "REQUESTS_CA_BUNDLE of the environment counts.",
         ),
@@ -82,14 +82,14 @@ def options() -> Sequence[cfg.Opt]:
             "connections.",
         ),
         cfg.IntOpt(
-            "bulk_delete",
+            "bulk_delete_size",
             default=100,
             min=1,
             max=100,
             help="Most objects deleted with one request; 1 for servers without batch requests.",
         ),
         cfg.StrOpt(
-            "check_container",
+            "check_bucket",
             help="An existing bucket that 'backupfw store check' writes its test object to. Unset: it makes "
             "a bucket and removes it, which needs the permissions for that.",
         ),

@@ -12,6 +12,7 @@ from google.api_core import exceptions as api
 from backupfw.chunkstore.base import Body, Capabilities, CheckItem, CheckReport, ChunkStore, ObjectInfo
 from backupfw.chunkstore.checks import round_trip, try_item
 from backupfw.chunkstore.errors import ChunkStoreError, DeleteFailed, IntegrityError
+from backupfw.chunkstore.options import ConfigError
 from backupfw_gcs import media
 from backupfw_gcs import options as gcs_options
 from backupfw_gcs.deleting import delete_batch, delete_each
@@ -38,11 +39,13 @@ class GcsStore(ChunkStore):
 
     def __init__(self, name: str, options: Any) -> None:
         super().__init__(name, options)
+        if options.anonymous and options.service_account_file:
+            raise ConfigError("options anonymous and service_account_file exclude each other")
         self._link = Link(name, options)
         self._storage_class: str | None = options.storage_class.upper() if options.storage_class else None
         self._location: str | None = options.location
-        self._bulk: int = options.bulk_delete
-        self._check_container: str | None = options.check_container
+        self._bulk: int = options.bulk_delete_size
+        self._checked_bucket: str | None = options.check_bucket
 
     @classmethod
     def options(cls) -> Sequence[cfg.Opt]:
@@ -216,15 +219,15 @@ class GcsStore(ChunkStore):
         items = [try_item("credentials", self._check_credentials)]
         if not items[0].ok:
             return CheckReport(tuple(items))
-        container = self._check_container or f"backupfw-check-{secrets.token_hex(12)}"
+        container = self._checked_bucket or f"backupfw-check-{secrets.token_hex(12)}"
         items.append(self._check_bucket(container))
         if items[-1].ok:
             try:
                 items += round_trip(self, container)
             finally:
-                if not self._check_container:
+                if not self._checked_bucket:
                     items.append(try_item("remove", lambda: self._remove(container)))
-        items.append(try_item("containers", self._check_containers))
+        items.append(try_item("containers", self._check_buckets))
         return CheckReport(tuple(items))
 
     def _check_credentials(self) -> str | None:
@@ -233,13 +236,13 @@ class GcsStore(ChunkStore):
 
     def _check_bucket(self, container: str) -> CheckItem:
         item = try_item("container", lambda: self.ensure_container(container))
-        if not item.ok and not self._check_container:
+        if not item.ok and not self._checked_bucket:
             return CheckItem(
-                "container", False, f"{item.detail}; to check in an existing bucket, set check_container"
+                "container", False, f"{item.detail}; to check in an existing bucket, set check_bucket"
             )
         return item
 
-    def _check_containers(self) -> str | None:
+    def _check_buckets(self) -> str | None:
         count = sum(1 for _ in self.list_containers())
         return f"{count} in project {self._link.project}"
 

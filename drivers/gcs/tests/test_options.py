@@ -1,0 +1,176 @@
+"""Options: bounds, bucket names, errors without a server, and the table in the README."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from backupfw_gcs.errors import translate
+from backupfw_gcs.store import GcsStore
+from google.api_core import exceptions as api
+from google.auth import exceptions as auth
+from oslo_config import cfg
+
+from backupfw.chunkstore.errors import (
+    AlreadyExists,
+    ChunkStoreError,
+    IntegrityError,
+    NoSpace,
+    NotFound,
+    NotSupported,
+    PermissionDenied,
+    RangeError,
+    Unavailable,
+)
+from backupfw.chunkstore.options import ConfigError, option_values
+from backupfw.naming import container_problem
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def open_store(**values: object) -> GcsStore:
+    return GcsStore("main", option_values(GcsStore.options(), **values))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"anonymous": True, "service_account_file": "/etc/key.json"},
+        {"endpoint": "https://user:hidden@storage.example.org"},
+        {"endpoint": "ftp://storage.example.org"},
+        {"endpoint": "https://storage.example.org/path"},
+        {"location": "no where"},
+        {"storage_class": "TAPE"},
+        {"bulk_delete_size": 0},
+        {"bulk_delete_size": 101},
+        {"pool_size": 0},
+        {"connect_timeout": 0},
+        {"read_timeout": 3601},
+        {"proxy": "socks5://127.0.0.1:1"},
+        {"unknown": 1},
+    ],
+)
+def test_wrong_options_are_refused(values: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        open_store(**values)
+    assert "/etc/key.json" not in str(caught.value)
+
+
+def test_opening_asks_nobody() -> None:
+    store = open_store()
+    assert store.capabilities.if_absent
+    assert store.capabilities.bulk_delete == 100
+    store.close()
+
+
+@pytest.mark.parametrize(
+    "name", ["volumebackups", "a-1", "a_b", "a.b.c", "x" * 63, "1a2", f"{'x' * 63}.{'y' * 63}", "abc--d"]
+)
+def test_bucket_names(name: str) -> None:
+    assert container_problem(name) is None
+    assert re.fullmatch(GcsStore.container_pattern, name)
+
+
+BAD_NAMES = (
+    *("ab", "x" * 64, "Upper", "-a1", "a1-", "a..b", "a.-b", ".abc", "192.168.0.1", "goog-x", "my-google"),
+    *("\u00e9abc", "a/b", "a b", "abc\n", ".".join(["x" * 60] * 4)),
+)
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+def test_what_is_no_bucket_name(name: str) -> None:
+    assert not re.fullmatch(GcsStore.container_pattern, name)
+
+
+def answer(status: int, message: str = "", reason: str = "", **headers: str) -> Exception:
+    """Return the SDK's error for an answer."""
+    response = requests.Response()
+    response.status_code = status
+    response.request = requests.Request("GET", "https://host.example.org/secret-path").prepare()
+    response.headers.update(headers)
+    content = {"error": {"message": message, "errors": [{"reason": reason}]}}
+    response._content = requests.compat.json.dumps(content).encode()
+    error: Exception = api.from_http_response(response)
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "temporary"),
+    [
+        (answer(400, "Invalid argument"), ChunkStoreError, False),
+        (answer(400, 'Provided CRC32C "x" doesn\'t match calculated CRC32C "y".'), IntegrityError, True),
+        (answer(401), PermissionDenied, False),
+        (answer(403, "no", "forbidden"), PermissionDenied, False),
+        (answer(403, "slow", "rateLimitExceeded"), Unavailable, True),
+        (answer(404), NotFound, False),
+        (answer(408), Unavailable, True),
+        (answer(409), Unavailable, True),
+        (answer(412), AlreadyExists, False),
+        (answer(416), RangeError, False),
+        (answer(418), ChunkStoreError, False),
+        (answer(429), Unavailable, True),
+        (answer(500), Unavailable, True),
+        (answer(501), NotSupported, False),
+        (answer(503), Unavailable, True),
+        (answer(507), NoSpace, False),
+        (auth.DefaultCredentialsError("secret-path"), PermissionDenied, False),
+        (auth.RefreshError("secret-path", {"error": "invalid_grant"}), PermissionDenied, False),
+        (auth.RefreshError("secret-path", retryable=True), Unavailable, True),
+        (auth.TransportError("secret-path"), Unavailable, True),
+        (auth.MalformedError("secret-path"), PermissionDenied, False),
+        (requests.exceptions.ConnectionError("secret-path"), Unavailable, True),
+        (requests.exceptions.ReadTimeout("secret-path"), Unavailable, True),
+        (requests.exceptions.ChunkedEncodingError("secret-path"), Unavailable, True),
+        (requests.exceptions.ProxyError("secret-path"), Unavailable, True),
+        (requests.exceptions.InvalidURL("secret-path"), ChunkStoreError, False),
+        (ValueError("secret-path"), Unavailable, True),
+    ],
+)
+def test_the_table_of_errors(error: Exception, kind: type[ChunkStoreError], temporary: bool) -> None:
+    found = translate(error, "main", "container", "key", "storage.objects.get")
+    assert type(found) is kind
+    assert found.temporary is temporary
+    assert (found.store, found.container, found.key) == ("main", "container", "key")
+    assert "secret-path" not in str(found)
+    assert "example.org" not in str(found)
+
+
+def test_how_long_to_wait() -> None:
+    waits = {"9": 9.0, "": None, "Wed, 21 Oct 2015 07:28:00 GMT": None, "\u0661": None}
+    for value, seconds in waits.items():
+        found = translate(answer(503, **{"Retry-After": value}), "main")
+        assert found.retry_after == seconds
+
+
+def table() -> str:
+    """Return the README's table of options."""
+    lines = ["| option | default | meaning |", "|---|---|---|"]
+    for opt in GcsStore.options():
+        text = " ".join(str(opt.help).split()).replace("|", "\\|").replace("<", "&lt;")
+        choices = getattr(opt.type, "choices", None)
+        if choices:
+            text += " One of " + ", ".join(f"`{choice}`" for choice in choices) + "."
+        low, high = getattr(opt.type, "min", None), getattr(opt.type, "max", None)
+        if isinstance(opt, (cfg.IntOpt, cfg.FloatOpt)) and low is not None:
+            text += f" From {low:g} to {high:g}." if high is not None else f" At least {low:g}."
+        if opt.secret:
+            text += " Secret."
+        default = "" if opt.default is None else f"`{str(opt.default).lower()}`"
+        lines.append(f"| `{opt.name}` | {default} | {text} |")
+    return "\n".join(lines) + "\n"
+
+
+def test_the_readme_tells_all_options() -> None:
+    """With ``BACKUPFW_WRITE_README`` set the table is written instead."""
+    begin, end = "<!-- options -->\n", "<!-- end of options -->\n"
+    head, _, rest = README.read_text().partition(begin)
+    old, _, tail = rest.partition(end)
+    assert tail
+    if os.environ.get("BACKUPFW_WRITE_README"):
+        README.write_text(head + begin + table() + end + tail)
+        return
+    assert old == table(), "run BACKUPFW_WRITE_README=1 pytest drivers/gcs/tests/test_options.py"
