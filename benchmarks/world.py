@@ -102,6 +102,10 @@ def posix_container(directory: str) -> Container:
     return container_of(open_store("bench", "posix", SimpleNamespace(**{**options, "path": directory})))
 
 
+#: Objects up to this size are read and written as a whole.
+_SMALL = 1 << 20
+
+
 class TableStore(ChunkStore):
     """Objects as rows of a table, outside of this process's memory; many small ones are cheap.
 
@@ -128,6 +132,10 @@ class TableStore(ChunkStore):
     def put(self, container: str, key: str, body: Body, *, if_absent: bool = False) -> None:
         """Store the body."""
         with self._lock:
+            if body.length <= _SMALL:
+                query = "INSERT OR REPLACE INTO objects (key, data) VALUES (?, ?)"
+                self._db.execute(query, (key, body.to_bytes()))
+                return
             query = "INSERT OR REPLACE INTO objects (key, data) VALUES (?, zeroblob(?))"
             row = self._db.execute(query, (key, body.length)).lastrowid or 0
             # In pieces, so that the memory measured is the engine's and not this store's.
@@ -138,15 +146,20 @@ class TableStore(ChunkStore):
     def get(self, container: str, key: str, offset: int | None = None, length: int | None = None) -> bytes:
         """Return an object or a range of it."""
         with self._lock:
-            row = self._db.execute("SELECT id FROM objects WHERE key = ?", (key,)).fetchone()
+            row = self._db.execute("SELECT id, length(data) FROM objects WHERE key = ?", (key,)).fetchone()
             if row is None:
                 raise NotFound("no such object", key=key)
+            start = offset or 0
+            wanted = row[1] - start if length is None else length
+            if start + wanted > row[1]:
+                raise RangeError("the range ends behind the object", key=key)
+            if row[1] <= _SMALL:
+                (data,) = self._db.execute("SELECT data FROM objects WHERE id = ?", row[:1]).fetchone()
+                return bytes(data[start : start + wanted])
+            # Only for large objects: each blobopen leaves a weak reference in the connection for ever.
             with self._db.blobopen("objects", "data", row[0], readonly=True) as blob:
-                blob.seek(offset or 0)
-                data = blob.read() if length is None else blob.read(length)
-        if length is not None and len(data) != length:
-            raise RangeError("the range ends behind the object", key=key)
-        return bytes(data)
+                blob.seek(start)
+                return blob.read(wanted)
 
     def list(self, container: str, prefix: str = "", start_after: str = "") -> Iterator[ObjectInfo]:
         """Yield what is there, a page at a time."""
