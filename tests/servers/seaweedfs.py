@@ -104,13 +104,17 @@ def seaweedfs(directory: Path) -> Iterator[SeaweedFS]:
          "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
          f"-master.port={master}", f"-master.port.grpc={master_grpc}", "-master.volumeSizeLimitMB=64",
          "-master.electionTimeout=1s", "-master.telemetry=false",
-         f"-volume.port={volume}", f"-volume.port.grpc={volume_grpc}", "-volume.max=100",
+         f"-volume.port={volume}", f"-volume.port.grpc={volume_grpc}", "-volume.max=2000",
          "-volume.preStopSeconds=0", "-volume.minFreeSpace=1",
          "-filer", f"-filer.port={filer}", f"-filer.port.grpc={filer_grpc}",
          "-s3", f"-s3.port={s3}", f"-s3.port.grpc={s3_grpc}", "-s3.port.iceberg=0", "-s3.port.lance=0",
          f"-s3.config={directory}/s3.json"],
         directory,
-        environment={"WEED_S3_SSE_KEK": "0123456789abcdef" * 4},
+        environment={
+            "WEED_S3_SSE_KEK": "0123456789abcdef" * 4,
+            # Each bucket takes volumes of its own: one at a time, else many buckets use them all up.
+            "WEED_MASTER_VOLUME_GROWTH_COPY_1": "1",
+        },
     )  # fmt: skip
     try:
         process.wait_ready(lambda: _request(s3, "GET", "/healthz") == 200 and _takes_files(filer))

@@ -12,6 +12,7 @@ import pytest
 from backupfw_s3.store import S3Store
 from oslo_config import cfg
 
+from backupfw.chunkstore.errors import Unavailable
 from backupfw.chunkstore.options import ConfigError, option_values
 from backupfw.naming import container_problem
 
@@ -74,6 +75,36 @@ def test_what_depends_on_aws() -> None:
     assert other.client.meta.config.request_checksum_calculation == "when_required"
     assert other.client.meta.config.s3["addressing_style"] == "path"
     assert other.client.meta.config.retries["total_max_attempts"] == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "address"),
+    [
+        ({"endpoint": "https://s3.example.org"}, "https://s3.example.org/bucket/key"),
+        ({"endpoint": "https://s3.example.org/sub"}, "https://s3.example.org/sub/bucket/key"),
+        (
+            {"endpoint": "https://s3.example.org", "addressing_style": "virtual"},
+            "https://bucket.s3.example.org/key",
+        ),
+        ({"region": "eu-west-3"}, "https://bucket.s3.eu-west-3.amazonaws.com/key"),
+        (
+            {"region": "eu-west-3", "addressing_style": "path"},
+            "https://s3.eu-west-3.amazonaws.com/bucket/key",
+        ),
+    ],
+)
+def test_where_the_bucket_stands(values: dict[str, Any], address: str) -> None:
+    store = open_store(**GOOD, **values)
+    addresses: list[str] = []
+
+    def catch(request: Any, **_: object) -> None:
+        addresses.append(request.url)
+        raise OSError("caught")
+
+    store.client.meta.events.register("before-send.s3", catch)
+    with pytest.raises(Unavailable):
+        store.get("bucket", "key")
+    assert addresses == [address]
 
 
 def test_the_environment_leads_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:

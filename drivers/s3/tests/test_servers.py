@@ -105,6 +105,17 @@ def test_checksum_modes(server: Any, container: str, mode: str) -> None:
     assert list(store.list(container)) == []
 
 
+def test_the_old_signature(server: Any) -> None:
+    store = open_store(server, signature="v2", sorted_listing=False)
+    container = f"backupfw-test-{secrets.token_hex(8)}"
+    store.ensure_container(container)
+    put(store, container, "a key/\u00e9", b"data")
+    assert store.get(container, "a key/\u00e9", 1, 2) == b"at"
+    store.delete(container, ["a key/\u00e9"])
+    assert list(store.list(container)) == []
+    assert store.check().ok
+
+
 def test_stored_damage_is_found(server: Any, container: str) -> None:
     """Somebody replaces the bytes and keeps the metadata."""
     store = open_store(server)
@@ -319,7 +330,7 @@ def test_keys_of_the_servers(ceph_server: Ceph, seaweedfs_server: SeaweedFS) -> 
 def test_more_than_a_page(server: Any, container: str) -> None:
     """Listings and bulk deletes beyond the protocol's thousand."""
     store = open_store(server, sorted_listing=False)
-    keys = [f"a & b/<{number}>/\u00e9+%20" for number in range(2100)]
+    keys = [f"a & b/<{number}>/\u00e9+%20" for number in range(1100)]
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda key: put(store, container, key, b"x"), keys))
     assert {info.key for info in store.list(container, "a & b/")} == set(keys)
@@ -329,5 +340,5 @@ def test_more_than_a_page(server: Any, container: str) -> None:
             f"before-send.s3.{operation}", lambda request, **_: requests.append(request.method)
         )
     store.delete(container, keys)
-    assert requests == ["POST"] * 3
+    assert requests == ["POST"] * 2
     assert list(store.list(container)) == []

@@ -51,6 +51,8 @@ def make_client(options: Any) -> Any:
         raise ConfigError(f"the SDK refuses the options: {error}") from error
     events = client.meta.events
     events.register("before-sign.s3.PutObject", _send_at_once)
+    if options.signature == "v2" and client.meta.config.s3["addressing_style"] == "path":
+        events.register("before-sign.s3", _sign_the_path)
     if not sends_checksums(options):
         events.register_last("before-call.s3.DeleteObjects", _use_md5)
     return client
@@ -93,6 +95,11 @@ def _config(options: Any) -> Config:
 def _send_at_once(request: Any, **_: Any) -> None:
     """Send bodies without asking first: that costs a round trip, and a second where nobody answers it."""
     del request.headers["Expect"]
+
+
+def _sign_the_path(request: Any, **_: Any) -> None:
+    """Sign the path that is sent: the SDK's v2 signs a slash after the bucket that is not in it."""
+    request.auth_path = None
 
 
 def _use_md5(params: dict[str, Any], **_: Any) -> None:
