@@ -118,16 +118,10 @@ def test_main_job(
     assert gate.refused[401]
 
 
-def test_store_check(kind: str, service: Service) -> None:
-    done = service.command("store", "check", "main", check=kind == "fake")
-    if kind == "fake":
-        assert done.stdout.rstrip().endswith("store main: ok")
-        return
-    # This server ignores preconditions, and the check sees it.
-    assert done.returncode != 0
-    failed = [line for line in done.stdout.splitlines() if "G7" in line]
-    assert failed
-    assert "not refused" in failed[0]
+# Not on the emulator: the eleven hundred objects of the check take it minutes.
+@pytest.mark.parametrize("kind", ["fake"], indirect=True, scope="module")
+def test_store_check(service: Service) -> None:
+    assert service.command("store", "check", "main").stdout.rstrip().endswith("store main: ok")
 
 
 def test_a_container_that_the_store_cannot_have(client: Client, tmp_path: Path) -> None:
