@@ -11,5 +11,8 @@ class Dispatch(Protocol):
     def wake(self) -> None:
         """Say that tasks were queued or cancelled; called after the transaction has committed."""
 
-    def wait(self, seconds: float) -> None:
-        """Return at the next wake-up, or after ``seconds``; a wake-up since the last call counts."""
+    def wait(self, seconds: float) -> bool:
+        """Return at the next wake-up, or after ``seconds``; a wake-up since the last call counts.
+
+        :returns: whether there was one.
+        """

@@ -15,7 +15,8 @@ class InProcessDispatch:
         """See :meth:`backupfw.dispatch.base.Dispatch.wake`."""
         self._event.set()
 
-    def wait(self, seconds: float) -> None:
+    def wait(self, seconds: float) -> bool:
         """See :meth:`backupfw.dispatch.base.Dispatch.wait`."""
-        self._event.wait(seconds)
+        woken = self._event.wait(seconds)
         self._event.clear()
+        return woken

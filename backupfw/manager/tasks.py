@@ -277,12 +277,23 @@ class Tasks:
         return self._db.run(work)
 
     def checkpoint(self, task: Task, value: int) -> None:
-        """Record how far the work is done and durable; counts as progress.
+        """Record how far the work is done and durable; counts as progress if it is further than before.
 
         :raises TaskCancelled: it was cancelled.
         :raises TaskLost: another attempt owns it, or it ended.
         """
-        self._db.run(lambda session: hold(session, task, checkpoint=value, progressed=True))
+
+        def work(session: Session) -> None:
+            hold(session, task)
+            row = models.Task
+            session.execute(
+                update(row)
+                .where(row.id == task.id, row.checkpoint < value)
+                .values(checkpoint=value, progressed=True),
+                execution_options={"synchronize_session": False},
+            )
+
+        self._db.run(work)
 
     def progress(self, task: Task, done: int, total: int) -> None:
         """Record how far a backup or restore is, in bytes, on the backup's row (``task.resource_id``).
@@ -302,34 +313,40 @@ class Tasks:
 
         self._db.run(work)
 
-    def release(
-        self, task: Task, delay: float = 0, *, failed: bool = False, reason: str | None = None
-    ) -> None:
-        """Give the task back to the queue.
+    def release(self, task: Task) -> None:
+        """Give the task back to the queue; the attempt does not count (a shutdown).
 
-        :param delay: seconds before it may be claimed again.
-        :param failed: whether the attempt counts towards ``max_attempts``; one that made progress or
-            was shut down does not.
-        :param reason: why, for whoever ends the task for good.
         :raises TaskLost: another attempt owns it, or it ended.
         """
 
         def work(session: Session) -> None:
-            row = models.Task
-            found = session.scalar(select(row).where(_mine(task)).with_for_update())
-            if found is None:
-                raise TaskLost(f"task {task.id}, attempt {task.attempt}, is not ours any more")
-            moment = now(session)
-            found.state = QUEUED
-            found.owner = None
-            found.lease_until = None
-            # A cancelled task is cleaned up at once.
-            found.not_before = moment + timedelta(seconds=delay) if delay and not found.cancel else None
-            found.failures += int(failed and not found.progressed)
-            found.fail_reason = short_reason(reason) or found.fail_reason
-            found.updated_at = moment
+            _give_back(session, _locked(session, task), 0)
 
         self._db.run(work)
+
+    def retry(self, task: Task, delay: float, reason: str | None = None) -> bool:
+        """Give a failed attempt's task back to the queue, unless it was one too many.
+
+        An attempt that made progress does not count.
+
+        :param delay: seconds before it may be claimed again.
+        :param reason: why it failed, for whoever ends the task for good.
+        :returns: whether it will be tried again; if not, it is still this attempt's to end.
+        :raises TaskLost: another attempt owns it, or it ended.
+        """
+
+        def work(session: Session) -> bool:
+            found = _locked(session, task)
+            failures = found.failures + int(not found.progressed)
+            if failures >= self._max_attempts and not found.cancel:
+                return False
+            found.failures = failures
+            found.fail_reason = short_reason(reason) or found.fail_reason
+            # A cancelled task is cleaned up at once.
+            _give_back(session, found, 0 if found.cancel else delay)
+            return True
+
+        return self._db.run(work)
 
     def discard(self, task: Task) -> None:
         """End a cancelled task after its clean-up; whoever cancelled it has moved the statuses.
@@ -388,10 +405,6 @@ class Tasks:
         """Whether so many attempts were lost, with their workers, that none is to be made any more."""
         return task.failures >= self._max_attempts
 
-    def exhausted(self, task: Task) -> bool:
-        """Whether one more failed attempt would be one too many: then fail the operation, don't release."""
-        return task.failures + 1 >= self._max_attempts
-
     def pending(self) -> int:
         """Count the unfinished tasks."""
         with self._db.read() as session:
@@ -402,6 +415,26 @@ def _mine(task: Task) -> ColumnElement[bool]:
     """The row is this attempt's: not claimed by another since, and not given back."""
     row = models.Task
     return and_(row.id == task.id, row.attempt == task.attempt, row.state == RUNNING)
+
+
+def _locked(session: Session, task: Task) -> models.Task:
+    """Return the row of this attempt, locked.
+
+    :raises TaskLost: another attempt owns it, or it ended.
+    """
+    found = session.scalar(select(models.Task).where(_mine(task)).with_for_update())
+    if found is None:
+        raise TaskLost(f"task {task.id}, attempt {task.attempt}, is not ours any more")
+    return found
+
+
+def _give_back(session: Session, found: models.Task, delay: float) -> None:
+    moment = now(session)
+    found.state = QUEUED
+    found.owner = None
+    found.lease_until = None
+    found.not_before = moment + timedelta(seconds=delay) if delay else None
+    found.updated_at = moment
 
 
 def _may_run(session: Session) -> ColumnElement[bool]:

@@ -28,7 +28,6 @@ class TaskControl:
         self._shutdown = False
         self._lock = threading.Lock()
         self._progress = (0, 0)
-        self._stopped = threading.Event()
 
     # -- the lease keeper's side
 
@@ -54,7 +53,6 @@ class TaskControl:
         with self._lock:
             if self._stop is None or isinstance(error, TaskLost):
                 self._stop = error
-        self._stopped.set()
 
     @property
     def for_shutdown(self) -> bool:
@@ -86,11 +84,3 @@ class TaskControl:
     def progress(self, done: int, total: int) -> None:
         """Remember how far the work is, in bytes."""
         self._progress = (done, total)
-
-    def sleep(self, seconds: float) -> None:
-        """Wait, but not past the end of the attempt.
-
-        :raises TaskStopped: as :meth:`check`.
-        """
-        self._stopped.wait(seconds)
-        self.check()

@@ -74,7 +74,10 @@ class LeaseKeeper:
     def drop(self, task: Task) -> None:
         """Stop keeping a task's lease."""
         with self._lock:
-            self._held.pop(task.id, None)
+            held = self._held.get(task.id)
+            # This worker may have claimed the task again after it lost it: that lease is another one.
+            if held is not None and held.task.attempt == task.attempt:
+                del self._held[task.id]
 
     def poke(self) -> None:
         """Look at once whether a held task was cancelled."""

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import errno
 
+from oslo_db.exception import DBConnectionError, DBDeadlock, DBError
+
 from backupfw import errors
 from backupfw.chunkstore import errors as store_errors
 
@@ -35,7 +37,8 @@ def user_reason(error: BaseException, request_id: str | None) -> str:
 
 def _text(error: BaseException, request_id: str | None) -> str:
     if isinstance(error, errors.Damaged):
-        return f"The stored object {error.key} is missing or damaged."
+        # Without installation and project: an import may point to another one's data.
+        return f"The stored object {error.key.split('/', 2)[-1]} is missing or damaged."
     if isinstance(error, store_errors.ChunkStoreError):
         for kind, text in _STORE_TEXTS:
             if isinstance(error, kind):
@@ -47,6 +50,8 @@ def _text(error: BaseException, request_id: str | None) -> str:
         return "The target volume could not be opened or written."
     if isinstance(error, errors.BackupfwError):
         return str(error)
+    if isinstance(error, DBError):
+        return f"The service's database failed; the log says more under {request_id}."
     if isinstance(error, OSError):
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return "No space is left on the volume's storage."
@@ -66,6 +71,5 @@ def is_temporary(error: BaseException) -> bool:
         return isinstance(
             error, (store_errors.Unavailable, store_errors.NoSpace, store_errors.DeleteFailed)
         ) or bool(error.temporary)
-    if isinstance(error, errors.TargetError):
-        return True
-    return isinstance(error, OSError)
+    # The database may be back soon; what was recorded of the task's progress is kept.
+    return isinstance(error, (errors.TargetError, OSError, DBConnectionError, DBDeadlock))

@@ -82,15 +82,15 @@ class Worker:
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            # A wake-up may also mean that a running task was cancelled.
-            self._leases.poke()
             try:
                 self._tools.expire_waiting()
                 while not self._stopping.is_set() and self._claim_one():
                     pass
             except Exception:
                 LOG.exception("Tasks could not be claimed; trying again")
-            self._dispatch.wait(IDLE_POLL)
+            if self._dispatch.wait(IDLE_POLL):
+                # It may also mean that a running task was cancelled.
+                self._leases.poke()
 
     def _claim_one(self) -> bool:
         """Claim and start one task; returns whether there may be more to claim now."""
@@ -138,21 +138,24 @@ class Worker:
             handler.run(task, control)
         except TaskCancelled:
             if control.for_shutdown:
-                self._tasks.release(task, failed=False)
-                return
-            handler.cancelled(task)
+                self._tasks.release(task)
+            else:
+                handler.cancelled(task)
         except TaskLost:
             raise
         except Exception as error:  # noqa: BLE001  (every error of a task ends here)
-            self._failed(handler, task, error)
+            try:
+                self._failed(handler, task, error)
+            except TaskCancelled:
+                # Cancelled while it failed: the statuses were moved by whoever did it.
+                handler.cancelled(task)
 
     def _failed(self, handler: Handler, task: Task, error: Exception) -> None:
         reason = user_reason(error, task.request_id)
-        if is_temporary(error) and not self._tasks.exhausted(task):
-            delay = min(self._settings.retry_pause * 2.0**task.failures, LONGEST_PAUSE)
+        delay = min(self._settings.retry_pause * 2.0**task.failures, LONGEST_PAUSE)
+        if is_temporary(error) and self._tasks.retry(task, delay, reason):
             LOG.warning("[%s] Task %s (%s of %s) failed, trying again in %s s: %s", task.request_id,
                         task.id, task.kind, task.resource_id, delay, error)  # fmt: skip
-            self._tasks.release(task, delay=delay, failed=True, reason=reason)
             return
         LOG.error("[%s] Task %s (%s of %s) failed", task.request_id, task.id, task.kind,
                   task.resource_id, exc_info=error)  # fmt: skip

@@ -11,6 +11,7 @@ from oslo_log import log
 
 from backupfw.engine import backup as engine
 from backupfw.engine import cleanup
+from backupfw.engine.format import keys
 from backupfw.engine.format.geometry import Geometry
 from backupfw.engine.ports import BackupJob, BackupResult
 from backupfw.manager.backup_tasks import BackupTasks
@@ -61,19 +62,22 @@ class BackupCreate(Handler):
             # Before the commit, while the task is still ours: afterwards nobody would look for what
             # earlier attempts left.
             cleanup.leftovers(job.prefix, result.manifest_key, (), container, control)
-        self._drop_temp_snapshot(task)
         wire_name = tools.stores.wire_names[plan.store]
         control.check()
         tools.backups.finish_create(task, _create_result(result, job.geometry.length, tools.host, wire_name))
 
     def failed(self, task: Task, reason: str) -> None:
         """See :meth:`Handler.failed`."""
-        self._try_to_drop_temp_snapshot(task)
         self._tools.backups.fail_create(task, reason)
 
     def cancelled(self, task: Task) -> None:
         """See :meth:`Handler.cancelled`."""
-        self._try_to_drop_temp_snapshot(task)
+        try:
+            drop_temp_snapshot(self._tools.backups, self._tools.provider, task.resource_id)
+        except Exception:
+            # Nothing may keep the task from ending: a delete of the backup tries again.
+            LOG.exception("[%s] The temporary snapshot of backup %s stays until the backup is deleted",
+                          task.request_id, task.resource_id)  # fmt: skip
         self._tools.tasks.discard(task)
 
     def _job(self, plan: CreatePlan, source: BlockSource) -> BackupJob:
@@ -89,7 +93,11 @@ class BackupCreate(Handler):
             geometry=Geometry(source.length, plan.block_size, plan.segment_size),
             base=None if plan.base is None else plan.base.key,
             record=_record(plan),
-            damaged=tools.backups.damaged_keys(plan.store, plan.container),
+            damaged=tools.backups.damaged_keys(
+                plan.store,
+                plan.container,
+                keys.volume_prefix(plan.installation_id, plan.backup.project_id, plan.backup.volume_id),
+            ),
             pack_size=tools.engine.pack_size,
             compression_level=tools.engine.compression_level,
             hash_mode=plan.hash_mode,
@@ -126,17 +134,6 @@ class BackupCreate(Handler):
                 return self._temp_snapshot(task, plan, control)
         location = tools.provider.create_snapshot(ref, True, control.check)
         return snapshot_ref(tools.backups.temp_snapshot_made(task, location), plan.volume)
-
-    def _try_to_drop_temp_snapshot(self, task: Task) -> None:
-        """Drop it, but let nothing keep the task from ending: a delete of the backup tries again."""
-        try:
-            self._drop_temp_snapshot(task)
-        except Exception:
-            LOG.exception("[%s] The temporary snapshot of backup %s stays until the backup is deleted",
-                          task.request_id, task.resource_id)  # fmt: skip
-
-    def _drop_temp_snapshot(self, task: Task) -> None:
-        drop_temp_snapshot(self._tools.backups, self._tools.provider, task.resource_id)
 
 
 def drop_temp_snapshot(backups: BackupTasks, provider: VolumeProvider, backup_id: str) -> None:

@@ -147,15 +147,24 @@ def test_progress_and_shutdown_do_not_count_as_failures(world: World) -> None:
     assert world.tasks.abandon_all("host/w") == 1
     task = world.claim()
     assert (task.attempt, task.failures) == (4, 0)
-    world.tasks.release(task, 10, failed=True, reason="r" * 300)
+    # A checkpoint that is no further than the last one is no progress.
+    world.tasks.checkpoint(task, 7)
+    assert world.tasks.retry(task, 10, "r" * 300)
     assert world.tasks.claim("host/w", 60) is None
     world.age(seconds=11)
     task = world.claim()
     assert task.failures == 1
-    assert not world.tasks.exhausted(task)
     assert world.row(models.Task, task.id).fail_reason == "r" * 255
+    world.tasks.checkpoint(task, 8)
+    assert world.tasks.retry(task, 0), "an attempt with progress is never one too many"
+    task = world.claim()
+    assert task.failures == 1
+    assert world.tasks.retry(task, 0)
+    task = world.claim()
+    assert not world.tasks.retry(task, 0), "the third without progress"
+    assert world.row(models.Task, task.id).state == tasks.RUNNING
     world.age(seconds=61)
-    assert world.tasks.exhausted(world.claim())
+    assert world.tasks.given_up(world.claim())
 
 
 def test_take_over_ends_the_leases_of_one_host(world: World) -> None:
@@ -192,7 +201,7 @@ def test_a_released_cancelled_task_is_cleaned_up_at_once(world: World) -> None:
     add(world, "a")
     task = world.claim()
     world.db.run(lambda session: tasks.cancel(session, "a"))
-    world.tasks.release(task, 1000)
+    assert world.tasks.retry(task, 1000)
     assert world.claim().cancel
 
 

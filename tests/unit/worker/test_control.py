@@ -37,10 +37,3 @@ def test_a_users_cancellation_is_no_shutdown() -> None:
     assert other.for_shutdown
     other.lose()
     assert not other.for_shutdown
-
-
-def test_sleep_ends_with_the_attempt() -> None:
-    control = TaskControl(boot_time() + 60)
-    control.cancel()
-    with pytest.raises(TaskCancelled):
-        control.sleep(3600)

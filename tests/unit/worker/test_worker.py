@@ -6,8 +6,10 @@ import random
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from oslo_db.exception import DBConnectionError
 
 from backupfw.chunkstore.errors import PermissionDenied, Unavailable
 from backupfw.db import models
@@ -196,7 +198,7 @@ def test_a_damaged_object_fails_the_restore_and_is_stored_anew(world: WorkerWorl
         world.wait(lambda: world.volume_status(target) == "error", "the restore to fail")
         failed = world.wait_backup(made.id, "available")
         assert failed.fail_reason is not None
-        assert pack in failed.fail_reason
+        assert pack.split("/", 2)[2] in failed.fail_reason
         again = world.backups.create(world.ctx(), volume_id=volume, incremental=True)
         world.wait_backup(again.id, "available")
         _, target, _ = world.backups.restore(world.ctx(), again.id)
@@ -217,6 +219,7 @@ def test_a_volume_in_use_is_read_from_a_temporary_snapshot(world: WorkerWorld) -
         gate.open()
         world.wait_backup(made.id, "available")
         assert world.volume_status(volume) == "in-use"
+        world.wait_idle()
         assert world.provider.snapshots == {}
         _, target, _ = world.backups.restore(world.ctx(), made.id)
         world.wait(lambda: world.volume_status(target) == "available", "the restore")
@@ -235,3 +238,54 @@ def test_a_task_that_takes_its_workers_along_is_given_up(world: WorkerWorld) -> 
         world.wait_idle()
     assert row.fail_reason == "The worker was lost."
     assert world.volume_status(volume) == "available"
+
+
+def test_a_restore_that_gets_nowhere_ends(world: WorkerWorld) -> None:
+    """One pack never answers: saving the same checkpoint again and again is no progress."""
+    volume = world.filled_volume(DATA)
+    with world.worker():
+        made = world.backups.create(world.ctx(), volume_id=volume)
+        world.wait_backup(made.id, "available")
+        first = min(key for key in world.objects() if "/p" in key)
+        world.faulty.fail("get", times=None, match=lambda key: key == first)
+        _, target, _ = world.backups.restore(world.ctx(), made.id)
+        world.wait(lambda: world.volume_status(target) == "error", "the restore to end")
+        assert world.wait_backup(made.id, "available").fail_reason == "The store does not answer."
+
+
+def test_a_missing_container_is_a_store_that_is_away(world: WorkerWorld) -> None:
+    """A share that is not mounted: nothing counts as deleted or damaged, and all is well when it is back."""
+    volume = world.filled_volume(DATA)
+    store = world.faulty.inner
+    with world.worker():
+        made = world.backups.create(world.ctx(), volume_id=volume)
+        world.wait_backup(made.id, "available")
+        away = dict(store.contents)  # type: ignore[attr-defined]
+        store.contents.clear()  # type: ignore[attr-defined]
+        _, target, _ = world.backups.restore(world.ctx(), made.id)
+        world.wait(lambda: world.volume_status(target) == "error", "the restore to end")
+        assert world.rows(models.DamagedObject) == []
+        world.backups.delete(world.ctx(), made.id)
+        world.wait_backup(made.id, "error_deleting")
+        store.contents.update(away)  # type: ignore[attr-defined]
+        world.age(seconds=100_000)
+        world.wait_backup(made.id, None)
+    assert world.objects() == set()
+
+
+def test_a_database_that_fails_for_a_moment_costs_only_time(
+    world: WorkerWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = world.filled_volume(DATA)
+    real = world.outcomes.record_segments
+    failures = iter([DBConnectionError("gone"), DBConnectionError("gone")])
+
+    def record(*arguments: Any) -> None:
+        if (failure := next(failures, None)) is not None:
+            raise failure
+        real(*arguments)
+
+    monkeypatch.setattr(world.outcomes, "record_segments", record)
+    with world.worker():
+        made = world.backups.create(world.ctx(), volume_id=volume)
+        assert world.wait_backup(made.id, "available").fail_reason is None
