@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from backupfw.chunkstore.container import Container
-from backupfw.chunkstore.errors import IntegrityError, NotFound, RangeError
+from backupfw.chunkstore.errors import IntegrityError, NotFound, RangeError, Unavailable
 from backupfw.errors import Damaged
 
 
@@ -22,6 +22,7 @@ def read(container: Container, key: str, offset: int | None = None, length: int 
     try:
         data = container.get(key, offset, length)
     except NotFound as error:
+        prove_container(container, key)
         raise damaged(container, key, "it is missing") from error
     except RangeError as error:
         raise damaged(container, key, "it is shorter than promised") from error
@@ -30,3 +31,19 @@ def read(container: Container, key: str, offset: int | None = None, length: int 
     if length is not None and len(data) != length:
         raise damaged(container, key, "the store answered with another length than asked for")
     return data
+
+
+def prove_container(container: Container, key: str) -> None:
+    """Make sure that the container is there, before anything is concluded from an object's absence.
+
+    A container that is missing with all its objects is a share that is not mounted, or a bucket under
+    another account: the store is not what it should be, and its objects are not lost.
+
+    :raises Unavailable: the container is missing.
+    """
+    try:
+        next(iter(container.list(key)), None)
+    except NotFound as error:
+        raise Unavailable(
+            "the container is missing", store=container.store.name, container=container.name
+        ) from error

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 
 from backupfw.chunkstore.container import Container
 from backupfw.chunkstore.errors import NotFound, RangeError
+from backupfw.engine import objects
 from backupfw.engine.candidates import Spool, in_order, of_entry, subtract
 from backupfw.engine.format import keys
 from backupfw.engine.format.manifest import ManifestReader
@@ -135,6 +136,7 @@ def _is_missing(container: Container, key: str) -> bool:
     try:
         container.get(key, 0, 1)
     except NotFound:
+        objects.prove_container(container, key)
         return True
     except RangeError:
         return False
