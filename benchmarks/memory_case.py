@@ -90,6 +90,7 @@ class Rows:
     live: Collection[str]
     known: Collection[str]
     transient: Collection[str] = ()
+    settled: Collection[str] = ()
 
     def volume(self, project: str, volume: str) -> Rows:
         """Return the rows."""

@@ -12,6 +12,7 @@ part in this.
 
 * Only keys that parse as ours, below our installation's prefix, are touched.
 * A readable manifest that the database does not know is reported; neither it nor what it names goes.
+  Only a second manifest of a backup whose own is known is an orphan: a lost attempt put it late.
 * A manifest that cannot be read stops its volume: what it names is not known.
 """
 
@@ -46,6 +47,10 @@ class VolumeRows(Protocol):
     @property
     def transient(self) -> Collection[str]:
         """Ids of backups whose objects may be about to change: being made, imported, released."""
+
+    @property
+    def settled(self) -> Collection[str]:
+        """Ids of backups whose one manifest is known, live or gone."""
 
 
 class Catalogue(Protocol):
@@ -151,7 +156,11 @@ def _sweep_volume(
         count = spool.count
         rows = catalogue.volume(project, volume)
         live, known, transient = set(rows.live), set(rows.known), set(rows.transient)
-        strangers = [key for key in manifests if key not in known and key not in live]
+        settled = set(rows.settled)
+        # A second manifest of a backup whose own is known was put late by an attempt that had lost.
+        strangers = [
+            key for key in manifests if key not in known and key not in live and _backup(key) not in settled
+        ]
         unknown = tuple(key for key in strangers if _backup(key) not in transient)
     except BaseException:
         spool.close()

@@ -56,11 +56,14 @@ class VolumeRows:
     :ivar live: keys of its live manifests.
     :ivar known: keys of all its manifests, in any state.
     :ivar transient: ids of the backups whose objects may be about to change.
+    :ivar settled: ids of the backups whose one manifest is known: another one of theirs is what a lost
+        attempt put late.
     """
 
     live: frozenset[str]
     known: frozenset[str]
     transient: frozenset[str]
+    settled: frozenset[str]
 
 
 def _tree_of(row: Manifest) -> ColumnElement[bool]:
@@ -224,6 +227,7 @@ def volume_rows(
         live=frozenset(row.key for row in found if row.state == LIVE),
         known=frozenset(row.key for row in found if row.key is not None),
         transient=frozenset(transient),
+        settled=frozenset(row.backup_id for row in found if row.state in (LIVE, GONE)),
     )
 
 

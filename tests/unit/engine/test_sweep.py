@@ -18,6 +18,7 @@ class Rows:
     live: set[str] = field(default_factory=set)
     known: set[str] = field(default_factory=set)
     transient: set[str] = field(default_factory=set)
+    settled: set[str] = field(default_factory=set)
 
 
 class Database:
@@ -127,6 +128,15 @@ def test_a_valid_unknown_manifest_is_reported_with_all_it_names(world: World) ->
     report = run(world, Database(world.store, v=Rows(known={gone[0]})))
     assert report.volumes[0].unknown_manifests == (unknown[0],)
     assert set(world.objects) == names(unknown)
+
+
+def test_a_manifest_that_a_lost_attempt_put_late_is_an_orphan(world: World) -> None:
+    kept = world.backup("a", {0: 2}, attempt=2)
+    world.backup("a", {1: 1}, kept[1], attempt=1)
+    rows = Rows(live={kept[0]}, known={kept[0]}, settled={"a"})
+    report = run(world, Database(world.store, v=rows))
+    assert report.volumes[0].unknown_manifests == ()
+    assert set(world.objects) == names(kept)
 
 
 def test_an_unknown_manifest_whose_import_is_under_way_keeps_what_it_names(world: World) -> None:
