@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import waitress
 from oslo_log import log
+from waitress import wasyncore
 
 from backupfw.api.app import Managers, make_app
 from backupfw.cmd import database
@@ -82,6 +83,8 @@ class ApiServer:
     def close(self) -> None:
         """Take no more requests; those under way have a few seconds to end."""
         self._server.close()
+        # Idle connections would be waited for.
+        wasyncore.close_all(self._server._map)
         self._server.task_dispatcher.shutdown(cancel_pending=True, timeout=5)
         self._thread.join(5)
 
@@ -176,7 +179,13 @@ def run_api(conf: cfg.ConfigOpts, stop: threading.Event, ready: Callable[[str], 
         server = ApiServer(conf, make_managers(conf, db, lambda: None))
         stack.callback(server.close)
         ready(server.url)
-        stop.wait()
+        # Operations that no worker takes end after a while, and nobody else is there to see to it.
+        waiting = BackupTasks(db, conf)
+        while not stop.wait(min(max(conf.backup.service_wait / 10, 1), 30)):
+            try:
+                waiting.expire_waiting()
+            except Exception:
+                LOG.exception("Operations that wait for a worker could not be looked at; trying again")
 
 
 def run_worker(conf: cfg.ConfigOpts, stop: threading.Event, ready: Callable[[], None]) -> None:
