@@ -54,8 +54,14 @@ class Body:
     """The bytes of one object to put: of declared length and checksum, readable any number of times.
 
     Thread-safe.  A layer that retries opens it again; a driver reads it with :meth:`open`,
-    :meth:`pieces` or :meth:`to_bytes`, and calls :meth:`verify` (or checks while sending) so that a
+    :meth:`pieces` or :meth:`to_bytes`, and calls :meth:`problem` (or checks while sending) so that a
     source that changed or was cut is refused.
+
+    The bytes may change while a put still runs: a put given up by a time limit goes on in its thread,
+    and its caller uses the buffer again.  So a driver publishes only bytes it has verified itself: it
+    checks and stores one copy (a piece at a time is enough), or sends a checksum computed in the pass
+    that verified the bytes and the server refuses what does not match it.  Reading the body once to
+    check it and once more to store it, with nothing that compares the two, is not enough.
 
     :ivar length: bytes, as declared by the producer.
     :ivar checksum: BLAKE3 of the bytes (32 bytes), as declared by the producer.
@@ -70,7 +76,7 @@ class Body:
 
     @classmethod
     def from_bytes(cls, data: bytes | bytearray | memoryview) -> Body:
-        """Declare ``data`` as it is now; the caller must not change it until the put has returned."""
+        """Declare ``data`` as it is now; the caller must not change it while it waits for the put."""
         return cls(data, len(data), blake3(data).digest())
 
     @classmethod
@@ -116,7 +122,10 @@ class Body:
         return b"".join(self.pieces())
 
     def problem(self) -> str | None:
-        """Read the actual bytes and say how they differ from what was declared, or None."""
+        """Read the actual bytes and say how they differ from what was declared, or None.
+
+        Says nothing of what a later read yields (see the class).
+        """
         hasher = blake3()
         length = 0
         for piece in self.pieces():

@@ -136,8 +136,11 @@ class TimeoutLayer(Layer):
     """Bounds the time of each call; a call past its bound is Unavailable (temporary).
 
     The call itself goes on in its thread until the driver returns, and holds its place under the
-    store's limits until then.  So a put that timed out may still take effect later: harmless for keys
-    that are written once, which all keys of the backup format are.
+    store's limits until then.  So a put that timed out may still take effect later, when its caller has
+    long put the key again and filled the body's buffer with other bytes.  That is harmless only because
+    keys of the backup format are written once, so the late put has the same bytes as any other of its
+    key, and because a driver publishes only bytes it has verified (see :class:`Body`): a body that has
+    changed by then is refused, and nobody waits for that error.
 
     :param seconds: bound of one call, 0 for none (then no thread is used).  Each MiB moved adds a
         second, waiting for a limit does not count, each page of a listing counts alone.

@@ -22,6 +22,7 @@ from backupfw.chunkstore.base import Body
 from backupfw.chunkstore.errors import (
     ChunkStoreError,
     DeleteFailed,
+    IntegrityError,
     InvalidName,
     NoSpace,
     NotFound,
@@ -218,6 +219,50 @@ class TestWriting:
             store.put("c", "key", X)
         assert caught.value.temporary
         assert list(store.list("c")) == []
+
+    @pytest.mark.parametrize("size", [1000, (1 << 20) + 1000])
+    def test_bytes_that_change_during_the_write_are_not_stored(
+        self, store: PosixStore, monkeypatch: pytest.MonkeyPatch, size: int
+    ) -> None:
+        # The caller has given the put up while the last write hung, and fills its buffer anew.
+        store.put("c", "key", Body.from_bytes(b"old"))
+        buffer = bytearray(b"a" * size)
+        body = Body.from_bytes(memoryview(buffer))
+        real = os.write
+        done = 0
+
+        def write(descriptor: int, data: bytes | memoryview) -> int:
+            nonlocal done
+            if done + len(data) == size:
+                buffer[:] = b"b" * size
+            written = real(descriptor, data[:700])
+            done += written
+            return written
+
+        monkeypatch.setattr(store_module.os, "write", write)
+        store.put("c", "key", body)
+        assert done == size
+        assert buffer == b"b" * size
+        stored = store.get("c", "key")
+        equal = stored == b"a" * size
+        assert equal
+
+    def test_bytes_that_change_before_they_are_read_are_refused(
+        self, store: PosixStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store.put("c", "key", Body.from_bytes(b"old"))
+        buffer = bytearray(b"a" * (2 << 20))
+        body = Body.from_bytes(memoryview(buffer))
+        real = os.write
+
+        def write(descriptor: int, data: bytes | memoryview) -> int:
+            buffer[:] = b"b" * len(buffer)
+            return real(descriptor, data)
+
+        monkeypatch.setattr(store_module.os, "write", write)
+        with pytest.raises(IntegrityError):
+            store.put("c", "key", body)
+        assert store.get("c", "key") == b"old"
 
     def test_order_of_syncs(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         store = make(root, fsync=True)

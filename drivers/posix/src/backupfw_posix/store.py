@@ -121,9 +121,12 @@ class PosixStore(ChunkStore):
             length += len(piece)
             if length > body.length:
                 break
-            hasher.update(piece)
-            while piece:
-                piece = piece[os.write(file.descriptor, piece) :]
+            # A copy, so that what is hashed is what is written: the caller fills its buffer anew when it
+            # has given this put up because a write hangs, and the write goes on after that.
+            copy = memoryview(bytes(piece))
+            hasher.update(copy)
+            while copy:
+                copy = copy[os.write(file.descriptor, copy) :]
         problem = None
         if length > body.length:
             problem = f"the body has more than the {body.length} bytes declared"
