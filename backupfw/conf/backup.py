@@ -26,14 +26,14 @@ OPTS = (
     ),
     cfg.Opt(
         "segment_size",
-        type=Size(1 << 20, 1 << 32),
+        type=Size(1 << 20, 1 << 30),
         default="256 MiB",
         help="The unit of work, of resume and of sharing; a multiple of block_size, of at most 65536 blocks."
         "  A changed value makes the next incremental store everything anew.",
     ),
     cfg.Opt(
         "pack_size",
-        type=Size(1 << 16, 1 << 30),
+        type=Size(1 << 16, 128 << 20),
         default="32 MiB",
         help="About how large the objects are that hold compressed blocks.  Each stream keeps one in memory.",
     ),
