@@ -11,6 +11,7 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 from backupfw.chunkstore.base import ObjectInfo
 from backupfw_posix.directories import READ, STEP, descend
@@ -21,27 +22,29 @@ OpenContainer = Callable[[], AbstractContextManager[int]]
 
 #: Sizes are looked up for this many objects at once.
 _RUN = 1000
-
-
-@dataclass(slots=True)
-class _Entry:
-    kind: Kind
-    key: str  # whole key of an object, else what all keys below begin with
-    name: bytes
-    order: str
+#: How the packed name of an object ends, and no other.
+_OBJECT = b"\0" + Kind.OBJECT.value.encode()
 
 
 @dataclass(slots=True)
 class _Level:
-    """A directory whose entries are being listed; the next one is the last of the list."""
+    """A directory whose entries are being listed.
+
+    :ivar path: the directory.
+    :ivar key: what all keys in it begin with.
+    :ivar entries: packed names, the next one last: a directory may have very many, so they are kept
+        as small as can be and understood when their turn comes.
+    """
 
     path: tuple[bytes, ...]
-    entries: list[_Entry]
+    key: str
+    entries: list[bytes]
 
-    def take_objects(self) -> list[_Entry]:
-        taken: list[_Entry] = []
-        while self.entries and len(taken) < _RUN and self.entries[-1].kind is Kind.OBJECT:
-            taken.append(self.entries.pop())
+    def take_objects(self) -> list[Name]:
+        """Take the objects that come next, some of them if they are many."""
+        taken: list[Name] = []
+        while self.entries and len(taken) < _RUN and self.entries[-1].endswith(_OBJECT):
+            taken.append(Name.unpack(self.entries.pop()))
         return taken
 
 
@@ -65,10 +68,11 @@ def walk(open_container: OpenContainer, prefix: str, start_after: str) -> Iterat
         level = levels[-1]
         objects = level.take_objects()
         if objects:
-            yield from _sized(open_container, level.path, objects)
+            yield from _sized(open_container, level, objects)
         elif level.entries:
-            entry = level.entries.pop()
-            levels.append(_read(open_container, (*level.path, entry.name), entry.key, prefix, start_after))
+            below = Name.unpack(level.entries.pop())
+            path = (*level.path, below.raw)
+            levels.append(_read(open_container, path, _key(level.key, below), prefix, start_after))
         else:
             levels.pop()
 
@@ -83,48 +87,50 @@ def _read(
     with open_container() as container:
         try:
             with descend(container, path, READ) as directory:
-                names = os.listdir(directory)
+                names: list[Any] = os.listdir(directory)
         except (FileNotFoundError, NotADirectoryError):
             names = []
     in_longer = bool(path) and path[-1].endswith(Kind.LONGER.value.encode())
-    entries = []
+    # Each name's place takes a packed one, and none is held twice while a large directory is read.
+    kept = 0
     for name in names:
         known = understand(name, in_longer)
-        if known is not None and (entry := _wanted(known, name, key, prefix, start_after)) is not None:
-            entries.append(entry)
-    # Text sorts by code points, which is the order of UTF-8 bytes.
-    entries.sort(key=lambda entry: entry.order, reverse=True)
-    return _Level(path, entries)
+        if known is not None and _is_wanted(known, key, prefix, start_after):
+            names[kept] = known.pack()
+            kept += 1
+    del names[kept:]
+    # Bytes, so this is the order of the keys' UTF-8.
+    names.sort(reverse=True)
+    return _Level(path, key, names)
 
 
-def _wanted(known: Name, name: str, key: str, prefix: str, start_after: str) -> _Entry | None:
-    full = key + known.text
+def _key(key: str, known: Name) -> str:
+    """Return the whole key of an object, or what all keys below a directory begin with."""
+    return key + known.text + ("/" if known.kind is Kind.DIRECTORY else "")
+
+
+def _is_wanted(known: Name, key: str, prefix: str, start_after: str) -> bool:
+    full = _key(key, known)
     if known.kind is Kind.OBJECT:
-        if not full.startswith(prefix) or full <= start_after:
-            return None
-    else:
-        if known.kind is Kind.DIRECTORY:
-            full += "/"
-        if not full.startswith(prefix) and not prefix.startswith(full):
-            return None
-        # All keys below begin with ``full``: they come before ``start_after`` unless it is one of them.
-        if full <= start_after and not start_after.startswith(full):
-            return None
-    return _Entry(known.kind, full, os.fsencode(name), known.order)
+        return full.startswith(prefix) and full > start_after
+    if not full.startswith(prefix) and not prefix.startswith(full):
+        return False
+    # All keys below begin with ``full``: they come before ``start_after`` unless it is one of them.
+    return full > start_after or start_after.startswith(full)
 
 
-def _sized(open_container: OpenContainer, path: tuple[bytes, ...], objects: list[_Entry]) -> list[ObjectInfo]:
+def _sized(open_container: OpenContainer, level: _Level, objects: list[Name]) -> list[ObjectInfo]:
     found = []
     with open_container() as container:
         try:
-            with descend(container, path, STEP) as directory:
-                for entry in objects:
+            with descend(container, level.path, STEP) as directory:
+                for known in objects:
                     try:
-                        status = os.stat(entry.name, dir_fd=directory, follow_symlinks=False)
+                        status = os.stat(known.raw, dir_fd=directory, follow_symlinks=False)
                     except FileNotFoundError:
                         continue
                     if stat.S_ISREG(status.st_mode):
-                        found.append(ObjectInfo(entry.key, status.st_size))
+                        found.append(ObjectInfo(_key(level.key, known), status.st_size))
         except (FileNotFoundError, NotADirectoryError):
             pass
     return found

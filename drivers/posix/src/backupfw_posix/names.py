@@ -48,6 +48,27 @@ class Name:
     text: str
     order: str
 
+    @property
+    def raw(self) -> bytes:
+        """The name on disk."""
+        return (self.text + self.kind.value).encode()
+
+    def pack(self) -> bytes:
+        """Return the name as little more than its own bytes, which sort as ``order`` does."""
+        # Names hold no NUL, and nothing sorts before it: what follows it does not touch the order.
+        return f"{self.order}\0{self.kind.value}".encode()
+
+    @staticmethod
+    def unpack(packed: bytes) -> Name:
+        """Return the name that :meth:`pack` was called on."""
+        order, _, suffix = packed.decode().partition("\0")
+        kind = _KINDS[suffix]
+        if kind is Kind.OBJECT:
+            return Name(kind, order, order)
+        if kind is Kind.LONGER and len(order.encode()) == PART_BYTES:
+            return Name(kind, order, order)
+        return Name(kind, order[:-1], order)
+
 
 def location(key: str) -> tuple[tuple[bytes, ...], bytes]:
     """Return the directories of an object, outermost first, and its file's name."""
