@@ -58,8 +58,10 @@ class ApiServer:
 
     def __init__(self, conf: cfg.ConfigOpts, managers: Managers) -> None:
         api = conf.api
+        self._sockets: dict[int, Any] = {}
         self._server: Any = waitress.create_server(
             make_app(managers, conf),
+            map=self._sockets,
             host=api.listen,
             port=api.port,
             threads=api.threads,
@@ -69,23 +71,26 @@ class ApiServer:
             ident="backupfw",
         )
         host = f"[{api.listen}]" if ":" in api.listen else api.listen
-        self.url = f"http://{host}:{self._server.effective_port}/"
+        # A name with several addresses makes a server of servers.
+        several = getattr(self._server, "effective_listen", None)
+        port = several[0][1] if several else self._server.effective_port
+        self.url = f"http://{host}:{port}/"
         self._thread = threading.Thread(target=self._run, name="api", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
         try:
             self._server.run()
-        except OSError:
-            # The listening socket was closed under it: that is how it ends.
+        except (OSError, ValueError):
+            # Its sockets were closed under it: that is how it ends.
             LOG.debug("The API server ended", exc_info=True)
 
     def close(self) -> None:
         """Take no more requests; those under way have a few seconds to end."""
-        self._server.close()
-        # Idle connections would be waited for.
-        wasyncore.close_all(self._server._map)
+        # Threads that answer wake the loop when they are done: they end before its sockets do.
         self._server.task_dispatcher.shutdown(cancel_pending=True, timeout=5)
+        # Idle connections would be waited for.
+        wasyncore.close_all(self._sockets, ignore_all=True)
         self._thread.join(5)
 
 

@@ -97,7 +97,7 @@ class Service:
             return 0
         self._process.send_signal(signal.SIGTERM)
         try:
-            status = self._process.wait(30)
+            status = self._process.wait(60)
         except subprocess.TimeoutExpired:
             os.killpg(self._process.pid, signal.SIGKILL)
             status = self._process.wait(10)

@@ -568,7 +568,6 @@ def play(machine: type[DataPath], **options: Any) -> None:
 
 
 def test_data_path(machine: type[DataPath]) -> None:
-    play(machine, max_examples=40, stateful_step_count=50, derandomize=True)
     cases = (
         "killed",
         "resumed",
@@ -583,7 +582,13 @@ def test_data_path(machine: type[DataPath]) -> None:
         "a release was killed",
         "asked without a lineage",
     )
-    assert not [case for case in cases if not machine.seen[case]], machine.seen
+    play(machine, max_examples=40, stateful_step_count=50, derandomize=True)
+    # Which put a kill meets depends on the streams' timing, so rare cases may take a few more tries.
+    for _ in range(8):
+        if all(machine.seen[case] for case in cases):
+            return
+        play(machine, max_examples=10, stateful_step_count=50)
+    raise AssertionError(f"cases never came up: {machine.seen}")
 
 
 @pytest.mark.soak
