@@ -13,7 +13,7 @@ def options() -> Sequence[cfg.Opt]:
         cfg.StrOpt(
             "path",
             required=True,
-            regex=r"^/.*",
+            regex=r"^[/$].*",
             help="Absolute path of the directory that holds the containers. It is made when the first "
             "container is.",
         ),
