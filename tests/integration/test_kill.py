@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import random
 import time
+import uuid
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,8 @@ from tests.integration.content import MIB, change_image, same_content, write_ima
 from tests.integration.service import Service
 
 LENGTH = 48 * MIB
+#: The kill lands elsewhere with each.
+SEEDS = [0, 1, *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(2, 20))]
 
 # Small segments and a slow store stretch every operation, so that a kill lands inside it.
 SLOW = {
@@ -37,7 +42,7 @@ def assert_clean(service: Service) -> None:
     assert "0 orphans" in report.stdout, report.stdout
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", SEEDS)
 def test_kill_in_a_backup(service: Service, tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)
     image = tmp_path / "image.raw"
@@ -65,7 +70,7 @@ def test_kill_in_a_backup(service: Service, tmp_path: Path, seed: int) -> None:
     assert_clean(service)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", SEEDS)
 def test_kill_in_a_restore(service: Service, tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)
     image, dirty = tmp_path / "image.raw", tmp_path / "dirty.raw"
@@ -91,7 +96,7 @@ def test_kill_in_a_restore(service: Service, tmp_path: Path, seed: int) -> None:
     assert_clean(service)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", SEEDS)
 def test_kill_in_a_delete(service: Service, tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)
     image = tmp_path / "image.raw"
@@ -113,3 +118,45 @@ def test_kill_in_a_delete(service: Service, tmp_path: Path, seed: int) -> None:
     store = service.state / "store"
     left = [path for path in store.rglob("*") if path.is_file()]
     assert left == []
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_kill_in_a_backup_of_a_volume_in_use(service: Service, tmp_path: Path, seed: int) -> None:
+    """The temporary snapshot outlives the kill, is read on, and goes in the end."""
+    rng = random.Random(seed)
+    image = tmp_path / "image.raw"
+    write_image(image, LENGTH, seed)
+    client = service.client()
+    volume = client.adopt(image)
+    body = {"os-attach": {"instance_uuid": "0" * 8 + "-0000-4000-8000-" + "0" * 12, "mountpoint": "/dev/vdb"}}
+    client.expect(202, "POST", f"/volumes/{volume}/action", body)
+    backup = client.backup(volume, wait=False, force=True)
+    for _ in range(2):
+        time.sleep(rng.uniform(0.05, 0.8))
+        service.kill()
+        client = service.start().client()
+    client.wait_status("backup", backup, "available")
+    assert client.status("volume", volume) == "in-use"
+    client.wait("the temporary snapshot to go", lambda: not list(service.state.rglob("*snap*.img")))
+    assert same_content(image, client.volume_path(client.restore(backup)), LENGTH)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_kill_in_an_import(service: Service, tmp_path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    image = tmp_path / "image.raw"
+    write_image(image, LENGTH, seed)
+    client = service.client()
+    backup = client.backup(client.adopt(image))
+    exported = client.expect(200, "GET", f"/backups/{backup}/export_record")["backup-record"]
+    record = json.loads(base64.b64decode(exported["backup_url"]))
+    record["id"] = twin = str(uuid.UUID(int=seed + 1))
+    exported["backup_url"] = base64.b64encode(json.dumps(record).encode()).decode()
+    client.expect(201, "POST", "/backups/import_record", {"backup-record": exported})
+    time.sleep(rng.uniform(0.0, 0.2))
+    service.kill()
+    client = service.start().client()
+    client.wait_status("backup", twin, "available")
+    client.delete_backup(backup)
+    assert same_content(image, client.volume_path(client.restore(twin)), LENGTH)
+    assert_clean(service)

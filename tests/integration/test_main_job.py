@@ -13,6 +13,7 @@ import pytest
 
 from tests.integration.content import MIB, change_image, same_content, write_image
 from tests.integration.service import Client, Service, running
+from tests.integration.volume.mounts import mounted
 
 LENGTH = 24 * MIB + 512 * 7
 OPTIONS = {"backup": {"segment_size": 4 * MIB, "pack_size": MIB}}
@@ -131,46 +132,79 @@ def test_snapshots_are_backed_up_and_forked_from(client: Client, tmp_path: Path)
     assert same_content(old, client.volume_path(made), LENGTH)
 
 
-def test_a_volume_in_use_is_backed_up_in_one_state(client: Client, tmp_path: Path) -> None:
-    """Somebody writes all the time; without force it is refused, with force it is one state or an error."""
-    image = tmp_path / "image.raw"
-    write_image(image, LENGTH)
-    volume = client.adopt(image)
-    attach = {"os-attach": {"instance_uuid": str(uuid.uuid4()), "mountpoint": "/dev/vdb"}}
-    client.expect(202, "POST", f"/volumes/{volume}/action", attach)
-    status, body = client.request("POST", "/backups", {"backup": {"volume_id": volume}})
-    assert status == 400
-    assert "force" in body["badRequest"]["message"]
-    stop = threading.Event()
+class Writer:
+    """Writes the same growing number to both ends of an image, all the time."""
 
-    def write() -> None:
-        # Every state has the same number at both ends.
+    def __init__(self, image: Path) -> None:
+        self._image = image
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
         number = 0
-        with open(image, "r+b", buffering=0) as file:
-            while not stop.is_set():
+        with open(self._image, "r+b", buffering=0) as file:
+            while not self._stop.is_set():
                 number += 1
                 for place in (LENGTH - 512, 0):
                     file.seek(place)
                     file.write(number.to_bytes(8, "little"))
 
-    writer = threading.Thread(target=write)
-    writer.start()
-    try:
+
+def assert_one_state(data: bytes) -> None:
+    """The number at the end was written first, so it is the same or one ahead."""
+    last, first = (int.from_bytes(data[at : at + 8], "little") for at in (LENGTH - 512, 0))
+    assert last in (first, first + 1)
+
+
+def attach(client: Client, volume: str) -> None:
+    body = {"os-attach": {"instance_uuid": str(uuid.uuid4()), "mountpoint": "/dev/vdb"}}
+    client.expect(202, "POST", f"/volumes/{volume}/action", body)
+
+
+def test_a_volume_in_use_is_backed_up_in_one_state(client: Client, tmp_path: Path) -> None:
+    """Without force it is refused; with force, and no reflinks, it is one state or an error that says so."""
+    image = tmp_path / "image.raw"
+    write_image(image, LENGTH)
+    volume = client.adopt(image)
+    attach(client, volume)
+    status, body = client.request("POST", "/backups", {"backup": {"volume_id": volume}})
+    assert status == 400
+    assert "force" in body["badRequest"]["message"]
+    with Writer(image):
         backup = client.backup(volume, wait=False, force=True)
         status = client.wait_status("backup", backup, "available", "error")
-    finally:
-        stop.set()
-        writer.join()
     if status == "error":
         reason = client.expect(200, "GET", f"/backups/{backup}")["backup"]["fail_reason"]
         assert "kept changing" in reason
     else:
-        data = client.volume_path(client.restore(backup)).read_bytes()
-        last, first = (int.from_bytes(data[at : at + 8], "little") for at in (LENGTH - 512, 0))
-        assert last in (first, first + 1)
+        assert_one_state(client.volume_path(client.restore(backup)).read_bytes())
     assert client.status("volume", volume) == "in-use"
     quiet = client.backup(volume, force=True)
     assert same_content(image, client.volume_path(client.restore(quiet)), LENGTH)
+
+
+@pytest.mark.root
+def test_a_volume_in_use_on_xfs_is_backed_up_atomically(tmp_path: Path) -> None:
+    """With reflinks it always succeeds, however much is written meanwhile."""
+    with mounted(tmp_path, "mkfs.xfs", "-q", "-m", "reflink=1") as point:
+        image = point / "image.raw"
+        write_image(image, LENGTH)
+        options = {**OPTIONS, "volumes": {"volumes_dir": point / "volumes"}}
+        with running(tmp_path / "state", options) as service:
+            client = service.client()
+            volume = client.adopt(image)
+            attach(client, volume)
+            with Writer(image):
+                backup = client.backup(volume, force=True)
+            assert_one_state(client.volume_path(client.restore(backup)).read_bytes())
+            assert client.status("volume", volume) == "in-use"
 
 
 def test_damage_is_found_and_stored_anew(service: Service, client: Client, tmp_path: Path) -> None:
