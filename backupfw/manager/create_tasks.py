@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import delete, insert, select, update
 from sqlalchemy.orm import Session
 
 from backupfw.db import models
@@ -136,28 +136,6 @@ class CreateTasks(Outcomes):
 
         return self._db.run(work)
 
-    def new_epoch(self, task: Task, source_identity: str | None) -> CreatePlan:
-        """Drop what was finished and start from nothing, reading ``source_identity``."""
-
-        def work(session: Session) -> CreatePlan:
-            backup, manifest = self._writing(session, task)
-            self._fresh_epoch(session, backup, manifest, source_identity)
-            return self._plan(session, task, backup, manifest)
-
-        return self._db.run(work)
-
-    def drop_base(self, task: Task) -> CreatePlan:
-        """Share with nobody, because the base cannot be read; finished segments stay as they are.
-
-        The edge of the lineage stays as well: finished segments may name the base's objects.
-        """
-
-        def work(session: Session) -> CreatePlan:
-            backup, manifest = self._writing(session, task)
-            return replace(self._plan(session, task, backup, manifest), base=None)
-
-        return self._db.run(work)
-
     def finished_segments(self, manifest_id: str, epoch: int) -> Iterator[tuple[int, bytes]]:
         """Yield the finished segments of an epoch, ``(index, entry)`` by index, some at a time."""
         row = models.Segment
@@ -175,13 +153,6 @@ class CreateTasks(Outcomes):
             if len(found) < _SEGMENTS:
                 return
             last = found[-1][0]
-
-    def segment_count(self, manifest_id: str, epoch: int) -> int:
-        """Count the finished segments of an epoch."""
-        row = models.Segment
-        with self._db.read() as session:
-            query = select(func.count()).where(row.manifest_id == manifest_id, row.epoch == epoch)
-            return int(session.scalar(query) or 0)
 
     def record_segments(self, task: Task, entries: Sequence[tuple[int, bytes]]) -> None:
         """Record finished segments of the manifest's epoch; counts as progress of the attempt.
