@@ -314,8 +314,8 @@ class BackupManager:
         """Give a backup the status ``available`` or ``error``; whatever runs on it is cancelled.
 
         ``available`` is granted only to a backup whose manifest is live by the database (the store is not
-        asked; verifying does that); another one becomes ``error`` with the reason.  Volume and snapshot get their statuses back; the target of a restore
-        that had begun becomes ``error``.
+        asked; verifying does that); another one becomes ``error`` with the reason.  Volume and snapshot
+        get their statuses back; the target of a restore that had begun becomes ``error``.
 
         :param status: in any letter case.
         :raises BackupNotFound: no such backup for this caller.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -100,6 +101,7 @@ class LimitLayer(Layer):
         self._limits = limits or Limits()
         self._sleep = sleep
         self._running = 0
+        self._line: deque[object] = deque()
         self._changed = threading.Condition()
         self._bytes = TokenBucket(self._limits.bytes_per_second, clock)
         self._requests = TokenBucket(self._limits.requests_per_second, clock)
@@ -124,13 +126,20 @@ class LimitLayer(Layer):
 
         :param size: bytes it will move, 0 if that is not known yet; None for a call that moves none.
         """
+        ticket = object()
         with self._changed:
-            if self._full():
-                with waiting():
-                    while self._full():
-                        self._changed.wait(_LOOK)
-                        self._require_open()
-            self._running += 1
+            # First come, first served: callers that ask again at once must not starve one that waits.
+            self._line.append(ticket)
+            try:
+                if self._must_wait(ticket):
+                    with waiting():
+                        while self._must_wait(ticket):
+                            self._changed.wait(_LOOK)
+                            self._require_open()
+                self._running += 1
+            finally:
+                self._line.remove(ticket)
+                self._changed.notify_all()
         try:
             self._pay(self._requests, 1)
             if size is not None:
@@ -139,10 +148,11 @@ class LimitLayer(Layer):
         finally:
             with self._changed:
                 self._running -= 1
-                self._changed.notify()
+                self._changed.notify_all()
 
-    def _full(self) -> bool:
-        return 0 < self._limits.concurrency <= self._running
+    def _must_wait(self, ticket: object) -> bool:
+        concurrency = self._limits.concurrency
+        return concurrency > 0 and (concurrency <= self._running or self._line[0] is not ticket)
 
     def _pay(self, bucket: TokenBucket, amount: float) -> None:
         pause = bucket.take(amount)

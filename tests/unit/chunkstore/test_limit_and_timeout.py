@@ -306,3 +306,34 @@ class TestTimeout:
         report = TimeoutLayer(Hanging(memory), 0.01).check()
         leave.set()
         assert not report.ok
+
+
+def test_callers_that_ask_again_at_once_starve_nobody() -> None:
+    """One place, three callers in tight loops, one that comes once: it gets its turn."""
+    store = LimitLayer(MemoryStore("mem"), Limits(concurrency=1))
+    store.ensure_container("box")
+    store.put("box", "k", Body.from_bytes(b"x"))
+    stop, done = threading.Event(), 0
+
+    def loop() -> None:
+        nonlocal done
+        while not stop.is_set():
+            store.get("box", "k")
+            done += 1
+
+    with ThreadPoolExecutor(3) as pool:
+        loops = [pool.submit(loop) for _ in range(3)]
+        try:
+            while done < 100:
+                pass
+            passed = []
+            for number in range(21):
+                before = done
+                store.put("box", f"k{number}", Body.from_bytes(b"y"))
+                passed.append(done - before)
+            # Three are ahead in the line; the median, because this thread may rest between two lines.
+            assert sorted(passed)[10] <= 12, passed
+        finally:
+            stop.set()
+        for running in loops:
+            running.result()

@@ -66,7 +66,7 @@ def test_another_source_starts_a_new_epoch(world: World) -> None:
 def test_another_geometry_starts_a_new_epoch_without_the_base(world: World) -> None:
     volume = world.volume()
     parent = world.backup(volume)
-    _, task, plan = begin(world, volume, incremental=True)
+    _, task, _ = begin(world, volume, incremental=True)
     world.outcomes.record_segments(task, [(0, b"a")])
     # The parent's record goes; only the child keeps its data.
     world.backups.delete(world.ctx(), parent.id)
