@@ -112,7 +112,12 @@ class WorkerProcess:
         backup_tasks = BackupTasks(db, conf)
         tools = Tools(
             host=conf.host,
-            engine=EngineSettings(conf.backup.pack_size, conf.backup.compression_level, conf.backup.streams),
+            engine=EngineSettings(
+                conf.backup.pack_size,
+                conf.backup.compression_level,
+                conf.backup.streams,
+                conf.backup.create_containers,
+            ),
             tasks=self._tasks,
             backups=backup_tasks,
             volumes=VolumeTasks(db),

@@ -16,6 +16,12 @@ OPTS = (
         max_length=255,
         help="The container of a backup whose request names none.",
     ),
+    cfg.BoolOpt(
+        "create_containers",
+        default=True,
+        help="Make containers that are missing.  Without it a backup to one that is not there ends in error;"
+        " the store's credentials then need no permission for it.",
+    ),
     cfg.Opt(
         "block_size",
         type=Size(4 << 10, 1 << 20, power_of_two=True),

@@ -9,11 +9,14 @@ from typing import Any
 
 from oslo_log import log
 
+from backupfw.chunkstore.container import Container
+from backupfw.chunkstore.errors import NotFound
 from backupfw.engine import backup as engine
 from backupfw.engine import cleanup
 from backupfw.engine.format import keys
 from backupfw.engine.format.geometry import Geometry
 from backupfw.engine.ports import BackupJob, BackupResult
+from backupfw.errors import InvalidInput
 from backupfw.manager.backup_tasks import BackupTasks
 from backupfw.manager.create_tasks import CreatePlan, CreateResult
 from backupfw.manager.tasks import Task
@@ -49,7 +52,7 @@ class BackupCreate(Handler):
         tools = self._tools
         plan = tools.backups.start_create(task)
         container = tools.stores.container(plan.store, plan.container)
-        container.ensure()
+        self._need(container)
         with self._source(task, plan, control) as source:
             plan = tools.backups.bind_source(task, source.identity)
             job = self._job(plan, source)
@@ -104,6 +107,18 @@ class BackupCreate(Handler):
             key_id=plan.key_id,
             streams=tools.engine.streams,
         )
+
+    def _need(self, container: Container) -> None:
+        """Make sure that the container is there, making it if the service may."""
+        if self._tools.engine.create_containers:
+            container.ensure()
+            return
+        try:
+            next(iter(container.list()), None)
+        except NotFound as error:
+            raise InvalidInput(
+                f"The container {container.name} does not exist, and this service does not make containers."
+            ) from error
 
     @contextmanager
     def _source(self, task: Task, plan: CreatePlan, control: TaskControl) -> Iterator[BlockSource]:

@@ -22,11 +22,13 @@ class EngineSettings:
     :ivar pack_size: bytes of blocks after which a pack is closed.
     :ivar compression_level: zstd's level.
     :ivar streams: segments that one task works on at once.
+    :ivar create_containers: whether a missing container is made.
     """
 
     pack_size: int
     compression_level: int
     streams: int
+    create_containers: bool = True
 
 
 @dataclass(frozen=True, slots=True)
