@@ -154,7 +154,7 @@ def test_two_transactions_that_lock_in_opposite_order_both_end(db: Database) -> 
 
 def test_servers_read_what_is_committed_on_every_connection(db: Database) -> None:
     if db.backend == "sqlite":
-        pytest.skip("servers only")
+        pytest.skip("declared: servers only")
     question = {"postgresql": "SHOW transaction_isolation", "mysql": "SELECT @@tx_isolation"}[db.backend]
     for transaction in (db.read, db.write, db.read):
         with transaction() as session:
@@ -164,7 +164,7 @@ def test_servers_read_what_is_committed_on_every_connection(db: Database) -> Non
 
 def test_sqlite_is_set_up_to_last(db: Database) -> None:
     if db.backend != "sqlite":
-        pytest.skip("SQLite only")
+        pytest.skip("declared: SQLite only")
     with db.read() as session:
         values = {
             name: session.execute(text(f"PRAGMA {name}")).scalar()

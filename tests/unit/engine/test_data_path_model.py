@@ -489,6 +489,12 @@ class DataPath(RuleBasedStateMachine):
             session.execute(
                 update(Manifest).where(Manifest.id.in_(lost)).values(base_id=None, detached=True, touched=0)
             )
+        # What such a manifest shares is found out when it is released.
+        named = sorted(record for record, (manifest_id, _) in self.records.items() if manifest_id in lost)
+        if named:
+            self.delete_now(self.pick(named, seed))
+        for asked in self.releases:
+            self.ask_now(asked)
 
     # -- what must hold ---------------------------------------------------------------------------
 
