@@ -28,23 +28,28 @@ def run(table: Table, directory: str, size: int, rounds: int) -> None:
     table.head(f"Memory and sparse volumes (peak of the process, at most {LIMIT_MIB} MiB)")
     _row(table, "Nothing but the service's modules loaded", case("nothing", directory))
     seconds: dict[str, dict[str, list[float]]] = {}
-    for name, virtual in (
-        ("1 GiB" if size == 1 << 30 else f"{size >> 20} MiB", size),
-        ("4 TiB sparse", 4 << 40),
-    ):
-        path = os.path.join(directory, f"image-{virtual}")
-        image.make_mixed(path, size, virtual_length=virtual)
-        for number in range(rounds):
-            result = case("image", directory, path)
+    dense_name = "1 GiB" if size == 1 << 30 else f"{size >> 20} MiB"
+    images = {dense_name: size, "4 TiB sparse": 4 << 40}
+    for virtual in images.values():
+        image.make_mixed(_path(directory, virtual), size, virtual_length=virtual)
+    # In turns: what a page of memory costs changes from minute to minute.
+    for number in range(rounds):
+        for name, virtual in images.items():
+            result = case("image", directory, _path(directory, virtual))
             for part in ("backup", "incremental", "restore"):
                 seconds.setdefault(part, {}).setdefault(name, []).append(result[part])
             if number == 0:
                 _row(table, f"{name}: backup, incremental, restore", result)
-        os.unlink(path)
+    for virtual in images.values():
+        os.unlink(_path(directory, virtual))
     for part, times in seconds.items():
         dense, sparse = (min(values) for values in times.values())
         ratio = sparse / dense
         table.row(f"4 TiB sparse: {part}, time / dense one's", f"{ratio:.2f}", "at most 1.50", ratio <= 1.5)
+
+
+def _path(directory: str, virtual: int) -> str:
+    return os.path.join(directory, f"image-{virtual}")
 
 
 def run_large(table: Table, directory: str, segments: int) -> None:
