@@ -162,8 +162,7 @@ class SegmentReader:
                 following = block + 1
             self._halt.may_write()
             try:
-                for offset, buffers in joined:
-                    self._target.write(offset, buffers)
+                self._target.write_runs(joined)
             except OSError as error:
                 raise target_error(error) from error
             done.written_bytes += written

@@ -104,6 +104,11 @@ class BlockTarget(abc.ABC):
     def write(self, offset: int, buffers: Sequence[bytes | memoryview]) -> None:
         """Write the buffers one after the other from ``offset``, all of them, or raise OSError."""
 
+    def write_runs(self, runs: Sequence[tuple[int, Sequence[bytes | memoryview]]]) -> None:
+        """Write several runs, each as :meth:`write` does; a target may save steps between them."""
+        for offset, buffers in runs:
+            self.write(offset, buffers)
+
     @abc.abstractmethod
     def zero(self, offset: int, length: int) -> None:
         """Make the range read as zeros: punched where the storage can, written elsewhere."""

@@ -50,13 +50,20 @@ class LocalTarget(BlockTarget):
 
     def write(self, offset: int, buffers: Sequence[bytes | memoryview]) -> None:
         """Write all buffers, one after the other, from ``offset``."""
-        length = sum(map(len, buffers))
-        self._check_range(offset, length)
+        self.write_runs(((offset, buffers),))
+
+    def write_runs(self, runs: Sequence[tuple[int, Sequence[bytes | memoryview]]]) -> None:
+        """Write several runs; the descriptor is borrowed once for all of them."""
+        most = self.length
         with self._descriptor as fd:
-            if not length or (len(buffers) <= _MAX_BUFFERS and os.pwritev(fd, buffers, offset) == length):
-                return
-            # Many buffers, or a short write: the long way, from the start.
-            _write_all(fd, offset, (memoryview(buffer) for buffer in buffers if buffer))
+            for offset, buffers in runs:
+                length = sum(map(len, buffers))
+                if offset < 0 or offset + length > most:
+                    self._check_range(offset, length)
+                if not length or (len(buffers) <= _MAX_BUFFERS and os.pwritev(fd, buffers, offset) == length):
+                    continue
+                # Many buffers, or a short write: the long way, from the start.
+                _write_all(fd, offset, (memoryview(buffer) for buffer in buffers if buffer))
 
     def zero(self, offset: int, length: int) -> None:
         """Punch the range; write zeros where the storage cannot."""
