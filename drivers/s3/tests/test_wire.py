@@ -14,7 +14,7 @@ from backupfw.chunkstore.base import Body, ChunkStore
 from backupfw.chunkstore.errors import ChunkStoreError, IntegrityError, Unavailable
 from backupfw.chunkstore.layers.stack import stack
 from backupfw.chunkstore.options import option_values
-from tests.servers.wire import Wire, wire
+from backupfw.testing.proxy import FaultProxy
 
 pytestmark = pytest.mark.server
 
@@ -29,13 +29,13 @@ def server(request: pytest.FixtureRequest) -> Any:
 
 
 @pytest.fixture(scope="module")
-def line(server: Any) -> Iterator[Wire]:
-    with wire(server.port) as running:
+def line(server: Any) -> Iterator[FaultProxy]:
+    with FaultProxy("127.0.0.1", server.port) as running:
         yield running
 
 
 @pytest.fixture
-def store(server: Any, line: Wire) -> Iterator[S3Store]:
+def store(server: Any, line: FaultProxy) -> Iterator[S3Store]:
     """A store at the other end of the wire."""
     values = {
         "endpoint": line.endpoint,
@@ -62,16 +62,16 @@ def layered(store: ChunkStore) -> ChunkStore:
     return stack(store, SimpleNamespace(retry_base_pause=0.01))
 
 
-@pytest.mark.parametrize("kind", ["cut", "flip"])
+@pytest.mark.parametrize("kind", ["reset", "flip"])
 def test_a_put_through_a_bad_wire(
-    line: Wire, store: S3Store, container: str, kind: Literal["cut", "flip"]
+    line: FaultProxy, store: S3Store, container: str, kind: Literal["reset", "flip"]
 ) -> None:
     data = secrets.token_bytes(SIZE)
     fault = line.fault("up", kind, INSIDE)
     with pytest.raises(ChunkStoreError) as caught:
         store.put(container, "key", Body.from_bytes(data))
     assert fault.struck == 1
-    assert type(caught.value) is (Unavailable if kind == "cut" else IntegrityError)
+    assert type(caught.value) is (Unavailable if kind == "reset" else IntegrityError)
     assert caught.value.temporary
     line.heal()
     assert list(store.list(container)) == []
@@ -82,9 +82,9 @@ def test_a_put_through_a_bad_wire(
     assert store.get(container, "key") == data
 
 
-@pytest.mark.parametrize("kind", ["cut", "flip"])
+@pytest.mark.parametrize("kind", ["reset", "flip"])
 def test_a_get_through_a_bad_wire(
-    line: Wire, store: S3Store, container: str, kind: Literal["cut", "flip"]
+    line: FaultProxy, store: S3Store, container: str, kind: Literal["reset", "flip"]
 ) -> None:
     data = secrets.token_bytes(SIZE)
     store.put(container, "key", Body.from_bytes(data))
@@ -92,17 +92,17 @@ def test_a_get_through_a_bad_wire(
     with pytest.raises(ChunkStoreError) as caught:
         store.get(container, "key")
     assert fault.struck == 1
-    assert type(caught.value) is (Unavailable if kind == "cut" else IntegrityError)
+    assert type(caught.value) is (Unavailable if kind == "reset" else IntegrityError)
     assert caught.value.temporary
     fault = line.fault("down", kind, INSIDE)
     assert layered(store).get(container, "key") == data
     assert fault.struck == 1
 
 
-def test_a_range_that_is_cut(line: Wire, store: S3Store, container: str) -> None:
+def test_a_range_that_is_cut(line: FaultProxy, store: S3Store, container: str) -> None:
     data = secrets.token_bytes(SIZE)
     store.put(container, "key", Body.from_bytes(data))
-    line.fault("down", "cut", INSIDE)
+    line.fault("down", "reset", INSIDE)
     with pytest.raises(Unavailable):
         store.get(container, "key", 1000, SIZE - 1000)
     line.heal()
@@ -111,25 +111,25 @@ def test_a_range_that_is_cut(line: Wire, store: S3Store, container: str) -> None
 
 @pytest.mark.parametrize("direction", ["up", "down"])
 def test_a_wire_that_hangs(
-    line: Wire, store: S3Store, container: str, direction: Literal["up", "down"]
+    line: FaultProxy, store: S3Store, container: str, direction: Literal["up", "down"]
 ) -> None:
-    fault = line.fault(direction, "swallow", 0, times=None)
+    fault = line.fault(direction, "hole", 0, times=None)
     with pytest.raises(Unavailable) as caught:
         store.get(container, "key")
     assert fault.struck
     assert caught.value.temporary
 
 
-def test_a_listing_and_a_delete_that_are_cut(line: Wire, store: S3Store, container: str) -> None:
+def test_a_listing_and_a_delete_that_are_cut(line: FaultProxy, store: S3Store, container: str) -> None:
     keys = [f"key{number:03}" for number in range(60)]
     for key in keys:
         store.put(container, key, Body.from_bytes(b"x"))
-    line.fault("down", "cut", 700)
+    line.fault("down", "reset", 700)
     with pytest.raises(Unavailable):
         list(store.list(container))
     line.heal()
     assert sorted(info.key for info in store.list(container)) == keys
-    line.fault("down", "cut", 300, times=2)
+    line.fault("down", "reset", 300, times=2)
     layered(store).delete(container, keys)
     line.heal()
     assert list(store.list(container)) == []
