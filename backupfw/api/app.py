@@ -13,6 +13,7 @@ from backupfw.api.controllers.base import Managers, Settings
 from backupfw.api.controllers.root import RootController
 from backupfw.api.identity.noauth import NoAuth
 from backupfw.api.middleware import Envelope, WsgiApp
+from backupfw.api.negotiation import Negotiation
 from backupfw.api.request import ApiRequest
 from backupfw.api.routing import Router
 from backupfw.errors import ConfigError
@@ -58,9 +59,9 @@ def make_app(managers: Managers, conf: Any, policy: policies.Policy | None = Non
     """
     settings = conf if isinstance(conf, Settings) else settings_of(conf)
     chosen = policies.TablePolicy() if policy is None else policy
-    router = Router(table.routes(managers, chosen, settings))
+    routes = table.routes(managers, chosen, settings)
     pecan_app = _Pecan(
-        RootController(router, settings),
+        RootController(Router(routes), settings),
         hooks=[hooks.JsonHook(), hooks.FaultHook()],
         default_renderer="json",
         force_canonical=False,
@@ -73,4 +74,5 @@ def make_app(managers: Managers, conf: Any, policy: policies.Policy | None = Non
         answer: Iterable[bytes] = pecan_app(environ, start_response)
         return answer
 
-    return Envelope(_with_identity(inner, settings), settings.max_body)
+    identified = _with_identity(inner, settings)
+    return Envelope(Negotiation(identified, table.collections(routes)), settings.max_body)

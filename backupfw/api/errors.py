@@ -40,6 +40,15 @@ class UnknownRoute(RequestError):
         super().__init__("The resource could not be found.")
 
 
+class UnsupportedVersion(RequestError):
+    """A version that is not served.  ``lowest`` and ``highest`` are what is."""
+
+    def __init__(self, wanted: str, lowest: str, highest: str) -> None:
+        super().__init__(
+            f"Version {wanted} is not supported by the API. Minimum is {lowest} and maximum is {highest}."
+        )
+
+
 class BodyTooLarge(RequestError):
     """The body is longer than ``[api] max_request_body_size``."""
 

@@ -41,6 +41,7 @@ TABLE: Mapping[type[Exception], tuple[int, str]] = {
     api_errors.BadRequest: (400, ""),
     api_errors.Unauthorized: (401, ""),
     api_errors.UnknownRoute: (404, ""),
+    api_errors.UnsupportedVersion: (406, ""),
     api_errors.BodyTooLarge: (413, ""),
     api_errors.UnsupportedMediaType: (415, ""),
     errors.InvalidInput: (400, "Invalid input received: "),

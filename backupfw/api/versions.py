@@ -1,15 +1,17 @@
-"""The versions this service speaks, and the documents that announce them.
+"""The versions this service speaks, how a request chooses one, and the documents that announce them.
 
-Behaviour is switched by comparing a call's :class:`ApiVersion`; nothing else in the API knows that
-there is a v2.  Another major version is one more entry of :data:`SERVED` (and a negotiation of its
-minor version in :func:`negotiate`).
+Behaviour is switched by comparing a call's :class:`ApiVersion` with a constant of
+:mod:`backupfw.api.microversions`; nothing else in the API knows that there is a v2.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from backupfw.api import errors
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -24,6 +26,19 @@ class ApiVersion:
 
 
 V2 = ApiVersion(2, 0)
+V3 = ApiVersion(3, 0)
+#: The highest microversion whose behaviour is known here; :mod:`microversions` has them one by one.
+V3_HIGHEST = ApiVersion(3, 71)
+
+#: The request header that chooses a microversion, and the answer's that says which one was chosen.
+HEADER = "OpenStack-API-Version"
+#: Our name in that header, which may speak to several services at once.
+SERVICE = "volume"
+#: Where the version of a request stands in the WSGI environment.
+VERSION = "backupfw.version"
+
+#: As clients write versions; no leading zeros, so each version has one spelling.
+_VERSION = re.compile(r"(0|[1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,8})", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,19 +64,56 @@ class ServedVersion:
 
 #: By path prefix, oldest first.
 SERVED: Mapping[str, ServedVersion] = {
-    "v2": ServedVersion("v2", V2, V2, "CURRENT", "2026-11-23T00:00:00Z"),
+    "v2": ServedVersion("v2", V2, V2, "SUPPORTED", "2026-11-23T00:00:00Z"),
+    "v3": ServedVersion("v3", V3, V3_HIGHEST, "CURRENT", "2026-11-25T00:00:00Z"),
 }
 
 
-def negotiate(served: ServedVersion, headers: Mapping[str, str]) -> ApiVersion:  # noqa: ARG001
-    """Choose the version of a call from its major version and headers."""
-    return served.lowest
+def _wanted(header: str) -> str:
+    """Return what a header asks of this service: ``latest`` or a version, unchecked.
+
+    :raises BadRequest: it says nothing about this service, or is not ``service version[, …]``.
+    """
+    for part in header.split(","):
+        service, _, version = part.strip().partition(" ")
+        if service == SERVICE:
+            return version.strip()
+    raise errors.BadRequest(f"The header {HEADER} names no version of the service {SERVICE}.")
 
 
-def reply_headers(version: ApiVersion) -> dict[str, str]:
-    """Return what an answer in ``version`` says about it; v2 has no such headers."""
-    del version
-    return {}
+def negotiate(served: ServedVersion, header: str | None) -> ApiVersion:
+    """Choose the version of a call from its major version and the header.
+
+    Without a header it is the lowest one.  A major version without microversions has no header.
+
+    :raises BadRequest: the header is malformed, or names other services only.
+    :raises UnsupportedVersion: it asks for a version that is not served.
+    """
+    if header is None or not served.has_microversions:
+        return served.lowest
+    text = _wanted(header)
+    if text == "latest":
+        return served.highest
+    match = _VERSION.fullmatch(text)
+    if match is None:
+        raise errors.BadRequest(
+            f"API Version String '{text}' is of invalid format. Must be of format MajorNum.MinorNum."
+        )
+    version = ApiVersion(int(match[1]), int(match[2]))
+    if not served.lowest <= version <= served.highest:
+        raise errors.UnsupportedVersion(str(version), str(served.lowest), str(served.highest))
+    return version
+
+
+def reply_headers(served: ServedVersion, version: ApiVersion | None) -> list[tuple[str, str]]:
+    """Return what an answer says about its version; one without microversions has no such headers.
+
+    :param version: None where the request asked for none that is served.
+    """
+    if not served.has_microversions:
+        return []
+    chosen = [] if version is None else [(HEADER, f"{SERVICE} {version}")]
+    return [*chosen, ("Vary", HEADER)]
 
 
 def _entry(served: ServedVersion, base: str) -> dict[str, Any]:

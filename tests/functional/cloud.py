@@ -229,12 +229,25 @@ class Client:
     """Calls in one project with one token; every answer's frame is checked.
 
     :ivar base: path before each call's, e.g. ``/v2/demo``.
+    :ivar version: sent in the microversion header; None sends no header.
     """
 
-    def __init__(self, app: TestApp, project: str, token: str | None) -> None:
+    def __init__(
+        self, app: TestApp, project: str, token: str | None, version: str | None = None, base: str = ""
+    ) -> None:
         self.app = app
-        self.base = f"/v2/{project}"
+        self.project = project
+        self.base = base or f"/v2/{project}"
         self.token = token
+        self.version = version
+
+    def at(self, version: str | None) -> Client:
+        """Return the same caller on v3, at this microversion (``3.9`` or ``latest``)."""
+        return Client(self.app, self.project, self.token, version, f"/v3/{self.project}")
+
+    def without_project(self) -> Client:
+        """Return the same caller on v3 with no project in the path."""
+        return Client(self.app, self.project, self.token, self.version, "/v3")
 
     def call(
         self,
@@ -250,6 +263,8 @@ class Client:
         sent = dict(headers or {})
         if self.token is not None:
             sent["X-Auth-Token"] = self.token
+        if self.version is not None:
+            sent["OpenStack-API-Version"] = f"volume {self.version}"
         data = raw
         if data is None and body is not None:
             data = json.dumps(body).encode()
@@ -259,11 +274,21 @@ class Client:
             self.base + path, method=method, body=data or b"", headers=sent, expect_errors=True
         )
         check_frame(response, method)
+        self._check_version(response)
         if status is None:
             assert response.status_int < 500, (method, path, body, response.body)
         else:
             assert response.status_int == status, (method, path, body, response.body)
         return response
+
+    def _check_version(self, response: TestResponse) -> None:
+        if self.base.startswith("/v2"):
+            assert "OpenStack-API-Version" not in response.headers
+            return
+        assert "OpenStack-API-Version" in response.headers.getall("Vary")
+        if response.status_int != 406:
+            said = response.headers["OpenStack-API-Version"]
+            assert said == f"volume {({None: '3.0', 'latest': '3.71'}).get(self.version, self.version)}"
 
     def get(self, path: str, status: int = 200) -> TestResponse:
         """``GET``."""
@@ -288,6 +313,7 @@ FAULT_KEYS = {
     403: "forbidden",
     404: "itemNotFound",
     405: "badMethod",
+    406: "computeFault",
     413: "overLimit",
     415: "badMediaType",
     500: "computeFault",

@@ -41,13 +41,25 @@ QUOTAS = {
 def test_versions(shared: Cloud) -> None:
     answer = shared.app.get("/", status=300)
     check_frame(answer)
-    (entry,) = answer.json["versions"]
-    assert set(entry) == {"id", "status", "version", "min_version", "updated", "links", "media-types"}
-    assert entry["id"] == "v2.0"
-    assert entry["links"] == [{"rel": "self", "href": "http://localhost/v2/"}]
-    for path in ("/v2", "/v2/"):
-        answer = shared.app.get(path, status=200)
-        assert answer.json == {"versions": [entry]}
+    old, new = answer.json["versions"]
+    for entry in (old, new):
+        assert set(entry) == {"id", "status", "version", "min_version", "updated", "links", "media-types"}
+    # Clients index both keys of every entry.
+    assert (old["id"], old["status"], old["version"], old["min_version"]) == ("v2.0", "SUPPORTED", "", "")
+    assert (new["id"], new["status"], new["version"], new["min_version"]) == (
+        "v3.0",
+        "CURRENT",
+        "3.71",
+        "3.0",
+    )
+    assert old["links"] == [{"rel": "self", "href": "http://localhost/v2/"}]
+    assert new["links"] == [{"rel": "self", "href": "http://localhost/v3/"}]
+    for path, entry in (("/v2", old), ("/v2/", old), ("/v3", new), ("/v3/", new)):
+        for headers in ({}, {"X-Auth-Token": "bob:demo"}):
+            answer = shared.app.get(path, headers=headers, status=200)
+            check_frame(answer)
+            assert answer.json == {"versions": [entry]}
+            assert answer.headers.get("OpenStack-API-Version") == (None if entry is old else "volume 3.0")
 
 
 @pytest.mark.parametrize("path", ["/v1/", "/v2x", "/nowhere", "//", "/v2//backups", "/v2/demo", "/v2/demo/"])

@@ -1,4 +1,4 @@
-"""Pecan's root: cuts the path, finds the route, calls the handler, writes the answer."""
+"""Pecan's root: finds the route, calls the handler, writes the answer."""
 
 from __future__ import annotations
 
@@ -34,19 +34,18 @@ class RootController:
     def answer(self, request: ApiRequest, response: webob.Response) -> webob.Response:
         """Answer one request.  A HEAD is a GET whose body WebOb leaves out."""
         method = "GET" if request.method == "HEAD" else request.method
-        path = paths.parse(request.environ)
+        path: paths.Path = request.environ[paths.PATH]
         base = base_url(request.environ, self._settings.public_endpoint, self._settings.trust_forwarded)
-        if path.project is None:
+        if path.is_document:
             if method != "GET":
                 raise errors.UnknownRoute
             status = 300 if path.prefix is None else 200
             return _write(response, status, versions.document(base, path.prefix))
         assert path.prefix is not None
         context: RequestContext = request.environ[identity.CONTEXT]
-        if context.project_id != path.project:
+        if path.project is not None and context.project_id != path.project:
             raise errors.MalformedUrl
-        version = versions.negotiate(versions.SERVED[path.prefix], request.headers)
-        response.headers.update(versions.reply_headers(version))
+        version: versions.ApiVersion = request.environ[versions.VERSION]
         route, args = self._router.find(method, path.rest, version)
         body = request.read_json() if route.takes_body else None
         handler = route.choose(version, body)

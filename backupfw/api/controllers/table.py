@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from backupfw.api.controllers.backups import BackupsController
 from backupfw.api.controllers.base import Managers, Settings
 from backupfw.api.controllers.quotas import QuotasController
@@ -25,3 +27,8 @@ _CONTROLLERS = (
 def routes(managers: Managers, policy: Policy, settings: Settings) -> list[Route]:
     """Return every line of the route table."""
     return [route for controller in _CONTROLLERS for route in controller(managers, policy, settings).routes()]
+
+
+def collections(routes: Iterable[Route]) -> frozenset[str]:
+    """Return the first part of every route: what can stand where a path leaves its project out."""
+    return frozenset(route.template.split("/")[1] for route in routes)

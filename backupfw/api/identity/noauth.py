@@ -1,7 +1,8 @@
 """``auth_strategy = noauth``: everybody is who they say they are.
 
-The project is the path's.  A token ``user:project[:role,…]`` names user and roles too; a token without
-a colon names a user; roles that are not named are ``[api] noauth_roles``.
+The project is the path's; where the path has none, the token's.  A token ``user:project[:role,…]`` names
+user and roles too; a token without a colon names a user; roles that are not named are
+``[api] noauth_roles``.
 """
 
 from __future__ import annotations
@@ -31,18 +32,24 @@ def _token(environ: Environ) -> str:
 
 
 def context_of(
-    token: str, path_project: str, default_roles: frozenset[str], request_id: str
+    token: str, path_project: str | None, default_roles: frozenset[str], request_id: str
 ) -> RequestContext:
     """Make the context of a request.
 
-    :raises MalformedUrl: the token's project is not the path's.
-    :raises Unauthorized: a part of the token is longer than any id.
+    :param path_project: None where the path has no project.
+    :raises MalformedUrl: the token's project is not the path's, or cannot be one.
+    :raises Unauthorized: a part of the token is longer than any id, or nothing names a project.
     """
     user, colon, rest = token.partition(":")
     project, _, role_list = rest.partition(":")
-    if not colon:
+    if path_project is None:
+        if not project:
+            raise errors.Unauthorized("Neither the path nor the token (user:project) names a project")
+        if len(project) > paths.MAX_PROJECT:
+            raise errors.MalformedUrl
+    elif not colon:
         project = path_project
-    if project != path_project:
+    elif project != path_project:
         raise errors.MalformedUrl
     named = frozenset(role.strip().lower() for role in role_list.split(",") if role.strip())
     roles = named or default_roles
@@ -68,9 +75,9 @@ class NoAuth:
         self._default_roles = frozenset(role.strip().lower() for role in default_roles if role.strip())
 
     def __call__(self, environ: Environ, start_response: Any) -> Iterable[bytes]:
-        """Put the context into the environment; a path without a project (version documents) has none."""
-        path = paths.parse(environ)
-        if path.project is not None:
+        """Put the context into the environment; version documents need none."""
+        path: paths.Path = environ[paths.PATH]
+        if not path.is_document:
             environ[identity.CONTEXT] = context_of(
                 _token(environ), path.project, self._default_roles, environ[REQUEST_ID]
             )

@@ -72,10 +72,17 @@ def test_the_next_page_keeps_the_query_but_not_the_offset() -> None:
         ("/v2/p/backups/a.json", ("v2", "p", ("backups", "a.json"))),
         ("/v2/p//backups", ("v2", "p", ("", "backups"))),
         ("/v2/ä/x".encode().decode("latin-1"), ("v2", "ä", ("x",))),
+        ("/v3/", ("v3", None, ())),
+        ("/v3/p/backups", ("v3", "p", ("backups",))),
+        ("/v3/backups", ("v3", None, ("backups",))),
+        ("/v3/backups/detail/", ("v3", None, ("backups", "detail"))),
+        ("/v3/backups/backups", ("v3", None, ("backups", "backups"))),
+        ("/v2/backups/backups", ("v2", "backups", ("backups",))),
+        ("/v2/backups", ("v2", "backups", ())),
     ],
 )
 def test_paths(raw: str, expected: tuple[Any, ...]) -> None:
-    path = paths.parse({"PATH_INFO": raw})
+    path = paths.parse({"PATH_INFO": raw}, {"backups"})
     assert (path.prefix, path.project, path.rest) == expected
 
 
@@ -92,7 +99,7 @@ def test_projects_that_cannot_be(raw: str) -> None:
 
 
 def test_version_documents() -> None:
-    (entry,) = versions.document("http://h")["versions"]
+    entry, _newer = versions.document("http://h")["versions"]
     assert entry["id"] == "v2.0"
     assert entry["version"] == entry["min_version"] == ""
     assert entry["links"] == [{"rel": "self", "href": "http://h/v2/"}]
@@ -115,6 +122,15 @@ def test_version_documents() -> None:
 def test_tokens(token: str, user: str, roles: set[str], is_admin: bool) -> None:
     context = context_of(token, "p", frozenset({"member"}), "req-1")
     assert context == RequestContext("p", user, frozenset(roles), is_admin, "req-1")
+
+
+def test_the_token_names_the_project_where_the_path_has_none() -> None:
+    assert context_of("u:p:reader", None, frozenset(), "req-1").project_id == "p"
+    for token in ("", "u", "u:", ":"):
+        with pytest.raises(errors.Unauthorized, match="names a project"):
+            context_of(token, None, frozenset(), "req-1")
+    with pytest.raises(errors.MalformedUrl):
+        context_of("u:" + "p" * 256, None, frozenset(), "req-1")
 
 
 @pytest.mark.parametrize("token", ["u:q", "u:", ":", "u:q:admin"])
