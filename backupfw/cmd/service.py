@@ -13,7 +13,9 @@ from oslo_log import log
 from waitress import wasyncore
 
 from backupfw.api.app import Managers, make_app
+from backupfw.chunkstore.loader import load_driver
 from backupfw.cmd import database
+from backupfw.conf.stores import group_of
 from backupfw.db.session import Database
 from backupfw.dispatch.base import Dispatch
 from backupfw.dispatch.inprocess import InProcessDispatch
@@ -41,8 +43,11 @@ def make_managers(conf: cfg.ConfigOpts, db: Database, wake: Callable[[], None]) 
 
     :param wake: called after a transaction that queued or cancelled a task.
     """
+    patterns = {
+        name: load_driver(conf[group_of(name)].driver).container_pattern for name in conf.enabled_stores
+    }
     return Managers(
-        backups=BackupManager(db, conf, wake),
+        backups=BackupManager(db, conf, wake, patterns),
         volumes=VolumeManager(db, conf, wake),
         snapshots=SnapshotManager(db, conf, wake),
         quota=QuotaManager(db, conf),

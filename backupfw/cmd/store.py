@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from backupfw.cmd.configure import add_command, add_group, load_conf
-from backupfw.conf.stores import group_of
+from backupfw.conf.stores import default_container, group_of
 from backupfw.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def check_one(conf: cfg.ConfigOpts, name: str) -> bool:
     with (
         opened(conf, name) as store,
         # Closed, so that an interrupted check cleans up before the store is.
-        contextlib.closing(operator.check(store, conf.backup.container)) as verdicts,
+        contextlib.closing(operator.check(store, default_container(conf, name))) as verdicts,
     ):
         for verdict in verdicts:
             good = good and verdict.ok

@@ -14,7 +14,8 @@ OPTS = (
         "container",
         default="volumebackups",
         max_length=255,
-        help="The container of a backup whose request names none.",
+        help="The container of a backup whose request names none, in stores that have no default of their"
+        " own.",
     ),
     cfg.BoolOpt(
         "create_containers",

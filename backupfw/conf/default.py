@@ -7,11 +7,14 @@ from collections.abc import Sequence
 
 from oslo_config import cfg, types
 
+# Names that stand in section headings and, before a colon, in requests.
+_NAME = types.String(regex=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")
+
 OPTS = (
     cfg.ListOpt(
         "enabled_stores",
         default=["main"],
-        item_type=types.String(regex=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$"),
+        item_type=_NAME,
         bounds=False,
         help="Names of the stores this service opens.  Each has a section [store:NAME].  Backups of every"
         " enabled store can be restored, verified, deleted and exported, whichever is the default.",
@@ -19,7 +22,17 @@ OPTS = (
     cfg.StrOpt(
         "default_store",
         default="main",
-        help="The store that new backups go to.  One of enabled_stores.",
+        help="The store that new backups go to unless a request or a placement rule names another.  One of"
+        " enabled_stores.",
+    ),
+    cfg.ListOpt(
+        "placement_rules",
+        default=[],
+        item_type=_NAME,
+        bounds=False,
+        help="Names of the rules that choose the store of a new backup, in the order they are tried; the"
+        " first that fits decides.  Each has a section [placement:NAME].  A request that names a store is"
+        " not subject to them.",
     ),
     cfg.StrOpt(
         "host",

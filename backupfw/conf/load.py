@@ -17,6 +17,7 @@ from backupfw.conf import (
     default,
     embedded,
     logging,
+    placement,
     quota,
     stores,
     validate,
@@ -39,7 +40,7 @@ class PlugIns:
     :ivar volume_options: provider name -> its options; raises ConfigError for an unknown one.
     """
 
-    store_driver: Callable[[str], stores.HasOptions]
+    store_driver: Callable[[str], stores.Driver]
     layer_options: Callable[[Any], Sequence[cfg.Opt]]
     volume_options: Callable[[str], Sequence[cfg.Opt]]
 
@@ -105,11 +106,18 @@ def load(
     validate.check_values(conf, validate.merge(listed))
     validate.check_together(conf)
     listed += _register_plug_ins(conf, plug_ins, profile)
+    placement.register_opts(conf)
+    listed += placement.sections(conf)
     sections = validate.merge(listed)
     validate.check_values(conf, sections)
     problem = naming.container_problem(conf.backup.container)
     if problem:
         raise ConfigError(f"section [backup], option container: {conf.backup.container!r}: {problem}")
+    drivers = {
+        name: plug_ins.store_driver(conf[stores.group_of(name)].driver) for name in conf.enabled_stores
+    }
+    stores.check(conf, drivers)
+    placement.check(conf, drivers)
     unused = validate.check_names(files, sections)
     return Loaded(conf, files, profile, tuple(unused))
 

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from oslo_config import cfg
 
-from backupfw.conf import api, backup, database, default, quota, volumes
+from backupfw.conf import api, backup, database, default, placement, quota, volumes
 
 
 def list_opts() -> list[tuple[str, Sequence[cfg.Opt]]]:
     """Return every group of core; oslo.log lists its own, ``backupfw.cmd.options`` the plug-ins'."""
-    return [pair for group in (default, api, backup, database, quota, volumes) for pair in group.list_opts()]
+    groups = (default, api, backup, database, quota, volumes, placement)
+    return [pair for group in groups for pair in group.list_opts()]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from oslo_config import cfg
 
+from backupfw import naming
 from backupfw.errors import ConfigError
 
 DRIVER = cfg.StrOpt(
@@ -15,10 +17,18 @@ DRIVER = cfg.StrOpt(
     help="The store's driver: an installed entry point of group backupfw.chunkstore ('backupfw store list'"
     " shows them).",
 )
+CONTAINER = cfg.StrOpt(
+    "container",
+    max_length=255,
+    help="The container of this store's backups whose request names none; unset: that of [backup].  Where"
+    " names are shared with other customers of the store, choose one of your own.",
+)
 
 
-class HasOptions(Protocol):
-    """A plug-in class that declares options (a chunk store driver)."""
+class Driver(Protocol):
+    """What the configuration asks of a chunk store driver's class."""
+
+    container_pattern: str
 
     @classmethod
     def options(cls) -> Sequence[cfg.Opt]:
@@ -33,7 +43,7 @@ def group_of(store: str) -> str:
 def register_opts(
     conf: cfg.ConfigOpts,
     store: str,
-    find_driver: Callable[[str], HasOptions],
+    find_driver: Callable[[str], Driver],
     layer_options: Callable[[Any], Sequence[cfg.Opt]],
     defaults: Mapping[str, Any],
 ) -> list[tuple[str, Sequence[cfg.Opt]]]:
@@ -47,7 +57,7 @@ def register_opts(
     :raises ConfigError: no driver, an unknown one, or one whose options collide with the layers'.
     """
     group = group_of(store)
-    conf.register_opt(DRIVER, group)
+    conf.register_opts((DRIVER, CONTAINER), group)
     if "driver" in defaults:
         conf.set_default("driver", defaults["driver"], group)
     name = conf[group].driver
@@ -61,7 +71,7 @@ def register_opts(
         raise ConfigError(f"section [{group}], option driver: {error}") from error
     own = tuple(driver.options())
     layers = tuple(layer_options(driver))
-    both = {opt.dest for opt in own} & {opt.dest for opt in (DRIVER, *layers)}
+    both = {opt.dest for opt in own} & {opt.dest for opt in (DRIVER, CONTAINER, *layers)}
     if both:
         raise ConfigError(f"driver {name!r} declares options that every store has: {', '.join(sorted(both))}")
     conf.register_opts(own, group)
@@ -71,4 +81,31 @@ def register_opts(
         # A file may give the store another driver, which need not know the option.
         if option in known:
             conf.set_default(option, value, group)
-    return [(group, (DRIVER, *own, *layers))]
+    return [(group, (DRIVER, CONTAINER, *own, *layers))]
+
+
+def default_container(conf: cfg.ConfigOpts, store: str) -> str:
+    """Return the container of a store's backups that name none."""
+    container: str = conf[group_of(store)].container or conf.backup.container
+    return container
+
+
+def container_problem(driver: Driver, container: str) -> str | None:
+    """Say why a store of this driver cannot have a container of this name, or None when it can."""
+    problem = naming.container_problem(container)
+    if problem is None and not re.fullmatch(driver.container_pattern, container):
+        problem = f"the store takes names that match {driver.container_pattern}"
+    return problem
+
+
+def check(conf: cfg.ConfigOpts, drivers: Mapping[str, Driver]) -> None:
+    """Check that every store can have its default container.
+
+    :param drivers: the driver class of every enabled store.
+    :raises ConfigError: one cannot.
+    """
+    for store, driver in drivers.items():
+        container = default_container(conf, store)
+        problem = container_problem(driver, container)
+        if problem:
+            raise ConfigError(f"section [{group_of(store)}], option container: {container!r}: {problem}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from oslo_db.exception import DBDuplicateEntry
@@ -22,7 +23,7 @@ from backupfw.db.session import Database, now
 from backupfw.errors import BackupNotFound, InvalidBackup, InvalidInput, InvalidVolume, ServiceUnavailable
 from backupfw.manager import backup_rows, lifecycle, quota, records, rows, services, tasks, volume_rules
 from backupfw.manager.lifecycle import BackupMoves
-from backupfw.manager.placement import Placement, place
+from backupfw.manager.placement import Placement, Placer, Subject
 
 if TYPE_CHECKING:
     from oslo_config import cfg
@@ -48,15 +49,23 @@ class BackupManager:
     To a caller who is no administrator, another project's backup does not exist.
 
     :param db: the database.
-    :param conf: the configuration: ``default_store``, ``enabled_stores``, ``availability_zone``,
-        ``[backup]`` and ``[quota]``.
+    :param conf: the configuration: stores and placement rules, ``availability_zone``, ``[backup]`` and
+        ``[quota]``.
     :param wake: called after a transaction that queued or cancelled a task.
+    :param container_patterns: what the names of new backups' containers must match, by store.
     """
 
-    def __init__(self, db: Database, conf: cfg.ConfigOpts, wake: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        db: Database,
+        conf: cfg.ConfigOpts,
+        wake: Callable[[], None] = lambda: None,
+        container_patterns: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self._db = db
         self._conf = conf
         self._wake = wake
+        self._placer = Placer(conf, container_patterns)
 
     def create(
         self,
@@ -75,11 +84,11 @@ class BackupManager:
         """Begin a backup of a volume, or of one of its snapshots.
 
         An incremental one takes the newest available backup of the volume in the caller's project as
-        its parent (for a snapshot: one older than the snapshot), and goes where the parent is unless a
-        container is named.
+        its parent (for a snapshot: one older than the snapshot).  Where a backup goes says
+        :mod:`backupfw.manager.placement`.
 
         :param container: ``container``, or ``store:container`` where the store is enabled; None or
-            empty for the default.
+            empty leaves the choice to the service.
         :raises VolumeNotFound: no such volume for this caller.
         :raises SnapshotNotFound: no such snapshot for this caller.
         :raises InvalidVolume: the volume's status forbids it, or the snapshot is another volume's.
@@ -88,19 +97,19 @@ class BackupManager:
         :raises InvalidInput: the container's name is not allowed.
         :raises QuotaExceeded: the project has no room for it.
         """
-        chosen = place(self._conf, container)
+        wish = self._placer.wish(container)
 
         def work(session: Session) -> rows.Backup:
             source = volume_rules.begin_backup(session, volume_id, ctx, force=force, snapshot_id=snapshot_id)
             moment = now(session)
             volume, snapshot = source
-            parent = None
-            where = chosen
-            if incremental:
-                parent = _parent(session, ctx.project_id, volume.id, snapshot)
-                where = where or _placement_of(self._conf, parent)
-            where = where or place(self._conf, self._conf.backup.container, exact=True)
-            assert where is not None
+            parent = _parent(session, ctx.project_id, volume.id, snapshot) if incremental else None
+            zone = availability_zone or volume.availability_zone or self._conf.availability_zone
+            where = self._placer.place(
+                wish,
+                Subject(ctx.project_id, zone, volume.volume_type),
+                _placement_of(self._conf, parent),
+            )
             quota.check(session, self._conf, ctx.project_id, {"backups": 1, "backup_gigabytes": source.size})
             row = models.Backup(
                 id=str(uuid.uuid4()),
@@ -479,9 +488,11 @@ def _parent(
     return parent
 
 
-def _placement_of(conf: cfg.ConfigOpts, parent: models.Backup) -> Placement | None:
-    """Where the parent is, if its store is still in use."""
-    if parent.store is None or parent.container is None or parent.store not in conf.enabled_stores:
+def _placement_of(conf: cfg.ConfigOpts, parent: models.Backup | None) -> Placement | None:
+    """Where the parent is, if there is one and its store is still in use."""
+    if parent is None or parent.store is None or parent.container is None:
+        return None
+    if parent.store not in conf.enabled_stores:
         return None
     return Placement(parent.store, parent.container)
 

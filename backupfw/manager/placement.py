@@ -1,11 +1,22 @@
-"""Where a backup goes: which store, which container."""
+"""Where a backup goes: which store, which container.
+
+The store is the one that the request names, else that of the first placement rule that fits, else an
+incremental's parent's, else the default.  The container is the one that the request names, else the
+parent's where the backup goes to the parent's store, else the rule's, else the store's own default.  So an
+incremental stays beside its parent and shares its data, until a request or a rule sends it elsewhere: then
+it stores everything anew, and the parent is still shown.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from backupfw import naming
+from backupfw.conf import placement as rules
+from backupfw.conf import stores
 from backupfw.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -20,22 +31,93 @@ class Placement:
     container: str
 
 
-def place(conf: cfg.ConfigOpts, container: str | None, *, exact: bool = False) -> Placement | None:
-    """Say where a request's ``container`` is, or None when it names none.
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a request's ``container`` says: a store, a container, both or nothing."""
 
-    ``store:container`` chooses a store if the part before the colon is an enabled one (``store:`` its
-    default container); any other text is a container's name in the default store.
+    store: str | None = None
+    container: str | None = None
 
-    :param exact: the text is a container's name, colon or not.
-    :raises InvalidInput: no store could take a container of this name.
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What rules look at.
+
+    :ivar zone: the availability zone that was asked for, else the volume's.
     """
-    if not container:
+
+    project: str
+    zone: str | None
+    volume_type: str | None
+
+
+class Placer:
+    """Decides where new backups go.  Thread-safe.
+
+    :param conf: the configuration: stores and placement rules.
+    :param patterns: what container names must match, by store; a store without one takes any.
+    """
+
+    def __init__(self, conf: cfg.ConfigOpts, patterns: Mapping[str, str]) -> None:
+        self._conf = conf
+        self._patterns = patterns
+
+    def wish(self, container: str | None) -> Wish:
+        """Read a request's ``container``.
+
+        ``store:container`` chooses a store if the part before the colon is an enabled one (``store:`` its
+        default container); any other text is a container's name.
+
+        :raises InvalidInput: no store at all could take a container of this name.
+        """
+        if not container:
+            return Wish()
+        store, colon, name = container.partition(":")
+        if not colon or store not in self._conf.enabled_stores:
+            wish = Wish(container=container)
+        else:
+            wish = Wish(store, name or stores.default_container(self._conf, store))
+        _refuse(naming.container_problem(wish.container or ""))
+        return wish
+
+    def place(self, wish: Wish, subject: Subject, parent: Placement | None) -> Placement:
+        """Say where a backup goes.
+
+        :param parent: where an incremental's parent is, if it is in a store that is enabled.
+        :raises InvalidInput: the store cannot take a container of the name that was asked for.
+        """
+        rule = self._rule(subject)
+        store = wish.store
+        if store is None and rule is not None:
+            store = rule.store
+        if store is None:
+            store = self._conf.default_store if parent is None else parent.store
+        if wish.container is not None:
+            pattern = self._patterns.get(store, ".+")
+            if not re.fullmatch(pattern, wish.container):
+                _refuse(f"the store takes names that match {pattern}")
+            return Placement(store, wish.container)
+        if parent is not None and parent.store == store:
+            return parent
+        container = rule.container if rule is not None else None
+        return Placement(store, container or stores.default_container(self._conf, store))
+
+    def _rule(self, subject: Subject) -> Any:
+        """Return the values of the first rule that fits, or None."""
+        for name in self._conf.placement_rules:
+            rule = self._conf[rules.group_of(name)]
+            if all(
+                not allowed or value in allowed
+                for allowed, value in (
+                    (rule.projects, subject.project),
+                    (rule.availability_zones, subject.zone),
+                    (rule.volume_types, subject.volume_type),
+                )
+            ):
+                return rule
         return None
-    store, colon, name = container.partition(":")
-    if exact or not colon or store not in conf.enabled_stores:
-        store, name = conf.default_store, container
-    name = name or conf.backup.container
-    problem = naming.container_problem(name)
+
+
+def _refuse(problem: str | None) -> None:
     if problem is not None:
         raise InvalidInput(f"The container name cannot be used: {problem}.")
-    return Placement(store, name)

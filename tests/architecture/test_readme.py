@@ -17,7 +17,9 @@ PAGES = [ROOT / "README.md", ROOT / "docs" / "operating.md"]
 
 def blocks(page: Path, language: str) -> list[str]:
     """The fenced blocks of a page in one language."""
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    # All of them: a fence that ends one block must not be taken for the beginning of the next.
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    return [text for tongue, text in found if tongue == language]
 
 
 def commands(page: Path) -> list[list[str]]:

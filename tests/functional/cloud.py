@@ -24,6 +24,7 @@ from backupfw.conf import api as api_conf
 from backupfw.conf import backup as backup_conf
 from backupfw.conf import default as default_conf
 from backupfw.conf import quota as quota_conf
+from backupfw.conf import stores as store_conf
 from backupfw.db import models
 from backupfw.db.models import Base
 from backupfw.db.session import Database, now
@@ -53,6 +54,7 @@ def configuration(**api: Any) -> cfg.ConfigOpts:
     conf = cfg.ConfigOpts()
     for group in (default_conf, api_conf, backup_conf, quota_conf):
         group.register_opts(conf)
+    conf.register_opt(store_conf.CONTAINER, store_conf.group_of("main"))
     conf(args=[], default_config_files=[], default_config_dirs=[])
     for name, value in api.items():
         conf.set_override(name, value, "api")

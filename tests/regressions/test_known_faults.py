@@ -23,7 +23,7 @@ from backupfw.engine.format import keys
 from backupfw.engine.format.manifest import ManifestReader
 from backupfw.errors import Damaged, InvalidInput, QuotaExceeded
 from backupfw.manager import quota, tasks
-from backupfw.manager.placement import place
+from backupfw.manager.placement import Placer
 from backupfw.testing.faults import FaultyStore, LaggingStore, RecordingStore, SlowStore
 from tests.integration.service import running
 from tests.unit.engine.fakes import (
@@ -187,9 +187,8 @@ def test_10_no_container_name_leaves_the_store(name: str) -> None:
         store.ensure_container(name)
     store.close()
     if name:
-        conf = World().conf
         with pytest.raises(InvalidInput):
-            place(conf, name)
+            Placer(World().conf, {}).wish(name)
 
 
 def test_11_a_restore_to_a_new_volume_is_accepted_at_once() -> None:

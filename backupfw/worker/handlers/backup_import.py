@@ -5,7 +5,7 @@ from __future__ import annotations
 from oslo_log import log
 
 from backupfw.chunkstore.container import Container
-from backupfw.chunkstore.errors import ChunkStoreError, NotFound
+from backupfw.chunkstore.errors import ChunkStoreError, InvalidName, NotFound
 from backupfw.engine import verify
 from backupfw.engine.format import keys
 from backupfw.engine.format.manifest import ManifestReader
@@ -47,7 +47,7 @@ class BackupImport(Handler):
             try:
                 container = self._tools.stores.container(name, plan.container)
                 container.get(plan.key, 0, 1)
-            except NotFound:
+            except (NotFound, InvalidName):
                 continue
             except ChunkStoreError as error:
                 silent = error

@@ -11,7 +11,9 @@ from backupfw.errors import ConfigError
 
 
 class Shelf:
-    """A driver with a bounded, a required and a secret option."""
+    """A driver with a bounded, a required and a secret option, that takes plain container names."""
+
+    container_pattern = "[a-z-]+"
 
     @classmethod
     def options(cls) -> Sequence[cfg.Opt]:
@@ -25,15 +27,17 @@ class Shelf:
 class Greedy:
     """A driver that declares an option every store has."""
 
+    container_pattern = ".+"
+
     @classmethod
     def options(cls) -> Sequence[cfg.Opt]:
         return (cfg.IntOpt("tries"),)
 
 
-DRIVERS = {"posix": Shelf, "shelf": Shelf, "greedy": Greedy}
+DRIVERS: dict[str, type[Shelf | Greedy]] = {"posix": Shelf, "shelf": Shelf, "greedy": Greedy}
 
 
-def find_driver(name: str) -> type:
+def find_driver(name: str) -> type[Shelf | Greedy]:
     if name not in DRIVERS:
         raise ConfigError(f"there is no chunk store driver {name!r}; installed: {', '.join(DRIVERS)}")
     return DRIVERS[name]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from backupfw.conf import embedded, load
+from backupfw.conf import embedded, load, stores
 from backupfw.conf.load import Loaded
 from backupfw.errors import ConfigError
 from tests.unit.conf.plugins import PLUG_INS
@@ -112,6 +112,66 @@ def test_several_stores(tmp_path: Path, from_file: Load) -> None:
     assert conf["store:main"].boards == 3
 
 
+RULES = """
+[DEFAULT]
+enabled_stores = main, offsite
+placement_rules = gold, far
+[store:offsite]
+driver = shelf
+path = /mnt/x
+container = far-away
+[placement:gold]
+store = offsite
+container = vault
+projects = p1, p2
+volume_types = gold
+[placement:far]
+store = offsite
+availability_zones = az2
+[placement:later]
+anything = 1
+"""
+
+
+def test_placement_rules(tmp_path: Path, from_file: Load) -> None:
+    loaded = from_file(RULES, state_dir=str(tmp_path))
+    assert loaded.conf.placement_rules == ["gold", "far"]
+    gold = loaded.conf["placement:gold"]
+    assert (gold.store, gold.container) == ("offsite", "vault")
+    assert (gold.projects, gold.availability_zones, gold.volume_types) == (["p1", "p2"], [], ["gold"])
+    assert stores.default_container(loaded.conf, "offsite") == "far-away"
+    assert stores.default_container(loaded.conf, "main") == "volumebackups"
+    assert loaded.unused_sections == ("placement:later",)
+
+
+WRONG_RULES = {
+    "no section": ("_rules = gold, far", "_rules = gone", "placement:gone", "store"),
+    "a rule twice": (
+        "placement_rules = gold, far",
+        "placement_rules = far, far",
+        "DEFAULT",
+        "placement_rules",
+    ),
+    "a rule's name": ("_rules = gold, far", "_rules = a/b", "DEFAULT", "placement_rules"),
+    "no such store": ("store = offsite\ncontainer = vault", "store = tape", "placement:gold", "store"),
+    "a container that is a path": ("= vault", "= a/b", "placement:gold", "container"),
+    "a container the store cannot have": ("= vault", "= Vault", "placement:gold", "container"),
+    "what fits everything": ("availability_zones = az2", "projects =", "placement:far", "projects"),
+    "a misspelt criterion": ("volume_types = gold", "volume_type = gold", "placement:gold", "volume_type"),
+    "a store's container": ("= far-away", "= Far", "store:offsite", "container"),
+}
+
+
+@pytest.mark.parametrize(("old", "new", "section", "option"), WRONG_RULES.values(), ids=WRONG_RULES.keys())
+def test_a_wrong_rule_is_told(
+    tmp_path: Path, from_file: Load, old: str, new: str, section: str, option: str
+) -> None:
+    assert RULES.count(old) == 1
+    with pytest.raises(ConfigError) as caught:
+        from_file(RULES.replace(old, new), state_dir=str(tmp_path))
+    assert f"section [{section}], option {option}" in str(caught.value)
+
+
 def test_another_driver_for_main_gets_none_of_the_profiles_values(tmp_path: Path, from_file: Load) -> None:
     with pytest.raises(ConfigError, match=r"every store has: tries"):
         from_file("[store:main]\ndriver = greedy\n", state_dir=str(tmp_path))
@@ -147,6 +207,7 @@ WRONG = {
         "",
     ),
     "a container": ("[backup]\ncontainer = ..", "[backup]", "container", "path"),
+    "a container no store can have": ("[backup]\ncontainer = UPPER", "[store:main]", "container", "match"),
     "an empty connection": ("[database]\nconnection =", "[database]", "connection", "URL"),
 }
 

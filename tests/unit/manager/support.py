@@ -31,7 +31,14 @@ GIB = 1 << 30
 WIRE = "cinder.backup.drivers.posix.PosixBackupDriver"
 
 
-def make_conf(**changes: Any) -> SimpleNamespace:
+class Conf(SimpleNamespace):
+    """A configuration whose groups are also found by name, as oslo.config's are."""
+
+    def __getitem__(self, group: str) -> Any:
+        return getattr(self, group)
+
+
+def make_conf(**changes: Any) -> Conf:
     """Return a configuration as the manager reads it; ``changes`` go to ``[backup]`` and ``[quota]``."""
     backup = {
         "container": "volumebackups",
@@ -51,9 +58,11 @@ def make_conf(**changes: Any) -> SimpleNamespace:
     }
     names = {**backup, **quota}
     assert set(changes) <= set(names), changes
-    return SimpleNamespace(
+    return Conf(
         default_store="main",
         enabled_stores=["main", "offsite"],
+        placement_rules=[],
+        **{f"store:{name}": SimpleNamespace(container=None) for name in ("main", "offsite")},
         availability_zone="nova",
         service_down_time=60,
         backup=SimpleNamespace(**{name: changes.get(name, value) for name, value in backup.items()}),

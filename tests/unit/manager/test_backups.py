@@ -167,33 +167,6 @@ def test_parents_can_be_kept_from_deletion_whoever_asks() -> None:
     assert world.status(parent.id) is None
 
 
-def test_where_a_backup_goes(world: World) -> None:
-    def place(container: str | None, **more: bool) -> tuple[str | None, str | None]:
-        made = world.backups.create(world.ctx(), volume_id=world.volume(), container=container, **more)
-        return made.store, made.container
-
-    assert place(None) == ("main", "volumebackups")
-    assert place("") == ("main", "volumebackups")
-    assert place("mine") == ("main", "mine")
-    assert place("offsite:mine") == ("offsite", "mine")
-    assert place("offsite:") == ("offsite", "volumebackups")
-    assert place("nowhere:mine") == ("main", "nowhere:mine")
-    for bad in ("../up", ".", "a/b", "offsite:../up", "a\nb"):
-        with pytest.raises(errors.InvalidInput, match="container"):
-            place(bad)
-
-
-def test_an_incremental_follows_its_parent(world: World) -> None:
-    volume = world.volume()
-    world.backup(volume, container="offsite:mine")
-    made = world.backups.create(world.ctx(), volume_id=volume, incremental=True)
-    assert (made.store, made.container) == ("offsite", "mine")
-    world.run_create()
-    world.conf.enabled_stores = ["main"]
-    made = world.backups.create(world.ctx(), volume_id=volume, incremental=True)
-    assert (made.store, made.container) == ("main", "volumebackups")
-
-
 def test_quota_is_counted_from_rows() -> None:
     world = World(backups=2, backup_gigabytes=5)
     first = world.backup(world.volume(size=2))

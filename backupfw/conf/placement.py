@@ -1,0 +1,91 @@
+"""``[placement:NAME]``: rules that send new backups to a store by what they are of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from oslo_config import cfg
+
+from backupfw.conf import stores
+from backupfw.errors import ConfigError
+
+#: What a rule looks at; one that names none of it would hide every rule after it.
+CRITERIA = ("projects", "availability_zones", "volume_types")
+
+OPTS = (
+    cfg.StrOpt(
+        "store",
+        required=True,
+        help="The store of backups that the rule fits.  One of enabled_stores.",
+    ),
+    cfg.StrOpt(
+        "container",
+        max_length=255,
+        help="Their container, unless the request names one; unset: the store's own default.",
+    ),
+    cfg.ListOpt(
+        "projects",
+        default=[],
+        help="Ids of projects; fits backups made in one of them.  Empty: in any.",
+    ),
+    cfg.ListOpt(
+        "availability_zones",
+        default=[],
+        help="Fits backups that were asked for in one of these zones; where the request names none, backups"
+        " of volumes in one of them.  Empty: any.",
+    ),
+    cfg.ListOpt(
+        "volume_types",
+        default=[],
+        help="Names of volume types; fits backups of volumes of one of them.  Empty: of any, or of none.",
+    ),
+)
+
+
+def group_of(rule: str) -> str:
+    """Return the section of a rule, e.g. ``placement:gold``."""
+    return f"placement:{rule}"
+
+
+def register_opts(conf: cfg.ConfigOpts) -> None:
+    """Register the section of every rule in ``placement_rules``; ``conf`` has parsed its files already."""
+    for section, opts in sections(conf):
+        conf.register_opts(opts, section)
+
+
+def sections(conf: cfg.ConfigOpts) -> list[tuple[str, Sequence[cfg.Opt]]]:
+    """Return ``(section, options)`` of every rule in force."""
+    return [(group_of(rule), OPTS) for rule in conf.placement_rules]
+
+
+def list_opts() -> list[tuple[str, Sequence[cfg.Opt]]]:
+    """Return a section for the sample file."""
+    return [(group_of("my-rule"), OPTS)]
+
+
+def check(conf: cfg.ConfigOpts, drivers: Mapping[str, stores.Driver]) -> None:
+    """Check that every rule can send something somewhere.
+
+    :param drivers: the driver class of every enabled store.
+    :raises ConfigError: a rule is named twice, names a store that is not enabled or a container that the
+        store does not take, or fits everything.
+    """
+    rules: list[str] = conf.placement_rules
+    if len(set(rules)) != len(rules):
+        raise ConfigError("section [DEFAULT], option placement_rules: a rule is named twice")
+    for rule in rules:
+        values = conf[group_of(rule)]
+        where = f"section [{group_of(rule)}], option"
+        if values.store not in drivers:
+            raise ConfigError(
+                f"{where} store: {values.store!r} is not enabled; allowed: one of {', '.join(drivers)}"
+            )
+        if values.container is not None:
+            problem = stores.container_problem(drivers[values.store], values.container)
+            if problem:
+                raise ConfigError(f"{where} container: {values.container!r}: {problem}")
+        if not any(values[criterion] for criterion in CRITERIA):
+            raise ConfigError(
+                f"{where} {CRITERIA[0]}: the rule fits every backup, which is what default_store is for;"
+                f" allowed: a value for at least one of {', '.join(CRITERIA)}"
+            )
