@@ -38,6 +38,23 @@ if TYPE_CHECKING:
 LOG = log.getLogger(__name__)
 
 
+def make_dispatch(conf: cfg.ConfigOpts, *, listens: bool) -> Dispatch:
+    """Return the dispatch that ``[DEFAULT] transport_url`` asks for: messages, or this process only.
+
+    :param listens: whether a worker runs in this process.
+    """
+    if not conf.transport_url:
+        return InProcessDispatch()
+    from backupfw.dispatch.messages import MessageDispatch
+
+    return MessageDispatch(conf, listens=listens)
+
+
+def expire_seconds(conf: cfg.ConfigOpts) -> float:
+    """How often to look for tasks that wait in vain."""
+    return float(min(max(conf.backup.service_wait / 10, 1), 30))
+
+
 def make_managers(conf: cfg.ConfigOpts, db: Database, wake: Callable[[], None]) -> Managers:
     """Return the use cases that the API calls.
 
@@ -133,9 +150,16 @@ class WorkerProcess:
             ),
             expire_waiting=backup_tasks.expire_waiting,
         )
-        self._worker = Worker(
-            tools, dispatch, WorkerSettings(conf.host, conf.backup.workers, conf.backup.lease_seconds)
+        settings = WorkerSettings(
+            conf.host,
+            conf.backup.workers,
+            conf.backup.lease_seconds,
+            poll_seconds=conf.backup.poll_seconds,
+            # Two in a row may be late or lost before the worker counts as down.
+            beat_seconds=conf.service_down_time / 3,
+            expire_seconds=expire_seconds(conf),
         )
+        self._worker = Worker(tools, dispatch, settings)
 
     def start(self) -> None:
         """Start claiming tasks."""
@@ -167,7 +191,8 @@ class EmbeddedService:
         with ExitStack() as stack:
             db = database.connect(self._conf)
             stack.callback(db.close)
-            dispatch = InProcessDispatch()
+            dispatch = make_dispatch(self._conf, listens=True)
+            stack.callback(dispatch.close)
             worker = WorkerProcess(self._conf, db, dispatch, alone=True)
             worker.start()
             stack.callback(worker.close)
@@ -191,12 +216,14 @@ def run_api(conf: cfg.ConfigOpts, stop: threading.Event, ready: Callable[[str], 
     with ExitStack() as stack:
         db = database.connect(conf)
         stack.callback(db.close)
-        server = ApiServer(conf, make_managers(conf, db, lambda: None))
+        dispatch = make_dispatch(conf, listens=False)
+        stack.callback(dispatch.close)
+        server = ApiServer(conf, make_managers(conf, db, dispatch.wake))
         stack.callback(server.close)
         ready(server.url)
         # Operations that no worker takes end after a while, and nobody else is there to see to it.
         waiting = BackupTasks(db, conf)
-        while not stop.wait(min(max(conf.backup.service_wait / 10, 1), 30)):
+        while not stop.wait(expire_seconds(conf)):
             try:
                 waiting.expire_waiting()
             except Exception:
@@ -211,7 +238,9 @@ def run_worker(conf: cfg.ConfigOpts, stop: threading.Event, ready: Callable[[], 
     with ExitStack() as stack:
         db = database.connect(conf)
         stack.callback(db.close)
-        worker = WorkerProcess(conf, db, InProcessDispatch(), alone=False)
+        dispatch = make_dispatch(conf, listens=True)
+        stack.callback(dispatch.close)
+        worker = WorkerProcess(conf, db, dispatch, alone=False)
         worker.start()
         stack.callback(worker.close)
         ready()

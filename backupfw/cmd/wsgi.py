@@ -32,7 +32,8 @@ def _make() -> Any:
     logging.setup(conf)
     database.prepare(conf)
     db = database.connect(conf)
-    return make_app(service.make_managers(conf, db, lambda: None), conf)
+    dispatch = service.make_dispatch(conf, listens=False)
+    return make_app(service.make_managers(conf, db, dispatch.wake), conf)
 
 
 def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:

@@ -82,6 +82,14 @@ OPTS = (
         max=3600,
         help="How long a worker owns a task without renewing it.  After that another worker takes it over.",
     ),
+    cfg.FloatOpt(
+        "poll_seconds",
+        default=3,
+        min=0.1,
+        max=300,
+        help="How often an idle worker looks into the database for tasks that nobody woke it up for.  Without"
+        " [DEFAULT] transport_url this is how long a task may wait for a worker in another process.",
+    ),
     cfg.IntOpt(
         "max_attempts",
         default=5,

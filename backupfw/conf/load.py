@@ -17,6 +17,7 @@ from backupfw.conf import (
     default,
     embedded,
     logging,
+    messaging,
     placement,
     quota,
     stores,
@@ -28,7 +29,7 @@ from backupfw.errors import ConfigError
 #: Read when neither a file nor a state directory is given, if it exists.
 SYSTEM_CONFIG = "/etc/backupfw/backupfw.conf"
 
-GROUPS = (default, logging, api, backup, database, quota, volumes)
+GROUPS = (default, logging, messaging, api, backup, database, quota, volumes)
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,8 @@ def load(
     stores.check(conf, drivers)
     placement.check(conf, drivers)
     unused = validate.check_names(files, sections)
+    if conf.transport_url:
+        unused = [section for section in unused if not section.startswith(messaging.LIBRARY_SECTIONS)]
     return Loaded(conf, files, profile, tuple(unused))
 
 

@@ -9,10 +9,19 @@ class Dispatch(Protocol):
     """Wakes workers up.  Lost, doubled, late and reordered wake-ups change nothing but delay."""
 
     def wake(self) -> None:
-        """Say that tasks were queued or cancelled; called after the transaction has committed."""
+        """Say to every worker that tasks were queued or cancelled; called after the commit.
+
+        Never blocks and never fails: whoever calls it has done its work already.
+        """
+
+    def nudge(self) -> None:
+        """Wake only the one who waits in this process."""
 
     def wait(self, seconds: float) -> bool:
         """Return at the next wake-up, or after ``seconds``; a wake-up since the last call counts.
 
         :returns: whether there was one.
         """
+
+    def close(self) -> None:
+        """Send and receive nothing any more."""

@@ -13,6 +13,10 @@ class InProcessDispatch:
 
     def wake(self) -> None:
         """See :meth:`backupfw.dispatch.base.Dispatch.wake`."""
+        self.nudge()
+
+    def nudge(self) -> None:
+        """See :meth:`backupfw.dispatch.base.Dispatch.nudge`."""
         self._event.set()
 
     def wait(self, seconds: float) -> bool:
@@ -20,3 +24,6 @@ class InProcessDispatch:
         woken = self._event.wait(seconds)
         self._event.clear()
         return woken
+
+    def close(self) -> None:
+        """See :meth:`backupfw.dispatch.base.Dispatch.close`."""

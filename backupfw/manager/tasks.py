@@ -276,6 +276,16 @@ class Tasks:
 
         return self._db.run(work)
 
+    def cancelled(self, owner: str) -> set[int]:
+        """Return the ids of an owner's running tasks that somebody cancelled."""
+        row = models.Task
+        with self._db.read() as session:
+            return set(
+                session.scalars(
+                    select(row.id).where(row.state == RUNNING, row.owner == owner, row.cancel.is_(True))
+                )
+            )
+
     def checkpoint(self, task: Task, value: int) -> None:
         """Record how far the work is done and durable; counts as progress if it is further than before.
 

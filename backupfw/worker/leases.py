@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from oslo_log import log
 
-from backupfw.errors import TaskLost, TaskStopped
+from backupfw.errors import TaskCancelled, TaskLost
 from backupfw.manager.tasks import Task
 from backupfw.worker.control import TaskControl, boot_time
 
@@ -33,20 +34,26 @@ class LeaseKeeper:
         returns whether the task was cancelled, raises TaskLost when it is another attempt's.
     :param lease_seconds: the length of a lease.
     :param report: ``manager.tasks.progress``: takes the task, and bytes done and in total.
-    :param beat: called once a round: the worker's own heartbeat.
+    :param cancelled: returns the ids of this worker's tasks that somebody cancelled.
+    :param beat: the worker's own heartbeat.
+    :param beat_seconds: how often it is called.
     """
 
     def __init__(
         self,
         renew: Callable[[Task, float], bool],
         report: Callable[[Task, int, int], None],
+        cancelled: Callable[[], Collection[int]],
         lease_seconds: float,
         beat: Callable[[], None],
+        beat_seconds: float,
     ) -> None:
         self._renew = renew
         self._report = report
+        self._cancelled = cancelled
         self._lease_seconds = lease_seconds
         self._beat = beat
+        self._beat_seconds = beat_seconds
         self._held: dict[int, _Held] = {}
         self._lock = threading.Lock()
         self._wake = threading.Event()
@@ -85,9 +92,7 @@ class LeaseKeeper:
 
     def shutdown(self) -> None:
         """Ask every held task to end because the worker does."""
-        with self._lock:
-            held = list(self._held.values())
-        for item in held:
+        for item in self._all_held():
             item.control.shutdown()
 
     def close(self) -> None:
@@ -98,19 +103,48 @@ class LeaseKeeper:
             self._thread.join()
 
     def _run(self) -> None:
+        next_beat = time.monotonic() + self._beat_seconds
+        next_round = time.monotonic() + self._lease_seconds * RENEW_AFTER
         while not self._closing.is_set():
-            self._wake.wait(self._lease_seconds * RENEW_AFTER)
+            self._wake.wait(max(0.0, min(next_beat, next_round) - time.monotonic()))
+            poked = self._wake.is_set()
             self._wake.clear()
             if self._closing.is_set():
                 return
-            try:
-                self._beat()
-            except Exception:
-                LOG.exception("The worker's heartbeat could not be written; trying again")
-            with self._lock:
-                held = list(self._held.values())
-            for item in held:
-                self._renew_one(item)
+            moment = time.monotonic()
+            if moment >= next_beat:
+                next_beat = moment + self._beat_seconds
+                self._beat_once()
+            if moment >= next_round:
+                next_round = moment + self._lease_seconds * RENEW_AFTER
+                for item in self._all_held():
+                    self._renew_one(item)
+            elif poked:
+                self._tell_cancelled()
+
+    def _all_held(self) -> list[_Held]:
+        with self._lock:
+            return list(self._held.values())
+
+    def _beat_once(self) -> None:
+        try:
+            self._beat()
+        except Exception:
+            LOG.exception("The worker's heartbeat could not be written; trying again")
+
+    def _tell_cancelled(self) -> None:
+        """Tell the attempts whose tasks were cancelled; costs nothing while none is held."""
+        held = self._all_held()
+        if not held:
+            return
+        try:
+            cancelled = self._cancelled()
+        except Exception:
+            LOG.exception("Cancelled tasks could not be looked for; the next renewal tells")
+            return
+        for item in held:
+            if item.task.id in cancelled:
+                item.control.cancel()
 
     def _renew_one(self, item: _Held) -> None:
         before = boot_time()
@@ -134,8 +168,9 @@ class LeaseKeeper:
             return
         try:
             self._report(item.task, done, total)
-        except TaskStopped:
-            # The next renewal says which and tells the attempt.
-            self._wake.set()
+        except TaskCancelled:
+            item.control.cancel()
+        except TaskLost:
+            item.control.lose()
         except Exception:
             LOG.exception("The progress of task %s could not be written; trying again", item.task.id)

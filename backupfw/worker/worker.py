@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,8 +20,6 @@ from backupfw.worker.reasons import is_temporary, user_reason
 
 LOG = log.getLogger(__name__)
 
-#: How often an idle worker looks for tasks nobody woke it for (delayed ones, lost wake-ups), seconds.
-IDLE_POLL = 1.0
 #: The longest pause before a failed task is tried again, seconds.
 LONGEST_PAUSE = 60.0
 
@@ -33,12 +32,19 @@ class WorkerSettings:
     :ivar slots: how many tasks run at once.
     :ivar lease_seconds: the length of a lease.
     :ivar retry_pause: seconds before a failed task is tried again; doubles with each failure.
+    :ivar poll_seconds: how often an idle worker looks for tasks that nobody woke it up for: delayed ones,
+        ones whose leases ran out, lost wake-ups.
+    :ivar beat_seconds: how often the worker reports that it lives.
+    :ivar expire_seconds: how often it looks for tasks that wait in vain.
     """
 
     host: str
     slots: int
     lease_seconds: float
     retry_pause: float = 2.0
+    poll_seconds: float = 1.0
+    beat_seconds: float = 20.0
+    expire_seconds: float = 1.0
 
 
 class Worker:
@@ -56,7 +62,12 @@ class Worker:
         self._settings = settings
         self._owner = f"{settings.host}/{uuid.uuid4()}"
         self._leases = LeaseKeeper(
-            self._tasks.renew, self._tasks.progress, settings.lease_seconds, tools.heartbeat
+            self._tasks.renew,
+            self._tasks.progress,
+            lambda: self._tasks.cancelled(self._owner),
+            settings.lease_seconds,
+            tools.heartbeat,
+            settings.beat_seconds,
         )
         self._pool = ThreadPoolExecutor(settings.slots, thread_name_prefix="task")
         self._slots = threading.Semaphore(settings.slots)
@@ -72,7 +83,7 @@ class Worker:
     def stop(self) -> None:
         """End running attempts within seconds, give their tasks back and return."""
         self._stopping.set()
-        self._dispatch.wake()
+        self._dispatch.nudge()
         self._thread.join()
         self._leases.shutdown()
         self._pool.shutdown(wait=True)
@@ -81,14 +92,17 @@ class Worker:
         self._tasks.abandon_all(self._owner)
 
     def _run(self) -> None:
+        next_expiry = time.monotonic()
         while not self._stopping.is_set():
             try:
-                self._tools.expire_waiting()
+                if time.monotonic() >= next_expiry:
+                    next_expiry = time.monotonic() + self._settings.expire_seconds
+                    self._tools.expire_waiting()
                 while not self._stopping.is_set() and self._claim_one():
                     pass
             except Exception:
                 LOG.exception("Tasks could not be claimed; trying again")
-            if self._dispatch.wait(IDLE_POLL):
+            if self._dispatch.wait(self._settings.poll_seconds):
                 # It may also mean that a running task was cancelled.
                 self._leases.poke()
 
@@ -122,7 +136,7 @@ class Worker:
         finally:
             self._leases.drop(task)
             self._slots.release()
-            self._dispatch.wake()
+            self._dispatch.nudge()
 
     def _attempt(self, handler: Handler, task: Task, control: TaskControl) -> None:
         """Run one attempt to its end.  Every error of a task arrives here."""

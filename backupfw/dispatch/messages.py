@@ -1,0 +1,147 @@
+"""Dispatch between processes: wake-ups as RPC casts of oslo.messaging.
+
+A wake-up is a fanout cast without arguments to all workers; each looks into the database, where the truth
+is.  Nobody waits for the broker: callers set an event that one thread turns into messages (many events into
+one message, if it lags), another thread subscribes whenever the broker is there.  A broker that is down
+costs delay; workers look into the database by themselves from time to time.
+"""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from oslo_log import log
+
+from backupfw.dispatch.inprocess import InProcessDispatch
+from backupfw.dispatch.transport import open_transport
+
+if TYPE_CHECKING:
+    from oslo_config import cfg
+
+LOG = log.getLogger(__name__)
+
+#: Where workers listen, and the version of what they hear.  A worker hears messages of its major version
+#: up to its minor one; anything else it leaves to its own looks into the database.
+TOPIC = "backupfw-worker"
+VERSION = "1.0"
+
+#: Seconds before the broker is tried again; they double with each failure.
+FIRST_PAUSE = 0.5
+LONGEST_PAUSE = 15.0
+#: How long the end of a process waits for the thread that receives, seconds.
+STOP_SECONDS = 5.0
+
+
+class MessageDispatch(InProcessDispatch):
+    """Wake-ups to and from all processes.  Thread-safe; one waiter.  :meth:`close` it.
+
+    :param conf: ``transport_url`` and ``control_exchange``.
+    :param listens: whether anybody here waits; the API only sends.
+    :raises ConfigError: the URL cannot be used, or the library is not installed.
+    """
+
+    def __init__(self, conf: cfg.ConfigOpts, *, listens: bool) -> None:
+        super().__init__()
+        self._transport = open_transport(conf)
+        self._closing = threading.Event()
+        self._to_send = threading.Event()
+        self._server: Any = None
+        threading.Thread(target=self._send_all, name="wake-ups", daemon=True).start()
+        self._listener: threading.Thread | None = None
+        if listens:
+            self._listener = threading.Thread(target=self._listen, name="subscribe", daemon=True)
+            self._listener.start()
+
+    def wake(self) -> None:
+        """See :meth:`backupfw.dispatch.base.Dispatch.wake`."""
+        self.nudge()
+        self._to_send.set()
+
+    def close(self) -> None:
+        """See :meth:`backupfw.dispatch.base.Dispatch.close`.
+
+        Threads that wait for a broker that is away are left behind; they are daemons.
+        """
+        self._closing.set()
+        self._to_send.set()
+        if self._server is None:
+            return
+        stopper = threading.Thread(target=self._stop_server, name="unsubscribe", daemon=True)
+        stopper.start()
+        stopper.join(STOP_SECONDS)
+
+    def _stop_server(self) -> None:
+        try:
+            self._server.stop()
+            self._server.wait()
+            self._transport.cleanup()
+        except Exception:
+            LOG.debug("The subscription ended with an error", exc_info=True)
+
+    def _send_all(self) -> None:
+        import oslo_messaging
+
+        target = oslo_messaging.Target(topic=TOPIC, version=VERSION)
+        client = oslo_messaging.get_rpc_client(self._transport, target)
+
+        def send() -> None:
+            self._to_send.wait()
+            if self._closing.is_set():
+                return
+            self._to_send.clear()
+            try:
+                client.prepare(fanout=True, retry=0).cast({}, "wake")
+            except BaseException:
+                # Late is better than never: it is sent when the broker is back.
+                self._to_send.set()
+                raise
+
+        self._repeat("Workers could not be woken up by a message", send)
+
+    def _listen(self) -> None:
+        import oslo_messaging
+
+        target = oslo_messaging.Target(topic=TOPIC, server=str(uuid.uuid4()), version=VERSION)
+
+        def subscribe() -> None:
+            server = oslo_messaging.get_rpc_server(self._transport, target, [_Endpoint(self.nudge)])
+            # Waits for the broker; from then on the library reconnects by itself.
+            server.start()
+            self._server = server
+            # What was said before we listened.
+            self.nudge()
+
+        self._repeat("Wake-ups could not be subscribed to", subscribe, once=True)
+
+    def _repeat(self, failure: str, action: Callable[[], None], once: bool = False) -> None:
+        """Do something until the end, or until it is done once; pause after failures."""
+        pause = FIRST_PAUSE
+        while not self._closing.is_set():
+            try:
+                action()
+            except Exception as error:  # noqa: BLE001  (a broker fails in many ways)
+                if pause == FIRST_PAUSE:
+                    LOG.warning("%s; trying again: %s", failure, error)
+                self._closing.wait(pause)
+                pause = min(pause * 2, LONGEST_PAUSE)
+            else:
+                pause = FIRST_PAUSE
+                if once:
+                    return
+
+
+class _Endpoint:
+    """What a worker answers to."""
+
+    def __init__(self, woken: Callable[[], None]) -> None:
+        import oslo_messaging
+
+        self.target = oslo_messaging.Target(version=VERSION)
+        self._woken = woken
+
+    def wake(self, _context: dict[str, Any]) -> None:
+        """Tasks were queued or cancelled."""
+        self._woken()
