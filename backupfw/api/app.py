@@ -7,7 +7,7 @@ from typing import Any
 
 from pecan.core import ExplicitPecan
 
-from backupfw.api import hooks, policies
+from backupfw.api import hooks, policies, resource_filters
 from backupfw.api.controllers import table
 from backupfw.api.controllers.base import Managers, Settings
 from backupfw.api.controllers.root import RootController
@@ -29,7 +29,10 @@ class _Pecan(ExplicitPecan):  # type: ignore[misc]
 
 
 def settings_of(conf: Any) -> Settings:
-    """Take from the configuration (oslo.config) what the API needs."""
+    """Take from the configuration (oslo.config) what the API needs.
+
+    :raises ConfigError: a file that it names is not what it must be.
+    """
     api = conf.api
     return Settings(
         max_limit=api.osapi_max_limit,
@@ -39,6 +42,7 @@ def settings_of(conf: Any) -> Settings:
         auth_strategy=api.auth_strategy,
         noauth_roles=tuple(api.noauth_roles),
         availability_zone=conf.availability_zone,
+        resource_filters=resource_filters.load(api.resource_filters_file),
     )
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import urllib.parse
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from backupfw import errors as core_errors
-from backupfw.api import errors, words
+from backupfw.api import errors, microversions, words
+from backupfw.api.versions import V2, ApiVersion
 
 MAX_OFFSET = 2147483647
 #: More parameters than any client sends; the rest is an attempt to keep us busy.
@@ -65,7 +66,8 @@ class Listing:
     :ivar marker: id of the last item of the page before.
     :ivar sort: ``(column, "asc" | "desc")``, the most significant first.
     :ivar all_tenants: whether every project's items are wanted (administrators only).
-    :ivar filters: what else was in the query, by column.
+    :ivar filters: what else was in the query, by column; one that ends in ``~`` asks for a part.
+    :ivar with_count: whether it shall be said how many there are without paging.
     """
 
     limit: int
@@ -74,6 +76,7 @@ class Listing:
     sort: tuple[tuple[str, str], ...]
     all_tenants: bool
     filters: Mapping[str, str]
+    with_count: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +84,23 @@ class ListingRules:
     """What a resource's listing knows.
 
     :ivar sort_keys: sort key of the query -> column.
-    :ivar filter_keys: filter of the query -> column.
+    :ivar filter_keys: filter of the query -> column.  Before 3.31 these are all that count.
+    :ivar late_sort_keys: sort keys that came later -> the version that brought them.
+    :ivar resource: its name in the operator's choice of filters.
     """
 
     sort_keys: Mapping[str, str]
     filter_keys: Mapping[str, str]
+    late_sort_keys: Mapping[str, ApiVersion] = field(default_factory=dict)
+    resource: str = ""
+
+    def sort_keys_of(self, version: ApiVersion) -> Mapping[str, str]:
+        """Return the sort keys that a version has."""
+        return {
+            key: column
+            for key, column in self.sort_keys.items()
+            if self.late_sort_keys.get(key, version) <= version
+        }
 
 
 #: Parameters that are not filters.
@@ -142,32 +157,61 @@ def _sort(query: Query, keys: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     return tuple(result)
 
 
-def listing(query: Query, rules: ListingRules, *, is_admin: bool, max_limit: int) -> Listing:
+def _filters(
+    query: Query, rules: ListingRules, is_admin: bool, version: ApiVersion, allowed: Collection[str]
+) -> Mapping[str, str]:
+    counted = version >= microversions.COUNT_INFO
+    filters: dict[str, str] = {}
+    refused: list[str] = []
+    for name, value in query.items().items():
+        if name in _RESERVED or (counted and name == "with_count"):
+            continue
+        word = name.removesuffix("~")
+        part = word != name
+        column = rules.filter_keys.get(word, word)
+        if part and version < microversions.LIKE_FILTER:
+            # With one more "~" the name is no column's, and finds nothing like every other unknown one.
+            known, column = False, name + "~"
+        elif version < microversions.RESOURCE_FILTER:
+            known = name in rules.filter_keys
+        else:
+            known, column = name in allowed, column + "~" if part else column
+        if known or is_admin:
+            filters[column] = value
+        elif version >= microversions.RESOURCE_FILTER:
+            refused.append(name)
+    if refused:
+        raise errors.BadRequest(f"Invalid filters {','.join(refused)} are found in query options.")
+    return filters
+
+
+def listing(
+    query: Query,
+    rules: ListingRules,
+    *,
+    is_admin: bool,
+    max_limit: int,
+    version: ApiVersion = V2,
+    allowed: Collection[str] = (),
+) -> Listing:
     """Read the parameters of a listing.
 
-    ``all_tenants`` and filters that are not in the rules are dropped for everybody but administrators;
-    an administrator may filter by any name, and one that is no column finds nothing.
+    ``all_tenants`` of anybody but an administrator is dropped.  So are, before 3.31, filters that are
+    not in the rules; from 3.31 on, one that the operator does not allow is refused.  An administrator
+    may filter by any name, and one that is no column finds nothing.
 
-    :raises BadRequest, InvalidInput: a value is not what it must be.
+    :param allowed: the filters that the operator allows, from 3.31 on.
+    :raises BadRequest, InvalidInput: a value is not what it must be, or a filter is not allowed.
     """
     everybody = query.get("all_tenants")
     # An empty value switches it on: "?all_tenants" is how people type it.
     all_tenants = everybody == "" or (everybody is not None and words.boolean(everybody, "all_tenants"))
-    filters: dict[str, str] = {}
-    for name, value in query.items().items():
-        if name in _RESERVED:
-            continue
-        if name in rules.filter_keys:
-            filters[rules.filter_keys[name]] = value
-        elif is_admin:
-            # Substring filters ("name~") came with a later version; with one more "~" the name is no
-            # column's, and finds nothing like every other unknown one.
-            filters[name + "~" if name.endswith("~") else name] = value
     return Listing(
         limit=_limit(query, max_limit),
         marker=query.get("marker") or None,
         offset=_offset(query),
-        sort=_sort(query, rules.sort_keys),
+        sort=_sort(query, rules.sort_keys_of(version)),
         all_tenants=all_tenants and is_admin,
-        filters=filters,
+        filters=_filters(query, rules, is_admin, version, allowed),
+        with_count=version >= microversions.COUNT_INFO and query.flag("with_count"),
     )

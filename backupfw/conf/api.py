@@ -58,6 +58,13 @@ OPTS = (
         max=100_000,
         help="The most items one page of a listing holds, and how many it holds when no limit is given.",
     ),
+    cfg.StrOpt(
+        "resource_filters_file",
+        help="JSON file that says by which fields everybody may filter listings from microversion 3.31 on,"
+        ' e.g. {"backup": ["name", "name~", "status"], "volume": ["name"]}; ~ allows a part of the text.'
+        "  Unset: name, status and volume_id of backups, and the like of volumes and snapshots."
+        "  Administrators may filter by any field.",
+    ),
     cfg.Opt(
         "max_request_body_size",
         type=Size(1 << 10, 1 << 30),

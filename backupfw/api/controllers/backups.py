@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from backupfw import errors
-from backupfw.api import words
+from backupfw.api import microversions, words
 from backupfw.api.controllers.base import Controller, resource_id, stripped
 from backupfw.api.query import ListingRules
 from backupfw.api.routing import Action, Call, Route
 from backupfw.api.schemas import backups as schemas
+from backupfw.api.schemas import metadata as metadata_schemas
 from backupfw.api.views import backups as views
 
 if TYPE_CHECKING:
@@ -37,10 +39,11 @@ _COLUMNS = (
     "user_id",
     "parent_id",
 )
-#: Sorting by ``name`` came with a later version.
 LISTING = ListingRules(
-    sort_keys={column: column for column in _COLUMNS},
+    sort_keys={**{column: column for column in _COLUMNS}, "name": "display_name"},
     filter_keys={"name": "display_name", "status": "status", "volume_id": "volume_id"},
+    late_sort_keys={"name": microversions.BACKUP_SORT_NAME},
+    resource="backup",
 )
 
 
@@ -55,7 +58,25 @@ class BackupsController(Controller):
             Route("POST", "/backups", self.create, status=202, schema=schemas.create),
             Route("POST", "/backups/import_record", self.import_record, 201, schemas.import_record),
             Route("GET", "/backups/{backup_id}", self.show),
+            Route(
+                "PUT",
+                "/backups/{backup_id}",
+                self.update,
+                schema=schemas.update,
+                since=microversions.BACKUP_UPDATE,
+            ),
             Route("DELETE", "/backups/{backup_id}", self.delete, status=202),
+            # Clients ask for these without a microversion.
+            Route(
+                "GET", "/backups/{backup_id}/metadata", self.show_metadata, since=microversions.BASE_VERSION
+            ),
+            Route(
+                "POST",
+                "/backups/{backup_id}/metadata",
+                self.add_metadata,
+                schema=metadata_schemas.whole,
+                since=microversions.BASE_VERSION,
+            ),
             Route("POST", "/backups/{backup_id}/restore", self.restore, 202, schemas.restore),
             Route("GET", "/backups/{backup_id}/export_record", self.export_record),
             Route(
@@ -90,19 +111,21 @@ class BackupsController(Controller):
 
     def _index(self, call: Call, *, detail: bool) -> dict[str, Any]:
         self.enforce(call, "backup:get_all")
-        view = views.detail if detail else views.summary
-        return self.page(
-            call,
-            self.managers.backups.list,
-            "backups",
-            LISTING,
-            lambda backup: view(call, backup),
-            detail=detail,
-        )
+        view = self._detail(call) if detail else functools.partial(views.summary, call)
+        return self.page(call, self.managers.backups.list, "backups", LISTING, view, detail=detail)
+
+    def _detail(self, call: Call) -> Callable[[Backup], dict[str, Any]]:
+        """Return the view of everything that this caller may see; a page asks once for each project."""
+
+        @functools.cache
+        def shows_owner(project_id: str) -> bool:
+            return self.policy.allows(call.context, "backup:backup_project_attribute", project_id)
+
+        return lambda backup: views.detail(call, backup, shows_owner)
 
     def show(self, call: Call) -> dict[str, Any]:
         """``GET /backups/{id}``."""
-        return {"backup": views.detail(call, self._get(call, "backup:get"))}
+        return {"backup": self._detail(call)(self._get(call, "backup:get"))}
 
     def create(self, call: Call) -> dict[str, Any]:
         """``POST /backups``."""
@@ -117,8 +140,33 @@ class BackupsController(Controller):
             incremental=words.boolean(wanted.get("incremental", False), "incremental"),
             force=words.boolean(wanted.get("force", False), "force"),
             snapshot_id=wanted.get("snapshot_id"),
+            metadata=wanted.get("metadata"),
+            availability_zone=wanted.get("availability_zone"),
         )
         return {"backup": views.summary(call, backup)}
+
+    def update(self, call: Call) -> dict[str, Any]:
+        """``PUT /backups/{id}``: what is not named stays; metadata is replaced as a whole."""
+        backup = self._get(call, "backup:update")
+        wanted = call.body["backup"]
+        changes: dict[str, Any] = {
+            field: stripped(wanted[field]) for field in ("name", "description") if field in wanted
+        }
+        if "metadata" in wanted:
+            changes["metadata"] = wanted["metadata"]
+        return {
+            "backup": views.summary(call, self.managers.backups.update(call.context, backup.id, **changes))
+        }
+
+    def show_metadata(self, call: Call) -> dict[str, Any]:
+        """``GET /backups/{id}/metadata``."""
+        return {"metadata": dict(self._get(call, "backup:get").metadata)}
+
+    def add_metadata(self, call: Call) -> dict[str, Any]:
+        """``POST /backups/{id}/metadata``: what is not named stays."""
+        backup = self._get(call, "backup:update")
+        changed = self.managers.backups.merge_metadata(call.context, backup.id, call.body["metadata"])
+        return {"metadata": dict(changed.metadata)}
 
     def delete(self, call: Call) -> None:
         """``DELETE /backups/{id}``."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from backupfw import errors
-from backupfw.api import policies
+from backupfw.api import policies, resource_filters
 from backupfw.api.query import ListingRules, listing
 from backupfw.api.routing import Call, Route
 from backupfw.api.schemas import formats
@@ -44,6 +44,7 @@ class Settings:
     :ivar public_endpoint: what links begin with; None takes it from each request.
     :ivar trust_forwarded: whether ``X-Forwarded-*`` headers are believed.
     :ivar noauth_roles: roles of requests that name none, under ``noauth``.
+    :ivar resource_filters: the filters that everybody may use from 3.31 on, by resource.
     """
 
     max_limit: int = 1000
@@ -53,6 +54,7 @@ class Settings:
     auth_strategy: str = "noauth"
     noauth_roles: tuple[str, ...] = ("member",)
     availability_zone: str = "nova"
+    resource_filters: Mapping[str, Sequence[str]] = field(default_factory=lambda: resource_filters.DEFAULT)
 
 
 class Controller:
@@ -87,7 +89,14 @@ class Controller:
         :param collection: key of the answer's body, e.g. ``backups``.
         :param detail: whether the view shows everything.
         """
-        wanted = listing(call.query, rules, is_admin=call.context.is_admin, max_limit=self.settings.max_limit)
+        wanted = listing(
+            call.query,
+            rules,
+            is_admin=call.context.is_admin,
+            max_limit=self.settings.max_limit,
+            version=call.version,
+            allowed=self.settings.resource_filters.get(rules.resource, ()),
+        )
         page = lister(
             call.context,
             detail=detail,
@@ -97,8 +106,9 @@ class Controller:
             marker=wanted.marker,
             offset=wanted.offset,
             sort=wanted.sort,
+            with_count=wanted.with_count,
         )
-        return common.page(call, collection, page.items, wanted.limit, view)
+        return common.page(call, collection, page.items, wanted.limit, view, page.total)
 
 
 def resource_id(call: Call, name: str, missing: type[errors.NotFound]) -> str:

@@ -38,6 +38,7 @@ LISTING = ListingRules(
         "volume_id": "volume_id",
         "metadata": "metadata",
     },
+    resource="snapshot",
 )
 
 

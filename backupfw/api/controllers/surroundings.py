@@ -1,4 +1,4 @@
-"""Small answers that clients ask for on their way: zones, volume types, extensions."""
+"""Small answers that clients ask for on their way: zones, volume types, extensions, filters."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from backupfw import errors
+from backupfw.api import microversions
 from backupfw.api.controllers.base import Controller
 from backupfw.api.routing import Call, Route
 
@@ -54,7 +55,7 @@ def _extension(alias: str, name: str, description: str) -> dict[str, Any]:
 
 
 class SurroundingsController(Controller):
-    """``/os-availability-zone``, ``/types`` and ``/extensions``."""
+    """``/os-availability-zone``, ``/types``, ``/extensions`` and ``/resource_filters``."""
 
     def routes(self) -> Sequence[Route]:
         """Return the lines of the route table."""
@@ -64,6 +65,12 @@ class SurroundingsController(Controller):
             Route("GET", "/types/{type_id}", self.show_type),
             Route("GET", "/extensions", self.extensions),
             Route("GET", "/extensions/{alias}", self.show_extension),
+            Route(
+                "GET",
+                "/resource_filters",
+                self.resource_filters,
+                since=microversions.RESOURCE_FILTER_CONFIG,
+            ),
         ]
 
     def zones(self, call: Call) -> dict[str, Any]:
@@ -100,6 +107,17 @@ class SurroundingsController(Controller):
             if entry[0] == call.args["alias"]:
                 return {"extension": _extension(*entry)}
         raise ExtensionNotFound(call.args["alias"])
+
+    def resource_filters(self, call: Call) -> dict[str, Any]:
+        """``GET /resource_filters``; ``?resource`` chooses.  Everybody may know them."""
+        wanted = call.query.get("resource")
+        return {
+            "resource_filters": [
+                {"resource": resource, "filters": list(filters)}
+                for resource, filters in self.settings.resource_filters.items()
+                if not wanted or resource == wanted
+            ]
+        }
 
 
 class ExtensionNotFound(errors.NotFound):

@@ -45,6 +45,7 @@ LISTING = ListingRules(
         "availability_zone": "availability_zone",
         "metadata": "metadata",
     },
+    resource="volume",
 )
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from backupfw.api import microversions
 from backupfw.api.schemas import types
+from backupfw.api.versions import V2
 
 _CREATE: dict[str, Any] = {
     "volume_id": types.UUID,
@@ -15,8 +17,29 @@ _CREATE: dict[str, Any] = {
     "force": types.BOOLEAN,
     "snapshot_id": types.UUID_OR_NULL,
 }
+
+
+def _create(fields: dict[str, Any]) -> dict[str, Any]:
+    return types.wrapped("backup", types.record(fields, required=["volume_id"]))
+
+
+_CREATE_METADATA = {**_CREATE, "metadata": types.METADATA_OR_NULL}
 #: ``POST /backups``.
-create = types.always(types.wrapped("backup", types.record(_CREATE, required=["volume_id"])))
+create = types.by_version(
+    (V2, _create(_CREATE)),
+    (microversions.BACKUP_METADATA, _create(_CREATE_METADATA)),
+    (microversions.BACKUP_AZ, _create({**_CREATE_METADATA, "availability_zone": types.TEXT_OR_NULL})),
+)
+
+_UPDATE: dict[str, Any] = {"name": types.NAME, "description": types.DESCRIPTION}
+#: ``PUT /backups/{id}``.
+update = types.by_version(
+    (microversions.BACKUP_UPDATE, types.wrapped("backup", types.record(_UPDATE))),
+    (
+        microversions.BACKUP_METADATA,
+        types.wrapped("backup", types.record({**_UPDATE, "metadata": types.METADATA})),
+    ),
+)
 
 #: ``POST /backups/{id}/restore``.
 restore = types.always(

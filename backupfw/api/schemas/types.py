@@ -69,3 +69,16 @@ def record(
 def always(schema: dict[str, Any]) -> SchemaOf:
     """Return the schema of a body that is the same in every version."""
     return lambda _version: schema
+
+
+def by_version(*steps: tuple[ApiVersion, dict[str, Any]]) -> SchemaOf:
+    """Return the schema of a body that changed.
+
+    :param steps: the versions from which on each schema holds, oldest first; no body is asked for in an
+        older version than the first.
+    """
+
+    def schema_of(version: ApiVersion) -> dict[str, Any]:
+        return next(schema for since, schema in reversed(steps) if since <= version)
+
+    return schema_of

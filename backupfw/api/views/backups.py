@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from backupfw.api import microversions
 from backupfw.api.routing import Call
 from backupfw.api.views.common import timestamp
 
@@ -16,9 +18,12 @@ def summary(call: Call, backup: Backup) -> dict[str, Any]:
     return {"id": backup.id, "name": backup.display_name, "links": call.links.of("backups", backup.id)}
 
 
-def detail(call: Call, backup: Backup) -> dict[str, Any]:
-    """What show and the detailed list show.  Suites refuse any key that is not known to them."""
-    return {
+def detail(call: Call, backup: Backup, shows_owner: Callable[[str], bool]) -> dict[str, Any]:
+    """What show and the detailed list show.  Suites refuse any key that is not known to them.
+
+    :param shows_owner: whether the caller may see whose the backups of a project are.
+    """
+    body = {
         **summary(call, backup),
         "status": backup.status,
         "size": backup.size,
@@ -35,3 +40,13 @@ def detail(call: Call, backup: Backup) -> dict[str, Any]:
         "snapshot_id": backup.snapshot_id,
         "data_timestamp": timestamp(backup.data_timestamp),
     }
+    version = call.version
+    if version >= microversions.BACKUP_PROJECT and shows_owner(backup.project_id):
+        body["os-backup-project-attr:project_id"] = backup.project_id
+        if version >= microversions.BACKUP_USER_ID:
+            body["user_id"] = backup.user_id
+    if version >= microversions.BACKUP_METADATA:
+        body["metadata"] = dict(backup.metadata)
+    if version >= microversions.ENCRYPTION_KEY_ID and backup.encryption_key_id:
+        body["encryption_key_id"] = backup.encryption_key_id
+    return body
