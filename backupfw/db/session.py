@@ -61,6 +61,8 @@ class Database:
             connection=parsed.render_as_string(hide_password=False),
             sqlite_fk=True,
             rollback_reader_sessions=True,
+            # A pause for green threads at each return of a connection; ours are real ones.
+            thread_checkin=False,
             **options,
         )
         self._manager.append_on_engine_create(self._prepare)
@@ -116,6 +118,8 @@ class Database:
         """Begin a transaction that only reads; it is always rolled back."""
         with self._transaction(self._manager.reader, False) as session:
             yield session
+            # The rollback would mark every row that was read as out of date, one by one.
+            session.expunge_all()
 
     def run(self, work: Callable[[Session], Result]) -> Result:
         """Run ``work(session)`` in a write transaction and return what it returns.

@@ -133,7 +133,8 @@ class BackupManager:
             )
             session.add(row)
             session.flush()
-            backup_rows.set_metadata(session, row.id, metadata or {})
+            if metadata:
+                backup_rows.set_metadata(session, row.id, metadata)
             tasks.add(
                 session,
                 tasks.BACKUP_CREATE,
@@ -143,7 +144,7 @@ class BackupManager:
                 request_id=ctx.request_id,
                 payload={"zone": availability_zone},
             )
-            return rows.backup(session, row)
+            return rows.new_backup(row, metadata or {})
 
         backup = self._db.run(work)
         self._wake()

@@ -206,7 +206,8 @@ def move(
     )
     known = session.identity_map.get(identity_key(model, resource_id))
     if known is not None:
-        session.expire(known)
+        # Read anew where it is asked for; what the move did not touch stays as it was read.
+        session.expire(known, [column.key for column, _value in assignments])
     assert isinstance(result, CursorResult)
     return bool(result.rowcount)
 

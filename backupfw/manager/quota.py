@@ -7,10 +7,10 @@ free place the second one waits, counts what the first one committed, and is ref
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import func, insert, select
+from sqlalchemy import func, insert, literal, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
@@ -37,6 +37,13 @@ NO_PROJECT = ""
 _UNCONFIGURED = {"per_volume_gigabytes": UNLIMITED, "groups": 10}
 #: All resources that have a limit.
 RESOURCES = ("volumes", "snapshots", "gigabytes", "backups", "backup_gigabytes", *_UNCONFIGURED)
+
+#: Whose rows are counted, and as which resources: their number, their GiB.
+_COUNTED: tuple[tuple[type[Backup | Volume | Snapshot], str, str], ...] = (
+    (Backup, "backups", "backup_gigabytes"),
+    (Volume, "volumes", "gigabytes"),
+    (Snapshot, "snapshots", "gigabytes"),
+)
 
 _TEXTS = {
     "backups": "Maximum number of backups allowed ({limit}) exceeded",
@@ -66,7 +73,7 @@ def check(session: Session, conf: cfg.ConfigOpts, project_id: str, wanted: Mappi
         return
     lock_project(session, project_id)
     limits = limits_of(session, conf, project_id)
-    used = usage_of(session, project_id)
+    used = usage_of(session, project_id, wanted)
     # Where several are exceeded, clients are told of the gigabytes first.
     for resource in sorted(wanted):
         limit = limits[resource]
@@ -94,49 +101,54 @@ def _insert_if_absent(session: Session) -> Any:
     return insert(Project).prefix_with("IGNORE")
 
 
-def usage_of(session: Session, project_id: str) -> dict[str, int]:
-    """Count what a project uses of each resource; hidden snapshots of running backups are nobody's."""
+def usage_of(
+    session: Session, project_id: str, resources: Collection[str] = RESOURCES
+) -> dict[str, int]:
+    """Count what a project uses; hidden snapshots of running backups are nobody's.
 
-    def count(model: type[Backup | Volume | Snapshot]) -> tuple[int, int]:
+    :param resources: of which; only the tables that tell are read.
+    """
+    # Not used up: they limit one volume, and what does not exist.
+    used = dict.fromkeys(resources, 0)
+    for model, rows, gigabytes in _COUNTED:
+        if rows not in used and gigabytes not in used:
+            continue
         statement = select(func.count(), func.coalesce(func.sum(model.size), 0)).where(
             model.project_id == project_id, model.deleted.is_(False)
         )
         if model is Snapshot:
             statement = statement.where(Snapshot.temporary.is_(False))
-        rows, gigabytes = session.execute(statement).one()
-        return int(rows), int(gigabytes)
-
-    backups, backup_gigabytes = count(Backup)
-    volumes, volume_gigabytes = count(Volume)
-    snapshots, snapshot_gigabytes = count(Snapshot)
-    return {
-        "volumes": volumes,
-        "snapshots": snapshots,
-        "gigabytes": volume_gigabytes + snapshot_gigabytes,
-        "backups": backups,
-        "backup_gigabytes": backup_gigabytes,
-        # Not used up: they limit one volume, and what does not exist.
-        "per_volume_gigabytes": 0,
-        "groups": 0,
-    }
+        count, size = session.execute(statement).one()
+        for resource, amount in ((rows, count), (gigabytes, size)):
+            if resource in used:
+                used[resource] += int(amount)
+    return used
 
 
 def limits_of(session: Session, conf: cfg.ConfigOpts, project_id: str) -> dict[str, int]:
     """Return a project's limits: its own, else those of the default class, else the configured ones."""
-    own = select(Quota.resource, Quota.hard_limit).where(Quota.project_id == project_id)
-    return _class_limits(session, conf, DEFAULT_CLASS) | _known(session.execute(own))
+    default = select(QuotaClass.resource, QuotaClass.hard_limit, literal(0).label("own")).where(
+        QuotaClass.class_name == DEFAULT_CLASS
+    )
+    own = select(Quota.resource, Quota.hard_limit, literal(1)).where(Quota.project_id == project_id)
+    # The project's come last, so they count.
+    found = session.execute(default.union_all(own).order_by("own"))
+    return _configured(conf) | _known((resource, limit) for resource, limit, _own in found)
 
 
 def _class_limits(session: Session, conf: cfg.ConfigOpts, name: str) -> dict[str, int]:
-    configured = {
+    rows = select(QuotaClass.resource, QuotaClass.hard_limit).where(QuotaClass.class_name == name)
+    return _configured(conf) | _known((resource, limit) for resource, limit in session.execute(rows))
+
+
+def _configured(conf: cfg.ConfigOpts) -> dict[str, int]:
+    return {
         resource: _UNCONFIGURED[resource] if resource in _UNCONFIGURED else int(getattr(conf.quota, resource))
         for resource in RESOURCES
     }
-    rows = select(QuotaClass.resource, QuotaClass.hard_limit).where(QuotaClass.class_name == name)
-    return configured | _known(session.execute(rows))
 
 
-def _known(rows: Any) -> dict[str, int]:
+def _known(rows: Iterable[tuple[str, int]]) -> dict[str, int]:
     return {resource: limit for resource, limit in rows if resource in RESOURCES}
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime
+from functools import cache
 from typing import Any, Generic, TypeVar
 
 from sqlalchemy import func, select
@@ -144,8 +145,18 @@ class Snapshot:
 
 def columns(row: models.Base, record: type) -> dict[str, Any]:
     """Return the values of ``row`` for those fields of ``record`` that are columns."""
-    names = {column.key for column in row.__mapper__.column_attrs}
-    return {item.name: getattr(row, item.name) for item in fields(record) if item.name in names}
+    # The instance's own dict holds what is loaded: a listing reads tens of thousands of values.
+    loaded = row.__dict__
+    return {
+        name: loaded[name] if name in loaded else getattr(row, name) for name in _shared(type(row), record)
+    }
+
+
+@cache
+def _shared(model: type[models.Base], record: type) -> tuple[str, ...]:
+    """The fields of ``record`` that are columns of ``model``."""
+    names = {column.key for column in model.__mapper__.column_attrs}
+    return tuple(item.name for item in fields(record) if item.name in names)
 
 
 def metadata_of(session: Session, model: Any, ids: Iterable[str]) -> dict[str, dict[str, str]]:
@@ -188,6 +199,11 @@ def backups(session: Session, rows: Sequence[models.Backup], *, detail: bool = T
         )
         for row in rows
     ]
+
+
+def new_backup(row: models.Backup, metadata: Mapping[str, str]) -> Backup:
+    """Turn the row of a backup just made into a record: nothing has been made from it yet."""
+    return Backup(**columns(row, Backup), metadata=dict(metadata))
 
 
 def backup(session: Session, row: models.Backup) -> Backup:
