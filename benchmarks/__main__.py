@@ -1,4 +1,4 @@
-"""``python -m benchmarks [PART …] [--size MIB] [--rounds N] [--segments N] [--directory DIR]``"""
+"""``python -m benchmarks [PART …] [--size MIB] [--rounds N] [--segments N] [--rows N] [--directory DIR]``"""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import shutil
 import sys
 import tempfile
 
-from benchmarks import fragmented, memory, throughput
+from benchmarks import fragmented, listing, memory, requests, throughput
 from benchmarks.table import Table
 
-PARTS = ("throughput", "fragmented", "memory", "large")
+PARTS = ("throughput", "fragmented", "memory", "large", "listing", "requests")
 
 
 def main() -> int:
@@ -23,6 +23,7 @@ def main() -> int:
     parser.add_argument(
         "--segments", type=int, default=memory.SEGMENTS_64_TIB, help="segments of the large volume (64 TiB)"
     )
+    parser.add_argument("--rows", type=int, default=1_000_000, help="backups in the listings (1000000)")
     parser.add_argument("--directory", default="/dev/shm", help="a memory file system (/dev/shm)")
     options = parser.parse_args()
     wanted = options.parts or PARTS
@@ -40,6 +41,10 @@ def main() -> int:
                 fragmented.run(table, directory, size, options.rounds)
             elif part == "memory":
                 memory.run(table, directory, size, options.rounds)
+            elif part == "listing":
+                listing.run(table, directory, options.rows, options.rounds)
+            elif part == "requests":
+                requests.run(table, directory, options.rounds)
             else:
                 memory.run_large(table, directory, options.segments)
         finally:

@@ -1,4 +1,4 @@
-"""What the API's benchmarks run against: the API as a process on a database, and clients with one connection each."""
+"""What the API's benchmarks run against: the API as a process on a database, and clients."""
 
 from __future__ import annotations
 
@@ -67,13 +67,10 @@ def empty_database(url: str) -> Iterator[Database]:
 
 
 @contextmanager
-def api_process(
-    directory: Path, url: str, quota: int = -1, command: Sequence[str] = ("api",)
-) -> Iterator[int]:
+def api_process(directory: Path, url: str, quota: int = -1) -> Iterator[int]:
     """Serve the API on a database in a process of its own; yields its port.
 
     :param quota: every project's limit of backups.
-    :param command: words that start it; it prints a line when it answers.
     """
     port = free_port()
     config = directory / f"api-{port}.conf"
@@ -85,10 +82,10 @@ def api_process(
     ]  # fmt: skip
     config.write_text("\n".join(lines) + "\n")
     state = directory / f"state-{port}"
+    words = [sys.executable, "-m", "backupfw.cmd.main", "api"]
     with open(directory / f"api-{port}.log", "w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "backupfw.cmd.main", *command, "--config-file", str(config)]
-            + ["--state-dir", str(state)],
+            [*words, "--config-file", str(config), "--state-dir", str(state)],
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,

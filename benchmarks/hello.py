@@ -1,4 +1,4 @@
-"""``python -m benchmarks.hello PORT``: a Pecan application that says hello, in the server that serves the API."""
+"""``python -m benchmarks.hello PORT``: a Pecan application that says hello, in the API's server."""
 
 from __future__ import annotations
 

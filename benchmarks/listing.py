@@ -23,7 +23,8 @@ AIM_SHORT = 20
 _ROWS = """
 INSERT INTO backups (id, user_id, project_id, volume_id, host, availability_zone, container, store, service,
     is_incremental, completed, status, size, length, display_name, service_metadata, object_count,
-    stored_bytes, referenced_bytes, progress_done, progress_total, data_timestamp, created_at, updated_at, deleted)
+    stored_bytes, referenced_bytes, progress_done, progress_total, data_timestamp, created_at, updated_at,
+    deleted)
 SELECT md5('b' || n)::uuid::text, 'user', 'project-' || lpad(((n::bigint * 7919) % :projects)::text, 4, '0'),
     md5('v' || n / 10)::uuid::text, 'host', 'nova', 'volumebackups', 'main', 'service',
     false, true, 'available', 1, 1073741824, 'backup ' || n, 'key/' || n, 5,

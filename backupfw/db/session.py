@@ -24,6 +24,7 @@ from sqlalchemy import Engine, event, func, select, text
 from sqlalchemy.engine import Connection, make_url
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
+from sqlalchemy.pool import QueuePool
 
 Result = TypeVar("Result")
 
@@ -31,6 +32,8 @@ Result = TypeVar("Result")
 _WRITES = "backupfw_writes"
 #: How long a SQLite transaction waits for another writer, seconds.
 BUSY_SECONDS = 60
+#: How many idle connections to a SQLite file are kept.
+_KEPT_CONNECTIONS = 16
 
 
 @enginefacade.transaction_context_provider
@@ -67,8 +70,8 @@ class Database:
         )
         self._manager.append_on_engine_create(self._prepare)
         self.engine: Engine = self._manager.writer.get_engine()
-        # SQLite connections are not pooled; without one that stays open every transaction would be the
-        # last to leave and would have to fold the log into the database.
+        # Without one connection that stays open the transaction that leaves last would have to fold the
+        # log into the database.
         self._anchor = self.engine.raw_connection() if self.backend == "sqlite" else None
         if self._anchor is not None and not self._in_memory:
             self._anchor.cursor().execute("SELECT count(*) FROM sqlite_master").fetchall()
@@ -85,6 +88,8 @@ class Database:
             event.listen(engine, "connect", _postgresql_connect)
         # oslo.db has tried a connection already, which knows nothing of these settings.
         engine.dispose()
+        if self.backend == "sqlite" and not self._in_memory:
+            engine.pool = _pool_like(engine.pool)
 
     @contextmanager
     def _transaction(self, mode: Any, writes: bool) -> Iterator[Session]:
@@ -176,6 +181,21 @@ def now(session: Session) -> datetime:
 def _is_busy(error: Exception) -> bool:
     """Whether SQLite gave up waiting for another writer."""
     return isinstance(error, OperationalError) and "database is locked" in str(error.orig)
+
+
+def _pool_like(pool: Any) -> QueuePool:
+    """Return a pool that keeps connections, with the creator and the listeners of one that does not.
+
+    oslo.db gives a SQLite file no pool, for reasons of old; a new connection has to read the schema, which
+    costs more than most transactions.  The pool has no limit: who may be busy at once is decided elsewhere.
+    """
+    return QueuePool(
+        pool._creator,
+        pool_size=_KEPT_CONNECTIONS,
+        max_overflow=-1,
+        _dispatch=pool.dispatch,
+        dialect=pool._dialect,
+    )
 
 
 def _sqlite_connect(connection: Any, _record: Any) -> None:

@@ -156,7 +156,10 @@ class BackupManager:
         :raises BackupNotFound: no such backup for this caller.
         """
         with self._db.read() as session:
-            return rows.backup(session, _find(session, ctx, backup_id))
+            found = rows.backup_by_id(session, backup_id) if volume_rules.may_be_id(backup_id) else None
+        if found is None or not volume_rules.is_visible(ctx, found.project_id):
+            raise BackupNotFound(backup_id)
+        return found
 
     def list(
         self,

@@ -101,9 +101,7 @@ def _insert_if_absent(session: Session) -> Any:
     return insert(Project).prefix_with("IGNORE")
 
 
-def usage_of(
-    session: Session, project_id: str, resources: Collection[str] = RESOURCES
-) -> dict[str, int]:
+def usage_of(session: Session, project_id: str, resources: Collection[str] = RESOURCES) -> dict[str, int]:
     """Count what a project uses; hidden snapshots of running backups are nobody's.
 
     :param resources: of which; only the tables that tell are read.

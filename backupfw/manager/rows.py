@@ -11,8 +11,8 @@ from datetime import datetime
 from functools import cache
 from typing import Any, Generic, TypeVar
 
-from sqlalchemy import func, select
-from sqlalchemy.orm import Session
+from sqlalchemy import Select, bindparam, func, select
+from sqlalchemy.orm import Session, aliased
 
 from backupfw.db import models
 
@@ -199,6 +199,42 @@ def backups(session: Session, rows: Sequence[models.Backup], *, detail: bool = T
         )
         for row in rows
     ]
+
+
+@cache
+def _backup_by_id() -> Select[Any]:
+    """One statement for a backup, its metadata and its dependents: a row for each key, at least one."""
+    backup, child, meta = models.Backup, aliased(models.Backup), models.BackupMetadata
+    dependents = (
+        select(func.count())
+        .where(
+            child.parent_id == backup.id,
+            child.project_id == backup.project_id,
+            child.deleted.is_(False),
+            child.completed.is_(True),
+        )
+        .scalar_subquery()
+    )
+    shown = [getattr(backup, name) for name in _shared(backup, Backup)]
+    return (
+        select(meta.key, meta.value, dependents, *shown)
+        .outerjoin(meta, meta.backup_id == backup.id)
+        .where(backup.id == bindparam("backup_id"), backup.deleted.is_(False))
+        .order_by(meta.key)
+    )
+
+
+def backup_by_id(session: Session, backup_id: str) -> Backup | None:
+    """Read one living backup with a single statement; clients that wait ask for it every second."""
+    found = session.execute(_backup_by_id(), {"backup_id": backup_id}).all()
+    if not found:
+        return None
+    dependents, *values = found[0][2:]
+    return Backup(
+        **dict(zip(_shared(models.Backup, Backup), values, strict=True)),
+        metadata={row[0]: row[1] for row in found if row[0] is not None},
+        num_dependent_backups=dependents,
+    )
 
 
 def new_backup(row: models.Backup, metadata: Mapping[str, str]) -> Backup:

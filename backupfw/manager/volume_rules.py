@@ -57,7 +57,7 @@ def find_volume(session: Session, ctx: RequestContext, volume_id: str, *, lock: 
     :raises VolumeNotFound: there is none, or not for this caller.
     """
     volume = _row(session, Volume, volume_id, lock)
-    if volume is None or volume.deleted or not (ctx.is_admin or volume.project_id == ctx.project_id):
+    if volume is None or volume.deleted or not is_visible(ctx, volume.project_id):
         raise VolumeNotFound(volume_id)
     return volume
 
@@ -68,12 +68,7 @@ def find_snapshot(session: Session, ctx: RequestContext, snapshot_id: str, *, lo
     :raises SnapshotNotFound: there is none, or not for this caller.
     """
     snapshot = _row(session, Snapshot, snapshot_id, lock)
-    if (
-        snapshot is None
-        or snapshot.deleted
-        or snapshot.temporary
-        or not (ctx.is_admin or snapshot.project_id == ctx.project_id)
-    ):
+    if snapshot is None or snapshot.deleted or snapshot.temporary or not is_visible(ctx, snapshot.project_id):
         raise SnapshotNotFound(snapshot_id)
     return snapshot
 
@@ -84,14 +79,23 @@ def find_backup(session: Session, ctx: RequestContext, backup_id: str, *, lock: 
     :raises BackupNotFound: there is none, or not for this caller.
     """
     backup = _row(session, Backup, backup_id, lock)
-    if backup is None or backup.deleted or not (ctx.is_admin or backup.project_id == ctx.project_id):
+    if backup is None or backup.deleted or not is_visible(ctx, backup.project_id):
         raise BackupNotFound(backup_id)
     return backup
 
 
+def may_be_id(text: str) -> bool:
+    """Say whether a row can have this id; databases refuse some characters with errors of their own."""
+    return len(text) == 36 and text.isascii() and text.isprintable()
+
+
+def is_visible(ctx: RequestContext, project_id: str) -> bool:
+    """Say whether something of that project exists for this caller."""
+    return ctx.is_admin or project_id == ctx.project_id
+
+
 def _row(session: Session, model: type[Row], row_id: str, lock: bool) -> Row | None:
-    # Databases refuse some characters with errors of their own.
-    if len(row_id) != 36 or not (row_id.isascii() and row_id.isprintable()):
+    if not may_be_id(row_id):
         return None
     query = select(model).where(model.id == row_id)
     if lock:

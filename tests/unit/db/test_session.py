@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
 
 import pytest
 from oslo_db.exception import DBDeadlock, DBDuplicateEntry, DBReferenceError
-from sqlalchemy import func, select, text
+from sqlalchemy import event, func, select, text
 
 from backupfw.db import models
 from backupfw.db.session import Database
@@ -171,3 +172,19 @@ def test_sqlite_is_set_up_to_last(db: Database) -> None:
             for name in ("journal_mode", "synchronous", "foreign_keys")
         }
     assert values == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}
+
+
+def test_connections_to_a_sqlite_file_are_kept(tmp_path: Path) -> None:
+    made: list[object] = []
+    database = Database(f"sqlite:///{tmp_path}/kept.sqlite")
+    try:
+        event.listen(database.engine, "connect", lambda connection, _record: made.append(connection))
+        for _ in range(5):
+            with database.write() as session:
+                session.execute(text("SELECT 1"))
+            with database.read() as session:
+                # Whoever made it: every connection is set up in the same way.
+                assert session.scalar(text("PRAGMA foreign_keys")) == 1
+        assert len(made) == 1
+    finally:
+        database.close()
