@@ -33,9 +33,19 @@ from backupfw.testing.suite.listing import ListingTests
 from backupfw.testing.suite.model import ModelTests
 from backupfw.testing.suite.objects import ObjectTests
 from backupfw.testing.suite.threads import ThreadTests
+from backupfw.testing.suite.wire import RestartTests, WireTests
 
 __all__ = ["Adoption", "ChunkStoreTests", "pattern", "put"]
 
 
-class ChunkStoreTests(ObjectTests, ListingTests, DeletingTests, ThreadTests, ConductTests, ModelTests):
+class ChunkStoreTests(
+    RestartTests,
+    ObjectTests,
+    ListingTests,
+    DeletingTests,
+    ThreadTests,
+    ConductTests,
+    WireTests,
+    ModelTests,
+):
     """Everything a chunk store promises.  Subclass it once per way of setting up the store."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar, NoReturn, TypeVar
 
 import pytest
@@ -12,6 +13,11 @@ import pytest
 from backupfw.chunkstore.base import Body, ChunkStore, ObjectInfo
 
 T = TypeVar("T")
+
+#: Pieces that a store may do without if its author says why, in :attr:`Adoption.declared`.
+OPTIONAL = ("open_through", "restart_server", "expire_token", "full_store")
+#: Those of them that a store without a server has no use for.
+OF_SERVERS = ("open_through", "restart_server", "expire_token")
 
 
 def forgotten(what: str) -> NoReturn:
@@ -29,6 +35,9 @@ class Adoption:
     #: True for a store without server and credentials: only then the tests that need an unreachable
     #: server or wrong credentials do not apply.
     local: ClassVar[bool] = False
+    #: What there is not, and why: name of a piece in :data:`OPTIONAL` -> reason.  Its tests are skipped
+    #: with that reason; a piece that is neither supplied nor declared fails them.
+    declared: ClassVar[Mapping[str, str]] = {}
     #: How many keys the listing test makes; lower it for slow servers, not below their page size.
     listing_keys: ClassVar[int] = 12_000
     #: Size in bytes of the largest object.
@@ -39,6 +48,8 @@ class Adoption:
     patience: ClassVar[float] = 30.0
     #: Seconds within which a server that does not answer is given up.
     unreachable_seconds: ClassVar[float] = 60.0
+    #: Bytes of an object for which :meth:`full_store` has no room.
+    no_room: ClassVar[int] = 3 << 20
     #: How many random histories the model test plays.
     model_examples: ClassVar[int] = 15
 
@@ -75,6 +86,32 @@ class Adoption:
         """Open the driver with credentials that the server refuses."""
         forgotten("open_refused(server), or local = True")
 
+    def server_address(self, server: Any) -> tuple[str, int]:
+        """Return host and port of the server, for a proxy that is to stand before it."""
+        forgotten("server_address(server), or local = True")
+
+    def open_through(self, server: Any, host: str, port: int) -> ChunkStore:
+        """Open the driver so that it reaches the server through this host and port, and only so."""
+        forgotten("open_through(server, host, port), or a reason in declared, or local = True")
+
+    def restart_server(self, server: Any) -> None:
+        """End the server at once and start it again at the same address; return when it answers."""
+        forgotten("restart_server(server), or a reason in declared, or local = True")
+
+    def expire_token(self, server: Any, store: ChunkStore) -> None:
+        """Make every token that the store holds by now invalid.  Called from several threads."""
+        forgotten("expire_token(server, store), or a reason in declared, or local = True")
+
+    def full_store(self, server: Any, container: str) -> AbstractContextManager[ChunkStore]:
+        """For a ``with`` block: a store in whose (empty) container ``no_room`` bytes have no room."""
+        forgotten("full_store(server, container), or a reason in declared")
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def mortal_server(cls, server: Any) -> Any:
+        """The server that a test restarts: override it where other tests' objects are lost by that."""
+        return server
+
     def new_container_name(self) -> str:
         """Return a name no other test has; override it where names follow special rules."""
         return f"backupfw-test-{secrets.token_hex(8)}"
@@ -99,6 +136,13 @@ class Adoption:
         store.ensure_container(name)
         yield name
         self.remove_container(server, name)
+
+    def require(self, piece: str) -> None:
+        """Skip the test if a piece is declared not to be there."""
+        if piece in self.declared:
+            pytest.skip(f"declared: {self.declared[piece]}")
+        if self.local and piece in OF_SERVERS:
+            pytest.skip("declared: no server")
 
     def listed(
         self, store: ChunkStore, container: str, expected: Sequence[ObjectInfo], prefix: str = ""

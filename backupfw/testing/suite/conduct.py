@@ -12,7 +12,7 @@ import pytest
 
 from backupfw.chunkstore.base import Body, CheckReport, ChunkStore
 from backupfw.chunkstore.errors import ChunkStoreError, NotFound, PermissionDenied, Unavailable
-from backupfw.testing.suite.adoption import Adoption, forgotten, put
+from backupfw.testing.suite.adoption import OPTIONAL, Adoption, forgotten, put
 
 #: Every way to use a store, for tests that all of them must pass.
 USES: tuple[tuple[str, Callable[[ChunkStore, str], object]], ...] = (
@@ -137,6 +137,9 @@ class ConductTests(Adoption):
             assert all(item.detail for item in report.items if not item.ok)
 
     def test_the_driver_declares_what_it_must(self, store: ChunkStore) -> None:
+        # A declaration that is none, or has no reason, would hide a test.
+        assert set(self.declared) <= set(OPTIONAL)
+        assert all(self.declared.values())
         assert store.API_VERSION == 1
         assert store.wire_name
         assert store.name

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 
 from backupfw.chunkstore.base import ChunkStore
@@ -14,6 +16,7 @@ class MemorySuite(ChunkStoreTests):
 
     secrets = ()
     local = True
+    declared: ClassVar[dict[str, str]] = {"full_store": "memory has no bound of its own"}
 
     @pytest.fixture(scope="class")
     @classmethod

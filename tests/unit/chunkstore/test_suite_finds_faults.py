@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from tests.architecture.checkout import ROOT
+
 pytest_plugins = ["pytester"]
+
+TEMPLATE = ROOT / "drivers" / "template"
 
 ADOPTION = """
 import pytest
@@ -19,6 +23,7 @@ from backupfw.chunkstore.memory import MemoryStore
 class TestStore(ChunkStoreTests):
     secrets = ("s3cret",)
     local = True
+    declared = {{"full_store": "memory has no bound"}}
     listing_keys = 2400
     largest = 1 << 20
     model_examples = 30
@@ -259,6 +264,248 @@ BROKEN = {
 }
 
 
+#: A driver that speaks to a server: the template's, and one fault in it.
+FAR_ADOPTION = """
+import time
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from backupfw.chunkstore.base import Body, ObjectInfo
+from backupfw.chunkstore.errors import *
+from backupfw.chunkstore.options import option_values
+from backupfw_template import errors as driver_errors
+from backupfw_template import store as driver_store
+from backupfw_template.link import Answer, Link
+from test_conformance import TestTemplateStore
+from backupfw_template.store import TemplateStore
+
+{broken}
+
+class TestStore(TestTemplateStore):
+    patience = 1.0
+
+    def open_at(self, endpoint, password="a-very-secret-password"):
+        values = {{"endpoint": endpoint, "user": "tester", "password": password}}
+        return Broken("test", option_values(TemplateStore.options(), **values))
+
+del TestTemplateStore
+"""
+
+#: What is broken -> the class, and the tests that must fail for it.
+FAR_BROKEN = {
+    "puts in two steps": (
+        """
+    def put(self, container, key, body, *, if_absent=False):
+        data = body.to_bytes()
+        super().put(container, key, Body.from_bytes(data[:1000]))
+        super().put(container, key, body, if_absent=if_absent)
+""",
+        ["test_g4_put_that_is_cut"],
+    ),
+    "puts are believed to have come": (
+        """
+    def put(self, container, key, body, *, if_absent=False):
+        try:
+            super().put(container, key, body, if_absent=if_absent)
+        except Unavailable:
+            pass
+""",
+        [
+            "test_g4_put_that_is_cut",
+            "test_g4_put_whose_answer_is_cut",
+            "test_g17_a_server_that_refuses_for_a_while",
+            "test_g17_server_restarts_in_mid_transfer",
+        ],
+    ),
+    "puts go on in the background": (
+        """
+    pool = ThreadPoolExecutor(4)
+    def put(self, container, key, body, *, if_absent=False):
+        self.pool.submit(super().put, container, key, body, if_absent=if_absent)
+""",
+        ["test_g17_a_hole_is_given_up_in_time", "test_g4_put_that_is_cut"],
+    ),
+    "gets come short": (
+        """
+    def get(self, container, key, offset=None, length=None):
+        try:
+            return super().get(container, key, offset, length)
+        except Unavailable as error:
+            return getattr(error.__cause__, "partial", b"short")
+""",
+        ["test_g8_get_that_is_cut"],
+    ),
+    "broken connections are for ever": (
+        """
+    def get(self, container, key, offset=None, length=None):
+        try:
+            return super().get(container, key, offset, length)
+        except Unavailable as error:
+            error.temporary = False
+            raise
+""",
+        ["test_g8_get_that_is_cut", "test_g17_a_server_that_refuses_for_a_while"],
+    ),
+    "errors are not translated": (
+        """
+    def put(self, container, key, body, *, if_absent=False):
+        try:
+            super().put(container, key, body, if_absent=if_absent)
+        except Unavailable as error:
+            raise error.__cause__
+""",
+        ["test_g13_connections_end_under_many_threads", "test_g4_put_that_is_cut"],
+    ),
+    "listings end early": (
+        """
+    def list(self, container, prefix="", start_after=""):
+        try:
+            yield from super().list(container, prefix, start_after)
+        except Unavailable:
+            return
+""",
+        ["test_g10_listing_that_is_cut"],
+    ),
+    "deletes are believed to have come": (
+        """
+    def delete(self, container, keys):
+        try:
+            super().delete(container, keys)
+        except Unavailable:
+            pass
+""",
+        ["test_g11_delete_whose_answer_is_cut"],
+    ),
+    "no checksum is sent": (
+        """
+    def put(self, container, key, body, *, if_absent=False):
+        path = driver_store._path(container, key)
+        self._link.call("PUT", path, body.to_bytes(), container=container, key=key)
+""",
+        ["test_g5_put_that_is_changed_on_the_way"],
+    ),
+    "no checksum is compared": (
+        """
+    def get(self, container, key, offset=None, length=None):
+        if offset is None:
+            path = driver_store._path(container, key)
+            return self._link.call("GET", path, container=container, key=key).body
+        return super().get(container, key, offset, length)
+""",
+        ["test_g8_whole_get_that_is_changed_on_the_way"],
+    ),
+    "found changes are for ever": (
+        """
+    def get(self, container, key, offset=None, length=None):
+        try:
+            return super().get(container, key, offset, length)
+        except IntegrityError as error:
+            error.temporary = False
+            raise
+""",
+        ["test_g8_whole_get_that_is_changed_on_the_way"],
+    ),
+    "impatient": (
+        """
+    def __init__(self, name, options):
+        super().__init__(name, options)
+        self._link._timeout = 0.02
+""",
+        ["test_g17_a_slow_line_changes_nothing"],
+    ),
+    "never patient again": (
+        """
+    down = None
+    def get(self, container, key, offset=None, length=None):
+        if self.down:
+            raise self.down
+        try:
+            return super().get(container, key, offset, length)
+        except Unavailable as error:
+            self.down = error
+            raise
+""",
+        ["test_g17_a_server_that_refuses_for_a_while", "test_g17_server_restarts_in_mid_transfer"],
+    ),
+    "tokens are not renewed": (
+        """
+    def __init__(self, name, options):
+        super().__init__(name, options)
+        good = self._link._good_token
+        self._link._good_token = lambda container, key, refused="": refused or good(container, key)
+""",
+        ["test_g17_expired_token_is_renewed", "test_g17_token_expires_under_many_threads"],
+    ),
+    "full is for a time": (
+        """
+    def put(self, container, key, body, *, if_absent=False):
+        try:
+            super().put(container, key, body, if_absent=if_absent)
+        except NoSpace as error:
+            raise Unavailable("full")
+""",
+        ["test_g4_full_store"],
+    ),
+    "full stores keep a half": (
+        """
+    def put(self, container, key, body, *, if_absent=False):
+        try:
+            super().put(container, key, body, if_absent=if_absent)
+        except NoSpace as error:
+            super().put(container, key, Body.from_bytes(body.to_bytes()[:10]))
+            raise
+""",
+        ["test_g4_full_store"],
+    ),
+    "not through the proxy": (
+        """
+    def __init__(self, name, options):
+        super().__init__(name, options)
+        global first
+        if self._link._port is not None:
+            first = first or self._link._port
+            self._link._port = first
+first = None
+class Broken(Broken):
+    pass
+""",
+        ["test_g4_put_that_is_cut", "test_g8_get_that_is_cut", "test_g17_server_restarts_in_mid_transfer"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAR_BROKEN)
+def test_broken_drivers_of_servers_fail(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    methods, tests = FAR_BROKEN[name]
+    monkeypatch.syspath_prepend(str(TEMPLATE / "tests"))
+    pytester.makepyfile(FAR_ADOPTION.format(broken=f"class Broken(TemplateStore):{methods}"))
+    result = pytester.inline_run("-q", "-p", "no:cacheprovider", "-k", " or ".join(tests))
+    failed = {report.nodeid.partition("::")[2] for report in result.getfailures()}
+    for test in tests:
+        assert [each for each in failed if test in each], f"{test} did not fail"
+
+
+def test_declared_pieces_are_skipped_with_their_reason(pytester: pytest.Pytester) -> None:
+    adoption = ADOPTION.format(broken="class Broken(FaultyStore): pass")
+    pytester.makepyfile(adoption.replace("full_store", "no_such_piece"))
+    result = pytester.inline_run("-q", "-p", "no:cacheprovider", "-k", "declares_what or full_store")
+    assert {report.nodeid.rpartition("::")[2] for report in result.getfailures()} == {
+        "test_the_driver_declares_what_it_must",
+        "test_g4_full_store",
+    }
+    pytester.makepyfile(adoption)
+    result = pytester.inline_run(
+        "-q", "-p", "no:cacheprovider", "-k", "declares_what or full_store or mid_transfer"
+    )
+    passed, skipped, failed = result.listoutcomes()
+    assert (len(passed), failed) == (1, [])
+    assert sorted(report.longrepr[2] for report in skipped) == [
+        "Skipped: declared: memory has no bound",
+        "Skipped: declared: no server",
+    ]
+
+
 @pytest.mark.parametrize("name", BROKEN)
 def test_broken_stores_fail(pytester: pytest.Pytester, name: str) -> None:
     methods, tests = BROKEN[name]
@@ -272,7 +519,7 @@ def test_broken_stores_fail(pytester: pytest.Pytester, name: str) -> None:
 def test_a_good_store_passes(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(ADOPTION.format(broken="class Broken(FaultyStore): pass"))
     result = pytester.inline_run("-q", "-p", "no:cacheprovider", "--guarantees")
-    result.assertoutcome(passed=117, skipped=3)
+    result.assertoutcome(passed=117, skipped=27)
 
 
 def test_forgotten_pieces_fail_and_do_not_skip(pytester: pytest.Pytester) -> None:
@@ -295,7 +542,17 @@ def test_forgotten_pieces_fail_and_do_not_skip(pytester: pytest.Pytester) -> Non
     passed, skipped, failed = result.listoutcomes()
     assert skipped == []
     texts = [str(report.longrepr) for report in failed]
-    for piece in ("raw_put", "raw_get", "raw_keys", "open_unreachable", "open_refused", "secrets"):
+    for piece in (
+        "raw_put",
+        "raw_get",
+        "raw_keys",
+        "open_unreachable",
+        "open_refused",
+        "secrets",
+        "server_address",
+        "expire_token",
+        "full_store",
+    ):
         assert [text for text in texts if piece in text], f"{piece} was not missed"
     assert passed
 
