@@ -34,10 +34,17 @@ class Service:
 
     :param state: the state directory; kept between restarts.
     :param options: extra configuration as ``{section: {option: value}}``.
+    :param python: the interpreter of the environment it is installed in.
     """
 
-    def __init__(self, state: Path, options: dict[str, dict[str, Any]] | None = None) -> None:
+    def __init__(
+        self,
+        state: Path,
+        options: dict[str, dict[str, Any]] | None = None,
+        python: str | Path = sys.executable,
+    ) -> None:
         self.state = state
+        self.python = str(python)
         self.port = free_port()
         self.config: Path | None = None
         self._process: subprocess.Popen[str] | None = None
@@ -61,7 +68,7 @@ class Service:
         """Start the process and return when it is ready to answer."""
         log = open(self.state.parent / f"{self.state.name}.log", "a")  # noqa: SIM115  (lives with the process)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "backupfw.cmd.main", "serve", *self.arguments, "--port", str(self.port)],
+            [self.python, "-m", "backupfw.cmd.main", "serve", *self.arguments, "--port", str(self.port)],
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
@@ -113,7 +120,7 @@ class Service:
     def command(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a ``backupfw`` command on this instance."""
         done = subprocess.run(
-            [sys.executable, "-m", "backupfw.cmd.main", *words, *self.arguments],
+            [self.python, "-m", "backupfw.cmd.main", *words, *self.arguments],
             capture_output=True,
             text=True,
             timeout=PATIENCE,
@@ -221,9 +228,13 @@ class Client:
 
 
 @contextmanager
-def running(state: Path, options: dict[str, dict[str, Any]] | None = None) -> Iterator[Service]:
+def running(
+    state: Path,
+    options: dict[str, dict[str, Any]] | None = None,
+    python: str | Path = sys.executable,
+) -> Iterator[Service]:
     """A started service that is stopped at the end."""
-    service = Service(state, options).start()
+    service = Service(state, options, python).start()
     try:
         yield service
     finally:

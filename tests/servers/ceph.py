@@ -9,9 +9,9 @@ import struct
 import subprocess
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.servers.process import ServerProcess, free_port
@@ -82,11 +82,37 @@ class Ceph:
     port: int
     access_key: str = "AKIDTESTER0000000001"
     secret_key: str = "very-secret-key-of-the-tester"
+    _start_gateway: Callable[[], ServerProcess] = field(kw_only=True)
+    _gateways: list[ServerProcess] = field(default_factory=list)
 
     @property
     def endpoint(self) -> str:
         """The S3 endpoint."""
         return f"http://127.0.0.1:{self.port}"
+
+    def start_gateway(self) -> None:
+        """Start the gateway and return when it answers."""
+        self._gateways.append(self._start_gateway())
+        self._gateways[-1].wait_ready(lambda: _healthy(self.port))
+
+    def restart_gateway(self) -> None:
+        """End the gateway and start it again; the objects are not its.
+
+        It does not wait for what is under way.  Not SIGKILL: the cluster would wait half a minute for the
+        watches of the dead one.
+        """
+        self._gateways[-1].stop()
+        self.start_gateway()
+
+    @contextmanager
+    def quota(self, container: str, size: int) -> Iterator[None]:
+        """For the time of a block, let a bucket take no more than so many bytes."""
+        self.admin("quota", "set", "--quota-scope=bucket", f"--bucket={container}", f"--max-size={size}")
+        self.admin("quota", "enable", "--quota-scope=bucket", f"--bucket={container}")
+        try:
+            yield
+        finally:
+            self.admin("quota", "disable", "--quota-scope=bucket", f"--bucket={container}")
 
     def admin(self, *words: str) -> str:
         """Run ``radosgw-admin``; returns what it prints."""
@@ -176,11 +202,9 @@ def ceph(directory: Path, extra: str = "") -> Iterator[Ceph]:
         run_ceph_tool("ceph", directory, "osd", "new", osd)
         once(programs["ceph-osd"], *common, "-i", "0", "--mkfs", "--osd-uuid", osd)
         start("ceph-osd", "osd", "-i", "0")
-        gateway = start(
-            "radosgw", "rgw", "-n", "client.rgw", "--rgw-frontends", f"beast endpoint=127.0.0.1:{rgw}"
-        )
-        gateway.wait_ready(lambda: _healthy(rgw))
-        cluster = Ceph(directory, rgw)
+        words = ("-n", "client.rgw", "--rgw-frontends", f"beast endpoint=127.0.0.1:{rgw}")
+        cluster = Ceph(directory, rgw, _start_gateway=lambda: start("radosgw", "rgw", *words))
+        cluster.start_gateway()
         cluster.admin(
             "user", "create", "--uid=tester", "--display-name=Tester",
             f"--access-key={cluster.access_key}", f"--secret-key={cluster.secret_key}",

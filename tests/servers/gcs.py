@@ -7,11 +7,12 @@ credentials: ``tests/servers/gcs_gate.py`` stands in front where they matter.
 
 from __future__ import annotations
 
+import signal
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.servers.process import ServerProcess, free_port
@@ -28,6 +29,21 @@ class GcsServer:
     """
 
     port: int
+    _start: Callable[[int], ServerProcess] = field(kw_only=True)
+    _processes: list[ServerProcess] = field(default_factory=list)
+
+    def start(self) -> None:
+        """Start the process and return when it answers."""
+        self._processes.append(self._start(self.port))
+
+    def restart(self) -> None:
+        """End the process at once and start it again, without the objects it had."""
+        self.stop(signal.SIGKILL)
+        self.start()
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
+        """End the process."""
+        self._processes[-1].stop(how)
 
     @property
     def endpoint(self) -> str:
@@ -66,18 +82,19 @@ def fake_gcs(directory: Path, seed: Path | None = None) -> Iterator[GcsServer]:
     """
     program = _fake_program()
     assert program is not None
-    server = GcsServer(free_port())
-    process = ServerProcess(
-        [str(program), "-scheme", "http", "-host", "127.0.0.1", "-port", str(server.port),
-         "-external-url", server.endpoint, "-public-host", f"127.0.0.1:{server.port}",
-         "-backend", "memory", "-log-level", "error", *(("-data", str(seed)) if seed else ())],
-        directory,
-    )  # fmt: skip
-    try:
-        process.wait_ready(lambda: _answers(f"{server.endpoint}/_internal/healthcheck"))
-        yield server
-    finally:
-        process.stop()
+
+    def start(port: int) -> ServerProcess:
+        endpoint = f"http://127.0.0.1:{port}"
+        process = ServerProcess(
+            [str(program), "-scheme", "http", "-host", "127.0.0.1", "-port", str(port),
+             "-external-url", endpoint, "-public-host", f"127.0.0.1:{port}",
+             "-backend", "memory", "-log-level", "error", *(("-data", str(seed)) if seed else ())],
+            directory,
+        )  # fmt: skip
+        process.wait_ready(lambda: _answers(f"{endpoint}/_internal/healthcheck"))
+        return process
+
+    yield from _running(GcsServer(free_port(), _start=start))
 
 
 @contextmanager
@@ -85,12 +102,20 @@ def gcs_emulator(directory: Path) -> Iterator[GcsServer]:
     """Run gcp-storage-emulator, objects in memory: in files, a key and another below it cannot both be."""
     program = find_program("gcp-storage-emulator", ENVIRONMENT)
     assert program is not None
-    server = GcsServer(free_port())
-    process = ServerProcess(
-        [program, "start", "--host", "127.0.0.1", "--port", str(server.port), "--in-memory", "-q"], directory
-    )
+
+    def start(port: int) -> ServerProcess:
+        process = ServerProcess(
+            [program, "start", "--host", "127.0.0.1", "--port", str(port), "--in-memory", "-q"], directory
+        )
+        process.wait_ready(lambda: _answers(f"http://127.0.0.1:{port}/"))
+        return process
+
+    yield from _running(GcsServer(free_port(), _start=start))
+
+
+def _running(server: GcsServer) -> Iterator[GcsServer]:
     try:
-        process.wait_ready(lambda: _answers(f"{server.endpoint}/"))
+        server.start()
         yield server
     finally:
-        process.stop()
+        server.stop()

@@ -190,7 +190,12 @@ def _handler(gate: Gate, target: int) -> type[BaseHTTPRequestHandler]:
 
         def _handle(self) -> None:
             # Read first: an answer before the end of a body may be lost with the connection.
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            size = int(self.headers.get("Content-Length") or 0)
+            body = self.rfile.read(size)
+            if len(body) != size:
+                # The client is gone: half of what it sends must not become an object.
+                self.close_connection = True
+                return
             fault = gate.next_fault(self.command, self.path)
             if fault == "drop":
                 self.close_connection = True

@@ -8,9 +8,9 @@ import json
 import os
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.servers.process import ServerProcess, free_port
@@ -33,11 +33,21 @@ class SeaweedFS:
     secret_key: str = "very-secret-key-of-the-tester"
     reader_key: str = "AKIDREADER0000000001"
     reader_secret: str = "very-secret-key-of-the-reader"
+    _start: Callable[[], ServerProcess] = field(kw_only=True)
+    _processes: list[ServerProcess] = field(default_factory=list)
 
     @property
     def endpoint(self) -> str:
         """The S3 endpoint."""
         return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """Start the process and return when it answers."""
+        self._processes.append(self._start())
+
+    def stop(self) -> None:
+        """End the process at once: it takes more than ten seconds to end by itself."""
+        self._processes[-1].stop(signal.SIGKILL)
 
 
 def seaweedfs_missing() -> str | None:
@@ -96,32 +106,36 @@ def seaweedfs(directory: Path) -> Iterator[SeaweedFS]:
     assert program is not None
     ports = [free_port() for _ in range(8)]
     master, master_grpc, volume, volume_grpc, filer, filer_grpc, s3, s3_grpc = ports
-    server = SeaweedFS(s3)
     (directory / "data").mkdir()
-    (directory / "s3.json").write_text(_identities(server))
-    process = ServerProcess(
-        [program, "-logtostderr=true", "server", f"-dir={directory}/data",
-         "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
-         f"-master.port={master}", f"-master.port.grpc={master_grpc}", "-master.volumeSizeLimitMB=64",
-         "-master.electionTimeout=1s", "-master.telemetry=false",
-         f"-volume.port={volume}", f"-volume.port.grpc={volume_grpc}", "-volume.max=2000",
-         "-volume.preStopSeconds=0", "-volume.minFreeSpace=1",
-         "-filer", f"-filer.port={filer}", f"-filer.port.grpc={filer_grpc}",
-         "-s3", f"-s3.port={s3}", f"-s3.port.grpc={s3_grpc}", "-s3.port.iceberg=0", "-s3.port.lance=0",
-         f"-s3.config={directory}/s3.json"],
-        directory,
-        environment={
-            "WEED_S3_SSE_KEK": "0123456789abcdef" * 4,
-            # Each bucket takes volumes of its own: one at a time, else many buckets use them all up.
-            "WEED_MASTER_VOLUME_GROWTH_COPY_1": "1",
-        },
+    words = (
+        program, "-logtostderr=true", "server", f"-dir={directory}/data",
+        "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
+        f"-master.port={master}", f"-master.port.grpc={master_grpc}", "-master.volumeSizeLimitMB=64",
+        "-master.electionTimeout=1s", "-master.telemetry=false",
+        f"-volume.port={volume}", f"-volume.port.grpc={volume_grpc}", "-volume.max=2000",
+        "-volume.preStopSeconds=0", "-volume.minFreeSpace=1",
+        "-filer", f"-filer.port={filer}", f"-filer.port.grpc={filer_grpc}",
+        "-s3", f"-s3.port={s3}", f"-s3.port.grpc={s3_grpc}", "-s3.port.iceberg=0", "-s3.port.lance=0",
+        f"-s3.config={directory}/s3.json",
     )  # fmt: skip
-    try:
+    environment = {
+        "WEED_S3_SSE_KEK": "0123456789abcdef" * 4,
+        # Each bucket takes volumes of its own: one at a time, else many buckets use them all up.
+        "WEED_MASTER_VOLUME_GROWTH_COPY_1": "1",
+    }
+
+    def start() -> ServerProcess:
+        process = ServerProcess(words, directory, environment=environment)
         process.wait_ready(lambda: _request(s3, "GET", "/healthz") == 200 and _takes_files(filer))
+        return process
+
+    server = SeaweedFS(s3, _start=start)
+    (directory / "s3.json").write_text(_identities(server))
+    try:
+        server.start()
         yield server
     finally:
-        # It takes more than ten seconds to end by itself.
-        process.stop(signal.SIGKILL)
+        server.stop()
         for port in ports:
             for left in glob.glob(os.path.join(tempfile.gettempdir(), f"seaweedfs-*-{port}.sock")):
                 os.unlink(left)

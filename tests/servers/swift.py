@@ -7,6 +7,7 @@ import getpass
 import http.client
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -119,6 +120,8 @@ class Swift:
     stranger_key: str = "strangers-key"
     servers: dict[str, ServerProcess] = field(default_factory=dict)
     ports: dict[str, int] = field(default_factory=dict)
+    #: Of memcached, which keeps tempauth's tokens.
+    cache_port: int = 0
 
     @property
     def url(self) -> str:
@@ -146,9 +149,20 @@ class Swift:
         else:
             process.wait_ready(lambda: _accepts(self.ports[kind]))
 
-    def stop(self, kind: str) -> None:
+    def stop(self, kind: str, how: signal.Signals = signal.SIGTERM) -> None:
         """Stop one of the servers."""
-        self.servers.pop(kind).stop()
+        self.servers.pop(kind).stop(how)
+
+    def restart_proxy(self) -> None:
+        """End the proxy server at once and start it again."""
+        self.stop("proxy", signal.SIGKILL)
+        self.start("proxy")
+
+    def expire_tokens(self) -> None:
+        """Make every token of tempauth invalid."""
+        with socket.create_connection(("127.0.0.1", self.cache_port), 10) as cache:
+            cache.sendall(b"flush_all\r\n")
+            assert cache.recv(100) == b"OK\r\n"
 
 
 def swift_missing() -> str | None:
@@ -255,7 +269,7 @@ def _started(
     words = [f"{name}={port}" for name, port in rings.items()]
     subprocess.run([_python(), "-c", _RINGS, str(base), *words], check=True, capture_output=True, cwd=base)
 
-    memcached = free_port()
+    memcached = cluster.cache_port = free_port()
     program = find_program("memcached")
     assert program is not None
     (base / "log-memcached").mkdir()

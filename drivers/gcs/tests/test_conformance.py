@@ -122,6 +122,10 @@ class GcsSuite(ChunkStoreTests):
 
     #: Keys per batch; the largest is shown with the faster server.
     bulk_delete: ClassVar[int] = 100
+    declared: ClassVar[dict[str, str]] = {
+        "expire_token": "nobody signs in at this server itself",
+        "full_store": "the server knows no quotas",
+    }
     secrets = (*ACCOUNT.private_pem.splitlines()[1:-1], *STRANGER.private_pem.splitlines()[1:-1])
 
     def open_store(self, server: World) -> ChunkStore:
@@ -135,6 +139,12 @@ class GcsSuite(ChunkStoreTests):
 
     def wrap(self, store: ChunkStore) -> ChunkStore:
         return store
+
+    def server_address(self, server: World) -> tuple[str, int]:
+        return "127.0.0.1", server.server.port
+
+    def open_through(self, server: World, host: str, port: int) -> ChunkStore:
+        return self.open_at(f"http://{host}:{port}", anonymous=True, project="test")
 
     def raw_put(self, server: World, container: str, key: str, data: bytes) -> None:
         server.raw.put(container, key, data)
@@ -170,6 +180,17 @@ class TestFakeGcs(FakeGcsSuite):
     listing_keys = 2400
     model_examples = 8
 
+    @pytest.fixture(scope="class")
+    @classmethod
+    def mortal_server(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+        """Another one: what it has is lost when it ends."""
+        directory = tmp_path_factory.mktemp("mortal")
+        with fake_gcs(directory) as server, world(server, directory) as made:
+            yield made
+
+    def restart_server(self, server: World) -> None:
+        server.server.restart()
+
 
 class TestFakeGcsWithAccountUnderLayers(FakeGcsSuite):
     """A service account's tokens, and all layers."""
@@ -177,6 +198,21 @@ class TestFakeGcsWithAccountUnderLayers(FakeGcsSuite):
     listing_keys = 400
     largest = 8 << 20
     model_examples = 3
+    declared: ClassVar[dict[str, str]] = {
+        "full_store": "the server knows no quotas",
+        "restart_server": "the gate stays; the server behind it is restarted in TestFakeGcs",
+    }
+
+    def server_address(self, server: World) -> tuple[str, int]:
+        return "127.0.0.1", server.gate.port
+
+    def open_through(self, server: World, host: str, port: int) -> ChunkStore:
+        # Without the layers, whose retries would hide the faults.
+        path = str(server.directory / "account.json")
+        return self.open_at(f"http://{host}:{port}", service_account_file=path)
+
+    def expire_token(self, server: World, store: ChunkStore) -> None:
+        server.gate.revoke()
 
     def open_store(self, server: World) -> ChunkStore:
         path = str(server.directory / "account.json")
@@ -208,6 +244,11 @@ class TestEmulator(GcsSuite):
     """
 
     listing_keys = 240
+    declared: ClassVar[dict[str, str]] = {
+        **GcsSuite.declared,
+        "open_through": "it serves one connection at a time, which a fault would keep from the others",
+        "restart_server": "it serves one connection at a time, which a held one would keep",
+    }
     bulk_delete = 20
     largest = 8 << 20
     model_examples = 3

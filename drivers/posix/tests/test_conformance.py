@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -81,6 +83,29 @@ class PosixSuite(ChunkStoreTests):
 
     def raw_keys(self, server: Path, container: str) -> set[str]:
         return raw_keys(server, container)
+
+    @contextmanager
+    def full_store(self, server: Path, container: str) -> Iterator[ChunkStore]:
+        root = Path(tempfile.mkdtemp())
+        # Only root can make a file system that is full; others see the driver's own bound.
+        mounts, most = os.geteuid() == 0, 0
+        if mounts:
+            subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(root)], check=True)
+        else:
+            most = 1 << 62
+        try:
+            options = option_values(
+                PosixStore.options(), path=str(root), fsync=self.fsync, min_free_bytes=most
+            )
+            store = self.wrap(PosixStore("posix", options))
+            store.ensure_container(container)
+            yield store
+            store.close()
+            assert list((root / container / ".tmp").glob("*")) == []
+        finally:
+            if mounts:
+                subprocess.run(["umount", str(root)], check=True)
+            shutil.rmtree(root)
 
     def remove_container(self, server: Path, container: str) -> None:
         # Deletes leave no directory, failed puts and checks no file behind.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import boto3
@@ -27,6 +29,7 @@ class S3Suite(ChunkStoreTests):
     secrets = ("very-secret-key-of-the-tester", "AKIDTESTER0000000001", WRONG_SECRET)
     # Small batches: the suite puts more keys than one takes.  Full ones are in test_servers.py.
     server_options: ClassVar[dict[str, object]] = {"conditional_put": "yes", "bulk_delete_size": 90}
+    declared: ClassVar[dict[str, str]] = {"expire_token": "requests are signed, there are no tokens"}
 
     def options(self, server: Any, **changes: object) -> Any:
         values = {
@@ -47,6 +50,12 @@ class S3Suite(ChunkStoreTests):
 
     def open_refused(self, server: Any) -> ChunkStore:
         return S3Store("s3", self.options(server, secret_access_key=WRONG_SECRET))
+
+    def server_address(self, server: Any) -> tuple[str, int]:
+        return "127.0.0.1", server.port
+
+    def open_through(self, server: Any, host: str, port: int) -> ChunkStore:
+        return S3Store("s3", self.options(server, endpoint=f"http://{host}:{port}"))
 
     _clients: ClassVar[dict[str, Any]] = {}
 
@@ -98,6 +107,16 @@ class TestCeph(S3Suite):
     def server(cls, ceph_server: Ceph) -> Ceph:
         return ceph_server
 
+    def restart_server(self, server: Ceph) -> None:
+        server.restart_gateway()
+
+    @contextmanager
+    def full_store(self, server: Ceph, container: str) -> Iterator[ChunkStore]:
+        store = self.open_store(server)
+        with server.quota(container, 1 << 20):
+            yield store
+        store.close()
+
 
 @pytest.mark.server
 class TestSeaweedFS(S3Suite):
@@ -106,11 +125,19 @@ class TestSeaweedFS(S3Suite):
     listing_keys = 2400
     model_examples = 5
     server_options: ClassVar[dict[str, object]] = {**S3Suite.server_options, "sorted_listing": False}
+    declared: ClassVar[dict[str, str]] = {
+        **S3Suite.declared,
+        "full_store": "quotas are enforced by a command that somebody has to run, not by the server",
+    }
 
     @pytest.fixture(scope="class")
     @classmethod
     def server(cls, seaweedfs_server: SeaweedFS) -> SeaweedFS:
         return seaweedfs_server
+
+    def restart_server(self, server: SeaweedFS) -> None:
+        server.stop()
+        server.start()
 
     @pytest.fixture(autouse=True)
     def without_backslashes(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
-from typing import Any
+from contextlib import contextmanager
+from typing import Any, ClassVar
+from urllib.parse import urlsplit
 
 import pytest
+import requests
 from backupfw_swift.store import SwiftStore
 
 from backupfw.chunkstore.base import ChunkStore
 from backupfw.chunkstore.layers.retry import RetryLayer
 from backupfw.chunkstore.options import option_values
 from backupfw.testing.chunkstore import ChunkStoreTests
-from tests.servers.ceph import ceph, ceph_missing
+from tests.servers.ceph import Ceph, ceph, ceph_missing
 from tests.servers.keystone import Keystone, User, keystone_missing
 from tests.servers.process import free_port
 from tests.servers.swift import PAGE, Swift, swift, swift_missing
@@ -68,6 +72,13 @@ class SwiftSuite(ChunkStoreTests):
             found.update(page)
             marker = page[-1]
 
+    def server_address(self, server: Account) -> tuple[str, int]:
+        assert server.request("HEAD", "").ok
+        address = urlsplit(server.url)
+        assert address.hostname
+        assert address.port
+        return address.hostname, address.port
+
     # A cluster of one replica answers 503 to a read that meets a replacement, where others ask the next
     # replica; what takes care of that is the layer that tries again.
 
@@ -87,7 +98,28 @@ class TestTempauth(SwiftSuite):
     @classmethod
     def server(cls) -> Iterator[Account]:
         with swift() as cluster:
+            cls.cluster = cluster
             yield tempauth_account(cluster)
+
+    cluster: ClassVar[Swift]
+
+    def open_through(self, server: Account, host: str, port: int) -> ChunkStore:
+        # The server makes the account's URL of the address that it was asked at.
+        return open_store({**server.options, "auth_url": f"http://{host}:{port}/auth/v1.0"})
+
+    def restart_server(self, server: Account) -> None:
+        self.cluster.restart_proxy()
+
+    def expire_token(self, server: Account, store: ChunkStore) -> None:
+        self.cluster.expire_tokens()
+
+    @contextmanager
+    def full_store(self, server: Account, container: str) -> Iterator[ChunkStore]:
+        header = {"X-Container-Meta-Quota-Bytes": str(1 << 20)}
+        assert server.request("POST", f"/{container}", headers=header).ok
+        store = self.open_store(server)
+        yield store
+        store.close()
 
 
 @pytest.mark.server
@@ -103,7 +135,31 @@ class TestKeystone(SwiftSuite):
     @pytest.fixture(scope="class")
     @classmethod
     def server(cls, keystone_cluster: Swift, identity: Keystone, user: User) -> Account:
+        cls.cluster, cls.identity = keystone_cluster, identity
         return keystone_account(keystone_cluster, identity, user)
+
+    cluster: ClassVar[Swift]
+    identity: ClassVar[Keystone]
+    declared: ClassVar[dict[str, str]] = {"full_store": "a quota is the cluster's, not Keystone's"}
+
+    def open_through(self, server: Account, host: str, port: int) -> ChunkStore:
+        # The catalogue names the cluster's own address.
+        return open_store(
+            {**server.options, "storage_url": f"http://{host}:{port}{urlsplit(server.url).path}"}
+        )
+
+    def restart_server(self, server: Account) -> None:
+        self.cluster.restart_proxy()
+
+    def expire_token(self, server: Account, store: ChunkStore) -> None:
+        assert isinstance(store, SwiftStore)
+        token = store._tokens.current().token
+        self.identity.revoke(token)
+        # The cluster believes in it for a second more.
+        end = time.monotonic() + self.patience
+        while requests.head(server.url, headers={"X-Auth-Token": token}, timeout=30).status_code != 401:
+            assert time.monotonic() < end
+            time.sleep(0.1)
 
 
 @pytest.mark.server
@@ -118,4 +174,21 @@ class TestGateway(SwiftSuite):
     @classmethod
     def server(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Account]:
         with ceph(tmp_path_factory.mktemp("ceph")) as cluster:
+            cls.cluster = cluster
             yield gateway_account(cluster)
+
+    cluster: ClassVar[Ceph]
+    declared: ClassVar[dict[str, str]] = {"expire_token": "the gateway's tokens cannot be revoked"}
+
+    def open_through(self, server: Account, host: str, port: int) -> ChunkStore:
+        return open_store({**server.options, "auth_url": f"http://{host}:{port}/auth/v1.0"})
+
+    def restart_server(self, server: Account) -> None:
+        self.cluster.restart_gateway()
+
+    @contextmanager
+    def full_store(self, server: Account, container: str) -> Iterator[ChunkStore]:
+        store = self.open_store(server)
+        with self.cluster.quota(container, 1 << 20):
+            yield store
+        store.close()
