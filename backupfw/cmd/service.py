@@ -158,6 +158,7 @@ class WorkerProcess:
             # Two in a row may be late or lost before the worker counts as down.
             beat_seconds=conf.service_down_time / 3,
             expire_seconds=expire_seconds(conf),
+            store_wait=conf.backup.service_wait,
         )
         self._worker = Worker(tools, dispatch, settings)
 

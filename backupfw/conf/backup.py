@@ -73,7 +73,8 @@ OPTS = (
         default=600,
         min=0,
         max=7 * 86400,
-        help="Seconds an accepted operation waits for a live worker that can do it before it ends in error.",
+        help="Seconds an accepted operation waits for a live worker that can do it, or for its store while"
+        " that is down, before it ends in error.",
     ),
     cfg.FloatOpt(
         "lease_seconds",

@@ -323,14 +323,17 @@ class Tasks:
 
         self._db.run(work)
 
-    def release(self, task: Task) -> None:
-        """Give the task back to the queue; the attempt does not count (a shutdown).
+    def release(self, task: Task, delay: float = 0) -> None:
+        """Give the task back to the queue; the attempt does not count (a shutdown, a store that is down).
 
+        :param delay: seconds before it may be claimed again.
         :raises TaskLost: another attempt owns it, or it ended.
         """
 
         def work(session: Session) -> None:
-            _give_back(session, _locked(session, task), 0)
+            found = _locked(session, task)
+            # A cancelled task is cleaned up at once.
+            _give_back(session, found, 0 if found.cancel else delay)
 
         self._db.run(work)
 

@@ -2,21 +2,112 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from oslo_log import log
+
 from backupfw.chunkstore.base import ChunkStore
 from backupfw.chunkstore.container import Container
+from backupfw.chunkstore.errors import ChunkStoreError, Unavailable
 from backupfw.chunkstore.loader import load_driver, open_store
+from backupfw.conf.stores import default_container, group_of
 from backupfw.errors import InvalidInput
 
 if TYPE_CHECKING:
     from oslo_config import cfg
 
+LOG = log.getLogger(__name__)
+
+#: The first pause before a store that is down is asked again, seconds; it doubles each time ...
+FIRST_PAUSE = 1.0
+#: ... up to this.
+LONGEST_PAUSE = 30.0
+
+
+class StoreDown(Unavailable):
+    """The store did not answer a while ago and nobody has heard from it since.
+
+    :param seconds: how long that is.
+    """
+
+    def __init__(self, store: str, seconds: float) -> None:
+        super().__init__(f"it has not answered for {seconds:.0f} s", store=store)
+        self.seconds = seconds
+
+
+class _Store:
+    """One configured store: the opened driver, and whether it answers.
+
+    :param open_it: opens it.
+    """
+
+    def __init__(self, name: str, container: str, open_it: Callable[[], ChunkStore]) -> None:
+        self._name = name
+        self._container = container
+        self._open = open_it
+        self._opening = threading.Lock()
+        self._opened: ChunkStore | None = None
+        self._lock = threading.Lock()
+        self._down_since: float | None = None
+        self._closed = threading.Event()
+
+    def opened(self) -> ChunkStore:
+        # A lock of its own: one that hangs here keeps nobody from the others.
+        with self._opening:
+            if self._opened is None:
+                self._opened = self._open()
+            return self._opened
+
+    def require_up(self) -> None:
+        down_since = self._down_since
+        if down_since is not None:
+            raise StoreDown(self._name, time.monotonic() - down_since)
+
+    def failed(self) -> None:
+        with self._lock:
+            if self._down_since is not None or self._closed.is_set():
+                return
+            self._down_since = time.monotonic()
+        LOG.warning("The store %s does not answer; what needs it waits", self._name)
+        threading.Thread(target=self._ask, name=f"ask-{self._name}", daemon=True).start()
+
+    def _ask(self) -> None:
+        """Ask now and then, in a thread of its own, so that waiting for a dead store costs no slot."""
+        pause = FIRST_PAUSE
+        while not self._closed.wait(pause):
+            pause = min(2 * pause, LONGEST_PAUSE)
+            if self._answers():
+                self._down_since = None
+                LOG.warning("The store %s answers again", self._name)
+                return
+
+    def _answers(self) -> bool:
+        try:
+            self.opened().get(self._container, f"is-it-there/{secrets.token_hex(8)}")
+        except Unavailable:
+            return False
+        except ChunkStoreError:
+            # As a rule, that there is no such object.  Whatever else it says, the tasks shall hear it.
+            return True
+        except Exception:
+            LOG.exception("The store %s could not be asked", self._name)
+        return True
+
+    def close(self) -> None:
+        self._closed.set()
+        if self._opened is not None:
+            self._opened.close()
+
 
 class Stores:
     """Opens stores by their configured name.  Thread-safe; :meth:`close` when nothing uses them any more.
+
+    A store that was reported as down refuses its work at once, until it answers again: tasks that need it
+    cost a moment each, not a worker's slot for the length of every timeout.
 
     :param conf: the configuration: ``enabled_stores`` and a group ``store:NAME`` for each.
     :param stop: True when the process shuts down, so that nothing is retried any more.
@@ -25,38 +116,41 @@ class Stores:
     def __init__(self, conf: cfg.ConfigOpts, stop: Callable[[], bool] = lambda: False) -> None:
         self._conf = conf
         self._stop = stop
-        self._opened: dict[str, ChunkStore] = {}
-        self._lock = threading.Lock()
+        self._stores = {name: self._make(name) for name in conf.enabled_stores}
+
+    def _make(self, name: str) -> _Store:
+        group = self._conf[group_of(name)]
+        return _Store(
+            name,
+            default_container(self._conf, name),
+            lambda: open_store(name, group.driver, group, stop=self._stop),
+        )
 
     @property
     def wire_names(self) -> Mapping[str, str]:
         """The wire name of every enabled store, by its configured name; opens none."""
-        return {
-            name: load_driver(self._conf[f"store:{name}"].driver).wire_name
-            for name in self._conf.enabled_stores
-        }
-
-    def store(self, name: str) -> ChunkStore:
-        """Return the opened store.
-
-        :raises InvalidInput: it is not enabled (any more).
-        :raises ChunkStoreError: it cannot be reached; tried again at the next call.
-        """
-        with self._lock:
-            if name not in self._opened:
-                if name not in self._conf.enabled_stores:
-                    raise InvalidInput(f"The store {name} of this backup is not enabled.")
-                group = self._conf[f"store:{name}"]
-                self._opened[name] = open_store(name, group.driver, group, stop=self._stop)
-            return self._opened[name]
+        return {name: load_driver(self._conf[group_of(name)].driver).wire_name for name in self._stores}
 
     def container(self, store: str, container: str) -> Container:
-        """Return a container of a store; whether it is there is not looked at."""
-        return Container(self.store(store), container)
+        """Return a container of a store, opened; whether it is there is not looked at.
+
+        :raises InvalidInput: the store is not enabled (any more).
+        :raises StoreDown: it was reported as down and does not answer yet.
+        :raises ChunkStoreError: it cannot be opened; tried again at the next call.
+        """
+        found = self._stores.get(store)
+        if found is None:
+            raise InvalidInput(f"The store {store} of this backup is not enabled.")
+        found.require_up()
+        return Container(found.opened(), container)
+
+    def failed(self, store: str) -> None:
+        """Hear that a store did not answer: from now on it is asked now and then whether it does."""
+        found = self._stores.get(store)
+        if found is not None:
+            found.failed()
 
     def close(self) -> None:
         """Close every opened store."""
-        with self._lock:
-            for store in self._opened.values():
-                store.close()
-            self._opened.clear()
+        for store in self._stores.values():
+            store.close()

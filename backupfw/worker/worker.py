@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from oslo_log import log
 
+from backupfw.chunkstore.errors import Unavailable
 from backupfw.dispatch.base import Dispatch
 from backupfw.errors import TaskCancelled, TaskLost
 from backupfw.manager.tasks import Task
@@ -17,6 +18,7 @@ from backupfw.worker.control import TaskControl, boot_time
 from backupfw.worker.handlers import Handler, Tools, handler_for
 from backupfw.worker.leases import LeaseKeeper
 from backupfw.worker.reasons import is_temporary, user_reason
+from backupfw.worker.stores import StoreDown
 
 LOG = log.getLogger(__name__)
 
@@ -36,6 +38,7 @@ class WorkerSettings:
         ones whose leases ran out, lost wake-ups.
     :ivar beat_seconds: how often the worker reports that it lives.
     :ivar expire_seconds: how often it looks for tasks that wait in vain.
+    :ivar store_wait: seconds that tasks wait for a store that is down before they end in error.
     """
 
     host: str
@@ -45,6 +48,7 @@ class WorkerSettings:
     poll_seconds: float = 1.0
     beat_seconds: float = 20.0
     expire_seconds: float = 1.0
+    store_wait: float = 600.0
 
 
 class Worker:
@@ -166,6 +170,11 @@ class Worker:
 
     def _failed(self, handler: Handler, task: Task, error: Exception) -> None:
         reason = user_reason(error, task.request_id)
+        if isinstance(error, StoreDown):
+            self._without_store(handler, task, error, reason)
+            return
+        if isinstance(error, Unavailable):
+            self._tools.stores.failed(error.store)
         delay = min(self._settings.retry_pause * 2.0**task.failures, LONGEST_PAUSE)
         if is_temporary(error) and self._tasks.retry(task, delay, reason):
             LOG.warning("[%s] Task %s (%s of %s) failed, trying again in %s s: %s", task.request_id,
@@ -173,4 +182,13 @@ class Worker:
             return
         LOG.error("[%s] Task %s (%s of %s) failed", task.request_id, task.id, task.kind,
                   task.resource_id, exc_info=error)  # fmt: skip
+        handler.failed(task, reason)
+
+    def _without_store(self, handler: Handler, task: Task, error: StoreDown, reason: str) -> None:
+        """Let a task wait that was not even begun because its store is down; that is no failed attempt."""
+        if error.seconds < self._settings.store_wait:
+            self._tasks.release(task, min(max(1.0, error.seconds / 4), LONGEST_PAUSE))
+            return
+        LOG.error("[%s] Task %s (%s of %s) ends: %s", task.request_id, task.id, task.kind,
+                  task.resource_id, error)  # fmt: skip
         handler.failed(task, reason)
