@@ -13,8 +13,12 @@ class RequestContext:
     :param project_id: the project the request is made in.
     :param user_id: the user, as the identity service names it.
     :param roles: role names, lower case.
-    :param is_admin: whether the caller may see and change every project's resources.
+    :param is_admin: whether the caller sees every project's resources; what may be done to them is the
+        policy's to say.
     :param request_id: ``req-<uuid>``, in every log line and answer of the request.
+    :param system_scope: ``all`` where the caller acts on the installation as a whole and in no project;
+        ``project_id`` is empty then.
+    :param service_roles: roles of the service that passes the request on for the user.
     """
 
     project_id: str
@@ -22,3 +26,5 @@ class RequestContext:
     roles: frozenset[str] = frozenset()
     is_admin: bool = False
     request_id: str = field(default_factory=lambda: f"req-{uuid.uuid4()}")
+    system_scope: str | None = None
+    service_roles: frozenset[str] = frozenset()

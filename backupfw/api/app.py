@@ -46,10 +46,15 @@ def settings_of(conf: Any) -> Settings:
     )
 
 
-def _with_identity(app: WsgiApp, settings: Settings) -> WsgiApp:
+def _with_identity(app: WsgiApp, settings: Settings, conf: Any, policy: policies.Policy) -> WsgiApp:
     if settings.auth_strategy == "noauth":
-        return NoAuth(app, settings.noauth_roles)
-    raise ConfigError(f"[api] auth_strategy: {settings.auth_strategy!r} is not one of: noauth")
+        return NoAuth(app, settings.noauth_roles, policy)
+    if settings.auth_strategy == "keystone":
+        # Its libraries come with an extra.
+        from backupfw.api.identity.keystone import Keystone
+
+        return Keystone(app, conf, policy)
+    raise ConfigError(f"[api] auth_strategy: {settings.auth_strategy!r} is not one of: noauth, keystone")
 
 
 def make_app(managers: Managers, conf: Any, policy: policies.Policy | None = None) -> WsgiApp:
@@ -78,5 +83,5 @@ def make_app(managers: Managers, conf: Any, policy: policies.Policy | None = Non
         answer: Iterable[bytes] = pecan_app(environ, start_response)
         return answer
 
-    identified = _with_identity(inner, settings)
+    identified = _with_identity(inner, settings, conf, chosen)
     return Envelope(Negotiation(identified, table.collections(routes)), settings.max_body)

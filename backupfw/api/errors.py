@@ -33,6 +33,13 @@ class Unauthorized(RequestError):
     """Nobody can be made out from the request's credentials."""
 
 
+class WrongScope(RequestError):
+    """The caller's token is valid, but for nothing that is here."""
+
+    def __init__(self) -> None:
+        super().__init__("The token is scoped to neither a project nor the system.")
+
+
 class UnknownRoute(RequestError):
     """No such path, or not with this method."""
 

@@ -40,6 +40,7 @@ KEYS = {
 TABLE: Mapping[type[Exception], tuple[int, str]] = {
     api_errors.BadRequest: (400, ""),
     api_errors.Unauthorized: (401, ""),
+    api_errors.WrongScope: (403, ""),
     api_errors.UnknownRoute: (404, ""),
     api_errors.UnsupportedVersion: (406, ""),
     api_errors.BodyTooLarge: (413, ""),

@@ -88,6 +88,9 @@ class Policy(Protocol):
     def allows(self, context: RequestContext, rule: str, project_id: str) -> bool:
         """Whether the caller may do what ``rule`` names to something of that project."""
 
+    def is_admin(self, context: RequestContext) -> bool:
+        """Whether the caller sees every project's resources; the context's own answer does not count."""
+
 
 class TablePolicy:
     """The default roles of :data:`RULES`, nothing configurable."""
@@ -100,6 +103,10 @@ class TablePolicy:
         if level is Level.ADMIN or project_id != context.project_id:
             return False
         return bool(context.roles & _ROLES[level])
+
+    def is_admin(self, context: RequestContext) -> bool:
+        """Whether the caller has the role ``admin``."""
+        return "admin" in context.roles
 
 
 def enforce(policy: Policy, context: RequestContext, rule: str, project_id: str | None = None) -> None:

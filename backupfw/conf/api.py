@@ -34,7 +34,13 @@ OPTS = (
     cfg.StrOpt(
         "auth_strategy",
         default="noauth",
-        choices=[("noauth", "nobody is asked who they are; project and roles are what the token claims")],
+        choices=[
+            ("noauth", "nobody is asked who they are; project and roles are what the token claims"),
+            (
+                "keystone",
+                "tokens are validated by Keystone as [keystone_authtoken] says; needs the extra 'keystone'",
+            ),
+        ],
         help="How callers prove who they are.",
     ),
     cfg.ListOpt(

@@ -16,6 +16,7 @@ from backupfw.conf import (
     database,
     default,
     embedded,
+    identity,
     logging,
     messaging,
     placement,
@@ -106,11 +107,13 @@ def load(
     # What decides about further options must be right first.
     validate.check_values(conf, validate.merge(listed))
     validate.check_together(conf)
+    listed += identity.register_opts(conf)
     listed += _register_plug_ins(conf, plug_ins, profile)
     placement.register_opts(conf)
     listed += placement.sections(conf)
     sections = validate.merge(listed)
     validate.check_values(conf, sections)
+    identity.check(conf)
     problem = naming.container_problem(conf.backup.container)
     if problem:
         raise ConfigError(f"section [backup], option container: {conf.backup.container!r}: {problem}")

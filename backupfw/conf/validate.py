@@ -55,7 +55,7 @@ def check_values(conf: cfg.ConfigOpts, sections: Sections) -> None:
     for section, opts in sections.items():
         values = conf if section == "DEFAULT" else conf[section]
         for opt in opts:
-            where = f"section [{section}], option {opt.name}"
+            where = f"section [{section}], option {opt.dest}"
             try:
                 value = getattr(values, opt.dest)
             except (ValueError, cfg.Error) as error:

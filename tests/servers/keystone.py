@@ -119,19 +119,31 @@ class Keystone:
         assert answer.ok, f"{method} {path}: {answer.status_code} {answer.text}"
         return answer.json() if answer.content else None
 
-    def token(self, name: str, password: str, project: str) -> str:
-        """Return a new token."""
+    def token(self, name: str, password: str, project: str | None) -> str:
+        """Return a new token for a project; for the system where that is None."""
         domain = {"domain": {"id": "default"}}
-        body = {
-            "auth": {
-                "identity": {
-                    "methods": ["password"],
-                    "password": {"user": {"name": name, "password": password, **domain}},
-                },
-                "scope": {"project": {"name": project, **domain}},
-            }
+        identity = {
+            "methods": ["password"],
+            "password": {"user": {"name": name, "password": password, **domain}},
         }
-        answer = requests.post(f"{self.url}/auth/tokens", json=body, timeout=30)
+        scope = {"system": {"all": True}} if project is None else {"project": {"name": project, **domain}}
+        return self._new_token({"identity": identity, "scope": scope})
+
+    def unscoped_token(self, user: User) -> str:
+        """Return a new token that is good for nothing but asking for another one."""
+        named = {"name": user.name, "password": user.password, "domain": {"id": "default"}}
+        identity = {"methods": ["password"], "password": {"user": named}}
+        return self._new_token({"identity": identity, "scope": "unscoped"})
+
+    def credential_token(self, credential: tuple[str, str]) -> str:
+        """Return a new token for an application credential's id and secret."""
+        named = {"id": credential[0], "secret": credential[1]}
+        return self._new_token(
+            {"identity": {"methods": ["application_credential"], "application_credential": named}}
+        )
+
+    def _new_token(self, auth: Any) -> str:
+        answer = requests.post(f"{self.url}/auth/tokens", json={"auth": auth}, timeout=30)
         assert answer.status_code == 201, answer.text
         return answer.headers["X-Subject-Token"]
 
@@ -149,10 +161,15 @@ class Keystone:
         self.request("PUT", f"/projects/{project_id}/users/{user_id}/roles/{role_id}")
         return User(user_id, name, password, project, project_id)
 
-    def add_application_credential(self, user: User, name: str) -> tuple[str, str]:
+    def grant_system_role(self, user: User, role: str) -> None:
+        """Give a user a role on the system as a whole."""
+        role_id = self.request("GET", f"/roles?name={role}")["roles"][0]["id"]
+        self.request("PUT", f"/system/users/{user.id}/roles/{role_id}")
+
+    def add_application_credential(self, user: User, name: str, **fields: Any) -> tuple[str, str]:
         """Make an application credential; returns id and secret."""
         token = self.token(user.name, user.password, user.project)
-        body = {"application_credential": {"name": name}}
+        body = {"application_credential": {"name": name, **fields}}
         path = f"/users/{user.id}/application_credentials"
         found = self.request("POST", path, body, token=token)["application_credential"]
         return str(found["id"]), str(found["secret"])
@@ -197,6 +214,13 @@ class Keystone:
             self.process.stop()
             self.process = None
 
+    def configure(self, token_life: int) -> None:
+        """Write the configuration; it counts from the next start on.
+
+        :param token_life: of tokens made from then on, seconds.
+        """
+        (self.base / "keystone.conf").write_text(_CONFIG.format(base=self.base, token_life=token_life))
+
 
 def keystone_missing() -> str | None:
     """Say what is missing to run it, or None."""
@@ -211,7 +235,7 @@ def keystone(directory: Path, token_life: int = 3600) -> Iterator[Keystone]:
     :param token_life: of tokens, seconds.
     """
     server = Keystone(directory, free_port())
-    (directory / "keystone.conf").write_text(_CONFIG.format(base=directory, token_life=token_life))
+    server.configure(token_life)
     for name in ("fernet", "credkeys"):
         (directory / name).mkdir(mode=0o700)
     python = Path(find_program("keystone-manage", "keystone") or "").with_name("python")

@@ -7,12 +7,14 @@ user and roles too; a token without a colon names a user; roles that are not nam
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
 from backupfw.api import errors, identity, paths
 from backupfw.api.faults import REQUEST_ID
 from backupfw.api.middleware import Environ, WsgiApp
+from backupfw.api.policies import Policy
 from backupfw.context import RequestContext
 
 #: The user of a request without a token.
@@ -59,7 +61,6 @@ def context_of(
         project_id=project,
         user_id=user or ANONYMOUS,
         roles=roles,
-        is_admin="admin" in roles,
         request_id=request_id,
     )
 
@@ -68,17 +69,18 @@ class NoAuth:
     """The WSGI layer.
 
     :param default_roles: roles of requests that name none.
+    :param policy: says who is an administrator.
     """
 
-    def __init__(self, app: WsgiApp, default_roles: Iterable[str]) -> None:
+    def __init__(self, app: WsgiApp, default_roles: Iterable[str], policy: Policy) -> None:
         self._app = app
+        self._policy = policy
         self._default_roles = frozenset(role.strip().lower() for role in default_roles if role.strip())
 
     def __call__(self, environ: Environ, start_response: Any) -> Iterable[bytes]:
         """Put the context into the environment; version documents need none."""
         path: paths.Path = environ[paths.PATH]
         if not path.is_document:
-            environ[identity.CONTEXT] = context_of(
-                _token(environ), path.project, self._default_roles, environ[REQUEST_ID]
-            )
+            context = context_of(_token(environ), path.project, self._default_roles, environ[REQUEST_ID])
+            environ[identity.CONTEXT] = dataclasses.replace(context, is_admin=self._policy.is_admin(context))
         return self._app(environ, start_response)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from backupfw import errors as core_errors
-from backupfw.api import errors, middleware, paths, policies, versions
-from backupfw.api.identity.noauth import ANONYMOUS, context_of
+from backupfw.api import errors, faults, identity, middleware, paths, policies, versions
+from backupfw.api.identity.noauth import ANONYMOUS, NoAuth, context_of
 from backupfw.api.links import Links, base_url
 from backupfw.api.routing import Action, Route, Router
 from backupfw.api.versions import V2, ApiVersion
@@ -121,7 +122,16 @@ def test_version_documents() -> None:
 )
 def test_tokens(token: str, user: str, roles: set[str], is_admin: bool) -> None:
     context = context_of(token, "p", frozenset({"member"}), "req-1")
-    assert context == RequestContext("p", user, frozenset(roles), is_admin, "req-1")
+    assert context == RequestContext("p", user, frozenset(roles), request_id="req-1")
+    seen: list[RequestContext] = []
+    layer = NoAuth(
+        lambda environ, start: seen.append(environ[identity.CONTEXT]) or [],
+        ["member"],
+        policies.TablePolicy(),
+    )
+    path = paths.Path("v2", "p", ("backups",))
+    layer({"HTTP_X_AUTH_TOKEN": token, paths.PATH: path, faults.REQUEST_ID: "req-1"}, None)
+    assert seen == [replace(context, is_admin=is_admin)]
 
 
 def test_the_token_names_the_project_where_the_path_has_none() -> None:

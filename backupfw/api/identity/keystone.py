@@ -1,0 +1,98 @@
+"""``auth_strategy = keystone``: keystonemiddleware validates the token, this layer reads what it found.
+
+Version documents pass without a token: clients read them before they have one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+import webob.exc
+from keystoneauth1 import exceptions as keystone_errors
+from keystonemiddleware import auth_token
+
+from backupfw import errors
+from backupfw.api import errors as api_errors
+from backupfw.api import identity, paths
+from backupfw.api.faults import REQUEST_ID
+from backupfw.api.identity.token_cache import TokenCache
+from backupfw.api.middleware import Environ, WsgiApp
+from backupfw.api.policies import Policy
+from backupfw.conf.identity import GROUP
+from backupfw.context import RequestContext
+
+#: Where the middleware finds the cache of validated tokens.
+_CACHE = "backupfw.token_cache"
+
+
+class _AuthProtocol(auth_token.AuthProtocol):  # type: ignore[misc]
+    """The middleware, with an identity service that fails as an error of ours."""
+
+    def fetch_token(self, token: str, **options: Any) -> Any:
+        """Return what Keystone says of a token.
+
+        :raises ServiceUnavailable: it says nothing.
+        """
+        try:
+            return super().fetch_token(token, **options)
+        except (webob.exc.HTTPServiceUnavailable, keystone_errors.ClientException) as error:
+            raise errors.ServiceUnavailable("The identity service is temporarily unavailable.") from error
+
+
+def _words(text: str | None) -> frozenset[str]:
+    return frozenset(word.strip().lower() for word in (text or "").split(",") if word.strip())
+
+
+def context_of(environ: Environ) -> RequestContext:
+    """Make the context of a request from what the middleware left in the environment.
+
+    :raises WrongScope: the token is valid for neither a project nor the system.
+    """
+    # Not from its header: there a service token's scope would stand in place of the user's.
+    system = environ["keystone.token_info"]["token"].get("system") or {}
+    system_scope = "all" if system.get("all") else None
+    project = environ.get("HTTP_X_PROJECT_ID")
+    if not project and system_scope is None:
+        raise api_errors.WrongScope
+    return RequestContext(
+        project_id=project or "",
+        user_id=environ["HTTP_X_USER_ID"],
+        roles=_words(environ.get("HTTP_X_ROLES")),
+        system_scope=system_scope,
+        service_roles=_words(environ.get("HTTP_X_SERVICE_ROLES")),
+        request_id=environ[REQUEST_ID],
+    )
+
+
+class Keystone:
+    """The WSGI layer.
+
+    :param conf: the configuration (oslo.config), with ``[keystone_authtoken]`` registered.
+    :param policy: says who is an administrator.
+    """
+
+    def __init__(self, app: WsgiApp, conf: Any, policy: Policy) -> None:
+        self._app = app
+        self._policy = policy
+        options: dict[str, Any] = {"oslo_config_config": conf}
+        # Its own cache in memory is one for each thread, and has no bound.
+        self._cache = None if conf[GROUP].memcached_servers else TokenCache()
+        if self._cache is not None:
+            options["cache"] = _CACHE
+        self._protocol = _AuthProtocol(self._identified, options)
+
+    def __call__(self, environ: Environ, start_response: Any) -> Iterable[bytes]:
+        """Let a request with a valid token pass."""
+        path: paths.Path = environ[paths.PATH]
+        if path.is_document:
+            return self._app(environ, start_response)
+        environ[_CACHE] = self._cache
+        answer: Iterable[bytes] = self._protocol(environ, start_response)
+        return answer
+
+    def _identified(self, environ: Environ, start_response: Any) -> Iterable[bytes]:
+        context = context_of(environ)
+        environ[identity.CONTEXT] = dataclasses.replace(context, is_admin=self._policy.is_admin(context))
+        return self._app(environ, start_response)
