@@ -6,13 +6,14 @@ import argparse
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 from backupfw.cmd import state
 from backupfw.cmd.configure import add_command, load
+from backupfw.cmd.reload import reloader
 from backupfw.conf import api, logging
 
 
@@ -29,8 +30,11 @@ def add_parser(commands: Any) -> None:
 
 
 @contextmanager
-def _until_stopped() -> Iterator[threading.Event]:
-    """Yield an event that the first SIGINT or SIGTERM sets; the second one ends the process at once."""
+def _until_stopped(reload: Callable[[], None]) -> Iterator[threading.Event]:
+    """Yield an event that the first SIGINT or SIGTERM sets; the second one ends the process at once.
+
+    :param reload: what SIGHUP does, in a thread of its own.
+    """
     stop = threading.Event()
 
     def handle(number: int, _frame: FrameType | None) -> None:
@@ -38,7 +42,11 @@ def _until_stopped() -> Iterator[threading.Event]:
             os._exit(128 + number)
         stop.set()
 
+    def hang_up(_number: int, _frame: FrameType | None) -> None:
+        threading.Thread(target=reload, name="reload", daemon=True).start()
+
     old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    old[signal.SIGHUP] = signal.signal(signal.SIGHUP, hang_up)
     try:
         yield stop
     finally:
@@ -53,13 +61,13 @@ def _overrides(args: argparse.Namespace) -> list[tuple[str, str, object]]:
 
 def serve(args: argparse.Namespace) -> int:
     """Serve until a signal comes; prints one line when the API answers."""
-    loaded = load(args, _overrides(args))
-    conf = loaded.conf
+    overrides = _overrides(args)
+    conf = load(args, overrides).conf
     api.check_listen(conf)
     logging.setup(conf)
     from backupfw.cmd import database, service
 
-    with _until_stopped() as stop, state.only_service(conf.state_dir):
+    with _until_stopped(reloader(args, overrides, conf)) as stop, state.only_service(conf.state_dir):
         database.prepare(conf)
         with service.EmbeddedService(conf) as running:
             print(f"backupfw ready on {running.url} (state {conf.state_dir})", flush=True)
@@ -69,13 +77,13 @@ def serve(args: argparse.Namespace) -> int:
 
 def run_api(args: argparse.Namespace) -> int:
     """Serve the API until a signal comes."""
-    loaded = load(args, _overrides(args))
-    conf = loaded.conf
+    overrides = _overrides(args)
+    conf = load(args, overrides).conf
     api.check_listen(conf)
     logging.setup(conf)
     from backupfw.cmd import database, service
 
-    with _until_stopped() as stop:
+    with _until_stopped(reloader(args, overrides, conf)) as stop:
         database.prepare(conf)
         service.run_api(conf, stop, lambda url: print(f"backupfw api ready on {url}", flush=True))
     return 0
@@ -87,7 +95,10 @@ def run_worker(args: argparse.Namespace) -> int:
     logging.setup(conf)
     from backupfw.cmd import database, service
 
-    with _until_stopped() as stop, state.only_service(conf.state_dir, shared=True):
+    with (
+        _until_stopped(reloader(args, (), conf)) as stop,
+        state.only_service(conf.state_dir, shared=True),
+    ):
         database.prepare(conf)
         service.run_worker(conf, stop, lambda: print(f"backupfw worker ready on {conf.host}", flush=True))
     return 0

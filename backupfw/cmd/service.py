@@ -129,6 +129,7 @@ class WorkerProcess:
         self._conf = conf
         self._alone = alone
         self._stores = Stores(conf, stop=self._ending.is_set)
+        conf.register_mutate_hook(lambda *_: self._stores.set_limits())
         services = ServiceManager(db, conf)
         wire_names = self._stores.wire_names
         backup_tasks = BackupTasks(db, conf)

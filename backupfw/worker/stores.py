@@ -13,6 +13,7 @@ from oslo_log import log
 from backupfw.chunkstore.base import ChunkStore
 from backupfw.chunkstore.container import Container
 from backupfw.chunkstore.errors import ChunkStoreError, Unavailable
+from backupfw.chunkstore.layers.stack import set_limits
 from backupfw.chunkstore.loader import load_driver, open_store
 from backupfw.conf.stores import default_container, group_of
 from backupfw.errors import InvalidInput
@@ -61,6 +62,12 @@ class _Store:
             if self._opened is None:
                 self._opened = self._open()
             return self._opened
+
+    def set_limits(self, options: object) -> None:
+        with self._opening:
+            # One that is not open yet will be opened with them.
+            if self._opened is not None:
+                set_limits(self._opened, options)
 
     def require_up(self) -> None:
         down_since = self._down_since
@@ -149,6 +156,11 @@ class Stores:
         found = self._stores.get(store)
         if found is not None:
             found.failed()
+
+    def set_limits(self) -> None:
+        """Put the configuration's limits in force in every open store, after it was read again."""
+        for name, store in self._stores.items():
+            store.set_limits(self._conf[group_of(name)])
 
     def close(self) -> None:
         """Close every opened store."""

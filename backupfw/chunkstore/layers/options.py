@@ -68,12 +68,14 @@ def layer_options(driver: type[ChunkStore] | None = None) -> Sequence[cfg.Opt]:
             "max_concurrency",
             default=default("max_concurrency", 0),
             min=0,
+            mutable=True,
             help="Most operations that run on this store at once. 0 means no limit.",
         ),
         cfg.FloatOpt(
             "max_bytes_per_second",
             default=default("max_bytes_per_second", 0.0),
             min=0,
+            mutable=True,
             help="Most object bytes written to and read from this store per second, on average. "
             "0 means no limit.",
         ),
@@ -81,6 +83,7 @@ def layer_options(driver: type[ChunkStore] | None = None) -> Sequence[cfg.Opt]:
             "max_requests_per_second",
             default=default("max_requests_per_second", 0.0),
             min=0,
+            mutable=True,
             help="Most operations begun on this store per second, on average. 0 means no limit.",
         ),
         cfg.BoolOpt(

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 from backupfw.chunkstore.base import ChunkStore
-from backupfw.chunkstore.layers.base import Layer
+from backupfw.chunkstore.layers.base import Layer, driver_of
 from backupfw.chunkstore.layers.integrity import IntegrityLayer
 from backupfw.chunkstore.layers.limit import LimitLayer, Limits
 from backupfw.chunkstore.layers.metrics import MetricsLayer, NullRecorder, Recorder
@@ -26,7 +26,7 @@ from backupfw.chunkstore.layers.options import layer_options
 from backupfw.chunkstore.layers.retry import RetryBudget, RetryLayer, RetryPolicy, never
 from backupfw.chunkstore.layers.timeout import TimeoutLayer
 
-__all__ = ["layer_options", "layers_of", "stack"]
+__all__ = ["layer_options", "layers_of", "set_limits", "stack"]
 
 
 def stack(
@@ -43,22 +43,10 @@ def stack(
     :param metrics: where figures go, None for nowhere.
     :param stop: True when the process shuts down: no retry is begun and no pause goes on then.
     """
-    # The instance's, not its class's: a test's layer that stands for a driver takes them over.
-    defaults = {opt.dest: driver.layer_defaults.get(opt.dest, opt.default) for opt in layer_options()}
-
-    def value(name: str) -> Any:
-        return getattr(options, name, defaults[name])
-
+    value = _values(driver, options)
     recorder = metrics if metrics is not None else NullRecorder()
     store: ChunkStore = IntegrityLayer(driver, verify_puts=value("verify_puts"))
-    store = LimitLayer(
-        store,
-        Limits(
-            concurrency=value("max_concurrency"),
-            bytes_per_second=value("max_bytes_per_second"),
-            requests_per_second=value("max_requests_per_second"),
-        ),
-    )
+    store = LimitLayer(store, _limits(value))
     store = TimeoutLayer(store, value("operation_timeout"))
     store = RetryLayer(
         store,
@@ -74,6 +62,32 @@ def stack(
     )
     store = MetricsLayer(store, recorder)
     return NamesLayer(store)
+
+
+def set_limits(store: ChunkStore, options: Any) -> None:
+    """Put other limits in force in a store that is in use; calls that wait see them within a moment.
+
+    :param store: what :func:`stack` returned.
+    :param options: as for :func:`stack`; only the limits are looked at.
+    """
+    limits = _limits(_values(driver_of(store), options))
+    for layer in layers_of(store):
+        if isinstance(layer, LimitLayer):
+            layer.set_limits(limits)
+
+
+def _values(driver: ChunkStore, options: Any) -> Callable[[str], Any]:
+    # The instance's, not its class's: a test's layer that stands for a driver takes them over.
+    defaults = {opt.dest: driver.layer_defaults.get(opt.dest, opt.default) for opt in layer_options()}
+    return lambda name: getattr(options, name, defaults[name])
+
+
+def _limits(value: Callable[[str], Any]) -> Limits:
+    return Limits(
+        concurrency=value("max_concurrency"),
+        bytes_per_second=value("max_bytes_per_second"),
+        requests_per_second=value("max_requests_per_second"),
+    )
 
 
 def layers_of(store: ChunkStore) -> tuple[Layer, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from backupfw.chunkstore.base import Body, ObjectInfo
@@ -13,7 +15,7 @@ from backupfw.chunkstore.layers.metrics import MetricsLayer
 from backupfw.chunkstore.layers.names import NamesLayer
 from backupfw.chunkstore.layers.options import layer_options
 from backupfw.chunkstore.layers.retry import RetryLayer
-from backupfw.chunkstore.layers.stack import layers_of, stack
+from backupfw.chunkstore.layers.stack import layers_of, set_limits, stack
 from backupfw.chunkstore.layers.timeout import TimeoutLayer
 from backupfw.chunkstore.memory import MemoryStore
 from backupfw.chunkstore.options import option_values
@@ -244,6 +246,20 @@ class TestStack:
         assert (retry.policy.base, retry.policy.cap) == (0.25, 4)
         assert timeout.seconds == 9
         assert limit.limits == Limits(3, 1e6, 50)
+
+    def test_limits_are_changed_in_an_open_store(self, memory: MemoryStore) -> None:
+        store = stack(RecordingStore(memory), option_values(layer_options(), max_concurrency=3))
+        limit = layers_of(store)[4]
+        set_limits(store, SimpleNamespace(max_bytes_per_second=5.0, max_concurrency=2))
+        assert limit.limits == Limits(2, 5.0, 0)
+        set_limits(store, SimpleNamespace())
+        assert limit.limits == Limits()
+        # A store without that layer has none to change.
+        set_limits(memory, SimpleNamespace(max_concurrency=1))
+
+    def test_only_limits_change_while_running(self) -> None:
+        mutable = {opt.dest for opt in layer_options() if opt.mutable}
+        assert mutable == {"max_concurrency", "max_bytes_per_second", "max_requests_per_second"}
 
     def test_a_driver_has_defaults_of_its_own(self, memory: MemoryStore) -> None:
         assert layers_of(stack(memory))[3].seconds == 0

@@ -58,6 +58,38 @@ def test_it_answers_and_ends(serving: tuple[subprocess.Popen[str], str], number:
     assert "Traceback" not in err
 
 
+def log_line(process: subprocess.Popen[str], part: str) -> str:
+    """Read the log up to a line with ``part``."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        if part in line:
+            return line
+    raise AssertionError(f"the log ended without {part!r}")
+
+
+def test_hangup_reads_the_configuration_again(state: Path) -> None:
+    state.mkdir()
+    path = state / "backupfw.conf"
+    path.write_text("[store:main]\nmax_bytes_per_second = 1000\n")
+    process = start("serve", "--state-dir", str(state), "--port", "0")
+    try:
+        assert process.stdout is not None
+        process.stdout.readline()
+        path.write_text("[store:main]\nmax_bytes_per_second = 5000\n")
+        process.send_signal(signal.SIGHUP)
+        assert "changed: store:main.max_bytes_per_second" in log_line(process, "Read the configuration again")
+        path.write_text("[store:main]\nmax_bytes_per_second = -1\n")
+        process.send_signal(signal.SIGHUP)
+        assert "max_bytes_per_second: " in log_line(process, "The configuration stays as it was")
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=30)
+        assert process.returncode == 0
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate(timeout=20)
+
+
 def test_volumes_are_made_while_it_runs(serving: tuple[subprocess.Popen[str], str], run: Run) -> None:
     _process, url = serving
     done = run("volume", "create", "--size", "1", "--project", "p7")
