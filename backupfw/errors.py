@@ -10,7 +10,7 @@
      +- InvalidSnapshot          the snapshot's state forbids the call
      +- NotFound
      |   +- BackupNotFound  VolumeNotFound  SnapshotNotFound  MarkerNotFound
-     |   +- AttachmentNotFound  KeyNotFound (a metadata key)
+     |   +- AttachmentNotFound  MessageNotFound  KeyNotFound (a metadata key)
      +- Forbidden                the caller's roles do not allow it
      +- QuotaExceeded            a project's limit is reached
      +- OperationNotSupported    the store or provider cannot do it
@@ -92,6 +92,12 @@ class AttachmentNotFound(NotFound):
     """No such attachment."""
 
     noun = "Attachment"
+
+
+class MessageNotFound(NotFound):
+    """No such user message."""
+
+    noun = "Message"
 
 
 class KeyNotFound(NotFound):

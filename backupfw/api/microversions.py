@@ -9,6 +9,8 @@ from __future__ import annotations
 from backupfw.api.versions import V3, ApiVersion
 
 BASE_VERSION = V3  # everything v2 has, and nothing else
+MESSAGES = ApiVersion(3, 3)  # /messages: what failed after it was accepted
+MESSAGES_PAGINATION = ApiVersion(3, 5)  # their listing has filters, order and pages
 SERVICE_CLUSTER = ApiVersion(3, 7)  # services show a cluster: null, there are none
 BACKUP_UPDATE = ApiVersion(3, 9)  # PUT /backups/{id} changes name and description
 VOLUME_SUMMARY = ApiVersion(3, 12)  # GET /volumes/summary

@@ -21,6 +21,7 @@ from backupfw.dispatch.base import Dispatch
 from backupfw.dispatch.inprocess import InProcessDispatch
 from backupfw.manager.backup_tasks import BackupTasks
 from backupfw.manager.backups import BackupManager
+from backupfw.manager.messages import MessageManager
 from backupfw.manager.quota import QuotaManager
 from backupfw.manager.services import BACKUP_BINARY, ServiceManager
 from backupfw.manager.snapshots import SnapshotManager
@@ -55,6 +56,12 @@ def expire_seconds(conf: cfg.ConfigOpts) -> float:
     return float(min(max(conf.backup.service_wait / 10, 1), 30))
 
 
+def look_after(waiting: BackupTasks, messages: MessageManager) -> None:
+    """End what waited for a worker for too long, and forget messages that are too old."""
+    waiting.expire_waiting()
+    messages.purge()
+
+
 def make_managers(conf: cfg.ConfigOpts, db: Database, wake: Callable[[], None]) -> Managers:
     """Return the use cases that the API calls.
 
@@ -69,6 +76,7 @@ def make_managers(conf: cfg.ConfigOpts, db: Database, wake: Callable[[], None]) 
         snapshots=SnapshotManager(db, conf, wake),
         quota=QuotaManager(db, conf),
         services=ServiceManager(db, conf),
+        messages=MessageManager(db, conf),
     )
 
 
@@ -149,7 +157,7 @@ class WorkerProcess:
             heartbeat=lambda: services.heartbeat(
                 conf.host, BACKUP_BINARY, conf.availability_zone, wire_names
             ),
-            expire_waiting=backup_tasks.expire_waiting,
+            expire_waiting=lambda: look_after(backup_tasks, MessageManager(db, conf)),
         )
         settings = WorkerSettings(
             conf.host,
@@ -224,10 +232,10 @@ def run_api(conf: cfg.ConfigOpts, stop: threading.Event, ready: Callable[[str], 
         stack.callback(server.close)
         ready(server.url)
         # Operations that no worker takes end after a while, and nobody else is there to see to it.
-        waiting = BackupTasks(db, conf)
+        waiting, messages = BackupTasks(db, conf), MessageManager(db, conf)
         while not stop.wait(expire_seconds(conf)):
             try:
-                waiting.expire_waiting()
+                look_after(waiting, messages)
             except Exception:
                 LOG.exception("Operations that wait for a worker could not be looked at; trying again")
 

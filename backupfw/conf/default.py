@@ -55,6 +55,14 @@ OPTS = (
         max=86400,
         help="Seconds after which a worker that did not report itself counts as down.",
     ),
+    cfg.IntOpt(
+        "message_ttl",
+        default=2592000,
+        min=60,
+        max=3153600000,
+        help="Seconds for which user messages about failed operations are kept and shown; the default is 30"
+        " days.",
+    ),
     cfg.StrOpt(
         "state_dir",
         default="/var/lib/backupfw",

@@ -389,3 +389,25 @@ class Service(Base):
     stores: Mapped[dict[str, Any]]
     reported_at: Mapped[datetime]
     created_at: Mapped[datetime]
+
+
+class Message(Base):
+    """What users can read of an operation that failed after it was accepted."""
+
+    __tablename__ = "messages"
+    __table_args__ = (
+        Index("ix_messages_project_listing", "project_id", "created_at", "id"),
+        Index("ix_messages_created_at", "created_at", "id"),
+        _TABLE,
+    )
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    project_id: Mapped[str]
+    request_id: Mapped[str | None]
+    resource_type: Mapped[str] = mapped_column(String(36))
+    resource_uuid: Mapped[str] = mapped_column(String(36))
+    action_id: Mapped[str] = mapped_column(String(10))
+    detail_id: Mapped[str] = mapped_column(String(10))
+    event_id: Mapped[str] = mapped_column(String(80))
+    message_level: Mapped[str] = mapped_column(String(16))
+    created_at: Mapped[datetime]

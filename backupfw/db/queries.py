@@ -1,4 +1,4 @@
-"""Listings: filtered, sorted, paged; the same for backups, volumes and snapshots.
+"""Listings: filtered, sorted, paged; the same for backups, volumes, snapshots and messages.
 
 A page begins after its marker by comparing sort values with the marker's own (keyset), so a page costs
 the same wherever it lies, and rows that come or go before it shift nothing.  ``created_at`` and ``id``
@@ -16,11 +16,11 @@ from typing import Any, TypeVar
 from sqlalchemy import Boolean, ColumnElement, Integer, String, and_, case, false, func, or_, select
 from sqlalchemy.orm import Session
 
-from backupfw.db.models import Backup, Snapshot, Volume
+from backupfw.db.models import Backup, Message, Snapshot, Volume
 from backupfw.db.types import UtcDateTime
 from backupfw.errors import InvalidInput, MarkerNotFound
 
-Row = TypeVar("Row", Backup, Volume, Snapshot)
+Row = TypeVar("Row", Backup, Volume, Snapshot, Message)
 
 #: The API's words for columns, beside the columns' own names.
 _WORDS = {"name": "display_name", "description": "display_description"}
@@ -58,7 +58,9 @@ def page(
     :raises InvalidInput: a sort key or direction is unknown.
     :raises MarkerNotFound: the marker is no living row (of this project).
     """
-    visible: list[ColumnElement[bool]] = [model.deleted.is_(False), *where]
+    visible: list[ColumnElement[bool]] = [*where]
+    if not issubclass(model, Message):
+        visible.append(model.deleted.is_(False))
     if project_id is not None:
         visible.append(model.project_id == project_id)
     keys = _keys(model, sort)
@@ -87,7 +89,7 @@ def page(
     return session.scalars(query).all(), total
 
 
-def column_of(model: type[Backup | Volume | Snapshot], name: str) -> Any:
+def column_of(model: type[Backup | Volume | Snapshot | Message], name: str) -> Any:
     """Return the column that a word of the API names, or None."""
     name = _WORDS.get(name, name)
     if name in _PRIVATE or name not in model.__table__.columns:
@@ -110,7 +112,9 @@ def _keys(model: type[Row], sort: Sequence[tuple[str, str]]) -> list[tuple[Any, 
     return list(keys.values())
 
 
-def _after(before: Backup | Volume | Snapshot, keys: Sequence[tuple[Any, bool]]) -> ColumnElement[bool]:
+def _after(
+    before: Backup | Volume | Snapshot | Message, keys: Sequence[tuple[Any, bool]]
+) -> ColumnElement[bool]:
     """Rows that come after ``before``: equal in the first keys and beyond it in the next, for some n."""
     choices = []
     equal: list[ColumnElement[bool]] = []

@@ -14,8 +14,9 @@ from backupfw.db.digest import object_digest
 from backupfw.db.installation import installation_id
 from backupfw.db.session import now
 from backupfw.errors import InvalidInput, SnapshotNotFound, TaskLost, VolumeNotFound
-from backupfw.manager import backup_rows, lifecycle, lineage, rows, tasks, volume_rules
+from backupfw.manager import backup_rows, lifecycle, lineage, messages, rows, tasks, volume_rules
 from backupfw.manager.lifecycle import BackupMoves
+from backupfw.manager.messages import Action, Detail
 from backupfw.manager.outcome import Outcomes
 from backupfw.manager.tasks import Task
 
@@ -82,6 +83,7 @@ class CreateResult:
     :ivar object_count: objects this backup put, its manifest included.
     :ivar stored_bytes: their bytes.
     :ivar referenced_bytes: bytes of older objects that it uses.
+    :ivar base_lost: the base could not be read, so nothing is shared with it.
     """
 
     key: str
@@ -91,6 +93,11 @@ class CreateResult:
     object_count: int
     stored_bytes: int
     referenced_bytes: int
+    base_lost: bool = False
+
+
+class ZoneNotServed(InvalidInput):
+    """No backup service is in the availability zone that was asked for."""
 
 
 class CreateTasks(Outcomes):
@@ -102,7 +109,7 @@ class CreateTasks(Outcomes):
         The first one fixes base, geometry, hash mode and key; a later one keeps them, unless the
         configured geometry changed: then a new epoch starts from nothing.
 
-        :raises InvalidInput: the availability zone that was asked for has no workers.
+        :raises ZoneNotServed: the availability zone that was asked for has no workers.
         :raises VolumeNotFound: the volume is gone (its status was reset and it was deleted).
         :raises SnapshotNotFound: likewise.
         """
@@ -223,6 +230,8 @@ class CreateTasks(Outcomes):
             )
             if not moved:
                 raise TaskLost(f"backup {backup.id} is not being created any more")
+            if backup.is_incremental and (manifest.base_id is None or result.base_lost):
+                self._tell(session, task, Action.CREATE_BACKUP, Detail.BECAME_FULL, messages.WARNING)
             volume_rules.end_backup(session, backup.volume_id, backup.snapshot_id)
             backup_rows.let_go(session, manifest.base_id, backup.project_id, task.request_id)
             backup_rows.drop_temp_snapshot(session, self._backup(session, task), task.request_id)
@@ -230,24 +239,29 @@ class CreateTasks(Outcomes):
 
         return self._db.run(work)
 
-    def fail_create(self, task: Task, reason: str) -> None:
-        """End the task: the backup is in ``error``; what it put is removed by a task of its own."""
+    def fail_create(self, task: Task, reason: str, detail: Detail | None = None) -> None:
+        """End the task: the backup is in ``error``; what it put is removed by a task of its own.
+
+        :param detail: what the user message says; None where nothing more exact is known.
+        """
 
         def work(session: Session) -> None:
             tasks.end(session, task)
-            self._fail_create(session, task, reason)
+            self._fail_create(session, task, reason, detail or Detail.CREATE_BACKUP)
 
         self._db.run(work)
 
-    def _fail_create(self, session: Session, task: Task, reason: str) -> None:
+    def _fail_create(self, session: Session, task: Task, reason: str, detail: Detail) -> None:
         backup = self._backup(session, task)
-        lifecycle.move(
+        moved = lifecycle.move(
             session,
             models.Backup,
             backup.id,
             BackupMoves.create_failed,
             fail_reason=tasks.short_reason(reason),
         )
+        if moved:
+            self._tell(session, task, Action.CREATE_BACKUP, detail)
         volume_rules.end_backup(session, backup.volume_id, backup.snapshot_id)
         if backup_rows.give_up_manifest(session, backup, task.request_id):
             manifest = backup_rows.manifest_of(session, backup)
@@ -346,7 +360,7 @@ class CreateTasks(Outcomes):
             return
         known = select(models.Service.id).where(models.Service.availability_zone == zone).limit(1)
         if session.scalar(known) is None:
-            raise InvalidInput(f"Availability zone {zone} has no backup service.")
+            raise ZoneNotServed(f"Availability zone {zone} has no backup service.")
 
     def _same_geometry(self, manifest: models.Manifest) -> bool:
         backup = self._conf.backup

@@ -16,6 +16,7 @@ from backupfw.db.installation import installation_id
 from backupfw.errors import EngineError
 from backupfw.manager import backup_rows, lifecycle, lineage, tasks
 from backupfw.manager.lifecycle import BackupMoves
+from backupfw.manager.messages import Action, Detail
 from backupfw.manager.outcome import Outcomes
 from backupfw.manager.tasks import Task
 
@@ -146,17 +147,22 @@ class DeleteTasks(Outcomes):
         self._db.run(work)
 
     def fail_delete(self, task: Task, reason: str) -> None:
-        """End the task: the backup is in ``error_deleting``; a new task tries again after a while."""
+        """End the task: the backup is in ``error_deleting``; a new task tries again after a while.
+
+        Only the first failure is told in a message: the others are of tries that nobody asked for.
+        """
 
         def work(session: Session) -> None:
             tasks.end(session, task)
-            lifecycle.move(
+            moved = lifecycle.move(
                 session,
                 models.Backup,
                 task.resource_id,
                 BackupMoves.delete_failed,
                 fail_reason=tasks.short_reason(reason),
             )
+            if moved and not task.payload.get("tries"):
+                self._tell(session, task, Action.DELETE_BACKUP, Detail.DELETE_BACKUP)
             self._again(session, task)
 
         self._db.run(work)

@@ -23,6 +23,7 @@ from backupfw.db.session import now
 from backupfw.errors import InvalidInput, TaskLost
 from backupfw.manager import backup_rows, lifecycle, quota, rows, tasks
 from backupfw.manager.lifecycle import BackupMoves
+from backupfw.manager.messages import Action, Detail
 from backupfw.manager.outcome import Outcomes
 from backupfw.manager.records import Record, same_service
 from backupfw.manager.tasks import Task
@@ -175,14 +176,14 @@ class ImportTasks(Outcomes):
 
         def work(session: Session) -> None:
             tasks.end(session, task)
-            self._fail_import(session, task, reason)
+            self._fail_import(session, task, reason, Detail.CREATE_BACKUP)
 
         self._db.run(work)
 
-    def _fail_import(self, session: Session, task: Task, reason: str) -> None:
+    def _fail_import(self, session: Session, task: Task, reason: str, detail: Detail) -> None:
         # The names help whoever reads the list; they are the record's word only.
         record = backup_rows.record_from_json(task.payload["record"])
-        lifecycle.move(
+        moved = lifecycle.move(
             session,
             models.Backup,
             task.resource_id,
@@ -192,6 +193,8 @@ class ImportTasks(Outcomes):
             display_description=record.display_description,
             service=task.payload["service"],
         )
+        if moved:
+            self._tell(session, task, Action.CREATE_BACKUP, detail)
 
     def _hold_manifest(self, session: Session, facts: ManifestFacts) -> str:
         """Return the row of the manifest, held for the backup that will point to it in this transaction.

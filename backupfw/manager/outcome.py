@@ -9,6 +9,8 @@ from sqlalchemy.orm import Session
 from backupfw.db import models
 from backupfw.db.session import Database
 from backupfw.errors import BackupNotFound
+from backupfw.manager import messages
+from backupfw.manager.messages import Action, Detail
 from backupfw.manager.tasks import Task
 
 if TYPE_CHECKING:
@@ -35,6 +37,22 @@ class Outcomes:
         if row is None or row.deleted:
             raise BackupNotFound(task.resource_id)
         return row
+
+    @staticmethod
+    def _tell(
+        session: Session, task: Task, action: Action, detail: Detail, level: str = messages.ERROR
+    ) -> None:
+        """Post a user message about the task's backup to whoever asked for the task."""
+        messages.post(
+            session,
+            action,
+            detail,
+            project_id=task.project_id,
+            request_id=task.request_id,
+            resource_type=messages.BACKUP,
+            resource_id=task.resource_id,
+            level=level,
+        )
 
     def _retry_delay(self, tries: int) -> float:
         """Return the seconds before the next try of a deletion that failed ``tries`` times before."""

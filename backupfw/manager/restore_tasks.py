@@ -12,6 +12,7 @@ from backupfw.errors import Damaged, VolumeNotFound
 from backupfw.manager import backup_rows, lifecycle, rows, tasks, volume_rules
 from backupfw.manager.backups import SOURCE_KEY
 from backupfw.manager.lifecycle import BackupMoves
+from backupfw.manager.messages import Action, Detail
 from backupfw.manager.outcome import Outcomes
 from backupfw.manager.tasks import Task
 
@@ -112,27 +113,31 @@ class RestoreTasks(Outcomes):
 
         self._db.run(work)
 
-    def fail_restore(self, task: Task, reason: str) -> None:
+    def fail_restore(self, task: Task, reason: str, detail: Detail | None = None) -> None:
         """End the task: the backup is available, with the reason; the volume is in an error status.
 
         Even one that nothing was written to: whoever waits for the restore takes ``available`` for its
         success.
+
+        :param detail: what the user message says; None where nothing more exact is known.
         """
 
         def work(session: Session) -> None:
             tasks.end(session, task)
-            self._fail_restore(session, task, reason)
+            self._fail_restore(session, task, reason, detail or Detail.RESTORE_BACKUP)
 
         self._db.run(work)
 
-    def _fail_restore(self, session: Session, task: Task, reason: str) -> None:
-        lifecycle.move(
+    def _fail_restore(self, session: Session, task: Task, reason: str, detail: Detail) -> None:
+        moved = lifecycle.move(
             session,
             models.Backup,
             task.resource_id,
             BackupMoves.restored,
             fail_reason=tasks.short_reason(reason),
         )
+        if moved:
+            self._tell(session, task, Action.RESTORE_BACKUP, detail)
         volume_rules.end_restore(session, task.payload["volume_id"], ok=False, new=bool(task.payload["new"]))
 
 

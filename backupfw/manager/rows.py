@@ -143,6 +143,22 @@ class Snapshot:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A user message; shown until ``guaranteed_until``."""
+
+    id: str
+    project_id: str
+    request_id: str | None
+    resource_type: str
+    resource_uuid: str
+    event_id: str
+    message_level: str
+    created_at: datetime
+    user_message: str
+    guaranteed_until: datetime
+
+
 def columns(row: models.Base, record: type) -> dict[str, Any]:
     """Return the values of ``row`` for those fields of ``record`` that are columns."""
     # The instance's own dict holds what is loaded: a listing reads tens of thousands of values.

@@ -13,6 +13,7 @@ Handlers look like this::
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +23,9 @@ from sqlalchemy.orm import Session
 
 from backupfw.db.models import Snapshot, Volume
 from backupfw.errors import InvalidVolume, SnapshotNotFound, VolumeNotFound
-from backupfw.manager import lifecycle, rows, tasks
+from backupfw.manager import lifecycle, messages, rows, tasks
 from backupfw.manager.lifecycle import Move, SnapshotMoves, VolumeMoves
+from backupfw.manager.messages import Action, Detail
 from backupfw.manager.tasks import Task
 from backupfw.manager.volume_rules import gigabytes
 
@@ -95,7 +97,9 @@ class VolumeTasks:
 
     def fail_create(self, task: Task, reason: str) -> None:
         """The volume could not be made: ``error``."""
-        self._end(task, Volume, VolumeMoves.create_failed, reason)
+        self._fail(
+            task, Volume, VolumeMoves.create_failed, reason, Action.CREATE_VOLUME, Detail.CREATE_VOLUME
+        )
 
     def start_delete(self, task: Task) -> rows.Volume:
         """Say which volume to delete; the tasks that delete its snapshots came before.
@@ -119,7 +123,7 @@ class VolumeTasks:
 
     def fail_delete(self, task: Task, reason: str) -> None:
         """The volume could not be deleted: ``error_deleting``."""
-        self._end(task, Volume, VolumeMoves.delete_failed, reason)
+        self._fail(task, Volume, VolumeMoves.delete_failed, reason, Action.DELETE_VOLUME, Detail.UNKNOWN)
 
     def start_extend(self, task: Task) -> ExtendPlan:
         """Say which volume to make larger, and how large."""
@@ -136,13 +140,18 @@ class VolumeTasks:
     def fail_extend(self, task: Task, reason: str) -> None:
         """The volume kept its old length and has its old size again: ``error_extending``."""
 
-        def work(session: Session) -> None:
-            tasks.end(session, task)
-            size = gigabytes(_volume(session, task.resource_id).length)
-            lifecycle.move(session, Volume, task.resource_id, VolumeMoves.extend_failed, size=size)
+        def old_size(session: Session) -> dict[str, Any]:
+            return {"size": gigabytes(_volume(session, task.resource_id).length)}
 
-        self._db.run(work)
-        _log(task, reason)
+        self._fail(
+            task,
+            Volume,
+            VolumeMoves.extend_failed,
+            reason,
+            Action.EXTEND_VOLUME,
+            Detail.EXTEND_VOLUME,
+            old_size,
+        )
 
     def start_create_snapshot(self, task: Task) -> SnapshotPlan:
         """Say which snapshot to make, and whether its volume may be written to meanwhile.
@@ -158,7 +167,8 @@ class VolumeTasks:
 
     def fail_create_snapshot(self, task: Task, reason: str) -> None:
         """The snapshot could not be made: ``error``."""
-        self._end(task, Snapshot, SnapshotMoves.create_failed, reason)
+        step = SnapshotMoves.create_failed
+        self._fail(task, Snapshot, step, reason, Action.CREATE_SNAPSHOT, Detail.CREATE_SNAPSHOT)
 
     def start_delete_snapshot(self, task: Task) -> SnapshotPlan:
         """Say which snapshot to delete."""
@@ -171,22 +181,42 @@ class VolumeTasks:
 
     def fail_delete_snapshot(self, task: Task, reason: str) -> None:
         """The snapshot could not be deleted: ``error_deleting``."""
-        self._end(task, Snapshot, SnapshotMoves.delete_failed, reason)
+        step = SnapshotMoves.delete_failed
+        self._fail(task, Snapshot, step, reason, Action.DELETE_SNAPSHOT, Detail.DELETE_SNAPSHOT)
 
-    def _end(
-        self, task: Task, model: type[Volume | Snapshot], step: Move, reason: str | None = None, **values: Any
-    ) -> None:
+    def _end(self, task: Task, model: type[Volume | Snapshot], step: Move, **values: Any) -> None:
         def work(session: Session) -> None:
             tasks.end(session, task)
             lifecycle.move(session, model, task.resource_id, step, **values)
 
         self._db.run(work)
-        _log(task, reason)
 
+    def _fail(
+        self,
+        task: Task,
+        model: type[Volume | Snapshot],
+        step: Move,
+        reason: str,
+        action: Action,
+        detail: Detail,
+        values: Callable[[Session], dict[str, Any]] = lambda _session: {},
+    ) -> None:
+        def work(session: Session) -> None:
+            tasks.end(session, task)
+            if not lifecycle.move(session, model, task.resource_id, step, **values(session)):
+                return
+            messages.post(
+                session,
+                action,
+                detail,
+                project_id=task.project_id,
+                request_id=task.request_id,
+                resource_type=messages.VOLUME if model is Volume else messages.SNAPSHOT,
+                resource_id=task.resource_id,
+            )
 
-def _log(task: Task, reason: str | None) -> None:
-    # Volumes and snapshots have no place for a reason that users could read.
-    if reason is not None:
+        self._db.run(work)
+        # Volumes and snapshots have no place for a reason that users could read.
         LOG.warning("[%s] %s of %s failed: %s", task.request_id, task.kind, task.resource_id, reason)
 
 

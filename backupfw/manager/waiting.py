@@ -14,6 +14,7 @@ from backupfw.manager import lifecycle, services, tasks
 from backupfw.manager.create_tasks import CreateTasks
 from backupfw.manager.import_tasks import ImportTasks
 from backupfw.manager.lifecycle import BackupMoves
+from backupfw.manager.messages import Action, Detail
 from backupfw.manager.restore_tasks import RestoreTasks
 
 #: What users read.
@@ -84,18 +85,20 @@ class Waiting(CreateTasks, RestoreTasks, ImportTasks):
         task = tasks.as_task(row)
         reason = row.fail_reason or REASON
         if task.kind == tasks.BACKUP_DELETE:
-            lifecycle.move(
+            moved = lifecycle.move(
                 session, models.Backup, task.resource_id, BackupMoves.delete_failed, fail_reason=reason
             )
+            if moved and not task.payload.get("tries"):
+                self._tell(session, task, Action.DELETE_BACKUP, Detail.SERVICE_DOWN)
             return
         # An attempt that is frozen, not dead, finds its row missing and changes nothing any more.
         session.execute(delete(models.Task).where(models.Task.id == row.id))
         try:
             if task.kind == tasks.BACKUP_CREATE:
-                self._fail_create(session, task, reason)
+                self._fail_create(session, task, reason, Detail.SERVICE_DOWN)
             elif task.kind == tasks.BACKUP_IMPORT:
-                self._fail_import(session, task, reason)
+                self._fail_import(session, task, reason, Detail.SERVICE_DOWN)
             else:
-                self._fail_restore(session, task, reason)
+                self._fail_restore(session, task, reason, Detail.SERVICE_DOWN)
         except BackupNotFound:
             return

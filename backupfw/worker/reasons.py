@@ -11,6 +11,8 @@ from oslo_db.exception import DBConnectionError, DBDeadlock, DBError
 
 from backupfw import errors
 from backupfw.chunkstore import errors as store_errors
+from backupfw.manager.create_tasks import ZoneNotServed
+from backupfw.manager.messages import Detail
 
 #: The column's width (the API's limit for text fields).
 MAX_LENGTH = 255
@@ -57,6 +59,19 @@ def _text(error: BaseException, request_id: str | None) -> str:
             return "No space is left on the volume's storage."
         return f"An input/output error ({errno.errorcode.get(error.errno or 0, 'unknown')}) occurred."
     return f"An unexpected error occurred; the log says more under {request_id}."
+
+
+def message_detail(error: BaseException) -> Detail | None:
+    """Return what a user message says of a failed creation or restore; None: nothing more exact."""
+    if isinstance(error, ZoneNotServed):
+        return Detail.SCHEDULE
+    if isinstance(error, errors.TargetError):
+        return Detail.ATTACH
+    if isinstance(error, errors.VolumeNotFound | errors.SnapshotNotFound | errors.InvalidVolume):
+        return Detail.VOLUME_STATE
+    if isinstance(error, errors.SourceMoved | OSError):
+        return Detail.DEVICE
+    return None
 
 
 def is_temporary(error: BaseException) -> bool:

@@ -17,7 +17,7 @@ from backupfw.manager.tasks import Task
 from backupfw.worker.control import TaskControl, boot_time
 from backupfw.worker.handlers import Handler, Tools, handler_for
 from backupfw.worker.leases import LeaseKeeper
-from backupfw.worker.reasons import is_temporary, user_reason
+from backupfw.worker.reasons import is_temporary, message_detail, user_reason
 from backupfw.worker.stores import StoreDown
 
 LOG = log.getLogger(__name__)
@@ -182,7 +182,7 @@ class Worker:
             return
         LOG.error("[%s] Task %s (%s of %s) failed", task.request_id, task.id, task.kind,
                   task.resource_id, exc_info=error)  # fmt: skip
-        handler.failed(task, reason)
+        handler.failed_with(task, reason, message_detail(error))
 
     def _without_store(self, handler: Handler, task: Task, error: StoreDown, reason: str) -> None:
         """Let a task wait that was not even begun because its store is down; that is no failed attempt."""

@@ -29,6 +29,7 @@ from backupfw.db import models
 from backupfw.db.models import Base
 from backupfw.db.session import Database, now
 from backupfw.manager.backups import BackupManager
+from backupfw.manager.messages import MessageManager
 from backupfw.manager.quota import QuotaManager
 from backupfw.manager.services import BACKUP_BINARY, ServiceManager
 from backupfw.manager.snapshots import SnapshotManager
@@ -86,6 +87,7 @@ class Cloud:
             snapshots=SnapshotManager(self.db, self.conf, self._wake),
             quota=QuotaManager(self.db, self.conf),
             services=ServiceManager(self.db, self.conf),
+            messages=MessageManager(self.db, self.conf),
         )
         self.app = TestApp(make_app(self.managers, self.conf))
 

@@ -15,6 +15,7 @@ from backupfw.api.views import common
 
 if TYPE_CHECKING:
     from backupfw.manager.backups import BackupManager
+    from backupfw.manager.messages import MessageManager
     from backupfw.manager.quota import QuotaManager
     from backupfw.manager.rows import Page
     from backupfw.manager.services import ServiceManager
@@ -33,6 +34,7 @@ class Managers:
     snapshots: SnapshotManager
     quota: QuotaManager
     services: ServiceManager
+    messages: MessageManager
 
 
 @dataclass(frozen=True)

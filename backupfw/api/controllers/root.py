@@ -65,6 +65,10 @@ class RootController:
 
 def _write(response: webob.Response, status: int, result: dict[str, Any] | None) -> webob.Response:
     response.status = status
+    if status == 204:
+        # No content has no type either.
+        del response.content_type
+        return response
     response.content_type = "application/json"
     response.charset = "UTF-8"
     response.body = b"" if result is None else json.dumps(result).encode("utf-8")

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from backupfw.api.controllers.backups import BackupsController
 from backupfw.api.controllers.base import Managers, Settings
+from backupfw.api.controllers.messages import MessagesController
 from backupfw.api.controllers.quotas import QuotasController
 from backupfw.api.controllers.services import ServicesController
 from backupfw.api.controllers.snapshots import SnapshotsController
@@ -21,6 +22,7 @@ _CONTROLLERS = (
     QuotasController,
     ServicesController,
     SurroundingsController,
+    MessagesController,
 )
 
 

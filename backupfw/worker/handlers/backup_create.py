@@ -19,6 +19,7 @@ from backupfw.engine.ports import BackupJob, BackupResult
 from backupfw.errors import InvalidInput
 from backupfw.manager.backup_tasks import BackupTasks
 from backupfw.manager.create_tasks import CreatePlan, CreateResult
+from backupfw.manager.messages import Detail
 from backupfw.manager.tasks import Task
 from backupfw.volume.base import BlockSource, SnapshotRef, VolumeProvider
 from backupfw.worker.control import TaskControl
@@ -72,6 +73,10 @@ class BackupCreate(Handler):
     def failed(self, task: Task, reason: str) -> None:
         """See :meth:`Handler.failed`."""
         self._tools.backups.fail_create(task, reason)
+
+    def failed_with(self, task: Task, reason: str, detail: Detail | None) -> None:
+        """See :meth:`Handler.failed_with`."""
+        self._tools.backups.fail_create(task, reason, detail)
 
     def cancelled(self, task: Task) -> None:
         """See :meth:`Handler.cancelled`."""
@@ -170,6 +175,7 @@ def _create_result(result: BackupResult, length: int, host: str, wire_name: str)
         object_count=result.object_count,
         stored_bytes=result.stored_bytes,
         referenced_bytes=result.referenced_bytes,
+        base_lost=result.base_problem is not None,
     )
 
 

@@ -8,6 +8,7 @@ from backupfw.engine import restore as engine
 from backupfw.engine.format.manifest import read_head
 from backupfw.engine.ports import Checkpoint
 from backupfw.errors import Damaged
+from backupfw.manager.messages import Detail
 from backupfw.manager.restore_tasks import RestoredVolume, RestorePlan
 from backupfw.manager.tasks import Task
 from backupfw.volume.base import VolumeRef
@@ -40,6 +41,10 @@ class BackupRestore(Handler):
     def failed(self, task: Task, reason: str) -> None:
         """See :meth:`Handler.failed`."""
         self._tools.backups.fail_restore(task, reason)
+
+    def failed_with(self, task: Task, reason: str, detail: Detail | None) -> None:
+        """See :meth:`Handler.failed_with`."""
+        self._tools.backups.fail_restore(task, reason, detail)
 
     def _made(self, task: Task, plan: RestorePlan, control: TaskControl) -> VolumeRef:
         """Return the target, made first if this restore is to make it."""

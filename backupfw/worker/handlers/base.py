@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from backupfw.manager import rows
 from backupfw.manager.backup_tasks import BackupTasks
+from backupfw.manager.messages import Detail
 from backupfw.manager.tasks import Task, Tasks
 from backupfw.manager.volume_tasks import VolumeTasks
 from backupfw.volume.base import SnapshotRef, VolumeProvider, VolumeRef
@@ -37,7 +38,7 @@ class Tools:
 
     :ivar host: the host name that backups made here show.
     :ivar heartbeat: writes the worker's own sign of life.
-    :ivar expire_waiting: ends tasks that no worker could claim for too long.
+    :ivar expire_waiting: called now and then: ends tasks that no worker could claim for too long.
     """
 
     host: str
@@ -68,6 +69,11 @@ class Handler(abc.ABC):
     @abc.abstractmethod
     def failed(self, task: Task, reason: str) -> None:
         """End a task that is not tried again, with the reason for the user."""
+
+    def failed_with(self, task: Task, reason: str, detail: Detail | None) -> None:
+        """As :meth:`failed`, where more is known for a user message than the kind of task says."""
+        del detail
+        self.failed(task, reason)
 
     def cancelled(self, task: Task) -> None:
         """Clean up after a cancelled task and end it; statuses were moved by whoever cancelled it."""

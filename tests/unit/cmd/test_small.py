@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from backupfw.cmd import service
 from backupfw.cmd import state as state_directory
 from backupfw.db import migrate
 from backupfw.errors import ConfigError
+from backupfw.manager.backup_tasks import BackupTasks
+from backupfw.manager.messages import MessageManager
 from tests.unit.cmd.conftest import Run
 
 
@@ -149,3 +152,12 @@ def test_a_state_directory_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="state directory"):
         state_directory.prepare(str(tmp_path / "file" / "state"))
+
+
+def test_what_is_looked_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[str] = []
+    waiting, messages = object.__new__(BackupTasks), object.__new__(MessageManager)
+    monkeypatch.setattr(BackupTasks, "expire_waiting", lambda self: called.append("waiting"))
+    monkeypatch.setattr(MessageManager, "purge", lambda self: called.append("messages"))
+    service.look_after(waiting, messages)
+    assert called == ["waiting", "messages"]

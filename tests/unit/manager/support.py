@@ -65,6 +65,7 @@ def make_conf(**changes: Any) -> Conf:
         **{f"store:{name}": SimpleNamespace(container=None) for name in ("main", "offsite")},
         availability_zone="nova",
         service_down_time=60,
+        message_ttl=3600,
         backup=SimpleNamespace(**{name: changes.get(name, value) for name, value in backup.items()}),
         quota=SimpleNamespace(**{name: changes.get(name, value) for name, value in quota.items()}),
     )

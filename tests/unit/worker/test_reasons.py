@@ -8,7 +8,9 @@ import pytest
 
 from backupfw import errors
 from backupfw.chunkstore import errors as store_errors
-from backupfw.worker.reasons import MAX_LENGTH, is_temporary, user_reason
+from backupfw.manager.create_tasks import ZoneNotServed
+from backupfw.manager.messages import Detail
+from backupfw.worker.reasons import MAX_LENGTH, is_temporary, message_detail, user_reason
 
 SECRETS = ("10.0.0.7", "/var/lib", "AKIA123", "https://", "host7")
 TEXT = "cannot reach https://10.0.0.7:443/ as AKIA123 from host7, see /var/lib/x"
@@ -70,3 +72,22 @@ def test_reasons_fit_their_column() -> None:
 )
 def test_what_is_tried_again(error: BaseException, temporary: bool) -> None:
     assert is_temporary(error) is temporary
+
+
+@pytest.mark.parametrize(
+    ("error", "detail"),
+    [
+        (ZoneNotServed("x"), Detail.SCHEDULE),
+        (errors.TargetError("x"), Detail.ATTACH),
+        (errors.VolumeNotFound("x"), Detail.VOLUME_STATE),
+        (errors.SnapshotNotFound("x"), Detail.VOLUME_STATE),
+        (errors.SourceMoved("x"), Detail.DEVICE),
+        (OSError(errno.EIO, "x"), Detail.DEVICE),
+        (store_errors.Unavailable("x"), None),
+        (errors.Damaged("s", "c", "k", "x"), None),
+        (errors.InvalidInput("x"), None),
+        (ValueError("x"), None),
+    ],
+)
+def test_what_a_message_says(error: BaseException, detail: Detail | None) -> None:
+    assert message_detail(error) is detail

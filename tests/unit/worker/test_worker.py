@@ -14,6 +14,7 @@ from oslo_db.exception import DBConnectionError
 
 from backupfw.chunkstore.errors import PermissionDenied, Unavailable
 from backupfw.db import models
+from backupfw.errors import SourceMoved
 from tests.unit.manager.support import check_consistent
 from tests.unit.worker.world import SEGMENT, WorkerWorld
 
@@ -304,3 +305,23 @@ def test_containers_are_made_only_where_the_service_may(world: WorkerWorld) -> N
         world.store.ensure_container("here")
         again = world.backups.create(world.ctx(), volume_id=volume, container="here")
         world.wait_backup(again.id, "available")
+
+
+def test_the_message_of_a_failure_says_what_is_known(
+    world: WorkerWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def moved(ref: Any) -> Any:
+        raise SourceMoved("It moved.")
+
+    monkeypatch.setattr(world.provider, "open_source", moved)
+    made = {
+        "019": world.backups.create(world.ctx(), volume_id=world.filled_volume(DATA)),
+        "024": world.backups.create(
+            world.ctx(), volume_id=world.filled_volume(DATA), availability_zone="moon"
+        ),
+    }
+    with world.worker():
+        for backup in made.values():
+            world.wait_backup(backup.id, "error")
+    told = {row.resource_uuid: row.event_id for row in world.rows(models.Message)}
+    assert told == {backup.id: f"VOLUME_VOLUME_BACKUP_013_{detail}" for detail, backup in made.items()}

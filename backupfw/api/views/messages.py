@@ -1,0 +1,28 @@
+"""User messages as answers show them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from backupfw.api.routing import Call
+from backupfw.api.views.common import timestamp
+
+if TYPE_CHECKING:
+    from backupfw.manager.rows import Message
+
+
+def detail(call: Call, message: Message) -> dict[str, Any]:
+    """What show and the list show."""
+    return {
+        "id": message.id,
+        "event_id": message.event_id,
+        "user_message": message.user_message,
+        "message_level": message.message_level,
+        "resource_type": message.resource_type,
+        "resource_uuid": message.resource_uuid,
+        "created_at": timestamp(message.created_at),
+        "guaranteed_until": timestamp(message.guaranteed_until),
+        # A text for every client, also where nobody's request led to it.
+        "request_id": message.request_id or "",
+        "links": call.links.of("messages", message.id),
+    }

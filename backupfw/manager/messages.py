@@ -1,0 +1,257 @@
+"""User messages: what a tenant can read about an operation that failed after it was accepted.
+
+A message is added in the transaction that moves the status, so there is one exactly when the operation
+failed.  It says which action failed and why by the ids that clients know; ``fail_reason`` of a backup says
+more.  It is kept for ``[DEFAULT] message_ttl`` seconds by the database's clock.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timedelta
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
+
+from backupfw.context import RequestContext
+from backupfw.db import models, queries
+from backupfw.db.session import Database, now
+from backupfw.errors import MessageNotFound
+from backupfw.manager import rows
+
+if TYPE_CHECKING:
+    from oslo_config import cfg
+
+BACKUP = "VOLUME_BACKUP"
+VOLUME = "VOLUME"
+SNAPSHOT = "VOLUME_SNAPSHOT"
+
+ERROR = "ERROR"
+WARNING = "WARNING"
+"""The operation went on, but not as it was asked for."""
+
+#: How many messages one transaction of a purge deletes.
+_BATCH = 1000
+
+
+class Action(Enum):
+    """What was being done.  The value is the id, which clients know."""
+
+    EXTEND_VOLUME = "007"
+    CREATE_VOLUME = "008"
+    CREATE_SNAPSHOT = "009"
+    DELETE_SNAPSHOT = "010"
+    # An import too: that is how clients know the status ``creating``.
+    CREATE_BACKUP = "013"
+    DELETE_BACKUP = "014"
+    RESTORE_BACKUP = "015"
+    # Nobody else has an id for this one.
+    DELETE_VOLUME = "101"
+
+
+class Detail(Enum):
+    """Why it failed.  The value is the id, which clients know."""
+
+    UNKNOWN = "001"
+    EXTEND_VOLUME = "010"
+    CREATE_VOLUME = "012"
+    CREATE_SNAPSHOT = "013"
+    DELETE_SNAPSHOT = "016"
+    BACKUP_STATE = "017"
+    SERVICE_DOWN = "018"
+    DEVICE = "019"
+    CREATE_BACKUP = "020"
+    ATTACH = "021"
+    DETACH = "022"
+    CLEAN_UP = "023"
+    SCHEDULE = "024"
+    DELETE_BACKUP = "025"
+    RESTORE_BACKUP = "026"
+    VOLUME_STATE = "027"
+    BECAME_FULL = "030"
+
+
+_ACTIONS: Mapping[Action, str] = {
+    Action.EXTEND_VOLUME: "extend volume",
+    Action.CREATE_VOLUME: "create volume",
+    Action.CREATE_SNAPSHOT: "create snapshot",
+    Action.DELETE_SNAPSHOT: "delete snapshot",
+    Action.CREATE_BACKUP: "create backup",
+    Action.DELETE_BACKUP: "delete backup",
+    Action.RESTORE_BACKUP: "restore backup",
+    Action.DELETE_VOLUME: "delete volume",
+}
+
+_DETAILS: Mapping[Detail, str] = {
+    Detail.UNKNOWN: "The operation failed.",
+    Detail.EXTEND_VOLUME: "The volume could not be made larger.",
+    Detail.CREATE_VOLUME: "The volume could not be made.",
+    Detail.CREATE_SNAPSHOT: "The snapshot could not be made.",
+    Detail.DELETE_SNAPSHOT: "The snapshot could not be deleted.",
+    Detail.BACKUP_STATE: "The backup's status does not allow it.",
+    Detail.SERVICE_DOWN: "No backup service was available.",
+    Detail.DEVICE: "The volume could not be read.",
+    Detail.CREATE_BACKUP: "The backup could not be made.",
+    Detail.ATTACH: "The volume could not be opened or written.",
+    Detail.DETACH: "The volume could not be closed.",
+    Detail.CLEAN_UP: "What the backup left behind could not be removed.",
+    Detail.SCHEDULE: "No backup service can take this backup.",
+    Detail.DELETE_BACKUP: "The backup's data could not be deleted.",
+    Detail.RESTORE_BACKUP: "The backup could not be restored.",
+    Detail.VOLUME_STATE: "The volume's status does not allow it.",
+    Detail.BECAME_FULL: "The data of the backup before could not be used, so all data was stored anew.",
+}
+
+
+def post(
+    session: Session,
+    action: Action,
+    detail: Detail,
+    *,
+    project_id: str,
+    request_id: str | None,
+    resource_type: str,
+    resource_id: str,
+    level: str = ERROR,
+) -> None:
+    """Add a message in the caller's transaction.
+
+    :param project_id: who reads it: the project that asked for the operation.
+    :param resource_type: :data:`BACKUP`, :data:`VOLUME` or :data:`SNAPSHOT`.
+    """
+    session.add(
+        models.Message(
+            id=str(uuid.uuid4()),
+            project_id=project_id,
+            request_id=request_id,
+            resource_type=resource_type,
+            resource_uuid=resource_id,
+            action_id=action.value,
+            detail_id=detail.value,
+            event_id=f"VOLUME_{resource_type}_{action.value}_{detail.value}",
+            message_level=level,
+            created_at=now(session),
+        )
+    )
+    session.flush()
+
+
+def text(action_id: str, detail_id: str) -> str:
+    """Return what users read, also for ids that only a newer release knows."""
+    try:
+        action = _ACTIONS[Action(action_id)]
+    except ValueError:
+        action = "unknown operation"
+    try:
+        detail = _DETAILS[Detail(detail_id)]
+    except ValueError:
+        detail = _DETAILS[Detail.UNKNOWN]
+    return f"{action}: {detail}"
+
+
+class MessageManager:
+    """The user messages of all projects.  Thread-safe.
+
+    To a caller who is no administrator, another project's message does not exist; to nobody one that is
+    older than ``message_ttl``.
+
+    :param conf: ``message_ttl``.
+    """
+
+    def __init__(self, db: Database, conf: cfg.ConfigOpts) -> None:
+        self._db = db
+        self._conf = conf
+
+    def get(self, ctx: RequestContext, message_id: str) -> rows.Message:
+        """Return one message.
+
+        :raises MessageNotFound: no such message for this caller.
+        """
+        with self._db.read() as session:
+            return self._record(self._find(session, ctx, message_id))
+
+    def list(
+        self,
+        ctx: RequestContext,
+        *,
+        detail: bool = True,
+        filters: Mapping[str, str] | None = None,
+        all_tenants: bool = False,
+        limit: int | None = None,
+        marker: str | None = None,
+        offset: int = 0,
+        sort: Sequence[tuple[str, str]] = (),
+        with_count: bool = False,
+    ) -> rows.Page[rows.Message]:
+        """Return one page of messages; parameters as :func:`backupfw.db.queries.page` has them.
+
+        :param detail: makes no difference.
+        :raises InvalidInput: a sort key or direction is unknown.
+        :raises MarkerNotFound: the marker is no message this caller can see.
+        """
+        del detail
+        with self._db.read() as session:
+            found, total = queries.page(
+                session,
+                models.Message,
+                project_id=None if all_tenants and ctx.is_admin else ctx.project_id,
+                filters=filters or {},
+                sort=sort,
+                limit=limit,
+                marker=marker,
+                offset=offset,
+                with_count=with_count,
+                where=[models.Message.created_at > self._oldest(session)],
+            )
+            return rows.Page([self._record(row) for row in found], total)
+
+    def delete(self, ctx: RequestContext, message_id: str) -> None:
+        """Delete one message.
+
+        :raises MessageNotFound: no such message for this caller.
+        """
+        self._db.run(lambda session: session.delete(self._find(session, ctx, message_id)))
+
+    def purge(self) -> int:
+        """Delete the messages that are too old to be shown; return how many there were.
+
+        Any process may do it, at any time.
+        """
+        row = models.Message
+        purged = 0
+        while True:
+            # Looking costs no write lock; there is nearly never anything to delete.
+            with self._db.read() as session:
+                old = select(row.id).where(row.created_at <= self._oldest(session))
+                found = session.scalars(old.order_by(row.created_at).limit(_BATCH)).all()
+            if not found:
+                return purged
+            self._db.run(_deletion(found))
+            purged += len(found)
+
+    def _oldest(self, session: Session) -> datetime:
+        return now(session) - timedelta(seconds=self._conf.message_ttl)
+
+    def _find(self, session: Session, ctx: RequestContext, message_id: str) -> models.Message:
+        row = session.get(models.Message, message_id)
+        visible = row is not None and (ctx.is_admin or row.project_id == ctx.project_id)
+        if row is None or not visible or row.created_at <= self._oldest(session):
+            raise MessageNotFound(message_id)
+        return row
+
+    def _record(self, row: models.Message) -> rows.Message:
+        return rows.Message(
+            **rows.columns(row, rows.Message),
+            user_message=text(row.action_id, row.detail_id),
+            guaranteed_until=row.created_at + timedelta(seconds=self._conf.message_ttl),
+        )
+
+
+def _deletion(ids: Sequence[str]) -> Callable[[Session], None]:
+    def work(session: Session) -> None:
+        session.execute(delete(models.Message).where(models.Message.id.in_(ids)))
+
+    return work

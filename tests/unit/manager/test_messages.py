@@ -1,0 +1,298 @@
+"""User messages: one for each operation that failed after it was accepted, in the same transaction."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import select, update
+
+from backupfw.db import models
+from backupfw.db.session import now
+from backupfw.errors import MarkerNotFound, MessageNotFound, TaskCancelled, TaskLost
+from backupfw.manager import messages, rows, tasks
+from backupfw.manager.messages import Action, Detail, MessageManager
+from backupfw.manager.snapshots import SnapshotManager
+from backupfw.manager.volume_tasks import VolumeTasks
+from backupfw.manager.volumes import VolumeManager
+from tests.unit.manager.support import World
+from tests.unit.manager.test_records import pack
+
+
+@pytest.fixture
+def world() -> World:
+    """A world."""
+    return World()
+
+
+@pytest.fixture
+def told(world: World) -> MessageManager:
+    """The messages of ``world``."""
+    return MessageManager(world.db, world.conf)
+
+
+def seen(told: MessageManager, project: str = "p1") -> list[rows.Message]:
+    """Return all messages, oldest first."""
+    return list(told.list(World.ctx(project), sort=[("created_at", "asc")]).items)
+
+
+def backup_of(world: World, **values: Any) -> str:
+    """Make an available backup and return its id."""
+    made = world.backups.create(world.ctx(), volume_id=world.volume(), **values).id
+    world.run_create()
+    return made
+
+
+def begin_create(world: World) -> str:
+    return world.backups.create(world.ctx(), volume_id=world.volume()).id
+
+
+def begin_import(world: World) -> str:
+    url = pack({"id": str(uuid.uuid4()), "size": 1})
+    return world.backups.import_record(world.ctx(), backup_service="x", backup_url=url).id
+
+
+def begin_restore(world: World) -> str:
+    backup = backup_of(world)
+    world.backups.restore(world.ctx(), backup)
+    return backup
+
+
+def begin_delete(world: World) -> str:
+    backup = backup_of(world)
+    world.backups.delete(world.ctx(), backup)
+    return backup
+
+
+BEGINNINGS: list[tuple[Callable[[World], str], str, str, str]] = [
+    (begin_create, "fail_create", "013_020", "error"),
+    (begin_import, "fail_import", "013_020", "error"),
+    (begin_restore, "fail_restore", "015_026", "available"),
+    (begin_delete, "fail_delete", "014_025", "error_deleting"),
+]
+each_kind = pytest.mark.parametrize(("begin", "fail", "event", "status"), BEGINNINGS)
+
+
+@each_kind
+def test_a_failure_is_told(
+    world: World,
+    told: MessageManager,
+    begin: Callable[[World], str],
+    fail: str,
+    event: str,
+    status: str,
+) -> None:
+    backup = begin(world)
+    assert seen(told) == []
+    task = world.claim()
+    getattr(world.outcomes, fail)(task, "It broke.")
+    assert world.status(backup) == status
+    (message,) = seen(told)
+    assert message.event_id == f"VOLUME_VOLUME_BACKUP_{event}"
+    assert (message.resource_type, message.resource_uuid) == ("VOLUME_BACKUP", backup)
+    assert (message.project_id, message.message_level) == ("p1", "ERROR")
+    assert message.request_id == task.request_id
+    assert message.guaranteed_until == message.created_at + timedelta(hours=1)
+    assert told.get(world.ctx(), message.id) == message
+    # Once only: the task is over.
+    with pytest.raises(TaskLost):
+        getattr(world.outcomes, fail)(task, "It broke.")
+    assert len(seen(told)) == 1
+
+
+@each_kind
+def test_what_waits_in_vain_is_told(
+    world: World,
+    told: MessageManager,
+    begin: Callable[[World], str],
+    fail: str,
+    event: str,
+    status: str,
+) -> None:
+    backup = begin(world)
+    with world.db.write() as session:
+        session.execute(update(models.Service).values(disabled=True))
+        later = now(session) + timedelta(seconds=world.conf.backup.service_wait + 1)
+    assert world.outcomes.expire_waiting(later) == 1
+    assert world.outcomes.expire_waiting(later) == 0
+    assert world.status(backup) == status
+    (message,) = seen(told)
+    assert message.event_id == f"VOLUME_VOLUME_BACKUP_{event[:3]}_018"
+    assert message.user_message.endswith(": No backup service was available.")
+
+
+@each_kind
+def test_what_was_cancelled_is_not_told(
+    world: World,
+    told: MessageManager,
+    begin: Callable[[World], str],
+    fail: str,
+    event: str,
+    status: str,
+) -> None:
+    backup = begin(world)
+    task = world.claim()
+    world.backups.reset_status(world.ctx(admin=True), backup, "error")
+    with pytest.raises(TaskCancelled):
+        getattr(world.outcomes, fail)(task, "It broke.")
+    assert seen(told) == []
+
+
+def test_success_is_not_told(world: World, told: MessageManager) -> None:
+    backup = backup_of(world)
+    world.backups.restore(world.ctx(), backup)
+    world.run_restore()
+    backup_of(world)
+    assert seen(told) == []
+
+
+@pytest.mark.parametrize("detail", [Detail.SCHEDULE, Detail.DEVICE, Detail.ATTACH, Detail.VOLUME_STATE])
+def test_more_exact_details(world: World, told: MessageManager, detail: Detail) -> None:
+    begin_create(world)
+    world.outcomes.fail_create(world.claim(), "It broke.", detail)
+    begin_restore(world)
+    world.outcomes.fail_restore(world.claim(tasks.BACKUP_RESTORE), "It broke.", detail)
+    assert [message.event_id for message in seen(told)] == [
+        f"VOLUME_VOLUME_BACKUP_013_{detail.value}",
+        f"VOLUME_VOLUME_BACKUP_015_{detail.value}",
+    ]
+
+
+def test_a_failed_deletion_is_told_once(world: World, told: MessageManager) -> None:
+    backup = begin_delete(world)
+    for _ in range(3):
+        world.outcomes.fail_delete(world.claim(tasks.BACKUP_DELETE), "It broke.")
+        assert world.status(backup) == "error_deleting"
+        with world.db.write() as session:
+            session.execute(update(models.Task).values(not_before=None))
+    assert len(seen(told)) == 1
+    # Asked for once more: told once more.
+    world.backups.force_delete(world.ctx(admin=True), backup)
+    world.outcomes.fail_delete(world.claim(tasks.BACKUP_DELETE), "It broke.")
+    assert len(seen(told)) == 2
+
+
+def test_who_asked_is_told(world: World, told: MessageManager) -> None:
+    backup = backup_of(world)
+    world.backups.restore(world.ctx("p2", admin=True), backup)
+    world.outcomes.fail_restore(world.claim(), "It broke.")
+    assert seen(told) == []
+    assert len(seen(told, "p2")) == 1
+
+
+@pytest.mark.parametrize("lost", ["never taken", "unreadable", None])
+def test_an_incremental_backup_that_became_full_is_told(
+    world: World, told: MessageManager, lost: str | None
+) -> None:
+    volume = world.volume()
+    world.backups.create(world.ctx(), volume_id=volume)
+    world.run_create()
+    container = "elsewhere" if lost == "never taken" else None
+    backup = world.backups.create(world.ctx(), volume_id=volume, incremental=True, container=container).id
+    task = world.claim()
+    plan = world.outcomes.start_create(task)
+    world.outcomes.bind_source(task, "source")
+    world.outcomes.finish_create(task, replace(world.result(plan), base_lost=lost == "unreadable"))
+    assert world.status(backup) == "available"
+    found = [(message.event_id, message.message_level) for message in seen(told)]
+    assert found == ([("VOLUME_VOLUME_BACKUP_013_030", "WARNING")] if lost else [])
+
+
+def test_volumes_and_snapshots(world: World, told: MessageManager) -> None:
+    volumes = VolumeManager(world.db, world.conf, lambda: None)
+    snapshots = SnapshotManager(world.db, world.conf, lambda: None)
+    worker = VolumeTasks(world.db)
+    world.conf.quota.per_volume_gigabytes = -1
+    ctx = world.ctx()
+    made = volumes.create(ctx, size=1).id
+    worker.fail_create(world.claim(), "It broke.")
+    volume = world.volume()
+    volumes.extend(ctx, volume, new_size=2)
+    worker.fail_extend(world.claim(), "It broke.")
+    assert world.row(models.Volume, volume).size == 1
+    other = world.volume()
+    snapshot = snapshots.create(ctx, volume_id=other).id
+    worker.fail_create_snapshot(world.claim(), "It broke.")
+    snapshots.delete(ctx, snapshot)
+    worker.fail_delete_snapshot(world.claim(), "It broke.")
+    volumes.delete(ctx, made)
+    worker.fail_delete(world.claim(), "It broke.")
+    assert [(message.event_id, message.resource_uuid) for message in seen(told)] == [
+        ("VOLUME_VOLUME_008_012", made),
+        ("VOLUME_VOLUME_007_010", volume),
+        ("VOLUME_VOLUME_SNAPSHOT_009_013", snapshot),
+        ("VOLUME_VOLUME_SNAPSHOT_010_016", snapshot),
+        ("VOLUME_VOLUME_101_001", made),
+    ]
+
+
+def post(world: World, project: str = "p1", age: float = 0) -> str:
+    """Add a message of an age in seconds; return its id."""
+    resource = str(uuid.uuid4())
+    with world.db.write() as session:
+        messages.post(
+            session,
+            Action.CREATE_BACKUP,
+            Detail.CREATE_BACKUP,
+            project_id=project,
+            request_id="req-1",
+            resource_type=messages.BACKUP,
+            resource_id=resource,
+        )
+        row = session.scalars(select(models.Message).where(models.Message.resource_uuid == resource)).one()
+        row.created_at = now(session) - timedelta(seconds=age)
+        return row.id
+
+
+def test_every_pair_has_a_text() -> None:
+    for action in Action:
+        for detail in Detail:
+            what, _, why = messages.text(action.value, detail.value).partition(": ")
+            assert what
+            assert why.endswith(".")
+    assert messages.text("999", "998") == "unknown operation: The operation failed."
+
+
+def test_old_messages_are_hidden_and_purged(world: World, told: MessageManager) -> None:
+    known = [post(world, age=age) for age in (3700, 3601, 3500, 0)]
+    assert [message.id for message in seen(told)] == known[2:]
+    assert told.list(world.ctx(), with_count=True).total == 2
+    for message_id in known[:2]:
+        with pytest.raises(MessageNotFound):
+            told.get(world.ctx(), message_id)
+        with pytest.raises(MessageNotFound):
+            told.delete(world.ctx(), message_id)
+    assert told.purge() == 2
+    assert told.purge() == 0
+    assert {row.id for row in world.rows(models.Message)} == set(known[2:])
+
+
+def test_a_purge_takes_any_number(
+    world: World, told: MessageManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(messages, "_BATCH", 2)
+    for _ in range(5):
+        post(world, age=4000)
+    assert told.purge() == 5
+    assert world.rows(models.Message) == []
+
+
+def test_whose_messages(world: World, told: MessageManager) -> None:
+    mine = post(world)
+    theirs = post(world, "p2")
+    assert [message.id for message in seen(told)] == [mine]
+    assert len(told.list(world.ctx(admin=True), all_tenants=True).items) == 2
+    assert len(told.list(world.ctx(), all_tenants=True).items) == 1
+    for call in (told.get, told.delete):
+        with pytest.raises(MessageNotFound):
+            call(world.ctx(), theirs)
+    with pytest.raises(MarkerNotFound):
+        told.list(world.ctx(), marker=theirs)
+    assert told.get(world.ctx(admin=True), theirs).id == theirs
+    told.delete(world.ctx(admin=True), theirs)
+    told.delete(world.ctx(), mine)
+    assert world.rows(models.Message) == []
