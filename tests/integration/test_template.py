@@ -24,6 +24,28 @@ from tests.integration.service import running
 LENGTH = 24 * MIB + 512 * 7
 #: No word of the template or of core.
 NAME = "far_attic"
+PAGE = ROOT / "docs" / "writing-a-driver.md"
+
+#: Every command of the page, and who runs it here: offline, and in one environment for all tests.
+COMMANDS = {
+    "cp -r drivers/template ~/backupfw-attic": "copied()",
+    "cd ~/backupfw-attic": "run(cwd=…)",
+    "python rename.py attic": "project",
+    "python -m venv .venv": "python",
+    ". .venv/bin/activate": "python",
+    "pip install -e '.[test]'": "python",
+    "pytest --guarantees": "test_its_suite_passes_in_its_environment",
+    'pytest -k "g1_ or g2_ or g4_"': "a part of the one before",
+    "python tests/shelf.py --user tester --password secret": "endpoint",
+    "backupfw store list --config-file attic.conf --state-dir state": "test_a_service_uses_it",
+    "backupfw store check main --config-file attic.conf --state-dir state": "test_a_service_uses_it",
+    "backupfw serve --config-file attic.conf --state-dir state": "test_a_service_uses_it",
+    "python -m build": "python: pip wheel, which builds the same wheel",
+    # These need a registry.
+    "pip install build twine": "",
+    "twine check --strict dist/*": "",
+    "twine upload dist/*": "",
+}
 
 
 def run(*words: str | Path, cwd: Path, expect: int = 0) -> str:
@@ -110,6 +132,10 @@ def test_its_suite_passes_in_its_environment(project: Path, python: Path) -> Non
     # Twice: the driver, and the driver under all layers.
     assert sorted(verdicts) == sorted([(str(number), "ok") for number in range(1, 19)] * 2), said[-3000:]
     assert "skipped" not in said
+
+
+def test_the_page_has_no_other_commands() -> None:
+    assert set(re.findall(r"^\$ (.*?)(?: +#.*)?$", PAGE.read_text(), re.MULTILINE)) == set(COMMANDS)
 
 
 def test_a_service_uses_it_by_configuration_only(
