@@ -11,7 +11,7 @@ STATE_DIR ?= .state
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench serve soak lint types arch genconfig docs constraints clean
+.PHONY: help setup demo test bench serve soak lint types arch genconfig genpolicy docs constraints clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -65,6 +65,10 @@ arch: $(VENV)/.stamp ## import-linter: the arrows of docs/architecture.md
 genconfig: $(VENV)/.stamp ## write etc/backupfw/backupfw.conf.sample from the options
 	@echo "== etc/backupfw/backupfw.conf.sample"
 	@$(BIN)/oslo-config-generator --config-file etc/backupfw/config-generator.conf
+
+genpolicy: $(VENV)/.stamp ## write etc/backupfw/policy.yaml.sample from the rules
+	@echo "== etc/backupfw/policy.yaml.sample"
+	@$(BIN)/oslopolicy-sample-generator --config-file etc/backupfw/policy-generator.conf
 
 docs: $(VENV)/.stamp ## build docs/ into docs/_build; warnings are errors
 	@echo "== docs/_build/index.html"

@@ -7,7 +7,7 @@ from typing import Any
 
 from pecan.core import ExplicitPecan
 
-from backupfw.api import hooks, policies, resource_filters
+from backupfw.api import enforcer, hooks, policies, resource_filters
 from backupfw.api.controllers import table
 from backupfw.api.controllers.base import Managers, Settings
 from backupfw.api.controllers.root import RootController
@@ -62,12 +62,13 @@ def make_app(managers: Managers, conf: Any, policy: policies.Policy | None = Non
 
     :param managers: the use cases; they live longer than the application.
     :param conf: the configuration (oslo.config), or a :class:`Settings`.
-    :param policy: who may do what; the default roles where None.
+    :param policy: who may do what; where None, what ``[oslo_policy]`` says.
     :return: a WSGI application, thread-safe, with no state outside ``managers``.
-    :raises ConfigError: the configuration asks for something the API does not have.
+    :raises ConfigError: the configuration asks for something the API does not have, or a policy file is
+        wrong.
     """
     settings = conf if isinstance(conf, Settings) else settings_of(conf)
-    chosen = policies.TablePolicy() if policy is None else policy
+    chosen = policy or (enforcer.defaults() if conf is settings else enforcer.FilePolicy(conf))
     routes = table.routes(managers, chosen, settings)
     pecan_app = _Pecan(
         RootController(Router(routes), settings),

@@ -1,12 +1,13 @@
-"""Who may do what: rule names as operators know them, and the roles that have them by default.
+"""Who may do what: the rules as operators know them, and who has them by default.
 
-``Policy`` answers from this table; an enforcer that reads a policy file takes its place by having the
-same ``allows``.
+A rule's default is written as a check of oslo.policy; :mod:`enforcer` asks them and what the operator's
+policy file puts in their place.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
@@ -15,74 +16,331 @@ from backupfw.context import RequestContext
 
 
 class Level(Enum):
-    """Roles a rule asks for; each level has the rights of those before it."""
+    """Whom a rule asks for by default; the value is the check."""
 
-    READER = "reader"
-    MEMBER = "member"
-    ADMIN = "admin"
+    #: Readers of the project, readers of the system, administrators.
+    READER = "rule:project_reader or rule:system_reader or rule:admin_api"
+    #: Members of the project, administrators.
+    MEMBER = "rule:project_member or rule:admin_api"
+    #: Readers of the system, administrators.
+    AUDITOR = "rule:system_reader or rule:admin_api"
+    #: Administrators.
+    ADMIN = "rule:admin_api"
 
 
-#: Rule -> level.
-RULES: Mapping[str, Level] = {
-    "backup:get_all": Level.READER,
-    "backup:get": Level.READER,
-    "backup:create": Level.MEMBER,
-    "backup:update": Level.MEMBER,
-    "backup:delete": Level.MEMBER,
-    "backup:restore": Level.MEMBER,
-    "backup:export-import": Level.ADMIN,
-    "backup:backup-import": Level.ADMIN,
-    "backup:backup_project_attribute": Level.ADMIN,
-    "volume_extension:backup_admin_actions:reset_status": Level.ADMIN,
-    "volume_extension:backup_admin_actions:force_delete": Level.ADMIN,
-    "volume:get_all": Level.READER,
-    "volume:get": Level.READER,
-    "volume:create": Level.MEMBER,
-    "volume:update": Level.MEMBER,
-    "volume:delete": Level.MEMBER,
-    "volume:extend": Level.MEMBER,
-    "volume:get_volume_metadata": Level.READER,
-    "volume:create_volume_metadata": Level.MEMBER,
-    "volume:update_volume_metadata": Level.MEMBER,
-    "volume:delete_volume_metadata": Level.MEMBER,
-    "volume_extension:volume_actions:attach": Level.MEMBER,
-    "volume_extension:volume_actions:detach": Level.MEMBER,
-    "volume_extension:volume_admin_actions:reset_status": Level.ADMIN,
-    "volume_extension:volume_admin_actions:force_delete": Level.ADMIN,
-    "volume_extension:volume_host_attribute": Level.ADMIN,
-    "volume_extension:volume_tenant_attribute": Level.READER,
-    "volume:get_all_snapshots": Level.READER,
-    "volume:get_snapshot": Level.READER,
-    "volume:create_snapshot": Level.MEMBER,
-    "volume:update_snapshot": Level.MEMBER,
-    "volume:delete_snapshot": Level.MEMBER,
-    "volume:get_snapshot_metadata": Level.READER,
-    "volume:update_snapshot_metadata": Level.MEMBER,
-    "volume:delete_snapshot_metadata": Level.MEMBER,
-    "volume_extension:snapshot_admin_actions:reset_status": Level.ADMIN,
-    "volume_extension:snapshot_admin_actions:force_delete": Level.ADMIN,
-    "limits_extension:used_limits": Level.READER,
-    "volume_extension:quotas:show": Level.READER,
-    "volume_extension:quotas:update": Level.ADMIN,
-    "volume_extension:quotas:delete": Level.ADMIN,
-    "volume_extension:quota_classes:get": Level.ADMIN,
-    "volume_extension:quota_classes:update": Level.ADMIN,
-    "volume_extension:services:index": Level.ADMIN,
-    "volume_extension:services:update": Level.ADMIN,
-    "message:get_all": Level.READER,
-    "message:get": Level.READER,
-    "message:delete": Level.MEMBER,
-    "volume:availability_zone_list": Level.READER,
-    "volume_extension:type_get_all": Level.READER,
-    "volume_extension:type_get": Level.READER,
-    "volume:get_extensions": Level.READER,
+#: What the levels are made of, and who counts as an administrator: name, check, what it is.
+BASE_RULES = (
+    ("admin_api", "role:admin", "Administrators, of a project or of the system."),
+    ("system_reader", "role:reader and system_scope:all", "Readers of the whole installation."),
+    ("project_reader", "role:reader and project_id:%(project_id)s", "Readers of the thing's project."),
+    ("project_member", "role:member and project_id:%(project_id)s", "Members of the thing's project."),
+    (
+        "context_is_admin",
+        "rule:admin_api or rule:system_reader",
+        "Who sees the things of every project.  To everybody else those of another project are not there,"
+        " whatever the rules below say; what may be done to them, the rules below say.",
+    ),
+)
+IS_ADMIN = "context_is_admin"
+
+#: Each role has the rights of these too, whether or not the identity service says so.
+IMPLIED: Mapping[str, frozenset[str]] = {
+    "admin": frozenset({"member", "reader"}),
+    "member": frozenset({"reader"}),
 }
 
-_ROLES: Mapping[Level, frozenset[str]] = {
-    Level.READER: frozenset({"reader", "member", "admin"}),
-    Level.MEMBER: frozenset({"member", "admin"}),
-    Level.ADMIN: frozenset({"admin"}),
-}
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One rule.
+
+    :ivar text: what it allows, for the sample file.
+    :ivar operations: the calls that ask it, as ``METHOD path``.
+    :ivar needs_project: whether the call makes something, which has to belong to a project: a caller in no
+        project is refused whatever the check says.
+    """
+
+    name: str
+    level: Level
+    text: str
+    operations: tuple[str, ...]
+    needs_project: bool = False
+
+
+_TABLE = (
+    Rule(
+        "backup:get_all",
+        Level.READER,
+        "List backups.",
+        (
+            "GET /backups",
+            "GET /backups/detail",
+        ),
+    ),
+    Rule("backup:get", Level.READER, "Show a backup.", ("GET /backups/{backup_id}",)),
+    Rule("backup:create", Level.MEMBER, "Make a backup.", ("POST /backups",), needs_project=True),
+    Rule(
+        "backup:update",
+        Level.MEMBER,
+        "Change a backup's name, description or metadata.",
+        ("PUT /backups/{backup_id}",),
+    ),
+    Rule("backup:delete", Level.MEMBER, "Delete a backup.", ("DELETE /backups/{backup_id}",)),
+    Rule(
+        "backup:restore",
+        Level.MEMBER,
+        "Restore a backup.",
+        ("POST /backups/{backup_id}/restore",),
+        needs_project=True,
+    ),
+    Rule(
+        "backup:export-import",
+        Level.ADMIN,
+        "Export a backup's record.",
+        ("GET /backups/{backup_id}/export_record",),
+    ),
+    Rule(
+        "backup:backup-import",
+        Level.ADMIN,
+        "Import a backup's record.",
+        ("POST /backups/import_record",),
+        needs_project=True,
+    ),
+    Rule(
+        "backup:backup_project_attribute",
+        Level.AUDITOR,
+        "See project and user of backups.",
+        (
+            "GET /backups/{backup_id}",
+            "GET /backups/detail",
+        ),
+    ),
+    Rule(
+        "volume_extension:backup_admin_actions:reset_status",
+        Level.ADMIN,
+        "Reset a backup's status.",
+        ("POST /backups/{backup_id}/action (os-reset_status)",),
+    ),
+    Rule(
+        "volume_extension:backup_admin_actions:force_delete",
+        Level.ADMIN,
+        "Delete a backup in any status.",
+        ("POST /backups/{backup_id}/action (os-force_delete)",),
+    ),
+    Rule(
+        "volume:get_all",
+        Level.READER,
+        "List volumes.",
+        (
+            "GET /volumes",
+            "GET /volumes/detail",
+        ),
+    ),
+    Rule("volume:get", Level.READER, "Show a volume.", ("GET /volumes/{volume_id}",)),
+    Rule("volume:create", Level.MEMBER, "Make a volume.", ("POST /volumes",), needs_project=True),
+    Rule(
+        "volume:update",
+        Level.MEMBER,
+        "Change a volume's name, description or metadata.",
+        ("PUT /volumes/{volume_id}",),
+    ),
+    Rule("volume:delete", Level.MEMBER, "Delete a volume.", ("DELETE /volumes/{volume_id}",)),
+    Rule(
+        "volume:extend", Level.MEMBER, "Extend a volume.", ("POST /volumes/{volume_id}/action (os-extend)",)
+    ),
+    Rule(
+        "volume:get_volume_metadata",
+        Level.READER,
+        "Show a volume's metadata.",
+        (
+            "GET /volumes/{volume_id}/metadata",
+            "GET /volumes/{volume_id}/metadata/{key}",
+        ),
+    ),
+    Rule(
+        "volume:create_volume_metadata",
+        Level.MEMBER,
+        "Add to a volume's metadata.",
+        ("POST /volumes/{volume_id}/metadata",),
+    ),
+    Rule(
+        "volume:update_volume_metadata",
+        Level.MEMBER,
+        "Change a volume's metadata.",
+        (
+            "PUT /volumes/{volume_id}/metadata",
+            "PUT /volumes/{volume_id}/metadata/{key}",
+        ),
+    ),
+    Rule(
+        "volume:delete_volume_metadata",
+        Level.MEMBER,
+        "Delete a key of a volume's metadata.",
+        ("DELETE /volumes/{volume_id}/metadata/{key}",),
+    ),
+    Rule(
+        "volume_extension:volume_actions:attach",
+        Level.MEMBER,
+        "Attach a volume.",
+        ("POST /volumes/{volume_id}/action (os-attach)",),
+    ),
+    Rule(
+        "volume_extension:volume_actions:detach",
+        Level.MEMBER,
+        "Detach a volume.",
+        ("POST /volumes/{volume_id}/action (os-detach)",),
+    ),
+    Rule(
+        "volume_extension:volume_admin_actions:reset_status",
+        Level.ADMIN,
+        "Reset a volume's status.",
+        ("POST /volumes/{volume_id}/action (os-reset_status)",),
+    ),
+    Rule(
+        "volume_extension:volume_admin_actions:force_delete",
+        Level.ADMIN,
+        "Delete a volume in any status.",
+        ("POST /volumes/{volume_id}/action (os-force_delete)",),
+    ),
+    Rule(
+        "volume:get_all_snapshots",
+        Level.READER,
+        "List snapshots.",
+        (
+            "GET /snapshots",
+            "GET /snapshots/detail",
+        ),
+    ),
+    Rule("volume:get_snapshot", Level.READER, "Show a snapshot.", ("GET /snapshots/{snapshot_id}",)),
+    Rule(
+        "volume:create_snapshot", Level.MEMBER, "Make a snapshot.", ("POST /snapshots",), needs_project=True
+    ),
+    Rule(
+        "volume:update_snapshot",
+        Level.MEMBER,
+        "Change a snapshot's name or description.",
+        ("PUT /snapshots/{snapshot_id}",),
+    ),
+    Rule("volume:delete_snapshot", Level.MEMBER, "Delete a snapshot.", ("DELETE /snapshots/{snapshot_id}",)),
+    Rule(
+        "volume:get_snapshot_metadata",
+        Level.READER,
+        "Show a snapshot's metadata.",
+        (
+            "GET /snapshots/{snapshot_id}/metadata",
+            "GET /snapshots/{snapshot_id}/metadata/{key}",
+        ),
+    ),
+    Rule(
+        "volume:update_snapshot_metadata",
+        Level.MEMBER,
+        "Change a snapshot's metadata.",
+        (
+            "POST /snapshots/{snapshot_id}/metadata",
+            "PUT /snapshots/{snapshot_id}/metadata",
+            "PUT /snapshots/{snapshot_id}/metadata/{key}",
+        ),
+    ),
+    Rule(
+        "volume:delete_snapshot_metadata",
+        Level.MEMBER,
+        "Delete a key of a snapshot's metadata.",
+        ("DELETE /snapshots/{snapshot_id}/metadata/{key}",),
+    ),
+    Rule(
+        "volume_extension:snapshot_admin_actions:reset_status",
+        Level.ADMIN,
+        "Reset a snapshot's status.",
+        ("POST /snapshots/{snapshot_id}/action (os-reset_status)",),
+    ),
+    Rule(
+        "volume_extension:snapshot_admin_actions:force_delete",
+        Level.ADMIN,
+        "Delete a snapshot in any status.",
+        ("POST /snapshots/{snapshot_id}/action (os-force_delete)",),
+    ),
+    Rule(
+        "limits_extension:used_limits",
+        Level.READER,
+        "Show a project's limits and what it uses.",
+        ("GET /limits",),
+    ),
+    Rule(
+        "volume_extension:quotas:show",
+        Level.READER,
+        "Show a project's quotas.",
+        (
+            "GET /os-quota-sets/{project_id}",
+            "GET /os-quota-sets/{project_id}/defaults",
+        ),
+    ),
+    Rule(
+        "volume_extension:quotas:update",
+        Level.ADMIN,
+        "Set a project's quotas.",
+        ("PUT /os-quota-sets/{project_id}",),
+    ),
+    Rule(
+        "volume_extension:quotas:delete",
+        Level.ADMIN,
+        "Give a project the default quotas again.",
+        ("DELETE /os-quota-sets/{project_id}",),
+    ),
+    Rule(
+        "volume_extension:quota_classes:get",
+        Level.AUDITOR,
+        "Show a quota class.",
+        ("GET /os-quota-class-sets/{name}",),
+    ),
+    Rule(
+        "volume_extension:quota_classes:update",
+        Level.ADMIN,
+        "Set a quota class.",
+        ("PUT /os-quota-class-sets/{name}",),
+    ),
+    Rule("volume_extension:services:index", Level.AUDITOR, "List workers.", ("GET /os-services",)),
+    Rule(
+        "volume_extension:services:update",
+        Level.ADMIN,
+        "Enable or disable a worker.",
+        (
+            "PUT /os-services/enable",
+            "PUT /os-services/disable",
+            "PUT /os-services/disable-log-reason",
+        ),
+    ),
+    Rule("message:get_all", Level.READER, "List user messages.", ("GET /messages",)),
+    Rule("message:get", Level.READER, "Show a user message.", ("GET /messages/{message_id}",)),
+    Rule("message:delete", Level.MEMBER, "Delete a user message.", ("DELETE /messages/{message_id}",)),
+    Rule(
+        "volume:availability_zone_list",
+        Level.READER,
+        "List availability zones.",
+        ("GET /os-availability-zone",),
+    ),
+    Rule("volume_extension:type_get_all", Level.READER, "List volume types.", ("GET /types",)),
+    Rule(
+        "volume_extension:type_get",
+        Level.READER,
+        "Show a volume type.",
+        (
+            "GET /types/{type_id}",
+            "GET /types/default",
+        ),
+    ),
+    Rule(
+        "volume:get_extensions",
+        Level.READER,
+        "List extensions.",
+        (
+            "GET /extensions",
+            "GET /extensions/{alias}",
+        ),
+    ),
+)
+
+#: By name.
+RULES: Mapping[str, Rule] = {rule.name: rule for rule in _TABLE}
 
 
 class Policy(Protocol):
@@ -93,23 +351,6 @@ class Policy(Protocol):
 
     def is_admin(self, context: RequestContext) -> bool:
         """Whether the caller sees every project's resources; the context's own answer does not count."""
-
-
-class TablePolicy:
-    """The default roles of :data:`RULES`, nothing configurable."""
-
-    def allows(self, context: RequestContext, rule: str, project_id: str) -> bool:
-        """Whether the caller may do what ``rule`` names to something of that project."""
-        level = RULES[rule]
-        if context.is_admin:
-            return True
-        if level is Level.ADMIN or project_id != context.project_id:
-            return False
-        return bool(context.roles & _ROLES[level])
-
-    def is_admin(self, context: RequestContext) -> bool:
-        """Whether the caller has the role ``admin``."""
-        return "admin" in context.roles
 
 
 def enforce(policy: Policy, context: RequestContext, rule: str, project_id: str | None = None) -> None:

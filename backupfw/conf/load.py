@@ -20,6 +20,7 @@ from backupfw.conf import (
     logging,
     messaging,
     placement,
+    policy,
     quota,
     stores,
     validate,
@@ -30,7 +31,7 @@ from backupfw.errors import ConfigError
 #: Read when neither a file nor a state directory is given, if it exists.
 SYSTEM_CONFIG = "/etc/backupfw/backupfw.conf"
 
-GROUPS = (default, logging, messaging, api, backup, database, quota, volumes)
+GROUPS = (default, logging, messaging, api, backup, database, quota, policy, volumes)
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import delete, update
 
+from backupfw.api import enforcer
 from backupfw.api.controllers.base import Settings
 from backupfw.api.controllers.table import routes
 from backupfw.api.errors import RequestError
-from backupfw.api.policies import TablePolicy
 from backupfw.api.routing import Route
 from backupfw.api.versions import V2
 from backupfw.db import models
@@ -176,7 +176,7 @@ def revive(cloud: Cloud, real: dict[str, str]) -> None:
 @given(data=st.data())
 def test_any_body_to_any_route(shared: Cloud, real: dict[str, str], data: st.DataObject) -> None:
     revive(shared, real)
-    route = data.draw(st.sampled_from(routes(shared.managers, TablePolicy(), Settings())))
+    route = data.draw(st.sampled_from(routes(shared.managers, enforcer.defaults(), Settings())))
     path = route.template
     known = {**real, "id": real["volume_id" if "volumes" in path else "snapshot_id"]}
     for part in [piece[1:-1] for piece in path.split("/") if piece.startswith("{")]:

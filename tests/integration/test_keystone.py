@@ -212,6 +212,28 @@ def test_another_projects_backup_is_not_there(world: World, backup: str) -> None
     assert admin.expect(200, "GET", "/backups") == {"backups": []}
 
 
+def test_the_system_has_its_own_scope(world: World, backup: str) -> None:
+    people = {}
+    for role in ("reader", "admin"):
+        user = world.keystone.add_user(f"system-{role}", f"none-{role}", "reader")
+        world.keystone.grant_system_role(user, role)
+        people[role] = world.at("/v3", world.keystone.token(user.name, user.password, None))
+    for role, client in people.items():
+        listed = client.expect(200, "GET", "/backups?all_tenants=1")["backups"]
+        assert backup in [item["id"] for item in listed], role
+        client.expect(200, "GET", f"/backups/{backup}")
+        client.expect(200, "GET", "/os-services")
+        # What is made belongs to a project.
+        body = {"backup": {"volume_id": NOBODY}}
+        assert client.request("POST", "/backups", body)[0] == 403, role
+    reset = {"os-reset_status": {"status": "available"}}
+    assert people["reader"].request("POST", f"/backups/{backup}/action", reset)[0] == 403
+    people["admin"].expect(202, "POST", f"/backups/{backup}/action", reset)
+    # With a project in the path it is not the token's.
+    inside = world.at(f"/v3/{world.users['admin'].project_id}", people["admin"].token)
+    assert inside.request("GET", "/backups")[0] == 400
+
+
 def test_a_token_without_scope_is_good_for_nothing_here(world: World) -> None:
     token = world.keystone.unscoped_token(world.users["admin"])
     status, answer = world.at("/v3", token).request("GET", "/backups")

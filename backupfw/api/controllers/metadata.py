@@ -43,7 +43,7 @@ class MetadataCalls:
     """Handlers of ``…/{id}/metadata[/{key}]``.
 
     :ivar collection: e.g. ``volumes``.
-    :ivar read_rule, write_rule, delete_rule: policy rules.
+    :ivar read_rule, create_rule, write_rule, delete_rule: policy rules.
     """
 
     manager: MetadataManager
@@ -51,6 +51,7 @@ class MetadataCalls:
     collection: str
     missing: type[errors.NotFound]
     read_rule: str
+    create_rule: str
     write_rule: str
     delete_rule: str
 
@@ -80,7 +81,7 @@ class MetadataCalls:
 
     def add(self, call: Call) -> dict[str, Any]:
         """``POST …/metadata``: what is not named stays."""
-        owner = self._id(call, self.write_rule)
+        owner = self._id(call, self.create_rule)
         return {"metadata": dict(self.manager.set_metadata(call.context, owner, call.body["metadata"]))}
 
     def replace(self, call: Call) -> dict[str, Any]:

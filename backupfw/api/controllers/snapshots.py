@@ -53,6 +53,7 @@ class SnapshotsController(Controller):
             collection="snapshots",
             missing=errors.SnapshotNotFound,
             read_rule="volume:get_snapshot_metadata",
+            create_rule="volume:update_snapshot_metadata",
             write_rule="volume:update_snapshot_metadata",
             delete_rule="volume:delete_snapshot_metadata",
         )

@@ -60,6 +60,7 @@ class VolumesController(Controller):
             collection="volumes",
             missing=errors.VolumeNotFound,
             read_rule="volume:get_volume_metadata",
+            create_rule="volume:create_volume_metadata",
             write_rule="volume:update_volume_metadata",
             delete_rule="volume:delete_volume_metadata",
         )

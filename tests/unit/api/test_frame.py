@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from backupfw import errors as core_errors
-from backupfw.api import errors, faults, identity, middleware, paths, policies, versions
+from backupfw.api import enforcer, errors, faults, identity, middleware, paths, policies, versions
 from backupfw.api.identity.noauth import ANONYMOUS, NoAuth, context_of
 from backupfw.api.links import Links, base_url
 from backupfw.api.routing import Action, Route, Router
@@ -127,7 +127,7 @@ def test_tokens(token: str, user: str, roles: set[str], is_admin: bool) -> None:
     layer = NoAuth(
         lambda environ, start: seen.append(environ[identity.CONTEXT]) or [],
         ["member"],
-        policies.TablePolicy(),
+        enforcer.defaults(),
     )
     path = paths.Path("v2", "p", ("backups",))
     layer({"HTTP_X_AUTH_TOKEN": token, paths.PATH: path, faults.REQUEST_ID: "req-1"}, None)
@@ -166,7 +166,7 @@ def test_a_token_with_a_long_user() -> None:
 )
 def test_default_roles(roles: set[str], allowed: set[str]) -> None:
     context = RequestContext("p", "u", frozenset(roles), "admin" in roles)
-    policy = policies.TablePolicy()
+    policy = enforcer.defaults()
     rules = ("backup:get", "backup:create", "backup:export-import")
     assert {rule for rule in rules if policy.allows(context, rule, "p")} == allowed
     others = {rule for rule in rules if policy.allows(context, rule, "another")}
@@ -175,7 +175,7 @@ def test_default_roles(roles: set[str], allowed: set[str]) -> None:
 
 def test_a_refusal_names_its_rule() -> None:
     with pytest.raises(core_errors.Forbidden, match=r"Policy doesn't allow backup:create to be performed\."):
-        policies.enforce(policies.TablePolicy(), RequestContext("p", "u"), "backup:create")
+        policies.enforce(enforcer.defaults(), RequestContext("p", "u"), "backup:create")
 
 
 def nothing(call: Any) -> None:

@@ -113,6 +113,7 @@ def test_a_second_one_on_the_same_state_is_refused(
         ("[api]\nport = none\n", "section [api], option port"),
         ("[store:main]\nretry_tries = 0\n", "section [store:main], option retry_tries"),
         ("[api]\nlisten = 0.0.0.0\n", "allow_noauth_beyond_loopback"),
+        ("[oslo_policy]\npolicy_file = missing.yaml\n", "missing.yaml: no such file"),
     ],
 )
 def test_a_wrong_configuration_ends_it_before_it_listens(state: Path, text: str, said: str) -> None:
