@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.content import MIB, change_image, same_content, write_image
+from tests.integration.damage import flipped, refuses
 from tests.integration.service import Client, Service, running
 from tests.integration.volume.mounts import mounted
 
@@ -205,6 +206,23 @@ def test_a_volume_in_use_on_xfs_is_backed_up_atomically(tmp_path: Path) -> None:
                 backup = client.backup(volume, force=True)
             assert_one_state(client.volume_path(client.restore(backup)).read_bytes())
             assert client.status("volume", volume) == "in-use"
+
+
+def test_a_flipped_bit_is_named_and_never_restored(service: Service, client: Client, tmp_path: Path) -> None:
+    image = tmp_path / "image.raw"
+    write_image(image, 6 * MIB)
+    backup = client.backup(client.adopt(image))
+    for name in ("p0000", "map", "manifest"):
+        path = min(path for path in store_files(service) if backup in str(path) and path.stem == name)
+        whole = path.read_bytes()
+        path.write_bytes(flipped(whole))
+        # The driver marks each part of a key with what it is, by a suffix of two characters.
+        parts = path.relative_to(service.state / "store" / "volumebackups").parts
+        refuses(client, backup, "/".join(part[:-2] for part in parts))
+        path.write_bytes(whole)
+    assert service.command("backup", "verify", backup).returncode == 0
+    assert same_content(image, client.volume_path(client.restore(backup)), 6 * MIB)
+    client.delete_backup(backup)
 
 
 def test_damage_is_found_and_stored_anew(service: Service, client: Client, tmp_path: Path) -> None:

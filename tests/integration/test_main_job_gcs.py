@@ -6,6 +6,7 @@ import json
 import urllib.request
 import uuid
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tests.integration.content import MIB, change_image, same_content, write_ima
 from tests.integration.service import Client, Service, running
 from tests.servers.gcs import GcsServer, emulator_missing, fake_gcs, fake_gcs_missing, gcs_emulator
 from tests.servers.gcs_gate import Account, Gate, gcs_gate
+from tests.servers.tls import tls_missing, tls_proxy
 
 pytestmark = pytest.mark.server
 
@@ -22,6 +24,7 @@ LENGTH = 24 * MIB + 512 * 7
 #: Name -> how to run the server, what is missing for it, and what the store needs to be told of it.
 SERVERS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "fake": (fake_gcs, fake_gcs_missing, {}),
+    "fake-tls": (fake_gcs, lambda: fake_gcs_missing() or tls_missing(), {}),
     # One connection at a time, five wait.
     "emulator": (gcs_emulator, emulator_missing, {"max_concurrency": 5}),
 }
@@ -51,19 +54,26 @@ def gate(server: GcsServer) -> Iterator[Gate]:
 @pytest.fixture(scope="module")
 def service(kind: str, gate: Gate, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     directory = tmp_path_factory.mktemp("main")
-    options = {
+    with ExitStack() as stack:
+        way = {"endpoint": gate.endpoint}
+        if kind.endswith("-tls"):
+            proxy = stack.enter_context(tls_proxy(tmp_path_factory.mktemp("tls"), gate.port))
+            way = {"endpoint": proxy.endpoint, "ca_bundle": str(proxy.ca)}
+        yield stack.enter_context(running(directory / "state", _options(kind, gate, directory, way)))
+
+
+def _options(kind: str, gate: Gate, directory: Path, way: dict[str, str]) -> dict[str, dict[str, Any]]:
+    return {
         "DEFAULT": {"enabled_stores": "main"},
         "store:main": {
             "driver": "gcs",
-            "endpoint": gate.endpoint,
+            **way,
             "service_account_file": gate.admit(Account("backup")).write(directory / "account.json", gate),
             "retry_base_pause": 0.05,
             **SERVERS[kind][2],
         },
         "backup": {"segment_size": 4 * MIB, "pack_size": MIB},
     }
-    with running(directory / "state", options) as service:
-        yield service
 
 
 @pytest.fixture

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import random
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +15,43 @@ import pytest
 from botocore.config import Config
 
 from tests.integration.content import MIB, change_image, same_content, write_image
+from tests.integration.damage import flipped, refuses
 from tests.integration.service import Client, Service, running
 from tests.servers.ceph import ceph, ceph_missing
 from tests.servers.seaweedfs import seaweedfs, seaweedfs_missing
+from tests.servers.tls import tls_missing, tls_proxy
 
 pytestmark = pytest.mark.server
 
 LENGTH = 24 * MIB + 512 * 7
-#: Name -> how to run the server, what is missing for it, and what the store needs to be told of it.
-SERVERS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
-    "ceph": (ceph, ceph_missing, {}),
-    "seaweedfs": (seaweedfs, seaweedfs_missing, {"sorted_listing": "false"}),
+CONTAINER = "backups-of-tests"
+
+
+@contextmanager
+def _ceph(directory: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
+    with ceph(directory) as server:
+        yield server, {}
+
+
+@contextmanager
+def _over_tls(directory: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
+    (directory / "tls").mkdir()
+    (directory / "ceph").mkdir()
+    with ceph(directory / "ceph") as server, tls_proxy(directory / "tls", server.port) as proxy:
+        yield server, {"endpoint": proxy.endpoint, "ca_bundle": proxy.ca}
+
+
+@contextmanager
+def _seaweedfs(directory: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
+    with seaweedfs(directory) as server:
+        yield server, {"sorted_listing": "false"}
+
+
+#: Name -> how to run the server (yields it, and what the store needs to be told of it), what is missing.
+SERVERS: dict[str, tuple[Any, tuple[Callable[[], str | None], ...]]] = {
+    "ceph": (_ceph, (ceph_missing,)),
+    "ceph-tls": (_over_tls, (ceph_missing, tls_missing)),
+    "seaweedfs": (_seaweedfs, (seaweedfs_missing,)),
 }
 
 
@@ -32,17 +61,21 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def server(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    start, missing, _ = SERVERS[kind]
-    if lacking := missing():
-        pytest.skip(lacking)
-    with start(tmp_path_factory.mktemp(kind)) as running_server:
-        yield running_server
+def site(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, dict[str, Any]]]:
+    start, missing = SERVERS[kind]
+    if reasons := [reason for reason in (each() for each in missing) if reason]:
+        pytest.skip("; ".join(reasons))
+    with start(tmp_path_factory.mktemp(kind)) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
-def service(kind: str, server: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    options = {
+def server(site: tuple[Any, dict[str, Any]]) -> Any:
+    return site[0]
+
+
+def options_for(server: Any, **more: Any) -> dict[str, dict[str, Any]]:
+    return {
         "DEFAULT": {"enabled_stores": "main"},
         "store:main": {
             "driver": "s3",
@@ -50,11 +83,17 @@ def service(kind: str, server: Any, tmp_path_factory: pytest.TempPathFactory) ->
             "region": "us-east-1",
             "access_key_id": server.access_key,
             "secret_access_key": server.secret_key,
-            **SERVERS[kind][2],
+            "container": CONTAINER,
+            **more,
         },
         "backup": {"segment_size": 4 * MIB, "pack_size": MIB},
     }
-    with running(tmp_path_factory.mktemp("main") / "state", options) as service:
+
+
+@pytest.fixture(scope="module")
+def service(site: tuple[Any, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    server, more = site
+    with running(tmp_path_factory.mktemp("main") / "state", options_for(server, **more)) as service:
         yield service
 
 
@@ -63,9 +102,9 @@ def client(service: Service) -> Client:
     return service.client(f"p{uuid.uuid4().hex[:8]}")
 
 
-def keys(server: Any, container: str) -> list[str]:
-    """All keys of a container, seen without the driver."""
-    client = boto3.session.Session().client(
+def without_driver(server: Any) -> Any:
+    """A client of the server that has nothing to do with the driver."""
+    return boto3.session.Session().client(
         "s3",
         endpoint_url=server.endpoint,
         aws_access_key_id=server.access_key,
@@ -73,7 +112,11 @@ def keys(server: Any, container: str) -> list[str]:
         region_name="us-east-1",
         config=Config(s3={"addressing_style": "path"}),
     )
-    pages = client.get_paginator("list_objects_v2").paginate(Bucket=container)
+
+
+def keys(server: Any) -> list[str]:
+    """All keys of the container."""
+    pages = without_driver(server).get_paginator("list_objects_v2").paginate(Bucket=CONTAINER)
     return [entry["Key"] for page in pages for entry in page.get("Contents", ())]
 
 
@@ -83,12 +126,11 @@ def test_main_job(server: Any, service: Service, client: Client, tmp_path: Path)
     write_image(image, LENGTH)
     write_image(dirty, LENGTH, seed=2)
     volume = client.adopt(image)
-    container = "backups-of-tests"
-    full = client.backup(volume, container=container)
+    full = client.backup(volume)
     change_image(image, 5)
-    incremental = client.backup(volume, incremental=True, container=container)
+    incremental = client.backup(volume, incremental=True)
     shown = client.expect(200, "GET", f"/backups/{incremental}")["backup"]
-    assert shown["container"] == container
+    assert shown["container"] == CONTAINER
     assert shown["is_incremental"]
     assert shown["object_count"] > 0
     client.delete_backup(full)
@@ -96,11 +138,13 @@ def test_main_job(server: Any, service: Service, client: Client, tmp_path: Path)
     client.restore(incremental, client.adopt(dirty))
     assert same_content(image, dirty, LENGTH)
     assert service.command("backup", "verify", incremental).returncode == 0
-    assert [key for key in keys(server, container) if volume in key]
+    assert [key for key in keys(server) if volume in key]
     client.delete_backup(incremental)
-    assert [key for key in keys(server, container) if volume in key] == []
+    assert [key for key in keys(server) if volume in key] == []
 
 
+# Once is enough: it proves the server, not the way to it.
+@pytest.mark.parametrize("kind", ["ceph", "seaweedfs"], indirect=True, scope="module")
 def test_store_check(service: Service) -> None:
     assert service.command("store", "check", "main").stdout.rstrip().endswith("store main: ok")
 
@@ -113,3 +157,86 @@ def test_a_container_that_the_store_cannot_have(client: Client, tmp_path: Path) 
     refused = client.expect(400, "POST", "/backups", body)["badRequest"]["message"]
     assert "container name" in refused
     assert client.status("volume", volume) == "available"
+
+
+@pytest.mark.parametrize("kind", ["seaweedfs"], indirect=True, scope="module")
+def test_a_flipped_bit_is_named_and_never_restored(
+    server: Any, service: Service, client: Client, tmp_path: Path
+) -> None:
+    image = tmp_path / "image.raw"
+    write_image(image, 6 * MIB)
+    backup = client.backup(client.adopt(image))
+    s3 = without_driver(server)
+    for end in ("/p0000", "/map", "/manifest"):
+        key = min(key for key in keys(server) if backup in key and key.endswith(end))
+        whole = s3.get_object(Bucket=CONTAINER, Key=key)["Body"].read()
+        s3.put_object(Bucket=CONTAINER, Key=key, Body=flipped(whole))
+        refuses(client, backup, key)
+        s3.put_object(Bucket=CONTAINER, Key=key, Body=whole)
+    assert service.command("backup", "verify", backup).returncode == 0
+    assert same_content(image, client.volume_path(client.restore(backup)), 6 * MIB)
+    client.delete_backup(backup)
+
+
+ROTATING = """#!/bin/sh
+# Hands out what stands in the file "current", for a few minutes at a time.
+cat "$0.current" | sed "s/EXPIRES/$(date -u -d '+5 minutes' +%Y-%m-%dT%H:%M:%SZ)/"
+echo >> "$0.asked"
+"""
+
+
+@pytest.mark.parametrize("kind", ["ceph"], indirect=True, scope="module")
+def test_credentials_that_end_in_mid_backup(
+    server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys from the SDK's own chain: it asks for new ones before the old ones end; the backup goes on."""
+    program = tmp_path / "credentials"
+    program.write_text(ROTATING)
+    program.chmod(0o755)
+    (tmp_path / "aws").write_text(f"[profile rotating]\ncredential_process = {program}\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "aws"))
+
+    def hand_out(access: str, secret: str) -> None:
+        new = tmp_path / "new"
+        new.write_text(
+            json.dumps(
+                {
+                    "Version": 1,
+                    "AccessKeyId": access,
+                    "SecretAccessKey": secret,
+                    "Expiration": "EXPIRES",
+                }
+            )
+        )
+        new.rename(f"{program}.current")
+
+    def asked() -> int:
+        log = Path(f"{program}.asked")
+        return len(log.read_text().splitlines()) if log.exists() else 0
+
+    def add_key(access: str) -> None:
+        server.admin(
+            "key", "create", "--uid=tester", "--key-type=s3", f"--access-key={access}", "--secret-key=secret"
+        )
+
+    old, new = (f"AKID{uuid.uuid4().hex[:16].upper()}" for _ in range(2))
+    add_key(old)
+    add_key(new)
+    hand_out(old, "secret")
+    options = options_for(server, profile="rotating", max_requests_per_second=4)
+    del options["store:main"]["access_key_id"], options["store:main"]["secret_access_key"]
+    image = tmp_path / "image.raw"
+    image.write_bytes(random.Random(3).randbytes(LENGTH))
+    with running(tmp_path / "state", options) as service:
+        client = service.client()
+        volume = client.adopt(image)
+        backup = client.backup(volume, wait=False)
+        client.wait("the first objects", lambda: [key for key in keys(server) if backup in key])
+        hand_out(new, "secret")
+        # Whatever was signed with the old key has arrived when so many requests more were signed.
+        before = asked()
+        client.wait("requests with the new key", lambda: asked() >= before + 6)
+        server.admin("key", "rm", "--uid=tester", "--key-type=s3", f"--access-key={old}")
+        assert client.status("backup", backup) == "creating", "the old key was to end in mid-backup"
+        client.wait_status("backup", backup, "available")
+        assert service.command("backup", "verify", backup).returncode == 0

@@ -21,6 +21,7 @@ from tests.servers.swift_accounts import (
     publish,
     tempauth_account,
 )
+from tests.servers.tls import tls_missing, tls_proxy
 
 pytest.importorskip("backupfw_swift", reason="not installed: backupfw-swift")
 
@@ -47,8 +48,22 @@ def _gateway(directory: Path) -> Iterator[Account]:
         yield gateway_account(cluster)
 
 
+@contextmanager
+def _over_tls(directory: Path) -> Iterator[Account]:
+    with swift() as cluster, tls_proxy(directory, cluster.port) as proxy:
+        account = tempauth_account(cluster)
+        account.options |= {
+            "auth_url": f"{proxy.endpoint}/auth/v1.0",
+            # The cluster itself names its address without TLS.
+            "storage_url": f"{proxy.endpoint}/v1/AUTH_test",
+            "cacert": proxy.ca,
+        }
+        yield account
+
+
 SERVERS: dict[str, tuple[Callable[[Path], object], tuple[Callable[[], str | None], ...]]] = {
     "tempauth": (_tempauth, (swift_missing,)),
+    "tls": (_over_tls, (swift_missing, tls_missing)),
     "keystone": (_keystone, (swift_missing, keystone_missing)),
     "radosgw": (_gateway, (ceph_missing,)),
 }
