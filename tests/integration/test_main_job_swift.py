@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import random
+import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -27,6 +30,8 @@ pytest.importorskip("backupfw_swift", reason="not installed: backupfw-swift")
 
 LENGTH = 24 * MIB + 512 * 7
 CONTAINER = "volumebackups"
+#: Of Keystone's tokens, seconds.
+TOKEN_LIFE = 40
 
 
 @contextmanager
@@ -37,7 +42,7 @@ def _tempauth(_: Path) -> Iterator[Account]:
 
 @contextmanager
 def _keystone(directory: Path) -> Iterator[Account]:
-    with keystone(directory, token_life=40) as identity, swift(identity) as cluster:
+    with keystone(directory, token_life=TOKEN_LIFE) as identity, swift(identity) as cluster:
         publish(cluster, identity)
         yield keystone_account(cluster, identity, identity.add_user("backup", "backups", "member"))
 
@@ -120,3 +125,35 @@ def test_full_incremental_delete_restore_verify(service: Service, account: Accou
     client.delete_backup(incremental)
     client.wait("the store to be empty", lambda: not [key for key in stored_keys(account) if volume in key])
     assert "very-secret" not in service.log_tail(100_000)
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("account", ["keystone"], indirect=True)
+def test_tokens_that_expire_in_mid_backup(account: Account, tmp_path: Path) -> None:
+    """Two slow backups that outlive their first token: one renews it in time, one when it is refused."""
+    store = {"driver": "swift", **account.options, "max_bytes_per_second": 160 << 10}
+    options: dict[str, dict[str, object]] = {
+        "DEFAULT": {"enabled_stores": "main, late"},
+        "store:main": store,
+        "store:late": {**store, "token_renew_before": 0},
+        "backup": {"segment_size": MIB, "pack_size": MIB // 4},
+    }
+    image = tmp_path / "image.raw"
+    image.write_bytes(random.Random(5).randbytes(8 * MIB))
+    with running(tmp_path / "state", options) as service:
+        client = service.client()
+        backups = []
+        for container in ("main:", "late:"):
+            copy = tmp_path / f"{container[:-1]}.raw"
+            shutil.copyfile(image, copy)
+            backups.append(client.backup(client.adopt(copy), wait=False, container=container))
+        for backup in backups:
+            client.wait_status("backup", backup, "available")
+            shown = client.expect(200, "GET", f"/backups/{backup}")["backup"]
+            begun, ended = (datetime.fromisoformat(shown[name]) for name in ("created_at", "updated_at"))
+            assert ended - begun > timedelta(seconds=TOKEN_LIFE), "it was to outlive a token"
+    del store["max_bytes_per_second"], options["store:late"]["max_bytes_per_second"]
+    with running(tmp_path / "state", options) as service:
+        client = service.client()
+        for backup in backups:
+            assert same_content(image, client.volume_path(client.restore(backup)), 8 * MIB)
