@@ -15,6 +15,7 @@ SERVICE_CLUSTER = ApiVersion(3, 7)  # services show a cluster: null, there are n
 BACKUP_UPDATE = ApiVersion(3, 9)  # PUT /backups/{id} changes name and description
 VOLUME_SUMMARY = ApiVersion(3, 12)  # GET /volumes/summary
 VOLUME_GROUP = ApiVersion(3, 13)  # volumes show a group: null, there are none
+SNAPSHOT_GROUP = ApiVersion(3, 14)  # snapshots show a group's snapshot: null, there are none
 BACKUP_PROJECT = ApiVersion(3, 18)  # backups show their project, to whom the policy lets see it
 VOLUME_PROVIDER_ID = ApiVersion(3, 21)  # volumes show a provider's id, to administrators: null
 VOLUME_DELETE_FORCE = ApiVersion(3, 23)  # DELETE /volumes/{id}?force=True, for administrators
@@ -36,4 +37,3 @@ ENCRYPTION_KEY_ID = ApiVersion(3, 64)  # backups show their key's id, if they ha
 CONSUMES_QUOTA = ApiVersion(3, 65)  # volumes and snapshots show whether they count: true
 SNAPSHOT_IN_USE = ApiVersion(3, 66)  # a volume in use can be snapshotted without force
 PROJECT_ID_OPTIONAL = ApiVersion(3, 67)  # /v3/backups without a project; served in every version
-SHARED_TARGETS_TRISTATE = ApiVersion(3, 69)  # shared_targets may be null

@@ -77,20 +77,34 @@ _TABLE = (
             "GET /backups/detail",
         ),
     ),
-    Rule("backup:get", Level.READER, "Show a backup.", ("GET /backups/{backup_id}",)),
+    Rule(
+        "backup:get",
+        Level.READER,
+        "Show a backup.",
+        (
+            "GET /backups/{backup_id}",
+            "GET /backups/{backup_id}/metadata",
+        ),
+    ),
     Rule("backup:create", Level.MEMBER, "Make a backup.", ("POST /backups",), needs_project=True),
     Rule(
         "backup:update",
         Level.MEMBER,
         "Change a backup's name, description or metadata.",
-        ("PUT /backups/{backup_id}",),
+        (
+            "PUT /backups/{backup_id}",
+            "POST /backups/{backup_id}/metadata",
+        ),
     ),
     Rule("backup:delete", Level.MEMBER, "Delete a backup.", ("DELETE /backups/{backup_id}",)),
     Rule(
         "backup:restore",
         Level.MEMBER,
         "Restore a backup.",
-        ("POST /backups/{backup_id}/restore",),
+        (
+            "POST /backups/{backup_id}/restore",
+            "POST /volumes",
+        ),
         needs_project=True,
     ),
     Rule(
@@ -134,6 +148,7 @@ _TABLE = (
         (
             "GET /volumes",
             "GET /volumes/detail",
+            "GET /volumes/summary",
         ),
     ),
     Rule("volume:get", Level.READER, "Show a volume.", ("GET /volumes/{volume_id}",)),
@@ -145,6 +160,12 @@ _TABLE = (
         ("PUT /volumes/{volume_id}",),
     ),
     Rule("volume:delete", Level.MEMBER, "Delete a volume.", ("DELETE /volumes/{volume_id}",)),
+    Rule(
+        "volume:force_delete",
+        Level.ADMIN,
+        "Delete a volume of any status (force=True).",
+        ("DELETE /volumes/{volume_id}",),
+    ),
     Rule(
         "volume:extend", Level.MEMBER, "Extend a volume.", ("POST /volumes/{volume_id}/action (os-extend)",)
     ),

@@ -58,18 +58,14 @@ def page(
     :raises InvalidInput: a sort key or direction is unknown.
     :raises MarkerNotFound: the marker is no living row (of this project).
     """
-    visible: list[ColumnElement[bool]] = [*where]
-    if not issubclass(model, Message):
-        visible.append(model.deleted.is_(False))
-    if project_id is not None:
-        visible.append(model.project_id == project_id)
     keys = _keys(model, sort)
-    conditions = [*visible, *(_condition(model, name, text) for name, text in filters.items())]
+    chosen = conditions(model, project_id=project_id, filters=filters, where=where)
     total = None
     if with_count:
-        total = session.scalar(select(func.count()).select_from(model).where(*conditions))
-    query = select(model).where(*conditions)
+        total = session.scalar(select(func.count()).select_from(model).where(*chosen))
+    query = select(model).where(*chosen)
     if marker is not None:
+        visible = conditions(model, project_id=project_id, filters={}, where=where)
         before = session.scalar(select(model).where(model.id == marker, *visible))
         if before is None:
             raise MarkerNotFound(marker)
@@ -87,6 +83,22 @@ def page(
             query = query.limit((1 << 63) - 1)
         query = query.offset(offset)
     return session.scalars(query).all(), total
+
+
+def conditions(
+    model: type[Row],
+    *,
+    project_id: str | None,
+    filters: Mapping[str, str],
+    where: Sequence[ColumnElement[bool]] = (),
+) -> list[ColumnElement[bool]]:
+    """Return what the rows of a listing fulfil; parameters as :func:`page` has them."""
+    found: list[ColumnElement[bool]] = [*where]
+    if not issubclass(model, Message):
+        found.append(model.deleted.is_(False))
+    if project_id is not None:
+        found.append(model.project_id == project_id)
+    return [*found, *(_condition(model, name, text) for name, text in filters.items())]
 
 
 def column_of(model: type[Backup | Volume | Snapshot | Message], name: str) -> Any:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from sqlalchemy import delete, select
-from sqlalchemy.orm import Session
+from sqlalchemy import delete, func, select
+from sqlalchemy.orm import Session, aliased
 
 from backupfw.db import models, queries
 from backupfw.db.models import VolumeMetadata
@@ -52,6 +53,19 @@ Result = TypeVar("Result")
 
 #: Kinds of the tasks that are about a volume itself.
 _OWN_TASKS = (tasks.VOLUME_CREATE, tasks.VOLUME_DELETE, tasks.VOLUME_EXTEND)
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeTotals:
+    """What many volumes are together.
+
+    :ivar size: GiB.
+    :ivar metadata: every value that a metadata key has, in order.
+    """
+
+    count: int
+    size: int
+    metadata: Mapping[str, Sequence[str]]
 
 
 class VolumeManager(MetadataMethods):
@@ -232,6 +246,37 @@ class VolumeManager(MetadataMethods):
             if detail:
                 return rows.Page(rows.volumes(session, found), total)
             return rows.Page([rows.Volume(**rows.columns(row, rows.Volume)) for row in found], total)
+
+    def totals(
+        self, ctx: RequestContext, *, filters: Mapping[str, str] | None = None, all_tenants: bool = False
+    ) -> VolumeTotals:
+        """Count the volumes that :meth:`list` would show, without paging."""
+        chosen = dict(filters or {})
+        wanted = chosen.pop("metadata", None)
+        row = models.Volume
+        conditions = queries.conditions(
+            row,
+            project_id=None if all_tenants and ctx.is_admin else ctx.project_id,
+            filters=chosen,
+            where=[] if wanted is None else [matches(VolumeMetadata, row.id, wanted)],
+        )
+        metadata: dict[str, list[str]] = {}
+        with self._db.read() as session:
+            count, size = session.execute(
+                select(func.count(), func.coalesce(func.sum(row.size), 0)).where(*conditions)
+            ).one()
+            # Under a name of its own: a filter may ask for metadata too.
+            pair = aliased(VolumeMetadata)
+            pairs = (
+                select(pair.key, pair.value)
+                .join(row, row.id == pair.volume_id)
+                .where(*conditions)
+                .distinct()
+                .order_by(pair.key, pair.value)
+            )
+            for key, value in session.execute(pairs):
+                metadata.setdefault(key, []).append(value)
+        return VolumeTotals(int(count), int(size), metadata)
 
     def update(
         self,

@@ -16,7 +16,7 @@ from backupfw.api.controllers.base import Settings
 from backupfw.api.controllers.table import routes
 from backupfw.api.errors import RequestError
 from backupfw.api.routing import Route
-from backupfw.api.versions import V2
+from backupfw.api.versions import V3_HIGHEST
 from backupfw.db import models
 from tests.functional.cloud import NOBODY, Cloud, check_frame, record
 
@@ -68,6 +68,8 @@ values = st.recursive(
 BODIES: list[Any] = [
     {"backup": {"volume_id": NOBODY, "name": "n", "description": "d", "container": "c", "force": True}},
     {"backup": {"volume_id": NOBODY, "incremental": "yes", "snapshot_id": None}},
+    {"backup": {"volume_id": NOBODY, "metadata": {"k": "v"}, "availability_zone": "nova"}},
+    {"backup": {"name": "n", "description": "d", "metadata": {"k": "v"}}},
     {"restore": {"volume_id": NOBODY, "name": "n"}},
     record(display_description="x", metadata={"k": "v"}, created_at="2026-11-23T16:13:55Z", object_count=1),
     {"os-reset_status": {"status": "error"}},
@@ -76,6 +78,7 @@ BODIES: list[Any] = [
     {"os-detach": {"attachment_id": NOBODY}},
     {"os-extend": {"new_size": 2}},
     {"volume": {"size": 1, "name": "n", "metadata": {"k": "v"}, "source_volid": NOBODY, "volume_type": "t"}},
+    {"volume": {"size": 1, "backup_id": NOBODY, "group_id": None}},
     {"snapshot": {"volume_id": NOBODY, "name": "n", "force": True, "metadata": {"k": "v"}}},
     {"metadata": {"k": "v"}},
     {"meta": {"k": "v"}},
@@ -113,7 +116,7 @@ def fits(route: Route, body: Any) -> bool:
     if not route.takes_body:
         return False
     try:
-        route.choose(V2, body)
+        route.choose(V3_HIGHEST, body)
     except RequestError:
         return False
     return True
@@ -136,6 +139,22 @@ def send(cloud: Cloud, method: str, path: str, raw: bytes, headers: dict[str, st
     answer = cloud.app.request(path, method=method, body=raw, headers=headers, expect_errors=True)
     check_frame(answer, method)
     assert answer.status_int < 500 or answer.status_int == 503, (method, path, raw, answer.text)
+
+
+#: Where calls go, and the microversion header with them; mostly to the version that has all of them.
+VERSIONS = [
+    *(("/v3/demo", "volume latest"), ("/v3", "volume latest"), ("/v3/demo", "compute 2.1,volume 3.71")),
+    *(("/v2/demo", ""), ("/v3/demo", "volume 3.0"), ("/v3", "volume 3.43"), ("/v3/demo", "volume 3.72")),
+]
+
+
+def aimed(draw: Any, token: str) -> tuple[str, dict[str, str]]:
+    """Draw where a call goes; return what stands before its path, and its headers."""
+    prefix, version = draw(st.sampled_from(VERSIONS))
+    headers = {"Content-Type": "application/json", "X-Auth-Token": token}
+    if version:
+        headers["OpenStack-API-Version"] = version
+    return prefix, headers
 
 
 def encoded(text: str) -> str:
@@ -193,15 +212,15 @@ def test_any_body_to_any_route(shared: Cloud, real: dict[str, str], data: st.Dat
         errors="surrogatepass",
     )
     roles = data.draw(st.sampled_from(["admin", "admin", "member", "reader"]))
-    headers = {"Content-Type": "application/json", "X-Auth-Token": f"alice:demo:{roles}"}
-    send(shared, route.method, f"/v2/demo{path}?{query}", raw, headers)
+    prefix, headers = aimed(data.draw, f"alice:demo:{roles}")
+    send(shared, route.method, f"{prefix}{path}?{query}", raw, headers)
 
 
 @QUIET
 @given(data=st.data())
 def test_any_query_to_any_listing(shared: Cloud, real: dict[str, str], data: st.DataObject) -> None:
     names = [
-        *("limit", "marker", "offset", "sort", "sort_key", "sort_dir", "all_tenants"),
+        *("limit", "marker", "offset", "sort", "sort_key", "sort_dir", "all_tenants", "with_count"),
         *("name", "status", "volume_id", "metadata", "bootable", "size", "created_at", "deleted", "location"),
         *(
             "project_id",
@@ -219,18 +238,21 @@ def test_any_query_to_any_listing(shared: Cloud, real: dict[str, str], data: st.
         texts, st.sampled_from([*names, "created_at:asc,id:desc", "1", "0", "true", *real.values()])
     )
     pairs = data.draw(st.lists(st.tuples(st.one_of(st.sampled_from(names), texts), chosen), max_size=4))
-    collection = data.draw(st.sampled_from(["backups", "volumes", "snapshots"]))
-    detail = data.draw(st.sampled_from(["", "/detail"]))
+    collection = data.draw(
+        st.sampled_from(["backups", "volumes", "snapshots", "backups/detail", "volumes/detail"])
+        | st.sampled_from(["snapshots/detail", "volumes/summary", "messages"])
+    )
     query = "&".join(f"{encoded(key)}={encoded(value)}" for key, value in pairs)
     roles = data.draw(st.sampled_from(["admin", "member"]))
-    send(shared, "GET", f"/v2/demo/{collection}{detail}?{query}", b"", {"X-Auth-Token": f"a:demo:{roles}"})
+    prefix, headers = aimed(data.draw, f"a:demo:{roles}")
+    send(shared, "GET", f"{prefix}/{collection}?{query}", b"", headers)
 
 
 @QUIET
 @given(
     method=st.sampled_from(["GET", "POST", "PUT", "DELETE", "HEAD", "PATCH", "OPTIONS"]),
     parts=st.lists(
-        st.one_of(texts, st.sampled_from(["v2", "demo", "backups", "detail", "action"])), max_size=5
+        st.one_of(texts, st.sampled_from(["v2", "v3", "demo", "backups", "detail", "action"])), max_size=5
     ),
     raw=st.binary(max_size=40),
     content_type=st.sampled_from(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from backupfw import errors
 from backupfw.api import policies, resource_filters
-from backupfw.api.query import ListingRules, listing
+from backupfw.api.query import Listing, ListingRules, listing
 from backupfw.api.routing import Call, Route
 from backupfw.api.schemas import formats
 from backupfw.api.views import common
@@ -75,6 +75,17 @@ class Controller:
         """See :func:`policies.enforce`."""
         policies.enforce(self.policy, call.context, rule, project_id)
 
+    def listing(self, call: Call, rules: ListingRules) -> Listing:
+        """Read the query of a listing; see :func:`query.listing`."""
+        return listing(
+            call.query,
+            rules,
+            is_admin=call.context.is_admin,
+            max_limit=self.settings.max_limit,
+            version=call.version,
+            allowed=self.settings.resource_filters.get(rules.resource, ()),
+        )
+
     def page(
         self,
         call: Call,
@@ -91,14 +102,7 @@ class Controller:
         :param collection: key of the answer's body, e.g. ``backups``.
         :param detail: whether the view shows everything.
         """
-        wanted = listing(
-            call.query,
-            rules,
-            is_admin=call.context.is_admin,
-            max_limit=self.settings.max_limit,
-            version=call.version,
-            allowed=self.settings.resource_filters.get(rules.resource, ()),
-        )
+        wanted = self.listing(call, rules)
         page = lister(
             call.context,
             detail=detail,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from backupfw.api import microversions
 from backupfw.api.controllers.base import Controller
 from backupfw.api.routing import Call, Route
 from backupfw.api.schemas import services as schemas
@@ -34,6 +35,8 @@ class ServicesController(Controller):
         found = self.managers.services.list(
             call.context, host=call.query.get("host"), binary=call.query.get("binary")
         )
+        # There are no clusters here.
+        later = {"cluster": None} if call.version >= microversions.SERVICE_CLUSTER else {}
         return {
             "services": [
                 {
@@ -44,6 +47,7 @@ class ServicesController(Controller):
                     "state": service.state,
                     "updated_at": timestamp(service.reported_at),
                     "disabled_reason": service.disabled_reason,
+                    **later,
                 }
                 for service in found
             ]

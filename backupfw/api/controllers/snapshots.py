@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from backupfw import errors
-from backupfw.api import words
+from backupfw.api import microversions, words
 from backupfw.api.controllers.base import Controller, display_fields, resource_id
 from backupfw.api.controllers.metadata import MetadataCalls
 from backupfw.api.query import ListingRules
@@ -93,12 +94,12 @@ class SnapshotsController(Controller):
 
     def _index(self, call: Call, *, detail: bool) -> dict[str, Any]:
         self.enforce(call, "volume:get_all_snapshots")
-        view = views.detail if detail else views.summary
+        view = functools.partial(views.detail, call) if detail else views.summary
         return self.page(call, self.managers.snapshots.list, "snapshots", LISTING, view, detail=detail)
 
     def show(self, call: Call) -> dict[str, Any]:
         """``GET /snapshots/{id}``."""
-        return {"snapshot": views.detail(self._get(call, "volume:get_snapshot"))}
+        return {"snapshot": views.detail(call, self._get(call, "volume:get_snapshot"))}
 
     def create(self, call: Call) -> dict[str, Any]:
         """``POST /snapshots``."""
@@ -110,7 +111,7 @@ class SnapshotsController(Controller):
             volume_id=wanted["volume_id"],
             name=name,
             description=description,
-            force=words.boolean(wanted.get("force", False), "force"),
+            force=_force(call, wanted),
             metadata=wanted.get("metadata") or {},
         )
         return {"snapshot": views.summary(snapshot)}
@@ -141,3 +142,12 @@ class SnapshotsController(Controller):
         """Action ``os-force_delete``."""
         snapshot = self._get(call, "volume_extension:snapshot_admin_actions:force_delete")
         self.managers.snapshots.force_delete(call.context, snapshot.id)
+
+
+def _force(call: Call, wanted: Mapping[str, Any]) -> bool:
+    """Whether a volume in use may be snapshotted."""
+    if call.version < microversions.SNAPSHOT_IN_USE:
+        return words.boolean(wanted.get("force", False), "force")
+    if not words.boolean(wanted.get("force", True), "force"):
+        raise errors.InvalidInput(f"force cannot be false from {microversions.SNAPSHOT_IN_USE} on.")
+    return True

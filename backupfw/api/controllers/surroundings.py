@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ from backupfw import errors
 from backupfw.api import microversions
 from backupfw.api.controllers.base import Controller
 from backupfw.api.routing import Call, Route
+from backupfw.api.views import volume_types
 
 
 class VolumeTypeNotFound(errors.NotFound):
@@ -17,17 +17,6 @@ class VolumeTypeNotFound(errors.NotFound):
 
     noun = "Volume type"
 
-
-#: The one volume type there is: volumes differ in nothing that a type could say.
-_TYPE = {
-    "id": str(uuid.uuid5(uuid.NAMESPACE_URL, "backupfw:volume-type:default")),
-    "name": "__DEFAULT__",
-    "description": "Default Volume Type",
-    "is_public": True,
-    "os-volume-type-access:is_public": True,
-    "qos_specs_id": None,
-    "extra_specs": {},
-}
 
 #: What is served beyond the first volume API: (alias, name, description).
 _EXTENSIONS = (
@@ -85,15 +74,15 @@ class SurroundingsController(Controller):
     def types(self, call: Call) -> dict[str, Any]:
         """``GET /types``."""
         self.enforce(call, "volume_extension:type_get_all")
-        return {"volume_types": [_TYPE]}
+        return {"volume_types": [volume_types.DEFAULT]}
 
     def show_type(self, call: Call) -> dict[str, Any]:
         """``GET /types/{id}``, ``GET /types/default``."""
         self.enforce(call, "volume_extension:type_get")
         wanted = call.args["type_id"]
-        if wanted not in ("default", _TYPE["id"]):
+        if wanted not in ("default", volume_types.DEFAULT["id"]):
             raise VolumeTypeNotFound(wanted)
-        return {"volume_type": _TYPE}
+        return {"volume_type": volume_types.DEFAULT}
 
     def extensions(self, call: Call) -> dict[str, Any]:
         """``GET /extensions``."""

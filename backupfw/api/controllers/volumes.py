@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from backupfw import errors
 from backupfw.api import errors as api_errors
-from backupfw.api import words
+from backupfw.api import microversions, words
 from backupfw.api.controllers.base import Controller, display_fields, resource_id
 from backupfw.api.controllers.metadata import MetadataCalls
 from backupfw.api.query import ListingRules
@@ -68,6 +68,7 @@ class VolumesController(Controller):
             Route("GET", "/volumes", self.index),
             Route("GET", "/volumes/detail", self.index_detail),
             Route("POST", "/volumes", self.create, status=202, schema=schemas.create),
+            Route("GET", "/volumes/summary", self.summary, since=microversions.VOLUME_SUMMARY),
             Route("GET", "/volumes/{volume_id}", self.show),
             Route("PUT", "/volumes/{volume_id}", self.update, schema=schemas.update),
             Route("DELETE", "/volumes/{volume_id}", self.delete, status=202),
@@ -113,6 +114,18 @@ class VolumesController(Controller):
             detail=detail,
         )
 
+    def summary(self, call: Call) -> dict[str, Any]:
+        """``GET /volumes/summary``: of all volumes that a listing would show."""
+        self.enforce(call, "volume:get_all")
+        wanted = self.listing(call, LISTING)
+        totals = self.managers.volumes.totals(
+            call.context, filters=wanted.filters, all_tenants=wanted.all_tenants
+        )
+        body: dict[str, Any] = {"total_count": totals.count, "total_size": totals.size}
+        if call.version >= microversions.VOLUME_SUMMARY_METADATA:
+            body["metadata"] = {key: list(values) for key, values in totals.metadata.items()}
+        return {"volume-summary": body}
+
     def show(self, call: Call) -> dict[str, Any]:
         """``GET /volumes/{id}``."""
         return {"volume": views.detail(call, self._get(call, "volume:get"))}
@@ -125,10 +138,19 @@ class VolumesController(Controller):
             raise api_errors.BadRequest("Invalid image identifier or unable to access requested image.")
         if wanted.get("consistencygroup_id"):
             raise errors.InvalidInput("consistency groups are not supported.")
+        if call.version >= microversions.VOLUME_GROUP and wanted.get("group_id"):
+            raise errors.InvalidInput("groups are not supported.")
         if words.boolean(wanted.get("multiattach") or False, "multiattach"):
             raise errors.InvalidInput("multiattach volumes are not supported.")
         name, description = display_fields(wanted)
         size = wanted.get("size")
+        backup_id = None
+        if call.version >= microversions.VOLUME_FROM_BACKUP and wanted.get("backup_id"):
+            # It reads the backup as a restore does.
+            backup_id = str(uuid.UUID(wanted["backup_id"]))
+            self.enforce(
+                call, "backup:restore", self.managers.backups.get(call.context, backup_id).project_id
+            )
         volume = self.managers.volumes.create(
             call.context,
             size=None if size is None else int(size),
@@ -139,6 +161,7 @@ class VolumesController(Controller):
             metadata=wanted.get("metadata") or {},
             volume_type=wanted.get("volume_type"),
             availability_zone=wanted.get("availability_zone"),
+            backup_id=backup_id,
         )
         return {"volume": views.created(call, volume)}
 
@@ -154,12 +177,17 @@ class VolumesController(Controller):
             description=description,
             metadata=wanted.get("metadata"),
         )
-        return {"volume": views.created(call, changed)}
+        return {"volume": views.updated(call, changed)}
 
     def delete(self, call: Call) -> None:
-        """``DELETE /volumes/{id}``; ``?cascade`` takes its snapshots along."""
+        """``DELETE /volumes/{id}``; ``?cascade`` takes its snapshots along, ``?force`` takes any status."""
         volume = self._get(call, "volume:delete")
-        self.managers.volumes.delete(call.context, volume.id, cascade=call.query.flag("cascade"))
+        cascade = call.query.flag("cascade")
+        if call.version >= microversions.VOLUME_DELETE_FORCE and call.query.flag("force"):
+            self.enforce(call, "volume:force_delete", volume.project_id)
+            self.managers.volumes.force_delete(call.context, volume.id, cascade=cascade)
+        else:
+            self.managers.volumes.delete(call.context, volume.id, cascade=cascade)
 
     def attach(self, call: Call) -> None:
         """Action ``os-attach``: somebody says that they use the volume."""

@@ -2,36 +2,46 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from backupfw.api import microversions
 from backupfw.api.schemas import types
+from backupfw.api.versions import V2
 
 #: The longest digit string that a size can be: more is refused before it is made a number.
 _DIGITS = {"type": "string", "pattern": r"^[0-9]{1,10}\Z"}
 _SIZE = {"anyOf": [{"type": "integer"}, _DIGITS, {"type": "null"}]}
 
+_CREATE = {
+    "size": _SIZE,
+    "name": types.NAME,
+    "display_name": types.NAME,
+    "description": types.TEXT_OR_NULL,
+    "display_description": types.TEXT_OR_NULL,
+    "metadata": types.METADATA_OR_NULL,
+    "snapshot_id": types.UUID_OR_NULL,
+    "source_volid": types.UUID_OR_NULL,
+    "volume_type": types.TEXT_OR_NULL,
+    "availability_zone": types.TEXT_OR_NULL,
+    "imageRef": types.TEXT_OR_NULL,
+    "consistencygroup_id": types.UUID_OR_NULL,
+    "multiattach": {"anyOf": [types.BOOLEAN, {"type": "null"}]},
+}
+
+
+def _create(fields: dict[str, Any]) -> dict[str, Any]:
+    return types.wrapped("volume", types.record(fields, extra=True), extra=True)
+
+
+_CREATE_IN_GROUP = {**_CREATE, "group_id": types.UUID_OR_NULL}
 #: ``POST /volumes``.
-create = types.always(
-    types.wrapped(
-        "volume",
-        types.record(
-            {
-                "size": _SIZE,
-                "name": types.NAME,
-                "display_name": types.NAME,
-                "description": types.TEXT_OR_NULL,
-                "display_description": types.TEXT_OR_NULL,
-                "metadata": types.METADATA_OR_NULL,
-                "snapshot_id": types.UUID_OR_NULL,
-                "source_volid": types.UUID_OR_NULL,
-                "volume_type": types.TEXT_OR_NULL,
-                "availability_zone": types.TEXT_OR_NULL,
-                "imageRef": types.TEXT_OR_NULL,
-                "consistencygroup_id": types.UUID_OR_NULL,
-                "multiattach": {"anyOf": [types.BOOLEAN, {"type": "null"}]},
-            },
-            extra=True,
-        ),
-        extra=True,
-    )
+create = types.by_version(
+    (V2, _create(_CREATE)),
+    (microversions.VOLUME_GROUP, _create(_CREATE_IN_GROUP)),
+    (
+        microversions.VOLUME_FROM_BACKUP,
+        _create({**_CREATE_IN_GROUP, "backup_id": types.UUID_OR_NULL}),
+    ),
 )
 
 #: ``PUT /volumes/{id}``.

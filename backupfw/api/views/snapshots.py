@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from backupfw.api import microversions
+from backupfw.api.routing import Call
 from backupfw.api.views.common import timestamp
 
 if TYPE_CHECKING:
@@ -25,10 +27,17 @@ def summary(snapshot: Snapshot) -> dict[str, Any]:
     }
 
 
-def detail(snapshot: Snapshot) -> dict[str, Any]:
+def detail(call: Call, snapshot: Snapshot) -> dict[str, Any]:
     """What show and the detailed list show."""
-    return {
+    body = {
         **summary(snapshot),
         "os-extended-snapshot-attributes:progress": "100%" if snapshot.status == "available" else "0%",
         "os-extended-snapshot-attributes:project_id": snapshot.project_id,
     }
+    if call.version >= microversions.SNAPSHOT_GROUP:
+        body["group_snapshot_id"] = None
+    if call.version >= microversions.SNAPSHOT_USER_ID:
+        body["user_id"] = snapshot.user_id
+    if call.version >= microversions.CONSUMES_QUOTA:
+        body["consumes_quota"] = True
+    return body

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from backupfw.api import microversions
 from backupfw.api.routing import Call
+from backupfw.api.views import volume_types
 from backupfw.api.views.common import timestamp
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ def _attachment(attachment: Attachment, volume_id: str) -> dict[str, Any]:
 
 
 def created(call: Call, volume: Volume) -> dict[str, Any]:
-    """What create and update show."""
+    """What create shows."""
     body = {
         **summary(call, volume),
         "status": volume.status,
@@ -53,7 +55,33 @@ def created(call: Call, volume: Volume) -> dict[str, Any]:
     }
     if call.context.is_admin:
         body["migration_status"] = None
+    return {**body, **_later(call, volume)}
+
+
+def _later(call: Call, volume: Volume) -> dict[str, Any]:
+    """What microversions added: mostly places for what there is not here."""
+    version, is_admin = call.version, call.context.is_admin
+    body: dict[str, Any] = {}
+    if version >= microversions.VOLUME_GROUP:
+        body["group_id"] = None
+    if version >= microversions.VOLUME_PROVIDER_ID and is_admin:
+        body["provider_id"] = None
+    if version >= microversions.VOLUME_SHARED_TARGETS:
+        body["shared_targets"] = False
+        body["service_uuid"] = None
+    if version >= microversions.VOLUME_CLUSTER_NAME and is_admin:
+        body["cluster_name"] = None
+    if version >= microversions.VOLUME_TYPE_ID:
+        body["volume_type_id"] = volume_types.id_of(volume.volume_type)
+    if version >= microversions.CONSUMES_QUOTA:
+        body["consumes_quota"] = True
     return body
+
+
+def updated(call: Call, volume: Volume) -> dict[str, Any]:
+    """What update shows: published suites refuse here what came late to the other answers."""
+    late = ("cluster_name", "volume_type_id", "consumes_quota")
+    return {key: value for key, value in created(call, volume).items() if key not in late}
 
 
 def detail(call: Call, volume: Volume) -> dict[str, Any]:
