@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
+from oslo_log import log
+
 from backupfw.chunkstore.container import Container
 from backupfw.chunkstore.errors import IntegrityError, NotFound, RangeError, Unavailable
+from backupfw.engine.format.binary import BadBytes
 from backupfw.errors import Damaged
+
+LOG = log.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 def damaged(container: Container, key: str, reason: str) -> Damaged:
@@ -31,6 +41,35 @@ def read(container: Container, key: str, offset: int | None = None, length: int 
     if length is not None and len(data) != length:
         raise damaged(container, key, "the store answered with another length than asked for")
     return data
+
+
+def read_checked(container: Container, key: str, offset: int, length: int, check: Callable[[bytes], T]) -> T:
+    """Get a range and return what ``check`` makes of it; get it once more if it is found wrong.
+
+    Drivers compare whole objects with what the store says of them, but nobody does so with ranges: a bit
+    that was turned on the way shows here first.  What is called damaged must be wrong in the store, so two
+    reads have to find it.
+
+    :param check: raises BadBytes if the bytes are wrong.
+    :raises BadBytes: they are, twice.
+    :raises Damaged: as :func:`read` does.
+    """
+    try:
+        return check(read(container, key, offset, length))
+    except BadBytes as error:
+        read_again(container, key, error)
+        return check(read(container, key, offset, length))
+
+
+def read_again(container: Container, key: str, error: BadBytes) -> None:
+    """Tell the log that bytes of an object were found wrong and are read once more."""
+    LOG.warning(
+        "store %s, container %s, key %s: %s; reading it once more",
+        container.store.name,
+        container.name,
+        key,
+        error,
+    )
 
 
 def prove_container(container: Container, key: str) -> None:

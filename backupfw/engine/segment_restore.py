@@ -134,13 +134,19 @@ class SegmentReader:
                 done.requests += 1
                 done.fetched_bytes += part.length
                 try:
-                    self._write_range(found, part, memoryview(data), start, done)
+                    self._write_range(found, info.key, part, memoryview(data), start, done)
                 except BadBytes as error:
                     raise objects.damaged(self._container, info.key, str(error)) from error
         return done
 
     def _write_range(
-        self, found: SegmentMap, part: ranges.Range, data: memoryview, start: int, done: RestoreDone
+        self,
+        found: SegmentMap,
+        key: str,
+        part: ranges.Range,
+        data: memoryview,
+        start: int,
+        done: RestoreDone,
     ) -> None:
         """Decode, verify and write the blocks of a range, a batch at a time."""
         offsets, stored, size = found.offset, found.stored, found.block_size
@@ -152,7 +158,10 @@ class SegmentReader:
             written = 0
             for block in batch:
                 begin = offsets[block] - part.offset
-                plain = decode(found, block, data[begin : begin + stored[block]])
+                try:
+                    plain = decode(found, block, data[begin : begin + stored[block]])
+                except BadBytes as error:
+                    plain = self._again(found, key, block, error, done)
                 done.needed_bytes += stored[block]
                 written += len(plain)
                 if block == following:
@@ -167,6 +176,17 @@ class SegmentReader:
                 raise target_error(error) from error
             done.written_bytes += written
             self._advance(written)
+
+    def _again(
+        self, found: SegmentMap, key: str, block: int, error: BadBytes, done: RestoreDone
+    ) -> bytes | memoryview:
+        """Read a block that was found wrong once more, by itself: it may have changed on the way."""
+        objects.read_again(self._container, key, error)
+        stored = found.stored[block]
+        data = objects.read(self._container, key, found.offset[block], stored)
+        done.requests += 1
+        done.fetched_bytes += stored
+        return self._decoder.decode(found, block, memoryview(data))
 
     def _zero(self, start: int, end: int, done: RestoreDone) -> None:
         """Zero a range of the target, in pieces."""

@@ -119,9 +119,7 @@ class _SegmentVerifier:
             found.objects += 1
             try:
                 if table is None or groups is None:
-                    tail = objects.read(self._container, key, max(0, ref.size - TAIL_BYTES), TAIL_BYTES)
-                    found.bytes += len(tail)
-                    check_tail(tail)
+                    self._tail(key, ref.size, found)
                 else:
                     self._pack(table, table.packs[place], groups[place], found)
             except BadBytes as error:
@@ -144,11 +142,27 @@ class _SegmentVerifier:
             return None
         return table
 
+    def _tail(self, key: str, size: int, found: _Found) -> None:
+        """Read a pack's end only: it tells whether the pack is there as a whole."""
+
+        def check(tail: bytes) -> None:
+            found.bytes += len(tail)
+            check_tail(tail)
+
+        objects.read_checked(self._container, key, max(0, size - TAIL_BYTES), TAIL_BYTES, check)
+
     def _pack(self, table: SegmentMap, info: PackInfo, blocks: list[int], found: _Found) -> None:
         """Read a pack as a whole; check its footer against the map, and every block the map has in it."""
+
+        def check(data: bytes) -> None:
+            found.bytes += len(data)
+            self._check_pack(table, info, blocks, data)
+
         # A range, so that the entry bounds the memory whatever the object has become.
-        data = objects.read(self._container, info.key, 0, max(1, info.size))
-        found.bytes += len(data)
+        objects.read_checked(self._container, info.key, 0, max(1, info.size), check)
+        found.blocks += len(blocks)
+
+    def _check_pack(self, table: SegmentMap, info: PackInfo, blocks: list[int], data: bytes) -> None:
         parsed = keys.parse(info.key)
         number = -1 if parsed is None else parsed.number
         rows = {row.offset: row for row in parse_pack(data, table.index, number, table.block_size)}
@@ -159,4 +173,3 @@ class _SegmentVerifier:
             row = rows.get(begin)
             if row is None or (row.index, row.length, row.codec) != (block, stored, table.codecs[block]):
                 raise BadBytes(f"its footer does not name block {block}")
-            found.blocks += 1

@@ -298,7 +298,11 @@ class ManifestReader:
         self.container = container
         self.key = key
         try:
-            self._read_header()
+            try:
+                self._read_header()
+            except BadBytes as error:
+                objects.read_again(container, key, error)
+                self._read_header()
             stream = _Stream(self, HEADER_BYTES, 0)
             kind, payload = stream.page()
             if kind != _PAGE_HEAD:
@@ -462,7 +466,17 @@ class _Stream:
         return other
 
     def page(self) -> tuple[int, bytes]:
-        """Return the next page's kind and unpacked payload, verified."""
+        """Return the next page's kind and unpacked payload, verified; read once more if it is found wrong."""
+        number = self.number
+        try:
+            return self._page()
+        except BadBytes as error:
+            objects.read_again(self._reader.container, self._reader.key, error)
+            self.number = number
+            self._buffer = b""
+            return self._page()
+
+    def _page(self) -> tuple[int, bytes]:
         header = self._bytes(0, _PAGE.size)
         magic, kind, codec, _, number, stored, raw = _PAGE.unpack(header)
         if magic != _PAGE_MAGIC or stored > MAX_PAGE_BYTES or raw > MAX_PAGE_BYTES:
@@ -476,14 +490,14 @@ class _Stream:
         checksum = page[size:]
         if digest(self._reader.binding + page[:size]) != checksum:
             raise BadBytes(f"its page {number} has changed")
+        payload = page[_PAGE.size : size]
+        if codec == _ZSTD:
+            payload = decompress(payload, raw)
+        elif codec != _RAW or stored != raw:
+            raise BadBytes("a page is packed in an unknown way")
         self.position += len(page)
         self.number += 1
         self.chain.update(checksum)
-        payload = page[_PAGE.size : size]
-        if codec == _ZSTD:
-            return kind, decompress(payload, raw)
-        if codec != _RAW or stored != raw:
-            raise BadBytes("a page is packed in an unknown way")
         return kind, payload
 
     def _bytes(self, offset: int, length: int) -> bytes:

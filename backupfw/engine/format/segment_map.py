@@ -243,10 +243,8 @@ def read_map(container: Container, entry: SegmentEntry, geometry: Geometry) -> S
     :raises Damaged: it is missing, has changed, or does not match its entry.
     :raises UnsupportedFormat: it needs something this release does not know.
     """
-    key = entry.map_key
-    # A range, so that the entry bounds the memory whatever the object has become.
-    data = objects.read(container, key, 0, max(1, entry.map.length))
-    try:
+
+    def check(data: bytes) -> SegmentMap:
         if digest(data) != entry.map.digest:
             raise BadBytes("its bytes have changed")
         found = SegmentMap.parse(data)
@@ -260,6 +258,11 @@ def read_map(container: Container, entry: SegmentEntry, geometry: Geometry) -> S
             raise BadBytes("its packs are not those that its manifest names")
         if (found.data_bytes(), found.used_bytes()) != (entry.data_bytes, entry.used_bytes):
             raise BadBytes("its sums are not those that its manifest names")
+        return found
+
+    key = entry.map_key
+    try:
+        # A range, so that the entry bounds the memory whatever the object has become.
+        return objects.read_checked(container, key, 0, max(1, entry.map.length), check)
     except BadBytes as error:
         raise objects.damaged(container, key, str(error)) from error
-    return found

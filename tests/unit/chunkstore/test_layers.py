@@ -142,6 +142,24 @@ class TestIntegrity:
         with pytest.raises(IntegrityError):
             list(IntegrityLayer(Lying(memory)).list("c", "p/"))
 
+    def test_what_a_driver_finds_changed_is_permanent_and_named_in_the_end(self, memory: MemoryStore) -> None:
+        def changed() -> ChunkStoreError:
+            return IntegrityError(
+                "not the checksum's", store="memory", container="c", key="key", temporary=True
+            )
+
+        faulty = FaultyStore(memory)
+        store = stack(faulty, option_values(layer_options(), retry_tries=3, retry_base_pause=0))
+        # Once may be the wire.
+        faulty.fail("get", changed)
+        assert store.get("c", "key") == b"x"
+        faulty.fail("get", changed, times=None)
+        with pytest.raises(IntegrityError) as caught:
+            store.get("c", "key")
+        assert not caught.value.temporary
+        assert str(caught.value) == "store memory, container c, key key: not the checksum's"
+        assert faulty.count("get") == 2 + 3
+
     @pytest.mark.parametrize("kind", ["flip", "cut", "lie"])
     def test_verified_puts(self, memory: MemoryStore, kind: str) -> None:
         data = Body.from_bytes(b"0123456789")
