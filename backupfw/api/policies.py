@@ -330,6 +330,10 @@ _TABLE = (
             "PUT /os-services/disable-log-reason",
         ),
     ),
+    Rule("volume:freeze_host", Level.ADMIN, "Drain a host's worker.", ("PUT /os-services/freeze",)),
+    Rule(
+        "volume:thaw_host", Level.ADMIN, "Let a drained worker take tasks again.", ("PUT /os-services/thaw",)
+    ),
     Rule("message:get_all", Level.READER, "List user messages.", ("GET /messages",)),
     Rule("message:get", Level.READER, "Show a user message.", ("GET /messages/{message_id}",)),
     Rule("message:delete", Level.MEMBER, "Delete a user message.", ("DELETE /messages/{message_id}",)),

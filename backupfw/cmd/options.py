@@ -9,7 +9,7 @@ from oslo_config import cfg
 
 from backupfw.chunkstore.layers.options import layer_options
 from backupfw.chunkstore.loader import installed_drivers, load_driver
-from backupfw.conf.stores import CONTAINER, DRIVER
+from backupfw.conf.stores import COMMON
 from backupfw.volume.loader import GROUP, load_provider
 
 
@@ -24,5 +24,5 @@ def list_opts() -> list[tuple[str, Sequence[cfg.Opt]]]:
             own = tuple(driver.options())
             # What keeps nothing needs no section to copy from.
             if own:
-                listed.append((f"store:my-{info.name}", (DRIVER, CONTAINER, *own, *layer_options(driver))))
+                listed.append((f"store:my-{info.name}", (*COMMON, *own, *layer_options(driver))))
     return listed

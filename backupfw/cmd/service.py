@@ -15,12 +15,14 @@ from waitress import wasyncore
 from backupfw.api.app import Managers, make_app
 from backupfw.chunkstore.loader import load_driver
 from backupfw.cmd import database
+from backupfw.conf import stores, volumes
 from backupfw.conf.stores import group_of
 from backupfw.db.session import Database
 from backupfw.dispatch.base import Dispatch
 from backupfw.dispatch.inprocess import InProcessDispatch
 from backupfw.manager.backup_tasks import BackupTasks
 from backupfw.manager.backups import BackupManager
+from backupfw.manager.claims import Limits, Reach
 from backupfw.manager.messages import MessageManager
 from backupfw.manager.quota import QuotaManager
 from backupfw.manager.services import BACKUP_BINARY, ServiceManager
@@ -49,6 +51,15 @@ def make_dispatch(conf: cfg.ConfigOpts, *, listens: bool) -> Dispatch:
     from backupfw.dispatch.messages import MessageDispatch
 
     return MessageDispatch(conf, listens=listens)
+
+
+def running_limits(conf: cfg.ConfigOpts) -> Limits:
+    """Return how many tasks may run at once."""
+    return Limits(
+        conf.backup.max_running,
+        conf.backup.max_running_per_project,
+        {name: conf[stores.group_of(name)].max_running for name in conf.enabled_stores},
+    )
 
 
 def expire_seconds(conf: cfg.ConfigOpts) -> float:
@@ -133,13 +144,14 @@ class WorkerProcess:
         :param alone: no other process of this host works on the database: what it left running is dead.
         """
         self._ending = threading.Event()
-        self._tasks = Tasks(db, conf.backup.max_attempts)
+        self._tasks = Tasks(db, conf.backup.max_attempts, lambda: running_limits(conf))
         self._conf = conf
         self._alone = alone
         self._stores = Stores(conf, stop=self._ending.is_set)
         conf.register_mutate_hook(lambda *_: self._stores.set_limits())
         services = ServiceManager(db, conf)
         wire_names = self._stores.wire_names
+        every_volume = alone or conf.volumes.shared
         backup_tasks = BackupTasks(db, conf)
         tools = Tools(
             host=conf.host,
@@ -155,9 +167,13 @@ class WorkerProcess:
             stores=self._stores,
             provider=load_provider(conf.volumes.provider)(conf.volumes),
             heartbeat=lambda: services.heartbeat(
-                conf.host, BACKUP_BINARY, conf.availability_zone, wire_names
+                conf.host, BACKUP_BINARY, conf.availability_zone, wire_names, every_volume
             ),
             expire_waiting=lambda: look_after(backup_tasks, MessageManager(db, conf)),
+            volume_host=volumes.host_of_new(conf),
+            reach=Reach(
+                conf.host, BACKUP_BINARY, conf.availability_zone, frozenset(wire_names), every_volume
+            ),
         )
         settings = WorkerSettings(
             conf.host,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from backupfw.cmd.configure import add_command, add_group, load_conf
 from backupfw.cmd.progress import Progress, human_size
+from backupfw.conf import volumes as volumes_conf
 from backupfw.context import RequestContext
 from backupfw.errors import InvalidInput
 
@@ -99,6 +100,7 @@ def create(args: argparse.Namespace) -> int:
                 location=location,
                 length=length,
                 name=args.name,
+                host=volumes_conf.host_of_new(conf),
                 made_as=volume.id,
             )
         except BaseException:
@@ -118,7 +120,11 @@ def adopt(args: argparse.Namespace) -> int:
     location, length = _provider(conf).adopt(os.path.abspath(args.path))
     with database.opened(conf) as db:
         row = VolumeManager(db, conf, lambda: None).adopt(
-            _operator(args.project), location=location, length=length, name=args.name
+            _operator(args.project),
+            location=location,
+            length=length,
+            name=args.name,
+            host=volumes_conf.host_of_new(conf),
         )
     print(row.id)
     return 0

@@ -83,6 +83,22 @@ OPTS = (
         max=3600,
         help="How long a worker owns a task without renewing it.  After that another worker takes it over.",
     ),
+    cfg.IntOpt(
+        "max_running",
+        default=0,
+        min=0,
+        mutable=True,
+        help="How many tasks run at once, over all workers; 0: no limit.  Each store can have a limit of its"
+        " own.",
+    ),
+    cfg.IntOpt(
+        "max_running_per_project",
+        default=0,
+        min=0,
+        mutable=True,
+        help="How many tasks of one project run at once, over all workers; 0: no limit.  Projects take turns"
+        " in any case.",
+    ),
     cfg.FloatOpt(
         "poll_seconds",
         default=3,

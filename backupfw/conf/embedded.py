@@ -58,3 +58,5 @@ def apply(conf: cfg.ConfigOpts, state_dir: str) -> None:
     conf.set_override("state_dir", state_dir)
     conf.set_default("connection", "sqlite:///$state_dir/backupfw.sqlite", "database")
     conf.set_default("noauth_roles", ["admin"], "api")
+    # One host only; it may change its name.
+    conf.set_default("shared", True, "volumes")

@@ -25,6 +25,17 @@ CONTAINER = cfg.StrOpt(
 )
 
 
+MAX_RUNNING = cfg.IntOpt(
+    "max_running",
+    default=0,
+    min=0,
+    mutable=True,
+    help="How many tasks on this store run at once, over all workers; 0: no limit.",
+)
+#: What every store's section has, whatever its driver.
+COMMON = (DRIVER, CONTAINER, MAX_RUNNING)
+
+
 class Driver(Protocol):
     """What the configuration asks of a chunk store driver's class."""
 
@@ -57,7 +68,7 @@ def register_opts(
     :raises ConfigError: no driver, an unknown one, or one whose options collide with the layers'.
     """
     group = group_of(store)
-    conf.register_opts((DRIVER, CONTAINER), group)
+    conf.register_opts(COMMON, group)
     if "driver" in defaults:
         conf.set_default("driver", defaults["driver"], group)
     name = conf[group].driver
@@ -71,7 +82,7 @@ def register_opts(
         raise ConfigError(f"section [{group}], option driver: {error}") from error
     own = tuple(driver.options())
     layers = tuple(layer_options(driver))
-    both = {opt.dest for opt in own} & {opt.dest for opt in (DRIVER, CONTAINER, *layers)}
+    both = {opt.dest for opt in own} & {opt.dest for opt in (*COMMON, *layers)}
     if both:
         raise ConfigError(f"driver {name!r} declares options that every store has: {', '.join(sorted(both))}")
     conf.register_opts(own, group)
@@ -81,7 +92,7 @@ def register_opts(
         # A file may give the store another driver, which need not know the option.
         if option in known:
             conf.set_default(option, value, group)
-    return [(group, (DRIVER, CONTAINER, *own, *layers))]
+    return [(group, (*COMMON, *own, *layers))]
 
 
 def default_container(conf: cfg.ConfigOpts, store: str) -> str:

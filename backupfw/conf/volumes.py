@@ -13,7 +13,19 @@ OPTS = (
         default="local",
         help="The volume provider: an installed entry point of group backupfw.volume.",
     ),
+    cfg.BoolOpt(
+        "shared",
+        default=False,
+        help="Every worker can open every volume: its storage is there on all hosts, under the same path."
+        "  Without it a volume is served by the workers of the host that made or adopted it.  The embedded"
+        " service, which is alone, has it on.",
+    ),
 )
+
+
+def host_of_new(conf: cfg.ConfigOpts) -> str | None:
+    """Return the host that volumes made here are bound to; None: all hosts can open them."""
+    return None if conf.volumes.shared else str(conf.host)
 
 
 def register_opts(conf: cfg.ConfigOpts) -> None:

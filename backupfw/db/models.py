@@ -85,6 +85,16 @@ class Installation(Base):
     created_at: Mapped[datetime]
 
 
+class Queue(Base):
+    """The one row that claims of tasks take turns on; ``turn`` is that of the task claimed last."""
+
+    __tablename__ = "queue"
+    __table_args__ = _TABLE
+
+    id: Mapped[int] = mapped_column(SmallInteger, primary_key=True, autoincrement=False)
+    turn: Mapped[int] = mapped_column(BigInteger)
+
+
 class Project(Base):
     """The row a quota check locks; made at the project's first use."""
 
@@ -120,7 +130,8 @@ class Volume(_SoftDelete, Base):
     """A volume of the catalogue.
 
     ``size`` is GiB, ``length`` bytes; ``previous_status`` is what the volume returns to when a backup
-    of it ends; ``location`` is the provider's word for where it is.
+    of it ends; ``location`` is the provider's word for where it is; ``host`` is the host whose workers
+    alone can open it, null where all can.
     """
 
     __tablename__ = "volumes"
@@ -145,6 +156,7 @@ class Volume(_SoftDelete, Base):
     source_volid: Mapped[str | None] = mapped_column(String(36))
     bootable: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
     location: Mapped[str | None] = mapped_column(Text)
+    host: Mapped[str | None]
     adopted: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
 
 
@@ -344,12 +356,15 @@ class Task(_Timestamps, Base):
     """One operation that is waiting or running.
 
     ``progressed``: this attempt got something done that the next one builds on, so losing it does not
-    count as a failure.
+    count as a failure.  ``zone``, ``store``, ``volume_host``: what its worker must have; null for any.
+    ``turn``: the lowest runs first (``manager/claims.py``).
     """
 
     __tablename__ = "tasks"
     __table_args__ = (
         Index("ix_tasks_state", "state", "not_before"),
+        Index("ix_tasks_queue", "state", "turn", "id"),
+        Index("ix_tasks_project", "project_id", "turn"),
         Index("ix_tasks_resource_id", "resource_id"),
         Index("ix_tasks_source_id", "source_id"),
         {**_TABLE, "sqlite_autoincrement": True},
@@ -372,10 +387,17 @@ class Task(_Timestamps, Base):
     not_before: Mapped[datetime | None]
     checkpoint: Mapped[int] = mapped_column(BigInteger, default=0)
     fail_reason: Mapped[str | None]
+    zone: Mapped[str | None]
+    store: Mapped[str | None]
+    volume_host: Mapped[str | None]
+    turn: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
 
 
 class Service(Base):
-    """A process that reports itself; ``stores`` maps each store it opened to its wire name."""
+    """A process that reports itself; ``stores`` maps each store it can reach to its wire name.
+
+    ``every_volume``: it can open volumes of other hosts, too.
+    """
 
     __tablename__ = "services"
     __table_args__ = (Index("ix_services_host_binary", "host", "binary", unique=True), _TABLE)
@@ -386,6 +408,8 @@ class Service(Base):
     availability_zone: Mapped[str | None]
     disabled: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
     disabled_reason: Mapped[str | None]
+    frozen: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
+    every_volume: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
     stores: Mapped[dict[str, Any]]
     reported_at: Mapped[datetime]
     created_at: Mapped[datetime]

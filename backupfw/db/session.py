@@ -20,11 +20,25 @@ from typing import Any, TypeVar
 
 from oslo_db import api as oslo_api
 from oslo_db.sqlalchemy import enginefacade
-from sqlalchemy import Engine, event, func, select, text
+from sqlalchemy import (
+    ColumnElement,
+    Engine,
+    event,
+    func,
+    insert,
+    literal,
+    literal_column,
+    select,
+    text,
+    type_coerce,
+)
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, make_url
 from sqlalchemy.exc import OperationalError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.pool import QueuePool
+
+from backupfw.db.types import UtcDateTime
 
 Result = TypeVar("Result")
 
@@ -34,6 +48,10 @@ _WRITES = "backupfw_writes"
 BUSY_SECONDS = 60
 #: How many idle connections to a SQLite file are kept.
 _KEPT_CONNECTIONS = 16
+
+#: How long a server lets a transaction stand idle before it ends it and gives its locks back.  Ours never
+#: wait for anything but the database; one that does belongs to a process that is frozen or gone.
+IDLE_SECONDS = 20
 
 
 @enginefacade.transaction_context_provider
@@ -178,6 +196,29 @@ def now(session: Session) -> datetime:
     return value
 
 
+def clock(session: Session) -> ColumnElement[datetime]:
+    """Return the database's clock as a term for statements, in the form that columns hold.
+
+    It stands still during a statement; comparing with it costs no statement of its own.
+    """
+    backend = session.get_bind().dialect.name
+    if backend == "postgresql":
+        return type_coerce(func.timezone("utc", func.statement_timestamp()), UtcDateTime())
+    if backend in ("mysql", "mariadb"):
+        return type_coerce(literal_column("utc_timestamp(6)"), UtcDateTime())
+    return literal(datetime.now(UTC).replace(tzinfo=None), UtcDateTime())
+
+
+def insert_if_absent(session: Session, model: type[DeclarativeBase]) -> Any:
+    """Return an INSERT that does nothing where the row is there already."""
+    backend = session.get_bind().dialect.name
+    if backend == "postgresql":
+        return postgresql.insert(model).on_conflict_do_nothing()
+    if backend == "sqlite":
+        return sqlite.insert(model).on_conflict_do_nothing()
+    return insert(model).prefix_with("IGNORE")
+
+
 def _is_busy(error: Exception) -> bool:
     """Whether SQLite gave up waiting for another writer."""
     return isinstance(error, OperationalError) and "database is locked" in str(error.orig)
@@ -219,9 +260,14 @@ def _sqlite_begin(connection: Connection) -> None:
 def _mysql_connect(connection: Any, _record: Any) -> None:
     with connection.cursor() as cursor:
         cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
+        # MySQL has no such limit; there the server's operator must see to frozen clients.
+        cursor.execute("SHOW VARIABLES LIKE 'idle_transaction_timeout'")
+        if cursor.fetchone():
+            cursor.execute(f"SET SESSION idle_transaction_timeout = {IDLE_SECONDS}")
 
 
 def _postgresql_connect(connection: Any, _record: Any) -> None:
     with connection.cursor() as cursor:
         cursor.execute("SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED")
+        cursor.execute(f"SET SESSION idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'")
     connection.commit()

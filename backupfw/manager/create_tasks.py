@@ -13,7 +13,7 @@ from backupfw.db import models
 from backupfw.db.digest import object_digest
 from backupfw.db.installation import installation_id
 from backupfw.db.session import now
-from backupfw.errors import InvalidInput, SnapshotNotFound, TaskLost, VolumeNotFound
+from backupfw.errors import SnapshotNotFound, TaskLost, VolumeNotFound
 from backupfw.manager import backup_rows, lifecycle, lineage, messages, rows, tasks, volume_rules
 from backupfw.manager.lifecycle import BackupMoves
 from backupfw.manager.messages import Action, Detail
@@ -96,10 +96,6 @@ class CreateResult:
     base_lost: bool = False
 
 
-class ZoneNotServed(InvalidInput):
-    """No backup service is in the availability zone that was asked for."""
-
-
 class CreateTasks(Outcomes):
     """Outcomes of ``backup.create``."""
 
@@ -109,7 +105,6 @@ class CreateTasks(Outcomes):
         The first one fixes base, geometry, hash mode and key; a later one keeps them, unless the
         configured geometry changed: then a new epoch starts from nothing.
 
-        :raises ZoneNotServed: the availability zone that was asked for has no workers.
         :raises VolumeNotFound: the volume is gone (its status was reset and it was deleted).
         :raises SnapshotNotFound: likewise.
         """
@@ -117,7 +112,6 @@ class CreateTasks(Outcomes):
         def work(session: Session) -> CreatePlan:
             tasks.hold(session, task)
             backup = self._backup(session, task)
-            self._check_zone(session, task)
             manifest = backup_rows.manifest_of(session, backup, lock=True)
             if manifest is None:
                 manifest = self._first(session, backup)
@@ -353,14 +347,6 @@ class CreateTasks(Outcomes):
         self._db.run(work)
 
     # How a manifest's row begins, and begins anew.
-
-    def _check_zone(self, session: Session, task: Task) -> None:
-        zone = task.payload.get("zone")
-        if not zone or zone == self._conf.availability_zone:
-            return
-        known = select(models.Service.id).where(models.Service.availability_zone == zone).limit(1)
-        if session.scalar(known) is None:
-            raise ZoneNotServed(f"Availability zone {zone} has no backup service.")
 
     def _same_geometry(self, manifest: models.Manifest) -> bool:
         backup = self._conf.backup

@@ -8,13 +8,13 @@ free place the second one waits, counts what the first one committed, and is ref
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from sqlalchemy import func, insert, literal, select
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import func, literal, select
 from sqlalchemy.orm import Session
 
 from backupfw.db.models import Backup, Project, Quota, QuotaClass, Snapshot, Volume
+from backupfw.db.session import insert_if_absent
 from backupfw.errors import InvalidInput, QuotaExceeded
 
 if TYPE_CHECKING:
@@ -87,18 +87,9 @@ def lock_project(session: Session, project_id: str) -> None:
     row = select(Project.id).where(Project.id == project_id).with_for_update()
     if session.scalar(row) is not None:
         return
-    session.execute(_insert_if_absent(session), {"id": project_id})
+    session.execute(insert_if_absent(session, Project), {"id": project_id})
     # Whoever made the row: it is there now, and the lock is waited for.
     session.scalar(row)
-
-
-def _insert_if_absent(session: Session) -> Any:
-    name = session.get_bind().dialect.name
-    if name == "postgresql":
-        return postgresql.insert(Project).on_conflict_do_nothing()
-    if name == "sqlite":
-        return sqlite.insert(Project).on_conflict_do_nothing()
-    return insert(Project).prefix_with("IGNORE")
 
 
 def usage_of(session: Session, project_id: str, resources: Collection[str] = RESOURCES) -> dict[str, int]:

@@ -81,15 +81,19 @@ class RestoreTasks(Outcomes):
 
         return self._db.run(work)
 
-    def set_location(self, task: Task, location: str) -> None:
-        """Record where the new target volume is in its storage."""
+    def set_location(self, task: Task, location: str, host: str | None = None) -> None:
+        """Record where the new target volume is in its storage.
+
+        :param host: whose workers alone can open it, and go on with this restore; None: all can.
+        """
 
         def work(session: Session) -> None:
-            tasks.hold(session, task)
+            tasks.hold(session, task, volume_host=host)
             volume = session.get(models.Volume, task.payload["volume_id"])
             if volume is None or volume.deleted:
                 raise VolumeNotFound(task.payload["volume_id"])
             volume.location = location
+            volume.host = host
 
         self._db.run(work)
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from oslo_db.exception import DBDuplicateEntry
 from sqlalchemy import CursorResult, select, update
 from sqlalchemy.orm import Session
 
 from backupfw.db import models
-from backupfw.db.session import now
+from backupfw.db.session import clock, now
 from backupfw.errors import NotFound
 from backupfw.manager import rows
 
@@ -40,7 +40,9 @@ class Service:
     """A process that reports itself.
 
     :ivar up: whether it reported within the configured ``service_down_time``.
-    :ivar stores: the wire name of each store it opened, by the store's configured name.
+    :ivar frozen: it is being drained: it takes nothing new, and what only it can serve waits for it.
+    :ivar every_volume: it can open volumes of other hosts, too.
+    :ivar stores: the wire name of each store it can reach, by the store's configured name.
     :ivar reported_at: naive UTC by the database's clock.
     """
 
@@ -50,6 +52,8 @@ class Service:
     availability_zone: str | None
     disabled: bool
     disabled_reason: str | None
+    frozen: bool
+    every_volume: bool
     stores: Mapping[str, str]
     reported_at: datetime
     created_at: datetime
@@ -101,16 +105,26 @@ class ServiceManager:
         self._conf = conf
 
     def heartbeat(
-        self, host: str, binary: str, zone: str | None = None, stores: Mapping[str, str] | None = None
+        self,
+        host: str,
+        binary: str,
+        zone: str | None = None,
+        stores: Mapping[str, str] | None = None,
+        every_volume: bool = False,
     ) -> None:
-        """Report that a process lives, making its row at the first time.
+        """Report that a process lives, making its row at the first time; else one statement.
 
-        :param stores: wire names of the stores it opened, by configured name.
+        :param stores: wire names of the stores it can reach, by configured name.
+        :param every_volume: whether it can open volumes of other hosts, too.
         """
 
         def work(session: Session) -> None:
-            moment = now(session)
-            values = {"availability_zone": zone, "stores": dict(stores or {}), "reported_at": moment}
+            values: dict[str, Any] = {
+                "availability_zone": zone,
+                "stores": dict(stores or {}),
+                "every_volume": every_volume,
+                "reported_at": clock(session),
+            }
             result = session.execute(
                 update(models.Service)
                 .where(models.Service.host == host, models.Service.binary == binary)
@@ -118,7 +132,8 @@ class ServiceManager:
             )
             assert isinstance(result, CursorResult)
             if not result.rowcount:
-                session.add(models.Service(host=host, binary=binary, created_at=moment, **values))
+                values["reported_at"] = now(session)
+                session.add(models.Service(host=host, binary=binary, created_at=now(session), **values))
 
         try:
             self._db.run(work)
@@ -143,17 +158,31 @@ class ServiceManager:
     ) -> Service:
         """Disable a service, with a reason, or enable it (which forgets the reason).
 
-        A disabled worker does not count as one that lives when an import asks for one.
+        A disabled worker takes nothing new, and does not count as one that lives: what only it could
+        serve ends after a while.
 
         :raises ServiceNotFound: it never reported itself.
         """
         del ctx
+        return self._set(host, binary, disabled=disabled, disabled_reason=reason if disabled else None)
 
+    def set_frozen(self, ctx: RequestContext, host: str, *, frozen: bool) -> Service:
+        """Freeze a host's worker, or thaw it.
+
+        A frozen worker goes on with what runs and takes nothing new, so it drains; it counts as one that
+        lives: what only it can serve waits for it.
+
+        :raises ServiceNotFound: it never reported itself.
+        """
+        del ctx
+        return self._set(host, BACKUP_BINARY, frozen=frozen)
+
+    def _set(self, host: str, binary: str, **values: Any) -> Service:
         def work(session: Session) -> Service:
             session.execute(
                 update(models.Service)
                 .where(models.Service.host == host, models.Service.binary == binary)
-                .values(disabled=disabled, disabled_reason=reason if disabled else None)
+                .values(**values)
             )
             found = services(session, self._conf, host=host, binary=binary)
             if not found:

@@ -10,18 +10,19 @@ Clocks: leases and delays are compared with the database's clock only.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import partial
 from typing import Any
 
-from sqlalchemy import ColumnElement, CursorResult, and_, delete, exists, func, or_, select, update
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy import ColumnElement, CursorResult, and_, delete, func, select, update
+from sqlalchemy.orm import Session
 
 from backupfw.db import models
-from backupfw.db.session import Database, now
+from backupfw.db.session import Database, clock, now
 from backupfw.errors import TaskCancelled, TaskLost
+from backupfw.manager import claims, needs
+from backupfw.manager.claims import QUEUED, RUNNING, Limits, Reach
 
 BACKUP_CREATE = "backup.create"
 BACKUP_IMPORT = "backup.import"
@@ -49,11 +50,6 @@ KINDS = frozenset(
     }
 )
 
-QUEUED = "queued"
-RUNNING = "running"
-
-#: How many claimable tasks one claim looks at; more than one, because others claim at the same time.
-_CANDIDATES = 16
 #: Longest ``fail_reason``.
 REASON_LENGTH = models.TEXT_LENGTH
 
@@ -103,6 +99,7 @@ def add(
     """
     assert kind in KINDS
     moment = now(session)
+    wanted = needs.of_task(session, kind, resource_id, payload or {})
     row = models.Task(
         kind=kind,
         resource_id=resource_id,
@@ -112,6 +109,10 @@ def add(
         payload=payload or {},
         state=QUEUED,
         not_before=moment + timedelta(seconds=delay) if delay else None,
+        zone=wanted.zone,
+        store=wanted.store,
+        volume_host=wanted.volume_host,
+        turn=claims.new_turn(session, project_id),
         created_at=moment,
         updated_at=moment,
     )
@@ -195,77 +196,57 @@ class Tasks:
 
     :param db: the database.
     :param max_attempts: failed attempts after which a task is given up.
+    :param limits: returns how many tasks may run now; asked at every claim.
     """
 
-    def __init__(self, db: Database, max_attempts: int = 3) -> None:
+    def __init__(self, db: Database, max_attempts: int = 3, limits: Callable[[], Limits] = Limits) -> None:
         self._db = db
         self._max_attempts = max_attempts
+        self._limits = limits
 
-    def claim(self, owner: str, lease_seconds: float, kinds: Collection[str] | None = None) -> Task | None:
-        """Claim the oldest task that may run now, or return None.
+    def claim(
+        self,
+        owner: str,
+        lease_seconds: float,
+        kinds: Collection[str] | None = None,
+        reach: Reach | None = None,
+    ) -> Task | None:
+        """Claim the task whose turn it is, or return None.
 
-        A task may run when it is queued and its delay is over, or when its lease ran out, and no older
-        unfinished task concerns the same resource or source.  An attempt lost with its lease counts as
-        a failure unless it had made progress.
+        A task may run when it is queued and its delay is over, or when its lease ran out, no older
+        unfinished task concerns the same resource or source, and no limit is reached.  An attempt lost
+        with its lease counts as a failure unless it had made progress.
 
         :param owner: ``<host>/<anything>``; two live workers never share one.
         :param lease_seconds: how long the claim holds without :meth:`renew`.
         :param kinds: only these kinds; None for all.
+        :param reach: only tasks that such workers can serve, and none while they are disabled; None for
+            all.
         """
-        # Looking costs no write lock; most looks find nothing.
+        # Looking costs one statement and no lock; most looks find nothing.
         with self._db.read() as session:
-            found = self._claimable(session, kinds)
-        for task_id, attempt in found:
-            task = self._db.run(partial(self._claim_one, task_id, attempt, owner, lease_seconds))
-            if task is not None:
-                return task
-        return None
+            if not claims.waits(session, reach, kinds):
+                return None
 
-    def _claimable(self, session: Session, kinds: Collection[str] | None) -> Sequence[tuple[int, int]]:
-        row = models.Task
-        query = select(row.id, row.attempt).where(_may_run(session), _first_in_line())
-        if kinds is not None:
-            query = query.where(row.kind.in_(list(kinds)))
-        return [
-            (task_id, attempt)
-            for task_id, attempt in session.execute(query.order_by(row.id).limit(_CANDIDATES))
-        ]
+        def work(session: Session) -> Task | None:
+            found = claims.next_task(session, reach, self._limits(), kinds)
+            return None if found is None else _claimed(session, found, owner, lease_seconds)
 
-    def _claim_one(
-        self, task_id: int, attempt: int, owner: str, lease_seconds: float, session: Session
-    ) -> Task | None:
-        row = models.Task
-        found = session.scalar(
-            select(row).where(row.id == task_id, row.attempt == attempt, _may_run(session)).with_for_update()
-        )
-        if found is None or session.scalar(select(row.id).where(row.id == task_id, _first_in_line())) is None:
-            return None
-        if found.state == RUNNING and not found.progressed:
-            found.failures += 1
-            found.fail_reason = found.fail_reason or "The worker was lost."
-        moment = now(session)
-        found.state = RUNNING
-        found.owner = owner
-        found.attempt = attempt + 1
-        found.progressed = False
-        found.lease_until = moment + timedelta(seconds=lease_seconds)
-        found.not_before = None
-        found.updated_at = moment
-        session.flush()
-        return as_task(found)
+        return self._db.run(work)
 
     def renew(self, task: Task, lease_seconds: float) -> bool:
         """Keep the task for ``lease_seconds`` from now.
 
         :returns: whether somebody cancelled it.
-        :raises TaskLost: another attempt owns it, or it ended.
+        :raises TaskLost: another attempt owns it, or it ended, or the lease ran out: its place may have
+            been given to another task.
         """
 
         def work(session: Session) -> bool:
             row = models.Task
             result = session.execute(
                 update(row)
-                .where(_mine(task))
+                .where(_mine(task), row.lease_until > clock(session))
                 .values(lease_until=now(session) + timedelta(seconds=lease_seconds)),
                 execution_options={"synchronize_session": False},
             )
@@ -430,6 +411,22 @@ def _mine(task: Task) -> ColumnElement[bool]:
     return and_(row.id == task.id, row.attempt == task.attempt, row.state == RUNNING)
 
 
+def _claimed(session: Session, found: models.Task, owner: str, lease_seconds: float) -> Task:
+    if found.state == RUNNING and not found.progressed:
+        found.failures += 1
+        found.fail_reason = found.fail_reason or "The worker was lost."
+    moment = now(session)
+    found.state = RUNNING
+    found.owner = owner
+    found.attempt += 1
+    found.progressed = False
+    found.lease_until = moment + timedelta(seconds=lease_seconds)
+    found.not_before = None
+    found.updated_at = moment
+    session.flush()
+    return as_task(found)
+
+
 def _locked(session: Session, task: Task) -> models.Task:
     """Return the row of this attempt, locked.
 
@@ -448,33 +445,6 @@ def _give_back(session: Session, found: models.Task, delay: float) -> None:
     found.lease_until = None
     found.not_before = moment + timedelta(seconds=delay) if delay else None
     found.updated_at = moment
-
-
-def _may_run(session: Session) -> ColumnElement[bool]:
-    row = models.Task
-    moment = now(session)
-    return or_(
-        and_(row.state == QUEUED, or_(row.not_before.is_(None), row.not_before <= moment)),
-        and_(row.state == RUNNING, row.lease_until <= moment),
-    )
-
-
-def _first_in_line() -> ColumnElement[bool]:
-    """No older unfinished task concerns the same resource or source (ids of both kinds never collide)."""
-    row, older = models.Task, aliased(models.Task)
-    return ~exists(
-        select(older.id).where(
-            older.id < row.id,
-            # Nobody waits for a clean-up; it may be tried again for days.
-            older.kind != MANIFEST_RELEASE,
-            or_(
-                older.resource_id == row.resource_id,
-                older.source_id == row.resource_id,
-                older.resource_id == row.source_id,
-                older.source_id == row.source_id,
-            ),
-        )
-    )
 
 
 def as_task(row: models.Task) -> Task:

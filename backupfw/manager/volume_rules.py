@@ -266,6 +266,7 @@ def new_volume(
     snapshot_id: str | None = None,
     source_volid: str | None = None,
     location: str | None = None,
+    host: str | None = None,
     adopted: bool = False,
     volume_id: str | None = None,
 ) -> Volume:
@@ -275,6 +276,7 @@ def new_volume(
     :param size: GiB.
     :param length: bytes; ``size`` GiB unless given.
     :param project_id: its project; the caller's unless given.
+    :param host: the host whose workers alone can open it; None: all can.
     :param volume_id: its id, where storage of that id was made before; drawn unless given.
     :raises QuotaExceeded: the project has no room for it.
     """
@@ -295,6 +297,7 @@ def new_volume(
         source_volid=source_volid,
         bootable=False,
         location=location,
+        host=host,
         adopted=adopted,
         created_at=now(session),
         updated_at=None,

@@ -91,9 +91,12 @@ class VolumeTasks:
                 return CreatePlan(made, rows.volume(session, _volume(session, volume.source_volid)))
             return CreatePlan(made)
 
-    def finish_create(self, task: Task, location: str) -> None:
-        """The volume is made: ``available``."""
-        self._end(task, Volume, VolumeMoves.created, location=location)
+    def finish_create(self, task: Task, location: str, host: str | None = None) -> None:
+        """The volume is made: ``available``.
+
+        :param host: whose workers alone can open it; None: all can.
+        """
+        self._end(task, Volume, VolumeMoves.created, location=location, host=host)
 
     def fail_create(self, task: Task, reason: str) -> None:
         """The volume could not be made: ``error``."""

@@ -159,6 +159,7 @@ class VolumeManager(MetadataMethods):
         length: int,
         name: str | None = None,
         project_id: str | None = None,
+        host: str | None = None,
         made_as: str | None = None,
     ) -> rows.Volume:
         """Enter existing storage as an available volume.
@@ -166,6 +167,7 @@ class VolumeManager(MetadataMethods):
         :param location: as the provider's ``adopt`` returned it.
         :param length: bytes; the volume's size is that in GiB, rounded up.
         :param project_id: the project that gets it; the caller's unless given.
+        :param host: the host whose workers alone can open it; None: all can.
         :param made_as: the id under which the provider made this storage for the volume, which then owns
             it; None for storage that is somebody else's and stays when the volume is deleted.
         :raises InvalidInput: it is empty, or a volume already.
@@ -194,6 +196,7 @@ class VolumeManager(MetadataMethods):
                 availability_zone=self._conf.availability_zone,
                 project_id=project_id,
                 location=location,
+                host=host,
                 adopted=made_as is None,
                 volume_id=made_as,
             )

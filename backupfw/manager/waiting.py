@@ -1,52 +1,106 @@
-"""Accepted operations that no worker takes: after a while they end, with the reason."""
+"""Accepted operations that no worker takes: why they wait, and how they end after a while."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
 
-from sqlalchemy import delete, func, or_, select
+from sqlalchemy import and_, delete, func, not_, or_, select
 from sqlalchemy.orm import Session
 
 from backupfw.db import models
 from backupfw.db.session import now
 from backupfw.errors import BackupNotFound
-from backupfw.manager import lifecycle, services, tasks
+from backupfw.manager import claims, lifecycle, services, tasks
+from backupfw.manager.claims import Limits, Reach
 from backupfw.manager.create_tasks import CreateTasks
 from backupfw.manager.import_tasks import ImportTasks
 from backupfw.manager.lifecycle import BackupMoves
 from backupfw.manager.messages import Action, Detail
+from backupfw.manager.needs import Needs
 from backupfw.manager.restore_tasks import RestoreTasks
+from backupfw.manager.services import Service
 
-#: What users read.
+if TYPE_CHECKING:
+    from oslo_config import cfg
+
+#: What users read where no worker at all is there.
 REASON = "No backup service was available."
 #: How many tasks one call ends, so that its transaction stays short.
 _BATCH = 100
+
+#: What :func:`why` says of a task that does not run.
+QUEUED = "queued"
+WAITING_FOR_LIMIT = "waiting-for-limit"
+WAITING_FOR_WORKER = "waiting-for-worker"
+WAITING_FOR_OPERATION = "waiting-for-operation"
+WAITING_FOR_RETRY = "waiting-for-retry"
+
+
+def why(session: Session, conf: cfg.ConfigOpts, task: models.Task, limits: Limits) -> str | None:
+    """Say what a task waits for, or None: it runs.
+
+    ``waiting-for-retry``: an attempt failed, and the next one is due later.  ``waiting-for-operation``: an
+    earlier one on the same backup, volume or snapshot.  ``waiting-for-worker``: none that lives and is
+    enabled can serve it.  ``waiting-for-limit``: as many tasks run as may.  ``queued``: for a free worker.
+    """
+    row = models.Task
+    moment = now(session)
+    if task.state == claims.RUNNING and task.lease_until is not None and task.lease_until > moment:
+        return None
+    if task.not_before is not None and task.not_before > moment:
+        return WAITING_FOR_RETRY
+    this = row.id == task.id
+    if session.scalar(select(row.id).where(this, claims.first_in_line())) is None:
+        return WAITING_FOR_OPERATION
+    able = [
+        service
+        for service in services.services(session, conf, binary=services.BACKUP_BINARY)
+        if service.up and not service.disabled and not service.frozen
+    ]
+    needed = Needs(task.zone, task.store, task.volume_host)
+    if not any(_can_serve(service, needed) for service in able):
+        return WAITING_FOR_WORKER
+    room = limits.has_room(session)
+    if room is None or session.scalar(select(row.id).where(this, room)) is None:
+        return WAITING_FOR_LIMIT
+    return QUEUED
 
 
 class Waiting(CreateTasks, RestoreTasks, ImportTasks):
     """Ends what waits in vain.  Any process may do it, at any time, twice."""
 
     def expire_waiting(self, moment: datetime | None = None) -> int:
-        """End backup tasks that no live worker took for ``[backup] service_wait`` seconds.
+        """End backup tasks that wait for a worker since ``[backup] service_wait`` seconds.
 
-        Creations, imports and restores end in their error statuses.  A deletion shows
-        ``error_deleting`` and its task stays: the next worker carries it out.  Nothing happens while a
-        worker lives: it will come to them.
+        Those that no worker could serve: one that can, is not disabled, and reported itself within that
+        time will come to them.  Creations, imports and restores end in their error statuses.  A deletion
+        shows ``error_deleting`` and its task stays: the next worker that can carries it out.
 
         :param moment: the time to compare with, naive UTC; the database's clock unless given.
         :returns: how many operations were ended.
         """
         # Looking costs no write lock; there is nearly never anything to end.
         with self._db.read() as session:
-            if not self._overdue(session, moment):
+            if not self._overdue(session, moment)[0]:
                 return 0
         return self._db.run(lambda session: self._expire(session, moment))
 
-    def _overdue(self, session: Session, moment: datetime | None) -> list[models.Task]:
-        if services.backup_workers_alive(session, self._conf):
-            return []
+    def _overdue(
+        self, session: Session, moment: datetime | None
+    ) -> tuple[Sequence[models.Task], Sequence[Service]]:
+        """Return tasks that waited too long and that no service can serve, and the services that are left."""
         row = models.Task
-        oldest = (moment or now(session)) - timedelta(seconds=self._conf.backup.service_wait)
+        moment = moment or now(session)
+        wait = self._conf.backup.service_wait
+        oldest = moment - timedelta(seconds=wait)
+        silent = moment - timedelta(seconds=max(wait, self._conf.service_down_time))
+        left = [
+            service
+            for service in services.services(session, self._conf, binary=services.BACKUP_BINARY)
+            if not service.disabled and service.reported_at >= silent
+        ]
         deleting = select(models.Backup.id).where(models.Backup.status == lifecycle.DELETING)
         waiting_since = func.coalesce(row.lease_until, row.not_before, row.updated_at)
         query = (
@@ -57,17 +111,19 @@ class Waiting(CreateTasks, RestoreTasks, ImportTasks):
                 or_(
                     row.kind.in_((tasks.BACKUP_CREATE, tasks.BACKUP_IMPORT, tasks.BACKUP_RESTORE)),
                     # One that shows error_deleting already has nothing to tell.
-                    (row.kind == tasks.BACKUP_DELETE) & row.resource_id.in_(deleting),
+                    and_(row.kind == tasks.BACKUP_DELETE, row.resource_id.in_(deleting)),
                 ),
+                *(not_(reach.serves()) for reach in {_reach(service) for service in left}),
             )
             .order_by(row.id)
             .limit(_BATCH)
         )
-        return list(session.scalars(query))
+        return list(session.scalars(query)), left
 
     def _expire(self, session: Session, moment: datetime | None) -> int:
         ended = 0
-        for row in self._overdue(session, moment):
+        overdue, left = self._overdue(session, moment)
+        for row in overdue:
             # Locked and read again: a worker may have come.
             locked = session.scalar(
                 select(models.Task)
@@ -77,28 +133,63 @@ class Waiting(CreateTasks, RestoreTasks, ImportTasks):
                 .execution_options(populate_existing=True)
             )
             if locked is not None:
-                self._end(session, locked)
+                self._end(session, locked, left)
                 ended += 1
         return ended
 
-    def _end(self, session: Session, row: models.Task) -> None:
+    def _end(self, session: Session, row: models.Task, left: Sequence[Service]) -> None:
         task = tasks.as_task(row)
-        reason = row.fail_reason or REASON
+        reason = row.fail_reason or _reason(Needs(row.zone, row.store, row.volume_host), left)
+        detail = Detail.SCHEDULE if left else Detail.SERVICE_DOWN
         if task.kind == tasks.BACKUP_DELETE:
             moved = lifecycle.move(
                 session, models.Backup, task.resource_id, BackupMoves.delete_failed, fail_reason=reason
             )
             if moved and not task.payload.get("tries"):
-                self._tell(session, task, Action.DELETE_BACKUP, Detail.SERVICE_DOWN)
+                self._tell(session, task, Action.DELETE_BACKUP, detail)
             return
         # An attempt that is frozen, not dead, finds its row missing and changes nothing any more.
         session.execute(delete(models.Task).where(models.Task.id == row.id))
         try:
             if task.kind == tasks.BACKUP_CREATE:
-                self._fail_create(session, task, reason, Detail.SERVICE_DOWN)
+                self._fail_create(session, task, reason, detail)
             elif task.kind == tasks.BACKUP_IMPORT:
-                self._fail_import(session, task, reason, Detail.SERVICE_DOWN)
+                self._fail_import(session, task, reason, detail)
             else:
-                self._fail_restore(session, task, reason, Detail.SERVICE_DOWN)
+                self._fail_restore(session, task, reason, detail)
         except BackupNotFound:
             return
+
+
+def _reach(service: Service) -> Reach:
+    return Reach(
+        service.host,
+        service.binary,
+        service.availability_zone,
+        frozenset(service.stores),
+        service.every_volume,
+    )
+
+
+def _can_serve(service: Service, needed: Needs) -> bool:
+    return (
+        needed.zone in (None, service.availability_zone)
+        and (needed.store is None or needed.store in service.stores)
+        and (service.every_volume or needed.volume_host in (None, service.host))
+    )
+
+
+def _reason(needed: Needs, left: Iterable[Service]) -> str:
+    """Say what was missing, without a word about hosts: users read it."""
+    there = list(left)
+    if not there:
+        return REASON
+    wanted = [
+        (Needs(zone=needed.zone), f"in availability zone {needed.zone}"),
+        (Needs(store=needed.store), f"with the store {needed.store}"),
+        (Needs(volume_host=needed.volume_host), "that can open the volume"),
+    ]
+    asked = [(need, words) for need, words in wanted if need != Needs()]
+    # What nobody has; or else everything: each is there, but not together.
+    missing = [item for item in asked if not any(_can_serve(service, item[0]) for service in there)]
+    return f"No backup service {' and '.join(words for _, words in missing or asked)} was available."

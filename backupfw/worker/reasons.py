@@ -11,7 +11,6 @@ from oslo_db.exception import DBConnectionError, DBDeadlock, DBError
 
 from backupfw import errors
 from backupfw.chunkstore import errors as store_errors
-from backupfw.manager.create_tasks import ZoneNotServed
 from backupfw.manager.messages import Detail
 
 #: The column's width (the API's limit for text fields).
@@ -63,8 +62,6 @@ def _text(error: BaseException, request_id: str | None) -> str:
 
 def message_detail(error: BaseException) -> Detail | None:
     """Return what a user message says of a failed creation or restore; None: nothing more exact."""
-    if isinstance(error, ZoneNotServed):
-        return Detail.SCHEDULE
     if isinstance(error, errors.TargetError):
         return Detail.ATTACH
     if isinstance(error, errors.VolumeNotFound | errors.SnapshotNotFound | errors.InvalidVolume):

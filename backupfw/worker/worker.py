@@ -117,7 +117,7 @@ class Worker:
         started = False
         try:
             claimed_at = boot_time()
-            task = self._tasks.claim(self._owner, self._settings.lease_seconds)
+            task = self._tasks.claim(self._owner, self._settings.lease_seconds, reach=self._tools.reach)
             if task is None:
                 return False
             control = self._leases.hold(task, claimed_at)

@@ -309,6 +309,7 @@ def test_services(cloud: Cloud, member: Client, admin: Client) -> None:
         "state": "up",
         "updated_at": service["updated_at"],
         "disabled_reason": None,
+        "frozen": False,
     }
     assert admin.get("/os-services?host=nobody").json == {"services": []}
     member.get("/os-services", 403)
@@ -348,3 +349,19 @@ def test_zones_types_and_extensions(shared: Cloud) -> None:
     assert all(set(item) == {"alias", "name", "description", "updated", "links"} for item in extensions)
     assert client.get("/extensions/backups").json["extension"]["alias"] == "backups"
     client.get("/extensions/nonsense", 404)
+
+
+def test_a_host_is_frozen_and_thawed(cloud: Cloud, member: Client, admin: Client) -> None:
+    cloud.start_worker()
+    member.put("/os-services/freeze", {"host": "host1"}, 403)
+    assert admin.put("/os-services/freeze", {"host": "host1"}).body == b""
+    (service,) = admin.get("/os-services").json["services"]
+    assert (service["frozen"], service["status"], service["state"]) == (True, "enabled", "up")
+    # It lives: what is asked for waits for it.
+    admin.post("/backups/import_record", record(), 201)
+    member.put("/os-services/thaw", {"host": "host1"}, 403)
+    admin.put("/os-services/thaw", {"host": "host1"})
+    assert admin.get("/os-services").json["services"][0]["frozen"] is False
+    admin.put("/os-services/freeze", {"host": "nobody"}, 404)
+    for body in (None, {}, {"host": 1}, {"host": "h", "x": 1}):
+        admin.put("/os-services/freeze", body, 400)

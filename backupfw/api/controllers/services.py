@@ -27,6 +27,8 @@ class ServicesController(Controller):
                 self.disable_with_reason,
                 schema=schemas.with_reason,
             ),
+            Route("PUT", "/os-services/freeze", self.freeze, schema=schemas.host),
+            Route("PUT", "/os-services/thaw", self.thaw, schema=schemas.host),
         ]
 
     def index(self, call: Call) -> dict[str, Any]:
@@ -47,6 +49,7 @@ class ServicesController(Controller):
                     "state": service.state,
                     "updated_at": timestamp(service.reported_at),
                     "disabled_reason": service.disabled_reason,
+                    "frozen": service.frozen,
                     **later,
                 }
                 for service in found
@@ -65,6 +68,18 @@ class ServicesController(Controller):
         """``PUT /os-services/disable-log-reason``."""
         reason = call.body["disabled_reason"].strip()
         return {**self._switch(call, disabled=True, reason=reason), "disabled_reason": reason}
+
+    def freeze(self, call: Call) -> None:
+        """``PUT /os-services/freeze``: the host's worker drains."""
+        self._set_frozen(call, "volume:freeze_host", True)
+
+    def thaw(self, call: Call) -> None:
+        """``PUT /os-services/thaw``."""
+        self._set_frozen(call, "volume:thaw_host", False)
+
+    def _set_frozen(self, call: Call, rule: str, frozen: bool) -> None:
+        self.enforce(call, rule)
+        self.managers.services.set_frozen(call.context, call.body["host"], frozen=frozen)
 
     def _switch(self, call: Call, *, disabled: bool, reason: str | None = None) -> dict[str, Any]:
         self.enforce(call, "volume_extension:services:update")

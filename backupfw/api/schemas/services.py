@@ -14,6 +14,8 @@ choice = types.always(
         required=["host", "binary"],
     )
 )
+#: ``PUT /os-services/freeze`` and ``/thaw``.
+host = types.always(types.record({"host": _NAME}, required=["host"]))
 #: ``PUT /os-services/disable-log-reason``.
 with_reason = types.always(
     types.record(

@@ -52,7 +52,7 @@ class BackupRestore(Handler):
         if target.location is not None:
             return target
         location = self._tools.provider.create(target, None, control.check)
-        self._tools.backups.set_location(task, location)
+        self._tools.backups.set_location(task, location, self._tools.volume_host)
         return VolumeRef(target.id, target.length, location)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from backupfw.manager import rows
 from backupfw.manager.backup_tasks import BackupTasks
+from backupfw.manager.claims import Reach
 from backupfw.manager.messages import Detail
 from backupfw.manager.tasks import Task, Tasks
 from backupfw.manager.volume_tasks import VolumeTasks
@@ -39,6 +40,8 @@ class Tools:
     :ivar host: the host name that backups made here show.
     :ivar heartbeat: writes the worker's own sign of life.
     :ivar expire_waiting: called now and then: ends tasks that no worker could claim for too long.
+    :ivar volume_host: the host whose workers alone can open the volumes that are made here; None: all can.
+    :ivar reach: what this worker can serve; None: everything.
     """
 
     host: str
@@ -50,6 +53,8 @@ class Tools:
     provider: VolumeProvider
     heartbeat: Callable[[], None]
     expire_waiting: Callable[[], object]
+    volume_host: str | None = None
+    reach: Reach | None = None
 
 
 class Handler(abc.ABC):

@@ -20,7 +20,7 @@ class VolumeCreate(Handler):
         elif plan.source_volume is not None:
             source = volume_ref(plan.source_volume)
         location = self._tools.provider.create(volume_ref(plan.volume), source, control.check)
-        self._tools.volumes.finish_create(task, location)
+        self._tools.volumes.finish_create(task, location, self._tools.volume_host)
 
     def failed(self, task: Task, reason: str) -> None:
         """See :meth:`Handler.failed`."""

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
 from oslo_db.exception import DBDeadlock, DBDuplicateEntry, DBReferenceError
 from sqlalchemy import event, func, select, text
+from sqlalchemy.orm import Session
 
 from backupfw.db import models
+from backupfw.db import session as session_module
 from backupfw.db.session import Database
 
 
@@ -161,6 +164,38 @@ def test_servers_read_what_is_committed_on_every_connection(db: Database) -> Non
         with transaction() as session:
             level = str(session.execute(text(question)).scalar())
         assert level.lower().replace("-", " ") == "read committed"
+
+
+def test_a_frozen_process_gives_its_locks_back(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that stands still in the middle of a transaction holds the others up for a while, not for ever."""
+    if db.backend == "sqlite":
+        pytest.skip("declared: servers only")
+    with db.write() as session:
+        session.add(models.Quota(project_id="p", resource="r", hard_limit=0))
+    monkeypatch.setattr(session_module, "IDLE_SECONDS", 1)
+    frozen = Database(db.engine.url.render_as_string(hide_password=False))
+
+    def add_one(session: Session) -> None:
+        session.get_one(models.Quota, ("p", "r"), with_for_update=True).hard_limit += 1
+
+    tries = []
+
+    def stand_still(session: Session) -> None:
+        add_one(session)
+        session.flush()
+        tries.append(1)
+        if len(tries) == 1:
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(db.run, add_one).result(60)
+
+    try:
+        # Its first try was ended by the server; it begins again as after any lost connection.
+        frozen.run(stand_still)
+    finally:
+        frozen.close()
+    with db.read() as session:
+        assert session.scalar(select(models.Quota.hard_limit)) == 2
+    assert len(tries) == 2
 
 
 def test_sqlite_is_set_up_to_last(db: Database) -> None:

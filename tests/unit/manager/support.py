@@ -249,6 +249,12 @@ class World:
         assert done.id == made.id
         return done
 
+    def silence(self, *, seconds: float) -> None:
+        """Make every service silent, as if time had passed."""
+        with self.db.write() as session:
+            for row in session.scalars(select(models.Service)):
+                row.reported_at = row.reported_at - timedelta(seconds=seconds)
+
     def age(self, *, seconds: float) -> None:
         """Make every lease and delay end, as if time had passed."""
         with self.db.write() as session:

@@ -8,7 +8,6 @@ import pytest
 
 from backupfw import errors
 from backupfw.chunkstore import errors as store_errors
-from backupfw.manager.create_tasks import ZoneNotServed
 from backupfw.manager.messages import Detail
 from backupfw.worker.reasons import MAX_LENGTH, is_temporary, message_detail, user_reason
 
@@ -77,7 +76,6 @@ def test_what_is_tried_again(error: BaseException, temporary: bool) -> None:
 @pytest.mark.parametrize(
     ("error", "detail"),
     [
-        (ZoneNotServed("x"), Detail.SCHEDULE),
         (errors.TargetError("x"), Detail.ATTACH),
         (errors.VolumeNotFound("x"), Detail.VOLUME_STATE),
         (errors.SnapshotNotFound("x"), Detail.VOLUME_STATE),

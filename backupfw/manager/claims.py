@@ -1,0 +1,214 @@
+"""Which task runs next: what a worker can serve, how many may run, whose turn it is.
+
+*Turns.*  Each task gets a number when it is queued: one more than its project's last one, and more than
+that of the task claimed last.  The lowest number runs first.  So projects take turns, whoever queued how
+much when, and one that was idle is not paid back for it.
+
+*Limits.*  Claims take turns on one row (``queue``), so that two of them never both see the last free
+place.  A running task counts while its lease lasts; nobody renews one that has run out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+from sqlalchemy import ColumnElement, and_, exists, func, or_, select, update
+from sqlalchemy.orm import Session, aliased
+
+from backupfw.db import models
+from backupfw.db.session import clock, insert_if_absent
+
+QUEUED = "queued"
+RUNNING = "running"
+
+#: How many tasks one claim tries at most: more than one, because somebody may hold a row's lock.
+_CANDIDATES = 16
+#: The one row of table ``queue``.
+_QUEUE = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """What the workers of one process can serve.
+
+    :ivar host: their host, as volumes and ``os-services`` name it.
+    :ivar binary: their service's name.
+    :ivar zone: their availability zone.
+    :ivar stores: the configured names of the stores they can reach.
+    :ivar every_volume: whether they can open volumes of other hosts, too.
+    """
+
+    host: str
+    binary: str
+    zone: str | None
+    stores: frozenset[str]
+    every_volume: bool = False
+
+    def serves(self) -> ColumnElement[bool]:
+        """The condition on a task's row that these workers can serve it."""
+        row = models.Task
+        conditions = [
+            or_(row.zone.is_(None), row.zone == self.zone),
+            or_(row.store.is_(None), row.store.in_(sorted(self.stores))),
+        ]
+        if not self.every_volume:
+            conditions.append(or_(row.volume_host.is_(None), row.volume_host == self.host))
+        return and_(*conditions)
+
+    def takes_new(self) -> ColumnElement[bool]:
+        """The condition that nobody disabled or froze these workers."""
+        service = models.Service
+        return ~exists().where(
+            service.host == self.host,
+            service.binary == self.binary,
+            or_(service.disabled.is_(True), service.frozen.is_(True)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How many tasks may run at once, over all workers; 0 stands for no limit.
+
+    :ivar total: of all projects and stores.
+    :ivar project: of each project.
+    :ivar stores: of a store, by its configured name.
+    """
+
+    total: int = 0
+    project: int = 0
+    stores: Mapping[str, int] = field(default_factory=dict)
+
+    def any(self) -> bool:
+        """Whether there is a limit at all."""
+        return bool(self.total or self.project or any(self.stores.values()))
+
+    def has_room(self, session: Session) -> ColumnElement[bool] | None:
+        """The condition on a task's row that it may be one more; None: not even one may."""
+        row = models.Task
+        if not self.any():
+            return row.id.is_not(None)
+        running = session.execute(
+            select(row.project_id, row.store, func.count())
+            .where(row.state == RUNNING, row.lease_until > clock(session))
+            .group_by(row.project_id, row.store)
+        ).all()
+        if self.total and sum(count for *_, count in running) >= self.total:
+            return None
+        projects: dict[str, int] = {}
+        stores: dict[str, int] = {}
+        for project, store, count in running:
+            projects[project] = projects.get(project, 0) + count
+            if store is not None:
+                stores[store] = stores.get(store, 0) + count
+        full_projects = [name for name, count in projects.items() if self.project and count >= self.project]
+        full_stores = [name for name, limit in self.stores.items() if 0 < limit <= stores.get(name, 0)]
+        return and_(
+            row.project_id.not_in(full_projects), or_(row.store.is_(None), row.store.not_in(full_stores))
+        )
+
+
+def first_in_line() -> ColumnElement[bool]:
+    """No older unfinished task concerns the same resource or source (ids of both kinds never collide)."""
+    row, older = models.Task, aliased(models.Task)
+    return ~exists(select(older.id).where(older.id < row.id, *_in_the_way_of(row, older)))
+
+
+def _in_the_way_of(row: type[models.Task], older: type[models.Task]) -> tuple[ColumnElement[bool], ...]:
+    return (
+        # Nobody waits for a clean-up; it may be tried again for days.
+        older.kind != "manifest.release",
+        or_(
+            older.resource_id == row.resource_id,
+            older.source_id == row.resource_id,
+            older.resource_id == row.source_id,
+            older.source_id == row.source_id,
+        ),
+    )
+
+
+def due(session: Session) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    """The two ways in which a task waits for a worker: its lease ran out, or it is queued and due.
+
+    Apart from each other, because each has an index to be found by.
+    """
+    row = models.Task
+    lost = and_(row.state == RUNNING, row.lease_until <= clock(session))
+    queued = and_(row.state == QUEUED, or_(row.not_before.is_(None), row.not_before <= clock(session)))
+    return lost, queued
+
+
+def waits(session: Session, reach: Reach | None, kinds: Collection[str] | None) -> bool:
+    """Say in one statement, without a lock, whether a claim may find anything; limits are not looked at."""
+    row = models.Task
+    found = or_(
+        *(
+            exists(select(row.id).where(way, *_eligible(reach, kinds)).correlate_except(row))
+            for way in due(session)
+        )
+    )
+    return bool(session.scalar(select(found if reach is None else and_(reach.takes_new(), found))))
+
+
+def next_task(
+    session: Session, reach: Reach | None, limits: Limits, kinds: Collection[str] | None
+) -> models.Task | None:
+    """Return the task whose turn it is, locked, for the caller to claim in the same transaction."""
+    turn = _lock_queue(session)
+    room = limits.has_room(session)
+    if room is None:
+        return None
+    row = models.Task
+    for way in due(session):
+        query = select(row.id).where(way, room, *_eligible(reach, kinds))
+        if reach is not None:
+            query = query.where(reach.takes_new())
+        for task_id in session.scalars(query.order_by(row.turn, row.id).limit(_CANDIDATES)).all():
+            # Whoever holds a row's lock is changing it; we do not wait while everybody waits for us.
+            found = session.scalar(
+                select(row)
+                .where(row.id == task_id, way)
+                .with_for_update(skip_locked=True)
+                .execution_options(populate_existing=True)
+            )
+            if found is not None:
+                _advance(session, turn, found.turn)
+                return found
+    return None
+
+
+def _eligible(reach: Reach | None, kinds: Collection[str] | None) -> list[ColumnElement[bool]]:
+    conditions = [first_in_line()]
+    if reach is not None:
+        conditions.append(reach.serves())
+    if kinds is not None:
+        conditions.append(models.Task.kind.in_(list(kinds)))
+    return conditions
+
+
+def _lock_queue(session: Session) -> int:
+    """Lock the queue's row until the transaction ends, and return the turn of the task claimed last."""
+    row = select(models.Queue.turn).where(models.Queue.id == _QUEUE).with_for_update()
+    turn = session.scalar(row)
+    if turn is None:
+        session.execute(insert_if_absent(session, models.Queue), {"id": _QUEUE, "turn": 0})
+        # Whoever made the row: it is there now, and the lock is waited for.
+        turn = session.scalar(row)
+    assert turn is not None
+    return turn
+
+
+def _advance(session: Session, turn: int, claimed: int) -> None:
+    if claimed > turn:
+        session.execute(
+            update(models.Queue).where(models.Queue.id == _QUEUE).values(turn=claimed),
+            execution_options={"synchronize_session": False},
+        )
+
+
+def new_turn(session: Session, project_id: str) -> int:
+    """Return the number that a task of a project gets when it is queued."""
+    last = select(func.max(models.Task.turn)).where(models.Task.project_id == project_id)
+    current = select(models.Queue.turn).where(models.Queue.id == _QUEUE)
+    mine, all_ = session.execute(select(last.scalar_subquery(), current.scalar_subquery())).one()
+    return max(mine or 0, all_ or 0) + 1

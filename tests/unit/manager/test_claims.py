@@ -1,0 +1,324 @@
+"""Which task a worker gets: what it can serve, limits over all workers, and turns between projects."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import event, select
+
+from backupfw.db import models
+from backupfw.db.session import Database, now
+from backupfw.errors import TaskLost
+from backupfw.manager import claims, tasks, waiting
+from backupfw.manager.claims import Limits, Reach
+from backupfw.manager.services import BACKUP_BINARY
+from backupfw.manager.tasks import Task, Tasks
+from tests.unit.manager.support import World
+
+
+def reach(host: str = "host", zone: str = "nova", *stores: str, every: bool = False) -> Reach:
+    return Reach(host, BACKUP_BINARY, zone, frozenset(stores or ("main",)), every)
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def queue(world: World, resource: str, project: str = "p", **columns: Any) -> int:
+    """Queue a task that needs what ``columns`` say."""
+    with world.db.write() as session:
+        number = tasks.add(
+            session,
+            tasks.VOLUME_CREATE,
+            resource_id=resource,
+            source_id=None,
+            project_id=project,
+            request_id=None,
+        )
+        row = session.get_one(models.Task, number)
+        for name, value in columns.items():
+            setattr(row, name, value)
+    return number
+
+
+def end(world: World, task: Task) -> None:
+    world.db.run(lambda session: tasks.end(session, task))
+
+
+@pytest.mark.parametrize(
+    ("needs", "worker", "taken"),
+    [
+        ({}, reach(), True),
+        ({"zone": "nova"}, reach(), True),
+        ({"zone": "mars"}, reach(), False),
+        ({"store": "main"}, reach("host", "nova", "main", "tape"), True),
+        ({"store": "tape"}, reach(), False),
+        ({"volume_host": "host"}, reach(), True),
+        ({"volume_host": "other"}, reach(), False),
+        ({"volume_host": "other"}, reach(every=True), True),
+        ({"zone": "nova", "store": "main", "volume_host": "other"}, reach(), False),
+    ],
+)
+def test_a_worker_takes_what_it_can_serve(
+    world: World, needs: dict[str, str], worker: Reach, taken: bool
+) -> None:
+    queue(world, "other-task", zone="elsewhere")
+    queue(world, "a", **needs)
+    assert (world.tasks.claim("host/1", 60, reach=worker) is not None) is taken
+
+
+def test_what_tasks_need(world: World) -> None:
+    """The zone that was asked for, the backup's store, and the host of the volume."""
+    volume = world.volume(host="one")
+
+    def needed(kind: str) -> tuple[str | None, str | None, str | None]:
+        with world.db.read() as session:
+            row = session.scalars(select(models.Task).where(models.Task.kind == kind)).one()
+            return row.zone, row.store, row.volume_host
+
+    made = world.backups.create(
+        world.ctx(), volume_id=volume, availability_zone="nova", container="offsite:c"
+    )
+    assert needed(tasks.BACKUP_CREATE) == ("nova", "offsite", "one")
+    world.run_create()
+    target = world.volume(host="two")
+    world.backups.restore(world.ctx(), made.id, volume_id=target)
+    assert needed(tasks.BACKUP_RESTORE) == (None, "offsite", "two")
+    world.backups.force_delete(world.ctx(admin=True), made.id)
+    assert needed(tasks.BACKUP_DELETE) == (None, "offsite", None)
+
+
+def test_a_restore_to_a_new_volume_goes_on_where_the_volume_was_made(world: World) -> None:
+    backup = world.backup(world.volume())
+    _, target, _ = world.backups.restore(world.ctx(), backup.id)
+    task = world.tasks.claim("two/1", 60, reach=reach("two"))
+    assert task is not None
+    world.outcomes.set_location(task, "/v", "two")
+    world.tasks.release(task)
+    assert world.row(models.Volume, target).host == "two"
+    assert world.tasks.claim("one/1", 60, reach=reach("one")) is None
+    assert world.tasks.claim("two/1", 60, reach=reach("two")) is not None
+
+
+def test_a_disabled_or_frozen_worker_takes_nothing_new(world: World) -> None:
+    first, second = queue(world, "a"), queue(world, "b")
+    running = world.tasks.claim("host/1", 60, reach=reach())
+    assert running is not None
+    assert running.id == first
+    admin = world.ctx(admin=True)
+    for stop, go in (
+        (
+            lambda: world.services.set_disabled(admin, "host", BACKUP_BINARY, disabled=True, reason="x"),
+            lambda: world.services.set_disabled(admin, "host", BACKUP_BINARY, disabled=False),
+        ),
+        (
+            lambda: world.services.set_frozen(admin, "host", frozen=True),
+            lambda: world.services.set_frozen(admin, "host", frozen=False),
+        ),
+    ):
+        stop()
+        world.services.heartbeat("host", BACKUP_BINARY, "nova", {"main": "x"})
+        assert world.tasks.claim("host/1", 60, reach=reach()) is None
+        assert world.tasks.renew(running, 60) is False
+        other = world.tasks.claim("other/1", 60, reach=reach("other"))
+        assert other is not None
+        world.tasks.release(other)
+        go()
+    again = world.tasks.claim("host/1", 60, reach=reach())
+    assert again is not None
+    assert again.id == second
+
+
+def test_a_late_project_does_not_wait_for_an_early_one(world: World) -> None:
+    """A queues 1000, some of them start, B queues 10: B's last starts before A's 60th."""
+    with world.db.write() as session:
+        for number in range(1000):
+            add(session, "A", f"a{number}")
+    for _ in range(40):
+        task = world.claim()
+        end(world, task)
+        assert task.project_id == "A"
+    with world.db.write() as session:
+        for number in range(10):
+            add(session, "B", f"b{number}")
+    order = []
+    while order.count("B") < 10:
+        task = world.claim()
+        end(world, task)
+        order.append(task.project_id)
+    assert 40 + order.count("A") < 60
+    # And they take turns: neither waits for two of the other.
+    assert "AAA" not in "".join(order)
+    assert "BBB" not in "".join(order)
+
+
+def add(session: Any, project: str, resource: str) -> None:
+    tasks.add(
+        session,
+        tasks.VOLUME_CREATE,
+        resource_id=resource,
+        source_id=None,
+        project_id=project,
+        request_id=None,
+    )
+
+
+def test_a_project_that_was_idle_is_not_paid_back(world: World) -> None:
+    """Neither by its old turns nor by those of tasks that sleep for a retry."""
+    with world.db.write() as session:
+        add(session, "C", "sleeper")
+    world.tasks.retry(world.claim(), 1000)
+    for number in range(50):
+        queue(world, f"a{number}", "A")
+    for _ in range(30):
+        end(world, world.claim())
+    for number in range(50):
+        queue(world, f"b{number}", "B")
+    order = "".join(world.claim().project_id for _ in range(30))
+    assert order.count("A") >= 14
+    assert order.count("B") >= 14
+
+
+def test_two_claims_never_both_see_the_last_free_place(any_db: Database) -> None:
+    """The second one waits for the first one's transaction and counts what it did."""
+    world = World(database=any_db)
+    limits = Limits(total=1)
+    world.tasks = Tasks(any_db, 3, lambda: limits)
+    for name in "abc":
+        queue(world, name)
+    # The first claim of all makes the row on which they take turns.
+    end(world, world.claim())
+    with ThreadPoolExecutor(1) as pool:
+        with any_db.write() as session:
+            found = claims.next_task(session, None, limits, None)
+            assert found is not None
+            second = pool.submit(world.tasks.claim, "h/2", 60)
+            # Time for a claim that does not wait to go wrong; one that does waits longer.
+            threading.Event().wait(0.5)
+            found.state, found.attempt = claims.RUNNING, 1
+            found.lease_until = now(session) + timedelta(seconds=60)
+        assert second.result(60) is None
+
+
+@pytest.mark.parametrize(
+    "limits", [Limits(total=3), Limits(project=2), Limits(stores={"main": 2, "tape": 1})]
+)
+def test_the_running_never_exceed_a_limit(any_db: Database, limits: Limits) -> None:
+    """Many threads, on every database: at no time do more run than may, and all run in the end."""
+    world = World(database=any_db)
+    world.tasks = Tasks(any_db, 3, lambda: limits)
+    total = 40
+    for number in range(total):
+        queue(world, f"r{number}", f"p{number % 3}", store=("main", "tape")[number % 2])
+    running: Counter[str] = Counter()
+    seen: list[Counter[str]] = []
+    lock = threading.Lock()
+    left = threading.Semaphore(0)
+    done: list[int] = []
+
+    def work(seed: int) -> None:
+        rng = random.Random(seed)
+        while len(done) < total:
+            task = world.tasks.claim(f"h/{seed}", 60)
+            if task is None:
+                left.acquire(timeout=0.05)
+                continue
+            store = ("main", "tape")[int(task.resource_id[1:]) % 2]
+            with lock:
+                running.update(("all", task.project_id, store))
+                seen.append(running.copy())
+            if rng.random() < 0.2:
+                left.acquire(timeout=0.01)
+            # Counted off before the row goes: what we count is at most what the database counts.
+            with lock:
+                running.subtract(("all", task.project_id, store))
+            end(world, task)
+            with lock:
+                done.append(task.id)
+            left.release()
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(8)))
+    assert sorted(done) == sorted(set(done))
+    assert len(done) == total
+    most = {name: max(counter[name] for counter in seen) for name in running}
+    if limits.total:
+        assert most["all"] <= limits.total
+    if limits.project:
+        assert max(most[f"p{number}"] for number in range(3)) <= limits.project
+    for store, limit in limits.stores.items():
+        assert most[store] <= limit
+
+
+def test_a_lost_task_gives_its_place_to_others_and_is_not_renewed(world: World) -> None:
+    world.tasks = Tasks(world.db, 3, lambda: Limits(total=1))
+    queue(world, "a", volume_host="gone")
+    lost = world.claim()
+    queue(world, "b")
+    assert world.tasks.claim("host/2", 60, reach=reach()) is None
+    world.age(seconds=61)
+    # Nobody here can take it over; the others do not wait for that.
+    other = world.tasks.claim("host/2", 60, reach=reach())
+    assert other is not None
+    assert other.resource_id == "b"
+    with pytest.raises(TaskLost):
+        world.tasks.renew(lost, 60)
+
+
+def test_a_task_says_what_it_waits_for(world: World) -> None:
+    limits = Limits(project=1)
+    world.tasks = Tasks(world.db, 3, lambda: limits)
+
+    def why(number: int) -> str | None:
+        with world.db.read() as session:
+            row = session.get_one(models.Task, number)
+            return waiting.why(session, world.conf, row, limits)
+
+    first = queue(world, "a")
+    assert why(first) == "queued"
+    running = world.claim()
+    assert why(first) is None
+    assert why(queue(world, "b")) == "waiting-for-limit"
+    assert why(queue(world, "a", "q")) == "waiting-for-operation"
+    assert why(queue(world, "c", "q", zone="moon")) == "waiting-for-worker"
+    world.tasks.retry(running, 100)
+    assert why(first) == "waiting-for-retry"
+    world.services.set_frozen(world.ctx(admin=True), "host", frozen=True)
+    assert why(queue(world, "d", "r")) == "waiting-for-worker"
+
+
+def statements(db: Database, action: Callable[[], object]) -> int:
+    count = 0
+
+    def note(*_: object) -> None:
+        nonlocal count
+        count += 1
+
+    event.listen(db.engine, "before_cursor_execute", note)
+    try:
+        action()
+    finally:
+        event.remove(db.engine, "before_cursor_execute", note)
+    return count
+
+
+def test_looking_in_vain_costs_one_statement(any_db: Database) -> None:
+    world = World(database=any_db)
+    queue(world, "a", zone="moon")
+
+    def look() -> None:
+        assert world.tasks.claim("host/1", 60, reach=reach()) is None
+
+    look()
+    # SQLite's BEGIN is a statement of its own; the servers' comes with the first one.
+    begin = 1 if any_db.backend == "sqlite" else 0
+    assert statements(any_db, look) <= 1 + begin
+    assert claims.Limits().any() is False
