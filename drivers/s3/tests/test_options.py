@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import base64
-import os
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from backupfw_s3.store import S3Store
-from oslo_config import cfg
 
 from backupfw.chunkstore.errors import Unavailable
 from backupfw.chunkstore.options import ConfigError, option_values
 from backupfw.naming import container_problem
+from backupfw.testing.readme import require_options_table
 
 README = Path(__file__).parents[1] / "README.md"
 KEY = base64.b64encode(bytes(range(32))).decode()
@@ -138,31 +137,5 @@ def test_what_is_no_bucket_name(name: str) -> None:
     assert not re.fullmatch(S3Store.container_pattern, name)
 
 
-def table() -> str:
-    """Return the README's table of options."""
-    lines = ["| option | default | meaning |", "|---|---|---|"]
-    for opt in S3Store.options():
-        text = " ".join(str(opt.help).split()).replace("|", "\\|").replace("<", "&lt;")
-        choices = getattr(opt.type, "choices", None)
-        if choices:
-            text += " One of " + ", ".join(f"`{choice}`" for choice in choices) + "."
-        low, high = getattr(opt.type, "min", None), getattr(opt.type, "max", None)
-        if isinstance(opt, (cfg.IntOpt, cfg.FloatOpt)) and low is not None:
-            text += f" From {low:g} to {high:g}." if high is not None else f" At least {low:g}."
-        if opt.secret:
-            text += " Secret."
-        default = "" if opt.default is None else f"`{str(opt.default).lower()}`"
-        lines.append(f"| `{opt.name}` | {default} | {text} |")
-    return "\n".join(lines) + "\n"
-
-
 def test_the_readme_tells_all_options() -> None:
-    """With ``BACKUPFW_WRITE_README`` set the table is written instead."""
-    begin, end = "<!-- options -->\n", "<!-- end of options -->\n"
-    head, _, rest = README.read_text().partition(begin)
-    old, _, tail = rest.partition(end)
-    assert tail
-    if os.environ.get("BACKUPFW_WRITE_README"):
-        README.write_text(head + begin + table() + end + tail)
-        return
-    assert old == table(), "run BACKUPFW_WRITE_README=1 pytest drivers/s3/tests/test_options.py"
+    require_options_table(README, S3Store.options())

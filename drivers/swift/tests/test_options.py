@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 from backupfw_swift.store import SwiftStore
-from oslo_config import cfg
 
 from backupfw.chunkstore.options import option_values
 from backupfw.errors import ConfigError
+from backupfw.testing.readme import require_options_table
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -42,35 +41,5 @@ def test_secrets_are_declared() -> None:
     assert secret == {"password", "application_credential_secret"}
 
 
-def table() -> str:
-    """Return the README's table of options."""
-    lines = ["| option | default | meaning |", "|---|---|---|"]
-    for opt in SwiftStore.options():
-        text = " ".join(str(opt.help).split()).replace("|", "\\|").replace("<", "&lt;")
-        choices = getattr(opt.type, "choices", None)
-        if choices:
-            named = [f"`{choice}`" + (f" ({words})" if words else "") for choice, words in choices.items()]
-            text += " One of " + ", ".join(named) + "."
-        low, high = getattr(opt.type, "min", None), getattr(opt.type, "max", None)
-        if isinstance(opt, (cfg.IntOpt, cfg.FloatOpt)) and low is not None:
-            text += f" From {low:g} to {high:g}." if high is not None else f" At least {low:g}."
-        if opt.required:
-            text += " Needed."
-        if opt.secret:
-            text += " Secret."
-        default = "" if opt.default is None else str(opt.default)
-        default = default.lower() if isinstance(opt, cfg.BoolOpt) else default
-        lines.append(f"| `{opt.name}` | {f'`{default}`' if default else ''} | {text} |")
-    return "\n".join(lines) + "\n"
-
-
 def test_the_readme_tells_all_options() -> None:
-    """With ``BACKUPFW_WRITE_README`` set the table is written instead."""
-    begin, end = "<!-- options -->\n", "<!-- end of options -->\n"
-    head, _, rest = README.read_text().partition(begin)
-    old, _, tail = rest.partition(end)
-    assert tail
-    if os.environ.get("BACKUPFW_WRITE_README"):
-        README.write_text(head + begin + table() + end + tail)
-        return
-    assert old == table(), "run BACKUPFW_WRITE_README=1 pytest drivers/swift/tests/test_options.py"
+    require_options_table(README, SwiftStore.options())
