@@ -74,11 +74,11 @@ def always(schema: dict[str, Any]) -> SchemaOf:
 def by_version(*steps: tuple[ApiVersion, dict[str, Any]]) -> SchemaOf:
     """Return the schema of a body that changed.
 
-    :param steps: the versions from which on each schema holds, oldest first; no body is asked for in an
-        older version than the first.
+    :param steps: the versions from which on each schema holds, oldest first; the first one holds before,
+        too, where no route asks for it.
     """
 
     def schema_of(version: ApiVersion) -> dict[str, Any]:
-        return next(schema for since, schema in reversed(steps) if since <= version)
+        return next((schema for since, schema in reversed(steps) if since <= version), steps[0][1])
 
     return schema_of

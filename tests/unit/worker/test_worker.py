@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 from oslo_db.exception import DBConnectionError
+from sqlalchemy import update
 
 from backupfw.chunkstore.errors import PermissionDenied, Unavailable
 from backupfw.db import models
 from backupfw.errors import SourceMoved
+from backupfw.manager.volumes import VolumeManager
 from tests.unit.manager.support import check_consistent
 from tests.unit.worker.world import SEGMENT, WorkerWorld
 
@@ -319,3 +321,40 @@ def test_the_message_of_a_failure_says_what_is_known(
         world.wait_backup(backup.id, "error")
     told = {row.resource_uuid: row.event_id for row in world.rows(models.Message)}
     assert told == {backup.id: "VOLUME_VOLUME_BACKUP_013_019"}
+
+
+def volume_from(world: WorkerWorld, backup_id: str) -> str:
+    """Ask for a volume from a backup; return its id.  Its length is made one that memory is fit for."""
+    world.conf.quota.per_volume_gigabytes = -1
+    volumes = VolumeManager(world.db, world.conf, world.dispatch.wake)
+    volume = volumes.create(world.ctx(), size=None, backup_id=backup_id).id
+    with world.db.write() as session:
+        session.execute(update(models.Volume).where(models.Volume.id == volume).values(length=len(DATA)))
+    return volume
+
+
+def test_a_volume_from_a_backup(world: WorkerWorld) -> None:
+    made = world.backups.create(world.ctx(), volume_id=world.filled_volume(DATA))
+    with world.worker():
+        world.wait_backup(made.id, "available")
+    volume = volume_from(world, made.id)
+    assert world.volume_status(volume) == "creating"
+    assert world.status(made.id) == "restoring"
+    with world.worker():
+        world.wait_backup(made.id, "available")
+    assert world.volume_status(volume) == "available"
+    assert bytes(world.provider.volumes[volume]) == DATA
+    assert world.rows(models.Message) == []
+
+
+def test_a_volume_from_a_backup_that_cannot_be_read(world: WorkerWorld) -> None:
+    made = world.backups.create(world.ctx(), volume_id=world.filled_volume(DATA))
+    with world.worker():
+        world.wait_backup(made.id, "available")
+    volume = volume_from(world, made.id)
+    world.faulty.fail("get", lambda: PermissionDenied("no"), times=None)
+    with world.worker():
+        assert world.wait_backup(made.id, "available").fail_reason is not None
+    assert world.volume_status(volume) == "error"
+    (told,) = world.rows(models.Message)
+    assert (told.event_id, told.resource_uuid) == ("VOLUME_VOLUME_BACKUP_015_026", made.id)
