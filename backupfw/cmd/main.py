@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from oslo_db.exception import DBError
 
 import backupfw
-from backupfw.cmd import backup, config, db, lifecycle, serve, store, sweep, volume
+from backupfw.cmd import audit, backup, config, db, lifecycle, serve, store, sweep, volume
 from backupfw.errors import BackupfwError
 
 #: In the order the help shows them.
-MODULES = (serve, volume, backup, store, sweep, db, config, lifecycle)
+MODULES = (serve, volume, backup, store, audit, sweep, db, config, lifecycle)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -11,11 +11,7 @@ from backupfw.cmd.configure import add_command, load_conf
 from backupfw.cmd.progress import Progress, human_size
 
 if TYPE_CHECKING:
-    from oslo_config import cfg
-
-    from backupfw.db.session import Database
     from backupfw.engine.sweep import SweepReport, VolumeReport
-    from backupfw.manager.lineage import VolumeRows
 
 
 def add_parser(commands: Any) -> None:
@@ -27,34 +23,6 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--store", metavar="NAME", action="append", help="only this store; any number of times"
     )
-
-
-class DatabaseCatalogue:
-    """What the database knows of volumes in one container (``engine.sweep.Catalogue``)."""
-
-    def __init__(self, db: Database, store: str, container: str, installation: str) -> None:
-        self._db = db
-        self._where = {"store": store, "container": container, "installation_id": installation}
-
-    def volume(self, project: str, volume: str) -> VolumeRows:  # noqa: ARG002  (volume ids are unique)
-        """Read the rows of a volume now."""
-        from backupfw.manager import lineage
-
-        with self._db.read() as session:
-            return lineage.volume_rows(session, volume_id=volume, **self._where)
-
-
-def _containers(db: Database, conf: cfg.ConfigOpts, wanted: list[str] | None) -> list[tuple[str, str]]:
-    """Return the (store, container) pairs of enabled stores that hold or held objects of ours."""
-    from sqlalchemy import select
-
-    from backupfw.db.models import Manifest
-
-    stores = [name for name in conf.enabled_stores if wanted is None or name in wanted]
-    with db.read() as session:
-        known = session.execute(select(Manifest.store, Manifest.container).distinct()).all()
-    pairs = {(store, container) for store, container in known if store in stores}
-    return sorted(pairs | {(store, conf.backup.container) for store in stores})
 
 
 def _details(volume: VolumeReport) -> list[str]:
@@ -74,7 +42,7 @@ def _details(volume: VolumeReport) -> list[str]:
 
 def run(args: argparse.Namespace) -> int:
     """Sweep every container of every enabled store; exit status 1 when a volume could not be swept."""
-    from backupfw.cmd import database
+    from backupfw.cmd import catalogue, database
     from backupfw.cmd.terminal_control import TerminalControl
     from backupfw.engine import sweep
     from backupfw.engine.format import keys
@@ -89,14 +57,13 @@ def run(args: argparse.Namespace) -> int:
     with database.opened(conf) as db:
         installation = BackupTasks(db, conf).installation_id()
         try:
-            for store, container in _containers(db, conf, args.store):
+            for store, container in catalogue.containers(db, conf, args.store):
                 progress = Progress(f"sweeping container {container} of store {store}", unit="objects")
-                catalogue = DatabaseCatalogue(db, store, container, installation)
                 try:
                     report = sweep.run(
                         keys.installation_prefix(installation),
                         stores.container(store, container),
-                        catalogue,
+                        catalogue.DatabaseCatalogue(db, store, container, installation),
                         TerminalControl(progress),
                         dry_run=args.dry_run,
                     )

@@ -144,6 +144,18 @@ class Database:
             # The rollback would mark every row that was read as out of date, one by one.
             session.expunge_all()
 
+    @contextmanager
+    def snapshot(self) -> Iterator[Session]:
+        """Begin a transaction that only reads, all its statements one state of the database.
+
+        :meth:`read` promises that for one statement only; what compares tables with each other needs more.
+        """
+        with self.read() as session:
+            if self.backend != "sqlite":
+                # Ahead of the first statement that reads a table, and for this transaction only.
+                session.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
+            yield session
+
     def run(self, work: Callable[[Session], Result]) -> Result:
         """Run ``work(session)`` in a write transaction and return what it returns.
 

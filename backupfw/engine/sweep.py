@@ -20,14 +20,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
-from itertools import groupby
 from typing import Protocol
 
 from backupfw import naming
 from backupfw.chunkstore.container import Container
 from backupfw.engine.candidates import Candidate, Spool, in_order, subtract
-from backupfw.engine.format import keys
-from backupfw.engine.listing import own_objects
+from backupfw.engine.listing import objects_by_volume
 from backupfw.engine.ports import Control
 from backupfw.engine.removal import delete_all
 from backupfw.errors import Damaged, UnsupportedFormat
@@ -125,19 +123,10 @@ def run(
     :raises ChunkStoreError: the store does not answer; volumes before may have been swept.
     :raises TaskStopped: the task must end; volumes before may have been swept.
     """
-    if not prefix.endswith("/") or prefix.startswith("/") or prefix.count("/") > 3:
-        raise ValueError(f"{prefix!r} is no prefix of an installation, project or volume")
-    listed: Iterator[Candidate] = own_objects(container, prefix, control, manifests=True)
-    reports = []
-    if container.capabilities.sorted_listing:
-        for volume_prefix, objects in groupby(listed, key=_volume_prefix):
-            reports.append(_sweep_volume(volume_prefix, objects, container, catalogue, control, dry_run))
-    else:
-        # Sorted by key, with the segment left out; each volume sorts its own by segment afterwards.
-        with in_order(Candidate(0, one.key, one.size) for one in listed) as everything:
-            for volume_prefix, objects in groupby(everything, key=_volume_prefix):
-                again = (Candidate(_segment(one.key), one.key, one.size) for one in objects)
-                reports.append(_sweep_volume(volume_prefix, again, container, catalogue, control, dry_run))
+    reports = [
+        _sweep_volume(volume_prefix, objects, container, catalogue, control, dry_run)
+        for volume_prefix, objects in objects_by_volume(container, prefix, control)
+    ]
     return SweepReport(tuple(reports), dry_run)
 
 
@@ -191,15 +180,5 @@ def _noting_manifests(listed: Iterator[Candidate], manifests: list[str]) -> Iter
         yield candidate
 
 
-def _volume_prefix(candidate: Candidate) -> str:
-    return "/".join(candidate.key.split("/", 3)[:3]) + "/"
-
-
 def _backup(key: str) -> str:
     return naming.key_part_text(key.split("/", 4)[3])
-
-
-def _segment(key: str) -> int:
-    parsed = keys.parse(key)
-    assert parsed is not None
-    return parsed.segment

@@ -16,7 +16,7 @@ from backupfw import errors
 from backupfw.db import models
 from backupfw.manager import quota, tasks
 from backupfw.manager.backup_tasks import CreatePlan, ReleasePlan
-from tests.unit.manager.support import WIRE, World, check_consistent
+from tests.unit.manager.support import WIRE, World, check_audit, check_consistent
 
 #: What a user may be told.
 REFUSED = (
@@ -325,6 +325,7 @@ class Lifecycle(RuleBasedStateMachine):
         """Let everything end: nothing transient is left, and nothing that nobody names."""
         if not hasattr(self, "volume_ids"):
             return
+        check_audit(self.world)
         self.world.tasks.abandon_all("host/w")
         for _ in range(200):
             self.world.age(seconds=100_000)
@@ -341,6 +342,7 @@ class Lifecycle(RuleBasedStateMachine):
                 self.world.tasks.discard(task)
         assert self.world.tasks.pending() == 0
         check_consistent(self.world)
+        check_audit(self.world)
         for row in self.world.rows(models.Backup, models.Backup.deleted.is_(False)):
             assert row.status in ("available", "error")
         for manifest in self.world.rows(models.Manifest):

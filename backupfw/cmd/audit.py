@@ -1,0 +1,91 @@
+"""``backupfw audit``: do the database and the stores say the same?"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from backupfw.chunkstore.errors import ChunkStoreError
+from backupfw.cmd import store as store_command
+from backupfw.cmd.configure import add_command, load_conf
+from backupfw.cmd.progress import Progress
+
+if TYPE_CHECKING:
+    from oslo_config import cfg
+
+    from backupfw.db.session import Database
+    from backupfw.manager.audit import Finding
+
+
+def add_parser(commands: Any) -> None:
+    """Add the subcommand."""
+    parser = add_command(
+        commands, "audit", run, "Compare the database with itself and with the stores; changes nothing."
+    )
+    parser.add_argument(
+        "--store", metavar="NAME", action="append", help="only this store; any number of times"
+    )
+    parser.add_argument("--no-stores", action="store_true", help="look at the database only")
+    parser.add_argument("--json", action="store_true", help="print the findings as one JSON document")
+
+
+def _stores(db: Database, conf: cfg.ConfigOpts, wanted: list[str] | None) -> Iterator[Finding]:
+    """Compare every container with the manifests in it."""
+    from backupfw.cmd import catalogue
+    from backupfw.cmd.terminal_control import TerminalControl
+    from backupfw.engine import audit
+    from backupfw.engine.format import keys
+    from backupfw.manager.audit import Finding
+    from backupfw.manager.backup_tasks import BackupTasks
+    from backupfw.worker.stores import Stores
+
+    installation = BackupTasks(db, conf).installation_id()
+    if wanted is None:
+        for name in catalogue.stores_not_enabled(db, conf):
+            yield Finding("store", f"store {name}", "holds backups, but is not enabled here: not looked at")
+    stores = Stores(conf)
+    try:
+        for store, container in catalogue.containers(db, conf, wanted):
+            place = f"container {container} of store {store}"
+            progress = Progress(f"auditing {place}", unit="objects")
+            try:
+                report = audit.run(
+                    keys.installation_prefix(installation),
+                    stores.container(store, container),
+                    catalogue.DatabaseCatalogue(db, store, container, installation),
+                    TerminalControl(progress),
+                )
+            except ChunkStoreError as error:
+                yield Finding("store", place, f"could not be looked at: {error}")
+                continue
+            finally:
+                progress.abandon()
+            for one in report.discrepancies:
+                problem = f"{one.kind}: {one.problem}" if one.problem else one.kind
+                yield Finding("store", f"{store}/{container}/{one.key}", problem)
+    finally:
+        stores.close()
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print what is wrong, a line each; exit status 1 when anything is."""
+    from backupfw.cmd import database
+    from backupfw.manager import audit
+
+    conf = load_conf(args)
+    for name in args.store or ():
+        store_command.require_enabled(conf, name)
+    with database.opened(conf) as db:
+        found = audit.run(db, conf.backup.lease_seconds)
+        if not args.no_stores:
+            found += sorted(_stores(db, conf, args.store))
+    if args.json:
+        rows = [{"check": one.check, "subject": one.subject, "problem": one.problem} for one in found]
+        print(json.dumps({"findings": rows}, indent=2))
+    else:
+        for one in found:
+            print(f"{one.check}: {one.subject}: {one.problem}")
+        print(f"{len(found)} findings" if found else "nothing wrong")
+    return 1 if found else 0

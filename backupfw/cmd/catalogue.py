@@ -1,0 +1,59 @@
+"""What the database knows of stores, for commands that look into them beside the service."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+from sqlalchemy import select
+
+from backupfw.db.models import Manifest
+from backupfw.manager import lineage
+from backupfw.manager.lifecycle import LIVE
+
+if TYPE_CHECKING:
+    from oslo_config import cfg
+
+    from backupfw.db.session import Database
+    from backupfw.manager.lineage import VolumeRows
+
+
+class DatabaseCatalogue:
+    """What the database knows of volumes in one container.
+
+    A catalogue of :mod:`backupfw.engine.sweep` and of :mod:`backupfw.engine.audit`.
+    """
+
+    def __init__(self, db: Database, store: str, container: str, installation: str) -> None:
+        self._db = db
+        self._where = {"store": store, "container": container, "installation_id": installation}
+
+    def volume(self, project: str, volume: str) -> VolumeRows:  # noqa: ARG002  (volume ids are unique)
+        """Read the rows of a volume now."""
+        with self._db.read() as session:
+            return lineage.volume_rows(session, volume_id=volume, **self._where)
+
+    def volumes(self) -> Collection[tuple[str, str]]:
+        """Return project and volume of all live manifests of ours in the container."""
+        found = select(Manifest.project_id, Manifest.volume_id).where(Manifest.state == LIVE).distinct()
+        with self._db.read() as session:
+            return {(project, volume) for project, volume in session.execute(found.filter_by(**self._where))}
+
+
+def containers(db: Database, conf: cfg.ConfigOpts, wanted: list[str] | None) -> list[tuple[str, str]]:
+    """Return the (store, container) pairs of enabled stores that hold or held objects of ours.
+
+    :param wanted: only of these stores; None for all.
+    """
+    stores = [name for name in conf.enabled_stores if wanted is None or name in wanted]
+    with db.read() as session:
+        known = session.execute(select(Manifest.store, Manifest.container).distinct()).all()
+    pairs = {(store, container) for store, container in known if store in stores}
+    return sorted(pairs | {(store, conf.backup.container) for store in stores})
+
+
+def stores_not_enabled(db: Database, conf: cfg.ConfigOpts) -> list[str]:
+    """Return the stores that hold live manifests but are not enabled in this configuration."""
+    with db.read() as session:
+        known = set(session.scalars(select(Manifest.store).where(Manifest.state == LIVE).distinct()))
+    return sorted(known.difference(conf.enabled_stores))

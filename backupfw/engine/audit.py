@@ -1,0 +1,225 @@
+"""Audit: does a container hold exactly what its live manifests name?
+
+Volume after volume, in the sweep's order: the objects are listed, *then* the database's rows are read,
+*then* the manifests.  What is listed and not named is found, and what is named and not listed; objects
+of backups that are being worked on are left out.  Nothing is deleted, and no block is read: what the
+objects hold, a verification proves (:mod:`backupfw.engine.verify`).
+
+The service may be at work meanwhile.  So a volume with findings is looked at once more, and only what
+was found both times counts: a delete between listing and rows, or a listing that lags, is not found
+twice.  What seems to be missing is asked for by its key as well.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Protocol
+
+from backupfw import naming
+from backupfw.chunkstore.container import Container
+from backupfw.engine import objects
+from backupfw.engine.candidates import Candidate, Spool, in_order, of_entry, subtract
+from backupfw.engine.format import keys
+from backupfw.engine.format.manifest import ManifestReader
+from backupfw.engine.listing import objects_by_volume
+from backupfw.engine.ports import Control
+from backupfw.engine.sweep import Catalogue as SweepCatalogue
+from backupfw.errors import Damaged, UnsupportedFormat
+
+ORPHAN = "object named by nothing"
+MISSING = "object missing"
+SIZE = "object of another size"
+UNREADABLE = "manifest unreadable"
+UNKNOWN = "manifest unknown"
+STRANGE = "object of no known kind"
+
+#: Findings of one volume that are told; a store that lost everything would have no end of them.
+MOST = 100
+
+
+class Catalogue(SweepCatalogue, Protocol):
+    """The database, as the audit asks it."""
+
+    def volumes(self) -> Collection[tuple[str, str]]:
+        """Return project and volume of all live manifests of ours in the container that is audited."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Discrepancy:
+    """One difference between the store and what manifests name.
+
+    :ivar kind: one of the constants of this module.
+    :ivar key: the object's.
+    :ivar problem: more about it.
+    """
+
+    kind: str
+    key: str
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AuditReport:
+    """What an audit of one container found.
+
+    :ivar volumes: volumes looked at.
+    :ivar objects: objects listed.
+    :ivar discrepancies: sorted; of each volume the first :data:`MOST` at most.
+    """
+
+    volumes: int
+    objects: int
+    discrepancies: tuple[Discrepancy, ...]
+
+
+def run(prefix: str, container: Container, catalogue: Catalogue, control: Control) -> AuditReport:
+    """Audit everything below ``prefix``.
+
+    Memory is bounded by the number of volumes and manifests, not of objects.
+
+    :param prefix: our installation's prefix, with its slash.
+    :raises ChunkStoreError: the store does not answer.
+    :raises TaskStopped: the caller wants it to end.
+    """
+    strange: list[str] = []
+
+    def note(key: str) -> None:
+        if len(strange) < MOST:
+            strange.append(key)
+
+    seen: set[str] = set()
+    count = 0
+    found: list[Discrepancy] = []
+    for volume_prefix, listed in objects_by_volume(container, prefix, control, note):
+        seen.add(volume_prefix)
+        number, first = _look(volume_prefix, listed, container, catalogue, control)
+        count += number
+        found += _confirmed(volume_prefix, first, container, catalogue, control)
+    # Asked for after the listing, so the volumes that it showed have been looked at already.
+    for project, volume in sorted(catalogue.volumes()):
+        volume_prefix = keys.volume_prefix(prefix.rstrip("/"), project, volume)
+        if volume_prefix not in seen:
+            seen.add(volume_prefix)
+            _, first = _look(volume_prefix, (), container, catalogue, control)
+            found += _confirmed(volume_prefix, first, container, catalogue, control)
+    found += [Discrepancy(STRANGE, key) for key in strange]
+    return AuditReport(len(seen), count, tuple(sorted(found)))
+
+
+def _confirmed(
+    volume_prefix: str,
+    first: set[Discrepancy],
+    container: Container,
+    catalogue: Catalogue,
+    control: Control,
+) -> set[Discrepancy]:
+    """Return what of a first look's findings a second one finds as well."""
+    if not first:
+        return first
+    again = objects_by_volume(container, volume_prefix, control)
+    listed = (candidate for _, candidates in again for candidate in candidates)
+    return first & _look(volume_prefix, listed, container, catalogue, control)[1]
+
+
+def _look(
+    volume_prefix: str,
+    listed: Iterable[Candidate],
+    container: Container,
+    catalogue: Catalogue,
+    control: Control,
+) -> tuple[int, set[Discrepancy]]:
+    """Look at one volume; returns how many objects it has and what is wrong."""
+    _installation, project, volume = (naming.key_part_text(part) for part in volume_prefix.split("/")[:3])
+    with in_order(listed) as present:
+        rows = catalogue.volume(project, volume)
+        live, transient = sorted(rows.live), set(rows.transient)
+        strangers = {
+            one.key
+            for one in present
+            if one.segment < 0
+            and one.key not in rows.known
+            and _backup(one.key) not in rows.settled
+            and _backup(one.key) not in transient
+        }
+        found = {Discrepancy(UNKNOWN, key, "the database does not know it") for key in strangers}
+        named, unreadable = _named(volume_prefix, live, container, control)
+        found |= unreadable
+        with named, Spool() as orphans:
+            for candidate, difference in _differences(present, named):
+                if difference.kind == ORPHAN:
+                    if _backup(candidate.key) not in transient and candidate.key not in strangers:
+                        orphans.add(candidate)
+                elif len(found) < MOST and (difference.kind == SIZE or _is_missing(container, candidate.key)):
+                    found.add(difference)
+            # What an unreadable manifest names is not known, so nothing can be called an orphan.
+            if not unreadable:
+                found |= _orphans(orphans, strangers, container, control)
+        return present.count, found
+
+
+def _named(
+    volume_prefix: str, live: Iterable[str], container: Container, control: Control
+) -> tuple[Spool, set[Discrepancy]]:
+    """Return everything that the live manifests name below the prefix, and those that cannot be read."""
+    unreadable: set[Discrepancy] = set()
+
+    def names() -> Iterator[Candidate]:
+        for key in live:
+            try:
+                reader = ManifestReader(container, key)
+                yield Candidate(-1, key, reader.totals.manifest_bytes)
+                for number, entry in enumerate(reader.segments()):
+                    if number % 256 == 0:
+                        control.check()
+                    yield from (one for one in of_entry(entry) if one.key.startswith(volume_prefix))
+            except (Damaged, UnsupportedFormat) as error:
+                unreadable.add(Discrepancy(UNREADABLE, key, str(error)))
+
+    return in_order(names()), unreadable
+
+
+def _differences(
+    present: Iterable[Candidate], named: Iterable[Candidate]
+) -> Iterator[tuple[Candidate, Discrepancy]]:
+    """Compare two collections in order: what only one has, and what has two sizes."""
+    sides = heapq.merge(((one, 0) for one in present), ((one, 1) for one in named))
+    for key, group in groupby(sides, key=lambda item: item[0].key):
+        both = {side: one for one, side in group}
+        if 1 not in both:
+            yield both[0], Discrepancy(ORPHAN, key, f"{both[0].size} bytes")
+        elif 0 not in both:
+            yield both[1], Discrepancy(MISSING, key)
+        elif both[0].size != both[1].size:
+            sizes = f"{both[0].size} bytes instead of {both[1].size}"
+            yield both[1], Discrepancy(SIZE, key, sizes)
+
+
+def _orphans(
+    candidates: Iterable[Candidate], strangers: Collection[str], container: Container, control: Control
+) -> set[Discrepancy]:
+    """Return those that no unknown manifest names either."""
+    spool = Spool()
+    spool.extend(candidates)
+    try:
+        spool = subtract(spool, sorted(strangers), container, control)
+    except (Damaged, UnsupportedFormat):
+        # The manifest itself is a finding already.
+        return set()
+    with spool:
+        rest = (Discrepancy(ORPHAN, one.key, f"{one.size} bytes") for one in spool)
+        return {one for one, _ in zip(rest, range(MOST), strict=False)}
+
+
+def _is_missing(container: Container, key: str) -> bool:
+    try:
+        objects.read(container, key, 0, 1)
+    except Damaged:
+        return True
+    return False
+
+
+def _backup(key: str) -> str:
+    return naming.key_part_text(key.split("/", 4)[3])

@@ -1,0 +1,69 @@
+"""``backupfw audit`` on the database and store of a real service."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import update
+
+from backupfw.cmd import database
+from backupfw.db.models import Backup
+from tests.unit.cmd.conftest import Run
+from tests.unit.cmd.test_backup import backup_id, load_conf, objects
+
+__all__ = ["backup_id"]
+
+
+def test_nothing_wrong(run: Run, backup_id: str) -> None:
+    done = run("audit")
+    assert (done.status, done.out) == (0, "nothing wrong\n")
+    done = run("audit", "--json")
+    assert (done.status, json.loads(done.out)) == (0, {"findings": []})
+
+
+def test_an_object_too_many_and_one_too_few(run: Run, state: Path, backup_id: str) -> None:
+    packs = [path for path in objects(state) if path.name.startswith("p")]
+    packs[0].rename(packs[0].with_name(packs[0].name.replace("p0000", "p0fff")))
+    done = run("audit")
+    assert done.status == 1
+    missing, extra, count = done.out.splitlines()
+    assert missing.startswith("store: main/")
+    assert missing.endswith("/p0000: object missing")
+    assert ": object named by nothing: " in extra
+    assert count == "2 findings"
+    assert run("audit", "--no-stores").status == 0
+
+
+def test_rows_that_disagree(run: Run, state: Path, backup_id: str) -> None:
+    conf: Any = load_conf(state)
+    with database.opened(conf) as db, db.write() as session:
+        session.execute(update(Backup).where(Backup.id == backup_id).values(status="restoring"))
+    done = run("audit", "--json")
+    assert done.status == 1
+    assert json.loads(done.out) == {
+        "findings": [
+            {
+                "check": "status",
+                "subject": f"backup {backup_id}",
+                "problem": "is restoring, but no task is about it",
+            }
+        ]
+    }
+
+
+def test_a_store_that_is_away(run: Run, state: Path, backup_id: str) -> None:
+    (state / "store").rename(state / "unmounted")
+    (state / "store").mkdir()
+    done = run("audit")
+    assert done.status == 1
+    assert "container volumebackups of store main: could not be looked at" in done.out
+
+
+@pytest.mark.parametrize("words", [("--store", "nothing")])
+def test_an_unknown_store(run: Run, backup_id: str, words: tuple[str, ...]) -> None:
+    done = run("audit", *words)
+    assert done.status == 1
+    assert "nothing" in done.err

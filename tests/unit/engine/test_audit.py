@@ -1,0 +1,136 @@
+"""The audit of a store: what is there too much, too little or of another size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+
+import pytest
+
+from backupfw.engine import audit
+from tests.unit.engine.removal_world import PREFIX, Control, Watched, World
+
+
+@dataclass
+class Rows:
+    live: set[str] = field(default_factory=set)
+    known: set[str] = field(default_factory=set)
+    transient: set[str] = field(default_factory=set)
+    settled: set[str] = field(default_factory=set)
+
+
+class Database:
+    """Rows by volume, and what happens just before they are read."""
+
+    def __init__(self, **rows: Rows) -> None:
+        self.rows = rows
+        self.before: Callable[[], None] = lambda: None
+
+    def volume(self, project: str, volume: str) -> Rows:
+        self.before()
+        return self.rows.get(volume, Rows())
+
+    def volumes(self) -> Collection[tuple[str, str]]:
+        return {("p", volume) for volume, rows in self.rows.items() if rows.live}
+
+
+def live(*manifests: tuple[str, object]) -> Rows:
+    found = {key for key, _ in manifests}
+    return Rows(live=set(found), known=set(found))
+
+
+@pytest.fixture(params=[True, False], ids=["sorted listing", "unsorted listing"])
+def world(request: pytest.FixtureRequest) -> World:
+    return World(Watched(sorted_listing=request.param))
+
+
+def found(world: World, database: Database) -> list[tuple[str, str]]:
+    report = audit.run(PREFIX, world.container, database, Control())
+    return [(one.kind, one.key) for one in report.discrepancies]
+
+
+def test_exactly_what_is_named(world: World) -> None:
+    full = world.backup("a", {0: 2, 1: 1})
+    child = world.backup("b", {1: 1}, full[1])
+    other = world.backup("a", {3: 1}, volume="w")
+    database = Database(v=live(full, child), w=live(other))
+    report = audit.run(PREFIX, world.container, database, Control())
+    assert report == audit.AuditReport(2, len(world.objects), ())
+
+
+def test_orphans_missing_and_wrong_sizes(world: World) -> None:
+    full = world.backup("a", {0: 2, 1: 1})
+    orphan = world.backup("c", {0: 1}, put_manifest=False)[1][0].object_keys()
+    lost, short = full[1][0].map_key, full[1][1].pack_keys()[0]
+    del world.objects[lost]
+    world.put(short, b"short")
+    assert sorted(found(world, Database(v=live(full)))) == sorted(
+        [(audit.MISSING, lost), (audit.SIZE, short), *((audit.ORPHAN, key) for key in orphan)]
+    )
+
+
+def test_what_is_being_worked_on_is_left_out(world: World) -> None:
+    full = world.backup("a", {0: 1})
+    writing = world.backup("c", {0: 1}, put_manifest=False)
+    late = world.backup("d", {0: 1})
+    rows = live(full)
+    rows.transient = {"c", "d"}
+    assert found(world, Database(v=rows)) == []
+    rows.transient = set()
+    assert {kind for kind, _ in found(world, Database(v=rows))} == {audit.ORPHAN, audit.UNKNOWN}
+    assert writing[0] not in world.objects
+    assert late[0] in world.objects
+
+
+def test_an_unknown_manifest_excuses_what_it_names(world: World) -> None:
+    full = world.backup("a", {0: 1})
+    stranger = world.backup("s", {0: 2}, full[1])
+    assert found(world, Database(v=live(full))) == [(audit.UNKNOWN, stranger[0])]
+
+
+def test_a_second_manifest_of_a_known_backup_is_an_orphan(world: World) -> None:
+    full = world.backup("a", {0: 1})
+    second = world.backup("a", {}, attempt=2)
+    rows = live(full)
+    rows.settled = {"a"}
+    assert found(world, Database(v=rows)) == [(audit.ORPHAN, second[0])]
+
+
+def test_an_unreadable_manifest(world: World) -> None:
+    full = world.backup("a", {0: 1})
+    world.flip(full[0])
+    # Whether its objects are orphans is not known.
+    assert found(world, Database(v=live(full))) == [(audit.UNREADABLE, full[0])]
+
+
+def test_a_volume_without_a_single_object(world: World) -> None:
+    full = world.backup("a", {0: 1})
+    world.objects.clear()
+    assert found(world, Database(v=live(full))) == [(audit.UNREADABLE, full[0])]
+
+
+def test_what_does_not_parse_and_what_is_not_ours(world: World) -> None:
+    world.put(f"{PREFIX}notes.txt")
+    world.put("somebody/else")
+    assert found(world, Database()) == [(audit.STRANGE, f"{PREFIX}notes.txt")]
+
+
+def test_a_lagging_listing_loses_nothing(world: World) -> None:
+    full = world.backup("a", {0: 1})
+    assert isinstance(world.store, Watched)
+    world.store.hidden = {full[1][0].map_key}
+    assert found(world, Database(v=live(full))) == []
+
+
+def test_a_delete_between_listing_and_rows(world: World) -> None:
+    full = world.backup("a", {0: 1})
+    database = Database(v=Rows(known={full[0]}, settled={"a"}))
+    database.before = world.objects.clear
+    # The listing showed objects of a backup that was gone when the rows were read.
+    assert found(world, database) == []
+
+
+def test_findings_are_bounded(world: World) -> None:
+    for number in range(audit.MOST):
+        world.backup(f"o{number}", {0: 1}, put_manifest=False)
+    assert len(found(world, Database())) == audit.MOST

@@ -1,0 +1,235 @@
+"""The audit of the database: each kind of fault, planted, is found; a world at work is clean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import delete, update
+
+from backupfw.db import models
+from backupfw.db.session import now
+from backupfw.manager import audit, quota, tasks
+from tests.unit.manager.support import World
+
+LEASE = 60.0
+
+
+def found(world: World) -> list[tuple[str, str]]:
+    """What the audit finds: the check and the problem."""
+    return [(one.check, one.problem) for one in audit.run(world.db, LEASE)]
+
+
+def change(world: World, model: Any, row_id: Any, **values: Any) -> None:
+    with world.db.write() as session:
+        session.execute(update(model).where(model.id == row_id).values(**values))
+
+
+def drop_tasks(world: World) -> None:
+    with world.db.write() as session:
+        session.execute(delete(models.Task))
+
+
+@pytest.fixture
+def world() -> World:
+    """Two backups, one upon the other, and one being made."""
+    world = World()
+    volume = world.volume()
+    first = world.backup(volume)
+    world.backup(volume, incremental=True)
+    world.first = first.id  # type: ignore[attr-defined]
+    world.volume_id = volume  # type: ignore[attr-defined]
+    assert found(world) == []
+    return world
+
+
+def test_a_world_at_work_is_clean(world: Any) -> None:
+    ctx = world.ctx()
+    other = world.volume()
+    snapshot = world.snapshot(other)
+    world.backups.create(ctx, volume_id=world.volume_id)
+    world.backups.create(ctx, volume_id=other, snapshot_id=snapshot)
+    world.backups.restore(ctx, world.first)
+    assert found(world) == []
+    creating = world.claim(tasks.BACKUP_CREATE)
+    world.outcomes.start_create(creating)
+    world.outcomes.begin_temp_snapshot(creating)
+    assert found(world) == []
+    world.run_restore()
+    world.backups.delete(ctx, world.first)
+    deleting = world.claim(tasks.BACKUP_DELETE)
+    world.outcomes.start_delete(deleting)
+    assert found(world) == []
+    world.outcomes.fail_delete(deleting, "no")
+    world.backups.force_delete(world.ctx(admin=True), creating.resource_id)
+    assert found(world) == []
+
+
+def test_transient_statuses_without_a_task(world: Any) -> None:
+    world.backups.create(world.ctx(), volume_id=world.volume_id)
+    world.backups.restore(world.ctx(), world.first)
+    drop_tasks(world)
+    problems = {one.subject.split()[0] + " " + one.problem for one in audit.run(world.db, LEASE)}
+    assert problems == {
+        "backup is creating, but no task is about it",
+        "backup is restoring, but no task is about it",
+        "volume is backing-up, but no task is about it",
+        "volume is restoring-backup, but no task is about it",
+    }
+
+
+@pytest.mark.parametrize(
+    ("model", "status"),
+    [
+        (models.Backup, "deleting"),
+        (models.Backup, "error_deleting"),
+        (models.Volume, "creating"),
+        (models.Volume, "deleting"),
+        (models.Volume, "extending"),
+        (models.Snapshot, "creating"),
+        (models.Snapshot, "deleting"),
+        (models.Snapshot, "backing-up"),
+    ],
+)
+def test_every_transient_status_needs_a_task(world: Any, model: Any, status: str) -> None:
+    row_id = {models.Backup: world.first, models.Volume: world.volume_id}.get(model)
+    change(world, model, row_id or world.snapshot(world.volume_id), status=status)
+    assert ("status", f"is {status}, but no task is about it") in found(world)
+
+
+def test_a_cancelled_task_leads_nowhere(world: Any) -> None:
+    world.backups.create(world.ctx(), volume_id=world.volume_id)
+    task = world.claim()
+    change(world, models.Task, task.id, cancel=True)
+    assert ("status", "is creating, but no task is about it") in found(world)
+
+
+def test_a_lease_that_nobody_took_over(world: Any) -> None:
+    world.backups.create(world.ctx(), volume_id=world.volume_id)
+    task = world.claim()
+    world.outcomes.start_create(task)
+    with world.db.read() as session:
+        moment = now(session)
+    change(world, models.Task, task.id, lease_until=moment - timedelta(seconds=LEASE / 2))
+    assert found(world) == []
+    change(world, models.Task, task.id, lease_until=moment - timedelta(seconds=LEASE * 2))
+    [(check, problem)] = found(world)
+    assert check == "lease"
+    assert problem.endswith("s ago and nobody took it over")
+    change(world, models.Task, task.id, lease_until=None)
+    assert found(world) == [("lease", "is running without a lease")]
+
+
+def test_a_task_that_nothing_waits_for(world: Any) -> None:
+    backup = world.backups.create(world.ctx(), volume_id=world.volume_id)
+    change(world, models.Backup, backup.id, status="error")
+    assert ("task", "the backup is error") in found(world)
+    change(world, models.Backup, backup.id, deleted=True)
+    assert ("task", "the backup does not exist") in found(world)
+
+
+def test_a_temporary_snapshot_that_was_left(world: Any) -> None:
+    snapshot = world.snapshot(world.volume_id)
+    change(world, models.Snapshot, snapshot, temporary=True)
+    assert found(world) == [("snapshot", "is temporary and available, but of no task")]
+
+
+def manifest_of(world: Any, backup_id: str) -> str:
+    return str(world.row(models.Backup, backup_id).manifest_id)
+
+
+#: What is planted, and which problem it makes.
+LINEAGE: dict[str, tuple[Callable[[Any, str], None], str]] = {
+    "available without a manifest": (
+        lambda world, _: change(world, models.Backup, world.first, manifest_id=None),
+        "is available without a manifest",
+    ),
+    "manifest gone": (
+        lambda world, manifest: change(world, models.Manifest, manifest, state="gone"),
+        "is available, but its manifest is gone",
+    ),
+    "another place": (
+        lambda world, _: change(world, models.Backup, world.first, container="elsewhere"),
+        "says another place or length than its manifest's row",
+    ),
+    "live and unnamed": (
+        lambda world, _: change(world, models.Backup, world.first, manifest_id=None),
+        "is live, but no backup names it",
+    ),
+    "released and forgotten": (
+        lambda world, manifest: change(world, models.Manifest, manifest, state="released"),
+        "is released, but no task is about it",
+    ),
+    "writing and forgotten": (
+        lambda world, manifest: change(world, models.Manifest, manifest, state="writing"),
+        "is writing, but no task is about it",
+    ),
+    "writing with a key": (
+        lambda world, manifest: change(world, models.Manifest, manifest, state="writing"),
+        "is writing and has a key",
+    ),
+    "live without a key": (
+        lambda world, manifest: change(world, models.Manifest, manifest, key=None),
+        "is live and has no key",
+    ),
+    "digest": (
+        lambda world, manifest: change(world, models.Manifest, manifest, key_digest="0" * 64),
+        "its digest is not that of its key",
+    ),
+    "circle": (
+        lambda world, manifest: change(world, models.Manifest, manifest, base_id=manifest),
+        "its line of bases never ends",
+    ),
+    "base elsewhere": (
+        lambda world, manifest: change(world, models.Manifest, manifest, store="offsite"),
+        "its base is not in its tree",
+    ),
+    "contraction missed": (
+        lambda world, manifest: change(world, models.Manifest, manifest, state="gone"),
+        "a gone one in its tree is no fork",
+    ),
+    "foreign in a tree": (
+        lambda world, manifest: change(world, models.Manifest, manifest, installation_id="other"),
+        "is of another installation, but in a tree of this one",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", LINEAGE)
+def test_lineage(world: Any, case: str) -> None:
+    plant, problem = LINEAGE[case]
+    plant(world, manifest_of(world, world.first))
+    assert ("lineage", problem) in found(world)
+
+
+def test_a_journal_of_a_finished_manifest(world: Any) -> None:
+    manifest_id = manifest_of(world, world.first)
+    with world.db.write() as session:
+        session.add(models.Segment(manifest_id=manifest_id, epoch=1, seg_index=0, entry=b""))
+    assert found(world) == [("lineage", "is not being written, but has a journal")]
+
+
+def test_a_child_of_what_is_not_live(world: Any) -> None:
+    world.backups.create(world.ctx(), volume_id=world.volume_id, incremental=True)
+    task = world.claim()
+    plan = world.outcomes.start_create(task)
+    change(world, models.Manifest, plan.base.id, state="released")
+    assert ("lineage", "is being made from one that is released") in found(world)
+
+
+def test_usage(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    change(world, models.Backup, world.first, size=0)
+    [(check, problem)] = found(world)
+    assert (check, problem) == ("usage", f"counts with 0 GiB, but has {1 << 30} bytes")
+    change(world, models.Backup, world.first, size=1, status="deleted")
+    assert ("usage", "counts, though its status is deleted") in found(world)
+    change(world, models.Backup, world.first, status="available")
+    honest = quota.usage_of
+
+    def drifted(*arguments: Any) -> dict[str, int]:
+        return {**honest(*arguments), "backups": 7}
+
+    monkeypatch.setattr(quota, "usage_of", drifted)
+    assert found(world) == [("usage", "backups: 7 are counted as used, the rows are 2")]
