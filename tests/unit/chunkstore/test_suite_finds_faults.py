@@ -456,6 +456,64 @@ FAR_BROKEN = {
 """,
         ["test_g4_full_store"],
     ),
+    "nobody there is for ever": (
+        """
+    def get(self, container, key, offset=None, length=None):
+        try:
+            return super().get(container, key, offset, length)
+        except Unavailable as error:
+            raise ChunkStoreError("nobody is there")
+""",
+        ["test_g17_unreachable"],
+    ),
+    "refusals are for a time": (
+        """
+    def ensure_container(self, container):
+        try:
+            super().ensure_container(container)
+        except PermissionDenied as error:
+            raise Unavailable("refused")
+""",
+        ["test_g17_refused"],
+    ),
+    "checks only say no": (
+        """
+    def check(self):
+        report = super().check()
+        from backupfw.chunkstore.base import CheckItem, CheckReport
+        return CheckReport(tuple(CheckItem(item.name, item.ok) for item in report.items))
+""",
+        ["test_check_reports_what_is_wrong"],
+    ),
+    "checks raise": (
+        """
+    def check(self):
+        self.ensure_container("checked")
+        return super().check()
+""",
+        ["test_check_reports_what_is_wrong", "test_check_proves_a_good_store"],
+    ),
+    "ranges are cut out of whole objects": (
+        """
+    def get(self, container, key, offset=None, length=None):
+        data = super().get(container, key)
+        if offset is None:
+            return data
+        if offset + length > len(data):
+            raise RangeError("past the end")
+        return data[offset : offset + length]
+""",
+        ["test_g16_a_range_costs_its_own_size"],
+    ),
+    "secrets in the log": (
+        """
+    def __init__(self, name, options):
+        super().__init__(name, options)
+        import logging
+        logging.getLogger("driver").debug("signing in with %s", options.password)
+""",
+        ["test_g15_secrets_stay_secret"],
+    ),
     "not through the proxy": (
         """
     def __init__(self, name, options):
