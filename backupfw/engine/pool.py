@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from typing import Generic, Protocol, TypeVar
 
+from backupfw.chunkstore.heed import heeding
 from backupfw.engine.ports import Control
 
 Item = TypeVar("Item")
@@ -131,7 +132,7 @@ class Streams(Generic[Item, Result]):
                         threads.append(
                             threading.Thread(
                                 target=_serve,
-                                args=(workers[-1], tasks, results),
+                                args=(workers[-1], tasks, results, self._halt),
                                 name=f"stream-{len(threads)}",
                                 daemon=True,
                             )
@@ -163,10 +164,13 @@ def _serve(
     worker: Worker[Item, Result],
     tasks: queue.SimpleQueue[tuple[Item] | None],
     results: queue.SimpleQueue[tuple[Result | None, BaseException | None]],
+    halt: Halt,
 ) -> None:
     while (task := tasks.get()) is not None:
         try:
-            results.put((worker.work(task[0]), None))
+            with heeding(halt.check):
+                result = worker.work(task[0])
+            results.put((result, None))
         except BaseException as error:  # noqa: BLE001  (handed to the thread that waits for it)
             results.put((None, error))
             if isinstance(error, _Ended):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from oslo_log import log
 
 from backupfw.chunkstore.errors import Unavailable
+from backupfw.chunkstore.heed import heeding
 from backupfw.dispatch.base import Dispatch
 from backupfw.errors import TaskCancelled, TaskLost
 from backupfw.manager.tasks import Task
@@ -153,7 +154,9 @@ class Worker:
                 # Its attempts ended without a word, their workers with them: it must not take this one too.
                 handler.failed(task, task.fail_reason or "Every attempt was lost.")
                 return
-            handler.run(task, control)
+            # Not even a store that hangs keeps an attempt from ending.
+            with heeding(control.check):
+                handler.run(task, control)
         except TaskCancelled:
             if control.for_shutdown:
                 self._tasks.release(task)

@@ -18,6 +18,7 @@ from typing import TypeVar
 
 from backupfw.chunkstore.base import Body, ChunkStore, ObjectInfo
 from backupfw.chunkstore.errors import AlreadyExists, ChunkStoreError, DeleteFailed
+from backupfw.chunkstore.heed import heed
 from backupfw.chunkstore.layers.base import Layer
 from backupfw.chunkstore.layers.metrics import NullRecorder, Recorder
 
@@ -115,6 +116,7 @@ class _Attempts:
             if layer._stopping():
                 raise self._permanent(error)
             layer._sleep(min(left, STOP_INTERVAL))
+            heed()
         if layer._stopping():
             raise self._permanent(error)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from backupfw.chunkstore.base import Body, CheckItem, CheckReport, ChunkStore, ObjectInfo
-from backupfw.chunkstore.errors import Unavailable
+from backupfw.chunkstore.errors import ChunkStoreError, Unavailable
+from backupfw.chunkstore.heed import LOOK, heed
 from backupfw.chunkstore.layers.base import Layer, Pages
 from backupfw.chunkstore.layers.watch import Watch
 
@@ -23,17 +25,13 @@ HANGING_CALLS = 64
 
 
 class _Job:
-    """One call on its way through a worker thread.
+    """One call on its way through a worker thread."""
 
-    :param late: called by the worker when a call that was given up ends after all.
-    """
-
-    def __init__(self, action: Callable[[], Any], late: Callable[[], None]) -> None:
+    def __init__(self, action: Callable[[], Any]) -> None:
         self._action = action
-        self._late = late
+        self._late: Callable[[], None] | None = None
         self._lock = threading.Lock()
         self._finished = threading.Event()
-        self._given_up = False
         self._result: Any = None
         self._error: BaseException | None = None
         self.watch = Watch()
@@ -49,19 +47,32 @@ class _Job:
             Watch.detach()
             with self._lock:
                 self._finished.set()
-                given_up = self._given_up
-            if given_up:
-                self._late()
+                late = self._late
+            if late is not None:
+                late()
 
     def wait(self, seconds: float) -> bool:
-        """Return True when finished, False when given up after ``seconds`` at work."""
+        """Return whether it finished within ``seconds`` at work.
+
+        :raises Exception: what the waiting thread heeds (:mod:`backupfw.chunkstore.heed`).
+        """
         while (left := seconds - self.watch.worked()) > 0:
             # While the call waits for a limit, ``left`` stands still and this loops.
-            if self._finished.wait(left):
+            if self._finished.wait(min(left, LOOK)):
                 return True
+            heed()
+        return self._finished.is_set()
+
+    def give_up(self, late: Callable[[], None]) -> bool:
+        """Wait no more, unless it has finished; ``late`` is called in its thread when it does.
+
+        Returns whether it was given up.
+        """
         with self._lock:
-            self._given_up = not self._finished.is_set()
-            return not self._given_up
+            if self._finished.is_set():
+                return False
+            self._late = late
+            return True
 
     def result(self) -> Any:
         """Return what the action returned, or raise what it raised."""
@@ -142,6 +153,9 @@ class TimeoutLayer(Layer):
     key, and because a driver publishes only bytes it has verified (see :class:`Body`): a body that has
     changed by then is refused, and nobody waits for that error.
 
+    A wait may also end because the waiting thread must (:mod:`backupfw.chunkstore.heed`).  Nobody tries
+    such a put again or names its key, so the object is deleted should the put succeed after all.
+
     :param seconds: bound of one call, 0 for none (then no thread is used).  Each MiB moved adds a
         second, waiting for a limit does not count, each page of a listing counts alone.
     """
@@ -154,7 +168,13 @@ class TimeoutLayer(Layer):
         self._lock = threading.Lock()
 
     def _run(
-        self, operation: str, size: int, action: Callable[[], T], container: str = "", key: str = ""
+        self,
+        operation: str,
+        size: int,
+        action: Callable[[], T],
+        container: str = "",
+        key: str = "",
+        undo: Callable[[], None] | None = None,
     ) -> T:
         if not self.seconds:
             return action()
@@ -162,21 +182,44 @@ class TimeoutLayer(Layer):
             raise Unavailable(
                 f"{HANGING_CALLS} earlier calls still hang", store=self.name, container=container, key=key
             )
-        job = _Job(action, self._late)
+        job = _Job(action)
         self._workers.run(job)
         bound = self.seconds + size / SLOWEST
-        if not job.wait(bound):
-            with self._lock:
-                self._hanging += 1
+        try:
+            finished = job.wait(bound)
+        except BaseException:
+            self._give_up(job, undo)
+            raise
+        if not finished and self._give_up(job, None):
             raise Unavailable(
                 f"{operation} took longer than {bound:g} s", store=self.name, container=container, key=key
             )
         result: T = job.result()
         return result
 
-    def _late(self) -> None:
+    def _give_up(self, job: _Job, undo: Callable[[], None] | None) -> bool:
+        """Leave a call to itself; returns False when it has just finished."""
+
+        def late() -> None:
+            with self._lock:
+                self._hanging -= 1
+            if undo is not None:
+                undo()
+
+        with self._lock:
+            self._hanging += 1
+        if job.give_up(late):
+            return True
         with self._lock:
             self._hanging -= 1
+        if undo is not None:
+            undo()
+        return False
+
+    def _undo_put(self, container: str, key: str) -> None:
+        # What stays all the same, a sweep finds.
+        with contextlib.suppress(ChunkStoreError):
+            self.inner.delete(container, (key,))
 
     def put(self, container: str, key: str, body: Body, *, if_absent: bool = False) -> None:
         """Put within the bound."""
@@ -186,6 +229,7 @@ class TimeoutLayer(Layer):
             lambda: self.inner.put(container, key, body, if_absent=if_absent),
             container,
             key,
+            undo=lambda: self._undo_put(container, key),
         )
 
     def get(self, container: str, key: str, offset: int | None = None, length: int | None = None) -> bytes:

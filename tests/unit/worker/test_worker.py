@@ -145,6 +145,56 @@ def test_reset_stops_a_running_restore(world: WorkerWorld) -> None:
         assert b"\xaa" * 1000 in before, "the restore went on"
 
 
+def test_a_store_that_hangs_keeps_no_backup_from_ending(world: WorkerWorld) -> None:
+    """Force delete ends the attempt while its puts hang; what they put in the end is removed again."""
+    volume = world.filled_volume(DATA)
+    gate = Gate(after=3)
+    world.faulty.fail("put", times=None, match=gate)
+    with world.worker():
+        made = world.backups.create(world.ctx(), volume_id=volume)
+        assert gate.reached.wait(30)
+        world.backups.force_delete(world.ctx(admin=True), made.id)
+        world.wait(
+            lambda: not world.rows(models.Task, models.Task.kind == "backup.create"), "the attempt to end"
+        )
+        # The deletion itself needs the store.
+        assert world.status(made.id) == "deleting"
+        gate.open()
+        world.wait_backup(made.id, None)
+        world.wait(lambda: not world.objects(), "the late objects to go")
+
+
+def test_a_store_that_hangs_keeps_no_restore_from_ending(world: WorkerWorld) -> None:
+    volume = world.filled_volume(DATA)
+    gate = Gate(after=2)
+    with world.worker():
+        made = world.backups.create(world.ctx(), volume_id=volume)
+        world.wait_backup(made.id, "available")
+        world.faulty.fail("get", times=None, match=gate)
+        _, target, _ = world.backups.restore(world.ctx(), made.id)
+        assert gate.reached.wait(30)
+        world.backups.reset_status(world.ctx(admin=True), made.id, "available")
+        world.wait_idle()
+        assert world.volume_status(target) == "error"
+        gate.open()
+
+
+def test_a_store_that_hangs_keeps_no_worker_from_stopping(world: WorkerWorld) -> None:
+    volume = world.filled_volume(DATA)
+    gate = Gate(after=3)
+    world.faulty.fail("put", times=None, match=gate)
+    with world.worker():
+        made = world.backups.create(world.ctx(), volume_id=volume)
+        assert gate.reached.wait(30)
+    # It has stopped: the store still hangs.
+    gate.open()
+    world.faulty.heal()
+    with world.worker():
+        world.wait_backup(made.id, "available")
+        world.wait_idle()
+    assert world.row(models.Backup, made.id).object_count == len(world.objects())
+
+
 def test_a_shutdown_gives_the_task_back(world: WorkerWorld) -> None:
     """The next worker goes on: what the first one finished is not sent again, and no attempt is counted."""
     volume = world.filled_volume(DATA)

@@ -114,6 +114,8 @@ class LayerOptions:
     """No retries at once: the task is what is tried again."""
 
     retry_tries = 1
+    # As a real store has it: a call that hangs does so in a thread of its own.
+    operation_timeout = 120.0
 
 
 class WorkerWorld(World):
