@@ -97,6 +97,31 @@ def test_many_creations_never_exceed_the_quota(world: World) -> None:
     check_consistent(world)
 
 
+def test_fifty_at_once_of_two_projects_never_exceed_the_gigabytes(world: World) -> None:
+    world.conf.quota.backup_gigabytes = 21
+    sizes = {"p1": 2, "p2": 1}
+    volumes = [
+        (project, world.volume(project, size=size)) for project, size in sizes.items() for _ in range(25)
+    ]
+    results = together(
+        *(
+            lambda project=project, volume=volume: world.backups.create(  # type: ignore[misc]
+                world.ctx(project), volume_id=volume
+            )
+            for project, volume in volumes
+        )
+    )
+    refused = [result for result in results if isinstance(result, errors.BackupfwError)]
+    assert all(
+        isinstance(error, errors.QuotaExceeded) and error.resource == "backup_gigabytes" for error in refused
+    )
+    made = [row.project_id for row in world.rows(models.Backup)]
+    # What fits into 21 GiB in pieces of this size, for each project by itself.
+    assert {project: made.count(project) for project in sizes} == {"p1": 10, "p2": 21}
+    assert len(refused) == 50 - 31
+    check_consistent(world)
+
+
 def test_many_creations_of_one_volume(world: World) -> None:
     volume = world.volume()
     results = together(*(lambda: world.backups.create(world.ctx(), volume_id=volume) for _ in range(12)))
