@@ -11,7 +11,7 @@ STATE_DIR ?= .state
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench serve soak lint types arch genconfig genpolicy docs constraints clean
+.PHONY: help setup demo test bench serve soak lint types arch genconfig genpolicy openapi docs constraints clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -69,6 +69,10 @@ genconfig: $(VENV)/.stamp ## write etc/backupfw/backupfw.conf.sample from the op
 genpolicy: $(VENV)/.stamp ## write etc/backupfw/policy.yaml.sample from the rules
 	@echo "== etc/backupfw/policy.yaml.sample"
 	@$(BIN)/oslopolicy-sample-generator --config-file etc/backupfw/policy-generator.conf
+
+openapi: $(VENV)/.stamp ## write docs/openapi from the routes and schemas
+	@echo "== docs/openapi"
+	@$(BIN)/python -m backupfw.cmd.openapi docs/openapi
 
 docs: $(VENV)/.stamp ## build docs/ into docs/_build; warnings are errors
 	@echo "== docs/_build/index.html"

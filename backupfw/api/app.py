@@ -15,7 +15,6 @@ from backupfw.api.identity.noauth import NoAuth
 from backupfw.api.middleware import Envelope, WsgiApp
 from backupfw.api.negotiation import Negotiation
 from backupfw.api.request import ApiRequest
-from backupfw.api.routing import Router
 from backupfw.errors import ConfigError
 
 __all__ = ["Managers", "Settings", "make_app", "settings_of"]
@@ -71,7 +70,7 @@ def make_app(managers: Managers, conf: Any, policy: policies.Policy | None = Non
     chosen = policy or (enforcer.defaults() if conf is settings else enforcer.FilePolicy(conf))
     routes = table.routes(managers, chosen, settings)
     pecan_app = _Pecan(
-        RootController(Router(routes), settings),
+        RootController(routes, settings),
         hooks=[hooks.JsonHook(), hooks.FaultHook()],
         default_renderer="json",
         force_canonical=False,

@@ -14,6 +14,8 @@ from backupfw.api import errors, versions
 
 #: Where the path in parts stands in the WSGI environment.
 PATH = "backupfw.path"
+#: The description of a version stands at this part behind it.
+DESCRIPTION = "openapi.json"
 #: What a project's id may have: the width of its column.
 MAX_PROJECT = 255
 
@@ -33,8 +35,8 @@ class Path:
 
     @property
     def is_document(self) -> bool:
-        """Whether it is the path of a version document, which everybody may read."""
-        return self.project is None and not self.rest
+        """Whether it is the path of a version document or description, which everybody may read."""
+        return self.project is None and self.rest in ((), (DESCRIPTION,))
 
 
 def parse(environ: Mapping[str, Any], collections: Collection[str] = ()) -> Path:
@@ -62,6 +64,8 @@ def parse(environ: Mapping[str, Any], collections: Collection[str] = ()) -> Path
         raise errors.UnknownRoute
     if len(parts) == 1:
         return Path(prefix, None, ())
+    if parts[1:] == [DESCRIPTION]:
+        return Path(prefix, None, (DESCRIPTION,))
     if prefix != "v2" and parts[1] in collections:
         return Path(prefix, None, tuple(parts[1:]))
     project = parts[1]

@@ -117,7 +117,7 @@ _TABLE = (
         "backup:backup-import",
         Level.ADMIN,
         "Import a backup's record.",
-        ("POST /backups/import_record",),
+        ("POST /backups/import_record", "POST /backups/{backup_id}/import_record"),
         needs_project=True,
     ),
     Rule(

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pecan
 import webob
 
-from backupfw.api import errors, identity, paths, versions
+from backupfw.api import errors, identity, openapi, paths, versions
 from backupfw.api.controllers.base import Settings
 from backupfw.api.links import Links, base_url
 from backupfw.api.query import Query
 from backupfw.api.request import ApiRequest
-from backupfw.api.routing import Call, Router
+from backupfw.api.routing import Call, Route, Router
 from backupfw.context import RequestContext
 
 
 class RootController:
     """Everything starts here; what the router does not know is a 404."""
 
-    def __init__(self, router: Router, settings: Settings) -> None:
-        self._router = router
+    def __init__(self, routes: Sequence[Route], settings: Settings) -> None:
+        self._routes = routes
+        self._router = Router(routes)
         self._settings = settings
 
     @pecan.expose()  # type: ignore[untyped-decorator]
@@ -39,8 +41,12 @@ class RootController:
         if path.is_document:
             if method != "GET":
                 raise errors.UnknownRoute
-            status = 300 if path.prefix is None else 200
-            return _write(response, status, versions.document(base, path.prefix))
+            if path.prefix is None:
+                return _write(response, 300, versions.document(base))
+            if not path.rest:
+                return _write(response, 200, versions.document(base, path.prefix))
+            asked: versions.ApiVersion = request.environ[versions.VERSION]
+            return _write(response, 200, openapi.describe(self._routes, path.prefix, asked, base))
         assert path.prefix is not None
         context: RequestContext = request.environ[identity.CONTEXT]
         if path.project is not None and context.project_id != path.project:

@@ -1,0 +1,145 @@
+"""The description of the API: it is valid, it is what docs/ keeps, and the server behaves as it says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from backupfw.api.app import make_app
+from backupfw.cmd.openapi import documents
+from tests.architecture.checkout import ROOT
+from tests.functional.cloud import NOBODY, Cloud
+
+KEPT = ROOT / "docs" / "openapi"
+DESCRIPTIONS: dict[str, Any] = {name: json.loads(text) for name, text in documents().items()}
+OPERATIONS = [
+    (name, path, method)
+    for name, description in DESCRIPTIONS.items()
+    for path, operations in description["paths"].items()
+    for method in operations
+]
+CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
+
+schemathesis.openapi.format("backup_status", st.sampled_from(["available", "ERROR", "Available", "none"]))
+schemathesis.openapi.format("base64", st.sampled_from(["e30=", "eyJpZCI6IDF9", "W10=", "AAAA", "!"]))
+schemathesis.openapi.format("printable", st.text(max_size=300))
+
+
+@pytest.mark.parametrize("name", sorted(DESCRIPTIONS))
+def test_the_kept_description_is_up_to_date(name: str) -> None:
+    assert (KEPT / name).read_text() == documents()[name], "run 'make openapi'"
+
+
+def test_it_is_served_to_everybody(shared: Cloud) -> None:
+    for prefix, header in (("v2", None), ("v3", "volume 3.71"), ("v3", "volume latest")):
+        headers = {} if header is None else {"OpenStack-API-Version": header}
+        served = shared.app.get(f"/{prefix}/openapi.json", headers=headers)
+        kept = DESCRIPTIONS[f"{prefix}.json"]
+        assert served.content_type == "application/json"
+        assert served.json == {**kept, "servers": [{"url": "http://localhost"}]}
+    # Each version has its own.
+    oldest = shared.app.get("/v3/openapi.json").json
+    assert oldest["info"]["version"] == "3.0"
+    assert "put" not in oldest["paths"]["/v3/{project_id}/backups/{backup_id}"]
+    for method in ("post", "put", "delete"):
+        assert getattr(shared.app, method)("/v3/openapi.json", status=404).json["itemNotFound"]
+
+
+def test_every_call_is_described_once() -> None:
+    for description in DESCRIPTIONS.values():
+        ids = [each["operationId"] for path in description["paths"].values() for each in path.values()]
+        assert len(ids) == len(set(ids))
+        assert all(each["summary"] for path in description["paths"].values() for each in path.values())
+
+
+class World:
+    """An installation with something in it, and its descriptions."""
+
+    def __init__(self, cloud: Cloud) -> None:
+        self.cloud = cloud
+        cloud.start_worker()
+        app = make_app(cloud.managers, cloud.conf)
+        self.schemas = {
+            name: schemathesis.openapi.from_wsgi(
+                f"/{name.removesuffix('.json')}/openapi.json",
+                app,
+                headers={} if name == "v2.json" else {"OpenStack-API-Version": "volume 3.71"},
+            )
+            for name in DESCRIPTIONS
+        }
+
+    def refresh(self) -> None:
+        """Have one of each, whatever the calls before did to theirs."""
+        self.cloud.settle()
+        unlimited = {"quota_set": dict.fromkeys(("volumes", "backups", "snapshots", "gigabytes"), -1)}
+        self.cloud.client(roles="admin").put("/os-quota-sets/demo", unlimited)
+        self.volume = self.cloud.volume()
+        self.snapshot = self.cloud.snapshot(self.volume)
+        self.backup = self.cloud.backup(self.volume)
+
+    def aim(self, case: Any, word: str) -> None:
+        """Put what there is in place of what was drawn, so that most calls find something."""
+        for inner in case.body.values() if isinstance(case.body, dict) and word == "known" else ():
+            if isinstance(inner, dict) and inner.get("volume_id"):
+                inner["volume_id"] = self.volume
+        named = {
+            "project_id": "demo",
+            "backup_id": self.backup,
+            "volume_id": self.volume,
+            "snapshot_id": self.snapshot,
+            "id": self.volume if "/volumes/" in case.path else self.snapshot,
+            "target": "demo",
+        }
+        for name in case.path_parameters or {}:
+            if name == "project_id" or word == "known":
+                case.path_parameters[name] = named.get(name, case.path_parameters[name])
+            elif word == "nobody":
+                case.path_parameters[name] = NOBODY
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, templates: Path) -> Iterator[World]:
+    cloud = Cloud(tmp_path_factory.mktemp("openapi"), templates)
+    yield World(cloud)
+    cloud.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "method"), OPERATIONS, ids=[f"{method} {path}" for _, path, method in OPERATIONS]
+)
+def test_the_server_behaves_as_it_is_described(world: World, name: str, path: str, method: str) -> None:
+    operation = world.schemas[name][path][method]
+    world.refresh()
+
+    @settings(
+        max_examples=8,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(
+        case=operation.as_strategy(),
+        word=st.sampled_from(["known", "known", "nobody", "drawn"]),
+        role=st.sampled_from(["admin", "admin", "member", "reader"]),
+    )
+    def behaves(case: Any, word: str, role: str) -> None:
+        world.aim(case, word)
+        response = case.call(headers={"X-Auth-Token": f"us:demo:{role}"})
+        case.validate_response(response, checks=CHECKS)
+
+    behaves()
