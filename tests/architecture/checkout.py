@@ -24,7 +24,7 @@ def lines(text: str) -> list[str]:
 
 
 def driver_projects() -> dict[str, dict[str, Any]]:
-    """The pyproject.toml of every driver distribution, by folder; the template is none yet to be built."""
+    """The pyproject.toml of every driver distribution, by folder; the template is not installed."""
     found = sorted((ROOT / "drivers").glob("*/pyproject.toml"))
     return {
         path.parent.name: tomllib.loads(path.read_text()) for path in found if path.parent.name != "template"

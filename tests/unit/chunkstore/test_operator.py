@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -35,6 +37,12 @@ def test_a_good_store_passes_and_is_left_as_it_was() -> None:
     assert all(found.values())
     assert {f"G{number}" for number in (1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 14)} <= set(found)
     assert memory.contents == {"volumebackups": {"somebody/elses": b"x"}}
+
+
+def test_it_needs_no_pytest() -> None:
+    # An operator's installation has none.
+    code = "import sys; sys.modules['pytest'] = None; import backupfw.testing.operator"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 def test_a_lagging_listing_is_no_fault_where_it_is_declared(monkeypatch: pytest.MonkeyPatch) -> None:
