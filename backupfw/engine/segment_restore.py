@@ -130,25 +130,23 @@ class SegmentReader:
             done.packs += 1
             for part in ranges.plan(found, blocks, info.size, gap):
                 self._halt.check()
-                data = objects.read(self._container, info.key, part.offset, part.length)
-                done.requests += 1
-                done.fetched_bytes += part.length
                 try:
-                    self._write_range(found, info.key, part, memoryview(data), start, done)
+                    self._restore_range(found, info.key, part, start, done)
                 except BadBytes as error:
                     raise objects.damaged(self._container, info.key, str(error)) from error
         return done
 
-    def _write_range(
-        self,
-        found: SegmentMap,
-        key: str,
-        part: ranges.Range,
-        data: memoryview,
-        start: int,
-        done: RestoreDone,
+    def _restore_range(
+        self, found: SegmentMap, key: str, part: ranges.Range, start: int, done: RestoreDone
     ) -> None:
-        """Decode, verify and write the blocks of a range, a batch at a time."""
+        """Read a range of a pack, then decode, verify and write its blocks, a batch at a time.
+
+        The range is given back before the next one is read.  Two at a time are more than malloc keeps
+        for itself: it would return and fault in some of that memory for every range.
+        """
+        data = memoryview(objects.read(self._container, key, part.offset, part.length))
+        done.requests += 1
+        done.fetched_bytes += part.length
         offsets, stored, size = found.offset, found.stored, found.block_size
         decode = self._decoder.decode
         for at in range(0, len(part.blocks), self._batch):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import random
+import weakref
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backupfw.engine import backup, restore
+from backupfw.chunkstore.container import Container
+from backupfw.engine import backup, objects, restore
 from backupfw.engine.format import keys
 from backupfw.engine.format.geometry import Geometry
 from backupfw.engine.format.manifest import ManifestReader
@@ -296,6 +298,26 @@ def test_many_incrementals_keep_reads_and_requests_bounded() -> None:
         assert len([key for place, key in enumerate(order) if order[place - 1 : place] != [key]]) == len(
             set(order)
         )
+
+
+def test_a_stream_gives_a_range_back_before_it_reads_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    box = memory_container()
+    result = run(box, 0, content(4 * SEGMENT, zero=0, text=0.5))
+    read = objects.read
+    held: list[weakref.ref[Watched]] = []
+
+    class Watched(bytearray):
+        """Bytes that a weak reference may follow."""
+
+    def watch(container: Container, key: str, offset: int | None = None, length: int | None = None) -> Any:
+        assert not [reference for reference in held if reference() is not None]
+        data = Watched(read(container, key, offset, length))
+        held.append(weakref.ref(data))
+        return data
+
+    monkeypatch.setattr(objects, "read", watch)
+    done = restore.run(result.manifest_key, box, MemoryTarget(4 * SEGMENT), FakeControl(), streams=1)
+    assert done.requests > 4
 
 
 def test_a_source_that_moves_under_the_fragmentation_rule_is_noticed() -> None:
