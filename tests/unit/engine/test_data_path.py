@@ -310,6 +310,8 @@ def test_a_stream_gives_a_range_back_before_it_reads_the_next(monkeypatch: pytes
         """Bytes that a weak reference may follow."""
 
     def watch(container: Container, key: str, offset: int | None = None, length: int | None = None) -> Any:
+        if keys.parse(key).kind != "pack":  # type: ignore[union-attr]
+            return read(container, key, offset, length)
         assert not [reference for reference in held if reference() is not None]
         data = Watched(read(container, key, offset, length))
         held.append(weakref.ref(data))
