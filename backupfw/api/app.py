@@ -7,12 +7,12 @@ from typing import Any
 
 from pecan.core import ExplicitPecan
 
-from backupfw.api import enforcer, hooks, policies, resource_filters
+from backupfw.api import enforcer, hooks, pipeline, policies, resource_filters
 from backupfw.api.controllers import table
 from backupfw.api.controllers.base import Managers, Settings
 from backupfw.api.controllers.root import RootController
 from backupfw.api.identity.noauth import NoAuth
-from backupfw.api.middleware import Envelope, WsgiApp
+from backupfw.api.middleware import WsgiApp
 from backupfw.api.negotiation import Negotiation
 from backupfw.api.request import ApiRequest
 from backupfw.errors import ConfigError
@@ -84,4 +84,6 @@ def make_app(managers: Managers, conf: Any, policy: policies.Policy | None = Non
         return answer
 
     identified = _with_identity(inner, settings, conf, chosen)
-    return Envelope(Negotiation(identified, table.collections(routes)), settings.max_body)
+    negotiated = Negotiation(identified, table.collections(routes))
+    full_conf = None if conf is settings else conf
+    return pipeline.assemble(negotiated, full_conf, settings.max_body, settings.trust_forwarded)

@@ -18,7 +18,9 @@ from backupfw import errors
 from backupfw.api import errors as api_errors
 
 #: Where the request id stands in the WSGI environment.
-REQUEST_ID = "backupfw.request_id"
+REQUEST_ID = "openstack.request_id"
+#: Where the id stands that the caller gave the whole of which the request is a part; often nowhere.
+GLOBAL_REQUEST_ID = "openstack.global_request_id"
 
 LOG = logging.getLogger(__name__)
 
@@ -123,8 +125,9 @@ def response_of(error: BaseException, environ: Mapping[str, Any]) -> webob.Respo
     fault = fault_of(error)
     if fault.status >= 500 and not isinstance(error, tuple(TABLE)):
         LOG.error(
-            "Unexpected error while answering %s (%s %r)",
+            "Unexpected error while answering %s, part of %s (%s %r)",
             environ.get(REQUEST_ID, "a request without an id"),
+            environ.get(GLOBAL_REQUEST_ID, "nothing"),
             environ.get("REQUEST_METHOD"),
             environ.get("PATH_INFO"),
             exc_info=error,

@@ -1,9 +1,8 @@
-"""The outermost layer: a request id for every answer, a limit for every body, JSON for every failure."""
+"""The outermost layer of ours: a limit for every body, JSON for every failure."""
 
 from __future__ import annotations
 
 import io
-import uuid
 from collections.abc import Callable, Iterable
 from typing import Any, BinaryIO
 
@@ -38,7 +37,7 @@ class _LimitedInput(io.RawIOBase):
 
 
 class Envelope:
-    """Gives requests an id, bounds bodies, and answers whatever escapes the layers below.
+    """Bounds bodies, and answers whatever escapes the layers below.
 
     :param app: the WSGI application inside.
     :param max_body: bytes.
@@ -50,18 +49,11 @@ class Envelope:
 
     def __call__(self, environ: Environ, start_response: Any) -> Iterable[bytes]:
         """Answer one request."""
-        request_id = f"req-{uuid.uuid4()}"
-        environ[faults.REQUEST_ID] = request_id
-
-        def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
-            named = [*headers, ("x-openstack-request-id", request_id), ("x-compute-request-id", request_id)]
-            return start_response(status, named, exc_info) if exc_info else start_response(status, named)
-
         try:
             self._limit(environ)
-            return self._app(environ, start)
+            return self._app(environ, start_response)
         except Exception as error:  # noqa: BLE001  (nothing may reach the server as a trace)
-            answer: Iterable[bytes] = faults.response_of(error, environ)(environ, start)
+            answer: Iterable[bytes] = faults.response_of(error, environ)(environ, start_response)
             return answer
 
     def _limit(self, environ: Environ) -> None:

@@ -242,14 +242,12 @@ def test_declared_lengths(length: str, expected: str) -> None:
         start_response("200 OK", [])
         return []
 
-    seen: list[tuple[str, dict[str, str]]] = []
+    seen: list[str] = []
 
     def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> None:
-        seen.append((status, dict(headers)))
+        seen.append(status)
 
     environ = {"CONTENT_LENGTH": length, "wsgi.input": io.BytesIO(), "REQUEST_METHOD": "POST"}
     list(middleware.Envelope(app, max_body=10)(environ, start))
-    ((status, headers),) = seen
+    (status,) = seen
     assert status.startswith(expected)
-    assert headers["x-openstack-request-id"] == headers["x-compute-request-id"]
-    assert headers["x-openstack-request-id"].startswith("req-")

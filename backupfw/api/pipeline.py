@@ -1,0 +1,70 @@
+"""What stands between the server and the API, in one function."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from oslo_config import cfg
+from oslo_middleware import cors, healthcheck, http_proxy_to_wsgi, request_id
+from oslo_middleware.exceptions import ConfigInvalid
+
+from backupfw.api.middleware import Envelope, Environ, WsgiApp
+from backupfw.errors import ConfigError
+
+#: Where the health of the process is asked for.
+HEALTH_PATH = "/healthcheck"
+
+
+class _RequestId(request_id.RequestId):
+    """An id for every request, under both names that clients look for."""
+
+    compat_headers = ["x-compute-request-id"]  # noqa: RUF012  (the library's attribute)
+
+
+class _Health:
+    """Answers the health path, and lets everything else pass."""
+
+    def __init__(self, app: WsgiApp, conf: cfg.ConfigOpts) -> None:
+        self._app = app
+        try:
+            # What its options keep from asking goes on to the API, which does not know the path.
+            self._health = healthcheck.Healthcheck(app, conf)
+        except (ValueError, ConfigInvalid) as error:
+            raise ConfigError(f"section [healthcheck]: {error}") from error
+
+    def __call__(self, environ: Environ, start_response: Any) -> Iterable[bytes]:
+        chosen = self._health if environ.get("PATH_INFO") == HEALTH_PATH else self._app
+        answer: Iterable[bytes] = chosen(environ, start_response)
+        return answer
+
+
+def assemble(app: WsgiApp, conf: cfg.ConfigOpts | None, max_body: int, behind_proxy: bool) -> WsgiApp:
+    """Put the layers around the API.  From the outside in:
+
+    1. *http_proxy_to_wsgi*, with ``[api] enable_proxy_headers_parsing``: everything inside sees the request
+       as the client sent it;
+    2. *healthcheck*: needs no id and no token, and is the cheapest way to be told that a process lives;
+    3. *cors*, with ``[cors] allowed_origin``: a browser asks before it has a token, and has to be told the
+       headers of refusals too;
+    4. *request id*: everything that is logged or refused further in has one;
+    5. the envelope: body limit and last resort for errors.  It takes the place of oslo.middleware's size
+       limit, whose refusal is no JSON and whose answer to a body without a length is an error of ours.
+
+    Inside are negotiation of the version, identity, and the API (:func:`backupfw.api.app.make_app`).
+
+    :param conf: the configuration (oslo.config); None leaves out what is configured there.
+    :param behind_proxy: whether ``Forwarded`` and ``X-Forwarded-*`` headers come from a proxy of ours.
+    """
+    app = Envelope(app, max_body)
+    app = _RequestId(app)
+    if conf is not None:
+        if conf.cors.allowed_origin:
+            app = cors.CORS(app, conf)
+        app = _Health(app, conf)
+    if behind_proxy:
+        own = cfg.ConfigOpts()
+        app = http_proxy_to_wsgi.HTTPProxyToWSGI(app, own)
+        own.set_override("enable_proxy_headers_parsing", True, "oslo_middleware")
+        own(args=[], default_config_files=[], default_config_dirs=[])
+    return app

@@ -1,0 +1,27 @@
+"""``[cors]`` and ``[healthcheck]``: what stands before the API; oslo.middleware's own options."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from oslo_config import cfg
+from oslo_middleware import opts
+
+#: What scripts in browsers may send and read besides what every script may.
+ALLOW_HEADERS = ("X-Auth-Token", "X-OpenStack-Request-ID", "OpenStack-API-Version")
+EXPOSE_HEADERS = ("X-OpenStack-Request-ID", "X-Compute-Request-ID", "OpenStack-API-Version", "Retry-After")
+ALLOW_METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE")
+
+
+def register_opts(conf: cfg.ConfigOpts) -> None:
+    """Register these groups on a private ``conf``."""
+    for section, options in list_opts():
+        conf.register_opts(options, section)
+    conf.set_default("allow_headers", list(ALLOW_HEADERS), "cors")
+    conf.set_default("expose_headers", list(EXPOSE_HEADERS), "cors")
+    conf.set_default("allow_methods", list(ALLOW_METHODS), "cors")
+
+
+def list_opts() -> list[tuple[str, Sequence[cfg.Opt]]]:
+    """Return ``(section, options)`` pairs for validation; the library lists them for the sample file."""
+    return [*opts.list_opts_cors(), *opts.list_opts_healthcheck()]
