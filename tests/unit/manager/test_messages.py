@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import select, update
 
 from backupfw.db import models
-from backupfw.db.session import now
+from backupfw.db.session import Database, now
 from backupfw.errors import MarkerNotFound, MessageNotFound, TaskCancelled, TaskLost
 from backupfw.manager import messages, rows, tasks
 from backupfw.manager.messages import Action, Detail, MessageManager
@@ -257,9 +257,12 @@ def test_every_pair_has_a_text() -> None:
     assert messages.text("999", "998") == "unknown operation: The operation failed."
 
 
-def test_old_messages_are_hidden_and_purged(world: World, told: MessageManager) -> None:
+def test_old_messages_are_hidden_and_purged(any_db: Database) -> None:
+    world = World(database=any_db)
+    told = MessageManager(world.db, world.conf)
     known = [post(world, age=age) for age in (3700, 3601, 3500, 0)]
     assert [message.id for message in seen(told)] == known[2:]
+    assert [message.id for message in told.list(world.ctx(), limit=1, marker=known[3]).items] == known[2:3]
     assert told.list(world.ctx(), with_count=True).total == 2
     for message_id in known[:2]:
         with pytest.raises(MessageNotFound):
