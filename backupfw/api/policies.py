@@ -86,6 +86,12 @@ _TABLE = (
             "GET /backups/{backup_id}/metadata",
         ),
     ),
+    Rule(
+        "backup:get_progress",
+        Level.READER,
+        "Show how far the operation on a backup is.",
+        ("GET /backups/{backup_id}/progress",),
+    ),
     Rule("backup:create", Level.MEMBER, "Make a backup.", ("POST /backups",), needs_project=True),
     Rule(
         "backup:update",

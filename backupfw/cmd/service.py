@@ -15,7 +15,7 @@ from waitress import wasyncore
 from backupfw.api.app import Managers, make_app
 from backupfw.chunkstore.loader import load_driver
 from backupfw.cmd import database
-from backupfw.conf import stores, volumes
+from backupfw.conf import volumes
 from backupfw.conf.stores import group_of
 from backupfw.db.session import Database
 from backupfw.dispatch.base import Dispatch
@@ -51,15 +51,6 @@ def make_dispatch(conf: cfg.ConfigOpts, *, listens: bool) -> Dispatch:
     from backupfw.dispatch.messages import MessageDispatch
 
     return MessageDispatch(conf, listens=listens)
-
-
-def running_limits(conf: cfg.ConfigOpts) -> Limits:
-    """Return how many tasks may run at once."""
-    return Limits(
-        conf.backup.max_running,
-        conf.backup.max_running_per_project,
-        {name: conf[stores.group_of(name)].max_running for name in conf.enabled_stores},
-    )
 
 
 def expire_seconds(conf: cfg.ConfigOpts) -> float:
@@ -144,7 +135,7 @@ class WorkerProcess:
         :param alone: no other process of this host works on the database: what it left running is dead.
         """
         self._ending = threading.Event()
-        self._tasks = Tasks(db, conf.backup.max_attempts, lambda: running_limits(conf))
+        self._tasks = Tasks(db, conf.backup.max_attempts, lambda: Limits.of(conf))
         self._conf = conf
         self._alone = alone
         self._stores = Stores(conf, stop=self._ending.is_set)

@@ -357,7 +357,8 @@ class Task(_Timestamps, Base):
 
     ``progressed``: this attempt got something done that the next one builds on, so losing it does not
     count as a failure.  ``zone``, ``store``, ``volume_host``: what its worker must have; null for any.
-    ``turn``: the lowest runs first (``manager/claims.py``).
+    ``turn``: the lowest runs first (``manager/claims.py``).  ``progress_…``: bytes, and bytes per second,
+    as the running attempt last told (``manager/progress.py``).
     """
 
     __tablename__ = "tasks"
@@ -391,6 +392,10 @@ class Task(_Timestamps, Base):
     store: Mapped[str | None]
     volume_host: Mapped[str | None]
     turn: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    progress_done: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    progress_total: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    progress_rate: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    progress_at: Mapped[datetime | None]
 
 
 class Service(Base):

@@ -21,17 +21,26 @@ from backupfw.context import RequestContext
 from backupfw.db import models, queries
 from backupfw.db.session import Database, now
 from backupfw.errors import BackupNotFound, InvalidBackup, InvalidInput, InvalidVolume, ServiceUnavailable
-from backupfw.manager import backup_rows, lifecycle, quota, records, rows, services, tasks, volume_rules
+from backupfw.manager import (
+    backup_rows,
+    lifecycle,
+    progress,
+    quota,
+    records,
+    rows,
+    services,
+    tasks,
+    volume_rules,
+)
 from backupfw.manager.lifecycle import BackupMoves
 from backupfw.manager.placement import Placement, Placer, Subject
+from backupfw.manager.volume_rules import SOURCE_KEY
 
 if TYPE_CHECKING:
     from oslo_config import cfg
 
 #: ``volume_id`` of an imported backup until its manifest was read.
 NO_VOLUME = "00000000-0000-0000-0000-000000000000"
-#: Metadata key of a volume that was made by a restore.
-SOURCE_KEY = "src_backup_id"
 
 
 class Unset(Enum):
@@ -160,6 +169,15 @@ class BackupManager:
         if found is None or not volume_rules.is_visible(ctx, found.project_id):
             raise BackupNotFound(backup_id)
         return found
+
+    def progress(self, ctx: RequestContext, backup_id: str) -> progress.Progress:
+        """Return how far the operation on a backup is.
+
+        :raises BackupNotFound: no such backup for this caller.
+        """
+        self.get(ctx, backup_id)
+        with self._db.read() as session:
+            return progress.of_backup(session, self._conf, backup_id)
 
     def list(
         self,

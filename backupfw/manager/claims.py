@@ -12,12 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from sqlalchemy import ColumnElement, and_, exists, func, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
+from backupfw.conf.stores import group_of
 from backupfw.db import models
 from backupfw.db.session import clock, insert_if_absent
+
+if TYPE_CHECKING:
+    from oslo_config import cfg
 
 QUEUED = "queued"
 RUNNING = "running"
@@ -78,6 +83,15 @@ class Limits:
     total: int = 0
     project: int = 0
     stores: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, conf: cfg.ConfigOpts) -> Limits:
+        """Return the configured limits."""
+        return cls(
+            conf.backup.max_running,
+            conf.backup.max_running_per_project,
+            {name: conf[group_of(name)].max_running for name in conf.enabled_stores},
+        )
 
     def any(self) -> bool:
         """Whether there is a limit at all."""

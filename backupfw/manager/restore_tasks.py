@@ -10,11 +10,11 @@ from sqlalchemy.orm import Session
 from backupfw.db import models
 from backupfw.errors import Damaged, VolumeNotFound
 from backupfw.manager import backup_rows, lifecycle, rows, tasks, volume_rules
-from backupfw.manager.backups import SOURCE_KEY
 from backupfw.manager.lifecycle import BackupMoves
 from backupfw.manager.messages import Action, Detail
 from backupfw.manager.outcome import Outcomes
 from backupfw.manager.tasks import Task
+from backupfw.manager.volume_rules import SOURCE_KEY
 
 
 @dataclass(frozen=True, slots=True)

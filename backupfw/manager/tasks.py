@@ -287,14 +287,14 @@ class Tasks:
         self._db.run(work)
 
     def progress(self, task: Task, done: int, total: int) -> None:
-        """Record how far a backup or restore is, in bytes, on the backup's row (``task.resource_id``).
+        """Record how far the task is, in bytes, and how fast; of a backup's task on the backup's row, too.
 
         :raises TaskCancelled: it was cancelled.
         :raises TaskLost: another attempt owns it, or it ended.
         """
 
         def work(session: Session) -> None:
-            hold(session, task)
+            hold(session, task, **_pace(session, task, done, total))
             session.execute(
                 update(models.Backup)
                 .where(models.Backup.id == task.resource_id)
@@ -405,6 +405,23 @@ class Tasks:
             return int(session.scalar(select(func.count()).select_from(models.Task)) or 0)
 
 
+def _pace(session: Session, task: Task, done: int, total: int) -> dict[str, Any]:
+    """Return the columns that say how far a task is: its speed is that since it was told last, smoothed."""
+    row = models.Task
+    before, rate, at = session.execute(
+        select(row.progress_done, row.progress_rate, row.progress_at).where(row.id == task.id)
+    ).one_or_none() or (0, 0, None)
+    moment = now(session)
+    seconds = None if at is None else (moment - at).total_seconds()
+    if seconds is None or done < before:
+        # The first word of an attempt.
+        rate = 0
+    elif seconds > 0:
+        latest = (done - before) / seconds
+        rate = int(latest if rate == 0 else (latest + rate) / 2)
+    return {"progress_done": done, "progress_total": total, "progress_rate": rate, "progress_at": moment}
+
+
 def _mine(task: Task) -> ColumnElement[bool]:
     """The row is this attempt's: not claimed by another since, and not given back."""
     row = models.Task
@@ -420,6 +437,8 @@ def _claimed(session: Session, found: models.Task, owner: str, lease_seconds: fl
     found.owner = owner
     found.attempt += 1
     found.progressed = False
+    found.progress_rate = 0
+    found.progress_at = None
     found.lease_until = moment + timedelta(seconds=lease_seconds)
     found.not_before = None
     found.updated_at = moment

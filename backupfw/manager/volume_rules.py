@@ -45,6 +45,10 @@ class Source(NamedTuple):
         return self.volume.size if self.snapshot is None else self.snapshot.size
 
 
+#: Metadata key of a volume that was made by a restore.
+SOURCE_KEY = "src_backup_id"
+
+
 def gigabytes(length: int) -> int:
     """Return bytes as GiB, rounded up."""
     return -(-length // GIB)

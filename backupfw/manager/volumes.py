@@ -26,12 +26,13 @@ from backupfw.errors import (
     InvalidVolume,
 )
 from backupfw.manager import lifecycle, quota, rows, tasks
-from backupfw.manager.backups import SOURCE_KEY, begin_restore
+from backupfw.manager.backups import begin_restore
 from backupfw.manager.lifecycle import SnapshotMoves, VolumeMoves
 from backupfw.manager.metadata import MetadataMethods, matches, replace
 from backupfw.manager.volume_rules import (
     GIB,
     MAX_GIGABYTES,
+    SOURCE_KEY,
     find_backup,
     find_snapshot,
     find_volume,

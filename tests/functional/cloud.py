@@ -57,7 +57,7 @@ def configuration(**api: Any) -> cfg.ConfigOpts:
     conf = cfg.ConfigOpts()
     for group in (default_conf, api_conf, backup_conf, quota_conf, policy_conf, middleware_conf):
         group.register_opts(conf)
-    conf.register_opt(store_conf.CONTAINER, store_conf.group_of("main"))
+    conf.register_opts((store_conf.CONTAINER, store_conf.MAX_RUNNING), store_conf.group_of("main"))
     conf(args=[], default_config_files=[], default_config_dirs=[])
     for name, value in api.items():
         conf.set_override(name, value, "api")

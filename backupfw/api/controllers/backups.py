@@ -79,6 +79,7 @@ class BackupsController(Controller):
             ),
             Route("POST", "/backups/{backup_id}/restore", self.restore, 202, schemas.restore),
             Route("GET", "/backups/{backup_id}/export_record", self.export_record),
+            Route("GET", "/backups/{backup_id}/progress", self.progress),
             Route(
                 "POST", "/backups/{backup_id}/import_record", self.import_record, 201, schemas.import_record
             ),
@@ -190,6 +191,11 @@ class BackupsController(Controller):
         backup = self._get(call, "backup:export-import")
         service, url = self.managers.backups.export_record(call.context, backup.id)
         return {"backup-record": {"backup_service": service, "backup_url": url}}
+
+    def progress(self, call: Call) -> dict[str, Any]:
+        """``GET /backups/{id}/progress``: an addition of this service."""
+        backup = self._get(call, "backup:get_progress")
+        return {"progress": views.progress(self.managers.backups.progress(call.context, backup.id))}
 
     def import_record(self, call: Call) -> dict[str, Any]:
         """``POST /backups/import_record``, and the form with the id in the path."""

@@ -10,6 +10,7 @@ from backupfw.api.routing import Call
 from backupfw.api.views.common import timestamp
 
 if TYPE_CHECKING:
+    from backupfw.manager.progress import Progress
     from backupfw.manager.rows import Backup
 
 
@@ -50,3 +51,14 @@ def detail(call: Call, backup: Backup, shows_owner: Callable[[str], bool]) -> di
     if version >= microversions.ENCRYPTION_KEY_ID and backup.encryption_key_id:
         body["encryption_key_id"] = backup.encryption_key_id
     return body
+
+
+def progress(found: Progress) -> dict[str, Any]:
+    """How far the operation on a backup is; null where it is not known."""
+    return {
+        "phase": found.phase,
+        "bytes_done": found.done,
+        "bytes_total": found.total,
+        "bytes_per_second": found.rate,
+        "seconds_left": found.seconds_left,
+    }

@@ -1,0 +1,72 @@
+"""How far the operation on a backup is, for the API."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from backupfw.db import models
+from backupfw.manager import lifecycle, tasks, waiting
+from backupfw.manager.claims import Limits
+
+if TYPE_CHECKING:
+    from oslo_config import cfg
+
+#: Nothing is going on.
+IDLE = "idle"
+
+#: What a running task does, in a word.
+_PHASES = {
+    tasks.BACKUP_CREATE: lifecycle.CREATING,
+    tasks.BACKUP_IMPORT: "importing",
+    tasks.BACKUP_RESTORE: lifecycle.RESTORING,
+    tasks.BACKUP_DELETE: lifecycle.DELETING,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far an operation is.
+
+    :ivar phase: ``idle``; ``creating``, ``importing``, ``restoring`` or ``deleting``; or why the operation
+        waits (see :func:`backupfw.manager.waiting.why`).
+    :ivar done: bytes; holes and what did not change count as soon as they have been passed.
+    :ivar total: bytes; None: not known (yet).
+    :ivar rate: bytes per second at the last word of the worker; None: nothing runs, or it is too early.
+    :ivar seconds_left: what is left at that rate; None: not known.
+    """
+
+    phase: str
+    done: int | None = None
+    total: int | None = None
+    rate: int | None = None
+    seconds_left: int | None = None
+
+
+def of_backup(session: Session, conf: cfg.ConfigOpts, backup_id: str) -> Progress:
+    """Return how far the operation on a backup is; where several wait, the first of them."""
+    row = models.Task
+    task = session.scalar(
+        select(row)
+        .where(row.resource_id == backup_id, row.kind.in_(_PHASES), row.cancel.is_(False))
+        .order_by(row.id)
+        .limit(1)
+    )
+    if task is None:
+        return Progress(IDLE)
+    done, total = task.progress_done, task.progress_total
+    if not total and task.kind in (tasks.BACKUP_CREATE, tasks.BACKUP_RESTORE):
+        # The worker has said nothing yet.
+        total = session.scalar(select(models.Backup.length).where(models.Backup.id == backup_id)) or 0
+    reason = waiting.why(session, conf, task, Limits.of(conf))
+    rate = None if reason is not None or not task.progress_rate else task.progress_rate
+    return Progress(
+        phase=_PHASES[task.kind] if reason is None else reason,
+        done=done,
+        total=total or None,
+        rate=rate,
+        seconds_left=None if rate is None or not total else -(-max(total - done, 0) // rate),
+    )
