@@ -91,7 +91,11 @@ def _load(conf: cfg.ConfigOpts) -> policy.Enforcer:
 
     :raises ConfigError: one is missing though the configuration names it, or holds what is no rule.
     """
-    for path in _files(conf):
+    try:
+        found = list(_files(conf))
+    except OSError as error:
+        raise _wrong(conf, error) from error
+    for path in found:
         _check_text(conf, path)
     named = conf.get_location("policy_file", "oslo_policy")
     if (

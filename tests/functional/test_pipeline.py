@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from webtest import TestApp
 
 from backupfw.api.app import make_app
+from backupfw.cmd import configure
 from backupfw.errors import ConfigError
 from tests.functional.cloud import Cloud, check_frame, configuration
 
@@ -142,3 +144,38 @@ def test_headers_of_a_proxy_count_where_there_is_one(
     assert links(behind) == "https://front/v3/"
     # What is asked further in sees the client, not the proxy.
     behind.get("/healthcheck", headers=sent, extra_environ={"REMOTE_ADDR": "127.0.0.1"}, status=200)
+
+
+KEYSTONE = """
+[api]
+auth_strategy = keystone
+[cors]
+allowed_origin = https://horizon.example.org
+[keystone_authtoken]
+auth_type = password
+auth_url = http://127.0.0.1:9/v3
+username = us
+password = secret
+http_request_max_retries = 0
+"""
+
+
+def test_layers_around_an_identity_service_that_does_not_answer(cloud: Cloud, tmp_path: Path) -> None:
+    path = tmp_path / "backupfw.conf"
+    path.write_text(KEYSTONE)
+    args = argparse.Namespace(state_dir=str(tmp_path / "state"), config_file=[str(path)], debug=False)
+    app = TestApp(make_app(cloud.managers, configure.load(args).conf))
+    check_frame(app.get("/", status=300))
+    assert app.get("/v3/openapi.json").json["openapi"]
+    assert app.get("/healthcheck", status=200)
+    # A browser asks before it has a token, and may read what a refusal says.
+    asked = {"Origin": ORIGIN, "Access-Control-Request-Method": "GET"}
+    before = app.options("/v3/demo/backups", headers=asked, status=200)
+    assert before.headers["Access-Control-Allow-Origin"] == ORIGIN
+    refused = app.get("/v3/demo/backups", headers={"Origin": ORIGIN}, status=401)
+    assert refused.headers["Access-Control-Allow-Origin"] == ORIGIN
+    assert refused.headers["WWW-Authenticate"] == 'Keystone uri="http://127.0.0.1:9/v3"'
+    assert refused.json["error"]["code"] == 401
+    unknown = app.get("/v3/demo/backups", headers={"X-Auth-Token": "t"}, status=503)
+    check_frame(unknown)
+    assert "identity service" in unknown.json["serviceUnavailable"]["message"]

@@ -180,6 +180,12 @@ def test_a_file_that_is_named_must_be_there(folder: Path) -> None:
         policy_of(folder, option="policy_file = other.yaml")
 
 
+def test_a_folder_that_is_none(folder: Path) -> None:
+    (folder / "policy.d").write_text("")
+    with pytest.raises(ConfigError, match=r"option policy_file: policy.yaml: .*policy.d"):
+        policy_of(folder)
+
+
 def test_rules_that_nothing_asks_are_told(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         policy_of(folder, '"backup:gte": "!"\n"ours": "role:x"\n"backup:get": "rule:ours"\n')
