@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
 from tests.integration.service import Client, Service, running
 from tests.servers.keystone import Keystone, User
@@ -179,6 +180,24 @@ def test_what_each_role_may_do(world: World, backup: str, role: str) -> None:
     for name, (method, path, body, refused) in REFUSED.items():
         if role in refused:
             assert client.request(method, _filled(path, backup), _filled(body, backup))[0] == 403, name
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_rules_of_later_versions(world: World, backup: str, role: str) -> None:
+    user = world.users[role]
+    url = f"http://127.0.0.1:{world.service.port}/v3/{user.project_id}/backups/{backup}"
+    headers = {"X-Auth-Token": world.token_of(user), "OpenStack-API-Version": "volume 3.56"}
+    # backup:update
+    answer = requests.put(url, json={"backup": {"description": role}}, headers=headers, timeout=60)
+    assert answer.status_code == (403 if role == "reader" else 200), answer.text
+    # backup:backup_project_attribute
+    shown = requests.get(url, headers=headers, timeout=60).json()["backup"]
+    owner = {key: shown.get(key) for key in ("os-backup-project-attr:project_id", "user_id")}
+    if role == "admin":
+        maker = world.users["member"]
+        assert list(owner.values()) == [maker.project_id, maker.id]
+    else:
+        assert list(owner.values()) == [None, None]
 
 
 def test_members_delete_and_administrators_force_it(world: World) -> None:
