@@ -8,10 +8,10 @@ import shutil
 import sys
 import tempfile
 
-from benchmarks import fragmented, listing, memory, requests, throughput
+from benchmarks import fragmented, listing, memory, requests, stores, throughput
 from benchmarks.table import Table
 
-PARTS = ("throughput", "fragmented", "memory", "large", "listing", "requests")
+PARTS = ("throughput", "fragmented", "memory", "large", "listing", "requests", "stores")
 
 
 def main() -> int:
@@ -39,6 +39,8 @@ def main() -> int:
                 throughput.run(table, directory, size, options.rounds)
             elif part == "fragmented":
                 fragmented.run(table, directory, size, options.rounds)
+            elif part == "stores":
+                stores.run(table, directory, size // 2, options.rounds)
             elif part == "memory":
                 memory.run(table, directory, size, options.rounds)
             elif part == "listing":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pickle
 import threading
@@ -53,11 +54,17 @@ def _runs(fd: int, start: int, end: int) -> list[tuple[int, int]]:
 
 
 def backup(
-    image: str, out: str, threads: int, level: int = 1, changed: frozenset[int] | None = None
+    image: str,
+    out: str,
+    threads: int,
+    level: int = 1,
+    changed: frozenset[int] | None = None,
+    put: Callable[[int, str, memoryview], None] | None = None,
 ) -> float:
     """Read what is no hole, hash it, compress what is not zero, write it.
 
     :param changed: blocks to compress and write; None: all.
+    :param put: stores an object, given the thread, a key and the bytes; None: they go to a file.
     :returns: seconds.
     """
     length = os.path.getsize(image)
@@ -66,6 +73,14 @@ def backup(
     def work(number: int) -> None:
         fd = os.open(image, os.O_RDONLY)
         sink = os.open(f"{out}.{number}", os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+        packs = itertools.count()
+
+        def write(data: memoryview) -> None:
+            if put is None:
+                os.write(sink, data)
+            else:
+                put(number, f"{number}-{next(packs)}", data)
+
         buffer = memoryview(bytearray(READ))
         pack = memoryview(bytearray(PACK + BLOCK))
         compress = zstandard.ZstdCompressor(level=level).compress
@@ -87,9 +102,10 @@ def backup(
                         pack[filled : filled + size] = data
                         filled += size
                         if filled >= PACK:
-                            os.write(sink, pack[:filled])
+                            write(pack[:filled])
                             filled = 0
-        os.write(sink, pack[:filled])
+        if filled:
+            write(pack[:filled])
         os.close(fd)
         os.close(sink)
 
@@ -120,8 +136,17 @@ def prepare_restore(image: str, out: str, threads: int, level: int = 1) -> None:
                 pickle.dump(index, index_file)
 
 
-def restore(out: str, target: str, length: int, threads: int) -> float:
-    """Read, decompress, hash and compare, write; joined where blocks are adjacent."""
+def restore(
+    out: str,
+    target: str,
+    length: int,
+    threads: int,
+    get: Callable[[int, int, int], bytes] | None = None,
+) -> float:
+    """Read, decompress, hash and compare, write; joined where blocks are adjacent.
+
+    :param get: returns bytes, given the thread, offset and length; None: they come from a file.
+    """
     with open(target, "wb") as file:
         file.truncate(length)
     indexes = []
@@ -141,7 +166,10 @@ def restore(out: str, target: str, length: int, threads: int) -> float:
             while stop < len(index) and index[stop][1] + index[stop][2] - start <= 8 << 20:
                 stop += 1
             end = index[stop - 1][1] + index[stop - 1][2]
-            data = memoryview(os.pread(source, end - start, start))
+            if get is None:
+                data = memoryview(os.pread(source, end - start, start))
+            else:
+                data = memoryview(get(number, start, end - start))
             joined: list[bytes | memoryview] = []
             begin = following = index[place][0]
             for offset, at, size, raw, digest in index[place:stop]:

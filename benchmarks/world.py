@@ -13,6 +13,7 @@ from typing import Any
 from backupfw.chunkstore.base import Body, Capabilities, CheckReport, ChunkStore, ObjectInfo
 from backupfw.chunkstore.container import Container
 from backupfw.chunkstore.errors import NotFound, RangeError
+from backupfw.chunkstore.layers.metrics import Recorder
 from backupfw.chunkstore.loader import load_driver, open_store
 from backupfw.engine.format.geometry import Geometry
 from backupfw.engine.ports import BackupJob
@@ -98,8 +99,15 @@ def container_of(store: ChunkStore) -> Container:
 
 def posix_container(directory: str) -> Container:
     """Open the POSIX driver with all layers and its defaults."""
-    options = {opt.dest: opt.default for opt in load_driver("posix").options()}
-    return container_of(open_store("bench", "posix", SimpleNamespace(**{**options, "path": directory})))
+    return store_container("posix", path=directory)
+
+
+def store_container(driver: str, metrics: Recorder | None = None, **changes: Any) -> Container:
+    """Open a driver with all layers and its defaults, but for what is given."""
+    options = {opt.dest: opt.default for opt in load_driver(driver).options()}
+    return container_of(
+        open_store("bench", driver, SimpleNamespace(**{**options, **changes}), metrics=metrics)
+    )
 
 
 #: Objects up to this size are read and written as a whole.
