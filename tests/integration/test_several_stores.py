@@ -147,8 +147,8 @@ def test_an_import_finds_its_store_without_a_usable_hint(tmp_path: Path) -> None
     with running(tmp_path / "other", options) as other:
         client = other.client("elsewhere")
 
-        def take(hint: Any) -> tuple[str | None, str | None]:
-            text = json.dumps({**record, "driver_info": {"store": hint}})
+        def take(hint: Any, **changes: Any) -> tuple[str | None, str | None]:
+            text = json.dumps({**record, "driver_info": {"store": hint}, **changes})
             exported["backup_url"] = base64.b64encode(text.encode()).decode()
             client.expect(201, "POST", "/backups/import_record", {"backup-record": exported})
             status = client.wait_status("backup", backup, "available", "error")
@@ -172,11 +172,15 @@ def test_an_import_finds_its_store_without_a_usable_hint(tmp_path: Path) -> None
         assert store_of(other, backup) == "right"
         assert same_content(image, path_of(client, client.restore(backup)), LENGTH)
         drop()
+        # A container that no store here could have is one that has nothing.
+        nowhere = "No enabled store has the data that the backup record names."
+        assert take("left", container=".hidden") == ("error", nowhere)
+        drop()
         # Nothing was deleted with the records: the data is another installation's.
         assert len(files(left)) == len(files(right)) == len(files(made / "one"))
         shutil.rmtree(left)
         shutil.rmtree(right)
-        assert take("left") == ("error", "No enabled store has the data that the backup record names.")
+        assert take("left") == ("error", nowhere)
 
 
 @pytest.fixture

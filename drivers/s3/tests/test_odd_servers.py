@@ -420,3 +420,12 @@ def test_not_even_debugging_shows_secrets(scripted: Any, caplog: pytest.LogCaptu
     assert len(caplog.records) > 0
     for text in ("AKIDNEVERSHOWN", "never-shown"):
         assert not [line for line in said if text in line]
+
+
+def test_requests_go_through_the_proxy(scripted: Any) -> None:
+    scripted.answer = lambda method, path: (404, {}, error("NoSuchKey"))
+    store = scripted.open(endpoint="http://storage.invalid", proxy=scripted.endpoint)
+    with pytest.raises(NotFound):
+        store.get("bucket", "key")
+    # A plain HTTP proxy is asked for the absolute address.
+    assert [request[:2] for request in scripted.requests] == [("GET", "http://storage.invalid/bucket/key")]
