@@ -97,6 +97,10 @@ class Route:
         return action.handler
 
 
+#: Key of a request's environment: the template of the route it took.
+ROUTE = "backupfw.route"
+
+
 class Router:
     """Finds the route of a request.  Immutable, so thread-safe.
 

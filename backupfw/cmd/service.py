@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -15,6 +15,8 @@ from waitress import wasyncore
 from backupfw.api.app import Managers, make_app
 from backupfw.chunkstore.loader import load_driver
 from backupfw.cmd import database
+from backupfw.cmd.meters import Meters
+from backupfw.cmd.monitoring import Health, Listener
 from backupfw.conf import volumes
 from backupfw.conf.stores import group_of
 from backupfw.db.session import Database
@@ -88,11 +90,11 @@ class ApiServer:
     :ivar url: where it answers; it does from the moment the object is made.
     """
 
-    def __init__(self, conf: cfg.ConfigOpts, managers: Managers) -> None:
+    def __init__(self, conf: cfg.ConfigOpts, managers: Managers, meters: Meters) -> None:
         api = conf.api
         self._sockets: dict[int, Any] = {}
         self._server: Any = waitress.create_server(
-            make_app(managers, conf),
+            meters.measured(make_app(managers, conf)),
             map=self._sockets,
             host=api.listen,
             port=api.port,
@@ -117,6 +119,10 @@ class ApiServer:
             # Its sockets were closed under it: that is how it ends.
             LOG.debug("The API server ended", exc_info=True)
 
+    def runs(self) -> bool:
+        """Whether requests are answered."""
+        return self._thread.is_alive()
+
     def close(self) -> None:
         """Take no more requests; those under way have a few seconds to end."""
         # Threads that answer wake the loop when they are done: they end before its sockets do.
@@ -129,7 +135,9 @@ class ApiServer:
 class WorkerProcess:
     """A worker with everything it needs; owns its stores."""
 
-    def __init__(self, conf: cfg.ConfigOpts, db: Database, dispatch: Dispatch, alone: bool) -> None:
+    def __init__(
+        self, conf: cfg.ConfigOpts, db: Database, dispatch: Dispatch, alone: bool, meters: Meters
+    ) -> None:
         """Make the worker; :meth:`start` starts it.
 
         :param alone: no other process of this host works on the database: what it left running is dead.
@@ -138,7 +146,7 @@ class WorkerProcess:
         self._tasks = Tasks(db, conf.backup.max_attempts, lambda: Limits.of(conf))
         self._conf = conf
         self._alone = alone
-        self._stores = Stores(conf, stop=self._ending.is_set)
+        self._stores = Stores(conf, stop=self._ending.is_set, recorder=meters)
         conf.register_mutate_hook(lambda *_: self._stores.set_limits())
         services = ServiceManager(db, conf)
         wire_names = self._stores.wire_names
@@ -162,6 +170,7 @@ class WorkerProcess:
             ),
             expire_waiting=lambda: look_after(backup_tasks, MessageManager(db, conf)),
             volume_host=volumes.host_of_new(conf),
+            meter=meters,
             reach=Reach(
                 conf.host, BACKUP_BINARY, conf.availability_zone, frozenset(wire_names), every_volume
             ),
@@ -186,11 +195,34 @@ class WorkerProcess:
                 LOG.warning("Going on with %s task(s) that an earlier process left", taken)
         self._worker.start()
 
+    def runs(self) -> bool:
+        """Whether tasks are taken."""
+        return self._worker.runs()
+
     def close(self) -> None:
         """End running attempts within seconds, giving their tasks back, and close the stores."""
         self._ending.set()
         self._worker.stop()
         self._stores.close()
+
+
+def monitor(
+    stack: ExitStack,
+    conf: cfg.ConfigOpts,
+    db: Database,
+    meters: Meters,
+    parts: Mapping[str, Callable[[], bool]],
+) -> None:
+    """Listen for ``/metrics``, ``/live`` and ``/ready``, if the configuration says where.
+
+    :param stack: closes the listener at its end.
+    :param parts: see :class:`backupfw.cmd.monitoring.Health`.
+    """
+    if conf.metrics.port is None:
+        return
+    dispatch = "messages" if conf.transport_url else "this process and looks into the database"
+    listener = Listener(conf, meters, Health(db, parts, dispatch))
+    stack.callback(listener.close)
 
 
 class EmbeddedService:
@@ -210,11 +242,13 @@ class EmbeddedService:
             stack.callback(db.close)
             dispatch = make_dispatch(self._conf, listens=True)
             stack.callback(dispatch.close)
-            worker = WorkerProcess(self._conf, db, dispatch, alone=True)
+            meters = Meters(db)
+            worker = WorkerProcess(self._conf, db, dispatch, alone=True, meters=meters)
             worker.start()
             stack.callback(worker.close)
-            server = ApiServer(self._conf, make_managers(self._conf, db, dispatch.wake))
+            server = ApiServer(self._conf, make_managers(self._conf, db, dispatch.wake), meters)
             stack.callback(server.close)
+            monitor(stack, self._conf, db, meters, {"worker": worker.runs, "api": server.runs})
             self.url = server.url
             self._stack = stack.pop_all()
         return self
@@ -235,8 +269,10 @@ def run_api(conf: cfg.ConfigOpts, stop: threading.Event, ready: Callable[[str], 
         stack.callback(db.close)
         dispatch = make_dispatch(conf, listens=False)
         stack.callback(dispatch.close)
-        server = ApiServer(conf, make_managers(conf, db, dispatch.wake))
+        meters = Meters(db)
+        server = ApiServer(conf, make_managers(conf, db, dispatch.wake), meters)
         stack.callback(server.close)
+        monitor(stack, conf, db, meters, {"api": server.runs})
         ready(server.url)
         # Operations that no worker takes end after a while, and nobody else is there to see to it.
         waiting, messages = BackupTasks(db, conf), MessageManager(db, conf)
@@ -257,8 +293,10 @@ def run_worker(conf: cfg.ConfigOpts, stop: threading.Event, ready: Callable[[], 
         stack.callback(db.close)
         dispatch = make_dispatch(conf, listens=True)
         stack.callback(dispatch.close)
-        worker = WorkerProcess(conf, db, dispatch, alone=False)
+        meters = Meters(db)
+        worker = WorkerProcess(conf, db, dispatch, alone=False, meters=meters)
         worker.start()
         stack.callback(worker.close)
+        monitor(stack, conf, db, meters, {"worker": worker.runs})
         ready()
         stop.wait()

@@ -19,6 +19,7 @@ from backupfw.conf import (
     identity,
     logging,
     messaging,
+    metrics,
     middleware,
     placement,
     policy,
@@ -32,7 +33,7 @@ from backupfw.errors import ConfigError
 #: Read when neither a file nor a state directory is given, if it exists.
 SYSTEM_CONFIG = "/etc/backupfw/backupfw.conf"
 
-GROUPS = (default, logging, messaging, api, middleware, backup, database, quota, policy, volumes)
+GROUPS = (default, logging, messaging, api, middleware, backup, database, quota, policy, metrics, volumes)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ Clocks: leases and delays are compared with the database's clock only.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
@@ -62,6 +62,7 @@ class Task:
     :ivar failures: attempts before this one that failed (or were lost) without progress.
     :ivar checkpoint: how far an earlier attempt of a restore got, in the engine's words.
     :ivar fail_reason: why the attempts before it failed, as far as they told.
+    :ivar taken_over: another worker's lease ran out before this claim.
     :ivar cancel: somebody cancelled it: clean up and :meth:`Tasks.discard` it.
     """
 
@@ -75,6 +76,7 @@ class Task:
     failures: int = 0
     checkpoint: int = 0
     cancel: bool = False
+    taken_over: bool = False
     payload: dict[str, Any] = field(default_factory=dict)
     fail_reason: str | None = None
 
@@ -429,7 +431,8 @@ def _mine(task: Task) -> ColumnElement[bool]:
 
 
 def _claimed(session: Session, found: models.Task, owner: str, lease_seconds: float) -> Task:
-    if found.state == RUNNING and not found.progressed:
+    taken_over = found.state == RUNNING
+    if taken_over and not found.progressed:
         found.failures += 1
         found.fail_reason = found.fail_reason or "The worker was lost."
     moment = now(session)
@@ -443,7 +446,7 @@ def _claimed(session: Session, found: models.Task, owner: str, lease_seconds: fl
     found.not_before = None
     found.updated_at = moment
     session.flush()
-    return as_task(found)
+    return replace(as_task(found), taken_over=taken_over)
 
 
 def _locked(session: Session, task: Task) -> models.Task:

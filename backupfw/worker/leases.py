@@ -64,6 +64,10 @@ class LeaseKeeper:
         """Start the thread."""
         self._thread.start()
 
+    def runs(self) -> bool:
+        """Whether leases are being renewed."""
+        return self._thread.is_alive()
+
     def deadline(self, before_renewal: float) -> float:
         """The boot time until which a lease that was asked for at ``before_renewal`` is trusted."""
         return before_renewal + self._lease_seconds * TRUST_UNTIL

@@ -13,6 +13,7 @@ from oslo_log import log
 from backupfw.chunkstore.base import ChunkStore
 from backupfw.chunkstore.container import Container
 from backupfw.chunkstore.errors import ChunkStoreError, Unavailable
+from backupfw.chunkstore.layers.metrics import Recorder
 from backupfw.chunkstore.layers.stack import set_limits
 from backupfw.chunkstore.loader import load_driver, open_store
 from backupfw.conf.stores import default_container, group_of
@@ -117,11 +118,18 @@ class Stores:
     cost a moment each, not a worker's slot for the length of every timeout.
 
     :param conf: the configuration: ``enabled_stores`` and a group ``store:NAME`` for each.
+    :param recorder: hears what every call to a store took.
     :param stop: True when the process shuts down, so that nothing is retried any more.
     """
 
-    def __init__(self, conf: cfg.ConfigOpts, stop: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self,
+        conf: cfg.ConfigOpts,
+        stop: Callable[[], bool] = lambda: False,
+        recorder: Recorder | None = None,
+    ) -> None:
         self._conf = conf
+        self._recorder = recorder
         self._stop = stop
         self._stores = {name: self._make(name) for name in conf.enabled_stores}
 
@@ -130,7 +138,7 @@ class Stores:
         return _Store(
             name,
             default_container(self._conf, name),
-            lambda: open_store(name, group.driver, group, stop=self._stop),
+            lambda: open_store(name, group.driver, group, metrics=self._recorder, stop=self._stop),
         )
 
     @property

@@ -96,6 +96,10 @@ class Worker:
         # Each attempt gave its task back itself, unless the database did not answer just then.
         self._tasks.abandon_all(self._owner)
 
+    def runs(self) -> bool:
+        """Whether tasks are claimed and leases kept."""
+        return self._thread.is_alive() and self._leases.runs()
+
     def _run(self) -> None:
         next_expiry = time.monotonic()
         while not self._stopping.is_set():
@@ -147,6 +151,7 @@ class Worker:
         """Run one attempt to its end.  Every error of a task arrives here."""
         LOG.info("[%s] Task %s: %s of %s, attempt %s", task.request_id, task.id, task.kind,
                  task.resource_id, task.attempt)  # fmt: skip
+        self._tools.meter.attempt(task.kind, task.taken_over)
         try:
             if task.cancel:
                 raise TaskCancelled("The task was cancelled.")

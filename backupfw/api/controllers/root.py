@@ -14,7 +14,7 @@ from backupfw.api.controllers.base import Settings
 from backupfw.api.links import Links, base_url
 from backupfw.api.query import Query
 from backupfw.api.request import ApiRequest
-from backupfw.api.routing import Call, Route, Router
+from backupfw.api.routing import ROUTE, Call, Route, Router
 from backupfw.context import RequestContext
 
 
@@ -53,6 +53,7 @@ class RootController:
             raise errors.MalformedUrl
         version: versions.ApiVersion = request.environ[versions.VERSION]
         route, args = self._router.find(method, path.rest, version)
+        request.environ[ROUTE] = route.template
         body = request.read_json() if route.takes_body else None
         handler = route.choose(version, body)
         result = handler(

@@ -69,6 +69,7 @@ class BackupCreate(Handler):
         wire_name = tools.stores.wire_names[plan.store]
         control.check()
         tools.backups.finish_create(task, _create_result(result, job.geometry.length, tools.host, wire_name))
+        tools.meter.backed_up(result)
 
     def failed(self, task: Task, reason: str) -> None:
         """See :meth:`Handler.failed`."""

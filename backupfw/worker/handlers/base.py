@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Protocol
 
+from backupfw.engine.ports import BackupResult
 from backupfw.manager import rows
 from backupfw.manager.backup_tasks import BackupTasks
 from backupfw.manager.claims import Reach
@@ -33,6 +35,26 @@ class EngineSettings:
     create_containers: bool = True
 
 
+class Meter(Protocol):
+    """Hears what workers do.  Called from any thread; must be quick and must not raise."""
+
+    def attempt(self, kind: str, taken_over: bool) -> None:
+        """Hear that an attempt begins, and whether another worker had lost the task."""
+
+    def backed_up(self, result: BackupResult) -> None:
+        """Hear what a finished backup did."""
+
+
+class NullMeter:
+    """Hears nothing."""
+
+    def attempt(self, kind: str, taken_over: bool) -> None:
+        """Do nothing."""
+
+    def backed_up(self, result: BackupResult) -> None:
+        """Do nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tools:
     """What handlers work with; shared by all tasks of a worker, thread-safe.
@@ -41,6 +63,7 @@ class Tools:
     :ivar heartbeat: writes the worker's own sign of life.
     :ivar expire_waiting: called now and then: ends tasks that no worker could claim for too long.
     :ivar volume_host: the host whose workers alone can open the volumes that are made here; None: all can.
+    :ivar meter: hears what is done.
     :ivar reach: what this worker can serve; None: everything.
     """
 
@@ -55,6 +78,7 @@ class Tools:
     expire_waiting: Callable[[], object]
     volume_host: str | None = None
     reach: Reach | None = None
+    meter: Meter = field(default_factory=NullMeter)
 
 
 class Handler(abc.ABC):

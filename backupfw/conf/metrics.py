@@ -1,0 +1,33 @@
+"""``[metrics]``: where a process tells how it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from oslo_config import cfg
+
+GROUP = "metrics"
+
+OPTS = (
+    cfg.PortOpt(
+        "port",
+        help="TCP port on which this process answers /metrics (Prometheus), /live and /ready; unset: it does"
+        " not.  One per process: API and worker on one host need two.",
+    ),
+    cfg.HostAddressOpt(
+        "listen",
+        default="127.0.0.1",
+        help="Address for [metrics] port.  Whoever reaches it reads the figures."
+        "  Nobody is asked who they are.",
+    ),
+)
+
+
+def register_opts(conf: cfg.ConfigOpts) -> None:
+    """Register this group on a private ``conf``."""
+    conf.register_opts(OPTS, GROUP)
+
+
+def list_opts() -> list[tuple[str, Sequence[cfg.Opt]]]:
+    """Return ``(section, options)`` pairs for validation and the sample file."""
+    return [(GROUP, OPTS)]

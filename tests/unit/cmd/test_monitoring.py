@@ -1,0 +1,153 @@
+"""``/metrics``, ``/live`` and ``/ready`` of a real service, before, during and after work."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy import text, update
+
+from backupfw.cmd import database, service
+from backupfw.cmd.monitoring import Health
+from backupfw.db.models import Task
+from backupfw.db.session import now
+from tests.integration.service import free_port
+from tests.unit.cmd.conftest import Run
+from tests.unit.cmd.test_backup import backup_id, load_conf
+
+__all__ = ["backup_id"]
+
+
+def get(url: str) -> tuple[int, bytes]:
+    try:
+        with urllib.request.urlopen(url, timeout=30) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+
+
+def figures(text_: bytes) -> dict[tuple[str, ...], float]:
+    """The samples by name and the values of their labels, in the order of the labels' names."""
+    return {
+        (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text_.decode())
+        for sample in family.samples
+    }
+
+
+@pytest.fixture
+def served(run: Run, state: Path, tmp_path: Path) -> Iterator[tuple[str, str, Any]]:
+    """A service with a listener: the API's URL, the listener's, its configuration."""
+    image = tmp_path / "image.raw"
+    image.write_bytes(bytes(range(256)) * 4096)
+    assert run("volume", "adopt", str(image)).status == 0
+    conf = load_conf(state)
+    conf.set_override("port", 0, "api")
+    conf.set_override("port", free_port(), "metrics")
+    with service.EmbeddedService(conf) as serving:
+        yield serving.url, f"http://127.0.0.1:{conf.metrics.port}", conf
+
+
+def api(url: str, path: str, body: Any = None) -> Any:
+    data = None if body is None else json.dumps(body).encode()
+    asked = urllib.request.Request(f"{url}v3/demo{path}", data, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(asked, timeout=30) as answer:
+        return json.load(answer)
+
+
+def test_a_backup_in_figures(served: tuple[str, str, Any]) -> None:
+    url, listener, _ = served
+    (volume,) = api(url, "/volumes")["volumes"]
+    for incremental in (False, True):
+        body = {"backup": {"volume_id": volume["id"], "incremental": incremental}}
+        made = api(url, "/backups", body)["backup"]["id"]
+        end = time.monotonic() + 60
+        while api(url, f"/backups/{made}")["backup"]["status"] != "available":
+            assert time.monotonic() < end
+            time.sleep(0.05)
+    status, answer = get(f"{listener}/metrics")
+    assert status == 200
+    found = figures(answer)
+    assert found["backupfw_task_attempts_total", "backup.create"] == 2
+    assert found["backupfw_backup_read_bytes_total",] >= 2 << 20
+    stored = found["backupfw_backup_stored_bytes_total",]
+    assert 0 < stored <= found["backupfw_store_bytes_total", "sent", "main"]
+    assert found["backupfw_backup_deduplicated_bytes_total",] > 0
+    assert found["backupfw_store_seconds_count", "put", "main"] >= 4
+    assert found["backupfw_api_request_seconds_count", "POST", "/backups", "202"] == 2
+    assert found["backupfw_api_request_seconds_count", "GET", "/backups/{backup_id}", "200"] >= 2
+    assert found["backupfw_tasks", "backup.create", "running"] == 0
+    assert found["backupfw_queue_age_seconds",] == 0
+    # No id, of anything, stands in a label.
+    assert volume["id"].encode() not in answer
+    assert made.encode() not in answer
+
+
+def test_live_and_ready(served: tuple[str, str, Any]) -> None:
+    _url, listener, conf = served
+    ok = {"worker": "ok", "api": "ok"}
+    assert [get(f"{listener}/live")[0], json.loads(get(f"{listener}/live")[1])] == [200, ok]
+    status, answer = get(f"{listener}/ready")
+    assert status == 200
+    assert json.loads(answer) == {
+        **ok,
+        "database": "ok",
+        "dispatch": "this process and looks into the database",
+    }
+    assert get(f"{listener}/elsewhere")[0] == 404
+    with database.opened(conf) as db, db.write() as session:
+        session.execute(text("UPDATE alembic_version SET version_num = '0001'"))
+    status, answer = get(f"{listener}/ready")
+    assert (status, json.loads(answer)["database"]) == (503, "another schema")
+    assert get(f"{listener}/live")[0] == 200
+
+
+def test_a_part_that_ended_and_a_database_that_is_away() -> None:
+    class Away:
+        engine = None
+
+    health = Health(Away(), {"worker": lambda: False}, "messages")  # type: ignore[arg-type]
+    assert health.live() == (False, {"worker": "ended"})
+    assert health.ready() == (
+        False,
+        {"worker": "ended", "database": "does not answer", "dispatch": "messages"},
+    )
+
+
+def test_the_queue_gets_older(run: Run, state: Path, backup_id: str) -> None:
+    from backupfw.cmd.meters import Meters
+    from backupfw.manager import tasks
+
+    conf = load_conf(state)
+    with database.opened(conf) as db:
+        with db.write() as session:
+            tasks.add(
+                session,
+                tasks.BACKUP_DELETE,
+                resource_id=backup_id,
+                source_id=None,
+                project_id="demo",
+                request_id=None,
+            )
+            session.execute(update(Task).values(updated_at=now(session) - timedelta(seconds=500)))
+        meters = Meters(db)
+        meters.attempt("backup.delete", taken_over=True)
+        meters.operation("main", "get", 0.1, 0, 5, OSError("no"))
+        found = figures(meters.text())
+    assert 500 <= found["backupfw_queue_age_seconds",] < 1000
+    assert found["backupfw_tasks", "backup.delete", "queued"] == 1
+    assert found["backupfw_lease_take_overs_total", "backup.delete"] == 1
+    assert found["backupfw_store_errors_total", "OSError", "get", "main"] == 1
+
+
+def test_it_is_off_unless_a_port_is_given(run: Run, state: Path) -> None:
+    run("volume", "list")
+    assert load_conf(state).metrics.port is None
