@@ -25,6 +25,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from backupfw import steps
 from backupfw.chunkstore.container import Container
 from backupfw.chunkstore.errors import NotFound, RangeError
 from backupfw.engine import objects
@@ -92,6 +93,7 @@ def run(
     with subtract(spool, relatives, container, control, origins) as doomed:
         delete_all(doomed, container, control)
         control.check()
+        steps.reach("delete.data-deleted")
         container.delete([manifest_key])
         return ReleaseResult(doomed.count + 1, doomed.size + size, complete=origins is not None)
 

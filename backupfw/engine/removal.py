@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 
+from backupfw import steps
 from backupfw.chunkstore.container import Container
 from backupfw.chunkstore.errors import ChunkStoreError, DeleteFailed
 from backupfw.engine.candidates import Candidate, Spool
@@ -67,4 +68,5 @@ def _delete(container: Container, keys: list[str]) -> dict[str, ChunkStoreError]
         container.delete(keys)
     except DeleteFailed as error:
         return error.errors
+    steps.reach("delete.some-deleted")
     return {}

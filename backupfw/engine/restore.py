@@ -10,6 +10,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 
+from backupfw import steps
 from backupfw.chunkstore.container import Container
 from backupfw.engine.format.manifest import ManifestReader
 from backupfw.engine.pool import Halt, Meter, Streams
@@ -145,4 +146,6 @@ class _Progress:
                 self._target.release_cache(task.first * self._segment_size, length)
         self._written.clear()
         self._since = time.monotonic()
+        steps.reach("restore.flushed", segment)
         self._checkpoint.save(segment)
+        steps.reach("restore.checkpointed", segment)

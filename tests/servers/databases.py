@@ -30,31 +30,65 @@ def postgresql_programs() -> Path | None:
     return Path(places[-1]).parent if places else None
 
 
+class PostgreSQL:
+    """A server that a test may stop and start again.
+
+    :ivar url: the SQLAlchemy URL of its first database.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        programs = postgresql_programs()
+        assert programs is not None
+        self._directory = directory
+        self._user = user = unprivileged_user()
+        hand_over(directory, user)
+        data = directory / "data"
+        subprocess.run(
+            [programs / "initdb", "-D", data, "-U", "tester", "-A", "trust", "-E", "UTF8",
+             "--locale=C.UTF-8", "--no-sync", "--no-instructions"],
+            check=True, capture_output=True, user=user, extra_groups=[] if user else None, cwd=directory,
+        )  # fmt: skip
+        port = free_port()
+        settings = ["listen_addresses=127.0.0.1", "dynamic_shared_memory_type=mmap", "fsync=off",
+                    "synchronous_commit=off", "full_page_writes=off", "shared_buffers=32MB",
+                    "max_connections=100"]  # fmt: skip
+        command = [str(programs / "postgres"), "-D", str(data), "-p", str(port), "-k", str(directory)]
+        self._command = [*command, *(word for item in settings for word in ("-c", item))]
+        self._base = f"postgresql+psycopg2://tester@127.0.0.1:{port}"
+        self.url = f"{self._base}/postgres"
+        self._server: ServerProcess | None = None
+        self._made = 0
+
+    def start(self) -> None:
+        """Start the server and return when clients can come."""
+        self._server = ServerProcess(self._command, self._directory, self._user)
+        self._server.wait_ready(lambda: _answers(self.url))
+
+    def close(self) -> None:
+        """Stop the server; clients' connections break."""
+        if self._server is not None:
+            self._server.stop(signal.SIGINT)
+            self._server = None
+
+    def create_database(self) -> str:
+        """Make an empty database and return its URL."""
+        self._made += 1
+        engine = create_engine(self.url, isolation_level="AUTOCOMMIT")
+        with engine.connect() as connection:
+            connection.execute(text(f"CREATE DATABASE made{self._made}"))
+        engine.dispose()
+        return f"{self._base}/made{self._made}"
+
+
 @contextmanager
 def postgresql(directory: Path) -> Iterator[str]:
     """Run PostgreSQL on an empty database; yields its SQLAlchemy URL."""
-    programs = postgresql_programs()
-    assert programs is not None
-    user = unprivileged_user()
-    hand_over(directory, user)
-    data = directory / "data"
-    subprocess.run(
-        [programs / "initdb", "-D", data, "-U", "tester", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8",
-         "--no-sync", "--no-instructions"],
-        check=True, capture_output=True, user=user, extra_groups=[] if user else None, cwd=directory,
-    )  # fmt: skip
-    port = free_port()
-    settings = ["listen_addresses=127.0.0.1", "dynamic_shared_memory_type=mmap", "fsync=off",
-                "synchronous_commit=off", "full_page_writes=off", "shared_buffers=32MB",
-                "max_connections=100"]  # fmt: skip
-    command = [str(programs / "postgres"), "-D", str(data), "-p", str(port), "-k", str(directory)]
-    server = ServerProcess([*command, *(word for item in settings for word in ("-c", item))], directory, user)
-    url = f"postgresql+psycopg2://tester@127.0.0.1:{port}/postgres"
+    server = PostgreSQL(directory)
     try:
-        server.wait_ready(lambda: _answers(url))
-        yield url
+        server.start()
+        yield server.url
     finally:
-        server.stop(signal.SIGINT)
+        server.close()
 
 
 def mariadb_programs() -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 from oslo_log import log
 
+from backupfw import steps
 from backupfw.chunkstore.container import Container
 from backupfw.chunkstore.errors import NotFound
 from backupfw.engine import backup as engine
@@ -43,6 +44,7 @@ class TaskJournal:
     def record(self, entries: Sequence[tuple[int, bytes]]) -> None:
         """See :meth:`backupfw.engine.ports.Journal.record`."""
         self._backups.record_segments(self._task, entries)
+        steps.reach("backup.recorded")
 
 
 class BackupCreate(Handler):
@@ -51,14 +53,18 @@ class BackupCreate(Handler):
     def run(self, task: Task, control: TaskControl) -> None:
         """See :meth:`Handler.run`."""
         tools = self._tools
+        steps.reach("backup.begun")
         plan = tools.backups.start_create(task)
+        steps.reach("backup.planned")
         container = tools.stores.container(plan.store, plan.container)
         self._need(container)
         with self._source(task, plan, control) as source:
             plan = tools.backups.bind_source(task, source.identity)
+            steps.reach("backup.bound")
             job = self._job(plan, source)
             journal = TaskJournal(tools.backups, task, plan)
             result = engine.run(job, source, container, journal, control)
+        steps.reach("backup.manifest-put")
         if result.base_problem is not None:
             LOG.warning("[%s] Backup %s shares nothing with its parent: %s", task.request_id,
                         plan.backup.id, result.base_problem)  # fmt: skip
@@ -70,6 +76,7 @@ class BackupCreate(Handler):
         control.check()
         tools.backups.finish_create(task, _create_result(result, job.geometry.length, tools.host, wire_name))
         tools.meter.backed_up(result)
+        steps.reach("backup.committed")
 
     def failed(self, task: Task, reason: str) -> None:
         """See :meth:`Handler.failed`."""

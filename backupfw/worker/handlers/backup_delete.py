@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from oslo_log import log
 
+from backupfw import steps
 from backupfw.chunkstore.container import Container
 from backupfw.chunkstore.errors import NotFound
 from backupfw.engine import cleanup, release
@@ -23,12 +24,16 @@ class BackupDelete(Handler):
     def run(self, task: Task, control: TaskControl) -> None:
         """See :meth:`Handler.run`."""
         tools = self._tools
+        steps.reach("delete.begun")
         drop_temp_snapshot(tools.backups, tools.provider, task.resource_id)
         plan = tools.backups.start_delete(task)
+        steps.reach("delete.planned")
         if plan is None:
             return
         remove(plan, tools.stores.container(plan.store, plan.container), control)
+        steps.reach("delete.removed")
         tools.backups.finish_delete(task, plan)
+        steps.reach("delete.committed")
 
     def failed(self, task: Task, reason: str) -> None:
         """See :meth:`Handler.failed`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from oslo_log import log
 
+from backupfw import steps
 from backupfw.chunkstore.container import Container
 from backupfw.chunkstore.errors import ChunkStoreError, InvalidName, NotFound
 from backupfw.engine import verify
@@ -24,13 +25,19 @@ class BackupImport(Handler):
     def run(self, task: Task, control: TaskControl) -> None:
         """See :meth:`Handler.run`."""
         tools = self._tools
+        steps.reach("import.begun")
         plan = tools.backups.start_import(task, tools.stores.wire_names)
+        steps.reach("import.planned")
         if (parsed := keys.parse(plan.key)) is None or parsed.kind != "manifest":
             raise InvalidInput(
                 "The backup record is not of this service's format; other layouts cannot be read yet."
             )
         store, container = self._find(plan)
-        tools.backups.finish_import(task, self._facts(plan, store, container, control))
+        steps.reach("import.found")
+        facts = self._facts(plan, store, container, control)
+        steps.reach("import.verified")
+        tools.backups.finish_import(task, facts)
+        steps.reach("import.committed")
 
     def failed(self, task: Task, reason: str) -> None:
         """See :meth:`Handler.failed`."""

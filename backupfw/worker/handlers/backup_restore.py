@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from backupfw import steps
 from backupfw.engine import restore as engine
 from backupfw.engine.format.manifest import read_head
 from backupfw.engine.ports import Checkpoint
@@ -22,21 +23,27 @@ class BackupRestore(Handler):
     def run(self, task: Task, control: TaskControl) -> None:
         """See :meth:`Handler.run`."""
         tools = self._tools
+        steps.reach("restore.begun")
         plan = tools.backups.start_restore(task)
+        steps.reach("restore.planned")
         container = tools.stores.container(plan.store, plan.container)
         try:
             # Read before the target is opened: a backup that is gone costs the volume nothing.
             head = read_head(container, plan.key)
             target = self._made(task, plan, control)
+            steps.reach("restore.made")
             checkpoint = Checkpoint(plan.checkpoint, lambda segment: tools.tasks.checkpoint(task, segment))
             with tools.provider.open_target(target, _fence_number(task)) as opened:
+                steps.reach("restore.opened")
                 engine.run(plan.key, container, opened, control, checkpoint, streams=tools.engine.streams)
         except Damaged as error:
             # The next incremental stores the blocks of a damaged object anew.
             tools.backups.record_damage(plan.store, plan.container, error.key, error.reason)
             raise
+        steps.reach("restore.written")
         control.check()
         tools.backups.finish_restore(task, _restored_volume(head.record))
+        steps.reach("restore.committed")
 
     def failed(self, task: Task, reason: str) -> None:
         """See :meth:`Handler.failed`."""

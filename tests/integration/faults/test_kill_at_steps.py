@@ -1,0 +1,133 @@
+"""kill -9 of a worker at every named step: another one goes on, and nothing is lost or left."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from backupfw import steps
+from tests.integration.content import MIB, change_image, same_content, write_image
+from tests.integration.faults.world import Installation
+from tests.integration.service import Client
+
+pytestmark = pytest.mark.server
+
+SEGMENTS = 8
+STREAMS = 2
+
+
+def at(task: str) -> list[str]:
+    found = [name for name in steps.STEPS if name.startswith(f"{task}.")]
+    assert found
+    return found
+
+
+class Killing:
+    """Two workers; one that is killed comes back while the other takes over."""
+
+    def __init__(self, installed: Installation) -> None:
+        self.installed = installed
+        for name in ("w1", "w2"):
+            installed.start_worker(name, wait=False)
+        for worker in installed.workers.values():
+            worker.wait_ready()
+
+    def arm(self, step: str) -> None:
+        self.installed.forget_steps()
+        self.installed.arm(step)
+
+    def died(self, step: str) -> None:
+        """Wait for the kill and start the killed worker again."""
+        dead = self.installed.wait_struck(step)
+        dead.wait_dead()
+        (name,) = [name for name, worker in self.installed.workers.items() if worker is dead]
+        self.installed.start_worker(name)
+
+
+@pytest.fixture
+def killing(installed: Installation) -> Killing:
+    return Killing(installed)
+
+
+def volume_of(client: Client, tmp_path: Path, seed: int) -> tuple[Path, str]:
+    image = tmp_path / f"image{seed}.raw"
+    write_image(image, SEGMENTS * MIB, seed)
+    return image, client.adopt(image)
+
+
+def test_backup(killing: Killing, tmp_path: Path) -> None:
+    client = killing.installed.client()
+    image, volume = volume_of(client, tmp_path, 1)
+    previous = client.backup(volume)
+    for number, step in enumerate(at("backup")):
+        change_image(image, number)
+        killing.arm(step)
+        made = client.backup(volume, wait=False, incremental=bool(number % 2))
+        killing.died(step)
+        client.wait_status("backup", made, "available")
+        assert client.status("volume", volume) == "available", step
+        # A segment whose map was recorded is not put again: at most the one each stream was at.
+        maps = Counter(
+            line.split(" ")[2] for line in killing.installed.reached() if line.startswith("backup.map-put ")
+        )
+        assert sum(maps.values()) - len(maps) <= STREAMS, (step, maps)
+        client.delete_backup(previous)
+        previous = made
+        target = client.restore(made)
+        assert same_content(image, killing.installed.path_of(target), SEGMENTS * MIB), step
+        client.expect(202, "DELETE", f"/volumes/{target}")
+    killing.installed.audit()
+
+
+def test_restore(killing: Killing, tmp_path: Path) -> None:
+    client = killing.installed.client()
+    image, volume = volume_of(client, tmp_path, 1)
+    dirty, target = volume_of(client, tmp_path, 2)
+    backup = client.backup(volume)
+    for number, step in enumerate(at("restore")):
+        write_image(dirty, SEGMENTS * MIB, 100 + number)
+        killing.arm(step)
+        place = client.restore(backup, target if number % 2 else None, wait=False)
+        killing.died(step)
+        client.wait_status("backup", backup, "available")
+        client.wait_status("volume", place, "available")
+        assert same_content(image, killing.installed.path_of(place), SEGMENTS * MIB), step
+        if place != target:
+            client.expect(202, "DELETE", f"/volumes/{place}")
+    killing.installed.audit()
+
+
+def test_delete(killing: Killing, tmp_path: Path) -> None:
+    client = killing.installed.client()
+    image, volume = volume_of(client, tmp_path, 1)
+    client.backup(volume)
+    for number, step in enumerate(at("delete")):
+        change_image(image, number)
+        doomed = client.backup(volume, incremental=True)
+        change_image(image, number + 50)
+        kept = client.backup(volume, incremental=True)
+        killing.arm(step)
+        client.expect(202, "DELETE", f"/backups/{doomed}")
+        killing.died(step)
+        client.wait_status("backup", doomed, None)
+    assert same_content(image, killing.installed.path_of(client.restore(kept)), SEGMENTS * MIB)
+    killing.installed.audit()
+
+
+def test_import(killing: Killing, tmp_path: Path) -> None:
+    client = killing.installed.client()
+    _, volume = volume_of(client, tmp_path, 1)
+    for step in at("import"):
+        backup = client.backup(volume)
+        record = client.expect(200, "GET", f"/backups/{backup}/export_record")["backup-record"]
+        # As if the database had never known it: its record goes, its data stays.
+        killing.installed.execute("DELETE FROM backups WHERE id = :id", id=backup)
+        killing.installed.execute("DELETE FROM manifests WHERE backup_id = :id", id=backup)
+        killing.arm(step)
+        client.expect(201, "POST", "/backups/import_record", {"backup-record": record})
+        killing.died(step)
+        client.wait_status("backup", backup, "available")
+        client.delete_backup(backup)
+    killing.installed.audit()

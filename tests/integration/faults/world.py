@@ -1,0 +1,296 @@
+"""An installation of several processes: an API and workers on PostgreSQL, RabbitMQ and one store.
+
+Its clients and its audit are what the fault suite judges by; see :class:`Installation`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from sqlalchemy import create_engine, text
+
+from backupfw.conf.embedded import absolute
+from tests.integration.service import Client, free_port
+
+#: How long anything may take before it counts as lost, seconds.
+PATIENCE = 120.0
+#: A lease, seconds: short, and long enough for a busy machine to renew it.
+LEASE = 4.0
+
+Options = Mapping[str, Mapping[str, Any]]
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+class Process:
+    """One ``backupfw api`` or ``backupfw worker``, in a session of its own."""
+
+    def __init__(self, words: list[str], log: Path, environment: Mapping[str, str]) -> None:
+        with open(log, "a") as stderr:
+            self._process = subprocess.Popen(
+                words,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+                start_new_session=True,
+                env={**os.environ, **environment},
+            )
+        self._log = log
+
+    def wait_ready(self) -> None:
+        """Return when the process has said that it is ready."""
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert "ready" in line, f"{line!r}\n{self._log.read_text()[-3000:]}"
+
+    @property
+    def pid(self) -> int:
+        """The process's id."""
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether it runs."""
+        return self._process.poll() is None
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the process and everything it started."""
+        os.killpg(self._process.pid, number)
+
+    def kill(self) -> None:
+        """kill -9."""
+        if self.alive:
+            self.signal(signal.SIGKILL)
+        self._process.wait(30)
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
+    def stop(self) -> int:
+        """Stop in an orderly way and return the exit status."""
+        self._process.send_signal(signal.SIGTERM)
+        status = self._process.wait(60)
+        self.kill()
+        return status
+
+    def wait_dead(self) -> None:
+        """Return when it has ended, by whatever."""
+        self._process.wait(PATIENCE)
+        self.kill()
+
+
+class Installation:
+    """API, workers, and what they leave.
+
+    :param folder: configuration, logs, store and volumes.
+    :param database: the URL of an empty database.
+    :param broker: the transport URL; None for none.
+    :param options: further options, ``{section: {option: value}}``.
+    """
+
+    def __init__(self, folder: Path, database: str, broker: str | None, options: Options = NOTHING) -> None:
+        self.folder = folder
+        self.steps = folder / "steps"
+        self.steps.mkdir()
+        self.database = database
+        self.port = free_port()
+        self.api: Process | None = None
+        self.workers: dict[str, Process] = {}
+        self._config(folder / "common.conf", self._common(broker), options)
+        self.command("db", "sync")
+
+    def _common(self, broker: str | None) -> Options:
+        state = absolute(str(self.folder))
+        default = {"state_dir": state, "service_down_time": 10, "enabled_stores": "main"}
+        if broker is not None:
+            default["transport_url"] = broker
+            default["control_exchange"] = f"x{self.port}"
+        return {
+            "DEFAULT": default,
+            "database": {"connection": self.database, "max_retries": -1, "retry_interval": 1},
+            "api": {"noauth_roles": "admin"},
+            "store:main": {"driver": "posix", "path": f"{state}/store"},
+            "volumes": {"volumes_dir": f"{state}/volumes", "shared": True, "snapshot_settle": 0.1},
+            "backup": {
+                "segment_size": 1 << 20,
+                "pack_size": 1 << 18,
+                "lease_seconds": LEASE,
+                "poll_seconds": 1,
+                "service_wait": 600,
+            },
+        }
+
+    @staticmethod
+    def _config(path: Path, *parts: Options) -> None:
+        merged: dict[str, dict[str, Any]] = {}
+        for part in parts:
+            for section, values in part.items():
+                merged.setdefault(section, {}).update(values)
+        lines = []
+        for section, values in merged.items():
+            lines += [f"[{section}]", *(f"{name} = {value}" for name, value in values.items())]
+        path.write_text("\n".join(lines) + "\n")
+
+    # -- processes
+
+    def start_api(self) -> None:
+        """Start the API and return when it answers."""
+        words = ["api", "--config-file", str(self.folder / "common.conf"), "--port", str(self.port)]
+        self.api = self._start(words, "api")
+        self.api.wait_ready()
+
+    def start_worker(
+        self,
+        name: str,
+        environment: Mapping[str, str] = NOTHING,
+        prefix: tuple[str, ...] = (),
+        options: Options = NOTHING,
+        wait: bool = True,
+    ) -> Process:
+        """Start a worker under a host name of its own."""
+        own = self.folder / f"{name}.conf"
+        self._config(own, {"DEFAULT": {"host": name}}, options)
+        words = ["worker", "--config-file", str(self.folder / "common.conf"), "--config-file", str(own)]
+        self.workers[name] = self._start(words, name, environment, prefix)
+        if wait:
+            self.workers[name].wait_ready()
+        return self.workers[name]
+
+    def _start(
+        self,
+        words: list[str],
+        name: str,
+        environment: Mapping[str, str] = NOTHING,
+        prefix: tuple[str, ...] = (),
+    ) -> Process:
+        command = [*prefix, sys.executable, "-m", "backupfw.cmd.main", *words]
+        more = {"BACKUPFW_STEPS": str(self.steps), **environment}
+        return Process(command, self.folder / f"{name}.log", more)
+
+    def command(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run a ``backupfw`` command on this installation."""
+        done = subprocess.run(
+            [sys.executable, "-m", "backupfw.cmd.main", *words, "--config-file", self.folder / "common.conf"],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+        )
+        assert not check or done.returncode == 0, f"{words}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    def log_tail(self, lines: int = 15) -> str:
+        """The ends of all logs, for messages of failed tests."""
+        parts = []
+        for path in sorted(self.folder.glob("*.log")):
+            parts += [f"--- {path.name}", *path.read_text().splitlines()[-lines:]]
+        return "\n".join(parts)
+
+    def close(self) -> None:
+        """End everything."""
+        for process in (self.api, *self.workers.values()):
+            if process is not None:
+                process.kill()
+
+    # -- what is asked of it
+
+    def client(self, project: str = "demo") -> Client:
+        """A client of one project with every role."""
+        return Client(f"http://127.0.0.1:{self.port}/v2/{project}", f"tester:{project}:admin", self)
+
+    def arm(self, step: str, number: int = signal.SIGKILL) -> None:
+        """Let the next process that reaches a step get a signal there."""
+        (self.steps / step).write_text(str(int(number)))
+
+    def armed(self, step: str) -> bool:
+        """Whether nobody reached it yet."""
+        return (self.steps / step).exists()
+
+    def wait_struck(self, step: str) -> Process:
+        """Return the worker that got the signal, once it has."""
+        wait(f"step {step} to be reached", lambda: not self.armed(step), self.log_tail)
+        pid = [line.split(" ")[1] for line in self.reached() if line.startswith(f"{step} ")][-1]
+        (struck,) = [worker for worker in self.workers.values() if _session(worker.pid, int(pid))]
+        return struck
+
+    def reached(self) -> list[str]:
+        """What steps were reached: ``name process detail``."""
+        log = self.steps / "log"
+        return log.read_text().splitlines() if log.exists() else []
+
+    def forget_steps(self) -> None:
+        """Begin the list anew."""
+        (self.steps / "log").unlink(missing_ok=True)
+
+    def rows(self, query: str, **values: Any) -> list[Any]:
+        """Ask the database."""
+        engine = create_engine(self.database)
+        try:
+            with engine.connect() as connection:
+                return list(connection.execute(text(query), values))
+        finally:
+            engine.dispose()
+
+    def path_of(self, volume_id: str) -> Path:
+        """Where a volume's bytes are."""
+        ((location,),) = self.rows("SELECT location FROM volumes WHERE id = :id", id=volume_id)
+        return Path(location)
+
+    def execute(self, statement: str, **values: Any) -> None:
+        """Change the database behind the service's back."""
+        engine = create_engine(self.database)
+        try:
+            with engine.begin() as connection:
+                connection.execute(text(statement), values)
+        finally:
+            engine.dispose()
+
+    def wait_idle(self) -> None:
+        """Return when no task is left."""
+        wait("the tasks to end", lambda: not self.rows("SELECT id FROM tasks"), self.log_tail)
+
+    def audit(self) -> None:
+        """Everything is at rest, and database and store say the same."""
+        self.wait_idle()
+        done = self.command("audit", check=False)
+        assert done.returncode == 0, f"{done.stdout}{done.stderr}\n{self.log_tail()}"
+
+
+def _session(leader: int, pid: int) -> bool:
+    """Whether a process, perhaps dead and not waited for, is in the session of another."""
+    if leader == pid:
+        return True
+    try:
+        return os.getsid(pid) == leader
+    except ProcessLookupError:
+        return False
+
+
+def wait(what: str, done: Callable[[], Any], tail: Callable[[], str] = lambda: "") -> Any:
+    """Poll until ``done()`` is true; returns its value."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        value = done()
+        if value:
+            return value
+        time.sleep(0.05)
+    raise AssertionError(f"gave up waiting for {what}\n{tail()}")
+
+
+@contextmanager
+def installation(
+    folder: Path, database: str, broker: str | None, options: Options = NOTHING
+) -> Iterator[Installation]:
+    """A fresh installation, its API running."""
+    made = Installation(folder, database, broker, options)
+    try:
+        made.start_api()
+        yield made
+    finally:
+        made.close()
