@@ -5,12 +5,9 @@ from __future__ import annotations
 import os
 import random
 import statistics
-import time
 
 from backupfw.chunkstore.container import Container
-from backupfw.engine import backup, restore
-from backupfw.engine.ports import BackupResult, RestoreResult
-from benchmarks import image, world
+from benchmarks import image, timed, world
 from benchmarks.table import Table
 
 PAGE = 4 << 10
@@ -25,13 +22,13 @@ def run(table: Table, directory: str, size: int, rounds: int) -> None:
     image.make_mixed(path, size, seed=11)
     box = world.posix_container(os.path.join(directory, "store"))
     table.head(f"Small changes: {size >> 20} MiB, 1 % of the 4 KiB pages rewritten at random, each time")
-    base = _back_up(box, path, None).manifest_key
+    base = timed.back_up(box, path)[1].manifest_key
     _lonely(table, box, path, base)
-    base = _back_up(box, path, None).manifest_key
+    base = timed.back_up(box, path)[1].manifest_key
     ratios = []
     for number in range(INCREMENTALS):
         written = image.rewrite(path, PAGE, 0.01, seed=number)
-        result = _back_up(box, path, base)
+        _, result = timed.back_up(box, path, base)
         base = result.manifest_key
         ratios.append(result.stored_raw_bytes / written)
         if number == 0:
@@ -45,7 +42,7 @@ def run(table: Table, directory: str, size: int, rounds: int) -> None:
             value = f"{result.object_count} of {most:.1f}"
             table.row("First incremental: objects", value, "at most", result.object_count <= most)
     table.row(f"Mean of {INCREMENTALS}: stored / written", f"{sum(ratios) / len(ratios):.1f}")
-    fresh = _back_up(box, path, None).manifest_key
+    fresh = timed.back_up(box, path)[1].manifest_key
     times: dict[str, list[tuple[float, float]]] = {base: [], fresh: []}
     results = {}
     target = os.path.join(directory, "target")
@@ -53,8 +50,8 @@ def run(table: Table, directory: str, size: int, rounds: int) -> None:
     # restore of half a second must not decide.
     for number in range(2 * max(rounds, 8)):
         for key in (base, fresh) if number % 2 else (fresh, base):
-            *took, results[key] = _restore(box, key, target, size)
-            times[key].append((took[0], took[1]))
+            seconds, busy, results[key] = timed.restore_to(target, box, key, size)
+            times[key].append((seconds, busy))
     worn = results[base]
     slower, busier = (
         statistics.median(one[which] / two[which] for one, two in zip(times[base], times[fresh], strict=True))
@@ -82,25 +79,7 @@ def _lonely(table: Table, box: Container, path: str, base: str) -> None:
             at = start + random.Random(start).randrange(min(SEGMENT, size - start) // PAGE) * PAGE
             os.pwrite(file.fileno(), random.Random(at).randbytes(PAGE), at)
             written += PAGE
-    result = _back_up(box, path, base)
+    _, result = timed.back_up(box, path, base)
     per = result.stored_raw_bytes / result.changed_segments
     table.row("One lonely page per segment: stored per segment", f"{per / 1024:.0f} KiB")
     table.row("One lonely page per segment: stored / written", f"{result.stored_raw_bytes / written:.0f}")
-
-
-def _back_up(box: Container, path: str, base: str | None) -> BackupResult:
-    source = world.open_source(path)
-    job = world.make_job(f"b{time.monotonic_ns()}", source.length, base)
-    result = backup.run(job, source, box, world.SqliteJournal(), world.QuietControl())
-    source.close()
-    return result
-
-
-def _restore(box: Container, key: str, path: str, size: int) -> tuple[float, float, RestoreResult]:
-    """Return the seconds it took, the processor's seconds, and the result."""
-    target = world.open_target(path, size)
-    begin, busy = time.perf_counter(), time.process_time()
-    result = restore.run(key, box, target, world.QuietControl())
-    seconds, busy = time.perf_counter() - begin, time.process_time() - busy
-    target.close()
-    return seconds, busy, result

@@ -10,23 +10,24 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from backupfw.chunkstore.base import Body
 from backupfw.chunkstore.container import Container
 from backupfw.chunkstore.layers.metrics import NullRecorder
-from backupfw.engine import backup, release, restore
+from backupfw.engine import release
 from backupfw.engine.format import keys
 from backupfw.engine.format.entries import MapRef, PackRef, SegmentEntry
 from backupfw.engine.format.geometry import Geometry
 from backupfw.engine.format.manifest import ManifestHead, ManifestWriter
-from backupfw.engine.ports import BackupResult, RestoreResult
+from backupfw.engine.ports import BackupResult
 from backupfw.testing.proxy import FaultProxy
-from benchmarks import bare, image, sdk, world
+from benchmarks import bare, image, sdk, timed, world
 from benchmarks.table import Table, rate
 from tests.servers.ceph import Ceph, ceph, ceph_missing
 from tests.servers.swift import Swift, swift, swift_missing
 
-THREADS = 2
+THREADS = timed.STREAMS
 #: Least share of the bare loop's speed.
 AIM = 0.8
 #: Seconds that the far S3 server's answers come later.
@@ -44,15 +45,7 @@ class Requests(NullRecorder):
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
 
-    def operation(
-        self,
-        store: str,
-        operation: str,
-        seconds: float,
-        sent: int,
-        received: int,
-        error: BaseException | None,
-    ) -> None:
+    def operation(self, store: str, operation: str, *_: Any, **__: Any) -> None:
         """Count a call."""
         self.counts[operation] += 1
 
@@ -154,17 +147,17 @@ def _beside_the_sdk(
             )
 
         def our_backup() -> float:
-            seconds, result = _back_up(box, path)
+            seconds, result = timed.back_up(box, path)
             made.append(result)
             return seconds
 
         _compare(table, f"{name}: full backup", size, rounds, plain_backup, our_backup)
         requests.take()
-        _, result = _back_up(box, path)
+        _, result = timed.back_up(box, path)
         value = sum(requests.take().values())
         most = result.object_count + CONSTANT
         table.row(f"{name}: requests of a full backup", str(value), f"at most {most}", value <= most)
-        _, after = _back_up(box, path, result.manifest_key)
+        _, after = timed.back_up(box, path, result.manifest_key)
         value = sum(requests.take().values())
         most = after.object_count + result.segments + CONSTANT
         table.row(f"{name}: requests of an incremental", str(value), f"at most {most}", value <= most)
@@ -183,11 +176,11 @@ def _beside_the_sdk(
             )
 
         def our_restore() -> float:
-            return _restore(box, result.manifest_key, target, size)[0]
+            return timed.restore_to(target, box, result.manifest_key, size)[0]
 
         _compare(table, f"{name}: restore", size, rounds, plain_restore, our_restore)
         requests.take()
-        _restore(box, result.manifest_key, target, size)
+        timed.restore_to(target, box, result.manifest_key, size)
         listings = requests.take()["list"]
         table.row(f"{name}: listings of a restore", str(listings), "none", listings == 0)
         for done in [*made, result]:
@@ -257,13 +250,13 @@ def _far_away(table: Table, directory: str, path: str, rounds: int, server: Ceph
     """Restore after many incrementals, and a full backup of the same state, with latency."""
     size = os.path.getsize(path)
     with _opened(_s3(server)) as (box, _):
-        _, last = _back_up(box, path)
+        _, last = timed.back_up(box, path)
         for number in range(INCREMENTALS):
             image.rewrite(path, 4 << 10, 0.01, seed=number)
             before = last
-            _, last = _back_up(box, path, before.manifest_key)
+            _, last = timed.back_up(box, path, before.manifest_key)
             release.run(before.manifest_key, [last.manifest_key], "bench/", box, world.QuietControl())
-        _, full = _back_up(box, path)
+        _, full = timed.back_up(box, path)
     with FaultProxy("127.0.0.1", server.port) as proxy:
         proxy.latency = LATENCY
         with _opened(_s3(server, proxy.endpoint)) as (box, requests):
@@ -277,7 +270,7 @@ def _far_away(table: Table, directory: str, path: str, rounds: int, server: Ceph
                     if number % 2
                     else (full.manifest_key, last.manifest_key)
                 ):
-                    times[key], results[key] = _restore(box, key, target, size)
+                    times[key], _, results[key] = timed.restore_to(target, box, key, size)
                 pairs.append((times[last.manifest_key], times[full.manifest_key]))
             worn = results[last.manifest_key]
             ratio = statistics.median(one / two for one, two in pairs)
@@ -290,22 +283,3 @@ def _far_away(table: Table, directory: str, path: str, rounds: int, server: Ceph
             table.row("Restore: requests per pack", f"{per:.1f} ({worn.packs} packs)", "at most 4", per <= 4)
             listings = requests.take()["list"]
             table.row("Restore: listings", str(listings), "none", listings == 0)
-
-
-def _back_up(box: Container, path: str, base: str | None = None) -> tuple[float, BackupResult]:
-    source = world.open_source(path)
-    job = world.make_job(f"b{time.monotonic_ns()}", source.length, base, streams=THREADS)
-    begin = time.perf_counter()
-    result = backup.run(job, source, box, world.SqliteJournal(), world.QuietControl())
-    seconds = time.perf_counter() - begin
-    source.close()
-    return seconds, result
-
-
-def _restore(box: Container, key: str, path: str, size: int) -> tuple[float, RestoreResult]:
-    target = world.open_target(path, size)
-    begin = time.perf_counter()
-    result = restore.run(key, box, target, world.QuietControl(), streams=THREADS)
-    seconds = time.perf_counter() - begin
-    target.close()
-    return seconds, result
