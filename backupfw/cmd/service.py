@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -26,6 +26,7 @@ from backupfw.manager.backup_tasks import BackupTasks
 from backupfw.manager.backups import BackupManager
 from backupfw.manager.claims import Limits, Reach
 from backupfw.manager.messages import MessageManager
+from backupfw.manager.notices import Notices
 from backupfw.manager.quota import QuotaManager
 from backupfw.manager.services import BACKUP_BINARY, ServiceManager
 from backupfw.manager.snapshots import SnapshotManager
@@ -66,16 +67,34 @@ def look_after(waiting: BackupTasks, messages: MessageManager) -> None:
     messages.purge()
 
 
-def make_managers(conf: cfg.ConfigOpts, db: Database, wake: Callable[[], None]) -> Managers:
+@contextmanager
+def telling(conf: cfg.ConfigOpts, db: Database) -> Iterator[Notices]:
+    """Yield who tells the outside what happens to backups, if the configuration says how.
+
+    :raises ConfigError: it cannot be done as the configuration says.
+    """
+    if not conf.oslo_messaging_notifications.driver:
+        yield Notices(db)
+        return
+    from backupfw.dispatch.notifications import Notifications
+
+    with closing(Notifications(conf)) as notifications:
+        yield Notices(db, notifications.send)
+
+
+def make_managers(
+    conf: cfg.ConfigOpts, db: Database, wake: Callable[[], None], notices: Notices | None = None
+) -> Managers:
     """Return the use cases that the API calls.
 
     :param wake: called after a transaction that queued or cancelled a task.
+    :param notices: who tells the outside; None: nobody does.
     """
     patterns = {
         name: load_driver(conf[group_of(name)].driver).container_pattern for name in conf.enabled_stores
     }
     return Managers(
-        backups=BackupManager(db, conf, wake, patterns),
+        backups=BackupManager(db, conf, wake, patterns, notices),
         volumes=VolumeManager(db, conf, wake),
         snapshots=SnapshotManager(db, conf, wake),
         quota=QuotaManager(db, conf),
@@ -136,7 +155,13 @@ class WorkerProcess:
     """A worker with everything it needs; owns its stores."""
 
     def __init__(
-        self, conf: cfg.ConfigOpts, db: Database, dispatch: Dispatch, alone: bool, meters: Meters
+        self,
+        conf: cfg.ConfigOpts,
+        db: Database,
+        dispatch: Dispatch,
+        alone: bool,
+        meters: Meters,
+        notices: Notices,
     ) -> None:
         """Make the worker; :meth:`start` starts it.
 
@@ -171,6 +196,7 @@ class WorkerProcess:
             expire_waiting=lambda: look_after(backup_tasks, MessageManager(db, conf)),
             volume_host=volumes.host_of_new(conf),
             meter=meters,
+            notices=notices,
             reach=Reach(
                 conf.host, BACKUP_BINARY, conf.availability_zone, frozenset(wire_names), every_volume
             ),
@@ -243,10 +269,11 @@ class EmbeddedService:
             dispatch = make_dispatch(self._conf, listens=True)
             stack.callback(dispatch.close)
             meters = Meters(db)
-            worker = WorkerProcess(self._conf, db, dispatch, alone=True, meters=meters)
+            notices = stack.enter_context(telling(self._conf, db))
+            worker = WorkerProcess(self._conf, db, dispatch, alone=True, meters=meters, notices=notices)
             worker.start()
             stack.callback(worker.close)
-            server = ApiServer(self._conf, make_managers(self._conf, db, dispatch.wake), meters)
+            server = ApiServer(self._conf, make_managers(self._conf, db, dispatch.wake, notices), meters)
             stack.callback(server.close)
             monitor(stack, self._conf, db, meters, {"worker": worker.runs, "api": server.runs})
             self.url = server.url
@@ -270,7 +297,8 @@ def run_api(conf: cfg.ConfigOpts, stop: threading.Event, ready: Callable[[str], 
         dispatch = make_dispatch(conf, listens=False)
         stack.callback(dispatch.close)
         meters = Meters(db)
-        server = ApiServer(conf, make_managers(conf, db, dispatch.wake), meters)
+        notices = stack.enter_context(telling(conf, db))
+        server = ApiServer(conf, make_managers(conf, db, dispatch.wake, notices), meters)
         stack.callback(server.close)
         monitor(stack, conf, db, meters, {"api": server.runs})
         ready(server.url)
@@ -294,7 +322,8 @@ def run_worker(conf: cfg.ConfigOpts, stop: threading.Event, ready: Callable[[], 
         dispatch = make_dispatch(conf, listens=True)
         stack.callback(dispatch.close)
         meters = Meters(db)
-        worker = WorkerProcess(conf, db, dispatch, alone=False, meters=meters)
+        notices = stack.enter_context(telling(conf, db))
+        worker = WorkerProcess(conf, db, dispatch, alone=False, meters=meters, notices=notices)
         worker.start()
         stack.callback(worker.close)
         monitor(stack, conf, db, meters, {"worker": worker.runs})

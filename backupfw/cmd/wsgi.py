@@ -13,12 +13,15 @@ import argparse
 import os
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from typing import Any
 
 from backupfw.cmd.configure import load
 
 _lock = threading.Lock()
 _app: Any = None
+#: What stays open until the process ends.
+_open = ExitStack()
 
 
 def _make() -> Any:
@@ -33,7 +36,8 @@ def _make() -> Any:
     database.prepare(conf)
     db = database.connect(conf)
     dispatch = service.make_dispatch(conf, listens=False)
-    return make_app(service.make_managers(conf, db, dispatch.wake), conf)
+    notices = _open.enter_context(service.telling(conf, db))
+    return make_app(service.make_managers(conf, db, dispatch.wake, notices), conf)
 
 
 def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:

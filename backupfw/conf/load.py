@@ -21,6 +21,7 @@ from backupfw.conf import (
     messaging,
     metrics,
     middleware,
+    notifications,
     placement,
     policy,
     quota,
@@ -33,7 +34,20 @@ from backupfw.errors import ConfigError
 #: Read when neither a file nor a state directory is given, if it exists.
 SYSTEM_CONFIG = "/etc/backupfw/backupfw.conf"
 
-GROUPS = (default, logging, messaging, api, middleware, backup, database, quota, policy, metrics, volumes)
+GROUPS = (
+    default,
+    logging,
+    messaging,
+    api,
+    middleware,
+    backup,
+    database,
+    quota,
+    policy,
+    metrics,
+    notifications,
+    volumes,
+)
 
 
 @dataclass(frozen=True)
@@ -126,7 +140,7 @@ def load(
     stores.check(conf, drivers)
     placement.check(conf, drivers)
     unused = validate.check_names(files, sections)
-    if conf.transport_url:
+    if conf.transport_url or conf[notifications.GROUP].driver:
         unused = [section for section in unused if not section.startswith(messaging.LIBRARY_SECTIONS)]
     return Loaded(conf, files, profile, tuple(unused))
 

@@ -33,6 +33,7 @@ from backupfw.manager import (
     volume_rules,
 )
 from backupfw.manager.lifecycle import BackupMoves
+from backupfw.manager.notices import Notices
 from backupfw.manager.placement import Placement, Placer, Subject
 from backupfw.manager.volume_rules import SOURCE_KEY
 
@@ -61,6 +62,7 @@ class BackupManager:
     :param conf: the configuration: stores and placement rules, ``availability_zone``, ``[backup]`` and
         ``[quota]``.
     :param wake: called after a transaction that queued or cancelled a task.
+    :param notices: who tells the outside; None: nobody does.
     :param container_patterns: what the names of new backups' containers must match, by store.
     """
 
@@ -70,11 +72,13 @@ class BackupManager:
         conf: cfg.ConfigOpts,
         wake: Callable[[], None] = lambda: None,
         container_patterns: Mapping[str, str] = MappingProxyType({}),
+        notices: Notices | None = None,
     ) -> None:
         self._db = db
         self._conf = conf
         self._wake = wake
         self._placer = Placer(conf, container_patterns)
+        self._notices = notices or Notices(db)
 
     def create(
         self,
@@ -355,6 +359,8 @@ class BackupManager:
         wanted = status.lower()
         if wanted not in (lifecycle.AVAILABLE, lifecycle.ERROR):
             raise InvalidInput(f"Status {status} is not available or error.")
+        self.get(ctx, backup_id)
+        self._notices.tell("backup.reset_status.start", backup_id, ctx.request_id)
 
         def work(session: Session) -> rows.Backup:
             row = _find(session, ctx, backup_id)
@@ -380,6 +386,7 @@ class BackupManager:
 
         backup = self._db.run(work)
         self._wake()
+        self._notices.tell("backup.reset_status.end", backup_id, ctx.request_id)
         return backup
 
     def export_record(self, ctx: RequestContext, backup_id: str) -> tuple[str, str]:

@@ -68,7 +68,7 @@ class Worker:
         self._owner = f"{settings.host}/{uuid.uuid4()}"
         self._leases = LeaseKeeper(
             self._tasks.renew,
-            self._tasks.progress,
+            self._report,
             lambda: self._tasks.cancelled(self._owner),
             settings.lease_seconds,
             tools.heartbeat,
@@ -78,6 +78,11 @@ class Worker:
         self._slots = threading.Semaphore(settings.slots)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="claims", daemon=True)
+
+    def _report(self, task: Task, done: int, total: int) -> None:
+        self._tasks.progress(task, done, total)
+        if self._tools.notices is not None:
+            self._tools.notices.progressed(task, done, total)
 
     def start(self) -> None:
         """Announce the worker and start claiming."""
@@ -136,7 +141,11 @@ class Worker:
     def _run_task(self, task: Task, control: TaskControl) -> None:
         try:
             handler = handler_for(task.kind, self._tools)
+            if self._tools.notices is not None:
+                self._tools.notices.begun(task)
             self._attempt(handler, task, control)
+            if self._tools.notices is not None:
+                self._tools.notices.ended(task)
         except TaskLost:
             LOG.warning("Attempt %s of task %s (%s) lost its lease", task.attempt, task.id, task.kind)
         except Exception:

@@ -12,6 +12,7 @@ from backupfw.manager import rows
 from backupfw.manager.backup_tasks import BackupTasks
 from backupfw.manager.claims import Reach
 from backupfw.manager.messages import Detail
+from backupfw.manager.notices import Notices
 from backupfw.manager.tasks import Task, Tasks
 from backupfw.manager.volume_tasks import VolumeTasks
 from backupfw.volume.base import SnapshotRef, VolumeProvider, VolumeRef
@@ -64,6 +65,7 @@ class Tools:
     :ivar expire_waiting: called now and then: ends tasks that no worker could claim for too long.
     :ivar volume_host: the host whose workers alone can open the volumes that are made here; None: all can.
     :ivar meter: hears what is done.
+    :ivar notices: tells the outside; None: nobody does.
     :ivar reach: what this worker can serve; None: everything.
     """
 
@@ -79,6 +81,7 @@ class Tools:
     volume_host: str | None = None
     reach: Reach | None = None
     meter: Meter = field(default_factory=NullMeter)
+    notices: Notices | None = None
 
 
 class Handler(abc.ABC):

@@ -1,0 +1,95 @@
+"""Sends notifications through oslo.messaging, in a thread of its own.
+
+Whoever tells something goes on at once: events wait in a queue while the bus is away, and the oldest ones
+are dropped when there are too many.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from oslo_log import log
+
+from backupfw.conf.notifications import GROUP
+from backupfw.dispatch.transport import library_conf
+from backupfw.errors import ConfigError
+
+if TYPE_CHECKING:
+    from oslo_config import cfg
+
+LOG = log.getLogger(__name__)
+
+#: Events that wait at most; each is about a kilobyte.
+MOST_WAITING = 10_000
+#: How long the end of a process waits for events that are still to be sent, seconds.
+LAST_SECONDS = 5.0
+
+
+class _Context(dict[str, Any]):
+    """Who caused an event; the library leaves out what does not say that it may be sent."""
+
+    def redacted_copy(self) -> dict[str, Any]:
+        """Return all of it: there is no secret in it."""
+        return dict(self)
+
+
+class Notifications:
+    """Sends events; thread-safe; :meth:`close` it.
+
+    :param conf: ``[oslo_messaging_notifications]``, ``host``.
+    :raises ConfigError: the URL cannot be used, or the library is not installed.
+    """
+
+    def __init__(self, conf: cfg.ConfigOpts) -> None:
+        own = library_conf(conf)
+        import oslo_messaging
+
+        for name in ("driver", "topics", "retry"):
+            own.set_override(name, conf[GROUP][name], GROUP)
+        try:
+            self._transport = oslo_messaging.get_notification_transport(
+                own, url=conf[GROUP].transport_url or conf.transport_url
+            )
+        except (oslo_messaging.InvalidTransportURL, oslo_messaging.DriverLoadFailure, ValueError) as error:
+            # The error's own words hold the URL, and with it a password.
+            raise ConfigError(
+                f"section [{GROUP}], option transport_url: this is not the URL of a message bus"
+            ) from error
+        self._notifier = oslo_messaging.Notifier(self._transport, publisher_id=f"backup.{conf.host}")
+        self._events: queue.Queue[tuple[str, Mapping[str, Any], Mapping[str, Any]] | None]
+        self._events = queue.Queue(MOST_WAITING)
+        self._thread = threading.Thread(target=self._send_all, name="notifications", daemon=True)
+        self._thread.start()
+
+    def send(self, event: str, payload: Mapping[str, Any], context: Mapping[str, Any]) -> None:
+        """Send an event when the bus is there; never blocks and never fails."""
+        self._put((event, payload, context))
+
+    def close(self) -> None:
+        """Send what waits, for a few seconds at most, and end."""
+        self._put(None)
+        self._thread.join(LAST_SECONDS)
+
+    def _put(self, item: tuple[str, Mapping[str, Any], Mapping[str, Any]] | None) -> None:
+        while True:
+            try:
+                self._events.put_nowait(item)
+            except queue.Full:
+                try:
+                    dropped = self._events.get_nowait()
+                except queue.Empty:
+                    continue
+                LOG.warning("Too many notifications wait; dropped %s", dropped and dropped[0])
+            else:
+                return
+
+    def _send_all(self) -> None:
+        while (item := self._events.get()) is not None:
+            event, payload, context = item
+            try:
+                self._notifier.info(_Context(context), event, dict(payload))
+            except Exception:
+                LOG.exception("The notification %s could not be sent", event)
