@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs the real servers that the tests start: all of them, or those named.
+# Installs the real servers and clients that the tests start: all of them, or those named.
 #
 #     tests/servers/install.sh [ceph] [seaweedfs] ...
 #
@@ -10,7 +10,7 @@ cd "$(dirname "$0")/../.."
 
 PYTHON=${PYTHON:-python3.11}
 SERVERS=${BACKUPFW_SERVERS:-$PWD/.servers}
-ALL=(ceph seaweedfs swift keystone gcs rabbitmq faketime)
+ALL=(ceph seaweedfs swift keystone gcs rabbitmq faketime clients tempest)
 
 packages() { # packages PROGRAM:PACKAGE ...: apt-get install the packages whose program is missing
     local pair missing=()
@@ -65,6 +65,16 @@ install_rabbitmq() {
 
 install_faketime() {
     packages faketime:faketime
+}
+
+# Clients are installed as their users install them, far from what the service itself needs.
+install_clients() {
+    environment clients python-openstackclient==10.5.0 python-cinderclient==9.10.0 openstacksdk==4.22.0 \
+        keystoneauth1==5.18.1
+}
+
+install_tempest() {
+    environment tempest tempest==47.0.0 cinder-tempest-plugin==1.23.0
 }
 
 # The certificates of the TLS proxy.

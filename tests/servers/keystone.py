@@ -16,7 +16,8 @@ from tests.servers.process import ServerProcess, free_port
 from tests.servers.programs import find_program, missing_programs
 
 REGION = "RegionOne"
-_ADMIN_PASSWORD = "very-secret-password-of-the-admin"
+#: Of ``admin`` in project ``admin``.
+ADMIN_PASSWORD = "very-secret-password-of-the-admin"
 
 _CONFIG = """\
 [DEFAULT]
@@ -64,13 +65,14 @@ for command in (
         sys.exit(f"{command} failed")
 """
 
+# One thread: two that read and then write lock each other out of SQLite, and Keystone answers with a 500.
 _SERVE = """\
 import sys
 port = int(sys.argv[1])
 sys.argv = ["keystone"]
 from keystone.wsgi.api import application
 import waitress
-waitress.serve(application, host="127.0.0.1", port=port, threads=4)
+waitress.serve(application, host="127.0.0.1", port=port, threads=1)
 """
 
 
@@ -108,7 +110,7 @@ class Keystone:
         """Send a request as the administrator (or with another token); returns the decoded answer."""
         for _ in range(2):
             if token is None and not self._token:
-                self._token = self.token("admin", _ADMIN_PASSWORD, "admin")
+                self._token = self.token("admin", ADMIN_PASSWORD, "admin")
             answer = requests.request(
                 method, self.url + path, json=body, headers={"X-Auth-Token": token or self._token}, timeout=30
             )
@@ -240,7 +242,7 @@ def keystone(directory: Path, token_life: int = 3600) -> Iterator[Keystone]:
         (directory / name).mkdir(mode=0o700)
     python = Path(find_program("keystone-manage", "keystone") or "").with_name("python")
     done = subprocess.run(
-        [python, "-c", _SETUP, str(directory), server.url, _ADMIN_PASSWORD],
+        [python, "-c", _SETUP, str(directory), server.url, ADMIN_PASSWORD],
         capture_output=True, text=True, env={**os.environ}, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"

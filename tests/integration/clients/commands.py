@@ -1,0 +1,65 @@
+"""Runs clients as processes, from the environment that install.sh made for them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tests.servers.programs import find_program, missing_programs, servers_directory
+
+#: How long one command may take, seconds.
+PATIENCE = 120.0
+
+
+def clients_missing() -> str | None:
+    """Say what is missing to run them, or None."""
+    names = missing_programs("openstack", "cinder", environment="clients")
+    return f"not installed: {', '.join(names)} (tests/servers/install.sh clients)" if names else None
+
+
+class Commands:
+    """What somebody types, with these variables exported.
+
+    :param home: holds the clients' files, so that nobody's settings count.
+    """
+
+    def __init__(self, variables: Mapping[str, str], home: Path) -> None:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("OS_")}
+        bin_directory = servers_directory() / "clients" / "bin"
+        kept["PATH"] = f"{bin_directory}{os.pathsep}{kept.get('PATH', '')}"
+        self.environment = {**kept, "HOME": str(home), **variables}
+
+    def run(self, program: str, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run one of the programs; it must succeed unless ``check`` is false."""
+        done = subprocess.run(
+            [find_program(program, "clients") or program, *words],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+        )
+        assert not check or done.returncode == 0, f"{words}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    def openstack(self, *words: str) -> Any:
+        """Run a command of python-openstackclient that shows something; returns what it shows."""
+        return json.loads(self.run("openstack", *words, "-f", "json").stdout)
+
+    def cinder(self, *words: str) -> list[dict[str, str]]:
+        """Run a command of python-cinderclient that prints a table; returns its rows."""
+        return rows(self.run("cinder", *words).stdout)
+
+    def cinder_shows(self, *words: str) -> dict[str, str]:
+        """Run a command of python-cinderclient that shows one thing; returns its properties."""
+        return {row["Property"]: row["Value"] for row in self.cinder(*words)}
+
+
+def rows(text: str) -> list[dict[str, str]]:
+    """Read a table: lines of cells between bars, the first with the names of the columns."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return [dict(zip(cells[0], row, strict=True)) for row in cells[1:]]
