@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from sqlalchemy import and_, delete, func, not_, or_, select
+from sqlalchemy import ColumnElement, and_, delete, func, not_, or_, select
 from sqlalchemy.orm import Session
 
 from backupfw.db import models
@@ -90,7 +90,10 @@ class Waiting(CreateTasks, RestoreTasks, ImportTasks):
     def _overdue(
         self, session: Session, moment: datetime | None
     ) -> tuple[Sequence[models.Task], Sequence[Service]]:
-        """Return tasks that waited too long and that no service can serve, and the services that are left."""
+        """Return tasks that waited too long and that no service can serve, and the services that are left.
+
+        A zone that no service was ever in is not waited for.
+        """
         row = models.Task
         moment = moment or now(session)
         wait = self._conf.backup.service_wait
@@ -103,11 +106,17 @@ class Waiting(CreateTasks, RestoreTasks, ImportTasks):
         ]
         deleting = select(models.Backup.id).where(models.Backup.status == lifecycle.DELETING)
         waiting_since = func.coalesce(row.lease_until, row.not_before, row.updated_at)
+        too_long: ColumnElement[bool] = waiting_since <= oldest
+        if left:
+            zones = select(models.Service.availability_zone).where(
+                models.Service.availability_zone.is_not(None)
+            )
+            too_long = or_(too_long, and_(row.state == claims.QUEUED, row.zone.not_in(zones)))
         query = (
             select(row)
             .where(
                 row.cancel.is_(False),
-                waiting_since <= oldest,
+                too_long,
                 or_(
                     row.kind.in_((tasks.BACKUP_CREATE, tasks.BACKUP_IMPORT, tasks.BACKUP_RESTORE)),
                     # One that shows error_deleting already has nothing to tell.

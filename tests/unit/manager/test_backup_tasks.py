@@ -281,7 +281,7 @@ def test_an_attempt_whose_worker_never_came_back_ends_too(world: World) -> None:
 @pytest.mark.parametrize(
     ("zone", "store", "host", "reason"),
     [
-        ("moon", None, None, "No backup service in availability zone moon was available."),
+        ("mars", None, "gone", "No backup service that can open the volume was available."),
         ("nova", "offsite", None, "No backup service with the store offsite was available."),
         ("mars", "main", None, "No backup service in availability zone mars and with the store main was"),
         (None, "main", "gone", "No backup service that can open the volume was available."),
@@ -309,6 +309,23 @@ def test_what_no_worker_can_serve_ends_and_says_why(
     (told,) = world.rows(models.Message)
     assert (told.resource_uuid, told.event_id) == (made.id, "VOLUME_VOLUME_BACKUP_013_024")
     assert world.volume_status(volume) == "available"
+    check_consistent(world)
+
+
+def test_a_zone_that_no_worker_was_ever_in_is_not_waited_for(world: World) -> None:
+    world.services.heartbeat("other", "cinder-backup", "mars", {"main": "x"})
+    volume = world.volume()
+    world.backups.create(world.ctx(), volume_id=world.volume(), availability_zone="mars")
+    made = world.backups.create(world.ctx(), volume_id=volume, availability_zone="moon")
+    assert world.outcomes.expire_waiting() == 1
+    row = world.row(models.Backup, made.id)
+    reason = "No backup service in availability zone moon was available."
+    assert (row.status, row.fail_reason) == ("error", reason)
+    assert world.volume_status(volume) == "available"
+    # It can be deleted by any worker.
+    world.backups.delete(world.ctx(), made.id)
+    world.run_delete()
+    assert world.status(made.id) is None
     check_consistent(world)
 
 
