@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
@@ -223,3 +224,21 @@ def test_connections_to_a_sqlite_file_are_kept(tmp_path: Path) -> None:
         assert len(made) == 1
     finally:
         database.close()
+
+
+def test_a_snapshot_is_one_state(db: Database) -> None:
+    def add() -> None:
+        with db.write() as session:
+            session.add(models.Project(id=str(uuid.uuid4())))
+
+    add()
+    with db.snapshot() as session:
+        count = select(func.count()).select_from(models.Project)
+        assert session.scalar(count) == 1
+        other = threading.Thread(target=add)
+        other.start()
+        other.join()
+        assert session.scalar(count) == 1
+    # Only that transaction was so.
+    with db.read() as session:
+        assert session.scalar(count) == 2
