@@ -76,7 +76,8 @@ class Waiting(CreateTasks, RestoreTasks, ImportTasks):
 
         Those that no worker could serve: one that can, is not disabled, and reported itself within that
         time will come to them.  Creations, imports and restores end in their error statuses.  A deletion
-        shows ``error_deleting`` and its task stays: the next worker that can carries it out.
+        shows ``error_deleting`` and its task stays: the next worker that can carries it out.  A cancelled
+        task of any kind goes, unfinished: what comes after it, e.g. the deletion, is not held up by it.
 
         :param moment: the time to compare with, naive UTC; the database's clock unless given.
         :returns: how many operations were ended.
@@ -115,9 +116,9 @@ class Waiting(CreateTasks, RestoreTasks, ImportTasks):
         query = (
             select(row)
             .where(
-                row.cancel.is_(False),
                 too_long,
                 or_(
+                    row.cancel.is_(True),
                     row.kind.in_((tasks.BACKUP_CREATE, tasks.BACKUP_IMPORT, tasks.BACKUP_RESTORE)),
                     # One that shows error_deleting already has nothing to tell.
                     and_(row.kind == tasks.BACKUP_DELETE, row.resource_id.in_(deleting)),
@@ -137,7 +138,7 @@ class Waiting(CreateTasks, RestoreTasks, ImportTasks):
             locked = session.scalar(
                 select(models.Task)
                 .where(models.Task.id == row.id, models.Task.attempt == row.attempt)
-                .where(models.Task.updated_at == row.updated_at, models.Task.cancel.is_(False))
+                .where(models.Task.updated_at == row.updated_at, models.Task.cancel.is_(row.cancel))
                 .with_for_update()
                 .execution_options(populate_existing=True)
             )
@@ -148,6 +149,10 @@ class Waiting(CreateTasks, RestoreTasks, ImportTasks):
 
     def _end(self, session: Session, row: models.Task, left: Sequence[Service]) -> None:
         task = tasks.as_task(row)
+        if task.cancel:
+            # Whoever cancelled it has moved the statuses.
+            session.execute(delete(models.Task).where(models.Task.id == row.id))
+            return
         reason = row.fail_reason or _reason(Needs(row.zone, row.store, row.volume_host), left)
         detail = Detail.SCHEDULE if left else Detail.SERVICE_DOWN
         if task.kind == tasks.BACKUP_DELETE:

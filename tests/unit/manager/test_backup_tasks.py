@@ -339,6 +339,30 @@ def test_what_a_frozen_worker_can_serve_waits_for_it(world: World) -> None:
     assert world.status(made.id) == "error"
 
 
+@pytest.mark.parametrize("given_back", [False, True])
+def test_a_cancelled_task_that_no_worker_can_clean_up_after_holds_nobody_up(
+    world: World, given_back: bool
+) -> None:
+    """Its delete needs only the store, and would wait behind it for ever."""
+    world.services.heartbeat("far", "cinder-backup", "mars", {"main": "x"})
+    backup_id, task, _ = begin(world, world.volume(), availability_zone="mars")
+    if given_back:
+        world.tasks.release(task)
+    world.backups.force_delete(world.ctx(admin=True), backup_id)
+    world.services.set_disabled(world.ctx(admin=True), "far", "cinder-backup", disabled=True)
+    world.age(seconds=599)
+    assert world.outcomes.expire_waiting() == 0
+    world.age(seconds=100)
+    assert world.outcomes.expire_waiting() == 1
+    assert world.outcomes.expire_waiting() == 0
+    with pytest.raises(errors.TaskLost):
+        world.tasks.discard(task)
+    world.run_delete()
+    assert world.status(backup_id) is None
+    assert world.rows(models.Message) == []
+    check_consistent(world)
+
+
 def test_the_temporary_snapshot_of_a_volume_in_use(world: World) -> None:
     volume = world.volume(status="in-use")
     backup_id, task, plan = begin(world, volume, force=True)
