@@ -1,7 +1,7 @@
 """The named steps of tasks: where a test may see, stop or freeze a worker.
 
 ``reach`` costs a comparison, unless the environment variable ``BACKUPFW_STEPS`` names a directory.  Then each
-step that is reached is appended to its file ``log``, as ``name process detail``; and the one process that can
+step that is reached is appended to its file ``log``, as ``name session detail``; and the one process that can
 take away a file of the step's name (``backup.map-put``) gets the signal whose number is in it, in the middle
 of that step.
 """
@@ -54,7 +54,7 @@ def reach(name: str, detail: object = "") -> None:
 
 def _at(directory: Path, name: str, detail: object) -> None:
     with open(directory / "log", "a", encoding="utf-8") as log:
-        log.write(f"{name} {os.getpid()} {detail}\n")
+        log.write(f"{name} {os.getsid(0)} {detail}\n")
     trap = directory / name
     mine = directory / f"{name}.{os.getpid()}"
     try:

@@ -96,15 +96,12 @@ def run_api(args: argparse.Namespace) -> int:
 
 
 def run_worker(args: argparse.Namespace) -> int:
-    """Run a worker until a signal comes."""
+    """Run worker processes until a signal comes; prints a line when each takes tasks."""
     conf = load(args).conf
     logging.setup(conf)
-    from backupfw.cmd import database, service
+    from backupfw.cmd import database, processes
 
-    with (
-        _until_stopped(reloader(args, (), conf)) as stop,
-        state.only_service(conf.state_dir, shared=True),
-    ):
+    with state.only_service(conf.state_dir, shared=True):
         database.prepare(conf)
-        service.run_worker(conf, stop, lambda: print(f"backupfw worker ready on {conf.host}", flush=True))
+        processes.run(conf, reloader(args, (), conf))
     return 0

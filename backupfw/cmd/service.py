@@ -311,11 +311,9 @@ def run_api(conf: cfg.ConfigOpts, stop: threading.Event, ready: Callable[[str], 
                 LOG.exception("Operations that wait for a worker could not be looked at; trying again")
 
 
-def run_worker(conf: cfg.ConfigOpts, stop: threading.Event, ready: Callable[[], None]) -> None:
-    """Run a worker until ``stop`` is set.
-
-    :param ready: called once it takes tasks.
-    """
+@contextmanager
+def running_worker(conf: cfg.ConfigOpts) -> Iterator[None]:
+    """Run a worker for a ``with`` block; others may run on this host and elsewhere."""
     with ExitStack() as stack:
         db = database.connect(conf)
         stack.callback(db.close)
@@ -327,5 +325,4 @@ def run_worker(conf: cfg.ConfigOpts, stop: threading.Event, ready: Callable[[], 
         worker.start()
         stack.callback(worker.close)
         monitor(stack, conf, db, meters, {"worker": worker.runs})
-        ready()
-        stop.wait()
+        yield

@@ -62,6 +62,21 @@ OPTS = (
         help="Tasks that one worker process runs at once.  Each takes up to streams x (pack_size + 2 MiB) of"
         " memory.",
     ),
+    cfg.IntOpt(
+        "processes",
+        default=1,
+        min=1,
+        max=64,
+        help="Worker processes of 'backupfw worker'; each runs as many tasks as workers says.",
+    ),
+    cfg.IntOpt(
+        "stop_seconds",
+        default=60,
+        min=1,
+        max=3600,
+        help="Seconds a worker process gets to stop; it usually needs a few.  Then it is ended, and its tasks"
+        " are taken over when their leases run out.",
+    ),
     cfg.BoolOpt(
         "refuse_delete_of_parents",
         default=False,

@@ -39,9 +39,9 @@ class Killing:
         self.installed.arm(step)
 
     def died(self, step: str) -> None:
-        """Wait for the kill and start the killed worker again."""
+        """Wait for the kill, end what is left of that worker's host, and start it again."""
         dead = self.installed.wait_struck(step)
-        dead.wait_dead()
+        dead.kill()
         (name,) = [name for name, worker in self.installed.workers.items() if worker is dead]
         self.installed.start_worker(name)
 

@@ -80,11 +80,6 @@ class Process:
         self.kill()
         return status
 
-    def wait_dead(self) -> None:
-        """Return when it has ended, by whatever."""
-        self._process.wait(PATIENCE)
-        self.kill()
-
 
 class Installation:
     """API, workers, and what they leave.
@@ -215,12 +210,12 @@ class Installation:
     def wait_struck(self, step: str) -> Process:
         """Return the worker that got the signal, once it has."""
         wait(f"step {step} to be reached", lambda: not self.armed(step), self.log_tail)
-        pid = [line.split(" ")[1] for line in self.reached() if line.startswith(f"{step} ")][-1]
-        (struck,) = [worker for worker in self.workers.values() if _session(worker.pid, int(pid))]
+        session = next(line.split(" ")[1] for line in self.reached() if line.startswith(f"{step} "))
+        (struck,) = [worker for worker in self.workers.values() if worker.pid == int(session)]
         return struck
 
     def reached(self) -> list[str]:
-        """What steps were reached: ``name process detail``."""
+        """What steps were reached: ``name session detail``."""
         log = self.steps / "log"
         return log.read_text().splitlines() if log.exists() else []
 
@@ -260,16 +255,6 @@ class Installation:
         self.wait_idle()
         done = self.command("audit", check=False)
         assert done.returncode == 0, f"{done.stdout}{done.stderr}\n{self.log_tail()}"
-
-
-def _session(leader: int, pid: int) -> bool:
-    """Whether a process, perhaps dead and not waited for, is in the session of another."""
-    if leader == pid:
-        return True
-    try:
-        return os.getsid(pid) == leader
-    except ProcessLookupError:
-        return False
 
 
 def wait(what: str, done: Callable[[], Any], tail: Callable[[], str] = lambda: "") -> Any:

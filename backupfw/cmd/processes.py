@@ -1,0 +1,68 @@
+"""``backupfw worker`` as a master and its worker processes (cotyledon).
+
+The master starts the processes again that end by themselves, hands SIGHUP and SIGTERM on to them, and ends
+with status 0 when all have stopped, or with 1 when one did not within ``[backup] stop_seconds``: what that
+one was doing is taken over when its leases run out.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import cotyledon
+
+if TYPE_CHECKING:
+    from cotyledon.types import WorkerId
+    from oslo_config import cfg
+
+
+class WorkerService(cotyledon.Service):
+    """One worker process."""
+
+    name = "worker"
+
+    def __init__(self, worker_id: WorkerId, conf: cfg.ConfigOpts, reload: Callable[[], None]) -> None:
+        super().__init__(worker_id)
+        # Ctrl-C reaches the master too, which stops us in an orderly way.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if conf.metrics.port and worker_id:
+            # Each process has figures of its own.
+            conf.set_override("port", conf.metrics.port + worker_id, "metrics")
+        self._conf = conf
+        self._reload = reload
+        self._stack = ExitStack()
+
+    def run(self) -> None:
+        """Start the worker and say so."""
+        from backupfw.cmd import service
+
+        self._stack.enter_context(service.running_worker(self._conf))
+        print(f"backupfw worker ready on {self._conf.host}", flush=True)
+
+    def reload(self) -> None:
+        """Read the configuration again; running tasks go on."""
+        self._reload()
+
+    def terminate(self) -> None:
+        """End running attempts and give their tasks back."""
+        self._stack.close()
+
+
+class Master(cotyledon.ServiceManager):
+    """The master: an interrupt stops in order, as SIGTERM does; by itself it would end at once."""
+
+    def _on_signal_received(self, sig: int) -> None:
+        super()._on_signal_received(signal.SIGTERM if sig == signal.SIGINT else sig)
+
+
+def run(conf: cfg.ConfigOpts, reload: Callable[[], None]) -> None:
+    """Run worker processes until a signal comes; ends the process.
+
+    :param reload: what SIGHUP does in each of them.
+    """
+    master = Master(graceful_shutdown_timeout=int(conf.backup.stop_seconds))
+    master.add(WorkerService, conf.backup.processes, args=(conf, reload))
+    master.run()

@@ -1,0 +1,111 @@
+"""``backupfw worker`` as a master and several processes: start, reload, replacement, end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+PATIENCE = 60.0
+
+
+def wait(what: str, done: Callable[[], object]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not done():
+        assert time.monotonic() < end, f"gave up waiting for {what}"
+        time.sleep(0.05)
+
+
+class Master:
+    def __init__(self, state: Path, *options: str) -> None:
+        state.mkdir(mode=0o700, exist_ok=True)
+        self.config = state / "backupfw.conf"
+        self.config.write_text("\n".join(("[DEFAULT]", "debug = true", "[backup]", *options)) + "\n")
+        self.log = state.parent / "worker.log"
+        with open(self.log, "a") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "backupfw.cmd.main", "worker", "--state-dir", str(state)],
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                start_new_session=True,
+            )
+
+    def ready(self) -> None:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line.startswith("backupfw worker ready on "), self.log.read_text()
+
+    def children(self) -> list[int]:
+        found = []
+        for entry in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                state, parent = entry.read_text().rpartition(")")[2].split()[:2]
+            except OSError:
+                continue
+            if int(parent) == self.process.pid and state != "Z":
+                found.append(int(entry.parent.name))
+        return found
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.communicate(timeout=PATIENCE)
+
+
+@pytest.fixture
+def master(tmp_path: Path) -> Iterator[Master]:
+    master = Master(tmp_path / "state", "processes = 2", "max_running = 3")
+    try:
+        for _ in range(2):
+            master.ready()
+        yield master
+    finally:
+        master.close()
+
+
+def test_a_process_that_dies_is_replaced_and_all_stop_in_order(master: Master) -> None:
+    before = master.children()
+    assert len(before) == 2
+    os.kill(before[0], signal.SIGKILL)
+    master.ready()
+    after = master.children()
+    assert len(after) == 2
+    assert before[1] in after
+    master.process.send_signal(signal.SIGTERM)
+    assert master.process.wait(PATIENCE) == 0, master.log.read_text()
+    assert master.children() == []
+
+
+def test_an_interrupt_stops_in_order_too(master: Master) -> None:
+    os.killpg(master.process.pid, signal.SIGINT)
+    assert master.process.wait(PATIENCE) == 0, master.log.read_text()
+
+
+def test_every_process_reads_its_configuration_again(master: Master) -> None:
+    text = master.config.read_text()
+    master.config.write_text(text.replace("max_running = 3", "max_running = 4"))
+    master.process.send_signal(signal.SIGHUP)
+    wait("both processes to read", lambda: master.log.read_text().count("Read the configuration again") == 2)
+    assert master.log.read_text().count("max_running") >= 2
+    assert len(master.children()) == 2
+
+
+def test_the_processes_end_with_their_master(master: Master) -> None:
+    children = master.children()
+    master.process.kill()
+    master.process.wait(PATIENCE)
+    wait("the processes to end", lambda: not [pid for pid in children if running(pid)])
+
+
+def running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
