@@ -42,7 +42,7 @@ class TaskControl:
     def shutdown(self) -> None:
         """Ask the attempt to end because the worker does; another one will go on."""
         with self._lock:
-            self._shutdown = self._stop is None
+            self._shutdown = self._shutdown or self._stop is None
         self._end(TaskCancelled("The worker is shutting down."))
 
     def lose(self) -> None:

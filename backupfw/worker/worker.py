@@ -94,7 +94,10 @@ class Worker:
         """End running attempts within seconds, give their tasks back and return."""
         self._stopping.set()
         self._dispatch.nudge()
+        # They need not wait for a look into the database that may take a while ...
+        self._leases.shutdown()
         self._thread.join()
+        # ... which may have claimed one more task.
         self._leases.shutdown()
         self._pool.shutdown(wait=True)
         self._leases.close()

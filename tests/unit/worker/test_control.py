@@ -34,6 +34,7 @@ def test_a_users_cancellation_is_no_shutdown() -> None:
     assert not control.for_shutdown
     other = TaskControl(boot_time() + 60)
     other.shutdown()
+    other.shutdown()
     assert other.for_shutdown
     other.lose()
     assert not other.for_shutdown

@@ -47,7 +47,8 @@ class Gate:
             held = self._left < 0
         if held:
             self.reached.set()
-            assert self._open.wait(30)
+            # Longer than any test waits for what shall happen meanwhile.
+            assert self._open.wait(120)
         return False
 
     def open(self) -> None:
@@ -217,6 +218,34 @@ def test_a_shutdown_gives_the_task_back(world: WorkerWorld) -> None:
     assert maps == 7 - finished
     # Leftovers of the first attempt are gone without a sweep.
     assert world.row(models.Backup, made.id).object_count == len(world.objects())
+
+
+def test_a_look_into_the_database_that_hangs_keeps_no_attempt_from_ending(world: WorkerWorld) -> None:
+    shall_hang, hangs, go_on = (threading.Event() for _ in range(3))
+
+    def look() -> None:
+        if shall_hang.is_set():
+            hangs.set()
+            assert go_on.wait(120)
+
+    world.tools = replace(world.tools, expire_waiting=look)
+    gate = Gate(after=3)
+    world.faulty.fail("put", times=None, match=gate)
+    with world.worker() as worker:
+        world.backups.create(world.ctx(), volume_id=world.filled_volume(DATA))
+        assert gate.reached.wait(30)
+        shall_hang.set()
+        assert hangs.wait(30)
+        stopper = threading.Thread(target=worker.stop)
+        stopper.start()
+        try:
+            world.wait(lambda: world.rows(models.Task)[0].state == "queued", "the task to be given back")
+        finally:
+            go_on.set()
+            stopper.join()
+            gate.open()
+    (task,) = world.rows(models.Task)
+    assert task.failures == 0
 
 
 def test_an_attempt_that_lost_its_lease_changes_nothing(world: WorkerWorld) -> None:
