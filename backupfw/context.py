@@ -3,7 +3,29 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
+
+#: The id of the request that this thread works for, for its log lines.  Threads that a task starts run in a
+#: copy of its context.
+_request: ContextVar[str | None] = ContextVar("backupfw_request", default=None)
+
+
+def current_request() -> str | None:
+    """Return the id of the request that this thread works for, or None."""
+    return _request.get()
+
+
+@contextmanager
+def working_for(request_id: str | None) -> Iterator[None]:
+    """Work for a request: its id stands in the log lines of the ``with`` block."""
+    token = _request.set(request_id)
+    try:
+        yield
+    finally:
+        _request.reset(token)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Callable, Iterable
 from typing import Any, BinaryIO
 
 from backupfw.api import errors, faults
+from backupfw.context import working_for
+
+LOG = logging.getLogger(__name__)
 
 Environ = dict[str, Any]
 WsgiApp = Callable[[Environ, Any], Iterable[bytes]]
@@ -49,6 +53,12 @@ class Envelope:
 
     def __call__(self, environ: Environ, start_response: Any) -> Iterable[bytes]:
         """Answer one request."""
+        with working_for(environ.get(faults.REQUEST_ID)):
+            return self._answer(environ, start_response)
+
+    def _answer(self, environ: Environ, start_response: Any) -> Iterable[bytes]:
+        # Without the query: what a user searches for is nobody else's.
+        LOG.info("%s %s", environ["REQUEST_METHOD"], environ.get("PATH_INFO", ""))
         try:
             self._limit(environ)
             return self._app(environ, start_response)

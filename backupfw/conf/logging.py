@@ -9,6 +9,11 @@ from importlib.metadata import entry_points
 from oslo_config import cfg
 from oslo_log import log
 
+from backupfw.context import current_request
+
+#: A log line; ``request`` is the id of the request that caused it.
+FORMAT = "%(asctime)s.%(msecs)03d %(process)d %(levelname)s %(name)s [{request}] %(message)s"
+
 #: Libraries that tell more than an operator wants at the level of the service itself.
 QUIET = (
     "alembic=WARNING",
@@ -31,6 +36,20 @@ def register_opts(conf: cfg.ConfigOpts) -> None:
     conf.set_default("default_log_levels", list(QUIET))
     # Standard output is for what was asked for: ids, paths, the line that says "ready".
     conf.set_default("use_stderr", True)
+    # One format; a line that no request caused has a dash.
+    conf.set_default("logging_default_format_string", FORMAT.format(request="-"))
+    conf.set_default("logging_context_format_string", FORMAT.format(request="%(request_id)s"))
+
+
+class RequestFilter(logging.Filter):
+    """Lets every line pass and gives it the id of the request that its thread works for."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Add what oslo.log's formatter looks for."""
+        request_id = current_request()
+        if request_id is not None and "context" not in record.__dict__:
+            record.context = {"request_id": request_id}
+        return True
 
 
 def list_opts() -> list[tuple[str, Sequence[cfg.Opt]]]:
@@ -48,5 +67,7 @@ def setup(conf: cfg.ConfigOpts, quiet: bool = False) -> None:
         # oslo.log's own last resort is standard output, which belongs to what a command was asked for.
         conf.set_default("use_stderr", True)
     log.setup(conf, "backupfw")
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(RequestFilter())
     if quiet and not conf.debug:
         logging.getLogger().setLevel(logging.WARNING)

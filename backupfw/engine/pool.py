@@ -7,6 +7,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
+from contextvars import copy_context
 from typing import Generic, Protocol, TypeVar
 
 from backupfw.chunkstore.heed import heeding
@@ -131,8 +132,9 @@ class Streams(Generic[Item, Result]):
                         workers.append(self._make())
                         threads.append(
                             threading.Thread(
-                                target=_serve,
-                                args=(workers[-1], tasks, results, self._halt),
+                                # Its log lines belong to the same request.
+                                target=copy_context().run,
+                                args=(_serve, workers[-1], tasks, results, self._halt),
                                 name=f"stream-{len(threads)}",
                                 daemon=True,
                             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from itertools import islice
 
 from backupfw import steps
@@ -45,7 +46,9 @@ def delete_all(doomed: Spool, container: Container, control: Control) -> None:
                     collect()
                 if len(failed) >= MAX_FAILED:
                     break
-                waiting.append(pool.submit(_delete, container, [one.key for one in batch]))
+                waiting.append(
+                    pool.submit(copy_context().run, _delete, container, [one.key for one in batch])
+                )
                 done += sum(one.size for one in batch)
                 control.progress(done, doomed.size)
             while waiting:

@@ -220,7 +220,7 @@ class VolumeTasks:
 
         self._db.run(work)
         # Volumes and snapshots have no place for a reason that users could read.
-        LOG.warning("[%s] %s of %s failed: %s", task.request_id, task.kind, task.resource_id, reason)
+        LOG.warning("%s of %s failed: %s", task.kind, task.resource_id, reason)
 
 
 def _volume(session: Session, volume_id: str) -> Volume:

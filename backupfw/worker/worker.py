@@ -12,6 +12,7 @@ from oslo_log import log
 
 from backupfw.chunkstore.errors import Unavailable
 from backupfw.chunkstore.heed import heeding
+from backupfw.context import working_for
 from backupfw.dispatch.base import Dispatch
 from backupfw.errors import TaskCancelled, TaskLost
 from backupfw.manager.tasks import Task
@@ -144,11 +145,12 @@ class Worker:
     def _run_task(self, task: Task, control: TaskControl) -> None:
         try:
             handler = handler_for(task.kind, self._tools)
-            if self._tools.notices is not None:
-                self._tools.notices.begun(task)
-            self._attempt(handler, task, control)
-            if self._tools.notices is not None:
-                self._tools.notices.ended(task)
+            with working_for(task.request_id):
+                if self._tools.notices is not None:
+                    self._tools.notices.begun(task)
+                self._attempt(handler, task, control)
+                if self._tools.notices is not None:
+                    self._tools.notices.ended(task)
         except TaskLost:
             LOG.warning("Attempt %s of task %s (%s) lost its lease", task.attempt, task.id, task.kind)
         except Exception:
@@ -161,8 +163,7 @@ class Worker:
 
     def _attempt(self, handler: Handler, task: Task, control: TaskControl) -> None:
         """Run one attempt to its end.  Every error of a task arrives here."""
-        LOG.info("[%s] Task %s: %s of %s, attempt %s", task.request_id, task.id, task.kind,
-                 task.resource_id, task.attempt)  # fmt: skip
+        LOG.info("Task %s: %s of %s, attempt %s", task.id, task.kind, task.resource_id, task.attempt)
         self._tools.meter.attempt(task.kind, task.taken_over)
         try:
             if task.cancel:
@@ -197,11 +198,16 @@ class Worker:
             self._tools.stores.failed(error.store)
         delay = min(self._settings.retry_pause * 2.0**task.failures, LONGEST_PAUSE)
         if is_temporary(error) and self._tasks.retry(task, delay, reason):
-            LOG.warning("[%s] Task %s (%s of %s) failed, trying again in %s s: %s", task.request_id,
-                        task.id, task.kind, task.resource_id, delay, error)  # fmt: skip
+            LOG.warning(
+                "Task %s (%s of %s) failed, trying again in %s s: %s",
+                task.id,
+                task.kind,
+                task.resource_id,
+                delay,
+                error,
+            )
             return
-        LOG.error("[%s] Task %s (%s of %s) failed", task.request_id, task.id, task.kind,
-                  task.resource_id, exc_info=error)  # fmt: skip
+        LOG.error("Task %s (%s of %s) failed", task.id, task.kind, task.resource_id, exc_info=error)
         handler.failed_with(task, reason, message_detail(error))
 
     def _without_store(self, handler: Handler, task: Task, error: StoreDown, reason: str) -> None:
@@ -209,6 +215,5 @@ class Worker:
         if error.seconds < self._settings.store_wait:
             self._tasks.release(task, min(max(1.0, error.seconds / 4), LONGEST_PAUSE))
             return
-        LOG.error("[%s] Task %s (%s of %s) ends: %s", task.request_id, task.id, task.kind,
-                  task.resource_id, error)  # fmt: skip
+        LOG.error("Task %s (%s of %s) ends: %s", task.id, task.kind, task.resource_id, error)
         handler.failed(task, reason)

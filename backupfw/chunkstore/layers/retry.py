@@ -9,6 +9,7 @@ that empties when most calls fail, so that a store that is down is asked once pe
 
 from __future__ import annotations
 
+import logging
 import random
 import threading
 import time
@@ -21,6 +22,8 @@ from backupfw.chunkstore.errors import AlreadyExists, ChunkStoreError, DeleteFai
 from backupfw.chunkstore.heed import heed
 from backupfw.chunkstore.layers.base import Layer
 from backupfw.chunkstore.layers.metrics import NullRecorder, Recorder
+
+LOG = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -110,6 +113,7 @@ class _Attempts:
         if self._used >= policy.tries or late or layer._stopping() or not layer.budget.spend():
             raise self._permanent(error)
         layer._recorder.retried(layer.name, self._operation, pause, error)
+        LOG.info("%s failed, trying again in %.1f s: %s", self._operation, pause, error)
         self._used += 1
         end = layer._clock() + pause
         while (left := end - layer._clock()) > 0:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import copy_context
+from functools import partial
 from typing import Any, TypeVar
 
 from backupfw.chunkstore.base import Body, CheckItem, CheckReport, ChunkStore, ObjectInfo
@@ -28,7 +30,9 @@ class _Job:
     """One call on its way through a worker thread."""
 
     def __init__(self, action: Callable[[], Any]) -> None:
-        self._action = action
+        # Its log lines belong to the request of the thread that waits.
+        context = copy_context()
+        self._action: Callable[[], Any] = partial(context.run, action)
         self._late: Callable[[], None] | None = None
         self._lock = threading.Lock()
         self._finished = threading.Event()

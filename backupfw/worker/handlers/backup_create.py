@@ -66,8 +66,7 @@ class BackupCreate(Handler):
             result = engine.run(job, source, container, journal, control)
         steps.reach("backup.manifest-put")
         if result.base_problem is not None:
-            LOG.warning("[%s] Backup %s shares nothing with its parent: %s", task.request_id,
-                        plan.backup.id, result.base_problem)  # fmt: skip
+            LOG.warning("Backup %s shares nothing with its parent: %s", plan.backup.id, result.base_problem)
         if task.attempt > 1 or plan.epoch > 1:
             # Before the commit, while the task is still ours: afterwards nobody would look for what
             # earlier attempts left.
@@ -92,8 +91,9 @@ class BackupCreate(Handler):
             drop_temp_snapshot(self._tools.backups, self._tools.provider, task.resource_id)
         except Exception:
             # Nothing may keep the task from ending: a delete of the backup tries again.
-            LOG.exception("[%s] The temporary snapshot of backup %s stays until the backup is deleted",
-                          task.request_id, task.resource_id)  # fmt: skip
+            LOG.exception(
+                "The temporary snapshot of backup %s stays until the backup is deleted", task.resource_id
+            )
         self._tools.tasks.discard(task)
 
     def _job(self, plan: CreatePlan, source: BlockSource) -> BackupJob:
@@ -156,8 +156,7 @@ class BackupCreate(Handler):
                     return ref
             except OSError:
                 # Lost: what the new one shows is another state, so a new epoch begins with it.
-                LOG.warning("[%s] The temporary snapshot of backup %s is lost; taking another",
-                            task.request_id, task.resource_id)  # fmt: skip
+                LOG.warning("The temporary snapshot of backup %s is lost; taking another", task.resource_id)
                 tools.backups.forget_temp_snapshot(task.resource_id)
                 return self._temp_snapshot(task, plan, control)
         location = tools.provider.create_snapshot(ref, True, control.check)
