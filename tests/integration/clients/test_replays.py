@@ -1,0 +1,227 @@
+"""Replays of clients that cannot run here: their calls in their order, as raw HTTP.
+
+gophercloud and the Terraform provider for OpenStack need a newer Go than Debian 12 has, and Horizon a web
+server with a compute and an image service behind it.  What they send and what they insist on is taken from
+their sources (docs/clients.md); these tests say nothing about what those programs do with the answers beyond
+the checks that stand here.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import requests
+
+from tests.integration.service import PATIENCE, Service, running
+
+#: A project that Keystone could have made.
+PROJECT = uuid.UUID(int=7).hex
+GOPHERCLOUD_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{1,6}")
+
+
+class Caller:
+    """Sends requests in one project, at a microversion where there is one."""
+
+    def __init__(self, root: str, version: str = "v3") -> None:
+        self.root = root
+        self.base = f"{root}/{version}/{PROJECT}"
+
+    def send(
+        self, status: int, method: str, path: str, body: Any = None, microversion: str | None = None
+    ) -> Any:
+        """Send a request that must answer ``status``; a path may be a whole URL.  Returns the body."""
+        headers = {"X-Auth-Token": f"tester:{PROJECT}:admin", "Accept": "application/json"}
+        if microversion is not None:
+            headers["OpenStack-API-Version"] = f"volume {microversion}"
+        url = path if path.startswith("http") else self.base + path
+        answer = requests.request(method, url, json=body, headers=headers, timeout=30)
+        assert answer.status_code == status, f"{method} {url}: {answer.status_code} {answer.text}"
+        if microversion is not None:
+            # Clients with a microversion insist on the echo.
+            assert answer.headers["OpenStack-API-Version"] == f"volume {microversion}"
+        return answer.json() if answer.content else None
+
+    def poll(self, path: str, wanted: str, pending: set[str], microversion: str | None = None) -> Any:
+        """Ask until the status is the wanted one; any other than those pending is an error."""
+        kind = path.split("/")[1].removesuffix("s")
+
+        def reached() -> Any:
+            found = self.send(200, "GET", path, microversion=microversion)[kind]
+            assert found["status"] in pending | {wanted}, found
+            return found if found["status"] == wanted else None
+
+        return wait(reached)
+
+    def gone(self, path: str) -> None:
+        """Ask until it is 404."""
+        headers = {"X-Auth-Token": f"tester:{PROJECT}:admin"}
+        wait(lambda: requests.get(self.base + path, headers=headers, timeout=30).status_code == 404)
+
+
+def wait(done: Callable[[], Any]) -> Any:
+    """Poll until something is true; returns it."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        value = done()
+        if value:
+            return value
+        time.sleep(0.1)
+    raise AssertionError("gave up waiting")
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with running(tmp_path_factory.mktemp("replays") / "state") as service:
+        yield service
+
+
+@pytest.fixture(params=["v2", "v3"])
+def gophercloud(service: Service, request: pytest.FixtureRequest) -> Caller:
+    return Caller(f"http://127.0.0.1:{service.port}", request.param)
+
+
+@pytest.fixture
+def caller(service: Service) -> Caller:
+    return Caller(f"http://127.0.0.1:{service.port}")
+
+
+def test_gophercloud_finds_the_endpoint(service: Service, caller: Caller) -> None:
+    for path, status in (("/", 300), ("/v2/", 200), ("/v3/", 200)):
+        for entry in caller.send(status, "GET", caller.root + path)["versions"]:
+            assert re.fullmatch(r"v\d+\.\d+", entry["id"])
+            assert entry["status"] in ("CURRENT", "SUPPORTED", "DEPRECATED")
+
+
+def test_gophercloud_backups(gophercloud: Caller) -> None:
+    """The package's acceptance tests: create, list, restore, export, import, reset, force delete."""
+    call = gophercloud.send
+    volume = call(202, "POST", "/volumes", {"volume": {"size": 1, "name": "ACPTTEST"}})["volume"]["id"]
+    gophercloud.poll(f"/volumes/{volume}", "available", {"creating"})
+    made = []
+    for name in ("ACPTTEST-1", "ACPTTEST-2"):
+        body = {"backup": {"volume_id": volume, "name": name}}
+        made.append(call(202, "POST", "/backups", body)["backup"]["id"])
+        shown = gophercloud.poll(f"/backups/{made[-1]}", "available", {"creating"})
+        for key in ("created_at", "updated_at", "data_timestamp"):
+            assert GOPHERCLOUD_TIME.fullmatch(shown[key]), key
+
+    # All pages: the address of the next one is used as it stands.
+    seen, url = [], f"/backups/detail?limit=1&volume_id={volume}"
+    while url:
+        page = call(200, "GET", url)
+        seen += [item["id"] for item in page["backups"]]
+        following = [link["href"] for link in page.get("backups_links", []) if link["rel"] == "next"]
+        url = following[0] if following else ""
+    assert seen == made[::-1]
+
+    body = {"restore": {"name": "ACPTTEST-restored"}}
+    restored = call(202, "POST", f"/backups/{made[0]}/restore", body)["restore"]
+    assert (restored["backup_id"], restored["volume_name"]) == (made[0], "ACPTTEST-restored")
+    gophercloud.poll(f"/volumes/{restored['volume_id']}", "available", {"restoring-backup"})
+    gophercloud.poll(f"/backups/{made[0]}", "available", {"restoring"})
+
+    record = call(200, "GET", f"/backups/{made[1]}/export_record")["backup-record"]
+    call(202, "DELETE", f"/backups/{made[1]}")
+    gophercloud.gone(f"/backups/{made[1]}")
+    imported = call(201, "POST", "/backups/import_record", {"backup-record": record})["backup"]
+    assert imported["id"] == made[1]
+
+    for status in ("error", "available"):
+        call(202, "POST", f"/backups/{made[0]}/action", {"os-reset_status": {"status": status}})
+        gophercloud.poll(f"/backups/{made[0]}", status, set())
+    # It sends what it changes without the word "backup" around it, and only version 3 has the call.
+    expected = 400 if "/v3/" in gophercloud.base else 404
+    microversion = "3.9" if expected == 400 else None
+    call(expected, "PUT", f"/backups/{made[0]}", {"name": "renamed"}, microversion)
+    for backup in made:
+        call(202, "POST", f"/backups/{backup}/action", {"os-force_delete": {}})
+        gophercloud.gone(f"/backups/{backup}")
+    call(202, "DELETE", f"/volumes/{volume}")
+    gophercloud.gone(f"/volumes/{volume}")
+
+
+def test_terraform_makes_a_volume_from_a_backup(caller: Caller) -> None:
+    """``openstack_blockstorage_volume_v3`` with ``backup_id``; the provider has no resource for backups."""
+    call = caller.send
+    source = call(202, "POST", "/volumes", {"volume": {"size": 1}})["volume"]["id"]
+    caller.poll(f"/volumes/{source}", "available", {"creating"})
+    backup = call(202, "POST", "/backups", {"backup": {"volume_id": source}})["backup"]["id"]
+    caller.poll(f"/backups/{backup}", "available", {"creating"})
+    wanted = {"size": 1, "name": "tf", "backup_id": backup, "metadata": {"by": "terraform"}}
+    volume = call(202, "POST", "/volumes", {"volume": wanted}, "3.47")["volume"]["id"]
+    # The provider takes any other status for a failure.
+    shown = caller.poll(f"/volumes/{volume}", "available", {"creating", "downloading"})
+    assert shown["name"] == "tf"
+    assert shown["metadata"]["by"] == "terraform"
+    changed = {"name": "tf2", "description": "d", "metadata": {"by": "tf"}}
+    assert call(200, "PUT", f"/volumes/{volume}", {"volume": changed})["volume"]["name"] == "tf2"
+    call(202, "POST", f"/volumes/{volume}/action", {"os-extend": {"new_size": 2}})
+    caller.poll(f"/volumes/{volume}", "available", {"extending"})
+    call(202, "DELETE", f"/volumes/{volume}")
+    caller.gone(f"/volumes/{volume}")
+
+
+def test_terraform_quotas_and_data_sources(caller: Caller) -> None:
+    call = caller.send
+    path = f"/os-quota-sets/{uuid.UUID(int=8).hex}"
+    before = call(200, "GET", path)["quota_set"]
+    changed = {**before, "backups": 3, "backup_gigabytes": 30}
+    changed.pop("id")
+    call(200, "PUT", path, {"quota_set": {"backups": 3, "backup_gigabytes": 30}})
+    after = call(200, "GET", path)["quota_set"]
+    assert {key: after[key] for key in changed} == changed
+    assert call(200, "GET", "/os-availability-zone")["availabilityZoneInfo"]
+    assert call(200, "GET", "/volumes/detail?name=none") == {"volumes": []}
+    assert call(200, "GET", "/snapshots?name=none") == {"snapshots": []}
+
+
+def test_horizon_backup_pages(caller: Caller) -> None:
+    call = caller.send
+    assert any(entry["version"] == "3.71" for entry in call(300, "GET", caller.root + "/")["versions"])
+    source = call(202, "POST", "/volumes", {"volume": {"size": 1, "name": "h"}}, "3.0")["volume"]["id"]
+    caller.poll(f"/volumes/{source}", "available", {"creating"})
+
+    # The form: without a backup it does not offer an incremental one.
+    query = f"/backups/detail?volume_id={source}&status=available"
+    assert call(200, "GET", query) == {"backups": []}
+    assert call(200, "GET", f"/snapshots/detail?volume_id={source}") == {"snapshots": []}
+    full = {
+        "volume_id": source,
+        "container": None,
+        "name": "h1",
+        "description": "",
+        "incremental": False,
+        "force": False,
+        "snapshot_id": None,
+    }
+    backup = call(202, "POST", "/backups", {"backup": full}, "3.0")["backup"]["id"]
+    caller.poll(f"/backups/{backup}", "available", {"creating"}, "3.18")
+    assert len(call(200, "GET", query)["backups"]) == 1
+
+    # The table, by pages with their count.
+    table = "/backups/detail?all_tenants=False&limit=20&offset=0&sort=created_at:desc&with_count=True"
+    page = call(200, "GET", table, microversion="3.45")
+    assert page["count"] == len(page["backups"])
+    assert backup in [item["id"] for item in page["backups"]]
+    assert "backups_links" not in page
+    call(200, "GET", "/volumes/detail", microversion="3.48")
+    call(200, "GET", "/snapshots/detail")
+    call(200, "GET", "/backups/detail?all_tenants=True", microversion="3.45")
+
+    body = {"restore": {"volume_id": None, "name": None}}
+    restored = call(202, "POST", f"/backups/{backup}/restore", body)["restore"]["volume_id"]
+    caller.poll(f"/volumes/{restored}", "available", {"restoring-backup"})
+    caller.poll(f"/backups/{backup}", "available", {"restoring"})
+    for microversion in ("3.43", "3.50", "3.55"):
+        absolute = call(200, "GET", f"/limits?tenant_id={PROJECT}", microversion=microversion)["limits"][
+            "absolute"
+        ]
+        assert absolute["totalBackupsUsed"] >= 1
+    call(202, "POST", f"/backups/{backup}/action", {"os-reset_status": {"status": "error"}})
+    call(202, "DELETE", f"/backups/{backup}")
+    caller.gone(f"/backups/{backup}")
