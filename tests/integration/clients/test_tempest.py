@@ -12,6 +12,7 @@ import pytest
 from tests.integration.clients.tempest import Tempest, security_groups, tempest_missing
 from tests.integration.clients.world import served
 from tests.servers.keystone import Keystone
+from tests.servers.programs import ROOT
 
 KNOWN: dict[str, Any] = tomllib.loads(Path(__file__).with_name("tempest_tests.toml").read_text())
 PASSED = {f"{group}.{name}" for group, names in KNOWN["passed"].items() for name in names}
@@ -41,3 +42,25 @@ def test_every_published_backup_test(tempest: Tempest) -> None:
     assert results.keys() == expected.keys()
     for name, reason in KNOWN["skipped"].items():
         assert results[name].why.startswith(reason), (name, results[name].why)
+
+
+def tables() -> dict[str, str]:
+    """What docs/clients.md has between its markers."""
+    passed = [
+        f"* `{group}`: {', '.join(f'`{name}`' for name in names)}" for group, names in KNOWN["passed"].items()
+    ]
+    others = {
+        title: [f"* `{name}`: {why}" for name, why in KNOWN[key].items()]
+        for title, key in (("skipped", "skipped"), ("left out", "left_out"))
+    }
+    return {title: "\n".join(lines) + "\n" for title, lines in {"passed": passed, **others}.items()}
+
+
+@pytest.mark.parametrize("title", ["passed", "skipped", "left out"])
+def test_the_page_about_clients_says_the_same(title: str) -> None:
+    page = (ROOT / "docs" / "clients.md").read_text()
+    _, begun, rest = page.partition(f"<!-- {title}: begin -->\n")
+    written, ended, _ = rest.partition(f"<!-- {title}: end -->")
+    assert begun
+    assert ended
+    assert written == tables()[title]

@@ -1,0 +1,147 @@
+"""python-cinderclient, which knows version 3 only, against a served instance behind Keystone."""
+
+from __future__ import annotations
+
+import base64
+import json
+import uuid
+from pathlib import Path
+
+import pytest
+
+from tests.integration.clients.commands import Commands
+from tests.integration.clients.conftest import Typing
+from tests.integration.clients.content import GIB, fill
+from tests.integration.clients.world import World
+from tests.integration.content import same_content
+from tests.integration.service import Client
+from tests.servers.keystone import User
+
+pytestmark = pytest.mark.server
+
+
+@pytest.fixture(scope="module")
+def cinder(typing: Typing, admin: User) -> Commands:
+    return typing(admin, OS_VOLUME_API_VERSION="3.71")
+
+
+@pytest.fixture(scope="module")
+def api(world: World, admin: User) -> Client:
+    """Looks at what the commands did, and waits."""
+    return world.client(admin)
+
+
+def test_a_volume_from_backup_to_restore(cinder: Commands, api: Client) -> None:
+    made = cinder.cinder_shows("create", "--name", "of-cinder", "1")
+    api.wait_status("volume", made["id"], "available")
+    source = api.volume_path(made["id"])
+    fill(source, seed=3)
+    words = ("backup-create", "--name", "cinder-full", "--metadata", "a=b", "--")
+    full = cinder.cinder_shows(*words, "of-cinder")
+    api.wait_status("backup", full["id"], "available")
+    second = cinder.cinder_shows("backup-create", "--name", "cinder-second", "--incremental", made["id"])
+    api.wait_status("backup", second["id"], "available")
+
+    listed = cinder.run(
+        "cinder", "backup-list", "--volume-id", made["id"], "--with-count", "--limit", "1"
+    ).stdout
+    assert "Backup in total: 2" in listed
+    listed = cinder.cinder("backup-list", "--sort", "name:asc", "--filters", "name~=cinder-")
+    assert [row["Name"] for row in listed] == ["cinder-full", "cinder-second"]
+    shown = cinder.cinder_shows("backup-show", "cinder-full")
+    assert (shown["id"], shown["status"], shown["has_dependent_backups"]) == (full["id"], "available", "True")
+    cinder.run("cinder", "backup-update", "--name", "cinder-new", "--metadata", "c=d", "--", full["id"])
+    body = api.expect(200, "GET", f"/backups/{full['id']}/metadata")
+    assert (api.expect(200, "GET", f"/backups/{full['id']}")["backup"]["name"], body) == (
+        "cinder-new",
+        {"metadata": {"c": "d"}},
+    )
+
+    restored = cinder.cinder_shows("backup-restore", "--name", "cinder-restored", "cinder-second")
+    typed = cinder.cinder_shows("backup-restore", "--volume-type", "__DEFAULT__", "cinder-new")
+    for answer in (restored, typed):
+        api.wait_status("volume", answer["volume_id"], "available")
+        assert same_content(source, api.volume_path(answer["volume_id"]), GIB)
+    assert typed["volume_name"] == f"restore_backup_{full['id']}"
+    fill(api.volume_path(restored["volume_id"]), seed=4)
+    cinder.run("cinder", "backup-restore", "--volume", "cinder-restored", "cinder-new")
+    api.wait_status("volume", restored["volume_id"], "available")
+    assert same_content(source, api.volume_path(restored["volume_id"]), GIB)
+
+    cinder.run("cinder", "backup-delete", "cinder-new", second["id"])
+    api.wait_status("backup", full["id"], None)
+    api.wait_status("backup", second["id"], None)
+
+
+def test_to_another_zone(cinder: Commands, api: Client) -> None:
+    backup = api.backup(api.create_volume(), name="for-another-zone")
+    words = ("backup-restore", "--availability-zone", "elsewhere", "for-another-zone")
+    made = cinder.cinder_shows(*words)
+    api.wait_status("volume", made["volume_id"], "available")
+    assert cinder.cinder_shows("show", made["volume_id"])["availability_zone"] == "elsewhere"
+    (zone,) = cinder.cinder("availability-zone-list")
+    assert zone == {"Name": "nova", "Status": "available"}
+    assert api.status("backup", backup) == "available"
+
+
+def test_a_record_brings_a_backup_to_another_service(cinder: Commands, api: Client) -> None:
+    volume = api.create_volume()
+    fill(api.volume_path(volume), seed=6)
+    backup = api.backup(volume)
+    done = cinder.run("cinder", "backup-export", backup).stdout
+    # The command folds the record over several rows of its table.
+    cells = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in done.splitlines() if "|" in line
+    ]
+    url = "".join(value for _name, value in cells[cells.index(["backup_service", cells[1][1]]) + 1 :])
+    shown = api.expect(200, "GET", f"/backups/{backup}/export_record")["backup-record"]
+    assert (cells[1][1], url) == (shown["backup_service"], shown["backup_url"])
+    twin = str(uuid.uuid4())
+    record = {**json.loads(base64.b64decode(url)), "id": twin}
+    text = base64.b64encode(json.dumps(record).encode()).decode()
+    imported = cinder.cinder_shows("backup-import", shown["backup_service"], text)
+    assert imported["id"] == twin
+    api.wait_status("backup", twin, "available")
+    api.delete_backup(backup)
+    assert same_content(api.volume_path(volume), api.volume_path(api.restore(twin)), GIB)
+
+
+def test_what_an_administrator_resets(cinder: Commands, api: Client) -> None:
+    backup = api.backup(api.create_volume())
+    cinder.run("cinder", "backup-reset-state", "--state", "error", backup)
+    assert api.status("backup", backup) == "error"
+    cinder.run("cinder", "backup-reset-state", backup)
+    assert api.status("backup", backup) == "available"
+    cinder.run("cinder", "backup-delete", "--force", backup)
+    api.wait_status("backup", backup, None)
+
+
+def test_limits_services_and_messages(cinder: Commands, api: Client, admin: User, world: World) -> None:
+    project = world.keystone.add_project("with-a-quota")
+    cinder.run("cinder", "quota-update", "--backups", "7", project)
+    assert cinder.cinder_shows("quota-show", project)["backups"] == "7"
+    usage = {row["Type"]: row for row in cinder.cinder("quota-usage", project)}
+    assert (usage["backups"]["In_use"], usage["backups"]["Limit"]) == ("0", "7")
+    cinder.run("cinder", "quota-delete", project)
+    assert cinder.cinder_shows("quota-show", project) == cinder.cinder_shows("quota-defaults", project)
+    limits = {row["Name"]: row["Value"] for row in cinder.cinder("absolute-limits")}
+    assert {"maxTotalBackups", "totalBackupGigabytesUsed"} <= limits.keys()
+    (row,) = cinder.cinder("service-list", "--binary", "cinder-backup")
+    assert (row["Status"], row["State"]) == ("enabled", "up")
+    volume = api.create_volume()
+    words = ("backup-create", "--availability-zone", "nowhere", volume)
+    lost = cinder.cinder_shows(*words)
+    api.wait_status("backup", lost["id"], "error")
+    (told,) = cinder.cinder("message-list", "--resource_uuid", lost["id"])
+    assert told["Resource Type"] == "VOLUME_BACKUP"
+    (filters,) = cinder.cinder("list-filters", "--resource", "backup")
+    assert "name" in filters["Filters"]
+    assert {row["Id"] for row in cinder.cinder("version-list")} >= {"v3.0"}
+
+
+def test_it_cannot_do_without_keystone(clients: Path) -> None:
+    """Its own ``--os-endpoint`` and keystoneauth's are in each other's way: docs/clients.md."""
+    variables = {"OS_AUTH_TYPE": "none", "OS_ENDPOINT": "http://127.0.0.1:8776/v3/demo"}
+    done = Commands(variables, clients).run("cinder", "backup-list", check=False)
+    assert done.returncode != 0
+    assert "conflicting option" in done.stderr
