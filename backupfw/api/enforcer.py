@@ -28,6 +28,11 @@ LOOK_SECONDS = 1.0
 #: How many decisions are remembered.
 MAX_DECISIONS = 8192
 
+#: Somebody of whom everything is known that a check can ask for.
+_SOMEBODY = RequestContext(
+    "project", "user", frozenset({"role"}), system_scope="all", service_roles=frozenset({"service"})
+)
+
 #: Kinds of checks whose answer follows from what they are asked; the others may ask somebody else.
 _PURE = "oslo_policy._checks"
 
@@ -118,6 +123,7 @@ def _load(conf: cfg.ConfigOpts) -> policy.Enforcer:
         # What cannot be understood becomes "never", with a line in the log.
         if str(enforcer.rules[name]) == "!" and rule.check_str.strip() != "!":
             raise _wrong(conf, f"rule {name!r}: {rule.check_str!r} cannot be understood")
+        _ask_once(conf, enforcer, name)
     unknown = sorted(set(enforcer.file_rules) - set(enforcer.registered_rules) - _referred(enforcer))
     if unknown:
         LOG.warning("Rules of the policy file that nothing asks: %s", ", ".join(unknown))
@@ -144,6 +150,20 @@ def _parts(check: Any) -> Iterator[Any]:
         return
     for part in inner if isinstance(inner, list) else [inner]:
         yield from _parts(part)
+
+
+def _ask_once(conf: cfg.ConfigOpts, enforcer: policy.Enforcer, name: str) -> None:
+    """Ask each leaf of a rule: some are taken for checks, but fail whenever they are asked.
+
+    :raises ConfigError: one failed.
+    """
+    for leaf in _parts(enforcer.rules[name]):
+        if type(leaf).__module__ != _PURE or isinstance(leaf, policy.RuleCheck):
+            continue
+        try:
+            leaf(_target(_SOMEBODY.project_id), _credentials(_SOMEBODY), enforcer, name)
+        except Exception as error:
+            raise _wrong(conf, f"rule {name!r}: '{leaf}' cannot be asked: {error}") from error
 
 
 def _referred(enforcer: policy.Enforcer) -> set[str]:
