@@ -24,6 +24,7 @@ RESOURCE_FILTER_CONFIG = ApiVersion(3, 33)  # GET /resource_filters tells that c
 LIKE_FILTER = ApiVersion(3, 34)  # name~=part, where the operator lists name~; administrators always
 VOLUME_SUMMARY_METADATA = ApiVersion(3, 36)  # the summary has the metadata of all volumes
 BACKUP_SORT_NAME = ApiVersion(3, 37)  # backups can be sorted by name
+LIMITS_OF_PROJECT = ApiVersion(3, 39)  # GET /limits?project_id of another project, for administrators
 SNAPSHOT_USER_ID = ApiVersion(3, 41)  # snapshots show who made them
 BACKUP_METADATA = ApiVersion(3, 43)  # metadata of backups: create, update, show
 COUNT_INFO = ApiVersion(3, 45)  # with_count=True adds how many there are without paging

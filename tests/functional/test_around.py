@@ -227,12 +227,19 @@ def test_limits(cloud: Cloud, member: Client) -> None:
     assert absolute["totalBackupsUsed"] == 1
     assert absolute["totalBackupGigabytesUsed"] == 2
     assert absolute["maxTotalBackups"] == 10
-    assert (
-        cloud.client("other").get("/limits?tenant_id=demo").json["limits"]["absolute"]["totalBackupsUsed"]
-        == 0
-    )
+
+
+@pytest.mark.parametrize("name", ["project_id", "tenant_id"])
+def test_limits_of_another_project(cloud: Cloud, name: str) -> None:
+    cloud.backup(cloud.volume())
+
+    def used(client: Client) -> Any:
+        return client.get(f"/limits?{name}=demo").json["limits"]["absolute"]["totalBackupsUsed"]
+
+    assert used(cloud.client("other").at("3.39")) == 0
     admin = cloud.client("other", "admin")
-    assert admin.get("/limits?tenant_id=demo").json["limits"]["absolute"]["totalBackupsUsed"] == 1
+    assert [used(client) for client in (admin, admin.at(None), admin.at("3.38"))] == [0, 0, 0]
+    assert used(admin.at("3.39")) == 1
 
 
 def test_quota_sets(cloud: Cloud, member: Client, admin: Client) -> None:

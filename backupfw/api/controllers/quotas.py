@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from backupfw.api import errors as api_errors
+from backupfw.api import microversions
 from backupfw.api.controllers.base import Controller
 from backupfw.api.routing import Call, Route
 from backupfw.api.schemas import quotas as schemas
@@ -44,10 +45,11 @@ class QuotasController(Controller):
         ]
 
     def limits(self, call: Call) -> dict[str, Any]:
-        """``GET /limits``: of the caller's project; an administrator may name another one."""
-        self.enforce(call, "limits_extension:used_limits")
-        wanted = call.query.get("tenant_id") or call.query.get("project_id")
-        project = wanted if wanted and call.context.is_admin else None
+        """``GET /limits``: of the caller's project; from 3.39 on an administrator may name another one."""
+        project = None
+        if call.version >= microversions.LIMITS_OF_PROJECT and call.context.is_admin:
+            project = call.query.get("project_id") or call.query.get("tenant_id") or None
+        self.enforce(call, "limits_extension:used_limits", project)
         return {"limits": {"rate": [], "absolute": self.managers.quota.limits(call.context, project)}}
 
     def show(self, call: Call) -> dict[str, Any]:
