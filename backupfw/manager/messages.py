@@ -60,13 +60,10 @@ class Detail(Enum):
     CREATE_VOLUME = "012"
     CREATE_SNAPSHOT = "013"
     DELETE_SNAPSHOT = "016"
-    BACKUP_STATE = "017"
     SERVICE_DOWN = "018"
     DEVICE = "019"
     CREATE_BACKUP = "020"
     ATTACH = "021"
-    DETACH = "022"
-    CLEAN_UP = "023"
     SCHEDULE = "024"
     DELETE_BACKUP = "025"
     RESTORE_BACKUP = "026"
@@ -91,13 +88,10 @@ _DETAILS: Mapping[Detail, str] = {
     Detail.CREATE_VOLUME: "The volume could not be made.",
     Detail.CREATE_SNAPSHOT: "The snapshot could not be made.",
     Detail.DELETE_SNAPSHOT: "The snapshot could not be deleted.",
-    Detail.BACKUP_STATE: "The backup's status does not allow it.",
     Detail.SERVICE_DOWN: "No backup service was available.",
     Detail.DEVICE: "The volume could not be read.",
     Detail.CREATE_BACKUP: "The backup could not be made.",
     Detail.ATTACH: "The volume could not be opened or written.",
-    Detail.DETACH: "The volume could not be closed.",
-    Detail.CLEAN_UP: "What the backup left behind could not be removed.",
     Detail.SCHEDULE: "No backup service can take this backup.",
     Detail.DELETE_BACKUP: "The backup's data could not be deleted.",
     Detail.RESTORE_BACKUP: "The backup could not be restored.",
