@@ -18,6 +18,9 @@ from backupfw.errors import ConfigError
 #: Read from a state directory when no other file is given.
 CONFIG_FILE = "backupfw.conf"
 
+#: Who may do what, where a state directory has a file of that name.
+POLICY_FILE = "policy.yaml"
+
 #: Defaults of ``[store:NAME]``, by store.
 STORES: Mapping[str, Mapping[str, Any]] = {"main": {"driver": "posix", "path": "$state_dir/store"}}
 
@@ -58,5 +61,8 @@ def apply(conf: cfg.ConfigOpts, state_dir: str) -> None:
     conf.set_override("state_dir", state_dir)
     conf.set_default("connection", "sqlite:///$state_dir/backupfw.sqlite", "database")
     conf.set_default("noauth_roles", ["admin"], "api")
+    policy = Path(state_dir) / POLICY_FILE
+    if policy.is_file():
+        conf.set_default("policy_file", str(policy), "oslo_policy")
     # One host only; it may change its name.
     conf.set_default("shared", True, "volumes")
