@@ -45,6 +45,20 @@ def settings_of(conf: Any) -> Settings:
     )
 
 
+def check(conf: Any) -> None:
+    """Look at what only the API reads of a configuration (oslo.config); opens nothing.
+
+    :raises ConfigError: something is wrong.
+    """
+    settings = settings_of(conf)
+    enforcer.FilePolicy(conf)
+    pipeline.assemble(_nobody, conf, settings.max_body, settings.trust_forwarded)
+
+
+def _nobody(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+    raise NotImplementedError
+
+
 def _with_identity(app: WsgiApp, settings: Settings, conf: Any, policy: policies.Policy) -> WsgiApp:
     if settings.auth_strategy == "noauth":
         return NoAuth(app, settings.noauth_roles, policy)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from importlib.metadata import entry_points
 from typing import Any
 
 from oslo_config import cfg
@@ -14,6 +15,8 @@ from backupfw.errors import ConfigError
 
 #: Where the health of the process is asked for.
 HEALTH_PATH = "/healthcheck"
+#: Where oslo.middleware finds what can be asked there.
+_BACKENDS = "oslo.middleware.healthcheck"
 
 
 class _RequestId(request_id.RequestId):
@@ -27,6 +30,13 @@ class _Health:
 
     def __init__(self, app: WsgiApp, conf: cfg.ConfigOpts) -> None:
         self._app = app
+        unknown = set(conf.healthcheck.backends) - set(entry_points(group=_BACKENDS).names)
+        if unknown:
+            # The middleware would do without them.
+            raise ConfigError(
+                f"section [healthcheck], option backends: unknown: {', '.join(sorted(unknown))}; allowed: a"
+                f" list, each one of {', '.join(sorted(entry_points(group=_BACKENDS).names))}"
+            )
         try:
             # What its options keep from asking goes on to the API, which does not know the path.
             self._health = healthcheck.Healthcheck(app, conf)

@@ -34,9 +34,9 @@ def check(args: argparse.Namespace) -> int:
     loaded = load(args)
     conf = loaded.conf
     api.check_listen(conf)
-    from backupfw.api import enforcer
+    from backupfw.api import app
 
-    enforcer.FilePolicy(conf)
+    app.check(conf)
     for section in loaded.unused_sections:
         print(f"backupfw: warning: section [{section}] is read by nothing", file=sys.stderr)
     files = ", ".join(loaded.files) or "no file"

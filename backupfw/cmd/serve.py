@@ -65,11 +65,11 @@ def serve(args: argparse.Namespace) -> int:
     conf = load(args, overrides).conf
     api.check_listen(conf)
     logging.setup(conf)
-    from backupfw.api import enforcer
+    from backupfw.api import app
     from backupfw.cmd import database, service
 
     # Told before anything is made.
-    enforcer.FilePolicy(conf)
+    app.check(conf)
     with _until_stopped(reloader(args, overrides, conf)) as stop, state.only_service(conf.state_dir):
         database.prepare(conf)
         with service.EmbeddedService(conf) as running:
@@ -84,11 +84,11 @@ def run_api(args: argparse.Namespace) -> int:
     conf = load(args, overrides).conf
     api.check_listen(conf)
     logging.setup(conf)
-    from backupfw.api import enforcer
+    from backupfw.api import app
     from backupfw.cmd import database, service
 
     # Told before anything is made.
-    enforcer.FilePolicy(conf)
+    app.check(conf)
     with _until_stopped(reloader(args, overrides, conf)) as stop:
         database.prepare(conf)
         service.run_api(conf, stop, lambda url: print(f"backupfw api ready on {url}", flush=True))

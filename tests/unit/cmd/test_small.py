@@ -88,6 +88,25 @@ def test_config_check(run: Run, state: Path) -> None:
     assert "[stray]" in done.err
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[healthcheck]\nallowed_source_ranges = here\n", "section [healthcheck]"),
+        ("[healthcheck]\nbackends = nobody\n", "section [healthcheck]"),
+        ("[api]\nresource_filters_file = nowhere.json\n", "option resource_filters_file"),
+        ("[oslo_policy]\npolicy_file = nowhere.yaml\n", "option policy_file"),
+    ],
+)
+def test_what_only_the_api_reads_is_checked_too(run: Run, state: Path, text: str, said: str) -> None:
+    state.mkdir()
+    (state / "backupfw.conf").write_text(text)
+    for command in ("config check", "serve"):
+        done = run(*command.split())
+        assert (done.status, done.out) == (1, "")
+        assert said in done.err
+    assert [path.name for path in state.iterdir()] == ["backupfw.conf"], "told before anything is made"
+
+
 def test_a_store_that_is_not_enabled(run: Run) -> None:
     for words in (("store", "check", "tape"), ("sweep", "--store", "tape")):
         done = run(*words)
