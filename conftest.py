@@ -76,11 +76,14 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print the table of suites and every skip."""
+    """Print the table of suites and every skip, those of one file with one reason in one line."""
     write = terminalreporter.write_line
     terminalreporter.section("suites")
     for suite in sorted(_seconds):
         write(f"{suite:<28} {_counts[suite]:>6} tests {_seconds[suite]:>8.1f} s")
     terminalreporter.section(f"skipped: {len(_skips)}")
+    alike: dict[tuple[str, str], list[str]] = defaultdict(list)
     for nodeid, reason in _skips:
-        write(f"{nodeid}: {reason}")
+        alike[nodeid.partition("::")[0], reason].append(nodeid)
+    for (file, reason), nodeids in alike.items():
+        write(f"{nodeids[0] if len(nodeids) == 1 else f'{file} ({len(nodeids)} tests)'}: {reason}")

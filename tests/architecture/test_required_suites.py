@@ -22,6 +22,10 @@ def test_needs_root():
 def test_needs_nothing():
     pytest.skip("not today")
 
+@pytest.mark.parametrize("number", range(3))
+def test_many(number):
+    pytest.skip("declared: too many to name")
+
 def test_runs():
     pass
 
@@ -73,9 +77,11 @@ def test_skips_are_listed_and_suites_timed(checkout: Path) -> None:
     (checkout / "tests" / "unit" / "test_module.py").write_text(MODULE)
     status, out = run(checkout, None)
     assert status == 0, out
-    assert "skipped: 3" in out
+    assert "skipped: 6" in out
     assert "tests/unit/test_suite.py::test_needs_root: no loop devices" in out
     assert "tests/unit/test_module.py: no server" in out
+    assert out.count("too many to name") == 1
+    assert "tests/unit/test_suite.py (3 tests): declared: too many to name" in out
     assert "tests/unit " in out
 
 
@@ -83,7 +89,7 @@ def test_a_required_skip_fails(checkout: Path) -> None:
     status, out = run(checkout, "server, root")
     assert status == 1
     assert "root is required here (BACKUPFW_REQUIRE): no loop devices" in out
-    assert "1 failed, 1 passed, 1 skipped, 1 xfailed" in out
+    assert "1 failed, 1 passed, 4 skipped, 1 xfailed" in out
 
 
 def test_another_requirement_changes_nothing(checkout: Path) -> None:
