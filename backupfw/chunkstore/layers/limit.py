@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from backupfw.chunkstore.base import Body, CheckReport, ChunkStore, ObjectInfo
 from backupfw.chunkstore.errors import ChunkStoreError
+from backupfw.chunkstore.heed import heed
 from backupfw.chunkstore.layers.base import Layer, Pages
 from backupfw.chunkstore.layers.watch import waiting
 
@@ -85,6 +86,9 @@ class TokenBucket:
 class LimitLayer(Layer):
     """Lets calls through as the limits allow; they may be changed while calls run.
 
+    A wait ends with an error when the store is closed, or when the waiting thread must end
+    (:mod:`backupfw.chunkstore.heed`; under the timeout layer's threads that layer sees to it).
+
     :param limits: the limits to begin with.
     :param sleep, clock: ``time.sleep``, ``time.monotonic``, or a test's.
     """
@@ -136,6 +140,7 @@ class LimitLayer(Layer):
                         while self._must_wait(ticket):
                             self._changed.wait(_LOOK)
                             self._require_open()
+                            heed()
                 self._running += 1
             finally:
                 self._line.remove(ticket)
@@ -162,6 +167,7 @@ class LimitLayer(Layer):
             while pause:
                 self._sleep(min(pause, _LOOK))
                 self._require_open()
+                heed()
                 pause = bucket.take(amount)
 
     def _require_open(self) -> None:

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from backupfw.chunkstore.base import Body, CheckItem, CheckReport, ChunkStore, ObjectInfo
-from backupfw.chunkstore.errors import ChunkStoreError, Unavailable
+from backupfw.chunkstore.errors import AlreadyExists, ChunkStoreError, Unavailable
 from backupfw.chunkstore.heed import LOOK, heed
 from backupfw.chunkstore.layers.base import Layer, Pages
 from backupfw.chunkstore.layers.watch import Watch
@@ -217,7 +217,8 @@ class TimeoutLayer(Layer):
         with self._lock:
             self._hanging -= 1
         if undo is not None:
-            undo()
+            # Not in this thread: it must end, and the store may hang.
+            self._workers.run(_Job(undo))
         return False
 
     def _undo_put(self, container: str, key: str) -> None:
@@ -227,13 +228,27 @@ class TimeoutLayer(Layer):
 
     def put(self, container: str, key: str, body: Body, *, if_absent: bool = False) -> None:
         """Put within the bound."""
+        taken = threading.Event()
+
+        def act() -> None:
+            try:
+                self.inner.put(container, key, body, if_absent=if_absent)
+            except AlreadyExists:
+                taken.set()
+                raise
+
+        def undo() -> None:
+            # What was there before is somebody else's.
+            if not taken.is_set():
+                self._undo_put(container, key)
+
         self._run(
             "put",
             body.length,
-            lambda: self.inner.put(container, key, body, if_absent=if_absent),
+            act,
             container,
             key,
-            undo=lambda: self._undo_put(container, key),
+            undo=undo,
         )
 
     def get(self, container: str, key: str, offset: int | None = None, length: int | None = None) -> bytes:

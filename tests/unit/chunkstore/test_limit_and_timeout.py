@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from backupfw.chunkstore.base import Body
+from backupfw.chunkstore.base import Body, ChunkStore
 from backupfw.chunkstore.errors import ChunkStoreError, NotFound, RangeError, Unavailable
+from backupfw.chunkstore.heed import heeding
 from backupfw.chunkstore.layers import timeout as timeout_module
+from backupfw.chunkstore.layers.base import Layer
 from backupfw.chunkstore.layers.limit import LimitLayer, Limits, TokenBucket
 from backupfw.chunkstore.layers.timeout import TimeoutLayer
 from backupfw.chunkstore.memory import MemoryStore
@@ -313,10 +316,10 @@ def test_a_free_place_goes_to_who_waits_longest() -> None:
     """A caller that comes in the moment a place is free does not overtake one that waits for it."""
     inner = FaultyStore(MemoryStore("mem"))
     store = LimitLayer(inner, Limits(concurrency=1))
-    inner.ensure_container("box")
+    inner.ensure_container("c")
     # As if a call were running.
     store._running = 1
-    waiter = threading.Thread(target=store.put, args=("box", "waits", Body.from_bytes(b"x")))
+    waiter = threading.Thread(target=store.put, args=("c", "waits", Body.from_bytes(b"x")))
     waiter.start()
     while not store._line:
         time.sleep(0.001)
@@ -324,6 +327,131 @@ def test_a_free_place_goes_to_who_waits_longest() -> None:
         # Nobody else can look while the place gets free and the newcomer comes.
         store._running = 0
         store._changed.notify_all()
-        store.put("box", "new", Body.from_bytes(b"x"))
+        store.put("c", "new", Body.from_bytes(b"x"))
     waiter.join()
     assert [key for kind, key in inner.calls if kind == "put"] == ["waits", "new"]
+
+
+class Ended(Exception):
+    """What a thread that must end is told."""
+
+
+class GatedStore(Layer):
+    """Holds puts and deletes, after they are done, until it is told to let go."""
+
+    def __init__(self, inner: ChunkStore) -> None:
+        super().__init__(inner)
+        self.put_done, self.delete_begun = threading.Event(), threading.Event()
+        self.let_put_go, self.let_delete_go = threading.Event(), threading.Event()
+        self.delete_done = threading.Event()
+
+    def put(self, container: str, key: str, body: Body, *, if_absent: bool = False) -> None:
+        try:
+            self.inner.put(container, key, body, if_absent=if_absent)
+        finally:
+            self.put_done.set()
+            self.let_put_go.wait(30)
+
+    def delete(self, container: str, keys: Sequence[str]) -> None:
+        self.delete_begun.set()
+        self.let_delete_go.wait(30)
+        self.inner.delete(container, keys)
+        self.delete_done.set()
+
+
+class TestHeed:
+    """Waits that end because the waiting thread must."""
+
+    def test_a_put_that_ends_late_is_undone(self, memory: MemoryStore) -> None:
+        gated = GatedStore(memory)
+        gated.let_delete_go.set()
+
+        def check() -> None:
+            if gated.put_done.is_set():
+                raise Ended
+
+        with heeding(check), pytest.raises(Ended):
+            TimeoutLayer(gated, 60).put("c", "late", Body.from_bytes(b"x"))
+        assert memory.get("c", "late") == b"x"
+        gated.let_put_go.set()
+        assert gated.delete_done.wait(30)
+        with pytest.raises(NotFound):
+            memory.get("c", "late")
+
+    def test_undoing_what_has_just_ended_keeps_nobody_waiting(self, memory: MemoryStore) -> None:
+        gated = GatedStore(memory)
+        layer = TimeoutLayer(gated, 60)
+        gated_by = threading.Event()
+
+        def check() -> None:
+            # The put ends between the look that told so and the wait's end.
+            assert gated.put_done.wait(30)
+            gated.let_put_go.set()
+            while layer._workers._idle == []:
+                gated_by.wait(0.01)
+            raise Ended
+
+        with ThreadPoolExecutor(1) as pool:
+
+            def act() -> None:
+                with heeding(check):
+                    layer.put("c", "late", Body.from_bytes(b"x"))
+
+            put = pool.submit(act)
+            assert gated.delete_begun.wait(30)
+            try:
+                # The delete hangs; the thread ends all the same.
+                assert isinstance(put.exception(10), Ended)
+            finally:
+                gated.let_delete_go.set()
+        assert gated.delete_done.wait(30)
+
+    def test_what_was_there_before_stays(self, memory: MemoryStore) -> None:
+        memory.put("c", "key", Body.from_bytes(b"somebody else's"))
+        gated = GatedStore(memory)
+        gated.let_delete_go.set()
+        layer = TimeoutLayer(gated, 60)
+
+        def check() -> None:
+            if gated.put_done.is_set():
+                raise Ended
+
+        with heeding(check), pytest.raises(Ended):
+            layer.put("c", "key", Body.from_bytes(b"mine"), if_absent=True)
+        gated.let_put_go.set()
+        deadline = time.monotonic() + 30
+        while not layer._workers._idle and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert layer._workers._idle
+        assert memory.get("c", "key") == b"somebody else's"
+
+    def test_waiting_for_a_rate(self, memory: MemoryStore) -> None:
+        layer = LimitLayer(memory, Limits(bytes_per_second=1), sleep=lambda _: None, clock=lambda: 0.0)
+        layer.put("c", "first", Body.from_bytes(b"x" * 100))
+        looks = iter(range(5))
+
+        def check() -> None:
+            if next(looks) == 3:
+                raise Ended
+
+        with heeding(check), pytest.raises(Ended):
+            layer.put("c", "second", Body.from_bytes(b"x"))
+        with pytest.raises(NotFound):
+            memory.get("c", "second")
+
+    def test_waiting_for_a_place(self, memory: MemoryStore) -> None:
+        gated = GatedStore(memory)
+        layer = LimitLayer(gated, Limits(concurrency=1))
+        with ThreadPoolExecutor(1) as pool:
+            holding = pool.submit(layer.put, "c", "first", Body.from_bytes(b"x"))
+            assert gated.put_done.wait(30)
+
+            def check() -> None:
+                raise Ended
+
+            with heeding(check), pytest.raises(Ended):
+                layer.get("c", "first")
+            gated.let_put_go.set()
+            holding.result(30)
+        # The one that left keeps nobody's place.
+        assert layer.get("c", "first") == b"x"
