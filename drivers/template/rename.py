@@ -25,7 +25,7 @@ def rename(folder: Path, name: str) -> None:
         sys.exit(f"{name!r} cannot be a driver's name: use lower-case letters, digits and underscores")
     if not package.is_dir():
         sys.exit(f"{package} is not there: this is no fresh copy of the template")
-    if (folder.parent / "posix").is_dir():
+    if folder.name == "template" and (folder.parent / "posix").is_dir():
         sys.exit("this is the template itself: copy the folder first, and run the copy's rename.py")
     kind = "".join(part.capitalize() for part in name.split("_"))
     for path in sorted(folder.rglob("*")):

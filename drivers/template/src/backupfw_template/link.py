@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import select
+import socket
 import threading
 import time
 import urllib.parse
@@ -140,8 +141,7 @@ class Link:
                 raise ChunkStoreError("the store is closed", store=self._store)
             while self._idle:
                 connection = self._idle.pop()
-                # Nothing was asked, so what can be read is the connection's end.
-                if connection.sock is not None and not select.select([connection.sock], [], [], 0)[0]:
+                if connection.sock is not None and not _has_ended(connection.sock):
                     return connection
                 connection.close()
         kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
@@ -153,3 +153,11 @@ class Link:
                 self._idle.append(connection)
                 return
         connection.close()
+
+
+def _has_ended(resting: socket.socket) -> bool:
+    """Say whether there is something to read: nothing was asked, so it is the connection's end."""
+    # Not select(), which knows descriptors below 1024 only.
+    poll = select.poll()
+    poll.register(resting, select.POLLIN)
+    return bool(poll.poll(0))

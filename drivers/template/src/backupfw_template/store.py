@@ -109,7 +109,12 @@ class TemplateStore(ChunkStore):
 
     def list_containers(self) -> Iterator[str]:
         """Yield the containers' names, sorted."""
-        yield from sorted(json.loads(self._link.call("GET", "/").body))
+        answer = self._link.call("GET", "/")
+        try:
+            names = sorted(map(str, json.loads(answer.body)))
+        except (TypeError, ValueError) as error:
+            raise errors.of_exception(error, store=self.name) from error
+        yield from names
 
     def check(self) -> CheckReport:
         """Write, read, list and delete in a container of its own."""
