@@ -17,7 +17,7 @@ from backupfw.chunkstore.layers.metrics import Recorder
 from backupfw.chunkstore.layers.stack import set_limits
 from backupfw.chunkstore.loader import load_driver, open_store
 from backupfw.conf.stores import default_container, group_of
-from backupfw.errors import InvalidInput
+from backupfw.errors import InvalidInput, TaskStopped
 
 if TYPE_CHECKING:
     from oslo_config import cfg
@@ -75,13 +75,24 @@ class _Store:
         if down_since is not None:
             raise StoreDown(self._name, time.monotonic() - down_since)
 
-    def failed(self) -> None:
+    def failed(self) -> bool:
         with self._lock:
-            if self._down_since is not None or self._closed.is_set():
-                return
+            if self._down_since is not None:
+                return True
+            if self._closed.is_set():
+                return False
             self._down_since = time.monotonic()
+        try:
+            down = not self._answers()
+        except TaskStopped:
+            self._down_since = None
+            raise
+        if not down:
+            self._down_since = None
+            return False
         LOG.warning("The store %s does not answer; what needs it waits", self._name)
         threading.Thread(target=self._ask, name=f"ask-{self._name}", daemon=True).start()
+        return True
 
     def _ask(self) -> None:
         """Ask now and then, in a thread of its own, so that waiting for a dead store costs no slot."""
@@ -101,6 +112,8 @@ class _Store:
         except ChunkStoreError:
             # As a rule, that there is no such object.  Whatever else it says, the tasks shall hear it.
             return True
+        except TaskStopped:
+            raise
         except Exception:
             LOG.exception("The store %s could not be asked", self._name)
         return True
@@ -159,11 +172,14 @@ class Stores:
         found.require_up()
         return Container(found.opened(), container)
 
-    def failed(self, store: str) -> None:
-        """Hear that a store did not answer: from now on it is asked now and then whether it does."""
+    def failed(self, store: str) -> bool:
+        """Hear that a store did not answer: it is asked at once, and then now and then, whether it does.
+
+        :returns: whether it is down: it does not answer now either.
+        :raises TaskStopped: the attempt that asks must end, and nothing was learned.
+        """
         found = self._stores.get(store)
-        if found is not None:
-            found.failed()
+        return found is not None and found.failed()
 
     def set_limits(self) -> None:
         """Put the configuration's limits in force in every open store, after it was read again."""

@@ -176,26 +176,35 @@ class Worker:
             with heeding(control.check):
                 handler.run(task, control)
         except TaskCancelled:
-            if control.for_shutdown:
-                self._tasks.release(task)
-            else:
-                handler.cancelled(task)
+            self._stopped(handler, task, control)
         except TaskLost:
             raise
         except Exception as error:  # noqa: BLE001  (every error of a task ends here)
             try:
-                self._failed(handler, task, error)
+                self._failed(handler, task, control, error)
             except TaskCancelled:
-                # Cancelled while it failed: the statuses were moved by whoever did it.
-                handler.cancelled(task)
+                # While it failed.
+                self._stopped(handler, task, control)
 
-    def _failed(self, handler: Handler, task: Task, error: Exception) -> None:
+    def _stopped(self, handler: Handler, task: Task, control: TaskControl) -> None:
+        """End an attempt that was asked to end; who cancelled the task has moved the statuses."""
+        if control.for_shutdown:
+            self._tasks.release(task)
+        else:
+            handler.cancelled(task)
+
+    def _failed(self, handler: Handler, task: Task, control: TaskControl, error: Exception) -> None:
         reason = user_reason(error, task.request_id)
         if isinstance(error, StoreDown):
             self._without_store(handler, task, error, reason)
             return
         if isinstance(error, Unavailable):
-            self._tools.stores.failed(error.store)
+            with heeding(control.check):
+                down = self._tools.stores.failed(error.store)
+            if down:
+                # Each worker process learns it by a failure; more of them than there are attempts may.
+                self._tasks.release(task, self._settings.retry_pause)
+                return
         delay = min(self._settings.retry_pause * 2.0**task.failures, LONGEST_PAUSE)
         if is_temporary(error) and self._tasks.retry(task, delay, reason):
             LOG.warning(

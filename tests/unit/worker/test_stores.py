@@ -16,9 +16,10 @@ import pytest
 from backupfw.chunkstore.base import ChunkStore
 from backupfw.chunkstore.container import Container
 from backupfw.chunkstore.errors import ChunkStoreError, PermissionDenied, Unavailable
+from backupfw.chunkstore.heed import heed, heeding
 from backupfw.chunkstore.memory import MemoryStore
 from backupfw.db import models
-from backupfw.errors import InvalidInput
+from backupfw.errors import InvalidInput, TaskCancelled
 from backupfw.testing.faults import FaultyStore
 from backupfw.worker import stores as module
 from backupfw.worker.stores import StoreDown, Stores
@@ -150,6 +151,7 @@ class Moody:
 
     :ivar seconds: how long it has been down; None: it answers.
     :ivar told: the stores that were reported as down.
+    :ivar silent: whether it does not answer when it is asked.
     """
 
     def __init__(self, stores: Any) -> None:
@@ -158,6 +160,7 @@ class Moody:
         self.seconds: float | None = None
         self.refused = 0
         self.told: list[str] = []
+        self.silent = False
 
     def container(self, store: str, container: str) -> Container:
         if self.seconds is not None:
@@ -166,8 +169,9 @@ class Moody:
         found: Container = self._stores.container(store, container)
         return found
 
-    def failed(self, store: str) -> None:
+    def failed(self, store: str) -> bool:
         self.told.append(store)
+        return self.silent
 
 
 @pytest.fixture
@@ -223,3 +227,31 @@ def test_the_worker_reports_a_store_that_does_not_answer(world: WorkerWorld, moo
         made = world.backups.create(world.ctx(), volume_id=world.filled_volume(DATA))
         world.wait_backup(made.id, "available")
     assert moody.told == ["main"]
+
+
+def test_each_worker_may_find_out_that_a_store_is_down(world: WorkerWorld, moody: Moody) -> None:
+    """No attempt counts, however many processes there are that have not heard of it yet."""
+    moody.silent = True
+    world.faulty.fail("put", lambda: Unavailable("gone", store="main"), times=5)
+    with world.worker():
+        made = world.backups.create(world.ctx(), volume_id=world.filled_volume(DATA))
+        world.wait_backup(made.id, "available")
+    assert len(moody.told) > world.conf.backup.max_attempts
+
+
+def test_one_that_answers_when_it_is_asked_is_not_down(shop: Shop) -> None:
+    assert not shop.stores.failed("main")
+    assert answers(shop.stores, "main")
+    shop.faulty["main"].fail("get", times=None)
+    assert shop.stores.failed("main")
+    assert not answers(shop.stores, "main")
+
+
+def test_asking_ends_with_the_attempt_that_asks(shop: Shop) -> None:
+    def stop() -> None:
+        raise TaskCancelled("enough")
+
+    shop.before["main"] = heed
+    with heeding(stop), pytest.raises(TaskCancelled):
+        shop.stores.failed("main")
+    assert answers(shop.stores, "main")

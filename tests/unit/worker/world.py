@@ -106,8 +106,10 @@ class OneStore:
         assert store == "main"
         return Container(self._store, container)
 
-    def failed(self, store: str) -> None:
-        """Nothing: a test's faults pass at once."""
+    def failed(self, store: str) -> bool:
+        """It answers: a test's faults pass at once."""
+        del store
+        return False
 
 
 class LayerOptions:
