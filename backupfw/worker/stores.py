@@ -44,12 +44,14 @@ class StoreDown(Unavailable):
 class _Store:
     """One configured store: the opened driver, and whether it answers.
 
+    :param options: its section, which changes while the process runs.
     :param open_it: opens it.
     """
 
-    def __init__(self, name: str, container: str, open_it: Callable[[], ChunkStore]) -> None:
+    def __init__(self, name: str, container: str, options: object, open_it: Callable[[], ChunkStore]) -> None:
         self._name = name
         self._container = container
+        self._options = options
         self._open = open_it
         self._opening = threading.Lock()
         self._opened: ChunkStore | None = None
@@ -62,13 +64,15 @@ class _Store:
         with self._opening:
             if self._opened is None:
                 self._opened = self._open()
+                # They may have been changed while it was being opened.
+                self.set_limits()
             return self._opened
 
-    def set_limits(self, options: object) -> None:
-        with self._opening:
-            # One that is not open yet will be opened with them.
-            if self._opened is not None:
-                set_limits(self._opened, options)
+    def set_limits(self) -> None:
+        # Without the lock, which is held while it is being opened: that may hang.
+        opened = self._opened
+        if opened is not None:
+            set_limits(opened, self._options)
 
     def require_up(self) -> None:
         down_since = self._down_since
@@ -151,6 +155,7 @@ class Stores:
         return _Store(
             name,
             default_container(self._conf, name),
+            group,
             lambda: open_store(name, group.driver, group, metrics=self._recorder, stop=self._stop),
         )
 
@@ -183,8 +188,8 @@ class Stores:
 
     def set_limits(self) -> None:
         """Put the configuration's limits in force in every open store, after it was read again."""
-        for name, store in self._stores.items():
-            store.set_limits(self._conf[group_of(name)])
+        for store in self._stores.values():
+            store.set_limits()
 
     def close(self) -> None:
         """Close every opened store."""
