@@ -107,6 +107,14 @@ class SnapshotManager(MetadataMethods):
         with self._db.read() as session:
             return rows.snapshot(session, find_snapshot(session, ctx, snapshot_id))
 
+    def project_of(self, ctx: RequestContext, snapshot_id: str) -> str:
+        """Return whose a snapshot is, without reading what belongs to it.
+
+        :raises SnapshotNotFound: there is none, or not for this caller.
+        """
+        with self._db.read() as session:
+            return find_snapshot(session, ctx, snapshot_id).project_id
+
     def list(
         self,
         ctx: RequestContext,

@@ -213,6 +213,14 @@ class VolumeManager(MetadataMethods):
         with self._db.read() as session:
             return rows.volume(session, find_volume(session, ctx, volume_id))
 
+    def project_of(self, ctx: RequestContext, volume_id: str) -> str:
+        """Return whose a volume is, without reading what belongs to it.
+
+        :raises VolumeNotFound: there is none, or not for this caller.
+        """
+        with self._db.read() as session:
+            return find_volume(session, ctx, volume_id).project_id
+
     def list(
         self,
         ctx: RequestContext,

@@ -132,8 +132,8 @@ class BackupsController(Controller):
         """``POST /backups``."""
         self.enforce(call, "backup:create")
         wanted = call.body["backup"]
-        self.enforce_on(call, "backup:create", self.managers.volumes.get, wanted["volume_id"])
-        self.enforce_on(call, "backup:create", self.managers.snapshots.get, wanted.get("snapshot_id"))
+        self.enforce_on(call, "backup:create", self.managers.volumes.project_of, wanted["volume_id"])
+        self.enforce_on(call, "backup:create", self.managers.snapshots.project_of, wanted.get("snapshot_id"))
         backup = self.managers.backups.create(
             call.context,
             volume_id=wanted["volume_id"],
@@ -180,7 +180,7 @@ class BackupsController(Controller):
         """``POST /backups/{id}/restore``."""
         backup = self._get(call, "backup:restore")
         wanted = call.body["restore"]
-        self.enforce_on(call, "backup:restore", self.managers.volumes.get, wanted.get("volume_id"))
+        self.enforce_on(call, "backup:restore", self.managers.volumes.project_of, wanted.get("volume_id"))
         backup_id, volume_id, volume_name = self.managers.backups.restore(
             call.context, backup.id, volume_id=wanted.get("volume_id"), name=stripped(wanted.get("name"))
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from backupfw import errors
 from backupfw.api import policies, resource_filters
@@ -23,14 +23,6 @@ if TYPE_CHECKING:
     from backupfw.manager.volumes import VolumeManager
 
 Item = TypeVar("Item", bound=common.HasId)
-
-
-class _Owned(Protocol):
-    """A record that belongs to a project."""
-
-    @property
-    def project_id(self) -> str:
-        """Whose it is."""
 
 
 @dataclass(frozen=True)
@@ -83,19 +75,19 @@ class Controller:
         """See :func:`policies.enforce`."""
         policies.enforce(self.policy, call.context, rule, project_id)
 
-    def enforce_on(self, call: Call, rule: str, getter: Callable[..., _Owned], other_id: str | None) -> None:
+    def enforce_on(self, call: Call, rule: str, project_of: Callable[..., str], other_id: str | None) -> None:
         """Ask a rule about something that the body names too: what is read or written beside the path's.
 
         Only who sees the things of every project can name one of another project, and seeing it is no
         right to use it.
 
-        :param getter: the manager's ``get``.
+        :param project_of: the manager's method of that name.
         :param other_id: None where the body names nothing.
         :raises NotFound: it is not there.
         :raises Forbidden: the rule does not allow it for that project.
         """
         if other_id and call.context.is_admin:
-            self.enforce(call, rule, getter(call.context, other_id).project_id)
+            self.enforce(call, rule, project_of(call.context, other_id))
 
     def listing(self, call: Call, rules: ListingRules) -> Listing:
         """Read the query of a listing; see :func:`query.listing`."""

@@ -105,7 +105,7 @@ class SnapshotsController(Controller):
         """``POST /snapshots``."""
         self.enforce(call, "volume:create_snapshot")
         wanted: Mapping[str, Any] = call.body["snapshot"]
-        self.enforce_on(call, "volume:create_snapshot", self.managers.volumes.get, wanted["volume_id"])
+        self.enforce_on(call, "volume:create_snapshot", self.managers.volumes.project_of, wanted["volume_id"])
         name, description = display_fields(wanted)
         snapshot = self.managers.snapshots.create(
             call.context,

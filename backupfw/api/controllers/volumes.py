@@ -151,8 +151,8 @@ class VolumesController(Controller):
             self.enforce(
                 call, "backup:restore", self.managers.backups.get(call.context, backup_id).project_id
             )
-        self.enforce_on(call, "volume:create", self.managers.snapshots.get, wanted.get("snapshot_id"))
-        self.enforce_on(call, "volume:create", self.managers.volumes.get, wanted.get("source_volid"))
+        self.enforce_on(call, "volume:create", self.managers.snapshots.project_of, wanted.get("snapshot_id"))
+        self.enforce_on(call, "volume:create", self.managers.volumes.project_of, wanted.get("source_volid"))
         volume = self.managers.volumes.create(
             call.context,
             size=None if size is None else int(size),
