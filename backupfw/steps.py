@@ -41,6 +41,7 @@ STEPS = (
     "import.found",
     "import.verified",
     "import.committed",
+    "api.committed",
 )
 
 _directory = os.environ.get("BACKUPFW_STEPS")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from oslo_log import log
 
+from backupfw import steps
 from backupfw.dispatch.inprocess import InProcessDispatch
 from backupfw.dispatch.transport import open_transport
 
@@ -57,6 +58,7 @@ class MessageDispatch(InProcessDispatch):
 
     def wake(self) -> None:
         """See :meth:`backupfw.dispatch.base.Dispatch.wake`."""
+        steps.reach("api.committed")
         self.nudge()
         self._to_send.set()
 

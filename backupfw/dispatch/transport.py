@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 from oslo_config import cfg
@@ -21,6 +22,7 @@ def library_conf(conf: cfg.ConfigOpts) -> cfg.ConfigOpts:
     :raises ConfigError: the library is not installed.
     """
     try:
+        _choose_threads()
         from oslo_messaging import opts
         from oslo_messaging._metrics.client import oslo_messaging_metrics
         from oslo_messaging._tracing.client import oslo_messaging_tracing
@@ -35,6 +37,14 @@ def library_conf(conf: cfg.ConfigOpts) -> cfg.ConfigOpts:
     own.register_opts(oslo_messaging_metrics, "oslo_messaging_metrics")
     own.register_opts(oslo_messaging_tracing, "oslo_messaging_tracing")
     return own
+
+
+def _choose_threads() -> None:
+    """Keep the library's helper from its default, green threads, which patch the whole process."""
+    from oslo_service import backend
+
+    with contextlib.suppress(backend.exceptions.BackendAlreadySelected):
+        backend.init_backend(backend.BackendType.THREADING)
 
 
 def open_transport(conf: cfg.ConfigOpts) -> RPCTransport:

@@ -9,12 +9,16 @@ manifest; nothing grows with the volume.
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from backupfw.chunkstore.base import Body
 from backupfw.chunkstore.container import Container
+from backupfw.chunkstore.errors import ChunkStoreError
+from backupfw.chunkstore.heed import heeding
 from backupfw.engine.extents import block_runs, data_segments
 from backupfw.engine.format import keys
 from backupfw.engine.format.entries import SegmentEntry, decode_entry, encode_entry
@@ -29,7 +33,7 @@ from backupfw.engine.format.manifest import (
 from backupfw.engine.pool import Halt, Meter, Streams
 from backupfw.engine.ports import BackupJob, BackupResult, Control, Journal
 from backupfw.engine.segment_backup import SegmentDone, SegmentTask, SegmentWriter
-from backupfw.errors import Damaged, UnsupportedFormat
+from backupfw.errors import Damaged, TaskLost, UnsupportedFormat
 from backupfw.volume.base import BlockSource
 
 #: The journal is written when this many segments are finished, or after so many seconds.
@@ -78,10 +82,11 @@ def run(
     base = _open_base(job, container, control)
     halt = Halt(control)
     meter = Meter(control, _total(source, job.geometry, control))
+    unnamed = _Unnamed(container)
     streams = Streams(
-        lambda: SegmentWriter(job, base.geometry, source, container, halt.check, meter.add), job.streams, halt
+        lambda: SegmentWriter(job, base.geometry, source, unnamed, halt.check, meter.add), job.streams, halt
     )
-    batch = _Batch(journal)
+    batch = _Batch(journal, unnamed)
     changed = read = raw = repacked = 0
     tasks = _tasks(source, job.geometry, base, journal)
     try:
@@ -92,6 +97,10 @@ def run(
                 raw += done.raw_bytes
                 repacked += done.repacked_bytes
                 batch.add(done)
+    except TaskLost:
+        # Whoever has the task now may have cleaned up already.
+        unnamed.remove()
+        raise
     except Exception:
         # Best effort: what is finished need not be done again.  The first error is what counts.
         with contextlib.suppress(Exception):
@@ -116,11 +125,49 @@ def run(
     )
 
 
+class _Unnamed(Container):
+    """The container, and the keys put that no finished segment handed to the journal names.
+
+    Nobody but this attempt can ever name them: the next one knows of what was recorded.
+    """
+
+    def __init__(self, container: Container) -> None:
+        super().__init__(container.store, container.name)
+        self._inner = container
+        self._lock = threading.Lock()
+        self._keys: set[str] = set()
+
+    def put(self, key: str, body: Body) -> None:
+        """Put, noting the key first."""
+        with self._lock:
+            self._keys.add(key)
+        self._inner.put(key, body)
+
+    def get(self, key: str, offset: int | None = None, length: int | None = None) -> bytes:
+        """Get."""
+        return self._inner.get(key, offset, length)
+
+    def hand_over(self, keys: Iterable[str]) -> None:
+        """Forget keys that somebody may name from now on."""
+        with self._lock:
+            self._keys.difference_update(keys)
+
+    def remove(self) -> None:
+        """Delete what is left; what cannot be deleted, a sweep finds."""
+        with self._lock:
+            keys, self._keys = sorted(self._keys), set()
+        if keys:
+            with contextlib.suppress(ChunkStoreError), heeding(lambda: None):
+                self._inner.delete(keys)
+
+
 class _Batch:
     """Collects finished segments for the journal."""
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: Journal, unnamed: _Unnamed) -> None:
         self._journal = journal
+        self._unnamed = unnamed
+        self._keys: list[str] = []
         self._entries: list[tuple[int, bytes]] = []
         self._since = time.monotonic()
 
@@ -129,14 +176,19 @@ class _Batch:
         if done.recorded:
             return
         self._entries.append((done.index, encode_entry(done.entry)))
+        if done.entry is not None:
+            self._keys += done.entry.object_keys()
         if len(self._entries) >= JOURNAL_SEGMENTS or time.monotonic() - self._since >= JOURNAL_SECONDS:
             self.flush()
 
     def flush(self) -> None:
         """Write everything that has gathered."""
         if self._entries:
+            # Before: that a record failed does not prove that it was not made.
+            self._unnamed.hand_over(self._keys)
             self._journal.record(self._entries)
             self._entries = []
+            self._keys = []
         self._since = time.monotonic()
 
 

@@ -10,7 +10,7 @@ place.  A running task counts while its lease lasts; nobody renews one that has 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 QUEUED = "queued"
 RUNNING = "running"
 
-#: How many tasks one claim tries at most: more than one, because somebody may hold a row's lock.
-_CANDIDATES = 16
+#: How many tasks a claim looks at in one go.
+_PAGE = 64
 #: The one row of table ``queue``.
 _QUEUE = 1
 
@@ -153,7 +153,10 @@ def due(session: Session) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
 
 
 def waits(session: Session, reach: Reach | None, kinds: Collection[str] | None) -> bool:
-    """Say in one statement, without a lock, whether a claim may find anything; limits are not looked at."""
+    """Say in one statement, without a lock, whether a claim may find anything.
+
+    Limits and the line are not looked at.
+    """
     row = models.Task
     found = or_(
         *(
@@ -161,7 +164,7 @@ def waits(session: Session, reach: Reach | None, kinds: Collection[str] | None) 
             for way in due(session)
         )
     )
-    return bool(session.scalar(select(found if reach is None else and_(reach.takes_new(), found))))
+    return bool(session.scalar(select(found)))
 
 
 def next_task(
@@ -174,10 +177,7 @@ def next_task(
         return None
     row = models.Task
     for way in due(session):
-        query = select(row.id).where(way, room, *_eligible(reach, kinds))
-        if reach is not None:
-            query = query.where(reach.takes_new())
-        for task_id in session.scalars(query.order_by(row.turn, row.id).limit(_CANDIDATES)).all():
+        for task_id in _in_turn(session, and_(way, room, *_eligible(reach, kinds))):
             # Whoever holds a row's lock is changing it; we do not wait while everybody waits for us.
             found = session.scalar(
                 select(row)
@@ -191,10 +191,32 @@ def next_task(
     return None
 
 
+def _in_turn(session: Session, condition: ColumnElement[bool]) -> Iterator[int]:
+    """Yield the tasks that meet a condition and are first in line, in the order of their turns.
+
+    Page by page along an index, and the line looked at for each page: in one statement a database without
+    fresh statistics would look at the line of every task that waits.
+    """
+    row = models.Task
+    after: ColumnElement[bool] | None = None
+    while True:
+        query = select(row.id, row.turn).where(condition)
+        if after is not None:
+            query = query.where(after)
+        page = session.execute(query.order_by(row.turn, row.id).limit(_PAGE)).all()
+        if not page:
+            return
+        ids = [task_id for task_id, _ in page]
+        free = set(session.scalars(select(row.id).where(row.id.in_(ids), first_in_line())))
+        yield from (task_id for task_id in ids if task_id in free)
+        if len(page) < _PAGE:
+            return
+        last, turn = page[-1]
+        after = or_(row.turn > turn, and_(row.turn == turn, row.id > last))
+
+
 def _eligible(reach: Reach | None, kinds: Collection[str] | None) -> list[ColumnElement[bool]]:
-    conditions = [first_in_line()]
-    if reach is not None:
-        conditions.append(reach.serves())
+    conditions = [] if reach is None else [reach.serves(), reach.takes_new()]
     if kinds is not None:
         conditions.append(models.Task.kind.in_(list(kinds)))
     return conditions

@@ -233,6 +233,13 @@ class CreateTasks(Outcomes):
 
         return self._db.run(work)
 
+    def names_manifest(self, store: str, container: str, key: str) -> bool:
+        """Say whether a manifest of this key was ever committed."""
+        digest = object_digest(store, container, key)
+        with self._db.read() as session:
+            row = models.Manifest
+            return session.scalar(select(row.id).where(row.key_digest == digest)) is not None
+
     def fail_create(self, task: Task, reason: str, detail: Detail | None = None) -> None:
         """End the task: the backup is in ``error``; what it put is removed by a task of its own.
 

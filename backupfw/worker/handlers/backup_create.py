@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,13 +12,14 @@ from oslo_log import log
 
 from backupfw import steps
 from backupfw.chunkstore.container import Container
-from backupfw.chunkstore.errors import NotFound
+from backupfw.chunkstore.errors import ChunkStoreError, NotFound
+from backupfw.chunkstore.heed import heeding
 from backupfw.engine import backup as engine
 from backupfw.engine import cleanup
 from backupfw.engine.format import keys
 from backupfw.engine.format.geometry import Geometry
 from backupfw.engine.ports import BackupJob, BackupResult
-from backupfw.errors import InvalidInput
+from backupfw.errors import InvalidInput, TaskLost
 from backupfw.manager.backup_tasks import BackupTasks
 from backupfw.manager.create_tasks import CreatePlan, CreateResult
 from backupfw.manager.messages import Detail
@@ -67,15 +69,30 @@ class BackupCreate(Handler):
         steps.reach("backup.manifest-put")
         if result.base_problem is not None:
             LOG.warning("Backup %s shares nothing with its parent: %s", plan.backup.id, result.base_problem)
-        if task.attempt > 1 or plan.epoch > 1:
-            # Before the commit, while the task is still ours: afterwards nobody would look for what
-            # earlier attempts left.
-            cleanup.leftovers(job.prefix, result.manifest_key, (), container, control)
-        wire_name = tools.stores.wire_names[plan.store]
-        control.check()
-        tools.backups.finish_create(task, _create_result(result, job.geometry.length, tools.host, wire_name))
+        try:
+            if task.attempt > 1 or plan.epoch > 1:
+                # Before the commit, while the task is still ours: afterwards nobody would look for what
+                # earlier attempts left.
+                cleanup.leftovers(job.prefix, result.manifest_key, (), container, control)
+            wire_name = tools.stores.wire_names[plan.store]
+            control.check()
+            tools.backups.finish_create(
+                task, _create_result(result, job.geometry.length, tools.host, wire_name)
+            )
+        except TaskLost:
+            self._withdraw(plan, container, result.manifest_key)
+            raise
         tools.meter.backed_up(result)
         steps.reach("backup.committed")
+
+    def _withdraw(self, plan: CreatePlan, container: Container, key: str) -> None:
+        """Delete a manifest that came too late: whoever has the task now may have cleaned up already.
+
+        A commit that was done although its answer was lost looks the same from here; then it is named.
+        """
+        if not self._tools.backups.names_manifest(plan.store, plan.container, key):
+            with contextlib.suppress(ChunkStoreError), heeding(lambda: None):
+                container.delete([key])
 
     def failed(self, task: Task, reason: str) -> None:
         """See :meth:`Handler.failed`."""
