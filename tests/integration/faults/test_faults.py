@@ -1,0 +1,167 @@
+"""Two owners of one task, a killed API and a full store, between real processes.
+
+Each test ends at rest: the audit finds nothing, and what was backed up is restored bit by bit.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import urllib.error
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from backupfw import steps
+from tests.integration.content import MIB, change_image, same_content, write_image
+from tests.integration.faults.world import Installation, installation
+from tests.integration.service import Client
+from tests.servers.rabbitmq import RabbitMQ
+
+pytestmark = pytest.mark.server
+
+LENGTH = 8 * MIB
+
+
+@pytest.fixture(scope="module")
+def running(
+    fresh_database: Callable[[], str], broker: RabbitMQ, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Installation]:
+    """An installation with two workers, for tests that leave it as they found it."""
+    folder = tmp_path_factory.mktemp("faults")
+    with installation(folder, fresh_database(), broker.url) as made:
+        for name in ("w1", "w2"):
+            made.start_worker(name, wait=False)
+        for worker in made.workers.values():
+            worker.wait_ready()
+        yield made
+
+
+@pytest.fixture
+def healthy(running: Installation) -> Iterator[Installation]:
+    """The installation before and after: nothing runs, the audit is content."""
+    running.forget_steps()
+    yield running
+    for step in steps.STEPS:
+        (running.steps / step).unlink(missing_ok=True)
+    for name, worker in list(running.workers.items()):
+        if not worker.alive:
+            running.start_worker(name)
+    running.audit()
+
+
+class Subject:
+    """A volume with known content."""
+
+    def __init__(self, installed: Installation, folder: Path, seed: int = 1, length: int = LENGTH) -> None:
+        self.installed = installed
+        self.image = folder / f"image{seed}.raw"
+        self.length = length
+        write_image(self.image, length, seed)
+        self.client: Client = installed.client()
+        self.volume = self.client.adopt(self.image)
+
+    def assert_restores(self, backup: str) -> None:
+        target = self.client.restore(backup)
+        assert same_content(self.image, self.installed.path_of(target), self.length)
+        self.client.expect(202, "DELETE", f"/volumes/{target}")
+
+
+def attempts(installed: Installation, step: str) -> int:
+    return sum(line.startswith(f"{step} ") for line in installed.reached())
+
+
+# Two workers that both believe they own a task.
+
+
+def test_a_backup_of_a_frozen_worker(healthy: Installation, tmp_path: Path) -> None:
+    subject = Subject(healthy, tmp_path)
+    healthy.arm("backup.map-put", signal.SIGSTOP)
+    made = subject.client.backup(subject.volume, wait=False)
+    frozen = healthy.wait_struck("backup.map-put")
+    subject.client.wait_status("backup", made, "available")
+    frozen.signal(signal.SIGCONT)
+    assert attempts(healthy, "backup.begun") >= 2
+    subject.assert_restores(made)
+    subject.client.delete_backup(made)
+
+
+def test_a_restore_of_a_worker_frozen_in_a_write(healthy: Installation, tmp_path: Path) -> None:
+    """The late write of the first owner must not reach the volume after the second one's."""
+    subject, dirty = Subject(healthy, tmp_path), Subject(healthy, tmp_path, 2)
+    made = subject.client.backup(subject.volume)
+    healthy.arm("restore.writing", signal.SIGSTOP)
+    subject.client.restore(made, dirty.volume, wait=False)
+    frozen = healthy.wait_struck("restore.writing")
+    subject.client.wait_status("backup", made, "available")
+    subject.client.wait_status("volume", dirty.volume, "available")
+    # Somebody uses the volume at once: a late write would fall into that.
+    change_image(subject.image, 7)
+    shutil.copyfile(subject.image, dirty.image)
+    frozen.signal(signal.SIGCONT)
+    late = subject.client.backup(subject.volume)
+    assert same_content(subject.image, dirty.image, LENGTH)
+    subject.assert_restores(late)
+    assert attempts(healthy, "restore.begun") >= 2
+
+
+def test_a_delete_of_a_frozen_worker(healthy: Installation, tmp_path: Path) -> None:
+    subject = Subject(healthy, tmp_path)
+    doomed = subject.client.backup(subject.volume)
+    change_image(subject.image, 3)
+    kept = subject.client.backup(subject.volume, incremental=True)
+    healthy.arm("delete.some-deleted", signal.SIGSTOP)
+    subject.client.expect(202, "DELETE", f"/backups/{doomed}")
+    frozen = healthy.wait_struck("delete.some-deleted")
+    subject.client.wait_status("backup", doomed, None)
+    frozen.signal(signal.SIGCONT)
+    subject.assert_restores(kept)
+
+
+# The API.
+
+
+def test_the_api_is_killed_between_commit_and_message(healthy: Installation, tmp_path: Path) -> None:
+    subject = Subject(healthy, tmp_path)
+    healthy.arm("api.committed")
+    with pytest.raises((OSError, urllib.error.URLError)):
+        subject.client.request(
+            "POST", "/backups", {"backup": {"volume_id": subject.volume, "name": "killed"}}
+        )
+    assert healthy.api is not None
+    healthy.api.kill()
+    healthy.start_api()
+    (made,) = subject.client.expect(200, "GET", "/backups?name=killed")["backups"]
+    subject.client.wait_status("backup", made["id"], "available")
+    subject.assert_restores(made["id"])
+
+
+# The store.
+
+
+@pytest.mark.root
+def test_the_disk_of_the_store_is_full(
+    fresh_database: Callable[[], str], broker: RabbitMQ, tmp_path: Path
+) -> None:
+    """A backup that does not fit ends in error, leaves nothing, and the next one finds room."""
+    store = tmp_path / "small"
+    store.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(store)], check=True)
+    try:
+        options = {"store:main": {"path": str(store)}, "backup": {"max_attempts": 1}}
+        with installation(tmp_path, fresh_database(), broker.url, options) as made:
+            made.start_worker("w1")
+            subject = Subject(made, tmp_path)
+            failed = subject.client.backup(subject.volume, wait=False)
+            subject.client.wait_status("backup", failed, "error")
+            shown = subject.client.expect(200, "GET", f"/backups/{failed}")["backup"]
+            assert "full" in shown["fail_reason"]
+            assert subject.client.status("volume", subject.volume) == "available"
+            made.audit()
+            subprocess.run(["mount", "-o", "remount,size=64m", str(store)], check=True)
+            subject.assert_restores(subject.client.backup(subject.volume))
+            made.audit()
+    finally:
+        subprocess.run(["umount", "-l", str(store)], check=True)
