@@ -13,6 +13,7 @@ from typing import Any
 
 import webob
 import webob.exc
+from oslo_db.exception import DBConnectionError
 
 from backupfw import errors
 from backupfw.api import errors as api_errors
@@ -66,6 +67,9 @@ QUOTA_PREFIXES = {
 
 UNEXPECTED = "An unexpected error occurred; the log has more under the request id of this answer."
 
+#: What is said while the database does not answer: nothing of where it is.
+DATABASE_AWAY = "The service's database is temporarily unavailable."
+
 #: Longer messages (they may quote a value of the request) are cut.
 MAX_MESSAGE = 4096
 
@@ -102,6 +106,8 @@ def fault_of(error: BaseException) -> Fault:
         return Fault(
             status, str(error.detail or error.explanation).strip() or "The resource could not be found."
         )
+    if isinstance(error, DBConnectionError):
+        return Fault(503, DATABASE_AWAY)
     for cls in type(error).__mro__:
         if cls in TABLE:
             status, prefix = TABLE[cls]

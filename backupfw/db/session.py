@@ -19,7 +19,8 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from oslo_db import api as oslo_api
-from oslo_db.sqlalchemy import enginefacade
+from oslo_db.exception import DBConnectionError
+from oslo_db.sqlalchemy import enginefacade, exc_filters
 from sqlalchemy import (
     ColumnElement,
     Engine,
@@ -33,7 +34,7 @@ from sqlalchemy import (
     type_coerce,
 )
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.engine import Connection, make_url
+from sqlalchemy.engine import Connection, ExceptionContext, make_url
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.pool import QueuePool
@@ -96,6 +97,10 @@ class Database:
 
     def _prepare(self, engine: Engine) -> None:
         """Install per-connection settings on a fresh engine."""
+        # Before oslo.db's own: the first listener that raises decides, and there is no other way to be first.
+        event.remove(engine, "handle_error", exc_filters.handler)
+        event.listen(engine, "handle_error", _tell_failed_connects)
+        event.listen(engine, "handle_error", exc_filters.handler, retval=True)
         if self.backend == "sqlite":
             event.listen(engine, "connect", _sqlite_connect)
             event.listen(engine, "set_connection_execution_options", _sqlite_claim_begin)
@@ -229,6 +234,16 @@ def insert_if_absent(session: Session, model: type[DeclarativeBase]) -> Any:
     if backend == "sqlite":
         return sqlite.insert(model).on_conflict_do_nothing()
     return insert(model).prefix_with("IGNORE")
+
+
+def _tell_failed_connects(context: ExceptionContext) -> None:
+    """Raise a failed attempt to connect as what it is, so that it is tried again.
+
+    oslo.db knows it by words that client libraries no longer use, and a server that is starting or stopping
+    has words of its own.
+    """
+    if context.connection is None and isinstance(context.sqlalchemy_exception, OperationalError):
+        raise DBConnectionError(context.sqlalchemy_exception)
 
 
 def _is_busy(error: Exception) -> bool:

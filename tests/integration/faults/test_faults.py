@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 import signal
 import subprocess
+import time
 import urllib.error
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,8 +17,9 @@ import pytest
 
 from backupfw import steps
 from tests.integration.content import MIB, change_image, same_content, write_image
-from tests.integration.faults.world import Installation, installation
+from tests.integration.faults.world import LEASE, Installation, installation
 from tests.integration.service import Client
+from tests.servers.databases import PostgreSQL
 from tests.servers.rabbitmq import RabbitMQ
 
 pytestmark = pytest.mark.server
@@ -136,6 +138,42 @@ def test_the_api_is_killed_between_commit_and_message(healthy: Installation, tmp
     (made,) = subject.client.expect(200, "GET", "/backups?name=killed")["backups"]
     subject.client.wait_status("backup", made["id"], "available")
     subject.assert_restores(made["id"])
+
+
+# The broker and the database.
+
+
+def test_the_broker_is_away_and_forgets(healthy: Installation, broker: RabbitMQ, tmp_path: Path) -> None:
+    subject = Subject(healthy, tmp_path)
+    broker.stop()
+    try:
+        end = time.monotonic() + 2 * LEASE
+        made = []
+        while not made or time.monotonic() < end:
+            made.append(subject.client.backup(subject.volume))
+    finally:
+        broker.start()
+    broker.purge()
+    made.append(subject.client.backup(subject.volume))
+    subject.assert_restores(made[0])
+    subject.assert_restores(made[-1])
+
+
+def test_the_database_restarts_in_mid_task(
+    healthy: Installation, database_server: PostgreSQL, tmp_path: Path
+) -> None:
+    subject = Subject(healthy, tmp_path)
+    healthy.arm("backup.map-put", signal.SIGSTOP)
+    made = subject.client.backup(subject.volume, wait=False)
+    frozen = healthy.wait_struck("backup.map-put")
+    database_server.close()
+    frozen.signal(signal.SIGCONT)
+    # Whoever asks meanwhile is told what is the matter, and may ask again.
+    assert subject.client.request("GET", f"/backups/{made}")[0] == 503
+    database_server.start()
+    subject.client.wait("the API", lambda: subject.client.request("GET", f"/backups/{made}")[0] == 200)
+    subject.client.wait_status("backup", made, "available")
+    subject.assert_restores(made)
 
 
 # The store.

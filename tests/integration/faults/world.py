@@ -111,6 +111,7 @@ class Installation:
             "DEFAULT": default,
             "database": {"connection": self.database, "max_retries": -1, "retry_interval": 1},
             "api": {"noauth_roles": "admin"},
+            "quota": {"backups": -1, "volumes": -1},
             "store:main": {"driver": "posix", "path": f"{state}/store"},
             "volumes": {"volumes_dir": f"{state}/volumes", "shared": True, "snapshot_settle": 0.1},
             "backup": {

@@ -6,6 +6,7 @@ import inspect
 import json
 
 import pytest
+from oslo_db.exception import DBConnectionError
 
 from backupfw import errors
 from backupfw.api import errors as api_errors
@@ -82,3 +83,8 @@ def test_the_trace_is_logged_with_the_request(caplog: pytest.LogCaptureFixture) 
     caplog.clear()
     faults.response_of(errors.ServiceUnavailable("x"), {})
     assert not caplog.records
+
+
+def test_a_database_that_is_away_is_503_and_says_nothing_of_it() -> None:
+    fault = faults.fault_of(DBConnectionError(Exception("postgresql://tester:secret@db.example.org/app")))
+    assert (fault.status, fault.key, fault.message) == (503, "serviceUnavailable", faults.DATABASE_AWAY)

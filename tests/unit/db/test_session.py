@@ -7,15 +7,17 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
-from oslo_db.exception import DBDeadlock, DBDuplicateEntry, DBReferenceError
+from oslo_db.exception import DBConnectionError, DBDeadlock, DBDuplicateEntry, DBReferenceError
 from sqlalchemy import event, func, select, text
 from sqlalchemy.orm import Session
 
 from backupfw.db import models
 from backupfw.db import session as session_module
 from backupfw.db.session import Database
+from tests.servers.process import free_port
 
 
 @pytest.fixture(autouse=True)
@@ -242,3 +244,21 @@ def test_a_snapshot_is_one_state(db: Database) -> None:
     # Only that transaction was so.
     with db.read() as session:
         assert session.scalar(count) == 2
+
+
+def test_a_server_that_is_away_is_a_lost_connection(db: Database) -> None:
+    """Whatever words its client has for it: so work is tried again, and tasks are not given up for it."""
+    if db.backend == "sqlite":
+        pytest.skip("declared: servers only")
+    away = Database(db.engine.url.render_as_string(hide_password=False), max_retries=0)
+    port = free_port()
+
+    def nobody_there(_dialect: Any, _record: Any, _arguments: Any, parameters: dict[str, Any]) -> None:
+        parameters["port"] = port
+
+    event.listen(away.engine, "do_connect", nobody_there)
+    try:
+        with pytest.raises(DBConnectionError), away.read() as session:
+            session.execute(text("SELECT 1"))
+    finally:
+        away.close()
