@@ -39,7 +39,6 @@ class SwiftSuite(ChunkStoreTests):
     # Three pages, the last not full.
     listing_keys = 2 * PAGE + 120
     model_examples = 4
-    unreachable_seconds = 20.0
 
     def open_store(self, server: Account) -> ChunkStore:
         return open_store(server.options)
