@@ -182,7 +182,12 @@ class Tempest:
         return subprocess.run(
             [self._program, "run", *words],
             cwd=self._directory,
-            env={**os.environ, "TEMPEST_CONFIG_DIR": str(self._directory / "etc")},
+            # Its runner starts the interpreter that PYTHON names; ours may name another one.
+            env={
+                **os.environ,
+                "PYTHON": str(self._python),
+                "TEMPEST_CONFIG_DIR": str(self._directory / "etc"),
+            },
             capture_output=True,
             timeout=PATIENCE,
         )
