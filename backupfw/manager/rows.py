@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any, Generic, TypeVar
 
 from sqlalchemy import Select, bindparam, func, select
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm import Session
 
 from backupfw.db import models
 
@@ -220,29 +220,31 @@ def backups(session: Session, rows: Sequence[models.Backup], *, detail: bool = T
 @cache
 def _backup_by_id() -> Select[Any]:
     """One statement for a backup, its metadata and its dependents: a row for each key, at least one."""
-    backup, child, meta = models.Backup, aliased(models.Backup), models.BackupMetadata
+    # Tables, not mapped classes: rows are all that is wanted, and they cost less without the mapping.
+    backup, meta = models.Backup.__table__, models.BackupMetadata.__table__
+    child = backup.alias()
     dependents = (
         select(func.count())
         .where(
-            child.parent_id == backup.id,
-            child.project_id == backup.project_id,
-            child.deleted.is_(False),
-            child.completed.is_(True),
+            child.c.parent_id == backup.c.id,
+            child.c.project_id == backup.c.project_id,
+            child.c.deleted.is_(False),
+            child.c.completed.is_(True),
         )
         .scalar_subquery()
     )
-    shown = [getattr(backup, name) for name in _shared(backup, Backup)]
+    shown = [backup.c[name] for name in _shared(models.Backup, Backup)]
     return (
-        select(meta.key, meta.value, dependents, *shown)
-        .outerjoin(meta, meta.backup_id == backup.id)
-        .where(backup.id == bindparam("backup_id"), backup.deleted.is_(False))
-        .order_by(meta.key)
+        select(meta.c.key, meta.c.value, dependents, *shown)
+        .select_from(backup.outerjoin(meta, meta.c.backup_id == backup.c.id))
+        .where(backup.c.id == bindparam("backup_id"), backup.c.deleted.is_(False))
+        .order_by(meta.c.key)
     )
 
 
 def backup_by_id(session: Session, backup_id: str) -> Backup | None:
     """Read one living backup with a single statement; clients that wait ask for it every second."""
-    found = session.execute(_backup_by_id(), {"backup_id": backup_id}).all()
+    found = session.connection().execute(_backup_by_id(), {"backup_id": backup_id}).all()
     if not found:
         return None
     dependents, *values = found[0][2:]
