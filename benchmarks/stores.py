@@ -65,13 +65,16 @@ def run(table: Table, directory: str, size: int, rounds: int) -> None:
     if missing := ceph_missing():
         table.head(f"S3: {missing}")
     else:
-        place = Path(directory, "ceph")
-        place.mkdir()
-        with ceph(place) as gateway:
+        # One for each part: they keep what is deleted, too, and only in memory.
+        near, far = Path(directory, "ceph"), Path(directory, "ceph-far")
+        near.mkdir()
+        far.mkdir()
+        with ceph(near) as gateway:
             _beside_the_sdk(
                 table, directory, path, rounds, "S3 (Ceph)", lambda: sdk.BareS3(gateway), _s3(gateway)
             )
             _deletion(table, _s3(gateway))
+        with ceph(far) as gateway:
             _far_away(table, directory, path, rounds, gateway)
     if missing := swift_missing():
         table.head(f"Swift: {missing}")
