@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 from alembic import command
@@ -21,6 +22,8 @@ _POSTGRESQL_LOCK = 0x6261636B757066
 #: The same for MariaDB, and how long to wait for it.
 _MYSQL_LOCK = "backupfw_migrate"
 _LOCK_SECONDS = 600
+#: Alembic's environment and the modules of its steps are global to a process: its threads take turns.
+_turn = threading.Lock()
 
 
 def _config(connection: Connection | None = None) -> Config:
@@ -46,12 +49,18 @@ def version(db: Database) -> str | None:
 def sync(db: Database, installation_id: str | None = None) -> str:
     """Bring the schema up to date, make the installation's id, and return that id.
 
-    Idempotent, and safe when several processes do it at the same time.
+    Idempotent, and safe when several processes or threads do it at the same time.
 
     :param installation_id: the id a deployer chose; it must be the database's if that has one.
     :raises ConfigError: the database has another installation id, or a version that this release does
         not know (it was made by a newer one).
     """
+    with _turn:
+        _upgrade(db)
+    return db.run(lambda session: ensure_installation(session, installation_id))
+
+
+def _upgrade(db: Database) -> None:
     known = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
     with db.engine.connect() as connection:
         if db.backend == "sqlite":
@@ -75,7 +84,6 @@ def sync(db: Database, installation_id: str | None = None) -> str:
         if db.backend == "mysql":
             connection.execute(text("SELECT RELEASE_LOCK(:name)"), {"name": _MYSQL_LOCK})
             connection.commit()
-    return db.run(lambda session: ensure_installation(session, installation_id))
 
 
 def check(db: Database) -> None:
