@@ -49,7 +49,6 @@ _WRITES = "backupfw_writes"
 BUSY_SECONDS = 60
 #: How many idle connections to a SQLite file are kept.
 _KEPT_CONNECTIONS = 16
-
 #: How long a server lets a transaction stand idle before it ends it and gives its locks back.  Ours never
 #: wait for anything but the database; one that does belongs to a process that is frozen or gone.
 IDLE_SECONDS = 20
@@ -97,10 +96,12 @@ class Database:
 
     def _prepare(self, engine: Engine) -> None:
         """Install per-connection settings on a fresh engine."""
-        # Before oslo.db's own: the first listener that raises decides, and there is no other way to be first.
-        event.remove(engine, "handle_error", exc_filters.handler)
-        event.listen(engine, "handle_error", _tell_failed_connects)
-        event.listen(engine, "handle_error", exc_filters.handler, retval=True)
+        if self.backend != "sqlite":
+            # Before oslo.db's own: the first listener that raises decides, and nothing else makes ours first.
+            # A SQLite file that cannot be opened is no server that may be back soon.
+            event.remove(engine, "handle_error", exc_filters.handler)
+            event.listen(engine, "handle_error", _tell_failed_connects)
+            event.listen(engine, "handle_error", exc_filters.handler, retval=True)
         if self.backend == "sqlite":
             event.listen(engine, "connect", _sqlite_connect)
             event.listen(engine, "set_connection_execution_options", _sqlite_claim_begin)
