@@ -7,16 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 
-def _first(environ: Mapping[str, Any], header: str) -> str:
-    # A chain of proxies appends; the first one is what the client spoke to.
-    return str(environ.get(header, "")).split(",")[0].strip()
-
-
-def base_url(environ: Mapping[str, Any], public_endpoint: str | None, trust_forwarded: bool) -> str:
+def base_url(environ: Mapping[str, Any], public_endpoint: str | None) -> str:
     """Return scheme, host and mount point as clients see them, without a trailing slash.
 
+    :param environ: the WSGI environment; what proxies say is in it already, if they are believed.
     :param public_endpoint: ``[api] public_endpoint``; counts before anything a request says.
-    :param trust_forwarded: whether ``X-Forwarded-*`` headers come from a proxy of ours.
     """
     if public_endpoint:
         return public_endpoint.rstrip("/")
@@ -27,13 +22,6 @@ def base_url(environ: Mapping[str, Any], public_endpoint: str | None, trust_forw
         port = str(environ.get("SERVER_PORT", ""))
         host = f"{host}:{port}" if port else host
     mount = str(environ.get("SCRIPT_NAME", ""))
-    if trust_forwarded:
-        scheme = _first(environ, "HTTP_X_FORWARDED_PROTO") or scheme
-        host = _first(environ, "HTTP_X_FORWARDED_HOST") or host
-        port = _first(environ, "HTTP_X_FORWARDED_PORT")
-        if port and ":" not in host:
-            host = f"{host}:{port}"
-        mount = _first(environ, "HTTP_X_FORWARDED_PREFIX") or mount
     host = host.removesuffix({"http": ":80", "https": ":443"}.get(scheme, ""))
     return f"{scheme}://{host}{urllib.parse.quote(mount.rstrip('/'), safe='/%')}"
 

@@ -6,6 +6,9 @@ in.  It is served at ``/v2/openapi.json`` and ``/v3/openapi.json``, to everybody
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import json
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -178,6 +181,31 @@ def describe(routes: Iterable[Route], prefix: str, version: ApiVersion, base: st
         "paths": paths,
         "components": _components(served, version),
     }
+
+
+class Descriptions:
+    """The descriptions as they are served, each made once.  Thread-safe.
+
+    There are as many as versions, so what anybody may ask for takes a bounded time and room.
+
+    :param routes: every line of the route table.
+    """
+
+    def __init__(self, routes: Iterable[Route]) -> None:
+        self._routes = tuple(routes)
+        self._parts = functools.cache(self._make)
+
+    def of(self, prefix: str, version: ApiVersion, base: str) -> tuple[bytes, str]:
+        """Return the JSON text of a version's description, and its tag; parameters as of :func:`describe`."""
+        before, after, digest = self._parts(prefix, version)
+        url = json.dumps(base).encode()
+        return before + url + after, hashlib.sha256(digest + url).hexdigest()[:32]
+
+    def _make(self, prefix: str, version: ApiVersion) -> tuple[bytes, bytes, bytes]:
+        """Make what stands before and after the server's URL, which each request sees differently."""
+        text = json.dumps(describe(self._routes, prefix, version, "")).encode()
+        before, mark, after = text.partition(b'"servers": [{"url": ')
+        return before + mark, after.removeprefix(b'""'), hashlib.sha256(text).digest()
 
 
 def _components(served: versions.ServedVersion, version: ApiVersion) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+import re
 from collections.abc import Iterable
 from importlib.metadata import entry_points
 from typing import Any
@@ -17,6 +19,7 @@ from backupfw.errors import ConfigError
 HEALTH_PATH = "/healthcheck"
 #: Where oslo.middleware finds what can be asked there.
 _BACKENDS = "oslo.middleware.healthcheck"
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?", re.ASCII)
 
 
 class _RequestId(request_id.RequestId):
@@ -49,6 +52,62 @@ class _Health:
         return answer
 
 
+class _Proxies(http_proxy_to_wsgi.HTTPProxyToWSGI):
+    """What proxies say of the client's request becomes the request.
+
+    Each proxy of a chain adds to a header: the first one is what the client spoke to.  Their prefixes add
+    up, before the place where the application is mounted itself.
+    """
+
+    def process_request(self, req: Any) -> Any:
+        """Change the environment of a request before it goes on."""
+        environ: Environ = req.environ
+        # A server may leave it out where it is empty, and the library counts on it.
+        environ.setdefault("SCRIPT_NAME", "")
+        if "HTTP_FORWARDED" in environ:
+            # A host with a port, and an address of IPv6, come in quotes.
+            environ["HTTP_FORWARDED"] = environ["HTTP_FORWARDED"].replace('"', "")
+        for header in ("HTTP_X_FORWARDED_PROTO", "HTTP_X_FORWARDED_HOST", "HTTP_X_FORWARDED_FOR"):
+            if header in environ:
+                environ[header] = _list(environ[header])[0]
+        prefixes = [part.strip("/") for part in _list(environ.get("HTTP_X_FORWARDED_PREFIX", ""))]
+        environ["HTTP_X_FORWARDED_PREFIX"] = "".join(f"/{part}" for part in prefixes if part)
+        peer = environ.get("REMOTE_ADDR", "")
+        super().process_request(req)
+        # It may be no address at all: "unknown", say.
+        environ["REMOTE_ADDR"] = _address(environ.get("REMOTE_ADDR", "")) or peer
+        port = _list(environ.get("HTTP_X_FORWARDED_PORT", ""))[0]
+        host = environ.get("HTTP_HOST", "")
+        if port and host and ":" not in host.rpartition("]")[2]:
+            environ["HTTP_HOST"] = f"{host}:{port}"
+
+
+def _list(header: str) -> list[str]:
+    return [part.strip() for part in header.split(",")]
+
+
+def _address(text: str) -> str | None:
+    """Return the address in ``192.0.2.1:4711``, ``[2001:db8::1]:4711`` and the like, if it is one."""
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        return None
+
+
+def _check_origins(origins: Iterable[str]) -> None:
+    for origin in origins:
+        if origin != "*" and _ORIGIN.fullmatch(origin) is None:
+            # It would be compared with what browsers send, and never be equal.
+            raise ConfigError(
+                f"section [cors], option allowed_origin: {origin!r} is not what browsers send; allowed: a"
+                " list, each one scheme://host or scheme://host:port in lower case, or *"
+            )
+
+
 def assemble(app: WsgiApp, conf: cfg.ConfigOpts | None, max_body: int, behind_proxy: bool) -> WsgiApp:
     """Put the layers around the API.  From the outside in:
 
@@ -70,11 +129,12 @@ def assemble(app: WsgiApp, conf: cfg.ConfigOpts | None, max_body: int, behind_pr
     app = _RequestId(app)
     if conf is not None:
         if conf.cors.allowed_origin:
+            _check_origins(conf.cors.allowed_origin)
             app = cors.CORS(app, conf)
         app = _Health(app, conf)
     if behind_proxy:
         own = cfg.ConfigOpts()
-        app = http_proxy_to_wsgi.HTTPProxyToWSGI(app, own)
+        app = _Proxies(app, own)
         own.set_override("enable_proxy_headers_parsing", True, "oslo_middleware")
         own(args=[], default_config_files=[], default_config_dirs=[])
     return app

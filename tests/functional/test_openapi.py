@@ -17,7 +17,9 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
+from webtest import TestApp
 
+from backupfw.api import openapi
 from backupfw.api.app import make_app
 from backupfw.cmd.openapi import documents
 from tests.architecture.checkout import ROOT
@@ -56,6 +58,35 @@ def test_it_is_served_to_everybody(shared: Cloud) -> None:
     assert "put" not in oldest["paths"]["/v3/{project_id}/backups/{backup_id}"]
     for method in ("post", "put", "delete"):
         assert getattr(shared.app, method)("/v3/openapi.json", status=404).json["itemNotFound"]
+
+
+def test_it_is_made_once_and_sent_once(shared: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = TestApp(make_app(shared.managers, shared.conf))
+    made: list[tuple[str, str]] = []
+
+    describe = openapi.describe
+
+    def noted(routes: Any, prefix: str, version: Any, base: str) -> Any:
+        made.append((prefix, str(version)))
+        return describe(routes, prefix, version, base)
+
+    monkeypatch.setattr(openapi, "describe", noted)
+    first = app.get("/v3/openapi.json")
+    tag = first.headers["ETag"]
+    assert first.headers["Cache-Control"] == "no-cache"
+    assert first.headers.getall("Vary") == ["OpenStack-API-Version"]
+    again = app.get("/v3/openapi.json", headers={"If-None-Match": tag}, status=304)
+    assert (again.body, again.headers["ETag"]) == (b"", tag)
+    assert "Content-Type" not in again.headers
+    assert app.get("/v3/openapi.json", headers={"If-None-Match": '"other"'}).body == first.body
+    head = app.head("/v3/openapi.json")
+    assert (head.body, head.headers["ETag"], head.content_length) == (b"", tag, len(first.body))
+    # Another version, and another address, are another description.
+    newest = app.get("/v3/openapi.json", headers={"OpenStack-API-Version": "volume latest"})
+    elsewhere = app.get("/v3/openapi.json", headers={"Host": 'a"b\\.example.org'})
+    assert elsewhere.json == {**first.json, "servers": [{"url": 'http://a"b\\.example.org'}]}
+    assert len({tag, newest.headers["ETag"], elsewhere.headers["ETag"]}) == 3
+    assert made == [("v3", "3.0"), ("v3", "3.71")]
 
 
 def test_every_call_is_described_once() -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import json
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from wsgiref.util import setup_testing_defaults
 
 import pytest
 from webtest import TestApp
 
-from backupfw.api.app import make_app
+from backupfw.api.app import check, make_app
 from backupfw.cmd import configure
 from backupfw.errors import ConfigError
 from tests.functional.cloud import Cloud, check_frame, configuration
@@ -102,6 +104,44 @@ def test_browsers_of_other_sites_are_told_nothing(served: Callable[..., TestApp]
     assert not [name for name in answer.headers if name.lower().startswith("access-control-")]
 
 
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "horizon.example.org",
+        "https://horizon.example.org/",
+        "https://Horizon.example.org",
+        "https://horizon.example.org/dashboard",
+        "https://horizon.example.org:port",
+        "https://",
+    ],
+)
+def test_a_site_that_no_browser_says_it_is(served: Callable[..., TestApp], origin: str) -> None:
+    with pytest.raises(ConfigError, match=r"^section \[cors\], option allowed_origin: '.*' is not what"):
+        served("cors", allowed_origin=[ORIGIN, origin])
+
+
+@pytest.mark.parametrize("origin", ["http://localhost:8080", "https://[::1]:80", "moz-extension://0a-1", "*"])
+def test_sites_that_browsers_say_they_are(served: Callable[..., TestApp], origin: str) -> None:
+    served("cors", allowed_origin=[origin])
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("allow_credentials = maybe", "allow_credentials"),
+        ("max_age = long", "max_age"),
+        ("allowed_origins = https://horizon.example.org", "allowed_origins"),
+        ("allowed_origin = horizon.example.org", "allowed_origin"),
+    ],
+)
+def test_what_is_wrong_in_the_files_cors_section(tmp_path: Path, line: str, said: str) -> None:
+    path = tmp_path / "backupfw.conf"
+    path.write_text(f"[cors]\n{line}\n")
+    args = argparse.Namespace(state_dir=str(tmp_path / "state"), config_file=[str(path)], debug=False)
+    with pytest.raises(ConfigError, match=rf"section \[cors\], option {said}:"):
+        check(configure.load(args).conf)
+
+
 def test_browsers_of_a_site_that_is_allowed(served: Callable[..., TestApp]) -> None:
     app = served("cors", allowed_origin=[ORIGIN])
     asked = {
@@ -121,29 +161,77 @@ def test_browsers_of_a_site_that_is_allowed(served: Callable[..., TestApp]) -> N
     assert "Access-Control-Allow-Origin" not in stranger.headers
 
 
-@pytest.mark.parametrize(
-    "sent",
-    [
-        {"Forwarded": "for=192.0.2.7;proto=https;host=front"},
-        {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "front", "X-Forwarded-For": "192.0.2.7"},
-    ],
-    ids=["forwarded", "x-forwarded"],
-)
-def test_headers_of_a_proxy_count_where_there_is_one(
-    served: Callable[..., TestApp], sent: dict[str, str]
-) -> None:
-    def links(app: TestApp) -> str:
-        answer = app.get("/v3", headers=sent)
-        href: str = answer.json["versions"][0]["links"][0]["href"]
-        return href
-
-    assert links(served()) == "http://localhost/v3/"
-    behind = served(
-        "healthcheck", {"enable_proxy_headers_parsing": True}, allowed_source_ranges=["192.0.2.0/24"]
+def behind_proxies(served: Callable[..., TestApp]) -> TestApp:
+    """Make the application where proxies are believed; only one address may ask for its health."""
+    return served(
+        "healthcheck", {"enable_proxy_headers_parsing": True}, allowed_source_ranges=["192.0.2.7/32"]
     )
-    assert links(behind) == "https://front/v3/"
+
+
+def base_of(app: TestApp, sent: dict[str, str], **environ: str) -> str:
+    """Return what links begin with."""
+    answer = app.get("/v3", headers=sent, extra_environ=environ)
+    href: str = answer.json["versions"][0]["links"][0]["href"]
+    return href.removesuffix("/v3/")
+
+
+@pytest.mark.parametrize(
+    ("sent", "base", "is_the_client"),
+    [
+        ({"Forwarded": "for=192.0.2.7;proto=https;host=front"}, "https://front", True),
+        ({"Forwarded": 'for="192.0.2.7:4711";host="front:99"'}, "http://front:99", True),
+        ({"Forwarded": 'for=192.0.2.7;host=front, for="[2001:db8::1]";host=inner'}, "http://front", True),
+        ({"Forwarded": 'for="[2001:db8::1]:4711"'}, "http://localhost", False),
+        ({"Forwarded": "for=unknown"}, "http://localhost", False),
+        (
+            {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "front", "X-Forwarded-For": "192.0.2.7"},
+            "https://front",
+            True,
+        ),
+        (
+            {"X-Forwarded-Proto": "https, http", "X-Forwarded-Host": "front, inner"},
+            "https://front",
+            False,
+        ),
+        ({"X-Forwarded-For": "192.0.2.7, 2001:db8::1"}, "http://localhost", True),
+        ({"X-Forwarded-For": "\u00e4"}, "http://localhost", False),
+        ({"X-Forwarded-Port": "99", "X-Forwarded-Host": "front"}, "http://front:99", False),
+        ({"X-Forwarded-Port": "99", "X-Forwarded-Host": "[::1]"}, "http://[::1]:99", False),
+        ({"X-Forwarded-Port": "99", "X-Forwarded-Host": "front:98"}, "http://front:98", False),
+        ({"X-Forwarded-Prefix": "/volume"}, "http://localhost/volume", False),
+        ({"X-Forwarded-Prefix": "volume/"}, "http://localhost/volume", False),
+        ({"X-Forwarded-Prefix": "/outer, /inner/"}, "http://localhost/outer/inner", False),
+        ({"X-Forwarded-Prefix": " , /"}, "http://localhost", False),
+    ],
+)
+def test_headers_of_proxies_count_where_there_are_any(
+    served: Callable[..., TestApp], sent: dict[str, str], base: str, is_the_client: bool
+) -> None:
+    assert base_of(served(), sent) == "http://localhost"
+    behind = behind_proxies(served)
+    assert base_of(behind, sent) == base
     # What is asked further in sees the client, not the proxy.
-    behind.get("/healthcheck", headers=sent, extra_environ={"REMOTE_ADDR": "127.0.0.1"}, status=200)
+    status = 200 if is_the_client else 404
+    behind.get("/healthcheck", headers=sent, extra_environ={"REMOTE_ADDR": "127.0.0.1"}, status=status)
+
+
+def test_a_prefix_stands_before_the_mount_point(served: Callable[..., TestApp]) -> None:
+    sent = {"X-Forwarded-Prefix": "/front"}
+    assert base_of(behind_proxies(served), sent, SCRIPT_NAME="/volume") == "http://localhost/front/volume"
+
+
+def test_a_server_that_does_not_say_where_it_mounts(cloud: Cloud) -> None:
+    app = make_app(cloud.managers, configuration(enable_proxy_headers_parsing=True))
+    for sent, base in (({}, ""), ({"HTTP_X_FORWARDED_PREFIX": "/volume"}, "/volume")):
+        environ: dict[str, Any] = {}
+        setup_testing_defaults(environ)
+        # It may be left out where it is empty.
+        del environ["SCRIPT_NAME"]
+        said: list[str] = []
+        body = b"".join(app({**environ, **sent}, lambda status, _headers, seen=said: seen.append(status)))
+        assert said == ["300 Multiple Choices"]
+        href = json.loads(body)["versions"][1]["links"][0]["href"]
+        assert href == f"http://127.0.0.1{base}/v3/"
 
 
 KEYSTONE = """

@@ -22,8 +22,8 @@ class RootController:
     """Everything starts here; what the router does not know is a 404."""
 
     def __init__(self, routes: Sequence[Route], settings: Settings) -> None:
-        self._routes = routes
         self._router = Router(routes)
+        self._descriptions = openapi.Descriptions(routes)
         self._settings = settings
 
     @pecan.expose()  # type: ignore[untyped-decorator]
@@ -37,7 +37,7 @@ class RootController:
         """Answer one request.  A HEAD is a GET whose body WebOb leaves out."""
         method = "GET" if request.method == "HEAD" else request.method
         path: paths.Path = request.environ[paths.PATH]
-        base = base_url(request.environ, self._settings.public_endpoint, self._settings.trust_forwarded)
+        base = base_url(request.environ, self._settings.public_endpoint)
         if path.is_document:
             if method != "GET":
                 raise errors.UnknownRoute
@@ -46,7 +46,7 @@ class RootController:
             if not path.rest:
                 return _write(response, 200, versions.document(base, path.prefix))
             asked: versions.ApiVersion = request.environ[versions.VERSION]
-            return _write(response, 200, openapi.describe(self._routes, path.prefix, asked, base))
+            return _write_cached(request, response, *self._descriptions.of(path.prefix, asked, base))
         assert path.prefix is not None
         context: RequestContext = request.environ[identity.CONTEXT]
         if path.project is not None and context.project_id != path.project:
@@ -70,13 +70,30 @@ class RootController:
         return _write(response, route.status, result)
 
 
+def _write_cached(request: ApiRequest, response: webob.Response, body: bytes, etag: str) -> webob.Response:
+    """Answer with what changes with the release only; who has it already is told so."""
+    response.etag = etag
+    # It may be kept, and is asked for again before it is used: an upgrade changes it.
+    response.cache_control = "no-cache"
+    if etag in request.if_none_match:
+        response.status = 304
+        del response.content_type
+        return response
+    return _write_body(response, 200, body)
+
+
 def _write(response: webob.Response, status: int, result: dict[str, Any] | None) -> webob.Response:
-    response.status = status
     if status == 204:
+        response.status = status
         # No content has no type either.
         del response.content_type
         return response
+    return _write_body(response, status, b"" if result is None else json.dumps(result).encode("utf-8"))
+
+
+def _write_body(response: webob.Response, status: int, body: bytes) -> webob.Response:
+    response.status = status
     response.content_type = "application/json"
     response.charset = "UTF-8"
-    response.body = b"" if result is None else json.dumps(result).encode("utf-8")
+    response.body = body
     return response
