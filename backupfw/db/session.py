@@ -162,14 +162,38 @@ class Database:
                 session.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
             yield session
 
-    def run(self, work: Callable[[Session], Result]) -> Result:
+    def run(
+        self, work: Callable[[Session], Result], done: Callable[[Session], Result | None] | None = None
+    ) -> Result:
         """Run ``work(session)`` in a write transaction and return what it returns.
 
         It is repeated from the start when the database reports a deadlock, a serialization failure or
         a lost connection, so it must have no effect outside the session.  A connection lost in the
         middle of a commit leaves open whether the work was done: ``work`` must be safe to do again
-        (conditional updates are).
+        (conditional updates are), or be refused the second time and have a ``done``.
+
+        :param done: asked when a repetition after a lost connection is refused: returns what ``work``
+            would have, if it was done before, or None.  Asked after the refusal and not before the
+            repetition, because only one that waited for the same rows knows that the lost commit is over.
         """
+        lost = False
+
+        def once() -> Result:
+            nonlocal lost
+            try:
+                with self.write() as session:
+                    return work(session)
+            except DBConnectionError:
+                lost = True
+                raise
+            except Exception:
+                if lost and done is not None:
+                    with self.read() as session:
+                        found = done(session)
+                    if found is not None:
+                        return found
+                raise
+
         retried: Callable[[], Result] = oslo_api.wrap_db_retry(
             max_retries=10,
             retry_interval=0.05,
@@ -179,12 +203,8 @@ class Database:
             retry_on_disconnect=True,
             jitter=True,
             exception_checker=_is_busy,
-        )(lambda: self._run_once(work))
+        )(once)
         return retried()
-
-    def _run_once(self, work: Callable[[Session], Result]) -> Result:
-        with self.write() as session:
-            return work(session)
 
     def now(self, session: Session) -> datetime:
         """Return the database's clock as naive UTC with microseconds.

@@ -111,6 +111,8 @@ class BackupManager:
         :raises QuotaExceeded: the project has no room for it.
         """
         wish = self._placer.wish(container)
+        # Drawn here: a repetition after a commit whose answer was lost must know its own row.
+        backup_id = str(uuid.uuid4())
 
         def work(session: Session) -> rows.Backup:
             source = volume_rules.begin_backup(session, volume_id, ctx, force=force, snapshot_id=snapshot_id)
@@ -125,7 +127,7 @@ class BackupManager:
             )
             quota.check(session, self._conf, ctx.project_id, {"backups": 1, "backup_gigabytes": source.size})
             row = models.Backup(
-                id=str(uuid.uuid4()),
+                id=backup_id,
                 user_id=ctx.user_id,
                 project_id=ctx.project_id,
                 volume_id=volume.id,
@@ -159,7 +161,7 @@ class BackupManager:
             )
             return rows.new_backup(row, metadata or {})
 
-        backup = self._db.run(work)
+        backup = self._db.run(work, lambda session: rows.backup_by_id(session, backup_id))
         self._wake()
         return backup
 
@@ -315,6 +317,7 @@ class BackupManager:
         :raises InvalidVolume: the volume is not available, or too small.
         :raises QuotaExceeded: the project has no room for a new volume.
         """
+        target_id = volume_id or str(uuid.uuid4())
 
         def work(session: Session) -> tuple[str, str, str | None]:
             backup = _find(session, ctx, backup_id)
@@ -337,13 +340,23 @@ class BackupManager:
                     name=name or f"restore_backup_{backup.id}",
                     metadata={SOURCE_KEY: backup.id},
                     availability_zone=self._conf.availability_zone,
+                    volume_id=target_id,
                 )
             begin_restore(session, ctx, backup, volume, new=volume_id is None)
             return backup.id, volume.id, volume.display_name
 
-        done = self._db.run(work)
+        def begun(session: Session) -> tuple[str, str, str | None] | None:
+            task = models.Task
+            mine = select(task.id).where(task.resource_id == backup_id, task.request_id == ctx.request_id)
+            volume = session.get(models.Volume, target_id)
+            # An existing volume says nothing about this request, but its task does.
+            if volume is None or (volume_id is not None and session.scalar(mine) is None):
+                return None
+            return backup_id, volume.id, volume.display_name
+
+        answer = self._db.run(work, begun)
         self._wake()
-        return done
+        return answer
 
     def reset_status(self, ctx: RequestContext, backup_id: str, status: str) -> rows.Backup:
         """Give a backup the status ``available`` or ``error``; whatever runs on it is cancelled.
@@ -441,8 +454,13 @@ class BackupManager:
             )
             return rows.backup(session, row)
 
+        def begun(session: Session) -> rows.Backup | None:
+            # Or another request's of the same project: the record is taken over as was asked.
+            found = rows.backup_by_id(session, record.id)
+            return None if found is None or found.project_id != ctx.project_id else found
+
         try:
-            backup = self._db.run(work)
+            backup = self._db.run(work, begun)
         except DBDuplicateEntry as error:
             raise InvalidBackup("Backup already exists in database.") from error
         self._wake()

@@ -68,6 +68,7 @@ class SnapshotManager(MetadataMethods):
         :raises QuotaExceeded: the volume's project has no room for it.
         """
         allowed = (lifecycle.AVAILABLE, lifecycle.IN_USE) if force else (lifecycle.AVAILABLE,)
+        snapshot_id = str(uuid.uuid4())
 
         def work(session: Session) -> rows.Snapshot:
             volume = find_volume(session, ctx, volume_id, lock=True)
@@ -78,7 +79,7 @@ class SnapshotManager(MetadataMethods):
                 )
             quota.check(session, self._conf, volume.project_id, {"snapshots": 1, "gigabytes": volume.size})
             snapshot = models.Snapshot(
-                id=str(uuid.uuid4()),
+                id=snapshot_id,
                 volume_id=volume_id,
                 project_id=volume.project_id,
                 user_id=ctx.user_id,
@@ -97,7 +98,11 @@ class SnapshotManager(MetadataMethods):
             self._queue(session, ctx, tasks.SNAPSHOT_CREATE, snapshot, volume_id)
             return rows.snapshot(session, snapshot)
 
-        return self._change(work)
+        def made(session: Session) -> rows.Snapshot | None:
+            found = session.get(models.Snapshot, snapshot_id)
+            return None if found is None else rows.snapshot(session, found)
+
+        return self._change(work, made)
 
     def get(self, ctx: RequestContext, snapshot_id: str) -> rows.Snapshot:
         """Return a snapshot.
@@ -267,7 +272,9 @@ class SnapshotManager(MetadataMethods):
             request_id=ctx.request_id,
         )
 
-    def _change(self, work: Callable[[Session], Result]) -> Result:
-        result = self._db.run(work)
+    def _change(
+        self, work: Callable[[Session], Result], done: Callable[[Session], Result | None] | None = None
+    ) -> Result:
+        result = self._db.run(work, done)
         self._wake()
         return result

@@ -7,7 +7,6 @@ are locked in one order everywhere: volume, snapshot, then the project's quota (
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -272,7 +271,7 @@ def new_volume(
     location: str | None = None,
     host: str | None = None,
     adopted: bool = False,
-    volume_id: str | None = None,
+    volume_id: str,
 ) -> Volume:
     """Add the row of a new volume, within the quotas.
 
@@ -281,13 +280,13 @@ def new_volume(
     :param length: bytes; ``size`` GiB unless given.
     :param project_id: its project; the caller's unless given.
     :param host: the host whose workers alone can open it; None: all can.
-    :param volume_id: its id, where storage of that id was made before; drawn unless given.
+    :param volume_id: its id; drawn by the caller outside the transaction, which may be repeated.
     :raises QuotaExceeded: the project has no room for it.
     """
     project = ctx.project_id if project_id is None else project_id
     quota.check(session, conf, project, {"volumes": 1, "gigabytes": size, "per_volume_gigabytes": size})
     volume = Volume(
-        id=volume_id or str(uuid.uuid4()),
+        id=volume_id,
         project_id=project,
         user_id=ctx.user_id,
         status=status,

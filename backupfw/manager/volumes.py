@@ -107,6 +107,7 @@ class VolumeManager(MetadataMethods):
         """
         if sum(source is not None for source in (snapshot_id, source_volid, backup_id)) > 1:
             raise InvalidInput("A volume can be created from one snapshot, volume or backup only.")
+        volume_id = str(uuid.uuid4())
 
         def work(session: Session) -> rows.Volume:
             source_size, what = 0, ""
@@ -142,6 +143,7 @@ class VolumeManager(MetadataMethods):
                 availability_zone=availability_zone or self._conf.availability_zone,
                 snapshot_id=snapshot_id,
                 source_volid=source_volid,
+                volume_id=volume_id,
             )
             if backup is None:
                 self._queue(session, ctx, tasks.VOLUME_CREATE, volume, snapshot_id or source_volid)
@@ -150,7 +152,7 @@ class VolumeManager(MetadataMethods):
                 begin_restore(session, ctx, backup, volume, new=True)
             return rows.volume(session, volume)
 
-        return self._change(work)
+        return self._change(work, lambda session: _made(session, volume_id))
 
     def adopt(
         self,
@@ -176,6 +178,7 @@ class VolumeManager(MetadataMethods):
         """
         if length <= 0:
             raise InvalidInput("Storage without any bytes cannot be a volume.")
+        volume_id = made_as or str(uuid.uuid4())
 
         def work(session: Session) -> rows.Volume:
             # Adoptions take turns (no row stands for a location), under a lock that exists everywhere.
@@ -199,11 +202,11 @@ class VolumeManager(MetadataMethods):
                 location=location,
                 host=host,
                 adopted=made_as is None,
-                volume_id=made_as,
+                volume_id=volume_id,
             )
             return rows.volume(session, volume)
 
-        return self._db.run(work)
+        return self._db.run(work, lambda session: _made(session, volume_id))
 
     def get(self, ctx: RequestContext, volume_id: str) -> rows.Volume:
         """Return a volume.
@@ -433,6 +436,7 @@ class VolumeManager(MetadataMethods):
         :raises VolumeNotFound: there is none, or not for this caller.
         :raises InvalidVolume: it is not available, or it is being copied.
         """
+        attachment_id = str(uuid.uuid4())
 
         def work(session: Session) -> rows.Volume:
             volume = find_volume(session, ctx, volume_id, lock=True)
@@ -446,7 +450,7 @@ class VolumeManager(MetadataMethods):
                 raise InvalidVolume(f"Volume {volume_id} is being copied; it can be attached after that.")
             session.add(
                 models.Attachment(
-                    id=str(uuid.uuid4()),
+                    id=attachment_id,
                     volume_id=volume_id,
                     instance_uuid=instance_uuid,
                     host_name=host_name,
@@ -458,7 +462,11 @@ class VolumeManager(MetadataMethods):
             lifecycle.move(session, models.Volume, volume_id, VolumeMoves.attach)
             return rows.volume(session, volume)
 
-        return self._db.run(work)
+        def noted(session: Session) -> rows.Volume | None:
+            found = session.get(models.Attachment, attachment_id)
+            return None if found is None else _made(session, volume_id)
+
+        return self._db.run(work, noted)
 
     def detach(self, ctx: RequestContext, volume_id: str, *, attachment_id: str | None = None) -> rows.Volume:
         """Note that somebody does not use the volume any more; after the last one it is ``available``.
@@ -551,10 +559,17 @@ class VolumeManager(MetadataMethods):
             payload=payload,
         )
 
-    def _change(self, work: Callable[[Session], Result]) -> Result:
-        result = self._db.run(work)
+    def _change(
+        self, work: Callable[[Session], Result], done: Callable[[Session], Result | None] | None = None
+    ) -> Result:
+        result = self._db.run(work, done)
         self._wake()
         return result
+
+
+def _made(session: Session, volume_id: str) -> rows.Volume | None:
+    found = session.get(models.Volume, volume_id)
+    return None if found is None else rows.volume(session, found)
 
 
 def _available_backup(session: Session, ctx: RequestContext, backup_id: str) -> models.Backup:

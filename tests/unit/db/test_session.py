@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 from oslo_db.exception import DBConnectionError, DBDeadlock, DBDuplicateEntry, DBReferenceError
-from sqlalchemy import event, func, select, text
+from sqlalchemy import delete, event, func, select, text
 from sqlalchemy.orm import Session
 
 from backupfw.db import models
 from backupfw.db import session as session_module
 from backupfw.db.session import Database
 from tests.servers.process import free_port
+from tests.unit.db.lost_answers import lost_answers
 
 
 @pytest.fixture(autouse=True)
@@ -129,6 +130,28 @@ def test_a_deadlock_is_tried_again(db: Database) -> None:
 
     assert db.run(work) == 7
     assert len(tries) == 3
+    assert _count(db) == 1
+
+
+def test_a_repetition_that_is_refused_asks_what_was_done(db: Database) -> None:
+    def add(session: Session) -> str:
+        session.add(models.Project(id="a"))
+        session.flush()
+        return "added"
+
+    def found(session: Session) -> str | None:
+        return "found" if session.get(models.Project, "a") is not None else None
+
+    with lost_answers(db) as lost:
+        assert db.run(add, found) == "found"
+    assert lost() == 1
+    # A refusal that follows no lost connection is one, and so is one of something that was not done.
+    with pytest.raises(DBDuplicateEntry):
+        db.run(add, found)
+    with db.write() as session:
+        session.execute(delete(models.Project))
+    with lost_answers(db), pytest.raises(DBDuplicateEntry):
+        db.run(add, lambda session: None)
     assert _count(db) == 1
 
 

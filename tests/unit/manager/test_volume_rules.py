@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -209,13 +210,15 @@ def test_a_new_volume_needs_room_and_leaves_nothing_without(world: Catalogue) ->
     with world.db.write() as session:
         row = volume_rules.new_volume(
             session, world.conf, ALICE, status="restoring-backup", size=3, length=2 * GIB + 1, name="n",
-            metadata={"a": "b"},
+            metadata={"a": "b"}, volume_id=str(uuid.uuid4()),
         )  # fmt: skip
         volume = row.id
     made = world.volumes.get(ALICE, volume)
     assert (made.size, made.length, made.metadata, made.user_id) == (3, 2 * GIB + 1, {"a": "b"}, "alice")
     with world.db.write() as session, pytest.raises(QuotaExceeded):
-        volume_rules.new_volume(session, world.conf, ALICE, status="creating", size=1)
+        volume_rules.new_volume(
+            session, world.conf, ALICE, status="creating", size=1, volume_id=str(uuid.uuid4())
+        )
     assert len(world.volumes.list(ALICE).items) == 1
 
 

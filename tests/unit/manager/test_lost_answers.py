@@ -1,0 +1,115 @@
+"""Commits whose answers are lost: what was done is not done twice, and is not called refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from backupfw.db import models
+from backupfw.db.session import Database
+from backupfw.manager import tasks
+from backupfw.manager.snapshots import SnapshotManager
+from backupfw.manager.volumes import VolumeManager
+from tests.unit.db.lost_answers import lost_answers
+from tests.unit.manager.support import World, check_consistent
+
+
+@pytest.fixture
+def world(any_db: Database) -> World:
+    return World(database=any_db)
+
+
+def _backup(world: World) -> Callable[[], tuple[str, str]]:
+    volume = world.volume()
+    return lambda: (world.backups.create(world.ctx(), volume_id=volume, metadata={"a": "b"}).id, "creating")
+
+
+def _last_backup_of_quota(world: World) -> Callable[[], tuple[str, str]]:
+    world.conf.quota.backups = 1
+    return _backup(world)
+
+
+def _new_target(world: World) -> Callable[[], tuple[str, str]]:
+    backup = world.backup(world.volume())
+    return lambda: (world.backups.restore(world.ctx(), backup.id)[1], "restoring-backup")
+
+
+def _old_target(world: World) -> Callable[[], tuple[str, str]]:
+    backup, target = world.backup(world.volume()), world.volume()
+    return lambda: (
+        world.backups.restore(world.ctx(), backup.id, volume_id=target)[1],
+        "restoring-backup",
+    )
+
+
+def _import(world: World) -> Callable[[], tuple[str, str]]:
+    backup = world.backup(world.volume())
+    service, url = world.backups.export_record(world.ctx(), backup.id)
+    world.backups.delete(world.ctx(), backup.id)
+    world.run_delete()
+
+    def call() -> tuple[str, str]:
+        made = world.backups.import_record(world.ctx(), backup_service=service, backup_url=url)
+        return made.id, made.status
+
+    return call
+
+
+def _volumes(world: World) -> VolumeManager:
+    return VolumeManager(world.db, world.conf, lambda: None)
+
+
+def _volume(world: World) -> Callable[[], tuple[str, str]]:
+    return lambda: (_volumes(world).create(world.ctx(), size=1).id, "creating")
+
+
+def _adopted(world: World) -> Callable[[], tuple[str, str]]:
+    return lambda: (_volumes(world).adopt(world.ctx(), location="/a", length=5).id, "available")
+
+
+def _attached(world: World) -> Callable[[], tuple[str, str]]:
+    volume = world.volume()
+
+    def call() -> tuple[str, str]:
+        attached = _volumes(world).attach(world.ctx(), volume)
+        assert len(attached.attachments) == 1
+        return attached.id, attached.status
+
+    return call
+
+
+def _snapshot(world: World) -> Callable[[], tuple[str, str]]:
+    volume = world.volume()
+    snapshots = SnapshotManager(world.db, world.conf, lambda: None)
+    return lambda: (snapshots.create(world.ctx(), volume_id=volume).id, "creating")
+
+
+@pytest.mark.parametrize(
+    ("prepare", "model", "task"),
+    [
+        (_backup, models.Backup, tasks.BACKUP_CREATE),
+        (_last_backup_of_quota, models.Backup, tasks.BACKUP_CREATE),
+        (_new_target, models.Volume, tasks.BACKUP_RESTORE),
+        (_old_target, models.Volume, tasks.BACKUP_RESTORE),
+        (_import, models.Backup, tasks.BACKUP_IMPORT),
+        (_volume, models.Volume, tasks.VOLUME_CREATE),
+        (_adopted, models.Volume, None),
+        (_attached, models.Volume, None),
+        (_snapshot, models.Snapshot, tasks.SNAPSHOT_CREATE),
+    ],
+)
+def test_what_was_accepted_is_accepted_once(
+    world: World, prepare: Callable[[World], Callable[[], tuple[str, str]]], model: Any, task: str | None
+) -> None:
+    call = prepare(world)
+    before = {row.id for row in world.rows(model)}
+    with lost_answers(world.db) as lost:
+        made, status = call()
+    assert lost() == 1
+    assert world.row(model, made).status == status
+    assert {row.id for row in world.rows(model)} == before | {made}
+    assert [row.kind for row in world.rows(models.Task)] == ([task] if task else [])
+    if model is models.Backup:
+        check_consistent(world)
