@@ -10,7 +10,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from backupfw import __version__
@@ -20,10 +20,6 @@ from backupfw.api.schemas import answers
 from backupfw.api.versions import ApiVersion
 
 _PARAMETER = re.compile(r"\{([a-z_]+)\}")
-#: Collections whose listings have pages, order and filters.
-_LISTED = frozenset(
-    f"/{name}{tail}" for name in ("backups", "volumes", "snapshots") for tail in ("", "/detail")
-)
 _BOOLEAN = {"type": "string", "enum": ["true", "false", "True", "False", "1", "0"]}
 _LISTING: Mapping[str, tuple[dict[str, Any], str]] = {
     "limit": ({"type": "integer", "minimum": 0}, "The most items of the page."),
@@ -37,13 +33,53 @@ _LISTING: Mapping[str, tuple[dict[str, Any], str]] = {
     "status": ({"type": "string"}, "Only items in this status."),
 }
 _COUNT = (_BOOLEAN, "Say how many items there are without paging.")
-#: What refusals of any call mean; what only some calls have is added to it.
+#: Filters that not every listing has, by collection.
+_FILTERS: Mapping[str, Sequence[str]] = {
+    "backups": ("volume_id",),
+    "volumes": ("metadata", "bootable", "availability_zone"),
+    "snapshots": ("volume_id", "metadata"),
+    "messages": ("resource_uuid", "resource_type", "event_id", "request_id", "message_level"),
+}
+_TEXT = {"type": "string"}
+#: Queries of what is no listing: ``METHOD path`` -> name, since when, schema, text.
+_QUERIES: Mapping[str, Sequence[tuple[str, ApiVersion, Mapping[str, Any], str]]] = {
+    "DELETE /volumes/{volume_id}": (
+        ("cascade", versions.V2, _BOOLEAN, "Delete its snapshots too."),
+        ("force", microversions.VOLUME_DELETE_FORCE, _BOOLEAN, "In any status; for administrators."),
+    ),
+    "GET /os-quota-sets/{target}": (("usage", versions.V2, _BOOLEAN, "Usage beside limits."),),
+    "GET /limits": tuple(
+        (name, microversions.LIMITS_OF_PROJECT, _TEXT, "Another project; for administrators.")
+        for name in ("project_id", "tenant_id")
+    ),
+    "GET /os-services": tuple(
+        (name, versions.V2, _TEXT, f"Only those of this {name}.") for name in ("host", "binary")
+    ),
+    "GET /resource_filters": (("resource", versions.V2, _TEXT, "Only those of this resource."),),
+}
+#: Headers of every answer, and of some.
+_HEADERS: Mapping[str, tuple[Mapping[str, Any], str]] = {
+    "X-OpenStack-Request-ID": (_TEXT, "Id of the request, as in the log."),
+    "X-Compute-Request-ID": (_TEXT, "The same."),
+    versions.HEADER: (_TEXT, "The version that the answer is in."),
+    "Vary": (_TEXT, "What else the answer depends on."),
+    "Retry-After": (_TEXT, "Seconds; always 0."),
+}
+_OF_ALL = ("X-OpenStack-Request-ID", "X-Compute-Request-ID")
+#: What refusals mean.
 _REFUSALS = {
     400: "The request is not what it must be.",
     401: "Nobody can be made out from the token.",
     403: "The policy does not allow it.",
     404: "It is not there, or not for this caller.",
+    405: "The store or provider cannot do it.",
+    406: "The version is not served.",
+    413: "The body is too large, or a quota would be exceeded.",
+    415: "The body is not JSON.",
+    503: "Nobody who could do it answers.",
 }
+#: Those that only a call with a body has.
+_OF_BODIES = frozenset({405, 413, 415})
 
 
 def _plain(schema: Any) -> Any:
@@ -98,46 +134,58 @@ def _parameters(route: Route, served: versions.ServedVersion, version: ApiVersio
         found.append({"$ref": "#/components/parameters/version"})
     for name in _PARAMETER.findall(route.template):
         # What is no id is not found, so it need not be refused.
-        schema = {"type": "string", "minLength": 1}
-        found.append({"name": name, "in": "path", "required": True, "schema": schema})
-    if route.method == "GET" and route.template in _LISTED:
-        listing = dict(_LISTING)
-        if version >= microversions.COUNT_INFO:
-            listing["with_count"] = _COUNT
-        for name, (schema, text) in listing.items():
-            found.append({"name": name, "in": "query", "description": text, "schema": schema})
-    if route.template == "/os-quota-sets/{target}" and route.method == "GET":
-        found.append(
-            {"name": "usage", "in": "query", "description": "Usage beside limits.", "schema": _BOOLEAN}
-        )
+        one_part = {"type": "string", "minLength": 1}
+        found.append({"name": name, "in": "path", "required": True, "schema": one_part})
+    for name, (schema, text) in _queries(route, version).items():
+        found.append({"name": name, "in": "query", "description": text, "schema": dict(schema)})
+    return found
+
+
+def _queries(route: Route, version: ApiVersion) -> dict[str, tuple[Mapping[str, Any], str]]:
+    """Return what may stand in the query: name -> schema and text."""
+    collection, _, tail = route.template.removeprefix("/").partition("/")
+    if route.method != "GET" or collection not in _FILTERS or tail not in ("", "detail", "summary"):
+        known = _QUERIES.get(f"{route.method} {route.template}", ())
+        return {name: (schema, text) for name, since, schema, text in known if since <= version}
+    if collection == "messages" and version < microversions.MESSAGES_PAGINATION:
+        return {}
+    found: dict[str, tuple[Mapping[str, Any], str]] = dict(_LISTING)
+    if collection == "messages":
+        found = {name: value for name, value in found.items() if name not in ("name", "status")}
+    found |= {name: (_TEXT, f"Only items of this {name}.") for name in _FILTERS[collection]}
+    if version >= microversions.COUNT_INFO:
+        found["with_count"] = _COUNT
     return found
 
 
 def _responses(route: Route, served: versions.ServedVersion, version: ApiVersion) -> dict[str, Any]:
     answer = answers.ANSWERS.get(f"{route.method} {route.template}")
-    done: dict[str, Any] = {"description": "Done, or accepted."}
+    done: dict[str, Any] = {
+        "description": "Done, or accepted." if answer else "Done, or accepted; there is no body.",
+        "headers": _headers(served),
+    }
     if answer is not None:
         done["content"] = _json(_plain(answer(version)))
-    elif route.method in ("GET", "PUT") or (route.method == "POST" and not route.actions):
-        done["content"] = _json({"type": "object"})
-    refusals = dict(_REFUSALS)
-    if served.has_microversions:
-        refusals[406] = "The version is not served."
-    if route.takes_body:
-        refusals |= {
-            405: "The store or provider cannot do it.",
-            413: "The body is too large, or a quota would be exceeded.",
-            415: "The body is not JSON.",
-        }
-    refusals[503] = "Nobody who could do it answers."
-    fault = {"$ref": "#/components/schemas/fault"}
+    refusals = [status for status in _REFUSALS if route.takes_body or status not in _OF_BODIES]
+    if not served.has_microversions:
+        refusals.remove(406)
     return {
         str(route.status): done,
-        **{
-            str(status): {"description": text, "content": _json(fault)}
-            for status, text in sorted(refusals.items())
-        },
+        **{str(status): {"$ref": f"#/components/responses/{status}"} for status in refusals},
     }
+
+
+def _refusal(served: versions.ServedVersion, status: int) -> dict[str, Any]:
+    return {
+        "description": _REFUSALS[status],
+        "headers": _headers(served, *(["Retry-After"] if status == 413 else [])),
+        "content": _json({"$ref": "#/components/schemas/fault"}),
+    }
+
+
+def _headers(served: versions.ServedVersion, *more: str) -> dict[str, Any]:
+    names = [*_OF_ALL, *((versions.HEADER, "Vary") if served.has_microversions else ()), *more]
+    return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
 
 
 def describe(routes: Iterable[Route], prefix: str, version: ApiVersion, base: str) -> dict[str, Any]:
@@ -230,5 +278,15 @@ def _components(served: versions.ServedVersion, version: ApiVersion) -> dict[str
     return {
         "schemas": {"fault": _plain(answers.FAULT)},
         "parameters": parameters,
+        "responses": {
+            str(status): _refusal(served, status)
+            for status in _REFUSALS
+            if served.has_microversions or status != 406
+        },
+        "headers": {
+            name: {"required": True, "description": text, "schema": dict(schema)}
+            for name, (schema, text) in _HEADERS.items()
+            if served.has_microversions or name not in (versions.HEADER, "Vary")
+        },
         "securitySchemes": {"token": {"type": "apiKey", "in": "header", "name": "X-Auth-Token"}},
     }

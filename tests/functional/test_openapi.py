@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import inspect
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,26 +17,47 @@ from hypothesis import strategies as st
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
+    response_headers_conformance,
     response_schema_conformance,
     status_code_conformance,
 )
 from webtest import TestApp
 
-from backupfw.api import openapi
+from backupfw.api import enforcer, openapi, versions
 from backupfw.api.app import make_app
+from backupfw.api.controllers.base import Managers, Settings
+from backupfw.api.controllers.table import routes
 from backupfw.cmd.openapi import documents
 from tests.architecture.checkout import ROOT
 from tests.functional.cloud import NOBODY, Cloud
 
 KEPT = ROOT / "docs" / "openapi"
 DESCRIPTIONS: dict[str, Any] = {name: json.loads(text) for name, text in documents().items()}
+NOTHING: dict[str, Any] = {part.name: None for part in dataclasses.fields(Managers)}
+ROUTES = routes(Managers(**NOTHING), enforcer.defaults(), Settings())
 OPERATIONS = [
     (name, path, method)
     for name, description in DESCRIPTIONS.items()
     for path, operations in description["paths"].items()
     for method in operations
 ]
-CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
+
+
+def no_body_that_is_not_described(_context: Any, response: Any, case: Any) -> None:
+    """Refuse a body where the description has none."""
+    if response.status_code < 400:
+        described = case.operation.definition.raw["responses"][str(response.status_code)]
+        assert "content" in described or not response.content
+
+
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    no_body_that_is_not_described,
+]
 
 schemathesis.openapi.format("backup_status", st.sampled_from(["available", "ERROR", "Available", "none"]))
 schemathesis.openapi.format("base64", st.sampled_from(["e30=", "eyJpZCI6IDF9", "W10=", "AAAA", "!"]))
@@ -94,6 +118,31 @@ def test_every_call_is_described_once() -> None:
         ids = [each["operationId"] for path in description["paths"].values() for each in path.values()]
         assert len(ids) == len(set(ids))
         assert all(each["summary"] for path in description["paths"].values() for each in path.values())
+
+
+def test_every_answer_is_described_in_full() -> None:
+    """What has no body says so in the code: its handler returns nothing."""
+    for prefix, served in versions.SERVED.items():
+        description = copy.deepcopy(DESCRIPTIONS[f"{prefix}.json"])
+        headers = {"X-OpenStack-Request-ID", "X-Compute-Request-ID"}
+        if served.has_microversions:
+            headers |= {"OpenStack-API-Version", "Vary"}
+        for route in ROUTES:
+            if not route.serves(served.highest):
+                continue
+            operation = description["paths"][f"/{prefix}/{{project_id}}{route.template}"][
+                route.method.lower()
+            ]
+            handlers = [route.handler] if route.handler else [each.handler for each in route.actions.values()]
+            silent = all(inspect.signature(handler).return_annotation == "None" for handler in handlers)
+            done = operation["responses"].pop(str(route.status))
+            assert ("content" in done) is not silent, operation
+            assert set(done["headers"]) == headers
+            for status, answer in operation["responses"].items():
+                assert answer == {"$ref": f"#/components/responses/{status}"}
+        for status, answer in description["components"]["responses"].items():
+            assert set(answer["headers"]) == headers | ({"Retry-After"} if status == "413" else set())
+            assert answer["content"]
 
 
 class World:

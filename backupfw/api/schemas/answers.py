@@ -1,31 +1,32 @@
 """Bodies of answers, for the description of the API: method and path behind the project -> schema.
 
-Keys that clients and suites check are all named; what is not in the table is described as an object.
+Every answer that has a body is in the table, with all of its keys.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from backupfw.api import microversions
-from backupfw.api.schemas import types
+from backupfw.api.schemas import types, volume_answers
+from backupfw.api.schemas.answer_parts import (
+    FLAG,
+    LINKS,
+    METADATA,
+    NULL,
+    NUMBER,
+    TEXT,
+    TEXT_OR_NULL,
+    TIME,
+    AnswerOf,
+    always,
+    exactly,
+    one,
+    page,
+    summary,
+)
 from backupfw.api.versions import ApiVersion
-
-AnswerOf = Callable[[ApiVersion], dict[str, Any]]
-
-_TEXT = {"type": "string"}
-_TEXT_OR_NULL = {"type": ["string", "null"]}
-_NUMBER = {"type": "integer"}
-_TIME = {"type": ["string", "null"], "pattern": r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}$"}
-_FLAG = {"type": "boolean"}
-_LINKS = {
-    "type": "array",
-    "items": types.record(
-        {"href": {"type": "string", "format": "uri"}, "rel": _TEXT}, required=["href", "rel"]
-    ),
-}
-_METADATA = {"type": "object", "additionalProperties": _TEXT}
 
 _RESOURCES = (
     "volumes",
@@ -55,133 +56,167 @@ FAULT: dict[str, Any] = {
     "minProperties": 1,
     "maxProperties": 1,
     "additionalProperties": types.record(
-        {"code": _NUMBER, "message": _TEXT, "title": _TEXT, "retryAfter": _TEXT}, required=["code", "message"]
+        {"code": NUMBER, "message": TEXT, "title": TEXT, "retryAfter": TEXT}, required=["code", "message"]
     ),
 }
-
-
-def _exactly(fields: dict[str, Any]) -> dict[str, Any]:
-    """An object with all of these keys and no others."""
-    return types.record(fields, required=list(fields))
-
-
-def _backup_summary(_version: ApiVersion) -> dict[str, Any]:
-    return _exactly({"id": types.UUID, "name": _TEXT_OR_NULL, "links": _LINKS})
 
 
 def _backup(version: ApiVersion) -> dict[str, Any]:
     always = {
         "id": types.UUID,
-        "name": _TEXT_OR_NULL,
-        "links": _LINKS,
-        "status": _TEXT,
-        "size": _NUMBER,
-        "object_count": _NUMBER,
-        "availability_zone": _TEXT_OR_NULL,
-        "container": _TEXT_OR_NULL,
-        "created_at": _TIME,
-        "updated_at": _TIME,
-        "description": _TEXT_OR_NULL,
-        "fail_reason": _TEXT_OR_NULL,
+        "name": TEXT_OR_NULL,
+        "links": LINKS,
+        "status": TEXT,
+        "size": NUMBER,
+        "object_count": NUMBER,
+        "availability_zone": TEXT_OR_NULL,
+        "container": TEXT_OR_NULL,
+        "created_at": TIME,
+        "updated_at": TIME,
+        "description": TEXT_OR_NULL,
+        "fail_reason": TEXT_OR_NULL,
         "volume_id": types.UUID,
-        "is_incremental": _FLAG,
-        "has_dependent_backups": _FLAG,
+        "is_incremental": FLAG,
+        "has_dependent_backups": FLAG,
         "snapshot_id": types.UUID_OR_NULL,
-        "data_timestamp": _TIME,
+        "data_timestamp": TIME,
     }
     by_policy: dict[str, Any] = {}
     if version >= microversions.BACKUP_PROJECT:
-        by_policy["os-backup-project-attr:project_id"] = _TEXT
+        by_policy["os-backup-project-attr:project_id"] = TEXT
     if version >= microversions.BACKUP_METADATA:
-        always["metadata"] = _METADATA
+        always["metadata"] = METADATA
     if version >= microversions.BACKUP_USER_ID:
-        by_policy["user_id"] = _TEXT
+        by_policy["user_id"] = TEXT
     if version >= microversions.ENCRYPTION_KEY_ID:
-        by_policy["encryption_key_id"] = _TEXT
+        by_policy["encryption_key_id"] = TEXT
     return types.record({**always, **by_policy}, required=list(always))
 
 
-def _one(key: str, inner: AnswerOf) -> AnswerOf:
-    return lambda version: _exactly({key: inner(version)})
+def _service(version: ApiVersion) -> dict[str, Any]:
+    fields = {
+        "binary": TEXT,
+        "host": TEXT,
+        "zone": TEXT,
+        "status": {"enum": ["enabled", "disabled"]},
+        "state": {"enum": ["up", "down"]},
+        "updated_at": TIME,
+        "disabled_reason": TEXT_OR_NULL,
+        "frozen": FLAG,
+    }
+    if version >= microversions.SERVICE_CLUSTER:
+        fields["cluster"] = NULL
+    return exactly(fields)
 
 
-def _page(key: str, inner: AnswerOf) -> AnswerOf:
-    def schema(version: ApiVersion) -> dict[str, Any]:
-        fields: dict[str, Any] = {key: {"type": "array", "items": inner(version)}, f"{key}_links": _LINKS}
-        if version >= microversions.COUNT_INFO:
-            fields["count"] = _NUMBER
-        return types.record(fields, required=[key])
-
-    return schema
+def _services(version: ApiVersion) -> dict[str, Any]:
+    return exactly({"services": _list(_service(version))})
 
 
-def _always(schema: dict[str, Any]) -> AnswerOf:
-    return lambda _version: schema
+def _list(inner: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "array", "items": inner}
 
 
 def _message(_version: ApiVersion) -> dict[str, Any]:
     texts = ("event_id", "user_message", "message_level", "resource_type", "request_id")
-    return _exactly(
+    return exactly(
         {
             "id": types.UUID,
-            **dict.fromkeys(texts, _TEXT),
-            "resource_uuid": _TEXT_OR_NULL,
-            "created_at": _TIME,
-            "guaranteed_until": _TIME,
-            "links": _LINKS,
+            **dict.fromkeys(texts, TEXT),
+            "resource_uuid": TEXT_OR_NULL,
+            "created_at": TIME,
+            "guaranteed_until": TIME,
+            "links": LINKS,
         }
     )
 
 
-_LIMITS = _exactly(dict.fromkeys(_RESOURCES, _NUMBER))
-_USAGE = _exactly({"limit": _NUMBER, "in_use": _NUMBER, "reserved": _NUMBER})
-_NAMED_LIMITS = _exactly({"id": _TEXT, **dict.fromkeys(_RESOURCES, _NUMBER)})
-_NAMED_USAGE = _exactly({"id": _TEXT, **dict.fromkeys(_RESOURCES, _USAGE)})
-_RESTORE = _exactly({"backup_id": types.UUID, "volume_id": types.UUID, "volume_name": _TEXT})
-_RECORD = _exactly({"backup_service": _TEXT, "backup_url": _TEXT})
-_ITEM = _exactly({"meta": {"type": "object", "additionalProperties": _TEXT, "maxProperties": 1}})
+_LIMITS = exactly(dict.fromkeys(_RESOURCES, NUMBER))
+_USAGE = exactly({"limit": NUMBER, "in_use": NUMBER, "reserved": NUMBER})
+_NAMED_LIMITS = exactly({"id": TEXT, **dict.fromkeys(_RESOURCES, NUMBER)})
+_NAMED_USAGE = exactly({"id": TEXT, **dict.fromkeys(_RESOURCES, _USAGE)})
+_RESTORE = exactly({"backup_id": types.UUID, "volume_id": types.UUID, "volume_name": TEXT})
+_RECORD = exactly({"backup_service": TEXT, "backup_url": TEXT})
+_PROGRESS = exactly(
+    {
+        "phase": TEXT,
+        "bytes_done": {"type": ["integer", "null"]},
+        "bytes_total": {"type": ["integer", "null"]},
+        "bytes_per_second": {"type": ["integer", "null"]},
+        "seconds_left": {"type": ["integer", "null"]},
+    }
+)
+_SWITCHED = {"host": TEXT, "service": TEXT, "binary": TEXT, "disabled": FLAG, "status": TEXT}
+_SWITCHED_WITH_REASON = exactly({**_SWITCHED, "disabled_reason": TEXT_OR_NULL})
+_ZONE = exactly({"zoneName": TEXT, "zoneState": exactly({"available": FLAG})})
+_TYPE = exactly(
+    {
+        "id": types.UUID,
+        "name": TEXT,
+        "description": TEXT_OR_NULL,
+        "is_public": FLAG,
+        "os-volume-type-access:is_public": FLAG,
+        "qos_specs_id": NULL,
+        "extra_specs": METADATA,
+    }
+)
+_EXTENSION = exactly({"alias": TEXT, "name": TEXT, "description": TEXT, "updated": TEXT, "links": LINKS})
+_FILTERS = exactly({"resource": TEXT, "filters": _list(TEXT)})
+_ITEM = exactly({"meta": {"type": "object", "additionalProperties": TEXT, "maxProperties": 1}})
 
 
 def _metadata(collection: str, name: str) -> dict[str, AnswerOf]:
     whole = f"/{collection}/{{{name}}}/metadata"
-    all_of_it = _always(_exactly({"metadata": _METADATA}))
+    all_of_it = always(exactly({"metadata": METADATA}))
     return {
         f"GET {whole}": all_of_it,
         f"POST {whole}": all_of_it,
         f"PUT {whole}": all_of_it,
-        f"GET {whole}/{{key}}": _always(_ITEM),
-        f"PUT {whole}/{{key}}": _always(_ITEM),
+        f"GET {whole}/{{key}}": always(_ITEM),
+        f"PUT {whole}/{{key}}": always(_ITEM),
     }
 
 
 #: ``METHOD path`` -> schema of the answer when all went well.
 ANSWERS: Mapping[str, AnswerOf] = {
-    "GET /backups": _page("backups", _backup_summary),
-    "GET /backups/detail": _page("backups", _backup),
-    "POST /backups": _one("backup", _backup_summary),
-    "GET /backups/{backup_id}": _one("backup", _backup),
-    "PUT /backups/{backup_id}": _one("backup", _backup_summary),
-    "POST /backups/{backup_id}/restore": _always(_exactly({"restore": _RESTORE})),
-    "GET /backups/{backup_id}/export_record": _always(_exactly({"backup-record": _RECORD})),
-    "POST /backups/import_record": _one("backup", _backup_summary),
-    "POST /backups/{backup_id}/import_record": _one("backup", _backup_summary),
+    "GET /backups": page("backups", summary),
+    "GET /backups/detail": page("backups", _backup),
+    "POST /backups": one("backup", summary),
+    "GET /backups/{backup_id}": one("backup", _backup),
+    "PUT /backups/{backup_id}": one("backup", summary),
+    "POST /backups/{backup_id}/restore": always(exactly({"restore": _RESTORE})),
+    "GET /backups/{backup_id}/export_record": always(exactly({"backup-record": _RECORD})),
+    "POST /backups/import_record": one("backup", summary),
+    "POST /backups/{backup_id}/import_record": one("backup", summary),
     **_metadata("backups", "backup_id"),
     **_metadata("volumes", "id"),
     **_metadata("snapshots", "id"),
-    "GET /limits": _always(
-        _exactly(
+    **volume_answers.ANSWERS,
+    "GET /backups/{backup_id}/progress": always(exactly({"progress": _PROGRESS})),
+    "GET /os-services": _services,
+    "PUT /os-services/enable": always(_SWITCHED_WITH_REASON),
+    "PUT /os-services/disable": always(exactly(_SWITCHED)),
+    "PUT /os-services/disable-log-reason": always(_SWITCHED_WITH_REASON),
+    "GET /os-availability-zone": always(exactly({"availabilityZoneInfo": _list(_ZONE)})),
+    "GET /types": always(exactly({"volume_types": _list(_TYPE)})),
+    "GET /types/{type_id}": always(exactly({"volume_type": _TYPE})),
+    "GET /extensions": always(exactly({"extensions": _list(_EXTENSION)})),
+    "GET /extensions/{alias}": always(exactly({"extension": _EXTENSION})),
+    "GET /resource_filters": always(exactly({"resource_filters": _list(_FILTERS)})),
+    "GET /limits": always(
+        exactly(
             {
-                "limits": _exactly(
-                    {"rate": {"type": "array"}, "absolute": _exactly(dict.fromkeys(_ABSOLUTE, _NUMBER))}
+                "limits": exactly(
+                    {"rate": {"type": "array"}, "absolute": exactly(dict.fromkeys(_ABSOLUTE, NUMBER))}
                 )
             }
         )
     ),
-    "GET /os-quota-sets/{target}": _always(_exactly({"quota_set": {"anyOf": [_NAMED_LIMITS, _NAMED_USAGE]}})),
-    "PUT /os-quota-sets/{target}": _always(_exactly({"quota_set": _LIMITS})),
-    "GET /os-quota-sets/{target}/defaults": _always(_exactly({"quota_set": _NAMED_LIMITS})),
-    "GET /os-quota-class-sets/{name}": _always(_exactly({"quota_class_set": _NAMED_LIMITS})),
-    "PUT /os-quota-class-sets/{name}": _always(_exactly({"quota_class_set": _LIMITS})),
-    "GET /messages": _page("messages", _message),
-    "GET /messages/{message_id}": _one("message", _message),
+    "GET /os-quota-sets/{target}": always(exactly({"quota_set": {"anyOf": [_NAMED_LIMITS, _NAMED_USAGE]}})),
+    "PUT /os-quota-sets/{target}": always(exactly({"quota_set": _LIMITS})),
+    "GET /os-quota-sets/{target}/defaults": always(exactly({"quota_set": _NAMED_LIMITS})),
+    "GET /os-quota-class-sets/{name}": always(exactly({"quota_class_set": _NAMED_LIMITS})),
+    "PUT /os-quota-class-sets/{name}": always(exactly({"quota_class_set": _LIMITS})),
+    "GET /messages": page("messages", _message),
+    "GET /messages/{message_id}": one("message", _message),
 }
