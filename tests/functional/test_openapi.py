@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import copy
 import dataclasses
 import inspect
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -30,6 +32,7 @@ from backupfw.api.controllers.table import routes
 from backupfw.cmd.openapi import documents
 from tests.architecture.checkout import ROOT
 from tests.functional.cloud import NOBODY, Cloud
+from tests.integration.service import Service
 
 KEPT = ROOT / "docs" / "openapi"
 DESCRIPTIONS: dict[str, Any] = {name: json.loads(text) for name, text in documents().items()}
@@ -145,30 +148,24 @@ def test_every_answer_is_described_in_full() -> None:
             assert answer["content"]
 
 
-class World:
+class World(abc.ABC):
     """An installation with something in it, and its descriptions."""
 
-    def __init__(self, cloud: Cloud) -> None:
-        self.cloud = cloud
-        cloud.start_worker()
-        app = make_app(cloud.managers, cloud.conf)
-        self.schemas = {
-            name: schemathesis.openapi.from_wsgi(
-                f"/{name.removesuffix('.json')}/openapi.json",
-                app,
-                headers={} if name == "v2.json" else {"OpenStack-API-Version": "volume 3.71"},
-            )
-            for name in DESCRIPTIONS
-        }
+    def __init__(self) -> None:
+        self.volume = self.snapshot = self.backup = NOBODY
+        self.schemas = {name: self.read(name) for name in DESCRIPTIONS}
 
+    @abc.abstractmethod
+    def read(self, name: str) -> Any:
+        """Let schemathesis read a description."""
+
+    @abc.abstractmethod
     def refresh(self) -> None:
         """Have one of each, whatever the calls before did to theirs."""
-        self.cloud.settle()
-        unlimited = {"quota_set": dict.fromkeys(("volumes", "backups", "snapshots", "gigabytes"), -1)}
-        self.cloud.client(roles="admin").put("/os-quota-sets/demo", unlimited)
-        self.volume = self.cloud.volume()
-        self.snapshot = self.cloud.snapshot(self.volume)
-        self.backup = self.cloud.backup(self.volume)
+
+    def send(self, case: Any, role: str) -> Any:
+        """Send a request."""
+        return case.call(headers={"X-Auth-Token": f"us:demo:{role}"})
 
     def aim(self, case: Any, word: str) -> None:
         """Put what there is in place of what was drawn, so that most calls find something."""
@@ -189,37 +186,117 @@ class World:
             elif word == "nobody":
                 case.path_parameters[name] = NOBODY
 
+    def behaves(self, name: str, path: str, method: str, examples: int) -> None:
+        """Call one operation with what its description allows, and hold each answer against it."""
+        self.refresh()
+        operation = self.schemas[name][path][method]
+
+        @settings(
+            max_examples=examples,
+            derandomize=True,
+            database=None,
+            deadline=None,
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(
+            case=operation.as_strategy(),
+            word=st.sampled_from(["known", "known", "nobody", "drawn"]),
+            role=st.sampled_from(["admin", "admin", "member", "reader"]),
+        )
+        def calls(case: Any, word: str, role: str) -> None:
+            self.aim(case, word)
+            case.validate_response(self.send(case, role), checks=CHECKS)
+
+        calls()
+
+
+def headers_for(name: str) -> dict[str, str]:
+    """Return what chooses the version that a kept description describes."""
+    return {} if name == "v2.json" else {"OpenStack-API-Version": "volume latest"}
+
+
+#: No limit but the one that keeps disks small.
+ROOM = {**dict.fromkeys(("volumes", "backups", "snapshots", "gigabytes"), -1), "per_volume_gigabytes": 2}
+
+
+class InProcess(World):
+    """The application alone; nothing is ever done but what :class:`Cloud` does by hand."""
+
+    def __init__(self, cloud: Cloud) -> None:
+        self.cloud = cloud
+        cloud.start_worker()
+        self.app = make_app(cloud.managers, cloud.conf)
+        super().__init__()
+
+    def read(self, name: str) -> Any:
+        path = f"/{name.removesuffix('.json')}/openapi.json"
+        return schemathesis.openapi.from_wsgi(path, self.app, headers=headers_for(name))
+
+    def refresh(self) -> None:
+        self.cloud.settle()
+        self.cloud.client(roles="admin").put("/os-quota-sets/demo", {"quota_set": ROOM})
+        self.volume = self.cloud.volume()
+        self.snapshot = self.cloud.snapshot(self.volume)
+        self.backup = self.cloud.backup(self.volume)
+
+
+class Served(World):
+    """``backupfw serve`` as a process, with a worker that does what is asked for."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.client = service.client()
+        self.session = requests.Session()
+        super().__init__()
+
+    def read(self, name: str) -> Any:
+        url = f"http://127.0.0.1:{self.service.port}/{name.removesuffix('.json')}/openapi.json"
+        return schemathesis.openapi.from_url(url, headers=headers_for(name))
+
+    def send(self, case: Any, role: str) -> Any:
+        return case.call(session=self.session, headers={"X-Auth-Token": f"us:demo:{role}"})
+
+    def refresh(self) -> None:
+        self.client.expect(200, "PUT", "/os-quota-sets/demo", {"quota_set": ROOM})
+        if self.client.status("volume", self.volume) != "available":
+            self.volume = self.client.create_volume()
+        if self.client.status("snapshot", self.snapshot) != "available":
+            body = {"snapshot": {"volume_id": self.volume}}
+            self.snapshot = self.client.expect(202, "POST", "/snapshots", body)["snapshot"]["id"]
+            self.client.wait_status("snapshot", self.snapshot, "available")
+        if self.client.status("backup", self.backup) != "available":
+            self.backup = self.client.backup(self.volume)
+
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, templates: Path) -> Iterator[World]:
+def in_process(tmp_path_factory: pytest.TempPathFactory, templates: Path) -> Iterator[World]:
     cloud = Cloud(tmp_path_factory.mktemp("openapi"), templates)
-    yield World(cloud)
+    yield InProcess(cloud)
     cloud.close()
 
 
-@pytest.mark.parametrize(
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    service = Service(tmp_path_factory.mktemp("served") / "state").start()
+    try:
+        yield Served(service)
+        assert service.stop() == 0
+        assert "Unexpected error" not in service.log_tail(10**6)
+    finally:
+        service.stop()
+
+
+EVERY_OPERATION = pytest.mark.parametrize(
     ("name", "path", "method"), OPERATIONS, ids=[f"{method} {path}" for _, path, method in OPERATIONS]
 )
-def test_the_server_behaves_as_it_is_described(world: World, name: str, path: str, method: str) -> None:
-    operation = world.schemas[name][path][method]
-    world.refresh()
 
-    @settings(
-        max_examples=8,
-        derandomize=True,
-        database=None,
-        deadline=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(
-        case=operation.as_strategy(),
-        word=st.sampled_from(["known", "known", "nobody", "drawn"]),
-        role=st.sampled_from(["admin", "admin", "member", "reader"]),
-    )
-    def behaves(case: Any, word: str, role: str) -> None:
-        world.aim(case, word)
-        response = case.call(headers={"X-Auth-Token": f"us:demo:{role}"})
-        case.validate_response(response, checks=CHECKS)
 
-    behaves()
+@EVERY_OPERATION
+def test_the_api_behaves_as_it_is_described(in_process: World, name: str, path: str, method: str) -> None:
+    in_process.behaves(name, path, method, examples=8)
+
+
+@EVERY_OPERATION
+def test_the_served_api_behaves_as_it_is_described(served: World, name: str, path: str, method: str) -> None:
+    served.behaves(name, path, method, examples=3)
