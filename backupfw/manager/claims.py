@@ -5,7 +5,8 @@ that of the task claimed last.  The lowest number runs first.  So projects take 
 much when, and one that was idle is not paid back for it.
 
 *Limits.*  Claims take turns on one row (``queue``), so that two of them never both see the last free
-place.  A running task counts while its lease lasts; nobody renews one that has run out.
+place.  A running task counts until a claim finds its lease run out and takes it from its owner, who then
+cannot renew it any more: a renewal that was begun in time and is committed late is not overlooked.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ class Limits:
             return row.id.is_not(None)
         running = session.execute(
             select(row.project_id, row.store, func.count())
-            .where(row.state == RUNNING, row.lease_until > clock(session))
+            .where(row.state == RUNNING, row.owner.is_not(None))
             .group_by(row.project_id, row.store)
         ).all()
         if self.total and sum(count for *_, count in running) >= self.total:
@@ -172,6 +173,8 @@ def next_task(
 ) -> models.Task | None:
     """Return the task whose turn it is, locked, for the caller to claim in the same transaction."""
     turn = _lock_queue(session)
+    if limits.any():
+        _disown(session)
     room = limits.has_room(session)
     if room is None:
         return None
@@ -189,6 +192,20 @@ def next_task(
                 _advance(session, turn, found.turn)
                 return found
     return None
+
+
+def _disown(session: Session) -> None:
+    """Take tasks whose leases ran out from their owners; one whose row somebody is changing counts on."""
+    row = models.Task
+    lapsed = select(row.id).where(
+        row.state == RUNNING, row.lease_until <= clock(session), row.owner.is_not(None)
+    )
+    ids = session.scalars(lapsed.with_for_update(skip_locked=True)).all()
+    if ids:
+        session.execute(
+            update(row).where(row.id.in_(ids)).values(owner=None),
+            execution_options={"synchronize_session": False},
+        )
 
 
 def _in_turn(session: Session, condition: ColumnElement[bool]) -> Iterator[int]:

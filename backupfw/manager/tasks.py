@@ -236,26 +236,32 @@ class Tasks:
 
         return self._db.run(work)
 
-    def renew(self, task: Task, lease_seconds: float) -> bool:
-        """Keep the task for ``lease_seconds`` from now.
+    def renew(self, owner: str, held: Collection[Task], lease_seconds: float) -> dict[int, bool]:
+        """Keep an owner's tasks for ``lease_seconds`` from now, however many they are, all at once.
 
-        :returns: whether somebody cancelled it.
-        :raises TaskLost: another attempt owns it, or it ended, or the lease ran out: its place may have
-            been given to another task.
+        :returns: the ids of those that are still its attempts', each with whether somebody cancelled it.
+            Of the others another attempt owns the task, or it ended, or the lease ran out: its place may
+            have been given to another task.
         """
+        attempts = {task.id: task.attempt for task in held}
+        row = models.Task
 
-        def work(session: Session) -> bool:
-            row = models.Task
-            result = session.execute(
-                update(row)
-                .where(_mine(task), row.lease_until > clock(session))
-                .values(lease_until=now(session) + timedelta(seconds=lease_seconds)),
+        def work(session: Session) -> dict[int, bool]:
+            kept = (
+                row.id.in_(attempts),
+                row.owner == owner,
+                row.state == RUNNING,
+                row.lease_until > clock(session),
+            )
+            session.execute(
+                update(row).where(*kept).values(lease_until=now(session) + timedelta(seconds=lease_seconds)),
                 execution_options={"synchronize_session": False},
             )
-            assert isinstance(result, CursorResult)
-            if not result.rowcount:
-                raise TaskLost(f"task {task.id}, attempt {task.attempt}, is not ours any more")
-            return bool(session.scalar(select(row.cancel).where(row.id == task.id)))
+            found = session.execute(select(row.id, row.attempt, row.cancel).where(*kept)).all()
+            # This owner may have claimed a task again that it lost.
+            return {
+                task_id: bool(cancel) for task_id, attempt, cancel in found if attempts[task_id] == attempt
+            }
 
         return self._db.run(work)
 

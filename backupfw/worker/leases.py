@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from oslo_log import log
@@ -30,8 +30,11 @@ class _Held:
 class LeaseKeeper:
     """Renews every held task in one thread.  Thread-safe.
 
-    :param renew: ``manager.tasks.renew`` bound to this worker: takes the task and the lease in seconds,
-        returns whether the task was cancelled, raises TaskLost when it is another attempt's.
+    All leases are renewed at once and before anything else is told: with many tasks and a slow database the
+    last one would come too late otherwise.
+
+    :param renew: ``manager.tasks.renew`` bound to this worker: takes the tasks and the lease in seconds,
+        returns the ids of those that are kept, each with whether it was cancelled.
     :param lease_seconds: the length of a lease.
     :param report: ``manager.tasks.progress``: takes the task, and bytes done and in total.
     :param cancelled: returns the ids of this worker's tasks that somebody cancelled.
@@ -41,7 +44,7 @@ class LeaseKeeper:
 
     def __init__(
         self,
-        renew: Callable[[Task, float], bool],
+        renew: Callable[[Collection[Task], float], Mapping[int, bool]],
         report: Callable[[Task, int, int], None],
         cancelled: Callable[[], Collection[int]],
         lease_seconds: float,
@@ -121,8 +124,10 @@ class LeaseKeeper:
                 self._beat_once()
             if moment >= next_round:
                 next_round = moment + self._lease_seconds * RENEW_AFTER
-                for item in self._all_held():
-                    self._renew_one(item)
+                for item in self._renew_all():
+                    # What was not told is told after the next renewal, which must not wait for it.
+                    if time.monotonic() < next_round:
+                        self._report_one(item)
             elif poked:
                 self._tell_cancelled()
 
@@ -150,21 +155,30 @@ class LeaseKeeper:
             if item.task.id in cancelled:
                 item.control.cancel()
 
-    def _renew_one(self, item: _Held) -> None:
+    def _renew_all(self) -> list[_Held]:
+        """Renew all leases; returns the tasks that go on."""
+        held = self._all_held()
+        if not held:
+            return []
         before = boot_time()
         try:
-            cancelled = self._renew(item.task, self._lease_seconds)
-        except TaskLost:
-            item.control.lose()
+            kept = self._renew([item.task for item in held], self._lease_seconds)
         except Exception:
-            # The database may be back before the deadline; if not, the deadline ends the attempt.
-            LOG.exception("The lease of task %s could not be renewed; trying again", item.task.id)
-        else:
+            # The database may be back before the deadlines; if not, they end the attempts.
+            LOG.exception("The leases of %s task(s) could not be renewed; trying again", len(held))
+            return []
+        going_on = []
+        for item in held:
+            cancelled = kept.get(item.task.id)
+            if cancelled is None:
+                item.control.lose()
+                continue
             item.control.extend(self.deadline(before))
             if cancelled:
                 item.control.cancel()
-                return
-            self._report_one(item)
+            else:
+                going_on.append(item)
+        return going_on
 
     def _report_one(self, item: _Held) -> None:
         done, total = item.control.progress_seen

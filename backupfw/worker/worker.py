@@ -68,7 +68,7 @@ class Worker:
         self._settings = settings
         self._owner = f"{settings.host}/{uuid.uuid4()}"
         self._leases = LeaseKeeper(
-            self._tasks.renew,
+            lambda held, seconds: self._tasks.renew(self._owner, held, seconds),
             self._report,
             lambda: self._tasks.cancelled(self._owner),
             settings.lease_seconds,

@@ -67,6 +67,10 @@ class Catalogue:
         """Claim the next task as a worker would."""
         return self.tasks.claim("host/1", 60)
 
+    def renew(self, task: Task) -> bool | None:
+        """Renew a lease; returns whether the task was cancelled, or None: it is lost."""
+        return self.tasks.renew("host/1", [task], 60).get(task.id)
+
     def must_claim(self, kind: str) -> Task:
         """Claim the next task, which must be of this kind."""
         task = self.claim()

@@ -171,6 +171,10 @@ class World:
         assert task is not None
         return task
 
+    def renew(self, task: Task, owner: str = "host/w") -> bool | None:
+        """Renew one lease; returns whether the task was cancelled, or None: it is lost."""
+        return self.tasks.renew(owner, [task], 60).get(task.id)
+
     def result(self, plan: CreatePlan) -> CreateResult:
         """Return what a finished backup of ``plan`` would be."""
         number = next(self._numbers)

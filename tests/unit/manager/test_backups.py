@@ -283,7 +283,7 @@ def test_force_delete_of_a_backup_being_made(world: World, claimed: bool) -> Non
     if task is not None:
         # The deletion waits for the cancelled task.
         assert world.tasks.claim("host/x", 60) is None
-        assert world.tasks.renew(task, 60)
+        assert world.renew(task)
         with pytest.raises(errors.TaskCancelled):
             world.outcomes.finish_create(task, world.result(plan))
         with pytest.raises(errors.TaskCancelled):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 from collections import Counter
@@ -11,7 +12,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import event, select
+from sqlalchemy import event, select, update
 
 from backupfw.db import models
 from backupfw.db.session import Database, now
@@ -127,7 +128,7 @@ def test_a_disabled_or_frozen_worker_takes_nothing_new(world: World) -> None:
         stop()
         world.services.heartbeat("host", BACKUP_BINARY, "nova", {"main": "x"})
         assert world.tasks.claim("host/1", 60, reach=reach()) is None
-        assert world.tasks.renew(running, 60) is False
+        assert world.renew(running, "host/1") is False
         other = world.tasks.claim("other/1", 60, reach=reach("other"))
         assert other is not None
         world.tasks.release(other)
@@ -203,7 +204,7 @@ def test_two_claims_never_both_see_the_last_free_place(any_db: Database) -> None
             second = pool.submit(world.tasks.claim, "h/2", 60)
             # Time for a claim that does not wait to go wrong; one that does waits longer.
             threading.Event().wait(0.5)
-            found.state, found.attempt = claims.RUNNING, 1
+            found.state, found.owner, found.attempt = claims.RUNNING, "h/1", 1
             found.lease_until = now(session) + timedelta(seconds=60)
         assert second.result(60) is None
 
@@ -258,6 +259,90 @@ def test_the_running_never_exceed_a_limit(any_db: Database, limits: Limits) -> N
         assert most[store] <= limit
 
 
+def test_a_renewal_that_is_committed_late_keeps_its_place(any_db: Database) -> None:
+    """Begun while the lease lasted, committed after it ended: nobody got the place in between."""
+    if any_db.backend == "sqlite":
+        pytest.skip("declared: servers only")
+    world = World(database=any_db)
+    world.tasks = Tasks(any_db, 3, lambda: Limits(total=1))
+    queue(world, "a")
+    queue(world, "b")
+    running = world.tasks.claim("h/1", 60)
+    assert running is not None
+    dialect: Any = any_db.engine.dialect
+    commit = dialect.do_commit
+    sent, go_on = threading.Event(), threading.Event()
+
+    def late(connection: Any) -> None:
+        if threading.current_thread().name.startswith("late"):
+            sent.set()
+            assert go_on.wait(60)
+        commit(connection)
+
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(1, "late") as pool:
+        patch.setattr(dialect, "do_commit", late)
+        with any_db.write() as session:
+            session.execute(update(models.Task).values(lease_until=now(session) + timedelta(seconds=1)))
+            until = session.scalar(select(models.Task.lease_until).where(models.Task.id == running.id))
+            assert until is not None
+        renewal = pool.submit(world.tasks.renew, "h/1", [running], 60)
+        try:
+            assert sent.wait(60)
+            over = False
+            while not over:
+                with any_db.read() as session:
+                    over = now(session) > until
+            assert world.tasks.claim("h/2", 60) is None
+        finally:
+            go_on.set()
+        assert renewal.result(60) == {running.id: False}
+    assert world.tasks.claim("h/2", 60) is None
+
+
+def test_a_sampler_never_sees_more_than_the_limit(any_db: Database) -> None:
+    """With leases that are renewed at the last moment or too late, on every database."""
+    world = World(database=any_db)
+    limit, total = 2, 16
+    world.tasks = Tasks(any_db, 1000, lambda: Limits(total=limit))
+    for number in range(total):
+        queue(world, f"r{number}", f"p{number % 3}")
+    lease = 0.3
+    over = threading.Event()
+    samples: list[int] = []
+
+    def work(seed: int) -> None:
+        rng = random.Random(seed)
+        owner = f"h/{seed}"
+        while world.tasks.pending():
+            task = world.tasks.claim(owner, lease)
+            if task is None:
+                over.wait(0.02)
+                continue
+            while rng.random() < 0.7:
+                over.wait(rng.choice((0.1, 0.25, 0.295, 0.3, 0.31)))
+                if task.id not in world.tasks.renew(owner, [task], lease):
+                    break
+            with contextlib.suppress(TaskLost):
+                end(world, task)
+
+    def sample() -> None:
+        leases = select(models.Task.lease_until).where(models.Task.state == "running")
+        while not over.is_set():
+            with any_db.read() as session:
+                found = session.scalars(leases).all()
+                # What has run out by now may have gone to another before we looked.
+                moment = now(session)
+            samples.append(sum(until is not None and until > moment for until in found))
+
+    with ThreadPoolExecutor(7) as pool:
+        sampler = pool.submit(sample)
+        list(pool.map(work, range(6)))
+        over.set()
+        sampler.result()
+    assert samples
+    assert max(samples) <= limit
+
+
 def test_a_lost_task_gives_its_place_to_others_and_is_not_renewed(world: World) -> None:
     world.tasks = Tasks(world.db, 3, lambda: Limits(total=1))
     queue(world, "a", volume_host="gone")
@@ -269,8 +354,7 @@ def test_a_lost_task_gives_its_place_to_others_and_is_not_renewed(world: World) 
     other = world.tasks.claim("host/2", 60, reach=reach())
     assert other is not None
     assert other.resource_id == "b"
-    with pytest.raises(TaskLost):
-        world.tasks.renew(lost, 60)
+    assert world.renew(lost) is None
 
 
 def test_a_task_says_what_it_waits_for(world: World) -> None:

@@ -111,7 +111,6 @@ def test_a_lost_lease_is_claimed_and_the_old_attempt_is_fenced_out(world: World)
     new = world.claim(owner="host/2")
     assert (new.id, new.attempt, new.failures) == (old.id, 2, 1)
     for call in (
-        lambda: world.tasks.renew(old, 60),
         lambda: world.tasks.checkpoint(old, 5),
         lambda: world.tasks.progress(old, 1, 2),
         lambda: world.tasks.release(old),
@@ -121,7 +120,9 @@ def test_a_lost_lease_is_claimed_and_the_old_attempt_is_fenced_out(world: World)
     ):
         with pytest.raises(errors.TaskLost):
             call()
-    assert world.tasks.renew(new, 60) is False
+    assert world.renew(old) is None
+    assert world.renew(old, "host/2") is None
+    assert world.renew(new, "host/2") is False
     world.db.run(lambda session: tasks.end(session, new))
     assert world.tasks.pending() == 0
 
@@ -130,7 +131,7 @@ def test_renewing_keeps_a_lease(world: World) -> None:
     add(world, "a")
     task = world.claim()
     world.age(seconds=59)
-    world.tasks.renew(task, 60)
+    world.renew(task)
     world.age(seconds=59)
     assert world.tasks.claim("host/2", 60) is None
 
@@ -185,7 +186,7 @@ def test_cancel_deletes_what_nobody_claimed_and_marks_the_rest(world: World) -> 
     cancelled = world.db.run(lambda session: tasks.cancel(session, "a"))
     assert [task.attempt for task in cancelled] == [1, 0]
     assert world.tasks.pending() == 1
-    assert world.tasks.renew(claimed, 60) is True
+    assert world.renew(claimed) is True
     with pytest.raises(errors.TaskCancelled):
         world.db.run(lambda session: tasks.end(session, claimed))
     with pytest.raises(errors.TaskCancelled):

@@ -386,7 +386,7 @@ def test_a_snapshot_deleted_again_comes_before_its_volume(world: Catalogue, star
     world.snapshots.delete(ALICE, snapshot)
     if task is not None:
         assert world.claim() is None
-        assert world.tasks.renew(task, 60)
+        assert world.renew(task)
         world.tasks.discard(task)
     assert world.run_all() == ["snapshot.delete", "volume.delete"]
     assert world.status(models.Volume, volume) == "deleted"
@@ -434,7 +434,7 @@ def test_force_delete_cancels_the_volumes_own_task(world: Catalogue) -> None:
     running = world.volumes.create(ALICE, size=1).id
     task = world.must_claim("volume.create")
     world.volumes.force_delete(ADMIN, running)
-    assert world.tasks.renew(task, 60)
+    assert world.renew(task)
     # The delete waits until the maker has stopped; what that one says does not count any more.
     assert world.claim() is None
     with pytest.raises(TaskCancelled):
@@ -449,7 +449,7 @@ def test_force_delete_waits_for_a_restore(world: Catalogue) -> None:
     restore = world.must_claim("backup.restore")
     world.volumes.force_delete(ADMIN, made.id)
     assert world.claim() is None
-    assert not world.tasks.renew(restore, 60)
+    assert not world.renew(restore)
 
 
 @pytest.mark.parametrize("status", STATUSES)

@@ -1,0 +1,133 @@
+"""The keeper of leases: all at once, in time, and deadlines from before the renewal was sent."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any
+
+import pytest
+
+from backupfw.errors import TaskCancelled, TaskLost
+from backupfw.manager.tasks import Task
+from backupfw.worker.control import TaskControl, boot_time
+from backupfw.worker.leases import LeaseKeeper
+
+PATIENCE = 60.0
+
+
+def task(number: int) -> Task:
+    return Task(number, "backup.create", "b", None, "p", "req", 1)
+
+
+class Keeper(LeaseKeeper):
+    """One whose database is a few methods; ``answer`` is what a renewal returns."""
+
+    def __init__(self, lease_seconds: float) -> None:
+        self.asked: list[list[int]] = []
+        self.sent_at = 0.0
+        self.answer: Callable[[Collection[int]], Mapping[int, bool]] = lambda ids: dict.fromkeys(ids, False)
+        self.told = 0
+        self.report_seconds = 0.0
+        super().__init__(self._kept, self._told, lambda: (), lease_seconds, lambda: None, 3600.0)
+
+    def _kept(self, held: Collection[Task], seconds: float) -> Mapping[int, bool]:
+        assert seconds == self._lease_seconds
+        self.sent_at = boot_time()
+        ids = [item.id for item in held]
+        self.asked.append(ids)
+        return self.answer(ids)
+
+    def _told(self, task: Task, done: int, total: int) -> None:
+        del task, done, total
+        self.told += 1
+        time.sleep(self.report_seconds)
+
+
+@pytest.fixture
+def keeper() -> Iterator[Keeper]:
+    made = Keeper(0.3)
+    yield made
+    made.close()
+
+
+def until(done: Callable[[], Any]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not done():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_all_leases_are_renewed_at_once(keeper: Keeper) -> None:
+    for number in range(50):
+        keeper.hold(task(number), boot_time())
+    keeper.start()
+    until(lambda: len(keeper.asked) >= 3)
+    assert keeper.asked[:3] == [list(range(50))] * 3
+
+
+def test_each_hears_what_became_of_it(keeper: Keeper) -> None:
+    kept, cancelled, lost = (keeper.hold(task(number), boot_time() + 3600) for number in (1, 2, 3))
+    keeper.answer = lambda ids: {1: False, 2: True}
+    keeper.start()
+
+    def ended(control: TaskControl, error: type[Exception]) -> bool:
+        try:
+            control.check()
+        except error:
+            return True
+        return False
+
+    until(lambda: ended(cancelled, TaskCancelled) and ended(lost, TaskLost))
+    keeper.close()
+    # From the clock as it was before the renewal was sent, not as it is when the answer comes.
+    assert kept._deadline <= keeper.deadline(keeper.sent_at)
+
+
+def test_a_slow_answer_moves_no_deadline_on(keeper: Keeper) -> None:
+    control = keeper.hold(task(1), boot_time())
+    answered = threading.Event()
+
+    def slow(ids: Collection[int]) -> Mapping[int, bool]:
+        time.sleep(0.5)
+        answered.set()
+        return dict.fromkeys(ids, False)
+
+    keeper.answer = slow
+    keeper.start()
+    assert answered.wait(PATIENCE)
+    keeper.close()
+    assert control._deadline <= keeper.deadline(keeper.sent_at)
+    with pytest.raises(TaskLost):
+        control.check()
+
+
+def test_telling_how_far_tasks_are_holds_no_renewal_up(keeper: Keeper) -> None:
+    """Each word costs a third of the lease: twenty of them would be more than six leases."""
+    keeper.report_seconds = 0.1
+    for number in range(20):
+        keeper.hold(task(number), boot_time()).progress(1, 2)
+    told: list[int] = []
+
+    def renewed(ids: Collection[int]) -> Mapping[int, bool]:
+        told.append(keeper.told)
+        return dict.fromkeys(ids, False)
+
+    keeper.answer = renewed
+    keeper.start()
+    until(lambda: len(told) >= 3)
+    assert told[:3] == [0, 1, 2]
+
+
+def test_a_database_that_fails_leaves_deadlines_alone(keeper: Keeper) -> None:
+    control = keeper.hold(task(1), boot_time())
+    deadline = control._deadline
+
+    def broken(_ids: Collection[int]) -> Mapping[int, bool]:
+        raise OSError
+
+    keeper.answer = broken
+    keeper.start()
+    until(lambda: len(keeper.asked) >= 2)
+    assert control._deadline == deadline
