@@ -172,7 +172,7 @@ def next_task(
     session: Session, reach: Reach | None, limits: Limits, kinds: Collection[str] | None
 ) -> models.Task | None:
     """Return the task whose turn it is, locked, for the caller to claim in the same transaction."""
-    turn = _lock_queue(session)
+    turn = lock_queue(session)
     if limits.any():
         _disown(session)
     room = limits.has_room(session)
@@ -239,7 +239,7 @@ def _eligible(reach: Reach | None, kinds: Collection[str] | None) -> list[Column
     return conditions
 
 
-def _lock_queue(session: Session) -> int:
+def lock_queue(session: Session) -> int:
     """Lock the queue's row until the transaction ends, and return the turn of the task claimed last."""
     row = select(models.Queue.turn).where(models.Queue.id == _QUEUE).with_for_update()
     turn = session.scalar(row)

@@ -205,6 +205,8 @@ class Tasks:
         self._db = db
         self._max_attempts = max_attempts
         self._limits = limits
+        #: The claims that were sent and not answered yet, by owner.
+        self._unanswered: dict[str, Task] = {}
 
     def claim(
         self,
@@ -217,24 +219,35 @@ class Tasks:
 
         A task may run when it is queued and its delay is over, or when its lease ran out, no older
         unfinished task concerns the same resource or source, and no limit is reached.  An attempt lost
-        with its lease counts as a failure unless it had made progress.
+        with its lease counts as a failure unless it had made progress.  A claim that was done although
+        its answer was lost is what the next call of this owner returns.
 
-        :param owner: ``<host>/<anything>``; two live workers never share one.
+        :param owner: ``<host>/<anything>``; two live workers never share one, and each claims one task
+            after the other.
         :param lease_seconds: how long the claim holds without :meth:`renew`.
         :param kinds: only these kinds; None for all.
         :param reach: only tasks that such workers can serve, and none while they are disabled; None for
             all.
         """
-        # Looking costs one statement and no lock; most looks find nothing.
-        with self._db.read() as session:
-            if not claims.waits(session, reach, kinds):
-                return None
+        if owner not in self._unanswered:
+            # Looking costs one statement and no lock; most looks find nothing.
+            with self._db.read() as session:
+                if not claims.waits(session, reach, kinds):
+                    return None
 
         def work(session: Session) -> Task | None:
+            sent = self._unanswered.get(owner)
+            if sent is not None and _is_claimed(session, sent, owner, lease_seconds):
+                return sent
             found = claims.next_task(session, reach, self._limits(), kinds)
-            return None if found is None else _claimed(session, found, owner, lease_seconds)
+            if found is None:
+                return None
+            task = self._unanswered[owner] = _claimed(session, found, owner, lease_seconds)
+            return task
 
-        return self._db.run(work)
+        task = self._db.run(work)
+        self._unanswered.pop(owner, None)
+        return task
 
     def renew(self, owner: str, held: Collection[Task], lease_seconds: float) -> dict[int, bool]:
         """Keep an owner's tasks for ``lease_seconds`` from now, however many they are, all at once.
@@ -453,6 +466,21 @@ def _claimed(session: Session, found: models.Task, owner: str, lease_seconds: fl
     found.updated_at = moment
     session.flush()
     return replace(as_task(found), taken_over=taken_over)
+
+
+def _is_claimed(session: Session, task: Task, owner: str, lease_seconds: float) -> bool:
+    """Say whether a claim whose answer was lost was done and still holds; then it holds on from now."""
+    # Behind the lost transaction, if the database is still busy with it.
+    claims.lock_queue(session)
+    row = models.Task
+    result = session.execute(
+        update(row)
+        .where(_mine(task), row.owner == owner, row.lease_until > clock(session))
+        .values(lease_until=now(session) + timedelta(seconds=lease_seconds)),
+        execution_options={"synchronize_session": False},
+    )
+    assert isinstance(result, CursorResult)
+    return bool(result.rowcount)
 
 
 def _locked(session: Session, task: Task) -> models.Task:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from oslo_db.exception import DBConnectionError
 
 from backupfw.db import models
 from backupfw.db.session import Database
@@ -84,6 +85,50 @@ def _snapshot(world: World) -> Callable[[], tuple[str, str]]:
     volume = world.volume()
     snapshots = SnapshotManager(world.db, world.conf, lambda: None)
     return lambda: (snapshots.create(world.ctx(), volume_id=volume).id, "creating")
+
+
+def test_a_claim_is_the_owners_although_its_answer_was_lost(world: World) -> None:
+    first, second = _backup(world)()[0], _backup(world)()[0]
+    with lost_answers(world.db) as lost:
+        task = world.tasks.claim("host/1", 60)
+    assert lost() == 1
+    assert task is not None
+    assert (task.resource_id, task.attempt) == (first, 1)
+    (running,) = world.rows(models.Task, models.Task.state == tasks.RUNNING)
+    assert (running.resource_id, running.owner, running.attempt, running.failures) == (first, "host/1", 1, 0)
+    assert world.claim(owner="host/1").resource_id == second
+
+
+def test_a_claim_is_found_by_the_next_one_when_the_database_was_away_for_long(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backup = _backup(world)()[0]
+    with lost_answers(world.db), monkeypatch.context() as patch:
+        # As if the last repetition had failed, too.
+        patch.setattr("oslo_db.api.wrap_db_retry", lambda **_: lambda once: once)
+        with pytest.raises(DBConnectionError):
+            world.tasks.claim("host/1", 60)
+    # Not anybody's, and not a failed attempt.
+    assert world.tasks.claim("host/2", 60) is None
+    task = world.claim(owner="host/1")
+    assert (task.resource_id, task.attempt, task.failures) == (backup, 1, 0)
+    assert world.tasks.claim("host/1", 60) is None
+    # Its lease began anew: the worker's clock did.
+    world.age(seconds=59)
+    assert world.renew(task, "host/1") is False
+
+
+def test_an_unanswered_claim_that_another_took_over_is_lost(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _backup(world)()
+    with lost_answers(world.db), monkeypatch.context() as patch:
+        patch.setattr("oslo_db.api.wrap_db_retry", lambda **_: lambda once: once)
+        with pytest.raises(DBConnectionError):
+            world.tasks.claim("host/1", 60)
+    world.age(seconds=61)
+    assert world.claim(owner="host/2").attempt == 2
+    assert world.tasks.claim("host/1", 60) is None
 
 
 @pytest.mark.parametrize(
