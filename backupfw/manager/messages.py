@@ -56,6 +56,7 @@ class Detail(Enum):
     """Why it failed.  The value is the id, which clients know."""
 
     UNKNOWN = "001"
+    NO_BACKEND = "003"
     EXTEND_VOLUME = "010"
     CREATE_VOLUME = "012"
     CREATE_SNAPSHOT = "013"
@@ -84,6 +85,7 @@ _ACTIONS: Mapping[Action, str] = {
 
 _DETAILS: Mapping[Detail, str] = {
     Detail.UNKNOWN: "The operation failed.",
+    Detail.NO_BACKEND: "No service that can open the volume was available.",
     Detail.EXTEND_VOLUME: "The volume could not be made larger.",
     Detail.CREATE_VOLUME: "The volume could not be made.",
     Detail.CREATE_SNAPSHOT: "The snapshot could not be made.",

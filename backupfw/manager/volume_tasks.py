@@ -1,7 +1,7 @@
 """The worker's side of volumes and snapshots: what a task is about, and what came of it.
 
 ``start_*`` reads and changes nothing, so an attempt that is lost costs nothing; ``finish_*`` and
-``fail_*`` end the task and move the status in one transaction.  All of them raise TaskLost when the task
+``fail`` end the task and move the status in one transaction.  All of them raise TaskLost when the task
 is another attempt's, and TaskCancelled when it was cancelled (force delete, reset): then nothing changes.
 
 Handlers look like this::
@@ -13,7 +13,7 @@ Handlers look like this::
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +73,37 @@ class SnapshotPlan:
     in_use: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What becomes of a volume or snapshot whose task failed, and what its owner is told."""
+
+    model: type[Volume | Snapshot]
+    step: Move
+    action: Action
+    detail: Detail
+
+
+FAILURES: Mapping[str, Failure] = {
+    tasks.VOLUME_CREATE: Failure(
+        Volume, VolumeMoves.create_failed, Action.CREATE_VOLUME, Detail.CREATE_VOLUME
+    ),
+    tasks.VOLUME_DELETE: Failure(Volume, VolumeMoves.delete_failed, Action.DELETE_VOLUME, Detail.UNKNOWN),
+    tasks.VOLUME_EXTEND: Failure(
+        Volume, VolumeMoves.extend_failed, Action.EXTEND_VOLUME, Detail.EXTEND_VOLUME
+    ),
+    tasks.SNAPSHOT_CREATE: Failure(
+        Snapshot, SnapshotMoves.create_failed, Action.CREATE_SNAPSHOT, Detail.CREATE_SNAPSHOT
+    ),
+    tasks.SNAPSHOT_DELETE: Failure(
+        Snapshot, SnapshotMoves.delete_failed, Action.DELETE_SNAPSHOT, Detail.DELETE_SNAPSHOT
+    ),
+}
+"""By kind of task."""
+
+#: Seconds before the deletion of a temporary snapshot that failed is tried again.
+_AGAIN_SECONDS = 300.0
+
+
 class VolumeTasks:
     """Starts and ends the tasks of volumes and snapshots.  Thread-safe."""
 
@@ -98,12 +129,6 @@ class VolumeTasks:
         """
         self._end(task, Volume, VolumeMoves.created, location=location, host=host)
 
-    def fail_create(self, task: Task, reason: str) -> None:
-        """The volume could not be made: ``error``."""
-        self._fail(
-            task, Volume, VolumeMoves.create_failed, reason, Action.CREATE_VOLUME, Detail.CREATE_VOLUME
-        )
-
     def start_delete(self, task: Task) -> rows.Volume:
         """Say which volume to delete; the tasks that delete its snapshots came before.
 
@@ -124,10 +149,6 @@ class VolumeTasks:
         """The volume is gone."""
         self._end(task, Volume, VolumeMoves.deleted)
 
-    def fail_delete(self, task: Task, reason: str) -> None:
-        """The volume could not be deleted: ``error_deleting``."""
-        self._fail(task, Volume, VolumeMoves.delete_failed, reason, Action.DELETE_VOLUME, Detail.UNKNOWN)
-
     def start_extend(self, task: Task) -> ExtendPlan:
         """Say which volume to make larger, and how large."""
         with self._db.read() as session:
@@ -139,22 +160,6 @@ class VolumeTasks:
         """The volume has its new length: ``available``."""
         length = int(task.payload["length"])
         self._end(task, Volume, VolumeMoves.extended, length=length, size=gigabytes(length))
-
-    def fail_extend(self, task: Task, reason: str) -> None:
-        """The volume kept its old length and has its old size again: ``error_extending``."""
-
-        def old_size(session: Session) -> dict[str, Any]:
-            return {"size": gigabytes(_volume(session, task.resource_id).length)}
-
-        self._fail(
-            task,
-            Volume,
-            VolumeMoves.extend_failed,
-            reason,
-            Action.EXTEND_VOLUME,
-            Detail.EXTEND_VOLUME,
-            old_size,
-        )
 
     def start_create_snapshot(self, task: Task) -> SnapshotPlan:
         """Say which snapshot to make, and whether its volume may be written to meanwhile.
@@ -168,11 +173,6 @@ class VolumeTasks:
         """The snapshot is made: ``available``."""
         self._end(task, Snapshot, SnapshotMoves.created, location=location)
 
-    def fail_create_snapshot(self, task: Task, reason: str) -> None:
-        """The snapshot could not be made: ``error``."""
-        step = SnapshotMoves.create_failed
-        self._fail(task, Snapshot, step, reason, Action.CREATE_SNAPSHOT, Detail.CREATE_SNAPSHOT)
-
     def start_delete_snapshot(self, task: Task) -> SnapshotPlan:
         """Say which snapshot to delete."""
         with self._db.read() as session:
@@ -182,11 +182,6 @@ class VolumeTasks:
         """The snapshot is gone."""
         self._end(task, Snapshot, SnapshotMoves.deleted)
 
-    def fail_delete_snapshot(self, task: Task, reason: str) -> None:
-        """The snapshot could not be deleted: ``error_deleting``."""
-        step = SnapshotMoves.delete_failed
-        self._fail(task, Snapshot, step, reason, Action.DELETE_SNAPSHOT, Detail.DELETE_SNAPSHOT)
-
     def _end(self, task: Task, model: type[Volume | Snapshot], step: Move, **values: Any) -> None:
         def work(session: Session) -> None:
             tasks.end(session, task)
@@ -194,33 +189,57 @@ class VolumeTasks:
 
         self._db.run(work)
 
-    def _fail(
-        self,
-        task: Task,
-        model: type[Volume | Snapshot],
-        step: Move,
-        reason: str,
-        action: Action,
-        detail: Detail,
-        values: Callable[[Session], dict[str, Any]] = lambda _session: {},
-    ) -> None:
+    def fail(self, task: Task, reason: str) -> None:
+        """What the task is about is in an error status; an extension has its old size again."""
+
         def work(session: Session) -> None:
             tasks.end(session, task)
-            if not lifecycle.move(session, model, task.resource_id, step, **values(session)):
-                return
-            messages.post(
-                session,
-                action,
-                detail,
-                project_id=task.project_id,
-                request_id=task.request_id,
-                resource_type=messages.VOLUME if model is Volume else messages.SNAPSHOT,
-                resource_id=task.resource_id,
-            )
+            failed(session, task, reason)
 
         self._db.run(work)
-        # Volumes and snapshots have no place for a reason that users could read.
-        LOG.warning("%s of %s failed: %s", task.kind, task.resource_id, reason)
+
+
+def failed(session: Session, task: Task, reason: str, detail: Detail | None = None) -> None:
+    """Move what a task was about to its error status, and tell, in the transaction that ended the task.
+
+    A temporary snapshot, which is shown to nobody, is deleted again after a while.
+
+    :param detail: what the user message says; None where nothing more exact is known.
+    """
+    # Volumes and snapshots have no place for a reason that users could read.
+    LOG.warning("%s of %s failed: %s", task.kind, task.resource_id, reason)
+    failure = FAILURES[task.kind]
+    values = {}
+    if failure.model is Snapshot:
+        snapshot = session.get(Snapshot, task.resource_id)
+        if snapshot is not None and snapshot.temporary:
+            _delete_again(session, task)
+            return
+    elif task.kind == tasks.VOLUME_EXTEND:
+        volume = session.get(Volume, task.resource_id)
+        values = {} if volume is None else {"size": gigabytes(volume.length)}
+    if lifecycle.move(session, failure.model, task.resource_id, failure.step, **values):
+        messages.post(
+            session,
+            failure.action,
+            detail or failure.detail,
+            project_id=task.project_id,
+            request_id=task.request_id,
+            resource_type=messages.VOLUME if failure.model is Volume else messages.SNAPSHOT,
+            resource_id=task.resource_id,
+        )
+
+
+def _delete_again(session: Session, task: Task) -> None:
+    tasks.add(
+        session,
+        task.kind,
+        resource_id=task.resource_id,
+        source_id=task.source_id,
+        project_id=task.project_id,
+        request_id=task.request_id,
+        delay=_AGAIN_SECONDS,
+    )
 
 
 def _volume(session: Session, volume_id: str) -> Volume:

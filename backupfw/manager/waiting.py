@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from backupfw.db import models
 from backupfw.db.session import now
 from backupfw.errors import BackupNotFound
-from backupfw.manager import claims, lifecycle, services, tasks
+from backupfw.manager import claims, lifecycle, services, tasks, volume_tasks
 from backupfw.manager.claims import Limits, Reach
 from backupfw.manager.create_tasks import CreateTasks
 from backupfw.manager.import_tasks import ImportTasks
@@ -72,11 +72,12 @@ class Waiting(CreateTasks, RestoreTasks, ImportTasks):
     """Ends what waits in vain.  Any process may do it, at any time, twice."""
 
     def expire_waiting(self, moment: datetime | None = None) -> int:
-        """End backup tasks that wait for a worker since ``[backup] service_wait`` seconds.
+        """End tasks that wait for a worker since ``[backup] service_wait`` seconds.
 
         Those that no worker could serve: one that can, is not disabled, and reported itself within that
-        time will come to them.  Creations, imports and restores end in their error statuses.  A deletion
-        shows ``error_deleting`` and its task stays: the next worker that can carries it out.  A cancelled
+        time will come to them.  Tasks of backups, volumes and snapshots end in their error statuses.  The
+        deletion of a backup shows ``error_deleting`` and its task stays: the next worker that can carries it
+        out.  So does what users do not see: the removal of objects and of temporary snapshots.  A cancelled
         task of any kind goes, unfinished: what comes after it, e.g. the deletion, is not held up by it.
 
         :param moment: the time to compare with, naive UTC; the database's clock unless given.
@@ -106,6 +107,7 @@ class Waiting(CreateTasks, RestoreTasks, ImportTasks):
             if not service.disabled and service.reported_at >= silent
         ]
         deleting = select(models.Backup.id).where(models.Backup.status == lifecycle.DELETING)
+        hidden = select(models.Snapshot.id).where(models.Snapshot.temporary.is_(True))
         waiting_since = func.coalesce(row.lease_until, row.not_before, row.updated_at)
         too_long: ColumnElement[bool] = waiting_since <= oldest
         if left:
@@ -122,6 +124,7 @@ class Waiting(CreateTasks, RestoreTasks, ImportTasks):
                     row.kind.in_((tasks.BACKUP_CREATE, tasks.BACKUP_IMPORT, tasks.BACKUP_RESTORE)),
                     # One that shows error_deleting already has nothing to tell.
                     and_(row.kind == tasks.BACKUP_DELETE, row.resource_id.in_(deleting)),
+                    and_(row.kind.in_(volume_tasks.FAILURES), row.resource_id.not_in(hidden)),
                 ),
                 *(not_(reach.serves()) for reach in {_reach(service) for service in left}),
             )
@@ -154,6 +157,10 @@ class Waiting(CreateTasks, RestoreTasks, ImportTasks):
             session.execute(delete(models.Task).where(models.Task.id == row.id))
             return
         reason = row.fail_reason or _reason(Needs(row.zone, row.store, row.volume_host), left)
+        if task.kind in volume_tasks.FAILURES:
+            session.execute(delete(models.Task).where(models.Task.id == row.id))
+            volume_tasks.failed(session, task, reason, Detail.NO_BACKEND if left else Detail.SERVICE_DOWN)
+            return
         detail = Detail.SCHEDULE if left else Detail.SERVICE_DOWN
         if task.kind == tasks.BACKUP_DELETE:
             moved = lifecycle.move(

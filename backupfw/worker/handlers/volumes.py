@@ -8,7 +8,15 @@ from backupfw.worker.control import TaskControl
 from backupfw.worker.handlers.base import Handler, snapshot_ref, volume_ref
 
 
-class VolumeCreate(Handler):
+class _VolumeHandler(Handler):
+    """What they all have in common: how they fail."""
+
+    def failed(self, task: Task, reason: str) -> None:
+        """See :meth:`Handler.failed`."""
+        self._tools.volumes.fail(task, reason)
+
+
+class VolumeCreate(_VolumeHandler):
     """Makes a volume: empty, or of a snapshot or another volume."""
 
     def run(self, task: Task, control: TaskControl) -> None:
@@ -22,12 +30,8 @@ class VolumeCreate(Handler):
         location = self._tools.provider.create(volume_ref(plan.volume), source, control.check)
         self._tools.volumes.finish_create(task, location, self._tools.volume_host)
 
-    def failed(self, task: Task, reason: str) -> None:
-        """See :meth:`Handler.failed`."""
-        self._tools.volumes.fail_create(task, reason)
 
-
-class VolumeDelete(Handler):
+class VolumeDelete(_VolumeHandler):
     """Deletes a volume, after its snapshots."""
 
     def run(self, task: Task, control: TaskControl) -> None:
@@ -37,12 +41,8 @@ class VolumeDelete(Handler):
         self._tools.provider.delete(volume_ref(volume))
         self._tools.volumes.finish_delete(task)
 
-    def failed(self, task: Task, reason: str) -> None:
-        """See :meth:`Handler.failed`."""
-        self._tools.volumes.fail_delete(task, reason)
 
-
-class VolumeExtend(Handler):
+class VolumeExtend(_VolumeHandler):
     """Makes a volume larger."""
 
     def run(self, task: Task, control: TaskControl) -> None:
@@ -52,12 +52,8 @@ class VolumeExtend(Handler):
         self._tools.provider.extend(volume_ref(plan.volume), plan.length)
         self._tools.volumes.finish_extend(task)
 
-    def failed(self, task: Task, reason: str) -> None:
-        """See :meth:`Handler.failed`."""
-        self._tools.volumes.fail_extend(task, reason)
 
-
-class SnapshotCreate(Handler):
+class SnapshotCreate(_VolumeHandler):
     """Makes a snapshot of a volume."""
 
     def run(self, task: Task, control: TaskControl) -> None:
@@ -67,12 +63,8 @@ class SnapshotCreate(Handler):
         location = self._tools.provider.create_snapshot(snapshot, plan.in_use, control.check)
         self._tools.volumes.finish_create_snapshot(task, location)
 
-    def failed(self, task: Task, reason: str) -> None:
-        """See :meth:`Handler.failed`."""
-        self._tools.volumes.fail_create_snapshot(task, reason)
 
-
-class SnapshotDelete(Handler):
+class SnapshotDelete(_VolumeHandler):
     """Deletes a snapshot."""
 
     def run(self, task: Task, control: TaskControl) -> None:
@@ -81,7 +73,3 @@ class SnapshotDelete(Handler):
         plan = self._tools.volumes.start_delete_snapshot(task)
         self._tools.provider.delete_snapshot(snapshot_ref(plan.snapshot, plan.volume))
         self._tools.volumes.finish_delete_snapshot(task)
-
-    def failed(self, task: Task, reason: str) -> None:
-        """See :meth:`Handler.failed`."""
-        self._tools.volumes.fail_delete_snapshot(task, reason)

@@ -19,7 +19,7 @@ from backupfw.manager.messages import Action, Detail, MessageManager
 from backupfw.manager.snapshots import SnapshotManager
 from backupfw.manager.volume_tasks import VolumeTasks
 from backupfw.manager.volumes import VolumeManager
-from tests.unit.manager.support import World
+from tests.unit.manager.support import World, check_audit
 from tests.unit.manager.test_records import pack
 
 
@@ -209,18 +209,18 @@ def test_volumes_and_snapshots(world: World, told: MessageManager) -> None:
     world.conf.quota.per_volume_gigabytes = -1
     ctx = world.ctx()
     made = volumes.create(ctx, size=1).id
-    worker.fail_create(world.claim(), "It broke.")
+    worker.fail(world.claim(), "It broke.")
     volume = world.volume()
     volumes.extend(ctx, volume, new_size=2)
-    worker.fail_extend(world.claim(), "It broke.")
+    worker.fail(world.claim(), "It broke.")
     assert world.row(models.Volume, volume).size == 1
     other = world.volume()
     snapshot = snapshots.create(ctx, volume_id=other).id
-    worker.fail_create_snapshot(world.claim(), "It broke.")
+    worker.fail(world.claim(), "It broke.")
     snapshots.delete(ctx, snapshot)
-    worker.fail_delete_snapshot(world.claim(), "It broke.")
+    worker.fail(world.claim(), "It broke.")
     volumes.delete(ctx, made)
-    worker.fail_delete(world.claim(), "It broke.")
+    worker.fail(world.claim(), "It broke.")
     assert [(message.event_id, message.resource_uuid) for message in seen(told)] == [
         ("VOLUME_VOLUME_008_012", made),
         ("VOLUME_VOLUME_007_010", volume),
@@ -228,6 +228,84 @@ def test_volumes_and_snapshots(world: World, told: MessageManager) -> None:
         ("VOLUME_VOLUME_SNAPSHOT_010_016", snapshot),
         ("VOLUME_VOLUME_101_001", made),
     ]
+
+
+@pytest.mark.parametrize(("alive", "detail"), [(True, "003"), (False, "018")])
+def test_volumes_and_snapshots_of_a_host_that_is_gone(
+    world: World, told: MessageManager, alive: bool, detail: str
+) -> None:
+    """Whatever was to be done with them ends, and what was spoken for is free again."""
+    volumes = VolumeManager(world.db, world.conf, lambda: None)
+    snapshots = SnapshotManager(world.db, world.conf, lambda: None)
+    world.conf.quota.per_volume_gigabytes = -1
+    ctx = world.ctx()
+    source, grown, gone, other = (world.volume(host="gone") for _ in range(4))
+    doomed = world.snapshot(other)
+    made = volumes.create(ctx, size=1, source_volid=source).id
+    volumes.extend(ctx, grown, new_size=5)
+    volumes.delete(ctx, gone)
+    snapshot = snapshots.create(ctx, volume_id=source).id
+    snapshots.delete(ctx, doomed)
+    if not alive:
+        world.silence(seconds=601)
+    world.age(seconds=599)
+    assert world.outcomes.expire_waiting() == 0
+    world.age(seconds=2)
+    assert world.outcomes.expire_waiting() == 5
+    assert world.outcomes.expire_waiting() == 0
+    assert world.rows(models.Task) == []
+    assert [world.volume_status(volume) for volume in (source, made, grown, gone)] == [
+        "available",
+        "error",
+        "error_extending",
+        "error_deleting",
+    ]
+    assert world.row(models.Volume, grown).size == 1
+    assert world.row(models.Snapshot, snapshot).status == "error"
+    assert world.row(models.Snapshot, doomed).status == "error_deleting"
+    assert {(message.event_id, message.resource_uuid) for message in seen(told)} == {
+        (f"VOLUME_VOLUME_008_{detail}", made),
+        (f"VOLUME_VOLUME_007_{detail}", grown),
+        (f"VOLUME_VOLUME_101_{detail}", gone),
+        (f"VOLUME_VOLUME_SNAPSHOT_009_{detail}", snapshot),
+        (f"VOLUME_VOLUME_SNAPSHOT_010_{detail}", doomed),
+    }
+    # Its host came back: each can be tried again.
+    volumes.delete(ctx, gone)
+    snapshots.delete(ctx, doomed)
+    check_audit(world)
+
+
+def test_a_volume_without_a_host_waits_for_any_worker(world: World) -> None:
+    made = VolumeManager(world.db, world.conf, lambda: None).create(world.ctx(), size=1).id
+    world.age(seconds=700)
+    assert world.outcomes.expire_waiting() == 0
+    assert world.volume_status(made) == "creating"
+
+
+def test_a_temporary_snapshot_is_deleted_in_the_end(world: World, told: MessageManager) -> None:
+    """Nobody sees it, so nobody could delete it again, or would know what a message is about."""
+    volume = world.volume(host="gone")
+    snapshot = world.snapshot(volume, status="deleting")
+    with world.db.write() as session:
+        session.get_one(models.Snapshot, snapshot).temporary = True
+        tasks.add(
+            session,
+            tasks.SNAPSHOT_DELETE,
+            resource_id=snapshot,
+            source_id=volume,
+            project_id="p1",
+            request_id="r",
+        )
+    world.age(seconds=100_000)
+    assert world.outcomes.expire_waiting() == 0
+    worker = VolumeTasks(world.db)
+    worker.fail(world.claim(tasks.SNAPSHOT_DELETE), "It broke.")
+    assert seen(told) == []
+    assert world.tasks.claim("host/w", 60) is None
+    world.age(seconds=301)
+    worker.finish_delete_snapshot(world.claim(tasks.SNAPSHOT_DELETE))
+    assert world.row(models.Snapshot, snapshot).deleted
 
 
 def post(world: World, project: str = "p1", age: float = 0) -> str:

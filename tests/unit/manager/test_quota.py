@@ -272,10 +272,8 @@ class UsageIsRows(RuleBasedStateMachine):
         task = self.world.claim()
         if task is None:
             return
-        if fail and task.kind == "volume.extend":
-            self.world.work.fail_extend(task, "no")
-        elif fail and task.kind == "volume.create":
-            self.world.work.fail_create(task, "no")
+        if fail and task.kind in ("volume.create", "volume.extend"):
+            self.world.work.fail(task, "no")
         else:
             self.world.run(task)
 

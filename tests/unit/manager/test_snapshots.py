@@ -73,7 +73,7 @@ def test_a_worker_is_told_that_somebody_may_write(world: Catalogue) -> None:
 
 def test_a_snapshot_that_cannot_be_made_is_in_error(world: Catalogue) -> None:
     made = world.snapshots.create(ALICE, volume_id=world.volume())
-    world.work.fail_create_snapshot(world.must_claim("snapshot.create"), "moved")
+    world.work.fail(world.must_claim("snapshot.create"), "moved")
     assert world.status(models.Snapshot, made.id) == "error"
     with pytest.raises(InvalidSnapshot, match="has no storage"):
         world.snapshots.reset_status(ADMIN, made.id, "available")

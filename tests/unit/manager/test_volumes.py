@@ -66,7 +66,7 @@ def test_a_volume_is_made_by_a_task(world: Catalogue) -> None:
 
 def test_a_volume_that_cannot_be_made_is_in_error(world: Catalogue) -> None:
     volume = world.volumes.create(ALICE, size=1)
-    world.work.fail_create(world.must_claim("volume.create"), "no space")
+    world.work.fail(world.must_claim("volume.create"), "no space")
     assert world.status(models.Volume, volume.id) == "error"
     assert world.kinds() == []
 
@@ -319,7 +319,7 @@ def test_which_volumes_can_be_deleted(world: Catalogue, status: str) -> None:
 def test_a_delete_that_fails_can_be_asked_for_again(world: Catalogue) -> None:
     volume = world.volume()
     world.volumes.delete(ALICE, volume)
-    world.work.fail_delete(world.must_claim("volume.delete"), "busy")
+    world.work.fail(world.must_claim("volume.delete"), "busy")
     assert world.status(models.Volume, volume) == "error_deleting"
     world.volumes.delete(ALICE, volume)
     assert world.run_all() == ["volume.delete"]
@@ -381,7 +381,7 @@ def test_a_snapshot_deleted_again_comes_before_its_volume(world: Catalogue, star
     volume = world.volume()
     snapshot = world.snapshot(volume)
     world.volumes.delete(ALICE, volume, cascade=True)
-    world.work.fail_delete_snapshot(world.must_claim("snapshot.delete"), "busy")
+    world.work.fail(world.must_claim("snapshot.delete"), "busy")
     task = world.must_claim("volume.delete") if started else None
     world.snapshots.delete(ALICE, snapshot)
     if task is not None:
@@ -396,11 +396,11 @@ def test_a_volume_stays_when_a_snapshot_could_not_be_deleted(world: Catalogue) -
     volume = world.volume()
     snapshot = world.snapshot(volume)
     world.volumes.delete(ALICE, volume, cascade=True)
-    world.work.fail_delete_snapshot(world.must_claim("snapshot.delete"), "busy")
+    world.work.fail(world.must_claim("snapshot.delete"), "busy")
     task = world.must_claim("volume.delete")
     with pytest.raises(InvalidVolume, match="could not be deleted"):
         world.work.start_delete(task)
-    world.work.fail_delete(task, "A snapshot of the volume could not be deleted.")
+    world.work.fail(task, "A snapshot of the volume could not be deleted.")
     assert world.status(models.Volume, volume) == "error_deleting"
     assert world.status(models.Snapshot, snapshot) == "error_deleting"
     world.volumes.delete(ALICE, volume, cascade=True)
@@ -474,7 +474,7 @@ def test_an_extension_that_fails_gives_its_gigabytes_back(world: Catalogue) -> N
     volume = world.volume(size=2)
     world.volumes.extend(ALICE, volume, new_size=5)
     assert world.usage("blue")["gigabytes"] == 5
-    world.work.fail_extend(world.must_claim("volume.extend"), "no space")
+    world.work.fail(world.must_claim("volume.extend"), "no space")
     after = world.volumes.get(ALICE, volume)
     assert (after.status, after.size, after.length) == ("error_extending", 2, 2 * GIB)
     assert world.usage("blue")["gigabytes"] == 2
@@ -579,7 +579,7 @@ def test_a_reset_ends_the_volumes_own_task(world: Catalogue) -> None:
     world.volumes.reset_status(ADMIN, volume, "available")
     after = world.volumes.get(ALICE, volume)
     assert (after.status, after.size) == ("available", 2)
-    for end in (world.work.finish_extend, lambda task: world.work.fail_extend(task, "x")):
+    for end in (world.work.finish_extend, lambda task: world.work.fail(task, "x")):
         with pytest.raises(TaskCancelled):
             end(task)
     assert world.volumes.get(ALICE, volume) == after
@@ -598,7 +598,7 @@ def test_a_lost_attempt_changes_nothing(world: Catalogue) -> None:
     current = world.must_claim("volume.create")
     for end in (
         lambda: world.work.finish_create(lost, "/old"),
-        lambda: world.work.fail_create(lost, "x"),
+        lambda: world.work.fail(lost, "x"),
     ):
         with pytest.raises(TaskLost):
             end()
