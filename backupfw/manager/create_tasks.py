@@ -191,7 +191,10 @@ class CreateTasks(Outcomes):
         self._db.run(work)
 
     def finish_create(self, task: Task, result: CreateResult) -> rows.Backup:
-        """End the task: the manifest is live, the backup available, the volume what it was before."""
+        """End the task: the manifest is live, the backup available, the volume what it was before.
+
+        After a TaskLost or TaskCancelled nothing will ever name the manifest of ``result``.
+        """
 
         def work(session: Session) -> rows.Backup:
             tasks.end(session, task)
@@ -231,14 +234,17 @@ class CreateTasks(Outcomes):
             backup_rows.drop_temp_snapshot(session, self._backup(session, task), task.request_id)
             return rows.backup(session, self._backup(session, task))
 
-        return self._db.run(work)
+        def finished(session: Session) -> rows.Backup | None:
+            manifest = models.Manifest
+            mine = select(manifest.id).where(
+                manifest.backup_id == task.resource_id, manifest.key == result.key
+            )
+            # Of this attempt alone: no key has two writers.  The backup may be deleted already.
+            if session.scalar(mine) is None:
+                return None
+            return rows.backup(session, session.get_one(models.Backup, task.resource_id))
 
-    def names_manifest(self, store: str, container: str, key: str) -> bool:
-        """Say whether a manifest of this key was ever committed."""
-        digest = object_digest(store, container, key)
-        with self._db.read() as session:
-            row = models.Manifest
-            return session.scalar(select(row.id).where(row.key_digest == digest)) is not None
+        return self._db.run(work, finished)
 
     def fail_create(self, task: Task, reason: str, detail: Detail | None = None) -> None:
         """End the task: the backup is in ``error``; what it put is removed by a task of its own.

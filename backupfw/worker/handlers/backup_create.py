@@ -80,19 +80,12 @@ class BackupCreate(Handler):
                 task, _create_result(result, job.geometry.length, tools.host, wire_name)
             )
         except TaskLost:
-            self._withdraw(plan, container, result.manifest_key)
+            # Whoever has the task now may have cleaned up already.
+            with contextlib.suppress(ChunkStoreError), heeding(lambda: None):
+                container.delete([result.manifest_key])
             raise
         tools.meter.backed_up(result)
         steps.reach("backup.committed")
-
-    def _withdraw(self, plan: CreatePlan, container: Container, key: str) -> None:
-        """Delete a manifest that came too late: whoever has the task now may have cleaned up already.
-
-        A commit that was done although its answer was lost looks the same from here; then it is named.
-        """
-        if not self._tools.backups.names_manifest(plan.store, plan.container, key):
-            with contextlib.suppress(ChunkStoreError), heeding(lambda: None):
-                container.delete([key])
 
     def failed(self, task: Task, reason: str) -> None:
         """See :meth:`Handler.failed`."""

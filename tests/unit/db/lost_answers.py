@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,19 +16,20 @@ from backupfw.db.session import Database
 
 @contextmanager
 def lost_answers(db: Database, times: int = 1) -> Iterator[Callable[[], int]]:
-    """Lose the answers to the next commits; yields how many were lost.
+    """Lose the answers to the next commits of this thread; yields how many were lost.
 
     The commit is done, then the connection is cut, and what the client library says of that is what the
     commit ends with.  SQLite has no connection to cut: there it is only said that one was lost.
     """
     dialect: Any = db.engine.dialect
     commit = dialect.do_commit
+    thread = threading.get_ident()
     lost = 0
 
     def do_commit(connection: Any) -> None:
         nonlocal lost
         commit(connection)
-        if lost == times:
+        if lost == times or threading.get_ident() != thread:
             return
         lost += 1
         if db.backend == "sqlite":

@@ -13,10 +13,12 @@ import pytest
 from oslo_db.exception import DBConnectionError
 from sqlalchemy import update
 
+from backupfw import steps
 from backupfw.chunkstore.errors import PermissionDenied, Unavailable
 from backupfw.db import models
 from backupfw.errors import SourceMoved
 from backupfw.manager.volumes import VolumeManager
+from tests.unit.db.lost_answers import lost_answers
 from tests.unit.manager.support import check_consistent
 from tests.unit.worker.world import SEGMENT, WorkerWorld
 
@@ -266,6 +268,60 @@ def test_an_attempt_that_lost_its_lease_changes_nothing(world: WorkerWorld) -> N
         world.wait_backup(made.id, "available")
         world.wait_idle()
     assert world.row(models.Backup, made.id).service_metadata.split("/")[4].startswith("1.3-")
+
+
+def test_a_manifest_that_came_too_late_is_withdrawn(
+    world: WorkerWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever has the task by then may have looked for leftovers already, and nobody would again."""
+    held, go_on = threading.Event(), threading.Event()
+    reached: list[str] = []
+
+    def reach(name: str, detail: object = "") -> None:
+        reached.append(name)
+        if name == "backup.manifest-put" and reached.count(name) == 1:
+            with world.db.write() as session:
+                (task,) = world.rows_in(session, models.Task)
+                task.state, task.owner, task.lease_until = "queued", None, None
+        elif name == "backup.begun" and reached.count(name) == 2:
+            held.set()
+            assert go_on.wait(60)
+
+    monkeypatch.setattr(steps, "reach", reach)
+    with world.worker(slots=1):
+        made = world.backups.create(world.ctx(), volume_id=world.filled_volume(DATA))
+        assert held.wait(60)
+        # Before the next attempt does anything.
+        assert world.objects()
+        assert not [key for key in world.objects() if key.endswith("/manifest")]
+        go_on.set()
+        world.wait_backup(made.id, "available")
+        world.wait_idle()
+    assert world.row(models.Backup, made.id).object_count == len(world.objects())
+
+
+def test_a_commit_whose_answer_is_lost_is_one(world: WorkerWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its manifest stays, and the backup counts as made here."""
+    finish = world.outcomes.finish_create
+    lost: list[int] = []
+
+    def finish_unheard(*arguments: Any) -> Any:
+        with lost_answers(world.db) as times:
+            done = finish(*arguments)
+        lost.append(times())
+        return done
+
+    monkeypatch.setattr(world.outcomes, "finish_create", finish_unheard)
+    reached: list[str] = []
+    monkeypatch.setattr(steps, "reach", lambda name, detail="": reached.append(name))
+    with world.worker():
+        made = world.backups.create(world.ctx(), volume_id=world.filled_volume(DATA))
+        world.wait_backup(made.id, "available")
+        world.wait(lambda: "backup.committed" in reached, "the attempt to end")
+        assert lost == [1]
+        _, target, _ = world.backups.restore(world.ctx(), made.id)
+        world.wait(lambda: world.volume_status(target) == "available", "the restore")
+    assert bytes(world.provider.volumes[target]) == DATA
 
 
 def test_a_damaged_object_fails_the_restore_and_is_stored_anew(world: WorkerWorld) -> None:
