@@ -22,6 +22,7 @@
          +- UnsupportedFormat    unknown version or required feature
          +- Damaged              stored bytes are missing or not what was promised
          +- SourceMoved          a source that could not be read in one state
+         +- SourceUnreadable     a source that could not be read at all
          +- TargetError          the volume could not be written
 
 Errors of chunk stores are a tree of their own (``chunkstore/errors.py``).
@@ -173,6 +174,10 @@ class Damaged(EngineError):
 
 class SourceMoved(EngineError):
     """The source changed while it was read, on every try."""
+
+
+class SourceUnreadable(EngineError):
+    """The source's storage failed while it was read; the message says how, and not where."""
 
 
 class TargetError(EngineError):

@@ -70,7 +70,7 @@ def run(
     :raises TaskStopped: the control said so.
     :raises UnsupportedFormat: the job asks for a hash mode or key that does not exist.
     :raises SourceMoved: the source changed while it was read.
-    :raises EngineError: the source could not be read.
+    :raises SourceUnreadable: the source could not be read.
     :raises ChunkStoreError: the store could not be read or written.
     """
     if job.hash_mode != HASH_BLAKE3 or job.key_id is not None:

@@ -6,6 +6,7 @@ compressed into the stream's pack.  When all is read, the fragmentation rule may
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -24,7 +25,7 @@ from backupfw.engine.format.geometry import Geometry
 from backupfw.engine.format.pack import RAW, ZERO, ZSTD, PackBuffer
 from backupfw.engine.format.segment_map import PackInfo, SegmentMap, read_map
 from backupfw.engine.ports import BackupJob
-from backupfw.errors import Damaged, EngineError, SourceMoved, UnsupportedFormat
+from backupfw.errors import Damaged, SourceMoved, SourceUnreadable, UnsupportedFormat
 from backupfw.volume.base import BlockSource
 
 #: Bytes read at once: enough to make the call's cost small, little enough to stay in a core's cache
@@ -163,7 +164,9 @@ class SegmentWriter:
             try:
                 self._source.read_into(start, view)
             except OSError as error:
-                raise EngineError(f"The source could not be read: {error.strerror or error}.") from error
+                # The error's own text may name a path.
+                why = os.strerror(error.errno) if error.errno else "its storage failed"
+                raise SourceUnreadable(f"The volume could not be read: {why}.") from error
             done.read_bytes += size
             if size != len(self._zeros) or self._zeros != view:
                 yield start, blocks

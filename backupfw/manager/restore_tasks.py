@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from sqlalchemy.orm import Session
 
 from backupfw.db import models
-from backupfw.errors import Damaged, VolumeNotFound
+from backupfw.errors import InvalidBackup, VolumeNotFound
 from backupfw.manager import backup_rows, lifecycle, rows, tasks, volume_rules
 from backupfw.manager.lifecycle import BackupMoves
 from backupfw.manager.messages import Action, Detail
@@ -55,7 +55,7 @@ class RestoreTasks(Outcomes):
         """Begin an attempt.
 
         :raises VolumeNotFound: the target is gone.
-        :raises Damaged: the backup has no data.
+        :raises InvalidBackup: the backup has no data.
         """
 
         def work(session: Session) -> RestorePlan:
@@ -66,7 +66,7 @@ class RestoreTasks(Outcomes):
                 raise VolumeNotFound(task.payload["volume_id"])
             manifest = backup_rows.manifest_of(session, backup)
             if manifest is None or manifest.key is None or manifest.state != lifecycle.LIVE:
-                raise Damaged(backup.store or "", backup.container or "", "", "the backup has no manifest")
+                raise InvalidBackup("The backup has no data in the store.")
             return RestorePlan(
                 backup=rows.backup(session, backup),
                 volume=rows.volume(session, volume),

@@ -40,6 +40,11 @@ def _text(error: BaseException, request_id: str | None) -> str:
     if isinstance(error, errors.Damaged):
         # Without installation and project: an import may point to another one's data.
         return f"The stored object {error.key.split('/', 2)[-1]} is missing or damaged."
+    if isinstance(error, errors.UnsupportedFormat):
+        return "The backup's data is of a format that this release of the service cannot read."
+    if isinstance(error, errors.ConfigError):
+        # It names options, and paths among their values.
+        return f"The service's configuration is wrong; the log says more under {request_id}."
     if isinstance(error, store_errors.ChunkStoreError):
         for kind, text in _STORE_TEXTS:
             if isinstance(error, kind):
@@ -66,7 +71,7 @@ def message_detail(error: BaseException) -> Detail | None:
         return Detail.ATTACH
     if isinstance(error, errors.VolumeNotFound | errors.SnapshotNotFound | errors.InvalidVolume):
         return Detail.VOLUME_STATE
-    if isinstance(error, errors.SourceMoved | OSError):
+    if isinstance(error, errors.SourceMoved | errors.SourceUnreadable | OSError):
         return Detail.DEVICE
     return None
 

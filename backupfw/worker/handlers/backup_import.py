@@ -10,7 +10,7 @@ from backupfw.chunkstore.errors import ChunkStoreError, InvalidName, NotFound
 from backupfw.engine import verify
 from backupfw.engine.format import keys
 from backupfw.engine.format.manifest import ManifestReader
-from backupfw.errors import Damaged, InvalidInput, UnsupportedFormat
+from backupfw.errors import InvalidInput
 from backupfw.manager.import_tasks import ImportPlan, ManifestFacts
 from backupfw.manager.tasks import Task
 from backupfw.worker.control import TaskControl
@@ -74,10 +74,7 @@ class BackupImport(Handler):
     def _facts(
         self, plan: ImportPlan, store: str, container: Container, control: TaskControl
     ) -> ManifestFacts:
-        try:
-            reader = ManifestReader(container, plan.key)
-        except (Damaged, UnsupportedFormat) as error:
-            raise InvalidInput(f"The backup's manifest cannot be used: {error}") from error
+        reader = ManifestReader(container, plan.key)
         head = reader.head
         own = keys.backup_prefix(
             head.origin.installation, head.origin.project, head.origin.volume, head.origin.backup

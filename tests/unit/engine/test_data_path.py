@@ -16,7 +16,7 @@ from backupfw.engine.format import keys
 from backupfw.engine.format.geometry import Geometry
 from backupfw.engine.format.manifest import ManifestReader
 from backupfw.engine.ports import BackupResult, RestoreResult
-from backupfw.errors import EngineError, SourceMoved, TargetError, TaskLost, UnsupportedFormat
+from backupfw.errors import SourceMoved, SourceUnreadable, TargetError, TaskLost, UnsupportedFormat
 from tests.unit.engine.fakes import (
     BLOCK,
     KIB,
@@ -352,15 +352,19 @@ def test_a_source_that_cannot_be_read_ends_the_backup() -> None:
     source.data = source.data[:-1]
     source.length = SEGMENT
 
-    def short(offset: int, buffer: memoryview) -> None:
-        raise OSError(5, "Input/output error", "/secret/path")
+    for error, text in (
+        (OSError(5, "no /secret/path", "/secret/path"), "The volume could not be read: Input/output error."),
+        (OSError("/secret/path is gone"), "The volume could not be read: its storage failed."),
+    ):
 
-    source.read_into = short  # type: ignore[method-assign]
-    with pytest.raises(EngineError) as caught:
-        backup.run(make_job(0, SEGMENT), source, box, MemoryJournal(), FakeControl())
-    assert "Input/output error" in str(caught.value)
-    assert "secret" not in str(caught.value)
-    assert objects_of(box) == {}
+        def short(offset: int, buffer: memoryview, error: OSError = error) -> None:
+            raise error
+
+        source.read_into = short  # type: ignore[method-assign]
+        with pytest.raises(SourceUnreadable) as caught:
+            backup.run(make_job(0, SEGMENT), source, box, MemoryJournal(), FakeControl())
+        assert str(caught.value) == text
+        assert objects_of(box) == {}
 
 
 def test_a_small_target_is_refused_before_anything_is_written() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import random
 import threading
+import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -343,6 +346,25 @@ def test_a_damaged_object_fails_the_restore_and_is_stored_anew(world: WorkerWorl
         _, target, _ = world.backups.restore(world.ctx(), again.id)
         world.wait(lambda: world.volume_status(target) == "available", "the restore")
         assert world.provider.volumes[target] == DATA
+
+
+def test_an_import_of_a_damaged_manifest_tells_nothing_of_whose_it_was(world: WorkerWorld) -> None:
+    volume = world.filled_volume(DATA)
+    with world.worker():
+        made = world.backups.create(world.ctx(), volume_id=volume)
+        world.wait_backup(made.id, "available")
+        store = world.faulty.inner
+        (objects,) = store.contents.values()  # type: ignore[attr-defined]
+        (key,) = (key for key in objects if key.endswith("/manifest"))
+        objects[key] = objects[key][:-1] + b"?"
+        service, url = world.backups.export_record(world.ctx(), made.id)
+        record = {**json.loads(base64.b64decode(url)), "id": str(uuid.uuid4())}
+        url = base64.b64encode(json.dumps(record).encode()).decode()
+        copy = world.backups.import_record(world.ctx(), backup_service=service, backup_url=url)
+        reason = world.wait_backup(copy.id, "error").fail_reason
+    installation, _, rest = key.split("/", 2)
+    assert reason == f"The stored object {rest} is missing or damaged."
+    assert installation not in reason
 
 
 def test_a_volume_in_use_is_read_from_a_temporary_snapshot(world: WorkerWorld) -> None:
