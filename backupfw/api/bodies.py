@@ -16,7 +16,7 @@ from backupfw.api.schemas import formats
 JSON_TYPES = frozenset({"application/json", "application/vnd.openstack.volume+json"})
 
 #: Escapes that can bring in what no database stores as text: NUL and halves of surrogate pairs.
-_SUSPICIOUS = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])")
+_SUSPICIOUS = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
 
 Schema = Mapping[str, Any]
 
@@ -47,11 +47,13 @@ def parse(raw: bytes) -> Any:
     if not raw.strip():
         return None
     try:
-        value = json.loads(raw, parse_constant=_refuse_constant)
-        if _SUSPICIOUS.search(raw) or b"\0" in raw:
-            for text in _texts(value):
-                text.encode("utf-8")
-                if "\0" in text:
+        # Left to itself, the parser takes encoded halves of surrogate pairs.
+        text = raw.decode(json.detect_encoding(raw))
+        value = json.loads(text.removeprefix("\ufeff"), parse_constant=_refuse_constant)
+        if _SUSPICIOUS.search(text):
+            for part in _texts(value):
+                part.encode("utf-8")
+                if "\0" in part:
                     raise ValueError("a NUL in a text")
     except (ValueError, RecursionError) as error:
         raise errors.MalformedBody from error
@@ -71,13 +73,20 @@ def validate(body: Any, schema: Schema) -> None:
     """Check a body against a draft 4 schema.
 
     :raises ValidationFailed: with the field, the value and what is wrong with it.
+    :raises MalformedBody: it is nested so deep that this cannot be said.
     """
     validator = jsonschema.Draft4Validator(schema, format_checker=formats.CHECKER)
-    error = next(validator.iter_errors(body), None)
-    if error is None:
-        return
+    try:
+        error = next(validator.iter_errors(body), None)
+        message = None if error is None else _refusal(error)
+    except RecursionError as too_deep:
+        # It takes more of the stack to write a value out than to parse it.
+        raise errors.MalformedBody from too_deep
+    if message is not None:
+        raise errors.ValidationFailed(message)
+
+
+def _refusal(error: jsonschema.ValidationError) -> str:
     if not error.path:
-        raise errors.ValidationFailed(error.message)
-    raise errors.ValidationFailed(
-        f"Invalid input for field/attribute {error.path[-1]}. Value: {error.instance}. {error.message}"
-    )
+        return str(error.message)
+    return f"Invalid input for field/attribute {error.path[-1]}. Value: {error.instance}. {error.message}"

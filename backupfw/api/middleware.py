@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import urllib.parse
 from collections.abc import Callable, Iterable
 from typing import Any, BinaryIO
 
@@ -57,8 +58,10 @@ class Envelope:
             return self._answer(environ, start_response)
 
     def _answer(self, environ: Environ, start_response: Any) -> Iterable[bytes]:
-        # Without the query: what a user searches for is nobody else's.
-        LOG.info("%s %s", environ["REQUEST_METHOD"], environ.get("PATH_INFO", ""))
+        # Without the query: what a user searches for is nobody else's.  And as it was sent, so that one
+        # request is one line whatever its path holds.
+        path = urllib.parse.quote(environ.get("PATH_INFO", ""), safe="/:", encoding="latin-1")
+        LOG.info("%s %s", environ["REQUEST_METHOD"], path)
         try:
             self._limit(environ)
             return self._app(environ, start_response)

@@ -27,11 +27,11 @@ class Negotiation:
 
     def __call__(self, environ: Environ, start_response: Any) -> Iterable[bytes]:
         """Answer one request."""
-        path = paths.parse(environ, self._collections)
-        environ[paths.PATH] = path
-        if path.prefix is None:
+        served = versions.SERVED.get(paths.first_part(environ))
+        if served is None:
+            # The document of all versions, or nothing.
+            environ[paths.PATH] = paths.parse(environ, self._collections)
             return self._app(environ, start_response)
-        served = versions.SERVED[path.prefix]
         version: versions.ApiVersion | None = None
 
         def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
@@ -41,6 +41,7 @@ class Negotiation:
         try:
             version = versions.negotiate(served, environ.get(_ENVIRON_KEY))
             environ[versions.VERSION] = version
+            environ[paths.PATH] = paths.parse(environ, self._collections)
             return self._app(environ, start)
         except Exception as error:  # noqa: BLE001  (an answer to an error has these headers too)
             answer: Iterable[bytes] = faults.response_of(error, environ)(environ, start)

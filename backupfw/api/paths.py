@@ -39,6 +39,12 @@ class Path:
         return self.project is None and self.rest in ((), (DESCRIPTION,))
 
 
+def first_part(environ: Mapping[str, Any]) -> str:
+    """Return the first part of a path, where its version is, without a look at the rest."""
+    path: str = environ.get("PATH_INFO", "")
+    return path.removeprefix("/").partition("/")[0]
+
+
 def parse(environ: Mapping[str, Any], collections: Collection[str] = ()) -> Path:
     """Cut the path of a WSGI environment.
 

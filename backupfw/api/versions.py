@@ -75,9 +75,9 @@ def _wanted(header: str) -> str:
     :raises BadRequest: it says nothing about this service, or is not ``service version[, …]``.
     """
     for part in header.split(","):
-        service, _, version = part.strip().partition(" ")
+        service, *version = part.split(maxsplit=1) or [""]
         if service == SERVICE:
-            return version.strip()
+            return "".join(version).strip()
     raise errors.BadRequest(f"The header {HEADER} names no version of the service {SERVICE}.")
 
 

@@ -130,6 +130,13 @@ def test_projects_that_cannot_be(shared: Cloud, project: str) -> None:
     assert message(answer) == "Malformed request url"
 
 
+@pytest.mark.parametrize("path", ["/a%0Ab/backups", "//backups", "/demo/backups/%FF"])
+def test_paths_that_cannot_be_say_their_version(shared: Cloud, path: str) -> None:
+    for version in (None, "3.71"):
+        Client(shared.app, "demo", None, version, "/v3").call("GET", path)
+    Client(shared.app, "demo", None, "3.72", "/v3").call("GET", path, None, 406)
+
+
 @pytest.mark.parametrize("project", ["%C3%A4%20x", "a.b", "0123456789abcdef0123456789abcdef", "~"])
 def test_projects_of_any_spelling(shared: Cloud, project: str) -> None:
     Client(shared.app, project, None).get("/backups")
@@ -161,6 +168,7 @@ def test_head_is_get_without_a_body(shared: Cloud) -> None:
         (b"\xff\xfe", "application/json", 400, "Malformed request body"),
         (b'{"backup": {"name": "\\ud800"}}', "application/json", 400, "Malformed request body"),
         (b'{"backup": {"name": "\\u0000"}}', "application/json", 400, "Malformed request body"),
+        (b'{"backup": {"name": "\xed\xa0\x80"}}', "application/json", 400, "Malformed request body"),
         (b"NaN", "application/json", 400, "Malformed request body"),
         (b"{}", "text/plain", 415, "Unsupported Content-Type"),
         (b"{}", "application/xml", 415, "Unsupported Content-Type"),

@@ -75,6 +75,15 @@ def test_the_callers_id_is_in_the_log_but_is_not_ours(
     assert f"while answering {own}, part of {told} " in caplog.text
 
 
+def test_a_request_is_one_line_of_the_log_whatever_its_path(
+    served: Callable[..., TestApp], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        served().get("/v3/demo/backups/%0Aforged%20line%00%C3%A4", status=404)
+    lines = [record.getMessage() for record in caplog.records if record.name == "backupfw.api.middleware"]
+    assert lines == ["GET /v3/demo/backups/%0Aforged%20line%00%C3%A4"]
+
+
 def test_health_needs_no_token_and_has_no_version(served: Callable[..., TestApp]) -> None:
     app = served()
     answer = app.get("/healthcheck", headers={"Accept": "application/json"})

@@ -30,6 +30,11 @@ def test_no_body_is_none(raw: bytes) -> None:
         b"[" * 100_000,
         b'{"a":' * 100_000,
         b'"\xff"',
+        # Half of a surrogate pair as it would be in UTF-8, and in UTF-16.
+        b'{"a": "\xed\xa0\x80"}',
+        '{"a": "\ud800"}'.encode("utf-16", "surrogatepass"),
+        '{"a": "\\ud800"}'.encode("utf-16"),
+        '{"a": "\\u0000"}'.encode("utf-32"),
         b'{"a": "\\ud800"}',
         b'{"a": "\\u0000"}',
         b'{"\\u0000": 1}',
@@ -39,6 +44,19 @@ def test_no_body_is_none(raw: bytes) -> None:
 def test_malformed_bodies(raw: bytes) -> None:
     with pytest.raises(errors.MalformedBody, match=r"^Malformed request body$"):
         bodies.parse(raw)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_every_encoding_of_unicode(encoding: str) -> None:
+    assert bodies.parse('{"a": "ä\U0001f600"}'.encode(encoding)) == {"a": "ä\U0001f600"}
+
+
+def test_what_is_nested_too_deep_to_be_shown_is_malformed() -> None:
+    deep: Any = 1
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(errors.MalformedBody):
+        bodies.validate({"backup": {"volume_id": ID, "name": deep}}, backups.create(V2))
 
 
 def test_pairs_of_surrogates_are_text() -> None:

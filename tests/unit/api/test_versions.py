@@ -28,6 +28,7 @@ def test_v2_has_no_header(header: str | None) -> None:
 
 others = st.sampled_from(["compute 2.90", "identity latest", "volumes 3.5", "volumev3 3.5", "x", "x y z"])
 blanks = st.sampled_from(["", " ", "  ", "\t"])
+gaps = st.sampled_from([" ", "  ", "\t", " \t"])
 
 
 @given(
@@ -36,17 +37,19 @@ blanks = st.sampled_from(["", " ", "  ", "\t"])
     st.lists(others, max_size=3),
     st.lists(others, max_size=3),
     blanks,
+    gaps,
     blanks,
 )
-@example(3, 0, [], [], "", "")
-@example(3, 71, [], [], "", "")
-@example(3, 72, [], [], "", "")
-@example(2, 71, [], [], "", "")
-@example(4, 0, [], [], "", "")
+@example(3, 0, [], [], "", " ", "")
+@example(3, 71, [], [], "", " ", "")
+@example(3, 72, [], [], "", " ", "")
+@example(2, 71, [], [], "", " ", "")
+@example(4, 0, [], [], "", " ", "")
+@example(3, 9, [], [], "", "\t", "")
 def test_a_version_is_served_or_406(
-    major: int, minor: int, before: list[str], after: list[str], left: str, right: str
+    major: int, minor: int, before: list[str], after: list[str], left: str, gap: str, right: str
 ) -> None:
-    header = ",".join([*before, f"{left}volume {right}{major}.{minor}{right}", *after])
+    header = ",".join([*before, f"{left}volume{gap}{major}.{minor}{right}", *after])
     if major == 3 and minor <= 71:
         assert negotiate(V3, header) == ApiVersion(major, minor)
         return
