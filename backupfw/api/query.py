@@ -147,13 +147,13 @@ def _sort(query: Query, keys: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
         pairs = list(zip(sort_keys, directions, strict=True))
     result: list[tuple[str, str]] = []
     for key, direction in pairs:
-        if direction.lower() not in ("asc", "desc"):
+        if direction not in ("asc", "desc"):
             raise core_errors.InvalidInput("Unknown sort direction, must be 'desc' or 'asc'.")
         if key not in keys:
             raise core_errors.InvalidInput(f"Sort key supplied is invalid: {key}")
         column = keys[key]
         if all(column != seen for seen, _ in result):
-            result.append((column, direction.lower()))
+            result.append((column, direction))
     return tuple(result)
 
 

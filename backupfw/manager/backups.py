@@ -100,6 +100,7 @@ class BackupManager:
         its parent (for a snapshot: one older than the snapshot).  Where a backup goes says
         :mod:`backupfw.manager.placement`.
 
+        :param availability_zone: of the worker that makes it; None or empty: any.
         :param container: ``container``, or ``store:container`` where the store is enabled; None or
             empty leaves the choice to the service.
         :raises VolumeNotFound: no such volume for this caller.
@@ -157,7 +158,7 @@ class BackupManager:
                 source_id=volume.id if snapshot is None else snapshot.id,
                 project_id=ctx.project_id,
                 request_id=ctx.request_id,
-                payload={"zone": availability_zone},
+                payload={"zone": availability_zone or None},
             )
             return rows.new_backup(row, metadata or {})
 

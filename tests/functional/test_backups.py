@@ -297,6 +297,27 @@ def test_ids_are_taken_in_any_case_and_with_a_slash(cloud: Cloud, member: Client
     assert member.get(f"/backups/{backup.upper()}/").json["backup"]["id"] == backup
 
 
+def test_ids_in_bodies_are_taken_in_every_spelling(cloud: Cloud, member: Client) -> None:
+    volume = cloud.volume()
+    for text in (volume.upper(), volume.replace("-", ""), f"{{{volume}}}", f"urn:uuid:{volume}"):
+        backup = member.post("/backups", {"backup": {"volume_id": text}}).json["backup"]["id"]
+        assert member.get(f"/backups/{backup}").json["backup"]["volume_id"] == volume
+        cloud.settle()
+        answer = member.post(f"/backups/{backup}/restore", {"restore": {"volume_id": text}})
+        assert answer.json["restore"]["volume_id"] == volume
+        cloud.settle()
+    snapshot = member.post("/snapshots", {"snapshot": {"volume_id": volume.upper()}}).json["snapshot"]
+    assert snapshot["volume_id"] == volume
+    cloud.settle()
+    body: dict[str, Any] = {"backup": {"volume_id": volume, "snapshot_id": snapshot["id"].upper()}}
+    backup = member.post("/backups", body).json["backup"]["id"]
+    assert member.get(f"/backups/{backup}").json["backup"]["snapshot_id"] == snapshot["id"]
+    cloud.settle()
+    for field, source in (("snapshot_id", snapshot["id"]), ("source_volid", volume)):
+        made = member.post("/volumes", {"volume": {field: source.upper()}}).json["volume"]
+        assert made[field] == source
+
+
 def test_another_projects_backup_is_not_there_but_for_administrators(cloud: Cloud) -> None:
     backup = cloud.backup(cloud.volume())
     stranger = cloud.client("other")

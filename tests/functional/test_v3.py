@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from backupfw.db import models
 from backupfw.errors import ConfigError
@@ -419,6 +419,9 @@ def test_availability_zone(cloud: Cloud, member: Client) -> None:
         body["backup"]["availability_zone"] = zone
         made = member.at("3.51").post("/backups", body).json["backup"]["id"]
         assert member.get(f"/backups/{made}").json["backup"]["availability_zone"] == "nova"
+        with cloud.db.read() as session:
+            # Any worker will do.
+            assert session.scalars(select(models.Task.zone)).all() == [None]
         cloud.settle()
     body["backup"]["availability_zone"] = "x" * 256
     member.at("3.51").post("/backups", body, 400)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from backupfw import errors
 from backupfw.api import microversions, words
-from backupfw.api.controllers.base import Controller, resource_id, stripped
+from backupfw.api.controllers.base import Controller, id_of, resource_id, stripped
 from backupfw.api.query import ListingRules
 from backupfw.api.routing import Action, Call, Route
 from backupfw.api.schemas import backups as schemas
@@ -132,17 +132,18 @@ class BackupsController(Controller):
         """``POST /backups``."""
         self.enforce(call, "backup:create")
         wanted = call.body["backup"]
-        self.enforce_on(call, "backup:create", self.managers.volumes.project_of, wanted["volume_id"])
-        self.enforce_on(call, "backup:create", self.managers.snapshots.project_of, wanted.get("snapshot_id"))
+        volume_id, snapshot_id = id_of(wanted["volume_id"]), id_of(wanted.get("snapshot_id"))
+        self.enforce_on(call, "backup:create", self.managers.volumes.project_of, volume_id)
+        self.enforce_on(call, "backup:create", self.managers.snapshots.project_of, snapshot_id)
         backup = self.managers.backups.create(
             call.context,
-            volume_id=wanted["volume_id"],
+            volume_id=volume_id,
             name=stripped(wanted.get("name")),
             description=stripped(wanted.get("description")),
             container=wanted.get("container"),
             incremental=words.boolean(wanted.get("incremental", False), "incremental"),
             force=words.boolean(wanted.get("force", False), "force"),
-            snapshot_id=wanted.get("snapshot_id"),
+            snapshot_id=snapshot_id,
             metadata=wanted.get("metadata"),
             availability_zone=wanted.get("availability_zone"),
         )
@@ -180,9 +181,10 @@ class BackupsController(Controller):
         """``POST /backups/{id}/restore``."""
         backup = self._get(call, "backup:restore")
         wanted = call.body["restore"]
-        self.enforce_on(call, "backup:restore", self.managers.volumes.project_of, wanted.get("volume_id"))
+        target = id_of(wanted.get("volume_id"))
+        self.enforce_on(call, "backup:restore", self.managers.volumes.project_of, target)
         backup_id, volume_id, volume_name = self.managers.backups.restore(
-            call.context, backup.id, volume_id=wanted.get("volume_id"), name=stripped(wanted.get("name"))
+            call.context, backup.id, volume_id=target, name=stripped(wanted.get("name"))
         )
         return {
             # Clients insist on a text, also where a volume without a name is the target.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from backupfw import errors
 from backupfw.api import policies, resource_filters
@@ -140,6 +141,15 @@ def resource_id(call: Call, name: str, missing: type[errors.NotFound]) -> str:
     if not formats.is_id(text):
         raise missing(text)
     return text.lower()
+
+
+@overload
+def id_of(text: str) -> str: ...
+@overload
+def id_of(text: None) -> None: ...
+def id_of(text: str | None) -> str | None:
+    """Return an id of a body in the one spelling that ids are kept in; the schema takes them all."""
+    return None if text is None else str(uuid.UUID(text))
 
 
 def stripped(text: str | None) -> str | None:

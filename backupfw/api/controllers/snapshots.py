@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from backupfw import errors
 from backupfw.api import microversions, words
-from backupfw.api.controllers.base import Controller, display_fields, resource_id
+from backupfw.api.controllers.base import Controller, display_fields, id_of, resource_id
 from backupfw.api.controllers.metadata import MetadataCalls
 from backupfw.api.query import ListingRules
 from backupfw.api.routing import Action, Call, Route
@@ -105,11 +105,12 @@ class SnapshotsController(Controller):
         """``POST /snapshots``."""
         self.enforce(call, "volume:create_snapshot")
         wanted: Mapping[str, Any] = call.body["snapshot"]
-        self.enforce_on(call, "volume:create_snapshot", self.managers.volumes.project_of, wanted["volume_id"])
+        volume_id = id_of(wanted["volume_id"])
+        self.enforce_on(call, "volume:create_snapshot", self.managers.volumes.project_of, volume_id)
         name, description = display_fields(wanted)
         snapshot = self.managers.snapshots.create(
             call.context,
-            volume_id=wanted["volume_id"],
+            volume_id=volume_id,
             name=name,
             description=description,
             force=_force(call, wanted),

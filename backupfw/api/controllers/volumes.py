@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from backupfw import errors
 from backupfw.api import errors as api_errors
 from backupfw.api import microversions, words
-from backupfw.api.controllers.base import Controller, display_fields, resource_id
+from backupfw.api.controllers.base import Controller, display_fields, id_of, resource_id
 from backupfw.api.controllers.metadata import MetadataCalls
 from backupfw.api.query import ListingRules
 from backupfw.api.routing import Action, Call, Route
@@ -147,19 +146,20 @@ class VolumesController(Controller):
         backup_id = None
         if call.version >= microversions.VOLUME_FROM_BACKUP and wanted.get("backup_id"):
             # It reads the backup as a restore does.
-            backup_id = str(uuid.UUID(wanted["backup_id"]))
+            backup_id = id_of(wanted["backup_id"])
             self.enforce(
                 call, "backup:restore", self.managers.backups.get(call.context, backup_id).project_id
             )
-        self.enforce_on(call, "volume:create", self.managers.snapshots.project_of, wanted.get("snapshot_id"))
-        self.enforce_on(call, "volume:create", self.managers.volumes.project_of, wanted.get("source_volid"))
+        snapshot_id, source_volid = id_of(wanted.get("snapshot_id")), id_of(wanted.get("source_volid"))
+        self.enforce_on(call, "volume:create", self.managers.snapshots.project_of, snapshot_id)
+        self.enforce_on(call, "volume:create", self.managers.volumes.project_of, source_volid)
         volume = self.managers.volumes.create(
             call.context,
             size=None if size is None else int(size),
             name=name,
             description=description,
-            snapshot_id=wanted.get("snapshot_id"),
-            source_volid=wanted.get("source_volid"),
+            snapshot_id=snapshot_id,
+            source_volid=source_volid,
             metadata=wanted.get("metadata") or {},
             volume_type=wanted.get("volume_type"),
             availability_zone=wanted.get("availability_zone"),
@@ -201,7 +201,7 @@ class VolumesController(Controller):
         self.managers.volumes.attach(
             call.context,
             volume.id,
-            instance_uuid=None if server is None else str(uuid.UUID(server)),
+            instance_uuid=id_of(server),
             host_name=wanted.get("host_name"),
             mountpoint=wanted["mountpoint"],
             mode=wanted.get("mode", "rw"),
