@@ -74,12 +74,13 @@ class Cloud:
 
     :param folder: for its database.
     :param templates: where the empty database is kept between tests.
+    :param copy_of: the database of another one, closed, to begin with.
     """
 
-    def __init__(self, folder: Path, templates: Path, **api: Any) -> None:
-        path = folder / f"{uuid.uuid4()}.sqlite"
-        shutil.copyfile(_empty_database(templates), path)
-        self.db = Database(f"sqlite:///{path}")
+    def __init__(self, folder: Path, templates: Path, copy_of: Path | None = None, **api: Any) -> None:
+        self.path = folder / f"{uuid.uuid4()}.sqlite"
+        shutil.copyfile(copy_of or _empty_database(templates), self.path)
+        self.db = Database(f"sqlite:///{self.path}")
         event.listen(self.db.engine, "connect", _without_fsync)
         self.conf = configuration(**api)
         self.woken = 0
