@@ -270,7 +270,10 @@ class EmbeddedService:
             stack.callback(dispatch.close)
             meters = Meters(db)
             notices = stack.enter_context(telling(self._conf, db))
-            worker = WorkerProcess(self._conf, db, dispatch, alone=True, meters=meters, notices=notices)
+            # It holds the state directory, and with that a SQLite file, but never a database server: another
+            # of its host's name may be there, e.g. in a container.
+            alone = db.backend == "sqlite"
+            worker = WorkerProcess(self._conf, db, dispatch, alone=alone, meters=meters, notices=notices)
             worker.start()
             stack.callback(worker.close)
             server = ApiServer(self._conf, make_managers(self._conf, db, dispatch.wake, notices), meters)

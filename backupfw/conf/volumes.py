@@ -18,7 +18,7 @@ OPTS = (
         default=False,
         help="Every worker can open every volume: its storage is there on all hosts, under the same path."
         "  Without it a volume is served by the workers of the host that made or adopted it.  The embedded"
-        " service, which is alone, has it on.",
+        " service has it on where it is alone: on SQLite.",
     ),
 )
 
