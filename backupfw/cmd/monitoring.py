@@ -20,8 +20,6 @@ from backupfw.db import migrate
 from backupfw.errors import ConfigError
 
 if TYPE_CHECKING:
-    from oslo_config import cfg
-
     from backupfw.db.session import Database
 
 LOG = log.getLogger(__name__)
@@ -65,12 +63,13 @@ class Health:
 class Listener:
     """Answers until it is closed.
 
+    :param address, port: where.
     :param meters: the figures.
     :param health: who says how the process is.
     :raises ConfigError: the address cannot be listened on.
     """
 
-    def __init__(self, conf: cfg.ConfigOpts, meters: Meters, health: Health) -> None:
+    def __init__(self, address: str, port: int, meters: Meters, health: Health) -> None:
         def answer(path: str) -> tuple[int, str, bytes]:
             if path == "/metrics":
                 return 200, "text/plain; version=0.0.4; charset=utf-8", meters.text()
@@ -94,9 +93,9 @@ class Listener:
                 LOG.debug(format, *args)
 
         try:
-            self._server = ThreadingHTTPServer((conf.metrics.listen, conf.metrics.port), Handler)
+            self._server = ThreadingHTTPServer((address, port), Handler)
         except OSError as error:
-            raise ConfigError(f"section [metrics], option port: {error.strerror or error}") from error
+            raise ConfigError(f"section [metrics]: port {port}: {error.strerror or error}") from error
         self._server.daemon_threads = True
         self.port = int(self._server.server_address[1])
         self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)

@@ -238,16 +238,18 @@ def monitor(
     db: Database,
     meters: Meters,
     parts: Mapping[str, Callable[[], bool]],
+    port: int | None,
 ) -> None:
     """Listen for ``/metrics``, ``/live`` and ``/ready``, if the configuration says where.
 
     :param stack: closes the listener at its end.
     :param parts: see :class:`backupfw.cmd.monitoring.Health`.
+    :param port: where; None: nowhere.
     """
-    if conf.metrics.port is None:
+    if port is None:
         return
     dispatch = "messages" if conf.transport_url else "this process and looks into the database"
-    listener = Listener(conf, meters, Health(db, parts, dispatch))
+    listener = Listener(conf.metrics.listen, port, meters, Health(db, parts, dispatch))
     stack.callback(listener.close)
 
 
@@ -278,7 +280,8 @@ class EmbeddedService:
             stack.callback(worker.close)
             server = ApiServer(self._conf, make_managers(self._conf, db, dispatch.wake, notices), meters)
             stack.callback(server.close)
-            monitor(stack, self._conf, db, meters, {"worker": worker.runs, "api": server.runs})
+            parts = {"worker": worker.runs, "api": server.runs}
+            monitor(stack, self._conf, db, meters, parts, self._conf.metrics.port)
             self.url = server.url
             self._stack = stack.pop_all()
         return self
@@ -287,6 +290,12 @@ class EmbeddedService:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.close()
+
+
+def api_port(conf: cfg.ConfigOpts) -> int | None:
+    """The port for the figures of a process that serves the API only."""
+    ports = conf.metrics
+    return int(ports.api_port) if ports.api_port is not None else ports.port
 
 
 def run_api(conf: cfg.ConfigOpts, stop: threading.Event, ready: Callable[[str], None]) -> None:
@@ -303,7 +312,7 @@ def run_api(conf: cfg.ConfigOpts, stop: threading.Event, ready: Callable[[str], 
         notices = stack.enter_context(telling(conf, db))
         server = ApiServer(conf, make_managers(conf, db, dispatch.wake, notices), meters)
         stack.callback(server.close)
-        monitor(stack, conf, db, meters, {"api": server.runs})
+        monitor(stack, conf, db, meters, {"api": server.runs}, api_port(conf))
         ready(server.url)
         # Operations that no worker takes end after a while, and nobody else is there to see to it.
         waiting, messages = BackupTasks(db, conf), MessageManager(db, conf)
@@ -327,5 +336,5 @@ def running_worker(conf: cfg.ConfigOpts) -> Iterator[None]:
         worker = WorkerProcess(conf, db, dispatch, alone=False, meters=meters, notices=notices)
         worker.start()
         stack.callback(worker.close)
-        monitor(stack, conf, db, meters, {"worker": worker.runs})
+        monitor(stack, conf, db, meters, {"worker": worker.runs}, conf.metrics.port)
         yield

@@ -12,7 +12,12 @@ OPTS = (
     cfg.PortOpt(
         "port",
         help="TCP port on which this process answers /metrics (Prometheus), /live and /ready; unset: it does"
-        " not.  One per process: API and worker on one host need two.",
+        " not.  One per process: the second process of 'backupfw worker' takes the next one, and so on.",
+    ),
+    cfg.PortOpt(
+        "api_port",
+        help="The same for 'backupfw api', so that one file is good for a host that runs a worker as well;"
+        " unset: [metrics] port.",
     ),
     cfg.HostAddressOpt(
         "listen",

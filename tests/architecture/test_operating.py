@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import argparse
 import configparser
-import re
 from pathlib import Path
 
 import pytest
 
 from backupfw.cmd import configure
 from backupfw.cmd import main as command
+from tests.architecture import operating
 from tests.architecture.checkout import ROOT
 
-UNITS = sorted((ROOT / "etc" / "systemd").glob("*.service"))
+UNITS = sorted(operating.UNITS.glob("*.service"))
 
 
 def test_the_example_of_three_hosts_is_a_configuration(tmp_path: Path) -> None:
-    text = (ROOT / "docs" / "operating.md").read_text()
-    section = text.split("### An example: three hosts")[1].split("\n## ")[0]
-    (block,) = re.findall(r"```ini\n(.*?)```", section, re.DOTALL)
     file = tmp_path / "backupfw.conf"
-    file.write_text(block)
+    file.write_text(operating.Section("An example: three hosts").only("ini"))
     loaded = configure.load(argparse.Namespace(state_dir=None, config_file=[str(file)], debug=False))
     assert loaded.unused_sections == ()
     assert not loaded.embedded

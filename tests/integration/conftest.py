@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
+from tests.servers import databases
+from tests.servers.databases import PostgreSQL
 from tests.servers.keystone import Keystone, keystone, keystone_missing
+from tests.servers.rabbitmq import RabbitMQ, rabbitmq, rabbitmq_missing
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +23,33 @@ def identity(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keystone]:
         pytest.skip(reason)
     with keystone(tmp_path_factory.mktemp("keystone")) as server:
         yield server
+
+
+@contextmanager
+def server_directory() -> Iterator[Path]:
+    """A directory that the servers' own user can reach; below pytest's it could not, see its mode."""
+    with tempfile.TemporaryDirectory(prefix="backupfw-test-") as name:
+        path = Path(name)
+        path.chmod(0o755)
+        yield path
+
+
+@pytest.fixture(scope="session")
+def broker() -> Iterator[RabbitMQ]:
+    if missing := rabbitmq_missing():
+        pytest.skip(missing)
+    with server_directory() as directory, rabbitmq(directory) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def database_server() -> Iterator[PostgreSQL]:
+    if databases.postgresql_programs() is None:
+        pytest.skip("PostgreSQL is not installed")
+    with server_directory() as directory:
+        server = PostgreSQL(directory)
+        try:
+            server.start()
+            yield server
+        finally:
+            server.close()

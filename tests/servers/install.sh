@@ -10,7 +10,7 @@ cd "$(dirname "$0")/../.."
 
 PYTHON=${PYTHON:-python3.11}
 SERVERS=${BACKUPFW_SERVERS:-$PWD/.servers}
-ALL=(ceph seaweedfs swift keystone gcs rabbitmq faketime clients tempest)
+ALL=(ceph seaweedfs swift keystone gcs rabbitmq faketime clients tempest hosts)
 
 packages() { # packages PROGRAM:PACKAGE ...: apt-get install the packages whose program is missing
     local pair missing=()
@@ -75,6 +75,11 @@ install_clients() {
 
 install_tempest() {
     environment tempest tempest==47.0.0 cinder-tempest-plugin==1.23.0
+}
+
+# What makes hosts of namespaces.
+install_hosts() {
+    packages ip:iproute2 nsenter:util-linux unshare:util-linux setpriv:util-linux
 }
 
 # The certificates of the TLS proxy.
