@@ -61,7 +61,6 @@ def sync(db: Database, installation_id: str | None = None) -> str:
 
 
 def _upgrade(db: Database) -> None:
-    known = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
     with db.engine.connect() as connection:
         if db.backend == "sqlite":
             # Alembic would begin a transaction that only reads and could then not write.
@@ -73,12 +72,7 @@ def _upgrade(db: Database) -> None:
             connection.execute(
                 text("SELECT GET_LOCK(:name, :seconds)"), {"name": _MYSQL_LOCK, "seconds": _LOCK_SECONDS}
             )
-        current = MigrationContext.configure(connection).get_current_revision()
-        if current is not None and current not in known:
-            raise ConfigError(
-                f"the database has version {current}, which this release does not know; "
-                "it was set up by a newer one"
-            )
+        _refuse_newer(MigrationContext.configure(connection).get_current_revision())
         command.upgrade(_config(connection), "head")
         connection.commit()
         if db.backend == "mysql":
@@ -92,9 +86,19 @@ def check(db: Database) -> None:
     :raises ConfigError: it is empty, older or newer than this release; the message says what to run.
     """
     current = version(db)
+    _refuse_newer(current)
     if current != head():
         raise ConfigError(
             f"the database has version {current or 'none'}, this release needs {head()}; run backupfw db sync"
+        )
+
+
+def _refuse_newer(current: str | None) -> None:
+    known = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
+    if current is not None and current not in known:
+        raise ConfigError(
+            f"the database has version {current}, which this release does not know; it was set up by a newer"
+            " one, which is to be installed here, too"
         )
 
 

@@ -67,7 +67,7 @@ def test_a_newer_database_is_refused(db: Database) -> None:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
     with pytest.raises(ConfigError, match="newer"):
         migrate.sync(db)
-    with pytest.raises(ConfigError, match="9999"):
+    with pytest.raises(ConfigError, match=r"9999.*newer"):
         migrate.check(db)
 
 
@@ -97,23 +97,24 @@ def _value(table: Table, name: str) -> Any:
     return {int: 1, bool: False, bytes: b"1"}.get(python, "1")
 
 
-def _fill(connection: Connection) -> dict[str, dict[str, Any]]:
-    """Put a row into every table there is; return them."""
+def _tables(connection: Connection) -> MetaData:
     metadata = MetaData()
     metadata.reflect(connection)
+    return metadata
+
+
+def _fill(connection: Connection, metadata: MetaData) -> None:
+    """Put a row into every table that is empty."""
     for table in metadata.sorted_tables:
         if table.name != "alembic_version" and connection.execute(select(table)).first() is None:
             row = {column.name: _value(table, column.name) for column in table.columns}
             connection.execute(table.insert(), row)
-    return _rows(connection)
 
 
 def _rows(connection: Connection) -> dict[str, dict[str, Any]]:
-    metadata = MetaData()
-    metadata.reflect(connection)
     return {
         table.name: dict(connection.execute(select(table)).mappings().first() or {})
-        for table in metadata.sorted_tables
+        for table in _tables(connection).sorted_tables
         if table.name != "alembic_version"
     }
 
@@ -123,7 +124,8 @@ def test_up_from_every_earlier_revision_with_data_in_it(db: Database, revision: 
     with db.engine.begin() as connection:
         command.upgrade(migrate._config(connection), revision)
     with db.engine.begin() as connection:
-        before = _fill(connection)
+        _fill(connection, _tables(connection))
+        before = _rows(connection)
     assert before["backups"]
     assert migrate.version(db) == revision
     migrate.sync(db)
@@ -133,3 +135,24 @@ def test_up_from_every_earlier_revision_with_data_in_it(db: Database, revision: 
     # Every row is still there, with the values that it had.
     for name, row in before.items():
         assert row == {column: value for column, value in after[name].items() if column in row}, name
+
+
+@pytest.mark.parametrize("revision", _earlier())
+def test_processes_of_an_earlier_release_go_on(db: Database, revision: str) -> None:
+    """They read and write every table as they know it, while and after the database is migrated."""
+    with db.engine.begin() as connection:
+        command.upgrade(migrate._config(connection), revision)
+    with db.engine.begin() as connection:
+        known = _tables(connection)
+    migrate.sync(db)
+    with db.engine.begin() as connection:
+        for table in reversed(known.sorted_tables):
+            if table.name not in ("alembic_version", "installation"):
+                connection.execute(table.delete())
+        _fill(connection, known)
+        written = {
+            table.name: connection.execute(select(table)).mappings().one() for table in known.sorted_tables
+        }
+        for name, row in written.items():
+            if name != "alembic_version":
+                assert dict(row).items() <= _rows(connection)[name].items()

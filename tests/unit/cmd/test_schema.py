@@ -1,0 +1,47 @@
+"""Commands on a schema that is not theirs: refused with a plain message, before anything is served."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from backupfw.cmd import service
+from backupfw.db import migrate
+from backupfw.db.session import Database
+from tests.unit.cmd.conftest import Run
+from tests.unit.cmd.test_one_host import conf
+from tests.unit.db.conftest import db, mariadb_url, postgresql_url
+
+__all__ = ["conf", "db", "mariadb_url", "postgresql_url"]
+
+
+def stamp(db: Database, version: str) -> None:
+    with db.engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = :version"), {"version": version})
+
+
+@pytest.mark.parametrize("db", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("command", ["api", "worker", "serve"])
+@pytest.mark.parametrize(("version", "message"), [("0001", "run backupfw db sync"), ("9999", "a newer one")])
+def test_a_service_refuses_to_start(
+    db: Database, conf: Any, run: Run, tmp_path: Path, command: str, version: str, message: str
+) -> None:
+    assert conf.state_dir == str(tmp_path)
+    stamp(db, version)
+    refused = run(command, "--config-file", str(tmp_path / "backupfw.conf"), at_state=False)
+    assert (refused.status, refused.out) == (1, "")
+    assert f"the database has version {version}" in refused.err
+    assert message in refused.err
+    assert "Traceback" not in refused.err
+
+
+@pytest.mark.parametrize("db", ["postgresql"], indirect=True)
+def test_a_service_that_runs_goes_on(db: Database, conf: Any) -> None:
+    """An upgrade leaves processes alone that were not stopped yet, and those that a master starts again."""
+    with service.running_worker(conf):
+        stamp(db, "9999")
+        with service.running_worker(conf):
+            assert migrate.version(db) == "9999"
