@@ -40,23 +40,29 @@ class SqliteJournal:
 
     def __init__(self, path: str = "") -> None:
         # An empty name is a temporary file.
-        self._db = sqlite3.connect(path, isolation_level=None)
+        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._lock = threading.Lock()
         self._db.execute("CREATE TABLE IF NOT EXISTS segments (seg INTEGER PRIMARY KEY, entry BLOB)")
 
     def finished(self) -> Iterator[tuple[int, bytes]]:
         """Yield the entries in pages."""
         last = -1
-        while rows := self._db.execute(
-            "SELECT seg, entry FROM segments WHERE seg > ? ORDER BY seg LIMIT 1000", (last,)
-        ).fetchall():
+        while rows := self._page(last):
             yield from rows
             last = rows[-1][0]
 
+    def _page(self, last: int) -> list[tuple[int, bytes]]:
+        with self._lock:
+            return self._db.execute(
+                "SELECT seg, entry FROM segments WHERE seg > ? ORDER BY seg LIMIT 1000", (last,)
+            ).fetchall()
+
     def record(self, entries: Sequence[tuple[int, bytes]]) -> None:
         """Keep the entries."""
-        self._db.execute("BEGIN")
-        self._db.executemany("INSERT OR REPLACE INTO segments VALUES (?, ?)", entries)
-        self._db.execute("COMMIT")
+        with self._lock:
+            self._db.execute("BEGIN")
+            self._db.executemany("INSERT OR REPLACE INTO segments VALUES (?, ?)", entries)
+            self._db.execute("COMMIT")
 
 
 def open_source(path: str) -> LocalSource:

@@ -1,8 +1,9 @@
 """Backing up: source -> blocks -> packs -> maps -> manifest, sharing with a base what has not changed.
 
-The calling thread walks the segments in order, alongside the base's manifest and the journal, and
-writes the journal; streams do the segments.  Order of commitment: a segment's packs, its map, its
-journal entry, and at the end the manifest.  Memory: a pack and two MiB per stream, a page of each
+The calling thread walks the segments in order, alongside the base's manifest and the journal; streams do
+the segments, and record one that they sent something for before they begin another, so that a kill costs at
+most one per stream.  Order of commitment: a segment's packs, its map, its journal entry, and at the end the
+manifest.  Memory: a pack and two MiB per stream, a page of each
 manifest; nothing grows with the volume.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -36,7 +37,8 @@ from backupfw.engine.segment_backup import SegmentDone, SegmentTask, SegmentWrit
 from backupfw.errors import Damaged, TaskLost, UnsupportedFormat
 from backupfw.volume.base import BlockSource
 
-#: The journal is written when this many segments are finished, or after so many seconds.
+#: Segments that nothing was sent for are recorded when there are so many of them, or after so many seconds:
+#: what they save the next attempt is reading the source again.
 JOURNAL_SEGMENTS = 16
 JOURNAL_SECONDS = 5.0
 
@@ -83,10 +85,13 @@ def run(
     halt = Halt(control)
     meter = Meter(control, _total(source, job.geometry, control))
     unnamed = _Unnamed(container)
+    recorder = _Recorder(journal, unnamed)
     streams = Streams(
-        lambda: SegmentWriter(job, base.geometry, source, unnamed, halt.check, meter.add), job.streams, halt
+        lambda: _Stream(SegmentWriter(job, base.geometry, source, unnamed, halt.check, meter.add), recorder),
+        job.streams,
+        halt,
     )
-    batch = _Batch(journal, unnamed)
+    batch = _Batch(recorder)
     changed = read = raw = repacked = 0
     tasks = _tasks(source, job.geometry, base, journal)
     try:
@@ -161,34 +166,63 @@ class _Unnamed(Container):
                 self._inner.delete(keys)
 
 
-class _Batch:
-    """Collects finished segments for the journal."""
+class _Recorder:
+    """Writes finished segments to the journal.  Thread-safe, as the journal is."""
 
     def __init__(self, journal: Journal, unnamed: _Unnamed) -> None:
         self._journal = journal
         self._unnamed = unnamed
-        self._keys: list[str] = []
-        self._entries: list[tuple[int, bytes]] = []
+
+    def record(self, segments: Sequence[SegmentDone]) -> None:
+        """Record segments; from then on the next attempt may name their objects."""
+        # Before: that a record failed does not prove that it was not made.
+        for done in segments:
+            if done.entry is not None:
+                self._unnamed.hand_over(done.entry.object_keys())
+        self._journal.record([(done.index, encode_entry(done.entry)) for done in segments])
+
+
+class _Stream:
+    """A stream's writer; what it sent is recorded before it begins another segment."""
+
+    def __init__(self, writer: SegmentWriter, recorder: _Recorder) -> None:
+        self._writer = writer
+        self._recorder = recorder
+
+    def work(self, task: SegmentTask) -> SegmentDone:
+        """See :meth:`SegmentWriter.work`."""
+        done = self._writer.work(task)
+        if done.changed:
+            self._recorder.record([done])
+            done.recorded = True
+        return done
+
+    def close(self) -> None:
+        """See :meth:`SegmentWriter.close`."""
+        self._writer.close()
+
+
+class _Batch:
+    """Collects finished segments that are not recorded yet."""
+
+    def __init__(self, recorder: _Recorder) -> None:
+        self._recorder = recorder
+        self._segments: list[SegmentDone] = []
         self._since = time.monotonic()
 
     def add(self, done: SegmentDone) -> None:
         """Take note of a segment; write what has gathered when it is time."""
         if done.recorded:
             return
-        self._entries.append((done.index, encode_entry(done.entry)))
-        if done.entry is not None:
-            self._keys += done.entry.object_keys()
-        if len(self._entries) >= JOURNAL_SEGMENTS or time.monotonic() - self._since >= JOURNAL_SECONDS:
+        self._segments.append(done)
+        if len(self._segments) >= JOURNAL_SEGMENTS or time.monotonic() - self._since >= JOURNAL_SECONDS:
             self.flush()
 
     def flush(self) -> None:
         """Write everything that has gathered."""
-        if self._entries:
-            # Before: that a record failed does not prove that it was not made.
-            self._unnamed.hand_over(self._keys)
-            self._journal.record(self._entries)
-            self._entries = []
-            self._keys = []
+        if self._segments:
+            self._recorder.record(self._segments)
+            self._segments = []
         self._since = time.monotonic()
 
 

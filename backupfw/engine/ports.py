@@ -29,7 +29,10 @@ class Control(Protocol):
 
 
 class Journal(Protocol):
-    """Keeps the finished segments of a running backup.  Called from one thread, the caller's own."""
+    """Keeps the finished segments of a running backup.
+
+    ``record`` is called from the threads of all streams, ``finished`` from the caller's own.
+    """
 
     def finished(self) -> Iterator[tuple[int, bytes]]:
         """Yield ``(segment, entry)`` of every recorded segment, ascending, each once.

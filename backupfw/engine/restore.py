@@ -7,7 +7,6 @@ segments, each pack visited once.
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator
 
 from backupfw import steps
@@ -19,9 +18,9 @@ from backupfw.engine.segment_restore import RestoreDone, RestoreTask, SegmentRea
 from backupfw.errors import TargetError
 from backupfw.volume.base import BlockTarget
 
-#: The target is flushed and the checkpoint saved after so many tasks, or seconds.
+#: The target is flushed and the checkpoint saved when all is done below a further segment; at the latest
+#: after so many tasks, should one stream fall far behind the others.
 FLUSH_TASKS = 8
-FLUSH_SECONDS = 10.0
 
 
 def run(
@@ -116,8 +115,8 @@ class _Progress:
         self._checkpoint = checkpoint
         self._open: list[RestoreTask] = []
         self._next = checkpoint.start
+        self._saved = checkpoint.start
         self._written: list[RestoreTask] = []
-        self._since = time.monotonic()
 
     def watch(self, tasks: Iterator[RestoreTask]) -> Iterator[RestoreTask]:
         """Pass the tasks on, noting that they are under way."""
@@ -130,9 +129,10 @@ class _Progress:
         """Note that a task is done; flush and save when it is time."""
         self._open.remove(task)
         self._written.append(task)
-        if len(self._written) >= FLUSH_TASKS or time.monotonic() - self._since >= FLUSH_SECONDS:
-            # Tasks are handed out in order: below the first that is under way all are done.
-            self.save(self._open[0].first if self._open else self._next)
+        # Tasks are handed out in order: below the first that is under way all are done.
+        segment = self._open[0].first if self._open else self._next
+        if segment > self._saved or len(self._written) >= FLUSH_TASKS:
+            self.save(segment)
 
     def save(self, segment: int) -> None:
         """Make everything written durable, then save that all below ``segment`` is."""
@@ -145,7 +145,7 @@ class _Progress:
                 length = (task.end - task.first) * self._segment_size
                 self._target.release_cache(task.first * self._segment_size, length)
         self._written.clear()
-        self._since = time.monotonic()
+        self._saved = segment
         steps.reach("restore.flushed", segment)
         self._checkpoint.save(segment)
         steps.reach("restore.checkpointed", segment)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import random
+from collections.abc import Iterator
 
 import pytest
 
@@ -31,9 +33,8 @@ class Crash(Exception):
     """The process is gone."""
 
 
-def test_a_crash_at_every_put_is_resumed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crash_at_every_put_is_resumed() -> None:
     """After any number of crashes the backup holds the right bytes and names only what it should."""
-    monkeypatch.setattr(backup, "JOURNAL_SEGMENTS", 1)
     data = content(4 * SEGMENT + 10)
     puts = len(objects_of(box_of_full(data)))
     for crash_at in range(puts):
@@ -65,14 +66,45 @@ def test_a_crash_at_every_put_is_resumed(monkeypatch: pytest.MonkeyPatch) -> Non
         assert result.stored_bytes == sum(len(objects_of(box)[key]) for key in {*named, result.manifest_key})
 
 
+@pytest.mark.parametrize("streams", [1, 3])
+def test_a_kill_costs_at_most_one_segment_per_stream(streams: int) -> None:
+    """Whenever it comes: the journal's batches hold nothing back that was sent."""
+
+    class Kill(BaseException):
+        pass
+
+    data = content(24 * SEGMENT, zero=0, text=0)
+    puts = len(objects_of(box_of_full(data)))
+    for kill_at in range(1, puts, 7):
+        box = memory_container()
+        journal = MemoryJournal()
+        left = itertools.count(kill_at, -1)
+
+        def kill(key: str, left: Iterator[int] = left) -> None:
+            if next(left) <= 0:
+                raise Kill(key)
+
+        box.before_put = kill
+        with pytest.raises(Kill):
+            backup.run(
+                make_job(0, len(data), streams=streams), MemorySource(data), box, journal, FakeControl()
+            )
+        box.before_put = lambda _key: None
+        job = make_job(0, len(data), attempt=2, token="f" * 16, streams=streams)
+        result = backup.run(job, MemorySource(data), box, journal, FakeControl())
+        check(box, result.manifest_key, data)
+        again = sum(map(len, objects_of(box).values())) - result.stored_bytes
+        # A segment of random bytes is its packs, their frames, and its map.
+        assert again <= streams * (SEGMENT + SEGMENT // 4), (kill_at, again)
+
+
 def box_of_full(data: bytearray) -> FaultyContainer:
     box = memory_container()
     run(box, 0, data)
     return box
 
 
-def test_every_attempt_puts_under_its_own_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backup, "JOURNAL_SEGMENTS", 1)
+def test_every_attempt_puts_under_its_own_keys() -> None:
     box = memory_container()
     journal = MemoryJournal()
     data = content(6 * SEGMENT)
@@ -92,10 +124,13 @@ def test_a_stop_keeps_what_is_finished() -> None:
     box = memory_container()
     journal = MemoryJournal()
     data = content(8 * SEGMENT)
-    job = make_job(0, len(data), streams=1)
+    base = run(box, 0, data).manifest_key
+    job = make_job(1, len(data), base=base, streams=1)
     with pytest.raises(TaskCancelled):
-        backup.run(job, MemorySource(data), box, journal, FakeControl(stop_after=12))
-    assert journal.entries  # although the batch was not full yet
+        backup.run(job, MemorySource(data), box, journal, FakeControl(stop_after=5))
+    # Nothing had changed, and the batch was not full yet.
+    assert journal.records == 1
+    assert journal.entries
 
 
 def test_a_journal_that_is_lost_ends_the_backup() -> None:
@@ -286,8 +321,7 @@ def test_swapped_objects_are_found() -> None:
 
 
 @pytest.mark.parametrize("fill", [None, b"\xaa"])
-def test_a_restore_goes_on_from_its_checkpoint(monkeypatch: pytest.MonkeyPatch, fill: bytes | None) -> None:
-    monkeypatch.setattr(restore, "FLUSH_TASKS", 1)
+def test_a_restore_goes_on_from_its_checkpoint(fill: bytes | None) -> None:
     box = memory_container()
     data = content(12 * SEGMENT, zero=0.2)
     data[4 * SEGMENT : 6 * SEGMENT] = bytes(2 * SEGMENT)
@@ -310,6 +344,28 @@ def test_a_restore_goes_on_from_its_checkpoint(monkeypatch: pytest.MonkeyPatch, 
         restore.run(key, box, target, FakeControl(), Checkpoint(start=saved[-1], save=save))
         assert target.data == data
         assert saved[-1] == 12
+
+
+def test_a_killed_restore_goes_on_from_its_last_finished_segment() -> None:
+    class Kill(BaseException):
+        pass
+
+    box = memory_container()
+    data = content(12 * SEGMENT, zero=0)
+    key = run(box, 0, data).manifest_key
+    for number in range(12):
+        target = MemoryTarget(len(data))
+        saved = [0]
+
+        def kill(key: str, _offset: int | None, _length: int | None, number: int = number) -> None:
+            if f"/{number:08x}/p" in key:
+                raise Kill(key)
+
+        box.before_get = kill
+        with pytest.raises(Kill):
+            restore.run(key, box, target, FakeControl(), Checkpoint(save=saved.append), streams=1)
+        assert saved[-1] == number
+        box.before_get = lambda *_: None
 
 
 def test_a_resumed_restore_does_not_write_below_its_checkpoint() -> None:
