@@ -67,6 +67,16 @@ def look_after(waiting: BackupTasks, messages: MessageManager) -> None:
     messages.purge()
 
 
+def look_after_until(stop: threading.Event, conf: cfg.ConfigOpts, db: Database) -> None:
+    """Do so again and again, in a process without a worker: where none is left, nobody else would."""
+    waiting, messages = BackupTasks(db, conf), MessageManager(db, conf)
+    while not stop.wait(expire_seconds(conf)):
+        try:
+            look_after(waiting, messages)
+        except Exception:
+            LOG.exception("Operations that wait for a worker could not be looked at; trying again")
+
+
 @contextmanager
 def telling(conf: cfg.ConfigOpts, db: Database) -> Iterator[Notices]:
     """Yield who tells the outside what happens to backups, if the configuration says how.
@@ -314,13 +324,7 @@ def run_api(conf: cfg.ConfigOpts, stop: threading.Event, ready: Callable[[str], 
         stack.callback(server.close)
         monitor(stack, conf, db, meters, {"api": server.runs}, api_port(conf))
         ready(server.url)
-        # Operations that no worker takes end after a while, and nobody else is there to see to it.
-        waiting, messages = BackupTasks(db, conf), MessageManager(db, conf)
-        while not stop.wait(expire_seconds(conf)):
-            try:
-                look_after(waiting, messages)
-            except Exception:
-                LOG.exception("Operations that wait for a worker could not be looked at; trying again")
+        look_after_until(stop, conf, db)
 
 
 @contextmanager

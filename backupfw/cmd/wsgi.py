@@ -37,6 +37,11 @@ def _make() -> Any:
     db = database.connect(conf)
     dispatch = service.make_dispatch(conf, listens=False)
     notices = _open.enter_context(service.telling(conf, db))
+    stop = threading.Event()
+    _open.callback(stop.set)
+    threading.Thread(
+        target=service.look_after_until, args=(stop, conf, db), name="look-after", daemon=True
+    ).start()
     return make_app(service.make_managers(conf, db, dispatch.wake, notices), conf)
 
 

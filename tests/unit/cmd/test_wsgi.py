@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,25 @@ def test_the_first_request_loads_the_configuration(state: Path, monkeypatch: pyt
     made = wsgi._app
     app.get("/")
     assert wsgi._app is made
+
+
+def test_what_no_worker_takes_ends(state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Although there may be no other process than those of the WSGI server."""
+    path = tmp_path / "impatient.conf"
+    path.write_text("[backup]\nservice_wait = 0\n")
+    monkeypatch.setattr(logging, "setup", lambda _conf: None)
+    monkeypatch.setattr(wsgi, "_app", None)
+    monkeypatch.setenv("BACKUPFW_STATE_DIR", str(state))
+    monkeypatch.setenv("BACKUPFW_CONFIG_FILE", str(path))
+    app = webtest.TestApp(wsgi.application)
+    try:
+        made = app.post_json("/v2/demo/volumes", {"volume": {"size": 1}}, status=202).json["volume"]
+        end = time.monotonic() + 60
+        while app.get(f"/v2/demo/volumes/{made['id']}").json["volume"]["status"] != "error":
+            assert time.monotonic() < end
+            time.sleep(0.05)
+    finally:
+        wsgi._open.close()
 
 
 def test_a_wrong_configuration_is_told_at_every_request(
