@@ -6,13 +6,16 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
 from tests.servers import databases
-from tests.servers.databases import PostgreSQL
+from tests.servers.databases import MariaDB, PostgreSQL
 from tests.servers.keystone import Keystone, keystone, keystone_missing
 from tests.servers.rabbitmq import RabbitMQ, rabbitmq, rabbitmq_missing
+
+Server = TypeVar("Server", PostgreSQL, MariaDB)
 
 
 @pytest.fixture(scope="session")
@@ -43,13 +46,31 @@ def broker() -> Iterator[RabbitMQ]:
 
 
 @pytest.fixture(scope="session")
-def database_server() -> Iterator[PostgreSQL]:
+def postgresql() -> Iterator[PostgreSQL]:
     if databases.postgresql_programs() is None:
         pytest.skip("PostgreSQL is not installed")
     with server_directory() as directory:
-        server = PostgreSQL(directory)
-        try:
-            server.start()
-            yield server
-        finally:
-            server.close()
+        yield from _running(PostgreSQL(directory))
+
+
+@pytest.fixture(scope="session")
+def mariadb() -> Iterator[MariaDB]:
+    if not databases.mariadb_programs():
+        pytest.skip("MariaDB is not installed")
+    with server_directory() as directory:
+        yield from _running(MariaDB(directory))
+
+
+def _running(server: Server) -> Iterator[Server]:
+    try:
+        server.start()
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture(scope="session")
+def database_server(request: pytest.FixtureRequest) -> PostgreSQL | MariaDB:
+    """PostgreSQL, or the server that a test's parameter names."""
+    server: PostgreSQL | MariaDB = request.getfixturevalue(getattr(request, "param", "postgresql"))
+    return server

@@ -32,7 +32,7 @@ SEGMENTS = 4
 @pytest.fixture(scope="module")
 def hosts(
     broker: RabbitMQ,
-    database_server: PostgreSQL,
+    postgresql: PostgreSQL,
     identity: Keystone,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Site]:
@@ -41,7 +41,7 @@ def hosts(
         pytest.skip(missing)
     with (
         seaweedfs(tmp_path_factory.mktemp("seaweedfs")) as store,
-        site(tmp_path_factory.mktemp("site"), broker, database_server, store, identity) as made,
+        site(tmp_path_factory.mktemp("site"), broker, postgresql, store, identity) as made,
     ):
         yield made
 

@@ -96,38 +96,78 @@ def mariadb_programs() -> bool:
     return shutil.which("mariadbd") is not None or Path("/usr/sbin/mariadbd").exists()
 
 
+class MariaDB:
+    """A server that a test may stop and start again.
+
+    :ivar url: the SQLAlchemy URL of its first database.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._user = user = unprivileged_user()
+        (directory / "tmp").mkdir()
+        hand_over(directory, user)
+        data, sock = directory / "data", directory / "s"
+        subprocess.run(
+            [shutil.which("mariadb-install-db") or "/usr/bin/mariadb-install-db", "--no-defaults",
+             f"--datadir={data}", "--auth-root-authentication-method=normal", "--skip-test-db",
+             "--skip-name-resolve"],
+            check=True, capture_output=True, user=user, extra_groups=[] if user else None, cwd=directory,
+        )  # fmt: skip
+        port = free_port()
+        self._command = [
+            shutil.which("mariadbd") or "/usr/sbin/mariadbd", "--no-defaults", f"--datadir={data}",
+            f"--socket={sock}", f"--port={port}", "--bind-address=127.0.0.1", f"--pid-file={directory}/pid",
+            f"--tmpdir={directory}/tmp", "--skip-name-resolve", "--skip-log-bin",
+            "--innodb-flush-log-at-trx-commit=0", "--sync-frm=0", "--innodb-flush-method=nosync",
+            "--innodb-buffer-pool-size=32M", "--innodb-log-file-size=16M", "--performance-schema=off",
+            "--max-connections=100", "--character-set-server=utf8mb4",
+        ]  # fmt: skip
+        self._root = f"mysql+pymysql://root@localhost/mysql?unix_socket={sock}"
+        self._base = f"mysql+pymysql://tester:testing@127.0.0.1:{port}"
+        self.url = f"{self._base}/made0?charset=utf8mb4"
+        self._server: ServerProcess | None = None
+        self._made = 0
+
+    def start(self) -> None:
+        """Start the server and return when clients can come."""
+        first = not self._made
+        self._server = ServerProcess(self._command, self._directory, self._user)
+        self._server.wait_ready(lambda: _answers(self._root))
+        if first:
+            self._execute(
+                "CREATE USER tester@'127.0.0.1' IDENTIFIED BY 'testing'",
+                "GRANT ALL ON *.* TO tester@'127.0.0.1'",
+            )
+            self.create_database()
+
+    def close(self) -> None:
+        """Stop the server; clients' connections break."""
+        if self._server is not None:
+            self._server.stop()
+            self._server = None
+
+    def create_database(self) -> str:
+        """Make an empty database and return its URL."""
+        name = f"made{self._made}"
+        self._made += 1
+        self._execute(f"CREATE DATABASE {name} CHARACTER SET utf8mb4")
+        return f"{self._base}/{name}?charset=utf8mb4"
+
+    def _execute(self, *statements: str) -> None:
+        engine = create_engine(self._root)
+        with engine.begin() as connection:
+            for statement in statements:
+                connection.exec_driver_sql(statement)
+        engine.dispose()
+
+
 @contextmanager
 def mariadb(directory: Path) -> Iterator[str]:
     """Run MariaDB on an empty database; yields its SQLAlchemy URL."""
-    user = unprivileged_user()
-    (directory / "tmp").mkdir()
-    hand_over(directory, user)
-    data, sock = directory / "data", directory / "s"
-    subprocess.run(
-        [shutil.which("mariadb-install-db") or "/usr/bin/mariadb-install-db", "--no-defaults",
-         f"--datadir={data}", "--auth-root-authentication-method=normal", "--skip-test-db",
-         "--skip-name-resolve"],
-        check=True, capture_output=True, user=user, extra_groups=[] if user else None, cwd=directory,
-    )  # fmt: skip
-    port = free_port()
-    server = ServerProcess(
-        [shutil.which("mariadbd") or "/usr/sbin/mariadbd", "--no-defaults", f"--datadir={data}",
-         f"--socket={sock}", f"--port={port}", "--bind-address=127.0.0.1", f"--pid-file={directory}/pid",
-         f"--tmpdir={directory}/tmp", "--skip-name-resolve", "--skip-log-bin",
-         "--innodb-flush-log-at-trx-commit=0", "--sync-frm=0", "--innodb-flush-method=nosync",
-         "--innodb-buffer-pool-size=32M", "--innodb-log-file-size=16M", "--performance-schema=off",
-         "--max-connections=100", "--character-set-server=utf8mb4"],
-        directory, user,
-    )  # fmt: skip
-    root = f"mysql+pymysql://root@localhost/mysql?unix_socket={sock}"
+    server = MariaDB(directory)
     try:
-        server.wait_ready(lambda: _answers(root))
-        engine = create_engine(root)
-        with engine.begin() as connection:
-            connection.execute(text("CREATE DATABASE app CHARACTER SET utf8mb4"))
-            connection.execute(text("CREATE USER tester@'127.0.0.1' IDENTIFIED BY 'testing'"))
-            connection.execute(text("GRANT ALL ON app.* TO tester@'127.0.0.1'"))
-        engine.dispose()
-        yield f"mysql+pymysql://tester:testing@127.0.0.1:{port}/app?charset=utf8mb4"
+        server.start()
+        yield server.url
     finally:
-        server.stop()
+        server.close()

@@ -94,6 +94,10 @@ class ServerProcess:
     def _tail(self) -> str:
         return self.log.read_text(errors="replace")[-2000:]
 
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal to the server and everything it started, e.g. SIGSTOP: then it hangs."""
+        os.killpg(self._process.pid, number)
+
     def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
         """End the server and everything it started."""
         if self._process.poll() is None:

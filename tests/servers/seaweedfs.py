@@ -49,6 +49,14 @@ class SeaweedFS:
         """End the process at once: it takes more than ten seconds to end by itself."""
         self._processes[-1].stop(signal.SIGKILL)
 
+    def freeze(self) -> None:
+        """Let the process hang: connections stay, and nothing is answered."""
+        self._processes[-1].send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on, with what it was sent meanwhile first."""
+        self._processes[-1].send_signal(signal.SIGCONT)
+
 
 def seaweedfs_missing() -> str | None:
     """Say what is missing to run it, or None."""

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from tests.integration.faults.world import Installation, installation
-from tests.servers.databases import PostgreSQL
+from tests.servers.databases import MariaDB, PostgreSQL
 from tests.servers.rabbitmq import RabbitMQ
 
 
 @pytest.fixture(scope="session")
-def fresh_database(database_server: PostgreSQL) -> Callable[[], str]:
+def fresh_database(database_server: PostgreSQL | MariaDB) -> Callable[[], str]:
     """Makes an empty database each time it is called, and returns its URL."""
     return database_server.create_database
 

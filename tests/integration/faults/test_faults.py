@@ -16,15 +16,19 @@ from pathlib import Path
 import pytest
 
 from backupfw import steps
-from tests.integration.content import MIB, change_image, same_content, write_image
-from tests.integration.faults.world import LEASE, Installation, installation
-from tests.integration.service import Client
-from tests.servers.databases import PostgreSQL
+from tests.integration.content import MIB, change_image, same_content
+from tests.integration.faults.world import ON_BOTH, Installation, Subject, installation, wait
+from tests.servers.databases import MariaDB, PostgreSQL
 from tests.servers.rabbitmq import RabbitMQ
 
 pytestmark = pytest.mark.server
 
 LENGTH = 8 * MIB
+#: Seconds after which a connection to the broker counts as dead, and for how long the broker is away.
+HEARTBEAT = 5
+AWAY = 12
+#: The longest that the API may take to answer, seconds: less than any wait for a broker, and plenty.
+PROMPT = 10
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +37,8 @@ def running(
 ) -> Iterator[Installation]:
     """An installation with two workers, for tests that leave it as they found it."""
     folder = tmp_path_factory.mktemp("faults")
-    with installation(folder, fresh_database(), broker.url) as made:
+    options = {"oslo_messaging_rabbit": {"heartbeat_timeout_threshold": HEARTBEAT}}
+    with installation(folder, fresh_database(), broker.url, options) as made:
         for name in ("w1", "w2"):
             made.start_worker(name, wait=False)
         for worker in made.workers.values():
@@ -54,23 +59,6 @@ def healthy(running: Installation) -> Iterator[Installation]:
     running.audit()
 
 
-class Subject:
-    """A volume with known content."""
-
-    def __init__(self, installed: Installation, folder: Path, seed: int = 1, length: int = LENGTH) -> None:
-        self.installed = installed
-        self.image = folder / f"image{seed}.raw"
-        self.length = length
-        write_image(self.image, length, seed)
-        self.client: Client = installed.client()
-        self.volume = self.client.adopt(self.image)
-
-    def assert_restores(self, backup: str) -> None:
-        target = self.client.restore(backup)
-        assert same_content(self.image, self.installed.path_of(target), self.length)
-        self.client.expect(202, "DELETE", f"/volumes/{target}")
-
-
 def attempts(installed: Installation, step: str) -> int:
     return sum(line.startswith(f"{step} ") for line in installed.reached())
 
@@ -78,11 +66,13 @@ def attempts(installed: Installation, step: str) -> int:
 # Two workers that both believe they own a task.
 
 
-def test_a_backup_of_a_frozen_worker(healthy: Installation, tmp_path: Path) -> None:
+@ON_BOTH
+@pytest.mark.parametrize("step", ["backup.map-put", "backup.manifest-put"])
+def test_a_backup_of_a_frozen_worker(healthy: Installation, step: str, tmp_path: Path) -> None:
     subject = Subject(healthy, tmp_path)
-    healthy.arm("backup.map-put", signal.SIGSTOP)
+    healthy.arm(step, signal.SIGSTOP)
     made = subject.client.backup(subject.volume, wait=False)
-    frozen = healthy.wait_struck("backup.map-put")
+    frozen = healthy.wait_struck(step)
     subject.client.wait_status("backup", made, "available")
     frozen.signal(signal.SIGCONT)
     assert attempts(healthy, "backup.begun") >= 2
@@ -90,6 +80,7 @@ def test_a_backup_of_a_frozen_worker(healthy: Installation, tmp_path: Path) -> N
     subject.client.delete_backup(made)
 
 
+@ON_BOTH
 def test_a_restore_of_a_worker_frozen_in_a_write(healthy: Installation, tmp_path: Path) -> None:
     """The late write of the first owner must not reach the volume after the second one's."""
     subject, dirty = Subject(healthy, tmp_path), Subject(healthy, tmp_path, 2)
@@ -109,6 +100,7 @@ def test_a_restore_of_a_worker_frozen_in_a_write(healthy: Installation, tmp_path
     assert attempts(healthy, "restore.begun") >= 2
 
 
+@ON_BOTH
 def test_a_delete_of_a_frozen_worker(healthy: Installation, tmp_path: Path) -> None:
     subject = Subject(healthy, tmp_path)
     doomed = subject.client.backup(subject.volume)
@@ -144,23 +136,41 @@ def test_the_api_is_killed_between_commit_and_message(healthy: Installation, tmp
 
 
 def test_the_broker_is_away_and_forgets(healthy: Installation, broker: RabbitMQ, tmp_path: Path) -> None:
+    """Without it the API answers and workers find tasks by looking; later they hear of them again."""
+    # It would find a task by itself too late for this test.
+    healthy.start_worker("deaf", options={"backup": {"poll_seconds": 300}})
     subject = Subject(healthy, tmp_path)
+    made = []
     broker.stop()
     try:
-        end = time.monotonic() + 2 * LEASE
-        made = []
+        end = time.monotonic() + AWAY
         while not made or time.monotonic() < end:
-            made.append(subject.client.backup(subject.volume))
+            asked = time.monotonic()
+            made.append(subject.client.backup(subject.volume, wait=False))
+            assert time.monotonic() - asked < PROMPT
+            subject.client.wait_status("backup", made[-1], "available")
     finally:
         broker.start()
     broker.purge()
-    made.append(subject.client.backup(subject.volume))
+    healthy.only("deaf")
+    woken = subject.client.backup(subject.volume, wait=False)
+
+    def done() -> bool:
+        # Each request wakes workers up; one that has not come back to the broker yet does not hear it.
+        subject.client.expect(202, "POST", "/volumes", {"volume": {"size": 1}})
+        time.sleep(1)
+        return subject.client.status("backup", woken) == "available"
+
+    wait("a worker to hear the API", done, healthy.log_tail)
+    healthy.only(None)
+    healthy.workers.pop("deaf").kill()
     subject.assert_restores(made[0])
-    subject.assert_restores(made[-1])
+    subject.assert_restores(woken)
 
 
+@ON_BOTH
 def test_the_database_restarts_in_mid_task(
-    healthy: Installation, database_server: PostgreSQL, tmp_path: Path
+    healthy: Installation, database_server: PostgreSQL | MariaDB, tmp_path: Path
 ) -> None:
     subject = Subject(healthy, tmp_path)
     healthy.arm("backup.map-put", signal.SIGSTOP)

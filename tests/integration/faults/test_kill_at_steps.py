@@ -116,6 +116,30 @@ def test_delete(killing: Killing, tmp_path: Path) -> None:
     killing.installed.audit()
 
 
+@pytest.mark.parametrize("database_server", ["mariadb"], indirect=True)
+def test_some_steps_on_mariadb(killing: Killing, tmp_path: Path) -> None:
+    """What follows a kill is the database's matter: the steps at which its rows say most."""
+    client = killing.installed.client()
+    image, volume = volume_of(client, tmp_path, 1)
+    client.backup(volume)
+    for number, step in enumerate(("backup.recorded", "backup.manifest-put", "backup.committed")):
+        change_image(image, number)
+        killing.arm(step)
+        made = client.backup(volume, wait=False, incremental=True)
+        killing.died(step)
+        client.wait_status("backup", made, "available")
+    killing.arm("restore.checkpointed")
+    target = client.restore(made, wait=False)
+    killing.died("restore.checkpointed")
+    client.wait_status("volume", target, "available")
+    assert same_content(image, killing.installed.path_of(target), SEGMENTS * MIB)
+    killing.arm("delete.removed")
+    client.expect(202, "DELETE", f"/backups/{made}")
+    killing.died("delete.removed")
+    client.wait_status("backup", made, None)
+    killing.installed.audit()
+
+
 def test_import(killing: Killing, tmp_path: Path) -> None:
     client = killing.installed.client()
     _, volume = volume_of(client, tmp_path, 1)

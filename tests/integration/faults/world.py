@@ -16,15 +16,20 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import pytest
 from sqlalchemy import create_engine, text
 
 from backupfw.conf.embedded import absolute
+from tests.integration.content import MIB, same_content, write_image
 from tests.integration.service import Client, free_port
 
 #: How long anything may take before it counts as lost, seconds.
 PATIENCE = 120.0
 #: A lease, seconds: short, and long enough for a busy machine to renew it.
 LEASE = 4.0
+
+#: Runs a test on both database servers; PostgreSQL is what the others get.
+ON_BOTH = pytest.mark.parametrize("database_server", ["postgresql", "mariadb"], indirect=True)
 
 Options = Mapping[str, Mapping[str, Any]]
 NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -87,7 +92,7 @@ class Installation:
     :param folder: configuration, logs, store and volumes.
     :param database: the URL of an empty database.
     :param broker: the transport URL; None for none.
-    :param options: further options, ``{section: {option: value}}``.
+    :param options: further options, ``{section: {option: value}}``; None takes one away.
     """
 
     def __init__(self, folder: Path, database: str, broker: str | None, options: Options = NOTHING) -> None:
@@ -113,7 +118,12 @@ class Installation:
             "api": {"noauth_roles": "admin"},
             "quota": {"backups": -1, "volumes": -1},
             "store:main": {"driver": "posix", "path": f"{state}/store"},
-            "volumes": {"volumes_dir": f"{state}/volumes", "shared": True, "snapshot_settle": 0.1},
+            "volumes": {
+                "volumes_dir": f"{state}/volumes",
+                "shared": True,
+                "snapshot_settle": 0.1,
+                "fence_wait": 2,
+            },
             "backup": {
                 "segment_size": 1 << 20,
                 "pack_size": 1 << 18,
@@ -131,7 +141,10 @@ class Installation:
                 merged.setdefault(section, {}).update(values)
         lines = []
         for section, values in merged.items():
-            lines += [f"[{section}]", *(f"{name} = {value}" for name, value in values.items())]
+            lines += [
+                f"[{section}]",
+                *(f"{name} = {value}" for name, value in values.items() if value is not None),
+            ]
         path.write_text("\n".join(lines) + "\n")
 
     # -- processes
@@ -200,6 +213,13 @@ class Installation:
         """A client of one project with every role."""
         return Client(f"http://127.0.0.1:{self.port}/v2/{project}", f"tester:{project}:admin", self)
 
+    def only(self, name: str | None) -> None:
+        """Let one worker alone take tasks; None: let all."""
+        client = self.client()
+        for host in self.workers:
+            verb = "enable" if name in (None, host) else "disable"
+            client.expect(200, "PUT", f"/os-services/{verb}", {"host": host, "binary": "cinder-backup"})
+
     def arm(self, step: str, number: int = signal.SIGKILL) -> None:
         """Let the next process that reaches a step get a signal there."""
         (self.steps / step).write_text(str(int(number)))
@@ -256,6 +276,24 @@ class Installation:
         self.wait_idle()
         done = self.command("audit", check=False)
         assert done.returncode == 0, f"{done.stdout}{done.stderr}\n{self.log_tail()}"
+
+
+class Subject:
+    """A volume with known content, and a client of its project."""
+
+    def __init__(self, installed: Installation, folder: Path, seed: int = 1, length: int = 8 * MIB) -> None:
+        self.installed = installed
+        self.image = folder / f"image{seed}.raw"
+        self.length = length
+        write_image(self.image, length, seed)
+        self.client: Client = installed.client()
+        self.volume = self.client.adopt(self.image)
+
+    def assert_restores(self, backup: str) -> None:
+        """A backup of what the volume holds now is restored bit by bit."""
+        target = self.client.restore(backup)
+        assert same_content(self.image, self.installed.path_of(target), self.length)
+        self.client.expect(202, "DELETE", f"/volumes/{target}")
 
 
 def wait(what: str, done: Callable[[], Any], tail: Callable[[], str] = lambda: "") -> Any:
