@@ -35,8 +35,13 @@ def check(args: argparse.Namespace) -> int:
     conf = loaded.conf
     api.check_listen(conf)
     from backupfw.api import app
+    from backupfw.cmd import database
+    from backupfw.dispatch import transport
 
     app.check(conf)
+    database.check(conf)
+    if conf.transport_url:
+        transport.open_transport(conf).cleanup()
     for section in loaded.unused_sections:
         print(f"backupfw: warning: section [{section}] is read by nothing", file=sys.stderr)
     files = ", ".join(loaded.files) or "no file"

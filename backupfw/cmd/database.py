@@ -53,6 +53,24 @@ def _sqlite_file(conf: cfg.ConfigOpts) -> Path | None:
     return Path(url.database)
 
 
+def check(conf: cfg.ConfigOpts) -> None:
+    """Look at the database's URL; opens nothing.
+
+    :raises ConfigError: it cannot be read, or its driver is not installed.
+    """
+    _sqlite_file(conf)
+    with _driver_needed():
+        make_url(conf.database.connection).get_dialect().import_dbapi()
+
+
+@contextmanager
+def _driver_needed() -> Iterator[None]:
+    try:
+        yield
+    except (ImportError, NoSuchModuleError) as error:
+        raise ConfigError(f"section [database], option connection: {error}; install that driver") from error
+
+
 def connect(conf: cfg.ConfigOpts) -> Database:
     """Connect to the database; the caller closes it.  Nothing is migrated.
 
@@ -65,10 +83,8 @@ def connect(conf: cfg.ConfigOpts) -> Database:
     if file is not None:
         state.prepare(str(file.parent))
     options: dict[str, Any] = {name: conf.database[name] for name in _PASSED_ON}
-    try:
+    with _driver_needed():
         return Database(conf.database.connection, **options)
-    except (ImportError, NoSuchModuleError) as error:
-        raise ConfigError(f"section [database], option connection: {error}; install that driver") from error
 
 
 def prepare(conf: cfg.ConfigOpts) -> None:

@@ -35,6 +35,8 @@ def _allowed(kind: Any) -> str:
         return "one of " + ", ".join(str(choice) for choice in choices)
     if isinstance(kind, Size):
         return repr(kind)
+    if isinstance(kind, types.URI):
+        return "a URL" + (f" with {' or '.join(kind.schemes)}" if kind.schemes else "")
     name = str(getattr(kind, "type_name", "value")).removesuffix(" value")
     low, high = getattr(kind, "min", None), getattr(kind, "max", None)
     if low is not None and high is not None:
@@ -45,6 +47,13 @@ def _allowed(kind: Any) -> str:
         return f"{name} of at most {high}"
     regex = getattr(kind, "regex", None)
     return f"{name} like {regex.pattern}" if regex is not None else name
+
+
+def _words(error: object) -> str:
+    """Return what an error says, without the objects that some carry behind their words."""
+    while isinstance(error, BaseException) and error.args:
+        error = error.args[0]
+    return str(error)
 
 
 def check_values(conf: cfg.ConfigOpts, sections: Sections) -> None:
@@ -61,7 +70,7 @@ def check_values(conf: cfg.ConfigOpts, sections: Sections) -> None:
             except (ValueError, cfg.Error) as error:
                 # oslo.config wraps the type's own words, which say what is wrong with the value.
                 reason = error.__context__ if isinstance(error.__context__, ValueError) else error
-                shown = "" if opt.secret else f"{reason}; "
+                shown = "" if opt.secret else f"{_words(reason)}; "
                 raise ConfigError(f"{where}: {shown}allowed: {allowed(opt)}") from (
                     None if opt.secret else error
                 )

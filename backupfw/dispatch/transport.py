@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from typing import TYPE_CHECKING
 
 from oslo_config import cfg
@@ -22,10 +23,12 @@ def library_conf(conf: cfg.ConfigOpts) -> cfg.ConfigOpts:
     :raises ConfigError: the library is not installed.
     """
     try:
-        _choose_threads()
-        from oslo_messaging import opts
-        from oslo_messaging._metrics.client import oslo_messaging_metrics
-        from oslo_messaging._tracing.client import oslo_messaging_tracing
+        # What comes along warns at length, on standard error, of eventlet, which nothing here uses.
+        with warnings.catch_warnings(record=True):
+            _choose_threads()
+            from oslo_messaging import opts
+            from oslo_messaging._metrics.client import oslo_messaging_metrics
+            from oslo_messaging._tracing.client import oslo_messaging_tracing
     except ImportError as error:
         raise ConfigError(
             "section [DEFAULT], option transport_url: needs oslo.messaging; install backupfw[messaging]"

@@ -62,10 +62,20 @@ def test_the_installation_id_is_the_configurations(run: Run, state: Path) -> Non
 def test_a_connection_that_cannot_be_used(run: Run, state: Path, url: str, said: str) -> None:
     state.mkdir()
     (state / "backupfw.conf").write_text(f"[database]\nconnection = {url}\n")
-    done = run("db", "version")
+    for command in (["db", "version"], ["config", "check"]):
+        done = run(*command)
+        assert done.status == 1
+        assert "section [database], option connection" in done.err
+        assert said in done.err
+
+
+def test_a_message_bus_that_cannot_be(run: Run, state: Path) -> None:
+    state.mkdir()
+    (state / "backupfw.conf").write_text("[DEFAULT]\ntransport_url = nobus://user:secret@host\n")
+    done = run("config", "check")
     assert done.status == 1
-    assert "section [database], option connection" in done.err
-    assert said in done.err
+    assert "section [DEFAULT], option transport_url: this is not the URL of a message bus" in done.err
+    assert "secret" not in done.err
 
 
 def test_config_check(run: Run, state: Path) -> None:

@@ -208,6 +208,13 @@ WRONG = {
     ),
     "a container": ("[backup]\ncontainer = ..", "[backup]", "container", "path"),
     "a container no store can have": ("[backup]\ncontainer = UPPER", "[store:main]", "container", "match"),
+    "no URL": (
+        "[api]\npublic_endpoint = here",
+        "[api]",
+        "public_endpoint",
+        "missing; allowed: a URL with http",
+    ),
+    "another kind of URL": ("[api]\npublic_endpoint = ftp://h", "[api]", "public_endpoint", "http or https"),
     "an empty connection": ("[database]\nconnection =", "[database]", "connection", "URL"),
 }
 
