@@ -360,6 +360,23 @@ _TABLE = (
         ),
     ),
     Rule(
+        "volume:get_all_transfers",
+        Level.READER,
+        "List volume transfers: none.",
+        tuple(
+            f"GET /{path}{detail}"
+            for path in ("os-volume-transfer", "volume-transfers")
+            for detail in ("", "/detail")
+        ),
+    ),
+    Rule("group:get_all", Level.READER, "List volume groups: none.", ("GET /groups", "GET /groups/detail")),
+    Rule(
+        "group:get_all_group_snapshots",
+        Level.READER,
+        "List snapshots of volume groups: none.",
+        ("GET /group_snapshots", "GET /group_snapshots/detail"),
+    ),
+    Rule(
         "volume:get_extensions",
         Level.READER,
         "List extensions.",

@@ -259,6 +259,28 @@ def test_what_a_backup_service_does_not_have(
     for action in ("os-volume_upload_image", "os-migrate_volume", "os-retype", "os-reserve"):
         refused = admin.at(version).post(f"/volumes/{volume}/action", {action: {}}, 400)
         assert message(refused) == f"There is no such action: {action}."
-    for path in ("/groups", "/attachments", "/volume-transfers", "/clusters", "/os-hosts", "/qos-specs"):
+    for path in ("/attachments", "/clusters", "/os-hosts", "/qos-specs"):
         admin.at(version).get(path, 404)
         admin.at(version).post(path, {"x": {}}, 404)
+
+
+@pytest.mark.parametrize(
+    ("path", "key", "since"),
+    [
+        ("/os-volume-transfer", "transfers", None),
+        ("/volume-transfers", "transfers", "3.55"),
+        ("/groups", "groups", "3.13"),
+        ("/group_snapshots", "group_snapshots", "3.14"),
+    ],
+)
+def test_lists_of_what_there_is_none_of(
+    admin: Client, shared: Cloud, path: str, key: str, since: str | None
+) -> None:
+    """Clients that show volumes ask for them, and take a 404 for a failure of all."""
+    for listing in (path, f"{path}/detail?all_tenants=1&name=x"):
+        for version in (since, "latest"):
+            assert shared.client(roles="reader").at(version).get(listing).json == {key: []}
+        if since is not None:
+            admin.at(f"3.{int(since.partition('.')[2]) - 1}").get(listing, 404)
+    admin.at("latest").get(f"{path}/{NOBODY}", 404)
+    admin.at("latest").post(path, {key: {}}, 404)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from backupfw.api.controllers.absent import AbsentController
 from backupfw.api.controllers.backups import BackupsController
 from backupfw.api.controllers.base import Managers, Settings
 from backupfw.api.controllers.messages import MessagesController
@@ -23,6 +24,7 @@ _CONTROLLERS = (
     ServicesController,
     SurroundingsController,
     MessagesController,
+    AbsentController,
 )
 
 

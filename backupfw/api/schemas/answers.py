@@ -202,6 +202,16 @@ ANSWERS: Mapping[str, AnswerOf] = {
     "GET /types/{type_id}": always(exactly({"volume_type": _TYPE})),
     "GET /extensions": always(exactly({"extensions": _list(_EXTENSION)})),
     "GET /extensions/{alias}": always(exactly({"extension": _EXTENSION})),
+    **{
+        f"GET /{path}{detail}": always(exactly({key: {"type": "array", "maxItems": 0}}))
+        for path, key in (
+            ("os-volume-transfer", "transfers"),
+            ("volume-transfers", "transfers"),
+            ("groups", "groups"),
+            ("group_snapshots", "group_snapshots"),
+        )
+        for detail in ("", "/detail")
+    },
     "GET /resource_filters": always(exactly({"resource_filters": _list(_FILTERS)})),
     "GET /limits": always(
         exactly(
