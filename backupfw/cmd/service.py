@@ -89,7 +89,9 @@ def telling(conf: cfg.ConfigOpts, db: Database) -> Iterator[Notices]:
     from backupfw.dispatch.notifications import Notifications
 
     with closing(Notifications(conf)) as notifications:
-        yield Notices(db, notifications.send)
+        notices = Notices(db, notifications.send, notifications.nudge)
+        notifications.start(notices.deliver)
+        yield notices
 
 
 def make_managers(

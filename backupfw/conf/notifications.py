@@ -26,8 +26,8 @@ OPTS = (
         "retry",
         default=-1,
         min=-1,
-        help="How often the sending of a notification is tried again while the bus does not answer; -1: until"
-        " it does.  Nothing else waits for it.",
+        help="How often the sending of a notification is tried again while the bus does not answer, before it"
+        " is given up; -1: until it does.  Nothing else waits for it.",
     ),
 )
 

@@ -398,6 +398,23 @@ class Task(_Timestamps, Base):
     progress_at: Mapped[datetime | None]
 
 
+class Notice(Base):
+    """An event that is still to be told to the outside (``manager/notices.py``).
+
+    ``taken_until``: until then somebody is sending it.
+    """
+
+    __tablename__ = "notices"
+    __table_args__ = {**_TABLE, "sqlite_autoincrement": True}  # noqa: RUF012  (SQLAlchemy reads it)
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
+    event: Mapped[str] = mapped_column(String(64))
+    request_id: Mapped[str | None]
+    payload: Mapped[dict[str, Any]]
+    taken_until: Mapped[datetime | None]
+    created_at: Mapped[datetime]
+
+
 class Service(Base):
     """A process that reports itself; ``stores`` maps each store it can reach to its wire name.
 

@@ -45,6 +45,8 @@ Result = TypeVar("Result")
 
 #: Execution option that tells the begin event which kind of transaction starts.
 _WRITES = "backupfw_writes"
+#: Key of ``Session.info``: what is done before the transaction is committed.
+_AT_END = "backupfw_at_end"
 #: How long a SQLite transaction waits for another writer, seconds.
 BUSY_SECONDS = 60
 #: How many idle connections to a SQLite file are kept.
@@ -65,9 +67,11 @@ class Database:
     :param url: SQLAlchemy URL, e.g. ``sqlite:////var/lib/backupfw/backupfw.sqlite``.
     :param options: options of oslo.db's enginefacade, e.g. ``max_pool_size``, ``max_overflow``,
         ``connection_recycle_time``, ``max_retries``.
+    :ivar info: what every session has in its ``info``, for those who use the database.
     """
 
     def __init__(self, url: str, **options: Any) -> None:
+        self.info: dict[Any, Any] = {}
         parsed = make_url(url)
         if parsed.get_backend_name() in ("mysql", "mariadb") and "charset" not in parsed.query:
             # oslo.db would ask for three-byte utf8.
@@ -125,8 +129,11 @@ class Database:
         self._local.busy = True
         try:
             with mode.using(_Scope()) as session:
+                session.info.update(self.info)
                 session.connection(execution_options={_WRITES: writes})
                 yield session
+                for work in session.info.pop(_AT_END, ()):
+                    work(session)
         finally:
             self._local.busy = False
             if turn is not None:
@@ -232,6 +239,11 @@ def now(session: Session) -> datetime:
         value = datetime.now(UTC).replace(tzinfo=None)
     assert isinstance(value, datetime)
     return value
+
+
+def at_end(session: Session, work: Callable[[Session], object]) -> None:
+    """Have something done at the end of the session's transaction, as its last part."""
+    session.info.setdefault(_AT_END, []).append(work)
 
 
 def clock(session: Session) -> ColumnElement[datetime]:

@@ -1,14 +1,15 @@
 """Sends notifications through oslo.messaging, in a thread of its own.
 
-Whoever tells something goes on at once: events wait in a queue while the bus is away, and the oldest ones
-are dropped when there are too many.
+Whoever tells something goes on at once.  What must be told waits where it was noted, in the database, until
+it was sent; what is told by the way (progress) waits in a queue while the bus is away, and the oldest is
+dropped when there is too much.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from oslo_log import log
@@ -22,8 +23,10 @@ if TYPE_CHECKING:
 
 LOG = log.getLogger(__name__)
 
-#: Events that wait at most; each is about a kilobyte.
-MOST_WAITING = 10_000
+#: Events that wait in the queue at most; each is about a kilobyte.
+MOST_WAITING = 1000
+#: How often it is looked for what another process noted and did not send, seconds.
+LOOK_SECONDS = 30.0
 #: How long the end of a process waits for events that are still to be sent, seconds.
 LAST_SECONDS = 5.0
 
@@ -36,8 +39,12 @@ class _Context(dict[str, Any]):
         return dict(self)
 
 
+#: Takes an event's name, its payload, and who caused it.
+Send = Callable[[str, Mapping[str, Any], Mapping[str, Any]], None]
+
+
 class Notifications:
-    """Sends events; thread-safe; :meth:`close` it.
+    """Sends events; thread-safe; :meth:`start` and :meth:`close` it.
 
     :param conf: ``[oslo_messaging_notifications]``, ``host``.
     :raises ConfigError: the URL cannot be used, or the library is not installed.
@@ -59,21 +66,38 @@ class Notifications:
                 f"section [{GROUP}], option transport_url: this is not the URL of a message bus"
             ) from error
         self._notifier = oslo_messaging.Notifier(self._transport, publisher_id=f"backup.{conf.host}")
-        self._events: queue.Queue[tuple[str, Mapping[str, Any], Mapping[str, Any]] | None]
+        self._events: queue.Queue[tuple[str, Mapping[str, Any], Mapping[str, Any]]]
         self._events = queue.Queue(MOST_WAITING)
-        self._thread = threading.Thread(target=self._send_all, name="notifications", daemon=True)
+        self._nudged = threading.Event()
+        self._closing = False
+        self._deliver: Callable[[Send], object] = bool
+        self._thread = threading.Thread(target=self._run, name="notifications", daemon=True)
+
+    def start(self, deliver: Callable[[Send], object]) -> None:
+        """Start to send.
+
+        :param deliver: sends what was noted, by what it is given; called now and then, and when nudged.
+        """
+        self._deliver = deliver
         self._thread.start()
 
+    def nudge(self) -> None:
+        """Look soon for what was noted; never blocks and never fails."""
+        self._nudged.set()
+
     def send(self, event: str, payload: Mapping[str, Any], context: Mapping[str, Any]) -> None:
-        """Send an event when the bus is there; never blocks and never fails."""
+        """Send an event when the bus is there, after what was noted; never blocks and never fails."""
         self._put((event, payload, context))
+        self._nudged.set()
 
     def close(self) -> None:
         """Send what waits, for a few seconds at most, and end."""
-        self._put(None)
-        self._thread.join(LAST_SECONDS)
+        self._closing = True
+        self._nudged.set()
+        if self._thread.is_alive():
+            self._thread.join(LAST_SECONDS)
 
-    def _put(self, item: tuple[str, Mapping[str, Any], Mapping[str, Any]] | None) -> None:
+    def _put(self, item: tuple[str, Mapping[str, Any], Mapping[str, Any]]) -> None:
         while True:
             try:
                 self._events.put_nowait(item)
@@ -82,14 +106,24 @@ class Notifications:
                     dropped = self._events.get_nowait()
                 except queue.Empty:
                     continue
-                LOG.warning("Too many notifications wait; dropped %s", dropped and dropped[0])
+                LOG.warning("Too many notifications wait; dropped %s", dropped[0])
             else:
                 return
 
-    def _send_all(self) -> None:
-        while (item := self._events.get()) is not None:
-            event, payload, context = item
+    def _run(self) -> None:
+        closing = False
+        while not closing:
+            self._nudged.wait(LOOK_SECONDS)
+            self._nudged.clear()
+            closing = self._closing
             try:
-                self._notifier.info(_Context(context), event, dict(payload))
+                self._deliver(self._send_now)
+                while True:
+                    self._send_now(*self._events.get_nowait())
+            except queue.Empty:
+                continue
             except Exception:
-                LOG.exception("The notification %s could not be sent", event)
+                LOG.exception("Notifications could not be sent; trying again")
+
+    def _send_now(self, event: str, payload: Mapping[str, Any], context: Mapping[str, Any]) -> None:
+        self._notifier.info(_Context(context), event, dict(payload))

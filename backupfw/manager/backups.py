@@ -24,6 +24,7 @@ from backupfw.errors import BackupNotFound, InvalidBackup, InvalidInput, Invalid
 from backupfw.manager import (
     backup_rows,
     lifecycle,
+    notices,
     progress,
     quota,
     records,
@@ -62,7 +63,7 @@ class BackupManager:
     :param conf: the configuration: stores and placement rules, ``availability_zone``, ``[backup]`` and
         ``[quota]``.
     :param wake: called after a transaction that queued or cancelled a task.
-    :param notices: who tells the outside; None: nobody does.
+    :param teller: who tells the outside; None: nobody does.
     :param container_patterns: what the names of new backups' containers must match, by store.
     """
 
@@ -72,13 +73,13 @@ class BackupManager:
         conf: cfg.ConfigOpts,
         wake: Callable[[], None] = lambda: None,
         container_patterns: Mapping[str, str] = MappingProxyType({}),
-        notices: Notices | None = None,
+        teller: Notices | None = None,
     ) -> None:
         self._db = db
         self._conf = conf
         self._wake = wake
         self._placer = Placer(conf, container_patterns)
-        self._notices = notices or Notices(db)
+        self._notices = teller or Notices(db)
 
     def create(
         self,
@@ -373,11 +374,10 @@ class BackupManager:
         wanted = status.lower()
         if wanted not in (lifecycle.AVAILABLE, lifecycle.ERROR):
             raise InvalidInput(f"Status {status} is not available or error.")
-        self.get(ctx, backup_id)
-        self._notices.tell("backup.reset_status.start", backup_id, ctx.request_id)
 
         def work(session: Session) -> rows.Backup:
             row = _find(session, ctx, backup_id)
+            notices.note(session, "backup.reset_status.start", row.id, ctx.request_id)
             backup_rows.stop_tasks(session, row)
             manifest = backup_rows.manifest_of(session, row, lock=True)
             live = manifest is not None and manifest.state == lifecycle.LIVE
@@ -396,11 +396,12 @@ class BackupManager:
                 raise BackupNotFound(backup_id)
             if manifest is not None and manifest.state == lifecycle.RELEASED:
                 backup_rows.queue_release(session, manifest, row.project_id, ctx.request_id)
+            notices.note(session, "backup.reset_status.end", row.id, ctx.request_id)
             return rows.backup(session, row)
 
         backup = self._db.run(work)
         self._wake()
-        self._notices.tell("backup.reset_status.end", backup_id, ctx.request_id)
+        self._notices.nudge()
         return backup
 
     def export_record(self, ctx: RequestContext, backup_id: str) -> tuple[str, str]:

@@ -1,84 +1,151 @@
 """What is told to the outside about backups: events, each with the backup as it is then.
 
 Events: ``backup.create.start`` and ``.end``, ``backup.createprogress``, and ``.start`` and ``.end`` of
-``backup.import``, ``backup.restore``, ``backup.delete`` and ``backup.reset_status``.  A start is told by
-the worker that makes the first attempt, an end when the operation ended, however it did: ``status`` and
-``fail_reason`` say how.  Telling never fails and never delays what is told.
+``backup.import``, ``backup.restore``, ``backup.delete`` and ``backup.reset_status``.  A start is told when a
+worker claims the task for the first time, an end when the operation ended, however it did: ``status`` and
+``fail_reason`` say how.
+
+Starts and ends are noted in the transaction that they tell of, so there is one exactly when that was
+committed.  Whoever tells them takes the oldest, sends it and deletes it: each is told at least once, and
+those of one backup in order; one whose teller died in between is told again, under the same number.
+Progress is not noted: what was not told in time is told better a moment later.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
 
 from oslo_log import log
-from sqlalchemy import select
+from sqlalchemy import delete, exists, select
 from sqlalchemy.orm import Session
 
 from backupfw.db import models
-from backupfw.db.session import Database
-from backupfw.manager import rows, tasks
-from backupfw.manager.tasks import Task
+from backupfw.db.session import Database, at_end, now
+from backupfw.manager import rows
+
+if TYPE_CHECKING:
+    from backupfw.manager.tasks import Task
 
 LOG = log.getLogger(__name__)
 
 #: Takes an event's name, its payload, and who caused it.
 Send = Callable[[str, Mapping[str, Any], Mapping[str, Any]], None]
 
-_TOLD = frozenset({tasks.BACKUP_CREATE, tasks.BACKUP_IMPORT, tasks.BACKUP_RESTORE, tasks.BACKUP_DELETE})
+#: Kinds of tasks whose starts and ends are told.
+_TOLD = frozenset({"backup.create", "backup.import", "backup.restore", "backup.delete"})
+#: Key of ``Session.info``: this process tells events.
+_TELLS = "backupfw_tells"
+#: How long one that is being sent is left to whoever sends it, seconds.
+_TAKEN_SECONDS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class _Notice:
+    id: int
+    event: str
+    request_id: str | None
+    payload: Mapping[str, Any]
+
+    @property
+    def context(self) -> Mapping[str, Any]:
+        return {
+            "request_id": self.request_id,
+            "project_id": self.payload["tenant_id"],
+            "notice_id": self.id,
+        }
+
+
+def begun(session: Session, task: Task) -> None:
+    """Note that an operation begins, if this is its first attempt, in the transaction of the claim."""
+    if task.kind in _TOLD and task.attempt == 1:
+        note(session, f"{task.kind}.start", task.resource_id, task.request_id)
+
+
+def ended(session: Session, task: Task) -> None:
+    """Note that an operation ends, in the transaction that deletes the task: with what that leaves behind.
+
+    One that nobody had begun is not told of.
+    """
+    if task.kind in _TOLD and task.attempt > 0:
+        at_end(session, lambda session: note(session, f"{task.kind}.end", task.resource_id, task.request_id))
+
+
+def note(session: Session, event: str, backup_id: str, request_id: str | None) -> None:
+    """Note any event of a backup as it is now, in the caller's transaction, if this process tells events."""
+    if not session.info.get(_TELLS):
+        return
+    payload = _payload(session, backup_id)
+    if payload is not None:
+        session.add(
+            models.Notice(event=event, request_id=request_id, payload=payload, created_at=now(session))
+        )
+        session.flush()
 
 
 class Notices:
     """Tells events.  Thread-safe.
 
-    :param send: sends one event; must not block.  None: nothing is told, and the database not asked.
+    :param send: sends one event when it can; must not block.  None: nothing is noted or told, and the
+        database not asked.
+    :param nudge: has :meth:`deliver` called soon.
     """
 
-    def __init__(self, db: Database, send: Send | None = None) -> None:
+    def __init__(self, db: Database, send: Send | None = None, nudge: Callable[[], object] = bool) -> None:
         self._db = db
         self._send = send
-
-    def begun(self, task: Task) -> None:
-        """Tell that an operation began, if this is its first attempt."""
-        if task.kind in _TOLD and task.attempt == 1:
-            self.tell(f"{task.kind}.start", task.resource_id, task.request_id)
-
-    def ended(self, task: Task) -> None:
-        """Tell that an operation ended, if it did: an attempt may as well have given its task back."""
-        if task.kind in _TOLD:
-            self.tell(f"{task.kind}.end", task.resource_id, task.request_id, unless_task=task.id)
+        self.nudge = nudge
+        if send is not None:
+            db.info[_TELLS] = True
 
     def progressed(self, task: Task, done: int, total: int) -> None:
-        """Tell how far the making of a backup is."""
-        if task.kind == tasks.BACKUP_CREATE and total:
-            percent = min(100, 100 * done // total)
-            self.tell("backup.createprogress", task.resource_id, task.request_id, backup_percent=percent)
-
-    def tell(
-        self, event: str, backup_id: str, request_id: str | None, unless_task: int | None = None, **more: Any
-    ) -> None:
-        """Tell any event of a backup.
-
-        :param unless_task: nothing is told while this task is there.
-        :param more: what the payload holds besides.
-        """
-        if self._send is None:
+        """Tell how far the making of a backup is; never fails."""
+        if self._send is None or task.kind != "backup.create" or not total:
             return
         try:
             with self._db.read() as session:
-                if unless_task is not None and session.get(models.Task, unless_task) is not None:
-                    return
-                found = _payload(session, backup_id)
-            if found is not None:
-                context = {"request_id": request_id, "project_id": found["tenant_id"]}
-                self._send(event, {**found, **more}, context)
+                payload = _payload(session, task.resource_id)
+            if payload is not None:
+                context = {"request_id": task.request_id, "project_id": payload["tenant_id"]}
+                percent = min(100, 100 * done // total)
+                self._send("backup.createprogress", {**payload, "backup_percent": percent}, context)
         except Exception:
-            LOG.exception("%s of backup %s could not be told", event, backup_id)
+            LOG.exception("The progress of backup %s could not be told", task.resource_id)
+
+    def deliver(self, send: Send) -> None:
+        """Tell what was noted, by this process or another one, the oldest first.
+
+        :param send: sends one event, and returns when it is sent or fails.
+        """
+        while (notice := self._take()) is not None:
+            send(notice.event, notice.payload, notice.context)
+            sent = delete(models.Notice).where(models.Notice.id == notice.id)
+            self._db.run(lambda session, sent=sent: session.execute(sent))  # type: ignore[misc]
+
+    def _take(self) -> _Notice | None:
+        """Take the oldest, unless somebody else is sending it: those after it wait for that."""
+        row = models.Notice
+        with self._db.read() as session:
+            if not session.scalar(select(exists().where(row.id.is_not(None)))):
+                return None
+
+        def work(session: Session) -> _Notice | None:
+            oldest = session.scalar(select(row).order_by(row.id).limit(1).with_for_update())
+            moment = now(session)
+            if oldest is None or (oldest.taken_until is not None and oldest.taken_until > moment):
+                return None
+            oldest.taken_until = moment + timedelta(seconds=_TAKEN_SECONDS)
+            return _Notice(oldest.id, oldest.event, oldest.request_id, dict(oldest.payload))
+
+        return self._db.run(work)
 
 
 def _payload(session: Session, backup_id: str) -> dict[str, Any] | None:
     """Return a backup, deleted ones too, as listeners know it."""
-    row = session.scalar(select(models.Backup).where(models.Backup.id == backup_id))
+    query = select(models.Backup).where(models.Backup.id == backup_id)
+    row = session.scalar(query.execution_options(populate_existing=True))
     if row is None:
         return None
     return {

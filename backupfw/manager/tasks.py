@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session
 from backupfw.db import models
 from backupfw.db.session import Database, clock, now
 from backupfw.errors import TaskCancelled, TaskLost
-from backupfw.manager import claims, needs
+from backupfw.manager import claims, needs, notices
 from backupfw.manager.claims import QUEUED, RUNNING, Limits, Reach
 
 BACKUP_CREATE = "backup.create"
@@ -161,6 +161,7 @@ def end(session: Session, task: Task) -> None:
     assert isinstance(result, CursorResult)
     if not result.rowcount:
         raise lost(session, task)
+    notices.ended(session, task)
 
 
 def lost(session: Session, task: Task) -> TaskCancelled | TaskLost:
@@ -375,6 +376,7 @@ class Tasks:
             assert isinstance(result, CursorResult)
             if not result.rowcount:
                 raise TaskLost(f"task {task.id}, attempt {task.attempt}, is not ours to discard")
+            notices.ended(session, task)
 
         self._db.run(work)
 
@@ -465,7 +467,9 @@ def _claimed(session: Session, found: models.Task, owner: str, lease_seconds: fl
     found.not_before = None
     found.updated_at = moment
     session.flush()
-    return replace(as_task(found), taken_over=taken_over)
+    task = replace(as_task(found), taken_over=taken_over)
+    notices.begun(session, task)
+    return task
 
 
 def _is_claimed(session: Session, task: Task, owner: str, lease_seconds: float) -> bool:

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from backupfw.db import models
 from backupfw.db.session import now
 from backupfw.errors import BackupNotFound
-from backupfw.manager import claims, lifecycle, services, tasks, volume_tasks
+from backupfw.manager import claims, lifecycle, notices, services, tasks, volume_tasks
 from backupfw.manager.claims import Limits, Reach
 from backupfw.manager.create_tasks import CreateTasks
 from backupfw.manager.import_tasks import ImportTasks
@@ -21,6 +21,7 @@ from backupfw.manager.messages import Action, Detail
 from backupfw.manager.needs import Needs
 from backupfw.manager.restore_tasks import RestoreTasks
 from backupfw.manager.services import Service
+from backupfw.manager.tasks import Task
 
 if TYPE_CHECKING:
     from oslo_config import cfg
@@ -154,11 +155,11 @@ class Waiting(CreateTasks, RestoreTasks, ImportTasks):
         task = tasks.as_task(row)
         if task.cancel:
             # Whoever cancelled it has moved the statuses.
-            session.execute(delete(models.Task).where(models.Task.id == row.id))
+            _drop(session, task)
             return
         reason = row.fail_reason or _reason(Needs(row.zone, row.store, row.volume_host), left)
         if task.kind in volume_tasks.FAILURES:
-            session.execute(delete(models.Task).where(models.Task.id == row.id))
+            _drop(session, task)
             volume_tasks.failed(session, task, reason, Detail.NO_BACKEND if left else Detail.SERVICE_DOWN)
             return
         detail = Detail.SCHEDULE if left else Detail.SERVICE_DOWN
@@ -169,8 +170,7 @@ class Waiting(CreateTasks, RestoreTasks, ImportTasks):
             if moved and not task.payload.get("tries"):
                 self._tell(session, task, Action.DELETE_BACKUP, detail)
             return
-        # An attempt that is frozen, not dead, finds its row missing and changes nothing any more.
-        session.execute(delete(models.Task).where(models.Task.id == row.id))
+        _drop(session, task)
         try:
             if task.kind == tasks.BACKUP_CREATE:
                 self._fail_create(session, task, reason, detail)
@@ -180,6 +180,12 @@ class Waiting(CreateTasks, RestoreTasks, ImportTasks):
                 self._fail_restore(session, task, reason, detail)
         except BackupNotFound:
             return
+
+
+def _drop(session: Session, task: Task) -> None:
+    """Delete a task's row: an attempt that is frozen, not dead, finds it missing and changes nothing."""
+    session.execute(delete(models.Task).where(models.Task.id == task.id))
+    notices.ended(session, task)
 
 
 def _reach(service: Service) -> Reach:

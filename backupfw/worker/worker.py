@@ -85,6 +85,11 @@ class Worker:
         if self._tools.notices is not None:
             self._tools.notices.progressed(task, done, total)
 
+    def _nudge(self) -> None:
+        """Have it told soon that a task began, or ended."""
+        if self._tools.notices is not None:
+            self._tools.notices.nudge()
+
     def start(self) -> None:
         """Announce the worker and start claiming."""
         self._tools.heartbeat()
@@ -146,17 +151,15 @@ class Worker:
         try:
             handler = handler_for(task.kind, self._tools)
             with working_for(task.request_id):
-                if self._tools.notices is not None:
-                    self._tools.notices.begun(task)
+                self._nudge()
                 self._attempt(handler, task, control)
-                if self._tools.notices is not None:
-                    self._tools.notices.ended(task)
         except TaskLost:
             LOG.warning("Attempt %s of task %s (%s) lost its lease", task.attempt, task.id, task.kind)
         except Exception:
             # Not even the outcome could be written: the lease runs out and another attempt takes over.
             LOG.exception("The outcome of task %s (%s) could not be recorded", task.id, task.kind)
         finally:
+            self._nudge()
             self._leases.drop(task)
             self._slots.release()
             self._dispatch.nudge()

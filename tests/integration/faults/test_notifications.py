@@ -66,7 +66,9 @@ def test_an_event_arrives(broker: RabbitMQ, tmp_path: Path) -> None:
         "[oslo_messaging_notifications]\ndriver = messagingv2\ntopics = backups\n",
     )
     with listening(conf) as endpoint, closing(Notifications(conf)) as notifications:
-        notifications.send("backup.create.start", {"backup_id": "b"}, {"request_id": "req-1"})
+        notifications.start(
+            lambda send: send("backup.create.start", {"backup_id": "b"}, {"request_id": "req-1"})
+        )
         publisher, event, payload, context = endpoint.heard.get(timeout=PATIENCE)
     assert (publisher, event, payload) == ("backup.here", "backup.create.start", {"backup_id": "b"})
     assert context["request_id"] == "req-1"
@@ -81,9 +83,11 @@ def test_a_bus_that_is_away_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.
         "[oslo_messaging_notifications]\ndriver = messagingv2\n",
     )
     with closing(Notifications(conf)) as notifications:
+        notifications.start(lambda send: send("backup.create.start", {}, {}))
         # Many more than wait at most: it returns at once, each time.
         for number in range(1000):
-            notifications.send("backup.create.start", {"number": number}, {})
+            notifications.send("backup.createprogress", {"number": number}, {})
+            notifications.nudge()
 
 
 @pytest.mark.parametrize("driver", ["log", "noop", "test"])
@@ -91,6 +95,7 @@ def test_drivers_without_a_bus(tmp_path: Path, driver: str) -> None:
     conf = make_conf(tmp_path, f"[oslo_messaging_notifications]\ndriver = {driver}\n")
     with closing(Notifications(conf)) as notifications:
         notifications.send("backup.create.start", {"backup_id": "b"}, {})
+        notifications.start(bool)
     if driver == "test":
         from oslo_messaging.notify import _impl_test
 

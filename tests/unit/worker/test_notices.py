@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from backupfw.db import models
 from backupfw.manager.backups import BackupManager
 from backupfw.manager.notices import Notices
 from backupfw.manager.tasks import Task
@@ -53,20 +57,37 @@ def world(tmp_path: Path) -> WorkerWorld:
     return WorkerWorld(tmp_path)
 
 
-def listen(world: WorkerWorld, send: Any) -> None:
-    from dataclasses import replace
-
-    notices = Notices(world.db, send)
+@contextmanager
+def listening(world: WorkerWorld, send: Any) -> Iterator[Notices]:
+    """Have a worker's events told as a process does, by a thread of its own; in the end all of them."""
+    nudged, over = threading.Event(), threading.Event()
+    notices = Notices(world.db, send, nudged.set)
     world.tools = replace(world.tools, notices=notices)
-    world.backups = BackupManager(world.db, world.conf, world.dispatch.wake, notices=notices)
+    world.backups = BackupManager(world.db, world.conf, world.dispatch.wake, teller=notices)
+
+    def tell() -> None:
+        last = False
+        while not last:
+            nudged.wait()
+            nudged.clear()
+            last = over.is_set()
+            notices.deliver(send)
+
+    thread = threading.Thread(target=tell)
+    thread.start()
+    try:
+        yield notices
+    finally:
+        over.set()
+        nudged.set()
+        thread.join()
 
 
 def test_every_operation_begins_and_ends(world: WorkerWorld) -> None:
     heard = Heard()
-    listen(world, heard)
     ctx = world.ctx()
     volume = world.filled_volume(b"data" * 4096)
-    with world.worker():
+    with listening(world, heard), world.worker():
         full = world.backups.create(ctx, volume_id=volume).id
         world.wait_backup(full, "available")
         child = world.backups.create(ctx, volume_id=volume, incremental=True).id
@@ -97,13 +118,14 @@ def test_every_operation_begins_and_ends(world: WorkerWorld) -> None:
     restored = next(body for event, body, _ in heard.events if event == "backup.restore.end")
     assert restored["num_dependent_backups"] == 1
     request = next(context for event, _, context in heard.events if event == "backup.create.end")
-    assert request == {"request_id": ctx.request_id, "project_id": "p1"}
+    assert (request["request_id"], request["project_id"]) == (ctx.request_id, "p1")
+    numbers = [context["notice_id"] for event, _, context in heard.events if "progress" not in event]
+    assert numbers == sorted(set(numbers))
 
 
 def test_an_end_says_why_it_failed_and_a_retry_is_no_end(world: WorkerWorld) -> None:
     heard = Heard()
-    listen(world, heard)
-    with world.worker():
+    with listening(world, heard), world.worker():
         # It is longer than what the provider has of it.
         volume = world.volume()
         backup = world.backups.create(world.ctx(), volume_id=volume).id
@@ -130,14 +152,20 @@ def test_a_sender_that_fails_fails_no_task(world: WorkerWorld) -> None:
     def broken(*_: Any) -> None:
         raise OSError("the bus is away")
 
-    listen(world, broken)
+    notices = Notices(world.db, broken)
+    world.tools = replace(world.tools, notices=notices)
     with world.worker():
         backup = world.backups.create(world.ctx(), volume_id=world.filled_volume(b"x" * 4096)).id
         world.wait_backup(backup, "available")
+    with pytest.raises(OSError, match="away"):
+        notices.deliver(broken)
+    assert [row.event for row in world.rows(models.Notice)] == ["backup.create.start", "backup.create.end"]
 
 
-def test_nothing_is_read_when_nobody_listens(world: WorkerWorld) -> None:
+def test_nothing_is_noted_or_read_when_nobody_tells(world: WorkerWorld) -> None:
+    Notices(world.db)
+    backup = world.backup(world.volume())
+    world.backups.reset_status(world.ctx(admin=True), backup.id, "error")
+    assert world.rows(models.Notice) == []
     world.db.close()
-    task = Task(1, "backup.create", "id", None, "p", "req", 1)
-    for told in (Notices(world.db).begun, Notices(world.db).ended):
-        told(task)
+    Notices(world.db).progressed(Task(1, "backup.create", "id", None, "p", "req", 1), 1, 2)

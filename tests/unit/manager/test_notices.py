@@ -1,0 +1,128 @@
+"""Events are told at least once, in order, whoever dies in between."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import update
+
+from backupfw.db import models
+from backupfw.db.session import Database, now
+from backupfw.errors import TaskLost
+from backupfw.manager import tasks
+from backupfw.manager.notices import Notices
+from tests.unit.db.lost_answers import lost_answers
+from tests.unit.manager.support import World
+
+
+@pytest.fixture
+def world(any_db: Database) -> World:
+    world = World(database=any_db)
+    Notices(world.db, lambda *_: None)
+    return world
+
+
+def tell(world: World, during: Callable[[], object] = lambda: None) -> list[tuple[str, str]]:
+    """Tell all there is to tell, as any process may; returns events and the status in each."""
+    told: list[tuple[str, str]] = []
+
+    def send(event: str, payload: Mapping[str, Any], _context: Mapping[str, Any]) -> None:
+        during()
+        told.append((event, payload["status"]))
+
+    Notices(world.db, send).deliver(send)
+    return told
+
+
+def test_what_a_process_that_died_noted_is_told_by_another(world: World) -> None:
+    """It says how the backup was then, and whose commit failed has nothing to tell."""
+    backup = world.backup(world.volume())
+    world.backups.restore(world.ctx(), backup.id)
+    task = world.claim()
+    world.outcomes.fail_restore(task, "It broke.")
+    with pytest.raises(TaskLost):
+        world.outcomes.finish_restore(task)
+    world.backups.delete(world.ctx(), backup.id)
+    world.run_delete()
+    assert tell(world) == [
+        ("backup.create.start", "creating"),
+        ("backup.create.end", "available"),
+        ("backup.restore.start", "restoring"),
+        ("backup.restore.end", "available"),
+        ("backup.delete.start", "deleting"),
+        ("backup.delete.end", "deleted"),
+    ]
+    assert tell(world) == []
+
+
+def test_lost_answers_double_nothing(world: World) -> None:
+    world.backups.create(world.ctx(), volume_id=world.volume())
+    with lost_answers(world.db):
+        task = world.claim()
+    plan = world.outcomes.start_create(task)
+    world.outcomes.bind_source(task, "source")
+    with lost_answers(world.db):
+        world.outcomes.finish_create(task, world.result(plan))
+    assert tell(world) == [("backup.create.start", "creating"), ("backup.create.end", "available")]
+
+
+def test_every_end_is_told(world: World) -> None:
+    """Of what waited in vain, what was cancelled, and what was reset."""
+    expired = world.backups.create(world.ctx(), volume_id=world.volume()).id
+    world.claim()
+    world.silence(seconds=700)
+    world.age(seconds=700)
+    assert world.outcomes.expire_waiting() == 1
+    assert world.status(expired) == "error"
+    world.services.heartbeat("host", "cinder-backup", "nova", {"main": "x"})
+    cancelled = world.backups.create(world.ctx(), volume_id=world.volume()).id
+    task = world.claim(tasks.BACKUP_CREATE)
+    world.backups.reset_status(world.ctx(admin=True), cancelled, "error")
+    world.tasks.discard(task)
+    # Nobody had begun it.
+    unheard = world.backups.create(world.ctx(), volume_id=world.volume()).id
+    world.backups.reset_status(world.ctx(admin=True), unheard, "error")
+    assert tell(world) == [
+        ("backup.create.start", "creating"),
+        ("backup.create.end", "error"),
+        ("backup.create.start", "creating"),
+        ("backup.reset_status.start", "creating"),
+        ("backup.reset_status.end", "error"),
+        ("backup.create.end", "error"),
+        ("backup.reset_status.start", "creating"),
+        ("backup.reset_status.end", "error"),
+    ]
+
+
+def test_one_that_is_being_sent_is_waited_for_until_its_sender_counts_as_dead(world: World) -> None:
+    world.backup(world.volume())
+    sending, go_on = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        sending.set()
+        assert go_on.wait(60)
+
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(tell, world, hang)
+        try:
+            assert sending.wait(60)
+            assert tell(world) == [], "the second of a backup came before the first"
+            with world.db.write() as session:
+                past = now(session) - timedelta(seconds=1)
+                session.execute(
+                    update(models.Notice)
+                    .where(models.Notice.taken_until.is_not(None))
+                    .values(taken_until=past)
+                )
+            both = [("backup.create.start", "creating"), ("backup.create.end", "available")]
+            assert tell(world) == both
+        finally:
+            go_on.set()
+        # It was not dead: told twice, under the same number, and what is after it only once.
+        assert first.result(60) == both[:1]
+    assert world.rows(models.Notice) == []
