@@ -34,15 +34,21 @@ def _make() -> Any:
     conf = load(argparse.Namespace(config_file=files, state_dir=state_dir, debug=False)).conf
     logging.setup(conf)
     database.prepare(conf)
-    db = database.connect(conf)
-    dispatch = service.make_dispatch(conf, listens=False)
-    notices = _open.enter_context(service.telling(conf, db))
-    stop = threading.Event()
-    _open.callback(stop.set)
-    threading.Thread(
-        target=service.look_after_until, args=(stop, conf, db), name="look-after", daemon=True
-    ).start()
-    return make_app(service.make_managers(conf, db, dispatch.wake, notices), conf)
+    # What fails here is tried again at every request: nothing may stay open each time.
+    with ExitStack() as stack:
+        db = database.connect(conf)
+        stack.callback(db.close)
+        dispatch = service.make_dispatch(conf, listens=False)
+        stack.callback(dispatch.close)
+        notices = stack.enter_context(service.telling(conf, db))
+        app = make_app(service.make_managers(conf, db, dispatch.wake, notices), conf)
+        stop = threading.Event()
+        stack.callback(stop.set)
+        threading.Thread(
+            target=service.look_after_until, args=(stop, conf, db), name="look-after", daemon=True
+        ).start()
+        _open.enter_context(stack.pop_all())
+    return app
 
 
 def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:

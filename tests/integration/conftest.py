@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import TypeVar
 
 import pytest
 
 from tests.servers import databases
 from tests.servers.databases import MariaDB, PostgreSQL
+from tests.servers.directory import server_directory
 from tests.servers.keystone import Keystone, keystone, keystone_missing
 from tests.servers.rabbitmq import RabbitMQ, rabbitmq, rabbitmq_missing
 
@@ -26,15 +24,6 @@ def identity(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keystone]:
         pytest.skip(reason)
     with keystone(tmp_path_factory.mktemp("keystone")) as server:
         yield server
-
-
-@contextmanager
-def server_directory() -> Iterator[Path]:
-    """A directory that the servers' own user can reach; below pytest's it could not, see its mode."""
-    with tempfile.TemporaryDirectory(prefix="backupfw-test-") as name:
-        path = Path(name)
-        path.chmod(0o755)
-        yield path
 
 
 @pytest.fixture(scope="session")

@@ -6,16 +6,15 @@ import contextlib
 import getpass
 import http.client
 import os
-import shutil
 import signal
 import socket
 import subprocess
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.servers.directory import server_directory
 from tests.servers.keystone import Keystone
 from tests.servers.process import ServerProcess, free_port
 from tests.servers.programs import find_program, missing_programs
@@ -244,21 +243,15 @@ def swift(
     """
     # ext4 holds too few bytes of extended attributes per file.
     memory = "/dev/shm"
-    base = Path(
-        tempfile.mkdtemp(prefix="backupfw-swift-", dir=memory if os.access(memory, os.W_OK) else None)
-    )
-    try:
-        with ExitStack() as stack:
-            yield _started(base, stack, keystone, token_life, without)
-    finally:
-        shutil.rmtree(base, ignore_errors=True)
+    place = memory if os.access(memory, os.W_OK) else None
+    with server_directory(place) as base, ExitStack() as stack:
+        yield _started(base, stack, keystone, token_life, without)
 
 
 def _started(
     base: Path, stack: ExitStack, keystone: Keystone | None, token_life: int, without: Sequence[str]
 ) -> Swift:
     user = getpass.getuser()
-    base.chmod(0o755)
     (base / "srv" / "d1").mkdir(parents=True)
     (base / "swift.conf").write_text(_SWIFT.format(page=PAGE))
     cluster = Swift(base, free_port(), ports={kind: free_port() for kind in KINDS})

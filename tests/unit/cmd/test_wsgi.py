@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import webtest
 
-from backupfw.cmd import wsgi
+from backupfw.cmd import database, wsgi
 from backupfw.conf import logging
+from backupfw.db.session import Database
 from backupfw.errors import ConfigError
 
 
@@ -24,6 +25,7 @@ def test_the_first_request_loads_the_configuration(state: Path, monkeypatch: pyt
     made = wsgi._app
     app.get("/")
     assert wsgi._app is made
+    wsgi._open.close()
 
 
 def test_what_no_worker_takes_ends(state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,3 +58,31 @@ def test_a_wrong_configuration_is_told_at_every_request(
     for _ in range(2):
         with pytest.raises(ConfigError, match="option port"):
             app.get("/")
+
+
+def test_what_cannot_be_made_stays_open_at_no_request(
+    state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each request tries again."""
+    monkeypatch.setattr(logging, "setup", lambda _conf: None)
+    closed: list[Database] = []
+    connected: list[Database] = []
+    connect, close = database.connect, Database.close
+
+    def remembered(conf: object) -> Database:
+        connected.append(connect(conf))
+        return connected[-1]
+
+    monkeypatch.setattr(database, "connect", remembered)
+    monkeypatch.setattr(Database, "close", lambda db: (closed.append(db), close(db))[1])
+    path = tmp_path / "wrong.conf"
+    path.write_text("[oslo_policy]\npolicy_file = missing.yaml\n")
+    monkeypatch.setattr(wsgi, "_app", None)
+    monkeypatch.setenv("BACKUPFW_CONFIG_FILE", str(path))
+    monkeypatch.setenv("BACKUPFW_STATE_DIR", str(state))
+    app = webtest.TestApp(wsgi.application)
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=r"missing\.yaml"):
+            app.get("/")
+    assert connected
+    assert all(db in closed for db in connected)

@@ -7,9 +7,7 @@ servers started here.
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,6 +15,7 @@ from sqlalchemy import MetaData
 
 from backupfw.db.session import Database
 from tests.servers import databases
+from tests.servers.directory import server_directory
 
 
 @pytest.fixture(scope="session")
@@ -26,7 +25,7 @@ def postgresql_url() -> Iterator[str]:
     elif databases.postgresql_programs() is None:
         pytest.skip("PostgreSQL is not installed")
     else:
-        with _directory() as directory, databases.postgresql(directory) as url:
+        with server_directory() as directory, databases.postgresql(directory) as url:
             yield url
 
 
@@ -37,17 +36,8 @@ def mariadb_url() -> Iterator[str]:
     elif not databases.mariadb_programs():
         pytest.skip("MariaDB is not installed")
     else:
-        with _directory() as directory, databases.mariadb(directory) as url:
+        with server_directory() as directory, databases.mariadb(directory) as url:
             yield url
-
-
-@contextmanager
-def _directory() -> Iterator[Path]:
-    """A directory that the servers' own user can reach; below pytest's it could not, see its mode."""
-    with tempfile.TemporaryDirectory(prefix="backupfw-test-") as name:
-        path = Path(name)
-        path.chmod(0o755)
-        yield path
 
 
 @pytest.fixture(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import uuid
+import weakref
 from datetime import timedelta
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -74,6 +75,9 @@ def make_conf(**changes: Any) -> Conf:
 class World:
     """Everything a test of the manager needs."""
 
+    #: All there are; those that a test made are closed after it (``tests/unit/conftest.py``).
+    living: ClassVar[weakref.WeakSet[World]] = weakref.WeakSet()
+
     def __init__(self, url: str = "sqlite://", *, database: Database | None = None, **changes: Any) -> None:
         self.db = database or Database(url)
         self.conf: Any = make_conf(**changes)
@@ -87,6 +91,11 @@ class World:
         self.services = ServiceManager(self.db, self.conf)
         self.services.heartbeat("host", BACKUP_BINARY, "nova", {"main": WIRE})
         self._numbers = itertools.count(1)
+        self.living.add(self)
+
+    def close(self) -> None:
+        """Close the database."""
+        self.db.close()
 
     def _wake(self) -> None:
         self.wakes += 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ from backupfw.db.session import Database
 from backupfw.errors import BackupfwError, InvalidInput, QuotaExceeded
 from backupfw.manager import quota
 from tests.servers import databases
+from tests.servers.directory import server_directory
 from tests.unit.manager.catalogue import ADMIN, ALICE, BOB, Catalogue, make_conf, make_database
 
 
@@ -204,8 +204,7 @@ def test_races_never_get_past_a_limit(tmp_path: Path) -> None:
 def test_races_on_servers_never_get_past_a_limit(server: Any, programs: Callable[[], object]) -> None:
     if not programs():
         pytest.skip("the server is not installed")
-    # pytest's own directories are closed to the user that servers run as.
-    with tempfile.TemporaryDirectory() as directory, server(Path(directory)) as url:
+    with server_directory() as directory, server(directory) as url:
         db = make_database(url=url)
         the_last_places_are_given_once(db)
         db.close()

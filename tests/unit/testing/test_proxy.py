@@ -26,7 +26,8 @@ class Echo:
         self.got = bytearray()
         self.errors: list[OSError] = []
         self.ended = threading.Event()
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._thread = threading.Thread(target=self._accept, daemon=True)
+        self._thread.start()
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
@@ -45,6 +46,10 @@ class Echo:
             self.ended.set()
 
     def close(self) -> None:
+        # Closing alone would leave the thread waiting.
+        with contextlib.suppress(OSError):
+            self._listening.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
         self._listening.close()
 
 

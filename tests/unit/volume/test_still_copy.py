@@ -8,7 +8,7 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -49,10 +49,11 @@ def image(directory: Path) -> Path:
 
 
 @pytest.fixture
-def copy(directory: Path) -> int:
+def copy(directory: Path) -> Iterator[int]:
     fd = os.open(directory / "copy", os.O_RDWR | os.O_CREAT)
     os.ftruncate(fd, LENGTH)
-    return fd
+    yield fd
+    os.close(fd)
 
 
 def overwrite(path: Path, offset: int) -> Callable[[], None]:
@@ -122,6 +123,7 @@ def test_times_prove_nothing_before_they_rested(tmp_path: Path, monkeypatch: pyt
 
     assert module._rested(fd, 0.3, write_while_waiting) is None
     assert module._rested(fd, 0.3, write_while_waiting) is not None
+    os.close(fd)
 
 
 def test_only_times_that_show_every_write_prove(tmp_path: Path) -> None:

@@ -144,6 +144,11 @@ class WorkerWorld(World):
             expire_waiting=self.outcomes.expire_waiting,
         )
 
+    def close(self) -> None:
+        """Close store and database."""
+        self.store.close()
+        super().close()
+
     @contextmanager
     def worker(self, lease_seconds: float = 30.0, slots: int = 2) -> Iterator[Worker]:
         """Run a worker for a ``with`` block."""
