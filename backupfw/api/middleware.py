@@ -60,7 +60,7 @@ class Envelope:
     def _answer(self, environ: Environ, start_response: Any) -> Iterable[bytes]:
         # Without the query: what a user searches for is nobody else's.  And as it was sent, so that one
         # request is one line whatever its path holds.
-        path = urllib.parse.quote(environ.get("PATH_INFO", ""), safe="/:", encoding="latin-1")
+        path = urllib.parse.quote(environ.get("PATH_INFO", ""), "/:", "latin-1", "replace")
         LOG.info("%s %s", environ["REQUEST_METHOD"], path)
         try:
             self._limit(environ)
