@@ -14,9 +14,9 @@ from backupfw.db.digest import object_digest
 from backupfw.db.installation import installation_id
 from backupfw.db.session import now
 from backupfw.errors import SnapshotNotFound, TaskLost, VolumeNotFound
-from backupfw.manager import backup_rows, lifecycle, lineage, messages, rows, tasks, volume_rules
+from backupfw.manager import backup_rows, failures, lifecycle, lineage, rows, tasks, volume_rules
 from backupfw.manager.lifecycle import BackupMoves
-from backupfw.manager.messages import Action, Detail
+from backupfw.manager.messages import Detail
 from backupfw.manager.outcome import Outcomes
 from backupfw.manager.tasks import Task
 
@@ -228,7 +228,7 @@ class CreateTasks(Outcomes):
             if not moved:
                 raise TaskLost(f"backup {backup.id} is not being created any more")
             if backup.is_incremental and (manifest.base_id is None or result.base_lost):
-                self._tell(session, task, Action.CREATE_BACKUP, Detail.BECAME_FULL, messages.WARNING)
+                failures.warn(session, task, Detail.BECAME_FULL)
             volume_rules.end_backup(session, backup.volume_id, backup.snapshot_id)
             backup_rows.let_go(session, manifest.base_id, backup.project_id, task.request_id)
             backup_rows.drop_temp_snapshot(session, self._backup(session, task), task.request_id)
@@ -254,21 +254,13 @@ class CreateTasks(Outcomes):
 
         def work(session: Session) -> None:
             tasks.end(session, task)
-            self._fail_create(session, task, reason, detail or Detail.CREATE_BACKUP)
+            self._fail_create(session, task, reason, detail)
 
         self._db.run(work)
 
-    def _fail_create(self, session: Session, task: Task, reason: str, detail: Detail) -> None:
+    def _fail_create(self, session: Session, task: Task, reason: str, detail: Detail | None) -> None:
         backup = self._backup(session, task)
-        moved = lifecycle.move(
-            session,
-            models.Backup,
-            backup.id,
-            BackupMoves.create_failed,
-            fail_reason=tasks.short_reason(reason),
-        )
-        if moved:
-            self._tell(session, task, Action.CREATE_BACKUP, detail)
+        failures.failed(session, task, reason, detail)
         volume_rules.end_backup(session, backup.volume_id, backup.snapshot_id)
         if backup_rows.give_up_manifest(session, backup, task.request_id):
             manifest = backup_rows.manifest_of(session, backup)

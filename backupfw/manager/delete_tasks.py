@@ -16,7 +16,6 @@ from backupfw.db.installation import installation_id
 from backupfw.errors import EngineError
 from backupfw.manager import backup_rows, lifecycle, lineage, tasks
 from backupfw.manager.lifecycle import BackupMoves
-from backupfw.manager.messages import Action, Detail
 from backupfw.manager.outcome import Outcomes
 from backupfw.manager.tasks import Task
 
@@ -154,15 +153,7 @@ class DeleteTasks(Outcomes):
 
         def work(session: Session) -> None:
             tasks.end(session, task)
-            moved = lifecycle.move(
-                session,
-                models.Backup,
-                task.resource_id,
-                BackupMoves.delete_failed,
-                fail_reason=tasks.short_reason(reason),
-            )
-            if moved and not task.payload.get("tries"):
-                self._tell(session, task, Action.DELETE_BACKUP, Detail.DELETE_BACKUP)
+            self._fail_delete(session, task, reason)
             self._again(session, task)
 
         self._db.run(work)

@@ -21,9 +21,9 @@ from backupfw.db.digest import object_digest
 from backupfw.db.installation import installation_id
 from backupfw.db.session import now
 from backupfw.errors import InvalidInput, TaskLost
-from backupfw.manager import backup_rows, lifecycle, quota, rows, tasks
+from backupfw.manager import backup_rows, failures, lifecycle, quota, rows, tasks
 from backupfw.manager.lifecycle import BackupMoves
-from backupfw.manager.messages import Action, Detail
+from backupfw.manager.messages import Detail
 from backupfw.manager.outcome import Outcomes
 from backupfw.manager.records import Record, same_service
 from backupfw.manager.tasks import Task
@@ -176,25 +176,23 @@ class ImportTasks(Outcomes):
 
         def work(session: Session) -> None:
             tasks.end(session, task)
-            self._fail_import(session, task, reason, Detail.CREATE_BACKUP)
+            self._fail_import(session, task, reason)
 
         self._db.run(work)
 
-    def _fail_import(self, session: Session, task: Task, reason: str, detail: Detail) -> None:
+    @staticmethod
+    def _fail_import(session: Session, task: Task, reason: str, detail: Detail | None = None) -> None:
         # The names help whoever reads the list; they are the record's word only.
         record = backup_rows.record_from_json(task.payload["record"])
-        moved = lifecycle.move(
+        failures.failed(
             session,
-            models.Backup,
-            task.resource_id,
-            BackupMoves.create_failed,
-            fail_reason=tasks.short_reason(reason),
+            task,
+            reason,
+            detail,
             display_name=record.display_name,
             display_description=record.display_description,
             service=task.payload["service"],
         )
-        if moved:
-            self._tell(session, task, Action.CREATE_BACKUP, detail)
 
     def _hold_manifest(self, session: Session, facts: ManifestFacts) -> str:
         """Return the row of the manifest, held for the backup that will point to it in this transaction.

@@ -7,7 +7,7 @@ prints the diagram of these tables (:func:`mermaid`), so the picture cannot be w
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,8 +77,8 @@ PREVIOUS = "previous status"
 
 
 @dataclass(frozen=True, slots=True)
-class Move:
-    """One allowed change of a status.
+class Step:
+    """One allowed change of a status: a :class:`Move` or a :class:`FailingMove`.
 
     :ivar name: what happens, for the diagram.
     :ivar sources: the statuses it starts from; ``(ANY,)`` for all.
@@ -92,17 +92,28 @@ class Move:
     remember: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Move(Step):
+    """What :func:`move` carries out."""
+
+
+@dataclass(frozen=True, slots=True)
+class FailingMove(Step):
+    """An accepted operation failed: whoever asked for it is told in the same breath, by :func:`fail`."""
+
+
 class BackupMoves:
     """The life of a backup."""
 
     created = Move("created", (CREATING,), AVAILABLE)
-    create_failed = Move("create failed", (CREATING,), ERROR)
+    create_failed = FailingMove("create failed", (CREATING,), ERROR)
     restore = Move("restore", (AVAILABLE,), RESTORING)
-    restored = Move("restore ended", (RESTORING,), AVAILABLE)
+    restored = Move("restored", (RESTORING,), AVAILABLE)
+    restore_failed = FailingMove("restore failed", (RESTORING,), AVAILABLE)
     delete = Move("delete", (AVAILABLE, ERROR), DELETING)
     force_delete = Move("force delete", (ANY,), DELETING)
     delete_again = Move("delete tried again", (DELETING, ERROR_DELETING), DELETING)
-    delete_failed = Move("delete failed", (DELETING,), ERROR_DELETING)
+    delete_failed = FailingMove("delete failed", (DELETING,), ERROR_DELETING)
     deleted = Move("deleted", (DELETING,), DELETED)
     reset_available = Move("reset", (ANY,), AVAILABLE)
     reset_error = Move("reset", (ANY,), ERROR)
@@ -112,24 +123,25 @@ class VolumeMoves:
     """The life of a volume."""
 
     created = Move("created", (CREATING,), AVAILABLE)
-    create_failed = Move("create failed", (CREATING,), ERROR)
+    create_failed = FailingMove("create failed", (CREATING,), ERROR)
     back_up = Move("back up", (AVAILABLE,), BACKING_UP, remember=True)
     back_up_forced = Move("back up with force", (AVAILABLE, IN_USE), BACKING_UP, remember=True)
     backed_up = Move("backup ended", (BACKING_UP,), PREVIOUS)
     restore = Move("restore", (AVAILABLE,), RESTORING_BACKUP)
     restored = Move("restored", (RESTORING_BACKUP, CREATING), AVAILABLE)
+    # A restore is an operation on the backup, whose move tells of it.
     restore_failed = Move("restore failed", (RESTORING_BACKUP,), ERROR_RESTORING)
     restore_of_new_failed = Move(
         "restore cancelled, or failed on a new volume", (RESTORING_BACKUP, CREATING), ERROR
     )
     extend = Move("extend", (AVAILABLE,), EXTENDING)
     extended = Move("extended", (EXTENDING,), AVAILABLE)
-    extend_failed = Move("extend failed", (EXTENDING,), ERROR_EXTENDING)
+    extend_failed = FailingMove("extend failed", (EXTENDING,), ERROR_EXTENDING)
     attach = Move("attach", (AVAILABLE,), IN_USE)
     detach = Move("detach", (IN_USE,), AVAILABLE)
     delete = Move("delete", (AVAILABLE, ERROR, ERROR_RESTORING, ERROR_EXTENDING, ERROR_DELETING), DELETING)
     force_delete = Move("force delete", (ANY,), DELETING)
-    delete_failed = Move("delete failed", (DELETING,), ERROR_DELETING)
+    delete_failed = FailingMove("delete failed", (DELETING,), ERROR_DELETING)
     deleted = Move("deleted", (DELETING,), DELETED)
 
 
@@ -137,12 +149,12 @@ class SnapshotMoves:
     """The life of a snapshot."""
 
     created = Move("created", (CREATING,), AVAILABLE)
-    create_failed = Move("create failed", (CREATING,), ERROR)
+    create_failed = FailingMove("create failed", (CREATING,), ERROR)
     back_up = Move("back up", (AVAILABLE,), BACKING_UP, remember=True)
     backed_up = Move("backup ended", (BACKING_UP,), PREVIOUS)
     delete = Move("delete", (AVAILABLE, ERROR, ERROR_DELETING), DELETING)
     force_delete = Move("force delete", (ANY,), DELETING)
-    delete_failed = Move("delete failed", (DELETING,), ERROR_DELETING)
+    delete_failed = FailingMove("delete failed", (DELETING,), ERROR_DELETING)
     deleted = Move("deleted", (DELETING,), DELETED)
 
 
@@ -167,10 +179,10 @@ def reset(status: str) -> Move:
     return Move("reset", (ANY,), status)
 
 
-def moves(machine: type) -> Iterator[Move]:
+def moves(machine: type) -> Iterator[Step]:
     """Yield the moves of :class:`BackupMoves`, :class:`VolumeMoves` or :class:`SnapshotMoves`, in order."""
     for value in vars(machine).values():
-        if isinstance(value, Move):
+        if isinstance(value, Step):
             yield value
 
 
@@ -185,6 +197,34 @@ def move(
     :returns: whether the resource was in a status that allows the move (False: nothing changed; also
         when it does not exist or is deleted).
     """
+    return _carry_out(session, model, resource_id, step, values)
+
+
+def fail(
+    session: Session,
+    model: type[Backup | Volume | Snapshot],
+    resource_id: str,
+    step: FailingMove,
+    tell: Callable[[], None],
+    **values: Any,
+) -> bool:
+    """Carry out the move of an operation that failed, and tell of it; parameters as of :func:`move`.
+
+    :param tell: adds the user message to the transaction; called if the move was done.
+    """
+    moved = _carry_out(session, model, resource_id, step, values)
+    if moved:
+        tell()
+    return moved
+
+
+def _carry_out(
+    session: Session,
+    model: type[Backup | Volume | Snapshot],
+    resource_id: str,
+    step: Step,
+    values: dict[str, Any],
+) -> bool:
     statement = update(model).where(model.id == resource_id, model.deleted.is_(False))
     if step.sources != (ANY,):
         statement = statement.where(model.status.in_(step.sources))

@@ -9,8 +9,8 @@ from sqlalchemy.orm import Session
 from backupfw.db import models
 from backupfw.db.session import Database
 from backupfw.errors import BackupNotFound
-from backupfw.manager import messages
-from backupfw.manager.messages import Action, Detail
+from backupfw.manager import failures
+from backupfw.manager.messages import Detail
 from backupfw.manager.tasks import Task
 
 if TYPE_CHECKING:
@@ -39,20 +39,9 @@ class Outcomes:
         return row
 
     @staticmethod
-    def _tell(
-        session: Session, task: Task, action: Action, detail: Detail, level: str = messages.ERROR
-    ) -> None:
-        """Post a user message about the task's backup to whoever asked for the task."""
-        messages.post(
-            session,
-            action,
-            detail,
-            project_id=task.project_id,
-            request_id=task.request_id,
-            resource_type=messages.BACKUP,
-            resource_id=task.resource_id,
-            level=level,
-        )
+    def _fail_delete(session: Session, task: Task, reason: str, detail: Detail | None = None) -> None:
+        """The first failure is told; the others are of tries that nobody asked for."""
+        failures.failed(session, task, reason, detail, again=bool(task.payload.get("tries")))
 
     def _retry_delay(self, tries: int) -> float:
         """Return the seconds before the next try of a deletion that failed ``tries`` times before."""

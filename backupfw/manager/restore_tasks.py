@@ -9,9 +9,9 @@ from sqlalchemy.orm import Session
 
 from backupfw.db import models
 from backupfw.errors import InvalidBackup, VolumeNotFound
-from backupfw.manager import backup_rows, lifecycle, rows, tasks, volume_rules
+from backupfw.manager import backup_rows, failures, lifecycle, rows, tasks, volume_rules
 from backupfw.manager.lifecycle import BackupMoves
-from backupfw.manager.messages import Action, Detail
+from backupfw.manager.messages import Detail
 from backupfw.manager.outcome import Outcomes
 from backupfw.manager.tasks import Task
 from backupfw.manager.volume_rules import SOURCE_KEY
@@ -128,20 +128,13 @@ class RestoreTasks(Outcomes):
 
         def work(session: Session) -> None:
             tasks.end(session, task)
-            self._fail_restore(session, task, reason, detail or Detail.RESTORE_BACKUP)
+            self._fail_restore(session, task, reason, detail)
 
         self._db.run(work)
 
-    def _fail_restore(self, session: Session, task: Task, reason: str, detail: Detail) -> None:
-        moved = lifecycle.move(
-            session,
-            models.Backup,
-            task.resource_id,
-            BackupMoves.restored,
-            fail_reason=tasks.short_reason(reason),
-        )
-        if moved:
-            self._tell(session, task, Action.RESTORE_BACKUP, detail)
+    @staticmethod
+    def _fail_restore(session: Session, task: Task, reason: str, detail: Detail | None) -> None:
+        failures.failed(session, task, reason, detail)
         volume_rules.end_restore(session, task.payload["volume_id"], ok=False, new=bool(task.payload["new"]))
 
 

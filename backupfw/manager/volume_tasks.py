@@ -13,7 +13,6 @@ Handlers look like this::
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +22,9 @@ from sqlalchemy.orm import Session
 
 from backupfw.db.models import Snapshot, Volume
 from backupfw.errors import InvalidVolume, SnapshotNotFound, VolumeNotFound
-from backupfw.manager import lifecycle, messages, rows, tasks
+from backupfw.manager import failures, lifecycle, rows, tasks
 from backupfw.manager.lifecycle import Move, SnapshotMoves, VolumeMoves
-from backupfw.manager.messages import Action, Detail
+from backupfw.manager.messages import Detail
 from backupfw.manager.tasks import Task
 from backupfw.manager.volume_rules import gigabytes
 
@@ -73,33 +72,16 @@ class SnapshotPlan:
     in_use: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """What becomes of a volume or snapshot whose task failed, and what its owner is told."""
-
-    model: type[Volume | Snapshot]
-    step: Move
-    action: Action
-    detail: Detail
-
-
-FAILURES: Mapping[str, Failure] = {
-    tasks.VOLUME_CREATE: Failure(
-        Volume, VolumeMoves.create_failed, Action.CREATE_VOLUME, Detail.CREATE_VOLUME
-    ),
-    tasks.VOLUME_DELETE: Failure(Volume, VolumeMoves.delete_failed, Action.DELETE_VOLUME, Detail.UNKNOWN),
-    tasks.VOLUME_EXTEND: Failure(
-        Volume, VolumeMoves.extend_failed, Action.EXTEND_VOLUME, Detail.EXTEND_VOLUME
-    ),
-    tasks.SNAPSHOT_CREATE: Failure(
-        Snapshot, SnapshotMoves.create_failed, Action.CREATE_SNAPSHOT, Detail.CREATE_SNAPSHOT
-    ),
-    tasks.SNAPSHOT_DELETE: Failure(
-        Snapshot, SnapshotMoves.delete_failed, Action.DELETE_SNAPSHOT, Detail.DELETE_SNAPSHOT
-    ),
-}
-"""By kind of task."""
-
+#: The kinds of tasks that these are.
+KINDS = frozenset(
+    (
+        tasks.VOLUME_CREATE,
+        tasks.VOLUME_DELETE,
+        tasks.VOLUME_EXTEND,
+        tasks.SNAPSHOT_CREATE,
+        tasks.SNAPSHOT_DELETE,
+    )
+)
 #: Seconds before the deletion of a temporary snapshot that failed is tried again.
 _AGAIN_SECONDS = 300.0
 
@@ -200,34 +182,21 @@ class VolumeTasks:
 
 
 def failed(session: Session, task: Task, reason: str, detail: Detail | None = None) -> None:
-    """Move what a task was about to its error status, and tell, in the transaction that ended the task.
+    """See :func:`failures.failed`; the size of a volume that was not extended is the old one again.
 
     A temporary snapshot, which is shown to nobody, is deleted again after a while.
-
-    :param detail: what the user message says; None where nothing more exact is known.
     """
-    # Volumes and snapshots have no place for a reason that users could read.
-    LOG.warning("%s of %s failed: %s", task.kind, task.resource_id, reason)
-    failure = FAILURES[task.kind]
-    values = {}
-    if failure.model is Snapshot:
+    values: dict[str, Any] = {}
+    if task.kind == tasks.SNAPSHOT_DELETE:
         snapshot = session.get(Snapshot, task.resource_id)
         if snapshot is not None and snapshot.temporary:
+            LOG.warning("%s of %s failed: %s", task.kind, task.resource_id, reason)
             _delete_again(session, task)
             return
     elif task.kind == tasks.VOLUME_EXTEND:
         volume = session.get(Volume, task.resource_id)
         values = {} if volume is None else {"size": gigabytes(volume.length)}
-    if lifecycle.move(session, failure.model, task.resource_id, failure.step, **values):
-        messages.post(
-            session,
-            failure.action,
-            detail or failure.detail,
-            project_id=task.project_id,
-            request_id=task.request_id,
-            resource_type=messages.VOLUME if failure.model is Volume else messages.SNAPSHOT,
-            resource_id=task.resource_id,
-        )
+    failures.failed(session, task, reason, detail, **values)
 
 
 def _delete_again(session: Session, task: Task) -> None:

@@ -16,8 +16,7 @@ from backupfw.manager import claims, lifecycle, notices, services, tasks, volume
 from backupfw.manager.claims import Limits, Reach
 from backupfw.manager.create_tasks import CreateTasks
 from backupfw.manager.import_tasks import ImportTasks
-from backupfw.manager.lifecycle import BackupMoves
-from backupfw.manager.messages import Action, Detail
+from backupfw.manager.messages import Detail
 from backupfw.manager.needs import Needs
 from backupfw.manager.restore_tasks import RestoreTasks
 from backupfw.manager.services import Service
@@ -125,7 +124,7 @@ class Waiting(CreateTasks, RestoreTasks, ImportTasks):
                     row.kind.in_((tasks.BACKUP_CREATE, tasks.BACKUP_IMPORT, tasks.BACKUP_RESTORE)),
                     # One that shows error_deleting already has nothing to tell.
                     and_(row.kind == tasks.BACKUP_DELETE, row.resource_id.in_(deleting)),
-                    and_(row.kind.in_(volume_tasks.FAILURES), row.resource_id.not_in(hidden)),
+                    and_(row.kind.in_(volume_tasks.KINDS), row.resource_id.not_in(hidden)),
                 ),
                 *(not_(reach.serves()) for reach in {_reach(service) for service in left}),
             )
@@ -158,17 +157,13 @@ class Waiting(CreateTasks, RestoreTasks, ImportTasks):
             _drop(session, task)
             return
         reason = row.fail_reason or _reason(Needs(row.zone, row.store, row.volume_host), left)
-        if task.kind in volume_tasks.FAILURES:
+        if task.kind in volume_tasks.KINDS:
             _drop(session, task)
             volume_tasks.failed(session, task, reason, Detail.NO_BACKEND if left else Detail.SERVICE_DOWN)
             return
         detail = Detail.SCHEDULE if left else Detail.SERVICE_DOWN
         if task.kind == tasks.BACKUP_DELETE:
-            moved = lifecycle.move(
-                session, models.Backup, task.resource_id, BackupMoves.delete_failed, fail_reason=reason
-            )
-            if moved and not task.payload.get("tries"):
-                self._tell(session, task, Action.DELETE_BACKUP, detail)
+            self._fail_delete(session, task, reason, detail)
             return
         _drop(session, task)
         try:

@@ -8,7 +8,15 @@ import pytest
 
 from backupfw.db import models
 from backupfw.manager import lifecycle
-from backupfw.manager.lifecycle import ANY, PREVIOUS, BackupMoves, Move, SnapshotMoves, VolumeMoves
+from backupfw.manager.lifecycle import (
+    ANY,
+    PREVIOUS,
+    BackupMoves,
+    FailingMove,
+    Move,
+    SnapshotMoves,
+    VolumeMoves,
+)
 from tests.unit.manager.support import World
 
 MACHINES = (BackupMoves, VolumeMoves, SnapshotMoves)
@@ -51,9 +59,16 @@ def test_a_move_is_refused_from_any_other_status() -> None:
             for step in lifecycle.moves(machine):
                 row_id = make(status=status)
                 with world.db.write() as session:
-                    moved = lifecycle.move(session, model, row_id, step)
+                    told: list[bool] = []
+                    if isinstance(step, FailingMove):
+                        moved = lifecycle.fail(session, model, row_id, step, lambda t=told: t.append(True))
+                    else:
+                        assert isinstance(step, Move)
+                        moved = lifecycle.move(session, model, row_id, step)
                 allowed = step.sources == (ANY,) or status in step.sources
                 assert moved is allowed, (status, step)
+                # Whoever asked for what failed is told, if it did.
+                assert bool(told) is (allowed and isinstance(step, FailingMove))
                 row = world.row(model, row_id)
                 expected = {PREVIOUS: lifecycle.AVAILABLE}.get(step.target, step.target)
                 assert row.status == (expected if allowed else status)

@@ -121,10 +121,13 @@ class LayerOptions:
 
 
 class WorkerWorld(World):
-    """A :class:`World` whose tasks are carried out by workers that a test starts and stops."""
+    """A :class:`World` whose tasks are carried out by workers that a test starts and stops.
 
-    def __init__(self, folder: Path, **changes: Any) -> None:
-        super().__init__(f"sqlite:///{folder}/db.sqlite", **changes)
+    :param folder: for its database; None keeps it in memory, for a test that uses one thread.
+    """
+
+    def __init__(self, folder: Path | None, **changes: Any) -> None:
+        super().__init__("sqlite://" if folder is None else f"sqlite:///{folder}/db.sqlite", **changes)
         self.conf.backup.block_size = 4 << 10
         self.conf.backup.segment_size = SEGMENT
         self.faulty = FaultyStore(MemoryStore("main"))

@@ -1,0 +1,124 @@
+"""How operations fail that were accepted: the one place where they do, and where their users are told.
+
+What moves to an error status, and what the user message says of it, stand in one table by kind of task; a
+kind that is not in it cannot fail so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from oslo_log import log
+
+from backupfw.db.models import Backup, Snapshot, Volume
+from backupfw.manager import lifecycle, messages, tasks
+from backupfw.manager.lifecycle import BackupMoves, FailingMove, SnapshotMoves, VolumeMoves
+from backupfw.manager.messages import Action, Detail
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+    from backupfw.manager.tasks import Task
+
+LOG = log.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What becomes of a thing whose task failed, and what whoever asked for it is told.
+
+    :ivar detail: why, where nothing more exact is known.
+    """
+
+    model: type[Backup | Volume | Snapshot]
+    step: FailingMove
+    action: Action
+    detail: Detail
+
+
+#: By kind of task.  The removal of a manifest is nothing that somebody asked for: nobody is told of it.
+FAILURES: Mapping[str, Failure] = {
+    tasks.BACKUP_CREATE: Failure(
+        Backup, BackupMoves.create_failed, Action.CREATE_BACKUP, Detail.CREATE_BACKUP
+    ),
+    tasks.BACKUP_IMPORT: Failure(
+        Backup, BackupMoves.create_failed, Action.CREATE_BACKUP, Detail.CREATE_BACKUP
+    ),
+    tasks.BACKUP_RESTORE: Failure(
+        Backup, BackupMoves.restore_failed, Action.RESTORE_BACKUP, Detail.RESTORE_BACKUP
+    ),
+    tasks.BACKUP_DELETE: Failure(
+        Backup, BackupMoves.delete_failed, Action.DELETE_BACKUP, Detail.DELETE_BACKUP
+    ),
+    tasks.VOLUME_CREATE: Failure(
+        Volume, VolumeMoves.create_failed, Action.CREATE_VOLUME, Detail.CREATE_VOLUME
+    ),
+    tasks.VOLUME_DELETE: Failure(Volume, VolumeMoves.delete_failed, Action.DELETE_VOLUME, Detail.UNKNOWN),
+    tasks.VOLUME_EXTEND: Failure(
+        Volume, VolumeMoves.extend_failed, Action.EXTEND_VOLUME, Detail.EXTEND_VOLUME
+    ),
+    tasks.SNAPSHOT_CREATE: Failure(
+        Snapshot, SnapshotMoves.create_failed, Action.CREATE_SNAPSHOT, Detail.CREATE_SNAPSHOT
+    ),
+    tasks.SNAPSHOT_DELETE: Failure(
+        Snapshot, SnapshotMoves.delete_failed, Action.DELETE_SNAPSHOT, Detail.DELETE_SNAPSHOT
+    ),
+}
+#: What a message says it is about.
+_RESOURCE_TYPES: Mapping[type, str] = {
+    Backup: messages.BACKUP,
+    Volume: messages.VOLUME,
+    Snapshot: messages.SNAPSHOT,
+}
+
+
+def failed(
+    session: Session,
+    task: Task,
+    reason: str,
+    detail: Detail | None = None,
+    *,
+    again: bool = False,
+    **values: Any,
+) -> None:
+    """Move what a task was about to its error status and tell of it, in the transaction that ends the task.
+
+    Nothing happens if its status was reset meanwhile.
+
+    :param reason: for users, where there is a place for it; else for the log.
+    :param detail: why, if that is known more exactly than the table says.
+    :param again: it is a try that nobody asked for, after one that was told of.
+    :param values: other columns to set.
+    """
+    failure = FAILURES[task.kind]
+    if failure.model is Backup:
+        values["fail_reason"] = tasks.short_reason(reason)
+    else:
+        LOG.warning("%s of %s failed: %s", task.kind, task.resource_id, reason)
+
+    def tell() -> None:
+        if not again:
+            _post(session, task, detail or failure.detail, messages.ERROR)
+
+    lifecycle.fail(session, failure.model, task.resource_id, failure.step, tell, **values)
+
+
+def warn(session: Session, task: Task, detail: Detail) -> None:
+    """Tell that a task went on, but not as it was asked for."""
+    _post(session, task, detail, messages.WARNING)
+
+
+def _post(session: Session, task: Task, detail: Detail, level: str) -> None:
+    failure = FAILURES[task.kind]
+    messages.post(
+        session,
+        failure.action,
+        detail,
+        project_id=task.project_id,
+        request_id=task.request_id,
+        resource_type=_RESOURCE_TYPES[failure.model],
+        resource_id=task.resource_id,
+        level=level,
+    )

@@ -1,0 +1,276 @@
+"""Whatever is accepted and then fails, by whatever way, is told to whoever asked for it: once, by its ids.
+
+Every kind of task, through the worker itself and through what ends waiting tasks.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+
+import pytest
+from sqlalchemy import update
+
+from backupfw.chunkstore.errors import PermissionDenied, Unavailable
+from backupfw.db import models
+from backupfw.errors import SourceMoved, TargetError, TaskCancelled, VolumeNotFound
+from backupfw.manager import failures, messages, tasks
+from backupfw.manager.messages import Detail
+from backupfw.manager.snapshots import SnapshotManager
+from backupfw.manager.tasks import Task
+from backupfw.manager.volumes import VolumeManager
+from backupfw.worker.control import TaskControl
+from backupfw.worker.handlers import handler_for
+from backupfw.worker.leases import boot_time
+from backupfw.worker.stores import StoreDown
+from backupfw.worker.worker import Worker, WorkerSettings
+from tests.unit.manager.test_records import pack
+from tests.unit.worker.world import WorkerWorld
+
+OWNER = "host/w"
+
+
+@pytest.fixture
+def world() -> Iterator[WorkerWorld]:
+    world = WorkerWorld(None, max_attempts=2)
+    world.conf.quota.per_volume_gigabytes = -1
+    yield world
+    world.store.close()
+    world.db.close()
+
+
+# How each kind of task begins: (what is asked for, whose status it is).
+
+
+def volumes(world: WorkerWorld) -> VolumeManager:
+    return VolumeManager(world.db, world.conf, lambda: None)
+
+
+def snapshots(world: WorkerWorld) -> SnapshotManager:
+    return SnapshotManager(world.db, world.conf, lambda: None)
+
+
+def available_backup(world: WorkerWorld) -> str:
+    made = world.backups.create(world.ctx(), volume_id=world.volume(host="host")).id
+    world.run_create()
+    return made
+
+
+def create_backup(world: WorkerWorld) -> str:
+    return world.backups.create(world.ctx(), volume_id=world.volume(host="host")).id
+
+
+def import_backup(world: WorkerWorld) -> str:
+    url = pack({"id": str(uuid.uuid4()), "size": 1})
+    return world.backups.import_record(world.ctx(), backup_service="x", backup_url=url).id
+
+
+def restore_backup(world: WorkerWorld) -> str:
+    backup = available_backup(world)
+    world.backups.restore(world.ctx(), backup)
+    return backup
+
+
+def delete_backup(world: WorkerWorld) -> str:
+    backup = available_backup(world)
+    world.backups.delete(world.ctx(), backup)
+    return backup
+
+
+def create_volume(world: WorkerWorld) -> str:
+    return volumes(world).create(world.ctx(), size=1, source_volid=world.volume(host="host")).id
+
+
+def delete_volume(world: WorkerWorld) -> str:
+    volume = world.volume(host="host")
+    volumes(world).delete(world.ctx(), volume)
+    return volume
+
+
+def extend_volume(world: WorkerWorld) -> str:
+    volume = world.volume(host="host")
+    volumes(world).extend(world.ctx(), volume, new_size=2)
+    return volume
+
+
+def create_snapshot(world: WorkerWorld) -> str:
+    return snapshots(world).create(world.ctx(), volume_id=world.volume(host="host")).id
+
+
+def delete_snapshot(world: WorkerWorld) -> str:
+    snapshot = world.snapshot(world.volume(host="host"))
+    snapshots(world).delete(world.ctx(), snapshot)
+    return snapshot
+
+
+#: Kind of task -> how it begins; type, action and detail of its message; the status it ends in.
+KINDS: dict[str, tuple[Callable[[WorkerWorld], str], str, str]] = {
+    tasks.BACKUP_CREATE: (create_backup, "VOLUME_VOLUME_BACKUP_013_020", "error"),
+    tasks.BACKUP_IMPORT: (import_backup, "VOLUME_VOLUME_BACKUP_013_020", "error"),
+    tasks.BACKUP_RESTORE: (restore_backup, "VOLUME_VOLUME_BACKUP_015_026", "available"),
+    tasks.BACKUP_DELETE: (delete_backup, "VOLUME_VOLUME_BACKUP_014_025", "error_deleting"),
+    tasks.VOLUME_CREATE: (create_volume, "VOLUME_VOLUME_008_012", "error"),
+    tasks.VOLUME_DELETE: (delete_volume, "VOLUME_VOLUME_101_001", "error_deleting"),
+    tasks.VOLUME_EXTEND: (extend_volume, "VOLUME_VOLUME_007_010", "error_extending"),
+    tasks.SNAPSHOT_CREATE: (create_snapshot, "VOLUME_VOLUME_SNAPSHOT_009_013", "error"),
+    tasks.SNAPSHOT_DELETE: (delete_snapshot, "VOLUME_VOLUME_SNAPSHOT_010_016", "error_deleting"),
+}
+#: Kinds whose messages say more exactly what was wrong with a volume.
+EXACT = {tasks.BACKUP_CREATE, tasks.BACKUP_RESTORE}
+
+
+# By which way it fails.
+
+
+class Driver:
+    """A worker whose attempts a test makes itself, one after the other."""
+
+    def __init__(self, world: WorkerWorld) -> None:
+        self._world = world
+        settings = WorkerSettings("host", 1, 30.0, retry_pause=0.0, store_wait=600.0)
+        self._worker = Worker(world.tools, world.dispatch, settings)
+
+    def attempt(self, kind: str, error: Exception) -> None:
+        """Let one attempt of the task of this kind end in this error."""
+        task = self._world.tasks.claim(OWNER, 60)
+        assert task is not None
+        assert task.kind == kind
+        self._worker._attempt(self._failing(task, error), task, TaskControl(boot_time() + 60))
+
+    def _failing(self, task: Task, error: Exception) -> object:
+        handler = handler_for(task.kind, self._world.tools)
+
+        def run(_task: Task, _control: TaskControl) -> None:
+            raise error
+
+        handler.run = run  # type: ignore[method-assign]
+        return handler
+
+
+def refused(world: WorkerWorld, kind: str) -> None:
+    """An error that another attempt would not change."""
+    Driver(world).attempt(kind, PermissionDenied("AKIA123"))
+
+
+def unexpected(world: WorkerWorld, kind: str) -> None:
+    """An error of ours."""
+    Driver(world).attempt(kind, KeyError("oops"))
+
+
+def again_and_again(world: WorkerWorld, kind: str) -> None:
+    """An error that might pass, in every attempt there is."""
+    driver = Driver(world)
+    for _ in range(2):
+        assert world.rows(models.Message) == []
+        driver.attempt(kind, OSError(5, "no"))
+
+
+def attempts_lost(world: WorkerWorld, kind: str) -> None:
+    """Workers that die of it; the one that claims it next does not even begin."""
+    for _ in range(2):
+        assert world.tasks.claim(OWNER, 60) is not None
+        with world.db.write() as session:
+            session.execute(update(models.Task).values(lease_until=models.Task.created_at))
+    Driver(world).attempt(kind, AssertionError("it was begun"))
+
+
+def store_down(world: WorkerWorld, kind: str) -> None:
+    """A store that has not answered for long."""
+    Driver(world).attempt(kind, StoreDown("main", 601.0))
+
+
+def store_gone(world: WorkerWorld, kind: str) -> None:
+    """A store that does not answer when it is asked, again and again."""
+    driver = Driver(world)
+    for _ in range(2):
+        driver.attempt(kind, Unavailable("no"))
+
+
+def volume_gone(world: WorkerWorld, kind: str) -> None:
+    """What it is about is gone."""
+    Driver(world).attempt(kind, VolumeNotFound("x"))
+
+
+def source_moved(world: WorkerWorld, kind: str) -> None:
+    """The volume never stood still."""
+    Driver(world).attempt(kind, SourceMoved("no"))
+
+
+def target_refused(world: WorkerWorld, kind: str) -> None:
+    """The volume could not be opened."""
+    driver = Driver(world)
+    for _ in range(2):
+        driver.attempt(kind, TargetError("no"))
+
+
+def no_worker(world: WorkerWorld, _kind: str) -> None:
+    """Nobody took it."""
+    world.silence(seconds=700)
+    world.age(seconds=700)
+    assert world.outcomes.expire_waiting() == 1
+
+
+def no_able_worker(world: WorkerWorld, _kind: str) -> None:
+    """Nobody who lives could take it."""
+    with world.db.write() as session:
+        session.execute(update(models.Task).values(volume_host="gone"))
+    world.age(seconds=700)
+    assert world.outcomes.expire_waiting() == 1
+
+
+#: The way -> the detail that every kind tells then; None: each its own, or what EXACT kinds tell.
+WAYS: dict[Callable[[WorkerWorld, str], None], Detail | None] = {
+    refused: None,
+    unexpected: None,
+    attempts_lost: None,
+    store_down: None,
+    store_gone: None,
+    again_and_again: Detail.DEVICE,
+    volume_gone: Detail.VOLUME_STATE,
+    source_moved: Detail.DEVICE,
+    target_refused: Detail.ATTACH,
+    no_worker: Detail.SERVICE_DOWN,
+    no_able_worker: Detail.SCHEDULE,
+}
+ENDED_BY_WAITING = {no_worker, no_able_worker}
+
+
+def expected_event(kind: str, way: Callable[[WorkerWorld, str], None]) -> str:
+    event, detail = KINDS[kind][1], WAYS[way]
+    if detail is None or (way not in ENDED_BY_WAITING and kind not in EXACT):
+        return event
+    if way is no_able_worker and not kind.startswith("backup"):
+        detail = Detail.NO_BACKEND
+    return f"{event.rpartition('_')[0]}_{detail.value}"
+
+
+def test_every_kind_is_here() -> None:
+    assert set(KINDS) == set(failures.FAILURES) == tasks.KINDS - {tasks.MANIFEST_RELEASE}
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_failure_is_told_once(
+    world: WorkerWorld, kind: str, way: Callable[[WorkerWorld, str], None]
+) -> None:
+    begin, _, status = KINDS[kind]
+    resource = begin(world)
+    way(world, kind)
+    (told,) = world.rows(models.Message)
+    assert told.event_id == expected_event(kind, way)
+    assert (told.resource_uuid, told.project_id, told.message_level) == (resource, "p1", messages.ERROR)
+    model = failures.FAILURES[kind].model
+    row = world.row(model, resource)
+    assert row.status == status
+    if model is models.Backup:
+        assert row.fail_reason
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_cancelled_is_not_told(world: WorkerWorld, kind: str) -> None:
+    """Whoever cancelled it knows."""
+    KINDS[kind][0](world)
+    with world.db.write() as session:
+        session.execute(update(models.Task).values(cancel=True))
+    Driver(world).attempt(kind, TaskCancelled("no"))
+    assert world.rows(models.Message) == []
