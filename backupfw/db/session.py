@@ -54,6 +54,9 @@ _KEPT_CONNECTIONS = 16
 #: How long a server lets a transaction stand idle before it ends it and gives its locks back.  Ours never
 #: wait for anything but the database; one that does belongs to a process that is frozen or gone.
 IDLE_SECONDS = 20
+#: How long MariaDB lets a statement wait for a lock, after which the transaction is tried again: by then
+#: whoever held it has ended or was ended.
+LOCK_SECONDS = IDLE_SECONDS + 5
 
 
 @enginefacade.transaction_context_provider
@@ -320,6 +323,7 @@ def _sqlite_begin(connection: Connection) -> None:
 def _mysql_connect(connection: Any, _record: Any) -> None:
     with connection.cursor() as cursor:
         cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
+        cursor.execute(f"SET SESSION innodb_lock_wait_timeout = {LOCK_SECONDS}")
         # MySQL has no such limit; there the server's operator must see to frozen clients.
         cursor.execute("SHOW VARIABLES LIKE 'idle_transaction_timeout'")
         if cursor.fetchone():

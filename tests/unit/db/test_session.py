@@ -225,6 +225,63 @@ def test_a_frozen_process_gives_its_locks_back(db: Database, monkeypatch: pytest
     assert len(tries) >= 2
 
 
+@pytest.mark.parametrize("db", ["mariadb"], indirect=True)
+def test_a_lock_that_is_not_given_back_is_tried_for_again(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the server ends no idle transactions, the wait for its locks ends all the same."""
+    with db.write() as session:
+        session.add(models.Quota(project_id="p", resource="r", hard_limit=0))
+    monkeypatch.setattr(session_module, "LOCK_SECONDS", 1)
+    hasty = Database(db.engine.url.render_as_string(hide_password=False))
+    tries: list[int] = []
+    second = threading.Event()
+
+    def add_one(session: Session) -> None:
+        tries.append(1)
+        if len(tries) == 2:
+            second.set()
+        session.get_one(models.Quota, ("p", "r"), with_for_update=True).hard_limit += 1
+
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            with db.write() as session:
+                session.get_one(models.Quota, ("p", "r"), with_for_update=True).hard_limit += 1
+                session.flush()
+                waiting = pool.submit(hasty.run, add_one)
+                assert second.wait(60)
+            waiting.result(60)
+    finally:
+        hasty.close()
+    with db.read() as session:
+        assert session.scalar(select(models.Quota.hard_limit)) == 2
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_the_idle_limit_is_set_where_the_server_has_one(known: bool) -> None:
+    """MariaDB has it, MySQL has not; neither refuses the connection."""
+    said: list[str] = []
+
+    class Cursor:
+        def __enter__(self) -> Cursor:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def execute(self, statement: str) -> None:
+            said.append(statement)
+
+        def fetchone(self) -> object:
+            return ("idle_transaction_timeout", "0") if known else None
+
+    class Connection:
+        cursor = Cursor
+
+    session_module._mysql_connect(Connection(), None)
+    assert any("SET SESSION idle_transaction_timeout" in statement for statement in said) is known
+
+
 def test_sqlite_is_set_up_to_last(db: Database) -> None:
     if db.backend != "sqlite":
         pytest.skip("declared: SQLite only")
