@@ -34,9 +34,9 @@ class ServicesController(Controller):
     def index(self, call: Call) -> dict[str, Any]:
         """``GET /os-services``; ``?host`` and ``?binary`` choose."""
         self.enforce(call, "volume_extension:services:index")
-        found = self.managers.services.list(
-            call.context, host=call.query.get("host"), binary=call.query.get("binary")
-        )
+        # "service" is an older name.
+        binary = call.query.get("binary") or call.query.get("service") or None
+        found = self.managers.services.list(call.context, host=call.query.get("host") or None, binary=binary)
         # There are no clusters here.
         later = {"cluster": None} if call.version >= microversions.SERVICE_CLUSTER else {}
         return {
@@ -83,8 +83,9 @@ class ServicesController(Controller):
 
     def _switch(self, call: Call, *, disabled: bool, reason: str | None = None) -> dict[str, Any]:
         self.enforce(call, "volume_extension:services:update")
+        binary = call.body.get("binary", call.body.get("service"))
         service = self.managers.services.set_disabled(
-            call.context, call.body["host"], call.body["binary"], disabled=disabled, reason=reason
+            call.context, call.body["host"], binary, disabled=disabled, reason=reason
         )
         return {
             "host": service.host,
