@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from oslo_log import log
 
-from backupfw.chunkstore.errors import Unavailable
+from backupfw.chunkstore.errors import DeleteFailed, Unavailable
 from backupfw.chunkstore.heed import heeding
 from backupfw.context import working_for
 from backupfw.dispatch.base import Dispatch
@@ -201,9 +201,10 @@ class Worker:
         if isinstance(error, StoreDown):
             self._without_store(handler, task, error, reason)
             return
-        if isinstance(error, Unavailable):
+        silent = _silent_store(error)
+        if silent is not None:
             with heeding(control.check):
-                down = self._tools.stores.failed(error.store)
+                down = self._tools.stores.failed(silent)
             if down:
                 # Each worker process learns it by a failure; more of them than there are attempts may.
                 self._tasks.release(task, self._settings.retry_pause)
@@ -229,3 +230,9 @@ class Worker:
             return
         LOG.error("Task %s (%s of %s) ends: %s", task.id, task.kind, task.resource_id, error)
         handler.failed(task, reason)
+
+
+def _silent_store(error: Exception) -> str | None:
+    """Return the store that did not answer, at all or half-way through a delete; None: it was not that."""
+    errors = error.errors.values() if isinstance(error, DeleteFailed) else (error,)
+    return next((each.store for each in errors if isinstance(each, Unavailable)), None)

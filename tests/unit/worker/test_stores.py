@@ -15,7 +15,7 @@ import pytest
 
 from backupfw.chunkstore.base import ChunkStore
 from backupfw.chunkstore.container import Container
-from backupfw.chunkstore.errors import ChunkStoreError, PermissionDenied, Unavailable
+from backupfw.chunkstore.errors import ChunkStoreError, DeleteFailed, NoSpace, PermissionDenied, Unavailable
 from backupfw.chunkstore.heed import heed, heeding
 from backupfw.chunkstore.memory import MemoryStore
 from backupfw.db import models
@@ -236,6 +236,18 @@ def test_each_worker_may_find_out_that_a_store_is_down(world: WorkerWorld, moody
     with world.worker():
         made = world.backups.create(world.ctx(), volume_id=world.filled_volume(DATA))
         world.wait_backup(made.id, "available")
+    assert len(moody.told) > world.conf.backup.max_attempts
+
+
+def test_a_store_may_go_down_half_way_through_a_delete(world: WorkerWorld, moody: Moody) -> None:
+    with world.worker():
+        made = world.backups.create(world.ctx(), volume_id=world.filled_volume(DATA))
+        world.wait_backup(made.id, "available")
+        moody.silent = True
+        left = {"one": Unavailable("gone", store="main"), "another": NoSpace("full", store="main")}
+        world.faulty.fail("delete", lambda: DeleteFailed(left, store="main"), times=5)
+        world.backups.delete(world.ctx(), made.id)
+        world.wait_backup(made.id, None)
     assert len(moody.told) > world.conf.backup.max_attempts
 
 
