@@ -7,7 +7,7 @@ import os
 import random
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,7 +99,7 @@ class Running:
 
 
 class Killer:
-    """Kills a worker that is at work, starts it again, and so on.
+    """Kills a worker that is at work, starts it again, and so on; at most half of them are down.
 
     :ivar kills: how many it killed.
     """
@@ -109,22 +109,31 @@ class Killer:
         self._installed = installed
         self._random = random.Random(seed)
         self._end = time.monotonic() + patience
+        self._starting: deque[str] = deque()
 
     def until_idle(self) -> None:
         """Go on until no task is left."""
         while self._installed.rows("SELECT id FROM tasks"):
             assert time.monotonic() < self._end, self._installed.log_tail()
             self._kill_one()
-            time.sleep(self._random.uniform(0.5, 2))
+            time.sleep(self._random.uniform(1, 3))
+        while self._starting:
+            self._wait_for_one()
 
     def _kill_one(self) -> None:
         owners = self._installed.rows("SELECT DISTINCT owner FROM tasks WHERE state = 'running'")
-        hosts = sorted({owner.partition("/")[0] for (owner,) in owners})
+        hosts = {owner.partition("/")[0] for (owner,) in owners} - set(self._starting)
         if hosts:
-            victim = self._random.choice(hosts)
+            victim = self._random.choice(sorted(hosts))
             self._installed.workers[victim].kill()
-            self._installed.start_worker(victim)
+            self._installed.start_worker(victim, wait=False)
+            self._starting.append(victim)
             self.kills += 1
+        if len(self._starting) >= len(WORKERS) / 2:
+            self._wait_for_one()
+
+    def _wait_for_one(self) -> None:
+        self._installed.workers[self._starting.popleft()].wait_ready()
 
 
 def statuses(installed: Installation, table: str) -> Counter[str]:
