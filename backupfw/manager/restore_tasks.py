@@ -101,7 +101,7 @@ class RestoreTasks(Outcomes):
         """End the task: backup and volume are available.
 
         The source's metadata is set on the volume (its other keys stay); a volume whose name nobody
-        chose takes the source's name and description.
+        chose takes the source's name, if it has one, and description.
         """
 
         def work(session: Session) -> None:
@@ -140,7 +140,8 @@ class RestoreTasks(Outcomes):
 
 def _describe(session: Session, backup: models.Backup, volume: models.Volume, source: RestoredVolume) -> None:
     if volume.display_name == f"restore_backup_{backup.id}":
-        volume.display_name = source.name
+        # A source without a name leaves the one that the call has answered with.
+        volume.display_name = source.name or volume.display_name
         volume.display_description = source.description
     for key, value in (source.metadata or {}).items():
         # What an older restore left on the source says nothing of this volume.

@@ -243,6 +243,14 @@ def test_restore_to_a_new_volume(world: World, name: str | None) -> None:
     assert world.row(models.VolumeMetadata, (volume, "k")).value == "v"
 
 
+def test_restore_of_a_volume_without_a_name_to_a_new_one(world: World) -> None:
+    backup = world.backup(world.volume())
+    _, volume, shown = world.backups.restore(world.ctx(), backup.id)
+    world.run_restore(RestoredVolume(None, "text", {}))
+    row = world.row(models.Volume, volume)
+    assert (row.display_name, row.display_description) == (shown, "text")
+
+
 def test_restore_to_a_new_volume_needs_room() -> None:
     world = World(volumes=1)
     backup = world.backup(world.volume())
