@@ -87,6 +87,9 @@ def validate(body: Any, schema: Schema) -> None:
 
 
 def _refusal(error: jsonschema.ValidationError) -> str:
+    message = str(error.message)
+    if error.validator == "format" and error.validator_value in formats.HINTS:
+        message += f" ({formats.HINTS[error.validator_value]})"
     if not error.path:
-        return str(error.message)
-    return f"Invalid input for field/attribute {error.path[-1]}. Value: {error.instance}. {error.message}"
+        return message
+    return f"Invalid input for field/attribute {error.path[-1]}. Value: {error.instance}. {message}"

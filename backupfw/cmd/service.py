@@ -22,6 +22,7 @@ from backupfw.conf.stores import group_of
 from backupfw.db.session import Database
 from backupfw.dispatch.base import Dispatch
 from backupfw.dispatch.inprocess import InProcessDispatch
+from backupfw.errors import ConfigError
 from backupfw.manager.backup_tasks import BackupTasks
 from backupfw.manager.backups import BackupManager
 from backupfw.manager.claims import Limits, Reach
@@ -124,17 +125,24 @@ class ApiServer:
     def __init__(self, conf: cfg.ConfigOpts, managers: Managers, meters: Meters) -> None:
         api = conf.api
         self._sockets: dict[int, Any] = {}
-        self._server: Any = waitress.create_server(
-            meters.measured(make_app(managers, conf)),
-            map=self._sockets,
-            host=api.listen,
-            port=api.port,
-            threads=api.threads,
-            # Our own limit answers in JSON; the server's is for what comes before it.
-            max_request_body_size=max(api.max_request_body_size * 2, 1 << 20),
-            clear_untrusted_proxy_headers=not api.enable_proxy_headers_parsing,
-            ident="backupfw",
-        )
+        app = meters.measured(make_app(managers, conf))
+        try:
+            self._server: Any = waitress.create_server(
+                app,
+                map=self._sockets,
+                host=api.listen,
+                port=api.port,
+                threads=api.threads,
+                # Our own limit answers in JSON; the server's is for what comes before it.
+                max_request_body_size=max(api.max_request_body_size * 2, 1 << 20),
+                clear_untrusted_proxy_headers=not api.enable_proxy_headers_parsing,
+                ident="backupfw",
+            )
+        except OSError as error:
+            raise ConfigError(
+                f"section [api], options listen and port: {api.listen}, port {api.port}:"
+                f" {error.strerror or error}"
+            ) from error
         host = f"[{api.listen}]" if ":" in api.listen else api.listen
         # A name with several addresses makes a server of servers.
         several = getattr(self._server, "effective_listen", None)

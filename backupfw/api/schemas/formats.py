@@ -10,6 +10,12 @@ import jsonschema
 
 CHECKER = jsonschema.FormatChecker(formats=())
 
+#: What a format means, where its name does not say it.
+HINTS = {
+    "printable": "printable characters only: no line breaks, nothing above U+FFFE",
+    "backup_status": "available or error",
+}
+
 _PLAIN_UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", re.ASCII)
 
 

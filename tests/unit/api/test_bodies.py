@@ -111,6 +111,11 @@ def refusal(body: Any, schema: Any) -> str:
             "Invalid input for field/attribute volume_id. Value: x. 'x' is not a 'uuid'",
         ),
         (
+            {"backup": {"volume_id": ID, "description": "a\nb"}},
+            "Invalid input for field/attribute description. Value: a\nb. 'a\\nb' is not a 'printable'"
+            " (printable characters only: no line breaks, nothing above U+FFFE)",
+        ),
+        (
             {"backup": {"volume_id": ID, "name": "a" * 256}},
             f"Invalid input for field/attribute name. Value: {'a' * 256}. '{'a' * 256}' is too long",
         ),

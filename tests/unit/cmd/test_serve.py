@@ -135,7 +135,7 @@ def test_a_port_that_is_taken(state: Path) -> None:
         process = start("serve", "--state-dir", str(state), "--port", port)
         out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (1, "")
-    assert "Address already in use" in err.splitlines()[-1]
+    assert f"[api], options listen and port: 127.0.0.1, port {port}: Address already" in err.splitlines()[-1]
     assert "Traceback" not in err
 
 
