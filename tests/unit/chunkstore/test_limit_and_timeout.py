@@ -5,17 +5,19 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
 
 import pytest
 
 from backupfw.chunkstore.base import Body, ChunkStore
 from backupfw.chunkstore.errors import ChunkStoreError, NotFound, RangeError, Unavailable
-from backupfw.chunkstore.heed import heeding
+from backupfw.chunkstore.heed import LOOK, heeding
 from backupfw.chunkstore.layers import timeout as timeout_module
 from backupfw.chunkstore.layers.base import Layer
 from backupfw.chunkstore.layers.limit import LimitLayer, Limits, TokenBucket
 from backupfw.chunkstore.layers.timeout import TimeoutLayer
+from backupfw.chunkstore.layers.watch import Watch
 from backupfw.chunkstore.memory import MemoryStore
 from backupfw.testing.faults import FaultyStore, SlowStore
 from tests.unit.chunkstore.test_retry import Clock
@@ -190,6 +192,37 @@ class TestRates:
         assert sum(passed) == 11
 
 
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """What the timeout layer measures by."""
+    clock = Clock()
+
+    class ClockedWatch(Watch):
+        def __init__(self) -> None:
+            super().__init__(clock)
+
+    monkeypatch.setattr(timeout_module, "Watch", ClockedWatch)
+    return clock
+
+
+def wait_in_line(store: LimitLayer) -> None:
+    """Return when a call waits for a place, its watch stopped."""
+    end = time.monotonic() + 60
+    while True:
+        # Whoever is in the line while others hold this has begun to wait.
+        with store._changed:
+            if store._line:
+                return
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def stays(call: Future[bytes]) -> None:
+    """The call goes on waiting, although it has looked at the clock a few times."""
+    with pytest.raises(FutureTimeout):
+        call.result(3 * LOOK)
+
+
 class TestTimeout:
     def test_a_call_that_hangs_is_given_up(self, memory: MemoryStore) -> None:
         leave = threading.Event()
@@ -258,46 +291,54 @@ class TestTimeout:
     def test_a_large_body_has_more_time(self, memory: MemoryStore) -> None:
         leave = threading.Event()
         store = TimeoutLayer(SlowStore(memory, gate=lambda: leave.wait(0.3)), 0.05)
-        store.put("c", "large", Body.from_bytes(bytes(4 << 20)))
+        store.put("c", "large", Body.from_bytes(bytes(30 << 20)))
         with pytest.raises(Unavailable):
             store.put("c", "small", X)
 
-    def test_waiting_for_a_limit_is_no_timeout(self, memory: MemoryStore) -> None:
-        # One call holds the only place five times as long as the other may take.
+    def test_waiting_for_a_limit_is_no_timeout(self, memory: MemoryStore, clock: Clock) -> None:
         entered = threading.Event()
         first = threading.Event()
 
         def gate() -> None:
             if not entered.is_set():
                 entered.set()
-                first.wait(30)
+                first.wait(60)
 
         limited = LimitLayer(SlowStore(memory, gate=gate), Limits(concurrency=1))
-        store = TimeoutLayer(limited, 0.2)
+        store = TimeoutLayer(limited, 100)
         with ThreadPoolExecutor(2) as pool:
             slow = pool.submit(limited.get, "c", "key")
-            assert entered.wait(30)
+            assert entered.wait(60)
             waiting = pool.submit(store.get, "c", "key")
-            threading.Event().wait(1.0)
-            assert not waiting.done()
+            wait_in_line(limited)
+            # One call holds the only place ten times as long as the other may take.
+            clock.now += 1000
+            stays(waiting)
             first.set()
-            assert waiting.result(30) == b"x"
-            assert slow.result(30) == b"x"
+            assert waiting.result(60) == b"x"
+            assert slow.result(60) == b"x"
 
-    def test_a_call_that_timed_out_keeps_its_place(self, memory: MemoryStore) -> None:
+    def test_a_call_that_timed_out_keeps_its_place(self, memory: MemoryStore, clock: Clock) -> None:
         leave = threading.Event()
-        slow = SlowStore(memory, gate=lambda: leave.wait(30))
-        store = TimeoutLayer(LimitLayer(slow, Limits(concurrency=2)), 0.05)
-        for _ in range(2):
-            with pytest.raises(Unavailable):
-                store.get("c", "key")
-        # Two hang in the driver; the third waits for a place and so does not time out, nor get in.
-        with ThreadPoolExecutor(1) as pool:
+        entered = threading.Semaphore(0)
+        slow = SlowStore(memory, gate=lambda: (entered.release(), leave.wait(60)))
+        limited = LimitLayer(slow, Limits(concurrency=2))
+        store = TimeoutLayer(limited, 100)
+        with ThreadPoolExecutor(3) as pool:
+            hang = [pool.submit(store.get, "c", "key") for _ in range(2)]
+            for _ in hang:
+                assert entered.acquire(timeout=60)
+            clock.now += 1000
+            for call in hang:
+                with pytest.raises(Unavailable):
+                    call.result(60)
+            # Two hang in the driver; the third waits for a place and so does not time out, nor get in.
             third = pool.submit(store.get, "c", "key")
-            threading.Event().wait(0.3)
-            assert not third.done()
+            wait_in_line(limited)
+            clock.now += 1000
+            stays(third)
             leave.set()
-            assert third.result(30) == b"x"
+            assert third.result(60) == b"x"
         assert slow.most_at_once == 2
 
     def test_check_of_a_hanging_store_is_a_report(self, memory: MemoryStore) -> None:
@@ -401,7 +442,7 @@ class TestHeed:
             assert gated.delete_begun.wait(30)
             try:
                 # The delete hangs; the thread ends all the same.
-                assert isinstance(put.exception(10), Ended)
+                assert isinstance(put.exception(60), Ended)
             finally:
                 gated.let_delete_go.set()
         assert gated.delete_done.wait(30)

@@ -34,7 +34,7 @@ from tests.unit.engine.fakes import MemorySource, MemoryTarget
 from tests.unit.manager.support import WIRE, World
 
 SEGMENT = 64 << 10
-PATIENCE = 30.0
+PATIENCE = 120.0
 
 
 class MemoryProvider(VolumeProvider):
