@@ -36,7 +36,7 @@ Kind = Literal["reset", "close", "hole", "flip", "hold"]
 _PIECE = 256 << 10
 #: Bytes of one direction that are on their way through a connection at most.
 _IN_FLIGHT = 16 << 20
-#: How long a connection to the server may take, seconds.
+#: How long a connection to the server may take, or its end in order, seconds.
 _CONNECT_SECONDS = 10.0
 #: Close sends RST instead of FIN, and drops what was not sent yet.
 _ABRUPT = struct.pack("ii", 1, 0)
@@ -344,8 +344,30 @@ class _Connection(threading.Thread):
                     self._send(flow)
                 self._wait(flows)
         except _Over:
+            self._part((self._client, server))
             return False
         return self._stopped or not all(flow.done for flow in flows)
+
+    def _part(self, ends: tuple[socket.socket, ...]) -> None:
+        """Send FIN to both sides, and throw away what still comes until they are gone.
+
+        Closing a socket with bytes that nobody has read sends RST, which may overtake what was sent.
+        """
+        until = time.monotonic() + _CONNECT_SECONDS
+        poll = select.poll()
+        poll.register(self._wake, select.POLLIN)
+        left = {end.fileno(): end for end in ends}
+        for end in ends:
+            end.setblocking(False)
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_WR)
+            poll.register(end, select.POLLIN)
+        while left and not self._stopped and (seconds := until - time.monotonic()) > 0:
+            for number, _ in poll.poll(seconds * 1000):
+                if number == self._wake:
+                    os.eventfd_read(self._wake)
+                elif _ended(left[number]):
+                    poll.unregister(left.pop(number))
 
     def _wait(self, flows: tuple[_Flow, ...]) -> None:
         """Wait until something can be read or sent, or is due; read what there is."""
@@ -441,3 +463,13 @@ class _Connection(threading.Thread):
             if not flow.swallows:
                 with contextlib.suppress(OSError):
                     flow.target.shutdown(socket.SHUT_WR)
+
+
+def _ended(end: socket.socket) -> bool:
+    """Read and forget; return whether no more will come."""
+    try:
+        return not end.recv(_PIECE)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True

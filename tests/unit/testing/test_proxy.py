@@ -140,6 +140,20 @@ def test_close_down_sends_exactly_what_came_before(proxy: FaultProxy, at: int) -
     assert fault.struck == 1
 
 
+def test_close_is_no_reset_although_more_was_on_its_way(proxy: FaultProxy, echo: Echo) -> None:
+    """What came before the cut is not overtaken by a reset, and what comes later does not cause one."""
+    fault = proxy.fault("down", "close", 1000)
+    data = secrets.token_bytes(4 << 20)
+    with connect(proxy) as end:
+        sender = threading.Thread(target=end.sendall, args=(data,), daemon=True)
+        sender.start()
+        assert fault.reached.wait(SECONDS)
+        sender.join(SECONDS)
+        assert not sender.is_alive()
+        assert read(end, len(data)) == data[:1000]
+    assert echo.ended.wait(SECONDS)
+
+
 def test_reset_down(proxy: FaultProxy) -> None:
     proxy.fault("down", "reset", 10)
     with connect(proxy) as end, pytest.raises(ConnectionResetError):
