@@ -18,7 +18,7 @@ from sqlalchemy import Engine, text
 
 from backupfw.db import migrate
 from backupfw.db.session import Database
-from tests.servers.process import free_port
+from tests.servers.ports import free_port
 
 #: Seconds a request may take before it counts as lost.
 PATIENCE = 120

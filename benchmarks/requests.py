@@ -21,7 +21,7 @@ from backupfw.manager.backups import BackupManager
 from benchmarks.api_world import Client, api_process, at_once, empty_database, in_turn, median
 from benchmarks.table import Table
 from tests.servers.databases import postgresql
-from tests.servers.process import free_port
+from tests.servers.ports import free_port
 from tests.unit.manager.support import make_conf
 
 CLIENTS = 16

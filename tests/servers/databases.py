@@ -12,7 +12,8 @@ from pathlib import Path
 
 from sqlalchemy import create_engine, text
 
-from tests.servers.process import ServerProcess, free_port, hand_over, unprivileged_user
+from tests.servers.ports import free_port
+from tests.servers.process import ServerProcess, hand_over, unprivileged_user
 
 
 def _answers(url: str) -> bool:

@@ -12,7 +12,8 @@ from typing import Any
 
 import requests
 
-from tests.servers.process import ServerProcess, free_port
+from tests.servers.ports import free_port
+from tests.servers.process import ServerProcess
 from tests.servers.programs import find_program, missing_programs
 
 REGION = "RegionOne"

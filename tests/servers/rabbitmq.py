@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.servers.process import ServerProcess, free_port, hand_over, unprivileged_user
+from tests.servers.ports import free_port
+from tests.servers.process import ServerProcess, hand_over, unprivileged_user
 
 
 def _script() -> str | None:

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from tests.servers.directory import server_directory
 from tests.servers.keystone import Keystone
-from tests.servers.process import ServerProcess, free_port
+from tests.servers.ports import free_port
+from tests.servers.process import ServerProcess
 from tests.servers.programs import find_program, missing_programs
 
 KINDS = ("account", "container", "object")

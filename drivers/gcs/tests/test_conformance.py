@@ -28,7 +28,7 @@ from backupfw.chunkstore.options import option_values
 from backupfw.testing.chunkstore import ChunkStoreTests
 from tests.servers.gcs import GcsServer, emulator_missing, fake_gcs, fake_gcs_missing, gcs_emulator
 from tests.servers.gcs_gate import Account, Gate, gcs_gate
-from tests.servers.process import free_port
+from tests.servers.ports import free_port
 
 pytestmark = pytest.mark.server
 

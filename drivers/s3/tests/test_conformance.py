@@ -17,7 +17,7 @@ from backupfw.chunkstore.options import option_values
 from backupfw.testing.chunkstore import ChunkStoreTests
 from backupfw.testing.suite import objects
 from tests.servers.ceph import Ceph
-from tests.servers.process import free_port
+from tests.servers.ports import free_port
 from tests.servers.seaweedfs import SeaweedFS
 
 WRONG_SECRET = "a-wrong-secret-that-must-not-show"

@@ -18,7 +18,7 @@ from backupfw.chunkstore.options import option_values
 from backupfw.testing.chunkstore import ChunkStoreTests
 from tests.servers.ceph import Ceph, ceph, ceph_missing
 from tests.servers.keystone import Keystone, User, keystone_missing
-from tests.servers.process import free_port
+from tests.servers.ports import free_port
 from tests.servers.swift import PAGE, Swift, swift, swift_missing
 from tests.servers.swift_accounts import (
     Account,

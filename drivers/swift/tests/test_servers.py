@@ -24,7 +24,7 @@ from backupfw.chunkstore.errors import (
 from backupfw.chunkstore.layers.retry import RetryLayer, RetryPolicy
 from backupfw.chunkstore.options import option_values
 from tests.servers.keystone import Keystone, User, keystone_missing
-from tests.servers.process import free_port
+from tests.servers.ports import free_port
 from tests.servers.swift import Swift, swift, swift_missing
 from tests.servers.swift_accounts import keystone_account, tempauth_account
 from tests.servers.tls import tls_missing, tls_proxy

@@ -21,7 +21,8 @@ from sqlalchemy import create_engine, text
 
 from backupfw.conf.embedded import absolute
 from tests.integration.content import MIB, same_content, write_image
-from tests.integration.service import Client, free_port
+from tests.integration.service import Client
+from tests.servers.ports import free_port
 
 #: How long anything may take before it counts as lost, seconds.
 PATIENCE = 120.0

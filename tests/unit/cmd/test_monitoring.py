@@ -19,7 +19,7 @@ from backupfw.cmd import database, service
 from backupfw.cmd.monitoring import Health
 from backupfw.db.models import Task
 from backupfw.db.session import now
-from tests.integration.service import free_port
+from tests.servers.ports import free_port
 from tests.unit.cmd.conftest import Run
 from tests.unit.cmd.test_backup import backup_id, load_conf
 

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from backupfw.db import models
 from backupfw.db import session as session_module
 from backupfw.db.session import Database
-from tests.servers.process import free_port
+from tests.servers.ports import free_port
 from tests.unit.db.lost_answers import lost_answers
 
 
