@@ -10,30 +10,7 @@ import pytest
 from backupfw.api.app import Settings, make_app
 from backupfw.db import models
 from backupfw.errors import ConfigError
-from tests.functional.cloud import NOBODY, Client, Cloud, check_frame, message, record
-
-LIMITS = {
-    "maxTotalVolumes",
-    "maxTotalSnapshots",
-    "maxTotalVolumeGigabytes",
-    "maxTotalBackups",
-    "maxTotalBackupGigabytes",
-    "totalVolumesUsed",
-    "totalSnapshotsUsed",
-    "totalGigabytesUsed",
-    "totalBackupsUsed",
-    "totalBackupGigabytesUsed",
-}
-QUOTAS = {
-    "volumes",
-    "snapshots",
-    "gigabytes",
-    "backups",
-    "backup_gigabytes",
-    "per_volume_gigabytes",
-    "groups",
-}
-
+from tests.functional.cloud import NOBODY, Client, Cloud, check_frame, message
 
 # Versions
 
@@ -226,17 +203,6 @@ def test_the_request_id_reaches_the_task(cloud: Cloud, member: Client) -> None:
 # Limits, quotas, services, and the rest
 
 
-def test_limits(cloud: Cloud, member: Client) -> None:
-    cloud.backup(cloud.volume(size=2))
-    limits = member.get("/limits").json["limits"]
-    assert limits["rate"] == []
-    absolute = limits["absolute"]
-    assert set(absolute) == LIMITS
-    assert absolute["totalBackupsUsed"] == 1
-    assert absolute["totalBackupGigabytesUsed"] == 2
-    assert absolute["maxTotalBackups"] == 10
-
-
 @pytest.mark.parametrize("name", ["project_id", "tenant_id"])
 def test_limits_of_another_project(cloud: Cloud, name: str) -> None:
     cloud.backup(cloud.volume())
@@ -248,27 +214,6 @@ def test_limits_of_another_project(cloud: Cloud, name: str) -> None:
     admin = cloud.client("other", "admin")
     assert [used(client) for client in (admin, admin.at(None), admin.at("3.38"))] == [0, 0, 0]
     assert used(admin.at("3.39")) == 1
-
-
-def test_quota_sets(cloud: Cloud, member: Client, admin: Client) -> None:
-    cloud.backup(cloud.volume(size=2))
-    shown = member.get("/os-quota-sets/demo?usage=False").json["quota_set"]
-    assert set(shown) == QUOTAS | {"id"}
-    assert (shown["id"], shown["backups"]) == ("demo", 10)
-    used = member.get("/os-quota-sets/demo?usage=True").json["quota_set"]
-    assert used["backup_gigabytes"] == {"limit": 1000, "in_use": 2, "reserved": 0}
-    member.get("/os-quota-sets/other", 403)
-    member.get("/os-quota-sets/demo?usage=perhaps", 400)
-    member.put("/os-quota-sets/demo", {"quota_set": {"backups": 5}}, 403)
-    member.delete("/os-quota-sets/demo", 403)
-    body = {"quota_set": {"tenant_id": "other", "backups": "5", "gigabytes": -1, "groups": 11}}
-    changed = admin.put("/os-quota-sets/other", body).json["quota_set"]
-    assert set(changed) == QUOTAS
-    assert (changed["backups"], changed["gigabytes"], changed["groups"]) == (5, -1, 11)
-    assert admin.get("/os-quota-sets/other").json["quota_set"]["backups"] == 5
-    assert admin.get("/os-quota-sets/other/defaults").json["quota_set"]["backups"] == 10
-    assert admin.delete("/os-quota-sets/other", 200).body == b""
-    assert admin.get("/os-quota-sets/other").json["quota_set"]["backups"] == 10
 
 
 INVALID_QUOTAS: list[Any] = [
@@ -301,82 +246,3 @@ def test_quotas_of_projects_that_cannot_be(shared: Cloud, project: str) -> None:
     admin.get(f"/os-quota-sets/{project}", 400)
     admin.put(f"/os-quota-sets/{project}", {"quota_set": {"backups": 1}}, 400)
     admin.get(f"/os-quota-class-sets/{project}", 400)
-
-
-def test_quota_classes(cloud: Cloud, member: Client, admin: Client) -> None:
-    member.get("/os-quota-class-sets/default", 403)
-    shown = admin.get("/os-quota-class-sets/default").json["quota_class_set"]
-    assert set(shown) == QUOTAS | {"id"}
-    changed = admin.put("/os-quota-class-sets/default", {"quota_class_set": {"backups": 3}})
-    assert set(changed.json["quota_class_set"]) == QUOTAS
-    assert member.get("/os-quota-sets/demo").json["quota_set"]["backups"] == 3
-
-
-def test_services(cloud: Cloud, member: Client, admin: Client) -> None:
-    assert admin.get("/os-services").json == {"services": []}
-    cloud.start_worker()
-    (service,) = admin.get("/os-services?binary=cinder-backup").json["services"]
-    assert service == {
-        "binary": "cinder-backup",
-        "host": "host1",
-        "zone": "nova",
-        "status": "enabled",
-        "state": "up",
-        "updated_at": service["updated_at"],
-        "disabled_reason": None,
-        "frozen": False,
-    }
-    assert admin.get("/os-services?host=nobody").json == {"services": []}
-    member.get("/os-services", 403)
-
-
-def test_services_are_switched_off_and_on(cloud: Cloud, member: Client, admin: Client) -> None:
-    cloud.start_worker()
-    one = {"host": "host1", "binary": "cinder-backup"}
-    member.put("/os-services/disable", one, 403)
-    expected = {**one, "service": "cinder-backup", "disabled": True, "status": "disabled"}
-    assert admin.put("/os-services/disable", one).json == expected
-    with_reason = {**one, "disabled_reason": "moving"}
-    answer = admin.put("/os-services/disable-log-reason", with_reason).json
-    assert answer == {**expected, "disabled_reason": "moving"}
-    (service,) = admin.get("/os-services").json["services"]
-    assert (service["status"], service["disabled_reason"]) == ("disabled", "moving")
-    admin.post("/backups/import_record", record(), 503)
-    answer = admin.put("/os-services/enable", one).json
-    assert answer == {**expected, "disabled": False, "status": "enabled", "disabled_reason": None}
-    admin.post("/backups/import_record", record(), 201)
-    admin.put("/os-services/enable", {**one, "host": "nobody"}, 404)
-    for body in (None, {}, {"host": "h"}, {**one, "host": 1}, {**one, "x": 1}):
-        admin.put("/os-services/enable", body, 400)
-    admin.put("/os-services/disable-log-reason", one, 400)
-
-
-def test_zones_types_and_extensions(shared: Cloud) -> None:
-    client = shared.client(roles="reader")
-    zones = client.get("/os-availability-zone").json["availabilityZoneInfo"]
-    assert zones == [{"zoneName": "nova", "zoneState": {"available": True}}]
-    (volume_type,) = client.get("/types?is_public=None").json["volume_types"]
-    assert client.get("/types/default").json == {"volume_type": volume_type}
-    assert client.get(f"/types/{volume_type['id']}").json == {"volume_type": volume_type}
-    client.get("/types/nonsense", 404)
-    extensions = client.get("/extensions").json["extensions"]
-    assert "backups" in [item["alias"] for item in extensions]
-    assert all(set(item) == {"alias", "name", "description", "updated", "links"} for item in extensions)
-    assert client.get("/extensions/backups").json["extension"]["alias"] == "backups"
-    client.get("/extensions/nonsense", 404)
-
-
-def test_a_host_is_frozen_and_thawed(cloud: Cloud, member: Client, admin: Client) -> None:
-    cloud.start_worker()
-    member.put("/os-services/freeze", {"host": "host1"}, 403)
-    assert admin.put("/os-services/freeze", {"host": "host1"}).body == b""
-    (service,) = admin.get("/os-services").json["services"]
-    assert (service["frozen"], service["status"], service["state"]) == (True, "enabled", "up")
-    # It lives: what is asked for waits for it.
-    admin.post("/backups/import_record", record(), 201)
-    member.put("/os-services/thaw", {"host": "host1"}, 403)
-    admin.put("/os-services/thaw", {"host": "host1"})
-    assert admin.get("/os-services").json["services"][0]["frozen"] is False
-    admin.put("/os-services/freeze", {"host": "nobody"}, 404)
-    for body in (None, {}, {"host": 1}, {"host": "h", "x": 1}):
-        admin.put("/os-services/freeze", body, 400)

@@ -32,7 +32,16 @@ KINDS = frozenset(
     ("valid", "invalid", "wrong state", "other tenant", "missing", "too long", "wrong type", "malformed")
 )
 #: What is the same for everybody who asks, and takes nothing that could be wrong.
-_FIXED = ("GET /os-availability-zone", "GET /types", "GET /extensions")
+_FIXED = (
+    "GET /os-availability-zone",
+    "GET /types",
+    "GET /extensions",
+    *(
+        f"GET /{name}{tail}"
+        for name in ("os-volume-transfer", "volume-transfers", "groups", "group_snapshots")
+        for tail in ("", "/detail")
+    ),
+)
 #: What an operation cannot be asked, and why: (kind, reason, operations).
 NOT_ASKED: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("wrong state", "it is always the same", (*_FIXED, "GET /types/{type_id}", "GET /extensions/{alias}")),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from typing import Any
 
 import pytest
@@ -33,68 +32,9 @@ CREATED = {
     "consistencygroup_id",
 }
 SHOWN = CREATED | {"os-vol-tenant-attr:tenant_id"}
-SHOWN_TO_ADMINS = SHOWN | {
-    "migration_status",
-    "os-vol-host-attr:host",
-    "os-vol-mig-status-attr:migstat",
-    "os-vol-mig-status-attr:name_id",
-}
-SNAPSHOT = {
-    "id",
-    "name",
-    "description",
-    "volume_id",
-    "status",
-    "size",
-    "created_at",
-    "updated_at",
-    "metadata",
-}
-SNAPSHOT_SHOWN = SNAPSHOT | {
-    "os-extended-snapshot-attributes:progress",
-    "os-extended-snapshot-attributes:project_id",
-}
 
 
 # Volumes
-
-
-def test_create(cloud: Cloud, member: Client) -> None:
-    body = {
-        "volume": {
-            "size": "2",
-            "name": " v1 ",
-            "description": None,
-            "availability_zone": None,
-            "backup_id": None,
-            "'backup_id": NOBODY,
-            "consistencygroup_id": None,
-            "imageRef": None,
-            "metadata": {"tier": "gold"},
-            "multiattach": False,
-            "snapshot_id": None,
-            "source_volid": None,
-            "volume_type": None,
-            "OS-SCH-HNT:scheduler_hints": None,
-        }
-    }
-    volume = member.post("/volumes", body).json["volume"]
-    assert set(volume) == CREATED
-    assert volume["name"] == "v1"
-    assert volume["status"] == "creating"
-    assert volume["size"] == 2
-    assert volume["metadata"] == {"tier": "gold"}
-    assert volume["bootable"] == "false"
-    assert volume["attachments"] == []
-    assert volume["user_id"] == "alice"
-    assert volume["links"][0]["href"] == f"http://localhost/v2/demo/volumes/{volume['id']}"
-    cloud.settle()
-    shown = member.get(f"/volumes/{volume['id']}").json["volume"]
-    assert set(shown) == SHOWN
-    assert shown["status"] == "available"
-    assert shown["os-vol-tenant-attr:tenant_id"] == "demo"
-    admin = cloud.client(roles="admin")
-    assert set(admin.get(f"/volumes/{volume['id']}").json["volume"]) == SHOWN_TO_ADMINS
 
 
 def test_create_from_a_snapshot_and_from_a_volume(cloud: Cloud, member: Client) -> None:
@@ -146,14 +86,6 @@ INVALID_VOLUMES: list[Any] = [
 @pytest.mark.parametrize("body", INVALID_VOLUMES)
 def test_invalid_volumes(shared: Cloud, body: Any) -> None:
     shared.client().post("/volumes", body, 400)
-
-
-def test_create_from_what_is_not_there(shared: Cloud) -> None:
-    client = shared.client()
-    missing = client.post("/volumes", {"volume": {"size": 1, "snapshot_id": NOBODY}}, 404)
-    assert message(missing) == f"Snapshot {NOBODY} could not be found."
-    missing = client.post("/volumes", {"volume": {"size": 1, "source_volid": NOBODY}}, 404)
-    assert message(missing) == f"Volume {NOBODY} could not be found."
 
 
 def test_quota_of_volumes(cloud: Cloud, member: Client) -> None:
@@ -210,19 +142,6 @@ def test_update(cloud: Cloud, member: Client) -> None:
     member.put(f"/volumes/{NOBODY}", {"volume": {"name": "x"}}, 404)
 
 
-def test_delete(cloud: Cloud, member: Client) -> None:
-    volume = cloud.volume()
-    snapshot = cloud.snapshot(volume)
-    assert message(member.delete(f"/volumes/{volume}", 400)).startswith("Invalid volume: ")
-    member.delete(f"/volumes/{volume}?cascade=False&force=False", 400)
-    member.delete(f"/volumes/{volume}?cascade=perhaps", 400)
-    assert member.delete(f"/volumes/{volume}?cascade=True").body == b""
-    assert member.get(f"/snapshots/{snapshot}").json["snapshot"]["status"] == "deleting"
-    cloud.settle()
-    member.get(f"/volumes/{volume}", 404)
-    member.get(f"/snapshots/{snapshot}", 404)
-
-
 @pytest.mark.parametrize("name", [NOBODY, "a-name", "x.json", "%00", "%ff", "v" * 3000])
 def test_what_is_not_there(shared: Cloud, name: str) -> None:
     admin = shared.client(roles="admin")
@@ -232,46 +151,6 @@ def test_what_is_not_there(shared: Cloud, name: str) -> None:
         admin.post(f"/{kind}/{name}/action", {"os-force_delete": {}}, 404)
         admin.get(f"/{kind}/{name}/metadata", 404)
         admin.delete(f"/{kind}/{name}/metadata/k", 404)
-
-
-def test_another_projects_volume_is_not_there(cloud: Cloud) -> None:
-    volume = cloud.volume()
-    snapshot = cloud.snapshot(volume)
-    stranger = cloud.client("other")
-    for path in (f"/volumes/{volume}", f"/snapshots/{snapshot}"):
-        stranger.get(path, 404)
-        stranger.delete(path, 404)
-        stranger.get(path + "/metadata", 404)
-        cloud.client("other", "admin").get(path)
-    stranger.post(f"/volumes/{volume}/action", {"os-extend": {"new_size": 2}}, 404)
-
-
-def test_attach_and_detach(cloud: Cloud, member: Client) -> None:
-    volume = cloud.volume()
-    path = f"/volumes/{volume}/action"
-    server = str(uuid.uuid4())
-    body = {"os-attach": {"instance_uuid": server, "mountpoint": "/dev/vdb", "mode": "rw"}}
-    assert member.post(path, body).body == b""
-    shown = member.get(f"/volumes/{volume}").json["volume"]
-    assert shown["status"] == "in-use"
-    (attachment,) = shown["attachments"]
-    assert set(attachment) == {
-        "id",
-        "attachment_id",
-        "volume_id",
-        "server_id",
-        "host_name",
-        "device",
-        "attached_at",
-    }
-    assert attachment["id"] == attachment["volume_id"] == volume
-    assert (attachment["server_id"], attachment["device"]) == (server, "/dev/vdb")
-    member.post(path, body, 400)
-    member.delete(f"/volumes/{volume}", 400)
-    member.post(path, {"os-detach": {"attachment_id": NOBODY}}, 404)
-    member.post(path, {"os-detach": {"attachment_id": attachment["attachment_id"]}})
-    assert member.get(f"/volumes/{volume}").json["volume"]["status"] == "available"
-    member.post(path, {"os-detach": {}}, 400)
 
 
 def test_extend(cloud: Cloud, member: Client) -> None:
@@ -285,27 +164,6 @@ def test_extend(cloud: Cloud, member: Client) -> None:
     assert member.get(f"/volumes/{volume}").json["volume"]["size"] == 2
     cloud.conf.set_override("gigabytes", 3, "quota")
     member.post(path, {"os-extend": {"new_size": 4}}, 413)
-
-
-def test_reset_status(cloud: Cloud, admin: Client) -> None:
-    volume = cloud.volume()
-    path = f"/volumes/{volume}/action"
-    admin.post(path, {"os-reset_status": {"status": "error"}})
-    assert admin.get(f"/volumes/{volume}").json["volume"]["status"] == "error"
-    admin.post(path, {"os-reset_status": {"status": "Available"}})
-    admin.post(path, {"os-reset_status": {"status": "in-use"}}, 400)
-    for body in ({}, {"status": None}, {"status": "nonsense"}, {"attach_status": "detached"}, {"status": 5}):
-        admin.post(path, {"os-reset_status": body}, 400)
-    cloud.client().post(path, {"os-reset_status": {"status": "error"}}, 403)
-
-
-def test_force_delete(cloud: Cloud, admin: Client) -> None:
-    volume = cloud.volume()
-    cloud.set_status(models.Volume, volume, "creating")
-    cloud.client().post(f"/volumes/{volume}/action", {"os-force_delete": None}, 403)
-    admin.post(f"/volumes/{volume}/action", {"os-force_delete": None})
-    cloud.settle()
-    admin.get(f"/volumes/{volume}", 404)
 
 
 @pytest.mark.parametrize(
@@ -367,48 +225,6 @@ def test_metadata(cloud: Cloud, member: Client, kind: str) -> None:
 
 
 # Snapshots
-
-
-def test_snapshots(cloud: Cloud, member: Client) -> None:
-    volume = cloud.volume(size=2)
-    body = {
-        "snapshot": {
-            "volume_id": volume,
-            "name": " s ",
-            "description": None,
-            "force": False,
-            "metadata": None,
-        }
-    }
-    made = member.post("/snapshots", body).json["snapshot"]
-    assert set(made) == SNAPSHOT
-    assert (made["name"], made["status"], made["size"], made["metadata"]) == ("s", "creating", 2, {})
-    path = f"/snapshots/{made['id']}"
-    shown = member.get(path).json["snapshot"]
-    assert set(shown) == SNAPSHOT_SHOWN
-    assert shown["os-extended-snapshot-attributes:progress"] == "0%"
-    assert shown["os-extended-snapshot-attributes:project_id"] == "demo"
-    cloud.settle()
-    assert member.get(path).json["snapshot"]["os-extended-snapshot-attributes:progress"] == "100%"
-    changed = member.put(path, {"snapshot": {"description": " d "}}).json["snapshot"]
-    assert set(changed) == SNAPSHOT
-    assert (changed["name"], changed["description"]) == ("s", "d")
-    plain = member.get(f"/snapshots?volume_id={volume}").json
-    assert [set(item) for item in plain["snapshots"]] == [SNAPSHOT]
-    detail = member.get("/snapshots/detail?limit=1").json
-    assert [set(item) for item in detail["snapshots"]] == [SNAPSHOT_SHOWN]
-    assert "snapshots_links" in detail
-    assert member.get("/snapshots?name=nobody").json == {"snapshots": []}
-    member.delete(path)
-    cloud.settle()
-    member.get(path, 404)
-
-
-def test_snapshot_of_a_volume_in_use(cloud: Cloud, member: Client) -> None:
-    volume = cloud.volume()
-    member.post(f"/volumes/{volume}/action", {"os-attach": {"mountpoint": "/dev/vdb", "host_name": "h"}})
-    member.post("/snapshots", {"snapshot": {"volume_id": volume}}, 400)
-    member.post("/snapshots", {"snapshot": {"volume_id": volume, "force": "yes"}})
 
 
 @pytest.mark.parametrize(
