@@ -357,6 +357,7 @@ class Task(_Timestamps, Base):
 
     ``progressed``: this attempt got something done that the next one builds on, so losing it does not
     count as a failure.  ``zone``, ``store``, ``volume_host``: what its worker must have; null for any.
+    ``store_down``: it was given back because its store does not answer.
     ``turn``: the lowest runs first (``manager/claims.py``).  ``progress_…``: bytes, and bytes per second,
     as the running attempt last told (``manager/progress.py``).
     """
@@ -392,6 +393,7 @@ class Task(_Timestamps, Base):
     store: Mapped[str | None]
     volume_host: Mapped[str | None]
     turn: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    store_down: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
     progress_done: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
     progress_total: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
     progress_rate: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")

@@ -326,15 +326,17 @@ class Tasks:
 
         self._db.run(work)
 
-    def release(self, task: Task, delay: float = 0) -> None:
+    def release(self, task: Task, delay: float = 0, *, store_down: bool = False) -> None:
         """Give the task back to the queue; the attempt does not count (a shutdown, a store that is down).
 
         :param delay: seconds before it may be claimed again.
+        :param store_down: whether that is because its store does not answer.
         :raises TaskLost: another attempt owns it, or it ended.
         """
 
         def work(session: Session) -> None:
             found = _locked(session, task)
+            found.store_down = store_down
             # A cancelled task is cleaned up at once.
             _give_back(session, found, 0 if found.cancel else delay)
 
@@ -465,6 +467,7 @@ def _claimed(session: Session, found: models.Task, owner: str, lease_seconds: fl
     found.progress_at = None
     found.lease_until = moment + timedelta(seconds=lease_seconds)
     found.not_before = None
+    found.store_down = False
     found.updated_at = moment
     session.flush()
     task = replace(as_task(found), taken_over=taken_over)

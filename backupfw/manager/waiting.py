@@ -36,21 +36,23 @@ WAITING_FOR_LIMIT = "waiting-for-limit"
 WAITING_FOR_WORKER = "waiting-for-worker"
 WAITING_FOR_OPERATION = "waiting-for-operation"
 WAITING_FOR_RETRY = "waiting-for-retry"
+WAITING_FOR_STORE = "waiting-for-store"
 
 
 def why(session: Session, conf: cfg.ConfigOpts, task: models.Task, limits: Limits) -> str | None:
     """Say what a task waits for, or None: it runs.
 
-    ``waiting-for-retry``: an attempt failed, and the next one is due later.  ``waiting-for-operation``: an
-    earlier one on the same backup, volume or snapshot.  ``waiting-for-worker``: none that lives and is
-    enabled can serve it.  ``waiting-for-limit``: as many tasks run as may.  ``queued``: for a free worker.
+    ``waiting-for-retry``: an attempt failed, and the next one is due later.  ``waiting-for-store``: the store
+    does not answer; it is asked again later.  ``waiting-for-operation``: an earlier one on the same backup,
+    volume or snapshot.  ``waiting-for-worker``: none that lives and is enabled can serve it.
+    ``waiting-for-limit``: as many tasks run as may.  ``queued``: for a free worker.
     """
     row = models.Task
     moment = now(session)
     if task.state == claims.RUNNING and task.lease_until is not None and task.lease_until > moment:
         return None
     if task.not_before is not None and task.not_before > moment:
-        return WAITING_FOR_RETRY
+        return WAITING_FOR_STORE if task.store_down else WAITING_FOR_RETRY
     this = row.id == task.id
     if session.scalar(select(row.id).where(this, claims.first_in_line())) is None:
         return WAITING_FOR_OPERATION

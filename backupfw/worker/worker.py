@@ -207,7 +207,7 @@ class Worker:
                 down = self._tools.stores.failed(silent)
             if down:
                 # Each worker process learns it by a failure; more of them than there are attempts may.
-                self._tasks.release(task, self._settings.retry_pause)
+                self._tasks.release(task, self._settings.retry_pause, store_down=True)
                 return
         delay = min(self._settings.retry_pause * 2.0**task.failures, LONGEST_PAUSE)
         if is_temporary(error) and self._tasks.retry(task, delay, reason):
@@ -226,7 +226,8 @@ class Worker:
     def _without_store(self, handler: Handler, task: Task, error: StoreDown, reason: str) -> None:
         """Let a task wait that was not even begun because its store is down; that is no failed attempt."""
         if error.seconds < self._settings.store_wait:
-            self._tasks.release(task, min(max(1.0, error.seconds / 4), LONGEST_PAUSE))
+            pause = min(max(1.0, error.seconds / 4), LONGEST_PAUSE)
+            self._tasks.release(task, pause, store_down=True)
             return
         LOG.error("Task %s (%s of %s) ends: %s", task.id, task.kind, task.resource_id, error)
         handler.failed(task, reason)

@@ -88,6 +88,11 @@ def test_an_attempt_begins_anew(cloud: Cloud, member: Client) -> None:
     with cloud.db.write() as session:
         session.execute(update(models.Task).values(not_before=None))
     tasks, task = claim(cloud)
+    tasks.release(task, 100, store_down=True)
+    assert progress(member, backup_id)["phase"] == "waiting-for-store"
+    with cloud.db.write() as session:
+        session.execute(update(models.Task).values(not_before=None))
+    tasks, task = claim(cloud)
     shown = progress(member, backup_id)
     assert (shown["phase"], shown["bytes_per_second"], shown["seconds_left"]) == ("creating", None, None)
 

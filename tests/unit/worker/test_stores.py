@@ -20,6 +20,8 @@ from backupfw.chunkstore.heed import heed, heeding
 from backupfw.chunkstore.memory import MemoryStore
 from backupfw.db import models
 from backupfw.errors import InvalidInput, TaskCancelled
+from backupfw.manager import waiting
+from backupfw.manager.claims import Limits
 from backupfw.testing.faults import FaultyStore
 from backupfw.worker import stores as module
 from backupfw.worker.stores import StoreDown, Stores
@@ -194,6 +196,13 @@ def test_a_task_waits_for_its_store_and_no_attempt_counts(world: WorkerWorld, mo
     moody.seconds = 0.1
     with world.worker():
         made = world.backups.create(world.ctx(), volume_id=world.filled_volume(DATA))
+
+        def waits_for() -> str | None:
+            with world.db.read() as session:
+                (row,) = world.rows_in(session, models.Task)
+                return waiting.why(session, world.conf, row, Limits())
+
+        world.wait(lambda: waits_for() == "waiting-for-store", "the progress to say so")
         # More often than there are attempts.
         for refused in range(1, 5):
             world.wait(lambda at_least=refused: moody.refused >= at_least, "a refusal")
