@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from types import TracebackType
@@ -196,6 +197,7 @@ class WorkerProcess:
         services = ServiceManager(db, conf)
         wire_names = self._stores.wire_names
         every_volume = alone or conf.volumes.shared
+        process = uuid.uuid4().hex
         backup_tasks = BackupTasks(db, conf)
         tools = Tools(
             host=conf.host,
@@ -211,7 +213,7 @@ class WorkerProcess:
             stores=self._stores,
             provider=load_provider(conf.volumes.provider)(conf.volumes),
             heartbeat=lambda: services.heartbeat(
-                conf.host, BACKUP_BINARY, conf.availability_zone, wire_names, every_volume
+                conf.host, BACKUP_BINARY, conf.availability_zone, wire_names, every_volume, process
             ),
             expire_waiting=lambda: look_after(backup_tasks, MessageManager(db, conf)),
             volume_host=volumes.host_of_new(conf),

@@ -418,9 +418,10 @@ class Notice(Base):
 
 
 class Service(Base):
-    """A process that reports itself; ``stores`` maps each store it can reach to its wire name.
+    """The processes of a host that report themselves under one name.
 
-    ``every_volume``: it can open volumes of other hosts, too.
+    ``stores`` maps each store that one of them can reach to its wire name; ``every_volume``: one of them can
+    open volumes of other hosts, too.  ``processes``: what each of them can do, and when it said so.
     """
 
     __tablename__ = "services"
@@ -435,6 +436,7 @@ class Service(Base):
     frozen: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
     every_volume: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
     stores: Mapped[dict[str, Any]]
+    processes: Mapped[dict[str, Any] | None]
     reported_at: Mapped[datetime]
     created_at: Mapped[datetime]
 

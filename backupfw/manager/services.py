@@ -1,6 +1,9 @@
 """Services: the processes that report themselves, and which of them live.
 
 All times are the database's, so hosts with wrong clocks neither look dead nor live for ever.
+
+A service is all processes of a host that do the same; they are disabled and frozen together and are in one
+zone.  Each may have other stores: the service can reach what one of them can that lives.
 """
 
 from __future__ import annotations
@@ -11,11 +14,11 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from oslo_db.exception import DBDuplicateEntry
-from sqlalchemy import CursorResult, select, update
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from backupfw.db import models
-from backupfw.db.session import clock, now
+from backupfw.db.session import now
 from backupfw.errors import NotFound
 from backupfw.manager import rows
 
@@ -37,7 +40,7 @@ class ServiceNotFound(NotFound):
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """A process that reports itself.
+    """Processes that report themselves under one name.
 
     :ivar up: whether it reported within the configured ``service_down_time``.
     :ivar frozen: it is being drained: it takes nothing new, and what only it can serve waits for it.
@@ -111,34 +114,41 @@ class ServiceManager:
         zone: str | None = None,
         stores: Mapping[str, str] | None = None,
         every_volume: bool = False,
+        process: str = "",
     ) -> None:
-        """Report that a process lives, making its row at the first time; else one statement.
+        """Report that a process lives, making its service's row at the first time.
 
         :param stores: wire names of the stores it can reach, by configured name.
         :param every_volume: whether it can open volumes of other hosts, too.
+        :param process: which process it is of those that there are; any text, the same each time.
         """
 
         def work(session: Session) -> None:
-            values: dict[str, Any] = {
-                "availability_zone": zone,
+            query = select(models.Service).where(models.Service.host == host, models.Service.binary == binary)
+            row = session.scalar(query.with_for_update())
+            moment = now(session)
+            if row is None:
+                row = models.Service(host=host, binary=binary, created_at=moment)
+                session.add(row)
+            oldest = (moment - timedelta(seconds=self._conf.service_down_time)).isoformat(
+                timespec="microseconds"
+            )
+            living = {key: one for key, one in (row.processes or {}).items() if one["at"] >= oldest}
+            living[process] = {
                 "stores": dict(stores or {}),
                 "every_volume": every_volume,
-                "reported_at": clock(session),
+                "at": moment.isoformat(timespec="microseconds"),
             }
-            result = session.execute(
-                update(models.Service)
-                .where(models.Service.host == host, models.Service.binary == binary)
-                .values(**values)
-            )
-            assert isinstance(result, CursorResult)
-            if not result.rowcount:
-                values["reported_at"] = now(session)
-                session.add(models.Service(host=host, binary=binary, created_at=now(session), **values))
+            row.processes = living
+            row.stores = {name: wire for one in living.values() for name, wire in one["stores"].items()}
+            row.every_volume = any(one["every_volume"] for one in living.values())
+            row.availability_zone = zone
+            row.reported_at = moment
 
         try:
             self._db.run(work)
         except DBDuplicateEntry:
-            # Another thread of this process made the row in the meantime; it can be updated now.
+            # Another one made the row in the meantime; it can be updated now.
             self._db.run(work)
 
     def list(

@@ -138,6 +138,8 @@ def test_up_from_every_earlier_revision_with_data_in_it(db: Database, revision: 
     for name, row in before.items():
         assert row == {column: value for column, value in after[name].items() if column in row}, name
     with db.engine.begin() as connection:
+        # MariaDB lets no row go that points to itself.
+        connection.execute(text("UPDATE manifests SET base_id = NULL"))
         for table in reversed(known.sorted_tables):
             if table.name not in ("alembic_version", "installation"):
                 connection.execute(table.delete())

@@ -312,6 +312,17 @@ def test_what_no_worker_can_serve_ends_and_says_why(
     check_consistent(world)
 
 
+def test_a_store_that_one_process_of_a_host_has_is_waited_for(world: World) -> None:
+    """Although another process of that host, which has not got it, was the last to report."""
+    stores = {"main": "x", "offsite": "y"}
+    world.services.heartbeat("host", "cinder-backup", "nova", stores, process="a")
+    made = world.backups.create(world.ctx(), volume_id=world.volume(), container="offsite:c")
+    world.services.heartbeat("host", "cinder-backup", "nova", {"main": "x"}, process="b")
+    world.age(seconds=700)
+    assert world.outcomes.expire_waiting() == 0
+    assert world.status(made.id) == "creating"
+
+
 def test_a_zone_that_no_worker_was_ever_in_is_not_waited_for(world: World) -> None:
     world.services.heartbeat("other", "cinder-backup", "mars", {"main": "x"})
     volume = world.volume()

@@ -47,6 +47,22 @@ def test_a_process_that_reports_is_up_until_it_is_silent(services: ServiceManage
     assert again.created_at == service.created_at
 
 
+def test_processes_of_one_host_are_one_service_that_can_do_what_each_can(services: ServiceManager) -> None:
+    """However their reports come: none takes back what another one said, until that one is silent."""
+    for _ in range(2):
+        services.heartbeat("one", "cinder-backup", "nova", {"main": "x", "tape": "y"}, process="a")
+        services.heartbeat("one", "cinder-backup", "nova", {"main": "x"}, True, process="b")
+        (service,) = services.list(ADMIN)
+        assert (service.stores, service.every_volume) == ({"main": "x", "tape": "y"}, True)
+    with services._db.write() as session:
+        row = session.query(models.Service).one()
+        moment = row.reported_at - timedelta(seconds=61)
+        row.processes = {**(row.processes or {}), "b": {**row.processes["b"], "at": moment.isoformat()}}
+    services.heartbeat("one", "cinder-backup", "nova", {"main": "x", "tape": "y"}, process="a")
+    (service,) = services.list(ADMIN)
+    assert (service.stores, service.every_volume) == ({"main": "x", "tape": "y"}, False)
+
+
 def test_the_time_of_silence_is_configured(services: ServiceManager) -> None:
     services.heartbeat("one", "cinder-backup")
     age(services, 11)
