@@ -27,13 +27,17 @@ class Query:
 
     @classmethod
     def parse(cls, text: str) -> Query:
-        """Parse a query string as it stands in a URL.
+        """Parse a query string as it stands in a WSGI environment: its bytes as Latin-1.
 
         :raises BadRequest: it is not UTF-8, has a NUL, or has too many fields.
         """
         try:
             pairs = urllib.parse.parse_qsl(
-                text, keep_blank_values=True, errors="strict", max_num_fields=MAX_FIELDS
+                # Some servers let bytes pass that should have been encoded.
+                text.encode("latin-1").decode("utf-8"),
+                keep_blank_values=True,
+                errors="strict",
+                max_num_fields=MAX_FIELDS,
             )
         except ValueError as error:
             raise errors.BadRequest("Malformed query string") from error

@@ -135,6 +135,14 @@ def test_malformed_query(text: str) -> None:
         Query.parse(text)
 
 
+def test_bytes_that_nobody_encoded() -> None:
+    raw = "name=böck".encode().decode("latin-1")
+    assert ask(raw).filters == ask("name=b%C3%B6ck").filters == {"display_name": "böck"}
+    for wrong in ("name=\xff", "name=\u65e5"):
+        with pytest.raises(errors.BadRequest, match="Malformed query string"):
+            ask(wrong)
+
+
 def test_blank_marker_is_none() -> None:
     assert ask("marker=").marker is None
 
