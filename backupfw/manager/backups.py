@@ -8,22 +8,23 @@ without the prefix that the API puts before them.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from enum import Enum
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Unpack
 
 from oslo_db.exception import DBDuplicateEntry
 from sqlalchemy import exists, select
 from sqlalchemy.orm import Session
 
 from backupfw.context import RequestContext
-from backupfw.db import models, queries
+from backupfw.db import models
 from backupfw.db.session import Database, now
 from backupfw.errors import BackupNotFound, InvalidBackup, InvalidInput, InvalidVolume, ServiceUnavailable
 from backupfw.manager import (
     backup_rows,
     lifecycle,
+    listing,
     notices,
     progress,
     quota,
@@ -188,38 +189,16 @@ class BackupManager:
             return progress.of_backup(session, self._conf, backup_id)
 
     def list(
-        self,
-        ctx: RequestContext,
-        *,
-        detail: bool = True,
-        filters: Mapping[str, str] | None = None,
-        all_tenants: bool = False,
-        limit: int | None = None,
-        marker: str | None = None,
-        offset: int = 0,
-        sort: Sequence[tuple[str, str]] = (),
-        with_count: bool = False,
+        self, ctx: RequestContext, *, detail: bool = True, **paging: Unpack[listing.Paging]
     ) -> rows.Page[rows.Backup]:
-        """Return one page of backups; parameters as :func:`backupfw.db.queries.page` has them.
+        """Return one page of backups.
 
         :param detail: whether metadata and dependents are wanted.
-        :param all_tenants: every project's; heard only from administrators.
         :raises InvalidInput: a sort key or direction is unknown.
         :raises MarkerNotFound: the marker is no backup this caller can see.
         """
-        everybody = all_tenants and ctx.is_admin
         with self._db.read() as session:
-            found, total = queries.page(
-                session,
-                models.Backup,
-                project_id=None if everybody else ctx.project_id,
-                filters=filters or {},
-                sort=sort,
-                limit=limit,
-                marker=marker,
-                offset=offset,
-                with_count=with_count,
-            )
+            found, total = listing.page(session, models.Backup, ctx, paging)
             return rows.Page(rows.backups(session, found, detail=detail), total)
 
     def update(

@@ -11,16 +11,16 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from backupfw.context import RequestContext
-from backupfw.db import models, queries
+from backupfw.db import models
 from backupfw.db.session import Database, now
 from backupfw.errors import MessageNotFound
-from backupfw.manager import rows
+from backupfw.manager import listing, rows
 
 if TYPE_CHECKING:
     from oslo_config import cfg
@@ -170,19 +170,9 @@ class MessageManager:
             return self._record(self._find(session, ctx, message_id))
 
     def list(
-        self,
-        ctx: RequestContext,
-        *,
-        detail: bool = True,
-        filters: Mapping[str, str] | None = None,
-        all_tenants: bool = False,
-        limit: int | None = None,
-        marker: str | None = None,
-        offset: int = 0,
-        sort: Sequence[tuple[str, str]] = (),
-        with_count: bool = False,
+        self, ctx: RequestContext, *, detail: bool = True, **paging: Unpack[listing.Paging]
     ) -> rows.Page[rows.Message]:
-        """Return one page of messages; parameters as :func:`backupfw.db.queries.page` has them.
+        """Return one page of messages.
 
         :param detail: makes no difference.
         :raises InvalidInput: a sort key or direction is unknown.
@@ -190,18 +180,8 @@ class MessageManager:
         """
         del detail
         with self._db.read() as session:
-            found, total = queries.page(
-                session,
-                models.Message,
-                project_id=None if all_tenants and ctx.is_admin else ctx.project_id,
-                filters=filters or {},
-                sort=sort,
-                limit=limit,
-                marker=marker,
-                offset=offset,
-                with_count=with_count,
-                where=[models.Message.created_at > self._oldest(session)],
-            )
+            living = models.Message.created_at > self._oldest(session)
+            found, total = listing.page(session, models.Message, ctx, paging, where=[living])
             return rows.Page([self._record(row) for row in found], total)
 
     def delete(self, ctx: RequestContext, message_id: str) -> None:

@@ -6,19 +6,19 @@ Temporary snapshots, which a running backup makes for itself, are not there for 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, TypeVar, Unpack
 
-from sqlalchemy import ColumnElement, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from backupfw.db import models, queries
+from backupfw.db import models
 from backupfw.db.models import SnapshotMetadata
 from backupfw.db.session import now
 from backupfw.errors import InvalidInput, InvalidSnapshot, InvalidVolume
-from backupfw.manager import lifecycle, quota, rows, tasks
+from backupfw.manager import lifecycle, listing, quota, rows, tasks
 from backupfw.manager.lifecycle import SnapshotMoves
-from backupfw.manager.metadata import MetadataMethods, add, matches, replace
+from backupfw.manager.metadata import MetadataMethods, add, replace
 from backupfw.manager.volume_rules import (
     find_snapshot,
     find_volume,
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from backupfw.db.session import Database
 
 Result = TypeVar("Result")
-Conditions: TypeAlias = list[ColumnElement[bool]]
 
 #: Kinds of the tasks that are about a snapshot itself.
 _OWN_TASKS = (tasks.SNAPSHOT_CREATE, tasks.SNAPSHOT_DELETE)
@@ -121,42 +120,16 @@ class SnapshotManager(MetadataMethods):
             return find_snapshot(session, ctx, snapshot_id).project_id
 
     def list(
-        self,
-        ctx: RequestContext,
-        *,
-        detail: bool = True,
-        filters: Mapping[str, str] | None = None,
-        all_tenants: bool = False,
-        limit: int | None = None,
-        marker: str | None = None,
-        offset: int = 0,
-        sort: Sequence[tuple[str, str]] = (),
-        with_count: bool = False,
+        self, ctx: RequestContext, *, detail: bool = True, **paging: Unpack[listing.Paging]
     ) -> rows.Page[rows.Snapshot]:
-        """Return a page of snapshots; see :func:`backupfw.db.queries.page`.
+        """Return a page of snapshots; see :func:`backupfw.manager.listing.page`.
 
         :param detail: taken as for the other listings; the summary of a snapshot shows all there is.
-        :param all_tenants: every project's; for administrators only, else ignored.
         """
         del detail
-        chosen = dict(filters or {})
-        wanted = chosen.pop("metadata", None)
-        where: Conditions = [models.Snapshot.temporary.is_(False)]
-        if wanted is not None:
-            where.append(matches(SnapshotMetadata, models.Snapshot.id, wanted))
         with self._db.read() as session:
-            found, total = queries.page(
-                session,
-                models.Snapshot,
-                project_id=None if all_tenants and ctx.is_admin else ctx.project_id,
-                filters=chosen,
-                sort=sort,
-                limit=limit,
-                marker=marker,
-                offset=offset,
-                with_count=with_count,
-                where=where,
-            )
+            lasting = models.Snapshot.temporary.is_(False)
+            found, total = listing.page(session, models.Snapshot, ctx, paging, where=[lasting])
             return rows.Page(rows.snapshots(session, found), total)
 
     def update(

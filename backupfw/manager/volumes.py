@@ -10,7 +10,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, Unpack
 
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session, aliased
@@ -25,10 +25,10 @@ from backupfw.errors import (
     InvalidSnapshot,
     InvalidVolume,
 )
-from backupfw.manager import lifecycle, quota, rows, tasks
+from backupfw.manager import lifecycle, listing, quota, rows, tasks
 from backupfw.manager.backups import begin_restore
 from backupfw.manager.lifecycle import SnapshotMoves, VolumeMoves
-from backupfw.manager.metadata import MetadataMethods, matches, replace
+from backupfw.manager.metadata import MetadataMethods, replace
 from backupfw.manager.volume_rules import (
     GIB,
     MAX_GIGABYTES,
@@ -225,39 +225,14 @@ class VolumeManager(MetadataMethods):
             return find_volume(session, ctx, volume_id).project_id
 
     def list(
-        self,
-        ctx: RequestContext,
-        *,
-        detail: bool = True,
-        filters: Mapping[str, str] | None = None,
-        all_tenants: bool = False,
-        limit: int | None = None,
-        marker: str | None = None,
-        offset: int = 0,
-        sort: Sequence[tuple[str, str]] = (),
-        with_count: bool = False,
+        self, ctx: RequestContext, *, detail: bool = True, **paging: Unpack[listing.Paging]
     ) -> rows.Page[rows.Volume]:
-        """Return a page of volumes; see :func:`backupfw.db.queries.page`.
+        """Return a page of volumes; see :func:`backupfw.manager.listing.page`.
 
         :param detail: whether metadata and attachments are wanted.
-        :param all_tenants: every project's; for administrators only, else ignored.
         """
-        chosen = dict(filters or {})
-        wanted = chosen.pop("metadata", None)
-        where = [] if wanted is None else [matches(VolumeMetadata, models.Volume.id, wanted)]
         with self._db.read() as session:
-            found, total = queries.page(
-                session,
-                models.Volume,
-                project_id=None if all_tenants and ctx.is_admin else ctx.project_id,
-                filters=chosen,
-                sort=sort,
-                limit=limit,
-                marker=marker,
-                offset=offset,
-                with_count=with_count,
-                where=where,
-            )
+            found, total = listing.page(session, models.Volume, ctx, paging)
             if detail:
                 return rows.Page(rows.volumes(session, found), total)
             return rows.Page([rows.Volume(**rows.columns(row, rows.Volume)) for row in found], total)
@@ -266,14 +241,10 @@ class VolumeManager(MetadataMethods):
         self, ctx: RequestContext, *, filters: Mapping[str, str] | None = None, all_tenants: bool = False
     ) -> VolumeTotals:
         """Count the volumes that :meth:`list` would show, without paging."""
-        chosen = dict(filters or {})
-        wanted = chosen.pop("metadata", None)
         row = models.Volume
+        meant = listing.scope(row, ctx, filters, all_tenants)
         conditions = queries.conditions(
-            row,
-            project_id=None if all_tenants and ctx.is_admin else ctx.project_id,
-            filters=chosen,
-            where=[] if wanted is None else [matches(VolumeMetadata, row.id, wanted)],
+            row, project_id=meant.project_id, filters=meant.filters, where=meant.where
         )
         metadata: dict[str, list[str]] = {}
         with self._db.read() as session:
