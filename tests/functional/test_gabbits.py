@@ -113,7 +113,6 @@ def things(cloud: Cloud) -> dict[str, str]:
     made["TYPE"] = member.get("/types/default").json["volume_type"]["id"]
     for name, project in (("OLDER_MESSAGE", "demo"), ("MESSAGE", "demo"), ("FOREIGN_MESSAGE", "other")):
         made[name] = told(cloud, project, made["BACKUP_ERROR"])
-    cloud.start_worker()
     return {**made, **records()}
 
 
@@ -176,6 +175,8 @@ def test_page(
     """A page's answers are as it says, and as the description of the API says."""
     database, names = prepared
     cloud = Cloud(tmp_path, templates, copy_of=database)
+    # Now: one that was heard of when the database was made may count as down by the last page.
+    cloud.start_worker()
     for name, value in {**names, "BASE": f"/{version}/demo", "VERSION": version}.items():
         monkeypatch.setenv(name, value)
     app = Described(cloud.app.app)

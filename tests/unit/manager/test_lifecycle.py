@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from backupfw.db import models
-from backupfw.manager import lifecycle
+from backupfw.manager import failures, lifecycle
 from backupfw.manager.lifecycle import (
     ANY,
     PREVIOUS,
@@ -47,6 +47,29 @@ def test_every_status_can_be_reached_and_left(machine: type) -> None:
 
 def test_the_page_shows_the_tables() -> None:
     assert lifecycle.mermaid() in PAGE.read_text()
+
+
+def test_what_fails_is_told_of() -> None:
+    """A move to an error status is a failing one, which cannot be made without a message."""
+    # An administrator said so; and what a restore does to its target, of which the backup's move tells.
+    silent = {
+        BackupMoves.reset_error,
+        VolumeMoves.restore_failed,
+        VolumeMoves.restore_of_new_failed,
+    }
+    for machine in MACHINES:
+        for step in lifecycle.moves(machine):
+            assert not step.target.startswith("error") or isinstance(step, FailingMove) or step in silent, (
+                step
+            )
+    table = {(failure.model, failure.step.name) for failure in failures.FAILURES.values()}
+    failing = {
+        (model, step.name)
+        for machine, model in zip(MACHINES, (models.Backup, models.Volume, models.Snapshot), strict=True)
+        for step in lifecycle.moves(machine)
+        if isinstance(step, FailingMove)
+    }
+    assert table == failing
 
 
 def test_a_move_is_refused_from_any_other_status() -> None:
