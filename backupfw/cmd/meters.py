@@ -1,12 +1,14 @@
 """The figures of one process, for Prometheus.
 
-Each process has a registry of its own and counts what it did itself; what concerns all of them (tasks
-by state, the age of the queue) is read from the database when somebody asks.  Labels have few values:
-no ids, no names that users choose.
+Each process has a registry of its own and counts what it did itself, unless ``PROMETHEUS_MULTIPROC_DIR``
+names a directory where the processes of a WSGI server keep what all of them did.  What concerns the whole
+installation (tasks by state, the age of the queue) is read from the database when somebody asks.  Labels
+have few values: no ids, no names that users choose.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
@@ -15,6 +17,7 @@ from typing import Any
 from oslo_log import log
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 from sqlalchemy import func, select
 
@@ -31,6 +34,11 @@ LOG = log.getLogger(__name__)
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 
 
+def of_several_processes() -> bool:
+    """Whether the processes of this service add up their figures, in files of prometheus-client's."""
+    return bool(os.environ.get("PROMETHEUS_MULTIPROC_DIR"))
+
+
 class Meters:
     """All figures of a process.  Thread-safe; nothing here raises.
 
@@ -41,7 +49,8 @@ class Meters:
 
     def __init__(self, db: Database) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(_TaskCollector(db))
+        self._tasks = _TaskCollector(db)
+        self._registry.register(self._tasks)
 
         def counter(name: str, text: str, labels: Iterable[str] = ()) -> Counter:
             return Counter(f"backupfw_{name}", text, labels, registry=self._registry)
@@ -138,7 +147,13 @@ class Meters:
 
     def text(self) -> bytes:
         """Return everything in Prometheus' text format."""
-        return generate_latest(self._registry)
+        if not of_several_processes():
+            return generate_latest(self._registry)
+        whole = CollectorRegistry()
+        whole.register(self._tasks)
+        # It registers itself.
+        MultiProcessCollector(whole)  # type: ignore[no-untyped-call]
+        return generate_latest(whole)
 
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})

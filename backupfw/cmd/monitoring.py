@@ -66,10 +66,13 @@ class Listener:
     :param address, port: where.
     :param meters: the figures.
     :param health: who says how the process is.
+    :param shared: let other processes of this user listen there as well; the kernel chooses who is asked.
     :raises ConfigError: the address cannot be listened on.
     """
 
-    def __init__(self, address: str, port: int, meters: Meters, health: Health) -> None:
+    def __init__(
+        self, address: str, port: int, meters: Meters, health: Health, *, shared: bool = False
+    ) -> None:
         def answer(path: str) -> tuple[int, str, bytes]:
             if path == "/metrics":
                 return 200, "text/plain; version=0.0.4; charset=utf-8", meters.text()
@@ -92,8 +95,11 @@ class Listener:
             def log_message(self, format: str, *args: object) -> None:  # noqa: A002
                 LOG.debug(format, *args)
 
+        class Server(ThreadingHTTPServer):
+            allow_reuse_port = shared
+
         try:
-            self._server = ThreadingHTTPServer((address, port), Handler)
+            self._server = Server((address, port), Handler)
         except OSError as error:
             raise ConfigError(f"section [metrics]: port {port}: {error.strerror or error}") from error
         self._server.daemon_threads = True

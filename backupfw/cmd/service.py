@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -14,6 +16,7 @@ from oslo_log import log
 from waitress import wasyncore
 
 from backupfw.api.app import Managers, make_app
+from backupfw.api.middleware import WsgiApp
 from backupfw.chunkstore.loader import load_driver
 from backupfw.cmd import database
 from backupfw.cmd.meters import Meters
@@ -44,6 +47,11 @@ if TYPE_CHECKING:
     from oslo_config import cfg
 
 LOG = log.getLogger(__name__)
+
+#: How long the end of a process waits for its threads, seconds ...
+STOP_SECONDS = 5.0
+#: ... and for requests under way.
+DRAIN_SECONDS = 15.0
 
 
 def make_dispatch(conf: cfg.ConfigOpts, *, listens: bool) -> Dispatch:
@@ -123,10 +131,9 @@ class ApiServer:
     :ivar url: where it answers; it does from the moment the object is made.
     """
 
-    def __init__(self, conf: cfg.ConfigOpts, managers: Managers, meters: Meters) -> None:
+    def __init__(self, conf: cfg.ConfigOpts, app: WsgiApp) -> None:
         api = conf.api
         self._sockets: dict[int, Any] = {}
-        app = meters.measured(make_app(managers, conf))
         try:
             self._server: Any = waitress.create_server(
                 app,
@@ -163,13 +170,20 @@ class ApiServer:
         """Whether requests are answered."""
         return self._thread.is_alive()
 
+    def _unsent(self) -> bool:
+        """Whether part of an answer still waits for its client."""
+        return any(getattr(each, "total_outbufs_len", 0) for each in list(self._sockets.values()))
+
     def close(self) -> None:
-        """Take no more requests; those under way have a few seconds to end."""
+        """Take no more requests; those under way have a few seconds to end, and their answers to leave."""
         # Threads that answer wake the loop when they are done: they end before its sockets do.
-        self._server.task_dispatcher.shutdown(cancel_pending=True, timeout=5)
+        self._server.task_dispatcher.shutdown(cancel_pending=True, timeout=DRAIN_SECONDS)
+        end = time.monotonic() + STOP_SECONDS
+        while self._unsent() and time.monotonic() < end:
+            time.sleep(0.02)
         # Idle connections would be waited for.
         wasyncore.close_all(self._sockets, ignore_all=True)
-        self._thread.join(5)
+        self._thread.join(STOP_SECONDS)
 
 
 class WorkerProcess:
@@ -261,17 +275,19 @@ def monitor(
     meters: Meters,
     parts: Mapping[str, Callable[[], bool]],
     port: int | None,
+    shared: bool = False,
 ) -> None:
     """Listen for ``/metrics``, ``/live`` and ``/ready``, if the configuration says where.
 
     :param stack: closes the listener at its end.
     :param parts: see :class:`backupfw.cmd.monitoring.Health`.
     :param port: where; None: nowhere.
+    :param shared: whether other processes listen there, too, each with the figures of all of them.
     """
     if port is None:
         return
     dispatch = "messages" if conf.transport_url else "this process and looks into the database"
-    listener = Listener(conf.metrics.listen, port, meters, Health(db, parts, dispatch))
+    listener = Listener(conf.metrics.listen, port, meters, Health(db, parts, dispatch), shared=shared)
     stack.callback(listener.close)
 
 
@@ -300,7 +316,8 @@ class EmbeddedService:
             worker = WorkerProcess(self._conf, db, dispatch, alone=alone, meters=meters, notices=notices)
             worker.start()
             stack.callback(worker.close)
-            server = ApiServer(self._conf, make_managers(self._conf, db, dispatch.wake, notices), meters)
+            managers = make_managers(self._conf, db, dispatch.wake, notices)
+            server = ApiServer(self._conf, meters.measured(make_app(managers, self._conf)))
             stack.callback(server.close)
             parts = {"worker": worker.runs, "api": server.runs}
             monitor(stack, self._conf, db, meters, parts, self._conf.metrics.port)
@@ -320,10 +337,20 @@ def api_port(conf: cfg.ConfigOpts) -> int | None:
     return int(ports.api_port) if ports.api_port is not None else ports.port
 
 
-def run_api(conf: cfg.ConfigOpts, stop: threading.Event, ready: Callable[[str], None]) -> None:
-    """Serve the API until ``stop`` is set; workers find its tasks in the database.
+@dataclass(frozen=True)
+class Api:
+    """The API as a WSGI application, and what it is made of."""
 
-    :param ready: called with the URL once the API answers.
+    app: WsgiApp
+    db: Database
+    meters: Meters
+
+
+@contextmanager
+def api_application(conf: cfg.ConfigOpts) -> Iterator[Api]:
+    """Make the API for a ``with`` block, in a process that runs no worker.
+
+    It belongs to the process that made it: connections and threads outlive no fork.
     """
     with ExitStack() as stack:
         db = database.connect(conf)
@@ -332,11 +359,39 @@ def run_api(conf: cfg.ConfigOpts, stop: threading.Event, ready: Callable[[str], 
         stack.callback(dispatch.close)
         meters = Meters(db)
         notices = stack.enter_context(telling(conf, db))
-        server = ApiServer(conf, make_managers(conf, db, dispatch.wake, notices), meters)
+        app = make_app(make_managers(conf, db, dispatch.wake, notices), conf)
+        stack.enter_context(_looking_after(conf, db))
+        yield Api(meters.measured(app), db, meters)
+
+
+@contextmanager
+def _looking_after(conf: cfg.ConfigOpts, db: Database) -> Iterator[None]:
+    """End operations that no worker takes: there may be no worker that would see to it."""
+    ending = threading.Event()
+
+    thread = threading.Thread(
+        target=look_after_until, args=(ending, conf, db), name="look-after", daemon=True
+    )
+    thread.start()
+    try:
+        yield
+    finally:
+        ending.set()
+        thread.join(STOP_SECONDS)
+
+
+def run_api(conf: cfg.ConfigOpts, stop: threading.Event, ready: Callable[[str], None]) -> None:
+    """Serve the API until ``stop`` is set; workers find its tasks in the database.
+
+    :param ready: called with the URL once the API answers.
+    """
+    with ExitStack() as stack:
+        api = stack.enter_context(api_application(conf))
+        server = ApiServer(conf, api.app)
         stack.callback(server.close)
-        monitor(stack, conf, db, meters, {"api": server.runs}, api_port(conf))
+        monitor(stack, conf, api.db, api.meters, {"api": server.runs}, api_port(conf))
         ready(server.url)
-        look_after_until(stop, conf, db)
+        stop.wait()
 
 
 @contextmanager

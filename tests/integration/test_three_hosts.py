@@ -155,7 +155,7 @@ def test_the_policy_counts(hosts: Site) -> None:
 
 @pytest.mark.parametrize("kind", [API, WORKER])
 def test_a_unit_reads_again_and_stops(hosts: Site, kind: str) -> None:
-    name = API_NODES[1]
+    name = API_NODES[0]
     unit, log = hosts.unit(name, kind), hosts.log(name, kind)
     before = log.read_text().count("Read the configuration again")
     unit.reload()

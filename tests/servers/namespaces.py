@@ -134,7 +134,7 @@ class Host:
 
     :ivar name: its host name.
     :ivar address: on the network.
-    :ivar root: has what this host has for itself below ``etc``, ``opt``, ``srv`` and ``var/lib``.
+    :ivar root: has what this host has for itself below ``etc``, ``opt``, ``run``, ``srv`` and ``var/lib``.
     """
 
     def __init__(self, switch: _Namespaces, name: str, number: int, root: Path) -> None:
@@ -217,7 +217,7 @@ class Network:
     def boot(self, name: str, number: int) -> Host:
         """Start a host, or one that was killed anew; what it has for itself stays."""
         root = self._directory / name
-        for place in ("etc", "opt", "srv", "var/lib"):
+        for place in ("etc", "opt", "srv", "run", "var/lib"):
             (root / place).mkdir(parents=True, exist_ok=True)
         self._hosts[name] = Host(self._switch, name, number, root)
         return self._hosts[name]
