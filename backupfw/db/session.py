@@ -12,6 +12,8 @@ PostgreSQL, MariaDB: READ COMMITTED; rows are locked by conditional updates and 
 
 from __future__ import annotations
 
+import os
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -54,6 +56,9 @@ _KEPT_CONNECTIONS = 16
 #: How long a server lets a transaction stand idle before it ends it and gives its locks back.  Ours never
 #: wait for anything but the database; one that does belongs to a process that is frozen or gone.
 IDLE_SECONDS = 20
+#: After so many seconds without a word from the server's system a connection counts as cut: half of a usual
+#: lease.  Linux itself waits for a quarter of an hour when it has sent something, and else for two hours.
+CUT_SECONDS = 30
 #: How long MariaDB lets a statement wait for a lock, after which the transaction is tried again: by then
 #: whoever held it has ended or was ended.
 LOCK_SECONDS = IDLE_SECONDS + 5
@@ -113,7 +118,9 @@ class Database:
             event.listen(engine, "connect", _sqlite_connect)
             event.listen(engine, "set_connection_execution_options", _sqlite_claim_begin)
             event.listen(engine, "begin", _sqlite_begin)
-        elif self.backend == "mysql":
+        else:
+            event.listen(engine, "connect", _notice_cuts)
+        if self.backend == "mysql":
             event.listen(engine, "connect", _mysql_connect)
         elif self.backend == "postgresql":
             event.listen(engine, "connect", _postgresql_connect)
@@ -318,6 +325,25 @@ def _sqlite_begin(connection: Connection) -> None:
     writes = connection.get_execution_options().get(_WRITES)
     if writes is not None:
         connection.execute(text("BEGIN IMMEDIATE" if writes else "BEGIN"))
+
+
+def _notice_cuts(connection: Any, _record: Any) -> None:
+    """Let a connection fail on whose way something swallows everything (a host that died, a firewall).
+
+    That bounds no statement: the system of a server that works on one still answers.
+    """
+    # PyMySQL keeps its socket to itself.
+    owner = connection if hasattr(connection, "fileno") else getattr(connection, "_sock", None)
+    if owner is None:
+        return
+    with socket.socket(fileno=os.dup(owner.fileno())) as link:
+        if link.family == socket.AF_UNIX:
+            return
+        link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        link.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, CUT_SECONDS // 2)
+        link.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, CUT_SECONDS // 6)
+        link.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+        link.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, CUT_SECONDS * 1000)
 
 
 def _mysql_connect(connection: Any, _record: Any) -> None:
