@@ -11,7 +11,7 @@ from sqlalchemy.engine import make_url
 
 from tests.integration.content import MIB, change_image, same_content
 from tests.integration.faults.gate import Gate
-from tests.integration.faults.world import ON_BOTH, Installation, Subject, wait
+from tests.integration.faults.world import Installation, Subject, wait
 
 pytestmark = pytest.mark.server
 
@@ -25,7 +25,6 @@ def gate(installed: Installation) -> Iterator[Gate]:
         yield gate
 
 
-@ON_BOTH
 def test_it_stops_writing_and_comes_back(installed: Installation, gate: Gate, tmp_path: Path) -> None:
     """Its deadline ends a restore, another worker goes on, and what it said meanwhile comes too late."""
     through_gate = make_url(installed.database).set(port=gate.port).render_as_string(hide_password=False)
