@@ -61,9 +61,7 @@ class RestoreTasks(Outcomes):
         def work(session: Session) -> RestorePlan:
             tasks.hold(session, task)
             backup = self._backup(session, task)
-            volume = session.get(models.Volume, task.payload["volume_id"])
-            if volume is None or volume.deleted:
-                raise VolumeNotFound(task.payload["volume_id"])
+            volume = _target(session, task)
             manifest = backup_rows.manifest_of(session, backup)
             if manifest is None or manifest.key is None or manifest.state != lifecycle.LIVE:
                 raise InvalidBackup("The backup has no data in the store.")
@@ -81,19 +79,21 @@ class RestoreTasks(Outcomes):
 
         return self._db.run(work)
 
-    def set_location(self, task: Task, location: str, host: str | None = None) -> None:
-        """Record where the new target volume is in its storage.
-
-        :param host: whose workers alone can open it, and go on with this restore; None: all can.
-        """
+    def bind_target(self, task: Task, host: str) -> None:
+        """Record, before the new target volume is made, whose workers alone can open it and go on with it."""
 
         def work(session: Session) -> None:
             tasks.hold(session, task, volume_host=host)
-            volume = session.get(models.Volume, task.payload["volume_id"])
-            if volume is None or volume.deleted:
-                raise VolumeNotFound(task.payload["volume_id"])
-            volume.location = location
-            volume.host = host
+            volume_rules.bind_to_host(session, _target(session, task), host)
+
+        self._db.run(work)
+
+    def set_location(self, task: Task, location: str) -> None:
+        """Record where the new target volume is in its storage."""
+
+        def work(session: Session) -> None:
+            tasks.hold(session, task)
+            _target(session, task).location = location
 
         self._db.run(work)
 
@@ -136,6 +136,13 @@ class RestoreTasks(Outcomes):
     def _fail_restore(session: Session, task: Task, reason: str, detail: Detail | None) -> None:
         failures.failed(session, task, reason, detail)
         volume_rules.end_restore(session, task.payload["volume_id"], ok=False, new=bool(task.payload["new"]))
+
+
+def _target(session: Session, task: Task) -> models.Volume:
+    volume = session.get(models.Volume, task.payload["volume_id"])
+    if volume is None or volume.deleted:
+        raise VolumeNotFound(task.payload["volume_id"])
+    return volume
 
 
 def _describe(session: Session, backup: models.Backup, volume: models.Volume, source: RestoredVolume) -> None:

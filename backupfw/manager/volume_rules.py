@@ -129,6 +129,21 @@ def _has_task(session: Session, source_id: str, kinds: Collection[str]) -> bool:
     return session.scalar(task.limit(1)) is not None
 
 
+def bind_to_host(session: Session, volume: Volume, host: str) -> None:
+    """Note whose workers alone will be able to open a volume that is about to be made.
+
+    Before it is made: whoever deletes it, also while it is being made, must be one of them, or its storage
+    would stay.
+    """
+    volume.host = host
+    session.execute(
+        update(Task)
+        .where(Task.resource_id == volume.id, Task.kind == tasks.VOLUME_DELETE)
+        .values(volume_host=host),
+        execution_options={"synchronize_session": False},
+    )
+
+
 def queue_snapshot_delete(
     session: Session, ctx: RequestContext, snapshot: Snapshot, *, first_of: str | None = None
 ) -> None:

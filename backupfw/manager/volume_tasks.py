@@ -1,6 +1,6 @@
 """The worker's side of volumes and snapshots: what a task is about, and what came of it.
 
-``start_*`` reads and changes nothing, so an attempt that is lost costs nothing; ``finish_*`` and
+``start_*`` moves nothing, so an attempt that is lost costs nothing; ``finish_*`` and
 ``fail`` end the task and move the status in one transaction.  All of them raise TaskLost when the task
 is another attempt's, and TaskCancelled when it was cancelled (force delete, reset): then nothing changes.
 
@@ -26,7 +26,7 @@ from backupfw.manager import failures, lifecycle, rows, tasks
 from backupfw.manager.lifecycle import Move, SnapshotMoves, VolumeMoves
 from backupfw.manager.messages import Detail
 from backupfw.manager.tasks import Task
-from backupfw.manager.volume_rules import gigabytes
+from backupfw.manager.volume_rules import bind_to_host, gigabytes
 
 if TYPE_CHECKING:
     from backupfw.db.session import Database
@@ -92,10 +92,18 @@ class VolumeTasks:
     def __init__(self, db: Database) -> None:
         self._db = db
 
-    def start_create(self, task: Task) -> CreatePlan:
-        """Say which volume to make, and of what."""
-        with self._db.read() as session:
+    def start_create(self, task: Task, host: str | None = None) -> CreatePlan:
+        """Say which volume to make, and of what.
+
+        :param host: whose workers alone will be able to open it; None: all will.
+        """
+
+        def work(session: Session) -> CreatePlan:
+            tasks.hold(session, task)
             volume = _volume(session, task.resource_id)
+            if host is not None:
+                bind_to_host(session, volume, host)
+                session.flush()
             made = rows.volume(session, volume)
             if volume.snapshot_id is not None:
                 plan = _snapshot_plan(session, volume.snapshot_id)
@@ -104,12 +112,11 @@ class VolumeTasks:
                 return CreatePlan(made, rows.volume(session, _volume(session, volume.source_volid)))
             return CreatePlan(made)
 
-    def finish_create(self, task: Task, location: str, host: str | None = None) -> None:
-        """The volume is made: ``available``.
+        return self._db.run(work)
 
-        :param host: whose workers alone can open it; None: all can.
-        """
-        self._end(task, Volume, VolumeMoves.created, location=location, host=host)
+    def finish_create(self, task: Task, location: str) -> None:
+        """The volume is made: ``available``."""
+        self._end(task, Volume, VolumeMoves.created, location=location)
 
     def start_delete(self, task: Task) -> rows.Volume:
         """Say which volume to delete; the tasks that delete its snapshots came before.

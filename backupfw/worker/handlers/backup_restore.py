@@ -58,8 +58,10 @@ class BackupRestore(Handler):
         target = volume_ref(plan.volume)
         if target.location is not None:
             return target
+        if self._tools.volume_host is not None:
+            self._tools.backups.bind_target(task, self._tools.volume_host)
         location = self._tools.provider.create(target, None, control.check)
-        self._tools.backups.set_location(task, location, self._tools.volume_host)
+        self._tools.backups.set_location(task, location)
         return VolumeRef(target.id, target.length, location)
 
 

@@ -21,14 +21,14 @@ class VolumeCreate(_VolumeHandler):
 
     def run(self, task: Task, control: TaskControl) -> None:
         """See :meth:`Handler.run`."""
-        plan = self._tools.volumes.start_create(task)
+        plan = self._tools.volumes.start_create(task, self._tools.volume_host)
         source: SnapshotRef | VolumeRef | None = None
         if plan.source_snapshot is not None and plan.source_volume is not None:
             source = snapshot_ref(plan.source_snapshot, plan.source_volume)
         elif plan.source_volume is not None:
             source = volume_ref(plan.source_volume)
         location = self._tools.provider.create(volume_ref(plan.volume), source, control.check)
-        self._tools.volumes.finish_create(task, location, self._tools.volume_host)
+        self._tools.volumes.finish_create(task, location)
 
 
 class VolumeDelete(_VolumeHandler):

@@ -21,6 +21,8 @@ from backupfw.manager import claims, tasks, waiting
 from backupfw.manager.claims import Limits, Reach
 from backupfw.manager.services import BACKUP_BINARY
 from backupfw.manager.tasks import Task, Tasks
+from backupfw.manager.volume_tasks import VolumeTasks
+from backupfw.manager.volumes import VolumeManager
 from tests.unit.manager.support import World
 
 
@@ -102,11 +104,45 @@ def test_a_restore_to_a_new_volume_goes_on_where_the_volume_was_made(world: Worl
     _, target, _ = world.backups.restore(world.ctx(), backup.id)
     task = world.tasks.claim("two/1", 60, reach=reach("two"))
     assert task is not None
-    world.outcomes.set_location(task, "/v", "two")
+    world.outcomes.bind_target(task, "two")
+    world.outcomes.set_location(task, "/v")
     world.tasks.release(task)
     assert world.row(models.Volume, target).host == "two"
     assert world.tasks.claim("one/1", 60, reach=reach("one")) is None
     assert world.tasks.claim("two/1", 60, reach=reach("two")) is not None
+
+
+@pytest.mark.parametrize(("restored", "late"), [(False, False), (True, False), (True, True)])
+def test_a_volume_that_is_deleted_while_it_is_made_is_deleted_where_it_is_made(
+    world: World, restored: bool, late: bool
+) -> None:
+    """Elsewhere its storage is not there, which counts as deleted: it would stay for ever."""
+    volumes = VolumeManager(world.db, world.conf, lambda: None)
+    if restored:
+        backup = world.backup(world.volume())
+        volume = world.backups.restore(world.ctx(), backup.id)[1]
+    else:
+        world.conf.quota.per_volume_gigabytes = -1
+        volume = volumes.create(world.ctx(), size=1).id
+    task = world.tasks.claim("two/1", 60, reach=reach("two"))
+    assert task is not None
+    if late:
+        volumes.force_delete(world.ctx(admin=True), volume)
+    if restored:
+        world.outcomes.bind_target(task, "two")
+    else:
+        VolumeTasks(world.db).start_create(task, "two")
+    # Here its storage is being made.
+    if not late:
+        volumes.force_delete(world.ctx(admin=True), volume)
+    if restored:
+        world.outcomes.finish_restore(task)
+    else:
+        world.tasks.discard(task)
+    assert world.tasks.claim("one/1", 60, reach=reach("one")) is None
+    deletion = world.tasks.claim("two/1", 60, reach=reach("two"))
+    assert deletion is not None
+    assert (deletion.kind, deletion.resource_id) == (tasks.VOLUME_DELETE, volume)
 
 
 def test_a_disabled_or_frozen_worker_takes_nothing_new(world: World) -> None:
