@@ -1,0 +1,107 @@
+"""Who uses a volume: the calls of its manager that note it.
+
+Nothing is attached here.  Somebody else does that and says so: a volume in use is backed up from a temporary
+snapshot, and no restore writes to it.
+"""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING
+
+from sqlalchemy import delete
+from sqlalchemy.orm import Session
+
+from backupfw.db import models
+from backupfw.db.session import now
+from backupfw.errors import AttachmentNotFound, InvalidVolume
+from backupfw.manager import lifecycle, rows
+from backupfw.manager.lifecycle import VolumeMoves
+from backupfw.manager.volume_rules import find_volume, is_attached, is_read_by_task
+
+if TYPE_CHECKING:
+    from backupfw.context import RequestContext
+    from backupfw.db.session import Database
+
+
+class AttachmentMethods:
+    """The attachment calls of :class:`backupfw.manager.volumes.VolumeManager`."""
+
+    _db: Database
+
+    def attach(
+        self,
+        ctx: RequestContext,
+        volume_id: str,
+        *,
+        instance_uuid: str | None = None,
+        host_name: str | None = None,
+        mountpoint: str | None = None,
+        mode: str | None = "rw",
+    ) -> rows.Volume:
+        """Note that somebody uses an available volume: it is ``in-use`` from now on.
+
+        :raises VolumeNotFound: there is none, or not for this caller.
+        :raises InvalidVolume: it is not available, or it is being copied.
+        """
+        attachment_id = str(uuid.uuid4())
+
+        def work(session: Session) -> rows.Volume:
+            volume = find_volume(session, ctx, volume_id, lock=True)
+            if volume.status not in VolumeMoves.attach.sources:
+                raise InvalidVolume(
+                    f"Volume {volume_id} must be available to be attached, "
+                    f'but the current status is "{volume.status}".'
+                )
+            if is_read_by_task(session, volume_id):
+                # Its reader was promised that nobody writes.
+                raise InvalidVolume(f"Volume {volume_id} is being copied; it can be attached after that.")
+            session.add(
+                models.Attachment(
+                    id=attachment_id,
+                    volume_id=volume_id,
+                    instance_uuid=instance_uuid,
+                    host_name=host_name,
+                    mountpoint=mountpoint,
+                    attach_mode=mode,
+                    attached_at=now(session),
+                )
+            )
+            lifecycle.move(session, models.Volume, volume_id, VolumeMoves.attach)
+            return rows.volume(session, volume)
+
+        def noted(session: Session) -> rows.Volume | None:
+            found = session.get(models.Attachment, attachment_id)
+            volume = session.get(models.Volume, volume_id)
+            return None if found is None or volume is None else rows.volume(session, volume)
+
+        return self._db.run(work, noted)
+
+    def detach(self, ctx: RequestContext, volume_id: str, *, attachment_id: str | None = None) -> rows.Volume:
+        """Note that somebody does not use the volume any more; after the last one it is ``available``.
+
+        :param attachment_id: which attachment; all of them unless given.
+        :raises VolumeNotFound: there is none, or not for this caller.
+        :raises InvalidVolume: it is not in use.
+        :raises AttachmentNotFound: the volume has no such attachment.
+        """
+
+        def work(session: Session) -> rows.Volume:
+            volume = find_volume(session, ctx, volume_id, lock=True)
+            if volume.status not in VolumeMoves.detach.sources:
+                raise InvalidVolume(
+                    f"Volume {volume_id} must be in-use to be detached, "
+                    f'but the current status is "{volume.status}".'
+                )
+            gone = [
+                entry.id for entry in rows.volume(session, volume).attachments
+                if attachment_id in (None, entry.id)
+            ]  # fmt: skip
+            if attachment_id is not None and not gone:
+                raise AttachmentNotFound(attachment_id)
+            session.execute(delete(models.Attachment).where(models.Attachment.id.in_(gone)))
+            if not is_attached(session, volume_id):
+                lifecycle.move(session, models.Volume, volume_id, VolumeMoves.detach)
+            return rows.volume(session, volume)
+
+        return self._db.run(work)
