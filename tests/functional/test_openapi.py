@@ -294,7 +294,7 @@ EVERY_OPERATION = pytest.mark.parametrize(
 
 @EVERY_OPERATION
 def test_the_api_behaves_as_it_is_described(in_process: World, name: str, path: str, method: str) -> None:
-    in_process.behaves(name, path, method, examples=8)
+    in_process.behaves(name, path, method, examples=5)
 
 
 @EVERY_OPERATION
