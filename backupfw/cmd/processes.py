@@ -8,6 +8,8 @@ one was doing is taken over when its leases run out.
 from __future__ import annotations
 
 import signal
+import sys
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
@@ -17,6 +19,9 @@ import cotyledon
 if TYPE_CHECKING:
     from cotyledon.types import WorkerId
     from oslo_config import cfg
+
+#: How much longer than its time a process may take to end itself, seconds.
+LATE_SECONDS = 2.0
 
 
 class WorkerService(cotyledon.Service):
@@ -52,7 +57,34 @@ class WorkerService(cotyledon.Service):
 
 
 class Master(cotyledon.ServiceManager):
-    """The master: an interrupt stops in order, as SIGTERM does; by itself it would end at once."""
+    """The master: an interrupt stops in order, as SIGTERM does; by itself it would end at once.
+
+    :param stop_seconds: how long its processes have to stop.
+    """
+
+    def __init__(self, stop_seconds: int) -> None:
+        super().__init__(graceful_shutdown_timeout=stop_seconds)
+        self._stop_seconds = stop_seconds
+        self.register_hooks(on_terminate=self._stop_all)
+
+    def _stop_all(self) -> None:
+        """Stop all processes, kill those that are late, and end.
+
+        The library would wait for them for ever, and report success however they ended.
+
+        :raises SystemExit: with the status of :mod:`backupfw.cmd.processes`.
+        """
+        processes = self._child_processes
+        for process in processes:
+            process.terminate()
+        # Each of them ends itself when its time is over, unless it is frozen.
+        end = time.monotonic() + self._stop_seconds + LATE_SECONDS
+        for process in processes:
+            process.join(max(0.0, end - time.monotonic()))
+            if process.is_alive():
+                process.kill()
+                process.join()
+        sys.exit(1 if any(process.exitcode for process in processes) else 0)
 
     def _on_signal_received(self, sig: int) -> None:
         super()._on_signal_received(signal.SIGTERM if sig == signal.SIGINT else sig)
@@ -63,6 +95,6 @@ def run(conf: cfg.ConfigOpts, reload: Callable[[], None]) -> None:
 
     :param reload: what SIGHUP does in each of them.
     """
-    master = Master(graceful_shutdown_timeout=int(conf.backup.stop_seconds))
+    master = Master(int(conf.backup.stop_seconds))
     master.add(WorkerService, conf.backup.processes, args=(conf, reload))
     master.run()

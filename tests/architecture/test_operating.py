@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import configparser
+import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -37,6 +40,22 @@ def test_units_start_commands_that_there_are(unit: Path) -> None:
     args = command.build_parser().parse_args(words)
     assert args.config_file == ["/etc/backupfw/backupfw.conf"]
     assert unit.name in (ROOT / "docs" / "operating.md").read_text()
+
+
+@pytest.mark.parametrize("drop_in", [None, "The API under another WSGI server"])
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
+def test_systemd_understands_the_units(unit: Path, drop_in: str | None, tmp_path: Path) -> None:
+    """With a program in the place of ours that is there; alone, and with the drop-in of the page."""
+    text = unit.read_text() + (operating.Section(drop_in).only("ini") if drop_in else "")
+    text = re.sub(r"(?<=^ExecStart=)/\S+", "/bin/true", text, flags=re.MULTILINE)
+    (tmp_path / unit.name).write_text(text)
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--recursive-errors=no", str(tmp_path / unit.name)],
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_there_are_units() -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -22,15 +23,32 @@ def wait(what: str, done: Callable[[], object]) -> None:
         time.sleep(0.05)
 
 
+PROGRAM = ("-m", "backupfw.cmd.main")
+#: The same, with a task that never lets its process stop.
+STUBBORN = """
+import sys, threading
+from contextlib import contextmanager
+from backupfw.cmd import main, service
+
+@contextmanager
+def stubborn(conf):
+    yield
+    threading.Event().wait()
+
+service.running_worker = stubborn
+sys.exit(main.main(sys.argv[1:]))
+"""
+
+
 class Master:
-    def __init__(self, state: Path, *options: str) -> None:
+    def __init__(self, state: Path, *options: str, program: tuple[str, ...] = PROGRAM) -> None:
         state.mkdir(mode=0o700, exist_ok=True)
         self.config = state / "backupfw.conf"
         self.config.write_text("\n".join(("[DEFAULT]", "debug = true", "[backup]", *options)) + "\n")
         self.log = state.parent / "worker.log"
         with open(self.log, "a") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "backupfw.cmd.main", "worker", "--state-dir", str(state)],
+                [sys.executable, *program, "worker", "--state-dir", str(state)],
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
@@ -102,6 +120,31 @@ def test_the_processes_end_with_their_master(master: Master) -> None:
     master.process.kill()
     master.process.wait(PATIENCE)
     wait("the processes to end", lambda: not [pid for pid in children if running(pid)])
+
+
+def test_a_process_that_does_not_stop_in_time_is_told_by_the_status(tmp_path: Path) -> None:
+    with closing(Master(tmp_path / "state", "stop_seconds = 1", program=("-c", STUBBORN))) as master:
+        master.ready()
+        master.process.send_signal(signal.SIGTERM)
+        assert master.process.wait(PATIENCE) == 1, master.log.read_text()
+        assert master.children() == []
+
+
+def test_a_frozen_process_does_not_keep_the_others_from_ending(tmp_path: Path) -> None:
+    with closing(Master(tmp_path / "state", "processes = 2", "stop_seconds = 5")) as master:
+        for _ in range(2):
+            master.ready()
+        children = master.children()
+        os.kill(children[0], signal.SIGSTOP)
+        master.process.send_signal(signal.SIGTERM)
+        assert master.process.wait(PATIENCE) == 1, master.log.read_text()
+        assert not [pid for pid in children if running(pid)]
+
+
+def test_a_wrong_configuration_ends_it_at_once(tmp_path: Path) -> None:
+    with closing(Master(tmp_path / "state", "processes = none")) as master:
+        assert master.process.wait(PATIENCE) == 1
+        assert "option processes" in master.log.read_text()
 
 
 def running(pid: int) -> bool:
