@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from configparser import ConfigParser
 
 import backupfw
 from tests.architecture.checkout import ROOT, driver_projects, lines, setup_cfg
@@ -57,3 +58,26 @@ def test_every_driver_of_the_checkout_is_installed_and_tested() -> None:
         assert f"[testenv:driver-{folder}]" in tox
         assert f"drivers/{folder}/tests" in pyproject
         assert f'"backupfw_{folder}"' in pyproject
+
+
+def test_every_environment_of_tox_can_be_made() -> None:
+    """It is described, runs something, and installs what is there."""
+    tox = ConfigParser(interpolation=None)
+    tox.read(ROOT / "tox.ini")
+    names = [name.strip() for name in re.split(r",(?![^{]*\})", tox["tox"]["env_list"])]
+    (drivers,) = [name for name in names if name.startswith("driver-{")]
+    names.remove(drivers)
+    names += [f"driver-{folder}" for folder in drivers.removeprefix("driver-{").removesuffix("}").split(",")]
+    assert {f"testenv:{name}" for name in names} - {"testenv:py311"} == {
+        name for name in tox.sections() if name.startswith("testenv:")
+    }
+    extras = set(setup_cfg()["options.extras_require"])
+    for section in ("testenv", *(f"testenv:{name}" for name in names if name != "py311")):
+        assert tox[section]["description"]
+        for command in lines(tox[section]["commands"]):
+            for word in command.split():
+                assert not word.startswith(("tests/", "drivers/")) or (ROOT / word).is_dir(), command
+        for place in re.findall(r"-e (\S+)", tox[section]["deps"]):
+            folder, _, wanted = place.partition("[")
+            assert (ROOT / folder).is_dir(), place
+            assert set(filter(None, wanted.removesuffix("]").split(","))) <= extras, place
