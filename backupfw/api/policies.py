@@ -37,8 +37,10 @@ BASE_RULES = (
     (
         "context_is_admin",
         "rule:admin_api or rule:system_reader",
-        "Who sees the things of every project.  To everybody else those of another project are not there,"
-        " whatever the rules below say; what may be done to them, the rules below say.",
+        (
+            "Who sees the things of every project.  To everybody else those of another project are not there,"
+            " whatever the rules below say; what may be done to them, the rules below say."
+        ),
     ),
 )
 IS_ADMIN = "context_is_admin"

@@ -25,7 +25,7 @@ README = Path(__file__).parent.parent / "README.md"
 )
 def test_values_that_cannot_be(name: str, value: str) -> None:
     with pytest.raises(ConfigError, match=name):
-        option_values(PosixStore.options(), **{"path": "/srv", **{name: value}})
+        option_values(PosixStore.options(), **{"path": "/srv", name: value})
 
 
 def test_the_readme_tells_all_options() -> None:

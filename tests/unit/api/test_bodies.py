@@ -112,8 +112,10 @@ def refusal(body: Any, schema: Any) -> str:
         ),
         (
             {"backup": {"volume_id": ID, "description": "a\nb"}},
-            "Invalid input for field/attribute description. Value: a\nb. 'a\\nb' is not a 'printable'"
-            " (printable characters only: no line breaks, nothing above U+FFFE)",
+            (
+                "Invalid input for field/attribute description. Value: a\nb. 'a\\nb' is not a 'printable'"
+                " (printable characters only: no line breaks, nothing above U+FFFE)"
+            ),
         ),
         (
             {"backup": {"volume_id": ID, "name": "a" * 256}},

@@ -136,7 +136,7 @@ def test_drivers_that_cannot_be_used(site: Site, source: str, says: str) -> None
 
 
 def test_an_opened_store_has_all_layers_and_its_options() -> None:
-    store = open_store("main", "memory", None, option_values([], **{}), stop=lambda: False)
+    store = open_store("main", "memory", None, option_values([]), stop=lambda: False)
     assert len(layers_of(store)) == 6
     driver = driver_of(store)
     assert isinstance(driver, MemoryStore)

@@ -112,10 +112,14 @@ def test_check_goes_on_after_a_guarantee_that_is_broken(
     "options",
     [
         # Nobody listens there.
-        f"driver = s3\nendpoint = http://127.0.0.1:9\nregion = r\naccess_key_id = AKID{SECRET}\n"
-        f"secret_access_key = {SECRET}\n",
-        "driver = swift\nauth = v1\nauth_url = http://127.0.0.1:9/auth/v1.0\nusername = u\n"
-        f"password = {SECRET}\n",
+        (
+            f"driver = s3\nendpoint = http://127.0.0.1:9\nregion = r\naccess_key_id = AKID{SECRET}\n"
+            f"secret_access_key = {SECRET}\n"
+        ),
+        (
+            "driver = swift\nauth = v1\nauth_url = http://127.0.0.1:9/auth/v1.0\nusername = u\n"
+            f"password = {SECRET}\n"
+        ),
     ],
     ids=["s3", "swift"],
 )

@@ -41,14 +41,14 @@ def check(world: Catalogue, **wanted: int) -> None:
         ("backups", 2, 1, "Maximum number of backups allowed (2) exceeded"),
         (
             "backup_gigabytes", 9, 3,
-            "Requested backup exceeds allowed Backup gigabytes quota. "
-            "Requested 3G, quota is 9G and 7G has been consumed.",
+            ("Requested backup exceeds allowed Backup gigabytes quota. "
+            "Requested 3G, quota is 9G and 7G has been consumed."),
         ),
         ("volumes", 2, 1, "Maximum number of volumes allowed (2) exceeded for quota 'volumes'."),
         (
             "gigabytes", 8, 2,
-            "Requested volume or snapshot exceeds allowed gigabytes quota. "
-            "Requested 2G, quota is 8G and 7G has been consumed.",
+            ("Requested volume or snapshot exceeds allowed gigabytes quota. "
+            "Requested 2G, quota is 8G and 7G has been consumed."),
         ),
         ("snapshots", 1, 1, "Maximum number of snapshots allowed (1) exceeded"),
         ("per_volume_gigabytes", 4, 5, "Requested volume size 5G is larger than maximum allowed limit 4G."),
