@@ -10,7 +10,7 @@ cd "$(dirname "$0")/../.."
 
 PYTHON=${PYTHON:-python3.11}
 SERVERS=${BACKUPFW_SERVERS:-$PWD/.servers}
-ALL=(ceph seaweedfs swift keystone gcs rabbitmq faketime clients tempest hosts)
+ALL=(ceph seaweedfs swift keystone gcs rabbitmq faketime clients tempest gophercloud hosts)
 
 packages() { # packages PROGRAM:PACKAGE ...: apt-get install the packages whose program is missing
     local pair missing=()
@@ -75,6 +75,13 @@ install_clients() {
 
 install_tempest() {
     environment tempest tempest==47.0.0 cinder-tempest-plugin==1.23.0
+}
+
+install_gophercloud() {
+    packages go:golang-go
+    # A library is no program that could be found.
+    [[ -d /usr/share/gocode/src/github.com/gophercloud/gophercloud ]] ||
+        packages gophercloud:golang-github-gophercloud-gophercloud-dev
 }
 
 # What makes hosts of namespaces.

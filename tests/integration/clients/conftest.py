@@ -8,10 +8,27 @@ from pathlib import Path
 import pytest
 
 from tests.integration.clients.commands import Commands, clients_missing
+from tests.integration.clients.gophercloud import build, gophercloud_missing
+from tests.integration.clients.table import Shown
 from tests.integration.clients.world import World, served
 from tests.servers.keystone import Keystone, User
 
 Typing = Callable[..., Commands]
+
+
+@pytest.fixture(scope="session")
+def shows() -> Shown:
+    """Takes down what the tests have shown."""
+    return Shown()
+
+
+@pytest.fixture(scope="session")
+def gopher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The program that calls gophercloud."""
+    reason = gophercloud_missing()
+    if reason:
+        pytest.skip(reason)
+    return build(tmp_path_factory.mktemp("gophercloud"))
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,9 @@
 """Replays of clients that cannot run here: their calls in their order, as raw HTTP.
 
-gophercloud and the Terraform provider for OpenStack need a newer Go than Debian 12 has, and Horizon a web
-server with a compute and an image service behind it.  What they send and what they insist on is taken from
-their sources (docs/clients.md); these tests say nothing about what those programs do with the answers beyond
-the checks that stand here.
+Version 2 of gophercloud and the Terraform provider for OpenStack need a newer Go than Debian 12 has, and
+Horizon a web server with a compute and an image service behind it.  What they send and what they insist on is
+taken from their sources (docs/clients.md); these tests say nothing about what those programs do with the
+answers beyond the checks that stand here.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import requests
 
+from tests.integration.clients.table import REPLAYED, Shown
 from tests.integration.service import PATIENCE, Service, running
 
 #: A project that Keystone could have made.
@@ -97,7 +98,7 @@ def test_gophercloud_finds_the_endpoint(service: Service, caller: Caller) -> Non
             assert entry["status"] in ("CURRENT", "SUPPORTED", "DEPRECATED")
 
 
-def test_gophercloud_backups(gophercloud: Caller) -> None:
+def test_gophercloud_backups(gophercloud: Caller, shows: Shown) -> None:
     """The package's acceptance tests: create, list, restore, export, import, reset, force delete."""
     call = gophercloud.send
     volume = call(202, "POST", "/volumes", {"volume": {"size": 1, "name": "ACPTTEST"}})["volume"]["id"]
@@ -141,11 +142,13 @@ def test_gophercloud_backups(gophercloud: Caller) -> None:
     for backup in made:
         call(202, "POST", f"/backups/{backup}/action", {"os-force_delete": {}})
         gophercloud.gone(f"/backups/{backup}")
+    client = f"gophercloud {gophercloud.base.split('/')[-2]}"
+    shows(client, "reset the status", "force delete", says=REPLAYED)
     call(202, "DELETE", f"/volumes/{volume}")
     gophercloud.gone(f"/volumes/{volume}")
 
 
-def test_terraform_makes_a_volume_from_a_backup(caller: Caller) -> None:
+def test_terraform_makes_a_volume_from_a_backup(caller: Caller, shows: Shown) -> None:
     """``openstack_blockstorage_volume_v3`` with ``backup_id``; the provider has no resource for backups."""
     call = caller.send
     source = call(202, "POST", "/volumes", {"volume": {"size": 1}})["volume"]["id"]
@@ -158,15 +161,17 @@ def test_terraform_makes_a_volume_from_a_backup(caller: Caller) -> None:
     shown = caller.poll(f"/volumes/{volume}", "available", {"creating", "downloading"})
     assert shown["name"] == "tf"
     assert shown["metadata"]["by"] == "terraform"
+    shows("Terraform", "a new volume from a backup (3.47)", says=REPLAYED)
     changed = {"name": "tf2", "description": "d", "metadata": {"by": "tf"}}
     assert call(200, "PUT", f"/volumes/{volume}", {"volume": changed})["volume"]["name"] == "tf2"
     call(202, "POST", f"/volumes/{volume}/action", {"os-extend": {"new_size": 2}})
     caller.poll(f"/volumes/{volume}", "available", {"extending"})
     call(202, "DELETE", f"/volumes/{volume}")
     caller.gone(f"/volumes/{volume}")
+    shows("Terraform", "volumes: change", "volumes: create, show, list, delete", says=REPLAYED)
 
 
-def test_terraform_quotas_and_data_sources(caller: Caller) -> None:
+def test_terraform_quotas_and_data_sources(caller: Caller, shows: Shown) -> None:
     call = caller.send
     path = f"/os-quota-sets/{uuid.UUID(int=8).hex}"
     before = call(200, "GET", path)["quota_set"]
@@ -175,12 +180,13 @@ def test_terraform_quotas_and_data_sources(caller: Caller) -> None:
     call(200, "PUT", path, {"quota_set": {"backups": 3, "backup_gigabytes": 30}})
     after = call(200, "GET", path)["quota_set"]
     assert {key: after[key] for key in changed} == changed
+    shows("Terraform", "quotas", says=REPLAYED)
     assert call(200, "GET", "/os-availability-zone")["availabilityZoneInfo"]
     assert call(200, "GET", "/volumes/detail?name=none") == {"volumes": []}
     assert call(200, "GET", "/snapshots?name=none") == {"snapshots": []}
 
 
-def test_horizon_backup_pages(caller: Caller) -> None:
+def test_horizon_backup_pages(caller: Caller, shows: Shown) -> None:
     call = caller.send
     assert any(entry["version"] == "3.71" for entry in call(300, "GET", caller.root + "/")["versions"])
     source = call(202, "POST", "/volumes", {"volume": {"size": 1, "name": "h"}}, "3.0")["volume"]["id"]
@@ -225,3 +231,18 @@ def test_horizon_backup_pages(caller: Caller) -> None:
     call(202, "POST", f"/backups/{backup}/action", {"os-reset_status": {"status": "error"}})
     call(202, "DELETE", f"/backups/{backup}")
     caller.gone(f"/backups/{backup}")
+    shows(
+        "Horizon",
+        "discovery of versions",
+        "create a backup: full",
+        "list, with filters",
+        "… by pages",
+        "… with a count",
+        "show by id",
+        "restore to a new volume",
+        "delete",
+        "reset the status",
+        "volumes: create, show, list, delete",
+        "limits",
+        says=REPLAYED,
+    )
