@@ -10,7 +10,7 @@ cd "$(dirname "$0")/../.."
 
 PYTHON=${PYTHON:-python3.11}
 SERVERS=${BACKUPFW_SERVERS:-$PWD/.servers}
-ALL=(ceph seaweedfs swift keystone gcs rabbitmq faketime clients tempest gophercloud hosts)
+ALL=(ceph seaweedfs swift keystone gcs rabbitmq faketime clients tempest horizon gophercloud hosts)
 
 packages() { # packages PROGRAM:PACKAGE ...: apt-get install the packages whose program is missing
     local pair missing=()
@@ -75,6 +75,10 @@ install_clients() {
 
 install_tempest() {
     environment tempest tempest==47.0.0 cinder-tempest-plugin==1.23.0
+}
+
+install_horizon() {
+    environment horizon horizon==27.0.0
 }
 
 install_gophercloud() {

@@ -12,6 +12,7 @@ from tests.integration.clients.gophercloud import build, gophercloud_missing
 from tests.integration.clients.table import Shown
 from tests.integration.clients.world import World, served
 from tests.servers.keystone import Keystone, User
+from tests.servers.programs import find_program
 
 Typing = Callable[..., Commands]
 
@@ -29,6 +30,15 @@ def gopher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if reason:
         pytest.skip(reason)
     return build(tmp_path_factory.mktemp("gophercloud"))
+
+
+@pytest.fixture(scope="session")
+def horizon() -> Path:
+    """The interpreter that has Horizon."""
+    program = find_program("django-admin", "horizon")
+    if program is None:
+        pytest.skip("not installed: django-admin (tests/servers/install.sh horizon)")
+    return Path(program).with_name("python")
 
 
 @pytest.fixture(scope="session")
