@@ -17,6 +17,11 @@ from tests.servers.programs import find_program
 Typing = Callable[..., Commands]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Compare with the page when everything was shown that is shown."""
+    items.sort(key=lambda item: item.path.name == "test_table.py")
+
+
 @pytest.fixture(scope="session")
 def shows() -> Shown:
     """Takes down what the tests have shown."""

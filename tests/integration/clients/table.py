@@ -14,6 +14,10 @@ Cell = tuple[str, str]
 
 #: What the tests write into a cell: run; sent as raw HTTP, as the client's source has it.
 RUN, REPLAYED = "✓", "replayed"
+#: The client has no such command, or its version of the API no such call: there is nothing to run.
+NOTHING = "–"  # noqa: RUF001
+#: It has one, and no test runs it.
+NOT_RUN = "not run"
 
 
 def client_error(number: int) -> str:
@@ -47,3 +51,11 @@ class Shown:
             there = self._written.get((client, operation), "no such cell")
             assert there == says, f"{PAGE.name}, {client}, {operation}: {there!r}, shown: {says!r}"
             self.cells[client, operation] = says
+
+    def missing(self) -> dict[Cell, str]:
+        """What the page says and no test has shown."""
+        return {
+            cell: said
+            for cell, said in self._written.items()
+            if said not in (NOTHING, NOT_RUN) and cell not in self.cells
+        }

@@ -29,6 +29,7 @@ def blocks(language: str = "") -> list[str]:
     return [text for written_in, text in found if written_in == language]
 
 
+(CINDER,) = [block for block in blocks() if "OS_AUTH_TYPE=noauth" in block]
 WITHOUT_KEYSTONE = [block for block in blocks() if "OS_AUTH_TYPE=none" in block]
 (CATALOGUE,) = [block for block in blocks() if "openstack endpoint create" in block]
 
@@ -57,7 +58,7 @@ def type_lines(commands: Commands, lines: list[str], api: Client | None = None) 
     """Type lines into a shell, one after the other; returns what they printed."""
     before, said = "", ""
     for line in filter(None, lines):
-        if not line.startswith("openstack"):
+        if not line.startswith(("openstack", "cinder")):
             before += line + "\n"
             continue
         done = subprocess.run(
@@ -86,6 +87,15 @@ def test_without_keystone(service: Service, clients: Path, block: str) -> None:
     assert set(made) - set(deleted) <= there
     assert not there & set(deleted)
     assert all(name in said for name in made)
+
+
+def test_cinder_without_keystone(service: Service, clients: Path) -> None:
+    api = service.client("demo")
+    backup = api.backup(api.create_volume(), name="seen-by-cinder")
+    assert PORT in CINDER
+    lines = CINDER.replace(PORT, f"127.0.0.1:{service.port}").splitlines()
+    assert "seen-by-cinder" in type_lines(Commands({}, clients), lines)
+    api.delete_backup(backup)
 
 
 def test_from_python(service: Service, clients: Path) -> None:
