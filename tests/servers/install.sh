@@ -10,7 +10,7 @@ cd "$(dirname "$0")/../.."
 
 PYTHON=${PYTHON:-python3.11}
 SERVERS=${BACKUPFW_SERVERS:-$PWD/.servers}
-ALL=(ceph seaweedfs swift keystone gcs rabbitmq faketime clients tempest horizon gophercloud hosts)
+ALL=(ceph seaweedfs swift keystone gcs rabbitmq faketime clients tempest suites horizon gophercloud hosts)
 
 packages() { # packages PROGRAM:PACKAGE ...: apt-get install the packages whose program is missing
     local pair missing=()
@@ -67,10 +67,16 @@ install_faketime() {
     packages faketime:faketime
 }
 
+CLIENTS=(python-openstackclient==10.5.0 python-cinderclient==9.10.0 openstacksdk==4.22.0 keystoneauth1==5.18.1)
+
 # Clients are installed as their users install them, far from what the service itself needs.
 install_clients() {
-    environment clients python-openstackclient==10.5.0 python-cinderclient==9.10.0 openstacksdk==4.22.0 \
-        keystoneauth1==5.18.1
+    environment clients "${CLIENTS[@]}"
+}
+
+# The clients once more, with what their own tests need.
+install_suites() {
+    environment suites "${CLIENTS[@]}" tempest==47.0.0 oslotest==6.1.1 ddt==1.7.2
 }
 
 install_tempest() {

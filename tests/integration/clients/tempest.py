@@ -10,9 +10,9 @@ import subprocess
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
+from tests.integration.clients.results import Result
 from tests.integration.clients.world import World
 from tests.servers.keystone import ADMIN_PASSWORD, REGION
 from tests.servers.programs import find_program, missing_programs
@@ -87,18 +87,6 @@ result.startTestRun()
 subunit.ByteStreamToStreamResult(sys.stdin.buffer, non_subunit_name="stdout").run(result)
 result.stopTestRun()
 """
-
-
-@dataclass(frozen=True)
-class Result:
-    """What became of a test.
-
-    :ivar status: ``success``, ``skip``, ``fail``, …
-    :ivar why: the reason of a skip; the traceback of a failure.
-    """
-
-    status: str
-    why: str
 
 
 class SecurityGroups(http.server.BaseHTTPRequestHandler):
