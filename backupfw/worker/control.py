@@ -26,6 +26,8 @@ class TaskControl:
         self._deadline = deadline
         self._stop: TaskCancelled | TaskLost | None = None
         self._shutdown = False
+        self._asked_at: float | None = None
+        self._left = False
         self._lock = threading.Lock()
         self._progress = (0, 0)
 
@@ -51,8 +53,19 @@ class TaskControl:
 
     def _end(self, error: TaskCancelled | TaskLost) -> None:
         with self._lock:
+            if self._asked_at is None:
+                self._asked_at = boot_time()
             if self._stop is None or isinstance(error, TaskLost):
                 self._stop = error
+
+    @property
+    def lost(self) -> bool:
+        """Whether the task was said to belong to another attempt."""
+        return isinstance(self._stop, TaskLost)
+
+    def ignored_seconds(self) -> float:
+        """Seconds since the attempt was asked to end, if its work goes on all the same; else 0."""
+        return 0.0 if self._left or self._asked_at is None else boot_time() - self._asked_at
 
     @property
     def for_shutdown(self) -> bool:
@@ -63,6 +76,12 @@ class TaskControl:
     def progress_seen(self) -> tuple[int, int]:
         """Bytes done and in total, as the engine last told."""
         return self._progress
+
+    # -- the worker's side
+
+    def left(self) -> None:
+        """Note that the attempt's work has ended; what follows is its outcome, or cleaning up."""
+        self._left = True
 
     # -- the engine's side
 

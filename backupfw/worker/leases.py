@@ -19,6 +19,9 @@ LOG = log.getLogger(__name__)
 RENEW_AFTER = 1 / 3
 #: ... and not trusted after this share: what remains covers a write that is under way.
 TRUST_UNTIL = 0.9
+#: Seconds after which an attempt that was asked to end, and goes on all the same, loses its lease.  What the
+#: engine does between two looks takes seconds; only a volume's storage that hangs takes longer.
+IGNORED_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,9 @@ class LeaseKeeper:
     All leases are renewed at once and before anything else is told: with many tasks and a slow database the
     last one would come too late otherwise.
 
+    An attempt that hangs where nothing can end it (a volume on dead storage) keeps its task, until it is
+    cancelled: then its lease is given up, and another attempt cleans up.
+
     :param renew: ``manager.tasks.renew`` bound to this worker: takes the tasks and the lease in seconds,
         returns the ids of those that are kept, each with whether it was cancelled.
     :param lease_seconds: the length of a lease.
@@ -40,6 +46,7 @@ class LeaseKeeper:
     :param cancelled: returns the ids of this worker's tasks that somebody cancelled.
     :param beat: the worker's own heartbeat.
     :param beat_seconds: how often it is called.
+    :param ignored_seconds: how long an attempt that was asked to end may go on.
     """
 
     def __init__(
@@ -50,6 +57,7 @@ class LeaseKeeper:
         lease_seconds: float,
         beat: Callable[[], None],
         beat_seconds: float,
+        ignored_seconds: float,
     ) -> None:
         self._renew = renew
         self._report = report
@@ -57,6 +65,7 @@ class LeaseKeeper:
         self._lease_seconds = lease_seconds
         self._beat = beat
         self._beat_seconds = beat_seconds
+        self._ignored_seconds = ignored_seconds
         self._held: dict[int, _Held] = {}
         self._lock = threading.Lock()
         self._wake = threading.Event()
@@ -157,7 +166,7 @@ class LeaseKeeper:
 
     def _renew_all(self) -> list[_Held]:
         """Renew all leases; returns the tasks that go on."""
-        held = self._all_held()
+        held = [item for item in self._all_held() if self._is_kept(item)]
         if not held:
             return []
         before = boot_time()
@@ -179,6 +188,18 @@ class LeaseKeeper:
             else:
                 going_on.append(item)
         return going_on
+
+    def _is_kept(self, item: _Held) -> bool:
+        """Whether a task's lease is to be renewed; gives up that of an attempt that does not end."""
+        if item.control.ignored_seconds() > self._ignored_seconds and not item.control.lost:
+            LOG.error(
+                "Task %s (%s of %s) was cancelled and does not end; its lease is given up",
+                item.task.id,
+                item.task.kind,
+                item.task.resource_id,
+            )
+            item.control.lose()
+        return not item.control.lost
 
     def _report_one(self, item: _Held) -> None:
         done, total = item.control.progress_seen

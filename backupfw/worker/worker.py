@@ -18,7 +18,7 @@ from backupfw.errors import TaskCancelled, TaskLost
 from backupfw.manager.tasks import Task
 from backupfw.worker.control import TaskControl, boot_time
 from backupfw.worker.handlers import Handler, Tools, handler_for
-from backupfw.worker.leases import LeaseKeeper
+from backupfw.worker.leases import IGNORED_SECONDS, LeaseKeeper
 from backupfw.worker.reasons import is_temporary, message_detail, user_reason
 from backupfw.worker.stores import StoreDown
 
@@ -41,6 +41,7 @@ class WorkerSettings:
     :ivar beat_seconds: how often the worker reports that it lives.
     :ivar expire_seconds: how often it looks for tasks that wait in vain.
     :ivar store_wait: seconds that tasks wait for a store that is down before they end in error.
+    :ivar ignored_seconds: how long an attempt that was asked to end may go on before its lease is given up.
     """
 
     host: str
@@ -51,6 +52,7 @@ class WorkerSettings:
     beat_seconds: float = 20.0
     expire_seconds: float = 1.0
     store_wait: float = 600.0
+    ignored_seconds: float = IGNORED_SECONDS
 
 
 class Worker:
@@ -74,6 +76,7 @@ class Worker:
             settings.lease_seconds,
             tools.heartbeat,
             settings.beat_seconds,
+            settings.ignored_seconds,
         )
         self._pool = ThreadPoolExecutor(settings.slots, thread_name_prefix="task")
         self._slots = threading.Semaphore(settings.slots)
@@ -176,8 +179,11 @@ class Worker:
                 handler.failed(task, task.fail_reason or "Every attempt was lost.")
                 return
             # Not even a store that hangs keeps an attempt from ending.
-            with heeding(control.check):
-                handler.run(task, control)
+            try:
+                with heeding(control.check):
+                    handler.run(task, control)
+            finally:
+                control.left()
         except TaskCancelled:
             self._stopped(handler, task, control)
         except TaskLost:

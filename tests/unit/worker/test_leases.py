@@ -30,7 +30,7 @@ class Keeper(LeaseKeeper):
         self.answer: Callable[[Collection[int]], Mapping[int, bool]] = lambda ids: dict.fromkeys(ids, False)
         self.told = 0
         self.report_seconds = 0.0
-        super().__init__(self._kept, self._told, lambda: (), lease_seconds, lambda: None, 3600.0)
+        super().__init__(self._kept, self._told, lambda: (), lease_seconds, lambda: None, 3600.0, 0.1)
 
     def _kept(self, held: Collection[Task], seconds: float) -> Mapping[int, bool]:
         assert seconds == self._lease_seconds
@@ -131,3 +131,17 @@ def test_a_database_that_fails_leaves_deadlines_alone(keeper: Keeper) -> None:
     keeper.start()
     until(lambda: len(keeper.asked) >= 2)
     assert control._deadline == deadline
+
+
+def test_an_attempt_that_does_not_end_when_it_is_asked_to_loses_its_lease(keeper: Keeper) -> None:
+    hangs, cleans_up, works = (keeper.hold(task(number), boot_time() + 3600) for number in (1, 2, 3))
+    for control in (hangs, cleans_up):
+        control.cancel()
+    cleans_up.left()
+    keeper.start()
+    until(lambda: keeper.asked and keeper.asked[-1] == [2, 3])
+    with pytest.raises(TaskLost):
+        hangs.check()
+    with pytest.raises(TaskCancelled):
+        cleans_up.check()
+    works.check()

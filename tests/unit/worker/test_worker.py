@@ -151,6 +151,28 @@ def test_reset_stops_a_running_restore(world: WorkerWorld) -> None:
         assert b"\xaa" * 1000 in before, "the restore went on"
 
 
+def test_a_volume_that_hangs_keeps_no_cancelled_restore_for_ever(world: WorkerWorld) -> None:
+    """Nothing ends a write that hangs in the kernel: the task goes to another attempt, which cleans up."""
+    volume = world.filled_volume(DATA)
+    gate = Gate(after=1)
+    with world.worker(lease_seconds=1.0, ignored_seconds=0.1):
+        made = world.backups.create(world.ctx(), volume_id=volume)
+        world.wait_backup(made.id, "available")
+        target = world.filled_volume(b"\xaa" * len(DATA))
+        world.provider.before_write = gate
+        world.backups.restore(world.ctx(), made.id, volume_id=target)
+        assert gate.reached.wait(30)
+        world.backups.reset_status(world.ctx(admin=True), made.id, "available")
+        world.wait_idle()
+        gate.open()
+        # What hung has its place back.
+        again = [world.backups.create(world.ctx(), volume_id=world.filled_volume(DATA)) for _ in range(3)]
+        for backup in again:
+            world.wait_backup(backup.id, "available")
+    assert world.volume_status(target) == "error"
+    assert b"\xaa" * 1000 in bytes(world.provider.volumes[target]), "the restore went on"
+
+
 def test_a_store_that_hangs_keeps_no_backup_from_ending(world: WorkerWorld) -> None:
     """Force delete ends the attempt while its puts hang; what they put in the end is removed again."""
     volume = world.filled_volume(DATA)

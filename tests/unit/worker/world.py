@@ -153,9 +153,11 @@ class WorkerWorld(World):
         super().close()
 
     @contextmanager
-    def worker(self, lease_seconds: float = 30.0, slots: int = 2) -> Iterator[Worker]:
+    def worker(self, lease_seconds: float = 30.0, slots: int = 2, **settings: Any) -> Iterator[Worker]:
         """Run a worker for a ``with`` block."""
-        worker = Worker(self.tools, self.dispatch, WorkerSettings("host", slots, lease_seconds, 0.01))
+        worker = Worker(
+            self.tools, self.dispatch, WorkerSettings("host", slots, lease_seconds, 0.01, **settings)
+        )
         worker.start()
         try:
             yield worker
