@@ -18,6 +18,7 @@
      +- TaskStopped              the running task must end now
      |   +- TaskCancelled        somebody asked for it (force delete, reset, shutdown)
      |   +- TaskLost             its lease or attempt is not ours any more
+     |       +- OutcomeUnknown   ... and what was sent last may have been done before
      +- EngineError
          +- UnsupportedFormat    unknown version or required feature
          +- Damaged              stored bytes are missing or not what was promised
@@ -145,6 +146,10 @@ class TaskCancelled(TaskStopped):
 
 class TaskLost(TaskStopped):
     """Another attempt owns the task, or may own it: nothing more may be written."""
+
+
+class OutcomeUnknown(TaskLost):
+    """Another attempt owns the task, and may go on from what this one recorded: that must stay."""
 
 
 class EngineError(BackupfwError):

@@ -34,7 +34,7 @@ from backupfw.engine.format.manifest import (
 from backupfw.engine.pool import Halt, Meter, Streams
 from backupfw.engine.ports import BackupJob, BackupResult, Control, Journal
 from backupfw.engine.segment_backup import SegmentDone, SegmentTask, SegmentWriter
-from backupfw.errors import Damaged, TaskLost, UnsupportedFormat
+from backupfw.errors import Damaged, OutcomeUnknown, TaskLost, UnsupportedFormat
 from backupfw.volume.base import BlockSource
 
 #: Segments that nothing was sent for are recorded when there are so many of them, or after so many seconds:
@@ -152,10 +152,17 @@ class _Unnamed(Container):
         """Get."""
         return self._inner.get(key, offset, length)
 
-    def hand_over(self, keys: Iterable[str]) -> None:
-        """Forget keys that somebody may name from now on."""
+    def hand_over(self, keys: Iterable[str]) -> set[str]:
+        """Forget keys that somebody may name from now on; returns those that were noted."""
         with self._lock:
-            self._keys.difference_update(keys)
+            mine = self._keys.intersection(keys)
+            self._keys -= mine
+            return mine
+
+    def take_back(self, keys: Iterable[str]) -> None:
+        """Note keys again that nobody can name after all."""
+        with self._lock:
+            self._keys.update(keys)
 
     def remove(self) -> None:
         """Delete what is left; what cannot be deleted, a sweep finds."""
@@ -176,10 +183,16 @@ class _Recorder:
     def record(self, segments: Sequence[SegmentDone]) -> None:
         """Record segments; from then on the next attempt may name their objects."""
         # Before: that a record failed does not prove that it was not made.
-        for done in segments:
-            if done.entry is not None:
-                self._unnamed.hand_over(done.entry.object_keys())
-        self._journal.record([(done.index, encode_entry(done.entry)) for done in segments])
+        handed = self._unnamed.hand_over(
+            key for done in segments if done.entry is not None for key in done.entry.object_keys()
+        )
+        try:
+            self._journal.record([(done.index, encode_entry(done.entry)) for done in segments])
+        except OutcomeUnknown:
+            raise
+        except TaskLost:
+            self._unnamed.take_back(handed)
+            raise
 
 
 class _Stream:

@@ -44,7 +44,8 @@ class Journal(Protocol):
     def record(self, entries: Sequence[tuple[int, bytes]]) -> None:
         """Keep the entries durably; one for a segment that has one already replaces it.
 
-        :raises TaskLost: the attempt is not ours any more.
+        :raises TaskLost: the attempt is not ours any more, and none of the entries was kept.
+        :raises OutcomeUnknown: the attempt is not ours any more; the next one may go on from the entries.
         """
 
 

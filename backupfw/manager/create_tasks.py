@@ -13,7 +13,7 @@ from backupfw.db import models
 from backupfw.db.digest import object_digest
 from backupfw.db.installation import installation_id
 from backupfw.db.session import now
-from backupfw.errors import SnapshotNotFound, TaskLost, VolumeNotFound
+from backupfw.errors import OutcomeUnknown, SnapshotNotFound, TaskLost, VolumeNotFound
 from backupfw.manager import backup_rows, failures, lifecycle, lineage, rows, tasks, volume_rules
 from backupfw.manager.lifecycle import BackupMoves
 from backupfw.manager.messages import Detail
@@ -159,6 +159,9 @@ class CreateTasks(Outcomes):
         """Record finished segments of the manifest's epoch; counts as progress of the attempt.
 
         An index that was recorded before is replaced.
+
+        :raises TaskLost: another attempt owns the task; nothing was recorded.
+        :raises OutcomeUnknown: another attempt owns the task, which was lost together with an answer.
         """
         if not entries:
             return
@@ -188,7 +191,13 @@ class CreateTasks(Outcomes):
                 ],
             )
 
-        self._db.run(work)
+        def unknown(session: Session) -> None:
+            lost = tasks.lost(session, task)
+            if isinstance(lost, TaskLost):
+                # No look at the rows would tell: the other attempt may have ended, and dropped them.
+                raise OutcomeUnknown(str(lost))
+
+        self._db.run(work, unknown)
 
     def finish_create(self, task: Task, result: CreateResult) -> rows.Backup:
         """End the task: the manifest is live, the backup available, the volume what it was before.

@@ -14,7 +14,7 @@ from backupfw.engine import backup, restore
 from backupfw.engine.format import keys
 from backupfw.engine.format.manifest import ManifestReader
 from backupfw.engine.ports import Checkpoint
-from backupfw.errors import Damaged, TaskCancelled, TaskLost
+from backupfw.errors import Damaged, OutcomeUnknown, TaskCancelled, TaskLost
 from tests.unit.engine.fakes import (
     SEGMENT,
     FakeControl,
@@ -133,14 +133,18 @@ def test_a_stop_keeps_what_is_finished() -> None:
     assert journal.entries
 
 
-def test_a_journal_that_is_lost_ends_the_backup() -> None:
+@pytest.mark.parametrize(("error", "kept"), [(TaskLost, False), (OutcomeUnknown, True)])
+def test_a_journal_that_is_lost_ends_the_backup(error: type[TaskLost], kept: bool) -> None:
+    """What was put for a segment that is recorded nowhere goes; what may be recorded stays."""
+
     class LostJournal(MemoryJournal):
         def record(self, entries: object) -> None:
-            raise TaskLost("another attempt")
+            raise error("another attempt")
 
     box = memory_container()
-    with pytest.raises(TaskLost):
+    with pytest.raises(error):
         backup.run(make_job(0, SEGMENT), MemorySource(content(SEGMENT)), box, LostJournal(), FakeControl())
+    assert bool(objects_of(box)) is kept
     assert not any(key.endswith("/manifest") for key in objects_of(box))
 
 

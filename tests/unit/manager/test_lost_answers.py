@@ -10,6 +10,7 @@ from oslo_db.exception import DBConnectionError
 
 from backupfw.db import models
 from backupfw.db.session import Database
+from backupfw.errors import OutcomeUnknown, TaskLost
 from backupfw.manager import tasks
 from backupfw.manager.snapshots import SnapshotManager
 from backupfw.manager.volumes import VolumeManager
@@ -158,3 +159,34 @@ def test_what_was_accepted_is_accepted_once(
     assert [row.kind for row in world.rows(models.Task)] == ([task] if task else [])
     if model is models.Backup:
         check_consistent(world)
+
+
+def test_what_was_recorded_with_a_lost_answer_may_be_another_attempts_now(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then the objects that it names must stay; after a refusal without a lost answer nobody knows them."""
+    _backup(world)()
+    task = world.claim(owner="host/1")
+    world.outcomes.start_create(task)
+    world.outcomes.bind_source(task, "one")
+
+    with lost_answers(world.db), monkeypatch.context() as patch:
+
+        def taken_over_meanwhile(once: Callable[[], Any]) -> Callable[[], Any]:
+            def twice() -> Any:
+                with pytest.raises(DBConnectionError):
+                    once()
+                patch.undo()
+                world.age(seconds=61)
+                assert world.claim(owner="host/2").attempt == 2
+                return once()
+
+            return twice
+
+        patch.setattr("oslo_db.api.wrap_db_retry", lambda **_: taken_over_meanwhile)
+        with pytest.raises(OutcomeUnknown):
+            world.outcomes.record_segments(task, [(0, b"a")])
+    assert len(world.rows(models.Segment)) == 1
+    with pytest.raises(TaskLost) as refused:
+        world.outcomes.record_segments(task, [(1, b"b")])
+    assert not isinstance(refused.value, OutcomeUnknown)
