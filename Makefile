@@ -38,8 +38,8 @@ serve: $(VENV)/.stamp ## serve API and worker in one process; state in STATE_DIR
 	@$(BIN)/backupfw serve --state-dir $(STATE_DIR) $(ARGS)
 
 test: $(VENV)/.stamp ## run all tests that need no server
-	@echo "== Tests"
-	@$(BIN)/python -m pytest $(ARGS)
+	@echo "== Tests, the integration tests beside the others; what they print follows at the end"
+	@$(BIN)/python -m tests.side_by_side $(ARGS)
 
 soak: $(VENV)/.stamp ## run the long variants of the tests
 	@echo "== Long tests"
