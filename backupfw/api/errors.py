@@ -56,6 +56,10 @@ class UnsupportedVersion(RequestError):
         )
 
 
+class OverQuota(RequestError):
+    """A quota is used up; said without a name before the text."""
+
+
 class BodyTooLarge(RequestError):
     """The body is longer than ``[api] max_request_body_size``."""
 

@@ -48,6 +48,7 @@ TABLE: Mapping[type[Exception], tuple[int, str]] = {
     api_errors.UnsupportedVersion: (406, ""),
     api_errors.BodyTooLarge: (413, ""),
     api_errors.UnsupportedMediaType: (415, ""),
+    api_errors.OverQuota: (413, ""),
     errors.InvalidInput: (400, "Invalid input received: "),
     errors.InvalidBackup: (400, "Invalid backup: "),
     errors.InvalidVolume: (400, "Invalid volume: "),
@@ -59,10 +60,14 @@ TABLE: Mapping[type[Exception], tuple[int, str]] = {
     errors.ServiceUnavailable: (503, ""),
 }
 
-#: Clients of the Block Storage API know these two refusals by a name before the text.
+#: Clients of the Block Storage API know these refusals by a name before the text.
 QUOTA_PREFIXES = {
     "backups": "BackupLimitExceeded: ",
     "backup_gigabytes": "VolumeBackupSizeExceedsAvailableQuota: ",
+    "volumes": "VolumeLimitExceeded: ",
+    "snapshots": "SnapshotLimitExceeded: ",
+    "gigabytes": "VolumeSizeExceedsAvailableQuota: ",
+    "per_volume_gigabytes": "VolumeSizeExceedsLimit: ",
 }
 
 UNEXPECTED = "An unexpected error occurred; the log has more under the request id of this answer."

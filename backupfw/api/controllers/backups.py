@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from backupfw import errors
+from backupfw.api import errors as api_errors
 from backupfw.api import microversions, words
 from backupfw.api.controllers.base import Controller, id_of, resource_id, stripped
 from backupfw.api.query import ListingRules
@@ -183,9 +184,13 @@ class BackupsController(Controller):
         wanted = call.body["restore"]
         target = id_of(wanted.get("volume_id"))
         self.enforce_on(call, "backup:restore", self.managers.volumes.project_of, target)
-        backup_id, volume_id, volume_name = self.managers.backups.restore(
-            call.context, backup.id, volume_id=target, name=stripped(wanted.get("name"))
-        )
+        try:
+            backup_id, volume_id, volume_name = self.managers.backups.restore(
+                call.context, backup.id, volume_id=target, name=stripped(wanted.get("name"))
+            )
+        except errors.QuotaExceeded as error:
+            # Other than those of what makes a volume, this refusal has no name before its text.
+            raise api_errors.OverQuota(str(error)) from error
         return {
             # Clients insist on a text, also where a volume without a name is the target.
             "restore": {"backup_id": backup_id, "volume_id": volume_id, "volume_name": volume_name or ""}

@@ -8,12 +8,12 @@ from backupfw.api import microversions
 from backupfw.api.schemas import types
 from backupfw.api.versions import V2
 
-#: The longest digit string that a size can be: more is refused before it is made a number.
-_DIGITS = {"type": "string", "pattern": r"^[0-9]{1,10}\Z"}
-_SIZE = {"anyOf": [{"type": "integer"}, _DIGITS, {"type": "null"}]}
+#: GiB, as a number or as digits: more of them than a size can have are refused before they are made a number.
+_SIZE = {"type": ["integer", "string"], "minimum": 1, "pattern": r"^[0-9]{1,10}\Z"}
+_SIZE_OR_NULL = {**_SIZE, "type": ["integer", "string", "null"]}
 
 _CREATE = {
-    "size": _SIZE,
+    "size": _SIZE_OR_NULL,
     "name": types.NAME,
     "display_name": types.NAME,
     "description": types.TEXT_OR_NULL,
@@ -89,7 +89,7 @@ detach = types.always(
 extend = types.always(
     types.wrapped(
         "os-extend",
-        types.record({"new_size": {"anyOf": [{"type": "integer"}, _DIGITS]}}, required=["new_size"]),
+        types.record({"new_size": _SIZE}, required=["new_size"]),
     )
 )
 #: Action ``os-reset_status``.
