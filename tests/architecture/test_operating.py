@@ -47,7 +47,7 @@ def test_units_start_commands_that_there_are(unit: Path) -> None:
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
 def test_systemd_understands_the_units(unit: Path, drop_in: str | None, tmp_path: Path) -> None:
     """With a program in the place of ours that is there; alone, and with the drop-in of the page."""
-    text = unit.read_text() + (operating.Section(drop_in).only("ini") if drop_in else "")
+    text = unit.read_text() + (operating.Section(drop_in).only("systemd") if drop_in else "")
     text = re.sub(r"(?<=^ExecStart=)/\S+", "/bin/true", text, flags=re.MULTILINE)
     (tmp_path / unit.name).write_text(text)
     done = subprocess.run(

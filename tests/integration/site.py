@@ -35,7 +35,7 @@ from tests.servers.seaweedfs import SeaweedFS
 PATIENCE = 120.0
 EXAMPLE = operating.Section("An example: three hosts")
 #: What makes gunicorn serve the API; one of the hosts has it, and the other one ``backupfw api``.
-GUNICORN = operating.Section("The API under another WSGI server").only("ini")
+GUNICORN = operating.Section("The API under another WSGI server").only("systemd")
 NODES = ("node1", "node2", "node3")
 API_NODES = NODES[:2]
 API, WORKER = "backupfw-api", "backupfw-worker"
