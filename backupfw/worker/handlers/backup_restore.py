@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+from concurrent import futures
+from contextvars import copy_context
+from functools import partial
 from typing import Any
 
 from backupfw import steps
@@ -15,6 +20,9 @@ from backupfw.manager.tasks import Task
 from backupfw.volume.base import VolumeRef
 from backupfw.worker.control import TaskControl
 from backupfw.worker.handlers.base import Handler, volume_ref
+
+#: How often a wait for the database asks whether the attempt must end, seconds.
+_LOOK = 0.25
 
 
 class BackupRestore(Handler):
@@ -32,7 +40,10 @@ class BackupRestore(Handler):
             head = read_head(container, plan.key)
             target = self._made(task, plan, control)
             steps.reach("restore.made")
-            checkpoint = Checkpoint(plan.checkpoint, lambda segment: tools.tasks.checkpoint(task, segment))
+            checkpoint = Checkpoint(
+                plan.checkpoint,
+                lambda segment: _heeded(partial(tools.tasks.checkpoint, task, segment), control),
+            )
             with tools.provider.open_target(target, _fence_number(task)) as opened:
                 steps.reach("restore.opened")
                 engine.run(plan.key, container, opened, control, checkpoint, streams=tools.engine.streams)
@@ -89,3 +100,24 @@ def _restored_volume(record: Any) -> RestoredVolume | None:
 
 def _text(value: Any) -> str | None:
     return value[:255] if isinstance(value, str) else None
+
+
+def _heeded(call: Callable[[], None], control: TaskControl) -> None:
+    """Make a call of the database that keeps no attempt from ending, and so from closing its target.
+
+    One that hangs is left to itself: what it changes is conditional on the attempt, and true.
+    """
+    done: futures.Future[None] = futures.Future()
+
+    def run() -> None:
+        try:
+            call()
+        except BaseException as error:  # noqa: BLE001  (raised again where it is waited for)
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+
+    threading.Thread(target=copy_context().run, args=(run,), name="checkpoint", daemon=True).start()
+    while not futures.wait((done,), _LOOK).done:
+        control.check()
+    done.result()
