@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from oslo_log import log
 
 from backupfw.errors import TaskCancelled, TaskLost
-from backupfw.manager.tasks import Task
+from backupfw.manager.tasks import BACKUP_CREATE, BACKUP_RESTORE, Task
 from backupfw.worker.control import TaskControl, boot_time
 
 LOG = log.getLogger(__name__)
@@ -22,6 +22,9 @@ TRUST_UNTIL = 0.9
 #: Seconds after which an attempt that was asked to end, and goes on all the same, loses its lease.  What the
 #: engine does between two looks takes seconds; only a volume's storage that hangs takes longer.
 IGNORED_SECONDS = 60.0
+#: Kinds of tasks that may: a late write of theirs is fenced, and what they put has keys of its own.  Others,
+#: such as an extension, ask nobody while they work, and what comes after them must wait for their end.
+GIVEN_UP = frozenset({BACKUP_CREATE, BACKUP_RESTORE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +39,8 @@ class LeaseKeeper:
     All leases are renewed at once and before anything else is told: with many tasks and a slow database the
     last one would come too late otherwise.
 
-    An attempt that hangs where nothing can end it (a volume on dead storage) keeps its task, until it is
-    cancelled: then its lease is given up, and another attempt cleans up.
+    A backup or restore that hangs where nothing can end it (a volume on dead storage) keeps its task, until
+    it is cancelled: then its lease is given up, and another attempt cleans up.
 
     :param renew: ``manager.tasks.renew`` bound to this worker: takes the tasks and the lease in seconds,
         returns the ids of those that are kept, each with whether it was cancelled.
@@ -191,7 +194,8 @@ class LeaseKeeper:
 
     def _is_kept(self, item: _Held) -> bool:
         """Whether a task's lease is to be renewed; gives up that of an attempt that does not end."""
-        if item.control.ignored_seconds() > self._ignored_seconds and not item.control.lost:
+        ignores = item.control.ignored_seconds() > self._ignored_seconds
+        if ignores and item.task.kind in GIVEN_UP and not item.control.lost:
             LOG.error(
                 "Task %s (%s of %s) was cancelled and does not end; its lease is given up",
                 item.task.id,

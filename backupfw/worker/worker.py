@@ -120,10 +120,14 @@ class Worker:
     def _run(self) -> None:
         next_expiry = time.monotonic()
         while not self._stopping.is_set():
-            try:
-                if time.monotonic() >= next_expiry:
-                    next_expiry = time.monotonic() + self._settings.expire_seconds
+            if time.monotonic() >= next_expiry:
+                next_expiry = time.monotonic() + self._settings.expire_seconds
+                try:
                     self._tools.expire_waiting()
+                except Exception:
+                    # What cannot be ended must not keep anything else from beginning.
+                    LOG.exception("Tasks that wait could not be looked at; trying again")
+            try:
                 while not self._stopping.is_set() and self._claim_one():
                     pass
             except Exception:
@@ -173,8 +177,10 @@ class Worker:
         self._tools.meter.attempt(task.kind, task.taken_over)
         try:
             if task.cancel:
+                control.left()
                 raise TaskCancelled("The task was cancelled.")
             if self._tasks.given_up(task):
+                control.left()
                 # Its attempts ended without a word, their workers with them: it must not take this one too.
                 handler.failed(task, task.fail_reason or "Every attempt was lost.")
                 return

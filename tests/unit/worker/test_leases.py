@@ -17,8 +17,8 @@ from backupfw.worker.leases import LeaseKeeper
 PATIENCE = 60.0
 
 
-def task(number: int) -> Task:
-    return Task(number, "backup.create", "b", None, "p", "req", 1)
+def task(number: int, kind: str = "backup.create") -> Task:
+    return Task(number, kind, "b", None, "p", "req", 1)
 
 
 class Keeper(LeaseKeeper):
@@ -135,13 +135,19 @@ def test_a_database_that_fails_leaves_deadlines_alone(keeper: Keeper) -> None:
 
 def test_an_attempt_that_does_not_end_when_it_is_asked_to_loses_its_lease(keeper: Keeper) -> None:
     hangs, cleans_up, works = (keeper.hold(task(number), boot_time() + 3600) for number in (1, 2, 3))
-    for control in (hangs, cleans_up):
+    # It asks nobody while it works.
+    deaf = keeper.hold(task(4, "volume.extend"), boot_time() + 3600)
+    for control in (hangs, cleans_up, deaf):
         control.cancel()
     cleans_up.left()
     keeper.start()
-    until(lambda: keeper.asked and keeper.asked[-1] == [2, 3])
+    until(lambda: keeper.asked and keeper.asked[-1] == [2, 3, 4])
+    asked = len(keeper.asked)
+    until(lambda: len(keeper.asked) > asked + 1)
+    assert keeper.asked[-1] == [2, 3, 4]
     with pytest.raises(TaskLost):
         hangs.check()
-    with pytest.raises(TaskCancelled):
-        cleans_up.check()
+    for control in (cleans_up, deaf):
+        with pytest.raises(TaskCancelled):
+            control.check()
     works.check()

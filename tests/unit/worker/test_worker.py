@@ -20,6 +20,7 @@ from backupfw import steps
 from backupfw.chunkstore.errors import PermissionDenied, Unavailable
 from backupfw.db import models
 from backupfw.errors import SourceMoved
+from backupfw.manager.tasks import Task
 from backupfw.manager.volumes import VolumeManager
 from tests.unit.db.lost_answers import lost_answers
 from tests.unit.manager.support import check_consistent
@@ -273,6 +274,48 @@ def test_a_look_into_the_database_that_hangs_keeps_no_attempt_from_ending(world:
             gate.open()
     (task,) = world.rows(models.Task)
     assert task.failures == 0
+
+
+def test_what_cannot_be_ended_keeps_nothing_from_beginning(world: WorkerWorld) -> None:
+    def look() -> None:
+        raise RuntimeError("always")
+
+    world.tools = replace(world.tools, expire_waiting=look)
+    # Due at every look for tasks.
+    with world.worker(expire_seconds=0.0):
+        made = world.backups.create(world.ctx(), volume_id=world.filled_volume(DATA))
+        world.wait_backup(made.id, "available")
+
+
+def test_a_clean_up_that_takes_its_time_keeps_its_lease(world: WorkerWorld) -> None:
+    """It was cancelled before it was claimed: what is done from then on is what was asked for."""
+    made = world.backups.create(world.ctx(), volume_id=world.filled_volume(DATA))
+    assert world.tasks.claim("dead/1", 600) is not None
+    world.backups.force_delete(world.ctx(admin=True), made.id)
+    world.age(seconds=601)
+    begun, go_on = threading.Event(), threading.Event()
+    discard = world.tasks.discard
+
+    def slow(task: Task) -> None:
+        begun.set()
+        assert go_on.wait(120)
+        discard(task)
+
+    world.tasks.discard = slow  # type: ignore[method-assign]
+    with world.worker(lease_seconds=0.9, ignored_seconds=0.1) as worker:
+        assert begun.wait(30)
+        (held,) = worker._leases._held.values()
+        deadlines: set[float] = set()
+
+        def renewed() -> bool:
+            deadlines.add(held.control._deadline)
+            return held.control._asked_at is not None and len(deadlines) > 4
+
+        try:
+            world.wait(renewed, "it to hear of it, and to be renewed again and again")
+        finally:
+            go_on.set()
+        world.wait_backup(made.id, None)
 
 
 def test_an_attempt_that_lost_its_lease_changes_nothing(world: WorkerWorld) -> None:
