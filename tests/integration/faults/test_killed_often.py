@@ -199,8 +199,10 @@ def test_every_task_ends_well(installed: Installation, count: int, patience: flo
             "volumes": 2 * len(mine),
             "gigabytes": 2 * len(mine),
         }
-    assert (running.most, running.most_of_one) == (LIMIT, PROJECT_LIMIT)
-    assert killer.kills >= 2
+    # How near they came to their limits, and how many were killed, depends on how fast all this went.
+    assert 1 < running.most <= LIMIT
+    assert 1 <= running.most_of_one <= PROJECT_LIMIT
+    assert killer.kills
     print(
         f"{count} backups took {backed_up:.0f} s ({kills} kills before they were done), with their restores"
         f" {restored:.0f} s ({killer.kills} kills in all); at most {running.most} tasks ran at once"
