@@ -121,7 +121,9 @@ class Killer:
             self._wait_for_one()
 
     def _kill_one(self) -> None:
-        owners = self._installed.rows("SELECT DISTINCT owner FROM tasks WHERE state = 'running'")
+        owners = self._installed.rows(
+            "SELECT DISTINCT owner FROM tasks WHERE state = 'running' AND owner IS NOT NULL"
+        )
         hosts = {owner.partition("/")[0] for (owner,) in owners} - set(self._starting)
         if hosts:
             victim = self._random.choice(sorted(hosts))
