@@ -11,7 +11,7 @@ STATE_DIR ?= .state
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench serve soak lint types arch genconfig genpolicy openapi docs constraints clean
+.PHONY: help setup demo test bench serve soak chaos lint types arch genconfig genpolicy openapi docs constraints clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -44,6 +44,10 @@ test: $(VENV)/.stamp ## run all tests that need no server
 soak: $(VENV)/.stamp ## run the long variants of the tests
 	@echo "== Long tests"
 	@$(BIN)/python -m pytest -m soak $(ARGS)
+
+chaos: $(VENV)/.stamp ## kill everything at random for ten minutes, on real servers
+	@echo "== Chaos: $${BACKUPFW_CHAOS_SECONDS:-600} seconds"
+	@$(BIN)/python -m pytest -m chaos -s $(ARGS)
 
 bench: $(VENV)/.stamp ## measure, beside the bare loops
 	@echo "== Benchmarks"

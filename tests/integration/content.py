@@ -11,10 +11,16 @@ MIB = 1 << 20
 
 def write_image(path: Path, length: int, seed: int = 1) -> None:
     """Write a sparse image: about a third each of text-like data, random data and holes."""
-    rng = random.Random(seed)
-    words = [bytes(rng.choices(range(97, 123), k=rng.randint(2, 10))) for _ in range(500)]
     with open(path, "wb") as image:
         image.truncate(length)
+    write_content(path, length, seed)
+
+
+def write_content(path: Path, length: int, seed: int = 1) -> None:
+    """Write the first bytes of an image that is all hole, as :func:`write_image` does."""
+    rng = random.Random(seed)
+    words = [bytes(rng.choices(range(97, 123), k=rng.randint(2, 10))) for _ in range(500)]
+    with open(path, "r+b") as image:
         offset = 0
         while offset < length:
             size = min(rng.choice((4096, 65536, 300_000, MIB)), length - offset)
@@ -28,10 +34,10 @@ def write_image(path: Path, length: int, seed: int = 1) -> None:
             offset += size
 
 
-def change_image(path: Path, seed: int, changes: int = 20) -> None:
-    """Rewrite some places of an image in place, some of them with zeros."""
+def change_image(path: Path, seed: int, changes: int = 20, length: int | None = None) -> None:
+    """Rewrite some places of an image, or of its first bytes, in place, some of them with zeros."""
     rng = random.Random(seed)
-    length = path.stat().st_size
+    length = length or path.stat().st_size
     with open(path, "r+b") as image:
         for number in range(changes):
             size = rng.choice((512, 4096, 70_000))

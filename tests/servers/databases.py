@@ -34,10 +34,11 @@ def postgresql_programs() -> Path | None:
 class PostgreSQL:
     """A server that a test may stop and start again.
 
+    :param durable: whether what was committed is there after a crash of the server.
     :ivar url: the SQLAlchemy URL of its first database.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, durable: bool = False) -> None:
         programs = postgresql_programs()
         assert programs is not None
         self._directory = directory
@@ -51,8 +52,8 @@ class PostgreSQL:
         )  # fmt: skip
         port = free_port()
         settings = ["listen_addresses=127.0.0.1", "dynamic_shared_memory_type=mmap", "fsync=off",
-                    "synchronous_commit=off", "full_page_writes=off", "shared_buffers=32MB",
-                    "max_connections=100"]  # fmt: skip
+                    f"synchronous_commit={'on' if durable else 'off'}", "full_page_writes=off",
+                    "shared_buffers=32MB", "max_connections=100"]  # fmt: skip
         command = [str(programs / "postgres"), "-D", str(data), "-p", str(port), "-k", str(directory)]
         self._command = [*command, *(word for item in settings for word in ("-c", item))]
         self._base = f"postgresql+psycopg2://tester@127.0.0.1:{port}"
@@ -65,10 +66,10 @@ class PostgreSQL:
         self._server = ServerProcess(self._command, self._directory, self._user)
         self._server.wait_ready(lambda: _answers(self.url))
 
-    def close(self) -> None:
-        """Stop the server; clients' connections break."""
+    def close(self, how: signal.Signals = signal.SIGINT) -> None:
+        """Stop the server; clients' connections break.  SIGQUIT makes it crash."""
         if self._server is not None:
-            self._server.stop(signal.SIGINT)
+            self._server.stop(how)
             self._server = None
 
     def create_database(self) -> str:

@@ -1,0 +1,97 @@
+"""A random history over HTTP of the embedded service, which is killed, stopped and frozen all the while."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.integration.content import MIB
+from tests.integration.faults.history import History, Monkey, left_in, volume_in
+from tests.integration.service import Service
+
+OPTIONS = {
+    "backup": {
+        "segment_size": MIB,
+        "pack_size": MIB // 4,
+        "lease_seconds": 5,
+        "poll_seconds": 1,
+        # A task may be unlucky very often.
+        "max_attempts": 1000,
+        "delete_retry_seconds": 1,
+    },
+    "volumes": {"snapshot_settle": 0.1},
+    "quota": dict.fromkeys(("backups", "backup_gigabytes", "volumes", "gigabytes", "snapshots"), -1),
+    "store:main": {"max_requests_per_second": 60},
+}
+
+
+def harms(service: Service) -> dict[str, Callable[[random.Random], None]]:
+    """What is done to the service."""
+
+    def kill(_rng: random.Random) -> None:
+        service.kill()
+        service.start()
+
+    def stop(_rng: random.Random) -> None:
+        assert service.stop() == 0
+        service.start()
+
+    def freeze(rng: random.Random) -> None:
+        os.kill(service.pid, signal.SIGSTOP)
+        # Some longer than a lease.
+        time.sleep(rng.uniform(0.1, 8))
+        os.kill(service.pid, signal.SIGCONT)
+
+    return {"kill": kill, "stop": stop, "freeze": freeze}
+
+
+@pytest.mark.parametrize(
+    ("steps", "seed"),
+    [(100, 1), *(pytest.param(10_000, seed, marks=pytest.mark.soak) for seed in (2, 3))],
+)
+def test_nothing_is_lost(tmp_path: Path, steps: int, seed: int) -> None:
+    rng = random.Random(seed)
+    service = Service(tmp_path / "state", OPTIONS).start()
+    try:
+        monkey = Monkey(harms(service), random.Random(rng.random()), (0.3, 2.5))
+        history = History(
+            service.client(), "disk", rng, volume_in(service.state / "volumes"), disks=3, heed=monkey.check
+        )
+        number = 0
+        while number < steps:
+            monkey = Monkey(harms(service), random.Random(rng.random()), (0.3, 2.5))
+            with monkey.at_work():
+                for _ in range(min(250, steps - number)):
+                    history.step()
+                    number += 1
+                    time.sleep(rng.uniform(0, 0.2))
+                history.settle()
+            history.settle()
+            history.check(most=5)
+            audit(service, history, monkey)
+        history.check()
+        history.remove_all()
+        audit(service, history, monkey)
+        assert left_in(service.state / "store") == []
+        print(f"{number} steps: {dict(history.done)}; sent again: {history.api.again}; {dict(monkey.done)}")
+    finally:
+        service.stop()
+
+
+def audit(service: Service, history: History, monkey: Monkey) -> None:
+    """Database and store say the same, before any sweep."""
+    end = time.monotonic() + 120
+    while True:
+        # Tasks that users do not see may still run.
+        done = service.command("audit", check=False)
+        if done.returncode == 0:
+            return
+        told = f"{done.stdout}{done.stderr}\n{service.log_tail()}\n{history.done} {monkey.done}"
+        assert time.monotonic() < end, told
+        time.sleep(1)
