@@ -16,7 +16,8 @@ G9   a range reaching past the end raises RangeError, never short data.
 G10  list is complete (pages are hidden) and lazy, sorted by key's UTF-8 bytes or declared unsorted;
      the prefix is a raw string, not a folder.  It may lag behind puts and deletes only where
      ``Capabilities.listing_lag`` says so.
-G11  delete takes any number of keys; those that remain are named in DeleteFailed.
+G11  delete takes any number of keys; those that remain are named in DeleteFailed.  A delete that reached
+     nobody raises Unavailable, or DeleteFailed that names every key with it.
 G12  keys and container names were validated by core before; a driver stores them as they are.
 G13  one instance may be used from many threads at once.
 G14  ensure_container is idempotent; a container that is there already, with objects, stays as it is.
@@ -156,7 +157,8 @@ class Capabilities:
 
     :ivar if_absent: put can be made conditional on the key being absent (never relied upon for
         correctness: some stores let several racing writers win).
-    :ivar bulk_delete: how many keys one delete request takes; 1 where there is no bulk request.
+    :ivar bulk_delete: how many keys one delete request takes; 1 where there is no bulk request.  May fall
+        to 1 while the store is open, when the server turns out to have none.
     :ivar listing_lag: listings may miss recent puts and show recent deletes.
     :ivar sorted_listing: listings come sorted by the key's UTF-8 bytes.
     :ivar join_gap: two ranges of one object that lie at most this many bytes apart are cheaper to read
@@ -177,11 +179,14 @@ class CheckItem:
     :ivar name: what was tried, e.g. ``write``.
     :ivar ok: whether it worked.
     :ivar detail: what is missing, for the operator.
+    :ivar warning: it works, yet the operator should read the detail: it says what will happen that few
+        people want.
     """
 
     name: str
     ok: bool
     detail: str = ""
+    warning: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +218,9 @@ class ChunkStore(abc.ABC):
     wire_name: ClassVar[str]
     #: Regular expression a container name must match as a whole in this store, beside core's rule.
     container_pattern: ClassVar[str] = r".+"
+    #: Regular expression a key must match as a whole in this store, beside core's rule: for stores that
+    #: cannot hold every key.  It must take backupfw's own keys, which consist of ``A-Z a-z 0-9 . _ - /``.
+    key_pattern: ClassVar[str] = r".+"
     #: Defaults of layer options that fit this store better than the general ones, e.g. no timeout thread
     #: for a local directory: option name -> value.  What the deployer sets wins.
     layer_defaults: ClassVar[Mapping[str, object]] = {}
@@ -228,7 +236,7 @@ class ChunkStore(abc.ABC):
     @property
     @abc.abstractmethod
     def capabilities(self) -> Capabilities:
-        """What this store can do beyond the guarantees; constant while the store is open."""
+        """What this store can do beyond the guarantees; constant but for a ``bulk_delete`` that falls."""
 
     @abc.abstractmethod
     def put(self, container: str, key: str, body: Body, *, if_absent: bool = False) -> None:
@@ -257,9 +265,10 @@ class ChunkStore(abc.ABC):
         Objects put or deleted while the listing runs may or may not show.  Errors may come from the
         call or from the iterator.
 
-        :param start_after: yield only keys that sort after this one, without reading what lies before:
-            the retry layer goes on there after a fault in mid-listing.  Only given to stores that
-            declare ``sorted_listing``.
+        :param start_after: yield only keys that sort after this one: the retry layer goes on there after a
+            fault in mid-listing.  Only given to stores that declare ``sorted_listing``.  A server that can
+            go on only at markers of its own is read again from the beginning of the prefix, and what does
+            not sort after this key is left out.
 
         :raises NotFound: the container is not there.
         """
@@ -268,9 +277,30 @@ class ChunkStore(abc.ABC):
     def delete(self, container: str, keys: Sequence[str]) -> None:
         """Delete all ``keys``; missing ones count as deleted (G3, G11).
 
-        :raises DeleteFailed: some keys remain; every other key was tried.
+        :raises DeleteFailed: some keys remain, or may remain, each with its error; all others are gone.
+        :raises Unavailable: the store was not reached, so every key may remain.  DeleteFailed with this
+            error for every key says the same.
         :raises NotFound: never; a missing container has no objects.
         """
+
+    def erase(self, container: str, prefix: str) -> None:
+        """Delete everything whose key begins with ``prefix``, older versions too where the store keeps them.
+
+        Checks clear away with it what they made.  The default is for stores without versions.
+
+        :raises ChunkStoreError: something may remain, e.g. because these credentials may not delete
+            versions.
+        """
+        self.delete(container, [info.key for info in self.list(container, prefix)])
+
+    def inspect(self, container: str) -> Sequence[CheckItem]:  # noqa: ARG002
+        """Look at settings of a container that change what deletes do: versions, locks, retention.
+
+        Such settings are made outside of backupfw.  An item with ``warning`` says what will happen and what
+        can be done about it.  Never raises a ChunkStoreError.  The default is for stores without such
+        settings.
+        """
+        return ()
 
     @abc.abstractmethod
     def ensure_container(self, container: str) -> None:
@@ -283,6 +313,8 @@ class ChunkStore(abc.ABC):
     @abc.abstractmethod
     def check(self) -> CheckReport:
         """Prove that the store can be written, read, listed and deleted with these credentials.
+
+        What is about one container's settings is :meth:`inspect`'s.
 
         Leaves nothing behind.  Never raises a ChunkStoreError: what failed stands in the report.
         """

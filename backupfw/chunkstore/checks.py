@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 
 from backupfw.chunkstore.base import Body, CheckItem, ChunkStore
 from backupfw.chunkstore.errors import ChunkStoreError, NotFound
@@ -13,15 +14,22 @@ class _Wrong(Exception):
     """The store answered, but not what it should."""
 
 
+class Caution(Exception):
+    """It works, yet the operator should know something; the text says what will happen and what to do."""
+
+
 def try_item(name: str, action: Callable[[], str | None]) -> CheckItem:
     """Run one check.
 
     :param name: what is tried, one word.
     :param action: does it; returns a remark for the operator or None.
-    :returns: the item; not ok, with the reason, when the action raised a ChunkStoreError.
+    :returns: the item; a warning when the action raised a :class:`Caution`; not ok, with the reason, when it
+        raised a ChunkStoreError.
     """
     try:
         return CheckItem(name, True, action() or "")
+    except Caution as caution:
+        return CheckItem(name, True, str(caution), warning=True)
     except (ChunkStoreError, _Wrong) as error:
         return CheckItem(name, False, str(error))
 
@@ -66,4 +74,7 @@ def round_trip(store: ChunkStore, container: str, prefix: str = "backupfw-check"
         items.append(try_item("read", read))
         items.append(try_item("list", listed))
     items.append(try_item("delete", delete))
+    # Where older versions are kept and may be deleted, the check's own go too.
+    with suppress(ChunkStoreError):
+        store.erase(container, key)
     return tuple(items)

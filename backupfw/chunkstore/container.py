@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from backupfw.chunkstore.base import Body, Capabilities, ChunkStore, ObjectInfo
+from backupfw.chunkstore.base import Body, Capabilities, CheckItem, ChunkStore, ObjectInfo
 
 
 class Container:
@@ -42,3 +42,7 @@ class Container:
     def delete(self, keys: Sequence[str]) -> None:
         """See :meth:`ChunkStore.delete`."""
         self.store.delete(self.name, keys)
+
+    def inspect(self) -> Sequence[CheckItem]:
+        """See :meth:`ChunkStore.inspect`."""
+        return self.store.inspect(self.name)

@@ -8,6 +8,7 @@
      +- RangeError             a range reaches past the object's end
      +- IntegrityError         bytes are not what was declared or promised
      +- PermissionDenied       credentials are wrong or not sufficient
+     |   +- Retained           a lock or retention period of the store still keeps the object
      +- NoSpace                the store is full or a quota is reached
      +- InvalidName            a key or container name this store cannot take
      +- NotSupported           a capability the store does not declare
@@ -16,7 +17,7 @@
 
 ``temporary`` is what the retry layer looks at.  A driver has one function that turns its SDK's errors
 into these, always with ``raise … from cause``.  A message names store, container and key, never a
-credential.
+credential.  ``for_user`` is for tenants.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ class ChunkStoreError(BackupfwError):
     :param key: the object's key, if one is concerned.
     :param temporary: whether the same call may work later; None takes the class's default.
     :param retry_after: seconds the store asked to wait, if it did.
+    :param for_user: a sentence that says what went wrong to a tenant, where the error's kind does not say
+        enough: no host, path, bucket, option's value or credential.
     """
 
     default_temporary = False
@@ -48,6 +51,7 @@ class ChunkStoreError(BackupfwError):
         key: str = "",
         temporary: bool | None = None,
         retry_after: float | None = None,
+        for_user: str = "",
     ) -> None:
         where = ", ".join(
             f"{label} {value}"
@@ -61,6 +65,7 @@ class ChunkStoreError(BackupfwError):
         self.key = key
         self.temporary = self.default_temporary if temporary is None else temporary
         self.retry_after = retry_after
+        self.for_user = for_user
 
 
 class NotFound(ChunkStoreError):
@@ -85,6 +90,10 @@ class IntegrityError(ChunkStoreError):
 
 class PermissionDenied(ChunkStoreError):
     """The store refuses these credentials, or they lack a permission."""
+
+
+class Retained(PermissionDenied):
+    """An object lock, a hold or a retention period keeps the object until it runs out."""
 
 
 class NoSpace(ChunkStoreError):
@@ -123,5 +132,6 @@ class DeleteFailed(ChunkStoreError):
             container=container,
             key=key,
             temporary=all(error.temporary for error in errors.values()),
+            for_user=first.for_user,
         )
         self.errors = dict(errors)

@@ -51,9 +51,11 @@ def _stores(db: Database, conf: cfg.ConfigOpts, wanted: list[str] | None) -> Ite
             place = f"container {container} of store {store}"
             progress = Progress(f"auditing {place}", unit="objects")
             try:
+                opened = stores.container(store, container)
+                store_command.tell_settings(opened)
                 report = audit.run(
                     keys.installation_prefix(installation),
-                    stores.container(store, container),
+                    opened,
                     catalogue.DatabaseCatalogue(db, store, container, installation),
                     TerminalControl(progress),
                 )

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from oslo_config import cfg
 
     from backupfw.chunkstore.base import ChunkStore
+    from backupfw.chunkstore.container import Container
 
 
 def add_parser(commands: Any) -> None:
@@ -53,6 +54,14 @@ def opened(conf: cfg.ConfigOpts, name: str) -> Iterator[ChunkStore]:
         yield store
     finally:
         store.close()
+
+
+def tell_settings(container: Container) -> None:
+    """Print what a container's settings do to deletes, to standard error, where few people want it."""
+    for item in container.inspect():
+        if item.warning:
+            place = f"container {container.name} of store {container.store.name}"
+            print(f"note: {place}: {item.name}: {item.detail}", file=sys.stderr)
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -94,11 +103,11 @@ def check(args: argparse.Namespace) -> int:
 
 
 def check_one(conf: cfg.ConfigOpts, name: str) -> bool:
-    """Print a verdict per guarantee of one store; returns whether all hold."""
+    """Print a verdict per guarantee of one store; returns whether all hold, warnings or not."""
     require_enabled(conf, name)
     from backupfw.testing import operator
 
-    good = True
+    good, warnings = True, 0
     with (
         opened(conf, name) as store,
         # Closed, so that an interrupted check cleans up before the store is.
@@ -106,6 +115,8 @@ def check_one(conf: cfg.ConfigOpts, name: str) -> bool:
     ):
         for verdict in verdicts:
             good = good and verdict.ok
+            warnings += verdict.ok and verdict.warning
             print(verdict.line, flush=True)
-    print(f"store {name}: {'ok' if good else 'NOT ok'}")
+    told = f", {warnings} warning{'s' if warnings > 1 else ''}" if warnings else ""
+    print(f"store {name}: {'ok' if good else 'NOT ok'}{told}")
     return good

@@ -60,9 +60,11 @@ def run(args: argparse.Namespace) -> int:
             for store, container in catalogue.containers(db, conf, args.store):
                 progress = Progress(f"sweeping container {container} of store {store}", unit="objects")
                 try:
+                    opened = stores.container(store, container)
+                    store_command.tell_settings(opened)
                     report = sweep.run(
                         keys.installation_prefix(installation),
-                        stores.container(store, container),
+                        opened,
                         catalogue.DatabaseCatalogue(db, store, container, installation),
                         TerminalControl(progress),
                         dry_run=args.dry_run,

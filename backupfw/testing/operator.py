@@ -15,13 +15,15 @@ from dataclasses import dataclass
 
 from blake3 import blake3
 
-from backupfw.chunkstore.base import Body, ChunkStore
+from backupfw.chunkstore.base import Body, CheckItem, ChunkStore
+from backupfw.chunkstore.checks import Caution
 from backupfw.chunkstore.errors import (
     AlreadyExists,
     ChunkStoreError,
     IntegrityError,
     NotFound,
     NotSupported,
+    PermissionDenied,
     RangeError,
 )
 
@@ -44,6 +46,7 @@ class Verdict:
     :ivar ok: whether it holds, as far as was seen.
     :ivar detail: why not, or a remark.
     :ivar seconds: how long the look took.
+    :ivar warning: it holds, yet the detail says what will happen that few people want.
     """
 
     guarantee: str
@@ -51,11 +54,13 @@ class Verdict:
     ok: bool
     detail: str
     seconds: float
+    warning: bool = False
 
     @property
     def line(self) -> str:
         """The verdict as one line of text."""
-        text = f"{self.guarantee:<6}{'ok' if self.ok else 'FAILED':<8}{self.title}"
+        word = "warning" if self.ok and self.warning else "ok" if self.ok else "FAILED"
+        text = f"{self.guarantee:<6}{word:<8}{self.title}"
         return f"{text}: {self.detail}" if self.detail else text
 
 
@@ -104,13 +109,18 @@ class _Bench:
                 )
             time.sleep(0.5)
 
-    def clean(self) -> None:
-        """Delete everything that was made, whether a listing shows it or not."""
+    def clean(self) -> str | None:
+        """Delete everything that was made, whether a listing shows it or not, and all versions of it."""
         self.store.delete(self.container, sorted(self._made))
         left = self.keys()
         if left and not self.store.capabilities.listing_lag:
             self.store.delete(self.container, left)
             raise _Broken(f"{len(left)} objects were left")
+        try:
+            self.store.erase(self.container, self.prefix)
+        except PermissionDenied as error:
+            raise Caution(f"older versions of the check's objects may remain: {error.reason}") from error
+        return None
 
 
 def _expect(kind: type[ChunkStoreError], action: Callable[[], object], what: str) -> None:
@@ -313,7 +323,7 @@ def check(store: ChunkStore, container: str = CONTAINER) -> Generator[Verdict, N
         caller stops early (then close the iterator).
     """
     bench = _Bench(store, container)
-    yield from _driver_check(store)
+    yield from _verdicts(lambda: store.check().items)
     try:
         for guarantee, title, look in _LOOKS:
             verdict = _judged(guarantee, title, look, bench)
@@ -321,22 +331,28 @@ def check(store: ChunkStore, container: str = CONTAINER) -> Generator[Verdict, N
             if look is _containers and not verdict.ok:
                 # Nothing else can work, and each try would take its full time.
                 return
+            if look is _containers:
+                yield from _verdicts(lambda: store.inspect(container))
     finally:
         cleaned = _judged("clean", "nothing is left behind", _Bench.clean, bench)
     yield cleaned
 
 
-def _driver_check(store: ChunkStore) -> Iterator[Verdict]:
+def _verdicts(look: Callable[[], Sequence[CheckItem]]) -> Iterator[Verdict]:
+    """Yield the driver's own items; the look's time stands at the first."""
     start = time.monotonic()
-    for item in store.check().items:
-        yield Verdict("check", item.name, item.ok, item.detail, time.monotonic() - start)
+    for item in look():
+        yield Verdict("check", item.name, item.ok, item.detail, time.monotonic() - start, item.warning)
         start = time.monotonic()
 
 
 def _judged(guarantee: str, title: str, look: Callable[[_Bench], str | None], bench: _Bench) -> Verdict:
     start = time.monotonic()
+    warning = False
     try:
         detail, ok = look(bench) or "", True
+    except Caution as caution:
+        detail, ok, warning = str(caution), True, True
     except (_Broken, ChunkStoreError) as error:
         detail, ok = str(error), False
-    return Verdict(guarantee, title, ok, detail, time.monotonic() - start)
+    return Verdict(guarantee, title, ok, detail, time.monotonic() - start, warning)

@@ -18,6 +18,10 @@ MAX_LENGTH = 255
 
 _STORE_TEXTS: tuple[tuple[type[store_errors.ChunkStoreError], str], ...] = (
     (store_errors.Unavailable, "The store does not answer."),
+    (
+        store_errors.Retained,
+        "The store keeps some objects until their lock or retention ends; they are deleted after that.",
+    ),
     (store_errors.PermissionDenied, "The store refused the service's credentials or permissions."),
     (store_errors.NoSpace, "The store is full or its quota is used up."),
     (store_errors.IntegrityError, "The store returned or received damaged data."),
@@ -46,6 +50,12 @@ def _text(error: BaseException, request_id: str | None) -> str:
         # It names options, and paths among their values.
         return f"The service's configuration is wrong; the log says more under {request_id}."
     if isinstance(error, store_errors.ChunkStoreError):
+        if error.for_user:
+            return error.for_user
+        if isinstance(error, store_errors.DeleteFailed) and all(
+            isinstance(one, store_errors.Retained) for one in error.errors.values()
+        ):
+            error = next(iter(error.errors.values()))
         for kind, text in _STORE_TEXTS:
             if isinstance(error, kind):
                 return text

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Generic, TypeVar
 
-from backupfw.chunkstore.base import Body, Capabilities, CheckReport, ChunkStore, ObjectInfo
+from backupfw.chunkstore.base import Body, Capabilities, CheckItem, CheckReport, ChunkStore, ObjectInfo
 
 #: How many entries of a listing are fetched under one limit or timeout.  A server's page is usually as
 #: large, and for a local store it is a few milliseconds of work.
@@ -27,6 +27,7 @@ class Layer(ChunkStore):
         # Per driver class they are constants; a layer takes over those of the driver it stands before.
         self.wire_name = inner.wire_name  # type: ignore[misc]
         self.container_pattern = inner.container_pattern  # type: ignore[misc]
+        self.key_pattern = inner.key_pattern  # type: ignore[misc]
         self.layer_defaults = inner.layer_defaults  # type: ignore[misc]
 
     @property
@@ -49,6 +50,14 @@ class Layer(ChunkStore):
     def delete(self, container: str, keys: Sequence[str]) -> None:
         """Forward (see :meth:`ChunkStore.delete`)."""
         self.inner.delete(container, keys)
+
+    def erase(self, container: str, prefix: str) -> None:
+        """Forward (see :meth:`ChunkStore.erase`)."""
+        self.inner.erase(container, prefix)
+
+    def inspect(self, container: str) -> Sequence[CheckItem]:
+        """Forward (see :meth:`ChunkStore.inspect`)."""
+        return self.inner.inspect(container)
 
     def ensure_container(self, container: str) -> None:
         """Forward (see :meth:`ChunkStore.ensure_container`)."""

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 
 from backupfw import naming
-from backupfw.chunkstore.base import Body, ChunkStore, ObjectInfo
+from backupfw.chunkstore.base import Body, CheckItem, ChunkStore, ObjectInfo
 from backupfw.chunkstore.errors import InvalidName
 from backupfw.chunkstore.layers.base import Layer
 
@@ -22,6 +22,7 @@ class NamesLayer(Layer):
     def __init__(self, inner: ChunkStore) -> None:
         super().__init__(inner)
         self._pattern = re.compile(inner.container_pattern)
+        self._key_pattern = re.compile(inner.key_pattern)
 
     def put(self, container: str, key: str, body: Body, *, if_absent: bool = False) -> None:
         """Forward with judged names."""
@@ -44,11 +45,7 @@ class NamesLayer(Layer):
 
     def list(self, container: str, prefix: str = "", start_after: str = "") -> Iterator[ObjectInfo]:
         """Forward with a judged container; a prefix is any text that a key may hold."""
-        self._judge_container(container)
-        for text in (prefix, start_after):
-            # A prefix may end within a part, so only its characters are judged, not its form.
-            if any(unicodedata.category(char) in ("Cc", "Cs") for char in text):
-                raise InvalidName("the prefix holds control characters", store=self.name, container=container)
+        self._judge_prefix(container, prefix, start_after)
         return self.inner.list(container, prefix, start_after)
 
     def delete(self, container: str, keys: Sequence[str]) -> None:
@@ -60,6 +57,16 @@ class NamesLayer(Layer):
             self._judge_key(container, key)
         if unique:
             self.inner.delete(container, unique)
+
+    def erase(self, container: str, prefix: str) -> None:
+        """Forward with a judged container and prefix."""
+        self._judge_prefix(container, prefix)
+        self.inner.erase(container, prefix)
+
+    def inspect(self, container: str) -> Sequence[CheckItem]:
+        """Forward with a judged container."""
+        self._judge_container(container)
+        return self.inner.inspect(container)
 
     def ensure_container(self, container: str) -> None:
         """Forward with a judged name."""
@@ -73,8 +80,17 @@ class NamesLayer(Layer):
         if problem:
             raise InvalidName(f"{_shown(container)} cannot name a container: {problem}", store=self.name)
 
+    def _judge_prefix(self, container: str, *texts: str) -> None:
+        self._judge_container(container)
+        for text in texts:
+            # A prefix may end within a part, so only its characters are judged, not its form.
+            if any(unicodedata.category(char) in ("Cc", "Cs") for char in text):
+                raise InvalidName("the prefix holds control characters", store=self.name, container=container)
+
     def _judge_key(self, container: str, key: str) -> None:
         problem = naming.key_problem(key)
+        if problem is None and not self._key_pattern.fullmatch(key):
+            problem = f"this store takes keys that match {self.inner.key_pattern}"
         if problem:
             raise InvalidName(
                 f"{_shown(key)} cannot be a key: {problem}", store=self.name, container=container

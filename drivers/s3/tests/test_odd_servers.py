@@ -6,8 +6,10 @@ import base64
 import hashlib
 import logging
 import traceback
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 from blake3 import blake3
@@ -25,6 +27,7 @@ from backupfw.chunkstore.errors import (
     RangeError,
     Unavailable,
 )
+from backupfw.worker.reasons import user_reason
 
 NS = 'xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
 EMPTY_LIST = f"<ListBucketResult {NS}><IsTruncated>false</IsTruncated></ListBucketResult>".encode()
@@ -39,8 +42,8 @@ def listing(*keys: str, token: str | None = None, truncated: bool = False) -> by
     )
 
 
-def error(code: str) -> bytes:
-    return f"<Error><Code>{code}</Code><Message>told by the server</Message></Error>".encode()
+def error(code: str, more: str = "", message: str = "told by the server") -> bytes:
+    return f"<Error><Code>{code}</Code><Message>{message}</Message>{more}</Error>".encode()
 
 
 def put_answers(status: int, headers: dict[str, str], body: bytes) -> Any:
@@ -107,6 +110,62 @@ def test_the_missing_permission_is_named(scripted: Any) -> None:
     (write,) = [item for item in report.items if item.name == "write"]
     assert not write.ok
     assert "s3:PutObject" in write.detail
+
+
+@pytest.mark.parametrize("code", ["SignatureDoesNotMatch", "InvalidAccessKeyId", "RequestTimeTooSkewed"])
+def test_no_permission_is_named_where_none_is_missing(scripted: Any, code: str) -> None:
+    scripted.answer = lambda method, path: (403, {}, error(code))
+    for use in (
+        lambda store: list(store.list("bucket")),
+        lambda store: store.put("bucket", "key", Body.from_bytes(b"data")),
+    ):
+        with pytest.raises(PermissionDenied) as caught:
+            use(scripted.open())
+        assert "needs s3:" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "body"),
+    [
+        (400, {}, error("AuthorizationHeaderMalformed", "<Region>eu-north-1</Region>")),
+        (400, {}, error("AuthorizationHeaderMalformed", "", "the region is wrong; expecting 'eu-north-1'")),
+        (301, {"x-amz-bucket-region": "eu-north-1"}, error("PermanentRedirect")),
+    ],
+)
+def test_a_wrong_region_is_told(scripted: Any, status: int, headers: dict[str, str], body: bytes) -> None:
+    """No server at hand looks at the region."""
+    scripted.answer = lambda method, path: (status, headers, body)
+    with pytest.raises(ChunkStoreError, match="region = eu-north-1") as caught:
+        scripted.open().get("bucket", "key")
+    assert not caught.value.temporary
+    assert user_reason(caught.value, "req-1") == "The service asks for the store in a wrong region."
+    assert "needs s3:" not in str(caught.value)
+
+
+def test_a_signature_that_is_malformed_otherwise_is_no_region(scripted: Any) -> None:
+    scripted.answer = lambda method, path: (400, {}, error("AuthorizationHeaderMalformed"))
+    with pytest.raises(PermissionDenied) as caught:
+        scripted.open().get("bucket", "key")
+    assert "region" not in str(caught.value)
+
+
+def test_a_skewed_clock_is_told_with_what_the_server_says(scripted: Any) -> None:
+    told = "<ServerTime>2026-01-02T03:04:05Z</ServerTime>"
+    scripted.answer = lambda method, path: (403, {}, error("RequestTimeTooSkewed", told))
+    with pytest.raises(PermissionDenied, match="the store's shows 2026-01-02T03:04:05Z, this host's 20"):
+        scripted.open().get("bucket", "key")
+
+
+def test_missing_credentials_are_told(scripted: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "missing"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "missing"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with pytest.raises(PermissionDenied, match="no credentials: neither access_key_id") as caught:
+        scripted.open(access_key_id=None, secret_access_key=None).get("bucket", "key")
+    assert user_reason(caught.value, "req-1") == "The service has no credentials for the store."
+    assert scripted.requests == []
 
 
 def test_retry_after_is_heeded(scripted: Any) -> None:
@@ -388,6 +447,120 @@ def test_a_key_that_xml_cannot_hold(scripted: Any) -> None:
     scripted.answer = lambda method, path: (200, {}, deleted("a")) if method == "POST" else (204, {}, b"")
     scripted.open().delete("bucket", ["a", "odd\uffff"])
     assert [method for method, *_ in scripted.requests] == ["POST", "DELETE"]
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (501, error("NotImplemented")),
+        (400, error("InvalidArgument")),
+        (400, error("MissingContentMD5")),
+        (405, error("MethodNotAllowed")),
+        (404, error("NoSuchKey")),
+        (400, b""),
+    ],
+)
+def test_a_server_without_bulk_deletes(
+    scripted: Any, caplog: pytest.LogCaptureFixture, status: int, body: bytes
+) -> None:
+    """All servers at hand have them: found out at the first delete, said once, then left alone."""
+    scripted.answer = lambda method, path: (status, {}, body) if method == "POST" else (204, {}, b"")
+    store = scripted.open()
+    assert store.capabilities.bulk_delete == 1000
+    store.delete("bucket", ["a", "b"])
+    assert [method for method, *_ in scripted.requests] == ["POST", "DELETE", "DELETE"]
+    # The retry layer asks before each batch.
+    assert store.capabilities.bulk_delete == 1
+    store.delete("bucket", ["c", "d"])
+    assert [method for method, *_ in scripted.requests[3:]] == ["DELETE", "DELETE"]
+    (record,) = [record for record in caplog.records if record.name.startswith("backupfw")]
+    assert "bulk_delete_size = 1" in record.getMessage()
+    assert "Store odd" in record.getMessage()
+
+
+def test_check_names_the_option_for_servers_without_bulk_deletes(scripted: Any) -> None:
+    objects: dict[str, bytes] = {}
+
+    def answer(method: str, path: str) -> tuple[int, dict[str, str], bytes]:
+        url = urlsplit(path)
+        key = unquote(url.path.removeprefix("/bucket").removeprefix("/"))
+        query = parse_qs(url.query, keep_blank_values=True)
+        if method == "POST" or "versions" in query:
+            return 501, {}, error("NotImplemented")
+        if not key:
+            found = sorted(name for name in objects if name.startswith(query.get("prefix", [""])[0]))
+            return 200, {}, listing(*found).replace(b"<Size>1<", b"<Size>4096<")
+        if method == "PUT":
+            if scripted.requests[-1][2].get("content-md5") == "1B2M2Y8AsgTpgAmY7PhCfg==":
+                return 400, {}, error("BadDigest")
+            objects[key] = scripted.requests[-1][3]
+            return 200, {"ETag": etag(objects[key])}, b""
+        if method == "DELETE":
+            objects.pop(key, None)
+            return 204, {}, b""
+        if key not in objects:
+            return 404, {}, error("NoSuchKey")
+        if asked := scripted.requests[-1][2].get("range"):
+            first, last = map(int, asked.removeprefix("bytes=").split("-"))
+            head = {"Content-Range": f"bytes {first}-{last}/{len(objects[key])}"}
+            return 206, head, objects[key][first : last + 1]
+        return 200, {}, objects[key]
+
+    scripted.answer = answer
+    report = scripted.open(check_bucket="bucket").check()
+    assert report.ok, report
+    assert [item.name for item in report.items if item.warning] == ["bulk-delete"]
+    (told,) = [item.detail for item in report.items if item.warning]
+    assert "bulk_delete_size = 1" in told
+    assert objects == {}
+
+
+def test_a_bulk_delete_that_fails_otherwise_teaches_nothing(scripted: Any) -> None:
+    for status, code in (
+        (403, "AccessDenied"),
+        (400, "ExpiredToken"),
+        (503, "SlowDown"),
+        (404, "NoSuchBucket"),
+    ):
+        scripted.requests.clear()
+        scripted.answer = lambda method, path, status=status, code=code: (status, {}, error(code))
+        store = scripted.open()
+        with suppress(ChunkStoreError):
+            store.delete("bucket", ["a", "b"])
+        assert [method for method, *_ in scripted.requests] == ["POST"], code
+        assert store.capabilities.bulk_delete == 1000
+    # Single requests fare no better: the bulk one may be as good.
+    scripted.answer = lambda method, path: (400, {}, error("InvalidArgument"))
+    store = scripted.open()
+    with pytest.raises(ChunkStoreError):
+        store.delete("bucket", ["a", "b"])
+    assert store.capabilities.bulk_delete == 1000
+
+
+@pytest.mark.parametrize("mode", ["when_required", "when_supported"])
+def test_bulk_deletes_carry_their_md5(scripted: Any, mode: str) -> None:
+    """Some servers insist on it, whatever newer checksum comes along."""
+    scripted.answer = lambda method, path: (200, {}, deleted("a", "b"))
+    scripted.open(checksum_mode=mode).delete("bucket", ["a", "b"])
+    _, _, headers, body = scripted.requests[0]
+    assert headers["content-md5"] == base64.b64encode(hashlib.md5(body).digest()).decode()
+    assert any("x-amz-checksum" in name for name in headers) == (mode == "when_supported")
+
+
+def test_a_listing_of_versions_that_cannot_go_on_is_an_error(scripted: Any) -> None:
+    answer = f"<ListVersionsResult {NS}><IsTruncated>true</IsTruncated></ListVersionsResult>".encode()
+    scripted.answer = lambda method, path: (200, {}, answer)
+    with pytest.raises(ChunkStoreError, match="cut off"):
+        scripted.open(delete_versions=True).delete("bucket", ["a"])
+    assert {method for method, *_ in scripted.requests} == {"GET"}
+
+
+def test_settings_that_may_not_be_asked_for(scripted: Any) -> None:
+    scripted.answer = lambda method, path: (403, {}, error("AccessDenied"))
+    items = scripted.open().inspect("bucket")
+    assert all(item.ok and item.warning for item in items)
+    assert "needs s3:GetBucketVersioning" in items[0].detail
+    assert "needs s3:GetBucketObjectLockConfiguration" in items[1].detail
 
 
 # ---- secrets -----------------------------------------------------------------------------------------

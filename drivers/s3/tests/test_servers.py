@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import base64
+import datetime
 import io
 import json
 import secrets
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
+import botocore.auth
 import pytest
 from backupfw_s3.store import S3Store
 
@@ -19,8 +23,13 @@ from backupfw.chunkstore.errors import (
     IntegrityError,
     NoSpace,
     PermissionDenied,
+    Retained,
 )
+from backupfw.chunkstore.layers.stack import stack
 from backupfw.chunkstore.options import option_values
+from backupfw.testing import operator
+from backupfw.testing.operator import Verdict
+from backupfw.worker.reasons import user_reason
 from tests.servers.ceph import Ceph
 from tests.servers.seaweedfs import SeaweedFS
 from tests.servers.tls import TlsProxy
@@ -272,6 +281,18 @@ def test_tls(ceph_server: Ceph, ceph_tls: TlsProxy) -> None:
     assert type(caught.value) is ChunkStoreError
 
 
+@pytest.mark.parametrize("kind", ["missing", "folder", "no certificates"])
+def test_a_ca_bundle_that_cannot_be_read(
+    ceph_server: Ceph, ceph_tls: TlsProxy, tmp_path: Path, kind: str
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "no certificates").write_text("not one")
+    with pytest.raises(ChunkStoreError, match="ca_bundle cannot be read") as caught:
+        over_tls(ceph_server, ceph_tls, ca_bundle=str(tmp_path / kind)).get("bucket", "key")
+    assert not caught.value.temporary
+    assert caught.value.for_user == "The service cannot read the certificates that it needs for the store."
+
+
 def test_newer_checksums_over_tls_are_no_trailers(ceph_server: Ceph, ceph_tls: TlsProxy) -> None:
     container = new_container(ceph_server)
     store = over_tls(ceph_server, ceph_tls, ca_bundle=str(ceph_tls.ca), checksum_mode="when_supported")
@@ -322,6 +343,149 @@ def test_keys_of_the_servers(ceph_server: Ceph, seaweedfs_server: SeaweedFS) -> 
         kind = store.client.head_object(Bucket=container, Key="key")["ServerSideEncryption"]
         assert kind == {"sse-kms": "aws:kms", "sse-s3": "AES256"}[str(options["encryption"])]
         assert store.get(container, "key") == b"data" * 5000
+
+
+# ---- clocks ------------------------------------------------------------------------------------------
+
+
+def test_a_clock_that_is_wrong_is_told(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Signed by the SDK as on a host whose clock is two hours late; the server is real."""
+    store = open_store(server)
+
+    def late() -> datetime.datetime:
+        return datetime.datetime.now(datetime.UTC) - datetime.timedelta(hours=2)
+
+    monkeypatch.setattr(botocore.auth, "get_current_datetime", lambda **_: late().replace(tzinfo=None))
+    with pytest.raises(PermissionDenied, match=r"clocks .* differ too much: the store's shows") as caught:
+        store.get("bucket", "key")
+    assert caught.value.temporary
+    assert "needs s3:" not in str(caught.value)
+    assert caught.value.for_user == "The clocks of the service and the store differ too much."
+
+
+# ---- versions and locks ------------------------------------------------------------------------------
+
+
+def versions(store: S3Store, container: str) -> int:
+    answer = store.client.list_object_versions(Bucket=container)
+    return len(answer.get("Versions", ())) + len(answer.get("DeleteMarkers", ()))
+
+
+def versioned(server: Any, status: str = "Enabled") -> str:
+    container = new_container(server)
+    open_store(server).client.put_bucket_versioning(
+        Bucket=container, VersioningConfiguration={"Status": status}
+    )
+    return container
+
+
+def verdicts(server: Any, container: str, **options: object) -> dict[str, Verdict]:
+    options.setdefault("sorted_listing", isinstance(server, Ceph))
+    with closing(stack(open_store(server, **options))) as store:
+        return {f"{one.guarantee} {one.title}": one for one in operator.check(store, container)}
+
+
+def test_a_versioned_bucket_is_told_and_left_clean(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also without delete_versions the check's own objects go, versions and markers."""
+    monkeypatch.setattr(operator, "LISTED", 30)
+    container = versioned(server)
+    found = verdicts(server, container, check_bucket=container)
+    assert [one.line for one in found.values() if not one.ok] == []
+    told = found["check versions"]
+    assert told.warning
+    assert "deletes free nothing" in told.detail
+    assert "delete_versions = true" in told.detail
+    assert "warning" in told.line
+    assert versions(open_store(server), container) == 0
+    found = verdicts(server, container, check_bucket=container, delete_versions=True)
+    assert [one.line for one in found.values() if not one.ok or one.warning] == []
+    assert versions(open_store(server), container) == 0
+    assert not verdicts(server, new_container(server))["check versions"].warning
+    assert verdicts(server, versioned(server, "Suspended"))["check versions"].warning
+
+
+@pytest.mark.parametrize("bulk", [1000, 2, 1])
+def test_deletes_of_all_versions(server: Any, bulk: int) -> None:
+    container = versioned(server)
+    plain = open_store(server, sorted_listing=False)
+    keys = ["a/one", "a/two & more", "a/\u00e9", "b"]
+    for _ in range(3):
+        for key in [*keys, "a/one/below", "a/onf", "c"]:
+            put(plain, container, key, b"x" * 100)
+    plain.delete(container, ["a/two & more"])
+    store = open_store(server, sorted_listing=False, bulk_delete_size=bulk, delete_versions=True)
+    store.delete(container, [*keys, "missing"])
+    assert {info.key for info in store.list(container)} == {"a/one/below", "a/onf", "c"}
+    assert versions(store, container) == 9
+    store.delete(container, keys)
+    store.delete(container, ["a/one/below", "a/onf", "c"])
+    assert versions(store, container) == 0
+    store.delete(f"backupfw-there-is-none-{secrets.token_hex(4)}", ["a"])
+
+
+def test_deletes_by_version_where_there_are_none(server: Any, container: str) -> None:
+    store = open_store(server, sorted_listing=False, delete_versions=True)
+    for key in ("a", "a/b", "b"):
+        put(store, container, key, b"x")
+    store.delete(container, ["a", "b", "missing"])
+    assert [info.key for info in store.list(container)] == ["a/b"]
+
+
+def test_many_keys_by_version_cost_few_listings(server: Any) -> None:
+    """Neighbours share listings; keys far apart are looked up each on its own, not by what lies between."""
+    container = versioned(server)
+    store = open_store(server, sorted_listing=isinstance(server, Ceph), delete_versions=True)
+    keys = [f"run/{number:04}" for number in range(1200)]
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda key: put(store, container, key, b"x"), keys))
+    asked: list[str] = []
+    store.client.meta.events.register(
+        "before-send.s3.ListObjectVersions", lambda request, **_: asked.append(request.url)
+    )
+    store.delete(container, [keys[0], keys[-1]])
+    assert len(asked) <= 2 + 2
+    asked.clear()
+    store.delete(container, keys)
+    assert len(asked) <= 4
+    assert versions(store, container) == 0
+
+
+def test_locked_versions_are_told(server: Any) -> None:
+    container = f"backupfw-test-{secrets.token_hex(8)}"
+    store = open_store(server, sorted_listing=False, delete_versions=True)
+    store.client.create_bucket(Bucket=container, ObjectLockEnabledForBucket=True)
+    until = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=2)
+    for key in ("free", "locked", "locked too"):
+        put(store, container, key, b"x")
+    for key in ("locked", "locked too"):
+        store.client.put_object_retention(
+            Bucket=container, Key=key, Retention={"Mode": "GOVERNANCE", "RetainUntilDate": until}
+        )
+    for bulk in (1000, 1):
+        other = open_store(server, sorted_listing=False, delete_versions=True, bulk_delete_size=bulk)
+        with pytest.raises(DeleteFailed, match=f"object lock keeps it until {until:%Y-%m-%d}") as caught:
+            other.delete(container, ["free", "locked", "locked too"])
+        assert set(caught.value.errors) == {"locked", "locked too"}
+        assert {type(error) for error in caught.value.errors.values()} == {Retained}
+        # Nobody tries again at once.
+        assert not caught.value.temporary
+    assert [info.key for info in store.list(container)] == ["locked", "locked too"]
+    assert "lock or retention ends" in user_reason(caught.value, "req-1")
+    store.client.put_object_lock_configuration(
+        Bucket=container,
+        ObjectLockConfiguration={
+            "ObjectLockEnabled": "Enabled",
+            "Rule": {"DefaultRetention": {"Mode": "GOVERNANCE", "Days": 3}},
+        },
+    )
+    told = {item.name: item for item in store.inspect(container)}["object-lock"]
+    assert told.warning
+    assert "locked for 3 days (GOVERNANCE)" in told.detail
+    for one in store.client.list_object_versions(Bucket=container)["Versions"]:
+        store.client.delete_object(
+            Bucket=container, Key=one["Key"], VersionId=one["VersionId"], BypassGovernanceRetention=True
+        )
+    store.client.delete_bucket(Bucket=container)
 
 
 # ---- many objects ------------------------------------------------------------------------------------

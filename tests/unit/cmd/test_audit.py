@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
+from backupfw.chunkstore.base import ChunkStore
 from backupfw.cmd import database
 from backupfw.db.models import Backup
 from tests.unit.cmd.conftest import Run
 from tests.unit.cmd.test_backup import backup_id, load_conf, objects
+from tests.unit.cmd.test_store import keeps_versions
 
 __all__ = ["backup_id"]
 
@@ -67,3 +69,15 @@ def test_an_unknown_store(run: Run, backup_id: str, words: tuple[str, ...]) -> N
     done = run("audit", *words)
     assert done.status == 1
     assert "nothing" in done.err
+
+
+@pytest.mark.parametrize("words", [("audit",), ("sweep", "--dry-run")])
+def test_audit_and_sweep_note_what_deletes_do_not_free(
+    run: Run, backup_id: str, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(ChunkStore, "inspect", keeps_versions)
+    done = run(*words)
+    assert done.status == 0
+    note = "note: container volumebackups of store main: versions: volumebackups keeps them"
+    assert note in done.err.splitlines()
+    assert "note: container volumebackups of store main: locks" not in done.err

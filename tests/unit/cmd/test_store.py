@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 from backupfw.chunkstore import loader
+from backupfw.chunkstore.base import CheckItem, ChunkStore
 from backupfw.chunkstore.loader import DriverInfo
 from backupfw.testing import operator
 from tests.unit.cmd.conftest import Run
@@ -106,6 +108,24 @@ def test_check_goes_on_after_a_guarantee_that_is_broken(
         "clean ok      nothing is left behind",
         "store main: NOT ok",
     ]
+
+
+def keeps_versions(store: ChunkStore, container: str) -> Sequence[CheckItem]:
+    return (
+        CheckItem("versions", True, f"{container} keeps them", warning=True),
+        CheckItem("locks", True, "none"),
+    )
+
+
+def test_settings_of_a_container_are_told(run: Run, configure: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the check as a warning, by audit and sweep as a note; nothing fails for it."""
+    monkeypatch.setattr(ChunkStore, "inspect", keeps_versions)
+    configure.write_text("[store:main]\ndriver = memory\n")
+    done = run("store", "check", "main")
+    assert done.status == 0
+    assert "check warning versions: volumebackups keeps them" in done.out.splitlines()
+    assert "check ok      locks: none" in done.out.splitlines()
+    assert done.out.splitlines()[-1] == "store main: ok, 1 warning"
 
 
 @pytest.mark.parametrize(

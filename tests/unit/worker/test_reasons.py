@@ -50,6 +50,19 @@ def test_no_secret_gets_out(error: BaseException) -> None:
     assert not [secret for secret in SECRETS if secret in reason]
 
 
+def test_what_the_store_says_for_users_is_told() -> None:
+    error = store_errors.ChunkStoreError(TEXT, for_user="The clocks differ too much.")
+    assert user_reason(error, "req-1") == "The clocks differ too much."
+    assert user_reason(store_errors.DeleteFailed({"k": error}), "req-1") == "The clocks differ too much."
+
+
+def test_only_what_all_objects_share_is_the_reason() -> None:
+    locked = store_errors.Retained(TEXT)
+    assert "lock or retention" in user_reason(store_errors.DeleteFailed({"a": locked, "b": locked}), None)
+    mixed = store_errors.DeleteFailed({"a": locked, "b": store_errors.Unavailable(TEXT)})
+    assert user_reason(mixed, None) == "Some objects could not be deleted from the store."
+
+
 def test_reasons_fit_their_column() -> None:
     assert len(user_reason(errors.Damaged("s", "c", "k" * 1000, "gone"), None)) == MAX_LENGTH
 

@@ -8,19 +8,22 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from backupfw.chunkstore.base import Body, CheckItem, CheckReport
-from backupfw.chunkstore.checks import round_trip, try_item
+from backupfw.chunkstore.checks import Caution, round_trip, try_item
 from backupfw.chunkstore.errors import (
     AlreadyExists,
     ChunkStoreError,
     IntegrityError,
+    NotSupported,
 )
-from backupfw_s3.errors import translated
+from backupfw_s3.errors import code_of, translated
 
 if TYPE_CHECKING:
     from backupfw_s3.store import S3Store
 
 #: MD5 of something else than what is sent with it, base64.
 _WRONG_MD5 = "1B2M2Y8AsgTpgAmY7PhCfg=="
+#: How servers say that a bucket has no object lock.
+_NO_LOCK = ("ObjectLockConfigurationNotFoundError", "ObjectLockConfigurationNotFound")
 #: In the order of their UTF-8 bytes; servers that keep folders list the second last.
 _ORDERED = ("a", "a!", "a-b", "a/b", "a0", "\u00e9", "\uffee", "\U0001f642")
 
@@ -40,6 +43,7 @@ def check(store: S3Store) -> CheckReport:
             ("order", _order),
             ("checksum", _checksum),
             ("conditional-put", _conditional_put),
+            ("bulk-delete", _bulk_delete),
         ):
             items.append(_with_object(name, store, container, action))
     if not store.check_bucket:
@@ -75,7 +79,7 @@ def _with_object(name: str, store: S3Store, container: str, action: _Action) -> 
         return try_item(name, lambda: action(store, container, prefix))
     finally:
         with suppress(ChunkStoreError):
-            store.delete(container, [info.key for info in store.list(container, prefix)])
+            store.erase(container, prefix)
 
 
 def _order(store: S3Store, container: str, prefix: str) -> str | None:
@@ -114,6 +118,19 @@ def _checksum(store: S3Store, container: str, prefix: str) -> str | None:
     )
 
 
+def _bulk_delete(store: S3Store, container: str, prefix: str) -> str | None:
+    keys = [prefix + "one", prefix + "two"]
+    for key in keys:
+        store.put(container, key, Body.from_bytes(b"x"))
+    store.delete(container, keys)
+    if store.bulk_delete_size > 1 and store.capabilities.bulk_delete == 1:
+        raise Caution(
+            "the store takes no requests that delete many objects: set bulk_delete_size = 1, or the first "
+            "delete of each process finds it out"
+        )
+    return f"{store.bulk_delete_size} keys per request"
+
+
 def _conditional_put(store: S3Store, container: str, prefix: str) -> str | None:
     key = prefix + "once"
     declared = store.capabilities.if_absent
@@ -137,3 +154,70 @@ def _conditional_put(store: S3Store, container: str, prefix: str) -> str | None:
     if has and not declared:
         return "the store has it: conditional_put = yes may be set"
     return "as declared" if has else "the store does not have it"
+
+
+# ---- a bucket's settings -----------------------------------------------------------------------------
+
+
+def inspect(store: S3Store, container: str) -> tuple[CheckItem, ...]:
+    """Ask for versioning and object lock, and say what they will do."""
+    return (
+        try_item("versions", lambda: _versions(store, container)),
+        try_item("object-lock", lambda: _object_lock(store, container)),
+    )
+
+
+def _versions(store: S3Store, container: str) -> str | None:
+    status = _asked(store, container, store.client.get_bucket_versioning).get("Status")
+    if status == "Enabled":
+        if store.deletes_versions:
+            return "the bucket keeps old versions, deletes reach them all (delete_versions)"
+        raise Caution(
+            "the bucket keeps old versions, so deletes free nothing: what is deleted stays stored and "
+            "billed; set delete_versions = true, or give the bucket a lifecycle rule for noncurrent versions"
+        )
+    if status == "Suspended":
+        if store.deletes_versions:
+            return "versioning is suspended; older versions go with their objects (delete_versions)"
+        raise Caution(
+            "versioning is suspended: objects from before stay stored when they are deleted; set "
+            "delete_versions = true, or give the bucket a lifecycle rule for noncurrent versions"
+        )
+    if store.deletes_versions:
+        return "the bucket keeps none: delete_versions costs a listing for each delete and is not needed"
+    return "the bucket keeps none"
+
+
+def _object_lock(store: S3Store, container: str) -> str | None:
+    answer = _asked(store, container, store.client.get_object_lock_configuration)
+    found = answer.get("ObjectLockConfiguration") or {}
+    if found.get("ObjectLockEnabled") != "Enabled":
+        return "the bucket has none"
+    rule = (found.get("Rule") or {}).get("DefaultRetention")
+    freed = (
+        "deletes fail with that reason and are tried again until then"
+        if store.deletes_versions
+        else "deletes hide objects and free nothing"
+    )
+    if not rule:
+        raise Caution(f"object lock is on, without a default: of what somebody locks, {freed}")
+    period = f"{rule['Days']} days" if rule.get("Days") else f"{rule.get('Years')} years"
+    raise Caution(f"every new object is locked for {period} ({rule.get('Mode')}): before that, {freed}")
+
+
+def _asked(store: S3Store, container: str, question: Callable[..., Any]) -> Any:
+    """Ask for a setting; an empty answer from a server without it.
+
+    :raises Caution: it may not be asked for.
+    """
+    try:
+        with translated(store.name, container):
+            return question(Bucket=container)
+    except NotSupported:
+        return {}
+    except ChunkStoreError as error:
+        if code_of(error)[0] in _NO_LOCK:
+            return {}
+        raise Caution(
+            f"the setting cannot be asked for, so nobody knows what deletes will free: {error.reason}"
+        ) from error

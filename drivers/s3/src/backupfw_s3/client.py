@@ -53,8 +53,7 @@ def make_client(options: Any) -> Any:
     events.register("before-sign.s3.PutObject", _send_at_once)
     if options.signature == "v2" and client.meta.config.s3["addressing_style"] == "path":
         events.register("before-sign.s3", _sign_the_path)
-    if not sends_checksums(options):
-        events.register_last("before-call.s3.DeleteObjects", _use_md5)
+    events.register_last("before-call.s3.DeleteObjects", _add_md5 if sends_checksums(options) else _use_md5)
     return client
 
 
@@ -102,10 +101,15 @@ def _sign_the_path(request: Any, **_: Any) -> None:
     request.auth_path = None
 
 
-def _use_md5(params: dict[str, Any], **_: Any) -> None:
-    """Give a bulk delete the checksum that every server knows, instead of a newer one."""
+def _add_md5(params: dict[str, Any], **_: Any) -> None:
+    """Give a bulk delete the checksum that some servers insist on, beside a newer one."""
     md5 = hashlib.md5(params["body"], usedforsecurity=False)
     params["headers"]["Content-MD5"] = base64.b64encode(md5.digest()).decode()
+
+
+def _use_md5(params: dict[str, Any], **_: Any) -> None:
+    """Give a bulk delete the checksum that every server knows, instead of a newer one."""
+    _add_md5(params)
     for name in ("request_algorithm", "request_algorithm_header"):
         params["context"].get("checksum", {}).pop(name, None)
 

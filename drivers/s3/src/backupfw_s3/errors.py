@@ -20,16 +20,21 @@ anything else                                           ChunkStoreError   no
 
 Expired credentials and clocks count as temporary: the next try is signed anew, with credentials that
 the SDK may have renewed meanwhile.  Of a connection every fault is temporary but a certificate that is
-not trusted.
+not trusted and a file that cannot be read.
+
+Where the server says what it expects (a region, its clock), the text says so; a permission is named only
+where the credentials are good and lack one.
 """
 
 from __future__ import annotations
 
+import datetime
 import email.utils
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import botocore.exceptions as sdk
 from botocore.parsers import ResponseParserError
@@ -48,27 +53,75 @@ from backupfw.chunkstore.errors import (
     Unavailable,
 )
 
-_Meaning = tuple[type[ChunkStoreError], bool, str]
 
-_DENIED: _Meaning = (PermissionDenied, False, "the store refuses the credentials or what they may do")
-_EXPIRED: _Meaning = (PermissionDenied, True, "the credentials have expired")
-_SKEWED: _Meaning = (PermissionDenied, True, "the clocks of this host and the store differ too much")
-_MISSING: _Meaning = (NotFound, False, "no such object")
-_EXISTS: _Meaning = (AlreadyExists, False, "an object is there")
-_RANGE: _Meaning = (RangeError, False, "the range reaches past the object's end")
-_DAMAGED: _Meaning = (IntegrityError, True, "the bytes were damaged on their way to the store")
-_FULL: _Meaning = (NoSpace, False, "the store is full or a quota is reached")
-_NAME: _Meaning = (InvalidName, False, "the store cannot take this name")
-_LACKING: _Meaning = (NotSupported, False, "the store does not have this operation")
-_BUSY: _Meaning = (Unavailable, True, "the store asks to slow down")
-_FAILING: _Meaning = (Unavailable, True, "the store failed")
-_CONFLICT: _Meaning = (Unavailable, True, "another request is changing the same thing")
-_ELSEWHERE: _Meaning = (ChunkStoreError, False, "the container is in another region")
+class Meaning(NamedTuple):
+    """What an error means.
+
+    :ivar kind: the contract's class.
+    :ivar temporary: whether the same call may work later.
+    :ivar text: for the operator.
+    :ivar for_user: for tenants, where the kind does not say enough.
+    """
+
+    kind: type[ChunkStoreError]
+    temporary: bool
+    text: str
+    for_user: str = ""
+
+
+_DENIED = Meaning(PermissionDenied, False, "the store refuses the credentials or what they may do")
+_EXPIRED = Meaning(
+    PermissionDenied,
+    True,
+    "the credentials have expired",
+    "The service's credentials for the store have expired.",
+)
+_SKEWED = Meaning(
+    PermissionDenied,
+    True,
+    "the clocks of this host and the store differ too much",
+    "The clocks of the service and the store differ too much.",
+)
+_MISSING = Meaning(NotFound, False, "no such object")
+_EXISTS = Meaning(AlreadyExists, False, "an object is there")
+_RANGE = Meaning(RangeError, False, "the range reaches past the object's end")
+_DAMAGED = Meaning(IntegrityError, True, "the bytes were damaged on their way to the store")
+_FULL = Meaning(NoSpace, False, "the store is full or a quota is reached")
+_NAME = Meaning(InvalidName, False, "the store cannot take this name")
+_LACKING = Meaning(NotSupported, False, "the store does not have this operation")
+_BUSY = Meaning(Unavailable, True, "the store asks to slow down")
+_FAILING = Meaning(Unavailable, True, "the store failed")
+_CONFLICT = Meaning(Unavailable, True, "another request is changing the same thing")
+_ELSEWHERE = Meaning(
+    ChunkStoreError,
+    False,
+    "the container is in another region than the requests are signed for",
+    "The service asks for the store in a wrong region.",
+)
+_UNTRUSTED = Meaning(
+    ChunkStoreError,
+    False,
+    "the store's certificate is not trusted (ca_bundle, verify)",
+    "The service does not trust the store's certificate.",
+)
+_NO_FILE = Meaning(
+    ChunkStoreError,
+    False,
+    "the file of ca_bundle cannot be read, or is none with certificates",
+    "The service cannot read the certificates that it needs for the store.",
+)
+_NO_CREDENTIALS = Meaning(
+    PermissionDenied,
+    False,
+    "there are no credentials: neither access_key_id, nor a profile in the SDK's files, nor the environment, "
+    "nor a role of this host gives any",
+    "The service has no credentials for the store.",
+)
 
 #: The server's code -> what it means.
-CODES: dict[str, _Meaning] = {
+CODES: dict[str, Meaning] = {
     **dict.fromkeys(("NoSuchKey", "NotFound", "NoSuchObject", "NoSuchVersion"), _MISSING),
-    "NoSuchBucket": (NotFound, False, "no such container"),
+    "NoSuchBucket": Meaning(NotFound, False, "no such container"),
     "PreconditionFailed": _EXISTS,
     **dict.fromkeys(("InvalidRange", "RequestedRangeNotSatisfiable"), _RANGE),
     **dict.fromkeys(
@@ -86,7 +139,6 @@ CODES: dict[str, _Meaning] = {
             "AccessDenied",
             "AccountProblem",
             "AllAccessDisabled",
-            "AuthorizationHeaderMalformed",
             "Forbidden",
             "InvalidAccessKeyId",
             "InvalidSecurity",
@@ -144,16 +196,30 @@ CODES: dict[str, _Meaning] = {
     ),
     **dict.fromkeys(("InternalError", "RequestTimeout", "ServiceUnavailable"), _FAILING),
     **dict.fromkeys(("ConditionalRequestConflict", "OperationAborted"), _CONFLICT),
-    **dict.fromkeys(("IllegalLocationConstraintException", "PermanentRedirect"), _ELSEWHERE),
-    "TemporaryRedirect": (Unavailable, True, "the container is being moved"),
-    "EntityTooLarge": (ChunkStoreError, False, "the object is larger than the store takes in one request"),
-    "InvalidObjectState": (ChunkStoreError, False, "the object is archived and must be brought back first"),
-    "BucketAlreadyExists": (PermissionDenied, False, "the container's name belongs to somebody else"),
-    "InvalidLocationConstraint": (ChunkStoreError, False, "the store does not know the bucket_location"),
+    **dict.fromkeys(
+        (
+            "AuthorizationHeaderMalformed",
+            "AuthorizationQueryParametersError",
+            "IllegalLocationConstraintException",
+            "PermanentRedirect",
+        ),
+        _ELSEWHERE,
+    ),
+    "TemporaryRedirect": Meaning(Unavailable, True, "the container is being moved"),
+    "EntityTooLarge": Meaning(
+        ChunkStoreError, False, "the object is larger than the store takes in one request"
+    ),
+    "InvalidObjectState": Meaning(
+        ChunkStoreError, False, "the object is archived and must be brought back first"
+    ),
+    "BucketAlreadyExists": Meaning(PermissionDenied, False, "the container's name belongs to somebody else"),
+    "InvalidLocationConstraint": Meaning(
+        ChunkStoreError, False, "the store does not know the bucket_location"
+    ),
 }
 
 #: The HTTP status, where the code says nothing -> what it means.
-STATUSES: dict[int, _Meaning] = {
+STATUSES: dict[int, Meaning] = {
     401: _DENIED,
     403: _DENIED,
     404: _MISSING,
@@ -166,30 +232,30 @@ STATUSES: dict[int, _Meaning] = {
 }
 
 #: The SDK's own errors, the first that fits.
-CLASSES: tuple[tuple[tuple[type[BaseException], ...], _Meaning], ...] = (
+CLASSES: tuple[tuple[tuple[type[BaseException], ...], Meaning], ...] = (
     (
         (sdk.FlexibleChecksumError, sdk.ChecksumError),
-        (IntegrityError, True, "the bytes do not match the checksum that came with them"),
+        Meaning(IntegrityError, True, "the bytes do not match the checksum that came with them"),
     ),
-    ((sdk.ConnectTimeoutError,), (Unavailable, True, "no connection to the store in time")),
-    ((sdk.ReadTimeoutError,), (Unavailable, True, "the store does not answer in time")),
-    ((sdk.ProxyConnectionError,), (Unavailable, True, "the proxy cannot be reached")),
-    ((sdk.ConnectionError,), (Unavailable, True, "the store cannot be reached")),
+    ((sdk.ConnectTimeoutError,), Meaning(Unavailable, True, "no connection to the store in time")),
+    ((sdk.ReadTimeoutError,), Meaning(Unavailable, True, "the store does not answer in time")),
+    ((sdk.ProxyConnectionError,), Meaning(Unavailable, True, "the proxy cannot be reached")),
+    ((sdk.ConnectionError,), Meaning(Unavailable, True, "the store cannot be reached")),
     (
         (sdk.HTTPClientError, sdk.IncompleteReadError, HTTPError),
-        (Unavailable, True, "the connection to the store broke"),
+        Meaning(Unavailable, True, "the connection to the store broke"),
     ),
-    ((ResponseParserError,), (Unavailable, True, "the answer is not S3's")),
+    ((ResponseParserError,), Meaning(Unavailable, True, "the answer is not S3's")),
     (
         (sdk.NoCredentialsError, sdk.PartialCredentialsError, sdk.NoAuthTokenError),
-        (PermissionDenied, False, "there are no credentials"),
+        _NO_CREDENTIALS,
     ),
     (
         (sdk.CredentialRetrievalError, sdk.MetadataRetrievalError, sdk.TokenRetrievalError, sdk.SSOError),
-        (PermissionDenied, True, "the credentials cannot be renewed"),
+        Meaning(PermissionDenied, True, "the credentials cannot be renewed"),
     ),
     ((sdk.ParamValidationError, sdk.InvalidDNSNameError, sdk.InvalidHostLabelError), _NAME),
-    ((OSError,), (Unavailable, True, "the connection to the store broke")),
+    ((OSError,), Meaning(Unavailable, True, "the connection to the store broke")),
 )
 
 #: What a permission is called in policies, by the SDK's name of the operation.
@@ -197,18 +263,29 @@ PERMISSIONS: Mapping[str, str] = {
     "CreateBucket": "s3:CreateBucket",
     "DeleteBucket": "s3:DeleteBucket",
     "DeleteObject": "s3:DeleteObject",
+    "DeleteObjectVersion": "s3:DeleteObjectVersion",
     "DeleteObjects": "s3:DeleteObject",
+    "GetBucketVersioning": "s3:GetBucketVersioning",
     "GetObject": "s3:GetObject",
+    "GetObjectLockConfiguration": "s3:GetBucketObjectLockConfiguration",
     "ListBuckets": "s3:ListAllMyBuckets",
+    "ListObjectVersions": "s3:ListBucketVersions",
     "ListObjectsV2": "s3:ListBucket",
     "PutObject": "s3:PutObject",
 }
+
+#: Codes of a refusal that a permission would end: not those of keys and signatures that are wrong.
+_LACKS_PERMISSION = frozenset(
+    ("", "403", "AccessDenied", "AllAccessDisabled", "Forbidden", "UnauthorizedAccess")
+)
+#: Where servers name the region they expect in their own words only.
+_EXPECTED_REGION = re.compile(r"expect(?:ed|ing):? '?([a-z0-9-]+)")
 
 #: Everything the SDK lets out.
 SDK_ERRORS = (sdk.BotoCoreError, sdk.ClientError, ResponseParserError, HTTPError, OSError)
 
 
-def meaning(code: str, status: int) -> _Meaning:
+def meaning(code: str, status: int) -> Meaning:
     """Return kind, permanence and text for a server's error."""
     if code in CODES:
         return CODES[code]
@@ -216,7 +293,7 @@ def meaning(code: str, status: int) -> _Meaning:
         return STATUSES[status]
     if status >= 500:
         return _FAILING
-    return (ChunkStoreError, False, "the store refuses the request")
+    return Meaning(ChunkStoreError, False, "the store refuses the request")
 
 
 def translate(error: BaseException, store: str, container: str = "", key: str = "") -> ChunkStoreError:
@@ -226,13 +303,13 @@ def translate(error: BaseException, store: str, container: str = "", key: str = 
     """
     if isinstance(error, sdk.ClientError):
         return _of_server(error, store, container, key)
-    kind, temporary, text = _of_sdk(error)
-    return kind(text, store=store, container=container, key=key, temporary=temporary)
+    kind, temporary, text, for_user = _of_sdk(error)
+    return kind(text, store=store, container=container, key=key, temporary=temporary, for_user=for_user)
 
 
 def of_key(code: str, operation: str, store: str, container: str, key: str) -> ChunkStoreError | None:
     """Return the error for one key of a bulk request, None when its object is gone."""
-    kind, temporary, text = meaning(code, 0)
+    kind, temporary, text, for_user = meaning(code, 0)
     if kind is NotFound:
         return None
     return kind(
@@ -241,6 +318,19 @@ def of_key(code: str, operation: str, store: str, container: str, key: str) -> C
         container=container,
         key=key,
         temporary=temporary,
+        for_user=for_user,
+    )
+
+
+def code_of(error: ChunkStoreError) -> tuple[str, int]:
+    """Return the server's code and the HTTP status of a translated error, empty and 0 if it has none."""
+    cause = error.__cause__
+    if not isinstance(cause, sdk.ClientError):
+        return "", 0
+    response: Any = cause.response
+    return (
+        str(response.get("Error", {}).get("Code", "")),
+        int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)),
     )
 
 
@@ -257,9 +347,17 @@ def _of_server(error: sdk.ClientError, store: str, container: str, key: str) -> 
     response: Any = error.response
     details = response.get("ResponseMetadata", {})
     code = str(response.get("Error", {}).get("Code", ""))
-    kind, temporary, text = meaning(code, int(details.get("HTTPStatusCode", 0)))
+    meant = meaning(code, int(details.get("HTTPStatusCode", 0)))
+    if code.startswith("Authorization") and not _region_of(response):
+        # The signature is wrong in another way.
+        meant = _DENIED
+    kind, temporary, text, for_user = meant
     if kind is NotFound and not key:
         text = "no such container"
+    elif meant is _ELSEWHERE:
+        text += f": set region{_region_of(response)}"
+    elif meant is _SKEWED:
+        text += _clocks_of(response)
     return kind(
         _with_hint(kind, text, code, error.operation_name),
         store=store,
@@ -267,23 +365,58 @@ def _of_server(error: sdk.ClientError, store: str, container: str, key: str) -> 
         key=key,
         temporary=temporary,
         retry_after=_retry_after(details.get("HTTPHeaders", {})),
+        for_user=for_user,
     )
+
+
+def _region_of(response: Any) -> str:
+    """Return ``= REGION`` with the region that the server expects, nothing if it does not tell."""
+    told = response.get("Error", {})
+    headers = response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    region = told.get("Region") or headers.get("x-amz-bucket-region")
+    if not region and (match := _EXPECTED_REGION.search(str(told.get("Message", "")))):
+        region = match[1]
+    return f" = {region}" if region else ""
+
+
+def _clocks_of(response: Any) -> str:
+    """Say what the server's clock shows and what this host's does."""
+    headers = response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    theirs = response.get("Error", {}).get("ServerTime") or headers.get("date")
+    ours = datetime.datetime.now(datetime.UTC)
+    return f": the store's shows {theirs}, this host's {ours:%Y-%m-%dT%H:%M:%SZ}" if theirs else ""
 
 
 def _with_hint(kind: type[ChunkStoreError], text: str, code: str, operation: str) -> str:
     hint = f"{operation}: {code}" if code else operation
-    if kind is PermissionDenied and operation in PERMISSIONS:
+    if kind is PermissionDenied and code in _LACKS_PERMISSION and operation in PERMISSIONS:
         hint += f"; needs {PERMISSIONS[operation]}"
     return f"{text} ({hint})"
 
 
-def _of_sdk(error: BaseException) -> _Meaning:
+def _of_sdk(error: BaseException) -> Meaning:
     if isinstance(error, sdk.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
-        return (ChunkStoreError, False, "the store's certificate is not trusted (ca_bundle, verify)")
+        return _UNTRUSTED
+    unreadable = any(
+        isinstance(cause, (FileNotFoundError, IsADirectoryError, PermissionError)) for cause in _causes(error)
+    )
+    if unreadable or (isinstance(error, sdk.SSLError) and "[X509" in str(error)):
+        # Of all files only that one is read with a request.
+        return _NO_FILE
     for classes, meant in CLASSES:
         if isinstance(error, classes):
             return meant
-    return (ChunkStoreError, False, f"the SDK failed ({type(error).__name__})")
+    return Meaning(ChunkStoreError, False, f"the SDK failed ({type(error).__name__})")
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and what the SDK made it of."""
+    each: BaseException | None = error
+    seen: set[int] = set()
+    while each is not None and id(each) not in seen:
+        seen.add(id(each))
+        yield each
+        each = each.__cause__ or each.__context__ or getattr(each, "kwargs", {}).get("error")
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:

@@ -90,7 +90,15 @@ def _server() -> Sequence[cfg.Opt]:
             default=1000,
             min=1,
             max=1000,
-            help="Keys per delete request; 1 for servers without the bulk request.",
+            help="Keys per delete request; 1 for servers without the bulk request, which the first delete "
+            "finds out otherwise.",
+        ),
+        cfg.BoolOpt(
+            "delete_versions",
+            default=False,
+            help="Delete every version of an object, and its delete markers: in a bucket with versioning a "
+            "plain delete frees nothing. Costs a listing request per thousand versions and needs "
+            "s3:ListBucketVersions and s3:DeleteObjectVersion.",
         ),
         cfg.StrOpt(
             "bucket_location",

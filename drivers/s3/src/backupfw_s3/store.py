@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any
 
-from backupfw.chunkstore.base import Body, Capabilities, CheckReport, ChunkStore, ObjectInfo
+from backupfw.chunkstore.base import Body, Capabilities, CheckItem, CheckReport, ChunkStore, ObjectInfo
 from backupfw.chunkstore.errors import (
     ChunkStoreError,
     DeleteFailed,
@@ -15,7 +15,6 @@ from backupfw.chunkstore.errors import (
     NotFound,
     NotSupported,
     RangeError,
-    Unavailable,
 )
 from backupfw_s3 import options as s3_options
 from backupfw_s3.answers import (
@@ -27,15 +26,13 @@ from backupfw_s3.answers import (
     require_range,
 )
 from backupfw_s3.bodies import BodyFile, Digests, WrongBody, digest
-from backupfw_s3.checking import check
+from backupfw_s3.checking import check, inspect
 from backupfw_s3.client import make_client, sends_checksums
-from backupfw_s3.errors import of_key, translated
+from backupfw_s3.deleting import Deleting
+from backupfw_s3.errors import translated
 
 if TYPE_CHECKING:
     from oslo_config import cfg
-
-#: Characters that keys may hold and XML may not: such keys are deleted one by one.
-_NOT_IN_XML = re.compile("[\ufffe\uffff]")
 
 
 class S3Store(ChunkStore):
@@ -73,6 +70,13 @@ class S3Store(ChunkStore):
         self._known: set[str] = set()
         self._closed = False
         self.client = make_client(options)
+        #: As configured, whatever the server turned out to have.
+        self.bulk_delete_size: int = options.bulk_delete_size
+        #: Whether deletes reach every version.
+        self.deletes_versions: bool = options.delete_versions
+        self._deleting = Deleting(
+            self.client, name, self.bulk_delete_size, self.deletes_versions, options.sorted_listing
+        )
         self._location: str | None = options.bucket_location
         if not self._location and aws and self.client.meta.region_name != "us-east-1":
             # AWS wants the region named, but for its first one, which has no name there.
@@ -85,8 +89,8 @@ class S3Store(ChunkStore):
 
     @property
     def capabilities(self) -> Capabilities:
-        """As configured; ``check`` compares them with the server."""
-        return self._capabilities
+        """As configured, which ``check`` compares with the server; without bulk deletes once it has none."""
+        return dataclasses.replace(self._capabilities, bulk_delete=self._deleting.bulk)
 
     def put(self, container: str, key: str, body: Body, *, if_absent: bool = False) -> None:
         """Send the body in one request, with its MD5 for the server (see :meth:`ChunkStore.put`)."""
@@ -205,60 +209,19 @@ class S3Store(ChunkStore):
             arguments["ContinuationToken"] = token
 
     def delete(self, container: str, keys: Sequence[str]) -> None:
-        """Delete in bulk requests, or one by one (see :meth:`ChunkStore.delete`)."""
+        """Delete in bulk requests, one by one, or every version (see :meth:`ChunkStore.delete`)."""
         self.require_open()
-        batches = self._batches(keys)
-        errors: dict[str, ChunkStoreError] = {}
-        for batch in batches:
-            try:
-                errors.update(self._delete_batch(container, batch))
-            except NotFound:
-                # No container, no objects.
-                return
-            except ChunkStoreError as error:
-                if len(batches) == 1:
-                    raise
-                errors.update(dict.fromkeys(batch, error))
-        if errors:
+        if errors := self._deleting.delete(container, keys):
             raise DeleteFailed(errors, store=self.name, container=container)
 
-    def _batches(self, keys: Sequence[str]) -> Sequence[Sequence[str]]:
-        size = self._capabilities.bulk_delete
-        once = dict.fromkeys(keys)
-        alone = [key for key in once if _NOT_IN_XML.search(key)]
-        rest = [key for key in once if not _NOT_IN_XML.search(key)]
-        return [
-            *(rest[start : start + size] for start in range(0, len(rest), size)),
-            *([key] for key in alone),
-        ]
+    def erase(self, container: str, prefix: str) -> None:
+        """Delete all versions of everything below the prefix (see :meth:`ChunkStore.erase`)."""
+        self.require_open()
+        self._deleting.erase(container, prefix)
 
-    def _delete_batch(self, container: str, keys: Sequence[str]) -> Mapping[str, ChunkStoreError]:
-        """Delete with one request; returns the keys that remain, each with its error."""
-        if self._capabilities.bulk_delete == 1 or _NOT_IN_XML.search(keys[0]):
-            with suppress(NotFound), translated(self.name, container, keys[0]):
-                self.client.delete_object(Bucket=container, Key=keys[0])
-            return {}
-        with translated(self.name, container):
-            answer = self.client.delete_objects(
-                Bucket=container, Delete={"Objects": [{"Key": key} for key in keys], "Quiet": False}
-            )
-        deleted = {entry.get("Key") for entry in answer.get("Deleted", ())}
-        codes = {entry.get("Key"): entry.get("Code", "") for entry in answer.get("Errors", ())}
-        errors: dict[str, ChunkStoreError] = {}
-        for key in keys:
-            error: ChunkStoreError | None = None
-            if key in codes:
-                error = of_key(codes[key], "DeleteObjects", self.name, container, key)
-            elif key not in deleted:
-                error = Unavailable(
-                    "the store does not say whether it was deleted",
-                    store=self.name,
-                    container=container,
-                    key=key,
-                )
-            if error is not None:
-                errors[key] = error
-        return errors
+    def inspect(self, container: str) -> Sequence[CheckItem]:
+        """Ask for versioning and object lock."""
+        return inspect(self, container)
 
     def ensure_container(self, container: str) -> None:
         """Make the bucket unless it is there."""

@@ -1,0 +1,312 @@
+"""Deleting: in bulk requests where the server has them, by version where the options ask for it."""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+from backupfw.chunkstore.errors import (
+    ChunkStoreError,
+    NotFound,
+    NotSupported,
+    PermissionDenied,
+    Retained,
+    Unavailable,
+)
+from backupfw_s3.errors import CODES, code_of, of_key, translated
+
+LOG = logging.getLogger(__name__)
+
+#: Characters that keys may hold and XML may not: such keys are deleted one by one.
+_NOT_IN_XML = re.compile("[\ufffe\uffff]")
+#: Statuses with which servers refuse a bulk request that they do not have, or not in this form.
+_NO_BULK = frozenset((400, 404, 405, 411, 501))
+
+
+class Target(NamedTuple):
+    """What one entry of a request deletes.
+
+    :ivar version: None for the object as it is now: a versioned bucket keeps its bytes.
+    """
+
+    key: str
+    version: str | None = None
+
+    def entry(self) -> dict[str, str]:
+        """Return the SDK's form."""
+        return {"Key": self.key} if self.version is None else {"Key": self.key, "VersionId": self.version}
+
+
+class Deleting:
+    """Deletes objects of one store.  Thread-safe.
+
+    :param client: the SDK's client.
+    :param store: the store's name, for errors.
+    :param bulk: keys per request; 1 for servers without the bulk request.
+    :param by_version: delete every version of a key, and its delete markers.
+    :param sorted_listing: the server lists sorted, so that a listing can be left where the keys end.
+    :ivar bulk: falls to 1 when the server turns out to have no bulk request.
+    """
+
+    def __init__(self, client: Any, store: str, bulk: int, by_version: bool, sorted_listing: bool) -> None:
+        self._client = client
+        self._store = store
+        self._by_version = by_version
+        self._sorted = sorted_listing
+        self._lock = threading.Lock()
+        self.bulk = bulk
+
+    def delete(self, container: str, keys: Sequence[str]) -> dict[str, ChunkStoreError]:
+        """Delete the keys; returns those that remain, each with its error.
+
+        By version it costs one listing request per thousand versions, and never more than two per key.
+
+        :raises ChunkStoreError: the only request failed as a whole.
+        """
+        unique = list(dict.fromkeys(keys))
+        try:
+            if self._by_version:
+                # As many keys at once as a request takes: what is looked up is deleted before the next.
+                errors: dict[str, ChunkStoreError] = {}
+                for start in range(0, len(unique), 1000):
+                    errors.update(
+                        self._delete(container, self._versions_of(container, unique[start : start + 1000]))
+                    )
+                return errors
+            return self._delete(container, [Target(key) for key in unique])
+        except NotFound:
+            # No container, no objects.
+            return {}
+
+    def erase(self, container: str, prefix: str) -> None:
+        """Delete all versions of everything below a prefix.
+
+        :raises ChunkStoreError: something remains, or may remain.
+        """
+        try:
+            targets = [target for page in self._version_pages(container, prefix) for target in page]
+        except NotSupported:
+            # A server without versions.
+            targets = []
+        if errors := self._delete(container, targets):
+            raise next(iter(errors.values()))
+
+    # ---- requests ------------------------------------------------------------------------------------
+
+    def _delete(self, container: str, targets: Sequence[Target]) -> dict[str, ChunkStoreError]:
+        batches = self._batches(targets)
+        errors: dict[str, ChunkStoreError] = {}
+        for batch in batches:
+            try:
+                errors.update(self._delete_batch(container, batch))
+            except NotFound:
+                raise
+            except ChunkStoreError as error:
+                if len(batches) == 1:
+                    raise
+                errors.update({target.key: error for target in batch})
+        return errors
+
+    def _batches(self, targets: Sequence[Target]) -> Sequence[Sequence[Target]]:
+        alone = [target for target in targets if _NOT_IN_XML.search(target.key)]
+        rest = [target for target in targets if not _NOT_IN_XML.search(target.key)]
+        return [
+            *(rest[start : start + self.bulk] for start in range(0, len(rest), self.bulk)),
+            *([target] for target in alone),
+        ]
+
+    def _delete_batch(self, container: str, targets: Sequence[Target]) -> dict[str, ChunkStoreError]:
+        """Delete with one request where there is such; returns the keys that remain."""
+        if self.bulk == 1 or _NOT_IN_XML.search(targets[0].key):
+            return self._one_by_one(container, targets)
+        try:
+            return self._delete_many(container, targets)
+        except ChunkStoreError as error:
+            if not _has_no_bulk(error):
+                raise
+            errors = self._one_by_one(container, targets)
+            if all(target.key in errors for target in targets):
+                # Nothing shows that single requests fare better, so nothing is learnt of bulk ones.
+                raise next(iter(errors.values())) from error
+            self._do_without_bulk(error)
+            return errors
+
+    def _delete_many(self, container: str, targets: Sequence[Target]) -> dict[str, ChunkStoreError]:
+        with translated(self._store, container):
+            answer = self._client.delete_objects(
+                Bucket=container,
+                Delete={"Objects": [target.entry() for target in targets], "Quiet": False},
+            )
+        deleted = {target for entry in answer.get("Deleted", ()) for target in _targets_of(entry)}
+        codes = {
+            target: entry.get("Code", "")
+            for entry in answer.get("Errors", ())
+            for target in _targets_of(entry)
+        }
+        errors: dict[str, ChunkStoreError] = {}
+        for target in targets:
+            error: ChunkStoreError | None = None
+            if target in codes:
+                operation = "DeleteObjects" if target.version is None else "DeleteObjectVersion"
+                error = of_key(codes[target], operation, self._store, container, target.key)
+            elif target not in deleted:
+                error = Unavailable(
+                    "the store does not say whether it was deleted",
+                    store=self._store,
+                    container=container,
+                    key=target.key,
+                )
+            if error is not None and target.key not in errors:
+                errors[target.key] = self._explained(error, container, target, errors)
+        return errors
+
+    def _one_by_one(self, container: str, targets: Sequence[Target]) -> dict[str, ChunkStoreError]:
+        errors: dict[str, ChunkStoreError] = {}
+        for number, target in enumerate(targets):
+            try:
+                with suppress(NotFound), translated(self._store, container, target.key):
+                    self._client.delete_object(Bucket=container, **target.entry())
+            except Unavailable as error:
+                if len(targets) == 1:
+                    raise
+                # The rest would fare the same, each after its own time-out.
+                errors.update({other.key: error for other in targets[number:] if other.key not in errors})
+                break
+            except ChunkStoreError as error:
+                if len(targets) == 1 and target.version is None:
+                    raise
+                errors.setdefault(target.key, self._explained(error, container, target, errors))
+        return errors
+
+    def _do_without_bulk(self, error: ChunkStoreError) -> None:
+        with self._lock:
+            if self.bulk == 1:
+                return
+            self.bulk = 1
+        LOG.warning(
+            "Store %s takes no requests that delete many objects (%s): deleting one by one from now on; "
+            "bulk_delete_size = 1 does so from the start",
+            self._store,
+            error.reason,
+        )
+
+    def _explained(
+        self,
+        error: ChunkStoreError,
+        container: str,
+        target: Target,
+        others: Mapping[str, ChunkStoreError],
+    ) -> ChunkStoreError:
+        """Tell a lock from a missing permission: servers use one code for both.
+
+        One object of a call is asked about; the others that are refused share the answer.
+        """
+        if target.version is None or not isinstance(error, PermissionDenied) or error.temporary:
+            return error
+        asked = [other for other in others.values() if isinstance(other, PermissionDenied)]
+        if asked and not isinstance(asked[0], Retained):
+            return error
+        reason = asked[0].reason if asked else self._lock_of(container, target)
+        if reason is None:
+            return error
+        made = Retained(reason, store=self._store, container=container, key=target.key)
+        made.__cause__ = error
+        return made
+
+    def _lock_of(self, container: str, target: Target) -> str | None:
+        """Say what keeps a version from being deleted; None if it is not a lock, or nobody may know."""
+        where = {"Bucket": container, **target.entry()}
+        with suppress(ChunkStoreError), translated(self._store, container, target.key):
+            found = self._client.get_object_retention(**where).get("Retention") or {}
+            if until := found.get("RetainUntilDate"):
+                return (
+                    f"the store's object lock keeps it until {until:%Y-%m-%d %H:%M} UTC ({found.get('Mode')})"
+                )
+        with suppress(ChunkStoreError), translated(self._store, container, target.key):
+            found = self._client.get_object_legal_hold(**where).get("LegalHold") or {}
+            if found.get("Status") == "ON":
+                return "a legal hold keeps it until somebody takes it away"
+        return None
+
+    # ---- versions ------------------------------------------------------------------------------------
+
+    def _versions_of(self, container: str, keys: Sequence[str]) -> Sequence[Target]:
+        """Return every version of the keys.
+
+        What lies between the keys is listed with them, as they mostly are neighbours; where they turn out
+        not to be, each key is looked up on its own.
+        """
+        wanted = frozenset(keys)
+        last = max(wanted)
+        found: list[Target] = []
+        budget = len(wanted)
+        for page in self._version_pages(container, _common(keys)):
+            found += [target for target in page if target.key in wanted]
+            if self._sorted and page and max(target.key for target in page) > last:
+                return found
+            budget -= 1
+            if not budget and len(wanted) > 1:
+                return [target for key in keys for target in self._versions_of(container, [key])]
+        return found
+
+    def _version_pages(self, container: str, prefix: str) -> Iterator[Sequence[Target]]:
+        """Yield pages of versions, the oldest of each key first, its delete markers last.
+
+        In this order a delete that is cut off never brings an older version back to light.
+        """
+        arguments: dict[str, Any] = {"Bucket": container, "Prefix": prefix}
+        while True:
+            with translated(self._store, container):
+                page = self._client.list_object_versions(**arguments)
+            yield [
+                Target(entry["Key"], entry.get("VersionId") or "null")
+                for kind in ("Versions", "DeleteMarkers")
+                for entry in reversed(page.get(kind, ()))
+                if entry["Key"].startswith(prefix)
+            ]
+            if not page.get("IsTruncated"):
+                return
+            following = {
+                name: page[f"Next{name}"]
+                for name in ("KeyMarker", "VersionIdMarker")
+                if page.get(f"Next{name}")
+            }
+            if not following or following.items() <= arguments.items():
+                raise ChunkStoreError(
+                    "the listing of versions is cut off and cannot be continued",
+                    store=self._store,
+                    container=container,
+                )
+            arguments = {"Bucket": container, "Prefix": prefix, **following}
+
+
+def _common(keys: Sequence[str]) -> str:
+    """Return what all keys begin with."""
+    first, last = min(keys), max(keys)
+    length = next((at for at, char in enumerate(first) if last[at] != char), len(first))
+    return first[:length]
+
+
+def _targets_of(entry: Mapping[str, Any]) -> Iterator[Target]:
+    """Yield what an entry of an answer is about, as far as servers differ in saying so."""
+    key, version = entry.get("Key", ""), entry.get("VersionId")
+    yield Target(key, version)
+    if version is None:
+        # Some leave out the version that has no name, and name a deleted marker in another field.
+        yield Target(key, "null")
+        yield Target(key, entry.get("DeleteMarkerVersionId"))
+
+
+def _has_no_bulk(error: ChunkStoreError) -> bool:
+    """Say whether a bulk request failed as it does where there are none, or none of this form."""
+    code, status = code_of(error)
+    if isinstance(error, NotFound):
+        return code != "NoSuchBucket"
+    # With any other meaning, e.g. expired credentials, single requests would fail alike.
+    return isinstance(error, NotSupported) or (
+        type(error) is ChunkStoreError and code not in CODES and status in _NO_BULK
+    )
