@@ -212,6 +212,8 @@ def _filters(
         "slo": (),
         "dlo": (),
         "keystoneauth": ("operator_roles = admin, member",),
+        "versioned_writes": ("allow_object_versioning = true",),
+        "symlink": (),
     }
     if keystone is not None:
         service = keystone.service
@@ -276,7 +278,8 @@ def _started(
 
     auth = _KEYSTONE if keystone is not None else _TEMPAUTH
     wanted = ("catch_errors", "gatekeeper", "healthcheck", "cache", "bulk", *auth,
-              "container_quotas", "account_quotas", "copy", "slo", "dlo")  # fmt: skip
+              "container_quotas", "account_quotas", "copy", "slo", "dlo",
+              "versioned_writes", "symlink")  # fmt: skip
     wanted = tuple(name for name in wanted if name not in without)
     text = _PROXY.format(
         port=cluster.port, user=user, base=base, pipeline=" ".join((*wanted, "proxy-server"))

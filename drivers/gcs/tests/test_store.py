@@ -23,6 +23,7 @@ from backupfw.chunkstore.errors import (
     IntegrityError,
     NotFound,
     PermissionDenied,
+    Retained,
     Unavailable,
 )
 from backupfw.chunkstore.layers.options import layer_options
@@ -501,6 +502,17 @@ class TestTls:
         assert not caught.value.temporary
         store.close()
 
+    @pytest.mark.parametrize("kind", ["missing", "no certificates"])
+    def test_a_ca_bundle_that_cannot_be_read(self, tls: Any, tmp_path: Path, kind: str) -> None:
+        (tmp_path / "no certificates").write_text("not one")
+        store = anonymous(tls.endpoint, ca_bundle=str(tmp_path / kind))
+        for use in (lambda: store.get("bucket", "key"), lambda: list(store.list("bucket"))):
+            with pytest.raises(ChunkStoreError, match="ca_bundle cannot be read") as caught:
+                use()
+            assert not caught.value.temporary
+            assert "cannot read the certificates" in caught.value.for_user
+        store.close()
+
     def test_the_environments_authority(self, tls: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tls.ca))
         store = anonymous(tls.endpoint)
@@ -530,3 +542,54 @@ class TestProxy:
         assert "hidden-word" not in str(caught.value)
         assert "hidden-word" not in str(store.check())
         store.close()
+
+
+class TestSettings:
+    """What buckets do to deletes.  fake-gcs-server has versioning only; the rest the gate answers."""
+
+    def test_a_versioned_bucket(self, fake: GcsServer) -> None:
+        store = anonymous(fake.endpoint)
+        plain, versioned = container_name(), container_name()
+        store.ensure_container(plain)
+        bucket = store._link.client.bucket(versioned)
+        bucket.versioning_enabled = True
+        store._link.client.create_bucket(bucket, project="test")
+        told = {item.name: item for item in store.inspect(versioned)}
+        assert told["versions"].warning
+        assert "deletes free nothing" in told["versions"].detail
+        assert not any(item.warning for item in store.inspect(plain))
+        store.close()
+
+    @pytest.mark.parametrize(
+        ("settings", "name", "text"),
+        [
+            ({"softDeletePolicy": {"retentionDurationSeconds": "604800"}}, "soft-delete", "for 7 days more"),
+            ({"retentionPolicy": {"retentionPeriod": "86400"}}, "retention", "for 1 days after"),
+            ({"defaultEventBasedHold": True}, "retention", "until somebody releases"),
+        ],
+    )
+    def test_settings_that_keep_objects(
+        self, gate: Gate, store: GcsStore, settings: dict[str, object], name: str, text: str
+    ) -> None:
+        gate.fail("GET /storage/v1/b/", Answer(200, dict(settings)))
+        (told,) = [item for item in store.inspect("bucket") if item.warning]
+        assert told.name == name
+        assert text in told.detail
+
+    def test_settings_that_may_not_be_asked_for(self, gate: Gate, store: GcsStore) -> None:
+        gate.fail("GET /storage/v1/b/", Answer(403, google_error(403, "no", "forbidden")))
+        (told,) = store.inspect("bucket")
+        assert told.warning
+        assert "storage.buckets.get" in told.detail
+
+    @pytest.mark.parametrize("reason", ["retentionPolicyNotMet", "objectUnderActiveHold"])
+    def test_an_object_that_is_kept(
+        self, gate: Gate, open_as: Callable[..., GcsStore], account: Account, container: str, reason: str
+    ) -> None:
+        store = open_as(account, bulk_delete_size=1)
+        gate.fail("DELETE /storage/v1/b/", Answer(403, google_error(403, "kept", reason)))
+        with pytest.raises(DeleteFailed) as caught:
+            store.delete(container, ["key"])
+        assert {type(error) for error in caught.value.errors.values()} == {Retained}
+        assert not caught.value.temporary
+        assert "needs storage" not in str(caught.value)

@@ -168,6 +168,16 @@ class TestTempauth:
                 cluster.start("object")
         assert store.get("c", "new") == b"some bytes"
 
+    def test_a_container_that_keeps_versions_is_told(self, cluster: Swift, store: SwiftStore) -> None:
+        account = tempauth_account(cluster)
+        assert [(item.name, item.warning) for item in store.inspect("c")] == [("versions", False)]
+        assert account.request("PUT", "/versioned", headers={"X-Versions-Enabled": "true"}).ok
+        (told,) = store.inspect("versioned")
+        assert told.warning
+        assert "deletes free nothing" in told.detail
+        (unknown,) = store.inspect("there-is-none")
+        assert unknown.warning
+
     @pytest.mark.skipif(tls_missing() is not None, reason=str(tls_missing()))
     def test_tls(self, cluster: Swift, tmp_path: Path) -> None:
         with tls_proxy(tmp_path, cluster.port) as proxy:

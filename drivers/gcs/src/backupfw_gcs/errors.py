@@ -6,6 +6,7 @@ answer or exception                                          error              
 400 that speaks of a checksum                                IntegrityError     yes
 401                                                          PermissionDenied   no
 403 for a rate or quota of requests                          Unavailable        yes
+403 for a hold or retention                                  Retained           no
 403                                                          PermissionDenied   no
 404                                                          NotFound           no
 409 (somebody changes the same thing)                        Unavailable        yes
@@ -17,7 +18,7 @@ answer or exception                                          error              
 every other status                                           ChunkStoreError    no
 no or unusable credentials, refused by the token server      PermissionDenied   no
 token server does not answer or says it may later            Unavailable        yes
-a certificate that is not trusted                            ChunkStoreError    no
+a certificate that is not trusted, a file that is missing    ChunkStoreError    no
 a malformed address or option of a request                   ChunkStoreError    no
 connection refused, reset, cut or timed out                  Unavailable        yes
 an answer that cannot be understood                          Unavailable        yes
@@ -46,16 +47,19 @@ from backupfw.chunkstore.errors import (
     NotSupported,
     PermissionDenied,
     RangeError,
+    Retained,
     Unavailable,
 )
 
-#: Everything the SDK lets out; ValueError: an answer that is no JSON or not the expected one.
+#: Everything the SDK lets out; ValueError: an answer that is no JSON or not the expected one; OSError: the
+#: file of ca_bundle, which is read with the first request.
 SDK_ERRORS = (
     api.GoogleAPIError,
     auth.GoogleAuthError,
     requests.exceptions.RequestException,
     urllib3.exceptions.HTTPError,
     ValueError,
+    OSError,
 )
 
 _STATUS: dict[int, type[ChunkStoreError]] = {
@@ -73,6 +77,8 @@ _STATUS: dict[int, type[ChunkStoreError]] = {
 }
 #: Reasons of a 403 that passes.
 _RATES = frozenset(("rateLimitExceeded", "userRateLimitExceeded", "quotaExceeded"))
+#: Reasons of a 403 that a lock of the bucket's or the object's gives.
+_LOCKS = frozenset(("retentionPolicyNotMet", "objectUnderActiveHold"))
 _CHECKSUM_WORDS = ("crc32c", "md5", "hash", "checksum")
 #: Longest text taken from an answer, characters.
 _TEXT = 200
@@ -95,28 +101,47 @@ def translate(
     """
     if isinstance(error, api.GoogleAPICallError):
         return _answer(error, store, container, key, needs)
-    kind, reason = _kind(error)
-    return kind(reason, store=store, container=container, key=key)
+    kind, reason, for_user = _kind(error)
+    return kind(reason, store=store, container=container, key=key, for_user=for_user)
 
 
-def _kind(error: Exception) -> tuple[type[ChunkStoreError], str]:
+def _kind(error: Exception) -> tuple[type[ChunkStoreError], str, str]:
+    """Return kind, reason, and what tenants are told where the kind does not say enough."""
     if isinstance(error, auth.GoogleAuthError):
         if isinstance(error, auth.TransportError) or error.retryable:
-            return Unavailable, "no token could be got: the token server does not answer"
+            return Unavailable, "no token could be got: the token server does not answer", ""
         if isinstance(error, auth.DefaultCredentialsError):
-            return PermissionDenied, "there are no credentials: set service_account_file, or ambient ones"
+            reason = "there are no credentials: set service_account_file, or ambient ones"
+            return PermissionDenied, reason, "The service has no credentials for the store."
         if isinstance(error, auth.RefreshError):
-            return PermissionDenied, f"the credentials are refused{_said(error)}"
-        return PermissionDenied, f"the credentials cannot be used ({type(error).__name__})"
+            return PermissionDenied, f"the credentials are refused{_said(error)}", ""
+        return PermissionDenied, f"the credentials cannot be used ({type(error).__name__})", ""
     if isinstance(error, requests.exceptions.SSLError) and _untrusted(error):
-        return ChunkStoreError, "the server's certificate is not trusted"
+        reason = "the server's certificate is not trusted (ca_bundle)"
+        return ChunkStoreError, reason, "The service does not trust the store's certificate."
     if isinstance(error, _MALFORMED):
-        return ChunkStoreError, f"the request cannot be made ({type(error).__name__}): look at the options"
+        reason = f"the request cannot be made ({type(error).__name__}): look at the options"
+        return ChunkStoreError, reason, ""
     if isinstance(error, (requests.exceptions.Timeout, urllib3.exceptions.TimeoutError)):
-        return Unavailable, "the server does not answer in time"
+        return Unavailable, "the server does not answer in time", ""
     if isinstance(error, (requests.exceptions.JSONDecodeError, ValueError)):
-        return Unavailable, "the server's answer cannot be understood"
-    return Unavailable, f"the connection failed ({type(error).__name__})"
+        return Unavailable, "the server's answer cannot be understood", ""
+    if _unreadable(error):
+        return (
+            ChunkStoreError,
+            "the file of ca_bundle cannot be read, or is none with certificates",
+            "The service cannot read the certificates that it needs for the store.",
+        )
+    return Unavailable, f"the connection failed ({type(error).__name__})", ""
+
+
+def _unreadable(error: Exception) -> bool:
+    """Say whether the file of ca_bundle is missing, or has no certificates."""
+    if isinstance(error, requests.exceptions.SSLError):
+        return "[X509" in str(error)
+    return isinstance(error, OSError) and not isinstance(
+        error, (requests.exceptions.RequestException, ConnectionError, TimeoutError)
+    )
 
 
 def _said(error: auth.RefreshError) -> str:
@@ -155,13 +180,15 @@ def _answer(
         kind, temporary = IntegrityError, True
     elif status == 403 and reasons & _RATES:
         kind = Unavailable
+    elif status == 403 and reasons & _LOCKS:
+        kind = Retained
     if kind is NotFound:
         reason = "no such object or container" if key else "no such container"
     elif kind is AlreadyExists:
         reason = "an object is there"
     else:
         reason = f"the server answered {status}" + (f": {text}" if text else "")
-    if kind is PermissionDenied and needs:
+    if status == 403 and kind is PermissionDenied and needs:
         reason += f" (needs {needs})"
     return kind(
         reason,

@@ -17,6 +17,7 @@ from backupfw_gcs import media
 from backupfw_gcs import options as gcs_options
 from backupfw_gcs.deleting import delete_batch, delete_each
 from backupfw_gcs.errors import SDK_ERRORS, translate, translated
+from backupfw_gcs.inspecting import inspect
 from backupfw_gcs.link import Link
 
 if TYPE_CHECKING:
@@ -160,6 +161,10 @@ class GcsStore(ChunkStore):
         made = translate(error, self.name, container, key, "storage.objects.delete")
         made.__cause__ = error
         return made
+
+    def inspect(self, container: str) -> Sequence[CheckItem]:
+        """Ask for versioning, soft delete and retention."""
+        return inspect(self._link, self.name, container)
 
     def ensure_container(self, container: str) -> None:
         """Make the bucket unless it is there: uniform access, closed to the public.

@@ -77,6 +77,16 @@ _STATUSES: dict[int, tuple[type[ChunkStoreError], str]] = {
     507: (NoSpace, "the server is full (507)"),
 }
 
+_UNTRUSTED = "the server's certificate is not trusted: see cacert"
+_KEYSTONE_UNTRUSTED = "Keystone's certificate is not trusted: see cacert"
+_NO_FILE = "a certificate file cannot be read: see cacert, cert and cert_key"
+#: What tenants are told where the error's kind does not say enough.
+_FOR_USERS = {
+    _UNTRUSTED: "The service does not trust the store's certificate.",
+    _KEYSTONE_UNTRUSTED: "The service does not trust the certificate of the store's identity service.",
+    _NO_FILE: "The service cannot read the certificates that it needs for the store.",
+}
+
 #: Everything the client libraries raise; OSError is the base of requests' errors too.
 ERRORS = (
     ClientException,
@@ -94,6 +104,7 @@ def translate(error: Exception, store: str, container: str = "", key: str = "") 
     Its text holds neither address nor token.
     """
     kind, reason, temporary = _judge(error)
+    for_user = _FOR_USERS.get(reason, "")
     if kind is NotFound and not key:
         reason = "no such container"
     return kind(
@@ -103,6 +114,7 @@ def translate(error: Exception, store: str, container: str = "", key: str = "") 
         key=key,
         temporary=temporary,
         retry_after=_retry_after(error),
+        for_user=for_user,
     )
 
 
@@ -134,7 +146,7 @@ def _judge(error: Exception) -> tuple[type[ChunkStoreError], str, bool | None]:
         return _judge_keystone(error)
     causes = list(_causes(error))
     if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes):
-        return ChunkStoreError, "the server's certificate is not trusted: see cacert", None
+        return ChunkStoreError, _UNTRUSTED, None
     if any(isinstance(cause, http.client.IncompleteRead) for cause in causes):
         return IntegrityError, "the answer ended early", True
     if isinstance(error, (requests.exceptions.Timeout, urllib3.exceptions.TimeoutError, TimeoutError)):
@@ -159,7 +171,7 @@ def _judge(error: Exception) -> tuple[type[ChunkStoreError], str, bool | None]:
     if isinstance(error, ConnectionError):
         return Unavailable, "the connection broke", None
     # What is left is a plain OSError: requests raises one for certificate files.
-    return ChunkStoreError, "a certificate file cannot be read: see cacert, cert and cert_key", None
+    return ChunkStoreError, _NO_FILE, None
 
 
 def _judge_status(status: int, words: str | None) -> tuple[type[ChunkStoreError], str, bool | None]:
@@ -181,7 +193,7 @@ def _judge_keystone(error: keystone.ClientException) -> tuple[type[ChunkStoreErr
             return ChunkStoreError, "there is no Keystone v3 at auth_url (404)", None
         return kind, f"Keystone: {reason}", temporary
     if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in _causes(error)):
-        return ChunkStoreError, "Keystone's certificate is not trusted: see cacert", None
+        return ChunkStoreError, _KEYSTONE_UNTRUSTED, None
     if isinstance(error, keystone.ConnectionError):
         return Unavailable, "Keystone does not answer", None
     return Unavailable, "Keystone's answer cannot be understood", None

@@ -7,7 +7,7 @@ import io
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from urllib.parse import ParseResult
 
@@ -16,8 +16,8 @@ from swiftclient import client
 from swiftclient.client import HTTPConnection
 from swiftclient.exceptions import ClientException
 
-from backupfw.chunkstore.base import Body, Capabilities, CheckReport, ChunkStore, ObjectInfo
-from backupfw.chunkstore.checks import round_trip, try_item
+from backupfw.chunkstore.base import Body, Capabilities, CheckItem, CheckReport, ChunkStore, ObjectInfo
+from backupfw.chunkstore.checks import Caution, round_trip, try_item
 from backupfw.chunkstore.errors import (
     ChunkStoreError,
     DeleteFailed,
@@ -52,6 +52,9 @@ _ASK_PAUSE = 30.0
 #: How often, and how many seconds apart, ``check`` tries to remove its container, whose object the
 #: listing may still show.
 _REMOVE_TRIES, _REMOVE_PAUSE = 5, 0.4
+
+#: Headers of a container that keeps what is overwritten or deleted.
+_VERSIONING = ("x-versions-enabled", "x-versions-location", "x-history-location")
 
 # The client library logs the first characters of tokens unless told otherwise.
 client.logger_settings["reveal_sensitive_prefix"] = 0
@@ -389,11 +392,30 @@ class SwiftStore(ChunkStore):
                 ) from cause
             raise
 
-    def _head_container(self, container: str) -> None:
-        self._call(
+    def inspect(self, container: str) -> Sequence[CheckItem]:
+        """Ask whether the container keeps old versions, which the driver does not delete."""
+        return (try_item("versions", lambda: self._check_versions(container)),)
+
+    def _check_versions(self, container: str) -> str:
+        try:
+            headers = self._head_container(container)
+        except ChunkStoreError as error:
+            raise Caution(f"the container cannot be asked for its settings: {error.reason}") from error
+        for name in _VERSIONING:
+            # The newer form says true or false, the older ones name another container.
+            if headers.get(name, "false").lower() != "false":
+                raise Caution(
+                    f"the container keeps old versions ({name}), so deletes free nothing: what is deleted "
+                    "stays stored; switch its versioning off, or let backups go to another container"
+                )
+        return "the container keeps none"
+
+    def _head_container(self, container: str) -> Mapping[str, str]:
+        headers: Mapping[str, str] = self._call(
             lambda grant, http: client.head_container(grant.url, grant.token, container, http_conn=http),
             container,
         )
+        return headers
 
     def list_containers(self) -> Iterator[str]:
         """Yield the account's containers, page after page, sorted."""
@@ -509,6 +531,7 @@ def _placed(error: ChunkStoreError, store: str, container: str, key: str) -> Chu
         key=key,
         temporary=error.temporary,
         retry_after=error.retry_after,
+        for_user=error.for_user,
     )
 
 
