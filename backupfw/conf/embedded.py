@@ -13,6 +13,7 @@ from typing import Any
 
 from oslo_config import cfg
 
+from backupfw.conf import quota
 from backupfw.errors import ConfigError
 
 #: Read from a state directory when no other file is given.
@@ -64,5 +65,8 @@ def apply(conf: cfg.ConfigOpts, state_dir: str) -> None:
     policy = Path(state_dir) / POLICY_FILE
     if policy.is_file():
         conf.set_default("policy_file", str(policy), "oslo_policy")
+    # Whoever owns the disk decides what it holds; a limit that is set, here or through the API, holds.
+    for option in quota.OPTS:
+        conf.set_default(option.name, -1, quota.GROUP)
     # One host only; it may change its name.
     conf.set_default("shared", True, "volumes")

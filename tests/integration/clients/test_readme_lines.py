@@ -95,6 +95,8 @@ def test_cinder_without_keystone(service: Service, clients: Path) -> None:
     assert PORT in CINDER
     lines = CINDER.replace(PORT, f"127.0.0.1:{service.port}").splitlines()
     assert "seen-by-cinder" in type_lines(Commands({}, clients), lines)
+    limits = api.expect(200, "GET", "/os-quota-sets/demo")["quota_set"]
+    assert (limits["backups"], limits["volumes"]) == (500, -1)
     api.delete_backup(backup)
 
 

@@ -59,7 +59,14 @@ def options(keystone: Keystone) -> dict[str, dict[str, Any]]:
     user = keystone.service
     return {
         "api": {"auth_strategy": "keystone"},
-        "quota": {"volumes": -1, "snapshots": -1, "backups": -1},
+        # The suites count on limits of sizes.
+        "quota": {
+            "volumes": -1,
+            "snapshots": -1,
+            "backups": -1,
+            "gigabytes": 1000,
+            "backup_gigabytes": 1000,
+        },
         "keystone_authtoken": {
             "auth_type": "password",
             "auth_url": keystone.url,

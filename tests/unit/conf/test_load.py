@@ -78,6 +78,14 @@ def test_the_state_directorys_own_file_is_read(tmp_path: Path, from_file: Load) 
     assert from_file("", state_dir=str(tmp_path)).conf.api.port == 8776, "a file that is given replaces it"
 
 
+def test_embedded_there_are_no_quotas_unless_set(tmp_path: Path) -> None:
+    (tmp_path / embedded.CONFIG_FILE).write_text("[quota]\nvolumes = 7\n")
+    limits = load.load(PLUG_INS, state_dir=str(tmp_path)).conf.quota
+    assert {name: limits[name] for name in limits} == {
+        "backups": -1, "backup_gigabytes": -1, "volumes": 7, "gigabytes": -1, "snapshots": -1,
+    }  # fmt: skip
+
+
 def test_a_file_alone_is_no_embedded_profile(from_file: Load) -> None:
     loaded = from_file(PLAIN)
     assert not loaded.embedded
