@@ -10,7 +10,8 @@
      +- InvalidSnapshot          the snapshot's state forbids the call
      +- NotFound
      |   +- BackupNotFound  VolumeNotFound  SnapshotNotFound  MarkerNotFound
-     |   +- AttachmentNotFound  MessageNotFound  KeyNotFound (a metadata key)
+     |   +- AttachmentNotFound  MessageNotFound  KeyNotFound (a metadata key)  VolumeTypeNotFound
+     +- Conflict                 there is one like it already
      +- Forbidden                the caller's roles do not allow it
      +- QuotaExceeded            a project's limit is reached
      +- OperationNotSupported    the store or provider cannot do it
@@ -102,10 +103,20 @@ class MessageNotFound(NotFound):
     noun = "Message"
 
 
+class VolumeTypeNotFound(NotFound):
+    """No such volume type."""
+
+    noun = "Volume type"
+
+
 class KeyNotFound(NotFound):
     """No such metadata key."""
 
     noun = "Metadata key"
+
+
+class Conflict(BackupfwError):
+    """What shall be made is there already."""
 
 
 class Forbidden(BackupfwError):

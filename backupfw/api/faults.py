@@ -55,6 +55,7 @@ TABLE: Mapping[type[Exception], tuple[int, str]] = {
     errors.InvalidSnapshot: (400, "Invalid snapshot: "),
     errors.Forbidden: (403, ""),
     errors.NotFound: (404, ""),
+    errors.Conflict: (409, ""),
     errors.OperationNotSupported: (405, "Operation not supported: "),
     errors.QuotaExceeded: (413, ""),
     errors.ServiceUnavailable: (503, ""),

@@ -36,6 +36,7 @@ TRANSFERS = ApiVersion(
 )  # GET /volume-transfers: an empty list, as /os-volume-transfer is in every version
 BACKUP_USER_ID = ApiVersion(3, 56)  # backups show who made them, by the policy of 3.18
 VOLUME_CLUSTER_NAME = ApiVersion(3, 61)  # volumes show a cluster to administrators: null
+DEFAULT_TYPES = ApiVersion(3, 62)  # /default-types: the type of a project's new volumes
 VOLUME_TYPE_ID = ApiVersion(3, 63)  # volumes show their type's id
 ENCRYPTION_KEY_ID = ApiVersion(3, 64)  # backups show their key's id, if they have one
 CONSUMES_QUOTA = ApiVersion(3, 65)  # volumes and snapshots show whether they count: true

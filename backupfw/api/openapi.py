@@ -17,6 +17,7 @@ from backupfw import __version__
 from backupfw.api import microversions, policies, versions
 from backupfw.api.routing import Route
 from backupfw.api.schemas import answers
+from backupfw.api.schemas.answer_parts import AnswerOf
 from backupfw.api.versions import ApiVersion
 
 _PARAMETER = re.compile(r"\{([a-z_]+)\}")
@@ -39,6 +40,7 @@ _FILTERS: Mapping[str, Sequence[str]] = {
     "volumes": ("metadata", "bootable", "availability_zone"),
     "snapshots": ("volume_id", "metadata"),
     "messages": ("resource_uuid", "resource_type", "event_id", "request_id", "message_level"),
+    "types": ("is_public",),
 }
 _TEXT = {"type": "string"}
 #: Queries of what is no listing: ``METHOD path`` -> name, since when, schema, text.
@@ -74,12 +76,13 @@ _REFUSALS = {
     404: "It is not there, or not for this caller.",
     405: "The store or provider cannot do it.",
     406: "The version is not served.",
+    409: "There is one like it already.",
     413: "The body is too large, or a quota would be exceeded.",
     415: "The body is not JSON.",
     503: "Nobody who could do it answers.",
 }
 #: Those that only a call with a body has.
-_OF_BODIES = frozenset({405, 413, 415})
+_OF_BODIES = frozenset({405, 409, 413, 415})
 
 
 def _plain(schema: Any) -> Any:
@@ -150,7 +153,7 @@ def _queries(route: Route, version: ApiVersion) -> dict[str, tuple[Mapping[str, 
     if collection == "messages" and version < microversions.MESSAGES_PAGINATION:
         return {}
     found: dict[str, tuple[Mapping[str, Any], str]] = dict(_LISTING)
-    if collection == "messages":
+    if collection in ("messages", "types"):
         found = {name: value for name, value in found.items() if name not in ("name", "status")}
     found |= {name: (_TEXT, f"Only items of this {name}.") for name in _FILTERS[collection]}
     if version >= microversions.COUNT_INFO:
@@ -159,20 +162,45 @@ def _queries(route: Route, version: ApiVersion) -> dict[str, tuple[Mapping[str, 
 
 
 def _responses(route: Route, served: versions.ServedVersion, version: ApiVersion) -> dict[str, Any]:
-    answer = answers.ANSWERS.get(f"{route.method} {route.template}")
-    done: dict[str, Any] = {
-        "description": "Done, or accepted." if answer else "Done, or accepted; there is no body.",
-        "headers": _headers(served),
+    done = {
+        str(status): _done([answer(version) for answer in found], served)
+        for status, found in _answers(route, version).items()
     }
-    if answer is not None:
-        done["content"] = _json(_plain(answer(version)))
     refusals = [status for status in _REFUSALS if route.takes_body or status not in _OF_BODIES]
     if not served.has_microversions:
         refusals.remove(406)
     return {
-        str(route.status): done,
+        **done,
         **{str(status): {"$ref": f"#/components/responses/{status}"} for status in refusals},
     }
+
+
+def _answers(route: Route, version: ApiVersion) -> dict[int, list[AnswerOf]]:
+    """Return the bodies of a route's answers when all went well, by status; none where there is no body."""
+    line = f"{route.method} {route.template}"
+    found: dict[int, list[AnswerOf]] = {}
+    for status, name in [
+        *([] if route.actions else [(route.status, line)]),
+        *(
+            (action.status or route.status, f"{line} ({name})")
+            for name, action in route.actions.items()
+            if action.since <= version
+        ),
+    ]:
+        answer = answers.ANSWERS.get(name)
+        found.setdefault(status, []).extend([] if answer is None else [answer])
+    return found
+
+
+def _done(bodies: Sequence[dict[str, Any]], served: versions.ServedVersion) -> dict[str, Any]:
+    done: dict[str, Any] = {
+        "description": "Done, or accepted." if bodies else "Done, or accepted; there is no body.",
+        "headers": _headers(served),
+    }
+    if bodies:
+        several = {"anyOf": [body for index, body in enumerate(bodies) if body not in bodies[:index]]}
+        done["content"] = _json(_plain(bodies[0] if len(several["anyOf"]) == 1 else several))
+    return done
 
 
 def _refusal(served: versions.ServedVersion, status: int) -> dict[str, Any]:

@@ -42,11 +42,15 @@ Handler = Callable[[Call], dict[str, Any] | None]
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """One of the calls that share ``POST …/action``: chosen by the body's only key."""
+    """One of the calls that share ``POST …/action``: chosen by the body's only key.
+
+    :ivar status: of the answer when all went well; None: the route's.
+    """
 
     handler: Handler
     schema: SchemaOf
     since: ApiVersion = V2
+    status: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,15 +82,15 @@ class Route:
         """Whether this version has the call."""
         return self.since <= version and (self.until is None or version <= self.until)
 
-    def choose(self, call_version: ApiVersion, body: Any) -> Handler:
-        """Check the body and return the handler.
+    def choose(self, call_version: ApiVersion, body: Any) -> tuple[Handler, int]:
+        """Check the body; return the handler and the status of its answer when all went well.
 
         :raises BadRequest: the body is wrong, or names no action of this version.
         """
         if self.handler is not None:
             if self.schema is not None:
                 bodies.validate(body, self.schema(call_version))
-            return self.handler
+            return self.handler, self.status
         if not isinstance(body, dict) or len(body) != 1:
             raise errors.MalformedBody
         (name,) = body
@@ -94,7 +98,7 @@ class Route:
         if action is None or call_version < action.since:
             raise errors.BadRequest(f"There is no such action: {name}.")
         bodies.validate(body, action.schema(call_version))
-        return action.handler
+        return action.handler, action.status or self.status
 
 
 #: Key of a request's environment: the template of the route it took.

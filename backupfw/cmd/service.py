@@ -37,6 +37,7 @@ from backupfw.manager.services import BACKUP_BINARY, ServiceManager
 from backupfw.manager.snapshots import SnapshotManager
 from backupfw.manager.tasks import Tasks
 from backupfw.manager.volume_tasks import VolumeTasks
+from backupfw.manager.volume_types import VolumeTypeManager
 from backupfw.manager.volumes import VolumeManager
 from backupfw.volume.loader import load_provider
 from backupfw.worker.handlers import EngineSettings, Tools
@@ -122,6 +123,7 @@ def make_managers(
         quota=QuotaManager(db, conf),
         services=ServiceManager(db, conf),
         messages=MessageManager(db, conf),
+        types=VolumeTypeManager(db, conf),
     )
 
 

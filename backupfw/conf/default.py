@@ -48,6 +48,13 @@ OPTS = (
         max_length=255,
         help="The availability zone of this worker and of the volumes it serves.",
     ),
+    cfg.StrOpt(
+        "default_volume_type",
+        default="__DEFAULT__",
+        max_length=255,
+        help="Name of the volume type that new volumes get where none is asked for and their project has no"
+        " default of its own.",
+    ),
     cfg.FloatOpt(
         "service_down_time",
         default=60,

@@ -131,7 +131,8 @@ class Volume(_SoftDelete, Base):
 
     ``size`` is GiB, ``length`` bytes; ``previous_status`` is what the volume returns to when a backup
     of it ends; ``location`` is the provider's word for where it is; ``host`` is the host whose workers
-    alone can open it, null where all can.
+    alone can open it, null where all can; ``volume_type`` is the type's name, null where the volume was
+    made before volumes had types.
     """
 
     __tablename__ = "volumes"
@@ -171,6 +172,79 @@ class VolumeMetadata(Base):
     value: Mapped[str] = mapped_column(Text)
 
 
+class VolumeImageMetadata(Base):
+    """One key of what is known of the image that a volume holds."""
+
+    __tablename__ = "volume_image_metadata"
+    __table_args__ = _TABLE
+
+    volume_id: Mapped[str] = mapped_column(ForeignKey("volumes.id", ondelete="CASCADE"), primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    value: Mapped[str] = mapped_column(Text)
+
+
+class VolumeType(_Timestamps, Base):
+    """A kind of volumes.  Volumes keep its name, so that placement rules and manifests can speak of it."""
+
+    __tablename__ = "volume_types"
+    __table_args__ = _TABLE
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+    description: Mapped[str | None]
+    is_public: Mapped[bool] = mapped_column(Boolean, default=True, server_default=true())
+
+
+class VolumeTypeExtraSpec(Base):
+    """One key of a volume type's extra specs: data, which nothing here reads."""
+
+    __tablename__ = "volume_type_extra_specs"
+    __table_args__ = _TABLE
+
+    volume_type_id: Mapped[str] = mapped_column(
+        ForeignKey("volume_types.id", ondelete="CASCADE"), primary_key=True
+    )
+    key: Mapped[str] = mapped_column(primary_key=True)
+    value: Mapped[str] = mapped_column(Text)
+
+
+class VolumeTypeProject(Base):
+    """A project that may use a private volume type."""
+
+    __tablename__ = "volume_type_projects"
+    __table_args__ = _TABLE
+
+    volume_type_id: Mapped[str] = mapped_column(
+        ForeignKey("volume_types.id", ondelete="CASCADE"), primary_key=True
+    )
+    project_id: Mapped[str] = mapped_column(primary_key=True)
+
+
+class DefaultVolumeType(Base):
+    """The type that a project's new volumes get where none is asked for."""
+
+    __tablename__ = "default_volume_types"
+    __table_args__ = (Index("ix_default_volume_types_volume_type_id", "volume_type_id"), _TABLE)
+
+    project_id: Mapped[str] = mapped_column(primary_key=True)
+    volume_type_id: Mapped[str] = mapped_column(ForeignKey("volume_types.id"))
+
+
+class Transfer(Base):
+    """A volume that its project offers to whoever has the key; gone when it was taken or withdrawn."""
+
+    __tablename__ = "transfers"
+    __table_args__ = (Index("ix_transfers_project_id", "project_id"), _TABLE)
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    volume_id: Mapped[str] = mapped_column(ForeignKey("volumes.id"), unique=True)
+    project_id: Mapped[str]
+    display_name: Mapped[str | None]
+    key_digest: Mapped[str] = mapped_column(String(64))
+    no_snapshots: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
+    created_at: Mapped[datetime]
+
+
 class Attachment(Base):
     """Somebody uses the volume."""
 
@@ -208,6 +282,7 @@ class Snapshot(_SoftDelete, Base):
     display_name: Mapped[str | None]
     display_description: Mapped[str | None]
     location: Mapped[str | None] = mapped_column(Text)
+    progress: Mapped[str | None] = mapped_column(String(16))
     temporary: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
 
 
@@ -228,6 +303,8 @@ class Backup(_SoftDelete, Base):
     ``parent_id`` is what the API shows; whose data is shared stands in the manifest's ``base_id``.
     ``completed``: it was available once (so it counts as a dependent of its parent).
     ``volume_id`` is no foreign key: an imported backup's volume may never have been here.
+    ``volume_record`` is what a new volume must be given besides the data (``manager/records.py``), null
+    where it is known from the manifest only.
     """
 
     __tablename__ = "backups"
@@ -270,6 +347,7 @@ class Backup(_SoftDelete, Base):
     restore_volume_id: Mapped[str | None] = mapped_column(String(36))
     encryption_key_id: Mapped[str | None] = mapped_column(String(36))
     data_timestamp: Mapped[datetime | None]
+    volume_record: Mapped[dict[str, Any] | None]
     manifest_id: Mapped[str | None] = mapped_column(ForeignKey("manifests.id"))
 
 

@@ -1,4 +1,4 @@
-"""Listings: filtered, sorted, paged; the same for backups, volumes, snapshots and messages.
+"""Listings: filtered, sorted, paged; the same for everything that is listed.
 
 A page begins after its marker by comparing sort values with the marker's own (keyset), so a page costs
 the same wherever it lies, and rows that come or go before it shift nothing.  ``created_at`` and ``id``
@@ -16,11 +16,11 @@ from typing import Any, TypeVar
 from sqlalchemy import Boolean, ColumnElement, Integer, String, and_, case, false, func, or_, select
 from sqlalchemy.orm import Session
 
-from backupfw.db.models import Backup, Message, Snapshot, Volume
+from backupfw.db.models import Backup, Message, Snapshot, Volume, VolumeType
 from backupfw.db.types import UtcDateTime
 from backupfw.errors import InvalidInput, MarkerNotFound
 
-Row = TypeVar("Row", Backup, Volume, Snapshot, Message)
+Row = TypeVar("Row", Backup, Volume, Snapshot, Message, VolumeType)
 
 #: The API's words for columns, beside the columns' own names.
 _WORDS = {"name": "display_name", "description": "display_description"}
@@ -94,16 +94,17 @@ def conditions(
 ) -> list[ColumnElement[bool]]:
     """Return what the rows of a listing fulfil; parameters as :func:`page` has them."""
     found: list[ColumnElement[bool]] = [*where]
-    if not issubclass(model, Message):
+    if not issubclass(model, Message | VolumeType):
         found.append(model.deleted.is_(False))
-    if project_id is not None:
+    if project_id is not None and not issubclass(model, VolumeType):
         found.append(model.project_id == project_id)
     return [*found, *(_condition(model, name, text) for name, text in filters.items())]
 
 
-def column_of(model: type[Backup | Volume | Snapshot | Message], name: str) -> Any:
+def column_of(model: type[Backup | Volume | Snapshot | Message | VolumeType], name: str) -> Any:
     """Return the column that a word of the API names, or None."""
-    name = _WORDS.get(name, name)
+    if name not in model.__table__.columns:
+        name = _WORDS.get(name, name)
     if name in _PRIVATE or name not in model.__table__.columns:
         return None
     return getattr(model, name)
@@ -125,7 +126,7 @@ def _keys(model: type[Row], sort: Sequence[tuple[str, str]]) -> list[tuple[Any, 
 
 
 def _after(
-    before: Backup | Volume | Snapshot | Message, keys: Sequence[tuple[Any, bool]]
+    before: Backup | Volume | Snapshot | Message | VolumeType, keys: Sequence[tuple[Any, bool]]
 ) -> ColumnElement[bool]:
     """Rows that come after ``before``: equal in the first keys and beyond it in the next, for some n."""
     choices = []

@@ -33,8 +33,10 @@ from backupfw.manager import (
     services,
     tasks,
     volume_rules,
+    volume_types,
 )
 from backupfw.manager.lifecycle import BackupMoves
+from backupfw.manager.metadata import pairs
 from backupfw.manager.notices import Notices
 from backupfw.manager.placement import Placement, Placer, Subject
 from backupfw.manager.volume_rules import SOURCE_KEY
@@ -141,6 +143,9 @@ class BackupManager:
                 parent_id=None if parent is None else parent.id,
                 is_incremental=parent is not None,
                 status=lifecycle.CREATING,
+                volume_record=records.volume_record(
+                    volume.volume_type, volume.bootable, pairs(session, models.VolumeImageMetadata, volume.id)
+                ),
                 size=source.size,
                 length=volume.length if snapshot is None else snapshot.length,
                 display_name=name,
@@ -304,6 +309,7 @@ class BackupManager:
             backup = _find(session, ctx, backup_id)
             if backup.status != lifecycle.AVAILABLE:
                 raise InvalidBackup("Backup status must be available")
+            kind = None
             if volume_id is not None:
                 volume = volume_rules.begin_restore(session, volume_id, backup.size, ctx)
                 if backup.length is not None and volume.length < backup.length:
@@ -311,10 +317,12 @@ class BackupManager:
                         f"volume size {volume.size} is too small to restore backup of size {backup.size}."
                     )
             else:
+                kind = type_of_backup(session, ctx.project_id, backup)
                 volume = volume_rules.new_volume(
                     session,
                     self._conf,
                     ctx,
+                    volume_type=kind,
                     status=lifecycle.RESTORING_BACKUP,
                     size=backup.size,
                     length=backup.length,
@@ -323,7 +331,7 @@ class BackupManager:
                     availability_zone=self._conf.availability_zone,
                     volume_id=target_id,
                 )
-            begin_restore(session, ctx, backup, volume, new=volume_id is None)
+            begin_restore(session, ctx, backup, volume, new=volume_id is None, typed=kind is not None)
             return backup.id, volume.id, volume.display_name
 
         def begun(session: Session) -> tuple[str, str, str | None] | None:
@@ -454,8 +462,19 @@ class BackupManager:
             raise InvalidBackup("Incremental backups exist for this backup.")
 
 
+def type_of_backup(session: Session, project_id: str, backup: models.Backup) -> str | None:
+    """Return the type that the volume of a backup had, if it is known and a project may use it."""
+    return volume_types.of_backup(session, project_id, (backup.volume_record or {}).get("volume_type"))
+
+
 def begin_restore(
-    session: Session, ctx: RequestContext, backup: models.Backup, volume: models.Volume, *, new: bool
+    session: Session,
+    ctx: RequestContext,
+    backup: models.Backup,
+    volume: models.Volume,
+    *,
+    new: bool,
+    typed: bool,
 ) -> None:
     """Move a backup to ``restoring`` and queue the task, in the caller's transaction.
 
@@ -463,6 +482,7 @@ def begin_restore(
     ``creating``, and has checked its size.
 
     :param new: the volume was made for this restore.
+    :param typed: its type was chosen; else the one that the manifest names is tried.
     :raises InvalidBackup: the backup is not available.
     """
     if not lifecycle.move(
@@ -482,7 +502,7 @@ def begin_restore(
         source_id=volume.id,
         project_id=ctx.project_id,
         request_id=ctx.request_id,
-        payload={"volume_id": volume.id, "new": new},
+        payload={"volume_id": volume.id, "new": new, "typed": typed},
     )
 
 

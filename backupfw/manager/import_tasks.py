@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from oslo_db.exception import DBDuplicateEntry
 from sqlalchemy import select, update
@@ -54,6 +55,7 @@ class ManifestFacts:
     :ivar installation_id: with ``project_id``, ``volume_id`` and ``backup_id`` who made it, as its key
         and its head say alike.
     :ivar length: bytes of the volume.
+    :ivar volume_record: as ``records.volume_record`` makes it; None where the manifest says nothing of it.
     :ivar object_count: objects its maker put; with ``stored_bytes`` and ``referenced_bytes`` as in
         :class:`~backupfw.manager.create_tasks.CreateResult`.
     """
@@ -75,6 +77,7 @@ class ManifestFacts:
     object_count: int
     stored_bytes: int
     referenced_bytes: int
+    volume_record: dict[str, Any] | None = None
 
 
 class ImportTasks(Outcomes):
@@ -164,6 +167,7 @@ class ImportTasks(Outcomes):
             stored_bytes=facts.stored_bytes,
             referenced_bytes=facts.referenced_bytes,
             encryption_key_id=record.encryption_key_id,
+            volume_record=facts.volume_record,
             created_at=created_at,
             data_timestamp=_past(record.data_timestamp, moment) or created_at,
         )

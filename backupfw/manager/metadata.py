@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import ColumnElement, and_, delete, exists, false, select
 from sqlalchemy.orm import Session
 
-from backupfw.db.models import SnapshotMetadata, VolumeMetadata
+from backupfw.db.models import SnapshotMetadata, VolumeImageMetadata, VolumeMetadata
 from backupfw.db.session import now
 from backupfw.errors import KeyNotFound
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from backupfw.db.models import Snapshot, Volume
     from backupfw.db.session import Database
 
-Model = type[VolumeMetadata] | type[SnapshotMetadata]
+Model = type[VolumeMetadata] | type[SnapshotMetadata] | type[VolumeImageMetadata]
 
 #: Longest value of the ``metadata`` filter that is looked at, in characters.
 _MAX_FILTER = 4096
 
 
 def _owner(model: Model) -> Any:
-    return model.volume_id if model is VolumeMetadata else model.snapshot_id  # type: ignore[union-attr]
+    return model.snapshot_id if issubclass(model, SnapshotMetadata) else model.volume_id
 
 
 def pairs(session: Session, model: Model, owner_id: str) -> dict[str, str]:

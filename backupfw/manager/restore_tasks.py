@@ -9,9 +9,10 @@ from sqlalchemy.orm import Session
 
 from backupfw.db import models
 from backupfw.errors import InvalidBackup, VolumeNotFound
-from backupfw.manager import backup_rows, failures, lifecycle, rows, tasks, volume_rules
+from backupfw.manager import backup_rows, failures, lifecycle, rows, tasks, volume_rules, volume_types
 from backupfw.manager.lifecycle import BackupMoves
 from backupfw.manager.messages import Detail
+from backupfw.manager.metadata import replace
 from backupfw.manager.outcome import Outcomes
 from backupfw.manager.tasks import Task
 from backupfw.manager.volume_rules import SOURCE_KEY
@@ -41,11 +42,18 @@ class RestorePlan:
 
 @dataclass(frozen=True, slots=True)
 class RestoredVolume:
-    """What the manifest says of the volume that was backed up."""
+    """What the manifest says of the volume that was backed up.
+
+    :ivar image_metadata: None where the backup was made before it was kept; then ``bootable`` says
+        nothing, either.
+    """
 
     name: str | None = None
     description: str | None = None
     metadata: Mapping[str, str] | None = None
+    volume_type: str | None = None
+    bootable: bool = False
+    image_metadata: Mapping[str, str] | None = None
 
 
 class RestoreTasks(Outcomes):
@@ -101,7 +109,9 @@ class RestoreTasks(Outcomes):
         """End the task: backup and volume are available.
 
         The source's metadata is set on the volume (its other keys stay); a volume whose name nobody
-        chose takes the source's name, if it has one, and description.
+        chose takes the source's name, if it has one, and description, and one whose type nobody chose
+        takes its type.  Whether it can be started from, and from what image, is the data's: so it is the
+        source's.
         """
 
         def work(session: Session) -> None:
@@ -111,6 +121,10 @@ class RestoreTasks(Outcomes):
             volume = session.get(models.Volume, task.payload["volume_id"])
             if volume is not None and not volume.deleted and source is not None:
                 _describe(session, backup, volume, source)
+                # Tasks that older processes queued do not say it.
+                if task.payload["new"] and not task.payload.get("typed", False):
+                    kind = volume_types.of_backup(session, volume.project_id, source.volume_type)
+                    volume.volume_type = kind or volume.volume_type
             volume_rules.end_restore(
                 session, task.payload["volume_id"], ok=True, new=bool(task.payload["new"])
             )
@@ -154,4 +168,7 @@ def _describe(session: Session, backup: models.Backup, volume: models.Volume, so
         # What an older restore left on the source says nothing of this volume.
         if key != SOURCE_KEY:
             session.merge(models.VolumeMetadata(volume_id=volume.id, key=key, value=value))
+    if source.image_metadata is not None:
+        volume.bootable = source.bootable
+        replace(session, models.VolumeImageMetadata, volume.id, source.image_metadata)
     session.flush()

@@ -65,6 +65,7 @@ class Backup:
     restore_volume_id: str | None
     encryption_key_id: str | None
     data_timestamp: datetime | None
+    volume_record: Mapping[str, Any] | None
     manifest_id: str | None
     created_at: datetime
     updated_at: datetime | None
@@ -94,7 +95,11 @@ class Attachment:
 
 @dataclass(frozen=True, slots=True)
 class Volume:
-    """A volume of the catalogue."""
+    """A volume of the catalogue.
+
+    :ivar volume_type: the type's name; ``volume_type_id`` its id, None where there is no such type any more.
+    :ivar image_metadata: what is known of the image that it holds.
+    """
 
     id: str
     project_id: str
@@ -111,12 +116,15 @@ class Volume:
     source_volid: str | None
     bootable: bool
     location: str | None
+    host: str | None
     adopted: bool
     created_at: datetime
     updated_at: datetime | None
     deleted_at: datetime | None
     deleted: bool
+    volume_type_id: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+    image_metadata: Mapping[str, str] = field(default_factory=dict)
     attachments: Sequence[Attachment] = ()
 
 
@@ -135,12 +143,26 @@ class Snapshot:
     display_name: str | None
     display_description: str | None
     location: str | None
+    progress: str | None
     temporary: bool
     created_at: datetime
     updated_at: datetime | None
     deleted_at: datetime | None
     deleted: bool
     metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeType:
+    """A kind of volumes."""
+
+    id: str
+    name: str
+    description: str | None
+    is_public: bool
+    created_at: datetime
+    updated_at: datetime | None
+    extra_specs: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +200,7 @@ def _shared(model: type[models.Base], record: type) -> tuple[str, ...]:
 def metadata_of(session: Session, model: Any, ids: Iterable[str]) -> dict[str, dict[str, str]]:
     """Return the metadata of many owners by id; owners without any are missing.
 
-    :param model: ``BackupMetadata``, ``VolumeMetadata`` or ``SnapshotMetadata``.
+    :param model: ``BackupMetadata`` or another table of pairs whose key begins with the owner's id.
     """
     owner = model.__table__.primary_key.columns[0]
     found: dict[str, dict[str, str]] = {}
@@ -266,9 +288,16 @@ def backup(session: Session, row: models.Backup) -> Backup:
 
 
 def volumes(session: Session, rows: Sequence[models.Volume]) -> list[Volume]:
-    """Turn rows into records, with two queries for all of them."""
+    """Turn rows into records, with a few queries for all of them."""
     ids = [row.id for row in rows]
     metadata = metadata_of(session, models.VolumeMetadata, ids)
+    image_metadata = metadata_of(session, models.VolumeImageMetadata, ids)
+    kind = models.VolumeType
+    names = {row.volume_type for row in rows} - {None}
+    type_ids = {
+        found.name: found.id
+        for found in session.execute(select(kind.id, kind.name).where(kind.name.in_(names)))
+    }
     attached: dict[str, list[Attachment]] = {}
     for entry in session.scalars(
         select(models.Attachment)
@@ -279,7 +308,9 @@ def volumes(session: Session, rows: Sequence[models.Volume]) -> list[Volume]:
     return [
         Volume(
             **columns(row, Volume),
+            volume_type_id=type_ids.get(row.volume_type or ""),
             metadata=metadata.get(row.id, {}),
+            image_metadata=image_metadata.get(row.id, {}),
             attachments=tuple(attached.get(row.id, ())),
         )
         for row in rows
@@ -289,6 +320,12 @@ def volumes(session: Session, rows: Sequence[models.Volume]) -> list[Volume]:
 def volume(session: Session, row: models.Volume) -> Volume:
     """Turn one row into a record."""
     return volumes(session, [row])[0]
+
+
+def volume_types(session: Session, rows: Sequence[models.VolumeType]) -> list[VolumeType]:
+    """Turn rows into records, with one query for all of them."""
+    specs = metadata_of(session, models.VolumeTypeExtraSpec, [row.id for row in rows])
+    return [VolumeType(**columns(row, VolumeType), extra_specs=specs.get(row.id, {})) for row in rows]
 
 
 def snapshots(session: Session, rows: Sequence[models.Snapshot]) -> list[Snapshot]:

@@ -13,10 +13,18 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from sqlalchemy import CursorResult, select, update
 from sqlalchemy.orm import Session
 
-from backupfw.db.models import Attachment, Backup, Snapshot, Task, Volume, VolumeMetadata
+from backupfw.db.models import (
+    Attachment,
+    Backup,
+    Snapshot,
+    Task,
+    Volume,
+    VolumeImageMetadata,
+    VolumeMetadata,
+)
 from backupfw.db.session import now
 from backupfw.errors import BackupNotFound, InvalidSnapshot, InvalidVolume, SnapshotNotFound, VolumeNotFound
-from backupfw.manager import lifecycle, quota, tasks
+from backupfw.manager import lifecycle, quota, tasks, volume_types
 from backupfw.manager.lifecycle import SnapshotMoves, VolumeMoves
 
 if TYPE_CHECKING:
@@ -279,6 +287,8 @@ def new_volume(
     description: str | None = None,
     metadata: Mapping[str, str] | None = None,
     volume_type: str | None = None,
+    bootable: bool = False,
+    image_metadata: Mapping[str, str] | None = None,
     availability_zone: str | None = None,
     project_id: str | None = None,
     snapshot_id: str | None = None,
@@ -293,6 +303,7 @@ def new_volume(
     :param status: ``creating``, or ``restoring-backup`` for the target of a restore.
     :param size: GiB.
     :param length: bytes; ``size`` GiB unless given.
+    :param volume_type: the name of a type that is there; the default one unless given.
     :param project_id: its project; the caller's unless given.
     :param host: the host whose workers alone can open it; None: all can.
     :param volume_id: its id; drawn by the caller outside the transaction, which may be repeated.
@@ -300,6 +311,8 @@ def new_volume(
     """
     project = ctx.project_id if project_id is None else project_id
     quota.check(session, conf, project, {"volumes": 1, "gigabytes": size, "per_volume_gigabytes": size})
+    if volume_type is None and (kind := volume_types.default(session, conf, project)) is not None:
+        volume_type = kind.name
     volume = Volume(
         id=volume_id,
         project_id=project,
@@ -313,7 +326,7 @@ def new_volume(
         volume_type=volume_type,
         snapshot_id=snapshot_id,
         source_volid=source_volid,
-        bootable=False,
+        bootable=bootable,
         location=location,
         host=host,
         adopted=adopted,
@@ -324,7 +337,9 @@ def new_volume(
     session.add(volume)
     session.flush()
     session.add_all(
-        VolumeMetadata(volume_id=volume.id, key=key, value=value) for key, value in (metadata or {}).items()
+        model(volume_id=volume.id, key=key, value=value)
+        for model, pairs in ((VolumeMetadata, metadata), (VolumeImageMetadata, image_metadata))
+        for key, value in (pairs or {}).items()
     )
     session.flush()
     return volume

@@ -16,19 +16,20 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session, aliased
 
 from backupfw.db import models, queries
-from backupfw.db.models import VolumeMetadata
+from backupfw.db.models import VolumeImageMetadata, VolumeMetadata
 from backupfw.db.session import now
 from backupfw.errors import (
     InvalidBackup,
     InvalidInput,
     InvalidSnapshot,
     InvalidVolume,
+    KeyNotFound,
 )
-from backupfw.manager import lifecycle, listing, quota, rows, tasks
+from backupfw.manager import lifecycle, listing, quota, rows, tasks, volume_types
 from backupfw.manager.attachments import AttachmentMethods
-from backupfw.manager.backups import begin_restore
+from backupfw.manager.backups import begin_restore, type_of_backup
 from backupfw.manager.lifecycle import SnapshotMoves, VolumeMoves
-from backupfw.manager.metadata import MetadataMethods, replace
+from backupfw.manager.metadata import MetadataMethods, add, pairs, replace
 from backupfw.manager.volume_rules import (
     GIB,
     MAX_GIGABYTES,
@@ -98,8 +99,9 @@ class VolumeManager(MetadataMethods, AttachmentMethods):
 
         :param size: GiB; may be None where there is a source, whose size it then has.
         :raises InvalidInput: a size is missing, out of range or below the source's; several sources.
-        :raises VolumeNotFound: no such source volume for this caller; likewise SnapshotNotFound and
-            BackupNotFound.
+        :param volume_type: id or name of its type; that of its source unless given, else the default.
+        :raises VolumeNotFound: no such source volume for this caller; likewise SnapshotNotFound,
+            BackupNotFound and VolumeTypeNotFound.
         :raises InvalidVolume: the source volume is not available; likewise InvalidSnapshot and
             InvalidBackup.
         :raises QuotaExceeded: the project has no room for it.
@@ -110,6 +112,7 @@ class VolumeManager(MetadataMethods, AttachmentMethods):
 
         def work(session: Session) -> rows.Volume:
             source_size, what = 0, ""
+            source: models.Volume | None = None
             if snapshot_id is not None:
                 snapshot = find_snapshot(session, ctx, snapshot_id, lock=True)
                 if snapshot.status != lifecycle.AVAILABLE:
@@ -118,6 +121,7 @@ class VolumeManager(MetadataMethods, AttachmentMethods):
                         f'but the current status is "{snapshot.status}".'
                     )
                 source_size, what = snapshot.size, "snapshot"
+                source = session.get(models.Volume, snapshot.volume_id)
             elif source_volid is not None:
                 source = find_volume(session, ctx, source_volid, lock=True)
                 if source.status != lifecycle.AVAILABLE:
@@ -129,6 +133,11 @@ class VolumeManager(MetadataMethods, AttachmentMethods):
             if backup is not None:
                 source_size, what = backup.size, "backup"
             wanted = _checked_size(size, source_size, what)
+            kind = None if volume_type is None else volume_types.chosen(session, ctx, volume_type)
+            if kind is None and source is not None:
+                kind = source.volume_type
+            if kind is None and backup is not None:
+                kind = type_of_backup(session, ctx.project_id, backup)
             volume = new_volume(
                 session,
                 self._conf,
@@ -138,7 +147,10 @@ class VolumeManager(MetadataMethods, AttachmentMethods):
                 name=name,
                 description=description,
                 metadata=metadata if backup is None else {**(metadata or {}), SOURCE_KEY: backup.id},
-                volume_type=volume_type,
+                volume_type=kind,
+                # Its content is the source's.
+                bootable=source is not None and source.bootable,
+                image_metadata=None if source is None else pairs(session, VolumeImageMetadata, source.id),
                 availability_zone=availability_zone or self._conf.availability_zone,
                 snapshot_id=snapshot_id,
                 source_volid=source_volid,
@@ -148,7 +160,7 @@ class VolumeManager(MetadataMethods, AttachmentMethods):
                 self._queue(session, ctx, tasks.VOLUME_CREATE, volume, snapshot_id or source_volid)
             else:
                 # The restore makes the volume's storage; it stays ``creating`` until that is done.
-                begin_restore(session, ctx, backup, volume, new=True)
+                begin_restore(session, ctx, backup, volume, new=True, typed=kind is not None)
             return rows.volume(session, volume)
 
         return self._change(work, lambda session: _made(session, volume_id))
@@ -252,14 +264,14 @@ class VolumeManager(MetadataMethods, AttachmentMethods):
             ).one()
             # Under a name of its own: a filter may ask for metadata too.
             pair = aliased(VolumeMetadata)
-            pairs = (
+            found = (
                 select(pair.key, pair.value)
                 .join(row, row.id == pair.volume_id)
                 .where(*conditions)
                 .distinct()
                 .order_by(pair.key, pair.value)
             )
-            for key, value in session.execute(pairs):
+            for key, value in session.execute(found):
                 metadata.setdefault(key, []).append(value)
         return VolumeTotals(int(count), int(size), metadata)
 
@@ -390,6 +402,71 @@ class VolumeManager(MetadataMethods, AttachmentMethods):
             self._queue(session, ctx, tasks.VOLUME_EXTEND, volume, None, length=new_size * GIB)
 
         self._change(work)
+
+    def retype(self, ctx: RequestContext, volume_id: str, wanted: str) -> None:
+        """Give a volume another type; its data stays where it is.
+
+        :param wanted: the type's id or name.
+        :raises VolumeNotFound: there is none, or not for this caller; likewise VolumeTypeNotFound.
+        :raises InvalidVolume: its status forbids it.
+        """
+        allowed = (lifecycle.AVAILABLE, lifecycle.IN_USE)
+
+        def work(session: Session) -> None:
+            volume = find_volume(session, ctx, volume_id, lock=True)
+            if volume.status not in allowed:
+                raise InvalidVolume(
+                    f"Volume {volume_id} status must be {' or '.join(allowed)} to change its type, "
+                    f'but the current status is "{volume.status}".'
+                )
+            volume.volume_type = volume_types.chosen(session, ctx, wanted)
+            volume.updated_at = now(session)
+
+        self._db.run(work)
+
+    def set_bootable(self, ctx: RequestContext, volume_id: str, bootable: bool) -> None:
+        """Say whether a machine can be started from the volume.
+
+        :raises VolumeNotFound: there is none, or not for this caller.
+        """
+
+        def work(session: Session) -> None:
+            volume = find_volume(session, ctx, volume_id, lock=True)
+            volume.bootable = bootable
+            volume.updated_at = now(session)
+
+        self._db.run(work)
+
+    def set_image_metadata(
+        self, ctx: RequestContext, volume_id: str, metadata: Mapping[str, str]
+    ) -> Mapping[str, str]:
+        """Add and overwrite keys of what is known of the volume's image; returns all of them.
+
+        :raises VolumeNotFound: there is none, or not for this caller.
+        """
+
+        def work(session: Session) -> Mapping[str, str]:
+            self._touch(session, ctx, volume_id)
+            add(session, VolumeImageMetadata, volume_id, metadata)
+            return pairs(session, VolumeImageMetadata, volume_id)
+
+        return self._db.run(work)
+
+    def unset_image_metadata(self, ctx: RequestContext, volume_id: str, key: str) -> None:
+        """Forget one key of what is known of the volume's image.
+
+        :raises VolumeNotFound: there is none, or not for this caller.
+        :raises KeyNotFound: there is no such key.
+        """
+
+        def work(session: Session) -> None:
+            self._touch(session, ctx, volume_id)
+            found = session.get(VolumeImageMetadata, (volume_id, key))
+            if found is None:
+                raise KeyNotFound(key)
+            session.delete(found)
+
+        self._db.run(work)
 
     def reset_status(self, ctx: RequestContext, volume_id: str, status: str) -> None:
         """Give a volume another status; a task that makes, extends or deletes it is cancelled.

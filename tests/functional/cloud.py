@@ -35,6 +35,7 @@ from backupfw.manager.messages import MessageManager
 from backupfw.manager.quota import QuotaManager
 from backupfw.manager.services import BACKUP_BINARY, ServiceManager
 from backupfw.manager.snapshots import SnapshotManager
+from backupfw.manager.volume_types import DEFAULT_NAME, VolumeTypeManager
 from backupfw.manager.volumes import VolumeManager
 
 SERVICE = "cinder.backup.drivers.posix.PosixBackupDriver"
@@ -43,11 +44,24 @@ GIB = 1 << 30
 NOBODY = "11111111-2222-3333-4444-555555555555"
 
 
+def default_type(moment: datetime.datetime) -> models.VolumeType:
+    """Return the row that the migrations make."""
+    return models.VolumeType(
+        id=str(uuid.uuid5(uuid.NAMESPACE_URL, "backupfw:volume-type:default")),
+        name=DEFAULT_NAME,
+        description="Default Volume Type",
+        is_public=True,
+        created_at=moment,
+    )
+
+
 @cache
 def _empty_database(folder: Path) -> Path:
     path = folder / "empty.sqlite"
     database = Database(f"sqlite:///{path}")
     Base.metadata.create_all(database.engine)
+    with database.write() as session:
+        session.add(default_type(now(session)))
     database.close()
     return path
 
@@ -91,6 +105,7 @@ class Cloud:
             quota=QuotaManager(self.db, self.conf),
             services=ServiceManager(self.db, self.conf),
             messages=MessageManager(self.db, self.conf),
+            types=VolumeTypeManager(self.db, self.conf),
         )
         self.app = TestApp(make_app(self.managers, self.conf))
 

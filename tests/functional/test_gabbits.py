@@ -34,8 +34,8 @@ KINDS = frozenset(
 #: What is the same for everybody who asks, and takes nothing that could be wrong.
 _FIXED = (
     "GET /os-availability-zone",
-    "GET /types",
     "GET /extensions",
+    "GET /qos-specs",
     *(
         f"GET /{name}{tail}"
         for name in ("os-volume-transfer", "volume-transfers", "groups", "group_snapshots")
@@ -44,7 +44,7 @@ _FIXED = (
 )
 #: What an operation cannot be asked, and why: (kind, reason, operations).
 NOT_ASKED: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-    ("wrong state", "it is always the same", (*_FIXED, "GET /types/{type_id}", "GET /extensions/{alias}")),
+    ("wrong state", "it is always the same", (*_FIXED, "GET /extensions/{alias}")),
     ("wrong state", "it is the operator's, not a thing with a status", ("GET /resource_filters",)),
     ("missing", "it names nothing that could be missing", (*_FIXED, "GET /limits")),
     ("too long", "it takes no text", (*_FIXED, "GET /limits")),
@@ -111,6 +111,13 @@ def things(cloud: Cloud) -> dict[str, str]:
     shown = member.get(f"/volumes/{made['VOLUME_IN_USE']}").json["volume"]
     made["ATTACHMENT"] = shown["attachments"][0]["attachment_id"]
     made["TYPE"] = member.get("/types/default").json["volume_type"]["id"]
+    root = cloud.client(roles="admin")
+    for name, public, specs in (
+        ("gold", True, {"tier": "first", "multiattach": "<is> False"}),
+        ("secret", False, {}),
+    ):
+        body = {"name": name, "os-volume-type-access:is_public": public, "extra_specs": specs}
+        made[name.upper()] = root.post("/types", {"volume_type": body}, 200).json["volume_type"]["id"]
     for name, project in (("OLDER_MESSAGE", "demo"), ("MESSAGE", "demo"), ("FOREIGN_MESSAGE", "other")):
         made[name] = told(cloud, project, made["BACKUP_ERROR"])
     return {**made, **records()}

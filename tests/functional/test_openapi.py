@@ -136,11 +136,17 @@ def test_every_answer_is_described_in_full() -> None:
             operation = description["paths"][f"/{prefix}/{{project_id}}{route.template}"][
                 route.method.lower()
             ]
-            handlers = [route.handler] if route.handler else [each.handler for each in route.actions.values()]
-            silent = all(inspect.signature(handler).return_annotation == "None" for handler in handlers)
-            done = operation["responses"].pop(str(route.status))
-            assert ("content" in done) is not silent, operation
-            assert set(done["headers"]) == headers
+            handlers = [(route.status, route.handler)] if route.handler else []
+            handlers += [(each.status or route.status, each.handler) for each in route.actions.values()]
+            for status in {status for status, _ in handlers}:
+                silent = {
+                    inspect.signature(handler).return_annotation == "None"
+                    for each, handler in handlers
+                    if each == status
+                }
+                done = operation["responses"].pop(str(status))
+                assert {"content" not in done} == silent, operation
+                assert set(done["headers"]) == headers
             for status, answer in operation["responses"].items():
                 assert answer == {"$ref": f"#/components/responses/{status}"}
         for status, answer in description["components"]["responses"].items():

@@ -57,7 +57,7 @@ def test_what_volumes_show(cloud: Cloud, member: Client, admin: Client) -> None:
     (kind,) = member.at("latest").get("/types?is_public=None").json["volume_types"]
     assert shown["volume_type_id"] == kind["id"]
     made = member.at("latest").post("/volumes", {"volume": {"size": 1}}).json["volume"]
-    assert made["volume_type_id"] is None
+    assert made["volume_type_id"] == kind["id"]
     changed = member.at("latest").put(path, {"volume": {"name": "x"}}).json["volume"]
     shown = member.at("latest").get(path).json["volume"]
     assert set(made) == set(shown) - {"os-vol-tenant-attr:tenant_id"}
@@ -256,10 +256,10 @@ def test_what_a_backup_service_does_not_have(
     create(client, 400, size=1, consistencygroup_id=NOBODY)
     if version is not None:
         assert "groups are not supported" in message(create(client, 400, size=1, group_id=NOBODY))
-    for action in ("os-volume_upload_image", "os-migrate_volume", "os-retype", "os-reserve"):
+    for action in ("os-volume_upload_image", "os-migrate_volume", "os-reserve"):
         refused = admin.at(version).post(f"/volumes/{volume}/action", {action: {}}, 400)
         assert message(refused) == f"There is no such action: {action}."
-    for path in ("/attachments", "/clusters", "/os-hosts", "/qos-specs"):
+    for path in ("/attachments", "/clusters", "/os-hosts"):
         admin.at(version).get(path, 404)
         admin.at(version).post(path, {"x": {}}, 404)
 

@@ -115,6 +115,7 @@ def test_rules_choose_the_store(tmp_path: Path) -> None:
     with running(tmp_path / "state", options) as service:
         client = service.client()
         image = tmp_path / "image.raw"
+        client.expect(200, "POST", "/types", {"volume_type": {"name": "gold"}})
         plain, gold = client.create_volume(), volume_of(client, image, volume_type="gold")
         assert store_of(service, client.backup(plain)) == "one"
         backup = client.backup(gold)
@@ -125,7 +126,10 @@ def test_rules_choose_the_store(tmp_path: Path) -> None:
         shown = client.expect(200, "GET", f"/backups/{child}")["backup"]
         assert (shown["is_incremental"], store_of(service, child)) == (True, "two")
         client.delete_backup(backup)
-        assert same_content(image, path_of(client, client.restore(child)), LENGTH)
+        restored = client.restore(child)
+        assert same_content(image, path_of(client, restored), LENGTH)
+        # It is what the old volume was, so the rule sends its backups to the same store.
+        assert store_of(service, client.backup(restored)) == "two"
 
 
 def test_an_import_finds_its_store_without_a_usable_hint(tmp_path: Path) -> None:

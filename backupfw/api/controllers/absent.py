@@ -28,6 +28,7 @@ class Absent(NamedTuple):
 ABSENT = (
     Absent("os-volume-transfer", "transfers", versions.V2, "volume:get_all_transfers"),
     Absent("volume-transfers", "transfers", microversions.TRANSFERS, "volume:get_all_transfers"),
+    Absent("qos-specs", "qos_specs", versions.V2, "volume_extension:qos_specs_manage:get_all"),
     Absent("groups", "groups", microversions.VOLUME_GROUP, "group:get_all"),
     Absent(
         "group_snapshots", "group_snapshots", microversions.SNAPSHOT_GROUP, "group:get_all_group_snapshots"
@@ -43,7 +44,8 @@ class AbsentController(Controller):
         return [
             Route("GET", f"/{absent.path}{detail}", _Listing(self, absent).show, since=absent.since)
             for absent in ABSENT
-            for detail in ("", "/detail")
+            # What a volume type could say of quality has no details.
+            for detail in (("",) if absent.key == "qos_specs" else ("", "/detail"))
         ]
 
 

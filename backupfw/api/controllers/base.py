@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from backupfw.manager.rows import Page
     from backupfw.manager.services import ServiceManager
     from backupfw.manager.snapshots import SnapshotManager
+    from backupfw.manager.volume_types import VolumeTypeManager
     from backupfw.manager.volumes import VolumeManager
 
 Item = TypeVar("Item", bound=common.HasId)
@@ -36,6 +37,7 @@ class Managers:
     quota: QuotaManager
     services: ServiceManager
     messages: MessageManager
+    types: VolumeTypeManager
 
 
 @dataclass(frozen=True)

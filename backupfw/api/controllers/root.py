@@ -55,7 +55,7 @@ class RootController:
         route, args = self._router.find(method, path.rest, version)
         request.environ[ROUTE] = route.template
         body = request.read_json() if route.takes_body else None
-        handler = route.choose(version, body)
+        handler, status = route.choose(version, body)
         result = handler(
             Call(
                 context=context,
@@ -67,7 +67,7 @@ class RootController:
                 body=body,
             )
         )
-        return _write(response, route.status, result)
+        return _write(response, status, result)
 
 
 def _write_cached(request: ApiRequest, response: webob.Response, body: bytes, etag: str) -> webob.Response:

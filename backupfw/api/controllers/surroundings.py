@@ -1,4 +1,4 @@
-"""Small answers that clients ask for on their way: zones, volume types, extensions, filters."""
+"""Small answers that clients ask for on their way: zones, extensions, filters."""
 
 from __future__ import annotations
 
@@ -9,14 +9,6 @@ from backupfw import errors
 from backupfw.api import microversions
 from backupfw.api.controllers.base import Controller
 from backupfw.api.routing import Call, Route
-from backupfw.api.views import volume_types
-
-
-class VolumeTypeNotFound(errors.NotFound):
-    """No such volume type."""
-
-    noun = "Volume type"
-
 
 #: What is served beyond the first volume API: (alias, name, description).
 _EXTENSIONS = (
@@ -28,8 +20,13 @@ _EXTENSIONS = (
     ("os-quota-sets", "Quotas", "Limits of projects."),
     ("os-services", "Services", "Workers and their state."),
     ("os-used-limits", "UsedLimits", "Usage beside the limits."),
+    ("os-types-extra-specs", "TypesExtraSpecs", "Extra specs of volume types."),
+    ("os-types-manage", "TypesManage", "Volume types are made and changed."),
+    ("os-vol-host-attr", "VolumeHostAttribute", "Host of volumes, for administrators."),
+    ("os-vol-image-meta", "VolumeImageMetadata", "What is known of a volume's image."),
     ("os-vol-tenant-attr", "VolumeTenantAttribute", "Project of volumes."),
     ("os-volume-actions", "VolumeActions", "Attach, detach and extend."),
+    ("os-volume-type-access", "VolumeTypeAccess", "Private volume types."),
 )
 
 
@@ -44,14 +41,12 @@ def _extension(alias: str, name: str, description: str) -> dict[str, Any]:
 
 
 class SurroundingsController(Controller):
-    """``/os-availability-zone``, ``/types``, ``/extensions`` and ``/resource_filters``."""
+    """``/os-availability-zone``, ``/extensions`` and ``/resource_filters``."""
 
     def routes(self) -> Sequence[Route]:
         """Return the lines of the route table."""
         return [
             Route("GET", "/os-availability-zone", self.zones),
-            Route("GET", "/types", self.types),
-            Route("GET", "/types/{type_id}", self.show_type),
             Route("GET", "/extensions", self.extensions),
             Route("GET", "/extensions/{alias}", self.show_extension),
             Route(
@@ -70,19 +65,6 @@ class SurroundingsController(Controller):
                 {"zoneName": self.settings.availability_zone, "zoneState": {"available": True}}
             ]
         }
-
-    def types(self, call: Call) -> dict[str, Any]:
-        """``GET /types``."""
-        self.enforce(call, "volume_extension:type_get_all")
-        return {"volume_types": [volume_types.DEFAULT]}
-
-    def show_type(self, call: Call) -> dict[str, Any]:
-        """``GET /types/{id}``, ``GET /types/default``."""
-        self.enforce(call, "volume_extension:type_get")
-        wanted = call.args["type_id"]
-        if wanted not in ("default", volume_types.DEFAULT["id"]):
-            raise VolumeTypeNotFound(wanted)
-        return {"volume_type": volume_types.DEFAULT}
 
     def extensions(self, call: Call) -> dict[str, Any]:
         """``GET /extensions``."""

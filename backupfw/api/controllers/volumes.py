@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from backupfw import errors
@@ -79,6 +80,17 @@ class VolumesController(Controller):
                     "os-attach": Action(self.attach, schemas.attach),
                     "os-detach": Action(self.detach, schemas.detach),
                     "os-extend": Action(self.extend, schemas.extend),
+                    "os-retype": Action(self.retype, schemas.retype),
+                    "os-set_bootable": Action(self.set_bootable, schemas.set_bootable, status=200),
+                    "os-set_image_metadata": Action(
+                        self.set_image_metadata, schemas.set_image_metadata, status=200
+                    ),
+                    "os-show_image_metadata": Action(
+                        self.show_image_metadata, schemas.show_image_metadata, status=200
+                    ),
+                    "os-unset_image_metadata": Action(
+                        self.unset_image_metadata, schemas.unset_image_metadata, status=200
+                    ),
                     "os-reset_status": Action(self.reset_status, schemas.reset_status),
                     "os-force_delete": Action(self.force_delete, schemas.force_delete),
                 },
@@ -103,15 +115,17 @@ class VolumesController(Controller):
 
     def _index(self, call: Call, *, detail: bool) -> dict[str, Any]:
         self.enforce(call, "volume:get_all")
-        view = views.detail if detail else views.summary
-        return self.page(
-            call,
-            self.managers.volumes.list,
-            "volumes",
-            LISTING,
-            lambda volume: view(call, volume),
-            detail=detail,
-        )
+        view = self._detail(call) if detail else functools.partial(views.summary, call)
+        return self.page(call, self.managers.volumes.list, "volumes", LISTING, view, detail=detail)
+
+    def _detail(self, call: Call) -> Callable[[Volume], dict[str, Any]]:
+        """Return the view of everything that this caller may see; a page asks once for each project."""
+
+        @functools.cache
+        def shows_image(project_id: str) -> bool:
+            return self.policy.allows(call.context, "volume_extension:volume_image_metadata:show", project_id)
+
+        return lambda volume: views.detail(call, volume, shows_image)
 
     def summary(self, call: Call) -> dict[str, Any]:
         """``GET /volumes/summary``: of all volumes that a listing would show."""
@@ -127,7 +141,7 @@ class VolumesController(Controller):
 
     def show(self, call: Call) -> dict[str, Any]:
         """``GET /volumes/{id}``."""
-        return {"volume": views.detail(call, self._get(call, "volume:get"))}
+        return {"volume": self._detail(call)(self._get(call, "volume:get"))}
 
     def create(self, call: Call) -> dict[str, Any]:
         """``POST /volumes``."""
@@ -161,7 +175,7 @@ class VolumesController(Controller):
             snapshot_id=snapshot_id,
             source_volid=source_volid,
             metadata=wanted.get("metadata") or {},
-            volume_type=wanted.get("volume_type"),
+            volume_type=wanted.get("volume_type") or None,
             availability_zone=wanted.get("availability_zone"),
             backup_id=backup_id,
         )
@@ -219,6 +233,37 @@ class VolumesController(Controller):
         self.managers.volumes.extend(
             call.context, volume.id, new_size=int(call.body["os-extend"]["new_size"])
         )
+
+    def retype(self, call: Call) -> None:
+        """Action ``os-retype``: the data stays where it is, whatever the policy of migration says."""
+        volume = self._get(call, "volume:retype")
+        self.managers.volumes.retype(call.context, volume.id, call.body["os-retype"]["new_type"])
+
+    def set_bootable(self, call: Call) -> dict[str, Any]:
+        """Action ``os-set_bootable``."""
+        volume = self._get(call, "volume_extension:volume_actions:set_bootable")
+        bootable = words.boolean(call.body["os-set_bootable"]["bootable"], "bootable")
+        self.managers.volumes.set_bootable(call.context, volume.id, bootable)
+        return {}
+
+    def set_image_metadata(self, call: Call) -> dict[str, Any]:
+        """Action ``os-set_image_metadata``: what is not named stays."""
+        volume = self._get(call, "volume_extension:volume_image_metadata:set")
+        wanted = call.body["os-set_image_metadata"]["metadata"]
+        return {"metadata": dict(self.managers.volumes.set_image_metadata(call.context, volume.id, wanted))}
+
+    def show_image_metadata(self, call: Call) -> dict[str, Any]:
+        """Action ``os-show_image_metadata``."""
+        volume = self._get(call, "volume_extension:volume_image_metadata:show")
+        return {"metadata": dict(volume.image_metadata)}
+
+    def unset_image_metadata(self, call: Call) -> dict[str, Any]:
+        """Action ``os-unset_image_metadata``."""
+        volume = self._get(call, "volume_extension:volume_image_metadata:remove")
+        self.managers.volumes.unset_image_metadata(
+            call.context, volume.id, call.body["os-unset_image_metadata"]["key"]
+        )
+        return {}
 
     def reset_status(self, call: Call) -> None:
         """Action ``os-reset_status``; attach and migration status follow from the rest here."""

@@ -149,20 +149,29 @@ _PROGRESS = exactly(
 _SWITCHED = {"host": TEXT, "service": TEXT, "binary": TEXT, "disabled": FLAG, "status": TEXT}
 _SWITCHED_WITH_REASON = exactly({**_SWITCHED, "disabled_reason": TEXT_OR_NULL})
 _ZONE = exactly({"zoneName": TEXT, "zoneState": exactly({"available": FLAG})})
-_TYPE = exactly(
-    {
-        "id": types.UUID,
-        "name": TEXT,
-        "description": TEXT_OR_NULL,
-        "is_public": FLAG,
-        "os-volume-type-access:is_public": FLAG,
-        "qos_specs_id": NULL,
-        "extra_specs": METADATA,
-    }
-)
+_TYPE_FIELDS: dict[str, Any] = {
+    "id": types.UUID,
+    "name": TEXT,
+    "description": TEXT_OR_NULL,
+    "is_public": FLAG,
+    "os-volume-type-access:is_public": FLAG,
+    "extra_specs": METADATA,
+}
+_TYPE = exactly({**_TYPE_FIELDS, "qos_specs_id": NULL})
+_TYPE_MADE = always(exactly({"volume_type": exactly(_TYPE_FIELDS)}))
+_EXTRA_SPECS = always(exactly({"extra_specs": METADATA}))
+_EXTRA_SPEC = {"type": "object", "additionalProperties": TEXT, "minProperties": 1, "maxProperties": 1}
+_DEFAULT_TYPE = exactly({"project_id": TEXT, "volume_type_id": types.UUID})
 _EXTENSION = exactly({"alias": TEXT, "name": TEXT, "description": TEXT, "updated": TEXT, "links": LINKS})
 _FILTERS = exactly({"resource": TEXT, "filters": _list(TEXT)})
 _ITEM = exactly({"meta": {"type": "object", "additionalProperties": TEXT, "maxProperties": 1}})
+
+
+def _types(version: ApiVersion) -> dict[str, Any]:
+    fields: dict[str, Any] = {"volume_types": _list(_TYPE), "volume_type_links": LINKS}
+    if version >= microversions.COUNT_INFO:
+        fields["count"] = NUMBER
+    return types.record(fields, required=["volume_types"])
 
 
 def _metadata(collection: str, name: str) -> dict[str, AnswerOf]:
@@ -198,8 +207,22 @@ ANSWERS: Mapping[str, AnswerOf] = {
     "PUT /os-services/disable": always(exactly(_SWITCHED)),
     "PUT /os-services/disable-log-reason": always(_SWITCHED_WITH_REASON),
     "GET /os-availability-zone": always(exactly({"availabilityZoneInfo": _list(_ZONE)})),
-    "GET /types": always(exactly({"volume_types": _list(_TYPE)})),
+    "GET /types": _types,
+    "POST /types": _TYPE_MADE,
     "GET /types/{type_id}": always(exactly({"volume_type": _TYPE})),
+    "PUT /types/{type_id}": _TYPE_MADE,
+    "GET /types/{type_id}/extra_specs": _EXTRA_SPECS,
+    "POST /types/{type_id}/extra_specs": _EXTRA_SPECS,
+    "GET /types/{type_id}/extra_specs/{key}": always(_EXTRA_SPEC),
+    "PUT /types/{type_id}/extra_specs/{key}": always(_EXTRA_SPEC),
+    "GET /types/{type_id}/os-volume-type-access": always(
+        exactly({"volume_type_access": _list(_DEFAULT_TYPE)})
+    ),
+    "GET /types/{type_id}/encryption": always(exactly({})),
+    "GET /default-types": always(exactly({"default_types": _list(_DEFAULT_TYPE)})),
+    "GET /default-types/{target}": always(exactly({"default_type": _DEFAULT_TYPE})),
+    "PUT /default-types/{target}": always(exactly({"default_type": _DEFAULT_TYPE})),
+    "GET /qos-specs": always(exactly({"qos_specs": {"type": "array", "maxItems": 0}})),
     "GET /extensions": always(exactly({"extensions": _list(_EXTENSION)})),
     "GET /extensions/{alias}": always(exactly({"extension": _EXTENSION})),
     **{

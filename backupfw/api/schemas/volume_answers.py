@@ -17,6 +17,7 @@ from backupfw.api.schemas.answer_parts import (
     TEXT_OR_NULL,
     TIME,
     AnswerOf,
+    always,
     exactly,
     one,
     page,
@@ -69,8 +70,8 @@ def _volume(version: ApiVersion, *, shown: bool, late: bool = True) -> dict[str,
     to_administrators: dict[str, Any] = {"migration_status": NULL}
     if shown:
         fields["os-vol-tenant-attr:tenant_id"] = TEXT
-        for name in ("os-vol-host-attr:host", "os-vol-mig-status-attr:migstat"):
-            to_administrators[name] = NULL
+        to_administrators["os-vol-host-attr:host"] = TEXT_OR_NULL
+        to_administrators["os-vol-mig-status-attr:migstat"] = NULL
         to_administrators["os-vol-mig-status-attr:name_id"] = NULL
     if version >= microversions.VOLUME_GROUP:
         fields["group_id"] = NULL
@@ -84,7 +85,9 @@ def _volume(version: ApiVersion, *, shown: bool, late: bool = True) -> dict[str,
         fields["volume_type_id"] = types.UUID_OR_NULL
     if late and version >= microversions.CONSUMES_QUOTA:
         fields["consumes_quota"] = FLAG
-    return types.record({**fields, **to_administrators}, required=list(fields))
+    # Where something is known of an image, and for whom the policy lets see it.
+    sometimes = {"volume_image_metadata": METADATA} if shown else {}
+    return types.record({**fields, **to_administrators, **sometimes}, required=list(fields))
 
 
 def _made(version: ApiVersion) -> dict[str, Any]:
@@ -148,6 +151,10 @@ ANSWERS: Mapping[str, AnswerOf] = {
     "POST /volumes": one("volume", _made),
     "GET /volumes/summary": one("volume-summary", _totals),
     "GET /volumes/{volume_id}": one("volume", _shown),
+    "POST /volumes/{volume_id}/action (os-show_image_metadata)": always(exactly({"metadata": METADATA})),
+    "POST /volumes/{volume_id}/action (os-set_image_metadata)": always(exactly({"metadata": METADATA})),
+    "POST /volumes/{volume_id}/action (os-unset_image_metadata)": always(exactly({})),
+    "POST /volumes/{volume_id}/action (os-set_bootable)": always(exactly({})),
     "PUT /volumes/{volume_id}": one("volume", _updated),
     "GET /snapshots": page("snapshots", _snapshot),
     "GET /snapshots/detail": page("snapshots", _snapshot_shown),

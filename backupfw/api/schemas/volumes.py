@@ -110,3 +110,33 @@ reset_status = types.always(
 )
 #: Action ``os-force_delete``: any value.
 force_delete = types.always(types.wrapped("os-force_delete", {}))
+#: Action ``os-retype``.
+retype = types.always(
+    types.wrapped(
+        "os-retype",
+        types.record(
+            {
+                "new_type": {"type": "string", "minLength": 1, "maxLength": 255, "format": "printable"},
+                "migration_policy": {"enum": ["on-demand", "never", None]},
+            },
+            required=["new_type"],
+        ),
+    )
+)
+#: Action ``os-set_bootable``.
+set_bootable = types.always(
+    types.wrapped("os-set_bootable", types.record({"bootable": types.BOOLEAN}, required=["bootable"]))
+)
+#: Action ``os-set_image_metadata``.
+set_image_metadata = types.always(
+    types.wrapped("os-set_image_metadata", types.record({"metadata": types.METADATA}, required=["metadata"]))
+)
+#: Action ``os-show_image_metadata``: any value.
+show_image_metadata = types.always(types.wrapped("os-show_image_metadata", {}))
+#: Action ``os-unset_image_metadata``.
+unset_image_metadata = types.always(
+    types.wrapped(
+        "os-unset_image_metadata",
+        types.record({"key": {"type": "string", "minLength": 1, "maxLength": 255}}, required=["key"]),
+    )
+)

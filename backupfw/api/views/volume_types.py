@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
-import uuid
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-#: The one volume type there is: volumes differ in nothing that a type could say.
-DEFAULT: dict[str, Any] = {
-    "id": str(uuid.uuid5(uuid.NAMESPACE_URL, "backupfw:volume-type:default")),
-    "name": "__DEFAULT__",
-    "description": "Default Volume Type",
-    "is_public": True,
-    "os-volume-type-access:is_public": True,
-    "qos_specs_id": None,
-    "extra_specs": {},
-}
+if TYPE_CHECKING:
+    from backupfw.manager.rows import VolumeType
+
+#: Extra specs that everybody may see: what users choose a type by.
+_FOR_EVERYBODY = frozenset({"RESKEY:availability_zones", "multiattach", "replication_enabled"})
 
 
-def id_of(volume_type: str | None) -> str | None:
-    """Return the id of the type that a volume was given by name or id; None for any other text."""
-    known: str = DEFAULT["id"]
-    return known if volume_type in (known, DEFAULT["name"]) else None
+def created(kind: VolumeType, *, all_specs: bool) -> dict[str, Any]:
+    """What create and update show.
+
+    :param all_specs: whether the caller may see all extra specs.
+    """
+    return {
+        "id": kind.id,
+        "name": kind.name,
+        "description": kind.description,
+        "is_public": kind.is_public,
+        "os-volume-type-access:is_public": kind.is_public,
+        "extra_specs": extra_specs(kind.extra_specs, all_specs=all_specs),
+    }
+
+
+def detail(kind: VolumeType, *, all_specs: bool) -> dict[str, Any]:
+    """What show and the list show; parameters as of :func:`created`."""
+    return {**created(kind, all_specs=all_specs), "qos_specs_id": None}
+
+
+def extra_specs(specs: Mapping[str, str], *, all_specs: bool) -> dict[str, str]:
+    """What a caller may see of a type's extra specs."""
+    return {key: value for key, value in specs.items() if all_specs or key in _FOR_EVERYBODY}

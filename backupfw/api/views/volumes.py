@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from backupfw.api import microversions
 from backupfw.api.routing import Call
-from backupfw.api.views import volume_types
 from backupfw.api.views.common import timestamp
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def _later(call: Call, volume: Volume) -> dict[str, Any]:
     if version >= microversions.VOLUME_CLUSTER_NAME and is_admin:
         body["cluster_name"] = None
     if version >= microversions.VOLUME_TYPE_ID:
-        body["volume_type_id"] = volume_types.id_of(volume.volume_type)
+        body["volume_type_id"] = volume.volume_type_id
     if version >= microversions.CONSUMES_QUOTA:
         body["consumes_quota"] = True
     return body
@@ -84,11 +84,17 @@ def updated(call: Call, volume: Volume) -> dict[str, Any]:
     return {key: value for key, value in created(call, volume).items() if key not in late}
 
 
-def detail(call: Call, volume: Volume) -> dict[str, Any]:
-    """What show and the detailed list show; administrators see where the volume is."""
+def detail(call: Call, volume: Volume, shows_image: Callable[[str], bool]) -> dict[str, Any]:
+    """What show and the detailed list show; administrators see where the volume is.
+
+    :param shows_image: whether the caller may see what is known of the images of a project's volumes.
+    """
     body = {**created(call, volume), "os-vol-tenant-attr:tenant_id": volume.project_id}
+    if volume.image_metadata and shows_image(volume.project_id):
+        body["volume_image_metadata"] = dict(volume.image_metadata)
     if call.context.is_admin:
-        body["os-vol-host-attr:host"] = None
+        # None where all hosts can open it.
+        body["os-vol-host-attr:host"] = volume.host
         body["os-vol-mig-status-attr:migstat"] = None
         body["os-vol-mig-status-attr:name_id"] = None
     return body

@@ -222,6 +222,7 @@ def _record(plan: CreatePlan) -> dict[str, Any]:
             "size": volume.size,
             "volume_type": volume.volume_type,
             "bootable": volume.bootable,
+            "image_metadata": dict(volume.image_metadata),
             "metadata": dict(volume.metadata),
         },
     }

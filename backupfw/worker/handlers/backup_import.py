@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from oslo_log import log
 
 from backupfw import steps
@@ -11,10 +13,11 @@ from backupfw.engine import verify
 from backupfw.engine.format import keys
 from backupfw.engine.format.manifest import ManifestReader
 from backupfw.errors import InvalidInput
+from backupfw.manager import records
 from backupfw.manager.import_tasks import ImportPlan, ManifestFacts
 from backupfw.manager.tasks import Task
 from backupfw.worker.control import TaskControl
-from backupfw.worker.handlers.base import Handler
+from backupfw.worker.handlers.base import Handler, restored_volume
 
 LOG = log.getLogger(__name__)
 
@@ -110,4 +113,12 @@ class BackupImport(Handler):
             object_count=objects,
             stored_bytes=stored,
             referenced_bytes=reader.totals.referenced_bytes + reader.totals.manifest_bytes,
+            volume_record=_volume_record(head.record),
         )
+
+
+def _volume_record(record: Any) -> dict[str, Any] | None:
+    volume = restored_volume(record)
+    if volume is None or volume.image_metadata is None:
+        return None
+    return records.volume_record(volume.volume_type, volume.bootable, volume.image_metadata)

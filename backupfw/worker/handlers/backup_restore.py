@@ -7,7 +7,6 @@ from collections.abc import Callable
 from concurrent import futures
 from contextvars import copy_context
 from functools import partial
-from typing import Any
 
 from backupfw import steps
 from backupfw.engine import restore as engine
@@ -15,11 +14,11 @@ from backupfw.engine.format.manifest import read_head
 from backupfw.engine.ports import Checkpoint
 from backupfw.errors import Damaged
 from backupfw.manager.messages import Detail
-from backupfw.manager.restore_tasks import RestoredVolume, RestorePlan
+from backupfw.manager.restore_tasks import RestorePlan
 from backupfw.manager.tasks import Task
 from backupfw.volume.base import VolumeRef
 from backupfw.worker.control import TaskControl
-from backupfw.worker.handlers.base import Handler, volume_ref
+from backupfw.worker.handlers.base import Handler, restored_volume, volume_ref
 
 #: How often a wait for the database asks whether the attempt must end, seconds.
 _LOOK = 0.25
@@ -53,7 +52,7 @@ class BackupRestore(Handler):
             raise
         steps.reach("restore.written")
         control.check()
-        tools.backups.finish_restore(task, _restored_volume(head.record))
+        tools.backups.finish_restore(task, restored_volume(head.record))
         steps.reach("restore.committed")
 
     def failed(self, task: Task, reason: str) -> None:
@@ -79,27 +78,6 @@ class BackupRestore(Handler):
 def _fence_number(task: Task) -> int:
     """Return a number that grows from attempt to attempt over all tasks of a volume."""
     return (task.id << 20) + task.attempt
-
-
-def _restored_volume(record: Any) -> RestoredVolume | None:
-    """Take the source volume's description from a manifest; one that is not ours may say anything."""
-    volume = record.get("volume")
-    if not isinstance(volume, dict):
-        return None
-    metadata = volume.get("metadata")
-    return RestoredVolume(
-        name=_text(volume.get("name")),
-        description=_text(volume.get("description")),
-        metadata={
-            key: value
-            for key, value in (metadata.items() if isinstance(metadata, dict) else ())
-            if isinstance(value, str) and 0 < len(key) <= 255 and len(value) <= 255
-        },
-    )
-
-
-def _text(value: Any) -> str | None:
-    return value[:255] if isinstance(value, str) else None
 
 
 def _heeded(call: Callable[[], None], control: TaskControl) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from backupfw.engine.ports import BackupResult
 from backupfw.manager import rows
@@ -13,6 +13,7 @@ from backupfw.manager.backup_tasks import BackupTasks
 from backupfw.manager.claims import Reach
 from backupfw.manager.messages import Detail
 from backupfw.manager.notices import Notices
+from backupfw.manager.restore_tasks import RestoredVolume
 from backupfw.manager.tasks import Task, Tasks
 from backupfw.manager.volume_tasks import VolumeTasks
 from backupfw.volume.base import SnapshotRef, VolumeProvider, VolumeRef
@@ -120,3 +121,30 @@ def volume_ref(volume: rows.Volume) -> VolumeRef:
 def snapshot_ref(snapshot: rows.Snapshot, volume: rows.Volume) -> SnapshotRef:
     """Return a snapshot of the catalogue as its provider knows it."""
     return SnapshotRef(snapshot.id, volume_ref(volume), snapshot.length, snapshot.location)
+
+
+def restored_volume(record: Mapping[str, Any]) -> RestoredVolume | None:
+    """Take the source volume's description from a manifest; one that is not ours may say anything."""
+    volume = record.get("volume")
+    if not isinstance(volume, dict):
+        return None
+    return RestoredVolume(
+        name=_text(volume.get("name")),
+        description=_text(volume.get("description")),
+        metadata=_pairs(volume.get("metadata")),
+        volume_type=_text(volume.get("volume_type")),
+        bootable=volume.get("bootable") is True,
+        image_metadata=_pairs(volume["image_metadata"]) if "image_metadata" in volume else None,
+    )
+
+
+def _text(value: Any) -> str | None:
+    return value[:255] if isinstance(value, str) else None
+
+
+def _pairs(value: Any) -> dict[str, str]:
+    return {
+        key: text
+        for key, text in (value.items() if isinstance(value, dict) else ())
+        if isinstance(text, str) and 0 < len(key) <= 255 and len(text) <= 255
+    }

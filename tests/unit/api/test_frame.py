@@ -197,8 +197,10 @@ def test_an_action_body_has_one_key(body: object) -> None:
 
 def test_actions_come_with_versions() -> None:
     late = Action(nothing, lambda version: {}, since=ApiVersion(3, 5))
-    route = Route("POST", "/x/action", actions={"late": late})
-    assert route.choose(ApiVersion(3, 5), {"late": None}) is nothing
+    other = Action(nothing, lambda version: {}, status=204)
+    route = Route("POST", "/x/action", actions={"late": late, "other": other}, status=202)
+    assert route.choose(ApiVersion(3, 5), {"late": None}) == (nothing, 202)
+    assert route.choose(V2, {"other": None}) == (nothing, 204)
     with pytest.raises(errors.BadRequest, match="There is no such action: late"):
         route.choose(V2, {"late": None})
 

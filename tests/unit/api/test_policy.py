@@ -83,10 +83,10 @@ def test_no_project_is_nobodys_own() -> None:
 
 def test_every_rule_is_asked_and_every_question_has_a_rule() -> None:
     source = "".join(path.read_text() for path in (ROOT / "backupfw" / "api").rglob("*.py"))
-    strings = re.findall(r'"([a-z_]+:[a-z_:-]+)"', source)
+    strings = re.findall(r'"([a-z_]+:[a-zA-Z_:-]+)"', source)
     for rule in policies.RULES:
         assert strings.count(rule) >= 2, rule
-    asked = re.findall(r'(?:enforce|_get|_id|_changing|allows)\([^")]*"([a-z_]+:[a-z_:-]+)"', source)
+    asked = re.findall(r'(?:enforce|_get|_id|_changing|allows)\([^")]*"([a-z_]+:[a-zA-Z_:-]+)"', source)
     assert len(asked) > 30
     assert set(asked) <= set(policies.RULES)
 

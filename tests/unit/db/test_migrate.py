@@ -77,6 +77,31 @@ def test_a_database_without_an_installation_says_what_to_run(db: Database) -> No
         installation_id(session)
 
 
+def test_words_that_volumes_carried_become_types(db: Database) -> None:
+    with db.engine.begin() as connection:
+        command.upgrade(migrate._config(connection), "0007")
+    shown_before = "eac1f18c-1930-5607-b0ed-f79e8ce86d7d"
+    words = {"a": "gold", "b": " gold", "c": None, "d": "", "e": "__DEFAULT__", "f": shown_before, "g": "tin"}
+    with db.engine.begin() as connection:
+        volumes = _tables(connection).tables["volumes"]
+        for name, word in words.items():
+            row = {column.name: _value(volumes, column.name) for column in volumes.columns}
+            row |= {"id": name, "volume_type": word, "deleted": name == "g"}
+            connection.execute(volumes.insert(), row)
+    migrate.sync(db)
+    with db.read() as session:
+        kinds = {row.name: row for row in session.scalars(select(models.VolumeType))}
+        found = dict(session.execute(select(models.Volume.id, models.Volume.volume_type)).all())
+    # Backups of a volume that was deleted are restored to one of its type.
+    assert kinds.keys() == {"__DEFAULT__", "gold", "tin"}
+    assert kinds["__DEFAULT__"].id == shown_before
+    assert all(kind.is_public for kind in kinds.values())
+    default = "__DEFAULT__"
+    assert found == {
+        "a": "gold", "b": "gold", "c": None, "d": None, "e": default, "f": default, "g": "tin",
+    }  # fmt: skip
+
+
 def _earlier() -> list[str]:
     """All revisions before the newest, the oldest first."""
     scripts = ScriptDirectory.from_config(migrate._config()).walk_revisions()

@@ -20,6 +20,7 @@ from backupfw.manager.snapshots import SnapshotManager
 from backupfw.manager.tasks import Task, Tasks
 from backupfw.manager.volume_rules import GIB
 from backupfw.manager.volume_tasks import VolumeTasks
+from backupfw.manager.volume_types import VolumeTypeManager
 from backupfw.manager.volumes import VolumeManager
 
 ALICE = RequestContext(project_id="blue", user_id="alice", roles=frozenset({"member"}))
@@ -59,6 +60,7 @@ class Catalogue:
 
         self.volumes = VolumeManager(self.db, self.conf, wake)
         self.snapshots = SnapshotManager(self.db, self.conf, wake)
+        self.types = VolumeTypeManager(self.db, self.conf)
         self.quotas = QuotaManager(self.db, self.conf)
         self.tasks = Tasks(self.db)
         self.work = VolumeTasks(self.db)

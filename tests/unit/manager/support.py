@@ -67,6 +67,7 @@ def make_conf(**changes: Any) -> Conf:
         availability_zone="nova",
         service_down_time=60,
         message_ttl=3600,
+        default_volume_type="__DEFAULT__",
         backup=SimpleNamespace(**{name: changes.get(name, value) for name, value in backup.items()}),
         quota=SimpleNamespace(**{name: changes.get(name, value) for name, value in quota.items()}),
     )

@@ -82,6 +82,10 @@ backups = st.builds(
     created_at=times,
     updated_at=st.none() | times,
     metadata=st.dictionaries(texts.filter(bool), texts, max_size=5),
+    volume_record=st.none()
+    | st.builds(
+        records.volume_record, st.none() | texts, st.booleans(), st.dictionaries(texts, texts, max_size=2)
+    ),
 )
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -127,6 +131,15 @@ def test_a_record_has_exactly_the_known_fields_in_their_forms() -> None:
     assert record["num_dependent_backups"] == 2
     assert record["metadata"] == {"tier": "gold"}
     assert record["driver_info"] == {"store": "main"}
+
+
+def test_a_record_says_what_the_volume_was() -> None:
+    kept = records.volume_record("gold", True, {"image_name": "cirros"})
+    info = unpack(encode(a_backup(volume_record=kept)))["driver_info"]
+    assert info == {
+        "store": "main",
+        "volume": {"volume_type": "gold", "bootable": True, "image_metadata": {"image_name": "cirros"}},
+    }
 
 
 def test_driver_info_is_empty_without_a_store() -> None:
@@ -227,11 +240,12 @@ def test_brackets_in_texts_are_not_nesting() -> None:
     assert decode(pack(fields)).display_description == fields["display_description"]
 
 
-@pytest.mark.parametrize("name", ["id", "size"])
+@pytest.mark.parametrize(("name", "words"), [("id", "missing an id"), ("size", "missing size")])
 @pytest.mark.parametrize("present", [True, False])
-def test_needed_fields_are_named(name: str, present: bool) -> None:
+def test_needed_fields_are_named(name: str, words: str, present: bool) -> None:
+    """In the words that clients' tests look for."""
     fields = {key: value for key, value in FOREIGN.items() if key != name}
-    with pytest.raises(InvalidInput, match=rf"^The backup record has no {name}\.$"):
+    with pytest.raises(InvalidInput, match=f"^Provided backup record is {words}"):
         decode(pack({**fields, name: None} if present else fields))
 
 

@@ -45,6 +45,7 @@ def world() -> Iterator[Catalogue]:
 
 
 def test_a_volume_is_made_by_a_task(world: Catalogue) -> None:
+    world.types.create(ADMIN, name="t")
     volume = world.volumes.create(
         ALICE, size=2, name="n", description="d", metadata={"a": "b"}, volume_type="t"
     )

@@ -21,6 +21,7 @@ from backupfw.chunkstore.errors import PermissionDenied, Unavailable
 from backupfw.db import models
 from backupfw.errors import SourceMoved
 from backupfw.manager.tasks import Task
+from backupfw.manager.volume_types import VolumeTypeManager
 from backupfw.manager.volumes import VolumeManager
 from tests.unit.db.lost_answers import lost_answers
 from tests.unit.manager.support import check_consistent
@@ -74,6 +75,52 @@ def test_backup_and_restore(world: WorkerWorld) -> None:
         world.backups.delete(world.ctx(), made.id)
         world.wait_backup(made.id, None)
     assert world.objects() == set()
+
+
+def test_a_restored_volume_is_what_the_old_one_was(world: WorkerWorld) -> None:
+    """Type, bootable and what is known of its image: from the catalogue, the manifest and an import."""
+    types = VolumeTypeManager(world.db, world.conf)
+    types.create(world.ctx(admin=True), name="gold")
+    types.create(world.ctx(admin=True), name=world.conf.default_volume_type)
+    volumes = VolumeManager(world.db, world.conf, lambda: None)
+    volume = world.filled_volume(DATA)
+    volumes.retype(world.ctx(), volume, "gold")
+    volumes.set_bootable(world.ctx(), volume, True)
+    volumes.set_image_metadata(world.ctx(), volume, {"image_name": "cirros"})
+    other = world.filled_volume(DATA)
+    volumes.set_image_metadata(world.ctx(), other, {"kernel_id": "k"})
+
+    def restored(backup_id: str, target: str | None = None) -> tuple[str | None, bool, dict[str, str]]:
+        _, made, _ = world.backups.restore(world.ctx(), backup_id, volume_id=target)
+        world.wait(lambda: world.volume_status(made) == "available", "the restore")
+        world.wait_backup(backup_id, "available")
+        shown = volumes.get(world.ctx(), made)
+        return shown.volume_type, shown.bootable, dict(shown.image_metadata)
+
+    with world.worker():
+        made = world.backups.create(world.ctx(), volume_id=volume)
+        world.wait_backup(made.id, "available")
+        assert restored(made.id) == ("gold", True, {"image_name": "cirros"})
+        # What is written over becomes what the data was of, and stays of the type that it is stored as.
+        assert restored(made.id, other) == (None, True, {"image_name": "cirros"})
+        service, url = world.backups.export_record(world.ctx(), made.id)
+        record = json.loads(base64.b64decode(url))
+        kept = {"volume_type": "gold", "bootable": True, "image_metadata": {"image_name": "cirros"}}
+        assert record["driver_info"]["volume"] == kept
+        # The record may say what it likes; what was stored counts.
+        record |= {"id": str(uuid.uuid4()), "driver_info": {"volume": {"volume_type": "lead"}}}
+        url = base64.b64encode(json.dumps(record).encode()).decode()
+        twin = world.backups.import_record(world.ctx(), backup_service=service, backup_url=url)
+        assert world.wait_backup(twin.id, "available").volume_record == kept
+        assert restored(twin.id) == ("gold", True, {"image_name": "cirros"})
+        # A backup that was made before the catalogue knew of it.
+        with world.db.write() as session:
+            session.execute(update(models.Backup).values(volume_record=None))
+        assert restored(made.id) == ("gold", True, {"image_name": "cirros"})
+        # A type that is gone, or not for this project, makes no backup useless.
+        with world.db.write() as session:
+            session.execute(update(models.VolumeType).values(is_public=False))
+        assert restored(made.id)[0] == world.conf.default_volume_type
 
 
 def test_a_store_that_comes_back_costs_only_time(world: WorkerWorld) -> None:

@@ -1,0 +1,432 @@
+"""Volume types: what kinds of volumes there are, who may use them, and which one new volumes get.
+
+A type's name stands in volumes, placement rules and manifests; its extra specs are data that clients
+keep.  A private type is there for administrators and for the projects it was opened to.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Unpack
+
+from oslo_db.exception import DBDuplicateEntry
+from sqlalchemy import ColumnElement, delete, exists, or_, select, update
+from sqlalchemy.orm import Session
+
+from backupfw.db import queries
+from backupfw.db.models import (
+    DefaultVolumeType,
+    Volume,
+    VolumeType,
+    VolumeTypeExtraSpec,
+    VolumeTypeProject,
+)
+from backupfw.db.session import now
+from backupfw.errors import Conflict, InvalidInput, KeyNotFound, NotFound, VolumeTypeNotFound
+from backupfw.manager import quota, rows
+
+if TYPE_CHECKING:
+    from oslo_config import cfg
+
+    from backupfw.context import RequestContext
+    from backupfw.db.session import Database
+    from backupfw.manager import listing
+
+#: The type that every installation has; the migration makes it.
+DEFAULT_NAME = "__DEFAULT__"
+
+
+class DefaultTypeNotFound(NotFound):
+    """The project has no default type of its own."""
+
+    noun = "Default type for project"
+
+
+class AccessNotFound(NotFound):
+    """The project has no access to the type, or the type needs none."""
+
+    noun = "Volume type access for"
+
+
+def _open_to(project_id: str) -> ColumnElement[bool]:
+    """The condition that a project may use a type."""
+    access = exists().where(
+        VolumeTypeProject.volume_type_id == VolumeType.id, VolumeTypeProject.project_id == project_id
+    )
+    return or_(VolumeType.is_public.is_(True), access)
+
+
+def _visible(ctx: RequestContext) -> Sequence[ColumnElement[bool]]:
+    return () if ctx.is_admin else (_open_to(ctx.project_id),)
+
+
+def chosen(session: Session, ctx: RequestContext, wanted: str) -> str:
+    """Return the name of a type that is asked for by its id or name, for a new volume.
+
+    :raises VolumeTypeNotFound: there is none, or not for this caller.
+    """
+    row = session.scalar(
+        select(VolumeType)
+        .where(or_(VolumeType.id == wanted, VolumeType.name == wanted), *_visible(ctx))
+        # A name may be another type's id.
+        .order_by(VolumeType.id != wanted)
+        .limit(1)
+        # It is neither renamed nor deleted before the volume is there.
+        .with_for_update(read=True)
+    )
+    if row is None:
+        raise VolumeTypeNotFound(wanted)
+    return row.name
+
+
+def of_backup(session: Session, project_id: str, name: object) -> str | None:
+    """Return the type that a backup's volume had, if a project may still use it."""
+    if not isinstance(name, str) or "\0" in name:
+        return None
+    return session.scalar(select(VolumeType.name).where(VolumeType.name == name, _open_to(project_id)))
+
+
+def default(session: Session, conf: cfg.ConfigOpts, project_id: str) -> VolumeType | None:
+    """Return the type of a project's volumes that none is asked for: its own choice, else everybody's."""
+    own = (
+        select(VolumeType)
+        .join(DefaultVolumeType, DefaultVolumeType.volume_type_id == VolumeType.id)
+        .where(DefaultVolumeType.project_id == project_id, _open_to(project_id))
+    )
+    return session.scalar(own) or session.scalar(
+        select(VolumeType).where(VolumeType.name == conf.default_volume_type)
+    )
+
+
+class VolumeTypeManager:
+    """The use cases of volume types.  Thread-safe.
+
+    Who may change them is the API's policy; what is not there for a caller is not found.
+
+    :param conf: has the option ``default_volume_type``.
+    """
+
+    def __init__(self, db: Database, conf: cfg.ConfigOpts) -> None:
+        self._db = db
+        self._conf = conf
+
+    def list(
+        self,
+        ctx: RequestContext,
+        *,
+        public: bool | None = None,
+        detail: bool = True,
+        **paging: Unpack[listing.Paging],
+    ) -> rows.Page[rows.VolumeType]:
+        """Return a page of the types that a caller may use; an administrator of all.
+
+        :param public: an administrator's choice: True: what the own project may use, False: private ones
+            only, None: all.
+        :param detail: taken as for the other listings; there is one view of types.
+        :raises InvalidInput: a sort key or direction is unknown.
+        :raises MarkerNotFound: the marker is no type that this caller can see.
+        """
+        del detail
+        where = [*_visible(ctx)]
+        if ctx.is_admin and public is not None:
+            where = [_open_to(ctx.project_id)] if public else [VolumeType.is_public.is_(False)]
+        with self._db.read() as session:
+            found, total = queries.page(
+                session,
+                VolumeType,
+                project_id=None,
+                filters=paging.get("filters") or {},
+                sort=paging.get("sort", ()),
+                limit=paging.get("limit"),
+                marker=paging.get("marker"),
+                offset=paging.get("offset", 0),
+                with_count=paging.get("with_count", False),
+                where=where,
+            )
+            return rows.Page(rows.volume_types(session, found), total)
+
+    def get(self, ctx: RequestContext, type_id: str) -> rows.VolumeType:
+        """Return a type.
+
+        :raises VolumeTypeNotFound: there is none, or not for this caller.
+        """
+        with self._db.read() as session:
+            return _record(session, _find(session, ctx, type_id))
+
+    def default(self, ctx: RequestContext) -> rows.VolumeType:
+        """Return the type that the caller's new volumes get.
+
+        :raises VolumeTypeNotFound: the configured one is not there.
+        """
+        with self._db.read() as session:
+            found = default(session, self._conf, ctx.project_id)
+            if found is None:
+                raise VolumeTypeNotFound(self._conf.default_volume_type)
+            return _record(session, found)
+
+    def create(
+        self,
+        ctx: RequestContext,
+        *,
+        name: str,
+        description: str | None = None,
+        is_public: bool = True,
+        extra_specs: Mapping[str, str] | None = None,
+    ) -> rows.VolumeType:
+        """Make a type.
+
+        :raises InvalidInput: the name is empty.
+        :raises Conflict: there is one of this name.
+        """
+        del ctx
+        wanted = _checked_name(name)
+        type_id = str(uuid.uuid4())
+
+        def work(session: Session) -> rows.VolumeType:
+            row = VolumeType(
+                id=type_id,
+                name=wanted,
+                description=description,
+                is_public=is_public,
+                created_at=now(session),
+                updated_at=None,
+            )
+            session.add(row)
+            session.flush()
+            session.add_all(
+                VolumeTypeExtraSpec(volume_type_id=type_id, key=key, value=value)
+                for key, value in (extra_specs or {}).items()
+            )
+            session.flush()
+            return _record(session, row)
+
+        def made(session: Session) -> rows.VolumeType | None:
+            found = session.get(VolumeType, type_id)
+            return None if found is None else _record(session, found)
+
+        try:
+            return self._db.run(work, made)
+        except DBDuplicateEntry as error:
+            raise Conflict(f"Volume Type {wanted} already exists.") from error
+
+    def update(
+        self,
+        ctx: RequestContext,
+        type_id: str,
+        *,
+        name: str | None = None,
+        description: str | None = None,
+        is_public: bool | None = None,
+    ) -> rows.VolumeType:
+        """Change what is given; volumes of the type carry its new name.
+
+        :raises VolumeTypeNotFound: there is none, or not for this caller.
+        :raises InvalidInput: the name is empty, or the default type would be renamed or become private.
+        :raises Conflict: another type has the name.
+        """
+        wanted = None if name is None else _checked_name(name)
+
+        def work(session: Session) -> rows.VolumeType:
+            row = _find(session, ctx, type_id, lock=True)
+            if row.name == self._conf.default_volume_type and (
+                wanted not in (None, row.name) or is_public is False
+            ):
+                raise InvalidInput("The default volume type keeps its name and is public.")
+            if wanted is not None and wanted != row.name:
+                session.execute(
+                    update(Volume).where(Volume.volume_type == row.name).values(volume_type=wanted),
+                    execution_options={"synchronize_session": False},
+                )
+                row.name = wanted
+            if description is not None:
+                row.description = description
+            if is_public is not None:
+                row.is_public = is_public
+            row.updated_at = now(session)
+            session.flush()
+            return _record(session, row)
+
+        try:
+            return self._db.run(work)
+        except DBDuplicateEntry as error:
+            raise Conflict(f"Volume Type {wanted} already exists.") from error
+
+    def delete(self, ctx: RequestContext, type_id: str) -> None:
+        """Delete a type that no volume has.
+
+        :raises VolumeTypeNotFound: there is none, or not for this caller.
+        :raises InvalidInput: it is in use, or a default.
+        """
+
+        def work(session: Session) -> None:
+            row = _find(session, ctx, type_id, lock=True)
+            if row.name == self._conf.default_volume_type or session.scalar(
+                select(DefaultVolumeType.project_id)
+                .where(DefaultVolumeType.volume_type_id == row.id)
+                .limit(1)
+            ):
+                raise InvalidInput(
+                    f"The volume type {row.name} is the default volume type and cannot be deleted."
+                )
+            used = select(Volume.id).where(Volume.volume_type == row.name, Volume.deleted.is_(False))
+            if session.scalar(used.limit(1)) is not None:
+                raise InvalidInput("Target volume type is still in use.")
+            session.delete(row)
+
+        self._db.run(work)
+
+    def set_extra_specs(
+        self, ctx: RequestContext, type_id: str, extra_specs: Mapping[str, str]
+    ) -> Mapping[str, str]:
+        """Add and overwrite keys; returns all of them.
+
+        :raises VolumeTypeNotFound: there is none, or not for this caller.
+        """
+
+        def work(session: Session) -> Mapping[str, str]:
+            row = _find(session, ctx, type_id, lock=True)
+            for key, value in extra_specs.items():
+                session.merge(VolumeTypeExtraSpec(volume_type_id=row.id, key=key, value=value))
+            row.updated_at = now(session)
+            session.flush()
+            return _record(session, row).extra_specs
+
+        return self._db.run(work)
+
+    def delete_extra_spec(self, ctx: RequestContext, type_id: str, key: str) -> None:
+        """Remove one key.
+
+        :raises VolumeTypeNotFound: there is none, or not for this caller.
+        :raises KeyNotFound: the type has no such key.
+        """
+
+        def work(session: Session) -> None:
+            row = _find(session, ctx, type_id, lock=True)
+            found = session.get(VolumeTypeExtraSpec, (row.id, key))
+            if found is None:
+                raise KeyNotFound(key)
+            session.delete(found)
+
+        self._db.run(work)
+
+    def projects(self, ctx: RequestContext, type_id: str) -> Sequence[str]:
+        """Return the projects that may use a private type.
+
+        :raises VolumeTypeNotFound: there is none, or not for this caller.
+        :raises AccessNotFound: it is public.
+        """
+        with self._db.read() as session:
+            row = _find(session, ctx, type_id)
+            if row.is_public:
+                raise AccessNotFound(f"public volume type {row.id}")
+            access = VolumeTypeProject
+            return session.scalars(
+                select(access.project_id).where(access.volume_type_id == row.id).order_by(access.project_id)
+            ).all()
+
+    def allow(self, ctx: RequestContext, type_id: str, project_id: str) -> None:
+        """Let a project use a private type.
+
+        :raises VolumeTypeNotFound: there is none, or not for this caller.
+        :raises InvalidInput: it is public.
+        :raises Conflict: the project may already.
+        """
+
+        def work(session: Session) -> None:
+            row = _private(session, ctx, type_id)
+            session.add(VolumeTypeProject(volume_type_id=row.id, project_id=project_id))
+
+        try:
+            self._db.run(work)
+        except DBDuplicateEntry as error:
+            raise Conflict(
+                f"Volume type access for {type_id} / {project_id} combination already exists."
+            ) from error
+
+    def refuse(self, ctx: RequestContext, type_id: str, project_id: str) -> None:
+        """Let a project use a private type no longer; volumes that have it keep it.
+
+        :raises VolumeTypeNotFound: there is none, or not for this caller.
+        :raises InvalidInput: it is public.
+        :raises AccessNotFound: the project could not use it.
+        """
+
+        def work(session: Session) -> None:
+            row = _private(session, ctx, type_id)
+            found = session.get(VolumeTypeProject, (row.id, project_id))
+            if found is None:
+                raise AccessNotFound(f"{row.id} / {project_id} combination")
+            session.delete(found)
+
+        self._db.run(work)
+
+    def project_defaults(self) -> Sequence[tuple[str, str]]:
+        """Return ``(project, type's id)`` of every project with a default of its own."""
+        with self._db.read() as session:
+            own = DefaultVolumeType
+            found = session.execute(select(own.project_id, own.volume_type_id).order_by(own.project_id))
+            return [(project, type_id) for project, type_id in found]
+
+    def project_default(self, project_id: str) -> str:
+        """Return the id of a project's own default type.
+
+        :raises DefaultTypeNotFound: it has none.
+        """
+        with self._db.read() as session:
+            found = session.get(DefaultVolumeType, project_id)
+            if found is None:
+                raise DefaultTypeNotFound(project_id)
+            return found.volume_type_id
+
+    def set_project_default(self, ctx: RequestContext, project_id: str, wanted: str) -> str:
+        """Choose the type of a project's new volumes; returns the type's id.
+
+        :param wanted: the type's id or name.
+        :raises VolumeTypeNotFound: there is none, or not for this caller.
+        """
+
+        def work(session: Session) -> str:
+            row = session.scalar(select(VolumeType).where(VolumeType.name == chosen(session, ctx, wanted)))
+            assert row is not None
+            quota.lock_project(session, project_id)
+            session.merge(DefaultVolumeType(project_id=project_id, volume_type_id=row.id))
+            return row.id
+
+        return self._db.run(work)
+
+    def unset_project_default(self, project_id: str) -> None:
+        """Let everybody's default hold for a project again; nothing where it has no own one."""
+        self._db.run(
+            lambda session: session.execute(
+                delete(DefaultVolumeType).where(DefaultVolumeType.project_id == project_id)
+            )
+        )
+
+
+def _find(session: Session, ctx: RequestContext, type_id: str, *, lock: bool = False) -> VolumeType:
+    query = select(VolumeType).where(VolumeType.id == type_id, *_visible(ctx))
+    if lock:
+        query = query.with_for_update().execution_options(populate_existing=True)
+    row = session.scalar(query)
+    if row is None:
+        raise VolumeTypeNotFound(type_id)
+    return row
+
+
+def _private(session: Session, ctx: RequestContext, type_id: str) -> VolumeType:
+    row = _find(session, ctx, type_id, lock=True)
+    if row.is_public:
+        raise InvalidInput("Type access modification is not applicable to public volume type.")
+    return row
+
+
+def _record(session: Session, row: VolumeType) -> rows.VolumeType:
+    return rows.volume_types(session, [row])[0]
+
+
+def _checked_name(name: str) -> str:
+    wanted = name.strip()
+    if not wanted:
+        raise InvalidInput("Volume type name can not be empty.")
+    return wanted
