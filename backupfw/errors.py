@@ -23,6 +23,7 @@
      +- EngineError
          +- UnsupportedFormat    unknown version or required feature
          +- Damaged              stored bytes are missing or not what was promised
+         +- JournalLost          the database has other finished segments than were recorded
          +- SourceMoved          a source that could not be read in one state
          +- SourceUnreadable     a source that could not be read at all
          +- TargetError          the volume could not be written
@@ -186,6 +187,13 @@ class Damaged(EngineError):
         self.container = container
         self.key = key
         self.reason = reason
+
+
+class JournalLost(EngineError):
+    """The journal of a running backup does not hold what the attempt recorded in it.
+
+    A database that crashed, or was replaced by its standby, may have lost commits that it had confirmed.
+    """
 
 
 class SourceMoved(EngineError):

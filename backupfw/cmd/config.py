@@ -61,6 +61,12 @@ def _connect(conf: cfg.ConfigOpts) -> int:
         found, wanted = migrate.version(db), migrate.head()
         good = found == wanted
         print(f"database {db.backend}: version {found or 'none'}, this release needs {wanted}")
+        if lax := db.lax_settings():
+            print(
+                f"backupfw: warning: the database may lose commits in a crash ({', '.join(lax)}); see"
+                " docs/operating.md, 'Commits must be durable'",
+                file=sys.stderr,
+            )
     for name in conf.enabled_stores:
         good = store.check_one(conf, name) and good
     return 0 if good else 1

@@ -223,6 +223,27 @@ class Database:
         )(once)
         return retried()
 
+    def lax_settings(self) -> list[str]:
+        """Return the server's settings, as ``name = value``, by which a crash loses what was committed."""
+        if self.backend == "postgresql":
+            settings = {"fsync": "on", "synchronous_commit": None, "full_page_writes": "on"}
+            question = "SELECT name, setting FROM pg_settings"
+        elif self.backend == "mysql":
+            settings = {"innodb_flush_log_at_trx_commit": "1", "innodb_doublewrite": None, "sync_binlog": "1"}
+            question = "SHOW GLOBAL VARIABLES"
+        else:
+            # Every connection of ours sets what matters.
+            return []
+        with self.read() as session:
+            found = {str(name): str(value) for name, value in session.execute(text(question))}
+        if found.get("log_bin") == "OFF":
+            del settings["sync_binlog"]
+        return [
+            f"{name} = {found[name]}"
+            for name, wanted in settings.items()
+            if name in found and (found[name] != wanted if wanted else found[name].lower() in ("off", "0"))
+        ]
+
     def now(self, session: Session) -> datetime:
         """Return the database's clock as naive UTC with microseconds.
 

@@ -22,6 +22,7 @@ from backupfw.chunkstore.errors import ChunkStoreError
 from backupfw.chunkstore.heed import heeding
 from backupfw.engine.extents import block_runs, data_segments
 from backupfw.engine.format import keys
+from backupfw.engine.format.binary import BadBytes, digest
 from backupfw.engine.format.entries import SegmentEntry, decode_entry, encode_entry
 from backupfw.engine.format.geometry import Geometry
 from backupfw.engine.format.manifest import (
@@ -30,11 +31,12 @@ from backupfw.engine.format.manifest import (
     ManifestReader,
     ManifestTotals,
     ManifestWriter,
+    SourceTotals,
 )
 from backupfw.engine.pool import Halt, Meter, Streams
 from backupfw.engine.ports import BackupJob, BackupResult, Control, Journal
 from backupfw.engine.segment_backup import SegmentDone, SegmentTask, SegmentWriter
-from backupfw.errors import Damaged, OutcomeUnknown, TaskLost, UnsupportedFormat
+from backupfw.errors import Damaged, JournalLost, OutcomeUnknown, TaskLost, UnsupportedFormat
 from backupfw.volume.base import BlockSource
 
 #: Segments that nothing was sent for are recorded when there are so many of them, or after so many seconds:
@@ -73,6 +75,8 @@ def run(
     :raises UnsupportedFormat: the job asks for a hash mode or key that does not exist.
     :raises SourceMoved: the source changed while it was read.
     :raises SourceUnreadable: the source could not be read.
+    :raises JournalLost: the journal does not hold what this attempt finished or took over: calling again does
+        what is missing.
     :raises ChunkStoreError: the store could not be read or written.
     """
     if job.hash_mode != HASH_BLAKE3 or job.key_id is not None:
@@ -92,6 +96,7 @@ def run(
         halt,
     )
     batch = _Batch(recorder)
+    tally = _Tally()
     changed = read = raw = repacked = 0
     tasks = _tasks(source, job.geometry, base, journal)
     try:
@@ -101,6 +106,7 @@ def run(
                 read += done.read_bytes
                 raw += done.raw_bytes
                 repacked += done.repacked_bytes
+                tally.add(done.index, done.entry)
                 batch.add(done)
     except TaskLost:
         # Whoever has the task now may have cleaned up already.
@@ -113,7 +119,7 @@ def run(
         raise
     batch.flush()
     control.check()
-    objects, stored, totals = _commit(job, container, journal, control)
+    objects, stored, totals = _commit(job, container, journal, tally, control)
     meter.finish()
     return BackupResult(
         manifest_key=keys.manifest_key(str(job.origin)),
@@ -128,6 +134,33 @@ def run(
         repacked_bytes=repacked,
         base_problem=base.problem,
     )
+
+
+class _Tally:
+    """Which segments are finished and what is said of each: equal tallies mean equal entries, in any order.
+
+    Kept beside the journal, because a database may lose what it confirmed.  It is the sum, modulo 2^256, of a
+    digest of each entry; all-zero segments have none.
+    """
+
+    def __init__(self) -> None:
+        self.segments = 0
+        self.data_bytes = 0
+        self._sum = 0
+
+    def add(self, index: int, entry: SegmentEntry | None) -> None:
+        """Take a segment in."""
+        if entry is None:
+            return
+        self.segments += 1
+        self.data_bytes += entry.data_bytes
+        said = digest(index.to_bytes(8, "little") + encode_entry(entry))
+        self._sum = (self._sum + int.from_bytes(said, "little")) % (1 << 256)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Tally) and (self.segments, self._sum) == (other.segments, other._sum)
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 class _Unnamed(Container):
@@ -319,9 +352,12 @@ def _merged(segments: Iterator[int], finished: _Peek[tuple[int, bytes]]) -> Iter
 
 
 def _commit(
-    job: BackupJob, container: Container, journal: Journal, control: Control
+    job: BackupJob, container: Container, journal: Journal, tally: _Tally, control: Control
 ) -> tuple[int, int, ManifestTotals]:
-    """Put the manifest; return the objects of this backup, their bytes, and the manifest's totals."""
+    """Put the manifest; return the objects of this backup, their bytes, and the manifest's totals.
+
+    It names what the journal says if that is what the attempt did, segment by segment.
+    """
     head = ManifestHead(
         origin=job.origin,
         geometry=job.geometry,
@@ -329,15 +365,20 @@ def _commit(
         key_id=job.key_id,
         base=job.base,
         record=job.record,
+        source=SourceTotals(tally.segments, tally.data_bytes),
     )
+    recorded = _Tally()
     objects, stored = 1, 0
     with ManifestWriter(head) as writer:
-        for number, (_index, data) in enumerate(journal.finished()):
+        for number, (index, data) in enumerate(journal.finished()):
             if number % 1024 == 0:
                 control.check()
-            entry = decode_entry(data)
+            entry = _recorded_entry(data)
+            recorded.add(index, entry)
             if entry is None:
                 continue
+            if entry.index != index:
+                raise JournalLost(f"the journal has segment {entry.index} in the place of {index}")
             writer.add(entry)
             if entry.map.origin.startswith(job.prefix):
                 objects += 1
@@ -346,5 +387,17 @@ def _commit(
                 if pack.origin.startswith(job.prefix):
                     objects += 1
                     stored += pack.size
+        if recorded != tally:
+            raise JournalLost(
+                f"the journal has {recorded.segments} segments with data,"
+                f" and not as they were finished the {tally.segments} of the source"
+            )
         totals = writer.put(container)
     return objects, stored + totals.manifest_bytes, totals
+
+
+def _recorded_entry(data: bytes) -> SegmentEntry | None:
+    try:
+        return decode_entry(data)
+    except BadBytes as error:
+        raise JournalLost(f"the journal has an entry that is none: {error}") from error

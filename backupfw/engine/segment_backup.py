@@ -137,10 +137,10 @@ class SegmentWriter:
         """Trust what an earlier attempt finished, if its map is there and right."""
         try:
             entry = decode_entry(recorded)
-            if entry is not None:
-                if any(key in self._job.damaged for key in entry.object_keys()):
-                    return False
-                read_map(self._container, entry, self._job.geometry)
+            # That a segment was all zero has no map to show it: it is read again.
+            if entry is None or any(key in self._job.damaged for key in entry.object_keys()):
+                return False
+            read_map(self._container, entry, self._job.geometry)
         except (BadBytes, Damaged, UnsupportedFormat):
             return False
         done.entry = entry

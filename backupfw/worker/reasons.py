@@ -60,6 +60,8 @@ def _text(error: BaseException, request_id: str | None) -> str:
             if isinstance(error, kind):
                 return text
         return f"The store failed; the log says more under {request_id}."
+    if isinstance(error, errors.JournalLost):
+        return "The service's database lost a part of what was recorded of this backup."
     if isinstance(error, errors.SourceMoved):
         return "The volume kept changing while it was copied, and its storage has no atomic snapshots."
     if isinstance(error, errors.TargetError):
@@ -98,5 +100,6 @@ def is_temporary(error: BaseException) -> bool:
         return isinstance(
             error, (store_errors.Unavailable, store_errors.NoSpace, store_errors.DeleteFailed)
         ) or bool(error.temporary)
-    # The database may be back soon; what was recorded of the task's progress is kept.
-    return isinstance(error, (errors.TargetError, OSError, DBConnectionError, DBDeadlock))
+    # The database may be back soon; what was recorded of the task's progress is kept, and what was lost of it
+    # is done anew.
+    return isinstance(error, (errors.TargetError, errors.JournalLost, OSError, DBConnectionError, DBDeadlock))

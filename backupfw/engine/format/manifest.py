@@ -71,6 +71,18 @@ _READ_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
+class SourceTotals:
+    """What the attempt that wrote a manifest found in the source, counted beside the journal.
+
+    :ivar segments: segments that are not all zero.
+    :ivar data_bytes: bytes of blocks that are not zero.
+    """
+
+    segments: int
+    data_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class ManifestHead:
     """What a manifest says of its backup as a whole.
 
@@ -80,6 +92,7 @@ class ManifestHead:
     :ivar key_id: id of the data key, None without encryption.
     :ivar base: key of the manifest whose data was shared, None if there was none.
     :ivar record: the backup's record as the API shows it, and the volume's metadata; JSON values.
+    :ivar source: what the source was found to hold; None in manifests of before this was noted.
     """
 
     origin: keys.Origin
@@ -88,6 +101,7 @@ class ManifestHead:
     key_id: str | None = None
     base: str | None = None
     record: Mapping[str, Any] = field(default_factory=dict)
+    source: SourceTotals | None = None
 
     @property
     def key(self) -> str:
@@ -97,6 +111,10 @@ class ManifestHead:
     def to_json(self) -> dict[str, Any]:
         """Return the head page's object."""
         origin = self.origin
+        found = self.source
+        source = (
+            {} if found is None else {"source": {"segments": found.segments, "data_bytes": found.data_bytes}}
+        )
         return {
             "installation": origin.installation,
             "project": origin.project,
@@ -112,6 +130,7 @@ class ManifestHead:
             "key_id": self.key_id,
             "base": self.base,
             "record": dict(self.record),
+            **source,
         }
 
     @classmethod
@@ -125,6 +144,7 @@ class ManifestHead:
         )
         if problem := geometry.problem():
             raise BadBytes(problem)
+        source = _typed(value, "source", dict, optional=True)
         return cls(
             origin=keys.Origin(
                 installation=_typed(value, "installation", str),
@@ -140,6 +160,9 @@ class ManifestHead:
             key_id=_typed(value, "key_id", str, optional=True),
             base=_typed(value, "base", str, optional=True),
             record=_typed(value, "record", dict),
+            source=None
+            if source is None
+            else SourceTotals(_typed(source, "segments", int), _typed(source, "data_bytes", int)),
         )
 
 
@@ -310,6 +333,9 @@ class ManifestReader:
             self.head = ManifestHead.from_json(parse_json(payload))
             if self.head.key != key or keys.parse(key) is None:
                 raise BadBytes("it was written under another key")
+            source = self.head.source
+            if source not in (None, SourceTotals(self.totals.segments, self.totals.data_bytes)):
+                raise BadBytes("it names other segments than the volume had")
         except BadBytes as error:
             raise objects.damaged(container, key, str(error)) from error
         if self.head.hash_mode != HASH_BLAKE3 or self._flags or self.head.key_id is not None:

@@ -186,6 +186,18 @@ def test_the_database_restarts_in_mid_task(
     subject.assert_restores(made)
 
 
+def test_the_database_loses_what_it_confirmed(healthy: Installation, tmp_path: Path) -> None:
+    """As after a crash without durable commits: the lost segment is done again, and leaves no hole."""
+    subject = Subject(healthy, tmp_path)
+    healthy.arm("backup.recorded", signal.SIGSTOP)
+    made = subject.client.backup(subject.volume, wait=False)
+    frozen = healthy.wait_struck("backup.recorded")
+    healthy.execute("DELETE FROM segments")
+    frozen.signal(signal.SIGCONT)
+    subject.client.wait_status("backup", made, "available")
+    subject.assert_restores(made)
+
+
 # The store.
 
 

@@ -343,3 +343,21 @@ def test_a_server_that_is_away_is_a_lost_connection(db: Database) -> None:
             session.execute(text("SELECT 1"))
     finally:
         away.close()
+
+
+@pytest.mark.parametrize("db", [pytest.param("postgresql", marks=pytest.mark.server)], indirect=True)
+def test_settings_that_lose_commits_are_named(db: Database) -> None:
+    """The test's server has them all."""
+    assert sorted(db.lax_settings()) == ["fsync = off", "full_page_writes = off", "synchronous_commit = off"]
+
+
+@pytest.mark.parametrize("db", [pytest.param("mariadb", marks=pytest.mark.server)], indirect=True)
+def test_settings_of_mariadb_that_lose_commits_are_named(db: Database) -> None:
+    assert db.lax_settings() == ["innodb_flush_log_at_trx_commit = 0"]
+
+
+@pytest.mark.parametrize("db", ["sqlite"], indirect=True)
+def test_sqlite_loses_no_commit(db: Database) -> None:
+    assert db.lax_settings() == []
+    with db.read() as session:
+        assert session.scalar(text("PRAGMA synchronous")) == 2

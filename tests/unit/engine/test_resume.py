@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import pytest
 
 from backupfw.chunkstore.errors import NotFound, Unavailable
-from backupfw.engine import backup, restore
+from backupfw.engine import backup, restore, verify
 from backupfw.engine.format import keys
-from backupfw.engine.format.manifest import ManifestReader
+from backupfw.engine.format.entries import decode_entry, encode_entry
+from backupfw.engine.format.manifest import ManifestReader, ManifestWriter, SourceTotals
 from backupfw.engine.ports import Checkpoint
-from backupfw.errors import Damaged, OutcomeUnknown, TaskCancelled, TaskLost
+from backupfw.errors import Damaged, JournalLost, OutcomeUnknown, TaskCancelled, TaskLost
 from tests.unit.engine.fakes import (
     SEGMENT,
     FakeControl,
@@ -146,6 +148,71 @@ def test_a_journal_that_is_lost_ends_the_backup(error: type[TaskLost], kept: boo
         backup.run(make_job(0, SEGMENT), MemorySource(content(SEGMENT)), box, LostJournal(), FakeControl())
     assert bool(objects_of(box)) is kept
     assert not any(key.endswith("/manifest") for key in objects_of(box))
+
+
+class ForgetfulJournal(MemoryJournal):
+    """Does something to one entry after it confirmed it."""
+
+    def __init__(self, harm: str, index: int) -> None:
+        super().__init__()
+        self._harm, self._index = harm, index
+
+    def record(self, entries: Sequence[tuple[int, bytes]]) -> None:
+        super().record(entries)
+        index = self._index
+        if index not in self.entries:
+            return
+        if self._harm == "lost":
+            del self.entries[index]
+        elif self._harm == "zero":
+            self.entries[index] = b""
+        elif self._harm == "another's":
+            other = decode_entry(self.entries[index])
+            assert other is not None
+            self.entries[index] = encode_entry(replace(other, map=replace(other.map, digest=bytes(32))))
+        elif self._harm == "misplaced":
+            self.entries[index + 100] = self.entries.pop(index)
+        else:
+            self.entries[index] = self.entries[index][:-1]
+
+
+@pytest.mark.parametrize("harm", ["lost", "zero", "another's", "misplaced", "cut short"])
+@pytest.mark.parametrize("index", [0, 2, 4])
+def test_what_the_journal_loses_is_done_again(harm: str, index: int) -> None:
+    """A database that crashed may not have what it confirmed; a backup with a hole is worse than none."""
+    box = memory_container()
+    data = content(5 * SEGMENT, zero=0)
+    journal = ForgetfulJournal(harm, index)
+    with pytest.raises(JournalLost):
+        backup.run(make_job(0, len(data)), MemorySource(data), box, journal, FakeControl())
+    assert not any(key.endswith("/manifest") for key in objects_of(box))
+    sound = MemoryJournal()
+    sound.entries = {index: entry for index, entry in journal.entries.items() if index < 100}
+    source = MemorySource(data)
+    job = make_job(0, len(data), attempt=2, token="f" * 16)
+    result = backup.run(job, source, box, sound, FakeControl())
+    check(box, result.manifest_key, data)
+    # Only what is missing.
+    assert {offset // SEGMENT for offset, _ in source.reads} == {index}
+
+
+def test_a_manifest_says_what_the_source_held() -> None:
+    """So that one which names less is no whole one, whoever made it."""
+    box = memory_container()
+    data = content(4 * SEGMENT)
+    key = run(box, 0, data).manifest_key
+    reader = ManifestReader(box, key)
+    assert reader.head.source == SourceTotals(reader.totals.segments, reader.totals.data_bytes)
+    entries = list(reader.segments())
+    with ManifestWriter(reader.head) as writer:
+        for entry in entries[1:]:
+            writer.add(entry)
+        writer.put(box)
+    with pytest.raises(Damaged, match="other segments than the volume had"):
+        ManifestReader(box, key)
+    found: list[str] = []
+    assert not verify.run(key, box, FakeControl(), lambda at, _reason: found.append(at)).ok
+    assert found == [key]
 
 
 @pytest.mark.parametrize("harm", ["missing", "changed", "journal", "pack known damaged"])
