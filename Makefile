@@ -37,7 +37,7 @@ serve: $(VENV)/.stamp ## serve API and worker in one process; state in STATE_DIR
 	@echo "== Serving on http://127.0.0.1:8776/ with state in $(STATE_DIR); Ctrl-C stops it"
 	@$(BIN)/backupfw serve --state-dir $(STATE_DIR) $(ARGS)
 
-test: $(VENV)/.stamp ## run all tests that need no server
+test: $(VENV)/.stamp ## run all tests; those of servers that are not installed are skipped
 	@echo "== Tests, the integration tests beside the others; what they print follows at the end"
 	@$(BIN)/python -m tests.side_by_side $(ARGS)
 
