@@ -65,18 +65,24 @@ class Placer:
     def wish(self, container: str | None) -> Wish:
         """Read a request's ``container``.
 
-        ``store:container`` chooses a store if the part before the colon is an enabled one (``store:`` its
-        default container); any other text is a container's name.
+        ``store:container`` chooses an enabled store (``store:`` its default container); a text without a
+        colon is a container's name.
 
-        :raises InvalidInput: no store at all could take a container of this name.
+        :raises InvalidInput: there is no such store here, or no store at all could take a container of
+            this name.
         """
         if not container:
             return Wish()
         store, colon, name = container.partition(":")
-        if not colon or store not in self._conf.enabled_stores:
+        if not colon:
             wish = Wish(container=container)
-        else:
+        elif store in self._conf.enabled_stores:
             wish = Wish(store, name or stores.default_container(self._conf, store))
+        else:
+            # Never a container of that name in another store: backups would go where nobody looks for them.
+            raise InvalidInput(
+                "The container name cannot be used: the part before its colon names no store that is enabled."
+            )
         _refuse(naming.container_problem(wish.container or ""))
         return wish
 

@@ -51,10 +51,17 @@ def test_a_request_chooses(world: World) -> None:
         "mine": ("main", "mine"),
         "offsite:mine": ("offsite", "mine"),
         "offsite:": ("offsite", "volumebackups"),
-        "nowhere:mine": ("main", "nowhere:mine"),
-        ":mine": ("main", ":mine"),
+        "offsite:a:b": ("offsite", "a:b"),
     }.items():
         assert where(make(world, world.volume(), container=container)) == place
+
+
+@pytest.mark.parametrize("container", ["nowhere:mine", "nowhere:", ":mine", "Main:mine"])
+def test_a_store_that_is_not_enabled_is_refused(world: World, container: str) -> None:
+    volume = world.volume()
+    with pytest.raises(errors.InvalidInput, match="names no store that is enabled"):
+        make(world, volume, container=container)
+    assert (world.volume_status(volume), world.rows(models.Backup)) == ("available", [])
 
 
 def test_a_store_has_its_own_default_container(world: World) -> None:
