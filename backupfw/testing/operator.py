@@ -7,6 +7,7 @@ made.  It runs through the same layers as backups do.  Needs no pytest.
 
 from __future__ import annotations
 
+import re
 import secrets
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -269,11 +270,13 @@ def _names(bench: _Bench) -> str | None:
     # As long as a key may be, of parts that every server takes.
     room = 1024 - len(bench.prefix) - len("names/")
     names.append("/".join(["x" * 200] * 5)[:room].rstrip("/"))
+    count = len(names)
+    names = [name for name in names if re.fullmatch(bench.store.key_pattern, f"{bench.prefix}names/{name}")]
     keys = [bench.put(f"names/{name}", name.encode()) for name in names]
     for name, key in zip(names, keys, strict=True):
         _same(bench.store.get(bench.container, key), name.encode(), f"the object {name!a}")
     bench.await_keys(keys, "names/")
-    return None
+    return f"{count - len(names)} names are not for this store" if len(names) < count else None
 
 
 def _threads(bench: _Bench) -> str:

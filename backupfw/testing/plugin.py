@@ -15,6 +15,8 @@ import pytest
 
 pytest.register_assert_rewrite("backupfw.testing.chunkstore", "backupfw.testing.suite")
 
+#: What pytest calls otherwise.
+_WORDS = {"passed": "ok", "xfailed": "fails as expected", "xpassed": "holds against expectation"}
 _GUARANTEE = re.compile(r"::(\w+)::test_g(\d+)_")
 
 
@@ -32,11 +34,11 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     if not config.getoption("--guarantees"):
         return
     verdicts: defaultdict[str, dict[int, str]] = defaultdict(dict)
-    # The worse outcome comes later and stays.
-    for outcome in ("passed", "skipped", "failed", "error"):
+    # The worse outcome comes later and stays.  An expected failure is one: the guarantee does not hold.
+    for outcome in ("passed", "skipped", "xfailed", "xpassed", "failed", "error"):
         for report in terminalreporter.stats.get(outcome, ()):
             if match := _GUARANTEE.search(getattr(report, "nodeid", "")):
-                word = "ok" if outcome == "passed" else outcome
+                word = _WORDS.get(outcome, outcome)
                 if outcome == "skipped" and int(match[2]) in verdicts[match[1]]:
                     continue
                 verdicts[match[1]][int(match[2])] = word

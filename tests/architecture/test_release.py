@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from configparser import ConfigParser
+
+import pytest
 
 import backupfw
 from tests.architecture.checkout import ROOT, driver_projects, lines, setup_cfg
@@ -81,3 +84,12 @@ def test_every_environment_of_tox_can_be_made() -> None:
             folder, _, wanted = place.partition("[")
             assert (ROOT / folder).is_dir(), place
             assert set(filter(None, wanted.removesuffix("]").split(","))) <= extras, place
+
+
+@pytest.mark.parametrize("folder", [*driver_projects(), "template"])
+def test_every_driver_tells_its_types(folder: str) -> None:
+    """The marker is there, and the wheel takes it along."""
+    package = f"backupfw_{folder}"
+    assert (ROOT / "drivers" / folder / "src" / package / "py.typed").is_file()
+    project = tomllib.loads((ROOT / "drivers" / folder / "pyproject.toml").read_text())
+    assert "py.typed" in project["tool"]["setuptools"]["package-data"][package]

@@ -1,17 +1,23 @@
-"""How a store behaves towards its surroundings: G15, G17, G18, and ``check``."""
+"""How a store behaves towards its surroundings: G15, G17 to G19, and ``check``."""
 
 from __future__ import annotations
 
 import logging
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
 from backupfw.chunkstore.base import Body, CheckReport, ChunkStore
-from backupfw.chunkstore.errors import ChunkStoreError, NotFound, PermissionDenied, Unavailable
+from backupfw.chunkstore.errors import (
+    ChunkStoreError,
+    DeleteFailed,
+    NotFound,
+    PermissionDenied,
+    Unavailable,
+)
 from backupfw.testing.suite.adoption import OPTIONAL, Adoption, forgotten, put
 
 #: Every way to use a store, for tests that all of them must pass.
@@ -26,6 +32,11 @@ USES: tuple[tuple[str, Callable[[ChunkStore, str], object]], ...] = (
 )
 USE_NAMES = [name for name, _ in USES]
 USE_ACTIONS = [action for _, action in USES]
+
+
+def _each(error: ChunkStoreError) -> Sequence[ChunkStoreError]:
+    """Return the error, or those of the keys where a delete names them."""
+    return list(error.errors.values()) if isinstance(error, DeleteFailed) else [error]
 
 
 class ConductTests(Adoption):
@@ -72,10 +83,11 @@ class ConductTests(Adoption):
             store = self.open_unreachable(server)
             start = time.monotonic()
             try:
-                with pytest.raises(Unavailable) as caught:
+                with pytest.raises(ChunkStoreError) as caught:
                     use(store, "backupfw-test-unreachable")
             finally:
                 store.close()
+            assert [each for each in _each(caught.value) if not isinstance(each, Unavailable)] == [], name
             assert caught.value.temporary, name
             assert time.monotonic() - start < self.unreachable_seconds, name
 
@@ -89,9 +101,8 @@ class ConductTests(Adoption):
                     use(store, container)
             finally:
                 store.close()
-            # A delete may name the keys, each with this error.
-            errors = getattr(caught.value, "errors", {"": caught.value})
-            assert [error for error in errors.values() if not isinstance(error, PermissionDenied)] == [], name
+            denied = [isinstance(each, PermissionDenied) for each in _each(caught.value)]
+            assert all(denied), name
             assert not caught.value.temporary, name
 
     def test_g18_close_twice(self, server: Any) -> None:
@@ -115,6 +126,35 @@ class ConductTests(Adoption):
         put(other, container, "key", b"x")
         other.close()
         assert store.get(container, "key") == b"x"
+
+    def test_g19_success_is_silent(
+        self,
+        server: Any,
+        container: str,
+        caplog: pytest.LogCaptureFixture,
+        capfd: pytest.CaptureFixture[str],
+    ) -> None:
+        # As the service sets it for everybody else's loggers, whatever they are called.
+        caplog.set_level(logging.WARNING)
+        caplog.handler.setLevel(logging.NOTSET)
+        capfd.readouterr()
+        store = self.open_store(server)
+        for number in range(3):
+            put(store, container, f"key{number}", b"x")
+            store.get(container, f"key{number}")
+            store.get(container, f"key{number}", 0, 1)
+            with pytest.raises(NotFound):
+                store.get(container, "missing")
+        for _ in store.list(container):
+            pass
+        store.delete(container, ["key0", "missing"])
+        store.delete(container, ["key1", "key2"])
+        store.ensure_container(container)
+        assert container in list(store.list_containers())
+        assert store.check().ok
+        store.close()
+        assert [f"{record.name}: {record.getMessage()}" for record in caplog.records] == []
+        assert capfd.readouterr() == ("", "")
 
     def test_check_proves_a_good_store(self, server: Any, store: ChunkStore, container: str) -> None:
         containers = list(store.list_containers())

@@ -214,6 +214,45 @@ BROKEN = {
 """,
         ["test_g15_secrets_stay_secret"],
     ),
+    "a library that floods the log": (
+        """
+    def get(self, container, key, offset=None, length=None):
+        import logging
+        logging.getLogger("sdk.wire").setLevel(logging.INFO)
+        logging.getLogger("sdk.wire").info("asked for something")
+        return self.inner.get(container, key, offset, length)
+""",
+        ["test_g19_success_is_silent"],
+    ),
+    "a library that warns of what is ordinary": (
+        """
+    def get(self, container, key, offset=None, length=None):
+        try:
+            return self.inner.get(container, key, offset, length)
+        except NotFound:
+            import logging
+            logging.getLogger("sdk").warning("404")
+            raise
+""",
+        ["test_g19_success_is_silent"],
+    ),
+    "prints": (
+        """
+    def ensure_container(self, container):
+        print("made", container)
+        self.inner.ensure_container(container)
+""",
+        ["test_g19_success_is_silent"],
+    ),
+    "its key_pattern is too narrow": (
+        """
+    key_pattern = "[a-z]+"
+    def __init__(self, inner):
+        super().__init__(inner)
+        self.key_pattern = "[a-z]+"
+""",
+        ["test_g12_names_it_cannot_hold_are_refused"],
+    ),
     "secrets in a cause": (
         """
     def get(self, container, key, offset=None, length=None):
@@ -577,7 +616,40 @@ def test_broken_stores_fail(pytester: pytest.Pytester, name: str) -> None:
 def test_a_good_store_passes(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(ADOPTION.format(broken="class Broken(FaultyStore): pass"))
     result = pytester.inline_run("-q", "-p", "no:cacheprovider", "--guarantees")
-    result.assertoutcome(passed=117, skipped=27)
+    result.assertoutcome(passed=119, skipped=27)
+
+
+def test_a_store_that_cannot_hold_every_key_passes_when_it_says_so(pytester: pytest.Pytester) -> None:
+    methods = """
+    def __init__(self, inner):
+        super().__init__(inner)
+        self.key_pattern = "[A-Za-z0-9._/-]+"
+    def put(self, container, key, body, *, if_absent=False):
+        assert all(char.isascii() and (char.isalnum() or char in "._/-") for char in key)
+        self.inner.put(container, key, body, if_absent=if_absent)
+"""
+    pytester.makepyfile(ADOPTION.format(broken=f"class Broken(FaultyStore):{methods}"))
+    result = pytester.inline_run("-q", "-p", "no:cacheprovider", "-k", "g1_ or g10 or g12 or model")
+    passed, _, failed = result.listoutcomes()
+    assert failed == []
+    assert len(passed) > 40
+
+
+def test_a_delete_that_reached_nobody_may_name_its_keys(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    methods = """
+    def delete(self, container, keys):
+        try:
+            super().delete(container, keys)
+        except Unavailable as error:
+            raise DeleteFailed(dict.fromkeys(keys, error)) from error
+"""
+    monkeypatch.syspath_prepend(str(TEMPLATE / "tests"))
+    pytester.makepyfile(FAR_ADOPTION.format(broken=f"class Broken(TemplateStore):{methods}"))
+    result = pytester.inline_run("-q", "-p", "no:cacheprovider", "-k", "unreachable or refused or g11")
+    _, skipped, failed = result.listoutcomes()
+    assert (skipped, failed) == ([], [])
 
 
 def test_forgotten_pieces_fail_and_do_not_skip(pytester: pytest.Pytester) -> None:
@@ -634,3 +706,17 @@ def test_the_verdicts_per_guarantee(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(ADOPTION.format(broken=f"class Broken(FaultyStore):{methods}"))
     result = pytester.runpytest_inprocess("-q", "-p", "no:cacheprovider", "--guarantees", "-k", "g9 or g3")
     result.stdout.fnmatch_lines(["*guarantees of TestStore*", "G3   ok", "G9   failed"])
+
+
+def test_an_expected_failure_is_no_ok(pytester: pytest.Pytester) -> None:
+    methods, _ = BROKEN["ranges come short"]
+    adoption = ADOPTION.format(broken=f"class Broken(FaultyStore):{methods}")
+    adoption += """
+    @pytest.mark.xfail(strict=True, reason="the server")
+    @pytest.mark.parametrize("size", [100])
+    def test_g9_range_past_the_end(self, store, container, size):
+        super().test_g9_range_past_the_end(store, container, size)
+"""
+    pytester.makepyfile(adoption)
+    result = pytester.runpytest_inprocess("-q", "-p", "no:cacheprovider", "--guarantees", "-k", "g9 or g3")
+    result.stdout.fnmatch_lines(["*guarantees of TestStore*", "G3   ok", "G9   fails as expected"])
