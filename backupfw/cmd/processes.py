@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -16,12 +17,16 @@ from typing import TYPE_CHECKING
 
 import cotyledon
 
+from backupfw.cmd import signals
+
 if TYPE_CHECKING:
-    from cotyledon.types import WorkerId
+    from cotyledon.types import ServiceId, WorkerId
     from oslo_config import cfg
 
 #: How much longer than its time a process may take to end itself, seconds.
 LATE_SECONDS = 2.0
+#: How long the end of a process waits for its start, which may wait for a server that is away, seconds.
+START_SECONDS = 5.0
 
 
 class WorkerService(cotyledon.Service):
@@ -33,18 +38,27 @@ class WorkerService(cotyledon.Service):
         super().__init__(worker_id)
         # Ctrl-C reaches the master too, which stops us in an orderly way.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # The library has installed its handlers just now.
+        signals.let_through()
         if conf.metrics.port and worker_id:
             # Each process has figures of its own.
             conf.set_override("port", conf.metrics.port + worker_id, "metrics")
         self._conf = conf
         self._reload = reload
         self._stack = ExitStack()
+        # Held while the worker starts, and from the moment it ends.
+        self._changing = threading.Lock()
 
     def run(self) -> None:
         """Start the worker and say so."""
         from backupfw.cmd import service
 
-        self._stack.enter_context(service.running_worker(self._conf))
+        if not self._changing.acquire(blocking=False):
+            return
+        try:
+            self._stack.enter_context(service.running_worker(self._conf))
+        finally:
+            self._changing.release()
         print(f"backupfw worker ready on {self._conf.host}", flush=True)
 
     def reload(self) -> None:
@@ -52,7 +66,8 @@ class WorkerService(cotyledon.Service):
         self._reload()
 
     def terminate(self) -> None:
-        """End running attempts and give their tasks back."""
+        """End running attempts and give their tasks back; a worker that is just starting, too."""
+        self._changing.acquire(timeout=START_SECONDS)
         self._stack.close()
 
 
@@ -85,6 +100,11 @@ class Master(cotyledon.ServiceManager):
                 process.kill()
                 process.join()
         sys.exit(1 if any(process.exitcode for process in processes) else 0)
+
+    def _start_worker(self, service_id: ServiceId, worker_id: WorkerId) -> None:
+        # The library forks in a thread, at any time: also while it is being told to stop.
+        with signals.held_back():
+            super()._start_worker(service_id, worker_id)
 
     def _on_signal_received(self, sig: int) -> None:
         super()._on_signal_received(signal.SIGTERM if sig == signal.SIGINT else sig)

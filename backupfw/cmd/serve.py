@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import FrameType
 from typing import Any
 
 from backupfw.cmd import state
 from backupfw.cmd.configure import add_command, load
 from backupfw.cmd.reload import reloader
+from backupfw.cmd.signals import until_stopped
 from backupfw.conf import api, logging
 
 
@@ -27,31 +22,6 @@ def add_parser(commands: Any) -> None:
         parser.add_argument("--listen", metavar="ADDRESS", help="address to listen on ([api] listen)")
         parser.add_argument("--port", metavar="N", help="TCP port to listen on, 0 for any ([api] port)")
     add_command(commands, "worker", run_worker, "Run a worker only.")
-
-
-@contextmanager
-def _until_stopped(reload: Callable[[], None]) -> Iterator[threading.Event]:
-    """Yield an event that the first SIGINT or SIGTERM sets; the second one ends the process at once.
-
-    :param reload: what SIGHUP does, in a thread of its own.
-    """
-    stop = threading.Event()
-
-    def handle(number: int, _frame: FrameType | None) -> None:
-        if stop.is_set():
-            os._exit(128 + number)
-        stop.set()
-
-    def hang_up(_number: int, _frame: FrameType | None) -> None:
-        threading.Thread(target=reload, name="reload", daemon=True).start()
-
-    old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    old[signal.SIGHUP] = signal.signal(signal.SIGHUP, hang_up)
-    try:
-        yield stop
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
 
 
 def _overrides(args: argparse.Namespace) -> list[tuple[str, str, object]]:
@@ -70,7 +40,10 @@ def serve(args: argparse.Namespace) -> int:
 
     # Told before anything is made.
     app.check(conf)
-    with _until_stopped(reloader(args, overrides, conf)) as stop, state.only_service(conf.state_dir):
+    with (
+        until_stopped(reloader(args, overrides, conf), conf.backup.stop_seconds) as stop,
+        state.only_service(conf.state_dir),
+    ):
         database.prepare(conf)
         with service.EmbeddedService(conf) as running:
             print(f"backupfw ready on {running.url} (state {conf.state_dir})", flush=True)
@@ -89,7 +62,7 @@ def run_api(args: argparse.Namespace) -> int:
 
     # Told before anything is made.
     app.check(conf)
-    with _until_stopped(reloader(args, overrides, conf)) as stop:
+    with until_stopped(reloader(args, overrides, conf), conf.backup.stop_seconds) as stop:
         database.prepare(conf)
         service.run_api(conf, stop, lambda url: print(f"backupfw api ready on {url}", flush=True))
     return 0

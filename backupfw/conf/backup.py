@@ -74,8 +74,8 @@ OPTS = (
         default=60,
         min=1,
         max=3600,
-        help="Seconds a worker process gets to stop; it usually needs a few.  Then it is ended, and its tasks"
-        " are taken over when their leases run out.",
+        help="Seconds a process of this service gets to stop; it usually needs a few.  Then it is ended, and"
+        " a worker's tasks are taken over when their leases run out.",
     ),
     cfg.BoolOpt(
         "refuse_delete_of_parents",
