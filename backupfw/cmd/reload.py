@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from oslo_log import log
 
 from backupfw.cmd.configure import load
+from backupfw.conf import logging
 from backupfw.conf.reread import reread
 from backupfw.errors import ConfigError
 
@@ -34,6 +35,8 @@ def reloader(
         with one_at_a_time:
             try:
                 changed = reread(conf, lambda: load(args, overrides))
+                # With another 'debug' oslo.log has set the level for everybody.
+                logging.set_levels(conf)
             except ConfigError as error:
                 LOG.error("The configuration stays as it was: %s", error)
             except Exception:

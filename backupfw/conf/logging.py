@@ -14,15 +14,8 @@ from backupfw.context import current_request
 #: A log line; ``request`` is the id of the request that caused it.
 FORMAT = "%(asctime)s.%(msecs)03d %(process)d %(levelname)s %(name)s [{request}] %(message)s"
 
-#: Libraries that tell more than an operator wants at the level of the service itself.
-QUIET = (
-    "alembic=WARNING",
-    "oslo.messaging=WARNING",
-    "sqlalchemy=WARNING",
-    "stevedore=WARNING",
-    "urllib3.connectionpool=WARNING",
-    "waitress=WARNING",
-)
+#: Groups of entry points whose packages log as this service does: drivers and providers.
+_PLUG_INS = ("backupfw.chunkstore", "backupfw.volume")
 
 
 def register_opts(conf: cfg.ConfigOpts) -> None:
@@ -33,7 +26,8 @@ def register_opts(conf: cfg.ConfigOpts) -> None:
     """
     for _section, opts in list_opts():
         conf.register_opts(opts)
-    conf.set_default("default_log_levels", list(QUIET))
+    # What other libraries tell, see set_levels.
+    conf.set_default("default_log_levels", [])
     # Standard output is for what was asked for: ids, paths, the line that says "ready".
     conf.set_default("use_stderr", True)
     # One format; a line that no request caused has a dash.
@@ -69,5 +63,22 @@ def setup(conf: cfg.ConfigOpts, quiet: bool = False) -> None:
     log.setup(conf, "backupfw")
     for handler in logging.getLogger().handlers:
         handler.addFilter(RequestFilter())
-    if quiet and not conf.debug:
-        logging.getLogger().setLevel(logging.WARNING)
+    set_levels(conf, quiet)
+
+
+def set_levels(conf: cfg.ConfigOpts, quiet: bool = False) -> None:
+    """Let the service and its plug-ins tell what ``debug`` says, and everybody else warnings only.
+
+    A library of a store's maker may log each of its requests.  Who wants to see that names its logger in
+    ``default_log_levels``, or has a file for ``log_config_append``, which alone counts then.
+
+    :param quiet: warnings and worse only, unless ``debug`` is set.
+    """
+    if conf.log_config_append:
+        return
+    logging.getLogger().setLevel(logging.WARNING)
+    level = logging.DEBUG if conf.debug else logging.WARNING if quiet else logging.INFO
+    asked = {pair.partition("=")[0] for pair in conf.default_log_levels}
+    plug_ins = {point.module.partition(".")[0] for group in _PLUG_INS for point in entry_points(group=group)}
+    for name in {"backupfw", *plug_ins} - asked:
+        logging.getLogger(name).setLevel(level)
