@@ -2,7 +2,7 @@
 
 oslo.policy itself looks at the file in every call and changes its rules one by one, so that a call beside
 it may find a rule missing.  Here a changed file is read into a new enforcer, which takes the old one's
-place when it is whole; a file that became wrong leaves the old one in force.
+place when it is whole; a file that became wrong, or vanished, leaves the old one in force.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ LOG = log.getLogger(__name__)
 
 #: How often the files are looked at, seconds.
 LOOK_SECONDS = 1.0
+#: How often it is told that a file is gone, seconds.
+TELL_SECONDS = 60.0
 #: How many decisions are remembered.
 MAX_DECISIONS = 8192
 
@@ -62,10 +64,26 @@ def register(enforcer: policy.Enforcer) -> policy.Enforcer:
     return enforcer
 
 
+def _named(conf: cfg.ConfigOpts) -> bool:
+    """Whether the operator says where the policy file is."""
+    found = conf.get_location("policy_file", "oslo_policy")
+    return found is not None and bool(found.location.is_user_controlled)
+
+
+def _file(conf: cfg.ConfigOpts) -> str | None:
+    """Return the policy file that counts, if one is there."""
+    name: str = conf.oslo_policy.policy_file
+    found: str | None = conf.find_file(name)
+    if found is None and not _named(conf):
+        # A state directory without one: it may be beside the configuration.
+        found = conf.find_file(os.path.basename(name))
+    return found
+
+
 def _files(conf: cfg.ConfigOpts) -> Iterator[str]:
     """Yield the policy files that are there, in the order they count."""
     section = conf.oslo_policy
-    path = conf.find_file(section.policy_file)
+    path = _file(conf)
     if path:
         yield path
     for name in section.policy_dirs:
@@ -102,14 +120,10 @@ def _load(conf: cfg.ConfigOpts) -> policy.Enforcer:
         raise _wrong(conf, error) from error
     for path in found:
         _check_text(conf, path)
-    named = conf.get_location("policy_file", "oslo_policy")
-    if (
-        named is not None
-        and named.location.is_user_controlled
-        and not conf.find_file(conf.oslo_policy.policy_file)
-    ):
+    file = _file(conf)
+    if file is None and _named(conf):
         raise _wrong(conf, "no such file")
-    enforcer = register(policy.Enforcer(conf))
+    enforcer = register(policy.Enforcer(conf, policy_file=file))
     try:
         enforcer.load_rules(force_reload=True)
         enforcer.check_rules(raise_on_violation=True)
@@ -242,6 +256,7 @@ class FilePolicy:
         self._lock = threading.Lock()
         self._loaded = _Loaded(conf)
         self._seen = self._loaded.state
+        self._tell_at = 0.0
         self._look_at = time.monotonic() + LOOK_SECONDS
 
     def allows(self, context: RequestContext, rule: str, project_id: str) -> bool:
@@ -265,6 +280,17 @@ class FilePolicy:
 
     def _refresh(self) -> None:
         state = _look(self._conf)
+        # Whoever removes a file by mistake must not give rights away with it.
+        gone = [path for path, *_ in self._loaded.state if not os.path.exists(path)]
+        if gone:
+            if state != self._seen or time.monotonic() >= self._tell_at:
+                LOG.error(
+                    "The policy stays as it was, but its file is gone, put it back: %s",
+                    ", ".join(gone),
+                )
+                self._tell_at = time.monotonic() + TELL_SECONDS
+            self._seen = state
+            return
         if state == self._seen:
             return
         self._seen = state

@@ -62,9 +62,8 @@ def apply(conf: cfg.ConfigOpts, state_dir: str) -> None:
     conf.set_override("state_dir", state_dir)
     conf.set_default("connection", "sqlite:///$state_dir/backupfw.sqlite", "database")
     conf.set_default("noauth_roles", ["admin"], "api")
-    policy = Path(state_dir) / POLICY_FILE
-    if policy.is_file():
-        conf.set_default("policy_file", str(policy), "oslo_policy")
+    # It may come at any time; until then those beside the configuration files count.
+    conf.set_default("policy_file", str(Path(state_dir) / POLICY_FILE), "oslo_policy")
     # Whoever owns the disk decides what it holds; a limit that is set, here or through the API, holds.
     for option in quota.OPTS:
         conf.set_default(option.name, -1, quota.GROUP)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
 import re
 import threading
 from collections.abc import Callable
@@ -21,6 +20,8 @@ from backupfw.api.controllers import table
 from backupfw.api.controllers.base import Settings
 from backupfw.api.enforcer import FilePolicy
 from backupfw.api.policies import Level
+from backupfw.cmd.configure import plug_ins
+from backupfw.conf import load
 from backupfw.conf import policy as policy_conf
 from backupfw.context import RequestContext
 from backupfw.errors import ConfigError
@@ -147,8 +148,52 @@ def test_a_change_counts_without_a_restart(folder: Path) -> None:
     assert not chosen.allows(caller("member"), "backup:create", "blue")
     (folder / "policy.yaml").write_text('"backup:create": "role:member "\n')
     assert chosen.allows(caller("member"), "backup:create", "another")
-    os.unlink(folder / "policy.yaml")
-    assert not chosen.allows(caller("member"), "backup:create", "another")
+
+
+@pytest.mark.parametrize("name", ["policy.yaml", "policy.d/1.yaml"])
+def test_a_file_that_vanished_gives_no_rights_away(
+    folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (folder / "policy.d").mkdir()
+    path = folder / name
+    path.write_text('"backup:create": "!"\n')
+    chosen = policy_of(folder)
+    path.unlink()
+    for _ in range(2):
+        assert not chosen.allows(caller("member"), "backup:create", "blue")
+    said = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert len(said) == 1
+    assert str(path) in said[0]
+    # Again and again, and whatever else comes meanwhile.
+    monkeypatch.setattr(enforcer, "TELL_SECONDS", 0)
+    (folder / "policy.d" / "2.yaml").write_text('"backup:get": "!"\n')
+    for _ in range(2):
+        assert not chosen.allows(caller("member"), "backup:create", "blue")
+        assert chosen.allows(caller("member"), "backup:get", "blue")
+    assert caplog.text.count("its file is gone") == 5
+    path.write_text("")
+    assert chosen.allows(caller("member"), "backup:create", "blue")
+    assert not chosen.allows(caller("member"), "backup:get", "blue")
+
+
+def test_a_file_that_comes_into_the_state_directory_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in the embedded profile: the file's place is known before it is there."""
+    monkeypatch.setattr(enforcer, "LOOK_SECONDS", 0)
+    state, beside = tmp_path / "state", tmp_path / "etc"
+    for folder in (state, beside):
+        folder.mkdir()
+    file = beside / "own.conf"
+    file.write_text("")
+    conf = load.load(plug_ins(), state_dir=str(state), config_files=[str(file)]).conf
+    chosen = FilePolicy(conf)
+    assert chosen.allows(caller("member"), "backup:create", "blue")
+    (beside / "policy.yaml").write_text('"backup:create": "role:one"\n')
+    assert not chosen.allows(caller("member"), "backup:create", "blue")
+    (state / "policy.yaml").write_text('"backup:create": "role:two"\n')
+    assert not chosen.allows(caller("one"), "backup:create", "blue")
+    assert chosen.allows(caller("two"), "backup:create", "blue")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Who tells what in the log: the service and its plug-ins much, other libraries only warnings unless asked."""
+"""Who tells what in the log: the service and its plug-ins much, other libraries only warnings by default."""
 
 from __future__ import annotations
 
