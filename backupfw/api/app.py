@@ -42,7 +42,16 @@ def settings_of(conf: Any) -> Settings:
         noauth_roles=tuple(api.noauth_roles),
         availability_zone=conf.availability_zone,
         resource_filters=resource_filters.load(api.resource_filters_file),
+        **_identity_of(conf),
     )
+
+
+def _identity_of(conf: Any) -> dict[str, Any]:
+    if conf.api.auth_strategy != "keystone":
+        return {}
+    from backupfw.api.identity.keystone import Projects
+
+    return {"knows_project": Projects(conf).known}
 
 
 def check(conf: Any) -> None:

@@ -54,8 +54,14 @@ _QUERIES: Mapping[str, Sequence[tuple[str, ApiVersion, Mapping[str, Any], str]]]
         (name, microversions.LIMITS_OF_PROJECT, _TEXT, "Another project; for administrators.")
         for name in ("project_id", "tenant_id")
     ),
+    "PUT /os-quota-sets/{target}": (
+        ("skip_validation", versions.V2, _BOOLEAN, "Take limits below what is used."),
+    ),
     "GET /os-services": tuple(
         (name, versions.V2, _TEXT, f"Only those of this {name}.") for name in ("host", "binary")
+    ),
+    "GET /os-hosts": tuple(
+        (name, versions.V2, _TEXT, f"Only those of this {name}.") for name in ("zone", "service")
     ),
     "GET /resource_filters": (("resource", versions.V2, _TEXT, "Only those of this resource."),),
 }

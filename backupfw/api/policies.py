@@ -311,6 +311,12 @@ _TABLE = (
         ("DELETE /snapshots/{snapshot_id}/metadata/{key}",),
     ),
     Rule(
+        "snapshot_extension:snapshot_actions:update_snapshot_status",
+        Level.MEMBER,
+        "Say how far a snapshot is that is being made or removed.",
+        ("POST /snapshots/{snapshot_id}/action (os-update_snapshot_status)",),
+    ),
+    Rule(
         "volume_extension:snapshot_admin_actions:reset_status",
         Level.ADMIN,
         "Reset a snapshot's status.",
@@ -370,6 +376,15 @@ _TABLE = (
             "PUT /os-services/enable",
             "PUT /os-services/disable",
             "PUT /os-services/disable-log-reason",
+        ),
+    ),
+    Rule(
+        "volume_extension:hosts",
+        Level.ADMIN,
+        "List hosts, and what is on them.",
+        (
+            "GET /os-hosts",
+            "GET /os-hosts/{host}",
         ),
     ),
     Rule("volume:freeze_host", Level.ADMIN, "Drain a host's worker.", ("PUT /os-services/freeze",)),

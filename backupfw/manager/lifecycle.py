@@ -51,6 +51,21 @@ RESTORING_BACKUP = "restoring-backup"
 ERROR_RESTORING = "error_restoring"
 """A volume that a restore left half written."""
 
+ATTACHING = "attaching"
+"""A volume that somebody is about to use; set by administrators only, as the four that follow."""
+
+DETACHING = "detaching"
+"""A volume that somebody is about to stop using."""
+
+MAINTENANCE = "maintenance"
+"""A volume that an administrator works on."""
+
+MANAGING = "managing"
+"""A volume that is being taken over."""
+
+ERROR_MANAGING = "error_managing"
+"""A volume that could not be taken over."""
+
 EXTENDING = "extending"
 """A volume that is being made larger."""
 
@@ -163,8 +178,17 @@ TRANSIENT = frozenset({CREATING, RESTORING, DELETING, BACKING_UP, RESTORING_BACK
 
 #: Statuses an administrator may set; a volume's or snapshot's reset checks more than this table.
 RESETS = {
-    Volume: (CREATING, AVAILABLE, IN_USE, DELETING, ERROR, ERROR_DELETING, ERROR_RESTORING, ERROR_EXTENDING),
+    Volume: (
+        *(CREATING, AVAILABLE, IN_USE, DELETING, ERROR, ERROR_DELETING, ERROR_RESTORING, ERROR_EXTENDING),
+        *(ATTACHING, DETACHING, MAINTENANCE, MANAGING, ERROR_MANAGING),
+    ),
     Snapshot: (CREATING, AVAILABLE, DELETING, ERROR, ERROR_DELETING),
+}
+
+#: Statuses that whoever makes or removes a snapshot may report of it, by the one it has.
+SNAPSHOT_REPORTS = {
+    CREATING: (CREATING, AVAILABLE, ERROR),
+    DELETING: (DELETING, ERROR_DELETING),
 }
 
 _MACHINES: tuple[tuple[str, type], ...] = (

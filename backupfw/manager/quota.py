@@ -195,17 +195,23 @@ class QuotaManager:
         """Return the limits of projects that have none of their own."""
         return self.class_show(DEFAULT_CLASS)
 
-    def update(self, project_id: str, limits: Mapping[str, int]) -> dict[str, int]:
+    def update(self, project_id: str, limits: Mapping[str, int], *, force: bool = False) -> dict[str, int]:
         """Set some of a project's limits and return all of them.
 
-        A limit below what is used is allowed: nothing more is granted until enough was deleted.
-
-        :raises InvalidInput: an unknown resource, or a limit out of range.
+        :param force: allow a limit below what is used: nothing more is granted until enough was deleted.
+        :raises InvalidInput: an unknown resource, a limit out of range, or below what is used.
         """
         chosen = _checked(limits)
 
         def work(session: Session) -> dict[str, int]:
             lock_project(session, project_id)
+            used = {} if force else usage_of(session, project_id, chosen)
+            for resource, amount in used.items():
+                if UNLIMITED < chosen[resource] < amount:
+                    raise InvalidInput(
+                        f"Quota limit {resource} must not be below what is used: {amount}, but is"
+                        f" {chosen[resource]}."
+                    )
             for resource, limit in chosen.items():
                 session.merge(Quota(project_id=project_id, resource=resource, hard_limit=limit))
             session.flush()

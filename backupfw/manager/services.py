@@ -14,12 +14,12 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from oslo_db.exception import DBDuplicateEntry
-from sqlalchemy import select, update
+from sqlalchemy import func, or_, select, update
 from sqlalchemy.orm import Session
 
 from backupfw.db import models
 from backupfw.db.session import now
-from backupfw.errors import NotFound
+from backupfw.errors import InvalidInput, NotFound
 from backupfw.manager import rows
 
 if TYPE_CHECKING:
@@ -36,6 +36,22 @@ class ServiceNotFound(NotFound):
     """No such service."""
 
     noun = "Service"
+
+
+class HostNotFound(NotFound):
+    """No such host."""
+
+    noun = "Host"
+
+
+@dataclass(frozen=True, slots=True)
+class HostUsage:
+    """What a project has on a host: how many, and their GiB."""
+
+    volumes: int
+    volume_gigabytes: int
+    snapshots: int
+    snapshot_gigabytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +95,9 @@ def services(
     """Return the known services, by host and binary."""
     statement = select(models.Service).order_by(models.Service.host, models.Service.binary)
     if host is not None:
-        statement = statement.where(models.Service.host == host)
+        # A host's name also stands for what is behind an "@" on it.
+        part = models.Service.host.startswith(f"{host}@", autoescape=True)
+        statement = statement.where(or_(models.Service.host == host, part))
     if binary is not None:
         statement = statement.where(models.Service.binary == binary)
     oldest = now(session) - timedelta(seconds=conf.service_down_time)
@@ -154,10 +172,40 @@ class ServiceManager:
     def list(
         self, ctx: RequestContext, *, host: str | None = None, binary: str | None = None
     ) -> Sequence[Service]:
-        """Return the services by host and binary; ``host`` and ``binary`` narrow them down exactly."""
+        """Return the services by host and binary.
+
+        :param host: only those of this host; ``node`` is also the host of ``node@store``.
+        :param binary: only those of this binary.
+        """
         del ctx  # the API's policy lets administrators in only
         with self._db.read() as session:
             return services(session, self._conf, host=host, binary=binary)
+
+    def usage_of_host(self, ctx: RequestContext, host: str) -> Mapping[str, HostUsage]:
+        """Return what the volumes that this host's workers alone can open are, by project.
+
+        :raises HostNotFound: none of its services ever reported itself.
+        """
+        del ctx
+        found: dict[str, list[int]] = {}
+        volumes = models.Volume.host == host
+        with self._db.read() as session:
+            if not services(session, self._conf, host=host):
+                raise HostNotFound(host)
+            for row, place in (
+                (models.Volume, volumes),
+                (models.Snapshot, models.Snapshot.volume_id.in_(select(models.Volume.id).where(volumes))),
+            ):
+                totals = (
+                    select(row.project_id, func.count(), func.sum(row.size))
+                    .where(place, row.deleted.is_(False))
+                    .group_by(row.project_id)
+                )
+                for project, count, size in session.execute(totals):
+                    counts = found.setdefault(project, [0, 0, 0, 0])
+                    at = 0 if row is models.Volume else 2
+                    counts[at : at + 2] = [int(count), int(size)]
+        return {project: HostUsage(*counts) for project, counts in sorted(found.items())}
 
     def is_up(self, service: Service) -> bool:
         """Say whether a listed service was up when it was listed."""
@@ -182,10 +230,14 @@ class ServiceManager:
         A frozen worker goes on with what runs and takes nothing new, so it drains; it counts as one that
         lives: what only it can serve waits for it.
 
-        :raises ServiceNotFound: it never reported itself.
+        :raises InvalidInput: no worker of this host ever reported itself.
         """
         del ctx
-        return self._set(host, BACKUP_BINARY, frozen=frozen)
+        try:
+            return self._set(host, BACKUP_BINARY, frozen=frozen)
+        except ServiceNotFound as error:
+            # Clients know a host that is not there as a value that is wrong.
+            raise InvalidInput(f"Host {host} could not be found.") from error
 
     def _set(self, host: str, binary: str, **values: Any) -> Service:
         def work(session: Session) -> Service:
@@ -194,10 +246,10 @@ class ServiceManager:
                 .where(models.Service.host == host, models.Service.binary == binary)
                 .values(**values)
             )
-            found = services(session, self._conf, host=host, binary=binary)
-            if not found:
-                raise ServiceNotFound(binary)
-            return found[0]
+            for found in services(session, self._conf, host=host, binary=binary):
+                if found.host == host:
+                    return found
+            raise ServiceNotFound(binary)
 
         return self._db.run(work)
 

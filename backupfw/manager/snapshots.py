@@ -217,6 +217,33 @@ class SnapshotManager(MetadataMethods):
 
         self._change(work)
 
+    def update_status(
+        self, ctx: RequestContext, snapshot_id: str, status: str, progress: str | None = None
+    ) -> None:
+        """Say how far a snapshot is that is being made or removed; a task that does it is cancelled.
+
+        :param progress: e.g. ``80%``; None leaves it.
+        :raises SnapshotNotFound: there is none, or not for this caller.
+        :raises InvalidInput: the status does not follow from the one it has.
+        :raises InvalidSnapshot: it has no storage and so cannot be available.
+        """
+
+        def work(session: Session) -> None:
+            snapshot = self._locked(session, ctx, snapshot_id)
+            if status not in lifecycle.SNAPSHOT_REPORTS.get(snapshot.status, ()):
+                raise InvalidInput(
+                    f"Provided snapshot status {status[:64]} not allowed for snapshot with status"
+                    f" {snapshot.status}."
+                )
+            if status == lifecycle.AVAILABLE and snapshot.location is None:
+                raise InvalidSnapshot(f"Snapshot {snapshot_id} has no storage, so it cannot be {status}.")
+            values = {} if progress is None else {"progress": progress}
+            if status != snapshot.status:
+                tasks.cancel(session, snapshot_id, _OWN_TASKS)
+            lifecycle.move(session, models.Snapshot, snapshot_id, lifecycle.reset(status), **values)
+
+        self._change(work)
+
     def _locked(self, session: Session, ctx: RequestContext, snapshot_id: str) -> models.Snapshot:
         """Lock the snapshot, after its volume: the order in which everybody locks them."""
         volume_id = find_snapshot(session, ctx, snapshot_id).volume_id

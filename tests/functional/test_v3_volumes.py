@@ -259,7 +259,7 @@ def test_what_a_backup_service_does_not_have(
     for action in ("os-volume_upload_image", "os-migrate_volume", "os-reserve"):
         refused = admin.at(version).post(f"/volumes/{volume}/action", {action: {}}, 400)
         assert message(refused) == f"There is no such action: {action}."
-    for path in ("/attachments", "/clusters", "/os-hosts"):
+    for path in ("/attachments", "/clusters", "/scheduler-stats"):
         admin.at(version).get(path, 404)
         admin.at(version).post(path, {"x": {}}, 404)
 

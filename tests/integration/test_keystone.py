@@ -231,6 +231,38 @@ def test_another_projects_backup_is_not_there(world: World, backup: str) -> None
     assert admin.expect(200, "GET", "/backups") == {"backups": []}
 
 
+def test_nothing_is_kept_for_a_project_that_there_is_not(world: World, identity: Keystone) -> None:
+    user = identity.service
+    role = identity.request("GET", "/roles?name=admin")["roles"][0]["id"]
+    identity.request("PUT", f"/projects/{user.project_id}/users/{user.id}/roles/{role}")
+    admin = world.client("admin")
+    body = {"volume_type": {"name": "secret", "os-volume-type-access:is_public": False}}
+    kind = admin.expect(200, "POST", "/types", body)["volume_type"]["id"]
+    there = identity.add_project("to-be-limited")
+    for project in (NOBODY, there):
+        good = project == there
+        answers = (
+            admin.expect(
+                200 if good else 400, "PUT", f"/os-quota-sets/{project}", {"quota_set": {"backups": 3}}
+            ),
+            admin.expect(
+                202 if good else 400,
+                "POST",
+                f"/types/{kind}/action",
+                {"addProjectAccess": {"project": project}},
+            ),
+        )
+        for answer in answers if not good else ():
+            assert answer["badRequest"]["message"] == f"Project ID {NOBODY} is not a valid project."
+    # Nothing that is typed leads elsewhere in Keystone.
+    admin.expect(
+        400, "POST", f"/types/{kind}/action", {"addProjectAccess": {"project": f"../projects/{there}"}}
+    )
+    # What there was of one that is gone can be looked at and removed.
+    admin.expect(200, "GET", f"/os-quota-sets/{NOBODY}")
+    admin.expect(200, "DELETE", f"/os-quota-sets/{NOBODY}")
+
+
 def test_the_system_has_its_own_scope(world: World, backup: str) -> None:
     people = {}
     for role in ("reader", "admin"):

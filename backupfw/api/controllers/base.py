@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from backupfw import errors
+from backupfw.api import errors as api_errors
 from backupfw.api import policies, resource_filters
 from backupfw.api.query import Listing, ListingRules, listing
 from backupfw.api.routing import Call, Route
@@ -50,6 +51,7 @@ class Settings:
     :ivar trust_forwarded: whether ``X-Forwarded-*`` headers are believed.
     :ivar noauth_roles: roles of requests that name none, under ``noauth``.
     :ivar resource_filters: the filters that everybody may use from 3.31 on, by resource.
+    :ivar knows_project: whether there is a project with this id, as far as can be told.
     """
 
     max_limit: int = 1000
@@ -60,6 +62,7 @@ class Settings:
     noauth_roles: tuple[str, ...] = ("member",)
     availability_zone: str = "nova"
     resource_filters: Mapping[str, Sequence[str]] = field(default_factory=lambda: resource_filters.DEFAULT)
+    knows_project: Callable[[str], bool] = lambda _project: True
 
 
 class Controller:
@@ -91,6 +94,14 @@ class Controller:
         """
         if other_id and call.context.is_admin:
             self.enforce(call, rule, project_of(call.context, other_id))
+
+    def expect_project(self, project_id: str) -> None:
+        """Refuse to keep something for a project that there is not.
+
+        :raises BadRequest: the identity service does not know it.
+        """
+        if not self.settings.knows_project(project_id):
+            raise api_errors.BadRequest(f"Project ID {project_id} is not a valid project.")
 
     def listing(self, call: Call, rules: ListingRules) -> Listing:
         """Read the query of a listing; see :func:`query.listing`."""

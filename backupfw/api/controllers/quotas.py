@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from backupfw.api import errors as api_errors
-from backupfw.api import microversions
+from backupfw.api import microversions, words
 from backupfw.api.controllers.base import Controller
 from backupfw.api.routing import Call, Route
 from backupfw.api.schemas import quotas as schemas
@@ -63,7 +63,10 @@ class QuotasController(Controller):
         """``PUT /os-quota-sets/{project}``."""
         target = _name(call, "target")
         self.enforce(call, "volume_extension:quotas:update", target)
-        return {"quota_set": self.managers.quota.update(target, _given_limits(call.body["quota_set"]))}
+        self.expect_project(target)
+        wanted = call.body["quota_set"]
+        force = call.query.flag("skip_validation") or words.boolean(wanted.get("force") or False, "force")
+        return {"quota_set": self.managers.quota.update(target, _given_limits(wanted), force=force)}
 
     def delete(self, call: Call) -> None:
         """``DELETE /os-quota-sets/{project}``: the defaults hold again."""

@@ -13,7 +13,7 @@ from backupfw.api.views.common import timestamp
 
 
 class ServicesController(Controller):
-    """``/os-services``."""
+    """``/os-services`` and ``/os-hosts``."""
 
     def routes(self) -> Sequence[Route]:
         """Return the lines of the route table."""
@@ -29,6 +29,8 @@ class ServicesController(Controller):
             ),
             Route("PUT", "/os-services/freeze", self.freeze, schema=schemas.host),
             Route("PUT", "/os-services/thaw", self.thaw, schema=schemas.host),
+            Route("GET", "/os-hosts", self.hosts),
+            Route("GET", "/os-hosts/{host}", self.show_host),
         ]
 
     def index(self, call: Call) -> dict[str, Any]:
@@ -76,6 +78,48 @@ class ServicesController(Controller):
     def thaw(self, call: Call) -> None:
         """``PUT /os-services/thaw``."""
         self._set_frozen(call, "volume:thaw_host", False)
+
+    def hosts(self, call: Call) -> dict[str, Any]:
+        """``GET /os-hosts``; ``?zone`` and ``?service`` choose."""
+        self.enforce(call, "volume_extension:hosts")
+        zone, binary = call.query.get("zone"), call.query.get("service")
+        shown = [
+            {
+                "host_name": service.host,
+                "service": service.binary,
+                "zone": service.availability_zone or self.settings.availability_zone,
+                "service-status": "available" if service.up else "unavailable",
+                "service-state": service.status,
+                "last-update": timestamp(service.reported_at),
+            }
+            for service in self.managers.services.list(call.context, binary=binary or None)
+        ]
+        return {"hosts": [each for each in shown if zone in (None, "", each["zone"])]}
+
+    def show_host(self, call: Call) -> dict[str, Any]:
+        """``GET /os-hosts/{host}``: the volumes there that no other host can open, in all and by project."""
+        self.enforce(call, "volume_extension:hosts")
+        host = call.args["host"]
+        usage = self.managers.services.usage_of_host(call.context, host)
+        figures = [
+            (each.volumes, each.volume_gigabytes, each.snapshots, each.snapshot_gigabytes)
+            for each in usage.values()
+        ]
+        totals = tuple(map(sum, zip(*figures, strict=True))) or (0, 0, 0, 0)
+        names = ("volume_count", "total_volume_gb", "snapshot_count", "total_snapshot_gb")
+        return {
+            "host": [
+                {
+                    # Texts, as clients expect them.
+                    "resource": {
+                        "host": host,
+                        "project": project,
+                        **dict(zip(names, map(str, counts), strict=True)),
+                    }
+                }
+                for project, counts in zip(("(total)", *usage), (totals, *figures), strict=True)
+            ]
+        }
 
     def _set_frozen(self, call: Call, rule: str, frozen: bool) -> None:
         self.enforce(call, rule)

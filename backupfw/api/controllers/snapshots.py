@@ -72,6 +72,7 @@ class SnapshotsController(Controller):
                 actions={
                     "os-reset_status": Action(self.reset_status, schemas.reset_status),
                     "os-force_delete": Action(self.force_delete, schemas.force_delete),
+                    "os-update_snapshot_status": Action(self.update_status, schemas.update_status),
                 },
             ),
             *metadata.routes(),
@@ -106,6 +107,8 @@ class SnapshotsController(Controller):
         self.enforce(call, "volume:create_snapshot")
         wanted: Mapping[str, Any] = call.body["snapshot"]
         volume_id = id_of(wanted["volume_id"])
+        if volume_id is None:
+            raise errors.VolumeNotFound("None")
         self.enforce_on(call, "volume:create_snapshot", self.managers.volumes.project_of, volume_id)
         name, description = display_fields(wanted)
         snapshot = self.managers.snapshots.create(
@@ -139,6 +142,18 @@ class SnapshotsController(Controller):
         snapshot = self._get(call, "volume_extension:snapshot_admin_actions:reset_status")
         status = call.body["os-reset_status"]["status"].lower()
         self.managers.snapshots.reset_status(call.context, snapshot.id, status)
+
+    def update_status(self, call: Call) -> None:
+        """Action ``os-update_snapshot_status``: who makes or removes a snapshot says how far it is."""
+        snapshot = self._get(call, "snapshot_extension:snapshot_actions:update_snapshot_status")
+        wanted = call.body["os-update_snapshot_status"]
+        progress = wanted.get("progress")
+        self.managers.snapshots.update_status(
+            call.context,
+            snapshot.id,
+            wanted["status"],
+            None if progress is None else f"{progress.removesuffix('%')}%",
+        )
 
     def force_delete(self, call: Call) -> None:
         """Action ``os-force_delete``."""

@@ -16,6 +16,7 @@ _EXTENSIONS = (
     ("os-admin-actions", "AdminActions", "Status reset and force delete."),
     ("os-availability-zone", "AvailabilityZones", "Availability zones."),
     ("os-extended-snapshot-attributes", "ExtendedSnapshotAttributes", "Progress and project of snapshots."),
+    ("os-hosts", "Hosts", "Hosts, and what is on them."),
     ("os-quota-class-sets", "QuotaClasses", "Limits of quota classes."),
     ("os-quota-sets", "Quotas", "Limits of projects."),
     ("os-services", "Services", "Workers and their state."),

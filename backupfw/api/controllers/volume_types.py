@@ -200,7 +200,9 @@ class VolumeTypesController(Controller):
     def allow(self, call: Call) -> None:
         """Action ``addProjectAccess``."""
         kind = self._get(call, "volume_extension:volume_type_access:addProjectAccess")
-        self.managers.types.allow(call.context, kind.id, call.body["addProjectAccess"]["project"])
+        project = call.body["addProjectAccess"]["project"]
+        self.expect_project(project)
+        self.managers.types.allow(call.context, kind.id, project)
 
     def refuse(self, call: Call) -> None:
         """Action ``removeProjectAccess``."""
@@ -220,6 +222,7 @@ class VolumeTypesController(Controller):
     def set_default(self, call: Call) -> dict[str, Any]:
         """``PUT /default-types/{project}``."""
         project = self._project(call, "volume_extension:default_set_or_update")
+        self.expect_project(project)
         wanted = call.body["default_type"]["volume_type"]
         return {
             "default_type": _default(

@@ -6,12 +6,17 @@ Version documents pass without a token: clients read them before they have one.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable
 from typing import Any
+from urllib.parse import quote
 
 import webob.exc
 from keystoneauth1 import exceptions as keystone_errors
+from keystoneauth1 import loading, plugin
+from keystoneauth1.adapter import Adapter
 from keystonemiddleware import auth_token
+from oslo_log import log
 
 from backupfw import errors
 from backupfw.api import errors as api_errors
@@ -22,6 +27,8 @@ from backupfw.api.middleware import Environ, WsgiApp
 from backupfw.api.policies import Policy
 from backupfw.conf.identity import GROUP
 from backupfw.context import RequestContext
+
+LOG = log.getLogger(__name__)
 
 #: Where the middleware finds the cache of validated tokens.
 _CACHE = "backupfw.token_cache"
@@ -39,6 +46,48 @@ class _AuthProtocol(auth_token.AuthProtocol):  # type: ignore[misc]
             return super().fetch_token(token, **options)
         except (webob.exc.HTTPServiceUnavailable, keystone_errors.ClientException) as error:
             raise errors.ServiceUnavailable("The identity service is temporarily unavailable.") from error
+
+
+class Projects:
+    """Asks Keystone whether there is a project, as the service's own user.  Thread-safe.
+
+    :param conf: the configuration (oslo.config), with ``[keystone_authtoken]`` registered.
+    """
+
+    def __init__(self, conf: Any) -> None:
+        self._conf = conf
+        self._identity = functools.cache(self._connect)
+
+    def _connect(self) -> Adapter:
+        group = self._conf[GROUP]
+        session = loading.session.Session().load_from_options(
+            insecure=group.insecure,
+            cacert=group.cafile,
+            cert=group.certfile,
+            key=group.keyfile,
+            timeout=group.http_connect_timeout,
+            auth=loading.load_auth_from_conf_options(self._conf, GROUP),
+        )
+        interface: Any = plugin.AUTH_INTERFACE
+        return Adapter(session, interface=interface, min_version="3", max_version="3.latest")
+
+    def known(self, project_id: str) -> bool:
+        """Say whether there is a project with this id; yes where Keystone does not let its user know.
+
+        :raises ServiceUnavailable: it says nothing.
+        """
+        try:
+            answer = self._identity().get(f"/projects/{quote(project_id, safe='')}", raise_exc=False)
+        except keystone_errors.ClientException as error:
+            raise errors.ServiceUnavailable("The identity service is temporarily unavailable.") from error
+        if answer.status_code not in (200, 404):
+            LOG.warning(
+                "Keystone does not say whether there is a project %s (status %d): the service's user needs a"
+                " role that may read projects",
+                project_id,
+                answer.status_code,
+            )
+        return bool(answer.status_code != 404)
 
 
 def _words(text: str | None) -> frozenset[str]:

@@ -148,6 +148,19 @@ _PROGRESS = exactly(
 )
 _SWITCHED = {"host": TEXT, "service": TEXT, "binary": TEXT, "disabled": FLAG, "status": TEXT}
 _SWITCHED_WITH_REASON = exactly({**_SWITCHED, "disabled_reason": TEXT_OR_NULL})
+_HOST = exactly(
+    {
+        **dict.fromkeys(("host_name", "service", "zone"), TEXT),
+        "service-status": {"enum": ["available", "unavailable"]},
+        "service-state": {"enum": ["enabled", "disabled"]},
+        "last-update": TIME,
+    }
+)
+_HOST_USAGE = exactly(
+    dict.fromkeys(
+        ("host", "project", "volume_count", "total_volume_gb", "snapshot_count", "total_snapshot_gb"), TEXT
+    )
+)
 _ZONE = exactly({"zoneName": TEXT, "zoneState": exactly({"available": FLAG})})
 _TYPE_FIELDS: dict[str, Any] = {
     "id": types.UUID,
@@ -206,6 +219,8 @@ ANSWERS: Mapping[str, AnswerOf] = {
     "PUT /os-services/enable": always(_SWITCHED_WITH_REASON),
     "PUT /os-services/disable": always(exactly(_SWITCHED)),
     "PUT /os-services/disable-log-reason": always(_SWITCHED_WITH_REASON),
+    "GET /os-hosts": always(exactly({"hosts": _list(_HOST)})),
+    "GET /os-hosts/{host}": always(exactly({"host": _list(exactly({"resource": _HOST_USAGE}))})),
     "GET /os-availability-zone": always(exactly({"availabilityZoneInfo": _list(_ZONE)})),
     "GET /types": _types,
     "POST /types": _TYPE_MADE,

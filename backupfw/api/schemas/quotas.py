@@ -22,7 +22,7 @@ def _limits(key: str) -> dict[str, Any]:
             "type": "object",
             "properties": {
                 "tenant_id": {"type": "string", "maxLength": 255},
-                "force": {},
+                "force": {"anyOf": [types.BOOLEAN, {"type": "null"}]},
                 "skip_validation": {},
                 "class_name": {"type": "string", "maxLength": 255},
                 "id": {"type": "string", "maxLength": 255},

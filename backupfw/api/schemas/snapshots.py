@@ -10,7 +10,8 @@ create = types.always(
         "snapshot",
         types.record(
             {
-                "volume_id": types.UUID,
+                # Null is no volume, which is not found.
+                "volume_id": types.UUID_OR_NULL,
                 "name": types.NAME,
                 "display_name": types.NAME,
                 "description": types.TEXT_OR_NULL,
@@ -50,3 +51,16 @@ reset_status = types.always(
 )
 #: Action ``os-force_delete``: any value.
 force_delete = types.always(types.wrapped("os-force_delete", {}))
+#: Action ``os-update_snapshot_status``.
+update_status = types.always(
+    types.wrapped(
+        "os-update_snapshot_status",
+        types.record(
+            {
+                "status": {"type": "string", "minLength": 1, "maxLength": 255},
+                "progress": {"type": ["string", "null"], "pattern": r"^(?:100|[0-9]{1,2})%?\Z"},
+            },
+            required=["status"],
+        ),
+    )
+)

@@ -31,7 +31,7 @@ def detail(call: Call, snapshot: Snapshot) -> dict[str, Any]:
     """What show and the detailed list show."""
     body = {
         **summary(snapshot),
-        "os-extended-snapshot-attributes:progress": "100%" if snapshot.status == "available" else "0%",
+        "os-extended-snapshot-attributes:progress": _progress(snapshot),
         "os-extended-snapshot-attributes:project_id": snapshot.project_id,
     }
     if call.version >= microversions.SNAPSHOT_GROUP:
@@ -41,3 +41,9 @@ def detail(call: Call, snapshot: Snapshot) -> dict[str, Any]:
     if call.version >= microversions.CONSUMES_QUOTA:
         body["consumes_quota"] = True
     return body
+
+
+def _progress(snapshot: Snapshot) -> str:
+    if snapshot.status == "available":
+        return "100%"
+    return snapshot.progress or "0%"

@@ -75,7 +75,11 @@ def test_texts_clients_know(world: Catalogue, resource: str, limit: int, wanted:
 
 def test_nothing_more_is_always_allowed(world: Catalogue) -> None:
     world.backup(size=3)
-    world.quotas.update("blue", {"backups": 0, "backup_gigabytes": 0})
+    limits = {"backups": 0, "backup_gigabytes": 2}
+    with pytest.raises(InvalidInput, match="backups must not be below what is used: 1, but is 0"):
+        world.quotas.update("blue", limits)
+    assert world.quotas.show("blue")["backups"] == 10
+    world.quotas.update("blue", limits, force=True)
     check(world, backups=0, backup_gigabytes=0)
 
 

@@ -11,8 +11,15 @@ from pathlib import Path
 import pytest
 
 from backupfw.db import models
-from backupfw.manager.services import ServiceManager, ServiceNotFound
-from tests.unit.manager.catalogue import ADMIN, make_conf, make_database
+from backupfw.errors import InvalidInput
+from backupfw.manager.services import (
+    BACKUP_BINARY,
+    HostNotFound,
+    HostUsage,
+    ServiceManager,
+    ServiceNotFound,
+)
+from tests.unit.manager.catalogue import ADMIN, BOB, Catalogue, make_conf, make_database
 
 
 @pytest.fixture
@@ -122,3 +129,30 @@ def test_first_reports_may_race(tmp_path: Path) -> None:
         list(pool.map(report, range(8)))
     assert len(services.list(ADMIN)) == 1
     db.close()
+
+
+def test_a_hosts_name_also_means_what_is_behind_it(services: ServiceManager) -> None:
+    for host in ("node", "node@vault", "node2", "nod%"):
+        services.heartbeat(host, BACKUP_BINARY)
+    assert [each.host for each in services.list(ADMIN, host="node")] == ["node", "node@vault"]
+    assert [each.host for each in services.list(ADMIN, host="nod%")] == ["nod%"]
+    # A change is of the one that is named.
+    assert services.set_frozen(ADMIN, "node", frozen=True).host == "node"
+    assert [each.frozen for each in services.list(ADMIN, host="node")] == [True, False]
+    with pytest.raises(InvalidInput, match="Host nowhere could not be found"):
+        services.set_frozen(ADMIN, "nowhere", frozen=True)
+
+
+def test_what_is_on_a_host(services: ServiceManager) -> None:
+    world = Catalogue(services._db, make_conf())
+    services.heartbeat("node", BACKUP_BINARY)
+    assert services.usage_of_host(ADMIN, "node") == {}
+    world.volume(size=5)
+    first, _ = world.volume(size=2, host="node"), world.volume(BOB, size=3, host="node")
+    world.snapshot(first)
+    assert services.usage_of_host(ADMIN, "node") == {
+        "blue": HostUsage(1, 2, 1, 2),
+        "green": HostUsage(1, 3, 0, 0),
+    }
+    with pytest.raises(HostNotFound):
+        services.usage_of_host(ADMIN, "elsewhere")

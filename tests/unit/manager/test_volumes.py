@@ -541,6 +541,11 @@ def test_which_volumes_can_be_attached(world: Catalogue, status: str) -> None:
     [
         ("available", False, True, None),
         ("error", False, True, None),
+        ("attaching", False, True, None),
+        ("detaching", True, True, None),
+        ("maintenance", False, True, None),
+        ("managing", False, False, None),
+        ("error_managing", False, False, None),
         ("error", True, True, None),
         ("error", False, False, None),
         ("in-use", True, True, None),
