@@ -310,11 +310,26 @@ def _total(source: BlockSource, geometry: Geometry, control: Control) -> int:
 
 def _tasks(source: BlockSource, geometry: Geometry, base: _Base, journal: Journal) -> Iterator[SegmentTask]:
     """Yield one task for each segment that may hold data or is recorded, ascending."""
-    finished = _Peek(iter(journal.finished()), lambda item: item[0])
+    finished = _Peek(_finished(journal, geometry), lambda item: item[0])
     entries = _Peek(base.entries(), lambda entry: entry.index)
     for index in _merged(data_segments(source, geometry), finished):
         recorded = finished.at(index)
         yield SegmentTask(index, entries.at(index), None if recorded is None else recorded[1])
+
+
+def _finished(journal: Journal, geometry: Geometry) -> Iterator[tuple[int, bytes]]:
+    """Yield what is recorded of the volume's segments, each once; rows of no segment of it are not ours.
+
+    :raises JournalLost: they do not ascend.
+    """
+    last = -1
+    for index, data in journal.finished():
+        if not 0 <= index < geometry.segments:
+            continue
+        if index <= last:
+            raise JournalLost(f"the journal has segment {index} after segment {last}")
+        last = index
+        yield index, data
 
 
 class _Peek(Generic[T]):
@@ -370,7 +385,7 @@ def _commit(
     recorded = _Tally()
     objects, stored = 1, 0
     with ManifestWriter(head) as writer:
-        for number, (index, data) in enumerate(journal.finished()):
+        for number, (index, data) in enumerate(_finished(journal, job.geometry)):
             if number % 1024 == 0:
                 control.check()
             entry = _recorded_entry(data)

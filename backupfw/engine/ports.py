@@ -110,6 +110,11 @@ class BackupJob:
         """The key prefix of everything this backup puts, in any attempt."""
         return keys.backup_prefix(self.installation, self.project, self.volume, self.backup)
 
+    @property
+    def epoch_prefix(self) -> str:
+        """The key prefix of everything this backup puts in its epoch: of one state of its source."""
+        return keys.epoch_prefix(self.installation, self.project, self.volume, self.backup, self.epoch)
+
 
 @dataclass(frozen=True, slots=True)
 class BackupResult:

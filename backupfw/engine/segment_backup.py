@@ -120,7 +120,7 @@ class SegmentWriter:
         length = geometry.segment_length(task.index)
         done = SegmentDone(task.index)
         runs = list(block_runs(self._source, geometry, start, start + length))
-        if task.recorded is not None and self._take_over(task.recorded, done):
+        if task.recorded is not None and self._take_over(task, task.recorded, done):
             self._advance(sum(last - first for first, last in runs))
             return done
         self._pack.discard()
@@ -133,12 +133,20 @@ class SegmentWriter:
         self._source.release_cache(start, length)
         return done
 
-    def _take_over(self, recorded: bytes, done: SegmentDone) -> bool:
-        """Trust what an earlier attempt finished, if its map is there and right."""
+    def _take_over(self, task: SegmentTask, recorded: bytes, done: SegmentDone) -> bool:
+        """Trust what an earlier attempt finished, if its map is there and right.
+
+        A map proves nothing of this source unless it is of this segment, and was put in this epoch or is
+        the base's own.
+        """
         try:
             entry = decode_entry(recorded)
             # That a segment was all zero has no map to show it: it is read again.
-            if entry is None or any(key in self._job.damaged for key in entry.object_keys()):
+            if entry is None or entry.index != task.index:
+                return False
+            if not entry.map.origin.startswith(self._job.epoch_prefix) and entry != task.base:
+                return False
+            if any(key in self._job.damaged for key in entry.object_keys()):
                 return False
             read_map(self._container, entry, self._job.geometry)
         except (BadBytes, Damaged, UnsupportedFormat):
