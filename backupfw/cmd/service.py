@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import threading
-import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
-import waitress
 from oslo_log import log
-from waitress import wasyncore
 
 from backupfw.api.app import Managers, make_app
 from backupfw.api.middleware import WsgiApp
@@ -21,12 +18,12 @@ from backupfw.chunkstore.loader import load_driver
 from backupfw.cmd import database
 from backupfw.cmd.meters import Meters
 from backupfw.cmd.monitoring import Health, Listener
+from backupfw.cmd.server import ApiServer
 from backupfw.conf import volumes
 from backupfw.conf.stores import group_of
 from backupfw.db.session import Database
 from backupfw.dispatch.base import Dispatch
 from backupfw.dispatch.inprocess import InProcessDispatch
-from backupfw.errors import ConfigError
 from backupfw.manager.backup_tasks import BackupTasks
 from backupfw.manager.backups import BackupManager
 from backupfw.manager.claims import Limits, Reach
@@ -49,10 +46,8 @@ if TYPE_CHECKING:
 
 LOG = log.getLogger(__name__)
 
-#: How long the end of a process waits for its threads, seconds ...
+#: How long the end of a process waits for its threads, seconds.
 STOP_SECONDS = 5.0
-#: ... and for requests under way.
-DRAIN_SECONDS = 15.0
 
 
 def make_dispatch(conf: cfg.ConfigOpts, *, listens: bool) -> Dispatch:
@@ -125,67 +120,6 @@ def make_managers(
         messages=MessageManager(db, conf),
         types=VolumeTypeManager(db, conf),
     )
-
-
-class ApiServer:
-    """Serves the WSGI application on a thread of its own.
-
-    :ivar url: where it answers; it does from the moment the object is made.
-    """
-
-    def __init__(self, conf: cfg.ConfigOpts, app: WsgiApp) -> None:
-        api = conf.api
-        self._sockets: dict[int, Any] = {}
-        try:
-            self._server: Any = waitress.create_server(
-                app,
-                map=self._sockets,
-                host=api.listen,
-                port=api.port,
-                threads=api.threads,
-                # Our own limit answers in JSON; the server's is for what comes before it.
-                max_request_body_size=max(api.max_request_body_size * 2, 1 << 20),
-                clear_untrusted_proxy_headers=not api.enable_proxy_headers_parsing,
-                ident="backupfw",
-            )
-        except OSError as error:
-            raise ConfigError(
-                f"section [api], options listen and port: {api.listen}, port {api.port}:"
-                f" {error.strerror or error}"
-            ) from error
-        host = f"[{api.listen}]" if ":" in api.listen else api.listen
-        # A name with several addresses makes a server of servers.
-        several = getattr(self._server, "effective_listen", None)
-        port = several[0][1] if several else self._server.effective_port
-        self.url = f"http://{host}:{port}/"
-        self._thread = threading.Thread(target=self._run, name="api", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            self._server.run()
-        except (OSError, ValueError):
-            # Its sockets were closed under it: that is how it ends.
-            LOG.debug("The API server ended", exc_info=True)
-
-    def runs(self) -> bool:
-        """Whether requests are answered."""
-        return self._thread.is_alive()
-
-    def _unsent(self) -> bool:
-        """Whether part of an answer still waits for its client."""
-        return any(getattr(each, "total_outbufs_len", 0) for each in list(self._sockets.values()))
-
-    def close(self) -> None:
-        """Take no more requests; those under way have a few seconds to end, and their answers to leave."""
-        # Threads that answer wake the loop when they are done: they end before its sockets do.
-        self._server.task_dispatcher.shutdown(cancel_pending=True, timeout=DRAIN_SECONDS)
-        end = time.monotonic() + STOP_SECONDS
-        while self._unsent() and time.monotonic() < end:
-            time.sleep(0.02)
-        # Idle connections would be waited for.
-        wasyncore.close_all(self._sockets, ignore_all=True)
-        self._thread.join(STOP_SECONDS)
 
 
 class WorkerProcess:

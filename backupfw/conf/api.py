@@ -78,6 +78,44 @@ OPTS = (
         help="The largest request body that is read; a longer one is refused with 413.",
     ),
     cfg.IntOpt("threads", default=16, min=1, max=1024, help="Requests the API answers at once."),
+    cfg.IntOpt(
+        "connection_limit",
+        default=2048,
+        min=16,
+        max=65536,
+        help="Connections the API holds open at once.  One more takes the place of the one that has been"
+        " without a request under way for longest.  Each takes a file descriptor.",
+    ),
+    cfg.IntOpt(
+        "connections_per_address",
+        default=256,
+        min=0,
+        max=65536,
+        help="Connections of one address (IPv6: of one /64 network), likewise; 0: no such limit.  Behind a"
+        " proxy all come from the proxy's address.",
+    ),
+    cfg.FloatOpt(
+        "header_timeout",
+        default=20,
+        min=0.1,
+        max=3600,
+        help="Seconds a request's line and headers may take from their first byte.  The first request of a"
+        " connection has as long, too.",
+    ),
+    cfg.FloatOpt(
+        "body_timeout",
+        default=60,
+        min=0.1,
+        max=3600,
+        help="Seconds a request's body may take, and seconds a client may read nothing of its answer.",
+    ),
+    cfg.FloatOpt(
+        "idle_timeout",
+        default=75,
+        min=0.1,
+        max=86400,
+        help="Seconds a connection is kept for another request.  Longer than a proxy in front keeps its own.",
+    ),
 )
 
 
