@@ -31,10 +31,9 @@ COUNT_INFO = ApiVersion(3, 45)  # with_count=True adds how many there are withou
 VOLUME_FROM_BACKUP = ApiVersion(3, 47)  # POST /volumes with backup_id
 VOLUME_SHARED_TARGETS = ApiVersion(3, 48)  # volumes show shared_targets: false, and service_uuid: null
 BACKUP_AZ = ApiVersion(3, 51)  # POST /backups with availability_zone
-TRANSFERS = ApiVersion(
-    3, 55
-)  # GET /volume-transfers: an empty list, as /os-volume-transfer is in every version
+TRANSFERS = ApiVersion(3, 55)  # /volume-transfers, as /os-volume-transfer in every version; no_snapshots
 BACKUP_USER_ID = ApiVersion(3, 56)  # backups show who made them, by the policy of 3.18
+TRANSFER_PROJECTS = ApiVersion(3, 57)  # transfers show from which project to which
 VOLUME_CLUSTER_NAME = ApiVersion(3, 61)  # volumes show a cluster to administrators: null
 DEFAULT_TYPES = ApiVersion(3, 62)  # /default-types: the type of a project's new volumes
 VOLUME_TYPE_ID = ApiVersion(3, 63)  # volumes show their type's id

@@ -41,6 +41,8 @@ _FILTERS: Mapping[str, Sequence[str]] = {
     "snapshots": ("volume_id", "metadata"),
     "messages": ("resource_uuid", "resource_type", "event_id", "request_id", "message_level"),
     "types": ("is_public",),
+    "os-volume-transfer": ("volume_id",),
+    "volume-transfers": ("volume_id",),
 }
 _TEXT = {"type": "string"}
 #: Queries of what is no listing: ``METHOD path`` -> name, since when, schema, text.

@@ -524,9 +524,35 @@ _TABLE = (
         ("DELETE /default-types/{target}",),
     ),
     Rule(
+        "volume:create_transfer",
+        Level.MEMBER,
+        "Offer a volume to another project.",
+        ("POST /os-volume-transfer", "POST /volume-transfers"),
+        needs_project=True,
+    ),
+    Rule(
+        "volume:accept_transfer",
+        Level.MEMBER,
+        "Take a volume that is offered.",
+        ("POST /os-volume-transfer/{transfer_id}/accept", "POST /volume-transfers/{transfer_id}/accept"),
+        needs_project=True,
+    ),
+    Rule(
+        "volume:delete_transfer",
+        Level.MEMBER,
+        "Take an offer of a volume back.",
+        ("DELETE /os-volume-transfer/{transfer_id}", "DELETE /volume-transfers/{transfer_id}"),
+    ),
+    Rule(
+        "volume:get_transfer",
+        Level.READER,
+        "Show an offer of a volume.",
+        ("GET /os-volume-transfer/{transfer_id}", "GET /volume-transfers/{transfer_id}"),
+    ),
+    Rule(
         "volume:get_all_transfers",
         Level.READER,
-        "List volume transfers: none.",
+        "List offers of volumes.",
         tuple(
             f"GET /{path}{detail}"
             for path in ("os-volume-transfer", "volume-transfers")

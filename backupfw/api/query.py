@@ -90,7 +90,7 @@ class ListingRules:
     :ivar sort_keys: sort key of the query -> column.
     :ivar filter_keys: filter of the query -> column.  Before 3.31 these are all that count.
     :ivar late_sort_keys: sort keys that came later -> the version that brought them.
-    :ivar resource: its name in the operator's choice of filters.
+    :ivar resource: its name in the operator's choice of filters; empty where there is no choice.
     """
 
     sort_keys: Mapping[str, str]

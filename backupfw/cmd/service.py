@@ -33,6 +33,7 @@ from backupfw.manager.quota import QuotaManager
 from backupfw.manager.services import BACKUP_BINARY, ServiceManager
 from backupfw.manager.snapshots import SnapshotManager
 from backupfw.manager.tasks import Tasks
+from backupfw.manager.transfers import TransferManager
 from backupfw.manager.volume_tasks import VolumeTasks
 from backupfw.manager.volume_types import VolumeTypeManager
 from backupfw.manager.volumes import VolumeManager
@@ -119,6 +120,7 @@ def make_managers(
         services=ServiceManager(db, conf),
         messages=MessageManager(db, conf),
         types=VolumeTypeManager(db, conf),
+        transfers=TransferManager(db, conf),
     )
 
 

@@ -16,11 +16,11 @@ from typing import Any, TypeVar
 from sqlalchemy import Boolean, ColumnElement, Integer, String, and_, case, false, func, or_, select
 from sqlalchemy.orm import Session
 
-from backupfw.db.models import Backup, Message, Snapshot, Volume, VolumeType
+from backupfw.db.models import Backup, Message, Snapshot, Transfer, Volume, VolumeType
 from backupfw.db.types import UtcDateTime
 from backupfw.errors import InvalidInput, MarkerNotFound
 
-Row = TypeVar("Row", Backup, Volume, Snapshot, Message, VolumeType)
+Row = TypeVar("Row", Backup, Volume, Snapshot, Message, VolumeType, Transfer)
 
 #: The API's words for columns, beside the columns' own names.
 _WORDS = {"name": "display_name", "description": "display_description"}
@@ -94,14 +94,14 @@ def conditions(
 ) -> list[ColumnElement[bool]]:
     """Return what the rows of a listing fulfil; parameters as :func:`page` has them."""
     found: list[ColumnElement[bool]] = [*where]
-    if not issubclass(model, Message | VolumeType):
+    if not issubclass(model, Message | VolumeType | Transfer):
         found.append(model.deleted.is_(False))
     if project_id is not None and not issubclass(model, VolumeType):
         found.append(model.project_id == project_id)
     return [*found, *(_condition(model, name, text) for name, text in filters.items())]
 
 
-def column_of(model: type[Backup | Volume | Snapshot | Message | VolumeType], name: str) -> Any:
+def column_of(model: type[Backup | Volume | Snapshot | Message | VolumeType | Transfer], name: str) -> Any:
     """Return the column that a word of the API names, or None."""
     if name not in model.__table__.columns:
         name = _WORDS.get(name, name)
@@ -126,7 +126,7 @@ def _keys(model: type[Row], sort: Sequence[tuple[str, str]]) -> list[tuple[Any, 
 
 
 def _after(
-    before: Backup | Volume | Snapshot | Message | VolumeType, keys: Sequence[tuple[Any, bool]]
+    before: Backup | Volume | Snapshot | Message | VolumeType | Transfer, keys: Sequence[tuple[Any, bool]]
 ) -> ColumnElement[bool]:
     """Rows that come after ``before``: equal in the first keys and beyond it in the next, for some n."""
     choices = []

@@ -66,6 +66,9 @@ MANAGING = "managing"
 ERROR_MANAGING = "error_managing"
 """A volume that could not be taken over."""
 
+AWAITING_TRANSFER = "awaiting-transfer"
+"""A volume that its project offers to others."""
+
 EXTENDING = "extending"
 """A volume that is being made larger."""
 
@@ -152,6 +155,8 @@ class VolumeMoves:
     extend = Move("extend", (AVAILABLE,), EXTENDING)
     extended = Move("extended", (EXTENDING,), AVAILABLE)
     extend_failed = FailingMove("extend failed", (EXTENDING,), ERROR_EXTENDING)
+    offer = Move("offer", (AVAILABLE,), AWAITING_TRANSFER)
+    transferred = Move("taken, or offer withdrawn", (AWAITING_TRANSFER,), AVAILABLE)
     attach = Move("attach", (AVAILABLE,), IN_USE)
     detach = Move("detach", (IN_USE,), AVAILABLE)
     delete = Move("delete", (AVAILABLE, ERROR, ERROR_RESTORING, ERROR_EXTENDING, ERROR_DELETING), DELETING)

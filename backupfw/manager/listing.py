@@ -11,10 +11,10 @@ from sqlalchemy.orm import Session
 
 from backupfw.context import RequestContext
 from backupfw.db import queries
-from backupfw.db.models import Backup, Message, Snapshot, SnapshotMetadata, Volume, VolumeMetadata
+from backupfw.db.models import Backup, Message, Snapshot, SnapshotMetadata, Transfer, Volume, VolumeMetadata
 from backupfw.manager.metadata import matches
 
-Row = TypeVar("Row", Backup, Volume, Snapshot, Message)
+Row = TypeVar("Row", Backup, Volume, Snapshot, Message, Transfer)
 
 #: Tables whose pairs a filter ``metadata`` asks for.
 _METADATA: dict[Any, Any] = {Volume: VolumeMetadata, Snapshot: SnapshotMetadata}

@@ -166,6 +166,18 @@ class VolumeType:
 
 
 @dataclass(frozen=True, slots=True)
+class Transfer:
+    """A volume that ``project_id`` offers."""
+
+    id: str
+    volume_id: str
+    project_id: str
+    display_name: str | None
+    no_snapshots: bool
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
     """A user message; shown until ``guaranteed_until``."""
 
@@ -320,6 +332,11 @@ def volumes(session: Session, rows: Sequence[models.Volume]) -> list[Volume]:
 def volume(session: Session, row: models.Volume) -> Volume:
     """Turn one row into a record."""
     return volumes(session, [row])[0]
+
+
+def transfer(row: models.Transfer) -> Transfer:
+    """Turn one row into a record."""
+    return Transfer(**columns(row, Transfer))
 
 
 def volume_types(session: Session, rows: Sequence[models.VolumeType]) -> list[VolumeType]:

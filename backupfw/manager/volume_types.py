@@ -82,9 +82,14 @@ def chosen(session: Session, ctx: RequestContext, wanted: str) -> str:
 
 def of_backup(session: Session, project_id: str, name: object) -> str | None:
     """Return the type that a backup's volume had, if a project may still use it."""
-    if not isinstance(name, str) or "\0" in name:
-        return None
-    return session.scalar(select(VolumeType.name).where(VolumeType.name == name, _open_to(project_id)))
+    return name if isinstance(name, str) and usable(session, project_id, name) else None
+
+
+def usable(session: Session, project_id: str, name: str) -> bool:
+    """Say whether there is a type of this name that a project may use."""
+    if "\0" in name:
+        return False
+    return bool(session.scalar(select(VolumeType.id).where(VolumeType.name == name, _open_to(project_id))))
 
 
 def default(session: Session, conf: cfg.ConfigOpts, project_id: str) -> VolumeType | None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar, Unpack
 
-from sqlalchemy import func, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session, aliased
 
 from backupfw.db import models, queries
@@ -367,6 +367,7 @@ class VolumeManager(MetadataMethods, AttachmentMethods):
                     f"Snapshot {snapshot.id} of the volume cannot be deleted: "
                     f'its current status is "{snapshot.status}".'
                 )
+        _withdraw(session, volume.id)
         lifecycle.move(session, models.Volume, volume.id, step)
         self._queue(session, ctx, tasks.VOLUME_DELETE, volume, None)
 
@@ -494,6 +495,7 @@ class VolumeManager(MetadataMethods, AttachmentMethods):
             if status in (lifecycle.AVAILABLE, lifecycle.IN_USE) and volume.location is None:
                 raise InvalidVolume(f"Volume {volume_id} has no storage, so it cannot be {status}.")
             tasks.cancel(session, volume_id, _OWN_TASKS)
+            _withdraw(session, volume_id)
             # An extension that is cancelled leaves the length that is known to be there.
             lifecycle.move(
                 session,
@@ -536,6 +538,11 @@ class VolumeManager(MetadataMethods, AttachmentMethods):
         result = self._db.run(work, done)
         self._wake()
         return result
+
+
+def _withdraw(session: Session, volume_id: str) -> None:
+    """End an offer of a volume to other projects."""
+    session.execute(delete(models.Transfer).where(models.Transfer.volume_id == volume_id))
 
 
 def _made(session: Session, volume_id: str) -> rows.Volume | None:

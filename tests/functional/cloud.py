@@ -35,6 +35,7 @@ from backupfw.manager.messages import MessageManager
 from backupfw.manager.quota import QuotaManager
 from backupfw.manager.services import BACKUP_BINARY, ServiceManager
 from backupfw.manager.snapshots import SnapshotManager
+from backupfw.manager.transfers import TransferManager
 from backupfw.manager.volume_types import DEFAULT_NAME, VolumeTypeManager
 from backupfw.manager.volumes import VolumeManager
 
@@ -106,6 +107,7 @@ class Cloud:
             services=ServiceManager(self.db, self.conf),
             messages=MessageManager(self.db, self.conf),
             types=VolumeTypeManager(self.db, self.conf),
+            transfers=TransferManager(self.db, self.conf),
         )
         self.app = TestApp(make_app(self.managers, self.conf))
 

@@ -36,11 +36,7 @@ _FIXED = (
     "GET /os-availability-zone",
     "GET /extensions",
     "GET /qos-specs",
-    *(
-        f"GET /{name}{tail}"
-        for name in ("os-volume-transfer", "volume-transfers", "groups", "group_snapshots")
-        for tail in ("", "/detail")
-    ),
+    *(f"GET /{name}{tail}" for name in ("groups", "group_snapshots") for tail in ("", "/detail")),
 )
 #: What an operation cannot be asked, and why: (kind, reason, operations).
 NOT_ASKED: tuple[tuple[str, str, tuple[str, ...]], ...] = (

@@ -267,8 +267,6 @@ def test_what_a_backup_service_does_not_have(
 @pytest.mark.parametrize(
     ("path", "key", "since"),
     [
-        ("/os-volume-transfer", "transfers", None),
-        ("/volume-transfers", "transfers", "3.55"),
         ("/groups", "groups", "3.13"),
         ("/group_snapshots", "group_snapshots", "3.14"),
     ],

@@ -26,8 +26,6 @@ class Absent(NamedTuple):
 
 #: Horizon shows neither volumes nor backups where one of these is a 404.
 ABSENT = (
-    Absent("os-volume-transfer", "transfers", versions.V2, "volume:get_all_transfers"),
-    Absent("volume-transfers", "transfers", microversions.TRANSFERS, "volume:get_all_transfers"),
     Absent("qos-specs", "qos_specs", versions.V2, "volume_extension:qos_specs_manage:get_all"),
     Absent("groups", "groups", microversions.VOLUME_GROUP, "group:get_all"),
     Absent(

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from backupfw.manager.rows import Page
     from backupfw.manager.services import ServiceManager
     from backupfw.manager.snapshots import SnapshotManager
+    from backupfw.manager.transfers import TransferManager
     from backupfw.manager.volume_types import VolumeTypeManager
     from backupfw.manager.volumes import VolumeManager
 
@@ -39,6 +40,7 @@ class Managers:
     services: ServiceManager
     messages: MessageManager
     types: VolumeTypeManager
+    transfers: TransferManager
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,11 @@ class Controller:
             is_admin=call.context.is_admin,
             max_limit=self.settings.max_limit,
             version=call.version,
-            allowed=self.settings.resource_filters.get(rules.resource, ()),
+            allowed=(
+                self.settings.resource_filters.get(rules.resource, ())
+                if rules.resource
+                else rules.filter_keys
+            ),
         )
 
     def page(

@@ -27,6 +27,7 @@ _EXTENSIONS = (
     ("os-vol-image-meta", "VolumeImageMetadata", "What is known of a volume's image."),
     ("os-vol-tenant-attr", "VolumeTenantAttribute", "Project of volumes."),
     ("os-volume-actions", "VolumeActions", "Attach, detach and extend."),
+    ("os-volume-transfer", "VolumeTransfer", "Volumes are offered to other projects."),
     ("os-volume-type-access", "VolumeTypeAccess", "Private volume types."),
 )
 

@@ -12,6 +12,7 @@ from backupfw.api.controllers.quotas import QuotasController
 from backupfw.api.controllers.services import ServicesController
 from backupfw.api.controllers.snapshots import SnapshotsController
 from backupfw.api.controllers.surroundings import SurroundingsController
+from backupfw.api.controllers.transfers import TransfersController
 from backupfw.api.controllers.volume_types import VolumeTypesController
 from backupfw.api.controllers.volumes import VolumesController
 from backupfw.api.policies import Policy
@@ -25,6 +26,7 @@ _CONTROLLERS = (
     ServicesController,
     SurroundingsController,
     VolumeTypesController,
+    TransfersController,
     MessagesController,
     AbsentController,
 )

@@ -140,7 +140,7 @@ class VolumeTypesController(Controller):
             description=stripped(wanted.get("description")),
             is_public=None if public is None else words.boolean(public, "is_public"),
         )
-        return {"volume_type": views.created(changed, all_specs=self._sees_all(call))}
+        return {"volume_type": views.updated(changed, all_specs=self._sees_all(call))}
 
     def delete(self, call: Call) -> None:
         """``DELETE /types/{id}``."""

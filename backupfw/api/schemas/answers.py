@@ -171,6 +171,15 @@ _TYPE_FIELDS: dict[str, Any] = {
     "extra_specs": METADATA,
 }
 _TYPE = exactly({**_TYPE_FIELDS, "qos_specs_id": NULL})
+_TYPE_CHANGED = always(
+    exactly(
+        {
+            "volume_type": exactly(
+                {key: value for key, value in _TYPE_FIELDS.items() if not key.startswith("os-")}
+            )
+        }
+    )
+)
 _TYPE_MADE = always(exactly({"volume_type": exactly(_TYPE_FIELDS)}))
 _EXTRA_SPECS = always(exactly({"extra_specs": METADATA}))
 _EXTRA_SPEC = {"type": "object", "additionalProperties": TEXT, "minProperties": 1, "maxProperties": 1}
@@ -178,6 +187,26 @@ _DEFAULT_TYPE = exactly({"project_id": TEXT, "volume_type_id": types.UUID})
 _EXTENSION = exactly({"alias": TEXT, "name": TEXT, "description": TEXT, "updated": TEXT, "links": LINKS})
 _FILTERS = exactly({"resource": TEXT, "filters": _list(TEXT)})
 _ITEM = exactly({"meta": {"type": "object", "additionalProperties": TEXT, "maxProperties": 1}})
+
+
+_TRANSFER: dict[str, Any] = {"id": types.UUID, "name": TEXT_OR_NULL, "volume_id": types.UUID, "links": LINKS}
+
+
+def _transfer_fields(version: ApiVersion) -> dict[str, Any]:
+    fields: dict[str, Any] = {**_TRANSFER, "created_at": TIME}
+    if version >= microversions.TRANSFERS:
+        fields["no_snapshots"] = FLAG
+    if version >= microversions.TRANSFER_PROJECTS:
+        fields |= {"source_project_id": TEXT, "destination_project_id": NULL, "accepted": FLAG}
+    return fields
+
+
+def _transfer(version: ApiVersion) -> dict[str, Any]:
+    return exactly(_transfer_fields(version))
+
+
+def _transfer_made(version: ApiVersion) -> dict[str, Any]:
+    return exactly({**_transfer_fields(version), "auth_key": TEXT})
 
 
 def _types(version: ApiVersion) -> dict[str, Any]:
@@ -201,6 +230,17 @@ def _metadata(collection: str, name: str) -> dict[str, AnswerOf]:
 
 #: ``METHOD path`` -> schema of the answer when all went well.
 ANSWERS: Mapping[str, AnswerOf] = {
+    **{
+        line: answer
+        for path in ("/os-volume-transfer", "/volume-transfers")
+        for line, answer in (
+            (f"GET {path}", page("transfers", always(exactly(_TRANSFER)))),
+            (f"GET {path}/detail", page("transfers", _transfer)),
+            (f"POST {path}", one("transfer", _transfer_made)),
+            (f"GET {path}/{{transfer_id}}", one("transfer", _transfer)),
+            (f"POST {path}/{{transfer_id}}/accept", one("transfer", always(exactly(_TRANSFER)))),
+        )
+    },
     "GET /backups": page("backups", summary),
     "GET /backups/detail": page("backups", _backup),
     "POST /backups": one("backup", summary),
@@ -225,7 +265,7 @@ ANSWERS: Mapping[str, AnswerOf] = {
     "GET /types": _types,
     "POST /types": _TYPE_MADE,
     "GET /types/{type_id}": always(exactly({"volume_type": _TYPE})),
-    "PUT /types/{type_id}": _TYPE_MADE,
+    "PUT /types/{type_id}": _TYPE_CHANGED,
     "GET /types/{type_id}/extra_specs": _EXTRA_SPECS,
     "POST /types/{type_id}/extra_specs": _EXTRA_SPECS,
     "GET /types/{type_id}/extra_specs/{key}": always(_EXTRA_SPEC),
@@ -243,8 +283,6 @@ ANSWERS: Mapping[str, AnswerOf] = {
     **{
         f"GET /{path}{detail}": always(exactly({key: {"type": "array", "maxItems": 0}}))
         for path, key in (
-            ("os-volume-transfer", "transfers"),
-            ("volume-transfers", "transfers"),
             ("groups", "groups"),
             ("group_snapshots", "group_snapshots"),
         )

@@ -13,7 +13,7 @@ _FOR_EVERYBODY = frozenset({"RESKEY:availability_zones", "multiattach", "replica
 
 
 def created(kind: VolumeType, *, all_specs: bool) -> dict[str, Any]:
-    """What create and update show.
+    """What create shows.
 
     :param all_specs: whether the caller may see all extra specs.
     """
@@ -25,6 +25,13 @@ def created(kind: VolumeType, *, all_specs: bool) -> dict[str, Any]:
         "os-volume-type-access:is_public": kind.is_public,
         "extra_specs": extra_specs(kind.extra_specs, all_specs=all_specs),
     }
+
+
+def updated(kind: VolumeType, *, all_specs: bool) -> dict[str, Any]:
+    """What update shows: published suites refuse the older name of ``is_public`` here."""
+    body = created(kind, all_specs=all_specs)
+    del body["os-volume-type-access:is_public"]
+    return body
 
 
 def detail(kind: VolumeType, *, all_specs: bool) -> dict[str, Any]:

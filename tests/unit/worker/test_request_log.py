@@ -19,6 +19,7 @@ from backupfw.conf import logging as log_conf
 from backupfw.manager.messages import MessageManager
 from backupfw.manager.quota import QuotaManager
 from backupfw.manager.snapshots import SnapshotManager
+from backupfw.manager.transfers import TransferManager
 from backupfw.manager.volume_types import VolumeTypeManager
 from backupfw.manager.volumes import VolumeManager
 from tests.functional.cloud import configuration
@@ -64,6 +65,7 @@ def test_a_request_is_followed_from_the_api_to_the_store(tmp_path: Path, lines: 
         services=world.services,
         messages=MessageManager(world.db, conf),
         types=VolumeTypeManager(world.db, conf),
+        transfers=TransferManager(world.db, conf),
     )
     app = TestApp(make_app(managers, conf))
     volume = world.filled_volume(b"secret content" * 9000)
