@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,25 @@ def check(conf: cfg.ConfigOpts) -> None:
         make_url(conf.database.connection).get_dialect().import_dbapi()
 
 
+def _require_sound(file: Path) -> None:
+    """Look whether a SQLite file has its head and is as long as that says; costs the same at any size.
+
+    :raises ConfigError: it is cut off, or no database.
+    """
+    if not file.exists():
+        return
+    try:
+        with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=rw", uri=True)) as connection:
+            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except sqlite3.DatabaseError as error:
+        # Anything else, e.g. a lock, is for those who work with it.
+        if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            raise ConfigError(
+                f"the database {file} is cut off, damaged or no database ({error}): put a copy of it in its"
+                " place and run backupfw audit"
+            ) from error
+
+
 @contextmanager
 def _driver_needed() -> Iterator[None]:
     try:
@@ -74,7 +94,7 @@ def _driver_needed() -> Iterator[None]:
 def connect(conf: cfg.ConfigOpts) -> Database:
     """Connect to the database; the caller closes it.  Nothing is migrated.
 
-    :raises ConfigError: the URL cannot be read, or its driver is not installed.
+    :raises ConfigError: the URL cannot be read, its driver is not installed, or a SQLite file is damaged.
     :raises oslo_db.exception.DBError: the server does not answer.
     """
     from backupfw.db.session import Database
@@ -82,6 +102,7 @@ def connect(conf: cfg.ConfigOpts) -> Database:
     file = _sqlite_file(conf)
     if file is not None:
         state.prepare(str(file.parent))
+        _require_sound(file)
     options: dict[str, Any] = {name: conf.database[name] for name in _PASSED_ON}
     with _driver_needed():
         return Database(conf.database.connection, **options)

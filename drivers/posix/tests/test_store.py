@@ -176,6 +176,43 @@ class TestNothingLeavesTheRoot:
             assert not caught.value.temporary
         assert list(store.list("c")) == []
 
+    @pytest.mark.parametrize("what", ["directory", "symbolic link", "no directory"])
+    def test_what_took_an_objects_place_is_named(
+        self, tmp_path: Path, root: Path, store: PosixStore, what: str
+    ) -> None:
+        store.put("c", "a/key", X)
+        place = root / "c" / "a.d" / "key.o"
+        place.rename(tmp_path / "moved")
+        if what == "directory":
+            place.mkdir()
+        elif what == "symbolic link":
+            place.symlink_to(tmp_path / "moved")
+        else:
+            place.parent.rmdir()
+            place.parent.write_bytes(b"x")
+        for part in ((), (0, 1)):
+            # As damage of this object: who reads many tells which it is and goes on with the others.
+            with pytest.raises(IntegrityError, match=what) as caught:
+                store.get("c", "a/key", *part)
+            assert not caught.value.temporary
+            assert (caught.value.container, caught.value.key) == ("c", "a/key")
+            assert str(tmp_path) not in str(caught.value)
+        if what != "symbolic link":
+            with pytest.raises(ChunkStoreError, match=what):
+                store.put("c", "a/key", X)
+            with pytest.raises(DeleteFailed, match=what):
+                store.delete("c", ["a/key"])
+        assert list(store.list("c")) == []
+
+    def test_a_container_that_is_a_link_is_no_damage_of_an_object(
+        self, tmp_path: Path, root: Path, store: PosixStore
+    ) -> None:
+        (root / "c").rename(tmp_path / "c")
+        (root / "c").symlink_to(tmp_path / "c")
+        with pytest.raises(ChunkStoreError, match="no directory") as caught:
+            store.get("c", "a/key")
+        assert not isinstance(caught.value, IntegrityError)
+
 
 class TestWriting:
     def test_a_kill_in_mid_put_leaves_nothing_visible(self, root: Path, store: PosixStore) -> None:

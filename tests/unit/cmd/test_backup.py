@@ -88,6 +88,24 @@ def test_verify(run: Run, state: Path, backup_id: str, shown: dict[str, Any]) ->
     assert "DAMAGED, 1 object" in verdict
 
 
+@pytest.mark.parametrize("what", ["directory", "link"])
+def test_verify_names_an_object_that_became_something_else(
+    run: Run, state: Path, backup_id: str, tmp_path: Path, what: str
+) -> None:
+    (pack, *_) = [path for path in objects(state) if path.name.startswith("p")]
+    pack.rename(tmp_path / "moved")
+    if what == "directory":
+        pack.mkdir()
+    else:
+        pack.symlink_to(tmp_path / "moved")
+    done = run("backup", "verify", backup_id)
+    assert done.status == 1
+    (damaged, verdict) = done.out.splitlines()
+    assert damaged.startswith("damaged: ")
+    assert pack.name.removesuffix(".o") in damaged
+    assert "DAMAGED, 1 object" in verdict
+
+
 def test_no_such_backup(run: Run) -> None:
     for verb in ("show", "verify"):
         done = run("backup", verb, "nothing")

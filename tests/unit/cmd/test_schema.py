@@ -45,3 +45,26 @@ def test_a_service_that_runs_goes_on(db: Database, conf: Any) -> None:
         stamp(db, "9999")
         with service.running_worker(conf):
             assert migrate.version(db) == "9999"
+
+
+@pytest.mark.parametrize("damage", ["half", "a page", "noise", "no head"])
+@pytest.mark.parametrize(
+    "words", [("audit", "--no-stores"), ("db", "check"), ("db", "sync"), ("sweep",), ("serve", "--port", "0")]
+)
+def test_a_damaged_sqlite_file_is_named(run: Run, state: Path, damage: str, words: tuple[str, ...]) -> None:
+    assert run("db", "sync").status == 0
+    file = state / "backupfw.sqlite"
+    whole = file.read_bytes()
+    broken = {
+        "half": whole[: len(whole) // 2],
+        "a page": whole[:4096],
+        "noise": b"no database" * 2000,
+        "no head": bytes(100) + whole[100:],
+    }[damage]
+    file.write_bytes(broken)
+    done = run(*words)
+    assert (done.status, done.out) == (1, "")
+    assert f"the database {file} is cut off, damaged or no database" in done.err
+    assert "internal error" not in done.err
+    # Nobody touched it: what can be saved is still there.
+    assert file.read_bytes() == broken

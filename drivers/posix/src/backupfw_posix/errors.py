@@ -7,6 +7,7 @@ ENOENT                                                    NotFound          no
 ENOSPC EDQUOT EFBIG                                       NoSpace           no
 EACCES EPERM EROFS                                        PermissionDenied  no
 ENAMETOOLONG EILSEQ                                       InvalidName       no
+ENOTDIR ELOOP EISDIR where an object is read              IntegrityError    no
 ESTALE EIO ETIMEDOUT EAGAIN EBUSY EINTR ENOMEM ENOBUFS    Unavailable       yes
 EMFILE ENFILE ENOTCONN ECONNRESET ECONNREFUSED            Unavailable       yes
 EHOSTDOWN EHOSTUNREACH ENETDOWN ENETUNREACH EREMOTEIO     Unavailable       yes
@@ -24,6 +25,7 @@ from contextlib import contextmanager
 
 from backupfw.chunkstore.errors import (
     ChunkStoreError,
+    IntegrityError,
     InvalidName,
     NoSpace,
     NotFound,
@@ -67,7 +69,10 @@ _REASONS = {
     errno.ENOENT: "no such object",
     errno.ENOTDIR: "something that is no directory stands where the store keeps a directory",
     errno.ELOOP: "a symbolic link stands where the store keeps an object",
+    errno.EISDIR: "a directory stands where the store keeps an object",
 }
+#: What is found in an object's place, or in that of a directory above it, is not what was put there.
+_TAKEN_PLACE = frozenset((errno.ENOTDIR, errno.ELOOP, errno.EISDIR))
 
 
 def translate(error: OSError, store: str, container: str = "", key: str = "") -> ChunkStoreError:
@@ -80,6 +85,17 @@ def translate(error: OSError, store: str, container: str = "", key: str = "") ->
     if number == errno.ENOENT and not key:
         reason = "no such container"
     return _KINDS.get(number, ChunkStoreError)(reason, store=store, container=container, key=key)
+
+
+@contextmanager
+def reading(store: str, container: str, key: str) -> Iterator[None]:
+    """In the block an object is opened and read: something else in its place counts as damage."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _TAKEN_PLACE:
+            raise
+        raise IntegrityError(_REASONS[error.errno], store=store, container=container, key=key) from error
 
 
 @contextmanager

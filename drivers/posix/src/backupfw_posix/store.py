@@ -28,7 +28,7 @@ from backupfw.chunkstore.errors import (
 from backupfw_posix import options as posix_options
 from backupfw_posix.deleting import delete_objects
 from backupfw_posix.directories import READ, STEP, descend, opened
-from backupfw_posix.errors import translate, translated
+from backupfw_posix.errors import reading, translate, translated
 from backupfw_posix.listing import walk
 from backupfw_posix.names import TEMPORARY, location
 from backupfw_posix.temporary import TemporaryFile, remove_leftovers, temporary_file
@@ -227,13 +227,16 @@ class PosixStore(ChunkStore):
         with (
             translated(self.name, container, key),
             self._container(container) as directory,
+            reading(self.name, container, key),
             descend(directory, path) as parent,
             # NONBLOCK: opening what somebody planted here, e.g. a pipe, must not hang.
             opened(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, parent) as descriptor,
         ):
             status = os.fstat(descriptor)
+            if stat.S_ISDIR(status.st_mode):
+                raise IsADirectoryError(errno.EISDIR, "")
             if not stat.S_ISREG(status.st_mode):
-                raise ChunkStoreError(
+                raise IntegrityError(
                     "what stands there is no file", store=self.name, container=container, key=key
                 )
             if offset is None or length is None:
