@@ -21,6 +21,7 @@ G11  delete takes any number of keys; those that remain are named in DeleteFaile
 G12  keys and container names were validated by core before; a driver stores them as they are.
 G13  one instance may be used from many threads at once.
 G14  ensure_container is idempotent; a container that is there already, with objects, stays as it is.
+     remove_container never removes one that holds an object.
 G15  credentials never stand in repr, log lines or errors.
 G16  memory of a call is bounded by the object's (or range's) size.
 G17  drivers never retry; errors say whether they are temporary.
@@ -307,6 +308,15 @@ class ChunkStore(abc.ABC):
     @abc.abstractmethod
     def ensure_container(self, container: str) -> None:
         """Make the container unless it is there (G14)."""
+
+    def remove_container(self, container: str) -> bool:  # noqa: ARG002
+        """Remove a container that is empty, where containers are names and no more, e.g. directories.
+
+        The default is for stores whose containers have settings and owners: they stay.
+
+        :returns: whether it was removed; False for one that holds anything, is not there, or stays.
+        """
+        return False
 
     @abc.abstractmethod
     def list_containers(self) -> Iterator[str]:

@@ -27,6 +27,10 @@ class Container:
         """Make the container unless it is there."""
         self.store.ensure_container(self.name)
 
+    def remove_container(self) -> bool:
+        """See :meth:`ChunkStore.remove_container`."""
+        return self.store.remove_container(self.name)
+
     def put(self, key: str, body: Body) -> None:
         """See :meth:`ChunkStore.put`."""
         self.store.put(self.name, key, body)

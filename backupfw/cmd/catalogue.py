@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import select
 
-from backupfw.db.models import Manifest
+from backupfw.conf import stores
+from backupfw.db.models import Backup, Manifest
 from backupfw.manager import lineage
-from backupfw.manager.lifecycle import LIVE
+from backupfw.manager.lifecycle import GONE, LIVE
 
 if TYPE_CHECKING:
     from oslo_config import cfg
@@ -45,11 +46,24 @@ def containers(db: Database, conf: cfg.ConfigOpts, wanted: list[str] | None) -> 
 
     :param wanted: only of these stores; None for all.
     """
-    stores = [name for name in conf.enabled_stores if wanted is None or name in wanted]
+    names = [name for name in conf.enabled_stores if wanted is None or name in wanted]
     with db.read() as session:
         known = session.execute(select(Manifest.store, Manifest.container).distinct()).all()
-    pairs = {(store, container) for store, container in known if store in stores}
-    return sorted(pairs | {(store, conf.backup.container) for store in stores})
+    pairs = {(store, container) for store, container in known if store in names}
+    return sorted(pairs | {(name, stores.default_container(conf, name)) for name in names})
+
+
+def is_in_use(db: Database, conf: cfg.ConfigOpts, store: str, container: str) -> bool:
+    """Say whether a backup is, or comes, in a container, or one's objects are still being removed there."""
+    if container == stores.default_container(conf, store):
+        return True
+    backups = select(Backup.id).where(Backup.deleted.is_(False)).limit(1)
+    manifests = select(Manifest.id).where(Manifest.state != GONE).limit(1)
+    with db.read() as session:
+        return any(
+            session.execute(query.filter_by(store=store, container=container)).first() is not None
+            for query in (backups, manifests)
+        )
 
 
 def stores_not_enabled(db: Database, conf: cfg.ConfigOpts) -> list[str]:

@@ -11,6 +11,10 @@ from backupfw.cmd.configure import add_command, load_conf
 from backupfw.cmd.progress import Progress, human_size
 
 if TYPE_CHECKING:
+    from oslo_config import cfg
+
+    from backupfw.chunkstore.container import Container
+    from backupfw.db.session import Database
     from backupfw.engine.sweep import SweepReport, VolumeReport
 
 
@@ -38,6 +42,23 @@ def _details(volume: VolumeReport) -> list[str]:
     if volume.stopped is not None:
         lines.append(f"{where}: NOT swept: {volume.stopped}")
     return lines
+
+
+def _removed(db: Database, conf: cfg.ConfigOpts, container: Container) -> bool:
+    """Remove a container in which nothing is and nothing comes; returns whether that was done."""
+    from backupfw.cmd import catalogue
+
+    if not conf.backup.create_containers:
+        # Then somebody else made it, and has to make the next.
+        return False
+    place = (container.store.name, container.name)
+    if catalogue.is_in_use(db, conf, *place) or not container.remove_container():
+        return False
+    if catalogue.is_in_use(db, conf, *place):
+        # A backup was begun meanwhile, and may have looked before.
+        container.ensure()
+        return False
+    return True
 
 
 def run(args: argparse.Namespace) -> int:
@@ -74,7 +95,10 @@ def run(args: argparse.Namespace) -> int:
                     continue
                 finally:
                     progress.abandon()
+                    removed = not args.dry_run and _removed(db, conf, opened)
                 reports.append(report)
+                if removed:
+                    print(f"container {container} of store {store}: empty, removed")
                 for volume in report.volumes:
                     for line in _details(volume):
                         print(line)

@@ -63,6 +63,10 @@ class Layer(ChunkStore):
         """Forward (see :meth:`ChunkStore.ensure_container`)."""
         self.inner.ensure_container(container)
 
+    def remove_container(self, container: str) -> bool:
+        """Forward (see :meth:`ChunkStore.remove_container`)."""
+        return self.inner.remove_container(container)
+
     def list_containers(self) -> Iterator[str]:
         """Forward (see :meth:`ChunkStore.list_containers`)."""
         return self.inner.list_containers()

@@ -73,6 +73,11 @@ class NamesLayer(Layer):
         self._judge_container(container)
         self.inner.ensure_container(container)
 
+    def remove_container(self, container: str) -> bool:
+        """Forward with a judged name."""
+        self._judge_container(container)
+        return self.inner.remove_container(container)
+
     def _judge_container(self, container: str) -> None:
         problem = naming.container_problem(container)
         if problem is None and not self._pattern.fullmatch(container):

@@ -73,6 +73,23 @@ class DeletingTests(Adoption):
         finally:
             self.remove_container(server, other)
 
+    def test_g14_only_empty_containers_go(self, server: Any, store: ChunkStore) -> None:
+        name = self.new_container_name()
+        assert not store.remove_container(name)
+        store.ensure_container(name)
+        try:
+            put(store, name, "some/key", b"x")
+            assert not store.remove_container(name)
+            assert store.get(name, "some/key") == b"x"
+            store.delete(name, ["some/key"])
+            gone = store.remove_container(name)
+            assert (name in list(store.list_containers())) == (not gone)
+            store.ensure_container(name)
+            put(store, name, "some/key", b"y")
+            assert self.raw_keys(server, name) == {"some/key"}
+        finally:
+            self.remove_container(server, name)
+
     def test_g14_containers_are_listed(self, store: ChunkStore, container: str) -> None:
         names = list(store.list_containers())
         assert container in names

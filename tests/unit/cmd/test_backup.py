@@ -7,14 +7,17 @@ import json
 import random
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from backupfw.chunkstore.base import Body
-from backupfw.cmd import configure, database, service, store
+from backupfw.chunkstore.container import Container
+from backupfw.cmd import catalogue, configure, database, service, store, sweep
 from backupfw.context import RequestContext
+from backupfw.errors import NotFound
 from backupfw.manager.backups import BackupManager
 from tests.unit.cmd.conftest import Run
 
@@ -133,6 +136,69 @@ def test_sweep(run: Run, state: Path, backup_id: str, shown: dict[str, Any]) -> 
     assert len(objects(state)) == before + 1
     assert "0 orphans" in run("sweep").out
     assert run("backup", "verify", backup_id).status == 0
+
+
+def test_sweep_removes_containers_that_are_empty_and_unused(run: Run, state: Path, tmp_path: Path) -> None:
+    image = tmp_path / "image.raw"
+    image.write_bytes(bytes(1 << 20))
+    volume = run("volume", "adopt", str(image)).out.strip()
+    conf = load_conf(state)
+    conf.set_override("port", 0, "api")
+
+    def wait(status: str) -> None:
+        end = time.monotonic() + 60
+        with suppress(NotFound):
+            while backups.get(CTX, made.id).status == status and time.monotonic() < end:
+                time.sleep(0.02)
+
+    with service.EmbeddedService(conf), database.opened(conf) as db:
+        backups = BackupManager(db, conf)
+        made = backups.create(
+            CTX, volume_id=volume, name=None, description=None, container="mine", incremental=False,
+            force=False, snapshot_id=None,
+        )  # fmt: skip
+        wait("creating")
+        assert run("sweep").status == 0
+        assert (state / "store" / "mine").is_dir()
+        backups.delete(CTX, made.id)
+        wait("deleting")
+        end = time.monotonic() + 60
+        while objects(state) and time.monotonic() < end:
+            time.sleep(0.02)
+    (state / "store" / "volumebackups").mkdir(exist_ok=True)
+    assert run("sweep", "--dry-run").status == 0
+    # A service that makes none has to be given the next one, too.
+    (state / "backupfw.conf").write_text("[backup]\ncreate_containers = false\n")
+    assert run("sweep").status == 0
+    assert (state / "store" / "mine").is_dir()
+    (state / "backupfw.conf").unlink()
+    done = run("sweep")
+    assert done.status == 0
+    assert "container mine of store main: empty, removed" in done.out.splitlines()
+    # The store's own default container stays.
+    assert [path.name for path in (state / "store").iterdir()] == ["volumebackups"]
+
+
+def test_a_stores_own_default_container_is_looked_at(run: Run, state: Path) -> None:
+    state.mkdir()
+    (state / "backupfw.conf").write_text("[store:main]\ncontainer = ours\n")
+    assert run("db", "sync").status == 0
+    conf = load_conf(state)
+    with database.opened(conf) as db:
+        assert catalogue.containers(db, conf, None) == [("main", "ours")]
+
+
+def test_a_container_that_is_needed_again_comes_back(
+    run: Run, state: Path, backup_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A backup that is begun between the look at the rows and the removal."""
+    conf = load_conf(state)
+    with database.opened(conf) as db, store.opened(conf, "main") as opened:
+        opened.ensure_container("mine")
+        looks = iter([False, True])
+        monkeypatch.setattr(catalogue, "is_in_use", lambda *_: next(looks))
+        assert not sweep._removed(db, conf, Container(opened, "mine"))
+        assert "mine" in list(opened.list_containers())
 
 
 def test_sweep_of_nothing(run: Run) -> None:

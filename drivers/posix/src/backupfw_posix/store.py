@@ -302,6 +302,29 @@ class PosixStore(ChunkStore):
                 with opened(container.encode(), STEP, root) as directory:
                     remove_leftovers(directory)
 
+    def remove_container(self, container: str) -> bool:
+        """Remove the directory unless it holds something (see :meth:`ChunkStore.remove_container`).
+
+        A put that is under way has its file in the directory, which so stays.
+        """
+        self._require_open()
+        with translated(self.name, container):
+            self._judge(container)
+            try:
+                with self._opened_root(READ) as root:
+                    with opened(container.encode(), STEP, root) as directory:
+                        remove_leftovers(directory)
+                        with suppress(FileNotFoundError):
+                            os.rmdir(TEMPORARY, dir_fd=directory)
+                    os.rmdir(container.encode(), dir_fd=root)
+                    if self._fsync:
+                        os.fsync(root)
+            except OSError as error:
+                if error.errno in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST):
+                    return False
+                raise
+        return True
+
     def list_containers(self) -> Iterator[str]:
         """Yield the directories in the root, sorted."""
         self._require_open()
