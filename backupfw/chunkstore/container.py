@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from backupfw.chunkstore.base import Body, Capabilities, CheckItem, ChunkStore, ObjectInfo
+from backupfw.chunkstore.errors import NotFound, Unavailable
 
 
 class Container:
@@ -32,8 +33,17 @@ class Container:
         return self.store.remove_container(self.name)
 
     def put(self, key: str, body: Body) -> None:
-        """See :meth:`ChunkStore.put`."""
-        self.store.put(self.name, key, body)
+        """See :meth:`ChunkStore.put`.
+
+        :raises Unavailable: also where the container is missing: whoever puts has made sure of it, so the
+            store is not what it should be (a share that is not mounted).
+        """
+        try:
+            self.store.put(self.name, key, body)
+        except NotFound as error:
+            raise Unavailable(
+                "the container is missing", store=self.store.name, container=self.name, key=key
+            ) from error
 
     def get(self, key: str, offset: int | None = None, length: int | None = None) -> bytes:
         """See :meth:`ChunkStore.get`."""

@@ -42,6 +42,8 @@ def leftovers(
     recorded: Iterable[SegmentEntry],
     container: Container,
     control: Control,
+    *,
+    required: bool = True,
 ) -> CleanupResult:
     """Delete what lies below a backup's prefix and its committed manifest does not name.
 
@@ -56,6 +58,8 @@ def leftovers(
         objects of attempts later than the one that committed are not touched.
     :param recorded: entries that the journal had of finished segments, in any order; objects of other
         backups that they name are not touched.
+    :param required: whether something may have been put: then a container that is missing is a store that is
+        away, and not one where nothing was left.
     :raises ValueError: the prefix is no backup's, or ``keep`` is no manifest below it.
     :raises Damaged: the committed manifest is missing or damaged; nothing was deleted.
     :raises UnsupportedFormat: it is of a version not known here; nothing was deleted.
@@ -68,7 +72,7 @@ def leftovers(
         raise ValueError(f"{backup_prefix} is no backup's prefix")
     last_attempt = None if keep is None else _attempt_of_manifest(keep, backup_prefix)
     journal = (candidate for entry in recorded for candidate in of_entry(entry))
-    listed = own_objects(container, backup_prefix, control, manifests=True)
+    listed = own_objects(container, backup_prefix, control, manifests=True, required=required)
     found = in_order(_of_attempts(chain(listed, journal), backup_prefix, keep, last_attempt))
     with subtract(found, [] if keep is None else [keep], container, control) as doomed:
         delete_all(doomed, container, control)

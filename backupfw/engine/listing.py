@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from itertools import groupby
 
 from backupfw.chunkstore.container import Container
-from backupfw.chunkstore.errors import NotFound
+from backupfw.chunkstore.errors import NotFound, Unavailable
 from backupfw.engine.candidates import Candidate, in_order
 from backupfw.engine.format import keys
 from backupfw.engine.ports import Control
@@ -22,14 +22,17 @@ def own_objects(
     control: Control,
     *,
     manifests: bool = False,
+    required: bool = False,
     strange: Callable[[str], None] = _unheard,
 ) -> Iterator[Candidate]:
     """Yield the objects under ``prefix`` whose keys parse, in the listing's order.
 
-    A container that is not there has none.
+    A container that is not there has none, unless it must be there.
 
     :param manifests: yield manifests too (their segment is -1).
+    :param required: the container was there once: that it is missing proves nothing.
     :param strange: hears the keys that do not parse.
+    :raises Unavailable: the container is missing and must be there.
     :raises ChunkStoreError: the listing failed; what was yielded is not all.
     """
     try:
@@ -41,8 +44,11 @@ def own_objects(
                 strange(info.key)
             elif manifests or parsed.kind != "manifest":
                 yield Candidate(parsed.segment, info.key, info.size)
-    except NotFound:
-        return
+    except NotFound as error:
+        if required:
+            raise Unavailable(
+                "the container is missing", store=container.store.name, container=container.name
+            ) from error
 
 
 def objects_by_volume(

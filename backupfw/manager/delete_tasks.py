@@ -26,6 +26,7 @@ class ReleasePlan:
 
     :ivar manifest_id: the released manifest's row.
     :ivar key: its key; None: it was never written, only leftovers are there.
+    :ivar begun: an attempt came as far as putting objects, so the container was there.
     :ivar relatives: keys of the manifests that may share its objects, in the same container.
     :ivar complete: whether these are all; if not, a listing of the volume's prefix may show manifests
         that are not in ``known_keys``: they may share as well.
@@ -39,6 +40,7 @@ class ReleasePlan:
     store: str
     container: str
     key: str | None
+    begun: bool
     relatives: tuple[str, ...]
     complete: bool
     known_keys: frozenset[str]
@@ -122,6 +124,7 @@ class DeleteTasks(Outcomes):
                 store=manifest.store,
                 container=manifest.container,
                 key=manifest.key,
+                begun=manifest.key is not None or manifest.source_identity is not None,
                 relatives=tuple(row.key for row in found.rows if row.key is not None),
                 complete=found.known,
                 known_keys=frozenset(

@@ -15,7 +15,7 @@ from backupfw.chunkstore.container import Container
 from backupfw.chunkstore.errors import ChunkStoreError, NotFound
 from backupfw.chunkstore.heed import heeding
 from backupfw.engine import backup as engine
-from backupfw.engine import cleanup
+from backupfw.engine import cleanup, objects
 from backupfw.engine.format import keys
 from backupfw.engine.format.geometry import Geometry
 from backupfw.engine.ports import BackupJob, BackupResult
@@ -59,7 +59,7 @@ class BackupCreate(Handler):
         plan = tools.backups.start_create(task)
         steps.reach("backup.planned")
         container = tools.stores.container(plan.store, plan.container)
-        self._need(container)
+        self._need(plan, container)
         with self._source(task, plan, control) as source:
             plan = tools.backups.bind_source(task, source.identity)
             steps.reach("backup.bound")
@@ -131,8 +131,13 @@ class BackupCreate(Handler):
             streams=tools.engine.streams,
         )
 
-    def _need(self, container: Container) -> None:
-        """Make sure that the container is there, making it if the service may."""
+    def _need(self, plan: CreatePlan, container: Container) -> None:
+        """Make sure that the container is there, making it if the service may.
+
+        One that held something before is never made: it would stand in the way of what comes back.
+        """
+        if plan.base is not None or plan.source_identity is not None:
+            objects.prove_container(container, "")
         if self._tools.engine.create_containers:
             container.ensure()
             return

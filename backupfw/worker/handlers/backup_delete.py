@@ -6,8 +6,7 @@ from oslo_log import log
 
 from backupfw import steps
 from backupfw.chunkstore.container import Container
-from backupfw.chunkstore.errors import NotFound
-from backupfw.engine import cleanup, release
+from backupfw.engine import cleanup, objects, release
 from backupfw.engine.format import keys
 from backupfw.manager.delete_tasks import ReleasePlan
 from backupfw.manager.tasks import Task
@@ -60,16 +59,20 @@ def remove(plan: ReleasePlan, container: Container, control: TaskControl) -> Non
     """Remove the objects of a released manifest that no relative names, then the manifest.
 
     :raises Damaged: a relative cannot be read; nothing shared was deleted.
+    :raises Unavailable: the container is missing, although something was put there.
     :raises ChunkStoreError: the store does not do it.
     """
+    _remove(plan, container, control)
+    if plan.begun:
+        # Deletes are well with a container that went meanwhile, and everything in it may come back.
+        objects.prove_container(container, plan.key or plan.backup_id)
+
+
+def _remove(plan: ReleasePlan, container: Container, control: TaskControl) -> None:
     own = keys.installation_prefix(plan.installation_id)
     if plan.key is None:
         prefix = keys.backup_prefix(plan.installation_id, plan.project_id, plan.volume_id, plan.backup_id)
-        try:
-            cleanup.leftovers(prefix, None, (), container, control)
-        except NotFound:
-            # The first attempt ended before it made the container.
-            LOG.debug("Container %s is not there; nothing to remove", container.name)
+        cleanup.leftovers(prefix, None, (), container, control, required=plan.begun)
         return
     relatives = list(plan.relatives)
     if not plan.complete:

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from backupfw.chunkstore.errors import NotFound, Unavailable
+from backupfw.chunkstore.errors import Unavailable
 from backupfw.engine import backup, restore, verify
 from backupfw.engine.format import keys
 from backupfw.engine.format.entries import decode_entry, encode_entry
@@ -480,5 +480,5 @@ def test_a_lagging_listing_does_not_matter() -> None:
 def test_a_missing_container_says_so() -> None:
     box = memory_container()
     box.store.contents.clear()  # type: ignore[attr-defined]
-    with pytest.raises(NotFound):
+    with pytest.raises(Unavailable):
         run(box, 0, content(SEGMENT))

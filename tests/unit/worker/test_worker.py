@@ -546,6 +546,78 @@ def test_a_missing_container_is_a_store_that_is_away(world: WorkerWorld) -> None
     assert world.objects() == set()
 
 
+@pytest.mark.parametrize("step", ["backup.bound", "backup.pack-put", "backup.map-put", "backup.recorded"])
+@pytest.mark.parametrize("incremental", [False, True])
+def test_a_container_that_goes_in_mid_backup_is_waited_for(
+    world: WorkerWorld, monkeypatch: pytest.MonkeyPatch, step: str, incremental: bool
+) -> None:
+    """It is not made anew meanwhile, and all that was put before is used when it is back."""
+    volume = world.filled_volume(DATA)
+    store = world.faulty.inner
+    away: dict[str, Any] = {}
+    attempts = 0
+    armed = not incremental
+
+    def reach(name: str, detail: object = "") -> None:
+        nonlocal attempts, armed
+        if name == step and armed:
+            armed = False
+            away.update(store.contents)  # type: ignore[attr-defined]
+            store.contents.clear()  # type: ignore[attr-defined]
+        elif name == "backup.begun" and away:
+            attempts += 1
+            assert not store.contents  # type: ignore[attr-defined]
+            if attempts == 3:
+                store.contents.update(away)  # type: ignore[attr-defined]
+
+    with world.worker(slots=1):
+        if incremental:
+            world.wait_backup(world.backups.create(world.ctx(), volume_id=volume).id, "available")
+            world.provider.volumes[volume][:] = DATA[::-1]
+            armed = True
+        data = bytes(world.provider.volumes[volume])
+        before = world.objects()
+        monkeypatch.setattr(steps, "reach", reach)
+        made = world.backups.create(world.ctx(), volume_id=volume, incremental=incremental)
+        row = world.wait_backup(made.id, "available")
+        assert attempts == 3
+        _, target, _ = world.backups.restore(world.ctx(), made.id)
+        world.wait(lambda: world.volume_status(target) == "available", "the restore")
+        world.wait_idle()
+    assert bytes(world.provider.volumes[target]) == data
+    assert row.object_count == len(world.objects() - before)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_clean_up_waits_for_its_container(
+    world: WorkerWorld, monkeypatch: pytest.MonkeyPatch, force: bool
+) -> None:
+    """The backup ends in error; what it put goes when the container is back, and not before."""
+    store = world.faulty.inner
+    away: dict[str, Any] = {}
+
+    def reach(name: str, detail: object = "") -> None:
+        if name == "backup.recorded" and not away:
+            away.update(store.contents)  # type: ignore[attr-defined]
+            store.contents.clear()  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(steps, "reach", reach)
+    with world.worker():
+        made = world.backups.create(world.ctx(), volume_id=world.filled_volume(DATA))
+        row = world.wait_backup(made.id, "error")
+        assert row.fail_reason == "The store does not answer."
+        world.wait(
+            lambda: any(task.payload.get("tries") for task in world.rows(models.Task)), "a try to clean up"
+        )
+        if force:
+            world.backups.force_delete(world.ctx(admin=True), made.id)
+        store.contents.update(away)  # type: ignore[attr-defined]
+        assert world.objects()
+        world.age(seconds=100_000)
+        world.wait(lambda: not world.objects(), "the clean-up")
+        world.wait_idle()
+
+
 def test_a_database_that_fails_for_a_moment_costs_only_time(
     world: WorkerWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
