@@ -41,6 +41,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.pool import QueuePool
 
+from backupfw.db.files import make_private
 from backupfw.db.types import UtcDateTime
 
 Result = TypeVar("Result")
@@ -86,6 +87,8 @@ class Database:
             parsed = parsed.update_query_dict({"charset": "utf8mb4"})
         self.backend = "mysql" if parsed.get_backend_name() == "mariadb" else parsed.get_backend_name()
         self._in_memory = self.backend == "sqlite" and parsed.database in (None, "", ":memory:")
+        if self.backend == "sqlite" and not self._in_memory:
+            make_private(str(parsed.database))
         # An in-memory SQLite database is one connection: transactions take turns on it.
         self._turn = threading.Lock()
         self._local = threading.local()
