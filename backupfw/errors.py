@@ -26,6 +26,7 @@
          +- JournalLost          the database has other finished segments than were recorded
          +- SourceMoved          a source that could not be read in one state
          +- SourceUnreadable     a source that could not be read at all
+         +- StorageChanged       a volume's storage is not what the catalogue says
          +- TargetError          the volume could not be written
 
 Errors of chunk stores are a tree of their own (``chunkstore/errors.py``).
@@ -202,6 +203,21 @@ class SourceMoved(EngineError):
 
 class SourceUnreadable(EngineError):
     """The source's storage failed while it was read; the message says how, and not where."""
+
+
+class StorageChanged(EngineError):
+    """A volume's storage is gone, shorter, or another one; no other try helps, an operator does.
+
+    :param volume: what it is the storage of, e.g. ``volume <id>``.
+    :param problem: what is wrong with it, without any path, e.g. ``is gone``.
+    :param hint: where it is and what to do: for the log and the operator, never for a user.
+    """
+
+    def __init__(self, volume: str, problem: str, hint: str) -> None:
+        super().__init__(f"The storage of {volume} {problem}.")
+        self.hint = hint
+        # Tracebacks show it.
+        self.add_note(hint)
 
 
 class TargetError(EngineError):

@@ -11,6 +11,7 @@ from backupfw.chunkstore.errors import ChunkStoreError
 from backupfw.cmd import store as store_command
 from backupfw.cmd.configure import add_command, load_conf
 from backupfw.cmd.progress import Progress
+from backupfw.errors import StorageChanged
 
 if TYPE_CHECKING:
     from oslo_config import cfg
@@ -22,13 +23,43 @@ if TYPE_CHECKING:
 def add_parser(commands: Any) -> None:
     """Add the subcommand."""
     parser = add_command(
-        commands, "audit", run, "Compare the database with itself and with the stores; changes nothing."
+        commands,
+        "audit",
+        run,
+        "Compare the database with itself, with this host's volumes and with the stores; changes nothing.",
     )
     parser.add_argument(
         "--store", metavar="NAME", action="append", help="only this store; any number of times"
     )
-    parser.add_argument("--no-stores", action="store_true", help="look at the database only")
+    parser.add_argument(
+        "--no-stores", action="store_true", help="look at the database only: not at stores and volumes"
+    )
     parser.add_argument("--json", action="store_true", help="print the findings as one JSON document")
+
+
+def _volumes(db: Database, conf: cfg.ConfigOpts) -> Iterator[Finding]:
+    """Compare every volume of this host with its storage."""
+    from backupfw.cmd import catalogue
+    from backupfw.manager.audit import Finding
+    from backupfw.volume.loader import load_provider
+    from backupfw.worker.handlers.base import volume_ref
+
+    provider = load_provider(conf.volumes.provider)(conf.volumes)
+    for volume in catalogue.volumes_of(db, conf.host):
+        try:
+            storage = provider.look(volume_ref(volume))
+        except StorageChanged as error:
+            yield Finding("volume", f"volume {volume.id}", f"{error} {error.hint}")
+        except OSError as error:
+            yield Finding("volume", f"volume {volume.id}", f"could not be looked at: {error}")
+        else:
+            if storage.length > volume.length:
+                yield Finding(
+                    "volume",
+                    f"volume {volume.id}",
+                    f"has {storage.length} bytes, the catalogue says {volume.length}: the next backup of it"
+                    " takes all of it and corrects the catalogue",
+                )
 
 
 def _stores(db: Database, conf: cfg.ConfigOpts, wanted: list[str] | None) -> Iterator[Finding]:
@@ -82,6 +113,7 @@ def run(args: argparse.Namespace) -> int:
     with database.opened(conf) as db:
         found = audit.run(db, conf.backup.lease_seconds)
         if not args.no_stores:
+            found += sorted(_volumes(db, conf))
             found += sorted(_stores(db, conf, args.store))
     if args.json:
         rows = [{"check": one.check, "subject": one.subject, "problem": one.problem} for one in found]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
-from sqlalchemy import select
+from sqlalchemy import or_, select
 
 from backupfw.conf import stores
+from backupfw.db import models
 from backupfw.db.models import Backup, Manifest
-from backupfw.manager import lineage
+from backupfw.manager import lineage, rows
 from backupfw.manager.lifecycle import GONE, LIVE
 
 if TYPE_CHECKING:
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 
     from backupfw.db.session import Database
     from backupfw.manager.lineage import VolumeRows
+
+
+#: Volumes are read in pages of this many.
+_VOLUMES = 1000
 
 
 class DatabaseCatalogue:
@@ -64,6 +69,30 @@ def is_in_use(db: Database, conf: cfg.ConfigOpts, store: str, container: str) ->
             session.execute(query.filter_by(store=store, container=container)).first() is not None
             for query in (backups, manifests)
         )
+
+
+def volumes_of(db: Database, host: str) -> Iterator[rows.Volume]:
+    """Yield the volumes whose storage this host's workers can open, some at a time."""
+    row = models.Volume
+    last = ""
+    while True:
+        with db.read() as session:
+            found = session.scalars(
+                select(row)
+                .where(
+                    row.id > last,
+                    row.deleted.is_(False),
+                    row.location.is_not(None),
+                    or_(row.host.is_(None), row.host == host),
+                )
+                .order_by(row.id)
+                .limit(_VOLUMES)
+            ).all()
+            page = rows.volumes(session, found)
+        yield from page
+        if len(page) < _VOLUMES:
+            return
+        last = page[-1].id
 
 
 def stores_not_enabled(db: Database, conf: cfg.ConfigOpts) -> list[str]:

@@ -13,6 +13,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
 from backupfw.cmd import state
+from backupfw.db.files import SQLITE_SUFFIXES
 from backupfw.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -52,6 +53,12 @@ def _sqlite_file(conf: cfg.ConfigOpts) -> Path | None:
             " SQLite file or a database server"
         )
     return Path(url.database)
+
+
+def files(conf: cfg.ConfigOpts) -> list[str]:
+    """Return the files of a SQLite database; none for any other."""
+    file = _sqlite_file(conf)
+    return [] if file is None else [f"{file}{suffix}" for suffix in SQLITE_SUFFIXES]
 
 
 def check(conf: cfg.ConfigOpts) -> None:

@@ -130,9 +130,9 @@ class Volume(_SoftDelete, Base):
     """A volume of the catalogue.
 
     ``size`` is GiB, ``length`` bytes; ``previous_status`` is what the volume returns to when a backup
-    of it ends; ``location`` is the provider's word for where it is; ``host`` is the host whose workers
-    alone can open it, null where all can; ``volume_type`` is the type's name, null where the volume was
-    made before volumes had types.
+    of it ends; ``location`` is the provider's word for where it is, ``storage_id`` for what is there (null
+    where that was never recorded); ``host`` is the host whose workers alone can open it, null where all can;
+    ``volume_type`` is the type's name, null where the volume was made before volumes had types.
     """
 
     __tablename__ = "volumes"
@@ -159,6 +159,7 @@ class Volume(_SoftDelete, Base):
     location: Mapped[str | None] = mapped_column(Text)
     host: Mapped[str | None]
     adopted: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
+    storage_id: Mapped[str | None]
 
 
 class VolumeMetadata(Base):

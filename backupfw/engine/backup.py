@@ -108,6 +108,9 @@ def run(
                 repacked += done.repacked_bytes
                 tally.add(done.index, done.entry)
                 batch.add(done)
+                source.check_still()
+        # Everything that the manifest will say was read before this.
+        source.check_still()
     except TaskLost:
         # Whoever has the task now may have cleaned up already.
         unnamed.remove()

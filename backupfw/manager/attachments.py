@@ -24,6 +24,25 @@ if TYPE_CHECKING:
     from backupfw.db.session import Database
 
 
+def add_attachment(
+    session: Session,
+    volume_id: str,
+    attachment_id: str,
+    attach_mode: str | None = "rw",
+    **columns: str | None,
+) -> None:
+    """Add the row of an attachment; the caller moves the volume."""
+    session.add(
+        models.Attachment(
+            id=attachment_id,
+            volume_id=volume_id,
+            attach_mode=attach_mode,
+            attached_at=now(session),
+            **columns,
+        )
+    )
+
+
 class AttachmentMethods:
     """The attachment calls of :class:`backupfw.manager.volumes.VolumeManager`."""
 
@@ -56,16 +75,14 @@ class AttachmentMethods:
             if is_read_by_task(session, volume_id):
                 # Its reader was promised that nobody writes.
                 raise InvalidVolume(f"Volume {volume_id} is being copied; it can be attached after that.")
-            session.add(
-                models.Attachment(
-                    id=attachment_id,
-                    volume_id=volume_id,
-                    instance_uuid=instance_uuid,
-                    host_name=host_name,
-                    mountpoint=mountpoint,
-                    attach_mode=mode,
-                    attached_at=now(session),
-                )
+            add_attachment(
+                session,
+                volume_id,
+                attachment_id,
+                instance_uuid=instance_uuid,
+                host_name=host_name,
+                mountpoint=mountpoint,
+                attach_mode=mode,
             )
             lifecycle.move(session, models.Volume, volume_id, VolumeMoves.attach)
             return rows.volume(session, volume)

@@ -68,7 +68,8 @@ _OF_TASK = {
 class Finding:
     """Something that is wrong.
 
-    :ivar check: what was checked: ``status``, ``lease``, ``task``, ``snapshot``, ``lineage`` or ``usage``.
+    :ivar check: what was checked: ``status``, ``lease``, ``task``, ``snapshot``, ``lineage``, ``usage``,
+        ``volume`` or ``store``.
     :ivar subject: what it is about, e.g. ``backup <id>``.
     :ivar problem: what is wrong with it.
     """

@@ -123,6 +123,19 @@ class CreateTasks(Outcomes):
 
         return self._db.run(work)
 
+    def follow_volume(self, task: Task, length: int, storage_id: str | None) -> CreatePlan:
+        """Let volume and backup follow what an open of the volume found; see :func:`follow_storage`."""
+
+        def work(session: Session) -> CreatePlan:
+            backup, manifest = self._writing(session, task)
+            volume = volume_rules.follow_storage(session, task, backup.volume_id, length, storage_id)
+            backup.length, backup.size = volume.length, volume.size
+            manifest.length = volume.length
+            session.flush()
+            return self._plan(session, task, backup, manifest)
+
+        return self._db.run(work)
+
     def bind_source(self, task: Task, source_identity: str) -> CreatePlan:
         """Say what this attempt reads; a new epoch begins if finished segments came of something else."""
 
@@ -473,7 +486,9 @@ class CreateTasks(Outcomes):
             backup=rows.backup(session, backup),
             volume=rows.volume(session, volume),
             snapshot=None if snapshot is None else rows.snapshot(session, snapshot),
-            in_use=snapshot is None and volume.previous_status == lifecycle.IN_USE,
+            # Once it was taken for one in use, it stays that for all attempts.
+            in_use=snapshot is None
+            and (volume.previous_status == lifecycle.IN_USE or backup.temp_snapshot_id is not None),
             manifest_id=manifest.id,
             installation_id=manifest.installation_id,
             store=manifest.store,

@@ -70,6 +70,8 @@ class Detail(Enum):
     RESTORE_BACKUP = "026"
     VOLUME_STATE = "027"
     BECAME_FULL = "030"
+    # Nobody else has an id for this one.
+    VOLUME_GREW = "101"
 
 
 _ACTIONS: Mapping[Action, str] = {
@@ -99,6 +101,8 @@ _DETAILS: Mapping[Detail, str] = {
     Detail.RESTORE_BACKUP: "The backup could not be restored.",
     Detail.VOLUME_STATE: "The volume's status does not allow it.",
     Detail.BECAME_FULL: "The data of the backup before could not be used, so all data was stored anew.",
+    Detail.VOLUME_GREW: "The volume is larger than it was known to be. All of it is used; its new size counts"
+    " towards the quota.",
 }
 
 

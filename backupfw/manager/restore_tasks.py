@@ -105,6 +105,16 @@ class RestoreTasks(Outcomes):
 
         self._db.run(work)
 
+    def follow_target(self, task: Task, length: int, storage_id: str | None) -> None:
+        """Let the target volume follow what its open found; see :func:`volume_rules.follow_storage`."""
+
+        def work(session: Session) -> None:
+            tasks.hold(session, task)
+            target = _target(session, task).id
+            volume_rules.follow_storage(session, task, target, length, storage_id)
+
+        self._db.run(work)
+
     def finish_restore(self, task: Task, source: RestoredVolume | None = None) -> None:
         """End the task: backup and volume are available.
 

@@ -123,6 +123,7 @@ class Volume:
     deleted_at: datetime | None
     deleted: bool
     volume_type_id: str | None = None
+    storage_id: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     image_metadata: Mapping[str, str] = field(default_factory=dict)
     attachments: Sequence[Attachment] = ()

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+from oslo_log import log
 from sqlalchemy import CursorResult, select, update
 from sqlalchemy.orm import Session
 
@@ -24,13 +25,16 @@ from backupfw.db.models import (
 )
 from backupfw.db.session import now
 from backupfw.errors import BackupNotFound, InvalidSnapshot, InvalidVolume, SnapshotNotFound, VolumeNotFound
-from backupfw.manager import lifecycle, quota, tasks, volume_types
+from backupfw.manager import failures, lifecycle, quota, rows, tasks, volume_types
 from backupfw.manager.lifecycle import SnapshotMoves, VolumeMoves
+from backupfw.manager.messages import Detail
 
 if TYPE_CHECKING:
     from oslo_config import cfg
 
     from backupfw.context import RequestContext
+
+LOG = log.getLogger(__name__)
 
 Row = TypeVar("Row", Backup, Volume, Snapshot)
 
@@ -296,6 +300,7 @@ def new_volume(
     location: str | None = None,
     host: str | None = None,
     adopted: bool = False,
+    storage_id: str | None = None,
     volume_id: str,
 ) -> Volume:
     """Add the row of a new volume, within the quotas.
@@ -330,6 +335,7 @@ def new_volume(
         location=location,
         host=host,
         adopted=adopted,
+        storage_id=storage_id,
         created_at=now(session),
         updated_at=None,
         deleted=False,
@@ -341,6 +347,38 @@ def new_volume(
         for model, pairs in ((VolumeMetadata, metadata), (VolumeImageMetadata, image_metadata))
         for key, value in (pairs or {}).items()
     )
+    session.flush()
+    return volume
+
+
+def is_followed(volume: rows.Volume, length: int, storage_id: str | None) -> bool:
+    """Say whether the catalogue knows of a volume's storage what an open of it has found."""
+    return length <= volume.length and (volume.storage_id is not None or storage_id is None)
+
+
+def follow_storage(
+    session: Session, task: tasks.Task, volume_id: str, length: int, storage_id: str | None
+) -> Volume:
+    """Let a volume's row follow what an open found: a greater length, an id that was never recorded.
+
+    The quota is not asked: the bytes are there.  Whoever the task is for is told of growth.
+
+    :param task: the task that opened it.
+    :param length: bytes that are really there.
+    """
+    volume = _row(session, Volume, volume_id, True)
+    if volume is None or volume.deleted:
+        raise VolumeNotFound(volume_id)
+    if volume.storage_id is None:
+        volume.storage_id = storage_id
+    if length > volume.length:
+        LOG.warning(
+            "Volume %s has %s bytes, where %s were known: its size follows", volume_id, length, volume.length
+        )
+        volume.length = length
+        volume.size = max(volume.size, gigabytes(length))
+        volume.updated_at = now(session)
+        failures.warn(session, task, Detail.VOLUME_GREW)
     session.flush()
     return volume
 

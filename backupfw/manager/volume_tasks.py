@@ -26,7 +26,7 @@ from backupfw.manager import failures, lifecycle, rows, tasks
 from backupfw.manager.lifecycle import Move, SnapshotMoves, VolumeMoves
 from backupfw.manager.messages import Detail
 from backupfw.manager.tasks import Task
-from backupfw.manager.volume_rules import bind_to_host, gigabytes
+from backupfw.manager.volume_rules import bind_to_host, follow_storage, gigabytes
 
 if TYPE_CHECKING:
     from backupfw.db.session import Database
@@ -157,6 +157,22 @@ class VolumeTasks:
         """
         with self._db.read() as session:
             return _snapshot_plan(session, task.resource_id)
+
+    def follow_volume(self, task: Task, length: int, storage_id: str | None) -> SnapshotPlan:
+        """Let a volume, and the snapshot that is being made of it, follow what an open of the volume found.
+
+        See :func:`follow_storage`.
+        """
+
+        def work(session: Session) -> SnapshotPlan:
+            tasks.hold(session, task)
+            snapshot = session.get_one(Snapshot, task.resource_id)
+            volume = follow_storage(session, task, snapshot.volume_id, length, storage_id)
+            snapshot.length, snapshot.size = volume.length, volume.size
+            session.flush()
+            return _snapshot_plan(session, task.resource_id)
+
+        return self._db.run(work)
 
     def finish_create_snapshot(self, task: Task, location: str) -> None:
         """The snapshot is made: ``available``."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar, Unpack
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import ColumnElement, and_, delete, func, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from backupfw.db import models, queries
@@ -26,7 +26,7 @@ from backupfw.errors import (
     KeyNotFound,
 )
 from backupfw.manager import lifecycle, listing, quota, rows, tasks, volume_types
-from backupfw.manager.attachments import AttachmentMethods
+from backupfw.manager.attachments import AttachmentMethods, add_attachment
 from backupfw.manager.backups import begin_restore, type_of_backup
 from backupfw.manager.lifecycle import SnapshotMoves, VolumeMoves
 from backupfw.manager.metadata import MetadataMethods, add, pairs, replace
@@ -40,6 +40,7 @@ from backupfw.manager.volume_rules import (
     gigabytes,
     held_by_backup,
     is_attached,
+    is_read_by_task,
     new_volume,
     queue_snapshot_delete,
 )
@@ -175,6 +176,8 @@ class VolumeManager(MetadataMethods, AttachmentMethods):
         project_id: str | None = None,
         host: str | None = None,
         made_as: str | None = None,
+        storage_id: str | None = None,
+        in_use: bool = False,
     ) -> rows.Volume:
         """Enter existing storage as an available volume.
 
@@ -184,22 +187,21 @@ class VolumeManager(MetadataMethods, AttachmentMethods):
         :param host: the host whose workers alone can open it; None: all can.
         :param made_as: the id under which the provider made this storage for the volume, which then owns
             it; None for storage that is somebody else's and stays when the volume is deleted.
+        :param storage_id: as the provider's ``adopt`` returned it.
+        :param in_use: somebody uses it now: the volume is ``in-use``, with an attachment.
         :raises InvalidInput: it is empty, or a volume already.
         :raises QuotaExceeded: the project has no room for it.
         """
         if length <= 0:
             raise InvalidInput("Storage without any bytes cannot be a volume.")
         volume_id = made_as or str(uuid.uuid4())
+        attachment_id = str(uuid.uuid4())
 
         def work(session: Session) -> rows.Volume:
             # Adoptions take turns (no row stands for a location), under a lock that exists everywhere.
             quota.lock_project(session, quota.NO_PROJECT)
-            taken = select(models.Volume.id).where(
-                models.Volume.location == location, models.Volume.deleted.is_(False)
-            )
-            owner = session.scalar(taken.limit(1))
-            if owner is not None:
-                raise InvalidInput(f"This storage is volume {owner} already.")
+            if made_as is None:
+                _refuse_taken(session, location, storage_id, host)
             volume = new_volume(
                 session,
                 self._conf,
@@ -213,11 +215,71 @@ class VolumeManager(MetadataMethods, AttachmentMethods):
                 location=location,
                 host=host,
                 adopted=made_as is None,
+                storage_id=storage_id,
                 volume_id=volume_id,
             )
+            if in_use:
+                add_attachment(session, volume_id, attachment_id)
+                lifecycle.move(session, models.Volume, volume_id, VolumeMoves.attach)
             return rows.volume(session, volume)
 
         return self._db.run(work, lambda session: _made(session, volume_id))
+
+    def adopt_again(
+        self,
+        ctx: RequestContext,
+        volume_id: str,
+        *,
+        location: str,
+        length: int,
+        storage_id: str | None,
+        host: str | None = None,
+    ) -> rows.Volume:
+        """Let an adopted volume be what an operator says: elsewhere, another file, or of another length.
+
+        The arguments are those of :meth:`adopt`.
+
+        :raises VolumeNotFound: there is none, or not for this caller.
+        :raises InvalidVolume: it was not adopted, or something is being done with it.
+        :raises InvalidInput: the storage is empty, or another volume.
+        """
+
+        def work(session: Session) -> rows.Volume:
+            quota.lock_project(session, quota.NO_PROJECT)
+            volume = find_volume(session, ctx, volume_id, lock=True)
+            if not volume.adopted:
+                raise InvalidVolume(f"Volume {volume_id} was not adopted: its storage is the service's own.")
+            busy = volume.status in (lifecycle.DELETING, lifecycle.EXTENDING)
+            if busy or held_by_backup(session, volume_id) or is_read_by_task(session, volume_id):
+                raise InvalidVolume(f'Volume {volume_id} is being used: its status is "{volume.status}".')
+            _refuse_taken(session, location, storage_id, host, but=volume_id)
+            volume.location, volume.storage_id, volume.host = location, storage_id, host
+            volume.length, volume.size = length, _checked_size(gigabytes(length), 0, "")
+            volume.updated_at = now(session)
+            session.flush()
+            return rows.volume(session, volume)
+
+        return self._db.run(work)
+
+    def not_recorded(self, host: str | None) -> Sequence[rows.Volume]:
+        """Return the adopted volumes of a host whose storage's id was never recorded."""
+        row = models.Volume
+        with self._db.read() as session:
+            found = session.scalars(
+                select(row).where(
+                    row.adopted, row.deleted.is_(False), row.storage_id.is_(None), _of_host(host)
+                )
+            ).all()
+            return rows.volumes(session, found)
+
+    def record_storage(self, volume_id: str, storage_id: str) -> None:
+        """Record what tells a volume's storage from any other, unless that was done."""
+        row = models.Volume
+        self._db.run(
+            lambda session: session.execute(
+                update(row).where(row.id == volume_id, row.storage_id.is_(None)).values(storage_id=storage_id)
+            )
+        )
 
     def get(self, ctx: RequestContext, volume_id: str) -> rows.Volume:
         """Return a volume.
@@ -548,6 +610,28 @@ def _withdraw(session: Session, volume_id: str) -> None:
 def _made(session: Session, volume_id: str) -> rows.Volume | None:
     found = session.get(models.Volume, volume_id)
     return None if found is None else rows.volume(session, found)
+
+
+def _of_host(host: str | None) -> ColumnElement[bool]:
+    return models.Volume.host.is_(None) if host is None else models.Volume.host == host
+
+
+def _refuse_taken(
+    session: Session, location: str, storage_id: str | None, host: str | None, but: str | None = None
+) -> None:
+    """Refuse storage that is a volume already, by this name or another one.
+
+    :param but: the volume that it may be.
+    """
+    row = models.Volume
+    taken = row.location == location
+    if storage_id is not None:
+        taken = or_(taken, and_(row.storage_id == storage_id, _of_host(host)))
+    owner = session.scalar(
+        select(row.id).where(row.deleted.is_(False), row.id != (but or ""), taken).limit(1)
+    )
+    if owner is not None:
+        raise InvalidInput(f"This storage is volume {owner} already.")
 
 
 def _available_backup(session: Session, ctx: RequestContext, backup_id: str) -> models.Backup:

@@ -41,12 +41,29 @@ class VolumeRef:
     :ivar location: what the provider's ``create`` or ``adopt`` returned (a path for ``local``);
         None for a volume that does not exist yet.
     :ivar adopted: the volume's storage belongs to somebody else: never deleted with the volume.
+    :ivar storage_id: see :class:`Storage`; None where it was never recorded.
     """
 
     id: str
     length: int
     location: str | None = None
     adopted: bool = False
+    storage_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """What a provider found where a volume's bytes are.
+
+    :ivar location: what the catalogue keeps to find it again.
+    :ivar length: bytes it really has.
+    :ivar storage_id: tells this storage from any other that may come to the same location, as text of at
+        most 255 characters; None where the provider cannot tell, or finds it by the volume's id.
+    """
+
+    location: str
+    length: int
+    storage_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +79,10 @@ class SnapshotRef:
 class BlockSource(abc.ABC):
     """An opened volume or snapshot to read from.  ``read_into`` may be called from many threads."""
 
-    #: Bytes.
+    #: Bytes it really has: for a volume that was grown outside the service more than the catalogue says.
     length: int
+    #: See :class:`Storage`.
+    storage_id: str | None = None
     #: Equal for two opens exactly when they read the same source in the same state is *possible*:
     #: a resume that finds another identity starts a new epoch.
     identity: str
@@ -78,7 +97,15 @@ class BlockSource(abc.ABC):
 
     @abc.abstractmethod
     def read_into(self, offset: int, buffer: memoryview) -> None:
-        """Fill ``buffer`` from ``offset``; a short source is an error (OSError), never short data."""
+        """Fill ``buffer`` from ``offset``, never less: SourceMoved if the source ended early, or OSError."""
+
+    def check_still(self) -> None:  # noqa: B027  (optional)
+        """Raise if the source is known to have changed since it was opened.
+
+        Asked now and then while it is read, and once more when all is read.  It must cost next to nothing.
+
+        :raises SourceMoved: it has changed: what was read is no state that it ever had.
+        """
 
     def changed_extents(self, since_identity: str) -> Iterator[tuple[int, int]] | None:  # noqa: ARG002
         """Yield what may have changed since the source with that identity, or None if unknown."""
@@ -95,8 +122,10 @@ class BlockSource(abc.ABC):
 class BlockTarget(abc.ABC):
     """An opened volume to write to.  ``write`` and ``zero`` may be called from many threads."""
 
-    #: Bytes.
+    #: Bytes it really has, at least those of the catalogue.
     length: int
+    #: See :class:`Storage`.
+    storage_id: str | None = None
     #: Whether the volume is known to read as zeros everywhere nothing was written since it was made.
     reads_zero: bool
 
@@ -128,6 +157,10 @@ class BlockTarget(abc.ABC):
 class VolumeProvider(abc.ABC):
     """Makes and opens volumes.  Thread-safe.
 
+    Whatever opens a volume compares its storage with what the reference says, and raises
+    :class:`~backupfw.errors.StorageChanged` where it is gone, shorter, of another kind or another one.
+    Longer storage is used as it is: sources and targets say how long it is.
+
     :param options: values of :meth:`options` by name.
     """
 
@@ -150,11 +183,34 @@ class VolumeProvider(abc.ABC):
         """
 
     @abc.abstractmethod
-    def adopt(self, path: str) -> tuple[str, int]:
-        """Look at existing storage that shall become a volume; return its location and length in bytes.
+    def adopt(
+        self,
+        path: str,
+        *,
+        own: Sequence[str] = (),
+        to_copy: bool = False,
+        any_format: bool = False,
+        in_use: bool = False,
+    ) -> Storage:
+        """Look at existing storage that shall become a volume, or be copied to one.
 
-        :raises InvalidInput: it is not something this provider can read and write.
+        :param own: files and directories of the service that must not become volumes, nor anything in them.
+        :param to_copy: it need only be readable.
+        :param any_format: take its bytes for the disk's, whatever they look like.
+        :param in_use: it may be in use now.
+        :raises InvalidInput: it is not something this provider can use; the message says why.
         """
+
+    @abc.abstractmethod
+    def look(self, volume: VolumeRef) -> Storage:
+        """Return what is there now for a volume, compared as by an open; changes nothing.
+
+        :raises StorageChanged: it is not what the reference says.
+        """
+
+    def where(self, ref: VolumeRef | SnapshotRef) -> str:
+        """Return where an operator finds the bytes."""
+        return ref.location or ""
 
     @abc.abstractmethod
     def delete(self, volume: VolumeRef) -> None:
@@ -181,7 +237,10 @@ class VolumeProvider(abc.ABC):
 
     @abc.abstractmethod
     def open_source(self, ref: VolumeRef | SnapshotRef) -> AbstractContextManager[BlockSource]:
-        """Open for reading (attaching it, where that is needed)."""
+        """Open for reading (attaching it, where that is needed).
+
+        :raises SourceMoved: somebody uses the volume now; a snapshot of a volume in use can be made.
+        """
 
     @abc.abstractmethod
     def open_target(self, volume: VolumeRef, attempt: int) -> AbstractContextManager[BlockTarget]:

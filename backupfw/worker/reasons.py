@@ -79,7 +79,7 @@ def _text(error: BaseException, request_id: str | None) -> str:
 
 def message_detail(error: BaseException) -> Detail | None:
     """Return what a user message says of a failed creation or restore; None: nothing more exact."""
-    if isinstance(error, errors.TargetError):
+    if isinstance(error, errors.TargetError | errors.StorageChanged):
         return Detail.ATTACH
     if isinstance(error, errors.VolumeNotFound | errors.SnapshotNotFound | errors.InvalidVolume):
         return Detail.VOLUME_STATE

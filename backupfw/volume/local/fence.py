@@ -13,7 +13,6 @@ Whoever cannot be named or reached may still write: then there is no take-over.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import json
 import logging
@@ -22,13 +21,18 @@ import secrets
 import stat
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from backupfw.errors import TargetError
 from backupfw.volume.local.descriptor import Descriptor
+from backupfw.volume.local.opening import Busy, Opened
 from backupfw.volume.local.process import ProcessName, boot_id
 
 LOG = logging.getLogger(__name__)
+
+#: Opens the storage: for writing too, and a device for us alone, as the two arguments say.
+Opener = Callable[[bool, bool], Opened]
 
 # Seconds between two tries to get a lock that is held.
 _POLL = 0.05
@@ -64,22 +68,23 @@ class Fence:
         self._wait = wait
         self._kill = kill
 
-    def open(self, path: str, attempt: int) -> Descriptor:
+    def open(self, opener: Opener, attempt: int) -> Descriptor:
         """Open an image file or block device for reading and writing, for us alone.
 
+        :param opener: opens it; raises Busy where it is asked for a device alone that is not free.
         :param attempt: grows from writer to writer; only earlier writers are fenced out.
         :raises TargetError: somebody else may write to it.
-        :raises OSError: it cannot be opened at all.
+        :raises Exception: what the opener raises: it cannot be opened at all.
         """
         give_up = time.monotonic() + self._wait
         killed = False
         while True:
-            key = _key(os.stat(path))
+            key = _look(opener)
             self._revoke(key, attempt)
-            fd = _lock(path)
+            fd = _lock(opener)
             if fd is not None:
                 # While we waited, the path may have been given to another file.
-                if _key(os.fstat(fd)) == key and _key(os.stat(path)) == key:
+                if _key(os.fstat(fd)) == key and _look(opener) == key:
                     return self._register(fd, key, attempt)
                 os.close(fd)
                 continue
@@ -136,7 +141,7 @@ class Fence:
         os.makedirs(self._directory, mode=0o700, exist_ok=True)
         part = f"{record}.{secrets.token_hex(8)}.part"
         # Renamed so that it is never read half; not synced, because it says nothing after a reboot.
-        with open(part, "w", encoding="ascii") as file:
+        with open(part, "w", encoding="ascii", opener=_private) as file:
             json.dump(asdict(holder), file)
         os.rename(part, record)
 
@@ -155,23 +160,33 @@ def _key(status: os.stat_result) -> str:
     return f"file-{status.st_dev:x}-{status.st_ino:x}"
 
 
-def _lock(path: str) -> int | None:
-    """Return an exclusive descriptor, or None while somebody else has one."""
-    flags = os.O_RDWR | os.O_CLOEXEC
-    if stat.S_ISBLK(os.stat(path).st_mode):
-        try:
-            return os.open(path, flags | os.O_EXCL)
-        except OSError as error:
-            if error.errno == errno.EBUSY:
-                return None
-            raise
-    fd = os.open(path, flags)
+def _look(opener: Opener) -> str:
+    """Return what stands for the storage that is there now."""
+    opened = opener(False, False)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return _key(os.fstat(opened.fd))
+    finally:
+        os.close(opened.fd)
+
+
+def _lock(opener: Opener) -> int | None:
+    """Return an exclusive descriptor, or None while somebody else has one."""
+    try:
+        opened = opener(True, True)
+    except Busy:
+        return None
+    if opened.is_device:
+        return opened.fd
+    try:
+        fcntl.flock(opened.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        os.close(fd)
+        os.close(opened.fd)
         return None
     except BaseException:
-        os.close(fd)
+        os.close(opened.fd)
         raise
-    return fd
+    return opened.fd
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

@@ -22,6 +22,10 @@ NOT_SUPPORTED = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY, errno.E
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+_AT_EMPTY_PATH = 0x1000
+_STATX_BTIME = 0x800
+# Not every C library has it.
+_statx = getattr(_libc, "statx", None)
 _libc.fstatfs.argtypes = (ctypes.c_int, ctypes.c_void_p)
 
 
@@ -66,6 +70,16 @@ def device_is_read_only(fd: int) -> bool:
     """Say whether a block device refuses writes."""
     (flag,) = struct.unpack("=i", fcntl.ioctl(fd, _BLKROGET, bytes(4)))
     return bool(flag)
+
+
+def birth_time(fd: int) -> int | None:
+    """Return when a file was made, ns since 1970; None where the file system does not keep that."""
+    buffer = (ctypes.c_uint8 * 256)()
+    if _statx is None or _statx(fd, b"", _AT_EMPTY_PATH, _STATX_BTIME, buffer) != 0:
+        return None
+    (mask,) = struct.unpack_from("=I", buffer, 0)
+    seconds, nanoseconds = struct.unpack_from("=qI", buffer, 80)
+    return seconds * 1_000_000_000 + nanoseconds if mask & _STATX_BTIME else None
 
 
 def file_system_magic(fd: int) -> int:

@@ -6,16 +6,16 @@ import contextlib
 import errno
 import os
 import secrets
-import stat
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, closing
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from backupfw.errors import InvalidVolume, OperationNotSupported, TargetError
+from backupfw.errors import InvalidVolume, OperationNotSupported, SourceMoved, StorageChanged
 from backupfw.volume.base import (
     BlockSource,
     BlockTarget,
     SnapshotRef,
+    Storage,
     Tick,
     VolumeProvider,
     VolumeRef,
@@ -26,9 +26,11 @@ from backupfw.volume.local.adopt import adopted
 from backupfw.volume.local.fence import Fence
 from backupfw.volume.local.holes import next_extent
 from backupfw.volume.local.mirror import mirror
+from backupfw.volume.local.opening import Busy, Opened, Unusable, open_storage
 from backupfw.volume.local.options import directories, local_options
 from backupfw.volume.local.source import LocalSource
 from backupfw.volume.local.still_copy import Stamp, still_copy
+from backupfw.volume.local.storage_id import StorageId
 from backupfw.volume.local.target import LocalTarget
 
 if TYPE_CHECKING:
@@ -69,21 +71,48 @@ class LocalProvider(VolumeProvider):
 
     def create(self, volume: VolumeRef, source: SnapshotRef | VolumeRef | None, tick: Tick = no_tick) -> str:
         """Make the image file: sparse, or sharing the source's blocks, or as a sparse copy."""
-        if source is not None and source.length > volume.length:
-            raise InvalidVolume("The volume is smaller than what it shall be made from.")
         name = files.volume_name(volume.id)
-        path = os.path.join(self._volumes_dir, name)
-        if not os.path.lexists(path):
-            with files.new_file(self._volumes_dir, name) as fd:
-                if source is not None:
-                    self._fill(fd, self._path(source), source.length, tick)
-                os.ftruncate(fd, volume.length)
-                tick()
-        return path
+        if os.path.lexists(os.path.join(self._volumes_dir, name)):
+            return name
+        with contextlib.ExitStack() as stack:
+            # Opened first: a source that cannot be used makes no file.
+            opened = None if source is None else stack.enter_context(self._opened(source, exclusive=True))
+            if opened is not None and opened.length > volume.length:
+                raise InvalidVolume("The volume is smaller than what it shall be made from.")
+            fd = stack.enter_context(files.new_file(self._volumes_dir, name))
+            if opened is not None:
+                _fill(fd, opened, tick)
+            os.ftruncate(fd, volume.length)
+            tick()
+        return name
 
-    def adopt(self, path: str) -> tuple[str, int]:
+    def adopt(
+        self,
+        path: str,
+        *,
+        own: Sequence[str] = (),
+        to_copy: bool = False,
+        any_format: bool = False,
+        in_use: bool = False,
+    ) -> Storage:
         """Look at a raw image file or block device."""
-        return adopted(path, self._directories, self._allow_devices)
+        return adopted(
+            path,
+            (*self._directories, *own),
+            allow_devices=self._allow_devices,
+            to_copy=to_copy,
+            any_format=any_format,
+            in_use=in_use,
+        )
+
+    def look(self, volume: VolumeRef) -> Storage:
+        """Look at the volume's image file or block device."""
+        with self._opened(volume) as opened:
+            return Storage(volume.location or "", opened.length, _recorded(volume, opened))
+
+    def where(self, ref: VolumeRef | SnapshotRef) -> str:
+        """Return the path of the image file or block device."""
+        return self._path(ref)
 
     def delete(self, volume: VolumeRef) -> None:
         """Remove the volume's image file; an adopted volume's storage is left alone."""
@@ -98,18 +127,15 @@ class LocalProvider(VolumeProvider):
 
         :raises OperationNotSupported: the block device is shorter.
         """
-        fd = os.open(self._path(volume), os.O_RDWR | os.O_CLOEXEC)
-        try:
-            if _is_device(fd):
-                if linux.device_length(fd) < length:
-                    raise OperationNotSupported(
-                        "A block device cannot be extended by this service; extend the device first."
-                    )
-            elif os.fstat(fd).st_size < length:
-                os.ftruncate(fd, length)
-                os.fsync(fd)
-        finally:
-            os.close(fd)
+        with self._opened(volume, write=True) as opened:
+            if opened.length >= length:
+                return
+            if opened.is_device:
+                raise OperationNotSupported(
+                    "A block device cannot be extended by this service; extend the device first."
+                )
+            os.ftruncate(opened.fd, length)
+            os.fsync(opened.fd)
 
     # -- snapshots
 
@@ -121,21 +147,20 @@ class LocalProvider(VolumeProvider):
         """
         name = files.snapshot_name(snapshot.id)
         for directory in self._directories:
-            path = os.path.join(directory, name)
-            if os.path.lexists(path):
-                return path
-        volume_path = self._path(snapshot.volume)
-        for directory in self._directories:
-            with contextlib.suppress(_CannotClone), files.new_file(directory, name) as fd:
-                _clone(fd, volume_path, snapshot.length)
+            if os.path.lexists(os.path.join(directory, name)):
+                return self._location(directory, name)
+        with self._opened(snapshot.volume) as opened:
+            for directory in self._directories:
+                with contextlib.suppress(_CannotClone), files.new_file(directory, name) as fd:
+                    _clone(fd, opened, snapshot.length)
+                    os.fchmod(fd, 0o400)
+                    tick()
+                    return self._location(directory, name)
+            with files.new_file(self._volumes_dir, name) as fd:
+                self._copy_still(fd, opened, snapshot, in_use, tick)
                 os.fchmod(fd, 0o400)
                 tick()
-                return os.path.join(directory, name)
-        with files.new_file(self._volumes_dir, name) as fd:
-            self._copy_still(fd, volume_path, snapshot.length, in_use, tick)
-            os.fchmod(fd, 0o400)
-            tick()
-        return os.path.join(self._volumes_dir, name)
+        return self._location(self._volumes_dir, name)
 
     def delete_snapshot(self, snapshot: SnapshotRef) -> None:
         """Remove the snapshot's file."""
@@ -144,135 +169,221 @@ class LocalProvider(VolumeProvider):
     # -- opening
 
     def open_source(self, ref: VolumeRef | SnapshotRef) -> AbstractContextManager[BlockSource]:
-        """Open for reading.
-
-        :raises OSError: it is missing, or shorter than it should be.
-        """
-        fd = _open_whole(self._path(ref), ref.length)
+        """Open for reading; a block device for ourselves alone, so that nobody can mount it meanwhile."""
         try:
-            return closing(LocalSource(fd, ref.length, self._identity(fd, ref)))
+            opened = self._open(ref, exclusive=True)
+        except Busy as error:
+            raise SourceMoved(
+                f"The device of volume {ref.id} is mounted or held by another program."
+            ) from error
+        try:
+            is_volume = isinstance(ref, VolumeRef)
+            stamp = None
+            if is_volume and not opened.is_device:
+                # Pages that are written back now get a new time when somebody stores to them through a
+                # mapping; and a network file system has the times that our host's own writes give it.
+                with contextlib.suppress(OSError):
+                    os.fsync(opened.fd)
+                stamp = Stamp.of(opened.fd)
+            length = opened.length if is_volume else ref.length
+            return closing(
+                LocalSource(
+                    opened.fd,
+                    length,
+                    self._identity(opened, ref, length),
+                    storage_id=_recorded(ref, opened) if isinstance(ref, VolumeRef) else None,
+                    stamp=stamp,
+                )
+            )
         except BaseException:
-            os.close(fd)
+            os.close(opened.fd)
             raise
 
     def open_target(self, volume: VolumeRef, attempt: int) -> AbstractContextManager[BlockTarget]:
-        """Open for writing; an image file that is too short gets its full length."""
-        descriptor = self._fence.open(self._path(volume), attempt)
+        """Open for writing; an image file of ours that is too short gets its full length."""
+        # What is written over as a whole may be damaged: that is what restores are for.
+        least = 0 if not volume.adopted else volume.length
+        fenced = self._fence.open(
+            lambda write, exclusive: self._open(volume, write=write, exclusive=exclusive, least=least),
+            attempt,
+        )
         try:
-            with descriptor as fd:
-                is_device = _is_device(fd)
-                if _actual_length(fd) < volume.length:
-                    if is_device:
-                        raise TargetError("The block device is shorter than the volume.")
+            with fenced as fd:
+                opened = Opened.of(fd)
+                if opened.length < volume.length:
                     os.ftruncate(fd, volume.length)
                     os.fsync(fd)
-                reads_zero = not is_device and not volume.adopted and _is_all_hole(fd, volume.length)
-            return closing(LocalTarget(descriptor, volume.length, reads_zero, is_device))
+                length = max(opened.length, volume.length)
+                reads_zero = not opened.is_device and not volume.adopted and _is_all_hole(fd, length)
+            return closing(
+                LocalTarget(
+                    fenced, length, reads_zero, opened.is_device, storage_id=_recorded(volume, opened)
+                )
+            )
         except BaseException:
-            descriptor.close()
+            fenced.close()
             raise
 
     # -- helpers
 
+    def _open(
+        self,
+        ref: VolumeRef | SnapshotRef,
+        *,
+        write: bool = False,
+        exclusive: bool = False,
+        least: int | None = None,
+    ) -> Opened:
+        """Open what a reference is of, if it is what the reference says.
+
+        :param least: bytes it must have; all that the catalogue says unless given.
+        :raises StorageChanged: it is not.
+        :raises Busy: see :func:`open_storage`.
+        """
+        volume = ref if isinstance(ref, VolumeRef) else None
+        path = self._path(ref)
+        try:
+            opened = open_storage(path, write=write, exclusive=exclusive)
+            problem = _problem(opened, ref, ref.length if least is None else least)
+            if problem is None:
+                return opened
+            os.close(opened.fd)
+        except Unusable as error:
+            problem = str(error)
+        what = f"{'snapshot' if volume is None else 'volume'} {ref.id}"
+        hint = f"It is {path}."
+        if volume is not None and volume.adopted:
+            hint += (
+                " Put back what was there; or, if what is there now is the volume, run"
+                f" 'backupfw volume adopt --again {ref.id}' (with its path, if that is another one now)."
+            )
+        raise StorageChanged(what, problem, hint)
+
+    @contextmanager
+    def _opened(
+        self, ref: VolumeRef | SnapshotRef, *, write: bool = False, exclusive: bool = False
+    ) -> Iterator[Opened]:
+        opened = self._open(ref, write=write, exclusive=exclusive)
+        try:
+            yield opened
+        finally:
+            os.close(opened.fd)
+
     def _path(self, ref: VolumeRef | SnapshotRef) -> str:
-        if ref.location is not None:
-            return ref.location
-        name = files.volume_name(ref.id) if isinstance(ref, VolumeRef) else files.snapshot_name(ref.id)
+        """Return where a reference's storage is: ours by its name alone, wherever its directory is today."""
+        if isinstance(ref, VolumeRef):
+            if ref.adopted:
+                return ref.location or ""
+            name, places = files.volume_name(ref.id), self._directories[:1]
+        else:
+            name, places = files.snapshot_name(ref.id), self._directories
+        for directory in places:
+            path = os.path.join(directory, name)
+            if os.path.lexists(path):
+                return path
+        # A place that was configured once.
+        if ref.location is not None and os.path.isabs(ref.location):
+            return os.path.realpath(os.path.dirname(ref.location)) + "/" + os.path.basename(ref.location)
         return os.path.join(self._volumes_dir, name)
 
-    def _fill(self, fd: int, path: str, length: int, tick: Tick) -> None:
-        """Make an empty file equal to the first ``length`` bytes of ``path``, which is not written now."""
-        try:
-            _clone(fd, path, length)
-        except _CannotClone:
-            _copy(fd, path, length, tick)
+    def _location(self, directory: str, name: str) -> str:
+        """Return what the catalogue keeps of a file of ours: no path of what may be moved as a whole."""
+        return name if directory == self._volumes_dir else os.path.join(directory, name)
 
-    def _copy_still(self, fd: int, path: str, length: int, in_use: bool, tick: Tick) -> None:
-        if not in_use:
-            before = _stamp(path, length)
-            _copy(fd, path, length, tick)
-            if before == _stamp(path, length):
-                return
-            # Somebody writes who should not: prove it like a volume in use.
-            os.ftruncate(fd, 0)
-        os.ftruncate(fd, length)
-        still_copy(path, fd, length, self._tries, self._settle, tick)
+    def _copy_still(self, fd: int, opened: Opened, snapshot: SnapshotRef, in_use: bool, tick: Tick) -> None:
+        if not in_use and self._copied_alone(fd, opened, snapshot, tick):
+            return
+        os.ftruncate(fd, 0)
+        os.ftruncate(fd, snapshot.length)
+        still_copy(opened.fd, fd, snapshot.length, self._tries, self._settle, tick)
+
+    def _copied_alone(self, fd: int, opened: Opened, snapshot: SnapshotRef, tick: Tick) -> bool:
+        """Copy what nobody should be writing; False: somebody does."""
+        if not opened.is_device:
+            before = Stamp.of(opened.fd)
+            _copy(fd, opened.fd, snapshot.length, tick)
+            return Stamp.of(opened.fd) == before
+        try:
+            alone = self._open(snapshot.volume, exclusive=True)
+        except Busy:
+            return False
+        try:
+            _copy(fd, alone.fd, snapshot.length, tick)
+        finally:
+            os.close(alone.fd)
+        return True
 
     def _remove(self, name: str, location: str | None, places: Sequence[str]) -> None:
         for directory in places:
             files.remove(directory, name)
         # A place that was configured once; only a file of exactly our name is ever removed.
-        if location is not None and os.path.basename(location) == name:
+        if location is not None and os.path.isabs(location) and os.path.basename(location) == name:
             files.remove(os.path.dirname(location), name)
 
-    def _identity(self, fd: int, ref: VolumeRef | SnapshotRef) -> str:
-        status = os.fstat(fd)
-        if stat.S_ISBLK(status.st_mode):
+    def _identity(self, opened: Opened, ref: VolumeRef | SnapshotRef, length: int) -> str:
+        status = os.fstat(opened.fd)
+        if opened.is_device:
             number = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
-            return f"device/{ref.id}/{ref.length}/{number}/{self._run}"
+            return f"device/{ref.id}/{length}/{number}/{self._run}"
         kind = "volume" if isinstance(ref, VolumeRef) else "snapshot"
         # No device number: it may change with a reboot, and tells nothing beside the rest.
         times = f"{status.st_mtime_ns}/{status.st_ctime_ns}"
-        return f"{kind}/{ref.id}/{ref.length}/{status.st_ino}/{times}"
+        return f"{kind}/{ref.id}/{length}/{status.st_ino}/{times}"
 
 
 class _CannotClone(Exception):
     """The file system cannot share blocks between these two."""
 
 
-def _clone(fd: int, path: str, length: int) -> None:
-    """Make an empty file share the first ``length`` bytes of ``path``, as they are at this moment."""
-    source = _open_whole(path, length)
+def _problem(opened: Opened, ref: VolumeRef | SnapshotRef, least: int) -> str | None:
+    """Say what keeps a storage from being what a reference says; None: it is."""
+    if isinstance(ref, VolumeRef) and ref.adopted:
+        recorded = StorageId.parse(ref.storage_id or "")
+        if recorded is not None and not recorded.is_same(opened.storage_id):
+            return "is another one than was adopted: it was replaced"
+    elif opened.is_device:
+        return "is a block device, where an image file of the service should be"
+    if opened.length < least:
+        return f"is shorter than it should be: it has {opened.length} of {least} bytes"
+    return None
+
+
+def _recorded(volume: VolumeRef, opened: Opened) -> str | None:
+    """Return what the catalogue keeps to know an adopted volume's storage again; ours goes by its name."""
+    return str(opened.storage_id) if volume.adopted else None
+
+
+def _fill(fd: int, source: Opened, tick: Tick) -> None:
+    """Make an empty file equal to an image or device, which is not written now.
+
+    :raises SourceMoved: it was written all the same.
+    """
     try:
-        if _is_device(source):
-            raise _CannotClone
-        linux.clone_file(fd, source)
+        _clone(fd, source, source.length)
+    except _CannotClone:
+        before = Stamp.of(source.fd)
+        _copy(fd, source.fd, source.length, tick)
+        if not source.is_device and Stamp.of(source.fd) != before:
+            raise SourceMoved("The source changed while it was copied.") from None
+
+
+def _clone(fd: int, source: Opened, length: int) -> None:
+    """Make an empty file share the first ``length`` bytes of another, as they are at this moment."""
+    if source.is_device:
+        raise _CannotClone
+    try:
+        linux.clone_file(fd, source.fd)
     except OSError as error:
         if error.errno in _NO_CLONE:
             raise _CannotClone from error
         raise
-    finally:
-        os.close(source)
     # Cuts what lies past the volume's length.
     os.ftruncate(fd, length)
 
 
-def _copy(fd: int, path: str, length: int, tick: Tick) -> None:
+def _copy(fd: int, source: int, length: int, tick: Tick) -> None:
     os.ftruncate(fd, length)
-    source = _open_whole(path, length)
-    try:
-        mirror(source, fd, length, tick, fresh=True)
-    finally:
-        os.close(source)
-
-
-def _open_whole(path: str, length: int) -> int:
-    """Open for reading; what lost its end is an error, not a volume that ends in zeros."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        if _actual_length(fd) < length:
-            raise OSError(errno.EIO, "the storage is shorter than the volume")
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
-
-
-def _stamp(path: str, length: int) -> Stamp | None:
-    """Return the stamp of an image file; None for a device, which has none."""
-    fd = _open_whole(path, length)
-    try:
-        return None if _is_device(fd) else Stamp.of(fd)
-    finally:
-        os.close(fd)
-
-
-def _is_device(fd: int) -> bool:
-    return stat.S_ISBLK(os.fstat(fd).st_mode)
-
-
-def _actual_length(fd: int) -> int:
-    return linux.device_length(fd) if _is_device(fd) else os.fstat(fd).st_size
+    mirror(source, fd, length, tick, fresh=True)
 
 
 def _is_all_hole(fd: int, length: int) -> bool:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterator
 
+from backupfw.errors import SourceMoved
 from backupfw.volume.base import BlockSource
 from backupfw.volume.local.cache import CacheManners
 from backupfw.volume.local.descriptor import Descriptor
 from backupfw.volume.local.holes import next_extent
+from backupfw.volume.local.still_copy import Stamp
 
 
 class LocalSource(BlockSource):
@@ -17,12 +18,23 @@ class LocalSource(BlockSource):
 
     :param fd: open for reading; owned by this object.
     :param length: bytes; the file has at least as many.
-    :param identity: see :class:`BlockSource`.
+    :param identity: see :class:`BlockSource`, as ``storage_id``.
+    :param stamp: what the file must keep while it is read; None: nobody can write it, or nothing would tell.
     """
 
-    def __init__(self, fd: int, length: int, identity: str) -> None:
+    def __init__(
+        self,
+        fd: int,
+        length: int,
+        identity: str,
+        *,
+        storage_id: str | None = None,
+        stamp: Stamp | None = None,
+    ) -> None:
         self.length = length
         self.identity = identity
+        self.storage_id = storage_id
+        self._stamp = stamp
         self._manners = CacheManners(fd, length)
         self._descriptor = Descriptor(fd)
 
@@ -47,9 +59,17 @@ class LocalSource(BlockSource):
             while view:
                 count = os.preadv(fd, [view], offset)
                 if count == 0:
-                    raise OSError(errno.EIO, "the volume is shorter than it was")
+                    raise SourceMoved("The volume became shorter while it was read.")
                 offset += count
                 view = view[count:]
+
+    def check_still(self) -> None:
+        """Compare the file's times, length and inode with those of when it was opened."""
+        if self._stamp is None:
+            return
+        with self._descriptor as fd:
+            if Stamp.of(fd) != self._stamp:
+                raise SourceMoved("The volume was written while it was read.")
 
     def release_cache(self, offset: int, length: int) -> None:
         """Drop the range from the page cache, unless most of the file was in it before we came."""

@@ -26,6 +26,7 @@ from backupfw.errors import SourceMoved
 from backupfw.volume.base import Tick
 from backupfw.volume.local import linux
 from backupfw.volume.local.mirror import mirror
+from backupfw.volume.local.opening import again
 
 _EXT = 0xEF53
 _XFS = 0x58465342
@@ -52,15 +53,16 @@ class Stamp:
         return cls(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
-def still_copy(path: str, target: int, length: int, tries: int, settle: float, tick: Tick) -> None:
-    """Copy ``length`` bytes of ``path`` as they were at one moment.
+def still_copy(opened: int, target: int, length: int, tries: int, settle: float, tick: Tick) -> None:
+    """Copy ``length`` bytes of an image or device as they were at one moment.
 
+    :param opened: open for reading.
     :param target: an empty file open for reading and writing, ``length`` bytes long.
     :param tries: how often a copy that moved is brought up to date before giving up.
     :param settle: seconds the file's times must rest before they prove anything.
     :raises SourceMoved: it moved on every try.
     """
-    source = _open(path)
+    source = _open(opened)
     try:
         by_times = times_prove(source)
         # A second read needs a first one, which is no try of its own.
@@ -81,20 +83,16 @@ def times_prove(fd: int) -> bool:
     return stat.S_ISREG(os.fstat(fd).st_mode) and linux.file_system_magic(fd) in _TIMES_PROVE
 
 
-def _open(path: str) -> int:
-    flags = os.O_RDONLY | os.O_CLOEXEC
-    fd = os.open(path, flags)
-    if times_prove(fd):
-        return fd
+def _open(opened: int) -> int:
+    """Open it for the copy alone, past the page cache where times prove nothing and it can be."""
+    if times_prove(opened):
+        return os.dup(opened)
     try:
-        direct = os.open(path, flags | os.O_DIRECT)
+        return again(opened, os.O_RDONLY | os.O_DIRECT)
     except OSError as error:
         if error.errno not in linux.NOT_SUPPORTED:
-            os.close(fd)
             raise
-        return fd
-    os.close(fd)
-    return direct
+        return os.dup(opened)
 
 
 def _rested(fd: int, settle: float, tick: Tick) -> Stamp | None:

@@ -33,8 +33,17 @@ class LocalTarget(BlockTarget):
     :param is_device: whether it is a block device.
     """
 
-    def __init__(self, descriptor: Descriptor, length: int, reads_zero: bool, is_device: bool) -> None:
+    def __init__(
+        self,
+        descriptor: Descriptor,
+        length: int,
+        reads_zero: bool,
+        is_device: bool,
+        *,
+        storage_id: str | None = None,
+    ) -> None:
         self.length = length
+        self.storage_id = storage_id
         self.reads_zero = reads_zero
         self._descriptor = descriptor
         # Methods of zeroing an aligned piece, best first; those that the storage refuses are dropped.

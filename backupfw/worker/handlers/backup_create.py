@@ -6,6 +6,8 @@ import contextlib
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from oslo_log import log
@@ -19,14 +21,16 @@ from backupfw.engine import cleanup, objects
 from backupfw.engine.format import keys
 from backupfw.engine.format.geometry import Geometry
 from backupfw.engine.ports import BackupJob, BackupResult
-from backupfw.errors import InvalidInput, TaskLost
+from backupfw.errors import InvalidInput, SourceMoved, StorageChanged, TaskLost
 from backupfw.manager.backup_tasks import BackupTasks
 from backupfw.manager.create_tasks import CreatePlan, CreateResult
 from backupfw.manager.messages import Detail
 from backupfw.manager.tasks import Task
-from backupfw.volume.base import BlockSource, SnapshotRef, VolumeProvider
+from backupfw.manager.volume_rules import is_followed
+from backupfw.volume.base import BlockSource, SnapshotRef, VolumeProvider, VolumeRef
 from backupfw.worker.control import TaskControl
 from backupfw.worker.handlers.base import Handler, snapshot_ref, volume_ref
+from backupfw.worker.heeded import PROVIDER_GRACE, heeded, opened
 
 LOG = log.getLogger(__name__)
 
@@ -60,12 +64,13 @@ class BackupCreate(Handler):
         steps.reach("backup.planned")
         container = tools.stores.container(plan.store, plan.container)
         self._need(plan, container)
-        with self._source(task, plan, control) as source:
-            plan = tools.backups.bind_source(task, source.identity)
-            steps.reach("backup.bound")
-            job = self._job(plan, source)
-            journal = TaskJournal(tools.backups, task, plan)
-            result = engine.run(job, source, container, journal, control)
+        try:
+            plan, job, result = self._back_up(task, plan, container, control)
+        except SourceMoved as error:
+            if plan.in_use or plan.snapshot is not None:
+                raise
+            LOG.warning("Volume %s is taken for one in use: %s", plan.volume.id, error)
+            plan, job, result = self._back_up(task, replace(plan, in_use=True), container, control)
         steps.reach("backup.manifest-put")
         if result.base_problem is not None:
             LOG.warning("Backup %s shares nothing with its parent: %s", plan.backup.id, result.base_problem)
@@ -86,6 +91,29 @@ class BackupCreate(Handler):
             raise
         tools.meter.backed_up(result)
         steps.reach("backup.committed")
+
+    def _back_up(
+        self, task: Task, plan: CreatePlan, container: Container, control: TaskControl
+    ) -> tuple[CreatePlan, BackupJob, BackupResult]:
+        """Read the source in one state and put the manifest.
+
+        :raises SourceMoved: it has no such state.
+        """
+        tools = self._tools
+        with self._source(task, plan, control) as source:
+            if plan.snapshot is None and not plan.in_use:
+                self._follow(task, plan, source.length, source.storage_id)
+            plan = tools.backups.bind_source(task, source.identity)
+            steps.reach("backup.bound")
+            job = self._job(plan, source)
+            journal = TaskJournal(tools.backups, task, plan)
+            return plan, job, engine.run(job, source, container, journal, control)
+
+    def _follow(self, task: Task, plan: CreatePlan, length: int, storage_id: str | None) -> CreatePlan:
+        """Let the catalogue follow what an open of the volume found."""
+        if is_followed(plan.volume, length, storage_id):
+            return plan
+        return self._tools.backups.follow_volume(task, length, storage_id)
 
     def failed(self, task: Task, reason: str) -> None:
         """See :meth:`Handler.failed`."""
@@ -150,31 +178,38 @@ class BackupCreate(Handler):
 
     @contextmanager
     def _source(self, task: Task, plan: CreatePlan, control: TaskControl) -> Iterator[BlockSource]:
-        provider = self._tools.provider
+        ref: SnapshotRef | VolumeRef
         if plan.snapshot is not None:
-            opened = provider.open_source(snapshot_ref(plan.snapshot, plan.volume))
+            ref = snapshot_ref(plan.snapshot, plan.volume)
         elif plan.in_use:
-            opened = provider.open_source(self._temp_snapshot(task, plan, control))
+            ref = self._temp_snapshot(task, plan, control)
         else:
-            opened = provider.open_source(volume_ref(plan.volume))
-        with opened as source:
+            ref = volume_ref(plan.volume)
+        with opened(partial(self._tools.provider.open_source, ref), control) as source:
             yield source
 
     def _temp_snapshot(self, task: Task, plan: CreatePlan, control: TaskControl) -> SnapshotRef:
         """Return the temporary snapshot of a volume in use: an earlier attempt's, or a new one."""
         tools = self._tools
+        if tools.backups.temp_snapshot(task.resource_id) is None:
+            found = heeded(
+                partial(tools.provider.look, volume_ref(plan.volume)), control, grace=PROVIDER_GRACE
+            )
+            plan = self._follow(task, plan, found.length, found.storage_id)
         snapshot = tools.backups.begin_temp_snapshot(task)
         ref = snapshot_ref(snapshot, plan.volume)
         if ref.location is not None:
             try:
-                with tools.provider.open_source(ref):
+                with opened(partial(tools.provider.open_source, ref), control):
                     return ref
-            except OSError:
+            except (StorageChanged, OSError):
                 # Lost: what the new one shows is another state, so a new epoch begins with it.
                 LOG.warning("The temporary snapshot of backup %s is lost; taking another", task.resource_id)
                 tools.backups.forget_temp_snapshot(task.resource_id)
                 return self._temp_snapshot(task, plan, control)
-        location = tools.provider.create_snapshot(ref, True, control.check)
+        location = heeded(
+            partial(tools.provider.create_snapshot, ref, True, control.check), control, grace=PROVIDER_GRACE
+        )
         return snapshot_ref(tools.backups.temp_snapshot_made(task, location), plan.volume)
 
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
-from concurrent import futures
-from contextvars import copy_context
 from functools import partial
 
 from backupfw import steps
@@ -16,12 +12,11 @@ from backupfw.errors import Damaged
 from backupfw.manager.messages import Detail
 from backupfw.manager.restore_tasks import RestorePlan
 from backupfw.manager.tasks import Task
+from backupfw.manager.volume_rules import is_followed
 from backupfw.volume.base import VolumeRef
 from backupfw.worker.control import TaskControl
 from backupfw.worker.handlers.base import Handler, restored_volume, volume_ref
-
-#: How often a wait for the database asks whether the attempt must end, seconds.
-_LOOK = 0.25
+from backupfw.worker.heeded import PROVIDER_GRACE, heeded, opened
 
 
 class BackupRestore(Handler):
@@ -41,11 +36,14 @@ class BackupRestore(Handler):
             steps.reach("restore.made")
             checkpoint = Checkpoint(
                 plan.checkpoint,
-                lambda segment: _heeded(partial(tools.tasks.checkpoint, task, segment), control),
+                # One that is left is no harm: what it changes is conditional on the attempt, and true.
+                lambda segment: heeded(partial(tools.tasks.checkpoint, task, segment), control),
             )
-            with tools.provider.open_target(target, _fence_number(task)) as opened:
+            with opened(partial(tools.provider.open_target, target, _fence_number(task)), control) as volume:
                 steps.reach("restore.opened")
-                engine.run(plan.key, container, opened, control, checkpoint, streams=tools.engine.streams)
+                if not is_followed(plan.volume, volume.length, volume.storage_id):
+                    tools.backups.follow_target(task, volume.length, volume.storage_id)
+                engine.run(plan.key, container, volume, control, checkpoint, streams=tools.engine.streams)
         except Damaged as error:
             # The next incremental stores the blocks of a damaged object anew.
             tools.backups.record_damage(plan.store, plan.container, error.key, error.reason)
@@ -70,7 +68,9 @@ class BackupRestore(Handler):
             return target
         if self._tools.volume_host is not None:
             self._tools.backups.bind_target(task, self._tools.volume_host)
-        location = self._tools.provider.create(target, None, control.check)
+        location = heeded(
+            partial(self._tools.provider.create, target, None, control.check), control, grace=PROVIDER_GRACE
+        )
         self._tools.backups.set_location(task, location)
         return VolumeRef(target.id, target.length, location)
 
@@ -78,24 +78,3 @@ class BackupRestore(Handler):
 def _fence_number(task: Task) -> int:
     """Return a number that grows from attempt to attempt over all tasks of a volume."""
     return (task.id << 20) + task.attempt
-
-
-def _heeded(call: Callable[[], None], control: TaskControl) -> None:
-    """Make a call of the database that keeps no attempt from ending, and so from closing its target.
-
-    One that hangs is left to itself: what it changes is conditional on the attempt, and true.
-    """
-    done: futures.Future[None] = futures.Future()
-
-    def run() -> None:
-        try:
-            call()
-        except BaseException as error:  # noqa: BLE001  (raised again where it is waited for)
-            done.set_exception(error)
-        else:
-            done.set_result(None)
-
-    threading.Thread(target=copy_context().run, args=(run,), name="checkpoint", daemon=True).start()
-    while not futures.wait((done,), _LOOK).done:
-        control.check()
-    done.result()

@@ -115,7 +115,7 @@ class Handler(abc.ABC):
 
 def volume_ref(volume: rows.Volume) -> VolumeRef:
     """Return a volume of the catalogue as its provider knows it."""
-    return VolumeRef(volume.id, volume.length, volume.location, volume.adopted)
+    return VolumeRef(volume.id, volume.length, volume.location, volume.adopted, volume.storage_id)
 
 
 def snapshot_ref(snapshot: rows.Snapshot, volume: rows.Volume) -> SnapshotRef:

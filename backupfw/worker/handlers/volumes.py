@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
+
 from backupfw.manager.tasks import Task
+from backupfw.manager.volume_rules import is_followed
 from backupfw.volume.base import SnapshotRef, VolumeRef
 from backupfw.worker.control import TaskControl
 from backupfw.worker.handlers.base import Handler, snapshot_ref, volume_ref
+from backupfw.worker.heeded import PROVIDER_GRACE, heeded
+
+Result = TypeVar("Result")
 
 
 class _VolumeHandler(Handler):
-    """What they all have in common: how they fail."""
+    """What they all have in common: how they call the provider, and how they fail."""
+
+    def _call(self, call: Callable[[], Result], control: TaskControl) -> Result:
+        return heeded(call, control, grace=PROVIDER_GRACE)
 
     def failed(self, task: Task, reason: str) -> None:
         """See :meth:`Handler.failed`."""
@@ -27,7 +38,9 @@ class VolumeCreate(_VolumeHandler):
             source = snapshot_ref(plan.source_snapshot, plan.source_volume)
         elif plan.source_volume is not None:
             source = volume_ref(plan.source_volume)
-        location = self._tools.provider.create(volume_ref(plan.volume), source, control.check)
+        location = self._call(
+            partial(self._tools.provider.create, volume_ref(plan.volume), source, control.check), control
+        )
         self._tools.volumes.finish_create(task, location)
 
 
@@ -38,7 +51,7 @@ class VolumeDelete(_VolumeHandler):
         """See :meth:`Handler.run`."""
         control.check()
         volume = self._tools.volumes.start_delete(task)
-        self._tools.provider.delete(volume_ref(volume))
+        self._call(partial(self._tools.provider.delete, volume_ref(volume)), control)
         self._tools.volumes.finish_delete(task)
 
 
@@ -49,7 +62,7 @@ class VolumeExtend(_VolumeHandler):
         """See :meth:`Handler.run`."""
         control.check()
         plan = self._tools.volumes.start_extend(task)
-        self._tools.provider.extend(volume_ref(plan.volume), plan.length)
+        self._call(partial(self._tools.provider.extend, volume_ref(plan.volume), plan.length), control)
         self._tools.volumes.finish_extend(task)
 
 
@@ -58,9 +71,15 @@ class SnapshotCreate(_VolumeHandler):
 
     def run(self, task: Task, control: TaskControl) -> None:
         """See :meth:`Handler.run`."""
-        plan = self._tools.volumes.start_create_snapshot(task)
+        tools = self._tools
+        plan = tools.volumes.start_create_snapshot(task)
+        found = self._call(partial(tools.provider.look, volume_ref(plan.volume)), control)
+        if not is_followed(plan.volume, found.length, found.storage_id):
+            plan = tools.volumes.follow_volume(task, found.length, found.storage_id)
         snapshot = snapshot_ref(plan.snapshot, plan.volume)
-        location = self._tools.provider.create_snapshot(snapshot, plan.in_use, control.check)
+        location = self._call(
+            partial(tools.provider.create_snapshot, snapshot, plan.in_use, control.check), control
+        )
         self._tools.volumes.finish_create_snapshot(task, location)
 
 
@@ -71,5 +90,7 @@ class SnapshotDelete(_VolumeHandler):
         """See :meth:`Handler.run`."""
         control.check()
         plan = self._tools.volumes.start_delete_snapshot(task)
-        self._tools.provider.delete_snapshot(snapshot_ref(plan.snapshot, plan.volume))
+        self._call(
+            partial(self._tools.provider.delete_snapshot, snapshot_ref(plan.snapshot, plan.volume)), control
+        )
         self._tools.volumes.finish_delete_snapshot(task)

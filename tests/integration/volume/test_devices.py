@@ -13,7 +13,14 @@ from unittest import mock
 import pytest
 from hypothesis import given, settings
 
-from backupfw.errors import InvalidInput, OperationNotSupported, SourceMoved, TargetError, TaskLost
+from backupfw.errors import (
+    InvalidInput,
+    OperationNotSupported,
+    SourceMoved,
+    StorageChanged,
+    TargetError,
+    TaskLost,
+)
 from backupfw.volume.base import SnapshotRef, VolumeRef
 from backupfw.volume.local import linux
 from backupfw.volume.local.provider import LocalProvider
@@ -42,9 +49,9 @@ def provider(tmp_path: Path) -> LocalProvider:
 
 @pytest.fixture
 def volume(provider: LocalProvider, device: str) -> VolumeRef:
-    location, length = provider.adopt(device)
-    assert (location, length) == (device, LENGTH)
-    return VolumeRef("v", length, location, adopted=True)
+    found = provider.adopt(device)
+    assert (found.location, found.length) == (device, LENGTH)
+    return VolumeRef("v", LENGTH, device, True, found.storage_id)
 
 
 def fill(device: str, content: bytes | bytearray) -> None:
@@ -137,7 +144,7 @@ def test_a_snapshot_of_a_device_is_a_sparse_copy(
     snapshot = take_snapshot(provider, volume, "s", in_use)
     fill(device, bytes(LENGTH))
     assert read_all(provider, snapshot) == content
-    assert os.stat(str(snapshot.location)).st_blocks * 512 <= 3 << 16
+    assert os.stat(provider.where(snapshot)).st_blocks * 512 <= 3 << 16
 
 
 def test_a_device_that_is_written_is_refused_or_still(
@@ -159,8 +166,8 @@ def test_a_device_that_is_written_is_refused_or_still(
             left[0] -= 1
             write()
 
-    location = provider.create_snapshot(ref, True, write_twice)
-    assert Path(location).read_bytes() == on_the_device(device)
+    provider.create_snapshot(ref, True, write_twice)
+    assert Path(provider.where(ref)).read_bytes() == on_the_device(device)
     os.close(fd)
 
 
@@ -170,11 +177,12 @@ def test_adopting_devices(
     link = tmp_path / "link"
     link.symlink_to(device)
     # A link that anybody can turn is followed once; one below /dev is the lasting name of the disk.
-    assert provider.adopt(str(link))[0] == device
+    assert provider.adopt(str(link)).location == device
     lasting = Path("/dev") / f"backupfw-test-{os.getpid()}"
     lasting.symlink_to(device)
     try:
-        assert provider.adopt(str(lasting)) == (str(lasting), LENGTH)
+        found = provider.adopt(str(lasting))
+        assert (found.location, found.length) == (str(lasting), LENGTH)
         with provider.open_target(VolumeRef("v", LENGTH, str(lasting), adopted=True), 1) as target:
             target.write(0, [b"x"])
     finally:
@@ -198,7 +206,7 @@ def test_a_device_grows_only_outside(provider: LocalProvider, tmp_path: Path) ->
         volume = VolumeRef("v", LENGTH, name, adopted=True)
         with pytest.raises(OperationNotSupported, match="extend the device first"):
             provider.extend(volume, 2 * LENGTH)
-        with pytest.raises(TargetError, match="shorter"):
+        with pytest.raises(StorageChanged, match="shorter"):
             provider.open_target(VolumeRef("v", 2 * LENGTH, name, adopted=True), 1)
         os.truncate(backing, 2 * LENGTH)
         run("losetup", "-c", name)
@@ -225,14 +233,14 @@ def test_a_frozen_writer_of_a_device_is_killed(
                 provider.open_target(volume, 2)
             with provider.open_target(volume, 3), pytest.raises(TaskLost):
                 target.write(0, [b"stale"])
-    with open(str(volume.location), "rb") as file:
+    with open(provider.where(volume), "rb") as file:
         assert file.read(4) == b"mine"
 
 
 def test_a_device_that_somebody_else_uses_is_refused(provider: LocalProvider, volume: VolumeRef) -> None:
     code = "import os, sys; os.open(sys.argv[1], os.O_RDWR | os.O_EXCL); print(flush=True); input()"
     with subprocess.Popen(
-        [sys.executable, "-c", code, str(volume.location)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-c", code, provider.where(volume)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
         assert process.stdout is not None
         process.stdout.readline()

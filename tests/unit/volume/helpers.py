@@ -28,10 +28,10 @@ def make_provider(directory: Path, **options: object) -> LocalProvider:
 def new_volume(provider: LocalProvider, volume_id: str, content: bytes | int) -> VolumeRef:
     """Make a volume: of zeros, given a length, or with content."""
     length = content if isinstance(content, int) else len(content)
-    location = provider.create(VolumeRef(volume_id, length), None)
+    volume = VolumeRef(volume_id, length, provider.create(VolumeRef(volume_id, length), None))
     if isinstance(content, bytes):
-        Path(location).write_bytes(content)
-    return VolumeRef(volume_id, length, location)
+        Path(provider.where(volume)).write_bytes(content)
+    return volume
 
 
 def take_snapshot(provider: LocalProvider, volume: VolumeRef, snapshot_id: str, in_use: bool) -> SnapshotRef:
@@ -41,9 +41,9 @@ def take_snapshot(provider: LocalProvider, volume: VolumeRef, snapshot_id: str, 
 
 def read_all(provider: LocalProvider, ref: VolumeRef | SnapshotRef) -> bytes:
     """Read as the engine does: data where the source has some, zeros elsewhere."""
-    result = bytearray(ref.length)
     with provider.open_source(ref) as source:
-        for offset, length in source.data_extents(0, ref.length):
+        result = bytearray(source.length)
+        for offset, length in source.data_extents(0, source.length):
             source.read_into(offset, memoryview(result)[offset : offset + length])
     return bytes(result)
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
+import tarfile
 from pathlib import Path
 
 import pytest
 
 from backupfw.errors import InvalidInput
 from backupfw.volume.base import VolumeRef
-from backupfw.volume.local.adopt import _FORMATS, adopted
+from backupfw.volume.local import opening
+from backupfw.volume.local.adopt import adopted
+from backupfw.volume.local.formats import _AT_END, _AT_START
 from backupfw.volume.local.provider import LocalProvider
 from tests.unit.volume.helpers import make_provider, new_volume, read_all
 
@@ -29,13 +33,16 @@ def image(tmp_path: Path) -> Path:
 
 
 def test_a_raw_image_is_adopted_as_it_is(provider: LocalProvider, image: Path) -> None:
-    assert provider.adopt(str(image)) == (str(image), 999)
+    found = provider.adopt(str(image))
+    assert (found.location, found.length) == (str(image), 999)
+    assert provider.look(VolumeRef("v", 999, found.location, True, found.storage_id)) == found
 
 
 def test_links_are_resolved_once(provider: LocalProvider, image: Path, tmp_path: Path) -> None:
     (tmp_path / "dir").symlink_to(tmp_path)
     (tmp_path / "link").symlink_to(tmp_path / "dir" / "disk.raw")
-    assert provider.adopt(str(tmp_path / "dir" / ".." / tmp_path.name / "link")) == (str(image), 999)
+    found = provider.adopt(str(tmp_path / "dir" / ".." / tmp_path.name / "link"))
+    assert (found.location, found.length) == (str(image), 999)
 
 
 @pytest.mark.parametrize("path", ["", "disk.raw", "./disk.raw", "../x", "/tmp/a\0b", "/no/such/file"])
@@ -71,38 +78,64 @@ def test_an_empty_file_is_refused(provider: LocalProvider, image: Path) -> None:
         provider.adopt(str(image))
 
 
-@pytest.mark.parametrize("magic", _FORMATS)
-def test_formats_that_are_not_raw_are_refused(provider: LocalProvider, image: Path, magic: bytes) -> None:
-    image.write_bytes(magic + b"rest" * 100)
-    with pytest.raises(InvalidInput, match=f"is a {_FORMATS[magic]} image; only raw"):
+@pytest.mark.parametrize(("offset", "magic", "what"), [*_AT_START, *_AT_END])
+def test_formats_that_are_not_raw_are_refused(
+    provider: LocalProvider, image: Path, offset: int, magic: bytes, what: str
+) -> None:
+    content = bytearray(4096)
+    start = offset % len(content)
+    content[start : start + len(magic)] = magic
+    image.write_bytes(content)
+    with pytest.raises(InvalidInput, match=f"is a {re.escape(what)}; (unpack|convert) it first.*--as-raw"):
         provider.adopt(str(image))
+    assert provider.adopt(str(image), any_format=True).length == len(content)
+
+
+@pytest.mark.parametrize("packed", ["w:gz", "w:xz", "w:bz2", "w"])
+def test_real_archives_are_refused(provider: LocalProvider, image: Path, packed: str) -> None:
+    with tarfile.open(image, packed) as archive:  # type: ignore[call-overload]
+        archive.add(__file__)
+    with pytest.raises(InvalidInput, match="unpack it first"):
+        provider.adopt(str(image))
+
+
+def test_a_luks_container_is_a_disk_like_any_other(provider: LocalProvider, image: Path) -> None:
+    image.write_bytes(b"LUKS\xba\xbe\0\x02" + os.urandom(4096))
+    assert provider.adopt(str(image)).length == 4104
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.EPERM])
 def test_what_cannot_be_written_is_refused(
     provider: LocalProvider, image: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    def refuse(path: str, flags: int) -> int:
-        assert flags & os.O_ACCMODE == os.O_RDWR
-        raise OSError(number, os.strerror(number))
+    real = opening.again
 
-    monkeypatch.setattr(os, "open", refuse)
-    with pytest.raises(InvalidInput, match="cannot be read and written"):
+    def refuse(fd: int, flags: int) -> int:
+        if flags & os.O_ACCMODE == os.O_RDWR:
+            raise OSError(number, os.strerror(number))
+        return real(fd, flags)
+
+    monkeypatch.setattr(opening, "again", refuse)
+    with pytest.raises(InvalidInput, match="cannot be opened"):
         provider.adopt(str(image))
+    # What is only copied needs no more than to be read.
+    assert provider.adopt(str(image), to_copy=True).length == 999
 
 
 def test_our_own_files_are_refused(provider: LocalProvider, tmp_path: Path) -> None:
     volume = new_volume(provider, "v", 1000)
-    os.link(str(volume.location), tmp_path / "hard")
-    (tmp_path / "soft").symlink_to(str(volume.location))
-    for path in (str(volume.location), str(tmp_path / "hard"), str(tmp_path / "soft")):
-        with pytest.raises(InvalidInput, match="own volumes"):
+    os.link(provider.where(volume), tmp_path / "hard")
+    (tmp_path / "soft").symlink_to(provider.where(volume))
+    for path in (provider.where(volume), str(tmp_path / "hard"), str(tmp_path / "soft")):
+        with pytest.raises(InvalidInput, match="own files"):
             provider.adopt(path)
 
 
 def test_a_hard_link_of_somebody_elses_is_fine(provider: LocalProvider, image: Path, tmp_path: Path) -> None:
     os.link(image, tmp_path / "hard")
-    assert provider.adopt(str(tmp_path / "hard")) == (str(tmp_path / "hard"), 999)
+    found = provider.adopt(str(tmp_path / "hard"))
+    assert (found.location, found.length) == (str(tmp_path / "hard"), 999)
+    assert found.storage_id == provider.adopt(str(image)).storage_id
 
 
 def test_a_directory_beside_ours_with_a_longer_name_is_not_ours(
@@ -110,26 +143,30 @@ def test_a_directory_beside_ours_with_a_longer_name_is_not_ours(
 ) -> None:
     (tmp_path / "volumes2").mkdir()
     (tmp_path / "volumes2" / "disk").write_bytes(b"x")
-    assert provider.adopt(str(tmp_path / "volumes2" / "disk"))[1] == 1
+    assert provider.adopt(str(tmp_path / "volumes2" / "disk")).length == 1
 
 
-def test_a_replaced_file_is_refused(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = os.open
+def test_a_file_that_is_replaced_by_a_link_meanwhile_is_refused(
+    image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "other").write_bytes(b"another")
+    real = opening.hold
 
-    def swap(path: str, flags: int) -> int:
-        os.rename(path, f"{path}.old")
-        Path(path).write_bytes(b"another")
-        return real(path, flags)
+    def swap(path: str) -> int:
+        os.unlink(path)
+        Path(path).symlink_to(tmp_path / "other")
+        return real(path)
 
-    monkeypatch.setattr(os, "open", swap)
-    with pytest.raises(InvalidInput, match="replaced"):
-        adopted(str(image), (), True)
+    monkeypatch.setattr(opening, "hold", swap)
+    with pytest.raises(InvalidInput, match="symbolic link"):
+        adopted(str(image), ())
 
 
 def test_an_adopted_image_is_written_in_place_and_never_deleted(tmp_path: Path, image: Path) -> None:
     provider = make_provider(tmp_path)
-    location, length = provider.adopt(str(image))
-    volume = VolumeRef("v", length, location, adopted=True)
+    found = provider.adopt(str(image))
+    length = found.length
+    volume = VolumeRef("v", length, found.location, True, found.storage_id)
     with provider.open_target(volume, 1) as target:
         target.write(100, [b"new"])
     assert image.read_bytes()[99:104] == b"rnewa"
@@ -140,3 +177,16 @@ def test_an_adopted_image_is_written_in_place_and_never_deleted(tmp_path: Path, 
     os.rename(image, ours)
     provider.delete(VolumeRef("v", length, str(ours), adopted=True))
     assert ours.exists()
+
+
+def test_the_service_s_own_files_are_refused_by_any_name(provider: LocalProvider, tmp_path: Path) -> None:
+    (tmp_path / "store" / "deep").mkdir(parents=True)
+    own = [tmp_path / "db.sqlite", tmp_path / "store" / "deep" / "pack"]
+    for path in own:
+        path.write_bytes(b"service")
+        os.link(path, tmp_path / f"{path.name}.hard")
+        (tmp_path / f"{path.name}.soft").symlink_to(path)
+    places = [str(own[0]), str(tmp_path / "store"), str(tmp_path / "not-made-yet")]
+    for path in (*own, *tmp_path.glob("*.hard"), *tmp_path.glob("*.soft")):
+        with pytest.raises(InvalidInput, match="own files"):
+            provider.adopt(str(path), own=places)

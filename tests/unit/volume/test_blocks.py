@@ -11,7 +11,7 @@ from unittest import mock
 import pytest
 from hypothesis import given, settings
 
-from backupfw.errors import TargetError
+from backupfw.errors import SourceMoved, StorageChanged
 from backupfw.volume.base import VolumeRef
 from backupfw.volume.local import linux
 from backupfw.volume.local.holes import data_extents
@@ -101,7 +101,7 @@ def test_writes_and_zeros_land_where_they_should(place: str, punches: bool, hist
             play_on_target(opened, model, history)
             opened.flush()
         assert read_all(provider, volume) == model
-        assert os.stat(str(volume.location)).st_size == LENGTH
+        assert os.stat(provider.where(volume)).st_size == LENGTH
 
 
 def test_many_buffers_and_short_writes(provider: LocalProvider, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +134,7 @@ def test_nothing_is_read_or_written_outside(provider: LocalProvider) -> None:
                 opened.write(offset, [data])
             with pytest.raises(ValueError, match="not within"):
                 opened.zero(offset, len(data))
-    assert os.stat(str(volume.location)).st_size == 1000
+    assert os.stat(provider.where(volume)).st_size == 1000
     with provider.open_source(volume) as source, pytest.raises(ValueError, match="not within"):
         source.read_into(999, memoryview(bytearray(2)))
 
@@ -142,10 +142,12 @@ def test_nothing_is_read_or_written_outside(provider: LocalProvider) -> None:
 def test_a_source_that_shrinks_is_an_error(provider: LocalProvider) -> None:
     volume = new_volume(provider, "v", b"x" * 10_000)
     with provider.open_source(volume) as source:
-        os.truncate(str(volume.location), 5000)
-        with pytest.raises(OSError, match="shorter"):
+        os.truncate(provider.where(volume), 5000)
+        with pytest.raises(SourceMoved, match="shorter"):
             source.read_into(4000, memoryview(bytearray(2000)))
-    with pytest.raises(OSError, match="shorter"):
+    with pytest.raises(
+        StorageChanged, match="volume v is shorter than it should be: it has 5000 of 10000 bytes"
+    ):
         provider.open_source(volume)
 
 
@@ -185,7 +187,7 @@ def test_a_failed_flush_is_never_forgotten(provider: LocalProvider, monkeypatch:
 
 def test_restoring_to_a_short_file_gives_the_full_length(provider: LocalProvider) -> None:
     volume = new_volume(provider, "v", b"x" * 10_000)
-    os.truncate(str(volume.location), 100)
+    os.truncate(provider.where(volume), 100)
     with provider.open_target(volume, 1) as opened:
         assert not opened.reads_zero
         opened.zero(0, 10_000)
@@ -211,15 +213,15 @@ def test_reads_zero_only_while_nobody_wrote(provider: LocalProvider, directory: 
 def test_a_target_that_is_gone_is_not_made_again(provider: LocalProvider) -> None:
     volume = new_volume(provider, "v", 1000)
     provider.delete(volume)
-    with pytest.raises((FileNotFoundError, TargetError)):
+    with pytest.raises(StorageChanged, match="volume v is gone"):
         provider.open_target(volume, 1)
-    assert not Path(str(volume.location)).exists()
+    assert not Path(provider.where(volume)).exists()
 
 
 def test_releasing_the_cache_keeps_what_somebody_else_holds_there(tmp_path: Path) -> None:
     provider = make_provider(tmp_path)
     volume = new_volume(provider, "v", os.urandom(8 << 20))
-    fd = os.open(str(volume.location), os.O_RDWR)
+    fd = os.open(provider.where(volume), os.O_RDWR)
     os.fsync(fd)
     cached = linux.cached_bytes(fd)
     if cached is None or cached < 8 << 20:

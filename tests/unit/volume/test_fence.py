@@ -69,7 +69,8 @@ def test_two_providers_of_one_process_share_the_fence(
     provider: LocalProvider, volume: VolumeRef, directory: Path
 ) -> None:
     other = make_provider(directory, volumes_dir=str(directory / "elsewhere"))
-    with provider.open_target(volume, 1) as early, other.open_target(volume, 2), pytest.raises(TaskLost):
+    there = replace(volume, location=provider.where(volume))
+    with provider.open_target(volume, 1) as early, other.open_target(there, 2), pytest.raises(TaskLost):
         early.write(0, [b"x"])
 
 
@@ -159,7 +160,7 @@ def test_an_unknown_holder_is_neither_killed_nor_passed(provider: LocalProvider,
         "import fcntl, sys; f = open(sys.argv[1]); fcntl.flock(f, fcntl.LOCK_EX); print(flush=True); input()"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", code, str(volume.location)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-c", code, provider.where(volume)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
         assert process.stdout is not None
         process.stdout.readline()
@@ -172,9 +173,13 @@ def test_an_unknown_holder_is_neither_killed_nor_passed(provider: LocalProvider,
 
 
 def test_the_lock_is_given_back(provider: LocalProvider, volume: VolumeRef) -> None:
-    with provider.open_target(volume, 1), open(str(volume.location)) as file, pytest.raises(BlockingIOError):
+    with (
+        provider.open_target(volume, 1),
+        open(provider.where(volume)) as file,
+        pytest.raises(BlockingIOError),
+    ):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    with open(str(volume.location)) as file:
+    with open(provider.where(volume)) as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 

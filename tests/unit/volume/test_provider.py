@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from backupfw.errors import ConfigError, InvalidInput, InvalidVolume, TaskCancelled
+from backupfw.errors import ConfigError, InvalidInput, InvalidVolume, StorageChanged, TaskCancelled
 from backupfw.volume.base import SnapshotRef, VolumeRef
 from backupfw.volume.local.provider import LocalProvider
 from tests.unit.volume.helpers import make_provider, new_volume, read_all, take_snapshot
@@ -24,7 +24,7 @@ def identity(provider: LocalProvider, ref: VolumeRef | SnapshotRef) -> str:
 @pytest.mark.parametrize("length", [1, 4095, 1 << 20, 1 << 40])
 def test_a_new_volume_is_sparse_and_has_its_full_length(provider: LocalProvider, length: int) -> None:
     volume = new_volume(provider, "v", length)
-    status = os.stat(str(volume.location))
+    status = os.stat(provider.where(volume))
     assert (status.st_size, status.st_blocks) == (length, 0)
     assert status.st_mode & 0o777 == 0o600
     with provider.open_source(volume) as source:
@@ -33,12 +33,12 @@ def test_a_new_volume_is_sparse_and_has_its_full_length(provider: LocalProvider,
         assert target.reads_zero
         target.zero(0, length)
         target.flush()
-    assert os.stat(str(volume.location)).st_blocks == 0
+    assert os.stat(provider.where(volume)).st_blocks == 0
 
 
 def test_making_it_again_keeps_what_was_finished(provider: LocalProvider) -> None:
     volume = new_volume(provider, "v", CONTENT)
-    left = f"{volume.location}.0123456789abcdef.part"
+    left = f"{provider.where(volume)}.0123456789abcdef.part"
     assert provider.create(VolumeRef("v", len(CONTENT)), None) == volume.location
     assert read_all(provider, volume) == CONTENT
     provider.delete(volume)
@@ -69,13 +69,18 @@ def test_a_smaller_volume_is_not_made_from_a_larger_one(provider: LocalProvider)
         provider.create(VolumeRef("w", len(CONTENT) - 1), volume)
 
 
-def test_bytes_past_the_volumes_length_are_not_copied(provider: LocalProvider) -> None:
+def test_a_volume_that_grew_is_copied_whole_or_not_at_all(provider: LocalProvider) -> None:
     volume = new_volume(provider, "v", CONTENT)
-    cut = VolumeRef("v", 50_000, volume.location)
-    twin = VolumeRef("w", 60_000)
-    provider.create(twin, cut)
-    assert read_all(provider, twin) == CONTENT[:50_000] + bytes(10_000)
-    assert read_all(provider, take_snapshot(provider, cut, "s", in_use=True)) == CONTENT[:50_000]
+    before = VolumeRef("v", 50_000, volume.location)
+    assert provider.look(before).length == len(CONTENT)
+    assert read_all(provider, before) == CONTENT
+    twin = VolumeRef("w", len(CONTENT) + 10_000)
+    provider.create(twin, before)
+    assert read_all(provider, twin) == CONTENT + bytes(10_000)
+    with pytest.raises(InvalidVolume, match="smaller"):
+        provider.create(VolumeRef("x", 60_000), before)
+    # A snapshot has the length that was asked for: whoever asks looks first.
+    assert read_all(provider, take_snapshot(provider, before, "s", in_use=True)) == CONTENT[:50_000]
 
 
 @pytest.mark.parametrize("in_use", [False, True])
@@ -83,18 +88,18 @@ def test_a_source_that_lost_its_end_is_not_completed_with_zeros(
     provider: LocalProvider, in_use: bool
 ) -> None:
     volume = new_volume(provider, "v", CONTENT)
-    os.truncate(str(volume.location), 1000)
-    with pytest.raises(OSError, match="shorter"):
+    os.truncate(provider.where(volume), 1000)
+    with pytest.raises(StorageChanged, match="shorter"):
         take_snapshot(provider, volume, "s", in_use)
-    with pytest.raises(OSError, match="shorter"):
+    with pytest.raises(StorageChanged, match="shorter"):
         provider.create(VolumeRef("w", len(CONTENT)), volume)
-    assert sorted(os.listdir(os.path.dirname(str(volume.location)))) == ["volume-v.img"]
+    assert sorted(os.listdir(os.path.dirname(provider.where(volume)))) == ["volume-v.img"]
 
 
 def test_deleting_removes_what_is_ours_and_twice_is_fine(provider: LocalProvider) -> None:
     volume = new_volume(provider, "v", CONTENT)
     snapshot = take_snapshot(provider, volume, "s", in_use=False)
-    directory = Path(str(volume.location)).parent
+    directory = Path(provider.where(volume)).parent
     (directory / "volume-v.img.00.part").touch()
     (directory / "snapshot-s.img.00.part").touch()
     for _ in range(2):
@@ -137,7 +142,7 @@ def test_a_snapshot_stays_when_the_volume_changes(provider: LocalProvider, in_us
     # Asked for once more by a task that is resumed.
     assert provider.create_snapshot(snapshot, in_use) == snapshot.location
     assert identity(provider, snapshot) == before
-    assert os.stat(str(snapshot.location)).st_mode & 0o777 == 0o400
+    assert os.stat(provider.where(snapshot)).st_mode & 0o777 == 0o400
 
 
 def test_a_volume_not_in_use_that_is_written_all_the_same_is_not_mixed(
@@ -149,14 +154,14 @@ def test_a_volume_not_in_use_that_is_written_all_the_same_is_not_mixed(
     def write_once() -> None:
         copying.append(1)
         if len(copying) == 3:
-            fd = os.open(str(volume.location), os.O_RDWR)
+            fd = os.open(provider.where(volume), os.O_RDWR)
             os.pwrite(fd, b"at both", 0)
             os.pwrite(fd, b"ends", (3 << 20) - 4)
             os.close(fd)
 
     ref = SnapshotRef("s", volume, volume.length)
-    location = provider.create_snapshot(ref, False, write_once)
-    content = Path(location).read_bytes()
+    provider.create_snapshot(ref, False, write_once)
+    content = Path(provider.where(ref)).read_bytes()
     assert (content[:7] == b"at both") == (content[-4:] == b"ends")
 
 
@@ -170,7 +175,7 @@ def test_a_cancelled_call_leaves_nothing(provider: LocalProvider) -> None:
         provider.create_snapshot(SnapshotRef("s", volume, volume.length), True, cancel)
     with pytest.raises(TaskCancelled):
         provider.create(VolumeRef("w", len(CONTENT)), volume, cancel)
-    assert os.listdir(os.path.dirname(str(volume.location))) == ["volume-v.img"]
+    assert os.listdir(os.path.dirname(provider.where(volume))) == ["volume-v.img"]
 
 
 def test_the_same_state_has_the_same_identity(provider: LocalProvider, directory: Path) -> None:
@@ -202,7 +207,7 @@ def test_another_state_has_another_identity(provider: LocalProvider) -> None:
 
 
 def test_a_missing_source_is_an_error(provider: LocalProvider) -> None:
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(StorageChanged, match="gone"):
         provider.open_source(VolumeRef("v", 1))
 
 

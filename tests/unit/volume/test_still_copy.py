@@ -10,6 +10,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -69,15 +70,23 @@ def content(fd: int) -> bytes:
     return os.pread(fd, LENGTH + 1, 0)
 
 
+def copied(path: Path, *arguments: Any) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        still_copy(fd, *arguments)
+    finally:
+        os.close(fd)
+
+
 def test_a_file_at_rest_is_copied(image: Path, copy: int) -> None:
-    still_copy(str(image), copy, LENGTH, 1, SETTLE, no_tick)
+    copied(image, copy, LENGTH, 1, SETTLE, no_tick)
     assert content(copy) == image.read_bytes()
 
 
 @pytest.mark.parametrize("offset", [0, LENGTH - 16])
 def test_one_write_while_copying_is_noticed_and_made_good(image: Path, copy: int, offset: int) -> None:
     writer = Writer(copy, overwrite(image, offset), times=1)
-    still_copy(str(image), copy, LENGTH, 3, SETTLE, writer)
+    copied(image, copy, LENGTH, 3, SETTLE, writer)
     assert writer.left == 0
     assert content(copy) == image.read_bytes()
 
@@ -85,7 +94,7 @@ def test_one_write_while_copying_is_noticed_and_made_good(image: Path, copy: int
 def test_a_file_that_moves_on_every_try_is_refused(image: Path, copy: int) -> None:
     writer = Writer(copy, overwrite(image, 0))
     with pytest.raises(SourceMoved):
-        still_copy(str(image), copy, LENGTH, 2, SETTLE, writer)
+        copied(image, copy, LENGTH, 2, SETTLE, writer)
 
 
 def test_stores_to_mapped_memory_are_noticed(image: Path, copy: int) -> None:
@@ -100,13 +109,13 @@ def test_stores_to_mapped_memory_are_noticed(image: Path, copy: int) -> None:
             state["next"] += 1
 
         once = Writer(copy, store, times=1)
-        still_copy(str(image), copy, LENGTH, 3, SETTLE, once)
+        copied(image, copy, LENGTH, 3, SETTLE, once)
         assert once.left == 0
         assert content(copy) == image.read_bytes()
         os.ftruncate(copy, 0)
         os.ftruncate(copy, LENGTH)
         with pytest.raises(SourceMoved):
-            still_copy(str(image), copy, LENGTH, 2, SETTLE, Writer(copy, store))
+            copied(image, copy, LENGTH, 2, SETTLE, Writer(copy, store))
 
 
 def test_times_prove_nothing_before_they_rested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +150,7 @@ def test_a_write_of_equal_bytes_is_proven_by_the_second_read(image: Path, copy: 
         os.pwrite(fd, os.pread(fd, 16, 0), 0)
         os.close(fd)
 
-    still_copy(str(image), copy, LENGTH, 1, SETTLE, Writer(copy, touch))
+    copied(image, copy, LENGTH, 1, SETTLE, Writer(copy, touch))
     assert content(copy) == image.read_bytes()
 
 
@@ -150,9 +159,9 @@ def test_a_cancelled_task_ends_the_copy(image: Path, copy: int) -> None:
         raise TaskCancelled("stop")
 
     with pytest.raises(TaskCancelled):
-        still_copy(str(image), copy, LENGTH, 1, 30, cancel)
+        copied(image, copy, LENGTH, 1, 30, cancel)
     with pytest.raises(TaskCancelled):
-        still_copy(str(image), copy, LENGTH, 1, SETTLE, Writer(copy, cancel))
+        copied(image, copy, LENGTH, 1, SETTLE, Writer(copy, cancel))
 
 
 @pytest.mark.parametrize("place", ["/tmp", "/dev/shm"])
@@ -193,7 +202,7 @@ def test_a_sparse_terabyte_is_copied_at_once(directory: Path) -> None:
     target = os.open(directory / "copy", os.O_RDWR | os.O_CREAT)
     os.ftruncate(target, 1 << 40)
     ticks: list[int] = []
-    still_copy(str(path), target, 1 << 40, 1, SETTLE, lambda: ticks.append(1))
+    copied(path, target, 1 << 40, 1, SETTLE, lambda: ticks.append(1))
     assert len(ticks) < 20
     assert os.pread(target, 4, 777 << 30) == b"here"
     assert os.fstat(target).st_blocks * 512 <= 1 << 17

@@ -660,6 +660,7 @@ def test_the_message_of_a_failure_says_what_is_known(
     backup = world.backups.create(world.ctx(), volume_id=world.filled_volume(DATA))
     with world.worker():
         world.wait_backup(backup.id, "error")
+        world.wait_idle()
     told = {row.resource_uuid: row.event_id for row in world.rows(models.Message)}
     assert told == {backup.id: "VOLUME_VOLUME_BACKUP_013_019"}
 

@@ -22,6 +22,7 @@ from backupfw.volume.base import (
     BlockSource,
     BlockTarget,
     SnapshotRef,
+    Storage,
     Tick,
     VolumeProvider,
     VolumeRef,
@@ -54,8 +55,11 @@ class MemoryProvider(VolumeProvider):
         self.volumes.setdefault(volume.id, bytearray(volume.length))
         return volume.id
 
-    def adopt(self, path: str) -> tuple[str, int]:
+    def adopt(self, path: str, **judging: Any) -> Storage:
         raise NotImplementedError
+
+    def look(self, volume: VolumeRef) -> Storage:
+        return Storage(volume.id, len(self.volumes[volume.id]))
 
     def delete(self, volume: VolumeRef) -> None:
         self.volumes.pop(volume.id, None)

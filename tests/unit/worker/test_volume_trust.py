@@ -1,0 +1,274 @@
+"""Volumes whose storage changed behind the service's back, on real files."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from backupfw.db import models
+from backupfw.manager.volumes import VolumeManager
+from backupfw.volume.local import opening
+from backupfw.volume.local.provider import LocalProvider
+from backupfw.volume.local.source import LocalSource
+from tests.unit.volume.helpers import make_provider
+from tests.unit.worker.world import WorkerWorld
+
+LENGTH = 4 * (64 << 10) + 77
+GREW = "VOLUME_VOLUME_BACKUP_013_101"
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[WorkerWorld]:
+    made = WorkerWorld(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def provider(world: WorkerWorld, tmp_path: Path) -> LocalProvider:
+    provider = make_provider(tmp_path)
+    world.tools = replace(world.tools, provider=provider)
+    return provider
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "image.raw"
+    path.write_bytes(os.urandom(LENGTH))
+    return path
+
+
+def adopted(world: WorkerWorld, provider: LocalProvider, image: Path, *, recorded: bool = True) -> str:
+    found = provider.adopt(str(image))
+    return (
+        volumes(world)
+        .adopt(
+            world.ctx(),
+            location=found.location,
+            length=found.length,
+            storage_id=found.storage_id if recorded else None,
+        )
+        .id
+    )
+
+
+def volumes(world: WorkerWorld) -> VolumeManager:
+    return VolumeManager(world.db, world.conf, world.dispatch.wake)
+
+
+def backed_up(world: WorkerWorld, volume: str, status: str = "available") -> models.Backup:
+    made = world.backups.create(world.ctx(), volume_id=volume)
+    with world.worker():
+        row = world.wait_backup(made.id, status)
+        world.wait_idle()
+    return row
+
+
+def restored(world: WorkerWorld, provider: LocalProvider, backup: models.Backup, folder: Path) -> bytes:
+    target = folder / "target.raw"
+    target.write_bytes(b"\xff" * backup.length)
+    volume = adopted(world, provider, target)
+    world.backups.restore(world.ctx(), backup.id, volume_id=volume)
+    with world.worker():
+        world.wait_idle()
+    assert world.volume_status(volume) == "available"
+    return target.read_bytes()
+
+
+@pytest.mark.parametrize("in_use", [False, True])
+def test_a_volume_that_grew_is_backed_up_whole(
+    world: WorkerWorld, provider: LocalProvider, image: Path, tmp_path: Path, in_use: bool
+) -> None:
+    volume = adopted(world, provider, image)
+    if in_use:
+        volumes(world).attach(world.ctx(), volume)
+    with image.open("r+b") as file:
+        file.truncate((1 << 30) + 5)
+        file.seek(LENGTH)
+        file.write(b"what came later")
+    made = world.backups.create(world.ctx(), volume_id=volume, force=in_use)
+    with world.worker():
+        backup = world.wait_backup(made.id, "available")
+        world.wait_idle()
+    row = world.row(models.Volume, volume)
+    assert (row.length, row.size, backup.length, backup.size) == ((1 << 30) + 5, 2, (1 << 30) + 5, 2)
+    assert [message.event_id for message in world.rows(models.Message)] == [GREW]
+    target = tmp_path / "target.raw"
+    target.write_bytes(b"")
+    os.truncate(target, backup.length)
+    world.backups.restore(world.ctx(), backup.id, volume_id=adopted(world, provider, target))
+    with world.worker():
+        world.wait_idle()
+    with target.open("rb") as file, image.open("rb") as source:
+        assert file.read(LENGTH + 100) == source.read(LENGTH + 100)
+
+
+def _gone(image: Path) -> None:
+    image.unlink()
+
+
+def _shorter(image: Path) -> None:
+    os.truncate(image, 1000)
+
+
+def _link(image: Path) -> None:
+    image.rename(image.with_suffix(".moved"))
+    image.symlink_to(image.with_suffix(".moved"))
+
+
+def _fifo(image: Path) -> None:
+    image.unlink()
+    os.mkfifo(image)
+
+
+def _directory(image: Path) -> None:
+    image.unlink()
+    image.mkdir()
+
+
+def _another(image: Path) -> None:
+    content = image.read_bytes()
+    image.with_suffix(".new").write_bytes(content)
+    image.with_suffix(".new").rename(image)
+
+
+BEHIND_OUR_BACK: list[tuple[Callable[[Path], None], str]] = [
+    (_gone, "is gone"),
+    (_shorter, f"is shorter than it should be: it has 1000 of {LENGTH} bytes"),
+    (_link, "is a symbolic link, neither an image file nor a block device"),
+    (_fifo, "is a FIFO, neither an image file nor a block device"),
+    (_directory, "is a directory, neither an image file nor a block device"),
+    (_another, "is another one than was adopted: it was replaced"),
+]
+
+
+@pytest.mark.parametrize(("change", "reason"), BEHIND_OUR_BACK)
+def test_storage_that_is_not_what_it_was_ends_a_backup_at_once(
+    world: WorkerWorld,
+    provider: LocalProvider,
+    image: Path,
+    caplog: pytest.LogCaptureFixture,
+    change: Callable[[Path], None],
+    reason: str,
+) -> None:
+    volume = adopted(world, provider, image)
+    change(image)
+    backup = backed_up(world, volume, "error")
+    assert backup.fail_reason == f"The storage of volume {volume} {reason}."
+    assert "trying again" not in caplog.text
+    assert str(image) in caplog.text
+    assert f"volume adopt --again {volume}" in caplog.text
+
+
+@pytest.mark.parametrize(("change", "reason"), BEHIND_OUR_BACK)
+def test_no_restore_writes_to_what_is_not_the_volume(
+    world: WorkerWorld,
+    provider: LocalProvider,
+    image: Path,
+    tmp_path: Path,
+    change: Callable[[Path], None],
+    reason: str,
+) -> None:
+    backup = backed_up(world, adopted(world, provider, image))
+    target = tmp_path / "target.raw"
+    target.write_bytes(bytes(LENGTH))
+    volume = adopted(world, provider, target)
+    change(target)
+    before = {path: path.read_bytes() for path in tmp_path.glob("target*") if path.is_file()}
+    world.backups.restore(world.ctx(), backup.id, volume_id=volume)
+    with world.worker():
+        world.wait_idle()
+    assert world.volume_status(volume) == "error_restoring"
+    assert world.row(models.Backup, backup.id).fail_reason == f"The storage of volume {volume} {reason}."
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_link_on_the_way_is_not_followed(
+    world: WorkerWorld, provider: LocalProvider, tmp_path: Path
+) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    image = tmp_path / "a" / "b" / "image.raw"
+    image.write_bytes(b"x" * LENGTH)
+    volume = adopted(world, provider, image)
+    (tmp_path / "a").rename(tmp_path / "c")
+    (tmp_path / "a").symlink_to(tmp_path / "c")
+    reason = backed_up(world, volume, "error").fail_reason
+    assert reason is not None
+    assert "a directory on the way is gone or a symbolic link" in reason
+
+
+def test_a_volume_of_before_is_recorded_at_its_first_good_open(
+    world: WorkerWorld, provider: LocalProvider, image: Path
+) -> None:
+    volume = adopted(world, provider, image, recorded=False)
+    backed_up(world, volume)
+    assert world.row(models.Volume, volume).storage_id == provider.adopt(str(image)).storage_id
+    _another(image)
+    assert "replaced" in str(backed_up(world, volume, "error").fail_reason)
+
+
+def test_a_volume_that_is_written_while_it_is_read_is_not_torn(
+    world: WorkerWorld,
+    provider: LocalProvider,
+    image: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Somebody counts at both ends of an image that nobody told to be in use."""
+    read_into = LocalSource.read_into
+    left = [1]
+
+    def count(self: LocalSource, offset: int, buffer: memoryview) -> None:
+        read_into(self, offset, buffer)
+        if left:
+            left.pop()
+            with image.open("r+b") as file:
+                file.write(b"after")
+                file.seek(LENGTH - 5)
+                file.write(b"after")
+
+    volume = adopted(world, provider, image)
+    with image.open("r+b") as file:
+        file.write(b"befor")
+        file.seek(LENGTH - 5)
+        file.write(b"befor")
+    monkeypatch.setattr(LocalSource, "read_into", count)
+    backup = backed_up(world, volume)
+    assert not left
+    content = restored(world, provider, backup, tmp_path)
+    assert content[:5] == content[-5:]
+    assert content == image.read_bytes()
+    assert list((tmp_path / "volumes").glob("snapshot-*")) == []
+
+
+def test_stopping_does_not_wait_for_an_open_that_hangs(
+    world: WorkerWorld, provider: LocalProvider, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = adopted(world, provider, image)
+    hangs, go_on, real = threading.Event(), threading.Event(), opening.hold
+    fds: list[int] = []
+
+    def hang(path: str) -> int:
+        hangs.set()
+        go_on.wait(300)
+        fds.append(real(path))
+        return fds[-1]
+
+    monkeypatch.setattr(opening, "hold", hang)
+    made = world.backups.create(world.ctx(), volume_id=volume)
+    with world.worker():
+        assert hangs.wait(60)
+    # It has stopped, and given the task back; the open hangs on.
+    assert not go_on.is_set()
+    assert world.status(made.id) == "creating"
+    go_on.set()
+    world.wait(lambda: fds, "the open to come back")
+    monkeypatch.setattr(opening, "hold", real)
+    with world.worker():
+        world.wait_backup(made.id, "available")
+        world.wait_idle()
