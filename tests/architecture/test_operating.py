@@ -38,7 +38,7 @@ def test_units_start_commands_that_there_are(unit: Path) -> None:
     program, *words = parser["Service"]["ExecStart"].split()
     assert program.endswith("/bin/backupfw")
     args = command.build_parser().parse_args(words)
-    assert args.config_file == ["/etc/backupfw/backupfw.conf"]
+    assert args.config_file == ([] if unit.stem == "backupfw" else ["/etc/backupfw/backupfw.conf"])
     assert unit.name in (ROOT / "docs" / "operating.md").read_text()
 
 
@@ -58,5 +58,22 @@ def test_systemd_understands_the_units(unit: Path, drop_in: str | None, tmp_path
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
+def test_the_units_give_away_little(unit: Path) -> None:
+    """By systemd's own measure, from 0 to 10: its defaults have more than 9."""
+    done = subprocess.run(
+        ["systemd-analyze", "security", "--offline=true", "--threshold=40", str(unit)],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-200:] + done.stderr
+    assert "\nUMask=0077\n" in unit.read_text()
+
+
 def test_there_are_units() -> None:
-    assert [unit.name for unit in UNITS] == ["backupfw-api.service", "backupfw-worker.service"]
+    assert [unit.name for unit in UNITS] == [
+        "backupfw-api.service",
+        "backupfw-worker.service",
+        "backupfw.service",
+    ]
