@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import contextlib
 import logging
 import os
 import threading
@@ -25,9 +26,14 @@ from backupfw.api import faults
 from backupfw.cmd import database, meters, service
 from backupfw.cmd.configure import load
 from backupfw.conf import logging as log_conf
+from backupfw.dispatch import transport
 from backupfw.errors import ServiceUnavailable
 
 LOG = logging.getLogger(__name__)
+
+# Whether it is needed the configuration says, which is loaded in a thread of the server's.
+with contextlib.suppress(ImportError):
+    transport.load_library()
 
 
 class _Process:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import warnings
 from typing import TYPE_CHECKING
 
@@ -23,12 +24,10 @@ def library_conf(conf: cfg.ConfigOpts) -> cfg.ConfigOpts:
     :raises ConfigError: the library is not installed.
     """
     try:
-        # What comes along warns at length, on standard error, of eventlet, which nothing here uses.
-        with warnings.catch_warnings(record=True):
-            _choose_threads()
-            from oslo_messaging import opts
-            from oslo_messaging._metrics.client import oslo_messaging_metrics
-            from oslo_messaging._tracing.client import oslo_messaging_tracing
+        load_library()
+        from oslo_messaging import opts
+        from oslo_messaging._metrics.client import oslo_messaging_metrics
+        from oslo_messaging._tracing.client import oslo_messaging_tracing
     except ImportError as error:
         raise ConfigError(
             "section [DEFAULT], option transport_url: needs oslo.messaging; install backupfw[messaging]"
@@ -40,6 +39,20 @@ def library_conf(conf: cfg.ConfigOpts) -> cfg.ConfigOpts:
     own.register_opts(oslo_messaging_metrics, "oslo_messaging_metrics")
     own.register_opts(oslo_messaging_tracing, "oslo_messaging_tracing")
     return own
+
+
+def load_library() -> None:
+    """Import oslo.messaging.
+
+    The first import belongs into the main thread: in a thread that answers requests it leaves behind what
+    keeps a WSGI server's process from ending.
+
+    :raises ImportError: it is not installed.
+    """
+    # What comes along warns at length, on standard error, of eventlet, which nothing here uses.
+    with warnings.catch_warnings(record=True):
+        _choose_threads()
+        importlib.import_module("oslo_messaging")
 
 
 def _choose_threads() -> None:

@@ -262,6 +262,41 @@ def test_a_reload_reads_the_configuration_and_loses_nothing(config: Path, tmp_pa
         assert asking.result(PATIENCE) == {200}
 
 
+#: Less than the 30 seconds after which gunicorn ends what does not, with room for a busy machine.
+STOP_SECONDS = 20
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("options", [(), ("--preload",)])
+def test_with_messages_it_stops_and_leaves_nobody(
+    number: signal.Signals, options: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Stopped in order, and when its master dies."""
+    config = written(tmp_path, f"sqlite:///{tmp_path}/backupfw.sqlite", "transport_url = fake://")
+    command(config, "db", "sync")
+    with gunicorn(tmp_path, config, *options) as server:
+        while len(server.answered_by()) < 2:
+            assert get(f"{server.url}/v3/demo/volumes")[0] == 200
+        begin = time.monotonic()
+        server.process.send_signal(number)
+        server.process.wait(PATIENCE)
+        server.wait("its processes to end", lambda: not in_session(server.process.pid))
+        assert time.monotonic() - begin < STOP_SECONDS, server.log_tail()
+
+
+def in_session(session: int) -> set[str]:
+    """The living processes of a session."""
+    found = set()
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _parent, _group, its_session = entry.read_text().rpartition(")")[2].split()[:4]
+        except OSError:
+            continue
+        if int(its_session) == session and state != "Z":
+            found.add(entry.parent.name)
+    return found
+
+
 def get(url: str) -> tuple[int, str]:
     """Ask for something, with all the patience a busy machine needs; returns status and body."""
     request = urllib.request.Request(url, headers={"X-Auth-Token": "tester:demo:admin"})
