@@ -54,6 +54,22 @@ class DeletingTests(Adoption):
         store.delete(container, ["key", "missing", "key", "missing"])
         assert self.raw_keys(server, container) == set()
 
+    def test_g11_erase(self, server: Any, store: ChunkStore, container: str) -> None:
+        for key in ("a/1", "a/b/2", "ab", "b"):
+            put(store, container, key, b"x")
+        self.eventually(store, lambda: len(list(store.list(container))), 4)
+        store.erase(container, "a/")
+        assert self.raw_keys(server, container) == {"ab", "b"}
+        self.eventually(store, lambda: len(list(store.list(container))), 2)
+        store.erase(container, "a/")
+        assert self.raw_keys(server, container) == {"ab", "b"}
+
+    def test_g11_settings_are_told(self, store: ChunkStore, container: str) -> None:
+        for name in (container, self.new_container_name()):
+            for item in store.inspect(name):
+                assert item.ok
+                assert item.detail
+
     def test_g14_ensure_container_again(self, server: Any, store: ChunkStore, container: str) -> None:
         put(store, container, "key", b"x")
         store.ensure_container(container)

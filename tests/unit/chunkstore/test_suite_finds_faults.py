@@ -160,6 +160,21 @@ BROKEN = {
 """,
         ["test_g11_any_number"],
     ),
+    "erasing takes too much": (
+        """
+    def erase(self, container, prefix):
+        self.inner.erase(container, prefix.rstrip("/"))
+""",
+        ["test_g11_erase"],
+    ),
+    "settings raise": (
+        """
+    def inspect(self, container):
+        next(self.inner.list(container), None)
+        return ()
+""",
+        ["test_g11_settings_are_told"],
+    ),
     "deletes are folders": (
         """
     def delete(self, container, keys):
@@ -623,7 +638,7 @@ def test_broken_stores_fail(pytester: pytest.Pytester, name: str) -> None:
 def test_a_good_store_passes(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(ADOPTION.format(broken="class Broken(FaultyStore): pass"))
     result = pytester.inline_run("-q", "-p", "no:cacheprovider", "--guarantees")
-    result.assertoutcome(passed=120, skipped=27)
+    result.assertoutcome(passed=122, skipped=27)
 
 
 def test_a_store_that_cannot_hold_every_key_passes_when_it_says_so(pytester: pytest.Pytester) -> None:
