@@ -401,7 +401,8 @@ def test_listings_are_lazy(scripted: Any) -> None:
 def deleted(*keys: str, errors: dict[str, str] | None = None) -> bytes:
     good = "".join(f"<Deleted><Key>{key}</Key></Deleted>" for key in keys)
     bad = "".join(
-        f"<Error><Key>{key}</Key><Code>{code}</Code></Error>" for key, code in (errors or {}).items()
+        f"<Error><Key>{key}</Key><VersionId></VersionId><Code>{code}</Code></Error>"
+        for key, code in (errors or {}).items()
     )
     return f"<DeleteResult {NS}>{good}{bad}</DeleteResult>".encode()
 
@@ -553,6 +554,68 @@ def test_a_listing_of_versions_that_cannot_go_on_is_an_error(scripted: Any) -> N
     with pytest.raises(ChunkStoreError, match="cut off"):
         scripted.open(delete_versions=True).delete("bucket", ["a"])
     assert {method for method, *_ in scripted.requests} == {"GET"}
+
+
+def test_versions_are_deleted_the_oldest_first_and_their_marker_last(scripted: Any) -> None:
+    """Over pages too: a delete that is cut off brings no older version back."""
+
+    def page(versions: str, more: str) -> bytes:
+        return f"<ListVersionsResult {NS}>{more}{versions}</ListVersionsResult>".encode()
+
+    def entry(kind: str, version: str) -> str:
+        return f"<{kind}><Key>a</Key><VersionId>{version}</VersionId></{kind}>"
+
+    more = "<NextKeyMarker>a</NextKeyMarker><NextVersionIdMarker>v3</NextVersionIdMarker>"
+    first = page(
+        entry("DeleteMarker", "v5") + entry("Version", "v4") + entry("Version", "v3"),
+        f"<IsTruncated>true</IsTruncated>{more}",
+    )
+    second = page(entry("Version", "v2") + entry("Version", "v1"), "<IsTruncated>false</IsTruncated>")
+
+    def answer(method: str, path: str) -> tuple[int, dict[str, str], bytes]:
+        if method == "DELETE":
+            return 204, {}, b""
+        return 200, {}, second if "key-marker" in path else first
+
+    scripted.answer = answer
+    scripted.open(delete_versions=True, bulk_delete_size=1).delete("bucket", ["a"])
+    gone = [
+        parse_qs(urlsplit(path).query)["versionId"]
+        for method, path, *_ in scripted.requests
+        if method == "DELETE"
+    ]
+    assert gone == [["v1"], ["v2"], ["v3"], ["v4"], ["v5"]]
+
+
+@pytest.mark.parametrize("status", [404, 501])
+def test_a_server_that_cannot_list_versions_is_no_empty_bucket(scripted: Any, status: int) -> None:
+    scripted.answer = lambda method, path: (
+        status,
+        {},
+        error("NotImplemented" if status == 501 else "NoSuchKey"),
+    )
+    with pytest.raises(NotSupported):
+        scripted.open(delete_versions=True).delete("bucket", ["a"])
+    assert {method for method, *_ in scripted.requests} == {"GET"}
+
+
+@pytest.mark.parametrize(("status", "code"), [(501, "NotImplemented"), (403, "AccessDenied")])
+def test_erasing_where_versions_cannot_be_listed(scripted: Any, status: int, code: str) -> None:
+    """A bucket without versions is erased all the same; that it has none has to be known."""
+
+    def answer(method: str, path: str) -> tuple[int, dict[str, str], bytes]:
+        if "versions" in path:
+            return status, {}, error(code)
+        if "versioning" in path:
+            return 200, {}, f"<VersioningConfiguration {NS}/>".encode()
+        return (200, {}, deleted("a")) if method == "POST" else (200, {}, listing("a"))
+
+    scripted.answer = answer
+    scripted.open().erase("bucket", "a")
+    assert [method for method, *_ in scripted.requests][-1] == "POST"
+    scripted.answer = lambda method, path: (403, {}, error("AccessDenied"))
+    with pytest.raises(PermissionDenied, match="ListBucketVersions"):
+        scripted.open().erase("bucket", "a")
 
 
 def test_settings_that_may_not_be_asked_for(scripted: Any) -> None:

@@ -41,6 +41,16 @@ class Target(NamedTuple):
         return {"Key": self.key} if self.version is None else {"Key": self.key, "VersionId": self.version}
 
 
+class _Version(NamedTuple):
+    """An entry of a listing of versions.
+
+    :ivar marker: it is a delete marker, without bytes.
+    """
+
+    target: Target
+    marker: bool
+
+
 class Deleting:
     """Deletes objects of one store.  Thread-safe.
 
@@ -78,7 +88,14 @@ class Deleting:
                     )
                 return errors
             return self._delete(container, [Target(key) for key in unique])
-        except NotFound:
+        except NotFound as error:
+            if code_of(error)[0] != "NoSuchBucket":
+                # Not that there is nothing to delete: the server does not know the request.
+                raise NotSupported(
+                    "the store has no listing of versions (delete_versions)",
+                    store=self._store,
+                    container=container,
+                ) from error
             # No container, no objects.
             return {}
 
@@ -87,12 +104,8 @@ class Deleting:
 
         :raises ChunkStoreError: something remains, or may remain.
         """
-        try:
-            targets = [target for page in self._version_pages(container, prefix) for target in page]
-        except NotSupported:
-            # A server without versions.
-            targets = []
-        if errors := self._delete(container, targets):
+        found = [version for page in self._version_pages(container, prefix) for version in page]
+        if errors := self._delete(container, _oldest_first(found)):
             raise next(iter(errors.values()))
 
     # ---- requests ------------------------------------------------------------------------------------
@@ -242,30 +255,27 @@ class Deleting:
         """
         wanted = frozenset(keys)
         last = max(wanted)
-        found: list[Target] = []
+        found: list[_Version] = []
         budget = len(wanted)
         for page in self._version_pages(container, _common(keys)):
-            found += [target for target in page if target.key in wanted]
-            if self._sorted and page and max(target.key for target in page) > last:
-                return found
+            found += [version for version in page if version.target.key in wanted]
+            if self._sorted and page and max(version.target.key for version in page) > last:
+                break
             budget -= 1
             if not budget and len(wanted) > 1:
                 return [target for key in keys for target in self._versions_of(container, [key])]
-        return found
+        return _oldest_first(found)
 
-    def _version_pages(self, container: str, prefix: str) -> Iterator[Sequence[Target]]:
-        """Yield pages of versions, the oldest of each key first, its delete markers last.
-
-        In this order a delete that is cut off never brings an older version back to light.
-        """
+    def _version_pages(self, container: str, prefix: str) -> Iterator[Sequence[_Version]]:
+        """Yield pages of versions, the newest of each key first."""
         arguments: dict[str, Any] = {"Bucket": container, "Prefix": prefix}
         while True:
             with translated(self._store, container):
                 page = self._client.list_object_versions(**arguments)
             yield [
-                Target(entry["Key"], entry.get("VersionId") or "null")
+                _Version(Target(entry["Key"], entry.get("VersionId") or "null"), kind == "DeleteMarkers")
                 for kind in ("Versions", "DeleteMarkers")
-                for entry in reversed(page.get(kind, ()))
+                for entry in page.get(kind, ())
                 if entry["Key"].startswith(prefix)
             ]
             if not page.get("IsTruncated"):
@@ -284,6 +294,14 @@ class Deleting:
             arguments = {"Bucket": container, "Prefix": prefix, **following}
 
 
+def _oldest_first(found: Sequence[_Version]) -> Sequence[Target]:
+    """Return the targets in the order in which a delete that is cut off brings no older version back."""
+    # A marker that hides the rest goes last.
+    return [
+        version.target for marker in (False, True) for version in reversed(found) if version.marker is marker
+    ]
+
+
 def _common(keys: Sequence[str]) -> str:
     """Return what all keys begin with."""
     first, last = min(keys), max(keys)
@@ -293,7 +311,8 @@ def _common(keys: Sequence[str]) -> str:
 
 def _targets_of(entry: Mapping[str, Any]) -> Iterator[Target]:
     """Yield what an entry of an answer is about, as far as servers differ in saying so."""
-    key, version = entry.get("Key", ""), entry.get("VersionId")
+    # Of a plain delete Ceph names an empty version.
+    key, version = entry.get("Key", ""), entry.get("VersionId") or None
     yield Target(key, version)
     if version is None:
         # Some leave out the version that has no name, and name a deleted marker in another field.

@@ -14,6 +14,7 @@ from backupfw.chunkstore.errors import (
     IntegrityError,
     NotFound,
     NotSupported,
+    PermissionDenied,
     RangeError,
 )
 from backupfw_s3 import options as s3_options
@@ -217,7 +218,21 @@ class S3Store(ChunkStore):
     def erase(self, container: str, prefix: str) -> None:
         """Delete all versions of everything below the prefix (see :meth:`ChunkStore.erase`)."""
         self.require_open()
-        self._deleting.erase(container, prefix)
+        try:
+            self._deleting.erase(container, prefix)
+        except NotSupported:
+            super().erase(container, prefix)
+        except PermissionDenied:
+            if self._may_keep_versions(container):
+                raise
+            super().erase(container, prefix)
+
+    def _may_keep_versions(self, container: str) -> bool:
+        try:
+            with translated(self.name, container):
+                return bool(self.client.get_bucket_versioning(Bucket=container).get("Status"))
+        except ChunkStoreError:
+            return True
 
     def inspect(self, container: str) -> Sequence[CheckItem]:
         """Ask for versioning and object lock."""
