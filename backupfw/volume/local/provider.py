@@ -173,9 +173,7 @@ class LocalProvider(VolumeProvider):
         try:
             opened = self._open(ref, exclusive=True)
         except Busy as error:
-            raise SourceMoved(
-                f"The device of volume {ref.id} is mounted or held by another program."
-            ) from error
+            raise _in_use(ref) from error
         try:
             is_volume = isinstance(ref, VolumeRef)
             stamp = None
@@ -263,7 +261,10 @@ class LocalProvider(VolumeProvider):
     def _opened(
         self, ref: VolumeRef | SnapshotRef, *, write: bool = False, exclusive: bool = False
     ) -> Iterator[Opened]:
-        opened = self._open(ref, write=write, exclusive=exclusive)
+        try:
+            opened = self._open(ref, write=write, exclusive=exclusive)
+        except Busy as error:
+            raise _in_use(ref) from error
         try:
             yield opened
         finally:
@@ -346,6 +347,10 @@ def _problem(opened: Opened, ref: VolumeRef | SnapshotRef, least: int) -> str | 
     if opened.length < least:
         return f"is shorter than it should be: it has {opened.length} of {least} bytes"
     return None
+
+
+def _in_use(ref: VolumeRef | SnapshotRef) -> SourceMoved:
+    return SourceMoved(f"The device of volume {ref.id} is mounted or held by another program.")
 
 
 def _recorded(volume: VolumeRef, opened: Opened) -> str | None:

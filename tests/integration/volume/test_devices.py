@@ -86,7 +86,9 @@ def test_writes_and_zeros_land_where_they_should(
     ):
         assert not target.reads_zero
         play_on_target(target, model, history)
-        assert read_all(provider, volume) == model
+        # As others see it meanwhile: a source would want the device for itself.
+        with open(device, "rb") as file:
+            assert file.read() == model
         target.flush()
     assert on_the_device(device) == model
 
@@ -249,3 +251,37 @@ def test_a_device_that_somebody_else_uses_is_refused(provider: LocalProvider, vo
         process.communicate(b"\n")
     with provider.open_target(volume, 1):
         pass
+
+
+def test_a_device_that_is_mounted_is_one_in_use(tmp_path: Path) -> None:
+    need("mkfs.ext4")
+    backing = tmp_path / "backing"
+    with open(backing, "wb") as file:
+        file.truncate(16 << 20)
+    run("mkfs.ext4", "-q", "-F", str(backing))
+    point = tmp_path / "point"
+    point.mkdir()
+    provider = make_provider(tmp_path)
+    with loop_device(backing) as name:
+        run("mount", "-o", "ro,noload", name, str(point))
+        try:
+            for to_copy in (False, True):
+                with pytest.raises(InvalidInput, match=r"is mounted or held by another program.*--in-use"):
+                    provider.adopt(name, to_copy=to_copy)
+            found = provider.adopt(name, in_use=True)
+            volume = VolumeRef("v", found.length, name, True, found.storage_id)
+            for attempt in (
+                lambda: provider.open_source(volume),
+                lambda: provider.create(VolumeRef("w", found.length), volume),
+            ):
+                with pytest.raises(SourceMoved, match="mounted"):
+                    attempt()
+            # Nobody writes just now: a copy can be proven still, also where nobody said that it is in use.
+            for in_use in (True, False):
+                snapshot = take_snapshot(provider, volume, f"s-{in_use}".lower(), in_use)
+                assert read_all(provider, snapshot) == on_the_device(name)
+        finally:
+            run("umount", str(point))
+        with provider.open_source(volume):
+            # It cannot be mounted while it is read as one that is not in use.
+            assert subprocess.run(["mount", name, str(point)], capture_output=True).returncode != 0

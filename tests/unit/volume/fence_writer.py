@@ -16,7 +16,9 @@ from tests.unit.volume.helpers import make_provider
 def main() -> None:
     directory, volume_id, length, location, attempt = sys.argv[1:]
     provider = make_provider(Path(directory))
-    with provider.open_target(VolumeRef(volume_id, int(length), location), int(attempt)) as target:
+    # Ours goes by its name, an adopted device by its path.
+    volume = VolumeRef(volume_id, int(length), location, adopted=location.startswith("/"))
+    with provider.open_target(volume, int(attempt)) as target:
         print("ready", flush=True)
         for number in itertools.count():
             target.write(0, [number.to_bytes(8, "big")])
