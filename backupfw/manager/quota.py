@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from sqlalchemy import func, literal, select
+from sqlalchemy import delete, func, literal, select, update
 from sqlalchemy.orm import Session
 
-from backupfw.db.models import Backup, Project, Quota, QuotaClass, Snapshot, Volume
+from backupfw.db.models import Backup, Project, Quota, QuotaClass, Snapshot, Volume, VolumeType
 from backupfw.db.session import insert_if_absent
 from backupfw.errors import InvalidInput, QuotaExceeded
 
@@ -38,6 +38,11 @@ _UNCONFIGURED = {"per_volume_gigabytes": UNLIMITED, "groups": 10}
 #: All resources that have a limit.
 RESOURCES = ("volumes", "snapshots", "gigabytes", "backups", "backup_gigabytes", *_UNCONFIGURED)
 
+#: What volumes of a type may have a limit of their own for, as ``volumes_gold``; there only where it is set.
+_BY_TYPE = ("volumes", "snapshots", "gigabytes")
+#: Width of the column that holds a resource's name.
+_MAX_NAME = 64
+
 #: Whose rows are counted, and as which resources: their number, their GiB.
 _COUNTED: tuple[tuple[type[Backup | Volume | Snapshot], str, str], ...] = (
     (Backup, "backups", "backup_gigabytes"),
@@ -58,7 +63,13 @@ _TEXTS = {
 }
 
 
-def check(session: Session, conf: cfg.ConfigOpts, project_id: str, wanted: Mapping[str, int]) -> None:
+def check(
+    session: Session,
+    conf: cfg.ConfigOpts,
+    project_id: str,
+    wanted: Mapping[str, int],
+    volume_type: str | None = None,
+) -> None:
     """Refuse what would take a project over a limit; lock its quota until the transaction ends.
 
     Call it before the new rows are added to the session (they would count twice), and after the rows
@@ -66,6 +77,7 @@ def check(session: Session, conf: cfg.ConfigOpts, project_id: str, wanted: Mappi
 
     :param session: a write transaction.
     :param wanted: how much more of each resource: a number of rows, or GiB; nothing where it is 0.
+    :param volume_type: the type of the volumes that it is for.
     :raises QuotaExceeded: a limit would be exceeded, with the text clients know.
     """
     wanted = {resource: amount for resource, amount in wanted.items() if amount > 0}
@@ -73,13 +85,52 @@ def check(session: Session, conf: cfg.ConfigOpts, project_id: str, wanted: Mappi
         return
     lock_project(session, project_id)
     limits = limits_of(session, conf, project_id)
+    of_type = {f"{name}_{volume_type}": wanted[name] for name in _BY_TYPE if name in wanted}
+    _refuse(session, project_id, limits, {**wanted, **of_type})
+
+
+def check_type(session: Session, conf: cfg.ConfigOpts, project_id: str, kind: str, gigabytes: int) -> None:
+    """Refuse a volume that becomes one of another type, where its project has no room for more of those.
+
+    :param gigabytes: of the volume.
+    :raises QuotaExceeded: a limit would be exceeded.
+    """
+    lock_project(session, project_id)
+    more = {f"volumes_{kind}": 1, f"gigabytes_{kind}": gigabytes}
+    _refuse(session, project_id, limits_of(session, conf, project_id), more)
+
+
+def _refuse(session: Session, project_id: str, limits: Mapping[str, int], wanted: Mapping[str, int]) -> None:
+    """Refuse what would exceed a limit; there may be none of what is wanted."""
+    wanted = {resource: amount for resource, amount in wanted.items() if resource in limits}
     used = usage_of(session, project_id, wanted)
     # Where several are exceeded, clients are told of the gigabytes first.
     for resource in sorted(wanted):
         limit = limits[resource]
         if limit != UNLIMITED and used[resource] + wanted[resource] > limit:
-            text = _TEXTS[resource].format(limit=limit, wanted=wanted[resource], used=used[resource])
-            raise QuotaExceeded(resource, text)
+            base = resource if resource in _TEXTS else _split(resource)[0]
+            text = _TEXTS[base].format(limit=limit, wanted=wanted[resource], used=used[resource])
+            raise QuotaExceeded(base, text)
+
+
+def follow_type(session: Session, name: str, new: str | None) -> None:
+    """Let limits for a type's volumes follow its new name; forget them where it goes."""
+    for model in (Quota, QuotaClass):
+        for resource in _BY_TYPE:
+            own = model.resource == f"{resource}_{name}"
+            if new is None or len(f"{resource}_{new}") > _MAX_NAME:
+                session.execute(delete(model).where(own))
+            else:
+                session.execute(
+                    update(model).where(own).values(resource=f"{resource}_{new}"),
+                    execution_options={"synchronize_session": False},
+                )
+
+
+def _split(resource: str) -> tuple[str, str]:
+    """Return base and type of the name of a limit for one type's volumes; other names have no type."""
+    base, _, kind = resource.partition("_")
+    return (base, kind) if base in _BY_TYPE and kind else (resource, "")
 
 
 def lock_project(session: Session, project_id: str) -> None:
@@ -111,7 +162,30 @@ def usage_of(session: Session, project_id: str, resources: Collection[str] = RES
         for resource, amount in ((rows, count), (gigabytes, size)):
             if resource in used:
                 used[resource] += int(amount)
+    for name in resources:
+        base, kind = _split(name)
+        if kind:
+            used[name] = _usage_of_type(session, project_id, base, kind)
     return used
+
+
+def _usage_of_type(session: Session, project_id: str, resource: str, kind: str) -> int:
+    of_type = Volume.volume_type == kind
+    amount = 0
+    for model, rows, gigabytes, where in (
+        (Volume, "volumes", "gigabytes", [of_type]),
+        (
+            Snapshot,
+            "snapshots",
+            "gigabytes",
+            [Snapshot.temporary.is_(False), Snapshot.volume_id.in_(select(Volume.id).where(of_type))],
+        ),
+    ):
+        if resource in (rows, gigabytes):
+            figure = func.count() if resource == rows else func.coalesce(func.sum(model.size), 0)
+            statement = select(figure).where(model.project_id == project_id, model.deleted.is_(False), *where)
+            amount += int(session.scalar(statement) or 0)
+    return amount
 
 
 def limits_of(session: Session, conf: cfg.ConfigOpts, project_id: str) -> dict[str, int]:
@@ -138,12 +212,14 @@ def _configured(conf: cfg.ConfigOpts) -> dict[str, int]:
 
 
 def _known(rows: Iterable[tuple[str, int]]) -> dict[str, int]:
-    return {resource: limit for resource, limit in rows if resource in RESOURCES}
+    return {resource: limit for resource, limit in rows if resource in RESOURCES or _split(resource)[1]}
 
 
-def _checked(limits: Mapping[str, int]) -> dict[str, int]:
+def _checked(session: Session, limits: Mapping[str, int]) -> dict[str, int]:
+    kinds = {kind for _, kind in map(_split, limits) if kind}
+    there = set(session.scalars(select(VolumeType.name).where(VolumeType.name.in_(kinds))))
     for resource, limit in limits.items():
-        if resource not in RESOURCES:
+        if resource not in RESOURCES and (_split(resource)[1] not in there or len(resource) > _MAX_NAME):
             raise InvalidInput(f"Bad key(s) in quota set: {resource}")
         if isinstance(limit, bool) or not isinstance(limit, int) or not UNLIMITED <= limit <= LARGEST:
             raise InvalidInput(f"Quota limit {resource} must be an integer from {UNLIMITED} to {LARGEST}.")
@@ -188,8 +264,8 @@ class QuotaManager:
             limits = limits_of(session, self._conf, project_id)
             if not usage:
                 return limits
-            used = usage_of(session, project_id)
-        return {name: {"limit": limits[name], "in_use": used[name], "reserved": 0} for name in RESOURCES}
+            used = usage_of(session, project_id, limits)
+        return {name: {"limit": limit, "in_use": used[name], "reserved": 0} for name, limit in limits.items()}
 
     def defaults(self) -> dict[str, int]:
         """Return the limits of projects that have none of their own."""
@@ -201,9 +277,9 @@ class QuotaManager:
         :param force: allow a limit below what is used: nothing more is granted until enough was deleted.
         :raises InvalidInput: an unknown resource, a limit out of range, or below what is used.
         """
-        chosen = _checked(limits)
 
         def work(session: Session) -> dict[str, int]:
+            chosen = _checked(session, limits)
             lock_project(session, project_id)
             used = {} if force else usage_of(session, project_id, chosen)
             for resource, amount in used.items():
@@ -238,9 +314,9 @@ class QuotaManager:
 
         :raises InvalidInput: an unknown resource, or a limit out of range.
         """
-        chosen = _checked(limits)
 
         def work(session: Session) -> dict[str, int]:
+            chosen = _checked(session, limits)
             lock_project(session, NO_PROJECT)
             for resource, limit in chosen.items():
                 session.merge(QuotaClass(class_name=name, resource=resource, hard_limit=limit))

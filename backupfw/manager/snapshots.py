@@ -76,7 +76,8 @@ class SnapshotManager(MetadataMethods):
                     f"Volume {volume_id} status must be {' or '.join(allowed)}, "
                     f"but current status is: {volume.status}."
                 )
-            quota.check(session, self._conf, volume.project_id, {"snapshots": 1, "gigabytes": volume.size})
+            wanted = {"snapshots": 1, "gigabytes": volume.size}
+            quota.check(session, self._conf, volume.project_id, wanted, volume.volume_type)
             snapshot = models.Snapshot(
                 id=snapshot_id,
                 volume_id=volume_id,

@@ -151,7 +151,7 @@ class TransferManager:
             if volume.project_id != ctx.project_id:
                 gigabytes = volume.size + sum(snapshot.size for snapshot in snapshots)
                 wanted = {"volumes": 1, "snapshots": len(snapshots), "gigabytes": gigabytes}
-                quota.check(session, self._conf, ctx.project_id, wanted)
+                quota.check(session, self._conf, ctx.project_id, wanted, volume.volume_type)
             done = rows.transfer(row)
             session.delete(row)
             lifecycle.move(

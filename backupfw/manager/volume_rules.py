@@ -315,9 +315,10 @@ def new_volume(
     :raises QuotaExceeded: the project has no room for it.
     """
     project = ctx.project_id if project_id is None else project_id
-    quota.check(session, conf, project, {"volumes": 1, "gigabytes": size, "per_volume_gigabytes": size})
     if volume_type is None and (kind := volume_types.default(session, conf, project)) is not None:
         volume_type = kind.name
+    wanted = {"volumes": 1, "gigabytes": size, "per_volume_gigabytes": size}
+    quota.check(session, conf, project, wanted, volume_type)
     volume = Volume(
         id=volume_id,
         project_id=project,

@@ -243,6 +243,7 @@ class VolumeTypeManager:
                     update(Volume).where(Volume.volume_type == row.name).values(volume_type=wanted),
                     execution_options={"synchronize_session": False},
                 )
+                quota.follow_type(session, row.name, wanted)
                 row.name = wanted
             if description is not None:
                 row.description = description
@@ -277,6 +278,7 @@ class VolumeTypeManager:
             used = select(Volume.id).where(Volume.volume_type == row.name, Volume.deleted.is_(False))
             if session.scalar(used.limit(1)) is not None:
                 raise InvalidInput("Target volume type is still in use.")
+            quota.follow_type(session, row.name, None)
             session.delete(row)
 
         self._db.run(work)

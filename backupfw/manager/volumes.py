@@ -460,7 +460,7 @@ class VolumeManager(MetadataMethods, AttachmentMethods):
                 )
             _checked_size(new_size, 0, "")
             growth = {"gigabytes": new_size - volume.size, "per_volume_gigabytes": new_size}
-            quota.check(session, self._conf, volume.project_id, growth)
+            quota.check(session, self._conf, volume.project_id, growth, volume.volume_type)
             lifecycle.move(session, models.Volume, volume_id, VolumeMoves.extend, size=new_size)
             self._queue(session, ctx, tasks.VOLUME_EXTEND, volume, None, length=new_size * GIB)
 
@@ -472,6 +472,7 @@ class VolumeManager(MetadataMethods, AttachmentMethods):
         :param wanted: the type's id or name.
         :raises VolumeNotFound: there is none, or not for this caller; likewise VolumeTypeNotFound.
         :raises InvalidVolume: its status forbids it.
+        :raises QuotaExceeded: the project has no room for more volumes of the type.
         """
         allowed = (lifecycle.AVAILABLE, lifecycle.IN_USE)
 
@@ -482,7 +483,10 @@ class VolumeManager(MetadataMethods, AttachmentMethods):
                     f"Volume {volume_id} status must be {' or '.join(allowed)} to change its type, "
                     f'but the current status is "{volume.status}".'
                 )
-            volume.volume_type = volume_types.chosen(session, ctx, wanted)
+            kind = volume_types.chosen(session, ctx, wanted)
+            if kind != volume.volume_type:
+                quota.check_type(session, self._conf, volume.project_id, kind, volume.size)
+            volume.volume_type = kind
             volume.updated_at = now(session)
 
         self._db.run(work)

@@ -131,10 +131,16 @@ def _message(_version: ApiVersion) -> dict[str, Any]:
     )
 
 
-_LIMITS = exactly(dict.fromkeys(_RESOURCES, NUMBER))
+def _limits(fields: dict[str, Any], each: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of limits; one for the volumes of a type is there where it is set."""
+    of_types = {"^(volumes|snapshots|gigabytes)_": each}
+    return {**exactly({**fields, **dict.fromkeys(_RESOURCES, each)}), "patternProperties": of_types}
+
+
+_LIMITS = _limits({}, NUMBER)
 _USAGE = exactly({"limit": NUMBER, "in_use": NUMBER, "reserved": NUMBER})
-_NAMED_LIMITS = exactly({"id": TEXT, **dict.fromkeys(_RESOURCES, NUMBER)})
-_NAMED_USAGE = exactly({"id": TEXT, **dict.fromkeys(_RESOURCES, _USAGE)})
+_NAMED_LIMITS = _limits({"id": TEXT}, NUMBER)
+_NAMED_USAGE = _limits({"id": TEXT}, _USAGE)
 _RESTORE = exactly({"backup_id": types.UUID, "volume_id": types.UUID, "volume_name": TEXT})
 _RECORD = exactly({"backup_service": TEXT, "backup_url": TEXT})
 _PROGRESS = exactly(

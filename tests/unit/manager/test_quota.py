@@ -301,3 +301,42 @@ class UsageIsRows(RuleBasedStateMachine):
 
 TestUsageIsRows = UsageIsRows.TestCase
 TestUsageIsRows.settings = settings(max_examples=15, stateful_step_count=25, deadline=None)
+
+
+def test_volumes_of_a_type_have_limits_of_their_own(world: Catalogue) -> None:
+    """Counted with snapshots, on every way into the type; they follow its name, and go with it."""
+    gold = world.types.create(ADMIN, name="gold")
+    for name in ("volumes_lead", "backups_gold", "per_volume_gigabytes_gold", f"volumes_{'x' * 70}"):
+        with pytest.raises(InvalidInput, match="Bad key"):
+            world.quotas.update("blue", {name: 1})
+    world.quotas.class_update("default", {"volumes_gold": 2})
+    assert world.quotas.defaults()["volumes_gold"] == 2
+    world.quotas.update("blue", {"gigabytes_gold": 5})
+    assert "gigabytes_gold" not in world.quotas.show("green")
+    first = world.volumes.create(ALICE, size=2, volume_type="gold").id
+    world.run_all()
+    plain = world.volume(size=3)
+    for more in (
+        lambda: world.volumes.create(ALICE, size=4, volume_type="gold"),
+        lambda: world.volumes.extend(ALICE, first, new_size=6),
+    ):
+        with pytest.raises(QuotaExceeded) as caught:
+            more()
+        assert caught.value.resource == "gigabytes"
+    world.volumes.retype(ALICE, plain, "gold")
+    with pytest.raises(QuotaExceeded):
+        world.snapshots.create(ALICE, volume_id=first)
+    other = world.volume(size=1)
+    world.quotas.update("blue", {"gigabytes_gold": -1})
+    with pytest.raises(QuotaExceeded) as caught:
+        world.volumes.retype(ALICE, other, "gold")
+    assert caught.value.resource == "volumes"
+    assert world.usage("blue")["volumes_gold"] == 2
+    assert world.usage("blue")["gigabytes_gold"] == 5
+    world.types.update(ADMIN, gold.id, name="silver")
+    assert world.quotas.show("blue")["volumes_silver"] == 2
+    for volume in (first, plain):
+        world.volumes.delete(ALICE, volume)
+    world.run_all()
+    world.types.delete(ADMIN, gold.id)
+    assert "volumes_silver" not in world.quotas.defaults()
