@@ -2,8 +2,9 @@
 
 Each process has a registry of its own and counts what it did itself, unless ``PROMETHEUS_MULTIPROC_DIR``
 names a directory where the processes of a WSGI server keep what all of them did.  What concerns the whole
-installation (tasks by state, the age of the queue) is read from the database when somebody asks.  Labels
-have few values: no ids, no names that users choose.
+installation (tasks by state, the age of the queue, each volume's last backup) is read from the database when
+somebody asks.  Labels have few values: no names that users choose, and no ids but that of the volume whose
+last backup is told.
 """
 
 from __future__ import annotations
@@ -11,22 +12,25 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from datetime import timedelta
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
 
 from oslo_log import log
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
-from sqlalchemy import func, select
+from sqlalchemy import func, select, type_coerce
 
 from backupfw.api.routing import ROUTE
 from backupfw.chunkstore.errors import ChunkStoreError
-from backupfw.db.models import Task
+from backupfw.db.models import Backup, Task, Volume
 from backupfw.db.session import Database, now
 from backupfw.engine.ports import BackupResult
-from backupfw.manager import claims, tasks
+from backupfw.manager import claims, lifecycle, tasks
+
+if TYPE_CHECKING:
+    from backupfw.worker.handlers.base import Outcome
 
 LOG = log.getLogger(__name__)
 
@@ -49,8 +53,9 @@ class Meters:
 
     def __init__(self, db: Database) -> None:
         self._registry = CollectorRegistry()
-        self._tasks = _TaskCollector(db)
-        self._registry.register(self._tasks)
+        self._of_database = (_TaskCollector(db), _VolumeCollector(db))
+        for collector in self._of_database:
+            self._registry.register(collector)
 
         def counter(name: str, text: str, labels: Iterable[str] = ()) -> Counter:
             return Counter(f"backupfw_{name}", text, labels, registry=self._registry)
@@ -73,6 +78,7 @@ class Meters:
         self._take_overs = counter(
             "lease_take_overs", "Tasks taken over here because another worker's lease ran out", ("kind",)
         )
+        self._ended = counter("tasks_ended", "Tasks that ended here, by outcome", ("kind", "outcome"))
         self._read = counter("backup_read_bytes", "Bytes read from volumes by backups")
         self._stored = counter("backup_stored_bytes", "Bytes of objects that backups put")
         self._deduplicated = counter(
@@ -116,6 +122,10 @@ class Meters:
         if taken_over:
             self._take_overs.labels(kind).inc()
 
+    def ended(self, kind: str, outcome: Outcome) -> None:
+        """Count a task that is over."""
+        self._ended.labels(kind, outcome).inc()
+
     def backed_up(self, result: BackupResult) -> None:
         """Count what a finished backup read, put and shared."""
         self._read.inc(result.read_bytes)
@@ -150,7 +160,8 @@ class Meters:
         if not of_several_processes():
             return generate_latest(self._registry)
         whole = CollectorRegistry()
-        whole.register(self._tasks)
+        for collector in self._of_database:
+            whole.register(collector)
         # It registers itself.
         MultiProcessCollector(whole)  # type: ignore[no-untyped-call]
         return generate_latest(whole)
@@ -198,3 +209,47 @@ class _TaskCollector(Collector):
             )
         waited = timedelta() if oldest is None else moment - oldest
         return rows, max(0.0, waited.total_seconds())
+
+
+class _VolumeCollector(Collector):
+    """From when each volume's newest good backup is; nothing where the database does not answer."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    def describe(self) -> Iterable[Metric]:
+        """Name nothing beforehand, as for the tasks."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        """Read the volumes."""
+        try:
+            found = self._read()
+        except Exception:
+            LOG.exception("The volumes' last backups could not be read")
+            return
+        gauge = GaugeMetricFamily(
+            "backupfw_last_good_backup_timestamp",
+            "Seconds since 1970 of the state that the volume's newest available backup holds; 0: it has none",
+            labels=("volume",),
+        )
+        for volume, moment in found:
+            gauge.add_metric((volume,), 0 if moment is None else moment.replace(tzinfo=UTC).timestamp())
+        yield gauge
+
+    def _read(self) -> list[tuple[str, datetime | None]]:
+        newest = func.max(func.coalesce(Backup.data_timestamp, Backup.created_at))
+        good = (
+            select(Backup.volume_id, newest.label("at"))
+            .where(Backup.deleted.is_(False), Backup.status.in_((lifecycle.AVAILABLE, lifecycle.RESTORING)))
+            .group_by(Backup.volume_id)
+            .subquery()
+        )
+        with self._db.read() as session:
+            rows = session.execute(
+                select(Volume.id, type_coerce(good.c.at, Backup.data_timestamp.type))
+                .outerjoin(good, good.c.volume_id == Volume.id)
+                .where(Volume.deleted.is_(False))
+                .order_by(Volume.id)
+            )
+            return [(volume, moment) for volume, moment in rows]

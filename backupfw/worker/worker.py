@@ -183,6 +183,7 @@ class Worker:
                 control.left()
                 # Its attempts ended without a word, their workers with them: it must not take this one too.
                 handler.failed(task, task.fail_reason or "Every attempt was lost.")
+                self._tools.meter.ended(task.kind, "failed")
                 return
             # Not even a store that hangs keeps an attempt from ending.
             try:
@@ -190,6 +191,7 @@ class Worker:
                     handler.run(task, control)
             finally:
                 control.left()
+            self._tools.meter.ended(task.kind, "done")
         except TaskCancelled:
             self._stopped(handler, task, control)
         except TaskLost:
@@ -207,6 +209,7 @@ class Worker:
             self._tasks.release(task)
         else:
             handler.cancelled(task)
+            self._tools.meter.ended(task.kind, "cancelled")
 
     def _failed(self, handler: Handler, task: Task, control: TaskControl, error: Exception) -> None:
         reason = user_reason(error, task.request_id)
@@ -234,6 +237,7 @@ class Worker:
             return
         LOG.error("Task %s (%s of %s) failed", task.id, task.kind, task.resource_id, exc_info=error)
         handler.failed_with(task, reason, message_detail(error))
+        self._tools.meter.ended(task.kind, "failed")
 
     def _without_store(self, handler: Handler, task: Task, error: StoreDown, reason: str) -> None:
         """Let a task wait that was not even begun because its store is down; that is no failed attempt."""
@@ -243,6 +247,7 @@ class Worker:
             return
         LOG.error("Task %s (%s of %s) ends: %s", task.id, task.kind, task.resource_id, error)
         handler.failed(task, reason)
+        self._tools.meter.ended(task.kind, "failed")
 
 
 def _silent_store(error: Exception) -> str | None:

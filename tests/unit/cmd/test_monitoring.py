@@ -7,7 +7,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,8 @@ def api(url: str, path: str, body: Any = None) -> Any:
 def test_a_backup_in_figures(served: tuple[str, str, Any]) -> None:
     url, listener, _ = served
     (volume,) = api(url, "/volumes")["volumes"]
+    good = ("backupfw_last_good_backup_timestamp", volume["id"])
+    assert figures(get(f"{listener}/metrics")[1])[good] == 0
     for incremental in (False, True):
         body = {"backup": {"volume_id": volume["id"], "incremental": incremental}}
         made = api(url, "/backups", body)["backup"]["id"]
@@ -77,6 +79,10 @@ def test_a_backup_in_figures(served: tuple[str, str, Any]) -> None:
     assert status == 200
     found = figures(answer)
     assert found["backupfw_task_attempts_total", "backup.create"] == 2
+    assert found["backupfw_tasks_ended_total", "backup.create", "done"] == 2
+    shown = api(url, f"/backups/{made}")["backup"]["data_timestamp"]
+    at = datetime.fromisoformat(shown).replace(tzinfo=UTC).timestamp()
+    assert found[good] == pytest.approx(at, abs=1)
     assert found["backupfw_backup_read_bytes_total",] >= 2 << 20
     stored = found["backupfw_backup_stored_bytes_total",]
     assert 0 < stored <= found["backupfw_store_bytes_total", "sent", "main"]
@@ -86,8 +92,8 @@ def test_a_backup_in_figures(served: tuple[str, str, Any]) -> None:
     assert found["backupfw_api_request_seconds_count", "GET", "/backups/{backup_id}", "200"] >= 2
     assert found["backupfw_tasks", "backup.create", "running"] == 0
     assert found["backupfw_queue_age_seconds",] == 0
-    # No id, of anything, stands in a label.
-    assert volume["id"].encode() not in answer
+    # No other id, of anything, stands in a label.
+    assert answer.count(volume["id"].encode()) == 1
     assert made.encode() not in answer
 
 

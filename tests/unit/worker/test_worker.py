@@ -23,6 +23,7 @@ from backupfw.errors import SourceMoved
 from backupfw.manager.tasks import Task
 from backupfw.manager.volume_types import VolumeTypeManager
 from backupfw.manager.volumes import VolumeManager
+from backupfw.worker.handlers.base import NullMeter, Outcome
 from tests.unit.db.lost_answers import lost_answers
 from tests.unit.manager.support import check_consistent
 from tests.unit.worker.world import SEGMENT, WorkerWorld
@@ -159,6 +160,43 @@ def test_what_cannot_work_is_not_tried_again(world: WorkerWorld) -> None:
     assert row.fail_reason == "The store refused the service's credentials or permissions."
     # One attempt: a stream may take up the segment that waits for it before it hears of the error.
     assert fault.struck <= 4
+
+
+def test_each_end_of_a_task_is_counted_once(world: WorkerWorld) -> None:
+    """By its outcome; an attempt that is tried again is no end."""
+    ended: list[tuple[str, str]] = []
+
+    class Ends(NullMeter):
+        def ended(self, kind: str, outcome: Outcome) -> None:
+            ended.append((kind, outcome))
+
+    world.tools = replace(world.tools, meter=Ends())
+    volume = world.filled_volume(DATA)
+    gate = Gate(after=2)
+    world.faulty.fail("put", times=2, rate=1)
+    with world.worker(slots=1):
+        made = world.backups.create(world.ctx(), volume_id=volume)
+        world.wait_backup(made.id, "available")
+        world.faulty.fail("put", times=None)
+        made = world.backups.create(world.ctx(), volume_id=volume)
+        world.wait_backup(made.id, "error")
+        world.wait_idle()
+        world.faulty.heal()
+        world.faulty.fail("put", times=None, match=gate)
+        made = world.backups.create(world.ctx(), volume_id=volume)
+        assert gate.reached.wait(30)
+        world.backups.force_delete(world.ctx(admin=True), made.id)
+        gate.open()
+        world.wait_backup(made.id, None)
+        world.wait_idle()
+        world.wait(lambda: len(ended) >= 5, "the last end to be counted")
+    assert ended == [
+        ("backup.create", "done"),
+        ("backup.create", "failed"),
+        ("manifest.release", "done"),
+        ("backup.create", "cancelled"),
+        ("backup.delete", "done"),
+    ]
 
 
 def test_force_delete_stops_a_running_backup(world: WorkerWorld) -> None:
