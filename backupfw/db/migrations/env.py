@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from alembic import context
 
+from backupfw.db.migrations import repeatable as repeatable
 from backupfw.db.models import Base
 
 context.configure(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import uuid
 from datetime import datetime
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 from alembic import command
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, MetaData, Table, select, text
+from sqlalchemy import Connection, MetaData, Table, event, select, text
 
 from backupfw.db import migrate, models
 from backupfw.db.installation import installation_id
@@ -151,6 +152,43 @@ def _rows(connection: Connection) -> dict[str, dict[str, Any]]:
         for table in _tables(connection).sorted_tables
         if table.name != "alembic_version"
     }
+
+
+class _KilledError(BaseException):
+    """The process is gone."""
+
+
+@pytest.mark.parametrize("db", [pytest.param("mariadb", marks=pytest.mark.server)], indirect=True)
+@pytest.mark.parametrize("revision", [None, _earlier()[0]])
+def test_a_migration_that_is_killed_after_any_statement_can_be_repeated(
+    db: Database, revision: str | None
+) -> None:
+    """Where changes of tables are no part of a transaction: each is made, whatever becomes of the rest."""
+    if revision is not None:
+        with db.engine.begin() as connection:
+            command.upgrade(migrate._config(connection), revision)
+        with db.engine.begin() as connection:
+            _fill(connection, _tables(connection))
+    done: set[tuple[str, str]] = set()
+
+    def die(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        kind = statement.split(maxsplit=1)[0].upper()
+        step = (statement, str(parameters) if kind == "UPDATE" else "")
+        if kind in ("CREATE", "ALTER", "INSERT", "UPDATE") and step not in done:
+            done.add(step)
+            raise _KilledError
+
+    event.listen(db.engine, "after_cursor_execute", die)
+    kills = -1
+    while len(done) != kills:
+        kills = len(done)
+        with contextlib.suppress(_KilledError):
+            migrate._upgrade(db)
+        # With its connections the lock goes.
+        db.engine.dispose()
+    assert kills > 20
+    assert migrate.differences(db) == []
+    assert migrate.version(db) == migrate.head()
 
 
 @pytest.mark.parametrize("revision", _earlier())

@@ -127,15 +127,13 @@ def _types_of_words() -> None:
             name = _DEFAULT
         if name != word:
             connection.execute(sa.update(volumes).where(kind == word).values(volume_type=name))
+    # A database without transactions for changes of tables may have some already.
+    there = set(connection.scalars(sa.select(types.c.name)))
     names = {word.strip() for word in words} - {"", _DEFAULT, _DEFAULT_ID}
     shared = {"is_public": True, "created_at": datetime.now(UTC).replace(tzinfo=None)}
-    connection.execute(
-        sa.insert(types),
-        [
-            {"id": _DEFAULT_ID, "name": _DEFAULT, "description": "Default Volume Type", **shared},
-            *(
-                {"id": str(uuid.uuid4()), "name": name, "description": None, **shared}
-                for name in sorted(names)
-            ),
-        ],
-    )
+    made = [
+        {"id": _DEFAULT_ID, "name": _DEFAULT, "description": "Default Volume Type", **shared},
+        *({"id": str(uuid.uuid4()), "name": name, "description": None, **shared} for name in sorted(names)),
+    ]
+    if missing := [row for row in made if row["name"] not in there]:
+        connection.execute(sa.insert(types), missing)
