@@ -16,6 +16,7 @@
      +- QuotaExceeded            a project's limit is reached
      +- OperationNotSupported    the store or provider cannot do it
      +- ServiceUnavailable       no live worker
+     |   +- DatabaseUnwritable   the database's disk is full, or it is read-only
      +- TaskStopped              the running task must end now
      |   +- TaskCancelled        somebody asked for it (force delete, reset, shutdown)
      |   +- TaskLost             its lease or attempt is not ours any more
@@ -147,6 +148,10 @@ class OperationNotSupported(BackupfwError):
 
 class ServiceUnavailable(BackupfwError):
     """No live worker can do this now."""
+
+
+class DatabaseUnwritable(ServiceUnavailable):
+    """The database cannot be written; the message says why, and nothing of where it is."""
 
 
 class TaskStopped(BackupfwError):

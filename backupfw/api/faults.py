@@ -13,7 +13,7 @@ from typing import Any
 
 import webob
 import webob.exc
-from oslo_db.exception import DBConnectionError
+from oslo_db.exception import DBConnectionError, DBDeadlock
 
 from backupfw import errors
 from backupfw.api import errors as api_errors
@@ -76,6 +76,12 @@ UNEXPECTED = "An unexpected error occurred; the log has more under the request i
 #: What is said while the database does not answer: nothing of where it is.
 DATABASE_AWAY = "The service's database is temporarily unavailable."
 
+#: What is left of a database's troubles after its transaction was repeated as often as it is.
+_DATABASE_BUSY = (DBConnectionError, DBDeadlock)
+
+#: When to ask again, in seconds, while the database is away.
+RETRY_AFTER = "5"
+
 #: Longer messages (they may quote a value of the request) are cut.
 MAX_MESSAGE = 4096
 
@@ -112,8 +118,8 @@ def fault_of(error: BaseException) -> Fault:
         return Fault(
             status, str(error.detail or error.explanation).strip() or "The resource could not be found."
         )
-    if isinstance(error, DBConnectionError):
-        return Fault(503, DATABASE_AWAY)
+    if isinstance(error, _DATABASE_BUSY):
+        return Fault(503, DATABASE_AWAY, headers={"Retry-After": RETRY_AFTER})
     for cls in type(error).__mro__:
         if cls in TABLE:
             status, prefix = TABLE[cls]
@@ -126,24 +132,29 @@ def fault_of(error: BaseException) -> Fault:
     message = text if prefix and text.startswith(prefix) else prefix + text
     if status == 413:
         return Fault(413, message, extra={"retryAfter": "0"}, headers={"Retry-After": "0"})
-    return Fault(status, message)
+    headers = {"Retry-After": RETRY_AFTER} if isinstance(error, errors.DatabaseUnwritable) else {}
+    return Fault(status, message, headers=headers)
 
 
 def response_of(error: BaseException, environ: Mapping[str, Any]) -> webob.Response:
-    """Return the answer to an error; an unexpected one is logged with its trace.
+    """Return the answer to an error; an unexpected one is logged with its trace, a database's in a line.
 
     :param environ: the WSGI environment of the request, for the log line.
     """
     fault = fault_of(error)
-    if fault.status >= 500 and not isinstance(error, tuple(TABLE)):
-        LOG.error(
-            "Unexpected error while answering %s, part of %s (%s %r)",
-            environ.get(REQUEST_ID, "a request without an id"),
-            environ.get(GLOBAL_REQUEST_ID, "nothing"),
-            environ.get("REQUEST_METHOD"),
-            environ.get("PATH_INFO"),
-            exc_info=error,
-        )
+    request = (
+        environ.get(REQUEST_ID, "a request without an id"),
+        environ.get(GLOBAL_REQUEST_ID, "nothing"),
+        environ.get("REQUEST_METHOD"),
+        environ.get("PATH_INFO"),
+    )
+    if isinstance(error, (*_DATABASE_BUSY, errors.DatabaseUnwritable)):
+        # The client library's words: SQLAlchemy's hold the statement and its values.
+        inner = getattr(error, "inner_exception", None) or error.__cause__
+        cause = " ".join(str(getattr(inner, "orig", inner or error)).split())
+        LOG.error("The database failed %s, part of %s (%s %r): %s", *request, cause)
+    elif fault.status >= 500 and not isinstance(error, tuple(TABLE)):
+        LOG.error("Unexpected error while answering %s, part of %s (%s %r)", *request, exc_info=error)
     response = webob.Response(
         status=fault.status,
         content_type="application/json",

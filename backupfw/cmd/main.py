@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Sequence
 
 from oslo_db.exception import DBError
+from sqlalchemy.exc import DBAPIError
 
 import backupfw
 from backupfw.cmd import audit, backup, config, db, lifecycle, serve, store, sweep, volume
@@ -42,8 +43,10 @@ def _message(error: Exception, debug: bool) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, (BackupfwError, OSError)):
         return text
-    if isinstance(error, DBError):
-        return f"database: {text}"
+    if isinstance(error, (DBError, DBAPIError)):
+        # The client library's words, without the statement.
+        inner = getattr(error, "inner_exception", None) or error
+        return f"database: {' '.join(str(getattr(inner, 'orig', None) or error).split())}"
     hint = "" if debug else " (--debug shows where)"
     return f"internal error: {type(error).__name__}: {text}{hint}"
 

@@ -2,7 +2,7 @@
 
 The engine comes from oslo.db's enginefacade with a configuration of its own, so several databases can
 live in one process and nothing is global.  Errors are oslo.db's (``DBDuplicateEntry``, ``DBDeadlock``,
-``DBConnectionError``) whatever the database says.
+``DBConnectionError``) whatever the database says; :mod:`backupfw.db.trouble` has the codes.
 
 SQLite: WAL, foreign keys on, ``synchronous=FULL`` (a record that a caller was told of must survive a
 power cut; with NORMAL a commit in WAL mode may be lost).  Writers begin with BEGIN IMMEDIATE, so two of
@@ -13,15 +13,16 @@ PostgreSQL, MariaDB: READ COMMITTED; rows are locked by conditional updates and 
 from __future__ import annotations
 
 import os
+import random
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-from oslo_db import api as oslo_api
-from oslo_db.exception import DBConnectionError
+from oslo_db.exception import DBConnectionError, DBDeadlock
 from oslo_db.sqlalchemy import enginefacade, exc_filters
 from sqlalchemy import (
     ColumnElement,
@@ -41,6 +42,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.pool import QueuePool
 
+from backupfw.db import trouble
 from backupfw.db.files import make_private
 from backupfw.db.types import UtcDateTime
 
@@ -52,6 +54,8 @@ _WRITES = "backupfw_writes"
 _AT_END = "backupfw_at_end"
 #: How long a SQLite transaction waits for another writer, seconds.
 BUSY_SECONDS = 60
+#: How often a transaction is done again; with the pauses between, for about eight seconds.
+_REPETITIONS = 10
 #: How many idle connections to a SQLite file are kept.
 _KEPT_CONNECTIONS = 16
 #: How long a server lets a transaction stand idle before it ends it and gives its locks back.  Ours never
@@ -111,12 +115,13 @@ class Database:
 
     def _prepare(self, engine: Engine) -> None:
         """Install per-connection settings on a fresh engine."""
+        # Before oslo.db's own: the first listener that raises decides, and nothing else makes ours first.
+        event.remove(engine, "handle_error", exc_filters.handler)
+        event.listen(engine, "handle_error", trouble.tell)
         if self.backend != "sqlite":
-            # Before oslo.db's own: the first listener that raises decides, and nothing else makes ours first.
             # A SQLite file that cannot be opened is no server that may be back soon.
-            event.remove(engine, "handle_error", exc_filters.handler)
             event.listen(engine, "handle_error", _tell_failed_connects)
-            event.listen(engine, "handle_error", exc_filters.handler, retval=True)
+        event.listen(engine, "handle_error", exc_filters.handler, retval=True)
         if self.backend == "sqlite":
             event.listen(engine, "connect", _sqlite_connect)
             event.listen(engine, "set_connection_execution_options", _sqlite_claim_begin)
@@ -187,10 +192,10 @@ class Database:
     ) -> Result:
         """Run ``work(session)`` in a write transaction and return what it returns.
 
-        It is repeated from the start when the database reports a deadlock, a serialization failure or
-        a lost connection, so it must have no effect outside the session.  A connection lost in the
-        middle of a commit leaves open whether the work was done: ``work`` must be safe to do again
-        (conditional updates are), or be refused the second time and have a ``done``.
+        It is repeated from the start when it lost against another transaction or the server is away
+        (:mod:`backupfw.db.trouble` says when), so it must have no effect outside the session.  A
+        connection lost in the middle of a commit leaves open whether the work was done: ``work`` must be
+        safe to do again (conditional updates are), or be refused the second time and have a ``done``.
 
         :param done: asked when a repetition after a lost connection is refused: returns what ``work``
             would have, if it was done before, or None.  Asked after the refusal and not before the
@@ -214,17 +219,13 @@ class Database:
                         return found
                 raise
 
-        retried: Callable[[], Result] = oslo_api.wrap_db_retry(
-            max_retries=10,
-            retry_interval=0.05,
-            inc_retry_interval=True,
-            max_retry_interval=2,
-            retry_on_deadlock=True,
-            retry_on_disconnect=True,
-            jitter=True,
-            exception_checker=_is_busy,
-        )(once)
-        return retried()
+        # oslo.db's own decorator would log a trace where it gives up; whoever asked says what came of it.
+        for tried in range(_REPETITIONS):
+            try:
+                return once()
+            except (DBConnectionError, DBDeadlock):
+                time.sleep(min(0.05 * 2**tried, 2) * random.uniform(0.5, 1))  # noqa: S311  (no secret)
+        return once()
 
     def lax_settings(self) -> list[str]:
         """Return the server's settings, as ``name = value``, by which a crash loses what was committed."""
@@ -311,11 +312,6 @@ def _tell_failed_connects(context: ExceptionContext) -> None:
     """
     if context.connection is None and isinstance(context.sqlalchemy_exception, OperationalError):
         raise DBConnectionError(context.sqlalchemy_exception)
-
-
-def _is_busy(error: Exception) -> bool:
-    """Whether SQLite gave up waiting for another writer."""
-    return isinstance(error, OperationalError) and "database is locked" in str(error.orig)
 
 
 def _pool_like(pool: Any) -> QueuePool:

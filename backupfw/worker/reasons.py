@@ -68,6 +68,8 @@ def _text(error: BaseException, request_id: str | None) -> str:
         return "The target volume could not be opened or written."
     if isinstance(error, errors.BackupfwError):
         return str(error)
+    if isinstance(error, DBConnectionError | DBDeadlock):
+        return "The service's database was away or too busy for too long."
     if isinstance(error, DBError):
         return f"The service's database failed; the log says more under {request_id}."
     if isinstance(error, OSError):
@@ -102,4 +104,14 @@ def is_temporary(error: BaseException) -> bool:
         ) or bool(error.temporary)
     # The database may be back soon; what was recorded of the task's progress is kept, and what was lost of it
     # is done anew.
-    return isinstance(error, (errors.TargetError, errors.JournalLost, OSError, DBConnectionError, DBDeadlock))
+    return isinstance(
+        error,
+        (
+            errors.TargetError,
+            errors.JournalLost,
+            errors.DatabaseUnwritable,
+            OSError,
+            DBConnectionError,
+            DBDeadlock,
+        ),
+    )

@@ -6,7 +6,7 @@ import inspect
 import json
 
 import pytest
-from oslo_db.exception import DBConnectionError
+from oslo_db.exception import DBConnectionError, DBDeadlock
 
 from backupfw import errors
 from backupfw.api import errors as api_errors
@@ -89,3 +89,23 @@ def test_the_trace_is_logged_with_the_request(caplog: pytest.LogCaptureFixture) 
 def test_a_database_that_is_away_is_503_and_says_nothing_of_it() -> None:
     fault = faults.fault_of(DBConnectionError(Exception("postgresql://tester:secret@db.example.org/app")))
     assert (fault.status, fault.key, fault.message) == (503, "serviceUnavailable", faults.DATABASE_AWAY)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        DBConnectionError(Exception("server closed")),
+        DBDeadlock(Exception("server closed")),
+        errors.DatabaseUnwritable("The service's database cannot be written: its disk is full."),
+    ],
+)
+def test_the_databases_troubles_are_503_for_a_while_and_one_line(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    response = faults.response_of(error, {faults.REQUEST_ID: "req-1", "REQUEST_METHOD": "GET"})
+    assert response.status_int == 503
+    assert int(response.headers["Retry-After"]) > 0
+    (record,) = caplog.records
+    assert "req-1" in record.getMessage()
+    assert "\n" not in record.getMessage()
+    assert record.exc_info is None
