@@ -405,7 +405,7 @@ class TestRequests:
         assert {key: type(error) for key, error in errors.items()} == {
             "b": Unavailable,
             "c": Unavailable,  # not mentioned at all
-            "d": PermissionDenied,
+            "d": Retained,
         }
         assert errors["b"].retry_after == 3
         assert "Retained" in errors["d"].reason
