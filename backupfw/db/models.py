@@ -60,6 +60,12 @@ class Base(DeclarativeBase):
     }
 
 
+class Lockable:
+    """A row that decisions are made under; ``touched`` is what a lock changes in it (``db/locks.py``)."""
+
+    touched: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+
+
 class _Timestamps:
     """When the row was made and last changed."""
 
@@ -85,7 +91,7 @@ class Installation(Base):
     created_at: Mapped[datetime]
 
 
-class Queue(Base):
+class Queue(Lockable, Base):
     """The one row that claims of tasks take turns on; ``turn`` is that of the task claimed last."""
 
     __tablename__ = "queue"
@@ -95,7 +101,7 @@ class Queue(Base):
     turn: Mapped[int] = mapped_column(BigInteger)
 
 
-class Project(Base):
+class Project(Lockable, Base):
     """The row a quota check locks; made at the project's first use."""
 
     __tablename__ = "projects"
@@ -126,7 +132,7 @@ class QuotaClass(Base):
     hard_limit: Mapped[int]
 
 
-class Volume(_SoftDelete, Base):
+class Volume(Lockable, _SoftDelete, Base):
     """A volume of the catalogue.
 
     ``size`` is GiB, ``length`` bytes; ``previous_status`` is what the volume returns to when a backup
@@ -184,7 +190,7 @@ class VolumeImageMetadata(Base):
     value: Mapped[str] = mapped_column(Text)
 
 
-class VolumeType(_Timestamps, Base):
+class VolumeType(Lockable, _Timestamps, Base):
     """A kind of volumes.  Volumes keep its name, so that placement rules and manifests can speak of it."""
 
     __tablename__ = "volume_types"
@@ -261,7 +267,7 @@ class Attachment(Base):
     attached_at: Mapped[datetime]
 
 
-class Snapshot(_SoftDelete, Base):
+class Snapshot(Lockable, _SoftDelete, Base):
     """A snapshot of a volume; a ``temporary`` one belongs to a running backup and is shown to nobody."""
 
     __tablename__ = "snapshots"
@@ -298,7 +304,7 @@ class SnapshotMetadata(Base):
     value: Mapped[str] = mapped_column(Text)
 
 
-class Backup(_SoftDelete, Base):
+class Backup(Lockable, _SoftDelete, Base):
     """A backup as users see it.
 
     ``parent_id`` is what the API shows; whose data is shared stands in the manifest's ``base_id``.
@@ -363,7 +369,7 @@ class BackupMetadata(Base):
     value: Mapped[str] = mapped_column(Text)
 
 
-class Manifest(_Timestamps, Base):
+class Manifest(Lockable, _Timestamps, Base):
     """A node of the lineage: one manifest in a store, and everything its objects are named by.
 
     ``key`` is null while the manifest is being written; ``key_digest`` (``digest.object_digest``) keeps
@@ -402,7 +408,6 @@ class Manifest(_Timestamps, Base):
     key_id: Mapped[str | None]
     source_identity: Mapped[str | None] = mapped_column(Text)
     length: Mapped[int | None] = mapped_column(BigInteger)
-    touched: Mapped[int] = mapped_column(BigInteger, default=0)
 
 
 class Segment(Base):
@@ -431,7 +436,7 @@ class DamagedObject(Base):
     found_at: Mapped[datetime]
 
 
-class Task(_Timestamps, Base):
+class Task(Lockable, _Timestamps, Base):
     """One operation that is waiting or running.
 
     ``progressed``: this attempt got something done that the next one builds on, so losing it does not
@@ -479,7 +484,7 @@ class Task(_Timestamps, Base):
     progress_at: Mapped[datetime | None]
 
 
-class Notice(Base):
+class Notice(Lockable, Base):
     """An event that is still to be told to the outside (``manager/notices.py``).
 
     ``taken_until``: until then somebody is sending it.
@@ -496,7 +501,7 @@ class Notice(Base):
     created_at: Mapped[datetime]
 
 
-class Service(Base):
+class Service(Lockable, Base):
     """The processes of a host that report themselves under one name.
 
     ``stores`` maps each store that one of them can reach to its wire name; ``every_volume``: one of them can

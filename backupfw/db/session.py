@@ -7,7 +7,7 @@ live in one process and nothing is global.  Errors are oslo.db's (``DBDuplicateE
 SQLite: WAL, foreign keys on, ``synchronous=FULL`` (a record that a caller was told of must survive a
 power cut; with NORMAL a commit in WAL mode may be lost).  Writers begin with BEGIN IMMEDIATE, so two of
 them never both hold a read lock that neither can upgrade; readers see one state and wait for nobody.
-PostgreSQL, MariaDB: READ COMMITTED; rows are locked by conditional updates and SELECT … FOR UPDATE.
+PostgreSQL, MariaDB: READ COMMITTED; rows are locked by conditional updates and :mod:`backupfw.db.locks`.
 """
 
 from __future__ import annotations
@@ -29,17 +29,15 @@ from sqlalchemy import (
     Engine,
     event,
     func,
-    insert,
     literal,
     literal_column,
     select,
     text,
     type_coerce,
 )
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, ExceptionContext, make_url
 from sqlalchemy.exc import OperationalError
-from sqlalchemy.orm import DeclarativeBase, Session
+from sqlalchemy.orm import Session
 from sqlalchemy.pool import QueuePool
 
 from backupfw.db import trouble
@@ -292,16 +290,6 @@ def clock(session: Session) -> ColumnElement[datetime]:
     if backend in ("mysql", "mariadb"):
         return type_coerce(literal_column("utc_timestamp(6)"), UtcDateTime())
     return literal(datetime.now(UTC).replace(tzinfo=None), UtcDateTime())
-
-
-def insert_if_absent(session: Session, model: type[DeclarativeBase]) -> Any:
-    """Return an INSERT that does nothing where the row is there already."""
-    backend = session.get_bind().dialect.name
-    if backend == "postgresql":
-        return postgresql.insert(model).on_conflict_do_nothing()
-    if backend == "sqlite":
-        return sqlite.insert(model).on_conflict_do_nothing()
-    return insert(model).prefix_with("IGNORE")
 
 
 def _tell_failed_connects(context: ExceptionContext) -> None:

@@ -11,7 +11,7 @@ from sqlalchemy import delete, exists, select
 from sqlalchemy.orm import Session
 
 from backupfw.context import RequestContext
-from backupfw.db import models
+from backupfw.db import locks, models
 from backupfw.db.session import now
 from backupfw.manager import lifecycle, lineage, tasks, volume_rules
 from backupfw.manager.lifecycle import VolumeMoves
@@ -31,9 +31,9 @@ def manifest_of(session: Session, backup: models.Backup, *, lock: bool = False) 
     """Return the manifest a backup points to, read anew."""
     if backup.manifest_id is None:
         return None
-    return session.get(
-        models.Manifest, backup.manifest_id, populate_existing=True, with_for_update=True if lock else None
-    )
+    if lock:
+        locks.lock(session, models.Manifest, models.Manifest.id == backup.manifest_id)
+    return session.get(models.Manifest, backup.manifest_id, populate_existing=True)
 
 
 def queue_release(
@@ -171,7 +171,7 @@ def imported(
         row = known
         set_metadata(session, row.id, {})
         for column in models.Backup.__table__.columns:
-            if column.key != "id":
+            if column.key not in ("id", "touched"):
                 setattr(row, column.key, values.get(column.key))
     session.flush()
     return row

@@ -18,7 +18,7 @@ from sqlalchemy import exists, select
 from sqlalchemy.orm import Session
 
 from backupfw.context import RequestContext
-from backupfw.db import models
+from backupfw.db import locks, models
 from backupfw.db.session import Database, now
 from backupfw.errors import BackupNotFound, InvalidBackup, InvalidInput, InvalidVolume, ServiceUnavailable
 from backupfw.manager import (
@@ -423,7 +423,8 @@ class BackupManager:
         def work(session: Session) -> rows.Backup:
             if not services.backup_workers_alive(session, self._conf):
                 raise ServiceUnavailable(f"Service {services.BACKUP_BINARY} could not be found.")
-            known = session.get(models.Backup, record.id, with_for_update=True)
+            locks.lock(session, models.Backup, models.Backup.id == record.id)
+            known = session.get(models.Backup, record.id)
             if known is not None and not known.deleted:
                 raise InvalidBackup("Backup already exists in database.")
             quota.check(session, self._conf, ctx.project_id, {"backups": 1, "backup_gigabytes": record.size})
@@ -509,7 +510,9 @@ def begin_restore(
 def _find(session: Session, ctx: RequestContext, backup_id: str, *, lock: bool = False) -> models.Backup:
     if "\0" in backup_id:
         raise BackupNotFound(backup_id)
-    row = session.get(models.Backup, backup_id, with_for_update=lock)
+    if lock:
+        locks.lock(session, models.Backup, models.Backup.id == backup_id)
+    row = session.get(models.Backup, backup_id)
     if row is None or row.deleted or not (ctx.is_admin or row.project_id == ctx.project_id):
         raise BackupNotFound(backup_id)
     return row

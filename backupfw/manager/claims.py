@@ -20,7 +20,8 @@ from sqlalchemy.orm import Session, aliased
 
 from backupfw.conf.stores import group_of
 from backupfw.db import models
-from backupfw.db.session import clock, insert_if_absent
+from backupfw.db.locks import insert_if_absent, lock
+from backupfw.db.session import clock
 
 if TYPE_CHECKING:
     from oslo_config import cfg
@@ -182,13 +183,8 @@ def next_task(
     for way in due(session):
         for task_id in _in_turn(session, and_(way, room, *_eligible(reach, kinds))):
             # Whoever holds a row's lock is changing it; we do not wait while everybody waits for us.
-            found = session.scalar(
-                select(row)
-                .where(row.id == task_id, way)
-                .with_for_update(skip_locked=True)
-                .execution_options(populate_existing=True)
-            )
-            if found is not None:
+            if lock(session, row, row.id == task_id, way, skip_locked=True):
+                found = session.get_one(row, task_id)
                 _advance(session, turn, found.turn)
                 return found
     return None
@@ -197,10 +193,8 @@ def next_task(
 def _disown(session: Session) -> None:
     """Take tasks whose leases ran out from their owners; one whose row somebody is changing counts on."""
     row = models.Task
-    lapsed = select(row.id).where(
-        row.state == RUNNING, row.lease_until <= clock(session), row.owner.is_not(None)
-    )
-    ids = session.scalars(lapsed.with_for_update(skip_locked=True)).all()
+    lapsed = (row.state == RUNNING, row.lease_until <= clock(session), row.owner.is_not(None))
+    ids = lock(session, row, *lapsed, skip_locked=True)
     if ids:
         session.execute(
             update(row).where(row.id.in_(ids)).values(owner=None),
@@ -241,14 +235,12 @@ def _eligible(reach: Reach | None, kinds: Collection[str] | None) -> list[Column
 
 def lock_queue(session: Session) -> int:
     """Lock the queue's row until the transaction ends, and return the turn of the task claimed last."""
-    row = select(models.Queue.turn).where(models.Queue.id == _QUEUE).with_for_update()
-    turn = session.scalar(row)
-    if turn is None:
-        session.execute(insert_if_absent(session, models.Queue), {"id": _QUEUE, "turn": 0})
+    row = models.Queue
+    if not lock(session, row, row.id == _QUEUE):
+        session.execute(insert_if_absent(session, row), {"id": _QUEUE, "turn": 0})
         # Whoever made the row: it is there now, and the lock is waited for.
-        turn = session.scalar(row)
-    assert turn is not None
-    return turn
+        lock(session, row, row.id == _QUEUE)
+    return session.scalars(select(row.turn).where(row.id == _QUEUE)).one()
 
 
 def _advance(session: Session, turn: int, claimed: int) -> None:

@@ -7,6 +7,7 @@ from sqlalchemy.orm import Session
 
 from backupfw.db import models
 from backupfw.db.digest import object_digest
+from backupfw.db.locks import put
 from backupfw.db.session import now
 from backupfw.manager.outcome import Outcomes
 
@@ -34,16 +35,15 @@ class Damage(Outcomes):
         """
 
         def work(session: Session) -> None:
-            session.merge(
-                models.DamagedObject(
-                    digest=object_digest(store, container, key),
-                    store=store,
-                    container=container,
-                    key=key,
-                    reason=reason[: models.TEXT_LENGTH],
-                    found_at=now(session),
-                )
-            )
+            found = {
+                "digest": object_digest(store, container, key),
+                "store": store,
+                "container": container,
+                "key": key,
+                "reason": reason[: models.TEXT_LENGTH],
+                "found_at": now(session),
+            }
+            put(session, models.DamagedObject, [found])
 
         self._db.run(work)
 

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from backupfw.db import models
 from backupfw.db.installation import installation_id
+from backupfw.db.locks import lock
 from backupfw.errors import EngineError
 from backupfw.manager import backup_rows, lifecycle, lineage, tasks
 from backupfw.manager.lifecycle import BackupMoves
@@ -221,9 +222,8 @@ class DeleteTasks(Outcomes):
 
 def _drop_reference(session: Session, manifest_id: str) -> None:
     """Forget a manifest of another installation when no living backup names it."""
-    session.flush()
     # A twin that is being made holds this row's lock, or waits for it and finds it gone.
-    session.scalar(select(models.Manifest.id).where(models.Manifest.id == manifest_id).with_for_update())
+    lock(session, models.Manifest, models.Manifest.id == manifest_id)
     backup = models.Backup
     if session.scalar(select(exists().where(backup.manifest_id == manifest_id, backup.deleted.is_(False)))):
         return

@@ -7,7 +7,7 @@ to it.
 Why two requests can never both win: everything that takes hold of a manifest (a child, a twin) or
 lets go of one updates the manifest's own row first, so the database puts them in a row; what is
 decided is read after that.  What looks at or changes the tree's edges locks the rows of the volume's
-tree in the order of their ids.  (SQLite takes one writer at a time and ignores the locks.)
+tree in the order of their ids (:func:`backupfw.db.locks.lock`), and reads them after that.
 
 Manifests of a volume share with manifests of the same volume, store and container only; so a tree
 never reaches past them.
@@ -21,6 +21,7 @@ from sqlalchemy import CursorResult, Update, select, update
 from sqlalchemy.orm import Session
 from sqlalchemy.sql import ColumnElement
 
+from backupfw.db.locks import lock
 from backupfw.db.models import Backup, Manifest
 from backupfw.manager.lifecycle import (
     CREATING,
@@ -78,16 +79,17 @@ def _tree_of(row: Manifest) -> ColumnElement[bool]:
 
 
 def _load(session: Session, row: Manifest) -> Tree:
-    """Lock and load the tree that ``row`` is in.
+    """Lock the tree that ``row`` is in, then load it.
 
     One statement reads it all, so the answer is one state of the tree on any database; its length is
-    that of the volume's live manifests, because gone ones stay only as forks.
+    that of the volume's live manifests, because gone ones stay only as forks.  What was inserted while
+    the lock was waited for is read as well.
     """
+    lock(session, Manifest, _tree_of(row))
     found = session.execute(
         select(Manifest.id, Manifest.base_id, Manifest.state, Manifest.detached)
         .where(_tree_of(row))
         .order_by(Manifest.id)
-        .with_for_update()
     )
     return Tree(Node(*columns) for columns in found)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import ColumnElement, and_, delete, exists, false, select
 from sqlalchemy.orm import Session
 
+from backupfw.db.locks import put
 from backupfw.db.models import SnapshotMetadata, VolumeImageMetadata, VolumeMetadata
 from backupfw.db.session import now
 from backupfw.errors import KeyNotFound
@@ -38,9 +39,7 @@ def pairs(session: Session, model: Model, owner_id: str) -> dict[str, str]:
 def add(session: Session, model: Model, owner_id: str, metadata: Mapping[str, str]) -> None:
     """Add and overwrite keys.  The caller has locked the owner's row."""
     column = _owner(model).key
-    for key, value in metadata.items():
-        session.merge(model(**{column: owner_id}, key=key, value=value))
-    session.flush()
+    put(session, model, [{column: owner_id, "key": key, "value": value} for key, value in metadata.items()])
 
 
 def replace(session: Session, model: Model, owner_id: str, metadata: Mapping[str, str]) -> None:

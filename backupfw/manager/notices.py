@@ -23,6 +23,7 @@ from sqlalchemy import delete, exists, select
 from sqlalchemy.orm import Session
 
 from backupfw.db import models
+from backupfw.db.locks import lock
 from backupfw.db.session import Database, at_end, now
 from backupfw.manager import rows
 
@@ -132,9 +133,12 @@ class Notices:
                 return None
 
         def work(session: Session) -> _Notice | None:
-            oldest = session.scalar(select(row).order_by(row.id).limit(1).with_for_update())
+            found = lock(session, row, limit=1)
+            if not found:
+                return None
+            oldest = session.get_one(row, found[0])
             moment = now(session)
-            if oldest is None or (oldest.taken_until is not None and oldest.taken_until > moment):
+            if oldest.taken_until is not None and oldest.taken_until > moment:
                 return None
             oldest.taken_until = moment + timedelta(seconds=_TAKEN_SECONDS)
             return _Notice(oldest.id, oldest.event, oldest.request_id, dict(oldest.payload))

@@ -11,9 +11,10 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
-from sqlalchemy import ColumnElement, delete, exists, func, or_, select
+from sqlalchemy import ColumnElement, CursorResult, delete, exists, func, or_, select
 from sqlalchemy.orm import Session
 
+from backupfw.db.locks import lock
 from backupfw.db.models import Backup, Snapshot, Task, Volume
 from backupfw.db.session import Database
 
@@ -48,13 +49,13 @@ def _noun(model: type) -> str:
 
 
 def _batch(model: type[Any], condition: ColumnElement[bool], session: Session) -> int:
-    ids = list(session.scalars(select(model.id).where(condition).limit(BATCH).with_for_update()))
-    if ids:
-        # Metadata and attachments go with their owner.
-        session.execute(
-            delete(model).where(model.id.in_(ids)), execution_options={"synchronize_session": False}
-        )
-    return len(ids)
+    ids = lock(session, model, condition, limit=BATCH)
+    # Metadata and attachments go with their owner.
+    result = session.execute(
+        delete(model).where(model.id.in_(ids), condition), execution_options={"synchronize_session": False}
+    )
+    assert isinstance(result, CursorResult)
+    return result.rowcount
 
 
 def _may_go(model: type[Any], before: datetime) -> ColumnElement[bool]:

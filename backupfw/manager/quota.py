@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from sqlalchemy import delete, func, literal, select, update
 from sqlalchemy.orm import Session
 
+from backupfw.db.locks import insert_if_absent, lock, put
 from backupfw.db.models import Backup, Project, Quota, QuotaClass, Snapshot, Volume, VolumeType
-from backupfw.db.session import insert_if_absent
 from backupfw.errors import InvalidInput, QuotaExceeded
 
 if TYPE_CHECKING:
@@ -135,12 +135,10 @@ def _split(resource: str) -> tuple[str, str]:
 
 def lock_project(session: Session, project_id: str) -> None:
     """Lock a project's row until the transaction ends, making it at the project's first use."""
-    row = select(Project.id).where(Project.id == project_id).with_for_update()
-    if session.scalar(row) is not None:
-        return
-    session.execute(insert_if_absent(session, Project), {"id": project_id})
-    # Whoever made the row: it is there now, and the lock is waited for.
-    session.scalar(row)
+    if not lock(session, Project, Project.id == project_id):
+        session.execute(insert_if_absent(session, Project), {"id": project_id})
+        # Whoever made the row: it is there now, and the lock is waited for.
+        lock(session, Project, Project.id == project_id)
 
 
 def usage_of(session: Session, project_id: str, resources: Collection[str] = RESOURCES) -> dict[str, int]:
@@ -288,9 +286,11 @@ class QuotaManager:
                         f"Quota limit {resource} must not be below what is used: {amount}, but is"
                         f" {chosen[resource]}."
                     )
-            for resource, limit in chosen.items():
-                session.merge(Quota(project_id=project_id, resource=resource, hard_limit=limit))
-            session.flush()
+            wanted = [
+                {"project_id": project_id, "resource": resource, "hard_limit": limit}
+                for resource, limit in chosen.items()
+            ]
+            put(session, Quota, wanted)
             return limits_of(session, self._conf, project_id)
 
         return self._db.run(work)
@@ -318,9 +318,11 @@ class QuotaManager:
         def work(session: Session) -> dict[str, int]:
             chosen = _checked(session, limits)
             lock_project(session, NO_PROJECT)
-            for resource, limit in chosen.items():
-                session.merge(QuotaClass(class_name=name, resource=resource, hard_limit=limit))
-            session.flush()
+            wanted = [
+                {"class_name": name, "resource": resource, "hard_limit": limit}
+                for resource, limit in chosen.items()
+            ]
+            put(session, QuotaClass, wanted)
             return _class_limits(session, self._conf, name)
 
         return self._db.run(work)

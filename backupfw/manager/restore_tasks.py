@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from sqlalchemy.orm import Session
 
 from backupfw.db import models
+from backupfw.db.locks import lock
 from backupfw.errors import InvalidBackup, VolumeNotFound
 from backupfw.manager import backup_rows, failures, lifecycle, rows, tasks, volume_rules, volume_types
 from backupfw.manager.lifecycle import BackupMoves
 from backupfw.manager.messages import Detail
-from backupfw.manager.metadata import replace
+from backupfw.manager.metadata import add, replace
 from backupfw.manager.outcome import Outcomes
 from backupfw.manager.tasks import Task
 from backupfw.manager.volume_rules import SOURCE_KEY
@@ -128,6 +129,8 @@ class RestoreTasks(Outcomes):
             tasks.end(session, task)
             backup = self._backup(session, task)
             lifecycle.move(session, models.Backup, backup.id, BackupMoves.restored, fail_reason=None)
+            # As whoever sets its metadata does.
+            lock(session, models.Volume, models.Volume.id == task.payload["volume_id"])
             volume = session.get(models.Volume, task.payload["volume_id"])
             if volume is not None and not volume.deleted and source is not None:
                 _describe(session, backup, volume, source)
@@ -174,10 +177,9 @@ def _describe(session: Session, backup: models.Backup, volume: models.Volume, so
         # A source without a name leaves the one that the call has answered with.
         volume.display_name = source.name or volume.display_name
         volume.display_description = source.description
-    for key, value in (source.metadata or {}).items():
-        # What an older restore left on the source says nothing of this volume.
-        if key != SOURCE_KEY:
-            session.merge(models.VolumeMetadata(volume_id=volume.id, key=key, value=value))
+    # What an older restore left on the source says nothing of this volume.
+    merged = {key: value for key, value in (source.metadata or {}).items() if key != SOURCE_KEY}
+    add(session, models.VolumeMetadata, volume.id, merged)
     if source.image_metadata is not None:
         volume.bootable = source.bootable
         replace(session, models.VolumeImageMetadata, volume.id, source.image_metadata)

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from oslo_db.exception import DBDuplicateEntry
 from sqlalchemy import func, or_, select, update
 from sqlalchemy.orm import Session
 
 from backupfw.db import models
+from backupfw.db.locks import insert_if_absent, lock
 from backupfw.db.session import now
 from backupfw.errors import InvalidInput, NotFound
 from backupfw.manager import rows
@@ -142,12 +142,20 @@ class ServiceManager:
         """
 
         def work(session: Session) -> None:
-            query = select(models.Service).where(models.Service.host == host, models.Service.binary == binary)
-            row = session.scalar(query.with_for_update())
+            mine = (models.Service.host == host, models.Service.binary == binary)
             moment = now(session)
-            if row is None:
-                row = models.Service(host=host, binary=binary, created_at=moment)
-                session.add(row)
+            if not lock(session, models.Service, *mine):
+                new = {
+                    "host": host,
+                    "binary": binary,
+                    "stores": {},
+                    "created_at": moment,
+                    "reported_at": moment,
+                }
+                session.execute(insert_if_absent(session, models.Service), new)
+                # Whoever made the row: it is there now, and the lock is waited for.
+                lock(session, models.Service, *mine)
+            row = session.scalars(select(models.Service).where(*mine)).one()
             oldest = (moment - timedelta(seconds=self._conf.service_down_time)).isoformat(
                 timespec="microseconds"
             )
@@ -163,11 +171,7 @@ class ServiceManager:
             row.availability_zone = zone
             row.reported_at = moment
 
-        try:
-            self._db.run(work)
-        except DBDuplicateEntry:
-            # Another one made the row in the meantime; it can be updated now.
-            self._db.run(work)
+        self._db.run(work)
 
     def list(
         self, ctx: RequestContext, *, host: str | None = None, binary: str | None = None

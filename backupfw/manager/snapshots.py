@@ -9,10 +9,9 @@ import uuid
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, TypeVar, Unpack
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from backupfw.db import models
+from backupfw.db import locks, models
 from backupfw.db.models import SnapshotMetadata
 from backupfw.db.session import now
 from backupfw.errors import InvalidInput, InvalidSnapshot, InvalidVolume
@@ -248,7 +247,7 @@ class SnapshotManager(MetadataMethods):
     def _locked(self, session: Session, ctx: RequestContext, snapshot_id: str) -> models.Snapshot:
         """Lock the snapshot, after its volume: the order in which everybody locks them."""
         volume_id = find_snapshot(session, ctx, snapshot_id).volume_id
-        session.execute(select(models.Volume.id).where(models.Volume.id == volume_id).with_for_update())
+        locks.lock(session, models.Volume, models.Volume.id == volume_id)
         return find_snapshot(session, ctx, snapshot_id, lock=True)
 
     def _find(

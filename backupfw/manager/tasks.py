@@ -19,6 +19,7 @@ from sqlalchemy import ColumnElement, CursorResult, and_, delete, func, select, 
 from sqlalchemy.orm import Session
 
 from backupfw.db import models
+from backupfw.db.locks import lock
 from backupfw.db.session import Database, clock, now
 from backupfw.errors import TaskCancelled, TaskLost
 from backupfw.manager import claims, needs, notices
@@ -133,11 +134,12 @@ def cancel(session: Session, resource_id: str, kinds: Collection[str] | None = N
     :returns: the tasks that were cancelled, with the attempt they were at (0: never claimed).
     """
     row = models.Task
-    query = select(row).where(row.resource_id == resource_id, row.cancel.is_(False))
+    unfinished = [row.resource_id == resource_id, row.cancel.is_(False)]
     if kinds is not None:
-        query = query.where(row.kind.in_(kinds))
+        unfinished.append(row.kind.in_(kinds))
+    ids = lock(session, row, *unfinished)
     cancelled = []
-    for found in session.scalars(query.order_by(row.id).with_for_update()).all():
+    for found in session.scalars(select(row).where(row.id.in_(ids)).order_by(row.id)).all():
         cancelled.append(as_task(found))
         if found.attempt == 0:
             session.delete(found)
@@ -495,10 +497,9 @@ def _locked(session: Session, task: Task) -> models.Task:
 
     :raises TaskLost: another attempt owns it, or it ended.
     """
-    found = session.scalar(select(models.Task).where(_mine(task)).with_for_update())
-    if found is None:
+    if not lock(session, models.Task, _mine(task)):
         raise TaskLost(f"task {task.id}, attempt {task.attempt}, is not ours any more")
-    return found
+    return session.get_one(models.Task, task.id)
 
 
 def _give_back(session: Session, found: models.Task, delay: float) -> None:

@@ -14,6 +14,7 @@ from oslo_log import log
 from sqlalchemy import CursorResult, select, update
 from sqlalchemy.orm import Session
 
+from backupfw.db import locks
 from backupfw.db.models import (
     Attachment,
     Backup,
@@ -112,11 +113,9 @@ def is_visible(ctx: RequestContext, project_id: str) -> bool:
 def _row(session: Session, model: type[Row], row_id: str, lock: bool) -> Row | None:
     if not may_be_id(row_id):
         return None
-    query = select(model).where(model.id == row_id)
     if lock:
-        # What the session read before it held the lock may be out of date.
-        query = query.with_for_update().execution_options(populate_existing=True)
-    return session.scalar(query)
+        locks.lock(session, model, model.id == row_id)
+    return session.scalar(select(model).where(model.id == row_id))
 
 
 def is_attached(session: Session, volume_id: str) -> bool:

@@ -14,7 +14,7 @@ from oslo_db.exception import DBDuplicateEntry
 from sqlalchemy import ColumnElement, delete, exists, or_, select, update
 from sqlalchemy.orm import Session
 
-from backupfw.db import queries
+from backupfw.db import locks, queries
 from backupfw.db.models import (
     DefaultVolumeType,
     Volume,
@@ -66,18 +66,13 @@ def chosen(session: Session, ctx: RequestContext, wanted: str) -> str:
 
     :raises VolumeTypeNotFound: there is none, or not for this caller.
     """
-    row = session.scalar(
-        select(VolumeType)
-        .where(or_(VolumeType.id == wanted, VolumeType.name == wanted), *_visible(ctx))
-        # A name may be another type's id.
-        .order_by(VolumeType.id != wanted)
-        .limit(1)
-        # It is neither renamed nor deleted before the volume is there.
-        .with_for_update(read=True)
-    )
-    if row is None:
+    asked = (or_(VolumeType.id == wanted, VolumeType.name == wanted), *_visible(ctx))
+    # A name may be another type's id.
+    found = session.scalar(select(VolumeType.id).where(*asked).order_by(VolumeType.id != wanted).limit(1))
+    # It is neither renamed nor deleted before the volume is there.
+    if found is None or not locks.lock(session, VolumeType, VolumeType.id == found, *asked):
         raise VolumeTypeNotFound(wanted)
-    return row.name
+    return session.get_one(VolumeType, found).name
 
 
 def of_backup(session: Session, project_id: str, name: object) -> str | None:
@@ -293,8 +288,10 @@ class VolumeTypeManager:
 
         def work(session: Session) -> Mapping[str, str]:
             row = _find(session, ctx, type_id, lock=True)
-            for key, value in extra_specs.items():
-                session.merge(VolumeTypeExtraSpec(volume_type_id=row.id, key=key, value=value))
+            wanted = [
+                {"volume_type_id": row.id, "key": key, "value": value} for key, value in extra_specs.items()
+            ]
+            locks.put(session, VolumeTypeExtraSpec, wanted)
             row.updated_at = now(session)
             session.flush()
             return _record(session, row).extra_specs
@@ -397,7 +394,7 @@ class VolumeTypeManager:
             row = session.scalar(select(VolumeType).where(VolumeType.name == chosen(session, ctx, wanted)))
             assert row is not None
             quota.lock_project(session, project_id)
-            session.merge(DefaultVolumeType(project_id=project_id, volume_type_id=row.id))
+            locks.put(session, DefaultVolumeType, [{"project_id": project_id, "volume_type_id": row.id}])
             return row.id
 
         return self._db.run(work)
@@ -412,10 +409,9 @@ class VolumeTypeManager:
 
 
 def _find(session: Session, ctx: RequestContext, type_id: str, *, lock: bool = False) -> VolumeType:
-    query = select(VolumeType).where(VolumeType.id == type_id, *_visible(ctx))
     if lock:
-        query = query.with_for_update().execution_options(populate_existing=True)
-    row = session.scalar(query)
+        locks.lock(session, VolumeType, VolumeType.id == type_id)
+    row = session.scalar(select(VolumeType).where(VolumeType.id == type_id, *_visible(ctx)))
     if row is None:
         raise VolumeTypeNotFound(type_id)
     return row

@@ -16,6 +16,7 @@ from sqlalchemy import ColumnElement, and_, delete, func, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from backupfw.db import models, queries
+from backupfw.db.locks import lock
 from backupfw.db.models import VolumeImageMetadata, VolumeMetadata
 from backupfw.db.session import now
 from backupfw.errors import (
@@ -409,16 +410,13 @@ class VolumeManager(MetadataMethods, AttachmentMethods):
     ) -> None:
         if is_attached(session, volume.id):
             raise InvalidVolume(f"Volume {volume.id} is attached; detach it before it is deleted.")
-        snapshots = session.scalars(
-            select(models.Snapshot)
-            .where(
-                models.Snapshot.volume_id == volume.id,
-                models.Snapshot.deleted.is_(False),
-                models.Snapshot.temporary.is_(False),
-            )
-            .order_by(models.Snapshot.id)
-            .with_for_update()
-        ).all()
+        living = (
+            models.Snapshot.volume_id == volume.id,
+            models.Snapshot.deleted.is_(False),
+            models.Snapshot.temporary.is_(False),
+        )
+        lock(session, models.Snapshot, *living)
+        snapshots = session.scalars(select(models.Snapshot).where(*living).order_by(models.Snapshot.id)).all()
         if snapshots and not cascade:
             raise InvalidVolume(f"Volume {volume.id} still has {len(snapshots)} dependent snapshots.")
         for snapshot in snapshots:

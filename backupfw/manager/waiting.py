@@ -10,6 +10,7 @@ from sqlalchemy import ColumnElement, and_, delete, func, not_, or_, select
 from sqlalchemy.orm import Session
 
 from backupfw.db import models
+from backupfw.db.locks import lock
 from backupfw.db.session import now
 from backupfw.errors import BackupNotFound
 from backupfw.manager import claims, lifecycle, notices, services, tasks, volume_tasks
@@ -140,15 +141,13 @@ class Waiting(CreateTasks, RestoreTasks, ImportTasks):
         overdue, left = self._overdue(session, moment)
         for row in overdue:
             # Locked and read again: a worker may have come.
-            locked = session.scalar(
-                select(models.Task)
-                .where(models.Task.id == row.id, models.Task.attempt == row.attempt)
-                .where(models.Task.updated_at == row.updated_at, models.Task.cancel.is_(row.cancel))
-                .with_for_update()
-                .execution_options(populate_existing=True)
+            unchanged = (
+                models.Task.attempt == row.attempt,
+                models.Task.updated_at == row.updated_at,
+                models.Task.cancel.is_(row.cancel),
             )
-            if locked is not None:
-                self._end(session, locked, left)
+            if lock(session, models.Task, models.Task.id == row.id, *unchanged):
+                self._end(session, session.get_one(models.Task, row.id), left)
                 ended += 1
         return ended
 

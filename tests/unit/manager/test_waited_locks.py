@@ -1,0 +1,93 @@
+"""What a transaction decides that had to wait for a lock: from what is there when it goes on."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import pytest
+from sqlalchemy import select, text, update
+
+from backupfw.db.models import Base, Manifest
+from backupfw.db.session import Database
+from backupfw.manager import lineage
+from tests.unit.manager.test_lineage import manifest
+
+Result = TypeVar("Result")
+
+#: Statements that count the transactions that wait for a lock.
+WAITING = {
+    "postgresql": "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'",
+    "mysql": "SELECT count(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'",
+}
+
+
+def while_it_waits(
+    db: Database, waiter: Callable[[], Result], holder: Callable[[Callable[[], None]], None]
+) -> Result:
+    """Run ``holder`` in the middle of whose transaction ``waiter`` starts; return what that returns.
+
+    :param holder: is given a function that starts the waiter and returns when it waits for a lock.
+    """
+    results: list[Result] = []
+    thread = threading.Thread(target=lambda: results.append(waiter()))
+
+    def start() -> None:
+        thread.start()
+        deadline = time.monotonic() + 60
+        while True:
+            with db.engine.connect() as connection:
+                if connection.scalar(text(WAITING[db.backend])):
+                    return
+            assert thread.is_alive(), "it did not wait"
+            assert time.monotonic() < deadline
+            # MariaDB tells what it told before, to whoever asks again within a tenth of a second.
+            time.sleep(0.3)
+
+    holder(start)
+    thread.join(60)
+    (result,) = results
+    return result
+
+
+@pytest.fixture
+def server_db(any_db: Database) -> Database:
+    if any_db.backend == "sqlite":
+        pytest.skip("one writer at a time")
+    Base.metadata.create_all(any_db.engine)
+    return any_db
+
+
+@pytest.mark.server
+def test_a_release_sees_a_child_that_came_while_it_waited(server_db: Database) -> None:
+    db = server_db
+    with db.write() as session:
+        for row in (manifest("7x", None, "released"), manifest("8a", "7x"), manifest("9b", "7x")):
+            session.add(row)
+            session.flush()
+
+    def search() -> list[str]:
+        with db.write() as session:
+            return [row.id for row in lineage.search(session, "7x").rows]
+
+    def held(start: Callable[[], None]) -> None:
+        with db.write() as session:
+            assert lineage.take(session, "8a")
+            start()
+            # Meanwhile 9b gets a child, which is finished, and loses its own record.
+            other = threading.Thread(target=child)
+            other.start()
+            other.join()
+
+    def child() -> None:
+        with db.write() as session:
+            assert lineage.take(session, "9b")
+            session.add(manifest("1c", "9b"))
+        with db.write() as session:
+            session.execute(update(Manifest).where(Manifest.id == "9b").values(state="released"))
+
+    assert while_it_waits(db, search, held) == ["1c", "8a"]
+    with db.read() as session:
+        assert session.scalar(select(Manifest.state).where(Manifest.id == "9b")) == "released"
