@@ -9,10 +9,15 @@ from typing import TypeVar
 
 import pytest
 from sqlalchemy import select, text, update
+from sqlalchemy.orm import Session
 
-from backupfw.db.models import Base, Manifest
-from backupfw.db.session import Database
-from backupfw.manager import lineage
+from backupfw.db import locks
+from backupfw.db.digest import object_digest
+from backupfw.db.models import Base, DamagedObject, Manifest, Volume, VolumeMetadata
+from backupfw.db.session import Database, now
+from backupfw.manager import lineage, metadata
+from backupfw.manager.backup_tasks import RestoredVolume
+from tests.unit.manager.support import World
 from tests.unit.manager.test_lineage import manifest
 
 Result = TypeVar("Result")
@@ -91,3 +96,52 @@ def test_a_release_sees_a_child_that_came_while_it_waited(server_db: Database) -
     assert while_it_waits(db, search, held) == ["1c", "8a"]
     with db.read() as session:
         assert session.scalar(select(Manifest.state).where(Manifest.id == "9b")) == "released"
+
+
+def when_committed_first(
+    db: Database, waiter: Callable[[], object], first: Callable[[Session], object]
+) -> None:
+    """Run ``waiter`` in the middle of a transaction that does ``first``; it goes on after its commit."""
+
+    def held(start: Callable[[], None]) -> None:
+        with db.write() as session:
+            first(session)
+            start()
+
+    while_it_waits(db, waiter, held)
+
+
+@pytest.mark.server
+def test_a_restore_ends_well_while_its_user_sets_the_same_key(server_db: Database) -> None:
+    world = World(database=server_db)
+    backup = world.backup(world.volume())
+    target = world.volume()
+    world.backups.restore(world.ctx(), backup.id, volume_id=target)
+
+    def set_by_the_user(session: Session) -> None:
+        locks.lock(session, Volume, Volume.id == target)
+        locks.put(session, VolumeMetadata, [{"volume_id": target, "key": "k", "value": "user's"}])
+
+    when_committed_first(
+        server_db,
+        lambda: world.run_restore(RestoredVolume(metadata={"k": "source's", "other": "1"})),
+        set_by_the_user,
+    )
+    with server_db.read() as session:
+        assert metadata.pairs(session, VolumeMetadata, target)["k"] == "source's"
+    assert world.volume_status(target) == "available"
+
+
+@pytest.mark.server
+def test_damage_is_recorded_by_two_at_once(server_db: Database) -> None:
+    world = World(database=server_db)
+
+    def recorded(session: Session) -> None:
+        row = {"digest": object_digest("main", "box", "k"), "store": "main", "container": "box", "key": "k"}
+        locks.put(session, DamagedObject, [{**row, "reason": "missing", "found_at": now(session)}])
+
+    when_committed_first(
+        server_db, lambda: world.outcomes.record_damage("main", "box", "k", "wrong"), recorded
+    )
+    with server_db.read() as session:
+        assert session.scalars(select(DamagedObject.reason)).all() == ["wrong"]
