@@ -111,6 +111,14 @@ class DeleteTasks(Outcomes):
         )
         session.expire(backup)
 
+    def plan_again(self, plan: ReleasePlan) -> ReleasePlan:
+        """Ask anew who may share, for a plan one of whose relatives cannot be read.
+
+        :returns: a plan that lacks the relatives that were released meanwhile.
+        :raises EngineError: as :meth:`start_delete`.
+        """
+        return self._search(plan.manifest_id)
+
     def _search(self, manifest_id: str) -> ReleasePlan:
         """Ask who may share, in a transaction that began after the release was committed."""
 

@@ -8,6 +8,7 @@ from backupfw import steps
 from backupfw.chunkstore.container import Container
 from backupfw.engine import cleanup, objects, release
 from backupfw.engine.format import keys
+from backupfw.errors import Damaged
 from backupfw.manager.delete_tasks import ReleasePlan
 from backupfw.manager.tasks import Task
 from backupfw.worker.control import TaskControl
@@ -17,7 +18,29 @@ from backupfw.worker.handlers.base import Handler
 LOG = log.getLogger(__name__)
 
 
-class BackupDelete(Handler):
+class _Removal(Handler):
+    """What a deletion and a release have in common."""
+
+    def _remove(self, plan: ReleasePlan, control: TaskControl) -> None:
+        """Remove what the plan says; plan anew when a relative was deleted after the plan was made.
+
+        :raises Damaged: a manifest that is still to be asked cannot be read; nothing shared was deleted.
+        """
+        container = self._tools.stores.container(plan.store, plan.container)
+        while True:
+            try:
+                remove(plan, container, control)
+                return
+            except Damaged as error:
+                # Each turn has one relative less: what was released once is nobody's relative any more.
+                newer = self._tools.backups.plan_again(plan)
+                if error.key not in plan.relatives or error.key in newer.relatives:
+                    raise
+                LOG.info("The relative %s of %s was deleted meanwhile; planning anew", error.key, plan.key)
+                plan = newer
+
+
+class BackupDelete(_Removal):
     """Deletes a backup and, if nothing else needs them, its objects."""
 
     def run(self, task: Task, control: TaskControl) -> None:
@@ -29,7 +52,7 @@ class BackupDelete(Handler):
         steps.reach("delete.planned")
         if plan is None:
             return
-        remove(plan, tools.stores.container(plan.store, plan.container), control)
+        self._remove(plan, control)
         steps.reach("delete.removed")
         tools.backups.finish_delete(task, plan)
         steps.reach("delete.committed")
@@ -39,7 +62,7 @@ class BackupDelete(Handler):
         self._tools.backups.fail_delete(task, reason)
 
 
-class ManifestRelease(Handler):
+class ManifestRelease(_Removal):
     """Removes the objects of a manifest that nothing refers to any more."""
 
     def run(self, task: Task, control: TaskControl) -> None:
@@ -47,7 +70,7 @@ class ManifestRelease(Handler):
         plan = self._tools.backups.start_release(task)
         if plan is None:
             return
-        remove(plan, self._tools.stores.container(plan.store, plan.container), control)
+        self._remove(plan, control)
         self._tools.backups.finish_release(task, plan)
 
     def failed(self, task: Task, reason: str) -> None:
