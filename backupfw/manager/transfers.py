@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Unpack
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from backupfw.db.locks import lock
 from backupfw.db.models import Snapshot, Transfer, Volume
 from backupfw.db.session import now
 from backupfw.errors import InvalidInput, InvalidVolume, NotFound
@@ -113,7 +114,7 @@ class TransferManager:
 
         def work(session: Session) -> None:
             volume_id = _find(session, ctx, transfer_id).volume_id
-            session.scalar(select(Volume.id).where(Volume.id == volume_id).with_for_update())
+            lock(session, Volume, Volume.id == volume_id)
             session.delete(_find(session, ctx, transfer_id))
             lifecycle.move(session, Volume, volume_id, VolumeMoves.transferred)
 
@@ -131,12 +132,8 @@ class TransferManager:
 
         def work(session: Session) -> rows.Transfer:
             volume_id = _known(session, transfer_id).volume_id
-            volume = session.scalar(
-                select(Volume)
-                .where(Volume.id == volume_id)
-                .with_for_update()
-                .execution_options(populate_existing=True)
-            )
+            lock(session, Volume, Volume.id == volume_id)
+            volume = session.get(Volume, volume_id)
             # It may have been taken or withdrawn before the lock was held.
             row = _known(session, transfer_id)
             if not hmac.compare_digest(row.key_digest, _digest(key)):
@@ -197,18 +194,14 @@ def _snapshots(session: Session, volume: Volume) -> Sequence[Snapshot]:
 
     :raises InvalidVolume: something is being done with one.
     """
-    found = session.scalars(
-        select(Snapshot)
-        .where(
-            Snapshot.volume_id == volume.id,
-            Snapshot.project_id == volume.project_id,
-            Snapshot.deleted.is_(False),
-            Snapshot.temporary.is_(False),
-        )
-        .order_by(Snapshot.id)
-        .with_for_update()
-        .execution_options(populate_existing=True)
-    ).all()
+    going = (
+        Snapshot.volume_id == volume.id,
+        Snapshot.project_id == volume.project_id,
+        Snapshot.deleted.is_(False),
+        Snapshot.temporary.is_(False),
+    )
+    lock(session, Snapshot, *going)
+    found = session.scalars(select(Snapshot).where(*going).order_by(Snapshot.id)).all()
     for snapshot in found:
         if snapshot.status not in _AT_REST:
             raise InvalidVolume(f"Its snapshot {snapshot.id} must be at rest, but is {snapshot.status}.")
