@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from backupfw.chunkstore.container import Container
 from backupfw.engine import backup, release, restore, sweep, verify
 from backupfw.engine.format import keys
+from backupfw.engine.ports import KnownManifests
 from backupfw.volume.base import BlockSource, BlockTarget
 from benchmarks import world
 
@@ -148,7 +149,7 @@ def large_case(directory: str, segments: str) -> dict[str, float]:
     result["verify"] = time.perf_counter() - begin
     begin = time.perf_counter()
     prefix = keys.installation_prefix("bench")
-    release.run(first, [second], prefix, box, control)
+    release.run(first, KnownManifests([second]), prefix, box, control)
     result["delete"] = time.perf_counter() - begin
     begin = time.perf_counter()
     report = sweep.run(prefix, box, Rows([second], [second]), control)

@@ -20,7 +20,7 @@ from backupfw.engine.format import keys
 from backupfw.engine.format.entries import MapRef, PackRef, SegmentEntry
 from backupfw.engine.format.geometry import Geometry
 from backupfw.engine.format.manifest import ManifestHead, ManifestWriter
-from backupfw.engine.ports import BackupResult
+from backupfw.engine.ports import BackupResult, KnownManifests
 from backupfw.testing.proxy import FaultProxy
 from benchmarks import bare, image, sdk, timed, world
 from benchmarks.table import Table, rate
@@ -188,7 +188,9 @@ def _beside_the_sdk(
         table.row(f"{name}: listings of a restore", str(listings), "none", listings == 0)
         for done in [*made, result]:
             others = [after.manifest_key] if done is result else []
-            release.run(done.manifest_key, others, "bench/", box, world.QuietControl())
+            release.run(
+                done.manifest_key, KnownManifests(others, others), "bench/", box, world.QuietControl()
+            )
 
 
 def _compare(
@@ -221,7 +223,7 @@ def _deletion(table: Table, make: Open) -> None:
             list(pool.map(lambda key: box.put(key, Body.from_bytes(b"x")), doomed[1]))
         requests.take()
         begin = time.perf_counter()
-        release.run(doomed[0], [manifests[1][0]], "bench/", box, world.QuietControl())
+        release.run(doomed[0], KnownManifests([manifests[1][0]]), "bench/", box, world.QuietControl())
         seconds = time.perf_counter() - begin
         counts = requests.take()
         bulk = box.capabilities.bulk_delete
@@ -231,7 +233,7 @@ def _deletion(table: Table, make: Open) -> None:
         table.row(
             f"Requests, {bulk} keys in a bulk ({seconds:.1f} s)", str(value), f"at most {most}", value <= most
         )
-        release.run(manifests[1][0], [], "bench/", box, world.QuietControl())
+        release.run(manifests[1][0], KnownManifests(), "bench/", box, world.QuietControl())
 
 
 def _manifest(box: Container, name: str) -> tuple[str, list[str], int]:
@@ -258,7 +260,9 @@ def _far_away(table: Table, directory: str, path: str, rounds: int, server: Ceph
             image.rewrite(path, 4 << 10, 0.01, seed=number)
             before = last
             _, last = timed.back_up(box, path, before.manifest_key)
-            release.run(before.manifest_key, [last.manifest_key], "bench/", box, world.QuietControl())
+            release.run(
+                before.manifest_key, KnownManifests([last.manifest_key]), "bench/", box, world.QuietControl()
+            )
         _, full = timed.back_up(box, path)
     with FaultProxy("127.0.0.1", server.port) as proxy:
         proxy.latency = LATENCY

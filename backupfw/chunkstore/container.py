@@ -49,9 +49,9 @@ class Container:
         """See :meth:`ChunkStore.get`."""
         return self.store.get(self.name, key, offset, length)
 
-    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+    def list(self, prefix: str = "", start_after: str = "") -> Iterator[ObjectInfo]:
         """See :meth:`ChunkStore.list`."""
-        return self.store.list(self.name, prefix)
+        return self.store.list(self.name, prefix, start_after)
 
     def delete(self, keys: Sequence[str]) -> None:
         """See :meth:`ChunkStore.delete`."""

@@ -16,6 +16,7 @@ from backupfw.errors import StorageChanged
 if TYPE_CHECKING:
     from oslo_config import cfg
 
+    from backupfw.cmd.catalogue import UnknownManifests
     from backupfw.db.session import Database
     from backupfw.manager.audit import Finding
 
@@ -62,7 +63,9 @@ def _volumes(db: Database, conf: cfg.ConfigOpts) -> Iterator[Finding]:
                 )
 
 
-def _stores(db: Database, conf: cfg.ConfigOpts, wanted: list[str] | None) -> Iterator[Finding]:
+def _stores(
+    db: Database, conf: cfg.ConfigOpts, wanted: list[str] | None, told: UnknownManifests
+) -> Iterator[Finding]:
     """Compare every container with the manifests in it."""
     from backupfw.cmd import catalogue
     from backupfw.cmd.terminal_control import TerminalControl
@@ -95,6 +98,7 @@ def _stores(db: Database, conf: cfg.ConfigOpts, wanted: list[str] | None) -> Ite
                 continue
             finally:
                 progress.abandon()
+            told.add(report.unknown, report.foreign)
             for one in report.discrepancies:
                 problem = f"{one.kind}: {one.problem}" if one.problem else one.kind
                 yield Finding("store", f"{store}/{container}/{one.key}", problem)
@@ -103,10 +107,15 @@ def _stores(db: Database, conf: cfg.ConfigOpts, wanted: list[str] | None) -> Ite
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print what is wrong, a line each; exit status 1 when anything is."""
-    from backupfw.cmd import database
+    """Print what is wrong, a line each; exit status 1 when anything is.
+
+    A manifest of this installation that the database does not know is wrong; that another installation
+    shares the container is not.
+    """
+    from backupfw.cmd import catalogue, database
     from backupfw.manager import audit
 
+    told = catalogue.UnknownManifests()
     conf = load_conf(args)
     for name in args.store or ():
         store_command.require_enabled(conf, name)
@@ -114,12 +123,15 @@ def run(args: argparse.Namespace) -> int:
         found = audit.run(db, conf.backup.lease_seconds)
         if not args.no_stores:
             found += sorted(_volumes(db, conf))
-            found += sorted(_stores(db, conf, args.store))
+            found += sorted(_stores(db, conf, args.store, told))
     if args.json:
         rows = [{"check": one.check, "subject": one.subject, "problem": one.problem} for one in found]
-        print(json.dumps({"findings": rows}, indent=2))
+        unknown = {"unknown_manifests": told.ours, "foreign_manifests": dict(sorted(told.foreign.items()))}
+        print(json.dumps({"findings": rows, **unknown}, indent=2))
     else:
         for one in found:
             print(f"{one.check}: {one.subject}: {one.problem}")
+        for line in told.lines():
+            print(line)
         print(f"{len(found)} findings" if found else "nothing wrong")
     return 1 if found else 0

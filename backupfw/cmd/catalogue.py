@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from sqlalchemy import or_, select
@@ -44,6 +45,34 @@ class DatabaseCatalogue:
         found = select(Manifest.project_id, Manifest.volume_id).where(Manifest.state == LIVE).distinct()
         with self._db.read() as session:
             return {(project, volume) for project, volume in session.execute(found.filter_by(**self._where))}
+
+
+class UnknownManifests:
+    """Counts the manifests that the database knows nothing of, over all containers that were looked at.
+
+    :ivar ours: those of this installation.
+    :ivar foreign: those of others, by installation.
+    """
+
+    def __init__(self) -> None:
+        self.ours = 0
+        self.foreign: Counter[str] = Counter()
+
+    def add(self, ours: int, foreign: Mapping[str, int]) -> None:
+        """Count those of one container."""
+        self.ours += ours
+        self.foreign.update(foreign)
+
+    def lines(self) -> list[str]:
+        """Return what to tell of them, if anything."""
+        told = []
+        if self.ours:
+            told.append(f"{self.ours} manifests of this installation that the database does not know")
+        told += [
+            f"{count} manifests of another installation: {installation}"
+            for installation, count in sorted(self.foreign.items())
+        ]
+        return told
 
 
 def containers(db: Database, conf: cfg.ConfigOpts, wanted: list[str] | None) -> list[tuple[str, str]]:

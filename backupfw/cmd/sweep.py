@@ -62,7 +62,10 @@ def _removed(db: Database, conf: cfg.ConfigOpts, container: Container) -> bool:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Sweep every container of every enabled store; exit status 1 when a volume could not be swept."""
+    """Sweep every container of every enabled store; exit status 1 when a volume could not be swept.
+
+    Manifests that the database does not know are told and left alone; to judge them is the audit's.
+    """
     from backupfw.cmd import catalogue, database
     from backupfw.cmd.terminal_control import TerminalControl
     from backupfw.engine import sweep
@@ -74,6 +77,7 @@ def run(args: argparse.Namespace) -> int:
     for name in args.store or ():
         store_command.require_enabled(conf, name)
     reports: list[SweepReport] = []
+    told = catalogue.UnknownManifests()
     stores = Stores(conf)
     with database.opened(conf) as db:
         installation = BackupTasks(db, conf).installation_id()
@@ -99,6 +103,7 @@ def run(args: argparse.Namespace) -> int:
                 reports.append(report)
                 if removed:
                     print(f"container {container} of store {store}: empty, removed")
+                told.add(sum(len(one.unknown_manifests) for one in report.volumes), report.foreign)
                 for volume in report.volumes:
                     for line in _details(volume):
                         print(line)
@@ -111,4 +116,6 @@ def run(args: argparse.Namespace) -> int:
         f"{len(volumes)} volumes, {sum(volume.objects for volume in volumes)} objects,"
         f" {orphans} orphans ({size}){'' if args.dry_run or not orphans else ' deleted'}"
     )
+    for line in told.lines():
+        print(line)
     return 1 if any(volume.stopped is not None for volume in volumes) else 0

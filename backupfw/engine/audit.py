@@ -13,8 +13,8 @@ twice.  What seems to be missing is asked for by its key as well.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Protocol
 
@@ -24,7 +24,7 @@ from backupfw.engine import objects
 from backupfw.engine.candidates import Candidate, Spool, in_order, of_entry, subtract
 from backupfw.engine.format import keys
 from backupfw.engine.format.manifest import ManifestReader
-from backupfw.engine.listing import objects_by_volume
+from backupfw.engine.listing import foreign_manifests, objects_by_volume
 from backupfw.engine.ports import Control
 from backupfw.engine.sweep import Catalogue as SweepCatalogue
 from backupfw.errors import Damaged, UnsupportedFormat
@@ -68,11 +68,18 @@ class AuditReport:
     :ivar volumes: volumes looked at.
     :ivar objects: objects listed.
     :ivar discrepancies: sorted; of each volume the first :data:`MOST` at most.
+    :ivar foreign: manifests of other installations beside ours, by installation.
     """
 
     volumes: int
     objects: int
     discrepancies: tuple[Discrepancy, ...]
+    foreign: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def unknown(self) -> int:
+        """How many manifests of ours the database does not know."""
+        return sum(one.kind == UNKNOWN for one in self.discrepancies)
 
 
 def run(prefix: str, container: Container, catalogue: Catalogue, control: Control) -> AuditReport:
@@ -106,7 +113,7 @@ def run(prefix: str, container: Container, catalogue: Catalogue, control: Contro
             _, first = _look(volume_prefix, (), container, catalogue, control)
             found += _confirmed(volume_prefix, first, container, catalogue, control)
     found += [Discrepancy(STRANGE, key) for key in strange]
-    return AuditReport(len(seen), count, tuple(sorted(found)))
+    return AuditReport(len(seen), count, tuple(sorted(found)), foreign_manifests(prefix, container, control))
 
 
 def _confirmed(
@@ -139,10 +146,7 @@ def _look(
         strangers = {
             one.key
             for one in present
-            if one.segment < 0
-            and one.key not in rows.known
-            and _backup(one.key) not in rows.settled
-            and _backup(one.key) not in transient
+            if one.segment < 0 and one.key not in rows.known and _backup(one.key) not in transient
         }
         found = {Discrepancy(UNKNOWN, key, "the database does not know it") for key in strangers}
         named, unreadable = _named(volume_prefix, live, container, control)

@@ -410,6 +410,7 @@ def _commit(
                 f"the journal has {recorded.segments} segments with data,"
                 f" and not as they were finished the {tally.segments} of the source"
             )
+        journal.announce(head.key)
         totals = writer.put(container)
     return objects, stored + totals.manifest_bytes, totals
 

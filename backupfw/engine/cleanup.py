@@ -2,8 +2,9 @@
 
 For a backup that took more than one attempt, or that failed or was cancelled.  Everything below the
 backup's own prefix that its committed manifest does not name goes; without a committed manifest,
-everything below that prefix goes.  Nobody else can need it: others share only what a committed
-manifest names, and the objects of a backup that never was live are named by no one.
+everything below that prefix goes.  Others share only what a committed manifest names; so by the database
+nobody else can need it.  But the database may be an older copy, and the backup have been committed since:
+manifests that the database does not know, and what they name, stay (:func:`removal.spare`).
 
 What a listing that lags does not show is found by the journal, as far as it was recorded; the rest is
 left to the sweep.
@@ -16,12 +17,12 @@ from dataclasses import dataclass
 from itertools import chain
 
 from backupfw.chunkstore.container import Container
-from backupfw.engine.candidates import Candidate, in_order, of_entry, subtract
+from backupfw.engine.candidates import Candidate, in_order, of_entry
 from backupfw.engine.format import keys
 from backupfw.engine.format.entries import SegmentEntry
 from backupfw.engine.listing import own_objects
-from backupfw.engine.ports import Control
-from backupfw.engine.removal import delete_all
+from backupfw.engine.ports import Control, KnownManifests
+from backupfw.engine.removal import delete_all, spare, unknown_manifests
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ class CleanupResult:
 def leftovers(
     backup_prefix: str,
     keep: str | None,
+    manifests: KnownManifests,
     recorded: Iterable[SegmentEntry],
     container: Container,
     control: Control,
@@ -56,13 +58,15 @@ def leftovers(
         installation.
     :param keep: key of the committed manifest; None when there is none and will be none.  With it,
         objects of attempts later than the one that committed are not touched.
+    :param manifests: what the database knows of the volume; ``asked`` are those whose lineage is unknown.
     :param recorded: entries that the journal had of finished segments, in any order; objects of other
         backups that they name are not touched.
     :param required: whether something may have been put: then a container that is missing is a store that is
         away, and not one where nothing was left.
     :raises ValueError: the prefix is no backup's, or ``keep`` is no manifest below it.
-    :raises Damaged: the committed manifest is missing or damaged; nothing was deleted.
-    :raises UnsupportedFormat: it is of a version not known here; nothing was deleted.
+    :raises Damaged: a manifest that was asked is missing or damaged, or one that the database does not know
+        is damaged; nothing was deleted.
+    :raises UnsupportedFormat: one is of a version not known here; nothing was deleted.
     :raises DeleteFailed: some objects remain.
     :raises ChunkStoreError: the store does not answer; to be run again.
     :raises TaskStopped: the task must end; to be run again.
@@ -74,7 +78,17 @@ def leftovers(
     journal = (candidate for entry in recorded for candidate in of_entry(entry))
     listed = own_objects(container, backup_prefix, control, manifests=True, required=required)
     found = in_order(_of_attempts(chain(listed, journal), backup_prefix, keep, last_attempt))
-    with subtract(found, [] if keep is None else [keep], container, control) as doomed:
+    if not found.count:
+        found.close()
+        return CleanupResult(0, 0)
+    try:
+        unknown = unknown_manifests(keys.volume_prefix_of(backup_prefix), manifests, container, control)
+    except BaseException:
+        found.close()
+        raise
+    asked = [*manifests.asked, *([] if keep is None else [keep])]
+    unknown = [key for key in unknown if key != keep]
+    with spare(found, asked, unknown, container, control) as doomed:
         delete_all(doomed, container, control)
         return CleanupResult(doomed.count, doomed.size)
 

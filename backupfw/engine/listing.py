@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import groupby
 
+from backupfw import naming
 from backupfw.chunkstore.container import Container
 from backupfw.chunkstore.errors import NotFound, Unavailable
 from backupfw.engine.candidates import Candidate, in_order
 from backupfw.engine.format import keys
 from backupfw.engine.ports import Control
+
+#: Objects of one attempt that a search for manifests reads before it goes on behind them.
+_JUMP_AFTER = 2000
 
 
 def _unheard(_key: str) -> None:
@@ -51,6 +56,59 @@ def own_objects(
             ) from error
 
 
+def manifest_keys(
+    container: Container, prefix: str, control: Control, leave_out: str | None = None
+) -> Iterator[str]:
+    """Yield the keys of all manifests under ``prefix``, in the listing's order.
+
+    A sorted listing goes on past most of what an attempt put: its segments sort before its manifest.  So
+    the requests grow with the attempts and not with the objects.
+
+    :param leave_out: a prefix, ending in a slash, whose keys are none of them.
+    :raises ChunkStoreError: the listing failed, or the container is missing; what was yielded is not all.
+    """
+    jumps = container.capabilities.sorted_listing
+    start: str | None = ""
+    while start is not None:
+        after, start = start, None
+        origin, seen = "", 0
+        for number, info in enumerate(container.list(prefix, after)):
+            if number % 1000 == 0:
+                control.check()
+            if info.key <= after:
+                # A listing that begins again must not keep this from ending.
+                continue
+            if leave_out is not None and info.key.startswith(leave_out):
+                beyond = f"{leave_out[:-1]}0"
+            elif (parsed := keys.parse(info.key)) is not None and parsed.kind == "manifest":
+                yield info.key
+                continue
+            else:
+                here = info.key.rsplit("/", 2)[0]
+                origin, seen = here, seen + 1 if here == origin else 1
+                beyond = f"{origin}/g" if seen >= _JUMP_AFTER else ""
+            if jumps and beyond > info.key:
+                start = beyond
+                break
+
+
+def foreign_manifests(own_prefix: str, container: Container, control: Control) -> dict[str, int]:
+    """Return how many manifests other installations have in a container, by installation, sorted.
+
+    A container that is not there has none.
+
+    :param own_prefix: our installation's prefix, with its slash.
+    :raises ChunkStoreError: the listing failed.
+    """
+    listed = manifest_keys(container, "", control, leave_out=own_prefix)
+    found: Counter[str] = Counter()
+    try:
+        found.update(naming.key_part_text(key.split("/", 1)[0]) for key in listed)
+    except NotFound:
+        return {}
+    return dict(sorted(found.items()))
+
+
 def objects_by_volume(
     container: Container, prefix: str, control: Control, strange: Callable[[str], None] = _unheard
 ) -> Iterator[tuple[str, Iterator[Candidate]]]:
@@ -67,16 +125,12 @@ def objects_by_volume(
         raise ValueError(f"{prefix!r} is no prefix of an installation, project or volume")
     listed = own_objects(container, prefix, control, manifests=True, strange=strange)
     if container.capabilities.sorted_listing:
-        yield from groupby(listed, key=_volume_prefix)
+        yield from groupby(listed, key=lambda one: keys.volume_prefix_of(one.key))
         return
     # Sorted by key, with the segment left out; whoever needs a volume's by segment sorts them anyway.
     with in_order(Candidate(0, one.key, one.size) for one in listed) as everything:
-        for volume_prefix, objects in groupby(everything, key=_volume_prefix):
+        for volume_prefix, objects in groupby(everything, key=lambda one: keys.volume_prefix_of(one.key)):
             yield volume_prefix, (Candidate(_segment(one.key), one.key, one.size) for one in objects)
-
-
-def _volume_prefix(candidate: Candidate) -> str:
-    return "/".join(candidate.key.split("/", 3)[:3]) + "/"
 
 
 def _segment(key: str) -> int:

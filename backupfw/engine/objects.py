@@ -72,6 +72,22 @@ def read_again(container: Container, key: str, error: BadBytes) -> None:
     )
 
 
+def is_missing(container: Container, key: str) -> bool:
+    """Say whether an object is not there.
+
+    :raises Unavailable: the container is missing.
+    :raises ChunkStoreError: the store did not answer.
+    """
+    try:
+        container.get(key, 0, 1)
+    except NotFound:
+        prove_container(container, key)
+        return True
+    except RangeError:
+        return False
+    return False
+
+
 def prove_container(container: Container, key: str) -> None:
     """Make sure that the container is there, before anything is concluded from an object's absence.
 

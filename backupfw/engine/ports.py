@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -47,6 +47,29 @@ class Journal(Protocol):
         :raises TaskLost: the attempt is not ours any more, and none of the entries was kept.
         :raises OutcomeUnknown: the attempt is not ours any more; the next one may go on from the entries.
         """
+
+    def announce(self, key: str) -> None:
+        """Keep durably that a manifest is about to be put under ``key``.
+
+        So a manifest that an attempt put and could not commit is told from one that the database never saw.
+
+        :raises TaskLost: the attempt is not ours any more.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class KnownManifests:
+    """What the database knows of a volume's manifests in one container; read before any listing.
+
+    In this order nothing escapes: what is entered between the two is unknown to this and so is read.
+
+    :ivar asked: keys of those that may name the objects in question; each is read.
+    :ivar keys: keys of all, in any state, and those that lost attempts announced; what is in this and not
+        in ``asked`` names none of the objects in question, or may go with them.
+    """
+
+    asked: Collection[str] = ()
+    keys: Container[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,40 +1,38 @@
 """Release: delete what a manifest names and nobody else does, then the manifest.
 
-Who else may name it, the lineage says: the *relatives*.  The order is what makes it safe to be killed
-anywhere and to run again:
+Who else may name it, the lineage says: the *relatives*; and a listing of the volume's manifests, which
+shows those that the database does not know (:func:`removal.spare`).  The order is what makes it safe to be
+killed anywhere and to run again:
 
-1. Read the manifest, then its relatives, all of them to the end.  Nothing is deleted while a single
-   page of them is unread, so a relative that is missing, damaged or of an unknown format costs nothing
+1. Read the manifest, then the others, all of them to the end.  Nothing is deleted while a single
+   page of them is unread, so one that is missing, damaged or of an unknown format costs nothing
    but time: the call raises and the release waits.
 2. Delete what is left, in bulk.
 3. Delete the manifest.  As long as it is there, everything above can be done again; when it is gone,
    everything was done.
 
-No listing takes part (so one that lags or fails cannot lose or leave anything), with one exception:
-when the released manifest itself is damaged, what it named cannot be read any more.  Then its backup's
-own objects are found by listing, and those that no relative names are deleted: an object of this
-backup that a live manifest needs was named by every manifest on the path between them, the first live
-one of which is a relative; and relatives are read in full here as well.  Objects that the damaged
-manifest took over from others, and what the listing did not show, are left to the sweep
-(``ReleaseResult.complete`` is False).  The damaged manifest must go, because the sweep stops at every
-manifest that cannot be read.
+What goes no listing decides, so one that lags leaves nothing, with one exception: when the released
+manifest itself is damaged, what it named cannot be read any more.  Then its backup's own objects are
+found by listing, and those that no other manifest names are deleted: an object of this backup that a live
+manifest needs was named by every manifest on the path between them, the first live one of which is a
+relative; and relatives are read in full here as well.  Objects that the damaged manifest took over from
+others, and what the listing did not show, are left to the sweep (``ReleaseResult.complete`` is False).
+The damaged manifest must go, because the sweep stops at every manifest that cannot be read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from backupfw import steps
 from backupfw.chunkstore.container import Container
-from backupfw.chunkstore.errors import NotFound, RangeError
 from backupfw.engine import objects
-from backupfw.engine.candidates import Spool, in_order, of_entry, subtract
+from backupfw.engine.candidates import Spool, in_order, of_entry
 from backupfw.engine.format import keys
 from backupfw.engine.format.manifest import ManifestReader
 from backupfw.engine.listing import own_objects
-from backupfw.engine.ports import Control
-from backupfw.engine.removal import delete_all
+from backupfw.engine.ports import Control, KnownManifests
+from backupfw.engine.removal import delete_all, spare, unknown_manifests
 from backupfw.errors import Damaged
 
 
@@ -54,21 +52,22 @@ class ReleaseResult:
 
 def run(
     manifest_key: str,
-    relatives: Sequence[str],
+    manifests: KnownManifests,
     own_prefix: str,
     container: Container,
     control: Control,
 ) -> ReleaseResult:
-    """Delete the objects of a released manifest that no relative names, then the manifest.
+    """Delete the objects of a released manifest that no other one names, then the manifest.
 
     Idempotent, and two runs at a time do no harm.  Memory is bounded, whatever the manifest's size.
 
     :param manifest_key: key of the released manifest; one of our installation.
-    :param relatives: keys of the manifests that may share objects with it, computed after it was
-        released (for this attempt, not an earlier one).
+    :param manifests: what the database knows of the volume; ``asked`` are the relatives, that may share
+        objects with it, computed after it was released (for this attempt, not an earlier one).
     :param own_prefix: our installation's prefix, ``<installation>/``; nothing outside of it is deleted.
     :raises ValueError: the manifest is not one of our installation.
-    :raises Damaged: a relative is missing or damaged; nothing was deleted.
+    :raises Damaged: a relative is missing or damaged, or a manifest that the database does not know is
+        damaged; nothing was deleted.
     :raises UnsupportedFormat: the manifest or a relative is of a version not known here; nothing was
         deleted.
     :raises DeleteFailed: objects remain; the manifest is still there.
@@ -80,39 +79,29 @@ def run(
         raise ValueError(f"{manifest_key} is no manifest of installation {own_prefix}")
     if own_prefix.count("/") != 1 or not own_prefix.endswith("/"):
         raise ValueError(f"{own_prefix} is no installation's prefix")
-    if manifest_key in relatives:
+    if manifest_key in manifests.asked:
         raise ValueError("a manifest is no relative of itself")
     origins: set[str] | None = None
     try:
         spool, origins, size = _named(manifest_key, own_prefix, container, control)
     except Damaged:
-        if _is_missing(container, manifest_key):
+        if objects.is_missing(container, manifest_key):
             return ReleaseResult(0, 0)
         backup_prefix = parsed.origin.rpartition("/")[0] + "/"
         spool, size = in_order(own_objects(container, backup_prefix, control)), 0
-    with subtract(spool, relatives, container, control, origins) as doomed:
+    try:
+        unknown = unknown_manifests(keys.volume_prefix_of(manifest_key), manifests, container, control)
+    except BaseException:
+        spool.close()
+        raise
+    # The one that goes is asked for nothing, whether the database knows it or not.
+    unknown = [key for key in unknown if key != manifest_key]
+    with spare(spool, manifests.asked, unknown, container, control, origins) as doomed:
         delete_all(doomed, container, control)
         control.check()
         steps.reach("delete.data-deleted")
         container.delete([manifest_key])
         return ReleaseResult(doomed.count + 1, doomed.size + size, complete=origins is not None)
-
-
-def unknown_manifests(
-    prefix: str, known: Collection[str], container: Container, control: Control
-) -> list[str]:
-    """Find manifests that the database never saw: relatives of a manifest whose lineage is not known.
-
-    :param prefix: the volume's prefix.
-    :param known: keys of the volume's manifests that the database knows, in any state.
-    :return: keys of the others in the store, as far as the listing shows them.
-    :raises ChunkStoreError: the listing failed: no release may go on without it.
-    """
-    return [
-        candidate.key
-        for candidate in own_objects(container, prefix, control, manifests=True)
-        if candidate.segment < 0 and candidate.key not in known
-    ]
 
 
 def _named(
@@ -132,14 +121,3 @@ def _named(
         spool.close()
         raise
     return spool, origins, reader.totals.manifest_bytes
-
-
-def _is_missing(container: Container, key: str) -> bool:
-    try:
-        container.get(key, 0, 1)
-    except NotFound:
-        objects.prove_container(container, key)
-        return True
-    except RangeError:
-        return False
-    return False

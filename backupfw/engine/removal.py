@@ -1,26 +1,97 @@
-"""Deleting many objects: in bulk, a few requests at once, and nothing swallowed."""
+"""The gate through which everything goes that is deleted, and the deleting itself.
+
+:func:`spare` is the gate: of what might go it takes out what a manifest names, among others each manifest
+below the volume's prefix that the database does not know.  A database that was rolled back to an older copy
+knows nothing of what was made since; the store does.  Only what came through is :data:`Doomed`, and nothing
+else can be deleted here.  (What an attempt put and never recorded it takes back itself, by keys that it drew
+and told nobody; and it withdraws a manifest that it cannot commit.)
+
+Deleting is done in bulk, a few requests at once, and nothing is swallowed.
+"""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from itertools import islice
+from typing import NewType
 
 from backupfw import steps
 from backupfw.chunkstore.container import Container
-from backupfw.chunkstore.errors import ChunkStoreError, DeleteFailed
-from backupfw.engine.candidates import Candidate, Spool
-from backupfw.engine.ports import Control
+from backupfw.chunkstore.errors import ChunkStoreError, DeleteFailed, NotFound
+from backupfw.engine import objects
+from backupfw.engine.candidates import Candidate, Spool, subtract
+from backupfw.engine.listing import manifest_keys
+from backupfw.engine.ports import Control, KnownManifests
 
 #: Requests under way at once.
 WORKERS = 4
 #: Keys that may fail before the rest is not tried any more.
 MAX_FAILED = 1000
 
+#: Candidates that no manifest names; :func:`spare` makes them.
+Doomed = NewType("Doomed", Spool)
 
-def delete_all(doomed: Spool, container: Container, control: Control) -> None:
+
+def unknown_manifests(
+    volume_prefix: str, manifests: KnownManifests, container: Container, control: Control
+) -> list[str]:
+    """Find manifests that the database does not know.
+
+    :param volume_prefix: the prefix of the volume whose objects are in question.
+    :return: their keys, as far as the listing shows them.
+    :raises ChunkStoreError: the listing failed: nothing may be deleted without it.
+    """
+    try:
+        listed = manifest_keys(container, volume_prefix, control)
+        return [key for key in listed if key not in manifests.keys and key not in manifests.asked]
+    except NotFound:
+        # Objects that are to go were seen in it: now it is away, and all that it holds with it.
+        objects.prove_container(container, volume_prefix)
+        raise
+
+
+def spare(
+    spool: Spool,
+    asked: Collection[str],
+    unknown: Collection[str],
+    container: Container,
+    control: Control,
+    origins: set[str] | None = None,
+) -> Doomed:
+    """Take out every candidate that one of the manifests names, and the unknown manifests themselves.
+
+    When this returns, all of them were read and verified to the end (see :func:`candidates.subtract`).
+
+    :param spool: candidates in order; closed by this call, whatever happens.
+    :param asked: keys of manifests that are known and have to be there.
+    :param unknown: keys of all manifests of the volume that the database does not know.  One that went
+        since it was listed names nothing any more.
+    :param origins: origins of all candidates, where known.
+    :return: what is left, in order; the caller closes it.
+    :raises Damaged: a manifest is damaged, or one of ``asked`` missing: what it names is not known.
+    :raises UnsupportedFormat: a manifest is of a version not known here.
+    :raises ChunkStoreError: the store did not answer.
+    """
+    try:
+        there = [key for key in unknown if not objects.is_missing(container, key)]
+    except BaseException:
+        spool.close()
+        raise
+    left = subtract(spool, [*asked, *there], container, control, origins)
+    if not there:
+        return Doomed(left)
+    # A manifest is named by nothing, and is itself a candidate where all of a prefix is.
+    kept = frozenset(there)
+    with left:
+        result = Spool()
+        result.extend(one for one in left if one.key not in kept)
+    return Doomed(result)
+
+
+def delete_all(doomed: Doomed, container: Container, control: Control) -> None:
     """Delete the objects; what is missing already counts as deleted.
 
     One request takes as many keys as the store's capabilities say.  A key that cannot be deleted does

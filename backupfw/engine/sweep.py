@@ -12,22 +12,23 @@ part in this.
 
 * Only keys that parse as ours, below our installation's prefix, are touched.
 * A readable manifest that the database does not know is reported; neither it nor what it names goes.
-  Only a second manifest of a backup whose own is known is an orphan: a lost attempt put it late.
+  One that a lost attempt put late is known: each is announced before it is put.
 * A manifest that cannot be read stops its volume: what it names is not known.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from backupfw import naming
 from backupfw.chunkstore.container import Container
-from backupfw.engine.candidates import Candidate, Spool, in_order, subtract
-from backupfw.engine.listing import objects_by_volume
+from backupfw.engine.candidates import Candidate, Spool, in_order
+from backupfw.engine.format import keys
+from backupfw.engine.listing import foreign_manifests, objects_by_volume
 from backupfw.engine.ports import Control
-from backupfw.engine.removal import delete_all
+from backupfw.engine.removal import Doomed, delete_all, spare
 from backupfw.errors import Damaged, UnsupportedFormat
 
 
@@ -40,15 +41,11 @@ class VolumeRows(Protocol):
 
     @property
     def known(self) -> Collection[str]:
-        """Keys of all manifests in any state, live, released and gone ones included."""
+        """Keys of all manifests in any state, and of those that lost attempts announced."""
 
     @property
     def transient(self) -> Collection[str]:
         """Ids of backups whose objects may be about to change: being made, imported, released."""
-
-    @property
-    def settled(self) -> Collection[str]:
-        """Ids of backups whose one manifest is known, live or gone."""
 
 
 class Catalogue(Protocol):
@@ -88,10 +85,12 @@ class SweepReport:
 
     :ivar volumes: one report for each volume that has objects, in the order of their prefixes.
     :ivar dry_run: whether nothing was deleted.
+    :ivar foreign: manifests of other installations beside ours, by installation.
     """
 
     volumes: tuple[VolumeReport, ...] = field(default=())
     dry_run: bool = False
+    foreign: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def orphans(self) -> int:
@@ -127,7 +126,8 @@ def run(
         _sweep_volume(volume_prefix, objects, container, catalogue, control, dry_run)
         for volume_prefix, objects in objects_by_volume(container, prefix, control)
     ]
-    return SweepReport(tuple(reports), dry_run)
+    own = keys.installation_prefix(naming.key_part_text(prefix.split("/", 1)[0]))
+    return SweepReport(tuple(reports), dry_run, foreign_manifests(own, container, control))
 
 
 def _sweep_volume(
@@ -145,31 +145,27 @@ def _sweep_volume(
         count = spool.count
         rows = catalogue.volume(project, volume)
         live, known, transient = set(rows.live), set(rows.known), set(rows.transient)
-        settled = set(rows.settled)
-        # A second manifest of a backup whose own is known was put late by an attempt that had lost.
-        strangers = [
-            key for key in manifests if key not in known and key not in live and _backup(key) not in settled
-        ]
+        strangers = [key for key in manifests if key not in known and key not in live]
         unknown = tuple(key for key in strangers if _backup(key) not in transient)
     except BaseException:
         spool.close()
         raise
     try:
-        spool = subtract(spool, [*sorted(live), *strangers], container, control)
+        spool = spare(spool, sorted(live), strangers, container, control)
     except (Damaged, UnsupportedFormat) as error:
         return VolumeReport(project, volume, count, stopped=str(error))
-    never = live.union(strangers)
     skipped = 0
     with spool, Spool() as orphans:
         for candidate in spool:
-            if candidate.key in never:
+            if candidate.key in live:
                 continue
             if _backup(candidate.key) in transient:
                 skipped += 1
             else:
                 orphans.add(candidate)
         if not dry_run:
-            delete_all(orphans, container, control)
+            # A part of what came through the gate.
+            delete_all(Doomed(orphans), container, control)
         return VolumeReport(project, volume, count, orphans.count, orphans.size, unknown, skipped)
 
 

@@ -212,6 +212,29 @@ class CreateTasks(Outcomes):
 
         self._db.run(work, unknown)
 
+    def announce_manifest(self, task: Task, key: str) -> None:
+        """Keep that this attempt is about to put its manifest under ``key``.
+
+        :raises TaskLost: another attempt owns the task; nothing was kept.
+        """
+
+        def work(session: Session) -> None:
+            _, manifest = self._writing(session, task)
+            digest = object_digest(manifest.store, manifest.container, key)
+            # It may have been kept by a transaction whose answer was lost.
+            if not lineage.announced(session, digest):
+                lineage.announce(session, manifest, key, digest)
+
+        self._db.run(work)
+
+    def known_manifests(self, manifest_id: str) -> tuple[list[str], set[str]]:
+        """Return what is known of a manifest's volume, for the clean-up of what its attempts left.
+
+        :return: keys of the live manifests whose lineage is unknown, and of all that are known.
+        """
+        with self._db.read() as session:
+            return lineage.detached_keys(session, manifest_id), lineage.volume_keys(session, manifest_id)
+
     def finish_create(self, task: Task, result: CreateResult) -> rows.Backup:
         """End the task: the manifest is live, the backup available, the volume what it was before.
 
@@ -224,10 +247,8 @@ class CreateTasks(Outcomes):
             manifest = backup_rows.manifest_of(session, backup, lock=True)
             if manifest is None or manifest.state != lifecycle.WRITING:
                 raise TaskLost(f"backup {backup.id} has no manifest that is being written")
-            manifest.state = lifecycle.LIVE
-            manifest.key = result.key
-            manifest.key_digest = object_digest(manifest.store, manifest.container, result.key)
-            manifest.length = result.length
+            digest = object_digest(manifest.store, manifest.container, result.key)
+            lineage.commit(session, manifest, result.key, digest, result.length)
             manifest.updated_at = now(session)
             session.execute(delete(models.Segment).where(models.Segment.manifest_id == manifest.id))
             moved = lifecycle.move(
@@ -259,7 +280,9 @@ class CreateTasks(Outcomes):
         def finished(session: Session) -> rows.Backup | None:
             manifest = models.Manifest
             mine = select(manifest.id).where(
-                manifest.backup_id == task.resource_id, manifest.key == result.key
+                manifest.backup_id == task.resource_id,
+                manifest.key == result.key,
+                manifest.length.is_not(None),
             )
             # Of this attempt alone: no key has two writers.  The backup may be deleted already.
             if session.scalar(mine) is None:

@@ -29,10 +29,8 @@ class ReleasePlan:
     :ivar key: its key; None: it was never written, only leftovers are there.
     :ivar begun: an attempt came as far as putting objects, so the container was there.
     :ivar relatives: keys of the manifests that may share its objects, in the same container.
-    :ivar complete: whether these are all; if not, a listing of the volume's prefix may show manifests
-        that are not in ``known_keys``: they may share as well.
-    :ivar known_keys: keys of all manifests of the volume that the database ever knew (only where
-        ``complete`` is False).
+    :ivar known_keys: keys of all manifests of the volume that the database ever knew; others that the
+        store has may share as well.
     :ivar installation_id: with ``project_id``, ``volume_id`` and ``backup_id`` the parts of the prefix
         under which everything lies that only this manifest's backup put.
     """
@@ -43,7 +41,6 @@ class ReleasePlan:
     key: str | None
     begun: bool
     relatives: tuple[str, ...]
-    complete: bool
     known_keys: frozenset[str]
     installation_id: str
     project_id: str
@@ -123,22 +120,22 @@ class DeleteTasks(Outcomes):
         """Ask who may share, in a transaction that began after the release was committed."""
 
         def work(session: Session) -> ReleasePlan:
-            found = lineage.search(session, manifest_id)
+            found = lineage.relatives(session, manifest_id)
             manifest = session.get(models.Manifest, manifest_id)
             assert manifest is not None
-            if any(row.key is None for row in found.rows):
+            if any(row.key is None for row in found):
                 raise EngineError("A backup that may share the data is being made.")
+            relatives = {row.key for row in found if row.key is not None}
+            if manifest.key is None:
+                relatives.update(lineage.detached_keys(session, manifest_id))
             return ReleasePlan(
                 manifest_id=manifest_id,
                 store=manifest.store,
                 container=manifest.container,
                 key=manifest.key,
                 begun=manifest.key is not None or manifest.source_identity is not None,
-                relatives=tuple(row.key for row in found.rows if row.key is not None),
-                complete=found.known,
-                known_keys=frozenset(
-                    () if found.known else (key for key in lineage.volume_keys(session, manifest_id) if key)
-                ),
+                relatives=tuple(sorted(relatives)),
+                known_keys=frozenset(lineage.volume_keys(session, manifest_id)),
                 installation_id=manifest.installation_id,
                 project_id=manifest.project_id,
                 volume_id=manifest.volume_id,

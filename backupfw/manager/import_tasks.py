@@ -22,7 +22,7 @@ from backupfw.db.digest import object_digest
 from backupfw.db.installation import installation_id
 from backupfw.db.session import now
 from backupfw.errors import InvalidInput, TaskLost
-from backupfw.manager import backup_rows, failures, lifecycle, quota, rows, tasks
+from backupfw.manager import backup_rows, failures, lifecycle, lineage, quota, rows, tasks
 from backupfw.manager.lifecycle import BackupMoves
 from backupfw.manager.messages import Detail
 from backupfw.manager.outcome import Outcomes
@@ -103,8 +103,8 @@ class ImportTasks(Outcomes):
             stores.sort(key=lambda name: name != record.store)
             container, key = _place(record)
             for store in stores:
-                if _known_as_deleted(session, store, container, key) and len(stores) == 1:
-                    raise InvalidInput("The backup's data was deleted.")
+                if len(stores) == 1:
+                    _refuse_the_dead(session, object_digest(store, container, key))
             return ImportPlan(
                 backup=rows.backup(session, backup),
                 record=record,
@@ -216,16 +216,10 @@ class ImportTasks(Outcomes):
         known = session.scalar(
             select(row).where(row.key_digest == digest).execution_options(populate_existing=True)
         )
+        _refuse_the_dead(session, digest)
         if known is not None:
-            if known.state != lifecycle.LIVE:
-                raise InvalidInput("The backup's data was deleted.")
             return known.id
         ours = facts.installation_id == installation_id(session)
-        # What a failed or cancelled creation left is being removed, all of it.
-        if ours and session.scalar(
-            select(row.id).where(row.backup_id == facts.backup_id, row.key.is_(None)).limit(1)
-        ):
-            raise InvalidInput("The backup's data was never completed.")
         moment = now(session)
         manifest = models.Manifest(
             id=str(uuid.uuid4()),
@@ -267,10 +261,17 @@ def _place(record: Record) -> tuple[str, str]:
     return container, key
 
 
-def _known_as_deleted(session: Session, store: str, container: str, key: str) -> bool:
+def _refuse_the_dead(session: Session, digest: str) -> None:
+    """Refuse a manifest that is known and not live.
+
+    :raises InvalidInput: it was released, or announced by an attempt that did not commit it.
+    """
+    if lineage.announced(session, digest):
+        raise InvalidInput("The backup's data was never completed.")
     row = models.Manifest
-    state = session.scalar(select(row.state).where(row.key_digest == object_digest(store, container, key)))
-    return state in (lifecycle.RELEASED, lifecycle.GONE)
+    state = session.scalar(select(row.state).where(row.key_digest == digest))
+    if state not in (None, lifecycle.LIVE):
+        raise InvalidInput("The backup's data was deleted.")
 
 
 def _past(moment: datetime | None, present: datetime) -> datetime | None:

@@ -15,9 +15,10 @@ never reaches past them.
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import dataclass
 
-from sqlalchemy import CursorResult, Update, select, update
+from sqlalchemy import CursorResult, Update, delete, select, update
 from sqlalchemy.orm import Session
 from sqlalchemy.sql import ColumnElement
 
@@ -55,16 +56,13 @@ class VolumeRows:
     """What a sweep has to know of one volume, read at one moment.
 
     :ivar live: keys of its live manifests.
-    :ivar known: keys of all its manifests, in any state.
+    :ivar known: keys of all its manifests, in any state, and of those that lost attempts announced.
     :ivar transient: ids of the backups whose objects may be about to change.
-    :ivar settled: ids of the backups whose one manifest is known: another one of theirs is what a lost
-        attempt put late.
     """
 
     live: frozenset[str]
     known: frozenset[str]
     transient: frozenset[str]
-    settled: frozenset[str]
 
 
 def _tree_of(row: Manifest) -> ColumnElement[bool]:
@@ -190,6 +188,8 @@ def relatives(session: Session, manifest_id: str) -> list[Manifest]:
 def volume_keys(session: Session, manifest_id: str) -> set[str]:
     """Return the keys of all manifests of this one's volume that the database ever knew, in any state.
 
+    Those that attempts announced are among them.
+
     A manifest that a listing shows beside them is unknown.
 
     :raises LookupError: there is no such manifest.
@@ -204,6 +204,76 @@ def volume_keys(session: Session, manifest_id: str) -> set[str]:
         )
     )
     return {key for key in found if key is not None}
+
+
+def detached_keys(session: Session, manifest_id: str) -> list[str]:
+    """Return the keys of the live manifests of this one's volume whose lineage is unknown.
+
+    They may name what this one's backup put although it was never committed: by a database that was older
+    than the store.
+
+    :raises LookupError: there is no such manifest.
+    """
+    row = _row(session, manifest_id)
+    found = session.scalars(
+        select(Manifest.key).where(_tree_of(row), Manifest.state == LIVE, Manifest.detached)
+    )
+    return sorted(key for key in found if key is not None)
+
+
+def announce(session: Session, row: Manifest, key: str, key_digest: str) -> None:
+    """Keep that an attempt is about to put a manifest for ``row`` (state writing) under this key.
+
+    It is kept as one that is gone and never had a length, until it is committed (:func:`commit`).  So what an
+    attempt put that could not commit is known; only a manifest that was committed after the copy of the
+    database was made, to which somebody went back, is not.
+    """
+    session.add(
+        Manifest(
+            id=str(uuid.uuid4()),
+            store=row.store,
+            container=row.container,
+            key=key,
+            key_digest=key_digest,
+            installation_id=row.installation_id,
+            project_id=row.project_id,
+            volume_id=row.volume_id,
+            backup_id=row.backup_id,
+            in_tree=False,
+            detached=False,
+            state=GONE,
+            epoch=row.epoch,
+            block_size=row.block_size,
+            segment_size=row.segment_size,
+            hash_mode=row.hash_mode,
+            key_id=row.key_id,
+            length=None,
+            touched=0,
+            created_at=row.updated_at,
+            updated_at=row.updated_at,
+        )
+    )
+    session.flush()
+
+
+def announced(session: Session, key_digest: str) -> bool:
+    """Say whether an attempt announced this key and did not commit it."""
+    found = select(Manifest.id).where(
+        Manifest.key_digest == key_digest, Manifest.state == GONE, Manifest.length.is_(None)
+    )
+    return session.scalar(found) is not None
+
+
+def commit(session: Session, row: Manifest, key: str, key_digest: str, length: int) -> None:
+    """Make a manifest that was being written live, under the key that was announced for it."""
+    session.execute(
+        delete(Manifest).where(Manifest.key_digest == key_digest, Manifest.length.is_(None)),
+        execution_options={"synchronize_session": False},
+    )
+    row.state = LIVE
+    row.key = key
+    row.key_digest = key_digest
+    row.length = length
 
 
 def volume_rows(
@@ -229,7 +299,6 @@ def volume_rows(
         live=frozenset(row.key for row in found if row.state == LIVE),
         known=frozenset(row.key for row in found if row.key is not None),
         transient=frozenset(transient),
-        settled=frozenset(row.backup_id for row in found if row.state in (LIVE, GONE)),
     )
 
 

@@ -21,6 +21,7 @@ from backupfw.chunkstore.memory import MemoryStore
 from backupfw.engine import backup, cleanup, release, restore
 from backupfw.engine.format import keys
 from backupfw.engine.format.manifest import ManifestReader
+from backupfw.engine.ports import KnownManifests
 from backupfw.errors import Damaged, InvalidInput, QuotaExceeded
 from backupfw.manager import quota, tasks
 from backupfw.manager.placement import Placer
@@ -91,7 +92,7 @@ def test_2_a_flipped_bit_is_never_restored() -> None:
 
 
 def test_3_a_failing_listing_deletes_nothing_silently() -> None:
-    """A release needs no listing; a clean-up that does raises, so that it is tried again."""
+    """Release and clean-up raise, so that they are tried again: unknown manifests may name what would go."""
     faulty = FaultyStore(MemoryStore("mem"))
     container = Container(faulty, "box")
     container.ensure()
@@ -101,10 +102,12 @@ def test_3_a_failing_listing_deletes_nothing_silently() -> None:
     assert parsed is not None
     prefix = parsed.origin.rpartition("/")[0] + "/"
     with pytest.raises(ChunkStoreError):
-        cleanup.leftovers(prefix, None, (), container, FakeControl())
+        cleanup.leftovers(prefix, None, KnownManifests(), (), container, FakeControl())
+    with pytest.raises(ChunkStoreError):
+        release.run(key, KnownManifests(), keys.installation_prefix("inst"), container, FakeControl())
     assert faulty.inner.get("box", key)
-    release.run(key, [], keys.installation_prefix("inst"), container, FakeControl())
     faulty.heal()
+    release.run(key, KnownManifests(), keys.installation_prefix("inst"), container, FakeControl())
     assert list(container.list()) == []
 
 
@@ -118,7 +121,9 @@ def test_4_a_listing_that_lags_disturbs_nothing() -> None:
     data[:BLOCK] = content(BLOCK, 3)
     incremental = back_up(container, 2, data, full)
     assert list(container.list()) == []
-    release.run(full, [incremental], keys.installation_prefix("inst"), container, FakeControl())
+    release.run(
+        full, KnownManifests([incremental]), keys.installation_prefix("inst"), container, FakeControl()
+    )
     assert restored(container, incremental, len(data)) == data
     lagging.catch_up()
     named = {
@@ -134,7 +139,7 @@ def test_5_more_than_one_page_of_objects() -> None:
     for number in range(2500):
         origin = make_job(1, SEGMENT).origin
         store.put("box", keys.pack_key(str(origin), number, 0), Body.from_bytes(b"x"))
-    cleanup.leftovers(make_job(1, SEGMENT).prefix, None, (), container, FakeControl())
+    cleanup.leftovers(make_job(1, SEGMENT).prefix, None, KnownManifests(), (), container, FakeControl())
     assert list(container.list()) == []
 
 

@@ -87,6 +87,11 @@ def volume_prefix(installation: str, project: str, volume: str) -> str:
     return f"{part(installation)}/{part(project)}/{part(volume)}/"
 
 
+def volume_prefix_of(key: str) -> str:
+    """Return the prefix of the volume that a key, an origin or a backup's prefix lies below."""
+    return "/".join(key.split("/", 3)[:3]) + "/"
+
+
 def backup_prefix(installation: str, project: str, volume: str, backup: str) -> str:
     """Return the prefix of everything a backup puts in all its epochs and attempts, with its slash."""
     return f"{volume_prefix(installation, project, volume)}{naming.key_part(backup)}/"

@@ -20,8 +20,15 @@ from backupfw.engine import backup as engine
 from backupfw.engine import cleanup, objects
 from backupfw.engine.format import keys
 from backupfw.engine.format.geometry import Geometry
-from backupfw.engine.ports import BackupJob, BackupResult
-from backupfw.errors import InvalidInput, SourceMoved, StorageChanged, TaskLost
+from backupfw.engine.ports import BackupJob, BackupResult, KnownManifests
+from backupfw.errors import (
+    Damaged,
+    InvalidInput,
+    SourceMoved,
+    StorageChanged,
+    TaskLost,
+    UnsupportedFormat,
+)
 from backupfw.manager.backup_tasks import BackupTasks
 from backupfw.manager.create_tasks import CreatePlan, CreateResult
 from backupfw.manager.messages import Detail
@@ -52,6 +59,10 @@ class TaskJournal:
         self._backups.record_segments(self._task, entries)
         steps.reach("backup.recorded")
 
+    def announce(self, key: str) -> None:
+        """See :meth:`backupfw.engine.ports.Journal.announce`."""
+        self._backups.announce_manifest(self._task, key)
+
 
 class BackupCreate(Handler):
     """Makes a backup, or goes on with one that an earlier attempt began."""
@@ -78,7 +89,7 @@ class BackupCreate(Handler):
             if task.attempt > 1 or plan.epoch > 1:
                 # Before the commit, while the task is still ours: afterwards nobody would look for what
                 # earlier attempts left.
-                cleanup.leftovers(job.prefix, result.manifest_key, (), container, control)
+                self._clean_up(plan, job, result.manifest_key, container, control)
             wire_name = tools.stores.wire_names[plan.store]
             control.check()
             tools.backups.finish_create(
@@ -114,6 +125,24 @@ class BackupCreate(Handler):
         if is_followed(plan.volume, length, storage_id):
             return plan
         return self._tools.backups.follow_volume(task, length, storage_id)
+
+    def _clean_up(
+        self, plan: CreatePlan, job: BackupJob, key: str, container: Container, control: TaskControl
+    ) -> None:
+        """Remove what earlier attempts left.
+
+        Where a manifest that the database does not know cannot be read, all of it stays, for a sweep: the
+        backup itself is whole.
+        """
+        known = KnownManifests(*self._tools.backups.known_manifests(plan.manifest_id))
+        try:
+            cleanup.leftovers(job.prefix, key, known, (), container, control)
+        except Damaged as error:
+            if error.key == key:
+                raise
+            LOG.warning("What earlier attempts of backup %s left stays: %s", plan.backup.id, error)
+        except UnsupportedFormat as error:
+            LOG.warning("What earlier attempts of backup %s left stays: %s", plan.backup.id, error)
 
     def failed(self, task: Task, reason: str) -> None:
         """See :meth:`Handler.failed`."""

@@ -8,6 +8,7 @@ from backupfw import steps
 from backupfw.chunkstore.container import Container
 from backupfw.engine import cleanup, objects, release
 from backupfw.engine.format import keys
+from backupfw.engine.ports import KnownManifests
 from backupfw.errors import Damaged
 from backupfw.manager.delete_tasks import ReleasePlan
 from backupfw.manager.tasks import Task
@@ -79,9 +80,10 @@ class ManifestRelease(_Removal):
 
 
 def remove(plan: ReleasePlan, container: Container, control: TaskControl) -> None:
-    """Remove the objects of a released manifest that no relative names, then the manifest.
+    """Remove the objects of a released manifest that no other one names, then the manifest.
 
-    :raises Damaged: a relative cannot be read; nothing shared was deleted.
+    :raises Damaged: a relative, or a manifest that the database does not know, cannot be read; nothing was
+        deleted.
     :raises Unavailable: the container is missing, although something was put there.
     :raises ChunkStoreError: the store does not do it.
     """
@@ -93,14 +95,11 @@ def remove(plan: ReleasePlan, container: Container, control: TaskControl) -> Non
 
 def _remove(plan: ReleasePlan, container: Container, control: TaskControl) -> None:
     own = keys.installation_prefix(plan.installation_id)
+    known = KnownManifests(plan.relatives, plan.known_keys)
     if plan.key is None:
         prefix = keys.backup_prefix(plan.installation_id, plan.project_id, plan.volume_id, plan.backup_id)
-        cleanup.leftovers(prefix, None, (), container, control, required=plan.begun)
+        cleanup.leftovers(prefix, None, known, (), container, control, required=plan.begun)
         return
-    relatives = list(plan.relatives)
-    if not plan.complete:
-        volume = keys.volume_prefix(plan.installation_id, plan.project_id, plan.volume_id)
-        relatives += release.unknown_manifests(volume, plan.known_keys, container, control)
-    result = release.run(plan.key, relatives, own, container, control)
+    result = release.run(plan.key, known, own, container, control)
     if not result.complete:
         LOG.warning("The manifest %s was damaged; a sweep may find objects it named", plan.key)

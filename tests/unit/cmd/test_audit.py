@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import uuid
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import delete, update
 
 from backupfw.chunkstore.base import ChunkStore
 from backupfw.cmd import database
-from backupfw.db.models import Backup
+from backupfw.db.models import Backup, Installation, Manifest
 from tests.unit.cmd.conftest import Run
 from tests.unit.cmd.test_backup import backup_id, load_conf, objects
 from tests.unit.cmd.test_store import keeps_versions
@@ -23,7 +24,10 @@ def test_nothing_wrong(run: Run, backup_id: str) -> None:
     done = run("audit")
     assert (done.status, done.out) == (0, "nothing wrong\n")
     done = run("audit", "--json")
-    assert (done.status, json.loads(done.out)) == (0, {"findings": []})
+    assert (done.status, json.loads(done.out)) == (
+        0,
+        {"findings": [], "unknown_manifests": 0, "foreign_manifests": {}},
+    )
 
 
 def test_an_object_too_many_and_one_too_few(run: Run, state: Path, backup_id: str) -> None:
@@ -52,7 +56,9 @@ def test_rows_that_disagree(run: Run, state: Path, backup_id: str) -> None:
                 "subject": f"backup {backup_id}",
                 "problem": "is restoring, but no task is about it",
             }
-        ]
+        ],
+        "unknown_manifests": 0,
+        "foreign_manifests": {},
     }
 
 
@@ -81,3 +87,23 @@ def test_audit_and_sweep_note_what_deletes_do_not_free(
     note = "note: container volumebackups of store main: versions: volumebackups keeps them"
     assert note in done.err.splitlines()
     assert "note: container volumebackups of store main: locks" not in done.err
+
+
+def test_a_database_that_knows_nothing_of_a_full_store(run: Run, state: Path, backup_id: str) -> None:
+    """Three green lights over a full bucket: a database made anew has another installation id."""
+    conf: Any = load_conf(state)
+    with database.opened(conf) as db, db.write() as session:
+        installation = session.get_one(Installation, 1)
+        old, installation.uuid = installation.uuid, str(uuid.uuid4())
+        session.execute(update(Backup).values(manifest_id=None))
+        session.execute(delete(Manifest))
+    done = run("audit", "--json")
+    assert json.loads(done.out)["foreign_manifests"] == {old: 1}
+    assert f"1 manifests of another installation: {old}" in run("audit").out
+    assert f"1 manifests of another installation: {old}" in run("sweep").out
+    with database.opened(conf) as db, db.write() as session:
+        session.get_one(Installation, 1).uuid = old
+    for command in ("audit", "sweep"):
+        done = run(command)
+        assert done.status == (command == "audit")
+        assert "1 manifests of this installation that the database does not know" in done.out

@@ -205,6 +205,9 @@ class MemoryJournal:
         self.records += 1
         self.entries.update(entries)
 
+    def announce(self, key: str) -> None:
+        """Nobody asks here."""
+
 
 class FaultyContainer(Container):
     """A container whose puts and gets can be made to fail.

@@ -44,7 +44,7 @@ class Watched(MemoryStore):
 
     def list(self, container: str, prefix: str = "", start_after: str = "") -> Iterator[ObjectInfo]:
         self._note("list", prefix)
-        found = [one for one in super().list(container, prefix) if one.key not in self.hidden]
+        found = [one for one in super().list(container, prefix, start_after) if one.key not in self.hidden]
         # Reversed is as unsorted as can be.
         yield from (found if self.sorted else reversed(found))
 

@@ -8,6 +8,7 @@ from backupfw.chunkstore.errors import PermissionDenied, Unavailable
 from backupfw.engine import candidates, cleanup
 from backupfw.engine.format import keys
 from backupfw.engine.format.entries import SegmentEntry
+from backupfw.engine.ports import KnownManifests
 from backupfw.errors import Damaged, TaskCancelled
 from tests.unit.engine.removal_world import Control, Watched, World, names
 
@@ -17,7 +18,14 @@ BACKUP = "inst/p/v/a/"
 def run(
     world: World, keep: str | None, recorded: list[SegmentEntry] | None = None, control: Control | None = None
 ) -> int:
-    result = cleanup.leftovers(BACKUP, keep, recorded or [], world.container, control or Control())
+    result = cleanup.leftovers(
+        BACKUP,
+        keep,
+        KnownManifests(keys=world.objects),
+        recorded or [],
+        world.container,
+        control or Control(),
+    )
     return result.objects_deleted
 
 
@@ -117,17 +125,16 @@ def test_killed_anywhere_and_run_again(world: World) -> None:
 def test_a_container_that_is_not_there_has_no_leftovers(world: World) -> None:
     """If nothing can have been put there; else it is away, and what was left with it."""
     world.store.contents.clear()
-    assert (
-        cleanup.leftovers(BACKUP, None, [], world.container, Control(), required=False).objects_deleted == 0
-    )
+    done = cleanup.leftovers(BACKUP, None, KnownManifests(), (), world.container, Control(), required=False)
+    assert done.objects_deleted == 0
     with pytest.raises(Unavailable):
-        run(world, None)
+        cleanup.leftovers(BACKUP, None, KnownManifests(), (), world.container, Control())
 
 
 @pytest.mark.parametrize("prefix", ["inst/p/v/", "inst/p/v/a", "inst/p/v/a/0.1-", "inst//v/a/", ""])
 def test_other_prefixes_are_refused(world: World, prefix: str) -> None:
     with pytest.raises(ValueError, match="no backup's prefix"):
-        cleanup.leftovers(prefix, None, [], world.container, Control())
+        cleanup.leftovers(prefix, None, KnownManifests(), [], world.container, Control())
 
 
 def test_a_manifest_of_another_backup_is_refused(world: World) -> None:
@@ -135,3 +142,26 @@ def test_a_manifest_of_another_backup_is_refused(world: World) -> None:
     for wrong in (other[0], "inst/p/v/a/manifest", keys.map_key(other[0].removesuffix("/manifest"), 1)):
         with pytest.raises(ValueError, match="no manifest below"):
             run(world, wrong)
+
+
+def test_a_manifest_committed_after_the_copy_of_the_database_stays_with_all_it_names(world: World) -> None:
+    """The backup is made again by a database from before its commit, or it is deleted."""
+    first = world.backup("a", {0: 2, 1: 1}, attempt=1)
+    later = world.backup("b", {2: 1}, first[1])
+    lost = world.backup("a", {5: 1}, attempt=1, epoch=2, put_manifest=False)
+    again = world.backup("a", {7: 1}, attempt=2)
+    for keep in (again[0], None):
+        known = KnownManifests(keys={again[0]})
+        cleanup.leftovers(BACKUP, keep, known, (), world.container, Control())
+        assert names(first) | names(later) <= set(world.objects)
+        assert not set(lost[1][0].object_keys()) & set(world.objects)
+    assert not names(again) & set(world.objects)
+
+
+def test_an_unknown_manifest_that_cannot_be_read_keeps_everything(world: World) -> None:
+    world.backup("a", {0: 2}, put_manifest=False)
+    world.flip(world.backup("b", {2: 1})[0])
+    before = dict(world.objects)
+    with pytest.raises(Damaged):
+        cleanup.leftovers(BACKUP, None, KnownManifests(), (), world.container, Control())
+    assert world.objects == before

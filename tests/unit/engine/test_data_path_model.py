@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import pytest
@@ -27,11 +28,12 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, insert, select, update
 
 from backupfw.chunkstore.base import Body
 from backupfw.chunkstore.container import Container
 from backupfw.chunkstore.memory import MemoryStore
+from backupfw.db.digest import object_digest
 from backupfw.db.models import Backup, Base, Manifest
 from backupfw.db.session import Database
 from backupfw.engine import backup, cleanup, release, restore, sweep
@@ -39,7 +41,7 @@ from backupfw.engine.format.entries import SegmentEntry, decode_entry
 from backupfw.engine.format.geometry import Geometry
 from backupfw.engine.format.keys import backup_prefix, installation_prefix, volume_prefix
 from backupfw.engine.format.manifest import ManifestReader
-from backupfw.engine.ports import BackupJob
+from backupfw.engine.ports import BackupJob, KnownManifests
 from backupfw.errors import Damaged, TaskCancelled, UnsupportedFormat
 from backupfw.manager import lineage
 from tests.unit.engine.fakes import FakeControl, MemorySource, MemoryTarget
@@ -48,6 +50,10 @@ BLOCK, SEGMENT, PACK = 512, 8192, 4096
 MOST_SEGMENTS = 5
 INSTALLATION, PROJECT, VOLUME = "inst", "proj", "vol"
 NOW = datetime(2030, 1, 1)
+
+
+def digest_of(key: str) -> str:
+    return object_digest("main", "box", key)
 
 
 class Killed(Exception):
@@ -80,6 +86,12 @@ class Journal:
 
     entries: dict[int, bytes] = field(default_factory=dict)
     container: FragileContainer | None = None
+    announced: Callable[[str], None] = lambda _key: None
+
+    def announce(self, key: str) -> None:
+        if self.container is not None and self.container.dead:
+            raise Killed
+        self.announced(key)
 
     def finished(self) -> Iterator[tuple[int, bytes]]:
         return iter(sorted(self.entries.items()))
@@ -110,6 +122,7 @@ class Release:
     manifest_id: str
     key: str
     relatives: list[str] | None = None
+    known: set[str] = field(default_factory=set)
 
 
 class DataPath(RuleBasedStateMachine):
@@ -138,6 +151,8 @@ class DataPath(RuleBasedStateMachine):
         self.damaged: dict[str, bytes] = {}
         self.ids = 0
         self.disasters = False
+        #: Counts the times that the database went back: tokens are drawn anew.
+        self.life = 0
 
     # -- helpers ----------------------------------------------------------------------------------
 
@@ -170,7 +185,7 @@ class DataPath(RuleBasedStateMachine):
             backup=work.manifest_id,
             epoch=1,
             attempt=work.attempts,
-            token=f"{random.Random(f'{work.manifest_id}.{work.attempts}').getrandbits(64):016x}",
+            token=f"{random.Random(f'{work.manifest_id}.{work.attempts}.{self.life}').getrandbits(64):016x}",
             geometry=Geometry(len(work.data), BLOCK, SEGMENT),
             base=work.base_key,
             pack_size=PACK,
@@ -200,17 +215,27 @@ class DataPath(RuleBasedStateMachine):
         reader = ManifestReader(self.container, key)
         named = {key}.union(*(entry.object_keys() for entry in reader.segments()))
         with self.db.write() as session:
-            session.execute(
-                update(Manifest).where(Manifest.id == work.manifest_id).values(state="live", key=key)
-            )
+            row = session.get_one(Manifest, work.manifest_id)
+            lineage.commit(session, row, key, digest_of(key), len(work.data))
         self.names[work.manifest_id], self.keys[work.manifest_id] = named, key
         self.add_record(work.manifest_id, work.data)
         if work in self.writing:
             self.writing.remove(work)
         if work.attempts > 1:
             prefix = backup_prefix(INSTALLATION, PROJECT, VOLUME, work.manifest_id)
-            cleanup.leftovers(prefix, key, self.recorded(work), self.container, FakeControl())
+            known = self.known(work.manifest_id)
+            cleanup.leftovers(prefix, key, known, self.recorded(work), self.container, FakeControl())
         self.let_go(work.base_id)
+
+    def announce(self, manifest_id: str, key: str) -> None:
+        with self.db.write() as session:
+            lineage.announce(session, session.get_one(Manifest, manifest_id), key, digest_of(key))
+
+    def known(self, manifest_id: str) -> KnownManifests:
+        with self.db.read() as session:
+            return KnownManifests(
+                lineage.detached_keys(session, manifest_id), lineage.volume_keys(session, manifest_id)
+            )
 
     def recorded(self, work: Writing) -> list[SegmentEntry]:
         entries = (decode_entry(data) for data in work.journal.entries.values())
@@ -264,10 +289,13 @@ class DataPath(RuleBasedStateMachine):
                     segment_size=SEGMENT,
                     hash_mode="blake3",
                     created_at=NOW,
+                    updated_at=NOW,
                 )
             )
         base_key = None if base_id is None else self.keys[base_id]
-        return Writing(manifest_id, base_id, base_key, data, born=max(self.records, default=""))
+        work = Writing(manifest_id, base_id, base_key, data, born=max(self.records, default=""))
+        work.journal.announced = partial(self.announce, manifest_id)
+        return work
 
     def damaged_asked(self, asked: Release) -> bool:
         """Whether the release must fail: a relative is damaged, or is gone since it was asked."""
@@ -345,7 +373,8 @@ class DataPath(RuleBasedStateMachine):
             assert lineage.abandon(session, work.manifest_id)
         self.let_go(work.base_id)
         prefix = backup_prefix(INSTALLATION, PROJECT, VOLUME, work.manifest_id)
-        cleanup.leftovers(prefix, None, self.recorded(work), self.container, FakeControl())
+        known = self.known(work.manifest_id)
+        cleanup.leftovers(prefix, None, known, self.recorded(work), self.container, FakeControl())
         with self.db.write() as session:
             assert lineage.mark_gone(session, work.manifest_id)
 
@@ -392,13 +421,8 @@ class DataPath(RuleBasedStateMachine):
             found = lineage.search(session, asked.manifest_id)
             assert all(row.state == "live" for row in found.rows), "a base is held by what is made from it"
             asked.relatives = [row.key for row in found.rows if row.key is not None]
-            known = lineage.volume_keys(session, asked.manifest_id)
-        if not found.known:
-            prefix = volume_prefix(INSTALLATION, PROJECT, VOLUME)
-            unknown = release.unknown_manifests(prefix, known, self.container, FakeControl())
-            # What an attempt that died has put is a manifest too; a rebuilt catalogue has none.
-            asked.relatives += unknown
-            self.seen["asked without a lineage"] += 1
+            asked.known = lineage.volume_keys(session, asked.manifest_id)
+        self.seen["asked without a lineage"] += not found.known
         self.seen["relatives, three and more"] += len(asked.relatives) >= 3
 
     @precondition(lambda self: self.releases)
@@ -415,7 +439,8 @@ class DataPath(RuleBasedStateMachine):
         prefix = installation_prefix(INSTALLATION)
         control = FakeControl(stop_after=stop)
         try:
-            release.run(asked.key, relatives or [], prefix, self.container, control)
+            known = KnownManifests(relatives or [], asked.known)
+            release.run(asked.key, known, prefix, self.container, control)
         except TaskCancelled:
             self.seen["a release was killed"] += 1
             return
@@ -557,6 +582,96 @@ class DataPath(RuleBasedStateMachine):
             assert session.scalar(select(Manifest.id).where(Manifest.in_tree).limit(1)) is None
 
 
+class Copy:
+    """A copy of the database, and what the machine knew when it was made."""
+
+    def __init__(self, play: DataPath) -> None:
+        with play.db.read() as session:
+            self.rows = {
+                table: [dict(row) for row in session.execute(select(table)).mappings()]
+                for table in (Manifest.__table__, Backup.__table__)
+            }
+        self.records, self.keys, self.names = dict(play.records), dict(play.keys), dict(play.names)
+        self.writing = [
+            replace(work, journal=replace(work.journal, entries=dict(work.journal.entries)))
+            for work in play.writing
+        ]
+        self.releases = [Release(one.manifest_id, one.key) for one in play.releases]
+
+    def put_back(self, play: DataPath) -> None:
+        with play.db.write() as session:
+            session.execute(delete(Backup))
+            session.execute(update(Manifest).values(base_id=None))
+            session.execute(delete(Manifest))
+            for table, rows in self.rows.items():
+                # Edges after the rows that they point to.
+                for row in rows:
+                    session.execute(
+                        insert(table).values({**row, **({"base_id": None} if "base_id" in row else {})})
+                    )
+            for row in self.rows[Manifest.__table__]:
+                session.execute(
+                    update(Manifest).where(Manifest.id == row["id"]).values(base_id=row["base_id"])
+                )
+        play.records, play.keys, play.names = dict(self.records), dict(self.keys), dict(self.names)
+        play.writing, play.releases = self.writing, self.releases
+        play.life += 1
+
+
+def random_steps(play: DataPath, rng: random.Random, steps: int) -> None:
+    for _ in range(steps):
+        choice = rng.randrange(100)
+        what = rng.choice(["change", "back up", "back up", "die", "resume", "give up", "delete", "release"])
+        if what == "change":
+            play.change_the_volume(choice, rng.choice(["write", "zero", "resize"]))
+        elif what == "back up":
+            play.back_up(choice, full=rng.random() < 0.3, snapshot=False, holes=False)
+        elif what == "die" and len(play.writing) < 3:
+            play.back_up_and_die(choice, snapshot=False, puts=rng.randrange(12), after=rng.random() < 0.5)
+        elif what == "resume" and play.writing:
+            play.resume(choice, rng.choice([None, None, 1, 5]), after=rng.random() < 0.5)
+        elif what == "give up" and play.writing:
+            play.give_up(choice)
+        elif what == "delete" and play.records:
+            play.delete_record(choice)
+        elif what == "release" and play.releases:
+            play.run_release(choice, None)
+
+
+def go_back(machine: type[DataPath], seed: int) -> int:
+    """Go back to a copy, then delete everything; returns how many manifests the copy does not know."""
+    play, rng = machine(), random.Random(seed)
+    play.fill(seed)
+    random_steps(play, rng, rng.randint(1, 12))
+    kept = Copy(play)
+    random_steps(play, rng, rng.randint(1, 12))
+    made_since = {
+        play.keys[manifest_id]: data
+        for manifest_id, data in play.records.values()
+        if play.keys[manifest_id] not in kept.keys.values()
+    }
+    kept.put_back(play)
+    random_steps(play, rng, rng.randint(1, 8))
+    while play.writing:
+        if rng.random() < 0.5:
+            play.give_up(rng.randrange(100))
+        else:
+            play.resume(rng.randrange(100), None, after=False)
+    while play.records:
+        play.delete_record(rng.randrange(100))
+    play.end_releases()
+    # What every record that was kept names restores; and nothing else is left.
+    named = set()
+    for key, data in made_since.items():
+        target = MemoryTarget(len(data), b"\xa5")
+        restore.run(key, play.container, target, FakeControl(), streams=1)
+        assert bytes(target.flushed) == data
+        reader = ManifestReader(play.container, key)
+        named |= {key}.union(*(entry.object_keys() for entry in reader.segments()))
+    assert named <= set(play.objects)
+    return len(made_since)
+
+
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[DataPath]]:
     # Buffers and batches for a volume this small: a resume shall find something in the journal.
@@ -592,6 +707,17 @@ def play_the_rare_cases(machine: type[DataPath]) -> None:
         play.end_releases()
     play.the_store_holds_what_manifests_name()
     play.teardown()
+
+
+def test_a_database_that_went_back(machine: type[DataPath]) -> None:
+    unknown = [go_back(machine, seed) for seed in range(30)]
+    assert sum(number > 0 for number in unknown) > 10
+
+
+@pytest.mark.soak
+def test_a_database_that_went_back_for_long(machine: type[DataPath]) -> None:
+    for seed in range(30, 3000):
+        go_back(machine, seed)
 
 
 def test_data_path(machine: type[DataPath]) -> None:

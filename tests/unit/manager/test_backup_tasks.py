@@ -147,6 +147,22 @@ def test_a_stale_attempt_commits_nothing(world: World) -> None:
     assert world.status(done.id) == "available"
 
 
+def test_a_key_is_announced_before_it_is_put_and_known_until_it_is_committed(world: World) -> None:
+    backup_id, task, plan = begin(world, world.volume())
+    result = world.result(plan)
+    world.outcomes.announce_manifest(task, "k/lost")
+    # The answer of the first may have been lost.
+    for _ in range(2):
+        world.outcomes.announce_manifest(task, result.key)
+    assert world.outcomes.known_manifests(plan.manifest_id) == ([], {"k/lost", result.key})
+    world.outcomes.finish_create(task, result)
+    found = {row.key: row.state for row in world.rows(models.Manifest)}
+    assert found == {"k/lost": lifecycle.GONE, result.key: lifecycle.LIVE}
+    with pytest.raises(errors.TaskLost):
+        world.outcomes.announce_manifest(task, "k/late")
+    assert world.status(backup_id) == "available"
+
+
 def test_a_failed_creation_is_cleaned_up_by_a_task_of_its_own(world: World) -> None:
     volume = world.volume()
     backup_id, task, plan = begin(world, volume)
@@ -179,7 +195,6 @@ def test_children_and_their_parent_can_be_deleted_in_any_order(world: World) -> 
     assert plan is not None
     assert plan.key == parent.service_metadata
     assert plan.relatives == (child.service_metadata,)
-    assert plan.complete
     world.outcomes.finish_delete(task, plan)
     row = world.row(models.Backup, parent.id)
     assert (row.deleted, row.status, row.manifest_id) == (True, "deleted", None)
@@ -431,7 +446,6 @@ def test_an_unknown_manifest_of_ours_is_detached_and_asks_for_a_listing(world: W
     other.backups.delete(admin, done.id)
     plan = other.outcomes.start_delete(other.claim())
     assert plan is not None
-    assert not plan.complete
     assert plan.known_keys == {backup.service_metadata}
 
 
