@@ -27,6 +27,7 @@ from backupfw.engine.format.entries import SegmentEntry, decode_entry, encode_en
 from backupfw.engine.format.geometry import Geometry
 from backupfw.engine.format.manifest import (
     HASH_BLAKE3,
+    MAX_ORIGINS,
     ManifestHead,
     ManifestReader,
     ManifestTotals,
@@ -284,10 +285,17 @@ def _open_base(job: BackupJob, container: Container, control: Control) -> _Base:
     try:
         reader = ManifestReader(container, job.base)
         head = reader.head
-        mine = (job.installation, job.project, job.geometry.block_size, job.geometry.segment_size)
+        mine = (
+            job.installation,
+            job.project,
+            job.volume,
+            job.geometry.block_size,
+            job.geometry.segment_size,
+        )
         its = (
             head.origin.installation,
             head.origin.project,
+            head.origin.volume,
             head.geometry.block_size,
             head.geometry.segment_size,
         )
@@ -296,6 +304,9 @@ def _open_base(job: BackupJob, container: Container, control: Control) -> _Base:
         for number, _ in enumerate(reader.segments()):
             if number % 1024 == 0:
                 control.check()
+        # Room for the origins of this backup's own attempts.
+        if len(reader.origins()) > MAX_ORIGINS // 2:
+            return _Base(problem="the base names so many origins that sharing with it has to end")
     except (Damaged, UnsupportedFormat) as error:
         return _Base(problem=str(error))
     return _Base(reader)
@@ -391,7 +402,7 @@ def _commit(
         for number, (index, data) in enumerate(_finished(journal, job.geometry)):
             if number % 1024 == 0:
                 control.check()
-            entry = _recorded_entry(data)
+            entry = _recorded_entry(data, keys.volume_prefix_of(job.prefix))
             recorded.add(index, entry)
             if entry is None:
                 continue
@@ -415,8 +426,8 @@ def _commit(
     return objects, stored + totals.manifest_bytes, totals
 
 
-def _recorded_entry(data: bytes) -> SegmentEntry | None:
+def _recorded_entry(data: bytes, volume_prefix: str) -> SegmentEntry | None:
     try:
-        return decode_entry(data)
+        return decode_entry(data, volume_prefix)
     except BadBytes as error:
         raise JournalLost(f"the journal has an entry that is none: {error}") from error

@@ -140,7 +140,7 @@ class SegmentWriter:
         the base's own.
         """
         try:
-            entry = decode_entry(recorded)
+            entry = decode_entry(recorded, keys.volume_prefix_of(self._job.prefix))
             # That a segment was all zero has no map to show it: it is read again.
             if entry is None or entry.index != task.index:
                 return False

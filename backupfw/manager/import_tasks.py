@@ -30,6 +30,10 @@ from backupfw.manager.records import Record, same_service
 from backupfw.manager.tasks import Task
 from backupfw.manager.volume_rules import gigabytes
 
+#: Longest volume whose backup is imported, bytes: four times the largest that block storages offer, and still
+#: short enough that to walk its segments takes minutes.
+MAX_LENGTH = 1 << 50
+
 
 @dataclass(frozen=True, slots=True)
 class ImportPlan:
@@ -132,8 +136,7 @@ class ImportTasks(Outcomes):
         tasks.end(session, task)
         backup = self._backup(session, task)
         record = backup_rows.record_from_json(task.payload["record"])
-        if facts.project_id != backup.project_id and not task.payload["admin"]:
-            raise InvalidInput("The backup's data belongs to another project.")
+        check_claim(task, backup.project_id, facts.project_id, facts.length)
         size = max(1, gigabytes(facts.length))
         if size > backup.size:
             # The row is counted with what the record said already.
@@ -248,6 +251,20 @@ class ImportTasks(Outcomes):
         session.add(manifest)
         session.flush()
         return manifest.id
+
+
+def check_claim(task: Task, importer: str, owner: str, length: int) -> None:
+    """Check what a manifest says of itself, which may be done before the rest of it is read.
+
+    :param importer: the project that imports; an administrator may import any project's.
+    :param owner: the project whose data it is, as the manifest's key says.
+    :param length: bytes of its volume.
+    :raises InvalidInput: the import is refused.
+    """
+    if owner != importer and not task.payload["admin"]:
+        raise InvalidInput("The backup's data belongs to another project.")
+    if length > MAX_LENGTH:
+        raise InvalidInput(f"The backup's volume would be longer than {MAX_LENGTH >> 40} TiB.")
 
 
 def _place(record: Record) -> tuple[str, str]:

@@ -235,6 +235,10 @@ class Worker:
                 error,
             )
             return
+        if isinstance(error, handler.refusals):
+            LOG.warning("Task %s (%s of %s) is refused: %s", task.id, task.kind, task.resource_id, error)
+            handler.failed_with(task, reason, message_detail(error))
+            return
         LOG.error("Task %s (%s of %s) failed", task.id, task.kind, task.resource_id, exc_info=error)
         handler.failed_with(task, reason, message_detail(error))
         self._tools.meter.ended(task.kind, "failed")

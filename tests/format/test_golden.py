@@ -86,6 +86,7 @@ def test_a_new_backup_shares_with_a_golden_base(root: Path) -> None:
         case["manifest"],
         installation=head.origin.installation,
         project=head.origin.project,
+        volume=head.origin.volume,
         geometry=head.geometry,
         pack_size=content.PACK,
     )

@@ -16,6 +16,8 @@ import zstandard
 from blake3 import blake3
 
 DIGEST_BYTES = 32
+#: Most values a JSON part may have, counted by the marks that come before them (within texts, too).
+MAX_JSON_VALUES = 1 << 18
 
 
 class BadBytes(ValueError):
@@ -51,6 +53,9 @@ def parse_json(data: bytes) -> dict[str, Any]:
 
     :raises BadBytes: it is not JSON in UTF-8, or not an object.
     """
+    # Each value of a text costs up to 30 times its bytes.
+    if sum(data.count(mark) for mark in (b",", b"[", b"{")) > MAX_JSON_VALUES:
+        raise BadBytes("a JSON part has more values than any")
     try:
         value = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:

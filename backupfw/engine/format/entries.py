@@ -14,7 +14,7 @@ one, and so is what the journal keeps of a finished segment.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from backupfw.engine.format import keys
@@ -112,31 +112,37 @@ def encode_origins(origins: Sequence[str]) -> bytes:
     return bytes(table)
 
 
-def decode_origins(cursor: Cursor) -> list[str]:
+def decode_origins(cursor: Cursor, volume_prefix: str) -> list[str]:
     """Read a table of origins.
 
-    :raises BadBytes: it is none.
+    Every object's key that is read from stored bytes begins with an origin read here, so this is the one
+    place that keeps a manifest to its own volume.
+
+    :param volume_prefix: what each has to begin with: the prefix of the volume that the bytes belong to.
+    :raises BadBytes: it is none, or names what is not the volume's.
     """
     (count,) = cursor.unpack(_U16)
     origins = []
     for _ in range(count):
         (length,) = cursor.unpack(_U16)
         origin = cursor.text(length)
+        if not origin.startswith(volume_prefix):
+            raise BadBytes("it names objects that are not its volume's")
         if keys.parse_origin(origin) is None:
             raise BadBytes("an origin is not one of this format")
         origins.append(origin)
     return origins
 
 
-def decode_entries(data: bytes | memoryview) -> list[SegmentEntry]:
-    """Read a block of entries; costs memory in proportion to ``data``, which the caller bounds.
+def decode_entries(data: bytes | memoryview, volume_prefix: str) -> Iterator[SegmentEntry]:
+    """Read a block of entries, one after the other: memory is that of the origins and one entry.
 
-    :raises BadBytes: it is none, or not ascending by segment.
+    :param volume_prefix: as :func:`decode_origins` has it.
+    :raises BadBytes: it is none, or not ascending by segment; entries before were yielded.
     """
     cursor = Cursor(data)
-    origins = decode_origins(cursor)
+    origins = decode_origins(cursor, volume_prefix)
     (count,) = cursor.unpack(_U32)
-    entries = []
     last = -1
     try:
         for _ in range(count):
@@ -152,13 +158,10 @@ def decode_entries(data: bytes | memoryview) -> list[SegmentEntry]:
             )
             if any(ref.size > MAX_PACK_BYTES for ref in refs):
                 raise BadBytes("a pack is longer than any pack")
-            entries.append(
-                SegmentEntry(index, MapRef(origins[origin], digest, length), data_bytes, used, refs)
-            )
+            yield SegmentEntry(index, MapRef(origins[origin], digest, length), data_bytes, used, refs)
     except IndexError as error:
         raise BadBytes("an entry names no origin of its table") from error
     cursor.end()
-    return entries
 
 
 def encode_entry(entry: SegmentEntry | None) -> bytes:
@@ -166,14 +169,15 @@ def encode_entry(entry: SegmentEntry | None) -> bytes:
     return b"" if entry is None else encode_entries([entry])
 
 
-def decode_entry(data: bytes) -> SegmentEntry | None:
+def decode_entry(data: bytes, volume_prefix: str) -> SegmentEntry | None:
     """Undo :func:`encode_entry`.
 
+    :param volume_prefix: as :func:`decode_origins` has it.
     :raises BadBytes: these are not the bytes of one entry.
     """
     if not data:
         return None
-    entries = decode_entries(data)
+    entries = list(decode_entries(data, volume_prefix))
     if len(entries) != 1:
         raise BadBytes("not exactly one entry")
     return entries[0]

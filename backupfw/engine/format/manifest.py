@@ -63,6 +63,9 @@ _END = struct.Struct("<IQI32s")
 
 #: Most bytes a page may have, stored and unpacked.
 MAX_PAGE_BYTES = 4 << 20
+#: Most origins a manifest may name: an incremental each hour for 15 years, all of them still in use.  What
+#: a reader keeps of so many takes about 20 MB.
+MAX_ORIGINS = 1 << 17
 # A page of entries is closed at this many; one entry is about 120 bytes.
 _ENTRIES_PER_PAGE = 1024
 _PACKS_PER_PAGE = 16384
@@ -320,6 +323,8 @@ class ManifestReader:
     def __init__(self, container: Container, key: str) -> None:
         self.container = container
         self.key = key
+        #: What everything that the manifest names lies below.
+        self.volume_prefix = keys.volume_prefix_of(key)
         try:
             try:
                 self._read_header()
@@ -366,39 +371,53 @@ class ManifestReader:
             while True:
                 kind, payload = stream.page()
                 if kind == _PAGE_END:
-                    count = self._check_end(payload, stream)[2]
-                    if count != len(found) or sorted(set(found)) != found:
+                    if self._check_end(payload, stream)[2] != len(found):
                         raise BadBytes("its origins are not what its end says")
                     return found
                 if kind != _PAGE_ORIGINS:
                     raise BadBytes("its pages are out of order")
-                found += _origins_of(payload)
+                for origin in self._origins_of(payload):
+                    if found and origin <= found[-1]:
+                        raise BadBytes("its origins are out of order")
+                    found.append(origin)
+                if len(found) > MAX_ORIGINS:
+                    raise BadBytes("it names more origins than any manifest")
         except BadBytes as error:
             raise objects.damaged(self.container, self.key, str(error)) from error
 
     def _segments(self) -> Iterator[SegmentEntry]:
         stream = self._after_head.fork()
         count, last, limit = 0, -1, self.head.geometry.segments
+        # Only what differs: all begin with the volume's prefix.
         named: set[str] = set()
-        origins: set[str] = set()
+        cut = len(self.volume_prefix)
+        origins, last_origin = 0, ""
         data_bytes = referenced = 0
         while True:
             start, chain = stream.position, stream.chain.digest()
             kind, payload = stream.page()
             if kind == _PAGE_SEGMENTS and not origins:
-                for entry in decode_entries(payload):
+                for entry in decode_entries(payload, self.volume_prefix):
                     if not last < entry.index < limit:
                         raise BadBytes("a segment is out of order or out of bounds")
+                    if entry.data_bytes > self.head.geometry.segment_length(entry.index):
+                        raise BadBytes("a segment has more data than bytes")
                     last = entry.index
                     count += 1
                     data_bytes += entry.data_bytes
                     referenced += entry.map.length + sum(pack.size for pack in entry.packs)
-                    named |= entry.origins()
+                    named.update(origin[cut:] for origin in entry.origins())
+                    if len(named) > MAX_ORIGINS:
+                        raise BadBytes("it names more origins than any manifest")
                     yield entry
             elif kind == _PAGE_ORIGINS:
                 if not origins and start != self._origins_offset:
                     raise BadBytes("its origins are not where its header says")
-                origins.update(_origins_of(payload))
+                for origin in self._origins_of(payload):
+                    if origin <= last_origin or origin[cut:] not in named:
+                        raise BadBytes("its origins are not those of its entries")
+                    last_origin = origin
+                    origins += 1
             elif kind == _PAGE_END:
                 if self._check_end(payload, stream)[3] != chain:
                     raise BadBytes("its pages are not those that were written")
@@ -407,11 +426,17 @@ class ManifestReader:
                     totals.segments,
                     totals.data_bytes,
                     totals.referenced_bytes,
-                ) or named != origins:
+                ) or len(named) != origins:
                     raise BadBytes("its sums do not match its entries")
                 return
             else:
                 raise BadBytes("its pages are out of order")
+
+    def _origins_of(self, payload: bytes) -> list[str]:
+        cursor = Cursor(payload)
+        origins = decode_origins(cursor, self.volume_prefix)
+        cursor.end()
+        return origins
 
     def _check_end(self, payload: bytes, stream: _Stream) -> tuple[int, int, int, bytes]:
         cursor = Cursor(payload)
@@ -461,13 +486,6 @@ class ManifestReader:
         if not HEADER_BYTES < self._origins_offset < total:
             raise BadBytes("its header's offsets are wrong")
         self.totals = ManifestTotals(segments, data_bytes, referenced, total)
-
-
-def _origins_of(payload: bytes) -> list[str]:
-    cursor = Cursor(payload)
-    origins = decode_origins(cursor)
-    cursor.end()
-    return origins
 
 
 class _Stream:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import zstandard
 
+from backupfw import naming
 from backupfw.chunkstore.container import Container
 from backupfw.engine import objects
 from backupfw.engine.format import keys, pack
@@ -178,7 +179,9 @@ class SegmentMap:
         geometry = Geometry(length, block_size, -(-length // block_size) * block_size)
         if geometry.problem() or blocks != geometry.blocks(0):
             raise BadBytes("its header is not that of a segment")
-        if raw > MAX_MAP_BYTES or _HEADER.size + stored + DIGEST_BYTES != len(data):
+        if raw > min(
+            MAX_MAP_BYTES, _most_bytes(blocks, packs)
+        ) or _HEADER.size + stored + DIGEST_BYTES != len(data):
             raise BadBytes("its lengths are wrong")
         payload: bytes | memoryview = memoryview(data)[_HEADER.size : _HEADER.size + stored]
         if codec == _ZSTD:
@@ -236,6 +239,12 @@ class SegmentMap:
         return None
 
 
+def _most_bytes(blocks: int, packs: int) -> int:
+    """Return what a map of so many blocks and packs takes at most, packed or not."""
+    columns = blocks * (1 + 2 + 4 + 4 + DIGEST_BYTES)
+    return _HEADER.size + columns + packs * (_PACK.size + naming.MAX_KEY_BYTES) + DIGEST_BYTES
+
+
 def read_map(container: Container, entry: SegmentEntry, geometry: Geometry) -> SegmentMap:
     """Get the map that a manifest's entry names and check it against the entry.  Thread-safe.
 
@@ -261,6 +270,8 @@ def read_map(container: Container, entry: SegmentEntry, geometry: Geometry) -> S
         return found
 
     key = entry.map_key
+    if entry.map.length > _most_bytes(geometry.blocks(entry.index), len(entry.packs)):
+        raise objects.damaged(container, key, "it would be longer than the segment's map can be")
     try:
         # A range, so that the entry bounds the memory whatever the object has become.
         return objects.read_checked(container, key, 0, max(1, entry.map.length), check)

@@ -12,9 +12,9 @@ from backupfw.chunkstore.errors import ChunkStoreError, InvalidName, NotFound
 from backupfw.engine import verify
 from backupfw.engine.format import keys
 from backupfw.engine.format.manifest import ManifestReader
-from backupfw.errors import InvalidInput
+from backupfw.errors import Damaged, InvalidInput, QuotaExceeded, UnsupportedFormat
 from backupfw.manager import records
-from backupfw.manager.import_tasks import ImportPlan, ManifestFacts
+from backupfw.manager.import_tasks import ImportPlan, ManifestFacts, check_claim
 from backupfw.manager.tasks import Task
 from backupfw.worker.control import TaskControl
 from backupfw.worker.handlers.base import Handler, restored_volume
@@ -24,6 +24,9 @@ LOG = log.getLogger(__name__)
 
 class BackupImport(Handler):
     """Takes over a backup that a record describes, or says why not."""
+
+    # What the record or the data it names is not.
+    refusals = (InvalidInput, QuotaExceeded, Damaged, UnsupportedFormat)
 
     def run(self, task: Task, control: TaskControl) -> None:
         """See :meth:`Handler.run`."""
@@ -37,7 +40,7 @@ class BackupImport(Handler):
             )
         store, container = self._find(plan)
         steps.reach("import.found")
-        facts = self._facts(plan, store, container, control)
+        facts = self._facts(task, plan, store, container, control)
         steps.reach("import.verified")
         tools.backups.finish_import(task, facts)
         steps.reach("import.committed")
@@ -75,10 +78,11 @@ class BackupImport(Handler):
         return found[0]
 
     def _facts(
-        self, plan: ImportPlan, store: str, container: Container, control: TaskControl
+        self, task: Task, plan: ImportPlan, store: str, container: Container, control: TaskControl
     ) -> ManifestFacts:
         reader = ManifestReader(container, plan.key)
         head = reader.head
+        check_claim(task, plan.backup.project_id, head.origin.project, head.geometry.length)
         own = keys.backup_prefix(
             head.origin.installation, head.origin.project, head.origin.volume, head.origin.backup
         )

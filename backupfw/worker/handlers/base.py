@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from backupfw.engine.ports import BackupResult
 from backupfw.manager import rows
@@ -96,7 +96,12 @@ class Tools:
 
 
 class Handler(abc.ABC):
-    """Carries out one kind of task.  Each method ends the task, or raises."""
+    """Carries out one kind of task.  Each method ends the task, or raises.
+
+    :cvar refusals: errors that are the user's input and no fault: told in one line of the log.
+    """
+
+    refusals: ClassVar[tuple[type[Exception], ...]] = ()
 
     def __init__(self, tools: Tools) -> None:
         self._tools = tools

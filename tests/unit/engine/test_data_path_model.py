@@ -238,7 +238,10 @@ class DataPath(RuleBasedStateMachine):
             )
 
     def recorded(self, work: Writing) -> list[SegmentEntry]:
-        entries = (decode_entry(data) for data in work.journal.entries.values())
+        entries = (
+            decode_entry(data, volume_prefix(INSTALLATION, PROJECT, VOLUME))
+            for data in work.journal.entries.values()
+        )
         return [entry for entry in entries if entry is not None]
 
     def add_record(self, manifest_id: str, data: bytes) -> None:

@@ -167,7 +167,7 @@ class ForgetfulJournal(MemoryJournal):
         elif self._harm == "zero":
             self.entries[index] = b""
         elif self._harm == "another's":
-            other = decode_entry(self.entries[index])
+            other = decode_entry(self.entries[index], "inst/proj/vol/")
             assert other is not None
             self.entries[index] = encode_entry(replace(other, map=replace(other.map, digest=bytes(32))))
         elif self._harm == "misplaced":
