@@ -1,4 +1,4 @@
-"""Container names and object keys: the one place where they are judged.
+"""Container names, object keys and users' texts: the one place where they are judged.
 
 The rules are the strictest that Swift, S3, GCS and a POSIX directory have in common, so that a name
 accepted here is stored by every driver as it is and nothing a user types can leave its container.
@@ -19,6 +19,17 @@ MAX_CONTAINER_LENGTH = 255
 def _bad_characters(text: str) -> bool:
     # Cc: control codes (NUL included); Cs: lone surrogates, which have no UTF-8 form.
     return any(unicodedata.category(char) in ("Cc", "Cs") for char in text)
+
+
+def text_problem(text: str) -> str | None:
+    """Say why no database keeps a text, or None when it may be used; every text of a user is asked about."""
+    if "\0" in text:
+        return "it holds a NUL"
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return "it is not Unicode"
+    return None
 
 
 def container_problem(name: str) -> str | None:

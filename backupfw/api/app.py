@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from pecan.core import ExplicitPecan
@@ -79,12 +79,18 @@ def _with_identity(app: WsgiApp, settings: Settings, conf: Any, policy: policies
     raise ConfigError(f"[api] auth_strategy: {settings.auth_strategy!r} is not one of: noauth, keystone")
 
 
-def make_app(managers: Managers, conf: Any, policy: policies.Policy | None = None) -> WsgiApp:
+def make_app(
+    managers: Managers,
+    conf: Any,
+    policy: policies.Policy | None = None,
+    healthy: Callable[[], bool] = lambda: True,
+) -> WsgiApp:
     """Make the WSGI application.
 
     :param managers: the use cases; they live longer than the application.
     :param conf: the configuration (oslo.config), or a :class:`Settings`.
     :param policy: who may do what; where None, what ``[oslo_policy]`` says.
+    :param healthy: whether this process can be given work, for ``GET /healthcheck``.
     :return: a WSGI application, thread-safe, with no state outside ``managers``.
     :raises ConfigError: the configuration asks for something the API does not have, or a policy file is
         wrong.
@@ -109,4 +115,4 @@ def make_app(managers: Managers, conf: Any, policy: policies.Policy | None = Non
     identified = _with_identity(inner, settings, conf, chosen)
     negotiated = Negotiation(identified, table.collections(routes))
     full_conf = None if conf is settings else conf
-    return pipeline.assemble(negotiated, full_conf, settings.max_body, settings.trust_forwarded)
+    return pipeline.assemble(negotiated, full_conf, settings.max_body, settings.trust_forwarded, healthy)

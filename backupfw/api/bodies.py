@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 import jsonschema
 
+from backupfw import naming
 from backupfw.api import errors
 from backupfw.api.schemas import formats
 
@@ -52,9 +53,8 @@ def parse(raw: bytes) -> Any:
         value = json.loads(text.removeprefix("\ufeff"), parse_constant=_refuse_constant)
         if _SUSPICIOUS.search(text):
             for part in _texts(value):
-                part.encode("utf-8")
-                if "\0" in part:
-                    raise ValueError("a NUL in a text")
+                if (problem := naming.text_problem(part)) is not None:
+                    raise ValueError(problem)
     except (ValueError, RecursionError) as error:
         raise errors.MalformedBody from error
     return value

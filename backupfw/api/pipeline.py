@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib.metadata import entry_points
 from typing import Any
 
+import webob
 from oslo_config import cfg
 from oslo_middleware import cors, healthcheck, http_proxy_to_wsgi, request_id
 from oslo_middleware.exceptions import ConfigInvalid
@@ -31,8 +32,9 @@ class _RequestId(request_id.RequestId):
 class _Health:
     """Answers the health path, and lets everything else pass."""
 
-    def __init__(self, app: WsgiApp, conf: cfg.ConfigOpts) -> None:
+    def __init__(self, app: WsgiApp, conf: cfg.ConfigOpts, healthy: Callable[[], bool]) -> None:
         self._app = app
+        self._healthy = healthy
         unknown = set(conf.healthcheck.backends) - set(entry_points(group=_BACKENDS).names)
         if unknown:
             # The middleware would do without them.
@@ -47,8 +49,12 @@ class _Health:
             raise ConfigError(f"section [healthcheck]: {error}") from error
 
     def __call__(self, environ: Environ, start_response: Any) -> Iterable[bytes]:
-        chosen = self._health if environ.get("PATH_INFO") == HEALTH_PATH else self._app
-        answer: Iterable[bytes] = chosen(environ, start_response)
+        if environ.get("PATH_INFO") != HEALTH_PATH:
+            return self._app(environ, start_response)
+        health = webob.Request(environ).get_response(self._health)
+        if health.status_int == 200 and not self._healthy():
+            health = webob.Response("The database cannot be written.\n", 503, content_type="text/plain")
+        answer: Iterable[bytes] = health(environ, start_response)
         return answer
 
 
@@ -108,7 +114,13 @@ def _check_origins(origins: Iterable[str]) -> None:
             )
 
 
-def assemble(app: WsgiApp, conf: cfg.ConfigOpts | None, max_body: int, behind_proxy: bool) -> WsgiApp:
+def assemble(
+    app: WsgiApp,
+    conf: cfg.ConfigOpts | None,
+    max_body: int,
+    behind_proxy: bool,
+    healthy: Callable[[], bool] = lambda: True,
+) -> WsgiApp:
     """Put the layers around the API.  From the outside in:
 
     1. *http_proxy_to_wsgi*, with ``[api] enable_proxy_headers_parsing``: everything inside sees the request
@@ -123,6 +135,7 @@ def assemble(app: WsgiApp, conf: cfg.ConfigOpts | None, max_body: int, behind_pr
     Inside are negotiation of the version, identity, and the API (:func:`backupfw.api.app.make_app`).
 
     :param conf: the configuration (oslo.config); None leaves out what is configured there.
+    :param healthy: whether this process can be given work.
     :param behind_proxy: whether ``Forwarded`` and ``X-Forwarded-*`` headers come from a proxy of ours.
     """
     app = Envelope(app, max_body)
@@ -131,7 +144,7 @@ def assemble(app: WsgiApp, conf: cfg.ConfigOpts | None, max_body: int, behind_pr
         if conf.cors.allowed_origin:
             _check_origins(conf.cors.allowed_origin)
             app = cors.CORS(app, conf)
-        app = _Health(app, conf)
+        app = _Health(app, conf, healthy)
     if behind_proxy:
         own = cfg.ConfigOpts()
         app = _Proxies(app, own)

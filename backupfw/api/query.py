@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from backupfw import errors as core_errors
+from backupfw import naming
 from backupfw.api import errors, microversions, words
 from backupfw.api.versions import V2, ApiVersion
 
@@ -41,8 +42,9 @@ class Query:
             )
         except ValueError as error:
             raise errors.BadRequest("Malformed query string") from error
-        if any("\0" in key or "\0" in value for key, value in pairs):
-            raise errors.BadRequest("Malformed query string")
+        for key, value in pairs:
+            if (problem := naming.text_problem(key) or naming.text_problem(value)) is not None:
+                raise errors.BadRequest(f"Malformed query string: {key!a}: {problem}")
         return cls(pairs)
 
     def get(self, name: str) -> str | None:

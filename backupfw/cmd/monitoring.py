@@ -1,8 +1,8 @@
 """A small HTTP listener beside the API: ``/metrics``, ``/live`` and ``/ready``.
 
 *Live*: the process does its work; one that does not is to be restarted.  *Ready*: it can be given work as
-well: the database answers and has the schema of this release.  Whether the message bus is there is told
-but not asked for, because nothing but delay depends on it.
+well: the database answers, takes writes and has the schema of this release.  Whether the message bus is
+there is told but not asked for, because nothing but delay depends on it.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Health:
             # Its words may hold the URL, and with it a password.
             LOG.debug("The database does not answer", exc_info=True)
             return "does not answer"
-        return "ok"
+        return "ok" if self._db.writable() else "cannot be written"
 
 
 class Listener:

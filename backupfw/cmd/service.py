@@ -255,7 +255,8 @@ class EmbeddedService:
             worker.start()
             stack.callback(worker.close)
             managers = make_managers(self._conf, db, dispatch.wake, notices)
-            server = ApiServer(self._conf, meters.measured(make_app(managers, self._conf)))
+            app = make_app(managers, self._conf, healthy=db.writable)
+            server = ApiServer(self._conf, meters.measured(app))
             stack.callback(server.close)
             parts = {"worker": worker.runs, "api": server.runs}
             monitor(stack, self._conf, db, meters, parts, self._conf.metrics.port)
@@ -297,7 +298,7 @@ def api_application(conf: cfg.ConfigOpts) -> Iterator[Api]:
         stack.callback(dispatch.close)
         meters = Meters(db)
         notices = stack.enter_context(telling(conf, db))
-        app = make_app(make_managers(conf, db, dispatch.wake, notices), conf)
+        app = make_app(make_managers(conf, db, dispatch.wake, notices), conf, healthy=db.writable)
         stack.enter_context(_looking_after(conf, db))
         yield Api(meters.measured(app), db, meters)
 

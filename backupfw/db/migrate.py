@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import cache
 from pathlib import Path
 
 from alembic import command
@@ -33,11 +34,15 @@ def _config(connection: Connection | None = None) -> Config:
     return config
 
 
+@cache
+def _known() -> tuple[str, ...]:
+    """The versions of the schema that this release knows, the newest first; read from the disk once."""
+    return tuple(script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions())
+
+
 def head() -> str:
     """Return the newest version of the schema that this release knows."""
-    revision = ScriptDirectory.from_config(_config()).get_current_head()
-    assert revision is not None
-    return revision
+    return _known()[0]
 
 
 def version(db: Database) -> str | None:
@@ -94,8 +99,7 @@ def check(db: Database) -> None:
 
 
 def _refuse_newer(current: str | None) -> None:
-    known = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
-    if current is not None and current not in known:
+    if current is not None and current not in _known():
         raise ConfigError(
             f"the database has version {current}, which this release does not know; it was set up by a newer"
             " one, which is to be installed here, too"

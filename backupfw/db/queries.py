@@ -43,6 +43,7 @@ def page(
     offset: int = 0,
     with_count: bool = False,
     where: Sequence[ColumnElement[bool]] = (),
+    reachable: Sequence[ColumnElement[bool]] = (),
 ) -> tuple[Sequence[Row], int | None]:
     """Return one page of living rows, and how many there are without paging if asked.
 
@@ -55,8 +56,9 @@ def page(
     :param marker: id of the row before the page.
     :param offset: rows to leave out after the marker.
     :param where: further conditions.
+    :param reachable: what a marker must fulfil beside its project; it may be deleted by now.
     :raises InvalidInput: a sort key or direction is unknown.
-    :raises MarkerNotFound: the marker is no living row (of this project).
+    :raises MarkerNotFound: the marker is no row (of this project).
     """
     keys = _keys(model, sort)
     chosen = conditions(model, project_id=project_id, filters=filters, where=where)
@@ -65,7 +67,8 @@ def page(
         total = session.scalar(select(func.count()).select_from(model).where(*chosen))
     query = select(model).where(*chosen)
     if marker is not None:
-        visible = conditions(model, project_id=project_id, filters={}, where=where)
+        # What changed about the row since the page before, or that it was deleted, moves no place.
+        visible = conditions(model, project_id=project_id, filters={}, where=reachable, deleted=True)
         before = session.scalar(select(model).where(model.id == marker, *visible))
         if before is None:
             raise MarkerNotFound(marker)
@@ -91,10 +94,14 @@ def conditions(
     project_id: str | None,
     filters: Mapping[str, str],
     where: Sequence[ColumnElement[bool]] = (),
+    deleted: bool = False,
 ) -> list[ColumnElement[bool]]:
-    """Return what the rows of a listing fulfil; parameters as :func:`page` has them."""
+    """Return what the rows of a listing fulfil; parameters as :func:`page` has them.
+
+    :param deleted: whether deleted rows do, too.
+    """
     found: list[ColumnElement[bool]] = [*where]
-    if not issubclass(model, Message | VolumeType | Transfer):
+    if not deleted and not issubclass(model, Message | VolumeType | Transfer):
         found.append(model.deleted.is_(False))
     if project_id is not None and not issubclass(model, VolumeType):
         found.append(model.project_id == project_id)
@@ -156,7 +163,7 @@ def _condition(model: type[Row], name: str, text: str) -> ColumnElement[bool]:
     part = name.endswith("~")
     column = column_of(model, name.removesuffix("~"))
     result: ColumnElement[bool] = false()
-    if column is None or "\0" in text:
+    if column is None:
         return result
     kind = column.type
     if isinstance(kind, String):

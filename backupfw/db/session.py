@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-from oslo_db.exception import DBConnectionError, DBDeadlock
+from oslo_db.exception import DBConnectionError, DBDeadlock, DBError
 from oslo_db.sqlalchemy import enginefacade, exc_filters
 from sqlalchemy import (
     ColumnElement,
@@ -34,6 +34,7 @@ from sqlalchemy import (
     select,
     text,
     type_coerce,
+    update,
 )
 from sqlalchemy.engine import Connection, ExceptionContext, make_url
 from sqlalchemy.exc import OperationalError
@@ -42,7 +43,9 @@ from sqlalchemy.pool import QueuePool
 
 from backupfw.db import trouble
 from backupfw.db.files import make_private
+from backupfw.db.models import Installation
 from backupfw.db.types import UtcDateTime
+from backupfw.errors import DatabaseUnwritable
 
 Result = TypeVar("Result")
 
@@ -94,6 +97,7 @@ class Database:
         # An in-memory SQLite database is one connection: transactions take turns on it.
         self._turn = threading.Lock()
         self._local = threading.local()
+        self._unwritable = False
         self._manager = enginefacade.transaction_context()
         self._manager.configure(
             connection=parsed.render_as_string(hide_password=False),
@@ -130,6 +134,7 @@ class Database:
             event.listen(engine, "connect", _mysql_connect)
         elif self.backend == "postgresql":
             event.listen(engine, "connect", _postgresql_connect)
+            event.listen(engine, "begin", _postgresql_begin)
         # oslo.db has tried a connection already, which knows nothing of these settings.
         engine.dispose()
         if self.backend == "sqlite" and not self._in_memory:
@@ -162,8 +167,25 @@ class Database:
         :raises RuntimeError: this thread has a transaction open already (they do not nest).
         :raises oslo_db.exception.DBError: the database refused; see :meth:`run` for what to repeat.
         """
-        with self._transaction(self._manager.writer, True) as session:
-            yield session
+        try:
+            with self._transaction(self._manager.writer, True) as session:
+                yield session
+        except DatabaseUnwritable:
+            self._unwritable = True
+            raise
+        self._unwritable = False
+
+    def writable(self) -> bool:
+        """Say whether the database takes writes, as the last one found; one that did not is tried again."""
+        if not self._unwritable:
+            return True
+        try:
+            with self.write() as session:
+                # Changes nothing, and is written all the same.
+                session.execute(update(Installation).values(uuid=Installation.uuid))
+        except (DatabaseUnwritable, DBError):
+            return False
+        return True
 
     @contextmanager
     def read(self) -> Iterator[Session]:
@@ -365,7 +387,14 @@ def _mysql_connect(connection: Any, _record: Any) -> None:
 
 
 def _postgresql_connect(connection: Any, _record: Any) -> None:
-    with connection.cursor() as cursor:
-        cursor.execute("SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED")
-        cursor.execute(f"SET SESSION idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'")
-    connection.commit()
+    # Behind a pooler the server's session is another one in each transaction: nothing is set for it, and
+    # no statement is kept prepared in it.
+    if hasattr(connection, "prepare_threshold"):
+        connection.prepare_threshold = None
+
+
+def _postgresql_begin(connection: Connection) -> None:
+    connection.exec_driver_sql(
+        "SET TRANSACTION ISOLATION LEVEL READ COMMITTED;"
+        f" SET LOCAL idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'"
+    )

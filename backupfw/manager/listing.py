@@ -86,4 +86,5 @@ def page(
         offset=paging.get("offset", 0),
         with_count=paging.get("with_count", False),
         where=meant.where,
+        reachable=where,
     )

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import ColumnElement, and_, delete, exists, false, select
 from sqlalchemy.orm import Session
 
+from backupfw import naming
 from backupfw.db.locks import put
 from backupfw.db.models import SnapshotMetadata, VolumeImageMetadata, VolumeMetadata
 from backupfw.db.session import now
-from backupfw.errors import KeyNotFound
+from backupfw.errors import InvalidInput, KeyNotFound
 
 if TYPE_CHECKING:
     from backupfw.context import RequestContext
@@ -121,6 +122,7 @@ def matches(model: Model, owner_id: Any, text: str) -> ColumnElement[bool]:
     :param owner_id: the owner's id column.
     :param text: the pairs as clients write them, e.g. ``{'tier': 'gold'}``; what is no map of texts
         matches nothing.
+    :raises InvalidInput: one of the texts cannot be kept; written as an escape it comes this far.
     """
     wanted = _filter_pairs(text)
     if wanted is None:
@@ -144,6 +146,9 @@ def _filter_pairs(text: str) -> dict[str, str] | None:
     if not isinstance(value, dict):
         return None
     texts = [*value.keys(), *value.values()]
-    if not all(isinstance(item, str) and "\0" not in item for item in texts):
+    if not all(isinstance(item, str) for item in texts):
         return None
+    for item in texts:
+        if (problem := naming.text_problem(item)) is not None:
+            raise InvalidInput(f"metadata: {item!a}: {problem}")
     return value

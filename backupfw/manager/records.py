@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, NoReturn, Protocol, TypeVar
 
+from backupfw import naming
 from backupfw.errors import InvalidInput
 
 #: Longest record, in characters of base64: some thousand metadata pairs of full length.
@@ -355,5 +356,5 @@ class _Fields:
 def _bad_characters(text: str, free: bool) -> bool:
     # NUL and lone surrogates have no place in a database's text; other control codes only in free text.
     if free:
-        return any(char == "\0" or unicodedata.category(char) == "Cs" for char in text)
+        return naming.text_problem(text) is not None
     return any(unicodedata.category(char) in ("Cc", "Cs") for char in text)

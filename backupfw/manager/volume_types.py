@@ -143,6 +143,7 @@ class VolumeTypeManager:
                 offset=paging.get("offset", 0),
                 with_count=paging.get("with_count", False),
                 where=where,
+                reachable=_visible(ctx),
             )
             return rows.Page(rows.volume_types(session, found), total)
 

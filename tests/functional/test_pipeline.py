@@ -276,3 +276,12 @@ def test_layers_around_an_identity_service_that_does_not_answer(cloud: Cloud, tm
     unknown = app.get("/v3/demo/backups", headers={"X-Auth-Token": "t"}, status=503)
     check_frame(unknown)
     assert "identity service" in unknown.json["serviceUnavailable"]["message"]
+
+
+def test_a_process_that_can_be_given_no_work_is_not_healthy(cloud: Cloud) -> None:
+    good = [True]
+    app = TestApp(make_app(cloud.managers, configuration(), healthy=lambda: good[0]))
+    app.get("/healthcheck", status=200)
+    good[0] = False
+    app.get("/healthcheck", status=503)
+    app.get("/", status=300)

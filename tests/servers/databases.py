@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sqlalchemy import create_engine, text
+from sqlalchemy.engine import make_url
 
 from tests.servers.ports import free_port
 from tests.servers.process import ServerProcess, hand_over, unprivileged_user
@@ -91,6 +92,33 @@ def postgresql(directory: Path) -> Iterator[str]:
         yield server.url
     finally:
         server.close()
+
+
+def pgbouncer_program() -> str | None:
+    """The program of the pooler, where it is installed."""
+    return shutil.which("pgbouncer", path="/usr/sbin:/usr/bin")
+
+
+@contextmanager
+def pgbouncer(directory: Path, url: str) -> Iterator[str]:
+    """Run pgbouncer in transaction mode before a database, on one connection; yields the URL to use."""
+    program, behind = pgbouncer_program(), make_url(url)
+    assert program is not None
+    user, port = unprivileged_user(), free_port()
+    hand_over(directory, user)
+    config = directory / "pgbouncer.ini"
+    config.write_text(
+        f"[databases]\n{behind.database} = host={behind.host} port={behind.port} user={behind.username}\n"
+        f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n"
+        "auth_type = any\npool_mode = transaction\ndefault_pool_size = 1\n"
+    )
+    server = ServerProcess([program, str(config)], directory, user)
+    pooled = behind.set(port=port).render_as_string(hide_password=False)
+    try:
+        server.wait_ready(lambda: _answers(pooled))
+        yield pooled
+    finally:
+        server.stop()
 
 
 def mariadb_programs() -> bool:

@@ -131,7 +131,7 @@ def test_the_last_of_equal_parameters_counts() -> None:
     "text", ["name=%ff", "%ff=1", "name=a%00b", "%00=1", "&".join("a=1" for _ in range(300))]
 )
 def test_malformed_query(text: str) -> None:
-    with pytest.raises(errors.BadRequest, match=r"^Malformed query string$"):
+    with pytest.raises(errors.BadRequest, match=r"^Malformed query string"):
         Query.parse(text)
 
 
@@ -153,3 +153,8 @@ def test_flag() -> None:
     assert not Query.parse("").flag("cascade")
     with pytest.raises(errors.BadRequest):
         Query.parse("cascade=x").flag("cascade")
+
+
+def test_a_text_that_cannot_be_kept_is_told_by_its_field() -> None:
+    with pytest.raises(errors.BadRequest, match=r"^Malformed query string: 'name': it holds a NUL$"):
+        ask("name=a%00b")

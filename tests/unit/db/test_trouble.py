@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from oslo_db.exception import DBConnectionError, DBDeadlock
-from sqlalchemy import func, select, text
+from sqlalchemy import event, func, insert, select, text
 from sqlalchemy.orm import Session
 
 from backupfw.db import models, trouble
@@ -125,6 +125,30 @@ def test_a_full_sqlite(db: Database) -> None:
         session.flush()
 
     _is_told(db, Trouble.FULL, fill)
+    # The limit is the connection's; it stands for a disk that is full until something is deleted.
+    assert db.writable()
+
+
+@pytest.mark.parametrize("db", ["sqlite"], indirect=True)
+def test_what_cannot_be_written_is_known_until_it_can(db: Database) -> None:
+    broken = [True]
+
+    def refuse(connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if broken and statement.startswith(("INSERT", "UPDATE")):
+            connection.exec_driver_sql("PRAGMA query_only = 1")
+
+    def allow(connection: Any, _record: Any) -> None:
+        connection.execute("PRAGMA query_only = 0")
+
+    event.listen(db.engine, "before_cursor_execute", refuse)
+    event.listen(db.engine, "checkin", allow)
+    assert db.writable()
+    with pytest.raises(DatabaseUnwritable):
+        db.run(lambda session: session.execute(insert(models.Project).values(id="a")))
+    assert not db.writable()
+    assert not db.writable()
+    broken.clear()
+    assert db.writable()
 
 
 @pytest.mark.parametrize("db", ["sqlite"], indirect=True)
