@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -144,12 +145,15 @@ class WorkerProcess:
         self._tasks = Tasks(db, conf.backup.max_attempts, lambda: Limits.of(conf))
         self._conf = conf
         self._alone = alone
+        self._look_after = partial(look_after, BackupTasks(db, conf), MessageManager(db, conf))
         self._stores = Stores(conf, stop=self._ending.is_set, recorder=meters)
         conf.register_mutate_hook(lambda *_: self._stores.set_limits())
         services = ServiceManager(db, conf)
         wire_names = self._stores.wire_names
         every_volume = alone or conf.volumes.shared
         process = uuid.uuid4().hex
+        self._leave = partial(services.leave, conf.host, BACKUP_BINARY, process)
+        self._dispatch = dispatch
         backup_tasks = BackupTasks(db, conf)
         tools = Tools(
             host=conf.host,
@@ -167,7 +171,7 @@ class WorkerProcess:
             heartbeat=lambda: services.heartbeat(
                 conf.host, BACKUP_BINARY, conf.availability_zone, wire_names, every_volume, process
             ),
-            expire_waiting=lambda: look_after(backup_tasks, MessageManager(db, conf)),
+            expire_waiting=self._look_after,
             volume_host=volumes.host_of_new(conf),
             meter=meters,
             notices=notices,
@@ -203,6 +207,13 @@ class WorkerProcess:
         """End running attempts within seconds, giving their tasks back, and close the stores."""
         self._ending.set()
         self._worker.stop()
+        try:
+            self._leave()
+            self._look_after()
+            # Others may go on with what was given back.
+            self._dispatch.wake()
+        except Exception:
+            LOG.exception("Others learn late that this worker has stopped")
         self._stores.close()
 
 

@@ -34,6 +34,8 @@ FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 15.0
 #: How long the end of a process waits for the thread that receives, seconds.
 STOP_SECONDS = 5.0
+#: How long it waits for the last wake-up to be sent, seconds.
+SEND_SECONDS = 1.0
 
 
 class MessageDispatch(InProcessDispatch):
@@ -48,9 +50,12 @@ class MessageDispatch(InProcessDispatch):
         super().__init__()
         self._transport = open_transport(conf)
         self._closing = threading.Event()
+        # Whether a wake-up waits to be sent, and whether the thread that sends shall look.
+        self._unsent = threading.Event()
         self._to_send = threading.Event()
         self._server: Any = None
-        threading.Thread(target=self._send_all, name="wake-ups", daemon=True).start()
+        self._sender = threading.Thread(target=self._send_all, name="wake-ups", daemon=True)
+        self._sender.start()
         self._listener: threading.Thread | None = None
         if listens:
             self._listener = threading.Thread(target=self._listen, name="subscribe", daemon=True)
@@ -60,15 +65,19 @@ class MessageDispatch(InProcessDispatch):
         """See :meth:`backupfw.dispatch.base.Dispatch.wake`."""
         steps.reach("api.committed")
         self.nudge()
+        self._unsent.set()
         self._to_send.set()
 
     def close(self) -> None:
         """See :meth:`backupfw.dispatch.base.Dispatch.close`.
 
-        Threads that wait for a broker that is away are left behind; they are daemons.
+        The last wake-up is sent first, if the broker is there.  Threads that wait for one that is away are
+        left behind; they are daemons.
         """
         self._closing.set()
+        # Once more, if something waits to be sent: then it looks at whether we are closing.
         self._to_send.set()
+        self._sender.join(SEND_SECONDS)
         if self._server is None:
             return
         stopper = threading.Thread(target=self._stop_server, name="unsubscribe", daemon=True)
@@ -91,13 +100,15 @@ class MessageDispatch(InProcessDispatch):
 
         def send() -> None:
             self._to_send.wait()
-            if self._closing.is_set():
-                return
             self._to_send.clear()
+            if not self._unsent.is_set():
+                return
+            self._unsent.clear()
             try:
                 client.prepare(fanout=True, retry=0).cast({}, "wake")
             except BaseException:
                 # Late is better than never: it is sent when the broker is back.
+                self._unsent.set()
                 self._to_send.set()
                 raise
 

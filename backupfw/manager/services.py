@@ -58,7 +58,7 @@ class HostUsage:
 class Service:
     """Processes that report themselves under one name.
 
-    :ivar up: whether it reported within the configured ``service_down_time``.
+    :ivar up: whether it reported within the configured ``service_down_time``, and did not leave since.
     :ivar frozen: it is being drained: it takes nothing new, and what only it can serve waits for it.
     :ivar every_volume: it can open volumes of other hosts, too.
     :ivar stores: the wire name of each store it can reach, by the store's configured name.
@@ -112,7 +112,16 @@ def backup_workers_alive(session: Session, conf: cfg.ConfigOpts) -> bool:
 
 
 def _service(row: models.Service, oldest: datetime) -> Service:
-    return Service(**rows.columns(row, Service), up=row.reported_at >= oldest)
+    # Each of its processes may have left in order.
+    left = row.processes is not None and not row.processes
+    return Service(**rows.columns(row, Service), up=row.reported_at >= oldest and not left)
+
+
+def _set_living(row: models.Service, living: dict[str, Any]) -> None:
+    """Enter which processes live, and with that what their service can reach."""
+    row.processes = living
+    row.stores = {name: wire for one in living.values() for name, wire in one["stores"].items()}
+    row.every_volume = any(one["every_volume"] for one in living.values())
 
 
 class ServiceManager:
@@ -165,11 +174,29 @@ class ServiceManager:
                 "every_volume": every_volume,
                 "at": moment.isoformat(timespec="microseconds"),
             }
-            row.processes = living
-            row.stores = {name: wire for one in living.values() for name, wire in one["stores"].items()}
-            row.every_volume = any(one["every_volume"] for one in living.values())
+            _set_living(row, living)
             row.availability_zone = zone
             row.reported_at = moment
+
+        self._db.run(work)
+
+    def leave(self, host: str, binary: str, process: str) -> None:
+        """Report that a process ends in order; with the last one of them its service is down at once.
+
+        :param process: as it was reported by :meth:`heartbeat`.
+        """
+
+        def work(session: Session) -> None:
+            mine = (models.Service.host == host, models.Service.binary == binary)
+            if lock(session, models.Service, *mine):
+                row = session.execute(select(models.Service).where(*mine)).scalar_one()
+                living = {key: one for key, one in (row.processes or {}).items() if key != process}
+                if living:
+                    _set_living(row, living)
+                else:
+                    # What it could reach stays: what only it could serve waits for it to come back.
+                    row.processes = {}
+                row.reported_at = now(session)
 
         self._db.run(work)
 

@@ -6,9 +6,11 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
+from oslo_log import log
 from sqlalchemy import ColumnElement, and_, delete, func, not_, or_, select
 from sqlalchemy.orm import Session
 
+from backupfw.context import working_for
 from backupfw.db import models
 from backupfw.db.locks import lock
 from backupfw.db.session import now
@@ -25,6 +27,8 @@ from backupfw.manager.tasks import Task
 
 if TYPE_CHECKING:
     from oslo_config import cfg
+
+LOG = log.getLogger(__name__)
 
 #: What users read where no worker at all is there.
 REASON = "No backup service was available."
@@ -90,7 +94,11 @@ class Waiting(CreateTasks, RestoreTasks, ImportTasks):
         with self._db.read() as session:
             if not self._overdue(session, moment)[0]:
                 return 0
-        return self._db.run(lambda session: self._expire(session, moment))
+        ended = self._db.run(lambda session: self._expire(session, moment))
+        for task, reason in ended:
+            with working_for(task.request_id):
+                LOG.error("Task %s (%s of %s) ends: %s", task.id, task.kind, task.resource_id, reason)
+        return len(ended)
 
     def _overdue(
         self, session: Session, moment: datetime | None
@@ -103,11 +111,10 @@ class Waiting(CreateTasks, RestoreTasks, ImportTasks):
         moment = moment or now(session)
         wait = self._conf.backup.service_wait
         oldest = moment - timedelta(seconds=wait)
-        silent = moment - timedelta(seconds=max(wait, self._conf.service_down_time))
         left = [
             service
             for service in services.services(session, self._conf, binary=services.BACKUP_BINARY)
-            if not service.disabled and service.reported_at >= silent
+            if not service.disabled and (service.up or service.reported_at >= oldest)
         ]
         deleting = select(models.Backup.id).where(models.Backup.status == lifecycle.DELETING)
         hidden = select(models.Snapshot.id).where(models.Snapshot.temporary.is_(True))
@@ -136,8 +143,8 @@ class Waiting(CreateTasks, RestoreTasks, ImportTasks):
         )
         return list(session.scalars(query)), left
 
-    def _expire(self, session: Session, moment: datetime | None) -> int:
-        ended = 0
+    def _expire(self, session: Session, moment: datetime | None) -> list[tuple[Task, str]]:
+        ended = []
         overdue, left = self._overdue(session, moment)
         for row in overdue:
             # Locked and read again: a worker may have come.
@@ -147,17 +154,20 @@ class Waiting(CreateTasks, RestoreTasks, ImportTasks):
                 models.Task.cancel.is_(row.cancel),
             )
             if lock(session, models.Task, models.Task.id == row.id, *unchanged):
-                self._end(session, session.get_one(models.Task, row.id), left)
-                ended += 1
+                locked = session.get_one(models.Task, row.id)
+                task = tasks.as_task(locked)
+                reason = locked.fail_reason or _reason(
+                    Needs(locked.zone, locked.store, locked.volume_host), left
+                )
+                self._end(session, task, reason, left)
+                ended.append((task, "It was cancelled." if task.cancel else reason))
         return ended
 
-    def _end(self, session: Session, row: models.Task, left: Sequence[Service]) -> None:
-        task = tasks.as_task(row)
+    def _end(self, session: Session, task: Task, reason: str, left: Sequence[Service]) -> None:
         if task.cancel:
             # Whoever cancelled it has moved the statuses.
             _drop(session, task)
             return
-        reason = row.fail_reason or _reason(Needs(row.zone, row.store, row.volume_host), left)
         if task.kind in volume_tasks.KINDS:
             _drop(session, task)
             volume_tasks.failed(session, task, reason, Detail.NO_BACKEND if left else Detail.SERVICE_DOWN)

@@ -182,7 +182,9 @@ class Worker:
             if self._tasks.given_up(task):
                 control.left()
                 # Its attempts ended without a word, their workers with them: it must not take this one too.
-                handler.failed(task, task.fail_reason or "Every attempt was lost.")
+                reason = task.fail_reason or "Every attempt was lost."
+                LOG.error("Task %s (%s of %s) ends: %s", task.id, task.kind, task.resource_id, reason)
+                handler.failed(task, reason)
                 self._tools.meter.ended(task.kind, "failed")
                 return
             # Not even a store that hangs keeps an attempt from ending.
@@ -192,6 +194,7 @@ class Worker:
             finally:
                 control.left()
             self._tools.meter.ended(task.kind, "done")
+            LOG.info("Task %s (%s of %s) is done", task.id, task.kind, task.resource_id)
         except TaskCancelled:
             self._stopped(handler, task, control)
         except TaskLost:
@@ -210,6 +213,7 @@ class Worker:
         else:
             handler.cancelled(task)
             self._tools.meter.ended(task.kind, "cancelled")
+            LOG.info("Task %s (%s of %s) was cancelled", task.id, task.kind, task.resource_id)
 
     def _failed(self, handler: Handler, task: Task, control: TaskControl, error: Exception) -> None:
         reason = user_reason(error, task.request_id)

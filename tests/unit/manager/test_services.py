@@ -70,6 +70,22 @@ def test_processes_of_one_host_are_one_service_that_can_do_what_each_can(service
     assert (service.stores, service.every_volume) == ({"main": "x", "tape": "y"}, False)
 
 
+def test_a_service_is_down_when_the_last_of_its_processes_has_left(services: ServiceManager) -> None:
+    services.heartbeat("one", "cinder-backup", "nova", {"main": "x"}, process="a")
+    services.heartbeat("one", "cinder-backup", "nova", {"tape": "y"}, process="b")
+    services.leave("one", "cinder-backup", "a")
+    (service,) = services.list(ADMIN)
+    assert (service.state, service.stores) == ("up", {"tape": "y"})
+    services.leave("one", "cinder-backup", "b")
+    services.leave("one", "cinder-backup", "b")
+    services.leave("nobody", "cinder-backup", "b")
+    (service,) = services.list(ADMIN)
+    assert (service.state, service.stores) == ("down", {"tape": "y"})
+    assert not services.backup_workers_alive()
+    services.heartbeat("one", "cinder-backup", "nova", {"main": "x"}, process="c")
+    assert services.backup_workers_alive()
+
+
 def test_the_time_of_silence_is_configured(services: ServiceManager) -> None:
     services.heartbeat("one", "cinder-backup")
     age(services, 11)

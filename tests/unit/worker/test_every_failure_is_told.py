@@ -5,6 +5,7 @@ Every kind of task, through the worker itself and through what ends waiting task
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Callable, Iterator
 
@@ -12,10 +13,12 @@ import pytest
 from sqlalchemy import update
 
 from backupfw.chunkstore.errors import PermissionDenied, Unavailable
+from backupfw.conf.logging import RequestFilter
 from backupfw.db import models
 from backupfw.errors import SourceMoved, TargetError, TaskCancelled, VolumeNotFound
 from backupfw.manager import failures, messages, tasks
 from backupfw.manager.messages import Detail
+from backupfw.manager.services import BACKUP_BINARY
 from backupfw.manager.snapshots import SnapshotManager
 from backupfw.manager.tasks import Task
 from backupfw.manager.volumes import VolumeManager
@@ -25,7 +28,7 @@ from backupfw.worker.leases import boot_time
 from backupfw.worker.stores import StoreDown
 from backupfw.worker.worker import Worker, WorkerSettings
 from tests.unit.manager.test_records import pack
-from tests.unit.worker.world import WorkerWorld
+from tests.unit.worker.world import WIRE, WorkerWorld
 
 OWNER = "host/w"
 
@@ -251,11 +254,24 @@ def test_every_kind_is_here() -> None:
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_failure_is_told_once(
-    world: WorkerWorld, kind: str, way: Callable[[WorkerWorld, str], None]
+    world: WorkerWorld,
+    kind: str,
+    way: Callable[[WorkerWorld, str], None],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    """To the user by a message, to the operator by a line of the log with the request's id."""
+    caplog.handler.addFilter(RequestFilter())
     begin, _, status = KINDS[kind]
     resource = begin(world)
+    with world.db.write() as session:
+        session.execute(update(models.Task).values(request_id="req-1"))
     way(world, kind)
+    ends = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert len(ends) == 1, caplog.text
+    # Attempts are made here without the worker's thread, which has it.
+    if way in ENDED_BY_WAITING:
+        assert ends[0].__dict__["context"] == {"request_id": "req-1"}
+    assert resource in ends[0].getMessage()
     (told,) = world.rows(models.Message)
     assert told.event_id == expected_event(kind, way)
     assert (told.resource_uuid, told.project_id, told.message_level) == (resource, "p1", messages.ERROR)
@@ -274,3 +290,19 @@ def test_what_is_cancelled_is_not_told(world: WorkerWorld, kind: str) -> None:
         session.execute(update(models.Task).values(cancel=True))
     Driver(world).attempt(kind, TaskCancelled("no"))
     assert world.rows(models.Message) == []
+
+
+def test_a_worker_that_left_in_order_is_waited_for_as_long_as_service_wait_says(world: WorkerWorld) -> None:
+    """Not for ``service_down_time``: that is for one of which nobody knows."""
+    KINDS[tasks.BACKUP_CREATE][0](world)
+    world.conf.backup.service_wait = 10
+    world.services.heartbeat("host", BACKUP_BINARY, "nova", {"main": WIRE}, process="one")
+    with world.db.write() as session:
+        for service in session.query(models.Service):
+            service.processes = {"one": (service.processes or {})["one"]}
+    world.age(seconds=20)
+    assert world.outcomes.expire_waiting() == 0
+    world.services.leave("host", BACKUP_BINARY, "one")
+    assert world.outcomes.expire_waiting() == 0, "it may come back"
+    world.silence(seconds=11)
+    assert world.outcomes.expire_waiting() == 1
