@@ -64,6 +64,10 @@ _OF_TASK = {
 }
 
 
+#: Whole tables pass by in parts of so many rows, on every database.
+_STREAMED = {"yield_per": 1000}
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Finding:
     """Something that is wrong.
@@ -193,18 +197,26 @@ def _temporary_snapshots(session: Session, known: _Tasks) -> Iterator[Finding]:
 
 def _manifests_of_backups(session: Session) -> Iterator[Finding]:
     """A backup that can be restored has a live manifest, in the place the backup says."""
-    backups = select(Backup).where(Backup.deleted.is_(False), Backup.status.in_((AVAILABLE, RESTORING)))
-    for backup in session.scalars(backups):
-        manifest = None if backup.manifest_id is None else session.get(Manifest, backup.manifest_id)
-        subject = f"backup {backup.id}"
-        if manifest is None:
-            yield Finding("lineage", subject, f"is {backup.status} without a manifest")
-        elif manifest.state != LIVE:
-            yield Finding("lineage", subject, f"is {backup.status}, but its manifest is {manifest.state}")
+    row, manifest = Backup, Manifest
+    told = (row.store, row.container, row.service_metadata, row.length)
+    known = (manifest.store, manifest.container, manifest.key, manifest.length)
+    differs = or_(*(one.is_distinct_from(other) for one, other in zip(told, known, strict=True)))
+    for backup_id, status, state in session.execute(
+        select(row.id, row.status, manifest.state)
+        .outerjoin(manifest, row.manifest_id == manifest.id)
+        .where(
+            row.deleted.is_(False),
+            row.status.in_((AVAILABLE, RESTORING)),
+            or_(manifest.id.is_(None), manifest.state != LIVE, differs),
+        )
+    ):
+        subject = f"backup {backup_id}"
+        if not state:
+            yield Finding("lineage", subject, f"is {status} without a manifest")
+        elif state != LIVE:
+            yield Finding("lineage", subject, f"is {status}, but its manifest is {state}")
         else:
-            told = (backup.store, backup.container, backup.service_metadata, backup.length)
-            if told != (manifest.store, manifest.container, manifest.key, manifest.length):
-                yield Finding("lineage", subject, "says another place or length than its manifest's row")
+            yield Finding("lineage", subject, "says another place or length than its manifest's row")
 
 
 def _holders_of_manifests(session: Session, known: _Tasks) -> Iterator[Finding]:
@@ -244,7 +256,8 @@ def _manifests(session: Session) -> Iterator[Finding]:
         has = "no key" if manifest.key is None else "a key"
         yield Finding("lineage", f"manifest {manifest.id}", f"is {manifest.state} and has {has}")
     for manifest_id, digest, store, container, key in session.execute(
-        select(row.id, row.key_digest, row.store, row.container, row.key).where(row.key.is_not(None))
+        select(row.id, row.key_digest, row.store, row.container, row.key).where(row.key.is_not(None)),
+        execution_options=_STREAMED,
     ):
         if digest != object_digest(store, container, str(key)):
             yield Finding("lineage", f"manifest {manifest_id}", "its digest is not that of its key")
@@ -263,10 +276,12 @@ def _trees(session: Session) -> Iterator[Finding]:
     """The edges of every lineage tree join what can share, and gone nodes stay only as forks."""
     row = Manifest
     columns = (row.volume_id, row.store, row.container, row.installation_id)
-    rows = session.execute(
-        select(row.id, row.base_id, row.state, row.detached, *columns).where(row.in_tree).order_by(*columns)
-    )
+    # No other statement while the rows pass by.
     ours = installation_id(session)
+    rows = session.execute(
+        select(row.id, row.base_id, row.state, row.detached, *columns).where(row.in_tree).order_by(*columns),
+        execution_options=_STREAMED,
+    )
     for _place, group in groupby(rows, key=attrgetter(*(column.key for column in columns))):
         nodes = list(group)
         bases = {node.id: node.base_id for node in nodes}
@@ -311,7 +326,9 @@ def _usage(session: Session) -> Iterator[Finding]:
         statement = select(model.id, model.project_id, model.size, model.length, model.status).where(
             model.deleted.is_(False), shown
         )
-        for row_id, project_id, gib, length, status in session.execute(statement):
+        for row_id, project_id, gib, length, status in session.execute(
+            statement, execution_options=_STREAMED
+        ):
             counted[project_id][rows] += 1
             counted[project_id][size] += gib
             # A backup's length is that of its volume until it is made, and unknown while it is imported.
