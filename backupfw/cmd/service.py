@@ -255,6 +255,8 @@ class EmbeddedService:
         with ExitStack() as stack:
             db = database.connect(self._conf)
             stack.callback(db.close)
+            if db.backend == "sqlite":
+                db.analyze()
             dispatch = make_dispatch(self._conf, listens=True)
             stack.callback(dispatch.close)
             meters = Meters(db)

@@ -12,6 +12,7 @@ PostgreSQL, MariaDB: READ COMMITTED; rows are locked by conditional updates and 
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import socket
@@ -47,6 +48,8 @@ from backupfw.db.models import Installation
 from backupfw.db.types import UtcDateTime
 from backupfw.errors import DatabaseUnwritable
 
+LOG = logging.getLogger(__name__)
+
 Result = TypeVar("Result")
 
 #: Execution option that tells the begin event which kind of transaction starts.
@@ -59,6 +62,10 @@ BUSY_SECONDS = 60
 _REPETITIONS = 10
 #: How many idle connections to a SQLite file are kept.
 _KEPT_CONNECTIONS = 16
+#: After how many of a process' write transactions the statistics of a SQLite file are renewed, and from how
+#: many rows of each index.
+_WRITES_PER_ANALYSIS = 1000
+_ANALYSED_ROWS = 400
 #: How long a server lets a transaction stand idle before it ends it and gives its locks back.  Ours never
 #: wait for anything but the database; one that does belongs to a process that is frozen or gone.
 IDLE_SECONDS = 20
@@ -97,6 +104,8 @@ class Database:
         # An in-memory SQLite database is one connection: transactions take turns on it.
         self._turn = threading.Lock()
         self._local = threading.local()
+        self._counting = threading.Lock()
+        self._writes = 0
         self._unwritable = False
         self._manager = enginefacade.transaction_context()
         self._manager.configure(
@@ -113,6 +122,8 @@ class Database:
         # log into the database.
         self._anchor = self.engine.raw_connection() if self.backend == "sqlite" else None
         if self._anchor is not None and not self._in_memory:
+            # Pools come and go.
+            self._anchor.detach()
             self._anchor.cursor().execute("SELECT count(*) FROM sqlite_master").fetchall()
 
     def _prepare(self, engine: Engine) -> None:
@@ -174,6 +185,29 @@ class Database:
             self._unwritable = True
             raise
         self._unwritable = False
+        if self.backend == "sqlite" and not self._in_memory:
+            self._keep_statistics()
+
+    def _keep_statistics(self) -> None:
+        """Have SQLite look at its tables now and then: without figures it scans what it has an index for."""
+        with self._counting:
+            self._writes += 1
+            if self._writes % _WRITES_PER_ANALYSIS:
+                return
+        try:
+            self.analyze()
+        except (DBError, DatabaseUnwritable):
+            # They make nothing but plans.
+            LOG.warning("SQLite's statistics could not be renewed", exc_info=True)
+
+    def analyze(self) -> None:
+        """Renew a SQLite file's statistics from a sample, in milliseconds; a server does it itself."""
+        assert self.backend == "sqlite"
+        with self._transaction(self._manager.writer, True) as session:
+            session.execute(text(f"PRAGMA analysis_limit = {_ANALYSED_ROWS}"))
+            session.execute(text("ANALYZE"))
+        # A connection reads them when it is made.
+        self.engine.dispose()
 
     def writable(self) -> bool:
         """Say whether the database takes writes, as the last one found; one that did not is tried again."""
