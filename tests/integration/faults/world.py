@@ -257,7 +257,8 @@ class Installation:
     def path_of(self, volume_id: str) -> Path:
         """Where a volume's bytes are."""
         ((location,),) = self.rows("SELECT location FROM volumes WHERE id = :id", id=volume_id)
-        return Path(location)
+        # Images of the service's own are named relative to their directory.
+        return self.folder / "volumes" / location
 
     def execute(self, statement: str, **values: Any) -> None:
         """Change the database behind the service's back."""
