@@ -57,16 +57,21 @@ def _connect(conf: cfg.ConfigOpts) -> int:
     from backupfw.cmd import database, store
     from backupfw.db import migrate
 
-    with contextlib.closing(database.connect(conf)) as db:
-        found, wanted = migrate.version(db), migrate.head()
-        good = found == wanted
-        print(f"database {db.backend}: version {found or 'none'}, this release needs {wanted}")
-        if lax := db.lax_settings():
-            print(
-                f"backupfw: warning: the database may lose commits in a crash ({', '.join(lax)}); see"
-                " docs/operating.md, 'Commits must be durable'",
-                file=sys.stderr,
-            )
+    if database.is_made(conf):
+        with contextlib.closing(database.connect(conf)) as db:
+            found, wanted = migrate.version(db), migrate.head()
+            good = found == wanted
+            todo = "" if good else "; see docs/operating.md, 'Stop, crash, upgrade'"
+            print(f"database {db.backend}: version {found or 'none'}, this release needs {wanted}{todo}")
+            if lax := db.lax_settings():
+                print(
+                    f"backupfw: warning: the database may lose commits in a crash ({', '.join(lax)}); see"
+                    " docs/operating.md, 'Commits must be durable'",
+                    file=sys.stderr,
+                )
+    else:
+        good = True
+        print("database sqlite: none yet, the first start makes it")
     for name in conf.enabled_stores:
         good = store.check_one(conf, name) and good
     return 0 if good else 1

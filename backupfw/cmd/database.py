@@ -98,16 +98,30 @@ def _driver_needed() -> Iterator[None]:
         raise ConfigError(f"section [database], option connection: {error}; install that driver") from error
 
 
-def connect(conf: cfg.ConfigOpts) -> Database:
+def is_made(conf: cfg.ConfigOpts) -> bool:
+    """Say whether a SQLite file is there; a database server always counts as made."""
+    file = _sqlite_file(conf)
+    return file is None or file.exists()
+
+
+def connect(conf: cfg.ConfigOpts, make: bool = False) -> Database:
     """Connect to the database; the caller closes it.  Nothing is migrated.
 
-    :raises ConfigError: the URL cannot be read, its driver is not installed, or a SQLite file is damaged.
+    :param make: make a SQLite file that is not there.  Who only looks must not: in a state directory whose
+        name is misspelt everything would look well.
+    :raises ConfigError: the URL cannot be read, its driver is not installed, or a SQLite file is damaged or
+        missing.
     :raises oslo_db.exception.DBError: the server does not answer.
     """
     from backupfw.db.session import Database
 
     file = _sqlite_file(conf)
     if file is not None:
+        if not make and not file.exists():
+            raise ConfigError(
+                f"there is no database {file}: give the options that the service is started with; a new"
+                " database is made by backupfw serve, volume create, volume adopt and db sync"
+            )
         state.prepare(str(file.parent))
         _require_sound(file)
     options: dict[str, Any] = {name: conf.database[name] for name in _PASSED_ON}
@@ -115,19 +129,20 @@ def connect(conf: cfg.ConfigOpts) -> Database:
         return Database(conf.database.connection, **options)
 
 
-def prepare(conf: cfg.ConfigOpts) -> None:
+def prepare(conf: cfg.ConfigOpts, make: bool = True) -> None:
     """Make sure that the database fits this release.
 
     A SQLite file is made or migrated on the spot: it belongs to this host alone.  A database server is
     only looked at, because others may be running on it: ``backupfw db sync`` is the operator's decision.
 
+    :param make: as for :func:`connect`.
     :raises ConfigError: the database is older (server) or newer than this release, or of another
-        installation.
+        installation, or as :func:`connect`.
     """
     from backupfw.db import migrate
 
     on_this_host = _sqlite_file(conf) is not None
-    db = connect(conf)
+    db = connect(conf, make)
     try:
         if not on_this_host:
             migrate.check(db)
@@ -138,12 +153,13 @@ def prepare(conf: cfg.ConfigOpts) -> None:
 
 
 @contextmanager
-def opened(conf: cfg.ConfigOpts) -> Iterator[Database]:
+def opened(conf: cfg.ConfigOpts, make: bool = False) -> Iterator[Database]:
     """Open a database that fits this release for a ``with`` block.
 
+    :param make: as for :func:`connect`.
     :raises ConfigError: as :func:`prepare`.
     """
-    prepare(conf)
+    prepare(conf, make)
     db = connect(conf)
     try:
         yield db

@@ -44,7 +44,7 @@ def sync(args: argparse.Namespace) -> int:
     from backupfw.db import migrate
 
     conf = load_conf(args)
-    with contextlib.closing(database.connect(conf)) as db:
+    with contextlib.closing(database.connect(conf, make=True)) as db:
         migrate.sync(db, conf.installation_id)
         print(migrate.version(db))
     return 0

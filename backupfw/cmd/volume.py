@@ -1,4 +1,4 @@
-"""``backupfw volume``: volumes of the embedded provider, made and found without the API.
+"""``backupfw volume``: volumes made, found and attached without the API.
 
 These commands work on the database and the provider themselves, whether the service runs or not.
 """
@@ -38,7 +38,7 @@ def _gigabytes(text: str) -> int:
 
 def add_parser(commands: Any) -> None:
     """Add the subcommands."""
-    group = add_group(commands, "volume", "Make and find volumes of the embedded provider.")
+    group = add_group(commands, "volume", "Make and find volumes, and say who uses them.")
     create_parser = add_command(group, "create", create, "Make a volume and print its id.")
     create_parser.add_argument("--size", metavar="GIB", type=_gigabytes, help="size in GiB")
     create_parser.add_argument(
@@ -138,7 +138,7 @@ def create(args: argparse.Namespace) -> int:
         raise InvalidInput(
             f"the image has {human_size(source.length)}, which is more than --size {args.size}"
         )
-    with database.opened(conf) as db:
+    with database.opened(conf, make=True) as db:
         volumes = VolumeManager(db, conf, lambda: None)
         volume = VolumeRef(str(uuid.uuid4()), length)
         progress = Progress(f"copying {args.image}" if source else "making the volume")
@@ -171,9 +171,9 @@ def adopt(args: argparse.Namespace) -> int:
     if args.path is None and args.again is None:
         raise InvalidInput("a PATH is needed where there is no --again ID")
     conf = load_conf(args)
-    provider = _provider(conf)
     operator, host = _operator(args.project), volumes_conf.host_of_new(conf)
-    with database.opened(conf) as db:
+    with database.opened(conf, make=args.again is None) as db:
+        provider = _provider(conf)
         volumes = VolumeManager(db, conf, lambda: None)
         path = args.path
         if args.again is not None:

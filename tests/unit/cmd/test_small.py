@@ -18,6 +18,8 @@ from tests.unit.cmd.conftest import Run
 
 
 def test_db(run: Run, state: Path) -> None:
+    state.mkdir()
+    (state / "backupfw.sqlite").touch()
     assert run("db", "version").out == "none\n"
     refused = run("db", "check")
     assert refused.status == 1
@@ -140,12 +142,46 @@ def test_store_check_of_a_broken_store(run: Run, state: Path) -> None:
 
 def test_config_check_connects(run: Run, state: Path) -> None:
     done = run("config", "check", "--connect")
+    assert done.status == 0, done.out
+    assert "database sqlite: none yet" in done.out
+    assert not (state / "backupfw.sqlite").exists()
+    (state / "backupfw.sqlite").touch()
+    done = run("config", "check", "--connect")
     assert done.status == 1
     assert "version none" in done.out
+    assert "Stop, crash, upgrade" in done.out
     run("db", "sync")
     done = run("config", "check", "--connect")
     assert done.status == 0, done.out
     assert "store main: ok" in done.out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("audit",),
+        ("audit", "--no-stores"),
+        ("sweep",),
+        ("sweep", "--dry-run"),
+        ("backup", "show", "ID"),
+        ("backup", "verify", "ID"),
+        ("volume", "adopt", "--again", "ID"),
+        ("volume", "attach", "ID"),
+        ("volume", "detach", "ID"),
+        ("volume", "path", "ID"),
+        ("db", "version"),
+        ("db", "check"),
+        ("db", "purge", "--before", "2026-01-31"),
+    ],
+    ids=" ".join,
+)
+def test_a_misspelt_state_directory_is_told_and_not_made(
+    run: Run, state: Path, words: tuple[str, ...]
+) -> None:
+    done = run(*words)
+    assert done.status == 1
+    assert f"there is no database {state / 'backupfw.sqlite'}" in done.err
+    assert not state.exists()
 
 
 def test_one_service_per_state_directory(state: Path) -> None:
