@@ -245,7 +245,7 @@ def test_a_required_option_is_missed(from_file: Load) -> None:
 
 
 def test_a_database_is_missed(from_file: Load) -> None:
-    with pytest.raises(ConfigError, match=r"section \[database\], option connection: needs a value"):
+    with pytest.raises(ConfigError, match=r"\[database\], option connection: needs a value; .*--state-dir"):
         from_file(PLAIN.replace("connection = postgresql://u:p@db/backupfw", ""))
 
 
