@@ -110,6 +110,7 @@ def test_verify_names_an_object_that_became_something_else(
 
 
 def test_no_such_backup(run: Run) -> None:
+    run("db", "sync")
     for verb in ("show", "verify"):
         done = run("backup", verb, "nothing")
         assert (done.status, done.err) == (1, "backupfw: Backup nothing could not be found.\n")
@@ -202,4 +203,5 @@ def test_a_container_that_is_needed_again_comes_back(
 
 
 def test_sweep_of_nothing(run: Run) -> None:
+    run("db", "sync")
     assert run("sweep").out == "0 volumes, 0 objects, 0 orphans (0 B)\n"

@@ -97,8 +97,8 @@ def test_what_cannot_be_made_stays_open_at_no_request(
     connected: list[Database] = []
     connect, close = database.connect, Database.close
 
-    def remembered(conf: object) -> Database:
-        connected.append(connect(conf))
+    def remembered(conf: object, make: bool = False) -> Database:
+        connected.append(connect(conf, make))
         return connected[-1]
 
     monkeypatch.setattr(database, "connect", remembered)
