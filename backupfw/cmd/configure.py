@@ -36,7 +36,8 @@ def add_command(commands: Any, name: str, run: Run, text: str) -> argparse.Argum
         action="append",
         default=[],
         help=f"configuration file, any number of times; later ones win (without both options:"
-        f" {conf_load.SYSTEM_CONFIG} if it exists, else an embedded instance in its usual place)",
+        f" {conf_load.SYSTEM_CONFIG} if it exists, else an embedded instance in its usual place; of a state"
+        " directory: those that 'backupfw serve' was started with)",
     )
     common.add_argument("--debug", action="store_true", help="log more, and show where an error came from")
     parser.set_defaults(run=run)
@@ -62,16 +63,25 @@ def plug_ins() -> conf_load.PlugIns:
     )
 
 
-def load(args: argparse.Namespace, overrides: Sequence[tuple[str, str, object]] = ()) -> conf_load.Loaded:
+def load(
+    args: argparse.Namespace,
+    overrides: Sequence[tuple[str, str, object]] = (),
+    remembered: bool = True,
+) -> conf_load.Loaded:
     """Load the configuration that a command's options ask for.
 
     :param overrides: ``(section, option, value)`` from the command's own options.
+    :param remembered: whether the files count that the state directory is served with.
     :raises ConfigError: something is wrong with it.
     """
     if args.debug:
         overrides = [*overrides, ("DEFAULT", "debug", True)]
     return conf_load.load(
-        plug_ins(), state_dir=args.state_dir, config_files=args.config_file, overrides=overrides
+        plug_ins(),
+        state_dir=args.state_dir,
+        config_files=args.config_file,
+        remembered=remembered,
+        overrides=overrides,
     )
 
 

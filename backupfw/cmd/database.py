@@ -104,6 +104,18 @@ def is_made(conf: cfg.ConfigOpts) -> bool:
     return file is None or file.exists()
 
 
+def require_made(conf: cfg.ConfigOpts) -> None:
+    """Refuse to go on where a SQLite file is missing.
+
+    :raises ConfigError: it is.
+    """
+    if not is_made(conf):
+        raise ConfigError(
+            f"no instance there: there is no database {_sqlite_file(conf)}; a new one is made by backupfw"
+            " serve, volume create, volume adopt and db sync"
+        )
+
+
 def connect(conf: cfg.ConfigOpts, make: bool = False) -> Database:
     """Connect to the database; the caller closes it.  Nothing is migrated.
 
@@ -117,11 +129,8 @@ def connect(conf: cfg.ConfigOpts, make: bool = False) -> Database:
 
     file = _sqlite_file(conf)
     if file is not None:
-        if not make and not file.exists():
-            raise ConfigError(
-                f"there is no database {file}: give the options that the service is started with; a new"
-                " database is made by backupfw serve, volume create, volume adopt and db sync"
-            )
+        if not make:
+            require_made(conf)
         state.prepare(str(file.parent))
         _require_sound(file)
     options: dict[str, Any] = {name: conf.database[name] for name in _PASSED_ON}
@@ -129,10 +138,10 @@ def connect(conf: cfg.ConfigOpts, make: bool = False) -> Database:
         return Database(conf.database.connection, **options)
 
 
-def prepare(conf: cfg.ConfigOpts, make: bool = True) -> None:
+def prepare(conf: cfg.ConfigOpts, make: bool = False) -> None:
     """Make sure that the database fits this release.
 
-    A SQLite file is made or migrated on the spot: it belongs to this host alone.  A database server is
+    A SQLite file is migrated on the spot: it belongs to this host alone.  A database server is
     only looked at, because others may be running on it: ``backupfw db sync`` is the operator's decision.
 
     :param make: as for :func:`connect`.

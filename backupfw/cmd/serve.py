@@ -9,7 +9,7 @@ from backupfw.cmd import state
 from backupfw.cmd.configure import add_command, load
 from backupfw.cmd.reload import reloader
 from backupfw.cmd.signals import until_stopped
-from backupfw.conf import api, logging
+from backupfw.conf import api, embedded, logging
 
 
 def add_parser(commands: Any) -> None:
@@ -32,7 +32,9 @@ def _overrides(args: argparse.Namespace) -> list[tuple[str, str, object]]:
 def serve(args: argparse.Namespace) -> int:
     """Serve until a signal comes; prints one line when the API answers."""
     overrides = _overrides(args)
-    conf = load(args, overrides).conf
+    # It runs with what it is told; the other commands of its state directory follow it.
+    loaded = load(args, overrides, remembered=False)
+    conf = loaded.conf
     api.check_listen(conf)
     logging.setup(conf)
     from backupfw.api import app
@@ -44,7 +46,8 @@ def serve(args: argparse.Namespace) -> int:
         until_stopped(reloader(args, overrides, conf), conf.backup.stop_seconds) as stop,
         state.only_service(conf.state_dir),
     ):
-        database.prepare(conf)
+        database.prepare(conf, make=True)
+        embedded.remember(conf.state_dir, args.config_file, loaded.embedded)
         with service.EmbeddedService(conf) as running:
             print(f"backupfw ready on {running.url} (state {conf.state_dir})", flush=True)
             stop.wait()
@@ -74,6 +77,8 @@ def run_worker(args: argparse.Namespace) -> int:
     logging.setup(conf)
     from backupfw.cmd import database, processes
 
+    # Before the state directory is made.
+    database.require_made(conf)
     with state.only_service(conf.state_dir, shared=True):
         database.prepare(conf)
         processes.run(conf, reloader(args, (), conf))

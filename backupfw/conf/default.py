@@ -23,7 +23,7 @@ OPTS = (
         "default_store",
         default="main",
         help="The store that new backups go to unless a request or a placement rule names another.  One of"
-        " enabled_stores.",
+        " enabled_stores; where only one is enabled, that one.",
     ),
     cfg.ListOpt(
         "placement_rules",

@@ -6,8 +6,9 @@ that names a driver: the one an installation without any configuration stores in
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from backupfw.errors import ConfigError
 
 #: Read from a state directory when no other file is given.
 CONFIG_FILE = "backupfw.conf"
+
+#: Written by ``serve``: with which other files it runs, for the other commands of its state directory.
+SERVED_FILE = "served.json"
 
 #: Who may do what, where a state directory has a file of that name.
 POLICY_FILE = "policy.yaml"
@@ -52,6 +56,48 @@ def absolute(state_dir: str) -> str:
     if any(char in _BAD or not char.isprintable() for char in path):
         raise ConfigError(f"state directory {path!r}: its path must not hold control characters or {_BAD}")
     return path
+
+
+def remember(state_dir: str, files: Sequence[str], profile: bool) -> None:
+    """Note in a state directory with which files it is served; none: with its own, or nobody's.
+
+    :param profile: whether the embedded profile applies.
+    :raises ConfigError: it cannot be written.
+    """
+    note = Path(state_dir) / SERVED_FILE
+    try:
+        if not files:
+            note.unlink(missing_ok=True)
+            return
+        # One within the directory moves with it.
+        paths = [
+            os.path.relpath(path, state_dir) if Path(path).is_relative_to(state_dir) else path
+            for path in map(os.path.abspath, files)
+        ]
+        text = json.dumps({"config_files": paths, "embedded": profile}) + "\n"
+        if not note.exists() or note.read_text() != text:
+            fresh = note.with_suffix(".new")
+            fresh.write_text(text)
+            fresh.replace(note)
+    except OSError as error:
+        raise ConfigError(f"state directory {state_dir}: {note.name}: {error.strerror}") from error
+
+
+def remembered(state_dir: str) -> tuple[tuple[str, ...], bool] | None:
+    """Return what :func:`remember` noted, files by absolute paths; None: nothing.
+
+    :raises ConfigError: it cannot be read.
+    """
+    note = Path(state_dir) / SERVED_FILE
+    try:
+        value = json.loads(note.read_text())
+        return tuple(os.path.join(state_dir, path) for path in value["config_files"]), bool(value["embedded"])
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise ConfigError(f"{note}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{note}: not what 'backupfw serve' writes; remove it") from error
 
 
 def apply(conf: cfg.ConfigOpts, state_dir: str) -> None:

@@ -80,11 +80,19 @@ class Loaded:
     unused_sections: tuple[str, ...]
 
 
-def _choose_files(state_dir: str | None, config_files: Sequence[str]) -> tuple[str, ...]:
+def _choose_files(
+    state_dir: str | None, config_files: Sequence[str], remembered: bool
+) -> tuple[tuple[str, ...], bool]:
+    """Return the files to read, and whether the embedded profile applies."""
     if config_files:
-        return tuple(config_files)
-    usual = SYSTEM_CONFIG if state_dir is None else str(Path(state_dir) / embedded.CONFIG_FILE)
-    return (usual,) if Path(usual).is_file() else ()
+        return tuple(config_files), state_dir is not None
+    if state_dir is None and Path(SYSTEM_CONFIG).is_file():
+        return (SYSTEM_CONFIG,), False
+    place = state_dir or embedded.absolute(embedded.default_state_dir())
+    if remembered and (served := embedded.remembered(place)) is not None:
+        return served
+    own = str(Path(place) / embedded.CONFIG_FILE)
+    return (own,) if state_dir is not None and Path(own).is_file() else (), True
 
 
 def load(
@@ -92,23 +100,24 @@ def load(
     *,
     state_dir: str | None = None,
     config_files: Sequence[str] = (),
+    remembered: bool = True,
     overrides: Sequence[tuple[str, str, object]] = (),
 ) -> Loaded:
     """Read and check a configuration.  Opens no store and no database.
 
-    Files: those given; else ``backupfw.conf`` in the state directory; else, without a state directory,
-    ``/etc/backupfw/backupfw.conf``.  The embedded profile applies when a state directory is given or no
-    file is found.
+    Files: those given; else, without a state directory, ``/etc/backupfw/backupfw.conf``; else those that the
+    state directory is served with; else its ``backupfw.conf``.  The embedded profile applies when a state
+    directory is given or no file is found, or as the state directory is served.
 
     :param state_dir: the embedded profile's state directory.
     :param config_files: later ones win.
+    :param remembered: whether files count that the state directory is served with.
     :param overrides: ``(section, option, value)`` from the command line; they win over files.
     :raises ConfigError: anything is wrong; the message names section, option and what is allowed.
     """
     if state_dir is not None:
         state_dir = embedded.absolute(state_dir)
-    files = _choose_files(state_dir, config_files)
-    profile = state_dir is not None or not files
+    files, profile = _choose_files(state_dir, config_files, remembered)
     conf = cfg.ConfigOpts()
     for group in GROUPS:
         group.register_opts(conf)
@@ -123,6 +132,8 @@ def load(
         _override(conf, section, option, value)
     # What decides about further options must be right first.
     validate.check_values(conf, validate.merge(listed))
+    if len(conf.enabled_stores) == 1:
+        conf.set_default("default_store", conf.enabled_stores[0])
     validate.check_together(conf)
     listed += identity.register_opts(conf)
     listed += _register_plug_ins(conf, plug_ins, profile)

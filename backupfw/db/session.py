@@ -278,7 +278,7 @@ class Database:
             try:
                 return once()
             except (DBConnectionError, DBDeadlock):
-                time.sleep(min(0.05 * 2**tried, 2) * random.uniform(0.5, 1))  # noqa: S311  (no secret)
+                _pause(tried)
         return once()
 
     def lax_settings(self) -> list[str]:
@@ -315,6 +315,11 @@ class Database:
             self._anchor.close()
             self._anchor = None
         self._manager.dispose_pool()
+
+
+def _pause(tried: int) -> None:
+    """Wait before a transaction is done again, longer after each try."""
+    time.sleep(min(0.05 * 2**tried, 2) * random.uniform(0.5, 1))  # noqa: S311  (no secret)
 
 
 def now(session: Session) -> datetime:

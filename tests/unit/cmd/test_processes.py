@@ -46,6 +46,8 @@ class Master:
         self.config = state / "backupfw.conf"
         self.config.write_text("\n".join(("[DEFAULT]", "debug = true", "[backup]", *options)) + "\n")
         self.log = state.parent / "worker.log"
+        # Of a wrong configuration the worker shall tell.
+        subprocess.run([sys.executable, "-m", "backupfw.cmd.main", "db", "sync", "--state-dir", str(state)])
         with open(self.log, "a") as log:
             self.process = subprocess.Popen(
                 [sys.executable, *program, "worker", "--state-dir", str(state)],

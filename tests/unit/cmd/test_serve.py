@@ -140,6 +140,7 @@ def test_a_port_that_is_taken(state: Path) -> None:
 
 
 def test_api_and_worker_apart(state: Path) -> None:
+    assert start("db", "sync", "--state-dir", str(state)).wait(60) == 0
     worker = start("worker", "--state-dir", str(state))
     api = start("api", "--state-dir", str(state), "--port", "0")
     try:
@@ -168,3 +169,27 @@ def test_api_and_worker_apart(state: Path) -> None:
     for process in (worker, api):
         _out, err = process.communicate(timeout=30)
         assert process.returncode == 0, err
+
+
+def test_what_it_is_served_with_counts_for_other_commands(state: Path, tmp_path: Path) -> None:
+    path = tmp_path / "away.conf"
+    path.write_text("[DEFAULT]\nenabled_stores = main, away\n[store:away]\ndriver = posix\npath = /nowhere\n")
+    process = start("serve", "--state-dir", str(state), "--config-file", str(path), "--port", "0")
+    try:
+        assert process.stdout is not None
+        assert "ready" in process.stdout.readline()
+        out, _err = start("config", "check", "--state-dir", str(state)).communicate(timeout=30)
+        assert "store away: driver posix" in out
+    finally:
+        process.terminate()
+        process.communicate(timeout=30)
+    # Until it is served with others.
+    process = start("serve", "--state-dir", str(state), "--port", "0")
+    try:
+        assert process.stdout is not None
+        assert "ready" in process.stdout.readline()
+        out, _err = start("config", "check", "--state-dir", str(state)).communicate(timeout=30)
+        assert "store away" not in out
+    finally:
+        process.terminate()
+        process.communicate(timeout=30)

@@ -172,6 +172,8 @@ def test_config_check_connects(run: Run, state: Path) -> None:
         ("db", "version"),
         ("db", "check"),
         ("db", "purge", "--before", "2026-01-31"),
+        ("api",),
+        ("worker",),
     ],
     ids=" ".join,
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,10 @@ import webtest
 from backupfw.cmd import database, wsgi
 from backupfw.conf import logging
 from backupfw.db.session import Database
+
+
+def make_instance(*words: str) -> None:
+    subprocess.run([sys.executable, "-m", "backupfw.cmd.main", "db", "sync", *words], check=True)
 
 
 @pytest.fixture
@@ -28,7 +34,9 @@ def test_the_first_request_loads_the_configuration(
     monkeypatch.setattr(wsgi, "_process", process)
     monkeypatch.setenv("BACKUPFW_STATE_DIR", str(state))
     app = webtest.TestApp(wsgi.application)
+    app.get("/", status=503)
     assert not state.exists()
+    make_instance("--state-dir", str(state))
     assert app.get("/", status=300).json["versions"]
     assert app.get("/v2/demo/backups", status=200).json == {"backups": []}
     made = process.app()
@@ -42,6 +50,7 @@ def test_what_no_worker_takes_ends(
     """Although there may be no other process than those of the WSGI server."""
     path = tmp_path / "impatient.conf"
     path.write_text("[backup]\nservice_wait = 0\n")
+    make_instance("--state-dir", str(state))
     monkeypatch.setattr(logging, "setup", lambda _conf: None)
     monkeypatch.setattr(wsgi, "_process", process)
     monkeypatch.setenv("BACKUPFW_STATE_DIR", str(state))
@@ -68,6 +77,7 @@ def test_a_wrong_configuration_is_told_until_it_is_mended(
     for _ in range(2):
         assert app.get("/", status=503).json["serviceUnavailable"]["message"] == "The service is not ready."
     path.write_text(f"{embedded}{store}")
+    make_instance("--config-file", str(path))
     assert app.get("/", status=300).json["versions"]
 
 
@@ -78,6 +88,7 @@ def test_a_forked_process_makes_its_own(
     monkeypatch.setattr(wsgi, "_process", process)
     monkeypatch.setattr(wsgi, "_inherited", [])
     monkeypatch.setenv("BACKUPFW_STATE_DIR", str(state))
+    make_instance("--state-dir", str(state))
     process.app()
     wsgi._begin_anew()
     try:
@@ -95,6 +106,7 @@ def test_what_cannot_be_made_stays_open_at_no_request(
     monkeypatch.setattr(logging, "setup", lambda _conf: None)
     closed: list[Database] = []
     connected: list[Database] = []
+    make_instance("--state-dir", str(state))
     connect, close = database.connect, Database.close
 
     def remembered(conf: object, make: bool = False) -> Database:

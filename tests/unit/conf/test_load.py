@@ -291,3 +291,33 @@ def test_the_state_directorys_own_policy_counts(tmp_path: Path) -> None:
     assert load.load(PLUG_INS, state_dir=str(tmp_path)).conf.oslo_policy.policy_file == str(path)
     (tmp_path / "backupfw.conf").write_text("[oslo_policy]\npolicy_file = mine.yaml\n")
     assert load.load(PLUG_INS, state_dir=str(tmp_path)).conf.oslo_policy.policy_file == "mine.yaml"
+
+
+def test_one_enabled_store_is_the_default_store(tmp_path: Path) -> None:
+    path = tmp_path / "backupfw.conf"
+    path.write_text("[DEFAULT]\nenabled_stores = attic\n[store:attic]\ndriver = shelf\npath = /srv/attic\n")
+    assert (
+        load.load(PLUG_INS, config_files=[str(path)], state_dir=str(tmp_path)).conf.default_store == "attic"
+    )
+
+
+def test_the_files_of_a_served_state_directory_are_remembered(tmp_path: Path) -> None:
+    """Wherever the directory is moved to, as far as they lie in it; what is named by hand comes first."""
+    state, moved = tmp_path / "state", tmp_path / "moved"
+    state.mkdir()
+    own, other = state / "mine.conf", tmp_path / "other.conf"
+    own.write_text("[DEFAULT]\nhost = mine\n")
+    other.write_text("[DEFAULT]\nhost = other\n")
+    embedded.remember(str(state), [str(own)], True)
+    state.rename(moved)
+    loaded = load.load(PLUG_INS, state_dir=str(moved))
+    assert (loaded.conf.host, loaded.embedded) == ("mine", True)
+    assert load.load(PLUG_INS, state_dir=str(moved), config_files=[str(other)]).conf.host == "other"
+    assert load.load(PLUG_INS, state_dir=str(moved), remembered=False).files == ()
+    embedded.remember(str(moved), [str(other)], True)
+    assert load.load(PLUG_INS, state_dir=str(moved)).conf.host == "other"
+    embedded.remember(str(moved), [], True)
+    assert load.load(PLUG_INS, state_dir=str(moved)).files == ()
+    (moved / embedded.SERVED_FILE).write_text("{}")
+    with pytest.raises(ConfigError, match="remove it"):
+        load.load(PLUG_INS, state_dir=str(moved))

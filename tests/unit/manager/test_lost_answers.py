@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from oslo_db.exception import DBConnectionError
 
-from backupfw.db import models
+from backupfw.db import models, session
 from backupfw.db.session import Database
 from backupfw.errors import OutcomeUnknown, TaskLost
 from backupfw.manager import tasks
@@ -106,7 +106,7 @@ def test_a_claim_is_found_by_the_next_one_when_the_database_was_away_for_long(
     backup = _backup(world)()[0]
     with lost_answers(world.db), monkeypatch.context() as patch:
         # As if the last repetition had failed, too.
-        patch.setattr("oslo_db.api.wrap_db_retry", lambda **_: lambda once: once)
+        patch.setattr(session, "_REPETITIONS", 0)
         with pytest.raises(DBConnectionError):
             world.tasks.claim("host/1", 60)
     # Not anybody's, and not a failed attempt.
@@ -124,7 +124,7 @@ def test_an_unanswered_claim_that_another_took_over_is_lost(
 ) -> None:
     _backup(world)()
     with lost_answers(world.db), monkeypatch.context() as patch:
-        patch.setattr("oslo_db.api.wrap_db_retry", lambda **_: lambda once: once)
+        patch.setattr(session, "_REPETITIONS", 0)
         with pytest.raises(DBConnectionError):
             world.tasks.claim("host/1", 60)
     world.age(seconds=61)
@@ -172,18 +172,12 @@ def test_what_was_recorded_with_a_lost_answer_may_be_another_attempts_now(
 
     with lost_answers(world.db), monkeypatch.context() as patch:
 
-        def taken_over_meanwhile(once: Callable[[], Any]) -> Callable[[], Any]:
-            def twice() -> Any:
-                with pytest.raises(DBConnectionError):
-                    once()
-                patch.undo()
-                world.age(seconds=61)
-                assert world.claim(owner="host/2").attempt == 2
-                return once()
+        def taken_over_meanwhile(_tried: int) -> None:
+            patch.undo()
+            world.age(seconds=61)
+            assert world.claim(owner="host/2").attempt == 2
 
-            return twice
-
-        patch.setattr("oslo_db.api.wrap_db_retry", lambda **_: taken_over_meanwhile)
+        patch.setattr(session, "_pause", taken_over_meanwhile)
         with pytest.raises(OutcomeUnknown):
             world.outcomes.record_segments(task, [(0, b"a")])
     assert len(world.rows(models.Segment)) == 1
