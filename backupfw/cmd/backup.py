@@ -13,6 +13,8 @@ from backupfw.context import RequestContext
 from backupfw.errors import InvalidBackup
 
 if TYPE_CHECKING:
+    from oslo_config.cfg import ConfigOpts
+
     from backupfw.chunkstore.container import Container
     from backupfw.db.session import Database
     from backupfw.manager.backup_tasks import BackupTasks
@@ -56,10 +58,74 @@ def show(args: argparse.Namespace) -> int:
     conf = load_conf(args)
     with database.opened(conf) as db:
         row = BackupManager(db, conf).get(OPERATOR, args.id)
-        record = {**database.plain(row), "manifest": _manifest_key(db, row.manifest_id)}
+        record = {
+            **database.plain(row),
+            "manifest": _manifest_key(db, row.manifest_id),
+            "holdings": None if row.manifest_id is None else _holdings(conf, db, row.id, row.manifest_id),
+        }
     json.dump(record, sys.stdout, indent=2, sort_keys=True)
     print()
     return 0
+
+
+def _holdings(conf: ConfigOpts, db: Database, backup_id: str, manifest_id: str) -> dict[str, Any] | None:
+    """Say what of the store is this backup's own, what it shares, and what deleting it would free now.
+
+    :return: None while its manifest is not in use; only the reason if the store does not tell.
+    """
+    from backupfw.chunkstore.container import Container
+    from backupfw.chunkstore.errors import ChunkStoreError
+    from backupfw.cmd import store
+    from backupfw.cmd.terminal_control import TerminalControl
+    from backupfw.db import models
+    from backupfw.db.installation import installation_id
+    from backupfw.engine import release
+    from backupfw.engine.format.keys import installation_prefix
+    from backupfw.engine.ports import KnownManifests
+    from backupfw.errors import Damaged, UnsupportedFormat
+    from backupfw.manager import lineage
+
+    with db.read() as session:
+        manifest = session.get_one(models.Manifest, manifest_id)
+        live = lineage.live_backups(session, manifest_id)
+        known = frozenset(lineage.volume_keys(session, manifest_id))
+        ours = manifest.installation_id == installation_id(session)
+        in_use = lineage.is_base_of_running(session, manifest_id)
+    key = manifest.key
+    if key is None or key not in live:
+        return None
+    twins = [one for one in live.pop(key) if one != backup_id]
+    progress = Progress(f"reading the manifests of volume {manifest.volume_id}")
+    try:
+        with store.opened(conf, manifest.store) as opened:
+            found = release.look(
+                key,
+                KnownManifests(tuple(live), known),
+                installation_prefix(manifest.installation_id),
+                Container(opened, manifest.container),
+                TerminalControl(progress),
+            )
+    except (ChunkStoreError, Damaged, UnsupportedFormat) as error:
+        return {"problem": str(error)}
+    finally:
+        progress.abandon()
+    shared_with = [
+        {"manifest": other, "backups": live[other], **_figures(much)}
+        for other, much in found.shared_with.items()
+    ]
+    # A release waits for whoever names the manifest itself; what another installation made is never deleted.
+    stays = bool(twins) or in_use or not ours
+    return {
+        "own": _figures(found.own),
+        "shared": _figures(found.shared),
+        "shared_with": shared_with,
+        "same_manifest": twins,
+        "deleting_frees": _figures((0, 0) if stays else found.own),
+    }
+
+
+def _figures(much: tuple[int, int]) -> dict[str, int]:
+    return {"objects": much[0], "bytes": much[1]}
 
 
 def _forget_healed(tasks: BackupTasks, container: Container, key: str) -> None:

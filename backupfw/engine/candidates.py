@@ -192,6 +192,21 @@ def _unnamed(
         position.finish(control)
 
 
+def named_by(spool: Spool, manifest: str, container: Container, control: Control) -> tuple[int, int]:
+    """Return how many of the candidates a manifest names, and the sum of their sizes.
+
+    :param spool: candidates in order; left as it is.
+    :raises Damaged: the manifest is missing or wrong.
+    :raises UnsupportedFormat: it is of a version not known here.
+    :raises ChunkStoreError: the store did not answer.
+    """
+    count, size = spool.count, spool.size
+    for candidate in _unnamed(spool, [ManifestReader(container, manifest)], control):
+        count -= 1
+        size -= candidate.size
+    return count, size
+
+
 def subtract(
     spool: Spool,
     manifests: Sequence[str],

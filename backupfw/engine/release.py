@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from backupfw import steps
 from backupfw.chunkstore.container import Container
 from backupfw.engine import objects
-from backupfw.engine.candidates import Spool, in_order, of_entry
+from backupfw.engine.candidates import Spool, in_order, named_by, of_entry
 from backupfw.engine.format import keys
 from backupfw.engine.format.manifest import ManifestReader
 from backupfw.engine.listing import own_objects
@@ -48,6 +48,58 @@ class ReleaseResult:
     objects_deleted: int
     bytes_deleted: int
     complete: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Holdings:
+    """What a manifest keeps in the store; each pair is a number of objects and the sum of their sizes.
+
+    :ivar own: what no other manifest names, and the manifest: what a release would delete.
+    :ivar shared: what others name as well; an object that several others name counts once.
+    :ivar shared_with: for each manifest that was asked and names any of it, how much.
+    """
+
+    own: tuple[int, int]
+    shared: tuple[int, int]
+    shared_with: dict[str, tuple[int, int]]
+
+
+def look(
+    manifest_key: str,
+    manifests: KnownManifests,
+    own_prefix: str,
+    container: Container,
+    control: Control,
+) -> Holdings:
+    """Tell what a release would delete, and what stays because of whom; nothing is changed.
+
+    Memory is bounded as in :func:`run`.  Each manifest asked is read twice, this one once.
+
+    :param manifests: as in :func:`run`, but ``asked`` are all the volume's manifests in use, without this
+        one: who shares is told of each.
+    :param own_prefix: the prefix of the manifest's installation; objects outside of it are not counted.
+    :raises Damaged: the manifest or one that was asked is missing or damaged.
+    :raises UnsupportedFormat: one of them is of a version not known here.
+    :raises ChunkStoreError: the store does not answer.
+    """
+    spool, origins, size = _named(manifest_key, own_prefix, container, control)
+    count, total = spool.count, spool.size
+    shared_with: dict[str, tuple[int, int]] = {}
+    try:
+        for key in manifests.asked:
+            found = named_by(spool, key, container, control)
+            if found[0]:
+                shared_with[key] = found
+        unknown = _unknown(manifest_key, manifests, container, control)
+    except BaseException:
+        spool.close()
+        raise
+    with spare(spool, manifests.asked, unknown, container, control, origins) as doomed:
+        return Holdings(
+            own=(doomed.count + 1, doomed.size + size),
+            shared=(count - doomed.count, total - doomed.size),
+            shared_with=shared_with,
+        )
 
 
 def run(
@@ -90,18 +142,27 @@ def run(
         backup_prefix = parsed.origin.rpartition("/")[0] + "/"
         spool, size = in_order(own_objects(container, backup_prefix, control)), 0
     try:
-        unknown = unknown_manifests(keys.volume_prefix_of(manifest_key), manifests, container, control)
+        unknown = _unknown(manifest_key, manifests, container, control)
     except BaseException:
         spool.close()
         raise
-    # The one that goes is asked for nothing, whether the database knows it or not.
-    unknown = [key for key in unknown if key != manifest_key]
     with spare(spool, manifests.asked, unknown, container, control, origins) as doomed:
         delete_all(doomed, container, control)
         control.check()
         steps.reach("delete.data-deleted")
         container.delete([manifest_key])
         return ReleaseResult(doomed.count + 1, doomed.size + size, complete=origins is not None)
+
+
+def _unknown(
+    manifest_key: str, manifests: KnownManifests, container: Container, control: Control
+) -> list[str]:
+    """Return the volume's manifests that the database does not know.
+
+    The one that goes is asked for nothing, whether the database knows it or not.
+    """
+    found = unknown_manifests(keys.volume_prefix_of(manifest_key), manifests, container, control)
+    return [key for key in found if key != manifest_key]
 
 
 def _named(

@@ -135,8 +135,7 @@ def release_if_unused(session: Session, manifest_id: str) -> bool:
     if not take(session, manifest_id):
         return False
     named = select(Backup.id).where(Backup.manifest_id == manifest_id, Backup.deleted.is_(False))
-    children = select(Manifest.id).where(Manifest.base_id == manifest_id, Manifest.state == WRITING)
-    if any(session.scalar(held.limit(1)) is not None for held in (named, children)):
+    if session.scalar(named.limit(1)) is not None or is_base_of_running(session, manifest_id):
         return False
     return _change(session, update(Manifest).where(Manifest.id == manifest_id).values(state=RELEASED))
 
@@ -204,6 +203,33 @@ def volume_keys(session: Session, manifest_id: str) -> set[str]:
         )
     )
     return {key for key in found if key is not None}
+
+
+def live_backups(session: Session, manifest_id: str) -> dict[str, list[str]]:
+    """Return the keys of the live manifests of this one's volume, itself among them if it is live.
+
+    Each with the sorted ids of the backups whose records name it.
+
+    :raises LookupError: there is no such manifest.
+    """
+    row = _row(session, manifest_id)
+    found = session.execute(
+        select(Manifest.key, Backup.id)
+        .outerjoin(Backup, (Backup.manifest_id == Manifest.id) & Backup.deleted.is_(False))
+        .where(_tree_of(row), Manifest.state == LIVE)
+        .order_by(Manifest.key, Backup.id)
+    )
+    names: dict[str, list[str]] = {}
+    for key, backup_id in found:
+        if key is not None:
+            names.setdefault(key, []).extend([] if backup_id is None else [backup_id])
+    return names
+
+
+def is_base_of_running(session: Session, manifest_id: str) -> bool:
+    """Say whether a backup is being made upon this manifest."""
+    child = select(Manifest.id).where(Manifest.base_id == manifest_id, Manifest.state == WRITING)
+    return session.scalar(child.limit(1)) is not None
 
 
 def detached_keys(session: Session, manifest_id: str) -> list[str]:

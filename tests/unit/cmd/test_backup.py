@@ -75,6 +75,33 @@ def test_the_figures_are_true(state: Path, shown: dict[str, Any]) -> None:
     assert shown["created_at"].endswith("Z")
 
 
+def test_a_backup_alone_owns_all_that_the_store_has(state: Path, shown: dict[str, Any]) -> None:
+    all_of_it = {
+        "objects": len(objects(state)),
+        "bytes": sum(path.stat().st_size for path in objects(state)),
+    }
+    nothing = {"objects": 0, "bytes": 0}
+    assert shown["holdings"] == {
+        "own": all_of_it,
+        "shared": nothing,
+        "shared_with": [],
+        "same_manifest": [],
+        "deleting_frees": all_of_it,
+    }
+
+
+def test_a_record_is_shown_although_the_store_does_not_tell(
+    run: Run, state: Path, backup_id: str, shown: dict[str, Any]
+) -> None:
+    (manifest,) = [path for path in objects(state) if path.name.startswith("manifest")]
+    manifest.unlink()
+    done = run("backup", "show", backup_id)
+    assert done.status == 0, done.err
+    again = json.loads(done.out)
+    assert list(again["holdings"]) == ["problem"]
+    assert {**again, "holdings": None} == {**shown, "holdings": None}
+
+
 def test_verify(run: Run, state: Path, backup_id: str, shown: dict[str, Any]) -> None:
     done = run("backup", "verify", backup_id)
     assert done.status == 0, done.out

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import random
 
 import pytest
 
 from backupfw.chunkstore.errors import ChunkStoreError, DeleteFailed, PermissionDenied, Unavailable
 from backupfw.engine import candidates, release, removal
 from backupfw.engine.format import keys
+from backupfw.engine.format.entries import SegmentEntry
 from backupfw.engine.format.manifest import ManifestReader
 from backupfw.engine.ports import KnownManifests
 from backupfw.errors import Damaged, TaskCancelled, UnsupportedFormat
@@ -356,3 +358,44 @@ def test_unknown_manifests_are_found_by_listing() -> None:
     world.store.fail["list"] = Unavailable("no")
     with pytest.raises(Unavailable):
         removal.unknown_manifests(VOLUME_PREFIX, KnownManifests(), world.container, Control())
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_look_says_what_a_release_deletes(seed: int) -> None:
+    """Over a random history with deletions: every object counts as own or shared, and a look is true."""
+    rng = random.Random(seed)
+    world = World()
+    live: dict[str, tuple[str, list[SegmentEntry]]] = {}
+    for number in range(12):
+        if len(live) > 2 and rng.random() < 0.4:
+            key = rng.choice(sorted(live))
+            gone, mine = live.pop(key), sorted(live)
+            before = dict(world.objects)
+            found = release.look(
+                key, KnownManifests(mine, [*world.objects]), PREFIX, world.container, Control()
+            )
+            assert world.objects == before
+            others = {one: names(gone) & names(live[one]) for one in mine}
+            shared = set().union(*others.values())
+            sizes = {one: len(world.objects[one]) for one in names(gone)}
+            figures = {one: (len(same), sum(sizes[name] for name in same)) for one, same in others.items()}
+            assert found.shared_with == {one: much for one, much in figures.items() if much[0]}
+            assert found.shared == (len(shared), sum(sizes[name] for name in shared))
+            result = run(world, key, *mine)
+            assert found.own == (result.objects_deleted, result.bytes_deleted)
+            freed = sum(map(len, before.values())) - sum(map(len, world.objects.values()))
+            assert found.own[1] == freed
+        base = live[rng.choice(sorted(live))][1] if live and rng.random() < 0.8 else []
+        own = {rng.randrange(8): rng.randrange(1, 4) for _ in range(rng.randrange(4))}
+        kept = [entry for entry in base if rng.random() < 0.8]
+        made = world.backup(f"b{number}", own, kept)
+        live[made[0]] = made
+
+
+def test_a_look_counts_as_shared_what_an_unknown_manifest_names() -> None:
+    world = World()
+    full = world.backup("a", {0: 2, 1: 1})
+    world.backup("b", {}, full[1][:1])
+    found = release.look(full[0], KnownManifests((), [full[0]]), PREFIX, world.container, Control())
+    assert (found.shared[0], found.own[0]) == (3, 3)
+    assert found.shared_with == {}
