@@ -90,6 +90,62 @@ def test_a_backup_alone_owns_all_that_the_store_has(state: Path, shown: dict[str
     }
 
 
+def test_an_increment_owns_what_its_deleted_base_left_it(run: Run, state: Path, tmp_path: Path) -> None:
+    """And while the base is there, they share it; what a deletion frees is what was foretold."""
+    image = tmp_path / "image.raw"
+    data = bytearray(random.Random(9).randbytes(3 << 20))
+    image.write_bytes(data)
+    volume = run("volume", "adopt", str(image)).out.strip()
+    conf = load_conf(state)
+    conf.set_override("port", 0, "api")
+
+    def show(backup: str) -> dict[str, Any]:
+        done = run("backup", "show", backup)
+        assert done.status == 0, done.err
+        return json.loads(done.out)
+
+    def stored() -> int:
+        return sum(path.stat().st_size for path in objects(state))
+
+    with service.EmbeddedService(conf), database.opened(conf) as db:
+        backups = BackupManager(db, conf)
+
+        def make(incremental: bool) -> str:
+            made = backups.create(
+                CTX, volume_id=volume, name=None, description=None, container=None,
+                incremental=incremental, force=False, snapshot_id=None,
+            )  # fmt: skip
+            end = time.monotonic() + 60
+            while backups.get(CTX, made.id).status == "creating" and time.monotonic() < end:
+                time.sleep(0.02)
+            assert backups.get(CTX, made.id).status == "available"
+            return made.id
+
+        full = make(False)
+        image.write_bytes(data[:-4096] + bytes(range(256)) * 16)
+        child = make(True)
+        before, base, total = show(child), show(full), stored()
+        assert before["stored_bytes"] + base["stored_bytes"] == total
+        shared = before["holdings"]["shared"]
+        assert shared["bytes"] > 2 << 20
+        assert before["holdings"]["own"]["bytes"] == before["stored_bytes"] < 1 << 20
+        (with_base,) = before["holdings"]["shared_with"]
+        assert with_base == {"manifest": base["manifest"], "backups": [full], **shared}
+
+        backups.delete(CTX, full)
+        end = time.monotonic() + 60
+        with suppress(NotFound):
+            while time.monotonic() < end:
+                backups.get(CTX, full)
+                time.sleep(0.02)
+        assert total - stored() == base["holdings"]["deleting_frees"]["bytes"]
+        after = show(child)
+        assert after["stored_bytes"] == before["stored_bytes"]
+        assert after["holdings"]["own"] == after["holdings"]["deleting_frees"]
+        assert after["holdings"]["own"] == {"objects": len(objects(state)), "bytes": stored()}
+        assert after["holdings"]["shared_with"] == []
+
+
 def test_a_record_is_shown_although_the_store_does_not_tell(
     run: Run, state: Path, backup_id: str, shown: dict[str, Any]
 ) -> None:
