@@ -11,11 +11,11 @@ from dataclasses import replace
 import pytest
 
 from backupfw.chunkstore.errors import Unavailable
-from backupfw.engine import backup, restore, verify
+from backupfw.engine import backup, cleanup, release, restore, verify
 from backupfw.engine.format import keys
 from backupfw.engine.format.entries import decode_entry, encode_entry
 from backupfw.engine.format.manifest import ManifestReader, ManifestWriter, SourceTotals
-from backupfw.engine.ports import Checkpoint
+from backupfw.engine.ports import Checkpoint, KnownManifests
 from backupfw.errors import Damaged, JournalLost, OutcomeUnknown, TaskCancelled, TaskLost
 from tests.unit.engine.fakes import (
     SEGMENT,
@@ -482,3 +482,55 @@ def test_a_missing_container_says_so() -> None:
     box.store.contents.clear()  # type: ignore[attr-defined]
     with pytest.raises(Unavailable):
         run(box, 0, content(SEGMENT))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_stored_bytes_are_what_lies_below_the_backups_prefix(seed: int) -> None:
+    """Over a random history: increments, kills, new epochs, and bases that were deleted."""
+    rng = random.Random(seed)
+    box = memory_container()
+    data = content(6 * SEGMENT)
+    live: dict[str, str] = {}
+    base: str | None = None
+    for number in range(6):
+        journal = MemoryJournal()
+        epoch = attempt = 1
+        while True:
+            job = make_job(
+                number, len(data), base, epoch=epoch, attempt=attempt, token=f"{rng.getrandbits(64):016x}"
+            )
+            left = itertools.count(rng.randrange(1, 12) if attempt < 4 else 1 << 20, -1)
+
+            def crash(key: str, left: Iterator[int] = left) -> None:
+                if next(left) <= 0:
+                    raise Crash(key)
+
+            box.before_put = crash
+            try:
+                result = backup.run(job, MemorySource(data), box, journal, FakeControl())
+                break
+            except Crash:
+                attempt += 1
+                if rng.random() < 0.4:
+                    # The source is another now: what was finished of it proves nothing.
+                    epoch += 1
+                    at = rng.randrange(len(data) - 5000)
+                    data[at : at + 5000] = rng.randbytes(5000)
+        known = KnownManifests((), [*live, result.manifest_key])
+        cleanup.leftovers(job.prefix, result.manifest_key, known, (), box, FakeControl())
+        mine = [len(body) for key, body in objects_of(box).items() if key.startswith(job.prefix)]
+        assert (result.object_count, result.stored_bytes) == (len(mine), sum(mine))
+        live[result.manifest_key] = job.prefix
+        if len(live) > 1 and rng.random() < 0.6:
+            gone = rng.choice([key for key in live if key != result.manifest_key])
+            del live[gone]
+            release.run(gone, KnownManifests(tuple(live), [gone]), "inst/", box, FakeControl())
+        base = rng.choice([None, *live])
+        at = rng.randrange(len(data) - 9000)
+        data[at : at + 9000] = rng.randbytes(9000)
+    # What bases that were deleted left to the last one counts as its own.
+    last = live.popitem()[0]
+    for gone in [*live]:
+        release.run(gone, KnownManifests((last,), [*live]), "inst/", box, FakeControl())
+    found = release.look(last, KnownManifests((), [last]), "inst/", box, FakeControl())
+    assert found.own == (len(objects_of(box)), sum(map(len, objects_of(box).values())))
