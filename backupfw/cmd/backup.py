@@ -86,7 +86,9 @@ def _holdings(conf: ConfigOpts, db: Database, backup_id: str, manifest_id: str) 
     from backupfw.manager import lineage
 
     with db.read() as session:
-        manifest = session.get_one(models.Manifest, manifest_id)
+        manifest = session.get(models.Manifest, manifest_id)
+        if manifest is None:
+            return None
         live = lineage.live_backups(session, manifest_id)
         known = frozenset(lineage.volume_keys(session, manifest_id))
         ours = manifest.installation_id == installation_id(session)

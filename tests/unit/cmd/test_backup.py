@@ -17,6 +17,7 @@ from backupfw.chunkstore.base import Body
 from backupfw.chunkstore.container import Container
 from backupfw.cmd import catalogue, configure, database, service, store, sweep
 from backupfw.context import RequestContext
+from backupfw.db import models
 from backupfw.errors import NotFound
 from backupfw.manager.backups import BackupManager
 from tests.unit.cmd.conftest import Run
@@ -144,6 +145,19 @@ def test_an_increment_owns_what_its_deleted_base_left_it(run: Run, state: Path, 
         assert after["holdings"]["own"] == after["holdings"]["deleting_frees"]
         assert after["holdings"]["own"] == {"objects": len(objects(state)), "bytes": stored()}
         assert after["holdings"]["shared_with"] == []
+
+
+def test_deleting_one_of_two_records_of_a_manifest_frees_nothing(
+    run: Run, state: Path, backup_id: str, shown: dict[str, Any]
+) -> None:
+    with database.opened(load_conf(state)) as db, db.write() as session:
+        row = session.get_one(models.Backup, backup_id)
+        values = {column.key: getattr(row, column.key) for column in models.Backup.__table__.columns}
+        session.add(models.Backup(**{**values, "id": "twin"}))
+    found = json.loads(run("backup", "show", backup_id).out)["holdings"]
+    assert found["same_manifest"] == ["twin"]
+    assert found["own"] == shown["holdings"]["own"]
+    assert found["deleting_frees"] == {"objects": 0, "bytes": 0}
 
 
 def test_a_record_is_shown_although_the_store_does_not_tell(
