@@ -85,7 +85,7 @@ def _holdings(conf: ConfigOpts, db: Database, backup_id: str, manifest_id: str) 
     from backupfw.errors import Damaged, UnsupportedFormat
     from backupfw.manager import lineage
 
-    with db.read() as session:
+    with db.snapshot() as session:
         manifest = session.get(models.Manifest, manifest_id)
         if manifest is None:
             return None
