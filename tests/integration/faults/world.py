@@ -109,7 +109,8 @@ class Installation:
 
     def _common(self, broker: str | None) -> Options:
         state = absolute(str(self.folder))
-        default = {"state_dir": state, "service_down_time": 10, "enabled_stores": "main"}
+        # A directory of its own: what lies in it is the service's, and no image of anybody's.
+        default = {"state_dir": f"{state}/state", "service_down_time": 10, "enabled_stores": "main"}
         if broker is not None:
             default["transport_url"] = broker
             default["control_exchange"] = f"x{self.port}"
