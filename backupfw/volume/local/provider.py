@@ -315,8 +315,12 @@ class LocalProvider(VolumeProvider):
         return True
 
     def _remove(self, name: str, location: str | None, places: Sequence[str]) -> None:
+        is_here = any(os.path.lexists(os.path.join(directory, name)) for directory in places)
         for directory in places:
             files.remove(directory, name)
+        if is_here:
+            # Our directories may be a copy of others; what the catalogue was told then is the original's.
+            return
         # A place that was configured once; only a file of exactly our name is ever removed.
         if location is not None and os.path.isabs(location) and os.path.basename(location) == name:
             files.remove(os.path.dirname(location), name)

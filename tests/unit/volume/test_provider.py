@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -119,6 +121,23 @@ def test_a_location_that_is_not_ours_is_never_removed(provider: LocalProvider, d
     assert other.exists()
     with pytest.raises(InvalidInput):
         provider.delete(VolumeRef("../precious", 1))
+
+
+def test_deleting_in_a_copy_leaves_what_was_copied(tmp_path: Path) -> None:
+    first = make_provider(tmp_path / "first")
+    volume = new_volume(first, "v", CONTENT)
+    snapshot = take_snapshot(first, volume, "s", in_use=False)
+    # As an earlier release recorded them.
+    volume = replace(volume, location=first.where(volume))
+    snapshot = replace(snapshot, volume=volume, location=first.where(snapshot))
+    shutil.copytree(tmp_path / "first", tmp_path / "copy")
+
+    copy = make_provider(tmp_path / "copy")
+    copy.delete_snapshot(snapshot)
+    copy.delete(volume)
+
+    assert read_all(first, snapshot) == read_all(first, volume) == CONTENT
+    assert not [path for path in (tmp_path / "copy").rglob("*") if path.is_file()]
 
 
 def test_growing_reads_as_zeros_and_never_shrinks(provider: LocalProvider) -> None:
