@@ -15,7 +15,7 @@ _NAMES = ("dm/uuid", "wwid", "device/wwid")
 
 @dataclass(frozen=True, slots=True)
 class StorageId:
-    """The kind of a storage, and its marks.  As text: ``file 4711 1700000000123456789 254:0``.
+    """The kind of a storage, and its marks.  As text: ``file 4711 1700000000123456789 fs:5a3c``.
 
     A file's inode number may be given to another file once it is deleted, and a device number may change
     with each boot or mount.  So a file is known by its inode number and the time it was born, and only where
@@ -24,7 +24,8 @@ class StorageId:
     :ivar kind: ``file`` or ``device``.
     :ivar number: a file's inode number; of a device unknown.
     :ivar name: a file's time of birth in ns, a device's own name; unknown where there is none.
-    :ivar place: the file system's or device's number; of file systems without a device their own id.
+    :ivar place: a device's number; a file system's own id (of ext4 from its UUID, so it stays), because the
+        number of the device below it may change.
     """
 
     kind: str
@@ -38,7 +39,7 @@ class StorageId:
         status = os.fstat(fd)
         if stat.S_ISBLK(status.st_mode):
             return cls("device", _UNKNOWN, _device_name(status.st_rdev), _numbers(status.st_rdev))
-        place = _numbers(status.st_dev) if os.major(status.st_dev) else f"fs:{os.fstatvfs(fd).f_fsid:x}"
+        place = f"fs:{os.fstatvfs(fd).f_fsid:x}"
         born = linux.birth_time(fd)
         return cls("file", str(status.st_ino), _UNKNOWN if born is None else str(born), place)
 

@@ -23,7 +23,9 @@ from backupfw.errors import (
 )
 from backupfw.volume.base import SnapshotRef, VolumeRef
 from backupfw.volume.local import linux
+from backupfw.volume.local.opening import open_storage
 from backupfw.volume.local.provider import LocalProvider
+from backupfw.volume.local.storage_id import StorageId
 from tests.integration.volume.mounts import loop_device, need, run
 from tests.unit.volume.fence_helpers import freeze, writer_process
 from tests.unit.volume.helpers import Step, make_provider, play_on_target, read_all, steps, take_snapshot
@@ -285,3 +287,35 @@ def test_a_device_that_is_mounted_is_one_in_use(tmp_path: Path) -> None:
         with provider.open_source(volume):
             # It cannot be mounted while it is read as one that is not in use.
             assert subprocess.run(["mount", name, str(point)], capture_output=True).returncode != 0
+
+
+@pytest.mark.parametrize("inode_size", ["128", "256"], ids=["without-births", "with-births"])
+def test_a_file_is_known_again_when_its_disk_got_another_number(tmp_path: Path, inode_size: str) -> None:
+    need("mkfs.ext4")
+    backing, spare, point = tmp_path / "backing", tmp_path / "spare", tmp_path / "point"
+    point.mkdir()
+    for path in (backing, spare):
+        path.write_bytes(b"")
+        os.truncate(path, 16 << 20)
+    run("mkfs.ext4", "-q", "-F", "-I", inode_size, str(backing))
+    image = point / "image.raw"
+
+    def mounted_look(device: str, content: bytes | None = None) -> StorageId:
+        run("mount", device, str(point))
+        try:
+            if content is not None:
+                image.write_bytes(content)
+            opened = open_storage(str(image))
+            os.close(opened.fd)
+            return opened.storage_id
+        finally:
+            run("umount", str(point))
+
+    with loop_device(backing) as device:
+        before = mounted_look(device, b"x")
+        number = os.stat(device).st_rdev
+    # The spare disk comes first, so it has the number that the other one had.
+    with loop_device(spare), loop_device(backing) as device:
+        if os.stat(device).st_rdev == number:
+            pytest.skip("the device got the same number again")
+        assert mounted_look(device).is_same(before)
