@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from backupfw.errors import InvalidInput
 from backupfw.volume.base import Storage
 from backupfw.volume.local import linux
 from backupfw.volume.local.formats import not_raw
 from backupfw.volume.local.opening import Busy, Opened, Unusable, is_device_name, open_storage
+
+# As the kernel follows.
+_MAX_LINKS = 40
 
 
 def adopted(
@@ -24,7 +28,7 @@ def adopted(
 ) -> Storage:
     """Return what was found; its location is the one to keep.
 
-    :param path: absolute; links are followed once, now.  Only a name below /dev is kept as it is,
+    :param path: absolute; links are followed once, now.  Only the first name below /dev is kept as it is,
         because the kernel's own name of a disk may be another disk's after a reboot.
     :param own: files and directories of the service; what is in them, by whatever name, is refused.
     :param to_copy, any_format, in_use: see :meth:`VolumeProvider.adopt`.
@@ -74,13 +78,17 @@ def _judge(
 
 
 def _location(path: str) -> str:
-    parent = os.path.realpath(os.path.dirname(path))
-    name = os.path.join(parent, os.path.basename(path))
-    try:
-        if is_device_name(name) and stat.S_ISBLK(os.stat(name).st_mode):
-            return name
-    except OSError:
-        pass
+    """Follow links, to the first name of a block device below /dev: those after it may not last."""
+    name = path
+    for _ in range(_MAX_LINKS):
+        name = os.path.join(os.path.realpath(os.path.dirname(name)), os.path.basename(name))
+        try:
+            if is_device_name(name) and stat.S_ISBLK(os.stat(name).st_mode):
+                return name
+            name = os.path.join(os.path.dirname(name), Path(name).readlink())
+        except OSError:
+            # No link any more, or one to nothing.
+            break
     return os.path.realpath(path)
 
 

@@ -319,3 +319,17 @@ def test_a_file_is_known_again_when_its_disk_got_another_number(tmp_path: Path, 
         if os.stat(device).st_rdev == number:
             pytest.skip("the device got the same number again")
         assert mounted_look(device).is_same(before)
+
+
+def test_of_links_to_a_device_the_first_name_below_dev_is_kept(
+    provider: LocalProvider, device: str, tmp_path: Path
+) -> None:
+    lasting = Path(f"/dev/backupfw-test-{os.getpid()}")
+    inner, outer = tmp_path / "inner", tmp_path / "outer"
+    lasting.symlink_to(os.path.basename(device))
+    try:
+        inner.symlink_to(lasting)
+        outer.symlink_to("inner")
+        assert provider.adopt(str(outer)).location == str(lasting)
+    finally:
+        lasting.unlink()
