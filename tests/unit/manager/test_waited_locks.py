@@ -60,7 +60,7 @@ def while_it_waits(
 @pytest.fixture
 def server_db(any_db: Database) -> Database:
     if any_db.backend == "sqlite":
-        pytest.skip("one writer at a time")
+        pytest.skip("declared: servers only, SQLite takes one writer at a time")
     Base.metadata.create_all(any_db.engine)
     return any_db
 
