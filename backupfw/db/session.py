@@ -54,6 +54,8 @@ Result = TypeVar("Result")
 
 #: Execution option that tells the begin event which kind of transaction starts.
 _WRITES = "backupfw_writes"
+#: Key of a connection's ``info``: whether a pooler stands before the server.
+_POOLED = "backupfw_pooled"
 #: Key of ``Session.info``: what is done before the transaction is committed.
 _AT_END = "backupfw_at_end"
 #: How long a SQLite transaction waits for another writer, seconds.
@@ -145,6 +147,12 @@ class Database:
             event.listen(engine, "connect", _mysql_connect)
         elif self.backend == "postgresql":
             event.listen(engine, "connect", _postgresql_connect)
+            # The client says it with each BEGIN.
+            event.listen(
+                engine,
+                "connect",
+                lambda connection, _: engine.dialect.set_isolation_level(connection, "READ COMMITTED"),
+            )
             event.listen(engine, "begin", _postgresql_begin)
         # oslo.db has tried a connection already, which knows nothing of these settings.
         engine.dispose()
@@ -425,15 +433,19 @@ def _mysql_connect(connection: Any, _record: Any) -> None:
             cursor.execute(f"SET SESSION idle_transaction_timeout = {IDLE_SECONDS}")
 
 
-def _postgresql_connect(connection: Any, _record: Any) -> None:
-    # Behind a pooler the server's session is another one in each transaction: nothing is set for it, and
-    # no statement is kept prepared in it.
+def _postgresql_connect(connection: Any, record: Any) -> None:
+    # Behind a pooler the server's session is another one in each transaction: no statement is kept prepared
+    # in it, and nothing is set for it.  The pooler speaks for a process of its own.
     if hasattr(connection, "prepare_threshold"):
         connection.prepare_threshold = None
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        record.info[_POOLED] = cursor.fetchone()[0] != connection.info.backend_pid
+        if not record.info[_POOLED]:
+            cursor.execute(f"SET SESSION idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'")
+    connection.commit()
 
 
 def _postgresql_begin(connection: Connection) -> None:
-    connection.exec_driver_sql(
-        "SET TRANSACTION ISOLATION LEVEL READ COMMITTED;"
-        f" SET LOCAL idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'"
-    )
+    if connection.info.get(_POOLED):
+        connection.exec_driver_sql(f"SET LOCAL idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'")

@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 
 from backupfw.db import models
 from backupfw.db.locks import insert_if_absent, lock
-from backupfw.db.session import now
+from backupfw.db.session import clock, now
 from backupfw.errors import InvalidInput, NotFound
 from backupfw.manager import rows
 
@@ -93,15 +93,16 @@ def services(
     session: Session, conf: cfg.ConfigOpts, *, host: str | None = None, binary: str | None = None
 ) -> list[Service]:
     """Return the known services, by host and binary."""
-    statement = select(models.Service).order_by(models.Service.host, models.Service.binary)
+    # The clock comes with the rows: an idle worker asks often.
+    statement = select(models.Service, clock(session)).order_by(models.Service.host, models.Service.binary)
     if host is not None:
         # A host's name also stands for what is behind an "@" on it.
         part = models.Service.host.startswith(f"{host}@", autoescape=True)
         statement = statement.where(or_(models.Service.host == host, part))
     if binary is not None:
         statement = statement.where(models.Service.binary == binary)
-    oldest = now(session) - timedelta(seconds=conf.service_down_time)
-    return [_service(row, oldest) for row in session.scalars(statement)]
+    lasting = timedelta(seconds=conf.service_down_time)
+    return [_service(row, moment - lasting) for row, moment in session.execute(statement)]
 
 
 def backup_workers_alive(session: Session, conf: cfg.ConfigOpts) -> bool:
@@ -152,8 +153,8 @@ class ServiceManager:
 
         def work(session: Session) -> None:
             mine = (models.Service.host == host, models.Service.binary == binary)
-            moment = now(session)
             if not lock(session, models.Service, *mine):
+                moment = now(session)
                 new = {
                     "host": host,
                     "binary": binary,
@@ -164,7 +165,7 @@ class ServiceManager:
                 session.execute(insert_if_absent(session, models.Service), new)
                 # Whoever made the row: it is there now, and the lock is waited for.
                 lock(session, models.Service, *mine)
-            row = session.scalars(select(models.Service).where(*mine)).one()
+            row, moment = session.execute(select(models.Service, clock(session)).where(*mine)).one()
             oldest = (moment - timedelta(seconds=self._conf.service_down_time)).isoformat(
                 timespec="microseconds"
             )

@@ -153,6 +153,8 @@ volumes_dir = {folder}/volumes
 {more}
 """
     )
+    if database.startswith("sqlite"):
+        command(file, "db", "sync")
     return file
 
 
