@@ -99,9 +99,8 @@ def run(args: argparse.Namespace) -> int:
                     continue
                 finally:
                     progress.abandon()
-                    removed = not args.dry_run and _removed(db, conf, opened)
                 reports.append(report)
-                if removed:
+                if not args.dry_run and _removed(db, conf, opened):
                     print(f"container {container} of store {store}: empty, removed")
                 told.add(sum(len(one.unknown_manifests) for one in report.volumes), report.foreign)
                 for volume in report.volumes:

@@ -15,9 +15,11 @@ import pytest
 
 from backupfw.chunkstore.base import Body
 from backupfw.chunkstore.container import Container
+from backupfw.chunkstore.errors import Unavailable
 from backupfw.cmd import catalogue, configure, database, service, store, sweep
 from backupfw.context import RequestContext
 from backupfw.db import models
+from backupfw.engine import sweep as engine_sweep
 from backupfw.errors import NotFound
 from backupfw.manager.backups import BackupManager
 from tests.unit.cmd.conftest import Run
@@ -297,6 +299,23 @@ def test_a_container_that_is_needed_again_comes_back(
         monkeypatch.setattr(catalogue, "is_in_use", lambda *_: next(looks))
         assert not sweep._removed(db, conf, Container(opened, "mine"))
         assert "mine" in list(opened.list_containers())
+
+
+def test_a_container_that_could_not_be_swept_is_not_removed(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("db", "sync")
+    asked: list[object] = []
+
+    def away(*_: object, **__: object) -> None:
+        raise Unavailable("does not answer", store="main")
+
+    monkeypatch.setattr(engine_sweep, "run", away)
+    monkeypatch.setattr(catalogue, "is_in_use", lambda *place: asked.append(place) or True)
+    done = run("sweep")
+    assert done.status == 1
+    assert "does not answer" in done.err
+    assert asked == []
 
 
 def test_sweep_of_nothing(run: Run) -> None:
