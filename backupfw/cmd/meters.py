@@ -9,6 +9,7 @@ last backup is told.
 
 from __future__ import annotations
 
+import abc
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -170,8 +171,8 @@ class Meters:
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
 
 
-class _TaskCollector(Collector):
-    """What the database says of tasks, now; nothing where it does not answer."""
+class _DatabaseCollector(Collector):
+    """Figures that the database has, read when somebody asks; none where it does not answer."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
@@ -180,13 +181,24 @@ class _TaskCollector(Collector):
         """Name nothing beforehand: that would cost a look into the database at the start."""
         return ()
 
-    def collect(self) -> Iterator[Metric]:
-        """Read the tasks."""
+    def collect(self) -> Iterable[Metric]:
+        """Read the figures."""
         try:
-            rows, age = self._read()
+            return list(self._figures())
         except Exception:
-            LOG.exception("The tasks could not be counted")
-            return
+            LOG.exception("The database did not tell its figures")
+            return ()
+
+    @abc.abstractmethod
+    def _figures(self) -> Iterator[Metric]:
+        """Read the figures; may raise."""
+
+
+class _TaskCollector(_DatabaseCollector):
+    """What the database says of tasks, now."""
+
+    def _figures(self) -> Iterator[Metric]:
+        rows, age = self._read()
         count = GaugeMetricFamily("backupfw_tasks", "Unfinished tasks", labels=("kind", "state"))
         for kind in sorted(tasks.KINDS):
             for state in (claims.QUEUED, claims.RUNNING):
@@ -211,29 +223,16 @@ class _TaskCollector(Collector):
         return rows, max(0.0, waited.total_seconds())
 
 
-class _VolumeCollector(Collector):
-    """From when each volume's newest good backup is; nothing where the database does not answer."""
+class _VolumeCollector(_DatabaseCollector):
+    """From when each volume's newest good backup is."""
 
-    def __init__(self, db: Database) -> None:
-        self._db = db
-
-    def describe(self) -> Iterable[Metric]:
-        """Name nothing beforehand, as for the tasks."""
-        return ()
-
-    def collect(self) -> Iterator[Metric]:
-        """Read the volumes."""
-        try:
-            found = self._read()
-        except Exception:
-            LOG.exception("The volumes' last backups could not be read")
-            return
+    def _figures(self) -> Iterator[Metric]:
         gauge = GaugeMetricFamily(
             "backupfw_last_good_backup_timestamp",
             "Seconds since 1970 of the state that the volume's newest available backup holds; 0: it has none",
             labels=("volume",),
         )
-        for volume, moment in found:
+        for volume, moment in self._read():
             gauge.add_metric((volume,), 0 if moment is None else moment.replace(tzinfo=UTC).timestamp())
         yield gauge
 
