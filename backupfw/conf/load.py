@@ -91,8 +91,9 @@ def _choose_files(
     place = state_dir or embedded.absolute(embedded.default_state_dir())
     if remembered and (served := embedded.remembered(place)) is not None:
         return served
-    own = str(Path(place) / embedded.CONFIG_FILE)
-    return (own,) if state_dir is not None and Path(own).is_file() else (), True
+    own = Path(place) / embedded.CONFIG_FILE
+    files = (str(own),) if state_dir is not None and own.is_file() else ()
+    return files, True
 
 
 def load(

@@ -10,6 +10,7 @@ import os
 import random
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -253,7 +254,7 @@ def test_nothing_is_lost(installed: Installation, servers: Servers) -> None:
     installed.audit()
     assert objects(servers.store) == []
     assert_levelled_off(sizes)
-    done = sum((history.done for history in histories), start=type(histories[0].done)())
+    done = sum((history.done for history in histories), start=Counter())
     harmed = dict(itertools.chain.from_iterable(monkey.done.items() for monkey in (*monkeys, to_servers)))
     print(f"{sum(done.values())} deeds: {dict(done)}; harms: {harmed}; survivor: {sizes[-1]} of {max(sizes)}")
 
