@@ -47,6 +47,9 @@ class Adoption:
     longest_part: ClassVar[int] = 1024
     #: Regular expression of the keys the server can hold, where it cannot hold all that the driver takes.
     key_pattern: ClassVar[str] = r".+"
+    #: True for a server with folders, which mixes up ``a`` and the folder of ``a/b``: the random
+    #: histories then hold no two such keys at once.
+    has_folders: ClassVar[bool] = False
     #: Seconds within which a lagging listing shows everything.
     patience: ClassVar[float] = 30.0
     #: Seconds within which a server that does not answer is given up.

@@ -29,6 +29,11 @@ def outcome(action: Any, *arguments: Any) -> Any:
         return type(error)
 
 
+def in_folder(folder: str, key: str) -> bool:
+    """Return whether a key lies in the folder that has another key's name."""
+    return key.startswith(f"{folder}/")
+
+
 class ModelTests(Adoption):
     """Tests of histories."""
 
@@ -50,6 +55,9 @@ class ModelTests(Adoption):
 
             @rule(key=keys, size=SIZES, seed=st.integers(0, 200))
             def put(self, key: str, size: int, seed: int) -> None:
+                held = self.model.contents[self.container]
+                if suite.has_folders and any(in_folder(*sorted((key, other))) for other in held):
+                    return
                 self.both("put", key, Body.from_bytes(pattern(size, seed)))
 
             @rule(key=keys, bad=st.sampled_from(BAD_BODIES[:3]))

@@ -13,6 +13,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from backupfw.chunkstore.base import ChunkStore
+from backupfw.chunkstore.errors import NotFound
 from backupfw.chunkstore.options import option_values
 from backupfw.testing.chunkstore import ChunkStoreTests
 from tests.servers.ceph import Ceph
@@ -121,7 +122,9 @@ class TestCeph(S3Suite):
 class TestSeaweedFS(S3Suite):
     # It keeps folders: a part of a key is a file's name.
     longest_part = 255
-    # It makes slashes of backslashes: see the last test.
+    # An empty object is not found when keys lie in the folder of its name: see the last test.
+    has_folders = True
+    # It makes slashes of backslashes: see the last but one.
     key_pattern = r"[^\\]+"
     listing_keys = 2400
     model_examples = 5
@@ -143,3 +146,11 @@ class TestSeaweedFS(S3Suite):
     def test_the_server_makes_slashes_of_backslashes(self, server: SeaweedFS, container: str) -> None:
         self.raw_put(server, container, "back\\slash", b"x")
         assert self.raw_keys(server, container) == {"back/slash"}
+
+    def test_the_server_takes_an_empty_object_for_a_folder(
+        self, server: SeaweedFS, store: ChunkStore, container: str
+    ) -> None:
+        self.raw_put(server, container, "a/a", b"")
+        self.raw_put(server, container, "a", b"")
+        with pytest.raises(NotFound):
+            store.get(container, "a", 0, 1)
