@@ -312,6 +312,8 @@ class Backup(Lockable, _SoftDelete, Base):
     ``volume_id`` is no foreign key: an imported backup's volume may never have been here.
     ``volume_record`` is what a new volume must be given besides the data (``manager/records.py``), null
     where it is known from the manifest only.
+    ``verified_…``: what the last verification was (``full`` or ``quick``) and found (``ok`` or ``damaged``);
+    ``fully_verified_at``: when every block was last compared, whatever came out.
     """
 
     __tablename__ = "backups"
@@ -355,6 +357,10 @@ class Backup(Lockable, _SoftDelete, Base):
     encryption_key_id: Mapped[str | None] = mapped_column(String(36))
     data_timestamp: Mapped[datetime | None]
     volume_record: Mapped[dict[str, Any] | None]
+    verified_at: Mapped[datetime | None]
+    verified_how: Mapped[str | None] = mapped_column(String(16))
+    verified_result: Mapped[str | None] = mapped_column(String(16))
+    fully_verified_at: Mapped[datetime | None]
     manifest_id: Mapped[str | None] = mapped_column(ForeignKey("manifests.id"))
 
 
@@ -434,6 +440,18 @@ class DamagedObject(Base):
     key: Mapped[str] = mapped_column(String(1024))
     reason: Mapped[str]
     found_at: Mapped[datetime]
+
+
+class DamageMark(Base):
+    """A manifest names a damaged object: every backup that points to the manifest is damaged."""
+
+    __tablename__ = "damage_marks"
+    __table_args__ = (Index("ix_damage_marks_digest", "digest"), _TABLE)
+
+    manifest_id: Mapped[str] = mapped_column(ForeignKey("manifests.id", ondelete="CASCADE"), primary_key=True)
+    digest: Mapped[str] = mapped_column(
+        ForeignKey("damaged_objects.digest", ondelete="CASCADE"), primary_key=True
+    )
 
 
 class Task(Lockable, _Timestamps, Base):

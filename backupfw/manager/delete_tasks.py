@@ -15,7 +15,7 @@ from backupfw.db import models
 from backupfw.db.installation import installation_id
 from backupfw.db.locks import lock
 from backupfw.errors import EngineError
-from backupfw.manager import backup_rows, lifecycle, lineage, tasks
+from backupfw.manager import backup_rows, damage, lifecycle, lineage, tasks
 from backupfw.manager.lifecycle import BackupMoves
 from backupfw.manager.outcome import Outcomes
 from backupfw.manager.tasks import Task
@@ -223,6 +223,7 @@ class DeleteTasks(Outcomes):
     @staticmethod
     def _gone(session: Session, plan: ReleasePlan) -> None:
         lineage.mark_gone(session, plan.manifest_id)
+        damage.forget_marks(session, plan.manifest_id)
 
 
 def _drop_reference(session: Session, manifest_id: str) -> None:

@@ -22,7 +22,7 @@ from backupfw.db.digest import object_digest
 from backupfw.db.installation import installation_id
 from backupfw.db.session import now
 from backupfw.errors import InvalidInput, TaskLost
-from backupfw.manager import backup_rows, failures, lifecycle, lineage, quota, rows, tasks
+from backupfw.manager import backup_rows, damage, failures, lifecycle, lineage, quota, rows, tasks
 from backupfw.manager.lifecycle import BackupMoves
 from backupfw.manager.messages import Detail
 from backupfw.manager.outcome import Outcomes
@@ -171,6 +171,10 @@ class ImportTasks(Outcomes):
             referenced_bytes=facts.referenced_bytes,
             encryption_key_id=record.encryption_key_id,
             volume_record=facts.volume_record,
+            verified_at=moment,
+            verified_how=damage.QUICK,
+            verified_result=damage.OK,
+            fully_verified_at=None,
             created_at=created_at,
             data_timestamp=_past(record.data_timestamp, moment) or created_at,
         )

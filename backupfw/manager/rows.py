@@ -73,6 +73,10 @@ class Backup:
     deleted: bool
     num_dependent_backups: int = 0
     metadata: Mapping[str, str] = field(default_factory=dict)
+    verified_at: datetime | None = None
+    verified_how: str | None = None
+    verified_result: str | None = None
+    fully_verified_at: datetime | None = None
 
     @property
     def has_dependent_backups(self) -> bool:

@@ -28,7 +28,7 @@ def test_migrated_tables_are_the_models(db: Database) -> None:
 def test_a_difference_is_seen(db: Database) -> None:
     migrate.sync(db)
     with db.engine.begin() as connection:
-        connection.execute(text("DROP TABLE damaged_objects"))
+        connection.execute(text("DROP TABLE damage_marks"))
     assert migrate.differences(db) != []
 
 
