@@ -7,7 +7,7 @@ the next backup from sharing with them.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from backupfw.chunkstore.container import Container
@@ -77,6 +77,28 @@ def run(
         damaged += 1
     meter.finish()
     return VerifyReport(objects=seen, blocks=blocks, bytes=size, damaged=damaged)
+
+
+def named(manifest_key: str, wanted: Collection[str], container: Container, control: Control) -> set[str]:
+    """Return those of the wanted objects that a manifest names; one that cannot is told by its end alone.
+
+    :param wanted: keys of objects.
+    :raises Damaged: the manifest is missing or damaged.
+    :raises UnsupportedFormat: it is of a version not known here.
+    :raises ChunkStoreError: the store could not be read.
+    :raises TaskStopped: the control said so.
+    """
+    control.check()
+    reader = ManifestReader(container, manifest_key)
+    parsed = (keys.parse(key) for key in wanted)
+    if {one.origin for one in parsed if one is not None}.isdisjoint(reader.origins()):
+        return set()
+    found: set[str] = set()
+    for number, entry in enumerate(reader.segments()):
+        if number % 256 == 0:
+            control.check()
+        found.update(key for key in entry.object_keys() if key in wanted)
+    return found
 
 
 @dataclass(slots=True)

@@ -15,6 +15,7 @@ from backupfw.manager.tasks import Task
 from backupfw.manager.volume_rules import is_followed
 from backupfw.volume.base import VolumeRef
 from backupfw.worker.control import TaskControl
+from backupfw.worker.damage import mark_sharers
 from backupfw.worker.handlers.base import Handler, restored_volume, volume_ref
 from backupfw.worker.heeded import PROVIDER_GRACE, heeded, opened
 
@@ -46,7 +47,10 @@ class BackupRestore(Handler):
                 engine.run(plan.key, container, volume, control, checkpoint, streams=tools.engine.streams)
         except Damaged as error:
             # The next incremental stores the blocks of a damaged object anew.
-            tools.backups.record_damage(plan.store, plan.container, error.key, error.reason)
+            if tools.backups.record_damage(
+                plan.store, plan.container, error.key, error.reason, plan.manifest_id
+            ):
+                mark_sharers(tools.backups, container, plan.manifest_id, {error.key}, control)
             raise
         steps.reach("restore.written")
         control.check()

@@ -498,6 +498,37 @@ def test_a_damaged_object_fails_the_restore_and_is_stored_anew(world: WorkerWorl
         assert world.provider.volumes[target] == DATA
 
 
+def test_a_failed_restore_marks_all_backups_that_name_the_object(world: WorkerWorld) -> None:
+    volume = world.filled_volume(DATA)
+    with world.worker():
+        made = [world.backups.create(world.ctx(), volume_id=volume)]
+        world.wait_backup(made[0].id, "available")
+        made.append(world.backups.create(world.ctx(), volume_id=volume, incremental=True))
+        world.wait_backup(made[1].id, "available")
+        store = world.faulty.inner
+        (objects,) = store.contents.values()  # type: ignore[attr-defined]
+        pack = min(key for key in objects if "/p0" in key and made[0].id in key)
+        objects[pack] = objects[pack][:200] + bytes([objects[pack][200] ^ 1]) + objects[pack][201:]
+        _, target, _ = world.backups.restore(world.ctx(), made[1].id)
+        world.wait(lambda: world.volume_status(target) == "error", "the restore to fail")
+    marked = {row.manifest_id for row in world.rows(models.DamageMark)}
+    assert marked == {world.row(models.Backup, one.id).manifest_id for one in made}
+
+
+def test_an_import_is_a_quick_verification(world: WorkerWorld) -> None:
+    with world.worker():
+        made = world.backups.create(world.ctx(), volume_id=world.filled_volume(DATA))
+        world.wait_backup(made.id, "available")
+        service, url = world.backups.export_record(world.ctx(), made.id)
+        record = {**json.loads(base64.b64decode(url)), "id": str(uuid.uuid4())}
+        url = base64.b64encode(json.dumps(record).encode()).decode()
+        copy = world.backups.import_record(world.ctx(), backup_service=service, backup_url=url)
+        found = world.wait_backup(copy.id, "available")
+    assert (found.verified_how, found.verified_result, found.fully_verified_at) == ("quick", "ok", None)
+    assert found.verified_at is not None
+    assert world.row(models.Backup, made.id).verified_at is None
+
+
 def test_an_import_of_a_damaged_manifest_tells_nothing_of_whose_it_was(world: WorkerWorld) -> None:
     volume = world.filled_volume(DATA)
     with world.worker():

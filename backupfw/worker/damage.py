@@ -1,0 +1,45 @@
+"""Marking every backup that names a damaged object, not only the one whose reading found it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from oslo_log import log
+
+from backupfw.chunkstore.container import Container
+from backupfw.chunkstore.errors import ChunkStoreError
+from backupfw.engine import verify
+from backupfw.engine.ports import Control
+from backupfw.errors import Damaged, UnsupportedFormat
+from backupfw.manager.backup_tasks import BackupTasks
+
+LOG = log.getLogger(__name__)
+
+
+def mark_sharers(
+    backups: BackupTasks, container: Container, manifest_id: str, damaged: Collection[str], control: Control
+) -> None:
+    """Mark the other live manifests of a volume that name damaged objects.
+
+    One whose manifest cannot be read is damaged itself and recorded so.  One that is of a newer version, or
+    that the store does not give now, is left to its own verification.
+
+    :param manifest_id: the manifest that was being read when the damage was found.
+    :param damaged: keys of the objects; they are on the list.
+    :raises TaskStopped: the control said so.
+    """
+    place = (container.store.name, container.name)
+    for sharer in backups.sharers(manifest_id):
+        # Those that are marked already cost no reading: each verification of a chain finds the same.
+        unknown = set(damaged).difference(sharer.marked)
+        if not unknown:
+            continue
+        try:
+            found = verify.named(sharer.key, unknown, container, control)
+        except Damaged as error:
+            backups.record_damage(*place, error.key, error.reason, sharer.manifest_id)
+        except (ChunkStoreError, UnsupportedFormat) as error:
+            LOG.warning("Whether %s names damaged objects is not known: %s", sharer.key, error)
+        else:
+            if found:
+                backups.mark_damaged(*place, sharer.manifest_id, found)
