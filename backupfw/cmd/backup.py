@@ -1,4 +1,4 @@
-"""``backupfw backup``: look at a backup's record, and read everything it is made of."""
+"""``backupfw backup``: look at backups' records; :mod:`backupfw.cmd.verify` reads what they are made of."""
 
 from __future__ import annotations
 
@@ -7,17 +7,15 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
+from backupfw.cmd import verify
 from backupfw.cmd.configure import add_command, add_group, load_conf
-from backupfw.cmd.progress import Progress, human_size
+from backupfw.cmd.progress import Progress
 from backupfw.context import RequestContext
-from backupfw.errors import InvalidBackup
 
 if TYPE_CHECKING:
     from oslo_config.cfg import ConfigOpts
 
-    from backupfw.chunkstore.container import Container
     from backupfw.db.session import Database
-    from backupfw.manager.backup_tasks import BackupTasks
 
 OPERATOR = RequestContext("", "backupfw", frozenset({"admin"}), is_admin=True)
 
@@ -26,18 +24,15 @@ def add_parser(commands: Any) -> None:
     """Add the subcommands."""
     group = add_group(commands, "backup", "Look at backups.")
     show_parser = add_command(group, "show", show, "Print all that is known of a backup, as JSON.")
-    verify_parser = add_command(
-        group,
-        "verify",
-        verify,
-        "Read a backup's objects and compare every block; damage is remembered, so that the next"
-        " incremental stores it anew.",
+    show_parser.add_argument("id", metavar="ID", help="the backup's id")
+    list_parser = add_command(
+        group, "list", list_all, "List backups with what their verifications found, oldest first."
     )
-    verify_parser.add_argument(
-        "--quick", action="store_true", help="read maps whole and only the end of each pack"
-    )
-    for parser in (show_parser, verify_parser):
-        parser.add_argument("id", metavar="ID", help="the backup's id")
+    list_parser.add_argument("--volume", metavar="ID", help="only those of this volume")
+    list_parser.add_argument("--project", metavar="ID", help="only those of this project")
+    list_parser.add_argument("--damaged", action="store_true", help="only those that name damaged objects")
+    list_parser.add_argument("--json", action="store_true", help="print one JSON object per line")
+    verify.add_parser(group)
 
 
 def _manifest_key(db: Database, manifest_id: str | None) -> str | None:
@@ -53,6 +48,7 @@ def _manifest_key(db: Database, manifest_id: str | None) -> str | None:
 def show(args: argparse.Namespace) -> int:
     """Print the record, with figures the API does not show."""
     from backupfw.cmd import database
+    from backupfw.manager.backup_tasks import BackupTasks
     from backupfw.manager.backups import BackupManager
 
     conf = load_conf(args)
@@ -60,11 +56,34 @@ def show(args: argparse.Namespace) -> int:
         row = BackupManager(db, conf).get(OPERATOR, args.id)
         record = {
             **database.plain(row),
+            "damaged_objects": []
+            if row.manifest_id is None
+            else [database.plain(one) for one in BackupTasks(db, conf).damage_of(row.manifest_id)],
             "manifest": _manifest_key(db, row.manifest_id),
             "holdings": None if row.manifest_id is None else _holdings(conf, db, row.id, row.manifest_id),
         }
     json.dump(record, sys.stdout, indent=2, sort_keys=True)
     print()
+    return 0
+
+
+def list_all(args: argparse.Namespace) -> int:
+    """Print a line for each backup."""
+    from backupfw.cmd import catalogue, database
+
+    conf = load_conf(args)
+    with database.opened(conf) as db:
+        found = catalogue.backups(db, args.volume, args.project, damaged=args.damaged)
+    for one in found:
+        if args.json:
+            print(json.dumps(database.plain(one), sort_keys=True))
+            continue
+        verified = "never verified"
+        if one.verified_at is not None:
+            at = f"{one.verified_at:%Y-%m-%dT%H:%M:%SZ}"
+            verified = f"{one.verified_how} verification of {at}: {one.verified_result}"
+        damage = f", DAMAGED, {one.damaged_objects} objects" if one.damaged_objects else ""
+        print(f"{one.id} of volume {one.volume_id}: {one.status}, {verified}{damage}")
     return 0
 
 
@@ -128,71 +147,3 @@ def _holdings(conf: ConfigOpts, db: Database, backup_id: str, manifest_id: str) 
 
 def _figures(much: tuple[int, int]) -> dict[str, int]:
     return {"objects": much[0], "bytes": much[1]}
-
-
-def _forget_healed(tasks: BackupTasks, container: Container, key: str) -> None:
-    """Take objects off the list of damaged ones that were just found whole (a store can be mended)."""
-    from backupfw.engine.format.manifest import ManifestReader
-
-    store = container.store.name
-    listed = tasks.damaged_keys(store, container.name)
-    if not listed:
-        return
-    named = (
-        object_key
-        for entry in ManifestReader(container, key).segments()
-        for object_key in entry.object_keys()
-    )
-    for healed in [key, *named]:
-        if healed in listed:
-            tasks.clear_damage(store, container.name, healed)
-
-
-def verify(args: argparse.Namespace) -> int:
-    """Verify one backup; exit status 1 when anything is damaged."""
-    from backupfw.cmd import database
-    from backupfw.cmd.terminal_control import TerminalControl
-    from backupfw.engine import verify as engine
-    from backupfw.manager.backup_tasks import BackupTasks
-    from backupfw.manager.backups import BackupManager
-    from backupfw.worker.stores import Stores
-
-    conf = load_conf(args)
-    progress = Progress(f"verifying {args.id}")
-    stores = Stores(conf)
-    with database.opened(conf) as db:
-        row = BackupManager(db, conf).get(OPERATOR, args.id)
-        key = _manifest_key(db, row.manifest_id)
-        if key is None or row.store is None or row.container is None:
-            raise InvalidBackup(f"backup {args.id} has no manifest to verify (status {row.status})")
-        store, container = row.store, row.container
-        tasks = BackupTasks(db, conf)
-
-        def damaged(bad: str, reason: str) -> None:
-            tasks.record_damage(store, container, bad, reason)
-            print(f"damaged: {bad}: {reason}")
-
-        try:
-            opened = stores.container(store, container)
-            report = engine.run(
-                key,
-                opened,
-                TerminalControl(progress),
-                damaged,
-                quick=args.quick,
-                streams=conf.backup.streams,
-            )
-            if report.ok and not args.quick:
-                _forget_healed(tasks, opened, key)
-        except BaseException:
-            progress.abandon()
-            raise
-        finally:
-            stores.close()
-    progress.finish(human_size(report.bytes))
-    verdict = "ok" if report.ok else f"DAMAGED, {report.damaged} objects"
-    print(
-        f"backup {args.id}: {verdict} ({report.objects} objects, {report.blocks} blocks,"
-        f" {human_size(report.bytes)} read)"
-    )
-    return 0 if report.ok else 1

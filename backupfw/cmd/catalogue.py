@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, fields
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from sqlalchemy import or_, select
+from sqlalchemy import ColumnElement, exists, func, or_, select
 
 from backupfw.conf import stores
 from backupfw.db import models
-from backupfw.db.models import Backup, Manifest
+from backupfw.db.models import Backup, DamageMark, Manifest
+from backupfw.db.session import now
+from backupfw.errors import BackupNotFound, InvalidBackup
 from backupfw.manager import lineage, rows
 from backupfw.manager.lifecycle import GONE, LIVE
 
@@ -98,6 +102,126 @@ def is_in_use(db: Database, conf: cfg.ConfigOpts, store: str, container: str) ->
             session.execute(query.filter_by(store=store, container=container)).first() is not None
             for query in (backups, manifests)
         )
+
+
+@dataclass(frozen=True, slots=True)
+class BackupHealth:
+    """What is known of a backup's data.
+
+    :ivar damaged_objects: how many objects are known to be damaged of those that it is made of.
+    """
+
+    id: str
+    project_id: str
+    volume_id: str
+    status: str
+    created_at: datetime
+    verified_at: datetime | None
+    verified_how: str | None
+    verified_result: str | None
+    fully_verified_at: datetime | None
+    damaged_objects: int
+
+
+def _of(volume: str | None, project: str | None) -> ColumnElement[bool]:
+    found: ColumnElement[bool] = Backup.deleted.is_(False)
+    if volume is not None:
+        found &= Backup.volume_id == volume
+    if project is not None:
+        found &= Backup.project_id == project
+    return found
+
+
+def backups(
+    db: Database, volume: str | None = None, project: str | None = None, *, damaged: bool = False
+) -> list[BackupHealth]:
+    """Return what is known of the data of backups, oldest first.
+
+    :param damaged: only of those that name damaged objects.
+    """
+    marks = select(func.count()).where(DamageMark.manifest_id == Backup.manifest_id).label("damaged_objects")
+    columns = (getattr(Backup, field.name) for field in fields(BackupHealth)[:-1])
+    wanted = _of(volume, project)
+    if damaged:
+        wanted &= exists().where(DamageMark.manifest_id == Backup.manifest_id)
+    with db.read() as session:
+        found = session.execute(
+            select(*columns, marks).where(wanted).order_by(Backup.created_at, Backup.id)
+        ).all()
+    return [BackupHealth(**row._mapping) for row in found]
+
+
+def backups_exist(db: Database, volume: str | None, project: str | None) -> bool:
+    """Say whether there is any backup of a volume or a project."""
+    with db.read() as session:
+        return session.scalar(select(Backup.id).where(_of(volume, project)).limit(1)) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredManifest:
+    """The manifest of a backup, and where it is."""
+
+    id: str
+    store: str
+    container: str
+    key: str
+
+
+def manifest_of(db: Database, backup_id: str) -> StoredManifest:
+    """Return a backup's live manifest.
+
+    :raises BackupNotFound: there is no such backup.
+    :raises InvalidBackup: it has none.
+    """
+    row = Manifest
+    with db.read() as session:
+        backup = session.get(Backup, backup_id)
+        if backup is None or backup.deleted:
+            raise BackupNotFound(backup_id)
+        found = session.execute(
+            select(row.id, row.store, row.container, row.key).where(
+                row.id == backup.manifest_id, row.state == LIVE, row.key.is_not(None)
+            )
+        ).one_or_none()
+        if found is None:
+            raise InvalidBackup(f"backup {backup_id} has no manifest to verify (status {backup.status})")
+        return StoredManifest(found.id, found.store, found.container, str(found.key))
+
+
+def was_verified(db: Database, backup_id: str, since: datetime, *, quick: bool) -> bool:
+    """Say whether a backup was verified since a moment; ``quick`` as for :func:`to_verify`."""
+    moment = Backup.verified_at if quick else Backup.fully_verified_at
+    with db.read() as session:
+        return session.scalar(select(Backup.id).where(Backup.id == backup_id, moment >= since)) is not None
+
+
+def to_verify(
+    db: Database,
+    volume: str | None = None,
+    project: str | None = None,
+    *,
+    older_than: timedelta | None = None,
+    quick: bool = False,
+) -> tuple[datetime, list[str]]:
+    """Return the backups to verify: those that never were first, then those whose verification is oldest.
+
+    :param older_than: only those whose verification is at least so old.
+    :param quick: any verification counts; otherwise full ones only.
+    :returns: the database's time, and ids.
+    """
+    moment = Backup.verified_at if quick else Backup.fully_verified_at
+    wanted = _of(volume, project) & (Manifest.state == LIVE)
+    with db.read() as session:
+        begun = now(session)
+        if older_than is not None:
+            wanted &= or_(moment.is_(None), moment <= begun - older_than)
+        ids = session.scalars(
+            select(Backup.id)
+            .join(Manifest, Manifest.id == Backup.manifest_id)
+            .where(wanted)
+            .order_by(moment.is_not(None), moment, Backup.created_at, Backup.id)
+        ).all()
+    return begun, list(ids)
 
 
 def volumes_of(db: Database, host: str) -> Iterator[rows.Volume]:

@@ -2,9 +2,9 @@
 
 Each process has a registry of its own and counts what it did itself, unless ``PROMETHEUS_MULTIPROC_DIR``
 names a directory where the processes of a WSGI server keep what all of them did.  What concerns the whole
-installation (tasks by state, the age of the queue, each volume's last backup) is read from the database when
-somebody asks.  Labels have few values: no names that users choose, and no ids but that of the volume whose
-last backup is told.
+installation (tasks by state, the age of the queue, each volume's last backup, what verifications found) is
+read from the database when somebody asks.  Labels have few values: no names that users choose, and no ids but
+that of the volume whose last backup is told.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
-from sqlalchemy import func, select, type_coerce
+from sqlalchemy import exists, func, select, type_coerce
 
 from backupfw.api.routing import ROUTE
 from backupfw.chunkstore.errors import ChunkStoreError
-from backupfw.db.models import Backup, Task, Volume
+from backupfw.db.models import Backup, DamageMark, Manifest, Task, Volume
 from backupfw.db.session import Database, now
 from backupfw.engine.ports import BackupResult
 from backupfw.manager import claims, lifecycle, tasks
@@ -54,7 +54,7 @@ class Meters:
 
     def __init__(self, db: Database) -> None:
         self._registry = CollectorRegistry()
-        self._of_database = (_TaskCollector(db), _VolumeCollector(db))
+        self._of_database = (_TaskCollector(db), _VolumeCollector(db), _HealthCollector(db))
         for collector in self._of_database:
             self._registry.register(collector)
 
@@ -252,3 +252,48 @@ class _VolumeCollector(_DatabaseCollector):
                 .order_by(Volume.id)
             )
             return [(volume, moment) for volume, moment in rows]
+
+
+class _HealthCollector(Collector):
+    """What is known of the backups' data; nothing where the database does not answer."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    def describe(self) -> Iterable[Metric]:
+        """Name nothing beforehand, as for the tasks."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        """Read what verifications recorded."""
+        try:
+            age, never, damaged = self._read()
+        except Exception:
+            LOG.exception("What verifications found could not be read")
+            return
+        yield GaugeMetricFamily(
+            "backupfw_oldest_verification_age_seconds",
+            "Since the oldest of the backups' last full verifications, or a backup's creation if it had none",
+            value=age,
+        )
+        yield GaugeMetricFamily(
+            "backupfw_unverified_backups", "Backups that were never verified in full", value=never
+        )
+        yield GaugeMetricFamily(
+            "backupfw_damaged_backups", "Backups that name objects known to be damaged", value=damaged
+        )
+
+    def _read(self) -> tuple[float, int, int]:
+        since = func.coalesce(Backup.fully_verified_at, Backup.created_at)
+        kept = (
+            select(func.count(), func.count(Backup.fully_verified_at), func.min(since))
+            .join(Manifest, Manifest.id == Backup.manifest_id)
+            .where(Backup.deleted.is_(False), Manifest.state == lifecycle.LIVE)
+        )
+        marked = exists().where(DamageMark.manifest_id == Backup.manifest_id)
+        with self._db.read() as session:
+            count, verified, oldest = session.execute(kept).one()
+            damaged = session.scalar(select(func.count(Backup.id)).where(Backup.deleted.is_(False), marked))
+            moment = now(session)
+        age = timedelta() if oldest is None else moment - oldest
+        return max(0.0, age.total_seconds()), count - verified, damaged or 0

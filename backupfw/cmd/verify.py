@@ -1,0 +1,228 @@
+"""``backupfw backup verify``: read everything that backups are made of, and record what was found."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from contextlib import suppress
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from backupfw.cmd.configure import add_command, load_conf
+from backupfw.cmd.progress import Progress, human_size
+from backupfw.errors import BackupNotFound, EngineError, InvalidBackup, InvalidInput
+
+if TYPE_CHECKING:
+    from oslo_config import cfg
+
+    from backupfw.chunkstore.container import Container
+    from backupfw.db.session import Database
+    from backupfw.engine.ports import Control, VerifyReport
+    from backupfw.worker.stores import Stores
+
+#: Longest age that may be asked for, days.
+_MAX_DAYS = 36500
+
+
+def add_parser(group: Any) -> None:
+    """Add the subcommand."""
+    parser = add_command(
+        group,
+        "verify",
+        run,
+        "Read backups' objects and compare every block.  What is found is recorded at each backup; damage is"
+        " remembered, so that the next incremental stores it anew.",
+    )
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("id", metavar="ID", nargs="?", help="the backup's id")
+    which.add_argument(
+        "--all", action="store_true", help="all backups; those verified longest ago come first"
+    )
+    which.add_argument("--volume", metavar="ID", help="all backups of this volume")
+    which.add_argument("--project", metavar="ID", help="all backups of this project")
+    parser.add_argument(
+        "--older-than",
+        metavar="DAYS",
+        type=_days,
+        help="only backups that were not verified for so long; a run that was killed goes on where it was",
+    )
+    parser.add_argument("--quick", action="store_true", help="read maps whole and only the end of each pack")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per line and backup")
+
+
+def _days(text: str) -> timedelta:
+    try:
+        days = float(text)
+    except ValueError:
+        days = -1.0
+    if not 0 <= days <= _MAX_DAYS:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of days from 0 to {_MAX_DAYS}")
+    return timedelta(days=days)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Verify one backup or many; exit status 1 when anything is damaged or could not be verified."""
+    from backupfw.cmd import database
+    from backupfw.worker.stores import Stores
+
+    many = args.all or args.volume is not None or args.project is not None or args.older_than is not None
+    if (args.id is not None) == many:
+        raise InvalidInput("Name one backup, or at least one of --all, --volume, --project and --older-than.")
+    conf = load_conf(args)
+    stores = Stores(conf)
+    with database.opened(conf) as db:
+        verifier = _Verifier(conf, db, stores, quick=args.quick, as_json=args.json)
+        try:
+            if args.id is not None:
+                return 0 if verifier.one(args.id) else 1
+            return _many(args, db, verifier)
+        finally:
+            stores.close()
+
+
+def _many(args: argparse.Namespace, db: Database, verifier: _Verifier) -> int:
+    from backupfw.chunkstore.errors import ChunkStoreError
+    from backupfw.cmd import catalogue
+
+    of = args.volume or args.project
+    if of is not None and not catalogue.backups_exist(db, args.volume, args.project):
+        # A misspelt id must not look as if all were well.
+        raise InvalidInput(f"There is no backup of {of}.")
+    begun, ids = catalogue.to_verify(
+        db, args.volume, args.project, older_than=args.older_than, quick=args.quick
+    )
+    good = damaged = failed = 0
+    for backup_id in ids:
+        # Another run may have been faster, or it has the manifest of one that was verified just now.
+        if catalogue.was_verified(db, backup_id, begun, quick=args.quick):
+            continue
+        # One that is deleted meanwhile is no concern any more.
+        with suppress(BackupNotFound, InvalidBackup):
+            try:
+                if verifier.one(backup_id):
+                    good += 1
+                else:
+                    damaged += 1
+            except (ChunkStoreError, EngineError, InvalidInput) as error:
+                # Nothing is known of it, so it is not recorded: the next run begins with it.
+                verifier.tell_failure(backup_id, str(error))
+                failed += 1
+    if not args.json:
+        print(f"{good + damaged + failed} backups: {good} ok, {damaged} damaged, {failed} not verified")
+    return 1 if damaged or failed else 0
+
+
+class _Verifier:
+    """Verifies one backup after the other.
+
+    :param as_json: print a JSON object for each instead of lines.
+    """
+
+    def __init__(
+        self, conf: cfg.ConfigOpts, db: Database, stores: Stores, *, quick: bool, as_json: bool
+    ) -> None:
+        from backupfw.manager.backup_tasks import BackupTasks
+
+        self._conf = conf
+        self._db = db
+        self._stores = stores
+        self._tasks = BackupTasks(db, conf)
+        self._quick = quick
+        self._json = as_json
+
+    def one(self, backup_id: str) -> bool:
+        """Verify a backup; return whether nothing was found.
+
+        :raises BackupNotFound: there is no such backup.
+        :raises InvalidBackup: it has no manifest to verify, or was deleted meanwhile.
+        :raises ChunkStoreError, EngineError, InvalidInput: it could not be verified; nothing is recorded
+            but the damage found so far.
+        """
+        from backupfw.cmd import catalogue
+        from backupfw.cmd.terminal_control import TerminalControl
+        from backupfw.engine import verify as engine
+        from backupfw.manager import damage
+        from backupfw.worker.damage import mark_sharers
+
+        manifest = catalogue.manifest_of(self._db, backup_id)
+        found: dict[str, str] = {}
+
+        def damaged(bad: str, reason: str) -> None:
+            if not self._tasks.record_damage(manifest.store, manifest.container, bad, reason, manifest.id):
+                raise InvalidBackup(f"backup {backup_id} was deleted meanwhile")
+            found[bad] = reason
+            if not self._json:
+                print(f"damaged: {bad}: {reason}")
+
+        progress = Progress(f"verifying {backup_id}")
+        control = TerminalControl(progress)
+        try:
+            opened = self._stores.container(manifest.store, manifest.container)
+            report = engine.run(
+                manifest.key,
+                opened,
+                control,
+                damaged,
+                quick=self._quick,
+                streams=self._conf.backup.streams,
+            )
+            if found:
+                mark_sharers(self._tasks, opened, manifest.id, found, control)
+            elif not self._quick:
+                self._forget_healed(opened, manifest.key, control)
+        except BaseException:
+            progress.abandon()
+            raise
+        how = damage.QUICK if self._quick else damage.FULL
+        result = damage.OK if report.ok else damage.DAMAGED
+        # The last step: a run that was killed before does this one again.
+        moment = self._tasks.record_verification(manifest.id, how, result)
+        progress.finish(human_size(report.bytes))
+        if self._json:
+            _print_json(
+                id=backup_id,
+                result=result,
+                how=how,
+                verified_at=f"{moment.isoformat()}Z",
+                objects=report.objects,
+                blocks=report.blocks,
+                bytes=report.bytes,
+                damaged=[{"key": key, "reason": reason} for key, reason in found.items()],
+            )
+        else:
+            _print_verdict(backup_id, report)
+        return report.ok
+
+    def tell_failure(self, backup_id: str, problem: str) -> None:
+        """Say why nothing is known of a backup."""
+        if self._json:
+            _print_json(id=backup_id, result="not verified", problem=problem)
+        else:
+            print(f"backup {backup_id}: NOT verified: {problem}")
+
+    def _forget_healed(self, container: Container, key: str, control: Control) -> None:
+        """Take objects without a mark off the list that this backup names: they were just found whole."""
+        from backupfw.engine import verify as engine
+        from backupfw.engine.format import keys
+
+        place = (container.store.name, container.name)
+        listed = self._tasks.unmarked_keys(*place, keys.volume_prefix_of(key))
+        if not listed:
+            return
+        for healed in engine.named(key, listed, container, control) | (listed & {key}):
+            self._tasks.clear_damage(*place, healed)
+
+
+def _print_json(**values: Any) -> None:
+    print(json.dumps(values, sort_keys=True))
+    # Whoever reads it waits for each backup, not for a buffer.
+    sys.stdout.flush()
+
+
+def _print_verdict(backup_id: str, report: VerifyReport) -> None:
+    verdict = "ok" if report.ok else f"DAMAGED, {report.damaged} objects"
+    print(
+        f"backup {backup_id}: {verdict} ({report.objects} objects, {report.blocks} blocks,"
+        f" {human_size(report.bytes)} read)"
+    )

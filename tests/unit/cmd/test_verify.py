@@ -1,0 +1,361 @@
+"""What verifications find is kept: per backup, for all that name a damaged object, and over many runs."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import select, update
+
+from backupfw.chunkstore import errors
+from backupfw.cmd import catalogue, database, meters, service
+from backupfw.cmd import main as command
+from backupfw.conf import logging
+from backupfw.db import models
+from backupfw.db.session import Database, now
+from backupfw.engine import verify as engine
+from backupfw.manager.backup_tasks import BackupTasks
+from backupfw.manager.backups import BackupManager
+from tests.unit.cmd.conftest import Run
+from tests.unit.cmd.test_backup import CTX, load_conf
+
+BLOCK = 64 << 10
+
+
+@dataclass
+class Chain:
+    """A volume's full backup and an incremental upon it, and a backup of another volume."""
+
+    run: Run
+    state: Path
+    volume: str
+    full: str
+    increment: str
+    other: str
+
+    def show(self, backup_id: str) -> dict[str, Any]:
+        done = self.run("backup", "show", backup_id)
+        assert done.status == 0, done.err
+        return json.loads(done.out)
+
+    def marked(self) -> set[str]:
+        return {
+            backup
+            for backup in (self.full, self.increment, self.other)
+            if self.show(backup)["damaged_objects"]
+        }
+
+    def packs_of(self, backup_id: str) -> list[Path]:
+        return [
+            path for path in (self.state / "store").rglob("p0*") if path.is_file() and backup_id in str(path)
+        ]
+
+    def spoil(self, backup_id: str, block: int) -> tuple[Path, bytes]:
+        """Change a byte of a block in the backup's only pack; return the file and what it was."""
+        (pack,) = self.packs_of(backup_id)
+        whole = pack.read_bytes()
+        data = bytearray(whole)
+        data[block * BLOCK + BLOCK // 2] ^= 1
+        pack.chmod(0o600)
+        pack.write_bytes(data)
+        return pack, whole
+
+    def verified(self, *options: str) -> tuple[int, list[dict[str, Any]]]:
+        done = self.run("backup", "verify", *options, "--json")
+        return done.status, [json.loads(line) for line in done.out.splitlines()]
+
+    def age(self, backup_id: str, days: int) -> None:
+        with database.opened(load_conf(self.state)) as db, db.write() as session:
+            moment = now(session) - timedelta(days=days)
+            session.execute(
+                update(models.Backup)
+                .where(models.Backup.id == backup_id)
+                .values(verified_at=moment, fully_verified_at=moment)
+            )
+
+
+@dataclass
+class Made:
+    """A state directory to copy, and what is in it."""
+
+    state: Path
+    volume: str
+    backups: list[str]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
+    """Made once, because that takes seconds."""
+    top = tmp_path_factory.mktemp("made")
+    state, image, second = top / "state", top / "image.raw", top / "second.raw"
+    image.write_bytes(random.Random(8).randbytes(1 << 20))
+    second.write_bytes(random.Random(9).randbytes(1 << 20))
+
+    def adopted(path: Path) -> str:
+        out = io.StringIO()
+        with redirect_stdout(out):
+            assert command.main(["volume", "adopt", str(path), "--state-dir", str(state)]) == 0
+        return out.getvalue().strip()
+
+    with pytest.MonkeyPatch.context() as patch:
+        # oslo.log would take the handlers of pytest away from the process.
+        patch.setattr(logging, "setup", lambda _conf, quiet=False: None)
+        volume, other = adopted(image), adopted(second)
+        conf = load_conf(state)
+        conf.set_override("port", 0, "api")
+        with service.EmbeddedService(conf), database.opened(conf) as db:
+            backups = BackupManager(db, conf)
+
+            def backed_up(volume: str, incremental: bool = False) -> str:
+                backup = backups.create(
+                    CTX, volume_id=volume, name=None, description=None, container=None,
+                    incremental=incremental, force=False, snapshot_id=None,
+                )  # fmt: skip
+                end = time.monotonic() + 60
+                while backups.get(CTX, backup.id).status == "creating" and time.monotonic() < end:
+                    time.sleep(0.02)
+                assert backups.get(CTX, backup.id).status == "available"
+                return backup.id
+
+            ids = [backed_up(volume)]
+            with image.open("r+b") as file:
+                file.seek(3 * BLOCK)
+                file.write(random.Random(10).randbytes(BLOCK))
+            ids += [backed_up(volume, True), backed_up(other)]
+        yield Made(state, volume, ids)
+
+
+@pytest.fixture
+def chain(run: Run, state: Path, made: Made) -> Chain:
+    shutil.copytree(made.state, state, ignore=lambda _at, names: [n for n in names if n.endswith(".sock")])
+    return Chain(run, state, made.volume, *made.backups)
+
+
+@pytest.fixture
+def db(chain: Chain) -> Iterator[Database]:
+    with database.opened(load_conf(chain.state)) as opened:
+        yield opened
+
+
+def test_a_backup_keeps_when_and_how_it_was_verified_and_the_result(chain: Chain) -> None:
+    names = ("verified_at", "verified_how", "verified_result", "fully_verified_at")
+    assert [chain.show(chain.full)[name] for name in names] == [None] * 4
+    assert chain.run("backup", "verify", chain.full).status == 0
+    first = chain.show(chain.full)
+    assert (first["verified_how"], first["verified_result"]) == ("full", "ok")
+    assert first["verified_at"] == first["fully_verified_at"] is not None
+    assert chain.run("backup", "verify", "--quick", chain.full).status == 0
+    then = chain.show(chain.full)
+    assert (then["verified_how"], then["verified_result"]) == ("quick", "ok")
+    assert then["verified_at"] > then["fully_verified_at"] == first["fully_verified_at"]
+    assert then["updated_at"] == first["updated_at"]
+    assert chain.show(chain.increment)["verified_at"] is None
+
+
+def test_a_damaged_object_marks_all_backups_that_name_it_until_they_are_found_whole(chain: Chain) -> None:
+    pack, whole = chain.spoil(chain.full, 1)
+    assert chain.run("backup", "verify", chain.full).status == 1
+    assert chain.marked() == {chain.full, chain.increment}
+    assert chain.show(chain.full)["verified_result"] == "damaged"
+    # The other one was not verified itself.
+    assert chain.show(chain.increment)["verified_result"] is None
+    listed = chain.run("backup", "list", "--damaged").out.splitlines()
+    assert [line.split()[0] for line in listed] == [chain.full, chain.increment]
+    assert all("DAMAGED, 1 objects" in line for line in listed)
+    assert chain.run("backup", "list", "--volume", chain.volume).out.splitlines() == listed
+    pack.write_bytes(whole)
+    # Only a full verification proves anything.
+    assert chain.run("backup", "verify", "--quick", chain.full).status == 0
+    assert chain.marked() == {chain.full, chain.increment}
+    assert chain.run("backup", "verify", chain.full).status == 0
+    assert chain.marked() == {chain.increment}
+    assert chain.run("backup", "verify", chain.increment).status == 0
+    assert chain.marked() == set()
+    with database.opened(load_conf(chain.state)) as db, db.read() as session:
+        assert session.scalars(select(models.DamagedObject.key)).all() == []
+
+
+def test_damage_that_one_backup_does_not_need_is_kept_for_the_other(chain: Chain) -> None:
+    """The increment has a block of its own in the place of the damaged one, in a pack that it names."""
+    chain.spoil(chain.full, 3)
+    assert chain.run("backup", "verify", chain.full).status == 1
+    assert chain.marked() == {chain.full, chain.increment}
+    assert chain.run("backup", "verify", chain.increment).status == 0
+    assert chain.marked() == {chain.full}
+    with database.opened(load_conf(chain.state)) as db, db.read() as session:
+        assert len(session.scalars(select(models.DamagedObject.key)).all()) == 1
+
+
+def test_an_unreadable_manifest_of_the_volume_is_damaged_too(chain: Chain) -> None:
+    chain.spoil(chain.full, 1)
+    (manifest,) = [
+        path
+        for path in (chain.state / "store").rglob("manifest*")
+        if path.is_file() and chain.increment in str(path)
+    ]
+    manifest.chmod(0o600)
+    manifest.write_bytes(b"nothing of the kind" * 100)
+    assert chain.run("backup", "verify", chain.full).status == 1
+    (found,) = chain.show(chain.increment)["damaged_objects"]
+    assert found["key"].endswith("/manifest")
+    assert chain.marked() == {chain.full, chain.increment}
+
+
+def test_damage_of_before_there_were_marks_is_forgotten_when_it_is_healed(chain: Chain, db: Database) -> None:
+    conf = load_conf(chain.state)
+    (pack,) = chain.packs_of(chain.full)
+    key = (
+        str(pack.relative_to(chain.state / "store" / "volumebackups")).removesuffix(".o").replace(".d/", "/")
+    )
+    tasks = BackupTasks(db, conf)
+    assert tasks.record_damage("main", "volumebackups", key, "wrong")
+    assert chain.run("backup", "verify", "--quick", chain.full).status == 0
+    assert tasks.damaged_keys("main", "volumebackups") == {key}
+    assert chain.run("backup", "verify", chain.increment).status == 0
+    assert tasks.damaged_keys("main", "volumebackups") == frozenset()
+
+
+def test_what_is_being_deleted_is_not_damaged(chain: Chain, db: Database) -> None:
+    chain.spoil(chain.full, 1)
+    row = models.Manifest
+    with db.write() as session:
+        found = select(models.Backup.manifest_id).where(models.Backup.id == chain.full)
+        manifest_id = session.scalar(found)
+        session.execute(update(row).where(row.id == manifest_id).values(state="released"))
+    tasks = BackupTasks(db, load_conf(chain.state))
+    assert manifest_id is not None
+    assert not tasks.record_damage("main", "volumebackups", "k", "gone", manifest_id)
+    assert tasks.damaged_keys("main", "volumebackups") == frozenset()
+    done = chain.run("backup", "verify", chain.full)
+    assert (done.status, done.out) == (1, "")
+    status, found_all = chain.verified("--all")
+    assert (status, [one["id"] for one in found_all]) == (1, [chain.increment, chain.other])
+    assert chain.marked() == {chain.increment}
+
+
+def test_many_those_verified_longest_ago_first(chain: Chain) -> None:
+    chain.age(chain.full, 3)
+    chain.age(chain.other, 5)
+    status, found = chain.verified("--all")
+    assert status == 0
+    assert [one["id"] for one in found] == [chain.increment, chain.other, chain.full]
+    assert {one["result"] for one in found} == {"ok"}
+    assert all(one["blocks"] == 16 and one["damaged"] == [] for one in found)
+    done = chain.run("backup", "verify", "--all", "--older-than", "1")
+    assert (done.status, done.out) == (0, "0 backups: 0 ok, 0 damaged, 0 not verified\n")
+    chain.age(chain.other, 5)
+    assert [one["id"] for one in chain.verified("--older-than", "1")[1]] == [chain.other]
+
+
+def test_many_of_a_volume_or_a_project(chain: Chain) -> None:
+    assert {one["id"] for one in chain.verified("--volume", chain.volume)[1]} == {chain.full, chain.increment}
+    project = chain.show(chain.full)["project_id"]
+    assert len(chain.verified("--project", project)[1]) == 3
+    for option in ("--volume", "--project"):
+        done = chain.run("backup", "verify", option, "nothing")
+        assert (done.status, done.err) == (1, "backupfw: There is no backup of nothing.\n")
+    assert "Name one backup" in chain.run("backup", "verify").err
+    assert chain.run("backup", "verify", chain.full, "--older-than", "1").status == 1
+    for days in ("-1", "x", "nan", "inf", "1e9"):
+        assert chain.run("backup", "verify", f"--older-than={days}").status == 2
+
+
+def test_damage_among_many_is_status_1_and_told_with_its_objects(chain: Chain) -> None:
+    chain.spoil(chain.full, 1)
+    status, found = chain.verified("--all")
+    assert status == 1
+    results = {one["id"]: (one["result"], len(one["damaged"])) for one in found}
+    assert results == {
+        chain.full: ("damaged", 1),
+        chain.increment: ("damaged", 1),
+        chain.other: ("ok", 0),
+    }
+
+
+def test_a_killed_run_goes_on_where_it_was(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, seen = engine.run, []
+
+    def killed(key: str, *args: Any, **options: Any) -> Any:
+        seen.append(key)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return real(key, *args, **options)
+
+    monkeypatch.setattr(engine, "run", killed)
+    assert chain.run("backup", "verify", "--older-than", "1").status != 0
+    done = chain.run("backup", "verify", "--older-than", "1")
+    assert done.out.splitlines()[-1] == "2 backups: 2 ok, 0 damaged, 0 not verified"
+    # The one that was done is not done again; the one that was not is the first.
+    assert seen.count(seen[0]) == 1
+    assert seen[1] == seen[2]
+    assert len(set(seen)) == 3
+
+
+def test_a_store_that_does_not_answer_says_nothing_about_damage(
+    chain: Chain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = engine.run
+
+    def down(key: str, *args: Any, **options: Any) -> Any:
+        if chain.full in key:
+            raise errors.Unavailable("no answer", store="main")
+        return real(key, *args, **options)
+
+    monkeypatch.setattr(engine, "run", down)
+    status, found = chain.verified("--all")
+    assert status == 1
+    assert {one["id"]: one["result"] for one in found} == {
+        chain.full: "not verified",
+        chain.increment: "ok",
+        chain.other: "ok",
+    }
+    assert chain.show(chain.full)["verified_at"] is None
+    assert chain.marked() == set()
+
+
+def test_the_figures(chain: Chain, db: Database) -> None:
+    def figures() -> tuple[float, float, float]:
+        lines = dict(
+            line.rsplit(" ", 1)
+            for line in meters.Meters(db).text().decode().splitlines()
+            if not line.startswith("#")
+        )
+        names = ("oldest_verification_age_seconds", "unverified_backups", "damaged_backups")
+        age, never, damaged = (float(lines[f"backupfw_{name}"]) for name in names)
+        return age, never, damaged
+
+    age, never, damaged = figures()
+    assert (never, damaged) == (3, 0)
+    assert 0 < age < 86400
+    chain.spoil(chain.full, 1)
+    assert chain.run("backup", "verify", chain.full).status == 1
+    assert figures()[1:] == (2, 2)
+    assert chain.run("backup", "verify", "--all").status == 1
+    chain.age(chain.other, 5)
+    age, never, damaged = figures()
+    assert (never, damaged) == (0, 2)
+    assert 5 * 86400 <= age < 6 * 86400
+
+
+def test_a_manifest_that_is_shared_is_read_once(chain: Chain, db: Database) -> None:
+    """Two records of one manifest: what is found of it is recorded at both."""
+    with db.write() as session:
+        one = session.get(models.Backup, chain.full)
+        assert one is not None
+        two = session.get(models.Backup, chain.other)
+        assert two is not None
+        two.manifest_id = one.manifest_id
+    status, found = chain.verified("--all")
+    assert (status, len(found)) == (0, 2)
+    assert chain.show(chain.full)["verified_at"] == chain.show(chain.other)["verified_at"]
+    assert catalogue.was_verified(db, chain.other, catalogue.to_verify(db)[0], quick=False) is False
