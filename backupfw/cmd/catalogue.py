@@ -200,12 +200,12 @@ def to_verify(
     volume: str | None = None,
     project: str | None = None,
     *,
-    older_than: timedelta | None = None,
+    older_than: timedelta | datetime | None = None,
     quick: bool = False,
 ) -> tuple[datetime, list[str]]:
     """Return the backups to verify: those that never were first, then those whose verification is oldest.
 
-    :param older_than: only those whose verification is at least so old.
+    :param older_than: only those whose verification is at least so old, or of before a moment (naive UTC).
     :param quick: any verification counts; otherwise full ones only.
     :returns: the database's time, and ids.
     """
@@ -214,7 +214,8 @@ def to_verify(
     with db.read() as session:
         begun = now(session)
         if older_than is not None:
-            wanted &= or_(moment.is_(None), moment <= begun - older_than)
+            last = begun - older_than if isinstance(older_than, timedelta) else older_than
+            wanted &= or_(moment.is_(None), moment <= last)
         ids = session.scalars(
             select(Backup.id)
             .join(Manifest, Manifest.id == Backup.manifest_id)

@@ -254,23 +254,11 @@ class _VolumeCollector(_DatabaseCollector):
             return [(volume, moment) for volume, moment in rows]
 
 
-class _HealthCollector(Collector):
-    """What is known of the backups' data; nothing where the database does not answer."""
+class _HealthCollector(_DatabaseCollector):
+    """What verifications recorded."""
 
-    def __init__(self, db: Database) -> None:
-        self._db = db
-
-    def describe(self) -> Iterable[Metric]:
-        """Name nothing beforehand, as for the tasks."""
-        return ()
-
-    def collect(self) -> Iterator[Metric]:
-        """Read what verifications recorded."""
-        try:
-            age, never, damaged = self._read()
-        except Exception:
-            LOG.exception("What verifications found could not be read")
-            return
+    def _figures(self) -> Iterator[Metric]:
+        age, never, damaged = self._read()
         yield GaugeMetricFamily(
             "backupfw_oldest_verification_age_seconds",
             "Since the oldest of the backups' last full verifications, or a backup's creation if it had none",

@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 from contextlib import suppress
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from backupfw.cmd.configure import add_command, load_conf
@@ -16,9 +16,8 @@ from backupfw.errors import BackupNotFound, EngineError, InvalidBackup, InvalidI
 if TYPE_CHECKING:
     from oslo_config import cfg
 
-    from backupfw.chunkstore.container import Container
     from backupfw.db.session import Database
-    from backupfw.engine.ports import Control, VerifyReport
+    from backupfw.engine.ports import VerifyReport
     from backupfw.worker.stores import Stores
 
 #: Longest age that may be asked for, days.
@@ -44,21 +43,25 @@ def add_parser(group: Any) -> None:
     parser.add_argument(
         "--older-than",
         metavar="DAYS",
-        type=_days,
-        help="only backups that were not verified for so long; a run that was killed goes on where it was",
+        type=_age,
+        help="only backups that were not verified for so long, or since a moment like 2026-01-31T20:00:00Z;"
+        " a run that ended early goes on where it was",
     )
     parser.add_argument("--quick", action="store_true", help="read maps whole and only the end of each pack")
     parser.add_argument("--json", action="store_true", help="print one JSON object per line and backup")
 
 
-def _days(text: str) -> timedelta:
-    try:
-        days = float(text)
-    except ValueError:
-        days = -1.0
-    if not 0 <= days <= _MAX_DAYS:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of days from 0 to {_MAX_DAYS}")
-    return timedelta(days=days)
+def _age(text: str) -> timedelta | datetime:
+    with suppress(ValueError):
+        if 0 <= (days := float(text)) <= _MAX_DAYS:
+            return timedelta(days=days)
+    with suppress(ValueError, OverflowError):
+        moment = datetime.fromisoformat(text)
+        if moment.tzinfo is not None:
+            return moment.astimezone(UTC).replace(tzinfo=None)
+    raise argparse.ArgumentTypeError(
+        f"{text!r} is neither a number of days from 0 to {_MAX_DAYS} nor a moment like 2026-01-31T20:00:00Z"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -92,6 +95,12 @@ def _many(args: argparse.Namespace, db: Database, verifier: _Verifier) -> int:
     begun, ids = catalogue.to_verify(
         db, args.volume, args.project, older_than=args.older_than, quick=args.quick
     )
+    if args.older_than is None:
+        print(
+            f"{len(ids)} backups to verify; if this ends early, the same with --older-than"
+            f" {begun:%Y-%m-%dT%H:%M:%SZ} does the rest",
+            file=sys.stderr,
+        )
     good = damaged = failed = 0
     for backup_id in ids:
         # Another run may have been faster, or it has the manifest of one that was verified just now.
@@ -142,11 +151,15 @@ class _Verifier:
         from backupfw.cmd import catalogue
         from backupfw.cmd.terminal_control import TerminalControl
         from backupfw.engine import verify as engine
+        from backupfw.engine.format import keys
         from backupfw.manager import damage
         from backupfw.worker.damage import mark_sharers
 
         manifest = catalogue.manifest_of(self._db, backup_id)
+        with self._db.read() as session:
+            begun = self._db.now(session)
         found: dict[str, str] = {}
+        whole: set[str] = set()
 
         def damaged(bad: str, reason: str) -> None:
             if not self._tasks.record_damage(manifest.store, manifest.container, bad, reason, manifest.id):
@@ -170,14 +183,16 @@ class _Verifier:
             if found:
                 mark_sharers(self._tasks, opened, manifest.id, found, control)
             elif not self._quick:
-                self._forget_healed(opened, manifest.key, control)
+                prefix = keys.volume_prefix_of(manifest.key)
+                listed = self._tasks.damaged_keys(manifest.store, manifest.container, prefix)
+                whole = engine.named(manifest.key, listed, opened, control)
         except BaseException:
             progress.abandon()
             raise
         how = damage.QUICK if self._quick else damage.FULL
         result = damage.OK if report.ok else damage.DAMAGED
         # The last step: a run that was killed before does this one again.
-        moment = self._tasks.record_verification(manifest.id, how, result)
+        moment = self._tasks.record_verification(manifest.id, begun, how, result, whole)
         progress.finish(human_size(report.bytes))
         if self._json:
             _print_json(
@@ -200,18 +215,6 @@ class _Verifier:
             _print_json(id=backup_id, result="not verified", problem=problem)
         else:
             print(f"backup {backup_id}: NOT verified: {problem}")
-
-    def _forget_healed(self, container: Container, key: str, control: Control) -> None:
-        """Take objects without a mark off the list that this backup names: they were just found whole."""
-        from backupfw.engine import verify as engine
-        from backupfw.engine.format import keys
-
-        place = (container.store.name, container.name)
-        listed = self._tasks.unmarked_keys(*place, keys.volume_prefix_of(key))
-        if not listed:
-            return
-        for healed in engine.named(key, listed, container, control) | (listed & {key}):
-            self._tasks.clear_damage(*place, healed)
 
 
 def _print_json(**values: Any) -> None:

@@ -80,7 +80,9 @@ def run(
 
 
 def named(manifest_key: str, wanted: Collection[str], container: Container, control: Control) -> set[str]:
-    """Return those of the wanted objects that a manifest names; one that cannot is told by its end alone.
+    """Return those of the wanted objects that a manifest names, itself among them.
+
+    A manifest whose backup made nothing of what is wanted, and shares with none that did, is not read whole.
 
     :param wanted: keys of objects.
     :raises Damaged: the manifest is missing or damaged.
@@ -88,12 +90,14 @@ def named(manifest_key: str, wanted: Collection[str], container: Container, cont
     :raises ChunkStoreError: the store could not be read.
     :raises TaskStopped: the control said so.
     """
+    if not wanted:
+        return set()
     control.check()
     reader = ManifestReader(container, manifest_key)
+    found = {manifest_key}.intersection(wanted)
     parsed = (keys.parse(key) for key in wanted)
     if {one.origin for one in parsed if one is not None}.isdisjoint(reader.origins()):
-        return set()
-    found: set[str] = set()
+        return found
     for number, entry in enumerate(reader.segments()):
         if number % 256 == 0:
             control.check()

@@ -14,7 +14,7 @@ from backupfw.db.digest import object_digest
 from backupfw.db.installation import installation_id
 from backupfw.db.session import now
 from backupfw.errors import OutcomeUnknown, SnapshotNotFound, TaskLost, VolumeNotFound
-from backupfw.manager import backup_rows, failures, lifecycle, lineage, rows, tasks, volume_rules
+from backupfw.manager import backup_rows, damage, failures, lifecycle, lineage, rows, tasks, volume_rules
 from backupfw.manager.lifecycle import BackupMoves
 from backupfw.manager.messages import Detail
 from backupfw.manager.outcome import Outcomes
@@ -272,6 +272,9 @@ class CreateTasks(Outcomes):
                 raise TaskLost(f"backup {backup.id} is not being created any more")
             if backup.is_incremental and (manifest.base_id is None or result.base_lost):
                 failures.warn(session, task, Detail.BECAME_FULL)
+            if result.base_lost:
+                # It shares nothing with the base that it may have been marked for.
+                damage.forget_marks(session, manifest.id)
             volume_rules.end_backup(session, backup.volume_id, backup.snapshot_id)
             backup_rows.let_go(session, manifest.base_id, backup.project_id, task.request_id)
             backup_rows.drop_temp_snapshot(session, self._backup(session, task), task.request_id)

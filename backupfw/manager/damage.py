@@ -1,25 +1,28 @@
 """Objects that were found damaged: what the next incremental must store anew, and whose data they are.
 
-A *mark* says that a live manifest names a damaged object.  It is the manifest's, not only the object's: a
-backup that needs other blocks of a damaged pack may be whole, and a verification that finds it so says
-nothing for the others.  So a full verification takes away the marks of its own manifest, and an object
-leaves the list with its last mark.
+A *mark* says that a manifest names a damaged object.  It is the manifest's, not only the object's: a backup
+that needs other blocks of a damaged pack may be whole, and a verification that finds it so says nothing for
+the others.  So a full verification takes away the marks of its own manifest, and an object leaves the list
+when a verification found it whole and nobody is marked for it any more.
+
+A manifest that is being written is marked for what its base names: it may share that.  What was on the list
+before its attempt began is not shared, so nothing is missed between the two.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import delete, exists, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, delete, exists, func, select, update
+from sqlalchemy.orm import Session, aliased
 
 from backupfw.db import models
 from backupfw.db.digest import object_digest
 from backupfw.db.locks import insert_if_absent, lock, put
 from backupfw.db.session import now
-from backupfw.manager.lifecycle import LIVE
+from backupfw.manager.lifecycle import LIVE, WRITING
 from backupfw.manager.outcome import Outcomes
 
 #: What a verification read: everything, or maps and the ends of packs.
@@ -42,8 +45,9 @@ class DamagedObject:
 
 @dataclass(frozen=True, slots=True)
 class Sharer:
-    """A live manifest that may name the objects of another.
+    """A manifest that may name the objects of another.
 
+    :ivar key: of the manifest that tells what it names: its own, or its base's while it is being written.
     :ivar marked: keys of the damaged objects that it is known to name.
     """
 
@@ -60,16 +64,37 @@ def forget_marks(session: Session, manifest_id: str) -> None:
     )
 
 
-def _mark(session: Session, manifest_id: str, digests: Iterable[str]) -> None:
-    found = [{"manifest_id": manifest_id, "digest": digest} for digest in sorted(digests)]
-    if found:
-        session.execute(insert_if_absent(session, models.DamageMark), found)
+def mark(session: Session, manifest_id: str, digests: Iterable[str]) -> None:
+    """Mark a manifest that names objects.
+
+    :param digests: of the objects; those that are not on the list (any more) are passed over.
+    """
+    for some in _held(session, digests):
+        listed = session.scalars(select(models.DamagedObject.digest).where(some)).all()
+        if listed:
+            found = [{"manifest_id": manifest_id, "digest": digest} for digest in listed]
+            session.execute(insert_if_absent(session, models.DamageMark), found)
 
 
-def _is_live(session: Session, manifest_id: str) -> bool:
-    """Say whether a manifest is live, and keep it so until the transaction ends."""
+def _held(session: Session, digests: Iterable[str]) -> Iterator[ColumnElement[bool]]:
+    """Yield conditions that select the listed objects, some at a time, held until the transaction ends.
+
+    Without that, an object could leave the list with its last mark in the moment when it gets another.
+    """
+    row, wanted = models.DamagedObject, sorted(digests)
+    for start in range(0, len(wanted), _BATCH):
+        some = row.digest.in_(wanted[start : start + _BATCH])
+        session.execute(
+            update(row).where(some).values(reason=row.reason),
+            execution_options={"synchronize_session": False},
+        )
+        yield some
+
+
+def _is_kept(session: Session, manifest_id: str) -> bool:
+    """Say whether a manifest is live or being written, and keep it from being deleted in this transaction."""
     row = models.Manifest
-    return bool(lock(session, row, row.id == manifest_id, row.state == LIVE))
+    return bool(lock(session, row, row.id == manifest_id, row.state.in_((LIVE, WRITING))))
 
 
 class Damage(Outcomes):
@@ -88,36 +113,16 @@ class Damage(Outcomes):
             )
             return frozenset(found)
 
-    def unmarked_keys(self, store: str, container: str, prefix: str) -> frozenset[str]:
-        """Return the keys of damaged objects that start with ``prefix`` and have no mark.
-
-        So are those that were found before there were marks.
-        """
-        row, mark = models.DamagedObject, models.DamageMark
-        with self._db.read() as session:
-            found = session.scalars(
-                select(row.key).where(
-                    row.store == store,
-                    row.container == container,
-                    row.key.startswith(prefix, autoescape=True),
-                    ~exists().where(mark.digest == row.digest),
-                )
-            )
-            return frozenset(found)
-
-    def record_damage(
-        self, store: str, container: str, key: str, reason: str, manifest_id: str | None = None
-    ) -> bool:
-        """Enter an object, or its newest reason.
+    def record_damage(self, store: str, container: str, key: str, reason: str, manifest_id: str) -> bool:
+        """Enter an object, or its newest reason, and mark the manifest that was found to name it.
 
         :param reason: what is wrong; cut to 255 characters.
-        :param manifest_id: the manifest that was found to name it; it is marked.
-        :returns: False: nothing was recorded, because that manifest is not live any more, and its objects
-            are being deleted.
+        :returns: False: nothing was recorded, because that manifest is being deleted, and its objects
+            with it.
         """
 
         def work(session: Session) -> bool:
-            if manifest_id is not None and not _is_live(session, manifest_id):
+            if not _is_kept(session, manifest_id):
                 return False
             digest = object_digest(store, container, key)
             found = {
@@ -129,15 +134,18 @@ class Damage(Outcomes):
                 "found_at": now(session),
             }
             put(session, models.DamagedObject, [found])
-            if manifest_id is not None:
-                _mark(session, manifest_id, [digest])
+            mark(session, manifest_id, [digest])
             return True
 
         return self._db.run(work)
 
     def sharers(self, manifest_id: str) -> list[Sharer]:
-        """Return the other live manifests that may name objects of this one: those of its volume there."""
-        row, mark = models.Manifest, models.DamageMark
+        """Return the other manifests that may name objects of this one: those of its volume there.
+
+        Those that are being written are among them if they have a base.
+        """
+        row, of_mark, damaged = models.Manifest, models.DamageMark, models.DamagedObject
+        base = aliased(row)
         with self._db.read() as session:
             own = session.get(row, manifest_id)
             if own is None:
@@ -147,65 +155,62 @@ class Damage(Outcomes):
                 & (row.store == own.store)
                 & (row.container == own.container)
                 & (row.installation_id == own.installation_id)
-                & (row.state == LIVE)
                 & (row.id != manifest_id)
+                & ((row.state == LIVE) | (row.state == WRITING) & row.base_id.is_not(None))
             )
             marked: dict[str, set[str]] = {}
-            damaged = models.DamagedObject
             for one, key in session.execute(
-                select(mark.manifest_id, damaged.key)
-                .join(damaged, damaged.digest == mark.digest)
-                .join(row, row.id == mark.manifest_id)
+                select(of_mark.manifest_id, damaged.key)
+                .join(damaged, damaged.digest == of_mark.digest)
+                .join(row, row.id == of_mark.manifest_id)
                 .where(of_volume)
             ):
                 marked.setdefault(one, set()).add(key)
-            return [
-                Sharer(one, str(key), frozenset(marked.get(one, ())))
-                for one, key in session.execute(select(row.id, row.key).where(of_volume).order_by(row.id))
-            ]
+            found = session.execute(
+                select(row.id, func.coalesce(row.key, base.key))
+                .outerjoin(base, base.id == row.base_id)
+                .where(of_volume)
+                .order_by(row.id)
+            )
+            return [Sharer(one, str(key), frozenset(marked.get(one, ()))) for one, key in found]
 
     def mark_damaged(self, store: str, container: str, manifest_id: str, keys: Iterable[str]) -> None:
-        """Mark a manifest that names objects which are on the list; nothing if it is not live any more.
+        """Mark a manifest that names objects which are on the list; nothing if it is being deleted.
 
         :param keys: of the objects; those that left the list meanwhile are passed over.
         """
-        wanted = sorted(object_digest(store, container, key) for key in keys)
+        wanted = [object_digest(store, container, key) for key in keys]
 
         def work(session: Session) -> None:
-            if not _is_live(session, manifest_id):
-                return
-            row = models.DamagedObject
-            for start in range(0, len(wanted), _BATCH):
-                some = row.digest.in_(wanted[start : start + _BATCH])
-                # Changed, so that none of them goes before the mark is there.
-                session.execute(
-                    update(row).where(some).values(reason=row.reason),
-                    execution_options={"synchronize_session": False},
-                )
-                _mark(session, manifest_id, session.scalars(select(row.digest).where(some)).all())
+            if _is_kept(session, manifest_id):
+                mark(session, manifest_id, wanted)
 
         self._db.run(work)
 
     def damage_of(self, manifest_id: str) -> list[DamagedObject]:
         """Return the damaged objects that a manifest is known to name, by key."""
-        row, mark = models.DamagedObject, models.DamageMark
+        row, of_mark = models.DamagedObject, models.DamageMark
         with self._db.read() as session:
             found = session.execute(
                 select(row.key, row.reason, row.found_at)
-                .join(mark, mark.digest == row.digest)
-                .where(mark.manifest_id == manifest_id)
+                .join(of_mark, of_mark.digest == row.digest)
+                .where(of_mark.manifest_id == manifest_id)
                 .order_by(row.key)
             )
             return [DamagedObject(*columns) for columns in found]
 
-    def record_verification(self, manifest_id: str, how: str, result: str) -> datetime:
+    def record_verification(
+        self, manifest_id: str, begun: datetime, how: str, result: str, named: Iterable[str] = ()
+    ) -> datetime:
         """Record at all backups of a manifest that it was verified now.
 
-        A full verification that found it whole takes its marks away, and off the list what nobody else is
-        marked for.
+        A full verification that found it whole takes away the marks of what was found before it began, and
+        off the list what nobody else is marked for.
 
+        :param begun: when it began, by the database's clock.
         :param how: ``FULL`` or ``QUICK``.
         :param result: ``OK`` or ``DAMAGED``.
+        :param named: keys of objects on the list that the manifest names.
         :returns: the moment, naive UTC.
         """
 
@@ -218,58 +223,33 @@ class Damage(Outcomes):
                 "verified_result": result,
                 **({"fully_verified_at": moment} if how == FULL else {}),
             }
-            named = (backup.manifest_id == manifest_id) & backup.deleted.is_(False)
-            ids = lock(session, backup, named)
+            of_manifest = (backup.manifest_id == manifest_id) & backup.deleted.is_(False)
+            ids = lock(session, backup, of_manifest)
             session.execute(
-                update(backup).where(backup.id.in_(ids), named).values(**values),
+                update(backup).where(backup.id.in_(ids), of_manifest).values(**values),
                 execution_options={"synchronize_session": False},
             )
-            if how == FULL and result == OK:
-                self._heal(session, manifest_id)
+            manifest = session.get(models.Manifest, manifest_id)
+            if how == FULL and result == OK and manifest is not None:
+                place = (manifest.store, manifest.container)
+                self._heal(session, manifest_id, begun, [object_digest(*place, key) for key in named])
             return moment
 
         return self._db.run(work)
 
     @staticmethod
-    def _heal(session: Session, manifest_id: str) -> None:
-        row, mark = models.DamagedObject, models.DamageMark
-        digests = session.scalars(
-            select(mark.digest).where(mark.manifest_id == manifest_id).order_by(mark.digest)
-        ).all()
-        forget_marks(session, manifest_id)
-        for start in range(0, len(digests), _BATCH):
-            some = row.digest.in_(digests[start : start + _BATCH])
-            # Locked in one statement: the next sees the marks of whoever held them before.
+    def _heal(session: Session, manifest_id: str, begun: datetime, digests: Iterable[str]) -> None:
+        row, of_mark = models.DamagedObject, models.DamageMark
+        for some in _held(session, digests):
+            # What was found while this one was read may be newer than the reading.
+            old = some & (row.found_at < begun)
             session.execute(
-                update(row).where(some).values(reason=row.reason),
-                execution_options={"synchronize_session": False},
-            )
-            session.execute(
-                delete(row).where(some, ~exists().where(mark.digest == row.digest)),
-                execution_options={"synchronize_session": False},
-            )
-
-    def clear_damage(self, store: str, container: str, key: str) -> None:
-        """Take an object off the list: it was found whole, or it is deleted; idempotent."""
-
-        def work(session: Session) -> None:
-            row = models.DamagedObject
-            session.execute(delete(row).where(row.digest == object_digest(store, container, key)))
-
-        self._db.run(work)
-
-    def clear_damage_below(self, store: str, container: str, prefix: str) -> None:
-        """Take all objects below a prefix off the list: they are deleted."""
-
-        def work(session: Session) -> None:
-            row = models.DamagedObject
-            session.execute(
-                delete(row).where(
-                    row.store == store,
-                    row.container == container,
-                    row.key.startswith(prefix, autoescape=True),
+                delete(of_mark).where(
+                    of_mark.manifest_id == manifest_id, of_mark.digest.in_(select(row.digest).where(old))
                 ),
                 execution_options={"synchronize_session": False},
             )
-
-        self._db.run(work)
+            session.execute(
+                delete(row).where(old, ~exists().where(of_mark.digest == row.digest)),
+                execution_options={"synchronize_session": False},
+            )

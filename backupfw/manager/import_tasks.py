@@ -60,6 +60,7 @@ class ManifestFacts:
         and its head say alike.
     :ivar length: bytes of the volume.
     :ivar volume_record: as ``records.volume_record`` makes it; None where the manifest says nothing of it.
+    :ivar damaged: keys of objects on the list of damaged ones that it names.
     :ivar object_count: objects its maker put; with ``stored_bytes`` and ``referenced_bytes`` as in
         :class:`~backupfw.manager.create_tasks.CreateResult`.
     """
@@ -82,6 +83,7 @@ class ManifestFacts:
     stored_bytes: int
     referenced_bytes: int
     volume_record: dict[str, Any] | None = None
+    damaged: frozenset[str] = frozenset()
 
 
 class ImportTasks(Outcomes):
@@ -142,6 +144,8 @@ class ImportTasks(Outcomes):
             # The row is counted with what the record said already.
             quota.check(session, self._conf, backup.project_id, {"backup_gigabytes": size - backup.size})
         manifest_id = self._hold_manifest(session, facts)
+        named = (object_digest(facts.store, facts.container, key) for key in facts.damaged)
+        damage.mark(session, manifest_id, named)
         moment = now(session)
         created_at = _past(record.created_at, moment) or backup.created_at
         backup_rows.set_metadata(session, backup.id, record.metadata)

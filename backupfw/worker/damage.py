@@ -19,7 +19,7 @@ LOG = log.getLogger(__name__)
 def mark_sharers(
     backups: BackupTasks, container: Container, manifest_id: str, damaged: Collection[str], control: Control
 ) -> None:
-    """Mark the other live manifests of a volume that name damaged objects.
+    """Mark the other manifests of a volume that name damaged objects, or may when they are finished.
 
     One whose manifest cannot be read is damaged itself and recorded so.  One that is of a newer version, or
     that the store does not give now, is left to its own verification.

@@ -86,9 +86,12 @@ class BackupImport(Handler):
         own = keys.backup_prefix(
             head.origin.installation, head.origin.project, head.origin.volume, head.origin.backup
         )
+        listed = self._tools.backups.damaged_keys(store, plan.container, keys.volume_prefix_of(plan.key))
+        known_damage = listed & {plan.key}
         objects, stored = 1, reader.totals.manifest_bytes
         for entry in reader.segments():
             control.check()
+            known_damage |= listed.intersection(entry.object_keys())
             for key, size in zip(
                 entry.object_keys(), (entry.map.length, *(pack.size for pack in entry.packs)), strict=True
             ):
@@ -114,6 +117,7 @@ class BackupImport(Handler):
             segment_size=head.geometry.segment_size,
             hash_mode=head.hash_mode,
             key_id=head.key_id,
+            damaged=known_damage,
             object_count=objects,
             stored_bytes=stored,
             referenced_bytes=reader.totals.referenced_bytes + reader.totals.manifest_bytes,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from backupfw.conf import logging
 from backupfw.db import models
 from backupfw.db.session import Database, now
 from backupfw.engine import verify as engine
+from backupfw.manager import damage
 from backupfw.manager.backup_tasks import BackupTasks
 from backupfw.manager.backups import BackupManager
 from tests.unit.cmd.conftest import Run
@@ -218,7 +220,10 @@ def test_damage_of_before_there_were_marks_is_forgotten_when_it_is_healed(chain:
         str(pack.relative_to(chain.state / "store" / "volumebackups")).removesuffix(".o").replace(".d/", "/")
     )
     tasks = BackupTasks(db, conf)
-    assert tasks.record_damage("main", "volumebackups", key, "wrong")
+    manifest_id = catalogue.manifest_of(db, chain.full).id
+    assert tasks.record_damage("main", "volumebackups", key, "wrong", manifest_id)
+    with db.write() as session:
+        damage.forget_marks(session, manifest_id)
     assert chain.run("backup", "verify", "--quick", chain.full).status == 0
     assert tasks.damaged_keys("main", "volumebackups") == {key}
     assert chain.run("backup", "verify", chain.increment).status == 0
@@ -266,7 +271,7 @@ def test_many_of_a_volume_or_a_project(chain: Chain) -> None:
         assert (done.status, done.err) == (1, "backupfw: There is no backup of nothing.\n")
     assert "Name one backup" in chain.run("backup", "verify").err
     assert chain.run("backup", "verify", chain.full, "--older-than", "1").status == 1
-    for days in ("-1", "x", "nan", "inf", "1e9"):
+    for days in ("-1", "x", "nan", "inf", "1e9", "2026-11-28", "2026-11-28T10:00"):
         assert chain.run("backup", "verify", f"--older-than={days}").status == 2
 
 
@@ -282,7 +287,10 @@ def test_damage_among_many_is_status_1_and_told_with_its_objects(chain: Chain) -
     }
 
 
-def test_a_killed_run_goes_on_where_it_was(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("age", [None, "1"])
+def test_a_run_that_ended_early_goes_on_where_it_was(
+    chain: Chain, monkeypatch: pytest.MonkeyPatch, age: str | None
+) -> None:
     real, seen = engine.run, []
 
     def killed(key: str, *args: Any, **options: Any) -> Any:
@@ -292,8 +300,14 @@ def test_a_killed_run_goes_on_where_it_was(chain: Chain, monkeypatch: pytest.Mon
         return real(key, *args, **options)
 
     monkeypatch.setattr(engine, "run", killed)
-    assert chain.run("backup", "verify", "--older-than", "1").status != 0
-    done = chain.run("backup", "verify", "--older-than", "1")
+    first = chain.run("backup", "verify", *(("--all",) if age is None else ("--older-than", age)))
+    assert first.status != 0
+    if age is None:
+        # It says how.
+        told = re.match(r"3 backups to verify; .* --older-than (\S+Z) does the rest", first.err)
+        assert told is not None
+        age = told[1]
+    done = chain.run("backup", "verify", "--older-than", age)
     assert done.out.splitlines()[-1] == "2 backups: 2 ok, 0 damaged, 0 not verified"
     # The one that was done is not done again; the one that was not is the first.
     assert seen.count(seen[0]) == 1

@@ -419,14 +419,13 @@ def test_progress_is_shown(world: World) -> None:
 
 def test_damage_is_listed_by_prefix(world: World) -> None:
     outcomes = world.outcomes
+    manifest = world.row(models.Backup, world.backup(world.volume()).id).manifest_id
     for key in ("a_b/1", "a_b/2", "aXb/1"):
-        outcomes.record_damage("main", "c", key, "gone")
-    outcomes.record_damage("main", "c", "a_b/1", "r" * 300)
+        outcomes.record_damage("main", "c", key, "gone", manifest)
+    outcomes.record_damage("main", "c", "a_b/1", "r" * 300, manifest)
     assert outcomes.damaged_keys("main", "c", "a_b/") == {"a_b/1", "a_b/2"}
     assert outcomes.damaged_keys("main", "other") == frozenset()
-    outcomes.clear_damage("main", "c", "a_b/1")
-    outcomes.clear_damage_below("main", "c", "aX")
-    assert outcomes.damaged_keys("main", "c") == {"a_b/2"}
+    assert [len(one.reason) for one in outcomes.damage_of(manifest)] == [4, 255, 4]
 
 
 def test_an_unknown_manifest_of_ours_is_detached_and_asks_for_a_listing(world: World) -> None:

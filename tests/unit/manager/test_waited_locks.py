@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from backupfw.db import locks
 from backupfw.db.digest import object_digest
-from backupfw.db.models import Base, DamagedObject, Manifest, Volume, VolumeMetadata
+from backupfw.db.models import Backup, Base, DamagedObject, Manifest, Volume, VolumeMetadata
 from backupfw.db.session import Database, now
 from backupfw.manager import lineage, metadata
 from backupfw.manager.backup_tasks import RestoredVolume
@@ -135,13 +135,14 @@ def test_a_restore_ends_well_while_its_user_sets_the_same_key(server_db: Databas
 @pytest.mark.server
 def test_damage_is_recorded_by_two_at_once(server_db: Database) -> None:
     world = World(database=server_db)
+    manifest = world.row(Backup, world.backup(world.volume()).id).manifest_id
 
     def recorded(session: Session) -> None:
         row = {"digest": object_digest("main", "box", "k"), "store": "main", "container": "box", "key": "k"}
         locks.put(session, DamagedObject, [{**row, "reason": "missing", "found_at": now(session)}])
 
     when_committed_first(
-        server_db, lambda: world.outcomes.record_damage("main", "box", "k", "wrong"), recorded
+        server_db, lambda: world.outcomes.record_damage("main", "box", "k", "wrong", manifest), recorded
     )
     with server_db.read() as session:
         assert session.scalars(select(DamagedObject.reason)).all() == ["wrong"]

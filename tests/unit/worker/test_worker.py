@@ -515,6 +515,32 @@ def test_a_failed_restore_marks_all_backups_that_name_the_object(world: WorkerWo
     assert marked == {world.row(models.Backup, one.id).manifest_id for one in made}
 
 
+def test_damage_that_is_found_while_an_increment_is_made_marks_it(
+    world: WorkerWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = world.filled_volume(DATA)
+    targets: list[str] = []
+
+    def reach(name: str, detail: object = "") -> None:
+        """Restore the base, whose pack is damaged, before the increment is finished."""
+        if name == "backup.manifest-put":
+            store = world.faulty.inner
+            (objects,) = store.contents.values()  # type: ignore[attr-defined]
+            pack = min(key for key in objects if "/p0" in key and full.id in key)
+            objects[pack] = objects[pack][:200] + bytes([objects[pack][200] ^ 1]) + objects[pack][201:]
+            targets.append(world.backups.restore(world.ctx(), full.id)[1])
+            world.wait(lambda: world.volume_status(targets[0]) == "error", "the restore to fail")
+
+    with world.worker():
+        full = world.backups.create(world.ctx(), volume_id=volume)
+        world.wait_backup(full.id, "available")
+        monkeypatch.setattr(steps, "reach", reach)
+        made = world.backups.create(world.ctx(), volume_id=volume, incremental=True)
+        world.wait_backup(made.id, "available")
+    marked = {row.manifest_id for row in world.rows(models.DamageMark)}
+    assert marked == {world.row(models.Backup, one.id).manifest_id for one in (full, made)}
+
+
 def test_an_import_is_a_quick_verification(world: WorkerWorld) -> None:
     with world.worker():
         made = world.backups.create(world.ctx(), volume_id=world.filled_volume(DATA))
