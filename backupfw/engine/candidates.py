@@ -11,7 +11,7 @@ from __future__ import annotations
 import heapq
 import io
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import groupby
 from operator import attrgetter
@@ -21,9 +21,11 @@ from typing import BinaryIO, NamedTuple, Self
 import zstandard
 
 from backupfw.chunkstore.container import Container
+from backupfw.engine import objects
 from backupfw.engine.format.entries import SegmentEntry
 from backupfw.engine.format.manifest import ManifestReader
 from backupfw.engine.ports import Control
+from backupfw.errors import Damaged
 
 #: Manifests read side by side.  Each costs a few MiB: its read buffer and one unpacked page.
 READERS_AT_ONCE = 8
@@ -213,6 +215,7 @@ def subtract(
     container: Container,
     control: Control,
     origins: set[str] | None = None,
+    may_go: Collection[str] = (),
 ) -> Spool:
     """Take out every candidate that one of the manifests names; each manifest is read once.
 
@@ -222,27 +225,44 @@ def subtract(
     :param spool: candidates in order; closed by this call, whatever happens.
     :param manifests: keys of the manifests whose objects must stay.
     :param origins: origins of all candidates, where known.
+    :param may_go: those of the manifests that may be missing, or go while they are read: they name nothing
+        any more.
     :return: what is left, in order; the caller closes it.
-    :raises Damaged: a manifest is missing or wrong.
+    :raises Damaged: a manifest is wrong, or missing and may not go.
     :raises UnsupportedFormat: a manifest is of a version not known here.
     :raises ChunkStoreError: the store did not answer.
     """
     pending = list(dict.fromkeys(manifests))
-    while pending:
-        now, pending = pending[:READERS_AT_ONCE], pending[READERS_AT_ONCE:]
-        rest: Spool | None = None
-        try:
-            readers = [ManifestReader(container, key) for key in now]
-            rest = Spool()
-            rest.extend(_unnamed(spool, [one for one in readers if _may_name(one, origins)], control))
-        except BaseException:
-            if rest is not None:
-                rest.close()
-            raise
-        finally:
+    try:
+        while pending:
+            now, later = pending[:READERS_AT_ONCE], pending[READERS_AT_ONCE:]
+            try:
+                rest = _without(spool, now, container, control, origins)
+            except Damaged as error:
+                if error.key not in may_go or not objects.is_missing(container, error.key):
+                    raise
+                pending.remove(error.key)
+                continue
             spool.close()
-        spool = rest
+            spool, pending = rest, later
+    except BaseException:
+        spool.close()
+        raise
     return spool
+
+
+def _without(
+    spool: Spool, manifests: Sequence[str], container: Container, control: Control, origins: set[str] | None
+) -> Spool:
+    """Return those candidates, in a spool of their own, that none of a few manifests names."""
+    readers = [ManifestReader(container, key) for key in manifests]
+    rest = Spool()
+    try:
+        rest.extend(_unnamed(spool, [one for one in readers if _may_name(one, origins)], control))
+    except BaseException:
+        rest.close()
+        raise
+    return rest
 
 
 def _may_name(reader: ManifestReader, origins: set[str] | None) -> bool:

@@ -68,23 +68,18 @@ def spare(
     :param spool: candidates in order; closed by this call, whatever happens.
     :param asked: keys of manifests that are known and have to be there.
     :param unknown: keys of all manifests of the volume that the database does not know.  One that went
-        since it was listed names nothing any more.
+        since it was listed, or goes while it is read, names nothing any more.
     :param origins: origins of all candidates, where known.
     :return: what is left, in order; the caller closes it.
     :raises Damaged: a manifest is damaged, or one of ``asked`` missing: what it names is not known.
     :raises UnsupportedFormat: a manifest is of a version not known here.
     :raises ChunkStoreError: the store did not answer.
     """
-    try:
-        there = [key for key in unknown if not objects.is_missing(container, key)]
-    except BaseException:
-        spool.close()
-        raise
-    left = subtract(spool, [*asked, *there], container, control, origins)
-    if not there:
+    left = subtract(spool, [*asked, *unknown], container, control, origins, may_go=unknown)
+    if not unknown:
         return Doomed(left)
     # A manifest is named by nothing, and is itself a candidate where all of a prefix is.
-    kept = frozenset(there)
+    kept = frozenset(unknown)
     with left:
         result = Spool()
         result.extend(one for one in left if one.key not in kept)

@@ -8,7 +8,7 @@ import random
 import pytest
 
 from backupfw.chunkstore.errors import ChunkStoreError, DeleteFailed, PermissionDenied, Unavailable
-from backupfw.engine import candidates, release, removal
+from backupfw.engine import candidates, cleanup, release, removal
 from backupfw.engine.format import keys
 from backupfw.engine.format.entries import SegmentEntry
 from backupfw.engine.format.manifest import ManifestReader
@@ -246,6 +246,48 @@ def test_an_unknown_manifest_that_cannot_be_read_stops_everything() -> None:
     del world.objects[stranger[0]]
     release.run(full[0], KnownManifests(), PREFIX, world.container, Control())
     assert not names(full) & set(world.objects)
+
+
+@pytest.mark.parametrize("leftovers", [False, True])
+def test_an_unknown_manifest_that_goes_at_any_moment_names_nothing(leftovers: bool) -> None:
+    """Somebody deletes it meanwhile, by the same rules; what the other unknown ones name stays."""
+
+    class Fleeting(Watched):
+        """Loses ``key`` at one of its reads."""
+
+        key = ""
+        reads = -1
+
+        def get(
+            self, container: str, key: str, offset: int | None = None, length: int | None = None
+        ) -> bytes:
+            if key == self.key:
+                if not self.reads:
+                    self.contents[container].pop(key, None)
+                self.reads -= 1
+            return super().get(container, key, offset, length)
+
+    moments = 0
+    while True:
+        store = Fleeting()
+        world = World(store)
+        full = world.backup("a", {0: 2, 1: 1, 2: 3}, put_manifest=not leftovers)
+        # More than are read side by side, and the one that goes in the middle.
+        others = [world.backup(f"b{number}", {9: 1}, full[1][1:2]) for number in range(12)]
+        gone = world.backup("b5x", {2: 1}, full[1][2:])
+        store.key, store.reads = gone[0], moments
+        if leftovers:
+            cleanup.leftovers(f"{VOLUME_PREFIX}a/", None, KnownManifests(), (), world.container, Control())
+        else:
+            release.run(full[0], KnownManifests(), PREFIX, world.container, Control())
+        kept = set.union(*(names(one) for one in others))
+        if store.reads >= 0:
+            # It was read less often than that, and is there.
+            assert set(world.objects) == kept | names(gone)
+            break
+        assert set(world.objects) == kept | names(gone) - names(full) - {gone[0]}
+        moments += 1
+    assert moments > 1
 
 
 def test_an_object_that_cannot_be_deleted_keeps_the_manifest_and_is_named() -> None:
