@@ -145,10 +145,21 @@ class VolumeTasks:
                 rows.volume(session, _volume(session, task.resource_id)), int(task.payload["length"])
             )
 
-    def finish_extend(self, task: Task) -> None:
-        """The volume has its new length: ``available``."""
-        length = int(task.payload["length"])
-        self._end(task, Volume, VolumeMoves.extended, length=length, size=gigabytes(length))
+    def finish_extend(self, task: Task, length: int, storage_id: str | None) -> None:
+        """The volume has its new length: ``available``.
+
+        :param length: bytes that are there now; more than asked for: see :func:`follow_storage`.
+        :param storage_id: which storage it is, where the provider can tell.
+        """
+        asked = int(task.payload["length"])
+
+        def work(session: Session) -> None:
+            tasks.end(session, task)
+            values = {"length": asked, "size": gigabytes(asked)}
+            if lifecycle.move(session, Volume, task.resource_id, VolumeMoves.extended, **values):
+                follow_storage(session, task, task.resource_id, length, storage_id)
+
+        self._db.run(work)
 
     def start_create_snapshot(self, task: Task) -> SnapshotPlan:
         """Say which snapshot to make, and whether its volume may be written to meanwhile.

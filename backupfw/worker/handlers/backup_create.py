@@ -220,11 +220,16 @@ class BackupCreate(Handler):
     def _temp_snapshot(self, task: Task, plan: CreatePlan, control: TaskControl) -> SnapshotRef:
         """Return the temporary snapshot of a volume in use: an earlier attempt's, or a new one."""
         tools = self._tools
-        if tools.backups.temp_snapshot(task.resource_id) is None:
+        begun = tools.backups.temp_snapshot(task.resource_id)
+        if begun is None or begun[0].location is None:
             found = heeded(
                 partial(tools.provider.look, volume_ref(plan.volume)), control, grace=PROVIDER_GRACE
             )
             plan = self._follow(task, plan, found.length, found.storage_id)
+            if begun is not None and begun[0].length != plan.volume.length:
+                # An earlier attempt began it, perhaps to its end, and the volume grew since.
+                drop = partial(drop_temp_snapshot, tools.backups, tools.provider, task.resource_id)
+                heeded(drop, control, grace=PROVIDER_GRACE)
         snapshot = tools.backups.begin_temp_snapshot(task)
         ref = snapshot_ref(snapshot, plan.volume)
         if ref.location is not None:

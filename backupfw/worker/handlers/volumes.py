@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
@@ -62,8 +63,11 @@ class VolumeExtend(_VolumeHandler):
         """See :meth:`Handler.run`."""
         control.check()
         plan = self._tools.volumes.start_extend(task)
-        self._call(partial(self._tools.provider.extend, volume_ref(plan.volume), plan.length), control)
-        self._tools.volumes.finish_extend(task)
+        provider = self._tools.provider
+        self._call(partial(provider.extend, volume_ref(plan.volume), plan.length), control)
+        extended = replace(plan.volume, length=plan.length)
+        found = self._call(partial(provider.look, volume_ref(extended)), control)
+        self._tools.volumes.finish_extend(task, found.length, found.storage_id)
 
 
 class SnapshotCreate(_VolumeHandler):

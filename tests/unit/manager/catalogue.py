@@ -98,8 +98,7 @@ class Catalogue:
             work.start_delete(task)
             work.finish_delete(task)
         elif task.kind == "volume.extend":
-            work.start_extend(task)
-            work.finish_extend(task)
+            work.finish_extend(task, work.start_extend(task).length, None)
         elif task.kind == "snapshot.create":
             work.finish_create_snapshot(task, f"/snapshots/{work.start_create_snapshot(task).snapshot.id}")
         else:

@@ -472,7 +472,7 @@ def test_which_volumes_can_be_extended(world: Catalogue, status: str) -> None:
     task = world.must_claim("volume.extend")
     plan = world.work.start_extend(task)
     assert (plan.volume.id, plan.length) == (volume, 3 * GIB)
-    world.work.finish_extend(task)
+    world.work.finish_extend(task, 3 * GIB, None)
     after = world.volumes.get(ALICE, volume)
     assert (after.status, after.size, after.length) == ("available", 3, 3 * GIB)
 
@@ -591,9 +591,10 @@ def test_a_reset_ends_the_volumes_own_task(world: Catalogue) -> None:
     world.volumes.reset_status(ADMIN, volume, "available")
     after = world.volumes.get(ALICE, volume)
     assert (after.status, after.size) == ("available", 2)
-    for end in (world.work.finish_extend, lambda task: world.work.fail(task, "x")):
-        with pytest.raises(TaskCancelled):
-            end(task)
+    with pytest.raises(TaskCancelled):
+        world.work.finish_extend(task, 5 * GIB, None)
+    with pytest.raises(TaskCancelled):
+        world.work.fail(task, "x")
     assert world.volumes.get(ALICE, volume) == after
 
 

@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 
 from backupfw.db import models
+from backupfw.errors import TaskLost
+from backupfw.manager.messages import Detail
 from backupfw.manager.volumes import VolumeManager
+from backupfw.volume.base import SnapshotRef, Tick, no_tick
 from backupfw.volume.local import opening
 from backupfw.volume.local.provider import LocalProvider
 from backupfw.volume.local.source import LocalSource
@@ -106,6 +109,57 @@ def test_a_volume_that_grew_is_backed_up_whole(
         world.wait_idle()
     with target.open("rb") as file, image.open("rb") as source:
         assert file.read(LENGTH + 100) == source.read(LENGTH + 100)
+
+
+@pytest.mark.parametrize("grew", [True, False])
+def test_a_temporary_snapshot_that_an_earlier_attempt_began_is_as_long_as_the_volume_is_now(
+    world: WorkerWorld, provider: LocalProvider, image: Path, monkeypatch: pytest.MonkeyPatch, grew: bool
+) -> None:
+    volume = adopted(world, provider, image)
+    volumes(world).attach(world.ctx(), volume)
+    make = provider.create_snapshot
+    made_of: list[str] = []
+
+    def lost_after_the_first(snapshot: SnapshotRef, in_use: bool, tick: Tick = no_tick) -> str:
+        made_of.append(snapshot.id)
+        location = make(snapshot, in_use, tick)
+        if len(made_of) == 1:
+            if grew:
+                os.truncate(image, LENGTH + 1000)
+            with world.db.write() as session:
+                (task,) = world.rows_in(session, models.Task)
+                task.state, task.owner, task.lease_until = "queued", None, None
+            raise TaskLost("the worker is dead")
+        return location
+
+    monkeypatch.setattr(provider, "create_snapshot", lost_after_the_first)
+    made = world.backups.create(world.ctx(), volume_id=volume, force=True)
+    with world.worker():
+        backup = world.wait_backup(made.id, "available")
+        world.wait_idle()
+    assert backup.length == os.path.getsize(image) == LENGTH + 1000 * grew
+    # One that is as long as the volume is taken over.
+    assert len(set(made_of)) == 1 + grew
+    assert not [name for name in os.listdir(provider._volumes_dir) if "snapshot" in name]
+
+
+def test_an_extension_notes_that_the_storage_is_longer(
+    world: WorkerWorld, provider: LocalProvider, image: Path
+) -> None:
+    volume = adopted(world, provider, image)
+    os.truncate(image, (3 << 30) + 5)
+    volumes(world).extend(world.ctx(), volume, new_size=2)
+    with world.worker():
+        world.wait(lambda: world.volume_status(volume) != "extending", "the extension to end")
+        world.wait_idle()
+    row = world.row(models.Volume, volume)
+    assert (row.status, row.length, row.size) == ("available", (3 << 30) + 5, 4)
+    assert [message.detail_id for message in world.rows(models.Message)] == [Detail.VOLUME_GREW.value]
+    volumes(world).extend(world.ctx(), volume, new_size=5)
+    with world.worker():
+        world.wait(lambda: world.volume_status(volume) != "extending", "the extension to end")
+    row = world.row(models.Volume, volume)
+    assert (row.length, row.size, len(world.rows(models.Message))) == (5 << 30, 5, 1)
 
 
 def _gone(image: Path) -> None:
