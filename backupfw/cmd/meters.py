@@ -31,7 +31,7 @@ from backupfw.engine.ports import BackupResult
 from backupfw.manager import claims, lifecycle, tasks
 
 if TYPE_CHECKING:
-    from backupfw.worker.handlers.base import Outcome
+    from backupfw.manager.tasks import Outcome
 
 LOG = log.getLogger(__name__)
 
@@ -47,7 +47,8 @@ def of_several_processes() -> bool:
 class Meters:
     """All figures of a process.  Thread-safe; nothing here raises.
 
-    It is the recorder of the store layers and the meter of the workers' handlers.
+    It is the recorder of the store layers and the meter of the workers' handlers, and hears the ends of
+    tasks.
 
     :param db: read when the figures are asked for.
     """
@@ -85,6 +86,7 @@ class Meters:
         self._deduplicated = counter(
             "backup_deduplicated_bytes", "Bytes of older objects that backups named instead of putting them"
         )
+        tasks.hear_ends(db, self._end)
         self._requests = Histogram(
             "backupfw_api_request_seconds",
             "Time until API requests were answered",
@@ -123,15 +125,14 @@ class Meters:
         if taken_over:
             self._take_overs.labels(kind).inc()
 
-    def ended(self, kind: str, outcome: Outcome) -> None:
-        """Count a task that is over."""
-        self._ended.labels(kind, outcome).inc()
-
     def backed_up(self, result: BackupResult) -> None:
         """Count what a finished backup read, put and shared."""
         self._read.inc(result.read_bytes)
         self._stored.inc(result.stored_bytes)
         self._deduplicated.inc(max(0, result.referenced_bytes - result.stored_bytes))
+
+    def _end(self, kind: str, outcome: Outcome) -> None:
+        self._ended.labels(kind, outcome).inc()
 
     # Of the API.
 

@@ -56,8 +56,9 @@ Result = TypeVar("Result")
 _WRITES = "backupfw_writes"
 #: Key of a connection's ``info``: whether a pooler stands before the server.
 _POOLED = "backupfw_pooled"
-#: Key of ``Session.info``: what is done before the transaction is committed.
+#: Keys of ``Session.info``: what is done before the transaction is committed, and after that.
 _AT_END = "backupfw_at_end"
+_AFTER = "backupfw_after"
 #: How long a SQLite transaction waits for another writer, seconds.
 BUSY_SECONDS = 60
 #: How often a transaction is done again; with the pauses between, for about eight seconds.
@@ -178,6 +179,7 @@ class Database:
             self._local.busy = False
             if turn is not None:
                 turn.release()
+        _do_after(session)
 
     @contextmanager
     def write(self) -> Iterator[Session]:
@@ -263,21 +265,23 @@ class Database:
             would have, if it was done before, or None.  Asked after the refusal and not before the
             repetition, because only one that waited for the same rows knows that the lost commit is over.
         """
-        lost = False
+        lost: Session | None = None
 
         def once() -> Result:
             nonlocal lost
+            session: Session | None = None
             try:
                 with self.write() as session:
                     return work(session)
             except DBConnectionError:
-                lost = True
+                lost = session or lost
                 raise
             except Exception:
-                if lost and done is not None:
+                if lost is not None and done is not None:
                     with self.read() as session:
                         found = done(session)
                     if found is not None:
+                        _do_after(lost)
                         return found
                 raise
 
@@ -346,6 +350,20 @@ def now(session: Session) -> datetime:
 def at_end(session: Session, work: Callable[[Session], object]) -> None:
     """Have something done at the end of the session's transaction, as its last part."""
     session.info.setdefault(_AT_END, []).append(work)
+
+
+def after(session: Session, work: Callable[[], object]) -> None:
+    """Have something done once the session's transaction is committed; it must not raise.
+
+    Where the answer to the commit is lost it is done only if whoever began the transaction can tell that it
+    was committed (``done`` of :meth:`Database.run`).
+    """
+    session.info.setdefault(_AFTER, []).append(work)
+
+
+def _do_after(session: Session) -> None:
+    for work in session.info.pop(_AFTER, ()):
+        work()
 
 
 def clock(session: Session) -> ColumnElement[datetime]:

@@ -301,7 +301,7 @@ class CreateTasks(Outcomes):
         """
 
         def work(session: Session) -> None:
-            tasks.end(session, task)
+            tasks.end(session, task, "failed")
             self._fail_create(session, task, reason, detail)
 
         self._db.run(work)

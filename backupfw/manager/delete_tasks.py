@@ -161,7 +161,7 @@ class DeleteTasks(Outcomes):
         """
 
         def work(session: Session) -> None:
-            tasks.end(session, task)
+            tasks.end(session, task, "failed")
             self._fail_delete(session, task, reason)
             self._again(session, task)
 
@@ -197,7 +197,7 @@ class DeleteTasks(Outcomes):
         """End the task; a new one tries again after a while."""
 
         def work(session: Session) -> None:
-            tasks.end(session, task)
+            tasks.end(session, task, "failed")
             again = self._again(session, task)
             session.execute(
                 update(models.Task)

@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from oslo_log import log
-
 from backupfw.db.models import Backup, Snapshot, Volume
 from backupfw.manager import lifecycle, messages, tasks
 from backupfw.manager.lifecycle import BackupMoves, FailingMove, SnapshotMoves, VolumeMoves
@@ -21,8 +19,6 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from backupfw.manager.tasks import Task
-
-LOG = log.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +40,7 @@ FAILURES: Mapping[str, Failure] = {
         Backup, BackupMoves.create_failed, Action.CREATE_BACKUP, Detail.CREATE_BACKUP
     ),
     tasks.BACKUP_IMPORT: Failure(
-        Backup, BackupMoves.create_failed, Action.CREATE_BACKUP, Detail.CREATE_BACKUP
+        Backup, BackupMoves.create_failed, Action.IMPORT_BACKUP, Detail.IMPORT_BACKUP
     ),
     tasks.BACKUP_RESTORE: Failure(
         Backup, BackupMoves.restore_failed, Action.RESTORE_BACKUP, Detail.RESTORE_BACKUP
@@ -87,7 +83,7 @@ def failed(
 
     Nothing happens if its status was reset meanwhile.
 
-    :param reason: for users, where there is a place for it; else for the log.
+    :param reason: for users, where there is a place for it.
     :param detail: why, if that is known more exactly than the table says.
     :param again: it is a try that nobody asked for, after one that was told of.
     :param values: other columns to set.
@@ -95,8 +91,6 @@ def failed(
     failure = FAILURES[task.kind]
     if failure.model is Backup:
         values["fail_reason"] = tasks.short_reason(reason)
-    else:
-        LOG.warning("%s of %s failed: %s", task.kind, task.resource_id, reason)
 
     def tell() -> None:
         if not again:

@@ -190,7 +190,7 @@ class ImportTasks(Outcomes):
         """End the task: the backup is in ``error``; deleting it removes the record only."""
 
         def work(session: Session) -> None:
-            tasks.end(session, task)
+            tasks.end(session, task, "failed")
             self._fail_import(session, task, reason)
 
         self._db.run(work)

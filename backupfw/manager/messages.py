@@ -44,12 +44,12 @@ class Action(Enum):
     CREATE_VOLUME = "008"
     CREATE_SNAPSHOT = "009"
     DELETE_SNAPSHOT = "010"
-    # An import too: that is how clients know the status ``creating``.
     CREATE_BACKUP = "013"
     DELETE_BACKUP = "014"
     RESTORE_BACKUP = "015"
-    # Nobody else has an id for this one.
+    # Nobody else has ids for these; clients show the text that comes with them.
     DELETE_VOLUME = "101"
+    IMPORT_BACKUP = "102"
 
 
 class Detail(Enum):
@@ -70,8 +70,9 @@ class Detail(Enum):
     RESTORE_BACKUP = "026"
     VOLUME_STATE = "027"
     BECAME_FULL = "030"
-    # Nobody else has an id for this one.
+    # Nobody else has ids for these.
     VOLUME_GREW = "101"
+    IMPORT_BACKUP = "102"
 
 
 _ACTIONS: Mapping[Action, str] = {
@@ -83,6 +84,7 @@ _ACTIONS: Mapping[Action, str] = {
     Action.DELETE_BACKUP: "delete backup",
     Action.RESTORE_BACKUP: "restore backup",
     Action.DELETE_VOLUME: "delete volume",
+    Action.IMPORT_BACKUP: "import backup",
 }
 
 _DETAILS: Mapping[Detail, str] = {
@@ -103,6 +105,7 @@ _DETAILS: Mapping[Detail, str] = {
     Detail.BECAME_FULL: "The data of the backup before could not be used, so all data was stored anew.",
     Detail.VOLUME_GREW: "The volume is larger than it was known to be. All of it is used; its new size counts"
     " towards the quota.",
+    Detail.IMPORT_BACKUP: "The backup could not be imported.",
 }
 
 

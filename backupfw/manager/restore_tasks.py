@@ -154,7 +154,7 @@ class RestoreTasks(Outcomes):
         """
 
         def work(session: Session) -> None:
-            tasks.end(session, task)
+            tasks.end(session, task, "failed")
             self._fail_restore(session, task, reason, detail)
 
         self._db.run(work)

@@ -13,17 +13,21 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
+from oslo_log import log
 from sqlalchemy import ColumnElement, CursorResult, and_, delete, func, select, update
 from sqlalchemy.orm import Session
 
+from backupfw.context import working_for
 from backupfw.db import models
 from backupfw.db.locks import lock
-from backupfw.db.session import Database, clock, now
+from backupfw.db.session import Database, after, clock, now
 from backupfw.errors import TaskCancelled, TaskLost
 from backupfw.manager import claims, needs, notices
 from backupfw.manager.claims import QUEUED, RUNNING, Limits, Reach
+
+LOG = log.getLogger(__name__)
 
 BACKUP_CREATE = "backup.create"
 BACKUP_IMPORT = "backup.import"
@@ -51,6 +55,10 @@ KINDS = frozenset(
     }
 )
 
+#: How a task ended.
+Outcome = Literal["done", "failed", "cancelled"]
+#: Key of ``Session.info``: who hears of ends in this process.
+_HEARS = "backupfw_hears"
 #: Longest ``fail_reason``.
 REASON_LENGTH = models.TEXT_LENGTH
 
@@ -140,9 +148,11 @@ def cancel(session: Session, resource_id: str, kinds: Collection[str] | None = N
     ids = lock(session, row, *unfinished)
     cancelled = []
     for found in session.scalars(select(row).where(row.id.in_(ids)).order_by(row.id)).all():
-        cancelled.append(as_task(found))
-        if found.attempt == 0:
+        task = as_task(found)
+        cancelled.append(task)
+        if task.attempt == 0:
             session.delete(found)
+            ended(session, task, "cancelled")
         else:
             found.cancel = True
             # Nothing may keep a worker from cleaning up at once.
@@ -152,7 +162,7 @@ def cancel(session: Session, resource_id: str, kinds: Collection[str] | None = N
     return cancelled
 
 
-def end(session: Session, task: Task) -> None:
+def end(session: Session, task: Task, outcome: Outcome = "done") -> None:
     """Delete the task's row in the caller's transaction, which then moves the statuses.
 
     :raises TaskCancelled: it was cancelled meanwhile: the statuses were moved by whoever did it.
@@ -163,7 +173,39 @@ def end(session: Session, task: Task) -> None:
     assert isinstance(result, CursorResult)
     if not result.rowcount:
         raise lost(session, task)
+    ended(session, task, outcome)
+
+
+def ended(session: Session, task: Task, outcome: Outcome) -> None:
+    """Tell of the end of a task, in the transaction that deletes its row."""
     notices.ended(session, task)
+    count_end(session, task, outcome)
+
+
+def count_end(session: Session, task: Task, outcome: Outcome) -> None:
+    """Have an end counted and logged once the transaction is committed, be it one that is told to users only.
+
+    The one who ends it as failed logs that: he alone knows the error.
+    """
+    hear = session.info.get(_HEARS)
+
+    def tell() -> None:
+        if hear is not None:
+            hear(task.kind, outcome)
+        words = {"done": "is done", "cancelled": "was cancelled"}.get(outcome)
+        if words is not None:
+            with working_for(task.request_id):
+                LOG.info("Task %s (%s of %s) %s", task.id, task.kind, task.resource_id, words)
+
+    after(session, tell)
+
+
+def hear_ends(db: Database, hear: Callable[[str, Outcome], object]) -> None:
+    """Have each end of a task by this process heard, with its kind, once it is committed; it must not raise.
+
+    The end of an attempt that is followed by another one is none.
+    """
+    db.info[_HEARS] = hear
 
 
 def lost(session: Session, task: Task) -> TaskCancelled | TaskLost:
@@ -380,7 +422,7 @@ class Tasks:
             assert isinstance(result, CursorResult)
             if not result.rowcount:
                 raise TaskLost(f"task {task.id}, attempt {task.attempt}, is not ours to discard")
-            notices.ended(session, task)
+            ended(session, task, "cancelled")
 
         self._db.run(work)
 

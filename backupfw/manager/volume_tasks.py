@@ -16,7 +16,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from oslo_log import log
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -30,8 +29,6 @@ from backupfw.manager.volume_rules import bind_to_host, follow_storage, gigabyte
 
 if TYPE_CHECKING:
     from backupfw.db.session import Database
-
-LOG = log.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +206,7 @@ class VolumeTasks:
         """What the task is about is in an error status; an extension has its old size again."""
 
         def work(session: Session) -> None:
-            tasks.end(session, task)
+            tasks.end(session, task, "failed")
             failed(session, task, reason)
 
         self._db.run(work)
@@ -224,7 +221,6 @@ def failed(session: Session, task: Task, reason: str, detail: Detail | None = No
     if task.kind == tasks.SNAPSHOT_DELETE:
         snapshot = session.get(Snapshot, task.resource_id)
         if snapshot is not None and snapshot.temporary:
-            LOG.warning("%s of %s failed: %s", task.kind, task.resource_id, reason)
             _delete_again(session, task)
             return
     elif task.kind == tasks.VOLUME_EXTEND:

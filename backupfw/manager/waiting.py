@@ -15,7 +15,7 @@ from backupfw.db import models
 from backupfw.db.locks import lock
 from backupfw.db.session import now
 from backupfw.errors import BackupNotFound
-from backupfw.manager import claims, lifecycle, notices, services, tasks, volume_tasks
+from backupfw.manager import claims, lifecycle, services, tasks, volume_tasks
 from backupfw.manager.claims import Limits, Reach
 from backupfw.manager.create_tasks import CreateTasks
 from backupfw.manager.import_tasks import ImportTasks
@@ -23,7 +23,7 @@ from backupfw.manager.messages import Detail
 from backupfw.manager.needs import Needs
 from backupfw.manager.restore_tasks import RestoreTasks
 from backupfw.manager.services import Service
-from backupfw.manager.tasks import Task
+from backupfw.manager.tasks import Outcome, Task
 
 if TYPE_CHECKING:
     from oslo_config import cfg
@@ -96,8 +96,9 @@ class Waiting(CreateTasks, RestoreTasks, ImportTasks):
                 return 0
         ended = self._db.run(lambda session: self._expire(session, moment))
         for task, reason in ended:
-            with working_for(task.request_id):
-                LOG.error("Task %s (%s of %s) ends: %s", task.id, task.kind, task.resource_id, reason)
+            if not task.cancel:
+                with working_for(task.request_id):
+                    LOG.error("Task %s (%s of %s) ends: %s", task.id, task.kind, task.resource_id, reason)
         return len(ended)
 
     def _overdue(
@@ -160,23 +161,24 @@ class Waiting(CreateTasks, RestoreTasks, ImportTasks):
                     Needs(locked.zone, locked.store, locked.volume_host), left
                 )
                 self._end(session, task, reason, left)
-                ended.append((task, "It was cancelled." if task.cancel else reason))
+                ended.append((task, reason))
         return ended
 
     def _end(self, session: Session, task: Task, reason: str, left: Sequence[Service]) -> None:
         if task.cancel:
             # Whoever cancelled it has moved the statuses.
-            _drop(session, task)
+            _drop(session, task, "cancelled")
             return
         if task.kind in volume_tasks.KINDS:
-            _drop(session, task)
+            _drop(session, task, "failed")
             volume_tasks.failed(session, task, reason, Detail.NO_BACKEND if left else Detail.SERVICE_DOWN)
             return
         detail = Detail.SCHEDULE if left else Detail.SERVICE_DOWN
         if task.kind == tasks.BACKUP_DELETE:
             self._fail_delete(session, task, reason, detail)
+            tasks.count_end(session, task, "failed")
             return
-        _drop(session, task)
+        _drop(session, task, "failed")
         try:
             if task.kind == tasks.BACKUP_CREATE:
                 self._fail_create(session, task, reason, detail)
@@ -188,10 +190,10 @@ class Waiting(CreateTasks, RestoreTasks, ImportTasks):
             return
 
 
-def _drop(session: Session, task: Task) -> None:
+def _drop(session: Session, task: Task, outcome: Outcome) -> None:
     """Delete a task's row: an attempt that is frozen, not dead, finds it missing and changes nothing."""
     session.execute(delete(models.Task).where(models.Task.id == task.id))
-    notices.ended(session, task)
+    tasks.ended(session, task, outcome)
 
 
 def _reach(service: Service) -> Reach:

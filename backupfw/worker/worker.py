@@ -185,7 +185,6 @@ class Worker:
                 reason = task.fail_reason or "Every attempt was lost."
                 LOG.error("Task %s (%s of %s) ends: %s", task.id, task.kind, task.resource_id, reason)
                 handler.failed(task, reason)
-                self._tools.meter.ended(task.kind, "failed")
                 return
             # Not even a store that hangs keeps an attempt from ending.
             try:
@@ -193,8 +192,6 @@ class Worker:
                     handler.run(task, control)
             finally:
                 control.left()
-            self._tools.meter.ended(task.kind, "done")
-            LOG.info("Task %s (%s of %s) is done", task.id, task.kind, task.resource_id)
         except TaskCancelled:
             self._stopped(handler, task, control)
         except TaskLost:
@@ -212,8 +209,6 @@ class Worker:
             self._tasks.release(task)
         else:
             handler.cancelled(task)
-            self._tools.meter.ended(task.kind, "cancelled")
-            LOG.info("Task %s (%s of %s) was cancelled", task.id, task.kind, task.resource_id)
 
     def _failed(self, handler: Handler, task: Task, control: TaskControl, error: Exception) -> None:
         reason = user_reason(error, task.request_id)
@@ -245,7 +240,6 @@ class Worker:
             return
         LOG.error("Task %s (%s of %s) failed", task.id, task.kind, task.resource_id, exc_info=error)
         handler.failed_with(task, reason, message_detail(error))
-        self._tools.meter.ended(task.kind, "failed")
 
     def _without_store(self, handler: Handler, task: Task, error: StoreDown, reason: str) -> None:
         """Let a task wait that was not even begun because its store is down; that is no failed attempt."""
@@ -255,7 +249,6 @@ class Worker:
             return
         LOG.error("Task %s (%s of %s) ends: %s", task.id, task.kind, task.resource_id, error)
         handler.failed(task, reason)
-        self._tools.meter.ended(task.kind, "failed")
 
 
 def _silent_store(error: Exception) -> str | None:

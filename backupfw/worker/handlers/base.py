@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Protocol
 
 from backupfw.engine.ports import BackupResult
 from backupfw.manager import rows
@@ -37,18 +37,11 @@ class EngineSettings:
     create_containers: bool = True
 
 
-#: How a task ended.
-Outcome = Literal["done", "failed", "cancelled"]
-
-
 class Meter(Protocol):
     """Hears what workers do.  Called from any thread; must be quick and must not raise."""
 
     def attempt(self, kind: str, taken_over: bool) -> None:
         """Hear that an attempt begins, and whether another worker had lost the task."""
-
-    def ended(self, kind: str, outcome: Outcome) -> None:
-        """Hear that a task is over: no attempt of it follows."""
 
     def backed_up(self, result: BackupResult) -> None:
         """Hear what a finished backup did."""
@@ -58,9 +51,6 @@ class NullMeter:
     """Hears nothing."""
 
     def attempt(self, kind: str, taken_over: bool) -> None:
-        """Do nothing."""
-
-    def ended(self, kind: str, outcome: Outcome) -> None:
         """Do nothing."""
 
     def backed_up(self, result: BackupResult) -> None:

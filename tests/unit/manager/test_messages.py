@@ -70,7 +70,7 @@ def begin_delete(world: World) -> str:
 
 BEGINNINGS: list[tuple[Callable[[World], str], str, str, str]] = [
     (begin_create, "fail_create", "013_020", "error"),
-    (begin_import, "fail_import", "013_020", "error"),
+    (begin_import, "fail_import", "102_102", "error"),
     (begin_restore, "fail_restore", "015_026", "available"),
     (begin_delete, "fail_delete", "014_025", "error_deleting"),
 ]

@@ -1,6 +1,6 @@
-"""Whatever is accepted and then fails, by whatever way, is told to whoever asked for it: once, by its ids.
+"""Whatever is accepted and then ends, by whatever way, is logged and counted once; a failure is also told.
 
-Every kind of task, through the worker itself and through what ends waiting tasks.
+Every kind of task, through the worker itself, through what ends waiting tasks and through who cancels it.
 """
 
 from __future__ import annotations
@@ -8,22 +8,25 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Callable, Iterator
+from unittest.mock import patch
 
 import pytest
+from oslo_db.exception import DBConnectionError
 from sqlalchemy import update
+from sqlalchemy.orm import Session
 
 from backupfw.chunkstore.errors import PermissionDenied, Unavailable
 from backupfw.conf.logging import RequestFilter
 from backupfw.db import models
-from backupfw.errors import SourceMoved, TargetError, TaskCancelled, VolumeNotFound
+from backupfw.errors import InvalidInput, SourceMoved, TargetError, TaskCancelled, VolumeNotFound
 from backupfw.manager import failures, messages, tasks
 from backupfw.manager.messages import Detail
 from backupfw.manager.services import BACKUP_BINARY
 from backupfw.manager.snapshots import SnapshotManager
-from backupfw.manager.tasks import Task
+from backupfw.manager.tasks import Outcome, Task
 from backupfw.manager.volumes import VolumeManager
 from backupfw.worker.control import TaskControl
-from backupfw.worker.handlers import handler_for
+from backupfw.worker.handlers import Handler, handler_for
 from backupfw.worker.leases import boot_time
 from backupfw.worker.stores import StoreDown
 from backupfw.worker.worker import Worker, WorkerSettings
@@ -109,7 +112,7 @@ def delete_snapshot(world: WorkerWorld) -> str:
 #: Kind of task -> how it begins; type, action and detail of its message; the status it ends in.
 KINDS: dict[str, tuple[Callable[[WorkerWorld], str], str, str]] = {
     tasks.BACKUP_CREATE: (create_backup, "VOLUME_VOLUME_BACKUP_013_020", "error"),
-    tasks.BACKUP_IMPORT: (import_backup, "VOLUME_VOLUME_BACKUP_013_020", "error"),
+    tasks.BACKUP_IMPORT: (import_backup, "VOLUME_VOLUME_BACKUP_102_102", "error"),
     tasks.BACKUP_RESTORE: (restore_backup, "VOLUME_VOLUME_BACKUP_015_026", "available"),
     tasks.BACKUP_DELETE: (delete_backup, "VOLUME_VOLUME_BACKUP_014_025", "error_deleting"),
     tasks.VOLUME_CREATE: (create_volume, "VOLUME_VOLUME_008_012", "error"),
@@ -133,21 +136,19 @@ class Driver:
         settings = WorkerSettings("host", 1, 30.0, retry_pause=0.0, store_wait=600.0)
         self._worker = Worker(world.tools, world.dispatch, settings)
 
-    def attempt(self, kind: str, error: Exception) -> None:
-        """Let one attempt of the task of this kind end in this error."""
+    def attempt(self, kind: str, error: Exception | None) -> None:
+        """Let one attempt of the task of this kind end in this error, or well."""
         task = self._world.tasks.claim(OWNER, 60)
         assert task is not None
         assert task.kind == kind
-        self._worker._attempt(self._failing(task, error), task, TaskControl(boot_time() + 60))
 
-    def _failing(self, task: Task, error: Exception) -> object:
-        handler = handler_for(task.kind, self._world.tools)
+        def run(_handler: Handler, task: Task, _control: TaskControl) -> None:
+            if error is not None:
+                raise error
+            self._world.db.run(lambda session: tasks.end(session, task))
 
-        def run(_task: Task, _control: TaskControl) -> None:
-            raise error
-
-        handler.run = run  # type: ignore[method-assign]
-        return handler
+        with patch.object(type(handler_for(kind, self._world.tools)), "run", run):
+            self._worker._run_task(task, TaskControl(boot_time() + 60))
 
 
 def refused(world: WorkerWorld, kind: str) -> None:
@@ -247,6 +248,35 @@ def expected_event(kind: str, way: Callable[[WorkerWorld, str], None]) -> str:
     return f"{event.rpartition('_')[0]}_{detail.value}"
 
 
+class Ends:
+    """What is heard and logged of the ends of tasks, from now on.
+
+    Every task is then of one request, ``req-1``.
+    """
+
+    def __init__(self, world: WorkerWorld, caplog: pytest.LogCaptureFixture) -> None:
+        self.heard: list[tuple[str, Outcome]] = []
+        self._caplog = caplog
+        tasks.hear_ends(world.db, lambda *end: self.heard.append(end))
+        caplog.handler.addFilter(RequestFilter())
+        caplog.set_level(logging.INFO, "backupfw")
+        caplog.clear()
+        with world.db.write() as session:
+            session.execute(update(models.Task).values(request_id="req-1"))
+
+    def check(self, resource: str, kind: str, outcome: Outcome, level: int) -> None:
+        """One end of one task there was; look at nothing else than that, but for begins and repetitions."""
+        assert self.heard == [(kind, outcome)]
+        lines = [
+            record
+            for record in self._caplog.records
+            if ", attempt " not in record.getMessage() and "trying again" not in record.getMessage()
+        ]
+        assert len(lines) == 1, self._caplog.text
+        assert (lines[0].levelno, lines[0].__dict__["context"]) == (level, {"request_id": "req-1"})
+        assert resource in lines[0].getMessage()
+
+
 def test_every_kind_is_here() -> None:
     assert set(KINDS) == set(failures.FAILURES) == tasks.KINDS - {tasks.MANIFEST_RELEASE}
 
@@ -259,19 +289,12 @@ def test_a_failure_is_told_once(
     way: Callable[[WorkerWorld, str], None],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """To the user by a message, to the operator by a line of the log with the request's id."""
-    caplog.handler.addFilter(RequestFilter())
+    """To the user by a message, to the operator by a line of the log with the request's id and a figure."""
     begin, _, status = KINDS[kind]
     resource = begin(world)
-    with world.db.write() as session:
-        session.execute(update(models.Task).values(request_id="req-1"))
+    ends = Ends(world, caplog)
     way(world, kind)
-    ends = [record for record in caplog.records if record.levelno == logging.ERROR]
-    assert len(ends) == 1, caplog.text
-    # Attempts are made here without the worker's thread, which has it.
-    if way in ENDED_BY_WAITING:
-        assert ends[0].__dict__["context"] == {"request_id": "req-1"}
-    assert resource in ends[0].getMessage()
+    ends.check(resource, kind, "failed", logging.ERROR)
     (told,) = world.rows(models.Message)
     assert told.event_id == expected_event(kind, way)
     assert (told.resource_uuid, told.project_id, told.message_level) == (resource, "p1", messages.ERROR)
@@ -282,14 +305,92 @@ def test_a_failure_is_told_once(
         assert row.fail_reason
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_what_is_cancelled_is_not_told(world: WorkerWorld, kind: str) -> None:
-    """Whoever cancelled it knows."""
-    KINDS[kind][0](world)
+def test_a_refused_import_is_a_warning(world: WorkerWorld, caplog: pytest.LogCaptureFixture) -> None:
+    """It is the user's input, and is told as an import."""
+    backup = import_backup(world)
+    ends = Ends(world, caplog)
+    Driver(world).attempt(tasks.BACKUP_IMPORT, InvalidInput("More than one store has it."))
+    ends.check(backup, tasks.BACKUP_IMPORT, "failed", logging.WARNING)
+    assert "Traceback" not in caplog.text
+    (told,) = world.rows(models.Message)
+    assert messages.text(told.action_id, told.detail_id) == "import backup: The backup could not be imported."
+
+
+def cancelled_while_it_runs(world: WorkerWorld, kind: str, resource: str) -> None:
+    """Its worker cleans up."""
+    del resource
     with world.db.write() as session:
         session.execute(update(models.Task).values(cancel=True))
     Driver(world).attempt(kind, TaskCancelled("no"))
+
+
+def cancelled_before_it_began(world: WorkerWorld, kind: str, resource: str) -> None:
+    """No worker has seen it."""
+    del kind
+    world.db.run(lambda session: tasks.cancel(session, resource))
+
+
+def cancelled_and_then_no_worker(world: WorkerWorld, kind: str, resource: str) -> None:
+    """Its worker has died."""
+    assert world.tasks.claim(OWNER, 60) is not None
+    world.db.run(lambda session: tasks.cancel(session, resource))
+    no_worker(world, kind)
+
+
+@pytest.mark.parametrize(
+    "way", [cancelled_while_it_runs, cancelled_before_it_began, cancelled_and_then_no_worker]
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_cancelled_is_logged_and_not_told(
+    world: WorkerWorld,
+    kind: str,
+    way: Callable[[WorkerWorld, str, str], None],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Whoever cancelled it knows."""
+    resource = KINDS[kind][0](world)
+    ends = Ends(world, caplog)
+    way(world, kind, resource)
+    ends.check(resource, kind, "cancelled", logging.INFO)
     assert world.rows(models.Message) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_done_is_logged(world: WorkerWorld, kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    resource = KINDS[kind][0](world)
+    ends = Ends(world, caplog)
+    Driver(world).attempt(kind, None)
+    ends.check(resource, kind, "done", logging.INFO)
+
+
+def test_an_end_that_is_rolled_back_is_none(world: WorkerWorld, caplog: pytest.LogCaptureFixture) -> None:
+    """The transaction is done again: it ends once."""
+    backup = create_backup(world)
+    ends = Ends(world, caplog)
+    task = world.tasks.claim(OWNER, 60)
+    assert task is not None
+    tries = []
+
+    def work(session: Session) -> None:
+        tasks.end(session, task)
+        tries.append(len(ends.heard))
+        if len(tries) < 3:
+            raise DBConnectionError
+
+    world.db.run(work)
+    assert tries == [0, 0, 0]
+    ends.check(backup, tasks.BACKUP_CREATE, "done", logging.INFO)
+
+
+def test_a_deletion_that_waits_in_vain_ends_twice(
+    world: WorkerWorld, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It failed for its user; then a worker comes and carries it out."""
+    delete_backup(world)
+    ends = Ends(world, caplog)
+    no_worker(world, tasks.BACKUP_DELETE)
+    Driver(world).attempt(tasks.BACKUP_DELETE, None)
+    assert ends.heard == [(tasks.BACKUP_DELETE, "failed"), (tasks.BACKUP_DELETE, "done")]
 
 
 def test_a_worker_that_left_in_order_is_waited_for_as_long_as_service_wait_says(world: WorkerWorld) -> None:

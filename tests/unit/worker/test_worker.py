@@ -20,10 +20,10 @@ from backupfw import steps
 from backupfw.chunkstore.errors import PermissionDenied, Unavailable
 from backupfw.db import models
 from backupfw.errors import SourceMoved
-from backupfw.manager.tasks import Task
+from backupfw.manager import tasks
+from backupfw.manager.tasks import Outcome, Task
 from backupfw.manager.volume_types import VolumeTypeManager
 from backupfw.manager.volumes import VolumeManager
-from backupfw.worker.handlers.base import NullMeter, Outcome
 from tests.unit.db.lost_answers import lost_answers
 from tests.unit.manager.support import check_consistent
 from tests.unit.worker.world import SEGMENT, WorkerWorld
@@ -164,13 +164,9 @@ def test_what_cannot_work_is_not_tried_again(world: WorkerWorld) -> None:
 
 def test_each_end_of_a_task_is_counted_once(world: WorkerWorld) -> None:
     """By its outcome; an attempt that is tried again is no end."""
-    ended: list[tuple[str, str]] = []
+    ended: list[tuple[str, Outcome]] = []
 
-    class Ends(NullMeter):
-        def ended(self, kind: str, outcome: Outcome) -> None:
-            ended.append((kind, outcome))
-
-    world.tools = replace(world.tools, meter=Ends())
+    tasks.hear_ends(world.db, lambda *end: ended.append(end))
     volume = world.filled_volume(DATA)
     gate = Gate(after=2)
     world.faulty.fail("put", times=2, rate=1)
