@@ -7,11 +7,14 @@ there is told but not asked for, because nothing but delay depends on it.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from oslo_log import log
 
@@ -23,6 +26,11 @@ if TYPE_CHECKING:
     from backupfw.db.session import Database
 
 LOG = log.getLogger(__name__)
+
+#: How many connections there may be, each with a thread of its own: those who ask are few.
+CONNECTIONS = 64
+#: How long a client may send nothing, or read nothing of its answer, seconds.
+_PATIENCE = 30
 
 
 class Health:
@@ -60,6 +68,57 @@ class Health:
         return "ok" if self._db.writable() else "cannot be written"
 
 
+class _Server(ThreadingHTTPServer):
+    """Answers each connection once; one too many ends the oldest that has not asked anything yet."""
+
+    daemon_threads = True
+    # A busy machine must not make the kernel turn away who asks rarely.
+    request_queue_size = CONNECTIONS
+
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler], shared: bool) -> None:
+        # In the order they came; whether each is being answered.
+        self._answered: dict[socket.socket, bool] = {}
+        self._lock = threading.Lock()
+        self.allow_reuse_port = shared
+        super().__init__(address, handler)
+
+    def answers(self, connection: socket.socket) -> None:
+        """Note that a request is there whole."""
+        with self._lock:
+            if connection in self._answered:
+                self._answered[connection] = True
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Give a connection a thread, if there is room or if one that waits makes room."""
+        with self._lock:
+            room = len(self._answered) < CONNECTIONS
+            waits = (each for each, answered in self._answered.items() if not answered)
+            if not room and (oldest := next(waits, None)) is not None:
+                room = True
+                del self._answered[oldest]
+                # Its thread reads the end.
+                with contextlib.suppress(OSError):
+                    oldest.shutdown(socket.SHUT_RDWR)
+            if room:
+                self._answered[request] = False
+        if room:
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def shutdown_request(self, request: Any) -> None:
+        """Forget a connection and end it."""
+        with self._lock:
+            self._answered.pop(request, None)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
+        """Log why a request was not answered; a client that left is nothing loud."""
+        error = sys.exc_info()[1]
+        log_it = LOG.debug if isinstance(error, OSError) else LOG.error
+        log_it("A request was not answered", exc_info=error)
+
+
 class Listener:
     """Answers until it is closed.
 
@@ -82,9 +141,10 @@ class Listener:
             return 404, "text/plain", b"/metrics, /live, /ready\n"
 
         class Handler(BaseHTTPRequestHandler):
-            timeout = 30
+            timeout = _PATIENCE
 
             def do_GET(self) -> None:
+                server.answers(self.connection)
                 status, kind, body = answer(self.path.partition("?")[0])
                 self.send_response(status)
                 self.send_header("Content-Type", kind)
@@ -95,14 +155,10 @@ class Listener:
             def log_message(self, format: str, *args: object) -> None:  # noqa: A002
                 LOG.debug(format, *args)
 
-        class Server(ThreadingHTTPServer):
-            allow_reuse_port = shared
-
         try:
-            self._server = Server((address, port), Handler)
+            server = self._server = _Server((address, port), Handler, shared)
         except OSError as error:
             raise ConfigError(f"section [metrics]: port {port}: {error.strerror or error}") from error
-        self._server.daemon_threads = True
         self.port = int(self._server.server_address[1])
         self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
         self._thread.start()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import socket
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import ExitStack, closing, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,8 +18,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import text, update
 
-from backupfw.cmd import database, service
-from backupfw.cmd.monitoring import Health
+from backupfw.cmd import database, monitoring, service
+from backupfw.cmd.monitoring import CONNECTIONS, Health, Listener
 from backupfw.db.models import Task
 from backupfw.db.session import now
 from tests.servers.ports import free_port
@@ -126,6 +129,32 @@ def test_a_part_that_ended_and_a_database_that_is_away() -> None:
         False,
         {"worker": "ended", "database": "does not answer", "dispatch": "messages"},
     )
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /metrics HTTP/1.1\r\nHost:"], ids=["idle", "slow"])
+def test_connections_that_ask_nothing_keep_nobody_out(sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(monitoring, "_PATIENCE", 3000)
+
+    class Silent:
+        def text(self) -> bytes:
+            return b""
+
+    health = Health(None, {"worker": lambda: True}, "messages")  # type: ignore[arg-type]
+    port = free_port()
+    listener = Listener("127.0.0.1", port, Silent(), health)  # type: ignore[arg-type]
+    with closing(listener), ExitStack() as stack:
+        before = threading.active_count()
+        for _ in range(4 * CONNECTIONS):
+            sock = stack.enter_context(socket.create_connection(("127.0.0.1", port), 30))
+            with suppress(ConnectionError):
+                sock.sendall(sent)
+        for path in ("/live", "/metrics"):
+            assert get(f"http://127.0.0.1:{port}{path}")[0] == 200
+        # Those that were ended may take a moment.
+        end = time.monotonic() + 30
+        while threading.active_count() > before + CONNECTIONS and time.monotonic() < end:
+            time.sleep(0.05)
+        assert threading.active_count() <= before + CONNECTIONS
 
 
 def test_the_queue_gets_older(run: Run, state: Path, backup_id: str) -> None:
