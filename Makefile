@@ -11,7 +11,7 @@ STATE_DIR ?= .state
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench serve soak chaos lint types arch genconfig genpolicy openapi docs constraints clean
+.PHONY: help setup demo test bench serve soak chaos lint types arch genconfig genpolicy openapi docs dist installed lowest constraints clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -24,7 +24,7 @@ $(VENV)/.stamp: setup.cfg pyproject.toml constraints.txt $(DRIVER_PATHS:%=%/pypr
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt pip setuptools
 	@# Setuptools warns about every editable install.
 	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt \
-	    -e '.[test,lint,docs]' $(DRIVER_PATHS:%=-e %)
+	    -e '.[test,lint,docs,dist]' $(DRIVER_PATHS:%=-e %)
 	@touch $@
 
 setup: $(VENV)/.stamp ## make the virtual environment
@@ -82,15 +82,35 @@ docs: $(VENV)/.stamp ## build docs/ into docs/_build; warnings are errors
 	@echo "== docs/_build/index.html"
 	@$(BIN)/sphinx-build -q -W --keep-going docs docs/_build
 
+dist: $(VENV)/.stamp ## build sdists and wheels of core and the drivers into dist/
+	@echo "== dist/"
+	@rm -rf dist
+	@# Each wheel is made of its sdist, so that what the sdist lacks is noticed.
+	@for part in . $(DRIVER_PATHS); do \
+	    $(BIN)/python -m build --no-isolation --outdir dist $$part >dist.log 2>&1 || { cat dist.log; exit 1; }; \
+	done; rm dist.log; ls dist
+
+installed: dist ## install dist/ into a clean environment outside the checkout, and run it
+	@echo "== What dist/ holds, installed"
+	@$(BIN)/python -m tests.installed dist
+
+lowest: ## run unit and functional tests with the lowest versions that setup.cfg and the drivers allow
+	@echo "== Lowest versions"
+	@$(PYTHON) -m venv $(VENV).lowest
+	@$(VENV).lowest/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
+	@$(VENV).lowest/bin/uv pip install --quiet --python $(VENV).lowest/bin/python --resolution lowest-direct \
+	    -e '.[test]' $(DRIVER_PATHS:%=-e %)
+	@$(VENV).lowest/bin/python -m pytest tests/unit tests/functional $(ARGS)
+
 constraints: ## pin the newest versions anew in constraints.txt
 	@rm -rf $(VENV).new
 	@$(PYTHON) -m venv $(VENV).new
 	@$(VENV).new/bin/python -m pip install --quiet --upgrade pip setuptools
-	@PYTHONWARNINGS=ignore $(VENV).new/bin/python -m pip install --quiet --no-build-isolation -e '.[test,lint,docs]' $(DRIVER_PATHS:%=-e %) tox
+	@PYTHONWARNINGS=ignore $(VENV).new/bin/python -m pip install --quiet --no-build-isolation -e '.[test,lint,docs,dist]' $(DRIVER_PATHS:%=-e %) tox uv
 	@{ sed -n '/^#/p;/^[^#]/q' constraints.txt; \
 	   $(VENV).new/bin/python -m pip freeze --all --exclude-editable; } > constraints.new
 	@mv constraints.new constraints.txt
 	@rm -rf $(VENV).new
 
 clean: ## remove what the targets made
-	rm -rf $(VENV) .tox .state .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis docs/_build
+	rm -rf $(VENV) $(VENV).lowest .tox dist build drivers/*/build .state .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis docs/_build

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import tomllib
 from configparser import ConfigParser
+from datetime import date
+from functools import cache
+from importlib import metadata
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 import backupfw
 from tests.architecture.checkout import ROOT, driver_projects, lines, setup_cfg
@@ -17,6 +25,62 @@ def plain_name(requirement: str) -> str:
     name = re.match(r"[A-Za-z0-9._-]+", requirement)
     assert name is not None
     return re.sub(r"[-_.]+", "-", name[0]).lower()
+
+
+def pins() -> dict[str, str]:
+    """The lines of constraints.txt, by project."""
+    found = lines((ROOT / "constraints.txt").read_text())
+    return {plain_name(line): line for line in found if not line.startswith("#")}
+
+
+def runtime_requirements() -> dict[str, list[str]]:
+    """What core (with all extras for users) and each driver may import, by the package's folder."""
+    config = setup_cfg()
+    core = lines(config["options"]["install_requires"])
+    for extra in ("keystone", "messaging", "mysql", "postgresql", "testing"):
+        core += lines(config["options.extras_require"][extra])
+    found = {"backupfw": core}
+    for folder in [*driver_projects(), "template"]:
+        project = tomllib.loads((ROOT / "drivers" / folder / "pyproject.toml").read_text())["project"]
+        found[f"drivers/{folder}/src"] = [
+            requirement for requirement in project["dependencies"] if plain_name(requirement) != "backupfw"
+        ]
+    return found
+
+
+@cache
+def owners() -> dict[str, str]:
+    """Each installed file to the project that it came with."""
+    return {
+        str(path): plain_name(distribution.metadata["Name"])
+        for distribution in metadata.distributions()
+        for path in distribution.files or ()
+        if path.suffix == ".py"
+    }
+
+
+def imported(folder: Path) -> dict[str, Path]:
+    """The projects that modules below a folder import, each with one module that does."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names: list[str] = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                # Where the package is a namespace of several projects, the name below it decides.
+                names = [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
+            for name in names:
+                place = name.replace(".", "/")
+                owner = owners().get(f"{place}/__init__.py") or owners().get(f"{place}.py")
+                if owner is not None and not owner.startswith("backupfw"):
+                    found.setdefault(owner, path)
+    return found
+
+
+def supported_pythons() -> list[str]:
+    """The minor versions of Python that setup.cfg declares."""
+    return re.findall(r"Python :: (3\.\d+)$", setup_cfg()["metadata"]["classifiers"], re.MULTILINE)
 
 
 def test_core_and_drivers_carry_one_version() -> None:
@@ -34,21 +98,84 @@ def test_the_changelog_has_a_place_for_the_next_change() -> None:
     assert text.partition("## Unreleased")[2].partition("\n## ")[0].strip()
 
 
+def test_the_changelog_lists_releases_newest_first() -> None:
+    """Each as ``## 1.2.0 (2026-11-28)``; the newest one that is not newer than the code."""
+    heads = re.findall(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[1:]
+    found = [re.fullmatch(r"(\d+\.\d+\.\d+) \((\d{4}-\d{2}-\d{2})\)", head) for head in heads]
+    assert all(found), heads
+    releases = [(Version(match[1]), date.fromisoformat(match[2])) for match in found if match]
+    assert all(newer[0] > older[0] and newer[1] >= older[1] for newer, older in pairwise(releases)), heads
+    assert all(version <= Version(backupfw.__version__) for version, _day in releases)
+
+
+def test_the_changelog_is_a_list_of_sentences() -> None:
+    """Each entry begins with ``- `` and ends with a full stop; what belongs to it is indented."""
+    _top, *sections = re.split(r"^## .+$", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
+    for section in sections:
+        assert "<<<<<<<" not in section
+        entries = re.split(r"^- ", section, flags=re.MULTILINE)
+        assert not entries[0].strip(), "text before the first entry"
+        for entry in entries[1:]:
+            assert entry.rstrip().endswith((".", "`.", ".)")), entry
+            assert all(line.startswith("  ") for line in entry.rstrip().splitlines()[1:]), entry
+
+
 def test_everything_installed_by_the_checkout_is_pinned() -> None:
-    pins = {
-        plain_name(line): line
-        for line in lines((ROOT / "constraints.txt").read_text())
-        if not line.startswith("#")
-    }
-    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[^=\s]+", line) for line in pins.values())
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[^=\s]+", line) for line in pins().values())
     config = setup_cfg()
     wanted = lines(config["options"]["install_requires"])
     for extra in config["options.extras_require"].values():
         wanted += lines(extra)
     for project in driver_projects().values():
         wanted += [name for name in project["project"]["dependencies"] if plain_name(name) != "backupfw"]
-    missing = {plain_name(requirement) for requirement in wanted} - set(pins)
+    missing = {plain_name(requirement) for requirement in wanted} - set(pins())
     assert missing == set(), "run 'make constraints'"
+
+
+@pytest.mark.parametrize("folder", runtime_requirements())
+def test_every_requirement_has_a_lower_bound_that_the_pins_keep(folder: str) -> None:
+    for text in runtime_requirements()[folder]:
+        requirement = Requirement(text)
+        operators = [part.operator for part in requirement.specifier]
+        assert operators.count(">=") == 1, f"{text}: give it a lower bound; 'make lowest' tests it"
+        pin = pins()[plain_name(text)]
+        assert Version(pin.partition("==")[2]) in requirement.specifier, pin
+
+
+def test_a_library_has_the_same_lower_bound_everywhere() -> None:
+    bounds: dict[str, set[str]] = {}
+    config = setup_cfg()
+    texts = [text for wanted in runtime_requirements().values() for text in wanted]
+    texts += lines(config["options.extras_require"]["test"])
+    for text in texts:
+        bounds.setdefault(plain_name(text), set()).add(str(Requirement(text).specifier))
+    assert {name: found for name, found in bounds.items() if len(found) > 1} == {}
+
+
+@pytest.mark.parametrize("folder", runtime_requirements())
+def test_every_import_is_declared(folder: str) -> None:
+    declared = {plain_name(requirement) for requirement in runtime_requirements()[folder]}
+    found = imported(ROOT / folder)
+    assert len(found) >= 2, "it would find none"
+    assert {name: str(path) for name, path in found.items() if name not in declared} == {}
+
+
+def test_the_supported_pythons_are_those_from_the_lowest_one_on() -> None:
+    pythons = supported_pythons()
+    assert pythons[0] == "3.11"
+    assert setup_cfg()["options"]["python_requires"] == f">={pythons[0]}"
+    for folder, project in driver_projects().items():
+        assert project["project"]["requires-python"] == f">={pythons[0]}", folder
+
+
+def test_everything_is_under_one_licence() -> None:
+    text = (ROOT / "LICENSE").read_text()
+    assert "Apache License" in text
+    assert "Version 2.0" in text
+    assert setup_cfg()["metadata"]["license"] == "Apache-2.0"
+    for folder, project in driver_projects().items():
+        assert project["project"]["license"] == "Apache-2.0", folder
+        assert (ROOT / "drivers" / folder / "LICENSE").read_text() == text, folder
 
 
 def test_every_driver_of_the_checkout_is_installed_and_tested() -> None:
@@ -71,11 +198,14 @@ def test_every_environment_of_tox_can_be_made() -> None:
     (drivers,) = [name for name in names if name.startswith("driver-{")]
     names.remove(drivers)
     names += [f"driver-{folder}" for folder in drivers.removeprefix("driver-{").removesuffix("}").split(",")]
-    assert {f"testenv:{name}" for name in names} - {"testenv:py311"} == {
+    pythons = [f"py{version.replace('.', '')}" for version in supported_pythons()]
+    assert names[: len(pythons)] == pythons
+    names = names[len(pythons) :]
+    assert {f"testenv:{name}" for name in names} == {
         name for name in tox.sections() if name.startswith("testenv:")
     }
     extras = set(setup_cfg()["options.extras_require"])
-    for section in ("testenv", *(f"testenv:{name}" for name in names if name != "py311")):
+    for section in ("testenv", *(f"testenv:{name}" for name in names)):
         assert tox[section]["description"]
         for command in lines(tox[section]["commands"]):
             for word in command.split():
