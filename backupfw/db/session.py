@@ -445,10 +445,15 @@ def _mysql_connect(connection: Any, _record: Any) -> None:
     with connection.cursor() as cursor:
         cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
         cursor.execute(f"SET SESSION innodb_lock_wait_timeout = {LOCK_SECONDS}")
+        cursor.execute("SHOW VARIABLES WHERE Variable_name IN ('idle_transaction_timeout', 'wsrep_on')")
+        found = dict(cursor.fetchall())
         # MySQL has no such limit; there the server's operator must see to frozen clients.
-        cursor.execute("SHOW VARIABLES LIKE 'idle_transaction_timeout'")
-        if cursor.fetchone():
+        if "idle_transaction_timeout" in found:
             cursor.execute(f"SET SESSION idle_transaction_timeout = {IDLE_SECONDS}")
+        # A node of a Galera cluster: a transaction's first statement, of whatever kind, waits until the node
+        # has what any node confirmed before.  Else who gets another node finds no trace of what it just did.
+        if found.get("wsrep_on") == "ON":
+            cursor.execute("SET SESSION wsrep_sync_wait = 15")
 
 
 def _postgresql_connect(connection: Any, record: Any) -> None:

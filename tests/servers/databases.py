@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import glob
+import os
 import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import pymysql
 from sqlalchemy import create_engine, text
 from sqlalchemy.engine import make_url
 
@@ -126,6 +129,44 @@ def mariadb_programs() -> bool:
     return shutil.which("mariadbd") is not None or Path("/usr/sbin/mariadbd").exists()
 
 
+_MAKE_TESTER = (
+    "CREATE USER tester@'127.0.0.1' IDENTIFIED BY 'testing'",
+    "GRANT ALL ON *.* TO tester@'127.0.0.1'",
+)
+
+
+def _install_mariadb(directory: Path, user: str | None) -> None:
+    subprocess.run(
+        [shutil.which("mariadb-install-db") or "/usr/bin/mariadb-install-db", "--no-defaults",
+         f"--datadir={directory}/data", "--auth-root-authentication-method=normal", "--skip-test-db",
+         "--skip-name-resolve"],
+        check=True, capture_output=True, user=user, extra_groups=[] if user else None, cwd=directory,
+    )  # fmt: skip
+
+
+def _mariadb_command(directory: Path, port: int) -> list[str]:
+    return [
+        shutil.which("mariadbd") or "/usr/sbin/mariadbd", "--no-defaults", f"--datadir={directory}/data",
+        f"--socket={directory}/s", f"--port={port}", "--bind-address=127.0.0.1",
+        f"--pid-file={directory}/pid", f"--tmpdir={directory}/tmp", "--skip-name-resolve",
+        "--innodb-flush-log-at-trx-commit=0", "--sync-frm=0", "--innodb-flush-method=nosync",
+        "--innodb-buffer-pool-size=32M", "--innodb-log-file-size=16M", "--performance-schema=off",
+        "--max-connections=100", "--character-set-server=utf8mb4",
+    ]  # fmt: skip
+
+
+def _mariadb_root(directory: Path) -> str:
+    return f"mysql+pymysql://root@localhost/mysql?unix_socket={directory}/s"
+
+
+def _execute(url: str, *statements: str) -> None:
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        for statement in statements:
+            connection.exec_driver_sql(statement)
+    engine.dispose()
+
+
 class MariaDB:
     """A server that a test may stop and start again.
 
@@ -137,23 +178,10 @@ class MariaDB:
         self._user = user = unprivileged_user()
         (directory / "tmp").mkdir()
         hand_over(directory, user)
-        data, sock = directory / "data", directory / "s"
-        subprocess.run(
-            [shutil.which("mariadb-install-db") or "/usr/bin/mariadb-install-db", "--no-defaults",
-             f"--datadir={data}", "--auth-root-authentication-method=normal", "--skip-test-db",
-             "--skip-name-resolve"],
-            check=True, capture_output=True, user=user, extra_groups=[] if user else None, cwd=directory,
-        )  # fmt: skip
+        _install_mariadb(directory, user)
         port = free_port()
-        self._command = [
-            shutil.which("mariadbd") or "/usr/sbin/mariadbd", "--no-defaults", f"--datadir={data}",
-            f"--socket={sock}", f"--port={port}", "--bind-address=127.0.0.1", f"--pid-file={directory}/pid",
-            f"--tmpdir={directory}/tmp", "--skip-name-resolve", "--skip-log-bin",
-            "--innodb-flush-log-at-trx-commit=0", "--sync-frm=0", "--innodb-flush-method=nosync",
-            "--innodb-buffer-pool-size=32M", "--innodb-log-file-size=16M", "--performance-schema=off",
-            "--max-connections=100", "--character-set-server=utf8mb4",
-        ]  # fmt: skip
-        self._root = f"mysql+pymysql://root@localhost/mysql?unix_socket={sock}"
+        self._command = [*_mariadb_command(directory, port), "--skip-log-bin"]
+        self._root = _mariadb_root(directory)
         self._base = f"mysql+pymysql://tester:testing@127.0.0.1:{port}"
         self.url = f"{self._base}/made0?charset=utf8mb4"
         self._server: ServerProcess | None = None
@@ -165,10 +193,7 @@ class MariaDB:
         self._server = ServerProcess(self._command, self._directory, self._user)
         self._server.wait_ready(lambda: _answers(self._root))
         if first:
-            self._execute(
-                "CREATE USER tester@'127.0.0.1' IDENTIFIED BY 'testing'",
-                "GRANT ALL ON *.* TO tester@'127.0.0.1'",
-            )
+            _execute(self._root, *_MAKE_TESTER)
             self.create_database()
 
     def close(self) -> None:
@@ -181,15 +206,8 @@ class MariaDB:
         """Make an empty database and return its URL."""
         name = f"made{self._made}"
         self._made += 1
-        self._execute(f"CREATE DATABASE {name} CHARACTER SET utf8mb4")
+        _execute(self._root, f"CREATE DATABASE {name} CHARACTER SET utf8mb4")
         return f"{self._base}/{name}?charset=utf8mb4"
-
-    def _execute(self, *statements: str) -> None:
-        engine = create_engine(self._root)
-        with engine.begin() as connection:
-            for statement in statements:
-                connection.exec_driver_sql(statement)
-        engine.dispose()
 
 
 @contextmanager
@@ -201,3 +219,154 @@ def mariadb(directory: Path) -> Iterator[str]:
         yield server.url
     finally:
         server.close()
+
+
+#: Galera's library.
+_GALERA = Path("/usr/lib/galera/libgalera_smm.so")
+
+#: How a node gets another one's state, as MariaDB calls it: ``wsrep_sst_files``.  Both are on this host, so
+#: one copies the other one's files; what is missing since a time that both know, the nodes send themselves
+#: (``--bypass``).
+_SEND_STATE = """#!/bin/bash
+while (($#)); do
+    case $1 in
+    --role) role=$2 ;;
+    --address) address=$2 ;;
+    --datadir) data=$2 ;;
+    --gtid) position=$2 ;;
+    --bypass) bypass=yes ;;
+    esac
+    shift
+done
+await() { until [[ -e $1 ]]; do sleep 0.05; done; }
+if [[ $role == joiner ]]; then
+    rm -f "$data/received"
+    echo "ready $address/$data"
+    await "$data/received"
+    cat "$data/received"
+else
+    to=/${address#*/}
+    if [[ ! $bypass ]]; then
+        echo "flush tables"
+        await "$data/tables_flushed"
+        own=(--exclude={grastate.dat,gvwstate.dat,galera.cache,tables_flushed})
+        tar -C "$data" -c --sparse "${own[@]}" . | tar -C "$to" -x
+        rm "$data/tables_flushed"
+    fi
+    echo continue
+    echo "$position 0" >"$to/received.new"
+    mv "$to/received.new" "$to/received"
+    echo "done $position"
+fi
+"""
+
+
+def galera_programs() -> bool:
+    """Whether MariaDB's server and Galera are installed."""
+    return mariadb_programs() and _GALERA.exists()
+
+
+class Galera:
+    """Two MariaDB nodes of one cluster, both of which take writes.
+
+    The first one has the greater weight: it goes on alone when the second one is gone, and not the other way
+    round.
+
+    :ivar ports: where the nodes listen for clients.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._user = unprivileged_user()
+        self._made = 0
+        self.ports = [free_port() for _ in range(2)]
+        self._group = [free_port() for _ in range(2)]
+        self._nodes: list[ServerProcess | None] = [None, None]
+        for number in range(2):
+            (self._place(number) / "tmp").mkdir(parents=True)
+        script = directory / "wsrep_sst_files"
+        script.write_text(_SEND_STATE)
+        script.chmod(0o755)
+        hand_over(directory, self._user)
+        for number in range(2):
+            _install_mariadb(self._place(number), self._user)
+
+    def _place(self, number: int) -> Path:
+        return self._directory / f"node{number}"
+
+    def start(self) -> None:
+        """Start both nodes and return when each takes writes."""
+        self.start_node(0, first=True)
+        self.execute(0, *_MAKE_TESTER)
+        self.start_node(1)
+
+    def start_node(self, number: int, first: bool = False) -> None:
+        """Start a node, and return when it has the cluster's state.
+
+        :param first: it makes the cluster, instead of joining it.
+        """
+        place = self._place(number)
+        others = "" if first else f"127.0.0.1:{self._group[1 - number]}"
+        options = ";".join(
+            (
+                f"gmcast.listen_addr=tcp://127.0.0.1:{self._group[number]}",
+                f"ist.recv_addr=127.0.0.1:{free_port()}", "evs.keepalive_period=PT0.5S",
+                f"pc.weight={2 - number}", "evs.suspect_timeout=PT2S", "evs.inactive_timeout=PT4S",
+                "gcache.size=16M",
+            )
+        )  # fmt: skip
+        command = [
+            *_mariadb_command(place, self.ports[number]),
+            "--binlog-format=ROW", "--innodb-autoinc-lock-mode=2", "--wsrep-on=ON",
+            f"--wsrep-provider={_GALERA}", "--wsrep-cluster-name=tests", f"--wsrep-node-name=n{number}",
+            f"--wsrep-cluster-address=gcomm://{others}", f"--wsrep-provider-options={options}",
+            "--wsrep-node-address=127.0.0.1", "--wsrep-sst-method=files",
+            *(["--wsrep-new-cluster"] if first else []),
+        ]  # fmt: skip
+        path = {"PATH": f"{self._directory}:{os.environ['PATH']}"}
+        self._nodes[number] = server = ServerProcess(command, place, self._user, path)
+        server.wait_ready(lambda: self.is_ready(number))
+
+    def is_ready(self, number: int) -> bool:
+        """Whether a node belongs to the cluster and takes writes."""
+        found = self.execute(number, "SHOW STATUS LIKE 'wsrep_ready'")
+        return found == (("wsrep_ready", "ON"),)
+
+    def stop_node(self, number: int, how: signal.Signals = signal.SIGTERM) -> None:
+        """Stop a node, in order or not."""
+        node, self._nodes[number] = self._nodes[number], None
+        if node is not None:
+            node.stop(how)
+
+    def isolate(self, number: int, apart: bool) -> None:
+        """Cut a node off from the other one, or join them again; clients still reach both."""
+        self.execute(number, f"SET GLOBAL wsrep_provider_options = 'gmcast.isolate={int(apart)}'")
+
+    def close(self) -> None:
+        """Stop both nodes."""
+        for number in (1, 0):
+            self.stop_node(number)
+
+    def create_database(self) -> list[str]:
+        """Make an empty database; return its URLs."""
+        name = f"made{self._made}"
+        self._made += 1
+        self.execute(0, f"CREATE DATABASE {name} CHARACTER SET utf8mb4")
+        return [
+            f"mysql+pymysql://tester:testing@127.0.0.1:{port}/{name}?charset=utf8mb4" for port in self.ports
+        ]
+
+    def execute(self, number: int, *statements: str) -> Any:
+        """Have a node's administrator execute statements; returns the last one's rows.
+
+        A node that is cut off takes none but SHOW and SET, so SQLAlchemy cannot connect to it.
+        """
+        with (
+            pymysql.connect(
+                user="root", unix_socket=f"{self._place(number)}/s", autocommit=True, read_timeout=60
+            ) as connection,
+            connection.cursor() as cursor,
+        ):
+            for statement in statements:
+                cursor.execute(statement)
+            return cursor.fetchall()
