@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+import time
+import uuid
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -11,18 +15,48 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, text
+from oslo_db.exception import DBError
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Connection,
+    MetaData,
+    SmallInteger,
+    String,
+    Table,
+    Update,
+    insert,
+    or_,
+    select,
+    text,
+    update,
+)
+from sqlalchemy.orm import Session
+from sqlalchemy.schema import CreateTable
 
 from backupfw.db.installation import ensure_installation
 from backupfw.db.models import Base
 from backupfw.db.session import Database
-from backupfw.errors import ConfigError
+from backupfw.errors import ConfigError, DatabaseUnwritable
 
 #: Any number that no other program uses: the lock under which PostgreSQL is migrated.
 _POSTGRESQL_LOCK = 0x6261636B757066
 #: The same for MariaDB, and how long to wait for it.
 _MYSQL_LOCK = "backupfw_migrate"
 _LOCK_SECONDS = 600
+#: Nodes of a Galera cluster know nothing of each other's locks.  There a row says who migrates; its table is
+#: made ahead of all others, and nowhere else.
+_HOLDER = Table(
+    "schema_holder",
+    MetaData(),
+    Column("id", SmallInteger, primary_key=True, autoincrement=False),
+    Column("holder", String(36)),
+    Column("beat", BigInteger, nullable=False),
+    mysql_engine="InnoDB",
+)
+#: How often the holder changes that row, and how long it stands still before another one takes it, seconds.
+_BEAT_SECONDS = 2
+_STILL_SECONDS = 20
 #: Alembic's environment and the modules of its steps are global to a process: its threads take turns.
 _turn = threading.Lock()
 
@@ -60,9 +94,74 @@ def sync(db: Database, installation_id: str | None = None) -> str:
     :raises ConfigError: the database has another installation id, or a version that this release does
         not know (it was made by a newer one).
     """
-    with _turn:
+    with _turn, _alone_in_cluster(db):
         _upgrade(db)
     return db.run(lambda session: ensure_installation(session, installation_id))
+
+
+@contextlib.contextmanager
+def _alone_in_cluster(db: Database) -> Iterator[None]:
+    """On a Galera cluster, wait until nobody else migrates at any node, and let others wait meanwhile.
+
+    Certification lets one of those win that take the row at once.  A holder that was killed changes it no
+    more.  One that was frozen, and goes on beside its follower, costs one of them an error: each step can be
+    repeated.
+    """
+    if not _is_cluster(db):
+        yield
+        return
+    me, done = str(uuid.uuid4()), threading.Event()
+    _wait_for_holder(db, me)
+    beating = threading.Thread(target=_beat, args=(db, me, done), daemon=True)
+    beating.start()
+    try:
+        yield
+    finally:
+        done.set()
+        beating.join()
+        _try(db, _changed(me).values(holder=None))
+
+
+def _is_cluster(db: Database) -> bool:
+    if db.backend != "mysql":
+        return False
+    with db.engine.connect() as connection:
+        return connection.execute(text("SHOW VARIABLES LIKE 'wsrep_on'")).all() == [("wsrep_on", "ON")]
+
+
+def _wait_for_holder(db: Database, me: str) -> None:
+    with db.engine.connect() as connection:
+        connection.execute(CreateTable(_HOLDER, if_not_exists=True))
+    row, seen, since = _HOLDER.c, -1, time.monotonic()
+
+    def take(session: Session) -> tuple[str, int]:
+        session.execute(insert(_HOLDER).prefix_with("IGNORE").values(id=1, beat=0))
+        abandoned = row.beat == (seen if time.monotonic() - since > _STILL_SECONDS else -1)
+        session.execute(
+            update(_HOLDER).where(or_(row.holder.is_(None), abandoned)).values(holder=me, beat=row.beat + 1)
+        )
+        holder, beat = session.execute(select(row.holder, row.beat)).one()
+        return holder, beat
+
+    while (found := db.run(take))[0] != me:
+        if found[1] != seen:
+            seen, since = found[1], time.monotonic()
+        time.sleep(0.5)
+
+
+def _changed(me: str) -> Update:
+    return update(_HOLDER).where(_HOLDER.c.holder == me).values(beat=_HOLDER.c.beat + 1)
+
+
+def _beat(db: Database, me: str, done: threading.Event) -> None:
+    while not done.wait(_BEAT_SECONDS):
+        _try(db, _changed(me))
+
+
+def _try(db: Database, statement: Update) -> None:
+    # Who cannot say it is followed after a while.
+    with contextlib.suppress(DBError, DatabaseUnwritable):
+        db.run(lambda session: session.execute(statement))
 
 
 def _upgrade(db: Database) -> None:
@@ -109,5 +208,8 @@ def _refuse_newer(current: str | None) -> None:
 def differences(db: Database) -> list[object]:
     """Return how the database's tables differ from the models, in alembic's words; for tests."""
     with db.engine.connect() as connection:
-        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        context = MigrationContext.configure(
+            connection,
+            opts={"compare_type": True, "include_name": lambda name, *_: name != _HOLDER.name},
+        )
         return list(compare_metadata(context, Base.metadata))
