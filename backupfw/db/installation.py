@@ -6,6 +6,7 @@ import uuid
 
 from sqlalchemy.orm import Session
 
+from backupfw.db.locks import insert_if_absent
 from backupfw.db.models import Installation
 from backupfw.db.session import now
 from backupfw.errors import ConfigError
@@ -30,12 +31,10 @@ def ensure_installation(session: Session, wanted: str | None = None) -> str:
     :param wanted: the id a deployer chose (``[DEFAULT] installation_id``); drawn at random without it.
     :raises ConfigError: the database has another id already: what it knows lies under that one.
     """
-    row = session.get(Installation, _ROW)
-    if row is None:
-        row = Installation(id=_ROW, uuid=wanted or str(uuid.uuid4()), created_at=now(session))
-        session.add(row)
-        session.flush()
-    elif wanted and wanted != row.uuid:
+    new = {"id": _ROW, "uuid": wanted or str(uuid.uuid4()), "created_at": now(session)}
+    session.execute(insert_if_absent(session, Installation), new)
+    row = session.get_one(Installation, _ROW)
+    if wanted and wanted != row.uuid:
         raise ConfigError(
             f"[DEFAULT] installation_id is {wanted}, but the database was made with {row.uuid}; "
             "remove the option or set it to the database's id"

@@ -80,8 +80,11 @@ class _SoftDelete(_Timestamps):
     deleted: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
 
 
-class Installation(Base):
-    """The one row that names this database's installation: the first part of every object key."""
+class Installation(Lockable, Base):
+    """The one row that names this database's installation: the first part of every object key.
+
+    It is touched to find out whether the database takes writes.
+    """
 
     __tablename__ = "installation"
     __table_args__ = _TABLE

@@ -225,8 +225,8 @@ class Database:
             return True
         try:
             with self.write() as session:
-                # Changes nothing, and is written all the same.
-                session.execute(update(Installation).values(uuid=Installation.uuid))
+                # A value that stays as it is MariaDB would not write.
+                session.execute(update(Installation).values(touched=Installation.touched + 1))
         except (DatabaseUnwritable, DBError):
             return False
         return True

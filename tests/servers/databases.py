@@ -129,9 +129,12 @@ def mariadb_programs() -> bool:
     return shutil.which("mariadbd") is not None or Path("/usr/sbin/mariadbd").exists()
 
 
+#: The services' user has its databases, as in the field; whoever may administer the server is not bound by
+#: ``read_only``.  PROCESS is for tests that look who waits.
 _MAKE_TESTER = (
     "CREATE USER tester@'127.0.0.1' IDENTIFIED BY 'testing'",
-    "GRANT ALL ON *.* TO tester@'127.0.0.1'",
+    "GRANT ALL ON `made%`.* TO tester@'127.0.0.1'",
+    "GRANT PROCESS ON *.* TO tester@'127.0.0.1'",
 )
 
 
@@ -155,16 +158,18 @@ def _mariadb_command(directory: Path, port: int) -> list[str]:
     ]  # fmt: skip
 
 
-def _mariadb_root(directory: Path) -> str:
-    return f"mysql+pymysql://root@localhost/mysql?unix_socket={directory}/s"
+def _administer(directory: Path, *statements: str) -> Any:
+    """Have a server's administrator execute statements; returns the last one's rows.
 
-
-def _execute(url: str, *statements: str) -> None:
-    engine = create_engine(url)
-    with engine.begin() as connection:
+    A node that is cut off from its cluster takes none but SHOW and SET, so SQLAlchemy cannot connect to it.
+    """
+    with (
+        pymysql.connect(user="root", unix_socket=f"{directory}/s", autocommit=True) as connection,
+        connection.cursor() as cursor,
+    ):
         for statement in statements:
-            connection.exec_driver_sql(statement)
-    engine.dispose()
+            cursor.execute(statement)
+        return cursor.fetchall()
 
 
 class MariaDB:
@@ -181,7 +186,6 @@ class MariaDB:
         _install_mariadb(directory, user)
         port = free_port()
         self._command = [*_mariadb_command(directory, port), "--skip-log-bin"]
-        self._root = _mariadb_root(directory)
         self._base = f"mysql+pymysql://tester:testing@127.0.0.1:{port}"
         self.url = f"{self._base}/made0?charset=utf8mb4"
         self._server: ServerProcess | None = None
@@ -191,9 +195,9 @@ class MariaDB:
         """Start the server and return when clients can come."""
         first = not self._made
         self._server = ServerProcess(self._command, self._directory, self._user)
-        self._server.wait_ready(lambda: _answers(self._root))
+        self._server.wait_ready(lambda: _administer(self._directory, "SELECT 1") == ((1,),))
         if first:
-            _execute(self._root, *_MAKE_TESTER)
+            _administer(self._directory, *_MAKE_TESTER)
             self.create_database()
 
     def close(self) -> None:
@@ -206,8 +210,12 @@ class MariaDB:
         """Make an empty database and return its URL."""
         name = f"made{self._made}"
         self._made += 1
-        _execute(self._root, f"CREATE DATABASE {name} CHARACTER SET utf8mb4")
+        _administer(self._directory, f"CREATE DATABASE {name} CHARACTER SET utf8mb4")
         return f"{self._base}/{name}?charset=utf8mb4"
+
+    def set_read_only(self, on: bool) -> None:
+        """Refuse changes, as a server does from which another one takes over, or take them again."""
+        _administer(self._directory, f"SET GLOBAL read_only = {int(on)}")
 
 
 @contextmanager
@@ -357,16 +365,5 @@ class Galera:
         ]
 
     def execute(self, number: int, *statements: str) -> Any:
-        """Have a node's administrator execute statements; returns the last one's rows.
-
-        A node that is cut off takes none but SHOW and SET, so SQLAlchemy cannot connect to it.
-        """
-        with (
-            pymysql.connect(
-                user="root", unix_socket=f"{self._place(number)}/s", autocommit=True, read_timeout=60
-            ) as connection,
-            connection.cursor() as cursor,
-        ):
-            for statement in statements:
-                cursor.execute(statement)
-            return cursor.fetchall()
+        """Have a node's administrator execute statements; returns the last one's rows."""
+        return _administer(self._place(number), *statements)

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from backupfw.db import models, trouble
 from backupfw.db import session as session_module
+from backupfw.db.installation import ensure_installation
 from backupfw.db.session import Database
 from backupfw.db.trouble import Trouble
 from backupfw.errors import DatabaseUnwritable
@@ -149,6 +150,19 @@ def test_what_cannot_be_written_is_known_until_it_can(db: Database) -> None:
     assert not db.writable()
     broken.clear()
     assert db.writable()
+
+
+def test_what_was_full_is_looked_at_by_a_change(db: Database) -> None:
+    """A row that is given the value it has is no write on MariaDB, and would succeed on a full disk."""
+    db.run(ensure_installation)
+    touched = []
+    for _ in range(2):
+        with pytest.raises(DatabaseUnwritable), db.write():
+            raise DatabaseUnwritable("full")
+        assert db.writable()
+        with db.read() as session:
+            touched.append(session.scalars(select(models.Installation.touched)).one())
+    assert touched == [1, 2]
 
 
 @pytest.mark.parametrize("db", ["sqlite"], indirect=True)
