@@ -15,6 +15,7 @@ from backupfw.context import RequestContext
 if TYPE_CHECKING:
     from oslo_config.cfg import ConfigOpts
 
+    from backupfw.cmd.catalogue import BackupHealth
     from backupfw.db.session import Database
 
 OPERATOR = RequestContext("", "backupfw", frozenset({"admin"}), is_admin=True)
@@ -73,18 +74,18 @@ def list_all(args: argparse.Namespace) -> int:
 
     conf = load_conf(args)
     with database.opened(conf) as db:
-        found = catalogue.backups(db, args.volume, args.project, damaged=args.damaged)
-    for one in found:
-        if args.json:
-            print(json.dumps(database.plain(one), sort_keys=True))
-            continue
-        verified = "never verified"
-        if one.verified_at is not None:
-            at = f"{one.verified_at:%Y-%m-%dT%H:%M:%SZ}"
-            verified = f"{one.verified_how} verification of {at}: {one.verified_result}"
-        damage = f", DAMAGED, {one.damaged_objects} objects" if one.damaged_objects else ""
-        print(f"{one.id} of volume {one.volume_id}: {one.status}, {verified}{damage}")
+        for one in catalogue.backups(db, args.volume, args.project, damaged=args.damaged):
+            print(json.dumps(database.plain(one), sort_keys=True) if args.json else _line(one))
     return 0
+
+
+def _line(backup: BackupHealth) -> str:
+    verified = "never verified"
+    if backup.verified_at is not None:
+        at = f"{backup.verified_at:%Y-%m-%dT%H:%M:%SZ}"
+        verified = f"{backup.verified_how} verification of {at}: {backup.verified_result}"
+    damage = f", DAMAGED, {backup.damaged_objects} objects" if backup.damaged_objects else ""
+    return f"{backup.id} of volume {backup.volume_id}: {backup.status}, {verified}{damage}"
 
 
 def _holdings(conf: ConfigOpts, db: Database, backup_id: str, manifest_id: str) -> dict[str, Any] | None:

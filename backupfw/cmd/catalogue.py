@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from backupfw.manager.lineage import VolumeRows
 
 
-#: Volumes are read in pages of this many.
-_VOLUMES = 1000
+#: Rows are read in pages of this many.
+_PAGE = 1000
 
 
 class DatabaseCatalogue:
@@ -134,8 +134,8 @@ def _of(volume: str | None, project: str | None) -> ColumnElement[bool]:
 
 def backups(
     db: Database, volume: str | None = None, project: str | None = None, *, damaged: bool = False
-) -> list[BackupHealth]:
-    """Return what is known of the data of backups, oldest first.
+) -> Iterator[BackupHealth]:
+    """Yield what is known of the data of backups, oldest first, some at a time.
 
     :param damaged: only of those that name damaged objects.
     """
@@ -144,11 +144,16 @@ def backups(
     wanted = _of(volume, project)
     if damaged:
         wanted &= exists().where(DamageMark.manifest_id == Backup.manifest_id)
-    with db.read() as session:
-        found = session.execute(
-            select(*columns, marks).where(wanted).order_by(Backup.created_at, Backup.id)
-        ).all()
-    return [BackupHealth(**row._mapping) for row in found]
+    query = select(*columns, marks).order_by(Backup.created_at, Backup.id).limit(_PAGE)
+    rest = wanted
+    while True:
+        with db.read() as session:
+            page = [BackupHealth(**row._mapping) for row in session.execute(query.where(rest))]
+        yield from page
+        if len(page) < _PAGE:
+            return
+        last, same = page[-1], Backup.created_at == page[-1].created_at
+        rest = wanted & ((Backup.created_at > last.created_at) | same & (Backup.id > last.id))
 
 
 def backups_exist(db: Database, volume: str | None, project: str | None) -> bool:
@@ -240,11 +245,11 @@ def volumes_of(db: Database, host: str) -> Iterator[rows.Volume]:
                     or_(row.host.is_(None), row.host == host),
                 )
                 .order_by(row.id)
-                .limit(_VOLUMES)
+                .limit(_PAGE)
             ).all()
             page = rows.volumes(session, found)
         yield from page
-        if len(page) < _VOLUMES:
+        if len(page) < _PAGE:
             return
         last = page[-1].id
 

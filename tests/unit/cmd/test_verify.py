@@ -164,6 +164,25 @@ def test_a_backup_keeps_when_and_how_it_was_verified_and_the_result(chain: Chain
     assert chain.show(chain.increment)["verified_at"] is None
 
 
+@pytest.mark.parametrize("together", [False, True])
+def test_a_list_of_many_pages_is_whole_and_oldest_first(
+    chain: Chain, db: Database, monkeypatch: pytest.MonkeyPatch, together: bool
+) -> None:
+    if together:
+        with db.write() as session:
+            session.execute(update(models.Backup).values(created_at=now(session)))
+    ids = [one.id for one in catalogue.backups(db)]
+    assert ids == (sorted(ids) if together else [chain.full, chain.increment, chain.other])
+    for size in (1, 2, 3):
+        monkeypatch.setattr(catalogue, "_PAGE", size)
+        assert [one.id for one in catalogue.backups(db)] == ids
+        assert [one.id for one in catalogue.backups(db, chain.volume)] == [
+            one for one in ids if one != chain.other
+        ]
+    listed = chain.run("backup", "list", "--json").out.splitlines()
+    assert [json.loads(line)["id"] for line in listed] == ids
+
+
 def test_a_damaged_object_marks_all_backups_that_name_it_until_they_are_found_whole(chain: Chain) -> None:
     pack, whole = chain.spoil(chain.full, 1)
     assert chain.run("backup", "verify", chain.full).status == 1
