@@ -6,12 +6,13 @@ import base64
 import json
 import uuid
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import pytest
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
+from backupfw.cmd import catalogue, meters
 from backupfw.db import models
 from backupfw.db.digest import object_digest
 from backupfw.db.locks import lock
@@ -176,6 +177,28 @@ def test_an_imported_backup_is_marked_for_damage_that_is_known(world: World) -> 
 def _renamed(url: str) -> str:
     record = {**json.loads(base64.b64decode(url)), "id": str(uuid.uuid4())}
     return base64.b64encode(json.dumps(record).encode()).decode()
+
+
+def test_what_was_verified_is_read_back_on_each_database(world: World) -> None:
+    pair = Pair(world)
+    first, second = (world.row(models.Manifest, one).backup_id for one in (pair.first, pair.second))
+    with world.db.read() as session:
+        begun = world.db.now(session)
+    assert catalogue.to_verify(world.db)[1] == [first, second]
+    pair.found("key", pair.first)
+    at = pair.outcomes.record_verification(pair.first, begun, damage.FULL, damage.DAMAGED)
+    assert catalogue.to_verify(world.db)[1] == [second, first]
+    for older_than in (begun, at - timedelta(microseconds=1), timedelta(days=1)):
+        assert catalogue.to_verify(world.db, older_than=older_than)[1] == [second]
+    assert catalogue.to_verify(world.db, older_than=at)[1] == [second, first]
+    assert catalogue.was_verified(world.db, first, at, quick=False)
+    assert not catalogue.was_verified(world.db, second, begun, quick=False)
+    (one,) = catalogue.backups(world.db, damaged=True)
+    assert (one.id, one.verified_at, one.verified_result, one.damaged_objects) == (first, at, "damaged", 1)
+    assert [one.id for one in catalogue.backups(world.db)] == [first, second]
+    lines = meters.Meters(world.db).text().decode().splitlines()
+    assert {"backupfw_unverified_backups 1.0", "backupfw_damaged_backups 1.0"} <= set(lines)
+    assert any(line.startswith("backupfw_oldest_verification_age_seconds") for line in lines)
 
 
 @pytest.mark.server
