@@ -7,11 +7,13 @@ BIN := $(VENV)/bin
 # Driver distributions of this checkout; each is installed beside core.
 DRIVERS := posix s3 swift gcs
 DRIVER_PATHS := $(DRIVERS:%=drivers/%)
+# Tests of one class or module run in one process, with the servers that they share.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadscope
 STATE_DIR ?= .state
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench serve soak chaos lint types arch genconfig genpolicy openapi docs dist installed lowest constraints clean
+.PHONY: help setup demo test check bench serve soak chaos lint types arch genconfig genpolicy openapi docs dist installed lowest constraints clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -37,9 +39,13 @@ serve: $(VENV)/.stamp ## serve API and worker in one process; state in STATE_DIR
 	@echo "== Serving on http://127.0.0.1:8776/ with state in $(STATE_DIR); Ctrl-C stops it"
 	@$(BIN)/backupfw serve --state-dir $(STATE_DIR) $(ARGS)
 
-test: $(VENV)/.stamp ## run all tests; those of servers that are not installed are skipped
-	@echo "== Tests, the integration tests beside the others; what they print follows at the end"
-	@$(BIN)/python -m tests.side_by_side $(ARGS)
+test: $(VENV)/.stamp ## run the tests that need no server
+	@echo "== Tests"
+	@$(PYTEST) -m 'not check and not soak and not chaos' $(ARGS)
+
+check: $(VENV)/.stamp ## run all other tests; those of servers that are not installed are skipped
+	@echo "== Tests with servers and whole services"
+	@$(PYTEST) -m 'check and not soak and not chaos' $(ARGS)
 
 soak: $(VENV)/.stamp ## run the long variants of the tests
 	@echo "== Long tests"

@@ -1,4 +1,7 @@
-"""What every test run tells: which tests were skipped and why, and how long each suite took.
+"""Which tests are quick, and what every run tells: what was skipped and why, how long each suite took.
+
+``make test`` runs what is quick and needs nothing; what else there is has the marker ``check``, after the
+command that runs it.
 
 ``BACKUPFW_REQUIRE=root,server`` names markers whose tests must run here: a skip of one of them, or of a
 whole module, counts as a failure.  CI sets it, so that a missing tool never passes for success.
@@ -17,9 +20,13 @@ REQUIRED = frozenset(
     word.strip() for word in os.environ.get("BACKUPFW_REQUIRE", "").split(",") if word.strip()
 )
 
+#: Of the tests that run whole services, those of ``make test``: the main job on the embedded default.
+EMBEDDED = "tests/integration/test_main_job.py"
+
 _seconds: dict[str, float] = defaultdict(float)
 _counts: dict[str, int] = defaultdict(int)
-_skips: list[tuple[str, str]] = []
+#: In order, each once: under xdist every process reports the modules.
+_skips: dict[tuple[str, str], None] = {}
 
 
 def suite_of(nodeid: str) -> str:
@@ -36,6 +43,16 @@ def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
 def _refuse(report: pytest.TestReport | pytest.CollectReport, why: str) -> None:
     report.longrepr = f"skipped, but {why} is required here (BACKUPFW_REQUIRE): {_reason(report)}"
     report.outcome = "failed"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs a server or root and what runs whole services, before ``-m`` is looked at."""
+    for item in items:
+        file = item.nodeid.partition("::")[0]
+        whole = file.startswith("tests/integration/") and file != EMBEDDED
+        if whole or any(mark.name in ("server", "root") for mark in item.iter_markers()):
+            item.add_marker("check")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -62,7 +79,7 @@ def pytest_make_collect_report() -> Iterator[None]:
 def pytest_collectreport(report: pytest.CollectReport) -> None:
     """Remember modules that were skipped."""
     if report.skipped:
-        _skips.append((report.nodeid, _reason(report)))
+        _skips[report.nodeid, _reason(report)] = None
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -72,7 +89,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if report.when == "call" or report.outcome != "passed":
         _counts[suite] += 1
     if report.skipped and not hasattr(report, "wasxfail"):
-        _skips.append((report.nodeid, _reason(report)))
+        _skips[report.nodeid, _reason(report)] = None
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

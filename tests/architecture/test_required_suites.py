@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,7 @@ def test_expected():
 MODULE = "import pytest\npytest.skip('no server', allow_module_level=True)\n"
 
 
-def run(directory: Path, require: str | None) -> tuple[int, str]:
+def run(directory: Path, require: str | None, *options: str) -> tuple[int, str]:
     environ = {name: value for name, value in os.environ.items() if name != "BACKUPFW_REQUIRE"}
     if require is not None:
         environ["BACKUPFW_REQUIRE"] = require
@@ -52,6 +53,7 @@ def run(directory: Path, require: str | None) -> tuple[int, str]:
             "no:cacheprovider",
             "-p",
             "no:backupfw_chunkstore",
+            *options,
             "tests",
         ],
         cwd=directory,
@@ -66,16 +68,21 @@ def run(directory: Path, require: str | None) -> tuple[int, str]:
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     shutil.copy(ROOT / "conftest.py", tmp_path)
-    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n    root: x\n")
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n    root: x\n    check: y\n")
     suite = tmp_path / "tests" / "unit"
     suite.mkdir(parents=True)
     (suite / "test_suite.py").write_text(SUITE)
     return tmp_path
 
 
-def test_skips_are_listed_and_suites_timed(checkout: Path) -> None:
+#: In one process, and as 'make test' does it.
+PROCESSES = pytest.mark.parametrize("options", [(), ("-n", "2", "--dist", "loadscope")], ids=["one", "two"])
+
+
+@PROCESSES
+def test_skips_are_listed_and_suites_timed(checkout: Path, options: Sequence[str]) -> None:
     (checkout / "tests" / "unit" / "test_module.py").write_text(MODULE)
-    status, out = run(checkout, None)
+    status, out = run(checkout, None, *options)
     assert status == 0, out
     assert "skipped: 6" in out
     assert "tests/unit/test_suite.py::test_needs_root: no loop devices" in out
@@ -85,8 +92,9 @@ def test_skips_are_listed_and_suites_timed(checkout: Path) -> None:
     assert "tests/unit " in out
 
 
-def test_a_required_skip_fails(checkout: Path) -> None:
-    status, out = run(checkout, "server, root")
+@PROCESSES
+def test_a_required_skip_fails(checkout: Path, options: Sequence[str]) -> None:
+    status, out = run(checkout, "server, root", *options)
     assert status == 1
     assert "root is required here (BACKUPFW_REQUIRE): no loop devices" in out
     assert "1 failed, 1 passed, 4 skipped, 1 xfailed" in out
@@ -97,8 +105,25 @@ def test_another_requirement_changes_nothing(checkout: Path) -> None:
     assert status == 0, out
 
 
-def test_a_module_that_is_skipped_whole_fails(checkout: Path) -> None:
+@PROCESSES
+def test_a_module_that_is_skipped_whole_fails(checkout: Path, options: Sequence[str]) -> None:
     (checkout / "tests" / "unit" / "test_module.py").write_text(MODULE)
-    status, out = run(checkout, "root")
+    status, out = run(checkout, "root", *options)
     assert status != 0
     assert "every module is required here (BACKUPFW_REQUIRE): no server" in out
+
+
+def test_what_needs_a_server_or_services_is_for_check(checkout: Path) -> None:
+    for name in ("test_kill.py", "test_main_job.py"):
+        (checkout / "tests" / "integration").mkdir(exist_ok=True)
+        (checkout / "tests" / "integration" / name).write_text("def test_it():\n    pass\n")
+    _, quick = run(checkout, None, "-m", "not check", "--collect-only")
+    _, checked = run(checkout, None, "-m", "check", "--collect-only")
+    found = [{line for line in out.splitlines() if "::" in line} for out in (quick, checked)]
+    assert found[1] == {
+        "tests/integration/test_kill.py::test_it",
+        "tests/unit/test_suite.py::test_needs_root",
+        "tests/unit/test_suite.py::test_expected",
+    }
+    assert "tests/integration/test_main_job.py::test_it" in found[0]
+    assert len(found[0] | found[1]) == len(found[0]) + len(found[1]) == 9

@@ -284,7 +284,7 @@ def test_no_call_sees_half_of_a_new_file(folder: Path) -> None:
     for thread in threads:
         thread.start()
     try:
-        for number in range(60):
+        for number in range(20):
             fresh = folder / "new"
             fresh.write_text(texts[number % 2])
             fresh.rename(folder / "policy.yaml")
