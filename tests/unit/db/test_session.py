@@ -272,8 +272,8 @@ def test_the_idle_limit_is_set_where_the_server_has_one(known: bool) -> None:
         def execute(self, statement: str) -> None:
             said.append(statement)
 
-        def fetchone(self) -> object:
-            return ("idle_transaction_timeout", "0") if known else None
+        def fetchall(self) -> object:
+            return [("idle_transaction_timeout", "0")] if known else []
 
     class Connection:
         cursor = Cursor
