@@ -38,20 +38,6 @@ from backupfw.manager.lineage_tree import Node, Tree
 
 
 @dataclass(frozen=True, slots=True)
-class Relatives:
-    """What a release has to ask before it deletes.
-
-    :ivar rows: the manifests that may share objects.  One that is ``writing`` has no key yet: the
-        release has to wait for it.
-    :ivar known: whether these are all.  False: manifests in the store that the database does not know
-        may share as well and have to be found by listing (see :func:`volume_keys`).
-    """
-
-    rows: list[Manifest]
-    known: bool
-
-
-@dataclass(frozen=True, slots=True)
 class VolumeRows:
     """What a sweep has to know of one volume, read at one moment.
 
@@ -153,8 +139,12 @@ def abandon(session: Session, manifest_id: str) -> bool:
     )
 
 
-def search(session: Session, manifest_id: str) -> Relatives:
-    """Find what a release of this manifest has to ask, as of now.
+def relatives(session: Session, manifest_id: str) -> list[Manifest]:
+    """Find what a release of this manifest has to ask before it deletes, as of now.
+
+    These are the manifests that may share objects, of those that the database knows; others have to be found
+    by listing (see :func:`volume_keys`).  One that is ``writing`` has no key yet: the release has to wait for
+    it.
 
     To be asked anew by every attempt of a release, in a transaction that began after the one that
     released the manifest was committed: of two that are released at the same time, the later one then
@@ -168,20 +158,14 @@ def search(session: Session, manifest_id: str) -> Relatives:
         raise ValueError(f"manifest {manifest_id} is {row.state}")
     tree = _load(session, row)
     if manifest_id not in tree:
-        return Relatives([], True)
-    ids, known = tree.search(manifest_id)
+        return []
     rows = session.scalars(
         select(Manifest)
-        .where(Manifest.id.in_(ids))
+        .where(Manifest.id.in_(tree.relatives(manifest_id)))
         .order_by(Manifest.id)
         .execution_options(populate_existing=True)
     )
-    return Relatives(list(rows), known)
-
-
-def relatives(session: Session, manifest_id: str) -> list[Manifest]:
-    """Return the rows of :func:`search`."""
-    return search(session, manifest_id).rows
+    return list(rows)
 
 
 def volume_keys(session: Session, manifest_id: str) -> set[str]:

@@ -78,12 +78,10 @@ class Tree:
             if self._nodes[other].state != WRITING:
                 yield other
 
-    def search(self, start: str) -> tuple[list[str], bool]:
-        """Find who may share objects with ``start``.
+    def relatives(self, start: str) -> list[str]:
+        """Find who may share objects with ``start``, of those that the database knows.
 
-        :return: the ids of the first writing or live manifests on every path from ``start``, and
-            whether the lineage along those paths is known (False: a manifest of this volume that
-            the database never saw may share objects as well).
+        :return: the ids of the first writing or live manifests on every path from ``start``.
         """
         seen, todo, found = {start}, [start], []
         known = True
@@ -101,11 +99,7 @@ class Tree:
                     found.append(near)
                 else:
                     todo.append(near)
-        return found, known
-
-    def relatives(self, start: str) -> list[str]:
-        """Return the first part of :meth:`search`."""
-        return self.search(start)[0]
+        return found
 
     def mark_gone(self, node_id: str) -> None:
         """Take note that the objects of ``node_id`` are deleted."""

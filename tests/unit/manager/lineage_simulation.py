@@ -21,7 +21,7 @@ class Lineage(Protocol):
 
     def release(self, manifest: int) -> None: ...
 
-    def search(self, manifest: int) -> tuple[Sequence[int], bool]: ...
+    def relatives(self, manifest: int) -> Sequence[int]: ...
 
     def gone(self, manifest: int) -> None: ...
 
@@ -99,7 +99,7 @@ class World:
         if self.random.random() < 0.05:
             release.unread = release.todo = None  # killed; begins again
         if release.unread is None:
-            release.unread = list(self.lineage.search(release.manifest)[0])
+            release.unread = list(self.lineage.relatives(release.manifest))
             release.keep = set()
             self.most_relatives = max(self.most_relatives, len(release.unread))
         elif release.unread:

@@ -64,10 +64,9 @@ def fill(db: Database, *rows: Manifest | Backup) -> None:
             session.flush()
 
 
-def found(db: Database, manifest_id: str) -> tuple[list[str], bool]:
+def found(db: Database, manifest_id: str) -> list[str]:
     with db.write() as session:
-        result = lineage.search(session, manifest_id)
-        return [row.id for row in result.rows], result.known
+        return [row.id for row in lineage.relatives(session, manifest_id)]
 
 
 def states(db: Database) -> dict[str, tuple[str, str | None, bool]]:
@@ -85,7 +84,7 @@ def test_relatives_cross_a_gone_fork(db: Database) -> None:
         manifest("z", "y"),
         manifest("v", "x"),
     )
-    assert found(db, "x") == (["v", "y"], True)
+    assert found(db, "x") == ["v", "y"]
     with db.write() as session:
         assert [row.key for row in lineage.relatives(session, "x")] == ["k/v", "k/y"]
 
@@ -100,7 +99,7 @@ def test_a_tree_does_not_reach_into_other_volumes_containers_stores_or_installat
         manifest("installation", installation_id="other"),
         manifest("mine"),
     )
-    assert found(db, "x") == (["mine"], False)
+    assert found(db, "x") == ["mine"]
     with db.read() as session:
         assert sorted(lineage.volume_keys(session, "x")) == ["k/mine", "k/x"]
 
@@ -109,11 +108,11 @@ def test_a_held_manifest_has_no_relatives_to_ask_for(db: Database) -> None:
     fill(db, manifest("a"))
     with db.write() as session:
         with pytest.raises(ValueError, match="live"):
-            lineage.search(session, "a")
+            lineage.relatives(session, "a")
         with pytest.raises(ValueError, match="live"):
             lineage.mark_gone(session, "a")
         with pytest.raises(LookupError):
-            lineage.search(session, "nobody")
+            lineage.relatives(session, "nobody")
 
 
 def test_gone_links_are_joined_and_their_rows_stay(db: Database) -> None:
@@ -123,7 +122,7 @@ def test_gone_links_are_joined_and_their_rows_stay(db: Database) -> None:
     assert states(db) == {"a": ("live", None, True), "x": ("gone", None, False), "b": ("live", "a", True)}
     with db.write() as session:
         assert not lineage.mark_gone(session, "x")
-    assert found(db, "x") == ([], True)
+    assert found(db, "x") == []
 
 
 def test_two_orphans_of_a_gone_base_stay_neighbours(db: Database) -> None:
@@ -131,7 +130,7 @@ def test_two_orphans_of_a_gone_base_stay_neighbours(db: Database) -> None:
     with db.write() as session:
         lineage.mark_gone(session, "x")
         assert lineage.release_if_unused(session, "c")
-    assert found(db, "c") == (["b"], True)
+    assert found(db, "c") == ["b"]
 
 
 def test_a_manifest_is_released_when_nothing_holds_it_any_more(db: Database) -> None:
@@ -207,9 +206,8 @@ class OnTables:
         with self.db.write() as session:
             assert lineage.release_if_unused(session, str(manifest_id))
 
-    def search(self, manifest_id: int) -> tuple[Sequence[int], bool]:
-        ids, known = found(self.db, str(manifest_id))
-        return [int(one) for one in ids], known
+    def relatives(self, manifest_id: int) -> Sequence[int]:
+        return [int(one) for one in found(self.db, str(manifest_id))]
 
     def gone(self, manifest_id: int) -> None:
         with self.db.write() as session:

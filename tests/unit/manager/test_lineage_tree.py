@@ -43,18 +43,18 @@ def test_a_writing_manifest_ends_the_search_and_is_named() -> None:
 
 def test_a_detached_one_asks_every_live_manifest_of_the_volume_and_the_store() -> None:
     nodes = tree(("d", None, RELEASED, True), ("a", None, LIVE), ("b", "a", LIVE), ("w", "a", WRITING))
-    assert nodes.search("d") == (["a", "b"], False)
+    assert nodes.relatives("d") == ["a", "b"]
 
 
 def test_a_live_detached_one_is_a_relative_of_all() -> None:
     nodes = tree(("x", None, RELEASED), ("d", None, LIVE, True), ("a", None, LIVE))
-    assert nodes.search("x") == (["d"], True)
+    assert nodes.relatives("x") == ["d"]
 
 
 def test_a_gone_detached_one_joins_everything_in_the_volume() -> None:
     # c was made from d, whose unknown base may have been a: a and c may share.
     nodes = tree(("x", None, RELEASED), ("d", None, GONE, True), ("c", "d", LIVE))
-    assert nodes.search("x") == (["c"], False)
+    assert nodes.relatives("x") == ["c"]
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_one_gone_detached_one_stays_while_the_volume_has_another() -> None:
     )
     assert {one for one, (_, stays) in two.contract().items() if not stays} == {"e"}
     # No fork is needed beside it: all are its neighbours.
-    assert two.search("d") == (["a", "b", "c"], False)
+    assert two.relatives("d") == ["a", "b", "c"]
 
 
 class InMemory:
@@ -122,9 +122,8 @@ class InMemory:
     def release(self, manifest: int) -> None:
         self._move(manifest, RELEASED)
 
-    def search(self, manifest: int) -> tuple[Sequence[int], bool]:
-        found, known = Tree(self.nodes.values()).search(str(manifest))
-        return [int(one) for one in found], known
+    def relatives(self, manifest: int) -> Sequence[int]:
+        return [int(one) for one in Tree(self.nodes.values()).relatives(str(manifest))]
 
     def gone(self, manifest: int) -> None:
         self._move(manifest, GONE)
@@ -162,7 +161,7 @@ def test_random_histories_with_lost_databases() -> None:
 class NearestOnly(InMemory):
     """The wrong rule: live ancestors and descendants only, not what lies across a gone base."""
 
-    def search(self, manifest: int) -> tuple[Sequence[int], bool]:
+    def relatives(self, manifest: int) -> Sequence[int]:
         found: list[int] = []
         base = self.nodes[manifest].base_id
         while base is not None and int(base) in self.nodes:
@@ -179,7 +178,7 @@ class NearestOnly(InMemory):
                         found.append(int(node.id))
                     else:
                         todo.append(node.id)
-        return found, True
+        return found
 
 
 def test_the_simulation_catches_the_wrong_rule() -> None:

@@ -75,7 +75,7 @@ def test_a_release_sees_a_child_that_came_while_it_waited(server_db: Database) -
 
     def search() -> list[str]:
         with db.write() as session:
-            return [row.id for row in lineage.search(session, "7x").rows]
+            return [row.id for row in lineage.relatives(session, "7x")]
 
     def held(start: Callable[[], None]) -> None:
         with db.write() as session:
