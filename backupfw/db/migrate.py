@@ -15,7 +15,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from oslo_db.exception import DBError
+from oslo_db.exception import DBDuplicateEntry, DBError
 from sqlalchemy import (
     BigInteger,
     Column,
@@ -96,7 +96,11 @@ def sync(db: Database, installation_id: str | None = None) -> str:
     """
     with _turn, _alone_in_cluster(db):
         _upgrade(db)
-    return db.run(lambda session: ensure_installation(session, installation_id))
+    try:
+        return db.run(lambda session: ensure_installation(session, installation_id))
+    except DBDuplicateEntry:
+        # Another process made it at the same moment; now it is there.
+        return db.run(lambda session: ensure_installation(session, installation_id))
 
 
 @contextlib.contextmanager

@@ -5,17 +5,18 @@ from __future__ import annotations
 import contextlib
 import threading
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import Any
 
 import pytest
 from alembic import command
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, MetaData, Table, event, select, text
+from sqlalchemy import Connection, MetaData, Table, delete, event, select, text
 
-from backupfw.db import migrate, models
+from backupfw.db import installation, migrate, models
 from backupfw.db.installation import installation_id
-from backupfw.db.session import Database
+from backupfw.db.session import Database, now
 from backupfw.errors import ConfigError
 
 
@@ -60,6 +61,27 @@ def test_many_may_sync_at_the_same_time(db: Database) -> None:
         thread.join()
     assert len(results) == 4
     assert len(set(results)) == 1
+
+
+def test_two_first_starts_at_once_make_one_installation(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both have looked before one of them enters it."""
+    migrate.sync(db)
+    with db.write() as session:
+        session.execute(delete(models.Installation))
+    both = threading.Barrier(2)
+
+    def looked(session: Any) -> datetime:
+        # A file of SQLite lets one in after the other.
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(5)
+        return now(session)
+
+    monkeypatch.setattr(installation, "now", looked)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: migrate.sync(db), range(2))
+    assert first == second
 
 
 def test_a_newer_database_is_refused(db: Database) -> None:
