@@ -138,24 +138,28 @@ def connect(conf: cfg.ConfigOpts, make: bool = False) -> Database:
         return Database(conf.database.connection, **options)
 
 
-def prepare(conf: cfg.ConfigOpts, make: bool = False) -> None:
+def prepare(conf: cfg.ConfigOpts, make: bool = False, upgrade: bool = False) -> None:
     """Make sure that the database fits this release.
 
-    A SQLite file is migrated on the spot: it belongs to this host alone.  A database server is
-    only looked at, because others may be running on it: ``backupfw db sync`` is the operator's decision.
+    One of an earlier release is only looked at, because others may be running on it: ``backupfw db sync`` is
+    the operator's decision.
 
-    :param make: as for :func:`connect`.
-    :raises ConfigError: the database is older (server) or newer than this release, or of another
-        installation, or as :func:`connect`.
+    :param make: as for :func:`connect`; an empty SQLite file gets its tables.
+    :param upgrade: migrate a SQLite file: nobody else is running on it.
+    :raises ConfigError: the database is older or newer than this release, or of another installation, or as
+        :func:`connect`.
     """
     from backupfw.db import migrate
 
     on_this_host = _sqlite_file(conf) is not None
     db = connect(conf, make)
     try:
-        if not on_this_host:
-            migrate.check(db)
-        elif conf.installation_id or migrate.version(db) != migrate.head():
+        if on_this_host and (upgrade or (make and migrate.version(db) is None)):
+            migrate.sync(db, conf.installation_id)
+            return
+        migrate.check(db)
+        if on_this_host and conf.installation_id:
+            # Changes nothing, and refuses another one.
             migrate.sync(db, conf.installation_id)
     finally:
         db.close()

@@ -46,7 +46,8 @@ def serve(args: argparse.Namespace) -> int:
         until_stopped(reloader(args, overrides, conf), conf.backup.stop_seconds) as stop,
         state.only_service(conf.state_dir),
     ):
-        database.prepare(conf, make=True)
+        # The lock says that no other service is running on it.
+        database.prepare(conf, make=True, upgrade=True)
         embedded.remember(conf.state_dir, args.config_file, loaded.embedded)
         with service.EmbeddedService(conf) as running:
             print(f"backupfw ready on {running.url} (state {conf.state_dir})", flush=True)

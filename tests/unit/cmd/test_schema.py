@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,34 @@ def test_a_service_that_runs_goes_on(db: Database, conf: Any) -> None:
         stamp(db, "9999")
         with service.running_worker(conf):
             assert migrate.version(db) == "9999"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("audit",),
+        ("sweep",),
+        ("backup", "show", "x"),
+        ("volume", "path", "x"),
+        ("volume", "create", "--size", "1"),
+        ("api", "--port", "0"),
+        ("worker",),
+    ],
+    ids=" ".join,
+)
+def test_a_sqlite_database_of_an_earlier_release_is_left_alone(
+    run: Run, state: Path, words: tuple[str, ...]
+) -> None:
+    """A service of that release may be running on it: only its own successor migrates it, or an operator."""
+    file = f"sqlite:///{state}/backupfw.sqlite"
+    assert run("db", "sync").status == 0
+    with closing(Database(file)) as made:
+        stamp(made, "0001")
+        refused = run(*words)
+        assert (refused.status, refused.out) == (1, "")
+        assert "the database has version 0001" in refused.err
+        assert "run backupfw db sync" in refused.err
+        assert migrate.version(made) == "0001"
 
 
 @pytest.mark.parametrize("damage", ["half", "a page", "noise", "no head"])
