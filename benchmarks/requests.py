@@ -1,4 +1,4 @@
-"""Requests beside what they are made of: creates beside their transactions, a show beside "hello"."""
+"""Requests beside what they are made of: answers beside Pecan's, creates beside their transactions."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from sqlalchemy import event, text
 from backupfw.context import RequestContext
 from backupfw.db.session import Database
 from backupfw.manager.backups import BackupManager
+from benchmarks import answers
 from benchmarks.api_world import Client, api_process, at_once, empty_database, in_turn, median
 from benchmarks.table import Table
 from tests.servers.databases import postgresql
@@ -174,6 +175,8 @@ def run(table: Table, directory: str, rounds: int) -> None:
     # PostgreSQL runs as another user.
     place.chmod(0o755)
     (place / "pg").mkdir()
+    table.head("Answers: processor time of the application, beside a bare Pecan answer of the same bytes")
+    answers.measure(table, place, rounds)
     table.head(f"Requests: {CLIENTS} clients at once, best of {rounds}")
     _measure(table, place, "SQLite", f"sqlite:///{place}/embedded.sqlite", rounds)
     with postgresql(place / "pg") as url:

@@ -41,8 +41,8 @@ class Links:
         self._plain = f"{base}{project_part}"
 
     def of(self, collection: str, resource_id: str) -> list[dict[str, str]]:
-        """Return the ``self`` and ``bookmark`` links of a resource."""
-        tail = f"/{collection}/{urllib.parse.quote(resource_id, safe='')}"
+        """Return the ``self`` and ``bookmark`` links of a resource; its id, a UUID, needs no quoting."""
+        tail = f"/{collection}/{resource_id}"
         return [
             {"rel": "self", "href": self._versioned + tail},
             {"rel": "bookmark", "href": self._plain + tail},

@@ -9,13 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from backupfw.api import errors
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class ApiVersion:
+class ApiVersion(NamedTuple):
     """A version a call is made in; ordered, so ``version >= ApiVersion(3, 9)`` reads as it should."""
 
     major: int

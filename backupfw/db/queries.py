@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-from sqlalchemy import Boolean, ColumnElement, Integer, String, and_, case, false, func, or_, select
+from sqlalchemy import Boolean, ColumnElement, Integer, Select, String, and_, case, false, func, or_, select
 from sqlalchemy.orm import Session
 
 from backupfw.db.models import Backup, Message, Snapshot, Transfer, Volume, VolumeType
@@ -44,7 +44,8 @@ def page(
     with_count: bool = False,
     where: Sequence[ColumnElement[bool]] = (),
     reachable: Sequence[ColumnElement[bool]] = (),
-) -> tuple[Sequence[Row], int | None]:
+    columns: Sequence[ColumnElement[Any]] = (),
+) -> tuple[Sequence[Any], int | None]:
     """Return one page of living rows, and how many there are without paging if asked.
 
     :param project_id: only this project's; None for all.
@@ -57,6 +58,8 @@ def page(
     :param offset: rows to leave out after the marker.
     :param where: further conditions.
     :param reachable: what a marker must fulfil beside its project; it may be deleted by now.
+    :param columns: what the page has of each row, as tuples; empty: the mapped objects, which cost several
+        times as much.
     :raises InvalidInput: a sort key or direction is unknown.
     :raises MarkerNotFound: the marker is no row (of this project).
     """
@@ -65,7 +68,8 @@ def page(
     total = None
     if with_count:
         total = session.scalar(select(func.count()).select_from(model).where(*chosen))
-    query = select(model).where(*chosen)
+    query: Select[Any] = select(*columns) if columns else select(model)
+    query = query.where(*chosen)
     if marker is not None:
         # What changed about the row since the page before, or that it was deleted, moves no place.
         visible = conditions(model, project_id=project_id, filters={}, where=reachable, deleted=True)
@@ -85,7 +89,7 @@ def page(
             # MariaDB knows no OFFSET without LIMIT.
             query = query.limit((1 << 63) - 1)
         query = query.offset(offset)
-    return session.scalars(query).all(), total
+    return (session.connection().execute(query) if columns else session.scalars(query)).all(), total
 
 
 def conditions(

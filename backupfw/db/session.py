@@ -418,8 +418,11 @@ def _sqlite_claim_begin(connection: Connection, options: dict[str, Any]) -> None
 
 def _sqlite_begin(connection: Connection) -> None:
     writes = connection.get_execution_options().get(_WRITES)
-    if writes is not None:
-        connection.execute(text("BEGIN IMMEDIATE" if writes else "BEGIN"))
+    if writes:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+    elif writes is not None:
+        # It takes no lock and cannot fail, and SQLAlchemy's way costs more than most statements behind it.
+        connection.connection.cursor().execute("BEGIN")
 
 
 def _notice_cuts(connection: Any, _record: Any) -> None:

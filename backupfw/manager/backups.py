@@ -195,7 +195,7 @@ class BackupManager:
 
     def list(
         self, ctx: RequestContext, *, detail: bool = True, **paging: Unpack[listing.Paging]
-    ) -> rows.Page[rows.Backup]:
+    ) -> rows.Page[rows.ListedBackup]:
         """Return one page of backups.
 
         :param detail: whether metadata and dependents are wanted.
@@ -203,8 +203,8 @@ class BackupManager:
         :raises MarkerNotFound: the marker is no backup this caller can see.
         """
         with self._db.read() as session:
-            found, total = listing.page(session, models.Backup, ctx, paging)
-            return rows.Page(rows.backups(session, found, detail=detail), total)
+            found, total = listing.page(session, models.Backup, ctx, paging, columns=rows.listed_columns())
+            return rows.Page(rows.listed_backups(session, found, detail=detail), total)
 
     def update(
         self,

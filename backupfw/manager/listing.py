@@ -67,10 +67,12 @@ def page(
     ctx: RequestContext,
     paging: Paging,
     where: Sequence[ColumnElement[bool]] = (),
-) -> tuple[Sequence[Row], int | None]:
+    columns: Sequence[ColumnElement[Any]] = (),
+) -> tuple[Sequence[Any], int | None]:
     """Return one page of the rows a caller means, and how many there are in all if he asks.
 
     :param where: further conditions.
+    :param columns: what the page has of each row; see :func:`backupfw.db.queries.page`.
     :raises InvalidInput: a sort key or direction is unknown.
     :raises MarkerNotFound: the marker is nothing that this caller can see.
     """
@@ -87,4 +89,5 @@ def page(
         with_count=paging.get("with_count", False),
         where=meant.where,
         reachable=where,
+        columns=columns,
     )

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from functools import cache
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
-from sqlalchemy import Select, bindparam, func, select
+from sqlalchemy import ColumnElement, Select, and_, bindparam, case, func, select
 from sqlalchemy.orm import Session
 
 from backupfw.db import models
@@ -77,6 +77,36 @@ class Backup:
     verified_how: str | None = None
     verified_result: str | None = None
     fully_verified_at: datetime | None = None
+
+    @property
+    def has_dependent_backups(self) -> bool:
+        """Whether a living backup of the same project was made from this one."""
+        return self.num_dependent_backups > 0
+
+
+class ListedBackup(NamedTuple):
+    """What a listing shows of a backup: a page makes a thousand, and a tuple costs a fifth of a record."""
+
+    id: str
+    user_id: str | None
+    project_id: str
+    volume_id: str
+    snapshot_id: str | None
+    availability_zone: str | None
+    container: str | None
+    is_incremental: bool
+    status: str
+    fail_reason: str | None
+    size: int
+    display_name: str | None
+    display_description: str | None
+    object_count: int
+    encryption_key_id: str | None
+    data_timestamp: datetime | None
+    created_at: datetime
+    updated_at: datetime | None
+    num_dependent_backups: int
+    metadata: Mapping[str, str]
 
     @property
     def has_dependent_backups(self) -> bool:
@@ -219,62 +249,97 @@ def metadata_of(session: Session, model: Any, ids: Iterable[str]) -> dict[str, d
 
     :param model: ``BackupMetadata`` or another table of pairs whose key begins with the owner's id.
     """
-    owner = model.__table__.primary_key.columns[0]
     found: dict[str, dict[str, str]] = {}
-    for owner_id, key, value in session.execute(
-        select(owner, model.key, model.value).where(owner.in_(list(ids))).order_by(model.key)
-    ):
+    session.flush()
+    for owner_id, key, value in session.connection().execute(_pairs(model), {"ids": list(ids)}):
         found.setdefault(owner_id, {})[key] = value
     return found
 
 
+@cache
+def _pairs(model: Any) -> Select[Any]:
+    pairs = model.__table__
+    owner = pairs.primary_key.columns[0]
+    return (
+        select(owner, pairs.c.key, pairs.c.value)
+        # One parameter that is a list: the statement is made once, and not with a term for each id.
+        .where(owner.in_(bindparam("ids", expanding=True)))
+        .order_by(pairs.c.key)
+    )
+
+
 def dependents_of(session: Session, ids: Iterable[str]) -> dict[tuple[str, str], int]:
     """Count the living, once available children of backups, by (parent id, project id)."""
-    backup = models.Backup
-    query = (
-        select(backup.parent_id, backup.project_id, func.count())
-        .where(backup.parent_id.in_(list(ids)), backup.deleted.is_(False), backup.completed.is_(True))
+    session.flush()
+    found = session.connection().execute(_dependents(), {"ids": list(ids)})
+    return {(parent, project): count for parent, project, count in found}
+
+
+@cache
+def _dependents() -> Select[Any]:
+    backup = models.Backup.__table__.c
+    return (
+        select(backup.parent_id, backup.project_id, _living(backup))
+        .where(backup.parent_id.in_(bindparam("ids", expanding=True)))
         .group_by(backup.parent_id, backup.project_id)
     )
-    return {(str(parent), project): count for parent, project, count in session.execute(query)}
 
 
-def backups(session: Session, rows: Sequence[models.Backup], *, detail: bool = True) -> list[Backup]:
-    """Turn rows into records, with two queries for all of them; without ``detail`` with none."""
-    if not detail:
-        return [Backup(**columns(row, Backup)) for row in rows]
-    ids = [row.id for row in rows]
-    metadata = metadata_of(session, models.BackupMetadata, ids)
-    dependents = dependents_of(session, ids)
+def _living(child: Any, *more: ColumnElement[bool]) -> ColumnElement[int]:
+    """Count the living, once available ones among children, and of these what fulfils ``more``.
+
+    Inside the count, and not beside the parent: a database without statistics would go by one of these
+    conditions, and walk through all that lives.
+    """
+    return func.count(case((and_(child.deleted.is_(False), child.completed.is_(True), *more), 1)))
+
+
+@cache
+def listed_columns() -> tuple[ColumnElement[Any], ...]:
+    """Return what a listing selects of backups: the columns of :class:`ListedBackup`, in their order.
+
+    Of the table, not of the mapped class: tuples are all that is wanted, and they cost less without mapping.
+    """
+    table = models.Backup.__table__
+    return tuple(table.c[name] for name in ListedBackup._fields if name in table.c)
+
+
+def listed_backups(session: Session, found: Sequence[Any], *, detail: bool) -> list[ListedBackup]:
+    """Turn tuples of :func:`listed_columns` into records, with two queries for all of them.
+
+    :param detail: whether metadata and dependents are wanted; without them there is no query.
+    """
+    ids = [row.id for row in found] if detail else []
+    metadata = metadata_of(session, models.BackupMetadata, ids) if ids else {}
+    dependents = dependents_of(session, ids) if ids else {}
+    nothing: Mapping[str, str] = {}
     return [
-        Backup(
-            **columns(row, Backup),
-            metadata=metadata.get(row.id, {}),
-            num_dependent_backups=dependents.get((row.id, row.project_id), 0),
-        )
-        for row in rows
+        ListedBackup._make((*row, dependents.get((row.id, row.project_id), 0), metadata.get(row.id, nothing)))
+        for row in found
     ]
+
+
+def backup(session: Session, row: models.Backup) -> Backup:
+    """Turn one row into a record."""
+    metadata = metadata_of(session, models.BackupMetadata, [row.id]).get(row.id, {})
+    dependents = dependents_of(session, [row.id]).get((row.id, row.project_id), 0)
+    return Backup(**columns(row, Backup), metadata=metadata, num_dependent_backups=dependents)
 
 
 @cache
 def _backup_by_id() -> Select[Any]:
     """One statement for a backup, its metadata and its dependents: a row for each key, at least one."""
-    # Tables, not mapped classes: rows are all that is wanted, and they cost less without the mapping.
     backup, meta = models.Backup.__table__, models.BackupMetadata.__table__
+    # Of the table, not of the mapped class: see listed_columns.
+    shown = [backup.c[name] for name in _shared(models.Backup, Backup)]
     child = backup.alias()
     dependents = (
-        select(func.count())
-        .where(
-            child.c.parent_id == backup.c.id,
-            child.c.project_id == backup.c.project_id,
-            child.c.deleted.is_(False),
-            child.c.completed.is_(True),
-        )
+        select(_living(child.c, child.c.project_id == backup.c.project_id))
+        .where(child.c.parent_id == backup.c.id)
         .scalar_subquery()
     )
-    shown = [backup.c[name] for name in _shared(models.Backup, Backup)]
     return (
-        select(meta.c.key, meta.c.value, dependents, *shown)
+        select(meta.c.key, meta.c.value, *shown, dependents)
         .select_from(backup.outerjoin(meta, meta.c.backup_id == backup.c.id))
         .where(backup.c.id == bindparam("backup_id"), backup.c.deleted.is_(False))
         .order_by(meta.c.key)
@@ -286,22 +351,17 @@ def backup_by_id(session: Session, backup_id: str) -> Backup | None:
     found = session.connection().execute(_backup_by_id(), {"backup_id": backup_id}).all()
     if not found:
         return None
-    dependents, *values = found[0][2:]
+    *values, dependents = found[0][2:]
     return Backup(
         **dict(zip(_shared(models.Backup, Backup), values, strict=True)),
-        metadata={row[0]: row[1] for row in found if row[0] is not None},
         num_dependent_backups=dependents,
+        metadata={row[0]: row[1] for row in found if row[0] is not None},
     )
 
 
 def new_backup(row: models.Backup, metadata: Mapping[str, str]) -> Backup:
     """Turn the row of a backup just made into a record: nothing has been made from it yet."""
     return Backup(**columns(row, Backup), metadata=dict(metadata))
-
-
-def backup(session: Session, row: models.Backup) -> Backup:
-    """Turn one row into a record."""
-    return backups(session, [row])[0]
 
 
 def volumes(session: Session, rows: Sequence[models.Volume]) -> list[Volume]:

@@ -17,7 +17,7 @@ from backupfw.api.schemas import metadata as metadata_schemas
 from backupfw.api.views import backups as views
 
 if TYPE_CHECKING:
-    from backupfw.manager.rows import Backup
+    from backupfw.manager.rows import Backup, ListedBackup
 
 _COLUMNS = (
     "id",
@@ -116,14 +116,12 @@ class BackupsController(Controller):
         view = self._detail(call) if detail else functools.partial(views.summary, call)
         return self.page(call, self.managers.backups.list, "backups", LISTING, view, detail=detail)
 
-    def _detail(self, call: Call) -> Callable[[Backup], dict[str, Any]]:
-        """Return the view of everything that this caller may see; a page asks once for each project."""
-
-        @functools.cache
-        def shows_owner(project_id: str) -> bool:
-            return self.policy.allows(call.context, "backup:backup_project_attribute", project_id)
-
-        return lambda backup: views.detail(call, backup, shows_owner)
+    def _detail(self, call: Call) -> Callable[[Backup | ListedBackup], dict[str, Any]]:
+        """Return the view of everything that this caller may see."""
+        return views.details(
+            call,
+            lambda project: self.policy.allows(call.context, "backup:backup_project_attribute", project),
+        )
 
     def show(self, call: Call) -> dict[str, Any]:
         """``GET /backups/{id}``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -11,46 +12,60 @@ from backupfw.api.views.common import timestamp
 
 if TYPE_CHECKING:
     from backupfw.manager.progress import Progress
-    from backupfw.manager.rows import Backup
+    from backupfw.manager.rows import Backup, ListedBackup
 
 
-def summary(call: Call, backup: Backup) -> dict[str, Any]:
+def summary(call: Call, backup: Backup | ListedBackup) -> dict[str, Any]:
     """What list, create and import show."""
     return {"id": backup.id, "name": backup.display_name, "links": call.links.of("backups", backup.id)}
 
 
-def detail(call: Call, backup: Backup, shows_owner: Callable[[str], bool]) -> dict[str, Any]:
-    """What show and the detailed list show.  Suites refuse any key that is not known to them.
+def details(
+    call: Call, shows_owner: Callable[[str], bool]
+) -> Callable[[Backup | ListedBackup], dict[str, Any]]:
+    """Return the view of show and the detailed list.  Suites refuse any key that is not known to them.
 
-    :param shows_owner: whether the caller may see whose the backups of a project are.
+    :param shows_owner: whether the caller may see whose the backups of a project are; asked once for each.
     """
-    body = {
-        **summary(call, backup),
-        "status": backup.status,
-        "size": backup.size,
-        "object_count": backup.object_count or 0,
-        "availability_zone": backup.availability_zone,
-        "container": backup.container,
-        "created_at": timestamp(backup.created_at),
-        "updated_at": timestamp(backup.updated_at),
-        "description": backup.display_description,
-        "fail_reason": backup.fail_reason,
-        "volume_id": backup.volume_id,
-        "is_incremental": backup.is_incremental,
-        "has_dependent_backups": backup.has_dependent_backups,
-        "snapshot_id": backup.snapshot_id,
-        "data_timestamp": timestamp(backup.data_timestamp),
-    }
-    version = call.version
-    if version >= microversions.BACKUP_PROJECT and shows_owner(backup.project_id):
-        body["os-backup-project-attr:project_id"] = backup.project_id
-        if version >= microversions.BACKUP_USER_ID:
-            body["user_id"] = backup.user_id
-    if version >= microversions.BACKUP_METADATA:
-        body["metadata"] = dict(backup.metadata)
-    if version >= microversions.ENCRYPTION_KEY_ID and backup.encryption_key_id:
-        body["encryption_key_id"] = backup.encryption_key_id
-    return body
+    version, links = call.version, call.links.of
+    shows_owner = functools.cache(shows_owner)
+    # What the version has is settled once for a page, not in each row.
+    has_project = version >= microversions.BACKUP_PROJECT
+    has_user = version >= microversions.BACKUP_USER_ID
+    has_metadata = version >= microversions.BACKUP_METADATA
+    has_key = version >= microversions.ENCRYPTION_KEY_ID
+
+    def detail(backup: Backup | ListedBackup) -> dict[str, Any]:
+        body: dict[str, Any] = {
+            "id": backup.id,
+            "name": backup.display_name,
+            "links": links("backups", backup.id),
+            "status": backup.status,
+            "size": backup.size,
+            "object_count": backup.object_count or 0,
+            "availability_zone": backup.availability_zone,
+            "container": backup.container,
+            "created_at": timestamp(backup.created_at),
+            "updated_at": timestamp(backup.updated_at),
+            "description": backup.display_description,
+            "fail_reason": backup.fail_reason,
+            "volume_id": backup.volume_id,
+            "is_incremental": backup.is_incremental,
+            "has_dependent_backups": backup.has_dependent_backups,
+            "snapshot_id": backup.snapshot_id,
+            "data_timestamp": timestamp(backup.data_timestamp),
+        }
+        if has_project and shows_owner(backup.project_id):
+            body["os-backup-project-attr:project_id"] = backup.project_id
+            if has_user:
+                body["user_id"] = backup.user_id
+        if has_metadata:
+            body["metadata"] = backup.metadata
+        if has_key and backup.encryption_key_id:
+            body["encryption_key_id"] = backup.encryption_key_id
+        return body
+
+    return detail
 
 
 def progress(found: Progress) -> dict[str, Any]:

@@ -62,8 +62,8 @@ def _page(**arguments: Any) -> Callable[[Session], Any]:
     wanted: dict[str, Any] = {"filters": {}, "sort": [], "limit": 100, **arguments}
 
     def ask(session: Session) -> None:
-        found, _ = queries.page(session, models.Backup, **wanted)
-        rows.backups(session, found, detail=True)
+        found, _ = queries.page(session, models.Backup, columns=rows.listed_columns(), **wanted)
+        rows.listed_backups(session, found, detail=True)
 
     return ask
 
@@ -111,6 +111,22 @@ def test_no_request_walks_through_all_backups(db: Database) -> None:
                 assert not _walks(db, plan), f"{name}: {statement}\n{plan}"
                 if db.backend == "sqlite" and name == "show":
                     assert "ix_backups_parent_id" in plan
+
+
+@pytest.mark.parametrize("db", ["sqlite"], indirect=True)
+def test_children_are_found_by_their_parent_also_before_there_are_statistics(db: Database) -> None:
+    models.Base.metadata.create_all(db.engine)
+    said: list[tuple[str, Any]] = []
+    with db.read() as session:
+        event.listen(
+            db.engine,
+            "before_cursor_execute",
+            lambda _c, _cursor, statement, parameters, *_: said.append((statement, parameters)),
+        )
+        rows.backup_by_id(session, str(uuid.uuid4()))
+        rows.dependents_of(session, [str(uuid.uuid4()), str(uuid.uuid4())])
+        for statement, parameters in list(said):
+            assert "ix_backups_parent_id" in _plan(db, session, statement, parameters), statement
 
 
 @pytest.mark.parametrize("db", ["sqlite"], indirect=True)
