@@ -7,14 +7,21 @@ from typing import Any
 
 from pecan.core import ExplicitPecan
 
-from backupfw.api import enforcer, hooks, pipeline, policies, resource_filters
-from backupfw.api.controllers import table
-from backupfw.api.controllers.base import Managers, Settings
-from backupfw.api.controllers.root import RootController
+from backupfw.api import enforcer, pipeline, policies, query
+from backupfw.api.controllers.root import COLLECTIONS, RootController
 from backupfw.api.identity.noauth import NoAuth
 from backupfw.api.middleware import WsgiApp
 from backupfw.api.negotiation import Negotiation
-from backupfw.api.request import ApiRequest
+from backupfw.api.request import (
+    AnswerHook,
+    BodyHook,
+    IdentityHook,
+    PolicyHook,
+    Renderer,
+    Request,
+    Response,
+)
+from backupfw.api.site import Managers, Settings, Site
 from backupfw.errors import ConfigError
 
 __all__ = ["Managers", "Settings", "make_app", "settings_of"]
@@ -41,7 +48,7 @@ def settings_of(conf: Any) -> Settings:
         auth_strategy=api.auth_strategy,
         noauth_roles=tuple(api.noauth_roles),
         availability_zone=conf.availability_zone,
-        resource_filters=resource_filters.load(api.resource_filters_file),
+        resource_filters=query.load_filters(api.resource_filters_file),
         **_identity_of(conf),
     )
 
@@ -97,15 +104,16 @@ def make_app(
     """
     settings = conf if isinstance(conf, Settings) else settings_of(conf)
     chosen = policy or (enforcer.defaults() if conf is settings else enforcer.FilePolicy(conf))
-    routes = table.routes(managers, chosen, settings)
+    site = Site(managers, chosen, settings)
     pecan_app = _Pecan(
-        RootController(routes, settings),
-        hooks=[hooks.JsonHook(), hooks.FaultHook()],
-        default_renderer="json",
+        RootController(site),
+        hooks=[IdentityHook(site), BodyHook(), PolicyHook(site), AnswerHook()],
+        custom_renderers={"answer": Renderer},
         force_canonical=False,
         guess_content_type_from_ext=False,
         use_context_locals=False,
-        request_cls=ApiRequest,
+        request_cls=Request,
+        response_cls=Response,
     )
 
     def inner(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
@@ -113,6 +121,6 @@ def make_app(
         return answer
 
     identified = _with_identity(inner, settings, conf, chosen)
-    negotiated = Negotiation(identified, table.collections(routes))
+    negotiated = Negotiation(identified, COLLECTIONS)
     full_conf = None if conf is settings else conf
     return pipeline.assemble(negotiated, full_conf, settings.max_body, settings.trust_forwarded, healthy)

@@ -1,4 +1,4 @@
-"""The description of the API in OpenAPI 3.1, made from what decides: the route table and the schemas.
+"""The description of the API in OpenAPI 3.1, made from what decides: the controllers and the schemas.
 
 One description holds for one version: bodies, calls and answers are those of the version it was asked for
 in.  It is served at ``/v2/openapi.json`` and ``/v3/openapi.json``, to everybody.
@@ -15,7 +15,7 @@ from typing import Any
 
 from backupfw import __version__
 from backupfw.api import microversions, policies, versions
-from backupfw.api.routing import Route
+from backupfw.api.resource import Route
 from backupfw.api.schemas import answers
 from backupfw.api.schemas.answer_parts import AnswerOf
 from backupfw.api.versions import ApiVersion
@@ -130,12 +130,12 @@ def _json(schema: Any) -> dict[str, Any]:
 
 
 def _body(route: Route, version: ApiVersion) -> dict[str, Any] | None:
-    if route.schema is not None:
-        return {"required": True, "content": _json(_plain(route.schema(version)))}
+    if route.takes is not None:
+        return {"required": True, "content": _json(_plain(route.takes(version)))}
     served = {name: action for name, action in route.actions.items() if action.since <= version}
     if not served:
         return None
-    schemas = [_plain(action.schema(version)) for action in served.values()]
+    schemas = [_plain(action.takes(version)) for action in served.values() if action.takes is not None]
     return {"required": True, "content": _json({"oneOf": schemas})}
 
 
@@ -190,7 +190,7 @@ def _answers(route: Route, version: ApiVersion) -> dict[int, list[AnswerOf]]:
     for status, name in [
         *([] if route.actions else [(route.status, line)]),
         *(
-            (action.status or route.status, f"{line} ({name})")
+            (action.status, f"{line} ({name})")
             for name, action in route.actions.items()
             if action.since <= version
         ),
@@ -272,7 +272,7 @@ class Descriptions:
 
     There are as many as versions, so what anybody may ask for takes a bounded time and room.
 
-    :param routes: every line of the route table.
+    :param routes: every call that the controllers serve.
     """
 
     def __init__(self, routes: Iterable[Route]) -> None:

@@ -1,22 +1,44 @@
-"""Query parameters: parsing, and the ones that every listing has."""
+"""Query parameters: parsing, the words in them, and the ones that every listing has."""
 
 from __future__ import annotations
 
+import json
 import re
 import urllib.parse
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from backupfw import errors as core_errors
 from backupfw import naming
-from backupfw.api import errors, microversions, words
+from backupfw.api import errors, microversions
 from backupfw.api.versions import V2, ApiVersion
+from backupfw.errors import ConfigError
 
 MAX_OFFSET = 2147483647
 #: More parameters than any client sends; the rest is an attempt to keep us busy.
 MAX_FIELDS = 200
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,30}", re.ASCII)
+
+
+_TRUE = frozenset({"1", "t", "true", "on", "y", "yes"})
+_FALSE = frozenset({"0", "f", "false", "off", "n", "no"})
+
+
+def boolean(value: str | bool, name: str) -> bool:
+    """Read a boolean word in any case; a boolean is itself.
+
+    :raises BadRequest: it is no such word; ``name`` says which parameter it was.
+    """
+    if isinstance(value, bool):
+        return value
+    word = value.strip().lower()
+    if word in _TRUE:
+        return True
+    if word in _FALSE:
+        return False
+    raise errors.BadRequest(f"Invalid input received: {name} must be a boolean, not '{value}'")
 
 
 class Query:
@@ -57,7 +79,7 @@ class Query:
         :raises BadRequest: its value is no boolean word.
         """
         value = self._last.get(name)
-        return default if value is None else words.boolean(value, name)
+        return default if value is None else boolean(value, name)
 
     def items(self) -> Mapping[str, str]:
         """Return every parameter."""
@@ -107,6 +129,52 @@ class ListingRules:
             for key, column in self.sort_keys.items()
             if self.late_sort_keys.get(key, version) <= version
         }
+
+
+#: Which filters everybody may use from 3.31 on, where the operator does not say; by resource.
+FILTERS: Mapping[str, Sequence[str]] = {
+    "backup": ("name", "status", "volume_id"),
+    "volume": (
+        "name",
+        "status",
+        "metadata",
+        "bootable",
+        "availability_zone",
+        "size",
+        "created_at",
+        "updated_at",
+    ),
+    "snapshot": ("name", "status", "volume_id", "metadata"),
+    "message": ("resource_uuid", "resource_type", "event_id", "request_id", "message_level"),
+    "volume_type": ("is_public",),
+}
+
+
+def load_filters(path: str | None) -> Mapping[str, Sequence[str]]:
+    """Read the operator's choice of filters that everybody may use; the default where there is no file.
+
+    The file is JSON: resource -> list of filters; a filter that ends in ``~`` (from 3.34 on) asks for a part
+    of the text.  What the file does not name has no filters.
+
+    :raises ConfigError: it cannot be read, or is not of that form.
+    """
+    if not path:
+        return FILTERS
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"section [api], option resource_filters_file: {path} cannot be read as JSON"
+        ) from error
+    well_formed = isinstance(found, dict) and all(
+        isinstance(filters, list) and all(isinstance(name, str) for name in filters)
+        for filters in found.values()
+    )
+    if not well_formed:
+        raise ConfigError(
+            f"section [api], option resource_filters_file: {path} is not an object of lists of filters"
+        )
+    return {resource: tuple(filters) for resource, filters in found.items()}
 
 
 #: Parameters that are not filters.
@@ -211,7 +279,7 @@ def listing(
     """
     everybody = query.get("all_tenants")
     # An empty value switches it on: "?all_tenants" is how people type it.
-    all_tenants = everybody == "" or (everybody is not None and words.boolean(everybody, "all_tenants"))
+    all_tenants = everybody == "" or (everybody is not None and boolean(everybody, "all_tenants"))
     return Listing(
         limit=_limit(query, max_limit),
         marker=query.get("marker") or None,

@@ -1,17 +1,44 @@
-"""The request object: Pecan's, with the body read strictly and nothing guessed from it."""
+"""Requests and answers as controllers see them, and the hooks: what Pecan does around every call."""
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from typing import TYPE_CHECKING, Any
 
-import pecan
+import pecan.hooks
+import webob
 from webob.multidict import MultiDict
 
-from backupfw.api import bodies, errors
+from backupfw.api import bodies, errors, faults, identity, paths, policies, versions
+from backupfw.api.links import Links, base_url
+from backupfw.api.query import Query
+from backupfw.api.resource import ActionsResource, Answer, Exposure, Resource
+from backupfw.context import RequestContext
+
+if TYPE_CHECKING:
+    from backupfw.api.site import Site
 
 
-class ApiRequest(pecan.Request):  # type: ignore[misc]
-    """A request whose parameters reach handlers by name only, never as Pecan's arguments."""
+class Request(webob.Request):  # type: ignore[misc]
+    """A request whose parameters reach methods by name only, never as Pecan's arguments.
+
+    :ivar context: who asks.
+    :ivar version: the version it was made in.
+    :ivar links: what the links of its answer begin with.
+    :ivar tail: the path behind the project, e.g. ``backups/detail``.
+    :ivar query: the parameters.
+    :ivar data: the parsed and validated body; None where the call takes none.
+    :ivar exposure: what stands beside the method that answers it; None for documents.
+    """
+
+    # Values of the class: WebOb keeps what is set of these in the object, and all else in the environment.
+    context: RequestContext = None  # type: ignore[assignment]
+    version: versions.ApiVersion = versions.V2
+    links: Links = None  # type: ignore[assignment]
+    tail: str = ""
+    query: Query = Query(())
+    data: Any = None
+    exposure: Exposure | None = None
 
     @property
     def GET(self) -> MultiDict:  # noqa: N802  (WebOb's name)
@@ -41,3 +68,126 @@ class ApiRequest(pecan.Request):  # type: ignore[misc]
         if raw:
             bodies.check_media_type(self.environ.get("CONTENT_TYPE", ""))
         return bodies.parse(raw)
+
+
+class Response(webob.Response):  # type: ignore[misc]
+    """An answer; JSON unless it is empty."""
+
+
+class Renderer:
+    """Writes what a method returns; Pecan's own would write ``null`` where there is no body."""
+
+    def __init__(self, path: str, extra_vars: Any) -> None:
+        """Pecan's signature of a renderer; nothing here is a template."""
+
+    def render(self, template: str, namespace: Answer) -> bytes:  # noqa: ARG002
+        """Return the bytes of the body."""
+        return b"" if namespace is None else json.dumps(namespace).encode("utf-8")
+
+
+class IdentityHook(pecan.hooks.PecanHook):  # type: ignore[misc]
+    """Tells the request who asks, in which version and for which project: the layers before Pecan found out.
+
+    :param site: of the application.
+    """
+
+    priority = 10
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+
+    def on_route(self, state: Any) -> None:
+        """Fill the request before a controller is looked for.
+
+        :raises MalformedUrl: the project in the path is not the caller's.
+        """
+        request: Request = state.request
+        environ = request.environ
+        path: paths.Path = environ[paths.PATH]
+        base = base_url(environ, self._site.settings.public_endpoint)
+        request.links = Links(base, path.prefix or "", path.project)
+        if path.prefix is not None:
+            request.version = environ[versions.VERSION]
+        if path.is_document:
+            return
+        request.context = environ[identity.CONTEXT]
+        if path.project is not None and request.context.project_id != path.project:
+            raise errors.MalformedUrl
+        request.tail = "/".join(path.rest)
+
+
+class BodyHook(pecan.hooks.PecanHook):  # type: ignore[misc]
+    """Reads body and query of a call; a body that nobody asked for is not looked at."""
+
+    priority = 20
+
+    def before(self, state: Any) -> None:
+        """Read and check them before the method is called.
+
+        :raises BadRequest: one is not what it must be.
+        """
+        request: Request = state.request
+        exposure = request.exposure
+        if exposure is None:
+            return
+        owner = state.controller.__self__
+        acts = isinstance(owner, ActionsResource) and exposure.part == "action"
+        if acts or exposure.takes is not None:
+            request.data = request.read_json()
+            if acts:
+                request.exposure = exposure = owner.chosen(request.version, request.data)
+            assert exposure.takes is not None
+            bodies.validate(request.data, exposure.takes(request.version))
+        request.query = Query.parse(request.environ.get("QUERY_STRING", ""))
+
+
+class PolicyHook(pecan.hooks.PecanHook):  # type: ignore[misc]
+    """Asks the rule that stands beside the method.
+
+    :param site: of the application.
+    """
+
+    priority = 30
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+
+    def before(self, state: Any) -> None:
+        """Ask it before the method is called.
+
+        :raises NotFound: what the request is about is not there: existence before policy, because to anyone
+            but an administrator another project's things are not there.
+        :raises Forbidden: the caller may not.
+        """
+        request: Request = state.request
+        if request.exposure is not None and request.exposure.rule is not None:
+            resource: Resource = state.controller.__self__
+            project_id = resource.project_of(request)
+            policies.enforce(self._site.policy, request.context, request.exposure.rule, project_id)
+
+
+class AnswerHook(pecan.hooks.PecanHook):  # type: ignore[misc]
+    """Every answer is JSON, whatever ``Accept`` or the path's ending says, also one to an error."""
+
+    priority = 40
+
+    def on_route(self, state: Any) -> None:
+        """Settle the content type before Pecan negotiates one."""
+        state.request.pecan["content_type"] = "application/json"
+
+    def after(self, state: Any) -> None:
+        """Give the answer the status of its method; one to an error has everything."""
+        response, exposure = state.response, state.request.exposure
+        if not isinstance(response, Response):
+            return
+        if exposure is not None:
+            response.status = exposure.status
+        if response.status_int in (204, 304):
+            # No content has no type either.
+            response.content_type = None
+        else:
+            response.charset = "UTF-8"
+
+    def on_error(self, state: Any, error: Exception) -> webob.Response:
+        """Return the answer that the table of :mod:`faults` gives an error."""
+        return faults.response_of(error, state.request.environ)

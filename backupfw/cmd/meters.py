@@ -23,7 +23,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 from sqlalchemy import exists, func, select, type_coerce
 
-from backupfw.api.routing import ROUTE
+from backupfw.api.resource import TEMPLATE
 from backupfw.chunkstore.errors import ChunkStoreError
 from backupfw.db.models import Backup, DamageMark, Manifest, Task, Volume
 from backupfw.db.session import Database, now
@@ -152,7 +152,7 @@ class Meters:
             finally:
                 method = environ["REQUEST_METHOD"]
                 self._requests.labels(
-                    method if method in _METHODS else "other", environ.get(ROUTE, "none"), status[0]
+                    method if method in _METHODS else "other", environ.get(TEMPLATE, "none"), status[0]
                 ).observe(time.monotonic() - begun)
 
         return measured

@@ -169,7 +169,7 @@ class BackupManager:
             )
             return rows.new_backup(row, metadata or {})
 
-        backup = self._db.run(work, lambda session: rows.backup_by_id(session, backup_id))
+        backup = self._db.run(work, lambda session: rows.backup_by_id(rows.fetching(session), backup_id))
         self._wake()
         return backup
 
@@ -178,8 +178,7 @@ class BackupManager:
 
         :raises BackupNotFound: no such backup for this caller.
         """
-        with self._db.read() as session:
-            found = rows.backup_by_id(session, backup_id) if volume_rules.may_be_id(backup_id) else None
+        found = rows.backup_by_id(self._db.fetch, backup_id) if volume_rules.may_be_id(backup_id) else None
         if found is None or not volume_rules.is_visible(ctx, found.project_id):
             raise BackupNotFound(backup_id)
         return found
@@ -446,7 +445,7 @@ class BackupManager:
 
         def begun(session: Session) -> rows.Backup | None:
             # Or another request's of the same project: the record is taken over as was asked.
-            found = rows.backup_by_id(session, record.id)
+            found = rows.backup_by_id(rows.fetching(session), record.id)
             return None if found is None or found.project_id != ctx.project_id else found
 
         try:

@@ -5,7 +5,7 @@ Fields carry the names of the columns; ``metadata`` and what is counted beside t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from functools import cache
@@ -17,6 +17,8 @@ from sqlalchemy.orm import Session
 from backupfw.db import models
 
 Item = TypeVar("Item")
+#: Runs a statement with values and returns the rows.
+Fetch = Callable[[Select[Any], Mapping[str, Any]], Sequence[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,9 +348,12 @@ def _backup_by_id() -> Select[Any]:
     )
 
 
-def backup_by_id(session: Session, backup_id: str) -> Backup | None:
-    """Read one living backup with a single statement; clients that wait ask for it every second."""
-    found = session.connection().execute(_backup_by_id(), {"backup_id": backup_id}).all()
+def backup_by_id(fetch: Fetch, backup_id: str) -> Backup | None:
+    """Read one living backup with a single statement; clients that wait ask for it every second.
+
+    :param fetch: runs a statement: :meth:`Database.fetch`, or :func:`fetching` for a session's transaction.
+    """
+    found = fetch(_backup_by_id(), {"backup_id": backup_id})
     if not found:
         return None
     *values, dependents = found[0][2:]
@@ -357,6 +362,11 @@ def backup_by_id(session: Session, backup_id: str) -> Backup | None:
         num_dependent_backups=dependents,
         metadata={row[0]: row[1] for row in found if row[0] is not None},
     )
+
+
+def fetching(session: Session) -> Fetch:
+    """Return what runs a statement in the session's transaction."""
+    return lambda statement, values: session.connection().execute(statement, values).all()
 
 
 def new_backup(row: models.Backup, metadata: Mapping[str, str]) -> Backup:

@@ -12,17 +12,31 @@ from typing import Any
 
 import jsonschema
 
-from backupfw.api import enforcer, errors, openapi, paths, versions
-from backupfw.api.controllers.base import Managers, Settings
-from backupfw.api.controllers.table import collections, routes
+from backupfw.api import errors, openapi, paths, versions
+from backupfw.api.controllers.root import COLLECTIONS, ROUTES
 from backupfw.api.middleware import Environ, WsgiApp
-from backupfw.api.routing import Route, Router
+from backupfw.api.resource import Route
 from backupfw.api.versions import ApiVersion
 
-_NOTHING: dict[str, Any] = {part.name: None for part in dataclasses.fields(Managers)}
-#: Every line of the route table; nothing of it can be called.
-ROUTES = routes(Managers(**_NOTHING), enforcer.defaults(), Settings())
-_ROUTER = Router(ROUTES)
+
+def _find(method: str, parts: tuple[str, ...], version: ApiVersion) -> Route:
+    """Return the call that was asked for: of those that fit the one with the fewest named parts.
+
+    :raises UnknownRoute: none is.
+    """
+    found = [
+        route for route in ROUTES if route.method == method and route.serves(version) and _fits(route, parts)
+    ]
+    if not found:
+        raise errors.UnknownRoute
+    return min(found, key=lambda route: route.template.count("{"))
+
+
+def _fits(route: Route, parts: tuple[str, ...]) -> bool:
+    wanted = route.template.split("/")[1:]
+    return len(wanted) == len(parts) and all(
+        part == want or (want.startswith("{") and part) for want, part in zip(wanted, parts, strict=True)
+    )
 
 
 def operations(route: Route) -> list[str]:
@@ -71,12 +85,12 @@ class Described:
 
     def _check(self, environ: Environ, sent: bytes, answer: Answer) -> None:
         try:
-            path = paths.parse(environ, collections(ROUTES))
+            path = paths.parse(environ, COLLECTIONS)
             served = versions.SERVED[path.prefix or ""]
             version = versions.negotiate(served, environ.get("HTTP_OPENSTACK_API_VERSION"))
             if path.is_document:
                 raise errors.UnknownRoute
-            route, _ = _ROUTER.find(environ["REQUEST_METHOD"], path.rest, version)
+            route = _find(environ["REQUEST_METHOD"], path.rest, version)
         except (KeyError, errors.RequestError):
             # Nothing that is described; but what refuses it has one form.
             if answer.status >= 400:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 import copy
-import dataclasses
 import inspect
 import json
 from collections.abc import Iterator
@@ -25,10 +24,9 @@ from schemathesis.specs.openapi.checks import (
 )
 from webtest import TestApp
 
-from backupfw.api import enforcer, openapi, versions
+from backupfw.api import openapi, versions
 from backupfw.api.app import make_app
-from backupfw.api.controllers.base import Managers, Settings
-from backupfw.api.controllers.table import routes
+from backupfw.api.controllers.root import ROUTES
 from backupfw.cmd.openapi import documents
 from tests.architecture.checkout import ROOT
 from tests.functional.cloud import NOBODY, Cloud
@@ -36,8 +34,6 @@ from tests.integration.service import Service
 
 KEPT = ROOT / "docs" / "openapi"
 DESCRIPTIONS: dict[str, Any] = {name: json.loads(text) for name, text in documents().items()}
-NOTHING: dict[str, Any] = {part.name: None for part in dataclasses.fields(Managers)}
-ROUTES = routes(Managers(**NOTHING), enforcer.defaults(), Settings())
 OPERATIONS = [
     (name, path, method)
     for name, description in DESCRIPTIONS.items()

@@ -1,1 +1,1 @@
-"""Handlers, one module a resource, and the one table of all their routes."""
+"""Pecan's controllers, a module for each resource; :mod:`root` has the tree."""

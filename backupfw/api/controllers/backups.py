@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from backupfw import errors
 from backupfw.api import errors as api_errors
-from backupfw.api import microversions, words
-from backupfw.api.controllers.base import Controller, id_of, resource_id, stripped
-from backupfw.api.query import ListingRules
-from backupfw.api.routing import Action, Call, Route
+from backupfw.api import microversions
+from backupfw.api.controllers.base import Controller, checked_id, id_of, stripped
+from backupfw.api.query import ListingRules, boolean
+from backupfw.api.request import Request, Response
+from backupfw.api.resource import ActionsResource, action, expose
 from backupfw.api.schemas import backups as schemas
 from backupfw.api.schemas import metadata as metadata_schemas
 from backupfw.api.views import backups as views
@@ -48,143 +49,87 @@ LISTING = ListingRules(
 )
 
 
-class BackupsController(Controller):
-    """``/backups``."""
+class _Backups(Controller):
+    """What a backup and all of them have in common."""
 
-    def routes(self) -> Sequence[Route]:
-        """Return the lines of the route table."""
-        return [
-            Route("GET", "/backups", self.index),
-            Route("GET", "/backups/detail", self.index_detail),
-            Route("POST", "/backups", self.create, status=202, schema=schemas.create),
-            Route("POST", "/backups/import_record", self.import_record, 201, schemas.import_record),
-            Route("GET", "/backups/{backup_id}", self.show),
-            Route(
-                "PUT",
-                "/backups/{backup_id}",
-                self.update,
-                schema=schemas.update,
-                since=microversions.BACKUP_UPDATE,
-            ),
-            Route("DELETE", "/backups/{backup_id}", self.delete, status=202),
-            # Clients ask for these without a microversion.
-            Route(
-                "GET", "/backups/{backup_id}/metadata", self.show_metadata, since=microversions.BASE_VERSION
-            ),
-            Route(
-                "POST",
-                "/backups/{backup_id}/metadata",
-                self.add_metadata,
-                schema=metadata_schemas.whole,
-                since=microversions.BASE_VERSION,
-            ),
-            Route("POST", "/backups/{backup_id}/restore", self.restore, 202, schemas.restore),
-            Route("GET", "/backups/{backup_id}/export_record", self.export_record),
-            Route("GET", "/backups/{backup_id}/progress", self.progress),
-            Route(
-                "POST", "/backups/{backup_id}/import_record", self.import_record, 201, schemas.import_record
-            ),
-            Route(
-                "POST",
-                "/backups/{backup_id}/action",
-                status=202,
-                actions={
-                    "os-force_delete": Action(self.force_delete, schemas.force_delete),
-                    "os-reset_status": Action(self.reset_status, schemas.reset_status),
-                },
-            ),
-        ]
-
-    def _get(self, call: Call, rule: str) -> Backup:
-        # Existence before policy: to anyone but an administrator another project's backup is not there.
-        backup = self.managers.backups.get(
-            call.context, resource_id(call, "backup_id", errors.BackupNotFound)
-        )
-        self.enforce(call, rule, backup.project_id)
-        return backup
-
-    def index(self, call: Call) -> dict[str, Any]:
-        """``GET /backups``."""
-        return self._index(call, detail=False)
-
-    def index_detail(self, call: Call) -> dict[str, Any]:
-        """``GET /backups/detail``."""
-        return self._index(call, detail=True)
-
-    def _index(self, call: Call, *, detail: bool) -> dict[str, Any]:
-        self.enforce(call, "backup:get_all")
-        view = self._detail(call) if detail else functools.partial(views.summary, call)
-        return self.page(call, self.managers.backups.list, "backups", LISTING, view, detail=detail)
-
-    def _detail(self, call: Call) -> Callable[[Backup | ListedBackup], dict[str, Any]]:
+    def _detail(self, req: Request) -> Callable[[Backup | ListedBackup], dict[str, Any]]:
         """Return the view of everything that this caller may see."""
         return views.details(
-            call,
-            lambda project: self.policy.allows(call.context, "backup:backup_project_attribute", project),
+            req, lambda project: self.allows(req, "backup:backup_project_attribute", project)
         )
 
-    def show(self, call: Call) -> dict[str, Any]:
+    def _import(self, req: Request, expect_id: str | None) -> dict[str, Any]:
+        record = req.data["backup-record"]
+        backup = self.managers.backups.import_record(
+            req.context,
+            backup_service=record["backup_service"],
+            backup_url=record["backup_url"],
+            expect_id=expect_id,
+        )
+        return {"backup": views.summary(req, backup)}
+
+
+class BackupController(_Backups, ActionsResource):
+    """``/backups/{backup_id}``."""
+
+    backup: Backup
+
+    def project_of(self, req: Request) -> str:
+        """Find the backup; return whose it is."""
+        backup_id = checked_id(self.parts[0], errors.BackupNotFound)
+        self.backup = self.managers.backups.get(req.context, backup_id)
+        return self.backup.project_id
+
+    @expose("GET", rule="backup:get")
+    def show(self, req: Request, resp: Response) -> dict[str, Any]:
         """``GET /backups/{id}``."""
-        return {"backup": self._detail(call)(self._get(call, "backup:get"))}
+        return {"backup": self._detail(req)(self.backup)}
 
-    def create(self, call: Call) -> dict[str, Any]:
-        """``POST /backups``."""
-        self.enforce(call, "backup:create")
-        wanted = call.body["backup"]
-        volume_id, snapshot_id = id_of(wanted["volume_id"]), id_of(wanted.get("snapshot_id"))
-        self.enforce_on(call, "backup:create", self.managers.volumes.project_of, volume_id)
-        self.enforce_on(call, "backup:create", self.managers.snapshots.project_of, snapshot_id)
-        backup = self.managers.backups.create(
-            call.context,
-            volume_id=volume_id,
-            name=stripped(wanted.get("name")),
-            description=stripped(wanted.get("description")),
-            container=wanted.get("container"),
-            incremental=words.boolean(wanted.get("incremental", False), "incremental"),
-            force=words.boolean(wanted.get("force", False), "force"),
-            snapshot_id=snapshot_id,
-            metadata=wanted.get("metadata"),
-            availability_zone=wanted.get("availability_zone"),
-        )
-        return {"backup": views.summary(call, backup)}
-
-    def update(self, call: Call) -> dict[str, Any]:
+    @expose("PUT", rule="backup:update", takes=schemas.update, since=microversions.BACKUP_UPDATE)
+    def update(self, req: Request, resp: Response) -> dict[str, Any]:
         """``PUT /backups/{id}``: what is not named stays; metadata is replaced as a whole."""
-        backup = self._get(call, "backup:update")
-        wanted = call.body["backup"]
+        wanted = req.data["backup"]
         changes: dict[str, Any] = {
             field: stripped(wanted[field]) for field in ("name", "description") if field in wanted
         }
         if "metadata" in wanted:
             changes["metadata"] = wanted["metadata"]
         return {
-            "backup": views.summary(call, self.managers.backups.update(call.context, backup.id, **changes))
+            "backup": views.summary(req, self.managers.backups.update(req.context, self.backup.id, **changes))
         }
 
-    def show_metadata(self, call: Call) -> dict[str, Any]:
-        """``GET /backups/{id}/metadata``."""
-        return {"metadata": dict(self._get(call, "backup:get").metadata)}
+    @expose("DELETE", rule="backup:delete", status=202)
+    def delete(self, req: Request, resp: Response) -> None:
+        """``DELETE /backups/{id}``."""
+        self.managers.backups.delete(req.context, self.backup.id)
 
-    def add_metadata(self, call: Call) -> dict[str, Any]:
+    # Clients ask for metadata without a microversion.
+    @expose("GET", "metadata", rule="backup:get", since=microversions.BASE_VERSION)
+    def show_metadata(self, req: Request, resp: Response) -> dict[str, Any]:
+        """``GET /backups/{id}/metadata``."""
+        return {"metadata": dict(self.backup.metadata)}
+
+    @expose(
+        "POST",
+        "metadata",
+        rule="backup:update",
+        takes=metadata_schemas.whole,
+        since=microversions.BASE_VERSION,
+    )
+    def add_metadata(self, req: Request, resp: Response) -> dict[str, Any]:
         """``POST /backups/{id}/metadata``: what is not named stays."""
-        backup = self._get(call, "backup:update")
-        changed = self.managers.backups.merge_metadata(call.context, backup.id, call.body["metadata"])
+        changed = self.managers.backups.merge_metadata(req.context, self.backup.id, req.data["metadata"])
         return {"metadata": dict(changed.metadata)}
 
-    def delete(self, call: Call) -> None:
-        """``DELETE /backups/{id}``."""
-        backup = self._get(call, "backup:delete")
-        self.managers.backups.delete(call.context, backup.id)
-
-    def restore(self, call: Call) -> dict[str, Any]:
+    @expose("POST", "restore", rule="backup:restore", takes=schemas.restore, status=202)
+    def restore(self, req: Request, resp: Response) -> dict[str, Any]:
         """``POST /backups/{id}/restore``."""
-        backup = self._get(call, "backup:restore")
-        wanted = call.body["restore"]
+        wanted = req.data["restore"]
         target = id_of(wanted.get("volume_id"))
-        self.enforce_on(call, "backup:restore", self.managers.volumes.project_of, target)
+        self.enforce_on(req, "backup:restore", self.managers.volumes.project_of, target)
         try:
             backup_id, volume_id, volume_name = self.managers.backups.restore(
-                call.context, backup.id, volume_id=target, name=stripped(wanted.get("name"))
+                req.context, self.backup.id, volume_id=target, name=stripped(wanted.get("name"))
             )
         except errors.QuotaExceeded as error:
             # Other than those of what makes a volume, this refusal has no name before its text.
@@ -194,38 +139,85 @@ class BackupsController(Controller):
             "restore": {"backup_id": backup_id, "volume_id": volume_id, "volume_name": volume_name or ""}
         }
 
-    def export_record(self, call: Call) -> dict[str, Any]:
+    @expose("GET", "export_record", rule="backup:export-import")
+    def export_record(self, req: Request, resp: Response) -> dict[str, Any]:
         """``GET /backups/{id}/export_record``."""
-        backup = self._get(call, "backup:export-import")
-        service, url = self.managers.backups.export_record(call.context, backup.id)
+        service, url = self.managers.backups.export_record(req.context, self.backup.id)
         return {"backup-record": {"backup_service": service, "backup_url": url}}
 
-    def progress(self, call: Call) -> dict[str, Any]:
+    @expose("GET", "progress", rule="backup:get_progress")
+    def progress(self, req: Request, resp: Response) -> dict[str, Any]:
         """``GET /backups/{id}/progress``: an addition of this service."""
-        backup = self._get(call, "backup:get_progress")
-        return {"progress": views.progress(self.managers.backups.progress(call.context, backup.id))}
+        return {"progress": views.progress(self.managers.backups.progress(req.context, self.backup.id))}
 
-    def import_record(self, call: Call) -> dict[str, Any]:
-        """``POST /backups/import_record``, and the form with the id in the path."""
-        self.enforce(call, "backup:backup-import")
-        record = call.body["backup-record"]
-        path_id = call.args.get("backup_id")
-        backup = self.managers.backups.import_record(
-            call.context,
-            backup_service=record["backup_service"],
-            backup_url=record["backup_url"],
-            expect_id=None if path_id is None else path_id.lower(),
-        )
-        return {"backup": views.summary(call, backup)}
+    @expose("POST", "import_record", takes=schemas.import_record, status=201)
+    def import_record(self, req: Request, resp: Response) -> dict[str, Any]:
+        """``POST /backups/{id}/import_record``: of no backup that is there, so nobody's yet."""
+        self.enforce(req, "backup:backup-import")
+        return self._import(req, self.parts[0].lower())
 
-    def force_delete(self, call: Call) -> None:
+    @action(
+        "os-force_delete",
+        rule="volume_extension:backup_admin_actions:force_delete",
+        takes=schemas.force_delete,
+    )
+    def force_delete(self, req: Request, resp: Response) -> None:
         """Action ``os-force_delete``."""
-        backup = self._get(call, "volume_extension:backup_admin_actions:force_delete")
-        self.managers.backups.force_delete(call.context, backup.id)
+        self.managers.backups.force_delete(req.context, self.backup.id)
 
-    def reset_status(self, call: Call) -> None:
+    @action(
+        "os-reset_status",
+        rule="volume_extension:backup_admin_actions:reset_status",
+        takes=schemas.reset_status,
+    )
+    def reset_status(self, req: Request, resp: Response) -> None:
         """Action ``os-reset_status``."""
-        backup = self._get(call, "volume_extension:backup_admin_actions:reset_status")
         self.managers.backups.reset_status(
-            call.context, backup.id, call.body["os-reset_status"]["status"].lower()
+            req.context, self.backup.id, req.data["os-reset_status"]["status"].lower()
         )
+
+
+class BackupsController(_Backups):
+    """``/backups``."""
+
+    item = ("backup_id", BackupController)
+
+    @expose("GET", rule="backup:get_all")
+    def index(self, req: Request, resp: Response) -> dict[str, Any]:
+        """``GET /backups``."""
+        return self._index(req, detail=False)
+
+    @expose("GET", "detail", rule="backup:get_all")
+    def index_detail(self, req: Request, resp: Response) -> dict[str, Any]:
+        """``GET /backups/detail``."""
+        return self._index(req, detail=True)
+
+    def _index(self, req: Request, *, detail: bool) -> dict[str, Any]:
+        view = self._detail(req) if detail else functools.partial(views.summary, req)
+        return self.page(req, self.managers.backups.list, "backups", LISTING, view, detail=detail)
+
+    @expose("POST", rule="backup:create", takes=schemas.create, status=202)
+    def create(self, req: Request, resp: Response) -> dict[str, Any]:
+        """``POST /backups``."""
+        wanted = req.data["backup"]
+        volume_id, snapshot_id = id_of(wanted["volume_id"]), id_of(wanted.get("snapshot_id"))
+        self.enforce_on(req, "backup:create", self.managers.volumes.project_of, volume_id)
+        self.enforce_on(req, "backup:create", self.managers.snapshots.project_of, snapshot_id)
+        backup = self.managers.backups.create(
+            req.context,
+            volume_id=volume_id,
+            name=stripped(wanted.get("name")),
+            description=stripped(wanted.get("description")),
+            container=wanted.get("container"),
+            incremental=boolean(wanted.get("incremental", False), "incremental"),
+            force=boolean(wanted.get("force", False), "force"),
+            snapshot_id=snapshot_id,
+            metadata=wanted.get("metadata"),
+            availability_zone=wanted.get("availability_zone"),
+        )
+        return {"backup": views.summary(req, backup)}
+
+    @expose("POST", "import_record", rule="backup:backup-import", takes=schemas.import_record, status=201)
+    def import_record(self, req: Request, resp: Response) -> dict[str, Any]:
+        """``POST /backups/import_record``."""
+        return self._import(req, None)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from backupfw.api import microversions
-from backupfw.api.controllers.base import Controller, resource_id
+from backupfw.api.controllers.base import Controller, checked_id
 from backupfw.api.query import ListingRules, Query
-from backupfw.api.routing import Call, Route
+from backupfw.api.request import Request, Response
+from backupfw.api.resource import expose
 from backupfw.api.views import messages as views
 from backupfw.errors import MessageNotFound
 
@@ -29,36 +28,38 @@ LISTING = ListingRules(
 )
 
 
+class MessageController(Controller):
+    """``/messages/{message_id}``."""
+
+    message: Message
+
+    def project_of(self, req: Request) -> str:
+        """Find the message; return whose it is."""
+        message_id = checked_id(self.parts[0], MessageNotFound)
+        self.message = self.managers.messages.get(req.context, message_id)
+        return self.message.project_id
+
+    @expose("GET", rule="message:get")
+    def show(self, req: Request, resp: Response) -> dict[str, Any]:
+        """``GET /messages/{id}``."""
+        return {"message": views.detail(req, self.message)}
+
+    @expose("DELETE", rule="message:delete", status=204)
+    def delete(self, req: Request, resp: Response) -> None:
+        """``DELETE /messages/{id}``."""
+        self.managers.messages.delete(req.context, self.message.id)
+
+
 class MessagesController(Controller):
     """``/messages``."""
 
-    def routes(self) -> Sequence[Route]:
-        """Return the lines of the route table."""
-        since = microversions.MESSAGES
-        return [
-            Route("GET", "/messages", self.index, since=since),
-            Route("GET", "/messages/{message_id}", self.show, since=since),
-            Route("DELETE", "/messages/{message_id}", self.delete, status=204, since=since),
-        ]
+    since = microversions.MESSAGES
+    item = ("message_id", MessageController)
 
-    def _get(self, call: Call, rule: str) -> Message:
-        message = self.managers.messages.get(call.context, resource_id(call, "message_id", MessageNotFound))
-        self.enforce(call, rule, message.project_id)
-        return message
-
-    def index(self, call: Call) -> dict[str, Any]:
+    @expose("GET", rule="message:get_all")
+    def index(self, req: Request, resp: Response) -> dict[str, Any]:
         """``GET /messages``; before 3.5 whatever is asked for, all of them come."""
-        self.enforce(call, "message:get_all")
-        if call.version < microversions.MESSAGES_PAGINATION:
-            call = replace(call, query=Query(()))
-        view = functools.partial(views.detail, call)
-        return self.page(call, self.managers.messages.list, "messages", LISTING, view, detail=True)
-
-    def show(self, call: Call) -> dict[str, Any]:
-        """``GET /messages/{id}``."""
-        return {"message": views.detail(call, self._get(call, "message:get"))}
-
-    def delete(self, call: Call) -> None:
-        """``DELETE /messages/{id}``."""
-        message = self._get(call, "message:delete")
-        self.managers.messages.delete(call.context, message.id)
+        if req.version < microversions.MESSAGES_PAGINATION:
+            req.query = Query(())
+        view = functools.partial(views.detail, req)
+        return self.page(req, self.managers.messages.list, "messages", LISTING, view, detail=True)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
 
 from backupfw import errors
 from backupfw.api import errors as api_errors
-from backupfw.api import policies
-from backupfw.api.controllers.base import resource_id
-from backupfw.api.routing import Call, Route
+from backupfw.api.controllers.base import Controller, checked_id
+from backupfw.api.request import Request, Response
+from backupfw.api.resource import expose
 from backupfw.api.schemas import metadata as schemas
 from backupfw.context import RequestContext
+
+if TYPE_CHECKING:
+    from backupfw.api.site import Managers
 
 
 class MetadataManager(Protocol):
@@ -38,79 +40,88 @@ class MetadataManager(Protocol):
         """Remove one key."""
 
 
-@dataclass(frozen=True)
-class MetadataCalls:
-    """Handlers of ``…/{id}/metadata[/{key}]``.
+def metadata_of(
+    manager: Callable[[Managers], MetadataManager],
+    missing: type[errors.NotFound],
+    *,
+    read_rule: str,
+    create_rule: str,
+    write_rule: str,
+    delete_rule: str,
+) -> type[Controller]:
+    """Return the controller of ``…/{id}/metadata`` and what is behind it.
 
-    :ivar collection: e.g. ``volumes``.
-    :ivar read_rule, create_rule, write_rule, delete_rule: policy rules.
+    :param manager: which of the managers has the owners.
+    :param missing: what is raised where an owner is not there.
+    :param read_rule, create_rule, write_rule, delete_rule: policy rules.
     """
 
-    manager: MetadataManager
-    policy: policies.Policy
-    collection: str
-    missing: type[errors.NotFound]
-    read_rule: str
-    create_rule: str
-    write_rule: str
-    delete_rule: str
+    class Owned(Controller):
+        """Metadata of one owner."""
 
-    def routes(self) -> Sequence[Route]:
-        """Return the lines of the route table."""
-        whole = f"/{self.collection}/{{id}}/metadata"
-        item = whole + "/{key}"
-        return [
-            Route("GET", whole, self.show),
-            Route("POST", whole, self.add, schema=schemas.whole),
-            Route("PUT", whole, self.replace, schema=schemas.whole),
-            Route("GET", item, self.show_item),
-            Route("PUT", item, self.set_item, schema=schemas.item),
-            Route("DELETE", item, self.delete_item),
-        ]
+        owner: str
 
-    def _id(self, call: Call, rule: str) -> str:
-        record = self.manager.get(call.context, resource_id(call, "id", self.missing))
-        policies.enforce(self.policy, call.context, rule, record.project_id)
-        found: str = record.id
-        return found
+        @property
+        def manager(self) -> MetadataManager:
+            """The owner's."""
+            return manager(self.managers)
 
-    def show(self, call: Call) -> dict[str, Any]:
-        """``GET …/metadata``."""
-        owner = self._id(call, self.read_rule)
-        return {"metadata": dict(self.manager.get_metadata(call.context, owner))}
+        def project_of(self, req: Request) -> str:
+            """Find the owner; return whose it is."""
+            record = self.manager.get(req.context, checked_id(self.parts[0], missing))
+            self.owner = record.id
+            project: str = record.project_id
+            return project
 
-    def add(self, call: Call) -> dict[str, Any]:
-        """``POST …/metadata``: what is not named stays."""
-        owner = self._id(call, self.create_rule)
-        return {"metadata": dict(self.manager.set_metadata(call.context, owner, call.body["metadata"]))}
+    class Item(Owned):
+        """``…/metadata/{key}``."""
 
-    def replace(self, call: Call) -> dict[str, Any]:
-        """``PUT …/metadata``: what is not named goes."""
-        owner = self._id(call, self.write_rule)
-        return {"metadata": dict(self.manager.replace_metadata(call.context, owner, call.body["metadata"]))}
+        @expose("GET", rule=read_rule)
+        def show(self, req: Request, resp: Response) -> dict[str, Any]:
+            """``GET …/metadata/{key}``."""
+            _, key = self.parts
+            metadata = self.manager.get_metadata(req.context, self.owner)
+            if key not in metadata:
+                raise errors.KeyNotFound(key)
+            return {"meta": {key: metadata[key]}}
 
-    def show_item(self, call: Call) -> dict[str, Any]:
-        """``GET …/metadata/{key}``."""
-        owner = self._id(call, self.read_rule)
-        key = call.args["key"]
-        metadata = self.manager.get_metadata(call.context, owner)
-        if key not in metadata:
-            raise errors.KeyNotFound(key)
-        return {"meta": {key: metadata[key]}}
+        @expose("PUT", rule=write_rule, takes=schemas.item)
+        def update(self, req: Request, resp: Response) -> dict[str, Any]:
+            """``PUT …/metadata/{key}``: the body's key must be the path's."""
+            _, key = self.parts
+            if key not in req.data["meta"]:
+                raise api_errors.BadRequest("Request body and URI mismatch")
+            metadata = self.manager.set_metadata(req.context, self.owner, req.data["meta"])
+            return {"meta": {key: metadata[key]}}
 
-    def set_item(self, call: Call) -> dict[str, Any]:
-        """``PUT …/metadata/{key}``: the body's key must be the path's."""
-        owner = self._id(call, self.write_rule)
-        key = call.args["key"]
-        if key not in call.body["meta"]:
-            raise api_errors.BadRequest("Request body and URI mismatch")
-        metadata = self.manager.set_metadata(call.context, owner, call.body["meta"])
-        return {"meta": {key: metadata[key]}}
+        @expose("DELETE", rule=delete_rule)
+        def delete(self, req: Request, resp: Response) -> None:
+            """``DELETE …/metadata/{key}``."""
+            _, key = self.parts
+            if "\0" in key or len(key) > 255:
+                raise errors.KeyNotFound(key)
+            self.manager.delete_metadata_key(req.context, self.owner, key)
 
-    def delete_item(self, call: Call) -> None:
-        """``DELETE …/metadata/{key}``."""
-        owner = self._id(call, self.delete_rule)
-        key = call.args["key"]
-        if "\0" in key or len(key) > 255:
-            raise errors.KeyNotFound(key)
-        self.manager.delete_metadata_key(call.context, owner, key)
+    class Whole(Owned):
+        """``…/metadata``."""
+
+        item = ("key", Item)
+
+        @expose("GET", rule=read_rule)
+        def index(self, req: Request, resp: Response) -> dict[str, Any]:
+            """``GET …/metadata``."""
+            return {"metadata": dict(self.manager.get_metadata(req.context, self.owner))}
+
+        @expose("POST", rule=create_rule, takes=schemas.whole)
+        def add(self, req: Request, resp: Response) -> dict[str, Any]:
+            """``POST …/metadata``: what is not named stays."""
+            metadata = self.manager.set_metadata(req.context, self.owner, req.data["metadata"])
+            return {"metadata": dict(metadata)}
+
+        @expose("PUT", rule=write_rule, takes=schemas.whole)
+        def replace(self, req: Request, resp: Response) -> dict[str, Any]:
+            """``PUT …/metadata``: what is not named goes."""
+            metadata = self.manager.replace_metadata(req.context, self.owner, req.data["metadata"])
+            return {"metadata": dict(metadata)}
+
+    return Whole

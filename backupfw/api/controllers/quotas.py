@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from backupfw.api import errors as api_errors
-from backupfw.api import microversions, words
+from backupfw.api import microversions
 from backupfw.api.controllers.base import Controller
-from backupfw.api.routing import Call, Route
+from backupfw.api.query import boolean
+from backupfw.api.request import Request, Response
+from backupfw.api.resource import expose
 from backupfw.api.schemas import quotas as schemas
 
 #: Keys of a quota body that are not resources.
@@ -21,74 +23,108 @@ def _given_limits(body: Mapping[str, Any]) -> dict[str, int]:
     return {name: int(value) for name, value in body.items() if name not in _NOT_RESOURCES}
 
 
-def _name(call: Call, arg: str) -> str:
-    name = call.args[arg]
-    if len(name) > _MAX_ID or not name.isprintable():
-        raise api_errors.BadRequest(f"Invalid input received: {arg} is not a valid id")
-    return name
+class LimitsController(Controller):
+    """``/limits``."""
 
+    def project_of(self, req: Request) -> str | None:
+        """Return the project that an administrator names, from 3.39 on."""
+        if req.version >= microversions.LIMITS_OF_PROJECT and req.context.is_admin:
+            return req.query.get("project_id") or req.query.get("tenant_id") or None
+        return None
 
-class QuotasController(Controller):
-    """``/limits``, ``/os-quota-sets`` and ``/os-quota-class-sets``."""
-
-    def routes(self) -> Sequence[Route]:
-        """Return the lines of the route table."""
-        one = "/os-quota-sets/{target}"
-        return [
-            Route("GET", "/limits", self.limits),
-            Route("GET", one, self.show),
-            Route("PUT", one, self.update, schema=schemas.quota_set),
-            Route("DELETE", one, self.delete),
-            Route("GET", one + "/defaults", self.defaults),
-            Route("GET", "/os-quota-class-sets/{name}", self.show_class),
-            Route("PUT", "/os-quota-class-sets/{name}", self.update_class, schema=schemas.quota_class_set),
-        ]
-
-    def limits(self, call: Call) -> dict[str, Any]:
+    @expose("GET", rule="limits_extension:used_limits")
+    def limits(self, req: Request, resp: Response) -> dict[str, Any]:
         """``GET /limits``: of the caller's project; from 3.39 on an administrator may name another one."""
-        project = None
-        if call.version >= microversions.LIMITS_OF_PROJECT and call.context.is_admin:
-            project = call.query.get("project_id") or call.query.get("tenant_id") or None
-        self.enforce(call, "limits_extension:used_limits", project)
-        return {"limits": {"rate": [], "absolute": self.managers.quota.limits(call.context, project)}}
+        return {
+            "limits": {"rate": [], "absolute": self.managers.quota.limits(req.context, self.project_of(req))}
+        }
 
-    def show(self, call: Call) -> dict[str, Any]:
+
+class _Named(Controller):
+    """What a project or a class is named in the path of."""
+
+    #: The name of that part.
+    arg = ""
+
+    def _name(self) -> str:
+        """Return the name.
+
+        :raises BadRequest: it cannot be one.
+        """
+        name = self.parts[0]
+        if len(name) > _MAX_ID or not name.isprintable():
+            raise api_errors.BadRequest(f"Invalid input received: {self.arg} is not a valid id")
+        return name
+
+
+class QuotaSetController(_Named):
+    """``/os-quota-sets/{target}``."""
+
+    arg = "target"
+
+    def project_of(self, req: Request) -> str:
+        """Return the project of the path."""
+        return self._name()
+
+    @expose("GET", rule="volume_extension:quotas:show")
+    def show(self, req: Request, resp: Response) -> dict[str, Any]:
         """``GET /os-quota-sets/{project}``; with ``?usage=True`` what is used beside each limit."""
-        target = _name(call, "target")
-        self.enforce(call, "volume_extension:quotas:show", target)
-        usage = call.query.flag("usage")
+        target = self._name()
+        usage = req.query.flag("usage")
         return {"quota_set": {"id": target, **self.managers.quota.show(target, usage)}}
 
-    def update(self, call: Call) -> dict[str, Any]:
+    @expose("PUT", rule="volume_extension:quotas:update", takes=schemas.quota_set)
+    def update(self, req: Request, resp: Response) -> dict[str, Any]:
         """``PUT /os-quota-sets/{project}``."""
-        target = _name(call, "target")
-        self.enforce(call, "volume_extension:quotas:update", target)
+        target = self._name()
         self.expect_project(target)
-        wanted = call.body["quota_set"]
-        force = call.query.flag("skip_validation") or words.boolean(wanted.get("force") or False, "force")
+        wanted = req.data["quota_set"]
+        force = req.query.flag("skip_validation") or boolean(wanted.get("force") or False, "force")
         return {"quota_set": self.managers.quota.update(target, _given_limits(wanted), force=force)}
 
-    def delete(self, call: Call) -> None:
+    @expose("DELETE", rule="volume_extension:quotas:delete")
+    def delete(self, req: Request, resp: Response) -> None:
         """``DELETE /os-quota-sets/{project}``: the defaults hold again."""
-        target = _name(call, "target")
-        self.enforce(call, "volume_extension:quotas:delete", target)
+        target = self._name()
         self.managers.quota.delete(target)
 
-    def defaults(self, call: Call) -> dict[str, Any]:
+    @expose("GET", "defaults", rule="volume_extension:quotas:show")
+    def defaults(self, req: Request, resp: Response) -> dict[str, Any]:
         """``GET /os-quota-sets/{project}/defaults``."""
-        target = _name(call, "target")
-        self.enforce(call, "volume_extension:quotas:show", target)
+        target = self._name()
         return {"quota_set": {"id": target, **self.managers.quota.defaults()}}
 
-    def show_class(self, call: Call) -> dict[str, Any]:
+
+class QuotaSetsController(Controller):
+    """``/os-quota-sets``: of one project at a time."""
+
+    item = ("target", QuotaSetController)
+
+
+class QuotaClassController(_Named):
+    """``/os-quota-class-sets/{name}``."""
+
+    arg = "name"
+
+    def project_of(self, req: Request) -> None:
+        """Check the name; a class is nobody's."""
+        self._name()
+
+    @expose("GET", rule="volume_extension:quota_classes:get")
+    def show_class(self, req: Request, resp: Response) -> dict[str, Any]:
         """``GET /os-quota-class-sets/{name}``."""
-        name = _name(call, "name")
-        self.enforce(call, "volume_extension:quota_classes:get")
+        name = self._name()
         return {"quota_class_set": {"id": name, **self.managers.quota.class_show(name)}}
 
-    def update_class(self, call: Call) -> dict[str, Any]:
+    @expose("PUT", rule="volume_extension:quota_classes:update", takes=schemas.quota_class_set)
+    def update_class(self, req: Request, resp: Response) -> dict[str, Any]:
         """``PUT /os-quota-class-sets/{name}``."""
-        name = _name(call, "name")
-        self.enforce(call, "volume_extension:quota_classes:update")
-        limits = _given_limits(call.body["quota_class_set"])
+        name = self._name()
+        limits = _given_limits(req.data["quota_class_set"])
         return {"quota_class_set": self.managers.quota.class_update(name, limits)}
+
+
+class QuotaClassesController(Controller):
+    """``/os-quota-class-sets``: one at a time."""
+
+    item = ("name", QuotaClassController)

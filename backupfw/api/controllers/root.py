@@ -1,99 +1,111 @@
-"""Pecan's root: finds the route, calls the handler, writes the answer."""
+"""Pecan's root, and the tree below it."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pecan
-import webob
 
-from backupfw.api import errors, identity, openapi, paths, versions
-from backupfw.api.controllers.base import Settings
-from backupfw.api.links import Links, base_url
-from backupfw.api.query import Query
-from backupfw.api.request import ApiRequest
-from backupfw.api.routing import ROUTE, Call, Route, Router
-from backupfw.context import RequestContext
+from backupfw.api import errors, openapi, paths, versions
+from backupfw.api.controllers.backups import BackupsController
+from backupfw.api.controllers.messages import MessagesController
+from backupfw.api.controllers.quotas import LimitsController, QuotaClassesController, QuotaSetsController
+from backupfw.api.controllers.services import HostsController, ServicesController
+from backupfw.api.controllers.snapshots import SnapshotsController
+from backupfw.api.controllers.surroundings import (
+    ExtensionsController,
+    GroupsController,
+    GroupSnapshotsController,
+    QosSpecsController,
+    ResourceFiltersController,
+    ZonesController,
+)
+from backupfw.api.controllers.transfers import NewTransfersController, TransfersController
+from backupfw.api.controllers.volume_types import DefaultTypesController, VolumeTypesController
+from backupfw.api.controllers.volumes import VolumesController
+from backupfw.api.request import Request, Response
+from backupfw.api.resource import Resource, Route, routes
+from backupfw.api.site import Site
+
+
+class ProjectController(Resource):
+    """``/v2/{project_id}``, ``/v3/{project_id}`` and ``/v3``: everything but documents."""
+
+    children = {
+        "backups": BackupsController,
+        "volumes": VolumesController,
+        "snapshots": SnapshotsController,
+        "limits": LimitsController,
+        "os-quota-sets": QuotaSetsController,
+        "os-quota-class-sets": QuotaClassesController,
+        "os-services": ServicesController,
+        "os-hosts": HostsController,
+        "os-availability-zone": ZonesController,
+        "extensions": ExtensionsController,
+        "resource_filters": ResourceFiltersController,
+        "types": VolumeTypesController,
+        "default-types": DefaultTypesController,
+        "os-volume-transfer": TransfersController,
+        "volume-transfers": NewTransfersController,
+        "messages": MessagesController,
+        "qos-specs": QosSpecsController,
+        "groups": GroupsController,
+        "group_snapshots": GroupSnapshotsController,
+    }
+
+
+#: Every call that is served.
+ROUTES: tuple[Route, ...] = tuple(routes(ProjectController))
+#: What can stand where a path leaves its project out.
+COLLECTIONS = frozenset(ProjectController.children)
 
 
 class RootController:
-    """Everything starts here; what the router does not know is a 404."""
+    """Everything starts here: documents, and behind a project the tree of controllers."""
 
-    def __init__(self, routes: Sequence[Route], settings: Settings) -> None:
-        self._router = Router(routes)
-        self._descriptions = openapi.Descriptions(routes)
-        self._settings = settings
+    def __init__(self, site: Site) -> None:
+        self._project = ProjectController(site)
+        self._descriptions = openapi.Descriptions(ROUTES)
 
     @pecan.expose()  # type: ignore[untyped-decorator]
-    def _route(self, remainder: list[str], request: ApiRequest) -> tuple[Any, list[str]]:
-        """Hand every path to :meth:`answer`: the route table decides, not attribute names."""
-        del remainder, request
-        return self.answer, []
+    def _route(self, args: list[str], request: Request) -> tuple[Callable[..., Any], Any]:
+        """Return what answers a request; the path was cut by :class:`negotiation.Negotiation`.
+
+        :raises UnknownRoute: nothing does.
+        """
+        del args
+        path: paths.Path = request.environ[paths.PATH]
+        if not path.is_document:
+            found: tuple[Callable[..., Any], Any] = self._project._route(path.rest, request)
+            return found
+        if request.method not in ("GET", "HEAD"):
+            raise errors.UnknownRoute
+        if path.prefix is None:
+            return self.versions, ()
+        return (self.description if path.rest else self.version), ()
+
+    @pecan.expose(template="answer:", content_type="application/json")  # type: ignore[untyped-decorator]
+    def versions(self, request: Request, response: Response) -> Mapping[str, Any]:
+        """Return the document of all versions."""
+        response.status = 300
+        return versions.document(request.links.base)
+
+    @pecan.expose(template="answer:", content_type="application/json")  # type: ignore[untyped-decorator]
+    def version(self, request: Request, response: Response) -> Mapping[str, Any]:
+        """Return the document of one version."""
+        del response
+        return versions.document(request.links.base, request.environ[paths.PATH].prefix)
 
     @pecan.expose(content_type="application/json")  # type: ignore[untyped-decorator]
-    def answer(self, request: ApiRequest, response: webob.Response) -> webob.Response:
-        """Answer one request.  A HEAD is a GET whose body WebOb leaves out."""
-        method = "GET" if request.method == "HEAD" else request.method
-        path: paths.Path = request.environ[paths.PATH]
-        base = base_url(request.environ, self._settings.public_endpoint)
-        if path.is_document:
-            if method != "GET":
-                raise errors.UnknownRoute
-            if path.prefix is None:
-                return _write(response, 300, versions.document(base))
-            if not path.rest:
-                return _write(response, 200, versions.document(base, path.prefix))
-            asked: versions.ApiVersion = request.environ[versions.VERSION]
-            return _write_cached(request, response, *self._descriptions.of(path.prefix, asked, base))
-        assert path.prefix is not None
-        context: RequestContext = request.environ[identity.CONTEXT]
-        if path.project is not None and context.project_id != path.project:
-            raise errors.MalformedUrl
-        version: versions.ApiVersion = request.environ[versions.VERSION]
-        route, args = self._router.find(method, path.rest, version)
-        request.environ[ROUTE] = route.template
-        body = request.read_json() if route.takes_body else None
-        handler, status = route.choose(version, body)
-        result = handler(
-            Call(
-                context=context,
-                version=version,
-                args=args,
-                path="/".join(path.rest),
-                query=Query.parse(request.environ.get("QUERY_STRING", "")),
-                links=Links(base, path.prefix, path.project),
-                body=body,
-            )
-        )
-        return _write(response, status, result)
-
-
-def _write_cached(request: ApiRequest, response: webob.Response, body: bytes, etag: str) -> webob.Response:
-    """Answer with what changes with the release only; who has it already is told so."""
-    response.etag = etag
-    # It may be kept, and is asked for again before it is used: an upgrade changes it.
-    response.cache_control = "no-cache"
-    if etag in request.if_none_match:
-        response.status = 304
-        del response.content_type
+    def description(self, request: Request, response: Response) -> Response:
+        """Return a version's description; who has it already is told so."""
+        prefix = request.environ[paths.PATH].prefix
+        body, response.etag = self._descriptions.of(prefix, request.version, request.links.base)
+        # It may be kept, and is asked for again before it is used: an upgrade changes it.
+        response.cache_control = "no-cache"
+        if response.etag in request.if_none_match:
+            response.status = 304
+        else:
+            response.content_type, response.body = "application/json", body
         return response
-    return _write_body(response, 200, body)
-
-
-def _write(response: webob.Response, status: int, result: dict[str, Any] | None) -> webob.Response:
-    if status == 204:
-        response.status = status
-        # No content has no type either.
-        del response.content_type
-        return response
-    return _write_body(response, status, b"" if result is None else json.dumps(result).encode("utf-8"))
-
-
-def _write_body(response: webob.Response, status: int, body: bytes) -> webob.Response:
-    response.status = status
-    response.content_type = "application/json"
-    response.charset = "UTF-8"
-    response.body = body
-    return response

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from backupfw import errors
-from backupfw.api import microversions, words
-from backupfw.api.controllers.base import Controller, display_fields, id_of, resource_id
-from backupfw.api.controllers.metadata import MetadataCalls
-from backupfw.api.query import ListingRules
-from backupfw.api.routing import Action, Call, Route
+from backupfw.api import microversions
+from backupfw.api.controllers.base import Controller, checked_id, display_fields, id_of
+from backupfw.api.controllers.metadata import metadata_of
+from backupfw.api.query import ListingRules, boolean
+from backupfw.api.request import Request, Response
+from backupfw.api.resource import ActionsResource, action, expose
 from backupfw.api.schemas import snapshots as schemas
 from backupfw.api.views import snapshots as views
 
@@ -43,128 +44,127 @@ LISTING = ListingRules(
 )
 
 
-class SnapshotsController(Controller):
-    """``/snapshots``."""
+class SnapshotController(Controller, ActionsResource):
+    """``/snapshots/{snapshot_id}``."""
 
-    def routes(self) -> Sequence[Route]:
-        """Return the lines of the route table."""
-        metadata = MetadataCalls(
-            manager=self.managers.snapshots,
-            policy=self.policy,
-            collection="snapshots",
-            missing=errors.SnapshotNotFound,
+    children = {
+        "metadata": metadata_of(
+            lambda managers: managers.snapshots,
+            errors.SnapshotNotFound,
             read_rule="volume:get_snapshot_metadata",
             create_rule="volume:update_snapshot_metadata",
             write_rule="volume:update_snapshot_metadata",
             delete_rule="volume:delete_snapshot_metadata",
         )
-        return [
-            Route("GET", "/snapshots", self.index),
-            Route("GET", "/snapshots/detail", self.index_detail),
-            Route("POST", "/snapshots", self.create, status=202, schema=schemas.create),
-            Route("GET", "/snapshots/{snapshot_id}", self.show),
-            Route("PUT", "/snapshots/{snapshot_id}", self.update, schema=schemas.update),
-            Route("DELETE", "/snapshots/{snapshot_id}", self.delete, status=202),
-            Route(
-                "POST",
-                "/snapshots/{snapshot_id}/action",
-                status=202,
-                actions={
-                    "os-reset_status": Action(self.reset_status, schemas.reset_status),
-                    "os-force_delete": Action(self.force_delete, schemas.force_delete),
-                    "os-update_snapshot_status": Action(self.update_status, schemas.update_status),
-                },
-            ),
-            *metadata.routes(),
-        ]
+    }
+    snapshot: Snapshot
 
-    def _get(self, call: Call, rule: str) -> Snapshot:
-        snapshot = self.managers.snapshots.get(
-            call.context, resource_id(call, "snapshot_id", errors.SnapshotNotFound)
-        )
-        self.enforce(call, rule, snapshot.project_id)
-        return snapshot
+    def project_of(self, req: Request) -> str:
+        """Find the snapshot; return whose it is."""
+        snapshot_id = checked_id(self.parts[0], errors.SnapshotNotFound)
+        self.snapshot = self.managers.snapshots.get(req.context, snapshot_id)
+        return self.snapshot.project_id
 
-    def index(self, call: Call) -> dict[str, Any]:
-        """``GET /snapshots``."""
-        return self._index(call, detail=False)
-
-    def index_detail(self, call: Call) -> dict[str, Any]:
-        """``GET /snapshots/detail``."""
-        return self._index(call, detail=True)
-
-    def _index(self, call: Call, *, detail: bool) -> dict[str, Any]:
-        self.enforce(call, "volume:get_all_snapshots")
-        view = functools.partial(views.detail, call) if detail else views.summary
-        return self.page(call, self.managers.snapshots.list, "snapshots", LISTING, view, detail=detail)
-
-    def show(self, call: Call) -> dict[str, Any]:
+    @expose("GET", rule="volume:get_snapshot")
+    def show(self, req: Request, resp: Response) -> dict[str, Any]:
         """``GET /snapshots/{id}``."""
-        return {"snapshot": views.detail(call, self._get(call, "volume:get_snapshot"))}
+        return {"snapshot": views.detail(req, self.snapshot)}
 
-    def create(self, call: Call) -> dict[str, Any]:
-        """``POST /snapshots``."""
-        self.enforce(call, "volume:create_snapshot")
-        wanted: Mapping[str, Any] = call.body["snapshot"]
-        volume_id = id_of(wanted["volume_id"])
-        if volume_id is None:
-            raise errors.VolumeNotFound("None")
-        self.enforce_on(call, "volume:create_snapshot", self.managers.volumes.project_of, volume_id)
-        name, description = display_fields(wanted)
-        snapshot = self.managers.snapshots.create(
-            call.context,
-            volume_id=volume_id,
-            name=name,
-            description=description,
-            force=_force(call, wanted),
-            metadata=wanted.get("metadata") or {},
-        )
-        return {"snapshot": views.summary(snapshot)}
-
-    def update(self, call: Call) -> dict[str, Any]:
+    @expose("PUT", rule="volume:update_snapshot", takes=schemas.update)
+    def update(self, req: Request, resp: Response) -> dict[str, Any]:
         """``PUT /snapshots/{id}``: what is not named stays."""
-        snapshot = self._get(call, "volume:update_snapshot")
         name, description = display_fields(
-            call.body["snapshot"], snapshot.display_name, snapshot.display_description
+            req.data["snapshot"], self.snapshot.display_name, self.snapshot.display_description
         )
         changed = self.managers.snapshots.update(
-            call.context, snapshot.id, name=name, description=description
+            req.context, self.snapshot.id, name=name, description=description
         )
         return {"snapshot": views.summary(changed)}
 
-    def delete(self, call: Call) -> None:
+    @expose("DELETE", rule="volume:delete_snapshot", status=202)
+    def delete(self, req: Request, resp: Response) -> None:
         """``DELETE /snapshots/{id}``."""
-        snapshot = self._get(call, "volume:delete_snapshot")
-        self.managers.snapshots.delete(call.context, snapshot.id)
+        self.managers.snapshots.delete(req.context, self.snapshot.id)
 
-    def reset_status(self, call: Call) -> None:
+    @action(
+        "os-reset_status",
+        rule="volume_extension:snapshot_admin_actions:reset_status",
+        takes=schemas.reset_status,
+    )
+    def reset_status(self, req: Request, resp: Response) -> None:
         """Action ``os-reset_status``."""
-        snapshot = self._get(call, "volume_extension:snapshot_admin_actions:reset_status")
-        status = call.body["os-reset_status"]["status"].lower()
-        self.managers.snapshots.reset_status(call.context, snapshot.id, status)
+        status = req.data["os-reset_status"]["status"].lower()
+        self.managers.snapshots.reset_status(req.context, self.snapshot.id, status)
 
-    def update_status(self, call: Call) -> None:
+    @action(
+        "os-force_delete",
+        rule="volume_extension:snapshot_admin_actions:force_delete",
+        takes=schemas.force_delete,
+    )
+    def force_delete(self, req: Request, resp: Response) -> None:
+        """Action ``os-force_delete``."""
+        self.managers.snapshots.force_delete(req.context, self.snapshot.id)
+
+    @action(
+        "os-update_snapshot_status",
+        rule="snapshot_extension:snapshot_actions:update_snapshot_status",
+        takes=schemas.update_status,
+    )
+    def update_status(self, req: Request, resp: Response) -> None:
         """Action ``os-update_snapshot_status``: who makes or removes a snapshot says how far it is."""
-        snapshot = self._get(call, "snapshot_extension:snapshot_actions:update_snapshot_status")
-        wanted = call.body["os-update_snapshot_status"]
+        wanted = req.data["os-update_snapshot_status"]
         progress = wanted.get("progress")
         self.managers.snapshots.update_status(
-            call.context,
-            snapshot.id,
+            req.context,
+            self.snapshot.id,
             wanted["status"],
             None if progress is None else f"{progress.removesuffix('%')}%",
         )
 
-    def force_delete(self, call: Call) -> None:
-        """Action ``os-force_delete``."""
-        snapshot = self._get(call, "volume_extension:snapshot_admin_actions:force_delete")
-        self.managers.snapshots.force_delete(call.context, snapshot.id)
+
+class SnapshotsController(Controller):
+    """``/snapshots``."""
+
+    item = ("snapshot_id", SnapshotController)
+
+    @expose("GET", rule="volume:get_all_snapshots")
+    def index(self, req: Request, resp: Response) -> dict[str, Any]:
+        """``GET /snapshots``."""
+        return self._index(req, detail=False)
+
+    @expose("GET", "detail", rule="volume:get_all_snapshots")
+    def index_detail(self, req: Request, resp: Response) -> dict[str, Any]:
+        """``GET /snapshots/detail``."""
+        return self._index(req, detail=True)
+
+    def _index(self, req: Request, *, detail: bool) -> dict[str, Any]:
+        view = functools.partial(views.detail, req) if detail else views.summary
+        return self.page(req, self.managers.snapshots.list, "snapshots", LISTING, view, detail=detail)
+
+    @expose("POST", rule="volume:create_snapshot", takes=schemas.create, status=202)
+    def create(self, req: Request, resp: Response) -> dict[str, Any]:
+        """``POST /snapshots``."""
+        wanted: Mapping[str, Any] = req.data["snapshot"]
+        volume_id = id_of(wanted["volume_id"])
+        if volume_id is None:
+            raise errors.VolumeNotFound("None")
+        self.enforce_on(req, "volume:create_snapshot", self.managers.volumes.project_of, volume_id)
+        name, description = display_fields(wanted)
+        snapshot = self.managers.snapshots.create(
+            req.context,
+            volume_id=volume_id,
+            name=name,
+            description=description,
+            force=_force(req, wanted),
+            metadata=wanted.get("metadata") or {},
+        )
+        return {"snapshot": views.summary(snapshot)}
 
 
-def _force(call: Call, wanted: Mapping[str, Any]) -> bool:
+def _force(req: Request, wanted: Mapping[str, Any]) -> bool:
     """Whether a volume in use may be snapshotted."""
-    if call.version < microversions.SNAPSHOT_IN_USE:
-        return words.boolean(wanted.get("force", False), "force")
-    if not words.boolean(wanted.get("force", True), "force"):
+    if req.version < microversions.SNAPSHOT_IN_USE:
+        return boolean(wanted.get("force", False), "force")
+    if not boolean(wanted.get("force", True), "force"):
         raise errors.InvalidInput(f"force cannot be false from {microversions.SNAPSHOT_IN_USE} on.")
     return True

@@ -1,14 +1,14 @@
-"""Small answers that clients ask for on their way: zones, extensions, filters."""
+"""Small answers that clients ask for on their way: zones, extensions, filters, and what there is none of."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from backupfw import errors
 from backupfw.api import microversions
 from backupfw.api.controllers.base import Controller
-from backupfw.api.routing import Call, Route
+from backupfw.api.request import Request, Response
+from backupfw.api.resource import expose
 
 #: What is served beyond the first volume API: (alias, name, description).
 _EXTENSIONS = (
@@ -42,48 +42,51 @@ def _extension(alias: str, name: str, description: str) -> dict[str, Any]:
     }
 
 
-class SurroundingsController(Controller):
-    """``/os-availability-zone``, ``/extensions`` and ``/resource_filters``."""
+class ZonesController(Controller):
+    """``/os-availability-zone``."""
 
-    def routes(self) -> Sequence[Route]:
-        """Return the lines of the route table."""
-        return [
-            Route("GET", "/os-availability-zone", self.zones),
-            Route("GET", "/extensions", self.extensions),
-            Route("GET", "/extensions/{alias}", self.show_extension),
-            Route(
-                "GET",
-                "/resource_filters",
-                self.resource_filters,
-                since=microversions.RESOURCE_FILTER_CONFIG,
-            ),
-        ]
-
-    def zones(self, call: Call) -> dict[str, Any]:
+    @expose("GET", rule="volume:availability_zone_list")
+    def zones(self, req: Request, resp: Response) -> dict[str, Any]:
         """``GET /os-availability-zone``."""
-        self.enforce(call, "volume:availability_zone_list")
         return {
             "availabilityZoneInfo": [
                 {"zoneName": self.settings.availability_zone, "zoneState": {"available": True}}
             ]
         }
 
-    def extensions(self, call: Call) -> dict[str, Any]:
+
+class ExtensionController(Controller):
+    """``/extensions/{alias}``."""
+
+    @expose("GET", rule="volume:get_extensions")
+    def show_extension(self, req: Request, resp: Response) -> dict[str, Any]:
+        """``GET /extensions/{alias}``."""
+        for entry in _EXTENSIONS:
+            if entry[0] == self.parts[0]:
+                return {"extension": _extension(*entry)}
+        raise ExtensionNotFound(self.parts[0])
+
+
+class ExtensionsController(Controller):
+    """``/extensions``."""
+
+    item = ("alias", ExtensionController)
+
+    @expose("GET", rule="volume:get_extensions")
+    def extensions(self, req: Request, resp: Response) -> dict[str, Any]:
         """``GET /extensions``."""
-        self.enforce(call, "volume:get_extensions")
         return {"extensions": [_extension(*entry) for entry in _EXTENSIONS]}
 
-    def show_extension(self, call: Call) -> dict[str, Any]:
-        """``GET /extensions/{alias}``."""
-        self.enforce(call, "volume:get_extensions")
-        for entry in _EXTENSIONS:
-            if entry[0] == call.args["alias"]:
-                return {"extension": _extension(*entry)}
-        raise ExtensionNotFound(call.args["alias"])
 
-    def resource_filters(self, call: Call) -> dict[str, Any]:
+class ResourceFiltersController(Controller):
+    """``/resource_filters``."""
+
+    since = microversions.RESOURCE_FILTER_CONFIG
+
+    @expose("GET")
+    def resource_filters(self, req: Request, resp: Response) -> dict[str, Any]:
         """``GET /resource_filters``; ``?resource`` chooses.  Everybody may know them."""
-        wanted = call.query.get("resource")
+        wanted = req.query.get("resource")
         return {
             "resource_filters": [
                 {"resource": resource, "filters": list(filters)}
@@ -91,6 +94,47 @@ class SurroundingsController(Controller):
                 if not wanted or resource == wanted
             ]
         }
+
+
+class QosSpecsController(Controller):
+    """``/qos-specs``: Horizon shows neither volumes nor backups where this is a 404."""
+
+    @expose("GET", rule="volume_extension:qos_specs_manage:get_all")
+    def index(self, req: Request, resp: Response) -> dict[str, Any]:
+        """``GET /qos-specs``: what a volume type could say of quality; none, whatever the filters."""
+        return {"qos_specs": []}
+
+
+class GroupsController(Controller):
+    """``/groups``: an empty list, for the same reason."""
+
+    since = microversions.VOLUME_GROUP
+
+    @expose("GET", rule="group:get_all")
+    def index(self, req: Request, resp: Response) -> dict[str, Any]:
+        """``GET /groups``."""
+        return {"groups": []}
+
+    @expose("GET", "detail", rule="group:get_all")
+    def index_detail(self, req: Request, resp: Response) -> dict[str, Any]:
+        """``GET /groups/detail``."""
+        return {"groups": []}
+
+
+class GroupSnapshotsController(Controller):
+    """``/group_snapshots``: an empty list, for the same reason."""
+
+    since = microversions.SNAPSHOT_GROUP
+
+    @expose("GET", rule="group:get_all_group_snapshots")
+    def index(self, req: Request, resp: Response) -> dict[str, Any]:
+        """``GET /group_snapshots``."""
+        return {"group_snapshots": []}
+
+    @expose("GET", "detail", rule="group:get_all_group_snapshots")
+    def index_detail(self, req: Request, resp: Response) -> dict[str, Any]:
+        """``GET /group_snapshots/detail``."""
+        return {"group_snapshots": []}
 
 
 class ExtensionNotFound(errors.NotFound):

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from backupfw.api import microversions, versions, words
-from backupfw.api.controllers.base import Controller, id_of, resource_id, stripped
-from backupfw.api.query import ListingRules
-from backupfw.api.routing import Call, Route
+from backupfw.api import microversions
+from backupfw.api.controllers.base import Controller, checked_id, id_of, stripped
+from backupfw.api.query import ListingRules, boolean
+from backupfw.api.request import Request, Response
+from backupfw.api.resource import expose
 from backupfw.api.schemas import transfers as schemas
 from backupfw.api.views import transfers as views
-from backupfw.manager.rows import Transfer
 from backupfw.manager.transfers import TransferNotFound
+
+if TYPE_CHECKING:
+    from backupfw.manager.rows import Transfer
 
 LISTING = ListingRules(
     sort_keys={
@@ -24,83 +26,77 @@ LISTING = ListingRules(
 )
 
 
-class TransfersController(Controller):
-    """``/os-volume-transfer``, and from 3.55 on ``/volume-transfers``."""
+class TransferController(Controller):
+    """``/os-volume-transfer/{transfer_id}``."""
 
-    def routes(self) -> Sequence[Route]:
-        """Return the lines of the route table."""
-        return [
-            route
-            for path, since, schema in (
-                ("/os-volume-transfer", versions.V2, schemas.create),
-                ("/volume-transfers", microversions.TRANSFERS, schemas.create_with_snapshots),
-            )
-            for route in (
-                Route("GET", path, self.index, since=since),
-                Route("GET", f"{path}/detail", self.index_detail, since=since),
-                Route("POST", path, self.create, status=202, schema=schema, since=since),
-                Route("GET", f"{path}/{{transfer_id}}", self.show, since=since),
-                Route("DELETE", f"{path}/{{transfer_id}}", self.delete, status=202, since=since),
-                Route(
-                    "POST",
-                    f"{path}/{{transfer_id}}/accept",
-                    self.accept,
-                    status=202,
-                    schema=schemas.accept,
-                    since=since,
-                ),
-            )
-        ]
+    transfer: Transfer
 
-    def _get(self, call: Call, rule: str) -> Transfer:
-        transfer = self.managers.transfers.get(
-            call.context, resource_id(call, "transfer_id", TransferNotFound)
-        )
-        self.enforce(call, rule, transfer.project_id)
-        return transfer
+    def project_of(self, req: Request) -> str:
+        """Find the transfer; return whose it is."""
+        transfer_id = checked_id(self.parts[0], TransferNotFound)
+        self.transfer = self.managers.transfers.get(req.context, transfer_id)
+        return self.transfer.project_id
 
-    def index(self, call: Call) -> dict[str, Any]:
-        """``GET`` of the plain list."""
-        return self._index(call, detail=False)
-
-    def index_detail(self, call: Call) -> dict[str, Any]:
-        """``GET …/detail``."""
-        return self._index(call, detail=True)
-
-    def _index(self, call: Call, *, detail: bool) -> dict[str, Any]:
-        self.enforce(call, "volume:get_all_transfers")
-        view = functools.partial(views.detail if detail else views.summary, call)
-        return self.page(call, self.managers.transfers.list, "transfers", LISTING, view, detail=detail)
-
-    def show(self, call: Call) -> dict[str, Any]:
+    @expose("GET", rule="volume:get_transfer")
+    def show(self, req: Request, resp: Response) -> dict[str, Any]:
         """``GET`` of one."""
-        return {"transfer": views.detail(call, self._get(call, "volume:get_transfer"))}
+        return {"transfer": views.detail(req, self.transfer)}
 
-    def create(self, call: Call) -> dict[str, Any]:
+    @expose("DELETE", rule="volume:delete_transfer", status=202)
+    def delete(self, req: Request, resp: Response) -> None:
+        """``DELETE``: the offer is taken back."""
+        self.managers.transfers.delete(req.context, self.transfer.id)
+
+    @expose("POST", "accept", takes=schemas.accept, status=202)
+    def accept(self, req: Request, resp: Response) -> dict[str, Any]:
+        """``POST …/accept``: by anybody who has the key."""
+        # The rule is asked of the caller's own project: whose it is now does not matter.
+        self.enforce(req, "volume:accept_transfer")
+        transfer_id = checked_id(self.parts[0], TransferNotFound)
+        transfer = self.managers.transfers.accept(req.context, transfer_id, req.data["accept"]["auth_key"])
+        return {"transfer": views.summary(req, transfer)}
+
+
+class TransfersController(Controller):
+    """``/os-volume-transfer``."""
+
+    item = ("transfer_id", TransferController)
+
+    @expose("GET", rule="volume:get_all_transfers")
+    def index(self, req: Request, resp: Response) -> dict[str, Any]:
+        """``GET`` of the plain list."""
+        return self._index(req, detail=False)
+
+    @expose("GET", "detail", rule="volume:get_all_transfers")
+    def index_detail(self, req: Request, resp: Response) -> dict[str, Any]:
+        """``GET …/detail``."""
+        return self._index(req, detail=True)
+
+    def _index(self, req: Request, *, detail: bool) -> dict[str, Any]:
+        view = functools.partial(views.detail if detail else views.summary, req)
+        return self.page(req, self.managers.transfers.list, "transfers", LISTING, view, detail=detail)
+
+    @expose("POST", rule="volume:create_transfer", takes=schemas.create, status=202)
+    def create(self, req: Request, resp: Response) -> dict[str, Any]:
         """``POST``: the answer has the key, which is told this once."""
-        self.enforce(call, "volume:create_transfer")
-        wanted = call.body["transfer"]
+        wanted = req.data["transfer"]
         volume_id = id_of(wanted["volume_id"])
-        self.enforce_on(call, "volume:create_transfer", self.managers.volumes.project_of, volume_id)
+        self.enforce_on(req, "volume:create_transfer", self.managers.volumes.project_of, volume_id)
         transfer, key = self.managers.transfers.create(
-            call.context,
+            req.context,
             volume_id=volume_id,
             name=stripped(wanted.get("name")),
-            no_snapshots=words.boolean(wanted.get("no_snapshots", False), "no_snapshots"),
+            no_snapshots=boolean(wanted.get("no_snapshots", False), "no_snapshots"),
         )
-        return {"transfer": {**views.detail(call, transfer), "auth_key": key}}
+        return {"transfer": {**views.detail(req, transfer), "auth_key": key}}
 
-    def delete(self, call: Call) -> None:
-        """``DELETE``: the offer is taken back."""
-        transfer = self._get(call, "volume:delete_transfer")
-        self.managers.transfers.delete(call.context, transfer.id)
 
-    def accept(self, call: Call) -> dict[str, Any]:
-        """``POST …/accept``: by anybody who has the key."""
-        self.enforce(call, "volume:accept_transfer")
-        transfer = self.managers.transfers.accept(
-            call.context,
-            resource_id(call, "transfer_id", TransferNotFound),
-            call.body["accept"]["auth_key"],
-        )
-        return {"transfer": views.summary(call, transfer)}
+class NewTransfersController(TransfersController):
+    """``/volume-transfers``: the same under a newer name, and with ``no_snapshots``."""
+
+    since = microversions.TRANSFERS
+
+    @expose("POST", rule="volume:create_transfer", takes=schemas.create_with_snapshots, status=202)
+    def create(self, req: Request, resp: Response) -> dict[str, Any]:
+        """``POST``: a snapshot may stay behind."""
+        return super().create(req, resp)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from backupfw import errors
 from backupfw.api import errors as api_errors
-from backupfw.api import microversions, words
+from backupfw.api import microversions
 from backupfw.api.controllers.base import Controller, stripped
-from backupfw.api.query import ListingRules, Query
-from backupfw.api.routing import Action, Call, Route
+from backupfw.api.query import ListingRules, Query, boolean
+from backupfw.api.request import Request, Response
+from backupfw.api.resource import ActionsResource, action, expose
 from backupfw.api.schemas import volume_types as schemas
 from backupfw.api.views import volume_types as views
 
@@ -28,61 +28,161 @@ LISTING = ListingRules(
 _MAX_TEXT = 255
 
 
-class VolumeTypesController(Controller):
-    """``/types`` and ``/default-types``."""
+class _Types(Controller):
+    """What a type and all of them have in common."""
 
-    def routes(self) -> Sequence[Route]:
-        """Return the lines of the route table."""
-        one = "/types/{type_id}"
-        default, since = "/default-types/{target}", microversions.DEFAULT_TYPES
-        return [
-            Route("GET", "/types", self.index),
-            Route("POST", "/types", self.create, schema=schemas.create),
-            Route("GET", one, self.show),
-            Route("PUT", one, self.update, schema=schemas.update),
-            Route("DELETE", one, self.delete, status=202),
-            Route("GET", one + "/extra_specs", self.extra_specs),
-            Route("POST", one + "/extra_specs", self.add_extra_specs, schema=schemas.extra_specs),
-            Route("GET", one + "/extra_specs/{key}", self.extra_spec),
-            Route("PUT", one + "/extra_specs/{key}", self.set_extra_spec, schema=schemas.extra_spec),
-            Route("DELETE", one + "/extra_specs/{key}", self.delete_extra_spec, status=202),
-            Route("GET", one + "/os-volume-type-access", self.access),
-            Route("GET", one + "/encryption", self.encryption),
-            Route(
-                "POST",
-                one + "/action",
-                status=202,
-                actions={
-                    "addProjectAccess": Action(self.allow, schemas.allow),
-                    "removeProjectAccess": Action(self.refuse, schemas.refuse),
-                },
-            ),
-            Route("GET", "/default-types", self.defaults, since=since),
-            Route("GET", default, self.show_default, since=since),
-            Route("PUT", default, self.set_default, schema=schemas.default, since=since),
-            Route("DELETE", default, self.unset_default, status=204, since=since),
-        ]
+    def _kind(self, req: Request) -> VolumeType:
+        """Return the type of the path, which may be its name.
 
-    def _get(self, call: Call, rule: str) -> VolumeType:
-        self.enforce(call, rule)
-        return self.managers.types.get(call.context, _path_text(call, "type_id", errors.VolumeTypeNotFound))
+        :raises VolumeTypeNotFound: it is not there, or no row can have such an id.
+        """
+        return self.managers.types.get(req.context, _text(self.parts[0], errors.VolumeTypeNotFound))
 
-    def _sees_all(self, call: Call) -> bool:
-        return self.policy.allows(
-            call.context, "volume_extension:types_extra_specs:read_sensitive", call.context.project_id
+    def _sees_all(self, req: Request) -> bool:
+        return self.allows(req, "volume_extension:types_extra_specs:read_sensitive")
+
+
+class ExtraSpecController(_Types):
+    """``/types/{type_id}/extra_specs/{key}``."""
+
+    @expose("GET", rule="volume_extension:types_extra_specs:show")
+    def extra_spec(self, req: Request, resp: Response) -> dict[str, Any]:
+        """``GET /types/{id}/extra_specs/{key}``."""
+        kind = self._kind(req)
+        key = self.parts[1]
+        shown = views.extra_specs(kind.extra_specs, all_specs=self._sees_all(req))
+        if key not in shown:
+            raise errors.KeyNotFound(key)
+        return {key: shown[key]}
+
+    @expose("PUT", rule="volume_extension:types_extra_specs:update", takes=schemas.extra_spec)
+    def set_extra_spec(self, req: Request, resp: Response) -> dict[str, Any]:
+        """``PUT /types/{id}/extra_specs/{key}``: the body's key must be the path's."""
+        kind = self._kind(req)
+        if self.parts[1] not in req.data:
+            raise api_errors.BadRequest("Request body and URI mismatch")
+        self.managers.types.set_extra_specs(req.context, kind.id, req.data)
+        return dict(req.data)
+
+    @expose("DELETE", rule="volume_extension:types_extra_specs:delete", status=202)
+    def delete_extra_spec(self, req: Request, resp: Response) -> None:
+        """``DELETE /types/{id}/extra_specs/{key}``."""
+        kind = self._kind(req)
+        key = _text(self.parts[1], errors.KeyNotFound)
+        self.managers.types.delete_extra_spec(req.context, kind.id, key)
+
+
+class ExtraSpecsController(_Types):
+    """``/types/{type_id}/extra_specs``."""
+
+    item = ("key", ExtraSpecController)
+
+    @expose("GET", rule="volume_extension:types_extra_specs:index")
+    def extra_specs(self, req: Request, resp: Response) -> dict[str, Any]:
+        """``GET /types/{id}/extra_specs``."""
+        kind = self._kind(req)
+        return {"extra_specs": views.extra_specs(kind.extra_specs, all_specs=self._sees_all(req))}
+
+    @expose("POST", rule="volume_extension:types_extra_specs:create", takes=schemas.extra_specs)
+    def add_extra_specs(self, req: Request, resp: Response) -> dict[str, Any]:
+        """``POST /types/{id}/extra_specs``: what is not named stays; shows what was named."""
+        kind = self._kind(req)
+        wanted = req.data["extra_specs"]
+        self.managers.types.set_extra_specs(req.context, kind.id, wanted)
+        return {"extra_specs": wanted}
+
+
+class VolumeTypeController(_Types, ActionsResource):
+    """``/types/{type_id}``."""
+
+    children = {"extra_specs": ExtraSpecsController}
+
+    @expose("GET", rule="volume_extension:type_get")
+    def show(self, req: Request, resp: Response) -> dict[str, Any]:
+        """``GET /types/{id}``, ``GET /types/default``."""
+        default = self.parts[0] == "default"
+        kind = self.managers.types.default(req.context) if default else self._kind(req)
+        return {"volume_type": views.detail(kind, all_specs=self._sees_all(req))}
+
+    @expose("PUT", rule="volume_extension:type_update", takes=schemas.update)
+    def update(self, req: Request, resp: Response) -> dict[str, Any]:
+        """``PUT /types/{id}``: what is not named, or null, stays."""
+        kind = self._kind(req)
+        wanted: Mapping[str, Any] = req.data["volume_type"]
+        public = wanted.get("is_public")
+        if public is None and wanted.get("name") is None and wanted.get("description") is None:
+            raise api_errors.BadRequest(
+                "Specify volume type name, description, is_public or a combination thereof."
+            )
+        changed = self.managers.types.update(
+            req.context,
+            kind.id,
+            name=wanted.get("name"),
+            description=stripped(wanted.get("description")),
+            is_public=None if public is None else boolean(public, "is_public"),
         )
+        return {"volume_type": views.updated(changed, all_specs=self._sees_all(req))}
 
-    def index(self, call: Call) -> dict[str, Any]:
+    @expose("DELETE", rule="volume_extension:type_delete", status=202)
+    def delete(self, req: Request, resp: Response) -> None:
+        """``DELETE /types/{id}``."""
+        kind = self._kind(req)
+        self.managers.types.delete(req.context, kind.id)
+
+    @expose("GET", "os-volume-type-access", rule="volume_extension:volume_type_access:get_all_for_type")
+    def access(self, req: Request, resp: Response) -> dict[str, Any]:
+        """``GET /types/{id}/os-volume-type-access``: who may use a private type."""
+        kind = self._kind(req)
+        return {
+            "volume_type_access": [
+                {"volume_type_id": kind.id, "project_id": project}
+                for project in self.managers.types.projects(req.context, kind.id)
+            ]
+        }
+
+    @expose("GET", "encryption", rule="volume_extension:volume_type_encryption:get")
+    def encryption(self, req: Request, resp: Response) -> dict[str, Any]:
+        """``GET /types/{id}/encryption``: volumes are not encrypted by their type."""
+        self._kind(req)
+        return {}
+
+    @action(
+        "addProjectAccess", rule="volume_extension:volume_type_access:addProjectAccess", takes=schemas.allow
+    )
+    def allow(self, req: Request, resp: Response) -> None:
+        """Action ``addProjectAccess``."""
+        kind = self._kind(req)
+        project = req.data["addProjectAccess"]["project"]
+        self.expect_project(project)
+        self.managers.types.allow(req.context, kind.id, project)
+
+    @action(
+        "removeProjectAccess",
+        rule="volume_extension:volume_type_access:removeProjectAccess",
+        takes=schemas.refuse,
+    )
+    def refuse(self, req: Request, resp: Response) -> None:
+        """Action ``removeProjectAccess``."""
+        kind = self._kind(req)
+        self.managers.types.refuse(req.context, kind.id, req.data["removeProjectAccess"]["project"])
+
+
+class VolumeTypesController(_Types):
+    """``/types``."""
+
+    item = ("type_id", VolumeTypeController)
+
+    @expose("GET", rule="volume_extension:type_get_all")
+    def index(self, req: Request, resp: Response) -> dict[str, Any]:
         """``GET /types``; an administrator's ``?is_public=None`` asks for private ones too."""
-        self.enforce(call, "volume_extension:type_get_all")
-        text = call.query.get("is_public")
+        text = req.query.get("is_public")
         public: bool | None = True
-        if text is not None and call.context.is_admin:
-            public = None if text.strip().lower() == "none" else words.boolean(text, "is_public")
-        call = replace(call, query=Query([pair for pair in call.query.pairs if pair[0] != "is_public"]))
-        wanted = self.listing(call, LISTING)
+        if text is not None and req.context.is_admin:
+            public = None if text.strip().lower() == "none" else boolean(text, "is_public")
+        query = Query([pair for pair in req.query.pairs if pair[0] != "is_public"])
+        wanted = self.listing(req, LISTING, query)
         page = self.managers.types.list(
-            call.context,
+            req.context,
             public=public,
             filters=wanted.filters,
             limit=wanted.limit,
@@ -91,166 +191,88 @@ class VolumeTypesController(Controller):
             sort=wanted.sort,
             with_count=wanted.with_count,
         )
-        all_specs = self._sees_all(call)
+        all_specs = self._sees_all(req)
         body: dict[str, Any] = {
             "volume_types": [views.detail(kind, all_specs=all_specs) for kind in page.items]
         }
         if page.items and len(page.items) >= wanted.limit:
-            pairs = [*call.query.pairs, *([] if text is None else [("is_public", text)])]
-            body["volume_type_links"] = call.links.next_page(call.path, pairs, page.items[-1].id)
+            pairs = [*query.pairs, *([] if text is None else [("is_public", text)])]
+            body["volume_type_links"] = req.links.next_page(req.tail, pairs, page.items[-1].id)
         if page.total is not None:
             body["count"] = page.total
         return body
 
-    def show(self, call: Call) -> dict[str, Any]:
-        """``GET /types/{id}``, ``GET /types/default``."""
-        if call.args["type_id"] == "default":
-            self.enforce(call, "volume_extension:type_get")
-            kind = self.managers.types.default(call.context)
-        else:
-            kind = self._get(call, "volume_extension:type_get")
-        return {"volume_type": views.detail(kind, all_specs=self._sees_all(call))}
-
-    def create(self, call: Call) -> dict[str, Any]:
+    @expose("POST", rule="volume_extension:type_create", takes=schemas.create)
+    def create(self, req: Request, resp: Response) -> dict[str, Any]:
         """``POST /types``."""
-        self.enforce(call, "volume_extension:type_create")
-        wanted: Mapping[str, Any] = call.body["volume_type"]
+        wanted: Mapping[str, Any] = req.data["volume_type"]
         kind = self.managers.types.create(
-            call.context,
+            req.context,
             name=wanted["name"],
             description=stripped(wanted.get("description")),
-            is_public=words.boolean(wanted.get("os-volume-type-access:is_public", True), "is_public"),
+            is_public=boolean(wanted.get("os-volume-type-access:is_public", True), "is_public"),
             extra_specs=wanted.get("extra_specs"),
         )
-        return {"volume_type": views.created(kind, all_specs=self._sees_all(call))}
+        return {"volume_type": views.created(kind, all_specs=self._sees_all(req))}
 
-    def update(self, call: Call) -> dict[str, Any]:
-        """``PUT /types/{id}``: what is not named, or null, stays."""
-        kind = self._get(call, "volume_extension:type_update")
-        wanted: Mapping[str, Any] = call.body["volume_type"]
-        public = wanted.get("is_public")
-        if public is None and wanted.get("name") is None and wanted.get("description") is None:
-            raise api_errors.BadRequest(
-                "Specify volume type name, description, is_public or a combination thereof."
-            )
-        changed = self.managers.types.update(
-            call.context,
-            kind.id,
-            name=wanted.get("name"),
-            description=stripped(wanted.get("description")),
-            is_public=None if public is None else words.boolean(public, "is_public"),
-        )
-        return {"volume_type": views.updated(changed, all_specs=self._sees_all(call))}
 
-    def delete(self, call: Call) -> None:
-        """``DELETE /types/{id}``."""
-        kind = self._get(call, "volume_extension:type_delete")
-        self.managers.types.delete(call.context, kind.id)
+class DefaultTypeController(Controller):
+    """``/default-types/{target}``."""
 
-    def extra_specs(self, call: Call) -> dict[str, Any]:
-        """``GET /types/{id}/extra_specs``."""
-        kind = self._get(call, "volume_extension:types_extra_specs:index")
-        return {"extra_specs": views.extra_specs(kind.extra_specs, all_specs=self._sees_all(call))}
+    def project_of(self, req: Request) -> str:
+        """Return the project of the path."""
+        return self.parts[0]
 
-    def add_extra_specs(self, call: Call) -> dict[str, Any]:
-        """``POST /types/{id}/extra_specs``: what is not named stays; shows what was named."""
-        kind = self._get(call, "volume_extension:types_extra_specs:create")
-        wanted = call.body["extra_specs"]
-        self.managers.types.set_extra_specs(call.context, kind.id, wanted)
-        return {"extra_specs": wanted}
-
-    def extra_spec(self, call: Call) -> dict[str, Any]:
-        """``GET /types/{id}/extra_specs/{key}``."""
-        kind = self._get(call, "volume_extension:types_extra_specs:show")
-        key = call.args["key"]
-        shown = views.extra_specs(kind.extra_specs, all_specs=self._sees_all(call))
-        if key not in shown:
-            raise errors.KeyNotFound(key)
-        return {key: shown[key]}
-
-    def set_extra_spec(self, call: Call) -> dict[str, Any]:
-        """``PUT /types/{id}/extra_specs/{key}``: the body's key must be the path's."""
-        kind = self._get(call, "volume_extension:types_extra_specs:update")
-        if call.args["key"] not in call.body:
-            raise api_errors.BadRequest("Request body and URI mismatch")
-        self.managers.types.set_extra_specs(call.context, kind.id, call.body)
-        return dict(call.body)
-
-    def delete_extra_spec(self, call: Call) -> None:
-        """``DELETE /types/{id}/extra_specs/{key}``."""
-        kind = self._get(call, "volume_extension:types_extra_specs:delete")
-        key = _path_text(call, "key", errors.KeyNotFound)
-        self.managers.types.delete_extra_spec(call.context, kind.id, key)
-
-    def access(self, call: Call) -> dict[str, Any]:
-        """``GET /types/{id}/os-volume-type-access``: who may use a private type."""
-        kind = self._get(call, "volume_extension:volume_type_access:get_all_for_type")
-        return {
-            "volume_type_access": [
-                {"volume_type_id": kind.id, "project_id": project}
-                for project in self.managers.types.projects(call.context, kind.id)
-            ]
-        }
-
-    def encryption(self, call: Call) -> dict[str, Any]:
-        """``GET /types/{id}/encryption``: volumes are not encrypted by their type."""
-        self._get(call, "volume_extension:volume_type_encryption:get")
-        return {}
-
-    def allow(self, call: Call) -> None:
-        """Action ``addProjectAccess``."""
-        kind = self._get(call, "volume_extension:volume_type_access:addProjectAccess")
-        project = call.body["addProjectAccess"]["project"]
-        self.expect_project(project)
-        self.managers.types.allow(call.context, kind.id, project)
-
-    def refuse(self, call: Call) -> None:
-        """Action ``removeProjectAccess``."""
-        kind = self._get(call, "volume_extension:volume_type_access:removeProjectAccess")
-        self.managers.types.refuse(call.context, kind.id, call.body["removeProjectAccess"]["project"])
-
-    def defaults(self, call: Call) -> dict[str, Any]:
-        """``GET /default-types``: of the projects that have their own."""
-        self.enforce(call, "volume_extension:default_get_all")
-        return {"default_types": [_default(*each) for each in self.managers.types.project_defaults()]}
-
-    def show_default(self, call: Call) -> dict[str, Any]:
-        """``GET /default-types/{project}``."""
-        project = self._project(call, "volume_extension:default_get")
-        return {"default_type": _default(project, self.managers.types.project_default(project))}
-
-    def set_default(self, call: Call) -> dict[str, Any]:
-        """``PUT /default-types/{project}``."""
-        project = self._project(call, "volume_extension:default_set_or_update")
-        self.expect_project(project)
-        wanted = call.body["default_type"]["volume_type"]
-        return {
-            "default_type": _default(
-                project, self.managers.types.set_project_default(call.context, project, wanted)
-            )
-        }
-
-    def unset_default(self, call: Call) -> None:
-        """``DELETE /default-types/{project}``."""
-        self.managers.types.unset_project_default(self._project(call, "volume_extension:default_unset"))
-
-    def _project(self, call: Call, rule: str) -> str:
-        project = call.args["target"]
-        self.enforce(call, rule, project)
+    def _project(self) -> str:
+        project = self.parts[0]
         if len(project) > _MAX_TEXT or not project.isprintable():
             raise api_errors.BadRequest("Invalid input received: project_id is not a valid id")
         return project
 
+    @expose("GET", rule="volume_extension:default_get")
+    def show_default(self, req: Request, resp: Response) -> dict[str, Any]:
+        """``GET /default-types/{project}``."""
+        project = self._project()
+        return {"default_type": _default(project, self.managers.types.project_default(project))}
 
-def _path_text(call: Call, name: str, missing: type[errors.NotFound]) -> str:
+    @expose("PUT", rule="volume_extension:default_set_or_update", takes=schemas.default)
+    def set_default(self, req: Request, resp: Response) -> dict[str, Any]:
+        """``PUT /default-types/{project}``."""
+        project = self._project()
+        self.expect_project(project)
+        wanted = req.data["default_type"]["volume_type"]
+        return {
+            "default_type": _default(
+                project, self.managers.types.set_project_default(req.context, project, wanted)
+            )
+        }
+
+    @expose("DELETE", rule="volume_extension:default_unset", status=204)
+    def unset_default(self, req: Request, resp: Response) -> None:
+        """``DELETE /default-types/{project}``."""
+        self.managers.types.unset_project_default(self._project())
+
+
+class DefaultTypesController(Controller):
+    """``/default-types``."""
+
+    since = microversions.DEFAULT_TYPES
+    item = ("target", DefaultTypeController)
+
+    @expose("GET", rule="volume_extension:default_get_all")
+    def defaults(self, req: Request, resp: Response) -> dict[str, Any]:
+        """``GET /default-types``: of the projects that have their own."""
+        return {"default_types": [_default(*each) for each in self.managers.types.project_defaults()]}
+
+
+def _text(part: str, missing: type[errors.NotFound]) -> str:
     """Return a part of the path; one that no row can have is simply not found.
 
     :raises NotFound: of the class ``missing``.
     """
-    text = call.args[name]
-    if len(text) > _MAX_TEXT or not text.isprintable():
-        raise missing(text)
-    return text
+    if len(part) > _MAX_TEXT or not part.isprintable():
+        raise missing(part)
+    return part
 
 
 def _default(project_id: str, type_id: str) -> dict[str, Any]:

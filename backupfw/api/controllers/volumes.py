@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from backupfw import errors
 from backupfw.api import errors as api_errors
-from backupfw.api import microversions, words
-from backupfw.api.controllers.base import Controller, display_fields, id_of, resource_id
-from backupfw.api.controllers.metadata import MetadataCalls
-from backupfw.api.query import ListingRules
-from backupfw.api.routing import Action, Call, Route
+from backupfw.api import microversions
+from backupfw.api.controllers.base import Controller, checked_id, display_fields, id_of
+from backupfw.api.controllers.metadata import metadata_of
+from backupfw.api.query import ListingRules, boolean
+from backupfw.api.request import Request, Response
+from backupfw.api.resource import ActionsResource, action, expose
 from backupfw.api.schemas import volumes as schemas
 from backupfw.api.views import volumes as views
 
@@ -49,126 +50,216 @@ LISTING = ListingRules(
 )
 
 
-class VolumesController(Controller):
-    """``/volumes``."""
+class _Volumes(Controller):
+    """What a volume and all of them have in common."""
 
-    def routes(self) -> Sequence[Route]:
-        """Return the lines of the route table."""
-        metadata = MetadataCalls(
-            manager=self.managers.volumes,
-            policy=self.policy,
-            collection="volumes",
-            missing=errors.VolumeNotFound,
+    def _detail(self, req: Request) -> Callable[[Volume], dict[str, Any]]:
+        """Return the view of everything that this caller may see; a page asks once for each project."""
+
+        @functools.cache
+        def shows_image(project_id: str) -> bool:
+            return self.allows(req, "volume_extension:volume_image_metadata:show", project_id)
+
+        return lambda volume: views.detail(req, volume, shows_image)
+
+
+class VolumeController(_Volumes, ActionsResource):
+    """``/volumes/{volume_id}``."""
+
+    children = {
+        "metadata": metadata_of(
+            lambda managers: managers.volumes,
+            errors.VolumeNotFound,
             read_rule="volume:get_volume_metadata",
             create_rule="volume:create_volume_metadata",
             write_rule="volume:update_volume_metadata",
             delete_rule="volume:delete_volume_metadata",
         )
-        return [
-            Route("GET", "/volumes", self.index),
-            Route("GET", "/volumes/detail", self.index_detail),
-            Route("POST", "/volumes", self.create, status=202, schema=schemas.create),
-            Route("GET", "/volumes/summary", self.summary, since=microversions.VOLUME_SUMMARY),
-            Route("GET", "/volumes/{volume_id}", self.show),
-            Route("PUT", "/volumes/{volume_id}", self.update, schema=schemas.update),
-            Route("DELETE", "/volumes/{volume_id}", self.delete, status=202),
-            Route(
-                "POST",
-                "/volumes/{volume_id}/action",
-                status=202,
-                actions={
-                    "os-attach": Action(self.attach, schemas.attach),
-                    "os-detach": Action(self.detach, schemas.detach),
-                    "os-extend": Action(self.extend, schemas.extend),
-                    "os-retype": Action(self.retype, schemas.retype),
-                    "os-set_bootable": Action(self.set_bootable, schemas.set_bootable, status=200),
-                    "os-set_image_metadata": Action(
-                        self.set_image_metadata, schemas.set_image_metadata, status=200
-                    ),
-                    "os-show_image_metadata": Action(
-                        self.show_image_metadata, schemas.show_image_metadata, status=200
-                    ),
-                    "os-unset_image_metadata": Action(
-                        self.unset_image_metadata, schemas.unset_image_metadata, status=200
-                    ),
-                    "os-reset_status": Action(self.reset_status, schemas.reset_status),
-                    "os-force_delete": Action(self.force_delete, schemas.force_delete),
-                },
-            ),
-            *metadata.routes(),
-        ]
+    }
+    volume: Volume
 
-    def _get(self, call: Call, rule: str) -> Volume:
-        volume = self.managers.volumes.get(
-            call.context, resource_id(call, "volume_id", errors.VolumeNotFound)
-        )
-        self.enforce(call, rule, volume.project_id)
-        return volume
+    def project_of(self, req: Request) -> str:
+        """Find the volume; return whose it is."""
+        volume_id = checked_id(self.parts[0], errors.VolumeNotFound)
+        self.volume = self.managers.volumes.get(req.context, volume_id)
+        return self.volume.project_id
 
-    def index(self, call: Call) -> dict[str, Any]:
-        """``GET /volumes``."""
-        return self._index(call, detail=False)
-
-    def index_detail(self, call: Call) -> dict[str, Any]:
-        """``GET /volumes/detail``."""
-        return self._index(call, detail=True)
-
-    def _index(self, call: Call, *, detail: bool) -> dict[str, Any]:
-        self.enforce(call, "volume:get_all")
-        view = self._detail(call) if detail else functools.partial(views.summary, call)
-        return self.page(call, self.managers.volumes.list, "volumes", LISTING, view, detail=detail)
-
-    def _detail(self, call: Call) -> Callable[[Volume], dict[str, Any]]:
-        """Return the view of everything that this caller may see; a page asks once for each project."""
-
-        @functools.cache
-        def shows_image(project_id: str) -> bool:
-            return self.policy.allows(call.context, "volume_extension:volume_image_metadata:show", project_id)
-
-        return lambda volume: views.detail(call, volume, shows_image)
-
-    def summary(self, call: Call) -> dict[str, Any]:
-        """``GET /volumes/summary``: of all volumes that a listing would show."""
-        self.enforce(call, "volume:get_all")
-        wanted = self.listing(call, LISTING)
-        totals = self.managers.volumes.totals(
-            call.context, filters=wanted.filters, all_tenants=wanted.all_tenants
-        )
-        body: dict[str, Any] = {"total_count": totals.count, "total_size": totals.size}
-        if call.version >= microversions.VOLUME_SUMMARY_METADATA:
-            body["metadata"] = {key: list(values) for key, values in totals.metadata.items()}
-        return {"volume-summary": body}
-
-    def show(self, call: Call) -> dict[str, Any]:
+    @expose("GET", rule="volume:get")
+    def show(self, req: Request, resp: Response) -> dict[str, Any]:
         """``GET /volumes/{id}``."""
-        return {"volume": self._detail(call)(self._get(call, "volume:get"))}
+        return {"volume": self._detail(req)(self.volume)}
 
-    def create(self, call: Call) -> dict[str, Any]:
+    @expose("PUT", rule="volume:update", takes=schemas.update)
+    def update(self, req: Request, resp: Response) -> dict[str, Any]:
+        """``PUT /volumes/{id}``: what is not named stays."""
+        wanted: Mapping[str, Any] = req.data["volume"]
+        name, description = display_fields(wanted, self.volume.display_name, self.volume.display_description)
+        changed = self.managers.volumes.update(
+            req.context,
+            self.volume.id,
+            name=name,
+            description=description,
+            metadata=wanted.get("metadata"),
+        )
+        return {"volume": views.updated(req, changed)}
+
+    @expose("DELETE", rule="volume:delete", status=202)
+    def delete(self, req: Request, resp: Response) -> None:
+        """``DELETE /volumes/{id}``; ``?cascade`` takes its snapshots along, ``?force`` takes any status."""
+        cascade = req.query.flag("cascade")
+        if req.version >= microversions.VOLUME_DELETE_FORCE and req.query.flag("force"):
+            self.enforce(req, "volume:force_delete", self.volume.project_id)
+            self.managers.volumes.force_delete(req.context, self.volume.id, cascade=cascade)
+        else:
+            self.managers.volumes.delete(req.context, self.volume.id, cascade=cascade)
+
+    @action("os-attach", rule="volume_extension:volume_actions:attach", takes=schemas.attach)
+    def attach(self, req: Request, resp: Response) -> None:
+        """Action ``os-attach``: somebody says that they use the volume."""
+        wanted = req.data["os-attach"]
+        server = wanted.get("instance_uuid")
+        if not server and not wanted.get("host_name"):
+            raise errors.InvalidInput("instance_uuid or host_name must be given.")
+        self.managers.volumes.attach(
+            req.context,
+            self.volume.id,
+            instance_uuid=id_of(server),
+            host_name=wanted.get("host_name"),
+            mountpoint=wanted["mountpoint"],
+            mode=wanted.get("mode", "rw"),
+        )
+
+    @action("os-detach", rule="volume_extension:volume_actions:detach", takes=schemas.detach)
+    def detach(self, req: Request, resp: Response) -> None:
+        """Action ``os-detach``."""
+        wanted = req.data["os-detach"] or {}
+        self.managers.volumes.detach(req.context, self.volume.id, attachment_id=wanted.get("attachment_id"))
+
+    @action("os-extend", rule="volume:extend", takes=schemas.extend)
+    def extend(self, req: Request, resp: Response) -> None:
+        """Action ``os-extend``."""
+        self.managers.volumes.extend(
+            req.context, self.volume.id, new_size=int(req.data["os-extend"]["new_size"])
+        )
+
+    @action("os-retype", rule="volume:retype", takes=schemas.retype)
+    def retype(self, req: Request, resp: Response) -> None:
+        """Action ``os-retype``: the data stays where it is, whatever the policy of migration says."""
+        self.managers.volumes.retype(req.context, self.volume.id, req.data["os-retype"]["new_type"])
+
+    @action(
+        "os-set_bootable",
+        rule="volume_extension:volume_actions:set_bootable",
+        takes=schemas.set_bootable,
+        status=200,
+    )
+    def set_bootable(self, req: Request, resp: Response) -> dict[str, Any]:
+        """Action ``os-set_bootable``."""
+        bootable = boolean(req.data["os-set_bootable"]["bootable"], "bootable")
+        self.managers.volumes.set_bootable(req.context, self.volume.id, bootable)
+        return {}
+
+    @action(
+        "os-set_image_metadata",
+        rule="volume_extension:volume_image_metadata:set",
+        takes=schemas.set_image_metadata,
+        status=200,
+    )
+    def set_image_metadata(self, req: Request, resp: Response) -> dict[str, Any]:
+        """Action ``os-set_image_metadata``: what is not named stays."""
+        wanted = req.data["os-set_image_metadata"]["metadata"]
+        return {
+            "metadata": dict(self.managers.volumes.set_image_metadata(req.context, self.volume.id, wanted))
+        }
+
+    @action(
+        "os-show_image_metadata",
+        rule="volume_extension:volume_image_metadata:show",
+        takes=schemas.show_image_metadata,
+        status=200,
+    )
+    def show_image_metadata(self, req: Request, resp: Response) -> dict[str, Any]:
+        """Action ``os-show_image_metadata``."""
+        return {"metadata": dict(self.volume.image_metadata)}
+
+    @action(
+        "os-unset_image_metadata",
+        rule="volume_extension:volume_image_metadata:remove",
+        takes=schemas.unset_image_metadata,
+        status=200,
+    )
+    def unset_image_metadata(self, req: Request, resp: Response) -> dict[str, Any]:
+        """Action ``os-unset_image_metadata``."""
+        self.managers.volumes.unset_image_metadata(
+            req.context, self.volume.id, req.data["os-unset_image_metadata"]["key"]
+        )
+        return {}
+
+    @action(
+        "os-reset_status",
+        rule="volume_extension:volume_admin_actions:reset_status",
+        takes=schemas.reset_status,
+    )
+    def reset_status(self, req: Request, resp: Response) -> None:
+        """Action ``os-reset_status``; attach and migration status follow from the rest here."""
+        status = req.data["os-reset_status"].get("status")
+        if status is None:
+            raise errors.InvalidInput("only status can be reset.")
+        self.managers.volumes.reset_status(req.context, self.volume.id, status.lower())
+
+    @action(
+        "os-force_delete",
+        rule="volume_extension:volume_admin_actions:force_delete",
+        takes=schemas.force_delete,
+    )
+    def force_delete(self, req: Request, resp: Response) -> None:
+        """Action ``os-force_delete``."""
+        self.managers.volumes.force_delete(req.context, self.volume.id)
+
+
+class VolumesController(_Volumes):
+    """``/volumes``."""
+
+    item = ("volume_id", VolumeController)
+
+    @expose("GET", rule="volume:get_all")
+    def index(self, req: Request, resp: Response) -> dict[str, Any]:
+        """``GET /volumes``."""
+        return self._index(req, detail=False)
+
+    @expose("GET", "detail", rule="volume:get_all")
+    def index_detail(self, req: Request, resp: Response) -> dict[str, Any]:
+        """``GET /volumes/detail``."""
+        return self._index(req, detail=True)
+
+    def _index(self, req: Request, *, detail: bool) -> dict[str, Any]:
+        view = self._detail(req) if detail else functools.partial(views.summary, req)
+        return self.page(req, self.managers.volumes.list, "volumes", LISTING, view, detail=detail)
+
+    @expose("POST", rule="volume:create", takes=schemas.create, status=202)
+    def create(self, req: Request, resp: Response) -> dict[str, Any]:
         """``POST /volumes``."""
-        self.enforce(call, "volume:create")
-        wanted: Mapping[str, Any] = call.body["volume"]
+        wanted: Mapping[str, Any] = req.data["volume"]
         if wanted.get("imageRef"):
             raise api_errors.BadRequest("Invalid image identifier or unable to access requested image.")
         if wanted.get("consistencygroup_id"):
             raise errors.InvalidInput("consistency groups are not supported.")
-        if call.version >= microversions.VOLUME_GROUP and wanted.get("group_id"):
+        if req.version >= microversions.VOLUME_GROUP and wanted.get("group_id"):
             raise errors.InvalidInput("groups are not supported.")
-        if words.boolean(wanted.get("multiattach") or False, "multiattach"):
+        if boolean(wanted.get("multiattach") or False, "multiattach"):
             raise errors.InvalidInput("multiattach volumes are not supported.")
         name, description = display_fields(wanted)
         size = wanted.get("size")
         backup_id = None
-        if call.version >= microversions.VOLUME_FROM_BACKUP and wanted.get("backup_id"):
+        if req.version >= microversions.VOLUME_FROM_BACKUP and wanted.get("backup_id"):
             # It reads the backup as a restore does.
             backup_id = id_of(wanted["backup_id"])
-            self.enforce(
-                call, "backup:restore", self.managers.backups.get(call.context, backup_id).project_id
-            )
+            self.enforce(req, "backup:restore", self.managers.backups.get(req.context, backup_id).project_id)
         snapshot_id, source_volid = id_of(wanted.get("snapshot_id")), id_of(wanted.get("source_volid"))
-        self.enforce_on(call, "volume:create", self.managers.snapshots.project_of, snapshot_id)
-        self.enforce_on(call, "volume:create", self.managers.volumes.project_of, source_volid)
+        self.enforce_on(req, "volume:create", self.managers.snapshots.project_of, snapshot_id)
+        self.enforce_on(req, "volume:create", self.managers.volumes.project_of, source_volid)
         volume = self.managers.volumes.create(
-            call.context,
+            req.context,
             size=None if size is None else int(size),
             name=name,
             description=description,
@@ -179,101 +270,16 @@ class VolumesController(Controller):
             availability_zone=wanted.get("availability_zone"),
             backup_id=backup_id,
         )
-        return {"volume": views.created(call, volume)}
+        return {"volume": views.created(req, volume)}
 
-    def update(self, call: Call) -> dict[str, Any]:
-        """``PUT /volumes/{id}``: what is not named stays."""
-        volume = self._get(call, "volume:update")
-        wanted: Mapping[str, Any] = call.body["volume"]
-        name, description = display_fields(wanted, volume.display_name, volume.display_description)
-        changed = self.managers.volumes.update(
-            call.context,
-            volume.id,
-            name=name,
-            description=description,
-            metadata=wanted.get("metadata"),
+    @expose("GET", "summary", rule="volume:get_all", since=microversions.VOLUME_SUMMARY)
+    def summary(self, req: Request, resp: Response) -> dict[str, Any]:
+        """``GET /volumes/summary``: of all volumes that a listing would show."""
+        wanted = self.listing(req, LISTING)
+        totals = self.managers.volumes.totals(
+            req.context, filters=wanted.filters, all_tenants=wanted.all_tenants
         )
-        return {"volume": views.updated(call, changed)}
-
-    def delete(self, call: Call) -> None:
-        """``DELETE /volumes/{id}``; ``?cascade`` takes its snapshots along, ``?force`` takes any status."""
-        volume = self._get(call, "volume:delete")
-        cascade = call.query.flag("cascade")
-        if call.version >= microversions.VOLUME_DELETE_FORCE and call.query.flag("force"):
-            self.enforce(call, "volume:force_delete", volume.project_id)
-            self.managers.volumes.force_delete(call.context, volume.id, cascade=cascade)
-        else:
-            self.managers.volumes.delete(call.context, volume.id, cascade=cascade)
-
-    def attach(self, call: Call) -> None:
-        """Action ``os-attach``: somebody says that they use the volume."""
-        volume = self._get(call, "volume_extension:volume_actions:attach")
-        wanted = call.body["os-attach"]
-        server = wanted.get("instance_uuid")
-        if not server and not wanted.get("host_name"):
-            raise errors.InvalidInput("instance_uuid or host_name must be given.")
-        self.managers.volumes.attach(
-            call.context,
-            volume.id,
-            instance_uuid=id_of(server),
-            host_name=wanted.get("host_name"),
-            mountpoint=wanted["mountpoint"],
-            mode=wanted.get("mode", "rw"),
-        )
-
-    def detach(self, call: Call) -> None:
-        """Action ``os-detach``."""
-        volume = self._get(call, "volume_extension:volume_actions:detach")
-        wanted = call.body["os-detach"] or {}
-        self.managers.volumes.detach(call.context, volume.id, attachment_id=wanted.get("attachment_id"))
-
-    def extend(self, call: Call) -> None:
-        """Action ``os-extend``."""
-        volume = self._get(call, "volume:extend")
-        self.managers.volumes.extend(
-            call.context, volume.id, new_size=int(call.body["os-extend"]["new_size"])
-        )
-
-    def retype(self, call: Call) -> None:
-        """Action ``os-retype``: the data stays where it is, whatever the policy of migration says."""
-        volume = self._get(call, "volume:retype")
-        self.managers.volumes.retype(call.context, volume.id, call.body["os-retype"]["new_type"])
-
-    def set_bootable(self, call: Call) -> dict[str, Any]:
-        """Action ``os-set_bootable``."""
-        volume = self._get(call, "volume_extension:volume_actions:set_bootable")
-        bootable = words.boolean(call.body["os-set_bootable"]["bootable"], "bootable")
-        self.managers.volumes.set_bootable(call.context, volume.id, bootable)
-        return {}
-
-    def set_image_metadata(self, call: Call) -> dict[str, Any]:
-        """Action ``os-set_image_metadata``: what is not named stays."""
-        volume = self._get(call, "volume_extension:volume_image_metadata:set")
-        wanted = call.body["os-set_image_metadata"]["metadata"]
-        return {"metadata": dict(self.managers.volumes.set_image_metadata(call.context, volume.id, wanted))}
-
-    def show_image_metadata(self, call: Call) -> dict[str, Any]:
-        """Action ``os-show_image_metadata``."""
-        volume = self._get(call, "volume_extension:volume_image_metadata:show")
-        return {"metadata": dict(volume.image_metadata)}
-
-    def unset_image_metadata(self, call: Call) -> dict[str, Any]:
-        """Action ``os-unset_image_metadata``."""
-        volume = self._get(call, "volume_extension:volume_image_metadata:remove")
-        self.managers.volumes.unset_image_metadata(
-            call.context, volume.id, call.body["os-unset_image_metadata"]["key"]
-        )
-        return {}
-
-    def reset_status(self, call: Call) -> None:
-        """Action ``os-reset_status``; attach and migration status follow from the rest here."""
-        volume = self._get(call, "volume_extension:volume_admin_actions:reset_status")
-        status = call.body["os-reset_status"].get("status")
-        if status is None:
-            raise errors.InvalidInput("only status can be reset.")
-        self.managers.volumes.reset_status(call.context, volume.id, status.lower())
-
-    def force_delete(self, call: Call) -> None:
-        """Action ``os-force_delete``."""
-        volume = self._get(call, "volume_extension:volume_admin_actions:force_delete")
-        self.managers.volumes.force_delete(call.context, volume.id)
+        body: dict[str, Any] = {"total_count": totals.count, "total_size": totals.size}
+        if req.version >= microversions.VOLUME_SUMMARY_METADATA:
+            body["metadata"] = {key: list(values) for key, values in totals.metadata.items()}
+        return {"volume-summary": body}

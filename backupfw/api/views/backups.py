@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from backupfw.api import microversions
-from backupfw.api.routing import Call
+from backupfw.api.request import Request
 from backupfw.api.views.common import timestamp
 
 if TYPE_CHECKING:
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
     from backupfw.manager.rows import Backup, ListedBackup
 
 
-def summary(call: Call, backup: Backup | ListedBackup) -> dict[str, Any]:
+def summary(req: Request, backup: Backup | ListedBackup) -> dict[str, Any]:
     """What list, create and import show."""
-    return {"id": backup.id, "name": backup.display_name, "links": call.links.of("backups", backup.id)}
+    return {"id": backup.id, "name": backup.display_name, "links": req.links.of("backups", backup.id)}
 
 
 def details(
-    call: Call, shows_owner: Callable[[str], bool]
+    req: Request, shows_owner: Callable[[str], bool]
 ) -> Callable[[Backup | ListedBackup], dict[str, Any]]:
     """Return the view of show and the detailed list.  Suites refuse any key that is not known to them.
 
     :param shows_owner: whether the caller may see whose the backups of a project are; asked once for each.
     """
-    version, links = call.version, call.links.of
+    version, links = req.version, req.links.of
     shows_owner = functools.cache(shows_owner)
     # What the version has is settled once for a page, not in each row.
     has_project = version >= microversions.BACKUP_PROJECT

@@ -6,7 +6,7 @@ import datetime
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
-from backupfw.api.routing import Call
+from backupfw.api.request import Request
 
 
 class HasId(Protocol):
@@ -30,7 +30,7 @@ def timestamp(moment: datetime.datetime | None) -> str | None:
 
 
 def page(
-    call: Call,
+    req: Request,
     collection: str,
     items: Sequence[T],
     limit: int,
@@ -44,7 +44,7 @@ def page(
     """
     body: dict[str, Any] = {collection: [view(item) for item in items]}
     if items and len(items) >= limit:
-        body[f"{collection}_links"] = call.links.next_page(call.path, call.query.pairs, items[-1].id)
+        body[f"{collection}_links"] = req.links.next_page(req.tail, req.query.pairs, items[-1].id)
     if total is not None:
         body["count"] = total
     return body

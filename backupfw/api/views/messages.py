@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from backupfw.api.routing import Call
+from backupfw.api.request import Request
 from backupfw.api.views.common import timestamp
 
 if TYPE_CHECKING:
     from backupfw.manager.rows import Message
 
 
-def detail(call: Call, message: Message) -> dict[str, Any]:
+def detail(req: Request, message: Message) -> dict[str, Any]:
     """What show and the list show."""
     return {
         "id": message.id,
@@ -24,5 +24,5 @@ def detail(call: Call, message: Message) -> dict[str, Any]:
         "guaranteed_until": timestamp(message.guaranteed_until),
         # A text for every client, also where nobody's request led to it.
         "request_id": message.request_id or "",
-        "links": call.links.of("messages", message.id),
+        "links": req.links.of("messages", message.id),
     }

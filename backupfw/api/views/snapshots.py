@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from backupfw.api import microversions
-from backupfw.api.routing import Call
+from backupfw.api.request import Request
 from backupfw.api.views.common import timestamp
 
 if TYPE_CHECKING:
@@ -27,18 +27,18 @@ def summary(snapshot: Snapshot) -> dict[str, Any]:
     }
 
 
-def detail(call: Call, snapshot: Snapshot) -> dict[str, Any]:
+def detail(req: Request, snapshot: Snapshot) -> dict[str, Any]:
     """What show and the detailed list show."""
     body = {
         **summary(snapshot),
         "os-extended-snapshot-attributes:progress": _progress(snapshot),
         "os-extended-snapshot-attributes:project_id": snapshot.project_id,
     }
-    if call.version >= microversions.SNAPSHOT_GROUP:
+    if req.version >= microversions.SNAPSHOT_GROUP:
         body["group_snapshot_id"] = None
-    if call.version >= microversions.SNAPSHOT_USER_ID:
+    if req.version >= microversions.SNAPSHOT_USER_ID:
         body["user_id"] = snapshot.user_id
-    if call.version >= microversions.CONSUMES_QUOTA:
+    if req.version >= microversions.CONSUMES_QUOTA:
         body["consumes_quota"] = True
     return body
 

@@ -5,30 +5,30 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from backupfw.api import microversions
-from backupfw.api.routing import Call
+from backupfw.api.request import Request
 from backupfw.api.views.common import timestamp
 
 if TYPE_CHECKING:
     from backupfw.manager.rows import Transfer
 
 
-def summary(call: Call, transfer: Transfer) -> dict[str, Any]:
+def summary(req: Request, transfer: Transfer) -> dict[str, Any]:
     """What the list and accept show."""
-    collection = call.path.split("/", 1)[0]
+    collection = req.tail.split("/", 1)[0]
     return {
         "id": transfer.id,
         "name": transfer.display_name,
         "volume_id": transfer.volume_id,
-        "links": call.links.of(collection, transfer.id),
+        "links": req.links.of(collection, transfer.id),
     }
 
 
-def detail(call: Call, transfer: Transfer) -> dict[str, Any]:
+def detail(req: Request, transfer: Transfer) -> dict[str, Any]:
     """What show and the detailed list show."""
-    body = {**summary(call, transfer), "created_at": timestamp(transfer.created_at)}
-    if call.version >= microversions.TRANSFERS:
+    body = {**summary(req, transfer), "created_at": timestamp(transfer.created_at)}
+    if req.version >= microversions.TRANSFERS:
         body["no_snapshots"] = transfer.no_snapshots
-    if call.version >= microversions.TRANSFER_PROJECTS:
+    if req.version >= microversions.TRANSFER_PROJECTS:
         # What was accepted is a transfer no longer.
         body["source_project_id"] = transfer.project_id
         body["destination_project_id"] = None

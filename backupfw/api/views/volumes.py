@@ -6,16 +6,16 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from backupfw.api import microversions
-from backupfw.api.routing import Call
+from backupfw.api.request import Request
 from backupfw.api.views.common import timestamp
 
 if TYPE_CHECKING:
     from backupfw.manager.rows import Attachment, Volume
 
 
-def summary(call: Call, volume: Volume) -> dict[str, Any]:
+def summary(req: Request, volume: Volume) -> dict[str, Any]:
     """What the list shows."""
-    return {"id": volume.id, "name": volume.display_name, "links": call.links.of("volumes", volume.id)}
+    return {"id": volume.id, "name": volume.display_name, "links": req.links.of("volumes", volume.id)}
 
 
 def _attachment(attachment: Attachment, volume_id: str) -> dict[str, Any]:
@@ -30,10 +30,10 @@ def _attachment(attachment: Attachment, volume_id: str) -> dict[str, Any]:
     }
 
 
-def created(call: Call, volume: Volume) -> dict[str, Any]:
+def created(req: Request, volume: Volume) -> dict[str, Any]:
     """What create shows."""
     body = {
-        **summary(call, volume),
+        **summary(req, volume),
         "status": volume.status,
         "size": volume.size,
         "availability_zone": volume.availability_zone,
@@ -53,14 +53,14 @@ def created(call: Call, volume: Volume) -> dict[str, Any]:
         "replication_status": None,
         "consistencygroup_id": None,
     }
-    if call.context.is_admin:
+    if req.context.is_admin:
         body["migration_status"] = None
-    return {**body, **_later(call, volume)}
+    return {**body, **_later(req, volume)}
 
 
-def _later(call: Call, volume: Volume) -> dict[str, Any]:
+def _later(req: Request, volume: Volume) -> dict[str, Any]:
     """What microversions added: mostly places for what there is not here."""
-    version, is_admin = call.version, call.context.is_admin
+    version, is_admin = req.version, req.context.is_admin
     body: dict[str, Any] = {}
     if version >= microversions.VOLUME_GROUP:
         body["group_id"] = None
@@ -78,21 +78,21 @@ def _later(call: Call, volume: Volume) -> dict[str, Any]:
     return body
 
 
-def updated(call: Call, volume: Volume) -> dict[str, Any]:
+def updated(req: Request, volume: Volume) -> dict[str, Any]:
     """What update shows: published suites refuse here what came late to the other answers."""
     late = ("cluster_name", "volume_type_id", "consumes_quota")
-    return {key: value for key, value in created(call, volume).items() if key not in late}
+    return {key: value for key, value in created(req, volume).items() if key not in late}
 
 
-def detail(call: Call, volume: Volume, shows_image: Callable[[str], bool]) -> dict[str, Any]:
+def detail(req: Request, volume: Volume, shows_image: Callable[[str], bool]) -> dict[str, Any]:
     """What show and the detailed list show; administrators see where the volume is.
 
     :param shows_image: whether the caller may see what is known of the images of a project's volumes.
     """
-    body = {**created(call, volume), "os-vol-tenant-attr:tenant_id": volume.project_id}
+    body = {**created(req, volume), "os-vol-tenant-attr:tenant_id": volume.project_id}
     if volume.image_metadata and shows_image(volume.project_id):
         body["volume_image_metadata"] = dict(volume.image_metadata)
-    if call.context.is_admin:
+    if req.context.is_admin:
         # None where all hosts can open it.
         body["os-vol-host-attr:host"] = volume.host
         body["os-vol-mig-status-attr:migstat"] = None

@@ -5,14 +5,17 @@ from __future__ import annotations
 import io
 from dataclasses import replace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
+from pecan.routing import lookup_controller
 
 from backupfw import errors as core_errors
 from backupfw.api import enforcer, errors, faults, identity, middleware, paths, policies, versions
 from backupfw.api.identity.noauth import ANONYMOUS, NoAuth, context_of
 from backupfw.api.links import Links, base_url
-from backupfw.api.routing import Action, Route, Router
+from backupfw.api.request import Request
+from backupfw.api.resource import TEMPLATE, ActionsResource, Resource, action, expose, routes
 from backupfw.api.versions import V2, ApiVersion
 from backupfw.context import RequestContext
 
@@ -166,43 +169,116 @@ def test_a_refusal_names_its_rule() -> None:
         policies.enforce(enforcer.defaults(), RequestContext("p", "u"), "backup:create")
 
 
-def nothing(call: Any) -> None:
-    """Do nothing."""
+class Thing(ActionsResource):
+    """``/things/{thing_id}``."""
+
+    @expose("GET")
+    def show(self, req: Any, resp: Any) -> dict[str, Any]:
+        return {}
+
+    @expose("PUT", since=ApiVersion(3, 9))
+    def update(self, req: Any, resp: Any) -> dict[str, Any]:
+        return {}
+
+    @action("late", takes=lambda version: {}, since=ApiVersion(3, 5))
+    def late(self, req: Any, resp: Any) -> None:
+        return None
+
+    @action("other", takes=lambda version: {}, status=204)
+    def other(self, req: Any, resp: Any) -> None:
+        return None
 
 
-def test_routes_come_with_versions() -> None:
-    new = Route("PUT", "/things/{id}", nothing, since=ApiVersion(3, 9))
-    router = Router([Route("GET", "/things/detail", nothing), Route("GET", "/things/{id}", nothing), new])
-    assert router.find("GET", ("things", "detail"), V2)[1] == {}
-    assert router.find("GET", ("things", "x"), V2)[1] == {"id": "x"}
-    assert router.find("PUT", ("things", "x"), ApiVersion(3, 9))[0] is new
+class Things(Resource):
+    """``/things``."""
+
+    item = ("thing_id", Thing)
+
+    @expose("GET", "detail")
+    def detail(self, req: Any, resp: Any) -> dict[str, Any]:
+        return {}
+
+
+class NewThings(Things):
+    """``/new-things``."""
+
+    since = ApiVersion(3, 5)
+
+
+class Tree(Resource):
+    """Everything."""
+
+    children = {"things": Things, "new-things": NewThings}
+
+
+def find(method: str, parts: tuple[str, ...], version: ApiVersion) -> tuple[str, Any, str]:
+    """Return what Pecan is told of a request: the method's name, its resource, the template."""
+    request = Request({"REQUEST_METHOD": method})
+    request.version = version
+    found, rest = lookup_controller(Tree(MagicMock()), list(parts), request)
+    assert rest == ()
+    return found.__name__, found.__self__, request.environ[TEMPLATE]
+
+
+def test_methods_come_with_versions() -> None:
+    assert find("GET", ("things", "detail"), V2)[::2] == ("detail", "/things/detail")
+    name, thing, template = find("GET", ("things", "x"), V2)
+    assert (name, thing.parts, template) == ("show", ("x",), "/things/{thing_id}")
+    assert find("HEAD", ("things", "x"), V2)[0] == "show"
+    assert find("PUT", ("things", "x"), ApiVersion(3, 9))[0] == "update"
+    assert find("GET", ("new-things", "x"), ApiVersion(3, 5))[0] == "show"
     for method, parts, version in [
         ("PUT", ("things", "x"), V2),
         ("PUT", ("things", "x"), ApiVersion(3, 8)),
         ("GET", ("things",), V2),
         ("GET", ("things", ""), V2),
+        ("GET", ("things", "", "x"), V2),
         ("POST", ("things", "x"), V2),
+        ("GET", ("new-things", "x"), ApiVersion(3, 4)),
         ("GET", (), V2),
     ]:
         with pytest.raises(errors.UnknownRoute):
-            router.find(method, parts, version)
+            find(method, parts, version)
+
+
+@pytest.mark.parametrize(
+    "name", ["show", "index", "detail", "_route", "_lookup", "site", "parts", "children", "__class__", "late"]
+)
+def test_no_name_of_the_code_is_a_part_of_the_path(name: str) -> None:
+    if name != "detail":
+        assert find("GET", ("things", name), V2)[1].parts == (name,)
+    for parts in [(name,), ("things", "x", name), ("things", "x", name, "show")]:
+        with pytest.raises(errors.UnknownRoute):
+            find("GET", parts, V2)
 
 
 @pytest.mark.parametrize("body", [None, [], "x", {}, {"a": 1, "b": 2}])
 def test_an_action_body_has_one_key(body: object) -> None:
-    route = Route("POST", "/x/action", actions={"a": Action(nothing, lambda version: {})})
     with pytest.raises(errors.MalformedBody):
-        route.choose(V2, body)
+        Thing.chosen(V2, body)
 
 
 def test_actions_come_with_versions() -> None:
-    late = Action(nothing, lambda version: {}, since=ApiVersion(3, 5))
-    other = Action(nothing, lambda version: {}, status=204)
-    route = Route("POST", "/x/action", actions={"late": late, "other": other}, status=202)
-    assert route.choose(ApiVersion(3, 5), {"late": None}) == (nothing, 202)
-    assert route.choose(V2, {"other": None}) == (nothing, 204)
-    with pytest.raises(errors.BadRequest, match="There is no such action: late"):
-        route.choose(V2, {"late": None})
+    assert Thing.chosen(ApiVersion(3, 5), {"late": None}).status == 202
+    assert Thing.chosen(V2, {"other": None}).status == 204
+    for name in ("late", "show"):
+        with pytest.raises(errors.BadRequest, match=f"There is no such action: {name}"):
+            Thing.chosen(V2, {name: None})
+
+
+def test_the_walk_finds_what_is_served() -> None:
+    found = {(route.method, route.template, str(route.since)) for route in routes(Tree)}
+    assert found == {
+        (method, f"/{path}{tail}", str(max(first, since)))
+        for path, first in (("things", V2), ("new-things", ApiVersion(3, 5)))
+        for method, tail, since in (
+            ("GET", "/detail", V2),
+            ("GET", "/{thing_id}", V2),
+            ("PUT", "/{thing_id}", ApiVersion(3, 9)),
+            ("POST", "/{thing_id}/action", V2),
+        )
+    }
+    assert {frozenset(route.actions) for route in routes(Tree)} == {frozenset(), frozenset({"late", "other"})}
 
 
 def test_a_body_of_unknown_length_is_bounded() -> None:

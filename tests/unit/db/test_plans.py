@@ -86,7 +86,7 @@ def test_no_request_walks_through_all_backups(db: Database) -> None:
     _fill(db)
     one = f"00000000-0000-4000-8000-{100_000_050_000}"
     asked: dict[str, Callable[[Session], Any]] = {
-        "show": lambda session: rows.backup_by_id(session, one),
+        "show": lambda session: rows.backup_by_id(rows.fetching(session), one),
         "page of a project": _page(project_id=PROJECT),
         "page of all": _page(project_id=None),
         "page behind a marker": _page(project_id=PROJECT, marker=one),
@@ -123,7 +123,7 @@ def test_children_are_found_by_their_parent_also_before_there_are_statistics(db:
             "before_cursor_execute",
             lambda _c, _cursor, statement, parameters, *_: said.append((statement, parameters)),
         )
-        rows.backup_by_id(session, str(uuid.uuid4()))
+        rows.backup_by_id(rows.fetching(session), str(uuid.uuid4()))
         rows.dependents_of(session, [str(uuid.uuid4()), str(uuid.uuid4())])
         for statement, parameters in list(said):
             assert "ix_backups_parent_id" in _plan(db, session, statement, parameters), statement
