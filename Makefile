@@ -13,7 +13,7 @@ STATE_DIR ?= .state
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench serve soak chaos lint types arch genconfig genpolicy openapi docs dist installed lowest constraints clean
+.PHONY: help setup demo test check bench serve soak chaos fuzz lint types arch genconfig genpolicy openapi docs dist installed lowest constraints clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -41,11 +41,11 @@ serve: $(VENV)/.stamp ## serve API and worker in one process; state in STATE_DIR
 
 test: $(VENV)/.stamp ## run the tests that need no server
 	@echo "== Tests"
-	@$(PYTEST) -m 'not check and not soak and not chaos' $(ARGS)
+	@$(PYTEST) -m 'not check and not soak and not chaos and not fuzz' $(ARGS)
 
 check: $(VENV)/.stamp ## run all other tests; those of servers that are not installed are skipped
 	@echo "== Tests with servers and whole services"
-	@$(PYTEST) -m 'check and not soak and not chaos' $(ARGS)
+	@$(PYTEST) -m 'check and not soak and not chaos and not fuzz' $(ARGS)
 
 soak: $(VENV)/.stamp ## run the long variants of the tests
 	@echo "== Long tests"
@@ -54,6 +54,10 @@ soak: $(VENV)/.stamp ## run the long variants of the tests
 chaos: $(VENV)/.stamp ## kill everything at random for ten minutes, on real servers
 	@echo "== Chaos: $${BACKUPFW_CHAOS_SECONDS:-600} seconds"
 	@$(BIN)/python -m pytest -m chaos -s $(ARGS)
+
+fuzz: $(VENV)/.stamp ## read bytes that were changed at random for ten minutes
+	@echo "== Fuzzing: $${BACKUPFW_FUZZ_SECONDS:-600} seconds"
+	@$(BIN)/python -m pytest -m fuzz -s $(ARGS)
 
 bench: $(VENV)/.stamp ## measure, beside the bare loops
 	@echo "== Benchmarks"

@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from oslo_db.exception import DBDuplicateEntry
-from sqlalchemy import select, update
+from sqlalchemy import String, select, update
 from sqlalchemy.orm import Session
 
 from backupfw import naming
@@ -273,6 +273,23 @@ def check_claim(task: Task, importer: str, owner: str, length: int) -> None:
         raise InvalidInput("The backup's data belongs to another project.")
     if length > MAX_LENGTH:
         raise InvalidInput(f"The backup's volume would be longer than {MAX_LENGTH >> 40} TiB.")
+
+
+def check_names(installation: str, project: str, volume: str, backup: str) -> None:
+    """Check that a manifest's names can be entered: those of the stored bytes may be any texts.
+
+    :raises InvalidInput: one is longer than this service makes any, or holds what no database keeps.
+    """
+    row = models.Manifest.__table__.c
+    for name, column in (
+        (installation, row.installation_id),
+        (project, row.project_id),
+        (volume, row.volume_id),
+        (backup, row.backup_id),
+    ):
+        assert isinstance(column.type, String)
+        if len(name) > (column.type.length or 0) or naming.text_problem(name) is not None:
+            raise InvalidInput("The backup's data has names that this service gives none.")
 
 
 def _place(record: Record) -> tuple[str, str]:

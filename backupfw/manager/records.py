@@ -26,6 +26,8 @@ from backupfw.errors import InvalidInput
 MAX_CHARACTERS = 4 << 20
 #: Deepest nesting of objects and arrays; records have two levels, unknown fields may have a few more.
 MAX_DEPTH = 16
+#: Most objects and arrays; records have four.  Each takes up to a hundred times its characters in memory.
+MAX_PARTS = 1000
 #: Longest text field, as the API has it.
 MAX_TEXT = 255
 #: Longest ``service_metadata``: the length of an object key.
@@ -256,8 +258,9 @@ def _decode_text(text: str) -> str:
 
 def _parse(text: str) -> Mapping[str, Any]:
     try:
-        if _depth(text) > MAX_DEPTH:
-            raise ValueError("nested too deeply")
+        depth, parts = _brackets(text)
+        if depth > MAX_DEPTH or parts > MAX_PARTS:
+            raise ValueError("nested too deeply, or into too many parts")
         value = json.loads(text, parse_constant=_refuse_constant)
     except ValueError as error:
         raise InvalidInput("Can't parse backup record.") from error
@@ -270,17 +273,18 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-def _depth(text: str) -> int:
-    """Return the deepest nesting of a JSON text: known before the parser recurses into it."""
-    depth = deepest = 0
+def _brackets(text: str) -> tuple[int, int]:
+    """Return deepest nesting and number of parts of a JSON text: known before the parser takes them."""
+    depth = deepest = parts = 0
     for match in _BRACKETS.finditer(text):
         char = match[0][0]
         if char in "[{":
             depth += 1
+            parts += 1
             deepest = max(deepest, depth)
         elif char in "]}":
             depth -= 1
-    return deepest
+    return deepest, parts
 
 
 class _Fields:

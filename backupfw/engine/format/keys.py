@@ -25,8 +25,11 @@ MAX_SEGMENTS = 1 << 32
 MAX_PACKS = 1 << 16
 #: Characters of an origin: what leaves room for the longest tail in the longest key.
 MAX_ORIGIN_LENGTH = naming.MAX_KEY_BYTES - len("/00000000/p0000")
+#: Characters of it behind its volume's prefix, which readers keep of each; with a UUID it has at most 75.
+MAX_ORIGIN_TAIL = 128
 
-# Epochs and attempts are counted from 0 and fit the database's INTEGER.
+#: Largest epoch and attempt; they are counted from 0 and fit the database's INTEGER.
+_MAX_NUMBER = (1 << 31) - 1
 _NUMBER = r"(?:0|[1-9][0-9]{0,9})"
 _LAST_PART = re.compile(rf"({_NUMBER})\.({_NUMBER})-([0-9a-f]{{16}})")
 _MAP = re.compile(r"([0-9a-f]{8})/map")
@@ -128,7 +131,9 @@ def parse_origin(text: str) -> Origin | None:
     if len(parts) != 5 or len(text) > MAX_ORIGIN_LENGTH or not text.isascii():
         return None
     last = _LAST_PART.fullmatch(parts[4])
-    if last is None:
+    if last is None or max(int(last[1]), int(last[2])) > _MAX_NUMBER:
+        return None
+    if len(parts[3]) + 1 + len(parts[4]) > MAX_ORIGIN_TAIL:
         return None
     try:
         installation, project, volume, backup = (naming.key_part_text(part) for part in parts[:4])

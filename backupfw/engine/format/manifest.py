@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 import zstandard
 from blake3 import blake3
 
+from backupfw import naming
 from backupfw.chunkstore.base import Body
 from backupfw.chunkstore.container import Container
 from backupfw.engine import objects
@@ -36,7 +37,7 @@ from backupfw.engine.format.binary import (
 from backupfw.engine.format.entries import SegmentEntry, decode_entries, decode_origins
 from backupfw.engine.format.entries import encode_entries as _encode_entries
 from backupfw.engine.format.entries import encode_origins as _encode_origins
-from backupfw.engine.format.geometry import Geometry
+from backupfw.engine.format.geometry import MAX_LENGTH, Geometry
 from backupfw.errors import Damaged, UnsupportedFormat
 
 MAGIC = b"BFWmanif"
@@ -192,6 +193,9 @@ def _typed(value: Mapping[str, Any], name: str, kind: type, *, optional: bool = 
     # bool is an int in Python; in the format it is not.
     if not isinstance(found, kind) or isinstance(found, bool):
         raise BadBytes(f"field {name} of the head is missing or of a wrong type")
+    # JSON can hold halves of surrogate pairs, which no key, log or database can.
+    if isinstance(found, str) and naming.text_problem(found) is not None:
+        raise BadBytes(f"field {name} of the head is no text")
     return found
 
 
@@ -338,6 +342,9 @@ class ManifestReader:
             self.head = ManifestHead.from_json(parse_json(payload))
             if self.head.key != key or keys.parse(key) is None:
                 raise BadBytes("it was written under another key")
+            geometry = self.head.geometry
+            if self.totals.segments > geometry.segments or self.totals.data_bytes > geometry.length:
+                raise BadBytes("it names more than the volume has")
             source = self.head.source
             if source not in (None, SourceTotals(self.totals.segments, self.totals.data_bytes)):
                 raise BadBytes("it names other segments than the volume had")
@@ -387,7 +394,8 @@ class ManifestReader:
 
     def _segments(self) -> Iterator[SegmentEntry]:
         stream = self._after_head.fork()
-        count, last, limit = 0, -1, self.head.geometry.segments
+        geometry = self.head.geometry
+        count, last, limit = 0, -1, geometry.segments
         # Only what differs: all begin with the volume's prefix.
         named: set[str] = set()
         cut = len(self.volume_prefix)
@@ -400,8 +408,10 @@ class ManifestReader:
                 for entry in decode_entries(payload, self.volume_prefix):
                     if not last < entry.index < limit:
                         raise BadBytes("a segment is out of order or out of bounds")
-                    if entry.data_bytes > self.head.geometry.segment_length(entry.index):
+                    if entry.data_bytes > geometry.segment_length(entry.index):
                         raise BadBytes("a segment has more data than bytes")
+                    if len(entry.packs) > geometry.blocks(entry.index):
+                        raise BadBytes("a segment has more packs than blocks")
                     last = entry.index
                     count += 1
                     data_bytes += entry.data_bytes
@@ -483,8 +493,8 @@ class ManifestReader:
         ) = _HEADER.unpack(header)
         if self.binding != _binding(self.key):
             raise BadBytes("it was written under another key")
-        if not HEADER_BYTES < self._origins_offset < total:
-            raise BadBytes("its header's offsets are wrong")
+        if not HEADER_BYTES < self._origins_offset < total <= MAX_LENGTH or referenced > MAX_LENGTH:
+            raise BadBytes("its header's numbers are wrong")
         self.totals = ManifestTotals(segments, data_bytes, referenced, total)
 
 

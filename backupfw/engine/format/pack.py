@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from blake3 import blake3
 
 from backupfw.engine.format.binary import DIGEST_BYTES, BadBytes, digest
+from backupfw.engine.format.geometry import MAX_BLOCKS_PER_SEGMENT
 from backupfw.errors import UnsupportedFormat
 
 MAGIC = b"BFWpack\n"
@@ -136,6 +137,9 @@ def parse_pack(data: bytes | memoryview, segment: int, number: int, block_size: 
     footer_start = len(view) - TAIL_BYTES - footer_length
     if magic != TAIL_MAGIC or footer_start < HEADER_BYTES or footer_length != count * _ROW.size:
         raise BadBytes("its end has changed")
+    # A row takes about six times its bytes in memory.
+    if count > MAX_BLOCKS_PER_SEGMENT:
+        raise BadBytes("its footer names more blocks than any segment has")
     footer = bytes(view[footer_start:-TAIL_BYTES])
     if blake3(header).update(footer).digest() != checksum:
         raise BadBytes("its header or footer has changed")

@@ -179,6 +179,8 @@ class SegmentMap:
         geometry = Geometry(length, block_size, -(-length // block_size) * block_size)
         if geometry.problem() or blocks != geometry.blocks(0):
             raise BadBytes("its header is not that of a segment")
+        if packs > min(blocks, keys.MAX_PACKS):
+            raise BadBytes("it names more packs than it has blocks")
         if raw > min(
             MAX_MAP_BYTES, _most_bytes(blocks, packs)
         ) or _HEADER.size + stored + DIGEST_BYTES != len(data):
@@ -193,8 +195,6 @@ class SegmentMap:
     @classmethod
     def _columns(cls, cursor: Cursor, found: SegmentMap, packs: int) -> SegmentMap:
         blocks = found.blocks
-        if packs > min(blocks, keys.MAX_PACKS):
-            raise BadBytes("it names more packs than it has blocks")
         for _ in range(packs):
             key_length, size, data_bytes, key_id, _salt = cursor.unpack(_PACK)
             if key_id.strip(b"\0"):

@@ -14,12 +14,15 @@ from backupfw.engine.format import keys
 from backupfw.engine.format.manifest import ManifestReader
 from backupfw.errors import Damaged, InvalidInput, QuotaExceeded, UnsupportedFormat
 from backupfw.manager import records
-from backupfw.manager.import_tasks import ImportPlan, ManifestFacts, check_claim
+from backupfw.manager.import_tasks import ImportPlan, ManifestFacts, check_claim, check_names
 from backupfw.manager.tasks import Task
 from backupfw.worker.control import TaskControl
 from backupfw.worker.handlers.base import Handler, restored_volume
 
 LOG = log.getLogger(__name__)
+
+#: Damaged objects after which a backup is not looked at any further.
+MOST_DAMAGED = 1000
 
 
 class BackupImport(Handler):
@@ -82,10 +85,10 @@ class BackupImport(Handler):
     ) -> ManifestFacts:
         reader = ManifestReader(container, plan.key)
         head = reader.head
-        check_claim(task, plan.backup.project_id, head.origin.project, head.geometry.length)
-        own = keys.backup_prefix(
-            head.origin.installation, head.origin.project, head.origin.volume, head.origin.backup
-        )
+        origin = head.origin
+        check_claim(task, plan.backup.project_id, origin.project, head.geometry.length)
+        check_names(origin.installation, origin.project, origin.volume, origin.backup)
+        own = keys.backup_prefix(origin.installation, origin.project, origin.volume, origin.backup)
         listed = self._tools.backups.damaged_keys(store, plan.container, keys.volume_prefix_of(plan.key))
         known_damage = listed & {plan.key}
         objects, stored = 1, reader.totals.manifest_bytes
@@ -98,20 +101,19 @@ class BackupImport(Handler):
                 if key.startswith(own):
                     objects += 1
                     stored += size
-        damage: list[str] = []
-        verify.run(plan.key, container, control, lambda key, _reason: damage.append(key), quick=True)
-        if damage:
-            raise InvalidInput(f"{len(damage)} of the backup's objects are missing or damaged.")
+        found = verify.run(plan.key, container, control, _Damage(), quick=True)
+        if found.damaged:
+            raise InvalidInput(f"{found.damaged} of the backup's objects are missing or damaged.")
         return ManifestFacts(
             store=store,
             service=self._tools.stores.wire_names[store],
             container=plan.container,
             key=plan.key,
-            installation_id=head.origin.installation,
-            project_id=head.origin.project,
-            volume_id=head.origin.volume,
-            backup_id=head.origin.backup,
-            epoch=head.origin.epoch,
+            installation_id=origin.installation,
+            project_id=origin.project,
+            volume_id=origin.volume,
+            backup_id=origin.backup,
+            epoch=origin.epoch,
             length=head.geometry.length,
             block_size=head.geometry.block_size,
             segment_size=head.geometry.segment_size,
@@ -123,6 +125,18 @@ class BackupImport(Handler):
             referenced_bytes=reader.totals.referenced_bytes + reader.totals.manifest_bytes,
             volume_record=_volume_record(head.record),
         )
+
+
+class _Damage:
+    """Counts damaged objects, up to a number: a manifest may name any number of objects that never were."""
+
+    def __init__(self) -> None:
+        self._left = MOST_DAMAGED
+
+    def __call__(self, _key: str, _reason: str) -> None:
+        self._left -= 1
+        if self._left < 0:
+            raise InvalidInput(f"More than {MOST_DAMAGED} of the backup's objects are missing or damaged.")
 
 
 def _volume_record(record: Any) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
+from backupfw import naming
 from backupfw.engine.ports import BackupResult
 from backupfw.manager import rows
 from backupfw.manager.backup_tasks import BackupTasks
@@ -144,7 +145,7 @@ def restored_volume(record: Mapping[str, Any]) -> RestoredVolume | None:
 
 
 def _text(value: Any) -> str | None:
-    return value[:255] if isinstance(value, str) else None
+    return value[:255] if isinstance(value, str) and naming.text_problem(value) is None else None
 
 
 def _pairs(value: Any) -> dict[str, str]:
@@ -152,4 +153,5 @@ def _pairs(value: Any) -> dict[str, str]:
         key: text
         for key, text in (value.items() if isinstance(value, dict) else ())
         if isinstance(text, str) and 0 < len(key) <= 255 and len(text) <= 255
+        if naming.text_problem(key) is None and naming.text_problem(text) is None
     }

@@ -120,7 +120,7 @@ class World:
             for number in range(packs):
                 self.put(keys.pack_key(str(origin), index, number))
         ordered = [entries[index] for index in sorted(entries)]
-        head = ManifestHead(origin, Geometry(segments * 4096, 512, 4096))
+        head = ManifestHead(origin, Geometry(segments << 16, 512, 1 << 16))
         if put_manifest:
             with ManifestWriter(head) as writer:
                 for entry in ordered:

@@ -3,63 +3,30 @@
 from __future__ import annotations
 
 import random
-import struct
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-import zstandard
-from blake3 import blake3
 
 from backupfw.engine import release, restore
-from backupfw.engine.format import keys, manifest
+from backupfw.engine.format import keys
 from backupfw.engine.format.entries import MapRef, SegmentEntry, encode_origins
 from backupfw.engine.format.geometry import Geometry
 from backupfw.engine.format.manifest import ManifestHead, ManifestReader, ManifestWriter
 from backupfw.engine.ports import KnownManifests
 from backupfw.errors import Damaged, UnsupportedFormat
-from tests.unit.engine.fakes import FakeControl, MemoryTarget
+from tests.fuzz.forge import pages, sealed
+from tests.unit.engine.fakes import CountingTarget, FakeControl
 from tests.unit.engine.removal_world import PREFIX, Control, World, names
 
-PAGE = struct.Struct("<4sBBHIII")
 READERS: dict[str, Callable[[World, str], object]] = {
     "segments": lambda world, key: list(ManifestReader(world.container, key).segments()),
     "origins": lambda world, key: ManifestReader(world.container, key).origins(),
-    "restore": lambda world, key: restore.run(key, world.container, MemoryTarget(1 << 28), FakeControl()),
+    "restore": lambda world, key: restore.run(
+        key, world.container, CountingTarget(1 << 40, reads_zero=True), FakeControl()
+    ),
 }
-
-
-def pages(data: bytes) -> list[tuple[int, bytes]]:
-    """Return kind and payload of all pages but the end."""
-    at, found = manifest.HEADER_BYTES, []
-    while at < len(data):
-        _, kind, codec, _, _, stored, raw = PAGE.unpack_from(data, at)
-        payload = data[at + PAGE.size : at + PAGE.size + stored]
-        found.append((kind, zstandard.decompress(payload, raw) if codec else payload))
-        at += PAGE.size + stored + 32
-    return found[:-1]
-
-
-def sealed(key: str, content: list[tuple[int, bytes]], totals: tuple[int, int, int], origins: int) -> bytes:
-    """Return a manifest of these pages whose checksums are right."""
-    binding, chain, body, offset = blake3(key.encode()).digest(), blake3(), bytearray(), 0
-    for number, (kind, payload) in enumerate([*content, (4, b"")]):
-        if kind == 4:
-            payload = struct.pack("<IQI32s", number + 1, totals[0], origins, chain.digest())
-        if kind >= 3 and not offset:
-            offset = manifest.HEADER_BYTES + len(body)
-        stored = zstandard.ZstdCompressor(level=1).compress(payload)
-        page = PAGE.pack(b"PAGE", kind, 1, 0, number, len(stored), len(payload)) + stored
-        checksum = blake3(binding + page).digest()
-        chain.update(checksum)
-        body += page + checksum
-    header = struct.pack(
-        "<8sHHIIIQQQQQ32s24x",
-        b"BFWmanif", 1, manifest.HEADER_BYTES, 0, 0, len(content) + 1,
-        manifest.HEADER_BYTES + len(body), offset, *totals, binding,
-    )  # fmt: skip
-    return header + blake3(header).digest() + bytes(body)
 
 
 @pytest.mark.parametrize("who", ["project", "volume", "installation"])

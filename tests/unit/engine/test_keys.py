@@ -15,15 +15,17 @@ origins = st.builds(
     names,
     names,
     names,
-    names,
-    st.integers(0, 2**31),
-    st.integers(0, 2**31),
+    # Of the longest characters 12 would make it too long an origin.
+    names.map(lambda name: name[:7]),
+    st.integers(0, 2**31 - 1),
+    st.integers(0, 2**31 - 1),
     st.text("0123456789abcdef", min_size=16, max_size=16),
 )
 
 
 @given(origins, st.integers(0, keys.MAX_SEGMENTS - 1), st.integers(0, keys.MAX_PACKS - 1))
 @example(keys.Origin("", ".", "..", "a/b", 0, 0, "0" * 16), 0, 0)
+@example(keys.Origin("i", "p", "v", "b" * 98, 2**31 - 1, 0, "0" * 16), 0, 0)
 def test_every_key_parses_to_what_it_was_built_from(origin: keys.Origin, segment: int, number: int) -> None:
     text = str(origin)
     assert keys.parse_origin(text) == origin
@@ -62,6 +64,9 @@ GOOD = "i/p/v/b/0.1-0123456789abcdef"
         "i/p/v/é/0.1-0123456789abcdef/manifest",
         "i/p/v/%ff/0.1-0123456789abcdef/manifest",
         f"{'i' * 1100}/p/v/b/0.1-0123456789abcdef/manifest",
+        f"i/p/v/{'b' * 108}/0.1-0123456789abcdef/manifest",
+        "i/p/v/b/2147483648.1-0123456789abcdef/manifest",
+        "i/p/v/b/0.2147483648-0123456789abcdef/manifest",
     ],
 )
 def test_other_keys_do_not_parse(key: str) -> None:

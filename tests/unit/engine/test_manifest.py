@@ -40,7 +40,7 @@ entries = st.builds(
     ),
     st.one_of(st.integers(0, 1 << 28), st.integers(0, 2**63)),
     st.integers(0, 2**63),
-    st.lists(packs, max_size=5).map(tuple),
+    st.lists(packs, max_size=5, unique_by=lambda one: (one.origin, one.number)).map(tuple),
 )
 
 
