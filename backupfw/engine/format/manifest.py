@@ -65,7 +65,7 @@ _END = struct.Struct("<IQI32s")
 #: Most bytes a page may have, stored and unpacked.
 MAX_PAGE_BYTES = 4 << 20
 #: Most origins a manifest may name: an incremental each hour for 15 years, all of them still in use.  What
-#: a reader keeps of so many takes about 20 MB.
+#: a reader keeps of so many takes about 20 MB, and with the longest of them 37 MiB.
 MAX_ORIGINS = 1 << 17
 # A page of entries is closed at this many; one entry is about 120 bytes.
 _ENTRIES_PER_PAGE = 1024

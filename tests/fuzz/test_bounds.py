@@ -1,0 +1,276 @@
+"""Each bound of what is read: what is just within it is read, what is one beyond is not; and bombs burst."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import struct
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zstandard
+from blake3 import blake3
+
+from backupfw.engine.format import binary, geometry, keys, manifest, pack
+from backupfw.engine.format.binary import BadBytes, decompress, parse_json
+from backupfw.engine.format.entries import (
+    MAX_MAP_BYTES,
+    MAX_PACK_BYTES,
+    MapRef,
+    PackRef,
+    SegmentEntry,
+    decode_entry,
+    encode_entry,
+)
+from backupfw.engine.format.geometry import Geometry
+from backupfw.engine.format.manifest import ManifestHead, ManifestReader, ManifestWriter
+from backupfw.engine.format.segment_map import SegmentMap, _most_bytes, read_map
+from backupfw.engine.segment_restore import BlockDecoder
+from backupfw.errors import Damaged, InvalidInput
+from backupfw.manager import import_tasks, records
+from tests.fuzz import forge
+from tests.fuzz.readers import MAY_RAISE, READERS, Case
+from tests.fuzz.test_stored_bytes import DATA, KEY, OTHERS, golden
+from tests.unit.engine.fakes import memory_container, objects_of
+from tests.unit.manager.test_records import FOREIGN
+
+ORIGIN = keys.Origin("i", "p", "v", "b", 0, 1, "0" * 16)
+ENTRY = SegmentEntry(0, MapRef(str(ORIGIN), bytes(32), 1), 1, 1, (PackRef(str(ORIGIN), 0, 1),))
+
+
+def manifest_of(entries: Sequence[SegmentEntry], cut: Geometry) -> ManifestReader:
+    box = memory_container()
+    with ManifestWriter(ManifestHead(ORIGIN, cut)) as writer:
+        for entry in entries:
+            writer.add(entry)
+        writer.put(box)
+    return ManifestReader(box, writer.head.key)
+
+
+@pytest.mark.parametrize("who", ["installation", "project", "volume"])
+@pytest.mark.parametrize("reader", READERS)
+def test_no_reader_takes_or_deletes_what_is_not_its_volumes(reader: str, who: str) -> None:
+    """A manifest names objects of somebody else, who has a backup of them; they are right for both."""
+    backup = golden()
+    origin = keys.parse_origin(KEY.rpartition("/")[0])
+    assert origin is not None
+    victim = str(replace(origin, **{who: "victim"}))
+    first, *rest = backup.entries()
+    stolen = replace(
+        first,
+        map=replace(first.map, origin=victim),
+        packs=tuple(replace(one, origin=victim, number=at) for at, one in enumerate(first.packs)),
+    )
+    theirs = dict(
+        zip(stolen.object_keys(), (backup.objects[key] for key in first.object_keys()), strict=True)
+    )
+    # The map names packs by their whole keys.
+    found = SegmentMap.parse(theirs[stolen.map_key])
+    found.packs = [replace(one, key=key) for one, key in zip(found.packs, stolen.pack_keys(), strict=True)]
+    theirs[stolen.map_key] = found.encode()
+    digest = blake3(theirs[stolen.map_key]).digest()
+    stolen = replace(stolen, map=MapRef(victim, digest, len(theirs[stolen.map_key])))
+    backup.objects.update(theirs)
+    owner = keys.parse_origin(victim)
+    assert owner is not None
+    box = memory_container({"box": backup.objects})
+    with ManifestWriter(ManifestHead(owner, ManifestReader(box, KEY).head.geometry)) as writer:
+        writer.add(stolen)
+        writer.put(box)
+    theirs[writer.head.key] = backup.objects[writer.head.key]
+    case = Case(backup.objects, KEY, [*OTHERS, writer.head.key], DATA)
+    backup.put_entries([stolen, *rest])
+    container = memory_container({"box": dict(backup.objects)})
+    if MAY_RAISE[reader] and reader not in ("verify", "release"):
+        with pytest.raises(Damaged, match="not its volume's"):
+            READERS[reader](case, container)
+    else:
+        # These tell of it in their own way, and go on without it.
+        with suppress(Damaged):
+            READERS[reader](case, container)
+    left = objects_of(container)
+    assert {key: left.get(key) for key in theirs} == theirs
+    assert not {key for key, _, _ in container.gets} & set(stolen.object_keys())
+
+
+@pytest.mark.parametrize(("length", "taken"), [(1 << 50, True), ((1 << 50) + 1, False), (1 << 62, False)])
+def test_an_import_of_a_volume_beyond_a_pebibyte_is_refused(length: int, taken: bool) -> None:
+    reader = manifest_of([], Geometry(length, 64 << 10, 1 << 30))
+    box = reader.container
+    case = Case(objects_of(box), reader.key, [], b"")
+    if taken:
+        READERS["import"](case, box)
+    else:
+        with pytest.raises(InvalidInput, match="longer than 1024 TiB"):
+            READERS["import"](case, box)
+    assert import_tasks.MAX_LENGTH == 1 << 50
+
+
+def test_the_most_values_of_json() -> None:
+    most = binary.MAX_JSON_VALUES
+    assert len(parse_json(b'{"a":[' + b"0," * (most - 3) + b"0]}")["a"]) == most - 2
+    for text in (b'{"a":[' + b"0," * (most - 1) + b"0]}", b'{"a":"' + b"," * most + b'"}'):
+        with pytest.raises(BadBytes, match="more values"):
+            parse_json(text)
+
+
+def test_the_most_parts_of_a_record() -> None:
+    def text(parts: int) -> str:
+        value = {**FOREIGN, "driver_info": {}, "metadata": {}, "more": [[]] * (parts - 4)}
+        return base64.b64encode(json.dumps(value).encode()).decode()
+
+    assert records.decode(text(records.MAX_PARTS)).id == FOREIGN["id"]
+    with pytest.raises(InvalidInput, match="parse"):
+        records.decode(text(records.MAX_PARTS + 1))
+
+
+def test_the_longest_record() -> None:
+    record = base64.b64encode(json.dumps(FOREIGN).encode()).decode()
+    assert records.decode(record.ljust(records.MAX_CHARACTERS)).id == FOREIGN["id"]
+    with pytest.raises(InvalidInput, match="decode"):
+        records.decode(record.ljust(records.MAX_CHARACTERS + 1))
+
+
+def test_the_longest_map_and_pack_of_an_entry() -> None:
+    for length, size in ((MAX_MAP_BYTES, MAX_PACK_BYTES), (MAX_MAP_BYTES + 1, 1), (1, MAX_PACK_BYTES + 1)):
+        entry = replace(
+            ENTRY, map=replace(ENTRY.map, length=length), packs=(replace(ENTRY.packs[0], size=size),)
+        )
+        data = encode_entry(entry)
+        if (length, size) == (MAX_MAP_BYTES, MAX_PACK_BYTES):
+            assert decode_entry(data, "i/p/v/") == entry
+        else:
+            with pytest.raises(BadBytes, match="longer than any"):
+                decode_entry(data, "i/p/v/")
+
+
+def test_a_map_is_not_read_beyond_what_its_segment_can_need() -> None:
+    cut = Geometry(8 * 512, 512, 8 * 512)
+    most = _most_bytes(8, 1)
+    for length, why in ((most, "bytes have changed"), (most + 1, "longer than the segment's map can be")):
+        box = memory_container({"box": {ENTRY.map_key: bytes(length)}})
+        with pytest.raises(Damaged, match=why):
+            read_map(box, replace(ENTRY, map=replace(ENTRY.map, length=length)), cut)
+        assert bool(box.gets) == (length == most)
+
+
+@pytest.mark.parametrize("beyond", [0, 1])
+def test_the_most_packs_of_a_segment(beyond: int) -> None:
+    packs = tuple(PackRef(str(ORIGIN), number, 1) for number in range(8 + beyond))
+    reader = manifest_of([replace(ENTRY, packs=packs)], Geometry(8 * 512, 512, 8 * 512))
+    if beyond:
+        with pytest.raises(Damaged, match="more packs than blocks"):
+            list(reader.segments())
+    else:
+        assert [entry.packs for entry in reader.segments()] == [packs]
+
+
+@pytest.mark.parametrize("beyond", [0, 1])
+def test_the_most_origins_of_a_manifest(beyond: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manifest, "MAX_ORIGINS", 8)
+    names = [str(replace(ORIGIN, token=f"{number:016x}")) for number in range(8 + beyond)]
+    packs = tuple(PackRef(name, 0, 1) for name in names)
+    reader = manifest_of(
+        [replace(ENTRY, map=replace(ENTRY.map, origin=names[0]), packs=packs)],
+        Geometry(1 << 20, 512, 1 << 20),
+    )
+    reads: list[Callable[[], Any]] = [lambda: list(reader.segments()), reader.origins]
+    for read in reads:
+        if beyond:
+            with pytest.raises(Damaged, match="more origins than any"):
+                read()
+        else:
+            assert read()
+
+
+def test_a_table_has_no_origin_that_is_not_needed() -> None:
+    """Else a page of few bytes costs the time of 60 000 origins, and the next one again."""
+    data = encode_entry(ENTRY)
+    more = forge.encode_origins([str(ORIGIN), str(replace(ORIGIN, attempt=2))])
+    with pytest.raises(BadBytes, match="no entry names"):
+        decode_entry(more + data[2 + 2 + len(str(ORIGIN)) :], "i/p/v/")
+
+
+@pytest.mark.parametrize("beyond", [0, 1])
+def test_the_most_rows_of_a_footer(beyond: int) -> None:
+    count = geometry.MAX_BLOCKS_PER_SEGMENT + beyond
+    header = struct.pack("<8sHHIIIIII56s32s4x", pack.MAGIC, 1, 128, 0, 0, 512, 3, 0, 0, b"", b"")
+    footer = struct.pack("<I32sIIB", 0, bytes(32), 128, 0, 1) * count
+    tail = struct.pack("<II32s8s", count, len(footer), blake3(header + footer).digest(), pack.TAIL_MAGIC)
+    if beyond:
+        with pytest.raises(BadBytes, match="more blocks than any segment"):
+            pack.parse_pack(header + footer + tail, 3, 0, 512)
+    else:
+        assert len(pack.parse_pack(header + footer + tail, 3, 0, 512)) == count
+
+
+# -- bombs
+
+
+def bombs() -> dict[str, bytes]:
+    """Return frames of half a GiB of zeros that say, or do not say, that they hold 4096 bytes."""
+    size = 512 << 20
+    frame = zstandard.compress(bytes(size))
+    assert frame.count(struct.pack("<I", size), 0, 16) == 1
+    unsaid = zstandard.ZstdCompressor(write_content_size=False).compressobj()
+    head, rest = frame[:16].replace(struct.pack("<I", size), struct.pack("<I", 4096)), frame[16:]
+    return {
+        "says so": frame,
+        "says 4096": head + rest,
+        "says 4096, cut": head + rest[: len(rest) // 2],
+        "says nothing": unsaid.compress(bytes(size)) + unsaid.flush(),
+        "two frames": zstandard.compress(bytes(4096)) + frame,
+    }
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(f"{name}:"))
+
+
+def peak(work: Callable[[], object]) -> int:
+    """Return by how many bytes a process grows while it works, at most."""
+    reading, writing = os.pipe()
+    if not (child := os.fork()):
+        # The mark of the highest is set back.
+        Path("/proc/self/clear_refs").write_text("5")
+        before = _status("VmRSS")
+        with suppress(BadBytes):
+            work()
+        os.write(writing, str(_status("VmHWM") - before).encode())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as answer:
+        size = int(answer.read())
+    os.waitpid(child, 0)
+    return size
+
+
+def test_bombs_take_no_memory() -> None:
+    found = SegmentMap(0, 4096, 4096)
+    found.codecs[0] = pack.ZSTD
+    found.digests[:] = blake3(bytes(4096)).digest()
+    assert peak(lambda: bytearray(b"x") * (64 << 20)) > 60 << 20
+    for name, bomb in bombs().items():
+        assert peak(lambda bomb=bomb: decompress(bomb, 4096)) < 8 << 20, name  # type: ignore[misc]
+        assert peak(lambda bomb=bomb: BlockDecoder().decode(found, 0, memoryview(bomb))) < 8 << 20, name  # type: ignore[misc]
+        with pytest.raises(BadBytes):
+            decompress(bomb, 4096)
+
+
+def test_a_map_that_is_a_bomb_takes_no_memory() -> None:
+    header = struct.pack(
+        "<8sHHIIIIQIIIII12x", b"BFWsegmp", 1, 68, 0, 0, 512, 0, 512, 1, 0xFFFFFFFF, 1, 64 << 20, 0
+    )
+    stored = zstandard.compress(bytes(64 << 20))
+    header = header[:-16] + struct.pack("<I12x", len(stored))
+    data = header + stored
+    data += blake3(data).digest()
+    with pytest.raises(BadBytes, match="more packs than"):
+        SegmentMap.parse(data)
+    assert peak(lambda: SegmentMap.parse(data)) < 8 << 20
