@@ -240,6 +240,14 @@ def monitor(
     stack.callback(listener.close)
 
 
+@contextmanager
+def _serving(conf: cfg.ConfigOpts) -> Iterator[Database]:
+    """Connect to the database for a ``with`` block, as a process that serves does."""
+    with closing(database.connect(conf)) as db:
+        db.renew_statistics()
+        yield db
+
+
 class EmbeddedService:
     """API and worker in one process, for a ``with`` block.
 
@@ -253,10 +261,7 @@ class EmbeddedService:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            db = database.connect(self._conf)
-            stack.callback(db.close)
-            if db.backend == "sqlite":
-                db.analyze()
+            db = stack.enter_context(_serving(self._conf))
             dispatch = make_dispatch(self._conf, listens=True)
             stack.callback(dispatch.close)
             meters = Meters(db)
@@ -305,8 +310,7 @@ def api_application(conf: cfg.ConfigOpts) -> Iterator[Api]:
     It belongs to the process that made it: connections and threads outlive no fork.
     """
     with ExitStack() as stack:
-        db = database.connect(conf)
-        stack.callback(db.close)
+        db = stack.enter_context(_serving(conf))
         dispatch = make_dispatch(conf, listens=False)
         stack.callback(dispatch.close)
         meters = Meters(db)
@@ -350,8 +354,7 @@ def run_api(conf: cfg.ConfigOpts, stop: threading.Event, ready: Callable[[str], 
 def running_worker(conf: cfg.ConfigOpts) -> Iterator[None]:
     """Run a worker for a ``with`` block; others may run on this host and elsewhere."""
     with ExitStack() as stack:
-        db = database.connect(conf)
-        stack.callback(db.close)
+        db = stack.enter_context(_serving(conf))
         dispatch = make_dispatch(conf, listens=True)
         stack.callback(dispatch.close)
         meters = Meters(db)

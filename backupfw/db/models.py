@@ -2,8 +2,8 @@
 
 Ids are UUID texts, times naive UTC with microseconds.  Volumes, snapshots and backups are deleted
 softly: their rows stay with ``deleted`` set, because an id that once existed must stay known (an import
-revives it, a listing pages over it).  Manifest rows are never removed: a key that was deleted must be
-refused for ever when an import names it again.
+revives it, a listing pages over it).  A manifest's row outlives its objects, so that an import of what was
+deleted is refused, until ``manager/purge.py`` finds that nobody needs it any more.
 
 Text is compared byte for byte on every database (MariaDB: ``utf8mb4_bin``).
 """
@@ -43,6 +43,10 @@ NAMING = {
     "fk": "fk_%(table_name)s_%(column_0_N_name)s",
     "pk": "pk_%(table_name)s",
 }
+
+#: A number that never ends and that the database draws; SQLite draws none but of this type, which holds 64
+#: bits there.
+_Drawn = BigInteger().with_variant(Integer(), "sqlite")
 
 #: Longest text of the API's fields, and of ``fail_reason``.
 TEXT_LENGTH = 255
@@ -148,6 +152,7 @@ class Volume(Lockable, _SoftDelete, Base):
     __table_args__ = (
         Index("ix_volumes_project_listing", "project_id", "deleted", "created_at", "id"),
         Index("ix_volumes_listing", "deleted", "created_at", "id"),
+        Index("ix_volumes_host", "host"),
         _TABLE,
     )
 
@@ -197,7 +202,7 @@ class VolumeType(Lockable, _Timestamps, Base):
     """A kind of volumes.  Volumes keep its name, so that placement rules and manifests can speak of it."""
 
     __tablename__ = "volume_types"
-    __table_args__ = _TABLE
+    __table_args__ = (Index("ix_volume_types_created_at", "created_at", "id"), _TABLE)
 
     id: Mapped[str] = mapped_column(String(36), primary_key=True)
     name: Mapped[str] = mapped_column(unique=True)
@@ -244,7 +249,11 @@ class Transfer(Base):
     """A volume that its project offers to whoever has the key; gone when it was taken or withdrawn."""
 
     __tablename__ = "transfers"
-    __table_args__ = (Index("ix_transfers_project_id", "project_id"), _TABLE)
+    __table_args__ = (
+        Index("ix_transfers_project_listing", "project_id", "created_at", "id"),
+        Index("ix_transfers_created_at", "created_at", "id"),
+        _TABLE,
+    )
 
     id: Mapped[str] = mapped_column(String(36), primary_key=True)
     volume_id: Mapped[str] = mapped_column(ForeignKey("volumes.id"), unique=True)
@@ -326,6 +335,7 @@ class Backup(Lockable, _SoftDelete, Base):
         Index("ix_backups_volume_id", "volume_id", "project_id"),
         Index("ix_backups_parent_id", "parent_id"),
         Index("ix_backups_manifest_id", "manifest_id"),
+        Index("ix_backups_temp_snapshot_id", "temp_snapshot_id"),
         _TABLE,
     )
 
@@ -391,7 +401,7 @@ class Manifest(Lockable, _Timestamps, Base):
 
     __tablename__ = "manifests"
     __table_args__ = (
-        Index("ix_manifests_volume_id", "volume_id"),
+        Index("ix_manifests_volume_id_in_tree", "volume_id", "in_tree"),
         Index("ix_manifests_base_id", "base_id"),
         Index("ix_manifests_backup_id", "backup_id"),
         _TABLE,
@@ -477,7 +487,7 @@ class Task(Lockable, _Timestamps, Base):
         {**_TABLE, "sqlite_autoincrement": True},
     )
 
-    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
+    id: Mapped[int] = mapped_column(_Drawn, primary_key=True, autoincrement=True)
     kind: Mapped[str] = mapped_column(String(64))
     resource_id: Mapped[str] = mapped_column(String(36))
     source_id: Mapped[str | None] = mapped_column(String(36))
@@ -514,7 +524,7 @@ class Notice(Lockable, Base):
     __tablename__ = "notices"
     __table_args__ = {**_TABLE, "sqlite_autoincrement": True}  # noqa: RUF012  (SQLAlchemy reads it)
 
-    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
+    id: Mapped[int] = mapped_column(_Drawn, primary_key=True, autoincrement=True)
     event: Mapped[str] = mapped_column(String(64))
     request_id: Mapped[str | None]
     payload: Mapped[dict[str, Any]]

@@ -71,6 +71,9 @@ _KEPT_CONNECTIONS = 16
 #: many rows of each index.
 _WRITES_PER_ANALYSIS = 1000
 _ANALYSED_ROWS = 400
+#: After how many seconds a connection to a SQLite file is made anew: it reads the statistics when it is made,
+#: and another process may have renewed them.
+_CONNECTION_SECONDS = 600
 #: How long a server lets a transaction stand idle before it ends it and gives its locks back.  Ours never
 #: wait for anything but the database; one that does belongs to a process that is frozen or gone.
 IDLE_SECONDS = 20
@@ -201,28 +204,29 @@ class Database:
             self._unwritable = True
             raise
         self._unwritable = False
-        if self.backend == "sqlite" and not self._in_memory:
-            self._keep_statistics()
-
-    def _keep_statistics(self) -> None:
-        """Have SQLite look at its tables now and then: without figures it scans what it has an index for."""
         with self._counting:
             self._writes += 1
-            if self._writes % _WRITES_PER_ANALYSIS:
-                return
+            due = not self._writes % _WRITES_PER_ANALYSIS
+        if due:
+            self.renew_statistics()
+
+    def renew_statistics(self) -> None:
+        """Have SQLite look at a sample of its tables, in milliseconds; a server does it itself.
+
+        Without figures it scans what it has an index for.  Done when a process begins to serve, and now and
+        then while it writes (a worker that idles reports itself, so it writes, too).
+        """
+        if self.backend != "sqlite" or self._in_memory:
+            return
         try:
-            self.analyze()
+            with self._transaction(self._manager.writer, True) as session:
+                session.execute(text(f"PRAGMA analysis_limit = {_ANALYSED_ROWS}"))
+                session.execute(text("ANALYZE"))
         except (DBError, DatabaseUnwritable):
             # They make nothing but plans.
             LOG.warning("SQLite's statistics could not be renewed", exc_info=True)
-
-    def analyze(self) -> None:
-        """Renew a SQLite file's statistics from a sample, in milliseconds; a server does it itself."""
-        assert self.backend == "sqlite"
-        with self._transaction(self._manager.writer, True) as session:
-            session.execute(text(f"PRAGMA analysis_limit = {_ANALYSED_ROWS}"))
-            session.execute(text("ANALYZE"))
-        # A connection reads them when it is made.
+            return
+        # Connections that are kept have the old ones.
         self.engine.dispose()
 
     def writable(self) -> bool:
@@ -416,6 +420,7 @@ def _pool_like(pool: Any) -> QueuePool:
         pool._creator,
         pool_size=_KEPT_CONNECTIONS,
         max_overflow=-1,
+        recycle=_CONNECTION_SECONDS,
         _dispatch=pool.dispatch,
         dialect=pool._dialect,
     )

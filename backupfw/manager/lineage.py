@@ -24,6 +24,7 @@ from sqlalchemy.sql import ColumnElement
 
 from backupfw.db.locks import lock
 from backupfw.db.models import Backup, Manifest
+from backupfw.db.session import now
 from backupfw.manager.lifecycle import (
     CREATING,
     DELETING,
@@ -315,7 +316,8 @@ def volume_rows(
 def mark_gone(session: Session, manifest_id: str) -> bool:
     """Record that a released manifest's objects are deleted, and contract the tree.
 
-    The row is kept for ever, so that an import of what was deleted is refused.
+    The row is kept, so that an import of what was deleted is refused; for how long,
+    :mod:`backupfw.manager.purge` says.
 
     :return: False when it was gone already; the tree is contracted all the same.
     :raises LookupError: there is no such manifest.
@@ -328,7 +330,9 @@ def mark_gone(session: Session, manifest_id: str) -> bool:
     tree = _load(session, row)
     marked = _change(
         session,
-        update(Manifest).where(Manifest.id == manifest_id, Manifest.state == RELEASED).values(state=GONE),
+        update(Manifest)
+        .where(Manifest.id == manifest_id, Manifest.state == RELEASED)
+        .values(state=GONE, updated_at=now(session)),
     )
     if manifest_id in tree:
         tree.mark_gone(manifest_id)

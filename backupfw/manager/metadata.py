@@ -7,7 +7,7 @@ import ast
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import ColumnElement, and_, delete, exists, false, select
+from sqlalchemy import ColumnElement, and_, delete, false, select
 from sqlalchemy.orm import Session
 
 from backupfw import naming
@@ -130,7 +130,8 @@ def matches(model: Model, owner_id: Any, text: str) -> ColumnElement[bool]:
     return and_(
         True,
         *(
-            exists().where(_owner(model) == owner_id, model.key == key, model.value == value)
+            # Not EXISTS: PostgreSQL would begin with everybody's metadata, whose values have no index.
+            select(model.value).where(_owner(model) == owner_id, model.key == key).scalar_subquery() == value
             for key, value in wanted.items()
         ),
     )

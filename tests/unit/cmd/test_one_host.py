@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import column, select, table
 
 from backupfw.cmd import configure, service
 from backupfw.conf import load
@@ -86,3 +87,14 @@ def test_the_one_process_of_a_state_directory_goes_on_at_once(db: Database, conf
         while lease(db, running) == before:
             assert time.monotonic() < end
             time.sleep(0.05)
+
+
+@pytest.mark.parametrize("db", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("start", [service.running_worker, service.api_application, service.EmbeddedService])
+def test_every_process_that_serves_has_statistics_of_a_sqlite_file(
+    db: Database, conf: Any, running: int, start: Any
+) -> None:
+    started: AbstractContextManager[Any] = start(conf)
+    with started, db.read() as session:
+        tables = session.scalars(select(column("tbl")).select_from(table("sqlite_stat1"))).all()
+        assert "tasks" in tables

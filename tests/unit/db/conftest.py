@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -49,8 +50,18 @@ def mariadb_url() -> Iterator[str]:
 )
 def db(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
     """An empty database of each kind."""
+    with opened(request, tmp_path) as database:
+        yield database
+
+
+@contextmanager
+def opened(request: pytest.FixtureRequest, directory: Path) -> Iterator[Database]:
+    """An empty database of the kind that a fixture's parameter names.
+
+    :param directory: for a SQLite file.
+    """
     if request.param == "sqlite":
-        url = f"sqlite:///{tmp_path}/db"
+        url = f"sqlite:///{directory}/db"
     else:
         url = request.getfixturevalue(f"{request.param}_url")
     database = Database(url)

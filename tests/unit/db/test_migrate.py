@@ -108,8 +108,7 @@ def test_words_that_volumes_carried_become_types(db: Database) -> None:
     with db.engine.begin() as connection:
         volumes = _tables(connection).tables["volumes"]
         for name, word in words.items():
-            row = {column.name: _value(volumes, column.name) for column in volumes.columns}
-            row |= {"id": name, "volume_type": word, "deleted": name == "g"}
+            row = _row(volumes) | {"id": name, "volume_type": word, "deleted": name == "g"}
             connection.execute(volumes.insert(), row)
     migrate.sync(db)
     with db.read() as session:
@@ -123,6 +122,43 @@ def test_words_that_volumes_carried_become_types(db: Database) -> None:
     assert found == {
         "a": "gold", "b": "gold", "c": None, "d": None, "e": default, "f": default, "g": "tin",
     }  # fmt: skip
+
+
+def test_ids_of_tasks_and_notices_do_not_end_with_32_bits(db: Database) -> None:
+    """In a database of the release before, in which rows are."""
+    with db.engine.begin() as connection:
+        command.upgrade(migrate._config(connection), "0012")
+    drawn = ("tasks", "notices")
+    with db.engine.begin() as connection:
+        known = _tables(connection)
+        for name in drawn:
+            connection.execute(known.tables[name].insert(), _row(known.tables[name]) | {"id": (1 << 31) - 1})
+            if db.backend == "postgresql":
+                connection.execute(text(f"SELECT setval('{name}_id_seq', {(1 << 31) - 1})"))
+    migrate.sync(db)
+    with db.engine.begin() as connection:
+        for name in drawn:
+            table = known.tables[name]
+            row = _row(table)
+            del row["id"]
+            connection.execute(table.insert(), row)
+            ids = connection.scalars(select(table.c.id).order_by(table.c.id)).all()
+            assert ids == [(1 << 31) - 1, 1 << 31]
+
+
+def test_a_manifest_that_went_before_its_time_was_noted_counts_from_the_migration(db: Database) -> None:
+    with db.engine.begin() as connection:
+        command.upgrade(migrate._config(connection), "0012")
+    with db.engine.begin() as connection:
+        manifests = _tables(connection).tables["manifests"]
+        for state in ("gone", "live"):
+            row = _row(manifests) | {"id": state, "state": state, "base_id": None, "key_digest": state}
+            connection.execute(manifests.insert(), row)
+    migrate.sync(db)
+    with db.read() as session:
+        found = {row.id: row.updated_at for row in session.scalars(select(models.Manifest))}
+        assert found["gone"] > now(session)
+    assert found["live"] == _value(manifests, "updated_at")
 
 
 def _earlier() -> list[str]:
@@ -145,6 +181,11 @@ def _value(table: Table, name: str) -> Any:
     return {int: 1, bool: False, bytes: b"1"}.get(python, "1")
 
 
+def _row(table: Table) -> dict[str, Any]:
+    """A value for every column."""
+    return {column.name: _value(table, column.name) for column in table.columns}
+
+
 def _tables(connection: Connection) -> MetaData:
     metadata = MetaData()
     metadata.reflect(connection)
@@ -160,7 +201,7 @@ def _fill(connection: Connection, metadata: MetaData) -> set[str]:
         if connection.execute(select(table)).first() is not None:
             seeded.add(table.name)
             continue
-        row = {column.name: _value(table, column.name) for column in table.columns}
+        row = _row(table)
         for key in table.foreign_keys:
             found = connection.execute(select(key.column)).scalar()
             row[key.parent.name] = row[key.parent.name] if found is None else found
@@ -196,7 +237,7 @@ def test_a_migration_that_is_killed_after_any_statement_can_be_repeated(
     def die(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
         kind = statement.split(maxsplit=1)[0].upper()
         step = (statement, str(parameters) if kind == "UPDATE" else "")
-        if kind in ("CREATE", "ALTER", "INSERT", "UPDATE") and step not in done:
+        if kind in ("CREATE", "ALTER", "DROP", "INSERT", "UPDATE") and step not in done:
             done.add(step)
             raise _KilledError
 

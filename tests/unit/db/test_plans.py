@@ -1,23 +1,88 @@
-"""What a request reads of 100 000 backups: no database walks through all of them for one or for a page."""
+"""What the API's requests read of 100 000 rows: none walks through a table for one row or for a page.
+
+A project has a thousandth of the rows.  Some requests have to read all rows of everybody, or choose to, and
+are not asked here: those of an administrator for all projects that count, filter by what is no id, or sort by
+something else than the default; and the services, which have no pages.
+"""
 
 from __future__ import annotations
 
+import json
+import re
 import uuid
-from collections.abc import Callable
-from datetime import datetime
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
-from sqlalchemy import Integer, String, cast, event, insert, literal, select, text, union_all
-from sqlalchemy.orm import Session
+from sqlalchemy import Integer, String, case, cast, event, insert, literal, select, text, union_all
 
-from backupfw.db import models, queries
+from backupfw.api.query import FILTERS
+from backupfw.context import RequestContext
+from backupfw.db import models
 from backupfw.db import session as session_module
 from backupfw.db.session import Database
 from backupfw.manager import rows
+from backupfw.manager.backups import BackupManager
+from backupfw.manager.messages import MessageManager
+from backupfw.manager.quota import QuotaManager
+from backupfw.manager.services import ServiceManager
+from backupfw.manager.snapshots import SnapshotManager
+from backupfw.manager.transfers import TransferManager
+from backupfw.manager.volume_types import VolumeTypeManager
+from backupfw.manager.volumes import VolumeManager
+from tests.unit.db.conftest import opened
+from tests.unit.manager.support import make_conf
 
-ROWS = 100_000
-PROJECT = "busy"
+PROJECTS = 1000
+PROJECT = "project-50"
+#: A row of that project, in the middle.
+NUMBER = 50_050
+
+Ask = Callable[[], object]
+
+
+def _id(kind: str, number: Any) -> Any:
+    """The id of a row by its number: of one that is known, or as a term."""
+    head = f"{kind:0<8}-0000-4000-8000-"
+    if isinstance(number, int):
+        return f"{head}{number + 100_000_000_000}"
+    return literal(head) + cast(number + 100_000_000_000, String(12))
+
+
+def _rows(number: Any, moment: Any) -> dict[type[models.Base], dict[str, Any]]:
+    """What the row of a number holds in each table, beside what it must hold anyway."""
+
+    def text_of(word: str, values: int) -> Any:
+        return literal(f"{word}-") + cast(number % values, String(6))
+
+    common = {"project_id": text_of("project", PROJECTS), "created_at": moment}
+    named = {**common, "display_name": text_of("name", 97)}
+    volume, snapshot, backup = (_id(kind, number) for kind in ("volume", "snapshot", "backup"))
+    return {
+        models.VolumeType: {
+            "id": _id("type", number), "name": text_of("type", 100_000), "created_at": moment,
+            "is_public": literal(True),
+        },
+        models.Volume: {
+            **named, "id": volume, "host": text_of("host", 1000), "volume_type": text_of("type", 1000),
+        },
+        models.VolumeMetadata: {
+            "volume_id": volume, "key": literal("key"), "value": text_of("value", 97),
+        },
+        models.Snapshot: {**named, "id": snapshot, "volume_id": volume},
+        models.Backup: {
+            **named, "id": backup, "volume_id": volume, "parent_id": _id("backup", number - number % 10),
+        },
+        models.Transfer: {**named, "id": _id("transfer", number), "volume_id": volume},
+        models.Message: {**common, "id": _id("message", number), "resource_uuid": backup},
+        models.Task: {**common, "id": number + 1, "resource_id": backup, "source_id": volume},
+    }  # fmt: skip
+
+
+#: What a column holds that must hold something.
+_ANYTHING = {int: 0, bool: False, str: "any", datetime: datetime(2026, 1, 1)}
 
 
 def _fill(db: Database) -> None:
@@ -28,105 +93,206 @@ def _fill(db: Database) -> None:
         for place in range(5)
     ]
     number: Any = sum((digit.c.n for digit in digits[1:]), digits[0].c.n)
-    table = models.Backup.__table__
-    moment, zero = datetime(2026, 1, 1), literal(0, Integer)
-    values: dict[str, Any] = {
-        "id": literal("00000000-0000-4000-8000-") + cast(number + 100_000_000_000, String(12)),
-        "project_id": literal(PROJECT),
-        "volume_id": literal(str(uuid.uuid4())),
-        "status": literal("available"),
-        "is_incremental": literal(False),
-        "completed": literal(True),
-        "deleted": literal(False),
-        "created_at": literal(moment, table.c.created_at.type),
-        **dict.fromkeys(
-            ("size", "object_count", "stored_bytes", "referenced_bytes", "progress_done", "progress_total"),
-            zero,
-        ),
-    }
     source: Any = digits[0]
     for digit in digits[1:]:
         source = source.join(digit, digit.c.n >= digits[0].c.n * 0)
-    with db.write() as session:
-        session.execute(insert(table).from_select(list(values), select(*values.values()).select_from(source)))
+    first = datetime(2026, 1, 1)
+    kind = models.Backup.created_at.type
+    hours = [literal(first + timedelta(hours=n), kind) for n in range(10)]
+    moment = case(*((digits[3].c.n == 1000 * n, hour) for n, hour in enumerate(hours[1:], 1)), else_=hours[0])
+    for model, chosen in _rows(number, moment).items():
+        needed = {
+            column.name: literal(_ANYTHING.get(column.type.python_type, {}), column.type)
+            for column in model.__table__.columns
+            if not column.nullable and column.name not in chosen
+        }
+        values = {**needed, **chosen}
+        made = select(*values.values()).select_from(source)
+        with db.write() as session:
+            session.execute(insert(model).from_select(list(values), made))
+    if db.backend == "sqlite":
+        db.renew_statistics()
+        return
+    word = "ANALYZE" if db.backend == "postgresql" else "ANALYZE TABLE"
     with db.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        if db.backend == "postgresql":
-            connection.execute(text("ANALYZE backups"))
-        elif db.backend == "mysql":
-            connection.execute(text("ANALYZE TABLE backups"))
-    if db.backend == "sqlite":
-        db.analyze()
+        for model in _rows(number, moment):
+            connection.execute(text(f"{word} {model.__tablename__}"))
 
 
-def _page(**arguments: Any) -> Callable[[Session], Any]:
-    wanted: dict[str, Any] = {"filters": {}, "sort": [], "limit": 100, **arguments}
-
-    def ask(session: Session) -> None:
-        found, _ = queries.page(session, models.Backup, columns=rows.listed_columns(), **wanted)
-        rows.listed_backups(session, found, detail=True)
-
-    return ask
-
-
-def _plan(db: Database, session: Session, statement: str, parameters: Any) -> str:
-    word = "EXPLAIN QUERY PLAN" if db.backend == "sqlite" else "EXPLAIN"
-    answer = session.connection().exec_driver_sql(f"{word} {statement}", parameters)
-    return "\n".join(str(dict(row)) for row in answer.mappings())
-
-
-def _walks(db: Database, plan: str) -> bool:
-    if db.backend == "sqlite":
-        return "SCAN backups" in plan and "USING" not in plan.split("SCAN backups", 1)[1].split("'", 1)[0]
-    if db.backend == "postgresql":
-        return "Seq Scan on backups" in plan
-    return "'table': 'backups', 'type': 'ALL'" in plan
+@pytest.fixture(
+    scope="module",
+    params=[
+        "sqlite",
+        pytest.param("postgresql", marks=pytest.mark.server),
+        pytest.param("mariadb", marks=pytest.mark.server),
+    ],
+)
+def filled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
+    """A database of each kind with a project's rows among those of others."""
+    with opened(request, tmp_path_factory.mktemp("plans")) as database:
+        _fill(database)
+        yield database
 
 
-def test_no_request_walks_through_all_backups(db: Database) -> None:
-    _fill(db)
-    one = f"00000000-0000-4000-8000-{100_000_050_000}"
-    asked: dict[str, Callable[[Session], Any]] = {
-        "show": lambda session: rows.backup_by_id(rows.fetching(session), one),
-        "page of a project": _page(project_id=PROJECT),
-        "page of all": _page(project_id=None),
-        "page behind a marker": _page(project_id=PROJECT, marker=one),
-        "page of all behind a marker": _page(project_id=None, marker=one),
+def _listings(db: Database) -> dict[str, Any]:
+    conf = make_conf()
+    conf.message_ttl = 10**9
+    return {
+        "backup": BackupManager(db, conf, lambda: None),
+        "volume": VolumeManager(db, conf, lambda: None),
+        "snapshot": SnapshotManager(db, conf, lambda: None),
+        "message": MessageManager(db, conf),
+        "transfer": TransferManager(db, conf),
+        "type": VolumeTypeManager(db, conf),
     }
-    for name, ask in asked.items():
-        said: list[tuple[str, Any]] = []
 
-        def hear(_c: Any, _cursor: Any, statement: str, parameters: Any, *_: Any, said: Any = said) -> None:
-            if statement.startswith("SELECT"):
-                said.append((statement, parameters))
 
-        with db.read() as session:
-            event.listen(db.engine, "before_cursor_execute", hear)
-            try:
-                ask(session)
-            finally:
-                event.remove(db.engine, "before_cursor_execute", hear)
-            assert said
-            for statement, parameters in said:
-                plan = _plan(db, session, statement, parameters)
-                assert not _walks(db, plan), f"{name}: {statement}\n{plan}"
-                if db.backend == "sqlite" and name == "show":
-                    assert "ix_backups_parent_id" in plan
+_USER = RequestContext(PROJECT, "user")
+_ADMIN = RequestContext(PROJECT, "user", is_admin=True)
+#: What is asked for with a filter.
+_VALUES = {
+    "name": "name-50", "status": "any", "volume_id": _id("volume", NUMBER), "metadata": "{'key': 'value-50'}",
+    "size": "0", "bootable": "false", "created_at": "2026-01-01T03:00:00",
+    "updated_at": "2026-01-01T03:00:00", "availability_zone": "nova", "resource_uuid": _id("backup", NUMBER),
+    "request_id": "req",
+}  # fmt: skip
+
+
+def _asked(db: Database) -> dict[str, Ask]:
+    """Every kind of request that shows or lists, by what it is called."""
+    asked: dict[str, Ask] = {}
+    for kind, manager in _listings(db).items():
+        one = _id(kind, NUMBER)
+        pages: dict[str, dict[str, Any]] = {
+            "": {},
+            "behind a marker": {"marker": one},
+            "offset": {"offset": 300},
+        }
+        for name, arguments in pages.items():
+            asked[f"{kind}s: page {name}"] = partial(manager.list, _USER, limit=100, **arguments)
+            asked[f"{kind}s: page of all {name}"] = partial(
+                manager.list, _ADMIN, limit=100, all_tenants=True, **arguments
+            )
+        asked[f"{kind}: show"] = partial(manager.get, _USER, one)
+        if kind == "type":
+            continue
+        asked[f"{kind}s: page and count"] = partial(manager.list, _USER, limit=100, with_count=True)
+        for name in FILTERS.get(kind, ("name",)):
+            value = {name: _VALUES.get(name, "any")}
+            asked[f"{kind}s: page with {name}"] = partial(manager.list, _USER, limit=100, filters=value)
+        if kind != "message":
+            asked[f"{kind}s: page with a part of the name"] = partial(
+                manager.list, _USER, limit=100, filters={"name~": "me-5"}
+            )
+            for arguments in ({}, {"marker": one}):
+                asked[f"{kind}s: page by name {arguments}"] = partial(
+                    manager.list, _USER, limit=100, sort=[("name", "asc")], **arguments
+                )
+    listings = _listings(db)
+    of_volume = {"filters": {"volume_id": _id("volume", NUMBER)}, "limit": 100, "all_tenants": True}
+    asked["backups: page of a volume"] = partial(listings["backup"].list, _ADMIN, **of_volume)
+    asked["snapshots: page of a volume"] = partial(listings["snapshot"].list, _ADMIN, **of_volume)
+    asked["backup: progress"] = partial(listings["backup"].progress, _USER, _id("backup", NUMBER))
+    asked["volumes: totals"] = partial(listings["volume"].totals, _USER)
+    quotas, services = QuotaManager(db, make_conf()), ServiceManager(db, make_conf())
+    asked["limits"] = partial(quotas.limits, _USER)
+    asked["quota with usage"] = partial(quotas.show, PROJECT, usage=True)
+    services.heartbeat("host-50", "backupfw-worker")
+    asked["host: show"] = partial(services.usage_of_host, _ADMIN, "host-50")
+    return asked
+
+
+def _statements(db: Database, ask: Ask) -> list[tuple[str, Any]]:
+    """What is asked of the database."""
+    said: list[tuple[str, Any]] = []
+
+    def hear(_c: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        if statement.startswith("SELECT"):
+            said.append((statement, parameters))
+
+    event.listen(db.engine, "before_cursor_execute", hear)
+    try:
+        ask()
+    finally:
+        event.remove(db.engine, "before_cursor_execute", hear)
+    return said
+
+
+def _plan(db: Database, statement: str, parameters: Any) -> list[dict[str, Any]]:
+    word = "EXPLAIN QUERY PLAN" if db.backend == "sqlite" else "EXPLAIN"
+    with db.read() as session:
+        answer = session.connection().exec_driver_sql(f"{word} {statement}", parameters)
+        return [dict(row) for row in answer.mappings()]
+
+
+def _walked(db: Database, plan: list[dict[str, Any]]) -> set[str]:
+    """The tables that a plan reads whole.  Along an index that has the order of a page is no walk."""
+    found: list[tuple[str, str]] = []
+    for row in plan:
+        if db.backend == "sqlite":
+            found += re.findall(r"^SCAN (\w+)(?: USING (?:COVERING )?INDEX (\w+))?", row["detail"])
+        elif db.backend == "postgresql":
+            found += [(table, "") for table in re.findall(r"Seq Scan on (\w+)", row["QUERY PLAN"])]
+        elif row["type"] in ("ALL", "index"):
+            found.append((str(row["table"]), str(row["key"])))
+    tables = {model.__tablename__ for model in _rows(literal(0), literal(None))}
+    return {
+        table
+        for table, index in found
+        if re.sub(r"_\d+$", "", table) in tables and not index.endswith(("_listing", "_created_at"))
+    }
+
+
+def test_no_request_walks_through_a_table(filled: Database) -> None:
+    for name, ask in _asked(filled).items():
+        statements = _statements(filled, ask)
+        assert statements, name
+        for statement, parameters in statements:
+            plan = _plan(filled, statement, parameters)
+            assert not _walked(filled, plan), (
+                f"{name}: {statement}\n{json.dumps(plan, indent=1, default=str)}"
+            )
+
+
+def test_a_page_begins_at_its_marker(filled: Database) -> None:
+    """And not at the beginning, from which all rows before it would be passed."""
+    for kind, manager in _listings(filled).items():
+        for ctx in (_USER, _ADMIN):
+            paging = {"limit": 10, "marker": _id(kind, NUMBER), "all_tenants": ctx.is_admin}
+            statement, parameters = next(
+                said
+                for said in _statements(filled, partial(manager.list, ctx, **paging))
+                if " ORDER BY " in said[0] and " LIMIT " in said[0]
+            )
+            plan = _plan(filled, statement, parameters)
+            told = str(plan)
+            if filled.backend == "sqlite":
+                assert "created_at<?" in told, told
+            elif filled.backend == "postgresql":
+                assert re.search(r"Index Cond: .*created_at <=", told), told
+            else:
+                assert plan[0]["type"] == "range", told
+
+
+def test_a_backup_that_is_shown_counts_its_children_by_an_index(filled: Database) -> None:
+    if filled.backend != "sqlite":
+        pytest.skip("declared: servers choose among several that do")
+    ask = partial(_listings(filled)["backup"].get, _USER, _id("backup", NUMBER))
+    ((statement, parameters),) = _statements(filled, ask)
+    assert "ix_backups_parent_id" in str(_plan(filled, statement, parameters))
 
 
 @pytest.mark.parametrize("db", ["sqlite"], indirect=True)
 def test_children_are_found_by_their_parent_also_before_there_are_statistics(db: Database) -> None:
     models.Base.metadata.create_all(db.engine)
-    said: list[tuple[str, Any]] = []
-    with db.read() as session:
-        event.listen(
-            db.engine,
-            "before_cursor_execute",
-            lambda _c, _cursor, statement, parameters, *_: said.append((statement, parameters)),
-        )
-        rows.backup_by_id(rows.fetching(session), str(uuid.uuid4()))
-        rows.dependents_of(session, [str(uuid.uuid4()), str(uuid.uuid4())])
-        for statement, parameters in list(said):
-            assert "ix_backups_parent_id" in _plan(db, session, statement, parameters), statement
+
+    def ask() -> None:
+        with db.read() as session:
+            rows.backup_by_id(rows.fetching(session), str(uuid.uuid4()))
+            rows.dependents_of(session, [str(uuid.uuid4()), str(uuid.uuid4())])
+
+    for statement, parameters in _statements(db, ask):
+        assert "ix_backups_parent_id" in str(_plan(db, statement, parameters)), statement
 
 
 @pytest.mark.parametrize("db", ["sqlite"], indirect=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta, timezone
@@ -306,6 +307,25 @@ def test_connections_to_a_sqlite_file_are_kept(tmp_path: Path) -> None:
                 assert session.scalar(text("PRAGMA foreign_keys")) == 1
         assert len(made) == 1
     finally:
+        database.close()
+
+
+def test_no_connection_to_a_sqlite_file_keeps_old_statistics_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_module, "_CONNECTION_SECONDS", 60)
+    made: list[object] = []
+    database = Database(f"sqlite:///{tmp_path}/kept.sqlite")
+    moment = time.time()
+    try:
+        event.listen(database.engine, "connect", lambda connection, _record: made.append(connection))
+        for later, expected in ((0, 1), (30, 1), (90, 2), (120, 2)):
+            monkeypatch.setattr(time, "time", lambda later=later: moment + later)
+            with database.read() as session:
+                session.execute(text("SELECT 1"))
+            assert len(made) == expected
+    finally:
+        monkeypatch.undo()
         database.close()
 
 
