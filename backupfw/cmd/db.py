@@ -17,7 +17,7 @@ def add_parser(commands: Any) -> None:
     add_command(group, "version", version, "Print the database's version.")
     add_command(group, "check", check, "Say whether the database fits this release; exit status 1 if not.")
     purge_parser = add_command(
-        group, "purge", purge, "Remove the rows of backups, snapshots and volumes deleted long ago."
+        group, "purge", purge, "Remove the rows of what was deleted long ago and is needed no more."
     )
     purge_parser.add_argument(
         "--before",

@@ -1,67 +1,113 @@
 """Removing rows of what was deleted long ago.
 
 Backups, volumes and snapshots are deleted softly.  Their rows are needed by what still points to them
-only; the lineage is in the manifests' rows, which are never removed: a key that was deleted must be refused
-for ever when an import names it again.
+only.
+
+*Manifests* that are gone are known for three reasons: an import of what was deleted is refused, a listing
+that still shows one does not make it count as unknown, and the lineage tree needs its forks.  So the row of
+one goes only when the row of the backup that made it went before, when it is in no tree, when no row points
+to it, and when it went as long ago as the others.  Nothing is lost by that: a manifest without a row is one
+that the database does not know, which no clean-up deletes, nor anything that it names
+(:mod:`backupfw.engine.removal`).  Should it turn up again, an import reads everything that it names before
+it is believed.  What stays besides:
+
+* Manifests of volumes in which another one is being made or removed: that attempt has read which manifests
+  are known, and may be deleting by it.  A sweep does the same and leaves no mark; the two are not to run at
+  the same time.
+* One manifest of each container: sweep and audit look where manifests are known.
+
+*Damaged objects* are known for the next incremental of their volume, and for backups that are marked
+because of them.  One goes when no manifest of its volume in its container is left but gone ones, so that
+nothing can name it any more.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any
 
-from sqlalchemy import ColumnElement, CursorResult, delete, exists, func, or_, select
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, Select, delete, exists, func, or_, select
+from sqlalchemy.orm import Session, aliased
 
+from backupfw import naming
 from backupfw.db.locks import lock
-from backupfw.db.models import Backup, Snapshot, Task, Volume
+from backupfw.db.models import Backup, DamagedObject, Manifest, Snapshot, Task, Volume
 from backupfw.db.session import Database
+from backupfw.manager.lifecycle import GONE, RELEASED, WRITING
 
-#: Rows removed in one transaction, so that none is long.
+#: Rows looked at in one transaction, so that none is long and few are held.
 BATCH = 500
 
 
 def run(db: Database, before: datetime, dry_run: bool = False) -> dict[str, int]:
-    """Remove the rows of backups, snapshots and volumes that were deleted before a moment.
+    """Remove the rows of what was deleted before a moment.
+
+    Memory does not depend on the number of rows, and no row is looked at twice.
 
     :param before: naive UTC.
     :param dry_run: count only.
     :returns: how many rows of each, by noun.
     """
-    # A snapshot's row points to its volume's: it goes first.
-    removed = {}
-    for model in (Backup, Snapshot, Volume):
-        condition = _may_go(model, before)
-        if dry_run:
-            with db.read() as session:
-                removed[_noun(model)] = session.scalar(select(func.count(model.id)).where(condition)) or 0
-            continue
-        total = 0
-        while count := db.run(partial(_batch, model, condition)):
-            total += count
-        removed[_noun(model)] = total
-    return removed
+    # A snapshot's row points to its volume's, a manifest's is needed by that of its maker: they go later.
+    steps = ((Backup, "backups"), (Snapshot, "snapshots"), (Volume, "volumes"), (Manifest, "manifests"))
+    removed = {noun: _remove(db, model, _may_go(model, before), dry_run) for model, noun in steps}
+    return removed | {"damaged objects": _remove_damaged(db, before, dry_run)}
 
 
-def _noun(model: type) -> str:
-    return f"{model.__name__.lower()}s"
+def _remove(db: Database, model: type[Any], condition: ColumnElement[bool], dry_run: bool) -> int:
+    kept = _last_of_containers(db) if model is Manifest else frozenset()
+    query = select(model.id).where(condition)
+    total = 0
+    for page in _pages(db, query, model.id):
+        ids = [row.id for row in page if row.id not in kept]
+        total += len(ids) if dry_run else db.run(partial(_delete, model, ids, condition))
+    return total
 
 
-def _batch(model: type[Any], condition: ColumnElement[bool], session: Session) -> int:
-    ids = lock(session, model, condition, limit=BATCH)
-    # Metadata and attachments go with their owner.
-    result = session.execute(
-        delete(model).where(model.id.in_(ids), condition), execution_options={"synchronize_session": False}
+def _pages(db: Database, query: Select[*tuple[Any, ...]], key: Any) -> Iterator[Sequence[Any]]:
+    """Yield what a query finds in the order of a key, some rows at a time."""
+    last = ""
+    while True:
+        with db.read() as session:
+            page = session.execute(query.where(key > last).order_by(key).limit(BATCH)).all()
+        if not page:
+            return
+        yield page
+        last = page[-1][0]
+
+
+def _delete(model: type[Any], ids: Collection[str], condition: ColumnElement[bool], session: Session) -> int:
+    lock(session, model, model.id.in_(ids))
+    found = session.scalars(select(model.id).where(model.id.in_(ids), condition)).all()
+    # Metadata, attachments and marks go with their owner.
+    session.execute(
+        delete(model).where(model.id.in_(found)), execution_options={"synchronize_session": False}
     )
-    assert isinstance(result, CursorResult)
-    return result.rowcount
+    return len(found)
 
 
 def _may_go(model: type[Any], before: datetime) -> ColumnElement[bool]:
-    """The condition that a row was deleted long ago and nothing points to it any more."""
-    condition: ColumnElement[bool] = model.deleted.is_(True) & (model.deleted_at < before)
-    condition &= ~exists().where(or_(Task.resource_id == model.id, Task.source_id == model.id))
+    """The condition that something was deleted long ago and that nothing needs its row any more."""
+    condition: ColumnElement[bool] = ~exists().where(
+        or_(Task.resource_id == model.id, Task.source_id == model.id)
+    )
+    if model is Manifest:
+        other = aliased(Manifest)
+        moving = exists().where(
+            other.volume_id == Manifest.volume_id, other.in_tree, other.state.in_((WRITING, RELEASED))
+        )
+        return (
+            condition
+            & (Manifest.state == GONE)
+            & (func.coalesce(Manifest.updated_at, Manifest.created_at) < before)
+            & Manifest.in_tree.is_(False)
+            & ~exists().where(Backup.manifest_id == Manifest.id)
+            & ~exists().where(Backup.id == Manifest.backup_id, ~_may_go(Backup, before))
+            & ~moving
+        )
+    condition &= model.deleted.is_(True) & (model.deleted_at < before)
     if model is Backup:
         # What a killed attempt left is found by them.
         condition &= Backup.manifest_id.is_(None) & Backup.temp_snapshot_id.is_(None)
@@ -70,3 +116,42 @@ def _may_go(model: type[Any], before: datetime) -> ColumnElement[bool]:
     else:
         condition &= ~exists().where(Snapshot.volume_id == Volume.id, ~_may_go(Snapshot, before))
     return condition
+
+
+def _last_of_containers(db: Database) -> frozenset[str]:
+    """Return a manifest of each container, so that it stays known."""
+    with db.read() as session:
+        last = select(func.max(Manifest.id)).group_by(Manifest.store, Manifest.container)
+        return frozenset(session.scalars(last))
+
+
+def _remove_damaged(db: Database, before: datetime, dry_run: bool) -> int:
+    row = DamagedObject
+    old = row.found_at < before
+    total = 0
+    for page in _pages(db, select(row.digest, row.store, row.container, row.key).where(old), row.digest):
+        ids = _unnamed(db, page)
+        if not dry_run:
+            # One that was found again meanwhile is no longer old.
+            db.run(partial(_delete_damaged, old & row.digest.in_(ids)))
+        total += len(ids)
+    return total
+
+
+def _unnamed(db: Database, page: Sequence[Any]) -> list[str]:
+    """Return the digests of the damaged objects that no manifest can name."""
+    volumes = {one.digest: naming.key_part_text(one.key.split("/", 3)[2]) for one in page}
+    with db.read() as session:
+        named = {
+            tuple(place)
+            for place in session.execute(
+                select(Manifest.store, Manifest.container, Manifest.volume_id)
+                .where(Manifest.volume_id.in_(set(volumes.values())), Manifest.state != GONE)
+                .distinct()
+            )
+        }
+    return [one.digest for one in page if (one.store, one.container, volumes[one.digest]) not in named]
+
+
+def _delete_damaged(condition: ColumnElement[bool], session: Session) -> None:
+    session.execute(delete(DamagedObject).where(condition), execution_options={"synchronize_session": False})

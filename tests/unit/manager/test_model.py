@@ -6,6 +6,7 @@ data, what nothing names is being removed, and the quota is what the rows say.
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 from hypothesis import HealthCheck, Phase, settings
@@ -14,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from backupfw import errors
 from backupfw.db import models
-from backupfw.manager import quota, tasks
+from backupfw.manager import purge, quota, tasks
 from backupfw.manager.backup_tasks import CreatePlan, ReleasePlan
 from tests.unit.manager.support import WIRE, World, check_audit, check_consistent
 
@@ -149,6 +150,11 @@ class Lifecycle(RuleBasedStateMachine):
             row = session.get_one(models.Volume, self.volume_ids[volume])
             if row.status in ("error", "error_restoring"):
                 row.status = "available"
+
+    @rule()
+    def rows_are_purged(self) -> None:
+        """However long ago it was deleted: nothing goes that anybody needs."""
+        purge.run(self.world.db, datetime(9999, 1, 1))
 
     # Workers.
 
@@ -294,10 +300,11 @@ class Lifecycle(RuleBasedStateMachine):
             if entry.plan is None:
                 entry.plan = outcomes.start_import(task, {"main": WIRE})
                 return False
-            (manifest,) = self.world.rows(models.Manifest, models.Manifest.key == entry.plan.key)
-            if not ok:
-                raise errors.InvalidInput("damaged")
-            outcomes.finish_import(task, self.world.facts(manifest))
+            found = self.world.rows(models.Manifest, models.Manifest.key == entry.plan.key)
+            if not ok or not found:
+                # A purge forgot it: its objects are deleted, so a worker does not find it either.
+                raise errors.InvalidInput("damaged, or not there")
+            outcomes.finish_import(task, self.world.facts(found[0]))
         except errors.InvalidInput as error:
             outcomes.fail_import(task, str(error))
         return True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -33,33 +33,179 @@ def run(world: World, dry_run: bool = False) -> dict[str, int]:
     return purge.run(world.db, before, dry_run)
 
 
+#: What a purge looks at.
+NOUNS = ("backups", "snapshots", "volumes", "manifests", "damaged objects")
+
+
+def counts(*numbers: int) -> dict[str, int]:
+    return dict(zip(NOUNS, numbers, strict=True))
+
+
+def go_long_ago(world: World, manifest_id: str, days: int = 100) -> None:
+    with world.db.write() as session:
+        moment = now(session) - timedelta(days=days)
+        session.execute(
+            update(models.Manifest).where(models.Manifest.id == manifest_id).values(updated_at=moment)
+        )
+
+
+def deleted(world: World, backup_id: str, days: int = 100) -> str:
+    """Delete a backup and its objects; returns the id of the manifest."""
+    manifest_id = str(world.row(models.Backup, backup_id).manifest_id)
+    world.backups.delete(world.ctx(), backup_id)
+    world.run_delete()
+    delete_long_ago(world, models.Backup, backup_id, days)
+    go_long_ago(world, manifest_id, days)
+    return manifest_id
+
+
+def _set_status(world: World, backup_id: str, status: str) -> None:
+    with world.db.write() as session:
+        session.execute(update(models.Backup).where(models.Backup.id == backup_id).values(status=status))
+
+
+def manifests(world: World) -> set[str]:
+    return {row.id for row in world.rows(models.Manifest)}
+
+
 def test_what_was_deleted_long_ago_goes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(purge, "BATCH", 2)
     volume = world.volume()
-    made = [world.backup(volume, metadata={"a": "b"}).id for _ in range(5)]
+    made = [world.backup(volume, metadata={"a": "b"}).id for _ in range(6)]
     for backup_id in made[:4]:
-        world.backups.delete(world.ctx(), backup_id)
-        world.run_delete()
-    for backup_id in made[:3]:
-        delete_long_ago(world, models.Backup, backup_id)
-    old, lately = world.snapshot(volume), world.snapshot(volume)
+        deleted(world, backup_id)
+    lately = deleted(world, made[4], days=1)
+    living = str(world.row(models.Backup, made[5]).manifest_id)
+    old, young = world.snapshot(volume), world.snapshot(volume)
     delete_long_ago(world, models.Snapshot, old)
-    delete_long_ago(world, models.Snapshot, lately, days=1)
+    delete_long_ago(world, models.Snapshot, young, days=1)
     gone = world.volume()
     delete_long_ago(world, models.Snapshot, world.snapshot(gone))
     delete_long_ago(world, models.Volume, gone)
-    manifests = {row.id for row in world.rows(models.Manifest)}
-    expected = {"backups": 3, "snapshots": 2, "volumes": 1}
+    # One manifest of the container stays, whichever it is.
+    last = max(manifests(world))
+    kept = {lately, living, last}
+    expected = counts(4, 2, 1, 6 - len(kept), 0)
     assert run(world, dry_run=True) == expected
-    assert len(world.rows(models.Backup)) == 5
+    assert len(world.rows(models.Backup)) == 6
     assert run(world) == expected
-    assert run(world) == {"backups": 0, "snapshots": 0, "volumes": 0}
-    assert {row.id for row in world.rows(models.Backup)} == set(made[3:])
-    assert {row.id for row in world.rows(models.Snapshot)} == {lately}
+    assert run(world) == counts(0, 0, 0, 0, 0)
+    assert {row.id for row in world.rows(models.Backup)} == set(made[4:])
+    assert {row.id for row in world.rows(models.Snapshot)} == {young}
     assert {row.id for row in world.rows(models.Volume)} == {volume}
-    # The lineage stays: what was deleted is refused for ever.
-    assert {row.id for row in world.rows(models.Manifest)} == manifests
+    assert manifests(world) == kept
     assert audit.run(world.db, 60) == []
+
+
+def test_manifests_that_a_guard_still_needs_stay(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(purge, "_last_of_containers", lambda _db: frozenset())
+    # A fork of the lineage: three that live share through one that is gone.
+    volume = world.volume()
+    root = world.backup(volume).id
+    children = []
+    for _ in range(3):
+        children.append(world.backup(volume, incremental=True).id)
+        _set_status(world, children[-1], "error")
+    for child in children:
+        _set_status(world, child, "available")
+    fork = deleted(world, root)
+    # Its maker's row is there: deleted lately.
+    other = world.backup(world.volume()).id
+    young = deleted(world, other, days=1)
+    go_long_ago(world, young)
+    # It went lately, though its maker was deleted long ago.
+    another = world.backup(world.volume()).id
+    late = deleted(world, another)
+    go_long_ago(world, late, days=1)
+    # In its volume another one is being made, or removed.
+    busy = world.volume()
+    beside = deleted(world, world.backup(busy).id)
+    world.backups.create(world.ctx(), volume_id=busy)
+    task = world.claim(tasks.BACKUP_CREATE)
+    world.outcomes.start_create(task)
+    removing = world.volume()
+    with_release = deleted(world, world.backup(removing).id)
+    released = world.backup(removing).id
+    world.backups.delete(world.ctx(), released)
+    deletion = world.claim(tasks.BACKUP_DELETE)
+    world.outcomes.start_delete(deletion)
+    before = manifests(world)
+    assert run(world)["manifests"] == 0
+    assert manifests(world) == before
+    # Each was kept for its reason only.
+    world.outcomes.finish_create(task, world.result(world.outcomes.start_create(task)))
+    plan = world.outcomes.start_delete(deletion)
+    assert plan is not None
+    world.outcomes.finish_delete(deletion, plan)
+    assert run(world)["manifests"] == 2
+    assert before - manifests(world) == {beside, with_release}
+    go_long_ago(world, late)
+    delete_long_ago(world, models.Backup, other)
+    assert run(world)["manifests"] == 2
+    deleted(world, children[0])
+    assert run(world)["manifests"] == 2
+    assert before - manifests(world) >= {beside, with_release, late, young, fork}
+    assert audit.run(world.db, 60) == []
+
+
+@pytest.mark.parametrize("reason", [{"state": "live"}, {"in_tree": True}, "a backup points to it"])
+def test_one_reason_is_enough_for_a_manifest_to_stay(
+    world: World, monkeypatch: pytest.MonkeyPatch, reason: Any
+) -> None:
+    monkeypatch.setattr(purge, "_last_of_containers", lambda _db: frozenset())
+    other = world.backup(world.volume()).id
+    manifest = deleted(world, world.backup(world.volume()).id)
+    own = world.row(models.Backup, other).manifest_id
+
+    def change(model: Any, row_id: str, **values: Any) -> None:
+        with world.db.write() as session:
+            session.execute(update(model).where(model.id == row_id).values(**values))
+
+    if isinstance(reason, str):
+        change(models.Backup, other, manifest_id=manifest)
+    else:
+        change(models.Manifest, manifest, **reason)
+    assert run(world)["manifests"] == 0
+    change(models.Backup, other, manifest_id=own)
+    change(models.Manifest, manifest, state="gone", in_tree=False)
+    assert run(world)["manifests"] == 1
+    assert manifests(world) == {own}
+
+
+def test_a_damaged_object_is_known_while_a_manifest_may_name_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(purge, "BATCH", 2)
+    volume, other = world.volume(), world.volume()
+    first = world.backup(volume).id
+    second = world.backup(volume, incremental=True).id
+    living = world.backup(other).id
+    with world.db.read() as session:
+        long_ago = now(session) - timedelta(days=100)
+    put = [world.row(models.Backup, one).service_metadata for one in (first, second, living)]
+
+    def mark(number: int, key: str, found_at: datetime, store: str = "main") -> None:
+        place = {"store": store, "container": "volumebackups", "key": key, "found_at": found_at}
+        with world.db.write() as session:
+            session.add(models.DamagedObject(digest=str(number), reason="bad", **place))
+
+    for number, key in enumerate(put):
+        mark(number, key.replace("/manifest", "/00000000/map"), long_ago)
+    mark(3, put[0], long_ago + timedelta(days=99))
+    # There never was a backup of the volume in this store.
+    mark(4, put[2], long_ago, "offsite")
+    marked = world.row(models.Backup, second).manifest_id
+    with world.db.write() as session:
+        session.add(models.DamageMark(manifest_id=marked, digest="1"))
+    deleted(world, first)
+    # What the first one put the second one may name.
+    assert run(world, dry_run=True)["damaged objects"] == 1
+    assert run(world)["damaged objects"] == 1
+    assert {row.digest for row in world.rows(models.DamagedObject)} == {"0", "1", "2", "3"}
+    deleted(world, second, days=1)
+    assert run(world)["damaged objects"] == 2
+    assert {row.digest for row in world.rows(models.DamagedObject)} == {"2", "3"}
+    assert world.rows(models.DamageMark) == []
 
 
 def test_what_something_points_to_stays(world: World) -> None:
@@ -83,4 +229,4 @@ def test_what_something_points_to_stays(world: World) -> None:
             request_id=None,
         )
     delete_long_ago(world, models.Volume, occupied)
-    assert run(world) == {"backups": 0, "snapshots": 0, "volumes": 0}
+    assert run(world) == counts(0, 0, 0, 0, 0)
