@@ -8,10 +8,10 @@ import shutil
 import sys
 import tempfile
 
-from benchmarks import fragmented, listing, memory, requests, stores, throughput, workers
+from benchmarks import fragmented, listing, memory, requests, scale, stores, throughput, workers
 from benchmarks.table import Table
 
-PARTS = ("throughput", "fragmented", "memory", "large", "listing", "requests", "stores", "workers")
+PARTS = ("throughput", "fragmented", "memory", "large", "listing", "requests", "scale", "stores", "workers")
 
 
 def main() -> int:
@@ -23,7 +23,7 @@ def main() -> int:
     parser.add_argument(
         "--segments", type=int, default=memory.SEGMENTS_64_TIB, help="segments of the large volume (64 TiB)"
     )
-    parser.add_argument("--rows", type=int, default=1_000_000, help="backups in the listings (1000000)")
+    parser.add_argument("--rows", type=int, default=1_000_000, help="backups in listings and scale (1000000)")
     parser.add_argument("--backups", type=int, default=1000, help="small backups on many workers (1000)")
     parser.add_argument("--directory", default="/dev/shm", help="a memory file system (/dev/shm)")
     options = parser.parse_args()
@@ -46,6 +46,8 @@ def main() -> int:
                 memory.run(table, directory, size, options.rounds)
             elif part == "listing":
                 listing.run(table, directory, options.rows, options.rounds)
+            elif part == "scale":
+                scale.run(table, directory, options.rows, options.rounds)
             elif part == "workers":
                 workers.run(table, directory, options.backups, options.rounds)
             elif part == "requests":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
@@ -44,11 +44,26 @@ class DatabaseCatalogue:
         with self._db.read() as session:
             return lineage.volume_rows(session, volume_id=volume, **self._where)
 
-    def volumes(self) -> Collection[tuple[str, str]]:
-        """Return project and volume of all live manifests of ours in the container."""
-        found = select(Manifest.project_id, Manifest.volume_id).where(Manifest.state == LIVE).distinct()
-        with self._db.read() as session:
-            return {(project, volume) for project, volume in session.execute(found.filter_by(**self._where))}
+    def volumes(self) -> Iterator[tuple[str, str]]:
+        """Yield project and volume of all live manifests of ours in the container, some read at a time."""
+        row = Manifest
+        found = (
+            select(row.volume_id, row.project_id)
+            .where(row.state == LIVE)
+            .filter_by(**self._where)
+            .distinct()
+            .order_by(row.volume_id, row.project_id)
+            .limit(_PAGE)
+        )
+        volume, project = "", ""
+        while True:
+            after = or_(row.volume_id > volume, row.project_id > project)
+            with self._db.read() as session:
+                page = session.execute(found.where(row.volume_id >= volume, after)).all()
+            yield from ((project, volume) for volume, project in page)
+            if len(page) < _PAGE:
+                return
+            volume, project = page[-1]
 
 
 class UnknownManifests:

@@ -43,7 +43,7 @@ MOST = 100
 class Catalogue(SweepCatalogue, Protocol):
     """The database, as the audit asks it."""
 
-    def volumes(self) -> Collection[tuple[str, str]]:
+    def volumes(self) -> Iterable[tuple[str, str]]:
         """Return project and volume of all live manifests of ours in the container that is audited."""
 
 
@@ -106,7 +106,7 @@ def run(prefix: str, container: Container, catalogue: Catalogue, control: Contro
         count += number
         found += _confirmed(volume_prefix, first, container, catalogue, control)
     # Asked for after the listing, so the volumes that it showed have been looked at already.
-    for project, volume in sorted(catalogue.volumes()):
+    for project, volume in catalogue.volumes():
         volume_prefix = keys.volume_prefix(prefix.rstrip("/"), project, volume)
         if volume_prefix not in seen:
             seen.add(volume_prefix)

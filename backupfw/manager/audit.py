@@ -7,14 +7,15 @@ at any time beside the service.  What the store holds is the engine's to compare
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from datetime import timedelta
-from itertools import groupby
+from itertools import groupby, islice
 from operator import attrgetter
+from typing import Any
 
-from sqlalchemy import and_, exists, or_, select, true
+from sqlalchemy import ColumnElement, Executable, and_, exists, or_, select, true
 from sqlalchemy.orm import Session, aliased
 
 from backupfw.db.digest import object_digest
@@ -64,6 +65,9 @@ _OF_TASK = {
 }
 
 
+#: Findings of one check that are told; a database that lost a table would have no end of them.
+MOST = 1000
+
 #: Whole tables pass by in parts of so many rows, on every database.
 _STREAMED = {"yield_per": 1000}
 
@@ -83,116 +87,108 @@ class Finding:
     problem: str
 
 
-@dataclass(slots=True)
-class _Tasks:
-    """The unfinished tasks, as the checks look them up."""
-
-    rows: Sequence[Task]
-    of: dict[tuple[str, str], list[Task]] = field(default_factory=lambda: defaultdict(list))
-    occupying: dict[tuple[str, str], list[Task]] = field(default_factory=lambda: defaultdict(list))
-
-    def __post_init__(self) -> None:
-        for row in self.rows:
-            self.of[row.kind, row.resource_id].append(row)
-            if row.source_id is not None:
-                self.occupying[row.kind, row.source_id].append(row)
-
-
 def run(db: Database, lease_seconds: float) -> list[Finding]:
-    """Return everything that is wrong, sorted.
+    """Return everything that is wrong, sorted; of each check the first :data:`MOST`, and how many more.
+
+    Each check is a few statements over whole tables, whose answers pass by: memory depends neither on the
+    number of rows nor on how many of them are wrong, only on the largest tree and the number of projects.
 
     :param lease_seconds: how long leases hold; one that ran out longer ago than that is found.
     """
     with db.snapshot() as session:
-        known = _Tasks(session.scalars(select(Task).order_by(Task.id)).all())
-        found = [
-            *_statuses(session, known),
-            *_leases(session, known, lease_seconds),
-            *_causes(session, known),
-            *_temporary_snapshots(session, known),
-            *_manifests_of_backups(session),
-            *_holders_of_manifests(session, known),
-            *_manifests(session),
-            *_trees(session),
-            *_usage(session),
-        ]
-    return sorted(found)
+        checks = (
+            _statuses(session),
+            _leases(session, lease_seconds),
+            _causes(session),
+            _temporary_snapshots(session),
+            _lineage(session),
+            _usage(session),
+        )
+        return sorted(finding for check in checks for finding in _first(check))
+
+
+def _first(findings: Iterator[Finding]) -> Iterator[Finding]:
+    """Let the first ones through, then say how many more there are."""
+    yield from islice(findings, MOST)
+    more = Counter(finding.check for finding in findings)
+    for check, count in more.items():
+        yield Finding(check, f"{count} more", f"beside the first {MOST} of this check")
+
+
+def _lineage(session: Session) -> Iterator[Finding]:
+    yield from _manifests_of_backups(session)
+    yield from _holders_of_manifests(session)
+    yield from _manifests(session)
+    yield from _trees(session)
+
+
+def _rows(session: Session, statement: Executable) -> Iterator[Any]:
+    """Yield what a statement finds, a part at a time; no other statement may run meanwhile."""
+    return iter(session.execute(statement, execution_options=_STREAMED))
 
 
 def _noun(model: type) -> str:
     return model.__name__.lower()
 
 
-def _statuses(session: Session, known: _Tasks) -> Iterator[Finding]:
+def _statuses(session: Session) -> Iterator[Finding]:
     """No transient status stands without a task that leads out of it."""
-    for model in (Backup, Volume, Snapshot):
-        wanted = [status for of, status in _BEHIND if of is model]
-        rows = session.execute(
-            select(model.id, model.status).where(model.status.in_(wanted), model.deleted.is_(False))
+    goes_on = Task.cancel.is_(False)
+    for (model, status), (about, occupying) in _BEHIND.items():
+        behind = or_(
+            exists().where(Task.resource_id == model.id, Task.kind.in_(about), goes_on),
+            exists().where(Task.source_id == model.id, Task.kind.in_(occupying), goes_on),
         )
-        for resource_id, status in rows:
-            about, occupying = _BEHIND[model, status]
-            behind = [
-                *(task for kind in about for task in known.of[kind, resource_id]),
-                *(task for kind in occupying for task in known.occupying[kind, resource_id]),
-            ]
-            # A temporary snapshot belongs to its backup's task and has a check of its own.
-            if model is Snapshot and _is_temporary(session, resource_id):
-                continue
-            if not any(not task.cancel for task in behind):
-                yield Finding(
-                    "status", f"{_noun(model)} {resource_id}", f"is {status}, but no task is about it"
-                )
+        # A temporary snapshot belongs to its backup's task and has a check of its own.
+        shown = Snapshot.temporary.is_(False) if model is Snapshot else true()
+        statement = select(model.id).where(model.status == status, model.deleted.is_(False), shown, ~behind)
+        for (resource_id,) in _rows(session, statement):
+            yield Finding("status", f"{_noun(model)} {resource_id}", f"is {status}, but no task is about it")
 
 
-def _is_temporary(session: Session, snapshot_id: str) -> bool:
-    return bool(session.scalar(select(Snapshot.temporary).where(Snapshot.id == snapshot_id)))
-
-
-def _leases(session: Session, known: _Tasks, lease_seconds: float) -> Iterator[Finding]:
+def _leases(session: Session, lease_seconds: float) -> Iterator[Finding]:
     """Every running task has a lease that is live, or ran out so lately that nobody took over yet."""
     moment = now(session)
-    for task in known.rows:
-        if task.state != claims.RUNNING:
-            continue
-        until = task.lease_until
-        if until is None:
-            yield Finding("lease", _task(task), "is running without a lease")
-        elif until < moment - timedelta(seconds=lease_seconds):
-            seconds = int((moment - until).total_seconds())
-            yield Finding("lease", _task(task), f"its lease ran out {seconds} s ago and nobody took it over")
+    ended = or_(Task.lease_until.is_(None), Task.lease_until < moment - timedelta(seconds=lease_seconds))
+    statement = select(Task.id, Task.kind, Task.resource_id, Task.lease_until)
+    for task in _rows(session, statement.where(Task.state == claims.RUNNING, ended).order_by(Task.id)):
+        if task.lease_until is None:
+            problem = "is running without a lease"
+        else:
+            seconds = int((moment - task.lease_until).total_seconds())
+            problem = f"its lease ran out {seconds} s ago and nobody took it over"
+        yield Finding("lease", _task(task), problem)
 
 
-def _task(task: Task) -> str:
+def _task(task: Any) -> str:
     return f"task {task.id} ({task.kind} {task.resource_id})"
 
 
-def _causes(session: Session, known: _Tasks) -> Iterator[Finding]:
+def _causes(session: Session) -> Iterator[Finding]:
     """Every task that was not cancelled is about something that waits for it."""
-    for task in known.rows:
-        if task.cancel or task.kind not in _OF_TASK:
-            continue
-        statuses = _OF_TASK[task.kind]
-        status = session.scalar(
-            select(Backup.status).where(Backup.id == task.resource_id, Backup.deleted.is_(False))
+    for kind, statuses in _OF_TASK.items():
+        statement = (
+            select(Task.id, Task.kind, Task.resource_id, Backup.status)
+            .outerjoin(Backup, and_(Backup.id == Task.resource_id, Backup.deleted.is_(False)))
+            .where(Task.cancel.is_(False), Task.kind == kind)
+            .where(or_(Backup.id.is_(None), Backup.status.not_in(statuses)))
+            .order_by(Task.id)
         )
-        if status is None:
-            yield Finding("task", _task(task), "the backup does not exist")
-        elif status not in statuses:
-            yield Finding("task", _task(task), f"the backup is {status}")
+        for task in _rows(session, statement):
+            problem = "the backup does not exist" if task.status is None else f"the backup is {task.status}"
+            yield Finding("task", _task(task), problem)
 
 
-def _temporary_snapshots(session: Session, known: _Tasks) -> Iterator[Finding]:
+def _temporary_snapshots(session: Session) -> Iterator[Finding]:
     """A temporary snapshot lives as long as the task of its backup, or its removal."""
     row = Snapshot
-    for snapshot_id, status, backup_id in session.execute(
-        select(row.id, row.status, Backup.id)
-        .outerjoin(Backup, Backup.temp_snapshot_id == row.id)
-        .where(row.temporary, row.deleted.is_(False))
-    ):
-        making = known.of[tasks.BACKUP_CREATE, backup_id] if backup_id else []
-        if not making and not known.of[tasks.SNAPSHOT_DELETE, snapshot_id]:
-            yield Finding("snapshot", f"snapshot {snapshot_id}", f"is temporary and {status}, but of no task")
+    made = exists().where(
+        Backup.temp_snapshot_id == row.id, Task.resource_id == Backup.id, Task.kind == tasks.BACKUP_CREATE
+    )
+    removed = exists().where(Task.resource_id == row.id, Task.kind == tasks.SNAPSHOT_DELETE)
+    statement = select(row.id, row.status).where(row.temporary, row.deleted.is_(False), ~made, ~removed)
+    for snapshot_id, status in _rows(session, statement):
+        yield Finding("snapshot", f"snapshot {snapshot_id}", f"is temporary and {status}, but of no task")
 
 
 def _manifests_of_backups(session: Session) -> Iterator[Finding]:
@@ -201,14 +197,15 @@ def _manifests_of_backups(session: Session) -> Iterator[Finding]:
     told = (row.store, row.container, row.service_metadata, row.length)
     known = (manifest.store, manifest.container, manifest.key, manifest.length)
     differs = or_(*(one.is_distinct_from(other) for one, other in zip(told, known, strict=True)))
-    for backup_id, status, state in session.execute(
+    for backup_id, status, state in _rows(
+        session,
         select(row.id, row.status, manifest.state)
         .outerjoin(manifest, row.manifest_id == manifest.id)
         .where(
             row.deleted.is_(False),
             row.status.in_((AVAILABLE, RESTORING)),
             or_(manifest.id.is_(None), manifest.state != LIVE, differs),
-        )
+        ),
     ):
         subject = f"backup {backup_id}"
         if not state:
@@ -219,57 +216,57 @@ def _manifests_of_backups(session: Session) -> Iterator[Finding]:
             yield Finding("lineage", subject, "says another place or length than its manifest's row")
 
 
-def _holders_of_manifests(session: Session, known: _Tasks) -> Iterator[Finding]:
+def _holders_of_manifests(session: Session) -> Iterator[Finding]:
     """A live manifest is held; a writing or released one has the task that leads it on."""
-    holder = exists().where(Backup.manifest_id == Manifest.id, Backup.deleted.is_(False))
+    row = Manifest
+    of_backup = and_(Backup.manifest_id == row.id, Backup.deleted.is_(False))
     child = aliased(Manifest)
-    heir = exists().where(child.base_id == Manifest.id, child.state == WRITING)
-    for manifest_id in session.scalars(select(Manifest.id).where(Manifest.state == LIVE, ~holder, ~heir)):
+    heir = exists().where(child.base_id == row.id, child.state == WRITING)
+    statement = select(row.id).where(row.state == LIVE, ~exists().where(of_backup), ~heir)
+    for (manifest_id,) in _rows(session, statement):
         yield Finding("lineage", f"manifest {manifest_id}", "is live, but no backup names it")
-    for manifest_id, state, backup_id in session.execute(
-        select(Manifest.id, Manifest.state, Backup.id)
-        .outerjoin(Backup, and_(Backup.manifest_id == Manifest.id, Backup.deleted.is_(False)))
-        .where(Manifest.state.in_((WRITING, RELEASED)))
-    ):
-        if state == WRITING:
-            led = backup_id is not None and known.of[tasks.BACKUP_CREATE, backup_id]
-        else:
-            led = known.of[tasks.MANIFEST_RELEASE, manifest_id] or (
-                backup_id is not None and known.of[tasks.BACKUP_DELETE, backup_id]
-            )
-        if not led:
+    released = exists().where(Task.resource_id == row.id, Task.kind == tasks.MANIFEST_RELEASE)
+    led = {
+        WRITING: _task_of_backup(of_backup, tasks.BACKUP_CREATE),
+        RELEASED: or_(released, _task_of_backup(of_backup, tasks.BACKUP_DELETE)),
+    }
+    for state, condition in led.items():
+        for (manifest_id,) in _rows(session, select(row.id).where(row.state == state, ~condition)):
             yield Finding("lineage", f"manifest {manifest_id}", f"is {state}, but no task is about it")
+
+
+def _task_of_backup(which: ColumnElement[bool], kind: str) -> ColumnElement[bool]:
+    """The condition that a task of a kind is about one of some backups."""
+    return exists().where(which, Task.resource_id == Backup.id, Task.kind == kind)
 
 
 def _manifests(session: Session) -> Iterator[Finding]:
     """What each manifest's row says of itself can be."""
     row, base = Manifest, aliased(Manifest)
-    for manifest in session.scalars(
-        select(row).where(
-            or_(
-                and_(row.state == LIVE, row.key.is_(None)),
-                and_(row.state == WRITING, row.key.is_not(None)),
-                row.state.not_in((WRITING, LIVE, RELEASED, GONE)),
-            )
-        )
-    ):
+    wrong = or_(
+        and_(row.state == LIVE, row.key.is_(None)),
+        and_(row.state == WRITING, row.key.is_not(None)),
+        row.state.not_in((WRITING, LIVE, RELEASED, GONE)),
+    )
+    for manifest in _rows(session, select(row.id, row.state, row.key).where(wrong)):
         has = "no key" if manifest.key is None else "a key"
         yield Finding("lineage", f"manifest {manifest.id}", f"is {manifest.state} and has {has}")
-    for manifest_id, digest, store, container, key in session.execute(
-        select(row.id, row.key_digest, row.store, row.container, row.key).where(row.key.is_not(None)),
-        execution_options=_STREAMED,
+    place = (row.store, row.container, row.key)
+    for manifest_id, digest, store, container, key in _rows(
+        session, select(row.id, row.key_digest, *place).where(row.key.is_not(None))
     ):
         if digest != object_digest(store, container, str(key)):
             yield Finding("lineage", f"manifest {manifest_id}", "its digest is not that of its key")
-    for manifest_id in session.scalars(
-        select(Segment.manifest_id).join(row).where(row.state != WRITING).distinct()
-    ):
+    journal = exists().where(Segment.manifest_id == row.id)
+    for (manifest_id,) in _rows(session, select(row.id).where(row.state != WRITING, journal)):
         yield Finding("lineage", f"manifest {manifest_id}", "is not being written, but has a journal")
-    for manifest_id, state in session.execute(
-        select(row.id, base.state).join(base, row.base_id == base.id).where(row.state == WRITING)
+    for manifest_id, state in _rows(
+        session,
+        select(row.id, base.state)
+        .join(base, row.base_id == base.id)
+        .where(row.state == WRITING, base.state != LIVE),
     ):
-        if state != LIVE:
-            yield Finding("lineage", f"manifest {manifest_id}", f"is being made from one that is {state}")
+        yield Finding("lineage", f"manifest {manifest_id}", f"is being made from one that is {state}")
 
 
 def _trees(session: Session) -> Iterator[Finding]:
@@ -278,9 +275,9 @@ def _trees(session: Session) -> Iterator[Finding]:
     columns = (row.volume_id, row.store, row.container, row.installation_id)
     # No other statement while the rows pass by.
     ours = installation_id(session)
-    rows = session.execute(
+    rows = _rows(
+        session,
         select(row.id, row.base_id, row.state, row.detached, *columns).where(row.in_tree).order_by(*columns),
-        execution_options=_STREAMED,
     )
     for _place, group in groupby(rows, key=attrgetter(*(column.key for column in columns))):
         nodes = list(group)
@@ -326,9 +323,7 @@ def _usage(session: Session) -> Iterator[Finding]:
         statement = select(model.id, model.project_id, model.size, model.length, model.status).where(
             model.deleted.is_(False), shown
         )
-        for row_id, project_id, gib, length, status in session.execute(
-            statement, execution_options=_STREAMED
-        ):
+        for row_id, project_id, gib, length, status in _rows(session, statement):
             counted[project_id][rows] += 1
             counted[project_id][size] += gib
             # A backup's length is that of its volume until it is made, and unknown while it is imported.

@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import delete, update
+from sqlalchemy import delete, event, update
 
 from backupfw.db import models
 from backupfw.db.session import now
@@ -233,3 +233,40 @@ def test_usage(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(quota, "usage_of", drifted)
     assert found(world) == [("usage", "backups: 7 are counted as used, the rows are 2")]
+
+
+def test_a_database_in_which_all_is_wrong_does_not_tell_all(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit, "MOST", 3)
+    for _ in range(5):
+        change(world, models.Snapshot, world.snapshot(world.volume_id), temporary=True)
+    change(world, models.Backup, world.first, manifest_id=None)
+    told = found(world)
+    assert told.count(("snapshot", "is temporary and available, but of no task")) == 3
+    assert ("snapshot", "beside the first 3 of this check") in told
+    assert ("lineage", "is available without a manifest") in told
+    assert "2 more" in {one.subject for one in audit.run(world.db, LEASE)}
+
+
+def test_the_number_of_statements_does_not_depend_on_the_rows(world: Any) -> None:
+    def asked() -> int:
+        said: list[str] = []
+
+        def hear(_c: Any, _cursor: Any, statement: str, *_: Any) -> None:
+            said.append(statement)
+
+        event.listen(world.db.engine, "before_cursor_execute", hear)
+        try:
+            audit.run(world.db, LEASE)
+        finally:
+            event.remove(world.db.engine, "before_cursor_execute", hear)
+        return len(said)
+
+    before = asked()
+    for _ in range(5):
+        volume = world.volume()
+        world.backup(volume)
+        world.backups.create(world.ctx(), volume_id=volume)
+        world.outcomes.begin_temp_snapshot(world.claim(tasks.BACKUP_CREATE))
+    assert asked() == before
