@@ -63,10 +63,11 @@ bench: $(VENV)/.stamp ## measure, beside the bare loops
 	@echo "== Benchmarks"
 	@$(BIN)/python -m benchmarks $(ARGS)
 
-lint: $(VENV)/.stamp ## ruff: rules and format
-	@echo "== ruff"
+lint: $(VENV)/.stamp ## ruff: rules and format; hadolint: the Containerfile
+	@echo "== ruff, hadolint"
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/hadolint Containerfile
 
 types: $(VENV)/.stamp ## mypy --strict on core and the drivers
 	@echo "== mypy"
