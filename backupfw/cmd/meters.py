@@ -21,7 +21,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
-from sqlalchemy import exists, func, select, type_coerce
+from sqlalchemy import ColumnElement, exists, func, not_, select, type_coerce
 
 from backupfw.api.resource import TEMPLATE
 from backupfw.chunkstore.errors import ChunkStoreError
@@ -224,13 +224,19 @@ class _TaskCollector(_DatabaseCollector):
         return rows, max(0.0, waited.total_seconds())
 
 
+def _damaged() -> ColumnElement[bool]:
+    """The backup names objects that are known to be damaged."""
+    return exists().where(DamageMark.manifest_id == Backup.manifest_id)
+
+
 class _VolumeCollector(_DatabaseCollector):
     """From when each volume's newest good backup is."""
 
     def _figures(self) -> Iterator[Metric]:
         gauge = GaugeMetricFamily(
             "backupfw_last_good_backup_timestamp",
-            "Seconds since 1970 of the state that the volume's newest available backup holds; 0: it has none",
+            "Seconds since 1970 of the state that the volume's newest available backup without known damage"
+            " holds; 0: it has none",
             labels=("volume",),
         )
         for volume, moment in self._read():
@@ -241,7 +247,11 @@ class _VolumeCollector(_DatabaseCollector):
         newest = func.max(func.coalesce(Backup.data_timestamp, Backup.created_at))
         good = (
             select(Backup.volume_id, newest.label("at"))
-            .where(Backup.deleted.is_(False), Backup.status.in_((lifecycle.AVAILABLE, lifecycle.RESTORING)))
+            .where(
+                Backup.deleted.is_(False),
+                Backup.status.in_((lifecycle.AVAILABLE, lifecycle.RESTORING)),
+                not_(_damaged()),
+            )
             .group_by(Backup.volume_id)
             .subquery()
         )
@@ -279,10 +289,11 @@ class _HealthCollector(_DatabaseCollector):
             .join(Manifest, Manifest.id == Backup.manifest_id)
             .where(Backup.deleted.is_(False), Manifest.state == lifecycle.LIVE)
         )
-        marked = exists().where(DamageMark.manifest_id == Backup.manifest_id)
         with self._db.read() as session:
             count, verified, oldest = session.execute(kept).one()
-            damaged = session.scalar(select(func.count(Backup.id)).where(Backup.deleted.is_(False), marked))
+            damaged = session.scalar(
+                select(func.count(Backup.id)).where(Backup.deleted.is_(False), _damaged())
+            )
             moment = now(session)
         age = timedelta() if oldest is None else moment - oldest
         return max(0.0, age.total_seconds()), count - verified, damaged or 0

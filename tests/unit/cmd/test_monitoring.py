@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from sqlalchemy import text, update
+from sqlalchemy import select, text, update
 
 from backupfw.cmd import database, monitoring, service
 from backupfw.cmd.monitoring import CONNECTIONS, Health, Listener
-from backupfw.db.models import Task
+from backupfw.db.models import Backup, DamagedObject, DamageMark, Task
 from backupfw.db.session import now
 from tests.servers.ports import free_port
 from tests.unit.cmd.conftest import Run
@@ -67,7 +67,7 @@ def api(url: str, path: str, body: Any = None) -> Any:
 
 
 def test_a_backup_in_figures(served: tuple[str, str, Any]) -> None:
-    url, listener, _ = served
+    url, listener, conf = served
     (volume,) = api(url, "/volumes")["volumes"]
     good = ("backupfw_last_good_backup_timestamp", volume["id"])
     assert figures(get(f"{listener}/metrics")[1])[good] == 0
@@ -95,6 +95,15 @@ def test_a_backup_in_figures(served: tuple[str, str, Any]) -> None:
     assert found["backupfw_api_request_seconds_count", "GET", "/backups/{backup_id}", "200"] >= 2
     assert found["backupfw_tasks", "backup.create", "running"] == 0
     assert found["backupfw_queue_age_seconds",] == 0
+    with database.opened(conf) as db, db.write() as session:
+        session.add(
+            DamagedObject(digest="d", store="main", container="c", key="k", reason="r", found_at=now(session))
+        )
+        session.flush()
+        for manifest in session.scalars(select(Backup.manifest_id)):
+            session.add(DamageMark(manifest_id=manifest, digest="d"))
+    # Damaged ones are no good ones.
+    assert figures(get(f"{listener}/metrics")[1])[good] == 0
     # No other id, of anything, stands in a label.
     assert answer.count(volume["id"].encode()) == 1
     assert made.encode() not in answer
