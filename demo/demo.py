@@ -74,10 +74,8 @@ class Demo:
             self.service.wait("backup", backup, "available")
         record = json.loads(self.service.command("backup", "show", backup))
         step.note = f"{record['object_count']} objects"
-        if record["stored_bytes"] != step.stored:
-            raise Failed(
-                f"the record says {record['stored_bytes']} bytes stored, the store grew by {step.stored}"
-            )
+        if record["put_bytes"] != step.stored:
+            raise Failed(f"the record says {record['put_bytes']} bytes put, the store grew by {step.stored}")
         return str(backup)
 
     def restore(self, name: str, backup: str, target: str | None, like: Path) -> str:

@@ -63,6 +63,8 @@ def show(args: argparse.Namespace) -> int:
             "manifest": _manifest_key(db, row.manifest_id),
             "holdings": None if row.manifest_id is None else _holdings(conf, db, row.id, row.manifest_id),
         }
+    # What it put, once, is not what it holds.
+    record["put_bytes"] = record.pop("stored_bytes")
     json.dump(record, sys.stdout, indent=2, sort_keys=True)
     print()
     return 0

@@ -71,7 +71,7 @@ def objects(state: Path) -> list[Path]:
 
 
 def test_the_figures_are_true(state: Path, shown: dict[str, Any]) -> None:
-    assert shown["stored_bytes"] == sum(path.stat().st_size for path in objects(state))
+    assert shown["put_bytes"] == sum(path.stat().st_size for path in objects(state))
     assert shown["object_count"] == len(objects(state))
     assert shown["length"] == 3 << 20
     assert shown["manifest"].endswith("/manifest")
@@ -128,10 +128,10 @@ def test_an_increment_owns_what_its_deleted_base_left_it(run: Run, state: Path, 
         image.write_bytes(data[:-4096] + bytes(range(256)) * 16)
         child = make(True)
         before, base, total = show(child), show(full), stored()
-        assert before["stored_bytes"] + base["stored_bytes"] == total
+        assert before["put_bytes"] + base["put_bytes"] == total
         shared = before["holdings"]["shared"]
         assert shared["bytes"] > 2 << 20
-        assert before["holdings"]["own"]["bytes"] == before["stored_bytes"] < 1 << 20
+        assert before["holdings"]["own"]["bytes"] == before["put_bytes"] < 1 << 20
         (with_base,) = before["holdings"]["shared_with"]
         assert with_base == {"manifest": base["manifest"], "backups": [full], **shared}
 
@@ -143,7 +143,7 @@ def test_an_increment_owns_what_its_deleted_base_left_it(run: Run, state: Path, 
                 time.sleep(0.02)
         assert total - stored() == base["holdings"]["deleting_frees"]["bytes"]
         after = show(child)
-        assert after["stored_bytes"] == before["stored_bytes"]
+        assert after["put_bytes"] == before["put_bytes"]
         assert after["holdings"]["own"] == after["holdings"]["deleting_frees"]
         assert after["holdings"]["own"] == {"objects": len(objects(state)), "bytes": stored()}
         assert after["holdings"]["shared_with"] == []
