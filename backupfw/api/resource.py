@@ -7,6 +7,7 @@ of the path is called, and nothing in a version or for a method that has not got
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -33,6 +34,7 @@ TEMPLATE = "backupfw.route"
 class Exposure:
     """What stands beside an exposed method.
 
+    :ivar function: the method.
     :ivar method: the HTTP method; empty for an action, which shares ``POST …/action``.
     :ivar part: the part of the path behind the resource's own, or the name of the action; often empty.
     :ivar rule: the policy's rule that is asked before the method is called.
@@ -41,6 +43,7 @@ class Exposure:
     :ivar since: the first version that has it.
     """
 
+    function: Callable[..., Answer]
     method: str
     part: str = ""
     rule: str | None = None
@@ -61,7 +64,9 @@ def expose(
     """Expose a method of a resource to Pecan; parameters as of :class:`Exposure`."""
 
     def decorate(function: Method) -> Method:
-        function.exposure = Exposure(method, part, rule, status, takes, since)  # type: ignore[attr-defined]
+        function.exposure = Exposure(function, method, part, rule, status, takes, since)  # type: ignore[attr-defined]
+        # Pecan inspects the method at each call; with this it need not begin at the code.
+        function.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
         exposed: Method = pecan.expose(template="answer:", content_type="application/json")(function)
         return exposed
 
@@ -74,7 +79,7 @@ def action(
     """Have ``POST …/action`` call a method where ``name`` is the body's only key; see :class:`Exposure`."""
 
     def decorate(function: Method) -> Method:
-        function.exposure = Exposure("", name, rule, status, takes, since)  # type: ignore[attr-defined]
+        function.exposure = Exposure(function, "", name, rule, status, takes, since)  # type: ignore[attr-defined]
         return function
 
     return decorate
@@ -189,6 +194,7 @@ class Route:
     :ivar actions: what shares this path, by the body's only key.
     """
 
+    function: Callable[..., Answer]
     method: str
     template: str
     status: int
@@ -218,6 +224,7 @@ def routes(resource: type[Resource], path: str = "", since: ApiVersion = V2) -> 
     for (verb, part), (_, exposure) in resource.exposed.items():
         if verb:
             yield Route(
+                function=exposure.function,
                 method=verb,
                 template=f"{path}/{part}" if part else path,
                 status=exposure.status,

@@ -132,8 +132,7 @@ def test_every_answer_is_described_in_full() -> None:
             operation = description["paths"][f"/{prefix}/{{project_id}}{route.template}"][
                 route.method.lower()
             ]
-            handlers = [(route.status, route.handler)] if route.handler else []
-            handlers += [(each.status or route.status, each.handler) for each in route.actions.values()]
+            handlers = [(each.status, each.function) for each in [*route.actions.values()] or [route]]
             for status in {status for status, _ in handlers}:
                 silent = {
                     inspect.signature(handler).return_annotation == "None"
