@@ -26,24 +26,47 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-def _texts(value: Any) -> Iterator[str]:
-    """Yield every key and text of a parsed body."""
-    waiting = [value]
+#: Where a part of a body stands: the whole around it, and its name or number there; None for the body itself.
+_Place = tuple["_Place", str | int] | None
+
+
+def _texts(value: Any) -> Iterator[tuple[_Place, str]]:
+    """Yield every text of a parsed body, keys too, each with its place."""
+    waiting: list[tuple[_Place, Any]] = [(None, value)]
     while waiting:
-        item = waiting.pop()
+        place, item = waiting.pop()
         if isinstance(item, str):
-            yield item
+            yield place, item
         elif isinstance(item, list):
-            waiting.extend(item)
+            waiting.extend(((place, number), one) for number, one in enumerate(item))
         elif isinstance(item, dict):
-            waiting.extend(item)
-            waiting.extend(item.values())
+            for key, one in item.items():
+                yield (place, key), key
+                waiting.append(((place, key), one))
+
+
+def _check_texts(value: Any) -> None:
+    for place, part in _texts(value):
+        if (problem := naming.text_problem(part)) is None:
+            continue
+        names: list[str] = []
+        while place is not None:
+            place, name = place
+            names.append(str(name))
+        # The name itself may be what is wrong, so all is shown as ASCII.
+        field = ascii(".".join(reversed(names)))[1:-1]
+        raise errors.ValidationFailed(
+            f"Invalid input for field/attribute {field}. Value: {part!a}. {problem}"
+            if field
+            else f"Invalid input. Value: {part!a}. {problem}"
+        )
 
 
 def parse(raw: bytes) -> Any:
     """Parse a JSON body; an empty one is None.
 
-    :raises MalformedBody: it is no JSON, nested too deep, or has text that is not Unicode.
+    :raises MalformedBody: it is no JSON, not in a Unicode encoding, or nested too deep.
+    :raises ValidationFailed: a text has what no database stores; with its field.
     """
     if not raw.strip():
         return None
@@ -51,12 +74,10 @@ def parse(raw: bytes) -> Any:
         # Left to itself, the parser takes encoded halves of surrogate pairs.
         text = raw.decode(json.detect_encoding(raw))
         value = json.loads(text.removeprefix("\ufeff"), parse_constant=_refuse_constant)
-        if _SUSPICIOUS.search(text):
-            for part in _texts(value):
-                if (problem := naming.text_problem(part)) is not None:
-                    raise ValueError(problem)
     except (ValueError, RecursionError) as error:
         raise errors.MalformedBody from error
+    if _SUSPICIOUS.search(text):
+        _check_texts(value)
     return value
 
 

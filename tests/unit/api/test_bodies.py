@@ -33,17 +33,37 @@ def test_no_body_is_none(raw: bytes) -> None:
         # Half of a surrogate pair as it would be in UTF-8, and in UTF-16.
         b'{"a": "\xed\xa0\x80"}',
         '{"a": "\ud800"}'.encode("utf-16", "surrogatepass"),
-        '{"a": "\\ud800"}'.encode("utf-16"),
-        '{"a": "\\u0000"}'.encode("utf-32"),
-        b'{"a": "\\ud800"}',
-        b'{"a": "\\u0000"}',
-        b'{"\\u0000": 1}',
         b"9" * 5000,
     ],
 )
 def test_malformed_bodies(raw: bytes) -> None:
     with pytest.raises(errors.MalformedBody, match=r"^Malformed request body$"):
         bodies.parse(raw)
+
+
+@pytest.mark.parametrize(
+    ("raw", "field", "problem"),
+    [
+        (b'{"a": "\\ud800"}', "a", "it is not Unicode"),
+        ('{"a": "\\ud800"}'.encode("utf-16"), "a", "it is not Unicode"),
+        ('{"a": "\\u0000"}'.encode("utf-32"), "a", "it holds a NUL"),
+        (b'{"\\u0000": 1}', r"\x00", "it holds a NUL"),
+        (b'{"a": {"metadata": {"b": ["x", {"\\udfff": 1}]}}}', r"a.metadata.b.1.\udfff", "it is not Unicode"),
+        (b'{"a": {"b": "x", "c": ["y", "z\\u0000"]}}', "a.c.1", "it holds a NUL"),
+    ],
+)
+def test_a_text_that_no_database_stores_is_refused_by_its_field(raw: bytes, field: str, problem: str) -> None:
+    with pytest.raises(errors.ValidationFailed) as refused:
+        bodies.parse(raw)
+    text = str(refused.value)
+    assert text.startswith(f"Invalid input for field/attribute {field}. Value: ")
+    assert text.endswith(problem)
+    assert text.isascii()
+
+
+def test_a_text_alone_has_no_field() -> None:
+    with pytest.raises(errors.ValidationFailed, match=r"^Invalid input\. Value: '\\x00'\. it holds a NUL$"):
+        bodies.parse(b'"\\u0000"')
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
