@@ -220,6 +220,7 @@ class StorageChanged(EngineError):
 
     def __init__(self, volume: str, problem: str, hint: str) -> None:
         super().__init__(f"The storage of {volume} {problem}.")
+        self.problem = problem
         self.hint = hint
         # Tracebacks show it.
         self.add_note(hint)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from backupfw.chunkstore.errors import ChunkStoreError
 from backupfw.cmd import store as store_command
 from backupfw.cmd.configure import add_command, load_conf
-from backupfw.cmd.progress import Progress
+from backupfw.cmd.progress import Progress, counted
 from backupfw.errors import StorageChanged
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def _volumes(db: Database, conf: cfg.ConfigOpts) -> Iterator[Finding]:
         try:
             storage = provider.look(volume_ref(volume))
         except StorageChanged as error:
-            yield Finding("volume", f"volume {volume.id}", f"{error} {error.hint}")
+            yield Finding("volume", f"volume {volume.id}", f"its storage {error.problem}. {error.hint}")
         except OSError as error:
             yield Finding("volume", f"volume {volume.id}", f"could not be looked at: {error}")
         else:
@@ -133,5 +133,5 @@ def run(args: argparse.Namespace) -> int:
             print(f"{one.check}: {one.subject}: {one.problem}")
         for line in told.lines():
             print(line)
-        print(f"{len(found)} findings" if found else "nothing wrong")
+        print(counted(len(found), "finding") if found else "nothing wrong")
     return 1 if found else 0

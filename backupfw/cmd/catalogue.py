@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import ColumnElement, exists, func, or_, select
 
+from backupfw.cmd.progress import counted
 from backupfw.conf import stores
 from backupfw.db import models
 from backupfw.db.models import Backup, DamageMark, Manifest
@@ -86,9 +87,11 @@ class UnknownManifests:
         """Return what to tell of them, if anything."""
         told = []
         if self.ours:
-            told.append(f"{self.ours} manifests of this installation that the database does not know")
+            told.append(
+                f"{counted(self.ours, 'manifest')} of this installation that the database does not know"
+            )
         told += [
-            f"{count} manifests of another installation: {installation}"
+            f"{counted(count, 'manifest')} of another installation: {installation}"
             for installation, count in sorted(self.foreign.items())
         ]
         return told

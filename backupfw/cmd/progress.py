@@ -23,6 +23,11 @@ def human_size(count: float) -> str:
     )
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a number with what it counts, e.g. ``1 finding`` or ``0 findings``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 class Progress:
     """Shows how far a piece of work is.  ``update`` may be called from many threads.
 

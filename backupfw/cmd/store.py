@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from backupfw.cmd.configure import add_command, add_group, load_conf
+from backupfw.cmd.progress import counted
 from backupfw.conf.stores import default_container, group_of
 from backupfw.errors import ConfigError
 
@@ -117,6 +118,6 @@ def check_one(conf: cfg.ConfigOpts, name: str) -> bool:
             good = good and verdict.ok
             warnings += verdict.ok and verdict.warning
             print(verdict.line, flush=True)
-    told = f", {warnings} warning{'s' if warnings > 1 else ''}" if warnings else ""
+    told = f", {counted(warnings, 'warning')}" if warnings else ""
     print(f"store {name}: {'ok' if good else 'NOT ok'}{told}")
     return good

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from backupfw.chunkstore import errors
 from backupfw.cmd import store as store_command
 from backupfw.cmd.configure import add_command, load_conf
-from backupfw.cmd.progress import Progress, human_size
+from backupfw.cmd.progress import Progress, counted, human_size
 
 if TYPE_CHECKING:
     from oslo_config import cfg
@@ -33,9 +33,11 @@ def _details(volume: VolumeReport) -> list[str]:
     where = f"volume {volume.volume} of project {volume.project}"
     lines = []
     if volume.orphans:
-        lines.append(f"{where}: {volume.orphans} orphans, {human_size(volume.orphan_bytes)}")
+        lines.append(f"{where}: {counted(volume.orphans, 'orphan')}, {human_size(volume.orphan_bytes)}")
     if volume.skipped:
-        lines.append(f"{where}: {volume.skipped} objects left alone, their backup is being worked on")
+        lines.append(
+            f"{where}: {counted(volume.skipped, 'object')} left alone, the backup is being worked on"
+        )
     lines += [
         f"{where}: manifest unknown to the database, left alone: {key}" for key in volume.unknown_manifests
     ]
@@ -112,8 +114,8 @@ def run(args: argparse.Namespace) -> int:
     orphans = sum(report.orphans for report in reports)
     size = human_size(sum(report.orphan_bytes for report in reports))
     print(
-        f"{len(volumes)} volumes, {sum(volume.objects for volume in volumes)} objects,"
-        f" {orphans} orphans ({size}){'' if args.dry_run or not orphans else ' deleted'}"
+        f"{counted(len(volumes), 'volume')}, {counted(sum(volume.objects for volume in volumes), 'object')},"
+        f" {counted(orphans, 'orphan')} ({size}){'' if args.dry_run or not orphans else ' deleted'}"
     )
     for line in told.lines():
         print(line)

@@ -99,11 +99,11 @@ def test_a_database_that_knows_nothing_of_a_full_store(run: Run, state: Path, ba
         session.execute(delete(Manifest))
     done = run("audit", "--json")
     assert json.loads(done.out)["foreign_manifests"] == {old: 1}
-    assert f"1 manifests of another installation: {old}" in run("audit").out
-    assert f"1 manifests of another installation: {old}" in run("sweep").out
+    assert f"1 manifest of another installation: {old}" in run("audit").out
+    assert f"1 manifest of another installation: {old}" in run("sweep").out
     with database.opened(conf) as db, db.write() as session:
         session.get_one(Installation, 1).uuid = old
     for command in ("audit", "sweep"):
         done = run(command)
         assert done.status == (command == "audit")
-        assert "1 manifests of this installation that the database does not know" in done.out
+        assert "1 manifest of this installation that the database does not know" in done.out

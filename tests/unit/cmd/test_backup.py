@@ -218,7 +218,7 @@ def test_no_such_backup(run: Run) -> None:
 def test_sweep(run: Run, state: Path, backup_id: str, shown: dict[str, Any]) -> None:
     before = len(objects(state))
     done = run("sweep", "--dry-run")
-    assert (done.status, done.out) == (0, f"1 volumes, {before} objects, 0 orphans (0 B)\n")
+    assert (done.status, done.out) == (0, f"1 volume, {before} objects, 0 orphans (0 B)\n")
     # An object that a lost attempt of this backup might have left, and one that is not ours.
     conf = load_conf(state)
     prefix = shown["manifest"].rsplit("/", 2)[0]
@@ -229,10 +229,10 @@ def test_sweep(run: Run, state: Path, backup_id: str, shown: dict[str, Any]) -> 
     found = run("sweep", "--dry-run")
     assert found.status == 0
     volume_line, total = found.out.splitlines()
-    assert volume_line == f"volume {shown['volume_id']} of project demo: 1 orphans, 5 B"
-    assert total == f"1 volumes, {before + 1} objects, 1 orphans (5 B)"
+    assert volume_line == f"volume {shown['volume_id']} of project demo: 1 orphan, 5 B"
+    assert total == f"1 volume, {before + 1} objects, 1 orphan (5 B)"
     assert len(objects(state)) == before + 2
-    assert run("sweep").out.splitlines()[-1].endswith("1 orphans (5 B) deleted")
+    assert run("sweep").out.splitlines()[-1].endswith("1 orphan (5 B) deleted")
     assert len(objects(state)) == before + 1
     assert "0 orphans" in run("sweep").out
     assert run("backup", "verify", backup_id).status == 0
