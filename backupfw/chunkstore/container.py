@@ -13,11 +13,14 @@ class Container:
 
     :param store: the opened store; its owner closes it.
     :param name: the container's name, validated.
+    :param settled_at: when a listing shows all that was put before this process began, by
+        ``time.monotonic()``; matters where listings lag.
     """
 
-    def __init__(self, store: ChunkStore, name: str) -> None:
+    def __init__(self, store: ChunkStore, name: str, settled_at: float = 0.0) -> None:
         self.store = store
         self.name = name
+        self.settled_at = settled_at
 
     @property
     def capabilities(self) -> Capabilities:

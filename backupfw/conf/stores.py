@@ -32,8 +32,16 @@ MAX_RUNNING = cfg.IntOpt(
     mutable=True,
     help="How many tasks on this store run at once, over all workers; 0: no limit.",
 )
+LISTING_LAG_SECONDS = cfg.FloatOpt(
+    "listing_lag_seconds",
+    default=60.0,
+    min=0.0,
+    help="For a store whose listings lag: how many seconds after they were put its objects are listed at the"
+    " latest.  A process deletes nothing in it for so long after its start, because the database may be an"
+    " older copy: what was made since then is found by listing only.",
+)
 #: What every store's section has, whatever its driver.
-COMMON = (DRIVER, CONTAINER, MAX_RUNNING)
+COMMON = (DRIVER, CONTAINER, MAX_RUNNING, LISTING_LAG_SECONDS)
 
 
 class Driver(Protocol):

@@ -395,7 +395,8 @@ class Manifest(Lockable, _Timestamps, Base):
     (store, container, key) unique on databases that cannot index so long a text.
     ``base_id`` is an edge of the lineage tree and is rewritten when gone nodes are joined; a row with
     ``in_tree`` unset stays only so that its key stays known.  ``detached``: entered by an import, its
-    lineage is unknown.  ``touched`` counts the children that were begun: the update that makes a child
+    lineage is unknown.  In state ``announced`` a row is a key alone, beside the row of the manifest that may
+    be put under it.  ``touched`` counts the children that were begun: the update that makes a child
     and a release of the same row exclude each other by it.
     """
 

@@ -22,7 +22,7 @@ from backupfw.engine.format import keys
 from backupfw.engine.format.entries import SegmentEntry
 from backupfw.engine.listing import own_objects
 from backupfw.engine.ports import Control, KnownManifests
-from backupfw.engine.removal import delete_all, spare, unknown_manifests
+from backupfw.engine.removal import delete_all, settle, spare, unknown_manifests
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +82,7 @@ def leftovers(
         found.close()
         return CleanupResult(0, 0)
     try:
+        settle(container, control)
         unknown = unknown_manifests(keys.volume_prefix_of(backup_prefix), manifests, container, control)
     except BaseException:
         found.close()

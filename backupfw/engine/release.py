@@ -32,7 +32,7 @@ from backupfw.engine.format import keys
 from backupfw.engine.format.manifest import ManifestReader
 from backupfw.engine.listing import own_objects
 from backupfw.engine.ports import Control, KnownManifests
-from backupfw.engine.removal import delete_all, spare, unknown_manifests
+from backupfw.engine.removal import delete_all, settle, spare, unknown_manifests
 from backupfw.errors import Damaged
 
 
@@ -142,6 +142,8 @@ def run(
         backup_prefix = parsed.origin.rpartition("/")[0] + "/"
         spool, size = in_order(own_objects(container, backup_prefix, control)), 0
     try:
+        if spool.count:
+            settle(container, control)
         unknown = _unknown(manifest_key, manifests, container, control)
     except BaseException:
         spool.close()

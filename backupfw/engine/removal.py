@@ -2,7 +2,8 @@
 
 :func:`spare` is the gate: of what might go it takes out what a manifest names, among others each manifest
 below the volume's prefix that the database does not know.  A database that was rolled back to an older copy
-knows nothing of what was made since; the store does.  Only what came through is :data:`Doomed`, and nothing
+knows nothing of what was made since; the store does.  All of that was put before this process began; where
+listings lag, :func:`settle` waits until they show it.  Only what came through is :data:`Doomed`, and nothing
 else can be deleted here.  (What an attempt put and never recorded it takes back itself, by keys that it drew
 and told nobody; and it withdraws a manifest that it cannot commit.)
 
@@ -11,6 +12,7 @@ Deleting is done in bulk, a few requests at once, and nothing is swallowed.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,11 +30,27 @@ from backupfw.engine.ports import Control, KnownManifests
 
 #: Requests under way at once.
 WORKERS = 4
+#: Seconds between two looks whether a task that waits must end.
+_NAP = 0.5
 #: Keys that may fail before the rest is not tried any more.
 MAX_FAILED = 1000
 
 #: Candidates that no manifest names; :func:`spare` makes them.
 Doomed = NewType("Doomed", Spool)
+
+
+def settle(container: Container, control: Control) -> None:
+    """Wait until a listing shows all that was put before this process began; before anything is listed.
+
+    Who goes back to an older copy of the database stops every process, so no unknown manifest is younger.
+
+    :raises TaskStopped: the task must end.
+    """
+    if not container.capabilities.listing_lag:
+        return
+    while (left := container.settled_at - time.monotonic()) > 0:
+        control.check()
+        time.sleep(min(left, _NAP))
 
 
 def unknown_manifests(

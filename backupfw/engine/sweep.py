@@ -28,7 +28,7 @@ from backupfw.engine.candidates import Candidate, Spool, in_order
 from backupfw.engine.format import keys
 from backupfw.engine.listing import foreign_manifests, objects_by_volume
 from backupfw.engine.ports import Control
-from backupfw.engine.removal import Doomed, delete_all, spare
+from backupfw.engine.removal import Doomed, delete_all, settle, spare
 from backupfw.errors import Damaged, UnsupportedFormat
 
 
@@ -122,6 +122,8 @@ def run(
     :raises ChunkStoreError: the store does not answer; volumes before may have been swept.
     :raises TaskStopped: the task must end; volumes before may have been swept.
     """
+    if not dry_run:
+        settle(container, control)
     reports = [
         _sweep_volume(volume_prefix, objects, container, catalogue, control, dry_run)
         for volume_prefix, objects in objects_by_volume(container, prefix, control)

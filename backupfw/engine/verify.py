@@ -16,7 +16,7 @@ from backupfw.engine.format import keys
 from backupfw.engine.format.binary import BadBytes
 from backupfw.engine.format.entries import SegmentEntry
 from backupfw.engine.format.geometry import Geometry
-from backupfw.engine.format.manifest import ManifestReader
+from backupfw.engine.format.manifest import ManifestHead, ManifestReader
 from backupfw.engine.format.pack import TAIL_BYTES, check_tail, parse_pack
 from backupfw.engine.format.segment_map import PackInfo, SegmentMap, read_map
 from backupfw.engine.pool import Halt, Meter, Streams
@@ -103,6 +103,59 @@ def named(manifest_key: str, wanted: Collection[str], container: Container, cont
             control.check()
         found.update(key for key in entry.object_keys() if key in wanted)
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a manifest is, for who makes a backup of it.
+
+    :ivar head: its head.
+    :ivar object_count: objects that its backup put and it names, itself included.
+    :ivar stored_bytes: their sizes.
+    :ivar referenced_bytes: sizes of everything it names, and its own.
+    :ivar damaged: how many of all these objects are missing or damaged, as a quick verification finds them.
+    :ivar known_damage: which of them were on the list of damaged ones.
+    """
+
+    head: ManifestHead
+    object_count: int
+    stored_bytes: int
+    referenced_bytes: int
+    damaged: int
+    known_damage: frozenset[str]
+
+
+def look(
+    manifest_key: str,
+    listed: Collection[str],
+    container: Container,
+    control: Control,
+    on_damage: OnDamage = lambda _key, _reason: None,
+) -> Look:
+    """Read a manifest to its end, and look after everything that it names.
+
+    :param listed: keys of objects that are known to be damaged.
+    :param on_damage: as of :func:`run`.
+    :raises Damaged: the manifest itself is missing or damaged.
+    :raises UnsupportedFormat: as :func:`run`; so are ChunkStoreError and TaskStopped.
+    """
+    reader = ManifestReader(container, manifest_key)
+    origin = reader.head.origin
+    own = keys.backup_prefix(origin.installation, origin.project, origin.volume, origin.backup)
+    known = {manifest_key}.intersection(listed)
+    count, stored = 1, reader.totals.manifest_bytes
+    for entry in reader.segments():
+        control.check()
+        sizes = (entry.map.length, *(pack.size for pack in entry.packs))
+        for key, size in zip(entry.object_keys(), sizes, strict=True):
+            if key in listed:
+                known.add(key)
+            if key.startswith(own):
+                count += 1
+                stored += size
+    report = run(manifest_key, container, control, on_damage, quick=True)
+    referenced = reader.totals.referenced_bytes + reader.totals.manifest_bytes
+    return Look(reader.head, count, stored, referenced, report.damaged, frozenset(known))
 
 
 @dataclass(slots=True)

@@ -24,6 +24,7 @@ from backupfw.db.models import Backup, Manifest, Segment, Snapshot, Task, Volume
 from backupfw.db.session import Database, now
 from backupfw.manager import claims, lifecycle, quota, tasks
 from backupfw.manager.lifecycle import (
+    ANNOUNCED,
     AVAILABLE,
     BACKING_UP,
     CREATING,
@@ -246,7 +247,8 @@ def _manifests(session: Session) -> Iterator[Finding]:
     wrong = or_(
         and_(row.state == LIVE, row.key.is_(None)),
         and_(row.state == WRITING, row.key.is_not(None)),
-        row.state.not_in((WRITING, LIVE, RELEASED, GONE)),
+        and_(row.state == ANNOUNCED, row.key.is_(None)),
+        row.state.not_in((WRITING, ANNOUNCED, LIVE, RELEASED, GONE)),
     )
     for manifest in _rows(session, select(row.id, row.state, row.key).where(wrong)):
         has = "no key" if manifest.key is None else "a key"

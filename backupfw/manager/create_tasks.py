@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sqlalchemy import delete, insert, select, update
 from sqlalchemy.orm import Session
@@ -52,6 +52,8 @@ class CreatePlan:
     :ivar segment_size: bytes, as ``block_size``.
     :ivar source_identity: what the finished segments of this epoch were read from; None at first.
     :ivar base: whose data may be shared, or None: store everything anew.
+    :ivar announced: keys under which earlier attempts may have put this backup's manifest; to be settled
+        before anything else: committed (:meth:`CreateTasks.finish_create`) or given up.
     """
 
     backup: rows.Backup
@@ -70,6 +72,7 @@ class CreatePlan:
     key_id: str | None
     source_identity: str | None
     base: BaseManifest | None
+    announced: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,7 @@ class CreateResult:
     :ivar stored_bytes: their bytes.
     :ivar referenced_bytes: bytes of older objects that it uses.
     :ivar base_lost: the base could not be read, so nothing is shared with it.
+    :ivar damaged: keys of objects on the list of damaged ones that it names.
     """
 
     key: str
@@ -94,6 +98,7 @@ class CreateResult:
     stored_bytes: int
     referenced_bytes: int
     base_lost: bool = False
+    damaged: frozenset[str] = frozenset()
 
 
 class CreateTasks(Outcomes):
@@ -103,7 +108,8 @@ class CreateTasks(Outcomes):
         """Begin an attempt.
 
         The first one fixes base, geometry, hash mode and key; a later one keeps them, unless the
-        configured geometry changed: then a new epoch starts from nothing.
+        configured geometry changed: then a new epoch starts from nothing, as soon as nothing announced is
+        open.
 
         :raises VolumeNotFound: the volume is gone (its status was reset and it was deleted).
         :raises SnapshotNotFound: likewise.
@@ -117,9 +123,37 @@ class CreateTasks(Outcomes):
                 manifest = self._first(session, backup)
             elif manifest.state != lifecycle.WRITING:
                 raise TaskLost(f"the manifest of backup {backup.id} is {manifest.state}")
+            elif announced := lineage.announced_keys(session, backup.id):
+                plan = self._plan(session, task, backup, manifest)
+                return replace(plan, announced=tuple(announced))
             elif not self._same_geometry(manifest):
                 self._fresh_epoch(session, backup, manifest, None)
             return self._plan(session, task, backup, manifest)
+
+        return self._db.run(work)
+
+    def give_up_announced(self, task: Task) -> None:
+        """Decide that no manifest that an earlier attempt announced will be committed.
+
+        :raises TaskLost: another attempt owns the task; nothing was decided.
+        """
+
+        def work(session: Session) -> None:
+            tasks.hold(session, task)
+            lineage.give_up(session, models.Manifest.backup_id == task.resource_id)
+
+        self._db.run(work)
+
+    def give_up_manifest(self, store: str, container: str, key: str) -> bool:
+        """Give up the manifest that an attempt announced itself, unless somebody committed it.
+
+        :return: whether it is given up: what lies under the key may go.
+        """
+        digest = object_digest(store, container, key)
+
+        def work(session: Session) -> bool:
+            lineage.give_up(session, models.Manifest.key_digest == digest)
+            return lineage.is_given_up(session, digest)
 
         return self._db.run(work)
 
@@ -222,7 +256,7 @@ class CreateTasks(Outcomes):
             _, manifest = self._writing(session, task)
             digest = object_digest(manifest.store, manifest.container, key)
             # It may have been kept by a transaction whose answer was lost.
-            if not lineage.announced(session, digest):
+            if not lineage.is_announced(session, digest):
                 lineage.announce(session, manifest, key, digest)
 
         self._db.run(work)
@@ -238,7 +272,9 @@ class CreateTasks(Outcomes):
     def finish_create(self, task: Task, result: CreateResult) -> rows.Backup:
         """End the task: the manifest is live, the backup available, the volume what it was before.
 
-        After a TaskLost or TaskCancelled nothing will ever name the manifest of ``result``.
+        The manifest may be one that an earlier attempt announced.
+
+        :raises TaskLost: another attempt owns the task, or the manifest was given up.
         """
 
         def work(session: Session) -> rows.Backup:
@@ -248,8 +284,12 @@ class CreateTasks(Outcomes):
             if manifest is None or manifest.state != lifecycle.WRITING:
                 raise TaskLost(f"backup {backup.id} has no manifest that is being written")
             digest = object_digest(manifest.store, manifest.container, result.key)
-            lineage.commit(session, manifest, result.key, digest, result.length)
+            if not lineage.commit(session, manifest, result.key, digest, result.length):
+                raise TaskLost(f"the manifest {result.key} was given up")
             manifest.updated_at = now(session)
+            session.flush()
+            named = (object_digest(manifest.store, manifest.container, key) for key in result.damaged)
+            damage.mark(session, manifest.id, named)
             session.execute(delete(models.Segment).where(models.Segment.manifest_id == manifest.id))
             moved = lifecycle.move(
                 session,
@@ -287,7 +327,7 @@ class CreateTasks(Outcomes):
                 manifest.key == result.key,
                 manifest.length.is_not(None),
             )
-            # Of this attempt alone: no key has two writers.  The backup may be deleted already.
+            # By this attempt, or by one that found what this one put.  The backup may be deleted already.
             if session.scalar(mine) is None:
                 return None
             return rows.backup(session, session.get_one(models.Backup, task.resource_id))

@@ -79,8 +79,10 @@ class DeleteTasks(Outcomes):
         self, session: Session, backup: models.Backup, manifest: models.Manifest, task: Task
     ) -> bool:
         """Let go of the manifest; whether its objects are this task's to remove."""
+        # Its user wants it gone, whether it was ever committed or not.
+        left = lineage.give_up(session, models.Manifest.backup_id == backup.id)
         if manifest.state == lifecycle.GONE:
-            return False
+            return left
         if manifest.state == lifecycle.WRITING:
             backup_rows.give_up_manifest(session, backup, task.request_id)
             return True
@@ -89,7 +91,7 @@ class DeleteTasks(Outcomes):
             cleaning = exists().where(
                 models.Task.kind == tasks.MANIFEST_RELEASE, models.Task.resource_id == manifest.id
             )
-            return not session.scalar(select(cleaning))
+            return left or not session.scalar(select(cleaning))
         self._point(session, backup, None)
         if manifest.installation_id != installation_id(session):
             _drop_reference(session, manifest.id)

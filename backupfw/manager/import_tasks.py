@@ -228,8 +228,9 @@ class ImportTasks(Outcomes):
             select(row).where(row.key_digest == digest).execution_options(populate_existing=True)
         )
         _refuse_the_dead(session, digest)
-        if known is not None:
+        if known is not None and known.state == lifecycle.LIVE:
             return known.id
+        lineage.forget_announced(session, digest)
         ours = facts.installation_id == installation_id(session)
         moment = now(session)
         manifest = models.Manifest(
@@ -306,13 +307,19 @@ def _place(record: Record) -> tuple[str, str]:
 def _refuse_the_dead(session: Session, digest: str) -> None:
     """Refuse a manifest that is known and not live.
 
-    :raises InvalidInput: it was released, or announced by an attempt that did not commit it.
+    :raises InvalidInput: it was released, an attempt gave it up, or its backup is being made.
     """
-    if lineage.announced(session, digest):
+    if lineage.is_given_up(session, digest):
         raise InvalidInput("The backup's data was never completed.")
     row = models.Manifest
-    state = session.scalar(select(row.state).where(row.key_digest == digest))
-    if state not in (None, lifecycle.LIVE):
+    state, backup_id = session.execute(
+        select(row.state, row.backup_id).where(row.key_digest == digest)
+    ).one_or_none() or (None, None)
+    if state == lifecycle.ANNOUNCED:
+        making = select(row.id).where(row.backup_id == backup_id, row.state == lifecycle.WRITING)
+        if session.scalar(making) is not None:
+            raise InvalidInput("The backup is being made.")
+    elif state not in (None, lifecycle.LIVE):
         raise InvalidInput("The backup's data was deleted.")
 
 

@@ -78,6 +78,9 @@ ERROR_EXTENDING = "error_extending"
 WRITING = "writing"
 """A manifest whose backup is being made: its objects may be incomplete."""
 
+ANNOUNCED = "announced"
+"""A key under which an attempt may put a manifest; it is committed, or given up (``gone``), never both."""
+
 LIVE = "live"
 """A manifest in its store, named by backups; children may share its objects."""
 

@@ -26,6 +26,7 @@ from backupfw.db.locks import lock
 from backupfw.db.models import Backup, Manifest
 from backupfw.db.session import now
 from backupfw.manager.lifecycle import (
+    ANNOUNCED,
     CREATING,
     DELETING,
     ERROR_DELETING,
@@ -43,7 +44,7 @@ class VolumeRows:
     """What a sweep has to know of one volume, read at one moment.
 
     :ivar live: keys of its live manifests.
-    :ivar known: keys of all its manifests, in any state, and of those that lost attempts announced.
+    :ivar known: keys of all its manifests, in any state, but what is only announced.
     :ivar transient: ids of the backups whose objects may be about to change.
     """
 
@@ -172,9 +173,8 @@ def relatives(session: Session, manifest_id: str) -> list[Manifest]:
 def volume_keys(session: Session, manifest_id: str) -> set[str]:
     """Return the keys of all manifests of this one's volume that the database ever knew, in any state.
 
-    Those that attempts announced are among them.
-
-    A manifest that a listing shows beside them is unknown.
+    Announced ones that were given up are among them, those that are open are not: a manifest that a listing
+    shows beside these keys is unknown.
 
     :raises LookupError: there is no such manifest.
     """
@@ -185,6 +185,7 @@ def volume_keys(session: Session, manifest_id: str) -> set[str]:
             Manifest.store == row.store,
             Manifest.container == row.container,
             Manifest.installation_id == row.installation_id,
+            Manifest.state != ANNOUNCED,
         )
     )
     return {key for key in found if key is not None}
@@ -235,9 +236,9 @@ def detached_keys(session: Session, manifest_id: str) -> list[str]:
 def announce(session: Session, row: Manifest, key: str, key_digest: str) -> None:
     """Keep that an attempt is about to put a manifest for ``row`` (state writing) under this key.
 
-    It is kept as one that is gone and never had a length, until it is committed (:func:`commit`).  So what an
-    attempt put that could not commit is known; only a manifest that was committed after the copy of the
-    database was made, to which somebody went back, is not.
+    Whether a manifest will be, or is, committed under it is open from now on: this database may be the copy
+    to which somebody goes back later.  It ends with :func:`commit` or :func:`give_up`; until then such a
+    manifest counts as one that the database does not know.
     """
     session.add(
         Manifest(
@@ -252,7 +253,7 @@ def announce(session: Session, row: Manifest, key: str, key_digest: str) -> None
             backup_id=row.backup_id,
             in_tree=False,
             detached=False,
-            state=GONE,
+            state=ANNOUNCED,
             epoch=row.epoch,
             block_size=row.block_size,
             segment_size=row.segment_size,
@@ -267,24 +268,66 @@ def announce(session: Session, row: Manifest, key: str, key_digest: str) -> None
     session.flush()
 
 
-def announced(session: Session, key_digest: str) -> bool:
-    """Say whether an attempt announced this key and did not commit it."""
+def is_announced(session: Session, key_digest: str) -> bool:
+    """Say whether an attempt announced this key, and it is open what becomes of it."""
+    found = select(Manifest.id).where(Manifest.key_digest == key_digest, Manifest.state == ANNOUNCED)
+    return session.scalar(found) is not None
+
+
+def is_given_up(session: Session, key_digest: str) -> bool:
+    """Say whether an attempt announced this key, and nobody will ever commit it."""
     found = select(Manifest.id).where(
         Manifest.key_digest == key_digest, Manifest.state == GONE, Manifest.length.is_(None)
     )
     return session.scalar(found) is not None
 
 
-def commit(session: Session, row: Manifest, key: str, key_digest: str, length: int) -> None:
-    """Make a manifest that was being written live, under the key that was announced for it."""
+def announced_keys(session: Session, backup_id: str) -> list[str]:
+    """Return the keys that attempts of a backup announced and that are open."""
+    found = session.scalars(
+        select(Manifest.key).where(Manifest.backup_id == backup_id, Manifest.state == ANNOUNCED)
+    )
+    return sorted(key for key in found if key is not None)
+
+
+def give_up(session: Session, *which: ColumnElement[bool]) -> bool:
+    """Decide that keys that were announced will never be committed.
+
+    Only for who knows that: an attempt of its own key; one of all keys of its backup, once it did not find
+    them whole in the store; whoever deletes the backup.
+
+    :param which: conditions on the rows.
+    :return: whether there was any.
+    """
+    return _change(
+        session,
+        update(Manifest)
+        .where(Manifest.state == ANNOUNCED, *which)
+        .values(state=GONE, updated_at=now(session)),
+    )
+
+
+def forget_announced(session: Session, key_digest: str) -> None:
+    """Drop an announced key that gets a row of another kind in this transaction."""
     session.execute(
-        delete(Manifest).where(Manifest.key_digest == key_digest, Manifest.length.is_(None)),
+        delete(Manifest).where(Manifest.key_digest == key_digest, Manifest.state == ANNOUNCED),
         execution_options={"synchronize_session": False},
     )
+
+
+def commit(session: Session, row: Manifest, key: str, key_digest: str, length: int) -> bool:
+    """Make a manifest that was being written live, under the key that was announced for it.
+
+    :return: False: the key was given up; nothing was changed.
+    """
+    forget_announced(session, key_digest)
+    if is_given_up(session, key_digest):
+        return False
     row.state = LIVE
     row.key = key
     row.key_digest = key_digest
     row.length = length
+    return True
 
 
 def volume_rows(
@@ -308,7 +351,7 @@ def volume_rows(
     transient.update(session.scalars(moving))
     return VolumeRows(
         live=frozenset(row.key for row in found if row.state == LIVE),
-        known=frozenset(row.key for row in found if row.key is not None),
+        known=frozenset(row.key for row in found if row.key is not None and row.state != ANNOUNCED),
         transient=frozenset(transient),
     )
 

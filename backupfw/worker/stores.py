@@ -148,6 +148,7 @@ class Stores:
         self._conf = conf
         self._recorder = recorder
         self._stop = stop
+        self._began = time.monotonic()
         self._stores = {name: self._make(name) for name in conf.enabled_stores}
 
     def _make(self, name: str) -> _Store:
@@ -175,7 +176,8 @@ class Stores:
         if found is None:
             raise InvalidInput(f"The store {store} of this backup is not enabled.")
         found.require_up()
-        return Container(found.opened(), container)
+        settled_at = self._began + self._conf[group_of(store)].listing_lag_seconds
+        return Container(found.opened(), container, settled_at)
 
     def failed(self, store: str) -> bool:
         """Hear that a store did not answer: it is asked at once, and then now and then, whether it does.

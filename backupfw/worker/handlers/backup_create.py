@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from oslo_db.exception import DBError
 from oslo_log import log
 
 from backupfw import steps
@@ -17,7 +18,7 @@ from backupfw.chunkstore.container import Container
 from backupfw.chunkstore.errors import ChunkStoreError, NotFound
 from backupfw.chunkstore.heed import heeding
 from backupfw.engine import backup as engine
-from backupfw.engine import cleanup, objects
+from backupfw.engine import cleanup, objects, verify
 from backupfw.engine.format import keys
 from backupfw.engine.format.geometry import Geometry
 from backupfw.engine.ports import BackupJob, BackupResult, KnownManifests
@@ -26,7 +27,7 @@ from backupfw.errors import (
     InvalidInput,
     SourceMoved,
     StorageChanged,
-    TaskLost,
+    TaskCancelled,
     UnsupportedFormat,
 )
 from backupfw.manager.backup_tasks import BackupTasks
@@ -49,6 +50,8 @@ class TaskJournal:
         self._backups = backups
         self._task = task
         self._plan = plan
+        #: The key that was announced last.
+        self.announced: str | None = None
 
     def finished(self) -> Iterator[tuple[int, bytes]]:
         """See :meth:`backupfw.engine.ports.Journal.finished`."""
@@ -61,6 +64,7 @@ class TaskJournal:
 
     def announce(self, key: str) -> None:
         """See :meth:`backupfw.engine.ports.Journal.announce`."""
+        self.announced = key
         self._backups.announce_manifest(self._task, key)
 
 
@@ -74,6 +78,10 @@ class BackupCreate(Handler):
         plan = tools.backups.start_create(task)
         steps.reach("backup.planned")
         container = tools.stores.container(plan.store, plan.container)
+        if plan.announced:
+            if self._take_over(task, plan, container, control):
+                return
+            plan = tools.backups.start_create(task)
         self._need(plan, container)
         try:
             plan, job, result = self._back_up(task, plan, container, control)
@@ -85,23 +93,78 @@ class BackupCreate(Handler):
         steps.reach("backup.manifest-put")
         if result.base_problem is not None:
             LOG.warning("Backup %s shares nothing with its parent: %s", plan.backup.id, result.base_problem)
-        try:
-            if task.attempt > 1 or plan.epoch > 1:
-                # Before the commit, while the task is still ours: afterwards nobody would look for what
-                # earlier attempts left.
-                self._clean_up(plan, job, result.manifest_key, container, control)
-            wire_name = tools.stores.wire_names[plan.store]
-            control.check()
-            tools.backups.finish_create(
-                task, _create_result(result, job.geometry.length, tools.host, wire_name)
-            )
-        except TaskLost:
-            # Whoever has the task now may have cleaned up already.
-            with contextlib.suppress(ChunkStoreError), heeding(lambda: None):
-                container.delete([result.manifest_key])
-            raise
+        wire_name = tools.stores.wire_names[plan.store]
+        made = _create_result(result, job.geometry.length, tools.host, wire_name)
+        with self._withdrawing(plan, lambda: made.key, container):
+            self._commit(task, plan, made, container, control)
         tools.meter.backed_up(result)
         steps.reach("backup.committed")
+
+    def _take_over(self, task: Task, plan: CreatePlan, container: Container, control: TaskControl) -> bool:
+        """Commit the manifest that an earlier attempt announced, if it is there with all that it names.
+
+        That attempt was lost before its commit; or it was not, and the database is a copy from before it.
+        Then later backups share with this very manifest.  Where there is none, that is decided for ever.
+        """
+        tools = self._tools
+        prefix = keys.volume_prefix(plan.installation_id, plan.backup.project_id, plan.backup.volume_id)
+        listed = tools.backups.damaged_keys(plan.store, plan.container, prefix)
+        for key in plan.announced:
+            try:
+                found = verify.look(key, listed, container, control)
+            except (Damaged, UnsupportedFormat):
+                continue
+            base = found.head.base
+            if found.damaged or base not in (None, None if plan.base is None else plan.base.key):
+                continue
+            LOG.info("Backup %s: an earlier attempt had put all of it", plan.backup.id)
+            made = CreateResult(
+                key=key,
+                service=tools.stores.wire_names[plan.store],
+                host=tools.host,
+                length=found.head.geometry.length,
+                object_count=found.object_count,
+                stored_bytes=found.stored_bytes,
+                referenced_bytes=found.referenced_bytes,
+                base_lost=base is None and plan.base is not None,
+                damaged=found.known_damage,
+            )
+            self._commit(task, plan, made, container, control)
+            return True
+        tools.backups.give_up_announced(task)
+        return False
+
+    def _commit(
+        self, task: Task, plan: CreatePlan, made: CreateResult, container: Container, control: TaskControl
+    ) -> None:
+        """Remove what earlier attempts left, then make the backup available."""
+        if task.attempt > 1 or plan.epoch > 1:
+            # Before the commit, while the task is still ours: afterwards nobody would look for it.
+            self._clean_up(plan, made.key, container, control)
+        control.check()
+        self._tools.backups.finish_create(task, made)
+
+    @contextmanager
+    def _withdrawing(
+        self, plan: CreatePlan, key: Callable[[], str | None], container: Container
+    ) -> Iterator[None]:
+        """Take back the manifest of an attempt that fails, unless it is committed after all.
+
+        One that is cancelled leaves it to whoever cancelled it, or to the next attempt after a shutdown.
+        """
+        try:
+            yield
+        except TaskCancelled:
+            raise
+        except Exception:
+            announced = key()
+            # Where neither can be done now, the next attempt finds it, or the deletion of the backup.
+            with contextlib.suppress(ChunkStoreError, DBError), heeding(lambda: None):
+                if announced is not None and self._tools.backups.give_up_manifest(
+                    plan.store, plan.container, announced
+                ):
+                    container.delete([announced])
+            raise
 
     def _back_up(
         self, task: Task, plan: CreatePlan, container: Container, control: TaskControl
@@ -118,7 +181,8 @@ class BackupCreate(Handler):
             steps.reach("backup.bound")
             job = self._job(plan, source)
             journal = TaskJournal(tools.backups, task, plan)
-            return plan, job, engine.run(job, source, container, journal, control)
+            with self._withdrawing(plan, lambda: journal.announced, container):
+                return plan, job, engine.run(job, source, container, journal, control)
 
     def _follow(self, task: Task, plan: CreatePlan, length: int, storage_id: str | None) -> CreatePlan:
         """Let the catalogue follow what an open of the volume found."""
@@ -126,17 +190,18 @@ class BackupCreate(Handler):
             return plan
         return self._tools.backups.follow_volume(task, length, storage_id)
 
-    def _clean_up(
-        self, plan: CreatePlan, job: BackupJob, key: str, container: Container, control: TaskControl
-    ) -> None:
+    def _clean_up(self, plan: CreatePlan, key: str, container: Container, control: TaskControl) -> None:
         """Remove what earlier attempts left.
 
         Where a manifest that the database does not know cannot be read, all of it stays, for a sweep: the
         backup itself is whole.
         """
         known = KnownManifests(*self._tools.backups.known_manifests(plan.manifest_id))
+        prefix = keys.backup_prefix(
+            plan.installation_id, plan.backup.project_id, plan.backup.volume_id, plan.backup.id
+        )
         try:
-            cleanup.leftovers(job.prefix, key, known, (), container, control)
+            cleanup.leftovers(prefix, key, known, (), container, control)
         except Damaged as error:
             if error.key == key:
                 raise

@@ -83,25 +83,12 @@ class BackupImport(Handler):
     def _facts(
         self, task: Task, plan: ImportPlan, store: str, container: Container, control: TaskControl
     ) -> ManifestFacts:
-        reader = ManifestReader(container, plan.key)
-        head = reader.head
+        head = ManifestReader(container, plan.key).head
         origin = head.origin
         check_claim(task, plan.backup.project_id, origin.project, head.geometry.length)
         check_names(origin.installation, origin.project, origin.volume, origin.backup)
-        own = keys.backup_prefix(origin.installation, origin.project, origin.volume, origin.backup)
         listed = self._tools.backups.damaged_keys(store, plan.container, keys.volume_prefix_of(plan.key))
-        known_damage = listed & {plan.key}
-        objects, stored = 1, reader.totals.manifest_bytes
-        for entry in reader.segments():
-            control.check()
-            known_damage |= listed.intersection(entry.object_keys())
-            for key, size in zip(
-                entry.object_keys(), (entry.map.length, *(pack.size for pack in entry.packs)), strict=True
-            ):
-                if key.startswith(own):
-                    objects += 1
-                    stored += size
-        found = verify.run(plan.key, container, control, _Damage(), quick=True)
+        found = verify.look(plan.key, listed, container, control, _Damage())
         if found.damaged:
             raise InvalidInput(f"{found.damaged} of the backup's objects are missing or damaged.")
         return ManifestFacts(
@@ -119,10 +106,10 @@ class BackupImport(Handler):
             segment_size=head.geometry.segment_size,
             hash_mode=head.hash_mode,
             key_id=head.key_id,
-            damaged=known_damage,
-            object_count=objects,
-            stored_bytes=stored,
-            referenced_bytes=reader.totals.referenced_bytes + reader.totals.manifest_bytes,
+            damaged=found.known_damage,
+            object_count=found.object_count,
+            stored_bytes=found.stored_bytes,
+            referenced_bytes=found.referenced_bytes,
             volume_record=_volume_record(head.record),
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import uuid
+from dataclasses import replace
 
 import pytest
 
@@ -147,15 +148,21 @@ def test_a_stale_attempt_commits_nothing(world: World) -> None:
     assert world.status(done.id) == "available"
 
 
-def test_a_key_is_announced_before_it_is_put_and_known_until_it_is_committed(world: World) -> None:
+def test_what_becomes_of_an_announced_key_is_decided_once(world: World) -> None:
     backup_id, task, plan = begin(world, world.volume())
     result = world.result(plan)
     world.outcomes.announce_manifest(task, "k/lost")
     # The answer of the first may have been lost.
     for _ in range(2):
         world.outcomes.announce_manifest(task, result.key)
-    assert world.outcomes.known_manifests(plan.manifest_id) == ([], {"k/lost", result.key})
+    assert world.outcomes.known_manifests(plan.manifest_id) == ([], set()), "what becomes of them is open"
+    assert world.outcomes.start_create(task).announced == tuple(sorted(["k/lost", result.key]))
+    assert world.outcomes.give_up_manifest(plan.store, plan.container, "k/lost")
+    assert world.outcomes.known_manifests(plan.manifest_id) == ([], {"k/lost"})
+    with pytest.raises(errors.TaskLost):
+        world.outcomes.finish_create(task, replace(result, key="k/lost"))
     world.outcomes.finish_create(task, result)
+    assert not world.outcomes.give_up_manifest(plan.store, plan.container, result.key), "it is committed"
     found = {row.key: row.state for row in world.rows(models.Manifest)}
     assert found == {"k/lost": lifecycle.GONE, result.key: lifecycle.LIVE}
     with pytest.raises(errors.TaskLost):

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from backupfw import steps
+from backupfw import errors, steps
+from backupfw.chunkstore.container import Container
+from backupfw.chunkstore.layers.stack import stack
 from backupfw.cmd.catalogue import DatabaseCatalogue
 from backupfw.db import models
-from backupfw.engine import audit, sweep
+from backupfw.engine import audit, removal, sweep
 from backupfw.engine.format import keys
-from tests.unit.engine.fakes import FakeControl
-from tests.unit.worker.world import WorkerWorld
+from backupfw.manager import lineage
+from backupfw.testing.faults import LaggingStore
+from backupfw.volume.base import BlockSource, SnapshotRef, VolumeRef
+from tests.unit.engine.fakes import FakeControl, MemorySource
+from tests.unit.worker.world import LayerOptions, MemoryProvider, OneStore, WorkerWorld
 
+#: The first ones lose data where listings are believed at once.
+SEEDS = [0, 5, 6, *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(10, 40))]
 DATA = random.Random(4).randbytes(400_000)
 
 
@@ -39,7 +51,7 @@ def restored(world: WorkerWorld, backup_id: str) -> bytes:
     return bytes(world.provider.volumes[target][: len(DATA)])
 
 
-@pytest.mark.parametrize("taken_at", ["before the child", "while it was made"])
+@pytest.mark.parametrize("taken_at", ["before the child", "while it was made", "before the commit"])
 @pytest.mark.parametrize("then", ["deleted", "force deleted"])
 def test_records_kept_from_after_the_copy_import_and_restore(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken_at: str, then: str
@@ -50,7 +62,8 @@ def test_records_kept_from_after_the_copy_import_and_restore(
     made_of: list[str] = []
 
     def reach(name: str, detail: object = "") -> None:
-        if name == "backup.recorded" and taken_at == "while it was made" and not made_of:
+        moment = {"backup.recorded": "while it was made", "backup.manifest-put": "before the commit"}
+        if moment.get(name) == taken_at and not made_of:
             made_of.append(name)
             copy(database, kept)
 
@@ -62,6 +75,7 @@ def test_records_kept_from_after_the_copy_import_and_restore(
         if taken_at == "before the child":
             copy(database, kept)
         world.provider.volumes[volume][:9000] = changed = random.Random(5).randbytes(9000)
+        first_key = world.row(models.Backup, full.id).service_metadata
         child = world.backups.create(world.ctx(), volume_id=volume, incremental=True)
         world.wait_backup(child.id, "available")
         exported = [world.backups.export_record(admin, one.id) for one in (full, child)]
@@ -75,7 +89,12 @@ def test_records_kept_from_after_the_copy_import_and_restore(
         world.backups.force_delete(admin, full.id)
     with world.worker():
         if then == "deleted":
-            world.wait_backup(full.id, "available")
+            again = world.wait_backup(full.id, "available")
+            if taken_at == "before the commit":
+                world.wait_idle()
+                assert again.service_metadata == first_key
+                assert needed == world.objects(), "the first attempt had done all of it"
+                assert restored(world, full.id) == DATA
             world.backups.delete(world.ctx(), full.id)
         world.wait_backup(full.id, None)
         world.wait_idle()
@@ -95,8 +114,182 @@ def test_records_kept_from_after_the_copy_import_and_restore(
         for original, content, (service, url) in zip(
             (full, child), (DATA, changed + DATA[9000:]), exported, strict=True
         ):
-            if original.id == full.id and taken_at == "before the child":
+            if original.id == full.id and taken_at != "while it was made":
                 continue  # Known to the copy, and deleted by its user.
             back = world.backups.import_record(admin, backup_service=service, backup_url=url)
             world.wait_backup(back.id, "available")
             assert restored(world, back.id) == content
+
+
+class SettlingStores(OneStore):
+    """A store whose listings show what is new when a process has waited since its start; it is the clock."""
+
+    def __init__(self, inner: Any) -> None:
+        self.lagging = LaggingStore(inner)
+        super().__init__(stack(self.lagging, LayerOptions()))
+        self.now = self.settled_at = 0.0
+
+    def begin(self) -> None:
+        """A process begins."""
+        self.settled_at = self.now + 60
+
+    def container(self, store: str, container: str) -> Container:
+        found = super().container(store, container)
+        return Container(found.store, found.name, self.settled_at)
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        if self.now >= self.settled_at:
+            self.lagging.catch_up()
+
+
+class ChangingProvider(MemoryProvider):
+    """Volumes whose changes show, as those of files do."""
+
+    @contextmanager
+    def open_source(self, ref: VolumeRef | SnapshotRef) -> Iterator[BlockSource]:
+        data = self.volumes[ref.id]
+        yield MemorySource(data, identity=hashlib.sha256(data).hexdigest())
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A record that its user kept.
+
+    :ivar id: the backup's; one that was made again has two.
+    :ivar content: of the volume when it was made.
+    """
+
+    id: str
+    key: str
+    content: bytes
+    record: tuple[str, str]
+
+
+class History:
+    """A random history of one volume, over a store whose listings lag, with returns to older databases."""
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.world = world = WorkerWorld(folder)
+        self.folder = folder
+        self.stores = SettlingStores(world.faulty)
+        world.provider = ChangingProvider()
+        world.tools = replace(world.tools, stores=self.stores, provider=world.provider)  # type: ignore[arg-type]
+        self.admin = world.ctx(admin=True)
+        self.data = bytearray(self.random.randbytes(4 * (64 << 10)))
+        self.volume = world.filled_volume(bytes(self.data))
+        self.copies: list[Path] = []
+        self.copy_at: str | None = None
+        self.kept: list[Kept] = []
+        self.deleted: set[str | None] = set()
+
+    def reach(self, name: str, _detail: object = "") -> None:
+        if name == self.copy_at:
+            self.copy_at = None
+            self.copy()
+
+    def copy(self) -> None:
+        path = self.folder / f"copy-{len(self.copies)}.sqlite"
+        copy(self.folder / "db.sqlite", path)
+        self.copies.append(path)
+
+    def rows(self, *statuses: str) -> list[models.Backup]:
+        return [one for one in self.world.rows(models.Backup) if not one.deleted and one.status in statuses]
+
+    def settle(self) -> None:
+        """Wait for the backups that are being made, and keep their records."""
+        self.world.wait(lambda: not self.rows("creating", "deleting"), "the backups to be made")
+        for one in self.rows("available"):
+            assert one.service_metadata is not None
+            if one.service_metadata not in self.deleted | {kept.key for kept in self.kept}:
+                record = self.world.backups.export_record(self.admin, one.id)
+                self.kept.append(Kept(one.id, one.service_metadata, bytes(self.data), record))
+
+    def back_up(self) -> None:
+        self.copy_at = self.random.choice([None, None, "backup.recorded", "backup.manifest-put"])
+        for _ in range(self.random.randrange(1, 4)):
+            at = self.random.randrange(len(self.data) - 5000)
+            self.data[at : at + 5000] = self.random.randbytes(5000)
+        self.world.provider.volumes[self.volume][:] = self.data
+        try:
+            self.world.backups.create(
+                self.world.ctx(), volume_id=self.volume, incremental=self.random.random() < 0.8
+            )
+        except errors.InvalidBackup:
+            self.world.backups.create(self.world.ctx(), volume_id=self.volume)
+        self.settle()
+
+    def delete(self) -> None:
+        rows = self.rows("available")
+        if rows:
+            self.forget(self.random.choice(rows))
+
+    def forget(self, row: models.Backup) -> None:
+        """Delete a backup for its user, who keeps no record of it any more."""
+        with self.world.db.read() as session:
+            self.deleted |= {row.service_metadata, *lineage.announced_keys(session, row.id)}
+        self.kept = [one for one in self.kept if one.key not in self.deleted]
+        self.world.backups.force_delete(self.admin, row.id)
+        # It waits where another backup's objects are gone already, deleted after the copy was made.
+        self.world.wait(lambda: self.world.status(row.id) in (None, "error_deleting"), "the deletion")
+
+    def sweep(self) -> None:
+        for container in {one.container for one in self.world.rows(models.Manifest)}:
+            installation = self.world.outcomes.installation_id()
+            catalogue = DatabaseCatalogue(self.world.db, "main", container, installation)
+            box = self.world.tools.stores.container("main", container)
+            sweep.run(keys.installation_prefix(installation), box, catalogue, FakeControl())
+
+    def go_back(self) -> None:
+        if self.copies:
+            copy(self.random.choice(self.copies), self.folder / "db.sqlite")
+            end_leases(self.world)
+
+    def process(self) -> None:
+        """What happens between a start and a stop."""
+        self.stores.begin()
+        doings: list[Callable[[], None]] = [self.back_up, self.back_up, self.delete, self.copy, self.sweep]
+        with self.world.worker():
+            self.settle()
+            for doing in self.random.choices(doings, k=self.random.randrange(1, 6)):
+                doing()
+
+    def check(self) -> None:
+        """Every record that was kept gives its content back, exactly."""
+        self.stores.begin()
+        with self.world.worker():
+            self.settle()
+            known = {row.service_metadata for row in self.rows("available")}
+            for one in sorted(self.kept, key=lambda one: one.key not in known):
+                if one.key not in known:
+                    for row in self.rows("available", "error"):
+                        if row.id == one.id:
+                            # Made again: the record is of its first self.
+                            self.forget(row)
+                    service, url = one.record
+                    self.world.backups.import_record(self.admin, backup_service=service, backup_url=url)
+                    self.world.wait(lambda row=one: self.world.status(row.id) != "creating", "the import")
+                assert self.content(one.id) == one.content, one
+
+    def content(self, backup_id: str) -> bytes:
+        _, target, _ = self.world.backups.restore(self.world.ctx(), backup_id)
+        self.world.wait(lambda: self.world.volume_status(target) != "restoring-backup", "the restore")
+        assert self.world.volume_status(target) == "available"
+        return bytes(self.world.provider.volumes[target][: len(self.data)])
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_every_kept_record_restores_after_any_history(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    history = History(tmp_path, seed)
+    monkeypatch.setattr(steps, "reach", history.reach)
+    monkeypatch.setattr(removal, "time", history.stores)
+    for _ in range(5):
+        history.process()
+        history.go_back()
+    history.check()

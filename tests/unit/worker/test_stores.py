@@ -40,7 +40,8 @@ class Shop:
         self.faulty = {name: FaultyStore(MemoryStore(name)) for name in ("main", "offsite")}
         self.before: dict[str, Callable[[], None]] = {}
         self.opened: list[str] = []
-        sections = {f"store:{name}": SimpleNamespace(container=None, driver="memory") for name in self.faulty}
+        section = SimpleNamespace(container=None, driver="memory", listing_lag_seconds=60.0)
+        sections = {f"store:{name}": section for name in self.faulty}
         self.stores = Stores(
             Conf(enabled_stores=list(self.faulty), backup=SimpleNamespace(container="box"), **sections)  # type: ignore[arg-type]
         )
