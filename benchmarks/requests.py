@@ -17,7 +17,7 @@ from sqlalchemy import event, text
 
 from backupfw.context import RequestContext
 from backupfw.db.session import Database
-from backupfw.manager.backups import BackupManager
+from backupfw.manager.usecases.backups import BackupManager
 from benchmarks import answers
 from benchmarks.api_world import Client, api_process, at_once, empty_database, in_turn, median
 from benchmarks.table import Table

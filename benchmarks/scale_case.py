@@ -19,7 +19,8 @@ from backupfw.db import migrate
 from backupfw.db.digest import object_digest
 from backupfw.db.installation import installation_id
 from backupfw.db.session import Database
-from backupfw.manager import audit, purge, quota
+from backupfw.manager.operators import audit, purge
+from backupfw.manager.rules import quota
 from benchmarks.memory_case import peak_mib
 
 PROJECTS = 100

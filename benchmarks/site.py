@@ -19,7 +19,7 @@ from backupfw.conf import load
 from backupfw.context import RequestContext
 from backupfw.db import migrate, models
 from backupfw.db.session import now
-from backupfw.manager.backups import BackupManager
+from backupfw.manager.usecases.backups import BackupManager
 from backupfw.testing.faults import SlowStore
 from backupfw.worker import stores
 

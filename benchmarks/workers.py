@@ -12,9 +12,9 @@ from sqlalchemy import insert, text
 
 from backupfw.db import migrate, models
 from backupfw.db.session import Database, now
-from backupfw.manager import tasks
-from backupfw.manager.claims import Limits, Reach
-from backupfw.manager.tasks import Tasks
+from backupfw.manager.queue import tasks
+from backupfw.manager.queue.claims import Limits, Reach
+from backupfw.manager.queue.tasks import Tasks
 from benchmarks import take_over
 from benchmarks.site import LATENCY, Site
 from benchmarks.table import Table

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from backupfw.cmd.catalogue import UnknownManifests
     from backupfw.db.session import Database
-    from backupfw.manager.audit import Finding
+    from backupfw.manager.operators.audit import Finding
 
 
 def add_parser(commands: Any) -> None:
@@ -41,7 +41,7 @@ def add_parser(commands: Any) -> None:
 def _volumes(db: Database, conf: cfg.ConfigOpts) -> Iterator[Finding]:
     """Compare every volume of this host with its storage."""
     from backupfw.cmd import catalogue
-    from backupfw.manager.audit import Finding
+    from backupfw.manager.operators.audit import Finding
     from backupfw.volume.loader import load_provider
     from backupfw.worker.handlers.base import volume_ref
 
@@ -71,8 +71,8 @@ def _stores(
     from backupfw.cmd.terminal_control import TerminalControl
     from backupfw.engine import audit
     from backupfw.engine.format import keys
-    from backupfw.manager.audit import Finding
-    from backupfw.manager.backup_tasks import BackupTasks
+    from backupfw.manager.operators.audit import Finding
+    from backupfw.manager.outcomes.backups import BackupTasks
     from backupfw.worker.stores import Stores
 
     installation = BackupTasks(db, conf).installation_id()
@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
     shares the container is not.
     """
     from backupfw.cmd import catalogue, database
-    from backupfw.manager import audit
+    from backupfw.manager.operators import audit
 
     told = catalogue.UnknownManifests()
     conf = load_conf(args)

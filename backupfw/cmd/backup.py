@@ -49,8 +49,8 @@ def _manifest_key(db: Database, manifest_id: str | None) -> str | None:
 def show(args: argparse.Namespace) -> int:
     """Print the record, with figures the API does not show."""
     from backupfw.cmd import database
-    from backupfw.manager.backup_tasks import BackupTasks
-    from backupfw.manager.backups import BackupManager
+    from backupfw.manager.outcomes.backups import BackupTasks
+    from backupfw.manager.usecases.backups import BackupManager
 
     conf = load_conf(args)
     with database.opened(conf) as db:
@@ -105,16 +105,16 @@ def _holdings(conf: ConfigOpts, db: Database, backup_id: str, manifest_id: str) 
     from backupfw.engine.format.keys import installation_prefix
     from backupfw.engine.ports import KnownManifests
     from backupfw.errors import Damaged, UnsupportedFormat
-    from backupfw.manager import lineage
+    from backupfw.manager.lineage import manifests
 
     with db.snapshot() as session:
         manifest = session.get(models.Manifest, manifest_id)
         if manifest is None:
             return None
-        live = lineage.live_backups(session, manifest_id)
-        known = frozenset(lineage.volume_keys(session, manifest_id))
+        live = manifests.live_backups(session, manifest_id)
+        known = frozenset(manifests.volume_keys(session, manifest_id))
         ours = manifest.installation_id == installation_id(session)
-        in_use = lineage.is_base_of_running(session, manifest_id)
+        in_use = manifests.is_base_of_running(session, manifest_id)
     key = manifest.key
     if key is None or key not in live:
         return None

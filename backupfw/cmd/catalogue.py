@@ -16,14 +16,15 @@ from backupfw.db import models
 from backupfw.db.models import Backup, DamageMark, Manifest
 from backupfw.db.session import now
 from backupfw.errors import BackupNotFound, InvalidBackup
-from backupfw.manager import lineage, rows
-from backupfw.manager.lifecycle import GONE, LIVE
+from backupfw.manager import rows
+from backupfw.manager.lineage import manifests
+from backupfw.manager.lineage.lifecycle import GONE, LIVE
 
 if TYPE_CHECKING:
     from oslo_config import cfg
 
     from backupfw.db.session import Database
-    from backupfw.manager.lineage import VolumeRows
+    from backupfw.manager.lineage.manifests import VolumeRows
 
 
 #: Rows are read in pages of this many.
@@ -43,7 +44,7 @@ class DatabaseCatalogue:
     def volume(self, project: str, volume: str) -> VolumeRows:  # noqa: ARG002  (volume ids are unique)
         """Read the rows of a volume now."""
         with self._db.read() as session:
-            return lineage.volume_rows(session, volume_id=volume, **self._where)
+            return manifests.volume_rows(session, volume_id=volume, **self._where)
 
     def volumes(self) -> Iterator[tuple[str, str]]:
         """Yield project and volume of all live manifests of ours in the container, some read at a time."""

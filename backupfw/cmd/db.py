@@ -74,7 +74,7 @@ def check(args: argparse.Namespace) -> int:
 def purge(args: argparse.Namespace) -> int:
     """Remove old rows, or count them, and print how many of what."""
     from backupfw.cmd import database
-    from backupfw.manager import purge as manager
+    from backupfw.manager.operators import purge as manager
 
     with database.opened(load_conf(args)) as db:
         found = manager.run(db, args.before, dry_run=args.dry_run)

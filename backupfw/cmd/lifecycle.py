@@ -16,7 +16,7 @@ def add_parser(commands: Any) -> None:
 
 def run(_args: argparse.Namespace) -> int:
     """Print the diagrams."""
-    from backupfw.manager import lifecycle
+    from backupfw.manager.lineage import lifecycle
 
     sys.stdout.write(lifecycle.mermaid())
     return 0

@@ -28,10 +28,11 @@ from backupfw.chunkstore.errors import ChunkStoreError
 from backupfw.db.models import Backup, DamageMark, Manifest, Task, Volume
 from backupfw.db.session import Database, now
 from backupfw.engine.ports import BackupResult
-from backupfw.manager import claims, lifecycle, tasks
+from backupfw.manager.lineage import lifecycle
+from backupfw.manager.queue import claims, tasks
 
 if TYPE_CHECKING:
-    from backupfw.manager.tasks import Outcome
+    from backupfw.manager.queue.tasks import Outcome
 
 LOG = log.getLogger(__name__)
 

@@ -25,19 +25,19 @@ from backupfw.conf.stores import group_of
 from backupfw.db.session import Database
 from backupfw.dispatch.base import Dispatch
 from backupfw.dispatch.inprocess import InProcessDispatch
-from backupfw.manager.backup_tasks import BackupTasks
-from backupfw.manager.backups import BackupManager
-from backupfw.manager.claims import Limits, Reach
 from backupfw.manager.messages import MessageManager
-from backupfw.manager.notices import Notices
-from backupfw.manager.quota import QuotaManager
-from backupfw.manager.services import BACKUP_BINARY, ServiceManager
-from backupfw.manager.snapshots import SnapshotManager
-from backupfw.manager.tasks import Tasks
-from backupfw.manager.transfers import TransferManager
-from backupfw.manager.volume_tasks import VolumeTasks
-from backupfw.manager.volume_types import VolumeTypeManager
-from backupfw.manager.volumes import VolumeManager
+from backupfw.manager.outcomes.backups import BackupTasks
+from backupfw.manager.outcomes.volumes import VolumeTasks
+from backupfw.manager.queue.claims import Limits, Reach
+from backupfw.manager.queue.outbox import Notices
+from backupfw.manager.queue.services import BACKUP_BINARY, ServiceManager
+from backupfw.manager.queue.tasks import Tasks
+from backupfw.manager.rules.quota import QuotaManager
+from backupfw.manager.rules.volume_types import VolumeTypeManager
+from backupfw.manager.usecases.backups import BackupManager
+from backupfw.manager.usecases.snapshots import SnapshotManager
+from backupfw.manager.usecases.transfers import TransferManager
+from backupfw.manager.usecases.volumes import VolumeManager
 from backupfw.volume.loader import load_provider
 from backupfw.worker.handlers import EngineSettings, Tools
 from backupfw.worker.stores import Stores

@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     from backupfw.cmd.terminal_control import TerminalControl
     from backupfw.engine import sweep
     from backupfw.engine.format import keys
-    from backupfw.manager.backup_tasks import BackupTasks
+    from backupfw.manager.outcomes.backups import BackupTasks
     from backupfw.worker.stores import Stores
 
     conf = load_conf(args)

@@ -131,7 +131,7 @@ class _Verifier:
     def __init__(
         self, conf: cfg.ConfigOpts, db: Database, stores: Stores, *, quick: bool, as_json: bool
     ) -> None:
-        from backupfw.manager.backup_tasks import BackupTasks
+        from backupfw.manager.outcomes.backups import BackupTasks
 
         self._conf = conf
         self._db = db
@@ -152,7 +152,7 @@ class _Verifier:
         from backupfw.cmd.terminal_control import TerminalControl
         from backupfw.engine import verify as engine
         from backupfw.engine.format import keys
-        from backupfw.manager import damage
+        from backupfw.manager.outcomes import damage
         from backupfw.worker.damage import mark_sharers
 
         manifest = catalogue.manifest_of(self._db, backup_id)

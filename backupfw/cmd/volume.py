@@ -20,7 +20,7 @@ from backupfw.errors import InvalidInput, StorageChanged
 if TYPE_CHECKING:
     from oslo_config import cfg
 
-    from backupfw.manager.volumes import VolumeManager
+    from backupfw.manager.usecases.volumes import VolumeManager
     from backupfw.volume.base import Storage, VolumeProvider
 
 GIB = 1 << 30
@@ -120,7 +120,7 @@ def _look(provider: VolumeProvider, conf: cfg.ConfigOpts, args: argparse.Namespa
 def create(args: argparse.Namespace) -> int:
     """Make storage first, fill it, then enter it: no volume is ever seen half made."""
     from backupfw.cmd import database
-    from backupfw.manager.volumes import VolumeManager
+    from backupfw.manager.usecases.volumes import VolumeManager
     from backupfw.volume.base import VolumeRef
 
     conf = load_conf(args)
@@ -165,7 +165,7 @@ def create(args: argparse.Namespace) -> int:
 def adopt(args: argparse.Namespace) -> int:
     """Enter an existing image or device, or let a volume that was adopted be what is there now."""
     from backupfw.cmd import database
-    from backupfw.manager.volumes import VolumeManager
+    from backupfw.manager.usecases.volumes import VolumeManager
     from backupfw.worker.handlers.base import volume_ref
 
     if args.path is None and args.again is None:
@@ -219,7 +219,7 @@ def _record_storages(volumes: VolumeManager, provider: VolumeProvider, host: str
 def attach(args: argparse.Namespace) -> int:
     """Note that somebody uses a volume."""
     from backupfw.cmd import database
-    from backupfw.manager.volumes import VolumeManager
+    from backupfw.manager.usecases.volumes import VolumeManager
 
     conf = load_conf(args)
     with database.opened(conf) as db:
@@ -237,7 +237,7 @@ def attach(args: argparse.Namespace) -> int:
 def detach(args: argparse.Namespace) -> int:
     """Note that somebody, or nobody at all, uses a volume no more."""
     from backupfw.cmd import database
-    from backupfw.manager.volumes import VolumeManager
+    from backupfw.manager.usecases.volumes import VolumeManager
 
     conf = load_conf(args)
     with database.opened(conf) as db:
@@ -250,7 +250,7 @@ def detach(args: argparse.Namespace) -> int:
 def path(args: argparse.Namespace) -> int:
     """Print where a volume is."""
     from backupfw.cmd import database
-    from backupfw.manager.volumes import VolumeManager
+    from backupfw.manager.usecases.volumes import VolumeManager
     from backupfw.worker.handlers.base import volume_ref
 
     conf = load_conf(args)

@@ -3,7 +3,7 @@
 Ids are UUID texts, times naive UTC with microseconds.  Volumes, snapshots and backups are deleted
 softly: their rows stay with ``deleted`` set, because an id that once existed must stay known (an import
 revives it, a listing pages over it).  A manifest's row outlives its objects, so that an import of what was
-deleted is refused, until ``manager/purge.py`` finds that nobody needs it any more.
+deleted is refused, until ``manager/operators/purge.py`` finds that nobody needs it any more.
 
 Text is compared byte for byte on every database (MariaDB: ``utf8mb4_bin``).
 """
@@ -474,8 +474,8 @@ class Task(Lockable, _Timestamps, Base):
     ``progressed``: this attempt got something done that the next one builds on, so losing it does not
     count as a failure.  ``zone``, ``store``, ``volume_host``: what its worker must have; null for any.
     ``store_down``: it was given back because its store does not answer.
-    ``turn``: the lowest runs first (``manager/claims.py``).  ``progress_…``: bytes, and bytes per second,
-    as the running attempt last told (``manager/progress.py``).
+    ``turn``: the lowest runs first (``manager/queue/claims.py``).  ``progress_…``: bytes, and bytes per
+    second, as the running attempt last told (``manager/queue/progress.py``).
     """
 
     __tablename__ = "tasks"
@@ -517,7 +517,7 @@ class Task(Lockable, _Timestamps, Base):
 
 
 class Notice(Lockable, Base):
-    """An event that is still to be told to the outside (``manager/notices.py``).
+    """An event that is still to be told to the outside (``manager/queue/outbox.py``).
 
     ``taken_until``: until then somebody is sending it.
     """

@@ -11,7 +11,7 @@ from backupfw.chunkstore.errors import ChunkStoreError
 from backupfw.engine import verify
 from backupfw.engine.ports import Control
 from backupfw.errors import Damaged, UnsupportedFormat
-from backupfw.manager.backup_tasks import BackupTasks
+from backupfw.manager.outcomes.backups import BackupTasks
 
 LOG = log.getLogger(__name__)
 

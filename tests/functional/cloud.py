@@ -30,14 +30,14 @@ from backupfw.conf import stores as store_conf
 from backupfw.db import models
 from backupfw.db.models import Base
 from backupfw.db.session import Database, now
-from backupfw.manager.backups import BackupManager
 from backupfw.manager.messages import MessageManager
-from backupfw.manager.quota import QuotaManager
-from backupfw.manager.services import BACKUP_BINARY, ServiceManager
-from backupfw.manager.snapshots import SnapshotManager
-from backupfw.manager.transfers import TransferManager
-from backupfw.manager.volume_types import DEFAULT_NAME, VolumeTypeManager
-from backupfw.manager.volumes import VolumeManager
+from backupfw.manager.queue.services import BACKUP_BINARY, ServiceManager
+from backupfw.manager.rules.quota import QuotaManager
+from backupfw.manager.rules.volume_types import DEFAULT_NAME, VolumeTypeManager
+from backupfw.manager.usecases.backups import BackupManager
+from backupfw.manager.usecases.snapshots import SnapshotManager
+from backupfw.manager.usecases.transfers import TransferManager
+from backupfw.manager.usecases.volumes import VolumeManager
 
 SERVICE = "cinder.backup.drivers.posix.PosixBackupDriver"
 GIB = 1 << 30

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from backupfw.manager.backup_tasks import BackupTasks
-from backupfw.manager.tasks import Tasks
+from backupfw.manager.outcomes.backups import BackupTasks
+from backupfw.manager.queue.tasks import Tasks
 from tests.functional.cloud import NOBODY, Client, Cloud, message
 
 KEYS = {

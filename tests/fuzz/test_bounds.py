@@ -32,7 +32,8 @@ from backupfw.engine.format.manifest import ManifestHead, ManifestReader, Manife
 from backupfw.engine.format.segment_map import SegmentMap, _most_bytes, read_map
 from backupfw.engine.segment_restore import BlockDecoder
 from backupfw.errors import Damaged, InvalidInput
-from backupfw.manager import import_tasks, records
+from backupfw.manager import records
+from backupfw.manager.outcomes import importing as import_tasks
 from tests.fuzz import forge
 from tests.fuzz.readers import MAY_RAISE, READERS, Case
 from tests.fuzz.test_stored_bytes import DATA, KEY, OTHERS, golden

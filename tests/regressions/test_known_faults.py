@@ -23,8 +23,9 @@ from backupfw.engine.format import keys
 from backupfw.engine.format.manifest import ManifestReader
 from backupfw.engine.ports import KnownManifests
 from backupfw.errors import Damaged, InvalidInput, QuotaExceeded
-from backupfw.manager import quota, tasks
-from backupfw.manager.placement import Placer
+from backupfw.manager.queue import tasks
+from backupfw.manager.rules import quota
+from backupfw.manager.rules.placement import Placer
 from backupfw.testing.faults import FaultyStore, LaggingStore, RecordingStore, SlowStore
 from tests.integration.service import running
 from tests.unit.engine.fakes import (

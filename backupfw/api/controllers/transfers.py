@@ -12,7 +12,7 @@ from backupfw.api.request import Request, Response
 from backupfw.api.resource import expose
 from backupfw.api.schemas import transfers as schemas
 from backupfw.api.views import transfers as views
-from backupfw.manager.transfers import TransferNotFound
+from backupfw.manager.usecases.transfers import TransferNotFound
 
 if TYPE_CHECKING:
     from backupfw.manager.rows import Transfer

@@ -11,7 +11,7 @@ from backupfw.api.request import Request
 from backupfw.api.views.common import timestamp
 
 if TYPE_CHECKING:
-    from backupfw.manager.progress import Progress
+    from backupfw.manager.queue.progress import Progress
     from backupfw.manager.rows import Backup, ListedBackup
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from backupfw.manager import tasks
+from backupfw.manager.queue import tasks
 from backupfw.worker.handlers.backup_create import BackupCreate
 from backupfw.worker.handlers.backup_delete import BackupDelete, ManifestRelease
 from backupfw.worker.handlers.backup_import import BackupImport

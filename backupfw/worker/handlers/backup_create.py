@@ -30,11 +30,11 @@ from backupfw.errors import (
     TaskCancelled,
     UnsupportedFormat,
 )
-from backupfw.manager.backup_tasks import BackupTasks
-from backupfw.manager.create_tasks import CreatePlan, CreateResult
 from backupfw.manager.messages import Detail
-from backupfw.manager.tasks import Task
-from backupfw.manager.volume_rules import is_followed
+from backupfw.manager.outcomes.backups import BackupTasks
+from backupfw.manager.outcomes.creating import CreatePlan, CreateResult
+from backupfw.manager.queue.tasks import Task
+from backupfw.manager.rules.volume_rules import is_followed
 from backupfw.volume.base import BlockSource, SnapshotRef, VolumeProvider, VolumeRef
 from backupfw.worker.control import TaskControl
 from backupfw.worker.handlers.base import Handler, snapshot_ref, volume_ref

@@ -10,8 +10,8 @@ from backupfw.engine import cleanup, objects, release
 from backupfw.engine.format import keys
 from backupfw.engine.ports import KnownManifests
 from backupfw.errors import Damaged
-from backupfw.manager.delete_tasks import ReleasePlan
-from backupfw.manager.tasks import Task
+from backupfw.manager.outcomes.deleting import ReleasePlan
+from backupfw.manager.queue.tasks import Task
 from backupfw.worker.control import TaskControl
 from backupfw.worker.handlers.backup_create import drop_temp_snapshot
 from backupfw.worker.handlers.base import Handler

@@ -14,8 +14,8 @@ from backupfw.engine.format import keys
 from backupfw.engine.format.manifest import ManifestReader
 from backupfw.errors import Damaged, InvalidInput, QuotaExceeded, UnsupportedFormat
 from backupfw.manager import records
-from backupfw.manager.import_tasks import ImportPlan, ManifestFacts, check_claim, check_names
-from backupfw.manager.tasks import Task
+from backupfw.manager.outcomes.importing import ImportPlan, ManifestFacts, check_claim, check_names
+from backupfw.manager.queue.tasks import Task
 from backupfw.worker.control import TaskControl
 from backupfw.worker.handlers.base import Handler, restored_volume
 

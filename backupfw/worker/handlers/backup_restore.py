@@ -10,9 +10,9 @@ from backupfw.engine.format.manifest import read_head
 from backupfw.engine.ports import Checkpoint
 from backupfw.errors import Damaged
 from backupfw.manager.messages import Detail
-from backupfw.manager.restore_tasks import RestorePlan
-from backupfw.manager.tasks import Task
-from backupfw.manager.volume_rules import is_followed
+from backupfw.manager.outcomes.restoring import RestorePlan
+from backupfw.manager.queue.tasks import Task
+from backupfw.manager.rules.volume_rules import is_followed
 from backupfw.volume.base import VolumeRef
 from backupfw.worker.control import TaskControl
 from backupfw.worker.damage import mark_sharers

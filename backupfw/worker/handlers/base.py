@@ -10,13 +10,13 @@ from typing import Any, ClassVar, Protocol
 from backupfw import naming
 from backupfw.engine.ports import BackupResult
 from backupfw.manager import rows
-from backupfw.manager.backup_tasks import BackupTasks
-from backupfw.manager.claims import Reach
 from backupfw.manager.messages import Detail
-from backupfw.manager.notices import Notices
-from backupfw.manager.restore_tasks import RestoredVolume
-from backupfw.manager.tasks import Task, Tasks
-from backupfw.manager.volume_tasks import VolumeTasks
+from backupfw.manager.outcomes.backups import BackupTasks
+from backupfw.manager.outcomes.restoring import RestoredVolume
+from backupfw.manager.outcomes.volumes import VolumeTasks
+from backupfw.manager.queue.claims import Reach
+from backupfw.manager.queue.outbox import Notices
+from backupfw.manager.queue.tasks import Task, Tasks
 from backupfw.volume.base import SnapshotRef, VolumeProvider, VolumeRef
 from backupfw.worker.control import TaskControl
 from backupfw.worker.stores import Stores

@@ -7,8 +7,8 @@ from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
-from backupfw.manager.tasks import Task
-from backupfw.manager.volume_rules import is_followed
+from backupfw.manager.queue.tasks import Task
+from backupfw.manager.rules.volume_rules import is_followed
 from backupfw.volume.base import SnapshotRef, VolumeRef
 from backupfw.worker.control import TaskControl
 from backupfw.worker.handlers.base import Handler, snapshot_ref, volume_ref

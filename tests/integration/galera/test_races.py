@@ -13,7 +13,7 @@ import pytest
 from backupfw import errors
 from backupfw.db import models
 from backupfw.db.session import Database
-from backupfw.manager.claims import Limits
+from backupfw.manager.queue.claims import Limits
 from tests.unit.manager import test_claims, test_races
 from tests.unit.manager.catalogue import ADMIN, ALICE, Catalogue
 from tests.unit.manager.catalogue import make_conf as make_catalogue_conf

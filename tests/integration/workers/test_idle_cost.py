@@ -13,7 +13,7 @@ from backupfw.cmd.meters import Meters
 from backupfw.conf import load
 from backupfw.db import migrate
 from backupfw.db.session import Database
-from backupfw.manager.notices import Notices
+from backupfw.manager.queue.outbox import Notices
 from tests.unit.db.conftest import db, mariadb_url, postgresql_url
 
 __all__ = ["db", "mariadb_url", "postgresql_url"]

@@ -21,7 +21,7 @@ from backupfw.context import RequestContext
 from backupfw.db import models
 from backupfw.engine import sweep as engine_sweep
 from backupfw.errors import NotFound
-from backupfw.manager.backups import BackupManager
+from backupfw.manager.usecases.backups import BackupManager
 from tests.unit.cmd.conftest import Run
 
 CTX = RequestContext("demo", "tester", frozenset({"admin"}), is_admin=True)

@@ -69,7 +69,7 @@ def test_errors_are_one_line(
     def fail() -> str:
         raise error
 
-    monkeypatch.setattr("backupfw.manager.lifecycle.mermaid", fail)
+    monkeypatch.setattr("backupfw.manager.lineage.lifecycle.mermaid", fail)
     done = run("lifecycle")
     assert (done.status, done.out, done.err) == (1, "", message)
     done = run("lifecycle", "--debug")
@@ -82,7 +82,7 @@ def test_interrupted(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt() -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("backupfw.manager.lifecycle.mermaid", interrupt)
+    monkeypatch.setattr("backupfw.manager.lineage.lifecycle.mermaid", interrupt)
     done = run("lifecycle")
     assert (done.status, done.err) == (130, "backupfw: interrupted\n")
 

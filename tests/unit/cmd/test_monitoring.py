@@ -168,7 +168,7 @@ def test_connections_that_ask_nothing_keep_nobody_out(sent: bytes, monkeypatch: 
 
 def test_the_queue_gets_older(run: Run, state: Path, backup_id: str) -> None:
     from backupfw.cmd.meters import Meters
-    from backupfw.manager import tasks
+    from backupfw.manager.queue import tasks
 
     conf = load_conf(state)
     with database.opened(conf) as db:

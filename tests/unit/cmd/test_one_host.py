@@ -14,8 +14,8 @@ from backupfw.cmd import configure, service
 from backupfw.conf import load
 from backupfw.db import migrate, models
 from backupfw.db.session import Database
-from backupfw.manager import tasks
-from backupfw.manager.tasks import Tasks
+from backupfw.manager.queue import tasks
+from backupfw.manager.queue.tasks import Tasks
 from tests.unit.db.conftest import db, mariadb_url, postgresql_url
 
 __all__ = ["db", "mariadb_url", "postgresql_url"]

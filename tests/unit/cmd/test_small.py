@@ -12,8 +12,8 @@ from backupfw.cmd import service
 from backupfw.cmd import state as state_directory
 from backupfw.db import migrate
 from backupfw.errors import ConfigError
-from backupfw.manager.backup_tasks import BackupTasks
 from backupfw.manager.messages import MessageManager
+from backupfw.manager.outcomes.backups import BackupTasks
 from tests.unit.cmd.conftest import Run
 
 

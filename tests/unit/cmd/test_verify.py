@@ -25,9 +25,9 @@ from backupfw.conf import logging
 from backupfw.db import models
 from backupfw.db.session import Database, now
 from backupfw.engine import verify as engine
-from backupfw.manager import damage
-from backupfw.manager.backup_tasks import BackupTasks
-from backupfw.manager.backups import BackupManager
+from backupfw.manager.outcomes import damage
+from backupfw.manager.outcomes.backups import BackupTasks
+from backupfw.manager.usecases.backups import BackupManager
 from tests.unit.cmd.conftest import Run
 from tests.unit.cmd.test_backup import CTX, load_conf
 

@@ -24,14 +24,14 @@ from backupfw.db import models
 from backupfw.db import session as session_module
 from backupfw.db.session import Database
 from backupfw.manager import rows
-from backupfw.manager.backups import BackupManager
 from backupfw.manager.messages import MessageManager
-from backupfw.manager.quota import QuotaManager
-from backupfw.manager.services import ServiceManager
-from backupfw.manager.snapshots import SnapshotManager
-from backupfw.manager.transfers import TransferManager
-from backupfw.manager.volume_types import VolumeTypeManager
-from backupfw.manager.volumes import VolumeManager
+from backupfw.manager.queue.services import ServiceManager
+from backupfw.manager.rules.quota import QuotaManager
+from backupfw.manager.rules.volume_types import VolumeTypeManager
+from backupfw.manager.usecases.backups import BackupManager
+from backupfw.manager.usecases.snapshots import SnapshotManager
+from backupfw.manager.usecases.transfers import TransferManager
+from backupfw.manager.usecases.volumes import VolumeManager
 from tests.unit.db.conftest import opened
 from tests.unit.manager.support import make_conf
 

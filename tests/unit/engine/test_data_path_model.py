@@ -43,7 +43,7 @@ from backupfw.engine.format.keys import backup_prefix, installation_prefix, volu
 from backupfw.engine.format.manifest import ManifestReader
 from backupfw.engine.ports import BackupJob, KnownManifests
 from backupfw.errors import Damaged, TaskCancelled, UnsupportedFormat
-from backupfw.manager import lineage
+from backupfw.manager.lineage import manifests
 from tests.unit.engine.fakes import FakeControl, MemorySource, MemoryTarget
 
 BLOCK, SEGMENT, PACK = 512, 8192, 4096
@@ -216,7 +216,7 @@ class DataPath(RuleBasedStateMachine):
         named = {key}.union(*(entry.object_keys() for entry in reader.segments()))
         with self.db.write() as session:
             row = session.get_one(Manifest, work.manifest_id)
-            lineage.commit(session, row, key, digest_of(key), len(work.data))
+            manifests.commit(session, row, key, digest_of(key), len(work.data))
         self.names[work.manifest_id], self.keys[work.manifest_id] = named, key
         self.add_record(work.manifest_id, work.data)
         if work in self.writing:
@@ -229,12 +229,12 @@ class DataPath(RuleBasedStateMachine):
 
     def announce(self, manifest_id: str, key: str) -> None:
         with self.db.write() as session:
-            lineage.announce(session, session.get_one(Manifest, manifest_id), key, digest_of(key))
+            manifests.announce(session, session.get_one(Manifest, manifest_id), key, digest_of(key))
 
     def known(self, manifest_id: str) -> KnownManifests:
         with self.db.read() as session:
             return KnownManifests(
-                lineage.detached_keys(session, manifest_id), lineage.volume_keys(session, manifest_id)
+                manifests.detached_keys(session, manifest_id), manifests.volume_keys(session, manifest_id)
             )
 
     def recorded(self, work: Writing) -> list[SegmentEntry]:
@@ -247,7 +247,7 @@ class DataPath(RuleBasedStateMachine):
     def add_record(self, manifest_id: str, data: bytes) -> None:
         record_id = self.new_id("r")
         with self.db.write() as session:
-            assert lineage.take(session, manifest_id)
+            assert manifests.take(session, manifest_id)
             session.add(
                 Backup(
                     id=record_id,
@@ -264,7 +264,7 @@ class DataPath(RuleBasedStateMachine):
         if manifest_id is None:
             return
         with self.db.write() as session:
-            released = lineage.release_if_unused(session, manifest_id)
+            released = manifests.release_if_unused(session, manifest_id)
         if released:
             self.releases.append(Release(manifest_id, self.keys[manifest_id]))
 
@@ -276,7 +276,7 @@ class DataPath(RuleBasedStateMachine):
         manifest_id = self.new_id("m")
         with self.db.write() as session:
             if base_id is not None:
-                assert lineage.take(session, base_id)
+                assert manifests.take(session, base_id)
             session.add(
                 Manifest(
                     id=manifest_id,
@@ -373,13 +373,13 @@ class DataPath(RuleBasedStateMachine):
         work = self.pick(self.writing, choice)
         self.writing.remove(work)
         with self.db.write() as session:
-            assert lineage.abandon(session, work.manifest_id)
+            assert manifests.abandon(session, work.manifest_id)
         self.let_go(work.base_id)
         prefix = backup_prefix(INSTALLATION, PROJECT, VOLUME, work.manifest_id)
         known = self.known(work.manifest_id)
         cleanup.leftovers(prefix, None, known, self.recorded(work), self.container, FakeControl())
         with self.db.write() as session:
-            assert lineage.mark_gone(session, work.manifest_id)
+            assert manifests.mark_gone(session, work.manifest_id)
 
     @precondition(lambda self: self.records)
     @rule(choice=st.integers(0, 99))
@@ -421,10 +421,10 @@ class DataPath(RuleBasedStateMachine):
 
     def ask_now(self, asked: Release) -> None:
         with self.db.write() as session:
-            found = lineage.relatives(session, asked.manifest_id)
+            found = manifests.relatives(session, asked.manifest_id)
             assert all(row.state == "live" for row in found), "a base is held by what is made from it"
             asked.relatives = [row.key for row in found if row.key is not None]
-            asked.known = lineage.volume_keys(session, asked.manifest_id)
+            asked.known = manifests.volume_keys(session, asked.manifest_id)
         self.seen["relatives, three and more"] += len(asked.relatives) >= 3
 
     @precondition(lambda self: self.releases)
@@ -454,7 +454,7 @@ class DataPath(RuleBasedStateMachine):
         assert not must_wait, "a damaged relative went unnoticed"
         assert asked.key not in self.objects
         with self.db.write() as session:
-            assert lineage.mark_gone(session, asked.manifest_id)
+            assert manifests.mark_gone(session, asked.manifest_id)
         self.releases.remove(asked)
         self.seen["released with relatives"] += bool(relatives)
         self.seen["others were being released"] += bool(self.releases)
@@ -535,10 +535,10 @@ class DataPath(RuleBasedStateMachine):
         machine = self
 
         class Rows:
-            def volume(self, project: str, volume: str) -> lineage.VolumeRows:
+            def volume(self, project: str, volume: str) -> manifests.VolumeRows:
                 assert (project, volume) == (PROJECT, VOLUME)
                 with machine.db.read() as session:
-                    return lineage.volume_rows(
+                    return manifests.volume_rows(
                         session, store="main", container="box", installation_id=INSTALLATION, volume_id=VOLUME
                     )
 

@@ -15,13 +15,13 @@ from backupfw.conf import backup, default, quota
 from backupfw.context import RequestContext
 from backupfw.db import models
 from backupfw.db.session import Database, now
-from backupfw.manager.quota import QuotaManager
-from backupfw.manager.snapshots import SnapshotManager
-from backupfw.manager.tasks import Task, Tasks
-from backupfw.manager.volume_rules import GIB
-from backupfw.manager.volume_tasks import VolumeTasks
-from backupfw.manager.volume_types import VolumeTypeManager
-from backupfw.manager.volumes import VolumeManager
+from backupfw.manager.outcomes.volumes import VolumeTasks
+from backupfw.manager.queue.tasks import Task, Tasks
+from backupfw.manager.rules.quota import QuotaManager
+from backupfw.manager.rules.volume_rules import GIB
+from backupfw.manager.rules.volume_types import VolumeTypeManager
+from backupfw.manager.usecases.snapshots import SnapshotManager
+from backupfw.manager.usecases.volumes import VolumeManager
 
 ALICE = RequestContext(project_id="blue", user_id="alice", roles=frozenset({"member"}))
 BOB = RequestContext(project_id="green", user_id="bob", roles=frozenset({"member"}))

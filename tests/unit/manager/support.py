@@ -16,17 +16,20 @@ from backupfw.context import RequestContext
 from backupfw.db import models
 from backupfw.db.installation import ensure_installation
 from backupfw.db.session import Database, now
-from backupfw.manager import audit, lifecycle, rows, tasks
-from backupfw.manager.backup_tasks import (
+from backupfw.manager import rows
+from backupfw.manager.lineage import lifecycle
+from backupfw.manager.operators import audit
+from backupfw.manager.outcomes.backups import (
     BackupTasks,
     CreatePlan,
     CreateResult,
     ManifestFacts,
     RestoredVolume,
 )
-from backupfw.manager.backups import BackupManager
-from backupfw.manager.services import BACKUP_BINARY, ServiceManager
-from backupfw.manager.tasks import Task, Tasks
+from backupfw.manager.queue import tasks
+from backupfw.manager.queue.services import BACKUP_BINARY, ServiceManager
+from backupfw.manager.queue.tasks import Task, Tasks
+from backupfw.manager.usecases.backups import BackupManager
 
 GIB = 1 << 30
 WIRE = "cinder.backup.drivers.posix.PosixBackupDriver"

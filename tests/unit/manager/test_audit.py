@@ -11,7 +11,9 @@ from sqlalchemy import delete, event, update
 
 from backupfw.db import models
 from backupfw.db.session import now
-from backupfw.manager import audit, quota, tasks
+from backupfw.manager.operators import audit
+from backupfw.manager.queue import tasks
+from backupfw.manager.rules import quota
 from tests.unit.manager.support import World
 
 LEASE = 60.0

@@ -11,8 +11,9 @@ import pytest
 
 from backupfw import errors
 from backupfw.db import models
-from backupfw.manager import lifecycle, tasks
-from backupfw.manager.backup_tasks import CreatePlan
+from backupfw.manager.lineage import lifecycle
+from backupfw.manager.outcomes.backups import CreatePlan
+from backupfw.manager.queue import tasks
 from tests.unit.manager.support import World, check_consistent
 
 

@@ -10,8 +10,10 @@ import pytest
 
 from backupfw import errors
 from backupfw.db import models
-from backupfw.manager import lifecycle, records, tasks
-from backupfw.manager.backup_tasks import RestoredVolume
+from backupfw.manager import records
+from backupfw.manager.lineage import lifecycle
+from backupfw.manager.outcomes.backups import RestoredVolume
+from backupfw.manager.queue import tasks
 from tests.unit.manager.support import GIB, WIRE, World, check_consistent
 
 

@@ -17,12 +17,12 @@ from sqlalchemy import event, select, update
 from backupfw.db import models
 from backupfw.db.session import Database, now
 from backupfw.errors import TaskLost
-from backupfw.manager import claims, tasks, waiting
-from backupfw.manager.claims import Limits, Reach
-from backupfw.manager.services import BACKUP_BINARY
-from backupfw.manager.tasks import Task, Tasks
-from backupfw.manager.volume_tasks import VolumeTasks
-from backupfw.manager.volumes import VolumeManager
+from backupfw.manager.outcomes.volumes import VolumeTasks
+from backupfw.manager.queue import claims, tasks, waiting
+from backupfw.manager.queue.claims import Limits, Reach
+from backupfw.manager.queue.services import BACKUP_BINARY
+from backupfw.manager.queue.tasks import Task, Tasks
+from backupfw.manager.usecases.volumes import VolumeManager
 from tests.unit.manager.support import World
 
 

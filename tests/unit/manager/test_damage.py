@@ -17,7 +17,8 @@ from backupfw.db import models
 from backupfw.db.digest import object_digest
 from backupfw.db.locks import lock
 from backupfw.db.session import Database
-from backupfw.manager import damage, tasks
+from backupfw.manager.outcomes import damage
+from backupfw.manager.queue import tasks
 from tests.unit.manager.support import World
 from tests.unit.manager.test_waited_locks import server_db, when_committed_first
 

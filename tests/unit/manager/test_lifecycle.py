@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from backupfw.db import models
-from backupfw.manager import failures, lifecycle
-from backupfw.manager.lifecycle import (
+from backupfw.manager.lineage import lifecycle
+from backupfw.manager.lineage.lifecycle import (
     ANY,
     PREVIOUS,
     BackupMoves,
@@ -17,6 +17,7 @@ from backupfw.manager.lifecycle import (
     SnapshotMoves,
     VolumeMoves,
 )
+from backupfw.manager.rules import failures
 from tests.unit.manager.support import World
 
 MACHINES = (BackupMoves, VolumeMoves, SnapshotMoves)

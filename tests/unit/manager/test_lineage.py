@@ -13,7 +13,7 @@ from sqlalchemy import delete, func, select, update
 
 from backupfw.db.models import Backup, Base, Manifest
 from backupfw.db.session import Database
-from backupfw.manager import lineage
+from backupfw.manager.lineage import manifests
 from tests.unit.manager.lineage_simulation import World
 
 NOW = datetime(2030, 1, 1)
@@ -66,7 +66,7 @@ def fill(db: Database, *rows: Manifest | Backup) -> None:
 
 def found(db: Database, manifest_id: str) -> list[str]:
     with db.write() as session:
-        return [row.id for row in lineage.relatives(session, manifest_id)]
+        return [row.id for row in manifests.relatives(session, manifest_id)]
 
 
 def states(db: Database) -> dict[str, tuple[str, str | None, bool]]:
@@ -86,7 +86,7 @@ def test_relatives_cross_a_gone_fork(db: Database) -> None:
     )
     assert found(db, "x") == ["v", "y"]
     with db.write() as session:
-        assert [row.key for row in lineage.relatives(session, "x")] == ["k/v", "k/y"]
+        assert [row.key for row in manifests.relatives(session, "x")] == ["k/v", "k/y"]
 
 
 def test_a_tree_does_not_reach_into_other_volumes_containers_stores_or_installations(db: Database) -> None:
@@ -101,35 +101,35 @@ def test_a_tree_does_not_reach_into_other_volumes_containers_stores_or_installat
     )
     assert found(db, "x") == ["mine"]
     with db.read() as session:
-        assert sorted(lineage.volume_keys(session, "x")) == ["k/mine", "k/x"]
+        assert sorted(manifests.volume_keys(session, "x")) == ["k/mine", "k/x"]
 
 
 def test_a_held_manifest_has_no_relatives_to_ask_for(db: Database) -> None:
     fill(db, manifest("a"))
     with db.write() as session:
         with pytest.raises(ValueError, match="live"):
-            lineage.relatives(session, "a")
+            manifests.relatives(session, "a")
         with pytest.raises(ValueError, match="live"):
-            lineage.mark_gone(session, "a")
+            manifests.mark_gone(session, "a")
         with pytest.raises(LookupError):
-            lineage.relatives(session, "nobody")
+            manifests.relatives(session, "nobody")
 
 
 def test_gone_links_are_joined_and_their_rows_stay(db: Database) -> None:
     fill(db, manifest("a"), manifest("x", "a", "released"), manifest("b", "x"))
     with db.write() as session:
-        assert lineage.mark_gone(session, "x")
+        assert manifests.mark_gone(session, "x")
     assert states(db) == {"a": ("live", None, True), "x": ("gone", None, False), "b": ("live", "a", True)}
     with db.write() as session:
-        assert not lineage.mark_gone(session, "x")
+        assert not manifests.mark_gone(session, "x")
     assert found(db, "x") == []
 
 
 def test_two_orphans_of_a_gone_base_stay_neighbours(db: Database) -> None:
     fill(db, manifest("x", None, "released"), manifest("b", "x"), manifest("c", "x"))
     with db.write() as session:
-        lineage.mark_gone(session, "x")
-        assert lineage.release_if_unused(session, "c")
+        manifests.mark_gone(session, "x")
+        assert manifests.release_if_unused(session, "c")
     assert found(db, "c") == ["b"]
 
 
@@ -139,33 +139,33 @@ def test_a_manifest_is_released_when_nothing_holds_it_any_more(db: Database) -> 
     def drop(backup_id: str) -> bool:
         with db.write() as session:
             session.execute(update(Backup).where(Backup.id == backup_id).values(deleted=True))
-            return lineage.release_if_unused(session, "m")
+            return manifests.release_if_unused(session, "m")
 
     assert not drop("one")
     assert drop("twin")
     assert states(db)["m"][0] == "released"
     assert not drop("twin"), "released twice"
     with db.write() as session:
-        assert not lineage.take(session, "m"), "a child of a released manifest"
+        assert not manifests.take(session, "m"), "a child of a released manifest"
 
 
 def test_a_child_being_made_holds_its_base(db: Database) -> None:
     fill(db, manifest("m"))
     with db.write() as session:
-        assert lineage.take(session, "m")
+        assert manifests.take(session, "m")
         session.add(manifest("child", "m", "writing"))
     with db.write() as session:
-        assert not lineage.release_if_unused(session, "m")
-        assert lineage.abandon(session, "child")
-        assert not lineage.abandon(session, "child")
-        assert lineage.release_if_unused(session, "m")
+        assert not manifests.release_if_unused(session, "m")
+        assert manifests.abandon(session, "child")
+        assert not manifests.abandon(session, "child")
+        assert manifests.release_if_unused(session, "m")
 
 
 def test_changes_of_the_same_session_that_are_not_flushed_count(db: Database) -> None:
     fill(db, manifest("m"))
     with db.write() as session:
         session.add(backup("new", "m"))
-        assert not lineage.release_if_unused(session, "m")
+        assert not manifests.release_if_unused(session, "m")
 
 
 def test_what_a_sweep_asks(db: Database) -> None:
@@ -182,7 +182,7 @@ def test_what_a_sweep_asks(db: Database) -> None:
     moving.status = "deleting"
     fill(db, backup("still", "live"), moving)
     with db.read() as session:
-        rows = lineage.volume_rows(
+        rows = manifests.volume_rows(
             session, store="main", container="box", installation_id="inst", volume_id=VOLUME
         )
     assert rows.live == {"k/live"}
@@ -199,19 +199,19 @@ class OnTables:
     def add(self, manifest_id: int, base: int | None, detached: bool) -> None:
         with self.db.write() as session:
             if base is not None:
-                assert lineage.take(session, str(base))
+                assert manifests.take(session, str(base))
             session.add(manifest(str(manifest_id), None if base is None else str(base), detached=detached))
 
     def release(self, manifest_id: int) -> None:
         with self.db.write() as session:
-            assert lineage.release_if_unused(session, str(manifest_id))
+            assert manifests.release_if_unused(session, str(manifest_id))
 
     def relatives(self, manifest_id: int) -> Sequence[int]:
         return [int(one) for one in found(self.db, str(manifest_id))]
 
     def gone(self, manifest_id: int) -> None:
         with self.db.write() as session:
-            assert lineage.mark_gone(session, str(manifest_id))
+            assert manifests.mark_gone(session, str(manifest_id))
 
     def forget(self, manifests: Sequence[int]) -> None:
         ids = [str(one) for one in manifests]

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from backupfw.manager.lifecycle import GONE, LIVE, RELEASED, WRITING
-from backupfw.manager.lineage_tree import Node, Tree
+from backupfw.manager.lineage.lifecycle import GONE, LIVE, RELEASED, WRITING
+from backupfw.manager.lineage.tree import Node, Tree
 from tests.unit.manager.lineage_simulation import World
 
 

@@ -11,9 +11,9 @@ from oslo_db.exception import DBConnectionError
 from backupfw.db import models, session
 from backupfw.db.session import Database
 from backupfw.errors import OutcomeUnknown, TaskLost
-from backupfw.manager import tasks
-from backupfw.manager.snapshots import SnapshotManager
-from backupfw.manager.volumes import VolumeManager
+from backupfw.manager.queue import tasks
+from backupfw.manager.usecases.snapshots import SnapshotManager
+from backupfw.manager.usecases.volumes import VolumeManager
 from tests.unit.db.lost_answers import lost_answers
 from tests.unit.manager.support import World, check_consistent
 

@@ -14,11 +14,12 @@ from sqlalchemy import select, update
 from backupfw.db import models
 from backupfw.db.session import Database, now
 from backupfw.errors import MarkerNotFound, MessageNotFound, TaskCancelled, TaskLost
-from backupfw.manager import messages, rows, tasks
+from backupfw.manager import messages, rows
 from backupfw.manager.messages import Action, Detail, MessageManager
-from backupfw.manager.snapshots import SnapshotManager
-from backupfw.manager.volume_tasks import VolumeTasks
-from backupfw.manager.volumes import VolumeManager
+from backupfw.manager.outcomes.volumes import VolumeTasks
+from backupfw.manager.queue import tasks
+from backupfw.manager.usecases.snapshots import SnapshotManager
+from backupfw.manager.usecases.volumes import VolumeManager
 from tests.unit.manager.support import World, check_audit
 from tests.unit.manager.test_records import pack
 

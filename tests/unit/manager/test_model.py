@@ -15,8 +15,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from backupfw import errors
 from backupfw.db import models
-from backupfw.manager import purge, quota, tasks
-from backupfw.manager.backup_tasks import CreatePlan, ReleasePlan
+from backupfw.manager.operators import purge
+from backupfw.manager.outcomes.backups import CreatePlan, ReleasePlan
+from backupfw.manager.queue import tasks
+from backupfw.manager.rules import quota
 from tests.unit.manager.support import WIRE, World, check_audit, check_consistent
 
 #: What a user may be told.

@@ -14,8 +14,8 @@ from sqlalchemy import update
 from backupfw.db import models
 from backupfw.db.session import Database, now
 from backupfw.errors import TaskLost
-from backupfw.manager import tasks
-from backupfw.manager.notices import Notices
+from backupfw.manager.queue import tasks
+from backupfw.manager.queue.outbox import Notices
 from tests.unit.db.lost_answers import lost_answers
 from tests.unit.manager.support import World
 

@@ -9,8 +9,9 @@ import pytest
 
 from backupfw import errors
 from backupfw.db import models
-from backupfw.manager import rows, tasks
-from backupfw.manager.backups import BackupManager
+from backupfw.manager import rows
+from backupfw.manager.queue import tasks
+from backupfw.manager.usecases.backups import BackupManager
 from tests.unit.manager.support import World
 
 

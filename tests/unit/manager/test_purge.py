@@ -10,7 +10,8 @@ from sqlalchemy import update
 
 from backupfw.db import models
 from backupfw.db.session import now
-from backupfw.manager import audit, purge, tasks
+from backupfw.manager.operators import audit, purge
+from backupfw.manager.queue import tasks
 from tests.unit.manager.support import World
 
 

@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from backupfw.db import models
 from backupfw.db.session import Database
 from backupfw.errors import BackupfwError, InvalidInput, QuotaExceeded
-from backupfw.manager import quota
+from backupfw.manager.rules import quota
 from tests.servers import databases
 from tests.servers.directory import server_directory
 from tests.unit.manager.catalogue import ADMIN, ALICE, BOB, Catalogue, make_conf, make_database

@@ -10,7 +10,7 @@ import pytest
 from backupfw import errors
 from backupfw.db import models
 from backupfw.db.session import Database
-from backupfw.manager import tasks
+from backupfw.manager.queue import tasks
 from tests.unit.manager.support import World, check_consistent
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from backupfw.db import models
 from backupfw.errors import InvalidInput
-from backupfw.manager.services import (
+from backupfw.manager.queue.services import (
     BACKUP_BINARY,
     HostNotFound,
     HostUsage,

@@ -16,7 +16,8 @@ from backupfw.errors import (
     TaskCancelled,
     VolumeNotFound,
 )
-from backupfw.manager import tasks, volume_rules
+from backupfw.manager.queue import tasks
+from backupfw.manager.rules import volume_rules
 from tests.unit.manager.catalogue import ADMIN, ALICE, BOB, Catalogue, make_conf, make_database
 
 STATUSES = ["creating", "available", "backing-up", "deleting", "error", "error_deleting"]

@@ -9,8 +9,8 @@ import pytest
 
 from backupfw import errors
 from backupfw.db import models
-from backupfw.manager import tasks
-from backupfw.manager.tasks import Task
+from backupfw.manager.queue import tasks
+from backupfw.manager.queue.tasks import Task
 from tests.unit.manager.support import World
 
 

@@ -11,7 +11,7 @@ import pytest
 from backupfw.context import RequestContext
 from backupfw.db import models
 from backupfw.errors import BackupfwError, InvalidInput, InvalidVolume, QuotaExceeded, VolumeNotFound
-from backupfw.manager.transfers import TransferManager, TransferNotFound
+from backupfw.manager.usecases.transfers import TransferManager, TransferNotFound
 from tests.unit.manager.catalogue import ADMIN, ALICE, BOB, Catalogue, make_conf, make_database
 
 

@@ -20,8 +20,8 @@ from backupfw.errors import (
     SnapshotNotFound,
     VolumeNotFound,
 )
-from backupfw.manager import volume_rules
-from backupfw.manager.volume_rules import GIB
+from backupfw.manager.rules import volume_rules
+from backupfw.manager.rules.volume_rules import GIB
 from tests.unit.manager.catalogue import ADMIN, ALICE, BOB, Catalogue, make_conf, make_database
 
 STATUSES = [

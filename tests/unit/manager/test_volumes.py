@@ -26,7 +26,7 @@ from backupfw.errors import (
     TaskLost,
     VolumeNotFound,
 )
-from backupfw.manager.volume_rules import GIB
+from backupfw.manager.rules.volume_rules import GIB
 from tests.unit.manager.catalogue import ADMIN, ALICE, BOB, Catalogue, make_conf, make_database
 
 STATUSES = [

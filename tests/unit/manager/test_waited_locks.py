@@ -15,8 +15,9 @@ from backupfw.db import locks
 from backupfw.db.digest import object_digest
 from backupfw.db.models import Backup, Base, DamagedObject, Manifest, Volume, VolumeMetadata
 from backupfw.db.session import Database, now
-from backupfw.manager import lineage, metadata
-from backupfw.manager.backup_tasks import RestoredVolume
+from backupfw.manager import metadata
+from backupfw.manager.lineage import manifests
+from backupfw.manager.outcomes.backups import RestoredVolume
 from tests.unit.manager.support import World
 from tests.unit.manager.test_lineage import manifest
 
@@ -75,11 +76,11 @@ def test_a_release_sees_a_child_that_came_while_it_waited(server_db: Database) -
 
     def search() -> list[str]:
         with db.write() as session:
-            return [row.id for row in lineage.relatives(session, "7x")]
+            return [row.id for row in manifests.relatives(session, "7x")]
 
     def held(start: Callable[[], None]) -> None:
         with db.write() as session:
-            assert lineage.take(session, "8a")
+            assert manifests.take(session, "8a")
             start()
             # Meanwhile 9b gets a child, which is finished, and loses its own record.
             other = threading.Thread(target=child)
@@ -88,7 +89,7 @@ def test_a_release_sees_a_child_that_came_while_it_waited(server_db: Database) -
 
     def child() -> None:
         with db.write() as session:
-            assert lineage.take(session, "9b")
+            assert manifests.take(session, "9b")
             session.add(manifest("1c", "9b"))
         with db.write() as session:
             session.execute(update(Manifest).where(Manifest.id == "9b").values(state="released"))

@@ -19,12 +19,14 @@ from backupfw.chunkstore.errors import PermissionDenied, Unavailable
 from backupfw.conf.logging import RequestFilter
 from backupfw.db import models
 from backupfw.errors import InvalidInput, SourceMoved, TargetError, TaskCancelled, VolumeNotFound
-from backupfw.manager import failures, messages, tasks
+from backupfw.manager import messages
 from backupfw.manager.messages import Detail
-from backupfw.manager.services import BACKUP_BINARY
-from backupfw.manager.snapshots import SnapshotManager
-from backupfw.manager.tasks import Outcome, Task
-from backupfw.manager.volumes import VolumeManager
+from backupfw.manager.queue import tasks
+from backupfw.manager.queue.services import BACKUP_BINARY
+from backupfw.manager.queue.tasks import Outcome, Task
+from backupfw.manager.rules import failures
+from backupfw.manager.usecases.snapshots import SnapshotManager
+from backupfw.manager.usecases.volumes import VolumeManager
 from backupfw.worker.control import TaskControl
 from backupfw.worker.handlers import Handler, handler_for
 from backupfw.worker.leases import boot_time

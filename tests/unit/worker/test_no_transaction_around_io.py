@@ -14,8 +14,8 @@ from sqlalchemy.engine import Connection
 
 from backupfw.db import models
 from backupfw.db.session import Database
-from backupfw.manager.snapshots import SnapshotManager
-from backupfw.manager.volumes import VolumeManager
+from backupfw.manager.usecases.snapshots import SnapshotManager
+from backupfw.manager.usecases.volumes import VolumeManager
 from tests.unit.engine.fakes import MemorySource, MemoryTarget
 from tests.unit.worker.world import SEGMENT, WorkerWorld
 

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from backupfw.db import models
-from backupfw.manager.backups import BackupManager
-from backupfw.manager.notices import Notices
-from backupfw.manager.tasks import Task
+from backupfw.manager.queue.outbox import Notices
+from backupfw.manager.queue.tasks import Task
+from backupfw.manager.usecases.backups import BackupManager
 from tests.unit.manager.support import WIRE
 from tests.unit.worker.world import WorkerWorld
 

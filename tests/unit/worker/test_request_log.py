@@ -17,11 +17,11 @@ from backupfw.chunkstore.errors import Unavailable
 from backupfw.chunkstore.layers.stack import stack
 from backupfw.conf import logging as log_conf
 from backupfw.manager.messages import MessageManager
-from backupfw.manager.quota import QuotaManager
-from backupfw.manager.snapshots import SnapshotManager
-from backupfw.manager.transfers import TransferManager
-from backupfw.manager.volume_types import VolumeTypeManager
-from backupfw.manager.volumes import VolumeManager
+from backupfw.manager.rules.quota import QuotaManager
+from backupfw.manager.rules.volume_types import VolumeTypeManager
+from backupfw.manager.usecases.snapshots import SnapshotManager
+from backupfw.manager.usecases.transfers import TransferManager
+from backupfw.manager.usecases.volumes import VolumeManager
 from tests.functional.cloud import configuration
 from tests.unit.worker.world import WorkerWorld
 

@@ -20,7 +20,7 @@ from backupfw.cmd.catalogue import DatabaseCatalogue
 from backupfw.db import models
 from backupfw.engine import audit, removal, sweep
 from backupfw.engine.format import keys
-from backupfw.manager import lineage
+from backupfw.manager.lineage import manifests
 from backupfw.testing.faults import LaggingStore
 from backupfw.volume.base import BlockSource, SnapshotRef, VolumeRef
 from tests.unit.engine.fakes import FakeControl, MemorySource
@@ -231,7 +231,7 @@ class History:
     def forget(self, row: models.Backup) -> None:
         """Delete a backup for its user, who keeps no record of it any more."""
         with self.world.db.read() as session:
-            self.deleted |= {row.service_metadata, *lineage.announced_keys(session, row.id)}
+            self.deleted |= {row.service_metadata, *manifests.announced_keys(session, row.id)}
         self.kept = [one for one in self.kept if one.key not in self.deleted]
         self.world.backups.force_delete(self.admin, row.id)
         # It waits where another backup's objects are gone already, deleted after the copy was made.

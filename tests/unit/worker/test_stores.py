@@ -20,8 +20,8 @@ from backupfw.chunkstore.heed import heed, heeding
 from backupfw.chunkstore.memory import MemoryStore
 from backupfw.db import models
 from backupfw.errors import InvalidInput, TaskCancelled
-from backupfw.manager import waiting
-from backupfw.manager.claims import Limits
+from backupfw.manager.queue import waiting
+from backupfw.manager.queue.claims import Limits
 from backupfw.testing.faults import FaultyStore
 from backupfw.worker import stores as module
 from backupfw.worker.stores import StoreDown, Stores

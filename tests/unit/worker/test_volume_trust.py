@@ -13,7 +13,7 @@ import pytest
 from backupfw.db import models
 from backupfw.errors import TaskLost
 from backupfw.manager.messages import Detail
-from backupfw.manager.volumes import VolumeManager
+from backupfw.manager.usecases.volumes import VolumeManager
 from backupfw.volume.base import SnapshotRef, Tick, no_tick
 from backupfw.volume.local import opening
 from backupfw.volume.local.provider import LocalProvider

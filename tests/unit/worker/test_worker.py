@@ -20,10 +20,10 @@ from backupfw import steps
 from backupfw.chunkstore.errors import PermissionDenied, Unavailable
 from backupfw.db import models
 from backupfw.errors import SourceMoved
-from backupfw.manager import tasks
-from backupfw.manager.tasks import Outcome, Task
-from backupfw.manager.volume_types import VolumeTypeManager
-from backupfw.manager.volumes import VolumeManager
+from backupfw.manager.queue import tasks
+from backupfw.manager.queue.tasks import Outcome, Task
+from backupfw.manager.rules.volume_types import VolumeTypeManager
+from backupfw.manager.usecases.volumes import VolumeManager
 from tests.unit.db.lost_answers import lost_answers
 from tests.unit.manager.support import check_consistent
 from tests.unit.worker.world import SEGMENT, WorkerWorld

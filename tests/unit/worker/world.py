@@ -14,9 +14,9 @@ from backupfw.chunkstore.memory import MemoryStore
 from backupfw.db import models
 from backupfw.dispatch.inprocess import InProcessDispatch
 from backupfw.errors import TaskStopped
-from backupfw.manager.backups import BackupManager
-from backupfw.manager.services import BACKUP_BINARY
-from backupfw.manager.volume_tasks import VolumeTasks
+from backupfw.manager.outcomes.volumes import VolumeTasks
+from backupfw.manager.queue.services import BACKUP_BINARY
+from backupfw.manager.usecases.backups import BackupManager
 from backupfw.testing.faults import FaultyStore
 from backupfw.volume.base import (
     BlockSource,

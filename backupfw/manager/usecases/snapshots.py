@@ -15,10 +15,13 @@ from backupfw.db import locks, models
 from backupfw.db.models import SnapshotMetadata
 from backupfw.db.session import now
 from backupfw.errors import InvalidInput, InvalidSnapshot, InvalidVolume
-from backupfw.manager import lifecycle, listing, quota, rows, tasks
-from backupfw.manager.lifecycle import SnapshotMoves
+from backupfw.manager import listing, rows
+from backupfw.manager.lineage import lifecycle
+from backupfw.manager.lineage.lifecycle import SnapshotMoves
 from backupfw.manager.metadata import MetadataMethods, add, replace
-from backupfw.manager.volume_rules import (
+from backupfw.manager.queue import tasks
+from backupfw.manager.rules import quota
+from backupfw.manager.rules.volume_rules import (
     find_snapshot,
     find_volume,
     held_by_backup,

@@ -11,14 +11,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from backupfw.db.models import Backup, Snapshot, Volume
-from backupfw.manager import lifecycle, messages, tasks
-from backupfw.manager.lifecycle import BackupMoves, FailingMove, SnapshotMoves, VolumeMoves
+from backupfw.manager import messages
+from backupfw.manager.lineage import lifecycle
+from backupfw.manager.lineage.lifecycle import BackupMoves, FailingMove, SnapshotMoves, VolumeMoves
 from backupfw.manager.messages import Action, Detail
+from backupfw.manager.queue import tasks
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-    from backupfw.manager.tasks import Task
+    from backupfw.manager.queue.tasks import Task
 
 
 @dataclass(frozen=True, slots=True)

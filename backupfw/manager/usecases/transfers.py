@@ -16,9 +16,11 @@ from backupfw.db.locks import lock
 from backupfw.db.models import Snapshot, Transfer, Volume
 from backupfw.db.session import now
 from backupfw.errors import InvalidInput, InvalidVolume, NotFound
-from backupfw.manager import lifecycle, listing, quota, rows, volume_types
-from backupfw.manager.lifecycle import VolumeMoves
-from backupfw.manager.volume_rules import find_volume, is_visible, may_be_id
+from backupfw.manager import listing, rows
+from backupfw.manager.lineage import lifecycle
+from backupfw.manager.lineage.lifecycle import VolumeMoves
+from backupfw.manager.rules import quota, volume_types
+from backupfw.manager.rules.volume_rules import find_volume, is_visible, may_be_id
 
 if TYPE_CHECKING:
     from oslo_config import cfg

@@ -21,11 +21,14 @@ from sqlalchemy.orm import Session
 
 from backupfw.db.models import Snapshot, Volume
 from backupfw.errors import InvalidVolume, SnapshotNotFound, VolumeNotFound
-from backupfw.manager import failures, lifecycle, rows, tasks
-from backupfw.manager.lifecycle import Move, SnapshotMoves, VolumeMoves
+from backupfw.manager import rows
+from backupfw.manager.lineage import lifecycle
+from backupfw.manager.lineage.lifecycle import Move, SnapshotMoves, VolumeMoves
 from backupfw.manager.messages import Detail
-from backupfw.manager.tasks import Task
-from backupfw.manager.volume_rules import bind_to_host, follow_storage, gigabytes
+from backupfw.manager.queue import tasks
+from backupfw.manager.queue.tasks import Task
+from backupfw.manager.rules import failures
+from backupfw.manager.rules.volume_rules import bind_to_host, follow_storage, gigabytes
 
 if TYPE_CHECKING:
     from backupfw.db.session import Database

@@ -22,8 +22,8 @@ from backupfw.db.digest import object_digest
 from backupfw.db.installation import installation_id
 from backupfw.db.models import Backup, Manifest, Segment, Snapshot, Task, Volume
 from backupfw.db.session import Database, now
-from backupfw.manager import claims, lifecycle, quota, tasks
-from backupfw.manager.lifecycle import (
+from backupfw.manager.lineage import lifecycle
+from backupfw.manager.lineage.lifecycle import (
     ANNOUNCED,
     AVAILABLE,
     BACKING_UP,
@@ -38,8 +38,10 @@ from backupfw.manager.lifecycle import (
     RESTORING_BACKUP,
     WRITING,
 )
-from backupfw.manager.lineage_tree import Node, Tree
-from backupfw.manager.volume_rules import gigabytes
+from backupfw.manager.lineage.tree import Node, Tree
+from backupfw.manager.queue import claims, tasks
+from backupfw.manager.rules import quota
+from backupfw.manager.rules.volume_rules import gigabytes
 
 #: Which unfinished tasks may stand behind a status: kinds about the resource, kinds that occupy it.
 _BEHIND: dict[tuple[type[Backup | Volume | Snapshot], str], tuple[tuple[str, ...], tuple[str, ...]]] = {

@@ -1,6 +1,6 @@
 """The lineage of manifests in the database: who holds one, who may share with it, when it is gone.
 
-The rule itself is :mod:`backupfw.manager.lineage_tree`; this module loads the volume's tree, asks the
+The rule itself is :mod:`backupfw.manager.lineage.tree`; this module loads the volume's tree, asks the
 rule, and stores what changed.  All functions work inside the caller's transaction and leave the commit
 to it.
 
@@ -25,7 +25,7 @@ from sqlalchemy.sql import ColumnElement
 from backupfw.db.locks import lock
 from backupfw.db.models import Backup, Manifest
 from backupfw.db.session import now
-from backupfw.manager.lifecycle import (
+from backupfw.manager.lineage.lifecycle import (
     ANNOUNCED,
     CREATING,
     DELETING,
@@ -36,7 +36,7 @@ from backupfw.manager.lifecycle import (
     RESTORING,
     WRITING,
 )
-from backupfw.manager.lineage_tree import Node, Tree
+from backupfw.manager.lineage.tree import Node, Tree
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,7 +360,7 @@ def mark_gone(session: Session, manifest_id: str) -> bool:
     """Record that a released manifest's objects are deleted, and contract the tree.
 
     The row is kept, so that an import of what was deleted is refused; for how long,
-    :mod:`backupfw.manager.purge` says.
+    :mod:`backupfw.manager.operators.purge` says.
 
     :return: False when it was gone already; the tree is contracted all the same.
     :raises LookupError: there is no such manifest.

@@ -14,11 +14,15 @@ from backupfw.db.digest import object_digest
 from backupfw.db.installation import installation_id
 from backupfw.db.session import now
 from backupfw.errors import OutcomeUnknown, SnapshotNotFound, TaskLost, VolumeNotFound
-from backupfw.manager import backup_rows, damage, failures, lifecycle, lineage, rows, tasks, volume_rules
-from backupfw.manager.lifecycle import BackupMoves
+from backupfw.manager import rows
+from backupfw.manager.lineage import lifecycle, manifests
+from backupfw.manager.lineage.lifecycle import BackupMoves
 from backupfw.manager.messages import Detail
-from backupfw.manager.outcome import Outcomes
-from backupfw.manager.tasks import Task
+from backupfw.manager.outcomes import damage
+from backupfw.manager.outcomes.base import Outcomes
+from backupfw.manager.queue import tasks
+from backupfw.manager.queue.tasks import Task
+from backupfw.manager.rules import backup_rows, failures, volume_rules
 
 #: The hash of blocks that new manifests use, in the format's words.
 HASH_MODE = "blake3"
@@ -123,7 +127,7 @@ class CreateTasks(Outcomes):
                 manifest = self._first(session, backup)
             elif manifest.state != lifecycle.WRITING:
                 raise TaskLost(f"the manifest of backup {backup.id} is {manifest.state}")
-            elif announced := lineage.announced_keys(session, backup.id):
+            elif announced := manifests.announced_keys(session, backup.id):
                 plan = self._plan(session, task, backup, manifest)
                 return replace(plan, announced=tuple(announced))
             elif not self._same_geometry(manifest):
@@ -140,7 +144,7 @@ class CreateTasks(Outcomes):
 
         def work(session: Session) -> None:
             tasks.hold(session, task)
-            lineage.give_up(session, models.Manifest.backup_id == task.resource_id)
+            manifests.give_up(session, models.Manifest.backup_id == task.resource_id)
 
         self._db.run(work)
 
@@ -152,8 +156,8 @@ class CreateTasks(Outcomes):
         digest = object_digest(store, container, key)
 
         def work(session: Session) -> bool:
-            lineage.give_up(session, models.Manifest.key_digest == digest)
-            return lineage.is_given_up(session, digest)
+            manifests.give_up(session, models.Manifest.key_digest == digest)
+            return manifests.is_given_up(session, digest)
 
         return self._db.run(work)
 
@@ -256,8 +260,8 @@ class CreateTasks(Outcomes):
             _, manifest = self._writing(session, task)
             digest = object_digest(manifest.store, manifest.container, key)
             # It may have been kept by a transaction whose answer was lost.
-            if not lineage.is_announced(session, digest):
-                lineage.announce(session, manifest, key, digest)
+            if not manifests.is_announced(session, digest):
+                manifests.announce(session, manifest, key, digest)
 
         self._db.run(work)
 
@@ -267,7 +271,7 @@ class CreateTasks(Outcomes):
         :return: keys of the live manifests whose lineage is unknown, and of all that are known.
         """
         with self._db.read() as session:
-            return lineage.detached_keys(session, manifest_id), lineage.volume_keys(session, manifest_id)
+            return manifests.detached_keys(session, manifest_id), manifests.volume_keys(session, manifest_id)
 
     def finish_create(self, task: Task, result: CreateResult) -> rows.Backup:
         """End the task: the manifest is live, the backup available, the volume what it was before.
@@ -284,7 +288,7 @@ class CreateTasks(Outcomes):
             if manifest is None or manifest.state != lifecycle.WRITING:
                 raise TaskLost(f"backup {backup.id} has no manifest that is being written")
             digest = object_digest(manifest.store, manifest.container, result.key)
-            if not lineage.commit(session, manifest, result.key, digest, result.length):
+            if not manifests.commit(session, manifest, result.key, digest, result.length):
                 raise TaskLost(f"the manifest {result.key} was given up")
             manifest.updated_at = now(session)
             session.flush()
@@ -504,7 +508,7 @@ class CreateTasks(Outcomes):
         )
         if base is None or any(getattr(base, name) != getattr(child, name) for name in same):
             return None
-        return base.id if lineage.take(session, base.id) else None
+        return base.id if manifests.take(session, base.id) else None
 
     def _fresh_epoch(
         self,

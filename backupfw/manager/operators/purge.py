@@ -35,7 +35,7 @@ from backupfw import naming
 from backupfw.db.locks import lock
 from backupfw.db.models import Backup, DamagedObject, Manifest, Snapshot, Task, Volume
 from backupfw.db.session import Database
-from backupfw.manager.lifecycle import GONE, RELEASED, WRITING
+from backupfw.manager.lineage.lifecycle import GONE, RELEASED, WRITING
 
 #: Rows looked at in one transaction, so that none is long and few are held.
 BATCH = 500

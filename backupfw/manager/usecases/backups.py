@@ -21,25 +21,15 @@ from backupfw.context import RequestContext
 from backupfw.db import locks, models
 from backupfw.db.session import Database, now
 from backupfw.errors import BackupNotFound, InvalidBackup, InvalidInput, InvalidVolume, ServiceUnavailable
-from backupfw.manager import (
-    backup_rows,
-    lifecycle,
-    listing,
-    notices,
-    progress,
-    quota,
-    records,
-    rows,
-    services,
-    tasks,
-    volume_rules,
-    volume_types,
-)
-from backupfw.manager.lifecycle import BackupMoves
+from backupfw.manager import listing, records, rows
+from backupfw.manager.lineage import lifecycle
+from backupfw.manager.lineage.lifecycle import BackupMoves
 from backupfw.manager.metadata import pairs
-from backupfw.manager.notices import Notices
-from backupfw.manager.placement import Placement, Placer, Subject
-from backupfw.manager.volume_rules import SOURCE_KEY
+from backupfw.manager.queue import outbox, progress, services, tasks
+from backupfw.manager.queue.outbox import Notices
+from backupfw.manager.rules import backup_rows, quota, volume_rules, volume_types
+from backupfw.manager.rules.placement import Placement, Placer, Subject
+from backupfw.manager.rules.volume_rules import SOURCE_KEY
 
 if TYPE_CHECKING:
     from oslo_config import cfg
@@ -102,7 +92,7 @@ class BackupManager:
 
         An incremental one takes the newest available backup of the volume in the caller's project as
         its parent (for a snapshot: one older than the snapshot).  Where a backup goes says
-        :mod:`backupfw.manager.placement`.
+        :mod:`backupfw.manager.rules.placement`.
 
         :param availability_zone: of the worker that makes it; None or empty: any.
         :param container: ``container``, or ``store:container`` where the store is enabled; None or
@@ -363,7 +353,7 @@ class BackupManager:
 
         def work(session: Session) -> rows.Backup:
             row = _find(session, ctx, backup_id)
-            notices.note(session, "backup.reset_status.start", row.id, ctx.request_id)
+            outbox.note(session, "backup.reset_status.start", row.id, ctx.request_id)
             backup_rows.stop_tasks(session, row)
             manifest = backup_rows.manifest_of(session, row, lock=True)
             live = manifest is not None and manifest.state == lifecycle.LIVE
@@ -382,7 +372,7 @@ class BackupManager:
                 raise BackupNotFound(backup_id)
             if manifest is not None and manifest.state == lifecycle.RELEASED:
                 backup_rows.queue_release(session, manifest, row.project_id, ctx.request_id)
-            notices.note(session, "backup.reset_status.end", row.id, ctx.request_id)
+            outbox.note(session, "backup.reset_status.end", row.id, ctx.request_id)
             return rows.backup(session, row)
 
         backup = self._db.run(work)

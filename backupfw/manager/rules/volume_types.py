@@ -24,7 +24,8 @@ from backupfw.db.models import (
 )
 from backupfw.db.session import now
 from backupfw.errors import Conflict, InvalidInput, KeyNotFound, NotFound, VolumeTypeNotFound
-from backupfw.manager import quota, rows
+from backupfw.manager import rows
+from backupfw.manager.rules import quota
 
 if TYPE_CHECKING:
     from oslo_config import cfg

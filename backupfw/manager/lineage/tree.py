@@ -20,7 +20,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from backupfw.manager.lifecycle import GONE, LIVE, WRITING
+from backupfw.manager.lineage.lifecycle import GONE, LIVE, WRITING
 
 #: States in which a manifest needs its objects: a search for relatives ends there.
 HOLDING = frozenset({WRITING, LIVE})

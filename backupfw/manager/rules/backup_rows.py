@@ -13,9 +13,11 @@ from sqlalchemy.orm import Session
 from backupfw.context import RequestContext
 from backupfw.db import locks, models
 from backupfw.db.session import now
-from backupfw.manager import lifecycle, lineage, tasks, volume_rules
-from backupfw.manager.lifecycle import VolumeMoves
+from backupfw.manager.lineage import lifecycle, manifests
+from backupfw.manager.lineage.lifecycle import VolumeMoves
+from backupfw.manager.queue import tasks
 from backupfw.manager.records import Record
+from backupfw.manager.rules import volume_rules
 
 
 def set_metadata(session: Session, backup_id: str, metadata: Mapping[str, str]) -> None:
@@ -63,7 +65,7 @@ def queue_release(
 
 def let_go(session: Session, manifest_id: str | None, project_id: str, request_id: str | None) -> None:
     """Release a manifest if nothing holds it any more, and queue the removal of its objects."""
-    if manifest_id is not None and lineage.release_if_unused(session, manifest_id):
+    if manifest_id is not None and manifests.release_if_unused(session, manifest_id):
         manifest = session.get(models.Manifest, manifest_id)
         assert manifest is not None
         queue_release(session, manifest, project_id, request_id)
@@ -75,7 +77,7 @@ def give_up_manifest(session: Session, backup: models.Backup, request_id: str | 
     Returns whether there was one; the caller sees to it that its objects are removed.
     """
     manifest = manifest_of(session, backup)
-    if manifest is None or not lineage.abandon(session, manifest.id):
+    if manifest is None or not manifests.abandon(session, manifest.id):
         return False
     session.execute(delete(models.Segment).where(models.Segment.manifest_id == manifest.id))
     let_go(session, manifest.base_id, backup.project_id, request_id)

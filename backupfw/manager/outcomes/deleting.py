@@ -15,10 +15,13 @@ from backupfw.db import models
 from backupfw.db.installation import installation_id
 from backupfw.db.locks import lock
 from backupfw.errors import EngineError
-from backupfw.manager import backup_rows, damage, lifecycle, lineage, tasks
-from backupfw.manager.lifecycle import BackupMoves
-from backupfw.manager.outcome import Outcomes
-from backupfw.manager.tasks import Task
+from backupfw.manager.lineage import lifecycle, manifests
+from backupfw.manager.lineage.lifecycle import BackupMoves
+from backupfw.manager.outcomes import damage
+from backupfw.manager.outcomes.base import Outcomes
+from backupfw.manager.queue import tasks
+from backupfw.manager.queue.tasks import Task
+from backupfw.manager.rules import backup_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,7 @@ class DeleteTasks(Outcomes):
     ) -> bool:
         """Let go of the manifest; whether its objects are this task's to remove."""
         # Its user wants it gone, whether it was ever committed or not.
-        left = lineage.give_up(session, models.Manifest.backup_id == backup.id)
+        left = manifests.give_up(session, models.Manifest.backup_id == backup.id)
         if manifest.state == lifecycle.GONE:
             return left
         if manifest.state == lifecycle.WRITING:
@@ -96,7 +99,7 @@ class DeleteTasks(Outcomes):
         if manifest.installation_id != installation_id(session):
             _drop_reference(session, manifest.id)
             return False
-        if not lineage.release_if_unused(session, manifest.id):
+        if not manifests.release_if_unused(session, manifest.id):
             return False
         # The next attempt must find it.
         self._point(session, backup, manifest.id)
@@ -122,14 +125,14 @@ class DeleteTasks(Outcomes):
         """Ask who may share, in a transaction that began after the release was committed."""
 
         def work(session: Session) -> ReleasePlan:
-            found = lineage.relatives(session, manifest_id)
+            found = manifests.relatives(session, manifest_id)
             manifest = session.get(models.Manifest, manifest_id)
             assert manifest is not None
             if any(row.key is None for row in found):
                 raise EngineError("A backup that may share the data is being made.")
             relatives = {row.key for row in found if row.key is not None}
             if manifest.key is None:
-                relatives.update(lineage.detached_keys(session, manifest_id))
+                relatives.update(manifests.detached_keys(session, manifest_id))
             return ReleasePlan(
                 manifest_id=manifest_id,
                 store=manifest.store,
@@ -137,7 +140,7 @@ class DeleteTasks(Outcomes):
                 key=manifest.key,
                 begun=manifest.key is not None or manifest.source_identity is not None,
                 relatives=tuple(sorted(relatives)),
-                known_keys=frozenset(lineage.volume_keys(session, manifest_id)),
+                known_keys=frozenset(manifests.volume_keys(session, manifest_id)),
                 installation_id=manifest.installation_id,
                 project_id=manifest.project_id,
                 volume_id=manifest.volume_id,
@@ -224,7 +227,7 @@ class DeleteTasks(Outcomes):
 
     @staticmethod
     def _gone(session: Session, plan: ReleasePlan) -> None:
-        lineage.mark_gone(session, plan.manifest_id)
+        manifests.mark_gone(session, plan.manifest_id)
         damage.forget_marks(session, plan.manifest_id)
 
 

@@ -26,12 +26,13 @@ from backupfw.errors import (
     InvalidVolume,
     KeyNotFound,
 )
-from backupfw.manager import lifecycle, listing, quota, rows, tasks, volume_types
-from backupfw.manager.attachments import AttachmentMethods, add_attachment
-from backupfw.manager.backups import begin_restore, type_of_backup
-from backupfw.manager.lifecycle import SnapshotMoves, VolumeMoves
+from backupfw.manager import listing, rows
+from backupfw.manager.lineage import lifecycle
+from backupfw.manager.lineage.lifecycle import SnapshotMoves, VolumeMoves
 from backupfw.manager.metadata import MetadataMethods, add, pairs, replace
-from backupfw.manager.volume_rules import (
+from backupfw.manager.queue import tasks
+from backupfw.manager.rules import quota, volume_types
+from backupfw.manager.rules.volume_rules import (
     GIB,
     MAX_GIGABYTES,
     SOURCE_KEY,
@@ -45,6 +46,8 @@ from backupfw.manager.volume_rules import (
     new_volume,
     queue_snapshot_delete,
 )
+from backupfw.manager.usecases.attachments import AttachmentMethods, add_attachment
+from backupfw.manager.usecases.backups import begin_restore, type_of_backup
 
 if TYPE_CHECKING:
     from oslo_config import cfg

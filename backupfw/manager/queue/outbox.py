@@ -28,7 +28,7 @@ from backupfw.db.session import Database, at_end, now
 from backupfw.manager import rows
 
 if TYPE_CHECKING:
-    from backupfw.manager.tasks import Task
+    from backupfw.manager.queue.tasks import Task
 
 LOG = log.getLogger(__name__)
 

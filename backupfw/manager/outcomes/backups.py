@@ -6,12 +6,12 @@ The parts are in modules of their own, by kind of task; this is all of them in o
 from __future__ import annotations
 
 from backupfw.db import installation
-from backupfw.manager.create_tasks import BaseManifest, CreatePlan, CreateResult
-from backupfw.manager.damage import Damage
-from backupfw.manager.delete_tasks import DeleteTasks, ReleasePlan
-from backupfw.manager.import_tasks import ImportPlan, ManifestFacts
-from backupfw.manager.restore_tasks import RestoredVolume, RestorePlan
-from backupfw.manager.waiting import Waiting
+from backupfw.manager.outcomes.creating import BaseManifest, CreatePlan, CreateResult
+from backupfw.manager.outcomes.damage import Damage
+from backupfw.manager.outcomes.deleting import DeleteTasks, ReleasePlan
+from backupfw.manager.outcomes.importing import ImportPlan, ManifestFacts
+from backupfw.manager.outcomes.restoring import RestoredVolume, RestorePlan
+from backupfw.manager.queue.waiting import Waiting
 
 __all__ = [
     "BackupTasks",

@@ -24,8 +24,8 @@ from backupfw.db import models
 from backupfw.db.locks import lock
 from backupfw.db.session import Database, after, clock, now
 from backupfw.errors import TaskCancelled, TaskLost
-from backupfw.manager import claims, needs, notices
-from backupfw.manager.claims import QUEUED, RUNNING, Limits, Reach
+from backupfw.manager.queue import claims, outbox, requirements
+from backupfw.manager.queue.claims import QUEUED, RUNNING, Limits, Reach
 
 LOG = log.getLogger(__name__)
 
@@ -110,7 +110,7 @@ def add(
     """
     assert kind in KINDS
     moment = now(session)
-    wanted = needs.of_task(session, kind, resource_id, payload or {})
+    wanted = requirements.of_task(session, kind, resource_id, payload or {})
     row = models.Task(
         kind=kind,
         resource_id=resource_id,
@@ -178,7 +178,7 @@ def end(session: Session, task: Task, outcome: Outcome = "done") -> None:
 
 def ended(session: Session, task: Task, outcome: Outcome) -> None:
     """Tell of the end of a task, in the transaction that deletes its row."""
-    notices.ended(session, task)
+    outbox.ended(session, task)
     count_end(session, task, outcome)
 
 
@@ -515,7 +515,7 @@ def _claimed(session: Session, found: models.Task, owner: str, lease_seconds: fl
     found.updated_at = moment
     session.flush()
     task = replace(as_task(found), taken_over=taken_over)
-    notices.begun(session, task)
+    outbox.begun(session, task)
     return task
 
 

@@ -15,15 +15,17 @@ from backupfw.db import models
 from backupfw.db.locks import lock
 from backupfw.db.session import now
 from backupfw.errors import BackupNotFound
-from backupfw.manager import claims, lifecycle, services, tasks, volume_tasks
-from backupfw.manager.claims import Limits, Reach
-from backupfw.manager.create_tasks import CreateTasks
-from backupfw.manager.import_tasks import ImportTasks
+from backupfw.manager.lineage import lifecycle
 from backupfw.manager.messages import Detail
-from backupfw.manager.needs import Needs
-from backupfw.manager.restore_tasks import RestoreTasks
-from backupfw.manager.services import Service
-from backupfw.manager.tasks import Outcome, Task
+from backupfw.manager.outcomes import volumes
+from backupfw.manager.outcomes.creating import CreateTasks
+from backupfw.manager.outcomes.importing import ImportTasks
+from backupfw.manager.outcomes.restoring import RestoreTasks
+from backupfw.manager.queue import claims, services, tasks
+from backupfw.manager.queue.claims import Limits, Reach
+from backupfw.manager.queue.requirements import Needs
+from backupfw.manager.queue.services import Service
+from backupfw.manager.queue.tasks import Outcome, Task
 
 if TYPE_CHECKING:
     from oslo_config import cfg
@@ -135,7 +137,7 @@ class Waiting(CreateTasks, RestoreTasks, ImportTasks):
                     row.kind.in_((tasks.BACKUP_CREATE, tasks.BACKUP_IMPORT, tasks.BACKUP_RESTORE)),
                     # One that shows error_deleting already has nothing to tell.
                     and_(row.kind == tasks.BACKUP_DELETE, row.resource_id.in_(deleting)),
-                    and_(row.kind.in_(volume_tasks.KINDS), row.resource_id.not_in(hidden)),
+                    and_(row.kind.in_(volumes.KINDS), row.resource_id.not_in(hidden)),
                 ),
                 *(not_(reach.serves()) for reach in {_reach(service) for service in left}),
             )
@@ -169,9 +171,9 @@ class Waiting(CreateTasks, RestoreTasks, ImportTasks):
             # Whoever cancelled it has moved the statuses.
             _drop(session, task, "cancelled")
             return
-        if task.kind in volume_tasks.KINDS:
+        if task.kind in volumes.KINDS:
             _drop(session, task, "failed")
-            volume_tasks.failed(session, task, reason, Detail.NO_BACKEND if left else Detail.SERVICE_DOWN)
+            volumes.failed(session, task, reason, Detail.NO_BACKEND if left else Detail.SERVICE_DOWN)
             return
         detail = Detail.SCHEDULE if left else Detail.SERVICE_DOWN
         if task.kind == tasks.BACKUP_DELETE:

@@ -26,9 +26,12 @@ from backupfw.db.models import (
 )
 from backupfw.db.session import now
 from backupfw.errors import BackupNotFound, InvalidSnapshot, InvalidVolume, SnapshotNotFound, VolumeNotFound
-from backupfw.manager import failures, lifecycle, quota, rows, tasks, volume_types
-from backupfw.manager.lifecycle import SnapshotMoves, VolumeMoves
+from backupfw.manager import rows
+from backupfw.manager.lineage import lifecycle
+from backupfw.manager.lineage.lifecycle import SnapshotMoves, VolumeMoves
 from backupfw.manager.messages import Detail
+from backupfw.manager.queue import tasks
+from backupfw.manager.rules import failures, quota, volume_types
 
 if TYPE_CHECKING:
     from oslo_config import cfg

@@ -9,8 +9,9 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from backupfw.db import models
-from backupfw.manager import lifecycle, tasks, waiting
-from backupfw.manager.claims import Limits
+from backupfw.manager.lineage import lifecycle
+from backupfw.manager.queue import tasks, waiting
+from backupfw.manager.queue.claims import Limits
 
 if TYPE_CHECKING:
     from oslo_config import cfg
@@ -32,7 +33,7 @@ class Progress:
     """How far an operation is.
 
     :ivar phase: ``idle``; ``creating``, ``importing``, ``restoring`` or ``deleting``; or why the operation
-        waits (see :func:`backupfw.manager.waiting.why`).
+        waits (see :func:`backupfw.manager.queue.waiting.why`).
     :ivar done: bytes; holes and what did not change count as soon as they have been passed.
     :ivar total: bytes; None: not known (yet).
     :ivar rate: bytes per second at the last word of the worker; None: nothing runs, or it is too early.

@@ -15,9 +15,10 @@ from sqlalchemy.orm import Session
 from backupfw.db import models
 from backupfw.db.session import now
 from backupfw.errors import AttachmentNotFound, InvalidVolume
-from backupfw.manager import lifecycle, rows
-from backupfw.manager.lifecycle import VolumeMoves
-from backupfw.manager.volume_rules import find_volume, is_attached, is_read_by_task
+from backupfw.manager import rows
+from backupfw.manager.lineage import lifecycle
+from backupfw.manager.lineage.lifecycle import VolumeMoves
+from backupfw.manager.rules.volume_rules import find_volume, is_attached, is_read_by_task
 
 if TYPE_CHECKING:
     from backupfw.context import RequestContext
@@ -44,7 +45,7 @@ def add_attachment(
 
 
 class AttachmentMethods:
-    """The attachment calls of :class:`backupfw.manager.volumes.VolumeManager`."""
+    """The attachment calls of :class:`backupfw.manager.usecases.volumes.VolumeManager`."""
 
     _db: Database
 

@@ -1,4 +1,4 @@
-"""What the parts of :mod:`backupfw.manager.backup_tasks` have in common."""
+"""What the parts of :mod:`backupfw.manager.outcomes.backups` have in common."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from sqlalchemy.orm import Session
 from backupfw.db import models
 from backupfw.db.session import Database
 from backupfw.errors import BackupNotFound
-from backupfw.manager import failures
 from backupfw.manager.messages import Detail
-from backupfw.manager.tasks import Task
+from backupfw.manager.queue.tasks import Task
+from backupfw.manager.rules import failures
 
 if TYPE_CHECKING:
     from oslo_config import cfg

@@ -10,13 +10,16 @@ from sqlalchemy.orm import Session
 from backupfw.db import models
 from backupfw.db.locks import lock
 from backupfw.errors import InvalidBackup, VolumeNotFound
-from backupfw.manager import backup_rows, failures, lifecycle, rows, tasks, volume_rules, volume_types
-from backupfw.manager.lifecycle import BackupMoves
+from backupfw.manager import rows
+from backupfw.manager.lineage import lifecycle
+from backupfw.manager.lineage.lifecycle import BackupMoves
 from backupfw.manager.messages import Detail
 from backupfw.manager.metadata import add, replace
-from backupfw.manager.outcome import Outcomes
-from backupfw.manager.tasks import Task
-from backupfw.manager.volume_rules import SOURCE_KEY
+from backupfw.manager.outcomes.base import Outcomes
+from backupfw.manager.queue import tasks
+from backupfw.manager.queue.tasks import Task
+from backupfw.manager.rules import backup_rows, failures, volume_rules, volume_types
+from backupfw.manager.rules.volume_rules import SOURCE_KEY
 
 
 @dataclass(frozen=True, slots=True)

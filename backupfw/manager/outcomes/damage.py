@@ -22,8 +22,8 @@ from backupfw.db import models
 from backupfw.db.digest import object_digest
 from backupfw.db.locks import insert_if_absent, lock, put
 from backupfw.db.session import now
-from backupfw.manager.lifecycle import LIVE, WRITING
-from backupfw.manager.outcome import Outcomes
+from backupfw.manager.lineage.lifecycle import LIVE, WRITING
+from backupfw.manager.outcomes.base import Outcomes
 
 #: What a verification read: everything, or maps and the ends of packs.
 FULL, QUICK = "full", "quick"

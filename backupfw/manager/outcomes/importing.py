@@ -22,13 +22,17 @@ from backupfw.db.digest import object_digest
 from backupfw.db.installation import installation_id
 from backupfw.db.session import now
 from backupfw.errors import InvalidInput, TaskLost
-from backupfw.manager import backup_rows, damage, failures, lifecycle, lineage, quota, rows, tasks
-from backupfw.manager.lifecycle import BackupMoves
+from backupfw.manager import rows
+from backupfw.manager.lineage import lifecycle, manifests
+from backupfw.manager.lineage.lifecycle import BackupMoves
 from backupfw.manager.messages import Detail
-from backupfw.manager.outcome import Outcomes
+from backupfw.manager.outcomes import damage
+from backupfw.manager.outcomes.base import Outcomes
+from backupfw.manager.queue import tasks
+from backupfw.manager.queue.tasks import Task
 from backupfw.manager.records import Record, same_service
-from backupfw.manager.tasks import Task
-from backupfw.manager.volume_rules import gigabytes
+from backupfw.manager.rules import backup_rows, failures, quota
+from backupfw.manager.rules.volume_rules import gigabytes
 
 #: Longest volume whose backup is imported, bytes: four times the largest that block storages offer, and still
 #: short enough that to walk its segments takes minutes.
@@ -62,7 +66,7 @@ class ManifestFacts:
     :ivar volume_record: as ``records.volume_record`` makes it; None where the manifest says nothing of it.
     :ivar damaged: keys of objects on the list of damaged ones that it names.
     :ivar object_count: objects its maker put; with ``stored_bytes`` and ``referenced_bytes`` as in
-        :class:`~backupfw.manager.create_tasks.CreateResult`.
+        :class:`~backupfw.manager.outcomes.creating.CreateResult`.
     """
 
     store: str
@@ -230,7 +234,7 @@ class ImportTasks(Outcomes):
         _refuse_the_dead(session, digest)
         if known is not None and known.state == lifecycle.LIVE:
             return known.id
-        lineage.forget_announced(session, digest)
+        manifests.forget_announced(session, digest)
         ours = facts.installation_id == installation_id(session)
         moment = now(session)
         manifest = models.Manifest(
@@ -309,7 +313,7 @@ def _refuse_the_dead(session: Session, digest: str) -> None:
 
     :raises InvalidInput: it was released, an attempt gave it up, or its backup is being made.
     """
-    if lineage.is_given_up(session, digest):
+    if manifests.is_given_up(session, digest):
         raise InvalidInput("The backup's data was never completed.")
     row = models.Manifest
     state, backup_id = session.execute(
