@@ -27,9 +27,10 @@ from backupfw.dispatch.base import Dispatch
 from backupfw.dispatch.inprocess import InProcessDispatch
 from backupfw.manager.messages import MessageManager
 from backupfw.manager.outcomes.backups import BackupTasks
+from backupfw.manager.outcomes.expiry import Expiry
 from backupfw.manager.outcomes.volumes import VolumeTasks
 from backupfw.manager.queue.claims import Limits, Reach
-from backupfw.manager.queue.outbox import Notices
+from backupfw.manager.queue.outbox import Outbox
 from backupfw.manager.queue.services import BACKUP_BINARY, ServiceManager
 from backupfw.manager.queue.tasks import Tasks
 from backupfw.manager.rules.quota import QuotaManager
@@ -69,41 +70,41 @@ def expire_seconds(conf: cfg.ConfigOpts) -> float:
     return float(min(max(conf.backup.service_wait / 10, 1), 30))
 
 
-def look_after(waiting: BackupTasks, messages: MessageManager) -> None:
+def look_after(expiry: Expiry, messages: MessageManager) -> None:
     """End what waited for a worker for too long, and forget messages that are too old."""
-    waiting.expire_waiting()
+    expiry.expire()
     messages.purge()
 
 
 def look_after_until(stop: threading.Event, conf: cfg.ConfigOpts, db: Database) -> None:
     """Do so again and again, in a process without a worker: where none is left, nobody else would."""
-    waiting, messages = BackupTasks(db, conf), MessageManager(db, conf)
+    expiry, messages = Expiry(db, conf), MessageManager(db, conf)
     while not stop.wait(expire_seconds(conf)):
         try:
-            look_after(waiting, messages)
+            look_after(expiry, messages)
         except Exception:
             LOG.exception("Operations that wait for a worker could not be looked at; trying again")
 
 
 @contextmanager
-def telling(conf: cfg.ConfigOpts, db: Database) -> Iterator[Notices]:
+def telling(conf: cfg.ConfigOpts, db: Database) -> Iterator[Outbox]:
     """Yield who tells the outside what happens to backups, if the configuration says how.
 
     :raises ConfigError: it cannot be done as the configuration says.
     """
     if not conf.oslo_messaging_notifications.driver:
-        yield Notices(db)
+        yield Outbox(db)
         return
     from backupfw.dispatch.notifications import Notifications
 
     with closing(Notifications(conf)) as notifications:
-        notices = Notices(db, notifications.send, notifications.nudge)
+        notices = Outbox(db, notifications.send, notifications.nudge)
         notifications.start(notices.deliver)
         yield notices
 
 
 def make_managers(
-    conf: cfg.ConfigOpts, db: Database, wake: Callable[[], None], notices: Notices | None = None
+    conf: cfg.ConfigOpts, db: Database, wake: Callable[[], None], notices: Outbox | None = None
 ) -> Managers:
     """Return the use cases that the API calls.
 
@@ -135,7 +136,7 @@ class WorkerProcess:
         dispatch: Dispatch,
         alone: bool,
         meters: Meters,
-        notices: Notices,
+        notices: Outbox,
     ) -> None:
         """Make the worker; :meth:`start` starts it.
 
@@ -145,7 +146,7 @@ class WorkerProcess:
         self._tasks = Tasks(db, conf.backup.max_attempts, lambda: Limits.of(conf))
         self._conf = conf
         self._alone = alone
-        self._look_after = partial(look_after, BackupTasks(db, conf), MessageManager(db, conf))
+        self._look_after = partial(look_after, Expiry(db, conf), MessageManager(db, conf))
         self._stores = Stores(conf, stop=self._ending.is_set, recorder=meters)
         conf.register_mutate_hook(lambda *_: self._stores.set_limits())
         services = ServiceManager(db, conf)

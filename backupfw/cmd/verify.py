@@ -162,7 +162,7 @@ class _Verifier:
         whole: set[str] = set()
 
         def damaged(bad: str, reason: str) -> None:
-            if not self._tasks.record_damage(manifest.store, manifest.container, bad, reason, manifest.id):
+            if not self._tasks.damage.record(manifest.store, manifest.container, bad, reason, manifest.id):
                 raise InvalidBackup(f"backup {backup_id} was deleted meanwhile")
             found[bad] = reason
             if not self._json:
@@ -184,7 +184,7 @@ class _Verifier:
                 mark_sharers(self._tasks, opened, manifest.id, found, control)
             elif not self._quick:
                 prefix = keys.volume_prefix_of(manifest.key)
-                listed = self._tasks.damaged_keys(manifest.store, manifest.container, prefix)
+                listed = self._tasks.damage.keys(manifest.store, manifest.container, prefix)
                 whole = engine.named(manifest.key, listed, opened, control)
         except BaseException:
             progress.abandon()
@@ -192,7 +192,7 @@ class _Verifier:
         how = damage.QUICK if self._quick else damage.FULL
         result = damage.OK if report.ok else damage.DAMAGED
         # The last step: a run that was killed before does this one again.
-        moment = self._tasks.record_verification(manifest.id, begun, how, result, whole)
+        moment = self._tasks.damage.record_verification(manifest.id, begun, how, result, whole)
         progress.finish(human_size(report.bytes))
         if self._json:
             _print_json(

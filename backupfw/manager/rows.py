@@ -230,6 +230,33 @@ class Message:
     guaranteed_until: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A claimed task, as it was when it was claimed.
+
+    :ivar attempt: counts claims from 1; the fence of everything this attempt does.
+    :ivar failures: attempts before this one that failed (or were lost) without progress.
+    :ivar checkpoint: how far an earlier attempt of a restore got, in the engine's words.
+    :ivar fail_reason: why the attempts before it failed, as far as they told.
+    :ivar taken_over: another worker's lease ran out before this claim.
+    :ivar cancel: somebody cancelled it: clean up and :meth:`~backupfw.manager.queue.tasks.Tasks.discard` it.
+    """
+
+    id: int
+    kind: str
+    resource_id: str
+    source_id: str | None
+    project_id: str
+    request_id: str
+    attempt: int
+    failures: int = 0
+    checkpoint: int = 0
+    cancel: bool = False
+    taken_over: bool = False
+    payload: dict[str, Any] = field(default_factory=dict)
+    fail_reason: str | None = None
+
+
 def columns(row: models.Base, record: type) -> dict[str, Any]:
     """Return the values of ``row`` for those fields of ``record`` that are columns."""
     # The instance's own dict holds what is loaded: a listing reads tens of thousands of values.

@@ -29,7 +29,7 @@ def mark_sharers(
     :raises TaskStopped: the control said so.
     """
     place = (container.store.name, container.name)
-    for sharer in backups.sharers(manifest_id):
+    for sharer in backups.damage.sharers(manifest_id):
         # Those that are marked already cost no reading: each verification of a chain finds the same.
         unknown = set(damaged).difference(sharer.marked)
         if not unknown:
@@ -37,9 +37,9 @@ def mark_sharers(
         try:
             found = verify.named(sharer.key, unknown, container, control)
         except Damaged as error:
-            backups.record_damage(*place, error.key, error.reason, sharer.manifest_id)
+            backups.damage.record(*place, error.key, error.reason, sharer.manifest_id)
         except (ChunkStoreError, UnsupportedFormat) as error:
             LOG.warning("Whether %s names damaged objects is not known: %s", sharer.key, error)
         else:
             if found:
-                backups.mark_damaged(*place, sharer.manifest_id, found)
+                backups.damage.mark(*place, sharer.manifest_id, found)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from oslo_log import log
 
 from backupfw.errors import TaskCancelled, TaskLost
-from backupfw.manager.queue.tasks import BACKUP_CREATE, BACKUP_RESTORE, Task
+from backupfw.manager.queue.tasks import BACKUP_CREATE, BACKUP_RESTORE
+from backupfw.manager.rows import Task
 from backupfw.worker.control import TaskControl, boot_time
 
 LOG = log.getLogger(__name__)

@@ -15,7 +15,7 @@ from backupfw.chunkstore.heed import heeding
 from backupfw.context import working_for
 from backupfw.dispatch.base import Dispatch
 from backupfw.errors import TaskCancelled, TaskLost
-from backupfw.manager.queue.tasks import Task
+from backupfw.manager.rows import Task
 from backupfw.worker.control import TaskControl, boot_time
 from backupfw.worker.handlers import Handler, Tools, handler_for
 from backupfw.worker.leases import IGNORED_SECONDS, LeaseKeeper

@@ -33,7 +33,7 @@ def failed_backup(cloud: Cloud, project: str = "demo") -> tuple[str, str]:
     answer = cloud.client(project).post("/backups", body)
     task = Tasks(cloud.db).claim("host/w", 60)
     assert task is not None
-    BackupTasks(cloud.db, cloud.conf).fail_create(task, "It broke.")
+    BackupTasks(cloud.db, cloud.conf).creating.fail(task, "It broke.")
     return answer.json["backup"]["id"], answer.headers["x-openstack-request-id"]
 
 

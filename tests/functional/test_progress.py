@@ -11,7 +11,8 @@ from sqlalchemy import select, update
 from backupfw.db import models
 from backupfw.db.session import now
 from backupfw.manager.queue.services import BACKUP_BINARY
-from backupfw.manager.queue.tasks import Task, Tasks
+from backupfw.manager.queue.tasks import Tasks
+from backupfw.manager.rows import Task
 from tests.functional.cloud import NOBODY, SERVICE, Client, Cloud
 
 IDLE = {

@@ -230,7 +230,7 @@ def test_14_usage_is_what_the_rows_say() -> None:
     volume = world.volume()
     for _ in range(5):
         failed = world.backups.create(world.ctx(), volume_id=volume)
-        world.outcomes.fail_create(world.claim(tasks.BACKUP_CREATE), "broken")
+        world.outcomes.creating.fail(world.claim(tasks.BACKUP_CREATE), "broken")
         world.backups.reset_status(world.ctx(admin=True), failed.id, "error")
         world.backups.force_delete(world.ctx(admin=True), failed.id)
         world.run_delete()

@@ -1,0 +1,1 @@
+"""What operators ask: whether the rows agree with each other, and what may be forgotten."""

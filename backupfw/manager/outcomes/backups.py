@@ -1,17 +1,20 @@
-"""What a worker tells the manager: one method per outcome of a backup's task.
-
-The parts are in modules of their own, by kind of task; this is all of them in one object.
-"""
+"""What a worker tells the manager of backups' tasks: one object for each kind, with a method per outcome."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from backupfw.db import installation
-from backupfw.manager.outcomes.creating import BaseManifest, CreatePlan, CreateResult
+from backupfw.manager.outcomes.creating import BaseManifest, CreatePlan, CreateResult, CreateTasks
 from backupfw.manager.outcomes.damage import Damage
 from backupfw.manager.outcomes.deleting import DeleteTasks, ReleasePlan
-from backupfw.manager.outcomes.importing import ImportPlan, ManifestFacts
-from backupfw.manager.outcomes.restoring import RestoredVolume, RestorePlan
-from backupfw.manager.queue.waiting import Waiting
+from backupfw.manager.outcomes.importing import ImportPlan, ImportTasks, ManifestFacts
+from backupfw.manager.outcomes.restoring import RestoredVolume, RestorePlan, RestoreTasks
+
+if TYPE_CHECKING:
+    from oslo_config import cfg
+
+    from backupfw.db.session import Database
 
 __all__ = [
     "BackupTasks",
@@ -26,12 +29,20 @@ __all__ = [
 ]
 
 
-class BackupTasks(Waiting, DeleteTasks, Damage):
-    """All outcomes of backups' tasks.  Thread-safe.
+class BackupTasks:
+    """All outcomes of backups' tasks, and what their reading finds.  Thread-safe.
 
     :param db: the database.
     :param conf: ``availability_zone``, ``service_down_time``, ``[backup]`` and ``[quota]``.
     """
+
+    def __init__(self, db: Database, conf: cfg.ConfigOpts) -> None:
+        self._db = db
+        self.creating = CreateTasks(db, conf)
+        self.restoring = RestoreTasks(db, conf)
+        self.importing = ImportTasks(db, conf)
+        self.deleting = DeleteTasks(db, conf)
+        self.damage = Damage(db, conf)
 
     def installation_id(self) -> str:
         """Return the installation's id, the first part of every key."""

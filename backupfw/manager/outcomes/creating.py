@@ -19,9 +19,9 @@ from backupfw.manager.lineage import lifecycle, manifests
 from backupfw.manager.lineage.lifecycle import BackupMoves
 from backupfw.manager.messages import Detail
 from backupfw.manager.outcomes import damage
-from backupfw.manager.outcomes.base import Outcomes
+from backupfw.manager.outcomes.base import Outcomes, backup_of
 from backupfw.manager.queue import tasks
-from backupfw.manager.queue.tasks import Task
+from backupfw.manager.rows import Task
 from backupfw.manager.rules import backup_rows, failures, volume_rules
 
 #: The hash of blocks that new manifests use, in the format's words.
@@ -57,7 +57,7 @@ class CreatePlan:
     :ivar source_identity: what the finished segments of this epoch were read from; None at first.
     :ivar base: whose data may be shared, or None: store everything anew.
     :ivar announced: keys under which earlier attempts may have put this backup's manifest; to be settled
-        before anything else: committed (:meth:`CreateTasks.finish_create`) or given up.
+        before anything else: committed (:meth:`CreateTasks.finish`) or given up.
     """
 
     backup: rows.Backup
@@ -108,7 +108,7 @@ class CreateResult:
 class CreateTasks(Outcomes):
     """Outcomes of ``backup.create``."""
 
-    def start_create(self, task: Task) -> CreatePlan:
+    def start(self, task: Task) -> CreatePlan:
         """Begin an attempt.
 
         The first one fixes base, geometry, hash mode and key; a later one keeps them, unless the
@@ -121,7 +121,7 @@ class CreateTasks(Outcomes):
 
         def work(session: Session) -> CreatePlan:
             tasks.hold(session, task)
-            backup = self._backup(session, task)
+            backup = backup_of(session, task)
             manifest = backup_rows.manifest_of(session, backup, lock=True)
             if manifest is None:
                 manifest = self._first(session, backup)
@@ -273,7 +273,7 @@ class CreateTasks(Outcomes):
         with self._db.read() as session:
             return manifests.detached_keys(session, manifest_id), manifests.volume_keys(session, manifest_id)
 
-    def finish_create(self, task: Task, result: CreateResult) -> rows.Backup:
+    def finish(self, task: Task, result: CreateResult) -> rows.Backup:
         """End the task: the manifest is live, the backup available, the volume what it was before.
 
         The manifest may be one that an earlier attempt announced.
@@ -283,7 +283,7 @@ class CreateTasks(Outcomes):
 
         def work(session: Session) -> rows.Backup:
             tasks.end(session, task)
-            backup = self._backup(session, task)
+            backup = backup_of(session, task)
             manifest = backup_rows.manifest_of(session, backup, lock=True)
             if manifest is None or manifest.state != lifecycle.WRITING:
                 raise TaskLost(f"backup {backup.id} has no manifest that is being written")
@@ -321,8 +321,8 @@ class CreateTasks(Outcomes):
                 damage.forget_marks(session, manifest.id)
             volume_rules.end_backup(session, backup.volume_id, backup.snapshot_id)
             backup_rows.let_go(session, manifest.base_id, backup.project_id, task.request_id)
-            backup_rows.drop_temp_snapshot(session, self._backup(session, task), task.request_id)
-            return rows.backup(session, self._backup(session, task))
+            backup_rows.drop_temp_snapshot(session, backup_of(session, task), task.request_id)
+            return rows.backup(session, backup_of(session, task))
 
         def finished(session: Session) -> rows.Backup | None:
             manifest = models.Manifest
@@ -338,7 +338,7 @@ class CreateTasks(Outcomes):
 
         return self._db.run(work, finished)
 
-    def fail_create(self, task: Task, reason: str, detail: Detail | None = None) -> None:
+    def fail(self, task: Task, reason: str, detail: Detail | None = None) -> None:
         """End the task: the backup is in ``error``; what it put is removed by a task of its own.
 
         :param detail: what the user message says; None where nothing more exact is known.
@@ -346,19 +346,9 @@ class CreateTasks(Outcomes):
 
         def work(session: Session) -> None:
             tasks.end(session, task, "failed")
-            self._fail_create(session, task, reason, detail)
+            failed(session, task, reason, detail)
 
         self._db.run(work)
-
-    def _fail_create(self, session: Session, task: Task, reason: str, detail: Detail | None) -> None:
-        backup = self._backup(session, task)
-        failures.failed(session, task, reason, detail)
-        volume_rules.end_backup(session, backup.volume_id, backup.snapshot_id)
-        if backup_rows.give_up_manifest(session, backup, task.request_id):
-            manifest = backup_rows.manifest_of(session, backup)
-            assert manifest is not None
-            backup_rows.queue_release(session, manifest, backup.project_id, task.request_id)
-        backup_rows.drop_temp_snapshot(session, self._backup(session, task), task.request_id)
 
     # The temporary snapshot of a volume in use.
 
@@ -367,7 +357,7 @@ class CreateTasks(Outcomes):
 
         def work(session: Session) -> rows.Snapshot:
             tasks.hold(session, task)
-            backup = self._backup(session, task)
+            backup = backup_of(session, task)
             row = None
             if backup.temp_snapshot_id is not None:
                 row = session.get(models.Snapshot, backup.temp_snapshot_id)
@@ -396,7 +386,7 @@ class CreateTasks(Outcomes):
 
         def work(session: Session) -> rows.Snapshot:
             tasks.hold(session, task)
-            backup = self._backup(session, task)
+            backup = backup_of(session, task)
             row = session.get(models.Snapshot, backup.temp_snapshot_id or "")
             if row is None:
                 raise SnapshotNotFound(str(backup.temp_snapshot_id))
@@ -536,7 +526,7 @@ class CreateTasks(Outcomes):
 
     def _writing(self, session: Session, task: Task) -> tuple[models.Backup, models.Manifest]:
         tasks.hold(session, task)
-        backup = self._backup(session, task)
+        backup = backup_of(session, task)
         manifest = backup_rows.manifest_of(session, backup, lock=True)
         if manifest is None or manifest.state != lifecycle.WRITING:
             raise TaskLost(f"backup {backup.id} has no manifest that is being written")
@@ -572,6 +562,18 @@ class CreateTasks(Outcomes):
             source_identity=manifest.source_identity,
             base=None if base is None or base.key is None else BaseManifest(base.id, base.key),
         )
+
+
+def failed(session: Session, task: Task, reason: str, detail: Detail | None = None) -> None:
+    """Give up a backup, in the transaction that ends its task; what it put is removed."""
+    backup = backup_of(session, task)
+    failures.failed(session, task, reason, detail)
+    volume_rules.end_backup(session, backup.volume_id, backup.snapshot_id)
+    if backup_rows.give_up_manifest(session, backup, task.request_id):
+        manifest = backup_rows.manifest_of(session, backup)
+        assert manifest is not None
+        backup_rows.queue_release(session, manifest, backup.project_id, task.request_id)
+    backup_rows.drop_temp_snapshot(session, backup_of(session, task), task.request_id)
 
 
 def _volume(session: Session, volume_id: str) -> models.Volume:

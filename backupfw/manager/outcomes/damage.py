@@ -100,7 +100,7 @@ def _is_kept(session: Session, manifest_id: str) -> bool:
 class Damage(Outcomes):
     """The list of damaged objects, the marks, and what verifications found."""
 
-    def damaged_keys(self, store: str, container: str, prefix: str = "") -> frozenset[str]:
+    def keys(self, store: str, container: str, prefix: str = "") -> frozenset[str]:
         """Return the keys of damaged objects that start with ``prefix``."""
         row = models.DamagedObject
         with self._db.read() as session:
@@ -113,7 +113,7 @@ class Damage(Outcomes):
             )
             return frozenset(found)
 
-    def record_damage(self, store: str, container: str, key: str, reason: str, manifest_id: str) -> bool:
+    def record(self, store: str, container: str, key: str, reason: str, manifest_id: str) -> bool:
         """Enter an object, or its newest reason, and mark the manifest that was found to name it.
 
         :param reason: what is wrong; cut to 255 characters.
@@ -174,7 +174,7 @@ class Damage(Outcomes):
             )
             return [Sharer(one, str(key), frozenset(marked.get(one, ()))) for one, key in found]
 
-    def mark_damaged(self, store: str, container: str, manifest_id: str, keys: Iterable[str]) -> None:
+    def mark(self, store: str, container: str, manifest_id: str, keys: Iterable[str]) -> None:
         """Mark a manifest that names objects which are on the list; nothing if it is being deleted.
 
         :param keys: of the objects; those that left the list meanwhile are passed over.
@@ -187,7 +187,7 @@ class Damage(Outcomes):
 
         self._db.run(work)
 
-    def damage_of(self, manifest_id: str) -> list[DamagedObject]:
+    def of(self, manifest_id: str) -> list[DamagedObject]:
         """Return the damaged objects that a manifest is known to name, by key."""
         row, of_mark = models.DamagedObject, models.DamageMark
         with self._db.read() as session:

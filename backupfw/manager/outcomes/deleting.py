@@ -17,11 +17,15 @@ from backupfw.db.locks import lock
 from backupfw.errors import EngineError
 from backupfw.manager.lineage import lifecycle, manifests
 from backupfw.manager.lineage.lifecycle import BackupMoves
+from backupfw.manager.messages import Detail
 from backupfw.manager.outcomes import damage
-from backupfw.manager.outcomes.base import Outcomes
+from backupfw.manager.outcomes.base import Outcomes, backup_of
 from backupfw.manager.queue import tasks
-from backupfw.manager.queue.tasks import Task
-from backupfw.manager.rules import backup_rows
+from backupfw.manager.rows import Task
+from backupfw.manager.rules import backup_rows, failures
+
+#: A failed deletion is tried again after at most this many seconds.
+LONGEST_RETRY = 86400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +58,7 @@ class ReleasePlan:
 class DeleteTasks(Outcomes):
     """Outcomes of ``backup.delete`` and ``manifest.release``."""
 
-    def start_delete(self, task: Task) -> ReleasePlan | None:
+    def start(self, task: Task) -> ReleasePlan | None:
         """Begin an attempt.
 
         :returns: what to remove from the store; None: nothing, the record is gone and the task ended.
@@ -149,17 +153,17 @@ class DeleteTasks(Outcomes):
 
         return self._db.run(work)
 
-    def finish_delete(self, task: Task, plan: ReleasePlan) -> None:
+    def finish(self, task: Task, plan: ReleasePlan) -> None:
         """End the task: the manifest is gone and the record deleted."""
 
         def work(session: Session) -> None:
             tasks.end(session, task)
             self._gone(session, plan)
-            backup_rows.forget(session, self._backup(session, task))
+            backup_rows.forget(session, backup_of(session, task))
 
         self._db.run(work)
 
-    def fail_delete(self, task: Task, reason: str) -> None:
+    def fail(self, task: Task, reason: str) -> None:
         """End the task: the backup is in ``error_deleting``; a new task tries again after a while.
 
         Only the first failure is told in a message: the others are of tries that nobody asked for.
@@ -167,7 +171,7 @@ class DeleteTasks(Outcomes):
 
         def work(session: Session) -> None:
             tasks.end(session, task, "failed")
-            self._fail_delete(session, task, reason)
+            failed(session, task, reason)
             self._again(session, task)
 
         self._db.run(work)
@@ -222,13 +226,18 @@ class DeleteTasks(Outcomes):
             project_id=task.project_id,
             request_id=task.request_id,
             payload={**task.payload, "tries": tries + 1},
-            delay=self._retry_delay(tries),
+            delay=min(self._conf.backup.delete_retry_seconds * 2.0 ** min(tries, 32), LONGEST_RETRY),
         )
 
     @staticmethod
     def _gone(session: Session, plan: ReleasePlan) -> None:
         manifests.mark_gone(session, plan.manifest_id)
         damage.forget_marks(session, plan.manifest_id)
+
+
+def failed(session: Session, task: Task, reason: str, detail: Detail | None = None) -> None:
+    """Tell that a deletion failed, the first time only: nobody asked for the tries after it."""
+    failures.failed(session, task, reason, detail, again=bool(task.payload.get("tries")))
 
 
 def _drop_reference(session: Session, manifest_id: str) -> None:

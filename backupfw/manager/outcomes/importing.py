@@ -27,10 +27,10 @@ from backupfw.manager.lineage import lifecycle, manifests
 from backupfw.manager.lineage.lifecycle import BackupMoves
 from backupfw.manager.messages import Detail
 from backupfw.manager.outcomes import damage
-from backupfw.manager.outcomes.base import Outcomes
+from backupfw.manager.outcomes.base import Outcomes, backup_of
 from backupfw.manager.queue import tasks
-from backupfw.manager.queue.tasks import Task
 from backupfw.manager.records import Record, same_service
+from backupfw.manager.rows import Task
 from backupfw.manager.rules import backup_rows, failures, quota
 from backupfw.manager.rules.volume_rules import gigabytes
 
@@ -93,7 +93,7 @@ class ManifestFacts:
 class ImportTasks(Outcomes):
     """Outcomes of ``backup.import``."""
 
-    def start_import(self, task: Task, wire_names: Mapping[str, str]) -> ImportPlan:
+    def start(self, task: Task, wire_names: Mapping[str, str]) -> ImportPlan:
         """Begin an attempt.
 
         :param wire_names: the wire name of every store this worker has, by configured name.
@@ -103,7 +103,7 @@ class ImportTasks(Outcomes):
 
         def work(session: Session) -> ImportPlan:
             tasks.hold(session, task)
-            backup = self._backup(session, task)
+            backup = backup_of(session, task)
             record = backup_rows.record_from_json(task.payload["record"])
             service = task.payload["service"]
             stores = [name for name, wire in wire_names.items() if same_service(wire, service)]
@@ -125,7 +125,7 @@ class ImportTasks(Outcomes):
 
         return self._db.run(work)
 
-    def finish_import(self, task: Task, facts: ManifestFacts) -> rows.Backup:
+    def finish(self, task: Task, facts: ManifestFacts) -> rows.Backup:
         """End the task: the backup is available and points to the manifest.
 
         :raises InvalidInput: the manifest was deleted here, or is another project's and the importer is
@@ -140,7 +140,7 @@ class ImportTasks(Outcomes):
 
     def _finish_import(self, session: Session, task: Task, facts: ManifestFacts) -> rows.Backup:
         tasks.end(session, task)
-        backup = self._backup(session, task)
+        backup = backup_of(session, task)
         record = backup_rows.record_from_json(task.payload["record"])
         check_claim(task, backup.project_id, facts.project_id, facts.length)
         size = max(1, gigabytes(facts.length))
@@ -188,30 +188,16 @@ class ImportTasks(Outcomes):
         )
         if not moved:
             raise TaskLost(f"backup {backup.id} is not being imported any more")
-        return rows.backup(session, self._backup(session, task))
+        return rows.backup(session, backup_of(session, task))
 
-    def fail_import(self, task: Task, reason: str) -> None:
+    def fail(self, task: Task, reason: str) -> None:
         """End the task: the backup is in ``error``; deleting it removes the record only."""
 
         def work(session: Session) -> None:
             tasks.end(session, task, "failed")
-            self._fail_import(session, task, reason)
+            failed(session, task, reason)
 
         self._db.run(work)
-
-    @staticmethod
-    def _fail_import(session: Session, task: Task, reason: str, detail: Detail | None = None) -> None:
-        # The names help whoever reads the list; they are the record's word only.
-        record = backup_rows.record_from_json(task.payload["record"])
-        failures.failed(
-            session,
-            task,
-            reason,
-            detail,
-            display_name=record.display_name,
-            display_description=record.display_description,
-            service=task.payload["service"],
-        )
 
     def _hold_manifest(self, session: Session, facts: ManifestFacts) -> str:
         """Return the row of the manifest, held for the backup that will point to it in this transaction.
@@ -264,6 +250,21 @@ class ImportTasks(Outcomes):
         session.add(manifest)
         session.flush()
         return manifest.id
+
+
+def failed(session: Session, task: Task, reason: str, detail: Detail | None = None) -> None:
+    """Refuse an import, in the transaction that ends its task."""
+    # The names help whoever reads the list; they are the record's word only.
+    record = backup_rows.record_from_json(task.payload["record"])
+    failures.failed(
+        session,
+        task,
+        reason,
+        detail,
+        display_name=record.display_name,
+        display_description=record.display_description,
+        service=task.payload["service"],
+    )
 
 
 def check_claim(task: Task, importer: str, owner: str, length: int) -> None:

@@ -15,9 +15,9 @@ from backupfw.manager.lineage import lifecycle
 from backupfw.manager.lineage.lifecycle import BackupMoves
 from backupfw.manager.messages import Detail
 from backupfw.manager.metadata import add, replace
-from backupfw.manager.outcomes.base import Outcomes
+from backupfw.manager.outcomes.base import Outcomes, backup_of
 from backupfw.manager.queue import tasks
-from backupfw.manager.queue.tasks import Task
+from backupfw.manager.rows import Task
 from backupfw.manager.rules import backup_rows, failures, volume_rules, volume_types
 from backupfw.manager.rules.volume_rules import SOURCE_KEY
 
@@ -63,7 +63,7 @@ class RestoredVolume:
 class RestoreTasks(Outcomes):
     """Outcomes of ``backup.restore``."""
 
-    def start_restore(self, task: Task) -> RestorePlan:
+    def start(self, task: Task) -> RestorePlan:
         """Begin an attempt.
 
         :raises VolumeNotFound: the target is gone.
@@ -72,7 +72,7 @@ class RestoreTasks(Outcomes):
 
         def work(session: Session) -> RestorePlan:
             tasks.hold(session, task)
-            backup = self._backup(session, task)
+            backup = backup_of(session, task)
             volume = _target(session, task)
             manifest = backup_rows.manifest_of(session, backup)
             if manifest is None or manifest.key is None or manifest.state != lifecycle.LIVE:
@@ -119,7 +119,7 @@ class RestoreTasks(Outcomes):
 
         self._db.run(work)
 
-    def finish_restore(self, task: Task, source: RestoredVolume | None = None) -> None:
+    def finish(self, task: Task, source: RestoredVolume | None = None) -> None:
         """End the task: backup and volume are available.
 
         The source's metadata is set on the volume (its other keys stay); a volume whose name nobody
@@ -130,7 +130,7 @@ class RestoreTasks(Outcomes):
 
         def work(session: Session) -> None:
             tasks.end(session, task)
-            backup = self._backup(session, task)
+            backup = backup_of(session, task)
             lifecycle.move(session, models.Backup, backup.id, BackupMoves.restored, fail_reason=None)
             # As whoever sets its metadata does.
             lock(session, models.Volume, models.Volume.id == task.payload["volume_id"])
@@ -147,7 +147,7 @@ class RestoreTasks(Outcomes):
 
         self._db.run(work)
 
-    def fail_restore(self, task: Task, reason: str, detail: Detail | None = None) -> None:
+    def fail(self, task: Task, reason: str, detail: Detail | None = None) -> None:
         """End the task: the backup is available, with the reason; the volume is in an error status.
 
         Even one that nothing was written to: whoever waits for the restore takes ``available`` for its
@@ -158,14 +158,15 @@ class RestoreTasks(Outcomes):
 
         def work(session: Session) -> None:
             tasks.end(session, task, "failed")
-            self._fail_restore(session, task, reason, detail)
+            failed(session, task, reason, detail)
 
         self._db.run(work)
 
-    @staticmethod
-    def _fail_restore(session: Session, task: Task, reason: str, detail: Detail | None) -> None:
-        failures.failed(session, task, reason, detail)
-        volume_rules.end_restore(session, task.payload["volume_id"], ok=False, new=bool(task.payload["new"]))
+
+def failed(session: Session, task: Task, reason: str, detail: Detail | None = None) -> None:
+    """Give up a restore, in the transaction that ends its task."""
+    failures.failed(session, task, reason, detail)
+    volume_rules.end_restore(session, task.payload["volume_id"], ok=False, new=bool(task.payload["new"]))
 
 
 def _target(session: Session, task: Task) -> models.Volume:

@@ -26,7 +26,7 @@ from backupfw.manager.lineage import lifecycle
 from backupfw.manager.lineage.lifecycle import Move, SnapshotMoves, VolumeMoves
 from backupfw.manager.messages import Detail
 from backupfw.manager.queue import tasks
-from backupfw.manager.queue.tasks import Task
+from backupfw.manager.rows import Task
 from backupfw.manager.rules import failures
 from backupfw.manager.rules.volume_rules import bind_to_host, follow_storage, gigabytes
 

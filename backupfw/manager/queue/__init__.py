@@ -1,0 +1,1 @@
+"""Which task runs next and where: claims, what a task waits for, who can run it; events of tasks."""

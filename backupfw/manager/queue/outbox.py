@@ -28,7 +28,7 @@ from backupfw.db.session import Database, at_end, now
 from backupfw.manager import rows
 
 if TYPE_CHECKING:
-    from backupfw.manager.queue.tasks import Task
+    from backupfw.manager.rows import Task
 
 LOG = log.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def note(session: Session, event: str, backup_id: str, request_id: str | None) -
         session.flush()
 
 
-class Notices:
+class Outbox:
     """Tells events.  Thread-safe.
 
     :param send: sends one event when it can; must not block.  None: nothing is noted or told, and the

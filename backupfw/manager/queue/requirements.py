@@ -16,7 +16,7 @@ from backupfw.db import models
 
 
 @dataclass(frozen=True, slots=True)
-class Needs:
+class Requirements:
     """None where any worker will do.
 
     :ivar zone: the availability zone that was asked for.
@@ -29,38 +29,38 @@ class Needs:
     volume_host: str | None = None
 
 
-def of_task(session: Session, kind: str, resource_id: str, payload: Mapping[str, Any]) -> Needs:
+def of_task(session: Session, kind: str, resource_id: str, payload: Mapping[str, Any]) -> Requirements:
     """Return what a task needs, from the rows it is about (they may be gone: then it needs nothing)."""
     subject, _, action = kind.partition(".")
     if subject == "backup":
         return _of_backup(session, action, resource_id, payload)
     if subject == "manifest":
         manifest = session.get(models.Manifest, resource_id)
-        return Needs(store=None if manifest is None else manifest.store)
+        return Requirements(store=None if manifest is None else manifest.store)
     if subject == "snapshot":
-        return Needs(volume_host=_snapshot_host(session, resource_id))
+        return Requirements(volume_host=_snapshot_host(session, resource_id))
     volume = session.get(models.Volume, resource_id)
     if volume is None or action != "create":
-        return Needs(volume_host=None if volume is None else volume.host)
+        return Requirements(volume_host=None if volume is None else volume.host)
     # A copy is made where its source can be read.
     if volume.snapshot_id is not None:
-        return Needs(volume_host=_snapshot_host(session, volume.snapshot_id))
-    return Needs(volume_host=_host(session, volume.source_volid))
+        return Requirements(volume_host=_snapshot_host(session, volume.snapshot_id))
+    return Requirements(volume_host=_host(session, volume.source_volid))
 
 
-def _of_backup(session: Session, action: str, backup_id: str, payload: Mapping[str, Any]) -> Needs:
+def _of_backup(session: Session, action: str, backup_id: str, payload: Mapping[str, Any]) -> Requirements:
     backup = session.get(models.Backup, backup_id)
     if backup is None:
-        return Needs()
+        return Requirements()
     if action == "create":
-        return Needs(payload.get("zone"), backup.store, _host(session, backup.volume_id))
+        return Requirements(payload.get("zone"), backup.store, _host(session, backup.volume_id))
     if action == "restore":
-        return Needs(store=backup.store, volume_host=_host(session, payload["volume_id"]))
+        return Requirements(store=backup.store, volume_host=_host(session, payload["volume_id"]))
     if action == "import":
-        return Needs(store=_known_store(session, payload["record"].get("store")))
+        return Requirements(store=_known_store(session, payload["record"].get("store")))
     # The temporary snapshot that a killed attempt left lies where its volume is.
     host = None if backup.temp_snapshot_id is None else _host(session, backup.volume_id)
-    return Needs(store=backup.store, volume_host=host)
+    return Requirements(store=backup.store, volume_host=host)
 
 
 def _host(session: Session, volume_id: str | None) -> str | None:

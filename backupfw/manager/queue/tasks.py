@@ -11,7 +11,7 @@ Clocks: leases and delays are compared with the database's clock only.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ from backupfw.db.session import Database, after, clock, now
 from backupfw.errors import TaskCancelled, TaskLost
 from backupfw.manager.queue import claims, outbox, requirements
 from backupfw.manager.queue.claims import QUEUED, RUNNING, Limits, Reach
+from backupfw.manager.rows import Task
 
 LOG = log.getLogger(__name__)
 
@@ -61,33 +62,6 @@ Outcome = Literal["done", "failed", "cancelled"]
 _HEARS = "backupfw_hears"
 #: Longest ``fail_reason``.
 REASON_LENGTH = models.TEXT_LENGTH
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """A claimed task, as it was when it was claimed.
-
-    :ivar attempt: counts claims from 1; the fence of everything this attempt does.
-    :ivar failures: attempts before this one that failed (or were lost) without progress.
-    :ivar checkpoint: how far an earlier attempt of a restore got, in the engine's words.
-    :ivar fail_reason: why the attempts before it failed, as far as they told.
-    :ivar taken_over: another worker's lease ran out before this claim.
-    :ivar cancel: somebody cancelled it: clean up and :meth:`Tasks.discard` it.
-    """
-
-    id: int
-    kind: str
-    resource_id: str
-    source_id: str | None
-    project_id: str
-    request_id: str
-    attempt: int
-    failures: int = 0
-    checkpoint: int = 0
-    cancel: bool = False
-    taken_over: bool = False
-    payload: dict[str, Any] = field(default_factory=dict)
-    fail_reason: str | None = None
 
 
 def add(

@@ -20,7 +20,7 @@ from backupfw.manager.queue import tasks
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-    from backupfw.manager.queue.tasks import Task
+    from backupfw.manager.rows import Task
 
 
 @dataclass(frozen=True, slots=True)

@@ -360,7 +360,7 @@ def is_followed(volume: rows.Volume, length: int, storage_id: str | None) -> boo
 
 
 def follow_storage(
-    session: Session, task: tasks.Task, volume_id: str, length: int, storage_id: str | None
+    session: Session, task: rows.Task, volume_id: str, length: int, storage_id: str | None
 ) -> Volume:
     """Let a volume's row follow what an open found: a greater length, an id that was never recorded.
 

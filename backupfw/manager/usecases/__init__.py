@@ -1,0 +1,1 @@
+"""What the API is asked to do: one class for each kind of thing, one method per use case."""

@@ -26,7 +26,7 @@ from backupfw.manager.lineage import lifecycle
 from backupfw.manager.lineage.lifecycle import BackupMoves
 from backupfw.manager.metadata import pairs
 from backupfw.manager.queue import outbox, progress, services, tasks
-from backupfw.manager.queue.outbox import Notices
+from backupfw.manager.queue.outbox import Outbox
 from backupfw.manager.rules import backup_rows, quota, volume_rules, volume_types
 from backupfw.manager.rules.placement import Placement, Placer, Subject
 from backupfw.manager.rules.volume_rules import SOURCE_KEY
@@ -66,13 +66,13 @@ class BackupManager:
         conf: cfg.ConfigOpts,
         wake: Callable[[], None] = lambda: None,
         container_patterns: Mapping[str, str] = MappingProxyType({}),
-        teller: Notices | None = None,
+        teller: Outbox | None = None,
     ) -> None:
         self._db = db
         self._conf = conf
         self._wake = wake
         self._placer = Placer(conf, container_patterns)
-        self._notices = teller or Notices(db)
+        self._notices = teller or Outbox(db)
 
     def create(
         self,

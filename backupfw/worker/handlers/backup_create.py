@@ -33,7 +33,7 @@ from backupfw.errors import (
 from backupfw.manager.messages import Detail
 from backupfw.manager.outcomes.backups import BackupTasks
 from backupfw.manager.outcomes.creating import CreatePlan, CreateResult
-from backupfw.manager.queue.tasks import Task
+from backupfw.manager.rows import Task
 from backupfw.manager.rules.volume_rules import is_followed
 from backupfw.volume.base import BlockSource, SnapshotRef, VolumeProvider, VolumeRef
 from backupfw.worker.control import TaskControl
@@ -55,17 +55,17 @@ class TaskJournal:
 
     def finished(self) -> Iterator[tuple[int, bytes]]:
         """See :meth:`backupfw.engine.ports.Journal.finished`."""
-        return self._backups.finished_segments(self._plan.manifest_id, self._plan.epoch)
+        return self._backups.creating.finished_segments(self._plan.manifest_id, self._plan.epoch)
 
     def record(self, entries: Sequence[tuple[int, bytes]]) -> None:
         """See :meth:`backupfw.engine.ports.Journal.record`."""
-        self._backups.record_segments(self._task, entries)
+        self._backups.creating.record_segments(self._task, entries)
         steps.reach("backup.recorded")
 
     def announce(self, key: str) -> None:
         """See :meth:`backupfw.engine.ports.Journal.announce`."""
         self.announced = key
-        self._backups.announce_manifest(self._task, key)
+        self._backups.creating.announce_manifest(self._task, key)
 
 
 class BackupCreate(Handler):
@@ -75,13 +75,13 @@ class BackupCreate(Handler):
         """See :meth:`Handler.run`."""
         tools = self._tools
         steps.reach("backup.begun")
-        plan = tools.backups.start_create(task)
+        plan = tools.backups.creating.start(task)
         steps.reach("backup.planned")
         container = tools.stores.container(plan.store, plan.container)
         if plan.announced:
             if self._take_over(task, plan, container, control):
                 return
-            plan = tools.backups.start_create(task)
+            plan = tools.backups.creating.start(task)
         self._need(plan, container)
         try:
             plan, job, result = self._back_up(task, plan, container, control)
@@ -108,7 +108,7 @@ class BackupCreate(Handler):
         """
         tools = self._tools
         prefix = keys.volume_prefix(plan.installation_id, plan.backup.project_id, plan.backup.volume_id)
-        listed = tools.backups.damaged_keys(plan.store, plan.container, prefix)
+        listed = tools.backups.damage.keys(plan.store, plan.container, prefix)
         for key in plan.announced:
             try:
                 found = verify.look(key, listed, container, control)
@@ -131,7 +131,7 @@ class BackupCreate(Handler):
             )
             self._commit(task, plan, made, container, control)
             return True
-        tools.backups.give_up_announced(task)
+        tools.backups.creating.give_up_announced(task)
         return False
 
     def _commit(
@@ -142,7 +142,7 @@ class BackupCreate(Handler):
             # Before the commit, while the task is still ours: afterwards nobody would look for it.
             self._clean_up(plan, made.key, container, control)
         control.check()
-        self._tools.backups.finish_create(task, made)
+        self._tools.backups.creating.finish(task, made)
 
     @contextmanager
     def _withdrawing(
@@ -160,7 +160,7 @@ class BackupCreate(Handler):
             announced = key()
             # Where neither can be done now, the next attempt finds it, or the deletion of the backup.
             with contextlib.suppress(ChunkStoreError, DBError), heeding(lambda: None):
-                if announced is not None and self._tools.backups.give_up_manifest(
+                if announced is not None and self._tools.backups.creating.give_up_manifest(
                     plan.store, plan.container, announced
                 ):
                     container.delete([announced])
@@ -177,7 +177,7 @@ class BackupCreate(Handler):
         with self._source(task, plan, control) as source:
             if plan.snapshot is None and not plan.in_use:
                 self._follow(task, plan, source.length, source.storage_id)
-            plan = tools.backups.bind_source(task, source.identity)
+            plan = tools.backups.creating.bind_source(task, source.identity)
             steps.reach("backup.bound")
             job = self._job(plan, source)
             journal = TaskJournal(tools.backups, task, plan)
@@ -188,7 +188,7 @@ class BackupCreate(Handler):
         """Let the catalogue follow what an open of the volume found."""
         if is_followed(plan.volume, length, storage_id):
             return plan
-        return self._tools.backups.follow_volume(task, length, storage_id)
+        return self._tools.backups.creating.follow_volume(task, length, storage_id)
 
     def _clean_up(self, plan: CreatePlan, key: str, container: Container, control: TaskControl) -> None:
         """Remove what earlier attempts left.
@@ -196,7 +196,7 @@ class BackupCreate(Handler):
         Where a manifest that the database does not know cannot be read, all of it stays, for a sweep: the
         backup itself is whole.
         """
-        known = KnownManifests(*self._tools.backups.known_manifests(plan.manifest_id))
+        known = KnownManifests(*self._tools.backups.creating.known_manifests(plan.manifest_id))
         prefix = keys.backup_prefix(
             plan.installation_id, plan.backup.project_id, plan.backup.volume_id, plan.backup.id
         )
@@ -211,11 +211,11 @@ class BackupCreate(Handler):
 
     def failed(self, task: Task, reason: str) -> None:
         """See :meth:`Handler.failed`."""
-        self._tools.backups.fail_create(task, reason)
+        self._tools.backups.creating.fail(task, reason)
 
     def failed_with(self, task: Task, reason: str, detail: Detail | None) -> None:
         """See :meth:`Handler.failed_with`."""
-        self._tools.backups.fail_create(task, reason, detail)
+        self._tools.backups.creating.fail(task, reason, detail)
 
     def cancelled(self, task: Task) -> None:
         """See :meth:`Handler.cancelled`."""
@@ -241,7 +241,7 @@ class BackupCreate(Handler):
             geometry=Geometry(source.length, plan.block_size, plan.segment_size),
             base=None if plan.base is None else plan.base.key,
             record=_record(plan),
-            damaged=tools.backups.damaged_keys(
+            damaged=tools.backups.damage.keys(
                 plan.store,
                 plan.container,
                 keys.volume_prefix(plan.installation_id, plan.backup.project_id, plan.backup.volume_id),
@@ -285,7 +285,7 @@ class BackupCreate(Handler):
     def _temp_snapshot(self, task: Task, plan: CreatePlan, control: TaskControl) -> SnapshotRef:
         """Return the temporary snapshot of a volume in use: an earlier attempt's, or a new one."""
         tools = self._tools
-        begun = tools.backups.temp_snapshot(task.resource_id)
+        begun = tools.backups.creating.temp_snapshot(task.resource_id)
         if begun is None or begun[0].location is None:
             found = heeded(
                 partial(tools.provider.look, volume_ref(plan.volume)), control, grace=PROVIDER_GRACE
@@ -295,7 +295,7 @@ class BackupCreate(Handler):
                 # An earlier attempt began it, perhaps to its end, and the volume grew since.
                 drop = partial(drop_temp_snapshot, tools.backups, tools.provider, task.resource_id)
                 heeded(drop, control, grace=PROVIDER_GRACE)
-        snapshot = tools.backups.begin_temp_snapshot(task)
+        snapshot = tools.backups.creating.begin_temp_snapshot(task)
         ref = snapshot_ref(snapshot, plan.volume)
         if ref.location is not None:
             try:
@@ -304,22 +304,22 @@ class BackupCreate(Handler):
             except (StorageChanged, OSError):
                 # Lost: what the new one shows is another state, so a new epoch begins with it.
                 LOG.warning("The temporary snapshot of backup %s is lost; taking another", task.resource_id)
-                tools.backups.forget_temp_snapshot(task.resource_id)
+                tools.backups.creating.forget_temp_snapshot(task.resource_id)
                 return self._temp_snapshot(task, plan, control)
         location = heeded(
             partial(tools.provider.create_snapshot, ref, True, control.check), control, grace=PROVIDER_GRACE
         )
-        return snapshot_ref(tools.backups.temp_snapshot_made(task, location), plan.volume)
+        return snapshot_ref(tools.backups.creating.temp_snapshot_made(task, location), plan.volume)
 
 
 def drop_temp_snapshot(backups: BackupTasks, provider: VolumeProvider, backup_id: str) -> None:
     """Delete the temporary snapshot that a backup has or left, if there is one."""
-    found = backups.temp_snapshot(backup_id)
+    found = backups.creating.temp_snapshot(backup_id)
     if found is None:
         return
     snapshot, volume = found
     provider.delete_snapshot(snapshot_ref(snapshot, volume))
-    backups.forget_temp_snapshot(backup_id)
+    backups.creating.forget_temp_snapshot(backup_id)
 
 
 def _create_result(result: BackupResult, length: int, host: str, wire_name: str) -> CreateResult:

@@ -11,7 +11,7 @@ from backupfw.engine.format import keys
 from backupfw.engine.ports import KnownManifests
 from backupfw.errors import Damaged
 from backupfw.manager.outcomes.deleting import ReleasePlan
-from backupfw.manager.queue.tasks import Task
+from backupfw.manager.rows import Task
 from backupfw.worker.control import TaskControl
 from backupfw.worker.handlers.backup_create import drop_temp_snapshot
 from backupfw.worker.handlers.base import Handler
@@ -34,7 +34,7 @@ class _Removal(Handler):
                 return
             except Damaged as error:
                 # Each turn has one relative less: what was released once is nobody's relative any more.
-                newer = self._tools.backups.plan_again(plan)
+                newer = self._tools.backups.deleting.plan_again(plan)
                 if error.key not in plan.relatives or error.key in newer.relatives:
                     raise
                 LOG.info("The relative %s of %s was deleted meanwhile; planning anew", error.key, plan.key)
@@ -49,18 +49,18 @@ class BackupDelete(_Removal):
         tools = self._tools
         steps.reach("delete.begun")
         drop_temp_snapshot(tools.backups, tools.provider, task.resource_id)
-        plan = tools.backups.start_delete(task)
+        plan = tools.backups.deleting.start(task)
         steps.reach("delete.planned")
         if plan is None:
             return
         self._remove(plan, control)
         steps.reach("delete.removed")
-        tools.backups.finish_delete(task, plan)
+        tools.backups.deleting.finish(task, plan)
         steps.reach("delete.committed")
 
     def failed(self, task: Task, reason: str) -> None:
         """See :meth:`Handler.failed`."""
-        self._tools.backups.fail_delete(task, reason)
+        self._tools.backups.deleting.fail(task, reason)
 
 
 class ManifestRelease(_Removal):
@@ -68,15 +68,15 @@ class ManifestRelease(_Removal):
 
     def run(self, task: Task, control: TaskControl) -> None:
         """See :meth:`Handler.run`."""
-        plan = self._tools.backups.start_release(task)
+        plan = self._tools.backups.deleting.start_release(task)
         if plan is None:
             return
         self._remove(plan, control)
-        self._tools.backups.finish_release(task, plan)
+        self._tools.backups.deleting.finish_release(task, plan)
 
     def failed(self, task: Task, reason: str) -> None:
         """See :meth:`Handler.failed`."""
-        self._tools.backups.fail_release(task, reason)
+        self._tools.backups.deleting.fail_release(task, reason)
 
 
 def remove(plan: ReleasePlan, container: Container, control: TaskControl) -> None:

@@ -15,7 +15,7 @@ from backupfw.engine.format.manifest import ManifestReader
 from backupfw.errors import Damaged, InvalidInput, QuotaExceeded, UnsupportedFormat
 from backupfw.manager import records
 from backupfw.manager.outcomes.importing import ImportPlan, ManifestFacts, check_claim, check_names
-from backupfw.manager.queue.tasks import Task
+from backupfw.manager.rows import Task
 from backupfw.worker.control import TaskControl
 from backupfw.worker.handlers.base import Handler, restored_volume
 
@@ -35,7 +35,7 @@ class BackupImport(Handler):
         """See :meth:`Handler.run`."""
         tools = self._tools
         steps.reach("import.begun")
-        plan = tools.backups.start_import(task, tools.stores.wire_names)
+        plan = tools.backups.importing.start(task, tools.stores.wire_names)
         steps.reach("import.planned")
         if (parsed := keys.parse(plan.key)) is None or parsed.kind != "manifest":
             raise InvalidInput(
@@ -45,12 +45,12 @@ class BackupImport(Handler):
         steps.reach("import.found")
         facts = self._facts(task, plan, store, container, control)
         steps.reach("import.verified")
-        tools.backups.finish_import(task, facts)
+        tools.backups.importing.finish(task, facts)
         steps.reach("import.committed")
 
     def failed(self, task: Task, reason: str) -> None:
         """See :meth:`Handler.failed`."""
-        self._tools.backups.fail_import(task, reason)
+        self._tools.backups.importing.fail(task, reason)
 
     def _find(self, plan: ImportPlan) -> tuple[str, Container]:
         """Return the one store that has the manifest.
@@ -87,7 +87,7 @@ class BackupImport(Handler):
         origin = head.origin
         check_claim(task, plan.backup.project_id, origin.project, head.geometry.length)
         check_names(origin.installation, origin.project, origin.volume, origin.backup)
-        listed = self._tools.backups.damaged_keys(store, plan.container, keys.volume_prefix_of(plan.key))
+        listed = self._tools.backups.damage.keys(store, plan.container, keys.volume_prefix_of(plan.key))
         found = verify.look(plan.key, listed, container, control, _Damage())
         if found.damaged:
             raise InvalidInput(f"{found.damaged} of the backup's objects are missing or damaged.")

@@ -11,7 +11,7 @@ from backupfw.engine.ports import Checkpoint
 from backupfw.errors import Damaged
 from backupfw.manager.messages import Detail
 from backupfw.manager.outcomes.restoring import RestorePlan
-from backupfw.manager.queue.tasks import Task
+from backupfw.manager.rows import Task
 from backupfw.manager.rules.volume_rules import is_followed
 from backupfw.volume.base import VolumeRef
 from backupfw.worker.control import TaskControl
@@ -27,7 +27,7 @@ class BackupRestore(Handler):
         """See :meth:`Handler.run`."""
         tools = self._tools
         steps.reach("restore.begun")
-        plan = tools.backups.start_restore(task)
+        plan = tools.backups.restoring.start(task)
         steps.reach("restore.planned")
         container = tools.stores.container(plan.store, plan.container)
         try:
@@ -43,27 +43,27 @@ class BackupRestore(Handler):
             with opened(partial(tools.provider.open_target, target, _fence_number(task)), control) as volume:
                 steps.reach("restore.opened")
                 if not is_followed(plan.volume, volume.length, volume.storage_id):
-                    tools.backups.follow_target(task, volume.length, volume.storage_id)
+                    tools.backups.restoring.follow_target(task, volume.length, volume.storage_id)
                 engine.run(plan.key, container, volume, control, checkpoint, streams=tools.engine.streams)
         except Damaged as error:
             # The next incremental stores the blocks of a damaged object anew.
-            if tools.backups.record_damage(
+            if tools.backups.damage.record(
                 plan.store, plan.container, error.key, error.reason, plan.manifest_id
             ):
                 mark_sharers(tools.backups, container, plan.manifest_id, {error.key}, control)
             raise
         steps.reach("restore.written")
         control.check()
-        tools.backups.finish_restore(task, restored_volume(head.record))
+        tools.backups.restoring.finish(task, restored_volume(head.record))
         steps.reach("restore.committed")
 
     def failed(self, task: Task, reason: str) -> None:
         """See :meth:`Handler.failed`."""
-        self._tools.backups.fail_restore(task, reason)
+        self._tools.backups.restoring.fail(task, reason)
 
     def failed_with(self, task: Task, reason: str, detail: Detail | None) -> None:
         """See :meth:`Handler.failed_with`."""
-        self._tools.backups.fail_restore(task, reason, detail)
+        self._tools.backups.restoring.fail(task, reason, detail)
 
     def _made(self, task: Task, plan: RestorePlan, control: TaskControl) -> VolumeRef:
         """Return the target, made first if this restore is to make it."""
@@ -71,11 +71,11 @@ class BackupRestore(Handler):
         if target.location is not None:
             return target
         if self._tools.volume_host is not None:
-            self._tools.backups.bind_target(task, self._tools.volume_host)
+            self._tools.backups.restoring.bind_target(task, self._tools.volume_host)
         location = heeded(
             partial(self._tools.provider.create, target, None, control.check), control, grace=PROVIDER_GRACE
         )
-        self._tools.backups.set_location(task, location)
+        self._tools.backups.restoring.set_location(task, location)
         return VolumeRef(target.id, target.length, location)
 
 

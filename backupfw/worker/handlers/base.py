@@ -15,8 +15,9 @@ from backupfw.manager.outcomes.backups import BackupTasks
 from backupfw.manager.outcomes.restoring import RestoredVolume
 from backupfw.manager.outcomes.volumes import VolumeTasks
 from backupfw.manager.queue.claims import Reach
-from backupfw.manager.queue.outbox import Notices
-from backupfw.manager.queue.tasks import Task, Tasks
+from backupfw.manager.queue.outbox import Outbox
+from backupfw.manager.queue.tasks import Tasks
+from backupfw.manager.rows import Task
 from backupfw.volume.base import SnapshotRef, VolumeProvider, VolumeRef
 from backupfw.worker.control import TaskControl
 from backupfw.worker.stores import Stores
@@ -83,7 +84,7 @@ class Tools:
     volume_host: str | None = None
     reach: Reach | None = None
     meter: Meter = field(default_factory=NullMeter)
-    notices: Notices | None = None
+    notices: Outbox | None = None
 
 
 class Handler(abc.ABC):

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
-from backupfw.manager.queue.tasks import Task
+from backupfw.manager.rows import Task
 from backupfw.manager.rules.volume_rules import is_followed
 from backupfw.volume.base import SnapshotRef, VolumeRef
 from backupfw.worker.control import TaskControl

@@ -13,7 +13,7 @@ from backupfw.cmd.meters import Meters
 from backupfw.conf import load
 from backupfw.db import migrate
 from backupfw.db.session import Database
-from backupfw.manager.queue.outbox import Notices
+from backupfw.manager.queue.outbox import Outbox
 from tests.unit.db.conftest import db, mariadb_url, postgresql_url
 
 __all__ = ["db", "mariadb_url", "postgresql_url"]
@@ -47,7 +47,7 @@ volumes_dir = {tmp_path}/volumes
     conf.set_override("service_down_time", conf.service_down_time / FASTER)
     migrate.sync(db)
     dispatch = service.make_dispatch(conf, listens=True)
-    worker = service.WorkerProcess(conf, db, dispatch, alone=False, meters=Meters(db), notices=Notices(db))
+    worker = service.WorkerProcess(conf, db, dispatch, alone=False, meters=Meters(db), notices=Outbox(db))
     count = 0
 
     def note(*_: object) -> None:

@@ -13,7 +13,7 @@ from backupfw.cmd import state as state_directory
 from backupfw.db import migrate
 from backupfw.errors import ConfigError
 from backupfw.manager.messages import MessageManager
-from backupfw.manager.outcomes.backups import BackupTasks
+from backupfw.manager.outcomes.expiry import Expiry
 from tests.unit.cmd.conftest import Run
 
 
@@ -210,8 +210,8 @@ def test_a_state_directory_that_cannot_be_made(tmp_path: Path) -> None:
 
 def test_what_is_looked_after(monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[str] = []
-    waiting, messages = object.__new__(BackupTasks), object.__new__(MessageManager)
-    monkeypatch.setattr(BackupTasks, "expire_waiting", lambda self: called.append("waiting"))
+    expiry, messages = object.__new__(Expiry), object.__new__(MessageManager)
+    monkeypatch.setattr(Expiry, "expire", lambda self: called.append("expiry"))
     monkeypatch.setattr(MessageManager, "purge", lambda self: called.append("messages"))
-    service.look_after(waiting, messages)
-    assert called == ["waiting", "messages"]
+    service.look_after(expiry, messages)
+    assert called == ["expiry", "messages"]

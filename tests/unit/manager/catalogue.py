@@ -16,7 +16,8 @@ from backupfw.context import RequestContext
 from backupfw.db import models
 from backupfw.db.session import Database, now
 from backupfw.manager.outcomes.volumes import VolumeTasks
-from backupfw.manager.queue.tasks import Task, Tasks
+from backupfw.manager.queue.tasks import Tasks
+from backupfw.manager.rows import Task
 from backupfw.manager.rules.quota import QuotaManager
 from backupfw.manager.rules.volume_rules import GIB
 from backupfw.manager.rules.volume_types import VolumeTypeManager

@@ -26,9 +26,11 @@ from backupfw.manager.outcomes.backups import (
     ManifestFacts,
     RestoredVolume,
 )
+from backupfw.manager.outcomes.expiry import Expiry
 from backupfw.manager.queue import tasks
 from backupfw.manager.queue.services import BACKUP_BINARY, ServiceManager
-from backupfw.manager.queue.tasks import Task, Tasks
+from backupfw.manager.queue.tasks import Tasks
+from backupfw.manager.rows import Task
 from backupfw.manager.usecases.backups import BackupManager
 
 GIB = 1 << 30
@@ -92,6 +94,7 @@ class World:
         self.backups = BackupManager(self.db, self.conf, self._wake)
         self.tasks = Tasks(self.db, self.conf.backup.max_attempts)
         self.outcomes = BackupTasks(self.db, self.conf)
+        self.expiry = Expiry(self.db, self.conf)
         self.services = ServiceManager(self.db, self.conf)
         self.services.heartbeat("host", BACKUP_BINARY, "nova", {"main": WIRE})
         self._numbers = itertools.count(1)
@@ -208,31 +211,31 @@ class World:
     def run_create(self) -> rows.Backup:
         """Carry out the next creation."""
         task = self.claim(tasks.BACKUP_CREATE)
-        plan = self.outcomes.start_create(task)
-        self.outcomes.bind_source(task, "source")
-        return self.outcomes.finish_create(task, self.result(plan))
+        plan = self.outcomes.creating.start(task)
+        self.outcomes.creating.bind_source(task, "source")
+        return self.outcomes.creating.finish(task, self.result(plan))
 
     def run_restore(self, source: RestoredVolume | None = None) -> None:
         """Carry out the next restore."""
         task = self.claim(tasks.BACKUP_RESTORE)
-        self.outcomes.start_restore(task)
-        self.outcomes.finish_restore(task, source)
+        self.outcomes.restoring.start(task)
+        self.outcomes.restoring.finish(task, source)
 
     def run_delete(self) -> bool:
         """Carry out the next deletion; returns whether objects had to be removed."""
         task = self.claim(tasks.BACKUP_DELETE)
-        plan = self.outcomes.start_delete(task)
+        plan = self.outcomes.deleting.start(task)
         if plan is not None:
-            self.outcomes.finish_delete(task, plan)
+            self.outcomes.deleting.finish(task, plan)
         return plan is not None
 
     def run_releases(self) -> int:
         """Carry out all releases that are queued; returns how many."""
         done = 0
         while (task := self.tasks.claim("host/w", 60, [tasks.MANIFEST_RELEASE])) is not None:
-            plan = self.outcomes.start_release(task)
+            plan = self.outcomes.deleting.start_release(task)
             if plan is not None:
-                self.outcomes.finish_release(task, plan)
+                self.outcomes.deleting.finish_release(task, plan)
             done += 1
         return done
 

@@ -56,15 +56,15 @@ def test_a_world_at_work_is_clean(world: Any) -> None:
     world.backups.restore(ctx, world.first)
     assert found(world) == []
     creating = world.claim(tasks.BACKUP_CREATE)
-    world.outcomes.start_create(creating)
-    world.outcomes.begin_temp_snapshot(creating)
+    world.outcomes.creating.start(creating)
+    world.outcomes.creating.begin_temp_snapshot(creating)
     assert found(world) == []
     world.run_restore()
     world.backups.delete(ctx, world.first)
     deleting = world.claim(tasks.BACKUP_DELETE)
-    world.outcomes.start_delete(deleting)
+    world.outcomes.deleting.start(deleting)
     assert found(world) == []
-    world.outcomes.fail_delete(deleting, "no")
+    world.outcomes.deleting.fail(deleting, "no")
     world.backups.force_delete(world.ctx(admin=True), creating.resource_id)
     assert found(world) == []
 
@@ -111,7 +111,7 @@ def test_a_cancelled_task_leads_nowhere(world: Any) -> None:
 def test_a_lease_that_nobody_took_over(world: Any) -> None:
     world.backups.create(world.ctx(), volume_id=world.volume_id)
     task = world.claim()
-    world.outcomes.start_create(task)
+    world.outcomes.creating.start(task)
     with world.db.read() as session:
         moment = now(session)
     change(world, models.Task, task.id, lease_until=moment - timedelta(seconds=LEASE / 2))
@@ -216,7 +216,7 @@ def test_a_journal_of_a_finished_manifest(world: Any) -> None:
 def test_a_child_of_what_is_not_live(world: Any) -> None:
     world.backups.create(world.ctx(), volume_id=world.volume_id, incremental=True)
     task = world.claim()
-    plan = world.outcomes.start_create(task)
+    plan = world.outcomes.creating.start(task)
     change(world, models.Manifest, plan.base.id, state="released")
     assert ("lineage", "is being made from one that is released") in found(world)
 
@@ -270,5 +270,5 @@ def test_the_number_of_statements_does_not_depend_on_the_rows(world: Any) -> Non
         volume = world.volume()
         world.backup(volume)
         world.backups.create(world.ctx(), volume_id=volume)
-        world.outcomes.begin_temp_snapshot(world.claim(tasks.BACKUP_CREATE))
+        world.outcomes.creating.begin_temp_snapshot(world.claim(tasks.BACKUP_CREATE))
     assert asked() == before

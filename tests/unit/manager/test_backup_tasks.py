@@ -26,7 +26,7 @@ def begin(world: World, volume: str, **arguments: object) -> tuple[str, tasks.Ta
     """Start the creation of a backup."""
     made = world.backups.create(world.ctx(), volume_id=volume, **arguments)  # type: ignore[arg-type]
     task = world.claim(tasks.BACKUP_CREATE)
-    return made.id, task, world.outcomes.start_create(task)
+    return made.id, task, world.outcomes.creating.start(task)
 
 
 def test_the_first_claim_fixes_what_is_made(world: World) -> None:
@@ -37,17 +37,17 @@ def test_the_first_claim_fixes_what_is_made(world: World) -> None:
     assert plan.base.key == parent.service_metadata
     assert (plan.epoch, plan.attempt, plan.block_size, plan.hash_mode) == (1, 1, 65536, "blake3")
     assert plan.installation_id == world.outcomes.installation_id()
-    world.outcomes.bind_source(task, "one")
-    world.outcomes.record_segments(task, [(2, b"b"), (0, b"a")])
+    world.outcomes.creating.bind_source(task, "one")
+    world.outcomes.creating.record_segments(task, [(2, b"b"), (0, b"a")])
     world.backup(world.volume())
     world.age(seconds=61)
     task = world.claim(tasks.BACKUP_CREATE)
-    again = world.outcomes.start_create(task)
+    again = world.outcomes.creating.start(task)
     assert (again.base, again.epoch, again.manifest_id) == (plan.base, 1, plan.manifest_id)
     assert (again.attempt, task.failures) == (2, 0)
-    assert world.outcomes.bind_source(task, "one").epoch == 1
-    assert list(world.outcomes.finished_segments(plan.manifest_id, 1)) == [(0, b"a"), (2, b"b")]
-    done = world.outcomes.finish_create(task, world.result(again))
+    assert world.outcomes.creating.bind_source(task, "one").epoch == 1
+    assert list(world.outcomes.creating.finished_segments(plan.manifest_id, 1)) == [(0, b"a"), (2, b"b")]
+    done = world.outcomes.creating.finish(task, world.result(again))
     assert done.id == backup_id
     assert world.rows(models.Segment) == []
     check_consistent(world)
@@ -55,33 +55,33 @@ def test_the_first_claim_fixes_what_is_made(world: World) -> None:
 
 def test_another_source_starts_a_new_epoch(world: World) -> None:
     _, task, plan = begin(world, world.volume())
-    world.outcomes.bind_source(task, "one")
-    world.outcomes.record_segments(task, [(0, b"a")])
-    plan = world.outcomes.bind_source(task, "two")
+    world.outcomes.creating.bind_source(task, "one")
+    world.outcomes.creating.record_segments(task, [(0, b"a")])
+    plan = world.outcomes.creating.bind_source(task, "two")
     assert (plan.epoch, plan.source_identity) == (2, "two")
-    assert list(world.outcomes.finished_segments(plan.manifest_id, 1)) == []
-    world.outcomes.record_segments(task, [(0, b"b")])
-    world.outcomes.record_segments(task, [(0, b"c"), (1, b"d")])
-    assert list(world.outcomes.finished_segments(plan.manifest_id, 2)) == [(0, b"c"), (1, b"d")]
+    assert list(world.outcomes.creating.finished_segments(plan.manifest_id, 1)) == []
+    world.outcomes.creating.record_segments(task, [(0, b"b")])
+    world.outcomes.creating.record_segments(task, [(0, b"c"), (1, b"d")])
+    assert list(world.outcomes.creating.finished_segments(plan.manifest_id, 2)) == [(0, b"c"), (1, b"d")]
 
 
 def test_another_geometry_starts_a_new_epoch_without_the_base(world: World) -> None:
     volume = world.volume()
     parent = world.backup(volume)
     _, task, _ = begin(world, volume, incremental=True)
-    world.outcomes.record_segments(task, [(0, b"a")])
+    world.outcomes.creating.record_segments(task, [(0, b"a")])
     # The parent's record goes; only the child keeps its data.
     world.backups.delete(world.ctx(), parent.id)
     assert not world.run_delete()
     world.conf.backup.block_size = 4096
     world.age(seconds=61)
     task = world.claim(tasks.BACKUP_CREATE)
-    again = world.outcomes.start_create(task)
+    again = world.outcomes.creating.start(task)
     assert (again.epoch, again.base, again.block_size) == (2, None, 4096)
     assert world.rows(models.Segment) == []
     check_consistent(world)
     assert world.run_releases() == 1
-    world.outcomes.finish_create(task, world.result(again))
+    world.outcomes.creating.finish(task, world.result(again))
     check_consistent(world)
 
 
@@ -104,7 +104,7 @@ def test_who_cannot_be_a_base(world: World, change: str) -> None:
     elif change == "released":
         with world.db.write() as session:
             session.get(models.Manifest, parent.manifest_id).state = "released"  # type: ignore[union-attr]
-    plan = world.outcomes.start_create(world.claim(tasks.BACKUP_CREATE))
+    plan = world.outcomes.creating.start(world.claim(tasks.BACKUP_CREATE))
     assert plan.base is None
     assert world.backups.get(world.ctx(), made.id).parent_id == parent.id
 
@@ -123,70 +123,71 @@ def test_a_twin_in_another_project_shares_nothing_there(world: World) -> None:
         backup_service=original.service,
         backup_url=base64.b64encode(json.dumps(record).encode()).decode(),
     )
-    world.outcomes.finish_import(world.claim(), world.facts(manifest))
+    world.outcomes.importing.finish(world.claim(), world.facts(manifest))
     world.backups.create(admin, volume_id=volume, incremental=True)
-    assert world.outcomes.start_create(world.claim()).base is None
+    assert world.outcomes.creating.start(world.claim()).base is None
 
 
 def test_a_stale_attempt_commits_nothing(world: World) -> None:
     backup_id, old, old_plan = begin(world, world.volume())
     world.age(seconds=61)
     new = world.claim(tasks.BACKUP_CREATE)
-    plan = world.outcomes.start_create(new)
+    plan = world.outcomes.creating.start(new)
     for call in (
-        lambda: world.outcomes.start_create(old),
-        lambda: world.outcomes.bind_source(old, "x"),
-        lambda: world.outcomes.record_segments(old, [(0, b"")]),
-        lambda: world.outcomes.finish_create(old, world.result(old_plan)),
-        lambda: world.outcomes.fail_create(old, "no"),
+        lambda: world.outcomes.creating.start(old),
+        lambda: world.outcomes.creating.bind_source(old, "x"),
+        lambda: world.outcomes.creating.record_segments(old, [(0, b"")]),
+        lambda: world.outcomes.creating.finish(old, world.result(old_plan)),
+        lambda: world.outcomes.creating.fail(old, "no"),
     ):
         with pytest.raises(errors.TaskLost):
             call()
     assert world.status(backup_id) == "creating"
-    done = world.outcomes.finish_create(new, world.result(plan))
+    done = world.outcomes.creating.finish(new, world.result(plan))
     with pytest.raises(errors.TaskLost):
-        world.outcomes.fail_create(new, "no")
+        world.outcomes.creating.fail(new, "no")
     assert world.status(done.id) == "available"
 
 
 def test_what_becomes_of_an_announced_key_is_decided_once(world: World) -> None:
     backup_id, task, plan = begin(world, world.volume())
     result = world.result(plan)
-    world.outcomes.announce_manifest(task, "k/lost")
+    world.outcomes.creating.announce_manifest(task, "k/lost")
     # The answer of the first may have been lost.
+    creating = world.outcomes.creating
     for _ in range(2):
-        world.outcomes.announce_manifest(task, result.key)
-    assert world.outcomes.known_manifests(plan.manifest_id) == ([], set()), "what becomes of them is open"
-    assert world.outcomes.start_create(task).announced == tuple(sorted(["k/lost", result.key]))
-    assert world.outcomes.give_up_manifest(plan.store, plan.container, "k/lost")
-    assert world.outcomes.known_manifests(plan.manifest_id) == ([], {"k/lost"})
+        creating.announce_manifest(task, result.key)
+    assert creating.known_manifests(plan.manifest_id) == ([], set()), "what becomes of them is open"
+    assert creating.start(task).announced == tuple(sorted(["k/lost", result.key]))
+    assert creating.give_up_manifest(plan.store, plan.container, "k/lost")
+    assert creating.known_manifests(plan.manifest_id) == ([], {"k/lost"})
     with pytest.raises(errors.TaskLost):
-        world.outcomes.finish_create(task, replace(result, key="k/lost"))
-    world.outcomes.finish_create(task, result)
-    assert not world.outcomes.give_up_manifest(plan.store, plan.container, result.key), "it is committed"
+        creating.finish(task, replace(result, key="k/lost"))
+    creating.finish(task, result)
+    assert not creating.give_up_manifest(plan.store, plan.container, result.key), "it is committed"
     found = {row.key: row.state for row in world.rows(models.Manifest)}
     assert found == {"k/lost": lifecycle.GONE, result.key: lifecycle.LIVE}
     with pytest.raises(errors.TaskLost):
-        world.outcomes.announce_manifest(task, "k/late")
+        world.outcomes.creating.announce_manifest(task, "k/late")
     assert world.status(backup_id) == "available"
 
 
 def test_a_failed_creation_is_cleaned_up_by_a_task_of_its_own(world: World) -> None:
     volume = world.volume()
     backup_id, task, plan = begin(world, volume)
-    world.outcomes.fail_create(task, "because")
+    world.outcomes.creating.fail(task, "because")
     row = world.row(models.Backup, backup_id)
     assert (row.status, row.fail_reason, row.completed) == ("error", "because", False)
     assert world.volume_status(volume) == "available"
     check_consistent(world)
     release = world.claim(tasks.MANIFEST_RELEASE)
-    found = world.outcomes.start_release(release)
+    found = world.outcomes.deleting.start_release(release)
     assert found is not None
     assert (found.key, found.backup_id, found.relatives) == (None, backup_id, ())
     # Meanwhile the record can go.
     world.backups.delete(world.ctx(), backup_id)
     assert not world.run_delete()
-    world.outcomes.fail_release(release, "no")
+    world.outcomes.deleting.fail_release(release, "no")
     assert world.tasks.claim("host/w", 60) is None
     world.age(seconds=301)
     assert world.run_releases() == 1
@@ -199,11 +200,11 @@ def test_children_and_their_parent_can_be_deleted_in_any_order(world: World) -> 
     child, _ = world.backup(volume, incremental=True), world.backup(volume, incremental=True)
     world.backups.delete(world.ctx(), parent.id)
     task = world.claim()
-    plan = world.outcomes.start_delete(task)
+    plan = world.outcomes.deleting.start(task)
     assert plan is not None
     assert plan.key == parent.service_metadata
     assert plan.relatives == (child.service_metadata,)
-    world.outcomes.finish_delete(task, plan)
+    world.outcomes.deleting.finish(task, plan)
     row = world.row(models.Backup, parent.id)
     assert (row.deleted, row.status, row.manifest_id) == (True, "deleted", None)
     assert world.row(models.Manifest, plan.manifest_id).state == "gone"
@@ -222,9 +223,9 @@ def test_a_child_in_the_making_keeps_its_bases_data_until_it_ends(world: World) 
         assert base.state == "live"
         check_consistent(world)
         if ending == "finish":
-            world.outcomes.finish_create(task, world.result(plan))
+            world.outcomes.creating.finish(task, world.result(plan))
         elif ending == "fail":
-            world.outcomes.fail_create(task, "no")
+            world.outcomes.creating.fail(task, "no")
         else:
             world.backups.force_delete(world.ctx(admin=True), child)
         check_consistent(world)
@@ -241,8 +242,8 @@ def test_a_failed_deletion_tries_again_by_itself(world: World) -> None:
     backup = world.backup(world.volume())
     world.backups.delete(world.ctx(), backup.id)
     task = world.claim()
-    assert world.outcomes.start_delete(task) is not None
-    world.outcomes.fail_delete(task, "no space")
+    assert world.outcomes.deleting.start(task) is not None
+    world.outcomes.deleting.fail(task, "no space")
     shown = world.backups.get(world.ctx(), backup.id)
     assert (shown.status, shown.fail_reason) == ("error_deleting", "no space")
     check_consistent(world)
@@ -251,9 +252,9 @@ def test_a_failed_deletion_tries_again_by_itself(world: World) -> None:
         assert world.tasks.claim("host/w", 60) is None
         world.age(seconds=6)
         task = world.claim()
-        assert world.outcomes.start_delete(task) is not None
+        assert world.outcomes.deleting.start(task) is not None
         assert world.status(backup.id) == "deleting"
-        world.outcomes.fail_delete(task, "no")
+        world.outcomes.deleting.fail(task, "no")
     # A force delete does not wait for the pause.
     world.backups.force_delete(world.ctx(admin=True), backup.id)
     check_consistent(world)
@@ -270,13 +271,13 @@ def test_waiting_in_vain_ends(world: World) -> None:
     world.backups.delete(world.ctx(), available.id)
     world.backups.restore(world.ctx(), restored.id, volume_id=target)
     world.age(seconds=700)
-    assert world.outcomes.expire_waiting() == 0
+    assert world.expiry.expire() == 0
     # A worker that is down for less than they may wait may still come.
     world.silence(seconds=500)
-    assert world.outcomes.expire_waiting() == 0
+    assert world.expiry.expire() == 0
     world.silence(seconds=101)
-    assert world.outcomes.expire_waiting() == 3
-    assert world.outcomes.expire_waiting() == 0
+    assert world.expiry.expire() == 3
+    assert world.expiry.expire() == 0
     assert world.status(made.id) == "error"
     assert world.status(available.id) == "error_deleting"
     assert world.status(restored.id) == "available"
@@ -292,11 +293,11 @@ def test_an_attempt_whose_worker_never_came_back_ends_too(world: World) -> None:
     _, task, plan = begin(world, world.volume())
     world.silence(seconds=601)
     world.age(seconds=300)
-    assert world.outcomes.expire_waiting() == 0
+    assert world.expiry.expire() == 0
     world.age(seconds=400)
-    assert world.outcomes.expire_waiting() == 1
+    assert world.expiry.expire() == 1
     with pytest.raises(errors.TaskLost):
-        world.outcomes.finish_create(task, world.result(plan))
+        world.outcomes.creating.finish(task, world.result(plan))
     check_consistent(world)
     assert world.run_releases() == 1
 
@@ -322,9 +323,9 @@ def test_what_no_worker_can_serve_ends_and_says_why(
         container=None if store is None else f"{store}:c",
     )
     world.age(seconds=599)
-    assert world.outcomes.expire_waiting() == 0
+    assert world.expiry.expire() == 0
     world.age(seconds=2)
-    assert world.outcomes.expire_waiting() == 1
+    assert world.expiry.expire() == 1
     row = world.row(models.Backup, made.id)
     assert row.status == "error"
     assert row.fail_reason is not None
@@ -342,7 +343,7 @@ def test_a_store_that_one_process_of_a_host_has_is_waited_for(world: World) -> N
     made = world.backups.create(world.ctx(), volume_id=world.volume(), container="offsite:c")
     world.services.heartbeat("host", "cinder-backup", "nova", {"main": "x"}, process="b")
     world.age(seconds=700)
-    assert world.outcomes.expire_waiting() == 0
+    assert world.expiry.expire() == 0
     assert world.status(made.id) == "creating"
 
 
@@ -351,7 +352,7 @@ def test_a_zone_that_no_worker_was_ever_in_is_not_waited_for(world: World) -> No
     volume = world.volume()
     world.backups.create(world.ctx(), volume_id=world.volume(), availability_zone="mars")
     made = world.backups.create(world.ctx(), volume_id=volume, availability_zone="moon")
-    assert world.outcomes.expire_waiting() == 1
+    assert world.expiry.expire() == 1
     row = world.row(models.Backup, made.id)
     reason = "No backup service in availability zone moon was available."
     assert (row.status, row.fail_reason) == ("error", reason)
@@ -367,9 +368,9 @@ def test_what_a_frozen_worker_can_serve_waits_for_it(world: World) -> None:
     made = world.backups.create(world.ctx(), volume_id=world.volume())
     world.services.set_frozen(world.ctx(admin=True), "host", frozen=True)
     world.age(seconds=700)
-    assert world.outcomes.expire_waiting() == 0
+    assert world.expiry.expire() == 0
     world.services.set_disabled(world.ctx(admin=True), "host", "cinder-backup", disabled=True)
-    assert world.outcomes.expire_waiting() == 1
+    assert world.expiry.expire() == 1
     assert world.status(made.id) == "error"
 
 
@@ -385,10 +386,10 @@ def test_a_cancelled_task_that_no_worker_can_clean_up_after_holds_nobody_up(
     world.backups.force_delete(world.ctx(admin=True), backup_id)
     world.services.set_disabled(world.ctx(admin=True), "far", "cinder-backup", disabled=True)
     world.age(seconds=599)
-    assert world.outcomes.expire_waiting() == 0
+    assert world.expiry.expire() == 0
     world.age(seconds=100)
-    assert world.outcomes.expire_waiting() == 1
-    assert world.outcomes.expire_waiting() == 0
+    assert world.expiry.expire() == 1
+    assert world.expiry.expire() == 0
     with pytest.raises(errors.TaskLost):
         world.tasks.discard(task)
     world.run_delete()
@@ -401,19 +402,19 @@ def test_the_temporary_snapshot_of_a_volume_in_use(world: World) -> None:
     volume = world.volume(status="in-use")
     backup_id, task, plan = begin(world, volume, force=True)
     assert plan.in_use
-    made = world.outcomes.begin_temp_snapshot(task)
-    assert world.outcomes.begin_temp_snapshot(task).id == made.id
-    assert world.outcomes.temp_snapshot_made(task, "/t").status == "available"
-    found = world.outcomes.temp_snapshot(backup_id)
+    made = world.outcomes.creating.begin_temp_snapshot(task)
+    assert world.outcomes.creating.begin_temp_snapshot(task).id == made.id
+    assert world.outcomes.creating.temp_snapshot_made(task, "/t").status == "available"
+    found = world.outcomes.creating.temp_snapshot(backup_id)
     assert found is not None
     snapshot, of = found
     assert (snapshot.location, snapshot.temporary, of.id) == ("/t", True, volume)
-    world.outcomes.forget_temp_snapshot(backup_id)
-    assert world.outcomes.temp_snapshot(backup_id) is None
-    other = world.outcomes.begin_temp_snapshot(task)
+    world.outcomes.creating.forget_temp_snapshot(backup_id)
+    assert world.outcomes.creating.temp_snapshot(backup_id) is None
+    other = world.outcomes.creating.begin_temp_snapshot(task)
     assert other.id != made.id
     # One that is left when the task ends gets a task of its own.
-    world.outcomes.finish_create(task, world.result(plan))
+    world.outcomes.creating.finish(task, world.result(plan))
     assert world.claim(tasks.SNAPSHOT_DELETE).resource_id == other.id
     assert world.row(models.Snapshot, other.id).status == "deleting"
 
@@ -429,11 +430,11 @@ def test_damage_is_listed_by_prefix(world: World) -> None:
     outcomes = world.outcomes
     manifest = world.row(models.Backup, world.backup(world.volume()).id).manifest_id
     for key in ("a_b/1", "a_b/2", "aXb/1"):
-        outcomes.record_damage("main", "c", key, "gone", manifest)
-    outcomes.record_damage("main", "c", "a_b/1", "r" * 300, manifest)
-    assert outcomes.damaged_keys("main", "c", "a_b/") == {"a_b/1", "a_b/2"}
-    assert outcomes.damaged_keys("main", "other") == frozenset()
-    assert [len(one.reason) for one in outcomes.damage_of(manifest)] == [4, 255, 4]
+        outcomes.damage.record("main", "c", key, "gone", manifest)
+    outcomes.damage.record("main", "c", "a_b/1", "r" * 300, manifest)
+    assert outcomes.damage.keys("main", "c", "a_b/") == {"a_b/1", "a_b/2"}
+    assert outcomes.damage.keys("main", "other") == frozenset()
+    assert [len(one.reason) for one in outcomes.damage.of(manifest)] == [4, 255, 4]
 
 
 def test_an_unknown_manifest_of_ours_is_detached_and_asks_for_a_listing(world: World) -> None:
@@ -446,12 +447,12 @@ def test_an_unknown_manifest_of_ours_is_detached_and_asks_for_a_listing(world: W
     with other.db.write() as session:
         session.get(models.Installation, 1).uuid = manifest.installation_id  # type: ignore[union-attr]
     other.backups.import_record(admin, backup_service=backup.service or "", backup_url=url)
-    done = other.outcomes.finish_import(other.claim(), world.facts(manifest))
+    done = other.outcomes.importing.finish(other.claim(), world.facts(manifest))
     assert (done.status, done.service_metadata) == ("available", backup.service_metadata)
     row = other.rows(models.Manifest)[0]
     assert (row.detached, row.in_tree, row.state) == (True, True, lifecycle.LIVE)
     other.backups.delete(admin, done.id)
-    plan = other.outcomes.start_delete(other.claim())
+    plan = other.outcomes.deleting.start(other.claim())
     assert plan is not None
     assert plan.known_keys == {backup.service_metadata}
 
@@ -462,18 +463,18 @@ def test_restores_and_creations_need_what_they_work_on(world: World) -> None:
     target = world.volume()
     world.backups.restore(world.ctx(), backup.id, volume_id=target)
     restore = world.claim()
-    plan = world.outcomes.start_restore(restore)
+    plan = world.outcomes.restoring.start(restore)
     assert (plan.key, plan.new, plan.checkpoint, plan.attempt) == (backup.service_metadata, False, 0, 1)
     with world.db.write() as session:
         session.get(models.Volume, target).deleted = True  # type: ignore[union-attr]
     with pytest.raises(errors.VolumeNotFound):
-        world.outcomes.start_restore(restore)
-    world.outcomes.fail_restore(restore, "gone")
+        world.outcomes.restoring.start(restore)
+    world.outcomes.restoring.fail(restore, "gone")
     assert world.status(backup.id) == "available"
     world.backups.restore(world.ctx(), backup.id)
     task = world.claim()
-    new = world.outcomes.start_restore(task)
+    new = world.outcomes.restoring.start(task)
     assert new.new
-    world.outcomes.set_location(task, "/made")
-    assert world.outcomes.start_restore(task).volume.location == "/made"
+    world.outcomes.restoring.set_location(task, "/made")
+    assert world.outcomes.restoring.start(task).volume.location == "/made"
     assert new.volume.location is None

@@ -64,8 +64,8 @@ def test_an_in_use_volume_returns_to_in_use(world: World) -> None:
     volume = world.volume(status="in-use")
     world.backups.create(world.ctx(), volume_id=volume, force=True)
     task = world.claim()
-    assert world.outcomes.start_create(task).in_use
-    world.outcomes.fail_create(task, "no")
+    assert world.outcomes.creating.start(task).in_use
+    world.outcomes.creating.fail(task, "no")
     assert world.volume_status(volume) == "in-use"
 
 
@@ -138,7 +138,7 @@ def test_a_failed_child_is_no_dependent(world: World) -> None:
     volume = world.volume()
     parent = world.backup(volume)
     world.backups.create(world.ctx(), volume_id=volume, incremental=True)
-    world.outcomes.fail_create(world.claim(), "no")
+    world.outcomes.creating.fail(world.claim(), "no")
     assert not world.backups.get(world.ctx(), parent.id).has_dependent_backups
 
 
@@ -267,12 +267,12 @@ def test_a_failed_restore_leaves_the_backup_available_and_says_why(world: World)
     backup = world.backup(world.volume())
     target = world.volume()
     world.backups.restore(world.ctx(), backup.id, volume_id=target)
-    world.outcomes.fail_restore(world.claim(), "x" * 300)
+    world.outcomes.restoring.fail(world.claim(), "x" * 300)
     shown = world.backups.get(world.ctx(), backup.id)
     assert (shown.status, shown.fail_reason) == ("available", "x" * 255)
     assert world.volume_status(target) == "error_restoring"
     _, new, _ = world.backups.restore(world.ctx(), backup.id)
-    world.outcomes.fail_restore(world.claim(), "no")
+    world.outcomes.restoring.fail(world.claim(), "no")
     assert world.volume_status(new) == "error"
     world.backups.restore(world.ctx(), backup.id)
     world.run_restore()
@@ -286,7 +286,7 @@ def test_force_delete_of_a_backup_being_made(world: World, claimed: bool) -> Non
     task = None
     if claimed:
         task = world.claim()
-        plan = world.outcomes.start_create(task)
+        plan = world.outcomes.creating.start(task)
     world.backups.force_delete(world.ctx(admin=True), backup.id)
     assert (world.status(backup.id), world.volume_status(volume)) == ("deleting", "in-use")
     check_consistent(world)
@@ -295,9 +295,9 @@ def test_force_delete_of_a_backup_being_made(world: World, claimed: bool) -> Non
         assert world.tasks.claim("host/x", 60) is None
         assert world.renew(task)
         with pytest.raises(errors.TaskCancelled):
-            world.outcomes.finish_create(task, world.result(plan))
+            world.outcomes.creating.finish(task, world.result(plan))
         with pytest.raises(errors.TaskCancelled):
-            world.outcomes.fail_create(task, "no")
+            world.outcomes.creating.fail(task, "no")
         world.tasks.discard(task)
     assert world.run_delete() is claimed
     assert world.status(backup.id) is None
@@ -324,7 +324,7 @@ def test_reset_grants_available_only_to_what_is_there(world: World) -> None:
     volume = world.volume()
     being_made = world.backups.create(world.ctx(), volume_id=volume)
     task = world.claim()
-    world.outcomes.start_create(task)
+    world.outcomes.creating.start(task)
     after = world.backups.reset_status(admin, being_made.id, "available")
     assert after.status == "error"
     assert after.fail_reason
@@ -343,7 +343,7 @@ def test_reset_of_a_deletion_that_had_begun_does_not_bring_the_data_back(world: 
     assert world.backups.reset_status(admin, backup.id, "available").status == "available"
     world.backups.delete(world.ctx(), backup.id)
     task = world.claim()
-    assert world.outcomes.start_delete(task) is not None
+    assert world.outcomes.deleting.start(task) is not None
     assert world.backups.reset_status(admin, backup.id, "available").status == "error"
     check_consistent(world)
     world.tasks.discard(task)
@@ -370,9 +370,9 @@ def _with_id(url: str, backup_id: str, **changes: object) -> str:
 
 def _run_import(world: World) -> None:
     task = world.claim(tasks.BACKUP_IMPORT)
-    plan = world.outcomes.start_import(task, {"main": WIRE})
+    plan = world.outcomes.importing.start(task, {"main": WIRE})
     (manifest,) = world.rows(models.Manifest, models.Manifest.key == plan.key)
-    world.outcomes.finish_import(task, world.facts(manifest))
+    world.outcomes.importing.finish(task, world.facts(manifest))
 
 
 def test_export_and_import_as_a_twin(world: World) -> None:
@@ -428,11 +428,11 @@ def test_a_deleted_id_is_revived_and_deleted_data_is_refused(world: World) -> No
     world.backups.import_record(ctx, backup_service=service, backup_url=url)
     task = world.claim()
     with pytest.raises(errors.InvalidInput, match="deleted"):
-        world.outcomes.start_import(task, {"main": WIRE})
+        world.outcomes.importing.start(task, {"main": WIRE})
     (manifest,) = world.rows(models.Manifest)
     with pytest.raises(errors.InvalidInput, match="deleted"):
-        world.outcomes.finish_import(task, world.facts(manifest))
-    world.outcomes.fail_import(task, "The backup's data was deleted.")
+        world.outcomes.importing.finish(task, world.facts(manifest))
+    world.outcomes.importing.fail(task, "The backup's data was deleted.")
     assert world.status(backup.id) == "error"
     world.backups.delete(ctx, backup.id)
     assert not world.run_delete()
@@ -477,14 +477,14 @@ def test_a_record_cannot_lie_about_size_or_take_another_projects_data(world: Wor
 
     twin, task = begin(False)
     with pytest.raises(errors.InvalidInput, match="another project"):
-        world.outcomes.finish_import(task, world.facts(manifest))
-    world.outcomes.fail_import(task, "no")
+        world.outcomes.importing.finish(task, world.facts(manifest))
+    world.outcomes.importing.fail(task, "no")
     twin, task = begin(True)
     world.conf.quota.backup_gigabytes = 5
     with pytest.raises(errors.QuotaExceeded):
-        world.outcomes.finish_import(task, world.facts(manifest))
+        world.outcomes.importing.finish(task, world.facts(manifest))
     world.conf.quota.backup_gigabytes = -1
-    assert world.outcomes.finish_import(task, world.facts(manifest)).size == 9
+    assert world.outcomes.importing.finish(task, world.facts(manifest)).size == 9
     assert world.backups.get(world.ctx("p1"), twin).project_id == "p1"
     # What it makes there shares nothing with the other project's data.
     assert records.decode(url).project_id == "p2"
@@ -498,9 +498,9 @@ def test_an_unknown_service_ends_in_error(world: World) -> None:
     world.backups.import_record(ctx, backup_service="some.other.Driver", backup_url=_with_id(url, twin))
     task = world.claim()
     with pytest.raises(errors.InvalidInput, match="service"):
-        world.outcomes.start_import(task, {"main": WIRE})
+        world.outcomes.importing.start(task, {"main": WIRE})
     short, _, _ = WIRE.rpartition(".")
-    world.outcomes.fail_import(task, "no")
+    world.outcomes.importing.fail(task, "no")
     world.backups.delete(ctx, twin)
     world.run_delete()
     world.backups.import_record(ctx, backup_service=short, backup_url=_with_id(url, twin))
@@ -521,8 +521,8 @@ def test_a_foreign_manifest_is_only_a_reference(world: World) -> None:
             ctx, backup_service=WIRE, backup_url=_with_id(url, twin, service_metadata=key)
         )
         task = world.claim()
-        assert world.outcomes.start_import(task, {"main": WIRE}).key == key
-        world.outcomes.finish_import(task, foreign)
+        assert world.outcomes.importing.start(task, {"main": WIRE}).key == key
+        world.outcomes.importing.finish(task, foreign)
     for twin in twins:
         world.backups.delete(ctx, twin)
         assert not world.run_delete()
@@ -531,7 +531,7 @@ def test_a_foreign_manifest_is_only_a_reference(world: World) -> None:
     world.backups.import_record(
         ctx, backup_service=WIRE, backup_url=_with_id(url, twins[0], service_metadata=key)
     )
-    world.outcomes.finish_import(world.claim(), foreign)
+    world.outcomes.importing.finish(world.claim(), foreign)
     assert world.status(twins[0]) == "available"
 
 

@@ -21,7 +21,8 @@ from backupfw.manager.outcomes.volumes import VolumeTasks
 from backupfw.manager.queue import claims, tasks, waiting
 from backupfw.manager.queue.claims import Limits, Reach
 from backupfw.manager.queue.services import BACKUP_BINARY
-from backupfw.manager.queue.tasks import Task, Tasks
+from backupfw.manager.queue.tasks import Tasks
+from backupfw.manager.rows import Task
 from backupfw.manager.usecases.volumes import VolumeManager
 from tests.unit.manager.support import World
 
@@ -104,8 +105,8 @@ def test_a_restore_to_a_new_volume_goes_on_where_the_volume_was_made(world: Worl
     _, target, _ = world.backups.restore(world.ctx(), backup.id)
     task = world.tasks.claim("two/1", 60, reach=reach("two"))
     assert task is not None
-    world.outcomes.bind_target(task, "two")
-    world.outcomes.set_location(task, "/v")
+    world.outcomes.restoring.bind_target(task, "two")
+    world.outcomes.restoring.set_location(task, "/v")
     world.tasks.release(task)
     assert world.row(models.Volume, target).host == "two"
     assert world.tasks.claim("one/1", 60, reach=reach("one")) is None
@@ -129,14 +130,14 @@ def test_a_volume_that_is_deleted_while_it_is_made_is_deleted_where_it_is_made(
     if late:
         volumes.force_delete(world.ctx(admin=True), volume)
     if restored:
-        world.outcomes.bind_target(task, "two")
+        world.outcomes.restoring.bind_target(task, "two")
     else:
         VolumeTasks(world.db).start_create(task, "two")
     # Here its storage is being made.
     if not late:
         volumes.force_delete(world.ctx(admin=True), volume)
     if restored:
-        world.outcomes.finish_restore(task)
+        world.outcomes.restoring.finish(task)
     else:
         world.tasks.discard(task)
     assert world.tasks.claim("one/1", 60, reach=reach("one")) is None

@@ -44,16 +44,16 @@ class Pair:
         self.place = (row.store, row.container)
 
     def found(self, key: str, manifest_id: str) -> None:
-        assert self.outcomes.record_damage(*self.place, key, "wrong", manifest_id)
+        assert self.outcomes.damage.record(*self.place, key, "wrong", manifest_id)
 
     def of(self, manifest_id: str) -> set[str]:
-        return {one.key for one in self.outcomes.damage_of(manifest_id)}
+        return {one.key for one in self.outcomes.damage.of(manifest_id)}
 
     def whole(self, manifest_id: str, *named: str, begun: datetime | None = None) -> None:
         if begun is None:
             with self.outcomes._db.read() as session:
                 begun = self.outcomes._db.now(session)
-        self.outcomes.record_verification(manifest_id, begun, damage.FULL, damage.OK, named)
+        self.outcomes.damage.record_verification(manifest_id, begun, damage.FULL, damage.OK, named)
 
 
 def test_an_object_leaves_the_list_with_its_last_mark(world: World) -> None:
@@ -62,22 +62,22 @@ def test_an_object_leaves_the_list_with_its_last_mark(world: World) -> None:
     keys = [f"key/{number}" for number in range(1201)]
     for key in keys:
         pair.found(key, first)
-    (sharer,) = outcomes.sharers(first)
+    (sharer,) = outcomes.damage.sharers(first)
     assert (sharer.manifest_id, sharer.marked) == (second, frozenset())
-    outcomes.mark_damaged(*pair.place, second, [*keys, "not listed"])
+    outcomes.damage.mark(*pair.place, second, [*keys, "not listed"])
     # Again: nothing is lost or doubled.
-    outcomes.mark_damaged(*pair.place, second, keys[:3])
-    assert outcomes.sharers(first)[0].marked == set(keys)
+    outcomes.damage.mark(*pair.place, second, keys[:3])
+    assert outcomes.damage.sharers(first)[0].marked == set(keys)
     assert pair.of(second) == set(keys)
-    outcomes.record_verification(second, LATE, damage.QUICK, damage.OK, keys)
-    outcomes.record_verification(second, LATE, damage.FULL, damage.DAMAGED, keys)
+    outcomes.damage.record_verification(second, LATE, damage.QUICK, damage.OK, keys)
+    outcomes.damage.record_verification(second, LATE, damage.FULL, damage.DAMAGED, keys)
     assert pair.of(second) == set(keys)
     pair.whole(second, *keys)
     assert pair.of(second) == set()
     # What the other one is marked for is kept.
-    assert outcomes.damaged_keys(*pair.place) == pair.of(first) == set(keys)
+    assert outcomes.damage.keys(*pair.place) == pair.of(first) == set(keys)
     pair.whole(first, *keys)
-    assert outcomes.damaged_keys(*pair.place) == frozenset()
+    assert outcomes.damage.keys(*pair.place) == frozenset()
 
 
 def test_what_was_found_while_a_backup_was_read_is_kept(world: World) -> None:
@@ -89,7 +89,7 @@ def test_what_was_found_while_a_backup_was_read_is_kept(world: World) -> None:
     pair.found("new", pair.first)
     pair.whole(pair.first, "old", "new", begun=begun)
     assert pair.of(pair.first) == {"new"}
-    assert pair.outcomes.damaged_keys(*pair.place) == {"new"}
+    assert pair.outcomes.damage.keys(*pair.place) == {"new"}
 
 
 def test_an_object_without_a_mark_leaves_the_list_when_it_is_found_whole(world: World) -> None:
@@ -100,7 +100,7 @@ def test_an_object_without_a_mark_leaves_the_list_when_it_is_found_whole(world: 
     with world.db.write() as session:
         damage.forget_marks(session, pair.second)
     pair.whole(pair.first, "mine")
-    assert pair.outcomes.damaged_keys(*pair.place) == {"another's"}
+    assert pair.outcomes.damage.keys(*pair.place) == {"another's"}
 
 
 def test_a_backup_that_is_gone_has_no_mark(world: World) -> None:
@@ -108,17 +108,17 @@ def test_a_backup_that_is_gone_has_no_mark(world: World) -> None:
     volume = world.volume()
     made = world.backup(volume)
     manifest = world.row(models.Backup, made.id).manifest_id
-    assert outcomes.record_damage("main", "c", "key", "wrong", manifest)
+    assert outcomes.damage.record("main", "c", "key", "wrong", manifest)
     world.backups.delete(world.ctx(), made.id)
     task = world.claim(tasks.BACKUP_DELETE)
-    plan = outcomes.start_delete(task)
+    plan = outcomes.deleting.start(task)
     assert plan is not None
     # Its objects are being deleted, and are no damage.
-    assert not outcomes.record_damage("main", "c", "other", "gone", manifest)
-    outcomes.mark_damaged("main", "c", manifest, ["key"])
-    outcomes.finish_delete(task, plan)
+    assert not outcomes.damage.record("main", "c", "other", "gone", manifest)
+    outcomes.damage.mark("main", "c", manifest, ["key"])
+    outcomes.deleting.finish(task, plan)
     assert world.rows(models.DamageMark) == []
-    assert outcomes.damaged_keys("main", "c") == {"key"}
+    assert outcomes.damage.keys("main", "c") == {"key"}
 
 
 def test_marks_go_with_the_row_of_their_object_or_manifest(world: World) -> None:
@@ -141,15 +141,15 @@ def test_an_increment_that_is_being_made_is_marked_for_what_its_base_names(
     pair = Pair(world)
     other = world.backups.create(world.ctx(), volume_id=pair.volume, incremental=True)
     task = world.claim(tasks.BACKUP_CREATE)
-    plan = world.outcomes.start_create(task)
+    plan = world.outcomes.creating.start(task)
     manifest = plan.manifest_id
     assert plan.backup.id == other.id
     pair.found("key", pair.first)
-    sharers = {one.manifest_id: one.key for one in pair.outcomes.sharers(pair.first)}
+    sharers = {one.manifest_id: one.key for one in pair.outcomes.damage.sharers(pair.first)}
     assert sharers == dict.fromkeys((pair.second, manifest), world.row(models.Manifest, pair.second).key)
-    pair.outcomes.mark_damaged(*pair.place, manifest, ["key"])
-    world.outcomes.bind_source(task, "source")
-    world.outcomes.finish_create(task, replace(world.result(plan), base_lost=base_lost))
+    pair.outcomes.damage.mark(*pair.place, manifest, ["key"])
+    world.outcomes.creating.bind_source(task, "source")
+    world.outcomes.creating.finish(task, replace(world.result(plan), base_lost=base_lost))
     # One that shares nothing with its base after all is whole.
     assert pair.of(manifest) == (set() if base_lost else {"key"})
 
@@ -157,8 +157,8 @@ def test_an_increment_that_is_being_made_is_marked_for_what_its_base_names(
 def test_a_full_backup_that_is_being_made_shares_nothing(world: World) -> None:
     pair = Pair(world)
     world.backups.create(world.ctx(), volume_id=pair.volume)
-    world.outcomes.start_create(world.claim(tasks.BACKUP_CREATE))
-    assert [one.manifest_id for one in pair.outcomes.sharers(pair.first)] == [pair.second]
+    world.outcomes.creating.start(world.claim(tasks.BACKUP_CREATE))
+    assert [one.manifest_id for one in pair.outcomes.damage.sharers(pair.first)] == [pair.second]
 
 
 def test_an_imported_backup_is_marked_for_damage_that_is_known(world: World) -> None:
@@ -170,7 +170,7 @@ def test_an_imported_backup_is_marked_for_damage_that_is_known(world: World) -> 
     record = world.backups.import_record(
         world.ctx(admin=True), backup_service=service, backup_url=_renamed(url)
     )
-    world.outcomes.finish_import(world.claim(tasks.BACKUP_IMPORT), facts)
+    world.outcomes.importing.finish(world.claim(tasks.BACKUP_IMPORT), facts)
     assert world.status(record.id) == "available"
     assert pair.of(pair.first) == {"key"}
 
@@ -187,7 +187,7 @@ def test_what_was_verified_is_read_back_on_each_database(world: World) -> None:
         begun = world.db.now(session)
     assert catalogue.to_verify(world.db)[1] == [first, second]
     pair.found("key", pair.first)
-    at = pair.outcomes.record_verification(pair.first, begun, damage.FULL, damage.DAMAGED)
+    at = pair.outcomes.damage.record_verification(pair.first, begun, damage.FULL, damage.DAMAGED)
     assert catalogue.to_verify(world.db)[1] == [second, first]
     for older_than in (begun, at - timedelta(microseconds=1), timedelta(days=1)):
         assert catalogue.to_verify(world.db, older_than=older_than)[1] == [second]
@@ -248,8 +248,8 @@ def test_nothing_is_marked_that_is_released_meanwhile(server_db: Database) -> No
     results: list[bool] = []
 
     def record() -> None:
-        results.append(pair.outcomes.record_damage(*pair.place, "other", "missing", pair.second))
+        results.append(pair.outcomes.damage.record(*pair.place, "other", "missing", pair.second))
 
     when_committed_first(server_db, record, released)
     assert results == [False]
-    assert pair.outcomes.damaged_keys(*pair.place) == {"key"}
+    assert pair.outcomes.damage.keys(*pair.place) == {"key"}

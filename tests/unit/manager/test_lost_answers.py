@@ -167,8 +167,8 @@ def test_what_was_recorded_with_a_lost_answer_may_be_another_attempts_now(
     """Then the objects that it names must stay; after a refusal without a lost answer nobody knows them."""
     _backup(world)()
     task = world.claim(owner="host/1")
-    world.outcomes.start_create(task)
-    world.outcomes.bind_source(task, "one")
+    world.outcomes.creating.start(task)
+    world.outcomes.creating.bind_source(task, "one")
 
     with lost_answers(world.db), monkeypatch.context() as patch:
 
@@ -179,8 +179,8 @@ def test_what_was_recorded_with_a_lost_answer_may_be_another_attempts_now(
 
         patch.setattr(session, "_pause", taken_over_meanwhile)
         with pytest.raises(OutcomeUnknown):
-            world.outcomes.record_segments(task, [(0, b"a")])
+            world.outcomes.creating.record_segments(task, [(0, b"a")])
     assert len(world.rows(models.Segment)) == 1
     with pytest.raises(TaskLost) as refused:
-        world.outcomes.record_segments(task, [(1, b"b")])
+        world.outcomes.creating.record_segments(task, [(1, b"b")])
     assert not isinstance(refused.value, OutcomeUnknown)

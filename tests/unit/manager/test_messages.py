@@ -70,12 +70,12 @@ def begin_delete(world: World) -> str:
 
 
 BEGINNINGS: list[tuple[Callable[[World], str], str, str, str]] = [
-    (begin_create, "fail_create", "013_020", "error"),
-    (begin_import, "fail_import", "102_102", "error"),
-    (begin_restore, "fail_restore", "015_026", "available"),
-    (begin_delete, "fail_delete", "014_025", "error_deleting"),
+    (begin_create, "creating", "013_020", "error"),
+    (begin_import, "importing", "102_102", "error"),
+    (begin_restore, "restoring", "015_026", "available"),
+    (begin_delete, "deleting", "014_025", "error_deleting"),
 ]
-each_kind = pytest.mark.parametrize(("begin", "fail", "event", "status"), BEGINNINGS)
+each_kind = pytest.mark.parametrize(("begin", "part", "event", "status"), BEGINNINGS)
 
 
 @each_kind
@@ -83,14 +83,14 @@ def test_a_failure_is_told(
     world: World,
     told: MessageManager,
     begin: Callable[[World], str],
-    fail: str,
+    part: str,
     event: str,
     status: str,
 ) -> None:
     backup = begin(world)
     assert seen(told) == []
     task = world.claim()
-    getattr(world.outcomes, fail)(task, "It broke.")
+    getattr(world.outcomes, part).fail(task, "It broke.")
     assert world.status(backup) == status
     (message,) = seen(told)
     assert message.event_id == f"VOLUME_VOLUME_BACKUP_{event}"
@@ -101,7 +101,7 @@ def test_a_failure_is_told(
     assert told.get(world.ctx(), message.id) == message
     # Once only: the task is over.
     with pytest.raises(TaskLost):
-        getattr(world.outcomes, fail)(task, "It broke.")
+        getattr(world.outcomes, part).fail(task, "It broke.")
     assert len(seen(told)) == 1
 
 
@@ -110,7 +110,7 @@ def test_what_waits_in_vain_is_told(
     world: World,
     told: MessageManager,
     begin: Callable[[World], str],
-    fail: str,
+    part: str,
     event: str,
     status: str,
 ) -> None:
@@ -118,8 +118,8 @@ def test_what_waits_in_vain_is_told(
     with world.db.write() as session:
         session.execute(update(models.Service).values(disabled=True))
         later = now(session) + timedelta(seconds=world.conf.backup.service_wait + 1)
-    assert world.outcomes.expire_waiting(later) == 1
-    assert world.outcomes.expire_waiting(later) == 0
+    assert world.expiry.expire(later) == 1
+    assert world.expiry.expire(later) == 0
     assert world.status(backup) == status
     (message,) = seen(told)
     assert message.event_id == f"VOLUME_VOLUME_BACKUP_{event[:3]}_018"
@@ -131,7 +131,7 @@ def test_what_was_cancelled_is_not_told(
     world: World,
     told: MessageManager,
     begin: Callable[[World], str],
-    fail: str,
+    part: str,
     event: str,
     status: str,
 ) -> None:
@@ -139,7 +139,7 @@ def test_what_was_cancelled_is_not_told(
     task = world.claim()
     world.backups.reset_status(world.ctx(admin=True), backup, "error")
     with pytest.raises(TaskCancelled):
-        getattr(world.outcomes, fail)(task, "It broke.")
+        getattr(world.outcomes, part).fail(task, "It broke.")
     assert seen(told) == []
 
 
@@ -154,9 +154,9 @@ def test_success_is_not_told(world: World, told: MessageManager) -> None:
 @pytest.mark.parametrize("detail", [Detail.SCHEDULE, Detail.DEVICE, Detail.ATTACH, Detail.VOLUME_STATE])
 def test_more_exact_details(world: World, told: MessageManager, detail: Detail) -> None:
     begin_create(world)
-    world.outcomes.fail_create(world.claim(), "It broke.", detail)
+    world.outcomes.creating.fail(world.claim(), "It broke.", detail)
     begin_restore(world)
-    world.outcomes.fail_restore(world.claim(tasks.BACKUP_RESTORE), "It broke.", detail)
+    world.outcomes.restoring.fail(world.claim(tasks.BACKUP_RESTORE), "It broke.", detail)
     assert [message.event_id for message in seen(told)] == [
         f"VOLUME_VOLUME_BACKUP_013_{detail.value}",
         f"VOLUME_VOLUME_BACKUP_015_{detail.value}",
@@ -166,21 +166,21 @@ def test_more_exact_details(world: World, told: MessageManager, detail: Detail) 
 def test_a_failed_deletion_is_told_once(world: World, told: MessageManager) -> None:
     backup = begin_delete(world)
     for _ in range(3):
-        world.outcomes.fail_delete(world.claim(tasks.BACKUP_DELETE), "It broke.")
+        world.outcomes.deleting.fail(world.claim(tasks.BACKUP_DELETE), "It broke.")
         assert world.status(backup) == "error_deleting"
         with world.db.write() as session:
             session.execute(update(models.Task).values(not_before=None))
     assert len(seen(told)) == 1
     # Asked for once more: told once more.
     world.backups.force_delete(world.ctx(admin=True), backup)
-    world.outcomes.fail_delete(world.claim(tasks.BACKUP_DELETE), "It broke.")
+    world.outcomes.deleting.fail(world.claim(tasks.BACKUP_DELETE), "It broke.")
     assert len(seen(told)) == 2
 
 
 def test_who_asked_is_told(world: World, told: MessageManager) -> None:
     backup = backup_of(world)
     world.backups.restore(world.ctx("p2", admin=True), backup)
-    world.outcomes.fail_restore(world.claim(), "It broke.")
+    world.outcomes.restoring.fail(world.claim(), "It broke.")
     assert seen(told) == []
     assert len(seen(told, "p2")) == 1
 
@@ -195,9 +195,9 @@ def test_an_incremental_backup_that_became_full_is_told(
     container = "elsewhere" if lost == "never taken" else None
     backup = world.backups.create(world.ctx(), volume_id=volume, incremental=True, container=container).id
     task = world.claim()
-    plan = world.outcomes.start_create(task)
-    world.outcomes.bind_source(task, "source")
-    world.outcomes.finish_create(task, replace(world.result(plan), base_lost=lost == "unreadable"))
+    plan = world.outcomes.creating.start(task)
+    world.outcomes.creating.bind_source(task, "source")
+    world.outcomes.creating.finish(task, replace(world.result(plan), base_lost=lost == "unreadable"))
     assert world.status(backup) == "available"
     found = [(message.event_id, message.message_level) for message in seen(told)]
     assert found == ([("VOLUME_VOLUME_BACKUP_013_030", "WARNING")] if lost else [])
@@ -250,10 +250,10 @@ def test_volumes_and_snapshots_of_a_host_that_is_gone(
     if not alive:
         world.silence(seconds=601)
     world.age(seconds=599)
-    assert world.outcomes.expire_waiting() == 0
+    assert world.expiry.expire() == 0
     world.age(seconds=2)
-    assert world.outcomes.expire_waiting() == 5
-    assert world.outcomes.expire_waiting() == 0
+    assert world.expiry.expire() == 5
+    assert world.expiry.expire() == 0
     assert world.rows(models.Task) == []
     assert [world.volume_status(volume) for volume in (source, made, grown, gone)] == [
         "available",
@@ -280,7 +280,7 @@ def test_volumes_and_snapshots_of_a_host_that_is_gone(
 def test_a_volume_without_a_host_waits_for_any_worker(world: World) -> None:
     made = VolumeManager(world.db, world.conf, lambda: None).create(world.ctx(), size=1).id
     world.age(seconds=700)
-    assert world.outcomes.expire_waiting() == 0
+    assert world.expiry.expire() == 0
     assert world.volume_status(made) == "creating"
 
 
@@ -299,7 +299,7 @@ def test_a_temporary_snapshot_is_deleted_in_the_end(world: World, told: MessageM
             request_id="r",
         )
     world.age(seconds=100_000)
-    assert world.outcomes.expire_waiting() == 0
+    assert world.expiry.expire() == 0
     worker = VolumeTasks(world.db)
     worker.fail(world.claim(tasks.SNAPSHOT_DELETE), "It broke.")
     assert seen(told) == []

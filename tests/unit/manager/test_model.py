@@ -257,41 +257,41 @@ class Lifecycle(RuleBasedStateMachine):
         starting = entry.plan is None
         if task.kind == tasks.BACKUP_CREATE:
             if starting:
-                entry.plan = outcomes.start_create(task)
-                outcomes.bind_source(task, "source")
+                entry.plan = outcomes.creating.start(task)
+                outcomes.creating.bind_source(task, "source")
                 return False
             assert isinstance(entry.plan, CreatePlan)
             if ok:
-                outcomes.finish_create(task, self.world.result(entry.plan))
+                outcomes.creating.finish(task, self.world.result(entry.plan))
             else:
-                outcomes.fail_create(task, "failed")
+                outcomes.creating.fail(task, "failed")
         elif task.kind == tasks.BACKUP_RESTORE:
             if starting:
-                entry.plan = outcomes.start_restore(task)
+                entry.plan = outcomes.restoring.start(task)
                 return False
             if ok:
-                outcomes.finish_restore(task)
+                outcomes.restoring.finish(task)
             else:
-                outcomes.fail_restore(task, "failed")
+                outcomes.restoring.fail(task, "failed")
         elif task.kind == tasks.BACKUP_IMPORT:
             return self._import(entry, ok)
         elif task.kind == tasks.BACKUP_DELETE:
             if starting:
-                entry.plan = outcomes.start_delete(task)
+                entry.plan = outcomes.deleting.start(task)
                 return entry.plan is None
             assert isinstance(entry.plan, ReleasePlan)
             if ok:
-                outcomes.finish_delete(task, entry.plan)
+                outcomes.deleting.finish(task, entry.plan)
             else:
-                outcomes.fail_delete(task, "failed")
+                outcomes.deleting.fail(task, "failed")
         elif task.kind == tasks.MANIFEST_RELEASE:
             if starting:
-                entry.plan = outcomes.start_release(task)
+                entry.plan = outcomes.deleting.start_release(task)
                 return entry.plan is None
             if ok:
-                outcomes.finish_release(task, entry.plan)
+                outcomes.deleting.finish_release(task, entry.plan)
             else:
-                outcomes.fail_release(task, "failed")
+                outcomes.deleting.fail_release(task, "failed")
         else:
             raise AssertionError(task.kind)
         return True
@@ -300,15 +300,15 @@ class Lifecycle(RuleBasedStateMachine):
         outcomes, task = self.world.outcomes, entry.task
         try:
             if entry.plan is None:
-                entry.plan = outcomes.start_import(task, {"main": WIRE})
+                entry.plan = outcomes.importing.start(task, {"main": WIRE})
                 return False
             found = self.world.rows(models.Manifest, models.Manifest.key == entry.plan.key)
             if not ok or not found:
                 # A purge forgot it: its objects are deleted, so a worker does not find it either.
                 raise errors.InvalidInput("damaged, or not there")
-            outcomes.finish_import(task, self.world.facts(found[0]))
+            outcomes.importing.finish(task, self.world.facts(found[0]))
         except errors.InvalidInput as error:
-            outcomes.fail_import(task, str(error))
+            outcomes.importing.fail(task, str(error))
         return True
 
     # What must be true.

@@ -15,7 +15,7 @@ from backupfw.db import models
 from backupfw.db.session import Database, now
 from backupfw.errors import TaskLost
 from backupfw.manager.queue import tasks
-from backupfw.manager.queue.outbox import Notices
+from backupfw.manager.queue.outbox import Outbox
 from tests.unit.db.lost_answers import lost_answers
 from tests.unit.manager.support import World
 
@@ -23,7 +23,7 @@ from tests.unit.manager.support import World
 @pytest.fixture
 def world(any_db: Database) -> World:
     world = World(database=any_db)
-    Notices(world.db, lambda *_: None)
+    Outbox(world.db, lambda *_: None)
     return world
 
 
@@ -35,7 +35,7 @@ def tell(world: World, during: Callable[[], object] = lambda: None) -> list[tupl
         during()
         told.append((event, payload["status"]))
 
-    Notices(world.db, send).deliver(send)
+    Outbox(world.db, send).deliver(send)
     return told
 
 
@@ -44,9 +44,9 @@ def test_what_a_process_that_died_noted_is_told_by_another(world: World) -> None
     backup = world.backup(world.volume())
     world.backups.restore(world.ctx(), backup.id)
     task = world.claim()
-    world.outcomes.fail_restore(task, "It broke.")
+    world.outcomes.restoring.fail(task, "It broke.")
     with pytest.raises(TaskLost):
-        world.outcomes.finish_restore(task)
+        world.outcomes.restoring.finish(task)
     world.backups.delete(world.ctx(), backup.id)
     world.run_delete()
     assert tell(world) == [
@@ -64,10 +64,10 @@ def test_lost_answers_double_nothing(world: World) -> None:
     world.backups.create(world.ctx(), volume_id=world.volume())
     with lost_answers(world.db):
         task = world.claim()
-    plan = world.outcomes.start_create(task)
-    world.outcomes.bind_source(task, "source")
+    plan = world.outcomes.creating.start(task)
+    world.outcomes.creating.bind_source(task, "source")
     with lost_answers(world.db):
-        world.outcomes.finish_create(task, world.result(plan))
+        world.outcomes.creating.finish(task, world.result(plan))
     assert tell(world) == [("backup.create.start", "creating"), ("backup.create.end", "available")]
 
 
@@ -77,7 +77,7 @@ def test_every_end_is_told(world: World) -> None:
     world.claim()
     world.silence(seconds=700)
     world.age(seconds=700)
-    assert world.outcomes.expire_waiting() == 1
+    assert world.expiry.expire() == 1
     assert world.status(expired) == "error"
     world.services.heartbeat("host", "cinder-backup", "nova", {"main": "x"})
     cancelled = world.backups.create(world.ctx(), volume_id=world.volume()).id

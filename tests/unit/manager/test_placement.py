@@ -150,7 +150,7 @@ def test_an_incremental_follows_its_parent_when_the_default_changed(world: World
     world.conf.default_store = "offsite"
     made = make(world, volume, incremental=True)
     assert where(made) == ("main", "volumebackups")
-    plan = world.outcomes.start_create(world.claim(tasks.BACKUP_CREATE))
+    plan = world.outcomes.creating.start(world.claim(tasks.BACKUP_CREATE))
     assert plan.base is not None
     assert plan.base.id == parent.manifest_id
     assert where(make(world, world.volume())) == ("offsite", "volumebackups")
@@ -164,14 +164,14 @@ def test_an_incremental_whose_parent_is_in_another_store_than_the_rule_says(worl
     made = make(world, volume, incremental=True)
     assert where(made) == ("offsite", "volumebackups")
     assert (made.is_incremental, made.parent_id) == (True, parent.id)
-    plan = world.outcomes.start_create(task := world.claim(tasks.BACKUP_CREATE))
+    plan = world.outcomes.creating.start(task := world.claim(tasks.BACKUP_CREATE))
     assert plan.base is None
-    world.outcomes.finish_create(task, world.result(plan))
+    world.outcomes.creating.finish(task, world.result(plan))
     assert world.backups.get(world.ctx(), parent.id).has_dependent_backups
     # From now on the newest backup is in the rule's store, so increments share again.
     following = make(world, volume, incremental=True)
     assert (following.parent_id, where(following)) == (made.id, ("offsite", "volumebackups"))
-    assert world.outcomes.start_create(world.claim(tasks.BACKUP_CREATE)).base is not None
+    assert world.outcomes.creating.start(world.claim(tasks.BACKUP_CREATE)).base is not None
 
 
 def test_a_rule_of_the_parents_store_leaves_its_container(world: World) -> None:

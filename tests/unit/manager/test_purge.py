@@ -123,21 +123,21 @@ def test_manifests_that_a_guard_still_needs_stay(world: World, monkeypatch: pyte
     beside = deleted(world, world.backup(busy).id)
     world.backups.create(world.ctx(), volume_id=busy)
     task = world.claim(tasks.BACKUP_CREATE)
-    world.outcomes.start_create(task)
+    world.outcomes.creating.start(task)
     removing = world.volume()
     with_release = deleted(world, world.backup(removing).id)
     released = world.backup(removing).id
     world.backups.delete(world.ctx(), released)
     deletion = world.claim(tasks.BACKUP_DELETE)
-    world.outcomes.start_delete(deletion)
+    world.outcomes.deleting.start(deletion)
     before = manifests(world)
     assert run(world)["manifests"] == 0
     assert manifests(world) == before
     # Each was kept for its reason only.
-    world.outcomes.finish_create(task, world.result(world.outcomes.start_create(task)))
-    plan = world.outcomes.start_delete(deletion)
+    world.outcomes.creating.finish(task, world.result(world.outcomes.creating.start(task)))
+    plan = world.outcomes.deleting.start(deletion)
     assert plan is not None
-    world.outcomes.finish_delete(deletion, plan)
+    world.outcomes.deleting.finish(deletion, plan)
     assert run(world)["manifests"] == 2
     assert before - manifests(world) == {beside, with_release}
     go_long_ago(world, late)

@@ -137,16 +137,16 @@ def test_a_release_against_a_child_of_the_same_manifest(world: World) -> None:
         world.backups.delete(world.ctx(), parent.id)
         create, delete = world.claim(tasks.BACKUP_CREATE), world.claim(tasks.BACKUP_DELETE)
         plan, release = together(
-            lambda create=create: world.outcomes.start_create(create),  # type: ignore[misc]
-            lambda delete=delete: world.outcomes.start_delete(delete),  # type: ignore[misc]
+            lambda create=create: world.outcomes.creating.start(create),  # type: ignore[misc]
+            lambda delete=delete: world.outcomes.deleting.start(delete),  # type: ignore[misc]
         )
         base = plan.base  # type: ignore[attr-defined]
         # Either the child shares and the data stays, or the data goes and the child stores anew.
         assert (base is None) is (release is not None)
         check_consistent(world)
-        world.outcomes.finish_create(create, world.result(plan))  # type: ignore[arg-type]
+        world.outcomes.creating.finish(create, world.result(plan))  # type: ignore[arg-type]
         if release is not None:
-            world.outcomes.finish_delete(delete, release)  # type: ignore[arg-type]
+            world.outcomes.deleting.finish(delete, release)  # type: ignore[arg-type]
         assert world.status(child.id) == "available"
         world.run_releases()
         check_consistent(world)
@@ -157,9 +157,9 @@ def test_force_delete_against_the_commit(world: World) -> None:
         volume = world.volume()
         made = world.backups.create(world.ctx(), volume_id=volume)
         task = world.claim(tasks.BACKUP_CREATE)
-        plan = world.outcomes.start_create(task)
+        plan = world.outcomes.creating.start(task)
         finished, _ = together(
-            lambda task=task, plan=plan: world.outcomes.finish_create(task, world.result(plan)),  # type: ignore[misc]
+            lambda task=task, plan=plan: world.outcomes.creating.finish(task, world.result(plan)),  # type: ignore[misc]
             lambda made=made: world.backups.force_delete(world.ctx(admin=True), made.id),  # type: ignore[misc]
         )
         if isinstance(finished, errors.TaskCancelled):

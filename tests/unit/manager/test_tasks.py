@@ -10,7 +10,7 @@ import pytest
 from backupfw import errors
 from backupfw.db import models
 from backupfw.manager.queue import tasks
-from backupfw.manager.queue.tasks import Task
+from backupfw.manager.rows import Task
 from tests.unit.manager.support import World
 
 

@@ -23,7 +23,8 @@ from backupfw.manager import messages
 from backupfw.manager.messages import Detail
 from backupfw.manager.queue import tasks
 from backupfw.manager.queue.services import BACKUP_BINARY
-from backupfw.manager.queue.tasks import Outcome, Task
+from backupfw.manager.queue.tasks import Outcome
+from backupfw.manager.rows import Task
 from backupfw.manager.rules import failures
 from backupfw.manager.usecases.snapshots import SnapshotManager
 from backupfw.manager.usecases.volumes import VolumeManager
@@ -213,7 +214,7 @@ def no_worker(world: WorkerWorld, _kind: str) -> None:
     """Nobody took it."""
     world.silence(seconds=700)
     world.age(seconds=700)
-    assert world.outcomes.expire_waiting() == 1
+    assert world.expiry.expire() == 1
 
 
 def no_able_worker(world: WorkerWorld, _kind: str) -> None:
@@ -221,7 +222,7 @@ def no_able_worker(world: WorkerWorld, _kind: str) -> None:
     with world.db.write() as session:
         session.execute(update(models.Task).values(volume_host="gone"))
     world.age(seconds=700)
-    assert world.outcomes.expire_waiting() == 1
+    assert world.expiry.expire() == 1
 
 
 #: The way -> the detail that every kind tells then; None: each its own, or what EXACT kinds tell.
@@ -404,8 +405,8 @@ def test_a_worker_that_left_in_order_is_waited_for_as_long_as_service_wait_says(
         for service in session.query(models.Service):
             service.processes = {"one": (service.processes or {})["one"]}
     world.age(seconds=20)
-    assert world.outcomes.expire_waiting() == 0
+    assert world.expiry.expire() == 0
     world.services.leave("host", BACKUP_BINARY, "one")
-    assert world.outcomes.expire_waiting() == 0, "it may come back"
+    assert world.expiry.expire() == 0, "it may come back"
     world.silence(seconds=11)
-    assert world.outcomes.expire_waiting() == 1
+    assert world.expiry.expire() == 1

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from backupfw.errors import TaskCancelled, TaskLost
-from backupfw.manager.queue.tasks import Task
+from backupfw.manager.rows import Task
 from backupfw.worker.control import TaskControl, boot_time
 from backupfw.worker.leases import LeaseKeeper
 

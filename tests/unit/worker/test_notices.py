@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from backupfw.db import models
-from backupfw.manager.queue.outbox import Notices
-from backupfw.manager.queue.tasks import Task
+from backupfw.manager.queue.outbox import Outbox
+from backupfw.manager.rows import Task
 from backupfw.manager.usecases.backups import BackupManager
 from tests.unit.manager.support import WIRE
 from tests.unit.worker.world import WorkerWorld
@@ -58,10 +58,10 @@ def world(tmp_path: Path) -> WorkerWorld:
 
 
 @contextmanager
-def listening(world: WorkerWorld, send: Any) -> Iterator[Notices]:
+def listening(world: WorkerWorld, send: Any) -> Iterator[Outbox]:
     """Have a worker's events told as a process does, by a thread of its own; in the end all of them."""
     nudged, over = threading.Event(), threading.Event()
-    notices = Notices(world.db, send, nudged.set)
+    notices = Outbox(world.db, send, nudged.set)
     world.tools = replace(world.tools, notices=notices)
     world.backups = BackupManager(world.db, world.conf, world.dispatch.wake, teller=notices)
 
@@ -137,7 +137,7 @@ def test_an_end_says_why_it_failed_and_a_retry_is_no_end(world: WorkerWorld) -> 
 
 def test_progress_is_a_true_percentage(world: WorkerWorld) -> None:
     heard = Heard()
-    notices = Notices(world.db, heard)
+    notices = Outbox(world.db, heard)
     backup = world.backups.create(world.ctx(), volume_id=world.volume())
     task = world.claim()
     for done, total in ((0, 1000), (335, 1000), (1000, 1000), (5, 0)):
@@ -152,7 +152,7 @@ def test_a_sender_that_fails_fails_no_task(world: WorkerWorld) -> None:
     def broken(*_: Any) -> None:
         raise OSError("the bus is away")
 
-    notices = Notices(world.db, broken)
+    notices = Outbox(world.db, broken)
     world.tools = replace(world.tools, notices=notices)
     with world.worker():
         backup = world.backups.create(world.ctx(), volume_id=world.filled_volume(b"x" * 4096)).id
@@ -163,9 +163,9 @@ def test_a_sender_that_fails_fails_no_task(world: WorkerWorld) -> None:
 
 
 def test_nothing_is_noted_or_read_when_nobody_tells(world: WorkerWorld) -> None:
-    Notices(world.db)
+    Outbox(world.db)
     backup = world.backup(world.volume())
     world.backups.reset_status(world.ctx(admin=True), backup.id, "error")
     assert world.rows(models.Notice) == []
     world.db.close()
-    Notices(world.db).progressed(Task(1, "backup.create", "id", None, "p", "req", 1), 1, 2)
+    Outbox(world.db).progressed(Task(1, "backup.create", "id", None, "p", "req", 1), 1, 2)

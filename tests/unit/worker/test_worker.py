@@ -21,7 +21,8 @@ from backupfw.chunkstore.errors import PermissionDenied, Unavailable
 from backupfw.db import models
 from backupfw.errors import SourceMoved
 from backupfw.manager.queue import tasks
-from backupfw.manager.queue.tasks import Outcome, Task
+from backupfw.manager.queue.tasks import Outcome
+from backupfw.manager.rows import Task
 from backupfw.manager.rules.volume_types import VolumeTypeManager
 from backupfw.manager.usecases.volumes import VolumeManager
 from tests.unit.db.lost_answers import lost_answers
@@ -451,7 +452,7 @@ def test_a_manifest_that_came_too_late_is_withdrawn(
 
 def test_a_commit_whose_answer_is_lost_is_one(world: WorkerWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its manifest stays, and the backup counts as made here."""
-    finish = world.outcomes.finish_create
+    finish = world.outcomes.creating.finish
     lost: list[int] = []
 
     def finish_unheard(*arguments: Any) -> Any:
@@ -460,7 +461,7 @@ def test_a_commit_whose_answer_is_lost_is_one(world: WorkerWorld, monkeypatch: p
         lost.append(times())
         return done
 
-    monkeypatch.setattr(world.outcomes, "finish_create", finish_unheard)
+    monkeypatch.setattr(world.outcomes.creating, "finish", finish_unheard)
     reached: list[str] = []
     monkeypatch.setattr(steps, "reach", lambda name, detail="": reached.append(name))
     with world.worker():
@@ -713,7 +714,7 @@ def test_a_database_that_fails_for_a_moment_costs_only_time(
     world: WorkerWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     volume = world.filled_volume(DATA)
-    real = world.outcomes.record_segments
+    real = world.outcomes.creating.record_segments
     failures = iter([DBConnectionError("gone"), DBConnectionError("gone")])
 
     def record(*arguments: Any) -> None:
@@ -721,7 +722,7 @@ def test_a_database_that_fails_for_a_moment_costs_only_time(
             raise failure
         real(*arguments)
 
-    monkeypatch.setattr(world.outcomes, "record_segments", record)
+    monkeypatch.setattr(world.outcomes.creating, "record_segments", record)
     with world.worker():
         made = world.backups.create(world.ctx(), volume_id=volume)
         assert world.wait_backup(made.id, "available").fail_reason is None

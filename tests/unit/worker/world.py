@@ -148,7 +148,7 @@ class WorkerWorld(World):
             stores=OneStore(self.store),  # type: ignore[arg-type]
             provider=self.provider,
             heartbeat=lambda: self.services.heartbeat("host", BACKUP_BINARY, "nova", {"main": WIRE}),
-            expire_waiting=self.outcomes.expire_waiting,
+            expire_waiting=self.expiry.expire,
         )
 
     def close(self) -> None:

@@ -1,0 +1,139 @@
+"""How operations end that wait for a worker in vain: for each kind of task, what becomes of its work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from oslo_log import log
+from sqlalchemy import ColumnElement, and_, delete, or_, select
+from sqlalchemy.orm import Session
+
+from backupfw.context import working_for
+from backupfw.db import models
+from backupfw.db.locks import lock
+from backupfw.errors import BackupNotFound
+from backupfw.manager.lineage import lifecycle
+from backupfw.manager.messages import Detail
+from backupfw.manager.outcomes import creating, deleting, importing, restoring, volumes
+from backupfw.manager.outcomes.base import Outcomes
+from backupfw.manager.queue import tasks, waiting
+from backupfw.manager.queue.services import Service
+from backupfw.manager.queue.tasks import Outcome
+from backupfw.manager.rows import Task
+
+LOG = log.getLogger(__name__)
+
+
+class Fails(Protocol):
+    """Moves what a task was about to its error status, and tells of it."""
+
+    def __call__(self, session: Session, task: Task, reason: str, detail: Detail | None = None) -> None:
+        """Do so in the transaction that ends the task."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Ending:
+    """How a kind of task ends.
+
+    :ivar detail: what users are told if there are services, but none that can do it.
+    :ivar stays: its task is not ended: the next worker that can carries it out.
+    """
+
+    fails: Fails
+    detail: Detail = Detail.SCHEDULE
+    stays: bool = False
+
+
+#: By kind.  What users do not see has none and waits on: the removal of objects.
+_ENDINGS: Mapping[str, _Ending] = {
+    tasks.BACKUP_CREATE: _Ending(creating.failed),
+    tasks.BACKUP_IMPORT: _Ending(importing.failed),
+    tasks.BACKUP_RESTORE: _Ending(restoring.failed),
+    tasks.BACKUP_DELETE: _Ending(deleting.failed, stays=True),
+    **dict.fromkeys(volumes.KINDS, _Ending(volumes.failed, Detail.NO_BACKEND)),
+}
+
+
+class Expiry(Outcomes):
+    """Ends what waits in vain.  Any process may do it, at any time, twice."""
+
+    def expire(self, moment: datetime | None = None) -> int:
+        """End tasks that wait for a worker since ``[backup] service_wait`` seconds.
+
+        Tasks of backups, volumes and snapshots end in their error statuses.  The deletion of a backup shows
+        ``error_deleting`` and its task stays.  The removal of objects and of temporary snapshots, which users
+        do not see, waits on.  A cancelled task of any kind goes, unfinished: what comes after it, e.g. the
+        deletion, is not held up by it.
+
+        :param moment: the time to compare with, naive UTC; the database's clock unless given.
+        :returns: how many operations were ended.
+        """
+        # Looking costs no write lock; there is nearly never anything to end.
+        with self._db.read() as session:
+            if not waiting.overdue(session, self._conf, _ends(), moment)[0]:
+                return 0
+        ended = self._db.run(lambda session: self._expire(session, moment))
+        for task, reason in ended:
+            if not task.cancel:
+                with working_for(task.request_id):
+                    LOG.error("Task %s (%s of %s) ends: %s", task.id, task.kind, task.resource_id, reason)
+        return len(ended)
+
+    def _expire(self, session: Session, moment: datetime | None) -> list[tuple[Task, str]]:
+        ended = []
+        overdue, left = waiting.overdue(session, self._conf, _ends(), moment)
+        for row in overdue:
+            # Locked and read again: a worker may have come.
+            unchanged = (
+                models.Task.attempt == row.attempt,
+                models.Task.updated_at == row.updated_at,
+                models.Task.cancel.is_(row.cancel),
+            )
+            if lock(session, models.Task, models.Task.id == row.id, *unchanged):
+                locked = session.get_one(models.Task, row.id)
+                task = tasks.as_task(locked)
+                reason = locked.fail_reason or waiting.missing(locked, left)
+                _end(session, task, reason, left)
+                ended.append((task, reason))
+        return ended
+
+
+def _ends() -> ColumnElement[bool]:
+    """The task is cancelled, or its users are to be told that nobody came."""
+    row = models.Task
+    deleting_ids = select(models.Backup.id).where(models.Backup.status == lifecycle.DELETING)
+    hidden = select(models.Snapshot.id).where(models.Snapshot.temporary.is_(True))
+    return or_(
+        row.cancel.is_(True),
+        and_(
+            row.kind.in_(_ENDINGS),
+            # One that shows error_deleting already has nothing to tell.
+            or_(row.kind != tasks.BACKUP_DELETE, row.resource_id.in_(deleting_ids)),
+            or_(row.kind.not_in(volumes.KINDS), row.resource_id.not_in(hidden)),
+        ),
+    )
+
+
+def _end(session: Session, task: Task, reason: str, left: Sequence[Service]) -> None:
+    if task.cancel:
+        # Whoever cancelled it has moved the statuses.
+        _drop(session, task, "cancelled")
+        return
+    ending = _ENDINGS[task.kind]
+    if ending.stays:
+        tasks.count_end(session, task, "failed")
+    else:
+        _drop(session, task, "failed")
+    try:
+        ending.fails(session, task, reason, ending.detail if left else Detail.SERVICE_DOWN)
+    except BackupNotFound:
+        return
+
+
+def _drop(session: Session, task: Task, outcome: Outcome) -> None:
+    """Delete a task's row: an attempt that is frozen, not dead, finds it missing and changes nothing."""
+    session.execute(delete(models.Task).where(models.Task.id == task.id))
+    tasks.ended(session, task, outcome)
