@@ -36,7 +36,7 @@ from backupfw.chunkstore.memory import MemoryStore
 from backupfw.db.digest import object_digest
 from backupfw.db.models import Backup, Base, Manifest
 from backupfw.db.session import Database
-from backupfw.engine import backup, cleanup, release, restore, sweep
+from backupfw.engine import backup, cleanup, release, restore, sweep, verify
 from backupfw.engine.format.entries import SegmentEntry, decode_entry
 from backupfw.engine.format.geometry import Geometry
 from backupfw.engine.format.keys import backup_prefix, installation_prefix, volume_prefix
@@ -175,6 +175,8 @@ class DataPath(RuleBasedStateMachine):
     ) -> bool:
         """Run one attempt of a backup; True when it committed."""
         work.attempts += 1
+        if self.took_over(work):
+            return True
         container = FragileContainer(self.container, puts, after)
         work.journal.container = container
         journal_was = len(work.journal.entries)
@@ -210,6 +212,23 @@ class DataPath(RuleBasedStateMachine):
             self.seen["base was damaged"] += 1
         self.commit(work, result.manifest_key)
         return True
+
+    def took_over(self, work: Writing) -> bool:
+        """Commit a whole manifest that an earlier attempt announced, or decide that there will be none."""
+        with self.db.read() as session:
+            announced = manifests.announced_keys(session, work.manifest_id)
+        for key in announced:
+            try:
+                found = verify.look(key, (), self.container, FakeControl())
+            except (Damaged, UnsupportedFormat):
+                continue
+            if not found.damaged and found.head.base in (None, work.base_key):
+                self.commit(work, key)
+                self.seen["taken over"] += 1
+                return True
+        with self.db.write() as session:
+            manifests.give_up(session, Manifest.backup_id == work.manifest_id)
+        return False
 
     def commit(self, work: Writing, key: str) -> None:
         reader = ManifestReader(self.container, key)
@@ -374,6 +393,7 @@ class DataPath(RuleBasedStateMachine):
         self.writing.remove(work)
         with self.db.write() as session:
             assert manifests.abandon(session, work.manifest_id)
+            manifests.give_up(session, Manifest.backup_id == work.manifest_id)
         self.let_go(work.base_id)
         prefix = backup_prefix(INSTALLATION, PROJECT, VOLUME, work.manifest_id)
         known = self.known(work.manifest_id)
