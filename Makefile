@@ -124,4 +124,4 @@ constraints: ## pin the newest versions anew in constraints.txt
 	@rm -rf $(VENV).new
 
 clean: ## remove what the targets made
-	rm -rf $(VENV) $(VENV).lowest .tox dist build drivers/*/build .state .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis docs/_build
+	rm -rf $(VENV) $(VENV).lowest $(VENV).new dist.log constraints.new .tox dist build drivers/*/build .state .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis docs/_build

@@ -120,11 +120,7 @@ def make_app(
         response_cls=Response,
     )
 
-    def inner(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        answer: Iterable[bytes] = pecan_app(environ, start_response)
-        return answer
-
-    identified = _with_identity(inner, settings, conf, chosen)
+    identified = _with_identity(pecan_app, settings, conf, chosen)
     negotiated = Negotiation(identified, COLLECTIONS)
     full_conf = None if conf is settings else conf
     return pipeline.assemble(negotiated, full_conf, settings.max_body, settings.trust_forwarded, healthy)

@@ -1,6 +1,6 @@
 """The microversions of v3 that change anything here, one line each.
 
-What is not listed concerns things this service does not have (images, servers, groups, transfers,
+What is not listed concerns things this service does not have (images, servers,
 clusters), so a request in such a version is one in the version before it.  v2 is older than all of them.
 """
 

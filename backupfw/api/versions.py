@@ -1,7 +1,7 @@
 """The versions this service speaks, how a request chooses one, and the documents that announce them.
 
 Behaviour is switched by comparing a call's :class:`ApiVersion` with a constant of
-:mod:`backupfw.api.microversions`; nothing else in the API knows that there is a v2.
+:mod:`backupfw.api.microversions`; only :mod:`backupfw.api.paths` knows besides that there is a v2.
 """
 
 from __future__ import annotations

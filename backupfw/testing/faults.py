@@ -393,11 +393,6 @@ class RecordingStore(Layer):
             #: Bytes by (operation, key).
             self.bytes_by_key: Counter[tuple[str, str]] = Counter()
 
-    def total_bytes(self, operation: str) -> int:
-        """Return all bytes that were put or got."""
-        with self._lock:
-            return sum(size for (kind, _), size in self.bytes_by_key.items() if kind == operation)
-
     def _count(self, operation: str, keys: Sequence[str], size: int = 0) -> None:
         with self._lock:
             self.requests[operation] += 1

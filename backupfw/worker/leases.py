@@ -43,10 +43,10 @@ class LeaseKeeper:
     A backup or restore that hangs where nothing can end it (a volume on dead storage) keeps its task, until
     it is cancelled: then its lease is given up, and another attempt cleans up.
 
-    :param renew: ``manager.tasks.renew`` bound to this worker: takes the tasks and the lease in seconds,
+    :param renew: ``Tasks.renew`` bound to this worker: takes the tasks and the lease in seconds,
         returns the ids of those that are kept, each with whether it was cancelled.
     :param lease_seconds: the length of a lease.
-    :param report: ``manager.tasks.progress``: takes the task, and bytes done and in total.
+    :param report: ``Tasks.progress``, and what tells it outside: takes the task, and bytes done and in total.
     :param cancelled: returns the ids of this worker's tasks that somebody cancelled.
     :param beat: the worker's own heartbeat.
     :param beat_seconds: how often it is called.

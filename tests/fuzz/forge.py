@@ -178,7 +178,7 @@ class Backup:
 
 
 def _origins(found: Sequence[SegmentEntry]) -> list[str]:
-    return sorted(entries.distinct_origins(found))
+    return sorted(set().union(*(entry.origins() for entry in found)))
 
 
 def _sums(found: Sequence[SegmentEntry]) -> tuple[int, int, int]:

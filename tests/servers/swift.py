@@ -22,8 +22,6 @@ from tests.servers.programs import find_program, missing_programs
 
 KINDS = ("account", "container", "object")
 PROGRAMS = tuple(f"swift-{kind}-server" for kind in (*KINDS, "proxy"))
-#: Names of the storage policies; the first is the default.
-POLICIES = ("gold", "silver")
 #: Entries of one page of a listing: so small that tests need few objects to go beyond.
 PAGE = 500
 

@@ -14,7 +14,7 @@ one, and so is what the journal keeps of a finished segment.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from backupfw.engine.format import keys
@@ -189,14 +189,6 @@ def decode_entry(data: bytes, volume_prefix: str) -> SegmentEntry | None:
     if len(entries) != 1:
         raise BadBytes("not exactly one entry")
     return entries[0]
-
-
-def distinct_origins(entries: Iterable[SegmentEntry]) -> set[str]:
-    """Return all origins that the entries name."""
-    found: set[str] = set()
-    for entry in entries:
-        found |= entry.origins()
-    return found
 
 
 assert _ENTRY.size == 4 + 2 + 4 + DIGEST_BYTES + 8 + 8 + 2

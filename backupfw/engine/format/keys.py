@@ -105,11 +105,6 @@ def epoch_prefix(installation: str, project: str, volume: str, backup: str, epoc
     return f"{backup_prefix(installation, project, volume, backup)}{epoch}."
 
 
-def token_text(attempt: int, token: str) -> str:
-    """Return the attempt token as it stands in keys: ``<attempt>-<16 hex>``."""
-    return f"{attempt}-{token}"
-
-
 def manifest_key(origin: str) -> str:
     """Return the key of an origin's manifest."""
     return f"{origin}/manifest"

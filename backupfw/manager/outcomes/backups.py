@@ -30,10 +30,12 @@ __all__ = [
 
 
 class BackupTasks:
-    """All outcomes of backups' tasks, and what their reading finds.  Thread-safe.
+    """The outcomes of backups' tasks, one attribute for each kind, and the list of damaged objects.
+
+    Thread-safe.
 
     :param db: the database.
-    :param conf: ``availability_zone``, ``service_down_time``, ``[backup]`` and ``[quota]``.
+    :param conf: ``[backup]`` and ``[quota]``.
     """
 
     def __init__(self, db: Database, conf: cfg.ConfigOpts) -> None:

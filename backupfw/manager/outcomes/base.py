@@ -1,4 +1,4 @@
-"""What the parts of :mod:`backupfw.manager.outcomes.backups` have in common."""
+"""What the modules of outcomes have in common."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Outcomes:
     """Base: a database and a configuration.  Thread-safe.
 
-    Every method is one transaction that is conditional on the task's attempt; it raises
+    A method that takes a task is one transaction that is conditional on its attempt; it raises
     :class:`~backupfw.errors.TaskLost` when another attempt owns the task and
     :class:`~backupfw.errors.TaskCancelled` when it was cancelled, and has changed nothing then.
     """

@@ -121,7 +121,7 @@ class DeleteTasks(Outcomes):
         """Ask anew who may share, for a plan one of whose relatives cannot be read.
 
         :returns: a plan that lacks the relatives that were released meanwhile.
-        :raises EngineError: as :meth:`start_delete`.
+        :raises EngineError: as :meth:`start`.
         """
         return self._search(plan.manifest_id)
 
@@ -180,7 +180,7 @@ class DeleteTasks(Outcomes):
         """Begin an attempt to remove a released manifest's objects.
 
         :returns: None: they are removed already, and the task ended.
-        :raises EngineError: as :meth:`start_delete`.
+        :raises EngineError: as :meth:`start`.
         """
 
         def work(session: Session) -> bool:

@@ -129,7 +129,7 @@ class ImportTasks(Outcomes):
         """End the task: the backup is available and points to the manifest.
 
         :raises InvalidInput: the manifest was deleted here, or is another project's and the importer is
-            no administrator; the task goes on (:meth:`fail_import` ends it).
+            no administrator; the task goes on (:meth:`fail` ends it).
         :raises QuotaExceeded: the data is larger than the record said, and the project has no room.
         """
         try:

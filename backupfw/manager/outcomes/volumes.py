@@ -1,8 +1,9 @@
 """The worker's side of volumes and snapshots: what a task is about, and what came of it.
 
 ``start_*`` moves nothing, so an attempt that is lost costs nothing; ``finish_*`` and
-``fail`` end the task and move the status in one transaction.  All of them raise TaskLost when the task
-is another attempt's, and TaskCancelled when it was cancelled (force delete, reset): then nothing changes.
+``fail`` end the task and move the status in one transaction.  All but ``start_create_snapshot`` and
+``start_delete_snapshot``, which only read, raise TaskLost when the task is another attempt's, and
+TaskCancelled when it was cancelled (force delete, reset): then nothing changes.
 
 Handlers look like this::
 

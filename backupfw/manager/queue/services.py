@@ -239,10 +239,6 @@ class ServiceManager:
                     counts[at : at + 2] = [int(count), int(size)]
         return {project: HostUsage(*counts) for project, counts in sorted(found.items())}
 
-    def is_up(self, service: Service) -> bool:
-        """Say whether a listed service was up when it was listed."""
-        return service.up
-
     def set_disabled(
         self, ctx: RequestContext, host: str, binary: str, *, disabled: bool, reason: str | None = None
     ) -> Service:

@@ -1,8 +1,8 @@
 """Volumes of the embedded catalogue: one method per use case.
 
 Each is one transaction that judges the volume under its row's lock, moves its status and queues the task
-that carries the work out; the worker's side is ``volume_tasks``.  To anyone but an administrator another
-project's volume is not there.
+that carries the work out; the worker's side is :mod:`backupfw.manager.outcomes.volumes`.  To anyone but an
+administrator another project's volume is not there.
 """
 
 from __future__ import annotations

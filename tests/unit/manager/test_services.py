@@ -41,7 +41,7 @@ def test_a_process_that_reports_is_up_until_it_is_silent(services: ServiceManage
     (service,) = services.list(ADMIN)
     assert (service.host, service.binary, service.availability_zone) == ("one", "cinder-backup", "nova")
     assert service.stores == {"main": "x.y.Driver"}
-    assert (service.state, service.status, services.is_up(service)) == ("up", "enabled", True)
+    assert (service.state, service.status, service.up) == ("up", "enabled", True)
     assert services.backup_workers_alive()
     age(services, 50)
     assert services.backup_workers_alive()
