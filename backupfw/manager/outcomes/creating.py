@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from sqlalchemy import delete, insert, select, update
@@ -13,7 +14,7 @@ from backupfw.db import models
 from backupfw.db.digest import object_digest
 from backupfw.db.installation import installation_id
 from backupfw.db.session import now
-from backupfw.errors import OutcomeUnknown, SnapshotNotFound, TaskLost, VolumeNotFound
+from backupfw.errors import OutcomeUnknown, SnapshotNotFound, TaskCancelled, TaskLost, VolumeNotFound
 from backupfw.manager import rows
 from backupfw.manager.lineage import lifecycle, manifests
 from backupfw.manager.lineage.lifecycle import BackupMoves
@@ -108,13 +109,14 @@ class CreateResult:
 class CreateTasks(Outcomes):
     """Outcomes of ``backup.create``."""
 
-    def start(self, task: Task) -> CreatePlan:
+    def start(self, task: Task, settled: Collection[str] = ()) -> CreatePlan:
         """Begin an attempt.
 
         The first one fixes base, geometry, hash mode and key; a later one keeps them, unless the
         configured geometry changed: then a new epoch starts from nothing, as soon as nothing announced is
-        open.
+        open but what is settled.
 
+        :param settled: keys that were announced, are looked at already and stay open.
         :raises VolumeNotFound: the volume is gone (its status was reset and it was deleted).
         :raises SnapshotNotFound: likewise.
         """
@@ -127,7 +129,7 @@ class CreateTasks(Outcomes):
                 manifest = self._first(session, backup)
             elif manifest.state != lifecycle.WRITING:
                 raise TaskLost(f"the manifest of backup {backup.id} is {manifest.state}")
-            elif announced := manifests.announced_keys(session, backup.id):
+            elif announced := sorted(set(manifests.announced_keys(session, backup.id)).difference(settled)):
                 plan = self._plan(session, task, backup, manifest)
                 return replace(plan, announced=tuple(announced))
             elif not self._same_geometry(manifest):
@@ -136,27 +138,33 @@ class CreateTasks(Outcomes):
 
         return self._db.run(work)
 
-    def give_up_announced(self, task: Task) -> None:
-        """Decide that no manifest that an earlier attempt announced will be committed.
+    def give_up_announced(self, task: Task, keys: Collection[str]) -> None:
+        """Decide that manifests that an earlier attempt announced will not be committed.
 
+        :param keys: of those that are not in the store, or cannot be read there.
         :raises TaskLost: another attempt owns the task; nothing was decided.
         """
 
         def work(session: Session) -> None:
             tasks.hold(session, task)
-            manifests.give_up(session, models.Manifest.backup_id == task.resource_id)
+            row = models.Manifest
+            manifests.give_up(session, row.backup_id == task.resource_id, row.key.in_(keys))
 
         self._db.run(work)
 
-    def give_up_manifest(self, store: str, container: str, key: str) -> bool:
-        """Give up the manifest that an attempt announced itself, unless somebody committed it.
+    def give_up_manifest(self, task: Task, store: str, container: str, key: str) -> bool:
+        """Give up the manifest that this attempt announced, unless it is committed or another attempt's.
+
+        Whoever has the task now may be taking it over.
 
         :return: whether it is given up: what lies under the key may go.
         """
         digest = object_digest(store, container, key)
 
         def work(session: Session) -> bool:
-            manifests.give_up(session, models.Manifest.key_digest == digest)
+            with contextlib.suppress(TaskLost, TaskCancelled):
+                tasks.hold(session, task)
+                manifests.give_up(session, models.Manifest.key_digest == digest)
             return manifests.is_given_up(session, digest)
 
         return self._db.run(work)
@@ -292,6 +300,9 @@ class CreateTasks(Outcomes):
                 raise TaskLost(f"the manifest {result.key} was given up")
             manifest.updated_at = now(session)
             session.flush()
+            if result.base_lost:
+                # It shares nothing with the base that it may have been marked for.
+                damage.forget_marks(session, manifest.id)
             named = (object_digest(manifest.store, manifest.container, key) for key in result.damaged)
             damage.mark(session, manifest.id, named)
             session.execute(delete(models.Segment).where(models.Segment.manifest_id == manifest.id))
@@ -316,9 +327,6 @@ class CreateTasks(Outcomes):
                 raise TaskLost(f"backup {backup.id} is not being created any more")
             if backup.is_incremental and (manifest.base_id is None or result.base_lost):
                 failures.warn(session, task, Detail.BECAME_FULL)
-            if result.base_lost:
-                # It shares nothing with the base that it may have been marked for.
-                damage.forget_marks(session, manifest.id)
             volume_rules.end_backup(session, backup.volume_id, backup.snapshot_id)
             backup_rows.let_go(session, manifest.base_id, backup.project_id, task.request_id)
             backup_rows.drop_temp_snapshot(session, backup_of(session, task), task.request_id)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -24,6 +24,7 @@ from backupfw.engine.format.geometry import Geometry
 from backupfw.engine.ports import BackupJob, BackupResult, KnownManifests
 from backupfw.errors import (
     Damaged,
+    DatabaseUnwritable,
     InvalidInput,
     SourceMoved,
     StorageChanged,
@@ -79,9 +80,10 @@ class BackupCreate(Handler):
         steps.reach("backup.planned")
         container = tools.stores.container(plan.store, plan.container)
         if plan.announced:
-            if self._take_over(task, plan, container, control):
+            settled = self._take_over(task, plan, container, control)
+            if settled is None:
                 return
-            plan = tools.backups.creating.start(task)
+            plan = tools.backups.creating.start(task, settled)
         self._need(plan, container)
         try:
             plan, job, result = self._back_up(task, plan, container, control)
@@ -95,27 +97,42 @@ class BackupCreate(Handler):
             LOG.warning("Backup %s shares nothing with its parent: %s", plan.backup.id, result.base_problem)
         wire_name = tools.stores.wire_names[plan.store]
         made = _create_result(result, job.geometry.length, tools.host, wire_name)
-        with self._withdrawing(plan, lambda: made.key, container):
+        with self._withdrawing(task, plan, lambda: made.key, container):
             self._commit(task, plan, made, container, control)
         tools.meter.backed_up(result)
         steps.reach("backup.committed")
 
-    def _take_over(self, task: Task, plan: CreatePlan, container: Container, control: TaskControl) -> bool:
+    def _take_over(
+        self, task: Task, plan: CreatePlan, container: Container, control: TaskControl
+    ) -> Collection[str] | None:
         """Commit the manifest that an earlier attempt announced, if it is there with all that it names.
 
         That attempt was lost before its commit; or it was not, and the database is a copy from before it.
         Then later backups share with this very manifest.  Where there is none, that is decided for ever.
+        One that is there and names what is damaged stays open: nothing it names is deleted before the
+        backup is.
+
+        :returns: None: it is committed.  Otherwise the keys that stay open.
         """
         tools = self._tools
         prefix = keys.volume_prefix(plan.installation_id, plan.backup.project_id, plan.backup.volume_id)
         listed = tools.backups.damage.keys(plan.store, plan.container, prefix)
+        missing, left = [], []
+
+        def damaged(bad: str, reason: str) -> None:
+            # So that its blocks are stored anew.
+            tools.backups.damage.record(plan.store, plan.container, bad, reason, plan.manifest_id)
+
         for key in plan.announced:
             try:
-                found = verify.look(key, listed, container, control)
-            except (Damaged, UnsupportedFormat):
+                found = verify.look(key, listed, container, control, damaged)
+            except Damaged:
+                missing.append(key)
                 continue
             base = found.head.base
             if found.damaged or base not in (None, None if plan.base is None else plan.base.key):
+                LOG.warning("Backup %s is made again: %s is damaged", plan.backup.id, key)
+                left.append(key)
                 continue
             LOG.info("Backup %s: an earlier attempt had put all of it", plan.backup.id)
             made = CreateResult(
@@ -126,13 +143,12 @@ class BackupCreate(Handler):
                 object_count=found.object_count,
                 stored_bytes=found.stored_bytes,
                 referenced_bytes=found.referenced_bytes,
-                base_lost=base is None and plan.base is not None,
                 damaged=found.known_damage,
             )
             self._commit(task, plan, made, container, control)
-            return True
-        tools.backups.creating.give_up_announced(task)
-        return False
+            return None
+        tools.backups.creating.give_up_announced(task, missing)
+        return left
 
     def _commit(
         self, task: Task, plan: CreatePlan, made: CreateResult, container: Container, control: TaskControl
@@ -146,11 +162,12 @@ class BackupCreate(Handler):
 
     @contextmanager
     def _withdrawing(
-        self, plan: CreatePlan, key: Callable[[], str | None], container: Container
+        self, task: Task, plan: CreatePlan, key: Callable[[], str | None], container: Container
     ) -> Iterator[None]:
         """Take back the manifest of an attempt that fails, unless it is committed after all.
 
-        One that is cancelled leaves it to whoever cancelled it, or to the next attempt after a shutdown.
+        One that is cancelled leaves it to whoever cancelled it, or to the next attempt after a shutdown;
+        one that lost its task leaves it to the attempt that has it now.
         """
         try:
             yield
@@ -159,9 +176,9 @@ class BackupCreate(Handler):
         except Exception:
             announced = key()
             # Where neither can be done now, the next attempt finds it, or the deletion of the backup.
-            with contextlib.suppress(ChunkStoreError, DBError), heeding(lambda: None):
+            with contextlib.suppress(ChunkStoreError, DBError, DatabaseUnwritable), heeding(lambda: None):
                 if announced is not None and self._tools.backups.creating.give_up_manifest(
-                    plan.store, plan.container, announced
+                    task, plan.store, plan.container, announced
                 ):
                     container.delete([announced])
             raise
@@ -181,7 +198,7 @@ class BackupCreate(Handler):
             steps.reach("backup.bound")
             job = self._job(plan, source)
             journal = TaskJournal(tools.backups, task, plan)
-            with self._withdrawing(plan, lambda: journal.announced, container):
+            with self._withdrawing(task, plan, lambda: journal.announced, container):
                 return plan, job, engine.run(job, source, container, journal, control)
 
     def _follow(self, task: Task, plan: CreatePlan, length: int, storage_id: str | None) -> CreatePlan:

@@ -159,12 +159,12 @@ def test_what_becomes_of_an_announced_key_is_decided_once(world: World) -> None:
         creating.announce_manifest(task, result.key)
     assert creating.known_manifests(plan.manifest_id) == ([], set()), "what becomes of them is open"
     assert creating.start(task).announced == tuple(sorted(["k/lost", result.key]))
-    assert creating.give_up_manifest(plan.store, plan.container, "k/lost")
+    assert creating.give_up_manifest(task, plan.store, plan.container, "k/lost")
     assert creating.known_manifests(plan.manifest_id) == ([], {"k/lost"})
     with pytest.raises(errors.TaskLost):
         creating.finish(task, replace(result, key="k/lost"))
     creating.finish(task, result)
-    assert not creating.give_up_manifest(plan.store, plan.container, result.key), "it is committed"
+    assert not creating.give_up_manifest(task, plan.store, plan.container, result.key), "it is committed"
     found = {row.key: row.state for row in world.rows(models.Manifest)}
     assert found == {"k/lost": lifecycle.GONE, result.key: lifecycle.LIVE}
     with pytest.raises(errors.TaskLost):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -12,17 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from backupfw import errors, steps
 from backupfw.chunkstore.container import Container
 from backupfw.chunkstore.layers.stack import stack
 from backupfw.cmd.catalogue import DatabaseCatalogue
 from backupfw.db import models
-from backupfw.engine import audit, removal, sweep
+from backupfw.engine import audit, cleanup, removal, sweep
 from backupfw.engine.format import keys
 from backupfw.manager.lineage import manifests
-from backupfw.testing.faults import LaggingStore
+from backupfw.testing.faults import Fault, LaggingStore
 from backupfw.volume.base import BlockSource, SnapshotRef, VolumeRef
+from backupfw.worker.handlers.backup_create import BackupCreate
 from tests.unit.engine.fakes import FakeControl, MemorySource
 from tests.unit.worker.world import LayerOptions, MemoryProvider, OneStore, WorkerWorld
 
@@ -119,6 +122,95 @@ def test_records_kept_from_after_the_copy_import_and_restore(
             back = world.backups.import_record(admin, backup_service=service, backup_url=url)
             world.wait_backup(back.id, "available")
             assert restored(world, back.id) == content
+
+
+def test_what_an_announced_manifest_names_stays_although_some_of_it_is_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = WorkerWorld(tmp_path)
+    database, kept = tmp_path / "db.sqlite", tmp_path / "kept.sqlite"
+
+    def reach(name: str, detail: object = "") -> None:
+        if name == "backup.manifest-put" and not kept.exists():
+            copy(database, kept)
+
+    monkeypatch.setattr(steps, "reach", reach)
+    volume = world.filled_volume(DATA)
+    with world.db.write() as session:
+        session.execute(update(models.Volume).values(status="in-use"))
+    with world.worker():
+        backup = world.backups.create(world.ctx(), volume_id=volume, force=True)
+        first = world.wait_backup(backup.id, "available")
+        world.wait_idle()
+    box = world.tools.stores.container("main", first.container)
+    (lost, *_) = [info.key for info in box.list("") if _kind(info.key) == "pack"]
+    box.delete([lost])
+    needed = world.objects()
+    world.provider.volumes[volume][:] = today = random.Random(9).randbytes(len(DATA))
+    copy(kept, database)
+    end_leases(world)
+    with world.worker():
+        again = world.wait_backup(backup.id, "available")
+        world.wait_idle()
+        assert again.service_metadata != first.service_metadata
+        assert needed <= world.objects()
+        assert {row.key for row in world.rows(models.DamagedObject)} == {lost}
+        assert restored(world, backup.id) == today
+        world.backups.delete(world.ctx(), backup.id)
+        world.wait_backup(backup.id, None)
+        world.wait_idle()
+    # Nobody will commit it any more, so a sweep takes what it named.
+    installation = world.outcomes.installation_id()
+    catalogue = DatabaseCatalogue(world.db, "main", box.name, installation)
+    sweep.run(keys.installation_prefix(installation), box, catalogue, FakeControl())
+    assert world.objects() == set()
+
+
+def test_an_attempt_that_lost_its_task_leaves_its_manifest_to_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = WorkerWorld(tmp_path)
+    looked, ended = threading.Event(), threading.Event()
+    first: list[threading.Thread] = []
+    leftovers, run = cleanup.leftovers, BackupCreate.run
+
+    def reach(name: str, detail: object = "") -> None:
+        if name == "backup.manifest-put" and not first:
+            first.append(threading.current_thread())
+            end_leases(world)
+            world.dispatch.wake()
+            assert looked.wait(60)
+
+    def slow_leftovers(*arguments: Any) -> Any:
+        """The next attempt has found the manifest, when the first one hears that it lost its task."""
+        if first and threading.current_thread() is not first[0]:
+            looked.set()
+            assert ended.wait(60)
+        return leftovers(*arguments)
+
+    def watched(self: BackupCreate, *arguments: Any) -> None:
+        try:
+            run(self, *arguments)
+        finally:
+            if first and threading.current_thread() is first[0]:
+                ended.set()
+
+    monkeypatch.setattr(steps, "reach", reach)
+    monkeypatch.setattr(cleanup, "leftovers", slow_leftovers)
+    monkeypatch.setattr(BackupCreate, "run", watched)
+    volume = world.filled_volume(DATA)
+    # So that there is something to clean up.
+    world.faulty.script(Fault("put", kind="after", times=1, skip=3))
+    with world.worker():
+        backup = world.backups.create(world.ctx(), volume_id=volume)
+        world.wait_backup(backup.id, "available")
+        world.wait_idle()
+        assert restored(world, backup.id) == DATA
+
+
+def _kind(key: str) -> str | None:
+    parsed = keys.parse(key)
+    return None if parsed is None else parsed.kind
 
 
 class SettlingStores(OneStore):

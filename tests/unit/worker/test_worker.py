@@ -25,6 +25,7 @@ from backupfw.manager.queue.tasks import Outcome
 from backupfw.manager.rows import Task
 from backupfw.manager.rules.volume_types import VolumeTypeManager
 from backupfw.manager.usecases.volumes import VolumeManager
+from backupfw.worker.handlers.backup_create import TaskJournal
 from tests.unit.db.lost_answers import lost_answers
 from tests.unit.manager.support import check_consistent
 from tests.unit.worker.world import SEGMENT, WorkerWorld
@@ -420,11 +421,9 @@ def test_an_attempt_that_lost_its_lease_changes_nothing(world: WorkerWorld) -> N
     assert world.row(models.Backup, made.id).service_metadata.split("/")[4].startswith("1.3-")
 
 
-def test_a_manifest_that_came_too_late_is_withdrawn(
+def test_a_manifest_whose_attempt_lost_its_task_is_taken_over(
     world: WorkerWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever has the task by then may have looked for leftovers already, and nobody would again."""
-    held, go_on = threading.Event(), threading.Event()
     reached: list[str] = []
 
     def reach(name: str, detail: object = "") -> None:
@@ -433,21 +432,44 @@ def test_a_manifest_that_came_too_late_is_withdrawn(
             with world.db.write() as session:
                 (task,) = world.rows_in(session, models.Task)
                 task.state, task.owner, task.lease_until = "queued", None, None
-        elif name == "backup.begun" and reached.count(name) == 2:
-            held.set()
-            assert go_on.wait(60)
+            put.extend(key for key in world.objects() if key.endswith("/manifest"))
 
+    put: list[str] = []
     monkeypatch.setattr(steps, "reach", reach)
     with world.worker(slots=1):
         made = world.backups.create(world.ctx(), volume_id=world.filled_volume(DATA))
-        assert held.wait(60)
-        # Before the next attempt does anything.
-        assert world.objects()
-        assert not [key for key in world.objects() if key.endswith("/manifest")]
-        go_on.set()
-        world.wait_backup(made.id, "available")
+        row = world.wait_backup(made.id, "available")
         world.wait_idle()
-    assert world.row(models.Backup, made.id).object_count == len(world.objects())
+    assert [row.service_metadata] == put
+    assert row.object_count == len(world.objects())
+
+
+def test_a_manifest_that_came_too_late_is_withdrawn(
+    world: WorkerWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever has the task by then did not find it, so nobody will commit it."""
+    committed, first = threading.Event(), threading.Event()
+    announce = TaskJournal.announce
+
+    def late(journal: TaskJournal, key: str) -> None:
+        announce(journal, key)
+        if not first.is_set():
+            first.set()
+            with world.db.write() as session:
+                (task,) = world.rows_in(session, models.Task)
+                task.state, task.owner, task.lease_until = "queued", None, None
+            world.dispatch.wake()
+            assert committed.wait(60)
+
+    monkeypatch.setattr(TaskJournal, "announce", late)
+    monkeypatch.setattr(
+        steps, "reach", lambda name, detail="": committed.set() if name == "backup.committed" else None
+    )
+    with world.worker(slots=2):
+        made = world.backups.create(world.ctx(), volume_id=world.filled_volume(DATA))
+        row = world.wait_backup(made.id, "available")
+        world.wait(lambda: len(world.objects()) == row.object_count, "the withdrawal")
+    assert [key for key in world.objects() if key.endswith("/manifest")] == [row.service_metadata]
 
 
 def test_a_commit_whose_answer_is_lost_is_one(world: WorkerWorld, monkeypatch: pytest.MonkeyPatch) -> None:
