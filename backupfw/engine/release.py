@@ -113,7 +113,8 @@ def run(
 
     Idempotent, and two runs at a time do no harm.  Memory is bounded, whatever the manifest's size.
 
-    :param manifest_key: key of the released manifest; one of our installation.
+    :param manifest_key: key of the released manifest, or of one that will never be committed; one of our
+        installation.
     :param manifests: what the database knows of the volume; ``asked`` are the relatives, that may share
         objects with it, computed after it was released (for this attempt, not an earlier one).
     :param own_prefix: our installation's prefix, ``<installation>/``; nothing outside of it is deleted.

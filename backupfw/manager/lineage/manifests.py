@@ -290,16 +290,28 @@ def announced_keys(session: Session, backup_id: str) -> list[str]:
     return sorted(key for key in found if key is not None)
 
 
-def give_up(session: Session, *which: ColumnElement[bool]) -> bool:
+def given_up_keys(session: Session, backup_id: str) -> list[str]:
+    """Return the keys that attempts of a backup announced and that nobody will ever commit.
+
+    The rows stay; whether a manifest still lies under such a key, the store says.
+    """
+    found = session.scalars(
+        select(Manifest.key).where(
+            Manifest.backup_id == backup_id, Manifest.state == GONE, Manifest.length.is_(None)
+        )
+    )
+    return sorted(key for key in found if key is not None)
+
+
+def give_up(session: Session, *which: ColumnElement[bool]) -> None:
     """Decide that keys that were announced will never be committed.
 
     Only for who knows that: an attempt of its own key; one of all keys of its backup, once it did not find
     them whole in the store; whoever deletes the backup.
 
     :param which: conditions on the rows.
-    :return: whether there was any.
     """
-    return _change(
+    _change(
         session,
         update(Manifest)
         .where(Manifest.state == ANNOUNCED, *which)

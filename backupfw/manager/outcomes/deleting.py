@@ -34,6 +34,8 @@ class ReleasePlan:
 
     :ivar manifest_id: the released manifest's row.
     :ivar key: its key; None: it was never written, only leftovers are there.
+    :ivar given_up: where ``key`` is None: keys under which its attempts may have put a manifest that will
+        never be committed; one that is there names what it took over from other backups, too.
     :ivar begun: an attempt came as far as putting objects, so the container was there.
     :ivar relatives: keys of the manifests that may share its objects, in the same container.
     :ivar known_keys: keys of all manifests of the volume that the database ever knew; others that the
@@ -46,6 +48,7 @@ class ReleasePlan:
     store: str
     container: str
     key: str | None
+    given_up: tuple[str, ...]
     begun: bool
     relatives: tuple[str, ...]
     known_keys: frozenset[str]
@@ -87,9 +90,11 @@ class DeleteTasks(Outcomes):
     ) -> bool:
         """Let go of the manifest; whether its objects are this task's to remove."""
         # Its user wants it gone, whether it was ever committed or not.
-        left = manifests.give_up(session, models.Manifest.backup_id == backup.id)
+        manifests.give_up(session, models.Manifest.backup_id == backup.id)
+        # Not only what this attempt gave up: an earlier one may have failed before it removed anything.
+        given_up = bool(manifests.given_up_keys(session, backup.id))
         if manifest.state == lifecycle.GONE:
-            return left
+            return given_up
         if manifest.state == lifecycle.WRITING:
             backup_rows.give_up_manifest(session, backup, task.request_id)
             return True
@@ -98,7 +103,7 @@ class DeleteTasks(Outcomes):
             cleaning = exists().where(
                 models.Task.kind == tasks.MANIFEST_RELEASE, models.Task.resource_id == manifest.id
             )
-            return left or not session.scalar(select(cleaning))
+            return given_up or not session.scalar(select(cleaning))
         self._point(session, backup, None)
         if manifest.installation_id != installation_id(session):
             _drop_reference(session, manifest.id)
@@ -135,13 +140,20 @@ class DeleteTasks(Outcomes):
             if any(row.key is None for row in found):
                 raise EngineError("A backup that may share the data is being made.")
             relatives = {row.key for row in found if row.key is not None}
+            given_up: list[str] = []
             if manifest.key is None:
                 relatives.update(manifests.detached_keys(session, manifest_id))
+                given_up = manifests.given_up_keys(session, manifest.backup_id)
+                if given_up:
+                    # The tree does not tell who shares with them: this manifest may have left it, or have
+                    # got another base since.
+                    relatives.update(manifests.live_backups(session, manifest_id))
             return ReleasePlan(
                 manifest_id=manifest_id,
                 store=manifest.store,
                 container=manifest.container,
                 key=manifest.key,
+                given_up=tuple(given_up),
                 begun=manifest.key is not None or manifest.source_identity is not None,
                 relatives=tuple(sorted(relatives)),
                 known_keys=frozenset(manifests.volume_keys(session, manifest_id)),

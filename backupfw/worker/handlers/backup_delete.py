@@ -97,6 +97,9 @@ def _remove(plan: ReleasePlan, container: Container, control: TaskControl) -> No
     own = keys.installation_prefix(plan.installation_id)
     known = KnownManifests(plan.relatives, plan.known_keys)
     if plan.key is None:
+        # Before all below the prefix goes: they alone tell what an attempt took over from other backups.
+        for key in plan.given_up:
+            release.run(key, known, own, container, control)
         prefix = keys.backup_prefix(plan.installation_id, plan.project_id, plan.volume_id, plan.backup_id)
         cleanup.leftovers(prefix, None, known, (), container, control, required=plan.begun)
         return

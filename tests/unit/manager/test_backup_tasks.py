@@ -172,6 +172,22 @@ def test_what_becomes_of_an_announced_key_is_decided_once(world: World) -> None:
     assert world.status(backup_id) == "available"
 
 
+def test_every_live_manifest_is_asked_about_a_key_that_was_given_up(world: World) -> None:
+    volume = world.volume()
+    living = world.row(models.Backup, world.backup(volume).id).service_metadata
+    # No edge of the tree leads from it to the other; an earlier base would have.
+    backup_id, task, _ = begin(world, volume)
+    world.outcomes.creating.announce_manifest(task, "k/lost")
+    world.outcomes.creating.give_up_announced(task)
+    world.outcomes.creating.fail(task, "no")
+    world.backups.delete(world.ctx(), backup_id)
+    deletion = world.claim(tasks.BACKUP_DELETE)
+    for _ in range(2):
+        plan = world.outcomes.deleting.start(deletion)
+        assert plan is not None
+        assert (plan.key, plan.given_up, plan.relatives) == (None, ("k/lost",), (living,))
+
+
 def test_a_failed_creation_is_cleaned_up_by_a_task_of_its_own(world: World) -> None:
     volume = world.volume()
     backup_id, task, plan = begin(world, volume)

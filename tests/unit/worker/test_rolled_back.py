@@ -213,6 +213,63 @@ def _kind(key: str) -> str | None:
     return None if parsed is None else parsed.kind
 
 
+def back_up_uncommitted(world: WorkerWorld, monkeypatch: pytest.MonkeyPatch, volume: str, **how: Any) -> str:
+    """Make a backup that is reset when its manifest was put, before the commit; returns its id."""
+
+    def reach(name: str, _detail: object = "") -> None:
+        if name == "backup.manifest-put":
+            world.backups.reset_status(world.ctx(admin=True), made.id, "error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(steps, "reach", reach)
+        made = world.backups.create(world.ctx(), volume_id=volume, **how)
+        world.wait_backup(made.id, "error")
+        world.wait_idle()
+    return made.id
+
+
+def test_a_deletion_that_fails_once_removes_what_was_never_committed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = WorkerWorld(tmp_path)
+    volume = world.filled_volume(DATA)
+    with world.worker():
+        backup_id = back_up_uncommitted(world, monkeypatch, volume)
+        assert world.objects(), "its manifest was put, so what it names stayed"
+        failing = world.faulty.fail("delete")
+        world.backups.delete(world.ctx(), backup_id)
+        world.wait_backup(backup_id, None)
+        world.wait_idle()
+    assert failing.struck == 1
+    assert world.objects() == set()
+
+
+@pytest.mark.parametrize("base", ["deleted before", "kept"])
+def test_what_a_manifest_that_was_never_committed_took_over_goes_with_its_last_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: str
+) -> None:
+    world = WorkerWorld(tmp_path)
+    volume = world.filled_volume(DATA)
+    with world.worker():
+        full = world.backups.create(world.ctx(), volume_id=volume)
+        world.wait_backup(full.id, "available")
+        of_full = world.objects()
+        world.provider.volumes[volume][:9000] = random.Random(5).randbytes(9000)
+        child = back_up_uncommitted(world, monkeypatch, volume, incremental=True)
+        if base == "deleted before":
+            world.backups.delete(world.ctx(), full.id)
+            world.wait_backup(full.id, None)
+            assert of_full & world.objects(), "the child's manifest names them"
+        world.backups.delete(world.ctx(), child)
+        world.wait_backup(child, None)
+        world.wait_idle()
+        if base == "kept":
+            assert world.objects() == of_full
+            assert restored(world, full.id) == DATA
+        else:
+            assert world.objects() == set()
+
+
 class SettlingStores(OneStore):
     """A store whose listings show what is new when a process has waited since its start; it is the clock."""
 
