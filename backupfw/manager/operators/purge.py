@@ -33,7 +33,7 @@ from sqlalchemy.orm import Session, aliased
 
 from backupfw import naming
 from backupfw.db.locks import lock
-from backupfw.db.models import Backup, DamagedObject, Manifest, Snapshot, Task, Volume
+from backupfw.db.models import Backup, DamagedObject, DamageMark, Manifest, Snapshot, Task, Volume
 from backupfw.db.session import Database
 from backupfw.manager.lineage.lifecycle import GONE, RELEASED, WRITING
 
@@ -132,8 +132,9 @@ def _remove_damaged(db: Database, before: datetime, dry_run: bool) -> int:
     for page in _pages(db, select(row.digest, row.store, row.container, row.key).where(old), row.digest):
         ids = _unnamed(db, page)
         if not dry_run:
-            # One that was found again meanwhile is no longer old.
-            db.run(partial(_delete_damaged, old & row.digest.in_(ids)))
+            # One that was found again meanwhile is no longer old; one that a manifest was marked for stays.
+            named = exists().where(DamageMark.digest == row.digest)
+            db.run(partial(_delete_damaged, old & row.digest.in_(ids) & ~named))
         total += len(ids)
     return total
 

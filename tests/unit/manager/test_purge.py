@@ -231,3 +231,25 @@ def test_what_something_points_to_stays(world: World) -> None:
         )
     delete_long_ago(world, models.Volume, occupied)
     assert run(world) == counts(0, 0, 0, 0, 0)
+
+
+def test_a_damaged_object_that_is_marked_meanwhile_stays(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backup = world.row(models.Backup, world.backup(world.volume()).id)
+    key = str(backup.service_metadata)
+    with world.db.write() as session:
+        place = {"store": "main", "container": "volumebackups", "key": key}
+        found_at = now(session) - timedelta(days=100)
+        session.add(models.DamagedObject(digest="1", reason="bad", found_at=found_at, **place))
+
+    def unnamed(*_args: Any) -> list[str]:
+        """Nothing named it; then a manifest that does is committed."""
+        with world.db.write() as session:
+            session.add(models.DamageMark(manifest_id=backup.manifest_id, digest="1"))
+        return ["1"]
+
+    monkeypatch.setattr(purge, "_unnamed", unnamed)
+    run(world)
+    assert [row.digest for row in world.rows(models.DamagedObject)] == ["1"]
+    assert [row.digest for row in world.rows(models.DamageMark)] == ["1"]
