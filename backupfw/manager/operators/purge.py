@@ -14,6 +14,9 @@ it is believed.  What stays besides:
 * Manifests of volumes in which another one is being made or removed: that attempt has read which manifests
   are known, and may be deleting by it.  A sweep does the same and leaves no mark; the two are not to run at
   the same time.
+* Keys that were announced for a manifest and given up, for ever; they are few.  A manifest may lie under one
+  in the store: without the row it would be one that the database does not know, so a sweep would keep it and
+  all that it names, and an import would take it for a backup.
 * One manifest of each container: sweep and audit look where manifests are known.
 
 *Damaged objects* are known for the next incremental of their volume, and for backups that are marked
@@ -103,6 +106,8 @@ def _may_go(model: type[Any], before: datetime) -> ColumnElement[bool]:
             & (Manifest.state == GONE)
             & (func.coalesce(Manifest.updated_at, Manifest.created_at) < before)
             & Manifest.in_tree.is_(False)
+            # A key without a length was given up.
+            & or_(Manifest.key.is_(None), Manifest.length.is_not(None))
             & ~exists().where(Backup.manifest_id == Manifest.id)
             & ~exists().where(Backup.id == Manifest.backup_id, ~_may_go(Backup, before))
             & ~moving

@@ -173,6 +173,21 @@ def test_one_reason_is_enough_for_a_manifest_to_stay(
     assert manifests(world) == {own}
 
 
+def test_a_key_that_was_given_up_is_known_for_ever(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(purge, "_last_of_containers", lambda _db: frozenset())
+    made = world.backups.create(world.ctx(), volume_id=world.volume())
+    task = world.claim(tasks.BACKUP_CREATE)
+    plan = world.outcomes.creating.start(task)
+    world.outcomes.creating.announce_manifest(task, "k/lost")
+    world.outcomes.creating.give_up_announced(task)
+    world.outcomes.creating.finish(task, world.result(plan))
+    deleted(world, made.id)
+    for row_id in manifests(world):
+        go_long_ago(world, row_id)
+    assert run(world)["manifests"] == 1
+    assert [row.key for row in world.rows(models.Manifest)] == ["k/lost"]
+
+
 def test_a_damaged_object_is_known_while_a_manifest_may_name_it(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
