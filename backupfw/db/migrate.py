@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import threading
 import time
 import uuid
@@ -15,7 +16,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from oslo_db.exception import DBDuplicateEntry, DBError
+from oslo_db.exception import DBDeadlock, DBDuplicateEntry, DBError
 from sqlalchemy import (
     BigInteger,
     Column,
@@ -26,6 +27,7 @@ from sqlalchemy import (
     Table,
     Update,
     insert,
+    inspect,
     or_,
     select,
     text,
@@ -55,8 +57,11 @@ _HOLDER = Table(
     mysql_engine="InnoDB",
 )
 #: How often the holder changes that row, and how long it stands still before another one takes it, seconds.
+#: Only looks that are answered within the first count for the second.
 _BEAT_SECONDS = 2
 _STILL_SECONDS = 20
+#: How often a migration that met a deadlock is done again on PostgreSQL.
+_REPETITIONS = 6
 #: Alembic's environment and the modules of its steps are global to a process: its threads take turns.
 _turn = threading.Lock()
 
@@ -95,7 +100,7 @@ def sync(db: Database, installation_id: str | None = None) -> str:
         not know (it was made by a newer one).
     """
     with _turn, _alone_in_cluster(db):
-        _upgrade(db)
+        _upgrade_beside_workers(db)
     try:
         return db.run(lambda session: ensure_installation(session, installation_id))
     except DBDuplicateEntry:
@@ -140,16 +145,21 @@ def _wait_for_holder(db: Database, me: str) -> None:
 
     def take(session: Session) -> tuple[str, int]:
         session.execute(insert(_HOLDER).prefix_with("IGNORE").values(id=1, beat=0))
-        abandoned = row.beat == (seen if time.monotonic() - since > _STILL_SECONDS else -1)
+        abandoned = row.beat == (seen if asked - since > _STILL_SECONDS else -1)
         session.execute(
             update(_HOLDER).where(or_(row.holder.is_(None), abandoned)).values(holder=me, beat=row.beat + 1)
         )
         holder, beat = session.execute(select(row.holder, row.beat)).one()
         return holder, beat
 
-    while (found := db.run(take))[0] != me:
-        if found[1] != seen:
-            seen, since = found[1], time.monotonic()
+    while True:
+        asked = time.monotonic()
+        holder, beat = db.run(take)
+        if holder == me:
+            return
+        # While a table is changed the whole cluster waits, the holder's beat like this look.
+        if beat != seen or time.monotonic() - asked > _BEAT_SECONDS:
+            seen, since = beat, time.monotonic()
         time.sleep(0.5)
 
 
@@ -168,6 +178,17 @@ def _try(db: Database, statement: Update) -> None:
         db.run(lambda session: session.execute(statement))
 
 
+def _upgrade_beside_workers(db: Database) -> None:
+    for tried in range(_REPETITIONS if db.backend == "postgresql" else 0):
+        try:
+            _upgrade(db)
+            return
+        except DBDeadlock:
+            # It had waited for its locks only (see _lock_tables), and is one transaction.
+            time.sleep(random.uniform(0, 0.1 * 2**tried))  # noqa: S311  (no secret)
+    _upgrade(db)
+
+
 def _upgrade(db: Database) -> None:
     with db.engine.connect() as connection:
         if db.backend == "sqlite":
@@ -180,12 +201,28 @@ def _upgrade(db: Database) -> None:
             connection.execute(
                 text("SELECT GET_LOCK(:name, :seconds)"), {"name": _MYSQL_LOCK, "seconds": _LOCK_SECONDS}
             )
-        _refuse_newer(MigrationContext.configure(connection).get_current_revision())
+        current = MigrationContext.configure(connection).get_current_revision()
+        _refuse_newer(current)
+        if db.backend == "postgresql" and current not in (None, head()):
+            _lock_tables(connection)
         command.upgrade(_config(connection), "head")
         connection.commit()
         if db.backend == "mysql":
             connection.execute(text("SELECT RELEASE_LOCK(:name)"), {"name": _MYSQL_LOCK})
             connection.commit()
+
+
+def _lock_tables(connection: Connection) -> None:
+    """Lock all tables ahead of the first step, for PostgreSQL, where all steps are one transaction.
+
+    Steps lock each table when they come to it.  A worker that holds a later one, and waits for an earlier
+    one, would make that a deadlock, and PostgreSQL ends the migration, however long it has run.  The tables
+    are locked one after the other, tasks first, as workers do; whoever does it the other way round costs a
+    repetition, while nothing is done yet.
+    """
+    there = Base.metadata.tables.keys() & set(inspect(connection).get_table_names())
+    names = ", ".join(sorted(there, key=lambda name: (name != "tasks", name)))
+    connection.execute(text(f"LOCK TABLE {names} IN ACCESS EXCLUSIVE MODE"))
 
 
 def check(db: Database) -> None:

@@ -161,6 +161,84 @@ def test_a_manifest_that_went_before_its_time_was_noted_counts_from_the_migratio
     assert found["live"] == _value(manifests, "updated_at")
 
 
+@pytest.mark.parametrize("db", [pytest.param("postgresql", marks=pytest.mark.server)], indirect=True)
+@pytest.mark.parametrize("tables", [("tasks", "backups"), ("backups", "tasks")])
+def test_a_transaction_that_runs_meanwhile_ends_no_migration(db: Database, tables: tuple[str, str]) -> None:
+    """It holds one table, and asks for another one when the migration waits for it."""
+    with db.engine.begin() as connection:
+        command.upgrade(migrate._config(connection), "0010")
+    waits = text("SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'relation'")
+    holds, over = threading.Event(), threading.Event()
+
+    def work(session: Any) -> None:
+        session.execute(text(f"UPDATE {tables[0]} SET id = id"))
+        holds.set()
+        with db.engine.connect() as other:
+            while not other.scalar(waits) and not over.wait(0.05):
+                other.rollback()
+        session.execute(text(f"UPDATE {tables[1]} SET id = id"))
+
+    with ThreadPoolExecutor(1) as pool:
+        worker = pool.submit(db.run, work)
+        try:
+            assert holds.wait(60)
+            migrate.sync(db)
+        finally:
+            over.set()
+        worker.result()
+    assert migrate.version(db) == migrate.head()
+
+
+class _Clock:
+    """Stands for the module ``time``: time passes when somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+    def sleep(self, seconds: float) -> None:
+        self.seconds += seconds
+
+
+@pytest.mark.parametrize("db", [pytest.param("mariadb", marks=pytest.mark.server)], indirect=True)
+@pytest.mark.parametrize("dead", [False, True])
+def test_a_holder_is_followed_that_is_dead_but_not_one_whose_cluster_waits(
+    db: Database, dead: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A change of a table that takes a minute lets neither the holder's beat nor a look through."""
+    clock, looks = _Clock(), 0
+    monkeypatch.setattr(migrate, "time", clock)
+    migrate._HOLDER.create(db.engine)
+    let_go_at = 100.0
+    with db.write() as session:
+        session.execute(migrate._HOLDER.insert().values(id=1, holder="other", beat=7))
+
+    def look(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        nonlocal looks
+        if statement.startswith("INSERT IGNORE"):
+            looks += 1
+            # Not the first look: that one has nothing to compare with.
+            clock.seconds += 60 if looks == 2 else 0
+
+    def sleep(seconds: float) -> None:
+        clock.seconds += seconds
+        if not dead:
+            with db.write() as session:
+                session.execute(migrate._changed("other"))
+                if clock.seconds > let_go_at:
+                    session.execute(migrate._HOLDER.update().values(holder=None))
+
+    monkeypatch.setattr(clock, "sleep", sleep)
+    event.listen(db.engine, "before_cursor_execute", look)
+    migrate._wait_for_holder(db, "me")
+    if dead:
+        assert 60 + migrate._STILL_SECONDS < clock.seconds < let_go_at
+    else:
+        assert clock.seconds > let_go_at
+
+
 def _earlier() -> list[str]:
     """All revisions before the newest, the oldest first."""
     scripts = ScriptDirectory.from_config(migrate._config()).walk_revisions()
