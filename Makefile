@@ -8,6 +8,7 @@ BIN := $(VENV)/bin
 DRIVERS := posix s3 swift gcs
 DRIVER_PATHS := $(DRIVERS:%=drivers/%)
 # Tests of one class or module run in one process, with the servers that they share.
+CLIENTS := tests/integration/clients
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadscope
 STATE_DIR ?= .state
 ARGS ?=
@@ -45,7 +46,9 @@ test: $(VENV)/.stamp ## run the tests that need no server
 
 check: $(VENV)/.stamp ## run all other tests; those of servers that are not installed are skipped
 	@echo "== Tests with servers and whole services"
-	@$(PYTEST) -m 'check and not soak and not chaos and not fuzz' $(ARGS)
+	@$(PYTEST) -m 'check and not soak and not chaos and not fuzz' --ignore=$(CLIENTS) $(ARGS)
+	@echo "== Tests with the published clients, in one process: the last one looks at what all of them showed"
+	@$(BIN)/python -m pytest -m 'check and not soak and not chaos and not fuzz' $(CLIENTS) $(ARGS)
 
 soak: $(VENV)/.stamp ## run the long variants of the tests
 	@echo "== Long tests"
