@@ -178,7 +178,7 @@ def test_every_live_manifest_is_asked_about_a_key_that_was_given_up(world: World
     # No edge of the tree leads from it to the other; an earlier base would have.
     backup_id, task, _ = begin(world, volume)
     world.outcomes.creating.announce_manifest(task, "k/lost")
-    world.outcomes.creating.give_up_announced(task)
+    world.outcomes.creating.give_up_announced(task, ["k/lost"])
     world.outcomes.creating.fail(task, "no")
     world.backups.delete(world.ctx(), backup_id)
     deletion = world.claim(tasks.BACKUP_DELETE)

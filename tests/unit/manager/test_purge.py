@@ -179,7 +179,7 @@ def test_a_key_that_was_given_up_is_known_for_ever(world: World, monkeypatch: py
     task = world.claim(tasks.BACKUP_CREATE)
     plan = world.outcomes.creating.start(task)
     world.outcomes.creating.announce_manifest(task, "k/lost")
-    world.outcomes.creating.give_up_announced(task)
+    world.outcomes.creating.give_up_announced(task, ["k/lost"])
     world.outcomes.creating.finish(task, world.result(plan))
     deleted(world, made.id)
     for row_id in manifests(world):
