@@ -16,10 +16,11 @@ import logging
 import os
 import random
 import socket
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -214,17 +215,20 @@ class Database:
         """Have SQLite look at a sample of its tables, in milliseconds; a server does it itself.
 
         Without figures it scans what it has an index for.  Done when a process begins to serve, and now and
-        then while it writes (a worker that idles reports itself, so it writes, too).
+        then while it writes (a worker that idles reports itself, so it writes, too).  Nobody waits for it:
+        where others write for longer than a second, it is left out.
         """
         if self.backend != "sqlite" or self._in_memory:
             return
         try:
-            with self._transaction(self._manager.writer, True) as session:
-                session.execute(text(f"PRAGMA analysis_limit = {_ANALYSED_ROWS}"))
-                session.execute(text("ANALYZE"))
-        except (DBError, DatabaseUnwritable):
+            # A connection of its own: those of the pool wait for long.
+            with closing(sqlite3.connect(str(self.engine.url.database), timeout=1.0)) as connection:
+                connection.execute(f"PRAGMA analysis_limit = {_ANALYSED_ROWS}")
+                connection.execute("ANALYZE")
+                connection.commit()
+        except sqlite3.Error as error:
             # They make nothing but plans.
-            LOG.warning("SQLite's statistics could not be renewed", exc_info=True)
+            LOG.info("SQLite's statistics are renewed later: %s", error)
             return
         # Connections that are kept have the old ones.
         self.engine.dispose()
