@@ -98,24 +98,24 @@ def telling(conf: cfg.ConfigOpts, db: Database) -> Iterator[Outbox]:
     from backupfw.dispatch.notifications import Notifications
 
     with closing(Notifications(conf)) as notifications:
-        notices = Outbox(db, notifications.send, notifications.nudge)
-        notifications.start(notices.deliver)
-        yield notices
+        outbox = Outbox(db, notifications.send, notifications.nudge)
+        notifications.start(outbox.deliver)
+        yield outbox
 
 
 def make_managers(
-    conf: cfg.ConfigOpts, db: Database, wake: Callable[[], None], notices: Outbox | None = None
+    conf: cfg.ConfigOpts, db: Database, wake: Callable[[], None], outbox: Outbox | None = None
 ) -> Managers:
     """Return the use cases that the API calls.
 
     :param wake: called after a transaction that queued or cancelled a task.
-    :param notices: who tells the outside; None: nobody does.
+    :param outbox: who tells the outside; None: nobody does.
     """
     patterns = {
         name: load_driver(conf[group_of(name)].driver).container_pattern for name in conf.enabled_stores
     }
     return Managers(
-        backups=BackupManager(db, conf, wake, patterns, notices),
+        backups=BackupManager(db, conf, wake, patterns, outbox),
         volumes=VolumeManager(db, conf, wake),
         snapshots=SnapshotManager(db, conf, wake),
         quota=QuotaManager(db, conf),
@@ -136,7 +136,7 @@ class WorkerProcess:
         dispatch: Dispatch,
         alone: bool,
         meters: Meters,
-        notices: Outbox,
+        outbox: Outbox,
     ) -> None:
         """Make the worker; :meth:`start` starts it.
 
@@ -175,7 +175,7 @@ class WorkerProcess:
             expire_waiting=self._look_after,
             volume_host=volumes.host_of_new(conf),
             meter=meters,
-            notices=notices,
+            outbox=outbox,
             reach=Reach(
                 conf.host, BACKUP_BINARY, conf.availability_zone, frozenset(wire_names), every_volume
             ),
@@ -266,14 +266,14 @@ class EmbeddedService:
             dispatch = make_dispatch(self._conf, listens=True)
             stack.callback(dispatch.close)
             meters = Meters(db)
-            notices = stack.enter_context(telling(self._conf, db))
+            outbox = stack.enter_context(telling(self._conf, db))
             # It holds the state directory, and with that a SQLite file, but never a database server: another
             # of its host's name may be there, e.g. in a container.
             alone = db.backend == "sqlite"
-            worker = WorkerProcess(self._conf, db, dispatch, alone=alone, meters=meters, notices=notices)
+            worker = WorkerProcess(self._conf, db, dispatch, alone=alone, meters=meters, outbox=outbox)
             worker.start()
             stack.callback(worker.close)
-            managers = make_managers(self._conf, db, dispatch.wake, notices)
+            managers = make_managers(self._conf, db, dispatch.wake, outbox)
             app = make_app(managers, self._conf, healthy=db.writable)
             server = ApiServer(self._conf, meters.measured(app))
             stack.callback(server.close)
@@ -315,8 +315,8 @@ def api_application(conf: cfg.ConfigOpts) -> Iterator[Api]:
         dispatch = make_dispatch(conf, listens=False)
         stack.callback(dispatch.close)
         meters = Meters(db)
-        notices = stack.enter_context(telling(conf, db))
-        app = make_app(make_managers(conf, db, dispatch.wake, notices), conf, healthy=db.writable)
+        outbox = stack.enter_context(telling(conf, db))
+        app = make_app(make_managers(conf, db, dispatch.wake, outbox), conf, healthy=db.writable)
         stack.enter_context(_looking_after(conf, db))
         yield Api(meters.measured(app), db, meters)
 
@@ -359,8 +359,8 @@ def running_worker(conf: cfg.ConfigOpts) -> Iterator[None]:
         dispatch = make_dispatch(conf, listens=True)
         stack.callback(dispatch.close)
         meters = Meters(db)
-        notices = stack.enter_context(telling(conf, db))
-        worker = WorkerProcess(conf, db, dispatch, alone=False, meters=meters, notices=notices)
+        outbox = stack.enter_context(telling(conf, db))
+        worker = WorkerProcess(conf, db, dispatch, alone=False, meters=meters, outbox=outbox)
         worker.start()
         stack.callback(worker.close)
         monitor(stack, conf, db, meters, {"worker": worker.runs}, conf.metrics.port)

@@ -85,13 +85,13 @@ class Worker:
 
     def _report(self, task: Task, done: int, total: int) -> None:
         self._tasks.progress(task, done, total)
-        if self._tools.notices is not None:
-            self._tools.notices.progressed(task, done, total)
+        if self._tools.outbox is not None:
+            self._tools.outbox.progressed(task, done, total)
 
     def _nudge(self) -> None:
         """Have it told soon that a task began, or ended."""
-        if self._tools.notices is not None:
-            self._tools.notices.nudge()
+        if self._tools.outbox is not None:
+            self._tools.outbox.nudge()
 
     def start(self) -> None:
         """Announce the worker and start claiming."""

@@ -56,7 +56,7 @@ class BackupManager:
     :param conf: the configuration: stores and placement rules, ``availability_zone``, ``[backup]`` and
         ``[quota]``.
     :param wake: called after a transaction that queued or cancelled a task.
-    :param teller: who tells the outside; None: nobody does.
+    :param outbox: who tells the outside; None: nobody does.
     :param container_patterns: what the names of new backups' containers must match, by store.
     """
 
@@ -66,13 +66,13 @@ class BackupManager:
         conf: cfg.ConfigOpts,
         wake: Callable[[], None] = lambda: None,
         container_patterns: Mapping[str, str] = MappingProxyType({}),
-        teller: Outbox | None = None,
+        outbox: Outbox | None = None,
     ) -> None:
         self._db = db
         self._conf = conf
         self._wake = wake
         self._placer = Placer(conf, container_patterns)
-        self._notices = teller or Outbox(db)
+        self._outbox = outbox or Outbox(db)
 
     def create(
         self,
@@ -377,7 +377,7 @@ class BackupManager:
 
         backup = self._db.run(work)
         self._wake()
-        self._notices.nudge()
+        self._outbox.nudge()
         return backup
 
     def export_record(self, ctx: RequestContext, backup_id: str) -> tuple[str, str]:

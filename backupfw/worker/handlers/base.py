@@ -68,7 +68,7 @@ class Tools:
     :ivar expire_waiting: called now and then: ends tasks that no worker could claim for too long.
     :ivar volume_host: the host whose workers alone can open the volumes that are made here; None: all can.
     :ivar meter: hears what is done.
-    :ivar notices: tells the outside; None: nobody does.
+    :ivar outbox: tells the outside; None: nobody does.
     :ivar reach: what this worker can serve; None: everything.
     """
 
@@ -84,7 +84,7 @@ class Tools:
     volume_host: str | None = None
     reach: Reach | None = None
     meter: Meter = field(default_factory=NullMeter)
-    notices: Outbox | None = None
+    outbox: Outbox | None = None
 
 
 class Handler(abc.ABC):

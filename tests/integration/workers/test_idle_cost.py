@@ -47,7 +47,7 @@ volumes_dir = {tmp_path}/volumes
     conf.set_override("service_down_time", conf.service_down_time / FASTER)
     migrate.sync(db)
     dispatch = service.make_dispatch(conf, listens=True)
-    worker = service.WorkerProcess(conf, db, dispatch, alone=False, meters=Meters(db), notices=Outbox(db))
+    worker = service.WorkerProcess(conf, db, dispatch, alone=False, meters=Meters(db), outbox=Outbox(db))
     count = 0
 
     def note(*_: object) -> None:

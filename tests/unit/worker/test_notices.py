@@ -62,8 +62,8 @@ def listening(world: WorkerWorld, send: Any) -> Iterator[Outbox]:
     """Have a worker's events told as a process does, by a thread of its own; in the end all of them."""
     nudged, over = threading.Event(), threading.Event()
     notices = Outbox(world.db, send, nudged.set)
-    world.tools = replace(world.tools, notices=notices)
-    world.backups = BackupManager(world.db, world.conf, world.dispatch.wake, teller=notices)
+    world.tools = replace(world.tools, outbox=notices)
+    world.backups = BackupManager(world.db, world.conf, world.dispatch.wake, outbox=notices)
 
     def tell() -> None:
         last = False
@@ -153,7 +153,7 @@ def test_a_sender_that_fails_fails_no_task(world: WorkerWorld) -> None:
         raise OSError("the bus is away")
 
     notices = Outbox(world.db, broken)
-    world.tools = replace(world.tools, notices=notices)
+    world.tools = replace(world.tools, outbox=notices)
     with world.worker():
         backup = world.backups.create(world.ctx(), volume_id=world.filled_volume(b"x" * 4096)).id
         world.wait_backup(backup, "available")
