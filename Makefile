@@ -7,8 +7,9 @@ BIN := $(VENV)/bin
 # Driver distributions of this checkout; each is installed beside core.
 DRIVERS := posix s3 swift gcs
 DRIVER_PATHS := $(DRIVERS:%=drivers/%)
-# Tests of one class or module run in one process, with the servers that they share.
 CLIENTS := tests/integration/clients
+SHORT := not soak and not chaos and not fuzz
+# Tests of one class or module run in one process, with the servers that they share.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadscope
 STATE_DIR ?= .state
 ARGS ?=
@@ -42,13 +43,13 @@ serve: $(VENV)/.stamp ## serve API and worker in one process; state in STATE_DIR
 
 test: $(VENV)/.stamp ## run the tests that need no server
 	@echo "== Tests"
-	@$(PYTEST) -m 'not check and not soak and not chaos and not fuzz' $(ARGS)
+	@$(PYTEST) -m 'not check and $(SHORT)' $(ARGS)
 
 check: $(VENV)/.stamp ## run all other tests; those of servers that are not installed are skipped
 	@echo "== Tests with servers and whole services"
-	@$(PYTEST) -m 'check and not soak and not chaos and not fuzz' --ignore=$(CLIENTS) $(ARGS)
+	@$(PYTEST) -m 'check and $(SHORT)' --ignore=$(CLIENTS) $(ARGS)
 	@echo "== Tests with the published clients, in one process: the last one looks at what all of them showed"
-	@$(BIN)/python -m pytest -m 'check and not soak and not chaos and not fuzz' $(CLIENTS) $(ARGS)
+	@$(BIN)/python -m pytest -m 'check and $(SHORT)' $(CLIENTS) $(ARGS)
 
 soak: $(VENV)/.stamp ## run the long variants of the tests
 	@echo "== Long tests"

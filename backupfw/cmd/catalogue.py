@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from sqlalchemy import ColumnElement, exists, func, or_, select
+from sqlalchemy import ColumnElement, func, or_, select
 
 from backupfw.cmd.progress import counted
 from backupfw.conf import stores
@@ -19,6 +19,7 @@ from backupfw.errors import BackupNotFound, InvalidBackup
 from backupfw.manager import rows
 from backupfw.manager.lineage import manifests
 from backupfw.manager.lineage.lifecycle import GONE, LIVE
+from backupfw.manager.outcomes import damage
 
 if TYPE_CHECKING:
     from oslo_config import cfg
@@ -162,7 +163,7 @@ def backups(
     columns = (getattr(Backup, field.name) for field in fields(BackupHealth)[:-1])
     wanted = _of(volume, project)
     if damaged:
-        wanted &= exists().where(DamageMark.manifest_id == Backup.manifest_id)
+        wanted &= damage.is_damaged()
     query = select(*columns, marks).order_by(Backup.created_at, Backup.id).limit(_PAGE)
     rest = wanted
     while True:

@@ -21,14 +21,15 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
-from sqlalchemy import ColumnElement, exists, func, not_, select, type_coerce
+from sqlalchemy import func, not_, select, type_coerce
 
 from backupfw.api.resource import TEMPLATE
 from backupfw.chunkstore.errors import ChunkStoreError
-from backupfw.db.models import Backup, DamageMark, Manifest, Task, Volume
+from backupfw.db.models import Backup, Manifest, Task, Volume
 from backupfw.db.session import Database, now
 from backupfw.engine.ports import BackupResult
 from backupfw.manager.lineage import lifecycle
+from backupfw.manager.outcomes import damage
 from backupfw.manager.queue import claims, tasks
 
 if TYPE_CHECKING:
@@ -225,11 +226,6 @@ class _TaskCollector(_DatabaseCollector):
         return rows, max(0.0, waited.total_seconds())
 
 
-def _damaged() -> ColumnElement[bool]:
-    """The backup names objects that are known to be damaged."""
-    return exists().where(DamageMark.manifest_id == Backup.manifest_id)
-
-
 class _VolumeCollector(_DatabaseCollector):
     """From when each volume's newest good backup is."""
 
@@ -251,7 +247,7 @@ class _VolumeCollector(_DatabaseCollector):
             .where(
                 Backup.deleted.is_(False),
                 Backup.status.in_((lifecycle.AVAILABLE, lifecycle.RESTORING)),
-                not_(_damaged()),
+                not_(damage.is_damaged()),
             )
             .group_by(Backup.volume_id)
             .subquery()
@@ -293,7 +289,7 @@ class _HealthCollector(_DatabaseCollector):
         with self._db.read() as session:
             count, verified, oldest = session.execute(kept).one()
             damaged = session.scalar(
-                select(func.count(Backup.id)).where(Backup.deleted.is_(False), _damaged())
+                select(func.count(Backup.id)).where(Backup.deleted.is_(False), damage.is_damaged())
             )
             moment = now(session)
         age = timedelta() if oldest is None else moment - oldest

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import random
 import threading
 import time
 import uuid
@@ -16,7 +15,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from oslo_db.exception import DBDeadlock, DBDuplicateEntry, DBError
+from oslo_db.exception import DBDeadlock, DBError
 from sqlalchemy import (
     BigInteger,
     Column,
@@ -38,7 +37,7 @@ from sqlalchemy.schema import CreateTable
 
 from backupfw.db.installation import ensure_installation
 from backupfw.db.models import Base
-from backupfw.db.session import Database
+from backupfw.db.session import Database, pause
 from backupfw.errors import ConfigError, DatabaseUnwritable
 
 #: Any number that no other program uses: the lock under which PostgreSQL is migrated.
@@ -101,11 +100,7 @@ def sync(db: Database, installation_id: str | None = None) -> str:
     """
     with _turn, _alone_in_cluster(db):
         _upgrade_beside_workers(db)
-    try:
-        return db.run(lambda session: ensure_installation(session, installation_id))
-    except DBDuplicateEntry:
-        # Another process made it at the same moment; now it is there.
-        return db.run(lambda session: ensure_installation(session, installation_id))
+    return db.run(lambda session: ensure_installation(session, installation_id))
 
 
 @contextlib.contextmanager
@@ -185,7 +180,7 @@ def _upgrade_beside_workers(db: Database) -> None:
             return
         except DBDeadlock:
             # It had waited for its locks only (see _lock_tables), and is one transaction.
-            time.sleep(random.uniform(0, 0.1 * 2**tried))  # noqa: S311  (no secret)
+            pause(tried)
     _upgrade(db)
 
 

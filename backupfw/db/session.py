@@ -225,7 +225,6 @@ class Database:
             with closing(sqlite3.connect(str(self.engine.url.database), timeout=1.0)) as connection:
                 connection.execute(f"PRAGMA analysis_limit = {_ANALYSED_ROWS}")
                 connection.execute("ANALYZE")
-                connection.commit()
         except sqlite3.Error as error:
             # They make nothing but plans.
             LOG.info("SQLite's statistics are renewed later: %s", error)
@@ -315,7 +314,7 @@ class Database:
             try:
                 return once()
             except (DBConnectionError, DBDeadlock):
-                _pause(tried)
+                pause(tried)
         return once()
 
     def lax_settings(self) -> list[str]:
@@ -354,7 +353,7 @@ class Database:
         self._manager.dispose_pool()
 
 
-def _pause(tried: int) -> None:
+def pause(tried: int) -> None:
     """Wait before a transaction is done again, longer after each try."""
     time.sleep(min(0.05 * 2**tried, 2) * random.uniform(0.5, 1))  # noqa: S311  (no secret)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 
 from backupfw import errors
 from backupfw.api import errors as api_errors
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from backupfw.manager.rows import Page
 
 Item = TypeVar("Item", bound=common.HasId)
+
+#: Longest name in a path.
+_MAX_NAME = 255
 
 
 class Controller(Resource):
@@ -115,6 +118,25 @@ class Controller(Resource):
             with_count=wanted.with_count,
         )
         return common.page(req, collection, page.items, wanted.limit, view, page.total)
+
+
+class NamedController(Controller):
+    """Base of the controllers whose path names a project or a class, which may be anything that can be shown.
+
+    :cvar arg: what a refusal calls that part of the path.
+    """
+
+    arg: ClassVar[str] = ""
+
+    def name(self) -> str:
+        """Return the name.
+
+        :raises BadRequest: it cannot be one.
+        """
+        name = self.parts[0]
+        if len(name) > _MAX_NAME or not name.isprintable():
+            raise api_errors.BadRequest(f"Invalid input received: {self.arg} is not a valid id")
+        return name
 
 
 def checked_id(text: str, missing: type[errors.NotFound]) -> str:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from backupfw.api import errors as api_errors
 from backupfw.api import microversions
-from backupfw.api.controllers.base import Controller
+from backupfw.api.controllers.base import Controller, NamedController
 from backupfw.api.query import boolean
 from backupfw.api.request import Request, Response
 from backupfw.api.resource import expose
@@ -15,8 +14,6 @@ from backupfw.api.schemas import quotas as schemas
 
 #: Keys of a quota body that are not resources.
 _NOT_RESOURCES = frozenset({"tenant_id", "force", "skip_validation", "class_name", "id"})
-#: Width of the columns that hold projects and classes.
-_MAX_ID = 255
 
 
 def _given_limits(body: Mapping[str, Any]) -> dict[str, int]:
@@ -40,43 +37,26 @@ class LimitsController(Controller):
         }
 
 
-class _Named(Controller):
-    """What a project or a class is named in the path of."""
-
-    #: The name of that part.
-    arg = ""
-
-    def _name(self) -> str:
-        """Return the name.
-
-        :raises BadRequest: it cannot be one.
-        """
-        name = self.parts[0]
-        if len(name) > _MAX_ID or not name.isprintable():
-            raise api_errors.BadRequest(f"Invalid input received: {self.arg} is not a valid id")
-        return name
-
-
-class QuotaSetController(_Named):
+class QuotaSetController(NamedController):
     """``/os-quota-sets/{target}``."""
 
     arg = "target"
 
     def project_of(self, req: Request) -> str:
         """Return the project of the path."""
-        return self._name()
+        return self.name()
 
     @expose("GET", rule="volume_extension:quotas:show")
     def show(self, req: Request, resp: Response) -> dict[str, Any]:
         """``GET /os-quota-sets/{project}``; with ``?usage=True`` what is used beside each limit."""
-        target = self._name()
+        target = self.name()
         usage = req.query.flag("usage")
         return {"quota_set": {"id": target, **self.managers.quota.show(target, usage)}}
 
     @expose("PUT", rule="volume_extension:quotas:update", takes=schemas.quota_set)
     def update(self, req: Request, resp: Response) -> dict[str, Any]:
         """``PUT /os-quota-sets/{project}``."""
-        target = self._name()
+        target = self.name()
         self.expect_project(target)
         wanted = req.data["quota_set"]
         force = req.query.flag("skip_validation") or boolean(wanted.get("force") or False, "force")
@@ -85,13 +65,13 @@ class QuotaSetController(_Named):
     @expose("DELETE", rule="volume_extension:quotas:delete")
     def delete(self, req: Request, resp: Response) -> None:
         """``DELETE /os-quota-sets/{project}``: the defaults hold again."""
-        target = self._name()
+        target = self.name()
         self.managers.quota.delete(target)
 
     @expose("GET", "defaults", rule="volume_extension:quotas:show")
     def defaults(self, req: Request, resp: Response) -> dict[str, Any]:
         """``GET /os-quota-sets/{project}/defaults``."""
-        target = self._name()
+        target = self.name()
         return {"quota_set": {"id": target, **self.managers.quota.defaults()}}
 
 
@@ -101,25 +81,25 @@ class QuotaSetsController(Controller):
     item = ("target", QuotaSetController)
 
 
-class QuotaClassController(_Named):
+class QuotaClassController(NamedController):
     """``/os-quota-class-sets/{name}``."""
 
     arg = "name"
 
     def project_of(self, req: Request) -> None:
         """Check the name; a class is nobody's."""
-        self._name()
+        self.name()
 
     @expose("GET", rule="volume_extension:quota_classes:get")
     def show_class(self, req: Request, resp: Response) -> dict[str, Any]:
         """``GET /os-quota-class-sets/{name}``."""
-        name = self._name()
+        name = self.name()
         return {"quota_class_set": {"id": name, **self.managers.quota.class_show(name)}}
 
     @expose("PUT", rule="volume_extension:quota_classes:update", takes=schemas.quota_class_set)
     def update_class(self, req: Request, resp: Response) -> dict[str, Any]:
         """``PUT /os-quota-class-sets/{name}``."""
-        name = self._name()
+        name = self.name()
         limits = _given_limits(req.data["quota_class_set"])
         return {"quota_class_set": self.managers.quota.class_update(name, limits)}
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from backupfw import errors
 from backupfw.api import errors as api_errors
 from backupfw.api import microversions
-from backupfw.api.controllers.base import Controller, stripped
+from backupfw.api.controllers.base import Controller, NamedController, stripped
 from backupfw.api.query import ListingRules, Query, boolean
 from backupfw.api.request import Request, Response
 from backupfw.api.resource import ActionsResource, action, expose
@@ -216,29 +216,25 @@ class VolumeTypesController(_Types):
         return {"volume_type": views.created(kind, all_specs=self._sees_all(req))}
 
 
-class DefaultTypeController(Controller):
+class DefaultTypeController(NamedController):
     """``/default-types/{target}``."""
+
+    arg = "project_id"
 
     def project_of(self, req: Request) -> str:
         """Return the project of the path."""
         return self.parts[0]
 
-    def _project(self) -> str:
-        project = self.parts[0]
-        if len(project) > _MAX_TEXT or not project.isprintable():
-            raise api_errors.BadRequest("Invalid input received: project_id is not a valid id")
-        return project
-
     @expose("GET", rule="volume_extension:default_get")
     def show_default(self, req: Request, resp: Response) -> dict[str, Any]:
         """``GET /default-types/{project}``."""
-        project = self._project()
+        project = self.name()
         return {"default_type": _default(project, self.managers.types.project_default(project))}
 
     @expose("PUT", rule="volume_extension:default_set_or_update", takes=schemas.default)
     def set_default(self, req: Request, resp: Response) -> dict[str, Any]:
         """``PUT /default-types/{project}``."""
-        project = self._project()
+        project = self.name()
         self.expect_project(project)
         wanted = req.data["default_type"]["volume_type"]
         return {
@@ -250,7 +246,7 @@ class DefaultTypeController(Controller):
     @expose("DELETE", rule="volume_extension:default_unset", status=204)
     def unset_default(self, req: Request, resp: Response) -> None:
         """``DELETE /default-types/{project}``."""
-        self.managers.types.unset_project_default(self._project())
+        self.managers.types.unset_project_default(self.name())
 
 
 class DefaultTypesController(Controller):

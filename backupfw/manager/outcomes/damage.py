@@ -56,8 +56,13 @@ class Sharer:
     marked: frozenset[str]
 
 
+def is_damaged() -> ColumnElement[bool]:
+    """The condition on a backup's row that it names objects which are known to be damaged."""
+    return exists().where(models.DamageMark.manifest_id == models.Backup.manifest_id)
+
+
 def forget_marks(session: Session, manifest_id: str) -> None:
-    """Take away a manifest's marks: it is gone."""
+    """Take away all marks of a manifest."""
     session.execute(
         delete(models.DamageMark).where(models.DamageMark.manifest_id == manifest_id),
         execution_options={"synchronize_session": False},

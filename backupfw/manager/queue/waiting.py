@@ -132,5 +132,5 @@ def missing(task: models.Task, left: Iterable[Service]) -> str:
     ]
     asked = [(need, words) for need, words in wanted if need != Requirements()]
     # What nobody has; or else everything: each is there, but not together.
-    missing = [item for item in asked if not any(_can_serve(service, item[0]) for service in there)]
-    return f"No backup service {' and '.join(words for _, words in missing or asked)} was available."
+    nowhere = [item for item in asked if not any(_can_serve(service, item[0]) for service in there)]
+    return f"No backup service {' and '.join(words for _, words in nowhere or asked)} was available."

@@ -115,8 +115,7 @@ class BackupCreate(Handler):
         :returns: None: it is committed.  Otherwise the keys that stay open.
         """
         tools = self._tools
-        prefix = keys.volume_prefix(plan.installation_id, plan.backup.project_id, plan.backup.volume_id)
-        listed = tools.backups.damage.keys(plan.store, plan.container, prefix)
+        listed = self._known_damage(plan)
         missing, left = [], []
 
         def damaged(bad: str, reason: str) -> None:
@@ -131,7 +130,11 @@ class BackupCreate(Handler):
                 continue
             base = found.head.base
             if found.damaged or base not in (None, None if plan.base is None else plan.base.key):
-                LOG.warning("Backup %s is made again: %s is damaged", plan.backup.id, key)
+                LOG.warning(
+                    "Backup %s is made again: %s names damaged objects, or has another base",
+                    plan.backup.id,
+                    key,
+                )
                 left.append(key)
                 continue
             LOG.info("Backup %s: an earlier attempt had put all of it", plan.backup.id)
@@ -258,17 +261,18 @@ class BackupCreate(Handler):
             geometry=Geometry(source.length, plan.block_size, plan.segment_size),
             base=None if plan.base is None else plan.base.key,
             record=_record(plan),
-            damaged=tools.backups.damage.keys(
-                plan.store,
-                plan.container,
-                keys.volume_prefix(plan.installation_id, plan.backup.project_id, plan.backup.volume_id),
-            ),
+            damaged=self._known_damage(plan),
             pack_size=tools.engine.pack_size,
             compression_level=tools.engine.compression_level,
             hash_mode=plan.hash_mode,
             key_id=plan.key_id,
             streams=tools.engine.streams,
         )
+
+    def _known_damage(self, plan: CreatePlan) -> frozenset[str]:
+        """Return the keys of the volume's objects that are known to be damaged."""
+        prefix = keys.volume_prefix(plan.installation_id, plan.backup.project_id, plan.backup.volume_id)
+        return self._tools.backups.damage.keys(plan.store, plan.container, prefix)
 
     def _need(self, plan: CreatePlan, container: Container) -> None:
         """Make sure that the container is there, making it if the service may.

@@ -11,7 +11,7 @@ from backupfw.chunkstore.container import Container
 from backupfw.chunkstore.errors import ChunkStoreError, InvalidName, NotFound
 from backupfw.engine import verify
 from backupfw.engine.format import keys
-from backupfw.engine.format.manifest import ManifestReader
+from backupfw.engine.format.manifest import read_head
 from backupfw.errors import Damaged, InvalidInput, QuotaExceeded, UnsupportedFormat
 from backupfw.manager import records
 from backupfw.manager.outcomes.importing import ImportPlan, ManifestFacts, check_claim, check_names
@@ -83,7 +83,7 @@ class BackupImport(Handler):
     def _facts(
         self, task: Task, plan: ImportPlan, store: str, container: Container, control: TaskControl
     ) -> ManifestFacts:
-        head = ManifestReader(container, plan.key).head
+        head = read_head(container, plan.key)
         origin = head.origin
         check_claim(task, plan.backup.project_id, origin.project, head.geometry.length)
         check_names(origin.installation, origin.project, origin.volume, origin.backup)
