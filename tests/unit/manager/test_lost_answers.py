@@ -177,7 +177,7 @@ def test_what_was_recorded_with_a_lost_answer_may_be_another_attempts_now(
             world.age(seconds=61)
             assert world.claim(owner="host/2").attempt == 2
 
-        patch.setattr(session, "_pause", taken_over_meanwhile)
+        patch.setattr(session, "pause", taken_over_meanwhile)
         with pytest.raises(OutcomeUnknown):
             world.outcomes.creating.record_segments(task, [(0, b"a")])
     assert len(world.rows(models.Segment)) == 1
