@@ -18,11 +18,17 @@
 ``temporary`` is what the retry layer looks at.  A driver has one function that turns its SDK's errors
 into these, always with ``raise … from cause``.  A message names store, container and key, never a
 credential.  ``for_user`` is for tenants.
+
+Two functions help a driver to translate: :func:`causes` and :func:`retry_after`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import email.utils
+import math
+import time
+from collections.abc import Iterator, Mapping
+from datetime import UTC
 
 from backupfw.errors import BackupfwError
 
@@ -135,3 +141,44 @@ class DeleteFailed(ChunkStoreError):
             for_user=first.for_user,
         )
         self.errors = dict(errors)
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and every exception that it was made of, each once, in no particular order.
+
+    Looks at ``__cause__`` and ``__context__``, and where libraries keep the error that they met: in ``args``
+    (requests, urllib3), in ``reason`` (urllib3) and in ``kwargs`` (botocore).  A library's outermost class
+    often does not tell a certificate that is not trusted from a connection that broke; the error inside does.
+    """
+    todo: list[object] = [error]
+    seen: set[int] = set()
+    while todo:
+        each = todo.pop()
+        if not isinstance(each, BaseException) or id(each) in seen:
+            continue
+        seen.add(id(each))
+        yield each
+        kept = getattr(each, "kwargs", None)
+        todo += [each.__cause__, each.__context__, getattr(each, "reason", None), *each.args]
+        todo += kept.values() if isinstance(kept, Mapping) else ()
+
+
+def retry_after(headers: Mapping[str, str] | None) -> float | None:
+    """Return the seconds that an answer's ``Retry-After`` header asks to wait; never negative.
+
+    Understands both forms of HTTP: a number of seconds, and a date, which is compared with this host's clock.
+
+    :param headers: the answer's, their names in any case; None for no answer.
+    :returns: None if there is no such header, or if it cannot be understood.
+    """
+    text = next((value for name, value in (headers or {}).items() if name.lower() == "retry-after"), "")
+    try:
+        seconds = float(text)
+    except ValueError:
+        try:
+            moment = email.utils.parsedate_to_datetime(text)
+            # A date of HTTP is in UTC, whether or not it says so.
+            seconds = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() - time.time()
+        except (ValueError, OverflowError):
+            return None
+    return max(0.0, seconds) if math.isfinite(seconds) else None

@@ -49,6 +49,8 @@ from backupfw.chunkstore.errors import (
     RangeError,
     Retained,
     Unavailable,
+    causes,
+    retry_after,
 )
 
 #: Everything the SDK lets out; ValueError: an answer that is no JSON or not the expected one; OSError: the
@@ -156,16 +158,7 @@ def _said(error: auth.RefreshError) -> str:
 
 
 def _untrusted(error: BaseException) -> bool:
-    seen: list[BaseException] = []
-    todo: list[object] = [error]
-    while todo:
-        one = todo.pop()
-        if isinstance(one, ssl.SSLCertVerificationError):
-            return True
-        if isinstance(one, BaseException) and one not in seen:
-            seen.append(one)
-            todo += [*one.args, getattr(one, "reason", None), one.__cause__, one.__context__]
-    return False
+    return any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes(error))
 
 
 def _answer(
@@ -196,7 +189,7 @@ def _answer(
         container=container,
         key=key,
         temporary=temporary,
-        retry_after=_retry_after(error),
+        retry_after=retry_after(getattr(error.response, "headers", None)),
     )
 
 
@@ -210,13 +203,6 @@ def _content(error: api.GoogleAPICallError) -> tuple[str, set[str]]:
         return str(content.get("message") or "")[:_TEXT], reasons
     except (AttributeError, KeyError, TypeError, ValueError):
         return "", set()
-
-
-def _retry_after(error: api.GoogleAPICallError) -> float | None:
-    headers = getattr(error.response, "headers", None) or {}
-    value = headers.get("Retry-After", "")
-    # The other form, a date, would bring clocks into play; the service sends seconds.
-    return float(value) if value.isascii() and value.isdigit() else None
 
 
 @contextmanager

@@ -29,9 +29,7 @@ where the credentials are good and lack one.
 from __future__ import annotations
 
 import datetime
-import email.utils
 import re
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -51,6 +49,8 @@ from backupfw.chunkstore.errors import (
     PermissionDenied,
     RangeError,
     Unavailable,
+    causes,
+    retry_after,
 )
 
 
@@ -364,7 +364,7 @@ def _of_server(error: sdk.ClientError, store: str, container: str, key: str) -> 
         container=container,
         key=key,
         temporary=temporary,
-        retry_after=_retry_after(details.get("HTTPHeaders", {})),
+        retry_after=retry_after(details.get("HTTPHeaders", {})),
         for_user=for_user,
     )
 
@@ -398,7 +398,7 @@ def _of_sdk(error: BaseException) -> Meaning:
     if isinstance(error, sdk.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
         return _UNTRUSTED
     unreadable = any(
-        isinstance(cause, (FileNotFoundError, IsADirectoryError, PermissionError)) for cause in _causes(error)
+        isinstance(cause, (FileNotFoundError, IsADirectoryError, PermissionError)) for cause in causes(error)
     )
     if unreadable or (isinstance(error, sdk.SSLError) and "[X509" in str(error)):
         # Of all files only that one is read with a request.
@@ -407,28 +407,3 @@ def _of_sdk(error: BaseException) -> Meaning:
         if isinstance(error, classes):
             return meant
     return Meaning(ChunkStoreError, False, f"the SDK failed ({type(error).__name__})")
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error and what the SDK made it of."""
-    each: BaseException | None = error
-    seen: set[int] = set()
-    while each is not None and id(each) not in seen:
-        seen.add(id(each))
-        yield each
-        each = each.__cause__ or each.__context__ or getattr(each, "kwargs", {}).get("error")
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds of a Retry-After header: a number, or a date."""
-    value = headers.get("retry-after")
-    if not value:
-        return None
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
-        return None

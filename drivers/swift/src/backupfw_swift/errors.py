@@ -32,10 +32,8 @@ an answer that cannot be understood                      Unavailable       yes
 
 from __future__ import annotations
 
-import email.utils
 import http.client
 import ssl
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -54,6 +52,8 @@ from backupfw.chunkstore.errors import (
     PermissionDenied,
     RangeError,
     Unavailable,
+    causes,
+    retry_after,
 )
 
 #: Status -> kind and reason.
@@ -113,7 +113,7 @@ def translate(error: Exception, store: str, container: str = "", key: str = "") 
         container=container,
         key=key,
         temporary=temporary,
-        retry_after=_retry_after(error),
+        retry_after=retry_after(_headers(error)),
         for_user=for_user,
     )
 
@@ -144,10 +144,10 @@ def _judge(error: Exception) -> tuple[type[ChunkStoreError], str, bool | None]:
         return _judge_status(int(error.http_status), error.http_reason)
     if isinstance(error, keystone.ClientException):
         return _judge_keystone(error)
-    causes = list(_causes(error))
-    if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes):
+    inside = list(causes(error))
+    if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in inside):
         return ChunkStoreError, _UNTRUSTED, None
-    if any(isinstance(cause, http.client.IncompleteRead) for cause in causes):
+    if any(isinstance(cause, http.client.IncompleteRead) for cause in inside):
         return IntegrityError, "the answer ended early", True
     if isinstance(error, (requests.exceptions.Timeout, urllib3.exceptions.TimeoutError, TimeoutError)):
         return Unavailable, "the server does not answer in time", None
@@ -192,40 +192,16 @@ def _judge_keystone(error: keystone.ClientException) -> tuple[type[ChunkStoreErr
         if kind is NotFound:
             return ChunkStoreError, "there is no Keystone v3 at auth_url (404)", None
         return kind, f"Keystone: {reason}", temporary
-    if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in _causes(error)):
+    if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes(error)):
         return ChunkStoreError, _KEYSTONE_UNTRUSTED, None
     if isinstance(error, keystone.ConnectionError):
         return Unavailable, "Keystone does not answer", None
     return Unavailable, "Keystone's answer cannot be understood", None
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield the error and all it was made of: causes, contexts and what libraries keep as arguments."""
-    todo: list[object] = [error]
-    seen: set[int] = set()
-    while todo:
-        each = todo.pop()
-        if not isinstance(each, BaseException) or id(each) in seen:
-            continue
-        seen.add(id(each))
-        yield each
-        todo += [each.__cause__, each.__context__, getattr(each, "reason", None), *each.args]
-
-
-def _retry_after(error: Exception) -> float | None:
-    headers: Mapping[str, str] | None = None
+def _headers(error: Exception) -> Mapping[str, str] | None:
     if isinstance(error, ClientException):
-        headers = error.http_response_headers
-    elif isinstance(error, keystone.HttpError) and error.response is not None:
-        headers = error.response.headers
-    text = headers.get("Retry-After") if headers is not None else None
-    if not text:
-        return None
-    try:
-        return max(0.0, float(text))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
-    except ValueError:
-        return None
+        return error.http_response_headers  # type: ignore[no-any-return]
+    if isinstance(error, keystone.HttpError) and error.response is not None:
+        return error.response.headers
+    return None

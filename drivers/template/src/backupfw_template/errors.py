@@ -14,6 +14,7 @@ from backupfw.chunkstore.errors import (
     PermissionDenied,
     RangeError,
     Unavailable,
+    retry_after,
 )
 
 #: Status of an answer -> kind of error, whether the same call may work later, and what is said.
@@ -43,19 +44,18 @@ def of_status(
 ) -> ChunkStoreError:
     """Return the error for an answer.
 
-    :param headers: the answer's; ``Retry-After`` in seconds is heard.
+    :param headers: the answer's; ``Retry-After`` says when the same call may work.
     """
     kind, temporary, text = STATUSES.get(
         status, (ChunkStoreError, False, f"the server answers with status {status}")
     )
-    pause = headers.get("Retry-After", "")
     return kind(
         text,
         store=store,
         container=container,
         key=key,
         temporary=temporary,
-        retry_after=float(pause) if pause.isdigit() else None,
+        retry_after=retry_after(headers),
     )
 
 
