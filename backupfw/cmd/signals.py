@@ -22,9 +22,9 @@ from oslo_log import log
 LOG = log.getLogger(__name__)
 
 #: What the commands that stay act upon.
-HEEDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 #: What the processes of ``backupfw worker`` do, too: their children and their deadlines.
-_HELD = {*HEEDED, signal.SIGALRM, signal.SIGCHLD}
+_HELD = {*HANDLED, signal.SIGALRM, signal.SIGCHLD}
 
 
 def _pass(_number: int, _frame: FrameType | None) -> None:
@@ -49,7 +49,7 @@ def until_stopped(reload: Callable[[], None], stop_seconds: float) -> Iterator[t
     )
     listener.start()
     wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    old = {number: signal.signal(number, _pass) for number in HEEDED}
+    old = {number: signal.signal(number, _pass) for number in HANDLED}
     try:
         yield stop
     finally:

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from backupfw.chunkstore.base import Body
+from backupfw.chunkstore.cancellation import cancelled_by
 from backupfw.chunkstore.container import Container
 from backupfw.chunkstore.errors import ChunkStoreError
-from backupfw.chunkstore.heed import heeding
 from backupfw.engine.extents import block_runs, data_segments
 from backupfw.engine.format import keys
 from backupfw.engine.format.binary import BadBytes, digest
@@ -206,7 +206,7 @@ class _Unnamed(Container):
         with self._lock:
             keys, self._keys = sorted(self._keys), set()
         if keys:
-            with contextlib.suppress(ChunkStoreError), heeding(lambda: None):
+            with contextlib.suppress(ChunkStoreError), cancelled_by(lambda: None):
                 self._inner.delete(keys)
 
 

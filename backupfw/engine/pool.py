@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextvars import copy_context
 from typing import Generic, Protocol, TypeVar
 
-from backupfw.chunkstore.heed import heeding
+from backupfw.chunkstore.cancellation import cancelled_by
 from backupfw.engine.ports import Control
 
 Item = TypeVar("Item")
@@ -170,7 +170,7 @@ def _serve(
 ) -> None:
     while (task := tasks.get()) is not None:
         try:
-            with heeding(halt.check):
+            with cancelled_by(halt.check):
                 result = worker.work(task[0])
             results.put((result, None))
         except BaseException as error:  # noqa: BLE001  (handed to the thread that waits for it)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from oslo_log import log
 
+from backupfw.chunkstore.cancellation import cancelled_by
 from backupfw.chunkstore.errors import DeleteFailed, Unavailable
-from backupfw.chunkstore.heed import heeding
 from backupfw.context import working_for
 from backupfw.dispatch.base import Dispatch
 from backupfw.errors import TaskCancelled, TaskLost
@@ -188,7 +188,7 @@ class Worker:
                 return
             # Not even a store that hangs keeps an attempt from ending.
             try:
-                with heeding(control.check):
+                with cancelled_by(control.check):
                     handler.run(task, control)
             finally:
                 control.left()
@@ -217,7 +217,7 @@ class Worker:
             return
         silent = _silent_store(error)
         if silent is not None:
-            with heeding(control.check):
+            with cancelled_by(control.check):
                 down = self._tools.stores.failed(silent)
             if down:
                 # Each worker process learns it by a failure; more of them than there are attempts may.

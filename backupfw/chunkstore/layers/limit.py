@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from backupfw.chunkstore.base import Body, CheckReport, ChunkStore, ObjectInfo
+from backupfw.chunkstore.cancellation import check_cancelled
 from backupfw.chunkstore.errors import ChunkStoreError
-from backupfw.chunkstore.heed import heed
 from backupfw.chunkstore.layers.base import Layer, Pages
 from backupfw.chunkstore.layers.watch import waiting
 
@@ -86,8 +86,8 @@ class TokenBucket:
 class LimitLayer(Layer):
     """Lets calls through as the limits allow; they may be changed while calls run.
 
-    A wait ends with an error when the store is closed, or when the waiting thread must end
-    (:mod:`backupfw.chunkstore.heed`; under the timeout layer's threads that layer sees to it).
+    A wait ends with an error when the store is closed, or when its work is cancelled
+    (:mod:`backupfw.chunkstore.cancellation`; under a timeout layer, that layer makes the check).
 
     :param limits: the limits to begin with.
     :param sleep, clock: ``time.sleep``, ``time.monotonic``, or a test's.
@@ -140,7 +140,7 @@ class LimitLayer(Layer):
                         while self._must_wait(ticket):
                             self._changed.wait(_LOOK)
                             self._require_open()
-                            heed()
+                            check_cancelled()
                 self._running += 1
             finally:
                 self._line.remove(ticket)
@@ -167,7 +167,7 @@ class LimitLayer(Layer):
             while pause:
                 self._sleep(min(pause, _LOOK))
                 self._require_open()
-                heed()
+                check_cancelled()
                 pause = bucket.take(amount)
 
     def _require_open(self) -> None:

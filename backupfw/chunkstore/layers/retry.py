@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from backupfw.chunkstore.base import Body, ChunkStore, ObjectInfo
+from backupfw.chunkstore.cancellation import check_cancelled
 from backupfw.chunkstore.errors import AlreadyExists, ChunkStoreError, DeleteFailed
-from backupfw.chunkstore.heed import heed
 from backupfw.chunkstore.layers.base import Layer
 from backupfw.chunkstore.layers.metrics import NullRecorder, Recorder
 
@@ -120,7 +120,7 @@ class _Attempts:
             if layer._stopping():
                 raise self._permanent(error)
             layer._sleep(min(left, STOP_INTERVAL))
-            heed()
+            check_cancelled()
         if layer._stopping():
             raise self._permanent(error)
 

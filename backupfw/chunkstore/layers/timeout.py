@@ -10,8 +10,8 @@ from functools import partial
 from typing import Any, TypeVar
 
 from backupfw.chunkstore.base import Body, CheckItem, CheckReport, ChunkStore, ObjectInfo
+from backupfw.chunkstore.cancellation import POLL_INTERVAL, check_cancelled
 from backupfw.chunkstore.errors import AlreadyExists, ChunkStoreError, Unavailable
-from backupfw.chunkstore.heed import LOOK, heed
 from backupfw.chunkstore.layers.base import Layer, Pages
 from backupfw.chunkstore.layers.watch import Watch
 
@@ -58,13 +58,13 @@ class _Job:
     def wait(self, seconds: float) -> bool:
         """Return whether it finished within ``seconds`` at work.
 
-        :raises Exception: what the waiting thread heeds (:mod:`backupfw.chunkstore.heed`).
+        :raises Exception: what the thread's check raises (:mod:`backupfw.chunkstore.cancellation`).
         """
         while (left := seconds - self.watch.worked()) > 0:
             # While the call waits for a limit, ``left`` stands still and this loops.
-            if self._finished.wait(min(left, LOOK)):
+            if self._finished.wait(min(left, POLL_INTERVAL)):
                 return True
-            heed()
+            check_cancelled()
         return self._finished.is_set()
 
     def give_up(self, late: Callable[[], None]) -> bool:
@@ -157,8 +157,8 @@ class TimeoutLayer(Layer):
     key, and because a driver publishes only bytes it has verified (see :class:`Body`): a body that has
     changed by then is refused, and nobody waits for that error.
 
-    A wait may also end because the waiting thread must (:mod:`backupfw.chunkstore.heed`).  Nobody tries
-    such a put again or names its key, so the object is deleted should the put succeed after all.
+    A wait also ends when its work is cancelled (:mod:`backupfw.chunkstore.cancellation`).  Nobody tries such
+    a put again or names its key, so the object is deleted if the put succeeds after all.
 
     :param seconds: bound of one call, 0 for none (then no thread is used).  Each MiB moved adds a
         second, waiting for a limit does not count, each page of a listing counts alone.

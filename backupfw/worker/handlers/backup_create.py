@@ -14,9 +14,9 @@ from oslo_db.exception import DBError
 from oslo_log import log
 
 from backupfw import steps
+from backupfw.chunkstore.cancellation import cancelled_by
 from backupfw.chunkstore.container import Container
 from backupfw.chunkstore.errors import ChunkStoreError, NotFound
-from backupfw.chunkstore.heed import heeding
 from backupfw.engine import backup as engine
 from backupfw.engine import cleanup, objects, verify
 from backupfw.engine.format import keys
@@ -37,9 +37,9 @@ from backupfw.manager.outcomes.creating import CreatePlan, CreateResult
 from backupfw.manager.rows import Task
 from backupfw.manager.rules.volume_rules import is_followed
 from backupfw.volume.base import BlockSource, SnapshotRef, VolumeProvider, VolumeRef
+from backupfw.worker.cancellable import PROVIDER_GRACE, opened, run_cancellable
 from backupfw.worker.control import TaskControl
 from backupfw.worker.handlers.base import Handler, snapshot_ref, volume_ref
-from backupfw.worker.heeded import PROVIDER_GRACE, heeded, opened
 
 LOG = log.getLogger(__name__)
 
@@ -179,7 +179,10 @@ class BackupCreate(Handler):
         except Exception:
             announced = key()
             # Where neither can be done now, the next attempt finds it, or the deletion of the backup.
-            with contextlib.suppress(ChunkStoreError, DBError, DatabaseUnwritable), heeding(lambda: None):
+            with (
+                contextlib.suppress(ChunkStoreError, DBError, DatabaseUnwritable),
+                cancelled_by(lambda: None),
+            ):
                 if announced is not None and self._tools.backups.creating.give_up_manifest(
                     task, plan.store, plan.container, announced
                 ):
@@ -308,14 +311,14 @@ class BackupCreate(Handler):
         tools = self._tools
         begun = tools.backups.creating.temp_snapshot(task.resource_id)
         if begun is None or begun[0].location is None:
-            found = heeded(
+            found = run_cancellable(
                 partial(tools.provider.look, volume_ref(plan.volume)), control, grace=PROVIDER_GRACE
             )
             plan = self._follow(task, plan, found.length, found.storage_id)
             if begun is not None and begun[0].length != plan.volume.length:
                 # An earlier attempt began it, perhaps to its end, and the volume grew since.
                 drop = partial(drop_temp_snapshot, tools.backups, tools.provider, task.resource_id)
-                heeded(drop, control, grace=PROVIDER_GRACE)
+                run_cancellable(drop, control, grace=PROVIDER_GRACE)
         snapshot = tools.backups.creating.begin_temp_snapshot(task)
         ref = snapshot_ref(snapshot, plan.volume)
         if ref.location is not None:
@@ -327,7 +330,7 @@ class BackupCreate(Handler):
                 LOG.warning("The temporary snapshot of backup %s is lost; taking another", task.resource_id)
                 tools.backups.creating.forget_temp_snapshot(task.resource_id)
                 return self._temp_snapshot(task, plan, control)
-        location = heeded(
+        location = run_cancellable(
             partial(tools.provider.create_snapshot, ref, True, control.check), control, grace=PROVIDER_GRACE
         )
         return snapshot_ref(tools.backups.creating.temp_snapshot_made(task, location), plan.volume)

@@ -14,10 +14,10 @@ from backupfw.manager.outcomes.restoring import RestorePlan
 from backupfw.manager.rows import Task
 from backupfw.manager.rules.volume_rules import is_followed
 from backupfw.volume.base import VolumeRef
+from backupfw.worker.cancellable import PROVIDER_GRACE, opened, run_cancellable
 from backupfw.worker.control import TaskControl
 from backupfw.worker.damage import mark_sharers
 from backupfw.worker.handlers.base import Handler, restored_volume, volume_ref
-from backupfw.worker.heeded import PROVIDER_GRACE, heeded, opened
 
 
 class BackupRestore(Handler):
@@ -38,7 +38,7 @@ class BackupRestore(Handler):
             checkpoint = Checkpoint(
                 plan.checkpoint,
                 # One that is left is no harm: what it changes is conditional on the attempt, and true.
-                lambda segment: heeded(partial(tools.tasks.checkpoint, task, segment), control),
+                lambda segment: run_cancellable(partial(tools.tasks.checkpoint, task, segment), control),
             )
             with opened(partial(tools.provider.open_target, target, _fence_number(task)), control) as volume:
                 steps.reach("restore.opened")
@@ -72,7 +72,7 @@ class BackupRestore(Handler):
             return target
         if self._tools.volume_host is not None:
             self._tools.backups.restoring.bind_target(task, self._tools.volume_host)
-        location = heeded(
+        location = run_cancellable(
             partial(self._tools.provider.create, target, None, control.check), control, grace=PROVIDER_GRACE
         )
         self._tools.backups.restoring.set_location(task, location)

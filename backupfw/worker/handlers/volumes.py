@@ -10,9 +10,9 @@ from typing import TypeVar
 from backupfw.manager.rows import Task
 from backupfw.manager.rules.volume_rules import is_followed
 from backupfw.volume.base import SnapshotRef, VolumeRef
+from backupfw.worker.cancellable import PROVIDER_GRACE, run_cancellable
 from backupfw.worker.control import TaskControl
 from backupfw.worker.handlers.base import Handler, snapshot_ref, volume_ref
-from backupfw.worker.heeded import PROVIDER_GRACE, heeded
 
 Result = TypeVar("Result")
 
@@ -21,7 +21,7 @@ class _VolumeHandler(Handler):
     """What they all have in common: how they call the provider, and how they fail."""
 
     def _call(self, call: Callable[[], Result], control: TaskControl) -> Result:
-        return heeded(call, control, grace=PROVIDER_GRACE)
+        return run_cancellable(call, control, grace=PROVIDER_GRACE)
 
     def failed(self, task: Task, reason: str) -> None:
         """See :meth:`Handler.failed`."""

@@ -168,7 +168,7 @@ def test_missing_credentials_are_told(scripted: Any, monkeypatch: pytest.MonkeyP
     assert scripted.requests == []
 
 
-def test_retry_after_is_heeded(scripted: Any) -> None:
+def test_retry_after_is_honoured(scripted: Any) -> None:
     scripted.answer = lambda method, path: (503, {"Retry-After": "17"}, error("SlowDown"))
     with pytest.raises(Unavailable) as caught:
         scripted.open().get("bucket", "key")

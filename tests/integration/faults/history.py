@@ -54,14 +54,14 @@ def digest_of(path: Path, length: int = LENGTH) -> str:
 class Patient:
     """Sends requests again until somebody answers.
 
-    :param heed: called again and again while nobody answers; raises when nobody will.
+    :param check: called again and again while nobody answers; raises when nobody will.
     :ivar again: how many were sent again.
     """
 
-    def __init__(self, client: Client, heed: Callable[[], None]) -> None:
+    def __init__(self, client: Client, check: Callable[[], None]) -> None:
         self.client = client
         self.again = 0
-        self._heed = heed
+        self._check = check
 
     def request(self, method: str, path: str, body: Any = None) -> tuple[int, Any, bool]:
         """Return status and body of the first answer, and whether an earlier try may have been done."""
@@ -80,7 +80,7 @@ class Patient:
                 what = answer
                 lost = True
             self.again += 1
-            self._heed()
+            self._check()
             assert time.monotonic() < end, f"nobody answers {method} {path}: {what}"
             time.sleep(0.2)
 
@@ -117,7 +117,7 @@ class Patient:
                 return made.get("id") or made["volume_id"], ""
             if status != 503:
                 return None, json.dumps(answer)
-            self._heed()
+            self._check()
             assert time.monotonic() < end, f"nobody answers POST {path}: {answer}"
             time.sleep(0.2)
             # The try that nobody answered may have been done.
@@ -182,7 +182,7 @@ class History:
     :param name: no other history of the project has it.
     :param volume_path: where the bytes of a volume are.
     :param disks: how many volumes it has.
-    :param heed: called again and again; raises when there is no use in going on.
+    :param check: called again and again; raises when there is no use in going on.
     :ivar done: how often each thing was done.
     """
 
@@ -193,10 +193,10 @@ class History:
         rng: random.Random,
         volume_path: Callable[[str], Path],
         disks: int,
-        heed: Callable[[], None],
+        check: Callable[[], None],
     ) -> None:
-        self.api = Patient(client, heed)
-        self._heed = heed
+        self.api = Patient(client, check)
+        self._check = check
         self.done: Counter[str] = Counter()
         self.name = name
         self._rng = rng
@@ -230,7 +230,7 @@ class History:
         """Do one thing, whatever can be done now, and look at what was begun before."""
         deeds, weights = list(self._deeds), list(self._deeds.values())
         while True:
-            self._heed()
+            self._check()
             self.look()
             for deed in self._rng.choices(deeds, weights, k=20):
                 if deed():
@@ -255,7 +255,7 @@ class History:
         end = time.monotonic() + PATIENCE
         while self._pending:
             self.look()
-            self._heed()
+            self._check()
             late = "; ".join(pending.what for pending in self._pending)
             assert time.monotonic() < end, f"gave up waiting: {late}"
             time.sleep(0.05)

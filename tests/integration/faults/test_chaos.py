@@ -223,13 +223,13 @@ def test_nothing_is_lost(installed: Installation, servers: Servers) -> None:
     ]
     to_servers = Monkey(servers.harms(), random.Random(rng.random()), (0, 0))
 
-    def heed() -> None:
+    def check() -> None:
         for monkey in monkeys:
             monkey.check()
 
     def history(number: int) -> History:
         client = installed.client(f"p{number % 4}")
-        return History(client, f"h{number}", random.Random(seed + number), volume_path, disks, heed)
+        return History(client, f"h{number}", random.Random(seed + number), volume_path, disks, check)
 
     with ThreadPoolExecutor(HISTORIES) as pool:
         histories = list(pool.map(history, range(HISTORIES)))

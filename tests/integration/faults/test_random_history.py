@@ -65,7 +65,7 @@ def test_nothing_is_lost(tmp_path: Path, steps: int, pause: tuple[float, float])
     try:
         monkey = Monkey(harms(service), random.Random(rng.random()), pause)
         history = History(
-            service.client(), "disk", rng, volume_in(service.state / "volumes"), disks=3, heed=monkey.check
+            service.client(), "disk", rng, volume_in(service.state / "volumes"), disks=3, check=monkey.check
         )
         number = 0
         while number < steps:

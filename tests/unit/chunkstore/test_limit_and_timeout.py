@@ -11,8 +11,8 @@ from concurrent.futures import TimeoutError as FutureTimeout
 import pytest
 
 from backupfw.chunkstore.base import Body, ChunkStore
+from backupfw.chunkstore.cancellation import POLL_INTERVAL, cancelled_by
 from backupfw.chunkstore.errors import ChunkStoreError, NotFound, RangeError, Unavailable
-from backupfw.chunkstore.heed import LOOK, heeding
 from backupfw.chunkstore.layers import timeout as timeout_module
 from backupfw.chunkstore.layers.base import Layer
 from backupfw.chunkstore.layers.limit import LimitLayer, Limits, TokenBucket
@@ -220,7 +220,7 @@ def wait_in_line(store: LimitLayer) -> None:
 def stays(call: Future[bytes]) -> None:
     """The call goes on waiting, although it has looked at the clock a few times."""
     with pytest.raises(FutureTimeout):
-        call.result(3 * LOOK)
+        call.result(3 * POLL_INTERVAL)
 
 
 class TestTimeout:
@@ -400,7 +400,7 @@ class GatedStore(Layer):
         self.delete_done.set()
 
 
-class TestHeed:
+class TestCancellation:
     """Waits that end because the waiting thread must."""
 
     def test_a_put_that_ends_late_is_undone(self, memory: MemoryStore) -> None:
@@ -411,7 +411,7 @@ class TestHeed:
             if gated.put_done.is_set():
                 raise Ended
 
-        with heeding(check), pytest.raises(Ended):
+        with cancelled_by(check), pytest.raises(Ended):
             TimeoutLayer(gated, 60).put("c", "late", Body.from_bytes(b"x"))
         assert memory.get("c", "late") == b"x"
         gated.let_put_go.set()
@@ -435,7 +435,7 @@ class TestHeed:
         with ThreadPoolExecutor(1) as pool:
 
             def act() -> None:
-                with heeding(check):
+                with cancelled_by(check):
                     layer.put("c", "late", Body.from_bytes(b"x"))
 
             put = pool.submit(act)
@@ -457,7 +457,7 @@ class TestHeed:
             if gated.put_done.is_set():
                 raise Ended
 
-        with heeding(check), pytest.raises(Ended):
+        with cancelled_by(check), pytest.raises(Ended):
             layer.put("c", "key", Body.from_bytes(b"mine"), if_absent=True)
         gated.let_put_go.set()
         deadline = time.monotonic() + 30
@@ -475,7 +475,7 @@ class TestHeed:
             if next(looks) == 3:
                 raise Ended
 
-        with heeding(check), pytest.raises(Ended):
+        with cancelled_by(check), pytest.raises(Ended):
             layer.put("c", "second", Body.from_bytes(b"x"))
         with pytest.raises(NotFound):
             memory.get("c", "second")
@@ -490,7 +490,7 @@ class TestHeed:
             def check() -> None:
                 raise Ended
 
-            with heeding(check), pytest.raises(Ended):
+            with cancelled_by(check), pytest.raises(Ended):
                 layer.get("c", "first")
             gated.let_put_go.set()
             holding.result(30)

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from backupfw.chunkstore.base import ChunkStore
+from backupfw.chunkstore.cancellation import cancelled_by, check_cancelled
 from backupfw.chunkstore.container import Container
 from backupfw.chunkstore.errors import ChunkStoreError, DeleteFailed, NoSpace, PermissionDenied, Unavailable
-from backupfw.chunkstore.heed import heed, heeding
 from backupfw.chunkstore.memory import MemoryStore
 from backupfw.db import models
 from backupfw.errors import InvalidInput, TaskCancelled
@@ -274,7 +274,7 @@ def test_asking_ends_with_the_attempt_that_asks(shop: Shop) -> None:
     def stop() -> None:
         raise TaskCancelled("enough")
 
-    shop.before["main"] = heed
-    with heeding(stop), pytest.raises(TaskCancelled):
+    shop.before["main"] = check_cancelled
+    with cancelled_by(stop), pytest.raises(TaskCancelled):
         shop.stores.failed("main")
     assert answers(shop.stores, "main")

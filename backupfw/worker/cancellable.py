@@ -1,7 +1,7 @@
-"""Calls that may hang, and keep no attempt from ending: they are left to themselves then.
+"""Cancellable calls: a call that hangs does not keep its attempt from ending.
 
-A database or a file system that does not answer cannot be interrupted.  So the call is made by a thread of
-its own, and the attempt asks now and then whether it must end.
+A database or a file system that does not answer cannot be interrupted.  So a thread of its own makes the
+call; meanwhile the attempt checks whether it is cancelled, and then leaves the thread behind.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from backupfw.worker.control import TaskControl
 
 Result = TypeVar("Result")
 
-#: How often a wait asks whether the attempt must end, seconds.
-_LOOK = 0.25
-#: How long calls of a volume provider, which hear by themselves that they must end, get for that, seconds.
+#: Seconds between two checks whether the attempt must end.
+_POLL_INTERVAL = 0.25
+#: Seconds that a call of a volume provider gets to end: it is told of the cancellation itself.
 PROVIDER_GRACE = 3.0
 
 
-def heeded(
+def run_cancellable(
     call: Callable[[], Result],
     control: TaskControl,
     *,
@@ -50,9 +50,9 @@ def heeded(
             else:
                 late(result)
 
-    threading.Thread(target=copy_context().run, args=(run,), name="heeded", daemon=True).start()
+    threading.Thread(target=copy_context().run, args=(run,), name="cancellable", daemon=True).start()
     try:
-        while not futures.wait((done,), _LOOK).done:
+        while not futures.wait((done,), _POLL_INTERVAL).done:
             control.check()
     except BaseException:
         futures.wait((done,), grace)
@@ -73,7 +73,7 @@ def opened(make: Callable[[], AbstractContextManager[Result]], control: TaskCont
         manager = make()
         return manager, manager.__enter__()
 
-    manager, value = heeded(
+    manager, value = run_cancellable(
         enter, control, grace=PROVIDER_GRACE, late=lambda pair: pair[0].__exit__(None, None, None)
     )
     with ExitStack() as stack:

@@ -1,0 +1,34 @@
+"""Cancellation: ends a thread's wait for a store when the thread's work is cancelled.
+
+A call that hangs in a store cannot be stopped, but its caller can stop waiting for it.  While a thread waits,
+the layers call the check that the thread has set with :func:`cancelled_by`; its exception ends the wait.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+#: Seconds between two calls of the check while a thread waits.
+POLL_INTERVAL = 0.25
+
+_current = threading.local()
+
+
+@contextmanager
+def cancelled_by(check: Callable[[], None]) -> Iterator[None]:
+    """Within the block, end this thread's waits for stores with the exception that ``check`` raises."""
+    outer = getattr(_current, "check", None)
+    _current.check = check
+    try:
+        yield
+    finally:
+        _current.check = outer
+
+
+def check_cancelled() -> None:
+    """Call the calling thread's check, if it has one; it raises when the work is cancelled."""
+    check: Callable[[], None] | None = getattr(_current, "check", None)
+    if check is not None:
+        check()
