@@ -9,18 +9,10 @@ from pecan.core import ExplicitPecan
 
 from backupfw.api import enforcer, pipeline, policies, query
 from backupfw.api.controllers.root import COLLECTIONS, RootController
+from backupfw.api.hooks import AnswerHook, BodyHook, IdentityHook, PolicyHook, Renderer
 from backupfw.api.identity.noauth import NoAuth
-from backupfw.api.middleware import WsgiApp
-from backupfw.api.negotiation import Negotiation
-from backupfw.api.request import (
-    AnswerHook,
-    BodyHook,
-    IdentityHook,
-    PolicyHook,
-    Renderer,
-    Request,
-    Response,
-)
+from backupfw.api.pipeline import WsgiApp
+from backupfw.api.request import Request, Response
 from backupfw.api.site import Managers, Settings, Site
 from backupfw.errors import ConfigError
 
@@ -72,7 +64,7 @@ def check(conf: Any) -> None:
     """
     settings = settings_of(conf)
     enforcer.FilePolicy(conf)
-    pipeline.assemble(_nobody, conf, settings.max_body, settings.trust_forwarded)
+    pipeline.assemble(_nobody, conf, settings, COLLECTIONS)
 
 
 def _nobody(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
@@ -119,8 +111,5 @@ def make_app(
         request_cls=Request,
         response_cls=Response,
     )
-
     identified = _with_identity(pecan_app, settings, conf, chosen)
-    negotiated = Negotiation(identified, COLLECTIONS)
-    full_conf = None if conf is settings else conf
-    return pipeline.assemble(negotiated, full_conf, settings.max_body, settings.trust_forwarded, healthy)
+    return pipeline.assemble(identified, None if conf is settings else conf, settings, COLLECTIONS, healthy)

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from backupfw import __version__
-from backupfw.api import microversions, policies, versions
+from backupfw.api import policies, versions
 from backupfw.api.resource import Route
 from backupfw.api.schemas import answers
 from backupfw.api.schemas.answer_parts import AnswerOf
@@ -49,11 +49,11 @@ _TEXT = {"type": "string"}
 _QUERIES: Mapping[str, Sequence[tuple[str, ApiVersion, Mapping[str, Any], str]]] = {
     "DELETE /volumes/{volume_id}": (
         ("cascade", versions.V2, _BOOLEAN, "Delete its snapshots too."),
-        ("force", microversions.VOLUME_DELETE_FORCE, _BOOLEAN, "In any status; for administrators."),
+        ("force", versions.VOLUME_DELETE_FORCE, _BOOLEAN, "In any status; for administrators."),
     ),
     "GET /os-quota-sets/{target}": (("usage", versions.V2, _BOOLEAN, "Usage beside limits."),),
     "GET /limits": tuple(
-        (name, microversions.LIMITS_OF_PROJECT, _TEXT, "Another project; for administrators.")
+        (name, versions.LIMITS_OF_PROJECT, _TEXT, "Another project; for administrators.")
         for name in ("project_id", "tenant_id")
     ),
     "PUT /os-quota-sets/{target}": (
@@ -158,13 +158,13 @@ def _queries(route: Route, version: ApiVersion) -> dict[str, tuple[Mapping[str, 
     if route.method != "GET" or collection not in _FILTERS or tail not in ("", "detail", "summary"):
         known = _QUERIES.get(f"{route.method} {route.template}", ())
         return {name: (schema, text) for name, since, schema, text in known if since <= version}
-    if collection == "messages" and version < microversions.MESSAGES_PAGINATION:
+    if collection == "messages" and version < versions.MESSAGES_PAGINATION:
         return {}
     found: dict[str, tuple[Mapping[str, Any], str]] = dict(_LISTING)
     if collection in ("messages", "types"):
         found = {name: value for name, value in found.items() if name not in ("name", "status")}
     found |= {name: (_TEXT, f"Only items of this {name}.") for name in _FILTERS[collection]}
-    if version >= microversions.COUNT_INFO:
+    if version >= versions.COUNT_INFO:
         found["with_count"] = _COUNT
     return found
 

@@ -1,61 +1,38 @@
-"""What stands between the server and the API, in one function."""
+"""What stands between the server and Pecan: the WSGI layers, and the one function that stacks them."""
 
 from __future__ import annotations
 
+import io
 import ipaddress
+import logging
 import re
-from collections.abc import Callable, Iterable
+import urllib.parse
+from collections.abc import Callable, Collection, Iterable
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, BinaryIO
 
 import webob
 from oslo_config import cfg
 from oslo_middleware import cors, healthcheck, http_proxy_to_wsgi, request_id
 from oslo_middleware.exceptions import ConfigInvalid
 
-from backupfw.api.middleware import Envelope, Environ, WsgiApp
+from backupfw.api import errors, faults, urls, versions
+from backupfw.api.site import Settings
+from backupfw.context import working_for
 from backupfw.errors import ConfigError
+
+LOG = logging.getLogger(__name__)
+
+Environ = dict[str, Any]
+WsgiApp = Callable[[Environ, Any], Iterable[bytes]]
 
 #: Where the health of the process is asked for.
 HEALTH_PATH = "/healthcheck"
 #: Where oslo.middleware finds what can be asked there.
 _BACKENDS = "oslo.middleware.healthcheck"
+#: Where the microversion that a request asks for stands in the WSGI environment.
+_VERSION_HEADER = "HTTP_" + versions.HEADER.upper().replace("-", "_")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?", re.ASCII)
-
-
-class _RequestId(request_id.RequestId):
-    """An id for every request, under both names that clients look for."""
-
-    compat_headers = ["x-compute-request-id"]  # noqa: RUF012  (the library's attribute)
-
-
-class _Health:
-    """Answers the health path, and lets everything else pass."""
-
-    def __init__(self, app: WsgiApp, conf: cfg.ConfigOpts, healthy: Callable[[], bool]) -> None:
-        self._app = app
-        self._healthy = healthy
-        unknown = set(conf.healthcheck.backends) - set(entry_points(group=_BACKENDS).names)
-        if unknown:
-            # The middleware would do without them.
-            raise ConfigError(
-                f"section [healthcheck], option backends: unknown: {', '.join(sorted(unknown))}; allowed: a"
-                f" list, each one of {', '.join(sorted(entry_points(group=_BACKENDS).names))}"
-            )
-        try:
-            # What its options keep from asking goes on to the API, which does not know the path.
-            self._health = healthcheck.Healthcheck(app, conf)
-        except (ValueError, ConfigInvalid) as error:
-            raise ConfigError(f"section [healthcheck]: {error}") from error
-
-    def __call__(self, environ: Environ, start_response: Any) -> Iterable[bytes]:
-        if environ.get("PATH_INFO") != HEALTH_PATH:
-            return self._app(environ, start_response)
-        health = webob.Request(environ).get_response(self._health)
-        if health.status_int == 200 and not self._healthy():
-            health = webob.Response("The database cannot be written.\n", 503, content_type="text/plain")
-        answer: Iterable[bytes] = health(environ, start_response)
-        return answer
 
 
 class _Proxies(http_proxy_to_wsgi.HTTPProxyToWSGI):
@@ -104,6 +81,138 @@ def _address(text: str) -> str | None:
         return None
 
 
+class _Health:
+    """Answers the health path, and lets everything else pass."""
+
+    def __init__(self, app: WsgiApp, conf: cfg.ConfigOpts, healthy: Callable[[], bool]) -> None:
+        self._app = app
+        self._healthy = healthy
+        unknown = set(conf.healthcheck.backends) - set(entry_points(group=_BACKENDS).names)
+        if unknown:
+            # The middleware would do without them.
+            raise ConfigError(
+                f"section [healthcheck], option backends: unknown: {', '.join(sorted(unknown))}; allowed: a"
+                f" list, each one of {', '.join(sorted(entry_points(group=_BACKENDS).names))}"
+            )
+        try:
+            # What its options keep from asking goes on to the API, which does not know the path.
+            self._health = healthcheck.Healthcheck(app, conf)
+        except (ValueError, ConfigInvalid) as error:
+            raise ConfigError(f"section [healthcheck]: {error}") from error
+
+    def __call__(self, environ: Environ, start_response: Any) -> Iterable[bytes]:
+        if environ.get("PATH_INFO") != HEALTH_PATH:
+            return self._app(environ, start_response)
+        health = webob.Request(environ).get_response(self._health)
+        if health.status_int == 200 and not self._healthy():
+            health = webob.Response("The database cannot be written.\n", 503, content_type="text/plain")
+        answer: Iterable[bytes] = health(environ, start_response)
+        return answer
+
+
+class _RequestId(request_id.RequestId):
+    """An id for every request, under both names that clients look for."""
+
+    compat_headers = ["x-compute-request-id"]  # noqa: RUF012  (the library's attribute)
+
+
+class _LimitedInput(io.RawIOBase):
+    """A body of unknown length that ends in an error when it grows too long."""
+
+    def __init__(self, source: BinaryIO, limit: int) -> None:
+        self._source = source
+        self._left = limit
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        wanted = self._left + 1 if size is None or size < 0 else min(size, self._left + 1)
+        data = self._source.read(wanted)
+        self._left -= len(data)
+        if self._left < 0:
+            raise errors.BodyTooLarge
+        return data
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+class Envelope:
+    """Bounds bodies, and answers whatever escapes the layers below.
+
+    :param app: the WSGI application inside.
+    :param max_body: bytes.
+    """
+
+    def __init__(self, app: WsgiApp, max_body: int) -> None:
+        self._app = app
+        self._max_body = max_body
+
+    def __call__(self, environ: Environ, start_response: Any) -> Iterable[bytes]:
+        """Answer one request."""
+        with working_for(environ.get(faults.REQUEST_ID)):
+            return self._answer(environ, start_response)
+
+    def _answer(self, environ: Environ, start_response: Any) -> Iterable[bytes]:
+        # Without the query: what a user searches for is nobody else's.  And as it was sent, so that one
+        # request is one line whatever its path holds.
+        path = urllib.parse.quote(environ.get("PATH_INFO", ""), "/:", "latin-1", "replace")
+        LOG.info("%s %s", environ["REQUEST_METHOD"], path)
+        try:
+            self._limit(environ)
+            return self._app(environ, start_response)
+        except Exception as error:  # noqa: BLE001  (nothing may reach the server as a trace)
+            answer: Iterable[bytes] = faults.response_of(error, environ)(environ, start_response)
+            return answer
+
+    def _limit(self, environ: Environ) -> None:
+        declared = environ.get("CONTENT_LENGTH")
+        if declared:
+            if not (declared.isascii() and declared.isdigit()):
+                raise errors.BadRequest("Content-Length is not a number")
+            if len(declared) > 18 or int(declared) > self._max_body:
+                raise errors.BodyTooLarge
+        elif environ.get("wsgi.input_terminated"):
+            environ["wsgi.input"] = _LimitedInput(environ["wsgi.input"], self._max_body)
+
+
+class Negotiation:
+    """The WSGI layer: leaves :data:`urls.PATH` and :data:`versions.VERSION` in the environment.
+
+    :param app: the WSGI application inside; its errors are answered here.
+    :param collections: see :func:`urls.parse`.
+    """
+
+    def __init__(self, app: WsgiApp, collections: Collection[str]) -> None:
+        self._app = app
+        self._collections = frozenset(collections)
+
+    def __call__(self, environ: Environ, start_response: Any) -> Iterable[bytes]:
+        """Answer one request."""
+        served = versions.SERVED.get(urls.first_part(environ))
+        if served is None:
+            # The document of all versions, or nothing.
+            environ[urls.PATH] = urls.parse(environ, self._collections)
+            return self._app(environ, start_response)
+        version: versions.ApiVersion | None = None
+
+        def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
+            said = [*headers, *versions.reply_headers(served, version)]
+            return start_response(status, said, exc_info) if exc_info else start_response(status, said)
+
+        try:
+            version = versions.negotiate(served, environ.get(_VERSION_HEADER))
+            environ[versions.VERSION] = version
+            environ[urls.PATH] = urls.parse(environ, self._collections)
+            return self._app(environ, start)
+        except Exception as error:  # noqa: BLE001  (an answer to an error has these headers too)
+            answer: Iterable[bytes] = faults.response_of(error, environ)(environ, start)
+            return answer
+
+
 def _check_origins(origins: Iterable[str]) -> None:
     for origin in origins:
         if origin != "*" and _ORIGIN.fullmatch(origin) is None:
@@ -117,8 +226,8 @@ def _check_origins(origins: Iterable[str]) -> None:
 def assemble(
     app: WsgiApp,
     conf: cfg.ConfigOpts | None,
-    max_body: int,
-    behind_proxy: bool,
+    settings: Settings,
+    collections: Collection[str],
     healthy: Callable[[], bool] = lambda: True,
 ) -> WsgiApp:
     """Put the layers around the API.  From the outside in:
@@ -130,22 +239,23 @@ def assemble(
        headers of refusals too;
     4. *request id*: everything that is logged or refused further in has one;
     5. the envelope: body limit and last resort for errors.  It takes the place of oslo.middleware's size
-       limit, whose refusal is no JSON and whose answer to a body without a length is an error of ours.
+       limit, whose refusal is no JSON and whose answer to a body without a length is an error of ours;
+    6. negotiation of the version.
 
-    Inside are negotiation of the version, identity, and the API (:func:`backupfw.api.app.make_app`).
-
+    :param app: identity, and Pecan inside it (:func:`backupfw.api.app.make_app`).
     :param conf: the configuration (oslo.config); None leaves out what is configured there.
+    :param collections: see :func:`urls.parse`.
     :param healthy: whether this process can be given work.
-    :param behind_proxy: whether ``Forwarded`` and ``X-Forwarded-*`` headers come from a proxy of ours.
     """
-    app = Envelope(app, max_body)
+    app = Negotiation(app, collections)
+    app = Envelope(app, settings.max_body)
     app = _RequestId(app)
     if conf is not None:
         if conf.cors.allowed_origin:
             _check_origins(conf.cors.allowed_origin)
             app = cors.CORS(app, conf)
         app = _Health(app, conf, healthy)
-    if behind_proxy:
+    if settings.trust_forwarded:
         own = cfg.ConfigOpts()
         app = _Proxies(app, own)
         own.set_override("enable_proxy_headers_parsing", True, "oslo_middleware")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from backupfw import errors as core_errors
 from backupfw import naming
-from backupfw.api import errors, microversions
+from backupfw.api import errors, versions
 from backupfw.api.versions import V2, ApiVersion
 from backupfw.errors import ConfigError
 
@@ -234,7 +234,7 @@ def _sort(query: Query, keys: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
 def _filters(
     query: Query, rules: ListingRules, is_admin: bool, version: ApiVersion, allowed: Collection[str]
 ) -> Mapping[str, str]:
-    counted = version >= microversions.COUNT_INFO
+    counted = version >= versions.COUNT_INFO
     filters: dict[str, str] = {}
     refused: list[str] = []
     for name, value in query.items().items():
@@ -243,16 +243,16 @@ def _filters(
         word = name.removesuffix("~")
         part = word != name
         column = rules.filter_keys.get(word, word)
-        if part and version < microversions.LIKE_FILTER:
+        if part and version < versions.LIKE_FILTER:
             # With one more "~" the name is no column's, and finds nothing like every other unknown one.
             known, column = False, name + "~"
-        elif version < microversions.RESOURCE_FILTER:
+        elif version < versions.RESOURCE_FILTER:
             known = name in rules.filter_keys
         else:
             known, column = name in allowed, column + "~" if part else column
         if known or is_admin:
             filters[column] = value
-        elif version >= microversions.RESOURCE_FILTER:
+        elif version >= versions.RESOURCE_FILTER:
             refused.append(name)
     if refused:
         raise errors.BadRequest(f"Invalid filters {','.join(refused)} are found in query options.")
@@ -287,5 +287,5 @@ def listing(
         sort=_sort(query, rules.sort_keys_of(version)),
         all_tenants=all_tenants and is_admin,
         filters=_filters(query, rules, is_admin, version, allowed),
-        with_count=version >= microversions.COUNT_INFO and query.flag("with_count"),
+        with_count=version >= versions.COUNT_INFO and query.flag("with_count"),
     )

@@ -1,22 +1,81 @@
-"""Requests and answers as controllers see them, and the hooks: what Pecan does around every call."""
+"""A call as a controller sees it: the request, the answer, and what stands beside the method that answers."""
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING, Any
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
-import pecan.hooks
+import pecan
 import webob
 from webob.multidict import MultiDict
 
-from backupfw.api import bodies, errors, faults, identity, paths, policies, versions
-from backupfw.api.links import Links, base_url
+from backupfw.api import bodies, errors, versions
 from backupfw.api.query import Query
-from backupfw.api.resource import ActionsResource, Answer, Exposure, Resource
+from backupfw.api.schemas.types import SchemaOf
+from backupfw.api.urls import Links
+from backupfw.api.versions import V2, ApiVersion
 from backupfw.context import RequestContext
 
-if TYPE_CHECKING:
-    from backupfw.api.site import Site
+#: What a method returns: the body's content, or None where the answer has no body.
+Answer = Mapping[str, Any] | None
+Method = TypeVar("Method", bound=Callable[..., Answer])
+
+
+@dataclass(frozen=True, slots=True)
+class Exposure:
+    """What stands beside an exposed method.
+
+    :ivar function: the method.
+    :ivar method: the HTTP method; empty for an action, which shares ``POST …/action``.
+    :ivar part: the part of the path behind the resource's own, or the name of the action; often empty.
+    :ivar rule: the policy's rule that is asked before the method is called.
+    :ivar status: of the answer when all went well.
+    :ivar takes: the schema of the body, by version; None for a call without a body.
+    :ivar since: the first version that has it.
+    """
+
+    function: Callable[..., Answer]
+    method: str
+    part: str = ""
+    rule: str | None = None
+    status: int = 200
+    takes: SchemaOf | None = None
+    since: ApiVersion = V2
+
+
+def expose(
+    method: str,
+    part: str = "",
+    *,
+    rule: str | None = None,
+    status: int = 200,
+    takes: SchemaOf | None = None,
+    since: ApiVersion = V2,
+) -> Callable[[Method], Method]:
+    """Expose a method of a resource to Pecan; parameters as of :class:`Exposure`."""
+
+    def decorate(function: Method) -> Method:
+        function.exposure = Exposure(function, method, part, rule, status, takes, since)  # type: ignore[attr-defined]
+        # Pecan inspects the method at each call; with this it need not begin at the code.
+        function.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
+        exposed: Method = pecan.expose(template="answer:", content_type="application/json")(function)
+        return exposed
+
+    return decorate
+
+
+def action(
+    name: str, *, rule: str | None = None, status: int = 202, takes: SchemaOf, since: ApiVersion = V2
+) -> Callable[[Method], Method]:
+    """Have ``POST …/action`` call a method where ``name`` is the body's only key; see :class:`Exposure`."""
+
+    def decorate(function: Method) -> Method:
+        function.exposure = Exposure(function, "", name, rule, status, takes, since)  # type: ignore[attr-defined]
+        return function
+
+    return decorate
 
 
 class Request(webob.Request):  # type: ignore[misc]
@@ -72,122 +131,3 @@ class Request(webob.Request):  # type: ignore[misc]
 
 class Response(webob.Response):  # type: ignore[misc]
     """An answer; JSON unless it is empty."""
-
-
-class Renderer:
-    """Writes what a method returns; Pecan's own would write ``null`` where there is no body."""
-
-    def __init__(self, path: str, extra_vars: Any) -> None:
-        """Pecan's signature of a renderer; nothing here is a template."""
-
-    def render(self, template: str, namespace: Answer) -> bytes:  # noqa: ARG002
-        """Return the bytes of the body."""
-        return b"" if namespace is None else json.dumps(namespace).encode("utf-8")
-
-
-class IdentityHook(pecan.hooks.PecanHook):  # type: ignore[misc]
-    """Tells the request who asks, in which version and for which project: the layers before Pecan found out.
-
-    :param site: of the application.
-    """
-
-    priority = 10
-
-    def __init__(self, site: Site) -> None:
-        self._site = site
-
-    def on_route(self, state: Any) -> None:
-        """Fill the request before a controller is looked for.
-
-        :raises MalformedUrl: the project in the path is not the caller's.
-        """
-        request: Request = state.request
-        environ = request.environ
-        path: paths.Path = environ[paths.PATH]
-        base = base_url(environ, self._site.settings.public_endpoint)
-        request.links = Links(base, path.prefix or "", path.project)
-        if path.prefix is not None:
-            request.version = environ[versions.VERSION]
-        if path.is_document:
-            return
-        request.context = environ[identity.CONTEXT]
-        if path.project is not None and request.context.project_id != path.project:
-            raise errors.MalformedUrl
-        request.tail = "/".join(path.rest)
-
-
-class BodyHook(pecan.hooks.PecanHook):  # type: ignore[misc]
-    """Reads body and query of a call; a body that nobody asked for is not looked at."""
-
-    priority = 20
-
-    def before(self, state: Any) -> None:
-        """Read and check them before the method is called.
-
-        :raises BadRequest: one is not what it must be.
-        """
-        request: Request = state.request
-        exposure = request.exposure
-        if exposure is None:
-            return
-        owner = state.controller.__self__
-        acts = isinstance(owner, ActionsResource) and exposure.part == "action"
-        if acts or exposure.takes is not None:
-            request.data = request.read_json()
-            if acts:
-                request.exposure = exposure = owner.chosen(request.version, request.data)
-            assert exposure.takes is not None
-            bodies.validate(request.data, exposure.takes(request.version))
-        request.query = Query.parse(request.environ.get("QUERY_STRING", ""))
-
-
-class PolicyHook(pecan.hooks.PecanHook):  # type: ignore[misc]
-    """Asks the rule that stands beside the method.
-
-    :param site: of the application.
-    """
-
-    priority = 30
-
-    def __init__(self, site: Site) -> None:
-        self._site = site
-
-    def before(self, state: Any) -> None:
-        """Ask it before the method is called.
-
-        :raises NotFound: what the request is about is not there: existence before policy, because to anyone
-            but an administrator another project's things are not there.
-        :raises Forbidden: the caller may not.
-        """
-        request: Request = state.request
-        if request.exposure is not None and request.exposure.rule is not None:
-            resource: Resource = state.controller.__self__
-            project_id = resource.project_of(request)
-            policies.enforce(self._site.policy, request.context, request.exposure.rule, project_id)
-
-
-class AnswerHook(pecan.hooks.PecanHook):  # type: ignore[misc]
-    """Every answer is JSON, whatever ``Accept`` or the path's ending says, also one to an error."""
-
-    priority = 40
-
-    def on_route(self, state: Any) -> None:
-        """Settle the content type before Pecan negotiates one."""
-        state.request.pecan["content_type"] = "application/json"
-
-    def after(self, state: Any) -> None:
-        """Give the answer the status of its method; one to an error has everything."""
-        response, exposure = state.response, state.request.exposure
-        if not isinstance(response, Response):
-            return
-        if exposure is not None:
-            response.status = exposure.status
-        if response.status_int in (204, 304):
-            # No content has no type either.
-            response.content_type = None
-        else:
-            response.charset = "UTF-8"
-
-    def on_error(self, state: Any, error: Exception) -> webob.Response:
-        """Return the answer that the table of :mod:`faults` gives an error."""
-        return faults.response_of(error, state.request.environ)

@@ -7,82 +7,22 @@ of the path is called, and nothing in a version or for a method that has not got
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pecan
 
 from backupfw.api import errors
+from backupfw.api.request import Answer, Exposure, Request, Response, expose
 from backupfw.api.schemas.types import SchemaOf
 from backupfw.api.versions import V2, ApiVersion
 
 if TYPE_CHECKING:
-    from backupfw.api.request import Request, Response
     from backupfw.api.site import Site
-
-#: What a method returns: the body's content, or None where the answer has no body.
-Answer = Mapping[str, Any] | None
-Method = TypeVar("Method", bound=Callable[..., Answer])
 
 #: Key of a request's environment: the template of the path that it took.
 TEMPLATE = "backupfw.route"
-
-
-@dataclass(frozen=True, slots=True)
-class Exposure:
-    """What stands beside an exposed method.
-
-    :ivar function: the method.
-    :ivar method: the HTTP method; empty for an action, which shares ``POST …/action``.
-    :ivar part: the part of the path behind the resource's own, or the name of the action; often empty.
-    :ivar rule: the policy's rule that is asked before the method is called.
-    :ivar status: of the answer when all went well.
-    :ivar takes: the schema of the body, by version; None for a call without a body.
-    :ivar since: the first version that has it.
-    """
-
-    function: Callable[..., Answer]
-    method: str
-    part: str = ""
-    rule: str | None = None
-    status: int = 200
-    takes: SchemaOf | None = None
-    since: ApiVersion = V2
-
-
-def expose(
-    method: str,
-    part: str = "",
-    *,
-    rule: str | None = None,
-    status: int = 200,
-    takes: SchemaOf | None = None,
-    since: ApiVersion = V2,
-) -> Callable[[Method], Method]:
-    """Expose a method of a resource to Pecan; parameters as of :class:`Exposure`."""
-
-    def decorate(function: Method) -> Method:
-        function.exposure = Exposure(function, method, part, rule, status, takes, since)  # type: ignore[attr-defined]
-        # Pecan inspects the method at each call; with this it need not begin at the code.
-        function.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
-        exposed: Method = pecan.expose(template="answer:", content_type="application/json")(function)
-        return exposed
-
-    return decorate
-
-
-def action(
-    name: str, *, rule: str | None = None, status: int = 202, takes: SchemaOf, since: ApiVersion = V2
-) -> Callable[[Method], Method]:
-    """Have ``POST …/action`` call a method where ``name`` is the body's only key; see :class:`Exposure`."""
-
-    def decorate(function: Method) -> Method:
-        function.exposure = Exposure(function, "", name, rule, status, takes, since)  # type: ignore[attr-defined]
-        return function
-
-    return decorate
 
 
 class Resource:

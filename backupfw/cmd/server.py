@@ -31,7 +31,7 @@ from backupfw.errors import ConfigError
 if TYPE_CHECKING:
     from oslo_config import cfg
 
-    from backupfw.api.middleware import WsgiApp
+    from backupfw.api.pipeline import WsgiApp
 
 LOG = log.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Self
 from oslo_log import log
 
 from backupfw.api.app import Managers, make_app
-from backupfw.api.middleware import WsgiApp
+from backupfw.api.pipeline import WsgiApp
 from backupfw.chunkstore.loader import load_driver
 from backupfw.cmd import database
 from backupfw.cmd.meters import Meters

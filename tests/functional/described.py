@@ -12,9 +12,9 @@ from typing import Any
 
 import jsonschema
 
-from backupfw.api import errors, openapi, paths, versions
+from backupfw.api import errors, openapi, urls, versions
 from backupfw.api.controllers.root import COLLECTIONS, ROUTES
-from backupfw.api.middleware import Environ, WsgiApp
+from backupfw.api.pipeline import Environ, WsgiApp
 from backupfw.api.resource import Route
 from backupfw.api.versions import ApiVersion
 
@@ -85,7 +85,7 @@ class Described:
 
     def _check(self, environ: Environ, sent: bytes, answer: Answer) -> None:
         try:
-            path = paths.parse(environ, COLLECTIONS)
+            path = urls.parse(environ, COLLECTIONS)
             served = versions.SERVED[path.prefix or ""]
             version = versions.negotiate(served, environ.get("HTTP_OPENSTACK_API_VERSION"))
             if path.is_document:

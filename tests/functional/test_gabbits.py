@@ -19,7 +19,7 @@ from gabbi import suitemaker, utils
 from gabbi.handlers import RESPONSE_HANDLERS
 from sqlalchemy import select
 
-from backupfw.api.middleware import WsgiApp
+from backupfw.api.pipeline import WsgiApp
 from backupfw.api.versions import V2, V3_HIGHEST
 from backupfw.db import models
 from backupfw.manager import messages

@@ -80,7 +80,7 @@ def test_a_request_is_one_line_of_the_log_whatever_its_path(
 ) -> None:
     with caplog.at_level("INFO"):
         served().get("/v3/demo/backups/%0Aforged%20line%00%C3%A4", status=404)
-    lines = [record.getMessage() for record in caplog.records if record.name == "backupfw.api.middleware"]
+    lines = [record.getMessage() for record in caplog.records if record.name == "backupfw.api.pipeline"]
     assert lines == ["GET /v3/demo/backups/%0Aforged%20line%00%C3%A4"]
 
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from backupfw import errors
 from backupfw.api import errors as api_errors
-from backupfw.api import microversions
+from backupfw.api import versions
 from backupfw.api.controllers.base import Controller, checked_id, id_of, stripped
 from backupfw.api.query import ListingRules, boolean
-from backupfw.api.request import Request, Response
-from backupfw.api.resource import ActionsResource, action, expose
+from backupfw.api.request import Request, Response, action, expose
+from backupfw.api.resource import ActionsResource
 from backupfw.api.schemas import backups as schemas
 from backupfw.api.schemas import metadata as metadata_schemas
 from backupfw.api.views import backups as views
@@ -44,7 +44,7 @@ _COLUMNS = (
 LISTING = ListingRules(
     sort_keys={**{column: column for column in _COLUMNS}, "name": "display_name"},
     filter_keys={"name": "display_name", "status": "status", "volume_id": "volume_id"},
-    late_sort_keys={"name": microversions.BACKUP_SORT_NAME},
+    late_sort_keys={"name": versions.BACKUP_SORT_NAME},
     resource="backup",
 )
 
@@ -85,7 +85,7 @@ class BackupController(_Backups, ActionsResource):
         """``GET /backups/{id}``."""
         return {"backup": self._detail(req)(self.backup)}
 
-    @expose("PUT", rule="backup:update", takes=schemas.update, since=microversions.BACKUP_UPDATE)
+    @expose("PUT", rule="backup:update", takes=schemas.update, since=versions.BACKUP_UPDATE)
     def update(self, req: Request, resp: Response) -> dict[str, Any]:
         """``PUT /backups/{id}``: what is not named stays; metadata is replaced as a whole."""
         wanted = req.data["backup"]
@@ -104,7 +104,7 @@ class BackupController(_Backups, ActionsResource):
         self.managers.backups.delete(req.context, self.backup.id)
 
     # Clients ask for metadata without a microversion.
-    @expose("GET", "metadata", rule="backup:get", since=microversions.BASE_VERSION)
+    @expose("GET", "metadata", rule="backup:get", since=versions.BASE_VERSION)
     def show_metadata(self, req: Request, resp: Response) -> dict[str, Any]:
         """``GET /backups/{id}/metadata``."""
         return {"metadata": dict(self.backup.metadata)}
@@ -114,7 +114,7 @@ class BackupController(_Backups, ActionsResource):
         "metadata",
         rule="backup:update",
         takes=metadata_schemas.whole,
-        since=microversions.BASE_VERSION,
+        since=versions.BASE_VERSION,
     )
     def add_metadata(self, req: Request, resp: Response) -> dict[str, Any]:
         """``POST /backups/{id}/metadata``: what is not named stays."""

@@ -5,11 +5,10 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
-from backupfw.api import microversions
+from backupfw.api import versions
 from backupfw.api.controllers.base import Controller, checked_id
 from backupfw.api.query import ListingRules, Query
-from backupfw.api.request import Request, Response
-from backupfw.api.resource import expose
+from backupfw.api.request import Request, Response, expose
 from backupfw.api.views import messages as views
 from backupfw.errors import MessageNotFound
 
@@ -53,13 +52,13 @@ class MessageController(Controller):
 class MessagesController(Controller):
     """``/messages``."""
 
-    since = microversions.MESSAGES
+    since = versions.MESSAGES
     item = ("message_id", MessageController)
 
     @expose("GET", rule="message:get_all")
     def index(self, req: Request, resp: Response) -> dict[str, Any]:
         """``GET /messages``; before 3.5 whatever is asked for, all of them come."""
-        if req.version < microversions.MESSAGES_PAGINATION:
+        if req.version < versions.MESSAGES_PAGINATION:
             req.query = Query(())
         view = functools.partial(views.detail, req)
         return self.page(req, self.managers.messages.list, "messages", LISTING, view, detail=True)

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from backupfw import errors
 from backupfw.api import errors as api_errors
 from backupfw.api.controllers.base import Controller, checked_id
-from backupfw.api.request import Request, Response
-from backupfw.api.resource import expose
+from backupfw.api.request import Request, Response, expose
 from backupfw.api.schemas import metadata as schemas
 from backupfw.context import RequestContext
 

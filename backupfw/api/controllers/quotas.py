@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from backupfw.api import microversions
+from backupfw.api import versions
 from backupfw.api.controllers.base import Controller, NamedController
 from backupfw.api.query import boolean
-from backupfw.api.request import Request, Response
-from backupfw.api.resource import expose
+from backupfw.api.request import Request, Response, expose
 from backupfw.api.schemas import quotas as schemas
 
 #: Keys of a quota body that are not resources.
@@ -25,7 +24,7 @@ class LimitsController(Controller):
 
     def project_of(self, req: Request) -> str | None:
         """Return the project that an administrator names, from 3.39 on."""
-        if req.version >= microversions.LIMITS_OF_PROJECT and req.context.is_admin:
+        if req.version >= versions.LIMITS_OF_PROJECT and req.context.is_admin:
             return req.query.get("project_id") or req.query.get("tenant_id") or None
         return None
 

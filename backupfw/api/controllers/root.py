@@ -7,7 +7,7 @@ from typing import Any
 
 import pecan
 
-from backupfw.api import errors, openapi, paths, versions
+from backupfw.api import errors, openapi, urls, versions
 from backupfw.api.controllers.backups import BackupsController
 from backupfw.api.controllers.messages import MessagesController
 from backupfw.api.controllers.quotas import LimitsController, QuotaClassesController, QuotaSetsController
@@ -75,7 +75,7 @@ class RootController:
         :raises UnknownRoute: nothing does.
         """
         del args
-        path: paths.Path = request.environ[paths.PATH]
+        path: urls.Path = request.environ[urls.PATH]
         if not path.is_document:
             found: tuple[Callable[..., Any], Any] = self._project._route(path.rest, request)
             return found
@@ -95,12 +95,12 @@ class RootController:
     def version(self, request: Request, response: Response) -> Mapping[str, Any]:
         """Return the document of one version."""
         del response
-        return versions.document(request.links.base, request.environ[paths.PATH].prefix)
+        return versions.document(request.links.base, request.environ[urls.PATH].prefix)
 
     @pecan.expose(content_type="application/json")  # type: ignore[untyped-decorator]
     def description(self, request: Request, response: Response) -> Response:
         """Return a version's description; who has it already is told so."""
-        prefix = request.environ[paths.PATH].prefix
+        prefix = request.environ[urls.PATH].prefix
         body, response.etag = self._descriptions.of(prefix, request.version, request.links.base)
         # It may be kept, and is asked for again before it is used: an upgrade changes it.
         response.cache_control = "no-cache"

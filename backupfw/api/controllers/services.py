@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from backupfw.api import microversions
+from backupfw.api import versions
 from backupfw.api.controllers.base import Controller
-from backupfw.api.request import Request, Response
-from backupfw.api.resource import expose
+from backupfw.api.request import Request, Response, expose
 from backupfw.api.schemas import services as schemas
 from backupfw.api.views.common import timestamp
 
@@ -22,7 +21,7 @@ class ServicesController(Controller):
         binary = req.query.get("binary") or req.query.get("service") or None
         found = self.managers.services.list(req.context, host=req.query.get("host") or None, binary=binary)
         # There are no clusters here.
-        later = {"cluster": None} if req.version >= microversions.SERVICE_CLUSTER else {}
+        later = {"cluster": None} if req.version >= versions.SERVICE_CLUSTER else {}
         return {
             "services": [
                 {

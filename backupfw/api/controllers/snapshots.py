@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from backupfw import errors
-from backupfw.api import microversions
+from backupfw.api import versions
 from backupfw.api.controllers.base import Controller, checked_id, display_fields, id_of
 from backupfw.api.controllers.metadata import metadata_of
 from backupfw.api.query import ListingRules, boolean
-from backupfw.api.request import Request, Response
-from backupfw.api.resource import ActionsResource, action, expose
+from backupfw.api.request import Request, Response, action, expose
+from backupfw.api.resource import ActionsResource
 from backupfw.api.schemas import snapshots as schemas
 from backupfw.api.views import snapshots as views
 
@@ -163,8 +163,8 @@ class SnapshotsController(Controller):
 
 def _force(req: Request, wanted: Mapping[str, Any]) -> bool:
     """Whether a volume in use may be snapshotted."""
-    if req.version < microversions.SNAPSHOT_IN_USE:
+    if req.version < versions.SNAPSHOT_IN_USE:
         return boolean(wanted.get("force", False), "force")
     if not boolean(wanted.get("force", True), "force"):
-        raise errors.InvalidInput(f"force cannot be false from {microversions.SNAPSHOT_IN_USE} on.")
+        raise errors.InvalidInput(f"force cannot be false from {versions.SNAPSHOT_IN_USE} on.")
     return True

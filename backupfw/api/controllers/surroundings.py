@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from backupfw import errors
-from backupfw.api import microversions
+from backupfw.api import versions
 from backupfw.api.controllers.base import Controller
-from backupfw.api.request import Request, Response
-from backupfw.api.resource import expose
+from backupfw.api.request import Request, Response, expose
 
 #: What is served beyond the first volume API: (alias, name, description).
 _EXTENSIONS = (
@@ -81,7 +80,7 @@ class ExtensionsController(Controller):
 class ResourceFiltersController(Controller):
     """``/resource_filters``."""
 
-    since = microversions.RESOURCE_FILTER_CONFIG
+    since = versions.RESOURCE_FILTER_CONFIG
 
     @expose("GET")
     def resource_filters(self, req: Request, resp: Response) -> dict[str, Any]:
@@ -108,7 +107,7 @@ class QosSpecsController(Controller):
 class GroupsController(Controller):
     """``/groups``: an empty list, for the same reason."""
 
-    since = microversions.VOLUME_GROUP
+    since = versions.VOLUME_GROUP
 
     @expose("GET", rule="group:get_all")
     def index(self, req: Request, resp: Response) -> dict[str, Any]:
@@ -124,7 +123,7 @@ class GroupsController(Controller):
 class GroupSnapshotsController(Controller):
     """``/group_snapshots``: an empty list, for the same reason."""
 
-    since = microversions.SNAPSHOT_GROUP
+    since = versions.SNAPSHOT_GROUP
 
     @expose("GET", rule="group:get_all_group_snapshots")
     def index(self, req: Request, resp: Response) -> dict[str, Any]:

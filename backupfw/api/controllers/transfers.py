@@ -5,11 +5,10 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
-from backupfw.api import microversions
+from backupfw.api import versions
 from backupfw.api.controllers.base import Controller, checked_id, id_of, stripped
 from backupfw.api.query import ListingRules, boolean
-from backupfw.api.request import Request, Response
-from backupfw.api.resource import expose
+from backupfw.api.request import Request, Response, expose
 from backupfw.api.schemas import transfers as schemas
 from backupfw.api.views import transfers as views
 from backupfw.manager.usecases.transfers import TransferNotFound
@@ -94,7 +93,7 @@ class TransfersController(Controller):
 class NewTransfersController(TransfersController):
     """``/volume-transfers``: the same under a newer name, and with ``no_snapshots``."""
 
-    since = microversions.TRANSFERS
+    since = versions.TRANSFERS
 
     @expose("POST", rule="volume:create_transfer", takes=schemas.create_with_snapshots, status=202)
     def create(self, req: Request, resp: Response) -> dict[str, Any]:

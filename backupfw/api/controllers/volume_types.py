@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from backupfw import errors
 from backupfw.api import errors as api_errors
-from backupfw.api import microversions
+from backupfw.api import versions
 from backupfw.api.controllers.base import Controller, NamedController, stripped
 from backupfw.api.query import ListingRules, Query, boolean
-from backupfw.api.request import Request, Response
-from backupfw.api.resource import ActionsResource, action, expose
+from backupfw.api.request import Request, Response, action, expose
+from backupfw.api.resource import ActionsResource
 from backupfw.api.schemas import volume_types as schemas
 from backupfw.api.views import volume_types as views
 
@@ -252,7 +252,7 @@ class DefaultTypeController(NamedController):
 class DefaultTypesController(Controller):
     """``/default-types``."""
 
-    since = microversions.DEFAULT_TYPES
+    since = versions.DEFAULT_TYPES
     item = ("target", DefaultTypeController)
 
     @expose("GET", rule="volume_extension:default_get_all")

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from backupfw import errors
 from backupfw.api import errors as api_errors
-from backupfw.api import microversions
+from backupfw.api import versions
 from backupfw.api.controllers.base import Controller, checked_id, display_fields, id_of
 from backupfw.api.controllers.metadata import metadata_of
 from backupfw.api.query import ListingRules, boolean
-from backupfw.api.request import Request, Response
-from backupfw.api.resource import ActionsResource, action, expose
+from backupfw.api.request import Request, Response, action, expose
+from backupfw.api.resource import ActionsResource
 from backupfw.api.schemas import volumes as schemas
 from backupfw.api.views import volumes as views
 
@@ -107,7 +107,7 @@ class VolumeController(_Volumes, ActionsResource):
     def delete(self, req: Request, resp: Response) -> None:
         """``DELETE /volumes/{id}``; ``?cascade`` takes its snapshots along, ``?force`` takes any status."""
         cascade = req.query.flag("cascade")
-        if req.version >= microversions.VOLUME_DELETE_FORCE and req.query.flag("force"):
+        if req.version >= versions.VOLUME_DELETE_FORCE and req.query.flag("force"):
             self.enforce(req, "volume:force_delete", self.volume.project_id)
             self.managers.volumes.force_delete(req.context, self.volume.id, cascade=cascade)
         else:
@@ -244,14 +244,14 @@ class VolumesController(_Volumes):
             raise api_errors.BadRequest("Invalid image identifier or unable to access requested image.")
         if wanted.get("consistencygroup_id"):
             raise errors.InvalidInput("consistency groups are not supported.")
-        if req.version >= microversions.VOLUME_GROUP and wanted.get("group_id"):
+        if req.version >= versions.VOLUME_GROUP and wanted.get("group_id"):
             raise errors.InvalidInput("groups are not supported.")
         if boolean(wanted.get("multiattach") or False, "multiattach"):
             raise errors.InvalidInput("multiattach volumes are not supported.")
         name, description = display_fields(wanted)
         size = wanted.get("size")
         backup_id = None
-        if req.version >= microversions.VOLUME_FROM_BACKUP and wanted.get("backup_id"):
+        if req.version >= versions.VOLUME_FROM_BACKUP and wanted.get("backup_id"):
             # It reads the backup as a restore does.
             backup_id = id_of(wanted["backup_id"])
             self.enforce(req, "backup:restore", self.managers.backups.get(req.context, backup_id).project_id)
@@ -272,7 +272,7 @@ class VolumesController(_Volumes):
         )
         return {"volume": views.created(req, volume)}
 
-    @expose("GET", "summary", rule="volume:get_all", since=microversions.VOLUME_SUMMARY)
+    @expose("GET", "summary", rule="volume:get_all", since=versions.VOLUME_SUMMARY)
     def summary(self, req: Request, resp: Response) -> dict[str, Any]:
         """``GET /volumes/summary``: of all volumes that a listing would show."""
         wanted = self.listing(req, LISTING)
@@ -280,6 +280,6 @@ class VolumesController(_Volumes):
             req.context, filters=wanted.filters, all_tenants=wanted.all_tenants
         )
         body: dict[str, Any] = {"total_count": totals.count, "total_size": totals.size}
-        if req.version >= microversions.VOLUME_SUMMARY_METADATA:
+        if req.version >= versions.VOLUME_SUMMARY_METADATA:
             body["metadata"] = {key: list(values) for key, values in totals.metadata.items()}
         return {"volume-summary": body}

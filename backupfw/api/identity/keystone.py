@@ -20,10 +20,10 @@ from oslo_log import log
 
 from backupfw import errors
 from backupfw.api import errors as api_errors
-from backupfw.api import identity, paths
+from backupfw.api import identity, urls
 from backupfw.api.faults import REQUEST_ID
 from backupfw.api.identity.token_cache import TokenCache
-from backupfw.api.middleware import Environ, WsgiApp
+from backupfw.api.pipeline import Environ, WsgiApp
 from backupfw.api.policies import Policy
 from backupfw.conf.identity import GROUP
 from backupfw.context import RequestContext
@@ -134,7 +134,7 @@ class Keystone:
 
     def __call__(self, environ: Environ, start_response: Any) -> Iterable[bytes]:
         """Let a request with a valid token pass."""
-        path: paths.Path = environ[paths.PATH]
+        path: urls.Path = environ[urls.PATH]
         if path.is_document:
             return self._app(environ, start_response)
         environ[_CACHE] = self._cache

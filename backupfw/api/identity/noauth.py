@@ -11,9 +11,9 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
-from backupfw.api import errors, identity, paths
+from backupfw.api import errors, identity, urls
 from backupfw.api.faults import REQUEST_ID
-from backupfw.api.middleware import Environ, WsgiApp
+from backupfw.api.pipeline import Environ, WsgiApp
 from backupfw.api.policies import Policy
 from backupfw.context import RequestContext
 
@@ -47,7 +47,7 @@ def context_of(
     if path_project is None:
         if not project:
             raise errors.Unauthorized("Neither the path nor the token (user:project) names a project")
-        if len(project) > paths.MAX_PROJECT:
+        if len(project) > urls.MAX_PROJECT:
             raise errors.MalformedUrl
     elif not colon:
         project = path_project
@@ -79,7 +79,7 @@ class NoAuth:
 
     def __call__(self, environ: Environ, start_response: Any) -> Iterable[bytes]:
         """Put the context into the environment; version documents need none."""
-        path: paths.Path = environ[paths.PATH]
+        path: urls.Path = environ[urls.PATH]
         if not path.is_document:
             context = context_of(_token(environ), path.project, self._default_roles, environ[REQUEST_ID])
             environ[identity.CONTEXT] = dataclasses.replace(context, is_admin=self._policy.is_admin(context))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from backupfw.api import microversions
+from backupfw.api import versions
 from backupfw.api.schemas import types
 from backupfw.api.versions import ApiVersion
 
@@ -52,7 +52,7 @@ def page(key: str, inner: AnswerOf) -> AnswerOf:
 
     def schema(version: ApiVersion) -> dict[str, Any]:
         fields: dict[str, Any] = {key: {"type": "array", "items": inner(version)}, f"{key}_links": LINKS}
-        if version >= microversions.COUNT_INFO:
+        if version >= versions.COUNT_INFO:
             fields["count"] = NUMBER
         return types.record(fields, required=[key])
 

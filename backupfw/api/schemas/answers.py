@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from backupfw.api import microversions
+from backupfw.api import versions
 from backupfw.api.schemas import types, volume_answers
 from backupfw.api.schemas.answer_parts import (
     FLAG,
@@ -82,13 +82,13 @@ def _backup(version: ApiVersion) -> dict[str, Any]:
         "data_timestamp": TIME,
     }
     by_policy: dict[str, Any] = {}
-    if version >= microversions.BACKUP_PROJECT:
+    if version >= versions.BACKUP_PROJECT:
         by_policy["os-backup-project-attr:project_id"] = TEXT
-    if version >= microversions.BACKUP_METADATA:
+    if version >= versions.BACKUP_METADATA:
         always["metadata"] = METADATA
-    if version >= microversions.BACKUP_USER_ID:
+    if version >= versions.BACKUP_USER_ID:
         by_policy["user_id"] = TEXT
-    if version >= microversions.ENCRYPTION_KEY_ID:
+    if version >= versions.ENCRYPTION_KEY_ID:
         by_policy["encryption_key_id"] = TEXT
     return types.record({**always, **by_policy}, required=list(always))
 
@@ -104,7 +104,7 @@ def _service(version: ApiVersion) -> dict[str, Any]:
         "disabled_reason": TEXT_OR_NULL,
         "frozen": FLAG,
     }
-    if version >= microversions.SERVICE_CLUSTER:
+    if version >= versions.SERVICE_CLUSTER:
         fields["cluster"] = NULL
     return exactly(fields)
 
@@ -200,9 +200,9 @@ _TRANSFER: dict[str, Any] = {"id": types.UUID, "name": TEXT_OR_NULL, "volume_id"
 
 def _transfer_fields(version: ApiVersion) -> dict[str, Any]:
     fields: dict[str, Any] = {**_TRANSFER, "created_at": TIME}
-    if version >= microversions.TRANSFERS:
+    if version >= versions.TRANSFERS:
         fields["no_snapshots"] = FLAG
-    if version >= microversions.TRANSFER_PROJECTS:
+    if version >= versions.TRANSFER_PROJECTS:
         fields |= {"source_project_id": TEXT, "destination_project_id": NULL, "accepted": FLAG}
     return fields
 
@@ -217,7 +217,7 @@ def _transfer_made(version: ApiVersion) -> dict[str, Any]:
 
 def _types(version: ApiVersion) -> dict[str, Any]:
     fields: dict[str, Any] = {"volume_types": _list(_TYPE), "volume_type_links": LINKS}
-    if version >= microversions.COUNT_INFO:
+    if version >= versions.COUNT_INFO:
         fields["count"] = NUMBER
     return types.record(fields, required=["volume_types"])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from backupfw.api import microversions
+from backupfw.api import versions
 from backupfw.api.schemas import types
 from backupfw.api.versions import V2
 
@@ -27,16 +27,16 @@ _CREATE_METADATA = {**_CREATE, "metadata": types.METADATA_OR_NULL}
 #: ``POST /backups``.
 create = types.by_version(
     (V2, _create(_CREATE)),
-    (microversions.BACKUP_METADATA, _create(_CREATE_METADATA)),
-    (microversions.BACKUP_AZ, _create({**_CREATE_METADATA, "availability_zone": types.TEXT_OR_NULL})),
+    (versions.BACKUP_METADATA, _create(_CREATE_METADATA)),
+    (versions.BACKUP_AZ, _create({**_CREATE_METADATA, "availability_zone": types.TEXT_OR_NULL})),
 )
 
 _UPDATE: dict[str, Any] = {"name": types.NAME, "description": types.DESCRIPTION}
 #: ``PUT /backups/{id}``.
 update = types.by_version(
-    (microversions.BACKUP_UPDATE, types.wrapped("backup", types.record(_UPDATE))),
+    (versions.BACKUP_UPDATE, types.wrapped("backup", types.record(_UPDATE))),
     (
-        microversions.BACKUP_METADATA,
+        versions.BACKUP_METADATA,
         types.wrapped("backup", types.record({**_UPDATE, "metadata": types.METADATA})),
     ),
 )

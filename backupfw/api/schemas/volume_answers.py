@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from backupfw.api import microversions
+from backupfw.api import versions
 from backupfw.api.schemas import types
 from backupfw.api.schemas.answer_parts import (
     FLAG,
@@ -73,17 +73,17 @@ def _volume(version: ApiVersion, *, shown: bool, late: bool = True) -> dict[str,
         to_administrators["os-vol-host-attr:host"] = TEXT_OR_NULL
         to_administrators["os-vol-mig-status-attr:migstat"] = NULL
         to_administrators["os-vol-mig-status-attr:name_id"] = NULL
-    if version >= microversions.VOLUME_GROUP:
+    if version >= versions.VOLUME_GROUP:
         fields["group_id"] = NULL
-    if version >= microversions.VOLUME_PROVIDER_ID:
+    if version >= versions.VOLUME_PROVIDER_ID:
         to_administrators["provider_id"] = NULL
-    if version >= microversions.VOLUME_SHARED_TARGETS:
+    if version >= versions.VOLUME_SHARED_TARGETS:
         fields |= {"shared_targets": FLAG, "service_uuid": NULL}
-    if late and version >= microversions.VOLUME_CLUSTER_NAME:
+    if late and version >= versions.VOLUME_CLUSTER_NAME:
         to_administrators["cluster_name"] = NULL
-    if late and version >= microversions.VOLUME_TYPE_ID:
+    if late and version >= versions.VOLUME_TYPE_ID:
         fields["volume_type_id"] = types.UUID_OR_NULL
-    if late and version >= microversions.CONSUMES_QUOTA:
+    if late and version >= versions.CONSUMES_QUOTA:
         fields["consumes_quota"] = FLAG
     # Where something is known of an image, and for whom the policy lets see it.
     sometimes = {"volume_image_metadata": METADATA} if shown else {}
@@ -104,7 +104,7 @@ def _shown(version: ApiVersion) -> dict[str, Any]:
 
 def _totals(version: ApiVersion) -> dict[str, Any]:
     fields: dict[str, Any] = {"total_count": NUMBER, "total_size": NUMBER}
-    if version >= microversions.VOLUME_SUMMARY_METADATA:
+    if version >= versions.VOLUME_SUMMARY_METADATA:
         fields["metadata"] = {
             "type": "object",
             "additionalProperties": {"type": "array", "items": TEXT},
@@ -135,11 +135,11 @@ def _snapshot_shown(version: ApiVersion) -> dict[str, Any]:
         "os-extended-snapshot-attributes:progress": TEXT,
         "os-extended-snapshot-attributes:project_id": TEXT,
     }
-    if version >= microversions.SNAPSHOT_GROUP:
+    if version >= versions.SNAPSHOT_GROUP:
         fields["group_snapshot_id"] = NULL
-    if version >= microversions.SNAPSHOT_USER_ID:
+    if version >= versions.SNAPSHOT_USER_ID:
         fields["user_id"] = TEXT
-    if version >= microversions.CONSUMES_QUOTA:
+    if version >= versions.CONSUMES_QUOTA:
         fields["consumes_quota"] = FLAG
     return exactly(fields)
 

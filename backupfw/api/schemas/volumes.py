@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from backupfw.api import microversions
+from backupfw.api import versions
 from backupfw.api.schemas import types
 from backupfw.api.versions import V2
 
@@ -37,9 +37,9 @@ _CREATE_IN_GROUP = {**_CREATE, "group_id": types.UUID_OR_NULL}
 #: ``POST /volumes``.
 create = types.by_version(
     (V2, _create(_CREATE)),
-    (microversions.VOLUME_GROUP, _create(_CREATE_IN_GROUP)),
+    (versions.VOLUME_GROUP, _create(_CREATE_IN_GROUP)),
     (
-        microversions.VOLUME_FROM_BACKUP,
+        versions.VOLUME_FROM_BACKUP,
         _create({**_CREATE_IN_GROUP, "backup_id": types.UUID_OR_NULL}),
     ),
 )

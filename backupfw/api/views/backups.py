@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from backupfw.api import microversions
+from backupfw.api import versions
 from backupfw.api.request import Request
 from backupfw.api.views.common import timestamp
 
@@ -30,10 +30,10 @@ def details(
     version, links = req.version, req.links.of
     shows_owner = functools.cache(shows_owner)
     # What the version has is settled once for a page, not in each row.
-    has_project = version >= microversions.BACKUP_PROJECT
-    has_user = version >= microversions.BACKUP_USER_ID
-    has_metadata = version >= microversions.BACKUP_METADATA
-    has_key = version >= microversions.ENCRYPTION_KEY_ID
+    has_project = version >= versions.BACKUP_PROJECT
+    has_user = version >= versions.BACKUP_USER_ID
+    has_metadata = version >= versions.BACKUP_METADATA
+    has_key = version >= versions.ENCRYPTION_KEY_ID
 
     def detail(backup: Backup | ListedBackup) -> dict[str, Any]:
         body: dict[str, Any] = {

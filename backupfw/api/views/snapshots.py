@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from backupfw.api import microversions
+from backupfw.api import versions
 from backupfw.api.request import Request
 from backupfw.api.views.common import timestamp
 
@@ -34,11 +34,11 @@ def detail(req: Request, snapshot: Snapshot) -> dict[str, Any]:
         "os-extended-snapshot-attributes:progress": _progress(snapshot),
         "os-extended-snapshot-attributes:project_id": snapshot.project_id,
     }
-    if req.version >= microversions.SNAPSHOT_GROUP:
+    if req.version >= versions.SNAPSHOT_GROUP:
         body["group_snapshot_id"] = None
-    if req.version >= microversions.SNAPSHOT_USER_ID:
+    if req.version >= versions.SNAPSHOT_USER_ID:
         body["user_id"] = snapshot.user_id
-    if req.version >= microversions.CONSUMES_QUOTA:
+    if req.version >= versions.CONSUMES_QUOTA:
         body["consumes_quota"] = True
     return body
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from backupfw.api import microversions
+from backupfw.api import versions
 from backupfw.api.request import Request
 from backupfw.api.views.common import timestamp
 
@@ -26,9 +26,9 @@ def summary(req: Request, transfer: Transfer) -> dict[str, Any]:
 def detail(req: Request, transfer: Transfer) -> dict[str, Any]:
     """What show and the detailed list show."""
     body = {**summary(req, transfer), "created_at": timestamp(transfer.created_at)}
-    if req.version >= microversions.TRANSFERS:
+    if req.version >= versions.TRANSFERS:
         body["no_snapshots"] = transfer.no_snapshots
-    if req.version >= microversions.TRANSFER_PROJECTS:
+    if req.version >= versions.TRANSFER_PROJECTS:
         # What was accepted is a transfer no longer.
         body["source_project_id"] = transfer.project_id
         body["destination_project_id"] = None

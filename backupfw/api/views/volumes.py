@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from backupfw.api import microversions
+from backupfw.api import versions
 from backupfw.api.request import Request
 from backupfw.api.views.common import timestamp
 
@@ -62,18 +62,18 @@ def _later(req: Request, volume: Volume) -> dict[str, Any]:
     """What microversions added: mostly places for what there is not here."""
     version, is_admin = req.version, req.context.is_admin
     body: dict[str, Any] = {}
-    if version >= microversions.VOLUME_GROUP:
+    if version >= versions.VOLUME_GROUP:
         body["group_id"] = None
-    if version >= microversions.VOLUME_PROVIDER_ID and is_admin:
+    if version >= versions.VOLUME_PROVIDER_ID and is_admin:
         body["provider_id"] = None
-    if version >= microversions.VOLUME_SHARED_TARGETS:
+    if version >= versions.VOLUME_SHARED_TARGETS:
         body["shared_targets"] = False
         body["service_uuid"] = None
-    if version >= microversions.VOLUME_CLUSTER_NAME and is_admin:
+    if version >= versions.VOLUME_CLUSTER_NAME and is_admin:
         body["cluster_name"] = None
-    if version >= microversions.VOLUME_TYPE_ID:
+    if version >= versions.VOLUME_TYPE_ID:
         body["volume_type_id"] = volume.volume_type_id
-    if version >= microversions.CONSUMES_QUOTA:
+    if version >= versions.CONSUMES_QUOTA:
         body["consumes_quota"] = True
     return body
 

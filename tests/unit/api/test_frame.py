@@ -11,11 +11,11 @@ import pytest
 from pecan.routing import lookup_controller
 
 from backupfw import errors as core_errors
-from backupfw.api import enforcer, errors, faults, identity, middleware, paths, policies, versions
+from backupfw.api import enforcer, errors, faults, identity, pipeline, policies, urls, versions
 from backupfw.api.identity.noauth import ANONYMOUS, NoAuth, context_of
-from backupfw.api.links import Links, base_url
-from backupfw.api.request import Request
-from backupfw.api.resource import TEMPLATE, ActionsResource, Resource, action, expose, routes
+from backupfw.api.request import Request, action, expose
+from backupfw.api.resource import TEMPLATE, ActionsResource, Resource, routes
+from backupfw.api.urls import Links, base_url
 from backupfw.api.versions import V2, ApiVersion
 from backupfw.context import RequestContext
 
@@ -74,20 +74,20 @@ def test_the_next_page_keeps_the_query_but_not_the_offset() -> None:
     ],
 )
 def test_paths(raw: str, expected: tuple[Any, ...]) -> None:
-    path = paths.parse({"PATH_INFO": raw}, {"backups"})
+    path = urls.parse({"PATH_INFO": raw}, {"backups"})
     assert (path.prefix, path.project, path.rest) == expected
 
 
 @pytest.mark.parametrize("raw", ["/v1", "/v2//backups", "/backups", "/v2/\xff", "/V2/p"])
 def test_paths_to_nowhere(raw: str) -> None:
     with pytest.raises(errors.UnknownRoute):
-        paths.parse({"PATH_INFO": raw})
+        urls.parse({"PATH_INFO": raw})
 
 
 @pytest.mark.parametrize("raw", ["/v2/a\0b/backups", "/v2/" + "p" * 256 + "/backups", "/v2/a\nb/backups"])
 def test_projects_that_cannot_be(raw: str) -> None:
     with pytest.raises(errors.MalformedUrl):
-        paths.parse({"PATH_INFO": raw})
+        urls.parse({"PATH_INFO": raw})
 
 
 def test_version_documents() -> None:
@@ -120,8 +120,8 @@ def test_tokens(token: str, user: str, roles: set[str], is_admin: bool) -> None:
         ["member"],
         enforcer.defaults(),
     )
-    path = paths.Path("v2", "p", ("backups",))
-    layer({"HTTP_X_AUTH_TOKEN": token, paths.PATH: path, faults.REQUEST_ID: "req-1"}, None)
+    path = urls.Path("v2", "p", ("backups",))
+    layer({"HTTP_X_AUTH_TOKEN": token, urls.PATH: path, faults.REQUEST_ID: "req-1"}, None)
     assert seen == [replace(context, is_admin=is_admin)]
 
 
@@ -287,7 +287,7 @@ def test_a_body_of_unknown_length_is_bounded() -> None:
         start_response("200 OK", [])
         return [str(len(data)).encode()]
 
-    envelope = middleware.Envelope(app, max_body=10)
+    envelope = pipeline.Envelope(app, max_body=10)
     for size, expected in ((10, "200 OK"), (11, "413 Request Entity Too Large")):
         seen: list[str] = []
         environ = {
@@ -314,6 +314,6 @@ def test_declared_lengths(length: str, expected: str) -> None:
         seen.append(status)
 
     environ = {"CONTENT_LENGTH": length, "wsgi.input": io.BytesIO(), "REQUEST_METHOD": "POST"}
-    list(middleware.Envelope(app, max_body=10)(environ, start))
+    list(pipeline.Envelope(app, max_body=10)(environ, start))
     (status,) = seen
     assert status.startswith(expected)

@@ -81,7 +81,7 @@ def test_a_request_is_followed_from_the_api_to_the_store(tmp_path: Path, lines: 
         world.wait_idle()
     log = lines.getvalue()
     mine = [line for line in log.splitlines() if f"[{request_id}]" in line]
-    for part in ("backupfw.api.middleware", "backupfw.worker.worker", "backupfw.chunkstore.layers.retry"):
+    for part in ("backupfw.api.pipeline", "backupfw.worker.worker", "backupfw.chunkstore.layers.retry"):
         assert any(f" {part} [" in line for line in mine), (part, log)
     # A line that no request caused says so, in the same format.
     logging.getLogger("backupfw.somewhere").warning("by itself")

@@ -1,0 +1,137 @@
+"""What Pecan does around every call: its hooks, and how an answer is written."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pecan.hooks
+import webob
+
+from backupfw.api import bodies, errors, faults, identity, policies, urls, versions
+from backupfw.api.query import Query
+from backupfw.api.request import Answer, Request, Response
+from backupfw.api.resource import ActionsResource, Resource
+from backupfw.api.urls import Links, base_url
+
+if TYPE_CHECKING:
+    from backupfw.api.site import Site
+
+
+class Renderer:
+    """Writes what a method returns; Pecan's own would write ``null`` where there is no body."""
+
+    def __init__(self, path: str, extra_vars: Any) -> None:
+        """Pecan's signature of a renderer; nothing here is a template."""
+
+    def render(self, template: str, namespace: Answer) -> bytes:  # noqa: ARG002
+        """Return the bytes of the body."""
+        return b"" if namespace is None else json.dumps(namespace).encode("utf-8")
+
+
+class IdentityHook(pecan.hooks.PecanHook):  # type: ignore[misc]
+    """Tells the request who asks, in which version and for which project: the layers before Pecan found out.
+
+    :param site: of the application.
+    """
+
+    priority = 10
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+
+    def on_route(self, state: Any) -> None:
+        """Fill the request before a controller is looked for.
+
+        :raises MalformedUrl: the project in the path is not the caller's.
+        """
+        request: Request = state.request
+        environ = request.environ
+        path: urls.Path = environ[urls.PATH]
+        base = base_url(environ, self._site.settings.public_endpoint)
+        request.links = Links(base, path.prefix or "", path.project)
+        if path.prefix is not None:
+            request.version = environ[versions.VERSION]
+        if path.is_document:
+            return
+        request.context = environ[identity.CONTEXT]
+        if path.project is not None and request.context.project_id != path.project:
+            raise errors.MalformedUrl
+        request.tail = "/".join(path.rest)
+
+
+class BodyHook(pecan.hooks.PecanHook):  # type: ignore[misc]
+    """Reads body and query of a call; a body that nobody asked for is not looked at."""
+
+    priority = 20
+
+    def before(self, state: Any) -> None:
+        """Read and check them before the method is called.
+
+        :raises BadRequest: one is not what it must be.
+        """
+        request: Request = state.request
+        exposure = request.exposure
+        if exposure is None:
+            return
+        owner = state.controller.__self__
+        acts = isinstance(owner, ActionsResource) and exposure.part == "action"
+        if acts or exposure.takes is not None:
+            request.data = request.read_json()
+            if acts:
+                request.exposure = exposure = owner.chosen(request.version, request.data)
+            assert exposure.takes is not None
+            bodies.validate(request.data, exposure.takes(request.version))
+        request.query = Query.parse(request.environ.get("QUERY_STRING", ""))
+
+
+class PolicyHook(pecan.hooks.PecanHook):  # type: ignore[misc]
+    """Asks the rule that stands beside the method.
+
+    :param site: of the application.
+    """
+
+    priority = 30
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+
+    def before(self, state: Any) -> None:
+        """Ask it before the method is called.
+
+        :raises NotFound: what the request is about is not there: existence before policy, because to anyone
+            but an administrator another project's things are not there.
+        :raises Forbidden: the caller may not.
+        """
+        request: Request = state.request
+        if request.exposure is not None and request.exposure.rule is not None:
+            resource: Resource = state.controller.__self__
+            project_id = resource.project_of(request)
+            policies.enforce(self._site.policy, request.context, request.exposure.rule, project_id)
+
+
+class AnswerHook(pecan.hooks.PecanHook):  # type: ignore[misc]
+    """Every answer is JSON, whatever ``Accept`` or the path's ending says, also one to an error."""
+
+    priority = 40
+
+    def on_route(self, state: Any) -> None:
+        """Settle the content type before Pecan negotiates one."""
+        state.request.pecan["content_type"] = "application/json"
+
+    def after(self, state: Any) -> None:
+        """Give the answer the status of its method; one to an error has everything."""
+        response, exposure = state.response, state.request.exposure
+        if not isinstance(response, Response):
+            return
+        if exposure is not None:
+            response.status = exposure.status
+        if response.status_int in (204, 304):
+            # No content has no type either.
+            response.content_type = None
+        else:
+            response.charset = "UTF-8"
+
+    def on_error(self, state: Any, error: Exception) -> webob.Response:
+        """Return the answer that the table of :mod:`faults` gives an error."""
+        return faults.response_of(error, state.request.environ)
