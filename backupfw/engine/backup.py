@@ -123,7 +123,8 @@ def run(
         raise
     batch.flush()
     control.check()
-    objects, stored, totals = _commit(job, container, journal, tally, control)
+    shared = job.base if base.problem is None else None
+    objects, stored, totals = _commit(job, shared, container, journal, tally, control)
     meter.finish()
     return BackupResult(
         manifest_key=keys.manifest_key(str(job.origin)),
@@ -381,18 +382,20 @@ def _merged(segments: Iterator[int], finished: _Peek[tuple[int, bytes]]) -> Iter
 
 
 def _commit(
-    job: BackupJob, container: Container, journal: Journal, tally: _Tally, control: Control
+    job: BackupJob, base: str | None, container: Container, journal: Journal, tally: _Tally, control: Control
 ) -> tuple[int, int, ManifestTotals]:
     """Put the manifest; return the objects of this backup, their bytes, and the manifest's totals.
 
     It names what the journal says if that is what the attempt did, segment by segment.
+
+    :param base: the job's base; None where it could not be used.
     """
     head = ManifestHead(
         origin=job.origin,
         geometry=job.geometry,
         hash_mode=job.hash_mode,
         key_id=job.key_id,
-        base=job.base,
+        base=base,
         record=job.record,
         source=SourceTotals(tally.segments, tally.data_bytes),
     )

@@ -31,16 +31,26 @@ def read(container: Container, key: str, offset: int | None = None, length: int 
     """
     try:
         data = container.get(key, offset, length)
+        if length is not None and len(data) != length:
+            raise IntegrityError(f"{length} bytes were asked for, {len(data)} came")
     except NotFound as error:
         prove_container(container, key)
         raise damaged(container, key, "it is missing") from error
     except RangeError as error:
         raise damaged(container, key, "it is shorter than promised") from error
     except IntegrityError as error:
-        raise damaged(container, key, "the store says that its bytes have changed") from error
-    if length is not None and len(data) != length:
-        raise damaged(container, key, "the store answered with another length than asked for")
+        raise damaged(
+            container, key, "the store's answer was not whole, or the store says that its bytes have changed"
+        ) from error
     return data
+
+
+def is_proven(error: Damaged) -> bool:
+    """Say whether the object itself is damaged, and not only an answer that was cut short on its way.
+
+    Bytes that came whole and are wrong were read twice: see :func:`read_checked`.
+    """
+    return not isinstance(error.__cause__, IntegrityError)
 
 
 def read_checked(container: Container, key: str, offset: int, length: int, check: Callable[[bytes], T]) -> T:

@@ -16,7 +16,7 @@ from oslo_log import log
 from backupfw import steps
 from backupfw.chunkstore.cancellation import cancelled_by
 from backupfw.chunkstore.container import Container
-from backupfw.chunkstore.errors import ChunkStoreError, NotFound
+from backupfw.chunkstore.errors import ChunkStoreError, IntegrityError, NotFound
 from backupfw.engine import backup as engine
 from backupfw.engine import cleanup, objects, verify
 from backupfw.engine.format import keys
@@ -125,11 +125,16 @@ class BackupCreate(Handler):
         for key in plan.announced:
             try:
                 found = verify.look(key, listed, container, control, damaged)
-            except Damaged:
+            except Damaged as error:
+                if not objects.is_proven(error):
+                    # The attempt is made again: it may be there, and later backups may share with it.
+                    raise IntegrityError(
+                        error.reason, store=plan.store, container=plan.container, key=key, temporary=True
+                    ) from error
                 missing.append(key)
                 continue
-            base = found.head.base
-            if found.damaged or base not in (None, None if plan.base is None else plan.base.key):
+            base, wanted = found.head.base, None if plan.base is None else plan.base.key
+            if found.damaged or base not in (None, wanted):
                 LOG.warning(
                     "Backup %s is made again: %s names damaged objects, or has another base",
                     plan.backup.id,
@@ -146,6 +151,7 @@ class BackupCreate(Handler):
                 object_count=found.object_count,
                 stored_bytes=found.stored_bytes,
                 referenced_bytes=found.referenced_bytes,
+                base_lost=base != wanted,
                 damaged=found.known_damage,
             )
             self._commit(task, plan, made, container, control)

@@ -17,14 +17,16 @@ from oslo_db.exception import DBConnectionError
 from sqlalchemy import update
 
 from backupfw import steps
-from backupfw.chunkstore.errors import PermissionDenied, Unavailable
+from backupfw.chunkstore.errors import IntegrityError, PermissionDenied, Unavailable
 from backupfw.db import models
 from backupfw.errors import SourceMoved
+from backupfw.manager.messages import Detail
 from backupfw.manager.queue import tasks
 from backupfw.manager.queue.tasks import Outcome
 from backupfw.manager.rows import Task
 from backupfw.manager.rules.volume_types import VolumeTypeManager
 from backupfw.manager.usecases.volumes import VolumeManager
+from backupfw.testing.faults import Fault
 from backupfw.worker.handlers.backup_create import TaskJournal
 from tests.unit.db.lost_answers import lost_answers
 from tests.unit.manager.support import check_consistent
@@ -421,27 +423,71 @@ def test_an_attempt_that_lost_its_lease_changes_nothing(world: WorkerWorld) -> N
     assert world.row(models.Backup, made.id).service_metadata.split("/")[4].startswith("1.3-")
 
 
+class LostAfterThePut:
+    """From its making on, the first attempt that puts its manifest loses its task before the commit.
+
+    :ivar put: the key of that manifest, when it is there.
+    """
+
+    def __init__(self, world: WorkerWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.put: list[str] = []
+        self._world = world
+        self._before = world.objects()
+        monkeypatch.setattr(steps, "reach", self._reach)
+
+    def _reach(self, name: str, detail: object = "") -> None:
+        if name == "backup.manifest-put" and not self.put:
+            self.put += [key for key in self._world.objects() - self._before if key.endswith("/manifest")]
+            with self._world.db.write() as session:
+                (task,) = self._world.rows_in(session, models.Task)
+                task.state, task.owner, task.lease_until = "queued", None, None
+
+
 def test_a_manifest_whose_attempt_lost_its_task_is_taken_over(
     world: WorkerWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reached: list[str] = []
-
-    def reach(name: str, detail: object = "") -> None:
-        reached.append(name)
-        if name == "backup.manifest-put" and reached.count(name) == 1:
-            with world.db.write() as session:
-                (task,) = world.rows_in(session, models.Task)
-                task.state, task.owner, task.lease_until = "queued", None, None
-            put.extend(key for key in world.objects() if key.endswith("/manifest"))
-
-    put: list[str] = []
-    monkeypatch.setattr(steps, "reach", reach)
+    lost = LostAfterThePut(world, monkeypatch)
     with world.worker(slots=1):
         made = world.backups.create(world.ctx(), volume_id=world.filled_volume(DATA))
         row = world.wait_backup(made.id, "available")
         world.wait_idle()
-    assert [row.service_metadata] == put
+    assert [row.service_metadata] == lost.put
     assert row.object_count == len(world.objects())
+
+
+@pytest.mark.parametrize("kind", ["cut", "before"])
+def test_a_manifest_that_is_there_is_taken_over_although_an_answer_was_wrong(
+    world: WorkerWorld, monkeypatch: pytest.MonkeyPatch, kind: Any
+) -> None:
+    lost = LostAfterThePut(world, monkeypatch)
+    wrong = Fault(
+        "get", kind, lambda: IntegrityError("changed on the way"), match=lambda key: key in lost.put
+    )
+    world.faulty.script(wrong)
+    with world.worker(slots=1):
+        made = world.backups.create(world.ctx(), volume_id=world.filled_volume(DATA))
+        row = world.wait_backup(made.id, "available")
+        world.wait_idle()
+    assert wrong.struck == 1
+    assert [row.service_metadata] == lost.put
+    assert row.object_count == len(world.objects())
+
+
+def test_a_backup_that_is_taken_over_and_became_full_is_told(
+    world: WorkerWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = world.filled_volume(DATA)
+    with world.worker(slots=1):
+        full = world.backups.create(world.ctx(), volume_id=volume)
+        base = world.wait_backup(full.id, "available").service_metadata
+        world.tools.stores.container("main", "volumebackups").delete([str(base)])
+        lost = LostAfterThePut(world, monkeypatch)
+        made = world.backups.create(world.ctx(), volume_id=volume, incremental=True)
+        row = world.wait_backup(made.id, "available")
+        world.wait_idle()
+    assert [row.service_metadata] == lost.put
+    told = [(one.resource_uuid, one.detail_id) for one in world.rows(models.Message)]
+    assert told == [(made.id, Detail.BECAME_FULL.value)]
 
 
 def test_a_manifest_that_came_too_late_is_withdrawn(
