@@ -13,8 +13,10 @@ from sqlalchemy import ColumnElement, func, or_, select
 from backupfw.cmd.progress import counted
 from backupfw.conf import stores
 from backupfw.db import models
+from backupfw.db.digest import object_digest
 from backupfw.db.models import Backup, DamageMark, Manifest
 from backupfw.db.session import now
+from backupfw.engine import objects
 from backupfw.errors import BackupNotFound, InvalidBackup
 from backupfw.manager import rows
 from backupfw.manager.lineage import manifests
@@ -24,6 +26,7 @@ from backupfw.manager.outcomes import damage
 if TYPE_CHECKING:
     from oslo_config import cfg
 
+    from backupfw.chunkstore.container import Container
     from backupfw.db.session import Database
     from backupfw.manager.lineage.manifests import VolumeRows
 
@@ -67,6 +70,22 @@ class DatabaseCatalogue:
             if len(page) < _PAGE:
                 return
             volume, project = page[-1]
+
+
+def give_up_announced(db: Database, container: Container) -> None:
+    """Give up the keys of manifests in a container that no attempt will ever settle, and that are not there.
+
+    Workers settle what they announce.  One of an older release deletes or commits a backup and leaves open
+    what a newer one had announced for it.
+    """
+    store, name = container.store.name, container.name
+    with db.read() as session:
+        announced = manifests.announced_beside_live(session, store, name)
+    # One that is there may be shared with by later backups that the database does not know.
+    missing = [object_digest(store, name, key) for key in announced if objects.is_missing(container, key)]
+    row = Manifest
+    which = manifests.announced_for_nobody() | row.key_digest.in_(missing)
+    db.run(lambda session: manifests.give_up(session, row.store == store, row.container == name, which))
 
 
 class UnknownManifests:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 from backupfw.chunkstore import errors
@@ -89,6 +90,9 @@ def run(args: argparse.Namespace) -> int:
                 try:
                     opened = stores.container(store, container)
                     store_command.tell_settings(opened)
+                    if not args.dry_run:
+                        with contextlib.suppress(errors.Unavailable):
+                            catalogue.give_up_announced(db, opened)
                     report = sweep.run(
                         keys.installation_prefix(installation),
                         opened,

@@ -18,8 +18,8 @@ from __future__ import annotations
 import uuid
 from dataclasses import dataclass
 
-from sqlalchemy import CursorResult, Update, delete, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy import CursorResult, Update, delete, exists, select, update
+from sqlalchemy.orm import Session, aliased
 from sqlalchemy.sql import ColumnElement
 
 from backupfw.db.locks import lock
@@ -307,7 +307,8 @@ def give_up(session: Session, *which: ColumnElement[bool]) -> None:
     """Decide that keys that were announced will never be committed.
 
     Only for who knows that: an attempt of its own key; one of all keys of its backup, once it did not find
-    them whole in the store; whoever deletes the backup.
+    them whole in the store; whoever deletes the backup; a sweep of what no attempt will settle any more and
+    is not in the store.
 
     :param which: conditions on the rows.
     """
@@ -317,6 +318,37 @@ def give_up(session: Session, *which: ColumnElement[bool]) -> None:
         .where(Manifest.state == ANNOUNCED, *which)
         .values(state=GONE, updated_at=now(session)),
     )
+
+
+def announced_for_nobody() -> ColumnElement[bool]:
+    """The condition that a key is open and its backup is deleted: nobody will commit it.
+
+    A deletion gives up what its backup announced; a worker of an older release does not.
+    """
+    living = exists().where(Backup.id == Manifest.backup_id, Backup.deleted.is_(False))
+    return (Manifest.state == ANNOUNCED) & ~living
+
+
+def announced_beside_live(session: Session, store: str, container: str) -> list[str]:
+    """Return the keys in a container that are open although their backup was committed under another key.
+
+    No attempt will settle them: a worker of an older release committed, or a manifest names what is damaged.
+    """
+    live = aliased(Manifest)
+    found = session.scalars(
+        select(Manifest.key).where(
+            Manifest.store == store,
+            Manifest.container == container,
+            Manifest.state == ANNOUNCED,
+            exists().where(
+                live.volume_id == Manifest.volume_id,
+                live.in_tree,
+                live.backup_id == Manifest.backup_id,
+                live.state == LIVE,
+            ),
+        )
+    )
+    return sorted(key for key in found if key is not None)
 
 
 def forget_announced(session: Session, key_digest: str) -> None:

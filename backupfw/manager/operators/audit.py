@@ -22,7 +22,7 @@ from backupfw.db.digest import object_digest
 from backupfw.db.installation import installation_id
 from backupfw.db.models import Backup, Manifest, Segment, Snapshot, Task, Volume
 from backupfw.db.session import Database, now
-from backupfw.manager.lineage import lifecycle
+from backupfw.manager.lineage import lifecycle, manifests
 from backupfw.manager.lineage.lifecycle import (
     ANNOUNCED,
     AVAILABLE,
@@ -255,6 +255,9 @@ def _manifests(session: Session) -> Iterator[Finding]:
     for manifest in _rows(session, select(row.id, row.state, row.key).where(wrong)):
         has = "no key" if manifest.key is None else "a key"
         yield Finding("lineage", f"manifest {manifest.id}", f"is {manifest.state} and has {has}")
+    for (manifest_id,) in _rows(session, select(row.id).where(manifests.announced_for_nobody())):
+        problem = "is announced, but its backup is deleted; sweep and purge give it up"
+        yield Finding("lineage", f"manifest {manifest_id}", problem)
     place = (row.store, row.container, row.key)
     for manifest_id, digest, store, container, key in _rows(
         session, select(row.id, row.key_digest, *place).where(row.key.is_not(None))

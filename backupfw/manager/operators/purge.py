@@ -16,7 +16,8 @@ it is believed.  What stays besides:
   the same time.
 * Keys that were announced for a manifest and given up, for ever; they are few.  A manifest may lie under one
   in the store: without the row it would be one that the database does not know, so a sweep would keep it and
-  all that it names, and an import would take it for a backup.
+  all that it names, and an import would take it for a backup.  What is still open of a deleted backup, which
+  a worker of an older release deleted, is given up here.
 * One manifest of each container: sweep and audit look where manifests are known.
 
 *Damaged objects* are known for the next incremental of their volume, and for backups that are marked
@@ -38,6 +39,7 @@ from backupfw import naming
 from backupfw.db.locks import lock
 from backupfw.db.models import Backup, DamagedObject, DamageMark, Manifest, Snapshot, Task, Volume
 from backupfw.db.session import Database
+from backupfw.manager.lineage import manifests
 from backupfw.manager.lineage.lifecycle import GONE, RELEASED, WRITING
 
 #: Rows looked at in one transaction, so that none is long and few are held.
@@ -54,6 +56,8 @@ def run(db: Database, before: datetime, dry_run: bool = False) -> dict[str, int]
     :returns: how many rows of each, by noun.
     """
     # A snapshot's row points to its volume's, a manifest's is needed by that of its maker: they go later.
+    if not dry_run:
+        db.run(lambda session: manifests.give_up(session, manifests.announced_for_nobody()))
     steps = ((Backup, "backups"), (Snapshot, "snapshots"), (Volume, "volumes"), (Manifest, "manifests"))
     removed = {noun: _remove(db, model, _may_go(model, before), dry_run) for model, noun in steps}
     return removed | {"damaged objects": _remove_damaged(db, before, dry_run)}

@@ -188,6 +188,28 @@ def test_a_key_that_was_given_up_is_known_for_ever(world: World, monkeypatch: py
     assert [row.key for row in world.rows(models.Manifest)] == ["k/lost"]
 
 
+def test_a_key_that_an_older_worker_left_open_is_given_up_with_its_backup(world: World) -> None:
+    made = world.backups.create(world.ctx(), volume_id=world.volume())
+    task = world.claim(tasks.BACKUP_CREATE)
+    plan = world.outcomes.creating.start(task)
+    world.outcomes.creating.announce_manifest(task, "k/lost")
+    world.outcomes.creating.finish(task, world.result(plan))
+    run(world)
+
+    def state() -> str:
+        (row,) = (row for row in world.rows(models.Manifest) if row.key == "k/lost")
+        return row.state
+
+    assert state() == "announced", "its backup is there"
+    delete_long_ago(world, models.Backup, made.id)
+    assert [one.problem for one in audit.run(world.db, 60) if "announced" in one.problem]
+    run(world, dry_run=True)
+    assert state() == "announced"
+    run(world)
+    assert state() == "gone"
+    assert not [one for one in audit.run(world.db, 60) if "announced" in one.problem]
+
+
 def test_a_damaged_object_is_known_while_a_manifest_may_name_it(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

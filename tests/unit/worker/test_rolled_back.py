@@ -16,10 +16,12 @@ import pytest
 from sqlalchemy import update
 
 from backupfw import errors, steps
+from backupfw.chunkstore.base import Body
 from backupfw.chunkstore.container import Container
 from backupfw.chunkstore.layers.stack import stack
-from backupfw.cmd.catalogue import DatabaseCatalogue
+from backupfw.cmd.catalogue import DatabaseCatalogue, give_up_announced
 from backupfw.db import models
+from backupfw.db.digest import object_digest
 from backupfw.engine import audit, cleanup, removal, sweep
 from backupfw.engine.format import keys
 from backupfw.manager.lineage import manifests
@@ -164,6 +166,38 @@ def test_what_an_announced_manifest_names_stays_although_some_of_it_is_damaged(
     catalogue = DatabaseCatalogue(world.db, "main", box.name, installation)
     sweep.run(keys.installation_prefix(installation), box, catalogue, FakeControl())
     assert world.objects() == set()
+
+
+def test_a_sweep_gives_up_what_an_older_worker_left_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = WorkerWorld(tmp_path)
+    with world.worker():
+        backup = world.backups.create(world.ctx(), volume_id=world.filled_volume(DATA))
+        row = world.wait_backup(backup.id, "available")
+        world.wait_idle()
+        box = world.tools.stores.container("main", str(row.container))
+        folder = str(row.service_metadata).rpartition("/")[0]
+        lost = {name: f"{folder}-{name}/manifest" for name in ("lost", "there")}
+        box.put(lost["there"], Body.from_bytes(b"m"))
+        with world.db.write() as session:
+            manifest = session.get_one(models.Manifest, row.manifest_id)
+            for key in lost.values():
+                manifests.announce(session, manifest, key, object_digest("main", box.name, key))
+
+        def states() -> list[str]:
+            by_key = {one.key: one.state for one in world.rows(models.Manifest)}
+            return [by_key[key] for key in lost.values()]
+
+        give_up_announced(world.db, box)
+        assert states() == ["gone", "announced"], "later backups may share with what is there"
+        with monkeypatch.context() as older:
+            older.setattr(manifests, "give_up", lambda *_: None)
+            world.backups.delete(world.ctx(), backup.id)
+            world.wait_backup(backup.id, None)
+        assert states() == ["gone", "announced"]
+        give_up_announced(world.db, box)
+        assert states() == ["gone", "gone"]
 
 
 def test_an_attempt_that_lost_its_task_leaves_its_manifest_to_the_next(
