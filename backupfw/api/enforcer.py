@@ -31,9 +31,7 @@ TELL_SECONDS = 60.0
 MAX_DECISIONS = 8192
 
 #: Somebody of whom everything is known that a check can ask for.
-_SOMEBODY = RequestContext(
-    "project", "user", frozenset({"role"}), system_scope="all", service_roles=frozenset({"service"})
-)
+_SOMEBODY = RequestContext("project", "user", ["role"], system_scope="all", service_roles=["service"])
 
 #: Kinds of checks whose answer follows from what they are asked; the others may ask somebody else.
 _PURE = "oslo_policy._checks"
@@ -210,9 +208,9 @@ class _Loaded:
             project_id,
             context.project_id,
             context.user_id,
-            context.roles,
+            tuple(context.roles),
             context.system_scope,
-            context.service_roles,
+            tuple(context.service_roles),
         )
         known = self._decisions.get(key)
         if known is not None:
@@ -231,11 +229,11 @@ def _target(project_id: str) -> dict[str, Any]:
 
 
 def _credentials(context: RequestContext) -> dict[str, Any]:
-    roles = context.roles.union(*(policies.IMPLIED.get(role, frozenset()) for role in context.roles))
+    roles = set(context.roles).union(*(policies.IMPLIED.get(role, ()) for role in context.roles))
     credentials: dict[str, Any] = {
         "roles": sorted(roles),
         "user_id": context.user_id,
-        "service_roles": sorted(context.service_roles),
+        "service_roles": context.service_roles,
     }
     if context.project_id:
         credentials["project_id"] = context.project_id

@@ -18,7 +18,7 @@ from oslo_middleware.exceptions import ConfigInvalid
 
 from backupfw.api import errors, faults, urls, versions
 from backupfw.api.site import Settings
-from backupfw.context import working_for
+from backupfw.context import RequestContext, working_for
 from backupfw.errors import ConfigError
 
 LOG = logging.getLogger(__name__)
@@ -153,7 +153,8 @@ class Envelope:
 
     def __call__(self, environ: Environ, start_response: Any) -> Iterable[bytes]:
         """Answer one request."""
-        with working_for(environ.get(faults.REQUEST_ID)):
+        # Nobody knows yet who asks: the identity layer works for the whole caller.
+        with working_for(RequestContext("", "", request_id=environ.get(faults.REQUEST_ID))):
             return self._answer(environ, start_response)
 
     def _answer(self, environ: Environ, start_response: Any) -> Iterable[bytes]:

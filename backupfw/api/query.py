@@ -9,6 +9,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from oslo_utils import strutils
+
 from backupfw import errors as core_errors
 from backupfw import naming
 from backupfw.api import errors, versions
@@ -22,23 +24,15 @@ MAX_FIELDS = 200
 _INTEGER = re.compile(r"[+-]?[0-9]{1,30}", re.ASCII)
 
 
-_TRUE = frozenset({"1", "t", "true", "on", "y", "yes"})
-_FALSE = frozenset({"0", "f", "false", "off", "n", "no"})
-
-
 def boolean(value: str | bool, name: str) -> bool:
     """Read a boolean word in any case; a boolean is itself.
 
     :raises BadRequest: it is no such word; ``name`` says which parameter it was.
     """
-    if isinstance(value, bool):
-        return value
-    word = value.strip().lower()
-    if word in _TRUE:
-        return True
-    if word in _FALSE:
-        return False
-    raise errors.BadRequest(f"Invalid input received: {name} must be a boolean, not '{value}'")
+    try:
+        return bool(strutils.bool_from_string(value, strict=True))
+    except ValueError as error:
+        raise errors.BadRequest(f"Invalid input received: {name} must be a boolean, not '{value}'") from error
 
 
 class Query:

@@ -9,7 +9,7 @@ from importlib.metadata import entry_points
 from oslo_config import cfg
 from oslo_log import log
 
-from backupfw.context import current_request
+from backupfw.context import current_caller
 
 #: A log line; ``request`` is the id of the request that caused it.
 FORMAT = "%(asctime)s.%(msecs)03d %(process)d %(levelname)s %(name)s [{request}] %(message)s"
@@ -36,13 +36,13 @@ def register_opts(conf: cfg.ConfigOpts) -> None:
 
 
 class RequestFilter(logging.Filter):
-    """Lets every line pass and gives it the id of the request that its thread works for."""
+    """Lets every line pass and gives it the caller that its thread works for."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Add what oslo.log's formatter looks for."""
-        request_id = current_request()
-        if request_id is not None and "context" not in record.__dict__:
-            record.context = {"request_id": request_id}
+        caller = current_caller()
+        if caller is not None and "context" not in record.__dict__:
+            record.context = caller
         return True
 
 

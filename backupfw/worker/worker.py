@@ -12,7 +12,7 @@ from oslo_log import log
 
 from backupfw.chunkstore.cancellation import cancelled_by
 from backupfw.chunkstore.errors import DeleteFailed, Unavailable
-from backupfw.context import working_for
+from backupfw.context import RequestContext, working_for
 from backupfw.dispatch.base import Dispatch
 from backupfw.errors import TaskCancelled, TaskLost
 from backupfw.manager.rows import Task
@@ -157,7 +157,7 @@ class Worker:
     def _run_task(self, task: Task, control: TaskControl) -> None:
         try:
             handler = handler_for(task.kind, self._tools)
-            with working_for(task.request_id):
+            with working_for(RequestContext.of_task(task.project_id, task.request_id)):
                 self._nudge()
                 self._attempt(handler, task, control)
         except TaskLost:

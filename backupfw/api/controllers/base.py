@@ -79,7 +79,7 @@ class Controller(Resource):
         return listing(
             req.query if query is None else query,
             rules,
-            is_admin=req.context.is_admin,
+            is_admin=bool(req.context.is_admin),
             max_limit=self.settings.max_limit,
             version=req.version,
             allowed=(

@@ -5,13 +5,15 @@ Version documents pass without a token: clients read them before they have one.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-from collections.abc import Iterable
+import threading
+import time
+from collections.abc import Callable, Iterable
 from typing import Any
 from urllib.parse import quote
 
 import webob.exc
+from cachetools import TLRUCache
 from keystoneauth1 import exceptions as keystone_errors
 from keystoneauth1 import loading, plugin
 from keystoneauth1.adapter import Adapter
@@ -22,7 +24,6 @@ from backupfw import errors
 from backupfw.api import errors as api_errors
 from backupfw.api import identity, urls
 from backupfw.api.faults import REQUEST_ID
-from backupfw.api.identity.token_cache import TokenCache
 from backupfw.api.pipeline import Environ, WsgiApp
 from backupfw.api.policies import Policy
 from backupfw.conf.identity import GROUP
@@ -32,6 +33,39 @@ LOG = log.getLogger(__name__)
 
 #: Where the middleware finds the cache of validated tokens.
 _CACHE = "backupfw.token_cache"
+
+
+#: A token with its catalogue is some KiB.
+MAX_TOKENS = 4096
+
+
+class TokenCache:
+    """Validated tokens in memory, one cache for all threads of a process, with the interface of memcached.
+
+    The least recently used ones go first.  Thread-safe.
+
+    :param size: how many are kept.
+    :param timer: the seconds of a clock.
+    """
+
+    def __init__(self, size: int = MAX_TOKENS, timer: Callable[[], float] = time.monotonic) -> None:
+        self._lock = threading.Lock()
+        # Of each token its value, and for how many seconds it is good.
+        self._entries: TLRUCache[str, tuple[bytes, float]]
+        self._entries = TLRUCache(size, ttu=lambda _key, entry, now: now + entry[1], timer=timer)
+
+    def get(self, key: str) -> bytes | None:
+        """Return a value; None where there is none, or its time is over."""
+        with self._lock:
+            found = self._entries.get(key)
+        return None if found is None else found[0]
+
+    def set(self, key: str, value: bytes, time: float = 0) -> bool:
+        """Keep a value for ``time`` seconds; not at all where that is not positive."""
+        if time > 0:
+            with self._lock:
+                self._entries[key] = (value, time)
+        return True
 
 
 class _AuthProtocol(auth_token.AuthProtocol):  # type: ignore[misc]
@@ -142,6 +176,4 @@ class Keystone:
         return answer
 
     def _identified(self, environ: Environ, start_response: Any) -> Iterable[bytes]:
-        context = context_of(environ)
-        environ[identity.CONTEXT] = dataclasses.replace(context, is_admin=self._policy.is_admin(context))
-        return self._app(environ, start_response)
+        return identity.admit(context_of(environ), self._policy, self._app, environ, start_response)

@@ -7,7 +7,6 @@ user and roles too; a token without a colon names a user; roles that are not nam
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
@@ -82,5 +81,5 @@ class NoAuth:
         path: urls.Path = environ[urls.PATH]
         if not path.is_document:
             context = context_of(_token(environ), path.project, self._default_roles, environ[REQUEST_ID])
-            environ[identity.CONTEXT] = dataclasses.replace(context, is_admin=self._policy.is_admin(context))
+            return identity.admit(context, self._policy, self._app, environ, start_response)
         return self._app(environ, start_response)

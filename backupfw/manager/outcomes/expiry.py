@@ -11,7 +11,7 @@ from oslo_log import log
 from sqlalchemy import ColumnElement, and_, delete, or_, select
 from sqlalchemy.orm import Session
 
-from backupfw.context import working_for
+from backupfw.context import RequestContext, working_for
 from backupfw.db import models
 from backupfw.db.locks import lock
 from backupfw.errors import BackupNotFound
@@ -78,7 +78,7 @@ class Expiry(Outcomes):
         ended = self._db.run(lambda session: self._expire(session, moment))
         for task, reason in ended:
             if not task.cancel:
-                with working_for(task.request_id):
+                with working_for(RequestContext.of_task(task.project_id, task.request_id)):
                     LOG.error("Task %s (%s of %s) ends: %s", task.id, task.kind, task.resource_id, reason)
         return len(ended)
 

@@ -19,7 +19,7 @@ from oslo_log import log
 from sqlalchemy import ColumnElement, CursorResult, and_, delete, func, select, update
 from sqlalchemy.orm import Session
 
-from backupfw.context import working_for
+from backupfw.context import RequestContext, working_for
 from backupfw.db import models
 from backupfw.db.locks import lock
 from backupfw.db.session import Database, after, clock, now
@@ -168,7 +168,7 @@ def count_end(session: Session, task: Task, outcome: Outcome) -> None:
             hear(task.kind, outcome)
         words = {"done": "is done", "cancelled": "was cancelled"}.get(outcome)
         if words is not None:
-            with working_for(task.request_id):
+            with working_for(RequestContext.of_task(task.project_id, task.request_id)):
                 LOG.info("Task %s (%s of %s) %s", task.id, task.kind, task.resource_id, words)
 
     after(session, tell)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from dataclasses import replace
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -113,7 +112,7 @@ def test_version_documents() -> None:
 )
 def test_tokens(token: str, user: str, roles: set[str], is_admin: bool) -> None:
     context = context_of(token, "p", frozenset({"member"}), "req-1")
-    assert context == RequestContext("p", user, frozenset(roles), request_id="req-1")
+    assert vars(context) == vars(RequestContext("p", user, roles, request_id="req-1"))
     seen: list[RequestContext] = []
     layer = NoAuth(
         lambda environ, start: seen.append(environ[identity.CONTEXT]) or [],
@@ -122,7 +121,7 @@ def test_tokens(token: str, user: str, roles: set[str], is_admin: bool) -> None:
     )
     path = urls.Path("v2", "p", ("backups",))
     layer({"HTTP_X_AUTH_TOKEN": token, urls.PATH: path, faults.REQUEST_ID: "req-1"}, None)
-    assert seen == [replace(context, is_admin=is_admin)]
+    assert list(map(vars, seen)) == [vars(RequestContext("p", user, roles, is_admin, request_id="req-1"))]
 
 
 def test_the_token_names_the_project_where_the_path_has_none() -> None:

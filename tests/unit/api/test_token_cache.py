@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
-
-from backupfw.api.identity import token_cache
-from backupfw.api.identity.token_cache import TokenCache
+from backupfw.api.identity.keystone import TokenCache
 
 
-def test_a_value_stays_for_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_value_stays_for_its_time() -> None:
     now = [1000.0]
-    monkeypatch.setattr(token_cache.clock, "monotonic", lambda: now[0])
-    cache = TokenCache()
+    cache = TokenCache(timer=lambda: now[0])
     assert cache.get("a") is None
     cache.set("a", b"1", time=5)
     now[0] += 4.9
