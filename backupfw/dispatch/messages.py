@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from oslo_log import log
 
-from backupfw import steps
+from backupfw import crash_points
 from backupfw.dispatch.inprocess import InProcessDispatch
 from backupfw.dispatch.transport import open_transport
 
@@ -63,7 +63,7 @@ class MessageDispatch(InProcessDispatch):
 
     def wake(self) -> None:
         """See :meth:`backupfw.dispatch.base.Dispatch.wake`."""
-        steps.reach("api.committed")
+        crash_points.reach("api.committed")
         self.nudge()
         self._unsent.set()
         self._to_send.set()

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from backupfw import steps
+from backupfw import crash_points
 from backupfw.chunkstore.container import Container
 from backupfw.engine import objects
 from backupfw.engine.candidates import Spool, in_order, named_by, of_entry
@@ -152,7 +152,7 @@ def run(
     with spare(spool, manifests.asked, unknown, container, control, origins) as doomed:
         delete_all(doomed, container, control)
         control.check()
-        steps.reach("delete.data-deleted")
+        crash_points.reach("delete.data-deleted")
         container.delete([manifest_key])
         return ReleaseResult(doomed.count + 1, doomed.size + size, complete=origins is not None)
 

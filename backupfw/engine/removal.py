@@ -20,7 +20,7 @@ from contextvars import copy_context
 from itertools import islice
 from typing import NewType
 
-from backupfw import steps
+from backupfw import crash_points
 from backupfw.chunkstore.container import Container
 from backupfw.chunkstore.errors import ChunkStoreError, DeleteFailed, NotFound
 from backupfw.engine import objects
@@ -155,5 +155,5 @@ def _delete(container: Container, keys: list[str]) -> dict[str, ChunkStoreError]
         container.delete(keys)
     except DeleteFailed as error:
         return error.errors
-    steps.reach("delete.some-deleted")
+    crash_points.reach("delete.some-deleted")
     return {}

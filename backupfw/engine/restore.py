@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from backupfw import steps
+from backupfw import crash_points
 from backupfw.chunkstore.container import Container
 from backupfw.engine.format.manifest import ManifestReader
 from backupfw.engine.pool import Halt, Meter, Streams
@@ -146,6 +146,6 @@ class _Progress:
                 self._target.release_cache(task.first * self._segment_size, length)
         self._written.clear()
         self._saved = segment
-        steps.reach("restore.flushed", segment)
+        crash_points.reach("restore.flushed", segment)
         self._checkpoint.save(segment)
-        steps.reach("restore.checkpointed", segment)
+        crash_points.reach("restore.checkpointed", segment)

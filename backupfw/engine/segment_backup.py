@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import zstandard
 from blake3 import blake3
 
-from backupfw import steps
+from backupfw import crash_points
 from backupfw.chunkstore.base import Body
 from backupfw.chunkstore.container import Container
 from backupfw.engine import fragmentation
@@ -281,7 +281,7 @@ class _Segment:
         key = keys.pack_key(writer._origin, self._task.index, number)
         writer._check()
         writer._container.put(key, Body.from_bytes(view))
-        steps.reach("backup.pack-put", self._task.index)
+        crash_points.reach("backup.pack-put", self._task.index)
         self._packs.append(PackInfo(key, len(view), data))
 
     # -- the end ----------------------------------------------------------------------------------
@@ -356,7 +356,7 @@ class _Segment:
         key = keys.map_key(writer._origin, self._task.index)
         writer._check()
         writer._container.put(key, Body.from_bytes(data))
-        steps.reach("backup.map-put", self._task.index)
+        crash_points.reach("backup.map-put", self._task.index)
         self._done.changed = True
         self._done.raw_bytes += len(data)
         self._done.entry = SegmentEntry(

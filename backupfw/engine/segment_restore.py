@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import zstandard
 from blake3 import blake3
 
-from backupfw import steps
+from backupfw import crash_points
 from backupfw.chunkstore.container import Container
 from backupfw.engine import objects, ranges
 from backupfw.engine.format.binary import DIGEST_BYTES, BadBytes
@@ -169,7 +169,7 @@ class SegmentReader:
                     joined.append((start + block * size, [plain]))
                 following = block + 1
             self._halt.may_write()
-            steps.reach("restore.writing", start)
+            crash_points.reach("restore.writing", start)
             try:
                 self._target.write_runs(joined)
             except OSError as error:

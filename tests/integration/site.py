@@ -188,7 +188,7 @@ class Site:
 
     def start(self, name: str) -> None:
         """Start what the example starts on a host."""
-        self.steps(name).mkdir(exist_ok=True)
+        self.crash_points(name).mkdir(exist_ok=True)
         kinds = (API, WORKER) if name in API_NODES else (WORKER,)
         for kind in kinds:
             self.start_unit(name, kind)
@@ -198,8 +198,8 @@ class Site:
         unit = (operating.UNITS / f"{kind}.service").read_text()
         if (name, kind) == (API_NODES[1], API):
             unit += GUNICORN
-        steps = {"BACKUPFW_STEPS": str(self.steps(name))}
-        self._units[name, kind] = Unit(self._hosts[name], unit, self.log(name, kind), steps)
+        environment = {"BACKUPFW_CRASH_POINTS": str(self.crash_points(name))}
+        self._units[name, kind] = Unit(self._hosts[name], unit, self.log(name, kind), environment)
 
     def wait_ready(self, name: str) -> None:
         """Ask what the example asks, until everything on the host is ready."""
@@ -230,9 +230,9 @@ class Site:
         self._hosts[name].kill()
         self._units = {place: unit for place, unit in self._units.items() if place[0] != name}
 
-    def steps(self, name: str) -> Path:
-        """Where a host's processes look for signals to themselves (backupfw.steps)."""
-        return self._folder / f"steps-{name}"
+    def crash_points(self, name: str) -> Path:
+        """Where a host's processes look for signals to themselves (backupfw.crash_points)."""
+        return self._folder / f"crash-points-{name}"
 
     def log(self, name: str, kind: str) -> Path:
         """What a unit wrote, since the first time it ran."""

@@ -54,13 +54,13 @@ def disk(tmp_path: Path) -> Iterator[SmallDisk]:
 class Instance:
     """An instance of which nothing but the database is on the small disk.
 
-    :ivar trap: tells the process at which step of a task to stand still.
+    :ivar trap: tells the process at which point of a task to stand still.
     """
 
     def __init__(self, disk: SmallDisk, folder: Path) -> None:
-        for name in ("store", "volumes", "steps"):
+        for name in ("store", "volumes", "crash-points"):
             (folder / name).mkdir()
-        self.trap = folder / "steps" / "backup.recorded"
+        self.trap = folder / "crash-points" / "backup.recorded"
         self._monitor = f"http://127.0.0.1:{(port := free_port())}"
         options = {
             "backup": {"segment_size": SEGMENT, "pack_size": MIB, "lease_seconds": 4, "poll_seconds": 1},
@@ -89,7 +89,7 @@ def _status(url: str) -> int:
 @pytest.fixture
 def instance(disk: SmallDisk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Instance]:
     made = Instance(disk, tmp_path)
-    monkeypatch.setenv("BACKUPFW_STEPS", str(made.trap.parent))
+    monkeypatch.setenv("BACKUPFW_CRASH_POINTS", str(made.trap.parent))
     made.service.start()
     try:
         yield made

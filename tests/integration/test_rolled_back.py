@@ -22,8 +22,8 @@ class Instance:
     """An instance with one volume, of whose database there is a copy."""
 
     def __init__(self, folder: Path) -> None:
-        self.steps = folder / "steps"
-        self.steps.mkdir()
+        self.crash_points = folder / "crash-points"
+        self.crash_points.mkdir()
         self.service = Service(folder / "state", SMALL_SEGMENTS)
         self.image = folder / "image.raw"
         self._database = self.service.state / "backupfw.sqlite"
@@ -41,16 +41,16 @@ class Instance:
         one.close()
         other.close()
 
-    def copy_database_at(self, step: str) -> None:
-        """Copy while the service stands still at a step (see :meth:`stop_at`), and let it go on."""
-        trap = self.steps / step
-        self.client.wait(f"step {step}", lambda: not trap.exists())
+    def copy_database_at(self, point: str) -> None:
+        """Copy while the service stands still at a crash point (see :meth:`stop_at`), and let it go on."""
+        trap = self.crash_points / point
+        self.client.wait(f"crash point {point}", lambda: not trap.exists())
         self.copy_database()
         os.kill(self.service.pid, signal.SIGCONT)
 
-    def stop_at(self, step: str) -> None:
-        """Let the service stand still when it reaches a step."""
-        (self.steps / step).write_text(str(int(signal.SIGSTOP)))
+    def stop_at(self, point: str) -> None:
+        """Let the service stand still when it reaches a crash point."""
+        (self.crash_points / point).write_text(str(int(signal.SIGSTOP)))
 
     def go_back(self) -> None:
         """Stop, and put the copy in place."""
@@ -100,7 +100,7 @@ class Instance:
 @pytest.fixture
 def instance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Instance]:
     made = Instance(tmp_path)
-    monkeypatch.setenv("BACKUPFW_STEPS", str(made.steps))
+    monkeypatch.setenv("BACKUPFW_CRASH_POINTS", str(made.crash_points))
     write_image(made.image, LENGTH)
     made.service.start()
     yield made

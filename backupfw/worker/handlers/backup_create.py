@@ -13,7 +13,7 @@ from typing import Any
 from oslo_db.exception import DBError
 from oslo_log import log
 
-from backupfw import steps
+from backupfw import crash_points
 from backupfw.chunkstore.cancellation import cancelled_by
 from backupfw.chunkstore.container import Container
 from backupfw.chunkstore.errors import ChunkStoreError, IntegrityError, NotFound
@@ -61,7 +61,7 @@ class TaskJournal:
     def record(self, entries: Sequence[tuple[int, bytes]]) -> None:
         """See :meth:`backupfw.engine.ports.Journal.record`."""
         self._backups.creating.record_segments(self._task, entries)
-        steps.reach("backup.recorded")
+        crash_points.reach("backup.recorded")
 
     def announce(self, key: str) -> None:
         """See :meth:`backupfw.engine.ports.Journal.announce`."""
@@ -75,9 +75,9 @@ class BackupCreate(Handler):
     def run(self, task: Task, control: TaskControl) -> None:
         """See :meth:`Handler.run`."""
         tools = self._tools
-        steps.reach("backup.begun")
+        crash_points.reach("backup.begun")
         plan = tools.backups.creating.start(task)
-        steps.reach("backup.planned")
+        crash_points.reach("backup.planned")
         container = tools.stores.container(plan.store, plan.container)
         if plan.announced:
             settled = self._take_over(task, plan, container, control)
@@ -92,7 +92,7 @@ class BackupCreate(Handler):
                 raise
             LOG.warning("Volume %s is taken for one in use: %s", plan.volume.id, error)
             plan, job, result = self._back_up(task, replace(plan, in_use=True), container, control)
-        steps.reach("backup.manifest-put")
+        crash_points.reach("backup.manifest-put")
         if result.base_problem is not None:
             LOG.warning("Backup %s shares nothing with its parent: %s", plan.backup.id, result.base_problem)
         wire_name = tools.stores.wire_names[plan.store]
@@ -100,7 +100,7 @@ class BackupCreate(Handler):
         with self._withdrawing(task, plan, lambda: made.key, container):
             self._commit(task, plan, made, container, control)
         tools.meter.backed_up(result)
-        steps.reach("backup.committed")
+        crash_points.reach("backup.committed")
 
     def _take_over(
         self, task: Task, plan: CreatePlan, container: Container, control: TaskControl
@@ -207,7 +207,7 @@ class BackupCreate(Handler):
             if plan.snapshot is None and not plan.in_use:
                 self._follow(task, plan, source.length, source.storage_id)
             plan = tools.backups.creating.bind_source(task, source.identity)
-            steps.reach("backup.bound")
+            crash_points.reach("backup.bound")
             job = self._job(plan, source)
             journal = TaskJournal(tools.backups, task, plan)
             with self._withdrawing(task, plan, lambda: journal.announced, container):

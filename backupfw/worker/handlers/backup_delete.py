@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from oslo_log import log
 
-from backupfw import steps
+from backupfw import crash_points
 from backupfw.chunkstore.container import Container
 from backupfw.engine import cleanup, objects, release
 from backupfw.engine.format import keys
@@ -47,16 +47,16 @@ class BackupDelete(_Removal):
     def run(self, task: Task, control: TaskControl) -> None:
         """See :meth:`Handler.run`."""
         tools = self._tools
-        steps.reach("delete.begun")
+        crash_points.reach("delete.begun")
         drop_temp_snapshot(tools.backups, tools.provider, task.resource_id)
         plan = tools.backups.deleting.start(task)
-        steps.reach("delete.planned")
+        crash_points.reach("delete.planned")
         if plan is None:
             return
         self._remove(plan, control)
-        steps.reach("delete.removed")
+        crash_points.reach("delete.removed")
         tools.backups.deleting.finish(task, plan)
-        steps.reach("delete.committed")
+        crash_points.reach("delete.committed")
 
     def failed(self, task: Task, reason: str) -> None:
         """See :meth:`Handler.failed`."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from oslo_log import log
 
-from backupfw import steps
+from backupfw import crash_points
 from backupfw.chunkstore.container import Container
 from backupfw.chunkstore.errors import ChunkStoreError, InvalidName, NotFound
 from backupfw.engine import verify
@@ -34,19 +34,19 @@ class BackupImport(Handler):
     def run(self, task: Task, control: TaskControl) -> None:
         """See :meth:`Handler.run`."""
         tools = self._tools
-        steps.reach("import.begun")
+        crash_points.reach("import.begun")
         plan = tools.backups.importing.start(task, tools.stores.wire_names)
-        steps.reach("import.planned")
+        crash_points.reach("import.planned")
         if (parsed := keys.parse(plan.key)) is None or parsed.kind != "manifest":
             raise InvalidInput(
                 "The backup record is not of this service's format; other layouts cannot be read yet."
             )
         store, container = self._find(plan)
-        steps.reach("import.found")
+        crash_points.reach("import.found")
         facts = self._facts(task, plan, store, container, control)
-        steps.reach("import.verified")
+        crash_points.reach("import.verified")
         tools.backups.importing.finish(task, facts)
-        steps.reach("import.committed")
+        crash_points.reach("import.committed")
 
     def failed(self, task: Task, reason: str) -> None:
         """See :meth:`Handler.failed`."""

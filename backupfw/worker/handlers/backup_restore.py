@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from backupfw import steps
+from backupfw import crash_points
 from backupfw.engine import restore as engine
 from backupfw.engine.format.manifest import read_head
 from backupfw.engine.ports import Checkpoint
@@ -26,22 +26,22 @@ class BackupRestore(Handler):
     def run(self, task: Task, control: TaskControl) -> None:
         """See :meth:`Handler.run`."""
         tools = self._tools
-        steps.reach("restore.begun")
+        crash_points.reach("restore.begun")
         plan = tools.backups.restoring.start(task)
-        steps.reach("restore.planned")
+        crash_points.reach("restore.planned")
         container = tools.stores.container(plan.store, plan.container)
         try:
             # Read before the target is opened: a backup that is gone costs the volume nothing.
             head = read_head(container, plan.key)
             target = self._made(task, plan, control)
-            steps.reach("restore.made")
+            crash_points.reach("restore.made")
             checkpoint = Checkpoint(
                 plan.checkpoint,
                 # One that is left is no harm: what it changes is conditional on the attempt, and true.
                 lambda segment: run_cancellable(partial(tools.tasks.checkpoint, task, segment), control),
             )
             with opened(partial(tools.provider.open_target, target, _fence_number(task)), control) as volume:
-                steps.reach("restore.opened")
+                crash_points.reach("restore.opened")
                 if not is_followed(plan.volume, volume.length, volume.storage_id):
                     tools.backups.restoring.follow_target(task, volume.length, volume.storage_id)
                 engine.run(plan.key, container, volume, control, checkpoint, streams=tools.engine.streams)
@@ -52,10 +52,10 @@ class BackupRestore(Handler):
             ):
                 mark_sharers(tools.backups, container, plan.manifest_id, {error.key}, control)
             raise
-        steps.reach("restore.written")
+        crash_points.reach("restore.written")
         control.check()
         tools.backups.restoring.finish(task, restored_volume(head.record))
-        steps.reach("restore.committed")
+        crash_points.reach("restore.committed")
 
     def failed(self, task: Task, reason: str) -> None:
         """See :meth:`Handler.failed`."""

@@ -41,7 +41,7 @@ def test_it_stops_writing_and_comes_back(installed: Installation, gate: Gate, tm
     installed.only("sound")
     backup = client.backup(subject.volume)
     installed.only("cut")
-    installed.forget_steps()
+    installed.forget_crash_points()
     client.restore(backup, dirty.volume, wait=False)
     wait("the restore to write", lambda: "restore.writing" in str(installed.reached()), installed.log_tail)
     gate.freeze()

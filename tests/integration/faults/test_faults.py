@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from backupfw import steps
+from backupfw import crash_points
 from tests.integration.content import MIB, change_image, same_content
 from tests.integration.faults.world import ON_BOTH, Installation, Subject, installation, wait
 from tests.servers.databases import MariaDB, PostgreSQL
@@ -49,30 +49,30 @@ def running(
 @pytest.fixture
 def healthy(running: Installation) -> Iterator[Installation]:
     """The installation before and after: nothing runs, the audit is content."""
-    running.forget_steps()
+    running.forget_crash_points()
     yield running
-    for step in steps.STEPS:
-        (running.steps / step).unlink(missing_ok=True)
+    for point in crash_points.NAMES:
+        (running.crash_points / point).unlink(missing_ok=True)
     for name, worker in list(running.workers.items()):
         if not worker.alive:
             running.start_worker(name)
     running.audit()
 
 
-def attempts(installed: Installation, step: str) -> int:
-    return sum(line.startswith(f"{step} ") for line in installed.reached())
+def attempts(installed: Installation, point: str) -> int:
+    return sum(line.startswith(f"{point} ") for line in installed.reached())
 
 
 # Two workers that both believe they own a task.
 
 
 @ON_BOTH
-@pytest.mark.parametrize("step", ["backup.map-put", "backup.manifest-put"])
-def test_a_backup_of_a_frozen_worker(healthy: Installation, step: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("point", ["backup.map-put", "backup.manifest-put"])
+def test_a_backup_of_a_frozen_worker(healthy: Installation, point: str, tmp_path: Path) -> None:
     subject = Subject(healthy, tmp_path)
-    healthy.arm(step, signal.SIGSTOP)
+    healthy.arm(point, signal.SIGSTOP)
     made = subject.client.backup(subject.volume, wait=False)
-    frozen = healthy.wait_struck(step)
+    frozen = healthy.wait_struck(point)
     subject.client.wait_status("backup", made, "available")
     frozen.signal(signal.SIGCONT)
     assert attempts(healthy, "backup.begun") >= 2

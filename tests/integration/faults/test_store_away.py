@@ -139,16 +139,16 @@ class InFlight:
         self.doomed = client.backup(volumes.other.volume)
         change_image(volumes.other.image, next(volumes.seeds), changes=200)
         self.restored = client.backup(volumes.other.volume, incremental=True)
-        installed.forget_steps()
+        installed.forget_crash_points()
         store.proxy.latency = LATENCY
         self.made = client.backup(volumes.source.volume, wait=False)
         client.restore(self.restored, self.target, wait=False)
         client.expect(202, "DELETE", f"/backups/{self.doomed}")
-        for step in ("backup.map-put", "restore.writing", "delete.some-deleted"):
-            wait(f"{step} to be reached", lambda step=step: self._reached(step), installed.log_tail)
+        for point in ("backup.map-put", "restore.writing", "delete.some-deleted"):
+            wait(f"{point} to be reached", lambda point=point: self._reached(point), installed.log_tail)
 
-    def _reached(self, step: str) -> bool:
-        return any(line.startswith(f"{step} ") for line in self.installed.reached())
+    def _reached(self, point: str) -> bool:
+        return any(line.startswith(f"{point} ") for line in self.installed.reached())
 
     def tasks(self) -> dict[str, Any]:
         """The unfinished tasks by kind."""

@@ -98,8 +98,8 @@ class Installation:
 
     def __init__(self, folder: Path, database: str, broker: str | None, options: Options = NOTHING) -> None:
         self.folder = folder
-        self.steps = folder / "steps"
-        self.steps.mkdir()
+        self.crash_points = folder / "crash-points"
+        self.crash_points.mkdir()
         self.database = database
         self.port = free_port()
         self.api: Process | None = None
@@ -182,7 +182,7 @@ class Installation:
         prefix: tuple[str, ...] = (),
     ) -> Process:
         command = [*prefix, sys.executable, "-m", "backupfw.cmd.main", *words]
-        more = {"BACKUPFW_STEPS": str(self.steps), **environment}
+        more = {"BACKUPFW_CRASH_POINTS": str(self.crash_points), **environment}
         return Process(command, self.folder / f"{name}.log", more)
 
     def command(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -222,29 +222,29 @@ class Installation:
             verb = "enable" if name in (None, host) else "disable"
             client.expect(200, "PUT", f"/os-services/{verb}", {"host": host, "binary": "cinder-backup"})
 
-    def arm(self, step: str, number: int = signal.SIGKILL) -> None:
-        """Let the next process that reaches a step get a signal there."""
-        (self.steps / step).write_text(str(int(number)))
+    def arm(self, point: str, number: int = signal.SIGKILL) -> None:
+        """Let the next process that reaches a crash point get a signal there."""
+        (self.crash_points / point).write_text(str(int(number)))
 
-    def armed(self, step: str) -> bool:
+    def armed(self, point: str) -> bool:
         """Whether nobody reached it yet."""
-        return (self.steps / step).exists()
+        return (self.crash_points / point).exists()
 
-    def wait_struck(self, step: str) -> Process:
+    def wait_struck(self, point: str) -> Process:
         """Return the worker that got the signal, once it has."""
-        wait(f"step {step} to be reached", lambda: not self.armed(step), self.log_tail)
-        session = next(line.split(" ")[1] for line in self.reached() if line.startswith(f"{step} "))
+        wait(f"crash point {point} to be reached", lambda: not self.armed(point), self.log_tail)
+        session = next(line.split(" ")[1] for line in self.reached() if line.startswith(f"{point} "))
         (struck,) = [worker for worker in self.workers.values() if worker.pid == int(session)]
         return struck
 
     def reached(self) -> list[str]:
-        """What steps were reached: ``name session detail``."""
-        log = self.steps / "log"
+        """Which crash points were reached: ``name session detail``."""
+        log = self.crash_points / "log"
         return log.read_text().splitlines() if log.exists() else []
 
-    def forget_steps(self) -> None:
+    def forget_crash_points(self) -> None:
         """Begin the list anew."""
-        (self.steps / "log").unlink(missing_ok=True)
+        (self.crash_points / "log").unlink(missing_ok=True)
 
     def rows(self, query: str, **values: Any) -> list[Any]:
         """Ask the database."""

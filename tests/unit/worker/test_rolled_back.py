@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from backupfw import errors, steps
+from backupfw import crash_points, errors
 from backupfw.chunkstore.base import Body
 from backupfw.chunkstore.container import Container
 from backupfw.chunkstore.layers.stack import stack
@@ -72,7 +72,7 @@ def test_records_kept_from_after_the_copy_import_and_restore(
             made_of.append(name)
             copy(database, kept)
 
-    monkeypatch.setattr(steps, "reach", reach)
+    monkeypatch.setattr(crash_points, "reach", reach)
     volume = world.filled_volume(DATA)
     with world.worker():
         full = world.backups.create(world.ctx(), volume_id=volume)
@@ -136,7 +136,7 @@ def test_what_an_announced_manifest_names_stays_although_some_of_it_is_damaged(
         if name == "backup.manifest-put" and not kept.exists():
             copy(database, kept)
 
-    monkeypatch.setattr(steps, "reach", reach)
+    monkeypatch.setattr(crash_points, "reach", reach)
     volume = world.filled_volume(DATA)
     with world.db.write() as session:
         session.execute(update(models.Volume).values(status="in-use"))
@@ -229,7 +229,7 @@ def test_an_attempt_that_lost_its_task_leaves_its_manifest_to_the_next(
             if first and threading.current_thread() is first[0]:
                 ended.set()
 
-    monkeypatch.setattr(steps, "reach", reach)
+    monkeypatch.setattr(crash_points, "reach", reach)
     monkeypatch.setattr(cleanup, "leftovers", slow_leftovers)
     monkeypatch.setattr(BackupCreate, "run", watched)
     volume = world.filled_volume(DATA)
@@ -255,7 +255,7 @@ def back_up_uncommitted(world: WorkerWorld, monkeypatch: pytest.MonkeyPatch, vol
             world.backups.reset_status(world.ctx(admin=True), made.id, "error")
 
     with monkeypatch.context() as patch:
-        patch.setattr(steps, "reach", reach)
+        patch.setattr(crash_points, "reach", reach)
         made = world.backups.create(world.ctx(), volume_id=volume, **how)
         world.wait_backup(made.id, "error")
         world.wait_idle()
@@ -470,7 +470,7 @@ def test_every_kept_record_restores_after_any_history(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     history = History(tmp_path, seed)
-    monkeypatch.setattr(steps, "reach", history.reach)
+    monkeypatch.setattr(crash_points, "reach", history.reach)
     monkeypatch.setattr(removal, "time", history.stores)
     for _ in range(5):
         history.process()

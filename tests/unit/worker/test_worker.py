@@ -16,7 +16,7 @@ import pytest
 from oslo_db.exception import DBConnectionError
 from sqlalchemy import update
 
-from backupfw import steps
+from backupfw import crash_points
 from backupfw.chunkstore.errors import IntegrityError, PermissionDenied, Unavailable
 from backupfw.db import models
 from backupfw.errors import SourceMoved
@@ -433,7 +433,7 @@ class LostAfterThePut:
         self.put: list[str] = []
         self._world = world
         self._before = world.objects()
-        monkeypatch.setattr(steps, "reach", self._reach)
+        monkeypatch.setattr(crash_points, "reach", self._reach)
 
     def _reach(self, name: str, detail: object = "") -> None:
         if name == "backup.manifest-put" and not self.put:
@@ -509,7 +509,7 @@ def test_a_manifest_that_came_too_late_is_withdrawn(
 
     monkeypatch.setattr(TaskJournal, "announce", late)
     monkeypatch.setattr(
-        steps, "reach", lambda name, detail="": committed.set() if name == "backup.committed" else None
+        crash_points, "reach", lambda name, detail="": committed.set() if name == "backup.committed" else None
     )
     with world.worker(slots=2):
         made = world.backups.create(world.ctx(), volume_id=world.filled_volume(DATA))
@@ -531,7 +531,7 @@ def test_a_commit_whose_answer_is_lost_is_one(world: WorkerWorld, monkeypatch: p
 
     monkeypatch.setattr(world.outcomes.creating, "finish", finish_unheard)
     reached: list[str] = []
-    monkeypatch.setattr(steps, "reach", lambda name, detail="": reached.append(name))
+    monkeypatch.setattr(crash_points, "reach", lambda name, detail="": reached.append(name))
     with world.worker():
         made = world.backups.create(world.ctx(), volume_id=world.filled_volume(DATA))
         world.wait_backup(made.id, "available")
@@ -599,7 +599,7 @@ def test_damage_that_is_found_while_an_increment_is_made_marks_it(
     with world.worker():
         full = world.backups.create(world.ctx(), volume_id=volume)
         world.wait_backup(full.id, "available")
-        monkeypatch.setattr(steps, "reach", reach)
+        monkeypatch.setattr(crash_points, "reach", reach)
         made = world.backups.create(world.ctx(), volume_id=volume, incremental=True)
         world.wait_backup(made.id, "available")
     marked = {row.manifest_id for row in world.rows(models.DamageMark)}
@@ -706,10 +706,10 @@ def test_a_missing_container_is_a_store_that_is_away(world: WorkerWorld) -> None
     assert world.objects() == set()
 
 
-@pytest.mark.parametrize("step", ["backup.bound", "backup.pack-put", "backup.map-put", "backup.recorded"])
+@pytest.mark.parametrize("point", ["backup.bound", "backup.pack-put", "backup.map-put", "backup.recorded"])
 @pytest.mark.parametrize("incremental", [False, True])
 def test_a_container_that_goes_in_mid_backup_is_waited_for(
-    world: WorkerWorld, monkeypatch: pytest.MonkeyPatch, step: str, incremental: bool
+    world: WorkerWorld, monkeypatch: pytest.MonkeyPatch, point: str, incremental: bool
 ) -> None:
     """It is not made anew meanwhile, and all that was put before is used when it is back."""
     volume = world.filled_volume(DATA)
@@ -720,7 +720,7 @@ def test_a_container_that_goes_in_mid_backup_is_waited_for(
 
     def reach(name: str, detail: object = "") -> None:
         nonlocal attempts, armed
-        if name == step and armed:
+        if name == point and armed:
             armed = False
             away.update(store.contents)  # type: ignore[attr-defined]
             store.contents.clear()  # type: ignore[attr-defined]
@@ -737,7 +737,7 @@ def test_a_container_that_goes_in_mid_backup_is_waited_for(
             armed = True
         data = bytes(world.provider.volumes[volume])
         before = world.objects()
-        monkeypatch.setattr(steps, "reach", reach)
+        monkeypatch.setattr(crash_points, "reach", reach)
         made = world.backups.create(world.ctx(), volume_id=volume, incremental=incremental)
         row = world.wait_backup(made.id, "available")
         assert attempts == 3
@@ -761,7 +761,7 @@ def test_a_clean_up_waits_for_its_container(
             away.update(store.contents)  # type: ignore[attr-defined]
             store.contents.clear()  # type: ignore[attr-defined]
 
-    monkeypatch.setattr(steps, "reach", reach)
+    monkeypatch.setattr(crash_points, "reach", reach)
     with world.worker():
         made = world.backups.create(world.ctx(), volume_id=world.filled_volume(DATA))
         row = world.wait_backup(made.id, "error")

@@ -1,4 +1,4 @@
-"""kill -9 of a worker at every named step: another one goes on, and nothing is lost or left."""
+"""kill -9 of a worker at every crash point: another one goes on, and nothing is lost or left."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from backupfw import steps
+from backupfw import crash_points
 from tests.integration.content import MIB, change_image, same_content, write_image
 from tests.integration.faults.world import Installation
 from tests.integration.service import Client
@@ -19,7 +19,7 @@ STREAMS = 2
 
 
 def at(task: str) -> list[str]:
-    found = [name for name in steps.STEPS if name.startswith(f"{task}.")]
+    found = [name for name in crash_points.NAMES if name.startswith(f"{task}.")]
     assert found
     return found
 
@@ -34,13 +34,13 @@ class Killing:
         for worker in installed.workers.values():
             worker.wait_ready()
 
-    def arm(self, step: str) -> None:
-        self.installed.forget_steps()
-        self.installed.arm(step)
+    def arm(self, point: str) -> None:
+        self.installed.forget_crash_points()
+        self.installed.arm(point)
 
-    def died(self, step: str) -> None:
+    def died(self, point: str) -> None:
         """Wait for the kill, end what is left of that worker's host, and start it again."""
-        dead = self.installed.wait_struck(step)
+        dead = self.installed.wait_struck(point)
         dead.kill()
         (name,) = [name for name, worker in self.installed.workers.items() if worker is dead]
         self.installed.start_worker(name)
@@ -61,22 +61,22 @@ def test_backup(killing: Killing, tmp_path: Path) -> None:
     client = killing.installed.client()
     image, volume = volume_of(client, tmp_path, 1)
     previous = client.backup(volume)
-    for number, step in enumerate(at("backup")):
+    for number, point in enumerate(at("backup")):
         change_image(image, number)
-        killing.arm(step)
+        killing.arm(point)
         made = client.backup(volume, wait=False, incremental=bool(number % 2))
-        killing.died(step)
+        killing.died(point)
         client.wait_status("backup", made, "available")
-        assert client.status("volume", volume) == "available", step
+        assert client.status("volume", volume) == "available", point
         # A segment whose map was recorded is not put again: at most the one each stream was at.
         maps = Counter(
             line.split(" ")[2] for line in killing.installed.reached() if line.startswith("backup.map-put ")
         )
-        assert sum(maps.values()) - len(maps) <= STREAMS, (step, maps)
+        assert sum(maps.values()) - len(maps) <= STREAMS, (point, maps)
         client.delete_backup(previous)
         previous = made
         target = client.restore(made)
-        assert same_content(image, killing.installed.path_of(target), SEGMENTS * MIB), step
+        assert same_content(image, killing.installed.path_of(target), SEGMENTS * MIB), point
         client.expect(202, "DELETE", f"/volumes/{target}")
     killing.installed.audit()
 
@@ -86,14 +86,14 @@ def test_restore(killing: Killing, tmp_path: Path) -> None:
     image, volume = volume_of(client, tmp_path, 1)
     dirty, target = volume_of(client, tmp_path, 2)
     backup = client.backup(volume)
-    for number, step in enumerate(at("restore")):
+    for number, point in enumerate(at("restore")):
         write_image(dirty, SEGMENTS * MIB, 100 + number)
-        killing.arm(step)
+        killing.arm(point)
         place = client.restore(backup, target if number % 2 else None, wait=False)
-        killing.died(step)
+        killing.died(point)
         client.wait_status("backup", backup, "available")
         client.wait_status("volume", place, "available")
-        assert same_content(image, killing.installed.path_of(place), SEGMENTS * MIB), step
+        assert same_content(image, killing.installed.path_of(place), SEGMENTS * MIB), point
         if place != target:
             client.expect(202, "DELETE", f"/volumes/{place}")
     killing.installed.audit()
@@ -103,30 +103,30 @@ def test_delete(killing: Killing, tmp_path: Path) -> None:
     client = killing.installed.client()
     image, volume = volume_of(client, tmp_path, 1)
     client.backup(volume)
-    for number, step in enumerate(at("delete")):
+    for number, point in enumerate(at("delete")):
         change_image(image, number)
         doomed = client.backup(volume, incremental=True)
         change_image(image, number + 50)
         kept = client.backup(volume, incremental=True)
-        killing.arm(step)
+        killing.arm(point)
         client.expect(202, "DELETE", f"/backups/{doomed}")
-        killing.died(step)
+        killing.died(point)
         client.wait_status("backup", doomed, None)
     assert same_content(image, killing.installed.path_of(client.restore(kept)), SEGMENTS * MIB)
     killing.installed.audit()
 
 
 @pytest.mark.parametrize("database_server", ["mariadb"], indirect=True)
-def test_some_steps_on_mariadb(killing: Killing, tmp_path: Path) -> None:
-    """What follows a kill is the database's matter: the steps at which its rows say most."""
+def test_some_crash_points_on_mariadb(killing: Killing, tmp_path: Path) -> None:
+    """What follows a kill is the database's matter: the crash points at which its rows say most."""
     client = killing.installed.client()
     image, volume = volume_of(client, tmp_path, 1)
     client.backup(volume)
-    for number, step in enumerate(("backup.recorded", "backup.manifest-put", "backup.committed")):
+    for number, point in enumerate(("backup.recorded", "backup.manifest-put", "backup.committed")):
         change_image(image, number)
-        killing.arm(step)
+        killing.arm(point)
         made = client.backup(volume, wait=False, incremental=True)
-        killing.died(step)
+        killing.died(point)
         client.wait_status("backup", made, "available")
     killing.arm("restore.checkpointed")
     target = client.restore(made, wait=False)
@@ -143,15 +143,15 @@ def test_some_steps_on_mariadb(killing: Killing, tmp_path: Path) -> None:
 def test_import(killing: Killing, tmp_path: Path) -> None:
     client = killing.installed.client()
     _, volume = volume_of(client, tmp_path, 1)
-    for step in at("import"):
+    for point in at("import"):
         backup = client.backup(volume)
         record = client.expect(200, "GET", f"/backups/{backup}/export_record")["backup-record"]
         # As if the database had never known it: its record goes, its data stays.
         killing.installed.execute("DELETE FROM backups WHERE id = :id", id=backup)
         killing.installed.execute("DELETE FROM manifests WHERE backup_id = :id", id=backup)
-        killing.arm(step)
+        killing.arm(point)
         client.expect(201, "POST", "/backups/import_record", {"backup-record": record})
-        killing.died(step)
+        killing.died(point)
         client.wait_status("backup", backup, "available")
         client.delete_backup(backup)
     killing.installed.audit()

@@ -1,9 +1,9 @@
-"""The named steps of tasks: where a test may see, stop or freeze a worker.
+"""Crash points: named places in tasks where a test can see, kill or freeze a process.
 
-``reach`` costs a comparison, unless the environment variable ``BACKUPFW_STEPS`` names a directory.  Then each
-step that is reached is appended to its file ``log``, as ``name session detail``; and the one process that can
-take away a file of the step's name (``backup.map-put``) gets the signal whose number is in it, in the middle
-of that step.
+``reach`` costs a comparison, unless the environment variable ``BACKUPFW_CRASH_POINTS`` names a directory.
+Then each crash point that is reached is appended to the directory's file ``log``, as ``name session detail``.
+A file with the name of a crash point (``backup.map-put``) holds the number of a signal: the first process
+that reaches the crash point removes the file and sends that signal to itself.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-#: Every step, in the order in which a task reaches them; some more than once.
-STEPS = (
+#: Every crash point, in the order in which a task reaches them; some more than once.
+NAMES = (
     "backup.begun",
     "backup.planned",
     "backup.bound",
@@ -44,11 +44,11 @@ STEPS = (
     "api.committed",
 )
 
-_directory = os.environ.get("BACKUPFW_STEPS")
+_directory = os.environ.get("BACKUPFW_CRASH_POINTS")
 
 
 def reach(name: str, detail: object = "") -> None:
-    """Say that this process is at a step."""
+    """Record that this process is at a crash point, and send itself the signal that is set there."""
     if _directory is not None:
         _at(Path(_directory), name, detail)
 
