@@ -516,10 +516,10 @@ class Task(Lockable, _Timestamps, Base):
     progress_at: Mapped[datetime | None]
 
 
-class Notice(Lockable, Base):
-    """An event that is still to be told to the outside (``manager/queue/outbox.py``).
+class OutboxEvent(Lockable, Base):
+    """An event that is still to be sent (``manager/queue/outbox.py``); the table keeps its old name.
 
-    ``taken_until``: until then somebody is sending it.
+    ``taken_until``: until then the process that took it is sending it.
     """
 
     __tablename__ = "notices"

@@ -1,8 +1,8 @@
 """Sends notifications through oslo.messaging, in a thread of its own.
 
-Whoever tells something goes on at once.  What must be told waits where it was noted, in the database, until
-it was sent; what is told by the way (progress) waits in a queue while the bus is away, and the oldest is
-dropped when there is too much.
+A caller never waits for the bus.  Starts and ends of operations wait in the database (the event outbox) until
+they are sent.  Progress events wait in a bounded queue in memory while the bus is away; when it is full, the
+oldest is dropped.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LOG = log.getLogger(__name__)
 
 #: Events that wait in the queue at most; each is about a kilobyte.
 MOST_WAITING = 1000
-#: How often it is looked for what another process noted and did not send, seconds.
+#: Seconds between two looks for events that another process stored and did not send.
 LOOK_SECONDS = 30.0
 #: How long the end of a process waits for events that are still to be sent, seconds.
 LAST_SECONDS = 5.0
@@ -76,17 +76,18 @@ class Notifications:
     def start(self, deliver: Callable[[Send], object]) -> None:
         """Start to send.
 
-        :param deliver: sends what was noted, by what it is given; called now and then, and when nudged.
+        :param deliver: sends the events of the outbox with the function it is given; called every
+            :data:`LOOK_SECONDS`, and when nudged.
         """
         self._deliver = deliver
         self._thread.start()
 
     def nudge(self) -> None:
-        """Look soon for what was noted; never blocks and never fails."""
+        """Look into the outbox soon; never blocks and never fails."""
         self._nudged.set()
 
     def send(self, event: str, payload: Mapping[str, Any], context: Mapping[str, Any]) -> None:
-        """Send an event when the bus is there, after what was noted; never blocks and never fails."""
+        """Send an event, after those of the outbox, when the bus is there; never blocks and never fails."""
         self._put((event, payload, context))
         self._nudged.set()
 

@@ -1,14 +1,15 @@
-"""What is told to the outside about backups: events, each with the backup as it is then.
+"""The event outbox: events about backups that wait in the database until they are sent.
 
 Events: ``backup.create.start`` and ``.end``, ``backup.createprogress``, and ``.start`` and ``.end`` of
-``backup.import``, ``backup.restore``, ``backup.delete`` and ``backup.reset_status``.  A start is told when a
-worker claims the task for the first time, an end when the operation ended, however it did: ``status`` and
-``fail_reason`` say how.
+``backup.import``, ``backup.restore``, ``backup.delete`` and ``backup.reset_status``.  Each holds the backup
+as it is then.  A start is sent when a worker claims the task for the first time.  An end is sent when the
+operation ended, whether it succeeded or not: ``status`` and ``fail_reason`` say which.
 
-Starts and ends are noted in the transaction that they tell of, so there is one exactly when that was
-committed.  Whoever tells them takes the oldest, sends it and deletes it: each is told at least once, and
-those of one backup in order; one whose teller died in between is told again, under the same number.
-Progress is not noted: what was not told in time is told better a moment later.
+A start or an end is added to the outbox in the transaction that it reports, so it exists exactly when that
+transaction was committed.  A sender takes the oldest event, sends it and deletes it.  So each event is sent
+at least once, and the events of one backup are sent in order.  When a sender dies in between, another one
+sends the event again, under the same number.  Progress events are not stored: a lost one is replaced by the
+next.
 """
 
 from __future__ import annotations
@@ -35,18 +36,18 @@ LOG = log.getLogger(__name__)
 #: Takes an event's name, its payload, and who caused it.
 Send = Callable[[str, Mapping[str, Any], Mapping[str, Any]], None]
 
-#: Kinds of tasks whose starts and ends are told.
-_TOLD = frozenset({"backup.create", "backup.import", "backup.restore", "backup.delete"})
-#: Key of ``Session.info``: this process tells events.
-_TELLS = "backupfw_tells"
-#: How long one that is being sent is left to whoever sends it, seconds.
+#: Kinds of tasks whose starts and ends are events.
+_KINDS = frozenset({"backup.create", "backup.import", "backup.restore", "backup.delete"})
+#: Key of ``Session.info``: this process sends events.
+_SENDS_EVENTS = "backupfw_sends_events"
+#: Seconds for which an event that was taken is left to the sender that took it.
 _TAKEN_SECONDS = 60
 
 
 @dataclass(frozen=True, slots=True)
-class _Notice:
+class _Event:
     id: int
-    event: str
+    name: str
     request_id: str | None
     payload: Mapping[str, Any]
 
@@ -60,38 +61,38 @@ class _Notice:
 
 
 def begun(session: Session, task: Task) -> None:
-    """Note that an operation begins, if this is its first attempt, in the transaction of the claim."""
-    if task.kind in _TOLD and task.attempt == 1:
-        note(session, f"{task.kind}.start", task.resource_id, task.request_id)
+    """Add the start of an operation, if this is its first attempt, in the transaction of the claim."""
+    if task.kind in _KINDS and task.attempt == 1:
+        add(session, f"{task.kind}.start", task.resource_id, task.request_id)
 
 
 def ended(session: Session, task: Task) -> None:
-    """Note that an operation ends, in the transaction that deletes the task: with what that leaves behind.
+    """Add the end of an operation, in the transaction that deletes its task: the backup as that leaves it.
 
-    One that nobody had begun is not told of.
+    An operation that never began has no end.
     """
-    if task.kind in _TOLD and task.attempt > 0:
-        at_end(session, lambda session: note(session, f"{task.kind}.end", task.resource_id, task.request_id))
+    if task.kind in _KINDS and task.attempt > 0:
+        at_end(session, lambda session: add(session, f"{task.kind}.end", task.resource_id, task.request_id))
 
 
-def note(session: Session, event: str, backup_id: str, request_id: str | None) -> None:
-    """Note any event of a backup as it is now, in the caller's transaction, if this process tells events."""
-    if not session.info.get(_TELLS):
+def add(session: Session, event: str, backup_id: str, request_id: str | None) -> None:
+    """Add an event of a backup as it is now, in the caller's transaction, if this process sends events."""
+    if not session.info.get(_SENDS_EVENTS):
         return
     payload = _payload(session, backup_id)
     if payload is not None:
         session.add(
-            models.Notice(event=event, request_id=request_id, payload=payload, created_at=now(session))
+            models.OutboxEvent(event=event, request_id=request_id, payload=payload, created_at=now(session))
         )
         session.flush()
 
 
 class Outbox:
-    """Tells events.  Thread-safe.
+    """Sends events.  Thread-safe.
 
-    :param send: sends one event when it can; must not block.  None: nothing is noted or told, and the
-        database not asked.
-    :param nudge: has :meth:`deliver` called soon.
+    :param send: sends one event when it can; must not block.  None: no event is stored or sent, and the
+        database is not asked.
+    :param nudge: makes somebody call :meth:`deliver` soon.
     """
 
     def __init__(self, db: Database, send: Send | None = None, nudge: Callable[[], object] = bool) -> None:
@@ -99,10 +100,10 @@ class Outbox:
         self._send = send
         self.nudge = nudge
         if send is not None:
-            db.info[_TELLS] = True
+            db.info[_SENDS_EVENTS] = True
 
     def progressed(self, task: Task, done: int, total: int) -> None:
-        """Tell how far the making of a backup is; never fails."""
+        """Send how much of a backup is made; never fails."""
         if self._send is None or task.kind != "backup.create" or not total:
             return
         try:
@@ -113,26 +114,26 @@ class Outbox:
                 percent = min(100, 100 * done // total)
                 self._send("backup.createprogress", {**payload, "backup_percent": percent}, context)
         except Exception:
-            LOG.exception("The progress of backup %s could not be told", task.resource_id)
+            LOG.exception("The progress of backup %s could not be sent", task.resource_id)
 
     def deliver(self, send: Send) -> None:
-        """Tell what was noted, by this process or another one, the oldest first.
+        """Send the stored events, of this process and of others, oldest first.
 
         :param send: sends one event, and returns when it is sent or fails.
         """
-        while (notice := self._take()) is not None:
-            send(notice.event, notice.payload, notice.context)
-            sent = delete(models.Notice).where(models.Notice.id == notice.id)
+        while (event := self._take()) is not None:
+            send(event.name, event.payload, event.context)
+            sent = delete(models.OutboxEvent).where(models.OutboxEvent.id == event.id)
             self._db.run(lambda session, sent=sent: session.execute(sent))  # type: ignore[misc]
 
-    def _take(self) -> _Notice | None:
-        """Take the oldest, unless somebody else is sending it: those after it wait for that."""
-        row = models.Notice
+    def _take(self) -> _Event | None:
+        """Take the oldest event; None while another process sends it: the events after it wait."""
+        row = models.OutboxEvent
         with self._db.read() as session:
             if not session.scalar(select(exists().where(row.id.is_not(None)))):
                 return None
 
-        def work(session: Session) -> _Notice | None:
+        def work(session: Session) -> _Event | None:
             found = lock(session, row, limit=1)
             if not found:
                 return None
@@ -141,7 +142,7 @@ class Outbox:
             if oldest.taken_until is not None and oldest.taken_until > moment:
                 return None
             oldest.taken_until = moment + timedelta(seconds=_TAKEN_SECONDS)
-            return _Notice(oldest.id, oldest.event, oldest.request_id, dict(oldest.payload))
+            return _Event(oldest.id, oldest.event, oldest.request_id, dict(oldest.payload))
 
         return self._db.run(work)
 

@@ -353,7 +353,7 @@ class BackupManager:
 
         def work(session: Session) -> rows.Backup:
             row = _find(session, ctx, backup_id)
-            outbox.note(session, "backup.reset_status.start", row.id, ctx.request_id)
+            outbox.add(session, "backup.reset_status.start", row.id, ctx.request_id)
             backup_rows.stop_tasks(session, row)
             manifest = backup_rows.manifest_of(session, row, lock=True)
             live = manifest is not None and manifest.state == lifecycle.LIVE
@@ -372,7 +372,7 @@ class BackupManager:
                 raise BackupNotFound(backup_id)
             if manifest is not None and manifest.state == lifecycle.RELEASED:
                 backup_rows.queue_release(session, manifest, row.project_id, ctx.request_id)
-            outbox.note(session, "backup.reset_status.end", row.id, ctx.request_id)
+            outbox.add(session, "backup.reset_status.end", row.id, ctx.request_id)
             return rows.backup(session, row)
 
         backup = self._db.run(work)

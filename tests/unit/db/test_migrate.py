@@ -124,7 +124,7 @@ def test_words_that_volumes_carried_become_types(db: Database) -> None:
     }  # fmt: skip
 
 
-def test_ids_of_tasks_and_notices_do_not_end_with_32_bits(db: Database) -> None:
+def test_ids_of_tasks_and_events_do_not_end_with_32_bits(db: Database) -> None:
     """In a database of the release before, in which rows are."""
     with db.engine.begin() as connection:
         command.upgrade(migrate._config(connection), "0012")

@@ -1,4 +1,4 @@
-"""What is told to the outside while a worker works, and that telling holds nothing up."""
+"""Which events are sent while a worker works, and that no task waits for a send."""
 
 from __future__ import annotations
 
@@ -59,24 +59,24 @@ def world(tmp_path: Path) -> WorkerWorld:
 
 @contextmanager
 def listening(world: WorkerWorld, send: Any) -> Iterator[Outbox]:
-    """Have a worker's events told as a process does, by a thread of its own; in the end all of them."""
+    """Send a worker's events as a process does, by a thread of its own; in the end all of them."""
     nudged, over = threading.Event(), threading.Event()
-    notices = Outbox(world.db, send, nudged.set)
-    world.tools = replace(world.tools, outbox=notices)
-    world.backups = BackupManager(world.db, world.conf, world.dispatch.wake, outbox=notices)
+    outbox = Outbox(world.db, send, nudged.set)
+    world.tools = replace(world.tools, outbox=outbox)
+    world.backups = BackupManager(world.db, world.conf, world.dispatch.wake, outbox=outbox)
 
-    def tell() -> None:
+    def deliver() -> None:
         last = False
         while not last:
             nudged.wait()
             nudged.clear()
             last = over.is_set()
-            notices.deliver(send)
+            outbox.deliver(send)
 
-    thread = threading.Thread(target=tell)
+    thread = threading.Thread(target=deliver)
     thread.start()
     try:
-        yield notices
+        yield outbox
     finally:
         over.set()
         nudged.set()
@@ -98,9 +98,9 @@ def test_every_operation_begins_and_ends(world: WorkerWorld) -> None:
         world.backups.reset_status(world.ctx(admin=True), full, "error")
         world.backups.delete(ctx, full)
         world.wait_idle()
-        world.wait(lambda: ("backup.delete.end", "deleted") in heard.names(full), "the end to be told")
-    told = [item for item in heard.names(full) if item[0] != "backup.createprogress"]
-    assert told == [
+        world.wait(lambda: ("backup.delete.end", "deleted") in heard.names(full), "the end to be sent")
+    sent = [item for item in heard.names(full) if item[0] != "backup.createprogress"]
+    assert sent == [
         ("backup.create.start", "creating"),
         ("backup.create.end", "available"),
         ("backup.restore.start", "restoring"),
@@ -130,18 +130,18 @@ def test_an_end_says_why_it_failed_and_a_retry_is_no_end(world: WorkerWorld) -> 
         volume = world.volume()
         backup = world.backups.create(world.ctx(), volume_id=volume).id
         world.wait_backup(backup, "error")
-        world.wait(lambda: len(heard.names(backup)) == 2, "the end to be told")
+        world.wait(lambda: len(heard.names(backup)) == 2, "the end to be sent")
     assert heard.names(backup) == [("backup.create.start", "creating"), ("backup.create.end", "error")]
     assert heard.events[-1][1]["fail_reason"]
 
 
 def test_progress_is_a_true_percentage(world: WorkerWorld) -> None:
     heard = Heard()
-    notices = Outbox(world.db, heard)
+    outbox = Outbox(world.db, heard)
     backup = world.backups.create(world.ctx(), volume_id=world.volume())
     task = world.claim()
     for done, total in ((0, 1000), (335, 1000), (1000, 1000), (5, 0)):
-        notices.progressed(task, done, total)
+        outbox.progressed(task, done, total)
     assert [body["backup_percent"] for _, body, _ in heard.events] == [0, 33, 100]
     assert {event for event, _, _ in heard.events} == {"backup.createprogress"}
     assert set(heard.events[0][1]) == KEYS | {"backup_percent"}
@@ -152,20 +152,23 @@ def test_a_sender_that_fails_fails_no_task(world: WorkerWorld) -> None:
     def broken(*_: Any) -> None:
         raise OSError("the bus is away")
 
-    notices = Outbox(world.db, broken)
-    world.tools = replace(world.tools, outbox=notices)
+    outbox = Outbox(world.db, broken)
+    world.tools = replace(world.tools, outbox=outbox)
     with world.worker():
         backup = world.backups.create(world.ctx(), volume_id=world.filled_volume(b"x" * 4096)).id
         world.wait_backup(backup, "available")
     with pytest.raises(OSError, match="away"):
-        notices.deliver(broken)
-    assert [row.event for row in world.rows(models.Notice)] == ["backup.create.start", "backup.create.end"]
+        outbox.deliver(broken)
+    assert [row.event for row in world.rows(models.OutboxEvent)] == [
+        "backup.create.start",
+        "backup.create.end",
+    ]
 
 
-def test_nothing_is_noted_or_read_when_nobody_tells(world: WorkerWorld) -> None:
+def test_no_event_is_stored_or_read_when_none_is_sent(world: WorkerWorld) -> None:
     Outbox(world.db)
     backup = world.backup(world.volume())
     world.backups.reset_status(world.ctx(admin=True), backup.id, "error")
-    assert world.rows(models.Notice) == []
+    assert world.rows(models.OutboxEvent) == []
     world.db.close()
     Outbox(world.db).progressed(Task(1, "backup.create", "id", None, "p", "req", 1), 1, 2)

@@ -1,4 +1,4 @@
-"""Events are told at least once, in order, whoever dies in between."""
+"""Events are sent at least once and in order, even if their sender dies."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ def world(any_db: Database) -> World:
     return world
 
 
-def tell(world: World, during: Callable[[], object] = lambda: None) -> list[tuple[str, str]]:
-    """Tell all there is to tell, as any process may; returns events and the status in each."""
-    told: list[tuple[str, str]] = []
+def deliver(world: World, during: Callable[[], object] = lambda: None) -> list[tuple[str, str]]:
+    """Send all stored events, as any process may; returns the events and the status in each."""
+    sent: list[tuple[str, str]] = []
 
     def send(event: str, payload: Mapping[str, Any], _context: Mapping[str, Any]) -> None:
         during()
-        told.append((event, payload["status"]))
+        sent.append((event, payload["status"]))
 
     Outbox(world.db, send).deliver(send)
-    return told
+    return sent
 
 
-def test_what_a_process_that_died_noted_is_told_by_another(world: World) -> None:
-    """It says how the backup was then, and whose commit failed has nothing to tell."""
+def test_events_of_a_process_that_died_are_sent_by_another(world: World) -> None:
+    """Each holds the backup as it was then; a commit that failed has no event."""
     backup = world.backup(world.volume())
     world.backups.restore(world.ctx(), backup.id)
     task = world.claim()
@@ -49,7 +49,7 @@ def test_what_a_process_that_died_noted_is_told_by_another(world: World) -> None
         world.outcomes.restoring.finish(task)
     world.backups.delete(world.ctx(), backup.id)
     world.run_delete()
-    assert tell(world) == [
+    assert deliver(world) == [
         ("backup.create.start", "creating"),
         ("backup.create.end", "available"),
         ("backup.restore.start", "restoring"),
@@ -57,7 +57,7 @@ def test_what_a_process_that_died_noted_is_told_by_another(world: World) -> None
         ("backup.delete.start", "deleting"),
         ("backup.delete.end", "deleted"),
     ]
-    assert tell(world) == []
+    assert deliver(world) == []
 
 
 def test_lost_answers_double_nothing(world: World) -> None:
@@ -68,11 +68,11 @@ def test_lost_answers_double_nothing(world: World) -> None:
     world.outcomes.creating.bind_source(task, "source")
     with lost_answers(world.db):
         world.outcomes.creating.finish(task, world.result(plan))
-    assert tell(world) == [("backup.create.start", "creating"), ("backup.create.end", "available")]
+    assert deliver(world) == [("backup.create.start", "creating"), ("backup.create.end", "available")]
 
 
-def test_every_end_is_told(world: World) -> None:
-    """Of what waited in vain, what was cancelled, and what was reset."""
+def test_every_end_is_sent(world: World) -> None:
+    """Also of a task that expired, that was cancelled, and whose backup was reset."""
     expired = world.backups.create(world.ctx(), volume_id=world.volume()).id
     world.claim()
     world.silence(seconds=700)
@@ -87,7 +87,7 @@ def test_every_end_is_told(world: World) -> None:
     # Nobody had begun it.
     unheard = world.backups.create(world.ctx(), volume_id=world.volume()).id
     world.backups.reset_status(world.ctx(admin=True), unheard, "error")
-    assert tell(world) == [
+    assert deliver(world) == [
         ("backup.create.start", "creating"),
         ("backup.create.end", "error"),
         ("backup.create.start", "creating"),
@@ -108,21 +108,21 @@ def test_one_that_is_being_sent_is_waited_for_until_its_sender_counts_as_dead(wo
         assert go_on.wait(60)
 
     with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(tell, world, hang)
+        first = pool.submit(deliver, world, hang)
         try:
             assert sending.wait(60)
-            assert tell(world) == [], "the second of a backup came before the first"
+            assert deliver(world) == [], "the second of a backup came before the first"
             with world.db.write() as session:
                 past = now(session) - timedelta(seconds=1)
                 session.execute(
-                    update(models.Notice)
-                    .where(models.Notice.taken_until.is_not(None))
+                    update(models.OutboxEvent)
+                    .where(models.OutboxEvent.taken_until.is_not(None))
                     .values(taken_until=past)
                 )
             both = [("backup.create.start", "creating"), ("backup.create.end", "available")]
-            assert tell(world) == both
+            assert deliver(world) == both
         finally:
             go_on.set()
-        # It was not dead: told twice, under the same number, and what is after it only once.
+        # It was not dead: the event is sent twice, under the same number, and what is after it only once.
         assert first.result(60) == both[:1]
-    assert world.rows(models.Notice) == []
+    assert world.rows(models.OutboxEvent) == []
