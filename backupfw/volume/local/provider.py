@@ -202,7 +202,9 @@ class LocalProvider(VolumeProvider):
         # What is written over as a whole may be damaged: that is what restores are for.
         least = 0 if not volume.adopted else volume.length
         fenced = self._fence.open(
-            lambda write, exclusive: self._open(volume, write=write, exclusive=exclusive, least=least),
+            lambda write, exclusive: self._open(
+                volume, write=write, exclusive=exclusive, least=least, certain=True
+            ),
             attempt,
         )
         try:
@@ -231,10 +233,12 @@ class LocalProvider(VolumeProvider):
         write: bool = False,
         exclusive: bool = False,
         least: int | None = None,
+        certain: bool = False,
     ) -> Opened:
         """Open what a reference is of, if it is what the reference says.
 
         :param least: bytes it must have; all that the catalogue says unless given.
+        :param certain: it will be written over: not being known as another one is not enough.
         :raises StorageChanged: it is not.
         :raises Busy: see :func:`open_storage`.
         """
@@ -242,7 +246,7 @@ class LocalProvider(VolumeProvider):
         path = self._path(ref)
         try:
             opened = open_storage(path, write=write, exclusive=exclusive)
-            problem = _problem(opened, ref, ref.length if least is None else least)
+            problem = _problem(opened, ref, ref.length if least is None else least, certain)
             if problem is None:
                 return opened
             os.close(opened.fd)
@@ -340,12 +344,16 @@ class _CannotClone(Exception):
     """The file system cannot share blocks between these two."""
 
 
-def _problem(opened: Opened, ref: VolumeRef | SnapshotRef, least: int) -> str | None:
+def _problem(opened: Opened, ref: VolumeRef | SnapshotRef, least: int, certain: bool) -> str | None:
     """Say what keeps a storage from being what a reference says; None: it is."""
     if isinstance(ref, VolumeRef) and ref.adopted:
         recorded = StorageId.parse(ref.storage_id or "")
-        if recorded is not None and not recorded.is_same(opened.storage_id):
+        if recorded is not None and recorded.is_another(opened.storage_id):
             return "is another one than was adopted: it was replaced"
+        if recorded is not None and certain and not recorded.is_same(opened.storage_id):
+            return (
+                "is a device without a name of its own, which may be another one since the host was started"
+            )
     elif opened.is_device:
         return "is a block device, where an image file of the service should be"
     if opened.length < least:

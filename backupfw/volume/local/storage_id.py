@@ -6,11 +6,28 @@ import os
 import stat
 from dataclasses import dataclass
 
+from blake3 import blake3
+
 from backupfw.volume.local import linux
 
 _UNKNOWN = "-"
-#: Where the kernel shows a name that stays with a device, best first: of a mapped one, of a disk.
-_NAMES = ("dm/uuid", "wwid", "device/wwid")
+#: Where the kernel shows the block devices by their numbers, and what tells one of its runs from the next.
+_DEVICES = "/sys/dev/block"
+_BOOT = "/proc/sys/kernel/random/boot_id"
+#: A name that stays with a device, best first, and what it is called here: of a mapped one, of a disk; of an
+#: array, a card, a virtual disk; of a loop device the file below it.
+_NAMES = (
+    ("dm/uuid", ""),
+    ("wwid", ""),
+    ("device/wwid", ""),
+    ("md/uuid", "md:"),
+    ("device/cid", "cid:"),
+    ("serial", "serial:"),
+    ("device/serial", "serial:"),
+    ("loop/backing_file", "loop:"),
+)
+#: Longest name that is kept as it is.
+_LONGEST = 160
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,13 +36,14 @@ class StorageId:
 
     A file's inode number may be given to another file once it is deleted, and a device number may change
     with each boot or mount.  So a file is known by its inode number and the time it was born, and only where
-    the file system keeps no such time by where it lies.
+    the file system keeps no such time by where it lies; a device by a name of its own, and only where it has
+    none by its number, which says nothing any more once the host was started anew.
 
     :ivar kind: ``file`` or ``device``.
     :ivar number: a file's inode number; of a device unknown.
     :ivar name: a file's time of birth in ns, a device's own name; unknown where there is none.
-    :ivar place: a device's number; a file system's own id (of ext4 from its UUID, so it stays), because the
-        number of the device below it may change.
+    :ivar place: a device's number, with the boot that it is of where the device has no name; a file system's
+        own id (of ext4 from its UUID, so it stays), because the number of the device below it may change.
     """
 
     kind: str
@@ -38,10 +56,16 @@ class StorageId:
         """Look at an open file or block device."""
         status = os.fstat(fd)
         if stat.S_ISBLK(status.st_mode):
-            return cls("device", _UNKNOWN, _device_name(status.st_rdev), _numbers(status.st_rdev))
+            return cls.of_device(status.st_rdev)
         place = f"fs:{os.fstatvfs(fd).f_fsid:x}"
         born = linux.birth_time(fd)
         return cls("file", str(status.st_ino), _UNKNOWN if born is None else str(born), place)
+
+    @classmethod
+    def of_device(cls, device: int) -> StorageId:
+        """Look at a block device by its number."""
+        name, number = _device_name(device), _numbers(device)
+        return cls("device", _UNKNOWN, name, number if name != _UNKNOWN else f"{number}@{_boot()}")
 
     @classmethod
     def parse(cls, text: str) -> StorageId | None:
@@ -53,27 +77,57 @@ class StorageId:
         return f"{self.kind} {self.number} {self.name} {self.place}"
 
     def is_same(self, other: StorageId) -> bool:
-        """Say whether both are of one storage."""
+        """Say whether both are of one storage for certain; needed before anything is written over."""
+        return self._compared(other) is True
+
+    def is_another(self, other: StorageId) -> bool:
+        """Say whether both are of different storages for certain."""
+        return self._compared(other) is False
+
+    def _compared(self, other: StorageId) -> bool | None:
+        """Whether both are of one storage; None: nothing tells."""
         if (self.kind, self.number) != (other.kind, other.number):
             return False
         if _UNKNOWN not in (self.name, other.name):
             return self.name == other.name
-        # A device without a name of its own is where it was adopted, whatever its number is today.
-        return self.kind == "device" or self.place == other.place
+        if self.kind == "file":
+            return self.place == other.place
+        return True if self == other and "@" in self.place else None
 
 
 def _numbers(device: int) -> str:
     return f"{os.major(device)}:{os.minor(device)}"
 
 
+def _boot() -> str:
+    return _text(_BOOT)[:8] or "?"
+
+
 def _device_name(device: int) -> str:
-    folder = f"/sys/dev/block/{_numbers(device)}"
-    for name in _NAMES:
-        try:
-            with open(os.path.join(folder, name), encoding="ascii", errors="replace") as file:
-                text = "_".join(file.read(200).split())
-        except OSError:
-            continue
-        if text:
-            return text
+    folder = os.path.join(_DEVICES, _numbers(device))
+    if name := _own_name(folder):
+        return name
+    # A partition: a part of the disk above it, as long as it begins at the same place.
+    if (number := _text(os.path.join(folder, "partition"))) and (disk := _own_name(f"{folder}/..")):
+        return f"{disk}-part{number}@{_text(os.path.join(folder, 'start'))}"
     return _UNKNOWN
+
+
+def _own_name(folder: str) -> str:
+    for path, kind in _NAMES:
+        if text := _text(os.path.join(folder, path)):
+            if len(text) > _LONGEST:
+                text = blake3(text.encode()).hexdigest()
+            if kind == "loop:" and (offset := _text(os.path.join(folder, "loop/offset"))) not in ("", "0"):
+                text += f"+{offset}"
+            return kind + text
+    return ""
+
+
+def _text(path: str) -> str:
+    """Return what a file of the kernel says, as one word; empty: it says nothing, or is not there."""
+    try:
+        with open(path, encoding="ascii", errors="replace") as file:
+            return "_".join(file.read(8192).split())
+    except OSError:
+        return ""

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -314,6 +315,18 @@ def test_a_file_is_known_again_when_its_disk_got_another_number(tmp_path: Path, 
         before = mounted_look(device, b"x")
         assert os.stat(device).st_rdev != os.stat(other).st_rdev
         assert mounted_look(other).is_same(before)
+
+
+def test_a_device_that_nothing_tells_from_another_is_read_and_not_written(
+    provider: LocalProvider, volume: VolumeRef
+) -> None:
+    before_the_start = replace(volume, storage_id="device - - 7:0@00000000")
+    with provider.open_source(before_the_start):
+        pass
+    with pytest.raises(StorageChanged, match="without a name of its own"):
+        provider.open_target(before_the_start, 1)
+    with provider.open_target(volume, 1):
+        pass
 
 
 def test_of_links_to_a_device_the_first_name_below_dev_is_kept(
