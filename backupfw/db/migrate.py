@@ -96,7 +96,7 @@ def sync(db: Database, installation_id: str | None = None) -> str:
 
     :param installation_id: the id a deployer chose; it must be the database's if that has one.
     :raises ConfigError: the database has another installation id, or a version that this release does
-        not know (it was made by a newer one).
+        not know (it was made by a newer one); or another process does not come to the end of its migration.
     """
     with _turn, _alone_in_cluster(db):
         _upgrade_beside_workers(db)
@@ -185,7 +185,7 @@ def _upgrade_beside_workers(db: Database) -> None:
 
 
 def _upgrade(db: Database) -> None:
-    with db.engine.connect() as connection:
+    with db.engine.connect() as connection, contextlib.ExitStack() as held:
         if db.backend == "sqlite":
             # Alembic would begin a transaction that only reads and could then not write.
             connection.execute(text("COMMIT"))
@@ -193,18 +193,28 @@ def _upgrade(db: Database) -> None:
         elif db.backend == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _POSTGRESQL_LOCK})
         else:
-            connection.execute(
-                text("SELECT GET_LOCK(:name, :seconds)"), {"name": _MYSQL_LOCK, "seconds": _LOCK_SECONDS}
-            )
+            held.enter_context(_mysql_lock(connection))
         current = MigrationContext.configure(connection).get_current_revision()
         _refuse_newer(current)
         if db.backend == "postgresql" and current not in (None, head()):
             _lock_tables(connection)
         command.upgrade(_config(connection), "head")
         connection.commit()
-        if db.backend == "mysql":
-            connection.execute(text("SELECT RELEASE_LOCK(:name)"), {"name": _MYSQL_LOCK})
-            connection.commit()
+
+
+@contextlib.contextmanager
+def _mysql_lock(connection: Connection) -> Iterator[None]:
+    asked = {"name": _MYSQL_LOCK, "seconds": _LOCK_SECONDS}
+    if connection.scalar(text("SELECT GET_LOCK(:name, :seconds)"), asked) != 1:
+        raise ConfigError(f"another process has been migrating the database for {_LOCK_SECONDS} s; try again")
+    try:
+        yield
+    except BaseException:
+        # The lock belongs to the session, which would live on in the pool; so it ends, whatever its state.
+        connection.invalidate()
+        raise
+    connection.execute(text("SELECT RELEASE_LOCK(:name)"), {"name": _MYSQL_LOCK})
+    connection.commit()
 
 
 def _lock_tables(connection: Connection) -> None:

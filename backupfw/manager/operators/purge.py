@@ -32,7 +32,7 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, delete, exists, func, or_, select
+from sqlalchemy import ColumnElement, CursorResult, Select, delete, exists, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
 from backupfw import naming
@@ -139,12 +139,14 @@ def _remove_damaged(db: Database, before: datetime, dry_run: bool) -> int:
     old = row.found_at < before
     total = 0
     for page in _pages(db, select(row.digest, row.store, row.container, row.key).where(old), row.digest):
-        ids = _unnamed(db, page)
-        if not dry_run:
-            # One that was found again meanwhile is no longer old; one that a manifest was marked for stays.
-            named = exists().where(DamageMark.digest == row.digest)
-            db.run(partial(_delete_damaged, old & row.digest.in_(ids) & ~named))
-        total += len(ids)
+        # One that was found again meanwhile is no longer old; one that a manifest was marked for stays.
+        named = exists().where(DamageMark.digest == row.digest)
+        condition = old & row.digest.in_(_unnamed(db, page)) & ~named
+        if dry_run:
+            with db.read() as session:
+                total += session.scalar(select(func.count()).select_from(row).where(condition)) or 0
+        else:
+            total += db.run(partial(_delete_damaged, condition))
     return total
 
 
@@ -163,5 +165,9 @@ def _unnamed(db: Database, page: Sequence[Any]) -> list[str]:
     return [one.digest for one in page if (one.store, one.container, volumes[one.digest]) not in named]
 
 
-def _delete_damaged(condition: ColumnElement[bool], session: Session) -> None:
-    session.execute(delete(DamagedObject).where(condition), execution_options={"synchronize_session": False})
+def _delete_damaged(condition: ColumnElement[bool], session: Session) -> int:
+    result = session.execute(
+        delete(DamagedObject).where(condition), execution_options={"synchronize_session": False}
+    )
+    assert isinstance(result, CursorResult)
+    return result.rowcount

@@ -8,6 +8,7 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import Any
+from unittest import mock
 
 import pytest
 from alembic import command
@@ -92,6 +93,28 @@ def test_a_newer_database_is_refused(db: Database) -> None:
         migrate.sync(db)
     with pytest.raises(ConfigError, match=r"9999.*newer"):
         migrate.check(db)
+
+
+@pytest.mark.parametrize("db", [pytest.param("mariadb", marks=pytest.mark.server)], indirect=True)
+def test_a_migration_that_fails_keeps_nobody_else_waiting(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Database(db.engine.url.render_as_string(hide_password=False))
+    try:
+        with monkeypatch.context() as failing:
+            failing.setattr(command, "upgrade", mock.Mock(side_effect=RuntimeError("no room")))
+            with pytest.raises(RuntimeError, match="no room"):
+                migrate.sync(db)
+        monkeypatch.setattr(migrate, "_LOCK_SECONDS", 0)
+        migrate.sync(other)
+        migrate.check(other)
+        with other.engine.connect() as connection:
+            connection.execute(text("SELECT GET_LOCK(:name, 0)"), {"name": migrate._MYSQL_LOCK})
+            with pytest.raises(ConfigError, match="another process"):
+                migrate.sync(db)
+            connection.invalidate()
+    finally:
+        other.close()
 
 
 def test_a_database_without_an_installation_says_what_to_run(db: Database) -> None:

@@ -283,10 +283,11 @@ def test_a_damaged_object_that_is_marked_meanwhile_stays(
     def unnamed(*_args: Any) -> list[str]:
         """Nothing named it; then a manifest that does is committed."""
         with world.db.write() as session:
-            session.add(models.DamageMark(manifest_id=backup.manifest_id, digest="1"))
+            session.merge(models.DamageMark(manifest_id=backup.manifest_id, digest="1"))
         return ["1"]
 
     monkeypatch.setattr(purge, "_unnamed", unnamed)
-    run(world)
+    for dry_run in (False, True):
+        assert run(world, dry_run)["damaged objects"] == 0, "what stays is not counted"
     assert [row.digest for row in world.rows(models.DamagedObject)] == ["1"]
     assert [row.digest for row in world.rows(models.DamageMark)] == ["1"]
