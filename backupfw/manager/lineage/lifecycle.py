@@ -160,6 +160,7 @@ class VolumeMoves:
     extend_failed = FailingMove("extend failed", (EXTENDING,), ERROR_EXTENDING)
     offer = Move("offer", (AVAILABLE,), AWAITING_TRANSFER)
     transferred = Move("taken, or offer withdrawn", (AWAITING_TRANSFER,), AVAILABLE)
+    adopted_again = Move("adopted again", (ERROR, ERROR_RESTORING, ERROR_EXTENDING), AVAILABLE)
     attach = Move("attach", (AVAILABLE,), IN_USE)
     detach = Move("detach", (IN_USE,), AVAILABLE)
     delete = Move("delete", (AVAILABLE, ERROR, ERROR_RESTORING, ERROR_EXTENDING, ERROR_DELETING), DELETING)

@@ -241,6 +241,7 @@ class VolumeManager(MetadataMethods, AttachmentMethods):
     ) -> rows.Volume:
         """Let an adopted volume be what an operator says: elsewhere, another file, or of another length.
 
+        One that an operation failed on, because its storage was not what was adopted, can be used again.
         The arguments are those of :meth:`adopt`.
 
         :raises VolumeNotFound: there is none, or not for this caller.
@@ -261,6 +262,10 @@ class VolumeManager(MetadataMethods, AttachmentMethods):
             volume.length, volume.size = length, _checked_size(gigabytes(length), 0, "")
             volume.updated_at = now(session)
             session.flush()
+            # What failed for its storage is over: this is the volume now.
+            lifecycle.move(session, models.Volume, volume_id, VolumeMoves.adopted_again)
+            if is_attached(session, volume_id):
+                lifecycle.move(session, models.Volume, volume_id, VolumeMoves.attach)
             return rows.volume(session, volume)
 
         return self._db.run(work)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from backupfw.db import models
 from backupfw.errors import TaskLost
 from backupfw.manager.messages import Detail
+from backupfw.manager.usecases.attachments import add_attachment
 from backupfw.manager.usecases.volumes import VolumeManager
 from backupfw.volume.base import SnapshotRef, Tick, no_tick
 from backupfw.volume.local import opening
@@ -240,6 +242,36 @@ def test_no_restore_writes_to_what_is_not_the_volume(
     assert world.volume_status(volume) == "error_restoring"
     assert world.row(models.Backup, backup.id).fail_reason == f"The storage of volume {volume} {reason}."
     assert {path: path.read_bytes() for path in before} == before
+
+
+@pytest.mark.parametrize("attached", [False, True])
+def test_a_volume_that_is_adopted_again_after_a_refused_restore_can_be_used(
+    world: WorkerWorld, provider: LocalProvider, image: Path, tmp_path: Path, attached: bool
+) -> None:
+    backup = backed_up(world, adopted(world, provider, image))
+    target, other = tmp_path / "target.raw", tmp_path / "other.raw"
+    for path in (target, other):
+        path.write_bytes(bytes(LENGTH))
+    volume = adopted(world, provider, target)
+    other.rename(target)
+    world.backups.restore(world.ctx(), backup.id, volume_id=volume)
+    with world.worker():
+        world.wait_idle()
+    assert world.volume_status(volume) == "error_restoring"
+    if attached:
+        with world.db.write() as session:
+            add_attachment(session, volume, str(uuid.uuid4()))
+    found = provider.adopt(str(target))
+    again = volumes(world).adopt_again(
+        world.ctx(), volume, location=found.location, length=found.length, storage_id=found.storage_id
+    )
+    assert again.status == ("in-use" if attached else "available")
+    if not attached:
+        world.backups.restore(world.ctx(), backup.id, volume_id=volume)
+        with world.worker():
+            world.wait_idle()
+        assert world.volume_status(volume) == "available"
+        assert target.read_bytes() == image.read_bytes()
 
 
 def test_a_link_on_the_way_is_not_followed(
