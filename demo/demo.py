@@ -105,11 +105,11 @@ class Demo:
             fields = json.loads(base64.b64decode(record["backup_url"]))
             fields["id"] = str(uuid.uuid4())
             record["backup_url"] = base64.b64encode(json.dumps(fields).encode()).decode()
-            twin = self.service.expect(201, "POST", "/backups/import_record", {"backup-record": record})
-            self.service.wait("backup", twin["backup"]["id"], "available")
+            duplicate = self.service.expect(201, "POST", "/backups/import_record", {"backup-record": record})
+            self.service.wait("backup", duplicate["backup"]["id"], "available")
         if step.stored:
             raise Failed(f"an import stored {step.stored} bytes")
-        return str(twin["backup"]["id"])
+        return str(duplicate["backup"]["id"])
 
     def run(self) -> None:
         """Do everything; raises Failed at the first thing that does not hold."""
@@ -138,14 +138,14 @@ class Demo:
         dirt.unlink()
         self.restore("restore to a dirty volume", incremental, dirty, original)
 
-        twin = self.import_record("export and import", incremental)
+        duplicate = self.import_record("export and import", incremental)
         self.delete("delete the original", incremental)
         with self.step("verify the import") as step:
-            verdict = self.service.command("backup", "verify", twin)
+            verdict = self.service.command("backup", "verify", duplicate)
             step.note = verdict.partition(": ")[2]
         # The command reads the store itself.
         step.read = step.written = None
-        self.delete("delete the import", twin)
+        self.delete("delete the import", duplicate)
         # The release of the objects goes on after the record has gone.
         end = time.monotonic() + 30
         while self.service.stored() and time.monotonic() < end:

@@ -118,7 +118,7 @@ def _holdings(conf: ConfigOpts, db: Database, backup_id: str, manifest_id: str) 
     key = manifest.key
     if key is None or key not in live:
         return None
-    twins = [one for one in live.pop(key) if one != backup_id]
+    duplicates = [one for one in live.pop(key) if one != backup_id]
     progress = Progress(f"reading the manifests of volume {manifest.volume_id}")
     try:
         with store.opened(conf, manifest.store) as opened:
@@ -138,12 +138,12 @@ def _holdings(conf: ConfigOpts, db: Database, backup_id: str, manifest_id: str) 
         for other, much in found.shared_with.items()
     ]
     # A release waits for whoever names the manifest itself; what another installation made is never deleted.
-    stays = bool(twins) or in_use or not ours
+    stays = bool(duplicates) or in_use or not ours
     return {
         "own": _figures(found.own),
         "shared": _figures(found.shared),
         "shared_with": shared_with,
-        "same_manifest": twins,
+        "same_manifest": duplicates,
         "deleting_frees": _figures((0, 0) if stays else found.own),
     }
 

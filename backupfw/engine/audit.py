@@ -143,24 +143,24 @@ def _look(
     with in_order(listed) as present:
         rows = catalogue.volume(project, volume)
         live, transient = sorted(rows.live), set(rows.transient)
-        strangers = {
+        unknown = {
             one.key
             for one in present
             if one.segment < 0 and one.key not in rows.known and _backup(one.key) not in transient
         }
-        found = {Discrepancy(UNKNOWN, key, "the database does not know it") for key in strangers}
+        found = {Discrepancy(UNKNOWN, key, "the database does not know it") for key in unknown}
         named, unreadable = _named(volume_prefix, live, container, control)
         found |= unreadable
         with named, Spool() as orphans:
             for candidate, difference in _differences(present, named):
                 if difference.kind == ORPHAN:
-                    if _backup(candidate.key) not in transient and candidate.key not in strangers:
+                    if _backup(candidate.key) not in transient and candidate.key not in unknown:
                         orphans.add(candidate)
                 elif len(found) < MOST and (difference.kind == SIZE or _is_missing(container, candidate.key)):
                     found.add(difference)
             # What an unreadable manifest names is not known, so nothing can be called an orphan.
             if not unreadable:
-                found |= _orphans(orphans, strangers, container, control)
+                found |= _orphans(orphans, unknown, container, control)
         return present.count, found
 
 
@@ -202,13 +202,13 @@ def _differences(
 
 
 def _orphans(
-    candidates: Iterable[Candidate], strangers: Collection[str], container: Container, control: Control
+    candidates: Iterable[Candidate], unknown: Collection[str], container: Container, control: Control
 ) -> set[Discrepancy]:
     """Return those that no unknown manifest names either."""
     spool = Spool()
     spool.extend(candidates)
     try:
-        spool = subtract(spool, sorted(strangers), container, control)
+        spool = subtract(spool, sorted(unknown), container, control)
     except (Damaged, UnsupportedFormat):
         # The manifest itself is a finding already.
         return set()

@@ -147,13 +147,13 @@ def _sweep_volume(
         count = spool.count
         rows = catalogue.volume(project, volume)
         live, known, transient = set(rows.live), set(rows.known), set(rows.transient)
-        strangers = [key for key in manifests if key not in known and key not in live]
-        unknown = tuple(key for key in strangers if _backup(key) not in transient)
+        unknown = [key for key in manifests if key not in known and key not in live]
+        reported = tuple(key for key in unknown if _backup(key) not in transient)
     except BaseException:
         spool.close()
         raise
     try:
-        spool = spare(spool, sorted(live), strangers, container, control)
+        spool = spare(spool, sorted(live), unknown, container, control)
     except (Damaged, UnsupportedFormat) as error:
         return VolumeReport(project, volume, count, stopped=str(error))
     skipped = 0
@@ -168,7 +168,7 @@ def _sweep_volume(
         if not dry_run:
             # A part of what came through the gate.
             delete_all(Doomed(orphans), container, control)
-        return VolumeReport(project, volume, count, orphans.count, orphans.size, unknown, skipped)
+        return VolumeReport(project, volume, count, orphans.count, orphans.size, reported, skipped)
 
 
 def _noting_manifests(listed: Iterator[Candidate], manifests: list[str]) -> Iterator[Candidate]:

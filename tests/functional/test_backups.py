@@ -187,13 +187,13 @@ def test_incremental(cloud: Cloud, member: Client) -> None:
 def test_incremental_parents_are_the_projects_own(cloud: Cloud, member: Client) -> None:
     volume = cloud.volume()
     full = cloud.backup(volume)
-    stranger = cloud.client("ops", "admin")
+    outsider = cloud.client("ops", "admin")
     body = {"backup": {"volume_id": volume, "incremental": True}}
-    refused = stranger.post("/backups", body, 400)
+    refused = outsider.post("/backups", body, 400)
     assert message(refused) == "Invalid backup: No backups available to do an incremental backup."
-    stranger.post("/backups", {"backup": {"volume_id": volume}})
+    outsider.post("/backups", {"backup": {"volume_id": volume}})
     cloud.settle()
-    stranger.post("/backups", body)
+    outsider.post("/backups", body)
     cloud.settle()
     assert member.get(f"/backups/{full}").json["backup"]["has_dependent_backups"] is False
 
@@ -320,12 +320,12 @@ def test_ids_in_bodies_are_taken_in_every_spelling(cloud: Cloud, member: Client)
 
 def test_another_projects_backup_is_not_there_but_for_administrators(cloud: Cloud) -> None:
     backup = cloud.backup(cloud.volume())
-    stranger = cloud.client("other")
-    stranger.get(f"/backups/{backup}", 404)
-    stranger.delete(f"/backups/{backup}", 404)
-    stranger.post(f"/backups/{backup}/restore", {"restore": {}}, 404)
-    stranger.get(f"/backups/{backup}/export_record", 404)
-    stranger.post(f"/backups/{backup}/action", {"os-force_delete": {}}, 404)
+    outsider = cloud.client("other")
+    outsider.get(f"/backups/{backup}", 404)
+    outsider.delete(f"/backups/{backup}", 404)
+    outsider.post(f"/backups/{backup}/restore", {"restore": {}}, 404)
+    outsider.get(f"/backups/{backup}/export_record", 404)
+    outsider.post(f"/backups/{backup}/action", {"os-force_delete": {}}, 404)
     admin = cloud.client("other", "admin")
     assert admin.get(f"/backups/{backup}").json["backup"]["links"] == links(backup, "other")
     admin.delete(f"/backups/{backup}")
@@ -457,7 +457,7 @@ def test_invalid_restores_come_before_existence(shared: Cloud, body: Any) -> Non
 # Export and import
 
 
-def test_export_and_import_of_a_twin(cloud: Cloud, admin: Client) -> None:
+def test_export_and_import_of_a_duplicate(cloud: Cloud, admin: Client) -> None:
     cloud.start_worker()
     backup = cloud.backup(cloud.volume(), name="original")
     exported = admin.get(f"/backups/{backup}/export_record").json
@@ -467,15 +467,15 @@ def test_export_and_import_of_a_twin(cloud: Cloud, admin: Client) -> None:
     assert body["backup_service"] == SERVICE
     fields = json.loads(base64.b64decode(body["backup_url"]))
     assert fields["id"] == backup
-    twin = str(uuid.uuid4())
-    fields.update({"id": twin})
+    duplicate = str(uuid.uuid4())
+    fields.update({"id": duplicate})
     body["backup_url"] = base64.b64encode(json.dumps(fields).encode()).decode()
     imported = admin.post("/backups/import_record", {"backup-record": body}, 201).json
-    assert imported == {"backup": {"id": twin, "name": None, "links": links(twin)}}
-    shown = admin.get(f"/backups/{twin}").json["backup"]
+    assert imported == {"backup": {"id": duplicate, "name": None, "links": links(duplicate)}}
+    shown = admin.get(f"/backups/{duplicate}").json["backup"]
     assert shown["status"] == "creating"
     assert shown["volume_id"] == "00000000-0000-0000-0000-000000000000"
-    assert twin in [item["id"] for item in admin.get("/backups").json["backups"]]
+    assert duplicate in [item["id"] for item in admin.get("/backups").json["backups"]]
 
 
 def test_import_with_the_id_in_the_path(cloud: Cloud, admin: Client) -> None:
@@ -659,7 +659,7 @@ def test_what_each_role_may(cloud: Cloud) -> None:
             "volume_extension:backup_admin_actions:force_delete",
         ),
     ]
-    levels = ["stranger", "reader", "member", "admin"]
+    levels = ["outsider", "reader", "member", "admin"]
     for method, path, body, level, rule in calls:
         for role in levels:
             client = cloud.client(roles=role)

@@ -97,10 +97,10 @@ def test_who_may_read_and_delete(cloud: Cloud, admin: Client) -> None:
         if role != "member":
             refused = client.delete(path, 403)
             assert message(refused) == "Policy doesn't allow message:delete to be performed."
-    stranger = cloud.client("other").at("3.3")
-    assert resources(stranger) == []
-    stranger.get(path, 404)
-    stranger.delete(path, 404)
+    outsider = cloud.client("other").at("3.3")
+    assert resources(outsider) == []
+    outsider.get(path, 404)
+    outsider.delete(path, 404)
     foreign = cloud.client("other", roles="admin").at("3.5")
     assert resources(foreign) == []
     assert len(resources(foreign, "?all_tenants=1")) == 1

@@ -166,8 +166,8 @@ def test_browsers_of_a_site_that_is_allowed(served: Callable[..., TestApp]) -> N
     assert refused.headers["Access-Control-Allow-Origin"] == ORIGIN
     assert "OpenStack-API-Version" in refused.headers["Access-Control-Expose-Headers"]
     check_frame(refused)
-    stranger = app.get("/v3/demo/backups", headers={"Origin": "https://evil.example.org"})
-    assert "Access-Control-Allow-Origin" not in stranger.headers
+    outsider = app.get("/v3/demo/backups", headers={"Origin": "https://evil.example.org"})
+    assert "Access-Control-Allow-Origin" not in outsider.headers
 
 
 def behind_proxies(served: Callable[..., TestApp]) -> TestApp:

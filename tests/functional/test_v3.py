@@ -87,9 +87,9 @@ def test_without_a_project(cloud: Cloud, member: Client, version: str | None) ->
     assert link["href"] == f"http://localhost/v3/backups/detail?limit=1&marker={backup}"
     client.get(f"/backups/{backup}")
     # It is the token's project that counts.
-    stranger = cloud.client("other").at(version).without_project()
-    assert stranger.get("/backups").json == {"backups": []}
-    stranger.get(f"/backups/{backup}", 404)
+    outsider = cloud.client("other").at(version).without_project()
+    assert outsider.get("/backups").json == {"backups": []}
+    outsider.get(f"/backups/{backup}", 404)
     client.delete(f"/backups/{backup}")
     assert cloud.count(models.Task) == 1
 

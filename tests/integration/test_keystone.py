@@ -31,7 +31,7 @@ class World:
     service: Service
     keystone: Keystone
     users: dict[str, User]
-    stranger: User
+    outsider: User
 
     def client(self, role: str, version: str = "v3") -> Client:
         """Somebody of the first project, with a new token."""
@@ -81,9 +81,9 @@ def world(identity: Keystone, tmp_path_factory: pytest.TempPathFactory) -> Itera
     users = {"reader": first}
     for role in ROLES[1:]:
         users[role] = identity.add_user(f"{role}-of-blue", "blue", role, first.project_id)
-    stranger = identity.add_user("member-of-red", "red", "member")
+    outsider = identity.add_user("member-of-red", "red", "member")
     with running(tmp_path_factory.mktemp("service") / "state", options(identity)) as service:
-        yield World(service, identity, users, stranger)
+        yield World(service, identity, users, outsider)
 
 
 @pytest.fixture(scope="module")
@@ -110,20 +110,20 @@ def test_without_a_token_only_version_documents(world: World) -> None:
 def test_claims_in_headers_are_not_believed(world: World) -> None:
     claims = {
         "X_Identity_Status": "Confirmed",
-        "X_Project_Id": world.stranger.project_id,
-        "X_User_Id": world.stranger.id,
+        "X_Project_Id": world.outsider.project_id,
+        "X_User_Id": world.outsider.id,
         "X_Roles": "admin",
         "OpenStack_System_Scope": "all",
     }
-    path = f"/v3/{world.stranger.project_id}/os-services"
+    path = f"/v3/{world.outsider.project_id}/os-services"
     assert world.raw(path, **claims)[0] == 401
-    assert world.raw(path, X_Auth_Token=world.token_of(world.stranger), **claims)[0] == 403
+    assert world.raw(path, X_Auth_Token=world.token_of(world.outsider), **claims)[0] == 403
 
 
 @pytest.mark.parametrize("version", ["v2", "v3"])
 def test_the_project_in_the_path_is_the_tokens(world: World, version: str) -> None:
     token = world.token_of(world.users["admin"])
-    status, body = world.at(f"/{version}/{world.stranger.project_id}", token).request("GET", "/backups")
+    status, body = world.at(f"/{version}/{world.outsider.project_id}", token).request("GET", "/backups")
     assert (status, body["badRequest"]["message"]) == (400, "Malformed request url")
     world.at(f"/{version}/{world.users['admin'].project_id}", token).expect(200, "GET", "/backups")
 
@@ -131,7 +131,7 @@ def test_the_project_in_the_path_is_the_tokens(world: World, version: str) -> No
 def test_a_path_without_a_project_means_the_tokens(world: World, backup: str) -> None:
     mine = world.at("/v3", world.token_of(world.users["reader"])).expect(200, "GET", "/backups")
     assert backup in [item["id"] for item in mine["backups"]]
-    theirs = world.at("/v3", world.token_of(world.stranger)).expect(200, "GET", "/backups")
+    theirs = world.at("/v3", world.token_of(world.outsider)).expect(200, "GET", "/backups")
     assert theirs == {"backups": []}
 
 
@@ -210,7 +210,7 @@ def test_members_delete_and_administrators_force_it(world: World) -> None:
 
 
 def test_another_projects_backup_is_not_there(world: World, backup: str) -> None:
-    stranger = world.at(f"/v3/{world.stranger.project_id}", world.token_of(world.stranger))
+    outsider = world.at(f"/v3/{world.outsider.project_id}", world.token_of(world.outsider))
     for method, path, body in (
         ("GET", "/backups/{id}", None),
         ("DELETE", "/backups/{id}", None),
@@ -219,7 +219,7 @@ def test_another_projects_backup_is_not_there(world: World, backup: str) -> None
         ("POST", "/backups/{id}/action", {"os-force_delete": {}}),
         ("POST", "/backups/{id}/action", {"os-reset_status": {"status": "error"}}),
     ):
-        status, answer = stranger.request(method, _filled(path, backup), body)
+        status, answer = outsider.request(method, _filled(path, backup), body)
         message = f"Backup {backup} could not be found."
         assert (status, answer) == (404, {"itemNotFound": {"code": 404, "message": message}}), (method, path)
     # An administrator of another project sees it.
@@ -320,12 +320,12 @@ def test_service_tokens(world: World, backup: str) -> None:
     assert world.raw(path, X_Auth_Token=fresh, **passed_on)[0] == 200
     # A service token alone is nobody's, and one without the role is none.
     assert world.raw(path, **passed_on)[0] == 401
-    assert world.raw(path, X_Auth_Token=fresh, X_Service_Token=world.token_of(world.stranger))[0] == 401
+    assert world.raw(path, X_Auth_Token=fresh, X_Service_Token=world.token_of(world.outsider))[0] == 401
     # The scope of a service's token is not the user's.
     world.keystone.grant_system_role(service, "service")
     system = world.keystone.token(service.name, service.password, None)
-    listing = f"/v3/{world.stranger.project_id}/backups?all_tenants=1"
-    theirs = world.token_of(world.stranger)
+    listing = f"/v3/{world.outsider.project_id}/backups?all_tenants=1"
+    theirs = world.token_of(world.outsider)
     status, _, body = world.raw(listing, X_Auth_Token=theirs, X_Service_Token=system)
     assert (status, body) == (200, {"backups": []})
 

@@ -72,7 +72,7 @@ def test_names_and_metadata_travel(client: Client) -> None:
     assert client.expect(200, "GET", f"/volumes/{named['volume_id']}")["volume"]["name"] == "chosen"
 
 
-def test_a_twin_and_its_original_are_both_deleted(service: Service, client: Client, tmp_path: Path) -> None:
+def test_a_duplicate_and_its_original_are_deleted(service: Service, client: Client, tmp_path: Path) -> None:
     image = tmp_path / "image.raw"
     write_image(image, LENGTH)
     volume = client.adopt(image)
@@ -81,19 +81,20 @@ def test_a_twin_and_its_original_are_both_deleted(service: Service, client: Clie
     record = json.loads(base64.b64decode(exported["backup_url"]))
     record["id"] = str(uuid.uuid4())
     exported["backup_url"] = base64.b64encode(json.dumps(record).encode()).decode()
-    twin = client.expect(201, "POST", "/backups/import_record", {"backup-record": exported})["backup"]["id"]
-    assert twin == record["id"]
-    client.wait_status("backup", twin, "available")
-    assert same_content(image, client.volume_path(client.restore(twin)), LENGTH)
-    client.delete_backup(twin)
+    imported = client.expect(201, "POST", "/backups/import_record", {"backup-record": exported})
+    duplicate = imported["backup"]["id"]
+    assert duplicate == record["id"]
+    client.wait_status("backup", duplicate, "available")
+    assert same_content(image, client.volume_path(client.restore(duplicate)), LENGTH)
+    client.delete_backup(duplicate)
     assert same_content(image, client.volume_path(client.restore(backup)), LENGTH)
     client.delete_backup(backup)
     assert not [path for path in store_files(service) if volume in str(path)]
     # What was deleted stays deleted, whatever a record says.
     client.expect(201, "POST", "/backups/import_record", {"backup-record": exported})
-    client.wait_status("backup", twin, "error")
-    assert "deleted" in client.expect(200, "GET", f"/backups/{twin}")["backup"]["fail_reason"]
-    client.delete_backup(twin)
+    client.wait_status("backup", duplicate, "error")
+    assert "deleted" in client.expect(200, "GET", f"/backups/{duplicate}")["backup"]["fail_reason"]
+    client.delete_backup(duplicate)
 
 
 def test_a_record_survives_its_database(client: Client, tmp_path: Path) -> None:

@@ -114,8 +114,8 @@ class Swift:
     user: str = "test:tester"
     key: str = "very-secret-key-of-the-tester"
     #: A user of the same account without any right.
-    stranger: str = "test:stranger"
-    stranger_key: str = "strangers-key"
+    outsider: str = "test:outsider"
+    outsider_key: str = "outsiders-key"
     servers: dict[str, ServerProcess] = field(default_factory=dict)
     ports: dict[str, int] = field(default_factory=dict)
     #: Of memcached, which keeps tempauth's tokens.
@@ -202,7 +202,7 @@ def _filters(
         "tempauth": (
             f"token_life = {token_life}",
             f"user_{cluster.user.replace(':', '_')} = {cluster.key} .admin",
-            f"user_{cluster.stranger.replace(':', '_')} = {cluster.stranger_key}",
+            f"user_{cluster.outsider.replace(':', '_')} = {cluster.outsider_key}",
         ),
         "container_quotas": (),
         "account_quotas": (),

@@ -4,7 +4,7 @@ The rule itself is :mod:`backupfw.manager.lineage.tree`; this module loads the v
 rule, and stores what changed.  All functions work inside the caller's transaction and leave the commit
 to it.
 
-Why two requests can never both win: everything that takes hold of a manifest (a child, a twin) or
+Why two requests can never both win: everything that takes hold of a manifest (a child, a duplicate) or
 lets go of one updates the manifest's own row first, so the database puts them in a row; what is
 decided is read after that.  What looks at or changes the tree's edges locks the rows of the volume's
 tree in the order of their ids (:func:`backupfw.db.locks.lock`), and reads them after that.
@@ -99,7 +99,7 @@ def _change(session: Session, statement: Update) -> bool:
 
 
 def take(session: Session, manifest_id: str) -> bool:
-    """Take hold of a manifest for a child or a twin that the caller inserts in this transaction.
+    """Take hold of a manifest for a child or a duplicate that the caller inserts in this transaction.
 
     :return: False when it is not live (any more): nothing may be built upon it.
     """

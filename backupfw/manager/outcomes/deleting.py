@@ -254,7 +254,7 @@ def failed(session: Session, task: Task, reason: str, detail: Detail | None = No
 
 def _drop_reference(session: Session, manifest_id: str) -> None:
     """Forget a manifest of another installation when no living backup names it."""
-    # A twin that is being made holds this row's lock, or waits for it and finds it gone.
+    # An import that makes a duplicate holds this row's lock, or waits for it and finds it gone.
     lock(session, models.Manifest, models.Manifest.id == manifest_id)
     backup = models.Backup
     if session.scalar(select(exists().where(backup.manifest_id == manifest_id, backup.deleted.is_(False)))):

@@ -34,7 +34,7 @@ pytestmark = pytest.mark.server
 
 ACCOUNT = Account("backup")
 #: Uses the known account's name with a key of its own.
-STRANGER = Account("backup")
+OUTSIDER = Account("backup")
 
 
 def deviates(reason: str) -> Callable[[Any], Any]:
@@ -113,7 +113,7 @@ def world(server: GcsServer, directory: Path) -> Iterator[World]:
     with gcs_gate(server.port) as gate:
         gate.admit(ACCOUNT)
         ACCOUNT.write(directory / "account.json", gate)
-        STRANGER.write(directory / "stranger.json", gate)
+        OUTSIDER.write(directory / "outsider.json", gate)
         yield World(server, gate, directory)
 
 
@@ -126,7 +126,7 @@ class GcsSuite(ChunkStoreTests):
         "expire_token": "nobody signs in at this server itself",
         "full_store": "the server knows no quotas",
     }
-    secrets = (*ACCOUNT.private_pem.splitlines()[1:-1], *STRANGER.private_pem.splitlines()[1:-1])
+    secrets = (*ACCOUNT.private_pem.splitlines()[1:-1], *OUTSIDER.private_pem.splitlines()[1:-1])
 
     def open_store(self, server: World) -> ChunkStore:
         store = self.open_at(
@@ -159,7 +159,7 @@ class GcsSuite(ChunkStoreTests):
         return self.open_at(f"http://127.0.0.1:{free_port()}", anonymous=True, project="test")
 
     def open_refused(self, server: World) -> ChunkStore:
-        path = str(server.directory / "stranger.json")
+        path = str(server.directory / "outsider.json")
         return self.open_at(server.gate.endpoint, service_account_file=path)
 
 

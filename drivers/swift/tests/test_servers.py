@@ -118,12 +118,12 @@ class TestTempauth:
 
     def test_access_lists_are_enough(self, cluster: Swift) -> None:
         account = tempauth_account(cluster)
-        stranger = {"username": cluster.stranger, "password": cluster.stranger_key}
-        store = opened({**account.options, **stranger})
+        outsider = {"username": cluster.outsider, "password": cluster.outsider_key}
+        store = opened({**account.options, **outsider})
         report = store.check()
         assert not report.ok
         assert [item.name for item in report.items if not item.ok] == ["container"]
-        lists = {"X-Container-Read": f"{cluster.stranger},.rlistings", "X-Container-Write": cluster.stranger}
+        lists = {"X-Container-Read": f"{cluster.outsider},.rlistings", "X-Container-Write": cluster.outsider}
         assert account.request("PUT", "/lent", headers=lists).ok
         store.ensure_container("lent")
         store.put("lent", "a", X)
@@ -132,9 +132,9 @@ class TestTempauth:
         assert [info.key for info in store.list("lent")] == ["a", "b"]
         store.delete("lent", ["a", "b"])
         assert list(store.list("lent")) == []
-        assert opened({**account.options, **stranger}, check_container="lent").check().ok
+        assert opened({**account.options, **outsider}, check_container="lent").check().ok
         assert list(store.list("lent")) == []
-        assert not opened({**account.options, **stranger}, check_container="missing").check().ok
+        assert not opened({**account.options, **outsider}, check_container="missing").check().ok
         with pytest.raises(PermissionDenied):
             store.get("c", "key")
 

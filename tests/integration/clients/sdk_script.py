@@ -146,14 +146,14 @@ if "export a record" in done:
     except exceptions.SDKException:
         refused.append("import a record")
     known = json.loads(base64.b64decode(record["backup_url"]))
-    twin = str(uuid.uuid4())
-    url = base64.b64encode(json.dumps({**known, "id": twin}).encode()).decode()
+    duplicate = str(uuid.uuid4())
+    url = base64.b64encode(json.dumps({**known, "id": duplicate}).encode()).decode()
     body = {"backup-record": {**record, "backup_url": url}}
     answer = storage.post("/backups/import_record", json=body)
     assert answer.status_code == 201, answer.text
-    wait(lambda: storage.get_backup(twin), "available")
-    storage.delete_backup(twin)
-    gone(storage.get_backup, twin)
+    wait(lambda: storage.get_backup(duplicate), "available")
+    storage.delete_backup(duplicate)
+    gone(storage.get_backup, duplicate)
     storage.reset_backup_status(child.id, "error")
     assert storage.get_backup(child.id).status == "error"
     done.append("reset the status")

@@ -153,14 +153,14 @@ def test_a_record_brings_a_backup_to_another_service(cinder: Commands, api: Clie
     shown = api.expect(200, "GET", f"/backups/{backup}/export_record")["backup-record"]
     assert (cells[1][1], url) == (shown["backup_service"], shown["backup_url"])
     shows(CINDER, "export a record")
-    twin = str(uuid.uuid4())
-    record = {**json.loads(base64.b64decode(url)), "id": twin}
+    duplicate = str(uuid.uuid4())
+    record = {**json.loads(base64.b64decode(url)), "id": duplicate}
     text = base64.b64encode(json.dumps(record).encode()).decode()
     imported = cinder.cinder_shows("backup-import", shown["backup_service"], text)
-    assert imported["id"] == twin
-    api.wait_status("backup", twin, "available")
+    assert imported["id"] == duplicate
+    api.wait_status("backup", duplicate, "available")
     api.delete_backup(backup)
-    assert same_content(api.volume_path(volume), api.volume_path(api.restore(twin)), GIB)
+    assert same_content(api.volume_path(volume), api.volume_path(api.restore(duplicate)), GIB)
     shows(CINDER, "import a record")
 
 

@@ -175,14 +175,14 @@ def test_a_record_brings_a_backup_back(go: Gophercloud, api: Client, client: str
     shown = api.expect(200, "GET", f"/backups/{backup}/export_record")["backup-record"]
     assert record == shown
     shows(client, "export a record")
-    twin = str(uuid.uuid4())
+    duplicate = str(uuid.uuid4())
     url = base64.b64encode(
-        json.dumps({**json.loads(base64.b64decode(record["backup_url"])), "id": twin}).encode()
+        json.dumps({**json.loads(base64.b64decode(record["backup_url"])), "id": duplicate}).encode()
     )
     imported = go("backups.Import", backup_service=record["backup_service"], backup_url=url.decode())
-    assert imported["id"] == twin
-    api.wait_status("backup", twin, "available")
-    assert same_content(api.volume_path(volume), api.volume_path(api.restore(twin)), GIB)
+    assert imported["id"] == duplicate
+    api.wait_status("backup", duplicate, "available")
+    assert same_content(api.volume_path(volume), api.volume_path(api.restore(duplicate)), GIB)
     shows(client, "import a record")
 
 

@@ -1,9 +1,9 @@
 """Random histories over HTTP, and what must be true of them whatever is killed meanwhile.
 
 A :class:`History` does one thing after another with volumes of its own: writes, backups of every kind,
-restores, deletes, resets, twins by import.  It does not wait for one before it begins the next, and it keeps
-no more of a backup than the digest of what the volume held.  It does not know what a :class:`Monkey` kills
-beside it: a request that nobody answered is sent again, after a look at whether it was done.
+restores, deletes, resets, duplicates by import.  It does not wait for one before it begins the next, and it
+keeps no more of a backup than the digest of what the volume held.  It does not know what a :class:`Monkey`
+kills beside it: a request that nobody answered is sent again, after a look at whether it was done.
 """
 
 from __future__ import annotations
@@ -456,22 +456,22 @@ class History:
         exported["backup_url"] = base64.b64encode(json.dumps(record).encode()).decode()
         status, answer, lost = self.api.request("POST", "/backups/import_record", {"backup-record": exported})
         assert status == 201 or lost, answer
-        twin = Copy(record["id"], copy.disk, copy.digest)
-        self._copies.append(twin)
+        duplicate = Copy(record["id"], copy.disk, copy.digest)
+        self._copies.append(duplicate)
 
         def ended() -> bool:
-            shown = self.api.show("backup", twin.id)
+            shown = self.api.show("backup", duplicate.id)
             status = None if shown is None else shown["status"]
             if status == "creating":
                 return False
-            if twin.deleted:
+            if duplicate.deleted:
                 return True
             # Its original may have been deleted by force in the same moment.
-            assert status == "available" or twin.meddled or copy.meddled or copy.deleted, shown
-            twin.meddled = True
+            assert status == "available" or duplicate.meddled or copy.meddled or copy.deleted, shown
+            duplicate.meddled = True
             return True
 
-        self._begin(f"import of {copy.id} as {twin.id}", ended, copy, twin)
+        self._begin(f"import of {copy.id} as {duplicate.id}", ended, copy, duplicate)
         return True
 
     def _snapshot(self) -> bool:

@@ -219,9 +219,9 @@ def test_a_device_grows_only_outside(provider: LocalProvider, tmp_path: Path) ->
         grown = VolumeRef("v", 2 * LENGTH, name, adopted=True)
         assert read_all(provider, grown) == b"x" * LENGTH + bytes(LENGTH)
         # Made from a device, with a tail of its own.
-        twin = VolumeRef("w", 2 * LENGTH + 5)
-        provider.create(twin, grown)
-        assert read_all(provider, twin) == b"x" * LENGTH + bytes(LENGTH + 5)
+        copy = VolumeRef("w", 2 * LENGTH + 5)
+        provider.create(copy, grown)
+        assert read_all(provider, copy) == b"x" * LENGTH + bytes(LENGTH + 5)
 
 
 def test_a_frozen_writer_of_a_device_is_killed(

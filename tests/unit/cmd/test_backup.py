@@ -155,9 +155,9 @@ def test_deleting_one_of_two_records_of_a_manifest_frees_nothing(
     with database.opened(load_conf(state)) as db, db.write() as session:
         row = session.get_one(models.Backup, backup_id)
         values = {column.key: getattr(row, column.key) for column in models.Backup.__table__.columns}
-        session.add(models.Backup(**{**values, "id": "twin"}))
+        session.add(models.Backup(**{**values, "id": "duplicate"}))
     found = json.loads(run("backup", "show", backup_id).out)["holdings"]
-    assert found["same_manifest"] == ["twin"]
+    assert found["same_manifest"] == ["duplicate"]
     assert found["own"] == shown["holdings"]["own"]
     assert found["deleting_frees"] == {"objects": 0, "bytes": 0}
 

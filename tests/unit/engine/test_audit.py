@@ -83,8 +83,8 @@ def test_what_is_being_worked_on_is_left_out(world: World) -> None:
 
 def test_an_unknown_manifest_excuses_what_it_names(world: World) -> None:
     full = world.backup("a", {0: 1})
-    stranger = world.backup("s", {0: 2}, full[1])
-    assert found(world, Database(v=live(full))) == [(audit.UNKNOWN, stranger[0])]
+    unknown = world.backup("s", {0: 2}, full[1])
+    assert found(world, Database(v=live(full))) == [(audit.UNKNOWN, unknown[0])]
 
 
 def test_a_second_manifest_of_a_known_backup_is_an_orphan(world: World) -> None:

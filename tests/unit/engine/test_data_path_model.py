@@ -1,7 +1,7 @@
 """The whole data path as one random machine: engine, lineage on the tables, and a store in memory.
 
 Volumes are written, zeroed, grown and shrunk; backups are made from any live one and from older
-snapshots, killed at any put and resumed; they get twins, are deleted in any order and at the same
+snapshots, killed at any put and resumed; they get duplicates, are deleted in any order and at the same
 time; manifests are damaged and repaired; the catalogue is lost and rebuilt.  After every step the
 store holds exactly what manifests name (and what an unfinished backup or release is still about to
 remove), without any sweep; every backup that is left restores bit by bit.
@@ -406,7 +406,7 @@ class DataPath(RuleBasedStateMachine):
     def import_a_twin(self, choice: int) -> None:
         manifest_id, data = self.pick(list(self.records.values()), choice)
         self.add_record(manifest_id, data)
-        self.seen["twins"] += 1
+        self.seen["duplicates"] += 1
 
     # -- deletes ----------------------------------------------------------------------------------
 
@@ -748,7 +748,7 @@ def test_data_path(machine: type[DataPath]) -> None:
         "resumed",
         "a newer backup had appeared",
         "base was damaged",
-        "twins",
+        "duplicates",
         "a base was deleted",
         "released with relatives",
         "relatives, three and more",

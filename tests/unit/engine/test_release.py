@@ -234,16 +234,16 @@ def test_what_a_manifest_unknown_to_the_database_names_stays(sorted_listing: boo
 def test_an_unknown_manifest_that_cannot_be_read_stops_everything() -> None:
     world = World()
     full = world.backup("a", {0: 2})
-    stranger = world.backup("b", {5: 1})
-    world.flip(stranger[0])
+    unrelated = world.backup("b", {5: 1})
+    world.flip(unrelated[0])
     before = dict(world.objects)
     with pytest.raises(Damaged) as caught:
         release.run(full[0], KnownManifests(), PREFIX, world.container, Control())
-    assert caught.value.key == stranger[0]
+    assert caught.value.key == unrelated[0]
     assert world.objects == before
     # It went after all: it names nothing any more.
     world.store.hidden = set()
-    del world.objects[stranger[0]]
+    del world.objects[unrelated[0]]
     release.run(full[0], KnownManifests(), PREFIX, world.container, Control())
     assert not names(full) & set(world.objects)
 
@@ -365,7 +365,7 @@ def test_large_relatives_that_share_no_origin_are_not_read_through(monkeypatch: 
     world = World()
     full = world.backup("a", {0: 1})
     child = world.backup("b", {1: 1}, full[1])
-    stranger = world.backup("c", {0: 1})
+    unrelated = world.backup("c", {0: 1})
     read: list[str] = []
     segments = ManifestReader.segments
 
@@ -374,9 +374,9 @@ def test_large_relatives_that_share_no_origin_are_not_read_through(monkeypatch: 
         return segments(self)
 
     monkeypatch.setattr(ManifestReader, "segments", noted)
-    run(world, full[0], child[0], stranger[0])
+    run(world, full[0], child[0], unrelated[0])
     assert read == [full[0], child[0]]
-    assert set(world.objects) == names(child) | names(stranger)
+    assert set(world.objects) == names(child) | names(unrelated)
 
 
 def test_progress_is_told_in_bytes() -> None:

@@ -109,7 +109,7 @@ def test_who_cannot_be_a_base(world: World, change: str) -> None:
     assert world.backups.get(world.ctx(), made.id).parent_id == parent.id
 
 
-def test_a_twin_in_another_project_shares_nothing_there(world: World) -> None:
+def test_a_duplicate_in_another_project_shares_nothing_there(world: World) -> None:
     volume = world.volume("p2")
     world.backup(volume, "p2")
     (manifest,) = world.rows(models.Manifest)

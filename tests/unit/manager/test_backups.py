@@ -85,18 +85,18 @@ def test_another_projects_things_do_not_exist(world: World) -> None:
     with pytest.raises(errors.VolumeNotFound):
         world.backups.create(world.ctx("p1"), volume_id=volume)
     backup = world.backup(volume, "p2")
-    stranger = world.ctx("p1")
+    outsider = world.ctx("p1")
     for call in (
-        lambda: world.backups.get(stranger, backup.id),
-        lambda: world.backups.delete(stranger, backup.id),
-        lambda: world.backups.restore(stranger, backup.id),
-        lambda: world.backups.update(stranger, backup.id, name="x"),
-        lambda: world.backups.export_record(stranger, backup.id),
-        lambda: world.backups.list(stranger, marker=backup.id),
+        lambda: world.backups.get(outsider, backup.id),
+        lambda: world.backups.delete(outsider, backup.id),
+        lambda: world.backups.restore(outsider, backup.id),
+        lambda: world.backups.update(outsider, backup.id, name="x"),
+        lambda: world.backups.export_record(outsider, backup.id),
+        lambda: world.backups.list(outsider, marker=backup.id),
     ):
         with pytest.raises(errors.NotFound):
             call()
-    assert world.backups.list(stranger, all_tenants=True).items == []
+    assert world.backups.list(outsider, all_tenants=True).items == []
     admin = world.ctx("p1", admin=True)
     assert world.backups.get(admin, backup.id).id == backup.id
     assert world.backups.list(admin).items == []
@@ -382,17 +382,19 @@ def test_export_and_import_as_a_twin(world: World) -> None:
     assert service == WIRE
     with pytest.raises(errors.InvalidBackup, match=r"^Backup already exists in database\.$"):
         world.backups.import_record(ctx, backup_service=service, backup_url=url)
-    twin_id = str(uuid.uuid4())
-    twin = world.backups.import_record(ctx, backup_service=service, backup_url=_with_id(url, twin_id))
-    assert (twin.id, twin.status, twin.display_name, twin.volume_id) == (
-        twin_id,
+    duplicate_id = str(uuid.uuid4())
+    duplicate = world.backups.import_record(
+        ctx, backup_service=service, backup_url=_with_id(url, duplicate_id)
+    )
+    assert (duplicate.id, duplicate.status, duplicate.display_name, duplicate.volume_id) == (
+        duplicate_id,
         "creating",
         None,
         "00000000-0000-0000-0000-000000000000",
     )
     check_consistent(world)
     _run_import(world)
-    shown = world.backups.get(ctx, twin_id)
+    shown = world.backups.get(ctx, duplicate_id)
     assert (shown.status, shown.display_name, shown.volume_id, shown.size) == (
         "available",
         "n",
@@ -400,8 +402,8 @@ def test_export_and_import_as_a_twin(world: World) -> None:
         1,
     )
     check_consistent(world)
-    # Twin first, then the original: only the last one removes the data.
-    world.backups.delete(ctx, twin_id)
+    # Duplicate first, then the original: only the last one removes the data.
+    world.backups.delete(ctx, duplicate_id)
     assert not world.run_delete()
     assert world.status(backup.id) == "available"
     world.backups.delete(ctx, backup.id)
@@ -413,8 +415,8 @@ def test_a_deleted_id_is_revived_and_deleted_data_is_refused(world: World) -> No
     backup = world.backup(world.volume(), metadata={"a": "b"})
     ctx = world.ctx(admin=True)
     service, url = world.backups.export_record(ctx, backup.id)
-    twin_id = str(uuid.uuid4())
-    world.backups.import_record(ctx, backup_service=service, backup_url=_with_id(url, twin_id))
+    duplicate_id = str(uuid.uuid4())
+    world.backups.import_record(ctx, backup_service=service, backup_url=_with_id(url, duplicate_id))
     _run_import(world)
     world.backups.delete(ctx, backup.id)
     world.run_delete()
@@ -422,7 +424,7 @@ def test_a_deleted_id_is_revived_and_deleted_data_is_refused(world: World) -> No
     assert (revived.id, revived.deleted, revived.deleted_at, revived.metadata) == (backup.id, False, None, {})
     _run_import(world)
     assert world.status(backup.id) == "available"
-    for each in (backup.id, twin_id):
+    for each in (backup.id, duplicate_id):
         world.backups.delete(ctx, each)
         world.run_delete()
     world.backups.import_record(ctx, backup_service=service, backup_url=url)
@@ -469,23 +471,23 @@ def test_a_record_cannot_lie_about_size_or_take_another_projects_data(world: Wor
     (manifest,) = world.rows(models.Manifest)
 
     def begin(ctx_admin: bool) -> tuple[str, tasks.Task]:
-        twin = str(uuid.uuid4())
+        duplicate = str(uuid.uuid4())
         world.backups.import_record(
-            world.ctx("p1", admin=ctx_admin), backup_service=WIRE, backup_url=_with_id(url, twin, size=1)
+            world.ctx("p1", admin=ctx_admin), backup_service=WIRE, backup_url=_with_id(url, duplicate, size=1)
         )
-        return twin, world.claim()
+        return duplicate, world.claim()
 
-    twin, task = begin(False)
+    duplicate, task = begin(False)
     with pytest.raises(errors.InvalidInput, match="another project"):
         world.outcomes.importing.finish(task, world.facts(manifest))
     world.outcomes.importing.fail(task, "no")
-    twin, task = begin(True)
+    duplicate, task = begin(True)
     world.conf.quota.backup_gigabytes = 5
     with pytest.raises(errors.QuotaExceeded):
         world.outcomes.importing.finish(task, world.facts(manifest))
     world.conf.quota.backup_gigabytes = -1
     assert world.outcomes.importing.finish(task, world.facts(manifest)).size == 9
-    assert world.backups.get(world.ctx("p1"), twin).project_id == "p1"
+    assert world.backups.get(world.ctx("p1"), duplicate).project_id == "p1"
     # What it makes there shares nothing with the other project's data.
     assert records.decode(url).project_id == "p2"
 
@@ -494,18 +496,18 @@ def test_an_unknown_service_ends_in_error(world: World) -> None:
     backup = world.backup(world.volume())
     ctx = world.ctx(admin=True)
     _, url = world.backups.export_record(ctx, backup.id)
-    twin = str(uuid.uuid4())
-    world.backups.import_record(ctx, backup_service="some.other.Driver", backup_url=_with_id(url, twin))
+    duplicate = str(uuid.uuid4())
+    world.backups.import_record(ctx, backup_service="some.other.Driver", backup_url=_with_id(url, duplicate))
     task = world.claim()
     with pytest.raises(errors.InvalidInput, match="service"):
         world.outcomes.importing.start(task, {"main": WIRE})
     short, _, _ = WIRE.rpartition(".")
     world.outcomes.importing.fail(task, "no")
-    world.backups.delete(ctx, twin)
+    world.backups.delete(ctx, duplicate)
     world.run_delete()
-    world.backups.import_record(ctx, backup_service=short, backup_url=_with_id(url, twin))
+    world.backups.import_record(ctx, backup_service=short, backup_url=_with_id(url, duplicate))
     _run_import(world)
-    assert world.status(twin) == "available"
+    assert world.status(duplicate) == "available"
 
 
 def test_a_foreign_manifest_is_only_a_reference(world: World) -> None:
@@ -515,24 +517,24 @@ def test_a_foreign_manifest_is_only_a_reference(world: World) -> None:
     (manifest,) = world.rows(models.Manifest)
     key = f"{uuid.uuid4()}/x/y/z/1.1-0000000000000001/manifest"
     foreign = world.facts(manifest, key=key, installation_id=key.split("/")[0])
-    twins = [str(uuid.uuid4()) for _ in range(2)]
-    for twin in twins:
+    duplicates = [str(uuid.uuid4()) for _ in range(2)]
+    for duplicate in duplicates:
         world.backups.import_record(
-            ctx, backup_service=WIRE, backup_url=_with_id(url, twin, service_metadata=key)
+            ctx, backup_service=WIRE, backup_url=_with_id(url, duplicate, service_metadata=key)
         )
         task = world.claim()
         assert world.outcomes.importing.start(task, {"main": WIRE}).key == key
         world.outcomes.importing.finish(task, foreign)
-    for twin in twins:
-        world.backups.delete(ctx, twin)
+    for duplicate in duplicates:
+        world.backups.delete(ctx, duplicate)
         assert not world.run_delete()
     assert world.rows(models.Manifest, models.Manifest.key == key) == []
     # It was not deleted, so it can come back.
     world.backups.import_record(
-        ctx, backup_service=WIRE, backup_url=_with_id(url, twins[0], service_metadata=key)
+        ctx, backup_service=WIRE, backup_url=_with_id(url, duplicates[0], service_metadata=key)
     )
     world.outcomes.importing.finish(world.claim(), foreign)
-    assert world.status(twins[0]) == "available"
+    assert world.status(duplicates[0]) == "available"
 
 
 def test_listing_sorts_filters_and_counts(world: World) -> None:

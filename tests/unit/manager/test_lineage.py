@@ -134,7 +134,7 @@ def test_two_orphans_of_a_gone_base_stay_neighbours(db: Database) -> None:
 
 
 def test_a_manifest_is_released_when_nothing_holds_it_any_more(db: Database) -> None:
-    fill(db, manifest("m"), backup("one", "m"), backup("twin", "m"))
+    fill(db, manifest("m"), backup("one", "m"), backup("duplicate", "m"))
 
     def drop(backup_id: str) -> bool:
         with db.write() as session:
@@ -142,9 +142,9 @@ def test_a_manifest_is_released_when_nothing_holds_it_any_more(db: Database) -> 
             return manifests.release_if_unused(session, "m")
 
     assert not drop("one")
-    assert drop("twin")
+    assert drop("duplicate")
     assert states(db)["m"][0] == "released"
-    assert not drop("twin"), "released twice"
+    assert not drop("duplicate"), "released twice"
     with db.write() as session:
         assert not manifests.take(session, "m"), "a child of a released manifest"
 

@@ -133,14 +133,16 @@ class Lifecycle(RuleBasedStateMachine):
                 return
 
     @precondition(lambda self: self.records)
-    @rule(actor=st.sampled_from([0, 2]), number=numbers, twin=st.booleans(), fresh=st.uuids())
-    def import_record(self, actor: int, number: int, twin: bool, fresh: Any) -> None:
+    @rule(actor=st.sampled_from([0, 2]), number=numbers, duplicate=st.booleans(), fresh=st.uuids())
+    def import_record(self, actor: int, number: int, duplicate: bool, fresh: Any) -> None:
         from tests.unit.manager.test_backups import _with_id
 
         url = self.records[number % len(self.records)]
         try:
             self.world.backups.import_record(
-                self._ctx(actor), backup_service=WIRE, backup_url=_with_id(url, str(fresh)) if twin else url
+                self._ctx(actor),
+                backup_service=WIRE,
+                backup_url=_with_id(url, str(fresh)) if duplicate else url,
             )
         except REFUSED:
             return

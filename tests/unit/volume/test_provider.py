@@ -56,9 +56,9 @@ def test_a_volume_is_made_from_another(provider: LocalProvider, extra: int, from
     volume = new_volume(provider, "v", CONTENT)
     source = take_snapshot(provider, volume, "s", in_use=False) if from_snapshot else volume
     length = len(CONTENT) + extra
-    twin = VolumeRef("w", length, provider.create(VolumeRef("w", length), source))
-    assert read_all(provider, twin) == CONTENT + bytes(extra)
-    with provider.open_target(twin, 1) as target:
+    copy = VolumeRef("w", length, provider.create(VolumeRef("w", length), source))
+    assert read_all(provider, copy) == CONTENT + bytes(extra)
+    with provider.open_target(copy, 1) as target:
         assert not target.reads_zero
         target.write(0, [b"changed"])
     assert read_all(provider, volume) == CONTENT
@@ -76,9 +76,9 @@ def test_a_volume_that_grew_is_copied_whole_or_not_at_all(provider: LocalProvide
     before = VolumeRef("v", 50_000, volume.location)
     assert provider.look(before).length == len(CONTENT)
     assert read_all(provider, before) == CONTENT
-    twin = VolumeRef("w", len(CONTENT) + 10_000)
-    provider.create(twin, before)
-    assert read_all(provider, twin) == CONTENT + bytes(10_000)
+    copy = VolumeRef("w", len(CONTENT) + 10_000)
+    provider.create(copy, before)
+    assert read_all(provider, copy) == CONTENT + bytes(10_000)
     with pytest.raises(InvalidVolume, match="smaller"):
         provider.create(VolumeRef("x", 60_000), before)
     # A snapshot has the length that was asked for: whoever asks looks first.

@@ -115,9 +115,9 @@ def test_a_restored_volume_is_what_the_old_one_was(world: WorkerWorld) -> None:
         # The record may say what it likes; what was stored counts.
         record |= {"id": str(uuid.uuid4()), "driver_info": {"volume": {"volume_type": "lead"}}}
         url = base64.b64encode(json.dumps(record).encode()).decode()
-        twin = world.backups.import_record(world.ctx(), backup_service=service, backup_url=url)
-        assert world.wait_backup(twin.id, "available").volume_record == kept
-        assert restored(twin.id) == ("gold", True, {"image_name": "cirros"})
+        duplicate = world.backups.import_record(world.ctx(), backup_service=service, backup_url=url)
+        assert world.wait_backup(duplicate.id, "available").volume_record == kept
+        assert restored(duplicate.id) == ("gold", True, {"image_name": "cirros"})
         # A backup that was made before the catalogue knew of it.
         with world.db.write() as session:
             session.execute(update(models.Backup).values(volume_record=None))

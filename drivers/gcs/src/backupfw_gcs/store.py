@@ -180,7 +180,7 @@ class GcsStore(ChunkStore):
         except ChunkStoreError as error:
             if not isinstance(error.__cause__, api.Conflict):
                 raise
-            # Made by somebody at the same time, or taken by a stranger.
+            # Made by somebody at the same time, or taken by another customer.
             with self._calling(container, needs="storage.objects.list; the name may be another customer's"):
                 if not self._is_there(container):
                     raise
