@@ -59,7 +59,7 @@ def show(args: argparse.Namespace) -> int:
             **database.plain(row),
             "damaged_objects": []
             if row.manifest_id is None
-            else [database.plain(one) for one in BackupTasks(db, conf).damage.of(row.manifest_id)],
+            else [database.plain(one) for one in BackupTasks(db, conf).damaged_objects.of(row.manifest_id)],
             "manifest": _manifest_key(db, row.manifest_id),
             "holdings": None if row.manifest_id is None else _holdings(conf, db, row.id, row.manifest_id),
         }

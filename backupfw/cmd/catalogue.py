@@ -21,7 +21,7 @@ from backupfw.errors import BackupNotFound, InvalidBackup
 from backupfw.manager import rows
 from backupfw.manager.lineage import manifests
 from backupfw.manager.lineage.lifecycle import GONE, LIVE
-from backupfw.manager.outcomes import damage
+from backupfw.manager.outcomes import damaged_objects
 
 if TYPE_CHECKING:
     from oslo_config import cfg
@@ -182,7 +182,7 @@ def backups(
     columns = (getattr(Backup, field.name) for field in fields(BackupHealth)[:-1])
     wanted = _of(volume, project)
     if damaged:
-        wanted &= damage.is_damaged()
+        wanted &= damaged_objects.is_damaged()
     query = select(*columns, marks).order_by(Backup.created_at, Backup.id).limit(_PAGE)
     rest = wanted
     while True:

@@ -29,7 +29,7 @@ from backupfw.db.models import Backup, Manifest, Task, Volume
 from backupfw.db.session import Database, now
 from backupfw.engine.ports import BackupResult
 from backupfw.manager.lineage import lifecycle
-from backupfw.manager.outcomes import damage
+from backupfw.manager.outcomes import damaged_objects
 from backupfw.manager.queue import claims, tasks
 
 if TYPE_CHECKING:
@@ -247,7 +247,7 @@ class _VolumeCollector(_DatabaseCollector):
             .where(
                 Backup.deleted.is_(False),
                 Backup.status.in_((lifecycle.AVAILABLE, lifecycle.RESTORING)),
-                not_(damage.is_damaged()),
+                not_(damaged_objects.is_damaged()),
             )
             .group_by(Backup.volume_id)
             .subquery()
@@ -289,7 +289,7 @@ class _HealthCollector(_DatabaseCollector):
         with self._db.read() as session:
             count, verified, oldest = session.execute(kept).one()
             damaged = session.scalar(
-                select(func.count(Backup.id)).where(Backup.deleted.is_(False), damage.is_damaged())
+                select(func.count(Backup.id)).where(Backup.deleted.is_(False), damaged_objects.is_damaged())
             )
             moment = now(session)
         age = timedelta() if oldest is None else moment - oldest

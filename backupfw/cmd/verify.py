@@ -152,8 +152,8 @@ class _Verifier:
         from backupfw.cmd.terminal_control import TerminalControl
         from backupfw.engine import verify as engine
         from backupfw.engine.format import keys
-        from backupfw.manager.outcomes import damage
-        from backupfw.worker.damage import mark_sharers
+        from backupfw.manager.outcomes import damaged_objects
+        from backupfw.worker.damaged_objects import mark_sharers
 
         manifest = catalogue.manifest_of(self._db, backup_id)
         with self._db.read() as session:
@@ -162,7 +162,9 @@ class _Verifier:
         whole: set[str] = set()
 
         def damaged(bad: str, reason: str) -> None:
-            if not self._tasks.damage.record(manifest.store, manifest.container, bad, reason, manifest.id):
+            if not self._tasks.damaged_objects.record(
+                manifest.store, manifest.container, bad, reason, manifest.id
+            ):
                 raise InvalidBackup(f"backup {backup_id} was deleted meanwhile")
             found[bad] = reason
             if not self._json:
@@ -184,15 +186,15 @@ class _Verifier:
                 mark_sharers(self._tasks, opened, manifest.id, found, control)
             elif not self._quick:
                 prefix = keys.volume_prefix_of(manifest.key)
-                listed = self._tasks.damage.keys(manifest.store, manifest.container, prefix)
+                listed = self._tasks.damaged_objects.keys(manifest.store, manifest.container, prefix)
                 whole = engine.named(manifest.key, listed, opened, control)
         except BaseException:
             progress.abandon()
             raise
-        how = damage.QUICK if self._quick else damage.FULL
-        result = damage.OK if report.ok else damage.DAMAGED
+        how = damaged_objects.QUICK if self._quick else damaged_objects.FULL
+        result = damaged_objects.OK if report.ok else damaged_objects.DAMAGED
         # The last step: a run that was killed before does this one again.
-        moment = self._tasks.damage.record_verification(manifest.id, begun, how, result, whole)
+        moment = self._tasks.damaged_objects.record_verification(manifest.id, begun, how, result, whole)
         progress.finish(human_size(report.bytes))
         if self._json:
             _print_json(

@@ -1,7 +1,7 @@
-"""Verifying: everything that a manifest names is read, every block checked, all damage reported.
+"""Verifying: everything that a manifest names is read, every block checked, each damaged object reported.
 
-Unlike a restore it goes on after damage, so that one pass finds all of it; the damaged keys then keep
-the next backup from sharing with them.
+Unlike a restore it goes on after a damaged object, so that one pass finds all of it; the damaged keys then
+keep the next backup from sharing with them.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from backupfw.engine.segment_restore import BlockDecoder
 from backupfw.errors import Damaged
 
 #: Called with the key of a damaged object and what is wrong with it.
-OnDamage = Callable[[str, str], None]
+OnDamaged = Callable[[str, str], None]
 
 
 def run(
     manifest_key: str,
     container: Container,
     control: Control,
-    on_damage: OnDamage,
+    on_damaged: OnDamaged,
     *,
     quick: bool = False,
     streams: int = 2,
 ) -> VerifyReport:
     """Look at everything a manifest names.
 
-    :param on_damage: called in the caller's thread, once per damaged object, while the work goes on.
+    :param on_damaged: called in the caller's thread, once per damaged object, while the work goes on.
     :param quick: maps are read and checked whole; of each pack only its end, which shows that it is
         there and has the promised size.  For imports.
     :param streams: segments looked at at the same time; each takes about the size of a pack.
@@ -53,7 +53,7 @@ def run(
     try:
         reader = ManifestReader(container, manifest_key)
     except Damaged as error:
-        on_damage(error.key, error.reason)
+        on_damaged(error.key, error.reason)
         return VerifyReport(objects=1, damaged=1)
     halt = Halt(control)
     meter = Meter(control, reader.totals.data_bytes)
@@ -68,12 +68,12 @@ def run(
                 seen += found.objects
                 blocks += found.blocks
                 size += found.bytes
-                damaged += len(found.damage)
-                for key, reason in found.damage:
-                    on_damage(key, reason)
+                damaged += len(found.damaged)
+                for key, reason in found.damaged:
+                    on_damaged(key, reason)
     except Damaged as error:
         # Segments report their damage; what is raised here is the manifest's own.
-        on_damage(error.key, error.reason)
+        on_damaged(error.key, error.reason)
         damaged += 1
     meter.finish()
     return VerifyReport(objects=seen, blocks=blocks, bytes=size, damaged=damaged)
@@ -114,7 +114,7 @@ class Look:
     :ivar stored_bytes: their sizes.
     :ivar referenced_bytes: sizes of everything it names, and its own.
     :ivar damaged: how many of all these objects are missing or damaged, as a quick verification finds them.
-    :ivar known_damage: which of them were on the list of damaged ones.
+    :ivar known_damaged: which of them were on the list of damaged ones.
     """
 
     head: ManifestHead
@@ -122,7 +122,7 @@ class Look:
     stored_bytes: int
     referenced_bytes: int
     damaged: int
-    known_damage: frozenset[str]
+    known_damaged: frozenset[str]
 
 
 def look(
@@ -130,12 +130,12 @@ def look(
     listed: Collection[str],
     container: Container,
     control: Control,
-    on_damage: OnDamage = lambda _key, _reason: None,
+    on_damaged: OnDamaged = lambda _key, _reason: None,
 ) -> Look:
     """Read a manifest to its end, and look after everything that it names.
 
     :param listed: keys of objects that are known to be damaged.
-    :param on_damage: as of :func:`run`.
+    :param on_damaged: as of :func:`run`.
     :raises Damaged: the manifest itself is missing or damaged.
     :raises UnsupportedFormat: as :func:`run`; so are ChunkStoreError and TaskStopped.
     """
@@ -153,7 +153,7 @@ def look(
             if key.startswith(own):
                 count += 1
                 stored += size
-    report = run(manifest_key, container, control, on_damage, quick=True)
+    report = run(manifest_key, container, control, on_damaged, quick=True)
     referenced = reader.totals.referenced_bytes + reader.totals.manifest_bytes
     return Look(reader.head, count, stored, referenced, report.damaged, frozenset(known))
 
@@ -163,7 +163,7 @@ class _Found:
     objects: int = 0
     blocks: int = 0
     bytes: int = 0
-    damage: list[tuple[str, str]] = field(default_factory=list)
+    damaged: list[tuple[str, str]] = field(default_factory=list)
 
 
 class _SegmentVerifier:
@@ -202,9 +202,9 @@ class _SegmentVerifier:
                 else:
                     self._pack(table, table.packs[place], groups[place], found)
             except BadBytes as error:
-                found.damage.append((key, str(error)))
+                found.damaged.append((key, str(error)))
             except Damaged as error:
-                found.damage.append((error.key, error.reason))
+                found.damaged.append((error.key, error.reason))
         self._advance(entry.data_bytes)
         return found
 
@@ -213,11 +213,11 @@ class _SegmentVerifier:
         try:
             table = read_map(self._container, entry, self._geometry)
         except Damaged as error:
-            found.damage.append((error.key, error.reason))
+            found.damaged.append((error.key, error.reason))
             return None
         found.bytes += entry.map.length
         if problem := table.problem():
-            found.damage.append((entry.map_key, problem))
+            found.damaged.append((entry.map_key, problem))
             return None
         return table
 

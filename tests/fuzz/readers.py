@@ -216,7 +216,7 @@ def _base(case: Case, container: Any) -> None:
 def _import(case: Case, container: Any) -> None:
     tools: Any = SimpleNamespace(
         stores=SimpleNamespace(wire_names={"mem": "driver"}),
-        backups=SimpleNamespace(damage=SimpleNamespace(keys=lambda *_: frozenset())),
+        backups=SimpleNamespace(damaged_objects=SimpleNamespace(keys=lambda *_: frozenset())),
     )
     handler = BackupImport(tools)
     plan = SimpleNamespace(

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.content import MIB, change_image, same_content, write_image
-from tests.integration.damage import flipped, refuses
+from tests.integration.damaged_objects import flipped, refuses
 from tests.integration.service import Client, Service, running
 from tests.integration.volume.mounts import mounted
 

@@ -15,7 +15,7 @@ import pytest
 from botocore.config import Config
 
 from tests.integration.content import MIB, change_image, same_content, write_image
-from tests.integration.damage import flipped, refuses
+from tests.integration.damaged_objects import flipped, refuses
 from tests.integration.service import Client, Service, running
 from tests.servers.ceph import ceph, ceph_missing
 from tests.servers.seaweedfs import seaweedfs, seaweedfs_missing

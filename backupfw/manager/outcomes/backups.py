@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from backupfw.db import installation
 from backupfw.manager.outcomes.creating import BaseManifest, CreatePlan, CreateResult, CreateTasks
-from backupfw.manager.outcomes.damage import Damage
+from backupfw.manager.outcomes.damaged_objects import DamagedObjects
 from backupfw.manager.outcomes.deleting import DeleteTasks, ReleasePlan
 from backupfw.manager.outcomes.importing import ImportPlan, ImportTasks, ManifestFacts
 from backupfw.manager.outcomes.restoring import RestoredVolume, RestorePlan, RestoreTasks
@@ -44,7 +44,7 @@ class BackupTasks:
         self.restoring = RestoreTasks(db, conf)
         self.importing = ImportTasks(db, conf)
         self.deleting = DeleteTasks(db, conf)
-        self.damage = Damage(db, conf)
+        self.damaged_objects = DamagedObjects(db, conf)
 
     def installation_id(self) -> str:
         """Return the installation's id, the first part of every key."""

@@ -19,7 +19,7 @@ from backupfw.manager import rows
 from backupfw.manager.lineage import lifecycle, manifests
 from backupfw.manager.lineage.lifecycle import BackupMoves
 from backupfw.manager.messages import Detail
-from backupfw.manager.outcomes import damage
+from backupfw.manager.outcomes import damaged_objects
 from backupfw.manager.outcomes.base import Outcomes, backup_of
 from backupfw.manager.queue import tasks
 from backupfw.manager.rows import Task
@@ -302,9 +302,9 @@ class CreateTasks(Outcomes):
             session.flush()
             if result.base_lost:
                 # It shares nothing with the base that it may have been marked for.
-                damage.forget_marks(session, manifest.id)
+                damaged_objects.forget_marks(session, manifest.id)
             named = (object_digest(manifest.store, manifest.container, key) for key in result.damaged)
-            damage.mark(session, manifest.id, named)
+            damaged_objects.mark(session, manifest.id, named)
             session.execute(delete(models.Segment).where(models.Segment.manifest_id == manifest.id))
             moved = lifecycle.move(
                 session,

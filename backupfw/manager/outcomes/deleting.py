@@ -18,7 +18,7 @@ from backupfw.errors import EngineError
 from backupfw.manager.lineage import lifecycle, manifests
 from backupfw.manager.lineage.lifecycle import BackupMoves
 from backupfw.manager.messages import Detail
-from backupfw.manager.outcomes import damage
+from backupfw.manager.outcomes import damaged_objects
 from backupfw.manager.outcomes.base import Outcomes, backup_of
 from backupfw.manager.queue import tasks
 from backupfw.manager.rows import Task
@@ -244,7 +244,7 @@ class DeleteTasks(Outcomes):
     @staticmethod
     def _gone(session: Session, plan: ReleasePlan) -> None:
         manifests.mark_gone(session, plan.manifest_id)
-        damage.forget_marks(session, plan.manifest_id)
+        damaged_objects.forget_marks(session, plan.manifest_id)
 
 
 def failed(session: Session, task: Task, reason: str, detail: Detail | None = None) -> None:

@@ -26,7 +26,7 @@ from backupfw.manager import rows
 from backupfw.manager.lineage import lifecycle, manifests
 from backupfw.manager.lineage.lifecycle import BackupMoves
 from backupfw.manager.messages import Detail
-from backupfw.manager.outcomes import damage
+from backupfw.manager.outcomes import damaged_objects
 from backupfw.manager.outcomes.base import Outcomes, backup_of
 from backupfw.manager.queue import tasks
 from backupfw.manager.records import Record, same_service
@@ -149,7 +149,7 @@ class ImportTasks(Outcomes):
             quota.check(session, self._conf, backup.project_id, {"backup_gigabytes": size - backup.size})
         manifest_id = self._hold_manifest(session, facts)
         named = (object_digest(facts.store, facts.container, key) for key in facts.damaged)
-        damage.mark(session, manifest_id, named)
+        damaged_objects.mark(session, manifest_id, named)
         moment = now(session)
         created_at = _past(record.created_at, moment) or backup.created_at
         backup_rows.set_metadata(session, backup.id, record.metadata)
@@ -180,8 +180,8 @@ class ImportTasks(Outcomes):
             encryption_key_id=record.encryption_key_id,
             volume_record=facts.volume_record,
             verified_at=moment,
-            verified_how=damage.QUICK,
-            verified_result=damage.OK,
+            verified_how=damaged_objects.QUICK,
+            verified_result=damaged_objects.OK,
             fully_verified_at=None,
             created_at=created_at,
             data_timestamp=_past(record.data_timestamp, moment) or created_at,

@@ -115,12 +115,12 @@ class BackupCreate(Handler):
         :returns: None: it is committed.  Otherwise the keys that stay open.
         """
         tools = self._tools
-        listed = self._known_damage(plan)
+        listed = self._known_damaged(plan)
         missing, left = [], []
 
         def damaged(bad: str, reason: str) -> None:
             # So that its blocks are stored anew.
-            tools.backups.damage.record(plan.store, plan.container, bad, reason, plan.manifest_id)
+            tools.backups.damaged_objects.record(plan.store, plan.container, bad, reason, plan.manifest_id)
 
         for key in plan.announced:
             try:
@@ -152,7 +152,7 @@ class BackupCreate(Handler):
                 stored_bytes=found.stored_bytes,
                 referenced_bytes=found.referenced_bytes,
                 base_lost=base != wanted,
-                damaged=found.known_damage,
+                damaged=found.known_damaged,
             )
             self._commit(task, plan, made, container, control)
             return None
@@ -270,7 +270,7 @@ class BackupCreate(Handler):
             geometry=Geometry(source.length, plan.block_size, plan.segment_size),
             base=None if plan.base is None else plan.base.key,
             record=_record(plan),
-            damaged=self._known_damage(plan),
+            damaged=self._known_damaged(plan),
             pack_size=tools.engine.pack_size,
             compression_level=tools.engine.compression_level,
             hash_mode=plan.hash_mode,
@@ -278,10 +278,10 @@ class BackupCreate(Handler):
             streams=tools.engine.streams,
         )
 
-    def _known_damage(self, plan: CreatePlan) -> frozenset[str]:
+    def _known_damaged(self, plan: CreatePlan) -> frozenset[str]:
         """Return the keys of the volume's objects that are known to be damaged."""
         prefix = keys.volume_prefix(plan.installation_id, plan.backup.project_id, plan.backup.volume_id)
-        return self._tools.backups.damage.keys(plan.store, plan.container, prefix)
+        return self._tools.backups.damaged_objects.keys(plan.store, plan.container, prefix)
 
     def _need(self, plan: CreatePlan, container: Container) -> None:
         """Make sure that the container is there, making it if the service may.

@@ -87,8 +87,10 @@ class BackupImport(Handler):
         origin = head.origin
         check_claim(task, plan.backup.project_id, origin.project, head.geometry.length)
         check_names(origin.installation, origin.project, origin.volume, origin.backup)
-        listed = self._tools.backups.damage.keys(store, plan.container, keys.volume_prefix_of(plan.key))
-        found = verify.look(plan.key, listed, container, control, _Damage())
+        listed = self._tools.backups.damaged_objects.keys(
+            store, plan.container, keys.volume_prefix_of(plan.key)
+        )
+        found = verify.look(plan.key, listed, container, control, _DamagedKeys())
         if found.damaged:
             raise InvalidInput(f"{found.damaged} of the backup's objects are missing or damaged.")
         return ManifestFacts(
@@ -106,7 +108,7 @@ class BackupImport(Handler):
             segment_size=head.geometry.segment_size,
             hash_mode=head.hash_mode,
             key_id=head.key_id,
-            damaged=found.known_damage,
+            damaged=found.known_damaged,
             object_count=found.object_count,
             stored_bytes=found.stored_bytes,
             referenced_bytes=found.referenced_bytes,
@@ -114,7 +116,7 @@ class BackupImport(Handler):
         )
 
 
-class _Damage:
+class _DamagedKeys:
     """Counts damaged objects, up to a number: a manifest may name any number of objects that never were."""
 
     def __init__(self) -> None:

@@ -16,7 +16,7 @@ from backupfw.manager.rules.volume_rules import is_followed
 from backupfw.volume.base import VolumeRef
 from backupfw.worker.cancellable import PROVIDER_GRACE, opened, run_cancellable
 from backupfw.worker.control import TaskControl
-from backupfw.worker.damage import mark_sharers
+from backupfw.worker.damaged_objects import mark_sharers
 from backupfw.worker.handlers.base import Handler, restored_volume, volume_ref
 
 
@@ -47,7 +47,7 @@ class BackupRestore(Handler):
                 engine.run(plan.key, container, volume, control, checkpoint, streams=tools.engine.streams)
         except Damaged as error:
             # The next incremental stores the blocks of a damaged object anew.
-            if tools.backups.damage.record(
+            if tools.backups.damaged_objects.record(
                 plan.store, plan.container, error.key, error.reason, plan.manifest_id
             ):
                 mark_sharers(tools.backups, container, plan.manifest_id, {error.key}, control)

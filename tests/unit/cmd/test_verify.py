@@ -25,7 +25,7 @@ from backupfw.conf import logging
 from backupfw.db import models
 from backupfw.db.session import Database, now
 from backupfw.engine import verify as engine
-from backupfw.manager.outcomes import damage
+from backupfw.manager.outcomes import damaged_objects
 from backupfw.manager.outcomes.backups import BackupTasks
 from backupfw.manager.usecases.backups import BackupManager
 from tests.unit.cmd.conftest import Run
@@ -240,13 +240,13 @@ def test_damage_of_before_there_were_marks_is_forgotten_when_it_is_healed(chain:
     )
     tasks = BackupTasks(db, conf)
     manifest_id = catalogue.manifest_of(db, chain.full).id
-    assert tasks.damage.record("main", "volumebackups", key, "wrong", manifest_id)
+    assert tasks.damaged_objects.record("main", "volumebackups", key, "wrong", manifest_id)
     with db.write() as session:
-        damage.forget_marks(session, manifest_id)
+        damaged_objects.forget_marks(session, manifest_id)
     assert chain.run("backup", "verify", "--quick", chain.full).status == 0
-    assert tasks.damage.keys("main", "volumebackups") == {key}
+    assert tasks.damaged_objects.keys("main", "volumebackups") == {key}
     assert chain.run("backup", "verify", chain.increment).status == 0
-    assert tasks.damage.keys("main", "volumebackups") == frozenset()
+    assert tasks.damaged_objects.keys("main", "volumebackups") == frozenset()
 
 
 def test_what_is_being_deleted_is_not_damaged(chain: Chain, db: Database) -> None:
@@ -258,8 +258,8 @@ def test_what_is_being_deleted_is_not_damaged(chain: Chain, db: Database) -> Non
         session.execute(update(row).where(row.id == manifest_id).values(state="released"))
     tasks = BackupTasks(db, load_conf(chain.state))
     assert manifest_id is not None
-    assert not tasks.damage.record("main", "volumebackups", "k", "gone", manifest_id)
-    assert tasks.damage.keys("main", "volumebackups") == frozenset()
+    assert not tasks.damaged_objects.record("main", "volumebackups", "k", "gone", manifest_id)
+    assert tasks.damaged_objects.keys("main", "volumebackups") == frozenset()
     done = chain.run("backup", "verify", chain.full)
     assert (done.status, done.out) == (1, "")
     status, found_all = chain.verified("--all")

@@ -446,11 +446,11 @@ def test_damage_is_listed_by_prefix(world: World) -> None:
     outcomes = world.outcomes
     manifest = world.row(models.Backup, world.backup(world.volume()).id).manifest_id
     for key in ("a_b/1", "a_b/2", "aXb/1"):
-        outcomes.damage.record("main", "c", key, "gone", manifest)
-    outcomes.damage.record("main", "c", "a_b/1", "r" * 300, manifest)
-    assert outcomes.damage.keys("main", "c", "a_b/") == {"a_b/1", "a_b/2"}
-    assert outcomes.damage.keys("main", "other") == frozenset()
-    assert [len(one.reason) for one in outcomes.damage.of(manifest)] == [4, 255, 4]
+        outcomes.damaged_objects.record("main", "c", key, "gone", manifest)
+    outcomes.damaged_objects.record("main", "c", "a_b/1", "r" * 300, manifest)
+    assert outcomes.damaged_objects.keys("main", "c", "a_b/") == {"a_b/1", "a_b/2"}
+    assert outcomes.damaged_objects.keys("main", "other") == frozenset()
+    assert [len(one.reason) for one in outcomes.damaged_objects.of(manifest)] == [4, 255, 4]
 
 
 def test_an_unknown_manifest_of_ours_is_detached_and_asks_for_a_listing(world: World) -> None:

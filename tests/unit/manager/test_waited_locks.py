@@ -143,7 +143,9 @@ def test_damage_is_recorded_by_two_at_once(server_db: Database) -> None:
         locks.put(session, DamagedObject, [{**row, "reason": "missing", "found_at": now(session)}])
 
     when_committed_first(
-        server_db, lambda: world.outcomes.damage.record("main", "box", "k", "wrong", manifest), recorded
+        server_db,
+        lambda: world.outcomes.damaged_objects.record("main", "box", "k", "wrong", manifest),
+        recorded,
     )
     with server_db.read() as session:
         assert session.scalars(select(DamagedObject.reason)).all() == ["wrong"]

@@ -17,7 +17,8 @@ from backupfw.db import models
 from backupfw.db.digest import object_digest
 from backupfw.db.locks import lock
 from backupfw.db.session import Database
-from backupfw.manager.outcomes import damage
+from backupfw.manager.outcomes import damaged_objects
+from backupfw.manager.outcomes.damaged_objects import DAMAGED, FULL, OK, QUICK
 from backupfw.manager.queue import tasks
 from tests.unit.manager.support import World
 from tests.unit.manager.test_waited_locks import server_db, when_committed_first
@@ -44,16 +45,16 @@ class Pair:
         self.place = (row.store, row.container)
 
     def found(self, key: str, manifest_id: str) -> None:
-        assert self.outcomes.damage.record(*self.place, key, "wrong", manifest_id)
+        assert self.outcomes.damaged_objects.record(*self.place, key, "wrong", manifest_id)
 
     def of(self, manifest_id: str) -> set[str]:
-        return {one.key for one in self.outcomes.damage.of(manifest_id)}
+        return {one.key for one in self.outcomes.damaged_objects.of(manifest_id)}
 
     def whole(self, manifest_id: str, *named: str, begun: datetime | None = None) -> None:
         if begun is None:
             with self.outcomes._db.read() as session:
                 begun = self.outcomes._db.now(session)
-        self.outcomes.damage.record_verification(manifest_id, begun, damage.FULL, damage.OK, named)
+        self.outcomes.damaged_objects.record_verification(manifest_id, begun, FULL, OK, named)
 
 
 def test_an_object_leaves_the_list_with_its_last_mark(world: World) -> None:
@@ -62,22 +63,22 @@ def test_an_object_leaves_the_list_with_its_last_mark(world: World) -> None:
     keys = [f"key/{number}" for number in range(1201)]
     for key in keys:
         pair.found(key, first)
-    (sharer,) = outcomes.damage.sharers(first)
+    (sharer,) = outcomes.damaged_objects.sharers(first)
     assert (sharer.manifest_id, sharer.marked) == (second, frozenset())
-    outcomes.damage.mark(*pair.place, second, [*keys, "not listed"])
+    outcomes.damaged_objects.mark(*pair.place, second, [*keys, "not listed"])
     # Again: nothing is lost or doubled.
-    outcomes.damage.mark(*pair.place, second, keys[:3])
-    assert outcomes.damage.sharers(first)[0].marked == set(keys)
+    outcomes.damaged_objects.mark(*pair.place, second, keys[:3])
+    assert outcomes.damaged_objects.sharers(first)[0].marked == set(keys)
     assert pair.of(second) == set(keys)
-    outcomes.damage.record_verification(second, LATE, damage.QUICK, damage.OK, keys)
-    outcomes.damage.record_verification(second, LATE, damage.FULL, damage.DAMAGED, keys)
+    outcomes.damaged_objects.record_verification(second, LATE, QUICK, OK, keys)
+    outcomes.damaged_objects.record_verification(second, LATE, FULL, DAMAGED, keys)
     assert pair.of(second) == set(keys)
     pair.whole(second, *keys)
     assert pair.of(second) == set()
     # What the other one is marked for is kept.
-    assert outcomes.damage.keys(*pair.place) == pair.of(first) == set(keys)
+    assert outcomes.damaged_objects.keys(*pair.place) == pair.of(first) == set(keys)
     pair.whole(first, *keys)
-    assert outcomes.damage.keys(*pair.place) == frozenset()
+    assert outcomes.damaged_objects.keys(*pair.place) == frozenset()
 
 
 def test_what_was_found_while_a_backup_was_read_is_kept(world: World) -> None:
@@ -89,7 +90,7 @@ def test_what_was_found_while_a_backup_was_read_is_kept(world: World) -> None:
     pair.found("new", pair.first)
     pair.whole(pair.first, "old", "new", begun=begun)
     assert pair.of(pair.first) == {"new"}
-    assert pair.outcomes.damage.keys(*pair.place) == {"new"}
+    assert pair.outcomes.damaged_objects.keys(*pair.place) == {"new"}
 
 
 def test_an_object_without_a_mark_leaves_the_list_when_it_is_found_whole(world: World) -> None:
@@ -98,9 +99,9 @@ def test_an_object_without_a_mark_leaves_the_list_when_it_is_found_whole(world: 
     for key in ("mine", "another's"):
         pair.found(key, pair.second)
     with world.db.write() as session:
-        damage.forget_marks(session, pair.second)
+        damaged_objects.forget_marks(session, pair.second)
     pair.whole(pair.first, "mine")
-    assert pair.outcomes.damage.keys(*pair.place) == {"another's"}
+    assert pair.outcomes.damaged_objects.keys(*pair.place) == {"another's"}
 
 
 def test_a_backup_that_is_gone_has_no_mark(world: World) -> None:
@@ -108,17 +109,17 @@ def test_a_backup_that_is_gone_has_no_mark(world: World) -> None:
     volume = world.volume()
     made = world.backup(volume)
     manifest = world.row(models.Backup, made.id).manifest_id
-    assert outcomes.damage.record("main", "c", "key", "wrong", manifest)
+    assert outcomes.damaged_objects.record("main", "c", "key", "wrong", manifest)
     world.backups.delete(world.ctx(), made.id)
     task = world.claim(tasks.BACKUP_DELETE)
     plan = outcomes.deleting.start(task)
     assert plan is not None
     # Its objects are being deleted, and are no damage.
-    assert not outcomes.damage.record("main", "c", "other", "gone", manifest)
-    outcomes.damage.mark("main", "c", manifest, ["key"])
+    assert not outcomes.damaged_objects.record("main", "c", "other", "gone", manifest)
+    outcomes.damaged_objects.mark("main", "c", manifest, ["key"])
     outcomes.deleting.finish(task, plan)
     assert world.rows(models.DamageMark) == []
-    assert outcomes.damage.keys("main", "c") == {"key"}
+    assert outcomes.damaged_objects.keys("main", "c") == {"key"}
 
 
 def test_marks_go_with_the_row_of_their_object_or_manifest(world: World) -> None:
@@ -145,9 +146,9 @@ def test_an_increment_that_is_being_made_is_marked_for_what_its_base_names(
     manifest = plan.manifest_id
     assert plan.backup.id == other.id
     pair.found("key", pair.first)
-    sharers = {one.manifest_id: one.key for one in pair.outcomes.damage.sharers(pair.first)}
+    sharers = {one.manifest_id: one.key for one in pair.outcomes.damaged_objects.sharers(pair.first)}
     assert sharers == dict.fromkeys((pair.second, manifest), world.row(models.Manifest, pair.second).key)
-    pair.outcomes.damage.mark(*pair.place, manifest, ["key"])
+    pair.outcomes.damaged_objects.mark(*pair.place, manifest, ["key"])
     world.outcomes.creating.bind_source(task, "source")
     world.outcomes.creating.finish(task, replace(world.result(plan), base_lost=base_lost))
     # One that shares nothing with its base after all is whole.
@@ -158,7 +159,7 @@ def test_a_full_backup_that_is_being_made_shares_nothing(world: World) -> None:
     pair = Pair(world)
     world.backups.create(world.ctx(), volume_id=pair.volume)
     world.outcomes.creating.start(world.claim(tasks.BACKUP_CREATE))
-    assert [one.manifest_id for one in pair.outcomes.damage.sharers(pair.first)] == [pair.second]
+    assert [one.manifest_id for one in pair.outcomes.damaged_objects.sharers(pair.first)] == [pair.second]
 
 
 def test_an_imported_backup_is_marked_for_damage_that_is_known(world: World) -> None:
@@ -187,7 +188,7 @@ def test_what_was_verified_is_read_back_on_each_database(world: World) -> None:
         begun = world.db.now(session)
     assert catalogue.to_verify(world.db)[1] == [first, second]
     pair.found("key", pair.first)
-    at = pair.outcomes.damage.record_verification(pair.first, begun, damage.FULL, damage.DAMAGED)
+    at = pair.outcomes.damaged_objects.record_verification(pair.first, begun, FULL, DAMAGED)
     assert catalogue.to_verify(world.db)[1] == [second, first]
     for older_than in (begun, at - timedelta(microseconds=1), timedelta(days=1)):
         assert catalogue.to_verify(world.db, older_than=older_than)[1] == [second]
@@ -211,7 +212,7 @@ def test_an_object_stays_that_gets_a_mark_while_its_last_one_goes(server_db: Dat
 
     def marked(session: Session) -> None:
         assert lock(session, models.Manifest, models.Manifest.id == pair.second)
-        damage.mark(session, pair.second, [digest])
+        damaged_objects.mark(session, pair.second, [digest])
 
     when_committed_first(server_db, lambda: pair.whole(pair.first, "key"), marked)
     assert pair.of(pair.first) == set()
@@ -248,8 +249,8 @@ def test_nothing_is_marked_that_is_released_meanwhile(server_db: Database) -> No
     results: list[bool] = []
 
     def record() -> None:
-        results.append(pair.outcomes.damage.record(*pair.place, "other", "missing", pair.second))
+        results.append(pair.outcomes.damaged_objects.record(*pair.place, "other", "missing", pair.second))
 
     when_committed_first(server_db, record, released)
     assert results == [False]
-    assert pair.outcomes.damage.keys(*pair.place) == {"key"}
+    assert pair.outcomes.damaged_objects.keys(*pair.place) == {"key"}

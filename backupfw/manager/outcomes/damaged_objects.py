@@ -102,7 +102,7 @@ def _is_kept(session: Session, manifest_id: str) -> bool:
     return bool(lock(session, row, row.id == manifest_id, row.state.in_((LIVE, WRITING))))
 
 
-class Damage(Outcomes):
+class DamagedObjects(Outcomes):
     """The list of damaged objects, the marks, and what verifications found."""
 
     def keys(self, store: str, container: str, prefix: str = "") -> frozenset[str]:

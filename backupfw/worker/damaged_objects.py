@@ -24,12 +24,12 @@ def mark_sharers(
     One whose manifest cannot be read is damaged itself and recorded so.  One that is of a newer version, or
     that the store does not give now, is left to its own verification.
 
-    :param manifest_id: the manifest that was being read when the damage was found.
+    :param manifest_id: the manifest that was being read when the objects were found damaged.
     :param damaged: keys of the objects; they are on the list.
     :raises TaskStopped: the control said so.
     """
     place = (container.store.name, container.name)
-    for sharer in backups.damage.sharers(manifest_id):
+    for sharer in backups.damaged_objects.sharers(manifest_id):
         # Those that are marked already cost no reading: each verification of a chain finds the same.
         unknown = set(damaged).difference(sharer.marked)
         if not unknown:
@@ -37,9 +37,9 @@ def mark_sharers(
         try:
             found = verify.named(sharer.key, unknown, container, control)
         except Damaged as error:
-            backups.damage.record(*place, error.key, error.reason, sharer.manifest_id)
+            backups.damaged_objects.record(*place, error.key, error.reason, sharer.manifest_id)
         except (ChunkStoreError, UnsupportedFormat) as error:
             LOG.warning("Whether %s names damaged objects is not known: %s", sharer.key, error)
         else:
             if found:
-                backups.damage.mark(*place, sharer.manifest_id, found)
+                backups.damaged_objects.mark(*place, sharer.manifest_id, found)
