@@ -58,7 +58,7 @@ def _claims(table: Table, url: str) -> None:
                 "project_id": "big" if number % 100 else f"small{number}",
                 "payload": {},
                 "state": tasks.QUEUED,
-                "turn": number // 2,
+                "queue_position": number // 2,
                 "created_at": moment,
                 "updated_at": moment,
                 "store": "main",

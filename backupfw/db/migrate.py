@@ -61,8 +61,8 @@ _BEAT_SECONDS = 2
 _STILL_SECONDS = 20
 #: How often a migration that met a deadlock is done again on PostgreSQL.
 _REPETITIONS = 6
-#: Alembic's environment and the modules of its steps are global to a process: its threads take turns.
-_turn = threading.Lock()
+#: Alembic's environment and the modules of its steps are global to a process: one thread at a time runs them.
+_lock = threading.Lock()
 
 
 def _config(connection: Connection | None = None) -> Config:
@@ -98,7 +98,7 @@ def sync(db: Database, installation_id: str | None = None) -> str:
     :raises ConfigError: the database has another installation id, or a version that this release does
         not know (it was made by a newer one); or another process does not come to the end of its migration.
     """
-    with _turn, _alone_in_cluster(db):
+    with _lock, _alone_in_cluster(db):
         _upgrade_beside_workers(db)
     return db.run(lambda session: ensure_installation(session, installation_id))
 

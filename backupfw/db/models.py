@@ -99,13 +99,16 @@ class Installation(Lockable, Base):
 
 
 class Queue(Lockable, Base):
-    """The one row that claims of tasks take turns on; ``turn`` is that of the task claimed last."""
+    """The one row that every claim of a task locks.
+
+    ``queue_position``: that of the task claimed last; its column keeps its old name, ``turn``.
+    """
 
     __tablename__ = "queue"
     __table_args__ = _TABLE
 
     id: Mapped[int] = mapped_column(SmallInteger, primary_key=True, autoincrement=False)
-    turn: Mapped[int] = mapped_column(BigInteger)
+    queue_position: Mapped[int] = mapped_column("turn", BigInteger)
 
 
 class Project(Lockable, Base):
@@ -474,8 +477,9 @@ class Task(Lockable, _Timestamps, Base):
     ``progressed``: this attempt got something done that the next one builds on, so losing it does not
     count as a failure.  ``zone``, ``store``, ``volume_host``: what its worker must have; null for any.
     ``store_down``: it was given back because its store does not answer.
-    ``turn``: the lowest runs first (``manager/queue/claims.py``).  ``progress_…``: bytes, and bytes per
-    second, as the running attempt last told (``manager/queue/progress.py``).
+    ``queue_position``: the lowest runs first (``manager/queue/claims.py``); its column keeps its old name,
+    ``turn``.  ``progress_…``: bytes, and bytes per second, as the running attempt last reported them
+    (``manager/queue/progress.py``).
     """
 
     __tablename__ = "tasks"
@@ -508,7 +512,7 @@ class Task(Lockable, _Timestamps, Base):
     zone: Mapped[str | None]
     store: Mapped[str | None]
     volume_host: Mapped[str | None]
-    turn: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    queue_position: Mapped[int] = mapped_column("turn", BigInteger, default=0, server_default="0")
     store_down: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
     progress_done: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
     progress_total: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")

@@ -110,8 +110,8 @@ class Database:
         self._in_memory = self.backend == "sqlite" and parsed.database in (None, "", ":memory:")
         if self.backend == "sqlite" and not self._in_memory:
             make_private(str(parsed.database))
-        # An in-memory SQLite database is one connection: transactions take turns on it.
-        self._turn = threading.Lock()
+        # An in-memory SQLite database is one connection: one transaction at a time can use it.
+        self._one_at_a_time = threading.Lock()
         self._local = threading.local()
         self._counting = threading.Lock()
         self._writes = 0
@@ -167,23 +167,23 @@ class Database:
             engine.pool = _pool_like(engine.pool)
 
     @contextmanager
-    def _taking_turns(self) -> Iterator[None]:
+    def _only_transaction(self) -> Iterator[None]:
         if getattr(self._local, "busy", False):
             raise RuntimeError("this thread has a transaction open already")
-        turn = self._turn if self._in_memory else None
-        if turn is not None:
-            turn.acquire()
+        lock = self._one_at_a_time if self._in_memory else None
+        if lock is not None:
+            lock.acquire()
         self._local.busy = True
         try:
             yield
         finally:
             self._local.busy = False
-            if turn is not None:
-                turn.release()
+            if lock is not None:
+                lock.release()
 
     @contextmanager
     def _transaction(self, mode: Any, writes: bool) -> Iterator[Session]:
-        with self._taking_turns(), mode.using(_Scope()) as session:
+        with self._only_transaction(), mode.using(_Scope()) as session:
             session.info.update(self.info)
             session.connection(execution_options={_WRITES: writes})
             yield session
@@ -258,7 +258,7 @@ class Database:
         :raises RuntimeError: this thread has a transaction open already.
         """
         with (
-            self._taking_turns(),
+            self._only_transaction(),
             self.engine.connect().execution_options(**{_WRITES: False}) as connection,
         ):
             return connection.execute(statement, values).all()

@@ -111,7 +111,7 @@ class MetadataMethods(abc.ABC):
         self._db.run(work)
 
     def _touch(self, session: Session, ctx: RequestContext, owner_id: str) -> None:
-        # The lock lets two changes of one key take turns instead of both inserting it.
+        # The lock makes two changes of one key follow each other instead of both inserting it.
         self._find(session, ctx, owner_id, lock=True).updated_at = now(session)
         session.flush()
 

@@ -1,12 +1,12 @@
-"""Which task runs next: what a worker can serve, how many may run, whose turn it is.
+"""Which task runs next: what a worker can serve, how many tasks may run, which one is first in the queue.
 
-*Turns.*  Each task gets a number when it is queued: one more than its project's last one, and more than
-that of the task claimed last.  The lowest number runs first.  So projects take turns, whoever queued how
-much when, and one that was idle is not paid back for it.
+*Queue positions.*  Each task gets a number when it is queued: one more than its project's last one, and more
+than that of the task claimed last.  The lowest number runs first.  So projects alternate, however many tasks
+each has queued, and a project gets nothing extra for the time when it was idle.
 
-*Limits.*  Claims take turns on one row (``queue``), so that two of them never both see the last free
-place.  A running task counts until a claim finds its lease run out and takes it from its owner, who then
-cannot renew it any more: a renewal that was begun in time and is committed late is not overlooked.
+*Limits.*  Every claim locks one row (``queue``), so two claims never both see the last free place.  A running
+task counts until a claim finds that its lease has ended and takes the task from its owner.  The owner cannot
+renew the lease after that, so a renewal that was begun in time and is committed late cannot exceed a limit.
 """
 
 from __future__ import annotations
@@ -172,8 +172,8 @@ def waits(session: Session, reach: Reach | None, kinds: Collection[str] | None) 
 def next_task(
     session: Session, reach: Reach | None, limits: Limits, kinds: Collection[str] | None
 ) -> models.Task | None:
-    """Return the task whose turn it is, locked, for the caller to claim in the same transaction."""
-    turn = lock_queue(session)
+    """Return the task that runs next, locked, for the caller to claim in the same transaction."""
+    position = lock_queue(session)
     if limits.any():
         _disown(session)
     room = limits.has_room(session)
@@ -181,11 +181,11 @@ def next_task(
         return None
     row = models.Task
     for way in due(session):
-        for task_id in _in_turn(session, and_(way, room, *_eligible(reach, kinds))):
+        for task_id in _in_order(session, and_(way, room, *_eligible(reach, kinds))):
             # Whoever holds a row's lock is changing it; we do not wait while everybody waits for us.
             if lock(session, row, row.id == task_id, way, skip_locked=True):
                 found = session.get_one(row, task_id)
-                _advance(session, turn, found.turn)
+                _advance(session, position, found.queue_position)
                 return found
     return None
 
@@ -202,8 +202,8 @@ def _disown(session: Session) -> None:
         )
 
 
-def _in_turn(session: Session, condition: ColumnElement[bool]) -> Iterator[int]:
-    """Yield the tasks that meet a condition and are first in line, in the order of their turns.
+def _in_order(session: Session, condition: ColumnElement[bool]) -> Iterator[int]:
+    """Yield the tasks that meet a condition and are first in line, in the order of the queue.
 
     Page by page along an index, and the line looked at for each page: in one statement a database without
     fresh statistics would look at the line of every task that waits.
@@ -211,10 +211,10 @@ def _in_turn(session: Session, condition: ColumnElement[bool]) -> Iterator[int]:
     row = models.Task
     after: ColumnElement[bool] | None = None
     while True:
-        query = select(row.id, row.turn).where(condition)
+        query = select(row.id, row.queue_position).where(condition)
         if after is not None:
             query = query.where(after)
-        page = session.execute(query.order_by(row.turn, row.id).limit(_PAGE)).all()
+        page = session.execute(query.order_by(row.queue_position, row.id).limit(_PAGE)).all()
         if not page:
             return
         ids = [task_id for task_id, _ in page]
@@ -222,8 +222,8 @@ def _in_turn(session: Session, condition: ColumnElement[bool]) -> Iterator[int]:
         yield from (task_id for task_id in ids if task_id in free)
         if len(page) < _PAGE:
             return
-        last, turn = page[-1]
-        after = or_(row.turn > turn, and_(row.turn == turn, row.id > last))
+        last, position = page[-1]
+        after = or_(row.queue_position > position, and_(row.queue_position == position, row.id > last))
 
 
 def _eligible(reach: Reach | None, kinds: Collection[str] | None) -> list[ColumnElement[bool]]:
@@ -234,26 +234,26 @@ def _eligible(reach: Reach | None, kinds: Collection[str] | None) -> list[Column
 
 
 def lock_queue(session: Session) -> int:
-    """Lock the queue's row until the transaction ends, and return the turn of the task claimed last."""
+    """Lock the queue's row until the transaction ends, and return the position of the task claimed last."""
     row = models.Queue
     if not lock(session, row, row.id == _QUEUE):
-        session.execute(insert_if_absent(session, row), {"id": _QUEUE, "turn": 0})
+        session.execute(insert_if_absent(session, row), {"id": _QUEUE, "queue_position": 0})
         # Whoever made the row: it is there now, and the lock is waited for.
         lock(session, row, row.id == _QUEUE)
-    return session.scalars(select(row.turn).where(row.id == _QUEUE)).one()
+    return session.scalars(select(row.queue_position).where(row.id == _QUEUE)).one()
 
 
-def _advance(session: Session, turn: int, claimed: int) -> None:
-    if claimed > turn:
+def _advance(session: Session, position: int, claimed: int) -> None:
+    if claimed > position:
         session.execute(
-            update(models.Queue).where(models.Queue.id == _QUEUE).values(turn=claimed),
+            update(models.Queue).where(models.Queue.id == _QUEUE).values(queue_position=claimed),
             execution_options={"synchronize_session": False},
         )
 
 
-def new_turn(session: Session, project_id: str) -> int:
-    """Return the number that a task of a project gets when it is queued."""
-    last = select(func.max(models.Task.turn)).where(models.Task.project_id == project_id)
-    current = select(models.Queue.turn).where(models.Queue.id == _QUEUE)
+def new_position(session: Session, project_id: str) -> int:
+    """Return the queue position that a task of a project gets when it is queued."""
+    last = select(func.max(models.Task.queue_position)).where(models.Task.project_id == project_id)
+    current = select(models.Queue.queue_position).where(models.Queue.id == _QUEUE)
     mine, all_ = session.execute(select(last.scalar_subquery(), current.scalar_subquery())).one()
     return max(mine or 0, all_ or 0) + 1

@@ -1,4 +1,4 @@
-"""What a task needs of the worker that takes it: an availability zone, a store, the host of a volume.
+"""Requirements: what a task requires of its worker: an availability zone, a store, the host of a volume.
 
 Written to the task's row when it is queued, so that a claim is one comparison of columns.
 """
@@ -17,7 +17,7 @@ from backupfw.db import models
 
 @dataclass(frozen=True, slots=True)
 class Requirements:
-    """None where any worker will do.
+    """What a task requires of its worker; None where any worker will do.
 
     :ivar zone: the availability zone that was asked for.
     :ivar store: the configured name of the store with the data.
@@ -30,7 +30,7 @@ class Requirements:
 
 
 def of_task(session: Session, kind: str, resource_id: str, payload: Mapping[str, Any]) -> Requirements:
-    """Return what a task needs, from the rows it is about (they may be gone: then it needs nothing)."""
+    """Return a task's requirements, from the rows it is about; none if these are gone."""
     subject, _, action = kind.partition(".")
     if subject == "backup":
         return _of_backup(session, action, resource_id, payload)

@@ -97,7 +97,7 @@ def add(
         zone=wanted.zone,
         store=wanted.store,
         volume_host=wanted.volume_host,
-        turn=claims.new_turn(session, project_id),
+        queue_position=claims.new_position(session, project_id),
         created_at=moment,
         updated_at=moment,
     )
@@ -234,7 +234,7 @@ class Tasks:
         kinds: Collection[str] | None = None,
         reach: Reach | None = None,
     ) -> Task | None:
-        """Claim the task whose turn it is, or return None.
+        """Claim the task that runs next, or return None.
 
         A task may run when it is queued and its delay is over, or when its lease ran out, no older
         unfinished task concerns the same resource or source, and no limit is reached.  An attempt lost

@@ -120,7 +120,7 @@ def _can_serve(service: Service, needed: Requirements) -> bool:
 
 
 def missing(task: models.Task, left: Iterable[Service]) -> str:
-    """Say what none of the services has that a task needs, without a word about hosts: users read it."""
+    """Name the requirement that no service meets.  Users read it, so it names no host."""
     needed = Requirements(task.zone, task.store, task.volume_host)
     there = list(left)
     if not there:

@@ -202,7 +202,7 @@ class VolumeManager(MetadataMethods, AttachmentMethods):
         attachment_id = str(uuid.uuid4())
 
         def work(session: Session) -> rows.Volume:
-            # Adoptions take turns (no row stands for a location), under a lock that exists everywhere.
+            # One adoption at a time (no row stands for a location), under a lock that exists everywhere.
             quota.lock_project(session, quota.NO_PROJECT)
             if made_as is None:
                 _refuse_taken(session, location, storage_id, host)

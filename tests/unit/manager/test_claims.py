@@ -37,7 +37,7 @@ def world() -> World:
 
 
 def queue(world: World, resource: str, project: str = "p", **columns: Any) -> int:
-    """Queue a task that needs what ``columns`` say."""
+    """Queue a task with the requirements in ``columns``."""
     with world.db.write() as session:
         number = tasks.add(
             session,
@@ -58,7 +58,7 @@ def end(world: World, task: Task) -> None:
 
 
 @pytest.mark.parametrize(
-    ("needs", "worker", "taken"),
+    ("requirements", "worker", "taken"),
     [
         ({}, reach(), True),
         ({"zone": "nova"}, reach(), True),
@@ -72,14 +72,14 @@ def end(world: World, task: Task) -> None:
     ],
 )
 def test_a_worker_takes_what_it_can_serve(
-    world: World, needs: dict[str, str], worker: Reach, taken: bool
+    world: World, requirements: dict[str, str], worker: Reach, taken: bool
 ) -> None:
     queue(world, "other-task", zone="elsewhere")
-    queue(world, "a", **needs)
+    queue(world, "a", **requirements)
     assert (world.tasks.claim("host/1", 60, reach=worker) is not None) is taken
 
 
-def test_what_tasks_need(world: World) -> None:
+def test_the_requirements_of_tasks(world: World) -> None:
     """The zone that was asked for, the backup's store, and the host of the volume."""
     volume = world.volume(host="one")
 
