@@ -217,7 +217,7 @@ def test_every_environment_of_tox_can_be_made() -> None:
 
 
 @pytest.mark.parametrize("folder", [*driver_projects(), "template"])
-def test_every_driver_tells_its_types(folder: str) -> None:
+def test_every_driver_names_its_types(folder: str) -> None:
     """The marker is there, and the wheel takes it along."""
     package = f"backupfw_{folder}"
     assert (ROOT / "drivers" / folder / "src" / package / "py.typed").is_file()

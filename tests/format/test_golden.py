@@ -55,7 +55,7 @@ def test_golden_bytes_restore(root: Path, case: dict[str, Any], fill: bytes | No
 
 
 @pytest.mark.parametrize(("root", "case"), CASES)
-def test_golden_bytes_verify_and_tell_their_record(root: Path, case: dict[str, Any]) -> None:
+def test_golden_bytes_verify_and_hold_their_record(root: Path, case: dict[str, Any]) -> None:
     box = load(root)
     damage: list[str] = []
     assert verify.run(case["manifest"], box, FakeControl(), lambda key, _: damage.append(key)).ok

@@ -41,7 +41,7 @@ def resources(client: Client, query: str = "") -> list[str]:
     return [item["resource_uuid"] for item in client.get(f"/messages{query}").json["messages"]]
 
 
-def test_a_failed_backup_is_told(cloud: Cloud, member: Client) -> None:
+def test_a_failed_backup_is_reported(cloud: Cloud, member: Client) -> None:
     backup, request = failed_backup(cloud)
     client = member.at("3.3")
     answer = client.get("/messages").json

@@ -108,7 +108,7 @@ def test_health_is_not_there_for_those_who_may_not_ask(served: Callable[..., Tes
         served("healthcheck", allowed_source_ranges=["here"])
 
 
-def test_browsers_of_other_sites_are_told_nothing(served: Callable[..., TestApp]) -> None:
+def test_browsers_of_other_sites_learn_nothing(served: Callable[..., TestApp]) -> None:
     answer = served().get("/v3/demo/backups", headers={"Origin": ORIGIN})
     assert not [name for name in answer.headers if name.lower().startswith("access-control-")]
 

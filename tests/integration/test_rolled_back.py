@@ -83,7 +83,7 @@ class Instance:
         target = self.client.restore(made)
         assert same_content(content, self.client.volume_path(target), LENGTH)
 
-    def assert_told(self, manifests: str) -> None:
+    def assert_reported(self, manifests: str) -> None:
         """Audit and sweep say what the database does not know, and the sweep deletes nothing of it."""
         told = f"{manifests} of this installation that the database does not know"
         audit = self.service.command("audit", check=False)
@@ -116,10 +116,10 @@ def test_a_full_backup_is_deleted_that_an_unknown_increment_shares(instance: Ins
     content, record = instance.keep_image("increment"), instance.export(increment)
 
     instance.go_back()
-    instance.assert_told("1 manifest")
+    instance.assert_reported("1 manifest")
     instance.service.start()
     instance.client.delete_backup(full)
-    instance.assert_told("1 manifest")
+    instance.assert_reported("1 manifest")
     instance.import_and_restore(increment, record, content)
     assert instance.service.command("audit").stdout.splitlines() == ["nothing wrong"]
     # Now that it is known, all of it goes with it.
@@ -153,9 +153,9 @@ def test_a_backup_is_made_again_whose_first_self_is_unknown(instance: Instance, 
         instance.client.expect(202, "POST", f"/backups/{full}/action", {"os-force_delete": {}})
         instance.client.wait_status("backup", full, None)
     assert needed.items() <= instance.objects().items()
-    instance.assert_told("2 manifests")
+    instance.assert_reported("2 manifests")
     instance.import_and_restore(increment, record, content)
-    instance.assert_told("1 manifest")
+    instance.assert_reported("1 manifest")
     instance.import_and_restore(full, full_record, full_content)
     assert instance.service.command("audit").stdout.splitlines() == ["nothing wrong"]
     instance.client.delete_backup(full)

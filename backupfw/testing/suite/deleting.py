@@ -64,7 +64,7 @@ class DeletingTests(Adoption):
         store.erase(container, "a/")
         assert self.raw_keys(server, container) == {"ab", "b"}
 
-    def test_g11_settings_are_told(self, store: ChunkStore, container: str) -> None:
+    def test_g11_settings_are_reported(self, store: ChunkStore, container: str) -> None:
         for name in (container, self.new_container_name()):
             for item in store.inspect(name):
                 assert item.ok

@@ -145,5 +145,5 @@ def test_how_long_to_wait() -> None:
         assert found.retry_after == seconds
 
 
-def test_the_readme_tells_all_options() -> None:
+def test_the_readme_lists_all_options() -> None:
     require_options_table(README, GcsStore.options())

@@ -535,7 +535,7 @@ class TestProxy:
             store.get("some-container", "key")
         store.close()
 
-    def test_its_password_is_not_told(self, fake: GcsServer) -> None:
+    def test_its_password_is_not_shown(self, fake: GcsServer) -> None:
         store = anonymous("http://storage.invalid", proxy="http://user:hidden-word@127.0.0.1:1")
         with pytest.raises(Unavailable) as caught:
             store.get("some-container", "key")

@@ -28,5 +28,5 @@ def test_values_that_cannot_be(name: str, value: str) -> None:
         option_values(PosixStore.options(), **{"path": "/srv", name: value})
 
 
-def test_the_readme_tells_all_options() -> None:
+def test_the_readme_lists_all_options() -> None:
     require_options_table(README, PosixStore.options())

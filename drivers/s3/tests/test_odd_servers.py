@@ -132,7 +132,7 @@ def test_no_permission_is_named_where_none_is_missing(scripted: Any, code: str) 
         (301, {"x-amz-bucket-region": "eu-north-1"}, error("PermanentRedirect")),
     ],
 )
-def test_a_wrong_region_is_told(scripted: Any, status: int, headers: dict[str, str], body: bytes) -> None:
+def test_a_wrong_region_is_reported(scripted: Any, status: int, headers: dict[str, str], body: bytes) -> None:
     """No server at hand looks at the region."""
     scripted.answer = lambda method, path: (status, headers, body)
     with pytest.raises(ChunkStoreError, match="region = eu-north-1") as caught:
@@ -149,14 +149,16 @@ def test_a_signature_that_is_malformed_otherwise_is_no_region(scripted: Any) -> 
     assert "region" not in str(caught.value)
 
 
-def test_a_skewed_clock_is_told_with_what_the_server_says(scripted: Any) -> None:
+def test_a_skewed_clock_is_reported_with_what_the_server_says(scripted: Any) -> None:
     told = "<ServerTime>2026-01-02T03:04:05Z</ServerTime>"
     scripted.answer = lambda method, path: (403, {}, error("RequestTimeTooSkewed", told))
     with pytest.raises(PermissionDenied, match="the store's shows 2026-01-02T03:04:05Z, this host's 20"):
         scripted.open().get("bucket", "key")
 
 
-def test_missing_credentials_are_told(scripted: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_credentials_are_named(
+    scripted: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "missing"))

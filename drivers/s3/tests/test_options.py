@@ -137,5 +137,5 @@ def test_what_is_no_bucket_name(name: str) -> None:
     assert not re.fullmatch(S3Store.container_pattern, name)
 
 
-def test_the_readme_tells_all_options() -> None:
+def test_the_readme_lists_all_options() -> None:
     require_options_table(README, S3Store.options())

@@ -348,7 +348,7 @@ def test_keys_of_the_servers(ceph_server: Ceph, seaweedfs_server: SeaweedFS) -> 
 # ---- clocks ------------------------------------------------------------------------------------------
 
 
-def test_a_clock_that_is_wrong_is_told(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_clock_that_is_wrong_is_reported(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Signed by the SDK as on a host whose clock is two hours late; the server is real."""
     store = open_store(server)
 
@@ -385,7 +385,7 @@ def verdicts(server: Any, container: str, **options: object) -> dict[str, Verdic
         return {f"{one.guarantee} {one.title}": one for one in operator.check(store, container)}
 
 
-def test_a_versioned_bucket_is_told_and_left_clean(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_versioned_bucket_is_reported_and_left_clean(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also without delete_versions the check's own objects go, versions and markers."""
     monkeypatch.setattr(operator, "LISTED", 30)
     container = versioned(server)
@@ -450,7 +450,7 @@ def test_many_keys_by_version_cost_few_listings(server: Any) -> None:
     assert versions(store, container) == 0
 
 
-def test_locked_versions_are_told(server: Any) -> None:
+def test_locked_versions_are_reported(server: Any) -> None:
     container = f"backupfw-test-{secrets.token_hex(8)}"
     store = open_store(server, sorted_listing=False, delete_versions=True)
     store.client.create_bucket(Bucket=container, ObjectLockEnabledForBucket=True)

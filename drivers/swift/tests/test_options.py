@@ -41,5 +41,5 @@ def test_secrets_are_declared() -> None:
     assert secret == {"password", "application_credential_secret"}
 
 
-def test_the_readme_tells_all_options() -> None:
+def test_the_readme_lists_all_options() -> None:
     require_options_table(README, SwiftStore.options())

@@ -168,7 +168,7 @@ class TestTempauth:
                 cluster.start("object")
         assert store.get("c", "new") == b"some bytes"
 
-    def test_a_container_that_keeps_versions_is_told(self, cluster: Swift, store: SwiftStore) -> None:
+    def test_a_container_that_keeps_versions_is_reported(self, cluster: Swift, store: SwiftStore) -> None:
         account = tempauth_account(cluster)
         assert [(item.name, item.warning) for item in store.inspect("c")] == [("versions", False)]
         assert account.request("PUT", "/versioned", headers={"X-Versions-Enabled": "true"}).ok

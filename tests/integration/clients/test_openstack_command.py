@@ -248,7 +248,7 @@ def test_a_member_is_no_administrator(
     shows(client, "refusal: members do what administrators may")
 
 
-def test_messages_tell_what_failed(typing: Typing, admin: User, api: Client, shows: Shown) -> None:
+def test_messages_name_what_failed(typing: Typing, admin: User, api: Client, shows: Shown) -> None:
     os = typing(admin, OS_VOLUME_API_VERSION="3.71")
     volume = api.create_volume()
     words = ("volume", "backup", "create", "--availability-zone", "nowhere", volume)

@@ -317,7 +317,7 @@ def test_a_file_is_known_again_when_its_disk_got_another_number(tmp_path: Path, 
         assert mounted_look(other).is_same(before)
 
 
-def test_a_device_that_nothing_tells_from_another_is_read_and_not_written(
+def test_a_device_that_nothing_distinguishes_from_another_is_read_and_not_written(
     provider: LocalProvider, volume: VolumeRef
 ) -> None:
     before_the_start = replace(volume, storage_id="device - - 7:0@00000000")

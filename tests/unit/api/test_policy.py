@@ -255,7 +255,7 @@ def test_a_folder_that_is_none(folder: Path) -> None:
         policy_of(folder)
 
 
-def test_rules_that_nothing_asks_are_told(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_rules_that_nothing_asks_are_reported(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         policy_of(folder, '"backup:gte": "!"\n"ours": "role:x"\n"backup:get": "rule:ours"\n')
     assert "nothing asks: backup:gte" in caplog.text

@@ -155,6 +155,6 @@ def test_flag() -> None:
         Query.parse("cascade=x").flag("cascade")
 
 
-def test_a_text_that_cannot_be_kept_is_told_by_its_field() -> None:
+def test_a_text_that_cannot_be_kept_is_reported_by_its_field() -> None:
     with pytest.raises(errors.BadRequest, match=r"^Malformed query string: 'name': it holds a NUL$"):
         ask("name=a%00b")

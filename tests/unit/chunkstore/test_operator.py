@@ -139,7 +139,7 @@ def test_an_undeclared_conditional_put_is_found() -> None:
     assert failed(Undeclared(MemoryStore("memory"))) == {"G7"}
 
 
-def test_a_store_that_is_down_is_told_at_once() -> None:
+def test_a_store_that_is_down_is_reported_at_once() -> None:
     faulty = FaultyStore(MemoryStore("memory"))
     faulty.script(Fault("any", times=None))
     found = verdicts(RetryLayer(faulty, RetryPolicy(base=0)))

@@ -173,7 +173,7 @@ BROKEN = {
         next(self.inner.list(container), None)
         return ()
 """,
-        ["test_g11_settings_are_told"],
+        ["test_g11_settings_are_reported"],
     ),
     "deletes are folders": (
         """

@@ -32,7 +32,7 @@ def test_the_pages_files_are_the_templates() -> None:
     assert named == there - {"rename.py"}
 
 
-def test_every_piece_of_the_suite_is_told() -> None:
+def test_every_piece_of_the_suite_is_named() -> None:
     #: Fixtures, what tests call, and numbers with defaults that nearly nobody changes.
     untold = {
         "server",

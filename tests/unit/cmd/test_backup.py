@@ -162,7 +162,7 @@ def test_deleting_one_of_two_records_of_a_manifest_frees_nothing(
     assert found["deleting_frees"] == {"objects": 0, "bytes": 0}
 
 
-def test_a_record_is_shown_although_the_store_does_not_tell(
+def test_a_record_is_shown_although_the_store_does_not_answer(
     run: Run, state: Path, backup_id: str, shown: dict[str, Any]
 ) -> None:
     (manifest,) = [path for path in objects(state) if path.name.startswith("manifest")]

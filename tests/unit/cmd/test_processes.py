@@ -124,7 +124,7 @@ def test_the_processes_end_with_their_master(master: Master) -> None:
     wait("the processes to end", lambda: not [pid for pid in children if running(pid)])
 
 
-def test_a_process_that_does_not_stop_in_time_is_told_by_the_status(tmp_path: Path) -> None:
+def test_a_process_that_does_not_stop_in_time_is_reported_by_the_status(tmp_path: Path) -> None:
     with closing(Master(tmp_path / "state", "stop_seconds = 1", program=("-c", STUBBORN))) as master:
         master.ready()
         master.process.send_signal(signal.SIGTERM)

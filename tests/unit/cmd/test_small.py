@@ -177,7 +177,7 @@ def test_config_check_connects(run: Run, state: Path) -> None:
     ],
     ids=" ".join,
 )
-def test_a_misspelt_state_directory_is_told_and_not_made(
+def test_a_misspelt_state_directory_is_reported_and_not_made(
     run: Run, state: Path, words: tuple[str, ...]
 ) -> None:
     done = run(*words)

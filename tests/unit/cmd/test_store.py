@@ -117,7 +117,7 @@ def keeps_versions(store: ChunkStore, container: str) -> Sequence[CheckItem]:
     )
 
 
-def test_settings_of_a_container_are_told(run: Run, configure: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_container_settings_are_reported(run: Run, configure: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the check as a warning, by audit and sweep as a note; nothing fails for it."""
     monkeypatch.setattr(ChunkStore, "inspect", keeps_versions)
     configure.write_text("[store:main]\ndriver = memory\n")

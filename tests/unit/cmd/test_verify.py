@@ -294,7 +294,7 @@ def test_many_of_a_volume_or_a_project(chain: Chain) -> None:
         assert chain.run("backup", "verify", f"--older-than={days}").status == 2
 
 
-def test_damage_among_many_is_status_1_and_told_with_its_objects(chain: Chain) -> None:
+def test_damage_among_many_is_status_1_and_reported_with_its_objects(chain: Chain) -> None:
     chain.spoil(chain.full, 1)
     status, found = chain.verified("--all")
     assert status == 1

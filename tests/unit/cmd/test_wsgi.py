@@ -63,7 +63,7 @@ def test_what_no_worker_takes_ends(
         time.sleep(0.05)
 
 
-def test_a_wrong_configuration_is_told_until_it_is_mended(
+def test_a_wrong_configuration_is_reported_until_it_is_mended(
     process: wsgi._Process, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging, "setup", lambda _conf: None)

@@ -53,7 +53,7 @@ def test_credentials_may_stand_in_another_section(tmp_path: Path) -> None:
         (GOOD + "memcache_security_strategy = MAC\n", "option memcache_secret_key: needs a value"),
     ],
 )
-def test_what_is_wrong_is_told(tmp_path: Path, section: str, said: str) -> None:
+def test_what_is_wrong_is_reported(tmp_path: Path, section: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         load(tmp_path, section)
 

@@ -171,7 +171,7 @@ WRONG_RULES = {
 
 
 @pytest.mark.parametrize(("old", "new", "section", "option"), WRONG_RULES.values(), ids=WRONG_RULES.keys())
-def test_a_wrong_rule_is_told(
+def test_a_wrong_rule_is_reported(
     tmp_path: Path, from_file: Load, old: str, new: str, section: str, option: str
 ) -> None:
     assert RULES.count(old) == 1
@@ -185,7 +185,7 @@ def test_another_driver_for_main_gets_none_of_the_profiles_values(tmp_path: Path
         from_file("[store:main]\ndriver = greedy\n", state_dir=str(tmp_path))
 
 
-def test_unused_sections_are_told(tmp_path: Path, from_file: Load) -> None:
+def test_unused_sections_are_reported(tmp_path: Path, from_file: Load) -> None:
     assert from_file("[backups]\nstreams = 3\n", state_dir=str(tmp_path)).unused_sections == ("backups",)
 
 

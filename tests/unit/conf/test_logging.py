@@ -60,7 +60,7 @@ def test_other_libraries_warn_only(tmp_path: Path, words: tuple[str, ...], expec
     assert told(tmp_path / "state", "", *words) == WARNINGS | expected
 
 
-def test_whoever_asks_is_told(tmp_path: Path) -> None:
+def test_debug_lines_are_logged_on_request(tmp_path: Path) -> None:
     asked = "default_log_levels = botocore=INFO, backupfw_posix=ERROR\n"
     assert told(tmp_path / "state", asked) == WARNINGS | {
         "botocore.endpoint:info",

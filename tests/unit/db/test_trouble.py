@@ -29,7 +29,7 @@ def _hasty(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session_module.time, "sleep", lambda _seconds: None)
 
 
-def _is_told(db: Database, meaning: Trouble, fail: Callable[[Session], Any]) -> None:
+def _is_reported(db: Database, meaning: Trouble, fail: Callable[[Session], Any]) -> None:
     """What fails twice is done in the end where it is repeated; what always fails ends as what it is."""
     tries: list[int] = []
 
@@ -62,7 +62,7 @@ def _executing(statement: str) -> Callable[[Session], Any]:
 def test_codes_of_mariadb(db: Database) -> None:
     for code, meaning in trouble.MYSQL.items():
         statement = f"SIGNAL SQLSTATE 'HY000' SET MYSQL_ERRNO = {code}, MESSAGE_TEXT = 'words of any kind'"
-        _is_told(db, meaning, _executing(statement))
+        _is_reported(db, meaning, _executing(statement))
 
 
 @pytest.mark.parametrize("db", [pytest.param("postgresql", marks=pytest.mark.server)], indirect=True)
@@ -70,7 +70,7 @@ def test_codes_of_postgresql(db: Database) -> None:
     for code, meaning in trouble.POSTGRESQL.items():
         state = code if len(code) == 5 else f"{code}006"
         statement = f"DO $$ BEGIN RAISE EXCEPTION 'words of any kind' USING ERRCODE = '{state}'; END $$"
-        _is_told(db, meaning, _executing(statement))
+        _is_reported(db, meaning, _executing(statement))
 
 
 @pytest.mark.parametrize("db", [pytest.param("postgresql", marks=pytest.mark.server)], indirect=True)
@@ -125,7 +125,7 @@ def test_a_full_sqlite(db: Database) -> None:
         session.add_all(models.Project(id=f"{number:0250}") for number in range(2000))
         session.flush()
 
-    _is_told(db, Trouble.FULL, fill)
+    _is_reported(db, Trouble.FULL, fill)
     # The limit is the connection's; it stands for a disk that is full until something is deleted.
     assert db.writable()
 
@@ -174,7 +174,7 @@ def test_a_read_only_sqlite(db: Database) -> None:
         finally:
             session.execute(text("PRAGMA query_only = 0"))
 
-    _is_told(db, Trouble.READ_ONLY, write)
+    _is_reported(db, Trouble.READ_ONLY, write)
 
 
 @pytest.mark.parametrize("backend", ["sqlite", "postgresql", "mysql"])

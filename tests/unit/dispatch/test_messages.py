@@ -66,7 +66,7 @@ def test_a_message_of_another_version_is_left_alone(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("url", ["nonsense:/secret", "rabbit://user:secret@host:port/"])
-def test_a_wrong_url_is_told_without_its_password(tmp_path: Path, url: str) -> None:
+def test_a_wrong_url_is_shown_without_its_password(tmp_path: Path, url: str) -> None:
     with pytest.raises(ConfigError) as caught:
         MessageDispatch(make_conf(url, tmp_path), listens=False)
     assert "transport_url" in str(caught.value)

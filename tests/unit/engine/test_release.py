@@ -379,7 +379,7 @@ def test_large_relatives_that_share_no_origin_are_not_read_through(monkeypatch: 
     assert set(world.objects) == names(child) | names(unrelated)
 
 
-def test_progress_is_told_in_bytes() -> None:
+def test_progress_is_reported_in_bytes() -> None:
     world = World(Watched(bulk=2))
     full = world.backup("a", {0: 3})
     control = Control()

@@ -237,7 +237,7 @@ def test_usage(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found(world) == [("usage", "backups: 7 are counted as used, the rows are 2")]
 
 
-def test_a_database_in_which_all_is_wrong_does_not_tell_all(
+def test_a_database_in_which_all_is_wrong_does_not_report_all(
     world: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(audit, "MOST", 3)

@@ -50,7 +50,7 @@ def test_the_page_shows_the_tables() -> None:
     assert lifecycle.mermaid() in PAGE.read_text()
 
 
-def test_what_fails_is_told_of() -> None:
+def test_what_fails_is_reported() -> None:
     """A move to an error status is a failing one, which cannot be made without a message."""
     # An administrator said so; and what a restore does to its target, of which the backup's move tells.
     silent = {

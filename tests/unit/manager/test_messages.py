@@ -31,14 +31,14 @@ def world() -> World:
 
 
 @pytest.fixture
-def told(world: World) -> MessageManager:
+def manager(world: World) -> MessageManager:
     """The messages of ``world``."""
     return MessageManager(world.db, world.conf)
 
 
-def seen(told: MessageManager, project: str = "p1") -> list[rows.Message]:
+def seen(manager: MessageManager, project: str = "p1") -> list[rows.Message]:
     """Return all messages, oldest first."""
-    return list(told.list(World.ctx(project), sort=[("created_at", "asc")]).items)
+    return list(manager.list(World.ctx(project), sort=[("created_at", "asc")]).items)
 
 
 def backup_of(world: World, **values: Any) -> str:
@@ -79,36 +79,36 @@ each_kind = pytest.mark.parametrize(("begin", "part", "event", "status"), BEGINN
 
 
 @each_kind
-def test_a_failure_is_told(
+def test_a_failure_is_reported(
     world: World,
-    told: MessageManager,
+    manager: MessageManager,
     begin: Callable[[World], str],
     part: str,
     event: str,
     status: str,
 ) -> None:
     backup = begin(world)
-    assert seen(told) == []
+    assert seen(manager) == []
     task = world.claim()
     getattr(world.outcomes, part).fail(task, "It broke.")
     assert world.status(backup) == status
-    (message,) = seen(told)
+    (message,) = seen(manager)
     assert message.event_id == f"VOLUME_VOLUME_BACKUP_{event}"
     assert (message.resource_type, message.resource_uuid) == ("VOLUME_BACKUP", backup)
     assert (message.project_id, message.message_level) == ("p1", "ERROR")
     assert message.request_id == task.request_id
     assert message.guaranteed_until == message.created_at + timedelta(hours=1)
-    assert told.get(world.ctx(), message.id) == message
+    assert manager.get(world.ctx(), message.id) == message
     # Once only: the task is over.
     with pytest.raises(TaskLost):
         getattr(world.outcomes, part).fail(task, "It broke.")
-    assert len(seen(told)) == 1
+    assert len(seen(manager)) == 1
 
 
 @each_kind
-def test_what_waits_in_vain_is_told(
+def test_what_waits_in_vain_is_reported(
     world: World,
-    told: MessageManager,
+    manager: MessageManager,
     begin: Callable[[World], str],
     part: str,
     event: str,
@@ -121,15 +121,15 @@ def test_what_waits_in_vain_is_told(
     assert world.expiry.expire(later) == 1
     assert world.expiry.expire(later) == 0
     assert world.status(backup) == status
-    (message,) = seen(told)
+    (message,) = seen(manager)
     assert message.event_id == f"VOLUME_VOLUME_BACKUP_{event[:3]}_018"
     assert message.user_message.endswith(": No backup service was available.")
 
 
 @each_kind
-def test_what_was_cancelled_is_not_told(
+def test_what_was_cancelled_is_not_reported(
     world: World,
-    told: MessageManager,
+    manager: MessageManager,
     begin: Callable[[World], str],
     part: str,
     event: str,
@@ -140,54 +140,54 @@ def test_what_was_cancelled_is_not_told(
     world.backups.reset_status(world.ctx(admin=True), backup, "error")
     with pytest.raises(TaskCancelled):
         getattr(world.outcomes, part).fail(task, "It broke.")
-    assert seen(told) == []
+    assert seen(manager) == []
 
 
-def test_success_is_not_told(world: World, told: MessageManager) -> None:
+def test_success_is_not_reported(world: World, manager: MessageManager) -> None:
     backup = backup_of(world)
     world.backups.restore(world.ctx(), backup)
     world.run_restore()
     backup_of(world)
-    assert seen(told) == []
+    assert seen(manager) == []
 
 
 @pytest.mark.parametrize("detail", [Detail.SCHEDULE, Detail.DEVICE, Detail.ATTACH, Detail.VOLUME_STATE])
-def test_more_exact_details(world: World, told: MessageManager, detail: Detail) -> None:
+def test_more_exact_details(world: World, manager: MessageManager, detail: Detail) -> None:
     begin_create(world)
     world.outcomes.creating.fail(world.claim(), "It broke.", detail)
     begin_restore(world)
     world.outcomes.restoring.fail(world.claim(tasks.BACKUP_RESTORE), "It broke.", detail)
-    assert [message.event_id for message in seen(told)] == [
+    assert [message.event_id for message in seen(manager)] == [
         f"VOLUME_VOLUME_BACKUP_013_{detail.value}",
         f"VOLUME_VOLUME_BACKUP_015_{detail.value}",
     ]
 
 
-def test_a_failed_deletion_is_told_once(world: World, told: MessageManager) -> None:
+def test_a_failed_deletion_is_reported_once(world: World, manager: MessageManager) -> None:
     backup = begin_delete(world)
     for _ in range(3):
         world.outcomes.deleting.fail(world.claim(tasks.BACKUP_DELETE), "It broke.")
         assert world.status(backup) == "error_deleting"
         with world.db.write() as session:
             session.execute(update(models.Task).values(not_before=None))
-    assert len(seen(told)) == 1
-    # Asked for once more: told once more.
+    assert len(seen(manager)) == 1
+    # Asked for once more: reported once more.
     world.backups.force_delete(world.ctx(admin=True), backup)
     world.outcomes.deleting.fail(world.claim(tasks.BACKUP_DELETE), "It broke.")
-    assert len(seen(told)) == 2
+    assert len(seen(manager)) == 2
 
 
-def test_who_asked_is_told(world: World, told: MessageManager) -> None:
+def test_who_asked_gets_the_message(world: World, manager: MessageManager) -> None:
     backup = backup_of(world)
     world.backups.restore(world.ctx("p2", admin=True), backup)
     world.outcomes.restoring.fail(world.claim(), "It broke.")
-    assert seen(told) == []
-    assert len(seen(told, "p2")) == 1
+    assert seen(manager) == []
+    assert len(seen(manager, "p2")) == 1
 
 
 @pytest.mark.parametrize("lost", ["never taken", "unreadable", None])
-def test_an_incremental_backup_that_became_full_is_told(
-    world: World, told: MessageManager, lost: str | None
+def test_an_incremental_backup_that_became_full_is_reported(
+    world: World, manager: MessageManager, lost: str | None
 ) -> None:
     volume = world.volume()
     world.backups.create(world.ctx(), volume_id=volume)
@@ -199,11 +199,11 @@ def test_an_incremental_backup_that_became_full_is_told(
     world.outcomes.creating.bind_source(task, "source")
     world.outcomes.creating.finish(task, replace(world.result(plan), base_lost=lost == "unreadable"))
     assert world.status(backup) == "available"
-    found = [(message.event_id, message.message_level) for message in seen(told)]
+    found = [(message.event_id, message.message_level) for message in seen(manager)]
     assert found == ([("VOLUME_VOLUME_BACKUP_013_030", "WARNING")] if lost else [])
 
 
-def test_volumes_and_snapshots(world: World, told: MessageManager) -> None:
+def test_volumes_and_snapshots(world: World, manager: MessageManager) -> None:
     volumes = VolumeManager(world.db, world.conf, lambda: None)
     snapshots = SnapshotManager(world.db, world.conf, lambda: None)
     worker = VolumeTasks(world.db)
@@ -222,7 +222,7 @@ def test_volumes_and_snapshots(world: World, told: MessageManager) -> None:
     worker.fail(world.claim(), "It broke.")
     volumes.delete(ctx, made)
     worker.fail(world.claim(), "It broke.")
-    assert [(message.event_id, message.resource_uuid) for message in seen(told)] == [
+    assert [(message.event_id, message.resource_uuid) for message in seen(manager)] == [
         ("VOLUME_VOLUME_008_012", made),
         ("VOLUME_VOLUME_007_010", volume),
         ("VOLUME_VOLUME_SNAPSHOT_009_013", snapshot),
@@ -233,7 +233,7 @@ def test_volumes_and_snapshots(world: World, told: MessageManager) -> None:
 
 @pytest.mark.parametrize(("alive", "detail"), [(True, "003"), (False, "018")])
 def test_volumes_and_snapshots_of_a_host_that_is_gone(
-    world: World, told: MessageManager, alive: bool, detail: str
+    world: World, manager: MessageManager, alive: bool, detail: str
 ) -> None:
     """Whatever was to be done with them ends, and what was spoken for is free again."""
     volumes = VolumeManager(world.db, world.conf, lambda: None)
@@ -264,7 +264,7 @@ def test_volumes_and_snapshots_of_a_host_that_is_gone(
     assert world.row(models.Volume, grown).size == 1
     assert world.row(models.Snapshot, snapshot).status == "error"
     assert world.row(models.Snapshot, doomed).status == "error_deleting"
-    assert {(message.event_id, message.resource_uuid) for message in seen(told)} == {
+    assert {(message.event_id, message.resource_uuid) for message in seen(manager)} == {
         (f"VOLUME_VOLUME_008_{detail}", made),
         (f"VOLUME_VOLUME_007_{detail}", grown),
         (f"VOLUME_VOLUME_101_{detail}", gone),
@@ -284,7 +284,7 @@ def test_a_volume_without_a_host_waits_for_any_worker(world: World) -> None:
     assert world.volume_status(made) == "creating"
 
 
-def test_a_temporary_snapshot_is_deleted_in_the_end(world: World, told: MessageManager) -> None:
+def test_a_temporary_snapshot_is_deleted_in_the_end(world: World, manager: MessageManager) -> None:
     """Nobody sees it, so nobody could delete it again, or would know what a message is about."""
     volume = world.volume(host="gone")
     snapshot = world.snapshot(volume, status="deleting")
@@ -302,7 +302,7 @@ def test_a_temporary_snapshot_is_deleted_in_the_end(world: World, told: MessageM
     assert world.expiry.expire() == 0
     worker = VolumeTasks(world.db)
     worker.fail(world.claim(tasks.SNAPSHOT_DELETE), "It broke.")
-    assert seen(told) == []
+    assert seen(manager) == []
     assert world.tasks.claim("host/w", 60) is None
     world.age(seconds=301)
     worker.finish_delete_snapshot(world.claim(tasks.SNAPSHOT_DELETE))
@@ -338,43 +338,43 @@ def test_every_pair_has_a_text() -> None:
 
 def test_old_messages_are_hidden_and_purged(any_db: Database) -> None:
     world = World(database=any_db)
-    told = MessageManager(world.db, world.conf)
+    manager = MessageManager(world.db, world.conf)
     known = [post(world, age=age) for age in (3700, 3601, 3500, 0)]
-    assert [message.id for message in seen(told)] == known[2:]
-    assert [message.id for message in told.list(world.ctx(), limit=1, marker=known[3]).items] == known[2:3]
-    assert told.list(world.ctx(), with_count=True).total == 2
+    assert [message.id for message in seen(manager)] == known[2:]
+    assert [message.id for message in manager.list(world.ctx(), limit=1, marker=known[3]).items] == known[2:3]
+    assert manager.list(world.ctx(), with_count=True).total == 2
     for message_id in known[:2]:
         with pytest.raises(MessageNotFound):
-            told.get(world.ctx(), message_id)
+            manager.get(world.ctx(), message_id)
         with pytest.raises(MessageNotFound):
-            told.delete(world.ctx(), message_id)
-    assert told.purge() == 2
-    assert told.purge() == 0
+            manager.delete(world.ctx(), message_id)
+    assert manager.purge() == 2
+    assert manager.purge() == 0
     assert {row.id for row in world.rows(models.Message)} == set(known[2:])
 
 
 def test_a_purge_takes_any_number(
-    world: World, told: MessageManager, monkeypatch: pytest.MonkeyPatch
+    world: World, manager: MessageManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(messages, "_BATCH", 2)
     for _ in range(5):
         post(world, age=4000)
-    assert told.purge() == 5
+    assert manager.purge() == 5
     assert world.rows(models.Message) == []
 
 
-def test_whose_messages(world: World, told: MessageManager) -> None:
+def test_whose_messages(world: World, manager: MessageManager) -> None:
     mine = post(world)
     theirs = post(world, "p2")
-    assert [message.id for message in seen(told)] == [mine]
-    assert len(told.list(world.ctx(admin=True), all_tenants=True).items) == 2
-    assert len(told.list(world.ctx(), all_tenants=True).items) == 1
-    for call in (told.get, told.delete):
+    assert [message.id for message in seen(manager)] == [mine]
+    assert len(manager.list(world.ctx(admin=True), all_tenants=True).items) == 2
+    assert len(manager.list(world.ctx(), all_tenants=True).items) == 1
+    for call in (manager.get, manager.delete):
         with pytest.raises(MessageNotFound):
             call(world.ctx(), theirs)
     with pytest.raises(MarkerNotFound):
-        told.list(world.ctx(), marker=theirs)
-    assert told.get(world.ctx(admin=True), theirs).id == theirs
-    told.delete(world.ctx(admin=True), theirs)
-    told.delete(world.ctx(), mine)
+        manager.list(world.ctx(), marker=theirs)
+    assert manager.get(world.ctx(admin=True), theirs).id == theirs
+    manager.delete(world.ctx(admin=True), theirs)
+    manager.delete(world.ctx(), mine)
     assert world.rows(models.Message) == []

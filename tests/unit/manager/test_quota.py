@@ -83,7 +83,7 @@ def test_nothing_more_is_always_allowed(world: Catalogue) -> None:
     check(world, backups=0, backup_gigabytes=0)
 
 
-def test_of_several_the_gigabytes_are_told_first(world: Catalogue) -> None:
+def test_of_several_the_gigabytes_are_reported_first(world: Catalogue) -> None:
     world.quotas.update("blue", {"backups": 0, "backup_gigabytes": 0})
     with pytest.raises(QuotaExceeded) as caught:
         check(world, backups=1, backup_gigabytes=1)

@@ -65,7 +65,7 @@ def test_a_snapshot_is_made_by_a_task(world: Catalogue) -> None:
     world.volumes.attach(ALICE, volume, host_name="h")
 
 
-def test_a_worker_is_told_that_somebody_may_write(world: Catalogue) -> None:
+def test_a_worker_knows_that_somebody_may_write(world: Catalogue) -> None:
     volume = world.volume()
     world.volumes.attach(ALICE, volume, host_name="h")
     world.snapshots.create(ALICE, volume_id=volume, force=True)

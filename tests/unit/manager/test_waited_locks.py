@@ -19,7 +19,7 @@ from backupfw.manager import metadata
 from backupfw.manager.lineage import manifests
 from backupfw.manager.outcomes.backups import RestoredVolume
 from tests.unit.manager.support import World
-from tests.unit.manager.test_lineage import manifest
+from tests.unit.manager.test_manifests import manifest
 
 Result = TypeVar("Result")
 

@@ -103,7 +103,7 @@ def test_a_slow_answer_moves_no_deadline_on(keeper: Keeper) -> None:
         control.check()
 
 
-def test_telling_how_far_tasks_are_holds_no_renewal_up(keeper: Keeper) -> None:
+def test_reporting_the_progress_of_tasks_holds_no_renewal_up(keeper: Keeper) -> None:
     """Each word costs a third of the lease: twenty of them would be more than six leases."""
     keeper.report_seconds = 0.1
     for number in range(20):

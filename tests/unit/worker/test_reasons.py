@@ -51,7 +51,7 @@ def test_no_secret_gets_out(error: BaseException) -> None:
     assert not [secret for secret in SECRETS if secret in reason]
 
 
-def test_what_the_store_says_for_users_is_told() -> None:
+def test_what_the_store_says_for_users_is_reported() -> None:
     error = store_errors.ChunkStoreError(TEXT, for_user="The clocks differ too much.")
     assert user_reason(error, "req-1") == "The clocks differ too much."
     assert user_reason(store_errors.DeleteFailed({"k": error}), "req-1") == "The clocks differ too much."

@@ -230,7 +230,7 @@ def test_reset_stops_a_running_restore(world: WorkerWorld) -> None:
         world.backups.reset_status(world.ctx(admin=True), made.id, "available")
         assert world.status(made.id) == "available"
         assert world.volume_status(target) == "error"
-        world.wait_told(worker)
+        world.wait_reported(worker)
         gate.open()
         world.wait_idle()
         before = bytes(world.provider.volumes[target])
@@ -473,7 +473,7 @@ def test_a_manifest_that_is_there_is_taken_over_although_an_answer_was_wrong(
     assert row.object_count == len(world.objects())
 
 
-def test_a_backup_that_is_taken_over_and_became_full_is_told(
+def test_a_backup_that_is_taken_over_and_became_full_is_reported(
     world: WorkerWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     volume = world.filled_volume(DATA)
@@ -620,7 +620,7 @@ def test_an_import_is_a_quick_verification(world: WorkerWorld) -> None:
     assert world.row(models.Backup, made.id).verified_at is None
 
 
-def test_an_import_of_a_damaged_manifest_tells_nothing_of_whose_it_was(world: WorkerWorld) -> None:
+def test_an_import_of_a_damaged_manifest_does_not_name_its_owner(world: WorkerWorld) -> None:
     volume = world.filled_volume(DATA)
     with world.worker():
         made = world.backups.create(world.ctx(), volume_id=volume)

@@ -190,7 +190,7 @@ class WorkerWorld(World):
         """Poll until no task is left."""
         self.wait(lambda: self.tasks.pending() == 0, "the tasks to end")
 
-    def wait_told(self, worker: Worker) -> None:
+    def wait_reported(self, worker: Worker) -> None:
         """Poll until every running attempt of a worker has heard that it must end."""
 
         def stopped(control: TaskControl) -> bool:

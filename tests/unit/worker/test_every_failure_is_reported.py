@@ -1,4 +1,4 @@
-"""Whatever is accepted and then ends, by whatever way, is logged and counted once; a failure is also told.
+"""What is accepted and then ends, in whatever way, is logged and counted once; a failure is also reported.
 
 Every kind of task, through the worker itself, through what ends waiting tasks and through who cancels it.
 """
@@ -286,7 +286,7 @@ def test_every_kind_is_here() -> None:
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_failure_is_told_once(
+def test_a_failure_is_reported_once(
     world: WorkerWorld,
     kind: str,
     way: Callable[[WorkerWorld, str], None],
@@ -344,7 +344,7 @@ def cancelled_and_then_no_worker(world: WorkerWorld, kind: str, resource: str) -
     "way", [cancelled_while_it_runs, cancelled_before_it_began, cancelled_and_then_no_worker]
 )
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_cancelled_is_logged_and_not_told(
+def test_what_is_cancelled_is_logged_and_not_reported(
     world: WorkerWorld,
     kind: str,
     way: Callable[[WorkerWorld, str, str], None],
