@@ -7,6 +7,7 @@ A store may narrow the container rule further (``ChunkStore.container_pattern``)
 
 from __future__ import annotations
 
+import re
 import unicodedata
 import urllib.parse
 
@@ -14,6 +15,13 @@ import urllib.parse
 MAX_KEY_BYTES = 1024
 #: Longest container name in characters: the API's limit for the field.
 MAX_CONTAINER_LENGTH = 255
+#: Longest parameter of a query, and longest header, in characters.  Each field of a body has its own limit.
+MAX_FIELD = 4096
+#: Longest name, id or key of a user in characters: the width of the columns.
+MAX_NAME = 255
+
+#: Control characters other than line breaks and tabs.  NUL is judged as what no database stores.
+_CONTROLS = re.compile(r"[\x01-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
 
 def _bad_characters(text: str) -> bool:
@@ -21,8 +29,41 @@ def _bad_characters(text: str) -> bool:
     return any(unicodedata.category(char) in ("Cc", "Cs") for char in text)
 
 
+def received(raw: str) -> str:
+    """Return a text of a request whose bytes WSGI hands over as Latin-1.
+
+    :raises UnicodeError: it is not UTF-8.
+    """
+    return raw.encode("latin-1").decode("utf-8")
+
+
+def input_problem(text: str, longest: int | None = None) -> str | None:
+    """Say why a text of a request is not taken, or None when it may be used.
+
+    Every text of a body, a query, a filter or a header is asked about here.
+
+    :param longest: characters; None where a schema has the limit.
+    """
+    if (problem := text_problem(text)) is not None:
+        return problem
+    if _CONTROLS.search(text) is not None:
+        return "it holds control characters"
+    if longest is not None and len(text) > longest:
+        return f"it is longer than {longest} characters"
+    return None
+
+
+def is_name(text: str) -> bool:
+    """Say whether a part of a path can be a user's name, id or key: one line that has room in its column."""
+    return len(text) <= MAX_NAME and text.isprintable()
+
+
 def text_problem(text: str) -> str | None:
-    """Say why no database keeps a text, or None when it may be used; every text of a user is asked about."""
+    """Say why no database keeps a text, or None when it can be stored.
+
+    What was stored before, and is read back from a manifest or a record, is asked about here: it may hold
+    control characters.
+    """
     if "\0" in text:
         return "it holds a NUL"
     try:

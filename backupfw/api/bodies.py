@@ -16,8 +16,9 @@ from backupfw.api.schemas import formats
 #: Content types of JSON bodies.  A body without a type is taken for JSON.
 JSON_TYPES = frozenset({"application/json", "application/vnd.openstack.volume+json"})
 
-#: Escapes that can bring in what no database stores as text: NUL and halves of surrogate pairs.
-_SUSPICIOUS = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
+#: What can bring in a text that is refused: escapes of control characters and of halves of surrogate pairs,
+#: and the control characters that JSON lets stand for themselves.
+_SUSPICIOUS = re.compile(r"\\(?:u00[0189][0-9a-fA-F]|u007[fF]|u[dD][89a-fA-F]|b|f)|[\x7f-\x9f]")
 
 Schema = Mapping[str, Any]
 
@@ -47,7 +48,7 @@ def _texts(value: Any) -> Iterator[tuple[_Place, str]]:
 
 def _check_texts(value: Any) -> None:
     for place, part in _texts(value):
-        if (problem := naming.text_problem(part)) is None:
+        if (problem := naming.input_problem(part)) is None:
             continue
         names: list[str] = []
         while place is not None:
@@ -66,7 +67,7 @@ def parse(raw: bytes) -> Any:
     """Parse a JSON body; an empty one is None.
 
     :raises MalformedBody: it is no JSON, not in a Unicode encoding, or nested too deep.
-    :raises ValidationFailed: a text has what no database stores; with its field.
+    :raises ValidationFailed: :func:`naming.input_problem` refuses a text; with its field.
     """
     if not raw.strip():
         return None

@@ -16,6 +16,7 @@ from oslo_config import cfg
 from oslo_middleware import cors, healthcheck, http_proxy_to_wsgi, request_id
 from oslo_middleware.exceptions import ConfigInvalid
 
+from backupfw import naming
 from backupfw.api import errors, faults, urls, versions
 from backupfw.api.site import Settings
 from backupfw.context import RequestContext, working_for
@@ -30,9 +31,25 @@ WsgiApp = Callable[[Environ, Any], Iterable[bytes]]
 HEALTH_PATH = "/healthcheck"
 #: Where oslo.middleware finds what can be asked there.
 _BACKENDS = "oslo.middleware.healthcheck"
-#: Where the microversion that a request asks for stands in the WSGI environment.
-_VERSION_HEADER = "HTTP_" + versions.HEADER.upper().replace("-", "_")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?", re.ASCII)
+
+
+def header(environ: Environ, name: str) -> str | None:
+    """Return a header's text; None where the request has no such header.
+
+    :raises BadRequest: :func:`naming.input_problem` refuses the text.
+    """
+    raw = environ.get("HTTP_" + name.upper().replace("-", "_"))
+    if raw is None:
+        return None
+    try:
+        text = naming.received(raw)
+        problem = naming.input_problem(text, naming.MAX_FIELD)
+    except UnicodeError:
+        problem = "it is not Unicode"
+    if problem is not None:
+        raise errors.BadRequest(f"The header {name} is refused: {problem}")
+    return text
 
 
 class _Proxies(http_proxy_to_wsgi.HTTPProxyToWSGI):
@@ -205,7 +222,7 @@ class Negotiation:
             return start_response(status, said, exc_info) if exc_info else start_response(status, said)
 
         try:
-            version = versions.negotiate(served, environ.get(_VERSION_HEADER))
+            version = versions.negotiate(served, header(environ, versions.HEADER))
             environ[versions.VERSION] = version
             environ[urls.PATH] = urls.parse(environ, self._collections)
             return self._app(environ, start)

@@ -46,12 +46,13 @@ class Query:
     def parse(cls, text: str) -> Query:
         """Parse a query string as it stands in a WSGI environment: its bytes as Latin-1.
 
-        :raises BadRequest: it is not UTF-8, has a NUL, or has too many fields.
+        :raises BadRequest: it is not UTF-8, has too many fields, or a text that is refused, see
+            :func:`naming.input_problem`.
         """
         try:
             pairs = urllib.parse.parse_qsl(
                 # Some servers let bytes pass that should have been encoded.
-                text.encode("latin-1").decode("utf-8"),
+                naming.received(text),
                 keep_blank_values=True,
                 errors="strict",
                 max_num_fields=MAX_FIELDS,
@@ -59,8 +60,9 @@ class Query:
         except ValueError as error:
             raise errors.BadRequest("Malformed query string") from error
         for key, value in pairs:
-            if (problem := naming.text_problem(key) or naming.text_problem(value)) is not None:
-                raise errors.BadRequest(f"Malformed query string: {key!a}: {problem}")
+            for part in (key, value):
+                if (problem := naming.input_problem(part, naming.MAX_FIELD)) is not None:
+                    raise errors.BadRequest(f"Malformed query string: {key[:80]!a}: {problem}")
         return cls(pairs)
 
     def get(self, name: str) -> str | None:

@@ -11,14 +11,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from backupfw import naming
 from backupfw.api import errors, versions
 
 #: Where the path in parts stands in the WSGI environment.
 PATH = "backupfw.path"
 #: The description of a version stands at this part behind it.
 DESCRIPTION = "openapi.json"
-#: What a project's id may have: the width of its column.
-MAX_PROJECT = 255
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +57,7 @@ def parse(environ: Mapping[str, Any], collections: Collection[str] = ()) -> Path
     """
     raw = environ.get("PATH_INFO", "")
     try:
-        text = raw.encode("latin-1").decode("utf-8")
+        text = naming.received(raw)
     except UnicodeError as error:
         raise errors.UnknownRoute from error
     parts = text.removeprefix("/").split("/")
@@ -78,7 +77,7 @@ def parse(environ: Mapping[str, Any], collections: Collection[str] = ()) -> Path
     project = parts[1]
     if not project:
         raise errors.UnknownRoute
-    if len(project) > MAX_PROJECT or not project.isprintable():
+    if not naming.is_name(project):
         raise errors.MalformedUrl
     return Path(prefix, project, tuple(parts[2:]))
 

@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 
 Model = type[VolumeMetadata] | type[SnapshotMetadata] | type[VolumeImageMetadata]
 
-#: Longest value of the ``metadata`` filter that is looked at, in characters.
-_MAX_FILTER = 4096
-
 
 def _owner(model: Model) -> Any:
     return model.snapshot_id if issubclass(model, SnapshotMetadata) else model.volume_id
@@ -138,7 +135,7 @@ def matches(model: Model, owner_id: Any, text: str) -> ColumnElement[bool]:
 
 
 def _filter_pairs(text: str) -> dict[str, str] | None:
-    if len(text) > _MAX_FILTER:
+    if len(text) > naming.MAX_FIELD:
         return None
     try:
         value = ast.literal_eval(text)
@@ -150,6 +147,6 @@ def _filter_pairs(text: str) -> dict[str, str] | None:
     if not all(isinstance(item, str) for item in texts):
         return None
     for item in texts:
-        if (problem := naming.text_problem(item)) is not None:
+        if (problem := naming.input_problem(item)) is not None:
             raise InvalidInput(f"metadata: {item!a}: {problem}")
     return value

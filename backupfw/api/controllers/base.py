@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 
-from backupfw import errors
+from backupfw import errors, naming
 from backupfw.api import errors as api_errors
 from backupfw.api import policies
 from backupfw.api.query import Listing, ListingRules, Query, listing
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from backupfw.manager.rows import Page
 
 Item = TypeVar("Item", bound=common.HasId)
-
-#: Longest name in a path.
-_MAX_NAME = 255
 
 
 class Controller(Resource):
@@ -134,7 +131,7 @@ class NamedController(Controller):
         :raises BadRequest: it cannot be one.
         """
         name = self.parts[0]
-        if len(name) > _MAX_NAME or not name.isprintable():
+        if not naming.is_name(name):
             raise api_errors.BadRequest(f"Invalid input received: {self.arg} is not a valid id")
         return name
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
-from backupfw import errors
+from backupfw import errors, naming
 from backupfw.api import errors as api_errors
 from backupfw.api.controllers.base import Controller, checked_id
 from backupfw.api.request import Request, Response, expose
@@ -97,7 +97,7 @@ def metadata_of(
         def delete(self, req: Request, resp: Response) -> None:
             """``DELETE …/metadata/{key}``."""
             _, key = self.parts
-            if "\0" in key or len(key) > 255:
+            if not naming.is_name(key):
                 raise errors.KeyNotFound(key)
             self.manager.delete_metadata_key(req.context, self.owner, key)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from backupfw import errors
+from backupfw import errors, naming
 from backupfw.api import errors as api_errors
 from backupfw.api import versions
 from backupfw.api.controllers.base import Controller, NamedController, stripped
@@ -24,8 +24,6 @@ LISTING = ListingRules(
     filter_keys={"name": "name", "description": "description"},
     resource="volume_type",
 )
-#: Width of the columns that hold keys and projects.
-_MAX_TEXT = 255
 
 
 class _Types(Controller):
@@ -266,7 +264,7 @@ def _text(part: str, missing: type[errors.NotFound]) -> str:
 
     :raises NotFound: of the class ``missing``.
     """
-    if len(part) > _MAX_TEXT or not part.isprintable():
+    if not naming.is_name(part):
         raise missing(part)
     return part
 

@@ -10,26 +10,22 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from backupfw import naming
 from backupfw.api import errors, identity, urls
 from backupfw.api.faults import REQUEST_ID
-from backupfw.api.pipeline import Environ, WsgiApp
+from backupfw.api.pipeline import Environ, WsgiApp, header
 from backupfw.api.policies import Policy
 from backupfw.context import RequestContext
 
 #: The user of a request without a token.
 ANONYMOUS = "anonymous"
-MAX_PART = 255
 
 
 def _token(environ: Environ) -> str:
-    # WSGI hands header bytes over as Latin-1.
     try:
-        text = str(environ.get("HTTP_X_AUTH_TOKEN", "")).encode("latin-1").decode("utf-8").strip()
-    except UnicodeError as error:
-        raise errors.Unauthorized("The token is not UTF-8") from error
-    if not text.isprintable():
-        raise errors.Unauthorized("The token has control characters")
-    return text
+        return (header(environ, "X-Auth-Token") or "").strip()
+    except errors.BadRequest as error:
+        raise errors.Unauthorized(str(error)) from error
 
 
 def context_of(
@@ -46,7 +42,7 @@ def context_of(
     if path_project is None:
         if not project:
             raise errors.Unauthorized("Neither the path nor the token (user:project) names a project")
-        if len(project) > urls.MAX_PROJECT:
+        if not naming.is_name(project):
             raise errors.MalformedUrl
     elif not colon:
         project = path_project
@@ -54,8 +50,8 @@ def context_of(
         raise errors.MalformedUrl
     named = frozenset(role.strip().lower() for role in role_list.split(",") if role.strip())
     roles = named or default_roles
-    if len(user) > MAX_PART:
-        raise errors.Unauthorized("The token's user is too long")
+    if not naming.is_name(user):
+        raise errors.Unauthorized(f"The token's user is not one line of at most {naming.MAX_NAME} characters")
     return RequestContext(
         project_id=project,
         user_id=user or ANONYMOUS,

@@ -20,7 +20,7 @@ def _choice(more: dict[str, Any], required: list[str]) -> dict[str, Any]:
 
 
 #: ``PUT /os-services/enable`` and ``/disable``.
-choice = types.always(_choice({"disabled_reason": {"type": ["string", "null"]}}, []))
+choice = types.always(_choice({"disabled_reason": {"type": ["string", "null"], "maxLength": 255}}, []))
 #: ``PUT /os-services/freeze`` and ``/thaw``.
 host = types.always(types.record({"host": _NAME, "cluster": {"type": "null"}}, required=["host"]))
 #: ``PUT /os-services/disable-log-reason``.
