@@ -86,7 +86,7 @@ def _stores(
             progress = Progress(f"auditing {place}", unit="objects")
             try:
                 opened = stores.container(store, container)
-                store_command.tell_settings(opened)
+                store_command.report_settings(opened)
                 report = audit.run(
                     keys.installation_prefix(installation),
                     opened,

@@ -182,7 +182,7 @@ class _Limits:
             "reader": api.body_timeout,
             "next": api.idle_timeout,
         }
-        self._told = float("-inf")
+        self._warned_at = float("-inf")
 
     def make_room(self, address: str, channels: list[_Channel]) -> bool:
         """End the connection that has waited for longest, if another one from there would be one too many.
@@ -195,7 +195,7 @@ class _Limits:
         of_one = len(own) >= self._per_address
         if not of_one and len(there) < self.total:
             return True
-        self._tell(client if of_one else "all addresses")
+        self._warn(client if of_one else "all addresses")
         return self.end_one(own if of_one else there)
 
     def end_one(self, channels: list[_Channel]) -> bool:
@@ -214,9 +214,9 @@ class _Limits:
             if seconds is not None and moment - channel.since > seconds:
                 channel.end()
 
-    def _tell(self, who: str) -> None:
-        if time.monotonic() - self._told >= 60:
-            self._told = time.monotonic()
+    def _warn(self, who: str) -> None:
+        if time.monotonic() - self._warned_at >= 60:
+            self._warned_at = time.monotonic()
             LOG.warning("As many connections of %s as may be; each new one ends an idle one", who)
 
 

@@ -87,8 +87,8 @@ def look_after_until(stop: threading.Event, conf: cfg.ConfigOpts, db: Database) 
 
 
 @contextmanager
-def telling(conf: cfg.ConfigOpts, db: Database) -> Iterator[Outbox]:
-    """Yield who tells the outside what happens to backups, if the configuration says how.
+def sending_events(conf: cfg.ConfigOpts, db: Database) -> Iterator[Outbox]:
+    """Yield the event outbox; its events are sent if the configuration says how.
 
     :raises ConfigError: it cannot be done as the configuration says.
     """
@@ -109,7 +109,7 @@ def make_managers(
     """Return the use cases that the API calls.
 
     :param wake: called after a transaction that queued or cancelled a task.
-    :param outbox: who tells the outside; None: nobody does.
+    :param outbox: the event outbox; None: no events are sent.
     """
     patterns = {
         name: load_driver(conf[group_of(name)].driver).container_pattern for name in conf.enabled_stores
@@ -266,7 +266,7 @@ class EmbeddedService:
             dispatch = make_dispatch(self._conf, listens=True)
             stack.callback(dispatch.close)
             meters = Meters(db)
-            outbox = stack.enter_context(telling(self._conf, db))
+            outbox = stack.enter_context(sending_events(self._conf, db))
             # It holds the state directory, and with that a SQLite file, but never a database server: another
             # of its host's name may be there, e.g. in a container.
             alone = db.backend == "sqlite"
@@ -315,7 +315,7 @@ def api_application(conf: cfg.ConfigOpts) -> Iterator[Api]:
         dispatch = make_dispatch(conf, listens=False)
         stack.callback(dispatch.close)
         meters = Meters(db)
-        outbox = stack.enter_context(telling(conf, db))
+        outbox = stack.enter_context(sending_events(conf, db))
         app = make_app(make_managers(conf, db, dispatch.wake, outbox), conf, healthy=db.writable)
         stack.enter_context(_looking_after(conf, db))
         yield Api(meters.measured(app), db, meters)
@@ -359,7 +359,7 @@ def running_worker(conf: cfg.ConfigOpts) -> Iterator[None]:
         dispatch = make_dispatch(conf, listens=True)
         stack.callback(dispatch.close)
         meters = Meters(db)
-        outbox = stack.enter_context(telling(conf, db))
+        outbox = stack.enter_context(sending_events(conf, db))
         worker = WorkerProcess(conf, db, dispatch, alone=False, meters=meters, outbox=outbox)
         worker.start()
         stack.callback(worker.close)

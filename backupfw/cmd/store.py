@@ -57,7 +57,7 @@ def opened(conf: cfg.ConfigOpts, name: str) -> Iterator[ChunkStore]:
         store.close()
 
 
-def tell_settings(container: Container) -> None:
+def report_settings(container: Container) -> None:
     """Print what a container's settings do to deletes, to standard error, where few people want it."""
     for item in container.inspect():
         if item.warning:

@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
                 progress = Progress(f"sweeping container {container} of store {store}", unit="objects")
                 try:
                     opened = stores.container(store, container)
-                    store_command.tell_settings(opened)
+                    store_command.report_settings(opened)
                     if not args.dry_run:
                         with contextlib.suppress(errors.Unavailable):
                             catalogue.give_up_announced(db, opened)

@@ -115,7 +115,7 @@ def _many(args: argparse.Namespace, db: Database, verifier: _Verifier) -> int:
                     damaged += 1
             except (ChunkStoreError, EngineError, InvalidInput) as error:
                 # Nothing is known of it, so it is not recorded: the next run begins with it.
-                verifier.tell_failure(backup_id, str(error))
+                verifier.report_failure(backup_id, str(error))
                 failed += 1
     if not args.json:
         print(f"{good + damaged + failed} backups: {good} ok, {damaged} damaged, {failed} not verified")
@@ -211,7 +211,7 @@ class _Verifier:
             _print_verdict(backup_id, report)
         return report.ok
 
-    def tell_failure(self, backup_id: str, problem: str) -> None:
+    def report_failure(self, backup_id: str, problem: str) -> None:
         """Say why nothing is known of a backup."""
         if self._json:
             _print_json(id=backup_id, result="not verified", problem=problem)

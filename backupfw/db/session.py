@@ -139,10 +139,10 @@ class Database:
         """Install per-connection settings on a fresh engine."""
         # Before oslo.db's own: the first listener that raises decides, and nothing else makes ours first.
         event.remove(engine, "handle_error", exc_filters.handler)
-        event.listen(engine, "handle_error", trouble.tell)
+        event.listen(engine, "handle_error", trouble.translate)
         if self.backend != "sqlite":
             # A SQLite file that cannot be opened is no server that may be back soon.
-            event.listen(engine, "handle_error", _tell_failed_connects)
+            event.listen(engine, "handle_error", _translate_failed_connects)
         event.listen(engine, "handle_error", exc_filters.handler, retval=True)
         if self.backend == "sqlite":
             event.listen(engine, "connect", _sqlite_connect)
@@ -403,7 +403,7 @@ def clock(session: Session) -> ColumnElement[datetime]:
     return literal(datetime.now(UTC).replace(tzinfo=None), UtcDateTime())
 
 
-def _tell_failed_connects(context: ExceptionContext) -> None:
+def _translate_failed_connects(context: ExceptionContext) -> None:
     """Raise a failed attempt to connect as what it is, so that it is tried again.
 
     oslo.db knows it by words that client libraries no longer use, and a server that is starting or stopping

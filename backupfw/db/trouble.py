@@ -1,6 +1,6 @@
 """THE table: what a database's own error codes mean for the transaction that met them.
 
-No other module knows codes.  :func:`tell` raises each as what it is, before anything of oslo.db looks at
+No other module knows codes.  :func:`translate` raises each as what it is, before anything of oslo.db looks at
 its words:
 
 ========================  ======================================  =========================  ==============
@@ -112,7 +112,7 @@ def trouble_of(backend: str, error: BaseException) -> Trouble | None:
     return MYSQL.get(number) if isinstance(number, int) else None
 
 
-def tell(context: ExceptionContext) -> None:
+def translate(context: ExceptionContext) -> None:
     """Raise an error that the table has as what it is; for SQLAlchemy's event ``handle_error``."""
     error = context.sqlalchemy_exception
     if error is None or context.dialect is None:

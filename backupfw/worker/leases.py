@@ -142,7 +142,7 @@ class LeaseKeeper:
                     if time.monotonic() < next_round:
                         self._report_one(item)
             elif poked:
-                self._tell_cancelled()
+                self._report_cancelled()
 
     def _all_held(self) -> list[_Held]:
         with self._lock:
@@ -154,7 +154,7 @@ class LeaseKeeper:
         except Exception:
             LOG.exception("The worker's heartbeat could not be written; trying again")
 
-    def _tell_cancelled(self) -> None:
+    def _report_cancelled(self) -> None:
         """Tell the attempts whose tasks were cancelled; costs nothing while none is held."""
         held = self._all_held()
         if not held:

@@ -120,7 +120,7 @@ class Move(Step):
 
 @dataclass(frozen=True, slots=True)
 class FailingMove(Step):
-    """An accepted operation failed: whoever asked for it is told in the same breath, by :func:`fail`."""
+    """An accepted operation failed: :func:`fail` reports it to the user in the same transaction."""
 
 
 class BackupMoves:
@@ -150,7 +150,7 @@ class VolumeMoves:
     backed_up = Move("backup ended", (BACKING_UP,), PREVIOUS)
     restore = Move("restore", (AVAILABLE,), RESTORING_BACKUP)
     restored = Move("restored", (RESTORING_BACKUP, CREATING), AVAILABLE)
-    # A restore is an operation on the backup, whose move tells of it.
+    # A restore is an operation on the backup, whose move reports it.
     restore_failed = Move("restore failed", (RESTORING_BACKUP,), ERROR_RESTORING)
     restore_of_new_failed = Move(
         "restore cancelled, or failed on a new volume", (RESTORING_BACKUP, CREATING), ERROR
@@ -238,16 +238,16 @@ def fail(
     model: type[Backup | Volume | Snapshot],
     resource_id: str,
     step: FailingMove,
-    tell: Callable[[], None],
+    report: Callable[[], None],
     **values: Any,
 ) -> bool:
-    """Carry out the move of an operation that failed, and tell of it; parameters as of :func:`move`.
+    """Carry out the move of an operation that failed, and report it; parameters as of :func:`move`.
 
-    :param tell: adds the user message to the transaction; called if the move was done.
+    :param report: adds the user message to the transaction; called if the move was done.
     """
     moved = _carry_out(session, model, resource_id, step, values)
     if moved:
-        tell()
+        report()
     return moved
 
 

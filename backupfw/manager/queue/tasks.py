@@ -163,7 +163,7 @@ def count_end(session: Session, task: Task, outcome: Outcome) -> None:
     """
     hear = session.info.get(_HEARS)
 
-    def tell() -> None:
+    def report() -> None:
         if hear is not None:
             hear(task.kind, outcome)
         words = {"done": "is done", "cancelled": "was cancelled"}.get(outcome)
@@ -171,7 +171,7 @@ def count_end(session: Session, task: Task, outcome: Outcome) -> None:
             with working_for(RequestContext.of_task(task.project_id, task.request_id)):
                 LOG.info("Task %s (%s of %s) %s", task.id, task.kind, task.resource_id, words)
 
-    after(session, tell)
+    after(session, report)
 
 
 def hear_ends(db: Database, hear: Callable[[str, Outcome], object]) -> None:

@@ -94,11 +94,11 @@ def failed(
     if failure.model is Backup:
         values["fail_reason"] = tasks.short_reason(reason)
 
-    def tell() -> None:
+    def report() -> None:
         if not again:
             _post(session, task, detail or failure.detail, messages.ERROR)
 
-    lifecycle.fail(session, failure.model, task.resource_id, failure.step, tell, **values)
+    lifecycle.fail(session, failure.model, task.resource_id, failure.step, report, **values)
 
 
 def warn(session: Session, task: Task, detail: Detail) -> None:

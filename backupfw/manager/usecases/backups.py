@@ -56,7 +56,7 @@ class BackupManager:
     :param conf: the configuration: stores and placement rules, ``availability_zone``, ``[backup]`` and
         ``[quota]``.
     :param wake: called after a transaction that queued or cancelled a task.
-    :param outbox: who tells the outside; None: nobody does.
+    :param outbox: the event outbox; None: no events are sent.
     :param container_patterns: what the names of new backups' containers must match, by store.
     """
 

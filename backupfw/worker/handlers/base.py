@@ -68,7 +68,7 @@ class Tools:
     :ivar expire_waiting: called now and then: ends tasks that no worker could claim for too long.
     :ivar volume_host: the host whose workers alone can open the volumes that are made here; None: all can.
     :ivar meter: hears what is done.
-    :ivar outbox: tells the outside; None: nobody does.
+    :ivar outbox: the event outbox; None: no events are sent.
     :ivar reach: what this worker can serve; None: everything.
     """
 
