@@ -54,10 +54,13 @@ def expose(
     takes: SchemaOf | None = None,
     since: ApiVersion = V2,
 ) -> Callable[[Method], Method]:
-    """Expose a method of a resource to Pecan; parameters as of :class:`Exposure`."""
+    """Expose a method of a resource to Pecan; parameters as of :class:`Exposure`.
+
+    A method that serves several paths has the decorator several times.
+    """
 
     def decorate(function: Method) -> Method:
-        function.exposure = Exposure(function, method, part, rule, status, takes, since)  # type: ignore[attr-defined]
+        _add(function, Exposure(function, method, part, rule, status, takes, since))
         # Pecan inspects the method at each call; with this it need not begin at the code.
         function.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
         exposed: Method = pecan.expose(template="answer:", content_type="application/json")(function)
@@ -72,10 +75,20 @@ def action(
     """Have ``POST …/action`` call a method where ``name`` is the body's only key; see :class:`Exposure`."""
 
     def decorate(function: Method) -> Method:
-        function.exposure = Exposure(function, "", name, rule, status, takes, since)  # type: ignore[attr-defined]
+        _add(function, Exposure(function, "", name, rule, status, takes, since))
         return function
 
     return decorate
+
+
+def _add(function: Callable[..., Answer], exposure: Exposure) -> None:
+    function.exposures = (exposure, *exposures_of(function))  # type: ignore[attr-defined]
+
+
+def exposures_of(function: object) -> tuple[Exposure, ...]:
+    """Return what stands beside a method, in the order of its decorators; nothing for anything else."""
+    found: tuple[Exposure, ...] = getattr(function, "exposures", ())
+    return found
 
 
 class Request(webob.Request):  # type: ignore[misc]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pecan
 
 from backupfw.api import errors
-from backupfw.api.request import Answer, Exposure, Request, Response, expose
+from backupfw.api.request import Answer, Exposure, Request, Response, expose, exposures_of
 from backupfw.api.schemas.types import SchemaOf
 from backupfw.api.versions import V2, ApiVersion
 
@@ -47,11 +47,10 @@ class Resource:
     def __init_subclass__(cls) -> None:
         # In the order of the class and its bases, which is that of the description.
         names = dict.fromkeys(name for base in cls.__mro__ for name in vars(base))
-        exposures = {name: getattr(getattr(cls, name), "exposure", None) for name in names}
         cls.exposed = {
             (exposure.method, exposure.part): (name, exposure)
-            for name, exposure in exposures.items()
-            if isinstance(exposure, Exposure)
+            for name in names
+            for exposure in exposures_of(getattr(cls, name))
         }
 
     def project_of(self, req: Request) -> str | None:  # noqa: ARG002

@@ -183,18 +183,17 @@ class BackupsController(_Backups):
     item = ("backup_id", BackupController)
 
     @expose("GET", rule="backup:get_all")
-    def index(self, req: Request, resp: Response) -> dict[str, Any]:
-        """``GET /backups``."""
-        return self._index(req, detail=False)
-
     @expose("GET", "detail", rule="backup:get_all")
-    def index_detail(self, req: Request, resp: Response) -> dict[str, Any]:
-        """``GET /backups/detail``."""
-        return self._index(req, detail=True)
-
-    def _index(self, req: Request, *, detail: bool) -> dict[str, Any]:
-        view = self._detail(req) if detail else functools.partial(views.summary, req)
-        return self.page(req, self.managers.backups.list, "backups", LISTING, view, detail=detail)
+    def index(self, req: Request, resp: Response) -> dict[str, Any]:
+        """``GET /backups`` and ``GET /backups/detail``."""
+        return self.page(
+            req,
+            self.managers.backups.list,
+            "backups",
+            LISTING,
+            self._detail(req),
+            functools.partial(views.summary, req),
+        )
 
     @expose("POST", rule="backup:create", takes=schemas.create, status=202)
     def create(self, req: Request, resp: Response) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, overload
 
 from backupfw import errors, naming
 from backupfw.api import errors as api_errors
@@ -13,13 +13,23 @@ from backupfw.api.query import Listing, ListingRules, Query, listing
 from backupfw.api.request import Request
 from backupfw.api.resource import Resource
 from backupfw.api.schemas import formats
-from backupfw.api.views import common
 
 if TYPE_CHECKING:
     from backupfw.api.site import Managers, Settings
     from backupfw.manager.rows import Page
 
-Item = TypeVar("Item", bound=common.HasId)
+
+class HasId(Protocol):
+    """A record with an id."""
+
+    @property
+    def id(self) -> str:
+        """Its UUID."""
+
+
+Item = TypeVar("Item", bound=HasId)
+#: What shows an item.
+View = Callable[[Item], dict[str, Any]]
 
 
 class Controller(Resource):
@@ -92,17 +102,24 @@ class Controller(Resource):
         lister: Callable[..., Page[Item]],
         collection: str,
         rules: ListingRules,
-        view: Callable[[Item], dict[str, Any]],
+        view: View[Item],
+        plain: View[Item] | None = None,
         *,
-        detail: bool,
+        query: Query | None = None,
+        links: str = "",
     ) -> dict[str, Any]:
         """Answer a listing: read its query, ask the manager, show what came.
 
         :param lister: the manager's ``list``.
         :param collection: key of the answer's body, e.g. ``backups``.
-        :param detail: whether the view shows everything.
+        :param view: what shows one item.
+        :param plain: what shows one where the path does not end in ``detail``; None: ``view`` does.
+        :param query: what counts in place of the request's own.
+        :param links: key of the link to the next page; ``<collection>_links`` where it is empty.
         """
-        wanted = self.listing(req, rules)
+        assert req.exposure is not None
+        detail = plain is None or req.exposure.part == "detail"
+        wanted = self.listing(req, rules, query)
         page = lister(
             req.context,
             detail=detail,
@@ -114,7 +131,15 @@ class Controller(Resource):
             sort=wanted.sort,
             with_count=wanted.with_count,
         )
-        return common.page(req, collection, page.items, wanted.limit, view, page.total)
+        show = view if detail or plain is None else plain
+        body: dict[str, Any] = {collection: [show(item) for item in page.items]}
+        # A page that is not full is the last one, and published schemas of answers refuse the key there.
+        if page.items and len(page.items) >= wanted.limit:
+            next_page = req.links.next_page(req.tail, req.query.pairs, page.items[-1].id)
+            body[links or f"{collection}_links"] = next_page
+        if page.total is not None:
+            body["count"] = page.total
+        return body
 
 
 class NamedController(Controller):

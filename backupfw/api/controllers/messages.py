@@ -61,4 +61,4 @@ class MessagesController(Controller):
         if req.version < versions.MESSAGES_PAGINATION:
             req.query = Query(())
         view = functools.partial(views.detail, req)
-        return self.page(req, self.managers.messages.list, "messages", LISTING, view, detail=True)
+        return self.page(req, self.managers.messages.list, "messages", LISTING, view)

@@ -112,13 +112,13 @@ def metadata_of(
             return {"metadata": dict(self.manager.get_metadata(req.context, self.owner))}
 
         @expose("POST", rule=create_rule, takes=schemas.whole)
-        def add(self, req: Request, resp: Response) -> dict[str, Any]:
+        def create(self, req: Request, resp: Response) -> dict[str, Any]:
             """``POST …/metadata``: what is not named stays."""
             metadata = self.manager.set_metadata(req.context, self.owner, req.data["metadata"])
             return {"metadata": dict(metadata)}
 
         @expose("PUT", rule=write_rule, takes=schemas.whole)
-        def replace(self, req: Request, resp: Response) -> dict[str, Any]:
+        def update(self, req: Request, resp: Response) -> dict[str, Any]:
             """``PUT …/metadata``: what is not named goes."""
             metadata = self.manager.replace_metadata(req.context, self.owner, req.data["metadata"])
             return {"metadata": dict(metadata)}

@@ -29,7 +29,7 @@ class LimitsController(Controller):
         return None
 
     @expose("GET", rule="limits_extension:used_limits")
-    def limits(self, req: Request, resp: Response) -> dict[str, Any]:
+    def index(self, req: Request, resp: Response) -> dict[str, Any]:
         """``GET /limits``: of the caller's project; from 3.39 on an administrator may name another one."""
         return {
             "limits": {"rate": [], "absolute": self.managers.quota.limits(req.context, self.project_of(req))}
@@ -90,13 +90,13 @@ class QuotaClassController(NamedController):
         self.name()
 
     @expose("GET", rule="volume_extension:quota_classes:get")
-    def show_class(self, req: Request, resp: Response) -> dict[str, Any]:
+    def show(self, req: Request, resp: Response) -> dict[str, Any]:
         """``GET /os-quota-class-sets/{name}``."""
         name = self.name()
         return {"quota_class_set": {"id": name, **self.managers.quota.class_show(name)}}
 
     @expose("PUT", rule="volume_extension:quota_classes:update", takes=schemas.quota_class_set)
-    def update_class(self, req: Request, resp: Response) -> dict[str, Any]:
+    def update(self, req: Request, resp: Response) -> dict[str, Any]:
         """``PUT /os-quota-class-sets/{name}``."""
         name = self.name()
         limits = _given_limits(req.data["quota_class_set"])

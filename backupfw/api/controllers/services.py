@@ -8,7 +8,7 @@ from backupfw.api import versions
 from backupfw.api.controllers.base import Controller
 from backupfw.api.request import Request, Response, expose
 from backupfw.api.schemas import services as schemas
-from backupfw.api.views.common import timestamp
+from backupfw.api.views import timestamp
 
 
 class ServicesController(Controller):
@@ -83,7 +83,7 @@ class HostController(Controller):
     """``/os-hosts/{host}``."""
 
     @expose("GET", rule="volume_extension:hosts")
-    def show_host(self, req: Request, resp: Response) -> dict[str, Any]:
+    def show(self, req: Request, resp: Response) -> dict[str, Any]:
         """``GET /os-hosts/{host}``: the volumes there that no other host can open, in all and by project."""
         host = self.parts[0]
         usage = self.managers.services.usage_of_host(req.context, host)
@@ -114,7 +114,7 @@ class HostsController(Controller):
     item = ("host", HostController)
 
     @expose("GET", rule="volume_extension:hosts")
-    def hosts(self, req: Request, resp: Response) -> dict[str, Any]:
+    def index(self, req: Request, resp: Response) -> dict[str, Any]:
         """``GET /os-hosts``; ``?zone`` and ``?service`` choose."""
         zone, binary = req.query.get("zone"), req.query.get("service")
         shown = [

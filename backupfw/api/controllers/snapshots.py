@@ -128,18 +128,17 @@ class SnapshotsController(Controller):
     item = ("snapshot_id", SnapshotController)
 
     @expose("GET", rule="volume:get_all_snapshots")
-    def index(self, req: Request, resp: Response) -> dict[str, Any]:
-        """``GET /snapshots``."""
-        return self._index(req, detail=False)
-
     @expose("GET", "detail", rule="volume:get_all_snapshots")
-    def index_detail(self, req: Request, resp: Response) -> dict[str, Any]:
-        """``GET /snapshots/detail``."""
-        return self._index(req, detail=True)
-
-    def _index(self, req: Request, *, detail: bool) -> dict[str, Any]:
-        view = functools.partial(views.detail, req) if detail else views.summary
-        return self.page(req, self.managers.snapshots.list, "snapshots", LISTING, view, detail=detail)
+    def index(self, req: Request, resp: Response) -> dict[str, Any]:
+        """``GET /snapshots`` and ``GET /snapshots/detail``."""
+        return self.page(
+            req,
+            self.managers.snapshots.list,
+            "snapshots",
+            LISTING,
+            functools.partial(views.detail, req),
+            views.summary,
+        )
 
     @expose("POST", rule="volume:create_snapshot", takes=schemas.create, status=202)
     def create(self, req: Request, resp: Response) -> dict[str, Any]:

@@ -45,7 +45,7 @@ class ZonesController(Controller):
     """``/os-availability-zone``."""
 
     @expose("GET", rule="volume:availability_zone_list")
-    def zones(self, req: Request, resp: Response) -> dict[str, Any]:
+    def index(self, req: Request, resp: Response) -> dict[str, Any]:
         """``GET /os-availability-zone``."""
         return {
             "availabilityZoneInfo": [
@@ -58,7 +58,7 @@ class ExtensionController(Controller):
     """``/extensions/{alias}``."""
 
     @expose("GET", rule="volume:get_extensions")
-    def show_extension(self, req: Request, resp: Response) -> dict[str, Any]:
+    def show(self, req: Request, resp: Response) -> dict[str, Any]:
         """``GET /extensions/{alias}``."""
         for entry in _EXTENSIONS:
             if entry[0] == self.parts[0]:
@@ -72,7 +72,7 @@ class ExtensionsController(Controller):
     item = ("alias", ExtensionController)
 
     @expose("GET", rule="volume:get_extensions")
-    def extensions(self, req: Request, resp: Response) -> dict[str, Any]:
+    def index(self, req: Request, resp: Response) -> dict[str, Any]:
         """``GET /extensions``."""
         return {"extensions": [_extension(*entry) for entry in _EXTENSIONS]}
 
@@ -83,7 +83,7 @@ class ResourceFiltersController(Controller):
     since = versions.RESOURCE_FILTER_CONFIG
 
     @expose("GET")
-    def resource_filters(self, req: Request, resp: Response) -> dict[str, Any]:
+    def index(self, req: Request, resp: Response) -> dict[str, Any]:
         """``GET /resource_filters``; ``?resource`` chooses.  Everybody may know them."""
         wanted = req.query.get("resource")
         return {
@@ -110,13 +110,9 @@ class GroupsController(Controller):
     since = versions.VOLUME_GROUP
 
     @expose("GET", rule="group:get_all")
-    def index(self, req: Request, resp: Response) -> dict[str, Any]:
-        """``GET /groups``."""
-        return {"groups": []}
-
     @expose("GET", "detail", rule="group:get_all")
-    def index_detail(self, req: Request, resp: Response) -> dict[str, Any]:
-        """``GET /groups/detail``."""
+    def index(self, req: Request, resp: Response) -> dict[str, Any]:
+        """``GET /groups`` and ``GET /groups/detail``."""
         return {"groups": []}
 
 
@@ -126,13 +122,9 @@ class GroupSnapshotsController(Controller):
     since = versions.SNAPSHOT_GROUP
 
     @expose("GET", rule="group:get_all_group_snapshots")
-    def index(self, req: Request, resp: Response) -> dict[str, Any]:
-        """``GET /group_snapshots``."""
-        return {"group_snapshots": []}
-
     @expose("GET", "detail", rule="group:get_all_group_snapshots")
-    def index_detail(self, req: Request, resp: Response) -> dict[str, Any]:
-        """``GET /group_snapshots/detail``."""
+    def index(self, req: Request, resp: Response) -> dict[str, Any]:
+        """``GET /group_snapshots`` and ``GET /group_snapshots/detail``."""
         return {"group_snapshots": []}
 
 

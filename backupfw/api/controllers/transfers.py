@@ -62,18 +62,17 @@ class TransfersController(Controller):
     item = ("transfer_id", TransferController)
 
     @expose("GET", rule="volume:get_all_transfers")
-    def index(self, req: Request, resp: Response) -> dict[str, Any]:
-        """``GET`` of the plain list."""
-        return self._index(req, detail=False)
-
     @expose("GET", "detail", rule="volume:get_all_transfers")
-    def index_detail(self, req: Request, resp: Response) -> dict[str, Any]:
-        """``GET …/detail``."""
-        return self._index(req, detail=True)
-
-    def _index(self, req: Request, *, detail: bool) -> dict[str, Any]:
-        view = functools.partial(views.detail if detail else views.summary, req)
-        return self.page(req, self.managers.transfers.list, "transfers", LISTING, view, detail=detail)
+    def index(self, req: Request, resp: Response) -> dict[str, Any]:
+        """``GET /os-volume-transfer`` and ``GET /os-volume-transfer/detail``."""
+        return self.page(
+            req,
+            self.managers.transfers.list,
+            "transfers",
+            LISTING,
+            functools.partial(views.detail, req),
+            functools.partial(views.summary, req),
+        )
 
     @expose("POST", rule="volume:create_transfer", takes=schemas.create, status=202)
     def create(self, req: Request, resp: Response) -> dict[str, Any]:

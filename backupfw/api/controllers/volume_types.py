@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +45,7 @@ class ExtraSpecController(_Types):
     """``/types/{type_id}/extra_specs/{key}``."""
 
     @expose("GET", rule="volume_extension:types_extra_specs:show")
-    def extra_spec(self, req: Request, resp: Response) -> dict[str, Any]:
+    def show(self, req: Request, resp: Response) -> dict[str, Any]:
         """``GET /types/{id}/extra_specs/{key}``."""
         kind = self._kind(req)
         key = self.parts[1]
@@ -54,7 +55,7 @@ class ExtraSpecController(_Types):
         return {key: shown[key]}
 
     @expose("PUT", rule="volume_extension:types_extra_specs:update", takes=schemas.extra_spec)
-    def set_extra_spec(self, req: Request, resp: Response) -> dict[str, Any]:
+    def update(self, req: Request, resp: Response) -> dict[str, Any]:
         """``PUT /types/{id}/extra_specs/{key}``: the body's key must be the path's."""
         kind = self._kind(req)
         if self.parts[1] not in req.data:
@@ -63,7 +64,7 @@ class ExtraSpecController(_Types):
         return dict(req.data)
 
     @expose("DELETE", rule="volume_extension:types_extra_specs:delete", status=202)
-    def delete_extra_spec(self, req: Request, resp: Response) -> None:
+    def delete(self, req: Request, resp: Response) -> None:
         """``DELETE /types/{id}/extra_specs/{key}``."""
         kind = self._kind(req)
         key = _text(self.parts[1], errors.KeyNotFound)
@@ -76,13 +77,13 @@ class ExtraSpecsController(_Types):
     item = ("key", ExtraSpecController)
 
     @expose("GET", rule="volume_extension:types_extra_specs:index")
-    def extra_specs(self, req: Request, resp: Response) -> dict[str, Any]:
+    def index(self, req: Request, resp: Response) -> dict[str, Any]:
         """``GET /types/{id}/extra_specs``."""
         kind = self._kind(req)
         return {"extra_specs": views.extra_specs(kind.extra_specs, all_specs=self._sees_all(req))}
 
     @expose("POST", rule="volume_extension:types_extra_specs:create", takes=schemas.extra_specs)
-    def add_extra_specs(self, req: Request, resp: Response) -> dict[str, Any]:
+    def create(self, req: Request, resp: Response) -> dict[str, Any]:
         """``POST /types/{id}/extra_specs``: what is not named stays; shows what was named."""
         kind = self._kind(req)
         wanted = req.data["extra_specs"]
@@ -178,27 +179,9 @@ class VolumeTypesController(_Types):
         if text is not None and req.context.is_admin:
             public = None if text.strip().lower() == "none" else boolean(text, "is_public")
         query = Query([pair for pair in req.query.pairs if pair[0] != "is_public"])
-        wanted = self.listing(req, LISTING, query)
-        page = self.managers.types.list(
-            req.context,
-            public=public,
-            filters=wanted.filters,
-            limit=wanted.limit,
-            marker=wanted.marker,
-            offset=wanted.offset,
-            sort=wanted.sort,
-            with_count=wanted.with_count,
-        )
-        all_specs = self._sees_all(req)
-        body: dict[str, Any] = {
-            "volume_types": [views.detail(kind, all_specs=all_specs) for kind in page.items]
-        }
-        if page.items and len(page.items) >= wanted.limit:
-            pairs = [*query.pairs, *([] if text is None else [("is_public", text)])]
-            body["volume_type_links"] = req.links.next_page(req.tail, pairs, page.items[-1].id)
-        if page.total is not None:
-            body["count"] = page.total
-        return body
+        lister = functools.partial(self.managers.types.list, public=public)
+        view = functools.partial(views.detail, all_specs=self._sees_all(req))
+        return self.page(req, lister, "volume_types", LISTING, view, query=query, links="volume_type_links")
 
     @expose("POST", rule="volume_extension:type_create", takes=schemas.create)
     def create(self, req: Request, resp: Response) -> dict[str, Any]:
@@ -224,13 +207,13 @@ class DefaultTypeController(NamedController):
         return self.parts[0]
 
     @expose("GET", rule="volume_extension:default_get")
-    def show_default(self, req: Request, resp: Response) -> dict[str, Any]:
+    def show(self, req: Request, resp: Response) -> dict[str, Any]:
         """``GET /default-types/{project}``."""
         project = self.name()
         return {"default_type": _default(project, self.managers.types.project_default(project))}
 
     @expose("PUT", rule="volume_extension:default_set_or_update", takes=schemas.default)
-    def set_default(self, req: Request, resp: Response) -> dict[str, Any]:
+    def update(self, req: Request, resp: Response) -> dict[str, Any]:
         """``PUT /default-types/{project}``."""
         project = self.name()
         self.expect_project(project)
@@ -242,7 +225,7 @@ class DefaultTypeController(NamedController):
         }
 
     @expose("DELETE", rule="volume_extension:default_unset", status=204)
-    def unset_default(self, req: Request, resp: Response) -> None:
+    def delete(self, req: Request, resp: Response) -> None:
         """``DELETE /default-types/{project}``."""
         self.managers.types.unset_project_default(self.name())
 
@@ -254,7 +237,7 @@ class DefaultTypesController(Controller):
     item = ("target", DefaultTypeController)
 
     @expose("GET", rule="volume_extension:default_get_all")
-    def defaults(self, req: Request, resp: Response) -> dict[str, Any]:
+    def index(self, req: Request, resp: Response) -> dict[str, Any]:
         """``GET /default-types``: of the projects that have their own."""
         return {"default_types": [_default(*each) for each in self.managers.types.project_defaults()]}
 

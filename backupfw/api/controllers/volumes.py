@@ -223,18 +223,17 @@ class VolumesController(_Volumes):
     item = ("volume_id", VolumeController)
 
     @expose("GET", rule="volume:get_all")
-    def index(self, req: Request, resp: Response) -> dict[str, Any]:
-        """``GET /volumes``."""
-        return self._index(req, detail=False)
-
     @expose("GET", "detail", rule="volume:get_all")
-    def index_detail(self, req: Request, resp: Response) -> dict[str, Any]:
-        """``GET /volumes/detail``."""
-        return self._index(req, detail=True)
-
-    def _index(self, req: Request, *, detail: bool) -> dict[str, Any]:
-        view = self._detail(req) if detail else functools.partial(views.summary, req)
-        return self.page(req, self.managers.volumes.list, "volumes", LISTING, view, detail=detail)
+    def index(self, req: Request, resp: Response) -> dict[str, Any]:
+        """``GET /volumes`` and ``GET /volumes/detail``."""
+        return self.page(
+            req,
+            self.managers.volumes.list,
+            "volumes",
+            LISTING,
+            self._detail(req),
+            functools.partial(views.summary, req),
+        )
 
     @expose("POST", rule="volume:create", takes=schemas.create, status=202)
     def create(self, req: Request, resp: Response) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from backupfw.api import versions
 from backupfw.api.request import Request
-from backupfw.api.views.common import timestamp
+from backupfw.api.views import timestamp
 
 if TYPE_CHECKING:
     from backupfw.manager.queue.progress import Progress

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from backupfw.api.request import Request
-from backupfw.api.views.common import timestamp
+from backupfw.api.views import timestamp
 
 if TYPE_CHECKING:
     from backupfw.manager.rows import Message
