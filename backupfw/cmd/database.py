@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from backupfw.db.session import Database
 
-#: Options of ``[database]`` that are handed to oslo.db as they are.
+#: Options of ``[database]`` that are handed on as they are.
 _PASSED_ON = (
     "connection_recycle_time",
     "max_pool_size",

@@ -1,8 +1,10 @@
 """Transactions: ``with db.write() as session`` and ``with db.read() as session``.
 
-The engine comes from oslo.db's enginefacade with a configuration of its own, so several databases can
-live in one process and nothing is global.  Errors are oslo.db's (``DBDuplicateEntry``, ``DBDeadlock``,
-``DBConnectionError``) whatever the database says; :mod:`backupfw.db.trouble` has the codes.
+The engine is a plain one of SQLAlchemy's with oslo.db's filters for errors: the engines that oslo.db makes
+itself do not let us look at an error first, or say how a transaction on SQLite begins and whether its
+connections are kept.  Nothing is global, so several databases can live in one process.  Errors are oslo.db's
+(``DBDuplicateEntry``, ``DBDeadlock``, ``DBConnectionError``) whatever the database says;
+:mod:`backupfw.db.trouble` has the codes.
 
 SQLite: WAL, foreign keys on, ``synchronous=FULL`` (a record that a caller was told of must survive a
 power cut; with NORMAL a commit in WAL mode may be lost).  Writers begin with BEGIN IMMEDIATE, so two of
@@ -12,6 +14,7 @@ PostgreSQL, MariaDB: READ COMMITTED; rows are locked by conditional updates and 
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import random
@@ -19,18 +22,20 @@ import socket
 import sqlite3
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from oslo_db.exception import DBConnectionError, DBDeadlock, DBError
-from oslo_db.sqlalchemy import enginefacade, exc_filters
+from oslo_db.sqlalchemy import exc_filters
 from sqlalchemy import (
     ColumnElement,
     Engine,
     Executable,
     Row,
+    create_engine,
     event,
     func,
     literal,
@@ -40,10 +45,10 @@ from sqlalchemy import (
     type_coerce,
     update,
 )
-from sqlalchemy.engine import Connection, ExceptionContext, make_url
+from sqlalchemy.engine import URL, Connection, ExceptionContext, make_url
 from sqlalchemy.exc import OperationalError
-from sqlalchemy.orm import Session
-from sqlalchemy.pool import QueuePool
+from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.pool import QueuePool, StaticPool
 
 from backupfw.db import trouble
 from backupfw.db.files import make_private
@@ -86,26 +91,19 @@ CUT_SECONDS = 30
 LOCK_SECONDS = IDLE_SECONDS + 5
 
 
-@enginefacade.transaction_context_provider
-class _Scope:
-    """What enginefacade hangs one transaction on."""
-
-
 class Database:
     """A database and its transactions.  Thread-safe; one per process.
 
     :param url: SQLAlchemy URL, e.g. ``sqlite:////var/lib/backupfw/backupfw.sqlite``.
-    :param options: options of oslo.db's enginefacade, e.g. ``max_pool_size``, ``max_overflow``,
-        ``connection_recycle_time``, ``max_retries``.
+    :param options: options of ``[database]``: ``connection_debug``, ``connection_trace``,
+        ``connection_parameters``, and those that :func:`_server_engine` takes.  The latter are for servers:
+        SQLite is never far away, and has as many connections as are needed.
     :ivar info: what every session has in its ``info``, for those who use the database.
     """
 
     def __init__(self, url: str, **options: Any) -> None:
         self.info: dict[Any, Any] = {}
         parsed = make_url(url)
-        if parsed.get_backend_name() in ("mysql", "mariadb") and "charset" not in parsed.query:
-            # oslo.db would ask for three-byte utf8.
-            parsed = parsed.update_query_dict({"charset": "utf8mb4"})
         self.backend = "mysql" if parsed.get_backend_name() == "mariadb" else parsed.get_backend_name()
         self._in_memory = self.backend == "sqlite" and parsed.database in (None, "", ":memory:")
         if self.backend == "sqlite" and not self._in_memory:
@@ -116,17 +114,17 @@ class Database:
         self._counting = threading.Lock()
         self._writes = 0
         self._unwritable = False
-        self._manager = enginefacade.transaction_context()
-        self._manager.configure(
-            connection=parsed.render_as_string(hide_password=False),
-            sqlite_fk=True,
-            rollback_reader_sessions=True,
-            # A pause for green threads at each return of a connection; ours are real ones.
-            thread_checkin=False,
-            **options,
-        )
-        self._manager.append_on_engine_create(self._prepare)
-        self.engine: Engine = self._manager.writer.get_engine()
+        _log_statements(options.pop("connection_debug", 0))
+        trace = options.pop("connection_trace", False)
+        if parameters := options.pop("connection_parameters", ""):
+            parsed = parsed.update_query_string(parameters, append=True)
+        if self.backend == "sqlite":
+            self.engine = _sqlite_engine(parsed, self._in_memory)
+        else:
+            self.engine = _server_engine(parsed, self.backend, **options)
+        if trace:
+            event.listen(self.engine, "before_cursor_execute", _with_trace, retval=True)
+        self._sessions = sessionmaker(self.engine, expire_on_commit=False)
         # Without one connection that stays open the transaction that leaves last would have to fold the
         # log into the database.
         self._anchor = self.engine.raw_connection() if self.backend == "sqlite" else None
@@ -134,37 +132,6 @@ class Database:
             # Pools come and go.
             self._anchor.detach()
             self._anchor.cursor().execute("SELECT count(*) FROM sqlite_master").fetchall()
-
-    def _prepare(self, engine: Engine) -> None:
-        """Install per-connection settings on a fresh engine."""
-        # Before oslo.db's own: the first listener that raises decides, and nothing else makes ours first.
-        event.remove(engine, "handle_error", exc_filters.handler)
-        event.listen(engine, "handle_error", trouble.translate)
-        if self.backend != "sqlite":
-            # A SQLite file that cannot be opened is no server that may be back soon.
-            event.listen(engine, "handle_error", _translate_failed_connects)
-        event.listen(engine, "handle_error", exc_filters.handler, retval=True)
-        if self.backend == "sqlite":
-            event.listen(engine, "connect", _sqlite_connect)
-            event.listen(engine, "set_connection_execution_options", _sqlite_claim_begin)
-            event.listen(engine, "begin", _sqlite_begin)
-        else:
-            event.listen(engine, "connect", _notice_cuts)
-        if self.backend == "mysql":
-            event.listen(engine, "connect", _mysql_connect)
-        elif self.backend == "postgresql":
-            event.listen(engine, "connect", _postgresql_connect)
-            # The client says it with each BEGIN.
-            event.listen(
-                engine,
-                "connect",
-                lambda connection, _: engine.dialect.set_isolation_level(connection, "READ COMMITTED"),
-            )
-            event.listen(engine, "begin", _postgresql_begin)
-        # oslo.db has tried a connection already, which knows nothing of these settings.
-        engine.dispose()
-        if self.backend == "sqlite" and not self._in_memory:
-            engine.pool = _pool_like(engine.pool)
 
     @contextmanager
     def _only_transaction(self) -> Iterator[None]:
@@ -182,13 +149,16 @@ class Database:
                 lock.release()
 
     @contextmanager
-    def _transaction(self, mode: Any, writes: bool) -> Iterator[Session]:
-        with self._only_transaction(), mode.using(_Scope()) as session:
+    def _transaction(self, writes: bool) -> Iterator[Session]:
+        with self._only_transaction(), self._sessions() as session:
             session.info.update(self.info)
-            session.connection(execution_options={_WRITES: writes})
-            yield session
-            for work in session.info.pop(_AT_END, ()):
-                work(session)
+            with session.begin() as transaction:
+                session.connection(execution_options={_WRITES: writes})
+                yield session
+                for work in session.info.pop(_AT_END, ()):
+                    work(session)
+                if not writes:
+                    transaction.rollback()
         _do_after(session)
 
     @contextmanager
@@ -199,7 +169,7 @@ class Database:
         :raises oslo_db.exception.DBError: the database refused; see :meth:`run` for what to repeat.
         """
         try:
-            with self._transaction(self._manager.writer, True) as session:
+            with self._transaction(True) as session:
                 yield session
         except DatabaseUnwritable:
             self._unwritable = True
@@ -247,7 +217,7 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Session]:
         """Begin a transaction that only reads; it is always rolled back."""
-        with self._transaction(self._manager.reader, False) as session:
+        with self._transaction(False) as session:
             yield session
             # The rollback would mark every row that was read as out of date, one by one.
             session.expunge_all()
@@ -350,7 +320,7 @@ class Database:
         if self._anchor is not None:
             self._anchor.close()
             self._anchor = None
-        self._manager.dispose_pool()
+        self.engine.dispose()
 
 
 def pause(tried: int) -> None:
@@ -403,49 +373,146 @@ def clock(session: Session) -> ColumnElement[datetime]:
     return literal(datetime.now(UTC).replace(tzinfo=None), UtcDateTime())
 
 
-def _translate_failed_connects(context: ExceptionContext) -> None:
+def _log_statements(verbosity: int) -> None:
+    """Log SQL statements (from 50 on) and their results (from 100 on), for the whole process."""
+    level = logging.DEBUG if verbosity >= 100 else logging.INFO if verbosity >= 50 else logging.WARNING
+    logging.getLogger("sqlalchemy.engine").setLevel(level)
+
+
+def _with_trace(
+    _connection: object, _cursor: object, statement: str, parameters: Any, _context: object, _many: bool
+) -> tuple[str, Any]:
+    """Say at a statement's end where in backupfw it comes from."""
+    places = [
+        f"{frame.filename.rpartition('/backupfw/')[2]}:{frame.lineno}"
+        for frame in traceback.extract_stack()
+        if "/backupfw/" in frame.filename
+    ]
+    return f"{statement}  -- {' '.join(places[:-1])}", parameters
+
+
+def _sqlite_engine(url: URL, in_memory: bool) -> Engine:
+    """Return an engine for SQLite whose connections are kept: a new one has to read the schema.
+
+    :raises oslo_db.exception.DBError: the file cannot be opened.
+    """
+    if in_memory:
+        # One connection for all threads.  It keeps no statements: one that a thread resets while another
+        # thread reads it loses rows (CPython, issue 118172).
+        engine = create_engine(
+            url, poolclass=StaticPool, connect_args={"check_same_thread": False, "cached_statements": 0}
+        )
+    else:
+        # The pool has no limit: who may be busy at once is decided elsewhere.
+        engine = create_engine(
+            url,
+            poolclass=QueuePool,
+            pool_size=_KEPT_CONNECTIONS,
+            max_overflow=-1,
+            pool_recycle=_CONNECTION_SECONDS,
+        )
+    event.listen(engine, "handle_error", trouble.translate)
+    exc_filters.register_engine(engine)
+    event.listen(engine, "connect", _sqlite_connect)
+    event.listen(engine, "begin", _sqlite_begin)
+    engine.connect().close()
+    return engine
+
+
+def _server_engine(
+    url: URL,
+    backend: str,
+    *,
+    connection_recycle_time: int = 3600,
+    max_pool_size: int | None = None,
+    max_overflow: int | None = None,
+    pool_timeout: int | None = None,
+    max_retries: int = 10,
+    retry_interval: int = 10,
+    mysql_sql_mode: str | None = "TRADITIONAL",
+) -> Engine:
+    """Return an engine for PostgreSQL, MySQL or MariaDB, once the server has answered.
+
+    :param backend: ``postgresql`` or ``mysql``.
+    :param connection_recycle_time: seconds after which a connection is made anew.
+    :param max_pool_size, max_overflow: connections that are kept, and how many more there may be; None:
+        SQLAlchemy's own.
+    :param pool_timeout: seconds to wait for a connection that somebody gives back; None: SQLAlchemy's own.
+    :param max_retries: how often to connect; -1 without end, 0 not before somebody needs it.
+    :param retry_interval: seconds between two tries.
+    :param mysql_sql_mode: MySQL's mode of each session; empty or None: the server's.
+    :raises oslo_db.exception.DBConnectionError: the server does not answer.
+    :raises sqlalchemy.exc.OperationalError: the server refuses.
+    """
+    pool = {"pool_size": max_pool_size, "max_overflow": max_overflow, "pool_timeout": pool_timeout}
+    arguments: dict[str, Any] = {name: value for name, value in pool.items() if value is not None}
+    if backend == "postgresql" and "client_encoding" not in url.query:
+        arguments["client_encoding"] = "utf8"
+    elif backend == "mysql" and "charset" not in url.query:
+        url = url.update_query_dict({"charset": "utf8mb4"})
+    engine = create_engine(url, pool_pre_ping=True, pool_recycle=connection_recycle_time, **arguments)
+    reached = threading.Event()
+    # The first listener that raises decides, and oslo.db's raises whatever it does not know.
+    event.listen(engine, "handle_error", trouble.translate)
+    event.listen(engine, "handle_error", lambda context: _translate_failed_connects(context, reached))
+    exc_filters.register_engine(engine)
+    event.listen(engine, "connect", _notice_cuts)
+    if backend == "mysql":
+        event.listen(engine, "connect", lambda connection, _: _mysql_connect(connection, mysql_sql_mode))
+    elif backend == "postgresql":
+        event.listen(engine, "connect", _postgresql_connect)
+        # The client says it with each BEGIN.
+        event.listen(
+            engine,
+            "connect",
+            lambda connection, _: engine.dialect.set_isolation_level(connection, "READ COMMITTED"),
+        )
+        event.listen(engine, "begin", _postgresql_begin)
+    if max_retries:
+        _connect(engine, max_retries, retry_interval)
+    reached.set()
+    return engine
+
+
+def _connect(engine: Engine, tries: int, interval: float) -> None:
+    """Connect, again and again while the server does not answer; ``tries`` -1 means without end."""
+    for tried in itertools.count(1):
+        try:
+            engine.connect().close()
+        except DBConnectionError:
+            if tried == tries:
+                raise
+            LOG.warning("the database does not answer; trying again in %s s", interval)
+            time.sleep(interval)
+        else:
+            return
+
+
+def _translate_failed_connects(context: ExceptionContext, reached: threading.Event) -> None:
     """Raise a failed attempt to connect as what it is, so that it is tried again.
 
     oslo.db knows it by words that client libraries no longer use, and a server that is starting or stopping
-    has words of its own.
+    has words of its own.  Before the server was reached it may be a wrong password, too, which waiting does
+    not heal: then it is told at once.
     """
-    if context.connection is None and isinstance(context.sqlalchemy_exception, OperationalError):
+    refused = context.connection is None and isinstance(context.sqlalchemy_exception, OperationalError)
+    if refused and reached.is_set():
         raise DBConnectionError(context.sqlalchemy_exception)
 
 
-def _pool_like(pool: Any) -> QueuePool:
-    """Return a pool that keeps connections, with the creator and the listeners of one that does not.
-
-    oslo.db gives a SQLite file no pool, for reasons of old; a new connection has to read the schema, which
-    costs more than most transactions.  The pool has no limit: who may be busy at once is decided elsewhere.
-    """
-    return QueuePool(
-        pool._creator,
-        pool_size=_KEPT_CONNECTIONS,
-        max_overflow=-1,
-        recycle=_CONNECTION_SECONDS,
-        _dispatch=pool.dispatch,
-        dialect=pool._dialect,
-    )
-
-
 def _sqlite_connect(connection: Any, _record: Any) -> None:
+    # Python begins no transactions by itself: the one that is wanted is begun below.
+    connection.isolation_level = None
+    connection.execute("PRAGMA foreign_keys = ON")
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000}")
 
 
-def _sqlite_claim_begin(connection: Connection, options: dict[str, Any]) -> None:
-    # oslo.db's listener for "begin" says BEGIN unless this mark stands; it clears the mark at the end.
-    if _WRITES in options:
-        connection.info["in_transaction"] = True
-
-
 def _sqlite_begin(connection: Connection) -> None:
-    writes = connection.get_execution_options().get(_WRITES)
-    if writes:
+    if connection.get_execution_options().get(_WRITES):
         connection.exec_driver_sql("BEGIN IMMEDIATE")
-    elif writes is not None:
+    else:
         # It takes no lock and cannot fail, and SQLAlchemy's way costs more than most statements behind it.
         connection.connection.cursor().execute("BEGIN")
 
@@ -469,8 +536,10 @@ def _notice_cuts(connection: Any, _record: Any) -> None:
         link.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, CUT_SECONDS * 1000)
 
 
-def _mysql_connect(connection: Any, _record: Any) -> None:
+def _mysql_connect(connection: Any, mode: str | None) -> None:
     with connection.cursor() as cursor:
+        if mode:
+            cursor.execute("SET SESSION sql_mode = %s", (mode,))
         cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
         cursor.execute(f"SET SESSION innodb_lock_wait_timeout = {LOCK_SECONDS}")
         cursor.execute("SHOW VARIABLES WHERE Variable_name IN ('idle_transaction_timeout', 'wsrep_on')")

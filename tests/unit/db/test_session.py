@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 import uuid
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from oslo_db.exception import DBConnectionError, DBDeadlock, DBDuplicateEntry, DBReferenceError
 from sqlalchemy import delete, event, func, select, text
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from backupfw.db import models
@@ -363,6 +365,59 @@ def test_a_server_that_is_away_is_a_lost_connection(db: Database) -> None:
             session.execute(text("SELECT 1"))
     finally:
         away.close()
+
+
+def test_a_refusal_at_the_first_connection_is_not_tried_again(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wrong user or password: waiting would not heal it, and a command would hang."""
+    if db.backend == "sqlite":
+        pytest.skip("declared: servers only")
+    monkeypatch.setattr(session_module.time, "sleep", lambda _: pytest.fail("waited"))
+    with pytest.raises(OperationalError):
+        Database(db.engine.url.set(username="stranger").render_as_string(hide_password=False))
+
+
+@pytest.mark.parametrize("db", [pytest.param("mariadb", marks=pytest.mark.server)], indirect=True)
+def test_a_server_that_does_not_answer_at_first_is_tried_as_often_as_configured(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(session_module.time, "sleep", pauses.append)
+    url = db.engine.url.set(port=free_port()).render_as_string(hide_password=False)
+    with pytest.raises(DBConnectionError):
+        Database(url, max_retries=3, retry_interval=7)
+    assert pauses == [7, 7]
+
+
+@pytest.mark.parametrize("db", [pytest.param("mariadb", marks=pytest.mark.server)], indirect=True)
+def test_mariadb_is_strict_unless_the_operator_says_otherwise(db: Database) -> None:
+    url = db.engine.url.render_as_string(hide_password=False)
+    own = Database(url, mysql_sql_mode="ANSI")
+    try:
+        modes = []
+        for each in (db, own):
+            with each.read() as session:
+                modes.append(str(session.scalar(text("SELECT @@sql_mode"))))
+    finally:
+        own.close()
+    assert "TRADITIONAL" in modes[0]
+    assert "ANSI" in modes[1]
+    assert "TRADITIONAL" not in modes[1]
+
+
+def test_statements_are_logged_and_say_where_they_come_from(
+    db: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = {"connection_debug": 50, "connection_trace": True}
+    open_one = Database(db.engine.url.render_as_string(hide_password=False), **options)
+    try:
+        open_one.fetch(text("SELECT 42"), {})
+    finally:
+        open_one.close()
+        logging.getLogger("sqlalchemy.engine").setLevel(logging.WARNING)
+    (line,) = (record.getMessage() for record in caplog.records if "SELECT 42" in record.getMessage())
+    assert "-- db/session.py:" in line
 
 
 @pytest.mark.parametrize("db", [pytest.param("postgresql", marks=pytest.mark.server)], indirect=True)
