@@ -1,4 +1,4 @@
-"""How far the operation on a backup is, for the API."""
+"""How far the operation on a backup, a volume or a snapshot is."""
 
 from __future__ import annotations
 
@@ -25,6 +25,11 @@ _PHASES = {
     tasks.BACKUP_IMPORT: "importing",
     tasks.BACKUP_RESTORE: lifecycle.RESTORING,
     tasks.BACKUP_DELETE: lifecycle.DELETING,
+    tasks.VOLUME_CREATE: lifecycle.CREATING,
+    tasks.VOLUME_DELETE: lifecycle.DELETING,
+    tasks.VOLUME_EXTEND: lifecycle.EXTENDING,
+    tasks.SNAPSHOT_CREATE: lifecycle.CREATING,
+    tasks.SNAPSHOT_DELETE: lifecycle.DELETING,
 }
 
 
@@ -32,8 +37,8 @@ _PHASES = {
 class Progress:
     """How far an operation is.
 
-    :ivar phase: ``idle``; ``creating``, ``importing``, ``restoring`` or ``deleting``; or why the operation
-        waits (see :func:`backupfw.manager.queue.waiting.why`).
+    :ivar phase: ``idle``; ``creating``, ``importing``, ``restoring``, ``extending`` or ``deleting``; or why the
+        operation waits (see :func:`backupfw.manager.queue.waiting.why`).
     :ivar done: bytes; holes and what did not change count as soon as they have been passed.
     :ivar total: bytes; None: not known (yet).
     :ivar rate: bytes per second at the last word of the worker; None: nothing runs, or it is too early.
@@ -47,12 +52,15 @@ class Progress:
     seconds_left: int | None = None
 
 
-def of_backup(session: Session, conf: cfg.ConfigOpts, backup_id: str) -> Progress:
-    """Return how far the operation on a backup is; where several wait, the first of them."""
+def of(session: Session, conf: cfg.ConfigOpts, resource_id: str) -> Progress:
+    """Return how far the operation on a backup, volume or snapshot is; where several wait, the first of them.
+
+    A restore is an operation on the backup.
+    """
     row = models.Task
     task = session.scalar(
         select(row)
-        .where(row.resource_id == backup_id, row.kind.in_(_PHASES), row.cancel.is_(False))
+        .where(row.resource_id == resource_id, row.kind.in_(_PHASES), row.cancel.is_(False))
         .order_by(row.id)
         .limit(1)
     )
@@ -61,7 +69,7 @@ def of_backup(session: Session, conf: cfg.ConfigOpts, backup_id: str) -> Progres
     done, total = task.progress_done, task.progress_total
     if not total and task.kind in (tasks.BACKUP_CREATE, tasks.BACKUP_RESTORE):
         # The worker has said nothing yet.
-        total = session.scalar(select(models.Backup.length).where(models.Backup.id == backup_id)) or 0
+        total = session.scalar(select(models.Backup.length).where(models.Backup.id == resource_id)) or 0
     reason = waiting.why(session, conf, task, Limits.of(conf))
     rate = None if reason is not None or not task.progress_rate else task.progress_rate
     return Progress(

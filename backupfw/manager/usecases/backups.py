@@ -180,7 +180,7 @@ class BackupManager:
         """
         self.get(ctx, backup_id)
         with self._db.read() as session:
-            return progress.of_backup(session, self._conf, backup_id)
+            return progress.of(session, self._conf, backup_id)
 
     def list(
         self, ctx: RequestContext, *, detail: bool = True, **paging: Unpack[listing.Paging]
