@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, fields
 from datetime import datetime
 from typing import Any
@@ -17,6 +17,7 @@ from backupfw.manager.lineage import lifecycle, manifests
 from backupfw.manager.lineage.lifecycle import VolumeMoves
 from backupfw.manager.queue import tasks
 from backupfw.manager.records import Record
+from backupfw.manager.rows import Task
 from backupfw.manager.rules import volume_rules
 
 
@@ -84,13 +85,19 @@ def give_up_manifest(session: Session, backup: models.Backup, request_id: str | 
     return True
 
 
-def stop_tasks(session: Session, backup: models.Backup) -> None:
+def stop_tasks(
+    session: Session, backup: models.Backup, kinds: Collection[str] | None = None
+) -> list[Task]:
     """Cancel whatever runs on a backup and undo what it did to volumes, snapshots and manifest.
 
     The target of a restore is half written: ``error``; also one that was not touched yet, because whoever
     waits for the restore takes ``available`` for its success.
+
+    :param kinds: only tasks of these kinds; None for all.
+    :returns: the tasks that were cancelled.
     """
-    for task in tasks.cancel(session, backup.id):
+    cancelled = tasks.cancel(session, backup.id, kinds)
+    for task in cancelled:
         if task.kind == tasks.BACKUP_CREATE:
             volume_rules.end_backup(session, backup.volume_id, backup.snapshot_id)
             give_up_manifest(session, backup, task.request_id)
@@ -99,6 +106,7 @@ def stop_tasks(session: Session, backup: models.Backup) -> None:
                 session, models.Volume, task.payload["volume_id"], VolumeMoves.restore_of_new_failed
             )
     session.refresh(backup)
+    return cancelled
 
 
 def drop_temp_snapshot(session: Session, backup: models.Backup, request_id: str | None) -> None:

@@ -27,13 +27,15 @@ from backupfw.manager.lineage.lifecycle import BackupMoves
 from backupfw.manager.metadata import pairs
 from backupfw.manager.queue import outbox, progress, services, tasks
 from backupfw.manager.queue.outbox import Outbox
-from backupfw.manager.rules import backup_rows, quota, volume_rules, volume_types
+from backupfw.manager.rules import backup_rows, failures, quota, volume_rules, volume_types
 from backupfw.manager.rules.placement import Placement, Placer, Subject
 from backupfw.manager.rules.volume_rules import SOURCE_KEY
 
 if TYPE_CHECKING:
     from oslo_config import cfg
 
+#: Kinds of the tasks of a backup that can be cancelled; a deletion that was begun goes on.
+_CANCELLABLE = (tasks.BACKUP_CREATE, tasks.BACKUP_IMPORT, tasks.BACKUP_RESTORE)
 #: ``volume_id`` of an imported backup until its manifest was read.
 NO_VOLUME = "00000000-0000-0000-0000-000000000000"
 
@@ -278,6 +280,38 @@ class BackupManager:
 
         self._db.run(work)
         self._wake()
+
+    def cancel(self, ctx: RequestContext, backup_id: str) -> rows.Backup:
+        """Cancel the making, the import or the restore of a backup, whether it waits or runs.
+
+        A backup that was being made becomes ``error``; volume and snapshot get their statuses back at once.  A
+        backup that was being restored is available again, and the restore's target becomes ``error``.  Whatever
+        comes next on the backup or the volume waits until the worker has stopped.
+
+        :returns: the backup as it is then; its ``fail_reason`` says that it was cancelled.
+        :raises BackupNotFound: no such backup for this caller.
+        :raises InvalidBackup: nothing that can be cancelled waits or runs.
+        """
+
+        def work(session: Session) -> rows.Backup:
+            row = _find(session, ctx, backup_id)
+            cancelled = backup_rows.stop_tasks(session, row, _CANCELLABLE)
+            if not cancelled:
+                raise InvalidBackup(
+                    f"Backup {backup_id} is neither being made nor restored: its status is {row.status}."
+                )
+            for task in cancelled:
+                what = "restore" if task.kind == tasks.BACKUP_RESTORE else "backup"
+                failures.failed(session, task, f"The {what} was cancelled.")
+            manifest = backup_rows.manifest_of(session, row, lock=True)
+            if manifest is not None and manifest.state == lifecycle.RELEASED:
+                backup_rows.queue_release(session, manifest, row.project_id, ctx.request_id)
+            session.refresh(row)
+            return rows.backup(session, row)
+
+        backup = self._db.run(work)
+        self._wake()
+        return backup
 
     def restore(
         self, ctx: RequestContext, backup_id: str, *, volume_id: str | None = None, name: str | None = None

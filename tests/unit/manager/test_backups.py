@@ -316,6 +316,61 @@ def test_reset_of_a_restore(world: World, claimed: bool) -> None:
     check_consistent(world)
 
 
+@pytest.mark.parametrize("claimed", [False, True])
+def test_a_cancelled_backup_ends_in_error_and_leaves_nothing(world: World, claimed: bool) -> None:
+    volume = world.volume(status="in-use")
+    backup = world.backups.create(world.ctx(), volume_id=volume, force=True)
+    task = None
+    if claimed:
+        task = world.claim()
+        plan = world.outcomes.creating.start(task)
+    wakes = world.wakes
+    after = world.backups.cancel(world.ctx(), backup.id)
+    assert (after.status, after.fail_reason) == ("error", "The backup was cancelled.")
+    assert world.volume_status(volume) == "in-use"
+    assert world.wakes == wakes + 1
+    check_consistent(world)
+    if task is not None:
+        with pytest.raises(errors.TaskCancelled):
+            world.outcomes.creating.finish(task, world.result(plan))
+        world.tasks.discard(task)
+    assert world.run_releases() == (1 if claimed else 0)
+    assert world.tasks.pending() == 0
+    check_consistent(world)
+    with pytest.raises(errors.InvalidBackup, match=r"neither being made nor restored: its status is error"):
+        world.backups.cancel(world.ctx(), backup.id)
+
+
+@pytest.mark.parametrize("claimed", [False, True])
+def test_a_cancelled_restore_leaves_the_backup_as_it_was(world: World, claimed: bool) -> None:
+    backup = world.backup(world.volume())
+    target = world.volume()
+    world.backups.restore(world.ctx(), backup.id, volume_id=target)
+    task = world.claim() if claimed else None
+    after = world.backups.cancel(world.ctx(), backup.id)
+    assert (after.status, after.fail_reason) == ("available", "The restore was cancelled.")
+    assert world.volume_status(target) == "error"
+    check_consistent(world)
+    if task is not None:
+        with pytest.raises(errors.TaskCancelled):
+            world.outcomes.restoring.finish(task)
+        world.tasks.discard(task)
+    world.backups.restore(world.ctx(), backup.id)
+    world.run_restore()
+    assert world.backups.get(world.ctx(), backup.id).fail_reason is None
+    check_consistent(world)
+
+
+def test_a_deletion_is_not_cancelled(world: World) -> None:
+    backup = world.backup(world.volume())
+    world.backups.delete(world.ctx(), backup.id)
+    with pytest.raises(errors.InvalidBackup, match="its status is deleting"):
+        world.backups.cancel(world.ctx(), backup.id)
+    with pytest.raises(errors.BackupNotFound):
+        world.backups.cancel(world.ctx("p2"), backup.id)
+    assert world.run_delete()
+
+
 def test_reset_grants_available_only_to_what_is_there(world: World) -> None:
     backup = world.backup(world.volume())
     admin = world.ctx(admin=True)

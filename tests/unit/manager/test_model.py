@@ -113,6 +113,19 @@ class Lifecycle(RuleBasedStateMachine):
             after = self.world.backups.reset_status(self._ctx(2), backup, status)
             assert after.status == status or (after.status == "error" and after.fail_reason)
 
+    @rule(actor=actors, number=numbers)
+    def cancel(self, actor: int, number: int) -> None:
+        backup = self._backup(number)
+        if backup is not None:
+            before = self.world.status(backup)
+            try:
+                after = self.world.backups.cancel(self._ctx(actor), backup)
+            except REFUSED:
+                assert self.world.status(backup) == before
+            else:
+                assert (before, after.status) in (("creating", "error"), ("restoring", "available"))
+                assert after.fail_reason
+
     @rule(actor=actors, number=numbers, volume=st.sampled_from([None, 0, 1, 2]))
     def restore(self, actor: int, number: int, volume: int | None) -> None:
         backup = self._backup(number)
