@@ -167,6 +167,7 @@ class VolumeMoves:
     force_delete = Move("force delete", (ANY,), DELETING)
     delete_failed = FailingMove("delete failed", (DELETING,), ERROR_DELETING)
     deleted = Move("deleted", (DELETING,), DELETED)
+    forget = Move("forget", delete.sources, DELETED)
 
 
 class SnapshotMoves:

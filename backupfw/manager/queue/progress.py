@@ -37,8 +37,8 @@ _PHASES = {
 class Progress:
     """How far an operation is.
 
-    :ivar phase: ``idle``; ``creating``, ``importing``, ``restoring``, ``extending`` or ``deleting``; or why the
-        operation waits (see :func:`backupfw.manager.queue.waiting.why`).
+    :ivar phase: ``idle``; ``creating``, ``importing``, ``restoring``, ``extending`` or ``deleting``; or why
+        the operation waits (see :func:`backupfw.manager.queue.waiting.why`).
     :ivar done: bytes; holes and what did not change count as soon as they have been passed.
     :ivar total: bytes; None: not known (yet).
     :ivar rate: bytes per second at the last word of the worker; None: nothing runs, or it is too early.

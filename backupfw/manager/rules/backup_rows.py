@@ -85,9 +85,7 @@ def give_up_manifest(session: Session, backup: models.Backup, request_id: str | 
     return True
 
 
-def stop_tasks(
-    session: Session, backup: models.Backup, kinds: Collection[str] | None = None
-) -> list[Task]:
+def stop_tasks(session: Session, backup: models.Backup, kinds: Collection[str] | None = None) -> list[Task]:
     """Cancel whatever runs on a backup and undo what it did to volumes, snapshots and manifest.
 
     The target of a restore is half written: ``error``; also one that was not touched yet, because whoever

@@ -284,9 +284,9 @@ class BackupManager:
     def cancel(self, ctx: RequestContext, backup_id: str) -> rows.Backup:
         """Cancel the making, the import or the restore of a backup, whether it waits or runs.
 
-        A backup that was being made becomes ``error``; volume and snapshot get their statuses back at once.  A
-        backup that was being restored is available again, and the restore's target becomes ``error``.  Whatever
-        comes next on the backup or the volume waits until the worker has stopped.
+        A backup that was being made becomes ``error``; volume and snapshot get their statuses back at once.
+        A backup that was being restored is available again, and the restore's target becomes ``error``.
+        Whatever comes next on the backup or the volume waits until the worker has stopped.
 
         :returns: the backup as it is then; its ``fail_reason`` says that it was cancelled.
         :raises BackupNotFound: no such backup for this caller.

@@ -270,6 +270,35 @@ class VolumeManager(MetadataMethods, AttachmentMethods):
 
         return self._db.run(work)
 
+    def forget(self, ctx: RequestContext, volume_id: str) -> None:
+        """Take an adopted volume out of the catalogue at once; nobody looks at its storage, which stays.
+
+        Its backups stay, too.
+
+        :raises VolumeNotFound: there is none, or not for this caller.
+        :raises InvalidVolume: it was not adopted, something is being done with it, it is attached, or it has
+            snapshots.
+        """
+
+        def work(session: Session) -> None:
+            volume = find_volume(session, ctx, volume_id, lock=True)
+            if not volume.adopted:
+                raise InvalidVolume(f"Volume {volume_id} was not adopted: its storage is the service's own.")
+            if is_attached(session, volume_id):
+                raise InvalidVolume(f"Volume {volume_id} is attached; detach it before it is forgotten.")
+            if is_read_by_task(session, volume_id):
+                raise InvalidVolume(f"Volume {volume_id} is being copied; it can be forgotten after that.")
+            if snapshots := _snapshots_of(session, volume_id):
+                raise InvalidVolume(f"Volume {volume_id} still has {len(snapshots)} dependent snapshots.")
+            if not lifecycle.move(session, models.Volume, volume_id, VolumeMoves.forget):
+                raise InvalidVolume(
+                    f"Volume status must be one of {', '.join(VolumeMoves.forget.sources)} to forget it, "
+                    f'but the current status is "{volume.status}".'
+                )
+            _withdraw(session, volume_id)
+
+        self._db.run(work)
+
     def not_recorded(self, host: str | None) -> Sequence[rows.Volume]:
         """Return the adopted volumes of a host whose storage's id was never recorded."""
         row = models.Volume
@@ -418,13 +447,7 @@ class VolumeManager(MetadataMethods, AttachmentMethods):
     ) -> None:
         if is_attached(session, volume.id):
             raise InvalidVolume(f"Volume {volume.id} is attached; detach it before it is deleted.")
-        living = (
-            models.Snapshot.volume_id == volume.id,
-            models.Snapshot.deleted.is_(False),
-            models.Snapshot.temporary.is_(False),
-        )
-        lock(session, models.Snapshot, *living)
-        snapshots = session.scalars(select(models.Snapshot).where(*living).order_by(models.Snapshot.id)).all()
+        snapshots = _snapshots_of(session, volume.id)
         if snapshots and not cascade:
             raise InvalidVolume(f"Volume {volume.id} still has {len(snapshots)} dependent snapshots.")
         for snapshot in snapshots:
@@ -615,6 +638,14 @@ class VolumeManager(MetadataMethods, AttachmentMethods):
 def _withdraw(session: Session, volume_id: str) -> None:
     """End an offer of a volume to other projects."""
     session.execute(delete(models.Transfer).where(models.Transfer.volume_id == volume_id))
+
+
+def _snapshots_of(session: Session, volume_id: str) -> Sequence[models.Snapshot]:
+    """Lock the lasting snapshots of a volume and return them."""
+    row = models.Snapshot
+    living = (row.volume_id == volume_id, row.deleted.is_(False), row.temporary.is_(False))
+    lock(session, row, *living)
+    return session.scalars(select(row).where(*living).order_by(row.id)).all()
 
 
 def _made(session: Session, volume_id: str) -> rows.Volume | None:

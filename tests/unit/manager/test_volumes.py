@@ -451,6 +451,38 @@ def test_force_delete_cancels_the_volumes_own_task(world: Catalogue) -> None:
     assert world.run_all() == ["volume.delete"]
 
 
+@pytest.mark.parametrize("status", STATUSES)
+def test_an_adopted_volume_is_forgotten_at_once(world: Catalogue, status: str) -> None:
+    volume = world.volumes.adopt(ALICE, location="/v", length=GIB).id
+    world.set(models.Volume, volume, status=status)
+    if status not in DELETABLE:
+        with pytest.raises(InvalidVolume, match=f'the current status is "{status}"'):
+            world.volumes.forget(ALICE, volume)
+        return
+    with pytest.raises(VolumeNotFound):
+        world.volumes.forget(BOB, volume)
+    world.volumes.forget(ALICE, volume)
+    assert world.status(models.Volume, volume) == "deleted"
+    assert world.kinds() == [], "no worker touches its storage"
+    assert world.volumes.adopt(ALICE, location="/v", length=GIB).id != volume
+
+
+def test_what_must_not_be_forgotten(world: Catalogue) -> None:
+    ours = world.volume()
+    with pytest.raises(InvalidVolume, match="was not adopted"):
+        world.volumes.forget(ALICE, ours)
+    used = world.volumes.adopt(ALICE, location="/u", length=GIB, in_use=True).id
+    with pytest.raises(InvalidVolume, match="is attached"):
+        world.volumes.forget(ALICE, used)
+    copied = world.volumes.adopt(ALICE, location="/c", length=GIB).id
+    world.snapshots.create(ALICE, volume_id=copied)
+    with pytest.raises(InvalidVolume, match="is being copied"):
+        world.volumes.forget(ALICE, copied)
+    world.run_all()
+    with pytest.raises(InvalidVolume, match="still has 1 dependent snapshots"):
+        world.volumes.forget(ALICE, copied)
+
+
 def test_force_delete_waits_for_a_restore(world: Catalogue) -> None:
     made = world.volumes.create(ALICE, size=1, backup_id=world.backup())
     restore = world.must_claim("backup.restore")
