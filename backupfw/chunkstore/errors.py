@@ -17,7 +17,7 @@
 
 ``temporary`` is what the retry layer looks at.  A driver has one function that turns its SDK's errors
 into these, always with ``raise … from cause``.  A message names store, container and key, never a
-credential.  ``for_user`` is for tenants.
+credential.  ``for_user`` is for users.
 
 Two functions help a driver to translate: :func:`causes` and :func:`retry_after`.
 """
@@ -42,7 +42,7 @@ class ChunkStoreError(BackupfwError):
     :param key: the object's key, if one is concerned.
     :param temporary: whether the same call may work later; None takes the class's default.
     :param retry_after: seconds the store asked to wait, if it did.
-    :param for_user: a sentence that says what went wrong to a tenant, where the error's kind does not say
+    :param for_user: a sentence that says what went wrong to a user, where the error's kind does not say
         enough: no host, path, bucket, option's value or credential.
     """
 

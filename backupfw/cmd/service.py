@@ -66,12 +66,12 @@ def make_dispatch(conf: cfg.ConfigOpts, *, listens: bool) -> Dispatch:
 
 
 def expire_seconds(conf: cfg.ConfigOpts) -> float:
-    """How often to look for tasks that wait in vain."""
+    """Return the seconds between two looks for tasks that no worker can take."""
     return float(min(max(conf.backup.service_wait / 10, 1), 30))
 
 
 def look_after(expiry: Expiry, messages: MessageManager) -> None:
-    """End what waited for a worker for too long, and forget messages that are too old."""
+    """End tasks that waited too long for a worker, and delete messages that are too old."""
     expiry.expire()
     messages.purge()
 

@@ -88,7 +88,7 @@ OPTS = (
         default=600,
         min=0,
         max=7 * 86400,
-        help="Seconds an accepted operation waits in vain for a live worker that can do it before it ends in"
+        help="Seconds an accepted operation waits for a live worker that can do it before it ends in"
         " error, counted from when it was accepted or the last such worker stopped; one that died without a"
         " word counts as live for service_down_time.  Likewise a store may be down for as long; what needs it"
         " after that ends at once.",

@@ -1,4 +1,4 @@
-"""User messages: what a tenant can read about an operation that failed after it was accepted.
+"""User messages: what users can read about an operation that failed after it was accepted.
 
 A message is added in the transaction that moves the status, so there is one exactly when the operation
 failed.  It says which action failed and why by the ids that clients know; ``fail_reason`` of a backup says

@@ -1,6 +1,6 @@
-"""What a user is told of a failure: never a host, path, endpoint or credential.
+"""What a user reads about a failure: never a host, path, endpoint or credential.
 
-``fail_reason`` is read by tenants; the cause with all its details goes to the log.
+Users read ``fail_reason``; the cause with all its details goes to the log.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ class WorkerSettings:
     :ivar poll_seconds: how often an idle worker looks for tasks that nobody woke it up for: delayed ones,
         ones whose leases ran out, lost wake-ups.
     :ivar beat_seconds: how often the worker reports that it lives.
-    :ivar expire_seconds: how often it looks for tasks that wait in vain.
+    :ivar expire_seconds: seconds between two looks for tasks that no worker can take.
     :ivar store_wait: seconds that tasks wait for a store that is down before they end in error.
     :ivar ignored_seconds: how long an attempt that was asked to end may go on before its lease is given up.
     """

@@ -1,4 +1,4 @@
-"""How operations end that wait for a worker in vain: for each kind of task, what becomes of its work."""
+"""Expiry: how operations end that no worker could take in time, by kind of task."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ LOG = log.getLogger(__name__)
 
 
 class Fails(Protocol):
-    """Moves what a task was about to its error status, and tells of it."""
+    """Moves the resource of a task to its error status, and reports it to the user."""
 
     def __call__(self, session: Session, task: Task, reason: str, detail: Detail | None = None) -> None:
-        """Do so in the transaction that ends the task."""
+        """Do it in the transaction that ends the task."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Ending:
     """How a kind of task ends.
 
-    :ivar detail: what users are told if there are services, but none that can do it.
-    :ivar stays: its task is not ended: the next worker that can carries it out.
+    :ivar detail: the user message if there are services, but none that can do it.
+    :ivar stays: its task stays, and the next worker that can do it carries it out.
     """
 
     fails: Fails
@@ -47,7 +47,7 @@ class _Ending:
     stays: bool = False
 
 
-#: By kind.  What users do not see has none and waits on: the removal of objects.
+#: By kind.  The removal of objects, which users do not see, has none and waits on.
 _ENDINGS: Mapping[str, _Ending] = {
     tasks.BACKUP_CREATE: _Ending(creating.failed),
     tasks.BACKUP_IMPORT: _Ending(importing.failed),
@@ -58,15 +58,15 @@ _ENDINGS: Mapping[str, _Ending] = {
 
 
 class Expiry(Outcomes):
-    """Ends what waits in vain.  Any process may do it, at any time, twice."""
+    """Ends tasks that no worker can take.  Any process may do it, at any time, and twice."""
 
     def expire(self, moment: datetime | None = None) -> int:
-        """End tasks that wait for a worker since ``[backup] service_wait`` seconds.
+        """End tasks that have waited for a worker for ``[backup] service_wait`` seconds.
 
         Tasks of backups, volumes and snapshots end in their error statuses.  The deletion of a backup shows
         ``error_deleting`` and its task stays.  The removal of objects and of temporary snapshots, which users
-        do not see, waits on.  A cancelled task of any kind goes, unfinished: what comes after it, e.g. the
-        deletion, is not held up by it.
+        do not see, waits on.  A cancelled task of any kind is dropped unfinished, so
+        that the next task on the resource, e.g. the deletion, can run.
 
         :param moment: the time to compare with, naive UTC; the database's clock unless given.
         :returns: how many operations were ended.
@@ -102,7 +102,7 @@ class Expiry(Outcomes):
 
 
 def _ends() -> ColumnElement[bool]:
-    """The task is cancelled, or its users are to be told that nobody came."""
+    """The condition that a task is cancelled, or that its users must learn that no worker took it."""
     row = models.Task
     deleting_ids = select(models.Backup.id).where(models.Backup.status == lifecycle.DELETING)
     hidden = select(models.Snapshot.id).where(models.Snapshot.temporary.is_(True))
@@ -110,7 +110,7 @@ def _ends() -> ColumnElement[bool]:
         row.cancel.is_(True),
         and_(
             row.kind.in_(_ENDINGS),
-            # One that shows error_deleting already has nothing to tell.
+            # One that shows error_deleting already has nothing new to report.
             or_(row.kind != tasks.BACKUP_DELETE, row.resource_id.in_(deleting_ids)),
             or_(row.kind.not_in(volumes.KINDS), row.resource_id.not_in(hidden)),
         ),
@@ -119,7 +119,7 @@ def _ends() -> ColumnElement[bool]:
 
 def _end(session: Session, task: Task, reason: str, left: Sequence[Service]) -> None:
     if task.cancel:
-        # Whoever cancelled it has moved the statuses.
+        # The cancellation has moved the statuses already.
         _drop(session, task, "cancelled")
         return
     ending = _ENDINGS[task.kind]

@@ -1,6 +1,6 @@
-"""What accepted operations wait for, and which of them wait for a worker in vain.
+"""What accepted operations wait for, and which of them have waited too long for a worker.
 
-:mod:`backupfw.manager.outcomes.expiry` ends those.
+:mod:`backupfw.manager.outcomes.expiry` ends the latter.
 """
 
 from __future__ import annotations

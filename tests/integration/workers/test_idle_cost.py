@@ -26,7 +26,7 @@ SECONDS = 6.0
 @pytest.mark.server
 @pytest.mark.parametrize("db", ["postgresql"], indirect=True)
 def test_an_idle_worker(db: Database, tmp_path: Path) -> None:
-    """Polls, heartbeats, looks for tasks that wait in vain, and the pings of the connection pool."""
+    """Polls, heartbeats, looks for expired tasks, and the pings of the connection pool."""
     file = tmp_path / "backupfw.conf"
     file.write_text(
         f"""[DEFAULT]

@@ -108,7 +108,7 @@ def translate(
 
 
 def _kind(error: Exception) -> tuple[type[ChunkStoreError], str, str]:
-    """Return kind, reason, and what tenants are told where the kind does not say enough."""
+    """Return kind, reason, and what users read where the kind does not say enough."""
     if isinstance(error, auth.GoogleAuthError):
         if isinstance(error, auth.TransportError) or error.retryable:
             return Unavailable, "no token could be got: the token server does not answer", ""

@@ -60,7 +60,7 @@ class Meaning(NamedTuple):
     :ivar kind: the contract's class.
     :ivar temporary: whether the same call may work later.
     :ivar text: for the operator.
-    :ivar for_user: for tenants, where the kind does not say enough.
+    :ivar for_user: for users, where the kind does not say enough.
     """
 
     kind: type[ChunkStoreError]

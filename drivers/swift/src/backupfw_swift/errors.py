@@ -80,7 +80,7 @@ _STATUSES: dict[int, tuple[type[ChunkStoreError], str]] = {
 _UNTRUSTED = "the server's certificate is not trusted: see cacert"
 _KEYSTONE_UNTRUSTED = "Keystone's certificate is not trusted: see cacert"
 _NO_FILE = "a certificate file cannot be read: see cacert, cert and cert_key"
-#: What tenants are told where the error's kind does not say enough.
+#: What users read where the error's kind does not say enough.
 _FOR_USERS = {
     _UNTRUSTED: "The service does not trust the store's certificate.",
     _KEYSTONE_UNTRUSTED: "The service does not trust the certificate of the store's identity service.",
