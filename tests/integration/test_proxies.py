@@ -27,7 +27,7 @@ IDLE = 1000
 DRIPPING = 200
 #: Connections from one address; both proxies take 64.
 OF_ONE = 50
-EXAMPLES = operating.Section("Before the API")
+EXAMPLES = operating.Section("In front of the API")
 _POST = b"POST /v3/demo/backups HTTP/1.1\r\nHost: x\r\nX-Auth-Token: a:demo:admin\r\n"
 #: Requests that never end: in the headers, before the body, and in bodies that no usual buffer holds.
 BEGUN = (
