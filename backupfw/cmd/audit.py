@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from backupfw.chunkstore.errors import ChunkStoreError
-from backupfw.cmd import store as store_command
-from backupfw.cmd.configure import add_command, load_conf
-from backupfw.cmd.progress import Progress, counted
-from backupfw.errors import StorageChanged
+from backupfw.cmd import base, store
+from backupfw.cmd.configure import load_conf
+from backupfw.cmd.progress import counted
 
 if TYPE_CHECKING:
     from oslo_config import cfg
@@ -21,26 +20,78 @@ if TYPE_CHECKING:
     from backupfw.manager.operators.audit import Finding
 
 
-def add_parser(commands: Any) -> None:
-    """Add the subcommand."""
-    parser = add_command(
-        commands,
-        "audit",
-        run,
-        "Compare the database with itself, with this host's volumes and with the stores; changes nothing.",
-    )
-    parser.add_argument(
-        "--store", metavar="NAME", action="append", help="only this store; any number of times"
-    )
-    parser.add_argument(
-        "--no-stores", action="store_true", help="look at the database only: not at stores and volumes"
-    )
-    parser.add_argument("--json", action="store_true", help="print the findings as one JSON document")
+class Audit(base.Lister):
+    """Compare the database with itself, with this host's volumes and with the stores; changes nothing.
+
+    The exit status is 1 when anything is wrong.  A manifest of this installation that the database does not
+    know is wrong; that another installation shares the container is not.
+    """
+
+    columns = ("check", "subject", "problem")
+    default_format = "text"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add what is compared."""
+        parser.add_argument(
+            "--store", metavar="NAME", action="append", help="only this store; any number of times"
+        )
+        parser.add_argument(
+            "--no-stores", action="store_true", help="look at the database only: not at stores and volumes"
+        )
+        parser.add_argument(
+            "--json", action="store_true", help="print one JSON document: the findings and unknown manifests"
+        )
+
+    def records(self, args: argparse.Namespace) -> Iterable[Mapping[str, Any]]:
+        """Return what is wrong."""
+        from backupfw.cmd import catalogue, database
+
+        self._unknown = catalogue.UnknownManifests()
+        conf = load_conf(args)
+        for name in args.store or ():
+            store.require_enabled(conf, name)
+        db = self.open(database.opened(conf))
+        found = findings(conf, db, None if args.no_stores else self._unknown, args.store)
+        self.status = 1 if found else 0
+        return map(asdict, found)
+
+    def lines(self, args: argparse.Namespace, records: Iterator[Mapping[str, Any]]) -> Iterable[str]:
+        """Return a line for each finding, and what else is worth telling."""
+        found = list(records)
+        if args.json:
+            unknown = {
+                "unknown_manifests": self._unknown.ours,
+                "foreign_manifests": dict(sorted(self._unknown.foreign.items())),
+            }
+            return [json.dumps({"findings": found, **unknown}, indent=2)]
+        return [
+            *(f"{one['check']}: {one['subject']}: {one['problem']}" for one in found),
+            *self._unknown.lines(),
+            counted(len(found), "finding") if found else "nothing wrong",
+        ]
+
+
+def findings(
+    conf: cfg.ConfigOpts, db: Database, unknown: UnknownManifests | None, stores: list[str] | None = None
+) -> list[Finding]:
+    """Return what is wrong.
+
+    :param unknown: counts manifests that the database does not know; None: only the database is looked at.
+    :param stores: only these; None for all that are enabled.
+    """
+    from backupfw.manager.operators import audit
+
+    found = audit.run(db, conf.backup.lease_seconds)
+    if unknown is not None:
+        found += sorted(_volumes(db, conf))
+        found += sorted(_stores(db, conf, stores, unknown))
+    return found
 
 
 def _volumes(db: Database, conf: cfg.ConfigOpts) -> Iterator[Finding]:
     """Compare every volume of this host with its storage."""
     from backupfw.cmd import catalogue
+    from backupfw.errors import StorageChanged
     from backupfw.manager.operators.audit import Finding
     from backupfw.volume.loader import load_provider
     from backupfw.worker.handlers.base import volume_ref
@@ -64,74 +115,26 @@ def _volumes(db: Database, conf: cfg.ConfigOpts) -> Iterator[Finding]:
 
 
 def _stores(
-    db: Database, conf: cfg.ConfigOpts, wanted: list[str] | None, told: UnknownManifests
+    db: Database, conf: cfg.ConfigOpts, wanted: list[str] | None, unknown: UnknownManifests
 ) -> Iterator[Finding]:
     """Compare every container with the manifests in it."""
+    from backupfw.chunkstore.errors import ChunkStoreError
     from backupfw.cmd import catalogue
-    from backupfw.cmd.terminal_control import TerminalControl
     from backupfw.engine import audit
-    from backupfw.engine.format import keys
     from backupfw.manager.operators.audit import Finding
-    from backupfw.manager.outcomes.backups import BackupTasks
-    from backupfw.worker.stores import Stores
 
-    installation = BackupTasks(db, conf).installation_id()
     if wanted is None:
         for name in catalogue.stores_not_enabled(db, conf):
             yield Finding("store", f"store {name}", "holds backups, but is not enabled here: not looked at")
-    stores = Stores(conf)
-    try:
-        for store, container in catalogue.containers(db, conf, wanted):
-            place = f"container {container} of store {store}"
-            progress = Progress(f"auditing {place}", unit="objects")
+    with store.places(conf, db, wanted) as places:
+        for place in places:
             try:
-                opened = stores.container(store, container)
-                store_command.report_settings(opened)
-                report = audit.run(
-                    keys.installation_prefix(installation),
-                    opened,
-                    catalogue.DatabaseCatalogue(db, store, container, installation),
-                    TerminalControl(progress),
-                )
+                with place.looked_at("auditing") as (container, control):
+                    report = audit.run(place.prefix, container, place.catalogue, control)
             except ChunkStoreError as error:
-                yield Finding("store", place, f"could not be looked at: {error}")
+                yield Finding("store", str(place), f"could not be looked at: {error}")
                 continue
-            finally:
-                progress.abandon()
-            told.add(report.unknown, report.foreign)
+            unknown.add(report.unknown, report.foreign)
             for one in report.discrepancies:
                 problem = f"{one.kind}: {one.problem}" if one.problem else one.kind
-                yield Finding("store", f"{store}/{container}/{one.key}", problem)
-    finally:
-        stores.close()
-
-
-def run(args: argparse.Namespace) -> int:
-    """Print what is wrong, a line each; exit status 1 when anything is.
-
-    A manifest of this installation that the database does not know is wrong; that another installation
-    shares the container is not.
-    """
-    from backupfw.cmd import catalogue, database
-    from backupfw.manager.operators import audit
-
-    told = catalogue.UnknownManifests()
-    conf = load_conf(args)
-    for name in args.store or ():
-        store_command.require_enabled(conf, name)
-    with database.opened(conf) as db:
-        found = audit.run(db, conf.backup.lease_seconds)
-        if not args.no_stores:
-            found += sorted(_volumes(db, conf))
-            found += sorted(_stores(db, conf, args.store, told))
-    if args.json:
-        rows = [{"check": one.check, "subject": one.subject, "problem": one.problem} for one in found]
-        unknown = {"unknown_manifests": told.ours, "foreign_manifests": dict(sorted(told.foreign.items()))}
-        print(json.dumps({"findings": rows, **unknown}, indent=2))
-    else:
-        for one in found:
-            print(f"{one.check}: {one.subject}: {one.problem}")
-        for line in told.lines():
-            print(line)
-        print(counted(len(found), "finding") if found else "nothing wrong")
-    return 1 if found else 0
+                yield Finding("store", f"{place.store}/{place.container}/{one.key}", problem)

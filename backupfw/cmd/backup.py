@@ -4,36 +4,89 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from backupfw.cmd import verify
-from backupfw.cmd.configure import add_command, add_group, load_conf
-from backupfw.cmd.progress import Progress
-from backupfw.context import RequestContext
+from backupfw.cmd import base
+from backupfw.cmd.progress import Progress, counted
 
 if TYPE_CHECKING:
     from oslo_config.cfg import ConfigOpts
 
-    from backupfw.cmd.catalogue import BackupHealth
     from backupfw.db.session import Database
 
-OPERATOR = RequestContext("", "backupfw", frozenset({"admin"}), is_admin=True)
 
+class List(base.Lister):
+    """List backups with what their verifications found, oldest first."""
 
-def add_parser(commands: Any) -> None:
-    """Add the subcommands."""
-    group = add_group(commands, "backup", "Look at backups.")
-    show_parser = add_command(group, "show", show, "Print all that is known of a backup, as JSON.")
-    show_parser.add_argument("id", metavar="ID", help="the backup's id")
-    list_parser = add_command(
-        group, "list", list_all, "List backups with what their verifications found, oldest first."
+    columns = (
+        "id",
+        "project_id",
+        "volume_id",
+        "status",
+        "created_at",
+        "verified_at",
+        "verified_how",
+        "verified_result",
+        "fully_verified_at",
+        "damaged_objects",
     )
-    list_parser.add_argument("--volume", metavar="ID", help="only those of this volume")
-    list_parser.add_argument("--project", metavar="ID", help="only those of this project")
-    list_parser.add_argument("--damaged", action="store_true", help="only those that name damaged objects")
-    list_parser.add_argument("--json", action="store_true", help="print one JSON object per line")
-    verify.add_parser(group)
+    default_format = "text"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add which backups."""
+        parser.add_argument("--volume", metavar="ID", help="only those of this volume")
+        parser.add_argument("--project", metavar="ID", help="only those of this project")
+        parser.add_argument("--damaged", action="store_true", help="only those that name damaged objects")
+        parser.add_argument("--json", action="store_true", help="print one JSON object per line")
+
+    def records(self, args: argparse.Namespace) -> Iterator[Mapping[str, Any]]:
+        """Return them page by page."""
+        from backupfw.cmd import catalogue, database
+
+        _conf, db = self.database(args)
+        return map(database.plain, catalogue.backups(db, args.volume, args.project, damaged=args.damaged))
+
+    def lines(self, args: argparse.Namespace, records: Iterator[Mapping[str, Any]]) -> Iterable[str]:
+        """Return a line for each backup."""
+        return (json.dumps(one, sort_keys=True) if args.json else _line(one) for one in records)
+
+
+class Show(base.ShowOne):
+    """Print all that is known of a backup, with figures the API does not show."""
+
+    default_format = "json"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add which backup."""
+        parser.add_argument("id", metavar="ID", help="the backup's id")
+
+    def record(self, args: argparse.Namespace) -> Mapping[str, Any]:
+        """Return it."""
+        return record(*self.database(args), args.id)
+
+
+def record(conf: ConfigOpts, db: Database, backup_id: str) -> Mapping[str, Any]:
+    """Return all that is known of a backup, by the names of its parts.
+
+    :raises BackupNotFound: there is none.
+    """
+    from backupfw.cmd import database
+    from backupfw.manager.outcomes.backups import BackupTasks
+    from backupfw.manager.usecases.backups import BackupManager
+
+    row = BackupManager(db, conf).get(base.operator(), backup_id)
+    known = {
+        **database.plain(row),
+        "damaged_objects": []
+        if row.manifest_id is None
+        else [database.plain(one) for one in BackupTasks(db, conf).damaged_objects.of(row.manifest_id)],
+        "manifest": _manifest_key(db, row.manifest_id),
+        "holdings": None if row.manifest_id is None else _holdings(conf, db, row.id, row.manifest_id),
+    }
+    # What it put, once, is not what it holds.
+    known["put_bytes"] = known.pop("stored_bytes")
+    return dict(sorted(known.items()))
 
 
 def _manifest_key(db: Database, manifest_id: str | None) -> str | None:
@@ -46,48 +99,14 @@ def _manifest_key(db: Database, manifest_id: str | None) -> str | None:
         return None if manifest is None else manifest.key
 
 
-def show(args: argparse.Namespace) -> int:
-    """Print the record, with figures the API does not show."""
-    from backupfw.cmd import database
-    from backupfw.manager.outcomes.backups import BackupTasks
-    from backupfw.manager.usecases.backups import BackupManager
-
-    conf = load_conf(args)
-    with database.opened(conf) as db:
-        row = BackupManager(db, conf).get(OPERATOR, args.id)
-        record = {
-            **database.plain(row),
-            "damaged_objects": []
-            if row.manifest_id is None
-            else [database.plain(one) for one in BackupTasks(db, conf).damaged_objects.of(row.manifest_id)],
-            "manifest": _manifest_key(db, row.manifest_id),
-            "holdings": None if row.manifest_id is None else _holdings(conf, db, row.id, row.manifest_id),
-        }
-    # What it put, once, is not what it holds.
-    record["put_bytes"] = record.pop("stored_bytes")
-    json.dump(record, sys.stdout, indent=2, sort_keys=True)
-    print()
-    return 0
-
-
-def list_all(args: argparse.Namespace) -> int:
-    """Print a line for each backup."""
-    from backupfw.cmd import catalogue, database
-
-    conf = load_conf(args)
-    with database.opened(conf) as db:
-        for one in catalogue.backups(db, args.volume, args.project, damaged=args.damaged):
-            print(json.dumps(database.plain(one), sort_keys=True) if args.json else _line(one))
-    return 0
-
-
-def _line(backup: BackupHealth) -> str:
+def _line(backup: Mapping[str, Any]) -> str:
     verified = "never verified"
-    if backup.verified_at is not None:
-        at = f"{backup.verified_at:%Y-%m-%dT%H:%M:%SZ}"
-        verified = f"{backup.verified_how} verification of {at}: {backup.verified_result}"
-    damage = f", DAMAGED, {backup.damaged_objects} objects" if backup.damaged_objects else ""
-    return f"{backup.id} of volume {backup.volume_id}: {backup.status}, {verified}{damage}"
+    if backup["verified_at"] is not None:
+        at = f"{backup['verified_at'][:19]}Z"
+        verified = f"{backup['verified_how']} verification of {at}: {backup['verified_result']}"
+    damaged = backup["damaged_objects"]
+    damage = f", DAMAGED, {counted(damaged, 'object')}" if damaged else ""
+    return f"{backup['id']} of volume {backup['volume_id']}: {backup['status']}, {verified}{damage}"
 
 
 def _holdings(conf: ConfigOpts, db: Database, backup_id: str, manifest_id: str) -> dict[str, Any] | None:
@@ -98,7 +117,6 @@ def _holdings(conf: ConfigOpts, db: Database, backup_id: str, manifest_id: str) 
     from backupfw.chunkstore.container import Container
     from backupfw.chunkstore.errors import ChunkStoreError
     from backupfw.cmd import store
-    from backupfw.cmd.terminal_control import TerminalControl
     from backupfw.db import models
     from backupfw.db.installation import installation_id
     from backupfw.engine import release
@@ -127,7 +145,7 @@ def _holdings(conf: ConfigOpts, db: Database, backup_id: str, manifest_id: str) 
                 KnownManifests(tuple(live), known),
                 installation_prefix(manifest.installation_id),
                 Container(opened, manifest.container),
-                TerminalControl(progress),
+                progress.control(),
             )
     except (ChunkStoreError, Damaged, UnsupportedFormat) as error:
         return {"problem": str(error)}

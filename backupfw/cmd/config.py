@@ -5,39 +5,47 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from backupfw.cmd.configure import add_command, add_group, load
-from backupfw.conf import api
-from backupfw.conf.stores import group_of
+from backupfw.cmd import base
 
 if TYPE_CHECKING:
     from oslo_config import cfg
 
 
-def add_parser(commands: Any) -> None:
-    """Add the subcommands."""
-    group = add_group(commands, "config", "Look at the configuration.")
-    check_parser = add_command(
-        group, "check", check, "Load every option, say what is wrong or 'ok'; opens nothing by itself."
-    )
-    check_parser.add_argument(
-        "--connect",
-        action="store_true",
-        help="also connect: ask the database for its version and let every store prove that it can be"
-        " written, read, listed and deleted",
-    )
+class Check(base.Command):
+    """Load every option, say what is wrong or 'ok'; opens nothing by itself."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add how far it goes."""
+        parser.add_argument(
+            "--connect",
+            action="store_true",
+            help="also connect: ask the database for its version and let every store prove that it can be"
+            " written, read, listed and deleted",
+        )
+
+    def take_action(self, parsed_args: argparse.Namespace) -> int:
+        """Check the configuration; with ``--connect`` the database and the stores too."""
+        conf = check(parsed_args)
+        return 0 if not parsed_args.connect or connect(conf) else 1
 
 
-def check(args: argparse.Namespace) -> int:
-    """Check the configuration; with ``--connect`` the database and the stores too."""
+def check(args: argparse.Namespace) -> cfg.ConfigOpts:
+    """Load the configuration and print what it is.
+
+    :raises ConfigError: something is wrong with it.
+    """
+    from backupfw.api import app
+    from backupfw.cmd import database
+    from backupfw.cmd.configure import load
+    from backupfw.conf import api
+    from backupfw.conf.stores import group_of
+    from backupfw.dispatch import transport
+
     loaded = load(args)
     conf = loaded.conf
     api.check_listen(conf)
-    from backupfw.api import app
-    from backupfw.cmd import database
-    from backupfw.dispatch import transport
-
     app.check(conf)
     database.check(conf)
     if conf.transport_url:
@@ -50,10 +58,11 @@ def check(args: argparse.Namespace) -> int:
     for store in conf.enabled_stores:
         default = " (default)" if store == conf.default_store else ""
         print(f"store {store}{default}: driver {conf[group_of(store)].driver}")
-    return _connect(conf) if args.connect else 0
+    return conf
 
 
-def _connect(conf: cfg.ConfigOpts) -> int:
+def connect(conf: cfg.ConfigOpts) -> bool:
+    """Print what the database and each store answer; returns whether all is well."""
     from backupfw.cmd import database, store
     from backupfw.db import migrate
 
@@ -74,4 +83,4 @@ def _connect(conf: cfg.ConfigOpts) -> int:
         print("database sqlite: none yet, the first start makes it")
     for name in conf.enabled_stores:
         good = store.check_one(conf, name) and good
-    return 0 if good else 1
+    return good

@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
-
-from backupfw.conf import load as conf_load
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from oslo_config import cfg
 
-Run = Callable[[argparse.Namespace], int]
+    from backupfw.conf import load as conf_load
 
 
-def add_command(commands: Any, name: str, run: Run, text: str) -> argparse.ArgumentParser:
-    """Add a subcommand with the common options.
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that every command takes."""
+    from backupfw.conf.load import SYSTEM_CONFIG
 
-    :param commands: what ``add_subparsers`` returned.
-    :param run: called with the parsed arguments; returns the exit status.
-    :param text: one sentence for the help.
-    """
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=text, description=text, allow_abbrev=False
-    )
     common = parser.add_argument_group("common options")
     common.add_argument(
         "--state-dir",
@@ -36,24 +28,17 @@ def add_command(commands: Any, name: str, run: Run, text: str) -> argparse.Argum
         action="append",
         default=[],
         help=f"configuration file, any number of times; later ones win (without both options:"
-        f" {conf_load.SYSTEM_CONFIG} if it exists, else an embedded instance in its usual place; of a state"
+        f" {SYSTEM_CONFIG} if it exists, else an embedded instance in its usual place; of a state"
         " directory: those that 'backupfw serve' was started with)",
     )
     common.add_argument("--debug", action="store_true", help="log more, and show where an error came from")
-    parser.set_defaults(run=run)
-    return parser
-
-
-def add_group(commands: Any, name: str, text: str) -> Any:
-    """Add a group of subcommands; returns what :func:`add_command` takes."""
-    parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-    return parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
 
 def plug_ins() -> conf_load.PlugIns:
     """Return where options of installed drivers and providers come from."""
     from backupfw.chunkstore.layers.options import layer_options
     from backupfw.chunkstore.loader import load_driver
+    from backupfw.conf import load as conf_load
     from backupfw.volume.loader import load_provider
 
     return conf_load.PlugIns(
@@ -74,6 +59,8 @@ def load(
     :param remembered: whether the files count that the state directory is served with.
     :raises ConfigError: something is wrong with it.
     """
+    from backupfw.conf import load as conf_load
+
     if args.debug:
         overrides = [*overrides, ("DEFAULT", "debug", True)]
     return conf_load.load(

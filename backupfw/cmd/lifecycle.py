@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from typing import Any
 
-from backupfw.cmd.configure import add_command
+from backupfw.cmd import base
 
 
-def add_parser(commands: Any) -> None:
-    """Add the subcommand."""
-    add_command(commands, "lifecycle", run, "Print the states of backups, volumes and snapshots (Mermaid).")
+class Lifecycle(base.Command):
+    """Print the states of backups, volumes and snapshots (Mermaid)."""
 
+    def take_action(self, parsed_args: argparse.Namespace) -> None:  # noqa: ARG002
+        """Print the diagrams."""
+        from backupfw.manager.lineage import lifecycle
 
-def run(_args: argparse.Namespace) -> int:
-    """Print the diagrams."""
-    from backupfw.manager.lineage import lifecycle
-
-    sys.stdout.write(lifecycle.mermaid())
-    return 0
+        self.app.stdout.write(lifecycle.mermaid())

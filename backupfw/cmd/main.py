@@ -1,45 +1,173 @@
 """The ``backupfw`` command: finds the subcommand, runs it, turns errors into one line.
 
-Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted.  Ids, paths and what was asked for go to
-standard output; progress and errors to standard error.
+Exit status: 0 only when it worked, 1 failed, 2 wrong usage, 130 interrupted.  Ids, paths and what was asked
+for go to standard output; progress and errors to standard error.
 """
 
 from __future__ import annotations
 
 import argparse
+import inspect
+import locale
 import os
 import sys
 import traceback
 from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import Any
 
-from oslo_db.exception import DBError
-from sqlalchemy.exc import DBAPIError
+from cliff import app, command, commandmanager
+from stevedore.named import NamedExtensionManager
 
 import backupfw
-from backupfw.cmd import audit, backup, config, db, lifecycle, serve, store, sweep, volume
+from backupfw.cmd import base
 from backupfw.errors import BackupfwError
 
-#: In the order the help shows them.
-MODULES = (serve, volume, backup, store, audit, sweep, db, config, lifecycle)
+#: The group of entry points that commands are in; a blank in a name is an underscore there.
+GROUP = "backupfw.command"
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of the whole command."""
-    parser = argparse.ArgumentParser(
-        prog="backupfw",
-        description="Back up block volumes to chunk stores and restore them.",
-        epilog="'backupfw COMMAND --help' tells more about one command.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--version", action="version", version=f"backupfw {backupfw.__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in MODULES:
-        module.add_parser(commands)
-    return parser
+class Commands(commandmanager.CommandManager):
+    """Finds commands by their entry points, and imports the one that is run only."""
+
+    def load_commands(self, namespace: str) -> None:
+        """Find the commands of a group; a distribution of somebody else's takes none of ours away."""
+        self.group_list.append(namespace)
+        # With no names, it imports nothing.
+        points = NamedExtensionManager(namespace, names=[]).list_entry_points()
+        for point in sorted(points, key=lambda each: not each.value.startswith("backupfw.")):
+            self.commands.setdefault(point.name.replace("_", " "), point)
+
+    def find_command(self, argv: list[str]) -> tuple[type[command.Command], str, list[str]]:
+        """Return the command that the first words name in full, its name, and the words after that.
+
+        :raises ValueError: there is none.
+        """
+        for count in range(len(argv), 0, -1):
+            name = " ".join(argv[:count])
+            if name in self.commands:
+                return self.commands[name].load(), name, argv[count:]
+        raise ValueError(f"there is no command {' '.join(argv)!r}")
+
+
+class App(app.App):
+    """The whole command.
+
+    Of cliff's, it has the commands, their parsers and their formats.  It configures no logging, which is the
+    configuration's; it has no interactive mode; and its errors are those of :func:`main`.
+    """
+
+    NAME = "backupfw"
+    command_manager: Commands
+
+    def __init__(self) -> None:
+        # Cliff's takes up the user's language: the system's messages, which are recorded, would be in it.
+        before = locale.setlocale(locale.LC_ALL)
+        super().__init__(
+            description="Back up block volumes to chunk stores and restore them.",
+            version=backupfw.__version__,
+            command_manager=Commands(GROUP),
+        )
+        locale.setlocale(locale.LC_ALL, before)
+        self.command_manager.add_command("help", Help)
+
+    def build_option_parser(
+        self, description: str | None, version: str | None, argparse_kwargs: dict[str, Any] | None = None
+    ) -> argparse.ArgumentParser:
+        """Return the parser of what stands before the command; everything else is the command's."""
+        parser = argparse.ArgumentParser(
+            prog=self.NAME,
+            usage="%(prog)s [-h] [--version] COMMAND ...",
+            description=description,
+            add_help=False,
+            allow_abbrev=False,
+            **(argparse_kwargs or {}),
+        )
+        parser.add_argument("-h", "--help", action="store_true", help="show this help and exit")
+        parser.add_argument("--version", action="version", version=f"{self.NAME} {version}")
+        parser.add_argument("words", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+        return parser
+
+    def parse(self, argv: Sequence[str]) -> tuple[command.Command, argparse.Namespace]:
+        """Return the command that some words ask for, and what it is to be run with.
+
+        :raises SystemExit: wrong usage, or one of the options that print something.
+        """
+        self.options = self.parser.parse_args(argv)
+        words = self.options.words
+        if self.options.help:
+            self._print_help("")
+        try:
+            factory, name, rest = self.command_manager.find_command(words)
+        except ValueError as error:
+            self._refuse(words, str(error))
+        found = factory(self, self.options, name)
+        return found, found.get_parser(f"{self.NAME} {name}").parse_args(rest)
+
+    def _refuse(self, words: Sequence[str], problem: str) -> None:
+        """Say what there is instead of what was asked for.
+
+        :raises SystemExit: always.
+        """
+        group = words[0] if words else ""
+        names = [name for name, _ in self.command_manager]
+        inside = [name for name in names if name.startswith(f"{group} ")]
+        if inside and words[1:2] in (["-h"], ["--help"]):
+            self._print_help(f"{group} ")
+        if len(names) <= 2:
+            # Two come from cliff.
+            problem = "what is installed is older than this code: install it again"
+        if not words:
+            self.parser.error("a COMMAND is needed; --help lists them")
+        if inside:
+            self.parser.error(f"{group!r} needs one of: {', '.join(sorted(inside))}")
+        near = get_close_matches(" ".join(words[:2]), names) or get_close_matches(group, names)
+        self.parser.error(f"{problem}{', perhaps: ' + ', '.join(near) if near else ''}; --help lists them")
+
+    def _print_help(self, prefix: str) -> None:
+        """List the commands whose names begin with something.
+
+        :raises SystemExit: always.
+        """
+        text = [self.parser.format_help()] if not prefix else [f"usage: {self.NAME} {prefix}COMMAND ...\n"]
+        text.append("\ncommands:\n")
+        for name, point in sorted(self.command_manager):
+            if name.startswith(prefix):
+                try:
+                    about = (inspect.getdoc(point.load()) or "").partition("\n")[0]
+                except Exception as error:  # noqa: BLE001  (somebody else's command must not take ours away)
+                    about = f"cannot be loaded: {error}"
+                text.append(f"    {name:<17} {about}\n")
+        text.append(f"\n'{self.NAME} COMMAND --help' tells more about one command.\n")
+        self.stdout.write("".join(text))
+        raise SystemExit(0)
+
+
+class Help(base.Command):
+    """Tell what a command does and what its options are."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add the words of the command."""
+        parser.add_argument("words", metavar="COMMAND", nargs="*", help="the command, e.g. backup list")
+
+    def take_action(self, parsed_args: argparse.Namespace) -> None:
+        """Print the help."""
+        App().parse([*parsed_args.words, "--help"])
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Return what a command would be run with; runs nothing.
+
+    :raises SystemExit: wrong usage.
+    """
+    return App().parse(argv)[1]
 
 
 def _message(error: Exception, debug: bool) -> str:
     """Say in one line what went wrong."""
+    from oslo_db.exception import DBError
+    from sqlalchemy.exc import DBAPIError
+
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, (BackupfwError, OSError)):
         return text
@@ -58,9 +186,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     :returns: the exit status.
     :raises SystemExit: wrong usage, or ``--help``.
     """
-    args = build_parser().parse_args(argv)
+    debug = False
     try:
-        status: int = args.run(args)
+        found, args = App().parse(sys.argv[1:] if argv is None else argv)
+        # A command of somebody else's may not have our options.
+        debug = getattr(args, "debug", False)
+        status = found.run(args)
         sys.stdout.flush()
         return status
     except KeyboardInterrupt:
@@ -71,9 +202,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:  # noqa: BLE001  (whatever it is, the user gets one line)
-        if args.debug:
+        if debug:
             traceback.print_exc()
-        print(f"backupfw: {_message(error, args.debug)}", file=sys.stderr)
+        print(f"backupfw: {_message(error, debug)}", file=sys.stderr)
         return 1
 
 

@@ -28,6 +28,28 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
+class Control:
+    """A :class:`backupfw.engine.ports.Control` without a task, for work that a command does itself.
+
+    It is never cancelled; Ctrl-C ends the work.
+
+    :param shown: where progress is shown.
+    """
+
+    def __init__(self, shown: Progress) -> None:
+        self._shown = shown
+
+    def check(self) -> None:
+        """Go on."""
+
+    def may_write(self) -> None:
+        """Go on."""
+
+    def progress(self, done: int, total: int) -> None:
+        """Show it."""
+        self._shown.update(done, total)
+
+
 class Progress:
     """Shows how far a piece of work is.  ``update`` may be called from many threads.
 
@@ -45,6 +67,10 @@ class Progress:
         self._started = time.monotonic()
         self._next = self._started if self._terminal else self._started + PLAIN_PAUSE
         self._width = 0
+
+    def control(self) -> Control:
+        """Return what lets the engine show its progress here."""
+        return Control(self)
 
     def _amount(self, count: int) -> str:
         return human_size(count) if self._unit == "bytes" else f"{count} {self._unit}"

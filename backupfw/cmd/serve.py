@@ -3,25 +3,41 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
-from backupfw.cmd import state
-from backupfw.cmd.configure import add_command, load
-from backupfw.cmd.reload import reloader
-from backupfw.cmd.signals import until_stopped
-from backupfw.conf import api, embedded, logging
+from backupfw.cmd import base
 
 
-def add_parser(commands: Any) -> None:
-    """Add the subcommands."""
-    serve_parser = add_command(
-        commands, "serve", serve, "Serve the API and run a worker, in one process on one state directory."
-    )
-    api_parser = add_command(commands, "api", run_api, "Serve the API only.")
-    for parser in (serve_parser, api_parser):
+class _ApiServer(base.Command):
+    """A command that listens."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add where it listens."""
         parser.add_argument("--listen", metavar="ADDRESS", help="address to listen on ([api] listen)")
         parser.add_argument("--port", metavar="N", help="TCP port to listen on, 0 for any ([api] port)")
-    add_command(commands, "worker", run_worker, "Run a worker only.")
+
+
+class Serve(_ApiServer):
+    """Serve the API and run a worker, in one process on one state directory."""
+
+    def take_action(self, parsed_args: argparse.Namespace) -> None:
+        """Serve until a signal comes."""
+        serve(parsed_args)
+
+
+class Api(_ApiServer):
+    """Serve the API only."""
+
+    def take_action(self, parsed_args: argparse.Namespace) -> None:
+        """Serve until a signal comes."""
+        run_api(parsed_args)
+
+
+class Worker(base.Command):
+    """Run a worker only."""
+
+    def take_action(self, parsed_args: argparse.Namespace) -> None:
+        """Work until a signal comes."""
+        run_worker(parsed_args)
 
 
 def _overrides(args: argparse.Namespace) -> list[tuple[str, str, object]]:
@@ -29,8 +45,14 @@ def _overrides(args: argparse.Namespace) -> list[tuple[str, str, object]]:
     return [("api", name, value) for name, value in given if value is not None]
 
 
-def serve(args: argparse.Namespace) -> int:
+def serve(args: argparse.Namespace) -> None:
     """Serve until a signal comes; prints one line when the API answers."""
+    from backupfw.cmd import state
+    from backupfw.cmd.configure import load
+    from backupfw.cmd.reload import reloader
+    from backupfw.cmd.signals import until_stopped
+    from backupfw.conf import api, embedded, logging
+
     overrides = _overrides(args)
     # It runs with what it is told; the other commands of its state directory follow it.
     loaded = load(args, overrides, remembered=False)
@@ -52,11 +74,15 @@ def serve(args: argparse.Namespace) -> int:
         with service.EmbeddedService(conf) as running:
             print(f"backupfw ready on {running.url} (state {conf.state_dir})", flush=True)
             stop.wait()
-    return 0
 
 
-def run_api(args: argparse.Namespace) -> int:
+def run_api(args: argparse.Namespace) -> None:
     """Serve the API until a signal comes."""
+    from backupfw.cmd.configure import load
+    from backupfw.cmd.reload import reloader
+    from backupfw.cmd.signals import until_stopped
+    from backupfw.conf import api, logging
+
     overrides = _overrides(args)
     conf = load(args, overrides).conf
     api.check_listen(conf)
@@ -69,11 +95,15 @@ def run_api(args: argparse.Namespace) -> int:
     with until_stopped(reloader(args, overrides, conf), conf.backup.stop_seconds) as stop:
         database.prepare(conf)
         service.run_api(conf, stop, lambda url: print(f"backupfw api ready on {url}", flush=True))
-    return 0
 
 
-def run_worker(args: argparse.Namespace) -> int:
+def run_worker(args: argparse.Namespace) -> None:
     """Run worker processes until a signal comes; prints a line when each takes tasks."""
+    from backupfw.cmd import state
+    from backupfw.cmd.configure import load
+    from backupfw.cmd.reload import reloader
+    from backupfw.conf import logging
+
     conf = load(args).conf
     logging.setup(conf)
     from backupfw.cmd import database, processes
@@ -83,4 +113,3 @@ def run_worker(args: argparse.Namespace) -> int:
     with state.only_service(conf.state_dir, shared=True):
         database.prepare(conf)
         processes.run(conf, reloader(args, (), conf))
-    return 0

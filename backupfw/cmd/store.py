@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from backupfw.cmd.configure import add_command, add_group, load_conf
-from backupfw.cmd.progress import counted
-from backupfw.conf.stores import default_container, group_of
+from backupfw.cmd import base
+from backupfw.cmd.configure import load_conf
+from backupfw.cmd.progress import Progress, counted
 from backupfw.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,16 +20,33 @@ if TYPE_CHECKING:
 
     from backupfw.chunkstore.base import ChunkStore
     from backupfw.chunkstore.container import Container
+    from backupfw.cmd.catalogue import DatabaseCatalogue
+    from backupfw.cmd.progress import Control
+    from backupfw.db.session import Database
+    from backupfw.worker.stores import Stores
 
 
-def add_parser(commands: Any) -> None:
-    """Add the subcommands."""
-    group = add_group(commands, "store", "Look at stores and their drivers.")
-    add_command(group, "list", list_stores, "List the installed drivers and the stores that use them.")
-    check_parser = add_command(
-        group, "check", check, "Prove a configured store's guarantees with objects of its own; cleans up."
-    )
-    check_parser.add_argument("name", metavar="NAME", help="the store's name in enabled_stores")
+class List(base.Lister):
+    """List the installed drivers and the stores that use them."""
+
+    columns = ("driver", "distribution", "version", "api", "stores", "state")
+    default_format = "text"
+
+    def records(self, args: argparse.Namespace) -> Iterator[Mapping[str, str]]:
+        """Yield one for each driver."""
+        return drivers(load_conf(args))
+
+
+class Check(base.Command):
+    """Prove a configured store's guarantees with objects of its own; cleans up."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add which store."""
+        parser.add_argument("name", metavar="NAME", help="the store's name in enabled_stores")
+
+    def take_action(self, parsed_args: argparse.Namespace) -> int:
+        """Check it; exit status 1 when a guarantee does not hold."""
+        return 0 if check_one(load_conf(parsed_args), parsed_args.name) else 1
 
 
 def require_enabled(conf: cfg.ConfigOpts, name: str) -> None:
@@ -47,6 +65,7 @@ def opened(conf: cfg.ConfigOpts, name: str) -> Iterator[ChunkStore]:
     :raises ConfigError: it is not enabled, or its driver refuses its options.
     """
     from backupfw.chunkstore.loader import open_store
+    from backupfw.conf.stores import group_of
 
     require_enabled(conf, name)
     group = conf[group_of(name)]
@@ -65,47 +84,89 @@ def report_settings(container: Container) -> None:
             print(f"note: {place}: {item.name}: {item.detail}", file=sys.stderr)
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table as text: columns as wide as their widest cell, two blanks apart."""
-    widths = [max(len(row[column]) for row in (heads, *rows)) for column in range(len(heads))]
-    lines = []
-    for row in (heads, *rows):
-        lines.append("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    return "\n".join(lines) + "\n"
+@dataclass(frozen=True)
+class Place:
+    """A container that objects of this installation are, or were, in.
+
+    :ivar prefix: what the keys of this installation begin with.
+    :ivar catalogue: what the database knows of the container.
+    """
+
+    store: str
+    container: str
+    prefix: str
+    catalogue: DatabaseCatalogue
+    _stores: Stores
+
+    def __str__(self) -> str:
+        """Return what messages call it."""
+        return f"container {self.container} of store {self.store}"
+
+    @contextmanager
+    def looked_at(self, doing: str) -> Iterator[tuple[Container, Control]]:
+        """Open it for a ``with`` block that shows how far it is.
+
+        :param doing: what is done with it, e.g. ``sweeping``.
+        :raises ChunkStoreError: it cannot be opened.
+        """
+        progress = Progress(f"{doing} {self}", unit="objects")
+        try:
+            opened = self._stores.container(self.store, self.container)
+            report_settings(opened)
+            yield opened, progress.control()
+        finally:
+            progress.abandon()
 
 
-def list_stores(args: argparse.Namespace) -> int:
-    """Print one line per installed driver."""
+@contextmanager
+def places(conf: cfg.ConfigOpts, db: Database, wanted: list[str] | None) -> Iterator[Iterator[Place]]:
+    """Give the places where objects of this installation are, for a ``with`` block.
+
+    :param wanted: only of these stores; None for all that are enabled.
+    """
+    from backupfw.cmd import catalogue
+    from backupfw.engine.format import keys
+    from backupfw.manager.outcomes.backups import BackupTasks
+    from backupfw.worker.stores import Stores
+
+    installation = BackupTasks(db, conf).installation_id()
+    with contextlib.closing(Stores(conf)) as stores:
+        yield (
+            Place(
+                store,
+                container,
+                keys.installation_prefix(installation),
+                catalogue.DatabaseCatalogue(db, store, container, installation),
+                stores,
+            )
+            for store, container in catalogue.containers(db, conf, wanted)
+        )
+
+
+def drivers(conf: cfg.ConfigOpts) -> Iterator[Mapping[str, str]]:
+    """Yield what is known of each installed driver, and the enabled stores that use it."""
     from backupfw.chunkstore.loader import installed_drivers
+    from backupfw.conf.stores import group_of
 
-    conf = load_conf(args)
     users: dict[str, list[str]] = {}
     for name in conf.enabled_stores:
         mark = f"{name} (default)" if name == conf.default_store else name
         users.setdefault(conf[group_of(name)].driver, []).append(mark)
-    rows = [
-        (
-            info.name,
-            info.distribution,
-            info.version,
-            "-" if info.api_version is None else str(info.api_version),
-            ", ".join(users.get(info.name, ())) or "-",
-            info.problem or "ok",
-        )
-        for info in installed_drivers()
-    ]
-    sys.stdout.write(table(("driver", "distribution", "version", "api", "stores", "state"), rows))
-    return 0
-
-
-def check(args: argparse.Namespace) -> int:
-    """Check one store; exit status 1 when a guarantee does not hold."""
-    return 0 if check_one(load_conf(args), args.name) else 1
+    for info in installed_drivers():
+        yield {
+            "driver": info.name,
+            "distribution": info.distribution,
+            "version": info.version,
+            "api": "-" if info.api_version is None else str(info.api_version),
+            "stores": ", ".join(users.get(info.name, ())) or "-",
+            "state": info.problem or "ok",
+        }
 
 
 def check_one(conf: cfg.ConfigOpts, name: str) -> bool:
     """Print a verdict per guarantee of one store; returns whether all hold, warnings or not."""
     require_enabled(conf, name)
+    from backupfw.conf.stores import default_container
     from backupfw.testing import operator
 
     good, warnings = True, 0

@@ -4,30 +4,39 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from backupfw.chunkstore import errors
-from backupfw.cmd import store as store_command
-from backupfw.cmd.configure import add_command, load_conf
-from backupfw.cmd.progress import Progress, counted, human_size
+from backupfw.cmd import base, store
+from backupfw.cmd.configure import load_conf
+from backupfw.cmd.progress import counted, human_size
 
 if TYPE_CHECKING:
     from oslo_config import cfg
 
     from backupfw.chunkstore.container import Container
     from backupfw.db.session import Database
-    from backupfw.engine.sweep import SweepReport, VolumeReport
+    from backupfw.engine.sweep import VolumeReport
 
 
-def add_parser(commands: Any) -> None:
-    """Add the subcommand."""
-    parser = add_command(
-        commands, "sweep", run, "Delete objects of this installation that no backup needs; safe at any time."
-    )
-    parser.add_argument("--dry-run", action="store_true", help="only say what would be deleted")
-    parser.add_argument(
-        "--store", metavar="NAME", action="append", help="only this store; any number of times"
-    )
+class Sweep(base.Command):
+    """Delete objects of this installation that no backup needs; safe at any time."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add what is swept."""
+        parser.add_argument("--dry-run", action="store_true", help="only say what would be deleted")
+        parser.add_argument(
+            "--store", metavar="NAME", action="append", help="only this store; any number of times"
+        )
+
+    def take_action(self, parsed_args: argparse.Namespace) -> int:
+        """Sweep; exit status 1 when a volume could not be swept."""
+        from backupfw.cmd import database
+
+        conf = load_conf(parsed_args)
+        for name in parsed_args.store or ():
+            store.require_enabled(conf, name)
+        db = self.open(database.opened(conf))
+        return 0 if sweep(conf, db, parsed_args.store, dry_run=parsed_args.dry_run) else 1
 
 
 def _details(volume: VolumeReport) -> list[str]:
@@ -64,63 +73,44 @@ def _removed(db: Database, conf: cfg.ConfigOpts, container: Container) -> bool:
     return True
 
 
-def run(args: argparse.Namespace) -> int:
-    """Sweep every container of every enabled store; exit status 1 when a volume could not be swept.
+def sweep(conf: cfg.ConfigOpts, db: Database, stores: list[str] | None = None, *, dry_run: bool) -> bool:
+    """Sweep every container of every enabled store, and print what was found.
 
-    Manifests that the database does not know are told and left alone; to judge them is the audit's.
+    Manifests that the database does not know are reported and left alone: the audit judges them.
+
+    :param stores: only these; None for all.
+    :param dry_run: delete nothing.
+    :returns: whether every volume could be swept.
     """
-    from backupfw.cmd import catalogue, database
-    from backupfw.cmd.terminal_control import TerminalControl
-    from backupfw.engine import sweep
-    from backupfw.engine.format import keys
-    from backupfw.manager.outcomes.backups import BackupTasks
-    from backupfw.worker.stores import Stores
+    from backupfw.chunkstore import errors
+    from backupfw.cmd import catalogue
+    from backupfw.engine import sweep as engine
 
-    conf = load_conf(args)
-    for name in args.store or ():
-        store_command.require_enabled(conf, name)
-    reports: list[SweepReport] = []
-    told = catalogue.UnknownManifests()
-    stores = Stores(conf)
-    with database.opened(conf) as db:
-        installation = BackupTasks(db, conf).installation_id()
-        try:
-            for store, container in catalogue.containers(db, conf, args.store):
-                progress = Progress(f"sweeping container {container} of store {store}", unit="objects")
-                try:
-                    opened = stores.container(store, container)
-                    store_command.report_settings(opened)
-                    if not args.dry_run:
+    volumes: list[VolumeReport] = []
+    unknown = catalogue.UnknownManifests()
+    with store.places(conf, db, stores) as places:
+        for place in places:
+            try:
+                with place.looked_at("sweeping") as (container, control):
+                    if not dry_run:
                         with contextlib.suppress(errors.Unavailable):
-                            catalogue.give_up_announced(db, opened)
-                    report = sweep.run(
-                        keys.installation_prefix(installation),
-                        opened,
-                        catalogue.DatabaseCatalogue(db, store, container, installation),
-                        TerminalControl(progress),
-                        dry_run=args.dry_run,
-                    )
-                except errors.NotFound:
-                    # Nothing was ever stored there.
-                    continue
-                finally:
-                    progress.abandon()
-                reports.append(report)
-                if not args.dry_run and _removed(db, conf, opened):
-                    print(f"container {container} of store {store}: empty, removed")
-                told.add(sum(len(one.unknown_manifests) for one in report.volumes), report.foreign)
-                for volume in report.volumes:
-                    for line in _details(volume):
-                        print(line)
-        finally:
-            stores.close()
-    volumes = [volume for report in reports for volume in report.volumes]
-    orphans = sum(report.orphans for report in reports)
-    size = human_size(sum(report.orphan_bytes for report in reports))
+                            catalogue.give_up_announced(db, container)
+                    report = engine.run(place.prefix, container, place.catalogue, control, dry_run=dry_run)
+            except errors.NotFound:
+                # Nothing was ever stored there.
+                continue
+            if not dry_run and _removed(db, conf, container):
+                print(f"{place}: empty, removed")
+            volumes += report.volumes
+            unknown.add(sum(len(one.unknown_manifests) for one in report.volumes), report.foreign)
+            for line in (line for volume in report.volumes for line in _details(volume)):
+                print(line)
+    orphans = sum(volume.orphans for volume in volumes)
+    size = human_size(sum(volume.orphan_bytes for volume in volumes))
     print(
         f"{counted(len(volumes), 'volume')}, {counted(sum(volume.objects for volume in volumes), 'object')},"
-        f" {counted(orphans, 'orphan')} ({size}){'' if args.dry_run or not orphans else ' deleted'}"
+        f" {counted(orphans, 'orphan')} ({size}){'' if dry_run or not orphans else ' deleted'}"
     )
-    for line in told.lines():
+    for line in unknown.lines():
         print(line)
-    return 1 if any(volume.stopped is not None for volume in volumes) else 0
+    return all(volume.stopped is None for volume in volumes)

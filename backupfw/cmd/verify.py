@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from contextlib import suppress
+from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from backupfw.cmd.configure import add_command, load_conf
-from backupfw.cmd.progress import Progress, human_size
+from backupfw.cmd import base
+from backupfw.cmd.progress import Progress, counted, human_size
 from backupfw.errors import BackupNotFound, EngineError, InvalidBackup, InvalidInput
 
 if TYPE_CHECKING:
@@ -24,31 +24,50 @@ if TYPE_CHECKING:
 _MAX_DAYS = 36500
 
 
-def add_parser(group: Any) -> None:
-    """Add the subcommand."""
-    parser = add_command(
-        group,
-        "verify",
-        run,
-        "Read backups' objects and compare every block.  What is found is recorded at each backup; damage is"
-        " remembered, so that the next incremental stores it anew.",
-    )
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("id", metavar="ID", nargs="?", help="the backup's id")
-    which.add_argument(
-        "--all", action="store_true", help="all backups; those verified longest ago come first"
-    )
-    which.add_argument("--volume", metavar="ID", help="all backups of this volume")
-    which.add_argument("--project", metavar="ID", help="all backups of this project")
-    parser.add_argument(
-        "--older-than",
-        metavar="DAYS",
-        type=_age,
-        help="only backups that were not verified for so long, or since a moment like 2026-01-31T20:00:00Z;"
-        " a run that ended early goes on where it was",
-    )
-    parser.add_argument("--quick", action="store_true", help="read maps whole and only the end of each pack")
-    parser.add_argument("--json", action="store_true", help="print one JSON object per line and backup")
+class Verify(base.Command):
+    """Read backups' objects and compare every block.
+
+    What is found is recorded at each backup; damage is remembered, so that the next incremental stores it
+    anew.  The exit status is 1 when anything is damaged or could not be verified.
+    """
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add which backups, and how."""
+        which = parser.add_mutually_exclusive_group()
+        which.add_argument("id", metavar="ID", nargs="?", help="the backup's id")
+        which.add_argument(
+            "--all", action="store_true", help="all backups; those verified longest ago come first"
+        )
+        which.add_argument("--volume", metavar="ID", help="all backups of this volume")
+        which.add_argument("--project", metavar="ID", help="all backups of this project")
+        parser.add_argument(
+            "--older-than",
+            metavar="DAYS",
+            type=_age,
+            help="only backups that were not verified for so long, or since a moment like"
+            " 2026-01-31T20:00:00Z; a run that ended early goes on where it was",
+        )
+        parser.add_argument(
+            "--quick", action="store_true", help="read maps whole and only the end of each pack"
+        )
+        parser.add_argument("--json", action="store_true", help="print one JSON object per line and backup")
+
+    def take_action(self, parsed_args: argparse.Namespace) -> int:
+        """Verify one backup or many."""
+        from backupfw.worker.stores import Stores
+
+        args = parsed_args
+        many = args.all or args.volume is not None or args.project is not None or args.older_than is not None
+        if (args.id is not None) == many:
+            raise InvalidInput(
+                "Name one backup, or at least one of --all, --volume, --project and --older-than."
+            )
+        conf, db = self.database(args)
+        stores = self.open(closing(Stores(conf)))
+        verifier = Verifier(conf, db, stores, quick=args.quick, as_json=args.json)
+        if args.id is not None:
+            return 0 if verifier.one(args.id) else 1
+        return _many(args, db, verifier)
 
 
 def _age(text: str) -> timedelta | datetime:
@@ -64,27 +83,7 @@ def _age(text: str) -> timedelta | datetime:
     )
 
 
-def run(args: argparse.Namespace) -> int:
-    """Verify one backup or many; exit status 1 when anything is damaged or could not be verified."""
-    from backupfw.cmd import database
-    from backupfw.worker.stores import Stores
-
-    many = args.all or args.volume is not None or args.project is not None or args.older_than is not None
-    if (args.id is not None) == many:
-        raise InvalidInput("Name one backup, or at least one of --all, --volume, --project and --older-than.")
-    conf = load_conf(args)
-    stores = Stores(conf)
-    with database.opened(conf) as db:
-        verifier = _Verifier(conf, db, stores, quick=args.quick, as_json=args.json)
-        try:
-            if args.id is not None:
-                return 0 if verifier.one(args.id) else 1
-            return _many(args, db, verifier)
-        finally:
-            stores.close()
-
-
-def _many(args: argparse.Namespace, db: Database, verifier: _Verifier) -> int:
+def _many(args: argparse.Namespace, db: Database, verifier: Verifier) -> int:
     from backupfw.chunkstore.errors import ChunkStoreError
     from backupfw.cmd import catalogue
 
@@ -97,7 +96,7 @@ def _many(args: argparse.Namespace, db: Database, verifier: _Verifier) -> int:
     )
     if args.older_than is None:
         print(
-            f"{len(ids)} backups to verify; if this ends early, the same with --older-than"
+            f"{counted(len(ids), 'backup')} to verify; if this ends early, the same with --older-than"
             f" {begun:%Y-%m-%dT%H:%M:%SZ} does the rest",
             file=sys.stderr,
         )
@@ -118,11 +117,12 @@ def _many(args: argparse.Namespace, db: Database, verifier: _Verifier) -> int:
                 verifier.report_failure(backup_id, str(error))
                 failed += 1
     if not args.json:
-        print(f"{good + damaged + failed} backups: {good} ok, {damaged} damaged, {failed} not verified")
+        whole = counted(good + damaged + failed, "backup")
+        print(f"{whole}: {good} ok, {damaged} damaged, {failed} not verified")
     return 1 if damaged or failed else 0
 
 
-class _Verifier:
+class Verifier:
     """Verifies one backup after the other.
 
     :param as_json: print a JSON object for each instead of lines.
@@ -149,7 +149,6 @@ class _Verifier:
             but the damage found so far.
         """
         from backupfw.cmd import catalogue
-        from backupfw.cmd.terminal_control import TerminalControl
         from backupfw.engine import verify as engine
         from backupfw.engine.format import keys
         from backupfw.manager.outcomes import damaged_objects
@@ -171,7 +170,7 @@ class _Verifier:
                 print(f"damaged: {bad}: {reason}")
 
         progress = Progress(f"verifying {backup_id}")
-        control = TerminalControl(progress)
+        control = progress.control()
         try:
             opened = self._stores.container(manifest.store, manifest.container)
             report = engine.run(
@@ -226,8 +225,8 @@ def _print_json(**values: Any) -> None:
 
 
 def _print_verdict(backup_id: str, report: VerifyReport) -> None:
-    verdict = "ok" if report.ok else f"DAMAGED, {report.damaged} objects"
+    verdict = "ok" if report.ok else f"DAMAGED, {counted(report.damaged, 'object')}"
     print(
-        f"backup {backup_id}: {verdict} ({report.objects} objects, {report.blocks} blocks,"
-        f" {human_size(report.bytes)} read)"
+        f"backup {backup_id}: {verdict} ({counted(report.objects, 'object')},"
+        f" {counted(report.blocks, 'block')}, {human_size(report.bytes)} read)"
     )

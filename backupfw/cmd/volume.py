@@ -9,19 +9,18 @@ import argparse
 import contextlib
 import os
 import uuid
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from backupfw.cmd.configure import add_command, add_group, load_conf
+from backupfw.cmd import base
+from backupfw.cmd.configure import load_conf
 from backupfw.cmd.progress import Progress, human_size
-from backupfw.conf import volumes as volumes_conf
-from backupfw.context import RequestContext
 from backupfw.errors import InvalidInput, StorageChanged
 
 if TYPE_CHECKING:
     from oslo_config import cfg
 
     from backupfw.manager.usecases.volumes import VolumeManager
-    from backupfw.volume.base import Storage, VolumeProvider
+    from backupfw.volume.base import VolumeProvider
 
 GIB = 1 << 30
 
@@ -36,32 +35,11 @@ def _gigabytes(text: str) -> int:
     return size
 
 
-def add_parser(commands: Any) -> None:
-    """Add the subcommands."""
-    group = add_group(commands, "volume", "Make and find volumes, and say who uses them.")
-    create_parser = add_command(group, "create", create, "Make a volume and print its id.")
-    create_parser.add_argument("--size", metavar="GIB", type=_gigabytes, help="size in GiB")
-    create_parser.add_argument(
-        "--image", metavar="FILE", help="raw image (or device) to copy; it is only read"
-    )
-    adopt_parser = add_command(
-        group,
-        "adopt",
-        adopt,
-        "Make an existing raw image or block device a volume, where it is, and print its id.",
-    )
-    adopt_parser.add_argument("path", metavar="PATH", nargs="?", help="the image or device")
-    adopt_parser.add_argument(
-        "--again",
-        metavar="ID",
-        help="no new volume: let this adopted one be what is at its path now, or at PATH",
-    )
-    adopt_parser.add_argument(
-        "--in-use",
-        action="store_true",
-        help="somebody uses it now: it is backed up from snapshots until 'backupfw volume detach'",
-    )
-    for parser in (create_parser, adopt_parser):
+class _New(base.Command):
+    """A command that makes something a volume."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add what both kinds take."""
         parser.add_argument(
             "--as-raw", action="store_true", help="its bytes are the disk's, whatever they look like"
         )
@@ -69,22 +47,120 @@ def add_parser(commands: Any) -> None:
         parser.add_argument(
             "--project", metavar="P", default="demo", help="project it belongs to (default: %(default)s)"
         )
-    attach_parser = add_command(
-        group, "attach", attach, "Note that somebody uses a volume, and print the attachment's id."
-    )
-    attach_parser.add_argument("--instance", metavar="UUID", help="the virtual machine that uses it")
-    attach_parser.add_argument("--host", metavar="NAME", help="the host that uses it")
-    attach_parser.add_argument("--mountpoint", metavar="PATH", help="what it is called there")
-    detach_parser = add_command(group, "detach", detach, "Note that nobody uses a volume any more.")
-    detach_parser.add_argument("--attachment", metavar="ID", help="only this attachment (default: all)")
-    for parser in (attach_parser, detach_parser):
+
+
+class Create(_New):
+    """Make a volume and print its id."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add how large it is and what is in it."""
+        parser.add_argument("--size", metavar="GIB", type=_gigabytes, help="size in GiB")
+        parser.add_argument("--image", metavar="FILE", help="raw image (or device) to copy; it is only read")
+        super().add_arguments(parser)
+
+    def take_action(self, parsed_args: argparse.Namespace) -> None:
+        """Make it."""
+        args = parsed_args
+        conf = load_conf(args)
+        print(create(conf, args.size, args.image, project=args.project, name=args.name, as_raw=args.as_raw))
+
+
+class Adopt(_New):
+    """Make an existing raw image or block device a volume, where it is, and print its id."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add what is adopted."""
+        parser.add_argument("path", metavar="PATH", nargs="?", help="the image or device")
+        parser.add_argument(
+            "--again",
+            metavar="ID",
+            help="no new volume: let this adopted one be what is at its path now, or at PATH",
+        )
+        parser.add_argument(
+            "--in-use",
+            action="store_true",
+            help="somebody uses it now: it is backed up from snapshots until 'backupfw volume detach'",
+        )
+        super().add_arguments(parser)
+
+    def take_action(self, parsed_args: argparse.Namespace) -> None:
+        """Adopt it."""
+        args = parsed_args
+        if args.path is None and args.again is None:
+            raise InvalidInput("a PATH is needed where there is no --again ID")
+        conf = load_conf(args)
+        how = {"as_raw": args.as_raw, "in_use": args.in_use}
+        if args.again is not None:
+            print(adopt_again(conf, args.again, args.path, **how))
+        else:
+            print(adopt(conf, args.path, project=args.project, name=args.name, **how))
+
+
+class _Existing(base.Command):
+    """A command for a volume that there is."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add which."""
         parser.add_argument("id", metavar="ID", help="the volume's id")
-    path_parser = add_command(group, "path", path, "Print where a volume's bytes are.")
-    path_parser.add_argument("id", metavar="ID", help="the volume's id")
+
+    def manager(self, args: argparse.Namespace) -> tuple[cfg.ConfigOpts, VolumeManager]:
+        """Open the database, for as long as the command runs."""
+        from backupfw.manager.usecases.volumes import VolumeManager
+
+        conf, db = self.database(args)
+        return conf, VolumeManager(db, conf, lambda: None)
 
 
-def _operator(project: str) -> RequestContext:
-    return RequestContext(project, "backupfw", frozenset({"admin"}), is_admin=True)
+class Attach(_Existing):
+    """Note that somebody uses a volume, and print the attachment's id."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add who."""
+        parser.add_argument("--instance", metavar="UUID", help="the virtual machine that uses it")
+        parser.add_argument("--host", metavar="NAME", help="the host that uses it")
+        parser.add_argument("--mountpoint", metavar="PATH", help="what it is called there")
+        super().add_arguments(parser)
+
+    def take_action(self, parsed_args: argparse.Namespace) -> None:
+        """Attach it."""
+        args = parsed_args
+        _conf, volumes = self.manager(args)
+        row = volumes.attach(
+            base.operator("demo"),
+            args.id,
+            instance_uuid=args.instance,
+            host_name=args.host,
+            mountpoint=args.mountpoint,
+        )
+        print(row.attachments[-1].id)
+
+
+class Detach(_Existing):
+    """Note that nobody uses a volume any more."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add who."""
+        parser.add_argument("--attachment", metavar="ID", help="only this attachment (default: all)")
+        super().add_arguments(parser)
+
+    def take_action(self, parsed_args: argparse.Namespace) -> None:
+        """Detach it."""
+        _conf, volumes = self.manager(parsed_args)
+        volumes.detach(base.operator("demo"), parsed_args.id, attachment_id=parsed_args.attachment)
+
+
+class Path(_Existing):
+    """Print where a volume's bytes are."""
+
+    def take_action(self, parsed_args: argparse.Namespace) -> None:
+        """Print it."""
+        from backupfw.worker.handlers.base import volume_ref
+
+        conf, volumes = self.manager(parsed_args)
+        row = volumes.get(base.operator("demo"), parsed_args.id)
+        if row.location is None:
+            raise InvalidInput(f"volume {row.id} has no storage yet (status {row.status})")
+        print(_provider(conf).where(volume_ref(row)))
 
 
 def _provider(conf: cfg.ConfigOpts) -> VolumeProvider:
@@ -112,45 +188,51 @@ def _is_directory(value: object) -> bool:
     return isinstance(value, str) and os.path.isabs(value) and os.path.isdir(value)
 
 
-def _look(provider: VolumeProvider, conf: cfg.ConfigOpts, args: argparse.Namespace, path: str) -> Storage:
-    """Look at what shall become a volume."""
-    return provider.adopt(os.path.abspath(path), own=_own(conf), any_format=args.as_raw, in_use=args.in_use)
+def create(
+    conf: cfg.ConfigOpts,
+    size: int | None,
+    image: str | None,
+    *,
+    project: str,
+    name: str | None = None,
+    as_raw: bool = False,
+) -> str:
+    """Make storage first, fill it, then enter it: no volume is ever seen half made.
 
-
-def create(args: argparse.Namespace) -> int:
-    """Make storage first, fill it, then enter it: no volume is ever seen half made."""
+    :param size: GiB; as many as the image needs when None.
+    :param image: a file to copy.
+    :param as_raw: the image's bytes are the disk's, whatever they look like.
+    :returns: the volume's id.
+    :raises InvalidInput: it cannot be made like this.
+    """
     from backupfw.cmd import database
+    from backupfw.conf import volumes as volumes_conf
     from backupfw.manager.usecases.volumes import VolumeManager
     from backupfw.volume.base import VolumeRef
 
-    conf = load_conf(args)
     provider = _provider(conf)
     source = None
-    if args.image is not None:
-        image = provider.adopt(
-            os.path.abspath(args.image), own=_own(conf), to_copy=True, any_format=args.as_raw
-        )
-        source = VolumeRef(str(uuid.uuid4()), image.length, image.location, True, image.storage_id)
-    if args.size is None and source is None:
+    if image is not None:
+        found = provider.adopt(os.path.abspath(image), own=_own(conf), to_copy=True, any_format=as_raw)
+        source = VolumeRef(str(uuid.uuid4()), found.length, found.location, True, found.storage_id)
+    if size is None and source is None:
         raise InvalidInput("--size is needed where there is no --image")
-    length = args.size * GIB if args.size is not None else -(-(source.length if source else 0) // GIB) * GIB
+    length = size * GIB if size is not None else -(-(source.length if source else 0) // GIB) * GIB
     if source is not None and source.length > length:
-        raise InvalidInput(
-            f"the image has {human_size(source.length)}, which is more than --size {args.size}"
-        )
+        raise InvalidInput(f"the image has {human_size(source.length)}, which is more than --size {size}")
     with database.opened(conf, make=True) as db:
         volumes = VolumeManager(db, conf, lambda: None)
         volume = VolumeRef(str(uuid.uuid4()), length)
-        progress = Progress(f"copying {args.image}" if source else "making the volume")
+        progress = Progress(f"copying {image}" if source else "making the volume")
         try:
             location = provider.create(volume, source, progress.beat)
             if source:
                 progress.finish(human_size(source.length))
             row = volumes.adopt(
-                _operator(args.project),
+                base.operator(project),
                 location=location,
                 length=length,
-                name=args.name,
+                name=name,
                 host=volumes_conf.host_of_new(conf),
                 made_as=volume.id,
             )
@@ -158,51 +240,81 @@ def create(args: argparse.Namespace) -> int:
             progress.abandon()
             provider.delete(volume)
             raise
-    print(row.id)
-    return 0
+    return row.id
 
 
-def adopt(args: argparse.Namespace) -> int:
-    """Enter an existing image or device, or let a volume that was adopted be what is there now."""
+def adopt(
+    conf: cfg.ConfigOpts,
+    path: str,
+    *,
+    project: str,
+    name: str | None = None,
+    as_raw: bool = False,
+    in_use: bool = False,
+) -> str:
+    """Enter an existing image or device.
+
+    :param as_raw: its bytes are the disk's, whatever they look like.
+    :param in_use: somebody uses it now.
+    :returns: the volume's id.
+    """
     from backupfw.cmd import database
+    from backupfw.conf import volumes as volumes_conf
+    from backupfw.manager.usecases.volumes import VolumeManager
+
+    host = volumes_conf.host_of_new(conf)
+    with database.opened(conf, make=True) as db:
+        provider = _provider(conf)
+        volumes = VolumeManager(db, conf, lambda: None)
+        storage = provider.adopt(os.path.abspath(path), own=_own(conf), any_format=as_raw, in_use=in_use)
+        _record_storages(volumes, provider, host)
+        row = volumes.adopt(
+            base.operator(project),
+            location=storage.location,
+            length=storage.length,
+            name=name,
+            host=host,
+            storage_id=storage.storage_id,
+            in_use=in_use,
+        )
+    return row.id
+
+
+def adopt_again(
+    conf: cfg.ConfigOpts, volume_id: str, path: str | None, *, as_raw: bool = False, in_use: bool = False
+) -> str:
+    """Let a volume that was adopted be what is there now.
+
+    :param path: where; where it was when None.
+    :param as_raw, in_use: as for :func:`adopt`.
+    :returns: the volume's id.
+    """
+    from backupfw.cmd import database
+    from backupfw.conf import volumes as volumes_conf
     from backupfw.manager.usecases.volumes import VolumeManager
     from backupfw.worker.handlers.base import volume_ref
 
-    if args.path is None and args.again is None:
-        raise InvalidInput("a PATH is needed where there is no --again ID")
-    conf = load_conf(args)
-    operator, host = _operator(args.project), volumes_conf.host_of_new(conf)
-    with database.opened(conf, make=args.again is None) as db:
+    operator, host = base.operator(), volumes_conf.host_of_new(conf)
+    with database.opened(conf) as db:
         provider = _provider(conf)
         volumes = VolumeManager(db, conf, lambda: None)
-        path = args.path
-        if args.again is not None:
-            volume = volumes.get(operator, args.again)
-            path = path or provider.where(volume_ref(volume))
-            args.in_use = args.in_use or bool(volume.attachments)
-        storage = _look(provider, conf, args, path)
+        volume = volumes.get(operator, volume_id)
+        storage = provider.adopt(
+            os.path.abspath(path or provider.where(volume_ref(volume))),
+            own=_own(conf),
+            any_format=as_raw,
+            in_use=in_use or bool(volume.attachments),
+        )
         _record_storages(volumes, provider, host)
-        if args.again is not None:
-            row = volumes.adopt_again(
-                operator,
-                args.again,
-                location=storage.location,
-                length=storage.length,
-                storage_id=storage.storage_id,
-                host=host,
-            )
-        else:
-            row = volumes.adopt(
-                operator,
-                location=storage.location,
-                length=storage.length,
-                name=args.name,
-                host=host,
-                storage_id=storage.storage_id,
-                in_use=args.in_use,
-            )
-    print(row.id)
-    return 0
+        row = volumes.adopt_again(
+            operator,
+            volume_id,
+            location=storage.location,
+            length=storage.length,
+            storage_id=storage.storage_id,
+            host=host,
+        )
+    return row.id
 
 
 def _record_storages(volumes: VolumeManager, provider: VolumeProvider, host: str | None) -> None:
@@ -214,49 +326,3 @@ def _record_storages(volumes: VolumeManager, provider: VolumeProvider, host: str
             storage = provider.look(volume_ref(volume))
             if storage.storage_id is not None:
                 volumes.record_storage(volume.id, storage.storage_id)
-
-
-def attach(args: argparse.Namespace) -> int:
-    """Note that somebody uses a volume."""
-    from backupfw.cmd import database
-    from backupfw.manager.usecases.volumes import VolumeManager
-
-    conf = load_conf(args)
-    with database.opened(conf) as db:
-        row = VolumeManager(db, conf, lambda: None).attach(
-            _operator("demo"),
-            args.id,
-            instance_uuid=args.instance,
-            host_name=args.host,
-            mountpoint=args.mountpoint,
-        )
-    print(row.attachments[-1].id)
-    return 0
-
-
-def detach(args: argparse.Namespace) -> int:
-    """Note that somebody, or nobody at all, uses a volume no more."""
-    from backupfw.cmd import database
-    from backupfw.manager.usecases.volumes import VolumeManager
-
-    conf = load_conf(args)
-    with database.opened(conf) as db:
-        VolumeManager(db, conf, lambda: None).detach(
-            _operator("demo"), args.id, attachment_id=args.attachment
-        )
-    return 0
-
-
-def path(args: argparse.Namespace) -> int:
-    """Print where a volume is."""
-    from backupfw.cmd import database
-    from backupfw.manager.usecases.volumes import VolumeManager
-    from backupfw.worker.handlers.base import volume_ref
-
-    conf = load_conf(args)
-    with database.opened(conf) as db:
-        row = VolumeManager(db, conf, lambda: None).get(_operator("demo"), args.id)
-    if row.location is None:
-        raise InvalidInput(f"volume {args.id} has no storage yet (status {row.status})")
-    print(_provider(conf).where(volume_ref(row)))
-    return 0

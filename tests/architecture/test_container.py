@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from backupfw.cmd import configure
-from backupfw.cmd.main import build_parser
+from backupfw.cmd.main import parse
 from tests.architecture.checkout import ROOT, driver_projects
 
 CONFIGURATION = "/etc/backupfw/backupfw.conf"
@@ -66,7 +66,7 @@ def test_the_image_is_not_root_and_starts_a_command_that_is_there() -> None:
     init, dashes, command = json.loads(last["ENTRYPOINT"])
     assert (dashes, command) == ("--", "backupfw")
     assert f"install -y --no-install-recommends {init}" in last["RUN"]
-    build_parser().parse_args(json.loads(last["CMD"]))
+    parse(json.loads(last["CMD"]))
 
 
 def test_the_image_has_core_and_every_driver() -> None:
@@ -99,7 +99,7 @@ def test_the_composed_commands_parse_and_depend_on_what_is_there() -> None:
     everything = compose()["services"]
     assert set(own_services()) == {"api", "sync", "worker"}
     for service in own_services().values():
-        arguments = build_parser().parse_args(service["command"])
+        arguments = parse(service["command"])
         assert arguments.config_file == [CONFIGURATION]
         for name, wanted in service["depends_on"].items():
             if wanted["condition"] == "service_healthy":
@@ -122,7 +122,7 @@ def test_only_this_host_reaches_it() -> None:
 
 @pytest.mark.parametrize("name", ["api", "sync", "worker"])
 def test_the_composed_configuration_loads_and_fits(name: str) -> None:
-    arguments = build_parser().parse_args(own_services()[name]["command"])
+    arguments = parse(own_services()[name]["command"])
     arguments.config_file = [str(ROOT / "etc" / "container" / "backupfw.conf")]
     loaded = configure.load(arguments)
     assert loaded.unused_sections == ()

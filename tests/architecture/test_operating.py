@@ -37,7 +37,7 @@ def test_units_start_commands_that_there_are(unit: Path) -> None:
     parser.read(unit)
     program, *words = parser["Service"]["ExecStart"].split()
     assert program.endswith("/bin/backupfw")
-    args = command.build_parser().parse_args(words)
+    args = command.parse(words)
     assert args.config_file == ([] if unit.stem == "backupfw" else ["/etc/backupfw/backupfw.conf"])
     assert unit.name in (ROOT / "docs" / "operating.md").read_text()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from backupfw.cmd import configure
-from backupfw.cmd.main import build_parser
+from backupfw.cmd.main import parse
 from tests.architecture.checkout import ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "docs" / "operating.md"]
@@ -36,7 +36,7 @@ def test_the_configuration_examples_load(tmp_path: Path) -> None:
     assert examples
     for example in examples:
         (tmp_path / "backupfw.conf").write_text(example)
-        args = build_parser().parse_args(["config", "check", "--state-dir", str(tmp_path)])
+        args = parse(["config", "check", "--state-dir", str(tmp_path)])
         assert configure.load(args).unused_sections == ()
 
 
@@ -45,7 +45,7 @@ def test_the_commands_parse(page: Path) -> None:
     words = commands(page)
     assert len(words) >= 3
     for argv in words:
-        build_parser().parse_args(argv)
+        parse(argv)
 
 
 def test_the_make_targets_exist() -> None:

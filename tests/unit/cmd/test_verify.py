@@ -192,7 +192,7 @@ def test_a_damaged_object_marks_all_backups_that_name_it_until_they_are_found_wh
     assert chain.show(chain.increment)["verified_result"] is None
     listed = chain.run("backup", "list", "--damaged").out.splitlines()
     assert [line.split()[0] for line in listed] == [chain.full, chain.increment]
-    assert all("DAMAGED, 1 objects" in line for line in listed)
+    assert all("DAMAGED, 1 object" in line for line in listed)
     assert chain.run("backup", "list", "--volume", chain.volume).out.splitlines() == listed
     pack.write_bytes(whole)
     # Only a full verification proves anything.

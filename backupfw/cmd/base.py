@@ -1,0 +1,192 @@
+"""What every subcommand is made of: its options, how it opens things, how it prints a list or a record.
+
+A command is a class of one of the three kinds below and an entry point of the group ``backupfw.command``, so
+that a driver's distribution can bring some.  It is small: it says what its words are and calls functions that
+other code can call, too.  Its docstring is its help.  What is expensive to import is imported in functions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from cliff import command, lister, show
+
+if TYPE_CHECKING:
+    from oslo_config import cfg
+
+    from backupfw.context import RequestContext
+    from backupfw.db.session import Database
+
+T = TypeVar("T")
+
+#: The formats that keep structure; the others have text in each cell.
+_STRUCTURED = ("json", "yaml")
+
+
+def operator(project: str = "") -> RequestContext:
+    """Return the context of a command: an administrator, in a project where that matters."""
+    from backupfw.context import RequestContext
+
+    return RequestContext(project, "backupfw", frozenset({"admin"}), is_admin=True)
+
+
+class _Command(command.Command):
+    """What the three kinds have in common.
+
+    :ivar status: the exit status of a command that does not return one.
+    """
+
+    conflict_handler = "error"
+    status = 0
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add the command's own arguments; it has the common options already."""
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        """Return the command's parser."""
+        from backupfw.cmd import configure
+
+        parser = super().get_parser(prog_name)
+        # What is spelt short today may mean two things tomorrow.
+        parser.allow_abbrev = False
+        self.add_arguments(parser)
+        configure.add_options(parser)
+        self._parser = parser
+        return parser
+
+    def get_epilog(self) -> str:
+        """Name the distribution of a command that is not ours; to find it costs a look at all of them."""
+        return "" if type(self).__module__.startswith("backupfw.") else super().get_epilog()
+
+    def run(self, parsed_args: argparse.Namespace) -> int:
+        """Run the command; what it opened is closed afterwards.
+
+        :returns: the exit status.
+        """
+        with ExitStack() as self._stack:
+            return super().run(parsed_args) or self.status
+
+    def require_columns(self, wanted: Sequence[str], known: Sequence[str]) -> None:
+        """Refuse ``--column`` with a name that there is not; cliff would leave it out.
+
+        :raises SystemExit: wrong usage.
+        """
+        for name in wanted:
+            if name.strip().lower().replace(" ", "_") not in known:
+                self._parser.error(f"there is no column {name!r}; columns: {', '.join(known)}")
+
+    def open(self, context: AbstractContextManager[T]) -> T:
+        """Enter a context until the command is over, which is when all of its output is written."""
+        return self._stack.enter_context(context)
+
+    def database(self, args: argparse.Namespace, make: bool = False) -> tuple[cfg.ConfigOpts, Database]:
+        """Load the configuration and open the database until the command is over.
+
+        :param make: as for :func:`backupfw.cmd.database.connect`.
+        :raises ConfigError: as :func:`backupfw.cmd.database.prepare`.
+        """
+        from backupfw.cmd import configure, database
+
+        conf = configure.load_conf(args)
+        return conf, self.open(database.opened(conf, make))
+
+
+class Command(_Command):
+    """A command that does something, and says what."""
+
+    @abstractmethod
+    def take_action(self, parsed_args: argparse.Namespace) -> int | None:
+        """Do it.
+
+        :returns: the exit status; None stands for 0.
+        """
+
+
+class Lister(_Command, lister.Lister):
+    """A command that lists records.
+
+    :cvar columns: the names of their values, which are keys in JSON and YAML.
+    :cvar default_format: ``table``, or ``text`` where people had a text before there were formats.
+    """
+
+    columns: Sequence[str] = ()
+    default_format = "table"
+
+    @property
+    def formatter_namespace(self) -> str:
+        """Return the group of entry points of our formats."""
+        return "backupfw.formatter.list"
+
+    @property
+    def formatter_default(self) -> str:
+        """Return the format when none is asked for."""
+        return self.default_format
+
+    @abstractmethod
+    def records(self, args: argparse.Namespace) -> Iterable[Mapping[str, Any]]:
+        """Return the records, of plain values; they may be read while they are printed."""
+
+    def lines(self, args: argparse.Namespace, records: Iterator[Mapping[str, Any]]) -> Iterable[str] | None:  # noqa: ARG002
+        """Return the command's own text; None: columns without borders."""
+        return None
+
+    def take_action(self, parsed_args: argparse.Namespace) -> tuple[Sequence[str], Iterable[Any]]:
+        """Return the columns, and a row for each record."""
+        self.require_columns([*parsed_args.columns, *parsed_args.sort_columns], self.columns)
+        records = self.records(parsed_args)
+        return self.columns, (_row(self.columns, one, parsed_args.formatter) for one in records)
+
+    def produce_output(
+        self, parsed_args: argparse.Namespace, column_names: Sequence[str], data: Iterable[Sequence[Any]]
+    ) -> int:
+        """Write the list."""
+        if parsed_args.formatter == "text" and not (parsed_args.columns or parsed_args.sort_columns):
+            rows = iter(data)
+            lines = self.lines(parsed_args, (dict(zip(column_names, row, strict=True)) for row in rows))
+            if lines is not None:
+                for line in lines:
+                    self.app.stdout.write(f"{line}\n")
+                return 0
+            data = rows
+        return super().produce_output(parsed_args, column_names, data)
+
+
+class ShowOne(_Command, show.ShowOne):
+    """A command that shows one record.
+
+    :cvar default_format: ``table`` or ``json``.
+    """
+
+    default_format = "table"
+
+    @property
+    def formatter_namespace(self) -> str:
+        """Return the group of entry points of our formats."""
+        return "backupfw.formatter.show"
+
+    @property
+    def formatter_default(self) -> str:
+        """Return the format when none is asked for."""
+        return self.default_format
+
+    @abstractmethod
+    def record(self, args: argparse.Namespace) -> Mapping[str, Any]:
+        """Return the record, of plain values."""
+
+    def take_action(self, parsed_args: argparse.Namespace) -> tuple[Sequence[str], Iterable[Any]]:
+        """Return the names and the values."""
+        record = self.record(parsed_args)
+        self.require_columns(parsed_args.columns, tuple(record))
+        return tuple(record), _row(tuple(record), record, parsed_args.formatter)
+
+
+def _row(columns: Sequence[str], record: Mapping[str, Any], formatter: str) -> tuple[Any, ...]:
+    values = tuple(record[name] for name in columns)
+    if formatter in _STRUCTURED:
+        return values
+    return tuple(json.dumps(each) if isinstance(each, dict | list) else each for each in values)

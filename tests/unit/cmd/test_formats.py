@@ -1,0 +1,193 @@
+"""How lists and records are printed, and commands that other distributions bring."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from backupfw.cmd import backup, main
+from tests.unit.cmd.conftest import Run
+from tests.unit.cmd.test_backup import backup_id
+
+__all__ = ["backup_id"]
+
+LISTS = [
+    tuple(name.split())
+    for name, point in main.App().command_manager
+    if hasattr(point.load(), "records") and name != "store list"
+]
+
+
+@pytest.mark.parametrize("words", [*LISTS, ("store", "list")], ids=" ".join)
+def test_every_list_comes_in_every_format(run: Run, words: tuple[str, ...]) -> None:
+    assert run("db", "sync").status == 0
+    rows = {
+        "json": lambda text: json.loads(text),
+        "yaml": lambda text: yaml.safe_load(text),
+        "csv": lambda text: list(csv.DictReader(io.StringIO(text))),
+    }
+    found = {}
+    for name, read in rows.items():
+        done = run(*words, "--format", name)
+        assert done.status == 0, done.err
+        found[name] = read(done.out)
+    assert found["json"] == found["yaml"]
+    assert len(found["csv"]) == len(found["json"])
+    for name in ("table", "value", "text"):
+        done = run(*words, "-f", name)
+        assert (done.status, done.err) == (0, "")
+    assert run(*words, "-f", "xml").status == 2
+
+
+def test_a_list_of_backups(run: Run, backup_id: str) -> None:
+    (one,) = json.loads(run("backup", "list", "-f", "json").out)
+    assert tuple(one) == backup.List.columns
+    assert one == json.loads(run("backup", "list", "--json").out)
+    assert (one["id"], one["damaged_objects"], one["verified_at"]) == (backup_id, 0, None)
+    # A column alone, for a loop of a shell.
+    assert run("backup", "list", "-f", "value", "-c", "id").out == f"{backup_id}\n"
+    assert run("backup", "list", "-c", "id", "-c", "Volume ID").out.splitlines() == [
+        f"{'id':<36}  volume_id",
+        f"{backup_id}  {one['volume_id']}",
+    ]
+    header, row = run("backup", "list", "-f", "csv", "-c", "id", "-c", "status").out.splitlines()
+    assert (header, row) == ('"id","status"', f'"{backup_id}","available"')
+    table = run("backup", "list", "-f", "table", "-c", "status").out
+    assert [line.strip("| ") for line in table.splitlines()[1::2]] == ["status", "available"]
+
+
+def test_a_record_of_a_backup(run: Run, backup_id: str) -> None:
+    shown = json.loads(run("backup", "show", backup_id).out)
+    assert list(shown) == sorted(shown)
+    assert yaml.safe_load(run("backup", "show", backup_id, "-f", "yaml").out) == shown
+    (row,) = csv.DictReader(io.StringIO(run("backup", "show", backup_id, "-f", "csv").out))
+    assert row["id"] == backup_id
+    # What has parts is JSON in a cell.
+    assert json.loads(row["holdings"]) == shown["holdings"]
+    assert run("backup", "show", backup_id, "-f", "value", "-c", "status").out == "available\n"
+    assert f"| {backup_id}" in run("backup", "show", backup_id, "-f", "table").out
+
+
+@pytest.mark.parametrize("option", ["--column", "--sort-column"])
+def test_a_column_that_there_is_not_is_wrong_usage(run: Run, option: str) -> None:
+    assert run("db", "sync").status == 0
+    done = run("backup", "list", option, "id", option, "colour")
+    assert (done.status, done.out) == (2, "")
+    assert "there is no column 'colour'; columns: id, project_id" in done.err
+
+
+def test_findings_are_records_and_the_status_says_that_there_are_some(
+    run: Run, state: Path, backup_id: str
+) -> None:
+    for file in (state / "store").rglob("p0*"):
+        if file.is_file():
+            file.unlink()
+    done = run("audit", "-f", "json")
+    assert done.status == 1
+    assert {one["check"] for one in json.loads(done.out)} == {"store"}
+    assert json.loads(done.out) == json.loads(run("audit", "--json").out)["findings"]
+
+
+@pytest.mark.parametrize("words", [("backup",), ("backup", "--format", "json"), ("backup", "lst")])
+def test_a_command_of_a_group_is_needed(run: Run, words: tuple[str, ...]) -> None:
+    done = run(*words, at_state=False)
+    assert (done.status, done.out) == (2, "")
+    assert "backup list, backup show, backup verify" in done.err
+
+
+@pytest.mark.parametrize("words", [("backup", "--help"), ("backup", "-h"), ("help", "backup")])
+def test_the_commands_of_a_group_are_listed(run: Run, words: tuple[str, ...]) -> None:
+    done = run(*words, at_state=False)
+    assert (done.status, done.err) == (0, "")
+    assert "\n    backup verify " in done.out
+    assert "volume" not in done.out
+
+
+def test_help_on_a_command(run: Run) -> None:
+    done = run("help", "backup", "list", at_state=False)
+    assert (done.status, done.out) == (0, run("backup", "list", "--help", at_state=False).out)
+    assert "--damaged" in done.out
+    assert "--state-dir" in done.out
+
+
+@pytest.mark.parametrize("word", ["backups", "bakcup list", "verison"])
+def test_a_misspelt_command_is_wrong_usage(run: Run, word: str) -> None:
+    done = run(*word.split(), at_state=False)
+    assert (done.status, done.out) == (2, "")
+    assert f"there is no command '{word}'" in done.err
+
+
+def test_words_are_not_abbreviated(run: Run) -> None:
+    """What cliff would take for a command may become another one's beginning."""
+    assert run("back", "list", at_state=False).status == 2
+    assert run("backup", "list", "--dam").status == 2
+
+
+def test_a_command_leaves_logging_to_the_configuration(run: Run) -> None:
+    root = logging.getLogger()
+    before = (root.level, list(root.handlers))
+    assert run("db", "sync").status == 0
+    assert (root.level, root.handlers) == before
+
+
+#: A command of a distribution of somebody else's, one that is broken, and one that has our own's name.
+PLUG_IN = """
+from cliff.command import Command
+from backupfw.cmd import base
+
+class Eject(base.Command):
+    "Take a tape out."
+    def take_action(self, parsed_args):
+        print("tape is out")
+        return 3
+
+class Bare(Command):
+    "Made with cliff alone."
+    def take_action(self, parsed_args):
+        raise RuntimeError("no tape")
+"""
+POINTS = """
+[backupfw.command]
+tape_eject = tape:Eject
+tape_bare = tape:Bare
+tape_broken = tape:Nothing
+lifecycle = tape:Eject
+"""
+
+
+@pytest.fixture
+def plugged(tmp_path: Path) -> dict[str, str]:
+    """The environment of a process that finds such a distribution."""
+    (tmp_path / "tape.py").write_text(PLUG_IN)
+    (tmp_path / "tape-1.dist-info").mkdir()
+    (tmp_path / "tape-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: tape\nVersion: 1\n")
+    (tmp_path / "tape-1.dist-info" / "entry_points.txt").write_text(POINTS)
+    return {**os.environ, "PYTHONPATH": str(tmp_path)}
+
+
+def test_a_distribution_brings_commands_and_takes_none_away(plugged: dict[str, str]) -> None:
+    def command(*words: str) -> tuple[int, str, str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "backupfw.cmd.main", *words], env=plugged, capture_output=True, text=True
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    assert command("tape", "eject") == (3, "tape is out\n", "")
+    status, _out, err = command("tape", "bare")
+    assert (status, err) == (1, "backupfw: internal error: RuntimeError: no tape (--debug shows where)\n")
+    status, _out, err = command("tape", "broken")
+    assert (status, len(err.splitlines())) == (1, 1)
+    status, out, _err = command("--help")
+    assert status == 0
+    assert "tape eject        Take a tape out." in out
+    assert "tape broken       cannot be loaded:" in out
+    assert command("lifecycle")[1].count("stateDiagram-v2") == 3
