@@ -16,6 +16,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from oslo_log import log
@@ -275,7 +276,7 @@ class ApiServer:
                 # At its own limit it would take no more connections; ours makes room.
                 connection_limit=limits.total * 2 + _OTHER_FILES,
             )
-            servers = [
+            self._servers = [
                 _Server(
                     app,
                     self._sockets,
@@ -294,16 +295,13 @@ class ApiServer:
             ) from error
         self._dispatcher.set_thread_count(api.threads)
         host = f"[{api.listen}]" if ":" in api.listen else api.listen
-        self.url = f"http://{host}:{servers[0].effective_port}/"
-        self._thread = threading.Thread(target=self._run, name="api", daemon=True)
+        self.url = f"http://{host}:{self._servers[0].effective_port}/"
+        self._thread = threading.Thread(
+            target=partial(wasyncore.loop, timeout=1, use_poll=True, map=self._sockets),
+            name="api",
+            daemon=True,
+        )
         self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            wasyncore.loop(timeout=1, use_poll=True, map=self._sockets)
-        except (OSError, ValueError):
-            # Its sockets were closed under it: that is how it ends.
-            LOG.debug("The API server ended", exc_info=True)
 
     def runs(self) -> bool:
         """Whether requests are answered."""
@@ -320,6 +318,10 @@ class ApiServer:
         end = time.monotonic() + STOP_SECONDS
         while self._unsent() and time.monotonic() < end:
             time.sleep(0.02)
-        # Idle connections would be waited for.
-        wasyncore.close_all(self._sockets, ignore_all=True)
-        self._thread.join(STOP_SECONDS)
+        close_all = partial(wasyncore.close_all, self._sockets, ignore_all=True)
+        if self._thread.is_alive():
+            # The loop closes its sockets itself, idle connections too, and ends when it has none: closed
+            # under it they would keep it waiting for events until its next round.
+            self._servers[0].trigger.pull_trigger(close_all)
+            self._thread.join(STOP_SECONDS)
+        close_all()

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import argparse
+import io
+import random
+import shutil
+import time
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from backupfw.cmd import configure, database, service
 from backupfw.cmd import main as command
 from backupfw.conf import logging
+from backupfw.context import RequestContext
+from backupfw.manager.usecases.backups import BackupManager
+
+CTX = RequestContext("demo", "tester", frozenset({"admin"}), is_admin=True)
+#: How long a backup may take before it counts as lost, seconds.
+PATIENCE = 120.0
 
 
 @dataclass(frozen=True)
@@ -47,3 +61,62 @@ def run(state: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
         return Outcome(status, text.out, text.err)
 
     return runner
+
+
+def load_conf(state: Path) -> Any:
+    """The configuration of a state directory, its API on any free port."""
+    conf = configure.load(argparse.Namespace(state_dir=str(state), config_file=[], debug=False)).conf
+    conf.set_override("port", 0, "api")
+    # Of what a test's own managers queue nobody tells the worker.
+    conf.set_override("poll_seconds", 0.1, "backup")
+    return conf
+
+
+def adopted(state: Path, image: Path) -> str:
+    """Adopt an image; return its volume's id."""
+    out = io.StringIO()
+    with redirect_stdout(out):
+        assert command.main(["volume", "adopt", str(image), "--state-dir", str(state)]) == 0
+    return out.getvalue().strip()
+
+
+def backed_up(
+    backups: BackupManager, volume: str, *, incremental: bool = False, container: str | None = None
+) -> str:
+    """Have a running service back a volume up; return the backup's id."""
+    made = backups.create(
+        CTX, volume_id=volume, name=None, description=None, container=container,
+        incremental=incremental, force=False, snapshot_id=None,
+    )  # fmt: skip
+    end = time.monotonic() + PATIENCE
+    while (status := backups.get(CTX, made.id).status) == "creating" and time.monotonic() < end:
+        time.sleep(0.02)
+    assert status == "available"
+    return made.id
+
+
+def copy_state(made: Path, state: Path) -> None:
+    """Copy the state directory of a service that was stopped."""
+    shutil.copytree(made, state, ignore=lambda _at, names: [name for name in names if name.endswith(".sock")])
+
+
+@pytest.fixture(scope="session")
+def made_backup(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A state directory to copy, and the id of its available backup of 3 MiB: made once, it takes seconds."""
+    top = tmp_path_factory.mktemp("made")
+    state, image = top / "state", top / "image.raw"
+    image.write_bytes(random.Random(8).randbytes(3 << 20))
+    with pytest.MonkeyPatch.context() as patch:
+        # As in run().
+        patch.setattr(logging, "setup", lambda _conf, quiet=False: None)
+        volume = adopted(state, image)
+        conf = load_conf(state)
+        with service.EmbeddedService(conf), database.opened(conf) as db:
+            return state, backed_up(BackupManager(db, conf), volume)
+
+
+@pytest.fixture
+def backup_id(state: Path, made_backup: tuple[Path, str]) -> str:
+    """The id of an available backup of 3 MiB."""
+    copy_state(made_backup[0], state)
+    return made_backup[1]

@@ -13,11 +13,9 @@ from sqlalchemy import delete, update
 from backupfw.chunkstore.base import ChunkStore
 from backupfw.cmd import database
 from backupfw.db.models import Backup, Installation, Manifest
-from tests.unit.cmd.conftest import Run
-from tests.unit.cmd.test_backup import backup_id, load_conf, objects
+from tests.unit.cmd.conftest import Run, load_conf
+from tests.unit.cmd.test_backup import objects
 from tests.unit.cmd.test_store import keeps_versions
-
-__all__ = ["backup_id"]
 
 
 def test_nothing_wrong(run: Run, backup_id: str) -> None:

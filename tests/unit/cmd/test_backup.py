@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import time
@@ -16,46 +15,12 @@ import pytest
 from backupfw.chunkstore.base import Body
 from backupfw.chunkstore.container import Container
 from backupfw.chunkstore.errors import Unavailable
-from backupfw.cmd import catalogue, configure, database, service, store, sweep
-from backupfw.context import RequestContext
+from backupfw.cmd import catalogue, database, service, store, sweep
 from backupfw.db import models
 from backupfw.engine import sweep as engine_sweep
 from backupfw.errors import NotFound
 from backupfw.manager.usecases.backups import BackupManager
-from tests.unit.cmd.conftest import Run
-
-CTX = RequestContext("demo", "tester", frozenset({"admin"}), is_admin=True)
-
-
-def load_conf(state: Path) -> Any:
-    return configure.load(argparse.Namespace(state_dir=str(state), config_file=[], debug=False)).conf
-
-
-@pytest.fixture
-def backup_id(run: Run, state: Path, tmp_path: Path) -> str:
-    """The id of an available backup of 3 MiB."""
-    image = tmp_path / "image.raw"
-    image.write_bytes(random.Random(8).randbytes(3 << 20))
-    volume = run("volume", "adopt", str(image)).out.strip()
-    conf = load_conf(state)
-    conf.set_override("port", 0, "api")
-    with service.EmbeddedService(conf), database.opened(conf) as db:
-        backups = BackupManager(db, conf)
-        made = backups.create(
-            CTX,
-            volume_id=volume,
-            name=None,
-            description=None,
-            container=None,
-            incremental=False,
-            force=False,
-            snapshot_id=None,
-        )
-        end = time.monotonic() + 30
-        while backups.get(CTX, made.id).status == "creating" and time.monotonic() < end:
-            time.sleep(0.02)
-        assert backups.get(CTX, made.id).status == "available"
-    return made.id
+from tests.unit.cmd.conftest import CTX, PATIENCE, Run, adopted, backed_up, load_conf
 
 
 @pytest.fixture
@@ -68,6 +33,15 @@ def shown(run: Run, backup_id: str) -> Iterator[dict[str, Any]]:
 
 def objects(state: Path) -> list[Path]:
     return [path for path in (state / "store").rglob("*") if path.is_file()]
+
+
+def _wait_until_gone(backups: BackupManager, backup: str) -> None:
+    end = time.monotonic() + PATIENCE
+    with suppress(NotFound):
+        while time.monotonic() < end:
+            backups.get(CTX, backup)
+            time.sleep(0.02)
+        raise AssertionError(f"backup {backup} is still there")
 
 
 def test_the_figures_are_true(state: Path, shown: dict[str, Any]) -> None:
@@ -98,9 +72,8 @@ def test_an_increment_owns_what_its_deleted_base_left_it(run: Run, state: Path, 
     image = tmp_path / "image.raw"
     data = bytearray(random.Random(9).randbytes(3 << 20))
     image.write_bytes(data)
-    volume = run("volume", "adopt", str(image)).out.strip()
+    volume = adopted(state, image)
     conf = load_conf(state)
-    conf.set_override("port", 0, "api")
 
     def show(backup: str) -> dict[str, Any]:
         done = run("backup", "show", backup)
@@ -113,20 +86,9 @@ def test_an_increment_owns_what_its_deleted_base_left_it(run: Run, state: Path, 
     with service.EmbeddedService(conf), database.opened(conf) as db:
         backups = BackupManager(db, conf)
 
-        def make(incremental: bool) -> str:
-            made = backups.create(
-                CTX, volume_id=volume, name=None, description=None, container=None,
-                incremental=incremental, force=False, snapshot_id=None,
-            )  # fmt: skip
-            end = time.monotonic() + 60
-            while backups.get(CTX, made.id).status == "creating" and time.monotonic() < end:
-                time.sleep(0.02)
-            assert backups.get(CTX, made.id).status == "available"
-            return made.id
-
-        full = make(False)
+        full = backed_up(backups, volume)
         image.write_bytes(data[:-4096] + bytes(range(256)) * 16)
-        child = make(True)
+        child = backed_up(backups, volume, incremental=True)
         before, base, total = show(child), show(full), stored()
         assert before["put_bytes"] + base["put_bytes"] == total
         shared = before["holdings"]["shared"]
@@ -136,11 +98,7 @@ def test_an_increment_owns_what_its_deleted_base_left_it(run: Run, state: Path, 
         assert with_base == {"manifest": base["manifest"], "backups": [full], **shared}
 
         backups.delete(CTX, full)
-        end = time.monotonic() + 60
-        with suppress(NotFound):
-            while time.monotonic() < end:
-                backups.get(CTX, full)
-                time.sleep(0.02)
+        _wait_until_gone(backups, full)
         assert total - stored() == base["holdings"]["deleting_frees"]["bytes"]
         after = show(child)
         assert after["put_bytes"] == before["put_bytes"]
@@ -241,28 +199,17 @@ def test_sweep(run: Run, state: Path, backup_id: str, shown: dict[str, Any]) -> 
 def test_sweep_removes_containers_that_are_empty_and_unused(run: Run, state: Path, tmp_path: Path) -> None:
     image = tmp_path / "image.raw"
     image.write_bytes(bytes(1 << 20))
-    volume = run("volume", "adopt", str(image)).out.strip()
+    volume = adopted(state, image)
     conf = load_conf(state)
-    conf.set_override("port", 0, "api")
-
-    def wait(status: str) -> None:
-        end = time.monotonic() + 60
-        with suppress(NotFound):
-            while backups.get(CTX, made.id).status == status and time.monotonic() < end:
-                time.sleep(0.02)
 
     with service.EmbeddedService(conf), database.opened(conf) as db:
         backups = BackupManager(db, conf)
-        made = backups.create(
-            CTX, volume_id=volume, name=None, description=None, container="mine", incremental=False,
-            force=False, snapshot_id=None,
-        )  # fmt: skip
-        wait("creating")
+        made = backed_up(backups, volume, container="mine")
         assert run("sweep").status == 0
         assert (state / "store" / "mine").is_dir()
-        backups.delete(CTX, made.id)
-        wait("deleting")
-        end = time.monotonic() + 60
+        backups.delete(CTX, made)
+        _wait_until_gone(backups, made)
+        end = time.monotonic() + PATIENCE
         while objects(state) and time.monotonic() < end:
             time.sleep(0.02)
     (state / "store" / "volumebackups").mkdir(exist_ok=True)

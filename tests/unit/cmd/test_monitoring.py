@@ -23,10 +23,7 @@ from backupfw.cmd.monitoring import CONNECTIONS, Health, Listener
 from backupfw.db.models import Backup, DamagedObject, DamageMark, Task
 from backupfw.db.session import now
 from tests.servers.ports import free_port
-from tests.unit.cmd.conftest import Run
-from tests.unit.cmd.test_backup import backup_id, load_conf
-
-__all__ = ["backup_id"]
+from tests.unit.cmd.conftest import Run, load_conf
 
 
 def get(url: str) -> tuple[int, bytes]:
@@ -53,7 +50,6 @@ def served(run: Run, state: Path, tmp_path: Path) -> Iterator[tuple[str, str, An
     image.write_bytes(bytes(range(256)) * 4096)
     assert run("volume", "adopt", str(image)).status == 0
     conf = load_conf(state)
-    conf.set_override("port", 0, "api")
     conf.set_override("port", free_port(), "metrics")
     with service.EmbeddedService(conf) as serving:
         yield serving.url, f"http://127.0.0.1:{conf.metrics.port}", conf

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 from tests.unit.cmd.conftest import Run
-from tests.unit.cmd.test_backup import backup_id
-
-__all__ = ["backup_id"]
-
 
 NOTHING = "0 backups, 0 snapshots, 0 volumes, 0 manifests, 0 damaged objects"
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import json
 import random
 import re
-import shutil
-import time
 from collections.abc import Iterator
-from contextlib import redirect_stdout
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -20,7 +16,6 @@ from sqlalchemy import select, update
 
 from backupfw.chunkstore import errors
 from backupfw.cmd import catalogue, database, meters, service
-from backupfw.cmd import main as command
 from backupfw.conf import logging
 from backupfw.db import models
 from backupfw.db.session import Database, now
@@ -28,8 +23,7 @@ from backupfw.engine import verify as engine
 from backupfw.manager.outcomes import damaged_objects
 from backupfw.manager.outcomes.backups import BackupTasks
 from backupfw.manager.usecases.backups import BackupManager
-from tests.unit.cmd.conftest import Run
-from tests.unit.cmd.test_backup import CTX, load_conf
+from tests.unit.cmd.conftest import Run, adopted, backed_up, copy_state, load_conf
 
 BLOCK = 64 << 10
 
@@ -103,43 +97,25 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
     image.write_bytes(random.Random(8).randbytes(1 << 20))
     second.write_bytes(random.Random(9).randbytes(1 << 20))
 
-    def adopted(path: Path) -> str:
-        out = io.StringIO()
-        with redirect_stdout(out):
-            assert command.main(["volume", "adopt", str(path), "--state-dir", str(state)]) == 0
-        return out.getvalue().strip()
-
     with pytest.MonkeyPatch.context() as patch:
         # oslo.log would take the handlers of pytest away from the process.
         patch.setattr(logging, "setup", lambda _conf, quiet=False: None)
-        volume, other = adopted(image), adopted(second)
+        volume, other = adopted(state, image), adopted(state, second)
         conf = load_conf(state)
-        conf.set_override("port", 0, "api")
         with service.EmbeddedService(conf), database.opened(conf) as db:
             backups = BackupManager(db, conf)
 
-            def backed_up(volume: str, incremental: bool = False) -> str:
-                backup = backups.create(
-                    CTX, volume_id=volume, name=None, description=None, container=None,
-                    incremental=incremental, force=False, snapshot_id=None,
-                )  # fmt: skip
-                end = time.monotonic() + 60
-                while backups.get(CTX, backup.id).status == "creating" and time.monotonic() < end:
-                    time.sleep(0.02)
-                assert backups.get(CTX, backup.id).status == "available"
-                return backup.id
-
-            ids = [backed_up(volume)]
+            ids = [backed_up(backups, volume)]
             with image.open("r+b") as file:
                 file.seek(3 * BLOCK)
                 file.write(random.Random(10).randbytes(BLOCK))
-            ids += [backed_up(volume, True), backed_up(other)]
+            ids += [backed_up(backups, volume, incremental=True), backed_up(backups, other)]
         yield Made(state, volume, ids)
 
 
 @pytest.fixture
 def chain(run: Run, state: Path, made: Made) -> Chain:
-    shutil.copytree(made.state, state, ignore=lambda _at, names: [n for n in names if n.endswith(".sock")])
+    copy_state(made.state, state)
     return Chain(run, state, made.volume, *made.backups)
 
 

@@ -159,9 +159,9 @@ class WorkerWorld(World):
     @contextmanager
     def worker(self, lease_seconds: float = 30.0, slots: int = 2, **settings: Any) -> Iterator[Worker]:
         """Run a worker for a ``with`` block."""
-        worker = Worker(
-            self.tools, self.dispatch, WorkerSettings("host", slots, lease_seconds, 0.01, **settings)
-        )
+        # Nobody wakes a worker up when a pause is over: it is found by the next look.
+        settings = {"retry_pause": 0.01, "poll_seconds": 0.02, **settings}
+        worker = Worker(self.tools, self.dispatch, WorkerSettings("host", slots, lease_seconds, **settings))
         worker.start()
         try:
             yield worker
