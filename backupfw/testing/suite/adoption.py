@@ -14,11 +14,18 @@ import pytest
 from backupfw.chunkstore.base import Body, ChunkStore, ObjectInfo
 
 T = TypeVar("T")
+Test = TypeVar("Test", bound=Callable[..., None])
 
 #: Pieces that a store may do without if its author says why, in :attr:`Adoption.declared`.
 OPTIONAL = ("open_through", "restart_server", "expire_token", "full_store")
-#: Those of them that a store without a server has no use for.
-OF_SERVERS = ("open_through", "restart_server", "expire_token")
+
+_SERVER_TESTS: set[str] = set()
+
+
+def of_servers(test: Test) -> Test:
+    """Decorate a test of what happens between driver and server: a local store's suite does not have it."""
+    _SERVER_TESTS.add(test.__name__)
+    return test
 
 
 def forgotten(what: str) -> NoReturn:
@@ -29,12 +36,17 @@ def forgotten(what: str) -> NoReturn:
 class Adoption:
     """Base of the suite: the pieces to supply come first."""
 
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        if cls.local:
+            for name in _SERVER_TESTS:
+                setattr(cls, name, None)
+
     # ---- to supply -------------------------------------------------------------------------------
 
     #: Texts that must show up nowhere (keys, passwords, tokens); ``()`` if the driver has none.
     secrets: ClassVar[Sequence[str] | None] = None
-    #: True for a store without server and credentials: only then the tests that need an unreachable
-    #: server or wrong credentials do not apply.
+    #: True for a store without server and credentials: only then its suite lacks the tests of servers.
     local: ClassVar[bool] = False
     #: What there is not, and why: name of a piece in :data:`OPTIONAL` -> reason.  Its tests are skipped
     #: with that reason; a piece that is neither supplied nor declared fails them.
@@ -147,8 +159,6 @@ class Adoption:
         """Skip the test if a piece is declared not to be there."""
         if piece in self.declared:
             pytest.skip(f"declared: {self.declared[piece]}")
-        if self.local and piece in OF_SERVERS:
-            pytest.skip("declared: no server")
 
     def can_hold(self, store: ChunkStore, key: str) -> bool:
         """Say whether driver and server take a key; tests leave out the others."""

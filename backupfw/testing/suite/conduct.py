@@ -18,7 +18,7 @@ from backupfw.chunkstore.errors import (
     PermissionDenied,
     Unavailable,
 )
-from backupfw.testing.suite.adoption import OPTIONAL, Adoption, forgotten, put
+from backupfw.testing.suite.adoption import OPTIONAL, Adoption, forgotten, of_servers, put
 
 #: Every way to use a store, for tests that all of them must pass.
 USES: tuple[tuple[str, Callable[[ChunkStore, str], object]], ...] = (
@@ -76,9 +76,8 @@ class ConductTests(Adoption):
         assert caught.value.store == store.name
         assert (caught.value.container, caught.value.key) == (container, "missing")
 
+    @of_servers
     def test_g17_unreachable(self, server: Any) -> None:
-        if self.local:
-            pytest.skip("declared: no server")
         for name, use in USES:
             store = self.open_unreachable(server)
             start = time.monotonic()
@@ -91,9 +90,8 @@ class ConductTests(Adoption):
             assert caught.value.temporary, name
             assert time.monotonic() - start < self.unreachable_seconds, name
 
+    @of_servers
     def test_g17_refused(self, server: Any, container: str) -> None:
-        if self.local:
-            pytest.skip("declared: no credentials")
         for name, use in USES:
             store = self.open_refused(server)
             try:
@@ -165,9 +163,8 @@ class ConductTests(Adoption):
         assert list(store.list_containers()) == containers
         assert self.raw_keys(server, container) == set()
 
+    @of_servers
     def test_check_reports_what_is_wrong(self, server: Any) -> None:
-        if self.local:
-            pytest.skip("declared: no server")
         for store in (self.open_unreachable(server), self.open_refused(server)):
             try:
                 report = store.check()

@@ -13,7 +13,7 @@ from backupfw.chunkstore.base import ChunkStore, ObjectInfo
 from backupfw.chunkstore.errors import ChunkStoreError, IntegrityError, NoSpace, NotFound, Unavailable
 from backupfw.chunkstore.layers.timeout import TimeoutLayer
 from backupfw.testing.proxy import Direction, Fault, FaultProxy, Kind
-from backupfw.testing.suite.adoption import Adoption, pattern, put
+from backupfw.testing.suite.adoption import Adoption, of_servers, pattern, put
 
 T = TypeVar("T")
 
@@ -58,6 +58,7 @@ class WireTests(Adoption):
 
     # ---- torn and short transfers ----------------------------------------------------------------
 
+    @of_servers
     @pytest.mark.parametrize(("kind", "at"), CUTS)
     def test_g4_put_that_is_cut(
         self, server: Any, container: str, wire: FaultProxy, far_store: ChunkStore, kind: Kind, at: int
@@ -76,6 +77,7 @@ class WireTests(Adoption):
             retried(lambda key=key: put(far_store, container, key, pattern(SIZE, seed=2)))  # type: ignore[misc]
             assert self.raw_get(server, container, key) == pattern(SIZE, seed=2), key
 
+    @of_servers
     def test_g4_put_whose_answer_is_cut(
         self, server: Any, container: str, wire: FaultProxy, far_store: ChunkStore
     ) -> None:
@@ -87,6 +89,7 @@ class WireTests(Adoption):
         retried(lambda: put(far_store, container, "key", data))
         assert self.raw_get(server, container, "key") == data
 
+    @of_servers
     @pytest.mark.parametrize("whole", [True, False], ids=["whole", "range"])
     @pytest.mark.parametrize(("kind", "at"), CUTS)
     def test_g8_get_that_is_cut(
@@ -107,6 +110,7 @@ class WireTests(Adoption):
         equal = retried(lambda: far_store.get(container, "key", *part)) == (data if whole else data[1000:])
         assert equal
 
+    @of_servers
     @pytest.mark.parametrize("kind", ["reset", "close"])
     def test_g10_listing_that_is_cut(
         self, server: Any, container: str, wire: FaultProxy, far_store: ChunkStore, kind: Kind
@@ -123,6 +127,7 @@ class WireTests(Adoption):
         )
         assert found == expected
 
+    @of_servers
     def test_g11_delete_whose_answer_is_cut(
         self, server: Any, container: str, wire: FaultProxy, far_store: ChunkStore
     ) -> None:
@@ -138,6 +143,7 @@ class WireTests(Adoption):
 
     # ---- corruption ------------------------------------------------------------------------------
 
+    @of_servers
     def test_g5_put_that_is_changed_on_the_way(
         self, server: Any, container: str, wire: FaultProxy, far_store: ChunkStore
     ) -> None:
@@ -149,6 +155,7 @@ class WireTests(Adoption):
         retried(lambda: put(far_store, container, "key", data))
         assert self.raw_get(server, container, "key") == data
 
+    @of_servers
     def test_g8_whole_get_that_is_changed_on_the_way(
         self, server: Any, container: str, wire: FaultProxy, far_store: ChunkStore
     ) -> None:
@@ -163,6 +170,7 @@ class WireTests(Adoption):
 
     # ---- delays, holes, refusals -----------------------------------------------------------------
 
+    @of_servers
     def test_g17_a_slow_line_changes_nothing(
         self, server: Any, container: str, wire: FaultProxy, far_store: ChunkStore
     ) -> None:
@@ -176,6 +184,7 @@ class WireTests(Adoption):
         far_store.delete(container, ["key"])
         assert self.raw_keys(server, container) == set()
 
+    @of_servers
     @pytest.mark.parametrize("direction", ["up", "down"])
     def test_g17_a_hole_is_given_up_in_time(
         self, server: Any, container: str, wire: FaultProxy, far_store: ChunkStore, direction: Direction
@@ -192,6 +201,7 @@ class WireTests(Adoption):
         wire.heal()
         assert retried(lambda: far_store.get(container, "there")) == b"x"
 
+    @of_servers
     def test_g17_a_server_that_refuses_for_a_while(
         self, server: Any, container: str, wire: FaultProxy, far_store: ChunkStore
     ) -> None:
@@ -206,6 +216,7 @@ class WireTests(Adoption):
         retried(lambda: put(far_store, container, "new", b"x"))
         assert self.raw_keys(server, container) == {"key", "new"}
 
+    @of_servers
     def test_g13_connections_end_under_many_threads(
         self, server: Any, container: str, wire: FaultProxy, far_store: ChunkStore
     ) -> None:
@@ -235,6 +246,7 @@ class WireTests(Adoption):
 
     # ---- what the server does: it forgets tokens, it is full --------------------------------------
 
+    @of_servers
     def test_g17_expired_token_is_renewed(self, server: Any, store: ChunkStore, container: str) -> None:
         self.require("expire_token")
         uses: tuple[Callable[[], object], ...] = (
@@ -251,6 +263,7 @@ class WireTests(Adoption):
             use()
         assert self.raw_keys(server, container) == set()
 
+    @of_servers
     def test_g17_token_expires_under_many_threads(
         self, server: Any, store: ChunkStore, container: str
     ) -> None:
@@ -289,6 +302,7 @@ class RestartTests(Adoption):
     of its idle connections dead.
     """
 
+    @of_servers
     def test_g17_server_restarts_in_mid_transfer(self, mortal_server: Any) -> None:
         self.require("open_through")
         self.require("restart_server")
