@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
+import subprocess
 import tomllib
+from collections.abc import Collection
 from configparser import ConfigParser
 from datetime import date
 from functools import cache
@@ -118,6 +121,30 @@ def test_the_changelog_is_a_list_of_sentences() -> None:
         for entry in entries[1:]:
             assert entry.rstrip().endswith((".", "`.", ".)")), entry
             assert all(line.startswith("  ") for line in entry.rstrip().splitlines()[1:]), entry
+
+
+#: What is generated of what users and operators see, and what decides it.
+SEEN = re.compile(
+    r"etc/|docs/openapi/|backupfw/db/migrations/versions/|backupfw/api/microversions|drivers/\w+/src/.*/options\.py"
+)
+
+
+def unnoted(changed: Collection[str]) -> list[str]:
+    """Return the changed files that users notice, unless a line of the changelog changed with them."""
+    return [] if "CHANGELOG.md" in changed else [path for path in changed if SEEN.match(path)]
+
+
+def test_what_users_notice_is_in_the_changelog() -> None:
+    """What a branch changes since it left its base: BACKUPFW_BASE, or the main that was cloned."""
+    base = os.environ.get("BACKUPFW_BASE", "origin/main")
+    done = subprocess.run(
+        ["git", "diff", "--name-only", f"{base}...HEAD"], cwd=ROOT, capture_output=True, text=True
+    )
+    if done.returncode:
+        pytest.skip(f"declared: there is no {base} to compare with")
+    assert unnoted(done.stdout.splitlines()) == [], "it wants a line in CHANGELOG.md"
+    assert unnoted(["etc/backupfw/backupfw.conf.sample", "backupfw/errors.py"]) != []
+    assert unnoted(["etc/backupfw/backupfw.conf.sample", "CHANGELOG.md"]) == []
 
 
 def test_everything_installed_by_the_checkout_is_pinned() -> None:
