@@ -15,7 +15,7 @@ STATE_DIR ?= .state
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench serve soak chaos fuzz lint types arch genconfig genpolicy openapi docs dist installed lowest constraints clean
+.PHONY: help setup demo test check bench serve soak chaos fuzz coverage mutants lint types arch genconfig genpolicy openapi docs dist installed lowest constraints clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -62,6 +62,20 @@ chaos: $(VENV)/.stamp ## kill everything at random for ten minutes, on real serv
 fuzz: $(VENV)/.stamp ## read bytes that were changed at random for ten minutes
 	@echo "== Fuzzing: $${BACKUPFW_FUZZ_SECONDS:-600} seconds"
 	@$(BIN)/python -m pytest -m fuzz -s $(ARGS)
+
+coverage: $(VENV)/.stamp ## measure what the tests of make test run, per package, into docs/coverage.md
+	@echo "== Coverage"
+	@rm -rf .coverage
+	@$(BIN)/python -m coverage run -m pytest -n auto --maxprocesses 4 --dist loadscope -m 'not check and $(SHORT)' $(ARGS)
+	@$(BIN)/python -m coverage combine --quiet
+	@$(BIN)/python -m coverage json --quiet -o .coverage/report.json
+	@$(BIN)/python -m tests.coverage_table .coverage/report.json docs/coverage.md
+	@cat docs/coverage.md
+
+mutants: $(VENV)/.stamp ## change code that must not be wrong, and see that tests notice; hours
+	@echo "== Mutants"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -c constraints.txt -e '.[mutants]'
+	@$(BIN)/python -m tests.mutants $(ARGS)
 
 bench: $(VENV)/.stamp ## measure, beside the bare loops
 	@echo "== Benchmarks"
@@ -121,11 +135,11 @@ constraints: ## pin the newest versions anew in constraints.txt
 	@rm -rf $(VENV).new
 	@$(PYTHON) -m venv $(VENV).new
 	@$(VENV).new/bin/python -m pip install --quiet --upgrade pip setuptools
-	@PYTHONWARNINGS=ignore $(VENV).new/bin/python -m pip install --quiet --no-build-isolation -e '.[test,lint,docs,dist]' $(DRIVER_PATHS:%=-e %) tox uv
+	@PYTHONWARNINGS=ignore $(VENV).new/bin/python -m pip install --quiet --no-build-isolation -e '.[test,lint,docs,dist,mutants]' $(DRIVER_PATHS:%=-e %) tox uv
 	@{ sed -n '/^#/p;/^[^#]/q' constraints.txt; \
 	   $(VENV).new/bin/python -m pip freeze --all --exclude-editable; } > constraints.new
 	@mv constraints.new constraints.txt
 	@rm -rf $(VENV).new
 
 clean: ## remove what the targets made
-	rm -rf $(VENV) $(VENV).lowest $(VENV).new dist.log constraints.new .tox dist build drivers/*/build .state .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis docs/_build
+	rm -rf $(VENV) $(VENV).lowest $(VENV).new .coverage .mutants dist.log constraints.new .tox dist build drivers/*/build .state .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis docs/_build

@@ -312,5 +312,4 @@ def mermaid() -> str:
 
 def _node(status: str, names: dict[str, str]) -> str:
     text = {ANY: "any status", DELETED: "[*]"}.get(status, status)
-    name = text if text == "[*]" else text.replace("-", "_").replace(" ", "_")
-    return names.setdefault(text, name)
+    return names.setdefault(text, text.replace("-", "_").replace(" ", "_"))

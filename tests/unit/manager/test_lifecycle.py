@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 
 import pytest
+from sqlalchemy import update
 
 from backupfw.db import models
+from backupfw.db.session import now
 from backupfw.manager.lineage import lifecycle
 from backupfw.manager.lineage.lifecycle import (
     ANY,
@@ -111,6 +114,22 @@ def test_a_move_sees_pending_changes_and_refreshes_what_is_loaded() -> None:
         assert row.display_name == "changed"
         assert lifecycle.move(session, models.Volume, volume, VolumeMoves.backed_up)
         assert (row.status, row.previous_status) == ("in-use", None)
+
+
+def test_a_move_notes_when_it_was_made() -> None:
+    """Unless the caller says when that was."""
+    world = World()
+    volume = world.volume()
+    before = datetime(2020, 1, 1)
+    with world.db.write() as session:
+        session.execute(update(models.Volume).values(updated_at=before))
+        start = now(session)
+        assert lifecycle.move(session, models.Volume, volume, VolumeMoves.attach)
+        end = now(session)
+    assert start <= world.row(models.Volume, volume).updated_at <= end
+    with world.db.write() as session:
+        assert lifecycle.move(session, models.Volume, volume, VolumeMoves.detach, updated_at=before)
+    assert world.row(models.Volume, volume).updated_at == before
 
 
 def test_what_is_deleted_does_not_move() -> None:

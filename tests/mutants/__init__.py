@@ -1,0 +1,1 @@
+"""Mutation testing of the modules that must not be wrong: ``make mutants``."""
