@@ -16,6 +16,8 @@ from benchmarks.table import Table
 
 #: Backups in the databases whose backups are shown.
 SMALL, LARGE = 100, 100_000
+#: Projects of an audit that has more of them than any cloud.
+MANY = 10_000
 #: What one costs in the large one, beside the small one.
 AIM_SHOW = 1.5
 
@@ -29,10 +31,25 @@ def run(table: Table, directory: str, rows: int, rounds: int) -> None:
     file = str(place / "scale.sqlite")
     scale_case.fill(file, rows)
     for case in scale_case.CASES:
-        command = [sys.executable, "-m", "benchmarks.scale_case", case, file]
-        found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
-        value = f"{found['seconds']:.0f} s, {found['peak_mib']:.0f} MiB"
-        table.row(case, value, f"at most {LIMIT_MIB} MiB", found["peak_mib"] <= LIMIT_MIB)
+        _read(table, case, file, case)
+    # What memory might grow with, beside the number of backups.
+    shapes = {
+        f"audit of {MANY} projects": {"rows": MANY, "projects": MANY, "backups": 1},
+        f"audit of a volume with {LARGE} backups": {"rows": LARGE, "backups": LARGE},
+    }
+    for name, shape in shapes.items():
+        file = str(place / "shape.sqlite")
+        scale_case.fill(file, **shape)
+        _read(table, "audit", file, name)
+        Path(file).unlink()
+
+
+def _read(table: Table, case: str, file: str, name: str) -> None:
+    """Measure one case in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.scale_case", case, file]
+    found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+    value = f"{found['seconds']:.0f} s, {found['peak_mib']:.0f} MiB"
+    table.row(name, value, f"at most {LIMIT_MIB} MiB", found["peak_mib"] <= LIMIT_MIB)
 
 
 def _show(table: Table, place: Path, rounds: int) -> None:

@@ -37,29 +37,34 @@ def _id(kind: str, number: str) -> str:
     return _ID.format(kind=f"'{kind:0<8}'", number=number)
 
 
-_VOLUME, _PROJECT = _id("a", f"n / {BACKUPS}"), f"'project-' || (n / {BACKUPS} % {PROJECTS})"
 _MANIFEST, _BACKUP = _id("d", "n"), _id("b", "n")
-_BASE = f"CASE WHEN n % {BACKUPS} = 0 THEN NULL ELSE {_id('d', 'n - 1')} END"
-_KEY = f"({_PROJECT}) || '/' || ({_VOLUME}) || '/' || ({_BACKUP}) || '/1.1-0000000000000000/manifest'"
 _MOMENT = "strftime('%Y-%m-%d %H:%M:%S', 1700000000 + n, 'unixepoch') || '.000000'"
 
-_ROWS = (
-    f"""INSERT INTO volumes (id, project_id, status, size, length, location, created_at)
-    {_NUMBERS} SELECT {_VOLUME}, {_PROJECT}, 'available', 1, 1073741824, '/v', {_MOMENT} FROM numbers
-    WHERE n % {BACKUPS} = 0""",
-    f"""INSERT INTO manifests (id, store, container, key, key_digest, installation_id, project_id, volume_id,
-    backup_id, base_id, in_tree, detached, state, epoch, block_size, segment_size, hash_mode, length, touched,
-    created_at, updated_at)
-    {_NUMBERS} SELECT {_MANIFEST}, 'main', 'volumebackups', {_KEY}, digest({_KEY}),
-    (SELECT uuid FROM installation), {_PROJECT}, {_VOLUME}, {_BACKUP}, {_BASE}, true, false, 'live', 1, 65536,
-    268435456, 'blake3', 1073741824, 0, {_MOMENT}, {_MOMENT} FROM numbers""",
-    f"""INSERT INTO backups (id, user_id, project_id, volume_id, container, store, service, is_incremental,
-    completed, status, size, length, service_metadata, object_count, stored_bytes, referenced_bytes,
-    progress_done, progress_total, data_timestamp, manifest_id, created_at, updated_at, deleted)
-    {_NUMBERS} SELECT {_BACKUP}, 'user', {_PROJECT}, {_VOLUME}, 'volumebackups', 'main', 'service',
-    n % {BACKUPS} > 0, true, 'available', 1, 1073741824, {_KEY}, 5, 1000000, 2000000, 1073741824, 1073741824,
-    {_MOMENT}, {_MANIFEST}, {_MOMENT}, {_MOMENT}, false FROM numbers""",
-)  # fmt: skip
+
+def _rows(projects: int, backups: int) -> tuple[str, ...]:
+    """Return what fills the tables, with so many backups of each volume, each upon the one before."""
+    volume, project = _id("a", f"n / {backups}"), f"'project-' || (n / {backups} % {projects})"
+    base = f"CASE WHEN n % {backups} = 0 THEN NULL ELSE {_id('d', 'n - 1')} END"
+    key = f"({project}) || '/' || ({volume}) || '/' || ({_BACKUP}) || '/1.1-0000000000000000/manifest'"
+    return (
+        f"""INSERT INTO volumes (id, project_id, status, size, length, location, created_at)
+        {_NUMBERS} SELECT {volume}, {project}, 'available', 1, 1073741824, '/v', {_MOMENT} FROM numbers
+        WHERE n % {backups} = 0""",
+        f"""INSERT INTO manifests (id, store, container, key, key_digest, installation_id, project_id,
+        volume_id, backup_id, base_id, in_tree, detached, state, epoch, block_size, segment_size, hash_mode,
+        length, touched, created_at, updated_at)
+        {_NUMBERS} SELECT {_MANIFEST}, 'main', 'volumebackups', {key}, digest({key}),
+        (SELECT uuid FROM installation), {project}, {volume}, {_BACKUP}, {base}, true, false, 'live', 1,
+        65536, 268435456, 'blake3', 1073741824, 0, {_MOMENT}, {_MOMENT} FROM numbers""",
+        f"""INSERT INTO backups (id, user_id, project_id, volume_id, container, store, service,
+        is_incremental, completed, status, size, length, service_metadata, object_count, stored_bytes,
+        referenced_bytes,
+        progress_done, progress_total, data_timestamp, manifest_id, created_at, updated_at, deleted)
+        {_NUMBERS} SELECT {_BACKUP}, 'user', {project}, {volume}, 'volumebackups', 'main', 'service',
+        n % {backups} > 0, true, 'available', 1, 1073741824, {key}, 5, 1000000, 2000000, 1073741824,
+        1073741824, {_MOMENT}, {_MANIFEST}, {_MOMENT}, {_MOMENT}, false FROM numbers""",
+    )
+
 
 #: Every second volume's backups are deleted.
 _DELETE = (
@@ -80,8 +85,12 @@ def project(number: int) -> str:
     return f"project-{number // BACKUPS % PROJECTS}"
 
 
-def fill(file: str, rows: int) -> None:
-    """Make a database with so many backups that can be restored."""
+def fill(file: str, rows: int, *, projects: int = PROJECTS, backups: int = BACKUPS) -> None:
+    """Make a database with so many backups that can be restored.
+
+    :param projects: as many projects have the volumes, in turn.
+    :param backups: of each volume.
+    """
     with closing(Database(f"sqlite:///{file}")) as db:
         migrate.sync(db)
         raw = db.engine.raw_connection()
@@ -91,7 +100,7 @@ def fill(file: str, rows: int) -> None:
             connection.create_function(
                 "digest", 1, lambda key: object_digest(*PLACE, key), deterministic=True
             )
-            for statement in _ROWS:
+            for statement in _rows(projects, backups):
                 connection.execute(statement, {"rows": rows})
             connection.commit()
         finally:

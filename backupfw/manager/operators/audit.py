@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from datetime import timedelta
 from itertools import groupby, islice
 from operator import attrgetter
+from sys import intern
 from typing import Any
 
-from sqlalchemy import ColumnElement, Executable, and_, exists, or_, select, true
+from sqlalchemy import ColumnElement, Executable, and_, exists, or_, select, true, union
 from sqlalchemy.orm import Session, aliased
 
 from backupfw.db.digest import object_digest
@@ -68,6 +69,16 @@ _OF_TASK = {
 }
 
 
+#: What counts, as which resources.
+_COUNTED: tuple[tuple[type[Backup | Volume | Snapshot], str, str], ...] = (
+    (Backup, "backups", "backup_gigabytes"),
+    (Volume, "volumes", "gigabytes"),
+    (Snapshot, "snapshots", "gigabytes"),
+)
+
+#: Projects that are counted at a time.
+PROJECTS = 1000
+
 #: Findings of one check that are told; a database that lost a table would have no end of them.
 MOST = 1000
 
@@ -94,7 +105,8 @@ def run(db: Database, lease_seconds: float) -> list[Finding]:
     """Return everything that is wrong, sorted; of each check the first :data:`MOST`, and how many more.
 
     Each check is a few statements over whole tables, whose answers pass by: memory depends neither on the
-    number of rows nor on how many of them are wrong, only on the largest tree and the number of projects.
+    number of rows or projects nor on how many of them are wrong, only on the largest tree: less than
+    a KiB for each manifest of a volume.
 
     :param lease_seconds: how long leases hold; one that ran out longer ago than that is found.
     """
@@ -286,8 +298,8 @@ def _trees(session: Session) -> Iterator[Finding]:
         session,
         select(row.id, row.base_id, row.state, row.detached, *columns).where(row.in_tree).order_by(*columns),
     )
-    for _place, group in groupby(rows, key=attrgetter(*(column.key for column in columns))):
-        nodes = list(group)
+    for place, group in groupby(rows, key=attrgetter(*(column.key for column in columns))):
+        nodes = [Node(one.id, one.base_id, intern(one.state), one.detached) for one in group]
         bases = {node.id: node.base_id for node in nodes}
         circular = _circular(bases)
         for node in nodes:
@@ -296,9 +308,9 @@ def _trees(session: Session) -> Iterator[Finding]:
                 yield Finding("lineage", subject, "its base is not in its tree")
             elif node.id in circular:
                 yield Finding("lineage", subject, "its line of bases never ends")
-            if node.installation_id != ours:
+            if place[-1] != ours:
                 yield Finding("lineage", subject, "is of another installation, but in a tree of this one")
-        tree = Tree(Node(node.id, node.base_id, node.state, node.detached) for node in nodes)
+        tree = Tree(nodes)
         for manifest_id in tree.contract():
             yield Finding("lineage", f"manifest {manifest_id}", "a gone one in its tree is no fork")
 
@@ -319,16 +331,37 @@ def _circular(bases: Mapping[str, str | None]) -> set[str]:
 
 def _usage(session: Session) -> Iterator[Finding]:
     """What quotas count is what the rows are, and each row counts with the size of what it holds."""
+    last: str | None = None
+    while projects := _projects_after(session, last):
+        yield from _usage_between(session, last, projects[-1])
+        last = projects[-1]
+
+
+def _projects_after(session: Session, last: str | None) -> list[str]:
+    """Return the next projects that have anything, in the database's order."""
+    parts = []
+    for model, _rows, _size in _COUNTED:
+        found = select(model.project_id).where(model.deleted.is_(False), _is_after(model, last))
+        part = found.distinct().order_by(model.project_id).limit(PROJECTS).subquery()
+        parts.append(select(part.c.project_id))
+    together = union(*parts).subquery()
+    return list(
+        session.scalars(select(together.c.project_id).order_by(together.c.project_id).limit(PROJECTS))
+    )
+
+
+def _is_after(model: Any, project_id: str | None) -> ColumnElement[bool]:
+    condition: ColumnElement[bool] = true() if project_id is None else model.project_id > project_id
+    return condition
+
+
+def _usage_between(session: Session, after: str | None, until: str) -> Iterator[Finding]:
     counted: dict[str, dict[str, int]] = defaultdict(lambda: dict.fromkeys(quota.RESOURCES, 0))
-    for model, rows, size in (
-        (Backup, "backups", "backup_gigabytes"),
-        (Volume, "volumes", "gigabytes"),
-        (Snapshot, "snapshots", "gigabytes"),
-    ):
+    for model, rows, size in _COUNTED:
         # Temporary snapshots are nobody's.
         shown = Snapshot.temporary.is_(False) if model is Snapshot else true()
         statement = select(model.id, model.project_id, model.size, model.length, model.status).where(
-            model.deleted.is_(False), shown
+            model.deleted.is_(False), shown, _is_after(model, after), model.project_id <= until
         )
         for row_id, project_id, gib, length, status in _rows(session, statement):
             counted[project_id][rows] += 1

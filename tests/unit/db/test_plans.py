@@ -1,8 +1,9 @@
 """What the API's requests read of 100 000 rows: none walks through a table for one row or for a page.
 
-A project has a thousandth of the rows.  Some requests have to read all rows of everybody, or choose to, and
-are not asked here: those of an administrator for all projects that count, filter by what is no id, or sort by
-something else than the default; and the services, which have no pages.
+A project has a thousandth of the rows.  Some requests have to read all rows of everybody, or choose to: those
+of an administrator for all projects that count, filter by what is no id, or sort by something else than the
+default; and the services, which have no pages.  Each of their statements reads one table, once, and only that
+which is listed.
 """
 
 from __future__ import annotations
@@ -158,6 +159,15 @@ _VALUES = {
 }  # fmt: skip
 
 
+#: By what administrators may sort that no index has the order of.
+_ODD = {
+    "backup": ("name", "data_timestamp"),
+    "volume": ("size", "bootable"),
+    "snapshot": ("volume_id",),
+    "message": ("event_id",),
+}
+
+
 def _asked(db: Database) -> dict[str, Ask]:
     """Every kind of request that shows or lists, by what it is called."""
     asked: dict[str, Ask] = {}
@@ -225,8 +235,11 @@ def _plan(db: Database, statement: str, parameters: Any) -> list[dict[str, Any]]
         return [dict(row) for row in answer.mappings()]
 
 
-def _walked(db: Database, plan: list[dict[str, Any]]) -> set[str]:
-    """The tables that a plan reads whole.  Along an index that has the order of a page is no walk."""
+def _walked(db: Database, plan: list[dict[str, Any]]) -> list[str]:
+    """The tables that a plan reads whole, as often as it does.
+
+    Along an index that has the order of a page is no walk.
+    """
     found: list[tuple[str, str]] = []
     for row in plan:
         if db.backend == "sqlite":
@@ -236,11 +249,10 @@ def _walked(db: Database, plan: list[dict[str, Any]]) -> set[str]:
         elif row["type"] in ("ALL", "index"):
             found.append((str(row["table"]), str(row["key"])))
     tables = {model.__tablename__ for model in _rows(literal(0), literal(None))}
-    return {
-        table
-        for table, index in found
-        if re.sub(r"_\d+$", "", table) in tables and not index.endswith(("_listing", "_created_at"))
-    }
+    bare = [(re.sub(r"_\d+$", "", table), index) for table, index in found]
+    return [
+        table for table, index in bare if table in tables and not index.endswith(("_listing", "_created_at"))
+    ]
 
 
 def test_no_request_walks_through_a_table(filled: Database) -> None:
@@ -252,6 +264,48 @@ def test_no_request_walks_through_a_table(filled: Database) -> None:
             assert not _walked(filled, plan), (
                 f"{name}: {statement}\n{json.dumps(plan, indent=1, default=str)}"
             )
+
+
+def _asked_of_all(db: Database) -> dict[str, tuple[str, Ask]]:
+    """Every kind of request that has to read all rows, by what it is called; with the table that it lists."""
+    asked: dict[str, tuple[str, Ask]] = {}
+    every: dict[str, Any] = {"limit": 100, "all_tenants": True}
+    for kind, manager in _listings(db).items():
+        ask, one = partial(manager.list, _ADMIN, **every), _id(kind, NUMBER)
+        if kind == "type":
+            continue
+        table = f"{kind}s"
+        asked[f"{kind}s: page of all and count"] = table, partial(ask, with_count=True)
+        asked[f"{kind}s: count of a name"] = table, partial(ask, with_count=True, filters={"name": "name-50"})
+        for name in FILTERS.get(kind, ("name",)):
+            asked[f"{kind}s: of all with {name}"] = (
+                table,
+                partial(ask, filters={name: _VALUES.get(name, "any")}),
+            )
+        for name in _ODD.get(kind, ("project_id",)):
+            asked[f"{kind}s: of all by {name}"] = table, partial(ask, sort=[(name, "asc")])
+            behind = partial(ask, sort=[(name, "desc")], marker=one)
+            asked[f"{kind}s: of all by {name} behind a marker"] = table, behind
+    return asked
+
+
+def test_who_has_to_read_all_rows_reads_one_table_once(filled: Database) -> None:
+    for name, (table, ask) in _asked_of_all(filled).items():
+        statements = _statements(filled, ask)
+        assert statements, name
+        for statement, parameters in statements:
+            plan = _plan(filled, statement, parameters)
+            assert _walked(filled, plan) in ([], [table]), (
+                f"{name}: {statement}\n{json.dumps(plan, indent=1, default=str)}"
+            )
+
+
+def test_services_are_listed_in_one_statement_whatever_their_number(filled: Database) -> None:
+    services = ServiceManager(filled, make_conf())
+    for number in (100, 120):
+        services.heartbeat(f"host-{number}", "backupfw-worker")
+        ((statement, _),) = _statements(filled, partial(services.list, _ADMIN))
+        assert re.findall(r"(?:FROM|JOIN) (\w+)", statement) == ["services"]
 
 
 def test_a_page_begins_at_its_marker(filled: Database) -> None:

@@ -237,6 +237,20 @@ def test_usage(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found(world) == [("usage", "backups: 7 are counted as used, the rows are 2")]
 
 
+def test_usage_of_more_projects_than_are_counted_at_a_time(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit, "PROJECTS", 2)
+    for number in range(5):
+        volume = world.volume(f"q{number}")
+        if number % 2:
+            world.snapshot(volume, f"r{number}")
+    assert found(world) == []
+    monkeypatch.setattr(quota, "usage_of", lambda *_: dict.fromkeys(quota.RESOURCES, 0))
+    wrong = {one.subject for one in audit.run(world.db, LEASE) if one.check == "usage"}
+    assert wrong == {f"project {name}" for name in ("p1", "q0", "q1", "q2", "q3", "q4", "r1", "r3")}
+
+
 def test_a_database_in_which_all_is_wrong_does_not_report_all(
     world: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
