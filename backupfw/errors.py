@@ -24,6 +24,7 @@
      +- EngineError
          +- UnsupportedFormat    unknown version or required feature
          +- Damaged              stored bytes are missing or not what was promised
+         +- ListingBehind        a listing does not show yet what was put before
          +- JournalLost          the database has other finished segments than were recorded
          +- SourceMoved          a source that could not be read in one state
          +- SourceUnreadable     a source that could not be read at all
@@ -193,6 +194,19 @@ class Damaged(EngineError):
         self.container = container
         self.key = key
         self.reason = reason
+
+
+class ListingBehind(EngineError):
+    """A listing does not show yet all that was put before this process began, so nothing may be deleted.
+
+    It is no failure: the same work succeeds later.
+
+    :param seconds: when it does.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__("The store's listings do not show yet everything that was stored before.")
+        self.seconds = seconds
 
 
 class JournalLost(EngineError):

@@ -22,7 +22,7 @@ from backupfw.engine.format import keys
 from backupfw.engine.format.entries import SegmentEntry
 from backupfw.engine.listing import own_objects
 from backupfw.engine.ports import Control, KnownManifests
-from backupfw.engine.removal import delete_all, settle, spare, unknown_manifests
+from backupfw.engine.removal import check_settled, delete_all, spare, unknown_manifests
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +67,8 @@ def leftovers(
     :raises Damaged: a manifest that was asked is missing or damaged, or one that the database does not know
         is damaged; nothing was deleted.
     :raises UnsupportedFormat: one is of a version not known here; nothing was deleted.
+    :raises ListingBehind: listings do not show yet all that was put before this process began; nothing was
+        deleted, to be run again.
     :raises DeleteFailed: some objects remain.
     :raises ChunkStoreError: the store does not answer; to be run again.
     :raises TaskStopped: the task must end; to be run again.
@@ -82,7 +84,7 @@ def leftovers(
         found.close()
         return CleanupResult(0, 0)
     try:
-        settle(container, control)
+        check_settled(container)
         unknown = unknown_manifests(keys.volume_prefix_of(backup_prefix), manifests, container, control)
     except BaseException:
         found.close()

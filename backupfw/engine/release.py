@@ -32,7 +32,7 @@ from backupfw.engine.format import keys
 from backupfw.engine.format.manifest import ManifestReader
 from backupfw.engine.listing import own_objects
 from backupfw.engine.ports import Control, KnownManifests
-from backupfw.engine.removal import delete_all, settle, spare, unknown_manifests
+from backupfw.engine.removal import check_settled, delete_all, spare, unknown_manifests
 from backupfw.errors import Damaged
 
 
@@ -123,6 +123,8 @@ def run(
         damaged; nothing was deleted.
     :raises UnsupportedFormat: the manifest or a relative is of a version not known here; nothing was
         deleted.
+    :raises ListingBehind: listings do not show yet all that was put before this process began; nothing was
+        deleted, to be run again.
     :raises DeleteFailed: objects remain; the manifest is still there.
     :raises ChunkStoreError: the store does not answer; to be run again.
     :raises TaskStopped: the task must end; to be run again.
@@ -144,7 +146,7 @@ def run(
         spool, size = in_order(own_objects(container, backup_prefix, control)), 0
     try:
         if spool.count:
-            settle(container, control)
+            check_settled(container)
         unknown = _unknown(manifest_key, manifests, container, control)
     except BaseException:
         spool.close()

@@ -3,7 +3,7 @@
 :func:`spare` is the gate: of what might go it takes out what a manifest names, among others each manifest
 below the volume's prefix that the database does not know.  A database that was rolled back to an older copy
 knows nothing of what was made since; the store does.  All of that was put before this process began; where
-listings lag, :func:`settle` waits until they show it.  Only what came through is :data:`Doomed`, and nothing
+listings lag, :func:`check_settled` refuses to go on until they show it.  Only what came through is :data:`Doomed`, and nothing
 else can be deleted here.  (What an attempt put and never recorded it takes back itself, by keys that it drew
 and told nobody; and it withdraws a manifest that it cannot commit.)
 
@@ -27,6 +27,7 @@ from backupfw.engine import objects
 from backupfw.engine.candidates import Candidate, Spool, subtract
 from backupfw.engine.listing import manifest_keys
 from backupfw.engine.ports import Control, KnownManifests
+from backupfw.errors import ListingBehind
 
 #: Requests under way at once.
 WORKERS = 4
@@ -39,18 +40,30 @@ MAX_FAILED = 1000
 Doomed = NewType("Doomed", Spool)
 
 
-def settle(container: Container, control: Control) -> None:
-    """Wait until a listing shows all that was put before this process began; before anything is listed.
+def check_settled(container: Container) -> None:
+    """Make sure that a listing shows all that was put before this process began.
 
     Who goes back to an older copy of the database stops every process, so no unknown manifest is younger.
 
+    :raises ListingBehind: it does not yet; the error says when it will.
+    """
+    left = _unsettled_seconds(container)
+    if left > 0:
+        raise ListingBehind(left)
+
+
+def settle(container: Container, control: Control) -> None:
+    """Wait until :func:`check_settled` passes, where nobody else needs the waiting thread.
+
     :raises TaskStopped: the task must end.
     """
-    if not container.capabilities.listing_lag:
-        return
-    while (left := container.settled_at - time.monotonic()) > 0:
+    while (left := _unsettled_seconds(container)) > 0:
         control.check()
         time.sleep(min(left, _NAP))
+
+
+def _unsettled_seconds(container: Container) -> float:
+    return container.settled_at - time.monotonic() if container.capabilities.listing_lag else 0.0
 
 
 def unknown_manifests(

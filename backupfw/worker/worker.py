@@ -14,7 +14,7 @@ from backupfw.chunkstore.cancellation import cancelled_by
 from backupfw.chunkstore.errors import DeleteFailed, Unavailable
 from backupfw.context import RequestContext, working_for
 from backupfw.dispatch.base import Dispatch
-from backupfw.errors import TaskCancelled, TaskLost
+from backupfw.errors import ListingBehind, TaskCancelled, TaskLost
 from backupfw.manager.rows import Task
 from backupfw.worker.control import TaskControl, boot_time
 from backupfw.worker.handlers import Handler, Tools, handler_for
@@ -212,6 +212,10 @@ class Worker:
 
     def _failed(self, handler: Handler, task: Task, control: TaskControl, error: Exception) -> None:
         reason = user_reason(error, task.request_id)
+        if isinstance(error, ListingBehind):
+            LOG.info("Task %s waits for %.0f s: %s", task.id, error.seconds, error)
+            self._tasks.release(task, error.seconds)
+            return
         if isinstance(error, StoreDown):
             self._without_store(handler, task, error, reason)
             return

@@ -26,6 +26,7 @@ from backupfw.errors import (
     Damaged,
     DatabaseUnwritable,
     InvalidInput,
+    ListingBehind,
     SourceMoved,
     StorageChanged,
     TaskCancelled,
@@ -176,11 +177,12 @@ class BackupCreate(Handler):
         """Take back the manifest of an attempt that fails, unless it is committed after all.
 
         One that is cancelled leaves it to whoever cancelled it, or to the next attempt after a shutdown;
-        one that lost its task leaves it to the attempt that has it now.
+        one that lost its task leaves it to the attempt that has it now.  One that is too early to clean up
+        leaves it to the next attempt, which commits it.
         """
         try:
             yield
-        except TaskCancelled:
+        except (TaskCancelled, ListingBehind):
             raise
         except Exception:
             announced = key()

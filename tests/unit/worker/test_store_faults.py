@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 import threading
 from collections.abc import Callable, Iterator
@@ -13,13 +14,15 @@ from typing import TypeVar
 import pytest
 
 from backupfw.chunkstore.base import Body, ChunkStore
+from backupfw.chunkstore.container import Container
 from backupfw.chunkstore.errors import Unavailable
 from backupfw.chunkstore.layers.base import Layer
 from backupfw.chunkstore.layers.stack import stack
 from backupfw.db import models
+from backupfw.manager.rows import Task
 from backupfw.testing.faults import Fault, LaggingStore
 from tests.unit.manager.support import check_consistent
-from tests.unit.worker.world import SEGMENT, OneStore, WorkerWorld
+from tests.unit.worker.world import SEGMENT, LayerOptions, OneStore, WorkerWorld
 
 T = TypeVar("T")
 
@@ -151,6 +154,65 @@ def test_a_listing_that_never_catches_up(world: WorkerWorld) -> None:
     put_over(world, LaggingStore(world.faulty))
     the_main_job(world)
     assert world.objects() == set()
+
+
+class BehindStores(OneStore):
+    """A store whose listings show only later what was put before this process began."""
+
+    settled_at = math.inf
+
+    def container(self, store: str, container: str) -> Container:
+        found = super().container(store, container)
+        return Container(found.store, found.name, self.settled_at)
+
+
+def behind(world: WorkerWorld, monkeypatch: pytest.MonkeyPatch) -> BehindStores:
+    """Put stores in place that keep clean-ups from beginning; a task that waits for that asks again soon."""
+    stores = BehindStores(stack(LaggingStore(world.faulty, 0), LayerOptions()))
+    world.tools = replace(world.tools, stores=stores)  # type: ignore[arg-type]
+    given_back = world.tasks.release
+
+    def release(task: Task, delay: float = 0, *, store_down: bool = False) -> None:
+        given_back(task, min(delay, 0.05), store_down=store_down)
+
+    monkeypatch.setattr(world.tasks, "release", release)
+    return stores
+
+
+def test_a_deletion_that_is_too_early_holds_no_slot(
+    world: WorkerWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stores = behind(world, monkeypatch)
+    volume, other = world.filled_volume(DATA), world.filled_volume(DATA[:SEGMENT])
+    with world.worker(slots=1):
+        backup = world.backups.create(world.ctx(), volume_id=volume)
+        world.wait_backup(backup.id, "available")
+        world.backups.delete(world.ctx(), backup.id)
+        second = world.backups.create(world.ctx(), volume_id=other)
+        world.wait_backup(second.id, "available")
+        assert world.status(backup.id) == "deleting"
+        stores.settled_at = 0.0
+        world.wait_backup(backup.id, None)
+        world.wait_idle()
+
+
+def test_a_backup_that_is_too_early_to_clean_up_is_committed_later(
+    world: WorkerWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stores = behind(world, monkeypatch)
+    volume, other = world.filled_volume(DATA), world.filled_volume(DATA[:SEGMENT])
+    world.faulty.fail("put", times=None, skip=10, match=lambda key: volume in key and "/1.1-" in key)
+    with world.worker(slots=1):
+        backup = world.backups.create(world.ctx(), volume_id=volume)
+        world.wait(lambda: any(key.endswith("/manifest") for key in world.objects()), "the manifest")
+        put = world.objects()
+        second = world.backups.create(world.ctx(), volume_id=other)
+        world.wait_backup(second.id, "available")
+        assert world.status(backup.id) == "creating"
+        stores.settled_at = 0.0
+        row = world.wait_backup(backup.id, "available")
+        assert row.service_metadata in put, "nothing was made again"
+        assert restored(world, backup.id) == DATA
 
 
 def test_a_listing_that_lags_behind_a_lost_attempt(world: WorkerWorld) -> None:
