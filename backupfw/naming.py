@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import unicodedata
 import urllib.parse
+from functools import lru_cache
 
 #: Longest key in UTF-8 bytes: what S3, GCS and Swift take.
 MAX_KEY_BYTES = 1024
@@ -99,6 +100,8 @@ def key_problem(key: str) -> str | None:
     return None
 
 
+# Cached: keys that are read one after the other differ in their last parts only.
+@lru_cache(maxsize=1024)
 def key_part(text: str) -> str:
     """Turn any text into one part of a key, reversibly (percent-encoding, RFC 3986).
 
@@ -111,6 +114,7 @@ def key_part(text: str) -> str:
     return urllib.parse.quote(text, safe="")
 
 
+@lru_cache(maxsize=1024)
 def key_part_text(part: str) -> str:
     """Undo :func:`key_part`."""
     return "" if part == "%" else urllib.parse.unquote(part)

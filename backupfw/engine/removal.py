@@ -3,9 +3,9 @@
 :func:`spare` is the gate: of what might go it takes out what a manifest names, among others each manifest
 below the volume's prefix that the database does not know.  A database that was rolled back to an older copy
 knows nothing of what was made since; the store does.  All of that was put before this process began; where
-listings lag, :func:`check_settled` refuses to go on until they show it.  Only what came through is :data:`Doomed`, and nothing
-else can be deleted here.  (What an attempt put and never recorded it takes back itself, by keys that it drew
-and told nobody; and it withdraws a manifest that it cannot commit.)
+listings lag, :func:`check_settled` refuses to go on until they show it.  Only what came through is
+:data:`Doomed`, and nothing else can be deleted here.  (What an attempt put and never recorded it takes back
+itself, by keys that it drew and told nobody; and it withdraws a manifest that it cannot commit.)
 
 Deleting is done in bulk, a few requests at once, and nothing is swallowed.
 """

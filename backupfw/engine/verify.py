@@ -7,8 +7,9 @@ keep the next backup from sharing with them.
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from backupfw.chunkstore.container import Container
 from backupfw.engine import objects
@@ -25,7 +26,7 @@ from backupfw.engine.ranges import by_pack
 from backupfw.engine.segment_restore import BlockDecoder
 from backupfw.errors import Damaged
 
-#: Called with the key of a damaged object and what is wrong with it.
+#: Called with the key of a damaged object and what is wrong with it; by several threads, one at a time.
 OnDamaged = Callable[[str, str], None]
 
 
@@ -40,7 +41,9 @@ def run(
 ) -> VerifyReport:
     """Look at everything a manifest names.
 
-    :param on_damaged: called in the caller's thread, once per damaged object, while the work goes on.
+    Memory does not grow with the number of damaged objects: each is reported when it is found.
+
+    :param on_damaged: called once per damaged object while the work goes on; what it raises ends the work.
     :param quick: maps are read and checked whole; of each pack only its end, which shows that it is
         there and has the promised size.  For imports.
     :param streams: segments looked at at the same time; each takes about the size of a pack.
@@ -49,18 +52,20 @@ def run(
     :raises UnsupportedFormat: the backup needs something this release does not know.
     :raises ChunkStoreError: the store could not be read; says nothing about damage.
     """
-    seen = damaged = blocks = size = 0
+    damaged = _DamagedObjects(on_damaged)
     try:
         reader = ManifestReader(container, manifest_key)
     except Damaged as error:
-        on_damaged(error.key, error.reason)
-        return VerifyReport(objects=1, damaged=1)
+        damaged.report(error.key, error.reason)
+        return VerifyReport(objects=1, damaged=damaged.count)
     halt = Halt(control)
     meter = Meter(control, reader.totals.data_bytes)
     pool = Streams(
-        lambda: _SegmentVerifier(reader.head.geometry, container, halt, meter.add, quick), streams, halt
+        lambda: _SegmentVerifier(reader.head.geometry, container, halt, meter.add, damaged.report, quick),
+        streams,
+        halt,
     )
-    seen, size = 1, reader.totals.manifest_bytes
+    seen, blocks, size = 1, 0, reader.totals.manifest_bytes
     try:
         with contextlib.closing(pool.run(reader.segments())) as results:
             for found in results:
@@ -68,15 +73,11 @@ def run(
                 seen += found.objects
                 blocks += found.blocks
                 size += found.bytes
-                damaged += len(found.damaged)
-                for key, reason in found.damaged:
-                    on_damaged(key, reason)
     except Damaged as error:
         # Segments report their damage; what is raised here is the manifest's own.
-        on_damaged(error.key, error.reason)
-        damaged += 1
+        damaged.report(error.key, error.reason)
     meter.finish()
-    return VerifyReport(objects=seen, blocks=blocks, bytes=size, damaged=damaged)
+    return VerifyReport(objects=seen, blocks=blocks, bytes=size, damaged=damaged.count)
 
 
 def named(manifest_key: str, wanted: Collection[str], container: Container, control: Control) -> set[str]:
@@ -158,12 +159,25 @@ def look(
     return Look(reader.head, count, stored, referenced, report.damaged, frozenset(known))
 
 
+class _DamagedObjects:
+    """Reports and counts damaged objects.  Thread-safe."""
+
+    def __init__(self, on_damaged: OnDamaged) -> None:
+        self.count = 0
+        self._on_damaged = on_damaged
+        self._lock = threading.Lock()
+
+    def report(self, key: str, reason: str) -> None:
+        with self._lock:
+            self.count += 1
+            self._on_damaged(key, reason)
+
+
 @dataclass(slots=True)
 class _Found:
     objects: int = 0
     blocks: int = 0
     bytes: int = 0
-    damaged: list[tuple[str, str]] = field(default_factory=list)
 
 
 class _SegmentVerifier:
@@ -175,12 +189,14 @@ class _SegmentVerifier:
         container: Container,
         halt: Halt,
         advance: Callable[[int], None],
+        on_damaged: OnDamaged,
         quick: bool,
     ) -> None:
         self._geometry = geometry
         self._container = container
         self._halt = halt
         self._advance = advance
+        self._on_damaged = on_damaged
         self._quick = quick
         self._decoder = BlockDecoder()
 
@@ -193,8 +209,9 @@ class _SegmentVerifier:
         self._halt.check()
         table = self._map(entry, found)
         groups = None if table is None or self._quick else by_pack(table)
-        for place, (key, ref) in enumerate(zip(entry.pack_keys(), entry.packs, strict=True)):
+        for place, ref in enumerate(entry.packs):
             self._halt.check()
+            key = keys.pack_key(ref.origin, entry.index, ref.number)
             found.objects += 1
             try:
                 if table is None or groups is None:
@@ -202,9 +219,9 @@ class _SegmentVerifier:
                 else:
                     self._pack(table, table.packs[place], groups[place], found)
             except BadBytes as error:
-                found.damaged.append((key, str(error)))
+                self._on_damaged(key, str(error))
             except Damaged as error:
-                found.damaged.append((error.key, error.reason))
+                self._on_damaged(error.key, error.reason)
         self._advance(entry.data_bytes)
         return found
 
@@ -213,11 +230,11 @@ class _SegmentVerifier:
         try:
             table = read_map(self._container, entry, self._geometry)
         except Damaged as error:
-            found.damaged.append((error.key, error.reason))
+            self._on_damaged(error.key, error.reason)
             return None
         found.bytes += entry.map.length
         if problem := table.problem():
-            found.damaged.append((entry.map_key, problem))
+            self._on_damaged(entry.map_key, problem)
             return None
         return table
 

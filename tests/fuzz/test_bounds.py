@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import ctypes
+import gc
 import json
 import os
 import struct
@@ -16,6 +18,9 @@ import pytest
 import zstandard
 from blake3 import blake3
 
+from backupfw.chunkstore.container import Container
+from backupfw.chunkstore.memory import MemoryStore
+from backupfw.engine import audit, backup, release, restore, sweep, verify
 from backupfw.engine.format import binary, geometry, keys, manifest, pack
 from backupfw.engine.format.binary import BadBytes, decompress, parse_json
 from backupfw.engine.format.entries import (
@@ -30,14 +35,22 @@ from backupfw.engine.format.entries import (
 from backupfw.engine.format.geometry import Geometry
 from backupfw.engine.format.manifest import ManifestHead, ManifestReader, ManifestWriter
 from backupfw.engine.format.segment_map import SegmentMap, _most_bytes, read_map
+from backupfw.engine.ports import Checkpoint, KnownManifests
 from backupfw.engine.segment_restore import BlockDecoder
 from backupfw.errors import Damaged, InvalidInput
 from backupfw.manager import records
 from backupfw.manager.outcomes import importing as import_tasks
 from tests.fuzz import forge
-from tests.fuzz.readers import MAY_RAISE, READERS, Case
+from tests.fuzz.readers import MAY_RAISE, READERS, Case, Control, Rows
 from tests.fuzz.test_stored_bytes import DATA, KEY, OTHERS, golden
-from tests.unit.engine.fakes import memory_container, objects_of
+from tests.unit.engine.fakes import (
+    CountingTarget,
+    MemoryJournal,
+    MemorySource,
+    make_job,
+    memory_container,
+    objects_of,
+)
 from tests.unit.manager.test_records import FOREIGN
 
 ORIGIN = keys.Origin("i", "p", "v", "b", 0, 1, "0" * 16)
@@ -210,6 +223,139 @@ def test_the_most_rows_of_a_footer(beyond: int) -> None:
         assert len(pack.parse_pack(header + footer + tail, 3, 0, 512)) == count
 
 
+# -- the most memory
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(f"{name}:"))
+
+
+def peak(work: Callable[[], object]) -> int:
+    """Return by how many bytes a process grows while it works, at most; what it raises fails the test."""
+    reading, writing = os.pipe()
+    if not (child := os.fork()):
+        # What earlier tests left would be given back in mid-work, and taken off what this grows by.
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
+        # The mark of the highest is set back.
+        Path("/proc/self/clear_refs").write_text("5")
+        before = _status("VmRSS")
+        answer = b""
+        try:
+            work()
+        except Exception as error:
+            answer = repr(error).encode()[:2000]
+        os.write(writing, answer or str(_status("VmHWM") - before).encode())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as answered:
+        said = answered.read()
+    os.waitpid(child, 0)
+    assert said.isdigit(), said
+    return int(said)
+
+
+#: What one manifest costs each reader at the most: 37 MiB for a pass (docs/format.md), and what pages need.
+MOST_MEMORY = 64 << 20
+
+
+def fullest(backup: str) -> tuple[str, bytes]:
+    """Return a manifest with as many origins as one may have, each as long as it may be."""
+    made = keys.Origin("1" * 36, "2" * 32, "3" * 36, backup, 0, 1, "0" * 16)
+    long = "x" * (keys.MAX_ORIGIN_TAIL - len("/0.0-") - 16)
+    names = [f"{keys.volume_prefix_of(str(made))}{long}/0.0-{n:016x}" for n in range(manifest.MAX_ORIGINS)]
+    assert keys.parse_origin(names[0]) is not None
+    assert len(names[0]) - len(keys.volume_prefix_of(names[0])) == keys.MAX_ORIGIN_TAIL
+    parts = [names[at : at + 16000] for at in range(0, len(names), 16000)]
+    entries = [
+        SegmentEntry(at, MapRef(part[0], bytes(32), 100), 1, 1, tuple(PackRef(name, 0, 100) for name in part))
+        for at, part in enumerate(parts)
+    ]
+    head = ManifestHead(made, Geometry(1 << 45, 512, 512 << 16))
+    content = [
+        (forge.HEAD, binary.dump_json(head.to_json())),
+        *((forge.SEGMENTS, forge.encode_entries([entry])) for entry in entries),
+        *((forge.ORIGINS, forge.encode_origins(part)) for part in parts),
+    ]
+    totals = (len(entries), len(entries), 100 * (len(entries) + len(names)))
+    return head.key, forge.sealed(head.key, content, totals, len(names))
+
+
+def _fullest_verify(key: str, _other: str, box: Container) -> None:
+    report = verify.run(key, box, Control(), lambda *_: None, quick=True)
+    assert report.damaged == report.objects - 1 > manifest.MAX_ORIGINS
+
+
+def _fullest_import(key: str, _other: str, box: Container) -> None:
+    found = verify.look(key, (), box, Control())
+    assert found.damaged > manifest.MAX_ORIGINS
+
+
+def _fullest_restore(key: str, _other: str, box: Container) -> None:
+    # It goes on behind the last segment.
+    restore.run(key, box, CountingTarget(1 << 45, reads_zero=True), Control(), Checkpoint(1 << 20))
+
+
+def _fullest_release(key: str, other: str, box: Container) -> None:
+    done = release.run(key, KnownManifests([other], [key, other]), key.split("/")[0] + "/", box, Control())
+    assert done.objects_deleted == 1, "the other names all of it"
+
+
+def _fullest_sweep(key: str, other: str, box: Container) -> None:
+    known = {key, other}
+    (report,) = sweep.run(key.split("/")[0] + "/", box, Rows(known, known), Control(), dry_run=True).volumes
+    assert report.stopped is None
+
+
+def _fullest_audit(key: str, other: str, box: Container) -> None:
+    known = {key, other}
+    report = audit.run(key.split("/")[0] + "/", box, Rows(known, known), Control())
+    assert len(report.discrepancies) == audit.MOST
+
+
+def _fullest_base(key: str, _other: str, box: Container) -> None:
+    origin = ManifestReader(box, key).head.origin
+    job = make_job(
+        9,
+        4096,
+        key,
+        installation=origin.installation,
+        project=origin.project,
+        volume=origin.volume,
+        geometry=Geometry(4096, 512, 512 << 16),
+    )
+    made = backup.run(job, MemorySource(bytes(4095) + b"x"), box, MemoryJournal(), Control())
+    assert "so many origins" in (made.base_problem or "")
+
+
+FULLEST: dict[str, Callable[[str, str, Container], None]] = {
+    "import": _fullest_import,
+    "restore": _fullest_restore,
+    "verify": _fullest_verify,
+    "release": _fullest_release,
+    "sweep": _fullest_sweep,
+    "audit": _fullest_audit,
+    "base": _fullest_base,
+}
+#: What comes on top: a second manifest read beside the first (up to eight are), the origins of what is
+#: released, or candidates being sorted.
+MORE_MEMORY = {"sweep": MOST_MEMORY, "release": MOST_MEMORY, "audit": 48 << 20}
+
+
+@pytest.fixture(scope="module")
+def fullest_two() -> dict[str, bytes]:
+    return dict(fullest(f"{number:036d}") for number in range(2))
+
+
+@pytest.mark.parametrize("reader", FULLEST)
+def test_each_readers_memory_at_the_most_origins(reader: str, fullest_two: dict[str, bytes]) -> None:
+    key, other = sorted(fullest_two)
+    box = Container(MemoryStore("mem", contents={"box": dict(fullest_two)}), "box")
+    took = peak(lambda: FULLEST[reader](key, other, box))
+    assert took < MOST_MEMORY + MORE_MEMORY.get(reader, 0)
+
+
 # -- bombs
 
 
@@ -229,27 +375,14 @@ def bombs() -> dict[str, bytes]:
     }
 
 
-def _status(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(f"{name}:"))
+def burst(work: Callable[[], object]) -> int:
+    """Return what :func:`peak` does of something that ends in BadBytes."""
 
-
-def peak(work: Callable[[], object]) -> int:
-    """Return by how many bytes a process grows while it works, at most."""
-    reading, writing = os.pipe()
-    if not (child := os.fork()):
-        # The mark of the highest is set back.
-        Path("/proc/self/clear_refs").write_text("5")
-        before = _status("VmRSS")
+    def bad() -> None:
         with suppress(BadBytes):
             work()
-        os.write(writing, str(_status("VmHWM") - before).encode())
-        os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading) as answer:
-        size = int(answer.read())
-    os.waitpid(child, 0)
-    return size
+
+    return peak(bad)
 
 
 def test_bombs_take_no_memory() -> None:
@@ -258,8 +391,8 @@ def test_bombs_take_no_memory() -> None:
     found.digests[:] = blake3(bytes(4096)).digest()
     assert peak(lambda: bytearray(b"x") * (64 << 20)) > 60 << 20
     for name, bomb in bombs().items():
-        assert peak(lambda bomb=bomb: decompress(bomb, 4096)) < 8 << 20, name  # type: ignore[misc]
-        assert peak(lambda bomb=bomb: BlockDecoder().decode(found, 0, memoryview(bomb))) < 8 << 20, name  # type: ignore[misc]
+        assert burst(lambda bomb=bomb: decompress(bomb, 4096)) < 8 << 20, name  # type: ignore[misc]
+        assert burst(lambda bomb=bomb: BlockDecoder().decode(found, 0, memoryview(bomb))) < 8 << 20, name  # type: ignore[misc]
         with pytest.raises(BadBytes):
             decompress(bomb, 4096)
 
@@ -274,4 +407,4 @@ def test_a_map_that_is_a_bomb_takes_no_memory() -> None:
     data += blake3(data).digest()
     with pytest.raises(BadBytes, match="more packs than"):
         SegmentMap.parse(data)
-    assert peak(lambda: SegmentMap.parse(data)) < 8 << 20
+    assert burst(lambda: SegmentMap.parse(data)) < 8 << 20

@@ -305,7 +305,7 @@ def test_what_a_manifest_that_was_never_committed_took_over_goes_with_its_last_u
 
 
 class SettlingStores(OneStore):
-    """A store whose listings show what is new soon after a process has asked for the time; it is the clock."""
+    """A store whose listings show what is new once somebody has asked for the time; it is the clock."""
 
     def __init__(self, inner: Any) -> None:
         self.lagging = LaggingStore(inner)

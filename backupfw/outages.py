@@ -1,0 +1,77 @@
+"""What is done again and again in the background fails for a while: told when it begins and when it is over.
+
+A database that is full or away fails every look that a service takes at it, many times a minute.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from oslo_db.exception import DBConnectionError, DBDeadlock
+from oslo_log import log
+
+from backupfw.errors import DatabaseUnwritable
+
+LOG = log.getLogger(__name__)
+
+#: What is left of a database's troubles after a transaction was repeated as often as it is (``db/trouble.py``).
+DATABASE_TROUBLES = (DBConnectionError, DBDeadlock, DatabaseUnwritable)
+
+
+def database_words(error: BaseException) -> str:
+    """Return in one line what the database's client library said, without the statement and its values."""
+    inner = getattr(error, "inner_exception", None) or error.__cause__ or error
+    return " ".join(str(getattr(inner, "orig", None) or inner).split())
+
+
+class Outages:
+    """The activities of one process, or a part of it, that fail now.  Thread-safe.
+
+    However many of them a database's trouble ends, and however often, the log has one line when it begins and
+    one when all of them work again.  Any other error has its traceback, once for each activity.
+    """
+
+    def __init__(self) -> None:
+        self._failing: dict[str, type[BaseException]] = {}
+        self._since = 0.0
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def guard(self, failure: str) -> Iterator[None]:
+        """Keep errors of an activity from its caller, which does it again later.
+
+        :param failure: what the log says when the activity fails, e.g. ``Tasks could not be claimed``; the
+            same activity has the same words each time.
+        """
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001  (each one is told)
+            self._failed(failure, error)
+        else:
+            self._worked(failure)
+
+    def _failed(self, failure: str, error: Exception) -> None:
+        trouble = isinstance(error, DATABASE_TROUBLES)
+        # All kinds of them are one outage: one that is away is full after its return.
+        kind = DBConnectionError if trouble else type(error)
+        with self._lock:
+            known = kind in self._failing.values() if trouble else self._failing.get(failure) is kind
+            if not self._failing:
+                self._since = time.monotonic()
+            self._failing[failure] = kind
+        if known:
+            LOG.debug("%s again: %s", failure, database_words(error))
+        elif trouble:
+            LOG.error("%s, trying again; the database failed: %s", failure, database_words(error))
+        else:
+            LOG.error("%s, trying again", failure, exc_info=error)
+
+    def _worked(self, failure: str) -> None:
+        with self._lock:
+            if self._failing.pop(failure, None) is None or self._failing:
+                return
+            seconds = time.monotonic() - self._since
+        LOG.warning("What failed for %.0f s works again", seconds)
