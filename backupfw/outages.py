@@ -17,7 +17,7 @@ from backupfw.errors import DatabaseUnwritable
 
 LOG = log.getLogger(__name__)
 
-#: What is left of a database's troubles after a transaction was repeated as often as it is (``db/trouble.py``).
+#: What is left of a database's troubles after ``Database.run`` has repeated the transaction.
 DATABASE_TROUBLES = (DBConnectionError, DBDeadlock, DatabaseUnwritable)
 
 

@@ -17,6 +17,7 @@ from oslo_db.exception import DBConnectionError, DBDeadlock
 
 from backupfw import errors
 from backupfw.api import errors as api_errors
+from backupfw.outages import DATABASE_TROUBLES, database_words
 
 #: Where the request id stands in the WSGI environment.
 REQUEST_ID = "openstack.request_id"
@@ -148,11 +149,8 @@ def response_of(error: BaseException, environ: Mapping[str, Any]) -> webob.Respo
         environ.get("REQUEST_METHOD"),
         environ.get("PATH_INFO"),
     )
-    if isinstance(error, (*_DATABASE_BUSY, errors.DatabaseUnwritable)):
-        # The client library's words: SQLAlchemy's hold the statement and its values.
-        inner = getattr(error, "inner_exception", None) or error.__cause__
-        cause = " ".join(str(getattr(inner, "orig", inner or error)).split())
-        LOG.error("The database failed %s, part of %s (%s %r): %s", *request, cause)
+    if isinstance(error, DATABASE_TROUBLES):
+        LOG.error("The database failed %s, part of %s (%s %r): %s", *request, database_words(error))
     elif fault.status >= 500 and not isinstance(error, tuple(TABLE)):
         LOG.error("Unexpected error while answering %s, part of %s (%s %r)", *request, exc_info=error)
     response = webob.Response(

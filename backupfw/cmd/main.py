@@ -22,6 +22,7 @@ from stevedore.named import NamedExtensionManager
 import backupfw
 from backupfw.cmd import base
 from backupfw.errors import BackupfwError
+from backupfw.outages import database_words
 
 #: The group of entry points that commands are in; a blank in a name is an underscore there.
 GROUP = "backupfw.command"
@@ -172,9 +173,7 @@ def _message(error: Exception, debug: bool) -> str:
     if isinstance(error, (BackupfwError, OSError)):
         return text
     if isinstance(error, (DBError, DBAPIError)):
-        # The client library's words, without the statement.
-        inner = getattr(error, "inner_exception", None) or error
-        return f"database: {' '.join(str(getattr(inner, 'orig', None) or error).split())}"
+        return f"database: {database_words(error)}"
     hint = "" if debug else " (--debug shows where)"
     return f"internal error: {type(error).__name__}: {text}{hint}"
 

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from oslo_log import log
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -31,11 +30,10 @@ from backupfw.engine.ports import BackupResult
 from backupfw.manager.lineage import lifecycle
 from backupfw.manager.outcomes import damaged_objects
 from backupfw.manager.queue import claims, tasks
+from backupfw.outages import Outages
 
 if TYPE_CHECKING:
     from backupfw.manager.queue.tasks import Outcome
-
-LOG = log.getLogger(__name__)
 
 #: Seconds; a store's answer takes between a millisecond and its time limit.
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
@@ -179,6 +177,7 @@ class _DatabaseCollector(Collector):
 
     def __init__(self, db: Database) -> None:
         self._db = db
+        self._outages = Outages()
 
     def describe(self) -> Iterable[Metric]:
         """Name nothing beforehand: that would cost a look into the database at the start."""
@@ -186,11 +185,10 @@ class _DatabaseCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """Read the figures."""
-        try:
-            return list(self._figures())
-        except Exception:
-            LOG.exception("The database did not tell its figures")
-            return ()
+        found: list[Metric] = []
+        with self._outages.guard("Figures of the database could not be read"):
+            found.extend(self._figures())
+        return found
 
     @abc.abstractmethod
     def _figures(self) -> Iterator[Metric]:

@@ -39,6 +39,7 @@ from backupfw.manager.usecases.backups import BackupManager
 from backupfw.manager.usecases.snapshots import SnapshotManager
 from backupfw.manager.usecases.transfers import TransferManager
 from backupfw.manager.usecases.volumes import VolumeManager
+from backupfw.outages import Outages
 from backupfw.volume.loader import load_provider
 from backupfw.worker.handlers import EngineSettings, Tools
 from backupfw.worker.stores import Stores
@@ -78,12 +79,10 @@ def look_after(expiry: Expiry, messages: MessageManager) -> None:
 
 def look_after_until(stop: threading.Event, conf: cfg.ConfigOpts, db: Database) -> None:
     """Do so again and again, in a process without a worker: where none is left, nobody else would."""
-    expiry, messages = Expiry(db, conf), MessageManager(db, conf)
+    expiry, messages, outages = Expiry(db, conf), MessageManager(db, conf), Outages()
     while not stop.wait(expire_seconds(conf)):
-        try:
+        with outages.guard("Operations that wait for a worker could not be looked at"):
             look_after(expiry, messages)
-        except Exception:
-            LOG.exception("Operations that wait for a worker could not be looked at; trying again")
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from oslo_log import log
@@ -17,6 +18,7 @@ from oslo_log import log
 from backupfw.conf.notifications import GROUP
 from backupfw.dispatch.transport import library_conf
 from backupfw.errors import ConfigError
+from backupfw.outages import Outages
 
 if TYPE_CHECKING:
     from oslo_config import cfg
@@ -70,6 +72,7 @@ class Notifications:
         self._events = queue.Queue(MOST_WAITING)
         self._nudged = threading.Event()
         self._closing = False
+        self._outages = Outages()
         self._deliver: Callable[[Send], object] = bool
         self._thread = threading.Thread(target=self._run, name="notifications", daemon=True)
 
@@ -117,14 +120,11 @@ class Notifications:
             self._nudged.wait(LOOK_SECONDS)
             self._nudged.clear()
             closing = self._closing
-            try:
+            with self._outages.guard("Notifications could not be sent"):
                 self._deliver(self._send_now)
-                while True:
-                    self._send_now(*self._events.get_nowait())
-            except queue.Empty:
-                continue
-            except Exception:
-                LOG.exception("Notifications could not be sent; trying again")
+                with suppress(queue.Empty):
+                    while True:
+                        self._send_now(*self._events.get_nowait())
 
     def _send_now(self, event: str, payload: Mapping[str, Any], context: Mapping[str, Any]) -> None:
         self._notifier.info(_Context(context), event, dict(payload))

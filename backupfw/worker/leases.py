@@ -12,6 +12,7 @@ from oslo_log import log
 from backupfw.errors import TaskCancelled, TaskLost
 from backupfw.manager.queue.tasks import BACKUP_CREATE, BACKUP_RESTORE
 from backupfw.manager.rows import Task
+from backupfw.outages import Outages
 from backupfw.worker.control import TaskControl, boot_time
 
 LOG = log.getLogger(__name__)
@@ -51,6 +52,7 @@ class LeaseKeeper:
     :param beat: the worker's own heartbeat.
     :param beat_seconds: how often it is called.
     :param ignored_seconds: how long an attempt that was asked to end may go on.
+    :param outages: what of this worker fails now.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class LeaseKeeper:
         beat: Callable[[], None],
         beat_seconds: float,
         ignored_seconds: float,
+        outages: Outages,
     ) -> None:
         self._renew = renew
         self._report = report
@@ -70,6 +73,7 @@ class LeaseKeeper:
         self._beat = beat
         self._beat_seconds = beat_seconds
         self._ignored_seconds = ignored_seconds
+        self._outages = outages
         self._held: dict[int, _Held] = {}
         self._lock = threading.Lock()
         self._wake = threading.Event()
@@ -137,10 +141,12 @@ class LeaseKeeper:
                 self._beat_once()
             if moment >= next_round:
                 next_round = moment + self._lease_seconds * RENEW_AFTER
-                for item in self._renew_all():
-                    # What was not told is told after the next renewal, which must not wait for it.
-                    if time.monotonic() < next_round:
-                        self._report_one(item)
+                going_on = self._renew_all()
+                # What was not reported is reported after the next renewal, which must not wait for it.
+                with self._outages.guard("The progress of tasks could not be written"):
+                    for item in going_on:
+                        if time.monotonic() < next_round:
+                            self._report_one(item)
             elif poked:
                 self._report_cancelled()
 
@@ -149,48 +155,38 @@ class LeaseKeeper:
             return list(self._held.values())
 
     def _beat_once(self) -> None:
-        try:
+        with self._outages.guard("The worker's heartbeat could not be written"):
             self._beat()
-        except Exception:
-            LOG.exception("The worker's heartbeat could not be written; trying again")
 
     def _report_cancelled(self) -> None:
         """Tell the attempts whose tasks were cancelled; costs nothing while none is held."""
-        held = self._all_held()
-        if not held:
-            return
-        try:
-            cancelled = self._cancelled()
-        except Exception:
-            LOG.exception("Cancelled tasks could not be looked for; the next renewal tells")
-            return
-        for item in held:
-            if item.task.id in cancelled:
-                item.control.cancel()
+        with self._outages.guard("Cancelled tasks could not be looked for"):
+            held = self._all_held()
+            cancelled = self._cancelled() if held else ()
+            for item in held:
+                if item.task.id in cancelled:
+                    item.control.cancel()
 
     def _renew_all(self) -> list[_Held]:
         """Renew all leases; returns the tasks that go on."""
-        held = [item for item in self._all_held() if self._is_kept(item)]
-        if not held:
-            return []
-        before = boot_time()
-        try:
+        going_on: list[_Held] = []
+        # The database may be back before the deadlines; if not, they end the attempts.
+        with self._outages.guard("Leases could not be renewed"):
+            held = [item for item in self._all_held() if self._is_kept(item)]
+            if not held:
+                return []
+            before = boot_time()
             kept = self._renew([item.task for item in held], self._lease_seconds)
-        except Exception:
-            # The database may be back before the deadlines; if not, they end the attempts.
-            LOG.exception("The leases of %s task(s) could not be renewed; trying again", len(held))
-            return []
-        going_on = []
-        for item in held:
-            cancelled = kept.get(item.task.id)
-            if cancelled is None:
-                item.control.lose()
-                continue
-            item.control.extend(self.deadline(before))
-            if cancelled:
-                item.control.cancel()
-            else:
-                going_on.append(item)
+            for item in held:
+                cancelled = kept.get(item.task.id)
+                if cancelled is None:
+                    item.control.lose()
+                    continue
+                item.control.extend(self.deadline(before))
+                if cancelled:
+                    item.control.cancel()
+                else:
+                    going_on.append(item)
         return going_on
 
     def _is_kept(self, item: _Held) -> bool:
@@ -216,5 +212,3 @@ class LeaseKeeper:
             item.control.cancel()
         except TaskLost:
             item.control.lose()
-        except Exception:
-            LOG.exception("The progress of task %s could not be written; trying again", item.task.id)

@@ -16,6 +16,7 @@ from backupfw.context import RequestContext, working_for
 from backupfw.dispatch.base import Dispatch
 from backupfw.errors import ListingBehind, TaskCancelled, TaskLost
 from backupfw.manager.rows import Task
+from backupfw.outages import DATABASE_TROUBLES, Outages, database_words
 from backupfw.worker.control import TaskControl, boot_time
 from backupfw.worker.handlers import Handler, Tools, handler_for
 from backupfw.worker.leases import IGNORED_SECONDS, LeaseKeeper
@@ -69,6 +70,7 @@ class Worker:
         self._dispatch = dispatch
         self._settings = settings
         self._owner = f"{settings.host}/{uuid.uuid4()}"
+        self._outages = Outages()
         self._leases = LeaseKeeper(
             lambda held, seconds: self._tasks.renew(self._owner, held, seconds),
             self._report,
@@ -77,6 +79,7 @@ class Worker:
             tools.heartbeat,
             settings.beat_seconds,
             settings.ignored_seconds,
+            self._outages,
         )
         self._pool = ThreadPoolExecutor(settings.slots, thread_name_prefix="task")
         self._slots = threading.Semaphore(settings.slots)
@@ -122,16 +125,12 @@ class Worker:
         while not self._stopping.is_set():
             if time.monotonic() >= next_expiry:
                 next_expiry = time.monotonic() + self._settings.expire_seconds
-                try:
+                # What cannot be ended must not keep anything else from beginning.
+                with self._outages.guard("Tasks that wait could not be looked at"):
                     self._tools.expire_waiting()
-                except Exception:
-                    # What cannot be ended must not keep anything else from beginning.
-                    LOG.exception("Tasks that wait could not be looked at; trying again")
-            try:
+            with self._outages.guard("Tasks could not be claimed"):
                 while not self._stopping.is_set() and self._claim_one():
                     pass
-            except Exception:
-                LOG.exception("Tasks could not be claimed; trying again")
             if self._dispatch.wait(self._settings.poll_seconds):
                 # It may also mean that a running task was cancelled.
                 self._leases.poke()
@@ -162,8 +161,15 @@ class Worker:
                 self._attempt(handler, task, control)
         except TaskLost:
             LOG.warning("Attempt %s of task %s (%s) lost its lease", task.attempt, task.id, task.kind)
-        except Exception:
+        except DATABASE_TROUBLES as error:
             # Not even the outcome could be written: the lease runs out and another attempt takes over.
+            LOG.error(
+                "The outcome of task %s (%s) could not be recorded; the database failed: %s",
+                task.id,
+                task.kind,
+                database_words(error),
+            )
+        except Exception:
             LOG.exception("The outcome of task %s (%s) could not be recorded", task.id, task.kind)
         finally:
             self._nudge()

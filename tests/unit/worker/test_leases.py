@@ -11,6 +11,7 @@ import pytest
 
 from backupfw.errors import TaskCancelled, TaskLost
 from backupfw.manager.rows import Task
+from backupfw.outages import Outages
 from backupfw.worker.control import TaskControl, boot_time
 from backupfw.worker.leases import LeaseKeeper
 
@@ -30,7 +31,9 @@ class Keeper(LeaseKeeper):
         self.answer: Callable[[Collection[int]], Mapping[int, bool]] = lambda ids: dict.fromkeys(ids, False)
         self.told = 0
         self.report_seconds = 0.0
-        super().__init__(self._kept, self._told, lambda: (), lease_seconds, lambda: None, 3600.0, 0.1)
+        super().__init__(
+            self._kept, self._told, lambda: (), lease_seconds, lambda: None, 3600.0, 0.1, Outages()
+        )
 
     def _kept(self, held: Collection[Task], seconds: float) -> Mapping[int, bool]:
         assert seconds == self._lease_seconds

@@ -1,0 +1,126 @@
+"""While the database is away, the log has one line when that begins and one when it is over."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from oslo_db.exception import DBConnectionError
+
+from backupfw.errors import DatabaseUnwritable
+from backupfw.outages import Outages
+from backupfw.worker.control import boot_time
+from tests.unit.worker.test_leases import Keeper, task, until
+from tests.unit.worker.world import WorkerWorld
+
+
+def away() -> DBConnectionError:
+    return DBConnectionError(RuntimeError("could not connect\n to server"))
+
+
+def full() -> DatabaseUnwritable:
+    return DatabaseUnwritable("The service's database cannot be written: its disk is full.")
+
+
+def lines(caplog: pytest.LogCaptureFixture) -> list[tuple[int, str]]:
+    """Return level and text of what operators see; a traceback makes more than one line."""
+    shown = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    return [(record.levelno, logging.Formatter().format(record)) for record in shown]
+
+
+def assert_two_lines(caplog: pytest.LogCaptureFixture) -> None:
+    (first, began), (second, ended) = lines(caplog)
+    assert (first, second) == (logging.ERROR, logging.WARNING)
+    assert "trying again; the database failed: " in began
+    assert "works again" in ended
+    assert "\n" not in began + ended
+
+
+@pytest.mark.parametrize("trouble", [away, full])
+def test_a_workers_outage_has_two_lines_however_many_looks_fail(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    trouble: Callable[[], Exception],
+) -> None:
+    world = WorkerWorld(tmp_path)
+    down = False
+    failed: Counter[str] = Counter()
+
+    def failing(name: str, call: Callable[..., object]) -> Callable[..., Any]:
+        def act(*args: object, **more: object) -> object:
+            if not down:
+                return call(*args, **more)
+            failed[name] += 1
+            raise trouble()
+
+        return act
+
+    monkeypatch.setattr(world.tasks, "claim", failing("claim", world.tasks.claim))
+    world.tools = replace(
+        world.tools,
+        heartbeat=failing("beat", world.tools.heartbeat),
+        expire_waiting=failing("expire", world.tools.expire_waiting),
+    )
+    with world.worker(poll_seconds=0.01, beat_seconds=0.01, expire_seconds=0.01):
+        down = True
+        world.wait(lambda: len(failed) == 3 and min(failed.values()) > 10, "each look to fail")
+        down = False
+        world.wait(lambda: len(lines(caplog)) > 1, "the end of the outage")
+        backup = world.backups.create(world.ctx(), volume_id=world.filled_volume(bytes(100)))
+        world.wait_backup(backup.id, "available")
+    world.close()
+    assert_two_lines(caplog)
+
+
+def test_leases_that_cannot_be_renewed_have_two_lines(caplog: pytest.LogCaptureFixture) -> None:
+    keeper = Keeper(0.03)
+
+    def fail(_ids: object) -> Any:
+        raise away()
+
+    answer, keeper.answer = keeper.answer, fail
+    keeper.hold(task(1), boot_time() + 3600)
+    keeper.start()
+    until(lambda: len(keeper.asked) > 10)
+    keeper.answer = answer
+    until(lambda: len(lines(caplog)) > 1)
+    keeper.close()
+    assert_two_lines(caplog)
+
+
+def test_it_is_over_when_all_that_failed_works(caplog: pytest.LogCaptureFixture) -> None:
+    outages = Outages()
+    for _ in range(3):
+        for failure in ("This failed", "That failed"):
+            with outages.guard(failure):
+                raise away()
+    with outages.guard("This failed"):
+        pass
+    with outages.guard("Something else failed"):
+        pass
+    assert len(lines(caplog)) == 1
+    with outages.guard("That failed"):
+        pass
+    assert_two_lines(caplog)
+
+
+def test_a_fault_of_the_program_has_its_traceback_once_for_each_activity(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    outages = Outages()
+    for _ in range(3):
+        for failure in ("This failed", "That failed"):
+            with outages.guard(failure):
+                raise KeyError("x")
+    texts = [text for _, text in lines(caplog)]
+    assert [text.splitlines()[0] for text in texts] == [
+        "This failed, trying again",
+        "That failed, trying again",
+    ]
+    assert all("KeyError: 'x'" in text for text in texts)
