@@ -172,6 +172,9 @@ def retry_after(headers: Mapping[str, str] | None) -> float | None:
     :returns: None if there is no such header, or if it cannot be understood.
     """
     text = next((value for name, value in (headers or {}).items() if name.lower() == "retry-after"), "")
+    if not text.isascii():
+        # Python reads the digits of every script as a number.
+        return None
     try:
         seconds = float(text)
     except ValueError:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 from backupfw_gcs.store import GcsStore
 
 from backupfw.chunkstore.base import Body, ChunkStore
@@ -451,6 +452,45 @@ class TestRequests:
             assert json.loads(answer.read())["storageClass"] == "NEARLINE"
 
 
+@pytest.mark.parametrize(
+    "page",
+    [
+        {"items": [{"name": "a"}]},
+        {"items": [{"size": "1"}]},
+        {"items": [{"name": "a", "size": "many"}]},
+        {"items": ["a"]},
+        {"items": {"name": "a"}},
+        "[]",
+        "<html>",
+    ],
+    ids=str,
+)
+def test_a_page_that_is_none_is_an_error_and_no_short_listing(
+    gate: Gate, store: GcsStore, container: str, page: Any
+) -> None:
+    gate.fail(f"GET /storage/v1/b/{container}/o", Answer(200, page))
+    with pytest.raises(Unavailable, match="cannot be understood"):
+        list(store.list(container))
+
+
+def test_pages_go_on_until_none_follows(gate: Gate, store: GcsStore, container: str) -> None:
+    part = f"GET /storage/v1/b/{container}/o"
+    first = {"items": [{"name": "a", "size": "1"}], "nextPageToken": "x+/="}
+    gate.fail(f"{part}?prefix", Answer(200, first))
+    gate.fail("pageToken=x%2B%2F%3D", Answer(200, {"nextPageToken": "y"}))
+    gate.fail("pageToken=y", Answer(200, {"items": [{"name": "b", "size": "2"}]}))
+    assert [(info.key, info.size) for info in store.list(container, "p")] == [("a", 1), ("b", 2)]
+
+
+def test_a_page_that_names_itself_as_the_next_is_an_error(
+    gate: Gate, store: GcsStore, container: str
+) -> None:
+    page = Answer(200, {"items": [{"name": "a", "size": "1"}], "nextPageToken": "x"})
+    gate.fail(f"GET /storage/v1/b/{container}/o", page, page)
+    with pytest.raises(Unavailable):
+        list(store.list(container))
+
+
 @pytest.mark.skipif(fake_gcs_missing() is not None, reason=str(fake_gcs_missing()))
 @pytest.mark.parametrize("count", [4000, pytest.param(12_000, marks=pytest.mark.soak)])
 def test_a_long_listing(tmp_path: Path, count: int) -> None:
@@ -551,9 +591,12 @@ class TestSettings:
         store = anonymous(fake.endpoint)
         plain, versioned = container_name(), container_name()
         store.ensure_container(plain)
-        bucket = store._link.client.bucket(versioned)
-        bucket.versioning_enabled = True
-        store._link.client.create_bucket(bucket, project="test")
+        made = requests.post(
+            f"{fake.endpoint}/storage/v1/b?project=test",
+            json={"name": versioned, "versioning": {"enabled": True}},
+            timeout=30,
+        )
+        assert made.ok
         told = {item.name: item for item in store.inspect(versioned)}
         assert told["versions"].warning
         assert "deletes free nothing" in told["versions"].detail

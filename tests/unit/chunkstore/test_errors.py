@@ -27,6 +27,7 @@ from backupfw.chunkstore.errors import causes, retry_after
         ("Sunday, 06-Nov-94 08:49:37 GMT", 0.0),
         ("", None),
         ("soon", None),
+        ("\u0661", None),
         ("nan", None),
         ("inf", None),
         ("9" * 400, None),

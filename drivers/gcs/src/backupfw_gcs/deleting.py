@@ -5,14 +5,12 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from email.message import Message
 from email.parser import BytesParser
 
 import requests
-from google.api_core import exceptions as api
 
-from backupfw_gcs.errors import SDK_ERRORS
+from backupfw_gcs.errors import ERRORS, Refused
 from backupfw_gcs.link import Link
 from backupfw_gcs.media import object_path
 
@@ -21,17 +19,20 @@ _STATUS_LINE = re.compile(r"HTTP/\S+ (\d{3})")
 
 def delete_one(link: Link, container: str, key: str) -> None:
     """Delete an object; one that is not there counts as deleted."""
-    with suppress(api.NotFound):
+    try:
         link.request("DELETE", f"/storage/v1{object_path(container, key)}", headers={})
+    except Refused as error:
+        if error.status != 404:
+            raise
 
 
 def delete_each(link: Link, container: str, keys: Sequence[str]) -> dict[str, Exception]:
-    """Delete objects one by one; returns those that remain, with the SDK's error."""
+    """Delete objects one by one; returns those that remain, each with its error (``ERRORS``)."""
     errors: dict[str, Exception] = {}
     for key in keys:
         try:
             delete_one(link, container, key)
-        except SDK_ERRORS as error:
+        except ERRORS as error:
             errors[key] = error
     return errors
 
@@ -40,7 +41,7 @@ def delete_batch(link: Link, container: str, keys: Sequence[str]) -> dict[str, E
     """Delete up to 100 objects with one request.
 
     :returns: the keys that remain, each with its error; one that the answer does not mention remains.
-    :raises Exception: the request as a whole failed (``SDK_ERRORS``).
+    :raises Exception: the request as a whole failed (``ERRORS``).
     """
     boundary = secrets.token_hex(16)
     parts = [
@@ -60,13 +61,13 @@ def delete_batch(link: Link, container: str, keys: Sequence[str]) -> dict[str, E
         part = found.get(number)
         if part is None:
             errors[key] = ValueError("the answer of the batch lacks this object")
-        elif not 200 <= part.status_code < 300 and part.status_code != 404:
-            errors[key] = api.from_http_response(part)
+        elif not 200 <= part.status < 300 and part.status != 404:
+            errors[key] = part
     return errors
 
 
-def _answers(answer: requests.Response, count: int) -> Mapping[int, requests.Response]:
-    """Return the answers in an answer by the number of their request.
+def _answers(answer: requests.Response, count: int) -> Mapping[int, Refused]:
+    """Return the answers in an answer, good ones too, by the number of their request.
 
     :raises ValueError: it is no batch's answer.
     """
@@ -76,7 +77,7 @@ def _answers(answer: requests.Response, count: int) -> Mapping[int, requests.Res
         raise ValueError("not the answer of a batch request")
     parts = message.get_payload()
     assert isinstance(parts, list)
-    found: dict[int, requests.Response] = {}
+    found: dict[int, Refused] = {}
     for place, part in enumerate(parts):
         assert isinstance(part, Message)
         named = re.fullmatch(r"<?response-(\d+)>?", part.get("Content-ID", "").strip())
@@ -88,18 +89,13 @@ def _answers(answer: requests.Response, count: int) -> Mapping[int, requests.Res
     return found
 
 
-def _part(part: Message) -> requests.Response | None:
-    """Rebuild one inner answer; None if it is not one."""
+def _part(part: Message) -> Refused | None:
+    """Read one inner answer; None if it is not one."""
     text = str(part.get_payload()).lstrip()
     line, _, rest = text.partition("\n")
     status = _STATUS_LINE.match(line)
     if status is None:
         return None
     inner = BytesParser().parsebytes(rest.encode("utf-8", "surrogateescape"))
-    response = requests.Response()
-    response.status_code = int(status[1])
-    response.headers.update(dict(inner.items()))
-    response.request = requests.PreparedRequest()
-    response.request.method, response.request.url = "DELETE", "batch"
-    response._content = str(inner.get_payload()).encode("utf-8", "surrogateescape")
-    return response
+    body = str(inner.get_payload()).encode("utf-8", "surrogateescape")
+    return Refused(int(status[1]), dict(inner.items()), body)

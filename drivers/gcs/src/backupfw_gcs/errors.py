@@ -1,4 +1,4 @@
-"""What the service's and the SDK's errors mean: the one translation, as one table.
+"""What the service's answers and the libraries' errors mean: the one translation, as one table.
 
 ===========================================================  =================  =========
 answer or exception                                          error              temporary
@@ -29,13 +29,13 @@ A message holds what the service says of the matter, never an address, a header 
 
 from __future__ import annotations
 
+import json
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import requests
 import urllib3
-from google.api_core import exceptions as api
 from google.auth import exceptions as auth
 
 from backupfw.chunkstore.errors import (
@@ -53,10 +53,26 @@ from backupfw.chunkstore.errors import (
     retry_after,
 )
 
-#: Everything the SDK lets out; ValueError: an answer that is no JSON or not the expected one; OSError: the
-#: file of ca_bundle, which is read with the first request.
-SDK_ERRORS = (
-    api.GoogleAPIError,
+
+class Refused(Exception):
+    """The service answered with a status outside 200 to 299.
+
+    :ivar status: the answer's.
+    :ivar headers: the answer's.
+    :ivar body: the answer's; it may quote the request, so it is no part of the text.
+    """
+
+    def __init__(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
+        super().__init__(f"the server answered {status}")
+        self.status = status
+        self.headers = headers
+        self.body = body
+
+
+#: Everything that a request raises; ValueError: an answer that is no JSON or not the expected one; OSError:
+#: the file of ca_bundle, which is read with the first request.
+ERRORS = (
+    Refused,
     auth.GoogleAuthError,
     requests.exceptions.RequestException,
     urllib3.exceptions.HTTPError,
@@ -97,11 +113,11 @@ _MALFORMED = (
 def translate(
     error: Exception, store: str, container: str = "", key: str = "", needs: str = ""
 ) -> ChunkStoreError:
-    """Return the chunk store's error for one of :data:`SDK_ERRORS`; the caller raises it from ``error``.
+    """Return the chunk store's error for one of :data:`ERRORS`; the caller raises it from ``error``.
 
     :param needs: the permission that the request takes; named when it is refused.
     """
-    if isinstance(error, api.GoogleAPICallError):
+    if isinstance(error, Refused):
         return _answer(error, store, container, key, needs)
     kind, reason, for_user = _kind(error)
     return kind(reason, store=store, container=container, key=key, for_user=for_user)
@@ -161,10 +177,8 @@ def _untrusted(error: BaseException) -> bool:
     return any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes(error))
 
 
-def _answer(
-    error: api.GoogleAPICallError, store: str, container: str, key: str, needs: str
-) -> ChunkStoreError:
-    status = int(error.code or 0)
+def _answer(error: Refused, store: str, container: str, key: str, needs: str) -> ChunkStoreError:
+    status = error.status
     text, reasons = _content(error)
     kind = _STATUS.get(status, Unavailable if status >= 500 else ChunkStoreError)
     temporary: bool | None = None
@@ -189,14 +203,14 @@ def _answer(
         container=container,
         key=key,
         temporary=temporary,
-        retry_after=retry_after(getattr(error.response, "headers", None)),
+        retry_after=retry_after(error.headers),
     )
 
 
-def _content(error: api.GoogleAPICallError) -> tuple[str, set[str]]:
+def _content(error: Refused) -> tuple[str, set[str]]:
     """Return the text and the reasons that the answer's body gives."""
     try:
-        content = error.response.json()["error"]
+        content = json.loads(error.body)["error"]
         if isinstance(content, str):  # a token server's form
             return content[:_TEXT], set()
         reasons = {str(each.get("reason", "")) for each in content.get("errors", ())}
@@ -207,8 +221,8 @@ def _content(error: api.GoogleAPICallError) -> tuple[str, set[str]]:
 
 @contextmanager
 def translated(store: str, container: str = "", key: str = "", needs: str = "") -> Iterator[None]:
-    """Translate every error of the SDK in the block."""
+    """Translate every error of a request in the block."""
     try:
         yield
-    except SDK_ERRORS as error:
+    except ERRORS as error:
         raise translate(error, store, container, key, needs) from error

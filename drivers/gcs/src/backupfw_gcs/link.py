@@ -1,4 +1,9 @@
-"""Credentials, connections and the SDK's client: made at first use, shared by all threads.
+"""Credentials and connections to the JSON API: made at first use, shared by all threads.
+
+The driver speaks the service's JSON API itself; google-auth gives the tokens.  Google's SDK
+(google-cloud-storage) does not fit: it holds a whole object in memory twice when it sends it, it needs two
+requests for what is larger than 8 MiB, and for a range it does not say how long the object is.  Without
+objects' bytes it has nothing to offer but four short requests for listings and buckets.
 
 One ``requests`` session serves every thread: its connection pool is locked, and nothing of it is
 changed after it was made.  Nothing retries here, with one exception: an answer 401 gets a new token and
@@ -10,20 +15,20 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+from urllib.parse import urlencode
 
 import google.auth
 import requests
-from google.api_core import exceptions as api
 from google.auth import exceptions as auth
 from google.auth.credentials import AnonymousCredentials, Credentials
 from google.auth.transport.requests import AuthorizedSession, Request
-from google.cloud import storage
 from google.oauth2 import service_account
 from requests.utils import get_environ_proxies
 
 from backupfw.chunkstore.errors import ChunkStoreError, PermissionDenied
+from backupfw_gcs.errors import Refused
 
 #: The smallest scope that reads and writes objects and makes buckets.
 SCOPE = "https://www.googleapis.com/auth/devstorage.read_write"
@@ -45,28 +50,25 @@ class Link:
         self._lock = threading.Lock()
         self._session: AuthorizedSession | None = None
         self._tokens: requests.Session | None = None
-        self._client: storage.Client | None = None
+        self._credentials: Credentials | None = None
+        self._project: str | None = options.project
         self._closed = False
         self.timeout = (float(options.connect_timeout), float(options.read_timeout))
         self.endpoint: str = options.endpoint
         # At level DEBUG it would add each request's headers, token included, to its records.
         logging.getLogger("google.auth.transport.requests").setLevel(logging.INFO)
 
-    @property
-    def client(self) -> storage.Client:
-        """The SDK's client.
+    def _opened(self) -> AuthorizedSession:
+        """Return the session.
 
         :raises ChunkStoreError: the store is closed, or there are no usable credentials.
         """
-        return self._opened()[0]
-
-    def _opened(self) -> tuple[storage.Client, AuthorizedSession]:
         with self._lock:
             if self._closed:
                 raise ChunkStoreError("the store is closed", store=self._store)
-            if self._client is None or self._session is None:
-                self._client, self._session = self._open()
-            return self._client, self._session
+            if self._session is None:
+                self._session = self._open()
+            return self._session
 
     @property
     def project(self) -> str:
@@ -74,18 +76,41 @@ class Link:
 
         :raises ChunkStoreError: neither the options nor the credentials name one.
         """
-        project = self.client.project
-        if not project:
+        self._opened()
+        if not self._project:
             raise ChunkStoreError("no project is known: set option project", store=self._store)
-        return str(project)
+        return self._project
 
     def identity(self) -> str:
         """Say whose credentials are used, for the operator."""
-        client = self.client
+        self._opened()
         if self._options.anonymous:
             return "anonymous"
-        email = getattr(client._credentials, "service_account_email", None)
-        return str(email) if email and "@" in str(email) else type(client._credentials).__name__
+        email = getattr(self._credentials, "service_account_email", None)
+        return str(email) if email and "@" in str(email) else type(self._credentials).__name__
+
+    def pages(self, path: str, query: Mapping[str, str]) -> Iterator[Sequence[Mapping[str, Any]]]:
+        """Ask for a listing page by page, and yield each page's items; a page may have none.
+
+        :param path: absolute and quoted, without query.
+        :raises Refused: any answer outside 200 to 299.
+        :raises ValueError: an answer is no page of a listing.
+        """
+        token = ""
+        while True:
+            asked = {**query, "prettyPrint": "false", **({"pageToken": token} if token else {})}
+            page = self.request("GET", f"{path}?{urlencode(asked)}", headers={}).json()
+            items = page.get("items", []) if isinstance(page, dict) else None
+            if not isinstance(items, list):
+                raise ValueError("an answer that is no page of a listing")  # noqa: TRY004  (not an argument's type)
+            yield items
+            following = str(page.get("nextPageToken") or "")
+            if not following:
+                return
+            if following == token:
+                # Would never end.
+                raise ValueError("a page of a listing names itself as the next one")
+            token = following
 
     def request(
         self, method: str, path: str, *, data: Any = None, headers: Mapping[str, str], stream: bool = False
@@ -93,9 +118,9 @@ class Link:
         """Send one request; the caller closes the answer if it asked for a stream.
 
         :param path: absolute, quoted, with its query.
-        :raises google.api_core.exceptions.GoogleAPICallError: any answer outside 200 to 299.
+        :raises Refused: any answer outside 200 to 299.
         """
-        response: requests.Response = self._opened()[1].request(
+        response: requests.Response = self._opened().request(
             method,
             self.endpoint + path,
             data=data,
@@ -106,28 +131,20 @@ class Link:
         )
         if not 200 <= response.status_code < 300:
             with response:
-                raise api.from_http_response(response)
+                raise Refused(response.status_code, response.headers, response.content)
         return response
 
-    def _open(self) -> tuple[storage.Client, AuthorizedSession]:
+    def _open(self) -> AuthorizedSession:
         tokens = self._plain_session()
         request = Request(tokens)
-        credentials, project = self._credentials(request)
-        session = AuthorizedSession(credentials, auth_request=request)
+        self._credentials, project = self._find_credentials(request)
+        self._project = self._project or project
+        session = AuthorizedSession(self._credentials, auth_request=request)
         # Else a .netrc would replace the token, and the environment be read for every request.
         session.trust_env = False
         self._equip(session, get_environ_proxies(self.endpoint), ("https", "http"))
-        client = storage.Client(
-            project=self._options.project or project,
-            credentials=credentials,
-            client_options={"api_endpoint": self.endpoint},
-            _http=session,
-        )
-        # It asks for each bucket's properties in the background where OpenTelemetry is installed: requests,
-        # with retries, and a permission that nobody needs.
-        client._bucket_metadata_cache = None
         self._tokens = tokens
-        return client, session
+        return session
 
     def _plain_session(self) -> requests.Session:
         """Return a session for tokens; the metadata server (http) is never asked through a proxy."""
@@ -147,7 +164,7 @@ class Link:
         ca_bundle = self._options.ca_bundle or os.environ.get("REQUESTS_CA_BUNDLE")
         session.verify = ca_bundle or True
 
-    def _credentials(self, request: Request) -> tuple[Credentials, str | None]:
+    def _find_credentials(self, request: Request) -> tuple[Credentials, str | None]:
         if self._options.anonymous:
             return AnonymousCredentials(), None
         path = self._options.service_account_file
@@ -172,4 +189,15 @@ class Link:
             for session in (self._session, self._tokens):
                 if session is not None:
                     session.close()
-            self._session = self._tokens = self._client = None
+            self._session = self._tokens = None
+
+
+def field(answer: Any, name: str) -> str:
+    """Return a field of an answer.
+
+    :raises ValueError: the answer lacks it.
+    """
+    try:
+        return str(answer[name])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"an answer without {name}") from error

@@ -1,8 +1,4 @@
-"""Objects' bytes on their way up and down, over the JSON API.
-
-Not through the SDK's ``Blob``: it holds a whole object in memory twice on the way up, needs two requests
-for what is larger than 8 MiB, and does not tell how long an object is that a range was asked of.
-"""
+"""Objects' bytes on their way up and down."""
 
 from __future__ import annotations
 
@@ -17,11 +13,11 @@ from dataclasses import dataclass
 import google_crc32c
 import requests
 from blake3 import blake3
-from google.api_core import exceptions as api
 
 from backupfw.chunkstore.base import Body
 from backupfw.chunkstore.errors import ChunkStoreError, IntegrityError, RangeError
-from backupfw_gcs.link import Link
+from backupfw_gcs.errors import Refused
+from backupfw_gcs.link import Link, field
 
 _CONTENT_RANGE = re.compile(r"bytes (?:\d+-+\d+|\*)/(\d+)")
 
@@ -134,10 +130,7 @@ def upload(
     path = f"/upload/storage/v1/b/{urllib.parse.quote(container, safe='')}/o?{urllib.parse.urlencode(query)}"
     answer = link.request("POST", path, data=message, headers={"Content-Type": message.content_type})
     found = answer.json()
-    try:
-        return Stored(int(found["size"]), str(found["crc32c"]), str(found["generation"]))
-    except (KeyError, TypeError) as error:
-        raise ValueError("an answer without size, checksum or generation") from error
+    return Stored(int(field(found, "size")), field(found, "crc32c"), field(found, "generation"))
 
 
 def remove_generation(link: Link, container: str, key: str, generation: str) -> None:
@@ -171,7 +164,9 @@ def download_range(link: Link, container: str, key: str, offset: int, length: in
     end = min(offset + length, 1 << 62) - 1
     try:
         answer = _media(link, container, key, {"Range": f"bytes={offset}-{end}"})
-    except api.RequestRangeNotSatisfiable as error:
+    except Refused as error:
+        if error.status != 416:
+            raise
         raise RangeError(f"bytes {offset}+{length} are past the object's end") from error
     with answer:
         total = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
-
-from google.api_core import exceptions as api
+from urllib.parse import quote, urlencode
 
 from backupfw.chunkstore.base import Body, Capabilities, CheckItem, CheckReport, ChunkStore, ObjectInfo
 from backupfw.chunkstore.checks import round_trip, try_item
@@ -16,9 +16,9 @@ from backupfw.chunkstore.options import ConfigError
 from backupfw_gcs import media
 from backupfw_gcs import options as gcs_options
 from backupfw_gcs.deleting import delete_batch, delete_each
-from backupfw_gcs.errors import SDK_ERRORS, translate, translated
+from backupfw_gcs.errors import ERRORS, Refused, translate, translated
 from backupfw_gcs.inspecting import inspect
-from backupfw_gcs.link import Link
+from backupfw_gcs.link import Link, field
 
 if TYPE_CHECKING:
     from oslo_config import cfg
@@ -60,7 +60,7 @@ class GcsStore(ChunkStore):
 
     @contextmanager
     def _calling(self, container: str = "", key: str = "", needs: str = "") -> Iterator[None]:
-        """Translate the SDK's errors, and name the object in our own."""
+        """Translate the errors of requests, and name the object in our own."""
         try:
             with translated(self.name, container, key, needs):
                 yield
@@ -92,7 +92,7 @@ class GcsStore(ChunkStore):
             )
             if (stored.size, stored.crc32c) != (body.length, crc32c):
                 # The service refuses such bytes; a server that does not must not be left with them.
-                with suppress(*SDK_ERRORS):
+                with suppress(*ERRORS):
                     media.remove_generation(self._link, container, key, stored.generation)
                 raise IntegrityError("the server stored other bytes than were sent", temporary=True)
 
@@ -106,26 +106,18 @@ class GcsStore(ChunkStore):
     def list(self, container: str, prefix: str = "", start_after: str = "") -> Iterator[ObjectInfo]:
         """List page by page (see :meth:`ChunkStore.list`)."""
         with self._calling(container, needs="storage.objects.list"):
-            for blob in self._blobs(container, prefix, start_after, _PAGE):
-                if blob.size is None:
-                    raise ValueError("an object without size")
-                # The offset itself is included in what the service lists.
-                if blob.name > start_after:
-                    yield ObjectInfo(blob.name, blob.size)
+            for page in self._pages(container, prefix, start_after, _PAGE):
+                for item in page:
+                    info = ObjectInfo(field(item, "name"), int(field(item, "size")))
+                    # The offset itself is included in what the service lists.
+                    if info.key > start_after:
+                        yield info
 
-    def _blobs(self, container: str, prefix: str, start_offset: str, page: int) -> Iterator[Any]:
-        blobs: Iterator[Any] = iter(
-            self._link.client.list_blobs(
-                container,
-                prefix=prefix or None,
-                start_offset=start_offset or None,
-                page_size=page,
-                fields="items(name,size),nextPageToken",
-                timeout=self._link.timeout,
-                retry=None,
-            )
-        )
-        return blobs
+    def _pages(self, container: str, prefix: str, offset: str, size: int) -> Iterator[Sequence[Any]]:
+        asked = {"prefix": prefix, "startOffset": offset, "maxResults": str(size)}
+        query = {name: value for name, value in asked.items() if value}
+        path = f"/storage/v1/b/{quote(container, safe='')}/o"
+        return self._link.pages(path, {**query, "fields": "items(name,size),nextPageToken"})
 
     def delete(self, container: str, keys: Sequence[str]) -> None:
         """Delete in batches (see :meth:`ChunkStore.delete`)."""
@@ -153,7 +145,7 @@ class GcsStore(ChunkStore):
             return delete_batch(self._link, container, batch)
         found = delete_each(self._link, container, batch)
         for error in found.values():
-            if not isinstance(error, api.GoogleAPICallError):
+            if not isinstance(error, Refused):
                 raise error
         return found
 
@@ -178,7 +170,8 @@ class GcsStore(ChunkStore):
             with self._calling(container, needs="storage.buckets.create"):
                 self._create(container)
         except ChunkStoreError as error:
-            if not isinstance(error.__cause__, api.Conflict):
+            cause = error.__cause__
+            if not (isinstance(cause, Refused) and cause.status == 409):
                 raise
             # Made by somebody at the same time, or taken by another customer.
             with self._calling(container, needs="storage.objects.list; the name may be another customer's"):
@@ -187,36 +180,39 @@ class GcsStore(ChunkStore):
 
     def _is_there(self, container: str) -> bool:
         try:
-            next(self._blobs(container, "", "", 1), None)
-        except api.NotFound:
+            next(self._pages(container, "", "", 1))
+        except Refused as error:
+            if error.status != 404:
+                raise
             return False
         return True
 
     def _create(self, container: str) -> None:
-        client = self._link.client
-        bucket = client.bucket(container)
+        bucket: dict[str, Any] = {
+            "name": container,
+            "iamConfiguration": {
+                "uniformBucketLevelAccess": {"enabled": True},
+                "publicAccessPrevention": "enforced",
+            },
+        }
+        if self._location:
+            bucket["location"] = self._location
         if self._storage_class:
-            bucket.storage_class = self._storage_class
-        bucket.iam_configuration.uniform_bucket_level_access_enabled = True
-        bucket.iam_configuration.public_access_prevention = "enforced"
-        client.create_bucket(
-            bucket,
-            project=self._link.project,
-            location=self._location,
-            timeout=self._link.timeout,
-            retry=None,
+            bucket["storageClass"] = self._storage_class
+        self._link.request(
+            "POST",
+            f"/storage/v1/b?{urlencode({'project': self._link.project, 'prettyPrint': 'false'})}",
+            data=json.dumps(bucket),
+            headers={"Content-Type": "application/json"},
         )
 
     def list_containers(self) -> Iterator[str]:
         """Yield the project's buckets, sorted."""
         with self._calling(needs="storage.buckets.list"):
-            buckets = self._link.client.list_buckets(
-                project=self._link.project,
-                fields="items(name),nextPageToken",
-                timeout=self._link.timeout,
-                retry=None,
+            query = {"project": self._link.project, "fields": "items(name),nextPageToken"}
+            names = sorted(
+                str(item["name"]) for page in self._link.pages("/storage/v1/b", query) for item in page
             )
-            names = sorted(str(bucket.name) for bucket in buckets)
         yield from names
 
     def check(self) -> CheckReport:
@@ -253,8 +249,7 @@ class GcsStore(ChunkStore):
 
     def _remove(self, container: str) -> None:
         with self._calling(container, needs="storage.buckets.delete"):
-            # Not Bucket.delete: that one looks at the bucket's properties, which takes one more permission.
-            self._link.request("DELETE", f"/storage/v1/b/{container}", headers={})
+            self._link.request("DELETE", f"/storage/v1/b/{quote(container, safe='')}", headers={})
 
     def close(self) -> None:
         """Close the connections."""
