@@ -1,8 +1,7 @@
-"""What Pecan does around every call: its hooks, and how an answer is written."""
+"""What Pecan does around every call: its hooks."""
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import pecan.hooks
@@ -10,23 +9,12 @@ import webob
 
 from backupfw.api import bodies, errors, faults, identity, policies, urls, versions
 from backupfw.api.query import Query
-from backupfw.api.request import Answer, Request, Response
+from backupfw.api.request import Request, Response
 from backupfw.api.resource import ActionsResource, Resource
 from backupfw.api.urls import Links, base_url
 
 if TYPE_CHECKING:
     from backupfw.api.site import Site
-
-
-class Renderer:
-    """Writes what a method returns; Pecan's own would write ``null`` where there is no body."""
-
-    def __init__(self, path: str, extra_vars: Any) -> None:
-        """Pecan's signature of a renderer; nothing here is a template."""
-
-    def render(self, template: str, namespace: Answer) -> bytes:  # noqa: ARG002
-        """Return the bytes of the body."""
-        return b"" if namespace is None else json.dumps(namespace).encode("utf-8")
 
 
 class IdentityHook(pecan.hooks.PecanHook):  # type: ignore[misc]

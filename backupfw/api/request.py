@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -61,9 +60,7 @@ def expose(
 
     def decorate(function: Method) -> Method:
         _add(function, Exposure(function, method, part, rule, status, takes, since))
-        # Pecan inspects the method at each call; with this it need not begin at the code.
-        function.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
-        exposed: Method = pecan.expose(template="answer:", content_type="application/json")(function)
+        exposed: Method = pecan.expose(content_type="application/json")(function)
         return exposed
 
     return decorate

@@ -280,7 +280,8 @@ def metadata_of(session: Session, model: Any, ids: Iterable[str]) -> dict[str, d
     """
     found: dict[str, dict[str, str]] = {}
     session.flush()
-    for owner_id, key, value in session.connection().execute(_pairs(model), {"ids": list(ids)}):
+    # All at once: one after the other, they take twice as long.
+    for owner_id, key, value in session.connection().execute(_pairs(model), {"ids": list(ids)}).all():
         found.setdefault(owner_id, {})[key] = value
     return found
 

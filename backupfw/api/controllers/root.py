@@ -85,13 +85,13 @@ class RootController:
             return self.versions, ()
         return (self.description if path.rest else self.version), ()
 
-    @pecan.expose(template="answer:", content_type="application/json")  # type: ignore[untyped-decorator]
+    @pecan.expose(content_type="application/json")  # type: ignore[untyped-decorator]
     def versions(self, request: Request, response: Response) -> Mapping[str, Any]:
         """Return the document of all versions."""
         response.status = 300
         return versions.document(request.links.base)
 
-    @pecan.expose(template="answer:", content_type="application/json")  # type: ignore[untyped-decorator]
+    @pecan.expose(content_type="application/json")  # type: ignore[untyped-decorator]
     def version(self, request: Request, response: Response) -> Mapping[str, Any]:
         """Return the document of one version."""
         del response

@@ -11,4 +11,5 @@ def timestamp(moment: datetime.datetime | None) -> str | None:
         return None
     if moment.tzinfo is not None:
         moment = moment.astimezone(datetime.UTC).replace(tzinfo=None)
-    return moment.isoformat(timespec="microseconds")
+    # By position: by name it takes half as long again, and a page has thousands of times.
+    return moment.isoformat("T", "microseconds")
