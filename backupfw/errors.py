@@ -38,7 +38,13 @@ from __future__ import annotations
 
 
 class BackupfwError(Exception):
-    """Base of every error of the core; ``str(error)`` is fit for the user."""
+    """Base of every error of the core; ``str(error)`` is fit for the user.
+
+    :ivar may_pass: whether another attempt of the task, later, may succeed where this one failed.  It is set
+        where the error is made, and the worker reads it.
+    """
+
+    may_pass: bool = False
 
 
 class ConfigError(BackupfwError):
@@ -154,6 +160,8 @@ class ServiceUnavailable(BackupfwError):
 class DatabaseUnwritable(ServiceUnavailable):
     """The database cannot be written; the message says why, and nothing of where it is."""
 
+    may_pass = True
+
 
 class TaskStopped(BackupfwError):
     """The running task must end now and leave the outcome to somebody else."""
@@ -213,7 +221,10 @@ class JournalLost(EngineError):
     """The journal of a running backup does not hold what the attempt recorded in it.
 
     A database that crashed, or was replaced by its standby, may have lost commits that it had confirmed.
+    Another attempt does again what was lost.
     """
+
+    may_pass = True
 
 
 class SourceMoved(EngineError):
@@ -242,3 +253,5 @@ class StorageChanged(EngineError):
 
 class TargetError(EngineError):
     """The target volume could not be opened, fenced or written."""
+
+    may_pass = True

@@ -15,9 +15,10 @@
      +- Unavailable            the store does not answer, or not in time: temporary
      +- DeleteFailed           some keys of a bulk delete remain; lists each with its error
 
-``temporary`` is what the retry layer looks at.  A driver has one function that turns its SDK's errors
-into these, always with ``raise … from cause``.  A message names store, container and key, never a
-credential.  ``for_user`` is for users.
+``temporary`` is set where the error is made, and no layer changes it.  The retry layer looks at it, and it
+decides whether the task as a whole is tried again later (``may_pass``).  A driver has one function that
+turns its SDK's errors into these, always with ``raise … from cause``.  A message names store, container and
+key, never a credential.  ``for_user`` is for users.
 
 Two functions help a driver to translate: :func:`causes` and :func:`retry_after`.
 """
@@ -70,6 +71,7 @@ class ChunkStoreError(BackupfwError):
         self.container = container
         self.key = key
         self.temporary = self.default_temporary if temporary is None else temporary
+        self.may_pass = self.temporary or type(self).may_pass
         self.retry_after = retry_after
         self.for_user = for_user
 
@@ -90,7 +92,7 @@ class IntegrityError(ChunkStoreError):
     """Bytes differ from what was declared (put) or from what the store promised (get).
 
     On a get over a network it is temporary: a second read may tell a fault of the wire from one of the
-    stored bytes.  The retry layer re-raises it as permanent when its tries are used up.
+    stored bytes.
     """
 
 
@@ -103,7 +105,12 @@ class Retained(PermissionDenied):
 
 
 class NoSpace(ChunkStoreError):
-    """The store is full, or a quota on it is reached."""
+    """The store is full, or a quota on it is reached.
+
+    The same call fails again at once, so it is permanent; but somebody may make room before the next attempt.
+    """
+
+    may_pass = True
 
 
 class InvalidName(ChunkStoreError):
@@ -123,10 +130,12 @@ class Unavailable(ChunkStoreError):
 class DeleteFailed(ChunkStoreError):
     """Some keys of a delete remain.
 
-    Temporary when every error in it is.
+    Temporary when every error in it is.  Another attempt deletes what remains, whatever kept it.
 
     :param errors: each remaining key with its error.
     """
+
+    may_pass = True
 
     def __init__(
         self, errors: Mapping[str, ChunkStoreError], *, store: str = "", container: str = ""

@@ -12,6 +12,7 @@ from oslo_db.exception import DBConnectionError, DBDeadlock, DBError
 from backupfw import errors
 from backupfw.chunkstore import errors as store_errors
 from backupfw.manager.messages import Detail
+from backupfw.outages import DATABASE_TROUBLES
 
 #: The column's width (the API's limit for text fields).
 MAX_LENGTH = 255
@@ -90,28 +91,13 @@ def message_detail(error: BaseException) -> Detail | None:
     return None
 
 
-def is_temporary(error: BaseException) -> bool:
+def may_pass(error: BaseException) -> bool:
     """Say whether another attempt may succeed where this one failed.
 
-    A volume or disk that is full may have room later, so that counts as temporary too: the number of
-    attempts is what ends such a task.
+    The error itself says so.  Those of the database's library and of the operating system cannot: the
+    database may be back soon, and a volume or disk that is full may have room later.  The number of attempts
+    ends such a task.
     """
-    if isinstance(error, store_errors.ChunkStoreError):
-        # The retry layer marks what it gave up on as permanent so that nobody retries at once; the task
-        # as a whole is tried again later, with its finished segments kept.
-        return isinstance(
-            error, (store_errors.Unavailable, store_errors.NoSpace, store_errors.DeleteFailed)
-        ) or bool(error.temporary)
-    # The database may be back soon; what was recorded of the task's progress is kept, and what was lost of it
-    # is done anew.
-    return isinstance(
-        error,
-        (
-            errors.TargetError,
-            errors.JournalLost,
-            errors.DatabaseUnwritable,
-            OSError,
-            DBConnectionError,
-            DBDeadlock,
-        ),
-    )
+    if isinstance(error, errors.BackupfwError):
+        return error.may_pass
+    return isinstance(error, (OSError, *DATABASE_TROUBLES))

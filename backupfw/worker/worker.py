@@ -20,7 +20,7 @@ from backupfw.outages import DATABASE_TROUBLES, Outages, database_words
 from backupfw.worker.control import TaskControl, boot_time
 from backupfw.worker.handlers import Handler, Tools, handler_for
 from backupfw.worker.leases import IGNORED_SECONDS, LeaseKeeper
-from backupfw.worker.reasons import is_temporary, message_detail, user_reason
+from backupfw.worker.reasons import may_pass, message_detail, user_reason
 from backupfw.worker.stores import StoreDown
 
 LOG = log.getLogger(__name__)
@@ -234,7 +234,7 @@ class Worker:
                 self._tasks.release(task, self._settings.retry_pause, store_down=True)
                 return
         delay = min(self._settings.retry_pause * 2.0**task.failures, LONGEST_PAUSE)
-        if is_temporary(error) and self._tasks.retry(task, delay, reason):
+        if may_pass(error) and self._tasks.retry(task, delay, reason):
             LOG.warning(
                 "Task %s (%s of %s) failed, trying again in %s s: %s",
                 task.id,

@@ -18,8 +18,7 @@ class IntegrityLayer(Layer):
 
     Looked at: the length of a range; in listings that every key has the prefix (a sweep deletes what
     is listed), and that a store that declares its listing sorted lists so (a retried listing goes on
-    after the last key).  The errors are temporary, because a second answer may be right; the retry
-    layer makes them permanent when its tries are used up.
+    after the last key).  The errors are temporary, because a second answer may be right.
 
     :param verify_puts: read every object back after it was put and compare length and checksum.
     """

@@ -1,7 +1,7 @@
 """Tries again what failed for a time.  The only place of the program where a store is retried.
 
-Drivers never retry, callers never retry: this layer does, and what it lets through is permanent for
-everybody above (``temporary`` is False), so tries do not multiply.
+Drivers never retry, callers never retry: this layer does, and a store has one of it.  What it gives up on is
+raised as it is.
 
 Three budgets bound it.  Per operation: ``tries`` and ``seconds``.  Per store: a :class:`RetryBudget`
 that empties when most calls fail, so that a store that is down is asked once per call, not once per try.
@@ -102,7 +102,7 @@ class _Attempts:
         return self._used == 1
 
     def pause_or_raise(self, error: ChunkStoreError) -> None:
-        """Return after the pause before the next try, or raise ``error`` as a permanent one."""
+        """Return after the pause before the next try, or raise ``error``."""
         layer, policy = self._layer, self._layer.policy
         if not error.temporary:
             raise error
@@ -111,24 +111,20 @@ class _Attempts:
         pause = max(pause, (error.retry_after or 0) + layer._random() * policy.base)
         late = policy.seconds and layer._clock() + pause - self._start > policy.seconds
         if self._used >= policy.tries or late or layer._stopping() or not layer.budget.spend():
-            raise self._permanent(error)
+            raise self._given_up(error)
         layer._recorder.retried(layer.name, self._operation, pause, error)
         LOG.info("%s failed, trying again in %.1f s: %s", self._operation, pause, error)
         self._used += 1
         end = layer._clock() + pause
         while (left := end - layer._clock()) > 0:
             if layer._stopping():
-                raise self._permanent(error)
+                raise self._given_up(error)
             layer._sleep(min(left, STOP_INTERVAL))
             check_cancelled()
         if layer._stopping():
-            raise self._permanent(error)
+            raise self._given_up(error)
 
-    def _permanent(self, error: ChunkStoreError) -> ChunkStoreError:
-        error.temporary = False
-        if isinstance(error, DeleteFailed):
-            for each in error.errors.values():
-                each.temporary = False
+    def _given_up(self, error: ChunkStoreError) -> ChunkStoreError:
         error.add_note(f"gave up {self._operation} after {self._used} tries")
         return error
 
@@ -217,7 +213,6 @@ class RetryLayer(Layer):
                 info = next(entries, None)
             except ChunkStoreError as error:
                 if begun and not self.capabilities.sorted_listing:
-                    error.temporary = False
                     raise
                 if moved:
                     # Tries and seconds count from here: the time before was the caller's own.

@@ -8,7 +8,7 @@ import pytest
 
 from backupfw.engine import backup
 from backupfw.errors import JournalLost
-from backupfw.worker.reasons import is_temporary, user_reason
+from backupfw.worker.reasons import may_pass, user_reason
 from tests.unit.engine.fakes import (
     SEGMENT,
     FakeControl,
@@ -91,7 +91,7 @@ def test_a_journal_that_is_not_what_the_attempt_did_ends_it(harm: Harm) -> None:
         backup.run(make_job(0, len(data)), MemorySource(data), box, journal, FakeControl())
     assert not _manifests(box)
     # The task is given back, and its user hears no more than is good for them.
-    assert is_temporary(caught.value)
+    assert may_pass(caught.value)
     assert "database" in user_reason(caught.value, "req-1")
     source = MemorySource(data)
     result = backup.run(

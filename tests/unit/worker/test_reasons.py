@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 
 import pytest
+from oslo_db.exception import DBConnectionError, DBDeadlock, DBError
 
 from backupfw import errors
 from backupfw.chunkstore import errors as store_errors
 from backupfw.manager.messages import Detail
-from backupfw.worker.reasons import MAX_LENGTH, is_temporary, message_detail, user_reason
+from backupfw.worker.reasons import MAX_LENGTH, may_pass, message_detail, user_reason
 
 SECRETS = ("10.0.0.7", "/var/lib", "AKIA123", "https://", "host7")
 TEXT = "cannot reach https://10.0.0.7:443/ as AKIA123 from host7, see /var/lib/x"
@@ -69,25 +70,34 @@ def test_reasons_fit_their_column() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "temporary"),
+    ("error", "again"),
     [
         (store_errors.Unavailable("x"), True),
-        # The retry layer gave up and said so; the task may still be tried again later.
-        (store_errors.Unavailable("x", temporary=False), True),
+        (store_errors.Unavailable("x", temporary=False), False),
+        # Full is full for the next call, but somebody may make room.
         (store_errors.NoSpace("x"), True),
+        (store_errors.NoSpace("x", temporary=False), True),
+        (store_errors.DeleteFailed({"k": store_errors.PermissionDenied("x")}), True),
+        (store_errors.IntegrityError("x"), False),
+        (store_errors.IntegrityError("x", temporary=True), True),
         (store_errors.PermissionDenied("x"), False),
         (store_errors.PermissionDenied("x", temporary=True), True),
         (store_errors.InvalidName("x"), False),
         (errors.TargetError("x"), True),
         (OSError(errno.EIO, "x"), True),
         (errors.JournalLost("x"), True),
+        (errors.DatabaseUnwritable("x"), True),
+        (errors.ServiceUnavailable("x"), False),
+        (DBConnectionError(), True),
+        (DBDeadlock(), True),
+        (DBError(), False),
         (errors.Damaged("s", "c", "k", "x"), False),
         (errors.InvalidInput("x"), False),
         (ValueError("x"), False),
     ],
 )
-def test_what_is_tried_again(error: BaseException, temporary: bool) -> None:
-    assert is_temporary(error) is temporary
+def test_what_is_tried_again(error: BaseException, again: bool) -> None:
+    assert may_pass(error) is again
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import pytest
 
 from backupfw.chunkstore.base import Body, ChunkStore
 from backupfw.chunkstore.container import Container
-from backupfw.chunkstore.errors import Unavailable
+from backupfw.chunkstore.errors import PermissionDenied, Unavailable
 from backupfw.chunkstore.layers.base import Layer
 from backupfw.chunkstore.layers.stack import stack
 from backupfw.db import models
@@ -154,6 +154,19 @@ def test_a_listing_that_never_catches_up(world: WorkerWorld) -> None:
     put_over(world, LaggingStore(world.faulty))
     the_main_job(world)
     assert world.objects() == set()
+
+
+def test_what_a_driver_calls_temporary_is_tried_again_as_a_task(world: WorkerWorld) -> None:
+    """The layers' tries are used up, and then the driver's word counts for the task."""
+    volume = world.filled_volume(DATA[:SEGMENT])
+    world.faulty.fail("put", lambda: PermissionDenied("the clocks differ", temporary=True), times=2)
+    with world.worker():
+        first = world.backups.create(world.ctx(), volume_id=volume)
+        world.wait_backup(first.id, "available")
+        world.faulty.fail("put", lambda: PermissionDenied("no such user"), times=1)
+        second = world.backups.create(world.ctx(), volume_id=volume)
+        world.wait_backup(second.id, "error")
+        world.wait_idle()
 
 
 class BehindStores(OneStore):
