@@ -44,7 +44,7 @@ def test_there_are_entry_points() -> None:
 
 def test_the_loaders_take_every_driver_and_provider() -> None:
     for group, name, _value in declared():
-        if group == chunkstore_loader.GROUP:
+        if group == chunkstore_loader.DRIVERS.group:
             assert chunkstore_loader.load_driver(name).wire_name
-        elif group == volume_loader.GROUP:
+        elif group == volume_loader.PROVIDERS.group:
             assert volume_loader.load_provider(name).options() is not None

@@ -14,10 +14,11 @@ from stevedore.extension import ExtensionManager
 from backupfw.chunkstore.base import API_VERSION, Body
 from backupfw.chunkstore.layers.base import driver_of
 from backupfw.chunkstore.layers.stack import layers_of
-from backupfw.chunkstore.loader import DriverInfo, installed_drivers, load_driver, open_store
+from backupfw.chunkstore.loader import installed_drivers, load_driver, open_store
 from backupfw.chunkstore.memory import MemoryStore
 from backupfw.chunkstore.options import option_values
 from backupfw.errors import ConfigError
+from backupfw.plugins import PluginInfo
 
 
 class Site:
@@ -57,14 +58,14 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
             del sys.modules[name]
 
 
-def info_of(name: str) -> list[DriverInfo]:
+def info_of(name: str) -> list[PluginInfo]:
     return [info for info in installed_drivers() if info.name == name]
 
 
 def test_drivers_of_this_checkout() -> None:
     assert load_driver("memory") is MemoryStore
     (info,) = info_of("memory")
-    assert info == DriverInfo(
+    assert info == PluginInfo(
         "memory",
         "backupfw.chunkstore.memory:MemoryStore",
         "backupfw",
@@ -78,7 +79,7 @@ def test_drivers_of_this_checkout() -> None:
 def test_a_third_partys_driver(site: Site) -> None:
     site.install("example-store", "example", "example_good", GOOD)
     assert info_of("example") == [
-        DriverInfo("example", "example_good:Store", "example-store", "1.2", API_VERSION, None)
+        PluginInfo("example", "example_good:Store", "example-store", "1.2", API_VERSION, None)
     ]
     assert load_driver("example").wire_name == "example.Store"
 

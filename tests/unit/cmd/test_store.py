@@ -10,7 +10,7 @@ import pytest
 
 from backupfw.chunkstore import loader
 from backupfw.chunkstore.base import CheckItem, ChunkStore
-from backupfw.chunkstore.loader import DriverInfo
+from backupfw.plugins import PluginInfo
 from backupfw.testing import operator
 from tests.unit.cmd.conftest import Run
 
@@ -33,9 +33,9 @@ def test_list_is_a_table(run: Run, configure: Path, tmp_path: Path, monkeypatch:
         "[store:not-enabled]\ndriver = memory\n"
     )
     drivers = [
-        DriverInfo("memory", "m:M", "backupfw", "0.1.0", 1, None),
-        DriverInfo("posix", "p:P", "backupfw-posix", "12.10.3", 1, None),
-        DriverInfo("tape", "t:T", "backupfw-tape", "2.0", None, "driver 'tape' cannot be loaded"),
+        PluginInfo("memory", "m:M", "backupfw", "0.1.0", 1, None),
+        PluginInfo("posix", "p:P", "backupfw-posix", "12.10.3", 1, None),
+        PluginInfo("tape", "t:T", "backupfw-tape", "2.0", None, "driver 'tape' cannot be loaded"),
     ]
     monkeypatch.setattr(loader, "installed_drivers", lambda: drivers)
     done = run("store", "list")

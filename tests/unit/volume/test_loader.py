@@ -11,7 +11,7 @@ from stevedore import ExtensionManager, _cache
 
 from backupfw.errors import ConfigError
 from backupfw.volume.base import VolumeProvider
-from backupfw.volume.loader import GROUP, load_provider, provider_names
+from backupfw.volume.loader import PROVIDERS, load_provider
 from backupfw.volume.local.provider import LocalProvider
 
 _MODULE = """
@@ -47,19 +47,19 @@ def install(site: Path, distribution: str, **points: str) -> None:
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
     lines = [f"{name} = fake_providers:{attribute}" for name, attribute in points.items()]
-    (info / "entry_points.txt").write_text("\n".join([f"[{GROUP}]", *lines]))
+    (info / "entry_points.txt").write_text("\n".join([f"[{PROVIDERS.group}]", *lines]))
     importlib.invalidate_caches()
 
 
 def test_the_local_provider_is_installed() -> None:
-    assert "local" in provider_names()
+    assert "local" in PROVIDERS.names()
     assert load_provider("local") is LocalProvider
 
 
 @pytest.mark.parametrize("attribute", ["Good", "Heir"])
 def test_a_third_party_provider_is_found(site: Path, attribute: str) -> None:
     install(site, "third", theirs=attribute)
-    assert "theirs" in provider_names()
+    assert "theirs" in PROVIDERS.names()
     found = load_provider("theirs")
     assert issubclass(found, VolumeProvider)
     assert found.__name__ == attribute
@@ -77,7 +77,7 @@ def test_an_unknown_name_lists_what_is_there(site: Path) -> None:
         ("Old", "written for version 0 of .* has version 1"),
         ("Silent", "no declared version"),
         ("thing", "is not a VolumeProvider"),
-        ("missing", "cannot be loaded"),
+        ("missing", "of distribution third cannot be loaded: AttributeError"),
     ],
 )
 def test_what_is_no_provider_of_this_contract_is_refused(site: Path, attribute: str, text: str) -> None:
