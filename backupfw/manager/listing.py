@@ -1,4 +1,4 @@
-"""What a caller asks of a listing, and what of it he may see: the same for everything that is listed."""
+"""Listings: which rows a caller asks for, and which of them he may see; the same for all resources."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from backupfw.manager.metadata import matches
 
 Row = TypeVar("Row", Backup, Volume, Snapshot, Message, Transfer)
 
-#: Tables whose pairs a filter ``metadata`` asks for.
+#: Tables with the pairs that a filter ``metadata`` compares.
 _METADATA: dict[Any, Any] = {Volume: VolumeMetadata, Snapshot: SnapshotMetadata}
 
 
 class Paging(TypedDict, total=False):
-    """What a caller may ask for; see :func:`backupfw.db.queries.page`.
+    """The parameters of a listing; see :func:`backupfw.db.queries.page`.
 
-    ``all_tenants`` means every project's, and is heard only from administrators.
+    ``all_tenants`` asks for resources of all projects; it is ignored unless the caller is an administrator.
     """
 
     filters: Mapping[str, str] | None
@@ -37,7 +37,7 @@ class Paging(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """Which rows are meant, as :func:`backupfw.db.queries.conditions` takes it."""
+    """The filters, as :func:`backupfw.db.queries.conditions` takes them."""
 
     project_id: str | None
     filters: Mapping[str, str]
@@ -51,7 +51,7 @@ def scope(
     all_tenants: bool,
     where: Sequence[ColumnElement[bool]] = (),
 ) -> Scope:
-    """Return which rows a caller means, of those that are there for him.
+    """Return the conditions for the rows that a caller asks for and may see.
 
     :param where: further conditions.
     """
@@ -69,12 +69,12 @@ def page(
     where: Sequence[ColumnElement[bool]] = (),
     columns: Sequence[ColumnElement[Any]] = (),
 ) -> tuple[Sequence[Any], int | None]:
-    """Return one page of the rows a caller means, and how many there are in all if he asks.
+    """Return one page of the rows that a caller asks for, and their total number if he asks for it.
 
     :param where: further conditions.
     :param columns: what the page has of each row; see :func:`backupfw.db.queries.page`.
     :raises InvalidInput: a sort key or direction is unknown.
-    :raises MarkerNotFound: the marker is nothing that this caller can see.
+    :raises MarkerNotFound: the marker is no resource that this caller can see.
     """
     meant = scope(model, ctx, paging.get("filters"), paging.get("all_tenants", False), where)
     return queries.page(

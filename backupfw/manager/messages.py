@@ -1,7 +1,7 @@
 """User messages: what users can read about an operation that failed after it was accepted.
 
 A message is added in the transaction that moves the status, so there is one exactly when the operation
-failed.  It says which action failed and why by the ids that clients know; ``fail_reason`` of a backup says
+failed.  It names the action and the reason by ids that clients know; ``fail_reason`` of a backup says
 more.  It is kept for ``[DEFAULT] message_ttl`` seconds by the database's clock.
 """
 
@@ -31,14 +31,14 @@ SNAPSHOT = "VOLUME_SNAPSHOT"
 
 ERROR = "ERROR"
 WARNING = "WARNING"
-"""The operation went on, but not as it was asked for."""
+"""The operation succeeded, but not exactly as requested."""
 
 #: How many messages one transaction of a purge deletes.
 _BATCH = 1000
 
 
 class Action(Enum):
-    """What was being done.  The value is the id, which clients know."""
+    """The action that failed.  The value is the id, which clients know."""
 
     EXTEND_VOLUME = "007"
     CREATE_VOLUME = "008"
@@ -158,7 +158,7 @@ def text(action_id: str, detail_id: str) -> str:
 class MessageManager:
     """The user messages of all projects.  Thread-safe.
 
-    To a caller who is no administrator, another project's message does not exist; to nobody one that is
+    A caller who is no administrator cannot see messages of other projects.  Nobody can see a message that is
     older than ``message_ttl``.
 
     :param conf: ``message_ttl``.
@@ -181,9 +181,9 @@ class MessageManager:
     ) -> rows.Page[rows.Message]:
         """Return one page of messages.
 
-        :param detail: makes no difference.
+        :param detail: ignored.
         :raises InvalidInput: a sort key or direction is unknown.
-        :raises MarkerNotFound: the marker is no message this caller can see.
+        :raises MarkerNotFound: the marker is no message that this caller can see.
         """
         del detail
         with self._db.read() as session:

@@ -41,7 +41,7 @@ def add(session: Session, model: Model, owner_id: str, metadata: Mapping[str, st
 
 
 def replace(session: Session, model: Model, owner_id: str, metadata: Mapping[str, str]) -> None:
-    """Put a map in place of the old one.  The caller has locked the owner's row."""
+    """Replace the whole map.  The caller has locked the owner's row."""
     session.execute(delete(model).where(_owner(model) == owner_id, model.key.not_in([*metadata])))
     add(session, model, owner_id, metadata)
 
@@ -49,7 +49,7 @@ def replace(session: Session, model: Model, owner_id: str, metadata: Mapping[str
 class MetadataMethods(abc.ABC):
     """The metadata calls of a manager, the same for volumes and snapshots.
 
-    They raise the manager's NotFound where the owner is not there, or not for this caller.
+    They raise the manager's NotFound if the owner does not exist, or this caller cannot see it.
     """
 
     def __init__(self, db: Database, model: Model) -> None:
@@ -83,7 +83,7 @@ class MetadataMethods(abc.ABC):
     def replace_metadata(
         self, ctx: RequestContext, owner_id: str, metadata: Mapping[str, str], /
     ) -> Mapping[str, str]:
-        """Put a map in place of the old one; return it."""
+        """Replace the whole map; return the new one."""
 
         def work(session: Session) -> Mapping[str, str]:
             self._touch(session, ctx, owner_id)
@@ -119,7 +119,8 @@ def matches(model: Model, owner_id: Any, text: str) -> ColumnElement[bool]:
     :param owner_id: the owner's id column.
     :param text: the pairs as clients write them, e.g. ``{'tier': 'gold'}``; what is no map of texts
         matches nothing.
-    :raises InvalidInput: one of the texts cannot be kept; written as an escape it comes this far.
+    :raises InvalidInput: one of the texts has characters that cannot be stored; as an escape they pass
+        earlier checks.
     """
     wanted = _filter_pairs(text)
     if wanted is None:

@@ -1,10 +1,10 @@
-"""Export records: what ``export_record`` hands out and ``import_record`` takes.  Pure functions.
+"""Export records: ``export_record`` returns them and ``import_record`` reads them.  Pure functions.
 
 A record is base64 of a JSON object with the field names and string forms that clients, suites and
 existing services know.  A record that comes in is hostile: everything about it is bounded, only the
 fields of :class:`Record` are read, and nothing but :class:`~backupfw.errors.InvalidInput` is raised.
-What a record says is still only a claim: names in it are judged again where they are used
-(``naming``, the chunk store's layers), and the data is what the manifest says.
+The content of a record is not trusted: names in it are checked again where they are used
+(``naming``, the chunk store's layers), and the manifest decides about the data.
 """
 
 from __future__ import annotations
@@ -146,9 +146,10 @@ class Record:
 def volume_record(
     volume_type: str | None, bootable: bool, image_metadata: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Return what a backup's record keeps of its volume: what makes a new one what the old one was.
+    """Return the properties of its volume that a backup's record keeps, so that a restore can make an equal
+    volume.
 
-    An import reads it of the manifest, not of the record.
+    An import reads them from the manifest, not from the record.
     """
     return {
         "volume_type": volume_type,
@@ -163,7 +164,7 @@ def encode(backup: Exportable) -> str:
     if backup.volume_record is not None:
         info["volume"] = dict(backup.volume_record)
     record = {
-        # The one field whose content is a service's own.
+        # The only field whose content each service defines for itself.
         "driver_info": info,
         "id": backup.id,
         "user_id": backup.user_id,
@@ -201,14 +202,14 @@ def encode(backup: Exportable) -> str:
 def decode(text: str) -> Record:
     """Read a record (``backup_url`` of an import).
 
-    Both alphabets of base64 are taken, and white space in it.
+    It accepts both alphabets of base64, and white space.
 
     :raises InvalidInput: it cannot be decoded or parsed, or a field that is needed is missing, or one
         that is read has another type, form or length than it may have.
     """
     fields = _Fields(_parse(_decode_text(text)))
     return Record(
-        # In the words that clients' own tests look for.
+        # This text is what the clients' own tests look for.
         id=fields.needed("an id", fields.uuid("id")),
         size=fields.needed("size attribute", fields.integer("size", 1, MAX_SIZE)),
         user_id=fields.text("user_id"),

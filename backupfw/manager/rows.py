@@ -1,6 +1,6 @@
-"""What the manager hands out: frozen records of rows, never ORM objects.
+"""What the manager returns: frozen records of rows, never ORM objects.
 
-Fields carry the names of the columns; ``metadata`` and what is counted beside the row are added.
+Fields have the names of the columns; ``metadata`` and counts are added.
 """
 
 from __future__ import annotations
@@ -87,7 +87,8 @@ class Backup:
 
 
 class ListedBackup(NamedTuple):
-    """What a listing shows of a backup: a page makes a thousand, and a tuple costs a fifth of a record."""
+    """What a listing shows of a backup.  A page makes a thousand of them; a tuple costs a fifth of a
+    record."""
 
     id: str
     user_id: str | None
@@ -118,7 +119,7 @@ class ListedBackup(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """Somebody uses a volume."""
+    """An attachment: a user of a volume."""
 
     id: str
     volume_id: str
@@ -236,10 +237,10 @@ class Task:
 
     :ivar attempt: counts claims from 1; the fence of everything this attempt does.
     :ivar failures: attempts before this one that failed (or were lost) without progress.
-    :ivar checkpoint: how far an earlier attempt of a restore got, in the engine's words.
-    :ivar fail_reason: why the attempts before it failed, as far as they told.
+    :ivar checkpoint: the point that an earlier attempt of a restore reached, in the engine's form.
+    :ivar fail_reason: why the attempts before it failed, as far as they reported it.
     :ivar taken_over: another worker's lease ran out before this claim.
-    :ivar cancel: somebody cancelled it: clean up and :meth:`~backupfw.manager.queue.tasks.Tasks.discard` it.
+    :ivar cancel: it was cancelled: clean up and :meth:`~backupfw.manager.queue.tasks.Tasks.discard` it.
     """
 
     id: int

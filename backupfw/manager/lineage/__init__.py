@@ -1,1 +1,2 @@
-"""The life of backups, and of the manifests that share objects: who needs whom, and what may go."""
+"""Statuses of backups, and the lineage of manifests: which of them share objects, and which can be
+deleted."""

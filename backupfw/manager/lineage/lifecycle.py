@@ -1,8 +1,8 @@
-"""States and allowed moves, as data; the one function that carries a move out.
+"""States and allowed moves, as data, and the one function that carries a move out.
 
 Every change of a status is one conditional UPDATE (``… WHERE id = ? AND status IN (allowed)``): of two
-requests that race, the second finds no row and is refused, on any database.  ``backupfw lifecycle``
-prints the diagram of these tables (:func:`mermaid`), so the picture cannot be wrong.
+concurrent requests, the second one finds no row and is refused, on any database.  ``backupfw lifecycle``
+prints the diagram from these tables (:func:`mermaid`), so the diagram is always right.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ RESTORING = "restoring"
 """A backup that a task writes to a volume."""
 
 IN_USE = "in-use"
-"""A volume somebody is attached to."""
+"""A volume with an attachment."""
 
 BACKING_UP = "backing-up"
-"""A volume or snapshot that a backup is made of; ``previous_status`` is where it returns to."""
+"""A volume or snapshot that is being backed up; it returns to its ``previous_status``."""
 
 RESTORING_BACKUP = "restoring-backup"
 """A volume that a backup is written to."""
@@ -52,10 +52,10 @@ ERROR_RESTORING = "error_restoring"
 """A volume that a restore left half written."""
 
 ATTACHING = "attaching"
-"""A volume that somebody is about to use; set by administrators only, as the four that follow."""
+"""A volume that is about to be attached; only administrators set it, and the four that follow."""
 
 DETACHING = "detaching"
-"""A volume that somebody is about to stop using."""
+"""A volume that is about to be detached."""
 
 MAINTENANCE = "maintenance"
 """A volume that an administrator works on."""
@@ -85,10 +85,10 @@ LIVE = "live"
 """A manifest in its store, named by backups; children may share its objects."""
 
 RELEASED = "released"
-"""A manifest that nothing names any more, for ever; its objects are being removed."""
+"""A manifest that no backup uses any more, for ever; its objects are being deleted."""
 
 GONE = "gone"
-"""A manifest whose own objects are removed; it stays in the lineage where it is a fork."""
+"""A manifest whose own objects are deleted; it stays in the lineage while it is a fork."""
 
 ANY = "*"
 """In a move: from every status except ``deleted``."""
@@ -195,7 +195,7 @@ RESETS = {
     Snapshot: (CREATING, AVAILABLE, DELETING, ERROR, ERROR_DELETING),
 }
 
-#: Statuses that whoever makes or removes a snapshot may report of it, by the one it has.
+#: Statuses that a creator or remover of a snapshot may report, by the snapshot's present status.
 SNAPSHOT_REPORTS = {
     CREATING: (CREATING, AVAILABLE, ERROR),
     DELETING: (DELETING, ERROR_DELETING),
@@ -280,7 +280,7 @@ def _carry_out(
     )
     known = session.identity_map.get(identity_key(model, resource_id))
     if known is not None:
-        # Read anew where it is asked for; what the move did not touch stays as it was read.
+        # Only the changed columns are read again.
         session.expire(known, [column.key for column, _value in assignments])
     assert isinstance(result, CursorResult)
     return bool(result.rowcount)

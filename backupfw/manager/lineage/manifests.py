@@ -1,16 +1,18 @@
-"""The lineage of manifests in the database: who holds one, who may share with it, when it is gone.
+"""The lineage of manifests in the database: which backups use one, which manifests may share with it, when it
+ends.
 
 The rule itself is :mod:`backupfw.manager.lineage.tree`; this module loads the volume's tree, asks the
 rule, and stores what changed.  All functions work inside the caller's transaction and leave the commit
 to it.
 
-Why two requests can never both win: everything that takes hold of a manifest (a child, a duplicate) or
-lets go of one updates the manifest's own row first, so the database puts them in a row; what is
-decided is read after that.  What looks at or changes the tree's edges locks the rows of the volume's
-tree in the order of their ids (:func:`backupfw.db.locks.lock`), and reads them after that.
+Why two concurrent requests can never both succeed: a transaction that takes a manifest (for a child or a
+duplicate) or gives one up first updates the manifest's own row.  So the database runs these transactions one
+after the other, and each reads what it decides on after its update.  A transaction that reads or changes the
+tree's edges locks the rows of the volume's tree in the order of their ids
+(:func:`backupfw.db.locks.lock`), and reads them after that.
 
-Manifests of a volume share with manifests of the same volume, store and container only; so a tree
-never reaches past them.
+A manifest shares only with manifests of the same volume, store and container, so that is the extent of a
+tree.
 """
 
 from __future__ import annotations
@@ -41,11 +43,11 @@ from backupfw.manager.lineage.tree import Node, Tree
 
 @dataclass(frozen=True, slots=True)
 class VolumeRows:
-    """What a sweep has to know of one volume, read at one moment.
+    """What a sweep needs to know about one volume, read at one moment.
 
     :ivar live: keys of its live manifests.
-    :ivar known: keys of all its manifests, in any state, but what is only announced.
-    :ivar transient: ids of the backups whose objects may be about to change.
+    :ivar known: keys of all its manifests, in any state, except those that are only announced.
+    :ivar transient: ids of the backups whose objects can change at any moment.
     """
 
     live: frozenset[str]
@@ -67,9 +69,9 @@ def _tree_of(row: Manifest) -> ColumnElement[bool]:
 def _load(session: Session, row: Manifest) -> Tree:
     """Lock the tree that ``row`` is in, then load it.
 
-    One statement reads it all, so the answer is one state of the tree on any database; its length is
-    that of the volume's live manifests, because gone ones stay only as forks.  What was inserted while
-    the lock was waited for is read as well.
+    One statement reads all rows, so the answer is one state of the tree on any database.  Its length grows
+    with the volume's live manifests, because gone ones stay only as forks.  Rows that were inserted while
+    this transaction waited for the lock are read, too.
     """
     lock(session, Manifest, _tree_of(row))
     found = session.execute(
@@ -99,9 +101,9 @@ def _change(session: Session, statement: Update) -> bool:
 
 
 def take(session: Session, manifest_id: str) -> bool:
-    """Take hold of a manifest for a child or a duplicate that the caller inserts in this transaction.
+    """Take a manifest for a child or a duplicate that the caller inserts in this transaction.
 
-    :return: False when it is not live (any more): nothing may be built upon it.
+    :return: False if it is not live (any more): it can have no child or duplicate.
     """
     return _change(
         session,
@@ -119,7 +121,7 @@ def release_if_unused(session: Session, manifest_id: str) -> bool:
 
     :return: True when this call released it.
     """
-    # Taken first: whoever else lets go of it or takes hold of it waits here, or is seen below.
+    # Updated first: a transaction that takes it or gives it up waits here, or is seen below.
     if not take(session, manifest_id):
         return False
     named = select(Backup.id).where(Backup.manifest_id == manifest_id, Backup.deleted.is_(False))
@@ -129,7 +131,8 @@ def release_if_unused(session: Session, manifest_id: str) -> bool:
 
 
 def abandon(session: Session, manifest_id: str) -> bool:
-    """Give up a manifest that was being written: nobody shares with it, its own objects may go.
+    """Give up a manifest that was being written: no manifest shares with it, and its own objects can be
+    deleted.
 
     The base it was made from may be unused now: see :func:`release_if_unused`.
 
@@ -142,15 +145,14 @@ def abandon(session: Session, manifest_id: str) -> bool:
 
 
 def relatives(session: Session, manifest_id: str) -> list[Manifest]:
-    """Find what a release of this manifest has to ask before it deletes, as of now.
+    """Find the manifests that a release of this one must read before it deletes anything.
 
-    These are the manifests that may share objects, of those that the database knows; others have to be found
-    by listing (see :func:`volume_keys`).  One that is ``writing`` has no key yet: the release has to wait for
-    it.
+    These are the manifests in the database that may share objects; unknown ones must be found by a listing
+    (see :func:`volume_keys`).  A manifest in state ``writing`` has no key yet: the release must wait for it.
 
-    To be asked anew by every attempt of a release, in a transaction that began after the one that
-    released the manifest was committed: of two that are released at the same time, the later one then
-    sees the other as released.
+    Every attempt of a release must call this again, in a transaction that began after the commit of the
+    transaction that released the manifest.  So if two manifests are released at the same time, the later one
+    sees the other one as released.
 
     :raises LookupError: there is no such manifest.
     :raises ValueError: it is still writing or live.
@@ -213,7 +215,7 @@ def live_backups(session: Session, manifest_id: str) -> dict[str, list[str]]:
 
 
 def is_base_of_running(session: Session, manifest_id: str) -> bool:
-    """Say whether a backup is being made upon this manifest."""
+    """Return whether an incremental backup is being made from this manifest."""
     child = select(Manifest.id).where(Manifest.base_id == manifest_id, Manifest.state == WRITING)
     return session.scalar(child.limit(1)) is not None
 
@@ -221,8 +223,8 @@ def is_base_of_running(session: Session, manifest_id: str) -> bool:
 def detached_keys(session: Session, manifest_id: str) -> list[str]:
     """Return the keys of the live manifests of this one's volume whose lineage is unknown.
 
-    They may name what this one's backup put although it was never committed: by a database that was older
-    than the store.
+    They can name objects of this manifest's backup although it was never committed, if the database was
+    restored from an older copy.
 
     :raises LookupError: there is no such manifest.
     """
@@ -234,11 +236,11 @@ def detached_keys(session: Session, manifest_id: str) -> list[str]:
 
 
 def announce(session: Session, row: Manifest, key: str, key_digest: str) -> None:
-    """Keep that an attempt is about to put a manifest for ``row`` (state writing) under this key.
+    """Record that an attempt will put a manifest for ``row`` (state writing) under this key.
 
-    Whether a manifest will be, or is, committed under it is open from now on: this database may be the copy
-    to which somebody goes back later.  It ends with :func:`commit` or :func:`give_up`; until then such a
-    manifest counts as one that the database does not know.
+    From now on the key is *open*: a manifest may or may not be committed under it, because an operator may
+    restore this state of the database later.  :func:`commit` or :func:`give_up` ends that; until then the
+    manifest counts as unknown.
     """
     session.add(
         Manifest(
@@ -269,13 +271,13 @@ def announce(session: Session, row: Manifest, key: str, key_digest: str) -> None
 
 
 def is_announced(session: Session, key_digest: str) -> bool:
-    """Say whether an attempt announced this key, and it is open what becomes of it."""
+    """Return whether this key is announced and open."""
     found = select(Manifest.id).where(Manifest.key_digest == key_digest, Manifest.state == ANNOUNCED)
     return session.scalar(found) is not None
 
 
 def is_given_up(session: Session, key_digest: str) -> bool:
-    """Say whether an attempt announced this key, and nobody will ever commit it."""
+    """Return whether this key was announced and given up."""
     found = select(Manifest.id).where(
         Manifest.key_digest == key_digest, Manifest.state == GONE, Manifest.length.is_(None)
     )
@@ -291,9 +293,9 @@ def announced_keys(session: Session, backup_id: str) -> list[str]:
 
 
 def given_up_keys(session: Session, backup_id: str) -> list[str]:
-    """Return the keys that attempts of a backup announced and that nobody will ever commit.
+    """Return the keys that attempts of a backup announced and that were given up.
 
-    The rows stay; whether a manifest still lies under such a key, the store says.
+    The rows stay; only the store knows whether a manifest is still under such a key.
     """
     found = session.scalars(
         select(Manifest.key).where(
@@ -304,11 +306,11 @@ def given_up_keys(session: Session, backup_id: str) -> list[str]:
 
 
 def give_up(session: Session, *which: ColumnElement[bool]) -> None:
-    """Decide that keys that were announced will never be committed.
+    """Give up announced keys: they will never be committed.
 
-    Only for who knows that: an attempt of its own key; one of all keys of its backup, once it did not find
-    them whole in the store; whoever deletes the backup; a sweep of what no attempt will settle any more and
-    is not in the store.
+    Only these callers can know that: an attempt, for its own key; an attempt, for all keys of its backup that
+    it did not find complete in the store; the deletion of the backup; a sweep, for keys that no attempt will
+    settle and that are not in the store.
 
     :param which: conditions on the rows.
     """
@@ -321,9 +323,9 @@ def give_up(session: Session, *which: ColumnElement[bool]) -> None:
 
 
 def announced_for_nobody() -> ColumnElement[bool]:
-    """The condition that a key is open and its backup is deleted: nobody will commit it.
+    """The condition that a key is open and its backup is deleted, so it will not be committed.
 
-    A deletion gives up what its backup announced; a worker of an older release does not.
+    A deletion gives up the keys of its backup, but a worker of an older release does not.
     """
     living = exists().where(Backup.id == Manifest.backup_id, Backup.deleted.is_(False))
     return (Manifest.state == ANNOUNCED) & ~living
@@ -332,7 +334,8 @@ def announced_for_nobody() -> ColumnElement[bool]:
 def announced_beside_live(session: Session, store: str, container: str) -> list[str]:
     """Return the keys in a container that are open although their backup was committed under another key.
 
-    No attempt will settle them: a worker of an older release committed, or a manifest names what is damaged.
+    No attempt will settle them: a worker of an older release committed, or the manifest names damaged
+    objects.
     """
     live = aliased(Manifest)
     found = session.scalars(
@@ -377,7 +380,7 @@ def commit(session: Session, row: Manifest, key: str, key_digest: str, length: i
 def volume_rows(
     session: Session, *, store: str, container: str, installation_id: str, volume_id: str
 ) -> VolumeRows:
-    """Read what a sweep has to know of a volume, after it listed the volume's objects."""
+    """Read what a sweep needs to know about a volume; call it after the listing of the volume's objects."""
     found = session.execute(
         select(Manifest.key, Manifest.state, Manifest.backup_id).where(
             Manifest.volume_id == volume_id,
@@ -403,17 +406,18 @@ def volume_rows(
 def mark_gone(session: Session, manifest_id: str) -> bool:
     """Record that a released manifest's objects are deleted, and contract the tree.
 
-    The row is kept, so that an import of what was deleted is refused; for how long,
-    :mod:`backupfw.manager.operators.purge` says.
+    The row stays, so that an import of the deleted backup is refused; :mod:`backupfw.manager.operators.purge`
+    says for how long.
 
-    :return: False when it was gone already; the tree is contracted all the same.
+    :return: False if it was gone already; the tree is contracted in both cases.
     :raises LookupError: there is no such manifest.
     :raises ValueError: it was never released.
     """
     row = _row(session, manifest_id)
     if row.state not in (RELEASED, GONE):
         raise ValueError(f"manifest {manifest_id} is {row.state}")
-    # Locked before the row is changed, so that two of one volume queue up and do not block each other.
+    # Locked before the row is changed, so that two manifests of one volume wait for each other without a
+    # deadlock.
     tree = _load(session, row)
     marked = _change(
         session,

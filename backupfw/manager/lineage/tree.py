@@ -1,17 +1,17 @@
 """Which manifests can share objects: the rule on a small forest in memory, without a database.
 
-A manifest names its own objects and those it took over from its base.  If two live manifests name one
-object, every manifest on the path between them in the lineage tree named it too.  So when one is
-released, the first live manifest on each path that leaves it, up and down, through released and gone
-ones only, is all that has to be asked (:meth:`Tree.relatives`).  The nearest live ancestor and the
-nearest live descendants alone would be wrong: two children of a deleted base share its packs.
+A manifest names its own objects and those it took over from its base.  If two live manifests name one object,
+every manifest on the path between them in the lineage tree named it too.  So when one is released, only its
+*relatives* must be read (:meth:`Tree.relatives`): the first live manifest on each path that starts there, up
+and down, through released and gone manifests.  The nearest live ancestor and the nearest live descendants
+alone would be wrong: two children of a deleted base share its packs.
 
 A gone manifest is kept in the tree as long as it is a fork; with at most two neighbours it is dropped
 and they are joined (:meth:`Tree.contract`), so the tree has fewer gone ones than live ones.
 
-A *detached* manifest came by an import and its lineage is not known: it may be a neighbour of every
-manifest of its volume.  It is treated exactly as that, alive or gone; and as long as the volume has
-another manifest, one gone detached one is kept.
+A *detached* manifest came by an import, so its lineage is not known: it may be a neighbour of every
+manifest of its volume, and is treated so, whether it is live or gone.  As long as the volume has
+another manifest, one gone detached manifest is kept.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ class Tree:
     def _possible(self, node_id: str) -> Iterator[str]:
         """Yield the neighbours that exist only because a lineage is unknown.
 
-        A writing manifest is none of them: its base is known, live, and names all it took over.
+        A writing manifest is none of them: its base is known and live, and names all objects that it took
+        over.
         """
         others = self._base if node_id in self._detached else self._detached
         for other in sorted(others):
@@ -79,7 +80,7 @@ class Tree:
                 yield other
 
     def relatives(self, start: str) -> list[str]:
-        """Find who may share objects with ``start``, of those that the database knows.
+        """Find the manifests in the database that may share objects with ``start``.
 
         :return: the ids of the first writing or live manifests on every path from ``start``.
         """
@@ -102,7 +103,7 @@ class Tree:
         return found
 
     def mark_gone(self, node_id: str) -> None:
-        """Take note that the objects of ``node_id`` are deleted."""
+        """Record that the objects of ``node_id`` are deleted."""
         self._nodes[node_id] = replace(self._nodes[node_id], state=GONE)
 
     def contract(self) -> dict[str, tuple[str | None, bool]]:
@@ -125,7 +126,7 @@ class Tree:
                 continue
             changed |= self._drop(here, near)
             dropped.add(here)
-            # Only an end that was cut off can have made its neighbour one that is no fork any more.
+            # Only the removal of an end can turn its neighbour into a manifest that is no fork.
             if len(near) == 1 and near[0] != joint and self._nodes[near[0]].state == GONE:
                 todo.append(near[0])
         if joint is not None and len(self._base) == 1:

@@ -1,1 +1,1 @@
-"""Which task runs next and where: claims, what a task waits for, who can run it; events of tasks."""
+"""The queue: which task runs next and where, what tasks wait for, which workers exist, and events."""

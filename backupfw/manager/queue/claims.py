@@ -64,7 +64,7 @@ class Reach:
         return and_(*conditions)
 
     def takes_new(self) -> ColumnElement[bool]:
-        """The condition that nobody disabled or froze these workers."""
+        """The condition that these workers are neither disabled nor frozen."""
         service = models.Service
         return ~exists().where(
             service.host == self.host,
@@ -100,7 +100,7 @@ class Limits:
         return bool(self.total or self.project or any(self.stores.values()))
 
     def has_room(self, session: Session) -> ColumnElement[bool] | None:
-        """The condition on a task's row that it may be one more; None: not even one may."""
+        """The condition on a task's row that the limits allow one more such task; None: no task."""
         row = models.Task
         if not self.any():
             return row.id.is_not(None)
@@ -132,7 +132,7 @@ def first_in_line() -> ColumnElement[bool]:
 
 def _in_the_way_of(row: type[models.Task], older: type[models.Task]) -> tuple[ColumnElement[bool], ...]:
     return (
-        # Nobody waits for a clean-up; it may be tried again for days.
+        # No task waits for the removal of objects, which may be tried again for days.
         older.kind != "manifest.release",
         or_(
             older.resource_id == row.resource_id,
@@ -144,9 +144,9 @@ def _in_the_way_of(row: type[models.Task], older: type[models.Task]) -> tuple[Co
 
 
 def due(session: Session) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
-    """The two ways in which a task waits for a worker: its lease ran out, or it is queued and due.
+    """The two conditions under which a task can be claimed: its lease has ended, or it is queued and due.
 
-    Apart from each other, because each has an index to be found by.
+    They are separate because each has its own index.
     """
     row = models.Task
     lost = and_(row.state == RUNNING, row.lease_until <= clock(session))
@@ -155,9 +155,9 @@ def due(session: Session) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
 
 
 def waits(session: Session, reach: Reach | None, kinds: Collection[str] | None) -> bool:
-    """Say in one statement, without a lock, whether a claim may find anything.
+    """Return whether a claim may find a task, by one statement without a lock.
 
-    Limits and the line are not looked at.
+    It ignores limits, and tasks that wait for older ones.
     """
     row = models.Task
     found = or_(
@@ -182,7 +182,7 @@ def next_task(
     row = models.Task
     for way in due(session):
         for task_id in _in_order(session, and_(way, room, *_eligible(reach, kinds))):
-            # Whoever holds a row's lock is changing it; we do not wait while everybody waits for us.
+            # A locked row is being changed; all other claims would wait while we wait for it.
             if lock(session, row, row.id == task_id, way, skip_locked=True):
                 found = session.get_one(row, task_id)
                 _advance(session, position, found.queue_position)
@@ -191,7 +191,7 @@ def next_task(
 
 
 def _disown(session: Session) -> None:
-    """Take tasks whose leases ran out from their owners; one whose row somebody is changing counts on."""
+    """Take tasks whose leases have ended from their owners; one whose row is locked still counts."""
     row = models.Task
     lapsed = (row.state == RUNNING, row.lease_until <= clock(session), row.owner.is_not(None))
     ids = lock(session, row, *lapsed, skip_locked=True)
@@ -205,8 +205,8 @@ def _disown(session: Session) -> None:
 def _in_order(session: Session, condition: ColumnElement[bool]) -> Iterator[int]:
     """Yield the tasks that meet a condition and are first in line, in the order of the queue.
 
-    Page by page along an index, and the line looked at for each page: in one statement a database without
-    fresh statistics would look at the line of every task that waits.
+    It reads the tasks page by page along an index, and looks for older tasks of the same resource per page:
+    in one statement, a database without fresh statistics would look for them for every waiting task.
     """
     row = models.Task
     after: ColumnElement[bool] | None = None
@@ -238,7 +238,7 @@ def lock_queue(session: Session) -> int:
     row = models.Queue
     if not lock(session, row, row.id == _QUEUE):
         session.execute(insert_if_absent(session, row), {"id": _QUEUE, "queue_position": 0})
-        # Whoever made the row: it is there now, and the lock is waited for.
+        # The row exists now, whichever transaction inserted it; wait for its lock.
         lock(session, row, row.id == _QUEUE)
     return session.scalars(select(row.queue_position).where(row.id == _QUEUE)).one()
 

@@ -1,4 +1,4 @@
-"""How far the operation on a backup, a volume or a snapshot is."""
+"""Progress of the operation on a backup, a volume or a snapshot."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from backupfw.manager.queue.claims import Limits
 if TYPE_CHECKING:
     from oslo_config import cfg
 
-#: Nothing is going on.
+#: There is no operation.
 IDLE = "idle"
 
-#: What a running task does, in a word.
+#: The phase of a running task, by kind.
 _PHASES = {
     tasks.BACKUP_CREATE: lifecycle.CREATING,
     tasks.BACKUP_IMPORT: "importing",
@@ -35,14 +35,14 @@ _PHASES = {
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far an operation is.
+    """The progress of an operation.
 
     :ivar phase: ``idle``; ``creating``, ``importing``, ``restoring``, ``extending`` or ``deleting``; or why
         the operation waits (see :func:`backupfw.manager.queue.waiting.why`).
-    :ivar done: bytes; holes and what did not change count as soon as they have been passed.
+    :ivar done: bytes; holes and unchanged blocks count when the operation has passed them.
     :ivar total: bytes; None: not known (yet).
-    :ivar rate: bytes per second at the last word of the worker; None: nothing runs, or it is too early.
-    :ivar seconds_left: what is left at that rate; None: not known.
+    :ivar rate: bytes per second at the worker's last report; None: no task runs, or it is too early.
+    :ivar seconds_left: remaining seconds at that rate; None: not known.
     """
 
     phase: str
@@ -53,7 +53,8 @@ class Progress:
 
 
 def of(session: Session, conf: cfg.ConfigOpts, resource_id: str) -> Progress:
-    """Return how far the operation on a backup, volume or snapshot is; where several wait, the first of them.
+    """Return the progress of the operation on a backup, volume or snapshot; if several wait, of the first
+    one.
 
     A restore is an operation on the backup.
     """
@@ -68,7 +69,7 @@ def of(session: Session, conf: cfg.ConfigOpts, resource_id: str) -> Progress:
         return Progress(IDLE)
     done, total = task.progress_done, task.progress_total
     if not total and task.kind in (tasks.BACKUP_CREATE, tasks.BACKUP_RESTORE):
-        # The worker has said nothing yet.
+        # The worker has reported nothing yet.
         total = session.scalar(select(models.Backup.length).where(models.Backup.id == resource_id)) or 0
     reason = waiting.why(session, conf, task, Limits.of(conf))
     rate = None if reason is not None or not task.progress_rate else task.progress_rate

@@ -1,6 +1,6 @@
 """Requirements: what a task requires of its worker: an availability zone, a store, the host of a volume.
 
-Written to the task's row when it is queued, so that a claim is one comparison of columns.
+They are written to the task's row when it is queued, so that a claim only compares columns.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def of_task(session: Session, kind: str, resource_id: str, payload: Mapping[str,
     volume = session.get(models.Volume, resource_id)
     if volume is None or action != "create":
         return Requirements(volume_host=None if volume is None else volume.host)
-    # A copy is made where its source can be read.
+    # A copy needs a host that can read its source.
     if volume.snapshot_id is not None:
         return Requirements(volume_host=_snapshot_host(session, volume.snapshot_id))
     return Requirements(volume_host=_host(session, volume.source_volid))
@@ -58,7 +58,7 @@ def _of_backup(session: Session, action: str, backup_id: str, payload: Mapping[s
         return Requirements(store=backup.store, volume_host=_host(session, payload["volume_id"]))
     if action == "import":
         return Requirements(store=_known_store(session, payload["record"].get("store")))
-    # The temporary snapshot that a killed attempt left lies where its volume is.
+    # The temporary snapshot that a killed attempt left is on its volume's host.
     host = None if backup.temp_snapshot_id is None else _host(session, backup.volume_id)
     return Requirements(store=backup.store, volume_host=host)
 
@@ -74,6 +74,6 @@ def _snapshot_host(session: Session, snapshot_id: str) -> str | None:
 
 
 def _known_store(session: Session, name: str | None) -> str | None:
-    """Return the store that a record names if a worker ever had one of that name; it is only a hint."""
+    """Return the store that a record names as a hint, if a worker ever had a store of that name."""
     known = session.scalars(select(models.Service.stores))
     return name if name is not None and any(name in stores for stores in known) else None

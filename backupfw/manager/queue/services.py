@@ -1,9 +1,9 @@
-"""Services: the processes that report themselves, and which of them live.
+"""Services: the processes that send heartbeats, and which of them live.
 
-All times are the database's, so hosts with wrong clocks neither look dead nor live for ever.
+All times are the database's, so a host with a wrong clock neither looks dead nor lives for ever.
 
-A service is all processes of a host that do the same; they are disabled and frozen together and are in one
-zone.  Each may have other stores: the service can reach what one of them can that lives.
+A service is all worker processes of a host; they are disabled and frozen together and have one zone.  They
+can have different stores: the service has the stores of all its live processes.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class HostNotFound(NotFound):
 
 @dataclass(frozen=True, slots=True)
 class HostUsage:
-    """What a project has on a host: how many, and their GiB."""
+    """The volumes of a project on a host: their number, and their GiB."""
 
     volumes: int
     volume_gigabytes: int
@@ -56,10 +56,10 @@ class HostUsage:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """Processes that report themselves under one name.
+    """The processes of one host and binary.
 
-    :ivar up: whether it reported within the configured ``service_down_time``, and did not leave since.
-    :ivar frozen: it is being drained: it takes nothing new, and what only it can serve waits for it.
+    :ivar up: whether it sent a heartbeat within the configured ``service_down_time``, and has not left since.
+    :ivar frozen: it is being drained: it takes no new tasks, and tasks that only it can serve wait for it.
     :ivar every_volume: it can open volumes of other hosts, too.
     :ivar stores: the wire name of each store it can reach, by the store's configured name.
     :ivar reported_at: naive UTC by the database's clock.
@@ -96,7 +96,7 @@ def services(
     # The clock comes with the rows: an idle worker asks often.
     statement = select(models.Service, clock(session)).order_by(models.Service.host, models.Service.binary)
     if host is not None:
-        # A host's name also stands for what is behind an "@" on it.
+        # A host's name also matches names with "@" and a suffix.
         part = models.Service.host.startswith(f"{host}@", autoescape=True)
         statement = statement.where(or_(models.Service.host == host, part))
     if binary is not None:
@@ -113,13 +113,13 @@ def backup_workers_alive(session: Session, conf: cfg.ConfigOpts) -> bool:
 
 
 def _service(row: models.Service, oldest: datetime) -> Service:
-    # Each of its processes may have left in order.
+    # All of its processes may have left by themselves.
     left = row.processes is not None and not row.processes
     return Service(**rows.columns(row, Service), up=row.reported_at >= oldest and not left)
 
 
 def _set_living(row: models.Service, living: dict[str, Any]) -> None:
-    """Enter which processes live, and with that what their service can reach."""
+    """Store which processes live, and so which stores their service has."""
     row.processes = living
     row.stores = {name: wire for one in living.values() for name, wire in one["stores"].items()}
     row.every_volume = any(one["every_volume"] for one in living.values())
@@ -144,11 +144,12 @@ class ServiceManager:
         every_volume: bool = False,
         process: str = "",
     ) -> None:
-        """Report that a process lives, making its service's row at the first time.
+        """Record that a process lives; the first call inserts its service's row.
 
         :param stores: wire names of the stores it can reach, by configured name.
         :param every_volume: whether it can open volumes of other hosts, too.
-        :param process: which process it is of those that there are; any text, the same each time.
+        :param process: any text that identifies the process among those of the service; the same in every
+            call.
         """
 
         def work(session: Session) -> None:
@@ -163,7 +164,7 @@ class ServiceManager:
                     "reported_at": moment,
                 }
                 session.execute(insert_if_absent(session, models.Service), new)
-                # Whoever made the row: it is there now, and the lock is waited for.
+                # The row exists now, whichever transaction inserted it; wait for its lock.
                 lock(session, models.Service, *mine)
             row, moment = session.execute(select(models.Service, clock(session)).where(*mine)).one()
             oldest = (moment - timedelta(seconds=self._conf.service_down_time)).isoformat(
@@ -182,7 +183,7 @@ class ServiceManager:
         self._db.run(work)
 
     def leave(self, host: str, binary: str, process: str) -> None:
-        """Report that a process ends in order; with the last one of them its service is down at once.
+        """Record that a process ends by itself; after the last process its service is down at once.
 
         :param process: as it was reported by :meth:`heartbeat`.
         """
@@ -195,7 +196,7 @@ class ServiceManager:
                 if living:
                     _set_living(row, living)
                 else:
-                    # What it could reach stays: what only it could serve waits for it to come back.
+                    # Its stores stay: tasks that only it can serve wait for it.
                     row.processes = {}
                 row.reported_at = now(session)
 
@@ -214,9 +215,9 @@ class ServiceManager:
             return services(session, self._conf, host=host, binary=binary)
 
     def usage_of_host(self, ctx: RequestContext, host: str) -> Mapping[str, HostUsage]:
-        """Return what the volumes that this host's workers alone can open are, by project.
+        """Return the volumes that only this host's workers can open, by project.
 
-        :raises HostNotFound: none of its services ever reported itself.
+        :raises HostNotFound: no service of this host ever sent a heartbeat.
         """
         del ctx
         found: dict[str, list[int]] = {}
@@ -244,10 +245,10 @@ class ServiceManager:
     ) -> Service:
         """Disable a service, with a reason, or enable it (which forgets the reason).
 
-        A disabled worker takes nothing new, and does not count as one that lives: what only it could
-        serve ends after a while.
+        A disabled worker takes no new tasks, and does not count as live: tasks that only it can serve
+        expire.
 
-        :raises ServiceNotFound: it never reported itself.
+        :raises ServiceNotFound: it never sent a heartbeat.
         """
         del ctx
         return self._set(host, binary, disabled=disabled, disabled_reason=reason if disabled else None)
@@ -255,16 +256,16 @@ class ServiceManager:
     def set_frozen(self, ctx: RequestContext, host: str, *, frozen: bool) -> Service:
         """Freeze a host's worker, or thaw it.
 
-        A frozen worker goes on with what runs and takes nothing new, so it drains; it counts as one that
-        lives: what only it can serve waits for it.
+        A frozen worker finishes its running tasks and takes no new ones.  It counts as live: tasks that only
+        it can serve wait for it.
 
-        :raises InvalidInput: no worker of this host ever reported itself.
+        :raises InvalidInput: no worker of this host ever sent a heartbeat.
         """
         del ctx
         try:
             return self._set(host, BACKUP_BINARY, frozen=frozen)
         except ServiceNotFound as error:
-            # Clients know a host that is not there as a value that is wrong.
+            # Clients expect a 400, not a 404, for an unknown host.
             raise InvalidInput(f"Host {host} could not be found.") from error
 
     def _set(self, host: str, binary: str, **values: Any) -> Service:

@@ -1,11 +1,11 @@
-"""The rows that say what is to be done, and who is doing it.
+"""Tasks: rows that describe operations, and which worker runs them.
 
-The row is the truth; a message only wakes a worker up.  A task is made in the transaction that moves the
-statuses it will lead on, and ends in the transaction that moves them again, so no transient status can
-stand without a task.  Every statement of a running attempt is conditional on its attempt number: an
-attempt whose lease ran out and was claimed by somebody else can change nothing any more.
+Workers find tasks in the table; a message only wakes a worker up.  A task is inserted in the transaction that
+moves a resource to a transient status, and deleted in the transaction that moves it on, so a transient status
+always has a task.  Every statement of a running attempt is conditional on its attempt number: an attempt
+whose lease ended, and whose task another worker claimed, can change nothing any more.
 
-Clocks: leases and delays are compared with the database's clock only.
+Leases and delays are compared with the database's clock only.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ KINDS = frozenset(
 
 #: How a task ended.
 Outcome = Literal["done", "failed", "cancelled"]
-#: Key of ``Session.info``: who hears of ends in this process.
+#: Key of ``Session.info``: the function of this process that is called at each end of a task.
 _HEARS = "backupfw_hears"
 #: Longest ``fail_reason``.
 REASON_LENGTH = models.TEXT_LENGTH
@@ -77,9 +77,9 @@ def add(
 ) -> int:
     """Queue a task in the caller's transaction and return its id.
 
-    :param resource_id: what the task is about; tasks about one thing run one after the other.
+    :param resource_id: the resource of the task; tasks of one resource run one after the other.
     :param source_id: the volume or snapshot the task occupies, or None; likewise.
-    :param payload: what the task needs to know, as JSON; ids only, no secrets.
+    :param payload: the task's input as JSON; ids only, no secrets.
     :param delay: seconds before it may be claimed.
     """
     assert kind in KINDS
@@ -109,8 +109,8 @@ def add(
 def cancel(session: Session, resource_id: str, kinds: Collection[str] | None = None) -> list[Task]:
     """Cancel all unfinished tasks of a resource, in the caller's transaction.
 
-    A task that no worker ever claimed is deleted; any other is marked, and its worker (or the one that
-    claims it after that one's death) cleans up and discards it.
+    A task that no worker ever claimed is deleted.  Any other task is marked; its worker, or the worker that
+    takes it over, cleans up and discards it.
 
     :param kinds: only tasks of these kinds; None for all.
     :returns: the tasks that were cancelled, with the attempt they were at (0: never claimed).
@@ -129,7 +129,7 @@ def cancel(session: Session, resource_id: str, kinds: Collection[str] | None = N
             ended(session, task, "cancelled")
         else:
             found.cancel = True
-            # Nothing may keep a worker from cleaning up at once.
+            # The clean-up must start at once.
             found.not_before = None
             found.updated_at = now(session)
     session.flush()
@@ -139,7 +139,7 @@ def cancel(session: Session, resource_id: str, kinds: Collection[str] | None = N
 def end(session: Session, task: Task, outcome: Outcome = "done") -> None:
     """Delete the task's row in the caller's transaction, which then moves the statuses.
 
-    :raises TaskCancelled: it was cancelled meanwhile: the statuses were moved by whoever did it.
+    :raises TaskCancelled: it was cancelled meanwhile; the cancellation has moved the statuses.
     :raises TaskLost: another attempt owns it, or it ended.
     """
     row = models.Task
@@ -151,15 +151,15 @@ def end(session: Session, task: Task, outcome: Outcome = "done") -> None:
 
 
 def ended(session: Session, task: Task, outcome: Outcome) -> None:
-    """Tell of the end of a task, in the transaction that deletes its row."""
+    """Report the end of a task, in the transaction that deletes its row."""
     outbox.ended(session, task)
     count_end(session, task, outcome)
 
 
 def count_end(session: Session, task: Task, outcome: Outcome) -> None:
-    """Have an end counted and logged once the transaction is committed, be it one that is told to users only.
+    """Count and log an end once the transaction is committed, also one that only users see.
 
-    The one who ends it as failed logs that: he alone knows the error.
+    A failure is logged by the caller, which knows the error.
     """
     hear = session.info.get(_HEARS)
 
@@ -175,15 +175,16 @@ def count_end(session: Session, task: Task, outcome: Outcome) -> None:
 
 
 def hear_ends(db: Database, hear: Callable[[str, Outcome], object]) -> None:
-    """Have each end of a task by this process heard, with its kind, once it is committed; it must not raise.
+    """Set the function that is called, with kind and outcome, after each committed end of a task by this
+    process.
 
-    The end of an attempt that is followed by another one is none.
+    It must not raise.  The end of an attempt that is followed by another one is not the end of a task.
     """
     db.info[_HEARS] = hear
 
 
 def lost(session: Session, task: Task) -> TaskCancelled | TaskLost:
-    """Say why a conditional statement of this attempt met no row."""
+    """Return why a conditional statement of this attempt found no row."""
     mine = session.scalar(select(models.Task.id).where(_mine(task)))
     if mine is None:
         return TaskLost(f"task {task.id}, attempt {task.attempt}, is not ours any more")
@@ -191,7 +192,7 @@ def lost(session: Session, task: Task) -> TaskCancelled | TaskLost:
 
 
 def hold(session: Session, task: Task, **values: Any) -> None:
-    """Make sure that the task is still this attempt's, and keep it so until the transaction ends.
+    """Check that the task still belongs to this attempt, and lock it until the transaction ends.
 
     :param values: columns of the task's row to set in the same statement.
     :raises TaskCancelled: it was cancelled.
@@ -208,7 +209,7 @@ def hold(session: Session, task: Task, **values: Any) -> None:
 
 
 def short_reason(reason: str | None) -> str | None:
-    """Cut a reason to what ``fail_reason`` holds."""
+    """Cut a reason to the length of ``fail_reason``."""
     return None if reason is None else reason[:REASON_LENGTH]
 
 
@@ -238,8 +239,8 @@ class Tasks:
 
         A task may run when it is queued and its delay is over, or when its lease ran out, no older
         unfinished task concerns the same resource or source, and no limit is reached.  An attempt lost
-        with its lease counts as a failure unless it had made progress.  A claim that was done although
-        its answer was lost is what the next call of this owner returns.
+        with its lease counts as a failure unless it had made progress.  If a claim was
+        committed but its answer was lost, the next call of this owner returns that task.
 
         :param owner: ``<host>/<anything>``; two live workers never share one, and each claims one task
             after the other.
@@ -249,7 +250,7 @@ class Tasks:
             all.
         """
         if owner not in self._unanswered:
-            # Looking costs one statement and no lock; most looks find nothing.
+            # This look costs one statement and no lock; it usually finds nothing.
             with self._db.read() as session:
                 if not claims.waits(session, reach, kinds):
                     return None
@@ -271,9 +272,10 @@ class Tasks:
     def renew(self, owner: str, held: Collection[Task], lease_seconds: float) -> dict[int, bool]:
         """Keep an owner's tasks for ``lease_seconds`` from now, however many they are, all at once.
 
-        :returns: the ids of those that are still its attempts', each with whether somebody cancelled it.
-            Of the others another attempt owns the task, or it ended, or the lease ran out: its place may
-            have been given to another task.
+        :returns: the ids of the tasks that it still holds, each with whether it was cancelled.  The other
+            tasks
+            belong to another attempt, have ended, or their leases have ended, so that another task may have
+            their place in a limit.
         """
         attempts = {task.id: task.attempt for task in held}
         row = models.Task
@@ -290,7 +292,7 @@ class Tasks:
                 execution_options={"synchronize_session": False},
             )
             found = session.execute(select(row.id, row.attempt, row.cancel).where(*kept)).all()
-            # This owner may have claimed a task again that it lost.
+            # This owner may have claimed a task again after it lost it.
             return {
                 task_id: bool(cancel) for task_id, attempt, cancel in found if attempts[task_id] == attempt
             }
@@ -298,7 +300,7 @@ class Tasks:
         return self._db.run(work)
 
     def cancelled(self, owner: str) -> set[int]:
-        """Return the ids of an owner's running tasks that somebody cancelled."""
+        """Return the ids of an owner's running tasks that were cancelled."""
         row = models.Task
         with self._db.read() as session:
             return set(
@@ -308,7 +310,8 @@ class Tasks:
             )
 
     def checkpoint(self, task: Task, value: int) -> None:
-        """Record how far the work is done and durable; counts as progress if it is further than before.
+        """Record the point up to which the work is durable; it counts as progress if it is further than
+        before.
 
         :raises TaskCancelled: it was cancelled.
         :raises TaskLost: another attempt owns it, or it ended.
@@ -327,7 +330,7 @@ class Tasks:
         self._db.run(work)
 
     def progress(self, task: Task, done: int, total: int) -> None:
-        """Record how far the task is, in bytes, and how fast; of a backup's task on the backup's row, too.
+        """Record the task's progress in bytes, and its speed; for a backup's task in the backup's row, too.
 
         :raises TaskCancelled: it was cancelled.
         :raises TaskLost: another attempt owns it, or it ended.
@@ -361,13 +364,13 @@ class Tasks:
         self._db.run(work)
 
     def retry(self, task: Task, delay: float, reason: str | None = None) -> bool:
-        """Give a failed attempt's task back to the queue, unless it was one too many.
+        """Give a failed attempt's task back to the queue, unless it was the last allowed one.
 
         An attempt that made progress does not count.
 
         :param delay: seconds before it may be claimed again.
-        :param reason: why it failed, for whoever ends the task for good.
-        :returns: whether it will be tried again; if not, it is still this attempt's to end.
+        :param reason: why it failed; used when the task finally ends.
+        :returns: whether it will be tried again; if not, this attempt must end the task.
         :raises TaskLost: another attempt owns it, or it ended.
         """
 
@@ -385,7 +388,7 @@ class Tasks:
         return self._db.run(work)
 
     def discard(self, task: Task) -> None:
-        """End a cancelled task after its clean-up; whoever cancelled it has moved the statuses.
+        """End a cancelled task after its clean-up; the cancellation has moved the statuses.
 
         :raises TaskLost: another attempt owns it, or it ended, or it is not cancelled.
         """
@@ -420,7 +423,8 @@ class Tasks:
         return self._db.run(work)
 
     def take_over(self, host: str) -> int:
-        """End the leases of all owners of a host at once: for a process that knows it is alone there.
+        """End the leases of all owners of a host at once, for a process that knows that it is the only one
+        there.
 
         Returns how many leases were ended.
         """
@@ -439,7 +443,7 @@ class Tasks:
         return self._db.run(work)
 
     def given_up(self, task: Task) -> bool:
-        """Whether so many attempts were lost, with their workers, that none is to be made any more."""
+        """Whether so many attempts were lost, with their workers, that no further one is allowed."""
         return task.failures >= self._max_attempts
 
     def pending(self) -> int:
@@ -449,7 +453,7 @@ class Tasks:
 
 
 def _pace(session: Session, task: Task, done: int, total: int) -> dict[str, Any]:
-    """Return the columns that say how far a task is: its speed is that since it was told last, smoothed."""
+    """Return the columns of a task's progress; the speed is smoothed over the reports."""
     row = models.Task
     before, rate, at = session.execute(
         select(row.progress_done, row.progress_rate, row.progress_at).where(row.id == task.id)
@@ -457,7 +461,7 @@ def _pace(session: Session, task: Task, done: int, total: int) -> dict[str, Any]
     moment = now(session)
     seconds = None if at is None else (moment - at).total_seconds()
     if seconds is None or done < before:
-        # The first word of an attempt.
+        # The first report of an attempt.
         rate = 0
     elif seconds > 0:
         latest = (done - before) / seconds
@@ -466,7 +470,7 @@ def _pace(session: Session, task: Task, done: int, total: int) -> dict[str, Any]
 
 
 def _mine(task: Task) -> ColumnElement[bool]:
-    """The row is this attempt's: not claimed by another since, and not given back."""
+    """The condition that the row belongs to this attempt: not claimed by another since, nor given back."""
     row = models.Task
     return and_(row.id == task.id, row.attempt == task.attempt, row.state == RUNNING)
 
@@ -494,8 +498,8 @@ def _claimed(session: Session, found: models.Task, owner: str, lease_seconds: fl
 
 
 def _is_claimed(session: Session, task: Task, owner: str, lease_seconds: float) -> bool:
-    """Say whether a claim whose answer was lost was done and still holds; then it holds on from now."""
-    # Behind the lost transaction, if the database is still busy with it.
+    """Return whether a claim whose answer was lost was committed and is still valid; then renew its lease."""
+    # This waits for the lost transaction, if the database still runs it.
     claims.lock_queue(session)
     row = models.Task
     result = session.execute(

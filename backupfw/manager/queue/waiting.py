@@ -22,12 +22,12 @@ from backupfw.manager.queue.services import Service
 if TYPE_CHECKING:
     from oslo_config import cfg
 
-#: What users read where no worker at all is there.
+#: What users read if there is no worker at all.
 REASON = "No backup service was available."
 #: How many tasks one call ends, so that its transaction stays short.
 _BATCH = 100
 
-#: What :func:`why` says of a task that does not run.
+#: What :func:`why` returns for a task that does not run.
 QUEUED = "queued"
 WAITING_FOR_LIMIT = "waiting-for-limit"
 WAITING_FOR_WORKER = "waiting-for-worker"
@@ -41,8 +41,8 @@ def why(session: Session, conf: cfg.ConfigOpts, task: models.Task, limits: Limit
 
     ``waiting-for-retry``: an attempt failed, and the next one is due later.  ``waiting-for-store``: the store
     does not answer; it is asked again later.  ``waiting-for-operation``: an earlier one on the same backup,
-    volume or snapshot.  ``waiting-for-worker``: none that lives and is enabled can serve it.
-    ``waiting-for-limit``: as many tasks run as may.  ``queued``: for a free worker.
+    volume or snapshot.  ``waiting-for-worker``: no live, enabled worker can serve it.
+    ``waiting-for-limit``: a limit of running tasks is reached.  ``queued``: for a free worker.
     """
     row = models.Task
     moment = now(session)
@@ -72,8 +72,8 @@ def overdue(
 ) -> tuple[Sequence[models.Task], Sequence[Service]]:
     """Return tasks that waited ``[backup] service_wait`` seconds for a worker, and the services left.
 
-    None of those can serve one of the tasks: one that can, is not disabled, and reported itself within that
-    time will come to it.  A zone that no service was ever in is not waited for.
+    None of these services can serve one of the tasks.  A task is not among them if an enabled service with a
+    heartbeat within that time can serve it.  A task in a zone that never had a service does not wait.
 
     :param ends: which tasks to look at.
     :param moment: the time to compare with, naive UTC; the database's clock unless given.
@@ -131,6 +131,6 @@ def missing(task: models.Task, left: Iterable[Service]) -> str:
         (Requirements(volume_host=needed.volume_host), "that can open the volume"),
     ]
     asked = [(need, words) for need, words in wanted if need != Requirements()]
-    # What nobody has; or else everything: each is there, but not together.
+    # The requirements that no service meets, or all of them if no service meets them together.
     nowhere = [item for item in asked if not any(_can_serve(service, item[0]) for service in there)]
     return f"No backup service {' and '.join(words for _, words in nowhere or asked)} was available."
