@@ -125,7 +125,7 @@ class Attach(_Existing):
         """Attach it."""
         args = parsed_args
         _conf, volumes = self.manager(args)
-        row = volumes.attach(
+        row = volumes.attachments.attach(
             base.operator("demo"),
             args.id,
             instance_uuid=args.instance,
@@ -146,7 +146,9 @@ class Detach(_Existing):
     def take_action(self, parsed_args: argparse.Namespace) -> None:
         """Detach it."""
         _conf, volumes = self.manager(parsed_args)
-        volumes.detach(base.operator("demo"), parsed_args.id, attachment_id=parsed_args.attachment)
+        volumes.attachments.detach(
+            base.operator("demo"), parsed_args.id, attachment_id=parsed_args.attachment
+        )
 
 
 class Path(_Existing):

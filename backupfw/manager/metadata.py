@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import abc
 import ast
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sqlalchemy import ColumnElement, and_, delete, false, select
 from sqlalchemy.orm import Session
@@ -46,53 +45,42 @@ def replace(session: Session, model: Model, owner_id: str, metadata: Mapping[str
     add(session, model, owner_id, metadata)
 
 
-class MetadataMethods(abc.ABC):
-    """The metadata calls of a manager, the same for volumes and snapshots.
+class Find(Protocol):
+    """How a :class:`Metadata` finds an owner."""
 
-    They raise the manager's NotFound if the owner does not exist, or this caller cannot see it.
+    def __call__(
+        self, session: Session, ctx: RequestContext, owner_id: str, /, *, lock: bool = False
+    ) -> Volume | Snapshot:
+        """Return the row of an owner that a caller may see, held until the transaction ends if asked."""
+
+
+class Metadata:
+    """One map of texts for each volume, or each snapshot.  Thread-safe.
+
+    :param model: the pairs' table.
+    :param find: how an owner is found; what it raises if the caller sees none, all methods raise.
     """
 
-    def __init__(self, db: Database, model: Model) -> None:
+    def __init__(self, db: Database, model: Model, find: Find) -> None:
         self._db = db
-        self._pairs_model = model
+        self._model = model
+        self._find = find
 
-    @abc.abstractmethod
-    def _find(
-        self, session: Session, ctx: RequestContext, owner_id: str, *, lock: bool = False
-    ) -> Volume | Snapshot:
-        """Return the owner's row."""
-
-    def get_metadata(self, ctx: RequestContext, owner_id: str, /) -> Mapping[str, str]:
-        """Return the owner's metadata."""
+    def get(self, ctx: RequestContext, owner_id: str) -> Mapping[str, str]:
+        """Return the owner's map."""
         with self._db.read() as session:
             self._find(session, ctx, owner_id)
-            return pairs(session, self._pairs_model, owner_id)
+            return pairs(session, self._model, owner_id)
 
-    def set_metadata(
-        self, ctx: RequestContext, owner_id: str, metadata: Mapping[str, str], /
-    ) -> Mapping[str, str]:
+    def set(self, ctx: RequestContext, owner_id: str, metadata: Mapping[str, str]) -> Mapping[str, str]:
         """Add and overwrite keys; return the whole map."""
+        return self._change(ctx, owner_id, metadata, add)
 
-        def work(session: Session) -> Mapping[str, str]:
-            self._touch(session, ctx, owner_id)
-            add(session, self._pairs_model, owner_id, metadata)
-            return pairs(session, self._pairs_model, owner_id)
-
-        return self._db.run(work)
-
-    def replace_metadata(
-        self, ctx: RequestContext, owner_id: str, metadata: Mapping[str, str], /
-    ) -> Mapping[str, str]:
+    def replace(self, ctx: RequestContext, owner_id: str, metadata: Mapping[str, str]) -> Mapping[str, str]:
         """Replace the whole map; return the new one."""
+        return self._change(ctx, owner_id, metadata, replace)
 
-        def work(session: Session) -> Mapping[str, str]:
-            self._touch(session, ctx, owner_id)
-            replace(session, self._pairs_model, owner_id, metadata)
-            return pairs(session, self._pairs_model, owner_id)
-
-        return self._db.run(work)
-
-    def delete_metadata_key(self, ctx: RequestContext, owner_id: str, key: str, /) -> None:
+    def delete_key(self, ctx: RequestContext, owner_id: str, key: str) -> None:
         """Remove one key.
 
         :raises KeyNotFound: the owner has no such key.
@@ -100,15 +88,29 @@ class MetadataMethods(abc.ABC):
 
         def work(session: Session) -> None:
             self._touch(session, ctx, owner_id)
-            found = session.get(self._pairs_model, (owner_id, key))
+            found = session.get(self._model, (owner_id, key))
             if found is None:
                 raise KeyNotFound(key)
             session.delete(found)
 
         self._db.run(work)
 
+    def _change(
+        self,
+        ctx: RequestContext,
+        owner_id: str,
+        metadata: Mapping[str, str],
+        change: Callable[[Session, Model, str, Mapping[str, str]], None],
+    ) -> Mapping[str, str]:
+        def work(session: Session) -> Mapping[str, str]:
+            self._touch(session, ctx, owner_id)
+            change(session, self._model, owner_id, metadata)
+            return pairs(session, self._model, owner_id)
+
+        return self._db.run(work)
+
     def _touch(self, session: Session, ctx: RequestContext, owner_id: str) -> None:
-        # The lock makes two changes of one key follow each other instead of both inserting it.
+        # The lock lets two changes of one key follow each other instead of both inserting it.
         self._find(session, ctx, owner_id, lock=True).updated_at = now(session)
         session.flush()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from backupfw import errors, naming
@@ -11,32 +11,22 @@ from backupfw.api.controllers.base import Controller, checked_id
 from backupfw.api.request import Request, Response, expose
 from backupfw.api.schemas import metadata as schemas
 from backupfw.context import RequestContext
+from backupfw.manager.metadata import Metadata
 
 if TYPE_CHECKING:
     from backupfw.api.site import Managers
 
 
 class MetadataManager(Protocol):
-    """The part of a manager that these calls need."""
+    """The part of a manager that these calls need.
+
+    :ivar metadata: the metadata of what it manages.
+    """
+
+    metadata: Metadata
 
     def get(self, ctx: RequestContext, resource_id: str, /) -> Any:
         """Return the record."""
-
-    def get_metadata(self, ctx: RequestContext, resource_id: str, /) -> Mapping[str, str]:
-        """Return the whole map."""
-
-    def set_metadata(
-        self, ctx: RequestContext, resource_id: str, metadata: Mapping[str, str], /
-    ) -> Mapping[str, str]:
-        """Add and overwrite keys; return the whole map."""
-
-    def replace_metadata(
-        self, ctx: RequestContext, resource_id: str, metadata: Mapping[str, str], /
-    ) -> Mapping[str, str]:
-        """Put this map in place of the old one; return it."""
-
-    def delete_metadata_key(self, ctx: RequestContext, resource_id: str, key: str, /) -> None:
-        """Remove one key."""
 
 
 def metadata_of(
@@ -79,7 +69,7 @@ def metadata_of(
         def show(self, req: Request, resp: Response) -> dict[str, Any]:
             """``GET …/metadata/{key}``."""
             _, key = self.parts
-            metadata = self.manager.get_metadata(req.context, self.owner)
+            metadata = self.manager.metadata.get(req.context, self.owner)
             if key not in metadata:
                 raise errors.KeyNotFound(key)
             return {"meta": {key: metadata[key]}}
@@ -90,7 +80,7 @@ def metadata_of(
             _, key = self.parts
             if key not in req.data["meta"]:
                 raise api_errors.BadRequest("Request body and URI mismatch")
-            metadata = self.manager.set_metadata(req.context, self.owner, req.data["meta"])
+            metadata = self.manager.metadata.set(req.context, self.owner, req.data["meta"])
             return {"meta": {key: metadata[key]}}
 
         @expose("DELETE", rule=delete_rule)
@@ -99,7 +89,7 @@ def metadata_of(
             _, key = self.parts
             if not naming.is_name(key):
                 raise errors.KeyNotFound(key)
-            self.manager.delete_metadata_key(req.context, self.owner, key)
+            self.manager.metadata.delete_key(req.context, self.owner, key)
 
     class Whole(Owned):
         """``…/metadata``."""
@@ -109,18 +99,18 @@ def metadata_of(
         @expose("GET", rule=read_rule)
         def index(self, req: Request, resp: Response) -> dict[str, Any]:
             """``GET …/metadata``."""
-            return {"metadata": dict(self.manager.get_metadata(req.context, self.owner))}
+            return {"metadata": dict(self.manager.metadata.get(req.context, self.owner))}
 
         @expose("POST", rule=create_rule, takes=schemas.whole)
         def create(self, req: Request, resp: Response) -> dict[str, Any]:
             """``POST …/metadata``: what is not named stays."""
-            metadata = self.manager.set_metadata(req.context, self.owner, req.data["metadata"])
+            metadata = self.manager.metadata.set(req.context, self.owner, req.data["metadata"])
             return {"metadata": dict(metadata)}
 
         @expose("PUT", rule=write_rule, takes=schemas.whole)
         def update(self, req: Request, resp: Response) -> dict[str, Any]:
             """``PUT …/metadata``: what is not named goes."""
-            metadata = self.manager.replace_metadata(req.context, self.owner, req.data["metadata"])
+            metadata = self.manager.metadata.replace(req.context, self.owner, req.data["metadata"])
             return {"metadata": dict(metadata)}
 
     return Whole

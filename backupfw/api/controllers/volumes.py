@@ -120,7 +120,7 @@ class VolumeController(_Volumes, ActionsResource):
         server = wanted.get("instance_uuid")
         if not server and not wanted.get("host_name"):
             raise errors.InvalidInput("instance_uuid or host_name must be given.")
-        self.managers.volumes.attach(
+        self.managers.volumes.attachments.attach(
             req.context,
             self.volume.id,
             instance_uuid=id_of(server),
@@ -133,7 +133,9 @@ class VolumeController(_Volumes, ActionsResource):
     def detach(self, req: Request, resp: Response) -> None:
         """Action ``os-detach``."""
         wanted = req.data["os-detach"] or {}
-        self.managers.volumes.detach(req.context, self.volume.id, attachment_id=wanted.get("attachment_id"))
+        self.managers.volumes.attachments.detach(
+            req.context, self.volume.id, attachment_id=wanted.get("attachment_id")
+        )
 
     @action("os-extend", rule="volume:extend", takes=schemas.extend)
     def extend(self, req: Request, resp: Response) -> None:
@@ -169,7 +171,7 @@ class VolumeController(_Volumes, ActionsResource):
         """Action ``os-set_image_metadata``: what is not named stays."""
         wanted = req.data["os-set_image_metadata"]["metadata"]
         return {
-            "metadata": dict(self.managers.volumes.set_image_metadata(req.context, self.volume.id, wanted))
+            "metadata": dict(self.managers.volumes.image_metadata.set(req.context, self.volume.id, wanted))
         }
 
     @action(
@@ -190,7 +192,7 @@ class VolumeController(_Volumes, ActionsResource):
     )
     def unset_image_metadata(self, req: Request, resp: Response) -> dict[str, Any]:
         """Action ``os-unset_image_metadata``."""
-        self.managers.volumes.unset_image_metadata(
+        self.managers.volumes.image_metadata.delete_key(
             req.context, self.volume.id, req.data["os-unset_image_metadata"]["key"]
         )
         return {}

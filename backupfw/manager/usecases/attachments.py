@@ -1,4 +1,4 @@
-"""Who uses a volume: the calls of its manager that note it.
+"""Who uses a volume: the use cases that note it.
 
 Nothing is attached here.  Somebody else does that and says so: a volume in use is backed up from a temporary
 snapshot, and no restore writes to it.
@@ -44,10 +44,11 @@ def add_attachment(
     )
 
 
-class AttachmentMethods:
-    """The attachment calls of :class:`backupfw.manager.usecases.volumes.VolumeManager`."""
+class Attachments:
+    """The use cases of attachments.  Thread-safe."""
 
-    _db: Database
+    def __init__(self, db: Database) -> None:
+        self._db = db
 
     def attach(
         self,

@@ -30,6 +30,7 @@ from backupfw.manager.queue.outbox import Outbox
 from backupfw.manager.rules import backup_rows, failures, quota, volume_rules, volume_types
 from backupfw.manager.rules.placement import Placement, Placer, Subject
 from backupfw.manager.rules.volume_rules import SOURCE_KEY
+from backupfw.manager.usecases.base import UseCases, queue
 
 if TYPE_CHECKING:
     from oslo_config import cfg
@@ -49,7 +50,7 @@ class Unset(Enum):
 UNSET: Final = Unset.UNSET
 
 
-class BackupManager:
+class BackupManager(UseCases):
     """The backups of all projects.  Thread-safe.
 
     To a caller who is no administrator, another project's backup does not exist.
@@ -70,9 +71,7 @@ class BackupManager:
         container_patterns: Mapping[str, str] = MappingProxyType({}),
         outbox: Outbox | None = None,
     ) -> None:
-        self._db = db
-        self._conf = conf
-        self._wake = wake
+        super().__init__(db, conf, wake)
         self._placer = Placer(conf, container_patterns)
         self._outbox = outbox or Outbox(db)
 
@@ -150,20 +149,11 @@ class BackupManager:
             session.flush()
             if metadata:
                 backup_rows.set_metadata(session, row.id, metadata)
-            tasks.add(
-                session,
-                tasks.BACKUP_CREATE,
-                resource_id=row.id,
-                source_id=volume.id if snapshot is None else snapshot.id,
-                project_id=ctx.project_id,
-                request_id=ctx.request_id,
-                payload={"zone": availability_zone or None},
-            )
+            read = volume.id if snapshot is None else snapshot.id
+            queue(session, ctx, tasks.BACKUP_CREATE, row, read, zone=availability_zone or None)
             return rows.new_backup(row, metadata or {})
 
-        backup = self._db.run(work, lambda session: rows.backup_by_id(rows.fetching(session), backup_id))
-        self._wake()
-        return backup
+        return self._change(work, lambda session: rows.backup_by_id(rows.fetching(session), backup_id))
 
     def get(self, ctx: RequestContext, backup_id: str) -> rows.Backup:
         """Return a backup.
@@ -212,7 +202,7 @@ class BackupManager:
         """
 
         def work(session: Session) -> rows.Backup:
-            row = _find(session, ctx, backup_id, lock=True)
+            row = volume_rules.find_backup(session, ctx, backup_id, lock=True)
             if name is not UNSET:
                 row.display_name = name
             if description is not UNSET:
@@ -232,7 +222,7 @@ class BackupManager:
         """
 
         def work(session: Session) -> rows.Backup:
-            row = _find(session, ctx, backup_id, lock=True)
+            row = volume_rules.find_backup(session, ctx, backup_id, lock=True)
             known = rows.metadata_of(session, models.BackupMetadata, [backup_id]).get(backup_id, {})
             backup_rows.set_metadata(session, backup_id, {**known, **metadata})
             row.updated_at = now(session)
@@ -251,14 +241,13 @@ class BackupManager:
         """
 
         def work(session: Session) -> None:
-            row = _find(session, ctx, backup_id)
+            row = volume_rules.find_backup(session, ctx, backup_id)
             self._refuse_parent(session, row)
             if not lifecycle.move(session, models.Backup, row.id, BackupMoves.delete):
                 raise InvalidBackup("Backup status must be available or error")
-            _queue_delete(session, ctx, row)
+            queue(session, ctx, tasks.BACKUP_DELETE, row, tries=0)
 
-        self._db.run(work)
-        self._wake()
+        self._change(work)
 
     def force_delete(self, ctx: RequestContext, backup_id: str) -> None:
         """Begin the deletion of a backup whatever its status is; its running task is cancelled.
@@ -271,15 +260,14 @@ class BackupManager:
         """
 
         def work(session: Session) -> None:
-            row = _find(session, ctx, backup_id)
+            row = volume_rules.find_backup(session, ctx, backup_id)
             self._refuse_parent(session, row)
             backup_rows.stop_tasks(session, row)
             if not lifecycle.move(session, models.Backup, row.id, BackupMoves.force_delete, fail_reason=None):
                 raise BackupNotFound(backup_id)
-            _queue_delete(session, ctx, row)
+            queue(session, ctx, tasks.BACKUP_DELETE, row, tries=0)
 
-        self._db.run(work)
-        self._wake()
+        self._change(work)
 
     def cancel(self, ctx: RequestContext, backup_id: str) -> rows.Backup:
         """Cancel the making, the import or the restore of a backup, whether it waits or runs.
@@ -294,7 +282,7 @@ class BackupManager:
         """
 
         def work(session: Session) -> rows.Backup:
-            row = _find(session, ctx, backup_id)
+            row = volume_rules.find_backup(session, ctx, backup_id)
             cancelled = backup_rows.stop_tasks(session, row, _CANCELLABLE)
             if not cancelled:
                 raise InvalidBackup(
@@ -309,9 +297,7 @@ class BackupManager:
             session.refresh(row)
             return rows.backup(session, row)
 
-        backup = self._db.run(work)
-        self._wake()
-        return backup
+        return self._change(work)
 
     def restore(
         self, ctx: RequestContext, backup_id: str, *, volume_id: str | None = None, name: str | None = None
@@ -329,7 +315,7 @@ class BackupManager:
         target_id = volume_id or str(uuid.uuid4())
 
         def work(session: Session) -> tuple[str, str, str | None]:
-            backup = _find(session, ctx, backup_id)
+            backup = volume_rules.find_backup(session, ctx, backup_id)
             if backup.status != lifecycle.AVAILABLE:
                 raise InvalidBackup("Backup status must be available")
             kind = None
@@ -366,9 +352,7 @@ class BackupManager:
                 return None
             return backup_id, volume.id, volume.display_name
 
-        answer = self._db.run(work, begun)
-        self._wake()
-        return answer
+        return self._change(work, begun)
 
     def reset_status(self, ctx: RequestContext, backup_id: str, status: str) -> rows.Backup:
         """Give a backup the status ``available`` or ``error``; whatever runs on it is cancelled.
@@ -386,7 +370,7 @@ class BackupManager:
             raise InvalidInput(f"Status {status} is not available or error.")
 
         def work(session: Session) -> rows.Backup:
-            row = _find(session, ctx, backup_id)
+            row = volume_rules.find_backup(session, ctx, backup_id)
             outbox.add(session, "backup.reset_status.start", row.id, ctx.request_id)
             backup_rows.stop_tasks(session, row)
             manifest = backup_rows.manifest_of(session, row, lock=True)
@@ -452,18 +436,14 @@ class BackupManager:
                 raise InvalidBackup("Backup already exists in database.")
             quota.check(session, self._conf, ctx.project_id, {"backups": 1, "backup_gigabytes": record.size})
             row = backup_rows.imported(session, ctx, record, known, volume_id=NO_VOLUME)
-            tasks.add(
+            queue(
                 session,
+                ctx,
                 tasks.BACKUP_IMPORT,
-                resource_id=row.id,
-                source_id=None,
-                project_id=ctx.project_id,
-                request_id=ctx.request_id,
-                payload={
-                    "service": backup_service,
-                    "admin": ctx.is_admin,
-                    "record": backup_rows.record_to_json(record),
-                },
+                row,
+                service=backup_service,
+                admin=ctx.is_admin,
+                record=backup_rows.record_to_json(record),
             )
             return rows.backup(session, row)
 
@@ -473,11 +453,9 @@ class BackupManager:
             return None if found is None or found.project_id != ctx.project_id else found
 
         try:
-            backup = self._db.run(work, begun)
+            return self._change(work, begun)
         except DBDuplicateEntry as error:
             raise InvalidBackup("Backup already exists in database.") from error
-        self._wake()
-        return backup
 
     def _refuse_parent(self, session: Session, row: models.Backup) -> None:
         if self._conf.backup.refuse_delete_of_parents and rows.dependents_of(session, [row.id]).get(
@@ -530,17 +508,6 @@ def begin_restore(
     )
 
 
-def _find(session: Session, ctx: RequestContext, backup_id: str, *, lock: bool = False) -> models.Backup:
-    if "\0" in backup_id:
-        raise BackupNotFound(backup_id)
-    if lock:
-        locks.lock(session, models.Backup, models.Backup.id == backup_id)
-    row = session.get(models.Backup, backup_id)
-    if row is None or row.deleted or not (ctx.is_admin or row.project_id == ctx.project_id):
-        raise BackupNotFound(backup_id)
-    return row
-
-
 def _parent(
     session: Session, project_id: str, volume_id: str, snapshot: models.Snapshot | None
 ) -> models.Backup:
@@ -569,15 +536,3 @@ def _placement_of(conf: cfg.ConfigOpts, parent: models.Backup | None) -> Placeme
     if parent.store not in conf.enabled_stores:
         return None
     return Placement(parent.store, parent.container)
-
-
-def _queue_delete(session: Session, ctx: RequestContext, row: models.Backup) -> None:
-    tasks.add(
-        session,
-        tasks.BACKUP_DELETE,
-        resource_id=row.id,
-        source_id=None,
-        project_id=row.project_id,
-        request_id=ctx.request_id,
-        payload={"tries": 0},
-    )

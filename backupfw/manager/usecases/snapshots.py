@@ -18,7 +18,7 @@ from backupfw.errors import InvalidInput, InvalidSnapshot, InvalidVolume
 from backupfw.manager import listing, rows
 from backupfw.manager.lineage import lifecycle
 from backupfw.manager.lineage.lifecycle import SnapshotMoves
-from backupfw.manager.metadata import MetadataMethods, add, replace
+from backupfw.manager.metadata import Metadata, add
 from backupfw.manager.queue import tasks
 from backupfw.manager.rules import quota
 from backupfw.manager.rules.volume_rules import (
@@ -27,6 +27,7 @@ from backupfw.manager.rules.volume_rules import (
     held_by_backup,
     queue_snapshot_delete,
 )
+from backupfw.manager.usecases.base import UseCases, describe, queue
 
 if TYPE_CHECKING:
     from oslo_config import cfg
@@ -40,17 +41,16 @@ Result = TypeVar("Result")
 _OWN_TASKS = (tasks.SNAPSHOT_CREATE, tasks.SNAPSHOT_DELETE)
 
 
-class SnapshotManager(MetadataMethods):
+class SnapshotManager(UseCases):
     """The use cases of snapshots.  Thread-safe.
 
     :param conf: has the group ``quota``.
-    :param wake: called after a transaction that queued or cancelled tasks has committed.
+    :ivar metadata: their metadata.
     """
 
     def __init__(self, db: Database, conf: cfg.ConfigOpts, wake: Callable[[], None]) -> None:
-        super().__init__(db, SnapshotMetadata)
-        self._conf = conf
-        self._wake = wake
+        super().__init__(db, conf, wake)
+        self.metadata = Metadata(db, SnapshotMetadata, find_snapshot)
 
     def create(
         self,
@@ -97,7 +97,7 @@ class SnapshotManager(MetadataMethods):
             session.add(snapshot)
             session.flush()
             add(session, SnapshotMetadata, snapshot.id, metadata or {})
-            self._queue(session, ctx, tasks.SNAPSHOT_CREATE, snapshot, volume_id)
+            queue(session, ctx, tasks.SNAPSHOT_CREATE, snapshot, volume_id)
             return rows.snapshot(session, snapshot)
 
         def made(session: Session) -> rows.Snapshot | None:
@@ -151,12 +151,7 @@ class SnapshotManager(MetadataMethods):
 
         def work(session: Session) -> rows.Snapshot:
             snapshot = find_snapshot(session, ctx, snapshot_id, lock=True)
-            snapshot.display_name = name
-            snapshot.display_description = description
-            snapshot.updated_at = now(session)
-            if metadata is not None:
-                replace(session, SnapshotMetadata, snapshot_id, metadata)
-            session.flush()
+            describe(session, snapshot, name, description, metadata)
             return rows.snapshot(session, snapshot)
 
         return self._db.run(work)
@@ -252,32 +247,3 @@ class SnapshotManager(MetadataMethods):
         volume_id = find_snapshot(session, ctx, snapshot_id).volume_id
         locks.lock(session, models.Volume, models.Volume.id == volume_id)
         return find_snapshot(session, ctx, snapshot_id, lock=True)
-
-    def _find(
-        self, session: Session, ctx: RequestContext, owner_id: str, *, lock: bool = False
-    ) -> models.Snapshot:
-        return find_snapshot(session, ctx, owner_id, lock=lock)
-
-    def _queue(
-        self,
-        session: Session,
-        ctx: RequestContext,
-        kind: str,
-        snapshot: models.Snapshot,
-        source_id: str | None,
-    ) -> None:
-        tasks.add(
-            session,
-            kind,
-            resource_id=snapshot.id,
-            source_id=source_id,
-            project_id=snapshot.project_id,
-            request_id=ctx.request_id,
-        )
-
-    def _change(
-        self, work: Callable[[Session], Result], done: Callable[[Session], Result | None] | None = None
-    ) -> Result:
-        result = self._db.run(work, done)
-        self._wake()
-        return result

@@ -24,12 +24,11 @@ from backupfw.errors import (
     InvalidInput,
     InvalidSnapshot,
     InvalidVolume,
-    KeyNotFound,
 )
 from backupfw.manager import listing, rows
 from backupfw.manager.lineage import lifecycle
 from backupfw.manager.lineage.lifecycle import SnapshotMoves, VolumeMoves
-from backupfw.manager.metadata import MetadataMethods, add, pairs, replace
+from backupfw.manager.metadata import Metadata, pairs
 from backupfw.manager.queue import tasks
 from backupfw.manager.rules import quota, volume_types
 from backupfw.manager.rules.volume_rules import (
@@ -46,8 +45,9 @@ from backupfw.manager.rules.volume_rules import (
     new_volume,
     queue_snapshot_delete,
 )
-from backupfw.manager.usecases.attachments import AttachmentMethods, add_attachment
+from backupfw.manager.usecases.attachments import Attachments, add_attachment
 from backupfw.manager.usecases.backups import begin_restore, type_of_backup
+from backupfw.manager.usecases.base import UseCases, describe, queue
 
 if TYPE_CHECKING:
     from oslo_config import cfg
@@ -74,17 +74,20 @@ class VolumeTotals:
     metadata: Mapping[str, Sequence[str]]
 
 
-class VolumeManager(MetadataMethods, AttachmentMethods):
+class VolumeManager(UseCases):
     """The use cases of volumes.  Thread-safe.
 
     :param conf: has the group ``quota``.
-    :param wake: called after a transaction that queued or cancelled tasks has committed.
+    :ivar metadata: their metadata.
+    :ivar image_metadata: what is known of the images that they were made of.
+    :ivar attachments: who uses them.
     """
 
     def __init__(self, db: Database, conf: cfg.ConfigOpts, wake: Callable[[], None]) -> None:
-        super().__init__(db, VolumeMetadata)
-        self._conf = conf
-        self._wake = wake
+        super().__init__(db, conf, wake)
+        self.metadata = Metadata(db, VolumeMetadata, find_volume)
+        self.image_metadata = Metadata(db, VolumeImageMetadata, find_volume)
+        self.attachments = Attachments(db)
 
     def create(
         self,
@@ -162,7 +165,7 @@ class VolumeManager(MetadataMethods, AttachmentMethods):
                 volume_id=volume_id,
             )
             if backup is None:
-                self._queue(session, ctx, tasks.VOLUME_CREATE, volume, snapshot_id or source_volid)
+                queue(session, ctx, tasks.VOLUME_CREATE, volume, snapshot_id or source_volid)
             else:
                 # The restore makes the volume's storage; it stays ``creating`` until that is done.
                 begin_restore(session, ctx, backup, volume, new=True, typed=kind is not None)
@@ -391,12 +394,7 @@ class VolumeManager(MetadataMethods, AttachmentMethods):
 
         def work(session: Session) -> rows.Volume:
             volume = find_volume(session, ctx, volume_id, lock=True)
-            volume.display_name = name
-            volume.display_description = description
-            volume.updated_at = now(session)
-            if metadata is not None:
-                replace(session, VolumeMetadata, volume_id, metadata)
-            session.flush()
+            describe(session, volume, name, description, metadata)
             return rows.volume(session, volume)
 
         return self._db.run(work)
@@ -460,7 +458,7 @@ class VolumeManager(MetadataMethods, AttachmentMethods):
                 )
         _withdraw(session, volume.id)
         lifecycle.move(session, models.Volume, volume.id, step)
-        self._queue(session, ctx, tasks.VOLUME_DELETE, volume, None)
+        queue(session, ctx, tasks.VOLUME_DELETE, volume, None)
 
     def extend(self, ctx: RequestContext, volume_id: str, *, new_size: int) -> None:
         """Begin to make an available volume larger.
@@ -491,7 +489,7 @@ class VolumeManager(MetadataMethods, AttachmentMethods):
             growth = {"gigabytes": new_size - volume.size, "per_volume_gigabytes": new_size}
             quota.check(session, self._conf, volume.project_id, growth, volume.volume_type)
             lifecycle.move(session, models.Volume, volume_id, VolumeMoves.extend, size=new_size)
-            self._queue(session, ctx, tasks.VOLUME_EXTEND, volume, None, length=new_size * GIB)
+            queue(session, ctx, tasks.VOLUME_EXTEND, volume, None, length=new_size * GIB)
 
         self._change(work)
 
@@ -533,37 +531,6 @@ class VolumeManager(MetadataMethods, AttachmentMethods):
 
         self._db.run(work)
 
-    def set_image_metadata(
-        self, ctx: RequestContext, volume_id: str, metadata: Mapping[str, str]
-    ) -> Mapping[str, str]:
-        """Add and overwrite keys of what is known of the volume's image; returns all of them.
-
-        :raises VolumeNotFound: there is none, or not for this caller.
-        """
-
-        def work(session: Session) -> Mapping[str, str]:
-            self._touch(session, ctx, volume_id)
-            add(session, VolumeImageMetadata, volume_id, metadata)
-            return pairs(session, VolumeImageMetadata, volume_id)
-
-        return self._db.run(work)
-
-    def unset_image_metadata(self, ctx: RequestContext, volume_id: str, key: str) -> None:
-        """Forget one key of what is known of the volume's image.
-
-        :raises VolumeNotFound: there is none, or not for this caller.
-        :raises KeyNotFound: there is no such key.
-        """
-
-        def work(session: Session) -> None:
-            self._touch(session, ctx, volume_id)
-            found = session.get(VolumeImageMetadata, (volume_id, key))
-            if found is None:
-                raise KeyNotFound(key)
-            session.delete(found)
-
-        self._db.run(work)
-
     def reset_status(self, ctx: RequestContext, volume_id: str, status: str) -> None:
         """Give a volume another status; a task that makes, extends or deletes it is cancelled.
 
@@ -602,37 +569,6 @@ class VolumeManager(MetadataMethods, AttachmentMethods):
             )
 
         self._change(work)
-
-    def _find(
-        self, session: Session, ctx: RequestContext, owner_id: str, *, lock: bool = False
-    ) -> models.Volume:
-        return find_volume(session, ctx, owner_id, lock=lock)
-
-    def _queue(
-        self,
-        session: Session,
-        ctx: RequestContext,
-        kind: str,
-        volume: models.Volume,
-        source_id: str | None,
-        **payload: int,
-    ) -> None:
-        tasks.add(
-            session,
-            kind,
-            resource_id=volume.id,
-            source_id=source_id,
-            project_id=volume.project_id,
-            request_id=ctx.request_id,
-            payload=payload,
-        )
-
-    def _change(
-        self, work: Callable[[Session], Result], done: Callable[[Session], Result | None] | None = None
-    ) -> Result:
-        result = self._db.run(work, done)
-        self._wake()
-        return result
 
 
 def _withdraw(session: Session, volume_id: str) -> None:

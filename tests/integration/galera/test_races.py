@@ -80,19 +80,19 @@ def test_metadata_of_two_requests_is_one_of_theirs(catalogues: list[Catalogue]) 
         wanted = [{"k": f"{side}{number}", side: "1"} for side in "ab"]
         at_once(
             *(
-                lambda one=one, mine=mine: one.volumes.replace_metadata(ALICE, volume, mine)  # type: ignore[misc]
+                lambda one=one, mine=mine: one.volumes.metadata.replace(ALICE, volume, mine)  # type: ignore[misc]
                 for one, mine in zip(catalogues, wanted, strict=True)
             )
         )
         for one in catalogues:
-            assert one.volumes.get_metadata(ALICE, volume) in wanted
+            assert one.volumes.metadata.get(ALICE, volume) in wanted
         at_once(
             *(
-                lambda one=one, key=key: one.volumes.set_metadata(ALICE, volume, {key: "2"})  # type: ignore[misc]
+                lambda one=one, key=key: one.volumes.metadata.set(ALICE, volume, {key: "2"})  # type: ignore[misc]
                 for one, key in zip(catalogues, ("x", "y"), strict=True)
             )
         )
-        assert {"x", "y"} < set(catalogues[0].volumes.get_metadata(ALICE, volume))
+        assert {"x", "y"} < set(catalogues[0].volumes.metadata.get(ALICE, volume))
 
 
 def test_a_type_is_deleted_beside_a_volume_that_asks_for_it(catalogues: list[Catalogue]) -> None:

@@ -75,7 +75,7 @@ def _attached(world: World) -> Callable[[], tuple[str, str]]:
     volume = world.volume()
 
     def call() -> tuple[str, str]:
-        attached = _volumes(world).attach(world.ctx(), volume)
+        attached = _volumes(world).attachments.attach(world.ctx(), volume)
         assert len(attached.attachments) == 1
         return attached.id, attached.status
 

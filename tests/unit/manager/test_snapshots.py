@@ -54,7 +54,7 @@ def test_a_snapshot_is_made_by_a_task(world: Catalogue) -> None:
     assert (made.display_name, made.display_description, made.temporary) == ("n", "d", False)
     # Nobody may start writing while an unattached volume is copied.
     with pytest.raises(InvalidVolume, match="is being copied"):
-        world.volumes.attach(ALICE, volume, host_name="h")
+        world.volumes.attachments.attach(ALICE, volume, host_name="h")
     task = world.must_claim("snapshot.create")
     assert (task.resource_id, task.source_id) == (made.id, volume)
     plan = world.work.start_create_snapshot(task)
@@ -62,12 +62,12 @@ def test_a_snapshot_is_made_by_a_task(world: Catalogue) -> None:
     world.work.finish_create_snapshot(task, "/s")
     after = world.snapshots.get(ALICE, made.id)
     assert (after.status, after.location) == ("available", "/s")
-    world.volumes.attach(ALICE, volume, host_name="h")
+    world.volumes.attachments.attach(ALICE, volume, host_name="h")
 
 
 def test_a_worker_knows_that_somebody_may_write(world: Catalogue) -> None:
     volume = world.volume()
-    world.volumes.attach(ALICE, volume, host_name="h")
+    world.volumes.attachments.attach(ALICE, volume, host_name="h")
     world.snapshots.create(ALICE, volume_id=volume, force=True)
     assert world.work.start_create_snapshot(world.must_claim("snapshot.create")).in_use
 
@@ -181,8 +181,8 @@ def test_other_projects_and_hidden_snapshots_are_not_there(world: Catalogue) -> 
             lambda ctx=ctx, snapshot=snapshot: world.snapshots.delete(ctx, snapshot),
             lambda ctx=ctx, snapshot=snapshot: world.snapshots.force_delete(ctx, snapshot),
             lambda ctx=ctx, snapshot=snapshot: world.snapshots.reset_status(ctx, snapshot, "error"),
-            lambda ctx=ctx, snapshot=snapshot: world.snapshots.get_metadata(ctx, snapshot),
-            lambda ctx=ctx, snapshot=snapshot: world.snapshots.set_metadata(ctx, snapshot, {"a": "b"}),
+            lambda ctx=ctx, snapshot=snapshot: world.snapshots.metadata.get(ctx, snapshot),
+            lambda ctx=ctx, snapshot=snapshot: world.snapshots.metadata.set(ctx, snapshot, {"a": "b"}),
         ]
         for call in calls:
             with pytest.raises(SnapshotNotFound):
@@ -196,7 +196,7 @@ def test_listing(world: Catalogue) -> None:
     mine = [world.snapshot(one), world.snapshot(one)]
     world.snapshot(one, temporary=True)
     theirs = world.snapshot(two, BOB)
-    world.snapshots.set_metadata(ALICE, mine[0], {"a": "b"})
+    world.snapshots.metadata.set(ALICE, mine[0], {"a": "b"})
 
     def ids(ctx: object = ALICE, **values: object) -> list[str]:
         return [item.id for item in world.snapshots.list(ctx, **values).items]  # type: ignore[arg-type]
@@ -214,7 +214,7 @@ def test_update_and_metadata(world: Catalogue) -> None:
     snapshot = world.snapshot(world.volume())
     changed = world.snapshots.update(ALICE, snapshot, name="n", description="d", metadata={"a": "b"})
     assert (changed.display_name, changed.display_description, changed.metadata) == ("n", "d", {"a": "b"})
-    assert world.snapshots.set_metadata(ALICE, snapshot, {"c": "d"}) == {"a": "b", "c": "d"}
-    assert world.snapshots.replace_metadata(ALICE, snapshot, {"e": "f"}) == {"e": "f"}
-    world.snapshots.delete_metadata_key(ALICE, snapshot, "e")
-    assert world.snapshots.get_metadata(ALICE, snapshot) == {}
+    assert world.snapshots.metadata.set(ALICE, snapshot, {"c": "d"}) == {"a": "b", "c": "d"}
+    assert world.snapshots.metadata.replace(ALICE, snapshot, {"e": "f"}) == {"e": "f"}
+    world.snapshots.metadata.delete_key(ALICE, snapshot, "e")
+    assert world.snapshots.metadata.get(ALICE, snapshot) == {}

@@ -131,7 +131,7 @@ def test_a_copy_of_a_volume_is_not_disturbed(world: Catalogue) -> None:
     made = world.volumes.create(ALICE, size=2, source_volid=source)
     assert made.source_volid == source
     with pytest.raises(InvalidVolume, match="is being copied"):
-        world.volumes.attach(ALICE, source, host_name="h")
+        world.volumes.attachments.attach(ALICE, source, host_name="h")
     world.volumes.extend(ALICE, source, new_size=3)
     task = world.must_claim("volume.create")
     plan = world.work.start_create(task)
@@ -140,7 +140,7 @@ def test_a_copy_of_a_volume_is_not_disturbed(world: Catalogue) -> None:
     assert world.claim() is None
     world.work.finish_create(task, "/v")
     assert world.run_all() == ["volume.extend"]
-    world.volumes.attach(ALICE, source, host_name="h")
+    world.volumes.attachments.attach(ALICE, source, host_name="h")
     with pytest.raises(InvalidVolume, match='current status is "in-use"'):
         world.volumes.create(ALICE, size=3, source_volid=source)
 
@@ -208,13 +208,13 @@ def test_other_projects_volumes_are_not_there(world: Catalogue) -> None:
         lambda: world.volumes.delete(BOB, volume),
         lambda: world.volumes.force_delete(BOB, volume),
         lambda: world.volumes.extend(BOB, volume, new_size=9),
-        lambda: world.volumes.attach(BOB, volume),
-        lambda: world.volumes.detach(BOB, volume),
+        lambda: world.volumes.attachments.attach(BOB, volume),
+        lambda: world.volumes.attachments.detach(BOB, volume),
         lambda: world.volumes.reset_status(BOB, volume, "error"),
-        lambda: world.volumes.get_metadata(BOB, volume),
-        lambda: world.volumes.set_metadata(BOB, volume, {}),
-        lambda: world.volumes.replace_metadata(BOB, volume, {}),
-        lambda: world.volumes.delete_metadata_key(BOB, volume, "a"),
+        lambda: world.volumes.metadata.get(BOB, volume),
+        lambda: world.volumes.metadata.set(BOB, volume, {}),
+        lambda: world.volumes.metadata.replace(BOB, volume, {}),
+        lambda: world.volumes.metadata.delete_key(BOB, volume, "a"),
     ]
     for call in calls:
         with pytest.raises(VolumeNotFound, match=f"^Volume {volume} could not be found.$"):
@@ -226,7 +226,7 @@ def test_other_projects_volumes_are_not_there(world: Catalogue) -> None:
 def test_listing(world: Catalogue) -> None:
     mine = [world.volume(size=size) for size in (1, 2, 3)]
     theirs = world.volume(BOB)
-    world.volumes.set_metadata(ALICE, mine[0], {"tier": "gold", "x": "y"})
+    world.volumes.metadata.set(ALICE, mine[0], {"tier": "gold", "x": "y"})
     world.volumes.update(ALICE, mine[1], name="n", description=None)
     volumes = world.volumes
 
@@ -266,7 +266,7 @@ def test_a_metadata_filter_with_texts_that_no_database_keeps(world: Catalogue, t
 
 def test_update(world: Catalogue) -> None:
     volume = world.volume()
-    world.volumes.set_metadata(ALICE, volume, {"a": "1"})
+    world.volumes.metadata.set(ALICE, volume, {"a": "1"})
     changed = world.volumes.update(ALICE, volume, name="n", description="d")
     assert (changed.display_name, changed.display_description, changed.metadata) == ("n", "d", {"a": "1"})
     assert changed.updated_at is not None
@@ -276,16 +276,16 @@ def test_update(world: Catalogue) -> None:
 
 def test_metadata(world: Catalogue) -> None:
     volume, other = world.volume(), world.volume()
-    world.volumes.set_metadata(ALICE, other, {"a": "other"})
-    assert world.volumes.set_metadata(ALICE, volume, {"a": "1", "b": "2"}) == {"a": "1", "b": "2"}
-    assert world.volumes.set_metadata(ALICE, volume, {"b": "3"}) == {"a": "1", "b": "3"}
-    assert world.volumes.replace_metadata(ALICE, volume, {"b": "4", "c": "5"}) == {"b": "4", "c": "5"}
-    world.volumes.delete_metadata_key(ALICE, volume, "b")
+    world.volumes.metadata.set(ALICE, other, {"a": "other"})
+    assert world.volumes.metadata.set(ALICE, volume, {"a": "1", "b": "2"}) == {"a": "1", "b": "2"}
+    assert world.volumes.metadata.set(ALICE, volume, {"b": "3"}) == {"a": "1", "b": "3"}
+    assert world.volumes.metadata.replace(ALICE, volume, {"b": "4", "c": "5"}) == {"b": "4", "c": "5"}
+    world.volumes.metadata.delete_key(ALICE, volume, "b")
     with pytest.raises(KeyNotFound):
-        world.volumes.delete_metadata_key(ALICE, volume, "b")
-    assert world.volumes.get_metadata(ALICE, volume) == {"c": "5"}
-    assert world.volumes.replace_metadata(ALICE, volume, {}) == {}
-    assert world.volumes.get_metadata(ALICE, other) == {"a": "other"}
+        world.volumes.metadata.delete_key(ALICE, volume, "b")
+    assert world.volumes.metadata.get(ALICE, volume) == {"c": "5"}
+    assert world.volumes.metadata.replace(ALICE, volume, {}) == {}
+    assert world.volumes.metadata.get(ALICE, other) == {"a": "other"}
 
 
 def test_racing_changes_of_one_key_take_turns(tmp_path: Path) -> None:
@@ -296,11 +296,11 @@ def test_racing_changes_of_one_key_take_turns(tmp_path: Path) -> None:
 
     def change(number: int) -> None:
         start.wait()
-        world.volumes.set_metadata(ALICE, volume, {"a": str(number), str(number): "x"})
+        world.volumes.metadata.set(ALICE, volume, {"a": str(number), str(number): "x"})
 
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(change, range(6)))
-    assert set(world.volumes.get_metadata(ALICE, volume)) == {"a", *"012345"}
+    assert set(world.volumes.metadata.get(ALICE, volume)) == {"a", *"012345"}
     db.close()
 
 
@@ -538,7 +538,7 @@ def test_growth_needs_room(world: Catalogue) -> None:
 
 def test_attach_and_detach(world: Catalogue) -> None:
     volume = world.volume()
-    attached = world.volumes.attach(
+    attached = world.volumes.attachments.attach(
         ALICE, volume, instance_uuid=MISSING, host_name="h", mountpoint="/dev/vdb", mode="ro"
     )
     assert attached.status == "in-use"
@@ -547,31 +547,31 @@ def test_attach_and_detach(world: Catalogue) -> None:
         MISSING, "h", "/dev/vdb", "ro",
     )  # fmt: skip
     with pytest.raises(InvalidVolume, match='current status is "in-use"'):
-        world.volumes.attach(ALICE, volume, host_name="h")
+        world.volumes.attachments.attach(ALICE, volume, host_name="h")
     with pytest.raises(AttachmentNotFound):
-        world.volumes.detach(ALICE, volume, attachment_id=MISSING)
-    detached = world.volumes.detach(ALICE, volume, attachment_id=entry.id)
+        world.volumes.attachments.detach(ALICE, volume, attachment_id=MISSING)
+    detached = world.volumes.attachments.detach(ALICE, volume, attachment_id=entry.id)
     assert (detached.status, detached.attachments) == ("available", ())
     with pytest.raises(InvalidVolume, match='current status is "available"'):
-        world.volumes.detach(ALICE, volume)
+        world.volumes.attachments.detach(ALICE, volume)
 
 
 def test_in_use_until_the_last_one_left(world: Catalogue) -> None:
     volume = world.volume()
-    (entry,) = world.volumes.attach(ALICE, volume, host_name="h").attachments
+    (entry,) = world.volumes.attachments.attach(ALICE, volume, host_name="h").attachments
     world.attach_behind(volume)
-    assert world.volumes.detach(ALICE, volume, attachment_id=entry.id).status == "in-use"
-    assert world.volumes.detach(ALICE, volume).status == "available"
+    assert world.volumes.attachments.detach(ALICE, volume, attachment_id=entry.id).status == "in-use"
+    assert world.volumes.attachments.detach(ALICE, volume).status == "available"
 
 
 @pytest.mark.parametrize("status", STATUSES)
 def test_which_volumes_can_be_attached(world: Catalogue, status: str) -> None:
     volume = world.volume(status=status)
     if status == "available":
-        assert world.volumes.attach(ALICE, volume, host_name="h").status == "in-use"
+        assert world.volumes.attachments.attach(ALICE, volume, host_name="h").status == "in-use"
     else:
         with pytest.raises(InvalidVolume):
-            world.volumes.attach(ALICE, volume, host_name="h")
+            world.volumes.attachments.attach(ALICE, volume, host_name="h")
 
 
 @pytest.mark.parametrize(
@@ -661,7 +661,7 @@ def test_of_racing_operations_one_wins(tmp_path: Path) -> None:
         calls: list[Callable[[], object]] = [
             lambda volume=volume: world.volumes.delete(ALICE, volume),
             lambda volume=volume: world.volumes.extend(ALICE, volume, new_size=2),
-            lambda volume=volume: world.volumes.attach(ALICE, volume, host_name="h"),
+            lambda volume=volume: world.volumes.attachments.attach(ALICE, volume, host_name="h"),
             lambda volume=volume: world.volumes.delete(ALICE, volume),
         ]
 
@@ -677,7 +677,7 @@ def test_of_racing_operations_one_wins(tmp_path: Path) -> None:
             assert sum(pool.map(one, calls)) == 1
         world.run_all()
         if world.status(models.Volume, volume) == "in-use":
-            world.volumes.detach(ALICE, volume)
+            world.volumes.attachments.detach(ALICE, volume)
         if world.status(models.Volume, volume) != "deleted":
             world.volumes.delete(ALICE, volume)
             world.run_all()

@@ -91,7 +91,7 @@ def test_a_volume_that_grew_is_backed_up_whole(
 ) -> None:
     volume = adopted(world, provider, image)
     if in_use:
-        volumes(world).attach(world.ctx(), volume)
+        volumes(world).attachments.attach(world.ctx(), volume)
     with image.open("r+b") as file:
         file.truncate((1 << 30) + 5)
         file.seek(LENGTH)
@@ -118,7 +118,7 @@ def test_a_temporary_snapshot_that_an_earlier_attempt_began_is_as_long_as_the_vo
     world: WorkerWorld, provider: LocalProvider, image: Path, monkeypatch: pytest.MonkeyPatch, grew: bool
 ) -> None:
     volume = adopted(world, provider, image)
-    volumes(world).attach(world.ctx(), volume)
+    volumes(world).attachments.attach(world.ctx(), volume)
     make = provider.create_snapshot
     made_of: list[str] = []
 

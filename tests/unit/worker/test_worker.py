@@ -91,9 +91,9 @@ def test_a_restored_volume_is_what_the_old_one_was(world: WorkerWorld) -> None:
     volume = world.filled_volume(DATA)
     volumes.retype(world.ctx(), volume, "gold")
     volumes.set_bootable(world.ctx(), volume, True)
-    volumes.set_image_metadata(world.ctx(), volume, {"image_name": "cirros"})
+    volumes.image_metadata.set(world.ctx(), volume, {"image_name": "cirros"})
     other = world.filled_volume(DATA)
-    volumes.set_image_metadata(world.ctx(), other, {"kernel_id": "k"})
+    volumes.image_metadata.set(world.ctx(), other, {"kernel_id": "k"})
 
     def restored(backup_id: str, target: str | None = None) -> tuple[str | None, bool, dict[str, str]]:
         _, made, _ = world.backups.restore(world.ctx(), backup_id, volume_id=target)
