@@ -39,6 +39,11 @@ class Commands(commandmanager.CommandManager):
         for point in sorted(points, key=lambda each: not each.value.startswith("backupfw.")):
             self.commands.setdefault(point.name.replace("_", " "), point)
 
+    def add_command(self, name: str, command_class: type[command.Command]) -> None:
+        """Add a command of cliff's own, unless we have one of that name."""
+        if name not in self.commands:
+            super().add_command(name, command_class)
+
     def find_command(self, argv: list[str]) -> tuple[type[command.Command], str, list[str]]:
         """Return the command that the first words name in full, its name, and the words after that.
 
@@ -70,7 +75,6 @@ class App(app.App):
             command_manager=Commands(GROUP),
         )
         locale.setlocale(locale.LC_ALL, before)
-        self.command_manager.add_command("help", Help)
 
     def build_option_parser(
         self, description: str | None, version: str | None, argparse_kwargs: dict[str, Any] | None = None

@@ -26,7 +26,7 @@ def commands(page: Path) -> list[list[str]]:
     """Every backupfw command in a page's shell blocks, without what the shell does."""
     found = []
     for block in blocks(page, ""):
-        for text in re.findall(r"(?:^|[(/])backupfw ([a-z][^\n&)#]*)", block, re.MULTILINE):
+        for text in re.findall(r"(?:^|[(/])backupfw ([a-z][^\n&)#>]*)", block, re.MULTILINE):
             found.append(shlex.split(text.replace("$", "")))
     return found
 
