@@ -1,1 +1,1 @@
-"""What operators ask: whether the rows agree with each other, and what may be forgotten."""
+"""Audit and purge: whether rows agree with each other, and which rows can be deleted."""

@@ -1,8 +1,7 @@
 """Audit of the database: do its rows agree with each other?
 
-Looks only, in one state of the database (:meth:`~backupfw.db.session.Database.snapshot`), so it may run
-at any time beside the service.  What the store holds is the engine's to compare
-(:mod:`backupfw.engine.audit`).
+It only reads, in one state of the database (:meth:`~backupfw.db.session.Database.snapshot`), so it can run
+at any time while the service runs.  The engine compares the store (:mod:`backupfw.engine.audit`).
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ from backupfw.manager.queue import claims, tasks
 from backupfw.manager.rules import quota
 from backupfw.manager.rules.volume_rules import gigabytes
 
-#: Which unfinished tasks may stand behind a status: kinds about the resource, kinds that occupy it.
+#: The unfinished tasks that belong to a status: kinds of the resource itself, kinds that occupy it.
 _BEHIND: dict[tuple[type[Backup | Volume | Snapshot], str], tuple[tuple[str, ...], tuple[str, ...]]] = {
     (Backup, CREATING): ((tasks.BACKUP_CREATE, tasks.BACKUP_IMPORT), ()),
     (Backup, RESTORING): ((tasks.BACKUP_RESTORE,), ()),
@@ -69,7 +68,7 @@ _OF_TASK = {
 }
 
 
-#: What counts, as which resources.
+#: The counted tables, and their resources.
 _COUNTED: tuple[tuple[type[Backup | Volume | Snapshot], str, str], ...] = (
     (Backup, "backups", "backup_gigabytes"),
     (Volume, "volumes", "gigabytes"),
@@ -79,21 +78,21 @@ _COUNTED: tuple[tuple[type[Backup | Volume | Snapshot], str, str], ...] = (
 #: Projects that are counted at a time.
 PROJECTS = 1000
 
-#: Findings of one check that are told; a database that lost a table would have no end of them.
+#: Reported findings of one check; a database that lost a table would have very many.
 MOST = 1000
 
-#: Whole tables pass by in parts of so many rows, on every database.
+#: Whole tables are read in parts of so many rows, on every database.
 _STREAMED = {"yield_per": 1000}
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Finding:
-    """Something that is wrong.
+    """A finding: something that is wrong.
 
     :ivar check: what was checked: ``status``, ``lease``, ``task``, ``snapshot``, ``lineage``, ``usage``,
         ``volume`` or ``store``.
-    :ivar subject: what it is about, e.g. ``backup <id>``.
-    :ivar problem: what is wrong with it.
+    :ivar subject: the resource, e.g. ``backup <id>``.
+    :ivar problem: the error.
     """
 
     check: str
@@ -102,13 +101,13 @@ class Finding:
 
 
 def run(db: Database, lease_seconds: float) -> list[Finding]:
-    """Return everything that is wrong, sorted; of each check the first :data:`MOST`, and how many more.
+    """Return all findings, sorted: the first :data:`MOST` of each check, and the number of the others.
 
-    Each check is a few statements over whole tables, whose answers pass by: memory depends neither on the
-    number of rows or projects nor on how many of them are wrong, only on the largest tree: less than
-    a KiB for each manifest of a volume.
+    Each check is a few statements over whole tables, whose answers are read in parts.  So memory does not
+    depend on the number of rows, projects or findings, only on the largest tree: less than a KiB for each
+    manifest of a volume.
 
-    :param lease_seconds: how long leases hold; one that ran out longer ago than that is found.
+    :param lease_seconds: the length of leases; a lease that ended longer ago than that is a finding.
     """
     with db.snapshot() as session:
         checks = (
@@ -123,7 +122,7 @@ def run(db: Database, lease_seconds: float) -> list[Finding]:
 
 
 def _first(findings: Iterator[Finding]) -> Iterator[Finding]:
-    """Let the first ones through, then say how many more there are."""
+    """Yield the first findings, then one with the number of the others."""
     yield from islice(findings, MOST)
     more = Counter(finding.check for finding in findings)
     for check, count in more.items():
@@ -138,7 +137,7 @@ def _lineage(session: Session) -> Iterator[Finding]:
 
 
 def _rows(session: Session, statement: Executable) -> Iterator[Any]:
-    """Yield what a statement finds, a part at a time; no other statement may run meanwhile."""
+    """Yield the rows of a statement, a part at a time; no other statement may run meanwhile."""
     return iter(session.execute(statement, execution_options=_STREAMED))
 
 
@@ -147,14 +146,14 @@ def _noun(model: type) -> str:
 
 
 def _statuses(session: Session) -> Iterator[Finding]:
-    """No transient status stands without a task that leads out of it."""
+    """Every transient status has a task that will end it."""
     goes_on = Task.cancel.is_(False)
     for (model, status), (about, occupying) in _BEHIND.items():
         behind = or_(
             exists().where(Task.resource_id == model.id, Task.kind.in_(about), goes_on),
             exists().where(Task.source_id == model.id, Task.kind.in_(occupying), goes_on),
         )
-        # A temporary snapshot belongs to its backup's task and has a check of its own.
+        # A temporary snapshot belongs to its backup's task; another check looks at it.
         shown = Snapshot.temporary.is_(False) if model is Snapshot else true()
         statement = select(model.id).where(model.status == status, model.deleted.is_(False), shown, ~behind)
         for (resource_id,) in _rows(session, statement):
@@ -162,7 +161,7 @@ def _statuses(session: Session) -> Iterator[Finding]:
 
 
 def _leases(session: Session, lease_seconds: float) -> Iterator[Finding]:
-    """Every running task has a lease that is live, or ran out so lately that nobody took over yet."""
+    """Every running task has a lease that is valid, or that ended only a short time ago."""
     moment = now(session)
     ended = or_(Task.lease_until.is_(None), Task.lease_until < moment - timedelta(seconds=lease_seconds))
     statement = select(Task.id, Task.kind, Task.resource_id, Task.lease_until)
@@ -180,7 +179,7 @@ def _task(task: Any) -> str:
 
 
 def _causes(session: Session) -> Iterator[Finding]:
-    """Every task that was not cancelled is about something that waits for it."""
+    """Every task that was not cancelled has a resource in the status that belongs to it."""
     for kind, statuses in _OF_TASK.items():
         statement = (
             select(Task.id, Task.kind, Task.resource_id, Backup.status)
@@ -207,7 +206,7 @@ def _temporary_snapshots(session: Session) -> Iterator[Finding]:
 
 
 def _manifests_of_backups(session: Session) -> Iterator[Finding]:
-    """A backup that can be restored has a live manifest, in the place the backup says."""
+    """A backup that can be restored has a live manifest, with the same store and container."""
     row, manifest = Backup, Manifest
     told = (row.store, row.container, row.service_metadata, row.length)
     known = (manifest.store, manifest.container, manifest.key, manifest.length)
@@ -232,7 +231,7 @@ def _manifests_of_backups(session: Session) -> Iterator[Finding]:
 
 
 def _holders_of_manifests(session: Session) -> Iterator[Finding]:
-    """A live manifest is held; a writing or released one has the task that leads it on."""
+    """A live manifest is used by a backup; a writing or released one has its task."""
     row = Manifest
     of_backup = and_(Backup.manifest_id == row.id, Backup.deleted.is_(False))
     child = aliased(Manifest)
@@ -251,12 +250,12 @@ def _holders_of_manifests(session: Session) -> Iterator[Finding]:
 
 
 def _task_of_backup(which: ColumnElement[bool], kind: str) -> ColumnElement[bool]:
-    """The condition that a task of a kind is about one of some backups."""
+    """The condition that a task of a kind belongs to one of some backups."""
     return exists().where(which, Task.resource_id == Backup.id, Task.kind == kind)
 
 
 def _manifests(session: Session) -> Iterator[Finding]:
-    """What each manifest's row says of itself can be."""
+    """The columns of each manifest's row agree with each other."""
     row, base = Manifest, aliased(Manifest)
     wrong = or_(
         and_(row.state == LIVE, row.key.is_(None)),
@@ -289,10 +288,10 @@ def _manifests(session: Session) -> Iterator[Finding]:
 
 
 def _trees(session: Session) -> Iterator[Finding]:
-    """The edges of every lineage tree join what can share, and gone nodes stay only as forks."""
+    """The edges of every lineage tree join manifests that can share; gone ones stay only as forks."""
     row = Manifest
     columns = (row.volume_id, row.store, row.container, row.installation_id)
-    # No other statement while the rows pass by.
+    # No other statement may run while the rows are read.
     ours = installation_id(session)
     rows = _rows(
         session,
@@ -316,7 +315,7 @@ def _trees(session: Session) -> Iterator[Finding]:
 
 
 def _circular(bases: Mapping[str, str | None]) -> set[str]:
-    """Return the nodes from which following the bases never ends."""
+    """Return the nodes whose chain of bases never ends."""
     ends: set[str | None] = {None}
     circular: set[str | None] = set()
     for start in bases:
@@ -330,7 +329,7 @@ def _circular(bases: Mapping[str, str | None]) -> set[str]:
 
 
 def _usage(session: Session) -> Iterator[Finding]:
-    """What quotas count is what the rows are, and each row counts with the size of what it holds."""
+    """Quotas count the rows that exist, and each row counts with the size of its data."""
     last: str | None = None
     while projects := _projects_after(session, last):
         yield from _usage_between(session, last, projects[-1])
@@ -358,7 +357,7 @@ def _is_after(model: Any, project_id: str | None) -> ColumnElement[bool]:
 def _usage_between(session: Session, after: str | None, until: str) -> Iterator[Finding]:
     counted: dict[str, dict[str, int]] = defaultdict(lambda: dict.fromkeys(quota.RESOURCES, 0))
     for model, rows, size in _COUNTED:
-        # Temporary snapshots are nobody's.
+        # Temporary snapshots do not count.
         shown = Snapshot.temporary.is_(False) if model is Snapshot else true()
         statement = select(model.id, model.project_id, model.size, model.length, model.status).where(
             model.deleted.is_(False), shown, _is_after(model, after), model.project_id <= until

@@ -1,28 +1,26 @@
-"""Removing rows of what was deleted long ago.
+"""Purge: deletes rows of resources that were deleted long ago.
 
-Backups, volumes and snapshots are deleted softly.  Their rows are needed by what still points to them
-only.
+Backups, volumes and snapshots are deleted softly.  Only rows that refer to their rows still need these.
 
-*Manifests* that are gone are known for three reasons: an import of what was deleted is refused, a listing
-that still shows one does not make it count as unknown, and the lineage tree needs its forks.  So the row of
-one goes only when the row of the backup that made it went before, when it is in no tree, when no row points
-to it, and when it went as long ago as the others.  Nothing is lost by that: a manifest without a row is one
-that the database does not know, which no clean-up deletes, nor anything that it names
-(:mod:`backupfw.engine.removal`).  Should it turn up again, an import reads everything that it names before
-it is believed.  What stays besides:
+*Manifests* that are gone keep their rows for three reasons: an import of a deleted backup is refused, a
+listing that still shows such a manifest does not make it unknown, and the lineage tree needs its forks.  So a
+manifest's row is deleted only after the row of the backup that made it, when it is in no tree, when no row
+refers to it, and when it has been gone as long as the other rows.  Nothing is lost by that: a manifest
+without a row is unknown, and no clean-up deletes an unknown manifest or the objects that it names
+(:mod:`backupfw.engine.removal`).  If it appears again, an import first reads everything that it names. These
+rows stay:
 
-* Manifests of volumes in which another one is being made or removed: that attempt has read which manifests
-  are known, and may be deleting by it.  A sweep does the same and leaves no mark; the two are not to run at
-  the same time.
-* Keys that were announced for a manifest and given up, for ever; they are few.  A manifest may lie under one
-  in the store: without the row it would be one that the database does not know, so a sweep would keep it and
-  all that it names, and an import would take it for a backup.  What is still open of a deleted backup, which
-  a worker of an older release deleted, is given up here.
-* One manifest of each container: sweep and audit look where manifests are known.
+* Manifests of volumes in which a backup is being made or deleted: that attempt has read which manifests are
+  known, and may use that to delete objects.  A sweep does the same without a mark in the database; do not run
+  purge and sweep at the same time.
+* Announced keys that were given up stay for ever; they are few.  A manifest may be under such a key in the
+  store.  Without the row it would be unknown, so a sweep would keep it and all that it names, and an import
+  would accept it as a backup.  The purge also gives up keys that are still open although a worker of an older
+  release deleted their backup.
+* One manifest of each container, because sweep and audit look into the containers of known manifests.
 
-*Damaged objects* are known for the next incremental of their volume, and for backups that are marked
-because of them.  One goes when no manifest of its volume in its container is left but gone ones, so that
-nothing can name it any more.
+*Damaged objects* are kept for the next incremental backup of their volume, and for backups with marks.  One
+is deleted when its volume has only gone manifests in its container, so that no manifest can name it any more.
 """
 
 from __future__ import annotations
@@ -42,12 +40,12 @@ from backupfw.db.session import Database
 from backupfw.manager.lineage import manifests
 from backupfw.manager.lineage.lifecycle import GONE, RELEASED, WRITING
 
-#: Rows looked at in one transaction, so that none is long and few are held.
+#: Rows of one transaction, so that each is short and locks few rows.
 BATCH = 500
 
 
 def run(db: Database, before: datetime, dry_run: bool = False) -> dict[str, int]:
-    """Remove the rows of what was deleted before a moment.
+    """Delete the rows of resources that were deleted before a moment.
 
     Memory does not depend on the number of rows, and no row is looked at twice.
 
@@ -55,7 +53,8 @@ def run(db: Database, before: datetime, dry_run: bool = False) -> dict[str, int]
     :param dry_run: count only.
     :returns: how many rows of each, by noun.
     """
-    # A snapshot's row points to its volume's, a manifest's is needed by that of its maker: they go later.
+    # In this order, because rows refer to later ones: a snapshot's to its volume's, a backup's to its
+    # manifest's.
     if not dry_run:
         db.run(lambda session: manifests.give_up(session, manifests.announced_for_nobody()))
     steps = ((Backup, "backups"), (Snapshot, "snapshots"), (Volume, "volumes"), (Manifest, "manifests"))
@@ -74,7 +73,7 @@ def _remove(db: Database, model: type[Any], condition: ColumnElement[bool], dry_
 
 
 def _pages(db: Database, query: Select[*tuple[Any, ...]], key: Any) -> Iterator[Sequence[Any]]:
-    """Yield what a query finds in the order of a key, some rows at a time."""
+    """Yield the rows of a query in the order of a key, some rows at a time."""
     last = ""
     while True:
         with db.read() as session:
@@ -88,7 +87,7 @@ def _pages(db: Database, query: Select[*tuple[Any, ...]], key: Any) -> Iterator[
 def _delete(model: type[Any], ids: Collection[str], condition: ColumnElement[bool], session: Session) -> int:
     lock(session, model, model.id.in_(ids))
     found = session.scalars(select(model.id).where(model.id.in_(ids), condition)).all()
-    # Metadata, attachments and marks go with their owner.
+    # Metadata, attachments and marks are deleted with their owner.
     session.execute(
         delete(model).where(model.id.in_(found)), execution_options={"synchronize_session": False}
     )
@@ -96,7 +95,7 @@ def _delete(model: type[Any], ids: Collection[str], condition: ColumnElement[boo
 
 
 def _may_go(model: type[Any], before: datetime) -> ColumnElement[bool]:
-    """The condition that something was deleted long ago and that nothing needs its row any more."""
+    """The condition that a resource was deleted long ago and that nothing needs its row any more."""
     condition: ColumnElement[bool] = ~exists().where(
         or_(Task.resource_id == model.id, Task.source_id == model.id)
     )
@@ -118,7 +117,7 @@ def _may_go(model: type[Any], before: datetime) -> ColumnElement[bool]:
         )
     condition &= model.deleted.is_(True) & (model.deleted_at < before)
     if model is Backup:
-        # What a killed attempt left is found by them.
+        # They are needed to find the leftovers of a killed attempt.
         condition &= Backup.manifest_id.is_(None) & Backup.temp_snapshot_id.is_(None)
     elif model is Snapshot:
         condition &= ~exists().where(Backup.temp_snapshot_id == Snapshot.id)
@@ -139,7 +138,7 @@ def _remove_damaged(db: Database, before: datetime, dry_run: bool) -> int:
     old = row.found_at < before
     total = 0
     for page in _pages(db, select(row.digest, row.store, row.container, row.key).where(old), row.digest):
-        # One that was found again meanwhile is no longer old; one that a manifest was marked for stays.
+        # Skip one that was found damaged again meanwhile, or for which a manifest got a mark.
         named = exists().where(DamageMark.digest == row.digest)
         condition = old & row.digest.in_(_unnamed(db, page)) & ~named
         if dry_run:

@@ -175,10 +175,10 @@ def count_end(session: Session, task: Task, outcome: Outcome) -> None:
 
 
 def hear_ends(db: Database, hear: Callable[[str, Outcome], object]) -> None:
-    """Set the function that is called, with kind and outcome, after each committed end of a task by this
-    process.
+    """Set the function that is called after each committed end of a task by this process.
 
-    It must not raise.  The end of an attempt that is followed by another one is not the end of a task.
+    It gets the kind and the outcome, and must not raise.  The end of an attempt that is followed by another
+    one is not the end of a task.
     """
     db.info[_HEARS] = hear
 
@@ -273,9 +273,8 @@ class Tasks:
         """Keep an owner's tasks for ``lease_seconds`` from now, however many they are, all at once.
 
         :returns: the ids of the tasks that it still holds, each with whether it was cancelled.  The other
-            tasks
-            belong to another attempt, have ended, or their leases have ended, so that another task may have
-            their place in a limit.
+            tasks belong to another attempt, have ended, or their leases have ended, so that another task may
+            have their place in a limit.
         """
         attempts = {task.id: task.attempt for task in held}
         row = models.Task
@@ -310,8 +309,7 @@ class Tasks:
             )
 
     def checkpoint(self, task: Task, value: int) -> None:
-        """Record the point up to which the work is durable; it counts as progress if it is further than
-        before.
+        """Record the point up to which the work is durable; a later point counts as progress.
 
         :raises TaskCancelled: it was cancelled.
         :raises TaskLost: another attempt owns it, or it ended.
@@ -423,8 +421,7 @@ class Tasks:
         return self._db.run(work)
 
     def take_over(self, host: str) -> int:
-        """End the leases of all owners of a host at once, for a process that knows that it is the only one
-        there.
+        """End the leases of all owners of a host at once, for a process that is the only one there.
 
         Returns how many leases were ended.
         """

@@ -1,1 +1,1 @@
-"""What is allowed and what follows from it: quotas, places, statuses, types, failures."""
+"""Rules: quotas, placement, statuses, volume types, and how operations fail."""

@@ -22,7 +22,7 @@ from backupfw.manager.rules import volume_rules
 
 
 def set_metadata(session: Session, backup_id: str, metadata: Mapping[str, str]) -> None:
-    """Make ``metadata`` the whole map of a backup."""
+    """Replace the whole metadata of a backup."""
     session.execute(delete(models.BackupMetadata).where(models.BackupMetadata.backup_id == backup_id))
     session.add_all(
         models.BackupMetadata(backup_id=backup_id, key=key, value=value) for key, value in metadata.items()
@@ -31,7 +31,7 @@ def set_metadata(session: Session, backup_id: str, metadata: Mapping[str, str]) 
 
 
 def manifest_of(session: Session, backup: models.Backup, *, lock: bool = False) -> models.Manifest | None:
-    """Return the manifest a backup points to, read anew."""
+    """Return the manifest of a backup, read again from the database."""
     if backup.manifest_id is None:
         return None
     if lock:
@@ -44,8 +44,7 @@ def queue_release(
 ) -> None:
     """Queue the removal of a released manifest's objects, unless it is queued already.
 
-    It waits for older tasks about the backup that made it: one that was cancelled may still be putting
-    objects.
+    It waits for older tasks of the backup that made it: a cancelled one may still put objects.
     """
     queued = exists().where(
         models.Task.kind == tasks.MANIFEST_RELEASE, models.Task.resource_id == manifest.id
@@ -65,7 +64,7 @@ def queue_release(
 
 
 def let_go(session: Session, manifest_id: str | None, project_id: str, request_id: str | None) -> None:
-    """Release a manifest if nothing holds it any more, and queue the removal of its objects."""
+    """Release a manifest if no record uses it any more, and queue the removal of its objects."""
     if manifest_id is not None and manifests.release_if_unused(session, manifest_id):
         manifest = session.get(models.Manifest, manifest_id)
         assert manifest is not None
@@ -73,9 +72,9 @@ def let_go(session: Session, manifest_id: str | None, project_id: str, request_i
 
 
 def give_up_manifest(session: Session, backup: models.Backup, request_id: str | None) -> bool:
-    """Abandon the manifest a backup was being written to, and let go of its base.
+    """Abandon the manifest of a backup that was being made, and give up its base.
 
-    Returns whether there was one; the caller sees to it that its objects are removed.
+    Returns whether there was one; the caller must queue the removal of its objects.
     """
     manifest = manifest_of(session, backup)
     if manifest is None or not manifests.abandon(session, manifest.id):
@@ -86,10 +85,10 @@ def give_up_manifest(session: Session, backup: models.Backup, request_id: str | 
 
 
 def stop_tasks(session: Session, backup: models.Backup, kinds: Collection[str] | None = None) -> list[Task]:
-    """Cancel whatever runs on a backup and undo what it did to volumes, snapshots and manifest.
+    """Cancel the tasks of a backup and undo their effect on volumes, snapshots and manifest.
 
-    The target of a restore is half written: ``error``; also one that was not touched yet, because whoever
-    waits for the restore takes ``available`` for its success.
+    The target of a restore becomes ``error``, because it may be half written; also one that was not touched
+    yet, because clients that wait for the restore would take ``available`` for success.
 
     :param kinds: only tasks of these kinds; None for all.
     :returns: the tasks that were cancelled.
@@ -152,7 +151,7 @@ def imported(
 ) -> models.Backup:
     """Add the row of an import in status ``creating``, or revive a deleted one (locked by the caller).
 
-    Only id and size come from the record; the rest is filled in when its data was found.
+    Only id and size come from the record; the other columns are set when its data was found.
     """
     moment = now(session)
     values: dict[str, Any] = {

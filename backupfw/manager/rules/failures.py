@@ -1,7 +1,7 @@
-"""How operations fail that were accepted: the one place where they do, and where their users are told.
+"""How accepted operations fail, and how their users are informed: the only place for both.
 
-What moves to an error status, and what the user message says of it, stand in one table by kind of task; a
-kind that is not in it cannot fail so.
+One table, by kind of task, says what moves to an error status and what the user message says; a kind that is
+not in it cannot fail in this way.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What becomes of a thing whose task failed, and what whoever asked for it is told.
+    """How a resource changes when its task fails, and the user message.
 
-    :ivar detail: why, where nothing more exact is known.
+    :ivar detail: the reason, if nothing more exact is known.
     """
 
     model: type[Backup | Volume | Snapshot]
@@ -36,7 +36,7 @@ class Failure:
     detail: Detail
 
 
-#: By kind of task.  The removal of a manifest is nothing that somebody asked for: nobody is told of it.
+#: By kind of task.  No user asked for the removal of a manifest, so it has no user message.
 FAILURES: Mapping[str, Failure] = {
     tasks.BACKUP_CREATE: Failure(
         Backup, BackupMoves.create_failed, Action.CREATE_BACKUP, Detail.CREATE_BACKUP
@@ -64,7 +64,7 @@ FAILURES: Mapping[str, Failure] = {
         Snapshot, SnapshotMoves.delete_failed, Action.DELETE_SNAPSHOT, Detail.DELETE_SNAPSHOT
     ),
 }
-#: What a message says it is about.
+#: The resource type in a message.
 _RESOURCE_TYPES: Mapping[type, str] = {
     Backup: messages.BACKUP,
     Volume: messages.VOLUME,
@@ -81,13 +81,13 @@ def failed(
     again: bool = False,
     **values: Any,
 ) -> None:
-    """Move what a task was about to its error status and tell of it, in the transaction that ends the task.
+    """Move the resource of a task to its error status and report it, in the transaction that ends the task.
 
     Nothing happens if its status was reset meanwhile.
 
-    :param reason: for users, where there is a place for it.
-    :param detail: why, if that is known more exactly than the table says.
-    :param again: it is a try that nobody asked for, after one that was told of.
+    :param reason: for users, if the resource has a column for it.
+    :param detail: the reason, if it is known more exactly than in the table.
+    :param again: it was an automatic try after a failure that was reported already.
     :param values: other columns to set.
     """
     failure = FAILURES[task.kind]
@@ -102,7 +102,7 @@ def failed(
 
 
 def warn(session: Session, task: Task, detail: Detail) -> None:
-    """Tell that a task went on, but not as it was asked for."""
+    """Report that a task succeeded, but not exactly as requested."""
     _post(session, task, detail, messages.WARNING)
 
 

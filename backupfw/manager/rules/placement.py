@@ -1,10 +1,10 @@
-"""Where a backup goes: which store, which container.
+"""Placement: the store and the container of a new backup.
 
-The store is the one that the request names, else that of the first placement rule that fits, else an
-incremental's parent's, else the default.  The container is the one that the request names, else the
-parent's where the backup goes to the parent's store, else the rule's, else the store's own default.  So an
-incremental stays beside its parent and shares its data, until a request or a rule sends it elsewhere: then
-it stores everything anew, and the parent is still shown.
+The store is the one that the request names, else that of the first placement rule that matches, else that of
+an incremental backup's parent, else the default.  The container is the one that the request names, else the
+parent's if the backup goes to the parent's store, else the rule's, else the store's own default.  So an
+incremental backup stays beside its parent and shares its data, unless a request or a rule sends it elsewhere:
+then it stores everything again, and still shows its parent.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What a request's ``container`` says: a store, a container, both or nothing."""
+    """The content of a request's ``container``: a store, a container, both or nothing."""
 
     store: str | None = None
     container: str | None = None
@@ -41,9 +41,9 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What rules look at.
+    """The values that rules compare.
 
-    :ivar zone: the availability zone that was asked for, else the volume's.
+    :ivar zone: the requested availability zone, else the volume's.
     """
 
     project: str
@@ -52,10 +52,10 @@ class Subject:
 
 
 class Placer:
-    """Decides where new backups go.  Thread-safe.
+    """Decides about stores and containers of new backups.  Thread-safe.
 
     :param conf: the configuration: stores and placement rules.
-    :param patterns: what container names must match, by store; a store without one takes any.
+    :param patterns: the pattern of container names, by store; a store without one accepts any name.
     """
 
     def __init__(self, conf: cfg.ConfigOpts, patterns: Mapping[str, str]) -> None:
@@ -68,8 +68,7 @@ class Placer:
         ``store:container`` chooses an enabled store (``store:`` its default container); a text without a
         colon is a container's name.
 
-        :raises InvalidInput: there is no such store here, or no store at all could take a container of
-            this name.
+        :raises InvalidInput: there is no such enabled store, or no store accepts this container name.
         """
         if not container:
             return Wish()
@@ -79,7 +78,7 @@ class Placer:
         elif store in self._conf.enabled_stores:
             wish = Wish(store, name or stores.default_container(self._conf, store))
         else:
-            # Never a container of that name in another store: backups would go where nobody looks for them.
+            # Not a container of that name in another store: users would not look for the backup there.
             raise InvalidInput(
                 "The container name cannot be used: the part before its colon names no store that is enabled."
             )
@@ -87,10 +86,10 @@ class Placer:
         return wish
 
     def place(self, wish: Wish, subject: Subject, parent: Placement | None) -> Placement:
-        """Say where a backup goes.
+        """Return the place of a new backup.
 
-        :param parent: where an incremental's parent is, if it is in a store that is enabled.
-        :raises InvalidInput: the store cannot take a container of the name that was asked for.
+        :param parent: the place of an incremental backup's parent, if its store is enabled.
+        :raises InvalidInput: the store does not accept the requested container name.
         """
         rule = self._rule(subject)
         store = wish.store
@@ -109,7 +108,7 @@ class Placer:
         return Placement(store, container or stores.default_container(self._conf, store))
 
     def _rule(self, subject: Subject) -> Any:
-        """Return the values of the first rule that fits, or None."""
+        """Return the values of the first rule that matches, or None."""
         for name in self._conf.placement_rules:
             rule = self._conf[rules.group_of(name)]
             if all(

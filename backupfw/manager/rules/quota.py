@@ -1,8 +1,8 @@
 """Quotas: counted from rows, under the lock of the project's row.
 
-There are no counters, so nothing can drift: what is used is what the rows that are not deleted say.
-:func:`check` locks the project's row first and counts then, so of two transactions that want the last
-free place the second one waits, counts what the first one committed, and is refused.
+There are no counters, so nothing can drift: the usage is counted from the rows that are not deleted.
+:func:`check` locks the project's row before it counts.  So if two transactions want the last free place, the
+second one waits, counts the rows of the first one, and is refused.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _BY_TYPE = ("volumes", "snapshots", "gigabytes")
 #: Width of the column that holds a resource's name.
 _MAX_NAME = 64
 
-#: Whose rows are counted, and as which resources: their number, their GiB.
+#: The counted tables, and the resources of their number and of their GiB.
 _COUNTED: tuple[tuple[type[Backup | Volume | Snapshot], str, str], ...] = (
     (Backup, "backups", "backup_gigabytes"),
     (Volume, "volumes", "gigabytes"),
@@ -70,14 +70,14 @@ def check(
     wanted: Mapping[str, int],
     volume_type: str | None = None,
 ) -> None:
-    """Refuse what would take a project over a limit; lock its quota until the transaction ends.
+    """Refuse a request that would exceed a limit of a project; lock its quota until the transaction ends.
 
     Call it before the new rows are added to the session (they would count twice), and after the rows
     of volumes, snapshots and backups that the transaction locks (one order for all: no deadlocks).
 
     :param session: a write transaction.
     :param wanted: how much more of each resource: a number of rows, or GiB; nothing where it is 0.
-    :param volume_type: the type of the volumes that it is for.
+    :param volume_type: the type of the requested volumes.
     :raises QuotaExceeded: a limit would be exceeded, with the text clients know.
     """
     wanted = {resource: amount for resource, amount in wanted.items() if amount > 0}
@@ -90,7 +90,7 @@ def check(
 
 
 def check_type(session: Session, conf: cfg.ConfigOpts, project_id: str, kind: str, gigabytes: int) -> None:
-    """Refuse a volume that becomes one of another type, where its project has no room for more of those.
+    """Refuse to change a volume's type if that would exceed a limit of the new type.
 
     :param gigabytes: of the volume.
     :raises QuotaExceeded: a limit would be exceeded.
@@ -101,10 +101,10 @@ def check_type(session: Session, conf: cfg.ConfigOpts, project_id: str, kind: st
 
 
 def _refuse(session: Session, project_id: str, limits: Mapping[str, int], wanted: Mapping[str, int]) -> None:
-    """Refuse what would exceed a limit; there may be none of what is wanted."""
+    """Refuse a request that would exceed a limit; a resource may have none."""
     wanted = {resource: amount for resource, amount in wanted.items() if resource in limits}
     used = usage_of(session, project_id, wanted)
-    # Where several are exceeded, clients are told of the gigabytes first.
+    # If several limits are exceeded, the error names the gigabytes first.
     for resource in sorted(wanted):
         limit = limits[resource]
         if limit != UNLIMITED and used[resource] + wanted[resource] > limit:
@@ -114,7 +114,7 @@ def _refuse(session: Session, project_id: str, limits: Mapping[str, int], wanted
 
 
 def follow_type(session: Session, name: str, new: str | None) -> None:
-    """Let limits for a type's volumes follow its new name; forget them where it goes."""
+    """Rename the limits of a type's volumes with the type, or delete them with it."""
     for model in (Quota, QuotaClass):
         for resource in _BY_TYPE:
             own = model.resource == f"{resource}_{name}"
@@ -137,16 +137,16 @@ def lock_project(session: Session, project_id: str) -> None:
     """Lock a project's row until the transaction ends, making it at the project's first use."""
     if not lock(session, Project, Project.id == project_id):
         session.execute(insert_if_absent(session, Project), {"id": project_id})
-        # Whoever made the row: it is there now, and the lock is waited for.
+        # The row exists now, whichever transaction inserted it; wait for its lock.
         lock(session, Project, Project.id == project_id)
 
 
 def usage_of(session: Session, project_id: str, resources: Collection[str] = RESOURCES) -> dict[str, int]:
-    """Count what a project uses; hidden snapshots of running backups are nobody's.
+    """Count what a project uses; hidden snapshots of running backups do not count.
 
-    :param resources: of which; only the tables that tell are read.
+    :param resources: the resources to count; only their tables are read.
     """
-    # Not used up: they limit one volume, and what does not exist.
+    # Nothing uses them: they limit the size of one volume, and groups, which do not exist.
     used = dict.fromkeys(resources, 0)
     for model, rows, gigabytes in _COUNTED:
         if rows not in used and gigabytes not in used:
@@ -192,7 +192,7 @@ def limits_of(session: Session, conf: cfg.ConfigOpts, project_id: str) -> dict[s
         QuotaClass.class_name == DEFAULT_CLASS
     )
     own = select(Quota.resource, Quota.hard_limit, literal(1)).where(Quota.project_id == project_id)
-    # The project's come last, so they count.
+    # The project's own limits come last, so they win.
     found = session.execute(default.union_all(own).order_by("own"))
     return _configured(conf) | _known((resource, limit) for resource, limit, _own in found)
 
@@ -256,7 +256,7 @@ class QuotaManager:
     def show(self, project_id: str, usage: bool = False) -> dict[str, int] | dict[str, dict[str, int]]:
         """Return a project's limits by resource; with ``usage`` each as limit, in_use and reserved.
 
-        Nothing is ever reserved: what was asked for is a row at once.
+        Nothing is ever reserved: each accepted request has its row at once.
         """
         with self._db.read() as session:
             limits = limits_of(session, self._conf, project_id)
@@ -272,8 +272,8 @@ class QuotaManager:
     def update(self, project_id: str, limits: Mapping[str, int], *, force: bool = False) -> dict[str, int]:
         """Set some of a project's limits and return all of them.
 
-        :param force: allow a limit below what is used: nothing more is granted until enough was deleted.
-        :raises InvalidInput: an unknown resource, a limit out of range, or below what is used.
+        :param force: allow a limit below the usage: further requests are refused until enough was deleted.
+        :raises InvalidInput: an unknown resource, a limit out of range, or below the usage.
         """
 
         def work(session: Session) -> dict[str, int]:

@@ -1,7 +1,7 @@
-"""What backups and restores may do to volumes and snapshots: the rules and their texts.
+"""When volumes and snapshots can be backed up and restored to: the rules and their texts.
 
-The functions run inside the caller's write transaction: a row is locked, judged, and moved by a
-conditional UPDATE, so a rule that held when it was checked holds when the transaction commits.  Rows
+The functions run inside the caller's write transaction: they lock a row, check the rule, and move the row by
+a conditional UPDATE, so a rule that holds when it is checked also holds when the transaction commits.  Rows
 are locked in one order everywhere: volume, snapshot, then the project's quota (``quota.check``).
 """
 
@@ -49,14 +49,14 @@ MAX_GIGABYTES = (1 << 31) - 1
 
 
 class Source(NamedTuple):
-    """What a backup is made of; rows of the caller's session."""
+    """The source of a backup; rows of the caller's session."""
 
     volume: Volume
     snapshot: Snapshot | None
 
     @property
     def size(self) -> int:
-        """GiB of what is backed up."""
+        """GiB of the source."""
         return self.volume.size if self.snapshot is None else self.snapshot.size
 
 
@@ -104,12 +104,12 @@ def find_backup(session: Session, ctx: RequestContext, backup_id: str, *, lock: 
 
 
 def may_be_id(text: str) -> bool:
-    """Say whether a row can have this id; databases refuse some characters with errors of their own."""
+    """Return whether a row can have this id; for some characters databases raise their own errors."""
     return len(text) == 36 and text.isascii() and text.isprintable()
 
 
 def is_visible(ctx: RequestContext, project_id: str) -> bool:
-    """Say whether something of that project exists for this caller."""
+    """Return whether this caller can see resources of that project."""
     return ctx.is_admin or project_id == ctx.project_id
 
 
@@ -122,17 +122,17 @@ def _row(session: Session, model: type[Row], row_id: str, lock: bool) -> Row | N
 
 
 def is_attached(session: Session, volume_id: str) -> bool:
-    """Say whether somebody is attached to the volume."""
+    """Return whether the volume has an attachment."""
     return session.scalar(select(Attachment.id).where(Attachment.volume_id == volume_id).limit(1)) is not None
 
 
 def held_by_backup(session: Session, source_id: str) -> bool:
-    """Say whether a backup or restore that was not cancelled is using the volume or snapshot."""
+    """Return whether a backup or restore that is not cancelled uses the volume or snapshot."""
     return _has_task(session, source_id, (tasks.BACKUP_CREATE, tasks.BACKUP_RESTORE))
 
 
 def is_read_by_task(session: Session, volume_id: str) -> bool:
-    """Say whether a snapshot or another volume is being made of the volume, or waits to be."""
+    """Return whether a task makes, or will make, a snapshot or another volume from the volume."""
     return _has_task(session, volume_id, (tasks.SNAPSHOT_CREATE, tasks.VOLUME_CREATE))
 
 
@@ -144,10 +144,10 @@ def _has_task(session: Session, source_id: str, kinds: Collection[str]) -> bool:
 
 
 def bind_to_host(session: Session, volume: Volume, host: str) -> None:
-    """Note whose workers alone will be able to open a volume that is about to be made.
+    """Record the host whose workers alone can open a volume, before the volume is made.
 
-    Before it is made: whoever deletes it, also while it is being made, must be one of them, or its storage
-    would stay.
+    Before, because a worker that deletes the volume, even while it is being made, must be on that host:
+    otherwise its storage would stay.
     """
     volume.host = host
     session.execute(
@@ -163,7 +163,7 @@ def queue_snapshot_delete(
 ) -> None:
     """Move a snapshot to ``deleting`` and queue its task, before any delete of its volume.
 
-    The caller has locked the rows of volume and snapshot and judged them.
+    The caller has locked the rows of volume and snapshot and checked the rules.
 
     :param first_of: the volume that is about to be deleted after its snapshots.  A task about the
         snapshot that names it as its source is older than the volume's delete, which waits for it.
@@ -176,7 +176,7 @@ def queue_snapshot_delete(
     if result.rowcount:
         return
     lifecycle.move(session, Snapshot, snapshot.id, SnapshotMoves.force_delete)
-    # A delete of the volume that is queued already starts again behind the snapshot's.
+    # A delete of the volume that is queued already gets a new place after the snapshot's.
     overtaken = tasks.cancel(session, snapshot.volume_id, (tasks.VOLUME_DELETE,))
     tasks.add(
         session,
@@ -200,10 +200,10 @@ def queue_snapshot_delete(
 def begin_backup(
     session: Session, volume_id: str, ctx: RequestContext, *, force: bool, snapshot_id: str | None = None
 ) -> Source:
-    """Move what a backup is made of to ``backing-up``: the snapshot where one is given, else the volume.
+    """Move the source of a backup to ``backing-up``: the snapshot if one is given, else the volume.
 
-    :param force: back up although somebody is attached.
-    :returns: the rows (not yet changed ones of their other columns).
+    :param force: back up a volume with an attachment, too.
+    :returns: the rows.
     :raises VolumeNotFound: no such volume for this caller.
     :raises SnapshotNotFound: no such snapshot for this caller.
     :raises InvalidVolume: its status forbids a backup, or the snapshot is another volume's.
@@ -236,7 +236,7 @@ def begin_backup(
 
 
 def end_backup(session: Session, volume_id: str, snapshot_id: str | None = None) -> None:
-    """Give the volume (or the snapshot) its status of before back; nothing if it was reset meanwhile."""
+    """Give the volume (or the snapshot) its previous status back; nothing if it was reset meanwhile."""
     if snapshot_id is None:
         lifecycle.move(session, Volume, volume_id, VolumeMoves.backed_up)
     else:
@@ -247,7 +247,7 @@ def begin_restore(session: Session, volume_id: str, size: int, ctx: RequestConte
     """Move an existing volume to ``restoring-backup``.
 
     :param size: GiB of the backup.
-    :param ctx: the caller, where the volume must be one of theirs.
+    :param ctx: the caller, if the volume must be visible to them.
     :raises VolumeNotFound: no such volume for this caller.
     :raises InvalidVolume: it is not available, or too small.
     """
@@ -267,7 +267,7 @@ def begin_restore(session: Session, volume_id: str, size: int, ctx: RequestConte
 
 
 def end_restore(session: Session, volume_id: str, *, ok: bool, new: bool) -> None:
-    """Move a restore's target on: ``available``, or ``error_restoring`` (``error``, if it is new).
+    """Move a restore's target to ``available``, or to ``error_restoring`` (``error`` if it is new).
 
     Nothing happens if the volume's status was reset meanwhile.
 
@@ -310,11 +310,11 @@ def new_volume(
     :param status: ``creating``, or ``restoring-backup`` for the target of a restore.
     :param size: GiB.
     :param length: bytes; ``size`` GiB unless given.
-    :param volume_type: the name of a type that is there; the default one unless given.
+    :param volume_type: the name of an existing type; the default one unless given.
     :param project_id: its project; the caller's unless given.
     :param host: the host whose workers alone can open it; None: all can.
     :param volume_id: its id; drawn by the caller outside the transaction, which may be repeated.
-    :raises QuotaExceeded: the project has no room for it.
+    :raises QuotaExceeded: it would exceed a limit of the project.
     """
     project = ctx.project_id if project_id is None else project_id
     if volume_type is None and (kind := volume_types.default(session, conf, project)) is not None:
@@ -355,19 +355,19 @@ def new_volume(
 
 
 def is_followed(volume: rows.Volume, length: int, storage_id: str | None) -> bool:
-    """Say whether the catalogue knows of a volume's storage what an open of it has found."""
+    """Return whether the catalogue has the length and storage id that an open of the volume found."""
     return length <= volume.length and (volume.storage_id is not None or storage_id is None)
 
 
 def follow_storage(
     session: Session, task: rows.Task, volume_id: str, length: int, storage_id: str | None
 ) -> Volume:
-    """Let a volume's row follow what an open found: a greater length, an id that was never recorded.
+    """Update a volume's row after an open: a greater length, a storage id that was never recorded.
 
-    The quota is not asked: the bytes are there.  Whoever the task is for is told of growth.
+    The quota is not checked, because the bytes exist already.  A user message reports the growth.
 
     :param task: the task that opened it.
-    :param length: bytes that are really there.
+    :param length: the real length in bytes.
     """
     volume = _row(session, Volume, volume_id, True)
     if volume is None or volume.deleted:
@@ -387,6 +387,6 @@ def follow_storage(
 
 
 def _moved(done: bool) -> None:
-    # The row was locked and judged before: the move cannot be refused.
+    # The row was locked and checked before, so the move cannot be refused.
     if not done:
         raise RuntimeError("a locked row changed its status")

@@ -1,7 +1,7 @@
-"""Volume types: what kinds of volumes there are, who may use them, and which one new volumes get.
+"""Volume types: which exist, which projects may use them, and which one new volumes get.
 
-A type's name stands in volumes, placement rules and manifests; its extra specs are data that clients
-keep.  A private type is there for administrators and for the projects it was opened to.
+Volumes, placement rules and manifests have a type's name; its extra specs are data of clients.  Only
+administrators and the projects with access see a private type.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class DefaultTypeNotFound(NotFound):
 
 
 class AccessNotFound(NotFound):
-    """The project has no access to the type, or the type needs none."""
+    """The project has no access to the type, or the type is public and needs none."""
 
     noun = "Volume type access for"
 
@@ -63,14 +63,14 @@ def _visible(ctx: RequestContext) -> Sequence[ColumnElement[bool]]:
 
 
 def chosen(session: Session, ctx: RequestContext, wanted: str) -> str:
-    """Return the name of a type that is asked for by its id or name, for a new volume.
+    """Return the name of a requested type, given by id or name, for a new volume.
 
     :raises VolumeTypeNotFound: there is none, or not for this caller.
     """
     asked = (or_(VolumeType.id == wanted, VolumeType.name == wanted), *_visible(ctx))
-    # A name may be another type's id.
+    # A type can have the id of another type as its name.
     found = session.scalar(select(VolumeType.id).where(*asked).order_by(VolumeType.id != wanted).limit(1))
-    # It is neither renamed nor deleted before the volume is there.
+    # Lock it, so that it is neither renamed nor deleted before the volume exists.
     if found is None or not locks.lock(session, VolumeType, VolumeType.id == found, *asked):
         raise VolumeTypeNotFound(wanted)
     return session.get_one(VolumeType, found).name
@@ -82,14 +82,14 @@ def of_backup(session: Session, project_id: str, name: object) -> str | None:
 
 
 def usable(session: Session, project_id: str, name: str) -> bool:
-    """Say whether there is a type of this name that a project may use."""
+    """Return whether a type of this name exists that a project may use."""
     if "\0" in name:
         return False
     return bool(session.scalar(select(VolumeType.id).where(VolumeType.name == name, _open_to(project_id))))
 
 
 def default(session: Session, conf: cfg.ConfigOpts, project_id: str) -> VolumeType | None:
-    """Return the type of a project's volumes that none is asked for: its own choice, else everybody's."""
+    """Return the default type of a project: its own, else the installation's."""
     own = (
         select(VolumeType)
         .join(DefaultVolumeType, DefaultVolumeType.volume_type_id == VolumeType.id)
@@ -103,7 +103,7 @@ def default(session: Session, conf: cfg.ConfigOpts, project_id: str) -> VolumeTy
 class VolumeTypeManager:
     """The use cases of volume types.  Thread-safe.
 
-    Who may change them is the API's policy; what is not there for a caller is not found.
+    The API's policy decides who may change them; a type that a caller cannot see is not found.
 
     :param conf: has the option ``default_volume_type``.
     """
@@ -122,9 +122,9 @@ class VolumeTypeManager:
     ) -> rows.Page[rows.VolumeType]:
         """Return a page of the types that a caller may use; an administrator of all.
 
-        :param public: an administrator's choice: True: what the own project may use, False: private ones
-            only, None: all.
-        :param detail: taken as for the other listings; there is one view of types.
+        :param public: for administrators: True: types that the own project may use, False: only private
+            types, None: all.
+        :param detail: accepted as in the other listings; there is only one view of types.
         :raises InvalidInput: a sort key or direction is unknown.
         :raises MarkerNotFound: the marker is no type that this caller can see.
         """
@@ -221,7 +221,7 @@ class VolumeTypeManager:
         description: str | None = None,
         is_public: bool | None = None,
     ) -> rows.VolumeType:
-        """Change what is given; volumes of the type carry its new name.
+        """Change the given values; volumes of the type get its new name.
 
         :raises VolumeTypeNotFound: there is none, or not for this caller.
         :raises InvalidInput: the name is empty, or the default type would be renamed or become private.
@@ -336,7 +336,7 @@ class VolumeTypeManager:
 
         :raises VolumeTypeNotFound: there is none, or not for this caller.
         :raises InvalidInput: it is public.
-        :raises Conflict: the project may already.
+        :raises Conflict: the project has access already.
         """
 
         def work(session: Session) -> None:
@@ -351,7 +351,7 @@ class VolumeTypeManager:
             ) from error
 
     def refuse(self, ctx: RequestContext, type_id: str, project_id: str) -> None:
-        """Let a project use a private type no longer; volumes that have it keep it.
+        """Remove a project's access to a private type; its volumes keep the type.
 
         :raises VolumeTypeNotFound: there is none, or not for this caller.
         :raises InvalidInput: it is public.
@@ -402,7 +402,7 @@ class VolumeTypeManager:
         return self._db.run(work)
 
     def unset_project_default(self, project_id: str) -> None:
-        """Let everybody's default hold for a project again; nothing where it has no own one."""
+        """Remove a project's own default type, if it has one; the installation's default holds again."""
         self._db.run(
             lambda session: session.execute(
                 delete(DefaultVolumeType).where(DefaultVolumeType.project_id == project_id)
