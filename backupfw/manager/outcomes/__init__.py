@@ -1,1 +1,1 @@
-"""What becomes of tasks: for each kind, what an attempt works on and how it ends."""
+"""Outcomes of tasks: for each kind, the plan of an attempt and the ways in which it ends."""

@@ -1,4 +1,4 @@
-"""What a worker tells the manager of backups' tasks: one object for each kind, with a method per outcome."""
+"""Outcomes of backups' tasks, as a worker reports them: one object per kind, one method per outcome."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the modules of outcomes have in common."""
+"""The base of the modules of outcomes."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 class Outcomes:
     """Base: a database and a configuration.  Thread-safe.
 
-    A method that takes a task is one transaction that is conditional on its attempt; it raises
-    :class:`~backupfw.errors.TaskLost` when another attempt owns the task and
-    :class:`~backupfw.errors.TaskCancelled` when it was cancelled, and has changed nothing then.
+    A method that takes a task is one transaction that is conditional on its attempt.  It raises
+    :class:`~backupfw.errors.TaskLost` if another attempt owns the task, and
+    :class:`~backupfw.errors.TaskCancelled` if the task was cancelled; in both cases it changes nothing.
     """
 
     def __init__(self, db: Database, conf: cfg.ConfigOpts) -> None:
@@ -29,7 +29,7 @@ class Outcomes:
 
 
 def backup_of(session: Session, task: Task) -> models.Backup:
-    """Return the row of the backup that a task is about, as it is now.
+    """Return the row of a task's backup, as it is now.
 
     :raises BackupNotFound: it is gone.
     """

@@ -1,4 +1,4 @@
-"""Making a backup: what an attempt works on, what it has finished, how it ends."""
+"""Making a backup: the plan of an attempt, its finished segments, and its end."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from backupfw.manager.queue import tasks
 from backupfw.manager.rows import Task
 from backupfw.manager.rules import backup_rows, failures, volume_rules
 
-#: The hash of blocks that new manifests use, in the format's words.
+#: The hash of blocks that new manifests use, as the format names it.
 HASH_MODE = "blake3"
 #: Finished segments are read from the database in pages of this many.
 _SEGMENTS = 1000
@@ -45,20 +45,20 @@ class BaseManifest:
 
 @dataclass(frozen=True, slots=True)
 class CreatePlan:
-    """What one attempt to make a backup works on.
+    """The plan of one attempt to make a backup.
 
     :ivar backup: the record, for the manifest's head.
     :ivar volume: the volume, its metadata included; for a backup of a snapshot the snapshot's volume.
     :ivar snapshot: the snapshot to read, or None to read the volume.
-    :ivar in_use: somebody may be writing to the volume: read a temporary snapshot of it.
+    :ivar in_use: a program may write to the volume: read a temporary snapshot of it.
     :ivar manifest_id: the row of the manifest that is being written.
     :ivar epoch: part of every key of this attempt; finished segments belong to one epoch.
-    :ivar attempt: part of every key, too; the caller draws the token's random half.
+    :ivar attempt: part of every key, too; the caller chooses the random half of the token.
     :ivar segment_size: bytes, as ``block_size``.
-    :ivar source_identity: what the finished segments of this epoch were read from; None at first.
-    :ivar base: whose data may be shared, or None: store everything anew.
-    :ivar announced: keys under which earlier attempts may have put this backup's manifest; to be settled
-        before anything else: committed (:meth:`CreateTasks.finish`) or given up.
+    :ivar source_identity: the source identity of this epoch's finished segments; None at first.
+    :ivar base: the manifest whose objects can be shared; None: store everything again.
+    :ivar announced: keys under which earlier attempts may have put this backup's manifest; settle each
+        before anything else: commit it (:meth:`CreateTasks.finish`) or give it up.
     """
 
     backup: rows.Backup
@@ -82,7 +82,7 @@ class CreatePlan:
 
 @dataclass(frozen=True, slots=True)
 class CreateResult:
-    """What a finished backup is.
+    """The result of a finished backup.
 
     :ivar key: the manifest's key.
     :ivar service: the store driver's wire name.
@@ -112,11 +112,11 @@ class CreateTasks(Outcomes):
     def start(self, task: Task, settled: Collection[str] = ()) -> CreatePlan:
         """Begin an attempt.
 
-        The first one fixes base, geometry, hash mode and key; a later one keeps them, unless the
-        configured geometry changed: then a new epoch starts from nothing, as soon as nothing announced is
-        open but what is settled.
+        The first attempt chooses base, geometry, hash mode and key id; later ones keep them.  If the
+        configured geometry has changed, a new epoch starts without finished segments, as soon as all open
+        keys are settled.
 
-        :param settled: keys that were announced, are looked at already and stay open.
+        :param settled: announced keys that were looked at already and stay open.
         :raises VolumeNotFound: the volume is gone (its status was reset and it was deleted).
         :raises SnapshotNotFound: likewise.
         """
@@ -139,10 +139,10 @@ class CreateTasks(Outcomes):
         return self._db.run(work)
 
     def give_up_announced(self, task: Task, keys: Collection[str]) -> None:
-        """Decide that manifests that an earlier attempt announced will not be committed.
+        """Give up keys that an earlier attempt announced.
 
-        :param keys: of those that are not in the store, or cannot be read there.
-        :raises TaskLost: another attempt owns the task; nothing was decided.
+        :param keys: keys whose manifests are not in the store, or cannot be read there.
+        :raises TaskLost: another attempt owns the task; nothing was given up.
         """
 
         def work(session: Session) -> None:
@@ -153,11 +153,12 @@ class CreateTasks(Outcomes):
         self._db.run(work)
 
     def give_up_manifest(self, task: Task, store: str, container: str, key: str) -> bool:
-        """Give up the manifest that this attempt announced, unless it is committed or another attempt's.
+        """Give up the key that this attempt announced, unless it is committed or another attempt has the
+        task.
 
-        Whoever has the task now may be taking it over.
+        That attempt may be committing the manifest.
 
-        :return: whether it is given up: what lies under the key may go.
+        :return: whether it is given up, so that the object under the key can be deleted.
         """
         digest = object_digest(store, container, key)
 
@@ -170,7 +171,7 @@ class CreateTasks(Outcomes):
         return self._db.run(work)
 
     def follow_volume(self, task: Task, length: int, storage_id: str | None) -> CreatePlan:
-        """Let volume and backup follow what an open of the volume found; see :func:`follow_storage`."""
+        """Update volume and backup after an open of the volume; see :func:`follow_storage`."""
 
         def work(session: Session) -> CreatePlan:
             backup, manifest = self._writing(session, task)
@@ -183,7 +184,7 @@ class CreateTasks(Outcomes):
         return self._db.run(work)
 
     def bind_source(self, task: Task, source_identity: str) -> CreatePlan:
-        """Say what this attempt reads; a new epoch begins if finished segments came of something else."""
+        """Record the source identity; a new epoch begins if the finished segments have another one."""
 
         def work(session: Session) -> CreatePlan:
             backup, manifest = self._writing(session, task)
@@ -253,28 +254,28 @@ class CreateTasks(Outcomes):
         def unknown(session: Session) -> None:
             lost = tasks.lost(session, task)
             if isinstance(lost, TaskLost):
-                # No look at the rows would tell: the other attempt may have ended, and dropped them.
+                # The rows would not answer that: the other attempt may have ended and deleted them.
                 raise OutcomeUnknown(str(lost))
 
         self._db.run(work, unknown)
 
     def announce_manifest(self, task: Task, key: str) -> None:
-        """Keep that this attempt is about to put its manifest under ``key``.
+        """Announce a key: record that this attempt will put its manifest there.
 
-        :raises TaskLost: another attempt owns the task; nothing was kept.
+        :raises TaskLost: another attempt owns the task; nothing was recorded.
         """
 
         def work(session: Session) -> None:
             _, manifest = self._writing(session, task)
             digest = object_digest(manifest.store, manifest.container, key)
-            # It may have been kept by a transaction whose answer was lost.
+            # A transaction whose answer was lost may have recorded it.
             if not manifests.is_announced(session, digest):
                 manifests.announce(session, manifest, key, digest)
 
         self._db.run(work)
 
     def known_manifests(self, manifest_id: str) -> tuple[list[str], set[str]]:
-        """Return what is known of a manifest's volume, for the clean-up of what its attempts left.
+        """Return the known keys of a manifest's volume, for the clean-up after its attempts.
 
         :return: keys of the live manifests whose lineage is unknown, and of all that are known.
         """
@@ -282,7 +283,7 @@ class CreateTasks(Outcomes):
             return manifests.detached_keys(session, manifest_id), manifests.volume_keys(session, manifest_id)
 
     def finish(self, task: Task, result: CreateResult) -> rows.Backup:
-        """End the task: the manifest is live, the backup available, the volume what it was before.
+        """End the task: the manifest is live, the backup available, and the volume has its old status.
 
         The manifest may be one that an earlier attempt announced.
 
@@ -301,7 +302,7 @@ class CreateTasks(Outcomes):
             manifest.updated_at = now(session)
             session.flush()
             if result.base_lost:
-                # It shares nothing with the base that it may have been marked for.
+                # It shares nothing with its base, so marks for the base's objects do not apply.
                 damaged_objects.forget_marks(session, manifest.id)
             named = (object_digest(manifest.store, manifest.container, key) for key in result.damaged)
             damaged_objects.mark(session, manifest.id, named)
@@ -339,7 +340,7 @@ class CreateTasks(Outcomes):
                 manifest.key == result.key,
                 manifest.length.is_not(None),
             )
-            # By this attempt, or by one that found what this one put.  The backup may be deleted already.
+            # By this attempt, or by one that found this one's manifest.  The backup may be deleted already.
             if session.scalar(mine) is None:
                 return None
             return rows.backup(session, session.get_one(models.Backup, task.resource_id))
@@ -347,9 +348,9 @@ class CreateTasks(Outcomes):
         return self._db.run(work, finished)
 
     def fail(self, task: Task, reason: str, detail: Detail | None = None) -> None:
-        """End the task: the backup is in ``error``; what it put is removed by a task of its own.
+        """End the task: the backup is in ``error``; another task deletes its objects.
 
-        :param detail: what the user message says; None where nothing more exact is known.
+        :param detail: for the user message; None if nothing more exact is known.
         """
 
         def work(session: Session) -> None:
@@ -361,7 +362,7 @@ class CreateTasks(Outcomes):
     # The temporary snapshot of a volume in use.
 
     def begin_temp_snapshot(self, task: Task) -> rows.Snapshot:
-        """Return the hidden snapshot this backup reads, making its row (``creating``) at the first call."""
+        """Return the hidden snapshot that this backup reads; the first call inserts its row."""
 
         def work(session: Session) -> rows.Snapshot:
             tasks.hold(session, task)
@@ -407,7 +408,7 @@ class CreateTasks(Outcomes):
     def temp_snapshot(self, backup_id: str) -> tuple[rows.Snapshot, rows.Volume] | None:
         """Return the temporary snapshot that a backup left and its volume (perhaps deleted), or None.
 
-        Whatever became of the backup: what a killed attempt made must be found.
+        Independent of the backup's end, because the snapshot of a killed attempt must be found.
         """
         with self._db.read() as session:
             row = session.scalar(
@@ -423,7 +424,7 @@ class CreateTasks(Outcomes):
     def forget_temp_snapshot(self, backup_id: str) -> None:
         """Record that a backup's temporary snapshot was deleted from its storage; idempotent.
 
-        One that is not forgotten when the task ends is deleted by a task of its own.
+        If this was not recorded when the task ends, another task deletes the snapshot.
         """
 
         def work(session: Session) -> None:
@@ -441,7 +442,7 @@ class CreateTasks(Outcomes):
 
         self._db.run(work)
 
-    # How a manifest's row begins, and begins anew.
+    # The initial values of a manifest's row, also of a new epoch.
 
     def _same_geometry(self, manifest: models.Manifest) -> bool:
         backup = self._conf.backup
@@ -486,7 +487,7 @@ class CreateTasks(Outcomes):
         return manifest
 
     def _take_base(self, session: Session, backup: models.Backup, child: models.Manifest) -> str | None:
-        """Take hold of the parent's manifest if the child may share with it, and return its id."""
+        """Take the parent's manifest if the child can share with it, and return its id."""
         if backup.parent_id is None:
             return None
         parent = session.get(models.Backup, backup.parent_id)
@@ -554,7 +555,7 @@ class CreateTasks(Outcomes):
             backup=rows.backup(session, backup),
             volume=rows.volume(session, volume),
             snapshot=None if snapshot is None else rows.snapshot(session, snapshot),
-            # Once it was taken for one in use, it stays that for all attempts.
+            # Once it was treated as in use, all further attempts do the same.
             in_use=snapshot is None
             and (volume.previous_status == lifecycle.IN_USE or backup.temp_snapshot_id is not None),
             manifest_id=manifest.id,
@@ -573,7 +574,7 @@ class CreateTasks(Outcomes):
 
 
 def failed(session: Session, task: Task, reason: str, detail: Detail | None = None) -> None:
-    """Give up a backup, in the transaction that ends its task; what it put is removed."""
+    """Give up a backup, in the transaction that ends its task; its objects are deleted later."""
     backup = backup_of(session, task)
     failures.failed(session, task, reason, detail)
     volume_rules.end_backup(session, backup.volume_id, backup.snapshot_id)

@@ -1,12 +1,12 @@
-"""Objects that were found damaged: what the next incremental must store anew, and whose data they are.
+"""Damaged objects: which objects the next backup must store again, and which backups name them.
 
-A *mark* says that a manifest names a damaged object.  It is the manifest's, not only the object's: a backup
-that needs other blocks of a damaged pack may be whole, and a verification that finds it so says nothing for
-the others.  So a full verification takes away the marks of its own manifest, and an object leaves the list
-when a verification found it whole and nobody is marked for it any more.
+A *mark* says that a manifest names a damaged object.  Marks belong to manifests, not only to objects: a
+backup that uses other blocks of a damaged pack may be undamaged, and a verification that finds this proves
+nothing about other backups.  So a full verification removes the marks of its own manifest, and an object
+leaves the list when a verification found it undamaged and no manifest has a mark for it any more.
 
-A manifest that is being written is marked for what its base names: it may share that.  What was on the list
-before its attempt began is not shared, so nothing is missed between the two.
+A manifest that is being written gets marks for the objects that its base names, because it may share them.
+Objects that were on the list before its attempt began are not shared, so no damaged object is missed.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class DamagedObject:
 class Sharer:
     """A manifest that may name the objects of another.
 
-    :ivar key: of the manifest that tells what it names: its own, or its base's while it is being written.
+    :ivar key: of the manifest to read for its objects: its own, or its base's while it is being written.
     :ivar marked: keys of the damaged objects that it is known to name.
     """
 
@@ -57,12 +57,12 @@ class Sharer:
 
 
 def is_damaged() -> ColumnElement[bool]:
-    """The condition on a backup's row that it names objects which are known to be damaged."""
+    """The condition on a backup's row that it names known damaged objects."""
     return exists().where(models.DamageMark.manifest_id == models.Backup.manifest_id)
 
 
 def forget_marks(session: Session, manifest_id: str) -> None:
-    """Take away all marks of a manifest."""
+    """Remove all marks of a manifest."""
     session.execute(
         delete(models.DamageMark).where(models.DamageMark.manifest_id == manifest_id),
         execution_options={"synchronize_session": False},
@@ -72,7 +72,7 @@ def forget_marks(session: Session, manifest_id: str) -> None:
 def mark(session: Session, manifest_id: str, digests: Iterable[str]) -> None:
     """Mark a manifest that names objects.
 
-    :param digests: of the objects; those that are not on the list (any more) are passed over.
+    :param digests: of the objects; those that are not on the list (any more) are skipped.
     """
     for some in _held(session, digests):
         listed = session.scalars(select(models.DamagedObject.digest).where(some)).all()
@@ -82,9 +82,10 @@ def mark(session: Session, manifest_id: str, digests: Iterable[str]) -> None:
 
 
 def _held(session: Session, digests: Iterable[str]) -> Iterator[ColumnElement[bool]]:
-    """Yield conditions that select the listed objects, some at a time, held until the transaction ends.
+    """Yield conditions that select the listed objects, some at a time, and lock them until the transaction
+    ends.
 
-    Without that, an object could leave the list with its last mark in the moment when it gets another.
+    Without the lock, an object could leave the list with its last mark at the moment when it gets a new one.
     """
     row, wanted = models.DamagedObject, sorted(digests)
     for start in range(0, len(wanted), _BATCH):
@@ -97,13 +98,13 @@ def _held(session: Session, digests: Iterable[str]) -> Iterator[ColumnElement[bo
 
 
 def _is_kept(session: Session, manifest_id: str) -> bool:
-    """Say whether a manifest is live or being written, and keep it from being deleted in this transaction."""
+    """Return whether a manifest is live or being written, and lock it until the transaction ends."""
     row = models.Manifest
     return bool(lock(session, row, row.id == manifest_id, row.state.in_((LIVE, WRITING))))
 
 
 class DamagedObjects(Outcomes):
-    """The list of damaged objects, the marks, and what verifications found."""
+    """The list of damaged objects, the marks, and the results of verifications."""
 
     def keys(self, store: str, container: str, prefix: str = "") -> frozenset[str]:
         """Return the keys of damaged objects that start with ``prefix``."""
@@ -119,9 +120,9 @@ class DamagedObjects(Outcomes):
             return frozenset(found)
 
     def record(self, store: str, container: str, key: str, reason: str, manifest_id: str) -> bool:
-        """Enter an object, or its newest reason, and mark the manifest that was found to name it.
+        """Add an object to the list, or update its reason, and mark the manifest that names it.
 
-        :param reason: what is wrong; cut to 255 characters.
+        :param reason: the error; cut to 255 characters.
         :returns: False: nothing was recorded, because that manifest is being deleted, and its objects
             with it.
         """
@@ -145,9 +146,9 @@ class DamagedObjects(Outcomes):
         return self._db.run(work)
 
     def sharers(self, manifest_id: str) -> list[Sharer]:
-        """Return the other manifests that may name objects of this one: those of its volume there.
+        """Return the other manifests that may name objects of this one: those of its volume in its container.
 
-        Those that are being written are among them if they have a base.
+        Manifests that are being written are among them if they have a base.
         """
         row, of_mark, damaged = models.Manifest, models.DamageMark, models.DamagedObject
         base = aliased(row)
@@ -182,7 +183,7 @@ class DamagedObjects(Outcomes):
     def mark(self, store: str, container: str, manifest_id: str, keys: Iterable[str]) -> None:
         """Mark a manifest that names objects which are on the list; nothing if it is being deleted.
 
-        :param keys: of the objects; those that left the list meanwhile are passed over.
+        :param keys: of the objects; those that left the list meanwhile are skipped.
         """
         wanted = [object_digest(store, container, key) for key in keys]
 
@@ -209,8 +210,8 @@ class DamagedObjects(Outcomes):
     ) -> datetime:
         """Record at all backups of a manifest that it was verified now.
 
-        A full verification that found it whole takes away the marks of what was found before it began, and
-        off the list what nobody else is marked for.
+        A full verification that found it undamaged removes the marks for objects that were found before it
+        began, and removes objects without other marks from the list.
 
         :param begun: when it began, by the database's clock.
         :param how: ``FULL`` or ``QUICK``.
@@ -246,7 +247,7 @@ class DamagedObjects(Outcomes):
     def _heal(session: Session, manifest_id: str, begun: datetime, digests: Iterable[str]) -> None:
         row, of_mark = models.DamagedObject, models.DamageMark
         for some in _held(session, digests):
-            # What was found while this one was read may be newer than the reading.
+            # An object that was found damaged during this verification may have been read before.
             old = some & (row.found_at < begun)
             session.execute(
                 delete(of_mark).where(

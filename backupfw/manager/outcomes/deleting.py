@@ -1,7 +1,7 @@
-"""Removing backups and the objects that nothing names any more.
+"""Deleting backups, and the objects that no manifest names any more.
 
-The record of a backup goes at once where its data stays (others use it) or was never there.  Otherwise
-its manifest is released, which is irrevocable, and the record stays until the objects are removed.
+The record of a backup is deleted at once if its data stays (other backups use it) or was never stored.
+Otherwise its manifest is released, which is irrevocable, and the record stays until the objects are deleted.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ LONGEST_RETRY = 86400.0
 
 @dataclass(frozen=True, slots=True)
 class ReleasePlan:
-    """What is to be removed, and who has to be asked before.
+    """The plan of a deletion: the objects, and the manifests that must be read before.
 
     :ivar manifest_id: the released manifest's row.
-    :ivar key: its key; None: it was never written, only leftovers are there.
-    :ivar given_up: where ``key`` is None: keys under which its attempts may have put a manifest that will
-        never be committed; one that is there names what it took over from other backups, too.
-    :ivar begun: an attempt came as far as putting objects, so the container was there.
+    :ivar key: its key; None: it was never committed, so there are only leftovers.
+    :ivar given_up: if ``key`` is None: keys under which its attempts may have put a manifest that will
+        never be committed; such a manifest also names objects that it took over from other backups.
+    :ivar begun: an attempt may have put objects, so the container existed.
     :ivar relatives: keys of the manifests that may share its objects, in the same container.
-    :ivar known_keys: keys of all manifests of the volume that the database ever knew; others that the
-        store has may share as well.
+    :ivar known_keys: keys of all manifests of the volume that the database ever knew; unknown manifests in
+        the store may share objects, too.
     :ivar installation_id: with ``project_id``, ``volume_id`` and ``backup_id`` the parts of the prefix
-        under which everything lies that only this manifest's backup put.
+        of all objects that this manifest's backup put.
     """
 
     manifest_id: str
@@ -64,8 +64,9 @@ class DeleteTasks(Outcomes):
     def start(self, task: Task) -> ReleasePlan | None:
         """Begin an attempt.
 
-        :returns: what to remove from the store; None: nothing, the record is gone and the task ended.
-        :raises EngineError: what is needed to decide is not known yet; to be tried again.
+        :returns: the plan; None: nothing is to be deleted from the store, the record is deleted and the task
+            has ended.
+        :raises EngineError: the plan cannot be made yet; try again later.
         """
         manifest_id = self._db.run(lambda session: self._release(session, task))
         return None if manifest_id is None else self._search(manifest_id)
@@ -75,7 +76,8 @@ class DeleteTasks(Outcomes):
         backup = session.get(models.Backup, task.resource_id, populate_existing=True)
         moved = lifecycle.move(session, models.Backup, task.resource_id, BackupMoves.delete_again)
         if backup is None or not moved:
-            # Deleted or reset by a transaction that should have cancelled this task: nothing to do.
+            # A transaction that should have cancelled this task has deleted or reset the backup: nothing to
+            # do.
             tasks.end(session, task)
             return None
         manifest = backup_rows.manifest_of(session, backup, lock=True)
@@ -88,10 +90,10 @@ class DeleteTasks(Outcomes):
     def _must_remove(
         self, session: Session, backup: models.Backup, manifest: models.Manifest, task: Task
     ) -> bool:
-        """Let go of the manifest; whether its objects are this task's to remove."""
-        # Its user wants it gone, whether it was ever committed or not.
+        """Give up the manifest; return whether this task must delete its objects."""
+        # The user deletes it, whether it was ever committed or not.
         manifests.give_up(session, models.Manifest.backup_id == backup.id)
-        # Not only what this attempt gave up: an earlier one may have failed before it removed anything.
+        # Not only keys that this attempt gave up: an earlier one may have failed before it deleted anything.
         given_up = bool(manifests.given_up_keys(session, backup.id))
         if manifest.state == lifecycle.GONE:
             return given_up
@@ -123,15 +125,15 @@ class DeleteTasks(Outcomes):
         session.expire(backup)
 
     def plan_again(self, plan: ReleasePlan) -> ReleasePlan:
-        """Ask anew who may share, for a plan one of whose relatives cannot be read.
+        """Look for the relatives again, for a plan with a relative that cannot be read.
 
-        :returns: a plan that lacks the relatives that were released meanwhile.
+        :returns: a plan without relatives that were released meanwhile.
         :raises EngineError: as :meth:`start`.
         """
         return self._search(plan.manifest_id)
 
     def _search(self, manifest_id: str) -> ReleasePlan:
-        """Ask who may share, in a transaction that began after the release was committed."""
+        """Look for the relatives, in a transaction that began after the release was committed."""
 
         def work(session: Session) -> ReleasePlan:
             found = manifests.relatives(session, manifest_id)
@@ -145,8 +147,8 @@ class DeleteTasks(Outcomes):
                 relatives.update(manifests.detached_keys(session, manifest_id))
                 given_up = manifests.given_up_keys(session, manifest.backup_id)
                 if given_up:
-                    # The tree does not tell who shares with them: this manifest may have left it, or have
-                    # got another base since.
+                    # The tree does not show which manifests share with them: this manifest may have left it,
+                    # or have got another base since.
                     relatives.update(manifests.live_backups(session, manifest_id))
             return ReleasePlan(
                 manifest_id=manifest_id,
@@ -178,7 +180,7 @@ class DeleteTasks(Outcomes):
     def fail(self, task: Task, reason: str) -> None:
         """End the task: the backup is in ``error_deleting``; a new task tries again after a while.
 
-        Only the first failure is told in a message: the others are of tries that nobody asked for.
+        Only the first failure gives a user message: the later tries are automatic.
         """
 
         def work(session: Session) -> None:
@@ -191,7 +193,7 @@ class DeleteTasks(Outcomes):
     def start_release(self, task: Task) -> ReleasePlan | None:
         """Begin an attempt to remove a released manifest's objects.
 
-        :returns: None: they are removed already, and the task ended.
+        :returns: None: they are deleted already, and the task has ended.
         :raises EngineError: as :meth:`start`.
         """
 
@@ -248,12 +250,12 @@ class DeleteTasks(Outcomes):
 
 
 def failed(session: Session, task: Task, reason: str, detail: Detail | None = None) -> None:
-    """Tell that a deletion failed, the first time only: nobody asked for the tries after it."""
+    """Report that a deletion failed, only the first time: the later tries are automatic."""
     failures.failed(session, task, reason, detail, again=bool(task.payload.get("tries")))
 
 
 def _drop_reference(session: Session, manifest_id: str) -> None:
-    """Forget a manifest of another installation when no living backup names it."""
+    """Delete the row of another installation's manifest if no live backup uses it."""
     # An import that makes a duplicate holds this row's lock, or waits for it and finds it gone.
     lock(session, models.Manifest, models.Manifest.id == manifest_id)
     backup = models.Backup

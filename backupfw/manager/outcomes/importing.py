@@ -1,7 +1,7 @@
-"""Taking over a backup that a record describes: where it may be, and how the check ends.
+"""Importing a backup that a record describes: where its data may be, and how the check ends.
 
-A record is a claim by whoever sent it.  What is stored decides: length, volume, format and owner come
-from the manifest; the record gives only what nobody could misuse (name, description, times, metadata).
+A record is not trusted.  The stored data decides: length, volume, format and owner come from the manifest;
+only harmless values come from the record (name, description, times, metadata).
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from backupfw.manager.rows import Task
 from backupfw.manager.rules import backup_rows, failures, quota
 from backupfw.manager.rules.volume_rules import gigabytes
 
-#: Longest volume whose backup is imported, bytes: four times the largest that block storages offer, and still
-#: short enough that to walk its segments takes minutes.
+#: Longest volume whose backup can be imported, bytes: four times the largest volume of usual block storage,
+#: but short enough that a walk over its segments takes only minutes.
 MAX_LENGTH = 1 << 50
 
 
@@ -44,8 +44,8 @@ class ImportPlan:
     """Where the data of an imported backup may be.
 
     :ivar stores: configured names of the stores to look in, the likeliest first; never empty.
-    :ivar container: a container name by core's rule (a store may refuse it all the same).
-    :ivar key: an object key by core's rule; whether it is a manifest's is the engine's to say.
+    :ivar container: a container name that core allows (a store may still refuse it).
+    :ivar key: an object key that core allows; the engine finds out whether a manifest is there.
     """
 
     backup: rows.Backup
@@ -57,13 +57,13 @@ class ImportPlan:
 
 @dataclass(frozen=True, slots=True)
 class ManifestFacts:
-    """What was read of the manifest, whole and verified, and where.
+    """The content of the verified manifest, and its place.
 
     :ivar store: the store it was found in, by configured name; ``service`` is its driver's wire name.
-    :ivar installation_id: with ``project_id``, ``volume_id`` and ``backup_id`` who made it, as its key
-        and its head say alike.
+    :ivar installation_id: with ``project_id``, ``volume_id`` and ``backup_id`` its maker, as both its key
+        and its head say.
     :ivar length: bytes of the volume.
-    :ivar volume_record: as ``records.volume_record`` makes it; None where the manifest says nothing of it.
+    :ivar volume_record: as ``records.volume_record`` makes it; None if the manifest has none.
     :ivar damaged: keys of objects on the list of damaged ones that it names.
     :ivar object_count: objects its maker put; with ``stored_bytes`` and ``referenced_bytes`` as in
         :class:`~backupfw.manager.outcomes.creating.CreateResult`.
@@ -109,7 +109,7 @@ class ImportTasks(Outcomes):
             stores = [name for name, wire in wire_names.items() if same_service(wire, service)]
             if not stores:
                 raise InvalidInput("No enabled store is of the backup record's service.")
-            # The hint goes first: names of stores may mean other stores elsewhere.
+            # The hint only comes first: in another installation the name can mean another store.
             stores.sort(key=lambda name: name != record.store)
             container, key = _place(record)
             for store in stores:
@@ -128,14 +128,14 @@ class ImportTasks(Outcomes):
     def finish(self, task: Task, facts: ManifestFacts) -> rows.Backup:
         """End the task: the backup is available and points to the manifest.
 
-        :raises InvalidInput: the manifest was deleted here, or is another project's and the importer is
-            no administrator; the task goes on (:meth:`fail` ends it).
+        :raises InvalidInput: the manifest was deleted here, or belongs to another project and the importer is
+            no administrator; the task does not end (:meth:`fail` ends it).
         :raises QuotaExceeded: the data is larger than the record said, and the project has no room.
         """
         try:
             return self._db.run(lambda session: self._finish_import(session, task, facts))
         except DBDuplicateEntry:
-            # Another import of the same manifest made its row; now it is known.
+            # Another import of the same manifest has inserted its row.
             return self._db.run(lambda session: self._finish_import(session, task, facts))
 
     def _finish_import(self, session: Session, task: Task, facts: ManifestFacts) -> rows.Backup:
@@ -145,7 +145,7 @@ class ImportTasks(Outcomes):
         check_claim(task, backup.project_id, facts.project_id, facts.length)
         size = max(1, gigabytes(facts.length))
         if size > backup.size:
-            # The row is counted with what the record said already.
+            # The row is already counted with the record's size.
             quota.check(session, self._conf, backup.project_id, {"backup_gigabytes": size - backup.size})
         manifest_id = self._hold_manifest(session, facts)
         named = (object_digest(facts.store, facts.container, key) for key in facts.damaged)
@@ -200,14 +200,14 @@ class ImportTasks(Outcomes):
         self._db.run(work)
 
     def _hold_manifest(self, session: Session, facts: ManifestFacts) -> str:
-        """Return the row of the manifest, held for the backup that will point to it in this transaction.
+        """Return the row of the manifest, taken for the backup that will use it in this transaction.
 
-        One that is known must be live; an unknown one is entered.  Of our own installation it is
-        detached: whom it shares with is not known.
+        A known manifest must be live; the row of an unknown one is inserted.  If it is of our own
+        installation it is detached, because its lineage is not known.
         """
         row = models.Manifest
         digest = object_digest(facts.store, facts.container, facts.key)
-        # Taking it by its digest puts a release, or the drop of a foreign one, before or after this.
+        # Taking it by its digest orders this before or after a release, or the deletion of a foreign one.
         session.execute(
             update(row)
             .where(row.key_digest == digest, row.state == lifecycle.LIVE)
@@ -233,7 +233,7 @@ class ImportTasks(Outcomes):
             project_id=facts.project_id,
             volume_id=facts.volume_id,
             backup_id=facts.backup_id,
-            # What another installation made is only read here: it is no part of a lineage of ours.
+            # Another installation's manifest is only read here: it is in no lineage of ours.
             in_tree=ours,
             detached=ours,
             state=lifecycle.LIVE,
@@ -254,7 +254,7 @@ class ImportTasks(Outcomes):
 
 def failed(session: Session, task: Task, reason: str, detail: Detail | None = None) -> None:
     """Refuse an import, in the transaction that ends its task."""
-    # The names help whoever reads the list; they are the record's word only.
+    # These names help readers of the list; they come from the record and are not checked.
     record = backup_rows.record_from_json(task.payload["record"])
     failures.failed(
         session,
@@ -268,7 +268,7 @@ def failed(session: Session, task: Task, reason: str, detail: Detail | None = No
 
 
 def check_claim(task: Task, importer: str, owner: str, length: int) -> None:
-    """Check what a manifest says of itself, which may be done before the rest of it is read.
+    """Check the head of a manifest; this can be done before the rest is read.
 
     :param importer: the project that imports; an administrator may import any project's.
     :param owner: the project whose data it is, as the manifest's key says.
@@ -282,9 +282,10 @@ def check_claim(task: Task, importer: str, owner: str, length: int) -> None:
 
 
 def check_names(installation: str, project: str, volume: str, backup: str) -> None:
-    """Check that a manifest's names can be entered: those of the stored bytes may be any texts.
+    """Check that a manifest's names fit into the database: names from stored bytes can be any texts.
 
-    :raises InvalidInput: one is longer than this service makes any, or holds what no database keeps.
+    :raises InvalidInput: one is longer than the names of this service, or has characters that databases
+        refuse.
     """
     row = models.Manifest.__table__.c
     for name, column in (
@@ -310,7 +311,7 @@ def _place(record: Record) -> tuple[str, str]:
 
 
 def _refuse_the_dead(session: Session, digest: str) -> None:
-    """Refuse a manifest that is known and not live.
+    """Refuse a known manifest that is not live.
 
     :raises InvalidInput: it was released, an attempt gave it up, or its backup is being made.
     """
@@ -329,5 +330,5 @@ def _refuse_the_dead(session: Session, digest: str) -> None:
 
 
 def _past(moment: datetime | None, present: datetime) -> datetime | None:
-    """A time from a record, if it is one that can have been."""
+    """Return a time from a record, or None if it is in the future."""
     return None if moment is None or moment > present else moment

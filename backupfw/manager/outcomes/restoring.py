@@ -1,4 +1,4 @@
-"""Writing a backup to a volume: what an attempt works on and how it ends."""
+"""Restoring a backup to a volume: the plan of an attempt, and its end."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from backupfw.manager.rules.volume_rules import SOURCE_KEY
 
 @dataclass(frozen=True, slots=True)
 class RestorePlan:
-    """What one attempt of a restore works on.
+    """The plan of one attempt of a restore.
 
     :ivar volume: the target; it has no location yet if it was made for this restore.
     :ivar new: it was made for this restore.
     :ivar key: the manifest's key in ``container`` of ``store``.
-    :ivar checkpoint: how far an earlier attempt got, in the engine's words; 0 at first.
-    :ivar attempt: what the target is fenced with.
+    :ivar checkpoint: the point that an earlier attempt reached, in the engine's form; 0 at first.
+    :ivar attempt: the number for the target's fence.
     """
 
     backup: rows.Backup
@@ -46,10 +46,10 @@ class RestorePlan:
 
 @dataclass(frozen=True, slots=True)
 class RestoredVolume:
-    """What the manifest says of the volume that was backed up.
+    """The manifest's data about the volume that was backed up.
 
-    :ivar image_metadata: None where the backup was made before it was kept; then ``bootable`` says
-        nothing, either.
+    :ivar image_metadata: None if the backup is older than this field; then ``bootable`` has no meaning,
+        either.
     """
 
     name: str | None = None
@@ -92,7 +92,7 @@ class RestoreTasks(Outcomes):
         return self._db.run(work)
 
     def bind_target(self, task: Task, host: str) -> None:
-        """Record, before the new target volume is made, whose workers alone can open it and go on with it."""
+        """Record, before the new target volume is made, the host whose workers alone can open it."""
 
         def work(session: Session) -> None:
             tasks.hold(session, task, volume_host=host)
@@ -110,7 +110,7 @@ class RestoreTasks(Outcomes):
         self._db.run(work)
 
     def follow_target(self, task: Task, length: int, storage_id: str | None) -> None:
-        """Let the target volume follow what its open found; see :func:`volume_rules.follow_storage`."""
+        """Update the target volume after its open; see :func:`volume_rules.follow_storage`."""
 
         def work(session: Session) -> None:
             tasks.hold(session, task)
@@ -122,22 +122,21 @@ class RestoreTasks(Outcomes):
     def finish(self, task: Task, source: RestoredVolume | None = None) -> None:
         """End the task: backup and volume are available.
 
-        The source's metadata is set on the volume (its other keys stay); a volume whose name nobody
-        chose takes the source's name, if it has one, and description, and one whose type nobody chose
-        takes its type.  Whether it can be started from, and from what image, is the data's: so it is the
-        source's.
+        The volume gets the source's metadata (its other keys stay).  If the request had no name, it gets the
+        source's name, if there is one, and description; if the request had no type, the source's type.
+        ``bootable`` and the image's metadata belong to the data, so they are always the source's.
         """
 
         def work(session: Session) -> None:
             tasks.end(session, task)
             backup = backup_of(session, task)
             lifecycle.move(session, models.Backup, backup.id, BackupMoves.restored, fail_reason=None)
-            # As whoever sets its metadata does.
+            # Locked like in every other change of its metadata.
             lock(session, models.Volume, models.Volume.id == task.payload["volume_id"])
             volume = session.get(models.Volume, task.payload["volume_id"])
             if volume is not None and not volume.deleted and source is not None:
                 _describe(session, backup, volume, source)
-                # Tasks that older processes queued do not say it.
+                # Tasks of older releases do not have it.
                 if task.payload["new"] and not task.payload.get("typed", False):
                     kind = volume_types.of_backup(session, volume.project_id, source.volume_type)
                     volume.volume_type = kind or volume.volume_type
@@ -150,10 +149,10 @@ class RestoreTasks(Outcomes):
     def fail(self, task: Task, reason: str, detail: Detail | None = None) -> None:
         """End the task: the backup is available, with the reason; the volume is in an error status.
 
-        Even one that nothing was written to: whoever waits for the restore takes ``available`` for its
-        success.
+        Even if nothing was written to it, because clients that wait for the restore would take ``available``
+        for success.
 
-        :param detail: what the user message says; None where nothing more exact is known.
+        :param detail: for the user message; None if nothing more exact is known.
         """
 
         def work(session: Session) -> None:
@@ -178,10 +177,10 @@ def _target(session: Session, task: Task) -> models.Volume:
 
 def _describe(session: Session, backup: models.Backup, volume: models.Volume, source: RestoredVolume) -> None:
     if volume.display_name == f"restore_backup_{backup.id}":
-        # A source without a name leaves the one that the call has answered with.
+        # If the source has no name, the name in the call's answer stays.
         volume.display_name = source.name or volume.display_name
         volume.display_description = source.description
-    # What an older restore left on the source says nothing of this volume.
+    # A key that an older restore left on the source does not apply to this volume.
     merged = {key: value for key, value in (source.metadata or {}).items() if key != SOURCE_KEY}
     add(session, models.VolumeMetadata, volume.id, merged)
     if source.image_metadata is not None:

@@ -1,9 +1,9 @@
-"""The worker's side of volumes and snapshots: what a task is about, and what came of it.
+"""Outcomes of volumes' and snapshots' tasks: the plan of an attempt, and its end.
 
-``start_*`` moves nothing, so an attempt that is lost costs nothing; ``finish_*`` and
-``fail`` end the task and move the status in one transaction.  All but ``start_create_snapshot`` and
-``start_delete_snapshot``, which only read, raise TaskLost when the task is another attempt's, and
-TaskCancelled when it was cancelled (force delete, reset): then nothing changes.
+``start_*`` moves no status, so a lost attempt needs no repair; ``finish_*`` and ``fail`` end the task and
+move the status in one transaction.  All but ``start_create_snapshot`` and ``start_delete_snapshot``, which
+only read, raise TaskLost if another attempt owns the task, and TaskCancelled if it was cancelled (force
+delete, reset); in both cases nothing changes.
 
 Handlers look like this::
 
@@ -39,9 +39,9 @@ if TYPE_CHECKING:
 class CreatePlan:
     """A volume to make.
 
-    :ivar source_snapshot: the snapshot it shall read as, or None.
-    :ivar source_volume: the volume it shall read as, or the snapshot's volume; None: zeros.  Nobody
-        changes the source while the task runs.
+    :ivar source_snapshot: the snapshot to copy, or None.
+    :ivar source_volume: the volume to copy, or the snapshot's volume; None: zeros.  The source does not
+        change while the task runs.
     """
 
     volume: rows.Volume
@@ -65,7 +65,7 @@ class SnapshotPlan:
     """A snapshot to make or to delete.
 
     :ivar volume: its volume, for a delete perhaps one that is deleted already.
-    :ivar in_use: somebody may be writing to the volume.
+    :ivar in_use: a program may write to the volume.
     """
 
     snapshot: rows.Snapshot
@@ -73,7 +73,7 @@ class SnapshotPlan:
     in_use: bool
 
 
-#: The kinds of tasks that these are.
+#: The kinds of these tasks.
 KINDS = frozenset(
     (
         tasks.VOLUME_CREATE,
@@ -94,9 +94,9 @@ class VolumeTasks:
         self._db = db
 
     def start_create(self, task: Task, host: str | None = None) -> CreatePlan:
-        """Say which volume to make, and of what.
+        """Return the volume to make, and its source.
 
-        :param host: whose workers alone will be able to open it; None: all will.
+        :param host: the host whose workers alone will be able to open it; None: all workers.
         """
 
         def work(session: Session) -> CreatePlan:
@@ -120,7 +120,7 @@ class VolumeTasks:
         self._end(task, Volume, VolumeMoves.created, location=location)
 
     def start_delete(self, task: Task) -> rows.Volume:
-        """Say which volume to delete; the tasks that delete its snapshots came before.
+        """Return the volume to delete; the tasks that delete its snapshots have ended.
 
         :raises InvalidVolume: a snapshot of it could not be deleted, so the volume cannot be either.
         """
@@ -140,7 +140,7 @@ class VolumeTasks:
         self._end(task, Volume, VolumeMoves.deleted)
 
     def start_extend(self, task: Task) -> ExtendPlan:
-        """Say which volume to make larger, and how large."""
+        """Return the volume to make larger, and its new length."""
         with self._db.read() as session:
             return ExtendPlan(
                 rows.volume(session, _volume(session, task.resource_id)), int(task.payload["length"])
@@ -149,8 +149,8 @@ class VolumeTasks:
     def finish_extend(self, task: Task, length: int, storage_id: str | None) -> None:
         """The volume has its new length: ``available``.
 
-        :param length: bytes that are there now; more than asked for: see :func:`follow_storage`.
-        :param storage_id: which storage it is, where the provider can tell.
+        :param length: its real length in bytes; if it is more than requested, see :func:`follow_storage`.
+        :param storage_id: its storage id, if the provider knows one.
         """
         asked = int(task.payload["length"])
 
@@ -163,15 +163,15 @@ class VolumeTasks:
         self._db.run(work)
 
     def start_create_snapshot(self, task: Task) -> SnapshotPlan:
-        """Say which snapshot to make, and whether its volume may be written to meanwhile.
+        """Return the snapshot to make, and whether programs may write to its volume meanwhile.
 
-        A volume that nobody is attached to now stays so while the task runs.
+        A volume without an attachment gets none while the task runs.
         """
         with self._db.read() as session:
             return _snapshot_plan(session, task.resource_id)
 
     def follow_volume(self, task: Task, length: int, storage_id: str | None) -> SnapshotPlan:
-        """Let a volume, and the snapshot that is being made of it, follow what an open of the volume found.
+        """Update a volume, and the snapshot that is being made of it, after an open of the volume.
 
         See :func:`follow_storage`.
         """
@@ -191,7 +191,7 @@ class VolumeTasks:
         self._end(task, Snapshot, SnapshotMoves.created, location=location)
 
     def start_delete_snapshot(self, task: Task) -> SnapshotPlan:
-        """Say which snapshot to delete."""
+        """Return the snapshot to delete."""
         with self._db.read() as session:
             return _snapshot_plan(session, task.resource_id)
 
@@ -207,7 +207,7 @@ class VolumeTasks:
         self._db.run(work)
 
     def fail(self, task: Task, reason: str) -> None:
-        """What the task is about is in an error status; an extension has its old size again."""
+        """The task's resource is in an error status; a failed extension restores the old size."""
 
         def work(session: Session) -> None:
             tasks.end(session, task, "failed")
@@ -217,9 +217,9 @@ class VolumeTasks:
 
 
 def failed(session: Session, task: Task, reason: str, detail: Detail | None = None) -> None:
-    """See :func:`failures.failed`; the size of a volume that was not extended is the old one again.
+    """See :func:`failures.failed`; a volume that was not extended gets its old size again.
 
-    A temporary snapshot, which is shown to nobody, is deleted again after a while.
+    The deletion of a temporary snapshot, which users do not see, is tried again after a while.
     """
     values: dict[str, Any] = {}
     if task.kind == tasks.SNAPSHOT_DELETE:
@@ -256,6 +256,6 @@ def _snapshot_plan(session: Session, snapshot_id: str) -> SnapshotPlan:
     snapshot = session.get(Snapshot, snapshot_id)
     if snapshot is None or snapshot.deleted:
         raise SnapshotNotFound(snapshot_id)
-    # A volume that was deleted before its snapshot is still known.
+    # The row of a volume that was deleted before its snapshot still exists.
     volume = rows.volume(session, session.get_one(Volume, snapshot.volume_id))
     return SnapshotPlan(rows.snapshot(session, snapshot), volume, bool(volume.attachments))

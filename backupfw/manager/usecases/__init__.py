@@ -1,1 +1,1 @@
-"""What the API is asked to do: one class for each kind of thing, one method per use case."""
+"""The use cases of the API: one class for each kind of resource, one method per use case."""

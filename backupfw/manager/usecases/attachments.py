@@ -1,7 +1,7 @@
 """Who uses a volume: the use cases that note it.
 
-Nothing is attached here.  Somebody else does that and says so: a volume in use is backed up from a temporary
-snapshot, and no restore writes to it.
+The service attaches nothing itself; other programs report it here.  A volume in use is backed up from a
+temporary snapshot, and no restore writes to it.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Attachments:
         mountpoint: str | None = None,
         mode: str | None = "rw",
     ) -> rows.Volume:
-        """Note that somebody uses an available volume: it is ``in-use`` from now on.
+        """Record that a program uses an available volume: it is ``in-use`` from now on.
 
         :raises VolumeNotFound: there is none, or not for this caller.
         :raises InvalidVolume: it is not available, or it is being copied.
@@ -75,7 +75,7 @@ class Attachments:
                     f'but the current status is "{volume.status}".'
                 )
             if is_read_by_task(session, volume_id):
-                # Its reader was promised that nobody writes.
+                # The copy relies on a source without writers.
                 raise InvalidVolume(f"Volume {volume_id} is being copied; it can be attached after that.")
             add_attachment(
                 session,
@@ -97,7 +97,7 @@ class Attachments:
         return self._db.run(work, noted)
 
     def detach(self, ctx: RequestContext, volume_id: str, *, attachment_id: str | None = None) -> rows.Volume:
-        """Note that somebody does not use the volume any more; after the last one it is ``available``.
+        """Record that a program does not use the volume any more; after the last one it is ``available``.
 
         :param attachment_id: which attachment; all of them unless given.
         :raises VolumeNotFound: there is none, or not for this caller.

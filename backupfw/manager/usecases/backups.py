@@ -1,8 +1,8 @@
 """The use cases of backups, one method each: what the API calls.
 
 A method is one transaction: the rules are checked, statuses move by conditional updates and a task is
-queued, all or nothing; then ``wake`` tells the workers.  Messages of errors are the texts clients know,
-without the prefix that the API puts before them.
+queued, all or nothing; then ``wake`` wakes the workers.  Error messages are the texts that clients know,
+without the prefix that the API adds.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from backupfw.manager.usecases.base import UseCases, queue
 if TYPE_CHECKING:
     from oslo_config import cfg
 
-#: Kinds of the tasks of a backup that can be cancelled; a deletion that was begun goes on.
+#: Kinds of the tasks of a backup that can be cancelled; a deletion continues once it has begun.
 _CANCELLABLE = (tasks.BACKUP_CREATE, tasks.BACKUP_IMPORT, tasks.BACKUP_RESTORE)
-#: ``volume_id`` of an imported backup until its manifest was read.
+#: ``volume_id`` of an imported backup until its manifest is read.
 NO_VOLUME = "00000000-0000-0000-0000-000000000000"
 
 
 class Unset(Enum):
-    """A value that was not given, where null means something."""
+    """A value that was not given, where null has a meaning."""
 
     UNSET = "unset"
 
@@ -53,14 +53,14 @@ UNSET: Final = Unset.UNSET
 class BackupManager(UseCases):
     """The backups of all projects.  Thread-safe.
 
-    To a caller who is no administrator, another project's backup does not exist.
+    Only administrators can see backups of other projects.
 
     :param db: the database.
     :param conf: the configuration: stores and placement rules, ``availability_zone``, ``[backup]`` and
         ``[quota]``.
     :param wake: called after a transaction that queued or cancelled a task.
     :param outbox: the event outbox; None: no events are sent.
-    :param container_patterns: what the names of new backups' containers must match, by store.
+    :param container_patterns: the pattern of container names, by store.
     """
 
     def __init__(
@@ -91,9 +91,9 @@ class BackupManager(UseCases):
     ) -> rows.Backup:
         """Begin a backup of a volume, or of one of its snapshots.
 
-        An incremental one takes the newest available backup of the volume in the caller's project as
-        its parent (for a snapshot: one older than the snapshot).  Where a backup goes says
-        :mod:`backupfw.manager.rules.placement`.
+        The parent of an incremental backup is the newest available backup of the volume in the caller's
+        project (for a snapshot: one older than the snapshot).  :mod:`backupfw.manager.rules.placement`
+        decides about its store and container.
 
         :param availability_zone: of the worker that makes it; None or empty: any.
         :param container: ``container``, or ``store:container`` where the store is enabled; None or
@@ -107,7 +107,7 @@ class BackupManager(UseCases):
         :raises QuotaExceeded: the project has no room for it.
         """
         wish = self._placer.wish(container)
-        # Drawn here: a repetition after a commit whose answer was lost must know its own row.
+        # Chosen here, so that a repetition after a lost answer finds the row that it has inserted.
         backup_id = str(uuid.uuid4())
 
         def work(session: Session) -> rows.Backup:
@@ -166,7 +166,7 @@ class BackupManager(UseCases):
         return found
 
     def progress(self, ctx: RequestContext, backup_id: str) -> progress.Progress:
-        """Return how far the operation on a backup is.
+        """Return the progress of the operation on a backup.
 
         :raises BackupNotFound: no such backup for this caller.
         """
@@ -181,7 +181,7 @@ class BackupManager(UseCases):
 
         :param detail: whether metadata and dependents are wanted.
         :raises InvalidInput: a sort key or direction is unknown.
-        :raises MarkerNotFound: the marker is no backup this caller can see.
+        :raises MarkerNotFound: the marker is no backup that this caller can see.
         """
         with self._db.read() as session:
             found, total = listing.page(session, models.Backup, ctx, paging, columns=rows.listed_columns())
@@ -196,7 +196,7 @@ class BackupManager(UseCases):
         description: str | Unset | None = UNSET,
         metadata: Mapping[str, str] | Unset = UNSET,
     ) -> rows.Backup:
-        """Change what was given; ``metadata`` replaces the whole map.
+        """Change the given values; ``metadata`` replaces the whole map.
 
         :raises BackupNotFound: no such backup for this caller.
         """
@@ -234,10 +234,11 @@ class BackupManager(UseCases):
     def delete(self, ctx: RequestContext, backup_id: str) -> None:
         """Begin the deletion of a backup.
 
-        Children are no obstacle (they need nothing of it), unless ``refuse_delete_of_parents`` is set.
+        A backup with incremental backups can be deleted (they do not need it), unless
+        ``refuse_delete_of_parents`` is set.
 
         :raises BackupNotFound: no such backup for this caller.
-        :raises InvalidBackup: its status forbids it, or it has incrementals and they are an obstacle.
+        :raises InvalidBackup: its status forbids it, or it has incremental backups and the option is set.
         """
 
         def work(session: Session) -> None:
@@ -256,7 +257,7 @@ class BackupManager(UseCases):
         cancelled task has ended.
 
         :raises BackupNotFound: no such backup for this caller.
-        :raises InvalidBackup: it has incrementals and they are an obstacle.
+        :raises InvalidBackup: it has incremental backups and the option is set.
         """
 
         def work(session: Session) -> None:
@@ -274,11 +275,11 @@ class BackupManager(UseCases):
 
         A backup that was being made becomes ``error``; volume and snapshot get their statuses back at once.
         A backup that was being restored is available again, and the restore's target becomes ``error``.
-        Whatever comes next on the backup or the volume waits until the worker has stopped.
+        The next task on the backup or the volume waits until the worker has stopped.
 
         :returns: the backup as it is then; its ``fail_reason`` says that it was cancelled.
         :raises BackupNotFound: no such backup for this caller.
-        :raises InvalidBackup: nothing that can be cancelled waits or runs.
+        :raises InvalidBackup: it has no task that can be cancelled.
         """
 
         def work(session: Session) -> rows.Backup:
@@ -302,7 +303,7 @@ class BackupManager(UseCases):
     def restore(
         self, ctx: RequestContext, backup_id: str, *, volume_id: str | None = None, name: str | None = None
     ) -> tuple[str, str, str | None]:
-        """Begin to write a backup to a volume: an existing one, or a new one if none is named.
+        """Begin to restore a backup to an existing volume, or to a new one if none is named.
 
         :param name: a new volume's name; ``restore_backup_<id>`` unless given.
         :returns: the backup's id, the volume's id and name.
@@ -347,7 +348,7 @@ class BackupManager(UseCases):
             task = models.Task
             mine = select(task.id).where(task.resource_id == backup_id, task.request_id == ctx.request_id)
             volume = session.get(models.Volume, target_id)
-            # An existing volume says nothing about this request, but its task does.
+            # An existing volume has no id of this request, but its task has.
             if volume is None or (volume_id is not None and session.scalar(mine) is None):
                 return None
             return backup_id, volume.id, volume.display_name
@@ -355,10 +356,10 @@ class BackupManager(UseCases):
         return self._change(work, begun)
 
     def reset_status(self, ctx: RequestContext, backup_id: str, status: str) -> rows.Backup:
-        """Give a backup the status ``available`` or ``error``; whatever runs on it is cancelled.
+        """Give a backup the status ``available`` or ``error``, and cancel its tasks.
 
-        ``available`` is granted only to a backup whose manifest is live by the database (the store is not
-        asked; verifying does that); another one becomes ``error`` with the reason.  Volume and snapshot
+        A backup becomes ``available`` only if its manifest is live in the database (verifying checks the
+        store); otherwise it becomes ``error`` with the reason.  Volume and snapshot
         get their statuses back; the target of a restore that had begun becomes ``error``.
 
         :param status: in any letter case.
@@ -412,15 +413,15 @@ class BackupManager(UseCases):
     def import_record(
         self, ctx: RequestContext, *, backup_service: str, backup_url: str, expect_id: str | None = None
     ) -> rows.Backup:
-        """Begin to take over the backup that a record describes, into the caller's project.
+        """Begin to import the backup that a record describes, into the caller's project.
 
-        The data is checked by a worker before the backup becomes ``available``.  The id of a deleted
-        backup is used again.
+        A worker checks the data before the backup becomes ``available``.  The id of a deleted
+        backup can be used again.
 
         :param expect_id: the id the record must have.
         :raises InvalidInput: the record cannot be read, or has another id than expected.
         :raises InvalidBackup: there is a backup with this id.
-        :raises ServiceUnavailable: no worker lives that could check it.
+        :raises ServiceUnavailable: no live worker can check it.
         :raises QuotaExceeded: the project has no room for it.
         """
         record = records.decode(backup_url)
@@ -448,7 +449,7 @@ class BackupManager(UseCases):
             return rows.backup(session, row)
 
         def begun(session: Session) -> rows.Backup | None:
-            # Or another request's of the same project: the record is taken over as was asked.
+            # Or by another request of the same project: the record is imported as requested.
             found = rows.backup_by_id(rows.fetching(session), record.id)
             return None if found is None or found.project_id != ctx.project_id else found
 
@@ -484,7 +485,7 @@ def begin_restore(
     ``creating``, and has checked its size.
 
     :param new: the volume was made for this restore.
-    :param typed: its type was chosen; else the one that the manifest names is tried.
+    :param typed: the request named its type; otherwise the manifest's type is used if possible.
     :raises InvalidBackup: the backup is not available.
     """
     if not lifecycle.move(
@@ -530,7 +531,7 @@ def _parent(
 
 
 def _placement_of(conf: cfg.ConfigOpts, parent: models.Backup | None) -> Placement | None:
-    """Where the parent is, if there is one and its store is still in use."""
+    """Return the place of the parent, if there is one and its store is still enabled."""
     if parent is None or parent.store is None or parent.container is None:
         return None
     if parent.store not in conf.enabled_stores:

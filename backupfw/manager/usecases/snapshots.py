@@ -1,6 +1,6 @@
 """Snapshots of the embedded catalogue's volumes: one method per use case, as in ``volumes``.
 
-Temporary snapshots, which a running backup makes for itself, are not there for anybody.
+Nobody can see temporary snapshots, which running backups make.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-#: Kinds of the tasks that are about a snapshot itself.
+#: Kinds of a snapshot's own tasks.
 _OWN_TASKS = (tasks.SNAPSHOT_CREATE, tasks.SNAPSHOT_DELETE)
 
 
@@ -62,7 +62,7 @@ class SnapshotManager(UseCases):
         force: bool = False,
         metadata: Mapping[str, str] | None = None,
     ) -> rows.Snapshot:
-        """Begin to make a snapshot of an available volume, with ``force`` of an attached one too.
+        """Begin to make a snapshot of an available volume; with ``force`` also of an attached one.
 
         :raises VolumeNotFound: there is none, or not for this caller.
         :raises InvalidVolume: its status forbids it.
@@ -115,7 +115,7 @@ class SnapshotManager(UseCases):
             return rows.snapshot(session, find_snapshot(session, ctx, snapshot_id))
 
     def project_of(self, ctx: RequestContext, snapshot_id: str) -> str:
-        """Return whose a snapshot is, without reading what belongs to it.
+        """Return the project of a snapshot, without its metadata.
 
         :raises SnapshotNotFound: there is none, or not for this caller.
         """
@@ -127,7 +127,7 @@ class SnapshotManager(UseCases):
     ) -> rows.Page[rows.Snapshot]:
         """Return a page of snapshots; see :func:`backupfw.manager.listing.page`.
 
-        :param detail: taken as for the other listings; the summary of a snapshot shows all there is.
+        :param detail: accepted as in the other listings; the summary of a snapshot has all fields.
         """
         del detail
         with self._db.read() as session:
@@ -157,7 +157,7 @@ class SnapshotManager(UseCases):
         return self._db.run(work)
 
     def delete(self, ctx: RequestContext, snapshot_id: str) -> None:
-        """Begin to delete a snapshot; volumes being made of it are finished first.
+        """Begin to delete a snapshot; volumes that are being made from it are finished first.
 
         :raises SnapshotNotFound: there is none, or not for this caller.
         :raises InvalidSnapshot: its status forbids it.
@@ -177,7 +177,7 @@ class SnapshotManager(UseCases):
     def force_delete(self, ctx: RequestContext, snapshot_id: str) -> None:
         """Begin to delete a snapshot of any status; a task that makes it is cancelled.
 
-        A backup that is reading it ends first.  A delete that has begun goes on.
+        A backup that reads it ends first.  A delete that has begun continues.
 
         :raises SnapshotNotFound: there is none, or not for this caller.
         """
@@ -218,9 +218,9 @@ class SnapshotManager(UseCases):
     def update_status(
         self, ctx: RequestContext, snapshot_id: str, status: str, progress: str | None = None
     ) -> None:
-        """Say how far a snapshot is that is being made or removed; a task that does it is cancelled.
+        """Set the status and progress of a snapshot that is being made or deleted; cancel its task.
 
-        :param progress: e.g. ``80%``; None leaves it.
+        :param progress: e.g. ``80%``; None: unchanged.
         :raises SnapshotNotFound: there is none, or not for this caller.
         :raises InvalidInput: the status does not follow from the one it has.
         :raises InvalidSnapshot: it has no storage and so cannot be available.
@@ -243,7 +243,7 @@ class SnapshotManager(UseCases):
         self._change(work)
 
     def _locked(self, session: Session, ctx: RequestContext, snapshot_id: str) -> models.Snapshot:
-        """Lock the snapshot, after its volume: the order in which everybody locks them."""
+        """Lock the snapshot after its volume, the order in which all code locks them."""
         volume_id = find_snapshot(session, ctx, snapshot_id).volume_id
         locks.lock(session, models.Volume, models.Volume.id == volume_id)
         return find_snapshot(session, ctx, snapshot_id, lock=True)

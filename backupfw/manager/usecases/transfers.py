@@ -1,4 +1,4 @@
-"""Transfers: a project offers a volume, and whoever has the key takes it into a project of his own."""
+"""Transfers: a project offers a volume, and another project with the key accepts it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from backupfw.context import RequestContext
     from backupfw.db.session import Database
 
-#: Statuses of snapshots that nothing is being done with.
+#: Statuses of snapshots without a running operation.
 _AT_REST = (lifecycle.AVAILABLE, lifecycle.ERROR, lifecycle.ERROR_DELETING)
 
 
@@ -53,13 +53,13 @@ class TransferManager:
     def create(
         self, ctx: RequestContext, *, volume_id: str, name: str | None = None, no_snapshots: bool = False
     ) -> tuple[rows.Transfer, str]:
-        """Offer an available volume; returns the transfer and its key, which is told this once.
+        """Offer an available volume; returns the transfer and its key, which cannot be read later.
 
         :param no_snapshots: leave the volume's snapshots to its project.
         :raises VolumeNotFound: there is none, or not for this caller.
-        :raises InvalidVolume: its status forbids it, or something is being done with its snapshots.
+        :raises InvalidVolume: its status forbids it, or a task works on its snapshots.
         """
-        # Drawn here: a repetition after a commit whose answer was lost must know its own row.
+        # Chosen here, so that a repetition after a lost answer finds the row that it has inserted.
         transfer_id, key = str(uuid.uuid4()), secrets.token_hex(16)
 
         def work(session: Session) -> rows.Transfer:
@@ -101,7 +101,7 @@ class TransferManager:
     ) -> rows.Page[rows.Transfer]:
         """Return a page of transfers; see :func:`backupfw.manager.listing.page`.
 
-        :param detail: taken as for the other listings.
+        :param detail: accepted as in the other listings.
         """
         del detail
         with self._db.read() as session:
@@ -109,7 +109,7 @@ class TransferManager:
             return rows.Page([rows.transfer(row) for row in found], total)
 
     def delete(self, ctx: RequestContext, transfer_id: str) -> None:
-        """Take an offer back: the volume is available again.
+        """Withdraw an offer: the volume is available again.
 
         :raises TransferNotFound: there is none, or not of this caller's project.
         """
@@ -123,11 +123,11 @@ class TransferManager:
         self._db.run(work)
 
     def accept(self, ctx: RequestContext, transfer_id: str, key: str) -> rows.Transfer:
-        """Take an offered volume into the caller's project, with its snapshots unless they stay.
+        """Move an offered volume to the caller's project, with its snapshots unless these stay.
 
         :raises TransferNotFound: there is none.
         :raises InvalidInput: the key is wrong.
-        :raises InvalidVolume: something is being done with it or its snapshots, or the project may not use
+        :raises InvalidVolume: a task works on it or its snapshots, or the project may not use
             its type.
         :raises QuotaExceeded: the project has no room for it.
         """
@@ -136,7 +136,7 @@ class TransferManager:
             volume_id = _known(session, transfer_id).volume_id
             lock(session, Volume, Volume.id == volume_id)
             volume = session.get(Volume, volume_id)
-            # It may have been taken or withdrawn before the lock was held.
+            # Before the lock it may have been accepted or withdrawn.
             row = _known(session, transfer_id)
             if not hmac.compare_digest(row.key_digest, _digest(key)):
                 raise InvalidInput(f"Attempt to transfer {transfer_id} with invalid auth key.")
@@ -170,7 +170,7 @@ class TransferManager:
 
 
 def _digest(key: str) -> str:
-    # The key is drawn at random, and long: it needs no salt.
+    # The key is random and long, so it needs no salt.
     return hashlib.sha256(key.encode("utf-8")).hexdigest()
 
 
@@ -194,7 +194,7 @@ def _find(session: Session, ctx: RequestContext, transfer_id: str) -> Transfer:
 def _snapshots(session: Session, volume: Volume) -> Sequence[Snapshot]:
     """Lock and return the snapshots that go with a volume.
 
-    :raises InvalidVolume: something is being done with one.
+    :raises InvalidVolume: a task works on one.
     """
     going = (
         Snapshot.volume_id == volume.id,

@@ -1,8 +1,8 @@
 """Volumes of the embedded catalogue: one method per use case.
 
-Each is one transaction that judges the volume under its row's lock, moves its status and queues the task
-that carries the work out; the worker's side is :mod:`backupfw.manager.outcomes.volumes`.  To anyone but an
-administrator another project's volume is not there.
+Each is one transaction that locks the volume's row, checks the rules, moves the status and queues the task
+that does the work; :mod:`backupfw.manager.outcomes.volumes` ends that task.  Only administrators can see
+volumes of other projects.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-#: Kinds of the tasks that are about a volume itself.
+#: Kinds of a volume's own tasks.
 _OWN_TASKS = (tasks.VOLUME_CREATE, tasks.VOLUME_DELETE, tasks.VOLUME_EXTEND)
 
 
 @dataclass(frozen=True, slots=True)
 class VolumeTotals:
-    """What many volumes are together.
+    """The totals of many volumes.
 
     :ivar size: GiB.
     :ivar metadata: every value that a metadata key has, in order.
@@ -105,7 +105,7 @@ class VolumeManager(UseCases):
     ) -> rows.Volume:
         """Make a volume: empty, or from a snapshot, an available volume or an available backup.
 
-        :param size: GiB; may be None where there is a source, whose size it then has.
+        :param size: GiB; None: the size of the source.
         :raises InvalidInput: a size is missing, out of range or below the source's; several sources.
         :param volume_type: id or name of its type; that of its source unless given, else the default.
         :raises VolumeNotFound: no such source volume for this caller; likewise SnapshotNotFound,
@@ -186,17 +186,17 @@ class VolumeManager(UseCases):
         storage_id: str | None = None,
         in_use: bool = False,
     ) -> rows.Volume:
-        """Enter existing storage as an available volume.
+        """Add existing storage to the catalogue as an available volume.
 
         :param location: as the provider's ``adopt`` returned it.
         :param length: bytes; the volume's size is that in GiB, rounded up.
         :param project_id: the project that gets it; the caller's unless given.
         :param host: the host whose workers alone can open it; None: all can.
         :param made_as: the id under which the provider made this storage for the volume, which then owns
-            it; None for storage that is somebody else's and stays when the volume is deleted.
+            it; None for storage that is not the service's own and stays when the volume is deleted.
         :param storage_id: as the provider's ``adopt`` returned it.
-        :param in_use: somebody uses it now: the volume is ``in-use``, with an attachment.
-        :raises InvalidInput: it is empty, or a volume already.
+        :param in_use: a program uses it now: the volume is ``in-use``, with an attachment.
+        :raises InvalidInput: it is empty, or already a volume.
         :raises QuotaExceeded: the project has no room for it.
         """
         if length <= 0:
@@ -242,14 +242,14 @@ class VolumeManager(UseCases):
         storage_id: str | None,
         host: str | None = None,
     ) -> rows.Volume:
-        """Let an adopted volume be what an operator says: elsewhere, another file, or of another length.
+        """Adopt a volume again: at another place, from another file, or with another length.
 
-        One that an operation failed on, because its storage was not what was adopted, can be used again.
+        A volume on which an operation failed, because its storage had changed, can be used again.
         The arguments are those of :meth:`adopt`.
 
         :raises VolumeNotFound: there is none, or not for this caller.
-        :raises InvalidVolume: it was not adopted, or something is being done with it.
-        :raises InvalidInput: the storage is empty, or another volume.
+        :raises InvalidVolume: it was not adopted, or a task works on it.
+        :raises InvalidInput: the storage is empty, or belongs to another volume.
         """
 
         def work(session: Session) -> rows.Volume:
@@ -265,7 +265,7 @@ class VolumeManager(UseCases):
             volume.length, volume.size = length, _checked_size(gigabytes(length), 0, "")
             volume.updated_at = now(session)
             session.flush()
-            # What failed for its storage is over: this is the volume now.
+            # The failure because of its old storage is over: this is the volume now.
             lifecycle.move(session, models.Volume, volume_id, VolumeMoves.adopted_again)
             if is_attached(session, volume_id):
                 lifecycle.move(session, models.Volume, volume_id, VolumeMoves.attach)
@@ -274,12 +274,12 @@ class VolumeManager(UseCases):
         return self._db.run(work)
 
     def forget(self, ctx: RequestContext, volume_id: str) -> None:
-        """Take an adopted volume out of the catalogue at once; nobody looks at its storage, which stays.
+        """Remove an adopted volume from the catalogue at once; its storage is not touched.
 
         Its backups stay, too.
 
         :raises VolumeNotFound: there is none, or not for this caller.
-        :raises InvalidVolume: it was not adopted, something is being done with it, it is attached, or it has
+        :raises InvalidVolume: it was not adopted, a task works on it, it is attached, or it has
             snapshots.
         """
 
@@ -303,7 +303,7 @@ class VolumeManager(UseCases):
         self._db.run(work)
 
     def not_recorded(self, host: str | None) -> Sequence[rows.Volume]:
-        """Return the adopted volumes of a host whose storage's id was never recorded."""
+        """Return the adopted volumes of a host whose storage id was never recorded."""
         row = models.Volume
         with self._db.read() as session:
             found = session.scalars(
@@ -314,7 +314,7 @@ class VolumeManager(UseCases):
             return rows.volumes(session, found)
 
     def record_storage(self, volume_id: str, storage_id: str) -> None:
-        """Record what tells a volume's storage from any other, unless that was done."""
+        """Record a volume's storage id, unless it is recorded already."""
         row = models.Volume
         self._db.run(
             lambda session: session.execute(
@@ -331,7 +331,7 @@ class VolumeManager(UseCases):
             return rows.volume(session, find_volume(session, ctx, volume_id))
 
     def project_of(self, ctx: RequestContext, volume_id: str) -> str:
-        """Return whose a volume is, without reading what belongs to it.
+        """Return the project of a volume, without its metadata and attachments.
 
         :raises VolumeNotFound: there is none, or not for this caller.
         """
@@ -422,7 +422,7 @@ class VolumeManager(UseCases):
     def force_delete(self, ctx: RequestContext, volume_id: str, *, cascade: bool = False) -> None:
         """Begin to delete a volume of any status; a task that makes or extends it is cancelled.
 
-        A backup or restore that is using the volume ends first.
+        A backup or restore that uses the volume ends first.
 
         :raises VolumeNotFound: there is none, or not for this caller.
         :raises InvalidVolume: it is attached, or it has snapshots, as for :meth:`delete`.
@@ -463,8 +463,7 @@ class VolumeManager(UseCases):
     def extend(self, ctx: RequestContext, volume_id: str, *, new_size: int) -> None:
         """Begin to make an available volume larger.
 
-        Its size is the new one from now on (so that the quota is spoken for) and the old one again if
-        it fails.
+        Its size is the new one from now on, so that the quota counts it, and the old one again if it fails.
 
         :param new_size: GiB.
         :raises VolumeNotFound: there is none, or not for this caller.
@@ -519,7 +518,7 @@ class VolumeManager(UseCases):
         self._db.run(work)
 
     def set_bootable(self, ctx: RequestContext, volume_id: str, bootable: bool) -> None:
-        """Say whether a machine can be started from the volume.
+        """Set whether a machine can boot from the volume.
 
         :raises VolumeNotFound: there is none, or not for this caller.
         """
@@ -536,9 +535,9 @@ class VolumeManager(UseCases):
 
         :raises VolumeNotFound: there is none, or not for this caller.
         :raises InvalidInput: there is no such status, or it cannot be set.
-        :raises InvalidVolume: the status would not be true: in-use without an attachment, available
-            with one or without any storage; or a backup or restore is using the volume (its own reset
-            gives the volume its status back).
+        :raises InvalidVolume: the status would be wrong: in-use without an attachment, available
+            with one or without any storage; or a backup or restore uses the volume (reset that
+            backup to give the volume its status back).
         """
         if status not in lifecycle.RESETS[models.Volume]:
             raise InvalidInput(f"Volume status {status[:64]!r} cannot be set.")
@@ -558,7 +557,7 @@ class VolumeManager(UseCases):
                 raise InvalidVolume(f"Volume {volume_id} has no storage, so it cannot be {status}.")
             tasks.cancel(session, volume_id, _OWN_TASKS)
             _withdraw(session, volume_id)
-            # An extension that is cancelled leaves the length that is known to be there.
+            # After a cancelled extension the recorded length is the one that surely exists.
             lifecycle.move(
                 session,
                 models.Volume,
@@ -577,7 +576,7 @@ def _withdraw(session: Session, volume_id: str) -> None:
 
 
 def _snapshots_of(session: Session, volume_id: str) -> Sequence[models.Snapshot]:
-    """Lock the lasting snapshots of a volume and return them."""
+    """Lock the snapshots of a volume, except temporary ones, and return them."""
     row = models.Snapshot
     living = (row.volume_id == volume_id, row.deleted.is_(False), row.temporary.is_(False))
     lock(session, row, *living)
@@ -596,9 +595,9 @@ def _of_host(host: str | None) -> ColumnElement[bool]:
 def _refuse_taken(
     session: Session, location: str, storage_id: str | None, host: str | None, but: str | None = None
 ) -> None:
-    """Refuse storage that is a volume already, by this name or another one.
+    """Refuse storage that is already a volume, under this name or another one.
 
-    :param but: the volume that it may be.
+    :param but: the volume whose storage it may be.
     """
     row = models.Volume
     taken = row.location == location
@@ -619,10 +618,10 @@ def _available_backup(session: Session, ctx: RequestContext, backup_id: str) -> 
 
 
 def _checked_size(size: int | None, least: int, source: str) -> int:
-    """Return the size in GiB that a volume shall have.
+    """Return the size in GiB of a new volume.
 
-    :param least: the size of its source; 0 where there is none.
-    :param source: what the source is called.
+    :param least: the size of its source; 0 if there is none.
+    :param source: the noun for the source in the error.
     """
     if size is None and least:
         return least
