@@ -23,8 +23,7 @@ from backupfw.cmd.server import ApiServer
 from backupfw.conf import volumes
 from backupfw.conf.stores import group_of
 from backupfw.db.session import Database
-from backupfw.dispatch.base import Dispatch
-from backupfw.dispatch.inprocess import InProcessDispatch
+from backupfw.dispatch.base import Dispatch, InProcessDispatch
 from backupfw.manager.messages import MessageManager
 from backupfw.manager.outcomes.backups import BackupTasks
 from backupfw.manager.outcomes.expiry import Expiry

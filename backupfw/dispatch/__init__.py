@@ -1,1 +1,1 @@
-"""How a task reaches a worker.  The database row is the truth; a message only wakes somebody up."""
+"""Wakes workers and sends notifications.  Tasks are rows of the database; a message only saves waiting."""

@@ -1,27 +1,55 @@
-"""The dispatch interface: wake-ups that carry nothing a worker would have to believe."""
+"""How workers are woken: the interface, and its implementation within one process.
+
+A wake-up carries no data; a worker reads what there is to do from the database.
+"""
 
 from __future__ import annotations
 
+import threading
 from typing import Protocol
 
 
 class Dispatch(Protocol):
-    """Wakes workers up.  Lost, doubled, late and reordered wake-ups change nothing but delay."""
+    """Wakes workers.  Lost, duplicate, late and reordered wake-ups cost time and nothing else."""
 
     def wake(self) -> None:
-        """Say to every worker that tasks were queued or cancelled; called after the commit.
+        """Wake every worker, because tasks were queued or cancelled; called after the commit.
 
-        Never blocks and never fails: whoever calls it has done its work already.
+        Never blocks and never fails, because the caller's change is done already.
         """
 
     def nudge(self) -> None:
-        """Wake only the one who waits in this process."""
+        """Wake the worker of this process only."""
 
     def wait(self, seconds: float) -> bool:
-        """Return at the next wake-up, or after ``seconds``; a wake-up since the last call counts.
+        """Wait for a wake-up, for at most ``seconds``; one since the last call counts.
 
         :returns: whether there was one.
         """
 
     def close(self) -> None:
-        """Send and receive nothing any more."""
+        """Stop sending and receiving."""
+
+
+class InProcessDispatch:
+    """Wake-ups through one event.  Thread-safe; one waiter."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def wake(self) -> None:
+        """See :meth:`Dispatch.wake`."""
+        self.nudge()
+
+    def nudge(self) -> None:
+        """See :meth:`Dispatch.nudge`."""
+        self._event.set()
+
+    def wait(self, seconds: float) -> bool:
+        """See :meth:`Dispatch.wait`."""
+        woken = self._event.wait(seconds)
+        self._event.clear()
+        return woken
+
+    def close(self) -> None:
+        """See :meth:`Dispatch.close`."""

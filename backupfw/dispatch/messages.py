@@ -1,9 +1,9 @@
 """Dispatch between processes: wake-ups as RPC casts of oslo.messaging.
 
-A wake-up is a fanout cast without arguments to all workers; each looks into the database, where the truth
-is.  Nobody waits for the broker: callers set an event that one thread turns into messages (many events into
-one message, if it lags), another thread subscribes whenever the broker is there.  A broker that is down
-costs delay; workers look into the database by themselves from time to time.
+A wake-up is a fanout cast without arguments to all workers; each then looks into the database for its tasks.
+No caller waits for the broker: one thread sends a message when callers have set an event (one message for
+several calls, if it lags), and another thread subscribes as soon as the broker answers.  If the broker is
+down, tasks start later: workers also look into the database from time to time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from oslo_log import log
 
 from backupfw import crash_points
-from backupfw.dispatch.inprocess import InProcessDispatch
+from backupfw.dispatch.base import InProcessDispatch
 from backupfw.dispatch.transport import open_transport
 
 if TYPE_CHECKING:
@@ -24,17 +24,16 @@ if TYPE_CHECKING:
 
 LOG = log.getLogger(__name__)
 
-#: Where workers listen, and the version of what they hear.  A worker hears messages of its major version
-#: up to its minor one; anything else it leaves to its own looks into the database.
+#: The topic of wake-ups, and their version.  A worker accepts its major version, up to its minor version.
 TOPIC = "backupfw-worker"
 VERSION = "1.0"
 
-#: Seconds before the broker is tried again; they double with each failure.
+#: Seconds before the broker is tried again; doubled after each failure.
 FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 15.0
-#: How long the end of a process waits for the thread that receives, seconds.
+#: Most seconds that the end of a process waits for the receiving thread.
 STOP_SECONDS = 5.0
-#: How long it waits for the last wake-up to be sent, seconds.
+#: Most seconds that it waits until the last wake-up is sent.
 SEND_SECONDS = 1.0
 
 
@@ -42,7 +41,7 @@ class MessageDispatch(InProcessDispatch):
     """Wake-ups to and from all processes.  Thread-safe; one waiter.  :meth:`close` it.
 
     :param conf: ``transport_url`` and ``control_exchange``.
-    :param listens: whether anybody here waits; the API only sends.
+    :param listens: whether this process receives wake-ups; the API only sends.
     :raises ConfigError: the URL cannot be used, or the library is not installed.
     """
 
@@ -50,7 +49,7 @@ class MessageDispatch(InProcessDispatch):
         super().__init__()
         self._transport = open_transport(conf)
         self._closing = threading.Event()
-        # Whether a wake-up waits to be sent, and whether the thread that sends shall look.
+        # Whether there is a wake-up to send, and whether the sending thread shall look.
         self._unsent = threading.Event()
         self._to_send = threading.Event()
         self._server: Any = None
@@ -71,11 +70,11 @@ class MessageDispatch(InProcessDispatch):
     def close(self) -> None:
         """See :meth:`backupfw.dispatch.base.Dispatch.close`.
 
-        The last wake-up is sent first, if the broker is there.  Threads that wait for one that is away are
-        left behind; they are daemons.
+        The last wake-up is sent first, if the broker answers.  Threads that wait for the broker are daemons;
+        they are left.
         """
         self._closing.set()
-        # Once more, if something waits to be sent: then it looks at whether we are closing.
+        # The sending thread looks once more, then notices the end.
         self._to_send.set()
         self._sender.join(SEND_SECONDS)
         if self._server is None:
@@ -107,7 +106,7 @@ class MessageDispatch(InProcessDispatch):
             try:
                 client.prepare(fanout=True, retry=0).cast({}, "wake")
             except BaseException:
-                # Late is better than never: it is sent when the broker is back.
+                # It is sent when the broker is back.
                 self._unsent.set()
                 self._to_send.set()
                 raise
@@ -121,16 +120,16 @@ class MessageDispatch(InProcessDispatch):
 
         def subscribe() -> None:
             server = oslo_messaging.get_rpc_server(self._transport, target, [_Endpoint(self.nudge)])
-            # Waits for the broker; from then on the library reconnects by itself.
+            # Waits for the broker.  Later the library reconnects by itself.
             server.start()
             self._server = server
-            # What was said before we listened.
+            # There may have been a wake-up before.
             self.nudge()
 
         self._repeat("Wake-ups could not be subscribed to", subscribe, once=True)
 
     def _repeat(self, failure: str, action: Callable[[], None], once: bool = False) -> None:
-        """Do something until the end, or until it is done once; pause after failures."""
+        """Repeat an action until the end, or until it succeeds once; pause after failures."""
         pause = FIRST_PAUSE
         while not self._closing.is_set():
             try:
@@ -147,7 +146,7 @@ class MessageDispatch(InProcessDispatch):
 
 
 class _Endpoint:
-    """What a worker answers to."""
+    """The messages that a worker receives."""
 
     def __init__(self, woken: Callable[[], None]) -> None:
         import oslo_messaging

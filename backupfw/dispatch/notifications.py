@@ -34,14 +34,14 @@ LAST_SECONDS = 5.0
 
 
 class _Context(dict[str, Any]):
-    """Who caused an event; the library leaves out what does not say that it may be sent."""
+    """The caller of an event; the library sends a context only if it has this method."""
 
     def redacted_copy(self) -> dict[str, Any]:
-        """Return all of it: there is no secret in it."""
+        """Return a copy with everything: it holds no secret."""
         return dict(self)
 
 
-#: Takes an event's name, its payload, and who caused it.
+#: Takes an event's name, its payload and its caller.
 Send = Callable[[str, Mapping[str, Any], Mapping[str, Any]], None]
 
 
@@ -63,7 +63,7 @@ class Notifications:
                 own, url=conf[GROUP].transport_url or conf.transport_url
             )
         except (oslo_messaging.InvalidTransportURL, oslo_messaging.DriverLoadFailure, ValueError) as error:
-            # The error's own words hold the URL, and with it a password.
+            # The error's text holds the URL with the password.
             raise ConfigError(
                 f"section [{GROUP}], option transport_url: this is not the URL of a message bus"
             ) from error
@@ -95,7 +95,7 @@ class Notifications:
         self._nudged.set()
 
     def close(self) -> None:
-        """Send what waits, for a few seconds at most, and end."""
+        """Send the events that wait, for a few seconds at most, and end."""
         self._closing = True
         self._nudged.set()
         if self._thread.is_alive():

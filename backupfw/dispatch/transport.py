@@ -1,4 +1,4 @@
-"""Opens oslo.messaging's transports for a configuration of our own."""
+"""Opens oslo.messaging's transports, with a configuration of their own."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def library_conf(conf: cfg.ConfigOpts) -> cfg.ConfigOpts:
-    """Return a configuration for oslo.messaging alone, of the same files.
+    """Return a configuration for oslo.messaging, read from the same files.
 
-    The library registers its options wherever it is handed a configuration, some of them under names of
-    ours; and it looks for two groups that it registers on the global one only.
+    The library registers its options with the configuration that it gets, some of them under names of ours.
+    It needs two groups that it registers with the global configuration only.
 
     :raises ConfigError: the library is not installed.
     """
@@ -44,19 +44,19 @@ def library_conf(conf: cfg.ConfigOpts) -> cfg.ConfigOpts:
 def load_library() -> None:
     """Import oslo.messaging.
 
-    The first import belongs into the main thread: in a thread that answers requests it leaves behind what
-    keeps a WSGI server's process from ending.
+    Call it in the main thread first: an import in a thread that answers requests keeps the process of a WSGI
+    server from ending.
 
     :raises ImportError: it is not installed.
     """
-    # What comes along warns at length, on standard error, of eventlet, which nothing here uses.
+    # A dependency warns of eventlet on standard error; nothing here uses eventlet.
     with warnings.catch_warnings(record=True):
         _choose_threads()
         importlib.import_module("oslo_messaging")
 
 
 def _choose_threads() -> None:
-    """Keep the library's helper from its default, green threads, which patch the whole process."""
+    """Let the library use threads; its default, green threads, would patch the whole process."""
     from oslo_service import backend
 
     with contextlib.suppress(backend.exceptions.BackendAlreadySelected):
@@ -64,7 +64,7 @@ def _choose_threads() -> None:
 
 
 def open_transport(conf: cfg.ConfigOpts) -> RPCTransport:
-    """Return the transport for RPC; no connection is made yet.
+    """Return the transport for RPC; it is not connected yet.
 
     :param conf: ``transport_url`` and ``control_exchange``.
     :raises ConfigError: the URL cannot be used, or the library is not installed.
@@ -76,7 +76,7 @@ def open_transport(conf: cfg.ConfigOpts) -> RPCTransport:
     try:
         return oslo_messaging.get_rpc_transport(own, url=conf.transport_url)
     except (oslo_messaging.InvalidTransportURL, oslo_messaging.DriverLoadFailure, ValueError) as error:
-        # The error's own words hold the URL, and with it a password.
+        # The error's text holds the URL with the password.
         raise ConfigError(
             "section [DEFAULT], option transport_url: this is not the URL of a message bus; allowed: e.g."
             " rabbit://user:password@host:5672/vhost"

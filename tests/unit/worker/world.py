@@ -12,7 +12,7 @@ from backupfw.chunkstore.container import Container
 from backupfw.chunkstore.layers.stack import stack
 from backupfw.chunkstore.memory import MemoryStore
 from backupfw.db import models
-from backupfw.dispatch.inprocess import InProcessDispatch
+from backupfw.dispatch.base import InProcessDispatch
 from backupfw.errors import TaskStopped
 from backupfw.manager.outcomes.volumes import VolumeTasks
 from backupfw.manager.queue.services import BACKUP_BINARY
