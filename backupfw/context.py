@@ -1,4 +1,4 @@
-"""Who asks: carried from the request to the log lines of the worker."""
+"""The caller of a request, from the API to the log lines of the worker."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from oslo_context import context
 
 
 class RequestContext(context.RequestContext):
-    """The caller of a use case, as oslo.log, oslo.policy and oslo.messaging know callers.
+    """The caller of a use case, in the form that oslo.log knows.
 
     :param project_id: the project the request is made in.
     :param user_id: the user, as the identity service names it.
     :param roles: role names, lower case.
-    :param is_admin: whether the caller sees every project's resources; what may be done to them is the
-        policy's to say.
-    :param request_id: ``req-<uuid>``, in every log line and answer of the request; None makes one.
-    :param global_request_id: the id that the caller gave the whole of which the request is a part.
+    :param is_admin: whether the caller sees the resources of every project; the policy decides what else the
+        caller may do.
+    :param request_id: ``req-<uuid>``, in every log line and the answer; None: a new one.
+    :param global_request_id: the id of the operation of several services that the request is a part of.
     :param system_scope: ``all`` where the caller acts on the installation as a whole and in no project;
         ``project_id`` is empty then.
     :param service_roles: roles of the service that passes the request on for the user.
@@ -52,18 +52,18 @@ class RequestContext(context.RequestContext):
         )
 
     def update_store(self) -> None:
-        """Do nothing: oslo.context's store keeps a caller until the thread's next one.
+        """Do nothing: oslo.context's store would keep a caller after the request.
 
-        :func:`working_for` says from when to when a thread works for one.
+        :func:`working_for` sets the caller of a thread instead.
         """
 
     @classmethod
     def of_task(cls, project_id: str, request_id: str | None) -> RequestContext | None:
-        """Return what a task still knows of its caller; None where no request led to the task."""
+        """Return the caller of a task, with project and request only; None if no request caused the task."""
         return cls(project_id, "", request_id=request_id) if request_id else None
 
 
-#: Whom this thread works for.  Threads that a task starts run in a copy of its context.
+#: The caller that this thread works for.  Threads of a task run in a copy of its context.
 _caller: ContextVar[RequestContext | None] = ContextVar("backupfw_caller", default=None)
 
 
@@ -74,7 +74,7 @@ def current_caller() -> RequestContext | None:
 
 @contextmanager
 def working_for(caller: RequestContext | None) -> Iterator[None]:
-    """Work for a caller: the log lines of the ``with`` block carry the caller's request."""
+    """Set the caller that this thread works for: log lines inside the ``with`` block carry the caller."""
     token = _caller.set(caller)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Puts the API together: one WSGI application, the same for the embedded server and any container."""
+"""Puts the API together: one WSGI application, the same for the embedded server and any other WSGI server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from backupfw.errors import ConfigError
 
 __all__ = ["Managers", "Settings", "make_app", "settings_of"]
 
-#: Writes answers, which are trees that a view has just made: to look for circles in them costs a tenth.
+#: Writes answers.  A view has just made them as trees; the check for circles would cost a tenth of the time.
 _JSON = json.JSONEncoder(check_circular=False)
 
 
@@ -48,9 +48,9 @@ class _Pecan(ExplicitPecan):  # type: ignore[misc]
 
 
 def settings_of(conf: Any) -> Settings:
-    """Take from the configuration (oslo.config) what the API needs.
+    """Read the options that the API needs from the configuration (oslo.config).
 
-    :raises ConfigError: a file that it names is not what it must be.
+    :raises ConfigError: a file that an option names is missing or malformed.
     """
     api = conf.api
     return Settings(
@@ -75,9 +75,9 @@ def _identity_of(conf: Any) -> dict[str, Any]:
 
 
 def check(conf: Any) -> None:
-    """Look at what only the API reads of a configuration (oslo.config); opens nothing.
+    """Check the options that only the API reads (oslo.config); open no connection.
 
-    :raises ConfigError: something is wrong.
+    :raises ConfigError: an option is wrong.
     """
     settings = settings_of(conf)
     enforcer.FilePolicy(conf)
@@ -92,7 +92,7 @@ def _with_identity(app: WsgiApp, settings: Settings, conf: Any, policy: policies
     if settings.auth_strategy == "noauth":
         return NoAuth(app, settings.noauth_roles, policy)
     if settings.auth_strategy == "keystone":
-        # Its libraries come with an extra.
+        # Its libraries are in the extra "keystone".
         from backupfw.api.identity.keystone import Keystone
 
         return Keystone(app, conf, policy)
@@ -112,8 +112,7 @@ def make_app(
     :param policy: who may do what; where None, what ``[oslo_policy]`` says.
     :param healthy: whether this process can be given work, for ``GET /healthcheck``.
     :return: a WSGI application, thread-safe, with no state outside ``managers``.
-    :raises ConfigError: the configuration asks for something the API does not have, or a policy file is
-        wrong.
+    :raises ConfigError: an option has a value that the API does not know, or a policy file is wrong.
     """
     settings = conf if isinstance(conf, Settings) else settings_of(conf)
     chosen = policy or (enforcer.defaults() if conf is settings else enforcer.FilePolicy(conf))

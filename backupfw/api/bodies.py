@@ -1,4 +1,4 @@
-"""Reading a request's JSON body and checking it against a schema."""
+"""Reads a request's JSON body and checks it against a schema."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from backupfw import naming
 from backupfw.api import errors
 from backupfw.api.schemas import formats
 
-#: Content types of JSON bodies.  A body without a type is taken for JSON.
+#: Content types of JSON bodies.  A body without a type counts as JSON.
 JSON_TYPES = frozenset({"application/json", "application/vnd.openstack.volume+json"})
 
-#: What can bring in a text that is refused: escapes of control characters and of halves of surrogate pairs,
-#: and the control characters that JSON lets stand for themselves.
+#: A body without a match holds no text that is refused.  What matches: escapes of control characters and of
+#: halves of surrogate pairs, and the control characters that JSON allows without an escape.
 _SUSPICIOUS = re.compile(r"\\(?:u00[0189][0-9a-fA-F]|u007[fF]|u[dD][89a-fA-F]|b|f)|[\x7f-\x9f]")
 
 Schema = Mapping[str, Any]
@@ -27,12 +27,12 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-#: Where a part of a body stands: the whole around it, and its name or number there; None for the body itself.
+#: The place of a part of a body: its parent's place, and its key or index there; None for the body itself.
 _Place = tuple["_Place", str | int] | None
 
 
 def _texts(value: Any) -> Iterator[tuple[_Place, str]]:
-    """Yield every text of a parsed body, keys too, each with its place."""
+    """Yield every text of a parsed body with its place; keys are texts, too."""
     waiting: list[tuple[_Place, Any]] = [(None, value)]
     while waiting:
         place, item = waiting.pop()
@@ -54,7 +54,7 @@ def _check_texts(value: Any) -> None:
         while place is not None:
             place, name = place
             names.append(str(name))
-        # The name itself may be what is wrong, so all is shown as ASCII.
+        # The key itself may hold the refused character, so the field is shown as ASCII.
         field = ascii(".".join(reversed(names)))[1:-1]
         raise errors.ValidationFailed(
             f"Invalid input for field/attribute {field}. Value: {part!a}. {problem}"
@@ -66,13 +66,13 @@ def _check_texts(value: Any) -> None:
 def parse(raw: bytes) -> Any:
     """Parse a JSON body; an empty one is None.
 
-    :raises MalformedBody: it is no JSON, not in a Unicode encoding, or nested too deep.
-    :raises ValidationFailed: :func:`naming.input_problem` refuses a text; with its field.
+    :raises MalformedBody: the body is not JSON, is not in a Unicode encoding, or is nested too deep.
+    :raises ValidationFailed: :func:`naming.input_problem` refuses a text; the message names its field.
     """
     if not raw.strip():
         return None
     try:
-        # Left to itself, the parser takes encoded halves of surrogate pairs.
+        # The parser decodes bytes itself, but accepts encoded halves of surrogate pairs then.
         text = raw.decode(json.detect_encoding(raw))
         value = json.loads(text.removeprefix("\ufeff"), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
@@ -83,9 +83,9 @@ def parse(raw: bytes) -> Any:
 
 
 def check_media_type(content_type: str) -> None:
-    """Refuse a body that says it is not JSON.
+    """Check the content type of a body.
 
-    :raises UnsupportedMediaType: it does.
+    :raises UnsupportedMediaType: it is not JSON.
     """
     if content_type and content_type.split(";")[0].strip().lower() not in JSON_TYPES:
         raise errors.UnsupportedMediaType
@@ -94,15 +94,15 @@ def check_media_type(content_type: str) -> None:
 def validate(body: Any, schema: Schema) -> None:
     """Check a body against a draft 4 schema.
 
-    :raises ValidationFailed: with the field, the value and what is wrong with it.
-    :raises MalformedBody: it is nested so deep that this cannot be said.
+    :raises ValidationFailed: the body does not match; the message has field, value and reason.
+    :raises MalformedBody: the value is nested too deep to be written into a message.
     """
     validator = jsonschema.Draft4Validator(schema, format_checker=formats.CHECKER)
     try:
         error = next(validator.iter_errors(body), None)
         message = None if error is None else _refusal(error)
     except RecursionError as too_deep:
-        # It takes more of the stack to write a value out than to parse it.
+        # Writing a value needs more stack than parsing it.
         raise errors.MalformedBody from too_deep
     if message is not None:
         raise errors.ValidationFailed(message)

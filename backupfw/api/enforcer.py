@@ -1,8 +1,8 @@
 """The policy: oslo.policy's enforcer, with the defaults of :mod:`policies` and the operator's file.
 
-oslo.policy itself looks at the file in every call and changes its rules one by one, so that a call beside
-it may find a rule missing.  Here a changed file is read into a new enforcer, which takes the old one's
-place when it is whole; a file that became wrong, or vanished, leaves the old one in force.
+oslo.policy itself checks the file in every call and changes its rules one by one, so another thread may find
+a rule missing.  Here a changed file is read into a new enforcer, which replaces the old one when it is
+complete.  If the file is wrong or missing, the old enforcer stays.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from backupfw.errors import ConfigError
 
 LOG = log.getLogger(__name__)
 
-#: How often the files are looked at, seconds.
+#: Seconds between two checks whether a file has changed.
 LOOK_SECONDS = 1.0
-#: How often it is told that a file is gone, seconds.
+#: Seconds between two log lines that a file is missing.
 TELL_SECONDS = 60.0
-#: How many decisions are remembered.
+#: Most decisions that are remembered.
 MAX_DECISIONS = 8192
 
-#: Somebody of whom everything is known that a check can ask for.
+#: A caller with every attribute that a check can ask for.
 _SOMEBODY = RequestContext("project", "user", ["role"], system_scope="all", service_roles=["service"])
 
-#: Kinds of checks whose answer follows from what they are asked; the others may ask somebody else.
+#: Kinds of checks that decide by rule, caller and target alone; others may ask a server.
 _PURE = frozenset(
     type(policy.RuleDefault("kind", text).check) for text in ("@", "!", "role:r", "rule:r", "user_id:u")
 )
@@ -59,13 +59,13 @@ def list_rules() -> list[policy.RuleDefault]:
 
 
 def register(enforcer: policy.Enforcer) -> policy.Enforcer:
-    """Give an enforcer the defaults; returns it."""
+    """Register the defaults with an enforcer; return it."""
     enforcer.register_defaults(list_rules())
     return enforcer
 
 
 def _named(conf: cfg.ConfigOpts) -> bool:
-    """Whether the operator says where the policy file is."""
+    """Whether the operator has set the policy file."""
     found = conf.get_location("policy_file", "oslo_policy")
     return found is not None and bool(found.location.is_user_controlled)
 
@@ -75,13 +75,13 @@ def _file(conf: cfg.ConfigOpts) -> str | None:
     name: str = conf.oslo_policy.policy_file
     found: str | None = conf.find_file(name)
     if found is None and not _named(conf):
-        # A state directory without one: it may be beside the configuration.
+        # The state directory has none: look beside the configuration.
         found = conf.find_file(os.path.basename(name))
     return found
 
 
 def _files(conf: cfg.ConfigOpts) -> Iterator[str]:
-    """Yield the policy files that are there, in the order they count."""
+    """Yield the existing policy files; a later one overrides an earlier one."""
     section = conf.oslo_policy
     path = _file(conf)
     if path:
@@ -95,11 +95,11 @@ def _files(conf: cfg.ConfigOpts) -> Iterator[str]:
 
 
 def _look(conf: cfg.ConfigOpts) -> tuple[tuple[str, int, int, int], ...]:
-    """Return what tells one state of the files from another."""
+    """Return the state of the files; it differs when one of them has changed."""
     try:
         found = [(path, os.stat(path)) for path in _files(conf)]
     except OSError:
-        # Gone between the two looks, or unreadable: loading says what is wrong.
+        # A file vanished meanwhile, or is unreadable: loading reports it.
         return ()
     return tuple((path, stat.st_mtime_ns, stat.st_size, stat.st_ino) for path, stat in found)
 
@@ -112,7 +112,7 @@ def _wrong(conf: cfg.ConfigOpts, what: object) -> ConfigError:
 def _load(conf: cfg.ConfigOpts) -> policy.Enforcer:
     """Read the files.
 
-    :raises ConfigError: one is missing though the configuration names it, or holds what is no rule.
+    :raises ConfigError: a file is wrong, or is missing although the configuration names it.
     """
     try:
         found = list(_files(conf))
@@ -131,10 +131,10 @@ def _load(conf: cfg.ConfigOpts) -> policy.Enforcer:
         raise _wrong(conf, f"{error} (they refer to rules that are not there, or to themselves)") from error
     except (OSError, ValueError, cfg.Error) as error:
         raise _wrong(conf, error) from error
-    # It shall not look at the files by itself.
+    # The enforcer must not read the files again by itself.
     enforcer.use_conf = False
     for name, rule in enforcer.file_rules.items():
-        # What cannot be understood becomes "never", with a line in the log.
+        # oslo.policy turns a rule that it cannot parse into "never", with a line in the log.
         if str(enforcer.rules[name]) == "!" and rule.check_str.strip() != "!":
             raise _wrong(conf, f"rule {name!r}: {rule.check_str!r} cannot be understood")
         _ask_once(conf, enforcer, name)
@@ -167,9 +167,9 @@ def _parts(check: Any) -> Iterator[Any]:
 
 
 def _ask_once(conf: cfg.ConfigOpts, enforcer: policy.Enforcer, name: str) -> None:
-    """Ask each leaf of a rule: some are taken for checks, but fail whenever they are asked.
+    """Evaluate each leaf of a rule once: some can be parsed, but always fail.
 
-    :raises ConfigError: one failed.
+    :raises ConfigError: a leaf failed.
     """
     for leaf in _parts(enforcer.rules[name]):
         if type(leaf) not in _PURE or isinstance(leaf, policy.RuleCheck):
@@ -190,10 +190,10 @@ def _referred(enforcer: policy.Enforcer) -> set[str]:
 
 
 class _Loaded:
-    """One state of the files, and what it decided so far."""
+    """The policy of one state of the files, with its decisions so far."""
 
     def __init__(self, conf: cfg.ConfigOpts) -> None:
-        # Looked at before it is read: what changes meanwhile is seen the next time.
+        # Taken before the files are read: a change meanwhile is noticed at the next check.
         self.state = _look(conf)
         self._enforcer = _load(conf)
         self._pure = all(
@@ -202,7 +202,7 @@ class _Loaded:
         self._decisions: dict[tuple[object, ...], bool] = {}
 
     def decide(self, rule: str, context: RequestContext, project_id: str) -> bool:
-        """Ask the enforcer, or remember what it said to the same question."""
+        """Return the enforcer's decision, from memory if it was asked the same before."""
         key = (
             rule,
             project_id,
@@ -224,7 +224,7 @@ class _Loaded:
 
 
 def _target(project_id: str) -> dict[str, Any]:
-    # What belongs to no project shall match no project of a caller, and nobody's lack of one.
+    # A target without a project must not match a caller without a project.
     return {"project_id": project_id} if project_id else {}
 
 
@@ -243,7 +243,7 @@ def _credentials(context: RequestContext) -> dict[str, Any]:
 
 
 class FilePolicy:
-    """The policy of a configuration.  Thread-safe.
+    """The policy of the configured files.  Thread-safe.
 
     :param conf: the configuration (oslo.config), with ``[oslo_policy]`` registered.
     :raises ConfigError: a policy file is wrong.
@@ -258,13 +258,13 @@ class FilePolicy:
         self._look_at = time.monotonic() + LOOK_SECONDS
 
     def allows(self, context: RequestContext, rule: str, project_id: str) -> bool:
-        """Whether the caller may do what ``rule`` names to something of that project."""
+        """Whether a rule allows the caller an operation on a resource of a project."""
         if policies.RULES[rule].needs_project and not context.project_id:
             return False
         return self._current().decide(rule, context, project_id)
 
     def is_admin(self, context: RequestContext) -> bool:
-        """Whether the caller sees every project's resources; the context's own answer does not count."""
+        """Whether the caller sees the resources of every project; ``context.is_admin`` is not used."""
         return self._current().decide(policies.IS_ADMIN, context, context.project_id)
 
     def _current(self) -> _Loaded:
@@ -278,7 +278,7 @@ class FilePolicy:
 
     def _refresh(self) -> None:
         state = _look(self._conf)
-        # Whoever removes a file by mistake must not give rights away with it.
+        # A file that is removed by mistake must not give anybody more rights.
         gone = [path for path, *_ in self._loaded.state if not os.path.exists(path)]
         if gone:
             if state != self._seen or time.monotonic() >= self._tell_at:

@@ -1,54 +1,54 @@
-"""Errors that only a request can have.  Errors of the rules come from :mod:`backupfw.errors`."""
+"""Errors of the request itself.  The use cases raise those of :mod:`backupfw.errors`."""
 
 from __future__ import annotations
 
 
 class RequestError(Exception):
-    """Base: something is wrong with the request as such; ``str(error)`` is fit for the user."""
+    """Base of the errors; ``str(error)`` is what the user reads."""
 
 
 class BadRequest(RequestError):
-    """A parameter, path or header is not what it must be."""
+    """A parameter, path or header is malformed or not allowed."""
 
 
 class MalformedUrl(BadRequest):
-    """The project in the path is not the one of the caller."""
+    """The project in the path is not the caller's."""
 
     def __init__(self) -> None:
         super().__init__("Malformed request url")
 
 
 class MalformedBody(BadRequest):
-    """The body is not a JSON object, or an action has not exactly one key."""
+    """The body is not JSON, or an action's body does not have exactly one key."""
 
     def __init__(self) -> None:
         super().__init__("Malformed request body")
 
 
 class ValidationFailed(BadRequest):
-    """The body is not as its schema says."""
+    """The body does not match its schema."""
 
 
 class Unauthorized(RequestError):
-    """Nobody can be made out from the request's credentials."""
+    """The request's credentials identify no user."""
 
 
 class WrongScope(RequestError):
-    """The caller's token is valid, but for nothing that is here."""
+    """The caller's token is valid, but neither for a project nor for the system."""
 
     def __init__(self) -> None:
         super().__init__("The token is scoped to neither a project nor the system.")
 
 
 class UnknownRoute(RequestError):
-    """No such path, or not with this method."""
+    """The API does not have this path, or not with this method."""
 
     def __init__(self) -> None:
         super().__init__("The resource could not be found.")
 
 
 class UnsupportedVersion(RequestError):
-    """A version that is not served.  ``lowest`` and ``highest`` are what is."""
+    """The version is not served; ``lowest`` to ``highest`` are."""
 
     def __init__(self, wanted: str, lowest: str, highest: str) -> None:
         super().__init__(
@@ -57,7 +57,7 @@ class UnsupportedVersion(RequestError):
 
 
 class OverQuota(RequestError):
-    """A quota is used up; said without a name before the text."""
+    """A quota is used up; the message has no name before its text."""
 
 
 class BodyTooLarge(RequestError):

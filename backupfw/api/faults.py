@@ -1,4 +1,4 @@
-"""THE table: which error becomes which status, key and message.  No other module knows statuses of errors.
+"""THE table: which error becomes which status, key and message.  No other module knows statuses.
 
 An answer to an error is always ``{"<key>": {"code": N, "message": "…"}}``.
 """
@@ -19,14 +19,14 @@ from backupfw import errors
 from backupfw.api import errors as api_errors
 from backupfw.outages import DATABASE_TROUBLES, database_words
 
-#: Where the request id stands in the WSGI environment.
+#: Key of the request's id in the WSGI environment.
 REQUEST_ID = "openstack.request_id"
-#: Where the id stands that the caller gave the whole of which the request is a part; often nowhere.
+#: Key of the id that the caller gave the operation of which this request is a part; often missing.
 GLOBAL_REQUEST_ID = "openstack.global_request_id"
 
 LOG = logging.getLogger(__name__)
 
-#: The key an error's body stands under; every other status has ``computeFault``.
+#: Status -> key of the answer's body; every other status has ``computeFault``.
 KEYS = {
     400: "badRequest",
     401: "unauthorized",
@@ -40,7 +40,7 @@ KEYS = {
     503: "serviceUnavailable",
 }
 
-#: Error class -> (status, prefix of the message).  The most specific class in an error's MRO counts.
+#: Error class -> (status, prefix of the message).  The most specific class of an error counts.
 TABLE: Mapping[type[Exception], tuple[int, str]] = {
     api_errors.BadRequest: (400, ""),
     api_errors.Unauthorized: (401, ""),
@@ -62,7 +62,7 @@ TABLE: Mapping[type[Exception], tuple[int, str]] = {
     errors.ServiceUnavailable: (503, ""),
 }
 
-#: Clients of the Block Storage API know these refusals by a name before the text.
+#: Clients of the Block Storage API recognise these refusals by a name before the text.
 QUOTA_PREFIXES = {
     "backups": "BackupLimitExceeded: ",
     "backup_gigabytes": "VolumeBackupSizeExceedsAvailableQuota: ",
@@ -74,13 +74,13 @@ QUOTA_PREFIXES = {
 
 UNEXPECTED = "An unexpected error occurred; the log has more under the request id of this answer."
 
-#: What is said while the database does not answer: nothing of where it is.
+#: The message while the database does not answer; it does not say where the database is.
 DATABASE_AWAY = "The service's database is temporarily unavailable."
 
-#: What is left of a database's troubles after its transaction was repeated as often as it is.
+#: Errors of a database that remain after its transaction was repeated.
 _DATABASE_BUSY = (DBConnectionError, DBDeadlock)
 
-#: When to ask again, in seconds, while the database is away.
+#: Seconds after which a client shall ask again while the database is away.
 RETRY_AFTER = "5"
 
 #: Longer messages (they may quote a value of the request) are cut.
@@ -112,9 +112,9 @@ def _quota_prefix(error: errors.QuotaExceeded) -> str:
 
 
 def fault_of(error: BaseException) -> Fault:
-    """Look an error up in the table; one that is not there is a 500 that says nothing of its cause."""
+    """Look up an error in the table; any other error is a 500 that does not tell its cause."""
     if isinstance(error, webob.exc.HTTPException):
-        # Pecan's own: only "no such path" can be reached, everything else is ours before it is Pecan's.
+        # Pecan's own errors: only "no such path" can occur, because our checks come before Pecan's.
         status = error.code if error.code in KEYS else 404
         return Fault(
             status, str(error.detail or error.explanation).strip() or "The resource could not be found."
@@ -138,7 +138,7 @@ def fault_of(error: BaseException) -> Fault:
 
 
 def response_of(error: BaseException, environ: Mapping[str, Any]) -> webob.Response:
-    """Return the answer to an error; an unexpected one is logged with its trace, a database's in a line.
+    """Return the answer to an error; unexpected ones are logged with a traceback, a database's in one line.
 
     :param environ: the WSGI environment of the request, for the log line.
     """

@@ -1,4 +1,4 @@
-"""What Pecan does around every call: its hooks."""
+"""The hooks: what Pecan does around every call."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class IdentityHook(pecan.hooks.PecanHook):  # type: ignore[misc]
-    """Tells the request who asks, in which version and for which project: the layers before Pecan found out.
+    """Fills the request with caller, version and links, from what the layers before Pecan found.
 
     :param site: of the application.
     """
@@ -29,7 +29,7 @@ class IdentityHook(pecan.hooks.PecanHook):  # type: ignore[misc]
         self._site = site
 
     def on_route(self, state: Any) -> None:
-        """Fill the request before a controller is looked for.
+        """Fill the request before Pecan looks for a controller.
 
         :raises MalformedUrl: the project in the path is not the caller's.
         """
@@ -49,14 +49,14 @@ class IdentityHook(pecan.hooks.PecanHook):  # type: ignore[misc]
 
 
 class BodyHook(pecan.hooks.PecanHook):  # type: ignore[misc]
-    """Reads body and query of a call; a body that nobody asked for is not looked at."""
+    """Reads body and query of a call; the body of a call that takes none is ignored."""
 
     priority = 20
 
     def before(self, state: Any) -> None:
         """Read and check them before the method is called.
 
-        :raises BadRequest: one is not what it must be.
+        :raises BadRequest: the body or the query is malformed or does not match.
         """
         request: Request = state.request
         exposure = request.exposure
@@ -74,7 +74,7 @@ class BodyHook(pecan.hooks.PecanHook):  # type: ignore[misc]
 
 
 class PolicyHook(pecan.hooks.PecanHook):  # type: ignore[misc]
-    """Asks the rule that stands beside the method.
+    """Asks the policy's rule that the method's decorator names.
 
     :param site: of the application.
     """
@@ -87,9 +87,10 @@ class PolicyHook(pecan.hooks.PecanHook):  # type: ignore[misc]
     def before(self, state: Any) -> None:
         """Ask it before the method is called.
 
-        :raises NotFound: what the request is about is not there: existence before policy, because to anyone
-            but an administrator another project's things are not there.
-        :raises Forbidden: the caller may not.
+        The resource is looked up first: only administrators may know that one of another project exists.
+
+        :raises NotFound: the resource does not exist for this caller.
+        :raises Forbidden: the rule does not allow the call.
         """
         request: Request = state.request
         if request.exposure is not None and request.exposure.rule is not None:
@@ -99,23 +100,23 @@ class PolicyHook(pecan.hooks.PecanHook):  # type: ignore[misc]
 
 
 class AnswerHook(pecan.hooks.PecanHook):  # type: ignore[misc]
-    """Every answer is JSON, whatever ``Accept`` or the path's ending says, also one to an error."""
+    """Makes every answer JSON, whatever ``Accept`` says, and answers errors."""
 
     priority = 40
 
     def on_route(self, state: Any) -> None:
-        """Settle the content type before Pecan negotiates one."""
+        """Set the content type, so that Pecan does not negotiate one."""
         state.request.pecan["content_type"] = "application/json"
 
     def after(self, state: Any) -> None:
-        """Give the answer the status of its method; one to an error has everything."""
+        """Give the answer the status of its method; an answer to an error is complete already."""
         response, exposure = state.response, state.request.exposure
         if not isinstance(response, Response):
             return
         if exposure is not None:
             response.status = exposure.status
         if response.status_int in (204, 304):
-            # No content has no type either.
+            # An answer without content has no content type.
             response.content_type = None
         else:
             response.charset = "UTF-8"

@@ -1,7 +1,7 @@
-"""The description of the API in OpenAPI 3.1, made from what decides: the controllers and the schemas.
+"""The description of the API in OpenAPI 3.1, made from the controllers and the schemas.
 
-One description holds for one version: bodies, calls and answers are those of the version it was asked for
-in.  It is served at ``/v2/openapi.json`` and ``/v3/openapi.json``, to everybody.
+Each version has its own description, with the calls, bodies and answers of that version.  It is served at
+``/v2/openapi.json`` and ``/v3/openapi.json``, to everybody.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _LISTING: Mapping[str, tuple[dict[str, Any], str]] = {
     "status": ({"type": "string"}, "Only items in this status."),
 }
 _COUNT = (_BOOLEAN, "Say how many items there are without paging.")
-#: Filters that not every listing has, by collection.
+#: Filters that only some listings have, by collection.
 _FILTERS: Mapping[str, Sequence[str]] = {
     "backups": ("volume_id",),
     "volumes": ("metadata", "bootable", "availability_zone"),
@@ -45,7 +45,7 @@ _FILTERS: Mapping[str, Sequence[str]] = {
     "volume-transfers": ("volume_id",),
 }
 _TEXT = {"type": "string"}
-#: Queries of what is no listing: ``METHOD path`` -> name, since when, schema, text.
+#: Parameters of calls that are no listings: ``METHOD path`` -> name, first version, schema, text.
 _QUERIES: Mapping[str, Sequence[tuple[str, ApiVersion, Mapping[str, Any], str]]] = {
     "DELETE /volumes/{volume_id}": (
         ("cascade", versions.V2, _BOOLEAN, "Delete its snapshots too."),
@@ -67,7 +67,7 @@ _QUERIES: Mapping[str, Sequence[tuple[str, ApiVersion, Mapping[str, Any], str]]]
     ),
     "GET /resource_filters": (("resource", versions.V2, _TEXT, "Only those of this resource."),),
 }
-#: Headers of every answer, and of some.
+#: Headers of answers; those in _OF_ALL are in every one.
 _HEADERS: Mapping[str, tuple[Mapping[str, Any], str]] = {
     "X-OpenStack-Request-ID": (_TEXT, "Id of the request, as in the log."),
     "X-Compute-Request-ID": (_TEXT, "The same."),
@@ -76,25 +76,25 @@ _HEADERS: Mapping[str, tuple[Mapping[str, Any], str]] = {
     "Retry-After": (_TEXT, "Seconds; always 0."),
 }
 _OF_ALL = ("X-OpenStack-Request-ID", "X-Compute-Request-ID")
-#: What refusals mean.
+#: Status -> what it means.
 _REFUSALS = {
-    400: "The request is not what it must be.",
-    401: "Nobody can be made out from the token.",
+    400: "The request is malformed or not allowed.",
+    401: "The token identifies no user.",
     403: "The policy does not allow it.",
-    404: "It is not there, or not for this caller.",
+    404: "It does not exist, or not for this caller.",
     405: "The store or provider cannot do it.",
     406: "The version is not served.",
-    409: "There is one like it already.",
+    409: "Such a resource exists already.",
     413: "The body is too large, or a quota would be exceeded.",
     415: "The body is not JSON.",
-    503: "Nobody who could do it answers.",
+    503: "A service that is needed does not answer.",
 }
-#: Those that only a call with a body has.
+#: Statuses that only a call with a body can have.
 _OF_BODIES = frozenset({405, 409, 413, 415})
 
 
 def _plain(schema: Any) -> Any:
-    """Put a draft 4 schema into the terms of OpenAPI: regular expressions end by ``$`` there."""
+    """Turn a draft 4 schema into one of OpenAPI, where regular expressions end with ``$``."""
     if isinstance(schema, Mapping):
         return {
             (_pattern(key) if isinstance(key, str) else key): (
@@ -112,12 +112,12 @@ def _pattern(text: str) -> str:
 
 
 def _texts() -> dict[str, str]:
-    """What each call is for: the text of the first rule that it asks."""
+    """Return the purpose of each call: the text of the first rule that it asks."""
     found: dict[str, str] = {}
     for rule in policies.RULES.values():
         for operation in rule.operations:
             found.setdefault(_shape(operation), rule.text)
-    # What everybody may read has no rule.
+    # A call that everybody may make has no rule.
     return {"GET /resource_filters": "Show which filters listings know.", **found}
 
 
@@ -144,7 +144,7 @@ def _parameters(route: Route, served: versions.ServedVersion, version: ApiVersio
     if served.has_microversions:
         found.append({"$ref": "#/components/parameters/version"})
     for name in _PARAMETER.findall(route.template):
-        # What is no id is not found, so it need not be refused.
+        # A part that is no id is answered with 404, so it needs no pattern.
         one_part = {"type": "string", "minLength": 1}
         found.append({"name": name, "in": "path", "required": True, "schema": one_part})
     for name, (schema, text) in _queries(route, version).items():
@@ -153,7 +153,7 @@ def _parameters(route: Route, served: versions.ServedVersion, version: ApiVersio
 
 
 def _queries(route: Route, version: ApiVersion) -> dict[str, tuple[Mapping[str, Any], str]]:
-    """Return what may stand in the query: name -> schema and text."""
+    """Return the parameters of the query: name -> schema and text."""
     collection, _, tail = route.template.removeprefix("/").partition("/")
     if route.method != "GET" or collection not in _FILTERS or tail not in ("", "detail", "summary"):
         known = _QUERIES.get(f"{route.method} {route.template}", ())
@@ -184,7 +184,7 @@ def _responses(route: Route, served: versions.ServedVersion, version: ApiVersion
 
 
 def _answers(route: Route, version: ApiVersion) -> dict[int, list[AnswerOf]]:
-    """Return the bodies of a route's answers when all went well, by status; none where there is no body."""
+    """Return the schemas of a route's successful answers, by status; none for an answer without a body."""
     line = f"{route.method} {route.template}"
     found: dict[int, list[AnswerOf]] = {}
     for status, name in [
@@ -228,7 +228,7 @@ def describe(routes: Iterable[Route], prefix: str, version: ApiVersion, base: st
     """Return the description of a version.
 
     :param prefix: ``v2`` or ``v3``.
-    :param base: scheme, host and mount point that its paths stand behind.
+    :param base: scheme, host and mount point of the service.
     """
     served = versions.SERVED[prefix]
     texts = _texts()
@@ -268,9 +268,9 @@ def describe(routes: Iterable[Route], prefix: str, version: ApiVersion, base: st
 
 
 class Descriptions:
-    """The descriptions as they are served, each made once.  Thread-safe.
+    """The descriptions as they are served; each is made once.  Thread-safe.
 
-    There are as many as versions, so what anybody may ask for takes a bounded time and room.
+    There is one for each version, so requests of anybody cost bounded time and memory.
 
     :param routes: every call that the controllers serve.
     """
@@ -280,13 +280,13 @@ class Descriptions:
         self._parts = functools.cache(self._make)
 
     def of(self, prefix: str, version: ApiVersion, base: str) -> tuple[bytes, str]:
-        """Return the JSON text of a version's description, and its tag; parameters as of :func:`describe`."""
+        """Return a version's description as JSON, and its ETag; parameters as of :func:`describe`."""
         before, after, digest = self._parts(prefix, version)
         url = json.dumps(base).encode()
         return before + url + after, hashlib.sha256(digest + url).hexdigest()[:32]
 
     def _make(self, prefix: str, version: ApiVersion) -> tuple[bytes, bytes, bytes]:
-        """Make what stands before and after the server's URL, which each request sees differently."""
+        """Make the text before and after the server's URL, which depends on the request."""
         text = json.dumps(describe(self._routes, prefix, version, "")).encode()
         before, mark, after = text.partition(b'"servers": [{"url": ')
         return before + mark, after.removeprefix(b'""'), hashlib.sha256(text).digest()

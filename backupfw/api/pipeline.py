@@ -1,4 +1,4 @@
-"""What stands between the server and Pecan: the WSGI layers, and the one function that stacks them."""
+"""The WSGI layers between the server and Pecan, and the one function that stacks them."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ LOG = logging.getLogger(__name__)
 Environ = dict[str, Any]
 WsgiApp = Callable[[Environ, Any], Iterable[bytes]]
 
-#: Where the health of the process is asked for.
+#: Path of the health check.
 HEALTH_PATH = "/healthcheck"
-#: Where oslo.middleware finds what can be asked there.
+#: Entry points of oslo.middleware's health checks.
 _BACKENDS = "oslo.middleware.healthcheck"
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?", re.ASCII)
 
@@ -54,19 +54,20 @@ def header(environ: Environ, name: str) -> str | None:
 
 
 class _Proxies(http_proxy_to_wsgi.HTTPProxyToWSGI):
-    """What proxies say of the client's request becomes the request.
+    """Puts what proxies tell of the client's request in place of the proxy's own request.
 
-    Each proxy of a chain adds to a header: the first one is what the client spoke to.  Their prefixes add
-    up, before the place where the application is mounted itself.
+    Each proxy of a chain appends to a header, so the first value is that of the proxy that the client talks
+    to.  The prefixes of all proxies are joined and stand before the application's own mount point.  The
+    library knows neither lists nor ports nor quotes.
     """
 
     def process_request(self, req: Any) -> Any:
-        """Change the environment of a request before it goes on."""
+        """Change the environment of a request before the next layer gets it."""
         environ: Environ = req.environ
-        # A server may leave it out where it is empty, and the library counts on it.
+        # A server may leave it out when it is empty; the library needs it.
         environ.setdefault("SCRIPT_NAME", "")
         if "HTTP_FORWARDED" in environ:
-            # A host with a port, and an address of IPv6, come in quotes.
+            # A host with a port and an IPv6 address are quoted.
             environ["HTTP_FORWARDED"] = environ["HTTP_FORWARDED"].replace('"', "")
         for header in ("HTTP_X_FORWARDED_PROTO", "HTTP_X_FORWARDED_HOST", "HTTP_X_FORWARDED_FOR"):
             if header in environ:
@@ -75,7 +76,7 @@ class _Proxies(http_proxy_to_wsgi.HTTPProxyToWSGI):
         environ["HTTP_X_FORWARDED_PREFIX"] = "".join(f"/{part}" for part in prefixes if part)
         peer = environ.get("REMOTE_ADDR", "")
         super().process_request(req)
-        # It may be no address at all: "unknown", say.
+        # It may be no address, e.g. "unknown".
         environ["REMOTE_ADDR"] = _address(environ.get("REMOTE_ADDR", "")) or peer
         port = _list(environ.get("HTTP_X_FORWARDED_PORT", ""))[0]
         host = environ.get("HTTP_HOST", "")
@@ -88,7 +89,7 @@ def _list(header: str) -> list[str]:
 
 
 def _address(text: str) -> str | None:
-    """Return the address in ``192.0.2.1:4711``, ``[2001:db8::1]:4711`` and the like, if it is one."""
+    """Return the address in ``192.0.2.1:4711`` or ``[2001:db8::1]:4711``; None where there is none."""
     if text.startswith("["):
         text = text[1:].partition("]")[0]
     elif text.count(":") == 1:
@@ -100,20 +101,20 @@ def _address(text: str) -> str | None:
 
 
 class _Health:
-    """Answers the health path, and lets everything else pass."""
+    """Answers the health check; every other request passes."""
 
     def __init__(self, app: WsgiApp, conf: cfg.ConfigOpts, healthy: Callable[[], bool]) -> None:
         self._app = app
         self._healthy = healthy
         unknown = set(conf.healthcheck.backends) - set(entry_points(group=_BACKENDS).names)
         if unknown:
-            # The middleware would do without them.
+            # The library would ignore them.
             raise ConfigError(
                 f"section [healthcheck], option backends: unknown: {', '.join(sorted(unknown))}; allowed: a"
                 f" list, each one of {', '.join(sorted(entry_points(group=_BACKENDS).names))}"
             )
         try:
-            # What its options keep from asking goes on to the API, which does not know the path.
+            # Whoever may not ask (its options) gets the API's 404.
             self._health = healthcheck.Healthcheck(app, conf)
         except (ValueError, ConfigInvalid) as error:
             raise ConfigError(f"section [healthcheck]: {error}") from error
@@ -129,10 +130,10 @@ class _Health:
 
 
 class _RequestId(request_id.RequestId):
-    """An id for every request, under both names that clients look for.
+    """Gives every request an id, under both names that clients look for.
 
-    The headers are added as the answer passes: to make a WebOb response of each one, as the library does,
-    costs a quarter of a small answer.
+    The headers are added when the answer passes.  The library makes a WebOb response of each answer for that,
+    which costs a quarter of a small one.
     """
 
     def __call__(self, environ: Environ, start_response: Any) -> Iterable[bytes]:
@@ -150,7 +151,7 @@ class _RequestId(request_id.RequestId):
 
 
 class _LimitedInput(io.RawIOBase):
-    """A body of unknown length that ends in an error when it grows too long."""
+    """A body of unknown length; reading it fails when it is too long."""
 
     def __init__(self, source: BinaryIO, limit: int) -> None:
         self._source = source
@@ -174,7 +175,7 @@ class _LimitedInput(io.RawIOBase):
 
 
 class Envelope:
-    """Bounds bodies, and answers whatever escapes the layers below.
+    """Limits bodies, logs requests, and answers errors that the layers inside did not answer.
 
     :param app: the WSGI application inside.
     :param max_body: bytes.
@@ -186,13 +187,12 @@ class Envelope:
 
     def __call__(self, environ: Environ, start_response: Any) -> Iterable[bytes]:
         """Answer one request."""
-        # Nobody knows yet who asks: the identity layer works for the whole caller.
+        # The caller is not known yet; the identity layer sets it.
         with working_for(RequestContext("", "", request_id=environ.get(faults.REQUEST_ID))):
             return self._answer(environ, start_response)
 
     def _answer(self, environ: Environ, start_response: Any) -> Iterable[bytes]:
-        # Without the query: what a user searches for is nobody else's.  And as it was sent, so that one
-        # request is one line whatever its path holds.
+        # Without the query, which may hold private data.  Quoted, so that one request is one line.
         path = urllib.parse.quote(environ.get("PATH_INFO", ""), "/:", "latin-1", "replace")
         LOG.info("%s %s", environ["REQUEST_METHOD"], path)
         try:
@@ -214,7 +214,7 @@ class Envelope:
 
 
 class Negotiation:
-    """The WSGI layer: leaves :data:`urls.PATH` and :data:`versions.VERSION` in the environment.
+    """Puts :data:`urls.PATH` and :data:`versions.VERSION` into the environment.
 
     :param app: the WSGI application inside; its errors are answered here.
     :param collections: see :func:`urls.parse`.
@@ -228,7 +228,7 @@ class Negotiation:
         """Answer one request."""
         served = versions.SERVED.get(urls.first_part(environ))
         if served is None:
-            # The document of all versions, or nothing.
+            # The document of all versions, or a path that does not exist.
             environ[urls.PATH] = urls.parse(environ, self._collections)
             return self._app(environ, start_response)
         version: versions.ApiVersion | None = None
@@ -250,7 +250,7 @@ class Negotiation:
 def _check_origins(origins: Iterable[str]) -> None:
     for origin in origins:
         if origin != "*" and _ORIGIN.fullmatch(origin) is None:
-            # It would be compared with what browsers send, and never be equal.
+            # It would never equal what browsers send.
             raise ConfigError(
                 f"section [cors], option allowed_origin: {origin!r} is not what browsers send; allowed: a"
                 " list, each one scheme://host or scheme://host:port in lower case, or *"
@@ -266,15 +266,15 @@ def assemble(
 ) -> WsgiApp:
     """Put the layers around the API.  From the outside in:
 
-    1. *http_proxy_to_wsgi*, with ``[api] enable_proxy_headers_parsing``: everything inside sees the request
-       as the client sent it;
-    2. *healthcheck*: needs no id and no token, and is the cheapest way to be told that a process lives;
-    3. *cors*, with ``[cors] allowed_origin``: a browser asks before it has a token, and has to be told the
-       headers of refusals too;
-    4. *request id*: everything that is logged or refused further in has one;
-    5. the envelope: body limit and last resort for errors.  It takes the place of oslo.middleware's size
-       limit, whose refusal is no JSON and whose answer to a body without a length is an error of ours;
-    6. negotiation of the version.
+    1. *http_proxy_to_wsgi*, with ``[api] enable_proxy_headers_parsing``: the layers inside see the request as
+       the client sent it;
+    2. *healthcheck*: needs neither id nor token, and shall cost little;
+    3. *cors*, with ``[cors] allowed_origin``: a browser asks before it has a token, and must be able to read
+       refusals;
+    4. *request id*: everything that is logged or refused inside carries it;
+    5. *envelope*: body limit and last resort for errors.  oslo.middleware's own size limit does not answer in
+       JSON, and a body without a length that is too long would end in a 500;
+    6. *negotiation* of the version.
 
     :param app: identity, and Pecan inside it (:func:`backupfw.api.app.make_app`).
     :param conf: the configuration (oslo.config); None leaves out what is configured there.

@@ -1,7 +1,7 @@
-"""Who may do what: the rules as operators know them, and who has them by default.
+"""The rules of the policy, and whom each of them allows by default.
 
-A rule's default is written as a check of oslo.policy; :mod:`enforcer` asks them and what the operator's
-policy file puts in their place.
+A default is a check of oslo.policy; the operator's policy file can replace it.  :mod:`enforcer` evaluates the
+rules.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from backupfw.context import RequestContext
 
 
 class Level(Enum):
-    """Whom a rule asks for by default; the value is the check."""
+    """Whom a rule allows by default; the value is the check."""
 
     #: Readers of the project, readers of the system, administrators.
     READER = "rule:project_reader or rule:system_reader or rule:admin_api"
@@ -28,7 +28,7 @@ class Level(Enum):
     ADMIN = "rule:admin_api"
 
 
-#: What the levels are made of, and who counts as an administrator: name, check, what it is.
+#: The rules that the levels use, and who is an administrator: name, check, description.
 BASE_RULES = (
     ("admin_api", "role:admin", "Administrators, of a project or of the system."),
     ("system_reader", "role:reader and system_scope:all", "Readers of the whole installation."),
@@ -45,7 +45,7 @@ BASE_RULES = (
 )
 IS_ADMIN = "context_is_admin"
 
-#: Each role has the rights of these too, whether or not the identity service says so.
+#: Role -> the roles that it implies, even if the identity service does not say so.
 IMPLIED: Mapping[str, frozenset[str]] = {
     "admin": frozenset({"member", "reader"}),
     "member": frozenset({"reader"}),
@@ -58,8 +58,8 @@ class Rule:
 
     :ivar text: what it allows, for the sample file.
     :ivar operations: the calls that ask it, as ``METHOD path``.
-    :ivar needs_project: whether the call makes something, which has to belong to a project: a caller in no
-        project is refused whatever the check says.
+    :ivar needs_project: whether the call makes a resource, which needs a project: a caller without one is
+        refused, whatever the check says.
     """
 
     name: str
@@ -582,19 +582,19 @@ RULES: Mapping[str, Rule] = {rule.name: rule for rule in _TABLE}
 
 
 class Policy(Protocol):
-    """Decides calls.  Thread-safe."""
+    """Decides what callers may do.  Thread-safe."""
 
     def allows(self, context: RequestContext, rule: str, project_id: str) -> bool:
-        """Whether the caller may do what ``rule`` names to something of that project."""
+        """Whether a rule allows the caller an operation on a resource of a project."""
 
     def is_admin(self, context: RequestContext) -> bool:
-        """Whether the caller sees every project's resources; the context's own answer does not count."""
+        """Whether the caller sees the resources of every project; ``context.is_admin`` is not used."""
 
 
 def enforce(policy: Policy, context: RequestContext, rule: str, project_id: str | None = None) -> None:
     """Refuse the call unless the policy allows it.
 
-    :param project_id: whose thing it is about; the caller's own project where None.
+    :param project_id: the project of the resource; None: the caller's own project.
     :raises Forbidden: the caller's roles do not allow it.
     """
     if not policy.allows(context, rule, context.project_id if project_id is None else project_id):

@@ -1,4 +1,4 @@
-"""Query parameters: parsing, the words in them, and the ones that every listing has."""
+"""Query parameters: how they are parsed, and those that every listing has."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from backupfw.api.versions import V2, ApiVersion
 from backupfw.errors import ConfigError
 
 MAX_OFFSET = 2147483647
-#: More parameters than any client sends; the rest is an attempt to keep us busy.
+#: Most parameters of a query; no client sends so many.
 MAX_FIELDS = 200
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,30}", re.ASCII)
 
 
 def boolean(value: str | bool, name: str) -> bool:
-    """Read a boolean word in any case; a boolean is itself.
+    """Read a boolean word, in upper or lower case; a boolean is returned as it is.
 
-    :raises BadRequest: it is no such word; ``name`` says which parameter it was.
+    :param name: of the parameter, for the message.
+    :raises BadRequest: it is no boolean word.
     """
     try:
         return bool(strutils.bool_from_string(value, strict=True))
@@ -36,7 +37,7 @@ def boolean(value: str | bool, name: str) -> bool:
 
 
 class Query:
-    """The parameters of one request.  Where a name comes twice, the last one counts."""
+    """The parameters of one request.  If a name stands there twice, the last one counts."""
 
     def __init__(self, pairs: Sequence[tuple[str, str]]) -> None:
         self.pairs = tuple(pairs)
@@ -44,14 +45,14 @@ class Query:
 
     @classmethod
     def parse(cls, text: str) -> Query:
-        """Parse a query string as it stands in a WSGI environment: its bytes as Latin-1.
+        """Parse a query string of a WSGI environment, which has its bytes as Latin-1.
 
-        :raises BadRequest: it is not UTF-8, has too many fields, or a text that is refused, see
+        :raises BadRequest: it is not UTF-8, it has too many parameters, or one of them is refused by
             :func:`naming.input_problem`.
         """
         try:
             pairs = urllib.parse.parse_qsl(
-                # Some servers let bytes pass that should have been encoded.
+                # Some servers pass on bytes that should be percent-encoded.
                 naming.received(text),
                 keep_blank_values=True,
                 errors="strict",
@@ -84,14 +85,14 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """What a listing was asked for.
+    """What a request for a listing asks for.
 
     :ivar limit: page size, already capped; 0 is an empty page.
     :ivar marker: id of the last item of the page before.
     :ivar sort: ``(column, "asc" | "desc")``, the most significant first.
     :ivar all_tenants: whether every project's items are wanted (administrators only).
-    :ivar filters: what else was in the query, by column; one that ends in ``~`` asks for a part.
-    :ivar with_count: whether it shall be said how many there are without paging.
+    :ivar filters: column -> value; a column that ends in ``~`` asks for a part of the text.
+    :ivar with_count: whether the number of all items is wanted.
     """
 
     limit: int
@@ -105,12 +106,12 @@ class Listing:
 
 @dataclass(frozen=True, slots=True)
 class ListingRules:
-    """What a resource's listing knows.
+    """What the query of a resource's listing may have.
 
     :ivar sort_keys: sort key of the query -> column.
-    :ivar filter_keys: filter of the query -> column.  Before 3.31 these are all that count.
-    :ivar late_sort_keys: sort keys that came later -> the version that brought them.
-    :ivar resource: its name in the operator's choice of filters; empty where there is no choice.
+    :ivar filter_keys: filter of the query -> column.  Before 3.31 all others are ignored.
+    :ivar late_sort_keys: sort key -> the first version that has it; those of all versions are missing.
+    :ivar resource: its name in ``resource_filters_file``; empty where operators cannot choose its filters.
     """
 
     sort_keys: Mapping[str, str]
@@ -127,7 +128,7 @@ class ListingRules:
         }
 
 
-#: Which filters everybody may use from 3.31 on, where the operator does not say; by resource.
+#: The filters that everybody may use from 3.31 on, by resource, where the operator chooses none.
 FILTERS: Mapping[str, Sequence[str]] = {
     "backup": ("name", "status", "volume_id"),
     "volume": (
@@ -147,12 +148,12 @@ FILTERS: Mapping[str, Sequence[str]] = {
 
 
 def load_filters(path: str | None) -> Mapping[str, Sequence[str]]:
-    """Read the operator's choice of filters that everybody may use; the default where there is no file.
+    """Read the file with the filters that everybody may use; without a file they are :data:`FILTERS`.
 
     The file is JSON: resource -> list of filters; a filter that ends in ``~`` (from 3.34 on) asks for a part
-    of the text.  What the file does not name has no filters.
+    of the text.  A resource that is not in the file has no filters.
 
-    :raises ConfigError: it cannot be read, or is not of that form.
+    :raises ConfigError: the file cannot be read, or has another form.
     """
     if not path:
         return FILTERS
@@ -240,7 +241,7 @@ def _filters(
         part = word != name
         column = rules.filter_keys.get(word, word)
         if part and version < versions.LIKE_FILTER:
-            # With one more "~" the name is no column's, and finds nothing like every other unknown one.
+            # No column has such a name, so the filter finds nothing, like any unknown one.
             known, column = False, name + "~"
         elif version < versions.RESOURCE_FILTER:
             known = name in rules.filter_keys
@@ -266,15 +267,15 @@ def listing(
 ) -> Listing:
     """Read the parameters of a listing.
 
-    ``all_tenants`` of anybody but an administrator is dropped.  So are, before 3.31, filters that are
-    not in the rules; from 3.31 on, one that the operator does not allow is refused.  An administrator
-    may filter by any name, and one that is no column finds nothing.
+    ``all_tenants`` is ignored for everybody but administrators.  Before 3.31, filters that are not in the
+    rules are ignored, too; from 3.31 on, a filter that the operator does not allow is refused.  An
+    administrator may filter by any name; one that is no column finds nothing.
 
     :param allowed: the filters that the operator allows, from 3.31 on.
-    :raises BadRequest, InvalidInput: a value is not what it must be, or a filter is not allowed.
+    :raises BadRequest, InvalidInput: a value is malformed, or a filter is not allowed.
     """
     everybody = query.get("all_tenants")
-    # An empty value switches it on: "?all_tenants" is how people type it.
+    # People type "?all_tenants", so an empty value means yes.
     all_tenants = everybody == "" or (everybody is not None and boolean(everybody, "all_tenants"))
     return Listing(
         limit=_limit(query, max_limit),

@@ -1,4 +1,4 @@
-"""A call as a controller sees it: the request, the answer, and what stands beside the method that answers."""
+"""Requests and answers as controllers see them, and the decorators of the methods that answer."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ Method = TypeVar("Method", bound=Callable[..., Answer])
 
 @dataclass(frozen=True, slots=True)
 class Exposure:
-    """What stands beside an exposed method.
+    """What the decorator of a method says.
 
     :ivar function: the method.
-    :ivar method: the HTTP method; empty for an action, which shares ``POST …/action``.
-    :ivar part: the part of the path behind the resource's own, or the name of the action; often empty.
+    :ivar method: the HTTP method; empty for an action, which is called by ``POST …/action``.
+    :ivar part: what the path has behind the resource's own path, or the action's name; may be empty.
     :ivar rule: the policy's rule that is asked before the method is called.
-    :ivar status: of the answer when all went well.
+    :ivar status: the status of a successful answer.
     :ivar takes: the schema of the body, by version; None for a call without a body.
     :ivar since: the first version that has it.
     """
@@ -69,7 +69,7 @@ def expose(
 def action(
     name: str, *, rule: str | None = None, status: int = 202, takes: SchemaOf, since: ApiVersion = V2
 ) -> Callable[[Method], Method]:
-    """Have ``POST …/action`` call a method where ``name`` is the body's only key; see :class:`Exposure`."""
+    """Let ``POST …/action`` call a method when ``name`` is the body's only key; see :class:`Exposure`."""
 
     def decorate(function: Method) -> Method:
         _add(function, Exposure(function, "", name, rule, status, takes, since))
@@ -83,24 +83,24 @@ def _add(function: Callable[..., Answer], exposure: Exposure) -> None:
 
 
 def exposures_of(function: object) -> tuple[Exposure, ...]:
-    """Return what stands beside a method, in the order of its decorators; nothing for anything else."""
+    """Return what a method's decorators say, in their order; nothing for anything else."""
     found: tuple[Exposure, ...] = getattr(function, "exposures", ())
     return found
 
 
 class Request(webob.Request):  # type: ignore[misc]
-    """A request whose parameters reach methods by name only, never as Pecan's arguments.
+    """A request.  Pecan finds no parameters in it and so passes none as arguments; methods read them by name.
 
     :ivar context: who asks.
-    :ivar version: the version it was made in.
-    :ivar links: what the links of its answer begin with.
+    :ivar version: the version of the request.
+    :ivar links: makes the links of its answer.
     :ivar tail: the path behind the project, e.g. ``backups/detail``.
     :ivar query: the parameters.
     :ivar data: the parsed and validated body; None where the call takes none.
-    :ivar exposure: what stands beside the method that answers it; None for documents.
+    :ivar exposure: the decorator of the method that answers; None for documents.
     """
 
-    # Values of the class: WebOb keeps what is set of these in the object, and all else in the environment.
+    # Class attributes: WebOb keeps their values in the object, those of others in the environment.
     context: RequestContext = None  # type: ignore[assignment]
     version: versions.ApiVersion = versions.V2
     links: Links = None  # type: ignore[assignment]
@@ -111,24 +111,24 @@ class Request(webob.Request):  # type: ignore[misc]
 
     @property
     def GET(self) -> MultiDict:  # noqa: N802  (WebOb's name)
-        """Nothing: Pecan would turn parameters into arguments.  :class:`query.Query` reads them."""
+        """Empty: Pecan would turn parameters into arguments.  :class:`query.Query` reads them."""
         return MultiDict()
 
     @property
     def params(self) -> MultiDict:
-        """Nothing, for the same reason."""
+        """Empty, for the same reason."""
         return MultiDict()
 
     @property
     def json(self) -> Any:
-        """Nothing, for the same reason.  :meth:`read_json` reads the body."""
+        """Empty, for the same reason.  :meth:`read_json` reads the body."""
         return {}
 
     def read_json(self) -> Any:
         """Return the parsed body; None when it is empty.
 
-        :raises UnsupportedMediaType: it says it is not JSON.
-        :raises MalformedBody: it is no JSON.
+        :raises UnsupportedMediaType: its content type is not JSON.
+        :raises MalformedBody: it is not JSON.
         """
         try:
             raw: bytes = self.body

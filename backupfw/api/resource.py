@@ -1,8 +1,8 @@
-"""Resources: the controllers of a tree, and beside each method of theirs what it serves.
+"""The base of the controllers, and the walk through their tree.
 
-Pecan asks the first of them (``_route``, as it does a ``RestController``) for the method that answers a
-request.  They differ from a ``RestController`` in what is found: nothing but what is exposed, whatever a part
-of the path is called, and nothing in a version or for a method that has not got it.
+Pecan asks the root for the method that answers a request (``_route``, as it asks a ``RestController``).
+Unlike a ``RestController``, a resource finds exposed methods only, whatever a part of the path is called, and
+only those that the version of the request has.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from backupfw.api.versions import V2, ApiVersion
 if TYPE_CHECKING:
     from backupfw.api.site import Site
 
-#: Key of a request's environment: the template of the path that it took.
+#: Key in a request's environment: the template of its path, e.g. ``/backups/{backup_id}``.
 TEMPLATE = "backupfw.route"
 
 
 class Resource:
-    """Base of the controllers; made anew for each request, so that it may keep what it looked up.
+    """Base of the controllers.  Each request has its own objects, which may keep what they looked up.
 
-    :cvar children: resources behind this one, by part of the path.
-    :cvar item: what one more part, whatever it is, leads to: its name and the resource.
-    :cvar since: the first version that has this resource and what is behind it.
+    :cvar children: the resources behind this one, by part of the path.
+    :cvar item: for any other part of the path: its name in the template, and the resource behind it.
+    :cvar since: the first version that has this resource and those behind it.
     :ivar parts: the named parts of the path so far.
     """
 
     children: ClassVar[Mapping[str, type[Resource]]] = {}
     item: ClassVar[tuple[str, type[Resource]] | None] = None
     since: ClassVar[ApiVersion] = V2
-    #: Names of methods and what stands beside them, by HTTP method and part; actions by "" and their name.
+    #: The exposed methods, by HTTP method and part: name and decorator.  Actions are at "" and their name.
     exposed: ClassVar[Mapping[tuple[str, str], tuple[str, Exposure]]] = {}
 
     def __init__(self, site: Site, parts: tuple[str, ...] = ()) -> None:
@@ -45,7 +45,7 @@ class Resource:
         self.parts = parts
 
     def __init_subclass__(cls) -> None:
-        # In the order of the class and its bases, which is that of the description.
+        # In the order of the class and its bases; the description of the API has the same.
         names = dict.fromkeys(name for base in cls.__mro__ for name in vars(base))
         cls.exposed = {
             (exposure.method, exposure.part): (name, exposure)
@@ -54,33 +54,33 @@ class Resource:
         }
 
     def project_of(self, req: Request) -> str | None:  # noqa: ARG002
-        """Return whose thing the request is about, for the policy; None: the caller's own project.
+        """Find what the request is about; return its project, for the policy, or None for the caller's own.
 
-        :raises NotFound: it is not there, or not for this caller.
+        :raises NotFound: it does not exist for this caller.
         """
         return None
 
     @pecan.expose()  # type: ignore[untyped-decorator]
     def _lookup(self, part: str, *remainder: str) -> tuple[Resource, Sequence[str]]:
-        """Return the resource of one more part."""
+        """Return the resource behind a part of the path that is no child's, and the parts that remain."""
         if self.item is None or not part:
             raise errors.UnknownRoute
         return self.item[1](self.site, (*self.parts, part)), remainder
 
     @pecan.expose()  # type: ignore[untyped-decorator]
     def _route(self, args: Sequence[str], request: Request) -> tuple[Callable[..., Answer], Sequence[str]]:
-        """Return the method that answers a request; Pecan asks this of a controller and goes by the answer.
+        """Return the method that answers a request, for Pecan.
 
-        The way down the tree is a loop: asked by Pecan again for each part, it would take twice as long.
+        One loop walks down the tree, because Pecan needs twice as long when it asks for each part.
 
         :raises UnknownRoute: nothing here serves this path, method and version.
         """
-        # The answer to a HEAD is that of a GET; WebOb leaves out its body.
+        # HEAD is answered like GET; WebOb leaves out the body.
         method = "GET" if request.method == "HEAD" else request.method
         node, version, template = self, request.version, ""
         while version >= node.since:
             part = args[0] if args else ""
-            # What has a part behind it is no call of this resource, and no more has an empty part.
+            # A call of this resource has at most one more part, which is not empty.
             found = node.exposed.get((method, part)) if len(args) == bool(part) else None
             if found is not None and version >= found[1].since:
                 name, request.exposure = found
@@ -99,7 +99,7 @@ class Resource:
 
 
 class ActionsResource(Resource):
-    """A resource with actions: calls that share ``POST …/action``, chosen by the body's only key."""
+    """A resource with actions: methods that ``POST …/action`` calls; the body's only key names the method."""
 
     @expose("POST", "action", status=202)
     def action(self, req: Request, resp: Response) -> Answer:
@@ -111,9 +111,9 @@ class ActionsResource(Resource):
 
     @classmethod
     def chosen(cls, version: ApiVersion, body: Any) -> Exposure:
-        """Return what stands beside the action that a body names.
+        """Return the decorator of the action that a body names.
 
-        :raises BadRequest: it names none of this version.
+        :raises BadRequest: this version has no such action.
         """
         if not isinstance(body, dict) or len(body) != 1:
             raise errors.MalformedBody
@@ -126,11 +126,11 @@ class ActionsResource(Resource):
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One call that is served, as the tree of controllers has it; for the description and for tests.
+    """One call of the API, for its description and for tests.
 
     :ivar template: path behind the project; ``{name}`` is any one part.
     :ivar rule: the policy's rule that is asked before the method is called.
-    :ivar actions: what shares this path, by the body's only key.
+    :ivar actions: the actions that share this path, by name.
     """
 
     function: Callable[..., Answer]
@@ -144,7 +144,7 @@ class Route:
 
     @property
     def takes_body(self) -> bool:
-        """Whether the request's body counts; a body that nobody asked for is not looked at."""
+        """Whether the call takes a body; else a body is ignored."""
         return self.takes is not None or bool(self.actions)
 
     def serves(self, version: ApiVersion) -> bool:
@@ -153,10 +153,10 @@ class Route:
 
 
 def routes(resource: type[Resource], path: str = "", since: ApiVersion = V2) -> Iterator[Route]:
-    """Walk a tree of controllers; yield every call that it serves.
+    """Walk through a tree of controllers; yield every call.
 
-    :param path: where the resource is.
-    :param since: the first version that has what is there.
+    :param path: the path of the resource.
+    :param since: the first version that has this path.
     """
     since = max(since, resource.since)
     actions = {name: exposure for (verb, name), (_, exposure) in resource.exposed.items() if not verb}

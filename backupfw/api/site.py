@@ -1,4 +1,4 @@
-"""What every controller of one application has: the use cases, the policy, the settings."""
+"""What all controllers of an application share: use cases, policy and settings."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Managers:
-    """The use cases, one object a resource; all thread-safe."""
+    """The use cases, one object for each kind of resource; all are thread-safe."""
 
     backups: BackupManager
     volumes: VolumeManager
@@ -36,15 +36,15 @@ class Managers:
 
 @dataclass(frozen=True)
 class Settings:
-    """What the API takes from the configuration.
+    """Options of the API.
 
-    :ivar max_limit: the longest page, and the one that is given when no limit is asked for.
+    :ivar max_limit: the longest page, which is also the page of a request without a limit.
     :ivar max_body: bytes.
-    :ivar public_endpoint: what links begin with; None takes it from each request.
+    :ivar public_endpoint: the beginning of links; None: it is taken from each request.
     :ivar trust_forwarded: whether ``X-Forwarded-*`` headers are believed.
-    :ivar noauth_roles: roles of requests that name none, under ``noauth``.
+    :ivar noauth_roles: with ``noauth``, the roles of requests that name none.
     :ivar resource_filters: the filters that everybody may use from 3.31 on, by resource.
-    :ivar knows_project: whether there is a project with this id, as far as can be told.
+    :ivar knows_project: whether the identity service knows a project; True where there is none to ask.
     """
 
     max_limit: int = 1000
@@ -60,7 +60,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Site:
-    """One application's; all of it thread-safe."""
+    """What the controllers share; thread-safe."""
 
     managers: Managers
     policy: Policy

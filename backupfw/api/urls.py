@@ -14,9 +14,9 @@ from typing import Any
 from backupfw import naming
 from backupfw.api import errors, versions
 
-#: Where the path in parts stands in the WSGI environment.
+#: Key of the :class:`Path` in the WSGI environment.
 PATH = "backupfw.path"
-#: The description of a version stands at this part behind it.
+#: The last part of the path of a version's description.
 DESCRIPTION = "openapi.json"
 
 
@@ -25,8 +25,8 @@ class Path:
     """A request's path in parts.
 
     :ivar prefix: ``v2`` or ``v3``; None where the path is empty.
-    :ivar project: None where the path has none: it ends before it, or it goes on with a collection.
-    :ivar rest: what comes after the project, without empty parts at the end.
+    :ivar project: None where the path ends before it, or a collection stands in its place.
+    :ivar rest: the parts after the project, without empty parts at the end.
     """
 
     prefix: str | None
@@ -35,12 +35,12 @@ class Path:
 
     @property
     def is_document(self) -> bool:
-        """Whether it is the path of a version document or description, which everybody may read."""
+        """Whether this is the path of a version document or description, which everybody may read."""
         return self.project is None and self.rest in ((), (DESCRIPTION,))
 
 
 def first_part(environ: Mapping[str, Any]) -> str:
-    """Return the first part of a path, where its version is, without a look at the rest."""
+    """Return the first part of a path, which names the version."""
     path: str = environ.get("PATH_INFO", "")
     return path.removeprefix("/").partition("/")[0]
 
@@ -48,12 +48,12 @@ def first_part(environ: Mapping[str, Any]) -> str:
 def parse(environ: Mapping[str, Any], collections: Collection[str] = ()) -> Path:
     """Cut the path of a WSGI environment.
 
-    From v3 on the project may be left out.  So that a path has one meaning only, a project cannot have
-    the name of a collection there; ids that an identity service makes never do.
+    From v3 on the project may be left out.  So that a path has one meaning only, a project cannot have the
+    name of a collection there; ids of an identity service never are such names.
 
     :param collections: the first parts of all paths behind the project, e.g. ``backups``.
     :raises UnknownRoute: the path is not UTF-8, or its version is not served.
-    :raises MalformedUrl: what stands in the project's place cannot be a project.
+    :raises MalformedUrl: the part in the project's place cannot be a project's id.
     """
     raw = environ.get("PATH_INFO", "")
     try:
@@ -85,8 +85,8 @@ def parse(environ: Mapping[str, Any], collections: Collection[str] = ()) -> Path
 def base_url(environ: Mapping[str, Any], public_endpoint: str | None) -> str:
     """Return scheme, host and mount point as clients see them, without a trailing slash.
 
-    :param environ: the WSGI environment; what proxies say is in it already, if they are believed.
-    :param public_endpoint: ``[api] public_endpoint``; counts before anything a request says.
+    :param environ: the WSGI environment; headers of trusted proxies have been applied to it.
+    :param public_endpoint: ``[api] public_endpoint``; counts instead of the request.
     """
     if public_endpoint:
         return public_endpoint.rstrip("/")
@@ -124,9 +124,9 @@ class Links:
         ]
 
     def next_page(self, path: str, query: Sequence[tuple[str, str]], marker: str) -> list[dict[str, str]]:
-        """Return the link to the page after ``marker``: the same query, from there on.
+        """Return the link to the page after ``marker``, with the same query.
 
-        An offset counts from the start of the whole list, so it is left out: it was used up already.
+        The offset is left out: it was applied to the first page.
         """
         kept = [(key, value) for key, value in query if key not in ("marker", "offset")]
         href = f"{self._versioned}/{path}?{urllib.parse.urlencode([*kept, ('marker', marker)])}"

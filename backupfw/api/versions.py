@@ -14,7 +14,7 @@ from backupfw.api import errors
 
 
 class ApiVersion(NamedTuple):
-    """A version a call is made in; ordered, so ``version >= ApiVersion(3, 9)`` reads as it should."""
+    """The version of a call; versions can be compared: ``version >= ApiVersion(3, 9)``."""
 
     major: int
     minor: int = 0
@@ -65,14 +65,14 @@ CONSUMES_QUOTA = ApiVersion(3, 65)  # volumes and snapshots show whether they co
 SNAPSHOT_IN_USE = ApiVersion(3, 66)  # a volume in use can be snapshotted without force
 PROJECT_ID_OPTIONAL = ApiVersion(3, 67)  # /v3/backups without a project; served in every version
 
-#: The request header that chooses a microversion, and the answer's that says which one was chosen.
+#: The request's header that chooses a microversion, and the answer's that names it.
 HEADER = "OpenStack-API-Version"
-#: Our name in that header, which may speak to several services at once.
+#: Our name in that header, which may name versions of several services.
 SERVICE = "volume"
-#: Where the version of a request stands in the WSGI environment.
+#: Key of the request's version in the WSGI environment.
 VERSION = "backupfw.version"
 
-#: As clients write versions; no leading zeros, so each version has one spelling.
+#: A version as clients write it, without leading zeros: each version has one spelling.
 _VERSION = re.compile(r"(0|[1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,8})", re.ASCII)
 
 
@@ -81,7 +81,7 @@ class ServedVersion:
     """One major version as the version documents show it.
 
     :ivar prefix: the first part of its paths.
-    :ivar lowest, highest: the microversions it spans; equal where there are none.
+    :ivar lowest, highest: its lowest and highest microversion; equal where it has none.
     :ivar status: ``CURRENT``, ``SUPPORTED`` or ``DEPRECATED``.
     """
 
@@ -105,9 +105,9 @@ SERVED: Mapping[str, ServedVersion] = {
 
 
 def _wanted(header: str) -> str:
-    """Return what a header asks of this service: ``latest`` or a version, unchecked.
+    """Return what a header asks for: ``latest`` or a version, not checked.
 
-    :raises BadRequest: it says nothing about this service, or is not ``service version[, …]``.
+    :raises BadRequest: it does not name this service, or is not ``service version[, …]``.
     """
     for part in header.split(","):
         service, *version = part.split(maxsplit=1) or [""]
@@ -117,9 +117,9 @@ def _wanted(header: str) -> str:
 
 
 def negotiate(served: ServedVersion, header: str | None) -> ApiVersion:
-    """Choose the version of a call from its major version and the header.
+    """Choose the version of a call by its major version and the header.
 
-    Without a header it is the lowest one.  A major version without microversions has no header.
+    Without a header it is the lowest version.  A major version without microversions ignores the header.
 
     :raises BadRequest: the header is malformed, or names other services only.
     :raises UnsupportedVersion: it asks for a version that is not served.
@@ -141,9 +141,9 @@ def negotiate(served: ServedVersion, header: str | None) -> ApiVersion:
 
 
 def reply_headers(served: ServedVersion, version: ApiVersion | None) -> list[tuple[str, str]]:
-    """Return what an answer says about its version; one without microversions has no such headers.
+    """Return the headers of an answer that name its version; none for a version without microversions.
 
-    :param version: None where the request asked for none that is served.
+    :param version: None where the requested version is not served.
     """
     if not served.has_microversions:
         return []
@@ -152,7 +152,7 @@ def reply_headers(served: ServedVersion, version: ApiVersion | None) -> list[tup
 
 
 def _entry(served: ServedVersion, base: str) -> dict[str, Any]:
-    # Clients index "version" and "min_version" of every entry, also where there are no microversions.
+    # Clients need "version" and "min_version" in every entry, also in one without microversions.
     return {
         "id": f"v{served.lowest}",
         "status": served.status,

@@ -132,10 +132,10 @@ class BackupController(_Backups, ActionsResource):
                 req.context, self.backup.id, volume_id=target, name=stripped(wanted.get("name"))
             )
         except errors.QuotaExceeded as error:
-            # Other than those of what makes a volume, this refusal has no name before its text.
+            # Unlike other refusals by quotas, this one has no name before its text.
             raise api_errors.OverQuota(str(error)) from error
         return {
-            # Clients insist on a text, also where a volume without a name is the target.
+            # Clients need a text, also if the volume has no name.
             "restore": {"backup_id": backup_id, "volume_id": volume_id, "volume_name": volume_name or ""}
         }
 
@@ -152,7 +152,7 @@ class BackupController(_Backups, ActionsResource):
 
     @expose("POST", "import_record", takes=schemas.import_record, status=201)
     def import_record(self, req: Request, resp: Response) -> dict[str, Any]:
-        """``POST /backups/{id}/import_record``: of no backup that is there, so nobody's yet."""
+        """``POST /backups/{id}/import_record``: the backup does not exist yet, so it has no project."""
         self.enforce(req, "backup:backup-import")
         return self._import(req, self.parts[0].lower())
 

@@ -1,4 +1,4 @@
-"""What every controller has."""
+"""The base of all controllers of resources."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class HasId(Protocol):
 
 
 Item = TypeVar("Item", bound=HasId)
-#: What shows an item.
+#: Turns an item into its part of the answer.
 View = Callable[[Item], dict[str, Any]]
 
 
@@ -46,32 +46,31 @@ class Controller(Resource):
         return self.site.settings
 
     def enforce(self, req: Request, rule: str, project_id: str | None = None) -> None:
-        """Ask a further rule; see :func:`policies.enforce`."""
+        """Ask a rule of the policy besides the decorator's; see :func:`policies.enforce`."""
         policies.enforce(self.site.policy, req.context, rule, project_id)
 
     def allows(self, req: Request, rule: str, project_id: str | None = None) -> bool:
-        """Whether a rule allows the caller something, in the own project unless another one is named."""
+        """Whether a rule allows the caller an operation, in the caller's own project or another one."""
         own = req.context.project_id
         return self.site.policy.allows(req.context, rule, own if project_id is None else project_id)
 
     def enforce_on(
         self, req: Request, rule: str, project_of: Callable[..., str], other_id: str | None
     ) -> None:
-        """Ask a rule about something that the body names too: what is read or written beside the path's.
+        """Ask a rule about another resource that the body names.
 
-        Only who sees the things of every project can name one of another project, and seeing it is no
-        right to use it.
+        Only administrators can name one of another project: they see it, but seeing it is no right to use it.
 
         :param project_of: the manager's method of that name.
-        :param other_id: None where the body names nothing.
-        :raises NotFound: it is not there.
+        :param other_id: None if the body names none.
+        :raises NotFound: it does not exist.
         :raises Forbidden: the rule does not allow it for that project.
         """
         if other_id and req.context.is_admin:
             self.enforce(req, rule, project_of(req.context, other_id))
 
     def expect_project(self, project_id: str) -> None:
-        """Refuse to keep something for a project that there is not.
+        """Check that a project exists.
 
         :raises BadRequest: the identity service does not know it.
         """
@@ -81,7 +80,7 @@ class Controller(Resource):
     def listing(self, req: Request, rules: ListingRules, query: Query | None = None) -> Listing:
         """Read the query of a listing; see :func:`query.listing`.
 
-        :param query: what counts in place of the request's own.
+        :param query: counts instead of the request's query.
         """
         return listing(
             req.query if query is None else query,
@@ -108,14 +107,14 @@ class Controller(Resource):
         query: Query | None = None,
         links: str = "",
     ) -> dict[str, Any]:
-        """Answer a listing: read its query, ask the manager, show what came.
+        """Answer a listing: read the query, ask the manager, make the body.
 
         :param lister: the manager's ``list``.
         :param collection: key of the answer's body, e.g. ``backups``.
-        :param view: what shows one item.
-        :param plain: what shows one where the path does not end in ``detail``; None: ``view`` does.
-        :param query: what counts in place of the request's own.
-        :param links: key of the link to the next page; ``<collection>_links`` where it is empty.
+        :param view: shows an item.
+        :param plain: shows an item if the path does not end in ``detail``; None: ``view`` shows it.
+        :param query: counts instead of the request's query.
+        :param links: key of the link to the next page; empty: ``<collection>_links``.
         """
         assert req.exposure is not None
         detail = plain is None or req.exposure.part == "detail"
@@ -133,7 +132,7 @@ class Controller(Resource):
         )
         show = view if detail or plain is None else plain
         body: dict[str, Any] = {collection: [show(item) for item in page.items]}
-        # A page that is not full is the last one, and published schemas of answers refuse the key there.
+        # A page that is not full is the last one; published schemas of answers refuse the key there.
         if page.items and len(page.items) >= wanted.limit:
             next_page = req.links.next_page(req.tail, req.query.pairs, page.items[-1].id)
             body[links or f"{collection}_links"] = next_page
@@ -143,9 +142,9 @@ class Controller(Resource):
 
 
 class NamedController(Controller):
-    """Base of the controllers whose path names a project or a class, which may be anything that can be shown.
+    """Base of the controllers whose path has the name of a project or a class: any line of text.
 
-    :cvar arg: what a refusal calls that part of the path.
+    :cvar arg: how a refusal calls this part of the path.
     """
 
     arg: ClassVar[str] = ""
@@ -162,7 +161,7 @@ class NamedController(Controller):
 
 
 def checked_id(text: str, missing: type[errors.NotFound]) -> str:
-    """Return an id of the path; what cannot be an id (a name, say) is simply not found.
+    """Return an id of the path; a part that cannot be an id, e.g. a name, is not found.
 
     :raises NotFound: of the class ``missing``.
     """
@@ -176,21 +175,21 @@ def id_of(text: str) -> str: ...
 @overload
 def id_of(text: None) -> None: ...
 def id_of(text: str | None) -> str | None:
-    """Return an id of a body in the one spelling that ids are kept in; the schema takes them all."""
+    """Return an id of a body in the spelling of the database; the schema allows others, too."""
     return None if text is None else str(uuid.UUID(text))
 
 
 def stripped(text: str | None) -> str | None:
-    """Take blanks off both ends; None stays None."""
+    """Remove blanks at both ends; None stays None."""
     return None if text is None else text.strip()
 
 
 def display_fields(
     wanted: Mapping[str, Any], name: str | None = None, description: str | None = None
 ) -> tuple[str | None, str | None]:
-    """Return name and description of a body, blanks taken off; the older keys are known too.
+    """Return name and description of a body without blanks at both ends; their older keys count, too.
 
-    :param name, description: what counts where the body does not name them.
+    :param name, description: their values if the body does not have them.
     """
     if "name" in wanted or "display_name" in wanted:
         name = wanted.get("name", wanted.get("display_name"))

@@ -19,7 +19,7 @@ _COLUMNS = ("resource_uuid", "resource_type", "event_id", "request_id", "message
 LISTING = ListingRules(
     sort_keys={
         **{column: column for column in (*_COLUMNS, "id", "created_at")},
-        # All are kept equally long.
+        # All messages are kept for the same time.
         "guaranteed_until": "created_at",
     },
     filter_keys={column: column for column in _COLUMNS},
@@ -57,7 +57,7 @@ class MessagesController(Controller):
 
     @expose("GET", rule="message:get_all")
     def index(self, req: Request, resp: Response) -> dict[str, Any]:
-        """``GET /messages``; before 3.5 whatever is asked for, all of them come."""
+        """``GET /messages``; before 3.5 the query is ignored."""
         if req.version < versions.MESSAGES_PAGINATION:
             req.query = Query(())
         view = functools.partial(views.detail, req)

@@ -38,10 +38,10 @@ def metadata_of(
     write_rule: str,
     delete_rule: str,
 ) -> type[Controller]:
-    """Return the controller of ``…/{id}/metadata`` and what is behind it.
+    """Make the controller of ``…/{id}/metadata`` and of its items.
 
-    :param manager: which of the managers has the owners.
-    :param missing: what is raised where an owner is not there.
+    :param manager: returns the manager of the owners.
+    :param missing: the error for an owner that does not exist.
     :param read_rule, create_rule, write_rule, delete_rule: policy rules.
     """
 

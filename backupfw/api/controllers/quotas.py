@@ -86,7 +86,7 @@ class QuotaClassController(NamedController):
     arg = "name"
 
     def project_of(self, req: Request) -> None:
-        """Check the name; a class is nobody's."""
+        """Check the name; a class has no project."""
         self.name()
 
     @expose("GET", rule="volume_extension:quota_classes:get")

@@ -1,4 +1,4 @@
-"""Pecan's root, and the tree below it."""
+"""Pecan's root, and the tree of controllers."""
 
 from __future__ import annotations
 
@@ -57,12 +57,12 @@ class ProjectController(Resource):
 
 #: Every call that is served.
 ROUTES: tuple[Route, ...] = tuple(routes(ProjectController))
-#: What can stand where a path leaves its project out.
+#: The parts that can follow a version when the path has no project.
 COLLECTIONS = frozenset(ProjectController.children)
 
 
 class RootController:
-    """Everything starts here: documents, and behind a project the tree of controllers."""
+    """The root: documents, and the tree of controllers behind a project."""
 
     def __init__(self, site: Site) -> None:
         self._project = ProjectController(site)
@@ -70,9 +70,9 @@ class RootController:
 
     @pecan.expose()  # type: ignore[untyped-decorator]
     def _route(self, args: list[str], request: Request) -> tuple[Callable[..., Any], Any]:
-        """Return what answers a request; the path was cut by :class:`negotiation.Negotiation`.
+        """Return the method that answers a request, whose path :class:`pipeline.Negotiation` has cut.
 
-        :raises UnknownRoute: nothing does.
+        :raises UnknownRoute: there is none.
         """
         del args
         path: urls.Path = request.environ[urls.PATH]
@@ -99,10 +99,10 @@ class RootController:
 
     @pecan.expose(content_type="application/json")  # type: ignore[untyped-decorator]
     def description(self, request: Request, response: Response) -> Response:
-        """Return a version's description; who has it already is told so."""
+        """Return a version's description, or 304 to a client that has it already."""
         prefix = request.environ[urls.PATH].prefix
         body, response.etag = self._descriptions.of(prefix, request.version, request.links.base)
-        # It may be kept, and is asked for again before it is used: an upgrade changes it.
+        # Clients may keep it, but must ask whether it is current: an upgrade changes it.
         response.cache_control = "no-cache"
         if response.etag in request.if_none_match:
             response.status = 304

@@ -1,4 +1,4 @@
-"""Workers as administrators see them."""
+"""Workers and hosts, for administrators."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class HostController(Controller):
 
     @expose("GET", rule="volume_extension:hosts")
     def show(self, req: Request, resp: Response) -> dict[str, Any]:
-        """``GET /os-hosts/{host}``: the volumes there that no other host can open, in all and by project."""
+        """``GET /os-hosts/{host}``: count and size of volumes that only this host can open, by project."""
         host = self.parts[0]
         usage = self.managers.services.usage_of_host(req.context, host)
         figures = [

@@ -111,7 +111,7 @@ class SnapshotController(Controller, ActionsResource):
         takes=schemas.update_status,
     )
     def update_status(self, req: Request, resp: Response) -> None:
-        """Action ``os-update_snapshot_status``: who makes or removes a snapshot says how far it is."""
+        """Action ``os-update_snapshot_status``: whoever makes or removes a snapshot reports its progress."""
         wanted = req.data["os-update_snapshot_status"]
         progress = wanted.get("progress")
         self.managers.snapshots.update_status(

@@ -1,4 +1,4 @@
-"""Small answers that clients ask for on their way: zones, extensions, filters, and what there is none of."""
+"""Small answers that clients need: zones, extensions, filters, and empty lists."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from backupfw.api import versions
 from backupfw.api.controllers.base import Controller
 from backupfw.api.request import Request, Response, expose
 
-#: What is served beyond the first volume API: (alias, name, description).
+#: Extensions of the first volume API: (alias, name, description).
 _EXTENSIONS = (
     ("backups", "Backups", "Backups of volumes."),
     ("os-admin-actions", "AdminActions", "Status reset and force delete."),
@@ -100,7 +100,7 @@ class QosSpecsController(Controller):
 
     @expose("GET", rule="volume_extension:qos_specs_manage:get_all")
     def index(self, req: Request, resp: Response) -> dict[str, Any]:
-        """``GET /qos-specs``: what a volume type could say of quality; none, whatever the filters."""
+        """``GET /qos-specs``: the list is empty, whatever the filters."""
         return {"qos_specs": []}
 
 

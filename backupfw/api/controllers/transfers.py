@@ -43,13 +43,13 @@ class TransferController(Controller):
 
     @expose("DELETE", rule="volume:delete_transfer", status=202)
     def delete(self, req: Request, resp: Response) -> None:
-        """``DELETE``: the offer is taken back."""
+        """``DELETE``: withdraw the offer."""
         self.managers.transfers.delete(req.context, self.transfer.id)
 
     @expose("POST", "accept", takes=schemas.accept, status=202)
     def accept(self, req: Request, resp: Response) -> dict[str, Any]:
         """``POST …/accept``: by anybody who has the key."""
-        # The rule is asked of the caller's own project: whose it is now does not matter.
+        # The rule is asked for the caller's own project, not for the one that offers the volume.
         self.enforce(req, "volume:accept_transfer")
         transfer_id = checked_id(self.parts[0], TransferNotFound)
         transfer = self.managers.transfers.accept(req.context, transfer_id, req.data["accept"]["auth_key"])
@@ -76,7 +76,7 @@ class TransfersController(Controller):
 
     @expose("POST", rule="volume:create_transfer", takes=schemas.create, status=202)
     def create(self, req: Request, resp: Response) -> dict[str, Any]:
-        """``POST``: the answer has the key, which is told this once."""
+        """``POST``: only this answer has the key."""
         wanted = req.data["transfer"]
         volume_id = id_of(wanted["volume_id"])
         self.enforce_on(req, "volume:create_transfer", self.managers.volumes.project_of, volume_id)

@@ -33,7 +33,7 @@ class _Types(Controller):
     def _kind(self, req: Request) -> VolumeType:
         """Return the type of the path, which may be its name.
 
-        :raises VolumeTypeNotFound: it is not there, or no row can have such an id.
+        :raises VolumeTypeNotFound: it does not exist, or no type can have such a name.
         """
         return self.managers.types.get(req.context, _text(self.parts[0], errors.VolumeTypeNotFound))
 
@@ -238,12 +238,12 @@ class DefaultTypesController(Controller):
 
     @expose("GET", rule="volume_extension:default_get_all")
     def index(self, req: Request, resp: Response) -> dict[str, Any]:
-        """``GET /default-types``: of the projects that have their own."""
+        """``GET /default-types``: of all projects that have one."""
         return {"default_types": [_default(*each) for each in self.managers.types.project_defaults()]}
 
 
 def _text(part: str, missing: type[errors.NotFound]) -> str:
-    """Return a part of the path; one that no row can have is simply not found.
+    """Return a part of the path; one that is no name is not found.
 
     :raises NotFound: of the class ``missing``.
     """

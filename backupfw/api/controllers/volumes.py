@@ -1,4 +1,4 @@
-"""Volumes: what clients need of them before, during and after a backup."""
+"""Volumes: the calls that clients need before, during and after a backup."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class VolumeController(_Volumes, ActionsResource):
 
     @expose("DELETE", rule="volume:delete", status=202)
     def delete(self, req: Request, resp: Response) -> None:
-        """``DELETE /volumes/{id}``; ``?cascade`` takes its snapshots along, ``?force`` takes any status."""
+        """``DELETE /volumes/{id}``; ``?cascade`` deletes its snapshots; ``?force`` ignores the status."""
         cascade = req.query.flag("cascade")
         if req.version >= versions.VOLUME_DELETE_FORCE and req.query.flag("force"):
             self.enforce(req, "volume:force_delete", self.volume.project_id)
@@ -115,7 +115,7 @@ class VolumeController(_Volumes, ActionsResource):
 
     @action("os-attach", rule="volume_extension:volume_actions:attach", takes=schemas.attach)
     def attach(self, req: Request, resp: Response) -> None:
-        """Action ``os-attach``: somebody says that they use the volume."""
+        """Action ``os-attach``: the caller reports that the volume is in use."""
         wanted = req.data["os-attach"]
         server = wanted.get("instance_uuid")
         if not server and not wanted.get("host_name"):
@@ -146,7 +146,7 @@ class VolumeController(_Volumes, ActionsResource):
 
     @action("os-retype", rule="volume:retype", takes=schemas.retype)
     def retype(self, req: Request, resp: Response) -> None:
-        """Action ``os-retype``: the data stays where it is, whatever the policy of migration says."""
+        """Action ``os-retype``: the data stays where it is, whatever the migration policy."""
         self.managers.volumes.retype(req.context, self.volume.id, req.data["os-retype"]["new_type"])
 
     @action(
@@ -203,7 +203,7 @@ class VolumeController(_Volumes, ActionsResource):
         takes=schemas.reset_status,
     )
     def reset_status(self, req: Request, resp: Response) -> None:
-        """Action ``os-reset_status``; attach and migration status follow from the rest here."""
+        """Action ``os-reset_status``; attach status and migration status cannot be set."""
         status = req.data["os-reset_status"].get("status")
         if status is None:
             raise errors.InvalidInput("only status can be reset.")
@@ -253,7 +253,7 @@ class VolumesController(_Volumes):
         size = wanted.get("size")
         backup_id = None
         if req.version >= versions.VOLUME_FROM_BACKUP and wanted.get("backup_id"):
-            # It reads the backup as a restore does.
+            # Making a volume from a backup reads the backup, like a restore.
             backup_id = id_of(wanted["backup_id"])
             self.enforce(req, "backup:restore", self.managers.backups.get(req.context, backup_id).project_id)
         snapshot_id, source_volid = id_of(wanted.get("snapshot_id")), id_of(wanted.get("source_volid"))
@@ -275,7 +275,7 @@ class VolumesController(_Volumes):
 
     @expose("GET", "summary", rule="volume:get_all", since=versions.VOLUME_SUMMARY)
     def summary(self, req: Request, resp: Response) -> dict[str, Any]:
-        """``GET /volumes/summary``: of all volumes that a listing would show."""
+        """``GET /volumes/summary``: number and size of all volumes that a listing would show."""
         wanted = self.listing(req, LISTING)
         totals = self.managers.volumes.totals(
             req.context, filters=wanted.filters, all_tenants=wanted.all_tenants

@@ -1,4 +1,4 @@
-"""Who asks: one WSGI layer per ``[api] auth_strategy`` that puts a RequestContext into the environment."""
+"""Identity: one WSGI layer for each ``[api] auth_strategy`` puts a RequestContext into the environment."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from backupfw.api.pipeline import Environ, WsgiApp
 from backupfw.api.policies import Policy
 from backupfw.context import RequestContext, working_for
 
-#: Where the context stands in the WSGI environment.
+#: Key of the context in the WSGI environment.
 CONTEXT = "backupfw.context"
 
 
 def admit(
     context: RequestContext, policy: Policy, app: WsgiApp, environ: Environ, start_response: Any
 ) -> Iterable[bytes]:
-    """Let a request pass whose caller is known.
+    """Let a request pass when its caller is known.
 
     :param policy: says whether the caller is an administrator.
     """

@@ -1,6 +1,6 @@
-"""``auth_strategy = keystone``: keystonemiddleware validates the token, this layer reads what it found.
+"""``auth_strategy = keystone``: keystonemiddleware validates the token, and this layer reads its result.
 
-Version documents pass without a token: clients read them before they have one.
+Version documents need no token: clients read them before they have one.
 """
 
 from __future__ import annotations
@@ -31,37 +31,37 @@ from backupfw.context import RequestContext
 
 LOG = log.getLogger(__name__)
 
-#: Where the middleware finds the cache of validated tokens.
+#: Key of the cache of validated tokens in the WSGI environment, for the middleware.
 _CACHE = "backupfw.token_cache"
 
 
-#: A token with its catalogue is some KiB.
+#: Most tokens in the cache; one with its catalogue has some KiB.
 MAX_TOKENS = 4096
 
 
 class TokenCache:
-    """Validated tokens in memory, one cache for all threads of a process, with the interface of memcached.
+    """A cache of validated tokens in memory, with the interface of memcached.  Thread-safe.
 
-    The least recently used ones go first.  Thread-safe.
+    All threads of a process share it.  When it is full, the least recently used token is dropped.
 
-    :param size: how many are kept.
-    :param timer: the seconds of a clock.
+    :param size: most tokens that are kept.
+    :param timer: returns the seconds of a clock.
     """
 
     def __init__(self, size: int = MAX_TOKENS, timer: Callable[[], float] = time.monotonic) -> None:
         self._lock = threading.Lock()
-        # Of each token its value, and for how many seconds it is good.
+        # Token -> its value, and the seconds that it is valid.
         self._entries: TLRUCache[str, tuple[bytes, float]]
         self._entries = TLRUCache(size, ttu=lambda _key, entry, now: now + entry[1], timer=timer)
 
     def get(self, key: str) -> bytes | None:
-        """Return a value; None where there is none, or its time is over."""
+        """Return a value; None if there is none, or its time is over."""
         with self._lock:
             found = self._entries.get(key)
         return None if found is None else found[0]
 
     def set(self, key: str, value: bytes, time: float = 0) -> bool:
-        """Keep a value for ``time`` seconds; not at all where that is not positive."""
+        """Keep a value for ``time`` seconds; zero and less keep nothing."""
         if time > 0:
             with self._lock:
                 self._entries[key] = (value, time)
@@ -69,12 +69,12 @@ class TokenCache:
 
 
 class _AuthProtocol(auth_token.AuthProtocol):  # type: ignore[misc]
-    """The middleware, with an identity service that fails as an error of ours."""
+    """The middleware; it raises an error of ours when the identity service does not answer."""
 
     def fetch_token(self, token: str, **options: Any) -> Any:
-        """Return what Keystone says of a token.
+        """Return what Keystone knows of a token.
 
-        :raises ServiceUnavailable: it says nothing.
+        :raises ServiceUnavailable: Keystone does not answer.
         """
         try:
             return super().fetch_token(token, **options)
@@ -83,7 +83,7 @@ class _AuthProtocol(auth_token.AuthProtocol):  # type: ignore[misc]
 
 
 class Projects:
-    """Asks Keystone whether there is a project, as the service's own user.  Thread-safe.
+    """Asks Keystone, as the service's own user, whether a project exists.  Thread-safe.
 
     :param conf: the configuration (oslo.config), with ``[keystone_authtoken]`` registered.
     """
@@ -106,9 +106,9 @@ class Projects:
         return Adapter(session, interface=interface, min_version="3", max_version="3.latest")
 
     def known(self, project_id: str) -> bool:
-        """Say whether there is a project with this id; yes where Keystone does not let its user know.
+        """Say whether a project exists; True if Keystone does not allow the service's user to ask.
 
-        :raises ServiceUnavailable: it says nothing.
+        :raises ServiceUnavailable: Keystone does not answer.
         """
         try:
             answer = self._identity().get(f"/projects/{quote(project_id, safe='')}", raise_exc=False)
@@ -129,11 +129,11 @@ def _words(text: str | None) -> frozenset[str]:
 
 
 def context_of(environ: Environ) -> RequestContext:
-    """Make the context of a request from what the middleware left in the environment.
+    """Make the context of a request from the middleware's result in the environment.
 
     :raises WrongScope: the token is valid for neither a project nor the system.
     """
-    # Not from its header: there a service token's scope would stand in place of the user's.
+    # Not from the header, which may have the scope of a service token.
     system = environ["keystone.token_info"]["token"].get("system") or {}
     system_scope = "all" if system.get("all") else None
     project = environ.get("HTTP_X_PROJECT_ID")
@@ -160,7 +160,7 @@ class Keystone:
         self._app = app
         self._policy = policy
         options: dict[str, Any] = {"oslo_config_config": conf}
-        # Its own cache in memory is one for each thread, and has no bound.
+        # The middleware's own cache in memory is one for each thread and has no limit.
         self._cache = None if conf[GROUP].memcached_servers else TokenCache()
         if self._cache is not None:
             options["cache"] = _CACHE

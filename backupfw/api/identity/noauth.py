@@ -1,8 +1,7 @@
-"""``auth_strategy = noauth``: everybody is who they say they are.
+"""``auth_strategy = noauth``: every caller is believed.
 
-The project is the path's; where the path has none, the token's.  A token ``user:project[:role,…]`` names
-user and roles too; a token without a colon names a user; roles that are not named are
-``[api] noauth_roles``.
+The project is the path's, or the token's if the path has none.  A token is ``user`` or
+``user:project[:role,…]``.  A caller without roles in the token has those of ``[api] noauth_roles``.
 """
 
 from __future__ import annotations
@@ -34,8 +33,8 @@ def context_of(
     """Make the context of a request.
 
     :param path_project: None where the path has no project.
-    :raises MalformedUrl: the token's project is not the path's, or cannot be one.
-    :raises Unauthorized: a part of the token is longer than any id, or nothing names a project.
+    :raises MalformedUrl: the token's project is not the path's, or cannot be a project's id.
+    :raises Unauthorized: the token's user cannot be a user's id, or neither path nor token has a project.
     """
     user, colon, rest = token.partition(":")
     project, _, role_list = rest.partition(":")
@@ -73,7 +72,7 @@ class NoAuth:
         self._default_roles = frozenset(role.strip().lower() for role in default_roles if role.strip())
 
     def __call__(self, environ: Environ, start_response: Any) -> Iterable[bytes]:
-        """Put the context into the environment; version documents need none."""
+        """Put the context into the environment; version documents need no caller."""
         path: urls.Path = environ[urls.PATH]
         if not path.is_document:
             context = context_of(_token(environ), path.project, self._default_roles, environ[REQUEST_ID])

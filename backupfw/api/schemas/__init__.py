@@ -1,5 +1,4 @@
-"""Request bodies as JSON schema (draft 4): data, one module a resource.
+"""Bodies of requests and answers as JSON schema (draft 4).
 
-Each schema is reached by a function of the call's version, so that a later version's field is one
-``if`` beside the others.
+A body's schema is a function of the call's version (:func:`types.by_version`).
 """

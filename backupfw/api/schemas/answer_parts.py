@@ -33,17 +33,17 @@ def exactly(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def summary(_version: ApiVersion) -> dict[str, Any]:
-    """Return the schema of what the plain listings of most resources show."""
+    """Return the schema of an item in the plain listing of most resources."""
     return exactly({"id": types.UUID, "name": TEXT_OR_NULL, "links": LINKS})
 
 
 def always(schema: dict[str, Any]) -> AnswerOf:
-    """Return what is the same in every version."""
+    """Return a schema that is the same in every version."""
     return lambda _version: schema
 
 
 def one(key: str, inner: AnswerOf) -> AnswerOf:
-    """Return the schema of one thing under its key."""
+    """Return the schema of one resource under its key."""
     return lambda version: exactly({key: inner(version)})
 
 

@@ -1,6 +1,6 @@
 """Bodies of answers, for the description of the API: method and path behind the project -> schema.
 
-Every answer that has a body is in the table, with all of its keys.
+The table has every answer with a body, with all keys.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _ABSOLUTE = (
     "totalBackupGigabytesUsed",
 )
 
-#: Any refusal: one key for its kind.  The identity service's 401 has a title as well.
+#: Any refusal has one key, by status.  A 401 of keystonemiddleware has a title, too.
 FAULT: dict[str, Any] = {
     "type": "object",
     "minProperties": 1,
@@ -132,7 +132,7 @@ def _message(_version: ApiVersion) -> dict[str, Any]:
 
 
 def _limits(fields: dict[str, Any], each: dict[str, Any]) -> dict[str, Any]:
-    """Return the schema of limits; one for the volumes of a type is there where it is set."""
+    """Return the schema of limits; a limit for volumes of a type is there if it is set."""
     of_types = {"^(volumes|snapshots|gigabytes)_": each}
     return {**exactly({**fields, **dict.fromkeys(_RESOURCES, each)}), "patternProperties": of_types}
 
@@ -234,7 +234,7 @@ def _metadata(collection: str, name: str) -> dict[str, AnswerOf]:
     }
 
 
-#: ``METHOD path`` -> schema of the answer when all went well.
+#: ``METHOD path`` -> schema of the successful answer.
 ANSWERS: Mapping[str, AnswerOf] = {
     **{
         line: answer

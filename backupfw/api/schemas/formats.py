@@ -10,7 +10,7 @@ import jsonschema
 
 CHECKER = jsonschema.FormatChecker(formats=())
 
-#: What a format means, where its name does not say it.
+#: Explanations of formats whose names do not explain them.
 HINTS = {
     "printable": "printable characters only: no line breaks, nothing above U+FFFE",
     "backup_status": "available or error",
@@ -50,12 +50,12 @@ def _is_printable(value: object) -> bool:
 def _is_base64(value: object) -> bool:
     if not isinstance(value, str):
         return True
-    # Line breaks are allowed, as every encoder for mail writes them.
+    # Line breaks are allowed; encoders for mail write them.
     text = "".join(value.split())
     return len(text) % 4 == 0 and re.fullmatch(r"[A-Za-z0-9+/_-]*={0,2}", text, re.ASCII) is not None
 
 
 @CHECKER.checks("backup_status")
 def _is_backup_status(value: object) -> bool:
-    # Only what an administrator may set by hand.
+    # The statuses that an administrator may set.
     return not isinstance(value, str) or value.lower() in ("available", "error")

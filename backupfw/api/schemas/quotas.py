@@ -6,7 +6,7 @@ from typing import Any
 
 from backupfw.api.schemas import types
 
-#: Limits are -1 (none) or a number; strings of digits are what some command lines send.
+#: Limits are -1 (no limit) or a number; some clients send digits as text.
 _LIMIT = {
     "anyOf": [
         {"type": "integer", "minimum": -1, "maximum": 2147483647},
@@ -27,7 +27,7 @@ def _limits(key: str) -> dict[str, Any]:
                 "class_name": {"type": "string", "maxLength": 255},
                 "id": {"type": "string", "maxLength": 255},
             },
-            # Which resources there are is the manager's to say.
+            # The manager knows which resources there are.
             "additionalProperties": _LIMIT,
             "minProperties": 1,
         },

@@ -8,7 +8,7 @@ from backupfw.api.schemas import types
 
 _NAME = {"type": "string", "minLength": 1, "maxLength": 255}
 _REASON = {"type": "string", "minLength": 1, "maxLength": 255, "format": "printable"}
-#: What chooses a service.  There are no clusters; ``service`` is an older name of ``binary``.
+#: The keys that choose a service.  There are no clusters; ``service`` is an older name of ``binary``.
 _CHOICE: dict[str, Any] = {"host": _NAME, "binary": _NAME, "service": _NAME, "cluster": {"type": "null"}}
 
 

@@ -10,7 +10,7 @@ create = types.always(
         "snapshot",
         types.record(
             {
-                # Null is no volume, which is not found.
+                # Null names no volume: 404.
                 "volume_id": types.UUID_OR_NULL,
                 "name": types.NAME,
                 "display_name": types.NAME,

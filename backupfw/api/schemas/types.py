@@ -7,7 +7,7 @@ from typing import Any
 
 from backupfw.api.versions import ApiVersion
 
-#: A body's schema as a route has it: one schema for each version.
+#: The schema of a body, by version.
 SchemaOf = Callable[[ApiVersion], dict[str, Any]]
 
 UUID: dict[str, Any] = {"type": "string", "format": "uuid"}
@@ -22,7 +22,7 @@ DESCRIPTION: dict[str, Any] = {
 }
 
 _WORDS = ["true", "false", "on", "off", "yes", "no"]
-#: The short forms are known in lower case only.
+#: The short words are allowed in lower case only.
 BOOLEAN: dict[str, Any] = {
     "type": ["boolean", "string"],
     "enum": [
@@ -74,8 +74,8 @@ def always(schema: dict[str, Any]) -> SchemaOf:
 def by_version(*steps: tuple[ApiVersion, dict[str, Any]]) -> SchemaOf:
     """Return the schema of a body that changed.
 
-    :param steps: the versions from which on each schema holds, oldest first; the first one holds before,
-        too, where no route asks for it.
+    :param steps: first version and schema, oldest first; the first schema holds for earlier versions, too,
+        although no route asks for it.
     """
 
     def schema_of(version: ApiVersion) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Bodies of answers about volumes and snapshots: what shows them, and the keys that versions added."""
+"""Bodies of answers about volumes and snapshots, with the keys that versions added."""
 
 from __future__ import annotations
 
@@ -61,10 +61,10 @@ _VOLUME: Mapping[str, Any] = {
 
 
 def _volume(version: ApiVersion, *, shown: bool, late: bool = True) -> dict[str, Any]:
-    """Return what an answer says of a volume.
+    """Return the schema of a volume in an answer.
 
-    :param shown: whether it is shown, not made or changed.
-    :param late: whether it has what came late to the other answers.
+    :param shown: whether the answer shows it; else it was made or changed.
+    :param late: whether the answer has the newer keys.
     """
     fields = dict(_VOLUME)
     to_administrators: dict[str, Any] = {"migration_status": NULL}
@@ -85,7 +85,7 @@ def _volume(version: ApiVersion, *, shown: bool, late: bool = True) -> dict[str,
         fields["volume_type_id"] = types.UUID_OR_NULL
     if late and version >= versions.CONSUMES_QUOTA:
         fields["consumes_quota"] = FLAG
-    # Where something is known of an image, and for whom the policy lets see it.
+    # If the volume has image metadata and the policy allows the caller to see it.
     sometimes = {"volume_image_metadata": METADATA} if shown else {}
     return types.record({**fields, **to_administrators, **sometimes}, required=list(fields))
 
@@ -144,7 +144,7 @@ def _snapshot_shown(version: ApiVersion) -> dict[str, Any]:
     return exactly(fields)
 
 
-#: As :data:`backupfw.api.schemas.answers.ANSWERS`.
+#: Part of :data:`backupfw.api.schemas.answers.ANSWERS`.
 ANSWERS: Mapping[str, AnswerOf] = {
     "GET /volumes": page("volumes", summary),
     "GET /volumes/detail": page("volumes", _shown),

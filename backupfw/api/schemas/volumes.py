@@ -8,7 +8,7 @@ from backupfw.api import versions
 from backupfw.api.schemas import types
 from backupfw.api.versions import V2
 
-#: GiB, as a number or as digits: more of them than a size can have are refused before they are made a number.
+#: GiB, as a number or as digits; the pattern limits how many.
 _SIZE = {"type": ["integer", "string"], "minimum": 1, "pattern": r"^[0-9]{1,10}\Z"}
 _SIZE_OR_NULL = {**_SIZE, "type": ["integer", "string", "null"]}
 

@@ -1,4 +1,4 @@
-"""Answer bodies: functions from a manager's record to the exact keys that clients check."""
+"""Bodies of answers: each function turns a manager's record into the exact keys that clients check."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ def timestamp(moment: datetime.datetime | None) -> str | None:
         return None
     if moment.tzinfo is not None:
         moment = moment.astimezone(datetime.UTC).replace(tzinfo=None)
-    # By position: by name it takes half as long again, and a page has thousands of times.
+    # Positional arguments are faster, and a page has thousands of times.
     return moment.isoformat("T", "microseconds")

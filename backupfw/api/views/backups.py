@@ -23,13 +23,13 @@ def summary(req: Request, backup: Backup | ListedBackup) -> dict[str, Any]:
 def details(
     req: Request, shows_owner: Callable[[str], bool]
 ) -> Callable[[Backup | ListedBackup], dict[str, Any]]:
-    """Return the view of show and the detailed list.  Suites refuse any key that is not known to them.
+    """Return the view of show and the detailed list.  Published test suites refuse unknown keys.
 
-    :param shows_owner: whether the caller may see whose the backups of a project are; asked once for each.
+    :param shows_owner: whether the caller may see the project and user of a project's backups.
     """
     version, links = req.version, req.links.of
     shows_owner = functools.cache(shows_owner)
-    # What the version has is settled once for a page, not in each row.
+    # Decided once for a page, not for each row.
     has_project = version >= versions.BACKUP_PROJECT
     has_user = version >= versions.BACKUP_USER_ID
     has_metadata = version >= versions.BACKUP_METADATA
@@ -69,7 +69,7 @@ def details(
 
 
 def progress(found: Progress) -> dict[str, Any]:
-    """How far the operation on a backup is; null where it is not known."""
+    """The progress of the operation on a backup; null if it is not known."""
     return {
         "phase": found.phase,
         "bytes_done": found.done,

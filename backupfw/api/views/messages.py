@@ -22,7 +22,7 @@ def detail(req: Request, message: Message) -> dict[str, Any]:
         "resource_uuid": message.resource_uuid,
         "created_at": timestamp(message.created_at),
         "guaranteed_until": timestamp(message.guaranteed_until),
-        # A text for every client, also where nobody's request led to it.
+        # Clients need a text, also if no request caused the message.
         "request_id": message.request_id or "",
         "links": req.links.of("messages", message.id),
     }

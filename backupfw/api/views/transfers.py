@@ -29,7 +29,7 @@ def detail(req: Request, transfer: Transfer) -> dict[str, Any]:
     if req.version >= versions.TRANSFERS:
         body["no_snapshots"] = transfer.no_snapshots
     if req.version >= versions.TRANSFER_PROJECTS:
-        # What was accepted is a transfer no longer.
+        # An accepted transfer does not exist any more.
         body["source_project_id"] = transfer.project_id
         body["destination_project_id"] = None
         body["accepted"] = False

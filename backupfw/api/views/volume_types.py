@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from backupfw.manager.rows import VolumeType
 
-#: Extra specs that everybody may see: what users choose a type by.
+#: Extra specs that everybody may see, because users choose a type by them.
 _FOR_EVERYBODY = frozenset({"RESKEY:availability_zones", "multiattach", "replication_enabled"})
 
 

@@ -59,7 +59,7 @@ def created(req: Request, volume: Volume) -> dict[str, Any]:
 
 
 def _later(req: Request, volume: Volume) -> dict[str, Any]:
-    """What microversions added: mostly places for what there is not here."""
+    """The keys that microversions added; most stand for features that this service does not have."""
     version, is_admin = req.version, req.context.is_admin
     body: dict[str, Any] = {}
     if version >= versions.VOLUME_GROUP:
@@ -79,21 +79,21 @@ def _later(req: Request, volume: Volume) -> dict[str, Any]:
 
 
 def updated(req: Request, volume: Volume) -> dict[str, Any]:
-    """What update shows: published suites refuse here what came late to the other answers."""
+    """What update shows: published test suites refuse newer keys here."""
     late = ("cluster_name", "volume_type_id", "consumes_quota")
     return {key: value for key, value in created(req, volume).items() if key not in late}
 
 
 def detail(req: Request, volume: Volume, shows_image: Callable[[str], bool]) -> dict[str, Any]:
-    """What show and the detailed list show; administrators see where the volume is.
+    """What show and the detailed list show; administrators see the volume's host.
 
-    :param shows_image: whether the caller may see what is known of the images of a project's volumes.
+    :param shows_image: whether the caller may see the image metadata of a project's volumes.
     """
     body = {**created(req, volume), "os-vol-tenant-attr:tenant_id": volume.project_id}
     if volume.image_metadata and shows_image(volume.project_id):
         body["volume_image_metadata"] = dict(volume.image_metadata)
     if req.context.is_admin:
-        # None where all hosts can open it.
+        # None if every host can open it.
         body["os-vol-host-attr:host"] = volume.host
         body["os-vol-mig-status-attr:migstat"] = None
         body["os-vol-mig-status-attr:name_id"] = None
