@@ -6,9 +6,9 @@ import hashlib
 
 
 def object_digest(store: str, container: str, key: str) -> str:
-    """Return the SHA-256 (hex) that stands for an object's place.
+    """Return the SHA-256 (hex) of an object's store, container and key.
 
-    Lengths are hashed with the parts, so no two places share a text to hash.
+    Lengths are hashed with the parts, so two different places never hash the same text.
     """
     text = "".join(f"{len(part)}:{part}" for part in (store, container, key))
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

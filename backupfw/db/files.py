@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 
-#: What SQLite appends to the name of its file: nothing, for the log, for the log's index.
+#: Suffixes of SQLite's files: the database, its log, the log's index.
 SQLITE_SUFFIXES = ("", "-wal", "-shm")
 
 
 def make_private(path: str) -> None:
-    """Make a database file, unless it is there, before SQLite does; files of an earlier release too.
+    """Create a database file with its mode before SQLite does, and correct the mode of existing files.
 
-    SQLite gives its other files the mode of the first.  A file of somebody else's stays as it is.
+    SQLite gives its other files the mode of the first.  A file of another user stays as it is.
     """
     try:
         os.close(os.open(path, os.O_CREAT | os.O_RDONLY | os.O_CLOEXEC, 0o600))
     except OSError:
-        # SQLite says better what is wrong with it.
+        # SQLite reports the error better.
         return
     for suffix in SQLITE_SUFFIXES:
         try:

@@ -28,8 +28,8 @@ def installation_id(session: Session) -> str:
 def ensure_installation(session: Session, wanted: str | None = None) -> str:
     """Make the installation's id once, and return it.
 
-    :param wanted: the id a deployer chose (``[DEFAULT] installation_id``); drawn at random without it.
-    :raises ConfigError: the database has another id already: what it knows lies under that one.
+    :param wanted: the id a deployer chose (``[DEFAULT] installation_id``); random if there is none.
+    :raises ConfigError: the database has another id already, which is part of all its object keys.
     """
     new = {"id": _ROW, "uuid": wanted or str(uuid.uuid4()), "created_at": now(session)}
     session.execute(insert_if_absent(session, Installation), new)

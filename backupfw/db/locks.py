@@ -1,11 +1,11 @@
-"""Rows that decisions are made under: locked in one statement, read in the next.
+"""Row locks for decisions: one statement locks the rows, the next one reads them.
 
-A statement that locks and reads at once is wrong in two ways.  Under READ COMMITTED one that waited sees
-the newest version of the rows it waited for, but none that were inserted meanwhile.  And on a Galera cluster
-a lock holds on its own node only: only a change of the row takes part in certification, which lets one of
-two nodes win.  So :func:`lock` changes the row where that matters, and returns keys only: whatever a decision
-rests on is read after it.  A test sees to it that nothing else in the service locks rows, or looks for a row
-to choose between insert and update.
+A statement that locks and reads at once is wrong in two ways.  Under READ COMMITTED, a statement that waited
+sees the newest version of the rows for which it waited, but no rows that were inserted meanwhile.  And on a
+Galera cluster a lock exists on its own node only: only a change of the row takes part in certification, which
+lets one of two nodes win.  So :func:`lock` changes the row where that matters, and returns only keys; the
+caller reads after it what its decision depends on.  A test checks that no other code of the service locks
+rows, or reads a row to choose between insert and update.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def lock(
 ) -> list[Any]:
     """Lock rows until the transaction ends; return their primary keys in ascending order.
 
-    Rows are locked in that order.  What the session had read of them is read anew at its next use.  On
-    SQLite a write transaction is alone anyway.
+    Rows are locked in that order.  The session reads their values again at the next use.  On SQLite there is
+    only one write transaction at a time anyway.
 
     :param model: a table whose primary key is one column.
     :param where: which rows.
@@ -67,7 +67,7 @@ def _touch(model: type[Lockable]) -> Update:
 
 
 def insert_if_absent(session: Session, model: type[DeclarativeBase]) -> Any:
-    """Return an INSERT that does nothing where the row is there already."""
+    """Return an INSERT that does nothing if the row exists already."""
     backend = session.get_bind().dialect.name
     if backend == "postgresql":
         return postgresql.insert(model).on_conflict_do_nothing()
@@ -77,7 +77,7 @@ def insert_if_absent(session: Session, model: type[DeclarativeBase]) -> Any:
 
 
 def put(session: Session, model: type[DeclarativeBase], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Insert rows, or overwrite those that are there already, in one statement each.
+    """Insert rows, or overwrite existing ones, in one statement each.
 
     :param rows: the same columns in each, the primary key's among them.
     """
@@ -95,7 +95,7 @@ def put(session: Session, model: type[DeclarativeBase], rows: Sequence[Mapping[s
         statement = statement.on_conflict_do_update(
             index_elements=keys, set_={name: statement.excluded[name] for name in others}
         )
-    # In one order, so that two of them do not wait for each other.
+    # Always in the same order, so that two transactions do not wait for each other.
     session.execute(statement, sorted(rows, key=lambda row: [row[key] for key in keys]))
     for known in session.identity_map.values():
         if isinstance(known, model):

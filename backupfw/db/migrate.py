@@ -1,4 +1,4 @@
-"""Bring a database's schema up to date, and say how far it is."""
+"""Migrate a database's schema, and report its version."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ _HOLDER = Table(
 #: Only looks that are answered within the first count for the second.
 _BEAT_SECONDS = 2
 _STILL_SECONDS = 20
-#: How often a migration that met a deadlock is done again on PostgreSQL.
+#: How often a migration is repeated after a deadlock on PostgreSQL.
 _REPETITIONS = 6
 #: Alembic's environment and the modules of its steps are global to a process: one thread at a time runs them.
 _lock = threading.Lock()
@@ -105,11 +105,11 @@ def sync(db: Database, installation_id: str | None = None) -> str:
 
 @contextlib.contextmanager
 def _alone_in_cluster(db: Database) -> Iterator[None]:
-    """On a Galera cluster, wait until nobody else migrates at any node, and let others wait meanwhile.
+    """On a Galera cluster, wait until no other process migrates at any node, and make others wait meanwhile.
 
-    Certification lets one of those win that take the row at once.  A holder that was killed changes it no
-    more.  One that was frozen, and goes on beside its follower, costs one of them an error: each step can be
-    repeated.
+    If several processes take the row at once, certification lets one of them win.  A killed holder no longer
+    changes the row.  If a frozen holder continues beside its successor, one of them gets an error: each step
+    can be repeated.
     """
     if not _is_cluster(db):
         yield
@@ -152,7 +152,7 @@ def _wait_for_holder(db: Database, me: str) -> None:
         holder, beat = db.run(take)
         if holder == me:
             return
-        # While a table is changed the whole cluster waits, the holder's beat like this look.
+        # While a table is changed the whole cluster waits: the holder's update as well as this look.
         if beat != seen or time.monotonic() - asked > _BEAT_SECONDS:
             seen, since = beat, time.monotonic()
         time.sleep(0.5)
@@ -168,7 +168,7 @@ def _beat(db: Database, me: str, done: threading.Event) -> None:
 
 
 def _try(db: Database, statement: Update) -> None:
-    # Who cannot say it is followed after a while.
+    # If it cannot say so, another one takes over after a while.
     with contextlib.suppress(DBError, DatabaseUnwritable):
         db.run(lambda session: session.execute(statement))
 
@@ -218,12 +218,12 @@ def _mysql_lock(connection: Connection) -> Iterator[None]:
 
 
 def _lock_tables(connection: Connection) -> None:
-    """Lock all tables ahead of the first step, for PostgreSQL, where all steps are one transaction.
+    """Lock all tables before the first step, for PostgreSQL, where all steps are one transaction.
 
-    Steps lock each table when they come to it.  A worker that holds a later one, and waits for an earlier
-    one, would make that a deadlock, and PostgreSQL ends the migration, however long it has run.  The tables
-    are locked one after the other, tasks first, as workers do; whoever does it the other way round costs a
-    repetition, while nothing is done yet.
+    Otherwise each step would lock its tables when it needs them.  A worker that holds a later table and waits
+    for an earlier one would then cause a deadlock, and PostgreSQL would end the migration, however long it
+    has run.  The tables are locked one after the other, tasks first, in the order of workers; a transaction
+    with another order only costs a repetition, before any step is done.
     """
     there = Base.metadata.tables.keys() & set(inspect(connection).get_table_names())
     names = ", ".join(sorted(there, key=lambda name: (name != "tasks", name)))
@@ -233,7 +233,7 @@ def _lock_tables(connection: Connection) -> None:
 def check(db: Database) -> None:
     """Refuse to work on a database that is not up to date.
 
-    :raises ConfigError: it is empty, older or newer than this release; the message says what to run.
+    :raises ConfigError: it is empty, older or newer than this release; the message says which command to run.
     """
     current = version(db)
     _refuse_newer(current)

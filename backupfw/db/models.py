@@ -1,9 +1,9 @@
-"""The tables.  ``docs/architecture.md`` lists them in words; ``migrations/`` makes them.
+"""The tables.  ``docs/architecture.md`` describes them; ``migrations/`` creates them.
 
-Ids are UUID texts, times naive UTC with microseconds.  Volumes, snapshots and backups are deleted
-softly: their rows stay with ``deleted`` set, because an id that once existed must stay known (an import
-revives it, a listing pages over it).  A manifest's row outlives its objects, so that an import of what was
-deleted is refused, until ``manager/operators/purge.py`` finds that nobody needs it any more.
+Ids are UUID texts, times naive UTC with microseconds.  Volumes, snapshots and backups are deleted softly:
+their rows stay with ``deleted`` set, because an id that once existed must stay known (an import uses it
+again, a listing has it as a marker).  A manifest's row stays after its objects, so that an import of a
+deleted backup is refused, until ``manager/operators/purge.py`` finds that nothing needs it any more.
 
 Text is compared byte for byte on every database (MariaDB: ``utf8mb4_bin``).
 """
@@ -32,10 +32,10 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from backupfw.db.types import UtcDateTime
 
-#: Options every table has; SQLite and PostgreSQL do not look at them.
+#: Options of every table; SQLite and PostgreSQL ignore them.
 _TABLE = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4", "mysql_collate": "utf8mb4_bin"}
 
-#: Name of every constraint, so that a migration can speak of it on any database.
+#: Names of constraints, so that a migration can refer to them on any database.
 NAMING = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
     "uq": "uq_%(table_name)s_%(column_0_N_name)s",
@@ -65,7 +65,7 @@ class Base(DeclarativeBase):
 
 
 class Lockable:
-    """A row that decisions are made under; ``touched`` is what a lock changes in it (``db/locks.py``)."""
+    """A row that decisions depend on; a lock changes its ``touched`` (``db/locks.py``)."""
 
     touched: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
 
@@ -87,7 +87,7 @@ class _SoftDelete(_Timestamps):
 class Installation(Lockable, Base):
     """The one row that names this database's installation: the first part of every object key.
 
-    It is touched to find out whether the database takes writes.
+    It is touched to find out whether the database accepts writes.
     """
 
     __tablename__ = "installation"
@@ -112,7 +112,7 @@ class Queue(Lockable, Base):
 
 
 class Project(Lockable, Base):
-    """The row a quota check locks; made at the project's first use."""
+    """The row that a quota check locks; inserted at the project's first use."""
 
     __tablename__ = "projects"
     __table_args__ = _TABLE
@@ -145,10 +145,10 @@ class QuotaClass(Base):
 class Volume(Lockable, _SoftDelete, Base):
     """A volume of the catalogue.
 
-    ``size`` is GiB, ``length`` bytes; ``previous_status`` is what the volume returns to when a backup
-    of it ends; ``location`` is the provider's word for where it is, ``storage_id`` for what is there (null
-    where that was never recorded); ``host`` is the host whose workers alone can open it, null where all can;
-    ``volume_type`` is the type's name, null where the volume was made before volumes had types.
+    ``size`` is GiB, ``length`` bytes; the volume returns to ``previous_status`` when a backup
+    of it ends; ``location`` is the provider's name of its place, ``storage_id`` of its storage (null
+    if never recorded); ``host`` is the host whose workers alone can open it, null if all can;
+    ``volume_type`` is the type's name, null if the volume was made before volumes had types.
     """
 
     __tablename__ = "volumes"
@@ -191,7 +191,7 @@ class VolumeMetadata(Base):
 
 
 class VolumeImageMetadata(Base):
-    """One key of what is known of the image that a volume holds."""
+    """One key of the metadata of the image on a volume."""
 
     __tablename__ = "volume_image_metadata"
     __table_args__ = _TABLE
@@ -202,7 +202,7 @@ class VolumeImageMetadata(Base):
 
 
 class VolumeType(Lockable, _Timestamps, Base):
-    """A kind of volumes.  Volumes keep its name, so that placement rules and manifests can speak of it."""
+    """A volume type.  Volumes have its name, so that placement rules and manifests can refer to it."""
 
     __tablename__ = "volume_types"
     __table_args__ = (Index("ix_volume_types_created_at", "created_at", "id"), _TABLE)
@@ -214,7 +214,7 @@ class VolumeType(Lockable, _Timestamps, Base):
 
 
 class VolumeTypeExtraSpec(Base):
-    """One key of a volume type's extra specs: data, which nothing here reads."""
+    """One key of a volume type's extra specs: data of clients, which the service does not use."""
 
     __tablename__ = "volume_type_extra_specs"
     __table_args__ = _TABLE
@@ -239,7 +239,7 @@ class VolumeTypeProject(Base):
 
 
 class DefaultVolumeType(Base):
-    """The type that a project's new volumes get where none is asked for."""
+    """The type of a project's new volumes if the request names none."""
 
     __tablename__ = "default_volume_types"
     __table_args__ = (Index("ix_default_volume_types_volume_type_id", "volume_type_id"), _TABLE)
@@ -249,7 +249,7 @@ class DefaultVolumeType(Base):
 
 
 class Transfer(Base):
-    """A volume that its project offers to whoever has the key; gone when it was taken or withdrawn."""
+    """A volume that its project offers; the row is deleted when the offer is accepted or withdrawn."""
 
     __tablename__ = "transfers"
     __table_args__ = (
@@ -268,7 +268,7 @@ class Transfer(Base):
 
 
 class Attachment(Base):
-    """Somebody uses the volume."""
+    """An attachment: a user of the volume."""
 
     __tablename__ = "attachments"
     __table_args__ = (Index("ix_attachments_volume_id", "volume_id"), _TABLE)
@@ -283,7 +283,7 @@ class Attachment(Base):
 
 
 class Snapshot(Lockable, _SoftDelete, Base):
-    """A snapshot of a volume; a ``temporary`` one belongs to a running backup and is shown to nobody."""
+    """A snapshot of a volume; a ``temporary`` one belongs to a running backup and is hidden."""
 
     __tablename__ = "snapshots"
     __table_args__ = (
@@ -322,13 +322,13 @@ class SnapshotMetadata(Base):
 class Backup(Lockable, _SoftDelete, Base):
     """A backup as users see it.
 
-    ``parent_id`` is what the API shows; whose data is shared stands in the manifest's ``base_id``.
+    The API shows ``parent_id``; the manifest's ``base_id`` says with which manifest it shares objects.
     ``completed``: it was available once (so it counts as a dependent of its parent).
     ``volume_id`` is no foreign key: an imported backup's volume may never have been here.
-    ``volume_record`` is what a new volume must be given besides the data (``manager/records.py``), null
-    where it is known from the manifest only.
+    ``volume_record`` has the properties of a new volume besides its data (``manager/records.py``), null
+    if only the manifest has them.
     ``verified_…``: what the last verification was (``full`` or ``quick``) and found (``ok`` or ``damaged``);
-    ``fully_verified_at``: when every block was last compared, whatever came out.
+    ``fully_verified_at``: the time of the last full verification, with any result.
     """
 
     __tablename__ = "backups"
@@ -392,15 +392,15 @@ class BackupMetadata(Base):
 
 
 class Manifest(Lockable, _Timestamps, Base):
-    """A node of the lineage: one manifest in a store, and everything its objects are named by.
+    """A node of the lineage: one manifest in a store.
 
     ``key`` is null while the manifest is being written; ``key_digest`` (``digest.object_digest``) keeps
     (store, container, key) unique on databases that cannot index so long a text.
     ``base_id`` is an edge of the lineage tree and is rewritten when gone nodes are joined; a row with
-    ``in_tree`` unset stays only so that its key stays known.  ``detached``: entered by an import, its
-    lineage is unknown.  In state ``announced`` a row is a key alone, beside the row of the manifest that may
-    be put under it.  ``touched`` counts the children that were begun: the update that makes a child
-    and a release of the same row exclude each other by it.
+    ``in_tree`` unset stays only so that its key stays known.  ``detached``: inserted by an import, its
+    lineage is unknown.  A row in state ``announced`` is only a key, beside the row of the manifest that may
+    be put there.  ``touched`` counts the children that were begun: the update for a child and
+    a release of the same row exclude each other.
     """
 
     __tablename__ = "manifests"
@@ -446,7 +446,7 @@ class Segment(Base):
 
 
 class DamagedObject(Base):
-    """An object that was found missing or wrong; the next incremental stores its blocks anew."""
+    """An object that is missing or wrong; the next incremental backup stores its blocks again."""
 
     __tablename__ = "damaged_objects"
     __table_args__ = (Index("ix_damaged_objects_place", "store", "container"), _TABLE)
@@ -460,7 +460,7 @@ class DamagedObject(Base):
 
 
 class DamageMark(Base):
-    """A manifest names a damaged object: every backup that points to the manifest is damaged."""
+    """A mark: a manifest names a damaged object, so every backup with this manifest is damaged."""
 
     __tablename__ = "damage_marks"
     __table_args__ = (Index("ix_damage_marks_digest", "digest"), _TABLE)
@@ -474,8 +474,8 @@ class DamageMark(Base):
 class Task(Lockable, _Timestamps, Base):
     """One operation that is waiting or running.
 
-    ``progressed``: this attempt got something done that the next one builds on, so losing it does not
-    count as a failure.  ``zone``, ``store``, ``volume_host``: what its worker must have; null for any.
+    ``progressed``: the next attempt can continue from this one, so its loss does not count as a failure.
+    ``zone``, ``store``, ``volume_host``: its requirements; null for any.
     ``store_down``: it was given back because its store does not answer.
     ``queue_position``: the lowest runs first (``manager/queue/claims.py``); its column keeps its old name,
     ``turn``.  ``progress_…``: bytes, and bytes per second, as the running attempt last reported them
@@ -538,10 +538,10 @@ class OutboxEvent(Lockable, Base):
 
 
 class Service(Lockable, Base):
-    """The processes of a host that report themselves under one name.
+    """The worker processes of a host.
 
-    ``stores`` maps each store that one of them can reach to its wire name; ``every_volume``: one of them can
-    open volumes of other hosts, too.  ``processes``: what each of them can do, and when it said so.
+    ``stores`` maps each store of one of them to its wire name; ``every_volume``: one of them can open volumes
+    of other hosts, too.  ``processes``: the abilities of each of them, and the time of its heartbeat.
     """
 
     __tablename__ = "services"
@@ -562,7 +562,7 @@ class Service(Lockable, Base):
 
 
 class Message(Base):
-    """What users can read of an operation that failed after it was accepted."""
+    """A user message about an operation that failed after it was accepted."""
 
     __tablename__ = "messages"
     __table_args__ = (

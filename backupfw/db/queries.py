@@ -1,7 +1,7 @@
-"""Listings: filtered, sorted, paged; the same for everything that is listed.
+"""Listings: filtered, sorted and paged; the same for all resources.
 
-A page begins after its marker by comparing sort values with the marker's own (keyset), so a page costs
-the same wherever it lies, and rows that come or go before it shift nothing.  ``created_at`` and ``id``
+A page begins after its marker by comparing sort values with the marker's own (keyset), so every page costs
+the same, and rows that appear or disappear before it do not shift it.  ``created_at`` and ``id``
 are appended as tie-breaks, which makes every order total.  NULL sorts as the smallest value, on every
 database.
 """
@@ -46,7 +46,7 @@ def page(
     reachable: Sequence[ColumnElement[bool]] = (),
     columns: Sequence[ColumnElement[Any]] = (),
 ) -> tuple[Sequence[Any], int | None]:
-    """Return one page of living rows, and how many there are without paging if asked.
+    """Return one page of rows that are not deleted, and their total number if asked for.
 
     :param project_id: only this project's; None for all.
     :param filters: column (or ``name``, ``description``) to value as text; a key that ends in ``~``
@@ -55,11 +55,11 @@ def page(
     :param sort: ``(column, "asc" | "desc")``, most significant first; empty: newest first.
     :param limit: at most so many rows; None for all.
     :param marker: id of the row before the page.
-    :param offset: rows to leave out after the marker.
+    :param offset: rows to skip after the marker.
     :param where: further conditions.
-    :param reachable: what a marker must fulfil beside its project; it may be deleted by now.
-    :param columns: what the page has of each row, as tuples; empty: the mapped objects, which cost several
-        times as much.
+    :param reachable: further conditions on the marker, which may be deleted by now.
+    :param columns: the columns of each row, as tuples; empty: mapped objects, which cost several times as
+        much.
     :raises InvalidInput: a sort key or direction is unknown.
     :raises MarkerNotFound: the marker is no row (of this project).
     """
@@ -71,7 +71,7 @@ def page(
     query: Select[Any] = select(*columns) if columns else select(model)
     query = query.where(*chosen)
     if marker is not None:
-        # What changed about the row since the page before, or that it was deleted, moves no place.
+        # Changes of the row since the previous page, or its deletion, do not change the place of the page.
         visible = conditions(model, project_id=project_id, filters={}, where=reachable, deleted=True)
         before = session.scalar(select(model).where(model.id == marker, *visible))
         if before is None:
@@ -100,9 +100,9 @@ def conditions(
     where: Sequence[ColumnElement[bool]] = (),
     deleted: bool = False,
 ) -> list[ColumnElement[bool]]:
-    """Return what the rows of a listing fulfil; parameters as :func:`page` has them.
+    """Return the conditions of a listing's rows; parameters as of :func:`page`.
 
-    :param deleted: whether deleted rows do, too.
+    :param deleted: include deleted rows.
     """
     found: list[ColumnElement[bool]] = [*where]
     if not deleted and not issubclass(model, Message | VolumeType | Transfer):
@@ -114,7 +114,7 @@ def conditions(
 
 
 def column_of(model: type[Backup | Volume | Snapshot | Message | VolumeType | Transfer], name: str) -> Any:
-    """Return the column that a word of the API names, or None."""
+    """Return the column of a name in the API, or None."""
     if name not in model.__table__.columns:
         name = _WORDS.get(name, name)
     if name in _PRIVATE or name not in model.__table__.columns:
@@ -151,7 +151,7 @@ def _after(
     value = getattr(before, column.key)
     if column.nullable or isinstance(value, bool):
         return or_(*choices)
-    # Says nothing new, but lets an index begin there: no database finds that out of the choices.
+    # Redundant, but lets an index start there: no database derives it from the alternatives.
     return and_(column <= value if descending else column >= value, or_(*choices))
 
 

@@ -1,14 +1,14 @@
 """Transactions: ``with db.write() as session`` and ``with db.read() as session``.
 
-The engine is a plain one of SQLAlchemy's with oslo.db's filters for errors: the engines that oslo.db makes
-itself do not let us look at an error first, or say how a transaction on SQLite begins and whether its
-connections are kept.  Nothing is global, so several databases can live in one process.  Errors are oslo.db's
-(``DBDuplicateEntry``, ``DBDeadlock``, ``DBConnectionError``) whatever the database says;
-:mod:`backupfw.db.trouble` has the codes.
+The engine is a plain SQLAlchemy engine with oslo.db's filters for errors.  With oslo.db's own engines we
+could not see an error first, and could not control how a transaction on SQLite begins and whether connections
+are kept.  Nothing is global, so several databases can live in one process.  Errors are oslo.db's
+(``DBDuplicateEntry``, ``DBDeadlock``, ``DBConnectionError``) on every database; :mod:`backupfw.db.trouble`
+has the codes.
 
-SQLite: WAL, foreign keys on, ``synchronous=FULL`` (a record that a caller was told of must survive a
-power cut; with NORMAL a commit in WAL mode may be lost).  Writers begin with BEGIN IMMEDIATE, so two of
-them never both hold a read lock that neither can upgrade; readers see one state and wait for nobody.
+SQLite: WAL, foreign keys on, ``synchronous=FULL`` (a confirmed commit must survive a power cut;
+with NORMAL a commit in WAL mode can be lost).  Writers begin with BEGIN IMMEDIATE, so two of them never both
+hold a read lock that neither can upgrade; readers see one state and never wait.
 PostgreSQL, MariaDB: READ COMMITTED; rows are locked by conditional updates and :mod:`backupfw.db.locks`.
 """
 
@@ -64,12 +64,12 @@ Result = TypeVar("Result")
 _WRITES = "backupfw_writes"
 #: Key of a connection's ``info``: whether a pooler stands before the server.
 _POOLED = "backupfw_pooled"
-#: Keys of ``Session.info``: what is done before the transaction is committed, and after that.
+#: Keys of ``Session.info``: functions to call before the transaction is committed, and after that.
 _AT_END = "backupfw_at_end"
 _AFTER = "backupfw_after"
 #: How long a SQLite transaction waits for another writer, seconds.
 BUSY_SECONDS = 60
-#: How often a transaction is done again; with the pauses between, for about eight seconds.
+#: How often a transaction is repeated; with the pauses between, for about eight seconds.
 _REPETITIONS = 10
 #: How many idle connections to a SQLite file are kept.
 _KEPT_CONNECTIONS = 16
@@ -77,17 +77,18 @@ _KEPT_CONNECTIONS = 16
 #: many rows of each index.
 _WRITES_PER_ANALYSIS = 1000
 _ANALYSED_ROWS = 400
-#: After how many seconds a connection to a SQLite file is made anew: it reads the statistics when it is made,
-#: and another process may have renewed them.
+#: Seconds after which a connection to a SQLite file is replaced: a new connection reads the statistics, which
+#: another process may have renewed.
 _CONNECTION_SECONDS = 600
-#: How long a server lets a transaction stand idle before it ends it and gives its locks back.  Ours never
-#: wait for anything but the database; one that does belongs to a process that is frozen or gone.
+#: Seconds after which a server ends an idle transaction and releases its locks.  Our transactions wait for
+#: nothing but the database; an idle one belongs to a process that is frozen or dead.
 IDLE_SECONDS = 20
-#: After so many seconds without a word from the server's system a connection counts as cut: half of a usual
-#: lease.  Linux itself waits for a quarter of an hour when it has sent something, and else for two hours.
+#: Seconds without an answer of the server's system after which a connection counts as lost: half of a usual
+#: lease.  Linux itself waits for a quarter of an hour after it has sent something, and otherwise for two
+#: hours.
 CUT_SECONDS = 30
-#: How long MariaDB lets a statement wait for a lock, after which the transaction is tried again: by then
-#: whoever held it has ended or was ended.
+#: Seconds for which MariaDB lets a statement wait for a lock; then the transaction is repeated.  By then the
+#: holder has ended or was ended.
 LOCK_SECONDS = IDLE_SECONDS + 5
 
 
@@ -97,8 +98,8 @@ class Database:
     :param url: SQLAlchemy URL, e.g. ``sqlite:////var/lib/backupfw/backupfw.sqlite``.
     :param options: options of ``[database]``: ``connection_debug``, ``connection_trace``,
         ``connection_parameters``, and those that :func:`_server_engine` takes.  The latter are for servers:
-        SQLite is never far away, and has as many connections as are needed.
-    :ivar info: what every session has in its ``info``, for those who use the database.
+        SQLite needs no retries, and has as many connections as are needed.
+    :ivar info: copied to the ``info`` of every session, for users of the database.
     """
 
     def __init__(self, url: str, **options: Any) -> None:
@@ -125,7 +126,7 @@ class Database:
         if trace:
             event.listen(self.engine, "before_cursor_execute", _with_trace, retval=True)
         self._sessions = sessionmaker(self.engine, expire_on_commit=False)
-        # Without one connection that stays open the transaction that leaves last would have to fold the
+        # Without one connection that stays open, the last transaction that closes would have to fold the
         # log into the database.
         self._anchor = self.engine.raw_connection() if self.backend == "sqlite" else None
         if self._anchor is not None and not self._in_memory:
@@ -182,11 +183,11 @@ class Database:
             self.renew_statistics()
 
     def renew_statistics(self) -> None:
-        """Have SQLite look at a sample of its tables, in milliseconds; a server does it itself.
+        """Renew SQLite's statistics from a sample of its tables, in milliseconds; a server does it itself.
 
-        Without figures it scans what it has an index for.  Done when a process begins to serve, and now and
-        then while it writes (a worker that idles reports itself, so it writes, too).  Nobody waits for it:
-        where others write for longer than a second, it is left out.
+        Without statistics it scans tables although they have an index.  This happens when a process starts to
+        serve, and sometimes while it writes (an idle worker writes its heartbeats).  Nothing waits for it: if
+        other transactions write for longer than a second, it is skipped.
         """
         if self.backend != "sqlite" or self._in_memory:
             return
@@ -196,19 +197,19 @@ class Database:
                 connection.execute(f"PRAGMA analysis_limit = {_ANALYSED_ROWS}")
                 connection.execute("ANALYZE")
         except sqlite3.Error as error:
-            # They make nothing but plans.
+            # Statistics only affect plans.
             LOG.info("SQLite's statistics are renewed later: %s", error)
             return
         # Connections that are kept have the old ones.
         self.engine.dispose()
 
     def writable(self) -> bool:
-        """Say whether the database takes writes, as the last one found; one that did not is tried again."""
+        """Return whether the database accepted the last write; if it did not, try a write."""
         if not self._unwritable:
             return True
         try:
             with self.write() as session:
-                # A value that stays as it is MariaDB would not write.
+                # MariaDB would not write an unchanged value.
                 session.execute(update(Installation).values(touched=Installation.touched + 1))
         except (DatabaseUnwritable, DBError):
             return False
@@ -219,7 +220,7 @@ class Database:
         """Begin a transaction that only reads; it is always rolled back."""
         with self._transaction(False) as session:
             yield session
-            # The rollback would mark every row that was read as out of date, one by one.
+            # The rollback would expire every row that was read, one by one.
             session.expunge_all()
 
     def fetch(self, statement: Executable, values: Mapping[str, Any]) -> Sequence[Row[Any]]:
@@ -237,11 +238,11 @@ class Database:
     def snapshot(self) -> Iterator[Session]:
         """Begin a transaction that only reads, all its statements one state of the database.
 
-        :meth:`read` promises that for one statement only; what compares tables with each other needs more.
+        :meth:`read` guarantees that for one statement only, which is not enough to compare tables.
         """
         with self.read() as session:
             if self.backend != "sqlite":
-                # Ahead of the first statement that reads a table, and for this transaction only.
+                # Before the first statement that reads a table, and for this transaction only.
                 session.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
             yield session
 
@@ -251,13 +252,14 @@ class Database:
         """Run ``work(session)`` in a write transaction and return what it returns.
 
         It is repeated from the start when it lost against another transaction or the server is away
-        (:mod:`backupfw.db.trouble` says when), so it must have no effect outside the session.  A
-        connection lost in the middle of a commit leaves open whether the work was done: ``work`` must be
-        safe to do again (conditional updates are), or be refused the second time and have a ``done``.
+        (:mod:`backupfw.db.trouble` says when), so it must have no effect outside the session.  If
+        a connection is lost during a commit, nobody knows whether the work was done: ``work`` must be safe to
+        repeat (conditional updates are), or be refused the second time and have a ``done``.
 
-        :param done: asked when a repetition after a lost connection is refused: returns what ``work``
-            would have, if it was done before, or None.  Asked after the refusal and not before the
-            repetition, because only one that waited for the same rows knows that the lost commit is over.
+        :param done: called when a repetition after a lost connection is refused: returns the result of
+            ``work`` if it was done before, or None.  It is called after the refusal and not before the
+            repetition, because only a transaction that waited for the same rows knows that the lost commit
+            has ended.
         """
         lost: Session | None = None
 
@@ -279,7 +281,7 @@ class Database:
                         return found
                 raise
 
-        # oslo.db's own decorator would log a trace where it gives up; whoever asked says what came of it.
+        # oslo.db's own decorator would log a traceback when it gives up; the caller reports the error.
         for tried in range(_REPETITIONS):
             try:
                 return once()
@@ -288,7 +290,7 @@ class Database:
         return once()
 
     def lax_settings(self) -> list[str]:
-        """Return the server's settings, as ``name = value``, by which a crash loses what was committed."""
+        """Return the server's settings, as ``name = value``, with which a crash can lose commits."""
         if self.backend == "postgresql":
             settings = {"fsync": "on", "synchronous_commit": None, "full_page_writes": "on"}
             question = "SELECT name, setting FROM pg_settings"
@@ -324,7 +326,7 @@ class Database:
 
 
 def pause(tried: int) -> None:
-    """Wait before a transaction is done again, longer after each try."""
+    """Wait before a transaction is repeated, longer after each try."""
     time.sleep(min(0.05 * 2**tried, 2) * random.uniform(0.5, 1))  # noqa: S311  (no secret)
 
 
@@ -342,15 +344,15 @@ def now(session: Session) -> datetime:
 
 
 def at_end(session: Session, work: Callable[[Session], object]) -> None:
-    """Have something done at the end of the session's transaction, as its last part."""
+    """Call a function at the end of the session's transaction, as its last part."""
     session.info.setdefault(_AT_END, []).append(work)
 
 
 def after(session: Session, work: Callable[[], object]) -> None:
-    """Have something done once the session's transaction is committed; it must not raise.
+    """Call a function once the session's transaction is committed; it must not raise.
 
-    Where the answer to the commit is lost it is done only if whoever began the transaction can tell that it
-    was committed (``done`` of :meth:`Database.run`).
+    If the answer to the commit is lost, it is called only if ``done`` of :meth:`Database.run` says that the
+    transaction was committed.
     """
     session.info.setdefault(_AFTER, []).append(work)
 
@@ -361,9 +363,9 @@ def _do_after(session: Session) -> None:
 
 
 def clock(session: Session) -> ColumnElement[datetime]:
-    """Return the database's clock as a term for statements, in the form that columns hold.
+    """Return the database's clock as an expression for statements, in the form of the columns.
 
-    It stands still during a statement; comparing with it costs no statement of its own.
+    It does not advance during a statement; comparing with it costs no statement of its own.
     """
     backend = session.get_bind().dialect.name
     if backend == "postgresql":
@@ -382,7 +384,7 @@ def _log_statements(verbosity: int) -> None:
 def _with_trace(
     _connection: object, _cursor: object, statement: str, parameters: Any, _context: object, _many: bool
 ) -> tuple[str, Any]:
-    """Say at a statement's end where in backupfw it comes from."""
+    """Append to a statement the place in backupfw that sends it."""
     places = [
         f"{frame.filename.rpartition('/backupfw/')[2]}:{frame.lineno}"
         for frame in traceback.extract_stack()
@@ -392,7 +394,7 @@ def _with_trace(
 
 
 def _sqlite_engine(url: URL, in_memory: bool) -> Engine:
-    """Return an engine for SQLite whose connections are kept: a new one has to read the schema.
+    """Return an engine for SQLite that keeps its connections, because a new one must read the schema.
 
     :raises oslo_db.exception.DBError: the file cannot be opened.
     """
@@ -403,7 +405,7 @@ def _sqlite_engine(url: URL, in_memory: bool) -> Engine:
             url, poolclass=StaticPool, connect_args={"check_same_thread": False, "cached_statements": 0}
         )
     else:
-        # The pool has no limit: who may be busy at once is decided elsewhere.
+        # The pool has no limit: other code limits the number of concurrent transactions.
         engine = create_engine(
             url,
             poolclass=QueuePool,
@@ -434,11 +436,11 @@ def _server_engine(
     """Return an engine for PostgreSQL, MySQL or MariaDB, once the server has answered.
 
     :param backend: ``postgresql`` or ``mysql``.
-    :param connection_recycle_time: seconds after which a connection is made anew.
+    :param connection_recycle_time: seconds after which a connection is replaced.
     :param max_pool_size, max_overflow: connections that are kept, and how many more there may be; None:
         SQLAlchemy's own.
-    :param pool_timeout: seconds to wait for a connection that somebody gives back; None: SQLAlchemy's own.
-    :param max_retries: how often to connect; -1 without end, 0 not before somebody needs it.
+    :param pool_timeout: seconds to wait for a free connection; None: SQLAlchemy's own.
+    :param max_retries: how often to try to connect; -1: without end, 0: only at the first use.
     :param retry_interval: seconds between two tries.
     :param mysql_sql_mode: MySQL's mode of each session; empty or None: the server's.
     :raises oslo_db.exception.DBConnectionError: the server does not answer.
@@ -475,7 +477,7 @@ def _server_engine(
 
 
 def _connect(engine: Engine, tries: int, interval: float) -> None:
-    """Connect, again and again while the server does not answer; ``tries`` -1 means without end."""
+    """Connect; try again while the server does not answer; ``tries`` -1 means without end."""
     for tried in itertools.count(1):
         try:
             engine.connect().close()
@@ -501,7 +503,7 @@ def _translate_failed_connects(context: ExceptionContext, reached: threading.Eve
 
 
 def _sqlite_connect(connection: Any, _record: Any) -> None:
-    # Python begins no transactions by itself: the one that is wanted is begun below.
+    # Python begins no transactions by itself; the code below begins them.
     connection.isolation_level = None
     connection.execute("PRAGMA foreign_keys = ON")
     connection.execute("PRAGMA journal_mode = WAL")
@@ -513,14 +515,14 @@ def _sqlite_begin(connection: Connection) -> None:
     if connection.get_execution_options().get(_WRITES):
         connection.exec_driver_sql("BEGIN IMMEDIATE")
     else:
-        # It takes no lock and cannot fail, and SQLAlchemy's way costs more than most statements behind it.
+        # It takes no lock and cannot fail, and SQLAlchemy's own way costs more than most statements after it.
         connection.connection.cursor().execute("BEGIN")
 
 
 def _notice_cuts(connection: Any, _record: Any) -> None:
-    """Let a connection fail on whose way something swallows everything (a host that died, a firewall).
+    """Make a connection fail if nothing arrives over it any more (a host that died, a firewall).
 
-    That bounds no statement: the system of a server that works on one still answers.
+    This does not limit statements: while a server works on one, its system still answers.
     """
     # PyMySQL keeps its socket to itself.
     owner = connection if hasattr(connection, "fileno") else getattr(connection, "_sock", None)
@@ -544,7 +546,7 @@ def _mysql_connect(connection: Any, mode: str | None) -> None:
         cursor.execute(f"SET SESSION innodb_lock_wait_timeout = {LOCK_SECONDS}")
         cursor.execute("SHOW VARIABLES WHERE Variable_name IN ('idle_transaction_timeout', 'wsrep_on')")
         found = dict(cursor.fetchall())
-        # MySQL has no such limit; there the server's operator must see to frozen clients.
+        # MySQL has no such limit; there the operator must end frozen clients.
         if "idle_transaction_timeout" in found:
             cursor.execute(f"SET SESSION idle_transaction_timeout = {IDLE_SECONDS}")
         # A node of a Galera cluster: a transaction's first statement, of whatever kind, waits until the node

@@ -1,4 +1,4 @@
-"""THE table: what a database's own error codes mean for the transaction that met them.
+"""The table of databases' error codes, and their meaning for the transaction that gets them.
 
 No other module knows codes.  :func:`translate` raises each as what it is, before anything of oslo.db looks at
 its words:
@@ -11,7 +11,7 @@ server away for a while   ``oslo_db.exception.DBConnectionError``  repeats it, c
 cannot be written         ``errors.DatabaseUnwritable``           ends                       503, not ready
 ========================  ======================================  =========================  ==============
 
-A commit whose outcome is unknown counts as a lost connection: only there does ``Database.run`` ask whether
+A commit with an unknown outcome counts as a lost connection: only then ``Database.run`` finds out whether
 the work was done.
 """
 
@@ -98,14 +98,14 @@ SQLITE: Mapping[int, Trouble] = {
 
 
 def trouble_of(backend: str, error: BaseException) -> Trouble | None:
-    """Look up an error of a database's client library; None: it is of the statement, not of the database.
+    """Look up an error of a database's client library; None: the error is in the statement.
 
     :param backend: ``sqlite``, ``postgresql``, ``mysql`` or ``mariadb``.
     """
     if backend == "sqlite":
         return SQLITE.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)
     if backend == "postgresql":
-        # psycopg2 says it in one attribute, psycopg in the other.
+        # psycopg2 and psycopg have it in different attributes.
         state = getattr(error, "pgcode", None) or getattr(error, "sqlstate", None) or ""
         return POSTGRESQL.get(state) or POSTGRESQL.get(state[:2])
     number = error.args[0] if error.args else None
@@ -113,7 +113,7 @@ def trouble_of(backend: str, error: BaseException) -> Trouble | None:
 
 
 def translate(context: ExceptionContext) -> None:
-    """Raise an error that the table has as what it is; for SQLAlchemy's event ``handle_error``."""
+    """Translate an error that is in the table; for SQLAlchemy's event ``handle_error``."""
     error = context.sqlalchemy_exception
     if error is None or context.dialect is None:
         return
@@ -121,7 +121,7 @@ def translate(context: ExceptionContext) -> None:
     if trouble is Trouble.CONFLICT:
         raise DBDeadlock(error)
     if trouble is Trouble.AWAY:
-        # A connection to a server that does not serve is given up: the next one may lead to another server.
+        # Drop a connection to a server that does not serve: the next one may reach another server.
         context.is_disconnect = True
         raise DBConnectionError(error)
     if trouble is not None:

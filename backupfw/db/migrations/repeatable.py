@@ -1,8 +1,8 @@
-"""Steps that can be repeated: each looks whether it was done before.
+"""Steps that can be repeated: each checks whether it was done before.
 
-MariaDB commits each change of a table at once.  A migration that was killed there leaves some of a version's
-changes made and the version's number as it was, and is run again from that version's start.  What follows
-takes the place of alembic's own operations, so every step of every version is of this kind.
+MariaDB commits each change of a table at once.  A killed migration leaves some of a version's changes done
+and the version number unchanged, and runs again from that version's start.  This module replaces alembic's
+own operations, so every step of every version can be repeated.
 """
 
 from __future__ import annotations
