@@ -1,4 +1,4 @@
-"""Progress of long work: a line that is redrawn on a terminal, plain lines now and then elsewhere."""
+"""Progress of long work: a bar on a terminal, plain lines now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import threading
 import time
 from typing import TextIO
 
-#: Seconds between two redraws on a terminal, and between two plain lines elsewhere.
-TERMINAL_PAUSE = 0.1
+#: Seconds between two plain lines.
 PLAIN_PAUSE = 10.0
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
@@ -55,76 +54,121 @@ class Progress:
 
     :param label: what is being done.
     :param stream: where to; standard error when None.
-    :param unit: ``bytes``, or a noun for what is counted.
+    :param unit: ``bytes``, or a noun for what is counted, in the plural.
     """
 
     def __init__(self, label: str, stream: TextIO | None = None, unit: str = "bytes") -> None:
+        stream = sys.stderr if stream is None else stream
         self._label = label
-        self._stream = sys.stderr if stream is None else stream
-        self._unit = unit
-        self._terminal = self._stream.isatty()
+        self._amount = human_size if unit == "bytes" else lambda count: f"{count:.0f} {unit}"
+        self._speed = unit == "bytes"
         self._lock = threading.Lock()
         self._started = time.monotonic()
-        self._next = self._started if self._terminal else self._started + PLAIN_PAUSE
-        self._width = 0
+        self._over = False
+        self._shown: _Bar | _Lines = _Bar(stream) if stream.isatty() else _Lines(stream)
 
     def control(self) -> Control:
         """Return what lets the engine show its progress here."""
         return Control(self)
 
-    def _amount(self, count: int) -> str:
-        return human_size(count) if self._unit == "bytes" else f"{count} {self._unit}"
-
-    def _line(self, done: int, total: int | None, now: float) -> str:
-        text = f"{self._label}: {self._amount(done)}"
+    def _text(self, done: int, total: int | None) -> str:
+        text = self._amount(done)
         if total:
             text += f" of {self._amount(total)} ({100 * done // total} %)"
-        seconds = now - self._started
-        if self._unit == "bytes" and seconds >= 1:
+        seconds = time.monotonic() - self._started
+        if self._speed and seconds >= 1:
             text += f", {human_size(done / seconds)}/s"
         return text
 
     def update(self, done: int, total: int | None = None) -> None:
-        """Tell how far the work is; writes only when the last line is old enough.
+        """Show how far the work is, unless that was shown just now.
 
         :param done: bytes (or things) done.
         :param total: how many there are, if known.
         """
-        now = time.monotonic()
         with self._lock:
-            if now < self._next:
-                return
-            self._next = now + (TERMINAL_PAUSE if self._terminal else PLAIN_PAUSE)
-            self._write(self._line(done, total, now))
+            if not self._over and self._shown.is_due():
+                self._shown.show(f"{self._label}: {self._text(done, total)}", done, total)
 
     def beat(self) -> None:
-        """Tell that the work goes on, where nobody knows how far it is."""
-        now = time.monotonic()
+        """Show that the work goes on, where nobody knows how far it is."""
         with self._lock:
-            if now >= self._next:
-                self._next = now + (TERMINAL_PAUSE if self._terminal else PLAIN_PAUSE)
-                self._write(f"{self._label}: {now - self._started:.0f} s")
-
-    def _write(self, line: str, last: bool = False) -> None:
-        if self._terminal:
-            # Blanks wipe what a longer line left.
-            self._stream.write("\r" + line.ljust(self._width) + ("\n" if last else ""))
-            self._width = len(line)
-        else:
-            self._stream.write(line + "\n")
-        self._stream.flush()
+            if not self._over and self._shown.is_due():
+                self._shown.show(f"{self._label}: {time.monotonic() - self._started:.0f} s", 0, None)
 
     def finish(self, text: str) -> None:
         """Write the last line: what came out."""
-        with self._lock:
-            seconds = time.monotonic() - self._started
-            self._next = float("inf")
-            self._write(f"{self._label}: {text} ({seconds:.1f} s)", last=True)
+        self.abandon()
+        self._shown.write(f"{self._label}: {text} ({time.monotonic() - self._started:.1f} s)")
 
     def abandon(self) -> None:
-        """End a half-drawn line, so that what follows starts on its own."""
+        """Show nothing more; what follows starts on a line of its own."""
         with self._lock:
-            self._next = float("inf")
-            if self._terminal and self._width:
-                self._stream.write("\n")
-                self._stream.flush()
+            if not self._over:
+                self._over = True
+                self._shown.close()
+
+
+class _Lines:
+    """A line now and then, for logs and files."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._next = time.monotonic() + PLAIN_PAUSE
+
+    def is_due(self) -> bool:
+        """Whether the last line is old enough."""
+        return time.monotonic() >= self._next
+
+    def show(self, text: str, _done: int, _total: int | None) -> None:
+        """Write a line."""
+        self._next = time.monotonic() + PLAIN_PAUSE
+        self.write(text)
+
+    def write(self, text: str) -> None:
+        """Write a line now."""
+        self._stream.write(f"{text}\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        """Write nothing."""
+
+
+class _Bar:
+    """A bar on a terminal, from the first time that something is shown until it is closed."""
+
+    def __init__(self, stream: TextIO) -> None:
+        # Takes a while to import, and few commands need it.
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+        self._console = Console(file=stream, highlight=False)
+        self._bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            console=self._console,
+            transient=True,
+            refresh_per_second=10,
+            # Lines that are printed meanwhile stand above the bar; what goes elsewhere goes there.
+            redirect_stdout=sys.stdout.isatty(),
+            redirect_stderr=False,
+        )
+        self._task = self._bar.add_task("", total=None)
+
+    def is_due(self) -> bool:
+        """Whether to show what there is; how often it is drawn is rich's affair."""
+        return True
+
+    def show(self, text: str, done: int, total: int | None) -> None:
+        """Draw it."""
+        self._bar.update(self._task, description=text, completed=done, total=total)
+        self._bar.start()
+
+    def write(self, text: str) -> None:
+        """Write a line that stays."""
+        self._console.print(text, markup=False)
+
+    def close(self) -> None:
+        """Wipe the bar."""
+        self._bar.stop()
