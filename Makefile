@@ -15,7 +15,7 @@ STATE_DIR ?= .state
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench serve soak chaos fuzz coverage mutants lint types arch genconfig genpolicy openapi docs dist installed lowest constraints clean
+.PHONY: help setup demo test check bench serve soak chaos fuzz coverage mutants lint types arch genconfig genpolicy openapi man docs dist installed lowest constraints clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -107,7 +107,11 @@ openapi: $(VENV)/.stamp ## write docs/openapi from the routes and schemas
 	@echo "== docs/openapi"
 	@$(BIN)/python -m backupfw.cmd.openapi docs/openapi
 
-docs: $(VENV)/.stamp ## build docs/ into docs/_build; warnings are errors
+man: $(VENV)/.stamp ## write docs/man/backupfw.1 from the commands
+	@echo "== docs/man/backupfw.1"
+	@$(BIN)/python -m tests.architecture.man docs/man
+
+docs: man ## build docs/ into docs/_build, and the man page; warnings are errors
 	@echo "== docs/_build/index.html"
 	@$(BIN)/sphinx-build -q -W --keep-going docs docs/_build
 

@@ -12,7 +12,12 @@ import backupfw
 project = "backupfw"
 copyright = "the backupfw authors"  # noqa: A001  (Sphinx's name)
 release = version = backupfw.__version__
-extensions = ["myst_parser"]
+extensions = ["cliff.sphinxext", "myst_parser"]
+# 'make man' writes this page, which is checked in: it must not change from day to day.
+man_pages = [
+    ("commands", "backupfw", "back up block volumes to chunk stores", ["the backupfw authors"], 1),
+]
+today = f"backupfw {release}"
 myst_heading_anchors = 3
 exclude_patterns = ["_build"]
 html_theme = "alabaster"

@@ -112,6 +112,8 @@ def check_samples(installed: Installation) -> None:
         if path.suffix in (".sample", ".service"):
             folder = share / "systemd" if path.suffix == ".service" else share
             assert (folder / path.name).read_bytes() == path.read_bytes(), path
+    page = Path("man", "man1", "backupfw.1")
+    assert (installed.root / "share" / page).read_bytes() == (ROOT / "docs" / "man" / page.name).read_bytes()
     config = installed.run(
         "oslo-config-generator",
         *("--namespace", "backupfw", "--namespace", "backupfw.plugins", "--wrap-width", "100"),
