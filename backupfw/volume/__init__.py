@@ -1,1 +1,1 @@
-"""Where blocks come from and go to: the provider interface and the ``local`` provider."""
+"""Volume providers: their interface, and the provider ``local``."""

@@ -1,7 +1,7 @@
-"""The volume provider boundary: where blocks come from and go to.
+"""The interface of volume providers, which read and write the blocks of volumes.
 
-A provider knows how to make, delete, grow, snapshot, open and fence volumes.  It keeps no status: the
-catalogue does (the ``volumes`` and ``snapshots`` rows of our database for the ``local`` provider; a
+A provider makes, deletes, extends, snapshots, opens and fences volumes.  It has no statuses: the
+catalogue has them (the ``volumes`` and ``snapshots`` rows of our database for the ``local`` provider; a
 Block Storage service for a provider written later).  Every operation is idempotent and named by ids,
 because a task that was killed runs it again.
 
@@ -37,11 +37,11 @@ class VolumeRef:
     """A volume as its provider knows it.
 
     :ivar id: the volume's UUID.
-    :ivar length: bytes; for a volume that does not exist yet, what it shall have.
+    :ivar length: bytes; for a volume that does not exist yet, its future length.
     :ivar location: what the provider's ``create`` or ``adopt`` returned (a path for ``local``);
         None for a volume that does not exist yet.
-    :ivar adopted: the volume's storage belongs to somebody else: never deleted with the volume.
-    :ivar storage_id: see :class:`Storage`; None where it was never recorded.
+    :ivar adopted: the storage does not belong to the service: it is never deleted with the volume.
+    :ivar storage_id: see :class:`Storage`; None if it was never recorded.
     """
 
     id: str
@@ -53,12 +53,12 @@ class VolumeRef:
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """What a provider found where a volume's bytes are.
+    """The storage of a volume, as its provider found it.
 
-    :ivar location: what the catalogue keeps to find it again.
-    :ivar length: bytes it really has.
-    :ivar storage_id: tells this storage from any other that may come to the same location, as text of at
-        most 255 characters; None where the provider cannot tell, or finds it by the volume's id.
+    :ivar location: recorded in the catalogue, to find the storage again.
+    :ivar length: its real length in bytes.
+    :ivar storage_id: distinguishes this storage from any other at the same location, as text of at most 255
+        characters; None if the provider cannot, or finds the storage by the volume's id.
     """
 
     location: str
@@ -79,7 +79,7 @@ class SnapshotRef:
 class BlockSource(abc.ABC):
     """An opened volume or snapshot to read from.  ``read_into`` may be called from many threads."""
 
-    #: Bytes it really has: for a volume that was grown outside the service more than the catalogue says.
+    #: Its real length in bytes: more than in the catalogue if the volume was extended outside the service.
     length: int
     #: See :class:`Storage`.
     storage_id: str | None = None
@@ -89,10 +89,10 @@ class BlockSource(abc.ABC):
 
     @abc.abstractmethod
     def data_extents(self, start: int, end: int) -> Iterator[tuple[int, int]]:
-        """Yield ``(offset, length)`` of what may be non-zero within ``start … end``, ascending.
+        """Yield ``(offset, length)`` of ranges that may be non-zero within ``start … end``, ascending.
 
-        What lies between reads as zeros.  A source that cannot tell yields the whole range.  Finding
-        the next extent must not cost a visit of the hole before it.
+        All other bytes read as zeros.  A source that does not know its holes yields the whole range.
+        Finding the next range must not read the hole before it.
         """
 
     @abc.abstractmethod
@@ -102,17 +102,17 @@ class BlockSource(abc.ABC):
     def check_still(self) -> None:  # noqa: B027  (optional)
         """Raise if the source is known to have changed since it was opened.
 
-        Asked now and then while it is read, and once more when all is read.  It must cost next to nothing.
+        It is called often while the source is read, and once at the end, so it must be cheap.
 
-        :raises SourceMoved: it has changed: what was read is no state that it ever had.
+        :raises SourceMoved: it has changed: the bytes that were read are no state that it ever had.
         """
 
     def changed_extents(self, since_identity: str) -> Iterator[tuple[int, int]] | None:  # noqa: ARG002
-        """Yield what may have changed since the source with that identity, or None if unknown."""
+        """Yield the ranges that may have changed since the source with that identity; None: unknown."""
         return None
 
     def release_cache(self, offset: int, length: int) -> None:  # noqa: B027  (optional)
-        """Tell the host that this range need not stay in its page cache."""
+        """Let the host drop this range from its page cache."""
 
     @abc.abstractmethod
     def close(self) -> None:
@@ -122,11 +122,11 @@ class BlockSource(abc.ABC):
 class BlockTarget(abc.ABC):
     """An opened volume to write to.  ``write`` and ``zero`` may be called from many threads."""
 
-    #: Bytes it really has, at least those of the catalogue.
+    #: Its real length in bytes, at least that in the catalogue.
     length: int
     #: See :class:`Storage`.
     storage_id: str | None = None
-    #: Whether the volume is known to read as zeros everywhere nothing was written since it was made.
+    #: Whether all bytes that were not written since the volume was made are known to read as zeros.
     reads_zero: bool
 
     @abc.abstractmethod
@@ -134,20 +134,20 @@ class BlockTarget(abc.ABC):
         """Write the buffers one after the other from ``offset``, all of them, or raise OSError."""
 
     def write_runs(self, runs: Sequence[tuple[int, Sequence[bytes | memoryview]]]) -> None:
-        """Write several runs, each as :meth:`write` does; a target may save steps between them."""
+        """Write several runs, each as :meth:`write` does; a target may do this faster."""
         for offset, buffers in runs:
             self.write(offset, buffers)
 
     @abc.abstractmethod
     def zero(self, offset: int, length: int) -> None:
-        """Make the range read as zeros: punched where the storage can, written elsewhere."""
+        """Make the range read as zeros: as a hole if the storage can, else by writing zeros."""
 
     @abc.abstractmethod
     def flush(self) -> None:
         """Return when everything written so far is durable (fdatasync)."""
 
     def release_cache(self, offset: int, length: int) -> None:  # noqa: B027  (optional)
-        """Tell the host that this (flushed) range need not stay in its page cache."""
+        """Let the host drop this (flushed) range from its page cache."""
 
     @abc.abstractmethod
     def close(self) -> None:
@@ -157,9 +157,9 @@ class BlockTarget(abc.ABC):
 class VolumeProvider(abc.ABC):
     """Makes and opens volumes.  Thread-safe.
 
-    Whatever opens a volume compares its storage with what the reference says, and raises
-    :class:`~backupfw.errors.StorageChanged` where it is gone, shorter, of another kind or another one.
-    Longer storage is used as it is: sources and targets say how long it is.
+    Every method that opens a volume compares its storage with the reference, and raises
+    :class:`~backupfw.errors.StorageChanged` if it is gone, shorter, of another kind or another storage.
+    Longer storage is used as it is: sources and targets have its real length.
 
     :param options: values of :meth:`options` by name.
     """
@@ -176,10 +176,10 @@ class VolumeProvider(abc.ABC):
 
     @abc.abstractmethod
     def create(self, volume: VolumeRef, source: SnapshotRef | VolumeRef | None, tick: Tick = no_tick) -> str:
-        """Make the volume, reading as zeros or as ``source`` (then zeros); return its location.
+        """Make the volume as a copy of ``source`` (then zeros), or of zeros; return its location.
 
-        What an earlier, killed call began is made anew; what it finished stays.  ``source`` must not change
-        meanwhile.
+        A call repeats the unfinished work of an earlier, killed call, and keeps its finished work.
+        ``source`` must not change meanwhile.
         """
 
     @abc.abstractmethod
@@ -192,20 +192,20 @@ class VolumeProvider(abc.ABC):
         any_format: bool = False,
         in_use: bool = False,
     ) -> Storage:
-        """Look at existing storage that shall become a volume, or be copied to one.
+        """Check existing storage that shall become a volume, or be copied to one.
 
-        :param own: files and directories of the service that must not become volumes, nor anything in them.
+        :param own: files and directories of the service, which must not become volumes, nor anything in them.
         :param to_copy: it need only be readable.
-        :param any_format: take its bytes for the disk's, whatever they look like.
+        :param any_format: accept its bytes as those of the disk, whatever their format.
         :param in_use: it may be in use now.
-        :raises InvalidInput: it is not something this provider can use; the message says why.
+        :raises InvalidInput: this provider cannot use it; the message says why.
         """
 
     @abc.abstractmethod
     def look(self, volume: VolumeRef) -> Storage:
-        """Return what is there now for a volume, compared as by an open; changes nothing.
+        """Return a volume's storage, compared as by an open; changes nothing.
 
-        :raises StorageChanged: it is not what the reference says.
+        :raises StorageChanged: it differs from the reference.
         """
 
     def where(self, ref: VolumeRef | SnapshotRef) -> str:
@@ -218,17 +218,17 @@ class VolumeProvider(abc.ABC):
 
     @abc.abstractmethod
     def extend(self, volume: VolumeRef, length: int) -> None:
-        """Grow the volume to ``length`` bytes; the new part reads as zeros (an adopted one's: as it is)."""
+        """Extend the volume to ``length`` bytes; the new part reads as zeros (an adopted one's: as it is)."""
 
     @abc.abstractmethod
     def create_snapshot(self, snapshot: SnapshotRef, in_use: bool, tick: Tick = no_tick) -> str:
-        """Make a snapshot that holds the volume as it was at one moment; return its location.
+        """Make a snapshot of the volume as it is at one moment; return its location.
 
-        ``in_use``: somebody may be writing.  Then the snapshot is atomic (reflink, or the storage's
-        own), or a copy proven still.  It never mixes two states.  A snapshot that an earlier call finished
+        ``in_use``: a program may write.  Then the snapshot is atomic (reflink, or the storage's own), or a
+        copy that is proven consistent.  It never mixes two states.  A snapshot that an earlier call finished
         stays; to get a newer one, delete it first.
 
-        :raises SourceMoved: no atomic snapshot can be made here and the volume moved on every try.
+        :raises SourceMoved: no atomic snapshot can be made here, and the volume changed during every try.
         """
 
     @abc.abstractmethod
@@ -237,9 +237,9 @@ class VolumeProvider(abc.ABC):
 
     @abc.abstractmethod
     def open_source(self, ref: VolumeRef | SnapshotRef) -> AbstractContextManager[BlockSource]:
-        """Open for reading (attaching it, where that is needed).
+        """Open for reading (and attach it, if that is needed).
 
-        :raises SourceMoved: somebody uses the volume now; a snapshot of a volume in use can be made.
+        :raises SourceMoved: another program uses the volume; a snapshot of a volume in use can be made.
         """
 
     @abc.abstractmethod
@@ -247,7 +247,7 @@ class VolumeProvider(abc.ABC):
         """Open for writing and fence out every earlier writer.
 
         :param attempt: grows with every attempt to write this volume, over all tasks (made of the task's id
-            and its attempt number); a writer with a lower one can write no more when this returns.
+            and its attempt number); a writer with a lower number can no longer write when this returns.
         :raises TargetError: an earlier writer may still be alive and cannot be fenced out (temporary:
             the task is tried again later).
         """

@@ -1,4 +1,4 @@
-"""Judges storage that shall become a volume, or be copied to one."""
+"""Checks storage that shall become a volume, or be copied to one."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def adopted(
     any_format: bool = False,
     in_use: bool = False,
 ) -> Storage:
-    """Return what was found; its location is the one to keep.
+    """Return the storage; its location is the one to record.
 
-    :param path: absolute; links are followed once, now.  Only the first name below /dev is kept as it is,
-        because the kernel's own name of a disk may be another disk's after a reboot.
-    :param own: files and directories of the service; what is in them, by whatever name, is refused.
+    :param path: absolute; links are followed once, now, but only to the first name below /dev, because the
+        kernel can give its own name of a disk to another disk after a reboot.
+    :param own: files and directories of the service; everything in them, under any name, is refused.
     :param to_copy, any_format, in_use: see :meth:`VolumeProvider.adopt`.
     :raises InvalidInput: it cannot be used; the message says why.
     """
@@ -87,18 +87,18 @@ def _location(path: str) -> str:
                 return name
             name = os.path.join(os.path.dirname(name), Path(name).readlink())
         except OSError:
-            # No link any more, or one to nothing.
+            # Not a link, or a link to nothing.
             break
     return os.path.realpath(path)
 
 
 def _is_own(location: str, status: os.stat_result, own: Sequence[str]) -> bool:
-    """Say whether a file is one of ours: it lies among them, or is another name of one that does."""
+    """Return whether a file is one of ours: it is among them, or is another name of one of them."""
     for place in own:
         real = os.path.realpath(place)
         if os.path.commonpath((location, real)) == real:
             return True
-    # Only then is there a reason to look through all of them.
+    # Only then it is necessary to look through all of them.
     if status.st_nlink == 1:
         return False
     return any(os.path.samestat(status, found) for place in own for found in _files(os.path.realpath(place)))

@@ -1,4 +1,4 @@
-"""Good manners towards the host's page cache."""
+"""Keeps the host's page cache free of a backup's pages."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from backupfw.volume.local import linux
 
 
 class CacheManners:
-    """Decides once, when a file is opened, whether what is read or written of it is dropped again.
+    """Decides once, when a file is opened, whether its pages are dropped after reads and writes.
 
-    A file of which more than half is in the cache already is kept there by somebody (a guest that
-    runs on it, or it was just written): dropping it would cost them more than keeping it costs.  Any
-    other file is dropped range by range.  The bound: of such a file also those pages go that somebody
-    else had in the cache.
+    If more than half of a file is in the cache already, another program uses it (a guest that runs on it, or
+    a program that has just written it): dropping it would cost more than keeping it.  Any other file is
+    dropped range by range.  The limit of this: pages of such a file that another program had in the cache are
+    dropped, too.
 
     :param fd: the open file.
-    :param length: bytes that count as the whole.
+    :param length: bytes of the whole file.
     """
 
     def __init__(self, fd: int, length: int) -> None:
@@ -27,7 +27,7 @@ class CacheManners:
         self.drops = cached is None or cached * 2 <= whole
 
     def release(self, fd: int, offset: int, length: int) -> None:
-        """Let the kernel drop the clean pages that lie wholly in the range."""
+        """Let the kernel drop the clean pages that are completely in the range."""
         # Length 0 would mean "to the end of the file".
         if self.drops and length > 0:
             os.posix_fadvise(fd, offset, length, os.POSIX_FADV_DONTNEED)

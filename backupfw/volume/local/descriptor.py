@@ -1,4 +1,4 @@
-"""A file descriptor that many threads use and one may close at any moment."""
+"""A file descriptor that many threads use, and that one of them can close at any moment."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from backupfw.errors import TaskLost
 class Descriptor:
     """Lends a descriptor out: ``with descriptor as fd: …``.  Thread-safe.
 
-    It is closed when the last user has left, so a number that the system has given to another file
-    meanwhile is never read or written.
+    It is closed when the last user has left, so no thread reads or writes another file that got the same
+    number from the system.
 
     :param fd: the open file; owned by this object from now on.
     :param before_close: called once, right before the descriptor is closed.
@@ -45,7 +45,7 @@ class Descriptor:
             self._end()
 
     def close(self) -> None:
-        """Let nobody in any more; closes at once or when the last user leaves.  Idempotent."""
+        """Refuse new users; close at once, or when the last user leaves.  Idempotent."""
         with self._changed:
             self._closing = True
             self._end()

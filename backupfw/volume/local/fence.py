@@ -1,13 +1,13 @@
-"""One writer per volume: an exclusive lock, and what is done about an earlier holder of it.
+"""One writer per volume: an exclusive lock, and how an earlier holder is removed.
 
-An image file is locked by ``flock`` on the descriptor that is written through: who does not hold the
-lock has no way to write.  A block device is opened with O_EXCL, which the kernel grants once at a time
-(and not while the device is mounted).  So a lock that is free shows that no earlier writer is left.
+An image file is locked by ``flock`` on the descriptor that the writer uses, so a writer without the lock
+cannot write.  A block device is opened with O_EXCL, which the kernel grants once at a time (and not while the
+device is mounted).  So if the lock is free, there is no earlier writer.
 
-A lock that is held is an earlier attempt that hangs.  In our own process its target is closed under it
-and its last system call is waited for.  In another process of this host it gets a while to stop by
-itself (its lease has run out), then it is killed, by the name it left in a record beside the lock.
-Whoever cannot be named or reached may still write: then there is no take-over.
+If the lock is held, an earlier attempt hangs.  If it is in our own process, its target is closed, after its
+last system call has ended.  If it is in another process of this host, it gets some seconds to stop by itself
+(its lease has ended), then it is killed; a record beside the lock identifies it.  If the holder cannot be
+identified or reached, it may still write, and the volume is not taken over.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from backupfw.volume.local.process import ProcessName, boot_id
 
 LOG = logging.getLogger(__name__)
 
-#: Opens the storage: for writing too, and a device for us alone, as the two arguments say.
+#: Opens the storage; the two arguments: also for writing, and a device exclusively.
 Opener = Callable[[bool, bool], Opened]
 
 # Seconds between two tries to get a lock that is held.
@@ -50,7 +50,7 @@ class _Open:
     attempt: int
 
 
-# What this process writes to, by storage.  One table for all providers of the process, as the locks are.
+# The targets of this process, by storage.  One table for all providers of the process, like the locks.
 _open: dict[str, _Open] = {}
 _open_lock = threading.Lock()
 
@@ -59,7 +59,7 @@ class Fence:
     """Opens volumes for one writer.  Thread-safe.
 
     :param directory: where records of holders are kept; made when it is needed.
-    :param wait: seconds an earlier writer gets to stop by itself, and again after it was killed.
+    :param wait: seconds that an earlier writer gets to stop by itself, and again after it was killed.
     :param kill: whether an earlier writer of another process may be killed.
     """
 
@@ -69,12 +69,12 @@ class Fence:
         self._kill = kill
 
     def open(self, opener: Opener, attempt: int) -> Descriptor:
-        """Open an image file or block device for reading and writing, for us alone.
+        """Open an image file or block device exclusively for reading and writing.
 
-        :param opener: opens it; raises Busy where it is asked for a device alone that is not free.
+        :param opener: opens it; raises Busy if it shall open a device exclusively that is not free.
         :param attempt: grows from writer to writer; only earlier writers are fenced out.
-        :raises TargetError: somebody else may write to it.
-        :raises Exception: what the opener raises: it cannot be opened at all.
+        :raises TargetError: another writer may write to it.
+        :raises Exception: from the opener: it cannot be opened at all.
         """
         give_up = time.monotonic() + self._wait
         killed = False
@@ -83,7 +83,7 @@ class Fence:
             self._revoke(key, attempt)
             fd = _lock(opener)
             if fd is not None:
-                # While we waited, the path may have been given to another file.
+                # During the wait, another file may have got the path.
                 if _key(os.fstat(fd)) == key and _look(opener) == key:
                     return self._register(fd, key, attempt)
                 os.close(fd)
@@ -117,7 +117,7 @@ class Fence:
         record = self._record(key)
 
         def forget() -> None:
-            # Before the lock goes: a record without a lock would name somebody who is not the holder.
+            # Before the lock is released: a record without a lock would name a wrong holder.
             with contextlib.suppress(OSError):
                 os.unlink(record)
             with _open_lock:
@@ -134,13 +134,13 @@ class Fence:
         return descriptor
 
     def _record(self, key: str) -> str:
-        # Hosts that share the directory have devices of equal numbers.
+        # Hosts that share the directory can have devices with equal numbers.
         return os.path.join(self._directory, f"{boot_id()}.{key}")
 
     def _write_record(self, record: str, holder: _Holder) -> None:
         os.makedirs(self._directory, mode=0o700, exist_ok=True)
         part = f"{record}.{secrets.token_hex(8)}.part"
-        # Renamed so that it is never read half; not synced, because it says nothing after a reboot.
+        # Renamed, so that nobody reads half of it; not synced, because it has no meaning after a reboot.
         with open(part, "w", encoding="ascii", opener=_private) as file:
             json.dump(asdict(holder), file)
         os.rename(part, record)
@@ -161,7 +161,7 @@ def _key(status: os.stat_result) -> str:
 
 
 def _look(opener: Opener) -> str:
-    """Return what stands for the storage that is there now."""
+    """Return the identity of the present storage."""
     opened = opener(False, False)
     try:
         return _key(os.fstat(opened.fd))
@@ -170,7 +170,7 @@ def _look(opener: Opener) -> str:
 
 
 def _lock(opener: Opener) -> int | None:
-    """Return an exclusive descriptor, or None while somebody else has one."""
+    """Return an exclusive descriptor, or None while another writer has one."""
     try:
         opened = opener(True, True)
     except Busy:

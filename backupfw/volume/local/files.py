@@ -1,4 +1,4 @@
-"""Image files of our own: their names, and how they appear whole or not at all."""
+"""Image files of the service: their names, and their atomic creation."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def _checked(resource_id: str) -> str:
 
 @contextlib.contextmanager
 def new_file(directory: str, name: str) -> Iterator[int]:
-    """Lend a new, empty file; when the block ends well it stands, durable, as ``directory/name``.
+    """Yield a new, empty file; when the block ends without an error, it is durable as ``directory/name``.
 
-    Each call writes to a file of its own, removes what killed calls left, and never replaces a finished
-    file.  So a call that was frozen and wakes up after another one did its work cannot harm that.  If
-    ``name`` is there by then, it stays and the new file is dropped.
+    Each call writes to a file of its own, removes the files of killed calls, and never replaces a finished
+    file.  So a frozen call that wakes up after another one has finished cannot damage its file.  If
+    ``name`` exists by then, it stays and the new file is deleted.
     """
     remove_parts(directory, name)
     part = os.path.join(directory, f"{name}.{secrets.token_hex(8)}{_PART}")
@@ -75,7 +75,7 @@ def remove(directory: str, name: str) -> None:
 
 
 def remove_parts(directory: str, name: str) -> None:
-    """Remove what killed calls of :func:`new_file` left under this name."""
+    """Remove the files that killed calls of :func:`new_file` left for this name."""
     with contextlib.suppress(FileNotFoundError):
         for entry in os.listdir(directory):
             if entry.startswith(f"{name}.") and entry.endswith(_PART):

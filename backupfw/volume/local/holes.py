@@ -8,10 +8,10 @@ from collections.abc import Iterator
 
 
 def next_extent(fd: int, start: int, end: int) -> tuple[int, int] | None:
-    """Return ``(offset, length)`` of the first data within ``start … end``, or None if all is hole.
+    """Return ``(offset, length)`` of the first data within ``start … end``, or None if there is none.
 
-    Costs two seeks whatever the size of the hole before it.  Block devices, and file systems that do not
-    tell, have the whole range as data.  The descriptor's position changes.
+    It costs two seeks, whatever the size of the hole before it.  For block devices, and file systems that do
+    not report holes, the whole range is data.  The descriptor's position changes.
     """
     while True:
         try:

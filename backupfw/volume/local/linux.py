@@ -17,7 +17,7 @@ _FALLOC_PUNCH_HOLE = 0x02
 # One number on all architectures, as for every system call added since 5.1.
 _SYS_CACHESTAT = 451
 
-#: What a file system answers that does not know a call at all, or not for this kind of file.
+#: The errors of a file system that does not support a call, or not for this kind of file.
 NOT_SUPPORTED = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY, errno.EINVAL, errno.ENODEV})
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -37,7 +37,7 @@ def _raise_errno() -> None:
 def clone_file(target: int, source: int) -> None:
     """Make ``target`` share all of ``source``'s blocks, atomically; its length becomes the source's.
 
-    :raises OSError: EXDEV (not one file system) or one of :data:`NOT_SUPPORTED`: it cannot be done here.
+    :raises OSError: EXDEV (not one file system) or one of :data:`NOT_SUPPORTED`: it is not supported here.
     """
     fcntl.ioctl(target, _FICLONE, source)
 
@@ -55,7 +55,7 @@ def punch_hole(fd: int, offset: int, length: int) -> None:
 
 
 def zero_device(fd: int, offset: int, length: int) -> None:
-    """Zero an aligned range of a block device by the fastest means it has, allocated ranges kept."""
+    """Zero an aligned range of a block device in its fastest way; allocated ranges stay allocated."""
     # A bytearray: the interpreter lock is given up while the device works.
     fcntl.ioctl(fd, _BLKZEROOUT, bytearray(struct.pack("=QQ", offset, length)))
 
@@ -67,13 +67,13 @@ def device_length(fd: int) -> int:
 
 
 def device_is_read_only(fd: int) -> bool:
-    """Say whether a block device refuses writes."""
+    """Return whether a block device is read-only."""
     (flag,) = struct.unpack("=i", fcntl.ioctl(fd, _BLKROGET, bytes(4)))
     return bool(flag)
 
 
 def birth_time(fd: int) -> int | None:
-    """Return when a file was made, ns since 1970; None where the file system does not keep that."""
+    """Return the birth time of a file, ns since 1970; None if the file system does not record it."""
     buffer = (ctypes.c_uint8 * 256)()
     if _statx is None or _statx(fd, b"", _AT_EMPTY_PATH, _STATX_BTIME, buffer) != 0:
         return None
@@ -83,7 +83,7 @@ def birth_time(fd: int) -> int | None:
 
 
 def file_system_magic(fd: int) -> int:
-    """Return the number that names the kind of file system a file lies on."""
+    """Return the number of the type of a file's file system."""
     buffer = ctypes.create_string_buffer(256)
     if _libc.fstatfs(fd, buffer) != 0:
         _raise_errno()
@@ -91,7 +91,7 @@ def file_system_magic(fd: int) -> int:
 
 
 def cached_bytes(fd: int) -> int | None:
-    """Return how much of a file is in the page cache, or None where the kernel cannot tell."""
+    """Return how much of a file is in the page cache, or None if the kernel does not report it."""
     everything = (ctypes.c_uint64 * 2)(0, 0)
     counters = (ctypes.c_uint64 * 5)()
     result = _libc.syscall(

@@ -15,12 +15,12 @@ from backupfw.volume.local.holes import data_extents
 
 #: Bytes read, compared and written at a time, and between two ticks.
 PIECE = 1 << 20
-# Granularity of zero detection: what is left as a hole in the copy.
+# Granularity of zero detection: a grain of zeros is a hole in the copy.
 _GRAIN = 64 << 10
 _ZERO_GRAIN = bytes(_GRAIN)
 # Direct reads begin and end on this; a multiple of every device's logical block size.
 _ALIGNMENT = 4096
-# Written data is made durable and dropped from the page cache in steps of so many bytes.
+# After so many bytes, written data is made durable and dropped from the page cache.
 _SETTLE = 64 << 20
 
 
@@ -36,7 +36,7 @@ class _Reader:
         """Return ``length`` bytes; valid until the next call."""
         done = 0
         while done < length:
-            # A whole number of blocks is asked for; at the end of a file less comes back.
+            # The request is a whole number of blocks; at the end of a file the answer is shorter.
             wanted = -(-(length - done) // _ALIGNMENT) * _ALIGNMENT
             try:
                 count = os.preadv(self._fd, [self._buffer[done : done + wanted]], offset + done)
@@ -50,7 +50,7 @@ class _Reader:
         return self._buffer[:length]
 
     def _give_up_direct(self) -> bool:
-        """Read through the page cache from now on; False if we do already."""
+        """Read through the page cache from now on; False if it does already."""
         flags = fcntl.fcntl(self._fd, fcntl.F_GETFL)
         fcntl.fcntl(self._fd, fcntl.F_SETFL, flags & ~os.O_DIRECT)
         return bool(flags & os.O_DIRECT)
@@ -59,14 +59,14 @@ class _Reader:
 def mirror(source: int, target: int, length: int, tick: Tick, fresh: bool) -> int:
     """Make the first ``length`` bytes of ``target`` equal to those of ``source``.
 
-    The server-side and in-kernel copies of the system are not used: they neither compare nor leave
-    zeros out.
+    The system's own server-side and in-kernel copies are not used, because they neither compare nor skip
+    zeros.
 
-    :param source: open for reading; with O_DIRECT if the page cache must not answer.
+    :param source: open for reading; with O_DIRECT if reads must bypass the page cache.
     :param target: a regular file open for reading and writing, ``length`` bytes long.
-    :param fresh: ``target`` is all hole yet.
-    :return: how many pieces differed; 0 says that ``target`` was equal already, each piece at the
-        moment it was read.
+    :param fresh: ``target`` has only a hole yet.
+    :return: how many pieces differed; 0 means that ``target`` was equal already, each piece at the
+        moment when it was read.
     :raises OSError: the source is too short, or reading or writing failed.
     """
     reader, comparer = _Reader(source), _Reader(target)
@@ -156,7 +156,7 @@ def _equal(one: memoryview, other: memoryview | bytes) -> bool:
 
 
 def _settle(source: int, target: int, start: int, end: int, manners: CacheManners) -> None:
-    # Bounds the dirty memory of the copy and keeps it out of the way of what the host has cached.
+    # Limits the copy's dirty memory and its part of the host's page cache.
     os.fdatasync(target)
     os.posix_fadvise(target, start, end - start, os.POSIX_FADV_DONTNEED)
     manners.release(source, start, end - start)

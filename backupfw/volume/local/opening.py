@@ -1,10 +1,10 @@
-"""The one way to an image file or block device: looked at before it is opened, and never through a link.
+"""The only way to open an image file or block device: it is checked first, and never opened through a link.
 
-Whoever can write to a directory on the way may have put anything at a volume's path: a link to a file of
-root's, a FIFO that would be waited for, another image.  So each part of the path is entered by itself,
-without following links; what is found is held by a descriptor that does nothing (``O_PATH``), its kind is
-looked at, and only an image file or block device is opened, through that descriptor: nothing can come
-between.  Names below /dev are links that root made; they may be followed.
+A user who can write to a directory of the path may have put anything there: a link to a file of root, a FIFO
+on which an open would wait, another image.  So each part of the path is opened by itself, without following
+links.  The result is a descriptor that does nothing (``O_PATH``); its kind is checked, and only an image file
+or block device is opened, through that descriptor, so nothing can change in between.  Names below /dev are
+links of root and may be followed.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ _FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
 
 class Unusable(Exception):
-    """What is at the path cannot be used, now or later; the text goes on a sentence: ``is gone``."""
+    """The object at the path cannot be used, now or later; the text continues a sentence: ``is gone``."""
 
 
 class Busy(Exception):
-    """The block device is mounted, or held by somebody else."""
+    """The block device is mounted, or held by another program."""
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """An open image file or block device; whoever has it closes ``fd``.
+    """An open image file or block device; the owner must close ``fd``.
 
     :ivar length: bytes.
     """
@@ -52,7 +52,7 @@ class Opened:
 
     @classmethod
     def of(cls, fd: int) -> Opened:
-        """Look at an image file or block device that is open."""
+        """Return the data of an open image file or block device."""
         status = os.fstat(fd)
         is_device = stat.S_ISBLK(status.st_mode)
         length = linux.device_length(fd) if is_device else status.st_size
@@ -63,10 +63,10 @@ def open_storage(path: str, *, write: bool = False, exclusive: bool = False) -> 
     """Open an image file or block device.
 
     :param path: absolute, without links, except a name below /dev.
-    :param exclusive: take a block device for ourselves alone; it says nothing for a file.
-    :raises Unusable: there is no such thing here, or it may not be used.
+    :param exclusive: open a block device exclusively; ignored for a file.
+    :raises Unusable: it does not exist, or may not be used.
     :raises Busy: the device is not free.
-    :raises OSError: something else failed; it may be better later.
+    :raises OSError: another failure; a later try may succeed.
     """
     try:
         held = hold(path)
@@ -81,9 +81,9 @@ def open_storage(path: str, *, write: bool = False, exclusive: bool = False) -> 
 
 
 def hold(path: str) -> int:
-    """Return an ``O_PATH`` descriptor of what is at a path: nothing is waited for, no device hears of it.
+    """Return an ``O_PATH`` descriptor of a path: it never waits, and does not open a device.
 
-    :raises OSError: nothing is there, or a directory on the way is a link or none.
+    :raises OSError: it does not exist, or a directory of the path is a link or no directory.
     """
     if is_device_name(path):
         return os.open(path, os.O_PATH | os.O_CLOEXEC)
@@ -100,7 +100,7 @@ def hold(path: str) -> int:
 
 
 def is_device_name(path: str) -> bool:
-    """Say whether only root can put this name: it lies in /dev itself, not in a file system mounted there."""
+    """Return whether only root can create this name: it is in /dev itself, not in a mount below it."""
     if not path.startswith("/dev/"):
         return False
     try:
@@ -110,7 +110,7 @@ def is_device_name(path: str) -> bool:
 
 
 def again(fd: int, flags: int) -> int:
-    """Open once more what a descriptor is of, with other flags."""
+    """Open the file of a descriptor again, with other flags."""
     return os.open(f"/proc/self/fd/{fd}", flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
 
 

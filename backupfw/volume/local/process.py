@@ -1,4 +1,4 @@
-"""Names a process so that no other one, earlier or later, on this host or another, is meant."""
+"""Names a process uniquely: no other process, earlier or later, on any host, has the same name."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from backupfw.errors import TargetError
 class ProcessName:
     """A process of some host.
 
-    :ivar boot_id: the kernel's random id of this boot: names the host too.
-    :ivar pid_namespace: where ``pid`` counts; containers have their own.
+    :ivar boot_id: the kernel's random id of this boot, so it identifies the host, too.
+    :ivar pid_namespace: the namespace of ``pid``; containers have their own.
     :ivar pid: the process id.
-    :ivar start_time: clock ticks from boot to its start: tells it from a later one with its id.
+    :ivar start_time: clock ticks from boot to its start: distinguishes it from a later process with its id.
     """
 
     boot_id: str
@@ -33,14 +33,14 @@ class ProcessName:
     def kill(self) -> bool:
         """End the process at once (SIGKILL works on a stopped one too).
 
-        :return: whether it was told to end or had ended already; False for this process itself and for
-            one that cannot be seen from here.
-        :raises TargetError: we may not end it.
+        :return: whether it was killed or had ended already; False for this process itself and for
+            one that is not visible from here.
+        :raises TargetError: this process has no right to kill it.
         """
         if (self.boot_id, self.pid_namespace) != (boot_id(), _pid_namespace()) or self.pid == os.getpid():
             return False
         try:
-            # The descriptor keeps naming this process even when its id is given to another one.
+            # The descriptor still refers to this process when another one gets its id.
             handle = os.pidfd_open(self.pid)
         except ProcessLookupError:
             return True
@@ -57,7 +57,7 @@ class ProcessName:
 
 
 def boot_id() -> str:
-    """Return the random id the kernel drew when this host booted."""
+    """Return the random id that the kernel chose when this host booted."""
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
         return file.read().strip()
 

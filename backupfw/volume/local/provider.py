@@ -36,7 +36,7 @@ from backupfw.volume.local.target import LocalTarget
 if TYPE_CHECKING:
     from oslo_config import cfg
 
-#: What FICLONE answers where blocks cannot be shared.
+#: The errors of FICLONE if blocks cannot be shared.
 _NO_CLONE = linux.NOT_SUPPORTED | {errno.EXDEV}
 
 
@@ -59,7 +59,7 @@ class LocalProvider(VolumeProvider):
         self._fence = Fence(
             os.path.join(self._volumes_dir, ".fence"), float(options.fence_wait), bool(options.fence_kill)
         )
-        # A device does not say whether it was written while we did not look: each run distrusts it anew.
+        # A device does not show whether it was written meanwhile, so each run uses a new random number.
         self._run = secrets.token_hex(8)
 
     @classmethod
@@ -67,7 +67,7 @@ class LocalProvider(VolumeProvider):
         """Return the provider's options."""
         return local_options()
 
-    # -- making, growing and deleting
+    # -- making, extending and deleting
 
     def create(self, volume: VolumeRef, source: SnapshotRef | VolumeRef | None, tick: Tick = no_tick) -> str:
         """Make the image file: sparse, or sharing the source's blocks, or as a sparse copy."""
@@ -75,7 +75,7 @@ class LocalProvider(VolumeProvider):
         if os.path.lexists(os.path.join(self._volumes_dir, name)):
             return name
         with contextlib.ExitStack() as stack:
-            # Opened first: a source that cannot be used makes no file.
+            # Opened first, so that an unusable source leaves no file.
             opened = None if source is None else stack.enter_context(self._opened(source, exclusive=True))
             if opened is not None and opened.length > volume.length:
                 raise InvalidVolume("The volume is smaller than what it shall be made from.")
@@ -122,8 +122,8 @@ class LocalProvider(VolumeProvider):
     def extend(self, volume: VolumeRef, length: int) -> None:
         """Lengthen the image file.
 
-        A block device cannot be grown from here: it must be long enough already.  What an adopted image
-        or device holds past the volume's old length stays as it is.
+        A block device cannot be extended here: it must be long enough already.  The bytes of an adopted image
+        or device behind the volume's old length stay as they are.
 
         :raises OperationNotSupported: the block device is shorter.
         """
@@ -140,9 +140,9 @@ class LocalProvider(VolumeProvider):
     # -- snapshots
 
     def create_snapshot(self, snapshot: SnapshotRef, in_use: bool, tick: Tick = no_tick) -> str:
-        """Share the image's blocks where the file system can; else make a copy, proven still if in use.
+        """Share the image's blocks if the file system can; else make a copy, proven consistent if in use.
 
-        The file lies in the first of ``volumes_dir`` and ``snapshot_dirs`` that can share blocks with
+        The file is in the first of ``volumes_dir`` and ``snapshot_dirs`` that can share blocks with
         the image, else in ``volumes_dir``.
         """
         name = files.snapshot_name(snapshot.id)
@@ -169,7 +169,7 @@ class LocalProvider(VolumeProvider):
     # -- opening
 
     def open_source(self, ref: VolumeRef | SnapshotRef) -> AbstractContextManager[BlockSource]:
-        """Open for reading; a block device for ourselves alone, so that nobody can mount it meanwhile."""
+        """Open for reading; a block device exclusively, so that it cannot be mounted meanwhile."""
         try:
             opened = self._open(ref, exclusive=True)
         except Busy as error:
@@ -199,7 +199,7 @@ class LocalProvider(VolumeProvider):
 
     def open_target(self, volume: VolumeRef, attempt: int) -> AbstractContextManager[BlockTarget]:
         """Open for writing; an image file of ours that is too short gets its full length."""
-        # What is written over as a whole may be damaged: that is what restores are for.
+        # A damaged target is allowed, because a restore overwrites all of it.
         least = 0 if not volume.adopted else volume.length
         fenced = self._fence.open(
             lambda write, exclusive: self._open(
@@ -235,11 +235,11 @@ class LocalProvider(VolumeProvider):
         least: int | None = None,
         certain: bool = False,
     ) -> Opened:
-        """Open what a reference is of, if it is what the reference says.
+        """Open the storage of a reference, if it agrees with the reference.
 
-        :param least: bytes it must have; all that the catalogue says unless given.
-        :param certain: it will be written over: not being known as another one is not enough.
-        :raises StorageChanged: it is not.
+        :param least: the least length in bytes; the catalogue's unless given.
+        :param certain: it will be overwritten, so its identity must be certain.
+        :raises StorageChanged: it does not agree.
         :raises Busy: see :func:`open_storage`.
         """
         volume = ref if isinstance(ref, VolumeRef) else None
@@ -275,7 +275,7 @@ class LocalProvider(VolumeProvider):
             os.close(opened.fd)
 
     def _path(self, ref: VolumeRef | SnapshotRef) -> str:
-        """Return where a reference's storage is: ours by its name alone, wherever its directory is today."""
+        """Return the path of a reference's storage; ours is found by its name in the present directory."""
         if isinstance(ref, VolumeRef):
             if ref.adopted:
                 return ref.location or ""
@@ -286,13 +286,13 @@ class LocalProvider(VolumeProvider):
             path = os.path.join(directory, name)
             if os.path.lexists(path):
                 return path
-        # A place that was configured once.
+        # A directory of an earlier configuration.
         if ref.location is not None and os.path.isabs(ref.location):
             return os.path.realpath(os.path.dirname(ref.location)) + "/" + os.path.basename(ref.location)
         return os.path.join(self._volumes_dir, name)
 
     def _location(self, directory: str, name: str) -> str:
-        """Return what the catalogue keeps of a file of ours: no path of what may be moved as a whole."""
+        """Return the location of a file of ours for the catalogue: no path, as the directory can move."""
         return name if directory == self._volumes_dir else os.path.join(directory, name)
 
     def _copy_still(self, fd: int, opened: Opened, snapshot: SnapshotRef, in_use: bool, tick: Tick) -> None:
@@ -303,7 +303,7 @@ class LocalProvider(VolumeProvider):
         still_copy(opened.fd, fd, snapshot.length, self._tries, self._settle, tick)
 
     def _copied_alone(self, fd: int, opened: Opened, snapshot: SnapshotRef, tick: Tick) -> bool:
-        """Copy what nobody should be writing; False: somebody does."""
+        """Copy a source that should have no writer; False: it has one."""
         if not opened.is_device:
             before = Stamp.of(opened.fd)
             _copy(fd, opened.fd, snapshot.length, tick)
@@ -323,9 +323,9 @@ class LocalProvider(VolumeProvider):
         for directory in places:
             files.remove(directory, name)
         if is_here:
-            # Our directories may be a copy of others; what the catalogue was told then is the original's.
+            # Our directories may be a copy of others; then the catalogue has the original's path.
             return
-        # A place that was configured once; only a file of exactly our name is ever removed.
+        # A directory of an earlier configuration; only a file with exactly our name is removed.
         if location is not None and os.path.isabs(location) and os.path.basename(location) == name:
             files.remove(os.path.dirname(location), name)
 
@@ -335,7 +335,7 @@ class LocalProvider(VolumeProvider):
             number = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
             return f"device/{ref.id}/{length}/{number}/{self._run}"
         kind = "volume" if isinstance(ref, VolumeRef) else "snapshot"
-        # No device number: it may change with a reboot, and tells nothing beside the rest.
+        # No device number: it can change at a reboot, and adds nothing to the rest.
         times = f"{status.st_mtime_ns}/{status.st_ctime_ns}"
         return f"{kind}/{ref.id}/{length}/{status.st_ino}/{times}"
 
@@ -345,7 +345,7 @@ class _CannotClone(Exception):
 
 
 def _problem(opened: Opened, ref: VolumeRef | SnapshotRef, least: int, certain: bool) -> str | None:
-    """Say what keeps a storage from being what a reference says; None: it is."""
+    """Return how a storage differs from its reference; None: it agrees."""
     if isinstance(ref, VolumeRef) and ref.adopted:
         recorded = StorageId.parse(ref.storage_id or "")
         if recorded is not None and recorded.is_another(opened.storage_id):
@@ -366,14 +366,14 @@ def _in_use(ref: VolumeRef | SnapshotRef) -> SourceMoved:
 
 
 def _recorded(volume: VolumeRef, opened: Opened) -> str | None:
-    """Return what the catalogue keeps to know an adopted volume's storage again; ours goes by its name."""
+    """Return the storage id of an adopted volume for the catalogue; ours is identified by its name."""
     return str(opened.storage_id) if volume.adopted else None
 
 
 def _fill(fd: int, source: Opened, tick: Tick) -> None:
-    """Make an empty file equal to an image or device, which is not written now.
+    """Make an empty file equal to an image or device that should have no writer now.
 
-    :raises SourceMoved: it was written all the same.
+    :raises SourceMoved: it was written during the copy.
     """
     try:
         _clone(fd, source, source.length)
@@ -394,7 +394,7 @@ def _clone(fd: int, source: Opened, length: int) -> None:
         if error.errno in _NO_CLONE:
             raise _CannotClone from error
         raise
-    # Cuts what lies past the volume's length.
+    # Cuts the bytes behind the volume's length.
     os.ftruncate(fd, length)
 
 

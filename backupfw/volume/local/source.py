@@ -19,7 +19,7 @@ class LocalSource(BlockSource):
     :param fd: open for reading; owned by this object.
     :param length: bytes; the file has at least as many.
     :param identity: see :class:`BlockSource`, as ``storage_id``.
-    :param stamp: what the file must keep while it is read; None: nobody can write it, or nothing would tell.
+    :param stamp: must stay the same while the file is read; None: it has no writer, or no useful stamp.
     """
 
     def __init__(
@@ -39,10 +39,10 @@ class LocalSource(BlockSource):
         self._descriptor = Descriptor(fd)
 
     def data_extents(self, start: int, end: int) -> Iterator[tuple[int, int]]:
-        """Yield what may be non-zero; a block device's whole range."""
+        """Yield ranges that may be non-zero; for a block device the whole range."""
         end = min(end, self.length)
         while start < end:
-            # Not held over the yield: the caller may take its time.
+            # Not held during the yield, because the caller may take long.
             with self._descriptor as fd:
                 extent = next_extent(fd, start, end)
             if extent is None:
@@ -64,7 +64,7 @@ class LocalSource(BlockSource):
                 view = view[count:]
 
     def check_still(self) -> None:
-        """Compare the file's times, length and inode with those of when it was opened."""
+        """Compare the file's times, length and inode with those at its opening."""
         if self._stamp is None:
             return
         with self._descriptor as fd:
@@ -72,7 +72,7 @@ class LocalSource(BlockSource):
                 raise SourceMoved("The volume was written while it was read.")
 
     def release_cache(self, offset: int, length: int) -> None:
-        """Drop the range from the page cache, unless most of the file was in it before we came."""
+        """Drop the range from the page cache, unless most of the file was in it at its opening."""
         with self._descriptor as fd:
             self._manners.release(fd, offset, length)
 

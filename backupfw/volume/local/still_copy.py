@@ -1,17 +1,17 @@
-"""Copies of a file or device that somebody may be writing: proven still, or refused.
+"""Copies of a file or device that may have a writer: proven consistent, or refused.
 
-Two proofs, either is enough:
+Either of two proofs is enough:
 
-*Times.*  On ext4, xfs and btrfs every write is stamped on the file before its first byte lands.  A stamp
-is coarse (a clock tick, a second on old inodes), so the file must keep its times for ``settle`` seconds
-first; from then on a write changes them visibly.  Stores to mapped memory are stamped when a clean page
-is first touched, so all pages are written back, and thereby made clean, after that wait.  If the times
-are still the same after the copy, nothing was written between.  The bound: a single system call or
-direct transfer that takes longer than ``settle`` seconds to land.
+*Times.*  On ext4, xfs and btrfs every write changes the file's times before its first byte is written.  Times
+are coarse (a clock tick, a second on old inodes), so first the file's times must not change for ``settle``
+seconds; from then on a write changes them visibly.  A write to mapped memory changes the times when it first
+touches a clean page, so after that wait all pages are written back, which makes them clean.  If the times are
+still the same after the copy, nothing was written in between.  The limit of this proof: a single system call
+or direct transfer that takes longer than ``settle`` seconds.
 
-*A second read.*  Everything that the first read saw is seen again: then it was all there at the moment
-between the two.  Devices and other file systems (network ones, whose times are cached, memory ones,
-which do not stamp mapped stores) are read directly, past the page cache, where they allow it.
+*A second read.*  If a second read returns the same bytes as the first one, all of them existed at the moment
+between the two.  Devices and other file systems (network ones cache times, memory ones do not change times
+for writes to mapped memory) are read directly, past the page cache, if they allow it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _NAP = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """What changes with every write to a file."""
+    """Values that every write to a file changes."""
 
     inode: int
     length: int
@@ -58,14 +58,14 @@ def still_copy(opened: int, target: int, length: int, tries: int, settle: float,
 
     :param opened: open for reading.
     :param target: an empty file open for reading and writing, ``length`` bytes long.
-    :param tries: how often a copy that moved is brought up to date before giving up.
-    :param settle: seconds the file's times must rest before they prove anything.
-    :raises SourceMoved: it moved on every try.
+    :param tries: how often a copy of a changing source is updated before giving up.
+    :param settle: seconds for which the file's times must not change before they prove anything.
+    :raises SourceMoved: it changed during every try.
     """
     source = _open(opened)
     try:
         by_times = times_prove(source)
-        # A second read needs a first one, which is no try of its own.
+        # A second read needs a first one, which does not count as a try.
         for number in range(tries + 1):
             stamp = _rested(source, settle, tick) if by_times else None
             changed = mirror(source, target, length, tick, fresh=number == 0)
@@ -79,12 +79,12 @@ def still_copy(opened: int, target: int, length: int, tries: int, settle: float,
 
 
 def times_prove(fd: int) -> bool:
-    """Say whether the file's times show every write to it."""
+    """Return whether the file's times show every write to it."""
     return stat.S_ISREG(os.fstat(fd).st_mode) and linux.file_system_magic(fd) in _TIMES_PROVE
 
 
 def _open(opened: int) -> int:
-    """Open it for the copy alone, past the page cache where times prove nothing and it can be."""
+    """Open it for the copy, past the page cache if times prove nothing and that is possible."""
     if times_prove(opened):
         return os.dup(opened)
     try:
@@ -96,7 +96,7 @@ def _open(opened: int) -> int:
 
 
 def _rested(fd: int, settle: float, tick: Tick) -> Stamp | None:
-    """Return the file's stamp if it kept it for ``settle`` seconds and all its pages are clean now."""
+    """Return the file's stamp if it did not change for ``settle`` seconds and all its pages are clean now."""
     stamp = Stamp.of(fd)
     rested = time.monotonic() + settle
     while (left := rested - time.monotonic()) > 0:

@@ -1,4 +1,4 @@
-"""What tells an image file or block device from any other that may come to the same path."""
+"""Storage ids: distinguish an image file or block device from any other at the same path."""
 
 from __future__ import annotations
 
