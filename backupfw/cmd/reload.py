@@ -11,7 +11,7 @@ from oslo_log import log
 
 from backupfw.cmd.configure import load
 from backupfw.conf import logging
-from backupfw.conf.reread import reread
+from backupfw.conf.load import reread
 from backupfw.errors import ConfigError
 
 if TYPE_CHECKING:

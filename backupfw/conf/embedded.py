@@ -14,7 +14,7 @@ from typing import Any
 
 from oslo_config import cfg
 
-from backupfw.conf import quota
+from backupfw.conf import volumes
 from backupfw.errors import ConfigError
 
 #: Read from a state directory when no other file is given.
@@ -111,7 +111,7 @@ def apply(conf: cfg.ConfigOpts, state_dir: str) -> None:
     # It may come at any time; until then those beside the configuration files count.
     conf.set_default("policy_file", str(Path(state_dir) / POLICY_FILE), "oslo_policy")
     # Whoever owns the disk decides what it holds; a limit that is set, here or through the API, holds.
-    for option in quota.OPTS:
-        conf.set_default(option.name, -1, quota.GROUP)
+    for option in volumes.QUOTA:
+        conf.set_default(option.name, -1, "quota")
     # One host only; it may change its name.
     conf.set_default("shared", True, "volumes")

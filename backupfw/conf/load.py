@@ -1,4 +1,4 @@
-"""Put a configuration together: files, profile, plug-ins' options, checks."""
+"""Put a configuration together: files, profile, plug-ins' options, checks; and read its files again."""
 
 from __future__ import annotations
 
@@ -13,18 +13,14 @@ from backupfw import naming
 from backupfw.conf import (
     api,
     backup,
-    database,
     default,
     embedded,
     identity,
+    libraries,
     logging,
     messaging,
     metrics,
-    middleware,
-    notifications,
     placement,
-    policy,
-    quota,
     stores,
     validate,
     volumes,
@@ -34,20 +30,7 @@ from backupfw.errors import ConfigError
 #: Read when neither a file nor a state directory is given, if it exists.
 SYSTEM_CONFIG = "/etc/backupfw/backupfw.conf"
 
-GROUPS = (
-    default,
-    logging,
-    messaging,
-    api,
-    middleware,
-    backup,
-    database,
-    quota,
-    policy,
-    metrics,
-    notifications,
-    volumes,
-)
+GROUPS = (default, logging, messaging, api, libraries, backup, metrics, volumes)
 
 
 @dataclass(frozen=True)
@@ -152,7 +135,7 @@ def load(
     stores.check(conf, drivers)
     placement.check(conf, drivers)
     unused = validate.check_names(files, sections)
-    if conf.transport_url or conf[notifications.GROUP].driver:
+    if conf.transport_url or conf[messaging.GROUP].driver:
         unused = [section for section in unused if not section.startswith(messaging.LIBRARY_SECTIONS)]
     return Loaded(conf, files, profile, tuple(unused))
 
@@ -186,3 +169,22 @@ def _register_plug_ins(
             embedded.STORES.get(store, {}) if profile else {},
         )
     return listed
+
+
+def reread(conf: cfg.ConfigOpts, load: Callable[[], object]) -> tuple[str, ...]:
+    """Read the files that ``conf`` was loaded from again and change its mutable options.
+
+    Whoever depends on them has registered a hook with ``conf.register_mutate_hook``.  Of options that are
+    not mutable a change is logged and otherwise ignored.
+
+    :param conf: the running configuration.
+    :param load: loads it anew, as the process did at its start; raises ConfigError.
+    :returns: what has changed, as ``section.option``, sorted.
+    :raises ConfigError: the files are wrong; then nothing has changed.
+    """
+    load()
+    try:
+        changed = conf.mutate_config_files()
+    except cfg.Error as error:
+        raise ConfigError(f"configuration: {' '.join(str(error).split())}") from error
+    return tuple(sorted(f"{section or 'DEFAULT'}.{option}" for section, option in changed))

@@ -6,21 +6,10 @@ from collections.abc import Sequence
 
 from oslo_config import cfg
 
-from backupfw.conf import (
-    api,
-    backup,
-    database,
-    default,
-    messaging,
-    metrics,
-    notifications,
-    placement,
-    quota,
-    volumes,
-)
+from backupfw.conf import api, backup, default, libraries, messaging, metrics, placement, volumes
 
 
 def list_opts() -> list[tuple[str, Sequence[cfg.Opt]]]:
     """Return every group of core; oslo.log lists its own, ``backupfw.cmd.options`` the plug-ins'."""
-    groups = (default, messaging, api, backup, database, quota, metrics, notifications, volumes, placement)
-    return [pair for group in groups for pair in group.list_opts()]
+    groups = (default, messaging, api, backup, metrics, volumes, placement)
+    return [libraries.of_database(), *(pair for group in groups for pair in group.list_opts())]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from oslo_log import log
 
-from backupfw.conf.notifications import GROUP
+from backupfw.conf.messaging import GROUP
 from backupfw.dispatch.transport import library_conf
 from backupfw.errors import ConfigError
 from backupfw.outages import Outages

@@ -23,10 +23,9 @@ from backupfw.api.app import Managers, make_app
 from backupfw.conf import api as api_conf
 from backupfw.conf import backup as backup_conf
 from backupfw.conf import default as default_conf
-from backupfw.conf import middleware as middleware_conf
-from backupfw.conf import policy as policy_conf
-from backupfw.conf import quota as quota_conf
+from backupfw.conf import libraries as library_conf
 from backupfw.conf import stores as store_conf
+from backupfw.conf import volumes as volume_conf
 from backupfw.db import models
 from backupfw.db.models import Base
 from backupfw.db.session import Database, now
@@ -70,7 +69,7 @@ def _empty_database(folder: Path) -> Path:
 def configuration(**api: Any) -> cfg.ConfigOpts:
     """Return a configuration with the defaults, and these values in ``[api]``."""
     conf = cfg.ConfigOpts()
-    for group in (default_conf, api_conf, backup_conf, quota_conf, policy_conf, middleware_conf):
+    for group in (default_conf, api_conf, backup_conf, volume_conf, library_conf):
         group.register_opts(conf)
     conf.register_opts((store_conf.CONTAINER, store_conf.MAX_RUNNING), store_conf.group_of("main"))
     conf(args=[], default_config_files=[], default_config_dirs=[])

@@ -12,7 +12,7 @@ import oslo_messaging
 import pytest
 from oslo_config import cfg
 
-from backupfw.conf import default, messaging, notifications
+from backupfw.conf import default, messaging
 from backupfw.dispatch import notifications as sender
 from backupfw.dispatch.notifications import Notifications
 from backupfw.dispatch.transport import library_conf
@@ -26,7 +26,7 @@ def make_conf(folder: Path, lines: str) -> cfg.ConfigOpts:
     file = folder / "backupfw.conf"
     file.write_text(lines)
     conf = cfg.ConfigOpts()
-    for group in (default, messaging, notifications):
+    for group in (default, messaging):
         group.register_opts(conf)
     conf(args=[], project="backupfw", default_config_files=[str(file)], default_config_dirs=[])
     return conf

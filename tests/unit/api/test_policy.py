@@ -19,8 +19,7 @@ from backupfw.api.controllers.root import ROUTES
 from backupfw.api.enforcer import FilePolicy
 from backupfw.api.policies import Level
 from backupfw.cmd.configure import plug_ins
-from backupfw.conf import load
-from backupfw.conf import policy as policy_conf
+from backupfw.conf import libraries, load
 from backupfw.context import RequestContext
 from backupfw.errors import ConfigError
 from tests.architecture.checkout import ROOT
@@ -135,7 +134,7 @@ def policy_of(folder: Path, text: str | None = None, option: str | None = None) 
     if text is not None:
         (folder / "policy.yaml").write_text(text)
     conf = cfg.ConfigOpts()
-    policy_conf.register_opts(conf)
+    libraries.register_opts(conf)
     if option is not None:
         (folder / "backupfw.conf").write_text(f"[oslo_policy]\n{option}\n")
     conf(args=[], default_config_files=[str(folder / "backupfw.conf")], default_config_dirs=[])

@@ -9,7 +9,7 @@ import pytest
 from oslo_config import cfg
 
 from backupfw.conf import load
-from backupfw.conf.reread import reread
+from backupfw.conf.load import reread
 from backupfw.errors import ConfigError
 from tests.unit.conf.plugins import DRIVERS, find_driver, volume_options
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from oslo_config import cfg
 
-from backupfw.conf import backup, default, quota
+from backupfw.conf import backup, default, volumes
 from backupfw.context import RequestContext
 from backupfw.db import models
 from backupfw.db.session import Database, now
@@ -32,7 +32,7 @@ ADMIN = RequestContext(project_id="ops", user_id="root", roles=frozenset({"admin
 def make_conf(**overrides: Any) -> cfg.ConfigOpts:
     """A configuration with defaults, and overrides of ``[quota]`` options by name."""
     conf = cfg.ConfigOpts()
-    for module in (default, backup, quota):
+    for module in (default, backup, volumes):
         module.register_opts(conf)
     conf([], default_config_files=[], default_config_dirs=[])
     for name, value in overrides.items():

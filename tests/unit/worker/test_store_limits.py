@@ -15,7 +15,7 @@ from backupfw.chunkstore.layers.stack import layers_of
 from backupfw.chunkstore.loader import open_store
 from backupfw.cmd.configure import plug_ins
 from backupfw.conf import load
-from backupfw.conf.reread import reread
+from backupfw.conf.load import reread
 from backupfw.worker import stores as module
 from backupfw.worker.stores import Stores
 

@@ -1,11 +1,13 @@
-"""``[cors]`` and ``[healthcheck]``: what stands before the API; oslo.middleware's own options."""
+"""Sections of libraries: the database, the policy's file, and what stands before the API."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from oslo_config import cfg
-from oslo_middleware import opts
+from oslo_db import options as oslo_db
+from oslo_middleware import opts as oslo_middleware
+from oslo_policy import opts as oslo_policy
 
 #: What scripts in browsers may send and read besides what every script may.
 ALLOW_HEADERS = ("X-Auth-Token", "X-OpenStack-Request-ID", "OpenStack-API-Version")
@@ -22,6 +24,16 @@ def register_opts(conf: cfg.ConfigOpts) -> None:
     conf.set_default("allow_methods", list(ALLOW_METHODS), "cors")
 
 
+def of_database() -> tuple[str, Sequence[cfg.Opt]]:
+    """Return ``[database]`` and its options; oslo.db does not list them by the section's name."""
+    return "database", oslo_db.database_opts
+
+
 def list_opts() -> list[tuple[str, Sequence[cfg.Opt]]]:
-    """Return ``(section, options)`` pairs for validation; the library lists them for the sample file."""
-    return [*opts.list_opts_cors(), *opts.list_opts_healthcheck()]
+    """Return ``(section, options)`` pairs for validation; the libraries list most for the sample file."""
+    return [
+        of_database(),
+        *oslo_policy.list_opts(),
+        *oslo_middleware.list_opts_cors(),
+        *oslo_middleware.list_opts_healthcheck(),
+    ]
