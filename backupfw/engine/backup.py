@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -89,14 +89,13 @@ def run(
     base = _open_base(job, container, control)
     halt = Halt(control)
     meter = Meter(control, _total(source, job.geometry, control))
-    unnamed = _Unnamed(container)
+    unnamed = _UnnamedKeys(container)
     recorder = _Recorder(journal, unnamed)
     streams = Streams(
-        lambda: _Stream(SegmentWriter(job, base.geometry, source, unnamed, halt.check, meter.add), recorder),
+        lambda: SegmentWriter(job, base.geometry, source, unnamed, recorder.record, halt.check, meter.add),
         job.streams,
         halt,
     )
-    batch = _Batch(recorder)
     tally = _Tally()
     changed = read = raw = repacked = 0
     tasks = _tasks(source, job.geometry, base, journal)
@@ -108,7 +107,7 @@ def run(
                 raw += done.raw_bytes
                 repacked += done.repacked_bytes
                 tally.add(done.index, done.entry)
-                batch.add(done)
+                recorder.gather(done)
                 source.check_still()
         # Everything that the manifest will say was read before this.
         source.check_still()
@@ -119,9 +118,9 @@ def run(
     except Exception:
         # Best effort: what is finished need not be done again.  The first error is what counts.
         with contextlib.suppress(Exception):
-            batch.flush()
+            recorder.flush()
         raise
-    batch.flush()
+    recorder.flush()
     control.check()
     shared = job.base if base.problem is None else None
     objects, stored, totals = _commit(job, shared, container, journal, tally, control)
@@ -168,7 +167,7 @@ class _Tally:
     __hash__ = None  # type: ignore[assignment]
 
 
-class _Unnamed(Container):
+class _UnnamedKeys(Container):
     """The container, and the keys put that no finished segment handed to the journal names.
 
     Nobody but this attempt can ever name them: the next one knows of what was recorded.
@@ -212,14 +211,22 @@ class _Unnamed(Container):
 
 
 class _Recorder:
-    """Writes finished segments to the journal.  Thread-safe, as the journal is."""
+    """Records finished segments in the journal, so that the next attempt need not do them again.
 
-    def __init__(self, journal: Journal, unnamed: _Unnamed) -> None:
+    Streams call :meth:`record` for each segment that they put something for.  The calling thread gathers the
+    others, which cost the next attempt only a read, and records them in batches.
+
+    :param unnamed: the container; what is recorded names its keys.
+    """
+
+    def __init__(self, journal: Journal, unnamed: _UnnamedKeys) -> None:
         self._journal = journal
         self._unnamed = unnamed
+        self._gathered: list[SegmentDone] = []
+        self._since = time.monotonic()
 
-    def record(self, segments: Sequence[SegmentDone]) -> None:
-        """Record segments; from then on the next attempt may name their objects."""
+    def record(self, *segments: SegmentDone) -> None:
+        """Record segments; from then on the next attempt may name their objects.  Thread-safe."""
         # Before: that a record failed does not prove that it was not made.
         handed = self._unnamed.hand_over(
             key for done in segments if done.entry is not None for key in done.entry.object_keys()
@@ -232,48 +239,19 @@ class _Recorder:
             self._unnamed.take_back(handed)
             raise
 
-
-class _Stream:
-    """A stream's writer; what it sent is recorded before it begins another segment."""
-
-    def __init__(self, writer: SegmentWriter, recorder: _Recorder) -> None:
-        self._writer = writer
-        self._recorder = recorder
-
-    def work(self, task: SegmentTask) -> SegmentDone:
-        """See :meth:`SegmentWriter.work`."""
-        done = self._writer.work(task)
-        if done.changed:
-            self._recorder.record([done])
-            done.recorded = True
-        return done
-
-    def close(self) -> None:
-        """See :meth:`SegmentWriter.close`."""
-        self._writer.close()
-
-
-class _Batch:
-    """Collects finished segments that are not recorded yet."""
-
-    def __init__(self, recorder: _Recorder) -> None:
-        self._recorder = recorder
-        self._segments: list[SegmentDone] = []
-        self._since = time.monotonic()
-
-    def add(self, done: SegmentDone) -> None:
-        """Take note of a segment; write what has gathered when it is time."""
+    def gather(self, done: SegmentDone) -> None:
+        """Take note of a segment; record all that has gathered when it is time."""
         if done.recorded:
             return
-        self._segments.append(done)
-        if len(self._segments) >= JOURNAL_SEGMENTS or time.monotonic() - self._since >= JOURNAL_SECONDS:
+        self._gathered.append(done)
+        if len(self._gathered) >= JOURNAL_SEGMENTS or time.monotonic() - self._since >= JOURNAL_SECONDS:
             self.flush()
 
     def flush(self) -> None:
-        """Write everything that has gathered."""
-        if self._segments:
-            self._recorder.record(self._segments)
-            self._segments = []
+        """Record all that has gathered."""
+        if self._gathered:
+            self.record(*self._gathered)
+            self._gathered = []
         self._since = time.monotonic()
 
 

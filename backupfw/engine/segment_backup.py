@@ -72,12 +72,13 @@ class SegmentDone:
 
 
 class SegmentWriter:
-    """One stream of a backup: its buffers, and the work on a segment.  Not thread-safe.
+    """One stream of a backup: its buffers, and the segment that it works on.  Not thread-safe.
 
     :param job: what is backed up.
     :param base_geometry: geometry of the base, None without one.
     :param source: where blocks come from.
     :param container: where they go to.
+    :param record: records a segment that something was put for, before the stream begins another one.
     :param check: raises when the work must end.
     :param advance: hears of bytes visited.
     """
@@ -88,6 +89,7 @@ class SegmentWriter:
         base_geometry: Geometry | None,
         source: BlockSource,
         container: Container,
+        record: Callable[[SegmentDone], None],
         check: Callable[[], None],
         advance: Callable[[int], None],
     ) -> None:
@@ -98,6 +100,7 @@ class SegmentWriter:
         self._base_geometry = base_geometry
         self._source = source
         self._container = container
+        self._record = record
         self._check = check
         self._advance = advance
         self._read_bytes = max(READ_BYTES, block)
@@ -114,23 +117,30 @@ class SegmentWriter:
         self._pack.close()
 
     def work(self, task: SegmentTask) -> SegmentDone:
-        """Do one segment; returns when its packs and its map are in the store."""
+        """Do one segment; returns when its packs and its map are in the store, and it is recorded.
+
+        :raises SourceMoved: the source changed while it was read.
+        :raises SourceUnreadable: the source could not be read.
+        """
         geometry = self._job.geometry
         start = task.index * geometry.segment_size
         length = geometry.segment_length(task.index)
-        done = SegmentDone(task.index)
         runs = list(block_runs(self._source, geometry, start, start + length))
+        done = SegmentDone(task.index)
         if task.recorded is not None and self._take_over(task, task.recorded, done):
             self._advance(sum(last - first for first, last in runs))
             return done
-        self._pack.discard()
-        segment = _Segment(self, task, length, done)
+        self._begin(task, done)
         for first, last in runs:
-            segment.visit(self._read(first, last, done, self._advance))
-        segment.finish()
-        # A segment of zeros needs no journal entry, unless a wrong one is to be replaced.
-        done.recorded = done.entry is None and task.recorded is None
+            self._visit(self._read(first, last, self._advance))
+        self._finish()
         self._source.release_cache(start, length)
+        if done.changed:
+            self._record(done)
+            done.recorded = True
+        else:
+            # A segment of zeros needs no journal entry, unless a wrong one is to be replaced.
+            done.recorded = done.entry is None and task.recorded is None
         return done
 
     def _take_over(self, task: SegmentTask, recorded: bytes, done: SegmentDone) -> bool:
@@ -155,8 +165,24 @@ class SegmentWriter:
         done.recorded = True
         return True
 
+    def _begin(self, task: SegmentTask, done: SegmentDone) -> None:
+        """Set what is of one segment: its map in the making, and what of the base may be shared."""
+        geometry = self._job.geometry
+        self._pack.discard()
+        self._task = task
+        self._done = done
+        self._start = task.index * geometry.segment_size
+        self._map = SegmentMap(task.index, geometry.block_size, geometry.segment_length(task.index))
+        self._packs: list[PackInfo] = []
+        self._shared: list[int] = []
+        self._new_blocks = 0
+        self._base = self._open_base()
+        self._base_codecs = self._usable_codecs()
+
+    # -- the source -------------------------------------------------------------------------------
+
     def _read(
-        self, start: int, end: int, done: SegmentDone, advance: Callable[[int], None]
+        self, start: int, end: int, advance: Callable[[int], None]
     ) -> Iterator[tuple[int, Sequence[memoryview]]]:
         """Yield (offset, blocks) of a run, read; pieces that are all zero are left out."""
         block = self._job.geometry.block_size
@@ -175,40 +201,21 @@ class SegmentWriter:
                 # The error's own text may name a path.
                 why = os.strerror(error.errno) if error.errno else "its storage failed"
                 raise SourceUnreadable(f"The volume could not be read: {why}.") from error
-            done.read_bytes += size
+            self._done.read_bytes += size
             if size != len(self._zeros) or self._zeros != view:
                 yield start, blocks
             advance(size)
             start += size
 
-
-class _Segment:
-    """The map of one segment in the making."""
-
-    def __init__(self, writer: SegmentWriter, task: SegmentTask, length: int, done: SegmentDone) -> None:
-        self._writer = writer
-        self._done = done
-        self._task = task
-        self._job = writer._job
-        self._block_size = writer._job.geometry.block_size
-        self._map = SegmentMap(task.index, self._block_size, length)
-        self._start = task.index * writer._job.geometry.segment_size
-        self._packs: list[PackInfo] = []
-        self._open_blocks: list[int] = []
-        self._shared: list[int] = []
-        self._new_blocks: list[int] = []
-        self._base = self._open_base()
-        self._base_codecs = self._usable_codecs()
-
     # -- the base ---------------------------------------------------------------------------------
 
     def _open_base(self) -> SegmentMap | None:
         """Return the base's map of this segment if it can be read; else everything is stored anew."""
-        entry, geometry = self._task.base, self._writer._base_geometry
+        entry, geometry = self._task.base, self._base_geometry
         if entry is None or geometry is None or entry.map_key in self._job.damaged:
             return None
         try:
-            return read_map(self._writer._container, entry, geometry)
+            return read_map(self._container, entry, geometry)
         except (Damaged, UnsupportedFormat):
             return None
 
@@ -231,10 +238,10 @@ class _Segment:
 
     # -- blocks -----------------------------------------------------------------------------------
 
-    def visit(self, pieces: Iterable[tuple[int, Sequence[memoryview]]]) -> None:
+    def _visit(self, pieces: Iterable[tuple[int, Sequence[memoryview]]]) -> None:
         """Look at every block of the pieces: zero, shared or stored."""
-        block_size = self._block_size
-        zero = self._writer._zero_block
+        block_size = self._job.geometry.block_size
+        zero = self._zero_block
         base_codecs = self._base_codecs
         base_digests = b"" if self._base is None else bytes(self._base.digests)
         digests = self._map.digests
@@ -257,9 +264,9 @@ class _Segment:
 
     def _store(self, index: int, block: memoryview, found: bytes) -> None:
         """Compress a block into the open pack; put the pack when it is full."""
-        writer, pack, table = self._writer, self._writer._pack, self._map
+        pack, table = self._pack, self._map
         size = len(block)
-        data: bytes | memoryview = writer._compress(block)
+        data: bytes | memoryview = self._compress(block)
         codec = ZSTD
         if len(data) >= size - size // LEAST_SAVING:
             data, codec = block, RAW
@@ -267,26 +274,25 @@ class _Segment:
         table.stored[index] = len(data)
         table.pack[index] = len(self._packs)
         table.codecs[index] = codec
-        self._new_blocks.append(index)
+        self._new_blocks += 1
         self._done.raw_bytes += size
         if pack.full:
             self._put_pack()
 
     def _put_pack(self) -> None:
         """Put the open pack; its number is its place among the new ones."""
-        writer = self._writer
         number = len(self._packs)
-        data = writer._pack.data_bytes
-        view = writer._pack.finish(self._task.index, number)
-        key = keys.pack_key(writer._origin, self._task.index, number)
-        writer._check()
-        writer._container.put(key, Body.from_bytes(view))
+        data = self._pack.data_bytes
+        view = self._pack.finish(self._task.index, number)
+        key = keys.pack_key(self._origin, self._task.index, number)
+        self._check()
+        self._container.put(key, Body.from_bytes(view))
         crash_points.reach("backup.pack-put", self._task.index)
         self._packs.append(PackInfo(key, len(view), data))
 
     # -- the end ----------------------------------------------------------------------------------
 
-    def finish(self) -> None:
+    def _finish(self) -> None:
         """Put the last pack and the map, or find that nothing has changed."""
         done, base = self._done, self._base
         if not self._shared and not self._new_blocks:
@@ -295,7 +301,7 @@ class _Segment:
             done.entry = self._task.base
             return
         kept = self._keep(base) if base is not None else []
-        if not self._writer._pack.empty:
+        if not self._pack.empty:
             self._put_pack()
         self._put_map(base, kept)
 
@@ -310,7 +316,7 @@ class _Segment:
         for block in self._shared:
             live[pack[block]] += stored[block]
         old = [(used, info.data) for used, info in zip(live, base.packs, strict=True)]
-        new = sum(info.data for info in self._packs) + self._writer._pack.data_bytes
+        new = sum(info.data for info in self._packs) + self._pack.data_bytes
         again = fragmentation.choose(old, new, self._job.pack_size)
         if not again:
             return self._shared
@@ -319,13 +325,13 @@ class _Segment:
 
     def _store_again(self, blocks: list[int]) -> None:
         """Store blocks that have not changed: read once more, and equal to what was read before."""
-        block_size, writer = self._block_size, self._writer
+        block_size = self._job.geometry.block_size
         digests = self._map.digests
         stored = 0
         for first, last in _runs(blocks):
             start = self._start + first * block_size
             end = min(self._start + last * block_size, self._start + self._map.length)
-            for offset, views in writer._read(start, end, self._done, _uncounted):
+            for offset, views in self._read(start, end, _uncounted):
                 for index, block in enumerate(views, (offset - self._start) // block_size):
                     found = blake3(block).digest()
                     if found != digests[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES]:
@@ -338,7 +344,7 @@ class _Segment:
             raise SourceMoved("The source changed while it was read.")
 
     def _put_map(self, base: SegmentMap | None, kept: list[int]) -> None:
-        table, writer = self._map, self._writer
+        table = self._map
         packs = list(self._packs)
         if base is not None and kept:
             place: dict[int, int] = {}
@@ -353,15 +359,15 @@ class _Segment:
                 table.codecs[block] = base.codecs[block]
         table.packs = packs
         data = table.encode()
-        key = keys.map_key(writer._origin, self._task.index)
-        writer._check()
-        writer._container.put(key, Body.from_bytes(data))
+        key = keys.map_key(self._origin, self._task.index)
+        self._check()
+        self._container.put(key, Body.from_bytes(data))
         crash_points.reach("backup.map-put", self._task.index)
         self._done.changed = True
         self._done.raw_bytes += len(data)
         self._done.entry = SegmentEntry(
             index=self._task.index,
-            map=MapRef(writer._origin, digest(data), len(data)),
+            map=MapRef(self._origin, digest(data), len(data)),
             data_bytes=table.data_bytes(),
             used_bytes=table.used_bytes(),
             packs=tuple(info.ref() for info in packs),
