@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from backupfw.engine.format import keys
+
 KIB = 1 << 10
 MIB = 1 << 20
 
@@ -37,7 +39,7 @@ class Geometry:
             return f"the segment size {segment} is not a multiple of the block size in bounds"
         if segment // block > MAX_BLOCKS_PER_SEGMENT:
             return f"a segment has more than {MAX_BLOCKS_PER_SEGMENT} blocks"
-        if not 0 <= self.length <= MAX_LENGTH or self.segments > 1 << 32:
+        if not 0 <= self.length <= MAX_LENGTH or self.segments > keys.MAX_SEGMENTS:
             return f"the length {self.length} is out of bounds"
         return None
 
