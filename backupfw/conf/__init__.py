@@ -2,5 +2,5 @@
 
 Each module has ``register_opts(conf)`` and ``list_opts()``; :func:`backupfw.conf.load.load` puts them
 together into a private ``ConfigOpts`` and refuses wrong values.  Options of plug-ins (chunk store drivers,
-layers, volume providers) come from the plug-ins themselves and are handed in by ``backupfw.cmd``.
+layers, volume providers) come from the plug-ins themselves; ``backupfw.cmd`` passes them in.
 """

@@ -1,4 +1,4 @@
-"""``[api]``: where the API listens and whom it believes."""
+"""``[api]``: where the API listens, and how callers are authenticated."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ OPTS = (
     cfg.URIOpt(
         "public_endpoint",
         schemes=["http", "https"],
-        help="What links in answers start with, e.g. https://backup.example.org; unset: from the request.",
+        help="The base URL of links in answers, e.g. https://backup.example.org; unset: from the request.",
     ),
     cfg.BoolOpt(
         "enable_proxy_headers_parsing",
         default=False,
-        help="Believe X-Forwarded-Proto, -Host, -Port and -Prefix when links are made.  Only where a proxy of"
-        " ours sets them: else any caller chooses what the links point to.",
+        help="Use X-Forwarded-Proto, -Host, -Port and -Prefix to make links.  Only if a proxy of"
+        " yours sets them: otherwise any caller chooses the targets of links.",
     ),
     cfg.StrOpt(
         "auth_strategy",
         default="noauth",
         choices=[
-            ("noauth", "nobody is asked who they are; project and roles are what the token claims"),
+            ("noauth", "callers are not authenticated; project and roles are those in the token"),
             (
                 "keystone",
-                "tokens are validated by Keystone as [keystone_authtoken] says; needs the extra 'keystone'",
+                "Keystone validates tokens, with [keystone_authtoken]; needs the extra 'keystone'",
             ),
         ],
-        help="How callers prove who they are.",
+        help="How callers are authenticated.",
     ),
     cfg.ListOpt(
         "noauth_roles",
@@ -55,18 +55,18 @@ OPTS = (
         "allow_noauth_beyond_loopback",
         default=False,
         help="Let everybody who can reach the listening address read, overwrite and delete every volume and"
-        " backup.  Needed to listen beyond loopback with noauth; do it only behind something that asks.",
+        " backup.  Needed to listen beyond loopback with noauth; only behind another authentication.",
     ),
     cfg.IntOpt(
         "osapi_max_limit",
         default=1000,
         min=1,
         max=100_000,
-        help="The most items one page of a listing holds, and how many it holds when no limit is given.",
+        help="The largest number of items on a page of a listing, and the number if no limit is given.",
     ),
     cfg.StrOpt(
         "resource_filters_file",
-        help="JSON file that says by which fields everybody may filter listings from microversion 3.31 on,"
+        help="JSON file with the fields by which all callers may filter listings from microversion 3.31 on,"
         ' e.g. {"backup": ["name", "name~", "status"], "volume": ["name"]}; ~ allows a part of the text.'
         "  Unset: name, status and volume_id of backups, and the like of volumes and snapshots."
         "  Administrators may filter by any field.",
@@ -83,15 +83,15 @@ OPTS = (
         default=2048,
         min=16,
         max=65536,
-        help="Connections the API holds open at once.  One more takes the place of the one that has been"
-        " without a request under way for longest.  Each takes a file descriptor.",
+        help="Connections that the API keeps open at once.  One more closes the connection that has been"
+        " idle for longest.  Each needs a file descriptor.",
     ),
     cfg.IntOpt(
         "connections_per_address",
         default=256,
         min=0,
         max=65536,
-        help="Connections of one address (IPv6: of one /64 network), likewise; 0: no such limit.  Behind a"
+        help="The same for connections of one address (IPv6: of one /64 network); 0: no such limit.  Behind a"
         " proxy all come from the proxy's address.",
     ),
     cfg.FloatOpt(
@@ -100,7 +100,7 @@ OPTS = (
         min=0.1,
         max=3600,
         help="Seconds a request's line and headers may take from their first byte.  The first request of a"
-        " connection has as long, too.",
+        " connection must begin within the same time.",
     ),
     cfg.FloatOpt(
         "body_timeout",
@@ -114,7 +114,7 @@ OPTS = (
         default=75,
         min=0.1,
         max=86400,
-        help="Seconds a connection is kept for another request.  Longer than a proxy in front keeps its own.",
+        help="Seconds for which an idle connection is kept; longer than a proxy in front keeps its own.",
     ),
 )
 
@@ -135,7 +135,7 @@ def _is_loopback(address: str) -> bool:
 
 
 def check_listen(conf: cfg.ConfigOpts) -> None:
-    """Refuse to serve everybody by accident; called by whoever is about to listen.
+    """Refuse to serve all callers by accident; called before the API listens.
 
     :raises ConfigError: the address cannot be resolved, or noauth would be open beyond loopback.
     """
@@ -151,6 +151,6 @@ def check_listen(conf: cfg.ConfigOpts) -> None:
     if not all(_is_loopback(str(entry[4][0])) for entry in found):
         raise ConfigError(
             f"section [api], option listen: {listen!r} can be reached from other machines and auth_strategy ="
-            " noauth asks nobody who they are; allowed: loopback addresses (127.0.0.1, ::1, localhost), or"
+            " noauth authenticates nobody; allowed: loopback addresses (127.0.0.1, ::1, localhost), or"
             " any address with allow_noauth_beyond_loopback = true"
         )

@@ -14,13 +14,12 @@ OPTS = (
         "container",
         default="volumebackups",
         max_length=255,
-        help="The container of a backup whose request names none, in stores that have no default of their"
-        " own.",
+        help="The container of a backup whose request names none, in stores without a default of their own.",
     ),
     cfg.BoolOpt(
         "create_containers",
         default=True,
-        help="Make containers that are missing.  Without it a backup to one that is not there ends in error;"
+        help="Create missing containers.  Without it a backup to a missing container ends in error;"
         " the store's credentials then need no permission for it.",
     ),
     cfg.Opt(
@@ -74,8 +73,8 @@ OPTS = (
         default=60,
         min=1,
         max=3600,
-        help="Seconds a process of this service gets to stop; it usually needs a few.  Then it is ended, and"
-        " a worker's tasks are taken over when their leases run out.",
+        help="Seconds a process of this service gets to stop; it usually needs a few.  Then it is killed, and"
+        " a worker's tasks are taken over when their leases end.",
     ),
     cfg.BoolOpt(
         "refuse_delete_of_parents",
@@ -89,9 +88,9 @@ OPTS = (
         min=0,
         max=7 * 86400,
         help="Seconds an accepted operation waits for a live worker that can do it before it ends in"
-        " error, counted from when it was accepted or the last such worker stopped; one that died without a"
-        " word counts as live for service_down_time.  Likewise a store may be down for as long; what needs it"
-        " after that ends at once.",
+        " error, from its acceptance or the stop of the last such worker; a worker that died counts"
+        " as live for service_down_time.  A store may be down for the same time; operations that need it"
+        " end at once after that.",
     ),
     cfg.FloatOpt(
         "lease_seconds",
@@ -121,15 +120,15 @@ OPTS = (
         default=3,
         min=0.1,
         max=300,
-        help="How often an idle worker looks into the database for tasks that nobody woke it up for.  Without"
-        " [DEFAULT] transport_url this is how long a task may wait for a worker in another process.",
+        help="Seconds after which an idle worker looks for tasks without a wake-up.  Without"
+        " [DEFAULT] transport_url a task can wait so long for a worker in another process.",
     ),
     cfg.IntOpt(
         "max_attempts",
         default=5,
         min=1,
         max=1000,
-        help="Attempts without progress after which a task ends in its error state.",
+        help="Attempts without progress after which a task ends in its error status.",
     ),
     cfg.FloatOpt(
         "delete_retry_seconds",

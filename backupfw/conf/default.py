@@ -1,4 +1,4 @@
-"""``[DEFAULT]``: who this installation is and which stores it has."""
+"""``[DEFAULT]``: the identity of this installation, and its stores."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from oslo_config import cfg, types
 
-# Names that stand in section headings and, before a colon, in requests.
+# Names that are used in section headings and, before a colon, in requests.
 _NAME = types.String(regex=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")
 
 OPTS = (
@@ -17,7 +17,7 @@ OPTS = (
         item_type=_NAME,
         bounds=False,
         help="Names of the stores this service opens.  Each has a section [store:NAME].  Backups of every"
-        " enabled store can be restored, verified, deleted and exported, whichever is the default.",
+        " enabled store can be restored, verified, deleted and exported, whichever store is the default.",
     ),
     cfg.StrOpt(
         "default_store",
@@ -31,7 +31,7 @@ OPTS = (
         item_type=_NAME,
         bounds=False,
         help="Names of the rules that choose the store of a new backup, in the order they are tried; the"
-        " first that fits decides.  Each has a section [placement:NAME].  A request that names a store is"
+        " first that matches decides.  Each has a section [placement:NAME].  A request that names a store is"
         " not subject to them.",
     ),
     cfg.StrOpt(
@@ -39,8 +39,8 @@ OPTS = (
         default=socket.gethostname(),
         sample_default="<this host's name>",
         max_length=255,
-        help="The name this host shows in backups and in os-services.  Keep it: tasks that were interrupted"
-        " by a restart are taken up again at once by the worker with the same name.",
+        help="The name of this host in backups and in os-services.  Keep it: tasks that were interrupted"
+        " by a restart are continued at once by the worker with the same name.",
     ),
     cfg.StrOpt(
         "availability_zone",
@@ -60,7 +60,7 @@ OPTS = (
         default=60,
         min=2,
         max=86400,
-        help="Seconds after which a worker that did not report itself counts as down.",
+        help="Seconds without a heartbeat after which a worker counts as down.",
     ),
     cfg.IntOpt(
         "message_ttl",
@@ -73,7 +73,7 @@ OPTS = (
     cfg.StrOpt(
         "state_dir",
         default="/var/lib/backupfw",
-        help="Where this host keeps what must survive a restart: spool files and, embedded, the database, the"
+        help="Directory for data that must survive a restart: spool files and, embedded, the database, the"
         " volumes and the store.",
     ),
     cfg.StrOpt(

@@ -1,7 +1,7 @@
-"""The embedded profile: what differs from the plain defaults when everything runs in one process.
+"""The embedded profile: the defaults of a service that runs in one process.
 
-It applies when a state directory is given or no configuration file is.  This is the one place in core
-that names a driver: the one an installation without any configuration stores into.
+It applies when a state directory is given, or no configuration file.  This is the only place in core that
+names a driver: the one of an installation without any configuration.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _BAD = "$?#%"
 
 
 def default_state_dir() -> str:
-    """Return where an embedded instance of this user keeps its state.
+    """Return the default state directory of this user.
 
     ``/var/lib/backupfw`` for root, else ``backupfw`` under ``XDG_STATE_HOME`` (``~/.local/state``).
     """
@@ -50,7 +50,7 @@ def default_state_dir() -> str:
 def absolute(state_dir: str) -> str:
     """Return a state directory's absolute path.
 
-    :raises ConfigError: it holds a character that configuration values cannot.
+    :raises ConfigError: it has a character that is not allowed in configuration values.
     """
     path = os.path.abspath(os.path.expanduser(state_dir))
     if any(char in _BAD or not char.isprintable() for char in path):
@@ -59,7 +59,7 @@ def absolute(state_dir: str) -> str:
 
 
 def remember(state_dir: str, files: Sequence[str], profile: bool) -> None:
-    """Note in a state directory with which files it is served; none: with its own, or nobody's.
+    """Record in a state directory the files with which it is served; none: only its own file, if any.
 
     :param profile: whether the embedded profile applies.
     :raises ConfigError: it cannot be written.
@@ -69,7 +69,7 @@ def remember(state_dir: str, files: Sequence[str], profile: bool) -> None:
         if not files:
             note.unlink(missing_ok=True)
             return
-        # One within the directory moves with it.
+        # A file in the directory moves with it.
         paths = [
             os.path.relpath(path, state_dir) if Path(path).is_relative_to(state_dir) else path
             for path in map(os.path.abspath, files)
@@ -84,7 +84,7 @@ def remember(state_dir: str, files: Sequence[str], profile: bool) -> None:
 
 
 def remembered(state_dir: str) -> tuple[tuple[str, ...], bool] | None:
-    """Return what :func:`remember` noted, files by absolute paths; None: nothing.
+    """Return what :func:`remember` recorded, files by absolute paths; None: nothing.
 
     :raises ConfigError: it cannot be read.
     """
@@ -101,17 +101,17 @@ def remembered(state_dir: str) -> tuple[tuple[str, ...], bool] | None:
 
 
 def apply(conf: cfg.ConfigOpts, state_dir: str) -> None:
-    """Set the profile's defaults for core's own options; what a file says wins.
+    """Set the profile's defaults for core's own options; values in a file win.
 
     :param state_dir: absolute path; overrides the option of that name.
     """
     conf.set_override("state_dir", state_dir)
     conf.set_default("connection", "sqlite:///$state_dir/backupfw.sqlite", "database")
     conf.set_default("noauth_roles", ["admin"], "api")
-    # It may come at any time; until then those beside the configuration files count.
+    # It can appear at any time; until then the one beside the configuration files counts.
     conf.set_default("policy_file", str(Path(state_dir) / POLICY_FILE), "oslo_policy")
-    # Whoever owns the disk decides what it holds; a limit that is set, here or through the API, holds.
+    # The owner of the disk decides; a limit that is set, here or through the API, is enforced.
     for option in volumes.QUOTA:
         conf.set_default(option.name, -1, "quota")
-    # One host only; it may change its name.
+    # There is only one host; its name may change.
     conf.set_default("shared", True, "volumes")

@@ -1,7 +1,7 @@
 """``[keystone_authtoken]``: how tokens are validated, with ``[api] auth_strategy = keystone``.
 
-The options are those of keystonemiddleware and of the keystoneauth plug-in that ``auth_type`` names; what
-differs here is the defaults.
+The options are those of keystonemiddleware and of the keystoneauth plug-in that ``auth_type`` names, with
+other defaults.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ GROUP = "keystone_authtoken"
 
 
 def register_opts(conf: cfg.ConfigOpts) -> list[tuple[str, Sequence[cfg.Opt]]]:
-    """Register what the identity service needs; nothing where it is not asked.
+    """Register the options of the identity service; none if it is not used.
 
     :returns: ``(section, options)`` pairs, for validation.
     :raises ConfigError: the libraries are not installed, or the plug-in is missing or unknown.
@@ -61,16 +61,16 @@ def _plug_in_opts(conf: cfg.ConfigOpts, group: str) -> tuple[cfg.Opt, ...]:
 
 
 def _set_defaults(conf: cfg.ConfigOpts, group: str) -> None:
-    # Without a limit a Keystone that hangs would hold every thread of the API.
+    # Without a limit a Keystone that hangs would occupy every thread of the API.
     conf.set_default("http_connect_timeout", 10, GROUP)
-    # What application credentials with access rules call this service.
+    # The name of this service in access rules of application credentials.
     conf.set_default("service_type", "block-storage", GROUP)
-    # Else the first answer without a token would have to ask Keystone where Keystone is.
+    # Otherwise the first answer without a token would need Keystone's catalogue.
     conf.set_default("www_authenticate_uri", getattr(conf[group], "auth_url", None), GROUP)
 
 
 def check(conf: cfg.ConfigOpts) -> None:
-    """Check what no single option can say; every value was looked at before.
+    """Check values against each other; each value was checked before.
 
     :raises ConfigError: two values contradict each other, or one needs a package that is not installed.
     """

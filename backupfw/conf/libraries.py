@@ -1,4 +1,4 @@
-"""Sections of libraries: the database, the policy's file, and what stands before the API."""
+"""Sections of libraries: the database, the policy file, and the middleware before the API."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from oslo_db import options as oslo_db
 from oslo_middleware import opts as oslo_middleware
 from oslo_policy import opts as oslo_policy
 
-#: What scripts in browsers may send and read besides what every script may.
+#: Headers that scripts in browsers may send and read, in addition to the usual ones.
 ALLOW_HEADERS = ("X-Auth-Token", "X-OpenStack-Request-ID", "OpenStack-API-Version")
 EXPOSE_HEADERS = ("X-OpenStack-Request-ID", "X-Compute-Request-ID", "OpenStack-API-Version", "Retry-After")
 ALLOW_METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE")

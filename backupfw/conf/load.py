@@ -1,4 +1,4 @@
-"""Put a configuration together: files, profile, plug-ins' options, checks; and read its files again."""
+"""Load a configuration (files, profile, options of plug-ins, checks), and read its files again."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ GROUPS = (default, logging, messaging, api, libraries, backup, metrics, volumes)
 
 @dataclass(frozen=True)
 class PlugIns:
-    """Where the options of plug-ins come from (this package imports none of them).
+    """Functions that return the options of plug-ins (this package imports none of them).
 
     :ivar store_driver: driver name -> driver class; raises ConfigError for an unknown one.
     :ivar layer_options: driver class -> options of the layers around it.
@@ -49,7 +49,7 @@ class PlugIns:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A configuration that was looked at as a whole.
+    """A loaded and checked configuration.
 
     :ivar conf: the values; private to the caller.
     :ivar files: the files that were read.
@@ -91,11 +91,11 @@ def load(
 
     Files: those given; else, without a state directory, ``/etc/backupfw/backupfw.conf``; else those that the
     state directory is served with; else its ``backupfw.conf``.  The embedded profile applies when a state
-    directory is given or no file is found, or as the state directory is served.
+    directory is given or no file is found; for a served state directory, as ``serve`` recorded it.
 
     :param state_dir: the embedded profile's state directory.
     :param config_files: later ones win.
-    :param remembered: whether files count that the state directory is served with.
+    :param remembered: whether to use the files that ``serve`` recorded in the state directory.
     :param overrides: ``(section, option, value)`` from the command line; they win over files.
     :raises ConfigError: anything is wrong; the message names section, option and what is allowed.
     """
@@ -114,7 +114,7 @@ def load(
         embedded.apply(conf, state_dir or embedded.absolute(embedded.default_state_dir()))
     for section, option, value in overrides:
         _override(conf, section, option, value)
-    # What decides about further options must be right first.
+    # First check the values that decide about further options.
     validate.check_values(conf, validate.merge(listed))
     if len(conf.enabled_stores) == 1:
         conf.set_default("default_store", conf.enabled_stores[0])
@@ -174,8 +174,8 @@ def _register_plug_ins(
 def reread(conf: cfg.ConfigOpts, load: Callable[[], object]) -> tuple[str, ...]:
     """Read the files that ``conf`` was loaded from again and change its mutable options.
 
-    Whoever depends on them has registered a hook with ``conf.register_mutate_hook``.  Of options that are
-    not mutable a change is logged and otherwise ignored.
+    Code that depends on them has registered a hook with ``conf.register_mutate_hook``.  A change of an option
+    that is not mutable is only logged.
 
     :param conf: the running configuration.
     :param load: loads it anew, as the process did at its start; raises ConfigError.

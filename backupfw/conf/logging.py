@@ -21,25 +21,25 @@ _PLUG_INS = ("backupfw.chunkstore", "backupfw.volume")
 def register_opts(conf: cfg.ConfigOpts) -> None:
     """Register oslo.log's options on a private ``conf``.
 
-    Not through ``log.register_options``: that makes them command line options, whose wrong values in a
-    file end the process from inside the parser.
+    Not through ``log.register_options``: that makes command line options of them, and then the parser ends
+    the process at a wrong value in a file.
     """
     for _section, opts in list_opts():
         conf.register_opts(opts)
-    # What other libraries tell, see set_levels.
+    # Levels of other libraries, see set_levels.
     conf.set_default("default_log_levels", [])
-    # Standard output is for what was asked for: ids, paths, the line that says "ready".
+    # Standard output is for results: ids, paths, the line that says "ready".
     conf.set_default("use_stderr", True)
-    # One format; a line that no request caused has a dash.
+    # One format for all lines; a line without a request has a dash.
     conf.set_default("logging_default_format_string", FORMAT.format(request="-"))
     conf.set_default("logging_context_format_string", FORMAT.format(request="%(request_id)s"))
 
 
 class RequestFilter(logging.Filter):
-    """Lets every line pass and gives it the caller that its thread works for."""
+    """Adds to every line the caller that its thread works for."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Add what oslo.log's formatter looks for."""
+        """Add the attributes that oslo.log's formatter needs."""
         caller = current_caller()
         if caller is not None and "context" not in record.__dict__:
             record.context = caller
@@ -58,7 +58,7 @@ def setup(conf: cfg.ConfigOpts, quiet: bool = False) -> None:
     :param quiet: warnings and worse only, unless ``debug`` is set.
     """
     if not (conf.log_file or conf.log_dir or conf.use_journal):
-        # oslo.log's own last resort is standard output, which belongs to what a command was asked for.
+        # oslo.log would use standard output, which is for the results of commands.
         conf.set_default("use_stderr", True)
     log.setup(conf, "backupfw")
     for handler in logging.getLogger().handlers:
@@ -67,10 +67,10 @@ def setup(conf: cfg.ConfigOpts, quiet: bool = False) -> None:
 
 
 def set_levels(conf: cfg.ConfigOpts, quiet: bool = False) -> None:
-    """Let the service and its plug-ins tell what ``debug`` says, and everybody else warnings only.
+    """Set the levels: the service and its plug-ins log as ``debug`` says, other libraries only warnings.
 
-    A library of a store's maker may log each of its requests.  Who wants to see that names its logger in
-    ``default_log_levels``, or has a file for ``log_config_append``, which alone counts then.
+    An SDK may log each of its requests.  To see that, name its logger in ``default_log_levels``, or use a
+    file for ``log_config_append``, which then replaces all this.
 
     :param quiet: warnings and worse only, unless ``debug`` is set.
     """

@@ -1,4 +1,4 @@
-"""``[metrics]``: where a process tells how it is."""
+"""``[metrics]``: where a process serves its metrics and health checks."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ OPTS = (
     cfg.HostAddressOpt(
         "listen",
         default="127.0.0.1",
-        help="Address for [metrics] port.  Whoever reaches it reads the figures."
-        "  Nobody is asked who they are.",
+        help="Address for [metrics] port.  Every caller who reaches it can read the metrics."
+        "  Callers are not authenticated.",
     ),
 )
 

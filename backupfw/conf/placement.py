@@ -1,4 +1,4 @@
-"""``[placement:NAME]``: rules that send new backups to a store by what they are of."""
+"""``[placement:NAME]``: rules that choose the store of a new backup by its project, zone and volume type."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from oslo_config import cfg
 from backupfw.conf import stores
 from backupfw.errors import ConfigError
 
-#: What a rule looks at; one that names none of it would hide every rule after it.
+#: The criteria of a rule; a rule without any would hide every rule after it.
 CRITERIA = ("projects", "availability_zones", "volume_types")
 
 OPTS = (
     cfg.StrOpt(
         "store",
         required=True,
-        help="The store of backups that the rule fits.  One of enabled_stores.",
+        help="The store of backups that match the rule.  One of enabled_stores.",
     ),
     cfg.StrOpt(
         "container",
@@ -26,18 +26,18 @@ OPTS = (
     cfg.ListOpt(
         "projects",
         default=[],
-        help="Ids of projects; fits backups made in one of them.  Empty: in any.",
+        help="Ids of projects; matches backups that are made in one of them.  Empty: in any.",
     ),
     cfg.ListOpt(
         "availability_zones",
         default=[],
-        help="Fits backups that were asked for in one of these zones; where the request names none, backups"
+        help="Matches backups with one of these zones in their request; if the request names none, backups"
         " of volumes in one of them.  Empty: any.",
     ),
     cfg.ListOpt(
         "volume_types",
         default=[],
-        help="Names of volume types; fits backups of volumes of one of them.  Empty: of any, or of none.",
+        help="Names of volume types; matches backups of their volumes.  Empty: of any type, or none.",
     ),
 )
 
@@ -54,7 +54,7 @@ def register_opts(conf: cfg.ConfigOpts) -> None:
 
 
 def sections(conf: cfg.ConfigOpts) -> list[tuple[str, Sequence[cfg.Opt]]]:
-    """Return ``(section, options)`` of every rule in force."""
+    """Return ``(section, options)`` of every active rule."""
     return [(group_of(rule), OPTS) for rule in conf.placement_rules]
 
 
@@ -64,11 +64,11 @@ def list_opts() -> list[tuple[str, Sequence[cfg.Opt]]]:
 
 
 def check(conf: cfg.ConfigOpts, drivers: Mapping[str, stores.Driver]) -> None:
-    """Check that every rule can send something somewhere.
+    """Check that every rule can be used.
 
     :param drivers: the driver class of every enabled store.
-    :raises ConfigError: a rule is named twice, names a store that is not enabled or a container that the
-        store does not take, or fits everything.
+    :raises ConfigError: a rule is named twice, names a store that is not enabled or a container name that the
+        store does not accept, or matches everything.
     """
     rules: list[str] = conf.placement_rules
     if len(set(rules)) != len(rules):

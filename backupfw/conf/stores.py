@@ -1,4 +1,4 @@
-"""``[store:NAME]``: one section per store; the driver and the layers bring their own options."""
+"""``[store:NAME]``: one section per store, with the options of its driver and of the layers."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ LISTING_LAG_SECONDS = cfg.FloatOpt(
     "listing_lag_seconds",
     default=60.0,
     min=0.0,
-    help="For a store whose listings lag: how many seconds after they were put its objects are listed at the"
-    " latest.  A process deletes nothing in it for so long after its start, because the database may be an"
-    " older copy: what was made since then is found by listing only.",
+    help="For a store whose listings lag: the longest time, in seconds, until a listing shows a new object."
+    "  After its start a process deletes nothing in it for so long, because the database may be an"
+    " older copy: backups made since then are found only by a listing.",
 )
-#: What every store's section has, whatever its driver.
+#: The options of every store's section, whatever its driver.
 COMMON = (DRIVER, CONTAINER, MAX_RUNNING, LISTING_LAG_SECONDS)
 
 
 class Driver(Protocol):
-    """What the configuration asks of a chunk store driver's class."""
+    """The part of a chunk store driver's class that the configuration uses."""
 
     container_pattern: str
 
@@ -97,7 +97,7 @@ def register_opts(
     conf.register_opts(layers, group)
     known = {opt.dest for opt in (*own, *layers)}
     for option, value in defaults.items():
-        # A file may give the store another driver, which need not know the option.
+        # A file may give the store another driver, which may not have the option.
         if option in known:
             conf.set_default(option, value, group)
     return [(group, (*COMMON, *own, *layers))]
@@ -110,7 +110,7 @@ def default_container(conf: cfg.ConfigOpts, store: str) -> str:
 
 
 def container_problem(driver: Driver, container: str) -> str | None:
-    """Say why a store of this driver cannot have a container of this name, or None when it can."""
+    """Return why a store of this driver cannot have a container of this name, or None if it can."""
     problem = naming.container_problem(container)
     if problem is None and not re.fullmatch(driver.container_pattern, container):
         problem = f"the store takes names that match {driver.container_pattern}"

@@ -1,4 +1,4 @@
-"""Look at every value of a loaded configuration, so that a wrong one is told before anything runs."""
+"""Check every value of a loaded configuration, so that a wrong one is reported before anything runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def merge(listed: Iterable[tuple[str, Sequence[cfg.Opt]]]) -> dict[str, tuple[cf
 
 
 def allowed(opt: cfg.Opt) -> str:
-    """Say in words which values an option takes."""
+    """Return a text with the allowed values of an option."""
     return _allowed(opt.type)
 
 
@@ -50,7 +50,7 @@ def _allowed(kind: Any) -> str:
 
 
 def _words(error: object) -> str:
-    """Return what an error says, without the objects that some carry behind their words."""
+    """Return the text of an error, without the objects that some errors append."""
     while isinstance(error, BaseException) and error.args:
         error = error.args[0]
     return str(error)
@@ -68,7 +68,7 @@ def check_values(conf: cfg.ConfigOpts, sections: Sections) -> None:
             try:
                 value = getattr(values, opt.dest)
             except (ValueError, cfg.Error) as error:
-                # oslo.config wraps the type's own words, which say what is wrong with the value.
+                # oslo.config wraps the type's own text, which names the error.
                 reason = error.__context__ if isinstance(error.__context__, ValueError) else error
                 shown = "" if opt.secret else f"{_words(reason)}; "
                 raise ConfigError(f"{where}: {shown}allowed: {allowed(opt)}") from (
@@ -89,7 +89,7 @@ def _names(opts: Sequence[cfg.Opt]) -> set[str]:
 def check_names(files: Iterable[str], sections: Sections) -> list[str]:
     """Compare the names in configuration files with the registered ones.
 
-    A misspelt option would silently leave its default in force, so it is an error.  A section that is
+    With a misspelt option the default would apply without a warning, so it is an error.  A section that is
     not ours may belong to a library or to a store that is not enabled.
 
     :returns: sections that nothing reads.
@@ -115,7 +115,7 @@ def check_names(files: Iterable[str], sections: Sections) -> list[str]:
 
 
 def check_together(conf: cfg.ConfigOpts) -> None:
-    """Check what no single option can say.
+    """Check values against each other.
 
     :raises ConfigError: two values contradict each other, or one that is needed is missing.
     """

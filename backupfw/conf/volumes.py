@@ -19,9 +19,9 @@ OPTS = (
     cfg.BoolOpt(
         "shared",
         default=False,
-        help="Every worker can open every volume: its storage is there on all hosts, under the same path."
+        help="Every worker can open every volume: all hosts have its storage under the same path."
         "  Without it a volume is served by the workers of the host that made or adopted it.  The embedded"
-        " service has it on where it is alone: on SQLite.",
+        " service sets it on SQLite, where it is the only one.",
     ),
 )
 

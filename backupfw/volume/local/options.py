@@ -19,13 +19,13 @@ def local_options() -> Sequence[cfg.Opt]:
             "snapshot_dirs",
             default=[],
             help="More directories for snapshots. An adopted image on another file system than volumes_dir "
-            "gets an atomic snapshot (reflink) if one of them lies on that file system.",
+            "gets an atomic snapshot (reflink) if one of them is on that file system.",
         ),
         cfg.IntOpt(
             "snapshot_tries",
             default=3,
             min=1,
-            help="How often the copy of an in-use volume is brought up to date, where there are no reflinks, "
+            help="How often the copy of an in-use volume is updated, on file systems without reflinks, "
             "before the backup ends in error because the volume keeps changing.",
         ),
         cfg.FloatOpt(
@@ -33,7 +33,7 @@ def local_options() -> Sequence[cfg.Opt]:
             default=2.0,
             min=0.05,
             max=60,
-            help="Seconds a file's times must rest before they prove that nobody writes it. At least 1 on "
+            help="Seconds without change of a file's times that prove that it has no writer. At least 1 on "
             "file systems that keep whole seconds (ext4 with 128-byte inodes).",
         ),
         cfg.BoolOpt("allow_devices", default=True, help="Whether block devices may become volumes."),

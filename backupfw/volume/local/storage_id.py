@@ -11,7 +11,7 @@ from blake3 import blake3
 from backupfw.volume.local import linux
 
 _UNKNOWN = "-"
-#: Where the kernel shows the block devices by their numbers, and what tells one of its runs from the next.
+#: The kernel's directory of block devices by number, and the file with the id of its present run.
 _DEVICES = "/sys/dev/block"
 _BOOT = "/proc/sys/kernel/random/boot_id"
 #: A name that stays with a device, best first, and what it is called here: of a mapped one, of a disk; of an
@@ -34,10 +34,10 @@ _LONGEST = 160
 class StorageId:
     """The kind of a storage, and its marks.  As text: ``file 4711 1700000000123456789 fs:5a3c``.
 
-    A file's inode number may be given to another file once it is deleted, and a device number may change
-    with each boot or mount.  So a file is known by its inode number and the time it was born, and only where
-    the file system keeps no such time by where it lies; a device by a name of its own, and only where it has
-    none by its number, which says nothing any more once the host was started anew.
+    After the deletion of a file another file can get its inode number, and a device number can change at each
+    boot or mount.  So a file is identified by its inode number and birth time, or by its place if the file
+    system has no birth time.  A device is identified by its own name, or, if it has none, by its number,
+    which has no meaning after a restart of the host.
 
     :ivar kind: ``file`` or ``device``.
     :ivar number: a file's inode number; of a device unknown.
@@ -69,7 +69,7 @@ class StorageId:
 
     @classmethod
     def parse(cls, text: str) -> StorageId | None:
-        """Read the text form; None: it is none of ours."""
+        """Read the text form; None: it is not one."""
         parts = text.split(" ")
         return cls(*parts) if len(parts) == 4 else None
 
@@ -77,15 +77,15 @@ class StorageId:
         return f"{self.kind} {self.number} {self.name} {self.place}"
 
     def is_same(self, other: StorageId) -> bool:
-        """Say whether both are of one storage for certain; needed before anything is written over."""
+        """Return whether both are certainly of one storage; needed before an overwrite."""
         return self._compared(other) is True
 
     def is_another(self, other: StorageId) -> bool:
-        """Say whether both are of different storages for certain."""
+        """Return whether both are certainly of different storages."""
         return self._compared(other) is False
 
     def _compared(self, other: StorageId) -> bool | None:
-        """Whether both are of one storage; None: nothing tells."""
+        """Whether both are of one storage; None: not known."""
         if (self.kind, self.number) != (other.kind, other.number):
             return False
         if _UNKNOWN not in (self.name, other.name):

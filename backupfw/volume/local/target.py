@@ -22,7 +22,7 @@ _PAGE = mmap.PAGESIZE
 
 
 class LocalTarget(BlockTarget):
-    """An opened image file or block device that nobody else writes.  Thread-safe.
+    """An opened image file or block device without another writer.  Thread-safe.
 
     Every call after :meth:`close` raises OSError; every call after a later attempt took the volume
     raises TaskLost.
@@ -88,7 +88,7 @@ class LocalTarget(BlockTarget):
     def flush(self) -> None:
         """Return when everything written so far is durable.
 
-        :raises OSError: also when an earlier flush failed: what that one lost no later one brings back.
+        :raises OSError: also if an earlier flush failed, because a later one cannot restore lost writes.
         """
         if self._flush_error is not None:
             raise self._flush_error
