@@ -1,4 +1,4 @@
-"""What the database knows of stores, for commands that look into them beside the service."""
+"""What the database knows, for commands that work beside the service."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy import ColumnElement, func, or_, select
+from sqlalchemy import ColumnElement, and_, func, or_, select
+from sqlalchemy.orm import aliased
 
+from backupfw import naming
 from backupfw.cmd.progress import counted
 from backupfw.conf import stores
 from backupfw.db import models
@@ -17,11 +19,19 @@ from backupfw.db.digest import object_digest
 from backupfw.db.models import Backup, DamageMark, Manifest
 from backupfw.db.session import now
 from backupfw.engine import objects
-from backupfw.errors import BackupNotFound, InvalidBackup
+from backupfw.errors import (
+    BackupNotFound,
+    InvalidBackup,
+    InvalidInput,
+    NotFound,
+    SnapshotNotFound,
+    VolumeNotFound,
+)
 from backupfw.manager import rows
 from backupfw.manager.lineage import manifests
-from backupfw.manager.lineage.lifecycle import GONE, LIVE
+from backupfw.manager.lineage.lifecycle import GONE, LIVE, WRITING
 from backupfw.manager.outcomes import damaged_objects
+from backupfw.manager.rules.volume_rules import may_be_id
 
 if TYPE_CHECKING:
     from oslo_config import cfg
@@ -30,9 +40,64 @@ if TYPE_CHECKING:
     from backupfw.db.session import Database
     from backupfw.manager.lineage.manifests import VolumeRows
 
+Named = models.Backup | models.Volume | models.Snapshot
 
 #: Rows are read in pages of this many.
 _PAGE = 1000
+#: How many ids a refusal of an ambiguous name reports.
+_MAX_IDS = 5
+
+#: What an operator can name, and the error where there is none.
+_NOT_FOUND: Mapping[type[Named], type[NotFound]] = {
+    models.Backup: BackupNotFound,
+    models.Volume: VolumeNotFound,
+    models.Snapshot: SnapshotNotFound,
+}
+
+
+def find_id(db: Database, model: type[Named], text: str, project: str | None = None) -> str:
+    """Return the id of what an operator names: by its id, or by its name where nothing else has that.
+
+    :param project: only of this project; None for any.
+    :raises NotFound: there is nothing of that id or name.
+    :raises InvalidInput: several have that name.
+    """
+    row: Any = model
+    there = [row.deleted.is_(False)]
+    if project is not None:
+        there.append(row.project_id == project)
+    if model is models.Snapshot:
+        # A running backup's own.
+        there.append(row.temporary.is_(False))
+    missing = _NOT_FOUND[model]
+    if not text or not naming.is_name(text):
+        # No terminal may be able to show it.
+        raise missing(ascii(text[: naming.MAX_NAME]))
+    named = select(row.id).where(row.display_name == text, *there).order_by(row.created_at, row.id)
+    with db.read() as session:
+        if may_be_id(text) and session.scalar(select(row.id).where(row.id == text, *there)) is not None:
+            return text
+        ids = session.scalars(named.limit(_MAX_IDS + 1)).all()
+    if not ids:
+        raise missing(text)
+    if len(ids) > 1:
+        some = ", ".join(ids[:_MAX_IDS]) + (", ..." if len(ids) > _MAX_IDS else "")
+        raise InvalidInput(f"Several {missing.noun.lower()}s are named {text!r}; give the id: {some}.")
+    return str(ids[0])
+
+
+def find_backed_up(db: Database, text: str) -> str:
+    """Return the id of a volume that has backups, or is there; it may be deleted, then only its id names it.
+
+    :raises InvalidInput: there is neither such a volume nor a backup of one, or several have that name.
+    """
+    try:
+        return find_id(db, models.Volume, text)
+    except VolumeNotFound:
+        if may_be_id(text) and backups_exist(db, text, None):
+            return text
+        # A misspelt one must not look as if all were well.
+        raise InvalidInput(f"There is no backup of {text}.") from None
 
 
 class DatabaseCatalogue:
@@ -228,7 +293,7 @@ def manifest_of(db: Database, backup_id: str) -> StoredManifest:
             )
         ).one_or_none()
         if found is None:
-            raise InvalidBackup(f"backup {backup_id} has no manifest to verify (status {backup.status})")
+            raise InvalidBackup(f"backup {backup_id} has no data in a store (status {backup.status})")
         return StoredManifest(found.id, found.store, found.container, str(found.key))
 
 
@@ -267,6 +332,66 @@ def to_verify(
             .order_by(moment.is_not(None), moment, Backup.created_at, Backup.id)
         ).all()
     return begun, list(ids)
+
+
+class Holding(NamedTuple):
+    """A backup and the live manifest that it names.
+
+    :ivar size: GiB of the volume that was backed up.
+    :ivar stays: deleting the backup frees nothing now: the manifest is another installation's, or a backup is
+        being made upon it.
+    """
+
+    volume_id: str
+    manifest_id: str
+    backup_id: str
+    project_id: str
+    store: str
+    container: str
+    key: str
+    installation_id: str
+    size: int
+    stays: bool
+
+
+def holdings(db: Database, installation: str, volume: str | None = None) -> Iterator[Holding]:
+    """Yield the backups that have data in a store, as they are at one moment, in no order.
+
+    One statement, whose rows come some at a time; its transaction is open until all are read.
+
+    :param installation: this one's id.
+    :param volume: only those of this volume.
+    """
+    row, child = Manifest, aliased(Manifest)
+    in_use = select(child.id).where(child.base_id == row.id, child.state == WRITING).exists()
+    query = (
+        select(
+            row.volume_id,
+            row.id.label("manifest_id"),
+            Backup.id.label("backup_id"),
+            Backup.project_id,
+            row.store,
+            row.container,
+            row.key,
+            row.installation_id,
+            Backup.size,
+            or_(in_use, row.installation_id != installation).label("stays"),
+        )
+        .join(Backup, and_(Backup.manifest_id == row.id, Backup.deleted.is_(False)))
+        .where(row.state == LIVE, row.key.is_not(None))
+        .execution_options(yield_per=_PAGE)
+    )
+    if volume is not None:
+        query = query.where(row.volume_id == volume)
+    with db.read() as session:
+        for found in session.execute(query):
+            yield Holding(**found._mapping)
+
+
+def is_live(db: Database, manifest_id: str) -> bool:
+    """Say whether a manifest is live now."""
+    with db.read() as session:
+        return session.scalar(select(Manifest.state).where(Manifest.id == manifest_id)) == LIVE
 
 
 def volumes_of(db: Database, host: str) -> Iterator[rows.Volume]:

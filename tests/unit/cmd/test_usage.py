@@ -1,0 +1,115 @@
+"""``usage``: what backups take in the stores is what the files say."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import update
+
+from backupfw.cmd import database, usage
+from backupfw.cmd.progress import Progress
+from backupfw.db import models
+from backupfw.worker.stores import Stores
+from tests.unit.cmd.conftest import Run
+from tests.unit.cmd.test_backup import load_conf, objects
+from tests.unit.cmd.test_verify import Chain, chain, made
+
+__all__ = ["chain", "made"]
+
+
+def counted(state: Path, by: str, volume: str | None = None) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    conf = load_conf(state)
+    with (
+        database.opened(conf) as db,
+        closing(Stores(conf)) as stores,
+        closing(usage.Count(conf, db, stores, by, Progress("x", unit="manifests"))) as found,
+    ):
+        return {row.pop("name"): row for row in found.rows(volume)}, found.problems
+
+
+def stored(state: Path, *parts: str) -> int:
+    return sum(path.stat().st_size for path in objects(state) if all(part in str(path) for part in parts))
+
+
+@pytest.mark.parametrize("by", ["project", "store", "volume"])
+def test_what_shares_with_nobody_owns_all_its_files(chain: Chain, by: str) -> None:
+    rows, problems = counted(chain.state, by)
+    assert problems == []
+    assert sum(row["own_bytes"] for row in rows.values()) == stored(chain.state)
+    assert sum(row["own_objects"] for row in rows.values()) == len(objects(chain.state))
+    assert all(
+        row["shared_bytes"] == 0 and row["deleting_frees_bytes"] == row["own_bytes"] for row in rows.values()
+    )
+    if by == "volume":
+        assert rows[chain.volume]["backups"] == 2
+        assert rows[chain.volume]["own_bytes"] == stored(chain.state, chain.volume)
+
+
+def test_by_backup_it_says_what_show_says(chain: Chain) -> None:
+    rows, _ = counted(chain.state, "backup")
+    assert set(rows) == {chain.full, chain.increment, chain.other}
+    for backup, row in rows.items():
+        holdings = chain.show(backup)["holdings"]
+        assert holdings["own"] == {"objects": row["own_objects"], "bytes": row["own_bytes"]}
+        assert holdings["shared"] == {"objects": row["shared_objects"], "bytes": row["shared_bytes"]}
+        assert holdings["deleting_frees"]["bytes"] == row["deleting_frees_bytes"]
+    assert rows[chain.full]["shared_bytes"] > 0
+    only, _ = counted(chain.state, "backup", chain.volume)
+    assert only == {name: rows[name] for name in (chain.full, chain.increment)}
+
+
+def test_by_project_two_that_share_are_told_apart(chain: Chain) -> None:
+    with database.opened(load_conf(chain.state)) as db, db.write() as session:
+        session.execute(
+            update(models.Backup).where(models.Backup.id == chain.increment).values(project_id="second")
+        )
+    by_backup, _ = counted(chain.state, "backup")
+    rows, _ = counted(chain.state, "project")
+    assert rows["second"] == by_backup[chain.increment]
+    assert rows["demo"]["shared_bytes"] == rows["second"]["shared_bytes"] > 0
+
+
+def test_what_deleting_would_not_free(chain: Chain) -> None:
+    """A manifest that the database forgot, and one that a running backup is built upon."""
+    before, _ = counted(chain.state, "backup")
+    with database.opened(load_conf(chain.state)) as db, db.write() as session:
+        full = session.get_one(models.Backup, chain.full)
+        other = session.get_one(models.Backup, chain.other)
+        base = session.get_one(models.Manifest, other.manifest_id)
+        values = {column.key: getattr(base, column.key) for column in models.Manifest.__table__.columns}
+        values |= {"id": "child", "key": None, "key_digest": None, "base_id": base.id, "state": "writing"}
+        session.add(models.Manifest(**values))
+        forgotten = full.manifest_id
+        full.manifest_id, full.deleted = None, True
+        session.execute(
+            update(models.Manifest).where(models.Manifest.base_id == forgotten).values(base_id=None)
+        )
+        session.flush()
+        session.delete(session.get_one(models.Manifest, forgotten))
+    after, problems = counted(chain.state, "backup")
+    assert problems == []
+    assert after[chain.other] == {**before[chain.other], "deleting_frees_bytes": 0}
+    # What the forgotten one names is shared with nobody that is counted, but stays.
+    assert after[chain.increment] == before[chain.increment]
+
+
+def test_a_volume_that_cannot_be_read_is_told_and_the_others_are_counted(chain: Chain) -> None:
+    before, _ = counted(chain.state, "backup")
+    (manifest,) = [
+        path for path in objects(chain.state) if chain.full in str(path) and "manifest" in path.name
+    ]
+    manifest.unlink()
+    rows, (problem,) = counted(chain.state, "backup")
+    assert problem.startswith(f"volume {chain.volume}: NOT counted: object ")
+    assert rows[chain.other] == before[chain.other]
+    assert rows[chain.full]["backups"] == 1
+    assert rows[chain.full]["own_bytes"] == rows[chain.increment]["own_bytes"] == 0
+
+
+def test_pages_leave_nothing_out(chain: Chain, monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
+    whole, _ = counted(chain.state, "backup")
+    monkeypatch.setattr("backupfw.cmd.catalogue._PAGE", 1)
+    assert counted(chain.state, "backup") == (whole, [])
