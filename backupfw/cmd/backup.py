@@ -1,4 +1,4 @@
-"""``backupfw backup``: look at backups' records; :mod:`backupfw.cmd.verify` reads what they are made of."""
+"""``backupfw backup``: backups made, restored, looked at and deleted; ``verify`` has a module of its own."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from backupfw.cmd import base
+from backupfw.cmd import base, usecases, waiting
 from backupfw.cmd.progress import Progress, counted
+from backupfw.errors import InvalidInput
 
 if TYPE_CHECKING:
     from oslo_config.cfg import ConfigOpts
@@ -35,7 +36,7 @@ class List(base.Lister):
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add which backups."""
-        parser.add_argument("--volume", metavar="ID", help="only those of this volume")
+        parser.add_argument("--volume", metavar="ID", help="only those of this volume (id or name)")
         parser.add_argument("--project", metavar="ID", help="only those of this project")
         parser.add_argument("--damaged", action="store_true", help="only those that name damaged objects")
         parser.add_argument("--json", action="store_true", help="print one JSON object per line")
@@ -45,7 +46,8 @@ class List(base.Lister):
         from backupfw.cmd import catalogue, database
 
         _conf, db = self.database(args)
-        return map(database.plain, catalogue.backups(db, args.volume, args.project, damaged=args.damaged))
+        volume = None if args.volume is None else catalogue.find_backed_up(db, args.volume)
+        return map(database.plain, catalogue.backups(db, volume, args.project, damaged=args.damaged))
 
     def lines(self, args: argparse.Namespace, records: Iterator[Mapping[str, Any]]) -> Iterable[str]:
         """Return a line for each backup."""
@@ -59,11 +61,174 @@ class Show(base.ShowOne):
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add which backup."""
-        parser.add_argument("id", metavar="ID", help="the backup's id")
+        parser.add_argument("id", metavar="ID", help="the backup's id or name")
 
     def record(self, args: argparse.Namespace) -> Mapping[str, Any]:
         """Return it."""
-        return record(*self.database(args), args.id)
+        from backupfw.cmd import catalogue
+        from backupfw.db import models
+
+        conf, db = self.database(args)
+        return record(conf, db, catalogue.find_id(db, models.Backup, args.id))
+
+
+class Create(usecases.Queueing):
+    """Back up a volume, or one of its snapshots, and print the backup's id."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add of what, and how."""
+        parser.add_argument("volume", metavar="VOLUME", help="the volume's id or name")
+        parser.add_argument("--snapshot", metavar="ID", help="back up this snapshot of it (id or name)")
+        parser.add_argument(
+            "--incremental", action="store_true", help="store only what changed since its newest backup"
+        )
+        parser.add_argument("--force", action="store_true", help="also of a volume that somebody uses")
+        parser.add_argument("--name", metavar="N", type=usecases.text, help="display name")
+        parser.add_argument("--description", metavar="TEXT", type=usecases.text, help="what it is for")
+        parser.add_argument(
+            "--container",
+            metavar="[STORE:]NAME",
+            type=usecases.text,
+            help="where to (default: the service's)",
+        )
+        parser.add_argument(
+            "--project", metavar="P", type=usecases.text, help="whose it is (default: the volume's)"
+        )
+        super().add_arguments(parser)
+
+    def take_action(self, parsed_args: argparse.Namespace) -> None:
+        """Make it."""
+        from backupfw.db import models
+        from backupfw.manager.lineage import lifecycle
+
+        args = parsed_args
+        cases = self.use_cases(args)
+        volume = cases.find(models.Volume, args.volume)
+        snapshot = None if args.snapshot is None else cases.find(models.Snapshot, args.snapshot)
+        made = cases.backups.create(
+            base.operator(args.project or cases.volumes.project_of(base.operator(), volume)),
+            volume_id=volume,
+            snapshot_id=snapshot,
+            incremental=args.incremental,
+            force=args.force,
+            name=args.name,
+            description=args.description,
+            container=args.container,
+        )
+        print(made.id, flush=True)
+        operation = waiting.Operation(
+            f"making backup {made.id}",
+            models.Backup,
+            made.id,
+            (lifecycle.AVAILABLE,),
+            cancel=f"backupfw backup cancel {made.id}",
+        )
+        waiting.follow(cases.conf, cases.db, operation, wait=args.wait)
+
+
+class Restore(usecases.Queueing):
+    """Restore a backup to a new volume, an existing one or a file, and print the volume's id or the path.
+
+    --to FILE works from the database and the store alone, with no service running: the file is the volume's
+    raw image, sparse, and has its name when all of it is verified and written.
+    """
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add of what, and where to."""
+        parser.add_argument("id", metavar="BACKUP", help="the backup's id or name")
+        where = parser.add_mutually_exclusive_group()
+        where.add_argument("--volume", metavar="ID", help="write over this volume (id or name)")
+        where.add_argument("--name", metavar="N", type=usecases.text, help="a new volume's display name")
+        where.add_argument("--to", metavar="FILE", help="write a raw image file; no service need run")
+        parser.add_argument("--overwrite", action="store_true", help="replace FILE if it is there")
+        parser.add_argument(
+            "--project", metavar="P", type=usecases.text, help="whose a new volume is (default: the backup's)"
+        )
+        super().add_arguments(parser)
+
+    def take_action(self, parsed_args: argparse.Namespace) -> None:
+        """Restore it."""
+        from backupfw.db import models
+
+        args = parsed_args
+        if args.overwrite and args.to is None:
+            raise InvalidInput("--overwrite goes with --to FILE.")
+        if args.to is not None and (args.project is not None or not args.wait):
+            raise InvalidInput("--to FILE works without a worker: --project and --no-wait do not go with it.")
+        cases = self.use_cases(args)
+        backup = cases.find(models.Backup, args.id)
+        if args.to is not None:
+            from backupfw.cmd import restore_file
+
+            progress = Progress(f"restoring {backup}")
+            restore_file.restore(cases.conf, cases.db, backup, args.to, progress, overwrite=args.overwrite)
+            print(args.to)
+        else:
+            self._to_volume(cases, args, backup)
+
+    def _to_volume(self, cases: usecases.UseCases, args: argparse.Namespace, backup: str) -> None:
+        from backupfw.db import models
+        from backupfw.manager.lineage import lifecycle
+
+        volume = None if args.volume is None else cases.find(models.Volume, args.volume)
+        owner = cases.backups.get(base.operator(), backup).project_id
+        if volume is not None:
+            owner = cases.volumes.project_of(base.operator(), volume)
+        _, target, _ = cases.backups.restore(
+            base.operator(args.project or owner), backup, volume_id=volume, name=args.name
+        )
+        print(target, flush=True)
+        operation = waiting.Operation(
+            f"restoring backup {backup} to volume {target}",
+            models.Volume,
+            target,
+            (lifecycle.AVAILABLE,),
+            task_of=backup,
+            cancel=f"backupfw backup cancel {backup}",
+        )
+        waiting.follow(cases.conf, cases.db, operation, wait=args.wait)
+
+
+class Delete(usecases.Deleting):
+    """Delete backups; those made from them stay whole."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add how."""
+        parser.add_argument(
+            "--force", action="store_true", help="whatever their status is; what runs on them is cancelled"
+        )
+        super().add_arguments(parser)
+
+    def take_action(self, parsed_args: argparse.Namespace) -> int:
+        """Delete them."""
+        from backupfw.db import models
+
+        return self.delete(self.use_cases(parsed_args), parsed_args, models.Backup, "backup")
+
+    def begin(self, cases: usecases.UseCases, args: argparse.Namespace, resource_id: str) -> None:
+        """Begin the deletion of one."""
+        begin = cases.backups.force_delete if args.force else cases.backups.delete
+        begin(base.operator(), resource_id)
+
+
+class Cancel(base.Command):
+    """Cancel a backup that is being made, or the restore of one, whether it waits or runs.
+
+    A backup that was being made ends in error.  A backup that was being restored is available again, and the
+    volume that it was written to is in error.
+    """
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add which."""
+        parser.add_argument("id", metavar="ID", help="the backup's id or name")
+
+    def take_action(self, parsed_args: argparse.Namespace) -> None:
+        """Cancel it."""
+        from backupfw.db import models
+
+        cases = self.open(usecases.opened(*self.database(parsed_args)))
+        after = cases.backups.cancel(base.operator(), cases.find(models.Backup, parsed_args.id))
+        print(f"backup {after.id} is {after.status}: {after.fail_reason}")
 
 
 def record(conf: ConfigOpts, db: Database, backup_id: str) -> Mapping[str, Any]:

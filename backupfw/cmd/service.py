@@ -15,13 +15,11 @@ from oslo_log import log
 
 from backupfw.api.app import Managers, make_app
 from backupfw.api.pipeline import WsgiApp
-from backupfw.chunkstore.loader import load_driver
-from backupfw.cmd import database
+from backupfw.cmd import database, store
 from backupfw.cmd.meters import Meters
 from backupfw.cmd.monitoring import Health, Listener
 from backupfw.cmd.server import ApiServer
 from backupfw.conf import volumes
-from backupfw.conf.stores import group_of
 from backupfw.db.session import Database
 from backupfw.dispatch.base import Dispatch, InProcessDispatch
 from backupfw.manager.messages import MessageManager
@@ -109,11 +107,8 @@ def make_managers(
     :param wake: called after a transaction that queued or cancelled a task.
     :param outbox: the event outbox; None: no events are sent.
     """
-    patterns = {
-        name: load_driver(conf[group_of(name)].driver).container_pattern for name in conf.enabled_stores
-    }
     return Managers(
-        backups=BackupManager(db, conf, wake, patterns, outbox),
+        backups=BackupManager(db, conf, wake, store.container_patterns(conf), outbox),
         volumes=VolumeManager(db, conf, wake),
         snapshots=SnapshotManager(db, conf, wake),
         quota=QuotaManager(db, conf),

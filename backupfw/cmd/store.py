@@ -58,6 +58,14 @@ def require_enabled(conf: cfg.ConfigOpts, name: str) -> None:
         raise ConfigError(f"store {name!r} is not enabled; enabled: {', '.join(conf.enabled_stores)}")
 
 
+def container_patterns(conf: cfg.ConfigOpts) -> Mapping[str, str]:
+    """Return what the names of new containers must match, by store; opens none."""
+    from backupfw.chunkstore.loader import load_driver
+    from backupfw.conf.stores import group_of
+
+    return {name: load_driver(conf[group_of(name)].driver).container_pattern for name in conf.enabled_stores}
+
+
 @contextmanager
 def opened(conf: cfg.ConfigOpts, name: str) -> Iterator[ChunkStore]:
     """Open a configured store with all its layers for a ``with`` block.

@@ -34,11 +34,11 @@ class Verify(base.Command):
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add which backups, and how."""
         which = parser.add_mutually_exclusive_group()
-        which.add_argument("id", metavar="ID", nargs="?", help="the backup's id")
+        which.add_argument("id", metavar="ID", nargs="?", help="the backup's id or name")
         which.add_argument(
             "--all", action="store_true", help="all backups; those verified longest ago come first"
         )
-        which.add_argument("--volume", metavar="ID", help="all backups of this volume")
+        which.add_argument("--volume", metavar="ID", help="all backups of this volume (id or name)")
         which.add_argument("--project", metavar="ID", help="all backups of this project")
         parser.add_argument(
             "--older-than",
@@ -54,6 +54,8 @@ class Verify(base.Command):
 
     def take_action(self, parsed_args: argparse.Namespace) -> int:
         """Verify one backup or many."""
+        from backupfw.cmd import catalogue
+        from backupfw.db import models
         from backupfw.worker.stores import Stores
 
         args = parsed_args
@@ -66,7 +68,7 @@ class Verify(base.Command):
         stores = self.open(closing(Stores(conf)))
         verifier = Verifier(conf, db, stores, quick=args.quick, as_json=args.json)
         if args.id is not None:
-            return 0 if verifier.one(args.id) else 1
+            return 0 if verifier.one(catalogue.find_id(db, models.Backup, args.id)) else 1
         return _many(args, db, verifier)
 
 
@@ -88,12 +90,11 @@ def _many(args: argparse.Namespace, db: Database, verifier: Verifier) -> int:
     from backupfw.cmd import catalogue
 
     of = args.volume or args.project
-    if of is not None and not catalogue.backups_exist(db, args.volume, args.project):
+    volume = None if args.volume is None else catalogue.find_backed_up(db, args.volume)
+    if of is not None and not catalogue.backups_exist(db, volume, args.project):
         # A misspelt id must not look as if all were well.
         raise InvalidInput(f"There is no backup of {of}.")
-    begun, ids = catalogue.to_verify(
-        db, args.volume, args.project, older_than=args.older_than, quick=args.quick
-    )
+    begun, ids = catalogue.to_verify(db, volume, args.project, older_than=args.older_than, quick=args.quick)
     if args.older_than is None:
         print(
             f"{counted(len(ids), 'backup')} to verify; if this ends early, the same with --older-than"

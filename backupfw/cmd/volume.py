@@ -1,6 +1,7 @@
-"""``backupfw volume``: volumes made, found and attached without the API.
+"""``backupfw volume``: volumes made, found, attached and deleted without the API.
 
-These commands work on the database and the provider themselves, whether the service runs or not.
+These commands work on the database and the provider themselves, whether the service runs or not; what only a
+worker may do (extend, delete) they queue for one.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ import argparse
 import contextlib
 import os
 import uuid
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
-from backupfw.cmd import base
+from backupfw.cmd import base, usecases, waiting
 from backupfw.cmd.configure import load_conf
 from backupfw.cmd.progress import Progress, human_size
 from backupfw.errors import InvalidInput, StorageChanged
@@ -101,14 +103,14 @@ class _Existing(base.Command):
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add which."""
-        parser.add_argument("id", metavar="ID", help="the volume's id")
+        parser.add_argument("id", metavar="ID", help="the volume's id or name")
 
-    def manager(self, args: argparse.Namespace) -> tuple[cfg.ConfigOpts, VolumeManager]:
-        """Open the database, for as long as the command runs."""
-        from backupfw.manager.usecases.volumes import VolumeManager
+    def found(self, args: argparse.Namespace) -> tuple[usecases.UseCases, str]:
+        """Return the use cases, which work until the command is over, and the volume's id."""
+        from backupfw.db import models
 
-        conf, db = self.database(args)
-        return conf, VolumeManager(db, conf, lambda: None)
+        cases = usecases.UseCases(*self.database(args))
+        return cases, cases.find(models.Volume, args.id)
 
 
 class Attach(_Existing):
@@ -124,10 +126,10 @@ class Attach(_Existing):
     def take_action(self, parsed_args: argparse.Namespace) -> None:
         """Attach it."""
         args = parsed_args
-        _conf, volumes = self.manager(args)
-        row = volumes.attachments.attach(
-            base.operator("demo"),
-            args.id,
+        cases, volume = self.found(args)
+        row = cases.volumes.attachments.attach(
+            base.operator(),
+            volume,
             instance_uuid=args.instance,
             host_name=args.host,
             mountpoint=args.mountpoint,
@@ -145,10 +147,8 @@ class Detach(_Existing):
 
     def take_action(self, parsed_args: argparse.Namespace) -> None:
         """Detach it."""
-        _conf, volumes = self.manager(parsed_args)
-        volumes.attachments.detach(
-            base.operator("demo"), parsed_args.id, attachment_id=parsed_args.attachment
-        )
+        cases, volume = self.found(parsed_args)
+        cases.volumes.attachments.detach(base.operator(), volume, attachment_id=parsed_args.attachment)
 
 
 class Path(_Existing):
@@ -158,11 +158,97 @@ class Path(_Existing):
         """Print it."""
         from backupfw.worker.handlers.base import volume_ref
 
-        conf, volumes = self.manager(parsed_args)
-        row = volumes.get(base.operator("demo"), parsed_args.id)
+        cases, volume = self.found(parsed_args)
+        row = cases.volumes.get(base.operator(), volume)
         if row.location is None:
             raise InvalidInput(f"volume {row.id} has no storage yet (status {row.status})")
-        print(_provider(conf).where(volume_ref(row)))
+        print(_provider(cases.conf).where(volume_ref(row)))
+
+
+class List(base.Lister):
+    """List volumes, oldest first."""
+
+    columns = ("id", "name", "project_id", "status", "size", "adopted", "created_at")
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add which."""
+        parser.add_argument("--project", metavar="ID", type=usecases.text, help="only those of this project")
+        parser.add_argument("--status", metavar="S", type=usecases.text, help="only those in this status")
+
+    def records(self, args: argparse.Namespace) -> Iterator[Mapping[str, Any]]:
+        """Return them page by page."""
+        cases = usecases.UseCases(*self.database(args))
+        found = usecases.pages(cases.volumes.list, {"project_id": args.project, "status": args.status})
+        return map(usecases.described, found)
+
+
+class Show(base.ShowOne):
+    """Show a volume."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add which."""
+        parser.add_argument("id", metavar="ID", help="the volume's id or name")
+
+    def record(self, args: argparse.Namespace) -> Mapping[str, Any]:
+        """Return it."""
+        from backupfw.db import models
+
+        cases = usecases.UseCases(*self.database(args))
+        return usecases.described(cases.volumes.get(base.operator(), cases.find(models.Volume, args.id)))
+
+
+class Extend(usecases.Queueing):
+    """Make a volume larger."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add which, and how large it becomes."""
+        parser.add_argument("id", metavar="ID", help="the volume's id or name")
+        parser.add_argument("size", metavar="GIB", type=_gigabytes, help="its new size in GiB")
+        super().add_arguments(parser)
+
+    def take_action(self, parsed_args: argparse.Namespace) -> None:
+        """Extend it."""
+        from backupfw.db import models
+        from backupfw.manager.lineage import lifecycle
+
+        cases = self.use_cases(parsed_args)
+        volume = cases.find(models.Volume, parsed_args.id)
+        cases.volumes.extend(base.operator(), volume, new_size=parsed_args.size)
+        operation = waiting.Operation(
+            f"extending volume {volume}", models.Volume, volume, (lifecycle.AVAILABLE,)
+        )
+        waiting.follow(cases.conf, cases.db, operation, wait=parsed_args.wait)
+
+
+class Forget(_Existing):
+    """Take an adopted volume out of the catalogue.
+
+    Its image or device stays as it is, and so do its backups.
+    """
+
+    def take_action(self, parsed_args: argparse.Namespace) -> None:
+        """Forget it."""
+        cases, volume = self.found(parsed_args)
+        cases.volumes.forget(base.operator(), volume)
+
+
+class Delete(usecases.Deleting):
+    """Delete volumes; their backups stay."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add what goes with them."""
+        parser.add_argument("--cascade", action="store_true", help="delete their snapshots, too")
+        super().add_arguments(parser)
+
+    def take_action(self, parsed_args: argparse.Namespace) -> int:
+        """Delete them."""
+        from backupfw.db import models
+
+        return self.delete(self.use_cases(parsed_args), parsed_args, models.Volume, "volume")
+
+    def begin(self, cases: usecases.UseCases, args: argparse.Namespace, resource_id: str) -> None:
+        """Begin the deletion of one."""
+        cases.volumes.delete(base.operator(), resource_id, cascade=args.cascade)
 
 
 def _provider(conf: cfg.ConfigOpts) -> VolumeProvider:
@@ -173,7 +259,7 @@ def _provider(conf: cfg.ConfigOpts) -> VolumeProvider:
     return load_provider(conf.volumes.provider)(conf.volumes)
 
 
-def _own(conf: cfg.ConfigOpts) -> list[str]:
+def own_files(conf: cfg.ConfigOpts) -> list[str]:
     """Return the files and directories of the service that must not become volumes."""
     from backupfw.cmd import database
     from backupfw.conf.stores import group_of
@@ -215,7 +301,7 @@ def create(
     provider = _provider(conf)
     source = None
     if image is not None:
-        found = provider.adopt(os.path.abspath(image), own=_own(conf), to_copy=True, any_format=as_raw)
+        found = provider.adopt(os.path.abspath(image), own=own_files(conf), to_copy=True, any_format=as_raw)
         source = VolumeRef(str(uuid.uuid4()), found.length, found.location, True, found.storage_id)
     if size is None and source is None:
         raise InvalidInput("--size is needed where there is no --image")
@@ -268,7 +354,7 @@ def adopt(
     with database.opened(conf, make=True) as db:
         provider = _provider(conf)
         volumes = VolumeManager(db, conf, lambda: None)
-        storage = provider.adopt(os.path.abspath(path), own=_own(conf), any_format=as_raw, in_use=in_use)
+        storage = provider.adopt(os.path.abspath(path), own=own_files(conf), any_format=as_raw, in_use=in_use)
         _record_storages(volumes, provider, host)
         row = volumes.adopt(
             base.operator(project),
@@ -287,12 +373,14 @@ def adopt_again(
 ) -> str:
     """Let a volume that was adopted be what is there now.
 
+    :param volume_id: or its name.
     :param path: where; where it was when None.
     :param as_raw, in_use: as for :func:`adopt`.
     :returns: the volume's id.
     """
-    from backupfw.cmd import database
+    from backupfw.cmd import catalogue, database
     from backupfw.conf import volumes as volumes_conf
+    from backupfw.db import models
     from backupfw.manager.usecases.volumes import VolumeManager
     from backupfw.worker.handlers.base import volume_ref
 
@@ -300,17 +388,17 @@ def adopt_again(
     with database.opened(conf) as db:
         provider = _provider(conf)
         volumes = VolumeManager(db, conf, lambda: None)
-        volume = volumes.get(operator, volume_id)
+        volume = volumes.get(operator, catalogue.find_id(db, models.Volume, volume_id))
         storage = provider.adopt(
             os.path.abspath(path or provider.where(volume_ref(volume))),
-            own=_own(conf),
+            own=own_files(conf),
             any_format=as_raw,
             in_use=in_use or bool(volume.attachments),
         )
         _record_storages(volumes, provider, host)
         row = volumes.adopt_again(
             operator,
-            volume_id,
+            volume.id,
             location=storage.location,
             length=storage.length,
             storage_id=storage.storage_id,

@@ -46,30 +46,36 @@ def new_file(directory: str, name: str) -> Iterator[int]:
     try:
         yield fd
         os.fsync(fd)
-        _publish(part, os.path.join(directory, name))
+        publish(part, os.path.join(directory, name))
     finally:
         os.close(fd)
-        _unlink(part)
+        unlink(part)
     sync_directory(directory)
 
 
-def _publish(part: str, final: str) -> None:
+def publish(part: str, final: str) -> bool:
+    """Let a finished file stand under its final name, too, unless something has that name.
+
+    :returns: whether it does now.
+    """
     try:
         os.link(part, final)
     except FileExistsError:
-        return
+        return False
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
             raise
         # A file system without hard links: the check is not atomic there.
-        if not os.path.lexists(final):
-            os.rename(part, final)
+        if os.path.lexists(final):
+            return False
+        os.rename(part, final)
+    return True
 
 
 def remove(directory: str, name: str) -> None:
     """Remove a file and its unfinished predecessors; missing ones count as removed."""
     remove_parts(directory, name)
-    _unlink(os.path.join(directory, name))
+    unlink(os.path.join(directory, name))
     with contextlib.suppress(FileNotFoundError):
         sync_directory(directory)
 
@@ -79,10 +85,11 @@ def remove_parts(directory: str, name: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         for entry in os.listdir(directory):
             if entry.startswith(f"{name}.") and entry.endswith(_PART):
-                _unlink(os.path.join(directory, entry))
+                unlink(os.path.join(directory, entry))
 
 
-def _unlink(path: str) -> None:
+def unlink(path: str) -> None:
+    """Remove a file's name; a missing one counts as removed."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
 

@@ -1,0 +1,165 @@
+"""``backupfw backup restore --to FILE``: a backup as a raw image, from the database and the store alone."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import stat
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from sqlalchemy import select
+
+from backupfw.db import models
+from backupfw.errors import Damaged, InvalidBackup, InvalidInput, TargetError
+from backupfw.volume.local import files
+from backupfw.volume.local.descriptor import Descriptor
+from backupfw.volume.local.target import LocalTarget
+
+if TYPE_CHECKING:
+    from oslo_config import cfg
+
+    from backupfw.cmd.catalogue import StoredManifest
+    from backupfw.cmd.progress import Progress
+    from backupfw.db.session import Database
+    from backupfw.worker.stores import Stores
+
+
+def restore(
+    conf: cfg.ConfigOpts, db: Database, backup_id: str, path: str, progress: Progress, *, overwrite: bool
+) -> None:
+    """Write a backup to a file, sparse and with its volume's length; no service need run.
+
+    The file stands under its name only when all of it is verified and durable.
+
+    :param overwrite: replace a file that is there.
+    :raises BackupNotFound: there is no such backup.
+    :raises InvalidBackup: it has no data in a store, or was deleted meanwhile.
+    :raises InvalidInput: the file must not be written.
+    :raises Damaged: an object is missing or wrong; that is recorded, as a verification does it.
+    :raises TargetError: the file could not be written.
+    :raises ChunkStoreError: the store could not be read.
+    """
+    from backupfw.cmd import catalogue
+    from backupfw.worker.stores import Stores
+
+    final = _judged(conf, db, path, overwrite)
+    manifest = catalogue.manifest_of(db, backup_id)
+    stores = Stores(conf)
+    try:
+        with new_file(final, overwrite=overwrite) as fd:
+            written = _write(conf, db, backup_id, manifest, stores, fd, progress)
+    except TargetError as error:
+        raise TargetError(f"{path} could not be written: {error.__cause__ or error}") from error
+    except BaseException:
+        progress.abandon()
+        raise
+    finally:
+        stores.close()
+    progress.finish(written)
+
+
+def _write(
+    conf: cfg.ConfigOpts,
+    db: Database,
+    backup_id: str,
+    manifest: StoredManifest,
+    stores: Stores,
+    fd: int,
+    progress: Progress,
+) -> str:
+    """Write all bytes; returns how many there are, for people."""
+    from backupfw.cmd.progress import human_size
+    from backupfw.engine import restore as engine
+    from backupfw.engine.format.manifest import read_head
+    from backupfw.manager.outcomes.backups import BackupTasks
+    from backupfw.worker.damaged_objects import mark_sharers
+
+    control = progress.control()
+    container = stores.container(manifest.store, manifest.container)
+    try:
+        length = read_head(container, manifest.key).geometry.length
+        os.ftruncate(fd, length)
+        target = LocalTarget(Descriptor(os.dup(fd)), length, reads_zero=True, is_device=False)
+        try:
+            engine.run(manifest.key, container, target, control, streams=conf.backup.streams)
+        finally:
+            target.close()
+    except Damaged as error:
+        tasks = BackupTasks(db, conf)
+        place = (manifest.store, manifest.container)
+        if not tasks.damaged_objects.record(*place, error.key, error.reason, manifest.id):
+            raise InvalidBackup(f"backup {backup_id} was deleted meanwhile") from error
+        mark_sharers(tasks, container, manifest.id, {error.key}, control)
+        raise
+    return human_size(length)
+
+
+def _judged(conf: cfg.ConfigOpts, db: Database, path: str, overwrite: bool) -> str:
+    """Return the absolute path of the file to write, links resolved.
+
+    :raises InvalidInput: it is there and must not be replaced, or belongs to the service.
+    """
+    from backupfw.cmd.volume import own_files
+
+    final = os.path.realpath(path)
+    for own in map(os.path.realpath, own_files(conf)):
+        if final == own or final.startswith(own.rstrip("/") + "/"):
+            raise InvalidInput(f"{path} belongs to this service: it is among its own files.")
+    try:
+        found = os.stat(final)
+    except FileNotFoundError:
+        return final
+    if not overwrite:
+        raise InvalidInput(f"{path} is there already; --overwrite replaces it.")
+    if not stat.S_ISREG(found.st_mode):
+        raise InvalidInput(
+            f"{path} is no regular file. To write to a device, adopt it and restore to that volume."
+        )
+    row = models.Volume
+    with db.read() as session:
+        owner = session.scalar(select(row.id).where(row.location == final, row.deleted.is_(False)).limit(1))
+    if owner is not None:
+        raise InvalidInput(f"{path} is volume {owner}: restore to that volume instead.")
+    return final
+
+
+@contextmanager
+def new_file(final: str, *, overwrite: bool = False) -> Iterator[int]:
+    """Lend a new, empty file; when the block ends well it stands, durable, under its final name.
+
+    Until then it lies beside it under a name of its own, and goes when the block fails, also by SIGTERM.
+
+    :raises InvalidInput: another file has the final name by then, and must not be replaced.
+    """
+    directory, name = os.path.split(final)
+    part = os.path.join(directory, f"{name}.{secrets.token_hex(8)}.part")
+    with _terminated_as_interrupted():
+        fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            yield fd
+            os.fsync(fd)
+            if overwrite:
+                os.replace(part, final)
+            elif not files.publish(part, final):
+                raise InvalidInput(f"{final} is there by now; it was left as it is.")
+        finally:
+            os.close(fd)
+            files.unlink(part)
+        files.sync_directory(directory)
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Let SIGTERM do what Ctrl-C does, so that nothing half written is left."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
