@@ -13,14 +13,17 @@ import base64
 import binascii
 import json
 import re
-import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, NoReturn
 
-from backupfw import naming
+import jsonschema
+
 from backupfw.errors import InvalidInput
+from backupfw.manager import rows
+
+Schema = dict[str, Any]
 
 #: Longest record, in characters of base64: some thousand metadata pairs of full length.
 MAX_CHARACTERS = 4 << 20
@@ -37,77 +40,57 @@ MAX_SIZE = (1 << 31) - 1
 #: Largest ``object_count``.
 MAX_OBJECTS = (1 << 63) - 1
 
-_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
-# Seconds' fractions and offsets are written by some services; the zone may be missing (then UTC).
-_TIME = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d{1,6})?(Z|[+-]\d\d:?\d\d)?", re.ASCII)
 # A string (its end may be missing, so that no text costs more than one visit) or a bracket.
 _BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
 _CLASS_NAME = re.compile(r"[A-Z]\w*", re.ASCII)
 _URL_SAFE = str.maketrans("-_", "+/", " \t\r\n")
 
 
-_T = TypeVar("_T")
+def _matching(pattern: str) -> Schema:
+    return {"type": ["string", "null"], "pattern": rf"\A{pattern}\Z"}
 
 
-class Exportable(Protocol):
-    """What :func:`encode` reads of a backup (``manager.rows.Backup`` is one).  Times: naive UTC."""
+def _integer(least: int, most: int) -> Schema:
+    return {"type": ["integer", "null"], "minimum": least, "maximum": most}
 
-    @property
-    def id(self) -> str: ...
-    @property
-    def user_id(self) -> str | None: ...
-    @property
-    def project_id(self) -> str: ...
-    @property
-    def volume_id(self) -> str: ...
-    @property
-    def host(self) -> str | None: ...
-    @property
-    def availability_zone(self) -> str | None: ...
-    @property
-    def container(self) -> str | None: ...
-    @property
-    def store(self) -> str | None: ...
-    @property
-    def service(self) -> str | None: ...
-    @property
-    def parent_id(self) -> str | None: ...
-    @property
-    def status(self) -> str: ...
-    @property
-    def fail_reason(self) -> str | None: ...
-    @property
-    def size(self) -> int: ...
-    @property
-    def display_name(self) -> str | None: ...
-    @property
-    def display_description(self) -> str | None: ...
-    @property
-    def service_metadata(self) -> str | None: ...
-    @property
-    def object_count(self) -> int: ...
-    @property
-    def temp_volume_id(self) -> str | None: ...
-    @property
-    def temp_snapshot_id(self) -> str | None: ...
-    @property
-    def num_dependent_backups(self) -> int: ...
-    @property
-    def snapshot_id(self) -> str | None: ...
-    @property
-    def data_timestamp(self) -> datetime | None: ...
-    @property
-    def restore_volume_id(self) -> str | None: ...
-    @property
-    def metadata(self) -> Mapping[str, str]: ...
-    @property
-    def volume_record(self) -> Mapping[str, Any] | None: ...
-    @property
-    def encryption_key_id(self) -> str | None: ...
-    @property
-    def created_at(self) -> datetime: ...
-    @property
-    def updated_at(self) -> datetime | None: ...
+
+# NUL and lone surrogates have no place in a database's text; other control codes only in free text.
+_CHARACTER, _FREE_CHARACTER = r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]", r"[^\x00\ud800-\udfff]"
+_TEXT = _matching(f"{_CHARACTER}{{0,{MAX_TEXT}}}")
+_FREE_TEXT = _matching(f"{_FREE_CHARACTER}{{0,{MAX_TEXT}}}")
+_ID = _matching("[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+# Seconds' fractions and offsets are written by some services; the zone may be missing (then UTC).
+_TIME = _matching(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?(Z|[+-][0-9]{2}:?[0-9]{2})?"
+)
+#: The fields that are read, in the order in which they are judged; null is the same as missing.
+_PROPERTIES: dict[str, Schema] = {
+    "id": _ID,
+    "size": _integer(1, MAX_SIZE),
+    "user_id": _TEXT,
+    "project_id": _TEXT,
+    "volume_id": _ID,
+    "snapshot_id": _ID,
+    "parent_id": _ID,
+    "availability_zone": _TEXT,
+    "container": _TEXT,
+    "display_name": _FREE_TEXT,
+    "display_description": _FREE_TEXT,
+    "service": _TEXT,
+    "service_metadata": _matching(f"{_CHARACTER}{{0,{MAX_SERVICE_METADATA}}}"),
+    "object_count": _integer(0, MAX_OBJECTS),
+    "encryption_key_id": _ID,
+    "data_timestamp": _TIME,
+    "created_at": _TIME,
+    "metadata": {
+        "type": ["object", "null"],
+        "patternProperties": {rf"\A{_CHARACTER}{{1,{MAX_TEXT}}}\Z": {**_FREE_TEXT, "type": "string"}},
+        "additionalProperties": False,
+    },
+    "driver_info": {"type": ["object", "null"], "properties": {"store": _TEXT}},
+}
+# By the fourth draft 1.0 is no integer.
+_VALIDATOR = jsonschema.Draft4Validator({"properties": _PROPERTIES})
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +141,7 @@ def volume_record(
     }
 
 
-def encode(backup: Exportable) -> str:
+def encode(backup: rows.Backup) -> str:
     """Return the record of a backup: ``backup_url`` of an export."""
     info: dict[str, Any] = {} if backup.store is None else {"store": backup.store}
     if backup.volume_record is not None:
@@ -207,29 +190,21 @@ def decode(text: str) -> Record:
     :raises InvalidInput: it cannot be decoded or parsed, or a field that is needed is missing, or one
         that is read has another type, form or length than it may have.
     """
-    fields = _Fields(_parse(_decode_text(text)))
-    return Record(
-        # This text is what the clients' own tests look for.
-        id=fields.needed("an id", fields.uuid("id")),
-        size=fields.needed("size attribute", fields.integer("size", 1, MAX_SIZE)),
-        user_id=fields.text("user_id"),
-        project_id=fields.text("project_id"),
-        volume_id=fields.uuid("volume_id"),
-        snapshot_id=fields.uuid("snapshot_id"),
-        parent_id=fields.uuid("parent_id"),
-        availability_zone=fields.text("availability_zone"),
-        container=fields.text("container"),
-        display_name=fields.text("display_name", free=True),
-        display_description=fields.text("display_description", free=True),
-        service=fields.text("service"),
-        service_metadata=fields.text("service_metadata", MAX_SERVICE_METADATA),
-        object_count=fields.integer("object_count", 0, MAX_OBJECTS) or 0,
-        encryption_key_id=fields.uuid("encryption_key_id"),
-        data_timestamp=fields.time("data_timestamp"),
-        created_at=fields.time("created_at"),
-        metadata=fields.pairs("metadata"),
-        store=_Fields(fields.object("driver_info"), "driver_info.").text("store"),
-    )
+    values = _parse(_decode_text(text))
+    # In the words that clients' own tests look for.
+    for name, words in (("id", "an id"), ("size", "size attribute")):
+        if values.get(name) is None:
+            raise InvalidInput(f"Provided backup record is missing {words}")
+    if (error := next(_VALIDATOR.iter_errors(values), None)) is not None:
+        path = [str(part) for part in error.absolute_path]
+        raise _invalid(path[0] if path[0] == "metadata" else ".".join(path))
+    given = {name: values[name] for name in _PROPERTIES if values.get(name) is not None}
+    for name, value in given.items():
+        if _PROPERTIES[name] is _ID:
+            given[name] = value.lower()
+        elif _PROPERTIES[name] is _TIME:
+            given[name] = _time(name, value)
+    return Record(store=given.pop("driver_info", {}).get("store"), **given)
 
 
 def same_service(one: str, other: str) -> bool:
@@ -288,78 +263,13 @@ def _brackets(text: str) -> tuple[int, int]:
     return deepest, parts
 
 
-class _Fields:
-    """Reads typed fields of a parsed object; a missing field and null are the same: None."""
-
-    def __init__(self, values: Mapping[str, Any], prefix: str = "") -> None:
-        self._values = values
-        self._prefix = prefix
-
-    def _bad(self, name: str) -> NoReturn:
-        raise InvalidInput(f"The backup record has an invalid {self._prefix}{name}.")
-
-    def needed(self, what: str, value: _T | None) -> _T:
-        if value is None:
-            raise InvalidInput(f"Provided backup record is missing {what}")
-        return value
-
-    def text(self, name: str, longest: int = MAX_TEXT, *, free: bool = False) -> str | None:
-        """Return a text; a ``free`` one may hold control characters other than NUL (line breaks)."""
-        value = self._values.get(name)
-        if value is None:
-            return None
-        if not isinstance(value, str) or len(value) > longest or _bad_characters(value, free):
-            self._bad(name)
-        return value
-
-    def uuid(self, name: str) -> str | None:
-        value = self._values.get(name)
-        if value is None:
-            return None
-        if not isinstance(value, str) or not _UUID.fullmatch(value):
-            self._bad(name)
-        return value.lower()
-
-    def integer(self, name: str, least: int, most: int) -> int | None:
-        value = self._values.get(name)
-        if value is None:
-            return None
-        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-            self._bad(name)
-        return value
-
-    def time(self, name: str) -> datetime | None:
-        value = self._values.get(name)
-        if value is None:
-            return None
-        if not isinstance(value, str) or not _TIME.fullmatch(value):
-            self._bad(name)
-        try:
-            moment = datetime.fromisoformat(value)
-            return moment if moment.tzinfo is None else moment.astimezone(UTC).replace(tzinfo=None)
-        except (ValueError, OverflowError):
-            self._bad(name)
-
-    def object(self, name: str) -> Mapping[str, Any]:
-        value = self._values.get(name)
-        if value is None:
-            return {}
-        if not isinstance(value, dict):
-            self._bad(name)
-        return value
-
-    def pairs(self, name: str) -> dict[str, str]:
-        pairs = self.object(name)
-        for key, value in pairs.items():
-            if not isinstance(value, str) or not key or max(len(key), len(value)) > MAX_TEXT:
-                self._bad(name)
-            if _bad_characters(key, False) or _bad_characters(value, True):
-                self._bad(name)
-        return dict(pairs)
+def _time(name: str, text: str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(text)
+        return moment if moment.tzinfo is None else moment.astimezone(UTC).replace(tzinfo=None)
+    except (ValueError, OverflowError):
+        raise _invalid(name) from None
 
 
-def _bad_characters(text: str, free: bool) -> bool:
-    # NUL and lone surrogates have no place in a database's text; other control codes only in free text.
-    if free:
-        return naming.text_problem(text) is not None
-    return any(unicodedata.category(char) in ("Cc", "Cs") for char in text)
+def _invalid(name: str) -> InvalidInput:
+    return InvalidInput(f"The backup record has an invalid {name}.")
