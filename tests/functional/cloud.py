@@ -32,7 +32,7 @@ from backupfw.db.session import Database, now
 from backupfw.manager.messages import MessageManager
 from backupfw.manager.queue.services import BACKUP_BINARY, ServiceManager
 from backupfw.manager.rules.quota import QuotaManager
-from backupfw.manager.rules.volume_types import DEFAULT_NAME, VolumeTypeManager
+from backupfw.manager.rules.volume_types import VolumeTypeManager
 from backupfw.manager.usecases.backups import BackupManager
 from backupfw.manager.usecases.snapshots import SnapshotManager
 from backupfw.manager.usecases.transfers import TransferManager
@@ -48,7 +48,7 @@ def default_type(moment: datetime.datetime) -> models.VolumeType:
     """Return the row that the migrations make."""
     return models.VolumeType(
         id=str(uuid.uuid5(uuid.NAMESPACE_URL, "backupfw:volume-type:default")),
-        name=DEFAULT_NAME,
+        name="__DEFAULT__",
         description="Default Volume Type",
         is_public=True,
         created_at=moment,

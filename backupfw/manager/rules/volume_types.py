@@ -34,9 +34,6 @@ if TYPE_CHECKING:
     from backupfw.db.session import Database
     from backupfw.manager import listing
 
-#: The type that every installation has; the migration makes it.
-DEFAULT_NAME = "__DEFAULT__"
-
 
 class DefaultTypeNotFound(NotFound):
     """The project has no default type of its own."""
