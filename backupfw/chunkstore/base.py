@@ -27,7 +27,7 @@ G16  memory of a call is bounded by the object's (or range's) size.
 G17  drivers never retry; errors say whether they are temporary.
 G18  close is idempotent; using a closed store raises ChunkStoreError, it does not hang.
 G19  what succeeds is silent: nothing on standard output and error, no log line at WARNING or above, and
-     no library's logger is set to tell more than the service lets it.
+     no library's logger has a lower level than the service gave it.
 
 Clocks play no part in any of these.  Bodies and answers are ``bytes``-like, no streaming: objects of
 the backup format are a few MiB, only a manifest can be larger, and it is put from a file.

@@ -38,8 +38,8 @@ class Container:
     def put(self, key: str, body: Body) -> None:
         """See :meth:`ChunkStore.put`.
 
-        :raises Unavailable: also where the container is missing: whoever puts has made sure of it, so the
-            store is not what it should be (a share that is not mounted).
+        :raises Unavailable: also where the container is missing: callers made sure of it before, so the store
+            is not complete (for example a share that is not mounted).
         """
         try:
             self.store.put(self.name, key, body)

@@ -107,7 +107,7 @@ class Retained(PermissionDenied):
 class NoSpace(ChunkStoreError):
     """The store is full, or a quota on it is reached.
 
-    The same call fails again at once, so it is permanent; but somebody may make room before the next attempt.
+    The same call fails again at once, so it is permanent; but there may be space before the next attempt.
     """
 
     may_pass = True

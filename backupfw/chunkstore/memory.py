@@ -114,7 +114,7 @@ class MemoryStore(ChunkStore):
                 del self.contents[container]
 
     def close(self) -> None:
-        """Refuse every further call; the contents stay with whoever shares them."""
+        """Refuse every further call; other instances keep the contents."""
         self._closed = True
 
     def _require_open(self) -> None:

@@ -36,7 +36,7 @@ UNREADABLE = "manifest unreadable"
 UNKNOWN = "manifest unknown"
 STRANGE = "object of no known kind"
 
-#: Findings of one volume that are told; a store that lost everything would have no end of them.
+#: Most findings of one volume that are reported: a store that lost everything would have millions.
 MOST = 100
 
 

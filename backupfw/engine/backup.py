@@ -1,10 +1,10 @@
-"""Backing up: source -> blocks -> packs -> maps -> manifest, sharing with a base what has not changed.
+"""Makes a backup: source -> blocks -> packs -> maps -> manifest.  Unchanged data is shared with a base.
 
-The calling thread walks the segments in order, alongside the base's manifest and the journal; streams do
-the segments, and record one that they sent something for before they begin another, so that a kill costs at
-most one per stream.  Order of commitment: a segment's packs, its map, its journal entry, and at the end the
-manifest.  Memory: a pack and two MiB per stream, a page of each
-manifest; nothing grows with the volume.
+The calling thread walks through the segments in ascending order, and reads the base's manifest and the
+journal beside them.  Streams (threads) work on the segments.  A stream records a segment for which it sent
+data before it begins the next one, so a killed process loses at most one segment per stream.  Order of
+writing: the packs of a segment, its map, its journal entry, and at the end the manifest.  Memory: one pack
+and two MiB per stream, and one page of each manifest; it does not grow with the volume.
 """
 
 from __future__ import annotations
@@ -68,16 +68,16 @@ def run(
 ) -> BackupResult:
     """Make one backup, or finish one that an earlier attempt began.
 
-    The source must stay as it is until this returns.  On any error the manifest is not put, and what
-    is finished has been recorded in the journal if that is still possible; calling again with another
-    token and the same journal goes on from there.
+    The source must not change until this returns.  On any error the manifest is not put, and finished
+    segments are recorded in the journal if that is still possible.  A call with another token and the same
+    journal continues from there.
 
     :raises TaskStopped: the control said so.
     :raises UnsupportedFormat: the job asks for a hash mode or key that does not exist.
     :raises SourceMoved: the source changed while it was read.
     :raises SourceUnreadable: the source could not be read.
-    :raises JournalLost: the journal does not hold what this attempt finished or took over: calling again does
-        what is missing.
+    :raises JournalLost: the journal does not hold all segments that this attempt finished or took over; the
+        next call does the missing ones.
     :raises ChunkStoreError: the store could not be read or written.
     """
     if job.hash_mode != HASH_BLAKE3 or job.key_id is not None:
@@ -112,7 +112,7 @@ def run(
         # Everything that the manifest will say was read before this.
         source.check_still()
     except TaskLost:
-        # Whoever has the task now may have cleaned up already.
+        # Another attempt has the task now, and may have cleaned up already.
         unnamed.remove()
         raise
     except Exception:
@@ -141,10 +141,10 @@ def run(
 
 
 class _Tally:
-    """Which segments are finished and what is said of each: equal tallies mean equal entries, in any order.
+    """The finished segments as one number: two tallies are equal if their entries are, in any order.
 
-    Kept beside the journal, because a database may lose what it confirmed.  It is the sum, modulo 2^256, of a
-    digest of each entry; all-zero segments have none.
+    It is kept beside the journal, because a database may lose what it confirmed.  The number is the sum of
+    the digests of all entries, modulo 2^256.  All-zero segments have no entry.
     """
 
     def __init__(self) -> None:
@@ -168,9 +168,9 @@ class _Tally:
 
 
 class _UnnamedKeys(Container):
-    """The container, and the keys put that no finished segment handed to the journal names.
+    """The container, and the keys that were put and are in no journal entry yet.
 
-    Nobody but this attempt can ever name them: the next one knows of what was recorded.
+    Only this attempt knows these keys: the next attempt sees only what the journal has.
     """
 
     def __init__(self, container: Container) -> None:
@@ -190,19 +190,19 @@ class _UnnamedKeys(Container):
         return self._inner.get(key, offset, length)
 
     def hand_over(self, keys: Iterable[str]) -> set[str]:
-        """Forget keys that somebody may name from now on; returns those that were noted."""
+        """Forget keys that the journal may have from now on; returns those that were noted."""
         with self._lock:
             mine = self._keys.intersection(keys)
             self._keys -= mine
             return mine
 
     def take_back(self, keys: Iterable[str]) -> None:
-        """Note keys again that nobody can name after all."""
+        """Note keys again: the journal does not have them after all."""
         with self._lock:
             self._keys.update(keys)
 
     def remove(self) -> None:
-        """Delete what is left; what cannot be deleted, a sweep finds."""
+        """Delete the objects under the noted keys; a sweep finds those that cannot be deleted now."""
         with self._lock:
             keys, self._keys = sorted(self._keys), set()
         if keys:
@@ -213,8 +213,8 @@ class _UnnamedKeys(Container):
 class _Recorder:
     """Records finished segments in the journal, so that the next attempt need not do them again.
 
-    Streams call :meth:`record` for each segment that they put something for.  The calling thread gathers the
-    others, which cost the next attempt only a read, and records them in batches.
+    Streams call :meth:`record` for each segment for which they put objects.  The calling thread gathers the
+    other segments and records them in batches: without their entries, the next attempt only reads them again.
 
     :param unnamed: the container; what is recorded names its keys.
     """
@@ -227,7 +227,7 @@ class _Recorder:
 
     def record(self, *segments: SegmentDone) -> None:
         """Record segments; from then on the next attempt may name their objects.  Thread-safe."""
-        # Before: that a record failed does not prove that it was not made.
+        # First, because an error does not prove that the journal was not written.
         handed = self._unnamed.hand_over(
             key for done in segments if done.entry is not None for key in done.entry.object_keys()
         )
@@ -311,7 +311,7 @@ def _tasks(source: BlockSource, geometry: Geometry, base: _Base, journal: Journa
 
 
 def _finished(journal: Journal, geometry: Geometry) -> Iterator[tuple[int, bytes]]:
-    """Yield what is recorded of the volume's segments, each once; rows of no segment of it are not ours.
+    """Yield the journal's entries of the volume's segments, each once; other rows are ignored.
 
     :raises JournalLost: they do not ascend.
     """
@@ -364,7 +364,7 @@ def _commit(
 ) -> tuple[int, int, ManifestTotals]:
     """Put the manifest; return the objects of this backup, their bytes, and the manifest's totals.
 
-    It names what the journal says if that is what the attempt did, segment by segment.
+    The manifest is written from the journal, after a check that the journal has what the attempt did.
 
     :param base: the job's base; None where it could not be used.
     """

@@ -1,9 +1,9 @@
-"""Objects that may go, and what is subtracted from them: always by segment, never all in memory.
+"""Candidates for deletion, and the subtraction of those that manifests name; memory is bounded.
 
-An object belongs to one segment of one volume, so whether any of some manifests names it is decided
-segment by segment, in one pass over all of them side by side.  Nothing may be deleted before every
-manifest asked was read to its end, because only there it is proven whole; so candidates wait in
-spools (unnamed temporary files, compressed: keys of a volume are much alike).
+Each object belongs to one segment of one volume.  So one pass over several manifests side by side, segment
+by segment, decides which objects they name.  Nothing may be deleted before each of these manifests was read
+to its end, because only the end proves that a manifest is whole.  Until then, candidates wait in spools:
+temporary files without a name, compressed, because the keys of a volume are much alike.
 """
 
 from __future__ import annotations

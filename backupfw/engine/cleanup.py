@@ -1,13 +1,13 @@
-"""Clean-up: what lost attempts of one backup left behind.
+"""Clean-up: deletes what lost attempts of one backup left behind.
 
-For a backup that took more than one attempt, or that failed or was cancelled.  Everything below the
-backup's own prefix that its committed manifest does not name goes; without a committed manifest,
-everything below that prefix goes.  Others share only what a committed manifest names; so by the database
-nobody else can need it.  But the database may be an older copy, and the backup have been committed since:
-manifests that the database does not know, and what they name, stay (:func:`removal.spare`).
+It is for a backup that took more than one attempt, failed, or was cancelled.  It deletes every object below
+the backup's prefix that the committed manifest does not name; if there is no committed manifest, it deletes
+every object below that prefix.  Other backups share only objects that a committed manifest names, so by the
+database no other backup needs these objects.  But the database may be an older copy, and the backup may
+have been committed since.  So unknown manifests, and the objects that they name, stay
+(:func:`removal.spare`).
 
-What a listing that lags does not show is found by the journal, as far as it was recorded; the rest is
-left to the sweep.
+The journal names objects that a lagging listing does not show; the sweep finds the rest.
 """
 
 from __future__ import annotations

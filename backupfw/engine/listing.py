@@ -36,7 +36,7 @@ def own_objects(
 
     :param manifests: yield manifests too (their segment is -1).
     :param required: the container was there once: that it is missing proves nothing.
-    :param strange: hears the keys that do not parse.
+    :param strange: called with each key that does not parse.
     :raises Unavailable: the container is missing and must be there.
     :raises ChunkStoreError: the listing failed; what was yielded is not all.
     """
@@ -117,7 +117,7 @@ def objects_by_volume(
     To be read in step: a volume's objects end when the next volume is asked for.
 
     :param prefix: an installation's, a project's or a volume's; ends in a slash.
-    :param strange: hears the keys that do not parse.
+    :param strange: called with each key that does not parse.
     :raises ValueError: the prefix is no such thing.
     :raises ChunkStoreError: the listing failed; what was yielded is not all.
     """
@@ -127,7 +127,7 @@ def objects_by_volume(
     if container.capabilities.sorted_listing:
         yield from groupby(listed, key=lambda one: keys.volume_prefix_of(one.key))
         return
-    # Sorted by key, with the segment left out; whoever needs a volume's by segment sorts them anyway.
+    # Sorted by key, without the segment; callers that need the order of segments sort again.
     with in_order(Candidate(0, one.key, one.size) for one in listed) as everything:
         for volume_prefix, objects in groupby(everything, key=lambda one: keys.volume_prefix_of(one.key)):
             yield volume_prefix, (Candidate(_segment(one.key), one.key, one.size) for one in objects)

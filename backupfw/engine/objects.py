@@ -56,7 +56,7 @@ def is_proven(error: Damaged) -> bool:
 def read_checked(container: Container, key: str, offset: int, length: int, check: Callable[[bytes], T]) -> T:
     """Get a range and return what ``check`` makes of it; get it once more if it is found wrong.
 
-    Drivers compare whole objects with what the store says of them, but nobody does so with ranges: a bit
+    Drivers compare whole objects with the store's checksum, but ranges have none: a bit
     that was turned on the way shows here first.  What is called damaged must be wrong in the store, so two
     reads have to find it.
 

@@ -65,7 +65,7 @@ class Halt:
 class Meter:
     """Counts bytes done from several threads and passes them on, about once a second.
 
-    :param control: who hears it.
+    :param control: gets the reports.
     :param total: bytes there are to do.
     :param interval: seconds between two reports.
     """

@@ -51,7 +51,8 @@ class Journal(Protocol):
     def announce(self, key: str) -> None:
         """Keep durably that a manifest is about to be put under ``key``.
 
-        So a manifest that an attempt put and could not commit is told from one that the database never saw.
+        So the database can distinguish a manifest that an attempt put and could not commit from one that it
+        never knew.
 
         :raises TaskLost: the attempt is not ours any more.
         """
@@ -172,7 +173,7 @@ class BackupResult:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Where a restore begins, and who hears how far it has come.
+    """Where a restore begins, and what is called with its progress.
 
     :ivar start: segments below this one are durable in the target already.
     :ivar save: called with the lowest segment that is not; everything below has been flushed.

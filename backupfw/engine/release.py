@@ -1,23 +1,23 @@
-"""Release: delete what a manifest names and nobody else does, then the manifest.
+"""Release: deletes the objects that only one manifest names, then that manifest.
 
-Who else may name it, the lineage says: the *relatives*; and a listing of the volume's manifests, which
-shows those that the database does not know (:func:`removal.spare`).  The order is what makes it safe to be
-killed anywhere and to run again:
+Two sources say which other manifests may name an object: the lineage (the *relatives*), and a listing of
+the volume's manifests, which shows the unknown ones (:func:`removal.spare`).  The order of the work makes
+it safe to kill it anywhere and to run it again:
 
-1. Read the manifest, then the others, all of them to the end.  Nothing is deleted while a single
-   page of them is unread, so one that is missing, damaged or of an unknown format costs nothing
-   but time: the call raises and the release waits.
-2. Delete what is left, in bulk.
+1. Read the manifest, then the others, all of them to the end.  Nothing is deleted before every page is read.
+   So a manifest that is missing, damaged or of an unknown format costs only time: the call raises, and the
+   release waits.
+2. Delete the objects that no other manifest names, in bulk.
 3. Delete the manifest.  As long as it is there, everything above can be done again; when it is gone,
    everything was done.
 
-What goes no listing decides, so one that lags leaves nothing, with one exception: when the released
-manifest itself is damaged, what it named cannot be read any more.  Then its backup's own objects are
-found by listing, and those that no other manifest names are deleted: an object of this backup that a live
-manifest needs was named by every manifest on the path between them, the first live one of which is a
-relative; and relatives are read in full here as well.  Objects that the damaged manifest took over from
-others, and what the listing did not show, are left to the sweep (``ReleaseResult.complete`` is False).
-The damaged manifest must go, because the sweep stops at every manifest that cannot be read.
+No listing decides what is deleted, so a lagging listing leaves no orphans.  There is one exception: if the
+released manifest is damaged, nobody can read what it named.  Then the backup's own objects are listed, and
+those that no other manifest names are deleted.  This is safe: if a live manifest needs an object of this
+backup, every manifest on the path between them named it, and the first live one on that path is a relative,
+which is read in full here.  The sweep finds the objects that the damaged manifest shared with others, and
+those that the listing did not show (``ReleaseResult.complete`` is False).  The damaged manifest must be
+deleted, because the sweep stops at every manifest that it cannot read.
 """
 
 from __future__ import annotations
@@ -71,12 +71,12 @@ def look(
     container: Container,
     control: Control,
 ) -> Holdings:
-    """Tell what a release would delete, and what stays because of whom; nothing is changed.
+    """Say what a release would delete, and what stays because other manifests name it; nothing is changed.
 
     Memory is bounded as in :func:`run`.  Each manifest asked is read twice, this one once.
 
     :param manifests: as in :func:`run`, but ``asked`` are all the volume's manifests in use, without this
-        one: who shares is told of each.
+        one; the answer says how much each of them shares.
     :param own_prefix: the prefix of the manifest's installation; objects outside of it are not counted.
     :raises Damaged: the manifest or one that was asked is missing or damaged.
     :raises UnsupportedFormat: one of them is of a version not known here.
@@ -164,7 +164,7 @@ def _unknown(
 ) -> list[str]:
     """Return the volume's manifests that the database does not know.
 
-    The one that goes is asked for nothing, whether the database knows it or not.
+    The manifest that is released is never among them.
     """
     found = unknown_manifests(keys.volume_prefix_of(manifest_key), manifests, container, control)
     return [key for key in found if key != manifest_key]

@@ -1,13 +1,13 @@
-"""The gate through which everything goes that is deleted, and the deleting itself.
+"""The gate that every deletion passes, and the deletion itself.
 
-:func:`spare` is the gate: of what might go it takes out what a manifest names, among others each manifest
-below the volume's prefix that the database does not know.  A database that was rolled back to an older copy
-knows nothing of what was made since; the store does.  All of that was put before this process began; where
-listings lag, :func:`check_settled` refuses to go on until they show it.  Only what came through is
-:data:`Doomed`, and nothing else can be deleted here.  (What an attempt put and never recorded it takes back
-itself, by keys that it drew and told nobody; and it withdraws a manifest that it cannot commit.)
+:func:`spare` is the gate.  It takes out of the candidates every object that a manifest names.  The
+manifests include each unknown manifest below the volume's prefix: if an operator restored an older copy of
+the database, it does not know the backups that were made since, but the store has them.  All of these were
+put before this process began; if listings lag, :func:`check_settled` raises until they show them.  Only
+what came through the gate is :data:`Doomed`, and only that can be deleted here.  (Two deletions do not
+pass: an attempt deletes objects whose keys it never recorded, and a manifest that it cannot commit.)
 
-Deleting is done in bulk, a few requests at once, and nothing is swallowed.
+Objects are deleted in bulk, with a few requests at once.  No error is hidden.
 """
 
 from __future__ import annotations
@@ -41,9 +41,10 @@ Doomed = NewType("Doomed", Spool)
 
 
 def check_settled(container: Container) -> None:
-    """Make sure that a listing shows all that was put before this process began.
+    """Make sure that a listing shows everything that was put before this process began.
 
-    Who goes back to an older copy of the database stops every process, so no unknown manifest is younger.
+    Operators stop every process before they restore an older copy of the database, so no unknown manifest is
+    younger than this process.
 
     :raises ListingBehind: it does not yet; the error says when it will.
     """
@@ -53,7 +54,7 @@ def check_settled(container: Container) -> None:
 
 
 def settle(container: Container, control: Control) -> None:
-    """Wait until :func:`check_settled` passes, where nobody else needs the waiting thread.
+    """Wait until :func:`check_settled` passes, in a process that has nothing else to do.
 
     :raises TaskStopped: the task must end.
     """
@@ -123,7 +124,7 @@ def delete_all(doomed: Doomed, container: Container, control: Control) -> None:
     One request takes as many keys as the store's capabilities say.  A key that cannot be deleted does
     not keep the others from being tried.
 
-    :param doomed: the objects; progress is told in their bytes.
+    :param doomed: the objects; progress is reported in their bytes.
     :raises DeleteFailed: some objects remain; all others are gone, unless very many failed.
     :raises ChunkStoreError: the store does not answer; some objects are gone.
     :raises TaskStopped: the task must end; some objects are gone.

@@ -1,7 +1,7 @@
 """Restoring: manifest -> maps -> packs -> blocks, every one verified before it is written.
 
-The calling thread reads the manifest as a stream, in order, and keeps the checkpoint; streams do the
-segments, each pack visited once.
+The calling thread reads the manifest as a stream and keeps the checkpoint.  Streams (threads) restore the
+segments, and visit each pack once.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def run(
     target's content is undefined above the last checkpoint.
 
     :param manifest_key: key of the backup's manifest.
-    :param checkpoint: where to begin, and who hears how far it came.
+    :param checkpoint: where to begin, and what is called with the progress.
     :param streams: segments worked on at the same time; each takes about 14 MiB with defaults.
     :raises TaskStopped: the control said so.
     :raises Damaged: an object is missing, or its bytes are wrong; names store, container and key.

@@ -1,7 +1,7 @@
 """Backing up one segment: the work of one stream.
 
-Blocks are read a MiB at a time, compared with zeros, hashed, and either shared with the base's map or
-compressed into the stream's pack.  When all is read, the fragmentation rule may have more blocks stored.
+Blocks are read a MiB at a time, compared with zeros and hashed.  Each is then either shared with the base's
+map or compressed into the stream's pack.  At the end, the fragmentation rule may store more blocks.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class SegmentWriter:
     :param container: where they go to.
     :param record: records a segment that something was put for, before the stream begins another one.
     :param check: raises when the work must end.
-    :param advance: hears of bytes visited.
+    :param advance: called with a number of bytes that were visited.
     """
 
     def __init__(
@@ -144,14 +144,14 @@ class SegmentWriter:
         return done
 
     def _take_over(self, task: SegmentTask, recorded: bytes, done: SegmentDone) -> bool:
-        """Trust what an earlier attempt finished, if its map is there and right.
+        """Use what an earlier attempt finished, if its map is there and right.
 
-        A map proves nothing of this source unless it is of this segment, and was put in this epoch or is
-        the base's own.
+        A map proves something about this source only if it is of this segment, and if it was put in this
+        epoch or is the base's own.
         """
         try:
             entry = decode_entry(recorded, keys.volume_prefix_of(self._job.prefix))
-            # That a segment was all zero has no map to show it: it is read again.
+            # An all-zero segment has no map that proves it, so it is read again.
             if entry is None or entry.index != task.index:
                 return False
             if not entry.map.origin.startswith(self._job.epoch_prefix) and entry != task.base:
@@ -166,7 +166,7 @@ class SegmentWriter:
         return True
 
     def _begin(self, task: SegmentTask, done: SegmentDone) -> None:
-        """Set what is of one segment: its map in the making, and what of the base may be shared."""
+        """Begin the map of a segment, and find which blocks of the base can be shared."""
         geometry = self._job.geometry
         self._pack.discard()
         self._task = task
@@ -324,7 +324,7 @@ class SegmentWriter:
         return [block for block in self._shared if pack[block] not in again]
 
     def _store_again(self, blocks: list[int]) -> None:
-        """Store blocks that have not changed: read once more, and equal to what was read before."""
+        """Store unchanged blocks again: read them once more, and check that they are the same."""
         block_size = self._job.geometry.block_size
         digests = self._map.digests
         stored = 0

@@ -84,7 +84,7 @@ class SegmentReader:
     :param target: where they go to.
     :param dirty: zeros have to be written.
     :param halt: what to ask before reading and writing.
-    :param advance: hears of bytes written.
+    :param advance: called with a number of bytes that were written.
     """
 
     def __init__(

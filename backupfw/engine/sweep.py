@@ -1,17 +1,17 @@
-"""Sweep: find, and delete, objects of ours that nothing names.
+"""Sweep: finds and deletes orphans, the objects of this installation that no manifest names.
 
-Nothing should be left to it: backups, releases and clean-ups leave no orphans.  But a frozen worker
-may put its last object late, a listing may lag behind a clean-up, a damaged manifest may have taken
-its list of objects along.
+Usually there are none, because backups, releases and clean-ups leave none.  But a frozen worker may put its
+last object late, a listing may lag behind a clean-up, and if a manifest is damaged, its list of objects is
+lost.
 
-For one volume after the other, in this order: its objects are listed, *then* the database's rows are
-read, *then* the manifests.  So an object in the listing whose backup was not finished when the rows
-were read belongs to a backup in a transient state (skipped); one whose backup was finished by then is
-named by a manifest that is read; and what is put after the listing is not looked at.  No clock has a
-part in this.
+The volumes are swept one after the other, each in this order: list its objects, *then* read the database's
+rows, *then* read the manifests.  So each listed object is one of two: its backup was not finished when the
+rows were read, then the backup is in a transient state and the object is skipped; or its backup was
+finished, then a manifest that is read afterwards names the object.  Objects that are put after the listing
+are not seen.  No clock is involved.
 
-* Only keys that parse as ours, below our installation's prefix, are touched.
-* A readable manifest that the database does not know is reported; neither it nor what it names goes.
+* Only keys that parse, below the installation's prefix, are touched.
+* An unknown manifest that can be read is reported; it stays, and so does everything that it names.
   One that a lost attempt put late is known: each is announced before it is put.
 * A manifest that cannot be read stops its volume: what it names is not known.
 """

@@ -19,7 +19,7 @@ def boot_time() -> float:
 class TaskControl:
     """Engine control of one attempt (``engine.ports.Control``).  Thread-safe.
 
-    :param deadline: boot time after which the lease may be somebody else's.
+    :param deadline: boot time after which another worker may have the lease.
     """
 
     def __init__(self, deadline: float) -> None:
@@ -64,7 +64,7 @@ class TaskControl:
         return isinstance(self._stop, TaskLost)
 
     def ignored_seconds(self) -> float:
-        """Seconds since the attempt was asked to end, if its work goes on all the same; else 0."""
+        """Seconds since the attempt was asked to end, if it still works; else 0."""
         return 0.0 if self._left or self._asked_at is None else boot_time() - self._asked_at
 
     @property
@@ -74,7 +74,7 @@ class TaskControl:
 
     @property
     def progress_seen(self) -> tuple[int, int]:
-        """Bytes done and in total, as the engine last told."""
+        """Bytes done and in total, as the engine last reported."""
         return self._progress
 
     # -- the worker's side
@@ -88,7 +88,7 @@ class TaskControl:
     def check(self) -> None:
         """Raise when the attempt must end.
 
-        :raises TaskCancelled: somebody asked for it.
+        :raises TaskCancelled: it was cancelled, or the worker stops.
         :raises TaskLost: the lease may have run out, or the task is another attempt's.
         """
         if self._stop is not None:

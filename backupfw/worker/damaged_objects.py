@@ -19,10 +19,10 @@ LOG = log.getLogger(__name__)
 def mark_sharers(
     backups: BackupTasks, container: Container, manifest_id: str, damaged: Collection[str], control: Control
 ) -> None:
-    """Mark the other manifests of a volume that name damaged objects, or may when they are finished.
+    """Mark the other manifests of a volume that name damaged objects.
 
-    One whose manifest cannot be read is damaged itself and recorded so.  One that is of a newer version, or
-    that the store does not give now, is left to its own verification.
+    A manifest that cannot be read is recorded as a damaged object itself.  One of a newer version, or one
+    that the store does not return now, is left to its own verification.
 
     :param manifest_id: the manifest that was being read when the objects were found damaged.
     :param damaged: keys of the objects; they are on the list.
@@ -30,7 +30,7 @@ def mark_sharers(
     """
     place = (container.store.name, container.name)
     for sharer in backups.damaged_objects.sharers(manifest_id):
-        # Those that are marked already cost no reading: each verification of a chain finds the same.
+        # A manifest that is marked already is not read: each verification of a chain finds the same objects.
         unknown = set(damaged).difference(sharer.marked)
         if not unknown:
             continue

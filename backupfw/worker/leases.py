@@ -21,11 +21,12 @@ LOG = log.getLogger(__name__)
 RENEW_AFTER = 1 / 3
 #: ... and not trusted after this share: what remains covers a write that is under way.
 TRUST_UNTIL = 0.9
-#: Seconds after which an attempt that was asked to end, and goes on all the same, loses its lease.  What the
-#: engine does between two looks takes seconds; only a volume's storage that hangs takes longer.
+#: Seconds after which an attempt loses its lease if it was asked to end and did not.  The engine checks every
+#: few seconds; only a hanging storage of a volume keeps it longer.
 IGNORED_SECONDS = 60.0
-#: Kinds of tasks that may: a late write of theirs is fenced, and what they put has keys of its own.  Others,
-#: such as an extension, ask nobody while they work, and what comes after them must wait for their end.
+#: Kinds of tasks that may lose it: a late write of theirs is fenced, and their objects have their own keys.
+#: Other kinds, such as an extension, cannot be fenced, so the next task on the volume must wait for their
+#: end.
 GIVEN_UP = frozenset({BACKUP_CREATE, BACKUP_RESTORE})
 
 
@@ -38,21 +39,21 @@ class _Held:
 class LeaseKeeper:
     """Renews every held task in one thread.  Thread-safe.
 
-    All leases are renewed at once and before anything else is told: with many tasks and a slow database the
-    last one would come too late otherwise.
+    All leases are renewed in one transaction, before progress is reported: with many tasks and a slow
+    database the last renewal would be too late otherwise.
 
-    A backup or restore that hangs where nothing can end it (a volume on dead storage) keeps its task, until
-    it is cancelled: then its lease is given up, and another attempt cleans up.
+    A backup or restore that hangs where nothing can end it (a volume on dead storage) keeps its task until
+    it is cancelled.  Then its lease is given up, and another attempt cleans up.
 
     :param renew: ``Tasks.renew`` bound to this worker: takes the tasks and the lease in seconds,
         returns the ids of those that are kept, each with whether it was cancelled.
     :param lease_seconds: the length of a lease.
-    :param report: ``Tasks.progress``, and what tells it outside: takes the task, and bytes done and in total.
-    :param cancelled: returns the ids of this worker's tasks that somebody cancelled.
+    :param report: writes and sends progress: takes the task, and bytes done and in total.
+    :param cancelled: returns the ids of this worker's tasks that are cancelled.
     :param beat: the worker's own heartbeat.
     :param beat_seconds: how often it is called.
     :param ignored_seconds: how long an attempt that was asked to end may go on.
-    :param outages: what of this worker fails now.
+    :param outages: the worker's activities that fail now.
     """
 
     def __init__(

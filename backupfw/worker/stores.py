@@ -31,7 +31,7 @@ LONGEST_PAUSE = 30.0
 
 
 class StoreDown(Unavailable):
-    """The store did not answer a while ago and nobody has heard from it since.
+    """The store did not answer a while ago, and has not answered since.
 
     :param seconds: how long that is.
     """
@@ -60,7 +60,7 @@ class _Store:
         self._closed = threading.Event()
 
     def opened(self) -> ChunkStore:
-        # A lock of its own: one that hangs here keeps nobody from the others.
+        # Each store has its own lock: a store that hangs here does not block the others.
         with self._opening:
             if self._opened is None:
                 self._opened = self._open()
@@ -114,7 +114,7 @@ class _Store:
         except Unavailable:
             return False
         except ChunkStoreError:
-            # As a rule, that there is no such object.  Whatever else it says, the tasks shall hear it.
+            # Usually NotFound.  Any other error is an answer too, and the tasks meet it themselves.
             return True
         except TaskStopped:
             raise
@@ -135,7 +135,7 @@ class Stores:
     cost a moment each, not a worker's slot for the length of every timeout.
 
     :param conf: the configuration: ``enabled_stores`` and a group ``store:NAME`` for each.
-    :param recorder: hears what every call to a store took.
+    :param recorder: gets the duration of every call to a store.
     :param stop: True when the process shuts down, so that nothing is retried any more.
     """
 

@@ -37,7 +37,7 @@ class WorkerSettings:
     :ivar slots: how many tasks run at once.
     :ivar lease_seconds: the length of a lease.
     :ivar retry_pause: seconds before a failed task is tried again; doubles with each failure.
-    :ivar poll_seconds: how often an idle worker looks for tasks that nobody woke it up for: delayed ones,
+    :ivar poll_seconds: how often an idle worker looks for tasks without a wake-up: delayed ones,
         ones whose leases ran out, lost wake-ups.
     :ivar beat_seconds: how often the worker reports that it lives.
     :ivar expire_seconds: seconds between two looks for tasks that no worker can take.
@@ -92,7 +92,7 @@ class Worker:
             self._tools.outbox.progressed(task, done, total)
 
     def _nudge(self) -> None:
-        """Have it told soon that a task began, or ended."""
+        """Have the event sent soon that a task began, or ended."""
         if self._tools.outbox is not None:
             self._tools.outbox.nudge()
 
@@ -106,7 +106,7 @@ class Worker:
         """End running attempts within seconds, give their tasks back and return."""
         self._stopping.set()
         self._dispatch.nudge()
-        # They need not wait for a look into the database that may take a while ...
+        # They need not wait until the claiming thread has read the database ...
         self._leases.shutdown()
         self._thread.join()
         # ... which may have claimed one more task.
@@ -125,7 +125,7 @@ class Worker:
         while not self._stopping.is_set():
             if time.monotonic() >= next_expiry:
                 next_expiry = time.monotonic() + self._settings.expire_seconds
-                # What cannot be ended must not keep anything else from beginning.
+                # An error here must not keep other tasks from being claimed.
                 with self._outages.guard("Tasks that wait could not be looked at"):
                     self._tools.expire_waiting()
             with self._outages.guard("Tasks could not be claimed"):
@@ -187,7 +187,8 @@ class Worker:
                 raise TaskCancelled("The task was cancelled.")
             if self._tasks.given_up(task):
                 control.left()
-                # Its attempts ended without a word, their workers with them: it must not take this one too.
+                # Its attempts were lost, perhaps because they killed their workers: this one must not be
+                # next.
                 reason = task.fail_reason or "Every attempt was lost."
                 LOG.error("Task %s (%s of %s) ends: %s", task.id, task.kind, task.resource_id, reason)
                 handler.failed(task, reason)
@@ -230,7 +231,8 @@ class Worker:
             with cancelled_by(control.check):
                 down = self._tools.stores.failed(silent)
             if down:
-                # Each worker process learns it by a failure; more of them than there are attempts may.
+                # It counts as no attempt: each worker process learns by a failure that the store is down, and
+                # there may be more processes than attempts.
                 self._tasks.release(task, self._settings.retry_pause, store_down=True)
                 return
         delay = min(self._settings.retry_pause * 2.0**task.failures, LONGEST_PAUSE)

@@ -222,7 +222,7 @@ class TimeoutLayer(Layer):
         return False
 
     def _undo_put(self, container: str, key: str) -> None:
-        # What stays all the same, a sweep finds.
+        # If that fails, a sweep finds the object.
         with contextlib.suppress(ChunkStoreError):
             self.inner.delete(container, (key,))
 
@@ -238,7 +238,7 @@ class TimeoutLayer(Layer):
                 raise
 
         def undo() -> None:
-            # What was there before is somebody else's.
+            # The object that was there before is not this call's.
             if not taken.is_set():
                 self._undo_put(container, key)
 

@@ -165,7 +165,7 @@ class BackupCreate(Handler):
     ) -> None:
         """Remove what earlier attempts left, then make the backup available."""
         if task.attempt > 1 or plan.epoch > 1:
-            # Before the commit, while the task is still ours: afterwards nobody would look for it.
+            # Before the commit, while the task exists: later no attempt would do it.
             self._clean_up(plan, made.key, container, control)
         control.check()
         self._tools.backups.creating.finish(task, made)
@@ -186,7 +186,7 @@ class BackupCreate(Handler):
             raise
         except Exception:
             announced = key()
-            # Where neither can be done now, the next attempt finds it, or the deletion of the backup.
+            # If this fails, the next attempt or the deletion of the backup does it.
             with (
                 contextlib.suppress(ChunkStoreError, DBError, DatabaseUnwritable),
                 cancelled_by(lambda: None),
@@ -253,7 +253,7 @@ class BackupCreate(Handler):
         try:
             drop_temp_snapshot(self._tools.backups, self._tools.provider, task.resource_id)
         except Exception:
-            # Nothing may keep the task from ending: a delete of the backup tries again.
+            # The task must end; the deletion of the backup tries again.
             LOG.exception(
                 "The temporary snapshot of backup %s stays until the backup is deleted", task.resource_id
             )
@@ -324,7 +324,7 @@ class BackupCreate(Handler):
             )
             plan = self._follow(task, plan, found.length, found.storage_id)
             if begun is not None and begun[0].length != plan.volume.length:
-                # An earlier attempt began it, perhaps to its end, and the volume grew since.
+                # An earlier attempt began the snapshot, perhaps finished it, and the volume has grown since.
                 drop = partial(drop_temp_snapshot, tools.backups, tools.provider, task.resource_id)
                 run_cancellable(drop, control, grace=PROVIDER_GRACE)
         snapshot = tools.backups.creating.begin_temp_snapshot(task)
@@ -334,7 +334,7 @@ class BackupCreate(Handler):
                 with opened(partial(tools.provider.open_source, ref), control):
                     return ref
             except (StorageChanged, OSError):
-                # Lost: what the new one shows is another state, so a new epoch begins with it.
+                # The new snapshot shows another state of the volume, so a new epoch begins.
                 LOG.warning("The temporary snapshot of backup %s is lost; taking another", task.resource_id)
                 tools.backups.creating.forget_temp_snapshot(task.resource_id)
                 return self._temp_snapshot(task, plan, control)

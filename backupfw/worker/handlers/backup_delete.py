@@ -33,7 +33,7 @@ class _Removal(Handler):
                 remove(plan, container, control)
                 return
             except Damaged as error:
-                # Each turn has one relative less: what was released once is nobody's relative any more.
+                # This loop ends: each plan has one relative less, because a released manifest is no relative.
                 newer = self._tools.backups.deleting.plan_again(plan)
                 if error.key not in plan.relatives or error.key in newer.relatives:
                     raise
@@ -89,7 +89,7 @@ def remove(plan: ReleasePlan, container: Container, control: TaskControl) -> Non
     """
     _remove(plan, container, control)
     if plan.begun:
-        # Deletes are well with a container that went meanwhile, and everything in it may come back.
+        # Deletes succeed in a missing container, and the container may come back with all its objects.
         objects.prove_container(container, plan.key or plan.backup_id)
 
 
@@ -97,7 +97,7 @@ def _remove(plan: ReleasePlan, container: Container, control: TaskControl) -> No
     own = keys.installation_prefix(plan.installation_id)
     known = KnownManifests(plan.relatives, plan.known_keys)
     if plan.key is None:
-        # Before all below the prefix goes: they alone tell what an attempt took over from other backups.
+        # First, because only these manifests say which objects of other backups an attempt took over.
         for key in plan.given_up:
             release.run(key, known, own, container, control)
         prefix = keys.backup_prefix(plan.installation_id, plan.project_id, plan.volume_id, plan.backup_id)

@@ -21,14 +21,14 @@ from backupfw.worker.handlers.base import Handler, restored_volume
 
 LOG = log.getLogger(__name__)
 
-#: Damaged objects after which a backup is not looked at any further.
+#: An import ends when it has found more damaged objects than this.
 MOST_DAMAGED = 1000
 
 
 class BackupImport(Handler):
     """Takes over a backup that a record describes, or says why not."""
 
-    # What the record or the data it names is not.
+    # They say what is wrong with the record, or with the data that it names.
     refusals = (InvalidInput, QuotaExceeded, Damaged, UnsupportedFormat)
 
     def run(self, task: Task, control: TaskControl) -> None:

@@ -31,13 +31,13 @@ class BackupRestore(Handler):
         crash_points.reach("restore.planned")
         container = tools.stores.container(plan.store, plan.container)
         try:
-            # Read before the target is opened: a backup that is gone costs the volume nothing.
+            # Read before the target is opened: if the backup is gone, the volume stays as it is.
             head = read_head(container, plan.key)
             target = self._made(task, plan, control)
             crash_points.reach("restore.made")
             checkpoint = Checkpoint(
                 plan.checkpoint,
-                # One that is left is no harm: what it changes is conditional on the attempt, and true.
+                # A late update does no harm: it is conditional on the attempt, and true.
                 lambda segment: run_cancellable(partial(tools.tasks.checkpoint, task, segment), control),
             )
             with opened(partial(tools.provider.open_target, target, _fence_number(task)), control) as volume:

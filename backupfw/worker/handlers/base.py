@@ -67,7 +67,7 @@ class Tools:
     :ivar heartbeat: writes the worker's own sign of life.
     :ivar expire_waiting: called now and then: ends tasks that no worker could claim for too long.
     :ivar volume_host: the host whose workers alone can open the volumes that are made here; None: all can.
-    :ivar meter: hears what is done.
+    :ivar meter: counts what is done.
     :ivar outbox: the event outbox; None: no events are sent.
     :ivar reach: what this worker can serve; None: everything.
     """
@@ -90,7 +90,7 @@ class Tools:
 class Handler(abc.ABC):
     """Carries out one kind of task.  Each method ends the task, or raises.
 
-    :cvar refusals: errors that are the user's input and no fault: told in one line of the log.
+    :cvar refusals: errors that the user's input causes: the log has one line, without a traceback.
     """
 
     refusals: ClassVar[tuple[type[Exception], ...]] = ()
@@ -102,7 +102,7 @@ class Handler(abc.ABC):
     def run(self, task: Task, control: TaskControl) -> None:
         """Do the work of one attempt and record its outcome.
 
-        :raises TaskStopped: the attempt must end; whoever said so has moved the statuses.
+        :raises TaskStopped: the attempt must end; the statuses were moved by the call that ended it.
         :raises Exception: it failed; the worker decides whether it is tried again.
         """
 
@@ -116,7 +116,7 @@ class Handler(abc.ABC):
         self.failed(task, reason)
 
     def cancelled(self, task: Task) -> None:
-        """Clean up after a cancelled task and end it; statuses were moved by whoever cancelled it."""
+        """Clean up after a cancelled task and end it; the statuses were moved when it was cancelled."""
         self._tools.tasks.discard(task)
 
 

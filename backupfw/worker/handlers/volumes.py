@@ -1,4 +1,4 @@
-"""Tasks of volumes and snapshots: the provider does it, the manager hears of it."""
+"""Tasks of volumes and snapshots: the provider does the work, the manager records the outcome."""
 
 from __future__ import annotations
 
