@@ -105,7 +105,7 @@ genpolicy: $(VENV)/.stamp ## write etc/backupfw/policy.yaml.sample from the rule
 
 openapi: $(VENV)/.stamp ## write docs/openapi from the routes and schemas
 	@echo "== docs/openapi"
-	@$(BIN)/python -m backupfw.cmd.openapi docs/openapi
+	@$(BIN)/python -m backupfw.cmd.reference docs/openapi
 
 man: $(VENV)/.stamp ## write docs/man/backupfw.1 from the commands
 	@echo "== docs/man/backupfw.1"

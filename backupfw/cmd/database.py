@@ -1,8 +1,14 @@
-"""The database as commands use it: opened, and brought up to date where that is nobody else's job."""
+"""The state directory and the database as commands use them.
+
+The directory is private and held by at most one running service.  The database is opened, and brought up to
+date where that is nobody else's job.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import fcntl
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -12,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
-from backupfw.cmd import state
 from backupfw.db.files import SQLITE_SUFFIXES
 from backupfw.errors import ConfigError
 
@@ -34,6 +39,42 @@ _PASSED_ON = (
     "connection_parameters",
     "mysql_sql_mode",
 )
+
+
+def make_state_dir(state_dir: str) -> Path:
+    """Make the directory, readable by its owner only, unless it is there.
+
+    :raises ConfigError: it cannot be made or written.
+    """
+    path = Path(state_dir)
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"state directory {path}: {error.strerror}") from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise ConfigError(f"state directory {path}: not writable")
+    return path
+
+
+@contextmanager
+def only_service(state_dir: str, shared: bool = False) -> Iterator[None]:
+    """Hold the state directory: at its start a service takes over what the last one left running.
+
+    The kernel gives the hold back with the process, however it ends.
+
+    :param shared: let others that ask for the same be there too (workers that take nothing over).
+    :raises ConfigError: it is held already.
+    """
+    path = make_state_dir(state_dir)
+    descriptor = os.open(path / "service.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(f"state directory {path}: another backupfw service runs on it") from error
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _sqlite_file(conf: cfg.ConfigOpts) -> Path | None:
@@ -131,7 +172,7 @@ def connect(conf: cfg.ConfigOpts, make: bool = False) -> Database:
     if file is not None:
         if not make:
             require_made(conf)
-        state.prepare(str(file.parent))
+        make_state_dir(str(file.parent))
         _require_sound(file)
     options: dict[str, Any] = {name: conf.database[name] for name in _PASSED_ON}
     with _driver_needed():

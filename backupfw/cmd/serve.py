@@ -47,7 +47,6 @@ def _overrides(args: argparse.Namespace) -> list[tuple[str, str, object]]:
 
 def serve(args: argparse.Namespace) -> None:
     """Serve until a signal comes; prints one line when the API answers."""
-    from backupfw.cmd import state
     from backupfw.cmd.configure import load
     from backupfw.cmd.reload import reloader
     from backupfw.cmd.signals import until_stopped
@@ -66,7 +65,7 @@ def serve(args: argparse.Namespace) -> None:
     app.check(conf)
     with (
         until_stopped(reloader(args, overrides, conf), conf.backup.stop_seconds) as stop,
-        state.only_service(conf.state_dir),
+        database.only_service(conf.state_dir),
     ):
         # The lock says that no other service is running on it.
         database.prepare(conf, make=True, upgrade=True)
@@ -99,7 +98,6 @@ def run_api(args: argparse.Namespace) -> None:
 
 def run_worker(args: argparse.Namespace) -> None:
     """Run worker processes until a signal comes; prints a line when each takes tasks."""
-    from backupfw.cmd import state
     from backupfw.cmd.configure import load
     from backupfw.cmd.reload import reloader
     from backupfw.conf import logging
@@ -110,6 +108,6 @@ def run_worker(args: argparse.Namespace) -> None:
 
     # Before the state directory is made.
     database.require_made(conf)
-    with state.only_service(conf.state_dir, shared=True):
+    with database.only_service(conf.state_dir, shared=True):
         database.prepare(conf)
         processes.run(conf, reloader(args, (), conf))

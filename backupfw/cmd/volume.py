@@ -252,10 +252,10 @@ class Delete(usecases.Deleting):
 
 
 def _provider(conf: cfg.ConfigOpts) -> VolumeProvider:
-    from backupfw.cmd import state
+    from backupfw.cmd import database
     from backupfw.volume.loader import load_provider
 
-    state.prepare(conf.state_dir)
+    database.make_state_dir(conf.state_dir)
     return load_provider(conf.volumes.provider)(conf.volumes)
 
 

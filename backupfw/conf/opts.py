@@ -10,6 +10,6 @@ from backupfw.conf import api, backup, default, libraries, messaging, metrics, p
 
 
 def list_opts() -> list[tuple[str, Sequence[cfg.Opt]]]:
-    """Return every group of core; oslo.log lists its own, ``backupfw.cmd.options`` the plug-ins'."""
+    """Return every group of core; oslo.log lists its own, ``backupfw.cmd.reference`` the plug-ins'."""
     groups = (default, messaging, api, backup, metrics, volumes, placement)
     return [libraries.of_database(), *(pair for group in groups for pair in group.list_opts())]

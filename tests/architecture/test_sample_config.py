@@ -7,7 +7,7 @@ import re
 
 from oslo_config import cfg, generator
 
-from backupfw.cmd.options import list_opts as plug_in_options
+from backupfw.cmd.reference import list_opts as plug_in_options
 from backupfw.conf.opts import list_opts as core_options
 from tests.architecture.checkout import ROOT, driver_entry_points
 

@@ -27,7 +27,7 @@ from webtest import TestApp
 from backupfw.api import openapi, versions
 from backupfw.api.app import make_app
 from backupfw.api.controllers.root import ROUTES
-from backupfw.cmd.openapi import documents
+from backupfw.cmd.reference import openapi as documents
 from tests.architecture.checkout import ROOT
 from tests.functional.cloud import NOBODY, Cloud
 from tests.integration.service import Service

@@ -6,7 +6,7 @@ import pytest
 from oslo_db.exception import DBConnectionError
 
 import backupfw
-from backupfw.cmd import lifecycle
+from backupfw.cmd import reference
 from backupfw.errors import BackupfwError
 from tests.unit.cmd.conftest import Run
 
@@ -92,4 +92,4 @@ def test_lifecycle_prints_the_tables_diagram(run: Run) -> None:
     assert done.status == 0
     assert done.out.count("stateDiagram-v2") == 3
     assert "error_deleting" in done.out
-    assert lifecycle.__doc__
+    assert reference.__doc__

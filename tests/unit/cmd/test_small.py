@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from backupfw.cmd import service
-from backupfw.cmd import state as state_directory
+from backupfw.cmd import database, service
 from backupfw.db import migrate
 from backupfw.errors import ConfigError
 from backupfw.manager.messages import MessageManager
@@ -188,24 +187,24 @@ def test_a_misspelt_state_directory_is_reported_and_not_made(
 
 def test_one_service_per_state_directory(state: Path) -> None:
     with contextlib.ExitStack() as stack:
-        stack.enter_context(state_directory.only_service(str(state)))
+        stack.enter_context(database.only_service(str(state)))
         with pytest.raises(ConfigError, match="another backupfw service"):
-            stack.enter_context(state_directory.only_service(str(state)))
+            stack.enter_context(database.only_service(str(state)))
         with pytest.raises(ConfigError, match="another backupfw service"):
-            stack.enter_context(state_directory.only_service(str(state), shared=True))
+            stack.enter_context(database.only_service(str(state), shared=True))
     with contextlib.ExitStack() as stack:
         for _ in range(2):
-            stack.enter_context(state_directory.only_service(str(state), shared=True))
+            stack.enter_context(database.only_service(str(state), shared=True))
         with pytest.raises(ConfigError, match="another backupfw service"):
-            stack.enter_context(state_directory.only_service(str(state)))
-    with state_directory.only_service(str(state)):
+            stack.enter_context(database.only_service(str(state)))
+    with database.only_service(str(state)):
         pass
 
 
 def test_a_state_directory_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="state directory"):
-        state_directory.prepare(str(tmp_path / "file" / "state"))
+        database.make_state_dir(str(tmp_path / "file" / "state"))
 
 
 def test_what_is_looked_after(monkeypatch: pytest.MonkeyPatch) -> None:
