@@ -25,7 +25,7 @@
          +- UnsupportedFormat    unknown version or required feature
          +- Damaged              stored bytes are missing or not what was promised
          +- ListingBehind        a listing does not show yet what was put before
-         +- JournalLost          the database has other finished segments than were recorded
+         +- JournalLost          the database lost finished segments that were recorded
          +- SourceMoved          a source that could not be read in one state
          +- SourceUnreadable     a source that could not be read at all
          +- StorageChanged       a volume's storage is not what the catalogue says
@@ -68,7 +68,7 @@ class InvalidSnapshot(BackupfwError):
 
 
 class NotFound(BackupfwError):
-    """Something with this id does not exist, or not for this caller."""
+    """No resource with this id exists, or this caller cannot see it."""
 
     noun = "Resource"
 
@@ -158,13 +158,13 @@ class ServiceUnavailable(BackupfwError):
 
 
 class DatabaseUnwritable(ServiceUnavailable):
-    """The database cannot be written; the message says why, and nothing of where it is."""
+    """The database cannot be written; the message says why, without its address."""
 
     may_pass = True
 
 
 class TaskStopped(BackupfwError):
-    """The running task must end now and leave the outcome to somebody else."""
+    """The running task must end now; another attempt or transaction decides its outcome."""
 
 
 class TaskCancelled(TaskStopped):
@@ -176,11 +176,11 @@ class TaskLost(TaskStopped):
 
 
 class OutcomeUnknown(TaskLost):
-    """Another attempt owns the task, and may go on from what this one recorded: that must stay."""
+    """Another attempt owns the task, and may continue from this one's records, which must stay."""
 
 
 class EngineError(BackupfwError):
-    """The data path could not do its work."""
+    """The data path failed."""
 
 
 class UnsupportedFormat(EngineError):
@@ -205,11 +205,11 @@ class Damaged(EngineError):
 
 
 class ListingBehind(EngineError):
-    """A listing does not show yet all that was put before this process began, so nothing may be deleted.
+    """A listing may not show yet all objects from before this process's start, so nothing may be deleted.
 
     It is no failure: the same work succeeds later.
 
-    :param seconds: when it does.
+    :param seconds: the time until then.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -218,10 +218,10 @@ class ListingBehind(EngineError):
 
 
 class JournalLost(EngineError):
-    """The journal of a running backup does not hold what the attempt recorded in it.
+    """The journal of a running backup lacks segments that the attempt recorded.
 
-    A database that crashed, or was replaced by its standby, may have lost commits that it had confirmed.
-    Another attempt does again what was lost.
+    A database that crashed, or was replaced by its standby, may have lost confirmed commits.  Another attempt
+    repeats the lost work.
     """
 
     may_pass = True
@@ -232,13 +232,13 @@ class SourceMoved(EngineError):
 
 
 class SourceUnreadable(EngineError):
-    """The source's storage failed while it was read; the message says how, and not where."""
+    """The source's storage failed while it was read; the message says how, without a path."""
 
 
 class StorageChanged(EngineError):
-    """A volume's storage is gone, shorter, or another one; no other try helps, an operator does.
+    """A volume's storage is gone, shorter, or another one; only an operator can repair that.
 
-    :param volume: what it is the storage of, e.g. ``volume <id>``.
+    :param volume: the resource, e.g. ``volume <id>``.
     :param problem: what is wrong with it, without any path, e.g. ``is gone``.
     :param hint: where it is and what to do: for the log and the operator, never for a user.
     """

@@ -1,7 +1,7 @@
-"""Container names, object keys and users' texts: the one place where they are judged.
+"""Container names, object keys and users' texts: the only place that checks them.
 
 The rules are the strictest that Swift, S3, GCS and a POSIX directory have in common, so that a name
-accepted here is stored by every driver as it is and nothing a user types can leave its container.
+accepted here is stored unchanged by every driver, and no name of a user can leave its container.
 A store may narrow the container rule further (``ChunkStore.container_pattern``).
 """
 
@@ -31,7 +31,7 @@ def _bad_characters(text: str) -> bool:
 
 
 def received(raw: str) -> str:
-    """Return a text of a request whose bytes WSGI hands over as Latin-1.
+    """Return a text of a request; WSGI passes its bytes as Latin-1.
 
     :raises UnicodeError: it is not UTF-8.
     """
@@ -39,9 +39,9 @@ def received(raw: str) -> str:
 
 
 def input_problem(text: str, longest: int | None = None) -> str | None:
-    """Say why a text of a request is not taken, or None when it may be used.
+    """Return why a text of a request is refused, or None.
 
-    Every text of a body, a query, a filter or a header is asked about here.
+    It checks every text of a body, a query, a filter or a header.
 
     :param longest: characters; None where a schema has the limit.
     """
@@ -55,15 +55,14 @@ def input_problem(text: str, longest: int | None = None) -> str | None:
 
 
 def is_name(text: str) -> bool:
-    """Say whether a part of a path can be a user's name, id or key: one line that has room in its column."""
+    """Return whether a part of a path can be a user's name, id or key: one line that fits its column."""
     return len(text) <= MAX_NAME and text.isprintable()
 
 
 def text_problem(text: str) -> str | None:
-    """Say why no database keeps a text, or None when it can be stored.
+    """Return why no database can store a text, or None.
 
-    What was stored before, and is read back from a manifest or a record, is asked about here: it may hold
-    control characters.
+    It checks stored texts that come from a manifest or a record: these may have control characters.
     """
     if "\0" in text:
         return "it holds a NUL"
@@ -75,7 +74,7 @@ def text_problem(text: str) -> str | None:
 
 
 def container_problem(name: str) -> str | None:
-    """Say what is wrong with a container name, or None when it may be used."""
+    """Return what is wrong with a container name, or None."""
     if not name:
         return "it is empty"
     if len(name) > MAX_CONTAINER_LENGTH or len(name.encode("utf-8", "replace")) > MAX_CONTAINER_LENGTH:
@@ -88,7 +87,7 @@ def container_problem(name: str) -> str | None:
 
 
 def key_problem(key: str) -> str | None:
-    """Say what is wrong with an object key, or None when it may be used."""
+    """Return what is wrong with an object key, or None."""
     if not key:
         return "it is empty"
     if _bad_characters(key):

@@ -1,6 +1,7 @@
-"""What is done again and again in the background fails for a while: told when it begins and when it is over.
+"""Outages: log once when repeated work in the background begins to fail, and once when it works again.
 
-A database that is full or away fails every look that a service takes at it, many times a minute.
+Without this, a database that is full or away would fill the log, because the service uses it many times a
+minute.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The conformance suite for chunk stores: every guarantee as a named test.
 
-A driver's author subclasses :class:`ChunkStoreTests` in a test module of their own, says how to open
-the store and how to reach the server without the driver, and pytest runs the rest::
+The author of a driver subclasses :class:`ChunkStoreTests` in a test module, and supplies functions that open
+the store and that reach the server without the driver; pytest runs the rest::
 
     class TestMyStore(ChunkStoreTests):
         secrets = ("the password",)
@@ -24,9 +24,9 @@ the store and how to reach the server without the driver, and pytest runs the re
         def expire_token(self, server, store): ...
         def full_store(self, server, container): ...
 
-:class:`~backupfw.testing.suite.adoption.Adoption` lists all pieces.  One that is missing fails its
-tests; tests are skipped only where the store or its adoption declares what there is not.  Names say which
-guarantee of :mod:`backupfw.chunkstore.base` is shown: ``test_g9_range_past_the_end``.
+:class:`~backupfw.testing.suite.adoption.Adoption` lists all functions.  If one is missing, its tests fail;
+    tests are skipped only if the store or the subclass declares that it lacks something.  The names of tests
+    have the guarantee of :mod:`backupfw.chunkstore.base` that they prove: ``test_g9_range_past_the_end``.
 """
 
 from __future__ import annotations

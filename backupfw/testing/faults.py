@@ -1,12 +1,12 @@
 """Stores that misbehave on purpose, as layers around any store.
 
 * :class:`FaultyStore` fails, cuts, flips bits and lies as scripted;
-* :class:`SlowStore` takes its time;
-* :class:`LaggingStore` lists what was true some puts and deletes ago;
-* :class:`DiscardingStore` keeps only what it is told to keep;
+* :class:`SlowStore` is slow;
+* :class:`LaggingStore` has listings that lag some puts and deletes behind;
+* :class:`DiscardingStore` keeps only chosen objects;
 * :class:`RecordingStore` counts requests and bytes.
 
-All are thread-safe.  They stand where the driver stands: under the layers, or alone.
+All are thread-safe.  They take the place of the driver: under the layers, or alone.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ def _every_key(_: str) -> bool:
 class Fault:
     """One scripted fault.
 
-    :ivar operation: what it befalls.
+    :ivar operation: the operation that fails.
     :ivar kind: ``before`` raises instead of acting; ``after`` acts, then raises (for a listing: after
         ``amount`` entries; for a delete: after ``amount`` keys); ``cut`` returns ``amount`` bytes of an
         answer, or stores them; ``flip`` turns bit ``amount`` of an answer, or of what is stored; ``lie``
-        says that it was done and does nothing.
+        reports success and does nothing.
     :ivar error: makes the error raised.
     :ivar times: how often it strikes; None for always.
     :ivar skip: how many matching calls pass first.
-    :ivar match: which keys it befalls.
-    :ivar rate: with what probability it strikes a matching call.
+    :ivar match: the keys to which it applies.
+    :ivar rate: the probability with which it strikes a matching call.
     :ivar struck: how often it has struck.
     """
 
@@ -62,7 +62,7 @@ class Fault:
 
 
 class FaultyStore(Layer):
-    """Does what its inner store does, unless a fault was scripted.
+    """Passes calls to its inner store, except for scripted faults.
 
     :param seed: of the random numbers behind ``rate``.
     """
@@ -72,7 +72,7 @@ class FaultyStore(Layer):
         self._faults: list[Fault] = []
         self._lock = threading.Lock()
         self._random = random.Random(seed)
-        #: Every call that came: (operation, key, prefix or first key).
+        #: Every call: (operation, key, prefix or first key).
         self.calls: list[tuple[str, str]] = []
 
     def script(self, *faults: Fault) -> None:
@@ -90,7 +90,7 @@ class FaultyStore(Layer):
         match: KeyMatch = _every_key,
         rate: float = 1.0,
     ) -> Fault:
-        """Script the commonest fault: raise instead of acting.  Returns it, to look at ``struck``."""
+        """Script the most common fault: raise instead of acting.  Returns it, for its ``struck``."""
         fault = Fault(operation, "before", error, times=times, skip=skip, match=match, rate=rate)
         self.script(fault)
         return fault
@@ -101,7 +101,7 @@ class FaultyStore(Layer):
             self._faults.clear()
 
     def count(self, operation: str) -> int:
-        """Return how many calls of one kind came, failed ones included."""
+        """Return the number of calls of one kind, failed ones included."""
         with self._lock:
             return sum(1 for called, _ in self.calls if called == operation)
 
@@ -254,14 +254,14 @@ class SlowStore(Layer):
         return self.inner.get(container, key, offset, length)
 
     def list(self, container: str, prefix: str = "", start_after: str = "") -> Iterator[ObjectInfo]:
-        """List; slow once per 1000 entries, as a server's pages are."""
+        """List; slow once per 1000 entries, like a server's pages."""
         for number, info in enumerate(self.inner.list(container, prefix, start_after)):
             if number % 1000 == 0:
                 self._slow()
             yield info
 
     def delete(self, container: str, keys: Sequence[str]) -> None:
-        """Delete; slow once per request that the store's bulk size makes of it."""
+        """Delete; slow once per request, by the store's bulk size."""
         size = max(1, self.capabilities.bulk_delete)
         for start in range(0, len(keys), size):
             self._slow()
@@ -276,7 +276,7 @@ class SlowStore(Layer):
 class LaggingStore(Layer):
     """Lists the objects as they were before the last ``lag`` puts and deletes.
 
-    Everything but listing is up to date.  :meth:`catch_up` lets the listing see everything.
+    Only listings lag.  After :meth:`catch_up` they show everything.
 
     :param lag: how many changes listings are behind; None means all since the last :meth:`catch_up`.
     """
@@ -301,7 +301,7 @@ class LaggingStore(Layer):
         )
 
     def catch_up(self) -> None:
-        """Let listings show what is."""
+        """Let listings show the present objects."""
         with self._lock:
             self._hidden.clear()
 
@@ -324,7 +324,7 @@ class LaggingStore(Layer):
             self._hide(container, key, before)
 
     def list(self, container: str, prefix: str = "", start_after: str = "") -> Iterator[ObjectInfo]:
-        """List what was."""
+        """List the earlier objects."""
         with self._lock:
             shown = {info.key: info for info in self.inner.list(container, prefix, start_after)}
             # Backwards, so that the oldest hidden change decides.
@@ -347,11 +347,11 @@ class LaggingStore(Layer):
 
 
 class DiscardingStore(Layer):
-    """Counts what is put and keeps only what it is told to; for sizes no disk could hold.
+    """Counts all puts and keeps only chosen objects; for sizes that fit on no disk.
 
     Bodies are still read and verified.
 
-    :param keep: says which keys are really stored.
+    :param keep: returns whether a key is really stored.
     """
 
     def __init__(self, inner: ChunkStore, keep: KeyMatch) -> None:
@@ -384,7 +384,7 @@ class RecordingStore(Layer):
         self.reset()
 
     def reset(self) -> None:
-        """Begin counting anew."""
+        """Set all counts to zero."""
         with self._lock:
             #: Requests by operation.
             self.requests: Counter[str] = Counter()
@@ -419,7 +419,7 @@ class RecordingStore(Layer):
         yield from self.inner.list(container, prefix, start_after)
 
     def delete(self, container: str, keys: Sequence[str]) -> None:
-        """Delete and count the requests that the store's bulk size makes of it."""
+        """Delete and count the requests, by the store's bulk size."""
         self._count("delete", keys)
         extra = -(-len(keys) // max(1, self.capabilities.bulk_delete)) - 1
         if extra > 0:

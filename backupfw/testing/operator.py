@@ -1,8 +1,8 @@
-"""What an operator can prove about a configured store: ``backupfw store check NAME``.
+"""The tests of a configured store for operators: ``backupfw store check NAME``.
 
-The part of the conformance suite that needs no access past the driver and disturbs nobody: it works
-under a key prefix of its own in the container backups go to, with random contents, and deletes what it
-made.  It runs through the same layers as backups do.  Needs no pytest.
+They are the part of the conformance suite that needs only the driver and disturbs nobody: they work
+under a key prefix of their own in the container of backups, with random contents, and delete their objects
+afterwards.  They use the same layers as backups, and need no pytest.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ THREADS = 8
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What was found about one guarantee.
+    """The verdict on one guarantee.
 
     :ivar guarantee: e.g. ``G9``, or ``check`` for the driver's own.
     :ivar title: the guarantee in a few words.
-    :ivar ok: whether it holds, as far as was seen.
-    :ivar detail: why not, or a remark.
-    :ivar seconds: how long the look took.
-    :ivar warning: it holds, yet the detail says what will happen that few people want.
+    :ivar ok: whether it holds, as far as the test shows.
+    :ivar detail: the reason if not, or a remark.
+    :ivar seconds: the duration of the test.
+    :ivar warning: it holds, but the detail warns of a consequence that few operators want.
     """
 
     guarantee: str
@@ -70,7 +70,7 @@ class _Broken(Exception):
 
 
 class _Bench:
-    """A store, and what was put into it."""
+    """A store, and the objects that were put into it."""
 
     def __init__(self, store: ChunkStore, container: str) -> None:
         self.store = store
@@ -79,7 +79,7 @@ class _Bench:
         self._made: set[str] = set()
 
     def key(self, name: str) -> str:
-        """Return a key under the prefix; it is deleted in the end."""
+        """Return a key under the prefix; it is deleted at the end."""
         key = self.prefix + name
         self._made.add(key)
         return key
@@ -90,7 +90,7 @@ class _Bench:
         return key
 
     def made(self, name: str) -> list[str]:
-        """Return the keys made so far whose names begin so."""
+        """Return the keys made so far with this beginning."""
         return sorted(key for key in self._made if key.startswith(self.prefix + name))
 
     def keys(self, name: str = "") -> list[str]:
@@ -318,11 +318,11 @@ _LOOKS: tuple[tuple[str, str, Callable[[_Bench], str | None]], ...] = (
 
 
 def check(store: ChunkStore, container: str = CONTAINER) -> Generator[Verdict, None, None]:
-    """Look at one guarantee after the other.
+    """Test one guarantee after the other.
 
     :param store: an opened store, with its layers; the caller closes it.
-    :param container: where to work; made if it is not there, and then left, empty.
-    :returns: verdicts, each as soon as it is known.  Everything is deleted in the end, also when the
+    :param container: the container to use; created if it does not exist, and then left empty.
+    :returns: verdicts, each as soon as it is known.  All objects are deleted at the end, also if the
         caller stops early (then close the iterator).
     """
     bench = _Bench(store, container)
@@ -332,7 +332,7 @@ def check(store: ChunkStore, container: str = CONTAINER) -> Generator[Verdict, N
             verdict = _judged(guarantee, title, look, bench)
             yield verdict
             if look is _containers and not verdict.ok:
-                # Nothing else can work, and each try would take its full time.
+                # Nothing else can work, and each try would last until its timeout.
                 return
             if look is _containers:
                 yield from _verdicts(lambda: store.inspect(container))
@@ -342,7 +342,7 @@ def check(store: ChunkStore, container: str = CONTAINER) -> Generator[Verdict, N
 
 
 def _verdicts(look: Callable[[], Sequence[CheckItem]]) -> Iterator[Verdict]:
-    """Yield the driver's own items; the look's time stands at the first."""
+    """Yield the driver's own items; the first one has the duration."""
     start = time.monotonic()
     for item in look():
         yield Verdict("check", item.name, item.ok, item.detail, time.monotonic() - start, item.warning)

@@ -1,8 +1,8 @@
 """The pytest plug-in for driver authors: loaded by pytest wherever backupfw is installed.
 
-It makes the assertions of the conformance suite tell what they compared, and sums up each adopted
-suite as one line per guarantee (``G1 … ok``).  It imports nothing but pytest, so that it costs other
-people's test runs nothing.
+It makes the assertions of the conformance suite show the compared values, and sums up each adopted
+suite as one line per guarantee (``G1 … ok``).  It imports nothing but pytest, so that it does not slow
+other test runs down.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     if not config.getoption("--guarantees"):
         return
     verdicts: defaultdict[str, dict[int, str]] = defaultdict(dict)
-    # The worse outcome comes later and stays.  An expected failure is one: the guarantee does not hold.
+    # The worst outcome wins.  An expected failure is one: the guarantee does not hold.
     for outcome in ("passed", "skipped", "xfailed", "xpassed", "failed", "error"):
         for report in terminalreporter.stats.get(outcome, ()):
             if match := _GUARANTEE.search(getattr(report, "nodeid", "")):

@@ -1,4 +1,4 @@
-"""A TCP proxy between a driver and its server that delays, cuts, swallows and changes what passes.
+"""A TCP proxy between a driver and its server that delays, cuts, drops and changes bytes.
 
 ::
 
@@ -8,9 +8,9 @@
         ...
         assert fault.struck == 1
 
-Whatever speaks TCP can stand behind it.  Bytes are counted per connection and direction, and clients keep
-connections: so setting a fault ends the connections there are, and counts in those to come.  It costs one
-thread for the proxy and one for each connection; leaving the block ends them all.
+It works with every server on TCP.  Bytes are counted per connection and direction, and clients keep
+connections; so setting a fault ends existing connections, and counts bytes in new ones.  It needs one thread
+for the proxy and one for each connection; leaving the block ends them all.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ _ABRUPT = struct.pack("ii", 1, 0)
 
 
 class Fault:
-    """Something that happens to one direction of connections; made by :meth:`FaultProxy.fault`.
+    """A fault of one direction of connections; made by :meth:`FaultProxy.fault`.
 
-    :ivar direction, kind, at: what happens, and at which byte of a connection, 0 being the first.
-    :ivar times: to how many connections more; None for all.
-    :ivar struck: to how many it did.
-    :ivar reached: set as soon as it did to one.
+    :ivar direction, kind, at: the fault, and its byte of a connection, 0 being the first.
+    :ivar times: the number of further connections with this fault; None for all.
+    :ivar struck: the number of connections that had it.
+    :ivar reached: set as soon as one connection had it.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Fault:
         self.released = False
 
     def release(self) -> None:
-        """Let pass what a ``hold`` keeps back, now and later."""
+        """Let the bytes pass that a ``hold`` keeps back, now and later."""
         self.released = True
         self._proxy.wake()
 
@@ -74,11 +74,11 @@ class FaultProxy:
 
     :param host, port: the server.
     :ivar host, port: where the proxy listens.
-    :ivar latency: seconds that an answer comes later than it would, and that a new connection takes longer;
-        any number of bytes may be on their way meanwhile.
+    :ivar latency: seconds by which answers and new connections are delayed; any number of bytes may be on
+        their way meanwhile.
     :ivar rate: bytes per second in each direction, all connections together; 0 for no limit.
-    :ivar connections: how many were made to the proxy.
-    :ivar bytes_up, bytes_down: how many bytes came from clients and from the server.
+    :ivar connections: the number of connections to the proxy.
+    :ivar bytes_up, bytes_down: the number of bytes from clients and from the server.
     """
 
     def __init__(self, host: str, port: int) -> None:
@@ -113,10 +113,10 @@ class FaultProxy:
         return f"http://{self.host}:{self.port}"
 
     def fault(self, direction: Direction, kind: Kind, at: int = 0, times: int | None = 1) -> Fault:
-        """Set a fault instead of those before, for connections to come; ends those there are.
+        """Replace the faults by one for new connections, and end existing ones.
 
-        :param at: at which byte of a connection; a connection that does not come so far is left alone.
-        :param times: in how many connections; None for all.
+        :param at: the byte of a connection; a shorter connection has no fault.
+        :param times: the number of connections; None for all.
         """
         fault = Fault(self, direction, kind, at, times)
         with self._lock:
@@ -125,7 +125,7 @@ class FaultProxy:
         return fault
 
     def heal(self) -> None:
-        """Forget latency, rate and faults, listen, and end the connections there are."""
+        """Remove latency, rate and faults, listen, and end existing connections."""
         with self._lock:
             self._faults = []
             self.latency = self.rate = 0.0
@@ -133,14 +133,14 @@ class FaultProxy:
         self.accept()
 
     def refuse(self) -> None:
-        """Refuse new connections, and end those there are, until :meth:`accept`."""
+        """Refuse new connections, and end existing ones, until :meth:`accept`."""
         if self._listener is not None:
             self._listener.stop()
             self._listener = None
         self.kill()
 
     def accept(self) -> None:
-        """Take connections again after :meth:`refuse`."""
+        """Accept connections again after :meth:`refuse`."""
         if self._listener is None:
             self._listener = _Listener(self, _bound(self.host, self.port))
 
@@ -159,7 +159,7 @@ class FaultProxy:
         self._reserved.close()
 
     def wake(self) -> None:
-        """Let every connection look again at what it may do."""
+        """Let every connection check again what it may do."""
         with self._lock:
             for connection in self._open:
                 connection.wake()
@@ -178,7 +178,7 @@ class FaultProxy:
             self._open.discard(connection)
 
     def _strike(self, fault: Fault) -> bool:
-        """Say whether a fault strikes now, and count it."""
+        """Return whether a fault strikes now, and count it."""
         with self._lock:
             if fault.times == 0:
                 return False
@@ -259,7 +259,7 @@ class _Flow:
 
     @property
     def stuck(self) -> bool:
-        """Whether only what a hold keeps back is left: it is the last piece that was read."""
+        """Whether only the bytes of a hold are left: they are the last piece that was read."""
         return self.held_by is not None and len(self.pending) == 1
 
     def add(self, due: float, data: memoryview) -> None:
@@ -306,7 +306,7 @@ class _Connection(threading.Thread):
                 server = socket.create_connection(self._target, _CONNECT_SECONDS)
                 abrupt = self._pump(server)
         except OSError:
-            # The server is not there, or one of the two is gone: so is the other.
+            # The server does not answer, or one side has closed: close the other one, too.
             pass
         finally:
             for end in (self._client, server):
@@ -314,12 +314,12 @@ class _Connection(threading.Thread):
                     if abrupt:
                         end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABRUPT)
                     end.close()
-            # In this order: nobody writes to a number that is somebody else's by then.
+            # In this order, so that nobody writes to a descriptor number that has a new owner.
             self._proxy._ended(self)
             os.close(self._wake)
 
     def _sleep(self, seconds: float) -> bool:
-        """Return True after so many seconds, False when stopped before."""
+        """Return True after so many seconds, False if stopped before."""
         end = time.monotonic() + seconds
         poll = select.poll()
         poll.register(self._wake, select.POLLIN)
@@ -349,9 +349,9 @@ class _Connection(threading.Thread):
         return self._stopped or not all(flow.done for flow in flows)
 
     def _part(self, ends: tuple[socket.socket, ...]) -> None:
-        """Send FIN to both sides, and throw away what still comes until they are gone.
+        """Send FIN to both sides, and read and drop further bytes until they close.
 
-        Closing a socket with bytes that nobody has read sends RST, which may overtake what was sent.
+        Closing a socket with unread bytes sends RST, which can overtake bytes that were sent.
         """
         until = time.monotonic() + _CONNECT_SECONDS
         poll = select.poll()
@@ -370,7 +370,7 @@ class _Connection(threading.Thread):
                     poll.unregister(left.pop(number))
 
     def _wait(self, flows: tuple[_Flow, ...]) -> None:
-        """Wait until something can be read or sent, or is due; read what there is."""
+        """Wait until bytes can be read or sent, or are due; read the available ones."""
         interest: dict[socket.socket, int] = {}
         soonest: float | None = None
         for flow in flows:
@@ -437,7 +437,7 @@ class _Connection(threading.Thread):
             self._cut(flow, abrupt=fault.kind == "reset")
 
     def _cut(self, flow: _Flow, *, abrupt: bool) -> None:
-        """Send what came before the cut, then end the connection."""
+        """Send the bytes before the cut, then end the connection."""
         if flow.pending and self._sleep(flow.pending[-1][0] - time.monotonic()):
             flow.target.settimeout(_CONNECT_SECONDS)
             for _, data in flow.pending:
@@ -447,7 +447,7 @@ class _Connection(threading.Thread):
         raise _Over
 
     def _send(self, flow: _Flow) -> None:
-        """Send what is due; end the target's receiving when the source has ended."""
+        """Send the bytes that are due; end the target's receiving when the source has ended."""
         while flow.pending and not flow.full and not flow.stuck and flow.pending[0][0] <= time.monotonic():
             due, data = flow.pending.popleft()
             try:
@@ -466,7 +466,7 @@ class _Connection(threading.Thread):
 
 
 def _ended(end: socket.socket) -> bool:
-    """Read and forget; return whether no more will come."""
+    """Read and drop; return whether the other side has ended."""
     try:
         return not end.recv(_PIECE)
     except BlockingIOError:

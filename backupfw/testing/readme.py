@@ -1,4 +1,4 @@
-"""A driver's README tells its options: a table made from them, between two marks.
+"""The table of options in a driver's README: made from the options, between two marks.
 
 ::
 

@@ -1,4 +1,4 @@
-"""What the author of a driver supplies, and the fixtures made of it."""
+"""The functions that the author of a driver supplies, and the fixtures made from them."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from backupfw.chunkstore.base import Body, ChunkStore, ObjectInfo
 T = TypeVar("T")
 Test = TypeVar("Test", bound=Callable[..., None])
 
-#: Pieces that a store may do without if its author says why, in :attr:`Adoption.declared`.
+#: Functions that may be missing if the author declares the reason, in :attr:`Adoption.declared`.
 OPTIONAL = ("open_through", "restart_server", "expire_token", "full_store")
 
 _SERVER_TESTS: set[str] = set()
 
 
 def of_servers(test: Test) -> Test:
-    """Decorate a test of what happens between driver and server: a local store's suite does not have it."""
+    """Decorate a test that needs a server: the suite of a local store does not have it."""
     _SERVER_TESTS.add(test.__name__)
     return test
 
 
 def forgotten(what: str) -> NoReturn:
-    """Fail: a piece that only the author can supply is missing.  Never a skip: holes must be seen."""
+    """Fail: a function that only the author can supply is missing.  Never a skip: gaps must be visible."""
     pytest.fail(f"the suite's adoption lacks {what}", pytrace=False)
 
 
@@ -44,12 +44,12 @@ class Adoption:
 
     # ---- to supply -------------------------------------------------------------------------------
 
-    #: Texts that must show up nowhere (keys, passwords, tokens); ``()`` if the driver has none.
+    #: Texts that must not appear anywhere (keys, passwords, tokens); ``()`` if the driver has none.
     secrets: ClassVar[Sequence[str] | None] = None
     #: True for a store without server and credentials: only then its suite lacks the tests of servers.
     local: ClassVar[bool] = False
-    #: What there is not, and why: name of a piece in :data:`OPTIONAL` -> reason.  Its tests are skipped
-    #: with that reason; a piece that is neither supplied nor declared fails them.
+    #: Missing functions and the reasons: name in :data:`OPTIONAL` -> reason.  Its tests are skipped
+    #: with that reason; a function that is neither supplied nor declared fails them.
     declared: ClassVar[Mapping[str, str]] = {}
     #: How many keys the listing test makes; lower it for slow servers, not below their page size.
     listing_keys: ClassVar[int] = 12_000
@@ -57,7 +57,7 @@ class Adoption:
     largest: ClassVar[int] = 64 << 20
     #: Longest part of a key (between slashes) the server can take, in bytes; keys have up to 1024.
     longest_part: ClassVar[int] = 1024
-    #: Regular expression of the keys the server can hold, where it cannot hold all that the driver takes.
+    #: Regular expression of the keys the server can hold, if it cannot hold all that the driver accepts.
     key_pattern: ClassVar[str] = r".+"
     #: True for a server with folders, which mixes up ``a`` and the folder of ``a/b``: the random
     #: histories then hold no two such keys at once.
@@ -74,7 +74,7 @@ class Adoption:
     @pytest.fixture(scope="class")
     @classmethod
     def server(cls) -> Any:
-        """Start or find what the driver talks to; override it.  Handed to all methods below.
+        """Start or find the driver's server; override it.  All methods below get it.
 
         A class method, because it is made once for all tests of the class.
         """
@@ -97,7 +97,7 @@ class Adoption:
         forgotten("raw_keys(server, container)")
 
     def open_unreachable(self, server: Any) -> ChunkStore:
-        """Open the driver on a place where nobody answers, e.g. a closed port."""
+        """Open the driver on an address that does not answer, e.g. a closed port."""
         forgotten("open_unreachable(server), or local = True")
 
     def open_refused(self, server: Any) -> ChunkStore:
@@ -105,11 +105,11 @@ class Adoption:
         forgotten("open_refused(server), or local = True")
 
     def server_address(self, server: Any) -> tuple[str, int]:
-        """Return host and port of the server, for a proxy that is to stand before it."""
+        """Return host and port of the server, for a proxy in front of it."""
         forgotten("server_address(server), or local = True")
 
     def open_through(self, server: Any, host: str, port: int) -> ChunkStore:
-        """Open the driver so that it reaches the server through this host and port, and only so."""
+        """Open the driver so that it reaches the server only through this host and port."""
         forgotten("open_through(server, host, port), or a reason in declared, or local = True")
 
     def restart_server(self, server: Any) -> None:
@@ -117,21 +117,21 @@ class Adoption:
         forgotten("restart_server(server), or a reason in declared, or local = True")
 
     def expire_token(self, server: Any, store: ChunkStore) -> None:
-        """Make every token that the store holds by now invalid.  Called from several threads."""
+        """Make every present token of the store invalid.  Called from several threads."""
         forgotten("expire_token(server, store), or a reason in declared, or local = True")
 
     def full_store(self, server: Any, container: str) -> AbstractContextManager[ChunkStore]:
-        """For a ``with`` block: a store in whose (empty) container ``no_room`` bytes have no room."""
+        """For a ``with`` block: a store whose (empty) container has no room for ``no_room`` bytes."""
         forgotten("full_store(server, container), or a reason in declared")
 
     @pytest.fixture(scope="class")
     @classmethod
     def mortal_server(cls, server: Any) -> Any:
-        """The server that a test restarts: override it where other tests' objects are lost by that."""
+        """The server that a test restarts: override it if that loses the objects of other tests."""
         return server
 
     def new_container_name(self) -> str:
-        """Return a name no other test has; override it where names follow special rules."""
+        """Return a name that no other test has; override it if names follow special rules."""
         return f"backupfw-test-{secrets.token_hex(8)}"
 
     def remove_container(self, server: Any, container: str) -> None:
@@ -156,22 +156,22 @@ class Adoption:
         self.remove_container(server, name)
 
     def require(self, piece: str) -> None:
-        """Skip the test if a piece is declared not to be there."""
+        """Skip the test if a function is declared to be missing."""
         if piece in self.declared:
             pytest.skip(f"declared: {self.declared[piece]}")
 
     def can_hold(self, store: ChunkStore, key: str) -> bool:
-        """Say whether driver and server take a key; tests leave out the others."""
+        """Return whether driver and server accept a key; tests skip the others."""
         return all(re.fullmatch(pattern, key) for pattern in (store.key_pattern, self.key_pattern))
 
     def listed(
         self, store: ChunkStore, container: str, expected: Sequence[ObjectInfo], prefix: str = ""
     ) -> Sequence[ObjectInfo]:
-        """List until it is what is expected, if the store may lag; else list once."""
+        """List until the listing is as expected, if the store may lag; else list once."""
         return self.eventually(store, lambda: list(store.list(container, prefix)), list(expected))
 
     def eventually(self, store: ChunkStore, look: Callable[[], T], expected: T) -> T:
-        """Look until it is what is expected, if the store's listings may lag; else look once."""
+        """Repeat a call until its result is as expected, if listings may lag; else call once."""
         end = time.monotonic() + self.patience
         while True:
             found = look()

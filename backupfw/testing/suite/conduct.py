@@ -1,4 +1,4 @@
-"""How a store behaves towards its surroundings: G15, G17 to G19, and ``check``."""
+"""Tests of the behaviour beside data: G15, G17 to G19, and ``check``."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _each(error: ChunkStoreError) -> Sequence[ChunkStoreError]:
 
 
 class ConductTests(Adoption):
-    """Tests of what is not about bytes."""
+    """Tests that are not about bytes."""
 
     def test_g15_secrets_stay_secret(
         self, server: Any, container: str, caplog: pytest.LogCaptureFixture
@@ -132,7 +132,7 @@ class ConductTests(Adoption):
         caplog: pytest.LogCaptureFixture,
         capfd: pytest.CaptureFixture[str],
     ) -> None:
-        # As the service sets it for everybody else's loggers, whatever they are called.
+        # As the service sets it for the loggers of other libraries.
         caplog.set_level(logging.WARNING)
         caplog.handler.setLevel(logging.NOTSET)
         capfd.readouterr()
@@ -174,7 +174,7 @@ class ConductTests(Adoption):
             assert all(item.detail for item in report.items if not item.ok)
 
     def test_the_driver_declares_what_it_must(self, store: ChunkStore) -> None:
-        # A declaration that is none, or has no reason, would hide a test.
+        # An unknown declaration, or one without a reason, would hide a test.
         assert set(self.declared) <= set(OPTIONAL)
         assert all(self.declared.values())
         assert store.API_VERSION == 1

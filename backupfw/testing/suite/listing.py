@@ -37,7 +37,7 @@ class ListingTests(Adoption):
     @pytest.fixture(scope="class")
     @classmethod
     def crowd(cls, server: Any, store: ChunkStore) -> Iterator[tuple[str, list[ObjectInfo]]]:
-        """A container with many objects, and what a listing of it must show."""
+        """A container with many objects, and the expected listing."""
         self = cls()
         name = self.new_container_name()
         store.ensure_container(name)
@@ -144,7 +144,7 @@ class ListingTests(Adoption):
         listing = store.list(crowd[0])
         assert iter(listing) is listing
         assert isinstance(next(listing), ObjectInfo)
-        # Abandoned here: others must not be disturbed by that.
+        # Abandoned here: other calls must still work.
         del listing
         assert next(store.list(crowd[0], "z")).key.startswith("z")
 

@@ -22,7 +22,7 @@ SIZES = st.sampled_from([0, 1, 2, 1000, 70_000])
 
 
 def outcome(action: Any, *arguments: Any) -> Any:
-    """Return what an action returns, or the class of the ChunkStoreError it raises."""
+    """Return the result of an action, or the class of the ChunkStoreError that it raises."""
     try:
         return action(*arguments)
     except ChunkStoreError as error:
@@ -30,7 +30,7 @@ def outcome(action: Any, *arguments: Any) -> Any:
 
 
 def in_folder(folder: str, key: str) -> bool:
-    """Return whether a key lies in the folder that has another key's name."""
+    """Return whether a key is in the folder with the name of another key."""
     return key.startswith(f"{folder}/")
 
 

@@ -26,7 +26,7 @@ from backupfw.chunkstore.errors import (
 from backupfw.chunkstore.layers.names import NamesLayer
 from backupfw.testing.suite.adoption import Adoption, pattern, put
 
-#: Keys that are stored wrong where somebody quotes, folds, normalises or splits names.
+#: Keys that are stored wrong if a driver or server quotes, folds, normalises or splits names.
 AWKWARD_KEYS = (
     "a",
     "a/b",
@@ -271,7 +271,7 @@ class ObjectTests(Adoption):
         assert self.raw_keys(server, container) == {"key"}
 
     def test_g8_whole_get_is_whole(self, server: Any, store: ChunkStore, container: str) -> None:
-        # The driver has not seen these objects, so it can only go by what the store says of them.
+        # The driver has not seen these objects, so it must use the store's data about them.
         for size in (0, 1, 65_536, 8_388_609):
             data = pattern(size, seed=9)
             self.raw_put(server, container, f"object/{size}", data)

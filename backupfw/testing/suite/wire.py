@@ -21,7 +21,7 @@ T = TypeVar("T")
 SIZE = 1 << 20
 #: A byte past the head of every request and answer, within such an object.
 INSIDE = 200_000
-#: How often a call is made until it meets its fault: a driver may use connections from before it first.
+#: Tries of a call until it meets its fault: a driver may first use connections from before the fault.
 TRIES = 50
 #: Seconds of the timeout layer in front of a hole.
 LIMIT = 0.5
@@ -30,7 +30,7 @@ CUTS: tuple[tuple[Kind, int], ...] = (("reset", 0), ("reset", INSIDE), ("close",
 
 
 class WireTests(Adoption):
-    """Tests of what happens when the network or the server fails in the middle of a call."""
+    """Tests of failures of the network or the server in the middle of a call."""
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -83,7 +83,7 @@ class WireTests(Adoption):
     ) -> None:
         data = pattern(SIZE)
         met(wire.fault("down", "reset"), lambda: put(far_store, container, "key", data))
-        # Whether it was stored, nobody could say; but then all of it.
+        # It may have been stored or not; but if it was, then completely.
         assert self.raw_get(server, container, "key") in (None, data)
         wire.heal()
         retried(lambda: put(far_store, container, "key", data))
@@ -160,7 +160,7 @@ class WireTests(Adoption):
         self, server: Any, container: str, wire: FaultProxy, far_store: ChunkStore
     ) -> None:
         data = pattern(SIZE)
-        # By the driver: where the server knows no checksum of others' objects, nothing could be found.
+        # Put by the driver: a server may have no checksum of objects that others have put.
         retried(lambda: put(far_store, container, "key", data))
         error = met(wire.fault("down", "flip", INSIDE), lambda: far_store.get(container, "key"))
         assert isinstance(error, IntegrityError)
@@ -271,7 +271,7 @@ class WireTests(Adoption):
 
         def work(number: int) -> None:
             for turn in range(8):
-                # Once: a call may meet one expired token, and two would be no fault of the driver's.
+                # Once: a driver must handle one expired token per call, but not two.
                 if (number, turn) == (0, 3):
                     self.expire_token(server, store)
                 key = f"{number}/{turn}"
@@ -296,10 +296,10 @@ class WireTests(Adoption):
 
 
 class RestartTests(Adoption):
-    """The test of a server that ends and comes back.
+    """The test of a server that ends and starts again.
 
-    First among the suite's bases, which makes it its class's last test: afterwards a store may find each
-    of its idle connections dead.
+    It is the first of the suite's bases, so it is the last test of its class: after it, all idle connections
+    of a store may be dead.
     """
 
     @of_servers
@@ -330,13 +330,13 @@ class RestartTests(Adoption):
                     error = put_.exception(self.unreachable_seconds)
                     assert isinstance(error, ChunkStoreError), "the put did not fail"
                     assert error.temporary
-                    # All may have been on its way; but then it is right.
+                    # All bytes may have been on their way; but then they are right.
                     error = get_.exception(self.unreachable_seconds)
                     assert error is None or (isinstance(error, ChunkStoreError) and error.temporary), error
                     if error is None:
                         equal = get_.result() == large
                         assert equal
-                # The same instances go on, once the server does.
+                # The same instances work again once the server does.
                 eventually_works(lambda: putter.ensure_container(container), self.patience)
                 with pytest.raises(NotFound):
                     eventually_works(lambda: getter.get(container, "new"), self.patience)
@@ -355,10 +355,10 @@ def key_of(info: ObjectInfo) -> str:
 
 
 def met(fault: Fault, action: Callable[[], object]) -> ChunkStoreError:
-    """Act until the fault is met; return the error it led to, a temporary one.
+    """Repeat an action until it meets the fault; return its error, a temporary one.
 
-    A driver may first find that its connections from before the fault are dead: that is an error for a
-    time as well.
+    A driver may first find that its connections from before the fault are dead: that is a temporary error,
+    too.
     """
     for _ in range(TRIES):
         try:
@@ -374,7 +374,7 @@ def met(fault: Fault, action: Callable[[], object]) -> ChunkStoreError:
 
 
 def retried(action: Callable[[], T]) -> T:
-    """Act until connections from before a fault are used up."""
+    """Repeat an action until connections from before a fault are used up."""
     for _ in range(TRIES):
         try:
             return action()
@@ -386,7 +386,7 @@ def retried(action: Callable[[], T]) -> T:
 
 
 def eventually_works(action: Callable[[], T], seconds: float) -> T:
-    """Act until it works, while what fails does so for a time only."""
+    """Repeat an action until it works, as long as its errors are temporary."""
     end = time.monotonic() + seconds
     while True:
         try:
@@ -398,7 +398,7 @@ def eventually_works(action: Callable[[], T], seconds: float) -> T:
 
 
 def underway(hold: Fault, begin: Callable[[], Future[T]]) -> Future[T]:
-    """Begin a call until one is held; return it."""
+    """Begin calls until one is held; return it."""
     for _ in range(TRIES):
         call = begin()
         while not hold.reached.wait(0.02):
