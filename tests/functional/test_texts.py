@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import urllib.parse
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from sqlalchemy import event
 
 from backupfw.api.controllers.root import ROUTES
 from backupfw.api.request import SchemaOf
@@ -118,6 +120,26 @@ def test_other_texts_pass(cloud: Cloud, text: str) -> None:
     found = member.get(f"/backups?name={urllib.parse.quote(text)}").json["backups"]
     assert [each["id"] for each in found] == [made.json["backup"]["id"]]
     assert found[0]["name"] == text
+
+
+@pytest.mark.parametrize("text", ["a\0b", "a" * 300])
+def test_no_part_of_a_path_reaches_the_database_that_no_column_holds(shared: Cloud, text: str) -> None:
+    asked: set[Any] = set()
+
+    def note(_conn: Any, _cursor: Any, _statement: str, values: Any, _context: Any, _many: bool) -> None:
+        asked.update(values.values() if isinstance(values, dict) else values)
+
+    routes = [route for route in ROUTES if "{" in route.template and not route.takes_body]
+    assert len(routes) > 20
+    admin = shared.client(roles="admin").at("latest")
+    event.listen(shared.db.engine, "before_cursor_execute", note)
+    try:
+        for route in routes:
+            path = re.sub(r"\{.*?\}", urllib.parse.quote(text), route.template)
+            assert 400 <= admin.call(route.method, path).status_int < 500, path
+            assert text not in asked, path
+    finally:
+        event.remove(shared.db.engine, "before_cursor_execute", note)
 
 
 def unlimited(schema: Any, place: str = "") -> list[str]:

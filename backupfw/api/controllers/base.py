@@ -170,6 +170,16 @@ def checked_id(text: str, missing: type[errors.NotFound]) -> str:
     return text.lower()
 
 
+def checked_name(part: str, missing: type[errors.NotFound]) -> str:
+    """Return a part of the path; one that no column can hold is not found.
+
+    :raises NotFound: of the class ``missing``.
+    """
+    if not naming.is_name(part):
+        raise missing(part)
+    return part
+
+
 @overload
 def id_of(text: str) -> str: ...
 @overload

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from backupfw import errors, naming
+from backupfw import errors
 from backupfw.api import errors as api_errors
-from backupfw.api.controllers.base import Controller, checked_id
+from backupfw.api.controllers.base import Controller, checked_id, checked_name
 from backupfw.api.request import Request, Response, expose
 from backupfw.api.schemas import metadata as schemas
 from backupfw.context import RequestContext
@@ -86,9 +86,7 @@ def metadata_of(
         @expose("DELETE", rule=delete_rule)
         def delete(self, req: Request, resp: Response) -> None:
             """``DELETE …/metadata/{key}``."""
-            _, key = self.parts
-            if not naming.is_name(key):
-                raise errors.KeyNotFound(key)
+            key = checked_name(self.parts[1], errors.KeyNotFound)
             self.manager.metadata.delete_key(req.context, self.owner, key)
 
     class Whole(Owned):

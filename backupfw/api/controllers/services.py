@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from backupfw.api import versions
-from backupfw.api.controllers.base import Controller
+from backupfw.api.controllers.base import Controller, checked_name
 from backupfw.api.request import Request, Response, expose
 from backupfw.api.schemas import services as schemas
 from backupfw.api.views import timestamp
+from backupfw.manager.queue.services import HostNotFound
 
 
 class ServicesController(Controller):
@@ -85,7 +86,7 @@ class HostController(Controller):
     @expose("GET", rule="volume_extension:hosts")
     def show(self, req: Request, resp: Response) -> dict[str, Any]:
         """``GET /os-hosts/{host}``: count and size of volumes that only this host can open, by project."""
-        host = self.parts[0]
+        host = checked_name(self.parts[0], HostNotFound)
         usage = self.managers.services.usage_of_host(req.context, host)
         figures = [
             (each.volumes, each.volume_gigabytes, each.snapshots, each.snapshot_gigabytes)

@@ -6,10 +6,10 @@ import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from backupfw import errors, naming
+from backupfw import errors
 from backupfw.api import errors as api_errors
 from backupfw.api import versions
-from backupfw.api.controllers.base import Controller, NamedController, stripped
+from backupfw.api.controllers.base import Controller, NamedController, checked_name, stripped
 from backupfw.api.query import ListingRules, Query, boolean
 from backupfw.api.request import Request, Response, action, expose
 from backupfw.api.resource import ActionsResource
@@ -35,7 +35,7 @@ class _Types(Controller):
 
         :raises VolumeTypeNotFound: it does not exist, or no type can have such a name.
         """
-        return self.managers.types.get(req.context, _text(self.parts[0], errors.VolumeTypeNotFound))
+        return self.managers.types.get(req.context, checked_name(self.parts[0], errors.VolumeTypeNotFound))
 
     def _sees_all(self, req: Request) -> bool:
         return self.allows(req, "volume_extension:types_extra_specs:read_sensitive")
@@ -67,7 +67,7 @@ class ExtraSpecController(_Types):
     def delete(self, req: Request, resp: Response) -> None:
         """``DELETE /types/{id}/extra_specs/{key}``."""
         kind = self._kind(req)
-        key = _text(self.parts[1], errors.KeyNotFound)
+        key = checked_name(self.parts[1], errors.KeyNotFound)
         self.managers.types.delete_extra_spec(req.context, kind.id, key)
 
 
@@ -240,16 +240,6 @@ class DefaultTypesController(Controller):
     def index(self, req: Request, resp: Response) -> dict[str, Any]:
         """``GET /default-types``: of all projects that have one."""
         return {"default_types": [_default(*each) for each in self.managers.types.project_defaults()]}
-
-
-def _text(part: str, missing: type[errors.NotFound]) -> str:
-    """Return a part of the path; one that is no name is not found.
-
-    :raises NotFound: of the class ``missing``.
-    """
-    if not naming.is_name(part):
-        raise missing(part)
-    return part
 
 
 def _default(project_id: str, type_id: str) -> dict[str, Any]:
