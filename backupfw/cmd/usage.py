@@ -164,7 +164,7 @@ class Count:
         from backupfw.cmd import catalogue
         from backupfw.errors import Damaged, InvalidInput, UnsupportedFormat
 
-        places: dict[tuple[str, str, str], str] = {}
+        places: dict[tuple[str, str], str] = {}
         problem: str | None = None
         self._scratch.execute("BEGIN")
         for _, same in groupby(holdings, attrgetter("manifest_id")):
@@ -172,25 +172,24 @@ class Count:
             manifest = backups[0]
             self._scratch.execute("SAVEPOINT manifest")
             owners = {self._counted(backup) for backup in backups}
-            if problem is not None:
-                continue
             try:
-                container = self._stores.container(manifest.store, manifest.container)
-                self._manifest(container, manifest.key, owners, manifest.stays)
+                if problem is None:
+                    container = self._stores.container(manifest.store, manifest.container)
+                    self._manifest(container, manifest.key, owners, manifest.stays)
+                    if manifest.installation_id == self._installation:
+                        places[manifest.store, manifest.container] = manifest.key
             except (ChunkStoreError, Damaged, UnsupportedFormat, InvalidInput) as error:
-                if not catalogue.is_live(self._db, manifest.manifest_id):
+                if catalogue.is_live(self._db, manifest.manifest_id):
+                    problem = str(error)
+                else:
                     # It was deleted meanwhile.
                     self._scratch.execute("ROLLBACK TO manifest")
-                    continue
-                problem = str(error)
-            places[manifest.store, manifest.container, manifest.installation_id] = manifest.key
-        for (store, container_name, installation), key in places.items():
-            if problem is not None:
-                break
-            try:
-                self._unknown(self._stores.container(store, container_name), volume_id, installation, key)
-            except (ChunkStoreError, Damaged, UnsupportedFormat) as error:
-                problem = str(error)
+            self._scratch.execute("RELEASE manifest")
+        try:
+            for place, key in places.items() if problem is None else ():
+                self._unknown(self._stores.container(*place), volume_id, key)
+        except (ChunkStoreError, Damaged, UnsupportedFormat) as error:
+            problem = str(error)
         if problem is None:
             self._scratch.execute(_ADD)
         else:
@@ -231,7 +230,7 @@ class Count:
         self._read += 1
         self._progress.update(self._read)
 
-    def _unknown(self, container: Container, volume_id: str, installation: str, key: str) -> None:
+    def _unknown(self, container: Container, volume_id: str, key: str) -> None:
         """Note what manifests name that the database does not know: no deletion frees that."""
         from backupfw.engine import objects
         from backupfw.engine.format import keys
@@ -245,7 +244,7 @@ class Count:
                 session,
                 store=container.store.name,
                 container=container.name,
-                installation_id=installation,
+                installation_id=self._installation,
                 volume_id=volume_id,
             ).known
         for unknown in listed:

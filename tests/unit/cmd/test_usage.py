@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from backupfw.cmd import database, usage
+from backupfw.cmd import catalogue, database, usage
 from backupfw.cmd.progress import Progress
 from backupfw.db import models
 from backupfw.worker.stores import Stores
-from tests.unit.cmd.conftest import Run
 from tests.unit.cmd.test_backup import load_conf, objects
 from tests.unit.cmd.test_verify import Chain, chain, made
 
@@ -109,7 +108,31 @@ def test_a_volume_that_cannot_be_read_is_told_and_the_others_are_counted(chain: 
     assert rows[chain.full]["own_bytes"] == rows[chain.increment]["own_bytes"] == 0
 
 
-def test_pages_leave_nothing_out(chain: Chain, monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
+def test_pages_leave_nothing_out(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, _ = counted(chain.state, "backup")
-    monkeypatch.setattr("backupfw.cmd.catalogue._PAGE", 1)
+    monkeypatch.setattr(usage, "_NEXT_HOLDINGS", usage._NEXT_HOLDINGS.replace("LIMIT 1000", "LIMIT 1"))
+    monkeypatch.setattr(catalogue, "_PAGE", 1)
     assert counted(chain.state, "backup") == (whole, [])
+
+
+def test_a_backup_that_is_deleted_while_it_is_read_is_left_out(
+    chain: Chain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (manifest,) = [
+        path for path in objects(chain.state) if chain.other in str(path) and "manifest" in path.name
+    ]
+    read = catalogue.holdings
+
+    def deleted_then(*words: Any) -> list[catalogue.Holding]:
+        found = list(read(*words))
+        with database.opened(load_conf(chain.state)) as db, db.write() as session:
+            backup = session.get_one(models.Backup, chain.other)
+            session.execute(
+                update(models.Manifest).where(models.Manifest.id == backup.manifest_id).values(state="gone")
+            )
+        manifest.unlink()
+        return found
+
+    monkeypatch.setattr(catalogue, "holdings", deleted_then)
+    rows, problems = counted(chain.state, "backup")
+    assert (set(rows), problems) == ({chain.full, chain.increment}, [])

@@ -9,11 +9,13 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
-from backupfw.cmd import service, waiting
+from backupfw.cmd import service, usecases, waiting
 from tests.unit.cmd.conftest import Outcome, Run
 from tests.unit.cmd.test_backup import load_conf
 from tests.unit.cmd.test_serve import start
@@ -259,6 +261,15 @@ def test_a_deleted_volume_is_named_by_its_id(run: Run, served: None, image: Path
     for words in (("backup", "list"), ("backup", "verify"), ("usage",)):
         outcome = run(*words, "--volume", "v")
         assert (outcome.status, outcome.err) == (1, "backupfw: There is no backup of v.\n")
+
+
+def test_workers_are_woken_through_the_bus(monkeypatch: pytest.MonkeyPatch) -> None:
+    dispatch = Mock()
+    monkeypatch.setattr(service, "make_dispatch", lambda _conf, listens: dispatch)
+    with usecases.opened(SimpleNamespace(transport_url="rabbit://"), Mock()) as cases:
+        cases.volumes._wake()
+        assert (dispatch.wake.call_count, dispatch.close.call_count) == (1, 0)
+    assert dispatch.close.call_count == 1
 
 
 def test_wrong_usage_is_status_2(run: Run, quick: None) -> None:
