@@ -44,6 +44,35 @@ def test_the_fragmentation_rule_holds_after_it(old: list[tuple[int, int]], new: 
     assert all(old[index][0] for index in chosen)
 
 
+def full(*lives: int) -> list[tuple[int, int]]:
+    return [(live, live) for live in lives]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "pack_size", "again"),
+    [
+        # Too little use: the pack of which the least share is used, neither the smallest nor the first.
+        ([(90, 100), (40, 200), (50, 60), (5, 5)], 0, 100, {1}),
+        ([(78, 100)], 0, 100, set()),
+        # Too many packs: the one with the fewest bytes of use, and no other unless it is no larger than what
+        # is stored already ...
+        (full(3, 5, *[50] * 14), 1, 100, {0}),
+        ([(6, 6), (3, 8), *full(*[50] * 14)], 1, 100, {1}),
+        ([(3, 3), (4, 5), *full(*[50] * 14)], 1, 100, {0, 1}),
+        (full(3, 5, 9, *[50] * 14), 0, 100, {0, 1}),
+        # ... and fits into the same pack, here exactly, and not at all.
+        (full(3, *[4] * 15, 10), 1, 8, {0, 1}),
+        (full(3, *[4] * 16), 1, 7, {0}),
+        # What nothing of is used any more is not stored.
+        (full(*[0] * 20), 1, 100, set()),
+    ],
+)
+def test_which_packs_are_stored_again(
+    old: list[tuple[int, int]], new: int, pack_size: int, again: set[int]
+) -> None:
+    assert fragmentation.choose(old, new, pack_size) == again
+
+
 def test_nothing_is_moved_without_need() -> None:
     full = [(32 * MIB, 32 * MIB)] * 8
     assert fragmentation.choose(full, 64 << 10, 32 * MIB) == set()
