@@ -73,6 +73,15 @@ def test_other_keys_do_not_parse(key: str) -> None:
     assert keys.parse(key) is None
 
 
+def test_an_origin_may_be_as_long_as_the_longest_key_lets_it() -> None:
+    project = "p" * (keys.MAX_ORIGIN_LENGTH - len(GOOD) + 1)
+    longest = GOOD.replace("p", project)
+    assert len(longest) == keys.MAX_ORIGIN_LENGTH
+    assert keys.parse_origin(longest) == keys.Origin("i", project, "v", "b", 0, 1, "0123456789abcdef")
+    assert naming.key_problem(keys.pack_key(longest, 0, 0)) is None
+    assert keys.parse_origin(GOOD.replace("p", f"{project}p")) is None
+
+
 @given(st.text(max_size=60))
 def test_any_text_parses_or_is_refused_without_an_error(text: str) -> None:
     for key in (text, f"{GOOD}/{text}", f"{text}/manifest"):
@@ -89,5 +98,7 @@ def test_prefixes_are_prefixes_of_what_they_should_be_only() -> None:
     assert key.startswith(keys.backup_prefix("i", "p", "v", "b"))
     assert key.startswith(keys.epoch_prefix("i", "p", "v", "b", 1))
     assert not key.startswith(keys.backup_prefix("i", "p", "v", ""))
+    for below in (key, str(origin), keys.backup_prefix("i", "p", "v", "b"), "i/p/v/"):
+        assert keys.volume_prefix_of(below) == "i/p/v/"
     tenth = keys.manifest_key(str(keys.Origin("i", "p", "v", "b", 10, 2, "0" * 16)))
     assert not tenth.startswith(keys.epoch_prefix("i", "p", "v", "b", 1))
