@@ -7,10 +7,9 @@ BIN := $(VENV)/bin
 # Driver distributions of this checkout; each is installed beside core.
 DRIVERS := posix s3 swift gcs
 DRIVER_PATHS := $(DRIVERS:%=drivers/%)
-CLIENTS := tests/integration/clients
 SHORT := not soak and not chaos and not fuzz
-# Tests of one class or module run in one process, with the servers that they share.
-PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadscope
+# Tests of one class or module run in one process, with the servers that they share; conftest.py says in how many.
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadscope
 STATE_DIR ?= .state
 ARGS ?=
 
@@ -47,9 +46,7 @@ test: $(VENV)/.stamp ## run the tests that need no server
 
 check: $(VENV)/.stamp ## run all other tests; those of servers that are not installed are skipped
 	@echo "== Tests with servers and whole services"
-	@$(PYTEST) -m 'check and $(SHORT)' --ignore=$(CLIENTS) $(ARGS)
-	@echo "== Tests with the published clients, in one process: the last one looks at what all of them showed"
-	@$(BIN)/python -m pytest -m 'check and $(SHORT)' $(CLIENTS) $(ARGS)
+	@$(PYTEST) -m 'check and $(SHORT)' $(ARGS)
 
 soak: $(VENV)/.stamp ## run the long variants of the tests
 	@echo "== Long tests"
@@ -66,7 +63,7 @@ fuzz: $(VENV)/.stamp ## read bytes that were changed at random for ten minutes
 coverage: $(VENV)/.stamp ## measure what the tests of make test run, per package, into docs/coverage.md
 	@echo "== Coverage"
 	@rm -rf .coverage
-	@$(BIN)/python -m coverage run -m pytest -n auto --maxprocesses 4 --dist loadscope -m 'not check and $(SHORT)' $(ARGS)
+	@$(BIN)/python -m coverage run -m pytest -n auto --dist loadscope -m 'not check and $(SHORT)' $(ARGS)
 	@$(BIN)/python -m coverage combine --quiet
 	@$(BIN)/python -m coverage json --quiet -o .coverage/report.json
 	@$(BIN)/python -m tests.coverage_table .coverage/report.json docs/coverage.md

@@ -13,6 +13,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +23,11 @@ REQUIRED = frozenset(
 
 #: Of the tests that run whole services, those of ``make test``: the main job on the embedded default.
 EMBEDDED = "tests/integration/test_main_job.py"
+
+#: Its last test looks at what all others of it have shown: they run in one process.
+CLIENTS = "tests/integration/clients"
+#: Most processes that tests run in: each has servers of its own.
+MOST_PROCESSES = 4
 
 _seconds: dict[str, float] = defaultdict(float)
 _counts: dict[str, int] = defaultdict(int)
@@ -53,6 +59,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         whole = file.startswith("tests/integration/") and file != EMBEDDED
         if whole or any(mark.name in ("server", "root") for mark in item.iter_markers()):
             item.add_marker("check")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Return what ``-n auto`` means: one more than there are processors, for tests wait half of the time."""
+    return min((os.cpu_count() or 1) + 1, MOST_PROCESSES)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Return who gives ``--dist loadscope`` its scopes: a class, a module, or all the tests of clients."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return CLIENTS if nodeid.startswith(f"{CLIENTS}/") else nodeid.rsplit("::", 1)[0]
+
+    return Scheduling(config, log) if config.getoption("dist") == "loadscope" else None
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,4 +1,4 @@
-"""The checkout's conftest: a skip that CI forbids is a failure, every other one is listed."""
+"""The checkout's conftest: a skip that CI forbids is a failure, every other one is listed; who runs what."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def run(directory: Path, require: str | None, *options: str) -> tuple[int, str]:
         env=environ,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     return done.returncode, done.stdout
 
@@ -127,3 +127,17 @@ def test_what_needs_a_server_or_services_is_for_check(checkout: Path) -> None:
     }
     assert "tests/integration/test_main_job.py::test_it" in found[0]
     assert len(found[0] | found[1]) == len(found[0]) + len(found[1]) == 9
+
+
+def test_the_tests_of_clients_run_in_one_process(checkout: Path) -> None:
+    """The last of them judges by what all others noted in that process."""
+    clients = checkout / "tests" / "integration" / "clients"
+    clients.mkdir(parents=True)
+    for name in "abc":
+        text = (
+            f"import os, pathlib\ndef test_it():\n    pathlib.Path({name!r}).write_text(str(os.getpid()))\n"
+        )
+        (clients / f"test_{name}.py").write_text(text)
+    status, out = run(checkout, None, "-n", "3", "--dist", "loadscope", "-m", "check", "-k", "test_it")
+    assert status == 0, out
+    assert len({(checkout / name).read_text() for name in "abc"}) == 1
