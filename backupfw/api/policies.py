@@ -32,14 +32,15 @@ class Level(Enum):
 BASE_RULES = (
     ("admin_api", "role:admin", "Administrators, of a project or of the system."),
     ("system_reader", "role:reader and system_scope:all", "Readers of the whole installation."),
-    ("project_reader", "role:reader and project_id:%(project_id)s", "Readers of the thing's project."),
-    ("project_member", "role:member and project_id:%(project_id)s", "Members of the thing's project."),
+    ("project_reader", "role:reader and project_id:%(project_id)s", "Readers of the resource's project."),
+    ("project_member", "role:member and project_id:%(project_id)s", "Members of the resource's project."),
     (
         "context_is_admin",
         "rule:admin_api or rule:system_reader",
         (
-            "Who sees the things of every project.  To everybody else those of another project are not there,"
-            " whatever the rules below say; what may be done to them, the rules below say."
+            "Callers who see the resources of all projects.  Other callers get 404 for resources of another"
+            " project, whatever the rules below allow.  The rules below decide what a caller may do with a"
+            " resource."
         ),
     ),
 )
