@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from backupfw.cmd import base
+from backupfw.cmd.progress import counted
 
 if TYPE_CHECKING:
     from oslo_config import cfg
@@ -82,7 +83,7 @@ class Purge(base.Command):
 
         _conf, db = self.database(parsed_args)
         found = purge.run(db, parsed_args.before, dry_run=parsed_args.dry_run)
-        counts = ", ".join(f"{count} {noun}" for noun, count in found.items())
+        counts = ", ".join(counted(count, noun.removesuffix("s")) for noun, count in found.items())
         print(counts if parsed_args.dry_run else f"{counts} removed")
 
 
