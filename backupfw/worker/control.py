@@ -1,6 +1,6 @@
-"""The leash of one running task: cancellation, the lease's deadline, progress.
+"""The control of one running task: cancellation, the lease's deadline, progress.
 
-The lease keeper moves the deadline and sets the reason to stop; the engine asks before it goes on.
+The lease keeper moves the deadline and sets the reason to stop; the engine checks both before it goes on.
 """
 
 from __future__ import annotations

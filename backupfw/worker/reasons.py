@@ -36,7 +36,7 @@ def user_reason(error: BaseException, request_id: str | None) -> str:
     """Return the text for ``fail_reason``.
 
     :param error: what ended the task.
-    :param request_id: named where only the log can tell more.
+    :param request_id: named where only the log has more.
     """
     return _text(error, request_id)[:MAX_LENGTH]
 

@@ -131,8 +131,8 @@ class _Store:
 class Stores:
     """Opens stores by their configured name.  Thread-safe; :meth:`close` when nothing uses them any more.
 
-    A store that was reported as down refuses its work at once, until it answers again: tasks that need it
-    cost a moment each, not a worker's slot for the length of every timeout.
+    A store that was reported as down refuses work at once, until it answers again.  So a task that requires
+    it occupies a worker only for a moment, and not for the length of each timeout.
 
     :param conf: the configuration: ``enabled_stores`` and a group ``store:NAME`` for each.
     :param recorder: gets the duration of every call to a store.
@@ -166,7 +166,7 @@ class Stores:
         return {name: load_driver(self._conf[group_of(name)].driver).wire_name for name in self._stores}
 
     def container(self, store: str, container: str) -> Container:
-        """Return a container of a store, opened; whether it is there is not looked at.
+        """Return a container of an opened store, without a check that the container exists.
 
         :raises InvalidInput: the store is not enabled (any more).
         :raises StoreDown: it was reported as down and does not answer yet.
@@ -180,9 +180,9 @@ class Stores:
         return Container(found.opened(), container, settled_at)
 
     def failed(self, store: str) -> bool:
-        """Hear that a store did not answer: it is asked at once, and then now and then, whether it does.
+        """Report that a store did not answer: it is asked at once, and while it is down again and again.
 
-        :returns: whether it is down: it does not answer now either.
+        :returns: whether it is down, that is, does not answer now either.
         :raises TaskStopped: the attempt that asks must end, and nothing was learned.
         """
         found = self._stores.get(store)

@@ -36,10 +36,11 @@ class Limits:
 
 
 class TokenBucket:
-    """A rate that may be overdrawn once: an amount is let through as soon as no debt is left.
+    """A rate that may be overdrawn once: an amount passes as soon as no debt is left.
 
-    So an object larger than a second's worth passes, and what follows waits for it; over any time the
-    amount let through is at most rate x time + one second's worth + the last amount.  Thread-safe.
+    So an object that is larger than one second's worth passes, and the next ones wait for it.  Over any
+    time, the amount that passes is at most rate x time + one second's worth + the last amount.
+    Thread-safe.
 
     :param rate: amount per second, 0 for no limit.
     """

@@ -15,8 +15,8 @@ from backupfw.chunkstore.layers.base import Layer
 class NamesLayer(Layer):
     """Refuses container names and keys that core's rules or the driver's pattern forbid.
 
-    A name that could never have been stored is InvalidName in every call, reading ones too: a caller
-    that asks for it has a fault, and a driver must never see it.
+    A name that can never have been stored is InvalidName in every call, also in reads: its caller has a
+    fault, and a driver must never see it.
     """
 
     def __init__(self, inner: ChunkStore) -> None:

@@ -1,10 +1,10 @@
-"""Tries again what failed for a time.  The only place of the program where a store is retried.
+"""Repeats calls that failed with a temporary error.  No other place of the program retries a store.
 
-Drivers never retry, callers never retry: this layer does, and a store has one of it.  What it gives up on is
-raised as it is.
+Drivers never retry, and callers never retry: this layer does, and each store has exactly one.  When it
+gives up, it raises the last error unchanged.
 
-Three budgets bound it.  Per operation: ``tries`` and ``seconds``.  Per store: a :class:`RetryBudget`
-that empties when most calls fail, so that a store that is down is asked once per call, not once per try.
+Three bounds hold.  Per operation: ``tries`` and ``seconds``.  Per store: a :class:`RetryBudget` that becomes
+empty when most calls fail, so a store that is down gets one request per call, not one per try.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class RetryPolicy:
     :ivar tries: most tries of one operation, the first included.
     :ivar seconds: no new try begins later than this after the operation's start; 0 means no bound.
     :ivar base: upper bound of the first pause in seconds; it doubles with each try.
-    :ivar cap: upper bound of every pause in seconds, what the store asks for excepted.
+    :ivar cap: upper bound of every pause in seconds, unless the store asks for a longer one.
     """
 
     tries: int = 5
@@ -55,9 +55,9 @@ class RetryPolicy:
 class RetryBudget:
     """How many retries one store may still have; thread-safe.
 
-    A retry costs 1, a call that worked gives ``refund`` back.  With the default a store may fail in a
-    sixth of its calls for ever; one that is down uses the budget up and then gets no retries until
-    calls work again.
+    A retry costs 1, and a successful call gives ``refund`` back.  With the defaults a sixth of a store's
+    calls may fail for ever.  A store that is down uses up the budget, and then has no retries until calls
+    succeed again.
 
     :param size: the largest balance, which is also the first.
     """
@@ -179,10 +179,10 @@ class RetryLayer(Layer):
                 return result
 
     def put(self, container: str, key: str, body: Body, *, if_absent: bool = False) -> None:
-        """Put, again where needed.
+        """Put, with retries.
 
-        With ``if_absent`` a retry may meet the object that an earlier try stored although it was
-        reported as failed: an object with exactly these bytes then counts as put.
+        With ``if_absent`` an earlier try may have stored the object although it failed.  So an object with
+        exactly these bytes counts as put.
         """
 
         def once(attempts: _Attempts) -> None:
@@ -230,7 +230,7 @@ class RetryLayer(Layer):
             yield info
 
     def delete(self, container: str, keys: Sequence[str]) -> None:
-        """Delete, again the keys that remain for a time.
+        """Delete; the keys that remain because of temporary errors are tried again.
 
         :raises DeleteFailed: the keys that remain of all batches.
         """

@@ -2,12 +2,12 @@
 
 From the outside in, with the reason for each place::
 
-    names      refuses what must reach nothing else
+    names      refuses what must not reach the others
     metrics    counts what callers see: one call, however many tries it took
-    retry      each try passes everything below anew
+    retry      each try passes all layers below again
     timeout    bounds one try; a call past its bound still holds its place under the limit
     limit      counts what really runs in the driver
-    integrity  judges the driver's own answers, so that retry may ask again
+    integrity  checks the driver's answers, so that wrong ones are retried
     driver
 """
 

@@ -90,7 +90,7 @@ class _Job:
 
 
 class _Workers:
-    """Daemon threads that are used again; one that hangs blocks neither others nor the process's end.
+    """Daemon threads that are reused; a thread that hangs blocks no other one, and not the process's end.
 
     An executor of the standard library would wait for hanging threads at exit.
     """
@@ -150,12 +150,11 @@ class _Worker(threading.Thread):
 class TimeoutLayer(Layer):
     """Bounds the time of each call; a call past its bound is Unavailable (temporary).
 
-    The call itself goes on in its thread until the driver returns, and holds its place under the
-    store's limits until then.  So a put that timed out may still take effect later, when its caller has
-    long put the key again and filled the body's buffer with other bytes.  That is harmless only because
-    keys of the backup format are written once, so the late put has the same bytes as any other of its
-    key, and because a driver publishes only bytes it has verified (see :class:`Body`): a body that has
-    changed by then is refused, and nobody waits for that error.
+    The call itself continues in its thread until the driver returns, and counts against the store's limits
+    until then.  So a put that timed out may still take effect later, after its caller has put the key again
+    and has filled the body's buffer with other bytes.  Two rules make that harmless: keys of the backup
+    format are written once, so the late put has the same bytes as any other put of its key; and a driver
+    publishes only bytes that it has verified (see :class:`Body`), so it refuses a body that has changed.
 
     A wait also ends when its work is cancelled (:mod:`backupfw.chunkstore.cancellation`).  Nobody tries such
     a put again or names its key, so the object is deleted if the put succeeds after all.

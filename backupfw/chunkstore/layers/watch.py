@@ -1,8 +1,8 @@
 """How the timeout layer watches a call, and how a layer below it says that it only waits.
 
-A call that waits for its turn under a limit must not time out for that, although the limit stands
-below the timeout (it has to: a call that timed out still holds its place until the driver really
-returns).  So the limit layer stops the watch while it waits.
+A call must not time out because it waits under a limit, although the limit layer is below the timeout
+layer. (It has to be: a call that timed out still counts against the limit until the driver returns.)  So
+the limit layer stops the watch while it waits.
 """
 
 from __future__ import annotations

@@ -108,10 +108,10 @@ class BackupCreate(Handler):
     ) -> Collection[str] | None:
         """Commit the manifest that an earlier attempt announced, if it is there with all that it names.
 
-        That attempt was lost before its commit; or it was not, and the database is a copy from before it.
-        Then later backups share with this very manifest.  Where there is none, that is decided for ever.
-        One that is there and names what is damaged stays open: nothing it names is deleted before the
-        backup is.
+        Either that attempt was lost before its commit, or it was committed and the database is an older
+        copy; then later backups share with this manifest.  If the manifest is missing, its key is given up
+        for ever. If it names damaged objects, its key stays open: nothing that it names is deleted before
+        the backup is.
 
         :returns: None: it is committed.  Otherwise the keys that stay open.
         """
@@ -174,11 +174,11 @@ class BackupCreate(Handler):
     def _withdrawing(
         self, task: Task, plan: CreatePlan, key: Callable[[], str | None], container: Container
     ) -> Iterator[None]:
-        """Take back the manifest of an attempt that fails, unless it is committed after all.
+        """Delete the manifest of an attempt that fails, unless it is committed after all.
 
-        One that is cancelled leaves it to whoever cancelled it, or to the next attempt after a shutdown;
-        one that lost its task leaves it to the attempt that has it now.  One that is too early to clean up
-        leaves it to the next attempt, which commits it.
+        The manifest stays in three cases: the attempt is cancelled (the deletion, or the next attempt after a
+        shutdown, decides); another attempt has the task now; or it is too early to clean up, and the next
+        attempt commits the manifest.
         """
         try:
             yield
@@ -224,8 +224,8 @@ class BackupCreate(Handler):
     def _clean_up(self, plan: CreatePlan, key: str, container: Container, control: TaskControl) -> None:
         """Remove what earlier attempts left.
 
-        Where a manifest that the database does not know cannot be read, all of it stays, for a sweep: the
-        backup itself is whole.
+        If an unknown manifest cannot be read, all of it stays and a sweep finds it: the backup itself is
+        whole.
         """
         known = KnownManifests(*self._tools.backups.creating.known_manifests(plan.manifest_id))
         prefix = keys.backup_prefix(
@@ -286,9 +286,10 @@ class BackupCreate(Handler):
         return self._tools.backups.damaged_objects.keys(plan.store, plan.container, prefix)
 
     def _need(self, plan: CreatePlan, container: Container) -> None:
-        """Make sure that the container is there, making it if the service may.
+        """Make sure that the container is there, and make it if the service may.
 
-        One that held something before is never made: it would stand in the way of what comes back.
+        A container that held objects before is never made again: it would be in the way when the real one
+        comes back.
         """
         if plan.base is not None or plan.source_identity is not None:
             objects.prove_container(container, "")

@@ -55,7 +55,7 @@ class BackupImport(Handler):
     def _find(self, plan: ImportPlan) -> tuple[str, Container]:
         """Return the one store that has the manifest.
 
-        The record's hint decides if that store has it; else it must be in exactly one store.
+        It is the store that the record names, if that has the manifest; else exactly one store must have it.
         """
         found: list[tuple[str, Container]] = []
         silent: ChunkStoreError | None = None
