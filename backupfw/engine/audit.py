@@ -1,13 +1,13 @@
 """Audit: does a container hold exactly what its live manifests name?
 
-Volume after volume, in the sweep's order: the objects are listed, *then* the database's rows are read,
-*then* the manifests.  What is listed and not named is found, and what is named and not listed; objects
-of backups that are being worked on are left out.  Nothing is deleted, and no block is read: what the
-objects hold, a verification proves (:mod:`backupfw.engine.verify`).
+The volumes are audited one after the other, in the sweep's order: list the objects, *then* read the
+database's rows, *then* read the manifests.  The findings are objects that are listed and not named, and
+objects that are named and not listed.  Objects of backups that a task works on are left out.  Nothing is
+deleted, and no block is read: a verification proves what the objects hold (:mod:`backupfw.engine.verify`).
 
-The service may be at work meanwhile.  So a volume with findings is looked at once more, and only what
-was found both times counts: a delete between listing and rows, or a listing that lags, is not found
-twice.  What seems to be missing is asked for by its key as well.
+The service may work at the same time.  So a volume with findings is audited once more, and only what was
+found both times counts: a deletion between listing and rows, or a lagging listing, is not found twice.  An
+object that seems to be missing is also requested by its key.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""When blocks that have not changed are stored again, so that a restore stays cheap.
+"""Decides which unchanged blocks are stored again, so that a restore stays cheap.
 
 After many incrementals a segment's blocks lie scattered over many packs, each of which holds blocks that
 no map uses any more.  A restore reads nearly whole packs (joined ranges), so what it fetches is what the

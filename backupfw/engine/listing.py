@@ -1,4 +1,4 @@
-"""Listings of our own objects: only keys that this format builds come through."""
+"""Listings of this installation's objects: they yield only keys that this format builds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Getting stored objects, with what is missing or wrong said in one way: ``Damaged``."""
+"""Reads stored objects; a missing or wrong object is always the same error: ``Damaged``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several threads over one stream of work items, bounded, and ended by the first error."""
+"""Threads that share one stream of work items; the first error ends all of them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Worker(Protocol[_In, _Out]):
 
 
 class Halt:
-    """The control of streams: the task's own, and the end that another stream's error brings.
+    """The control of streams: the task's control, which also ends when another stream fails.
 
     Thread-safe.
 

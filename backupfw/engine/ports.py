@@ -62,11 +62,12 @@ class Journal(Protocol):
 class KnownManifests:
     """What the database knows of a volume's manifests in one container; read before any listing.
 
-    In this order nothing escapes: what is entered between the two is unknown to this and so is read.
+    This order is safe: a manifest that the database gets between the two is unknown here, and so it is read.
 
-    :ivar asked: keys of those that may name the objects in question; each is read.
-    :ivar keys: keys of all, in any state, and those that lost attempts announced; what is in this and not
-        in ``asked`` names none of the objects in question, or may go with them.
+    :ivar asked: keys of the manifests that may name the objects in question; each is read.
+    :ivar keys: keys of all manifests, in any state, and the keys that lost attempts announced.  A manifest
+        that is here and not in ``asked`` names none of the objects in question, or may be deleted with
+        them.
     """
 
     asked: Collection[str] = ()

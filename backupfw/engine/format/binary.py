@@ -1,7 +1,7 @@
 """Reading bytes that may be hostile: bounded decompression, bounded JSON, a cursor that checks.
 
-Everything here raises :class:`BadBytes` and nothing else for bytes that are wrong, whatever they are;
-the callers, who know which object was read, turn it into ``Damaged``.
+For wrong bytes, everything here raises :class:`BadBytes` and nothing else.  The callers know which object
+they read, and turn the error into ``Damaged``.
 """
 
 from __future__ import annotations

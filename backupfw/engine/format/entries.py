@@ -1,7 +1,7 @@
 """What a manifest says of one segment, and the bytes of such entries.
 
-A block of entries carries its own table of origins, so it can be read alone: a page of a manifest is
-one, and so is what the journal keeps of a finished segment.
+A block of entries has its own table of origins, so it can be read alone.  A page of a manifest is such a
+block, and so is the journal's record of a finished segment.
 
 ::
 
