@@ -276,7 +276,7 @@ class Ends:
             if ", attempt " not in record.getMessage() and "trying again" not in record.getMessage()
         ]
         assert len(lines) == 1, self._caplog.text
-        assert (lines[0].levelno, lines[0].__dict__["context"]) == (level, {"request_id": "req-1"})
+        assert (lines[0].levelno, lines[0].__dict__["context"].request_id) == (level, "req-1")
         assert resource in lines[0].getMessage()
 
 
