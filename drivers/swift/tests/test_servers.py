@@ -275,7 +275,9 @@ class TestKeystone:
             hidden.append(store._tokens.current().token[:20])
             store.close()
         text = "\n".join(record.getMessage() for record in caplog.records)
-        assert {"swiftclient", "keystoneauth.identity.v3.base"} <= {record.name for record in caplog.records}
+        assert {"urllib3.connectionpool", "keystoneauth.identity.v3.base"} <= {
+            record.name for record in caplog.records
+        }
         assert [each for each in hidden if each in text] == []
 
     def test_catalogue(self, options: dict[str, Any]) -> None:

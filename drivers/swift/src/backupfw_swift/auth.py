@@ -1,50 +1,17 @@
-"""The ways to authenticate: Keystone v3 and Swift's own v1."""
+"""The ways to authenticate: Keystone v3 by keystoneauth1, and Swift's own v1, which that does not have."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlparse
 
 from keystoneauth1.identity import v3
-from keystoneauth1.session import Session
-from swiftclient.client import HTTPConnection
-from swiftclient.exceptions import ClientException
 
 from backupfw.chunkstore.errors import ChunkStoreError
-from backupfw_swift.errors import translated
+from backupfw_swift.errors import Refused, translated
 from backupfw_swift.tokens import Grant
-
-
-@dataclass(frozen=True, slots=True)
-class Transport:
-    """How to connect, for authentication and storage alike.
-
-    :ivar connect_timeout, read_timeout: seconds.
-    """
-
-    cacert: str | None
-    insecure: bool
-    cert: str | None
-    cert_key: str | None
-    connect_timeout: float
-    read_timeout: float
-
-    def connection(self, url: str) -> HTTPConnection:
-        """Return a new connection (not yet made) to the host of ``url``; for one thread at a time."""
-        connection = HTTPConnection(
-            url,
-            cacert=self.cacert,
-            insecure=self.insecure,
-            cert=self.cert,
-            cert_key=self.cert_key,
-            timeout=(self.connect_timeout, self.read_timeout),
-        )
-        # A redirect would carry the token to whatever host it names.
-        connection.requests_args["allow_redirects"] = False
-        return connection
+from backupfw_swift.transport import Transport
 
 
 def authenticator(store: str, options: Any, transport: Transport) -> Callable[[], Grant]:
@@ -63,46 +30,28 @@ def authenticator(store: str, options: Any, transport: Transport) -> Callable[[]
 
 
 def _v1(options: Any, transport: Transport) -> Grant:
-    # The client library's own function does not tell when the token expires.
-    connection = transport.connection(options.auth_url)
     try:
-        connection.request(
+        answer = transport.request(
             "GET",
-            urlparse(options.auth_url).path or "/",
-            "",
-            {"X-Auth-User": options.username, "X-Auth-Key": options.password},
+            options.auth_url,
+            headers={"X-Auth-User": options.username, "X-Auth-Key": options.password},
         )
-        answer = connection.getresponse()
-        answer.read()
-        headers = answer.headers
-        token = headers.get("X-Storage-Token") or headers.get("X-Auth-Token")
-        if answer.status == 404:
+    except Refused as error:
+        if error.status == 404:
             # Must not pass for a missing object.
-            raise ChunkStoreError("there is no v1 authentication at auth_url (404)")
-        if not 200 <= answer.status < 300 or not token:
-            status = answer.status if answer.status >= 300 else 502
-            raise ClientException("authentication failed", http_status=status, http_response_headers=headers)
-        seconds = headers.get("X-Auth-Token-Expires", "")
-        lifetime = float(seconds) if re.fullmatch(r"\d+", seconds) else None
-        return Grant(headers.get("X-Storage-Url", ""), token, lifetime)
-    finally:
-        connection.close()
+            raise ChunkStoreError("there is no v1 authentication at auth_url (404)") from error
+        raise
+    headers = answer.headers
+    token = headers.get("X-Storage-Token") or headers.get("X-Auth-Token")
+    if not token:
+        raise Refused(502, "", headers)
+    seconds = headers.get("X-Auth-Token-Expires", "")
+    lifetime = float(seconds) if re.fullmatch(r"\d+", seconds) else None
+    return Grant(headers.get("X-Storage-Url", ""), token, lifetime)
 
 
 def _keystone(options: Any, transport: Transport) -> Grant:
-    cert: str | tuple[str, str] | None = transport.cert
-    if transport.cert and transport.cert_key:
-        cert = (transport.cert, transport.cert_key)
-    session = Session(
-        verify=False if transport.insecure else transport.cacert or True,
-        cert=cert,
-        timeout=transport.read_timeout,
-        redirect=False,
-    )
-    try:
-        access = _plugin(options).get_access(session)
-    finally:
-        session.session.close()
+    access = _plugin(options).get_access(transport.session)
     url: str | None = None
     if not options.storage_url:
         url = access.service_catalog.url_for(

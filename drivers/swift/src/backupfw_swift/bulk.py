@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from urllib.parse import unquote
 
-from swiftclient.exceptions import ClientException
+from backupfw_swift.errors import Refused
 
 #: Longest line that every server takes: it allows twice its longest path.
 _LONGEST_LINE = 2048
@@ -27,7 +27,7 @@ def failures(answer: bytes, container: str, keys: Sequence[str]) -> dict[str, tu
 
     :param keys: what was asked for.
     :returns: the keys that remain, each with HTTP status and words.
-    :raises ClientException: the whole request failed (its status stands in the answer, because the
+    :raises Refused: the whole request failed (its status stands in the answer, because the
         server sends 200 before it begins), or the answer does not account for every key.
     """
     found = json.loads(answer)
@@ -47,11 +47,11 @@ def failures(answer: bytes, container: str, keys: Sequence[str]) -> dict[str, tu
     whole = _status(str(found.get("Response Status", "")))
     done = int(found.get("Number Deleted") or 0) + int(found.get("Number Not Found") or 0)
     if any(status == 401 for status, _ in remaining.values()) or whole[0] == 401:
-        raise ClientException("bulk delete", http_status=401, http_reason="Unauthorized")
+        raise Refused(401, "Unauthorized")
     if done + len(remaining) < len(asked):
         # The server stopped in mid-way and does not say where.
         status, words = whole if whole[0] >= 300 else (502, "the bulk delete stopped half-way")
-        raise ClientException("bulk delete", http_status=status, http_reason=words)
+        raise Refused(status, words)
     return remaining
 
 

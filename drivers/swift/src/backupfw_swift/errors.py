@@ -1,4 +1,4 @@
-"""What the client libraries' errors mean: the one translation, as one table.
+"""What the server's answers and the libraries' errors mean: the one translation, as one table.
 
 ====================================================  ================  =========
 HTTP status                                           error             temporary
@@ -40,7 +40,6 @@ from contextlib import contextmanager
 import keystoneauth1.exceptions as keystone
 import requests.exceptions
 import urllib3.exceptions
-from swiftclient.exceptions import ClientException
 
 from backupfw.chunkstore.errors import (
     ChunkStoreError,
@@ -87,9 +86,25 @@ _FOR_USERS = {
     _NO_FILE: "The service cannot read the certificates that it needs for the store.",
 }
 
-#: Everything the client libraries raise; OSError is the base of requests' errors too.
+
+class Refused(Exception):
+    """The server answered with a status outside 200 to 299.
+
+    :ivar status: the answer's.
+    :ivar words: what the server says beside the status.
+    :ivar headers: the answer's.
+    """
+
+    def __init__(self, status: int, words: str = "", headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(f"the server answered {status}")
+        self.status = status
+        self.words = words
+        self.headers = headers or {}
+
+
+#: Everything that a request raises; OSError is the base of requests' errors too.
 ERRORS = (
-    ClientException,
+    Refused,
     keystone.ClientException,
     urllib3.exceptions.HTTPError,
     http.client.HTTPException,
@@ -99,7 +114,7 @@ ERRORS = (
 
 
 def translate(error: Exception, store: str, container: str = "", key: str = "") -> ChunkStoreError:
-    """Return the chunk store's error for one of the client libraries; the caller raises it from ``error``.
+    """Return the chunk store's error for one of the libraries; the caller raises it from ``error``.
 
     Its text holds neither address nor token.
     """
@@ -120,7 +135,7 @@ def translate(error: Exception, store: str, container: str = "", key: str = "") 
 
 @contextmanager
 def translated(store: str, container: str = "", key: str = "") -> Iterator[None]:
-    """Translate every error of the client libraries in the block."""
+    """Translate every error of a request in the block."""
     try:
         yield
     except ERRORS as error:
@@ -133,15 +148,13 @@ def status_error(status: int, reason: str, store: str, container: str, key: str)
     :param status: the HTTP status the server gives for this object.
     :param reason: its words for it.
     """
-    return translate(
-        ClientException("bulk delete", http_status=status, http_reason=reason), store, container, key
-    )
+    return translate(Refused(status, reason), store, container, key)
 
 
 def _judge(error: Exception) -> tuple[type[ChunkStoreError], str, bool | None]:
     """Return kind, reason and temporary (None for the kind's own)."""
-    if isinstance(error, ClientException) and error.http_status:
-        return _judge_status(int(error.http_status), error.http_reason)
+    if isinstance(error, Refused):
+        return _judge_status(error.status, error.words)
     if isinstance(error, keystone.ClientException):
         return _judge_keystone(error)
     inside = list(causes(error))
@@ -164,9 +177,11 @@ def _judge(error: Exception) -> tuple[type[ChunkStoreError], str, bool | None]:
         ),
     ):
         return ChunkStoreError, "the store's URL is none that can be asked", None
+    if isinstance(error, requests.exceptions.JSONDecodeError):
+        return Unavailable, "the answer cannot be understood", None
     if isinstance(error, (requests.exceptions.RequestException, urllib3.exceptions.HTTPError)):
         return Unavailable, "the connection broke in mid-answer", None
-    if isinstance(error, (http.client.HTTPException, ValueError, ClientException)):
+    if isinstance(error, (http.client.HTTPException, ValueError)):
         return Unavailable, "the answer cannot be understood", None
     if isinstance(error, ConnectionError):
         return Unavailable, "the connection broke", None
@@ -174,11 +189,11 @@ def _judge(error: Exception) -> tuple[type[ChunkStoreError], str, bool | None]:
     return ChunkStoreError, _NO_FILE, None
 
 
-def _judge_status(status: int, words: str | None) -> tuple[type[ChunkStoreError], str, bool | None]:
+def _judge_status(status: int, words: str) -> tuple[type[ChunkStoreError], str, bool | None]:
     if status in _STATUSES:
         kind, reason = _STATUSES[status]
         return kind, reason, True if kind is IntegrityError else None
-    reason = f"the server answered {status} {(words or '')[:60]}".rstrip()
+    reason = f"the server answered {status} {words[:60]}".rstrip()
     return (Unavailable if status >= 500 else ChunkStoreError), reason, None
 
 
@@ -188,7 +203,7 @@ def _judge_keystone(error: keystone.ClientException) -> tuple[type[ChunkStoreErr
     if isinstance(error, (keystone.EndpointNotFound, keystone.CatalogException)):
         return ChunkStoreError, "the catalogue has no such service, region and interface", None
     if isinstance(error, keystone.HttpError) and error.http_status:
-        kind, reason, temporary = _judge_status(int(error.http_status), None)
+        kind, reason, temporary = _judge_status(int(error.http_status), "")
         if kind is NotFound:
             return ChunkStoreError, "there is no Keystone v3 at auth_url (404)", None
         return kind, f"Keystone: {reason}", temporary
@@ -200,8 +215,8 @@ def _judge_keystone(error: keystone.ClientException) -> tuple[type[ChunkStoreErr
 
 
 def _headers(error: Exception) -> Mapping[str, str] | None:
-    if isinstance(error, ClientException):
-        return error.http_response_headers  # type: ignore[no-any-return]
+    if isinstance(error, Refused):
+        return error.headers
     if isinstance(error, keystone.HttpError) and error.response is not None:
         return error.response.headers
     return None

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlparse
 
-from swiftclient import client
-from swiftclient.client import HTTPConnection
-from swiftclient.exceptions import ClientException
+from backupfw_swift.errors import Refused
+from backupfw_swift.transport import Transport
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +37,15 @@ def info_url(account_url: str) -> str:
     return f"{parsed.scheme}://{parsed.netloc}{found[1] if found else ''}/info"
 
 
-def ask(account_url: str, connection: HTTPConnection) -> Features:
+def ask(account_url: str, transport: Transport) -> Features:
     """Ask the cluster; one that does not describe itself has no features.
 
-    :raises ClientException: the server has a fault of its own (5xx).
+    :raises Refused: the server has a fault of its own (5xx).
     """
     try:
-        answer = client.get_capabilities((urlparse(info_url(account_url)), connection))
-    except ClientException as error:
-        if error.http_status and error.http_status < 500:
+        answer = transport.request("GET", info_url(account_url)).json()
+    except Refused as error:
+        if error.status < 500:
             return Features()
         raise
     return understand(answer if isinstance(answer, Mapping) else {})

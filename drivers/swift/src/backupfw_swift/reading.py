@@ -21,8 +21,8 @@ def md5(data: bytes) -> str:
 def read_whole(headers: Mapping[str, str], body: Any) -> bytes:
     """Return the whole object.
 
-    :param headers: the answer's, names in lower case.
-    :param body: the client library's answer, not read yet.
+    :param headers: the answer's, their names in any case.
+    :param body: the answer's, not read yet.
     :raises IntegrityError: length or MD5 are not what the server says.
     """
     data: bytes = body.read()

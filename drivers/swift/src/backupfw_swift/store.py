@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
-from urllib.parse import ParseResult
+from urllib.parse import quote
 
 from blake3 import blake3
-from swiftclient import client
-from swiftclient.client import HTTPConnection
-from swiftclient.exceptions import ClientException
 
 from backupfw.chunkstore.base import Body, Capabilities, CheckItem, CheckReport, ChunkStore, ObjectInfo
 from backupfw.chunkstore.checks import Caution, round_trip, try_item
@@ -30,23 +26,20 @@ from backupfw.chunkstore.errors import (
 )
 from backupfw_swift import bulk, features, reading
 from backupfw_swift import options as swift_options
-from backupfw_swift.auth import Transport, authenticator
-from backupfw_swift.connections import Connections
-from backupfw_swift.errors import status_error, translated
+from backupfw_swift.auth import authenticator
+from backupfw_swift.errors import Refused, status_error, translated
 from backupfw_swift.features import Features
 from backupfw_swift.tokens import Grant, Tokens
+from backupfw_swift.transport import Transport
 
 if TYPE_CHECKING:
+    import requests
     from oslo_config import cfg
 
 T = TypeVar("T")
-#: A connection as the client library's functions take it.
-Http = tuple[ParseResult, HTTPConnection]
 
 #: Bodies up to this many bytes are sent in one piece, larger ones from the body's file.
 _ONE_PIECE = 64 << 20
-#: Pieces in which an answer may be read; only tells the client library not to read it itself.
-_UNREAD = 1 << 20
 #: Seconds in which a cluster that did not describe itself is not asked again for that alone.
 _ASK_PAUSE = 30.0
 #: How often, and how many seconds apart, ``check`` tries to remove its container, whose object the
@@ -55,9 +48,6 @@ _REMOVE_TRIES, _REMOVE_PAUSE = 5, 0.4
 
 #: Headers of a container that keeps what is overwritten or deleted.
 _VERSIONING = ("x-versions-enabled", "x-versions-location", "x-history-location")
-
-# The client library logs the first characters of tokens unless told otherwise.
-client.logger_settings["reveal_sensitive_prefix"] = 0
 
 
 class SwiftStore(ChunkStore):
@@ -78,16 +68,8 @@ class SwiftStore(ChunkStore):
         problem = swift_options.missing(options)
         if problem:
             raise ChunkStoreError(problem, store=name)
-        transport = Transport(
-            cacert=options.cacert,
-            insecure=options.insecure,
-            cert=options.cert,
-            cert_key=options.cert_key,
-            connect_timeout=options.connect_timeout,
-            read_timeout=options.read_timeout,
-        )
-        self._tokens = Tokens(authenticator(name, options, transport), options.token_renew_before)
-        self._connections = Connections(transport.connection)
+        self._transport = Transport(options)
+        self._tokens = Tokens(authenticator(name, options, self._transport), options.token_renew_before)
         self._policy: str | None = options.storage_policy
         self._check_container: str | None = options.check_container
         self._bulk_size: int = options.bulk_delete_size if options.bulk_delete else 0
@@ -138,7 +120,7 @@ class SwiftStore(ChunkStore):
                     if time.monotonic() < self._ask_again:
                         raise Unavailable("the server did not answer a moment ago", store=self.name)
                     self._ask_again = time.monotonic() + _ASK_PAUSE
-                    self._features = self._call(lambda grant, http: features.ask(grant.url, http[1]))
+                    self._features = self._call(lambda grant: features.ask(grant.url, self._transport))
         return self._features
 
     def put(self, container: str, key: str, body: Body, *, if_absent: bool = False) -> None:
@@ -150,34 +132,18 @@ class SwiftStore(ChunkStore):
         if if_absent:
             raise NotSupported("Swift has no atomic conditional put", store=self.name)
         data, etag = self._judged(body, container, key)
-
-        def send(grant: Grant, http: Http) -> tuple[str, int]:
-            answer: dict[str, Any] = {}
-            with io.BytesIO() if data is not None else body.open() as file:
-                found = client.put_object(
-                    grant.url,
-                    grant.token,
-                    container,
-                    key,
-                    # Bytes go out in one call, a file in many.
-                    file if data is None else data,
-                    content_length=body.length,
-                    etag=etag,
-                    content_type="application/octet-stream",
-                    http_conn=http,
-                    response_dict=answer,
-                )
-            return found, answer["status"]
-
+        headers = {"ETag": etag, "Content-Type": "application/octet-stream"}
         try:
-            found, status = self._call(send, container, key)
+            answer = self._ask(
+                "PUT", container, key, headers=headers, data=_Pieces(body) if data is None else data
+            )
         except Unavailable as error:
-            if not isinstance(error.__cause__, ClientException):
+            if not isinstance(error.__cause__, Refused):
                 self._tokens.doubt()
             raise
-        if status == 202:
+        if answer.status_code == 202:
             self._overtaken(container, key)
-        elif found != etag:
+        elif answer.headers.get("ETag", "").strip('"') != etag:
             raise IntegrityError(
                 "the server stored something else than was sent",
                 store=self.name,
@@ -216,13 +182,7 @@ class SwiftStore(ChunkStore):
         clock dates later than ours, nothing is stored.
         """
         try:
-            self._call(
-                lambda grant, http: client.head_object(
-                    grant.url, grant.token, container, key, http_conn=http
-                ),
-                container,
-                key,
-            )
+            self._ask("HEAD", container, key)
         except NotFound as error:
             raise Unavailable(
                 "the server knows of a later delete of this key",
@@ -234,22 +194,13 @@ class SwiftStore(ChunkStore):
     def get(self, container: str, key: str, offset: int | None = None, length: int | None = None) -> bytes:
         """Read the object, compared with its ETag, or a range of it (see :meth:`ChunkStore.get`)."""
         part = None if offset is None or length is None else (offset, length)
+        headers = {"Range": f"bytes={part[0]}-{part[0] + part[1] - 1}"} if part else None
 
-        def read(grant: Grant, http: Http) -> bytes:
-            answer: dict[str, Any] = {}
-            headers, body = client.get_object(
-                grant.url,
-                grant.token,
-                container,
-                key,
-                http_conn=http,
-                resp_chunk_size=_UNREAD,
-                response_dict=answer,
-                headers={"Range": f"bytes={part[0]}-{part[0] + part[1] - 1}"} if part else None,
-            )
-            if part is None:
-                return reading.read_whole(headers, body)
-            return reading.read_range(answer["status"], headers, body, *part)
+        def read(grant: Grant) -> bytes:
+            with self._send(grant, "GET", _path(container, key), headers=headers, stream=True) as answer:
+                if part is None:
+                    return reading.read_whole(answer.headers, answer.raw)
+                return reading.read_range(answer.status_code, answer.headers, answer.raw, *part)
 
         return self._call(read, container, key)
 
@@ -260,24 +211,28 @@ class SwiftStore(ChunkStore):
         """
         marker = start_after
         while True:
-            for entry in (page := self._objects_page(container, prefix, marker)):
+            for entry in (page := self._page(container, {"marker": marker, "prefix": prefix})):
                 yield ObjectInfo(entry["name"], int(entry["bytes"]))
             if not page:
                 return
             marker = self._next_marker(page, marker)
 
-    def _objects_page(self, container: str, prefix: str, marker: str) -> Sequence[dict[str, Any]]:
-        return self._call(
-            lambda grant, http: client.get_container(
-                grant.url,
-                grant.token,
-                container,
-                marker=marker,
-                prefix=prefix,
-                http_conn=http,
-            )[1],
-            container,
-        )
+    def _page(self, container: str, query: Mapping[str, str]) -> Sequence[dict[str, Any]]:
+        """Return a page of a container's objects, or of the account's containers."""
+        asked = "".join(f"&{name}={quote(value)}" for name, value in query.items() if value)
+
+        def read(grant: Grant) -> Sequence[dict[str, Any]]:
+            answer = self._send(grant, "GET", f"{_path(container)}?format=json{asked}")
+            if answer.status_code == 204:
+                return []
+            page = answer.json()
+            if not isinstance(page, list) or not all(
+                isinstance(each, dict) and {"name", "bytes"} <= each.keys() for each in page
+            ):
+                raise ValueError("an answer that is no page of a listing")
+            return page
+
+        return self._call(read, container)
 
     def _next_marker(self, page: Sequence[dict[str, Any]], marker: str) -> str:
         following: str = page[-1]["name"]
@@ -321,13 +276,7 @@ class SwiftStore(ChunkStore):
 
     def _delete_one(self, container: str, key: str) -> None:
         try:
-            self._call(
-                lambda grant, http: client.delete_object(
-                    grant.url, grant.token, container, key, http_conn=http
-                ),
-                container,
-                key,
-            )
+            self._ask("DELETE", container, key)
         except NotFound:
             return
 
@@ -336,16 +285,11 @@ class SwiftStore(ChunkStore):
         keys = [key for key, _ in lines]
         data = b"\n".join(text for _, text in lines) + b"\n"
 
-        def send(grant: Grant, http: Http) -> dict[str, tuple[int, str]]:
-            _, answer = client.post_account(
-                grant.url,
-                grant.token,
-                {"Content-Type": "text/plain", "Accept": "application/json"},
-                http_conn=http,
-                query_string="bulk-delete",
-                data=data,
-            )
-            return bulk.failures(answer, container, keys)
+        headers = {"Content-Type": "text/plain", "Accept": "application/json"}
+
+        def send(grant: Grant) -> dict[str, tuple[int, str]]:
+            answer = self._send(grant, "POST", "?bulk-delete", headers=headers, data=data)
+            return bulk.failures(answer.content, container, keys)
 
         try:
             failed = self._call(send, container)
@@ -366,15 +310,10 @@ class SwiftStore(ChunkStore):
             pass
         headers = {"X-Storage-Policy": self._policy} if self._policy else {}
         try:
-            self._call(
-                lambda grant, http: client.put_container(
-                    grant.url, grant.token, container, headers=headers, http_conn=http
-                ),
-                container,
-            )
+            self._ask("PUT", container, headers=headers)
         except ChunkStoreError as error:
             cause = error.__cause__
-            status = cause.http_status if isinstance(cause, ClientException) else None
+            status = cause.status if isinstance(cause, Refused) else None
             if status == 409:
                 # Somebody made it meanwhile, with another policy.
                 self._head_container(container)
@@ -411,22 +350,13 @@ class SwiftStore(ChunkStore):
         return "the container keeps none"
 
     def _head_container(self, container: str) -> Mapping[str, str]:
-        headers: Mapping[str, str] = self._call(
-            lambda grant, http: client.head_container(grant.url, grant.token, container, http_conn=http),
-            container,
-        )
-        return headers
+        return self._ask("HEAD", container).headers
 
     def list_containers(self) -> Iterator[str]:
         """Yield the account's containers, page after page, sorted."""
         marker = ""
         while True:
-            after = marker
-            page = self._call(
-                lambda grant, http, after=after: client.get_account(  # type: ignore[misc]
-                    grant.url, grant.token, marker=after, http_conn=http
-                )[1]
-            )
+            page = self._page("", {"marker": marker})
             if not page:
                 return
             yield from (entry["name"] for entry in page)
@@ -470,12 +400,7 @@ class SwiftStore(ChunkStore):
     def _remove_container(self, container: str) -> None:
         for turn in range(_REMOVE_TRIES):
             try:
-                self._call(
-                    lambda grant, http: client.delete_container(
-                        grant.url, grant.token, container, http_conn=http
-                    ),
-                    container,
-                )
+                self._ask("DELETE", container)
             except NotFound:
                 return
             except Unavailable:
@@ -489,37 +414,99 @@ class SwiftStore(ChunkStore):
     def close(self) -> None:
         """Close the connections; those in use when their calls end."""
         self._closed = True
-        self._connections.close()
+        self._transport.close()
 
     def _require_open(self) -> None:
         if self._closed:
             raise ChunkStoreError("the store is closed", store=self.name)
 
-    def _call(self, action: Callable[[Grant, Http], T], container: str = "", key: str = "") -> T:
+    def _send(
+        self,
+        grant: Grant,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        data: bytes | _Pieces | None = None,
+        stream: bool = False,
+    ) -> requests.Response:
+        """Send one request with the grant's token.
+
+        :param path: what follows the account's URL, quoted.
+        """
+        return self._transport.request(
+            method,
+            grant.url + path,
+            headers={"X-Auth-Token": grant.token, **(headers or {})},
+            data=data,
+            stream=stream,
+        )
+
+    def _ask(
+        self,
+        method: str,
+        container: str,
+        key: str = "",
+        *,
+        headers: Mapping[str, str] | None = None,
+        data: bytes | _Pieces | None = None,
+    ) -> requests.Response:
+        """Send a request about a container or an object by :meth:`_call`, and read the whole answer."""
+        path = _path(container, key)
+        return self._call(
+            lambda grant: self._send(grant, method, path, headers=headers, data=data), container, key
+        )
+
+    def _call(self, action: Callable[[Grant], T], container: str = "", key: str = "") -> T:
         """Run one request; once more, with a new token, if the server refuses the token.
 
         That is no retry of something that failed: the first request was not looked at.
 
-        :raises ChunkStoreError: what the client libraries raise, translated.
+        :raises ChunkStoreError: what the request raises, translated.
         """
         self._require_open()
         try:
             with translated(self.name, container, key):
                 grant = self._tokens.current()
                 try:
-                    return self._once(grant, action)
-                except ClientException as error:
-                    if error.http_status != 401:
+                    return action(grant)
+                except Refused as error:
+                    if error.status != 401:
                         raise
-                return self._once(self._tokens.after(grant), action)
+                return action(self._tokens.after(grant))
         except ChunkStoreError as error:
             if not (container or key) or error.container:
                 raise
             raise _placed(error, self.name, container, key) from error.__cause__
 
-    def _once(self, grant: Grant, action: Callable[[Grant, Http], T]) -> T:
-        with self._connections.connection(grant.url) as http:
-            return action(grant, http)
+
+class _Pieces:
+    """A large body that is sent piece by piece, each time from its start."""
+
+    def __init__(self, body: Body) -> None:
+        self._body = body
+
+    def __len__(self) -> int:
+        return self._body.length
+
+    def __iter__(self) -> Iterator[memoryview]:
+        left = self._body.length
+        try:
+            for piece in self._body.pieces():
+                left -= len(piece)
+                if left < 0:
+                    break
+                yield piece
+        except OSError as error:
+            raise ChunkStoreError(f"the body cannot be read: {error.strerror}") from error
+        if left:
+            # Bytes too many would reach the server as another request.
+            raise ChunkStoreError("the body changed while it was sent")
+
+
+def _path(container: str, key: str = "") -> str:
+    """Return what follows an account's URL, quoted; without a container it is nothing."""
+    return "".join(f"/{quote(name)}" for name in (container, key) if name)
 
 
 def _placed(error: ChunkStoreError, store: str, container: str, key: str) -> ChunkStoreError:

@@ -1,4 +1,9 @@
-"""Keeps one token for all threads of a store and renews it before it expires or when it is refused."""
+"""Keeps one token for all threads of a store and renews it before it expires or when it is refused.
+
+keystoneauth1 gets the tokens, but its plug-ins do not renew them as a backup needs it: they trust this host's
+clock, every thread waits while a good token is renewed, a token of less than two minutes is renewed with each
+request, and they fail while Keystone is away although the token is good.
+"""
 
 from __future__ import annotations
 
