@@ -33,11 +33,12 @@ def replaced() -> list[tuple[str, str]]:
 
 
 def prose() -> Iterator[tuple[str, str]]:
-    """Yield every page and every docstring of the package: where it is, and its text without code."""
-    for page in [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]:
+    """Yield every page and every docstring of core and drivers: where it is, and its text without code."""
+    readmes = [ROOT / "README.md", *sorted((ROOT / "drivers").glob("*/README.md"))]
+    for page in [*sorted((ROOT / "docs").glob("*.md")), *readmes]:
         if page != GLOSSARY:
-            yield page.name, CODE.sub("", page.read_text())
-    for path in sorted((ROOT / "backupfw").rglob("*.py")):
+            yield str(page.relative_to(ROOT)), CODE.sub("", page.read_text())
+    for path in sorted([*(ROOT / "backupfw").rglob("*.py"), *(ROOT / "drivers").glob("*/src/**/*.py")]):
         # Released migrations stay as they are.
         if path.parent.name != "versions":
             for where, text in docstrings(path):

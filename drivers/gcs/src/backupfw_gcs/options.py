@@ -71,7 +71,7 @@ def options() -> Sequence[cfg.Opt]:
             default=60.0,
             min=0.1,
             max=3600,
-            help="Seconds without a single byte of an answer until a request counts as failed for a time.",
+            help="Seconds without a single byte of an answer until a request counts as a temporary failure.",
         ),
         cfg.IntOpt(
             "pool_size",

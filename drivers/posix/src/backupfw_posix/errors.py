@@ -89,7 +89,7 @@ def translate(error: OSError, store: str, container: str = "", key: str = "") ->
 
 @contextmanager
 def reading(store: str, container: str, key: str) -> Iterator[None]:
-    """In the block an object is opened and read: something else in its place counts as damage."""
+    """Translate for a block that reads an object: anything else in its place counts as a damaged object."""
     try:
         yield
     except OSError as error:

@@ -1,7 +1,7 @@
 """Listing in the order of keys, lazily.
 
-No descriptor is held while the caller works, so an abandoned listing leaks nothing, and memory is that
-of the names in one directory per level.
+No descriptor is open while the caller works, so an abandoned listing leaks nothing.  Memory holds the names
+of one directory per level.
 """
 
 from __future__ import annotations

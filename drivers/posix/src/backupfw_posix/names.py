@@ -1,4 +1,4 @@
-"""How keys become paths, and back.  The form is for ever: stores in use depend on it.
+"""How keys become paths, and back.  The form must never change: stores in use depend on it.
 
 A key's parts (what ``/`` separates) become nested directories, the last one a file.  Every name on
 disk is a part and a suffix that says what it is, so no part needs escaping and ``a`` and ``a/b`` can

@@ -305,7 +305,7 @@ class PosixStore(ChunkStore):
     def remove_container(self, container: str) -> bool:
         """Remove the directory unless it holds something (see :meth:`ChunkStore.remove_container`).
 
-        A put that is under way has its file in the directory, which so stays.
+        While a put is under way its file is in the directory, so the directory stays.
         """
         self._require_open()
         with translated(self.name, container):
@@ -388,7 +388,7 @@ class PosixStore(ChunkStore):
             raise ChunkStoreError("the store is closed", store=self.name)
 
     def _judge(self, container: str) -> None:
-        """Refuse what would not name a directory in the root; core did before, this is the second lock."""
+        """Refuse a name that is no directory in the root; core has checked names before."""
         if container in self._check_containers:
             return
         if not container or container.startswith(".") or "/" in container or "\0" in container:

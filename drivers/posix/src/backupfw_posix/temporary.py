@@ -2,8 +2,8 @@
 
 A file is written in its container's ``.tmp`` directory and moved to its place when it is whole.  Its
 writer holds a lock on it (``flock``), which ends with the writer: a file whose lock can be had belongs
-to nobody.  So leftovers are told from work without a clock.  On a share whose locks do not reach other
-hosts a file in use could be taken for a leftover; its put then fails for a time and is tried again.
+to nobody.  So no clock decides what is left over.  On a share whose locks do not reach other hosts, a file
+in use may count as left over: its put then fails with a temporary error and is tried again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Judges what came back from the server: is it all of the object, and the object's?"""
+"""Checks the answers to reads: is this the whole object, and are the bytes the object's?"""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
 
 def md5_of(answer: Mapping[str, Any]) -> str | None:
-    """Return the MD5 that an ETag is, or None: of parts, or encrypted otherwise than with S3's own keys."""
+    """Return the MD5 that an ETag is; None for an object of parts, or of other keys than S3's."""
     if answer.get("SSECustomerAlgorithm") or answer.get("ServerSideEncryption", "AES256") != "AES256":
         return None
     match = _MD5.fullmatch(answer.get("ETag", ""))

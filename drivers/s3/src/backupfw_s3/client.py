@@ -1,4 +1,4 @@
-"""Makes the SDK's client: no retries, no surprises, nothing secret in its log."""
+"""Makes the SDK's client: it retries nothing, and nothing secret is in its log."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def _config(options: Any) -> Config:
 
 
 def _send_at_once(request: Any, **_: Any) -> None:
-    """Send bodies without asking first: that costs a round trip, and a second where nobody answers it."""
+    """Send bodies without asking first: that costs a round trip, or a second if the server is silent."""
     del request.headers["Expect"]
 
 
@@ -102,7 +102,7 @@ def _sign_the_path(request: Any, **_: Any) -> None:
 
 
 def _add_md5(params: dict[str, Any], **_: Any) -> None:
-    """Give a bulk delete the checksum that some servers insist on, beside a newer one."""
+    """Give a bulk delete the checksum that some servers require, beside a newer one."""
     md5 = hashlib.md5(params["body"], usedforsecurity=False)
     params["headers"]["Content-MD5"] = base64.b64encode(md5.digest()).decode()
 

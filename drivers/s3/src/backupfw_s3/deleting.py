@@ -214,9 +214,9 @@ class Deleting:
         target: Target,
         others: Mapping[str, ChunkStoreError],
     ) -> ChunkStoreError:
-        """Tell a lock from a missing permission: servers use one code for both.
+        """Find out whether a lock or a missing permission is the reason: servers use one code for both.
 
-        One object of a call is asked about; the others that are refused share the answer.
+        It asks about one object of a call; the others that are refused get the same answer.
         """
         if target.version is None or not isinstance(error, PermissionDenied) or error.temporary:
             return error
@@ -231,7 +231,7 @@ class Deleting:
         return made
 
     def _lock_of(self, container: str, target: Target) -> str | None:
-        """Say what keeps a version from being deleted; None if it is not a lock, or nobody may know."""
+        """Say what keeps a version from being deleted; None if it is no lock, or cannot be asked for."""
         where = {"Bucket": container, **target.entry()}
         with suppress(ChunkStoreError), translated(self._store, container, target.key):
             found = self._client.get_object_retention(**where).get("Retention") or {}
@@ -250,8 +250,8 @@ class Deleting:
     def _versions_of(self, container: str, keys: Sequence[str]) -> Sequence[Target]:
         """Return every version of the keys.
 
-        What lies between the keys is listed with them, as they mostly are neighbours; where they turn out
-        not to be, each key is looked up on its own.
+        One listing has them all, and what lies between them: keys of one call mostly are neighbours.  If they
+        are not, each key gets a listing of its own.
         """
         wanted = frozenset(keys)
         last = max(wanted)

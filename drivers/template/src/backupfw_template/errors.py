@@ -1,4 +1,4 @@
-"""The one place where the server's errors become those of the contract."""
+"""The only place that turns the server's errors into those of the contract."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from backupfw.chunkstore.errors import (
     retry_after,
 )
 
-#: Status of an answer -> kind of error, whether the same call may work later, and what is said.
+#: Status of an answer -> kind of error, whether the same call may work later, and the text.
 STATUSES: Mapping[int, tuple[type[ChunkStoreError], bool, str]] = {
     401: (PermissionDenied, False, "the server refuses user or password"),
     403: (PermissionDenied, False, "the server forbids it to this user"),
@@ -25,7 +25,7 @@ STATUSES: Mapping[int, tuple[type[ChunkStoreError], bool, str]] = {
     412: (AlreadyExists, False, "an object is there"),
     413: (NoSpace, False, "the server takes no object of this size"),
     416: (RangeError, False, "the range begins past the object's end"),
-    # The driver had looked at the bytes, so it was on the way that they changed.
+    # The driver checked the bytes before it sent them, so they changed on the way.
     422: (IntegrityError, True, "the bytes that the server received are not those that were sent"),
     429: (Unavailable, True, "the server is asked too often"),
     500: (Unavailable, True, "the server failed"),

@@ -1,4 +1,4 @@
-"""The way to the server: connections that are used again, and a token that is renewed."""
+"""Speaks HTTP to the server: connections that are kept, and a token that is renewed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Answer:
 
 
 class Link:
-    """Sends requests, each at once and once; thread-safe.
+    """Sends each request once, without a pause before it; thread-safe.
 
     :param store: the store's name, for errors.
     :param endpoint: the server's address.
@@ -64,7 +64,7 @@ class Link:
         container: str = "",
         key: str = "",
     ) -> Answer:
-        """Send a request with a token; one that the server no longer knows is renewed once.
+        """Send a request with a token; if the server refuses the token, renew it once.
 
         :param container, key: for errors.
         :returns: the answer, if its status is below 300.
@@ -83,7 +83,7 @@ class Link:
         return answer
 
     def close(self) -> None:
-        """Give up the connections; calls that are under way end by themselves."""
+        """Close the connections; calls that are under way end by themselves."""
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
@@ -91,8 +91,8 @@ class Link:
             connection.close()
 
     def _good_token(self, container: str, key: str, refused: str = "") -> str:
-        """Return a token that is not the one refused, a new one where needed."""
-        # One thread at a time asks; the others find the new one.
+        """Return a token that is not the refused one; ask for a new one if that is needed."""
+        # One thread at a time asks; the others then find the new token.
         with self._renewing:
             if self._token and self._token != refused and time.monotonic() < self._renew_at:
                 return self._token
@@ -156,7 +156,7 @@ class Link:
 
 
 def _has_ended(resting: socket.socket) -> bool:
-    """Say whether there is something to read: nothing was asked, so it is the connection's end."""
+    """Say whether there is something to read: nothing was asked, so it is the end of the connection."""
     # Not select(), which knows descriptors below 1024 only.
     poll = select.poll()
     poll.register(resting, select.POLLIN)

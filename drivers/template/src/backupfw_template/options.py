@@ -16,13 +16,13 @@ def options() -> Sequence[cfg.Opt]:
             schemes=["http", "https"],
             help="The server's address, e.g. https://objects.example.org.",
         ),
-        cfg.StrOpt("user", required=True, help="Who the backups belong to."),
+        cfg.StrOpt("user", required=True, help="The user to whom the backups belong."),
         cfg.StrOpt("password", required=True, secret=True, help="The user's password."),
         cfg.FloatOpt(
             "timeout",
             default=60.0,
             min=0.1,
             max=3600,
-            help="Seconds the server may be silent before a call counts as failed for a time.",
+            help="Seconds the server may be silent before a call counts as a temporary failure.",
         ),
     )

@@ -1,4 +1,4 @@
-"""The driver: what the contract asks for, in the server's words."""
+"""The driver: each operation of the contract as requests to the server."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BULK = 1000
 
 
 class TemplateStore(ChunkStore):
-    """A store on a server that speaks HTTP.  Everything it knows of is in :class:`Link`, so thread-safe."""
+    """A store on a server that speaks HTTP.  Thread-safe: all that changes is in :class:`Link`."""
 
     # Never to be changed: backup records carry it when they are exported.
     wire_name = "backupfw_template.store.TemplateStore"
@@ -46,8 +46,8 @@ class TemplateStore(ChunkStore):
         return Capabilities(if_absent=True, bulk_delete=BULK)
 
     def put(self, container: str, key: str, body: Body, *, if_absent: bool = False) -> None:
-        """Store the body; the server refuses bytes that are not those looked at here (G5)."""
-        # One copy is looked at and sent: the caller's buffer may change under a put that was given up.
+        """Store the body; the server refuses bytes that differ from those checked here (G5)."""
+        # The same copy is checked and sent: the caller may change its buffer after it gave the put up.
         data = body.to_bytes()
         if problem := Body(data, body.length, body.checksum).problem():
             raise IntegrityError(problem, store=self.name, container=container, key=key)
@@ -81,7 +81,7 @@ class TemplateStore(ChunkStore):
         return answer.body
 
     def list(self, container: str, prefix: str = "", start_after: str = "") -> Iterator[ObjectInfo]:
-        """Yield the objects, a page at a time, each asked for when it is needed (G10)."""
+        """Yield the objects; each page is requested when it is needed (G10)."""
         while True:
             query = urlencode({"prefix": prefix, "after": start_after})
             answer = self._link.call("GET", f"{_path(container)}?{query}", container=container)
@@ -95,7 +95,7 @@ class TemplateStore(ChunkStore):
             start_after = page[-1].key
 
     def delete(self, container: str, keys: Sequence[str]) -> None:
-        """Delete the keys; this server deletes all of a request or answers with an error (G3, G11)."""
+        """Delete the keys; this server deletes all keys of a request or answers with an error (G3, G11)."""
         for start in range(0, len(keys), BULK):
             body = json.dumps(keys[start : start + BULK]).encode()
             try:
@@ -104,7 +104,7 @@ class TemplateStore(ChunkStore):
                 return
 
     def ensure_container(self, container: str) -> None:
-        """Make the container; the server leaves one alone that is there (G14)."""
+        """Make the container; if it exists the server changes nothing (G14)."""
         self._link.call("PUT", _path(container), container=container)
 
     def list_containers(self) -> Iterator[str]:
@@ -132,7 +132,7 @@ class TemplateStore(ChunkStore):
         return try_item("clean", remove)
 
     def close(self) -> None:
-        """Give up the connections."""
+        """Close the connections."""
         self._link.close()
 
 
