@@ -249,7 +249,7 @@ def record(conf: ConfigOpts, db: Database, backup_id: str) -> Mapping[str, Any]:
         "manifest": _manifest_key(db, row.manifest_id),
         "holdings": None if row.manifest_id is None else _holdings(conf, db, row.id, row.manifest_id),
     }
-    # What it put, once, is not what it holds.
+    # What the backup stored when it was made is not what it holds now.
     known["put_bytes"] = known.pop("stored_bytes")
     return dict(sorted(known.items()))
 
@@ -320,7 +320,7 @@ def _holdings(conf: ConfigOpts, db: Database, backup_id: str, manifest_id: str) 
         {"manifest": other, "backups": live[other], **_figures(much)}
         for other, much in found.shared_with.items()
     ]
-    # A release waits for whoever names the manifest itself; what another installation made is never deleted.
+    # A release waits for all backups with this manifest; objects of another installation are never deleted.
     stays = bool(duplicates) or in_use or not ours
     return {
         "own": _figures(found.own),

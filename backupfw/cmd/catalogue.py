@@ -170,17 +170,17 @@ class UnknownManifests:
         self.foreign.update(foreign)
 
     def lines(self) -> list[str]:
-        """Return what to tell of them, if anything."""
-        told = []
+        """Return the lines of a report on them; none if there are none."""
+        lines = []
         if self.ours:
-            told.append(
+            lines.append(
                 f"{counted(self.ours, 'manifest')} of this installation that the database does not know"
             )
-        told += [
+        lines += [
             f"{counted(count, 'manifest')} of another installation: {installation}"
             for installation, count in sorted(self.foreign.items())
         ]
-        return told
+        return lines
 
 
 def containers(db: Database, conf: cfg.ConfigOpts, wanted: list[str] | None) -> list[tuple[str, str]]:
@@ -196,7 +196,7 @@ def containers(db: Database, conf: cfg.ConfigOpts, wanted: list[str] | None) -> 
 
 
 def is_in_use(db: Database, conf: cfg.ConfigOpts, store: str, container: str) -> bool:
-    """Say whether a backup is, or comes, in a container, or one's objects are still being removed there."""
+    """Return whether a container has a backup, gets one, or has objects of one that is being removed."""
     if container == stores.default_container(conf, store):
         return True
     backups = select(Backup.id).where(Backup.deleted.is_(False)).limit(1)
@@ -239,7 +239,7 @@ def _of(volume: str | None, project: str | None) -> ColumnElement[bool]:
 def backups(
     db: Database, volume: str | None = None, project: str | None = None, *, damaged: bool = False
 ) -> Iterator[BackupHealth]:
-    """Yield what is known of the data of backups, oldest first, some at a time.
+    """Yield what is known of the data of backups, oldest first, page by page.
 
     :param damaged: only of those that name damaged objects.
     """

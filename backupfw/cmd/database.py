@@ -1,7 +1,7 @@
 """The state directory and the database as commands use them.
 
-The directory is private and held by at most one running service.  The database is opened, and brought up to
-date where that is nobody else's job.
+The directory is private, and at most one running service holds it.  The database is opened, and migrated
+where no operator has to decide that.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def _require_sound(file: Path) -> None:
         with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=rw", uri=True)) as connection:
             connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     except sqlite3.DatabaseError as error:
-        # Anything else, e.g. a lock, is for those who work with it.
+        # Any other error, e.g. a lock, is reported by the code that uses the database.
         if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
             raise ConfigError(
                 f"the database {file} is cut off, damaged or no database ({error}): put a copy of it in its"
@@ -160,8 +160,8 @@ def require_made(conf: cfg.ConfigOpts) -> None:
 def connect(conf: cfg.ConfigOpts, make: bool = False) -> Database:
     """Connect to the database; the caller closes it.  Nothing is migrated.
 
-    :param make: make a SQLite file that is not there.  Who only looks must not: in a state directory whose
-        name is misspelt everything would look well.
+    :param make: make a SQLite file that is missing.  A command that only reads must not: if the name of the
+        state directory is misspelt, it would report that all is well.
     :raises ConfigError: the URL cannot be read, its driver is not installed, or a SQLite file is damaged or
         missing.
     :raises oslo_db.exception.DBError: the server does not answer.
@@ -186,7 +186,7 @@ def prepare(conf: cfg.ConfigOpts, make: bool = False, upgrade: bool = False) -> 
     the operator's decision.
 
     :param make: as for :func:`connect`; an empty SQLite file gets its tables.
-    :param upgrade: migrate a SQLite file: nobody else is running on it.
+    :param upgrade: migrate a SQLite file; no other process may use it.
     :raises ConfigError: the database is older or newer than this release, or of another installation, or as
         :func:`connect`.
     """

@@ -3,8 +3,8 @@
 Each process has a registry of its own and counts what it did itself, unless ``PROMETHEUS_MULTIPROC_DIR``
 names a directory where the processes of a WSGI server keep what all of them did.  What concerns the whole
 installation (tasks by state, the age of the queue, each volume's last backup, what verifications found) is
-read from the database when somebody asks.  Labels have few values: no names that users choose, and no ids but
-that of the volume whose last backup is told.
+read from the database for each request.  Labels have few values: no names that users choose, and no ids but
+that of a volume, for its last backup.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"
 
 
 class _DatabaseCollector(Collector):
-    """Figures that the database has, read when somebody asks; none where it does not answer."""
+    """Figures from the database, read for each request; none if the database does not answer."""
 
     def __init__(self, db: Database) -> None:
         self._db = db

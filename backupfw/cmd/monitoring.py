@@ -2,7 +2,7 @@
 
 *Live*: the process does its work; one that does not is to be restarted.  *Ready*: it can be given work as
 well: the database answers, takes writes and has the schema of this release.  Whether the message bus is
-there is told but not asked for, because nothing but delay depends on it.
+there is reported but not required: without it, tasks only start later.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 LOG = log.getLogger(__name__)
 
-#: How many connections there may be, each with a thread of its own: those who ask are few.
+#: The most connections at a time; each has a thread.  Few clients ask.
 CONNECTIONS = 64
 #: How long a client may send nothing, or read nothing of its answer, seconds.
 _PATIENCE = 30
@@ -72,18 +72,18 @@ class _Server(ThreadingHTTPServer):
     """Answers each connection once; one too many ends the oldest that has not asked anything yet."""
 
     daemon_threads = True
-    # A busy machine must not make the kernel turn away who asks rarely.
+    # The kernel must not refuse connections while the machine is busy.
     request_queue_size = CONNECTIONS
 
     def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler], shared: bool) -> None:
-        # In the order they came; whether each is being answered.
+        # In the order of their arrival; the value says whether the connection is being answered.
         self._answered: dict[socket.socket, bool] = {}
         self._lock = threading.Lock()
         self.allow_reuse_port = shared
         super().__init__(address, handler)
 
     def answers(self, connection: socket.socket) -> None:
-        """Note that a request is there whole."""
+        """Note that a request was received completely."""
         with self._lock:
             if connection in self._answered:
                 self._answered[connection] = True
@@ -113,7 +113,7 @@ class _Server(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
-        """Log why a request was not answered; a client that left is nothing loud."""
+        """Log why a request was not answered; at level debug if the client left."""
         error = sys.exc_info()[1]
         log_it = LOG.debug if isinstance(error, OSError) else LOG.error
         log_it("A request was not answered", exc_info=error)
@@ -124,8 +124,9 @@ class Listener:
 
     :param address, port: where.
     :param meters: the figures.
-    :param health: who says how the process is.
-    :param shared: let other processes of this user listen there as well; the kernel chooses who is asked.
+    :param health: the checks of this process.
+    :param shared: other processes of this user may listen on the same port; the kernel chooses one for each
+        connection.
     :raises ConfigError: the address cannot be listened on.
     """
 

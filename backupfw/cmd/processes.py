@@ -85,7 +85,7 @@ class Master(cotyledon.ServiceManager):
     def _stop_all(self) -> None:
         """Stop all processes, kill those that are late, and end.
 
-        The library would wait for them for ever, and report success however they ended.
+        The library would wait for them without limit, and report success however they ended.
 
         :raises SystemExit: with the status of :mod:`backupfw.cmd.processes`.
         """
@@ -102,7 +102,7 @@ class Master(cotyledon.ServiceManager):
         sys.exit(1 if any(process.exitcode for process in processes) else 0)
 
     def _start_worker(self, service_id: ServiceId, worker_id: WorkerId) -> None:
-        # The library forks in a thread, at any time: also while it is being told to stop.
+        # The library forks in a thread, at any time: also while it receives the signal to stop.
         with signals.held_back():
             super()._start_worker(service_id, worker_id)
 

@@ -91,7 +91,7 @@ class Progress:
                 self._shown.show(f"{self._label}: {self._text(done, total)}", done, total)
 
     def beat(self) -> None:
-        """Show that the work goes on, where nobody knows how far it is."""
+        """Show that the work goes on, if it is not known how far it is."""
         with self._lock:
             if not self._over and self._shown.is_due():
                 self._shown.show(f"{self._label}: {time.monotonic() - self._started:.0f} s", 0, None)

@@ -1,4 +1,4 @@
-"""What SIGHUP does in the commands that stay."""
+"""What SIGHUP does in the commands that serve."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LOG = log.getLogger(__name__)
 def reloader(
     args: argparse.Namespace, overrides: Sequence[tuple[str, str, object]], conf: cfg.ConfigOpts
 ) -> Callable[[], None]:
-    """Return a function that reads the configuration again; it never raises, the log tells what came of it.
+    """Return a function that reads the configuration again.  It never raises; it logs the result.
 
     It may take a moment and logs: not to be called in a signal's handler, but in a thread.
 
@@ -35,7 +35,7 @@ def reloader(
         with one_at_a_time:
             try:
                 changed = reread(conf, lambda: load(args, overrides))
-                # With another 'debug' oslo.log has set the level for everybody.
+                # If 'debug' changed, oslo.log has set the level of all loggers.
                 logging.set_levels(conf)
             except ConfigError as error:
                 LOG.error("The configuration stays as it was: %s", error)

@@ -1,4 +1,4 @@
-"""``backupfw serve``, ``api`` and ``worker``: the commands that stay."""
+"""``backupfw serve``, ``api`` and ``worker``: the commands that serve until a signal stops them."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def serve(args: argparse.Namespace) -> None:
     from backupfw.conf import api, embedded, logging
 
     overrides = _overrides(args)
-    # It runs with what it is told; the other commands of its state directory follow it.
+    # It uses the files that it was given; the other commands on its state directory then use the same.
     loaded = load(args, overrides, remembered=False)
     conf = loaded.conf
     api.check_listen(conf)
@@ -61,13 +61,13 @@ def serve(args: argparse.Namespace) -> None:
     from backupfw.api import app
     from backupfw.cmd import database, service
 
-    # Told before anything is made.
+    # Report this error before anything is made.
     app.check(conf)
     with (
         until_stopped(reloader(args, overrides, conf), conf.backup.stop_seconds) as stop,
         database.only_service(conf.state_dir),
     ):
-        # The lock says that no other service is running on it.
+        # While we hold the lock, no other service runs on the directory.
         database.prepare(conf, make=True, upgrade=True)
         embedded.remember(conf.state_dir, args.config_file, loaded.embedded)
         with service.EmbeddedService(conf) as running:
@@ -89,7 +89,7 @@ def run_api(args: argparse.Namespace) -> None:
     from backupfw.api import app
     from backupfw.cmd import database, service
 
-    # Told before anything is made.
+    # Report this error before anything is made.
     app.check(conf)
     with until_stopped(reloader(args, overrides, conf), conf.backup.stop_seconds) as stop:
         database.prepare(conf)

@@ -75,7 +75,7 @@ def look_after(expiry: Expiry, messages: MessageManager) -> None:
 
 
 def look_after_until(stop: threading.Event, conf: cfg.ConfigOpts, db: Database) -> None:
-    """Do so again and again, in a process without a worker: where none is left, nobody else would."""
+    """Call :func:`look_after` regularly in a process without a worker: no worker may be left to do it."""
     expiry, messages, outages = Expiry(db, conf), MessageManager(db, conf), Outages()
     while not stop.wait(expire_seconds(conf)):
         with outages.guard("Operations that wait for a worker could not be looked at"):

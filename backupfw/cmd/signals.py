@@ -1,9 +1,9 @@
-"""Signals of the commands that stay: none is lost, whichever thread the kernel gives it to.
+"""Signals of the commands that serve: none is lost, whichever thread the kernel gives it to.
 
-Python runs a signal's handler in the main thread only, when that comes back to Python code: while it waits
-in a lock or for a server, a signal that another thread received changes nothing.  Here the interpreter writes
-each signal's number into a pipe at once (:func:`signal.set_wakeup_fd`), and a thread that does nothing else
-reads it.
+Python runs a signal handler in the main thread only, and only when that thread runs Python code.  While it
+waits in a lock or for a server, a signal that another thread received has no effect.  Here the interpreter
+writes the number of each signal into a pipe at once (:func:`signal.set_wakeup_fd`), and a thread of its own
+reads the pipe.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from oslo_log import log
 
 LOG = log.getLogger(__name__)
 
-#: What the commands that stay act upon.
+#: Signals that the commands that serve handle.
 HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-#: What the processes of ``backupfw worker`` do, too: their children and their deadlines.
+#: ``backupfw worker`` handles the ends of its processes and its deadlines, too.
 _HELD = {*HANDLED, signal.SIGALRM, signal.SIGCHLD}
 
 

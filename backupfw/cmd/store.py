@@ -187,6 +187,6 @@ def check_one(conf: cfg.ConfigOpts, name: str) -> bool:
             good = good and verdict.ok
             warnings += verdict.ok and verdict.warning
             print(verdict.line, flush=True)
-    told = f", {counted(warnings, 'warning')}" if warnings else ""
-    print(f"store {name}: {'ok' if good else 'NOT ok'}{told}")
+    noted = f", {counted(warnings, 'warning')}" if warnings else ""
+    print(f"store {name}: {'ok' if good else 'NOT ok'}{noted}")
     return good

@@ -57,17 +57,17 @@ def _details(volume: VolumeReport) -> list[str]:
 
 
 def _removed(db: Database, conf: cfg.ConfigOpts, container: Container) -> bool:
-    """Remove a container in which nothing is and nothing comes; returns whether that was done."""
+    """Remove a container that is empty and that no backup uses; returns whether that was done."""
     from backupfw.cmd import catalogue
 
     if not conf.backup.create_containers:
-        # Then somebody else made it, and has to make the next.
+        # An operator made the container, and would have to make the next one.
         return False
     place = (container.store.name, container.name)
     if catalogue.is_in_use(db, conf, *place) or not container.remove_container():
         return False
     if catalogue.is_in_use(db, conf, *place):
-        # A backup was begun meanwhile, and may have looked before.
+        # A backup was begun meanwhile; it may have found the container before we removed it.
         container.ensure()
         return False
     return True

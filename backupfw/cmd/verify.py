@@ -221,7 +221,7 @@ class Verifier:
 
 def _print_json(**values: Any) -> None:
     print(json.dumps(values, sort_keys=True))
-    # Whoever reads it waits for each backup, not for a buffer.
+    # A reader gets each backup at once, not a full buffer.
     sys.stdout.flush()
 
 

@@ -114,7 +114,7 @@ class _Existing(base.Command):
 
 
 class Attach(_Existing):
-    """Note that somebody uses a volume, and print the attachment's id."""
+    """Record that a volume is in use, and print the attachment's id."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add who."""
@@ -138,7 +138,7 @@ class Attach(_Existing):
 
 
 class Detach(_Existing):
-    """Note that nobody uses a volume any more."""
+    """Record that a volume is not in use any more."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add who."""

@@ -64,7 +64,7 @@ class _Process:
         with ExitStack() as stack:
             api = stack.enter_context(service.api_application(conf))
             if meters.of_several_processes():
-                # Without their sum the figures of whoever happens to answer would be of no use.
+                # The figures of the one process that answers are of no use without those of the others.
                 parts = {"api": lambda: True}
                 service.monitor(stack, conf, api.db, api.meters, parts, service.api_port(conf), shared=True)
             self._stack = stack.pop_all()
