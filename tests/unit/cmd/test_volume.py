@@ -144,7 +144,10 @@ def test_the_service_s_own_files_are_no_volumes(run: Run, state: Path, tmp_path:
     pack.write_bytes(b"pack")
     os.link(state / "backupfw.sqlite", tmp_path / "hard")
     os.link(pack, tmp_path / "hard-pack")
-    for path in (state / "backupfw.sqlite", pack, tmp_path / "hard", tmp_path / "hard-pack"):
+    # A copy of the state directory would write to the original's.
+    inside = state / "disk.raw"
+    inside.write_bytes(bytes(MIB))
+    for path in (inside, state / "backupfw.sqlite", pack, tmp_path / "hard", tmp_path / "hard-pack"):
         for words in (("adopt", str(path)), ("create", "--image", str(path))):
             done = run("volume", *words)
             assert done.status == 1
