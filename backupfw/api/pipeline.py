@@ -69,9 +69,9 @@ class _Proxies(http_proxy_to_wsgi.HTTPProxyToWSGI):
         if "HTTP_FORWARDED" in environ:
             # A host with a port and an IPv6 address are quoted.
             environ["HTTP_FORWARDED"] = environ["HTTP_FORWARDED"].replace('"', "")
-        for header in ("HTTP_X_FORWARDED_PROTO", "HTTP_X_FORWARDED_HOST", "HTTP_X_FORWARDED_FOR"):
-            if header in environ:
-                environ[header] = _list(environ[header])[0]
+        for name in ("HTTP_X_FORWARDED_PROTO", "HTTP_X_FORWARDED_HOST", "HTTP_X_FORWARDED_FOR"):
+            if name in environ:
+                environ[name] = _list(environ[name])[0]
         prefixes = [part.strip("/") for part in _list(environ.get("HTTP_X_FORWARDED_PREFIX", ""))]
         environ["HTTP_X_FORWARDED_PREFIX"] = "".join(f"/{part}" for part in prefixes if part)
         peer = environ.get("REMOTE_ADDR", "")
@@ -84,8 +84,8 @@ class _Proxies(http_proxy_to_wsgi.HTTPProxyToWSGI):
             environ["HTTP_HOST"] = f"{host}:{port}"
 
 
-def _list(header: str) -> list[str]:
-    return [part.strip() for part in header.split(",")]
+def _list(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",")]
 
 
 def _address(text: str) -> str | None:
