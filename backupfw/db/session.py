@@ -491,11 +491,11 @@ def _connect(engine: Engine, tries: int, interval: float) -> None:
 
 
 def _translate_failed_connects(context: ExceptionContext, reached: threading.Event) -> None:
-    """Raise a failed attempt to connect as what it is, so that it is tried again.
+    """Translate the error of a failed attempt to connect, so that it is tried again.
 
-    oslo.db knows it by words that client libraries no longer use, and a server that is starting or stopping
-    has words of its own.  Before the server was reached it may be a wrong password, too, which waiting does
-    not heal: then it is told at once.
+    oslo.db recognises it by texts that client libraries no longer use, and a starting or stopping server has
+    texts of its own.  Before the server was reached it can also be a wrong password, which waiting does
+    not repair: then it is raised at once.
     """
     refused = context.connection is None and isinstance(context.sqlalchemy_exception, OperationalError)
     if refused and reached.is_set():
