@@ -22,7 +22,6 @@ from stevedore.named import NamedExtensionManager
 import backupfw
 from backupfw.cmd import base
 from backupfw.errors import BackupfwError
-from backupfw.outages import database_words
 
 #: The group of entry points that commands are in; a blank in a name is an underscore there.
 GROUP = "backupfw.command"
@@ -145,6 +144,7 @@ class App(app.App):
                 text.append(f"    {name:<17} {about}\n")
         text.append(f"\n'{self.NAME} COMMAND --help' tells more about one command.\n")
         self.stdout.write("".join(text))
+        self.stdout.flush()
         raise SystemExit(0)
 
 
@@ -172,6 +172,8 @@ def _message(error: Exception, debug: bool) -> str:
     """Say in one line what went wrong."""
     from oslo_db.exception import DBError
     from sqlalchemy.exc import DBAPIError
+
+    from backupfw.outages import database_words
 
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, (BackupfwError, OSError)):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 from oslo_db.exception import DBConnectionError
 
@@ -93,3 +96,28 @@ def test_lifecycle_prints_the_tables_diagram(run: Run) -> None:
     assert done.out.count("stateDiagram-v2") == 3
     assert "error_deleting" in done.out
     assert reference.__doc__
+
+
+@pytest.mark.parametrize("words", [("lifecycle",), ("--help",), ("backup", "--help")])
+def test_a_reader_that_leaves_is_no_success_and_no_traceback(words: tuple[str, ...]) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "backupfw.cmd.main", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert (process.wait(60), process.stderr.read()) == (1, b"")
+
+
+def test_help_is_there_before_what_commands_need() -> None:
+    """No command needs what takes long to import in order to say what it is for."""
+    program = """if True:
+        import sys
+        from backupfw.cmd import main
+        try:
+            main.main(["--help"])
+        except SystemExit:
+            print(*{"sqlalchemy", "oslo_config", "oslo_log", "webob", "rich", "alembic"} & set(sys.modules))
+    """
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == ""
