@@ -209,7 +209,7 @@ class SegmentMap:
         known = sum(found.codecs.count(codec) for codec in (pack.ZERO, pack.RAW, pack.ZSTD))
         if known != blocks:
             raise UnsupportedFormat("a segment map names a codec that this release does not know")
-        if max(found.stored, default=0) > found.block_size:
+        if max(found.stored) > found.block_size:
             raise BadBytes("a block is stored in more bytes than it has")
         if known != found.codecs.count(pack.ZERO) and max(found.pack) >= packs:
             raise BadBytes("a block names no pack of the table")

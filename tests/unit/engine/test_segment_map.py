@@ -95,27 +95,60 @@ def test_a_newer_version_feature_or_codec_is_refused_as_such() -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "block", "value"),
+    ("field", "block", "value", "problem"),
     [
-        ("offset", 0, 0),
-        ("offset", 0, 99_999),
-        ("stored", 0, 4095),
-        ("stored", 3, 4096),
-        ("stored", 3, 0),
-        ("stored", 1, 5),
-        ("pack", 1, 1),
+        ("offset", 0, pack.HEADER_BYTES - 1, "block 0 lies outside of its pack"),
+        ("offset", 0, 100_000 - pack.TAIL_BYTES - 4095, "block 0 lies outside of its pack"),
+        ("offset", 0, 100_000 - pack.TAIL_BYTES - 4096, None),
+        ("stored", 0, 4095, "block 0 has an impossible length"),
+        ("stored", 3, 4096, "block 3 has an impossible length"),
+        ("stored", 3, 4095, None),
+        ("stored", 3, 0, "block 3 lies outside of its pack"),
+        ("stored", 1, 5, "a zero block has bytes"),
+        ("offset", 1, 5, "a zero block has bytes"),
+        ("pack", 1, 1, "a zero block has bytes"),
+        ("stored", 5, 99, "block 5 has an impossible length"),
     ],
 )
-def test_impossible_blocks_are_named(field: str, block: int, value: int) -> None:
+def test_impossible_blocks_are_named(field: str, block: int, value: int, problem: str | None) -> None:
     found = make_map()
     getattr(found, field)[block] = value
-    assert SegmentMap.parse(found.encode()).problem() is not None
+    assert SegmentMap.parse(found.encode()).problem() == problem
 
 
 def test_a_pack_that_no_block_is_in_is_a_problem() -> None:
     found = make_map()
     found.packs.append(PackInfo(keys.pack_key(ORIGIN, 3, 9), 1000, 900))
-    assert "no block" in (SegmentMap.parse(found.encode()).problem() or "")
+    assert SegmentMap.parse(found.encode()).problem() == "its table has a pack that no block is in"
+
+
+def test_a_block_of_no_pack_and_one_of_too_many_bytes_are_refused() -> None:
+    found = make_map()
+    found.pack[0] = 2
+    with pytest.raises(BadBytes, match="names no pack"):
+        SegmentMap.parse(found.encode())
+    found = make_map()
+    found.stored[0] = 4097
+    with pytest.raises(BadBytes, match="more bytes than it has"):
+        SegmentMap.parse(found.encode())
+
+
+def test_numbers_beyond_the_half_of_their_bits_stay_what_they_are() -> None:
+    blocks = (1 << 15) + 2
+    found = SegmentMap(0, 512, blocks * 512)
+    found.packs = [PackInfo(keys.pack_key(ORIGIN, 0, number), (1 << 32) - 1, 512) for number in range(blocks)]
+    for block in range(blocks):
+        found.codecs[block], found.stored[block], found.pack[block] = RAW, 512, block
+        found.offset[block] = 3 << 30
+    parsed = SegmentMap.parse(found.encode())
+    assert same(parsed, found)
+    assert parsed.problem() is None
+
+
+@pytest.mark.parametrize("key", ["nonsense", keys.map_key(ORIGIN, 3)])
+def test_a_pack_has_a_packs_key(key: str) -> None:
+    with pytest.raises(BadBytes):
+        PackInfo(key, 1000, 900).ref()
 
 
 def make_pack() -> bytes:
@@ -138,6 +171,9 @@ def test_a_pack_says_what_is_in_it() -> None:
     for row in rows:
         assert blake3(data[row.offset : row.offset + row.length]).digest() == row.digest
     check_tail(data[-pack.TAIL_BYTES :])
+    # The places of encryption are there, and empty.
+    codec, *places = pack._HEADER.unpack(data[: pack.HEADER_BYTES])[8:]
+    assert (codec, b"".join(places).strip(b"\0")) == (0, b"")
 
 
 def test_every_flipped_byte_outside_of_the_blocks_is_found() -> None:
@@ -179,4 +215,13 @@ def test_a_full_pack_exceeds_its_target_by_less_than_a_block() -> None:
     buffer.finish(0, 0)
     assert buffer.data_bytes == 0
     assert not buffer.full
+    buffer.close()
+
+
+def test_the_largest_pack_there_can_be_has_room() -> None:
+    buffer = PackBuffer(8192, 4096, 3)
+    for index, length in enumerate((4096, 4095, 4096)):
+        assert not buffer.full
+        buffer.add(index, bytes(32), bytes(length), RAW)
+    assert len(parse_pack(bytes(buffer.finish(0, 0)), 0, 0, 4096)) == 3
     buffer.close()
