@@ -22,9 +22,12 @@ class List(base.Lister):
 
     columns = (
         "id",
+        "name",
         "project_id",
         "volume_id",
         "status",
+        "size",
+        "is_incremental",
         "created_at",
         "verified_at",
         "verified_how",

@@ -210,8 +210,9 @@ def is_in_use(db: Database, conf: cfg.ConfigOpts, store: str, container: str) ->
 
 @dataclass(frozen=True, slots=True)
 class BackupHealth:
-    """What is known of a backup's data.
+    """A backup, and what is known of its data.
 
+    :ivar size: GiB.
     :ivar damaged_objects: how many objects are known to be damaged of those that it is made of.
     """
 
@@ -224,6 +225,9 @@ class BackupHealth:
     verified_how: str | None
     verified_result: str | None
     fully_verified_at: datetime | None
+    size: int
+    is_incremental: bool
+    name: str | None
     damaged_objects: int
 
 
@@ -244,7 +248,8 @@ def backups(
     :param damaged: only of those that name damaged objects.
     """
     marks = select(func.count()).where(DamageMark.manifest_id == Backup.manifest_id).label("damaged_objects")
-    columns = (getattr(Backup, field.name) for field in fields(BackupHealth)[:-1])
+    columns = [getattr(Backup, field.name) for field in fields(BackupHealth)[:-2]]
+    columns.append(Backup.display_name.label("name"))
     wanted = _of(volume, project)
     if damaged:
         wanted &= damaged_objects.is_damaged()

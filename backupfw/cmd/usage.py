@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import sqlite3
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import groupby
 from operator import attrgetter
@@ -265,6 +265,8 @@ class Usage(base.Lister):
     name, too.
     """
 
+    columns = ("project", *COLUMNS)
+
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add how it is counted."""
         parser.add_argument(
@@ -272,13 +274,17 @@ class Usage(base.Lister):
         )
         parser.add_argument("--volume", metavar="ID", help="only this volume's backups (id or name)")
 
+    def take_action(self, parsed_args: argparse.Namespace) -> tuple[Sequence[str], Iterable[Any]]:
+        """Return columns, of which the first is called after what is counted by, and rows."""
+        self.columns = (parsed_args.by, *COLUMNS)
+        return super().take_action(parsed_args)
+
     def records(self, args: argparse.Namespace) -> Iterable[Mapping[str, Any]]:
         """Return a record for each group, as they are counted."""
         from backupfw.cmd import catalogue
         from backupfw.cmd.progress import Progress
         from backupfw.worker.stores import Stores
 
-        self.columns = (args.by, *COLUMNS)
         conf, db = self.database(args)
         volume = None if args.volume is None else catalogue.find_backed_up(db, args.volume)
         progress = Progress("reading manifests", unit="manifests")

@@ -81,7 +81,7 @@ def test_a_column_that_there_is_not_is_wrong_usage(run: Run, option: str) -> Non
     assert run("db", "sync").status == 0
     done = run("backup", "list", option, "id", option, "colour")
     assert (done.status, done.out) == (2, "")
-    assert "there is no column 'colour'; columns: id, project_id" in done.err
+    assert "there is no column 'colour'; columns: id, name, project_id" in done.err
 
 
 def test_findings_are_records_and_the_status_says_that_there_are_some(

@@ -15,7 +15,7 @@ from backupfw.db import models
 from backupfw.errors import BackupNotFound, Damaged, InvalidBackup, InvalidInput, TargetError
 from backupfw.volume.local import files
 from backupfw.volume.local.target import LocalTarget
-from tests.unit.cmd.test_backup import load_conf
+from tests.unit.cmd.conftest import load_conf
 from tests.unit.cmd.test_verify import BLOCK, Chain, chain, made
 
 __all__ = ["chain", "made"]

@@ -13,7 +13,8 @@ from backupfw.cmd import catalogue, database, usage
 from backupfw.cmd.progress import Progress
 from backupfw.db import models
 from backupfw.worker.stores import Stores
-from tests.unit.cmd.test_backup import load_conf, objects
+from tests.unit.cmd.conftest import load_conf
+from tests.unit.cmd.test_backup import objects
 from tests.unit.cmd.test_verify import Chain, chain, made
 
 __all__ = ["chain", "made"]

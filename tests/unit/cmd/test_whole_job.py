@@ -16,8 +16,7 @@ from unittest.mock import Mock
 import pytest
 
 from backupfw.cmd import service, usecases, waiting
-from tests.unit.cmd.conftest import Outcome, Run
-from tests.unit.cmd.test_backup import load_conf
+from tests.unit.cmd.conftest import Outcome, Run, load_conf
 from tests.unit.cmd.test_serve import start
 
 MIB = 1 << 20
@@ -105,7 +104,13 @@ def test_the_whole_job_beside_a_service_and_after_it(
             file.write(b"changed" * 1000)
         increment = done(run("backup", "create", "data", "--incremental", "--name", "latest"))
         assert done_silently(run("backup", "delete", full))
-        assert [one["id"] for one in listed(run, "backup")] == [increment]
+        (only,) = listed(run, "backup")
+        assert (only["id"], only["name"], only["size"], only["is_incremental"]) == (
+            increment,
+            "latest",
+            1,
+            True,
+        )
         assert done(run("backup", "restore", "latest", "--to", str(tmp_path / "beside"))) == str(
             tmp_path / "beside"
         )
@@ -128,6 +133,7 @@ def test_the_whole_job_beside_a_service_and_after_it(
     (row,) = records(run("usage", "-f", "json"))
     stored = [one for one in (state / "store").rglob("*") if one.is_file()]
     assert (row["project"], row["backups"], row["own_objects"]) == ("demo", 1, len(stored))
+    assert run("usage", "--by", "store", "-c", "store", "-c", "backups", "-f", "value").out == "main 1\n"
     assert row["own_bytes"] == row["deleting_frees_bytes"] == sum(one.stat().st_size for one in stored)
 
 
