@@ -191,6 +191,18 @@ def test_every_flipped_byte_outside_of_the_blocks_is_found() -> None:
             parse_pack(data[:size], 7, 2, 4096)
 
 
+@pytest.mark.parametrize(("layout", "at"), [("<H", 8), ("<I", 12), ("<I", 16)])
+def test_a_newer_version_or_feature_of_a_pack_is_refused_as_such(layout: str, at: int) -> None:
+    data = bytearray(make_pack())
+    struct.pack_into(layout, data, at, 2)
+    count, length, _, magic = pack._TAIL.unpack(data[-pack.TAIL_BYTES :])
+    footer = data[-pack.TAIL_BYTES - length : -pack.TAIL_BYTES]
+    checksum = blake3(data[: pack.HEADER_BYTES] + footer).digest()
+    data[-pack.TAIL_BYTES :] = pack._TAIL.pack(count, length, checksum, magic)
+    with pytest.raises(UnsupportedFormat, match="a pack has format version"):
+        parse_pack(bytes(data), 7, 2, 4096)
+
+
 def test_a_pack_of_another_place_is_refused() -> None:
     data = make_pack()
     for segment, number, block_size in ((8, 2, 4096), (7, 3, 4096), (7, 2, 8192)):
