@@ -36,7 +36,7 @@ def on_starting(server):
     from backupfw.cmd.wsgi import application
     assert Request.blank("/healthcheck").send(application).status_int == 200
 """
-LOGGED = re.compile(r"^\S+ \S+ (\d+) INFO backupfw\.api\.middleware ", re.MULTILINE)
+LOGGED = re.compile(r"^\S+ \S+ (\d+) INFO backupfw\.api\.pipeline ", re.MULTILINE)
 
 
 class Server:
