@@ -101,8 +101,13 @@ def test_an_interrupted_restore_leaves_no_file(
 
     monkeypatch.setattr(LocalTarget, "flush", interrupted)
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt):
-        restore(chain.state, chain.full, there / "new.raw")
+    # A shell makes its background jobs ignore SIGINT.
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            restore(chain.state, chain.full, there / "new.raw")
+    finally:
+        signal.signal(signal.SIGINT, interrupt)
     assert os.listdir(there) == []
     assert signal.getsignal(signal.SIGTERM) == before
 
