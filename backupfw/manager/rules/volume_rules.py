@@ -136,6 +136,13 @@ def is_read_by_task(session: Session, volume_id: str) -> bool:
     return _has_task(session, volume_id, (tasks.SNAPSHOT_CREATE, tasks.VOLUME_CREATE))
 
 
+def may_be_written(session: Session, volume_id: str) -> bool:
+    """Return whether a worker may still write to the volume, also for a task that was cancelled."""
+    restored = (Task.source_id == volume_id) & (Task.kind == tasks.BACKUP_RESTORE)
+    extended = (Task.resource_id == volume_id) & (Task.kind == tasks.VOLUME_EXTEND)
+    return session.scalar(select(Task.id).where(restored | extended).limit(1)) is not None
+
+
 def _has_task(session: Session, source_id: str, kinds: Collection[str]) -> bool:
     task = select(Task.id).where(
         Task.source_id == source_id, Task.kind.in_(kinds), Task.cancel.is_(False)

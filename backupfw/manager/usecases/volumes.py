@@ -42,6 +42,7 @@ from backupfw.manager.rules.volume_rules import (
     held_by_backup,
     is_attached,
     is_read_by_task,
+    may_be_written,
     new_volume,
     queue_snapshot_delete,
 )
@@ -260,6 +261,7 @@ class VolumeManager(UseCases):
             busy = volume.status in (lifecycle.DELETING, lifecycle.EXTENDING)
             if busy or held_by_backup(session, volume_id) or is_read_by_task(session, volume_id):
                 raise InvalidVolume(f'Volume {volume_id} is being used: its status is "{volume.status}".')
+            _refuse_written(session, volume_id)
             _refuse_taken(session, location, storage_id, host, but=volume_id)
             volume.location, volume.storage_id, volume.host = location, storage_id, host
             volume.length, volume.size = length, _checked_size(gigabytes(length), 0, "")
@@ -291,6 +293,7 @@ class VolumeManager(UseCases):
                 raise InvalidVolume(f"Volume {volume_id} is attached; detach it before it is forgotten.")
             if is_read_by_task(session, volume_id):
                 raise InvalidVolume(f"Volume {volume_id} is being copied; it can be forgotten after that.")
+            _refuse_written(session, volume_id)
             if snapshots := _snapshots_of(session, volume_id):
                 raise InvalidVolume(f"Volume {volume_id} still has {len(snapshots)} dependent snapshots.")
             if not lifecycle.move(session, models.Volume, volume_id, VolumeMoves.forget):
@@ -568,6 +571,15 @@ class VolumeManager(UseCases):
             )
 
         self._change(work)
+
+
+def _refuse_written(session: Session, volume_id: str) -> None:
+    """Refuse to give up a volume's storage while a worker may write to it.
+
+    A cancelled restore or extension changes the volume's status at once; its worker stops a while later.
+    """
+    if may_be_written(session, volume_id):
+        raise InvalidVolume(f"A worker may still write to volume {volume_id}; try again when it has stopped.")
 
 
 def _withdraw(session: Session, volume_id: str) -> None:

@@ -27,6 +27,7 @@ from backupfw.errors import (
     VolumeNotFound,
 )
 from backupfw.manager.rules.volume_rules import GIB
+from backupfw.manager.usecases.backups import BackupManager
 from tests.unit.manager.catalogue import ADMIN, ALICE, BOB, Catalogue, make_conf, make_database
 
 STATUSES = [
@@ -481,6 +482,31 @@ def test_what_must_not_be_forgotten(world: Catalogue) -> None:
     world.run_all()
     with pytest.raises(InvalidVolume, match="still has 1 dependent snapshots"):
         world.volumes.forget(ALICE, copied)
+
+
+@pytest.mark.parametrize("kind", ["backup.restore", "volume.extend"])
+def test_a_volume_is_not_given_up_while_a_worker_may_write_to_it(world: Catalogue, kind: str) -> None:
+    """A cancellation changes the status at once, and the worker stops a while later."""
+    volume = world.volumes.adopt(ALICE, location="/v", length=GIB).id
+    if kind == "backup.restore":
+        backups = BackupManager(world.db, world.conf)
+        backup = world.backup()
+        backups.restore(ALICE, backup, volume_id=volume)
+        task = world.must_claim(kind)
+        backups.cancel(ALICE, backup)
+    else:
+        world.volumes.extend(ALICE, volume, new_size=2)
+        task = world.must_claim(kind)
+        world.volumes.reset_status(ADMIN, volume, "error")
+    assert world.status(models.Volume, volume) == "error"
+    with pytest.raises(InvalidVolume, match="A worker may still write"):
+        world.volumes.forget(ALICE, volume)
+    with pytest.raises(InvalidVolume, match="A worker may still write"):
+        world.volumes.adopt_again(ADMIN, volume, location="/v", length=GIB, storage_id=None)
+    assert world.status(models.Volume, volume) == "error"
+    world.tasks.discard(task)
+    world.volumes.forget(ALICE, volume)
+    assert world.volumes.adopt(ALICE, location="/v", length=GIB).id != volume
 
 
 def test_force_delete_waits_for_a_restore(world: Catalogue) -> None:
