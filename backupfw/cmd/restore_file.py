@@ -103,12 +103,17 @@ def _judged(conf: cfg.ConfigOpts, db: Database, path: str, overwrite: bool) -> s
 
     :raises InvalidInput: it is there and must not be replaced, or belongs to the service.
     """
-    from backupfw.cmd.volume import own_files
+    from backupfw.cmd.volume import directories, own_files
 
     final = os.path.realpath(path)
-    for own in map(os.path.realpath, own_files(conf)):
+    for own in map(os.path.realpath, (*own_files(conf), *directories(conf.volumes))):
         if final == own or final.startswith(own.rstrip("/") + "/"):
             raise InvalidInput(f"{path} belongs to this service: it is among its own files.")
+    row = models.Volume
+    with db.read() as session:
+        owner = session.scalar(select(row.id).where(row.location == final, row.deleted.is_(False)).limit(1))
+    if owner is not None:
+        raise InvalidInput(f"{path} is volume {owner}: restore to that volume instead.")
     try:
         found = os.stat(final)
     except FileNotFoundError:
@@ -119,11 +124,6 @@ def _judged(conf: cfg.ConfigOpts, db: Database, path: str, overwrite: bool) -> s
         raise InvalidInput(
             f"{path} is no regular file. To write to a device, adopt it and restore to that volume."
         )
-    row = models.Volume
-    with db.read() as session:
-        owner = session.scalar(select(row.id).where(row.location == final, row.deleted.is_(False)).limit(1))
-    if owner is not None:
-        raise InvalidInput(f"{path} is volume {owner}: restore to that volume instead.")
     return final
 
 

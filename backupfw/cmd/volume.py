@@ -266,14 +266,18 @@ def own_files(conf: cfg.ConfigOpts) -> list[str]:
 
     found = [str(conf.state_dir), *database.files(conf)]
     for store in conf.enabled_stores:
-        group = conf[group_of(store)]
-        # Whatever a driver calls it: a directory that is named in its section is where it works.
-        found += [value for value in (group[name] for name in group) if _is_directory(value)]
+        found += directories(conf[group_of(store)])
     return found
 
 
-def _is_directory(value: object) -> bool:
-    return isinstance(value, str) and os.path.isabs(value) and os.path.isdir(value)
+def directories(section: cfg.ConfigOpts.GroupAttr) -> list[str]:
+    """Return the directories that a section of the configuration names.
+
+    Whatever a driver or provider calls its options: such a directory is where it works.
+    """
+    values = (section[name] for name in section)
+    texts = (text for value in values for text in (value if isinstance(value, list) else [value]))
+    return [text for text in texts if isinstance(text, str) and os.path.isabs(text) and os.path.isdir(text)]
 
 
 def create(

@@ -156,3 +156,25 @@ def test_the_service_s_own_files_and_volumes_are_not_overwritten(chain: Chain, t
         restore(chain.state, chain.full, volume, overwrite=True)
     with pytest.raises(InvalidInput, match="no regular file"):
         restore(chain.state, chain.full, there, overwrite=True)
+
+
+def test_images_in_a_directory_of_volumes_elsewhere_are_not_overwritten(chain: Chain, there: Path) -> None:
+    conf = load_conf(chain.state)
+    conf.set_override("volumes_dir", str(there), "volumes")
+    more = there.parent / "more"
+    more.mkdir()
+    conf.set_override("snapshot_dirs", [str(more)], "volumes")
+    with database.opened(conf) as db:
+        for path in (there / f"volume-{chain.volume}.img", more / "snapshot-x.img"):
+            path.write_bytes(b"precious")
+            with pytest.raises(InvalidInput, match="belongs to this service"):
+                restore_file.restore(conf, db, chain.full, str(path), Progress("restoring"), overwrite=True)
+            assert path.read_bytes() == b"precious"
+
+
+def test_a_volume_whose_image_is_away_gets_no_other_one(chain: Chain, there: Path) -> None:
+    with database.opened(load_conf(chain.state)) as db, db.write() as session:
+        session.get_one(models.Volume, chain.volume).location = str(there / "away.raw")
+    with pytest.raises(InvalidInput, match=f"is volume {chain.volume}"):
+        restore(chain.state, chain.full, there / "away.raw")
+    assert os.listdir(there) == []
