@@ -54,10 +54,9 @@ def restore(
             written = _write(conf, db, backup_id, manifest, stores, fd, progress)
     except TargetError as error:
         raise TargetError(f"{path} could not be written: {error.__cause__ or error}") from error
-    except BaseException:
-        progress.abandon()
-        raise
     finally:
+        # Whatever is reported next stands on a line of its own.
+        progress.abandon()
         stores.close()
     progress.finish(written)
 

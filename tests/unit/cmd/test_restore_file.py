@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 from pathlib import Path
@@ -122,6 +123,27 @@ def test_a_full_disk_leaves_no_file_and_says_which(
     with pytest.raises(TargetError, match=r"new\.raw could not be written: .*No space left on device"):
         restore(chain.state, chain.full, there / "new.raw")
     assert os.listdir(there) == []
+
+
+def test_a_full_disk_ends_the_bar(chain: Chain, there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("TERM", "xterm")
+    terminal = Terminal()
+    progress = Progress("restoring", terminal)
+
+    def full(_self: LocalTarget, _runs: Any) -> None:
+        progress.update(1, 2)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(LocalTarget, "write_runs", full)
+    conf = load_conf(chain.state)
+    with database.opened(conf) as db, pytest.raises(TargetError):
+        restore_file.restore(conf, db, chain.full, str(there / "new.raw"), progress, overwrite=False)
+    # The terminal's cursor is hidden below a bar.
+    assert terminal.getvalue().rfind("\x1b[?25h") > terminal.getvalue().rfind("\x1b[?25l") >= 0
 
 
 def test_damage_is_told_and_recorded_at_all_that_share_it(chain: Chain, there: Path) -> None:
