@@ -158,16 +158,18 @@ class Restore(usecases.Queueing):
             raise InvalidInput("--overwrite goes with --to FILE.")
         if args.to is not None and (args.project is not None or not args.wait):
             raise InvalidInput("--to FILE works without a worker: --project and --no-wait do not go with it.")
-        cases = self.use_cases(args)
-        backup = cases.find(models.Backup, args.id)
         if args.to is not None:
-            from backupfw.cmd import restore_file
+            from backupfw.cmd import catalogue, restore_file
 
+            # No worker is to be woken: there may be no message bus.
+            conf, db = self.database(args)
+            backup = catalogue.find_id(db, models.Backup, args.id)
             progress = Progress(f"restoring {backup}")
-            restore_file.restore(cases.conf, cases.db, backup, args.to, progress, overwrite=args.overwrite)
+            restore_file.restore(conf, db, backup, args.to, progress, overwrite=args.overwrite)
             print(args.to)
         else:
-            self._to_volume(cases, args, backup)
+            cases = self.use_cases(args)
+            self._to_volume(cases, args, cases.find(models.Backup, args.id))
 
     def _to_volume(self, cases: usecases.UseCases, args: argparse.Namespace, backup: str) -> None:
         from backupfw.db import models

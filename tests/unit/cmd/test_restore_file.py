@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from backupfw.cmd import database, restore_file
+from backupfw.cmd import database, restore_file, usecases
 from backupfw.cmd.progress import Progress
 from backupfw.db import models
 from backupfw.errors import BackupNotFound, Damaged, InvalidBackup, InvalidInput, TargetError
@@ -144,6 +144,16 @@ def test_a_full_disk_ends_the_bar(chain: Chain, there: Path, monkeypatch: pytest
         restore_file.restore(conf, db, chain.full, str(there / "new.raw"), progress, overwrite=False)
     # The terminal's cursor is hidden below a bar.
     assert terminal.getvalue().rfind("\x1b[?25h") > terminal.getvalue().rfind("\x1b[?25l") >= 0
+
+
+def test_no_message_bus_is_needed(chain: Chain, there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*_arguments: Any) -> None:
+        raise AssertionError("a dispatch is opened")
+
+    monkeypatch.setattr(usecases, "opened", away)
+    done = chain.run("backup", "restore", chain.increment, "--to", str(there / "new.raw"))
+    assert (done.status, done.out) == (0, f"{there / 'new.raw'}\n"), done.err
+    assert (there / "new.raw").read_bytes() == image_of(chain)
 
 
 def test_damage_is_told_and_recorded_at_all_that_share_it(chain: Chain, there: Path) -> None:
