@@ -117,7 +117,8 @@ class Deleting(Queueing):
         """Delete each; returns the exit status.  A misspelt one is reported before anything is deleted."""
         from backupfw.manager.lineage import lifecycle
 
-        ids = [cases.find(model, text) for text in dict.fromkeys(args.id)]
+        # One may be named twice: by its id and by its name.
+        ids = list(dict.fromkeys(cases.find(model, text) for text in args.id))
         failed: list[str] = []
         begun: list[str] = []
         for one in ids:

@@ -293,6 +293,11 @@ def test_wrong_usage_is_status_2(run: Run, quick: None) -> None:
         assert run(*words).status == 2, words
 
 
+def test_what_is_named_twice_is_deleted_once(run: Run, served: None, image: Path) -> None:
+    volume = done(run("volume", "create", "--size", "1", "--name", "v"))
+    assert done_silently(run("volume", "delete", "v", volume))
+
+
 def test_snapshots(run: Run, served: None, image: Path) -> None:
     volume = done(
         run("volume", "create", "--size", "1", "--image", str(image), "--name", "v", "--project", "p")
