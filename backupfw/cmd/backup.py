@@ -40,7 +40,7 @@ class List(base.Lister):
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add which backups."""
         parser.add_argument("--volume", metavar="ID", help="only those of this volume (id or name)")
-        parser.add_argument("--project", metavar="ID", help="only those of this project")
+        parser.add_argument("--project", metavar="ID", type=usecases.text, help="only those of this project")
         parser.add_argument("--damaged", action="store_true", help="only those that name damaged objects")
         parser.add_argument("--json", action="store_true", help="print one JSON object per line")
 
@@ -95,7 +95,7 @@ class Create(usecases.Queueing):
             help="where to (default: the service's)",
         )
         parser.add_argument(
-            "--project", metavar="P", type=usecases.text, help="whose it is (default: the volume's)"
+            "--project", metavar="P", type=usecases.project, help="whose it is (default: the volume's)"
         )
         super().add_arguments(parser)
 
@@ -145,7 +145,10 @@ class Restore(usecases.Queueing):
         where.add_argument("--to", metavar="FILE", help="write a raw image file; no service need run")
         parser.add_argument("--overwrite", action="store_true", help="replace FILE if it is there")
         parser.add_argument(
-            "--project", metavar="P", type=usecases.text, help="whose a new volume is (default: the backup's)"
+            "--project",
+            metavar="P",
+            type=usecases.project,
+            help="whose a new volume is (default: the backup's)",
         )
         super().add_arguments(parser)
 

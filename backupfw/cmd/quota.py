@@ -26,7 +26,7 @@ class Show(base.Lister):
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add whose."""
-        parser.add_argument("project", metavar="PROJECT", type=usecases.text, help="the project's id")
+        parser.add_argument("project", metavar="PROJECT", type=usecases.project, help="the project's id")
 
     def records(self, args: argparse.Namespace) -> Iterator[Mapping[str, Any]]:
         """Return a record for each limit."""
@@ -43,7 +43,7 @@ class Set(base.Command):
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add whose, and which."""
-        parser.add_argument("project", metavar="PROJECT", type=usecases.text, help="the project's id")
+        parser.add_argument("project", metavar="PROJECT", type=usecases.project, help="the project's id")
         parser.add_argument(
             "limits",
             metavar="RESOURCE=LIMIT",

@@ -81,6 +81,16 @@ def text(value: str) -> str:
     return value
 
 
+def project(value: str) -> str:
+    """Return the id of a project that an operator gave, for argparse.
+
+    :raises argparse.ArgumentTypeError: the API could not name it, so nobody would reach what it has.
+    """
+    if not value or not naming.is_name(value):
+        raise argparse.ArgumentTypeError(f"{value!a} is not one line of 1 to {naming.MAX_NAME} characters")
+    return value
+
+
 @contextmanager
 def opened(conf: cfg.ConfigOpts, db: Database) -> Iterator[UseCases]:
     """Yield the use cases on a database; workers are woken through the message bus, if there is one."""

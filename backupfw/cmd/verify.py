@@ -9,7 +9,7 @@ from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from backupfw.cmd import base
+from backupfw.cmd import base, usecases
 from backupfw.cmd.progress import Progress, counted, human_size
 from backupfw.errors import BackupNotFound, EngineError, InvalidBackup, InvalidInput
 
@@ -39,7 +39,7 @@ class Verify(base.Command):
             "--all", action="store_true", help="all backups; those verified longest ago come first"
         )
         which.add_argument("--volume", metavar="ID", help="all backups of this volume (id or name)")
-        which.add_argument("--project", metavar="ID", help="all backups of this project")
+        which.add_argument("--project", metavar="ID", type=usecases.text, help="all backups of this project")
         parser.add_argument(
             "--older-than",
             metavar="DAYS",

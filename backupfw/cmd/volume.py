@@ -45,9 +45,13 @@ class _New(base.Command):
         parser.add_argument(
             "--as-raw", action="store_true", help="its bytes are the disk's, whatever they look like"
         )
-        parser.add_argument("--name", metavar="N", help="display name")
+        parser.add_argument("--name", metavar="N", type=usecases.text, help="display name")
         parser.add_argument(
-            "--project", metavar="P", default="demo", help="project it belongs to (default: %(default)s)"
+            "--project",
+            metavar="P",
+            type=usecases.project,
+            default="demo",
+            help="project it belongs to (default: %(default)s)",
         )
 
 
@@ -118,9 +122,13 @@ class Attach(_Existing):
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add who."""
-        parser.add_argument("--instance", metavar="UUID", help="the virtual machine that uses it")
-        parser.add_argument("--host", metavar="NAME", help="the host that uses it")
-        parser.add_argument("--mountpoint", metavar="PATH", help="what it is called there")
+        parser.add_argument(
+            "--instance", metavar="UUID", type=usecases.text, help="the virtual machine that uses it"
+        )
+        parser.add_argument("--host", metavar="NAME", type=usecases.text, help="the host that uses it")
+        parser.add_argument(
+            "--mountpoint", metavar="PATH", type=usecases.text, help="what it is called there"
+        )
         super().add_arguments(parser)
 
     def take_action(self, parsed_args: argparse.Namespace) -> None:

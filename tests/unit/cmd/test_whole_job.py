@@ -293,6 +293,34 @@ def test_wrong_usage_is_status_2(run: Run, quick: None) -> None:
         assert run(*words).status == 2, words
 
 
+@pytest.mark.parametrize("bad", ["x" * 256, "a\x1b[2Jb", "\udcff"], ids=ascii)
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("volume", "create", "--size", "1", "--name"),
+        ("volume", "create", "--size", "1", "--project"),
+        ("volume", "adopt", "i.raw", "--name"),
+        ("volume", "attach", "v", "--host"),
+        ("backup", "list", "--project"),
+        ("backup", "verify", "--project"),
+        ("quota", "show"),
+    ],
+    ids=" ".join,
+)
+def test_a_text_that_the_api_refuses_is_wrong_usage(
+    run: Run, state: Path, words: tuple[str, ...], bad: str
+) -> None:
+    assert run(*words, bad).status == 2
+    assert not state.exists(), "nothing is made before"
+
+
+def test_a_project_that_no_path_can_name_is_wrong_usage(run: Run, state: Path) -> None:
+    for bad in ("", "a\nb", "a\tb"):
+        for words in (("volume", "create", "--size", "1", "--project"), ("quota", "show")):
+            assert run(*words, bad).status == 2
+    assert not state.exists()
+
+
 def test_what_is_named_twice_is_deleted_once(run: Run, served: None, image: Path) -> None:
     volume = done(run("volume", "create", "--size", "1", "--name", "v"))
     assert done_silently(run("volume", "delete", "v", volume))
