@@ -130,7 +130,8 @@ def _judged(conf: cfg.ConfigOpts, db: Database, path: str, overwrite: bool) -> s
 def new_file(final: str, *, overwrite: bool = False) -> Iterator[int]:
     """Lend a new, empty file; when the block ends well it stands, durable, under its final name.
 
-    Until then it lies beside it under a name of its own, and goes when the block fails, also by SIGTERM.
+    Until then it lies beside it under a name of its own, and goes when the block fails, also by SIGTERM or
+    SIGHUP.
 
     :raises InvalidInput: another file has the final name by then, and must not be replaced.
     """
@@ -153,12 +154,17 @@ def new_file(final: str, *, overwrite: bool = False) -> Iterator[int]:
 
 @contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
-    """Let SIGTERM do what Ctrl-C does, so that nothing half written is left."""
+    """Let SIGTERM, and SIGHUP of a terminal that went, do what Ctrl-C does: nothing half written is left."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        # nohup lets a command go on when its terminal goes.
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

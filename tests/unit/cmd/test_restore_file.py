@@ -89,7 +89,7 @@ def test_where_links_cannot_be_made_it_stands_all_the_same(
     assert os.listdir(there) == ["new.raw"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_restore_leaves_no_file(
     chain: Chain, there: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
@@ -101,16 +101,29 @@ def test_an_interrupted_restore_leaves_no_file(
         os.kill(os.getpid(), number)
 
     monkeypatch.setattr(LocalTarget, "flush", interrupted)
-    before = signal.getsignal(signal.SIGTERM)
-    # A shell makes its background jobs ignore SIGINT.
-    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
+    # A shell makes its background jobs ignore SIGINT, and nohup SIGHUP.
+    caught: dict[signal.Signals, Any] = dict.fromkeys((signal.SIGTERM, signal.SIGHUP), signal.SIG_DFL)
+    caught[signal.SIGINT] = signal.default_int_handler
+    before = {each: signal.signal(each, handler) for each, handler in caught.items()}
     try:
         with pytest.raises(KeyboardInterrupt):
             restore(chain.state, chain.full, there / "new.raw")
+        assert {each: signal.getsignal(each) for each in caught} == caught
     finally:
-        signal.signal(signal.SIGINT, interrupt)
+        for each, handler in before.items():
+            signal.signal(each, handler)
     assert os.listdir(there) == []
-    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_nohup_lets_it_go_on(there: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with restore_file.new_file(str(there / "new.raw")) as fd:
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.write(fd, b"new")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert (there / "new.raw").read_bytes() == b"new"
 
 
 def test_a_full_disk_leaves_no_file_and_says_which(
