@@ -54,6 +54,11 @@ def input_problem(text: str, longest: int | None = None) -> str | None:
     return None
 
 
+def shown(text: str) -> str:
+    """Return a text for a terminal, which would obey its control characters: they are spelt out."""
+    return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
 def is_name(text: str) -> bool:
     """Return whether a part of a path can be a user's name, id or key: one line that fits its column."""
     return len(text) <= MAX_NAME and text.isprintable()

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from cliff import command, lister, show
 
+from backupfw import naming
+
 if TYPE_CHECKING:
     from oslo_config import cfg
 
@@ -189,4 +191,8 @@ def _row(columns: Sequence[str], record: Mapping[str, Any], formatter: str) -> t
     values = tuple(record[name] for name in columns)
     if formatter in _STRUCTURED:
         return values
-    return tuple(json.dumps(each) if isinstance(each, dict | list) else each for each in values)
+    texts = (json.dumps(each) if isinstance(each, dict | list) else each for each in values)
+    if formatter != "table":
+        return tuple(texts)
+    # Names of earlier releases, and of manifests, may hold what a terminal obeys.
+    return tuple(naming.shown(each) if isinstance(each, str) else each for each in texts)

@@ -9,6 +9,8 @@ from typing import Any, TextIO
 from cliff.formatters.base import ListFormatter, SingleFormatter
 from cliff.formatters.commaseparated import CSVLister
 
+from backupfw import naming
+
 
 class Text(ListFormatter):
     """Columns as wide as their widest cell, two blanks apart."""
@@ -24,7 +26,7 @@ class Text(ListFormatter):
         parsed_args: argparse.Namespace,  # noqa: ARG002
     ) -> None:
         """Write a line for the names and one for each row."""
-        rows = [list(column_names), *([str(cell) for cell in row] for row in data)]
+        rows = [list(column_names), *([naming.shown(str(cell)) for cell in row] for row in data)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         for row in rows:
             line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from sqlalchemy import select
 
-from backupfw.cmd import backup, base, main
-from tests.unit.cmd.conftest import Run
+from backupfw.cmd import backup, base, database, main
+from backupfw.db import models
+from tests.unit.cmd.conftest import Run, load_conf
 
 #: What a list must be given.
 ARGUMENTS = {"quota show": ["demo"]}
@@ -62,6 +64,22 @@ def test_a_list_of_backups(run: Run, backup_id: str) -> None:
     assert (header, row) == ('"id","status"', f'"{backup_id}","available"')
     table = run("backup", "list", "-f", "table", "-c", "status").out
     assert [line.strip("| ") for line in table.splitlines()[1::2]] == ["status", "available"]
+
+
+def test_a_name_does_not_command_the_terminal(run: Run, state: Path, backup_id: str) -> None:
+    """Earlier releases took such names, and manifests may hold them."""
+    name = "a\x1b[2J\x9bb"
+    with database.opened(load_conf(state)) as db, db.write() as session:
+        session.get_one(models.Backup, backup_id).display_name = name
+        session.scalars(select(models.Volume)).one().display_name = name
+    for words in (("backup", "list", "-f", "table"), ("backup", "list", "-c", "name"), ("volume", "list")):
+        out = run(*words).out
+        assert r"a\x1b[2J\x9bb" in out
+        assert not set(out) & {"\x1b", "\x9b"}, words
+    for words in (("backup", "list"), ("backup", "show", backup_id)):
+        (one,) = [json.loads(run(*words, "-f", "json").out)]
+        found = one[0]["name"] if isinstance(one, list) else one["display_name"]
+        assert found == name
 
 
 def test_a_record_of_a_backup(run: Run, backup_id: str) -> None:
