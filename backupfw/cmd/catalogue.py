@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
@@ -44,6 +45,7 @@ Named = models.Backup | models.Volume | models.Snapshot
 
 #: Rows are read in pages of this many.
 _PAGE = 1000
+_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII | re.IGNORECASE)
 #: How many ids a refusal of an ambiguous name reports.
 _MAX_IDS = 5
 
@@ -57,6 +59,8 @@ _NOT_FOUND: Mapping[type[Named], type[NotFound]] = {
 
 def find_id(db: Database, model: type[Named], text: str, project: str | None = None) -> str:
     """Return the id of what an operator names: by its id, or by its name where nothing else has that.
+
+    A text in the form of an id is never taken for a name.
 
     :param project: only of this project; None for any.
     :raises NotFound: there is nothing of that id or name.
@@ -75,8 +79,13 @@ def find_id(db: Database, model: type[Named], text: str, project: str | None = N
         raise missing(ascii(text[: naming.MAX_NAME]))
     named = select(row.id).where(row.display_name == text, *there).order_by(row.created_at, row.id)
     with db.read() as session:
-        if may_be_id(text) and session.scalar(select(row.id).where(row.id == text, *there)) is not None:
-            return text
+        if may_be_id(text):
+            spelt = select(row.id).where(row.id.in_((text, text.lower())), *there)
+            if (found := session.scalars(spelt.limit(1)).first()) is not None:
+                return str(found)
+            if _UUID.fullmatch(text):
+                # Never a name: whoever names a volume by a deleted one's id would get its backups.
+                raise missing(text)
         ids = session.scalars(named.limit(_MAX_IDS + 1)).all()
     if not ids:
         raise missing(text)

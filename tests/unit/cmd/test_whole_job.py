@@ -218,10 +218,27 @@ def test_names_are_taken_where_they_are_unique(run: Run, quick: None, alone: Non
     third = done(run("volume", "create", "--size", "1", "--name", first))
     assert shown(run, "volume", first)["id"] == first
     assert shown(run, "volume", third)["name"] == first
+    assert shown(run, "volume", first.upper())["id"] == first
     for text in ("", "x" * 300, "\udcff", "a\nb", MISSING):
         outcome = run("volume", "show", text)
         assert (outcome.status, outcome.out) == (1, ""), text
         assert outcome.err.startswith("backupfw: Volume "), text
+
+
+def test_the_id_of_a_deleted_volume_is_nobodys_name(run: Run, served: None, image: Path) -> None:
+    """Who gives a volume that name would get what an operator restores to the one that is gone."""
+    gone = done(run("volume", "adopt", str(image)))
+    backup = done(run("backup", "create", gone))
+    assert done_silently(run("volume", "forget", gone))
+    other = done(run("volume", "create", "--size", "1", "--name", gone, "--project", "other"))
+    for words in (
+        ("backup", "restore", backup, "--volume", gone),
+        ("backup", "create", gone),
+        ("volume", "delete", gone),
+    ):
+        outcome = run(*words)
+        assert (outcome.status, outcome.err) == (1, f"backupfw: Volume {gone} could not be found.\n")
+    assert shown(run, "volume", other)["status"] == "available"
 
 
 @pytest.mark.parametrize(
