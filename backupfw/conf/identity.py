@@ -25,11 +25,14 @@ def register_opts(conf: cfg.ConfigOpts) -> list[tuple[str, Sequence[cfg.Opt]]]:
     if conf.api.auth_strategy != "keystone":
         return []
     try:
+        # The API's cache of tokens needs it.
+        importlib.import_module("cachetools")
         from keystoneauth1 import loading
         from keystonemiddleware import auth_token
     except ImportError as error:
+        missing = (error.name or "keystonemiddleware").partition(".")[0]
         raise ConfigError(
-            "section [api], option auth_strategy: keystone needs the package keystonemiddleware"
+            f"section [api], option auth_strategy: keystone needs the package {missing}"
             " (pip install 'backupfw[keystone]')"
         ) from error
     listed = [(section, tuple(opts)) for section, opts in auth_token.list_opts()]

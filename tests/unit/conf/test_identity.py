@@ -58,9 +58,11 @@ def test_what_is_wrong_is_reported(tmp_path: Path, section: str, said: str) -> N
         load(tmp_path, section)
 
 
-def test_the_library_is_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "keystonemiddleware", None)
-    with pytest.raises(ConfigError, match=r"auth_strategy: keystone needs .* 'backupfw\[keystone\]'"):
+@pytest.mark.parametrize("library", ["cachetools", "keystoneauth1", "keystonemiddleware"])
+def test_the_libraries_are_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: str) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    said = rf"auth_strategy: keystone needs the package {library} \(pip install 'backupfw\[keystone\]'\)"
+    with pytest.raises(ConfigError, match=said):
         load(tmp_path, GOOD)
 
 
