@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import itertools
 import locale
 import os
 import sys
@@ -52,7 +53,8 @@ class Commands(commandmanager.CommandManager):
             name = " ".join(argv[:count])
             if name in self.commands:
                 return self.commands[name].load(), name, argv[count:]
-        raise ValueError(f"there is no command {' '.join(argv)!r}")
+        named = itertools.takewhile(lambda word: not word.startswith("-"), argv)
+        raise ValueError(f"there is no command {' '.join(named)!r}")
 
 
 class App(app.App):
@@ -124,7 +126,8 @@ class App(app.App):
         if not words:
             self.parser.error("a COMMAND is needed; --help lists them")
         if inside:
-            self.parser.error(f"{group!r} needs one of: {', '.join(sorted(inside))}")
+            unknown = f"{problem}; " if words[1:] and not words[1].startswith("-") else ""
+            self.parser.error(f"{unknown}{group!r} needs one of: {', '.join(sorted(inside))}")
         near = get_close_matches(" ".join(words[:2]), names) or get_close_matches(group, names)
         self.parser.error(f"{problem}{', perhaps: ' + ', '.join(near) if near else ''}; --help lists them")
 

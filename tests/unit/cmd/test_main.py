@@ -55,6 +55,20 @@ def test_wrong_usage(run: Run, words: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("help", "nonsense"), "'nonsense'"),
+        (("nonsense", "-f", "json"), "'nonsense'"),
+        (("backup", "creat", "--name", "x"), "'backup creat'"),
+    ],
+)
+def test_an_unknown_command_is_named_without_options(run: Run, words: tuple[str, ...], named: str) -> None:
+    done = run(*words, at_state=False)
+    assert done.status == 2
+    assert f"there is no command {named};" in done.err
+
+
+@pytest.mark.parametrize(
     ("error", "message"),
     [
         (BackupfwError("two\n lines"), "backupfw: two lines\n"),
