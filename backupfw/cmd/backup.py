@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from backupfw.cmd import base, usecases, waiting
 from backupfw.cmd.progress import Progress, counted
-from backupfw.errors import InvalidInput
 
 if TYPE_CHECKING:
     from oslo_config.cfg import ConfigOpts
@@ -158,9 +157,9 @@ class Restore(usecases.Queueing):
 
         args = parsed_args
         if args.overwrite and args.to is None:
-            raise InvalidInput("--overwrite goes with --to FILE.")
+            self.refuse("--overwrite goes with --to FILE")
         if args.to is not None and (args.project is not None or not args.wait):
-            raise InvalidInput("--to FILE works without a worker: --project and --no-wait do not go with it.")
+            self.refuse("--to FILE works without a worker: --project and --no-wait do not go with it")
         if args.to is not None:
             from backupfw.cmd import catalogue, restore_file
 

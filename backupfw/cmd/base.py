@@ -12,7 +12,7 @@ import json
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from cliff import command, lister, show
 
@@ -80,7 +80,14 @@ class _Command(command.Command):
         """
         for name in wanted:
             if name.strip().lower().replace(" ", "_") not in known:
-                self._parser.error(f"there is no column {name!r}; columns: {', '.join(known)}")
+                self.refuse(f"there is no column {name!r}; columns: {', '.join(known)}")
+
+    def refuse(self, problem: str) -> NoReturn:
+        """Say what is wrong with the arguments, where the parser itself cannot see that.
+
+        :raises SystemExit: always, with the status of wrong usage.
+        """
+        self._parser.error(problem)
 
     def open(self, context: AbstractContextManager[T]) -> T:
         """Enter a context until the command is over, which is when all of its output is written."""

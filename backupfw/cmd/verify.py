@@ -61,9 +61,7 @@ class Verify(base.Command):
         args = parsed_args
         many = args.all or args.volume is not None or args.project is not None or args.older_than is not None
         if (args.id is not None) == many:
-            raise InvalidInput(
-                "Name one backup, or at least one of --all, --volume, --project and --older-than."
-            )
+            self.refuse("name one backup, or at least one of --all, --volume, --project and --older-than")
         conf, db = self.database(args)
         stores = self.open(closing(Stores(conf)))
         verifier = Verifier(conf, db, stores, quick=args.quick, as_json=args.json)

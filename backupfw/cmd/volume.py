@@ -67,6 +67,8 @@ class Create(_New):
     def take_action(self, parsed_args: argparse.Namespace) -> None:
         """Make it."""
         args = parsed_args
+        if args.size is None and args.image is None:
+            self.refuse("--size is needed where there is no --image")
         conf = load_conf(args)
         print(create(conf, args.size, args.image, project=args.project, name=args.name, as_raw=args.as_raw))
 
@@ -93,7 +95,7 @@ class Adopt(_New):
         """Adopt it."""
         args = parsed_args
         if args.path is None and args.again is None:
-            raise InvalidInput("a PATH is needed where there is no --again ID")
+            self.refuse("a PATH is needed where there is no --again ID")
         conf = load_conf(args)
         how = {"as_raw": args.as_raw, "in_use": args.in_use}
         if args.again is not None:
@@ -299,7 +301,7 @@ def create(
 ) -> str:
     """Make storage first, fill it, then enter it: no volume is ever seen half made.
 
-    :param size: GiB; as many as the image needs when None.
+    :param size: GiB; as many as the image needs when None, so it must be there where there is no image.
     :param image: a file to copy.
     :param as_raw: the image's bytes are the disk's, whatever they look like.
     :returns: the volume's id.
@@ -315,8 +317,6 @@ def create(
     if image is not None:
         found = provider.adopt(os.path.abspath(image), own=own_files(conf), to_copy=True, any_format=as_raw)
         source = VolumeRef(str(uuid.uuid4()), found.length, found.location, True, found.storage_id)
-    if size is None and source is None:
-        raise InvalidInput("--size is needed where there is no --image")
     length = size * GIB if size is not None else -(-(source.length if source else 0) // GIB) * GIB
     if source is not None and source.length > length:
         raise InvalidInput(f"the image has {human_size(source.length)}, which is more than --size {size}")

@@ -264,8 +264,8 @@ def test_many_of_a_volume_or_a_project(chain: Chain) -> None:
     for option in ("--volume", "--project"):
         done = chain.run("backup", "verify", option, "nothing")
         assert (done.status, done.err) == (1, "backupfw: There is no backup of nothing.\n")
-    assert "Name one backup" in chain.run("backup", "verify").err
-    assert chain.run("backup", "verify", chain.full, "--older-than", "1").status == 1
+    assert "name one backup" in chain.run("backup", "verify").err
+    assert chain.run("backup", "verify", chain.full, "--older-than", "1").status == 2
     for days in ("-1", "x", "nan", "inf", "1e9", "2026-11-28", "2026-11-28T10:00"):
         assert chain.run("backup", "verify", f"--older-than={days}").status == 2
 
