@@ -116,6 +116,9 @@ def _judged(conf: cfg.ConfigOpts, db: Database, path: str, overwrite: bool) -> s
     try:
         found = os.stat(final)
     except FileNotFoundError:
+        directory = os.path.dirname(final)
+        if not os.path.isdir(directory):
+            raise InvalidInput(f"{path} cannot be made: there is no directory {directory}.") from None
         return final
     if not overwrite:
         raise InvalidInput(f"{path} is there already; --overwrite replaces it.")

@@ -45,7 +45,9 @@ def adopted(
             f"{path} is mounted or held by another program. If it may stay so, adopt it with --in-use."
         ) from error
     except Unusable as error:
-        raise InvalidInput(f"{path} {error}.") from error
+        # Nobody knows that it was ever there.
+        problem = "does not exist" if isinstance(error.__cause__, FileNotFoundError) else error
+        raise InvalidInput(f"{path} {problem}.") from error
     except OSError as error:
         raise InvalidInput(f"{path} cannot be opened: {error.strerror}.") from error
     try:

@@ -201,6 +201,8 @@ def test_the_service_s_own_files_and_volumes_are_not_overwritten(chain: Chain, t
         restore(chain.state, chain.full, volume, overwrite=True)
     with pytest.raises(InvalidInput, match="no regular file"):
         restore(chain.state, chain.full, there, overwrite=True)
+    with pytest.raises(InvalidInput, match=f"there is no directory {there / 'missing'}\\.$"):
+        restore(chain.state, chain.full, there / "missing" / "new.raw")
 
 
 def test_images_in_a_directory_of_volumes_elsewhere_are_not_overwritten(chain: Chain, there: Path) -> None:

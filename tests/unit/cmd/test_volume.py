@@ -117,10 +117,13 @@ def test_adopt(run: Run, state: Path, tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_path_that_is_no_volume(run: Run, tmp_path: Path) -> None:
-    for path in (tmp_path / "missing", tmp_path):
-        done = run("volume", "adopt", str(path))
-        assert (done.status, done.out) == (1, "")
-        assert len(done.err.splitlines()) == 1
+    missing = tmp_path / "missing"
+    for words in (("adopt", str(missing)), ("create", "--image", str(missing))):
+        done = run("volume", *words)
+        assert (done.status, done.out, done.err) == (1, "", f"backupfw: {missing} does not exist.\n")
+    done = run("volume", "adopt", str(tmp_path))
+    assert (done.status, done.out) == (1, "")
+    assert len(done.err.splitlines()) == 1
     assert run("volume", "path", str(uuid.uuid4())).status == 1
 
 
