@@ -99,6 +99,10 @@ class App(app.App):
 
         :raises SystemExit: wrong usage, or one of the options that print something.
         """
+        if argv and argv[0].startswith("-") and argv[0] not in ("-h", "--help", "--version"):
+            self.parser.error(
+                f"{argv[0]} stands before the command; options follow it: {self.NAME} COMMAND [OPTION ...]"
+            )
         self.options = self.parser.parse_args(argv)
         words = self.options.words
         if self.options.help:

@@ -60,6 +60,13 @@ def test_wrong_usage(run: Run, words: tuple[str, ...]) -> None:
     assert "usage: backupfw" in done.err
 
 
+def test_an_option_before_the_command_is_told_where_it_stands(run: Run) -> None:
+    for word in ("--state-dir", "--config-file=x", "-f"):
+        done = run(word, "DIR", "volume", "list", at_state=False)
+        assert (done.status, done.out) == (2, "")
+        assert f"{word} stands before the command" in done.err
+
+
 @pytest.mark.parametrize(
     ("words", "named"),
     [
