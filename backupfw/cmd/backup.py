@@ -160,6 +160,8 @@ class Restore(usecases.Queueing):
             self.refuse("--overwrite goes with --to FILE")
         if args.to is not None and (args.project is not None or not args.wait):
             self.refuse("--to FILE works without a worker: --project and --no-wait do not go with it")
+        if args.volume is not None and args.project is not None:
+            self.refuse("--project is for a new volume; it does not go with --volume")
         if args.to is not None:
             from backupfw.cmd import catalogue, restore_file
 
