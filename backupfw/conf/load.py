@@ -144,7 +144,7 @@ def _override(conf: cfg.ConfigOpts, section: str, option: str, value: object) ->
     try:
         conf.set_override(option, value, None if section == "DEFAULT" else section)
     except ValueError as error:
-        raise ConfigError(f"section [{section}], option {option}: {error}") from error
+        raise ConfigError(f"section [{section}], option {option}: {validate.words(error)}") from error
 
 
 def _register_plug_ins(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,12 @@ from backupfw.conf.types import Size
 from backupfw.errors import ConfigError
 
 Sections = Mapping[str, Sequence[cfg.Opt]]
+
+#: What Python says of a text that is no number, and what a user reads instead.
+_NO_NUMBER = (
+    (re.compile(r"^invalid literal for int\(\) with base 10: (.*)$"), r"\1 is not a whole number"),
+    (re.compile(r"^could not convert string to float: (.*)$"), r"\1 is not a number"),
+)
 
 
 def merge(listed: Iterable[tuple[str, Sequence[cfg.Opt]]]) -> dict[str, tuple[cfg.Opt, ...]]:
@@ -49,11 +56,14 @@ def _allowed(kind: Any) -> str:
     return f"{name} like {regex.pattern}" if regex is not None else name
 
 
-def _words(error: object) -> str:
-    """Return the text of an error, without the objects that some errors append."""
+def words(error: object) -> str:
+    """Return the text of an error, without the objects that some errors append and without Python's terms."""
     while isinstance(error, BaseException) and error.args:
         error = error.args[0]
-    return str(error)
+    text = str(error)
+    for pattern, plain in _NO_NUMBER:
+        text = pattern.sub(plain, text)
+    return text
 
 
 def check_values(conf: cfg.ConfigOpts, sections: Sections) -> None:
@@ -70,7 +80,7 @@ def check_values(conf: cfg.ConfigOpts, sections: Sections) -> None:
             except (ValueError, cfg.Error) as error:
                 # oslo.config wraps the type's own text, which names the error.
                 reason = error.__context__ if isinstance(error.__context__, ValueError) else error
-                shown = "" if opt.secret else f"{_words(reason)}; "
+                shown = "" if opt.secret else f"{words(reason)}; "
                 raise ConfigError(f"{where}: {shown}allowed: {allowed(opt)}") from (
                     None if opt.secret else error
                 )

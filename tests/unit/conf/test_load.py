@@ -223,6 +223,18 @@ WRONG = {
         "missing; allowed: a URL with http",
     ),
     "another kind of URL": ("[api]\npublic_endpoint = ftp://h", "[api]", "public_endpoint", "http or https"),
+    "no whole number": (
+        "[backup]\nworkers = 1.5",
+        "[backup]",
+        "workers",
+        ": '1.5' is not a whole number; allowed: ",
+    ),
+    "no number": (
+        "[backup]\npoll_seconds = 1s",
+        "[backup]",
+        "poll_seconds",
+        ": '1s' is not a number; allowed: ",
+    ),
     "an empty connection": ("[database]\nconnection =", "[database]", "connection", "URL"),
 }
 
