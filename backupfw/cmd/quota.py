@@ -49,7 +49,8 @@ class Set(base.Command):
             metavar="RESOURCE=LIMIT",
             nargs="+",
             type=_limit,
-            help="e.g. backups=20 or backup_gigabytes=1000; -1 is no limit",
+            help="e.g. backups=20 or backup_gigabytes=1000; -1 is no limit;"
+            " 'backupfw quota show' has the names",
         )
         parser.add_argument(
             "--force",
