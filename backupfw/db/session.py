@@ -497,6 +497,9 @@ def _translate_failed_connects(context: ExceptionContext, reached: threading.Eve
     texts of its own.  Before the server was reached it can also be a wrong password, which waiting does
     not repair: then it is raised at once.
     """
+    if context.is_pre_ping:
+        # It is about a connection that the pool kept, and replaces.
+        return
     refused = context.connection is None and isinstance(context.sqlalchemy_exception, OperationalError)
     if refused and reached.is_set():
         raise DBConnectionError(context.sqlalchemy_exception)

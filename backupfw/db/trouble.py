@@ -123,6 +123,9 @@ def translate(context: ExceptionContext) -> None:
     if trouble is Trouble.AWAY:
         # Drop a connection to a server that does not serve: the next one may reach another server.
         context.is_disconnect = True
+        if context.is_pre_ping:
+            # Nothing was asked yet: the pool takes another connection.
+            return
         raise DBConnectionError(error)
     if trouble is not None:
         raise DatabaseUnwritable(f"The service's database cannot be written: {trouble.value}.") from error
