@@ -501,8 +501,18 @@ def _translate_failed_connects(context: ExceptionContext, reached: threading.Eve
         # It is about a connection that the pool kept, and replaces.
         return
     refused = context.connection is None and isinstance(context.sqlalchemy_exception, OperationalError)
-    if refused and reached.is_set():
+    if refused and (reached.is_set() or _is_silent(context)):
         raise DBConnectionError(context.sqlalchemy_exception)
+
+
+def _is_silent(context: ExceptionContext) -> bool:
+    """Return whether a failed attempt to connect got no answer from PostgreSQL, or that it starts or stops.
+
+    Its client library has no code for either: what the server itself refuses, it calls FATAL.  Where that
+    word is translated, a refusal counts as silence and is tried again, which only takes longer.
+    """
+    text = str(context.original_exception)
+    return context.dialect.name == "postgresql" and ("FATAL" not in text or "the database system is" in text)
 
 
 def _sqlite_connect(connection: Any, _record: Any) -> None:
