@@ -351,9 +351,7 @@ def _problem(opened: Opened, ref: VolumeRef | SnapshotRef, least: int, certain: 
         if recorded is not None and recorded.is_another(opened.storage_id):
             return "is another one than was adopted: it was replaced"
         if recorded is not None and certain and not recorded.is_same(opened.storage_id):
-            return (
-                "is a device without a name of its own, which may be another one since the host was started"
-            )
+            return "is a device without a name of its own, which may be another one by now"
     elif opened.is_device:
         return "is a block device, where an image file of the service should be"
     if opened.length < least:

@@ -37,13 +37,14 @@ class StorageId:
     After the deletion of a file another file can get its inode number, and a device number can change at each
     boot or mount.  So a file is identified by its inode number and birth time, or by its place if the file
     system has no birth time.  A device is identified by its own name, or, if it has none, by its number,
-    which has no meaning after a restart of the host.
+    which has no meaning after a restart of the host, or once the device went away.
 
     :ivar kind: ``file`` or ``device``.
     :ivar number: a file's inode number; of a device unknown.
     :ivar name: a file's time of birth in ns, a device's own name; unknown where there is none.
-    :ivar place: a device's number, with the boot that it is of where the device has no name; a file system's
-        own id (of ext4 from its UUID, so it stays), because the number of the device below it may change.
+    :ivar place: a device's number, and where the device has no name the boot and the kernel's count of disks;
+        a file system's own id (of ext4 from its UUID, so it stays), because the number of the device below it
+        may change.
     """
 
     kind: str
@@ -65,7 +66,7 @@ class StorageId:
     def of_device(cls, device: int) -> StorageId:
         """Look at a block device by its number."""
         name, number = _device_name(device), _numbers(device)
-        return cls("device", _UNKNOWN, name, number if name != _UNKNOWN else f"{number}@{_boot()}")
+        return cls("device", _UNKNOWN, name, number if name != _UNKNOWN else f"{number}@{_run_of(device)}")
 
     @classmethod
     def parse(cls, text: str) -> StorageId | None:
@@ -99,8 +100,15 @@ def _numbers(device: int) -> str:
     return f"{os.major(device)}:{os.minor(device)}"
 
 
-def _boot() -> str:
-    return _text(_BOOT)[:8] or "?"
+def _run_of(device: int) -> str:
+    """Return what tells a device from others that have or had its number.
+
+    That is the boot, and since Linux 5.15 the number of the disk in the order in which the kernel met disks:
+    a device number is given again as soon as a device is unmapped (Ceph's /dev/rbd0) or pulled out.
+    """
+    folder = os.path.join(_DEVICES, _numbers(device))
+    order = _text(os.path.join(folder, "diskseq")) or _text(os.path.join(folder, "..", "diskseq"))
+    return "/".join((_text(_BOOT)[:8] or "?", *([order] if order else [])))
 
 
 def _device_name(device: int) -> str:

@@ -102,6 +102,19 @@ def test_a_device_without_a_name_is_certain_only_until_the_next_start(kernel: Ke
     assert not again.is_same(StorageId("device", "-", "-", "8:0"))
 
 
+@pytest.mark.parametrize("device", [DISK, PARTITION])
+def test_a_device_without_a_name_is_not_the_next_one_with_its_number(kernel: Kernel, device: int) -> None:
+    """Ceph's images, for one, have no name, and the next that is mapped gets the number of the last."""
+    kernel.show("sda/diskseq", "17\n")
+    found = StorageId.of_device(device)
+    assert StorageId.parse(str(found)) == found
+    assert StorageId.of_device(device).is_same(found)
+    kernel.show("sda/diskseq", "18\n")
+    mapped_again = StorageId.of_device(device)
+    assert not mapped_again.is_same(found)
+    assert not mapped_again.is_another(found), "it may be the same image"
+
+
 def test_a_file_is_never_a_device(kernel: Kernel, tmp_path: Path) -> None:
     with open(tmp_path / "file", "wb") as file:
         assert StorageId.of(file.fileno()).is_another(StorageId.of_device(DISK))
