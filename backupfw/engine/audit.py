@@ -148,7 +148,11 @@ def _look(
             for one in present
             if one.segment < 0 and one.key not in rows.known and _backup(one.key) not in transient
         }
-        found = {Discrepancy(UNKNOWN, key, "the database does not know it") for key in unknown}
+        found = {
+            Discrepancy(UNKNOWN, key, "the database does not know it")
+            for key in unknown
+            if key not in rows.announced
+        }
         named, unreadable = _named(volume_prefix, live, container, control)
         found |= unreadable
         with named, Spool() as orphans:

@@ -44,6 +44,10 @@ class VolumeRows(Protocol):
         """Keys of all manifests in any state, and of those that lost attempts announced."""
 
     @property
+    def announced(self) -> Collection[str]:
+        """Keys that are announced, of backups that are there: what lies there stays with its backup."""
+
+    @property
     def transient(self) -> Collection[str]:
         """Ids of backups whose objects may be about to change: being made, imported, released."""
 
@@ -148,7 +152,9 @@ def _sweep_volume(
         rows = catalogue.volume(project, volume)
         live, known, transient = set(rows.live), set(rows.known), set(rows.transient)
         unknown = [key for key in manifests if key not in known and key not in live]
-        reported = tuple(key for key in unknown if _backup(key) not in transient)
+        reported = tuple(
+            key for key in unknown if key not in rows.announced and _backup(key) not in transient
+        )
     except BaseException:
         spool.close()
         raise

@@ -47,11 +47,14 @@ class VolumeRows:
 
     :ivar live: keys of its live manifests.
     :ivar known: keys of all its manifests, in any state, except those that are only announced.
+    :ivar announced: keys that are announced and open, of backups that are not deleted: a manifest may lie
+        there until its backup is deleted.
     :ivar transient: ids of the backups whose objects can change at any moment.
     """
 
     live: frozenset[str]
     known: frozenset[str]
+    announced: frozenset[str]
     transient: frozenset[str]
 
 
@@ -396,9 +399,12 @@ def volume_rows(
         Backup.status.in_((CREATING, RESTORING, DELETING, ERROR_DELETING)),
     )
     transient.update(session.scalars(moving))
+    there = select(Backup.id).where(Backup.volume_id == volume_id, Backup.deleted.is_(False))
+    backups = set(session.scalars(there))
     return VolumeRows(
         live=frozenset(row.key for row in found if row.state == LIVE),
         known=frozenset(row.key for row in found if row.key is not None and row.state != ANNOUNCED),
+        announced=frozenset(row.key for row in found if row.state == ANNOUNCED and row.backup_id in backups),
         transient=frozenset(transient),
     )
 

@@ -15,6 +15,7 @@ from tests.unit.engine.removal_world import PREFIX, Control, Watched, World
 class Rows:
     live: set[str] = field(default_factory=set)
     known: set[str] = field(default_factory=set)
+    announced: set[str] = field(default_factory=set)
     transient: set[str] = field(default_factory=set)
 
 
@@ -85,6 +86,9 @@ def test_an_unknown_manifest_excuses_what_it_names(world: World) -> None:
     full = world.backup("a", {0: 1})
     unknown = world.backup("s", {0: 2}, full[1])
     assert found(world, Database(v=live(full))) == [(audit.UNKNOWN, unknown[0])]
+    announced = live(full)
+    announced.announced = {unknown[0]}
+    assert found(world, Database(v=announced)) == []
 
 
 def test_a_second_manifest_of_a_known_backup_is_an_orphan(world: World) -> None:

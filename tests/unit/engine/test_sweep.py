@@ -17,6 +17,7 @@ from tests.unit.engine.removal_world import PREFIX, VOLUME_PREFIX, Control, Watc
 class Rows:
     live: set[str] = field(default_factory=set)
     known: set[str] = field(default_factory=set)
+    announced: set[str] = field(default_factory=set)
     transient: set[str] = field(default_factory=set)
 
 
@@ -126,6 +127,9 @@ def test_a_valid_unknown_manifest_is_reported_with_all_it_names(world: World) ->
     unknown = world.backup("u", {1: 1}, gone[1][:1])
     report = run(world, Database(world.store, v=Rows(known={gone[0]})))
     assert report.volumes[0].unknown_manifests == (unknown[0],)
+    assert set(world.objects) == names(unknown)
+    report = run(world, Database(world.store, v=Rows(known={gone[0]}, announced={unknown[0]})))
+    assert report.volumes[0].unknown_manifests == ()
     assert set(world.objects) == names(unknown)
 
 

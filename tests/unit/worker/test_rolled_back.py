@@ -126,6 +126,40 @@ def test_records_kept_from_after_the_copy_import_and_restore(
             assert restored(world, back.id) == content
 
 
+def test_a_manifest_of_a_backup_that_was_reset_before_its_commit_is_no_unknown_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stays until the backup is deleted: the database may be a copy from before the commit."""
+    world = WorkerWorld(tmp_path)
+    admin = world.ctx(admin=True)
+    made: list[str] = []
+
+    def reach(name: str, detail: object = "") -> None:
+        if name == "backup.manifest-put":
+            world.backups.reset_status(admin, made[0], "error")
+
+    monkeypatch.setattr(crash_points, "reach", reach)
+    backup = world.backups.create(world.ctx(), volume_id=world.filled_volume(DATA))
+    made.append(backup.id)
+    with world.worker():
+        world.wait_idle()
+        assert world.status(backup.id) == "error"
+        (container,) = {one.container for one in world.rows(models.Manifest)}
+        assert container is not None
+        installation = world.outcomes.installation_id()
+        catalogue = DatabaseCatalogue(world.db, "main", container, installation)
+        prefix, box = keys.installation_prefix(installation), world.tools.stores.container("main", container)
+        there = world.objects()
+        assert there
+        assert audit.run(prefix, box, catalogue, FakeControl()).discrepancies == ()
+        report = sweep.run(prefix, box, catalogue, FakeControl())
+        assert (report.orphans, [one.unknown_manifests for one in report.volumes]) == (0, [()])
+        assert world.objects() == there
+        world.backups.delete(world.ctx(), backup.id)
+        world.wait_backup(backup.id, None)
+    assert world.objects() == set()
+
+
 def test_what_an_announced_manifest_names_stays_although_some_of_it_is_damaged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
