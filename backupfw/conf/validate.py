@@ -142,7 +142,7 @@ def check_together(conf: cfg.ConfigOpts) -> None:
     if not conf.database.connection:
         raise ConfigError(
             "section [database], option connection: needs a value; allowed: a database URL such as"
-            " postgresql://user:password@host/backupfw; or give --state-dir, which brings its own"
+            " postgresql+psycopg2://user:password@host/backupfw; or give --state-dir, which brings its own"
         )
     block, segment, pack = conf.backup.block_size, conf.backup.segment_size, conf.backup.pack_size
     if segment % block or segment // block > 65536:
