@@ -73,6 +73,7 @@ class Detail(Enum):
     # Nobody else has ids for these.
     VOLUME_GREW = "101"
     IMPORT_BACKUP = "102"
+    CANCELLED = "103"
 
 
 _ACTIONS: Mapping[Action, str] = {
@@ -106,6 +107,7 @@ _DETAILS: Mapping[Detail, str] = {
     Detail.VOLUME_GREW: "The volume is larger than it was known to be. All of it is used; its new size counts"
     " towards the quota.",
     Detail.IMPORT_BACKUP: "The backup could not be imported.",
+    Detail.CANCELLED: "The operation was cancelled.",
 }
 
 

@@ -24,6 +24,7 @@ from backupfw.errors import BackupNotFound, InvalidBackup, InvalidInput, Invalid
 from backupfw.manager import listing, records, rows
 from backupfw.manager.lineage import lifecycle
 from backupfw.manager.lineage.lifecycle import BackupMoves
+from backupfw.manager.messages import Detail
 from backupfw.manager.metadata import pairs
 from backupfw.manager.queue import outbox, progress, services, tasks
 from backupfw.manager.queue.outbox import Outbox
@@ -291,7 +292,7 @@ class BackupManager(UseCases):
                 )
             for task in cancelled:
                 what = "restore" if task.kind == tasks.BACKUP_RESTORE else "backup"
-                failures.failed(session, task, f"The {what} was cancelled.")
+                failures.failed(session, task, f"The {what} was cancelled.", Detail.CANCELLED)
             manifest = backup_rows.manifest_of(session, row, lock=True)
             if manifest is not None and manifest.state == lifecycle.RELEASED:
                 backup_rows.queue_release(session, manifest, row.project_id, ctx.request_id)

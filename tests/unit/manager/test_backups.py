@@ -12,6 +12,7 @@ from backupfw import errors
 from backupfw.db import models
 from backupfw.manager import records
 from backupfw.manager.lineage import lifecycle
+from backupfw.manager.messages import Detail
 from backupfw.manager.outcomes.backups import RestoredVolume
 from backupfw.manager.queue import tasks
 from tests.unit.manager.support import GIB, WIRE, World, check_consistent
@@ -327,6 +328,7 @@ def test_a_cancelled_backup_ends_in_error_and_leaves_nothing(world: World, claim
     wakes = world.wakes
     after = world.backups.cancel(world.ctx(), backup.id)
     assert (after.status, after.fail_reason) == ("error", "The backup was cancelled.")
+    assert [one.detail_id for one in world.rows(models.Message)] == [Detail.CANCELLED.value]
     assert world.volume_status(volume) == "in-use"
     assert world.wakes == wakes + 1
     check_consistent(world)
@@ -349,6 +351,7 @@ def test_a_cancelled_restore_leaves_the_backup_as_it_was(world: World, claimed: 
     task = world.claim() if claimed else None
     after = world.backups.cancel(world.ctx(), backup.id)
     assert (after.status, after.fail_reason) == ("available", "The restore was cancelled.")
+    assert [one.detail_id for one in world.rows(models.Message)] == [Detail.CANCELLED.value]
     assert world.volume_status(target) == "error"
     check_consistent(world)
     if task is not None:
