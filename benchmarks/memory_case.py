@@ -90,6 +90,7 @@ class Rows:
 
     live: Collection[str]
     known: Collection[str]
+    announced: Collection[str] = ()
     transient: Collection[str] = ()
     settled: Collection[str] = ()
 

@@ -71,6 +71,7 @@ class Rows:
 
     live: set[str]
     known: set[str]
+    announced: set[str] = field(default_factory=set)
     transient: set[str] = field(default_factory=set)
 
     def volume(self, _project: str, _volume: str) -> Rows:
