@@ -145,9 +145,7 @@ class LeaseKeeper:
                 going_on = self._renew_all()
                 # What was not reported is reported after the next renewal, which must not wait for it.
                 with self._outages.guard("The progress of tasks could not be written"):
-                    for item in going_on:
-                        if time.monotonic() < next_round:
-                            self._report_one(item)
+                    self._report_all(going_on, next_round)
             elif poked:
                 self._report_cancelled()
 
@@ -202,6 +200,22 @@ class LeaseKeeper:
             )
             item.control.lose()
         return not item.control.lost
+
+    def _report_all(self, going_on: Collection[_Held], until: float) -> None:
+        """Report the progress of tasks; one that cannot be reported does not keep others from it.
+
+        :param until: no report begins later (monotonic).
+        :raises Exception: what the first one that failed raised.
+        """
+        failures: list[Exception] = []
+        for item in going_on:
+            if time.monotonic() < until:
+                try:
+                    self._report_one(item)
+                except Exception as error:  # noqa: BLE001  (raised below)
+                    failures.append(error)
+        if failures:
+            raise failures[0]
 
     def _report_one(self, item: _Held) -> None:
         done, total = item.control.progress_seen

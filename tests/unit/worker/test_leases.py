@@ -123,6 +123,25 @@ def test_reporting_the_progress_of_tasks_holds_no_renewal_up(keeper: Keeper) -> 
     assert told[:3] == [0, 1, 2]
 
 
+def test_a_task_whose_progress_cannot_be_reported_keeps_no_other_from_it(
+    keeper: Keeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reported: list[int] = []
+
+    def report(task: Task, done: int, total: int) -> None:
+        del done, total
+        if task.id == 1:
+            raise ValueError
+        reported.append(task.id)
+
+    monkeypatch.setattr(keeper, "_report", report)
+    for number in (1, 2):
+        keeper.hold(task(number), boot_time()).progress(1, 2)
+    keeper.start()
+    until(lambda: reported)
+    assert set(reported) == {2}
+
+
 def test_a_database_that_fails_leaves_deadlines_alone(keeper: Keeper) -> None:
     control = keeper.hold(task(1), boot_time())
     deadline = control._deadline
