@@ -129,6 +129,18 @@ class _Health:
         return answer
 
 
+def _adding(start_response: Any, more: Callable[[], Iterable[tuple[str, str]]]) -> Any:
+    """Return a ``start_response`` that adds headers when the answer passes.
+
+    :param more: returns them; called once the answer begins.
+    """
+
+    def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
+        return start_response(status, [*headers, *more()], *([exc_info] if exc_info else []))
+
+    return start
+
+
 class _RequestId(request_id.RequestId):
     """Gives every request an id, under both names that clients look for.
 
@@ -140,13 +152,9 @@ class _RequestId(request_id.RequestId):
         """Answer one request."""
         self.set_global_req_id(webob.Request(environ))
         own = environ[request_id.ENV_REQUEST_ID] = generate_request_id()
-        said = [(request_id.HTTP_RESP_HEADER_REQUEST_ID, own), ("x-compute-request-id", own)]
-
-        def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
-            return start_response(status, [*headers, *said], *([exc_info] if exc_info else []))
-
+        more = [(request_id.HTTP_RESP_HEADER_REQUEST_ID, own), ("x-compute-request-id", own)]
         assert self.application is not None
-        answer: Iterable[bytes] = self.application(environ, start)
+        answer: Iterable[bytes] = self.application(environ, _adding(start_response, lambda: more))
         return answer
 
 
@@ -232,11 +240,7 @@ class Negotiation:
             environ[urls.PATH] = urls.parse(environ, self._collections)
             return self._app(environ, start_response)
         version: versions.ApiVersion | None = None
-
-        def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
-            said = [*headers, *versions.reply_headers(served, version)]
-            return start_response(status, said, exc_info) if exc_info else start_response(status, said)
-
+        start = _adding(start_response, lambda: versions.reply_headers(served, version))
         try:
             version = versions.negotiate(served, header(environ, versions.HEADER))
             environ[versions.VERSION] = version
