@@ -116,7 +116,28 @@ class Command(_Command):
         """
 
 
-class Lister(_Command, lister.Lister):
+class _Formatted(_Command):
+    """A command whose output has a format.
+
+    :cvar formats: the formats that it can have: the last part of the name of their entry points' group.
+    :cvar default_format: the format when none is asked for.
+    """
+
+    formats: str
+    default_format = "table"
+
+    @property
+    def formatter_namespace(self) -> str:
+        """Return the group of entry points of our formats."""
+        return f"backupfw.formatter.{self.formats}"
+
+    @property
+    def formatter_default(self) -> str:
+        """Return the format when none is asked for."""
+        return self.default_format
+
+
+class Lister(_Formatted, lister.Lister):
     """A command that lists records.
 
     :cvar columns: the names of their values, which are keys in JSON and YAML.
@@ -124,17 +145,7 @@ class Lister(_Command, lister.Lister):
     """
 
     columns: Sequence[str] = ()
-    default_format = "table"
-
-    @property
-    def formatter_namespace(self) -> str:
-        """Return the group of entry points of our formats."""
-        return "backupfw.formatter.list"
-
-    @property
-    def formatter_default(self) -> str:
-        """Return the format when none is asked for."""
-        return self.default_format
+    formats = "list"
 
     @abstractmethod
     def records(self, args: argparse.Namespace) -> Iterable[Mapping[str, Any]]:
@@ -165,23 +176,13 @@ class Lister(_Command, lister.Lister):
         return super().produce_output(parsed_args, column_names, data)
 
 
-class ShowOne(_Command, show.ShowOne):
+class ShowOne(_Formatted, show.ShowOne):
     """A command that shows one record.
 
     :cvar default_format: ``table`` or ``json``.
     """
 
-    default_format = "table"
-
-    @property
-    def formatter_namespace(self) -> str:
-        """Return the group of entry points of our formats."""
-        return "backupfw.formatter.show"
-
-    @property
-    def formatter_default(self) -> str:
-        """Return the format when none is asked for."""
-        return self.default_format
+    formats = "show"
 
     @abstractmethod
     def record(self, args: argparse.Namespace) -> Mapping[str, Any]:

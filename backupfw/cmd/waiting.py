@@ -148,6 +148,6 @@ def _who_would(db: Database) -> str:
     """Say who takes what is queued."""
     command = "serve" if db.backend == "sqlite" else "worker"
     return (
-        "no worker is there now that could take it: one that 'backupfw " + command + "' starts with this"
+        f"no worker is there now that could take it: one that 'backupfw {command}' starts with this"
         " configuration does"
     )
