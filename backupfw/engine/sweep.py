@@ -45,7 +45,7 @@ class VolumeRows(Protocol):
 
     @property
     def announced(self) -> Collection[str]:
-        """Keys that are announced, of backups that are there: what lies there stays with its backup."""
+        """Announced keys of backups that are not deleted; a manifest under one stays until then."""
 
     @property
     def transient(self) -> Collection[str]:

@@ -47,8 +47,8 @@ class VolumeRows:
 
     :ivar live: keys of its live manifests.
     :ivar known: keys of all its manifests, in any state, except those that are only announced.
-    :ivar announced: keys that are announced and open, of backups that are not deleted: a manifest may lie
-        there until its backup is deleted.
+    :ivar announced: announced keys of backups that are not deleted; a manifest may stay under such a key
+        until its backup is deleted.
     :ivar transient: ids of the backups whose objects can change at any moment.
     """
 
@@ -330,8 +330,12 @@ def announced_for_nobody() -> ColumnElement[bool]:
 
     A deletion gives up the keys of its backup, but a worker of an older release does not.
     """
-    living = exists().where(Backup.id == Manifest.backup_id, Backup.deleted.is_(False))
-    return (Manifest.state == ANNOUNCED) & ~living
+    return (Manifest.state == ANNOUNCED) & ~_has_backup()
+
+
+def _has_backup() -> ColumnElement[bool]:
+    """Return the condition that the backup that made a manifest is not deleted."""
+    return exists().where(Backup.id == Manifest.backup_id, Backup.deleted.is_(False))
 
 
 def announced_beside_live(session: Session, store: str, container: str) -> list[str]:
@@ -384,8 +388,9 @@ def volume_rows(
     session: Session, *, store: str, container: str, installation_id: str, volume_id: str
 ) -> VolumeRows:
     """Read what a sweep needs to know about a volume; call it after the listing of the volume's objects."""
+    is_open = (Manifest.state == ANNOUNCED) & _has_backup()
     found = session.execute(
-        select(Manifest.key, Manifest.state, Manifest.backup_id).where(
+        select(Manifest.key, Manifest.state, Manifest.backup_id, is_open.label("is_open")).where(
             Manifest.volume_id == volume_id,
             Manifest.store == store,
             Manifest.container == container,
@@ -399,12 +404,10 @@ def volume_rows(
         Backup.status.in_((CREATING, RESTORING, DELETING, ERROR_DELETING)),
     )
     transient.update(session.scalars(moving))
-    there = select(Backup.id).where(Backup.volume_id == volume_id, Backup.deleted.is_(False))
-    backups = set(session.scalars(there))
     return VolumeRows(
         live=frozenset(row.key for row in found if row.state == LIVE),
         known=frozenset(row.key for row in found if row.key is not None and row.state != ANNOUNCED),
-        announced=frozenset(row.key for row in found if row.state == ANNOUNCED and row.backup_id in backups),
+        announced=frozenset(row.key for row in found if row.is_open),
         transient=frozenset(transient),
     )
 
