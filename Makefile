@@ -8,8 +8,9 @@ BIN := $(VENV)/bin
 DRIVERS := posix s3 swift gcs
 DRIVER_PATHS := $(DRIVERS:%=drivers/%)
 SHORT := not soak and not chaos and not fuzz
+QUICK := -m 'not check and $(SHORT)'
 # Tests of one class or module run in one process, with the servers that they share; conftest.py says in how many.
-PYTEST := $(BIN)/python -m pytest -n auto --dist loadscope
+PYTEST := -m pytest -n auto --dist loadscope
 STATE_DIR ?= .state
 ARGS ?=
 
@@ -42,11 +43,11 @@ serve: $(VENV)/.stamp ## serve API and worker in one process; state in STATE_DIR
 
 test: $(VENV)/.stamp ## run the tests that need no server
 	@echo "== Tests"
-	@$(PYTEST) -m 'not check and $(SHORT)' $(ARGS)
+	@$(BIN)/python $(PYTEST) $(QUICK) $(ARGS)
 
 check: $(VENV)/.stamp ## run all other tests; those of servers that are not installed are skipped
 	@echo "== Tests with servers and whole services"
-	@$(PYTEST) -m 'check and $(SHORT)' $(ARGS)
+	@$(BIN)/python $(PYTEST) -m 'check and $(SHORT)' $(ARGS)
 
 soak: $(VENV)/.stamp ## run the long variants of the tests
 	@echo "== Long tests"
@@ -63,7 +64,7 @@ fuzz: $(VENV)/.stamp ## read bytes that were changed at random for ten minutes
 coverage: $(VENV)/.stamp ## measure what the tests of make test run, per package, into docs/coverage.md
 	@echo "== Coverage"
 	@rm -rf .coverage
-	@$(BIN)/python -m coverage run -m pytest -n auto --dist loadscope -m 'not check and $(SHORT)' $(ARGS)
+	@$(BIN)/python -m coverage run $(PYTEST) $(QUICK) $(ARGS)
 	@$(BIN)/python -m coverage combine --quiet
 	@$(BIN)/python -m coverage json --quiet -o .coverage/report.json
 	@$(BIN)/python -m tests.coverage_table .coverage/report.json docs/coverage.md

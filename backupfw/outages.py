@@ -49,7 +49,7 @@ class Outages:
         """
         try:
             yield
-        except Exception as error:  # noqa: BLE001  (each one is told)
+        except Exception as error:  # noqa: BLE001  (each one is logged)
             self._failed(failure, error)
         else:
             self._worked(failure)

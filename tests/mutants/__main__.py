@@ -4,8 +4,8 @@
 
 mutmut makes the mutants and runs the tests.  It knows one selection of tests only, so each group of modules
 is a run of its own, in a directory of its own below ``.mutants``, with the tests that are about it.  A mutant
-that no test notices is told, unless ``survivors.toml`` says why none can; an entry there that names no
-survivor is told as well.  Both make the exit status 1.
+that no test notices is reported, unless ``survivors.toml`` says why none can; an entry there that names no
+survivor is reported as well.  Both make the exit status 1.
 """
 
 from __future__ import annotations
@@ -205,7 +205,7 @@ def main(words: Sequence[str]) -> int:
 def is_of(mutant: Mutant, group: Group) -> bool:
     """Say whether a mutant is of one of the group's modules."""
     path = mutant.function.replace(".", "/")
-    return any(path.startswith(each.removesuffix("*.py").removesuffix(".py")) for each in group.mutate)
+    return any(path.startswith(each.removesuffix(".py")) for each in group.mutate)
 
 
 if __name__ == "__main__":
