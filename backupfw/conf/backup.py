@@ -90,7 +90,7 @@ OPTS = (
         help="Seconds an accepted operation waits for a live worker that can do it before it ends in"
         " error, from its acceptance or the stop of the last such worker; a worker that died counts"
         " as live for service_down_time.  A store may be down for the same time; operations that need it"
-        " end at once after that.",
+        " end after that, unless it answers when it is asked once more.",
     ),
     cfg.FloatOpt(
         "lease_seconds",

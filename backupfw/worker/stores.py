@@ -28,6 +28,8 @@ LOG = log.getLogger(__name__)
 FIRST_PAUSE = 1.0
 #: ... up to this.
 LONGEST_PAUSE = 30.0
+#: How long one who needs to know now waits for an answer, seconds: a store may hang.
+PATIENCE = 5.0
 
 
 class StoreDown(Unavailable):
@@ -55,9 +57,11 @@ class _Store:
         self._open = open_it
         self._opening = threading.Lock()
         self._opened: ChunkStore | None = None
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
         self._down_since: float | None = None
-        self._closed = threading.Event()
+        self._closed = False
+        #: How many times it was to be asked, and how many of these have ended, while it is down.
+        self._wanted = self._asked = 0
 
     def opened(self) -> ChunkStore:
         # Each store has its own lock: a store that hangs here does not block the others.
@@ -83,30 +87,56 @@ class _Store:
         with self._lock:
             if self._down_since is not None:
                 return True
-            if self._closed.is_set():
+            if self._closed:
                 return False
             self._down_since = time.monotonic()
         try:
             down = not self._answers()
         except TaskStopped:
-            self._down_since = None
+            self._is_up()
             raise
         if not down:
-            self._down_since = None
+            self._is_up()
             return False
         LOG.warning("The store %s does not answer; what needs it waits", self._name)
         threading.Thread(target=self._ask, name=f"ask-{self._name}", daemon=True).start()
         return True
 
+    def still_down(self) -> bool:
+        with self._lock:
+            if self._down_since is None:
+                return False
+            # An ask that has begun may have begun before the store came back.
+            self._wanted = wanted = self._wanted + 1
+            self._lock.notify_all()
+            self._lock.wait_for(
+                lambda: self._closed or self._down_since is None or self._asked >= wanted, PATIENCE
+            )
+            return self._down_since is not None
+
     def _ask(self) -> None:
         """Ask now and then, in a thread of its own, so that waiting for a dead store costs no slot."""
         pause = FIRST_PAUSE
-        while not self._closed.wait(pause):
+        while True:
+            with self._lock:
+                self._lock.wait_for(lambda: self._closed or self._wanted > self._asked, pause)
+                if self._closed:
+                    return
+                wanted = self._wanted
             pause = min(2 * pause, LONGEST_PAUSE)
             if self._answers():
-                self._down_since = None
+                self._is_up()
                 LOG.warning("The store %s answers again", self._name)
                 return
+            with self._lock:
+                self._asked = wanted
+                self._lock.notify_all()
+
+    def _is_up(self) -> None:
+        with self._lock:
+            self._down_since = None
+            self._wanted = self._asked = 0
+            self._lock.notify_all()
 
     def _answers(self) -> bool:
         try:
@@ -123,7 +153,9 @@ class _Store:
         return True
 
     def close(self) -> None:
-        self._closed.set()
+        with self._lock:
+            self._closed = True
+            self._lock.notify_all()
         if self._opened is not None:
             self._opened.close()
 
@@ -187,6 +219,11 @@ class Stores:
         """
         found = self._stores.get(store)
         return found is not None and found.failed()
+
+    def still_down(self, store: str) -> bool:
+        """Ask a store that is down now, and wait a few seconds for its answer; for one who must know."""
+        found = self._stores.get(store)
+        return found is not None and found.still_down()
 
     def set_limits(self) -> None:
         """Put the configuration's limits in force in every open store, after it was read again."""

@@ -259,6 +259,9 @@ class Worker:
             pause = min(max(1.0, error.seconds / 4), LONGEST_PAUSE)
             self._tasks.release(task, pause, store_down=True)
             return
+        if not self._tools.stores.still_down(error.store):
+            self._tasks.release(task)
+            return
         LOG.error("Task %s (%s of %s) ends: %s", task.id, task.kind, task.resource_id, error)
         handler.failed(task, reason)
 

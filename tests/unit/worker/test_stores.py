@@ -140,6 +140,37 @@ def test_whatever_it_answers_the_tasks_shall_hear_it(shop: Shop, error: ChunkSto
     wait(lambda: answers(shop.stores, "main"))
 
 
+def test_who_must_know_now_has_it_asked_now(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FIRST_PAUSE", 3600.0)
+    monkeypatch.setattr(module, "PATIENCE", PATIENCE)
+    faulty = shop.faulty["main"]
+    faulty.fail("get", times=None)
+    assert not shop.stores.still_down("main")
+    shop.stores.failed("main")
+    assert shop.stores.still_down("main")
+    assert len(faulty.calls) == 2
+    faulty.heal()
+    assert not answers(shop.stores, "main")
+    assert not shop.stores.still_down("main")
+    assert answers(shop.stores, "main")
+
+
+def test_who_must_know_now_waits_a_moment_only(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PATIENCE", 0.05)
+    monkeypatch.setattr(module, "FIRST_PAUSE", 3600.0)
+    shop.faulty["main"].fail("get", times=None)
+    shop.stores.failed("main")
+    go_on = threading.Event()
+
+    def hang() -> Unavailable:
+        go_on.wait(PATIENCE)
+        return Unavailable("gone")
+
+    shop.faulty["main"].fail("get", hang, times=None)
+    assert shop.stores.still_down("main")
+    go_on.set()
+
+
 def test_closing_ends_the_asking(shop: Shop) -> None:
     shop.faulty["main"].fail("get", times=None)
     shop.stores.failed("main")
@@ -155,6 +186,7 @@ class Moody:
     :ivar seconds: how long it has been down; None: it answers.
     :ivar told: the stores that were reported as down.
     :ivar silent: whether it does not answer when it is asked.
+    :ivar back: whether it answers when it is asked before a task ends.
     """
 
     def __init__(self, stores: Any) -> None:
@@ -164,6 +196,7 @@ class Moody:
         self.refused = 0
         self.told: list[str] = []
         self.silent = False
+        self.back = False
 
     def container(self, store: str, container: str) -> Container:
         if self.seconds is not None:
@@ -175,6 +208,11 @@ class Moody:
     def failed(self, store: str) -> bool:
         self.told.append(store)
         return self.silent
+
+    def still_down(self, store: str) -> bool:
+        if self.back:
+            self.seconds = None
+        return self.seconds is not None
 
 
 @pytest.fixture
@@ -229,6 +267,15 @@ def test_a_task_ends_when_its_store_is_down_for_too_long(world: WorkerWorld, moo
     world.age(seconds=100_000)
     with world.worker():
         world.wait_idle()
+
+
+def test_no_task_ends_for_a_store_that_is_back(world: WorkerWorld, moody: Moody) -> None:
+    """This process has not asked the store since it came back."""
+    moody.seconds, moody.back = 601, True
+    with world.worker():
+        made = world.backups.create(world.ctx(), volume_id=world.filled_volume(DATA))
+        world.wait_backup(made.id, "available")
+    assert moody.refused >= 1
 
 
 def test_the_worker_reports_a_store_that_does_not_answer(world: WorkerWorld, moody: Moody) -> None:
