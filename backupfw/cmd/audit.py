@@ -8,8 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from backupfw.cmd import base, store
-from backupfw.cmd.configure import load_conf
+from backupfw.cmd import store
 from backupfw.cmd.progress import counted
 
 if TYPE_CHECKING:
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from backupfw.manager.operators.audit import Finding
 
 
-class Audit(base.Lister):
+class Audit(store.OfStores):
     """Compare the database with itself, with this host's volumes and with the stores; changes nothing.
 
     The exit status is 1 when anything is wrong.  A manifest of this installation that the database does not
@@ -32,9 +31,7 @@ class Audit(base.Lister):
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add what is compared."""
-        parser.add_argument(
-            "--store", metavar="NAME", action="append", help="only this store; any number of times"
-        )
+        super().add_arguments(parser)
         parser.add_argument(
             "--no-stores", action="store_true", help="look at the database only: not at stores and volumes"
         )
@@ -44,13 +41,10 @@ class Audit(base.Lister):
 
     def records(self, args: argparse.Namespace) -> Iterable[Mapping[str, Any]]:
         """Return what is wrong."""
-        from backupfw.cmd import catalogue, database
+        from backupfw.cmd import catalogue
 
         self._unknown = catalogue.UnknownManifests()
-        conf = load_conf(args)
-        for name in args.store or ():
-            store.require_enabled(conf, name)
-        db = self.open(database.opened(conf))
+        conf, db = self.database(args)
         found = findings(conf, db, None if args.no_stores else self._unknown, args.store)
         self.status = 1 if found else 0
         return map(asdict, found)

@@ -34,14 +34,20 @@ class List(base.Lister):
         "fully_verified_at",
         "damaged_objects",
     )
-    default_format = "text"
+    scripts_read_text = True
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add which backups."""
         parser.add_argument("--volume", metavar="ID", help="only those of this volume (id or name)")
         parser.add_argument("--project", metavar="ID", type=usecases.text, help="only those of this project")
-        parser.add_argument("--damaged", action="store_true", help="only those that name damaged objects")
-        parser.add_argument("--json", action="store_true", help="print one JSON object per line")
+        parser.add_argument(
+            "--damaged",
+            action="store_true",
+            help="only those whose data is damaged: objects are missing or have wrong bytes",
+        )
+        parser.add_argument(
+            "--json", action="store_true", help="print one JSON object per line; takes no --format"
+        )
 
     def records(self, args: argparse.Namespace) -> Iterator[Mapping[str, Any]]:
         """Return them page by page."""

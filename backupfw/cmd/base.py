@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -37,7 +38,7 @@ def operator(project: str = "") -> RequestContext:
     return RequestContext(project, "backupfw", frozenset({"admin"}), is_admin=True)
 
 
-class _Command(command.Command):
+class AnyCommand(command.Command):
     """What the three kinds have in common.
 
     :ivar status: the exit status of a command that does not return one.
@@ -105,7 +106,7 @@ class _Command(command.Command):
         return conf, self.open(database.opened(conf, make))
 
 
-class Command(_Command):
+class Command(AnyCommand):
     """A command that does something, and says what."""
 
     @abstractmethod
@@ -116,7 +117,7 @@ class Command(_Command):
         """
 
 
-class _Formatted(_Command):
+class _Formatted(AnyCommand):
     """A command whose output has a format.
 
     :cvar formats: the formats that it can have: the last part of the name of their entry points' group.
@@ -141,15 +142,26 @@ class Lister(_Formatted, lister.Lister):
     """A command that lists records.
 
     :cvar columns: the names of their values, which are keys in JSON and YAML.
-    :cvar default_format: ``table``, or ``text`` where people had a text before there were formats.
+    :cvar default_format: ``table``, or ``text`` for a report.
+    :cvar scripts_read_text: people had a text before there were formats, so whatever is no terminal still
+        gets it when no format is asked for.
     """
 
     columns: Sequence[str] = ()
     formats = "list"
+    scripts_read_text = False
+
+    @property
+    def formatter_default(self) -> str:
+        """Return the format when none is asked for."""
+        return "text" if self.scripts_read_text and not sys.stdout.isatty() else self.default_format
 
     @abstractmethod
     def records(self, args: argparse.Namespace) -> Iterable[Mapping[str, Any]]:
-        """Return the records, of plain values; they may be read while they are printed."""
+        """Return the records, of plain values; they may be read while they are printed.
+
+        They may have more values than there are columns, for :meth:`lines`.
+        """
 
     def lines(self, args: argparse.Namespace, records: Iterator[Mapping[str, Any]]) -> Iterable[str] | None:  # noqa: ARG002
         """Return the command's own text; None: columns without borders."""
@@ -159,20 +171,29 @@ class Lister(_Formatted, lister.Lister):
         """Return the columns, and a row for each record."""
         self.require_columns([*parsed_args.columns, *parsed_args.sort_columns], self.columns)
         records = self.records(parsed_args)
+        self._text = None
+        if parsed_args.formatter == "text" and not (parsed_args.columns or parsed_args.sort_columns):
+            records = iter(records)
+            self._text = self.lines(parsed_args, records)
         return self.columns, (_row(self.columns, one, parsed_args.formatter) for one in records)
+
+    def reported(self, records: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+        """Yield records; the command fails if the ``result`` of one is ``failed``."""
+        for one in records:
+            if one["result"] == "failed":
+                self.status = 1
+            yield one
 
     def produce_output(
         self, parsed_args: argparse.Namespace, column_names: Sequence[str], data: Iterable[Sequence[Any]]
     ) -> int:
         """Write the list."""
-        if parsed_args.formatter == "text" and not (parsed_args.columns or parsed_args.sort_columns):
-            rows = iter(data)
-            lines = self.lines(parsed_args, (dict(zip(column_names, row, strict=True)) for row in rows))
-            if lines is not None:
-                for line in lines:
-                    self.app.stdout.write(f"{line}\n")
-                return 0
-            data = rows
+        if self._text is not None:
+            for line in self._text:
+                self.app.stdout.write(f"{line}\n")
+                # Some lines take a while, and a reader gets each at once.
+                self.app.stdout.flush()
+            return 0
         return super().produce_output(parsed_args, column_names, data)
 
 

@@ -5,16 +5,26 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
+from typing import TYPE_CHECKING, Any
 
 from backupfw.cmd import base
 
 if TYPE_CHECKING:
     from oslo_config import cfg
 
+    from backupfw.conf.load import Loaded
 
-class Check(base.Command):
-    """Load every option, say what is wrong or 'ok'; opens nothing by itself."""
+
+class Check(base.Lister):
+    """Load every option, say what is wrong or 'ok'; opens nothing by itself.
+
+    The exit status is 1 when something is wrong.
+    """
+
+    columns = ("check", "subject", "result", "detail")
+    default_format = "text"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add how far it goes."""
@@ -25,14 +35,19 @@ class Check(base.Command):
             " written, read, listed and deleted",
         )
 
-    def take_action(self, parsed_args: argparse.Namespace) -> int:
+    def records(self, args: argparse.Namespace) -> Iterator[Mapping[str, Any]]:
         """Check the configuration; with ``--connect`` the database and the stores too."""
-        conf = check(parsed_args)
-        return 0 if not parsed_args.connect or connect(conf) else 1
+        loaded = check(args)
+        found = chain(described(loaded), connected(loaded.conf) if args.connect else ())
+        return self.reported(found)
+
+    def lines(self, args: argparse.Namespace, records: Iterator[Mapping[str, Any]]) -> Iterable[str]:  # noqa: ARG002
+        """Return the line of each."""
+        return (one["line"] for one in records)
 
 
-def check(args: argparse.Namespace) -> cfg.ConfigOpts:
-    """Load the configuration and print what it is.
+def check(args: argparse.Namespace) -> Loaded:
+    """Load the configuration, and warn of sections that nothing reads.
 
     :raises ConfigError: something is wrong with it.
     """
@@ -40,7 +55,6 @@ def check(args: argparse.Namespace) -> cfg.ConfigOpts:
     from backupfw.cmd import database
     from backupfw.cmd.configure import load
     from backupfw.conf import api
-    from backupfw.conf.stores import group_of
     from backupfw.dispatch import transport
 
     loaded = load(args)
@@ -52,35 +66,45 @@ def check(args: argparse.Namespace) -> cfg.ConfigOpts:
         transport.open_transport(conf).cleanup()
     for section in loaded.unused_sections:
         print(f"backupfw: warning: section [{section}] is read by nothing", file=sys.stderr)
+    return loaded
+
+
+def described(loaded: Loaded) -> Iterator[Mapping[str, Any]]:
+    """Yield what a configuration is, each with its ``line`` for people."""
+    from backupfw.conf.stores import group_of
+
+    conf = loaded.conf
     files = ", ".join(loaded.files) or "no file"
-    profile = f", embedded profile in {conf.state_dir}" if loaded.embedded else ""
-    print(f"configuration ok: {files}{profile}")
+    profile = f"embedded profile in {conf.state_dir}" if loaded.embedded else ""
+    line = f"configuration ok: {files}{profile and f', {profile}'}"
+    yield {"check": "configuration", "subject": files, "result": "ok", "detail": profile, "line": line}
     for store in conf.enabled_stores:
-        default = " (default)" if store == conf.default_store else ""
-        print(f"store {store}{default}: driver {conf[group_of(store)].driver}")
-    return conf
+        default = "default" if store == conf.default_store else ""
+        driver = f"driver {conf[group_of(store)].driver}"
+        line = f"store {store}{default and f' ({default})'}: {driver}"
+        yield {"check": f"store {store}", "subject": driver, "result": "ok", "detail": default, "line": line}
 
 
-def connect(conf: cfg.ConfigOpts) -> bool:
-    """Print what the database and each store answer; returns whether all is well."""
+def connected(conf: cfg.ConfigOpts) -> Iterator[Mapping[str, Any]]:
+    """Yield what the database and each store answer, each with its ``line`` for people."""
     from backupfw.cmd import database, store
     from backupfw.db import migrate
 
+    backend, good, detail = "sqlite", True, "none yet, the first start makes it"
     if database.is_made(conf):
         with contextlib.closing(database.connect(conf)) as db:
             found, wanted = migrate.version(db), migrate.head()
-            good = found == wanted
+            backend, good = db.backend, found == wanted
             todo = "" if good else "; see docs/operating.md, 'Stop, crash, upgrade'"
-            print(f"database {db.backend}: version {found or 'none'}, this release needs {wanted}{todo}")
+            detail = f"version {found or 'none'}, this release needs {wanted}{todo}"
             if lax := db.lax_settings():
                 print(
                     f"backupfw: warning: the database may lose commits in a crash ({', '.join(lax)}); see"
                     " docs/operating.md, 'Commits must be durable'",
                     file=sys.stderr,
                 )
-    else:
-        good = True
-        print("database sqlite: none yet, the first start makes it")
+    result, line = "ok" if good else "failed", f"database {backend}: {detail}"
+    yield {"check": "database", "subject": backend, "result": result, "detail": detail, "line": line}
     for name in conf.enabled_stores:
-        good = store.check_one(conf, name) and good
-    return good
+        for one in store.verdicts(conf, name):
+            yield {"check": f"store {name}", "subject": f"{one['guarantee']} {one['title']}", **one}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from backupfw.cmd import base
 from backupfw.cmd.progress import counted
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from backupfw.db.session import Database
 
 
-class _Database(base.Command):
+class _Database(base.AnyCommand):
     """A command for a database that may not fit this release."""
 
     def connect(self, args: argparse.Namespace, make: bool = False) -> tuple[cfg.ConfigOpts, Database]:
@@ -28,7 +29,7 @@ class _Database(base.Command):
         return conf, self.open(closing(database.connect(conf, make)))
 
 
-class Sync(_Database):
+class Sync(_Database, base.Command):
     """Make the tables, or migrate them to what this release needs, and print the version."""
 
     def take_action(self, parsed_args: argparse.Namespace) -> None:
@@ -40,18 +41,20 @@ class Sync(_Database):
         print(migrate.version(db))
 
 
-class Version(_Database):
+class Version(_Database, base.ShowOne):
     """Print the database's version, 'none' for an empty one."""
 
-    def take_action(self, parsed_args: argparse.Namespace) -> None:
-        """Print it."""
+    default_format = "value"
+
+    def record(self, args: argparse.Namespace) -> Mapping[str, Any]:
+        """Return it."""
         from backupfw.db import migrate
 
-        _conf, db = self.connect(parsed_args)
-        print(migrate.version(db) or "none")
+        _conf, db = self.connect(args)
+        return {"version": migrate.version(db) or "none"}
 
 
-class Check(_Database):
+class Check(_Database, base.Command):
     """Say whether the database fits this release; exit status 1 if not."""
 
     def take_action(self, parsed_args: argparse.Namespace) -> None:
@@ -63,8 +66,11 @@ class Check(_Database):
         print(f"ok: version {migrate.version(db)}")
 
 
-class Purge(base.Command):
-    """Remove the rows of what was deleted long ago and is needed no more."""
+class Purge(base.Lister):
+    """Remove the rows of what was deleted long ago and is needed no more, and print how many."""
+
+    columns = ("resource", "rows")
+    default_format = "text"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add what is old."""
@@ -75,16 +81,22 @@ class Purge(base.Command):
             required=True,
             help="those deleted before this day or time (ISO 8601, UTC), e.g. 2026-01-31",
         )
-        parser.add_argument("--dry-run", action="store_true", help="only say how many there are")
+        parser.add_argument(
+            "--dry-run", action="store_true", help="remove nothing, only say how many rows would be removed"
+        )
 
-    def take_action(self, parsed_args: argparse.Namespace) -> None:
-        """Remove or count them, and print how many of what."""
+    def records(self, args: argparse.Namespace) -> Iterator[Mapping[str, Any]]:
+        """Remove or count them, and return how many of what."""
         from backupfw.manager.operators import purge
 
-        _conf, db = self.database(parsed_args)
-        found = purge.run(db, parsed_args.before, dry_run=parsed_args.dry_run)
-        counts = ", ".join(counted(count, noun.removesuffix("s")) for noun, count in found.items())
-        print(counts if parsed_args.dry_run else f"{counts} removed")
+        _conf, db = self.database(args)
+        found = purge.run(db, args.before, dry_run=args.dry_run)
+        return ({"resource": noun, "rows": count} for noun, count in found.items())
+
+    def lines(self, args: argparse.Namespace, records: Iterator[Mapping[str, Any]]) -> Iterable[str]:
+        """Return one line."""
+        counts = ", ".join(counted(one["rows"], one["resource"].removesuffix("s")) for one in records)
+        return [f"{counts} {'would be removed' if args.dry_run else 'removed'}"]
 
 
 def _moment(text: str) -> datetime:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from backupfw.cmd import base
 from backupfw.cmd.configure import load_conf
@@ -30,23 +31,53 @@ class List(base.Lister):
     """List the installed drivers and the stores that use them."""
 
     columns = ("driver", "distribution", "version", "api", "stores", "state")
-    default_format = "text"
+    scripts_read_text = True
 
     def records(self, args: argparse.Namespace) -> Iterator[Mapping[str, str]]:
         """Yield one for each driver."""
         return drivers(load_conf(args))
 
 
-class Check(base.Command):
-    """Prove a configured store's guarantees with objects of its own; cleans up."""
+class Check(base.Lister):
+    """Prove a configured store's guarantees with objects of its own; cleans up.
+
+    The exit status is 1 when a guarantee does not hold.
+    """
+
+    columns = ("guarantee", "title", "result", "detail")
+    default_format = "text"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add which store."""
         parser.add_argument("name", metavar="NAME", help="the store's name in enabled_stores")
 
-    def take_action(self, parsed_args: argparse.Namespace) -> int:
-        """Check it; exit status 1 when a guarantee does not hold."""
-        return 0 if check_one(load_conf(parsed_args), parsed_args.name) else 1
+    def records(self, args: argparse.Namespace) -> Iterator[Mapping[str, Any]]:
+        """Yield a verdict per guarantee, as they are found."""
+        return self.reported(verdicts(load_conf(args), args.name))
+
+    def lines(self, args: argparse.Namespace, records: Iterator[Mapping[str, Any]]) -> Iterable[str]:  # noqa: ARG002
+        """Return the line of each."""
+        return (one["line"] for one in records)
+
+
+class OfStores(base.Lister):
+    """A command that looks at all enabled stores, or at some."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add at which."""
+        parser.add_argument(
+            "--store", metavar="NAME", action="append", help="only this store; any number of times"
+        )
+
+    def database(self, args: argparse.Namespace, make: bool = False) -> tuple[cfg.ConfigOpts, Database]:
+        """Open the database, as any command, once it is sure that the stores are enabled.
+
+        :raises ConfigError: one is not.
+        """
+        conf = load_conf(args)
+        for name in args.store or ():
+            require_enabled(conf, name)
+        return super().database(args, make)
 
 
 def require_enabled(conf: cfg.ConfigOpts, name: str) -> None:
@@ -171,22 +202,37 @@ def drivers(conf: cfg.ConfigOpts) -> Iterator[Mapping[str, str]]:
         }
 
 
-def check_one(conf: cfg.ConfigOpts, name: str) -> bool:
-    """Print a verdict per guarantee of one store; returns whether all hold, warnings or not."""
-    require_enabled(conf, name)
+def verdicts(conf: cfg.ConfigOpts, name: str) -> Iterator[Mapping[str, Any]]:
+    """Yield a verdict per guarantee of one store, as each is found, and one on them all.
+
+    A warning is no failure.  Each has its ``line`` for people.
+
+    :raises ConfigError: the store is not enabled, or its driver refuses its options.
+    """
     from backupfw.conf.stores import default_container
     from backupfw.testing import operator
 
-    good, warnings = True, 0
+    results: Counter[str] = Counter()
     with (
         opened(conf, name) as store,
         # Closed, so that an interrupted check cleans up before the store is.
-        contextlib.closing(operator.check(store, default_container(conf, name))) as verdicts,
+        contextlib.closing(operator.check(store, default_container(conf, name))) as found,
     ):
-        for verdict in verdicts:
-            good = good and verdict.ok
-            warnings += verdict.ok and verdict.warning
-            print(verdict.line, flush=True)
-    noted = f", {counted(warnings, 'warning')}" if warnings else ""
-    print(f"store {name}: {'ok' if good else 'NOT ok'}{noted}")
-    return good
+        for one in found:
+            results[one.result] += 1
+            yield {
+                "guarantee": one.guarantee,
+                "title": one.title,
+                "result": one.result,
+                "detail": one.detail,
+                "line": one.line,
+            }
+    good = not results["failed"]
+    noted = counted(results["warning"], "warning") if results["warning"] else ""
+    yield {
+        "guarantee": "all",
+        "title": f"store {name}",
+        "result": "ok" if good else "failed",
+        "detail": noted,
+        "line": f"store {name}: {'ok' if good else 'NOT ok'}{noted and f', {noted}'}",
+    }

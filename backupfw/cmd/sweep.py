@@ -4,39 +4,71 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
-from backupfw.cmd import base, store
-from backupfw.cmd.configure import load_conf
+from backupfw.cmd import store
 from backupfw.cmd.progress import counted, human_size
 
 if TYPE_CHECKING:
     from oslo_config import cfg
 
     from backupfw.chunkstore.container import Container
+    from backupfw.cmd.catalogue import UnknownManifests
+    from backupfw.cmd.store import Place
     from backupfw.db.session import Database
     from backupfw.engine.sweep import VolumeReport
 
 
-class Sweep(base.Command):
-    """Delete objects of this installation that no backup needs; safe at any time."""
+class Sweep(store.OfStores):
+    """Delete objects of this installation that no backup needs; safe at any time.
+
+    The exit status is 1 when a volume could not be swept.
+    """
+
+    columns = (
+        "store",
+        "container",
+        "project_id",
+        "volume_id",
+        "result",
+        "objects",
+        "orphans",
+        "orphan_bytes",
+        "skipped_objects",
+        "unknown_manifests",
+        "problem",
+    )
+    default_format = "text"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add what is swept."""
         parser.add_argument("--dry-run", action="store_true", help="only say what would be deleted")
-        parser.add_argument(
-            "--store", metavar="NAME", action="append", help="only this store; any number of times"
+        super().add_arguments(parser)
+
+    def records(self, args: argparse.Namespace) -> Iterator[Mapping[str, Any]]:
+        """Yield a record for each volume, and for each container that was empty and is removed."""
+        from backupfw.cmd import catalogue
+
+        self._unknown = catalogue.UnknownManifests()
+        conf, db = self.database(args)
+        return self.reported(sweep(conf, db, self._unknown, args.store, dry_run=args.dry_run))
+
+    def lines(self, args: argparse.Namespace, records: Iterator[Mapping[str, Any]]) -> Iterable[str]:
+        """Yield what people want to know of each, and the sums."""
+        volumes = objects = orphans = size = 0
+        for one in records:
+            yield from one["lines"]
+            volumes += one["volume_id"] is not None
+            objects += one["objects"]
+            orphans += one["orphans"]
+            size += one["orphan_bytes"]
+        deleted = "" if args.dry_run or not orphans else " deleted"
+        yield (
+            f"{counted(volumes, 'volume')}, {counted(objects, 'object')},"
+            f" {counted(orphans, 'orphan')} ({human_size(size)}){deleted}"
         )
-
-    def take_action(self, parsed_args: argparse.Namespace) -> int:
-        """Sweep; exit status 1 when a volume could not be swept."""
-        from backupfw.cmd import database
-
-        conf = load_conf(parsed_args)
-        for name in parsed_args.store or ():
-            store.require_enabled(conf, name)
-        db = self.open(database.opened(conf))
-        return 0 if sweep(conf, db, parsed_args.store, dry_run=parsed_args.dry_run) else 1
+        yield from self._unknown.lines()
 
 
 def _details(volume: VolumeReport) -> list[str]:
@@ -56,6 +88,23 @@ def _details(volume: VolumeReport) -> list[str]:
     return lines
 
 
+def _record(place: Place, volume: VolumeReport) -> dict[str, Any]:
+    return {
+        "store": place.store,
+        "container": place.container,
+        "project_id": volume.project,
+        "volume_id": volume.volume,
+        "result": "ok" if volume.stopped is None else "failed",
+        "objects": volume.objects,
+        "orphans": volume.orphans,
+        "orphan_bytes": volume.orphan_bytes,
+        "skipped_objects": volume.skipped,
+        "unknown_manifests": list(volume.unknown_manifests),
+        "problem": volume.stopped,
+        "lines": _details(volume),
+    }
+
+
 def _removed(db: Database, conf: cfg.ConfigOpts, container: Container) -> bool:
     """Remove a container that is empty and that no backup uses; returns whether that was done."""
     from backupfw.cmd import catalogue
@@ -73,21 +122,29 @@ def _removed(db: Database, conf: cfg.ConfigOpts, container: Container) -> bool:
     return True
 
 
-def sweep(conf: cfg.ConfigOpts, db: Database, stores: list[str] | None = None, *, dry_run: bool) -> bool:
-    """Sweep every container of every enabled store, and print what was found.
+def sweep(
+    conf: cfg.ConfigOpts,
+    db: Database,
+    unknown: UnknownManifests,
+    stores: list[str] | None = None,
+    *,
+    dry_run: bool,
+) -> Iterator[Mapping[str, Any]]:
+    """Sweep every container of every enabled store, and yield what was found.
 
-    Manifests that the database does not know are reported and left alone: the audit judges them.
+    Manifests that the database does not know are counted and left alone: the audit judges them.
 
+    :param unknown: counts them.
     :param stores: only these; None for all.
     :param dry_run: delete nothing.
-    :returns: whether every volume could be swept.
+    :returns: records with the columns of :class:`Sweep`, and the ``lines`` for people; ``result`` is ``ok``,
+        ``failed`` or, of a container, ``removed``.
     """
     from backupfw.chunkstore import errors
     from backupfw.cmd import catalogue
     from backupfw.engine import sweep as engine
+    from backupfw.engine.sweep import VolumeReport
 
-    volumes: list[VolumeReport] = []
-    unknown = catalogue.UnknownManifests()
     with store.places(conf, db, stores) as places:
         for place in places:
             try:
@@ -100,17 +157,8 @@ def sweep(conf: cfg.ConfigOpts, db: Database, stores: list[str] | None = None, *
                 # Nothing was ever stored there.
                 continue
             if not dry_run and _removed(db, conf, container):
-                print(f"{place}: empty, removed")
-            volumes += report.volumes
+                nothing = _record(place, VolumeReport("", "", 0))
+                removed = {"result": "removed", "lines": [f"{place}: empty, removed"]}
+                yield {**nothing, "project_id": None, "volume_id": None, **removed}
             unknown.add(sum(len(one.unknown_manifests) for one in report.volumes), report.foreign)
-            for line in (line for volume in report.volumes for line in _details(volume)):
-                print(line)
-    orphans = sum(volume.orphans for volume in volumes)
-    size = human_size(sum(volume.orphan_bytes for volume in volumes))
-    print(
-        f"{counted(len(volumes), 'volume')}, {counted(sum(volume.objects for volume in volumes), 'object')},"
-        f" {counted(orphans, 'orphan')} ({size}){'' if dry_run or not orphans else ' deleted'}"
-    )
-    for line in unknown.lines():
-        print(line)
-    return all(volume.stopped is None for volume in volumes)
+            yield from (_record(place, volume) for volume in report.volumes)

@@ -58,9 +58,16 @@ class Verdict:
     warning: bool = False
 
     @property
+    def result(self) -> str:
+        """The verdict as a word: ``ok``, ``warning`` or ``failed``."""
+        if not self.ok:
+            return "failed"
+        return "warning" if self.warning else "ok"
+
+    @property
     def line(self) -> str:
         """The verdict as one line of text."""
-        word = "warning" if self.ok and self.warning else "ok" if self.ok else "FAILED"
+        word = self.result if self.ok else "FAILED"
         text = f"{self.guarantee:<6}{word:<8}{self.title}"
         return f"{text}: {self.detail}" if self.detail else text
 

@@ -190,6 +190,20 @@ def test_sweep(run: Run, state: Path, backup_id: str, shown: dict[str, Any]) -> 
     assert volume_line == f"volume {shown['volume_id']} of project demo: 1 orphan, 5 B"
     assert total == f"1 volume, {before + 1} objects, 1 orphan (5 B)"
     assert len(objects(state)) == before + 2
+    (one,) = json.loads(run("sweep", "--dry-run", "-f", "json").out)
+    assert one == {
+        "store": "main",
+        "container": "volumebackups",
+        "project_id": "demo",
+        "volume_id": shown["volume_id"],
+        "result": "ok",
+        "objects": before + 1,
+        "orphans": 1,
+        "orphan_bytes": 5,
+        "skipped_objects": 0,
+        "unknown_manifests": [],
+        "problem": None,
+    }
     assert run("sweep").out.splitlines()[-1].endswith("1 orphan (5 B) deleted")
     assert len(objects(state)) == before + 1
     assert "0 orphans" in run("sweep").out

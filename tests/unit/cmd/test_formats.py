@@ -20,11 +20,15 @@ from backupfw.db import models
 from tests.unit.cmd.conftest import Run, load_conf
 
 #: What a list must be given.
-ARGUMENTS = {"quota show": ["demo"]}
+ARGUMENTS = {
+    "db purge": ["--before", "2026-01-31"],
+    "quota show": ["demo"],
+}
 LISTS = [
     (*name.split(), *ARGUMENTS.get(name, ()))
     for name, point in sorted(main.App().command_manager)
-    if issubclass(point.load(), base.Lister)
+    # What a check says of free space is another thing each time; it has a test of its own.
+    if issubclass(point.load(), base.Lister) and name != "store check"
 ]
 
 
@@ -80,6 +84,59 @@ def test_a_name_does_not_command_the_terminal(run: Run, state: Path, backup_id: 
         (one,) = [json.loads(run(*words, "-f", "json").out)]
         found = one[0]["name"] if isinstance(one, list) else one["display_name"]
         assert found == name
+
+
+@pytest.mark.parametrize("noun", ["backup", "store"])
+def test_a_terminal_gets_a_table_and_a_script_the_text_that_it_reads(
+    run: Run, backup_id: str, monkeypatch: pytest.MonkeyPatch, noun: str
+) -> None:
+    text = run(noun, "list").out
+    assert text == run(noun, "list", "-f", "text").out
+    assert (f"{backup_id} of volume " if noun == "backup" else "posix   backupfw-posix") in text
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert run(noun, "list").out.startswith("+--")
+    assert run(noun, "list", "-f", "text").out == text
+    # A report stays one.
+    assert run("audit").out == "nothing wrong\n"
+
+
+def test_checks_are_records_and_the_status_says_whether_all_hold(run: Run, state: Path) -> None:
+    state.mkdir()
+    conf = state / "backupfw.conf"
+    conf.write_text("[DEFAULT]\nenabled_stores = main\n[store:main]\ndriver = memory\n")
+    found = json.loads(run("store", "check", "main", "-f", "json").out)
+    assert {
+        "guarantee": "G3",
+        "title": "deleting a missing object succeeds",
+        "result": "ok",
+        "detail": "",
+    } in found
+    assert found[-1] == {"guarantee": "all", "title": "store main", "result": "ok", "detail": ""}
+    assert run("config", "check", "-f", "value", "-c", "check", "-c", "subject").out.splitlines() == [
+        f"configuration {conf}",
+        "store main driver memory",
+    ]
+    assert run("db", "sync").status == 0
+    checks = json.loads(run("config", "check", "--connect", "-f", "json").out)
+    assert [one["check"] for one in checks[:4]] == ["configuration", "store main", "database", "store main"]
+    assert checks[-1] == {"check": "store main", "subject": "all store main", "result": "ok", "detail": ""}
+    conf.write_text(
+        "[DEFAULT]\nenabled_stores = far\ndefault_store = far\n[store:far]\ndriver = s3\nretry_tries = 1\n"
+        "endpoint = http://127.0.0.1:9\nregion = r\naccess_key_id = a\nsecret_access_key = b\n"
+    )
+    for words in (("store", "check", "far"), ("config", "check", "--connect")):
+        done = run(*words, "-f", "json")
+        assert done.status == 1
+        results = [one["result"] for one in json.loads(done.out)]
+        assert results[-1] == "failed"
+
+
+def test_the_databases_version_and_a_purge_have_formats(run: Run) -> None:
+    assert run("db", "sync").status == 0
+    version = run("db", "version").out.strip()
+    assert json.loads(run("db", "version", "-f", "json").out) == {"version": version}
+    purged = json.loads(run("db", "purge", "--before", "2026-01-31", "-f", "json").out)
+    assert {"resource": "backups", "rows": 0} in purged
 
 
 def test_a_record_of_a_backup(run: Run, backup_id: str) -> None:
