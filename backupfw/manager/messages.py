@@ -47,7 +47,7 @@ class Action(Enum):
     CREATE_BACKUP = "013"
     DELETE_BACKUP = "014"
     RESTORE_BACKUP = "015"
-    # Nobody else has ids for these; clients show the text that comes with them.
+    # No other service has ids for these.  Clients show the text that comes with an id they do not know.
     DELETE_VOLUME = "101"
     IMPORT_BACKUP = "102"
 
@@ -70,7 +70,7 @@ class Detail(Enum):
     RESTORE_BACKUP = "026"
     VOLUME_STATE = "027"
     BECAME_FULL = "030"
-    # Nobody else has ids for these.
+    # Likewise.
     VOLUME_GREW = "101"
     IMPORT_BACKUP = "102"
     CANCELLED = "103"
@@ -208,7 +208,7 @@ class MessageManager:
         row = models.Message
         purged = 0
         while True:
-            # Looking costs no write lock; there is nearly never anything to delete.
+            # A read takes no write lock, and nearly always there is nothing to delete.
             with self._db.read() as session:
                 old = select(row.id).where(row.created_at <= self._oldest(session))
                 found = session.scalars(old.order_by(row.created_at).limit(_BATCH)).all()

@@ -110,7 +110,7 @@ class Metadata:
         return self._db.run(work)
 
     def _touch(self, session: Session, ctx: RequestContext, owner_id: str) -> None:
-        # The lock lets two changes of one key follow each other instead of both inserting it.
+        # Without the lock, two changes of one key at the same time could both insert it.
         self._find(session, ctx, owner_id, lock=True).updated_at = now(session)
         session.flush()
 
@@ -130,7 +130,7 @@ def matches(model: Model, owner_id: Any, text: str) -> ColumnElement[bool]:
     return and_(
         True,
         *(
-            # Not EXISTS: PostgreSQL would begin with everybody's metadata, whose values have no index.
+            # Not EXISTS: PostgreSQL would first search the metadata of all owners, without an index.
             select(model.value).where(_owner(model) == owner_id, model.key == key).scalar_subquery() == value
             for key, value in wanted.items()
         ),

@@ -1,9 +1,9 @@
 """Export records: ``export_record`` returns them and ``import_record`` reads them.  Pure functions.
 
 A record is base64 of a JSON object with the field names and string forms that clients, suites and
-existing services know.  A record that comes in is hostile: everything about it is bounded, only the
-fields of :class:`Record` are read, and nothing but :class:`~backupfw.errors.InvalidInput` is raised.
-The content of a record is not trusted: names in it are checked again where they are used
+existing services know.  A record that is imported may be hostile: its length, depth and number of parts are
+bounded, only the fields of :class:`Record` are read, and only :class:`~backupfw.errors.InvalidInput` is
+raised.  The content of a record is not trusted: names in it are checked again where they are used
 (``naming``, the chunk store's layers), and the manifest decides about the data.
 """
 
@@ -191,7 +191,7 @@ def decode(text: str) -> Record:
         that is read has another type, form or length than it may have.
     """
     values = _parse(_decode_text(text))
-    # In the words that clients' own tests look for.
+    # Tests of clients compare these words.
     for name, words in (("id", "an id"), ("size", "size attribute")):
         if values.get(name) is None:
             raise InvalidInput(f"Provided backup record is missing {words}")

@@ -281,7 +281,7 @@ def metadata_of(session: Session, model: Any, ids: Iterable[str]) -> dict[str, d
     """
     found: dict[str, dict[str, str]] = {}
     session.flush()
-    # All at once: one after the other, they take twice as long.
+    # all(): to fetch the rows one by one takes twice as long.
     for owner_id, key, value in session.connection().execute(_pairs(model), {"ids": list(ids)}).all():
         found.setdefault(owner_id, {})[key] = value
     return found
@@ -293,7 +293,7 @@ def _pairs(model: Any) -> Select[Any]:
     owner = pairs.primary_key.columns[0]
     return (
         select(owner, pairs.c.key, pairs.c.value)
-        # One parameter that is a list: the statement is made once, and not with a term for each id.
+        # One parameter that is a list, so that the statement is compiled once for any number of ids.
         .where(owner.in_(bindparam("ids", expanding=True)))
         .order_by(pairs.c.key)
     )
@@ -317,10 +317,10 @@ def _dependents() -> Select[Any]:
 
 
 def _living(child: Any, *more: ColumnElement[bool]) -> ColumnElement[int]:
-    """Count the living, once available ones among children, and of these what fulfils ``more``.
+    """Count the children that are not deleted and were once available, and that meet the conditions ``more``.
 
-    Inside the count, and not beside the parent: a database without statistics would go by one of these
-    conditions, and walk through all that lives.
+    The conditions stand in the count, not in the WHERE clause: there, a database without statistics might
+    take the index of one of them and read all backups that are not deleted.
     """
     return func.count(case((and_(child.deleted.is_(False), child.completed.is_(True), *more), 1)))
 
@@ -329,7 +329,7 @@ def _living(child: Any, *more: ColumnElement[bool]) -> ColumnElement[int]:
 def listed_columns() -> tuple[ColumnElement[Any], ...]:
     """Return what a listing selects of backups: the columns of :class:`ListedBackup`, in their order.
 
-    Of the table, not of the mapped class: tuples are all that is wanted, and they cost less without mapping.
+    They are columns of the table, not of the mapped class: plain tuples cost less without the mapping.
     """
     table = models.Backup.__table__
     return tuple(table.c[name] for name in ListedBackup._fields if name in table.c)
@@ -361,7 +361,7 @@ def backup(session: Session, row: models.Backup) -> Backup:
 def _backup_by_id() -> Select[Any]:
     """One statement for a backup, its metadata and its dependents: a row for each key, at least one."""
     backup, meta = models.Backup.__table__, models.BackupMetadata.__table__
-    # Of the table, not of the mapped class: see listed_columns.
+    # Columns of the table, not of the mapped class: see listed_columns.
     shown = [backup.c[name] for name in _shared(models.Backup, Backup)]
     child = backup.alias()
     dependents = (

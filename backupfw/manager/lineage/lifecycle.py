@@ -25,13 +25,13 @@ AVAILABLE = "available"
 """Ready for use."""
 
 ERROR = "error"
-"""The operation that made it failed, or an administrator said so; it can be deleted."""
+"""The operation that made it failed, or an administrator set this status; it can be deleted."""
 
 DELETING = "deleting"
 """A task removes it."""
 
 ERROR_DELETING = "error_deleting"
-"""Its removal failed; a backup's is tried again by itself after a while."""
+"""Its deletion failed.  The service tries the deletion of a backup again after a while."""
 
 DELETED = "deleted"
 """Gone; the row stays, hidden."""
@@ -52,7 +52,7 @@ ERROR_RESTORING = "error_restoring"
 """A volume that a restore left half written."""
 
 ATTACHING = "attaching"
-"""A volume that is about to be attached; only administrators set it, and the four that follow."""
+"""A volume that is about to be attached.  Only administrators set this status and the next four."""
 
 DETACHING = "detaching"
 """A volume that is about to be detached."""
@@ -85,7 +85,7 @@ LIVE = "live"
 """A manifest in its store, named by backups; children may share its objects."""
 
 RELEASED = "released"
-"""A manifest that no backup uses any more, for ever; its objects are being deleted."""
+"""A manifest that no backup uses, and that none can use again; its objects are being deleted."""
 
 GONE = "gone"
 """A manifest whose own objects are deleted; it stays in the lineage while it is a fork."""
@@ -94,7 +94,7 @@ ANY = "*"
 """In a move: from every status except ``deleted``."""
 
 PREVIOUS = "previous status"
-"""As a move's target: what the resource was before the move that remembered it."""
+"""As a move's target: the status that the resource had before the move that remembered it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +150,7 @@ class VolumeMoves:
     backed_up = Move("backup ended", (BACKING_UP,), PREVIOUS)
     restore = Move("restore", (AVAILABLE,), RESTORING_BACKUP)
     restored = Move("restored", (RESTORING_BACKUP, CREATING), AVAILABLE)
-    # A restore is an operation on the backup, whose move reports it.
+    # No FailingMove: the failure of a restore is reported by the backup's move.
     restore_failed = Move("restore failed", (RESTORING_BACKUP,), ERROR_RESTORING)
     restore_of_new_failed = Move(
         "restore cancelled, or failed on a new volume", (RESTORING_BACKUP, CREATING), ERROR

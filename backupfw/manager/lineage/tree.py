@@ -89,7 +89,9 @@ class Tree:
         while todo:
             here = todo.pop()
             around = self._joined(here)
-            if known:  # once a detached one was walked through, everything possible has been seen
+            # A detached manifest may be a neighbour of every other one: after the first of them, all
+            # neighbours that are only possible have been seen.
+            if known:
                 around.extend(self._possible(here))
                 known = here not in self._detached
             for near in around:
@@ -114,7 +116,8 @@ class Tree:
         changed: set[str] = set()
         dropped: set[str] = set()
         gone = sorted(node_id for node_id in self._base if self._nodes[node_id].state == GONE)
-        # One gone detached one joins the whole volume by itself: no fork has to stay beside it.
+        # A gone detached manifest counts as a neighbour of every other one.  So one of them joins all
+        # manifests of the volume, and no gone fork has to stay beside it.
         joint = next((node_id for node_id in gone if node_id in self._detached), None)
         todo = [node_id for node_id in gone if node_id != joint]
         while todo:
@@ -126,7 +129,8 @@ class Tree:
                 continue
             changed |= self._drop(here, near)
             dropped.add(here)
-            # Only the removal of an end can turn its neighbour into a manifest that is no fork.
+            # The removal of a manifest with one neighbour takes a neighbour from that one, which may be no
+            # fork any more.  With two neighbours, these are joined and keep their numbers.
             if len(near) == 1 and near[0] != joint and self._nodes[near[0]].state == GONE:
                 todo.append(near[0])
         if joint is not None and len(self._base) == 1:
@@ -137,7 +141,7 @@ class Tree:
         }
 
     def _drop(self, here: str, near: list[str]) -> set[str]:
-        """Take ``here`` out, join its neighbours; return the ids whose base changed."""
+        """Remove ``here`` and join its two neighbours, if it has two; return the ids whose base changed."""
         base = self._base.pop(here)
         children = self._children.pop(here, set())
         self._detached.discard(here)
@@ -147,7 +151,8 @@ class Tree:
         for child in children:
             self._base[child] = None
         if len(near) == 2:
-            # Base and child: the child moves up.  Two children: the second hangs on to the first.
+            # A base and a child: the base becomes the base of the child.  Two children: the first becomes the
+            # base of the second.
             upper, lower = near
             self._base[lower] = upper
             self._children[upper].add(lower)

@@ -43,7 +43,8 @@ from backupfw.manager.queue import claims, tasks
 from backupfw.manager.rules import quota
 from backupfw.manager.rules.volume_rules import gigabytes
 
-#: The unfinished tasks that belong to a status: kinds of the resource itself, kinds that occupy it.
+#: The unfinished tasks that belong to a status: kinds of tasks on the resource itself, and kinds of tasks
+#: that have it as their source.
 _BEHIND: dict[tuple[type[Backup | Volume | Snapshot], str], tuple[tuple[str, ...], tuple[str, ...]]] = {
     (Backup, CREATING): ((tasks.BACKUP_CREATE, tasks.BACKUP_IMPORT), ()),
     (Backup, RESTORING): ((tasks.BACKUP_RESTORE,), ()),

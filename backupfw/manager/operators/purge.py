@@ -1,6 +1,7 @@
 """Purge: deletes rows of resources that were deleted long ago.
 
-Backups, volumes and snapshots are deleted softly.  Only rows that refer to their rows still need these.
+A deleted backup, volume or snapshot keeps its row, with a mark that it is deleted.  Only other rows that
+refer to that row still need it.
 
 *Manifests* that are gone keep their rows for three reasons: an import of a deleted backup is refused, a
 listing that still shows such a manifest does not make it unknown, and the lineage tree needs its forks.  So a
@@ -109,7 +110,7 @@ def _may_go(model: type[Any], before: datetime) -> ColumnElement[bool]:
             & (Manifest.state == GONE)
             & (func.coalesce(Manifest.updated_at, Manifest.created_at) < before)
             & Manifest.in_tree.is_(False)
-            # A key without a length was given up.
+            # A row with a key but without a length is a key that was given up: it stays.
             & or_(Manifest.key.is_(None), Manifest.length.is_not(None))
             & ~exists().where(Backup.manifest_id == Manifest.id)
             & ~exists().where(Backup.id == Manifest.backup_id, ~_may_go(Backup, before))
@@ -117,7 +118,7 @@ def _may_go(model: type[Any], before: datetime) -> ColumnElement[bool]:
         )
     condition &= model.deleted.is_(True) & (model.deleted_at < before)
     if model is Backup:
-        # They are needed to find the leftovers of a killed attempt.
+        # These columns show where a killed attempt may have left objects or a snapshot.
         condition &= Backup.manifest_id.is_(None) & Backup.temp_snapshot_id.is_(None)
     elif model is Snapshot:
         condition &= ~exists().where(Backup.temp_snapshot_id == Snapshot.id)

@@ -254,7 +254,7 @@ class CreateTasks(Outcomes):
         def unknown(session: Session) -> None:
             lost = tasks.lost(session, task)
             if isinstance(lost, TaskLost):
-                # The rows would not answer that: the other attempt may have ended and deleted them.
+                # The journal cannot show what was committed: the other attempt may have ended and deleted it.
                 raise OutcomeUnknown(str(lost))
 
         self._db.run(work, unknown)
@@ -340,7 +340,8 @@ class CreateTasks(Outcomes):
                 manifest.key == result.key,
                 manifest.length.is_not(None),
             )
-            # By this attempt, or by one that found this one's manifest.  The backup may be deleted already.
+            # This attempt committed it, or a later one that found it in the store.  The backup may have been
+            # deleted since.
             if session.scalar(mine) is None:
                 return None
             return rows.backup(session, session.get_one(models.Backup, task.resource_id))
@@ -442,7 +443,7 @@ class CreateTasks(Outcomes):
 
         self._db.run(work)
 
-    # The initial values of a manifest's row, also of a new epoch.
+    # The values of a manifest's row at the first attempt, and at the begin of a new epoch.
 
     def _same_geometry(self, manifest: models.Manifest) -> bool:
         backup = self._conf.backup
@@ -477,8 +478,8 @@ class CreateTasks(Outcomes):
             created_at=moment,
             updated_at=moment,
         )
-        # The base's row is touched before the child exists: a release of it and the child exclude
-        # each other.
+        # The base's row is updated before the child's is inserted, so that of this transaction and a release
+        # of the base only one succeeds.
         manifest.base_id = self._take_base(session, backup, manifest)
         session.add(manifest)
         session.flush()
@@ -555,7 +556,7 @@ class CreateTasks(Outcomes):
             backup=rows.backup(session, backup),
             volume=rows.volume(session, volume),
             snapshot=None if snapshot is None else rows.snapshot(session, snapshot),
-            # Once it was treated as in use, all further attempts do the same.
+            # If an earlier attempt treated the volume as in use, so does this one.
             in_use=snapshot is None
             and (volume.previous_status == lifecycle.IN_USE or backup.temp_snapshot_id is not None),
             manifest_id=manifest.id,

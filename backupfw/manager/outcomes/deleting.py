@@ -91,9 +91,9 @@ class DeleteTasks(Outcomes):
         self, session: Session, backup: models.Backup, manifest: models.Manifest, task: Task
     ) -> bool:
         """Give up the manifest; return whether this task must delete its objects."""
-        # The user deletes it, whether it was ever committed or not.
+        # The user deletes the backup, so no key of it that is still open may be committed.
         manifests.give_up(session, models.Manifest.backup_id == backup.id)
-        # Not only keys that this attempt gave up: an earlier one may have failed before it deleted anything.
+        # These may also be keys that an earlier attempt gave up before it failed.
         given_up = bool(manifests.given_up_keys(session, backup.id))
         if manifest.state == lifecycle.GONE:
             return given_up
@@ -101,7 +101,7 @@ class DeleteTasks(Outcomes):
             backup_rows.give_up_manifest(session, backup, task.request_id)
             return True
         if manifest.state == lifecycle.RELEASED:
-            # By an earlier attempt, or a failed creation whose clean-up has a task of its own.
+            # An earlier attempt released it, or a creation that failed: that has queued a task of its own.
             cleaning = exists().where(
                 models.Task.kind == tasks.MANIFEST_RELEASE, models.Task.resource_id == manifest.id
             )
@@ -112,7 +112,7 @@ class DeleteTasks(Outcomes):
             return False
         if not manifests.release_if_unused(session, manifest.id):
             return False
-        # The next attempt must find it.
+        # The next attempt must find the manifest.
         self._point(session, backup, manifest.id)
         return True
 
@@ -147,8 +147,8 @@ class DeleteTasks(Outcomes):
                 relatives.update(manifests.detached_keys(session, manifest_id))
                 given_up = manifests.given_up_keys(session, manifest.backup_id)
                 if given_up:
-                    # The tree does not show which manifests share with them: this manifest may have left it,
-                    # or have got another base since.
+                    # The tree does not show which manifests share with one that was given up: the row may
+                    # have left the tree, or have got another base since.
                     relatives.update(manifests.live_backups(session, manifest_id))
             return ReleasePlan(
                 manifest_id=manifest_id,
@@ -256,7 +256,7 @@ def failed(session: Session, task: Task, reason: str, detail: Detail | None = No
 
 def _drop_reference(session: Session, manifest_id: str) -> None:
     """Delete the row of another installation's manifest if no live backup uses it."""
-    # An import that makes a duplicate holds this row's lock, or waits for it and finds it gone.
+    # An import that makes a duplicate holds the lock of this row, or waits for it and then finds no row.
     lock(session, models.Manifest, models.Manifest.id == manifest_id)
     backup = models.Backup
     if session.scalar(select(exists().where(backup.manifest_id == manifest_id, backup.deleted.is_(False)))):

@@ -71,7 +71,7 @@ class Expiry(Outcomes):
         :param moment: the time to compare with, naive UTC; the database's clock unless given.
         :returns: how many operations were ended.
         """
-        # Looking costs no write lock; there is nearly never anything to end.
+        # A read takes no write lock, and nearly always there is nothing to end.
         with self._db.read() as session:
             if not waiting.overdue(session, self._conf, _ends(), moment)[0]:
                 return 0
@@ -86,7 +86,7 @@ class Expiry(Outcomes):
         ended = []
         overdue, left = waiting.overdue(session, self._conf, _ends(), moment)
         for row in overdue:
-            # Locked and read again: a worker may have come.
+            # Lock the row and check again: a worker may have claimed the task meanwhile.
             unchanged = (
                 models.Task.attempt == row.attempt,
                 models.Task.updated_at == row.updated_at,
@@ -110,7 +110,7 @@ def _ends() -> ColumnElement[bool]:
         row.cancel.is_(True),
         and_(
             row.kind.in_(_ENDINGS),
-            # One that shows error_deleting already has nothing new to report.
+            # A backup in error_deleting was reported already.
             or_(row.kind != tasks.BACKUP_DELETE, row.resource_id.in_(deleting_ids)),
             or_(row.kind.not_in(volumes.KINDS), row.resource_id.not_in(hidden)),
         ),

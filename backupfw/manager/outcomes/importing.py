@@ -109,7 +109,7 @@ class ImportTasks(Outcomes):
             stores = [name for name, wire in wire_names.items() if same_service(wire, service)]
             if not stores:
                 raise InvalidInput("No enabled store is of the backup record's service.")
-            # The hint only comes first: in another installation the name can mean another store.
+            # The record's hint only decides which store is tried first: the name can mean another store here.
             stores.sort(key=lambda name: name != record.store)
             container, key = _place(record)
             for store in stores:
@@ -207,7 +207,8 @@ class ImportTasks(Outcomes):
         """
         row = models.Manifest
         digest = object_digest(facts.store, facts.container, facts.key)
-        # Taking it by its digest orders this before or after a release, or the deletion of a foreign one.
+        # This update comes before or after a release of the manifest, or the deletion of a foreign one's row:
+        # never at the same time.
         session.execute(
             update(row)
             .where(row.key_digest == digest, row.state == lifecycle.LIVE)
@@ -233,7 +234,7 @@ class ImportTasks(Outcomes):
             project_id=facts.project_id,
             volume_id=facts.volume_id,
             backup_id=facts.backup_id,
-            # Another installation's manifest is only read here: it is in no lineage of ours.
+            # This installation only reads the manifest of another one, so it is in no lineage here.
             in_tree=ours,
             detached=ours,
             state=lifecycle.LIVE,
@@ -254,7 +255,7 @@ class ImportTasks(Outcomes):
 
 def failed(session: Session, task: Task, reason: str, detail: Detail | None = None) -> None:
     """Refuse an import, in the transaction that ends its task."""
-    # These names help readers of the list; they come from the record and are not checked.
+    # These names come from the record and are not checked.  They only help people who read the list.
     record = backup_rows.record_from_json(task.payload["record"])
     failures.failed(
         session,

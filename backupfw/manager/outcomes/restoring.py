@@ -131,12 +131,12 @@ class RestoreTasks(Outcomes):
             tasks.end(session, task)
             backup = backup_of(session, task)
             lifecycle.move(session, models.Backup, backup.id, BackupMoves.restored, fail_reason=None)
-            # Locked like in every other change of its metadata.
+            # Every change of a volume's metadata locks its row.
             lock(session, models.Volume, models.Volume.id == task.payload["volume_id"])
             volume = session.get(models.Volume, task.payload["volume_id"])
             if volume is not None and not volume.deleted and source is not None:
                 _describe(session, backup, volume, source)
-                # Tasks of older releases do not have it.
+                # Tasks that an older release queued do not have ``typed``.
                 if task.payload["new"] and not task.payload.get("typed", False):
                     kind = volume_types.of_backup(session, volume.project_id, source.volume_type)
                     volume.volume_type = kind or volume.volume_type
@@ -149,8 +149,8 @@ class RestoreTasks(Outcomes):
     def fail(self, task: Task, reason: str, detail: Detail | None = None) -> None:
         """End the task: the backup is available, with the reason; the volume is in an error status.
 
-        Even if nothing was written to it, because clients that wait for the restore would take ``available``
-        for success.
+        The volume is in an error status even if nothing was written to it: clients that wait for the restore
+        would take ``available`` for success.
 
         :param detail: for the user message; None if nothing more exact is known.
         """

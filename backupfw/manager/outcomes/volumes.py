@@ -53,7 +53,7 @@ class CreatePlan:
 class ExtendPlan:
     """A volume to make larger.
 
-    :ivar length: bytes it shall have.
+    :ivar length: its new length in bytes.
     """
 
     volume: rows.Volume
@@ -116,7 +116,7 @@ class VolumeTasks:
         return self._db.run(work)
 
     def finish_create(self, task: Task, location: str) -> None:
-        """The volume is made: ``available``."""
+        """End the task: the volume is ``available``."""
         self._end(task, Volume, VolumeMoves.created, location=location)
 
     def start_delete(self, task: Task) -> rows.Volume:
@@ -136,7 +136,7 @@ class VolumeTasks:
             return rows.volume(session, volume)
 
     def finish_delete(self, task: Task) -> None:
-        """The volume is gone."""
+        """End the task: the volume is deleted."""
         self._end(task, Volume, VolumeMoves.deleted)
 
     def start_extend(self, task: Task) -> ExtendPlan:
@@ -147,7 +147,7 @@ class VolumeTasks:
             )
 
     def finish_extend(self, task: Task, length: int, storage_id: str | None) -> None:
-        """The volume has its new length: ``available``.
+        """End the task: the volume has its new length and is ``available``.
 
         :param length: its real length in bytes; if it is more than requested, see :func:`follow_storage`.
         :param storage_id: its storage id, if the provider knows one.
@@ -165,7 +165,7 @@ class VolumeTasks:
     def start_create_snapshot(self, task: Task) -> SnapshotPlan:
         """Return the snapshot to make, and whether programs may write to its volume meanwhile.
 
-        A volume without an attachment gets none while the task runs.
+        A volume that is not attached cannot be attached while the task runs.
         """
         with self._db.read() as session:
             return _snapshot_plan(session, task.resource_id)
@@ -187,7 +187,7 @@ class VolumeTasks:
         return self._db.run(work)
 
     def finish_create_snapshot(self, task: Task, location: str) -> None:
-        """The snapshot is made: ``available``."""
+        """End the task: the snapshot is ``available``."""
         self._end(task, Snapshot, SnapshotMoves.created, location=location)
 
     def start_delete_snapshot(self, task: Task) -> SnapshotPlan:
@@ -196,7 +196,7 @@ class VolumeTasks:
             return _snapshot_plan(session, task.resource_id)
 
     def finish_delete_snapshot(self, task: Task) -> None:
-        """The snapshot is gone."""
+        """End the task: the snapshot is deleted."""
         self._end(task, Snapshot, SnapshotMoves.deleted)
 
     def _end(self, task: Task, model: type[Volume | Snapshot], step: Move, **values: Any) -> None:
@@ -207,7 +207,7 @@ class VolumeTasks:
         self._db.run(work)
 
     def fail(self, task: Task, reason: str) -> None:
-        """The task's resource is in an error status; a failed extension restores the old size."""
+        """End the task: its resource is in an error status; after a failed extension it has its old size."""
 
         def work(session: Session) -> None:
             tasks.end(session, task, "failed")
@@ -256,6 +256,6 @@ def _snapshot_plan(session: Session, snapshot_id: str) -> SnapshotPlan:
     snapshot = session.get(Snapshot, snapshot_id)
     if snapshot is None or snapshot.deleted:
         raise SnapshotNotFound(snapshot_id)
-    # The row of a volume that was deleted before its snapshot still exists.
+    # The volume may have been deleted before its snapshot; its row still exists.
     volume = rows.volume(session, session.get_one(Volume, snapshot.volume_id))
     return SnapshotPlan(rows.snapshot(session, snapshot), volume, bool(volume.attachments))

@@ -182,7 +182,7 @@ def next_task(
     row = models.Task
     for way in due(session):
         for task_id in _in_order(session, and_(way, room, *_eligible(reach, kinds))):
-            # A locked row is being changed; all other claims would wait while we wait for it.
+            # Skip a row that another transaction has locked: all other claims would wait with this one.
             if lock(session, row, row.id == task_id, way, skip_locked=True):
                 found = session.get_one(row, task_id)
                 _advance(session, position, found.queue_position)

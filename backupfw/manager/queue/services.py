@@ -210,7 +210,7 @@ class ServiceManager:
         :param host: only those of this host; ``node`` is also the host of ``node@store``.
         :param binary: only those of this binary.
         """
-        del ctx  # the API's policy lets administrators in only
+        del ctx  # the API's policy admits only administrators
         with self._db.read() as session:
             return services(session, self._conf, host=host, binary=binary)
 

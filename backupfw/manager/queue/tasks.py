@@ -250,7 +250,7 @@ class Tasks:
             all.
         """
         if owner not in self._unanswered:
-            # This look costs one statement and no lock; it usually finds nothing.
+            # This costs one statement and no lock, and usually there is no task.
             with self._db.read() as session:
                 if not claims.waits(session, reach, kinds):
                     return None
@@ -291,7 +291,7 @@ class Tasks:
                 execution_options={"synchronize_session": False},
             )
             found = session.execute(select(row.id, row.attempt, row.cancel).where(*kept)).all()
-            # This owner may have claimed a task again after it lost it.
+            # This owner may have lost a task and claimed it again, under another attempt number.
             return {
                 task_id: bool(cancel) for task_id, attempt, cancel in found if attempts[task_id] == attempt
             }

@@ -70,10 +70,10 @@ def why(session: Session, conf: cfg.ConfigOpts, task: models.Task, limits: Limit
 def overdue(
     session: Session, conf: cfg.ConfigOpts, ends: ColumnElement[bool], moment: datetime | None = None
 ) -> tuple[Sequence[models.Task], Sequence[Service]]:
-    """Return tasks that waited ``[backup] service_wait`` seconds for a worker, and the services left.
+    """Return tasks that waited ``[backup] service_wait`` seconds for a worker, and the services there are.
 
-    None of these services can serve one of the tasks.  A task is not among them if an enabled service with a
-    heartbeat within that time can serve it.  A task in a zone that never had a service does not wait.
+    These are the enabled services with a heartbeat within that time; none of them can serve any of the tasks.
+    If there is one, a queued task for a zone that never had a service is returned without that wait.
 
     :param ends: which tasks to look at.
     :param moment: the time to compare with, naive UTC; the database's clock unless given.

@@ -29,7 +29,7 @@ UNLIMITED = -1
 LARGEST = (1 << 31) - 1
 #: The quota class whose limits hold for projects that have none of their own.
 DEFAULT_CLASS = "default"
-#: The row to lock for what no project's row stands for: no project has an empty id.
+#: The id of a row to lock where no project's row fits; no project has an empty id.
 NO_PROJECT = ""
 
 #: Limits that clients expect beside the configured ones, with their defaults: the size of one volume,
@@ -38,7 +38,8 @@ _UNCONFIGURED = {"per_volume_gigabytes": UNLIMITED, "groups": 10}
 #: All resources that have a limit.
 RESOURCES = ("volumes", "snapshots", "gigabytes", "backups", "backup_gigabytes", *_UNCONFIGURED)
 
-#: What volumes of a type may have a limit of their own for, as ``volumes_gold``; there only where it is set.
+#: Resources for which the volumes of one type can have their own limit, e.g. ``volumes_gold``; such a limit
+#: exists only if it was set.
 _BY_TYPE = ("volumes", "snapshots", "gigabytes")
 #: Width of the column that holds a resource's name.
 _MAX_NAME = 64
@@ -146,7 +147,7 @@ def usage_of(session: Session, project_id: str, resources: Collection[str] = RES
 
     :param resources: the resources to count; only their tables are read.
     """
-    # Nothing uses them: they limit the size of one volume, and groups, which do not exist.
+    # Those that are not counted stay 0: the size of one volume, and groups, which do not exist.
     used = dict.fromkeys(resources, 0)
     for model, rows, gigabytes in _COUNTED:
         if rows not in used and gigabytes not in used:

@@ -153,8 +153,8 @@ def _has_task(session: Session, source_id: str, kinds: Collection[str]) -> bool:
 def bind_to_host(session: Session, volume: Volume, host: str) -> None:
     """Record the host whose workers alone can open a volume, before the volume is made.
 
-    Before, because a worker that deletes the volume, even while it is being made, must be on that host:
-    otherwise its storage would stay.
+    A task that deletes the volume while it is being made then also runs on that host.  On another host its
+    storage would not be found and would stay.
     """
     volume.host = host
     session.execute(
@@ -183,7 +183,7 @@ def queue_snapshot_delete(
     if result.rowcount:
         return
     lifecycle.move(session, Snapshot, snapshot.id, SnapshotMoves.force_delete)
-    # A delete of the volume that is queued already gets a new place after the snapshot's.
+    # If a delete of the volume is queued already, it is queued again behind the snapshot's.
     overtaken = tasks.cancel(session, snapshot.volume_id, (tasks.VOLUME_DELETE,))
     tasks.add(
         session,

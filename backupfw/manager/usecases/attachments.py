@@ -1,4 +1,4 @@
-"""Who uses a volume: the use cases that note it.
+"""The use cases of attachments: they record which programs use a volume.
 
 The service attaches nothing itself; other programs report it here.  A volume in use is backed up from a
 temporary snapshot, and no restore writes to it.
@@ -75,7 +75,7 @@ class Attachments:
                     f'but the current status is "{volume.status}".'
                 )
             if is_read_by_task(session, volume_id):
-                # The copy relies on a source without writers.
+                # While a volume is copied, nothing may write to it.
                 raise InvalidVolume(f"Volume {volume_id} is being copied; it can be attached after that.")
             add_attachment(
                 session,

@@ -108,7 +108,7 @@ class BackupManager(UseCases):
         :raises QuotaExceeded: the project has no room for it.
         """
         wish = self._placer.wish(container)
-        # Chosen here, so that a repetition after a lost answer finds the row that it has inserted.
+        # The id is chosen outside the transaction: if that is repeated after a lost answer, it finds its row.
         backup_id = str(uuid.uuid4())
 
         def work(session: Session) -> rows.Backup:
@@ -349,7 +349,7 @@ class BackupManager(UseCases):
             task = models.Task
             mine = select(task.id).where(task.resource_id == backup_id, task.request_id == ctx.request_id)
             volume = session.get(models.Volume, target_id)
-            # An existing volume has no id of this request, but its task has.
+            # An existing volume does not show whether this request was committed, but its task does.
             if volume is None or (volume_id is not None and session.scalar(mine) is None):
                 return None
             return backup_id, volume.id, volume.display_name
@@ -450,7 +450,7 @@ class BackupManager(UseCases):
             return rows.backup(session, row)
 
         def begun(session: Session) -> rows.Backup | None:
-            # Or by another request of the same project: the record is imported as requested.
+            # Another request of the project may have begun it; the record is imported as this one asked, too.
             found = rows.backup_by_id(rows.fetching(session), record.id)
             return None if found is None or found.project_id != ctx.project_id else found
 

@@ -59,7 +59,7 @@ class TransferManager:
         :raises VolumeNotFound: there is none, or not for this caller.
         :raises InvalidVolume: its status forbids it, or a task works on its snapshots.
         """
-        # Chosen here, so that a repetition after a lost answer finds the row that it has inserted.
+        # The id is chosen outside the transaction: if that is repeated after a lost answer, it finds its row.
         transfer_id, key = str(uuid.uuid4()), secrets.token_hex(16)
 
         def work(session: Session) -> rows.Transfer:
@@ -136,7 +136,7 @@ class TransferManager:
             volume_id = _known(session, transfer_id).volume_id
             lock(session, Volume, Volume.id == volume_id)
             volume = session.get(Volume, volume_id)
-            # Before the lock it may have been accepted or withdrawn.
+            # It may have been accepted or withdrawn while this waited for the lock.
             row = _known(session, transfer_id)
             if not hmac.compare_digest(row.key_digest, _digest(key)):
                 raise InvalidInput(f"Attempt to transfer {transfer_id} with invalid auth key.")

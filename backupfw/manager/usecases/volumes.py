@@ -107,8 +107,8 @@ class VolumeManager(UseCases):
         """Make a volume: empty, or from a snapshot, an available volume or an available backup.
 
         :param size: GiB; None: the size of the source.
-        :raises InvalidInput: a size is missing, out of range or below the source's; several sources.
         :param volume_type: id or name of its type; that of its source unless given, else the default.
+        :raises InvalidInput: a size is missing, out of range or below the source's; several sources.
         :raises VolumeNotFound: no such source volume for this caller; likewise SnapshotNotFound,
             BackupNotFound and VolumeTypeNotFound.
         :raises InvalidVolume: the source volume is not available; likewise InvalidSnapshot and
@@ -157,7 +157,7 @@ class VolumeManager(UseCases):
                 description=description,
                 metadata=metadata if backup is None else {**(metadata or {}), SOURCE_KEY: backup.id},
                 volume_type=kind,
-                # Its content is the source's.
+                # A copy can be booted if its source can.
                 bootable=source is not None and source.bootable,
                 image_metadata=None if source is None else pairs(session, VolumeImageMetadata, source.id),
                 availability_zone=availability_zone or self._conf.availability_zone,
@@ -206,7 +206,7 @@ class VolumeManager(UseCases):
         attachment_id = str(uuid.uuid4())
 
         def work(session: Session) -> rows.Volume:
-            # One adoption at a time (no row stands for a location), under a lock that exists everywhere.
+            # One adoption at a time: there is no row of a location that could be locked.
             quota.lock_project(session, quota.NO_PROJECT)
             if made_as is None:
                 _refuse_taken(session, location, storage_id, host)
@@ -267,7 +267,7 @@ class VolumeManager(UseCases):
             volume.length, volume.size = length, _checked_size(gigabytes(length), 0, "")
             volume.updated_at = now(session)
             session.flush()
-            # The failure because of its old storage is over: this is the volume now.
+            # An operation may have failed because the old storage had changed; that failure is settled now.
             lifecycle.move(session, models.Volume, volume_id, VolumeMoves.adopted_again)
             if is_attached(session, volume_id):
                 lifecycle.move(session, models.Volume, volume_id, VolumeMoves.attach)
@@ -368,7 +368,7 @@ class VolumeManager(UseCases):
             count, size = session.execute(
                 select(func.count(), func.coalesce(func.sum(row.size), 0)).where(*conditions)
             ).one()
-            # Under a name of its own: a filter may ask for metadata too.
+            # An alias, because a filter may name the table of metadata, too.
             pair = aliased(VolumeMetadata)
             found = (
                 select(pair.key, pair.value)
@@ -560,7 +560,7 @@ class VolumeManager(UseCases):
                 raise InvalidVolume(f"Volume {volume_id} has no storage, so it cannot be {status}.")
             tasks.cancel(session, volume_id, _OWN_TASKS)
             _withdraw(session, volume_id)
-            # After a cancelled extension the recorded length is the one that surely exists.
+            # After a cancelled extension, only the recorded length surely exists.
             lifecycle.move(
                 session,
                 models.Volume,
