@@ -74,7 +74,7 @@ class MessageDispatch(InProcessDispatch):
         they are left.
         """
         self._closing.set()
-        # The sending thread looks once more, then notices the end.
+        # The sending thread sends what is left, then sees that it must end.
         self._to_send.set()
         self._sender.join(SEND_SECONDS)
         if self._server is None:
@@ -123,7 +123,7 @@ class MessageDispatch(InProcessDispatch):
             # Waits for the broker.  Later the library reconnects by itself.
             server.start()
             self._server = server
-            # There may have been a wake-up before.
+            # A wake-up may have been sent before this subscription.
             self.nudge()
 
         self._repeat("Wake-ups could not be subscribed to", subscribe, once=True)

@@ -105,7 +105,7 @@ def run(prefix: str, container: Container, catalogue: Catalogue, control: Contro
         number, first = _look(volume_prefix, listed, container, catalogue, control)
         count += number
         found += _confirmed(volume_prefix, first, container, catalogue, control)
-    # Asked for after the listing, so the volumes that it showed have been looked at already.
+    # Volumes without any object: the listing did not show them.
     for project, volume in catalogue.volumes():
         volume_prefix = keys.volume_prefix(prefix.rstrip("/"), project, volume)
         if volume_prefix not in seen:
@@ -208,7 +208,7 @@ def _differences(
 def _orphans(
     candidates: Iterable[Candidate], unknown: Collection[str], container: Container, control: Control
 ) -> set[Discrepancy]:
-    """Return those that no unknown manifest names either."""
+    """Return the candidates that no unknown manifest names either."""
     spool = Spool()
     spool.extend(candidates)
     try:

@@ -40,8 +40,8 @@ from backupfw.engine.segment_backup import SegmentDone, SegmentTask, SegmentWrit
 from backupfw.errors import Damaged, JournalLost, OutcomeUnknown, TaskLost, UnsupportedFormat
 from backupfw.volume.base import BlockSource
 
-#: Segments that nothing was sent for are recorded when there are so many of them, or after so many seconds:
-#: what they save the next attempt is reading the source again.
+#: Segments for which no object was put are recorded in batches: of this many, or after this many seconds.
+#: Without their entries, the next attempt only has to read the source again.
 JOURNAL_SEGMENTS = 16
 JOURNAL_SECONDS = 5.0
 
@@ -109,14 +109,14 @@ def run(
                 tally.add(done.index, done.entry)
                 recorder.gather(done)
                 source.check_still()
-        # Everything that the manifest will say was read before this.
+        # All that the manifest says of the source was read before this check.
         source.check_still()
     except TaskLost:
         # Another attempt has the task now, and may have cleaned up already.
         unnamed.remove()
         raise
     except Exception:
-        # Best effort: what is finished need not be done again.  The first error is what counts.
+        # Try to record what is finished, for the next attempt.  The first error is the one to raise.
         with contextlib.suppress(Exception):
             recorder.flush()
         raise
@@ -227,7 +227,7 @@ class _Recorder:
 
     def record(self, *segments: SegmentDone) -> None:
         """Record segments; from then on the next attempt may name their objects.  Thread-safe."""
-        # First, because an error does not prove that the journal was not written.
+        # Before the write, because an error does not prove that the journal was not written.
         handed = self._unnamed.hand_over(
             key for done in segments if done.entry is not None for key in done.entry.object_keys()
         )
@@ -283,7 +283,7 @@ def _open_base(job: BackupJob, container: Container, control: Control) -> _Base:
         for number, _ in enumerate(reader.segments()):
             if number % 1024 == 0:
                 control.check()
-        # Room for the origins of this backup's own attempts.
+        # The other half is for the origins of this backup's own attempts.
         if len(reader.origins()) > MAX_ORIGINS // 2:
             return _Base(problem="the base names so many origins that sharing with it has to end")
     except (Damaged, UnsupportedFormat) as error:
@@ -399,8 +399,8 @@ def _commit(
                     stored += pack.size
         if recorded != tally:
             raise JournalLost(
-                f"the journal has {recorded.segments} segments with data,"
-                f" and not as they were finished the {tally.segments} of the source"
+                f"the journal has {recorded.segments} segments with data; this attempt has finished"
+                f" {tally.segments}, and they are not the same"
             )
         journal.announce(head.key)
         totals = writer.put(container)
@@ -411,4 +411,4 @@ def _recorded_entry(data: bytes, volume_prefix: str) -> SegmentEntry | None:
     try:
         return decode_entry(data, volume_prefix)
     except BadBytes as error:
-        raise JournalLost(f"the journal has an entry that is none: {error}") from error
+        raise JournalLost(f"the journal has an entry that cannot be read: {error}") from error

@@ -84,7 +84,7 @@ class Spool:
 
     def add(self, candidate: Candidate) -> None:
         """Append one; not after the first reading."""
-        # Segments count from -1: shifted, so that they are written without a sign.
+        # Segments count from -1: one is added, so that no number needs a sign.
         self._lines += f"{candidate.segment + 1:x} {candidate.key} {candidate.size}\n".encode("ascii")
         self.count += 1
         self.size += candidate.size

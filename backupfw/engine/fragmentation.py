@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 #: Most packs a changed segment points into.  A default segment that does not compress fills 8.
 MAX_PACKS = 16
-#: Where packs are small against a segment: so many more than one full backup needs.
+#: If packs are small, a segment may point into this many more packs than a full backup of it needs.
 MORE_PACKS = 7
 #: Least share of the blocks' bytes in those packs that the segment uses: 1 / 1.3 and a little more.
 MIN_USE = 0.78
@@ -47,9 +47,9 @@ def choose(old: Sequence[tuple[int, int]], new_bytes: int, pack_size: int) -> se
         if used < MIN_USE * held:
             move(min(kept, key=lambda index: old[index][0] / old[index][1]))
         elif len(kept) + -(-moved // pack_size) > most:
-            # Small packs come from small changes.  The smallest is joined with what is new, and so is
-            # each next one that is no larger than what has gathered: as with sorted runs that are
-            # merged by size, a block moves only a few times however many changes come.
+            # Small packs come from small changes.  Store the smallest again together with the new blocks,
+            # then each next pack that is not larger than what is gathered so far.  Like a merge of sorted
+            # runs by size, this stores each block only a few times, however many changes follow.
             move(kept[0])
             while kept and (smallest := old[kept[0]][0]) <= moved and moved + smallest <= pack_size:
                 move(kept[0])

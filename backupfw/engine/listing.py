@@ -13,7 +13,7 @@ from backupfw.engine.candidates import Candidate, in_order
 from backupfw.engine.format import keys
 from backupfw.engine.ports import Control
 
-#: Objects of one attempt that a search for manifests reads before it goes on behind them.
+#: A search for manifests lists this many objects of one attempt; then it begins a new listing behind them.
 _JUMP_AFTER = 2000
 
 
@@ -61,8 +61,8 @@ def manifest_keys(
 ) -> Iterator[str]:
     """Yield the keys of all manifests under ``prefix``, in the listing's order.
 
-    A sorted listing goes on past most of what an attempt put: its segments sort before its manifest.  So
-    the requests grow with the attempts and not with the objects.
+    In a sorted listing, most objects of an attempt are jumped over: its segments sort before its manifest.
+    So the number of requests grows with the attempts, not with the objects.
 
     :param leave_out: a prefix, ending in a slash, whose keys are none of them.
     :raises ChunkStoreError: the listing failed, or the container is missing; what was yielded is not all.
@@ -76,7 +76,7 @@ def manifest_keys(
             if number % 1000 == 0:
                 control.check()
             if info.key <= after:
-                # A listing that begins again must not keep this from ending.
+                # A store that ignores ``after`` would send the same keys for ever.
                 continue
             if leave_out is not None and info.key.startswith(leave_out):
                 beyond = f"{leave_out[:-1]}0"

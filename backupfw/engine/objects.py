@@ -56,9 +56,9 @@ def is_proven(error: Damaged) -> bool:
 def read_checked(container: Container, key: str, offset: int, length: int, check: Callable[[bytes], T]) -> T:
     """Get a range and return what ``check`` makes of it; get it once more if it is found wrong.
 
-    Drivers compare whole objects with the store's checksum, but ranges have none: a bit
-    that was turned on the way shows here first.  What is called damaged must be wrong in the store, so two
-    reads have to find it.
+    Drivers compare whole objects with the store's checksum, but a range has none.  So a bit that changed on
+    the way is found here first.  Only an object that is wrong in the store is damaged, so two reads must find
+    it wrong.
 
     :param check: raises BadBytes if the bytes are wrong.
     :raises BadBytes: they are, twice.

@@ -20,7 +20,7 @@ _Out = TypeVar("_Out", covariant=True)
 
 
 class _Ended(Exception):
-    """Another stream has failed: this one ends without a word."""
+    """Another stream has failed and reports it; this one ends without a report."""
 
 
 class Worker(Protocol[_In, _Out]):
@@ -120,7 +120,7 @@ class Streams(Generic[Item, Result]):
         more = True
         try:
             while True:
-                # One item waits for each stream, so none is idle while the caller is busy.
+                # One more item waits for each stream, so no stream is idle while the caller is busy.
                 while more and in_flight < 2 * self._streams:
                     item = next(items, _END)
                     if item is _END:
@@ -132,7 +132,7 @@ class Streams(Generic[Item, Result]):
                         workers.append(self._make())
                         threads.append(
                             threading.Thread(
-                                # Its log lines belong to the same request.
+                                # So that the thread's log lines have the same request id.
                                 target=copy_context().run,
                                 args=(_serve, workers[-1], tasks, results, self._halt),
                                 name=f"stream-{len(threads)}",

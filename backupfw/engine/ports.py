@@ -25,7 +25,7 @@ class Control(Protocol):
         """Raise TaskLost unless the target may still be written; called before every batch of writes."""
 
     def progress(self, done: int, total: int) -> None:
-        """Hear how many bytes of ``total`` are done; at most about once a second."""
+        """Take the number of bytes of ``total`` that are done; called about once a second at most."""
 
 
 class Journal(Protocol):
@@ -37,8 +37,8 @@ class Journal(Protocol):
     def finished(self) -> Iterator[tuple[int, bytes]]:
         """Yield ``(segment, entry)`` of every recorded segment, ascending, each once.
 
-        ``record`` may be called while an iteration runs; whether that iteration sees it is open.  It
-        may be asked for repeatedly and must not hold all entries in memory.
+        ``record`` may be called while an iteration runs; that iteration may or may not yield the new entry.
+        The method may be called again, and must not hold all entries in memory.
         """
 
     def record(self, entries: Sequence[tuple[int, bytes]]) -> None:

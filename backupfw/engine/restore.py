@@ -18,8 +18,8 @@ from backupfw.engine.segment_restore import RestoreDone, RestoreTask, SegmentRea
 from backupfw.errors import TargetError
 from backupfw.volume.base import BlockTarget
 
-#: The target is flushed and the checkpoint saved when all is done below a further segment; at the latest
-#: after so many tasks, should one stream fall far behind the others.
+#: The target is flushed and the checkpoint saved whenever all segments below a further one are done.  If one
+#: stream falls far behind the others, the target is flushed after this many tasks.
 FLUSH_TASKS = 8
 
 

@@ -22,7 +22,7 @@ from backupfw.volume.base import BlockTarget
 
 #: Bytes decoded before they are written.
 WRITE_BYTES = 1 << 20
-#: Bytes zeroed by one call: little enough that a target that writes zeros keeps the deadline.
+#: Bytes zeroed by one call: few enough that also a target that must write zeros ends within the lease.
 ZERO_BYTES = 256 << 20
 
 
@@ -64,7 +64,7 @@ class BlockDecoder:
         data: bytes | memoryview = stored
         if found.codecs[block] != RAW:
             try:
-                # The declared size is looked at first: a hostile one must not choose our memory.
+                # Check the declared size first, so that hostile bytes cannot make this allocate more.
                 if zstandard.frame_content_size(stored) != length:
                     raise BadBytes(f"block {block} of segment {found.index} has another length")
                 data = self._decompress(stored)
@@ -142,8 +142,8 @@ class SegmentReader:
     ) -> None:
         """Read a range of a pack, then decode, verify and write its blocks, a batch at a time.
 
-        The range is given back before the next one is read.  Two at a time are more than malloc keeps
-        for itself: it would return and fault in some of that memory for every range.
+        The memory of the range is freed before the next one is read.  If two were held, malloc would return
+        memory to the system and fault it in again for every range.
         """
         data = memoryview(objects.read(self._container, key, part.offset, part.length))
         done.requests += 1

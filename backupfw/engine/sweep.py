@@ -12,7 +12,7 @@ are not seen.  No clock is involved.
 
 * Only keys that parse, below the installation's prefix, are touched.
 * An unknown manifest that can be read is reported; it stays, and so does everything that it names.
-  One that a lost attempt put late is known: each is announced before it is put.
+  A manifest that a lost attempt put late is known, because every manifest is announced before it is put.
 * A manifest that cannot be read stops its volume: what it names is not known.
 """
 

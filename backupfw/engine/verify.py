@@ -1,7 +1,7 @@
 """Verifying: everything that a manifest names is read, every block checked, each damaged object reported.
 
-Unlike a restore it goes on after a damaged object, so that one pass finds all of it; the damaged keys then
-keep the next backup from sharing with them.
+Unlike a restore, it goes on after a damaged object, so that one pass finds all of them.  The next backup does
+not share the damaged objects.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def run(
                 blocks += found.blocks
                 size += found.bytes
     except Damaged as error:
-        # Segments report their damage; what is raised here is the manifest's own.
+        # Damaged objects of segments are reported where they are read; here the manifest itself is damaged.
         damaged.report(error.key, error.reason)
     meter.finish()
     return VerifyReport(objects=seen, blocks=blocks, bytes=size, damaged=damaged.count)
@@ -108,7 +108,7 @@ def named(manifest_key: str, wanted: Collection[str], container: Container, cont
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What a manifest is, for who makes a backup of it.
+    """What a manifest holds: the facts for the row of its backup.
 
     :ivar head: its head.
     :ivar object_count: objects that its backup put and it names, itself included.

@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 
 #: Seconds between two checks whether the attempt must end.
 _POLL_INTERVAL = 0.25
-#: Seconds that a call of a volume provider gets to end: it is told of the cancellation itself.
+#: Seconds that a call of a volume provider gets to end by itself after a cancellation, which it also sees.
 PROVIDER_GRACE = 3.0
 
 

@@ -17,9 +17,9 @@ from backupfw.worker.control import TaskControl, boot_time
 
 LOG = log.getLogger(__name__)
 
-#: A lease is renewed when this share of it has passed ...
+#: A lease is renewed when this share of it has passed.
 RENEW_AFTER = 1 / 3
-#: ... and not trusted after this share: what remains covers a write that is under way.
+#: A lease is not trusted after this share of it: the rest is for a write that has begun.
 TRUST_UNTIL = 0.9
 #: Seconds after which an attempt loses its lease if it was asked to end and did not.  The engine checks every
 #: few seconds; only a hanging storage of a volume keeps it longer.
@@ -143,7 +143,7 @@ class LeaseKeeper:
             if moment >= next_round:
                 next_round = moment + self._lease_seconds * RENEW_AFTER
                 going_on = self._renew_all()
-                # What was not reported is reported after the next renewal, which must not wait for it.
+                # The next renewal must not wait for reports: those that are left out now come after it.
                 with self._outages.guard("The progress of tasks could not be written"):
                     self._report_all(going_on, next_round)
             elif poked:

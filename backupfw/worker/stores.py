@@ -24,11 +24,10 @@ if TYPE_CHECKING:
 
 LOG = log.getLogger(__name__)
 
-#: The first pause before a store that is down is asked again, seconds; it doubles each time ...
+#: Seconds before a store that is down is asked again; doubled after each failure, up to LONGEST_PAUSE.
 FIRST_PAUSE = 1.0
-#: ... up to this.
 LONGEST_PAUSE = 30.0
-#: How long one who needs to know now waits for an answer, seconds: a store may hang.
+#: Most seconds that :meth:`Stores.still_down` waits for an answer: a store may hang.
 PATIENCE = 5.0
 
 
@@ -60,7 +59,7 @@ class _Store:
         self._lock = threading.Condition()
         self._down_since: float | None = None
         self._closed = False
-        #: How many times it was to be asked, and how many of these have ended, while it is down.
+        #: While it is down: how many answers were wanted, and how many of these the asking thread has given.
         self._wanted = self._asked = 0
 
     def opened(self) -> ChunkStore:
@@ -68,12 +67,12 @@ class _Store:
         with self._opening:
             if self._opened is None:
                 self._opened = self._open()
-                # They may have been changed while it was being opened.
+                # The limits may have changed while the store was being opened.
                 self.set_limits()
             return self._opened
 
     def set_limits(self) -> None:
-        # Without the lock, which is held while it is being opened: that may hang.
+        # Do not wait for the lock: it is held while the store is being opened, which may hang.
         opened = self._opened
         if opened is not None:
             set_limits(opened, self._options)
@@ -106,7 +105,7 @@ class _Store:
         with self._lock:
             if self._down_since is None:
                 return False
-            # An ask that has begun may have begun before the store came back.
+            # A request that runs already does not count: the store may have come back after it began.
             self._wanted = wanted = self._wanted + 1
             self._lock.notify_all()
             self._lock.wait_for(
@@ -115,7 +114,7 @@ class _Store:
             return self._down_since is not None
 
     def _ask(self) -> None:
-        """Ask now and then, in a thread of its own, so that waiting for a dead store costs no slot."""
+        """Ask again and again, in a thread of its own, so that no task occupies a worker while it waits."""
         pause = FIRST_PAUSE
         while True:
             with self._lock:
@@ -221,7 +220,7 @@ class Stores:
         return found is not None and found.failed()
 
     def still_down(self, store: str) -> bool:
-        """Ask a store that is down now, and wait a few seconds for its answer; for one who must know."""
+        """Ask a store that is down again, and wait up to :data:`PATIENCE` seconds for its answer."""
         found = self._stores.get(store)
         return found is not None and found.still_down()
 

@@ -106,10 +106,10 @@ class Worker:
         """End running attempts within seconds, give their tasks back and return."""
         self._stopping.set()
         self._dispatch.nudge()
-        # They need not wait until the claiming thread has read the database ...
+        # Running attempts end at once; they do not wait for the claiming thread, which may read the database.
         self._leases.shutdown()
         self._thread.join()
-        # ... which may have claimed one more task.
+        # That thread may have claimed one more task before it ended.
         self._leases.shutdown()
         self._pool.shutdown(wait=True)
         self._leases.close()
@@ -187,13 +187,12 @@ class Worker:
                 raise TaskCancelled("The task was cancelled.")
             if self._tasks.given_up(task):
                 control.left()
-                # Its attempts were lost, perhaps because they killed their workers: this one must not be
-                # next.
+                # All allowed attempts were lost.  Perhaps the task kills its worker, so it is not run again.
                 reason = task.fail_reason or "Every attempt was lost."
                 LOG.error("Task %s (%s of %s) ends: %s", task.id, task.kind, task.resource_id, reason)
                 handler.failed(task, reason)
                 return
-            # Not even a store that hangs keeps an attempt from ending.
+            # A call that hangs in a store ends, too, when the attempt must end.
             try:
                 with cancelled_by(control.check):
                     handler.run(task, control)
@@ -207,11 +206,11 @@ class Worker:
             try:
                 self._failed(handler, task, control, error)
             except TaskCancelled:
-                # While it failed.
+                # It was cancelled while it failed.
                 self._stopped(handler, task, control)
 
     def _stopped(self, handler: Handler, task: Task, control: TaskControl) -> None:
-        """End an attempt that was asked to end; who cancelled the task has moved the statuses."""
+        """End an attempt that was asked to end; a cancellation has moved the statuses already."""
         if control.for_shutdown:
             self._tasks.release(task)
         else:
@@ -231,8 +230,8 @@ class Worker:
             with cancelled_by(control.check):
                 down = self._tools.stores.failed(silent)
             if down:
-                # It counts as no attempt: each worker process learns by a failure that the store is down, and
-                # there may be more processes than attempts.
+                # This does not count as an attempt: each worker process learns only by a failure that the
+                # store is down, and there may be more processes than allowed attempts.
                 self._tasks.release(task, self._settings.retry_pause, store_down=True)
                 return
         delay = min(self._settings.retry_pause * 2.0**task.failures, LONGEST_PAUSE)
@@ -254,7 +253,7 @@ class Worker:
         handler.failed_with(task, reason, message_detail(error))
 
     def _without_store(self, handler: Handler, task: Task, error: StoreDown, reason: str) -> None:
-        """Let a task wait that was not even begun because its store is down; that is no failed attempt."""
+        """Give back a task whose store is down, before any work; this does not count as a failed attempt."""
         if error.seconds < self._settings.store_wait:
             pause = min(max(1.0, error.seconds / 4), LONGEST_PAUSE)
             self._tasks.release(task, pause, store_down=True)

@@ -53,7 +53,7 @@ def parse_json(data: bytes) -> dict[str, Any]:
 
     :raises BadBytes: it is not JSON in UTF-8, or not an object.
     """
-    # Each value of a text costs up to 30 times its bytes.
+    # A parsed value takes up to 30 times as many bytes as its text.
     if sum(data.count(mark) for mark in (b",", b"[", b"{")) > MAX_JSON_VALUES:
         raise BadBytes("a JSON part has more values than any")
     try:

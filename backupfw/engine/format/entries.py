@@ -119,7 +119,7 @@ def decode_origins(cursor: Cursor, volume_prefix: str) -> list[str]:
     place that keeps a manifest to its own volume.
 
     :param volume_prefix: what each has to begin with: the prefix of the volume that the bytes belong to.
-    :raises BadBytes: it is none, or names what is not the volume's.
+    :raises BadBytes: it is no table of origins, or one of them is not below the volume's prefix.
     """
     (count,) = cursor.unpack(_U16)
     origins = []
@@ -138,7 +138,8 @@ def decode_entries(data: bytes | memoryview, volume_prefix: str) -> Iterator[Seg
     """Read a block of entries, one after the other: memory is that of the origins and one entry.
 
     :param volume_prefix: as :func:`decode_origins` has it.
-    :raises BadBytes: it is none, or not ascending by segment; entries before were yielded.
+    :raises BadBytes: it is no block of entries, or they do not ascend by segment; the entries before the
+        fault were yielded.
     """
     cursor = Cursor(data)
     origins = decode_origins(cursor, volume_prefix)
@@ -166,7 +167,7 @@ def decode_entries(data: bytes | memoryview, volume_prefix: str) -> Iterator[Seg
             yield entry
     except IndexError as error:
         raise BadBytes("an entry names no origin of its table") from error
-    # So the time that a page costs grows with what it says: a table of 60 000 packs into 4 KiB.
+    # Otherwise reading a small page could take long: a table of 60 000 origins compresses to 4 KiB.
     if len(used) != len(origins):
         raise BadBytes("a table has origins that no entry names")
     cursor.end()

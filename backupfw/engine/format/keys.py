@@ -25,7 +25,8 @@ MAX_SEGMENTS = 1 << 32
 MAX_PACKS = 1 << 16
 #: Characters of an origin: what leaves room for the longest tail in the longest key.
 MAX_ORIGIN_LENGTH = naming.MAX_KEY_BYTES - len("/00000000/p0000")
-#: Characters of it behind its volume's prefix, which readers keep of each; with a UUID it has at most 75.
+#: Most characters of an origin behind its volume's prefix, the part that readers keep in memory.  With a
+#: UUID as the backup's id there are at most 75.
 MAX_ORIGIN_TAIL = 128
 
 #: Largest epoch and attempt; they are counted from 0 and fit the database's INTEGER.

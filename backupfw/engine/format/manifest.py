@@ -96,7 +96,7 @@ class ManifestHead:
     :ivar key_id: id of the data key, None without encryption.
     :ivar base: key of the manifest whose data was shared, None if there was none.
     :ivar record: the backup's record as the API shows it, and the volume's metadata; JSON values.
-    :ivar source: what the source was found to hold; None in manifests of before this was noted.
+    :ivar source: what the source was found to hold; None in manifests of releases that did not record it.
     """
 
     origin: keys.Origin
@@ -327,7 +327,7 @@ class ManifestReader:
     def __init__(self, container: Container, key: str) -> None:
         self.container = container
         self.key = key
-        #: What everything that the manifest names lies below.
+        #: The prefix of all keys that the manifest names.
         self.volume_prefix = keys.volume_prefix_of(key)
         try:
             try:
@@ -396,7 +396,7 @@ class ManifestReader:
         stream = self._after_head.fork()
         geometry = self.head.geometry
         count, last, limit = 0, -1, geometry.segments
-        # Only what differs: all begin with the volume's prefix.
+        # Without the volume's prefix, with which all of them begin.
         named: set[str] = set()
         cut = len(self.volume_prefix)
         origins, last_origin = 0, ""

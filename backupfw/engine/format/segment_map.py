@@ -175,7 +175,7 @@ class SegmentMap:
             raise UnsupportedFormat(f"a segment map has format version {version}, features {features:#x}")
         if not block_size or not length or header != _HEADER.size:
             raise BadBytes("its header is not that of a segment")
-        # Seen as a volume of one segment, it must keep the bounds that every geometry keeps.
+        # The bounds of every geometry hold for the segment, as if it were a volume of its own.
         geometry = Geometry(length, block_size, -(-length // block_size) * block_size)
         if geometry.problem() or blocks != geometry.blocks(0):
             raise BadBytes("its header is not that of a segment")
@@ -221,7 +221,7 @@ class SegmentMap:
         last = self.blocks - 1
         data = self.data_blocks()
         for values in (self.pack, self.offset, self.stored):
-            # No value is negative: equal sums mean that all others are zero.
+            # No value is negative, so if the sums are equal, the values of all other blocks are zero.
             if sum(values) != sum(values[block] for block in data):
                 return "a zero block has bytes"
         for block in data:

@@ -120,7 +120,7 @@ class BackupCreate(Handler):
         missing, left = [], []
 
         def damaged(bad: str, reason: str) -> None:
-            # So that its blocks are stored anew.
+            # On the list, the object is not shared again: this attempt stores its blocks anew.
             tools.backups.damaged_objects.record(plan.store, plan.container, bad, reason, plan.manifest_id)
 
         for key in plan.announced:
@@ -128,7 +128,8 @@ class BackupCreate(Handler):
                 found = verify.look(key, listed, container, control, damaged)
             except Damaged as error:
                 if not objects.is_proven(error):
-                    # The attempt is made again: it may be there, and later backups may share with it.
+                    # Perhaps only the answer is wrong: the manifest may be there, and later backups may
+                    # share with it.  So the task is tried again.
                     raise IntegrityError(
                         error.reason, store=plan.store, container=plan.container, key=key, temporary=True
                     ) from error
@@ -165,7 +166,7 @@ class BackupCreate(Handler):
     ) -> None:
         """Remove what earlier attempts left, then make the backup available."""
         if task.attempt > 1 or plan.epoch > 1:
-            # Before the commit, while the task exists: later no attempt would do it.
+            # Clean up before the commit: afterwards there is no task any more, so no attempt would do it.
             self._clean_up(plan, made.key, container, control)
         control.check()
         self._tools.backups.creating.finish(task, made)

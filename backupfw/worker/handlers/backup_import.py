@@ -117,7 +117,7 @@ class BackupImport(Handler):
 
 
 class _DamagedKeys:
-    """Counts damaged objects, up to a number: a manifest may name any number of objects that never were."""
+    """Counts damaged objects, up to a bound: a hostile manifest can name any number of missing objects."""
 
     def __init__(self) -> None:
         self._left = MOST_DAMAGED

@@ -37,7 +37,8 @@ class BackupRestore(Handler):
             crash_points.reach("restore.made")
             checkpoint = Checkpoint(
                 plan.checkpoint,
-                # A late update does no harm: it is conditional on the attempt, and true.
+                # A call that is left behind does no harm: it is conditional on the attempt, and the segments
+                # below the checkpoint are durable.
                 lambda segment: run_cancellable(partial(tools.tasks.checkpoint, task, segment), control),
             )
             with opened(partial(tools.provider.open_target, target, _fence_number(task)), control) as volume:

@@ -40,17 +40,17 @@ class EngineSettings:
 
 
 class Meter(Protocol):
-    """Hears what workers do.  Called from any thread; must be quick and must not raise."""
+    """Counts what workers do.  Called from any thread; must be quick and must not raise."""
 
     def attempt(self, kind: str, taken_over: bool) -> None:
-        """Hear that an attempt begins, and whether another worker had lost the task."""
+        """Count an attempt that begins; ``taken_over``: another worker had lost the task."""
 
     def backed_up(self, result: BackupResult) -> None:
-        """Hear what a finished backup did."""
+        """Count what a finished backup did."""
 
 
 class NullMeter:
-    """Hears nothing."""
+    """Counts nothing."""
 
     def attempt(self, kind: str, taken_over: bool) -> None:
         """Do nothing."""
@@ -64,7 +64,7 @@ class Tools:
     """What handlers work with; shared by all tasks of a worker, thread-safe.
 
     :ivar host: the host name that backups made here show.
-    :ivar heartbeat: writes the worker's own sign of life.
+    :ivar heartbeat: records that this worker lives.
     :ivar expire_waiting: called now and then: ends tasks that no worker could claim for too long.
     :ivar volume_host: the host whose workers alone can open the volumes that are made here; None: all can.
     :ivar meter: counts what is done.
