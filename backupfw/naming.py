@@ -21,7 +21,7 @@ MAX_FIELD = 4096
 #: Longest name, id or key of a user in characters: the width of the columns.
 MAX_NAME = 255
 
-#: Control characters other than line breaks and tabs.  NUL is judged as what no database stores.
+#: Control characters other than line breaks and tabs; :func:`text_problem` refuses NUL.
 _CONTROLS = re.compile(r"[\x01-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
 
@@ -55,7 +55,7 @@ def input_problem(text: str, longest: int | None = None) -> str | None:
 
 
 def shown(text: str) -> str:
-    """Return a text for a terminal, which would obey its control characters: they are spelt out."""
+    """Return a text for a terminal, with control characters spelt out, so that it does not obey them."""
     return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)
 
 

@@ -18,7 +18,7 @@ from backupfw.errors import DatabaseUnwritable
 
 LOG = log.getLogger(__name__)
 
-#: What is left of a database's troubles after ``Database.run`` has repeated the transaction.
+#: Errors of the database that can remain after ``Database.run`` has repeated the transaction.
 DATABASE_TROUBLES = (DBConnectionError, DBDeadlock, DatabaseUnwritable)
 
 
@@ -31,8 +31,9 @@ def database_words(error: BaseException) -> str:
 class Outages:
     """The activities of one process, or a part of it, that fail now.  Thread-safe.
 
-    However many of them a database's trouble ends, and however often, the log has one line when it begins and
-    one when all of them work again.  Any other error has its traceback, once for each activity.
+    While the database fails, many activities may fail, again and again.  The log has one line when the first
+    one fails, and one when all work again.  Any other error is logged with its traceback, once for each
+    activity.
     """
 
     def __init__(self) -> None:
@@ -56,7 +57,7 @@ class Outages:
 
     def _failed(self, failure: str, error: Exception) -> None:
         trouble = isinstance(error, DATABASE_TROUBLES)
-        # All kinds of them are one outage: one that is away is full after its return.
+        # All errors of the database are one outage, also if it is first away and then full.
         kind = DBConnectionError if trouble else type(error)
         with self._lock:
             known = kind in self._failing.values() if trouble else self._failing.get(failure) is kind

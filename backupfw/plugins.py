@@ -1,6 +1,6 @@
 """Finds plug-ins: classes that installed distributions bring as entry points, each written for a contract.
 
-In-tree plug-ins are found like anybody else's.  Nothing here knows the name of one.
+In-tree plug-ins are found like all others: this module contains no name of a plug-in.
 """
 
 from __future__ import annotations
@@ -85,11 +85,11 @@ class Plugins(Generic[T]):
             raise ConfigError(f"there is no {self._noun} {name!r}; installed: {installed}")
         if problem := self._duplicate_problem(points):
             raise ConfigError(problem)
-        # Of several that are equal (an editable install beside its own metadata) it is the same class.
+        # Several equal ones (an editable install has its metadata twice) lead to the same class.
         return self._checked(name, self._imported(points[0]))
 
     def _points(self) -> list[importlib.metadata.EntryPoint]:
-        # Asked here, not at stevedore, whose cache does not keep which distribution an entry point is from.
+        # Not from stevedore: its cache does not keep which distribution an entry point is from.
         return list(importlib.metadata.entry_points(group=self.group))
 
     def _duplicate_problem(self, points: list[importlib.metadata.EntryPoint]) -> str | None:

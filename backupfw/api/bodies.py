@@ -72,7 +72,7 @@ def parse(raw: bytes) -> Any:
     if not raw.strip():
         return None
     try:
-        # The parser decodes bytes itself, but accepts encoded halves of surrogate pairs then.
+        # json.loads could decode the bytes itself, but then accepts encoded halves of surrogate pairs.
         text = raw.decode(json.detect_encoding(raw))
         value = json.loads(text.removeprefix("\ufeff"), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
@@ -102,7 +102,7 @@ def validate(body: Any, schema: Schema) -> None:
         error = next(validator.iter_errors(body), None)
         message = None if error is None else _refusal(error)
     except RecursionError as too_deep:
-        # Writing a value needs more stack than parsing it.
+        # To write a value into the message needs more stack than to parse it.
         raise errors.MalformedBody from too_deep
     if message is not None:
         raise errors.ValidationFailed(message)

@@ -1,4 +1,4 @@
-"""THE table: which error becomes which status, key and message.  No other module knows statuses.
+"""The table of errors: the status, key and message of each.  No other module turns errors into statuses.
 
 An answer to an error is always ``{"<key>": {"code": N, "message": "…"}}``.
 """

@@ -64,7 +64,7 @@ class _Proxies(http_proxy_to_wsgi.HTTPProxyToWSGI):
     def process_request(self, req: Any) -> Any:
         """Change the environment of a request before the next layer gets it."""
         environ: Environ = req.environ
-        # A server may leave it out when it is empty; the library needs it.
+        # A server may leave out an empty SCRIPT_NAME; the library needs it.
         environ.setdefault("SCRIPT_NAME", "")
         if "HTTP_FORWARDED" in environ:
             # A host with a port and an IPv6 address are quoted.
@@ -76,7 +76,7 @@ class _Proxies(http_proxy_to_wsgi.HTTPProxyToWSGI):
         environ["HTTP_X_FORWARDED_PREFIX"] = "".join(f"/{part}" for part in prefixes if part)
         peer = environ.get("REMOTE_ADDR", "")
         super().process_request(req)
-        # It may be no address, e.g. "unknown".
+        # What a proxy sends may be no address, e.g. "unknown".
         environ["REMOTE_ADDR"] = _address(environ.get("REMOTE_ADDR", "")) or peer
         port = _list(environ.get("HTTP_X_FORWARDED_PORT", ""))[0]
         host = environ.get("HTTP_HOST", "")
@@ -114,7 +114,7 @@ class _Health:
                 f" list, each one of {', '.join(sorted(entry_points(group=_BACKENDS).names))}"
             )
         try:
-            # Whoever may not ask (its options) gets the API's 404.
+            # A caller that the options of the health check exclude gets the API's 404.
             self._health = healthcheck.Healthcheck(app, conf)
         except (ValueError, ConfigInvalid) as error:
             raise ConfigError(f"section [healthcheck]: {error}") from error
@@ -144,8 +144,8 @@ def _adding(start_response: Any, more: Callable[[], Iterable[tuple[str, str]]]) 
 class _RequestId(request_id.RequestId):
     """Gives every request an id, under both names that clients look for.
 
-    The headers are added when the answer passes.  The library makes a WebOb response of each answer for that,
-    which costs a quarter of a small one.
+    The headers are added when the answer passes.  For that, the library would make a WebOb response of each
+    answer, a quarter of the time that a small answer takes.
     """
 
     def __call__(self, environ: Environ, start_response: Any) -> Iterable[bytes]:
@@ -254,7 +254,7 @@ class Negotiation:
 def _check_origins(origins: Iterable[str]) -> None:
     for origin in origins:
         if origin != "*" and _ORIGIN.fullmatch(origin) is None:
-            # It would never equal what browsers send.
+            # Such an origin never equals one that browsers send.
             raise ConfigError(
                 f"section [cors], option allowed_origin: {origin!r} is not what browsers send; allowed: a"
                 " list, each one scheme://host or scheme://host:port in lower case, or *"

@@ -100,7 +100,7 @@ class Request(webob.Request):  # type: ignore[misc]
     :ivar exposure: the decorator of the method that answers; None for documents.
     """
 
-    # Class attributes: WebOb keeps their values in the object, those of others in the environment.
+    # They are class attributes, because WebOb keeps the values of all other attributes in the environment.
     context: RequestContext = None  # type: ignore[assignment]
     version: versions.ApiVersion = versions.V2
     links: Links = None  # type: ignore[assignment]

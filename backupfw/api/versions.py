@@ -28,9 +28,9 @@ V3 = ApiVersion(3, 0)
 #: The highest microversion that is served.
 V3_HIGHEST = ApiVersion(3, 71)
 
-# The microversions of v3 that change anything here, one line each.  The others concern things that this
-# service does not have (images, servers, clusters): a request in one of those is a request in the version
-# before it.  v2 is older than all of them.
+# The microversions of v3 that change anything here, one line each.  The others are about features that this
+# service does not have (images, servers, clusters): a request in one of them is served like one in the
+# version before it.  v2 is older than all of them.
 BASE_VERSION = V3  # everything v2 has, and nothing else
 MESSAGES = ApiVersion(3, 3)  # /messages: what failed after it was accepted
 MESSAGES_PAGINATION = ApiVersion(3, 5)  # their listing has filters, order and pages
@@ -39,12 +39,12 @@ BACKUP_UPDATE = ApiVersion(3, 9)  # PUT /backups/{id} changes name and descripti
 VOLUME_SUMMARY = ApiVersion(3, 12)  # GET /volumes/summary
 VOLUME_GROUP = ApiVersion(3, 13)  # volumes show a group: null, there are none
 SNAPSHOT_GROUP = ApiVersion(3, 14)  # snapshots show a group's snapshot: null, there are none
-BACKUP_PROJECT = ApiVersion(3, 18)  # backups show their project, to whom the policy lets see it
+BACKUP_PROJECT = ApiVersion(3, 18)  # backups show their project, if the policy lets the caller see it
 VOLUME_PROVIDER_ID = ApiVersion(3, 21)  # volumes show a provider's id, to administrators: null
 VOLUME_DELETE_FORCE = ApiVersion(3, 23)  # DELETE /volumes/{id}?force=True, for administrators
-RESOURCE_FILTER = ApiVersion(3, 31)  # filters are the operator's choice; a member's other one is 400
-RESOURCE_FILTER_CONFIG = ApiVersion(3, 33)  # GET /resource_filters tells that choice
-LIKE_FILTER = ApiVersion(3, 34)  # name~=part, where the operator lists name~; administrators always
+RESOURCE_FILTER = ApiVersion(3, 31)  # the operator chooses the filters; members get 400 for others
+RESOURCE_FILTER_CONFIG = ApiVersion(3, 33)  # GET /resource_filters shows that choice
+LIKE_FILTER = ApiVersion(3, 34)  # name~=part, if the operator lists name~; always for administrators
 VOLUME_SUMMARY_METADATA = ApiVersion(3, 36)  # the summary has the metadata of all volumes
 BACKUP_SORT_NAME = ApiVersion(3, 37)  # backups can be sorted by name
 LIMITS_OF_PROJECT = ApiVersion(3, 39)  # GET /limits?project_id of another project, for administrators
@@ -62,7 +62,7 @@ DEFAULT_TYPES = ApiVersion(3, 62)  # /default-types: the type of a project's new
 VOLUME_TYPE_ID = ApiVersion(3, 63)  # volumes show their type's id
 ENCRYPTION_KEY_ID = ApiVersion(3, 64)  # backups show their key's id, if they have one
 CONSUMES_QUOTA = ApiVersion(3, 65)  # volumes and snapshots show whether they count: true
-SNAPSHOT_IN_USE = ApiVersion(3, 66)  # a volume in use can be snapshotted without force
+SNAPSHOT_IN_USE = ApiVersion(3, 66)  # a snapshot of a volume in use needs no force
 PROJECT_ID_OPTIONAL = ApiVersion(3, 67)  # /v3/backups without a project; served in every version
 
 #: The request's header that chooses a microversion, and the answer's that names it.

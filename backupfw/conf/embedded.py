@@ -108,10 +108,10 @@ def apply(conf: cfg.ConfigOpts, state_dir: str) -> None:
     conf.set_override("state_dir", state_dir)
     conf.set_default("connection", "sqlite:///$state_dir/backupfw.sqlite", "database")
     conf.set_default("noauth_roles", ["admin"], "api")
-    # It can appear at any time; until then the one beside the configuration files counts.
+    # The file may be made at any time; until then the policy file beside the configuration files counts.
     conf.set_default("policy_file", str(Path(state_dir) / POLICY_FILE), "oslo_policy")
-    # The owner of the disk decides; a limit that is set, here or through the API, is enforced.
+    # No limits unless somebody sets one, in the file or through the API.
     for option in volumes.QUOTA:
         conf.set_default(option.name, -1, "quota")
-    # There is only one host; its name may change.
+    # There is only one host, and volumes must stay usable if its name changes.
     conf.set_default("shared", True, "volumes")

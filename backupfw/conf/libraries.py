@@ -1,4 +1,4 @@
-"""Sections of libraries: the database, the policy file, and the middleware before the API."""
+"""Sections of libraries: the database, the policy file, and the middleware in front of the API."""
 
 from __future__ import annotations
 

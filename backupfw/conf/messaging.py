@@ -22,7 +22,7 @@ OPTS = (
         "control_exchange",
         default="backupfw",
         max_length=255,
-        help="The exchange on the message bus.  Of its own: other services may want it durable.",
+        help="The exchange on the message bus.  Not that of other services, which may declare it as durable.",
     ),
 )
 

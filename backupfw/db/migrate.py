@@ -45,8 +45,8 @@ _POSTGRESQL_LOCK = 0x6261636B757066
 #: The same for MariaDB, and how long to wait for it.
 _MYSQL_LOCK = "backupfw_migrate"
 _LOCK_SECONDS = 600
-#: Nodes of a Galera cluster know nothing of each other's locks.  There a row says who migrates; its table is
-#: made ahead of all others, and nowhere else.
+#: Nodes of a Galera cluster do not see each other's locks.  So on a cluster a row says who migrates.  Its
+#: table exists only there, and is made before all others.
 _HOLDER = Table(
     "schema_holder",
     MetaData(),
@@ -55,8 +55,8 @@ _HOLDER = Table(
     Column("beat", BigInteger, nullable=False),
     mysql_engine="InnoDB",
 )
-#: How often the holder changes that row, and how long it stands still before another one takes it, seconds.
-#: Only looks that are answered within the first count for the second.
+#: Seconds between two changes of that row by its holder, and seconds without a change after which another
+#: process takes it.  That time begins again after a query that took longer than the first number.
 _BEAT_SECONDS = 2
 _STILL_SECONDS = 20
 #: How often a migration is repeated after a deadlock on PostgreSQL.
@@ -152,7 +152,8 @@ def _wait_for_holder(db: Database, me: str) -> None:
         holder, beat = db.run(take)
         if holder == me:
             return
-        # While a table is changed the whole cluster waits: the holder's update as well as this look.
+        # While a table is changed, the whole cluster waits, the holder's update and this query, too.  So
+        # after a slow answer the time begins again.
         if beat != seen or time.monotonic() - asked > _BEAT_SECONDS:
             seen, since = beat, time.monotonic()
         time.sleep(0.5)
@@ -168,7 +169,7 @@ def _beat(db: Database, me: str, done: threading.Event) -> None:
 
 
 def _try(db: Database, statement: Update) -> None:
-    # If it cannot say so, another one takes over after a while.
+    # If this fails, the row stands still, and another process takes it after a while.
     with contextlib.suppress(DBError, DatabaseUnwritable):
         db.run(lambda session: session.execute(statement))
 
@@ -179,7 +180,7 @@ def _upgrade_beside_workers(db: Database) -> None:
             _upgrade(db)
             return
         except DBDeadlock:
-            # It had waited for its locks only (see _lock_tables), and is one transaction.
+            # No step was done: the transaction was still waiting for its locks (see _lock_tables).
             pause(tried)
     _upgrade(db)
 
@@ -187,7 +188,7 @@ def _upgrade_beside_workers(db: Database) -> None:
 def _upgrade(db: Database) -> None:
     with db.engine.connect() as connection, contextlib.ExitStack() as held:
         if db.backend == "sqlite":
-            # Alembic would begin a transaction that only reads and could then not write.
+            # Begin a transaction that writes: Alembic would begin one that only reads.
             connection.execute(text("COMMIT"))
             connection.execute(text("BEGIN IMMEDIATE"))
         elif db.backend == "postgresql":
@@ -210,7 +211,7 @@ def _mysql_lock(connection: Connection) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        # The lock belongs to the session, which would live on in the pool; so it ends, whatever its state.
+        # The lock belongs to the connection, which would keep it in the pool: close the connection.
         connection.invalidate()
         raise
     connection.execute(text("SELECT RELEASE_LOCK(:name)"), {"name": _MYSQL_LOCK})

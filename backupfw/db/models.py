@@ -44,8 +44,8 @@ NAMING = {
     "pk": "pk_%(table_name)s",
 }
 
-#: A number that never ends and that the database draws; SQLite draws none but of this type, which holds 64
-#: bits there.
+#: A 64-bit number that the database generates.  SQLite generates numbers of this type only, which has 64 bits
+#: there.
 _Drawn = BigInteger().with_variant(Integer(), "sqlite")
 
 #: Longest text of the API's fields, and of ``fail_reason``.

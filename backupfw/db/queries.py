@@ -24,7 +24,7 @@ Row = TypeVar("Row", Backup, Volume, Snapshot, Message, VolumeType, Transfer)
 
 #: The API's words for columns, beside the columns' own names.
 _WORDS = {"name": "display_name", "description": "display_description"}
-#: No key to look for or to sort by: long, or the provider's own business.
+#: Columns by which listings neither filter nor sort: they are internal.
 _PRIVATE = frozenset({"location", "previous_status", "deleted", "deleted_at"})
 _TRUE = frozenset({"1", "t", "true", "on", "y", "yes"})
 _FALSE = frozenset({"0", "f", "false", "off", "n", "no"})
@@ -151,7 +151,7 @@ def _after(
     value = getattr(before, column.key)
     if column.nullable or isinstance(value, bool):
         return or_(*choices)
-    # Redundant, but lets an index start there: no database derives it from the alternatives.
+    # This follows from the alternatives, but no database sees that.  It lets an index scan begin at the row.
     return and_(column <= value if descending else column >= value, or_(*choices))
 
 

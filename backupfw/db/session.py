@@ -73,8 +73,8 @@ BUSY_SECONDS = 60
 _REPETITIONS = 10
 #: How many idle connections to a SQLite file are kept.
 _KEPT_CONNECTIONS = 16
-#: After how many of a process' write transactions the statistics of a SQLite file are renewed, and from how
-#: many rows of each index.
+#: The statistics of a SQLite file are renewed after this many write transactions of a process, from this many
+#: rows of each index.
 _WRITES_PER_ANALYSIS = 1000
 _ANALYSED_ROWS = 400
 #: Seconds after which a connection to a SQLite file is replaced: a new connection reads the statistics, which
@@ -126,11 +126,11 @@ class Database:
         if trace:
             event.listen(self.engine, "before_cursor_execute", _with_trace, retval=True)
         self._sessions = sessionmaker(self.engine, expire_on_commit=False)
-        # Without one connection that stays open, the last transaction that closes would have to fold the
-        # log into the database.
+        # One connection stays open, because SQLite writes its log back into the database file whenever the
+        # last connection is closed.
         self._anchor = self.engine.raw_connection() if self.backend == "sqlite" else None
         if self._anchor is not None and not self._in_memory:
-            # Pools come and go.
+            # Take it out of the pool, which dispose() replaces.
             self._anchor.detach()
             self._anchor.cursor().execute("SELECT count(*) FROM sqlite_master").fetchall()
 
@@ -281,7 +281,7 @@ class Database:
                         return found
                 raise
 
-        # oslo.db's own decorator would log a traceback when it gives up; the caller reports the error.
+        # Not oslo.db's decorator, which logs a traceback when it gives up: the caller reports the error.
         for tried in range(_REPETITIONS):
             try:
                 return once()
@@ -298,7 +298,7 @@ class Database:
             settings = {"innodb_flush_log_at_trx_commit": "1", "innodb_doublewrite": None, "sync_binlog": "1"}
             question = "SHOW GLOBAL VARIABLES"
         else:
-            # Every connection of ours sets what matters.
+            # Every connection to SQLite sets ``synchronous`` itself.
             return []
         with self.read() as session:
             found = {str(name): str(value) for name, value in session.execute(text(question))}
@@ -454,7 +454,7 @@ def _server_engine(
         url = url.update_query_dict({"charset": "utf8mb4"})
     engine = create_engine(url, pool_pre_ping=True, pool_recycle=connection_recycle_time, **arguments)
     reached = threading.Event()
-    # The first listener that raises decides, and oslo.db's raises whatever it does not know.
+    # The first listener that raises decides, and oslo.db's raises for every error, so ours come first.
     event.listen(engine, "handle_error", trouble.translate)
     event.listen(engine, "handle_error", lambda context: _translate_failed_connects(context, reached))
     exc_filters.register_engine(engine)
@@ -463,7 +463,7 @@ def _server_engine(
         event.listen(engine, "connect", lambda connection, _: _mysql_connect(connection, mysql_sql_mode))
     elif backend == "postgresql":
         event.listen(engine, "connect", _postgresql_connect)
-        # The client says it with each BEGIN.
+        # The client library sends the isolation level with each BEGIN.
         event.listen(
             engine,
             "connect",
@@ -498,7 +498,7 @@ def _translate_failed_connects(context: ExceptionContext, reached: threading.Eve
     not repair: then it is raised at once.
     """
     if context.is_pre_ping:
-        # It is about a connection that the pool kept, and replaces.
+        # A connection that the pool kept is dead; the pool replaces it.
         return
     refused = context.connection is None and isinstance(context.sqlalchemy_exception, OperationalError)
     if refused and (reached.is_set() or _is_silent(context)):
@@ -528,7 +528,7 @@ def _sqlite_begin(connection: Connection) -> None:
     if connection.get_execution_options().get(_WRITES):
         connection.exec_driver_sql("BEGIN IMMEDIATE")
     else:
-        # It takes no lock and cannot fail, and SQLAlchemy's own way costs more than most statements after it.
+        # BEGIN takes no lock and cannot fail.  To send it through SQLAlchemy costs more than most statements.
         connection.connection.cursor().execute("BEGIN")
 
 
@@ -562,15 +562,16 @@ def _mysql_connect(connection: Any, mode: str | None) -> None:
         # MySQL has no such limit; there the operator must end frozen clients.
         if "idle_transaction_timeout" in found:
             cursor.execute(f"SET SESSION idle_transaction_timeout = {IDLE_SECONDS}")
-        # A node of a Galera cluster: a transaction's first statement, of whatever kind, waits until the node
-        # has what any node confirmed before.  Else who gets another node finds no trace of what it just did.
+        # On a Galera cluster, the first statement of a transaction waits until the node has everything that
+        # any node confirmed before.  Otherwise a client might miss what it committed through another node.
         if found.get("wsrep_on") == "ON":
             cursor.execute("SET SESSION wsrep_sync_wait = 15")
 
 
 def _postgresql_connect(connection: Any, record: Any) -> None:
-    # Behind a pooler the server's session is another one in each transaction: no statement is kept prepared
-    # in it, and nothing is set for it.  The pooler speaks for a process of its own.
+    # Behind a pooler, each transaction can have another session of the server.  So no prepared statement is
+    # kept, and no session setting is made.  A pooler shows: the server's process is not the one that the
+    # client library was told.
     if hasattr(connection, "prepare_threshold"):
         connection.prepare_threshold = None
     with connection.cursor() as cursor:

@@ -1,7 +1,7 @@
 """The table of databases' error codes, and their meaning for the transaction that gets them.
 
-No other module knows codes.  :func:`translate` raises each as what it is, before anything of oslo.db looks at
-its words:
+No other module knows codes.  :func:`translate` raises the right class for each code, before oslo.db guesses
+from the error's text:
 
 ========================  ======================================  =========================  ==============
 what it is                raised as                               ``Database.run``           the API, last

@@ -50,7 +50,7 @@ LISTING = ListingRules(
 
 
 class _Backups(Controller):
-    """What a backup and all of them have in common."""
+    """Base of the controllers of one backup and of all backups."""
 
     def _detail(self, req: Request) -> Callable[[Backup | ListedBackup], dict[str, Any]]:
         """Return the view of everything that this caller may see."""
@@ -75,7 +75,7 @@ class BackupController(_Backups, ActionsResource):
     backup: Backup
 
     def project_of(self, req: Request) -> str:
-        """Find the backup; return whose it is."""
+        """Find the backup; return its project."""
         backup_id = checked_id(self.parts[0], errors.BackupNotFound)
         self.backup = self.managers.backups.get(req.context, backup_id)
         return self.backup.project_id

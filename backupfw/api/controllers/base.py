@@ -59,7 +59,8 @@ class Controller(Resource):
     ) -> None:
         """Ask a rule about another resource that the body names.
 
-        Only administrators can name one of another project: they see it, but seeing it is no right to use it.
+        Only administrators can name a resource of another project.  They can see it, but the rule decides
+        whether they may use it.
 
         :param project_of: the manager's method of that name.
         :param other_id: None if the body names none.

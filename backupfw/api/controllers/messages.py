@@ -33,7 +33,7 @@ class MessageController(Controller):
     message: Message
 
     def project_of(self, req: Request) -> str:
-        """Find the message; return whose it is."""
+        """Find the message; return its project."""
         message_id = checked_id(self.parts[0], MessageNotFound)
         self.message = self.managers.messages.get(req.context, message_id)
         return self.message.project_id

@@ -56,7 +56,7 @@ def metadata_of(
             return manager(self.managers)
 
         def project_of(self, req: Request) -> str:
-            """Find the owner; return whose it is."""
+            """Find the owner; return its project."""
             record = self.manager.get(req.context, checked_id(self.parts[0], missing))
             self.owner = record.id
             project: str = record.project_id

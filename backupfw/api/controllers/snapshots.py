@@ -60,7 +60,7 @@ class SnapshotController(Controller, ActionsResource):
     snapshot: Snapshot
 
     def project_of(self, req: Request) -> str:
-        """Find the snapshot; return whose it is."""
+        """Find the snapshot; return its project."""
         snapshot_id = checked_id(self.parts[0], errors.SnapshotNotFound)
         self.snapshot = self.managers.snapshots.get(req.context, snapshot_id)
         return self.snapshot.project_id
@@ -161,7 +161,7 @@ class SnapshotsController(Controller):
 
 
 def _force(req: Request, wanted: Mapping[str, Any]) -> bool:
-    """Whether a volume in use may be snapshotted."""
+    """Whether a snapshot may be made of a volume in use."""
     if req.version < versions.SNAPSHOT_IN_USE:
         return boolean(wanted.get("force", False), "force")
     if not boolean(wanted.get("force", True), "force"):

@@ -31,7 +31,7 @@ class TransferController(Controller):
     transfer: Transfer
 
     def project_of(self, req: Request) -> str:
-        """Find the transfer; return whose it is."""
+        """Find the transfer; return its project."""
         transfer_id = checked_id(self.parts[0], TransferNotFound)
         self.transfer = self.managers.transfers.get(req.context, transfer_id)
         return self.transfer.project_id

@@ -28,7 +28,7 @@ LISTING = ListingRules(
 
 
 class _Types(Controller):
-    """What a type and all of them have in common."""
+    """Base of the controllers of one type and of all types."""
 
     def _kind(self, req: Request) -> VolumeType:
         """Return the type of the path, which may be its name.

@@ -51,7 +51,7 @@ LISTING = ListingRules(
 
 
 class _Volumes(Controller):
-    """What a volume and all of them have in common."""
+    """Base of the controllers of one volume and of all volumes."""
 
     def _detail(self, req: Request) -> Callable[[Volume], dict[str, Any]]:
         """Return the view of everything that this caller may see; a page asks once for each project."""
@@ -79,7 +79,7 @@ class VolumeController(_Volumes, ActionsResource):
     volume: Volume
 
     def project_of(self, req: Request) -> str:
-        """Find the volume; return whose it is."""
+        """Find the volume; return its project."""
         volume_id = checked_id(self.parts[0], errors.VolumeNotFound)
         self.volume = self.managers.volumes.get(req.context, volume_id)
         return self.volume.project_id

@@ -29,7 +29,7 @@ def detail(req: Request, transfer: Transfer) -> dict[str, Any]:
     if req.version >= versions.TRANSFERS:
         body["no_snapshots"] = transfer.no_snapshots
     if req.version >= versions.TRANSFER_PROJECTS:
-        # An accepted transfer does not exist any more.
+        # Always null: a transfer is deleted when it is accepted.
         body["source_project_id"] = transfer.project_id
         body["destination_project_id"] = None
         body["accepted"] = False

@@ -54,7 +54,8 @@ def _unknown(_operations: Operations, operation: ops.MigrateOperation) -> None:
     raise NotImplementedError(f"{type(operation).__name__}: say in {__name__} how it is repeated")
 
 
-# Altering a column is the same the second time.  What is not used yet waits for somebody to think of it.
+# A second ALTER of a column changes nothing.  Operations that no step uses yet are refused, until somebody
+# makes them repeatable here.
 for _kind in (
     ops.AddConstraintOp,
     ops.DropConstraintOp,
