@@ -16,8 +16,8 @@ G9   a range reaching past the end raises RangeError, never short data.
 G10  list is complete (pages are hidden) and lazy, sorted by key's UTF-8 bytes or declared unsorted;
      the prefix is a raw string, not a folder.  It may lag behind puts and deletes only where
      ``Capabilities.listing_lag`` says so.
-G11  delete takes any number of keys; those that remain are named in DeleteFailed.  A delete that reached
-     nobody raises Unavailable, or DeleteFailed that names every key with it.
+G11  delete takes any number of keys; those that remain are named in DeleteFailed.  A delete that did not
+     reach the store raises Unavailable, or DeleteFailed that names every key with it.
 G12  keys and container names were validated by core before; a driver stores them as they are.
 G13  one instance may be used from many threads at once.
 G14  ensure_container is idempotent; a container that is there already, with objects, stays as it is.
@@ -29,7 +29,7 @@ G18  close is idempotent; using a closed store raises ChunkStoreError, it does n
 G19  what succeeds is silent: nothing on standard output and error, no log line at WARNING or above, and
      no library's logger has a lower level than the service gave it.
 
-Clocks play no part in any of these.  Bodies and answers are ``bytes``-like, no streaming: objects of
+No guarantee depends on a clock.  Bodies and answers are ``bytes``-like, no streaming: objects of
 the backup format are a few MiB, only a manifest can be larger, and it is put from a file.
 """
 
@@ -182,8 +182,7 @@ class CheckItem:
     :ivar name: what was tried, e.g. ``write``.
     :ivar ok: whether it worked.
     :ivar detail: what is missing, for the operator.
-    :ivar warning: it works, yet the operator should read the detail: it says what will happen that few
-        people want.
+    :ivar warning: it works, but has an effect that few people want; the detail says which.
     """
 
     name: str
@@ -269,9 +268,9 @@ class ChunkStore(abc.ABC):
         call or from the iterator.
 
         :param start_after: yield only keys that sort after this one: the retry layer goes on there after a
-            fault in mid-listing.  Only given to stores that declare ``sorted_listing``.  A server that can
-            go on only at markers of its own is read again from the beginning of the prefix, and what does
-            not sort after this key is left out.
+            fault in mid-listing.  Only given to stores that declare ``sorted_listing``.  If a server can
+            continue only at its own markers, the driver reads from the beginning of the prefix again, and
+            leaves out what does not sort after this key.
 
         :raises NotFound: the container is not there.
         """
@@ -289,7 +288,7 @@ class ChunkStore(abc.ABC):
     def erase(self, container: str, prefix: str) -> None:
         """Delete everything whose key begins with ``prefix``, older versions too where the store keeps them.
 
-        Checks clear away with it what they made.  The default is for stores without versions.
+        Checks use it to delete the objects that they made.  The default is for stores without versions.
 
         :raises ChunkStoreError: something may remain, e.g. because these credentials may not delete
             versions.
@@ -326,9 +325,8 @@ class ChunkStore(abc.ABC):
     def check(self) -> CheckReport:
         """Prove that the store can be written, read, listed and deleted with these credentials.
 
-        What is about one container's settings is :meth:`inspect`'s.
-
-        Leaves nothing behind.  Never raises a ChunkStoreError: what failed stands in the report.
+        It leaves nothing behind, and never raises a ChunkStoreError: the report says what failed.  The
+        settings of a container are not its subject, but that of :meth:`inspect`.
         """
 
     @abc.abstractmethod

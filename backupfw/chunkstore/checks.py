@@ -15,7 +15,7 @@ class _Wrong(Exception):
 
 
 class Caution(Exception):
-    """It works, yet the operator should know something; the text says what will happen and what to do."""
+    """It works, but has an effect that few operators want; the text says which, and what to do."""
 
 
 def try_item(name: str, action: Callable[[], str | None]) -> CheckItem:
@@ -74,7 +74,7 @@ def round_trip(store: ChunkStore, container: str, prefix: str = "backupfw-check"
         items.append(try_item("read", read))
         items.append(try_item("list", listed))
     items.append(try_item("delete", delete))
-    # Where older versions are kept and may be deleted, the check's own go too.
+    # If the store keeps older versions, delete those of the check's object, too, if that is allowed.
     with suppress(ChunkStoreError):
         store.erase(container, key)
     return tuple(items)

@@ -15,10 +15,10 @@
      +- Unavailable            the store does not answer, or not in time: temporary
      +- DeleteFailed           some keys of a bulk delete remain; lists each with its error
 
-``temporary`` is set where the error is made, and no layer changes it.  The retry layer looks at it, and it
-decides whether the task as a whole is tried again later (``may_pass``).  A driver has one function that
-turns its SDK's errors into these, always with ``raise … from cause``.  A message names store, container and
-key, never a credential.  ``for_user`` is for users.
+``temporary`` is set where the error is made, and no layer changes it.  It decides whether the retry layer
+repeats the call, and whether the task as a whole is tried again later (``may_pass``).  A driver has one
+function that turns its SDK's errors into these, always with ``raise … from cause``.  A message names store,
+container and key, never a credential.  Users read ``for_user``.
 
 Two functions help a driver to translate: :func:`causes` and :func:`retry_after`.
 """

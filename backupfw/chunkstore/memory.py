@@ -27,7 +27,7 @@ class MemoryStore(ChunkStore):
     """
 
     wire_name = "backupfw.chunkstore.memory.MemoryStore"
-    # Nothing here can hang, so no thread need watch over it.
+    # No call can hang, so no thread has to watch it.
     layer_defaults: ClassVar[Mapping[str, object]] = {"operation_timeout": 0.0}
 
     # One lock for all instances, because instances may share contents.

@@ -25,8 +25,8 @@ the store and that reach the server without the driver; pytest runs the rest::
         def full_store(self, server, container): ...
 
 :class:`~backupfw.testing.suite.adoption.Adoption` lists all functions.  If one is missing, its tests fail;
-    tests are skipped only if the store or the subclass declares that it lacks something.  The names of tests
-    have the guarantee of :mod:`backupfw.chunkstore.base` that they prove: ``test_g9_range_past_the_end``.
+tests are skipped only if the store or the subclass declares that it lacks something.  The name of a test
+has the guarantee of :mod:`backupfw.chunkstore.base` that it proves: ``test_g9_range_past_the_end``.
 """
 
 from __future__ import annotations

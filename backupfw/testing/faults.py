@@ -210,7 +210,7 @@ class SlowStore(Layer):
 
     :param latency: seconds before each call.
     :param bytes_per_second: speed of bodies and answers; 0 for as fast as the inner store.
-    :param gate: called in each call instead of nothing, e.g. a barrier's ``wait``.
+    :param gate: called in each call after the pause, e.g. a barrier's ``wait``.
     """
 
     def __init__(

@@ -83,8 +83,8 @@ class BlockSource(abc.ABC):
     length: int
     #: See :class:`Storage`.
     storage_id: str | None = None
-    #: Equal for two opens exactly when they read the same source in the same state is *possible*:
-    #: a resume that finds another identity starts a new epoch.
+    #: The source identity: it changes whenever the bytes may have changed.  A resumed backup that finds
+    #: another identity begins a new epoch.
     identity: str
 
     @abc.abstractmethod
@@ -104,7 +104,7 @@ class BlockSource(abc.ABC):
 
         It is called often while the source is read, and once at the end, so it must be cheap.
 
-        :raises SourceMoved: it has changed: the bytes that were read are no state that it ever had.
+        :raises SourceMoved: it has changed, so the bytes that were read may be of two states.
         """
 
     def changed_extents(self, since_identity: str) -> Iterator[tuple[int, int]] | None:  # noqa: ARG002
@@ -218,7 +218,7 @@ class VolumeProvider(abc.ABC):
 
     @abc.abstractmethod
     def extend(self, volume: VolumeRef, length: int) -> None:
-        """Extend the volume to ``length`` bytes; the new part reads as zeros (an adopted one's: as it is)."""
+        """Extend the volume to ``length`` bytes; the new part reads as zeros, except in an adopted volume."""
 
     @abc.abstractmethod
     def create_snapshot(self, snapshot: SnapshotRef, in_use: bool, tick: Tick = no_tick) -> str:

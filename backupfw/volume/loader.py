@@ -1,4 +1,4 @@
-"""The installed volume providers; the ``local`` one is found like anybody else's."""
+"""The installed volume providers; the ``local`` one is found like all others."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ class Layer(ChunkStore):
     def __init__(self, inner: ChunkStore) -> None:
         super().__init__(inner.name, None)
         self.inner = inner
-        # Per driver class they are constants; a layer takes over those of the driver it stands before.
+        # Class attributes of a driver; a layer shows those of the driver below it.
         self.wire_name = inner.wire_name  # type: ignore[misc]
         self.container_pattern = inner.container_pattern  # type: ignore[misc]
         self.key_pattern = inner.key_pattern  # type: ignore[misc]

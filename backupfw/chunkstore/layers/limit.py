@@ -17,13 +17,13 @@ from backupfw.chunkstore.layers.watch import waiting
 
 #: A waiting call looks this often, in seconds, whether limits were changed or the store closed.
 _LOOK = 0.2
-#: Shortest pause, so that rounding cannot make a call spin.
+#: Shortest pause in seconds, so that rounding cannot make a call wait in a busy loop.
 _SHORTEST = 0.001
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What is allowed; 0 means no limit.
+    """The limits of one store; 0 means no limit.
 
     :ivar concurrency: calls at once.
     :ivar bytes_per_second: object bytes, put and got together.
@@ -85,7 +85,9 @@ class TokenBucket:
 
 
 class LimitLayer(Layer):
-    """Lets calls through as the limits allow; they may be changed while calls run.
+    """Lets calls pass as the limits allow; the limits may be changed while calls run.
+
+    ``erase``, ``inspect`` and ``remove_container`` have no limit: only commands of operators call them.
 
     A wait ends with an error when the store is closed, or when its work is cancelled
     (:mod:`backupfw.chunkstore.cancellation`; under a timeout layer, that layer makes the check).
@@ -189,7 +191,7 @@ class LimitLayer(Layer):
             received = len(data)
             return data
         finally:
-            # What came instead of what was allowed for: all of a whole object, nothing of an error.
+            # Correct what was paid before the call: all bytes of a whole object, none for a failed call.
             self._bytes.correct(received - (length or 0))
 
     def list(self, container: str, prefix: str = "", start_after: str = "") -> Iterator[ObjectInfo]:

@@ -1,4 +1,4 @@
-"""Tells a recorder what each call took.  Which metrics system there is, the recorder knows."""
+"""Reports the duration and the bytes of calls to a recorder, which knows the metrics system."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class _Call:
 
 
 class MetricsLayer(Layer):
-    """Times every call and counts its bytes.
+    """Times the calls on objects, ``ensure_container`` and ``check``, and counts the bytes of objects.
 
     :param recorder: where the figures go.
     :param clock: monotonic seconds.

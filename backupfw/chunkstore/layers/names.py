@@ -1,4 +1,4 @@
-"""Judges names and arguments before anything else sees them, so that no driver has to."""
+"""Checks names and ranges before any other layer and the driver, so that no driver has to."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ class NamesLayer(Layer):
         self._key_pattern = re.compile(inner.key_pattern)
 
     def put(self, container: str, key: str, body: Body, *, if_absent: bool = False) -> None:
-        """Forward with judged names."""
-        self._judge_container(container)
-        self._judge_key(container, key)
+        """Forward with checked names."""
+        self._check_container(container)
+        self._check_key(container, key)
         self.inner.put(container, key, body, if_absent=if_absent)
 
     def get(self, container: str, key: str, offset: int | None = None, length: int | None = None) -> bytes:
-        """Forward with judged names and range.
+        """Forward with checked names and range.
 
         :raises ValueError: not both of offset and length, a negative offset, a length under 1.
         """
-        self._judge_container(container)
-        self._judge_key(container, key)
+        self._check_container(container)
+        self._check_key(container, key)
         if (offset is None) != (length is None):
             raise ValueError("offset and length are given both or neither")
         if offset is not None and length is not None and (offset < 0 or length < 1):
@@ -44,55 +44,55 @@ class NamesLayer(Layer):
         return self.inner.get(container, key, offset, length)
 
     def list(self, container: str, prefix: str = "", start_after: str = "") -> Iterator[ObjectInfo]:
-        """Forward with a judged container; a prefix is any text that a key may hold."""
-        self._judge_prefix(container, prefix, start_after)
+        """Forward with a checked container; a prefix is any text that a key may hold."""
+        self._check_prefix(container, prefix, start_after)
         return self.inner.list(container, prefix, start_after)
 
     def delete(self, container: str, keys: Sequence[str]) -> None:
-        """Forward with judged names, each key once.  Nothing is deleted if one key is refused."""
-        self._judge_container(container)
+        """Forward with checked names, each key once.  Nothing is deleted if one key is refused."""
+        self._check_container(container)
         # Bulk requests of some servers fail on a key that stands in them twice.
         unique = list(dict.fromkeys(keys))
         for key in unique:
-            self._judge_key(container, key)
+            self._check_key(container, key)
         if unique:
             self.inner.delete(container, unique)
 
     def erase(self, container: str, prefix: str) -> None:
-        """Forward with a judged container and prefix."""
-        self._judge_prefix(container, prefix)
+        """Forward with a checked container and prefix."""
+        self._check_prefix(container, prefix)
         self.inner.erase(container, prefix)
 
     def inspect(self, container: str) -> Sequence[CheckItem]:
-        """Forward with a judged container."""
-        self._judge_container(container)
+        """Forward with a checked container."""
+        self._check_container(container)
         return self.inner.inspect(container)
 
     def ensure_container(self, container: str) -> None:
-        """Forward with a judged name."""
-        self._judge_container(container)
+        """Forward with a checked name."""
+        self._check_container(container)
         self.inner.ensure_container(container)
 
     def remove_container(self, container: str) -> bool:
-        """Forward with a judged name."""
-        self._judge_container(container)
+        """Forward with a checked name."""
+        self._check_container(container)
         return self.inner.remove_container(container)
 
-    def _judge_container(self, container: str) -> None:
+    def _check_container(self, container: str) -> None:
         problem = naming.container_problem(container)
         if problem is None and not self._pattern.fullmatch(container):
             problem = f"this store takes names that match {self.inner.container_pattern}"
         if problem:
             raise InvalidName(f"{_shown(container)} cannot name a container: {problem}", store=self.name)
 
-    def _judge_prefix(self, container: str, *texts: str) -> None:
-        self._judge_container(container)
+    def _check_prefix(self, container: str, *texts: str) -> None:
+        self._check_container(container)
         for text in texts:
-            # A prefix may end within a part, so only its characters are judged, not its form.
+            # A prefix may end within a part, so only its characters are checked, not its form.
             if any(unicodedata.category(char) in ("Cc", "Cs") for char in text):
                 raise InvalidName("the prefix holds control characters", store=self.name, container=container)
 
-    def _judge_key(self, container: str, key: str) -> None:
+    def _check_key(self, container: str, key: str) -> None:
         problem = naming.key_problem(key)
         if problem is None and not self._key_pattern.fullmatch(key):
             problem = f"this store takes keys that match {self.inner.key_pattern}"

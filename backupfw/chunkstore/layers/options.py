@@ -25,7 +25,7 @@ def layer_options(driver: type[ChunkStore] | None = None) -> Sequence[cfg.Opt]:
             default=default("retry_tries", 5),
             min=1,
             max=100,
-            help="Most tries of one operation that fails for a time, the first one included; "
+            help="Most tries of one operation that fails with a temporary error, the first one included; "
             "1 means no retry.",
         ),
         cfg.FloatOpt(
@@ -61,7 +61,7 @@ def layer_options(driver: type[ChunkStore] | None = None) -> Sequence[cfg.Opt]:
             "operation_timeout",
             default=default("operation_timeout", 120.0),
             min=0,
-            help="An operation that takes longer, in seconds, counts as failed for a time. One second is "
+            help="An operation that takes longer, in seconds, fails with a temporary error. One second is "
             "added for each MiB moved; waiting under the limits below does not count. 0 means no timeout.",
         ),
         cfg.IntOpt(

@@ -27,7 +27,7 @@ LOG = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: A pause looks at ``stop`` this often, in seconds: the longest a shutdown is delayed by a pause.
+#: Seconds between two looks at ``stop`` during a pause: the longest time that a pause delays a shutdown.
 STOP_INTERVAL = 0.2
 
 
@@ -132,6 +132,9 @@ class _Attempts:
 class RetryLayer(Layer):
     """Retries temporary errors with exponential pauses and full jitter.
 
+    ``check`` is not retried, so that it shows each fault; nor are ``erase``, ``inspect`` and
+    ``remove_container``, which only commands of operators call.
+
     A delete is cut into batches of the store's bulk size, and only the keys that remain are tried again.
     A sorted listing goes on after the last key that came; an unsorted one is only retried before its
     first entry.
@@ -202,7 +205,7 @@ class RetryLayer(Layer):
         return self._run("get", lambda _: self.inner.get(container, key, offset, length))
 
     def list(self, container: str, prefix: str = "", start_after: str = "") -> Iterator[ObjectInfo]:
-        """List; a fault in mid-listing goes unnoticed where the store's listing is sorted."""
+        """List; the caller does not notice a fault in mid-listing if the store's listing is sorted."""
         attempts = _Attempts(self, "list")
         entries: Iterator[ObjectInfo] | None = None
         begun = moved = False

@@ -17,8 +17,8 @@ from backupfw.chunkstore.layers.watch import Watch
 
 T = TypeVar("T")
 
-#: Bytes per second that a call moving many bytes is allowed to be slow to: a manifest of 2 GiB gets half an
-#: hour on top of the timeout.
+#: Slowest transfer that a call may have, in bytes per second: a manifest of 2 GiB gets half an hour on top of
+#: the timeout.
 SLOWEST = 1 << 20
 #: Threads kept for the next call; more are made when more calls run at once.
 IDLE_THREADS = 16
@@ -30,7 +30,7 @@ class _Job:
     """One call on its way through a worker thread."""
 
     def __init__(self, action: Callable[[], Any]) -> None:
-        # Its log lines belong to the request of the thread that waits.
+        # So that its log lines have the request id of the thread that waits.
         context = copy_context()
         self._action: Callable[[], Any] = partial(context.run, action)
         self._late: Callable[[], None] | None = None
@@ -148,7 +148,9 @@ class _Worker(threading.Thread):
 
 
 class TimeoutLayer(Layer):
-    """Bounds the time of each call; a call past its bound is Unavailable (temporary).
+    """Bounds the time of calls; a call past its bound raises Unavailable, a temporary error.
+
+    ``erase``, ``inspect`` and ``remove_container`` have no bound: only commands of operators call them.
 
     The call itself continues in its thread until the driver returns, and counts against the store's limits
     until then.  So a put that timed out may still take effect later, after its caller has put the key again

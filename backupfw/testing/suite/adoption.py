@@ -34,7 +34,7 @@ def forgotten(what: str) -> NoReturn:
 
 
 class Adoption:
-    """Base of the suite: the pieces to supply come first."""
+    """Base of the suite: first the attributes and functions that an author supplies."""
 
     def __init_subclass__(cls, **more: Any) -> None:
         super().__init_subclass__(**more)

@@ -1,4 +1,4 @@
-"""Tests of the behaviour beside data: G15, G17 to G19, and ``check``."""
+"""Tests of secrets, errors, closing, output and ``check``: G15, G17 to G19."""
 
 from __future__ import annotations
 

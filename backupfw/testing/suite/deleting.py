@@ -29,7 +29,7 @@ class DeletingTests(Adoption):
         assert self.raw_keys(server, container) == {"key"}
 
     def test_g11_any_number(self, server: Any, store: ChunkStore, container: str) -> None:
-        # More than one bulk request takes, where there are any; at least one that is not full.
+        # With bulk requests: one that is full and one that is not.
         bulk = store.capabilities.bulk_delete
         count = bulk + bulk // 3 + 5 if bulk > 1 else 40
         keys = [f"some/{number % 7}/{number}" for number in range(count)]

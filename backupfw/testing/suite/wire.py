@@ -17,7 +17,7 @@ from backupfw.testing.suite.adoption import Adoption, of_servers, pattern, put
 
 T = TypeVar("T")
 
-#: Of the objects that faults befall.
+#: Bytes of the objects whose transfers meet faults.
 SIZE = 1 << 20
 #: A byte past the head of every request and answer, within such an object.
 INSIDE = 200_000
@@ -25,7 +25,7 @@ INSIDE = 200_000
 TRIES = 50
 #: Seconds of the timeout layer in front of a hole.
 LIMIT = 0.5
-#: Ends of connections, and where they come.
+#: Kinds of ends of connections, and the byte at which they come.
 CUTS: tuple[tuple[Kind, int], ...] = (("reset", 0), ("reset", INSIDE), ("close", INSIDE))
 
 
@@ -134,7 +134,7 @@ class WireTests(Adoption):
         keys = [f"key{number}" for number in range(5)]
         for key in keys:
             self.raw_put(server, container, key, b"x")
-        # What a driver asks before its first delete is not what is cut.
+        # A driver may send other requests before its first delete; they must not meet the fault.
         retried(lambda: far_store.delete(container, ["missing", "missing too"]))
         met(wire.fault("down", "reset"), lambda: far_store.delete(container, keys))
         wire.heal()
@@ -190,7 +190,7 @@ class WireTests(Adoption):
         self, server: Any, container: str, wire: FaultProxy, far_store: ChunkStore, direction: Direction
     ) -> None:
         self.raw_put(server, container, "there", b"x")
-        # As the service uses it; not closed, that is the store's own end.
+        # With the timeout layer, as in the service.  It is not closed: that would close the store.
         limited = TimeoutLayer(far_store, LIMIT)
         for use in (lambda: put(limited, container, "key", b"x"), lambda: limited.get(container, "there")):
             fault = wire.fault(direction, "hole", times=None)
@@ -330,7 +330,7 @@ class RestartTests(Adoption):
                     error = put_.exception(self.unreachable_seconds)
                     assert isinstance(error, ChunkStoreError), "the put did not fail"
                     assert error.temporary
-                    # All bytes may have been on their way; but then they are right.
+                    # The get may succeed if all bytes were sent before the restart; then they are right.
                     error = get_.exception(self.unreachable_seconds)
                     assert error is None or (isinstance(error, ChunkStoreError) and error.temporary), error
                     if error is None:

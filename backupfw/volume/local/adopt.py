@@ -13,7 +13,7 @@ from backupfw.volume.local import linux
 from backupfw.volume.local.formats import not_raw
 from backupfw.volume.local.opening import Busy, Opened, Unusable, is_device_name, open_storage
 
-# As the kernel follows.
+# As many links as the kernel follows.
 _MAX_LINKS = 40
 
 
@@ -45,7 +45,7 @@ def adopted(
             f"{path} is mounted or held by another program. If it may stay so, adopt it with --in-use."
         ) from error
     except Unusable as error:
-        # Nobody knows that it was ever there.
+        # ``Unusable`` says "is gone", but a new path may be misspelt.
         problem = "does not exist" if isinstance(error.__cause__, FileNotFoundError) else error
         raise InvalidInput(f"{path} {problem}.") from error
     except OSError as error:
@@ -100,7 +100,7 @@ def _is_own(location: str, status: os.stat_result, own: Sequence[str]) -> bool:
         real = os.path.realpath(place)
         if os.path.commonpath((location, real)) == real:
             return True
-    # Only then it is necessary to look through all of them.
+    # Only a file with several names can be in one of our directories under another name.
     if status.st_nlink == 1:
         return False
     return any(os.path.samestat(status, found) for place in own for found in _files(os.path.realpath(place)))

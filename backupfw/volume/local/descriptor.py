@@ -14,8 +14,8 @@ from backupfw.errors import TaskLost
 class Descriptor:
     """Lends a descriptor out: ``with descriptor as fd: …``.  Thread-safe.
 
-    It is closed when the last user has left, so no thread reads or writes another file that got the same
-    number from the system.
+    It is closed only when no thread uses it.  Otherwise a thread could read or write another file, which got
+    the same number from the system.
 
     :param fd: the open file; owned by this object from now on.
     :param before_close: called once, right before the descriptor is closed.

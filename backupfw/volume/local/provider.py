@@ -178,8 +178,8 @@ class LocalProvider(VolumeProvider):
             is_volume = isinstance(ref, VolumeRef)
             stamp = None
             if is_volume and not opened.is_device:
-                # Pages that are written back now get a new time when somebody stores to them through a
-                # mapping; and a network file system has the times that our host's own writes give it.
+                # Write all pages back: only then a store to one of them through a mapping changes the file's
+                # times.  A network file system gets the times of this host's writes by that, too.
                 with contextlib.suppress(OSError):
                     os.fsync(opened.fd)
                 stamp = Stamp.of(opened.fd)
@@ -292,7 +292,7 @@ class LocalProvider(VolumeProvider):
         return os.path.join(self._volumes_dir, name)
 
     def _location(self, directory: str, name: str) -> str:
-        """Return the location of a file of ours for the catalogue: no path, as the directory can move."""
+        """Return a location for the catalogue: a name in ``volumes_dir``, which may move; else a path."""
         return name if directory == self._volumes_dir else os.path.join(directory, name)
 
     def _copy_still(self, fd: int, opened: Opened, snapshot: SnapshotRef, in_use: bool, tick: Tick) -> None:
@@ -323,7 +323,7 @@ class LocalProvider(VolumeProvider):
         for directory in places:
             files.remove(directory, name)
         if is_here:
-            # Our directories may be a copy of others; then the catalogue has the original's path.
+            # The directories may be copies of others, and the catalogue may name the file in the original.
             return
         # A directory of an earlier configuration; only a file with exactly our name is removed.
         if location is not None and os.path.isabs(location) and os.path.basename(location) == name:

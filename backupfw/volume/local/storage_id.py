@@ -14,8 +14,8 @@ _UNKNOWN = "-"
 #: The kernel's directory of block devices by number, and the file with the id of its present run.
 _DEVICES = "/sys/dev/block"
 _BOOT = "/proc/sys/kernel/random/boot_id"
-#: A name that stays with a device, best first, and what it is called here: of a mapped one, of a disk; of an
-#: array, a card, a virtual disk; of a loop device the file below it.
+#: Files of the kernel with a name that stays with a device, the best first, and the prefix of that name here:
+#: of mapped devices, disks, arrays, cards and virtual disks, and the file below a loop device.
 _NAMES = (
     ("dm/uuid", ""),
     ("wwid", ""),

@@ -50,8 +50,8 @@ class LocalTarget(BlockTarget):
         self._zeroers: tuple[Callable[[int, int, int], None], ...] = (
             (linux.punch_hole, linux.zero_device) if is_device else (linux.punch_hole,)
         )
-        # A device's partial blocks go through the page cache; what is given to the device directly must
-        # be whole pages, so that the two never meet in one page.
+        # Partial blocks of a device are written through the page cache, so only whole pages are zeroed past
+        # it: no page is written both ways.
         self._alignment = _PAGE if is_device else 1
         self._flush_error: OSError | None = None
         with descriptor as fd:
@@ -71,7 +71,7 @@ class LocalTarget(BlockTarget):
                     self._check_range(offset, length)
                 if not length or (len(buffers) <= _MAX_BUFFERS and os.pwritev(fd, buffers, offset) == length):
                     continue
-                # Many buffers, or a short write: the long way, from the start.
+                # Too many buffers, or a short write: write all of them again, one after the other.
                 _write_all(fd, offset, (memoryview(buffer) for buffer in buffers if buffer))
 
     def zero(self, offset: int, length: int) -> None:
