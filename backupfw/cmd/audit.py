@@ -1,4 +1,4 @@
-"""``backupfw audit``: do the database and the stores say the same?"""
+"""``backupfw audit``: compare the database with itself, with volumes and with stores."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Audit(store.OfStores):
     default_format = "text"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Add what is compared."""
+        """Add the command's arguments."""
         super().add_arguments(parser)
         parser.add_argument(
             "--no-stores", action="store_true", help="look at the database only: not at stores and volumes"

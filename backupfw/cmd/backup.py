@@ -37,7 +37,7 @@ class List(base.Lister):
     scripts_read_text = True
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Add which backups."""
+        """Add the command's arguments."""
         parser.add_argument("--volume", metavar="ID", help="only those of this volume (id or name)")
         parser.add_argument("--project", metavar="ID", type=usecases.text, help="only those of this project")
         parser.add_argument(
@@ -68,7 +68,7 @@ class Show(base.ShowOne):
     default_format = "json"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Add which backup."""
+        """Add the command's arguments."""
         parser.add_argument("id", metavar="ID", help="the backup's id or name")
 
     def record(self, args: argparse.Namespace) -> Mapping[str, Any]:
@@ -84,7 +84,7 @@ class Create(usecases.Queueing):
     """Back up a volume, or one of its snapshots, and print the backup's id."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Add of what, and how."""
+        """Add the command's arguments."""
         parser.add_argument("volume", metavar="VOLUME", help="the volume's id or name")
         parser.add_argument("--snapshot", metavar="ID", help="back up this snapshot of it (id or name)")
         parser.add_argument(
@@ -142,7 +142,7 @@ class Restore(usecases.Queueing):
     """
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Add of what, and where to."""
+        """Add the command's arguments."""
         parser.add_argument("id", metavar="BACKUP", help="the backup's id or name")
         where = parser.add_mutually_exclusive_group()
         where.add_argument("--volume", metavar="ID", help="write over this volume (id or name)")
@@ -208,7 +208,7 @@ class Delete(usecases.Deleting):
     """Delete backups; those made from them stay whole."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Add how."""
+        """Add the command's arguments."""
         parser.add_argument(
             "--force", action="store_true", help="whatever their status is; what runs on them is cancelled"
         )
@@ -234,7 +234,7 @@ class Cancel(base.Command):
     """
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Add which."""
+        """Add the command's arguments."""
         parser.add_argument("id", metavar="ID", help="the backup's id or name")
 
     def take_action(self, parsed_args: argparse.Namespace) -> None:

@@ -1,8 +1,9 @@
 """What every subcommand is made of: its options, how it opens things, how it prints a list or a record.
 
 A command is a class of one of the three kinds below and an entry point of the group ``backupfw.command``, so
-that a driver's distribution can bring some.  It is small: it says what its words are and calls functions that
-other code can call, too.  Its docstring is its help.  What is expensive to import is imported in functions.
+that a driver's distribution can bring some.  It is small: it declares its arguments, and calls functions that
+other code can call, too.  Its docstring is its help.  Modules that take long to import are imported in
+functions.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class AnyCommand(command.Command):
         from backupfw.cmd import configure
 
         parser = super().get_parser(prog_name)
-        # What is spelt short today may mean two things tomorrow.
+        # An abbreviation that is unique today can mean two options in a later release.
         parser.allow_abbrev = False
         self.add_arguments(parser)
         configure.add_options(parser)
@@ -63,7 +64,7 @@ class AnyCommand(command.Command):
         return parser
 
     def get_epilog(self) -> str:
-        """Name the distribution of a command that is not ours; to find it costs a look at all of them."""
+        """Name the distribution of a command that is not ours; ours are not searched for, to save time."""
         return "" if type(self).__module__.startswith("backupfw.") else super().get_epilog()
 
     def run(self, parsed_args: argparse.Namespace) -> int:
@@ -223,5 +224,5 @@ def _row(columns: Sequence[str], record: Mapping[str, Any], formatter: str) -> t
     texts = (json.dumps(each) if isinstance(each, dict | list) else each for each in values)
     if formatter != "table":
         return tuple(texts)
-    # Names of earlier releases, and of manifests, may hold what a terminal obeys.
+    # Names that an earlier release or a manifest brought may hold control characters.
     return tuple(naming.shown(each) if isinstance(each, str) else each for each in texts)

@@ -71,11 +71,11 @@ def find_id(db: Database, model: type[Named], text: str, project: str | None = N
     if project is not None:
         there.append(row.project_id == project)
     if model is models.Snapshot:
-        # A running backup's own.
+        # Temporary snapshots are not shown.
         there.append(row.temporary.is_(False))
     missing = _NOT_FOUND[model]
     if not text or not naming.is_name(text):
-        # No terminal may be able to show it.
+        # Spelt in ASCII, because it may have characters that no terminal shows.
         raise missing(ascii(text[: naming.MAX_NAME]))
     named = select(row.id).where(row.display_name == text, *there).order_by(row.created_at, row.id)
     with db.read() as session:
@@ -84,7 +84,8 @@ def find_id(db: Database, model: type[Named], text: str, project: str | None = N
             if (found := session.scalars(spelt.limit(1)).first()) is not None:
                 return str(found)
             if _UUID.fullmatch(text):
-                # Never a name: whoever names a volume by a deleted one's id would get its backups.
+                # Not taken for a name: otherwise a volume whose name is the id of a deleted one would stand
+                # for that one.
                 raise missing(text)
         ids = session.scalars(named.limit(_MAX_IDS + 1)).all()
     if not ids:
@@ -105,7 +106,7 @@ def find_backed_up(db: Database, text: str) -> str:
     except VolumeNotFound:
         if may_be_id(text) and backups_exist(db, text, None):
             return text
-        # A misspelt one must not look as if all were well.
+        # A misspelt name must be an error: an empty result would look as if all were well.
         raise InvalidInput(f"There is no backup of {text}.") from None
 
 
@@ -155,7 +156,7 @@ def give_up_announced(db: Database, container: Container) -> None:
     store, name = container.store.name, container.name
     with db.read() as session:
         announced = manifests.announced_beside_live(session, store, name)
-    # One that is there may be shared with by later backups that the database does not know.
+    # The others stay open: later backups, which the database does not know, may share with their manifests.
     missing = [object_digest(store, name, key) for key in announced if objects.is_missing(container, key)]
     row = Manifest
     which = manifests.announced_for_nobody() | row.key_digest.in_(missing)
@@ -163,7 +164,7 @@ def give_up_announced(db: Database, container: Container) -> None:
 
 
 class UnknownManifests:
-    """Counts the manifests that the database knows nothing of, over all containers that were looked at.
+    """Counts the unknown manifests of all containers that were looked at.
 
     :ivar ours: those of this installation.
     :ivar foreign: those of others, by installation.

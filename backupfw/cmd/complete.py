@@ -16,7 +16,7 @@ from cliff.app import App
 
 from backupfw.cmd import base
 
-#: What the values of options are called that are files or directories.
+#: Names of option values that are files or directories.
 _FILES = ("FILE", "DIR", "PATH")
 
 
@@ -67,7 +67,7 @@ class Complete(base.Command):
     """
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Add the shell."""
+        """Add the command's arguments."""
         parser.add_argument(
             "--shell", choices=sorted(SCRIPTS), default="bash", help="which shell (default: %(default)s)"
         )
@@ -114,7 +114,7 @@ def _line(text: str | None) -> str:
 
 
 def _offered(found: Sequence[Word]) -> dict[str, list[Word]]:
-    """Return the words that may follow others, by these."""
+    """Return the words that may come next, by the words before them."""
     offered: dict[str, list[Word]] = {}
     for word in sorted(found, key=lambda each: each.path):
         offered.setdefault(word.before, []).append(word)

@@ -27,7 +27,7 @@ class Check(base.Lister):
     default_format = "text"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Add how far it goes."""
+        """Add the command's arguments."""
         parser.add_argument(
             "--connect",
             action="store_true",

@@ -1,7 +1,7 @@
 """The state directory and the database as commands use them.
 
-The directory is private, and at most one running service holds it.  The database is opened, and migrated
-where no operator has to decide that.
+The directory is private, and at most one running service holds it.  A SQLite file that only this process uses
+is migrated at once; for other databases an operator decides that.
 """
 
 from __future__ import annotations
@@ -200,7 +200,7 @@ def prepare(conf: cfg.ConfigOpts, make: bool = False, upgrade: bool = False) -> 
             return
         migrate.check(db)
         if on_this_host and conf.installation_id:
-            # Changes nothing, and refuses another one.
+            # The schema is up to date: this only compares the installation's id.
             migrate.sync(db, conf.installation_id)
     finally:
         db.close()

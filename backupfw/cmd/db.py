@@ -67,13 +67,13 @@ class Check(_Database, base.Command):
 
 
 class Purge(base.Lister):
-    """Remove the rows of what was deleted long ago and is needed no more, and print how many."""
+    """Remove rows of resources that were deleted long ago, if nothing needs them, and print how many."""
 
     columns = ("resource", "rows")
     default_format = "text"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Add what is old."""
+        """Add the command's arguments."""
         parser.add_argument(
             "--before",
             metavar="DATE",

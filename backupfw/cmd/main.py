@@ -32,7 +32,7 @@ class Commands(commandmanager.CommandManager):
     """Finds commands by their entry points, and imports the one that is run only."""
 
     def load_commands(self, namespace: str) -> None:
-        """Find the commands of a group; a distribution of somebody else's takes none of ours away."""
+        """Find the commands of a group; another distribution cannot replace one of ours."""
         self.group_list.append(namespace)
         # With no names, it imports nothing.
         points = NamedExtensionManager(namespace, names=[]).list_entry_points()
@@ -68,7 +68,8 @@ class App(app.App):
     command_manager: Commands
 
     def __init__(self) -> None:
-        # Cliff's takes up the user's language: the system's messages, which are recorded, would be in it.
+        # Cliff sets the user's locale.  Then messages of the system would be in the user's language, also in
+        # the database.
         before = locale.setlocale(locale.LC_ALL)
         super().__init__(
             description="Back up block volumes to chunk stores and restore them.",
@@ -80,7 +81,7 @@ class App(app.App):
     def build_option_parser(
         self, description: str | None, version: str | None, argparse_kwargs: dict[str, Any] | None = None
     ) -> argparse.ArgumentParser:
-        """Return the parser of what stands before the command; everything else is the command's."""
+        """Return the parser of the words before the command; the command has its own parser."""
         parser = argparse.ArgumentParser(
             prog=self.NAME,
             usage="%(prog)s [-h] [--version] COMMAND ...",
@@ -125,7 +126,7 @@ class App(app.App):
         if inside and words[1:2] in (["-h"], ["--help"]):
             self._print_help(f"{group} ")
         if len(names) <= 2:
-            # Two come from cliff.
+            # Only the two commands of cliff were found.
             problem = "what is installed is older than this code: install it again"
         if not words:
             self.parser.error("a COMMAND is needed; --help lists them")
@@ -159,7 +160,7 @@ class Help(base.Command):
     """Tell what a command does and what its options are."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Add the words of the command."""
+        """Add the command's arguments."""
         parser.add_argument("words", metavar="COMMAND", nargs="*", help="the command, e.g. backup list")
 
     def take_action(self, parsed_args: argparse.Namespace) -> None:
@@ -210,7 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("backupfw: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The reader of our output left; Python would complain once more at exit.
+        # The reader of the output has left.  Without this, Python would report that again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:  # noqa: BLE001  (whatever it is, the user gets one line)

@@ -47,7 +47,7 @@ def of_several_processes() -> bool:
 class Meters:
     """All figures of a process.  Thread-safe; nothing here raises.
 
-    It is the recorder of the store layers and the meter of the workers' handlers, and hears the ends of
+    It is the recorder of the store layers and the meter of the workers' handlers, and counts the ends of
     tasks.
 
     :param db: read when the figures are asked for.
@@ -180,7 +180,7 @@ class _DatabaseCollector(Collector):
         self._outages = Outages()
 
     def describe(self) -> Iterable[Metric]:
-        """Name nothing beforehand: that would cost a look into the database at the start."""
+        """Name no figure at registration: that would need the database."""
         return ()
 
     def collect(self) -> Iterable[Metric]:

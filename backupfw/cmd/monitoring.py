@@ -1,8 +1,8 @@
 """A small HTTP listener beside the API: ``/metrics``, ``/live`` and ``/ready``.
 
-*Live*: the process does its work; one that does not is to be restarted.  *Ready*: it can be given work as
-well: the database answers, takes writes and has the schema of this release.  Whether the message bus is
-there is reported but not required: without it, tasks only start later.
+*Live*: the process does its work; one that is not live must be restarted.  *Ready*: it can also be given
+work: the database answers, accepts writes and has the schema of this release.  The state of the message bus
+is only reported: without it, tasks start later.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _PATIENCE = 30
 
 
 class Health:
-    """What a process is asked about.  Thread-safe.
+    """The checks of a process.  Thread-safe.
 
     :param parts: the names of what must run in this process, each with a function that says whether it does.
     :param dispatch: says how wake-ups reach workers, for people to read.
@@ -96,7 +96,7 @@ class _Server(ThreadingHTTPServer):
             if not room and (oldest := next(waits, None)) is not None:
                 room = True
                 del self._answered[oldest]
-                # Its thread reads the end.
+                # Its thread then reads the end of the connection, and ends.
                 with contextlib.suppress(OSError):
                     oldest.shutdown(socket.SHUT_RDWR)
             if room:

@@ -38,7 +38,7 @@ class WorkerService(cotyledon.Service):
         super().__init__(worker_id)
         # Ctrl-C reaches the master too, which stops us in an orderly way.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        # The library has installed its handlers just now.
+        # The library has just installed its handlers.
         signals.let_through()
         if conf.metrics.port and worker_id:
             # Each process has figures of its own.
@@ -92,7 +92,7 @@ class Master(cotyledon.ServiceManager):
         processes = self._child_processes
         for process in processes:
             process.terminate()
-        # Each of them ends itself when its time is over, unless it is frozen.
+        # Each process ends itself when its time is over, unless it is frozen.
         end = time.monotonic() + self._stop_seconds + LATE_SECONDS
         for process in processes:
             process.join(max(0.0, end - time.monotonic()))
@@ -102,7 +102,7 @@ class Master(cotyledon.ServiceManager):
         sys.exit(1 if any(process.exitcode for process in processes) else 0)
 
     def _start_worker(self, service_id: ServiceId, worker_id: WorkerId) -> None:
-        # The library forks in a thread, at any time: also while it receives the signal to stop.
+        # The library forks at any time, also while this process receives the signal to stop.
         with signals.held_back():
             super()._start_worker(service_id, worker_id)
 

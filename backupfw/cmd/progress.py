@@ -150,14 +150,14 @@ class _Bar:
             console=self._console,
             transient=True,
             refresh_per_second=10,
-            # Lines that are printed meanwhile stand above the bar; what goes elsewhere goes there.
+            # Printed lines go above the bar if standard output is the terminal, too.
             redirect_stdout=sys.stdout.isatty(),
             redirect_stderr=False,
         )
         self._task = self._bar.add_task("", total=None)
 
     def is_due(self) -> bool:
-        """Whether to show what there is; how often it is drawn is rich's affair."""
+        """Always: rich decides how often it draws."""
         return True
 
     def show(self, text: str, done: int, total: int | None) -> None:

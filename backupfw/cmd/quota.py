@@ -25,7 +25,7 @@ class Show(base.Lister):
     columns = ("resource", "limit", "in_use")
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Add whose."""
+        """Add the command's arguments."""
         parser.add_argument("project", metavar="PROJECT", type=usecases.project, help="the project's id")
 
     def records(self, args: argparse.Namespace) -> Iterator[Mapping[str, Any]]:
@@ -42,7 +42,7 @@ class Set(base.Command):
     """Set limits of a project; the others stay as they are."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Add whose, and which."""
+        """Add the command's arguments."""
         parser.add_argument("project", metavar="PROJECT", type=usecases.project, help="the project's id")
         parser.add_argument(
             "limits",

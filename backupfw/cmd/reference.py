@@ -1,4 +1,4 @@
-"""What is written from the code for others to read.
+"""References that are made from the code.
 
 These are the diagrams of states (``backupfw lifecycle``), the API's descriptions (``python -m
 backupfw.cmd.reference docs/openapi``), plug-ins' options for ``oslo-config-generator``, and policies for
@@ -63,7 +63,7 @@ def list_opts() -> list[tuple[str, Sequence[cfg.Opt]]]:
         if info.problem is None:
             driver = load_driver(info.name)
             own = tuple(driver.options())
-            # What keeps nothing needs no section to copy from.
+            # A store without options (in memory) needs no sample section.
             if own:
                 listed.append((f"store:my-{info.name}", (*COMMON, *own, *layer_options(driver))))
     return listed

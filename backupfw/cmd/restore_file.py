@@ -55,7 +55,7 @@ def restore(
     except TargetError as error:
         raise TargetError(f"{path} could not be written: {error.__cause__ or error}") from error
     finally:
-        # Whatever is reported next stands on a line of its own.
+        # So that the next message begins on a line of its own.
         progress.abandon()
         stores.close()
     progress.finish(written)

@@ -11,7 +11,7 @@ class _ApiServer(base.Command):
     """A command that listens."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Add where it listens."""
+        """Add the command's arguments."""
         parser.add_argument("--listen", metavar="ADDRESS", help="address to listen on ([api] listen)")
         parser.add_argument("--port", metavar="N", help="TCP port to listen on, 0 for any ([api] port)")
 
@@ -53,7 +53,7 @@ def serve(args: argparse.Namespace) -> None:
     from backupfw.conf import api, embedded, logging
 
     overrides = _overrides(args)
-    # It uses the files that it was given; the other commands on its state directory then use the same.
+    # It uses only the files that it was given, and records them for the other commands.
     loaded = load(args, overrides, remembered=False)
     conf = loaded.conf
     api.check_listen(conf)
@@ -106,7 +106,7 @@ def run_worker(args: argparse.Namespace) -> None:
     logging.setup(conf)
     from backupfw.cmd import database, processes
 
-    # Before the state directory is made.
+    # Report a missing database before the state directory is made.
     database.require_made(conf)
     with database.only_service(conf.state_dir, shared=True):
         database.prepare(conf)

@@ -1,8 +1,8 @@
-"""The API's own HTTP server: waitress, which no slow or idle client can take from the others.
+"""The API's own HTTP server: waitress, with bounds so that slow or idle clients do not block others.
 
-A request is given to a thread when it is there whole, so slow ones cost a connection only.  What bounds
-those is here: deadlines for each part of a request, and limits for all connections and for those of an
-address, at which the one that has waited for longest makes room.
+A thread gets a request when all of it has arrived, so a slow request occupies only a connection.  This module
+bounds connections: by deadlines for each part of a request, and by limits for all connections and for those
+of one address.  At a limit, the connection that has waited for longest is closed.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 
 LOG = log.getLogger(__name__)
 
-#: How long the end of the server waits for its thread and for unsent answers, seconds ...
+#: How long the end of the server waits for its thread and for unsent answers, seconds.
 STOP_SECONDS = 5.0
-#: ... and for requests under way.
+#: How long it waits for running requests before that, seconds.
 DRAIN_SECONDS = 15.0
 #: The longest request line with headers; tokens have some hundred bytes, or a few thousand.
 HEADER_BYTES = 1 << 16
@@ -65,7 +65,7 @@ class _Parser(HTTPRequestParser):  # type: ignore[misc]
 class _Channel(HTTPChannel):  # type: ignore[misc]
     """A connection that knows what it waits for, and since when.
 
-    Looked at by the server's loop only; answers end in other threads, which is noticed at the next look.
+    Only the server's loop looks at it.  Answers end in other threads; the loop sees that at its next look.
 
     :ivar client: who is there, for the limit of connections.
     :ivar since: when it began to wait for that, monotonic seconds.
@@ -102,7 +102,7 @@ class _Channel(HTTPChannel):  # type: ignore[misc]
         else:
             stage = "body" if request.headers_finished else "header"
         if stage == "header" and self._waits_for == "first":
-            # It has begun when the connection did.
+            # The wait for the first request began with the connection.
             self._waits_for = stage
         elif stage != self._waits_for:
             self._waits_for, self.since = stage, moment
@@ -112,7 +112,7 @@ class _Channel(HTTPChannel):  # type: ignore[misc]
         """Read, and notice at once what is waited for from then on."""
         before = self.request
         super().handle_read()
-        # It may have been answered already, and the next one have begun.
+        # The request may have been answered already, and the next one may have begun.
         if self.request is not before if before is not None else self.request is None:
             self._waits_for = ""
         self.stage(time.monotonic())
@@ -154,7 +154,7 @@ class _Server(TcpWSGIServer):  # type: ignore[misc]
             except OSError as error:
                 if error.errno in (errno.EMFILE, errno.ENFILE):
                     self._limits.end_one(self._channels())
-                # Or the client has left.
+                # With any other error, the client has left.
                 LOG.debug("A connection was not taken: %s", error)
                 return
             if self._limits.make_room(address[0], self._channels()):
@@ -208,7 +208,7 @@ class _Limits:
         return True
 
     def end_late(self, channels: Iterable[_Channel]) -> None:
-        """Let connections end that have waited for what they wait for longer than they may."""
+        """End connections that have waited longer than the deadline of their stage."""
         moment = time.monotonic()
         for channel in channels:
             seconds = self._seconds.get(channel.stage(moment))
@@ -229,7 +229,7 @@ def _client(address: str) -> str:
 
 
 def _within_files(wanted: int) -> int:
-    """Let the process have files for so many connections; returns for how many it may."""
+    """Raise the limit of open files for so many connections; returns how many it allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = wanted + _OTHER_FILES
     if soft != resource.RLIM_INFINITY and soft < needed:
@@ -273,7 +273,7 @@ class ApiServer:
                 asyncore_use_poll=True,
                 cleanup_interval=1,
                 log_socket_errors=False,
-                # At its own limit it would take no more connections; ours makes room.
+                # Above our limit: at its own limit, waitress takes no more connections and closes none.
                 connection_limit=limits.total * 2 + _OTHER_FILES,
             )
             self._servers = [
@@ -313,15 +313,15 @@ class ApiServer:
 
     def close(self) -> None:
         """Take no more requests; those under way have a few seconds to end, and their answers to leave."""
-        # Threads that answer wake the loop when they are done: they end before its sockets do.
+        # The threads wake the loop when they have answered, so they end before its sockets are closed.
         self._dispatcher.shutdown(cancel_pending=True, timeout=DRAIN_SECONDS)
         end = time.monotonic() + STOP_SECONDS
         while self._unsent() and time.monotonic() < end:
             time.sleep(0.02)
         close_all = partial(wasyncore.close_all, self._sockets, ignore_all=True)
         if self._thread.is_alive():
-            # The loop closes its sockets itself, idle connections too, and ends when it has none: closed
-            # under it they would keep it waiting for events until its next round.
+            # The loop itself closes its sockets, also of idle connections, and ends when it has none.  If
+            # another thread closed them, the loop would wait for events until its next round.
             self._servers[0].trigger.pull_trigger(close_all)
             self._thread.join(STOP_SECONDS)
         close_all()

@@ -204,7 +204,7 @@ class WorkerProcess:
         try:
             self._leave()
             self._look_after()
-            # Others may go on with what was given back.
+            # Other workers may take the tasks that were given back.
             self._dispatch.wake()
         except Exception:
             LOG.exception("Others learn late that this worker has stopped")
@@ -260,8 +260,8 @@ class EmbeddedService:
             stack.callback(dispatch.close)
             meters = Meters(db)
             outbox = stack.enter_context(sending_events(self._conf, db))
-            # It holds the state directory, and with that a SQLite file, but never a database server: another
-            # of its host's name may be there, e.g. in a container.
+            # The lock of the state directory proves that no other process uses a SQLite file.  On a database
+            # server another worker can have this host's name, e.g. in a container.
             alone = db.backend == "sqlite"
             worker = WorkerProcess(self._conf, db, dispatch, alone=alone, meters=meters, outbox=outbox)
             worker.start()
@@ -316,7 +316,7 @@ def api_application(conf: cfg.ConfigOpts) -> Iterator[Api]:
 
 @contextmanager
 def _looking_after(conf: cfg.ConfigOpts, db: Database) -> Iterator[None]:
-    """End operations that no worker takes: there may be no worker that would see to it."""
+    """End operations that no worker takes, in a process without a worker: there may be no worker at all."""
     ending = threading.Event()
 
     thread = threading.Thread(

@@ -35,11 +35,12 @@ def _pass(_number: int, _frame: FrameType | None) -> None:
 def until_stopped(reload: Callable[[], None], stop_seconds: float) -> Iterator[threading.Event]:
     """Yield an event that the first SIGINT or SIGTERM sets; the second one ends the process at once.
 
-    Only in the main thread.  Before it, signals do what the system does with them; from its first line to its
-    end none is lost.
+    Only in the main thread.  Within the block, no signal is lost; before it, signals have the system's
+    default effects.
 
     :param reload: what SIGHUP does, in a thread of its own.
-    :param stop_seconds: the process is ended this long after the first of them, whatever it waits for.
+    :param stop_seconds: the process is ended this long after the first SIGINT or SIGTERM, whatever it waits
+        for.
     """
     stop = threading.Event()
     reader, writer = os.pipe()
@@ -87,8 +88,8 @@ def _listen(reader: int, stop: threading.Event, reload: Callable[[], None], stop
 def held_back() -> Iterator[None]:
     """Hold signals back from this thread, and from processes it forks until they call :func:`let_through`.
 
-    A forked process has its parent's handlers and pipe until it has made its own: what reached it before that
-    would be lost for it, and be taken for a signal of its parent's.
+    A forked process has its parent's handlers and pipe until it has made its own.  A signal that reached it
+    before that would go to its parent instead.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
     try:

@@ -13,7 +13,7 @@ class Create(usecases.Queueing):
     """Make a snapshot of a volume and print its id."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Add of what, and what it is called."""
+        """Add the command's arguments."""
         parser.add_argument("volume", metavar="VOLUME", help="the volume's id or name")
         parser.add_argument("--name", metavar="N", type=usecases.text, help="display name")
         parser.add_argument("--description", metavar="TEXT", type=usecases.text, help="what it is for")
@@ -48,7 +48,7 @@ class List(base.Lister):
     columns = ("id", "name", "project_id", "volume_id", "status", "size", "created_at")
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Add which."""
+        """Add the command's arguments."""
         parser.add_argument("--volume", metavar="ID", help="only those of this volume (id or name)")
         parser.add_argument("--project", metavar="ID", type=usecases.text, help="only those of this project")
 
@@ -66,7 +66,7 @@ class Show(base.ShowOne):
     """Show a snapshot."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Add which."""
+        """Add the command's arguments."""
         parser.add_argument("id", metavar="ID", help="the snapshot's id or name")
 
     def record(self, args: argparse.Namespace) -> Mapping[str, Any]:

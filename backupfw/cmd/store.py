@@ -48,7 +48,7 @@ class Check(base.Lister):
     default_format = "text"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Add which store."""
+        """Add the command's arguments."""
         parser.add_argument("name", metavar="NAME", help="the store's name in enabled_stores")
 
     def records(self, args: argparse.Namespace) -> Iterator[Mapping[str, Any]]:
@@ -64,7 +64,7 @@ class OfStores(base.Lister):
     """A command that looks at all enabled stores, or at some."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Add at which."""
+        """Add the command's arguments."""
         parser.add_argument(
             "--store", metavar="NAME", action="append", help="only this store; any number of times"
         )
@@ -116,7 +116,7 @@ def opened(conf: cfg.ConfigOpts, name: str) -> Iterator[ChunkStore]:
 
 
 def report_settings(container: Container) -> None:
-    """Print what a container's settings do to deletes, to standard error, where few people want it."""
+    """Print to standard error the effects of a container's settings on deletes, if they are unusual."""
     for item in container.inspect():
         if item.warning:
             place = f"container {container.name} of store {container.store.name}"

@@ -42,7 +42,7 @@ class Sweep(store.OfStores):
     default_format = "text"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Add what is swept."""
+        """Add the command's arguments."""
         parser.add_argument("--dry-run", action="store_true", help="only say what would be deleted")
         super().add_arguments(parser)
 
@@ -110,7 +110,7 @@ def _removed(db: Database, conf: cfg.ConfigOpts, container: Container) -> bool:
     from backupfw.cmd import catalogue
 
     if not conf.backup.create_containers:
-        # An operator made the container, and would have to make the next one.
+        # Only an operator can make the container again.
         return False
     place = (container.store.name, container.name)
     if catalogue.is_in_use(db, conf, *place) or not container.remove_container():

@@ -1,9 +1,9 @@
 """``backupfw usage``: what backups take in the stores, counted from their manifests.
 
-An object that several backups name is stored once.  So what a backup, a volume, a project or a store takes
-is counted object by object: *own* is what no other of them names, *shared* what others name, too.  Each
-manifest is read once.  What was read of one volume is kept in a database of its own, in a temporary file:
-memory stays bounded, however many backups there are.
+An object that several backups name is stored once.  So the use of a backup, a volume, a project or a store is
+counted object by object: *own* objects are named by no other one, *shared* objects by others, too.  Each
+manifest is read once.  The counts are kept in a temporary database, so memory does not depend on the number
+of backups.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class Count:
         self._progress = progress
         self._control: Control = progress.control()
         self._installation = BackupTasks(db, conf).installation_id()
-        # Without a name: in a temporary file that goes with the connection.
+        # A database without a name: a temporary file, deleted when the connection is closed.
         self._scratch = sqlite3.connect("", isolation_level=None)
         self._scratch.row_factory = sqlite3.Row
         self._scratch.execute(f"PRAGMA cache_size = -{_CACHE_BYTES >> 10}")
@@ -134,7 +134,7 @@ class Count:
         """
         from backupfw.cmd import catalogue
 
-        # Read at once: the manifests may take hours, and a transaction must not.
+        # All rows are read before any manifest: to read those may take hours, too long for a transaction.
         with self._scratch:
             self._scratch.execute("BEGIN")
             found = catalogue.holdings(self._db, self._installation, volume)
@@ -268,7 +268,7 @@ class Usage(base.Lister):
     columns = ("project", *COLUMNS)
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Add how it is counted."""
+        """Add the command's arguments."""
         parser.add_argument(
             "--by", choices=tuple(GROUPS), default="project", help="a row for each (default: %(default)s)"
         )

@@ -107,7 +107,7 @@ class Queueing(base.Command):
     """A command that has a worker do something, and waits for it."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Add whether to wait."""
+        """Add the command's arguments."""
         waiting.add_options(parser)
 
     def use_cases(self, args: argparse.Namespace) -> UseCases:
@@ -119,12 +119,12 @@ class Deleting(Queueing):
     """A command that deletes what it is given, and goes on where one cannot be deleted."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Add what is deleted."""
+        """Add the command's arguments."""
         parser.add_argument("id", metavar="ID", nargs="+", help="id or name, any number of them")
         super().add_arguments(parser)
 
     def delete(self, cases: UseCases, args: argparse.Namespace, model: type[Named], noun: str) -> int:
-        """Delete each; returns the exit status.  A misspelt one is reported before anything is deleted."""
+        """Delete each; returns the exit status.  If one does not exist, nothing is deleted."""
         from backupfw.manager.lineage import lifecycle
 
         # One may be named twice: by its id and by its name.

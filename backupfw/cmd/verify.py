@@ -32,7 +32,7 @@ class Verify(base.Command):
     """
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Add which backups, and how."""
+        """Add the command's arguments."""
         which = parser.add_mutually_exclusive_group()
         which.add_argument("id", metavar="ID", nargs="?", help="the backup's id or name")
         which.add_argument(
@@ -90,7 +90,7 @@ def _many(args: argparse.Namespace, db: Database, verifier: Verifier) -> int:
     of = args.volume or args.project
     volume = None if args.volume is None else catalogue.find_backed_up(db, args.volume)
     if of is not None and not catalogue.backups_exist(db, volume, args.project):
-        # A misspelt id must not look as if all were well.
+        # A misspelt id must be an error: an empty result would look as if all were well.
         raise InvalidInput(f"There is no backup of {of}.")
     begun, ids = catalogue.to_verify(db, volume, args.project, older_than=args.older_than, quick=args.quick)
     if args.older_than is None:
@@ -101,10 +101,10 @@ def _many(args: argparse.Namespace, db: Database, verifier: Verifier) -> int:
         )
     good = damaged = failed = 0
     for backup_id in ids:
-        # Another run may have been faster, or it has the manifest of one that was verified just now.
+        # Another run may have verified it, or another backup with the same manifest was verified just now.
         if catalogue.was_verified(db, backup_id, begun, quick=args.quick):
             continue
-        # One that is deleted meanwhile is no concern any more.
+        # It does not matter if the backup was deleted meanwhile.
         with suppress(BackupNotFound, InvalidBackup):
             try:
                 if verifier.one(backup_id):
@@ -112,7 +112,7 @@ def _many(args: argparse.Namespace, db: Database, verifier: Verifier) -> int:
                 else:
                     damaged += 1
             except (ChunkStoreError, EngineError, InvalidInput) as error:
-                # Nothing is known of it, so it is not recorded: the next run begins with it.
+                # There is no result, so nothing is recorded, and the next run begins with this backup.
                 verifier.report_failure(backup_id, str(error))
                 failed += 1
     if not args.json:
@@ -191,7 +191,7 @@ class Verifier:
             raise
         how = damaged_objects.QUICK if self._quick else damaged_objects.FULL
         result = damaged_objects.OK if report.ok else damaged_objects.DAMAGED
-        # The last step: a run that was killed before does this one again.
+        # This is the last step, so that after a killed run the backup is verified again.
         moment = self._tasks.damaged_objects.record_verification(manifest.id, begun, how, result, whole)
         progress.finish(human_size(report.bytes))
         if self._json:

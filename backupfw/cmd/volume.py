@@ -41,7 +41,7 @@ class _New(base.Command):
     """A command that makes something a volume."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Add what both kinds take."""
+        """Add the command's arguments."""
         parser.add_argument(
             "--as-raw", action="store_true", help="its bytes are the disk's, whatever they look like"
         )
@@ -59,7 +59,7 @@ class Create(_New):
     """Make a volume and print its id."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Add how large it is and what is in it."""
+        """Add the command's arguments."""
         parser.add_argument("--size", metavar="GIB", type=_gigabytes, help="size in GiB")
         parser.add_argument("--image", metavar="FILE", help="raw image (or device) to copy; it is only read")
         super().add_arguments(parser)
@@ -77,7 +77,7 @@ class Adopt(_New):
     """Make an existing raw image or block device a volume, where it is, and print its id."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Add what is adopted."""
+        """Add the command's arguments."""
         parser.add_argument("path", metavar="PATH", nargs="?", help="the image or device")
         parser.add_argument(
             "--again",
@@ -108,7 +108,7 @@ class _Existing(base.Command):
     """A command for a volume that there is."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Add which."""
+        """Add the command's arguments."""
         parser.add_argument("id", metavar="ID", help="the volume's id or name")
 
     def found(self, args: argparse.Namespace) -> tuple[usecases.UseCases, str]:
@@ -123,7 +123,7 @@ class Attach(_Existing):
     """Record that a volume is in use, and print the attachment's id."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Add who."""
+        """Add the command's arguments."""
         parser.add_argument(
             "--instance", metavar="UUID", type=usecases.text, help="the virtual machine that uses it"
         )
@@ -151,7 +151,7 @@ class Detach(_Existing):
     """Record that a volume is not in use any more."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Add who."""
+        """Add the command's arguments."""
         parser.add_argument("--attachment", metavar="ID", help="only this attachment (default: all)")
         super().add_arguments(parser)
 
@@ -181,7 +181,7 @@ class List(base.Lister):
     columns = ("id", "name", "project_id", "status", "size", "adopted", "created_at")
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Add which."""
+        """Add the command's arguments."""
         parser.add_argument("--project", metavar="ID", type=usecases.text, help="only those of this project")
         parser.add_argument("--status", metavar="S", type=usecases.text, help="only those in this status")
 
@@ -196,7 +196,7 @@ class Show(base.ShowOne):
     """Show a volume."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Add which."""
+        """Add the command's arguments."""
         parser.add_argument("id", metavar="ID", help="the volume's id or name")
 
     def record(self, args: argparse.Namespace) -> Mapping[str, Any]:
@@ -211,7 +211,7 @@ class Extend(usecases.Queueing):
     """Make a volume larger."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Add which, and how large it becomes."""
+        """Add the command's arguments."""
         parser.add_argument("id", metavar="ID", help="the volume's id or name")
         parser.add_argument("size", metavar="GIB", type=_gigabytes, help="its new size in GiB")
         super().add_arguments(parser)
@@ -246,7 +246,7 @@ class Delete(usecases.Deleting):
     """Delete volumes; their backups stay."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Add what goes with them."""
+        """Add the command's arguments."""
         parser.add_argument("--cascade", action="store_true", help="delete their snapshots, too")
         super().add_arguments(parser)
 
@@ -420,7 +420,7 @@ def adopt_again(
 
 
 def _record_storages(volumes: VolumeManager, provider: VolumeProvider, host: str | None) -> None:
-    """Record what volumes of an earlier release are, so that none of them is adopted by another name."""
+    """Record missing storage ids, so that no volume of an earlier release is adopted under another name."""
     from backupfw.worker.handlers.base import volume_ref
 
     for volume in volumes.not_recorded(host):

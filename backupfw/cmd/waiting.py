@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 #: Seconds between two looks.
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 1.0
-#: How long no worker may be there before the wait ends: one that has just started says so a moment later.
+#: Seconds without any worker after which the wait ends: a worker that has just started needs a moment until
+#: its first heartbeat.
 NO_WORKER_SECONDS = 10.0
 
 
@@ -64,7 +65,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def follow(conf: cfg.ConfigOpts, db: Database, operation: Operation, *, wait: bool) -> None:
-    """See a queued operation to its end, or only say so where no worker is there that could take it.
+    """Wait for the end of a queued operation, and report if there is no worker that could take it.
 
     :param wait: whether to wait for the end.
     :raises OperationFailed: it failed; with ``wait`` also where no worker is there, it stays queued then.

@@ -31,7 +31,7 @@ from backupfw.errors import ServiceUnavailable
 
 LOG = logging.getLogger(__name__)
 
-# Whether it is needed the configuration says, which is loaded in a thread of the server's.
+# The configuration says whether it is needed, but is loaded later, in a thread of the server.
 with contextlib.suppress(ImportError):
     transport.load_library()
 
@@ -64,7 +64,7 @@ class _Process:
         with ExitStack() as stack:
             api = stack.enter_context(service.api_application(conf))
             if meters.of_several_processes():
-                # The figures of the one process that answers are of no use without those of the others.
+                # Otherwise each request would get the figures of another process, without those of the rest.
                 parts = {"api": lambda: True}
                 service.monitor(stack, conf, api.db, api.meters, parts, service.api_port(conf), shared=True)
             self._stack = stack.pop_all()
@@ -76,7 +76,8 @@ class _Process:
 
 
 _process = _Process()
-#: Of the process that this one was forked from.  Kept: to let go of its connections would end them there.
+#: The API of the process from which this one was forked.  It is kept: its connections, if they were closed
+#: here, would end there, too.
 _inherited: list[_Process] = []
 
 
