@@ -91,6 +91,20 @@ class TestNames:
                 store.ensure_container(name)
         assert store.container_pattern == Strict.container_pattern
 
+    def test_the_stores_own_rule_of_keys(self, recording: RecordingStore) -> None:
+        recording.key_pattern = r"[A-Za-z0-9._/-]+"
+        store = NamesLayer(recording)
+        store.put("c", "fine/key", X)
+        recording.reset()
+        for use in (
+            lambda: store.put("c", "a b", X),
+            lambda: store.get("c", "\u00e9"),
+            lambda: store.delete("c", ["key", "key\n"]),
+        ):
+            with pytest.raises(InvalidName):
+                use()
+        assert not recording.requests
+
     @pytest.mark.parametrize(("offset", "length"), [(0, None), (None, 1), (-1, 1), (0, 0), (0, -1)])
     def test_ranges_that_are_none(
         self, recording: RecordingStore, offset: int | None, length: int | None
