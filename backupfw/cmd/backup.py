@@ -54,7 +54,7 @@ class List(base.Lister):
         from backupfw.cmd import catalogue, database
 
         _conf, db = self.database(args)
-        volume = None if args.volume is None else catalogue.find_backed_up(db, args.volume)
+        volume = None if args.volume is None else catalogue.find_backed_up(db, args.volume, args.project)
         return map(database.plain, catalogue.backups(db, volume, args.project, damaged=args.damaged))
 
     def lines(self, args: argparse.Namespace, records: Iterator[Mapping[str, Any]]) -> Iterable[str]:
@@ -70,6 +70,7 @@ class Show(base.ShowOne):
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the command's arguments."""
         parser.add_argument("id", metavar="ID", help="the backup's id or name")
+        usecases.add_project(parser)
 
     def record(self, args: argparse.Namespace) -> Mapping[str, Any]:
         """Return it."""
@@ -77,7 +78,7 @@ class Show(base.ShowOne):
         from backupfw.db import models
 
         conf, db = self.database(args)
-        return record(conf, db, catalogue.find_id(db, models.Backup, args.id))
+        return record(conf, db, catalogue.find_id(db, models.Backup, args.id, args.project))
 
 
 class Create(usecases.Queueing):
@@ -100,7 +101,10 @@ class Create(usecases.Queueing):
             help="where to (default: the service's)",
         )
         parser.add_argument(
-            "--project", metavar="P", type=usecases.project, help="whose it is (default: the volume's)"
+            "--project",
+            metavar="P",
+            type=usecases.project,
+            help="whose it is (default: the volume's); chooses among several volumes of that name",
         )
         super().add_arguments(parser)
 
@@ -111,8 +115,10 @@ class Create(usecases.Queueing):
 
         args = parsed_args
         cases = self.use_cases(args)
-        volume = cases.find(models.Volume, args.volume)
-        snapshot = None if args.snapshot is None else cases.find(models.Snapshot, args.snapshot)
+        volume = cases.find(models.Volume, args.volume, project_id=args.project)
+        snapshot = None
+        if args.snapshot is not None:
+            snapshot = cases.find(models.Snapshot, args.snapshot, volume_id=volume)
         made = cases.backups.create(
             base.operator(args.project or cases.volumes.project_of(base.operator(), volume)),
             volume_id=volume,
@@ -153,7 +159,7 @@ class Restore(usecases.Queueing):
             "--project",
             metavar="P",
             type=usecases.project,
-            help="whose a new volume is (default: the backup's)",
+            help="whose a new volume is (default: the backup's); chooses among several backups of that name",
         )
         super().add_arguments(parser)
 
@@ -179,7 +185,7 @@ class Restore(usecases.Queueing):
             print(args.to)
         else:
             cases = self.use_cases(args)
-            self._to_volume(cases, args, cases.find(models.Backup, args.id))
+            self._to_volume(cases, args, cases.find(models.Backup, args.id, project_id=args.project))
 
     def _to_volume(self, cases: usecases.UseCases, args: argparse.Namespace, backup: str) -> None:
         from backupfw.db import models
@@ -236,13 +242,16 @@ class Cancel(base.Command):
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the command's arguments."""
         parser.add_argument("id", metavar="ID", help="the backup's id or name")
+        usecases.add_project(parser)
 
     def take_action(self, parsed_args: argparse.Namespace) -> None:
         """Cancel it."""
         from backupfw.db import models
 
         cases = self.open(usecases.opened(*self.database(parsed_args)))
-        after = cases.backups.cancel(base.operator(), cases.find(models.Backup, parsed_args.id))
+        after = cases.backups.cancel(
+            base.operator(), cases.find(models.Backup, parsed_args.id, parsed_args.project)
+        )
         print(f"backup {after.id} is {after.status}: {after.fail_reason}")
 
 

@@ -57,14 +57,22 @@ _NOT_FOUND: Mapping[type[Named], type[NotFound]] = {
 }
 
 
-def find_id(db: Database, model: type[Named], text: str, project: str | None = None) -> str:
+def find_id(
+    db: Database,
+    model: type[Named],
+    text: str,
+    project: str | None = None,
+    *,
+    rather: Mapping[str, str | None] | None = None,
+) -> str:
     """Return the id of what an operator names: by its id, or by its name where nothing else has that.
 
     A text in the form of an id is never taken for a name.
 
     :param project: only of this project; None for any.
+    :param rather: columns and values that choose among several of that name; a value of None chooses nothing.
     :raises NotFound: there is nothing of that id or name.
-    :raises InvalidInput: several have that name.
+    :raises InvalidInput: several have that name; the message lists them with their projects.
     """
     row: Any = model
     there = [row.deleted.is_(False)]
@@ -77,7 +85,9 @@ def find_id(db: Database, model: type[Named], text: str, project: str | None = N
     if not text or not naming.is_name(text):
         # Spelt in ASCII, because it may have characters that no terminal shows.
         raise missing(ascii(text[: naming.MAX_NAME]))
-    named = select(row.id).where(row.display_name == text, *there).order_by(row.created_at, row.id)
+    named = select(row.id, row.project_id).where(row.display_name == text, *there)
+    named = named.order_by(row.created_at, row.id).limit(_MAX_IDS + 1)
+    wanted = {column: value for column, value in (rather or {}).items() if value is not None}
     with db.read() as session:
         if may_be_id(text):
             spelt = select(row.id).where(row.id.in_((text, text.lower())), *there)
@@ -87,22 +97,26 @@ def find_id(db: Database, model: type[Named], text: str, project: str | None = N
                 # Not taken for a name: otherwise a volume whose name is the id of a deleted one would stand
                 # for that one.
                 raise missing(text)
-        ids = session.scalars(named.limit(_MAX_IDS + 1)).all()
-    if not ids:
+        found = session.execute(named).all()
+        if len(found) > 1 and wanted:
+            found = session.execute(named.filter_by(**wanted)).all() or found
+    if not found:
         raise missing(text)
-    if len(ids) > 1:
-        some = ", ".join(ids[:_MAX_IDS]) + (", ..." if len(ids) > _MAX_IDS else "")
-        raise InvalidInput(f"Several {missing.noun.lower()}s are named {text!r}; give the id: {some}.")
-    return str(ids[0])
+    if len(found) > 1:
+        some = ", ".join(f"{one.id} of project {one.project_id}" for one in found[:_MAX_IDS])
+        more = ", ..." if len(found) > _MAX_IDS else ""
+        raise InvalidInput(f"Several {missing.noun.lower()}s are named {text!r}; give the id: {some}{more}.")
+    return str(found[0].id)
 
 
-def find_backed_up(db: Database, text: str) -> str:
+def find_backed_up(db: Database, text: str, project: str | None = None) -> str:
     """Return the id of a volume that has backups, or is there; it may be deleted, then only its id names it.
 
+    :param project: chooses among several volumes of that name.
     :raises InvalidInput: there is neither such a volume nor a backup of one, or several have that name.
     """
     try:
-        return find_id(db, models.Volume, text)
+        return find_id(db, models.Volume, text, rather={"project_id": project})
     except VolumeNotFound:
         if may_be_id(text) and backups_exist(db, text, None):
             return text
@@ -355,6 +369,7 @@ class Holding(NamedTuple):
     :ivar size: GiB of the volume that was backed up.
     :ivar stays: deleting the backup frees nothing now: the manifest is another installation's, or a backup is
         being made upon it.
+    :ivar volume_name: None where nothing is known of the volume any more.
     """
 
     volume_id: str
@@ -367,6 +382,8 @@ class Holding(NamedTuple):
     installation_id: str
     size: int
     stays: bool
+    backup_name: str | None
+    volume_name: str | None
 
 
 def holdings(db: Database, installation: str, volume: str | None = None) -> Iterator[Holding]:
@@ -391,8 +408,11 @@ def holdings(db: Database, installation: str, volume: str | None = None) -> Iter
             row.installation_id,
             Backup.size,
             or_(in_use, row.installation_id != installation).label("stays"),
+            Backup.display_name.label("backup_name"),
+            models.Volume.display_name.label("volume_name"),
         )
         .join(Backup, and_(Backup.manifest_id == row.id, Backup.deleted.is_(False)))
+        .outerjoin(models.Volume, models.Volume.id == row.volume_id)
         .where(row.state == LIVE, row.key.is_not(None))
         .execution_options(yield_per=_PAGE)
     )

@@ -94,7 +94,9 @@ def words(app: App) -> list[Word]:
         if group:
             groups.setdefault(group, []).append(rest)
         found.append(Word(f" {group}" if group else "", rest, about, options))
-    return found + [Word("", group, ", ".join(rest)) for group, rest in groups.items()]
+    found += [Word("", group, ", ".join(rest)) for group, rest in groups.items()]
+    # The words of all commands may follow the one that tells about them.
+    return found + [Word(f" help{word.before}", word.name, word.about) for word in found]
 
 
 def _option(action: argparse.Action) -> Option:
@@ -161,14 +163,16 @@ def bash(found: Sequence[Word]) -> Iterator[str]:
     )
     yield "    esac"
     yield '    case "$at:$now" in'
+    # A command may have options, and words of its own: the first branch that fits is taken.
+    commands = [word for word in found if word.options]
+    for word in commands:
+        names = shlex.quote(" ".join(name for option in word.options for name in option.names))
+        yield f'        {shlex.quote(f"{word.path}:-")}*) COMPREPLY=($(compgen -W {names} -- "$now")) ;;'
     for before, offered in _offered(found).items():
         names = shlex.quote(" ".join(word.name for word in offered))
         yield f'        {shlex.quote(f"{before}:")}*) COMPREPLY=($(compgen -W {names} -- "$now")) ;;'
-    for word in found:
-        if word.options:
-            names = shlex.quote(" ".join(name for option in word.options for name in option.names))
-            yield f'        {shlex.quote(f"{word.path}:-")}*) COMPREPLY=($(compgen -W {names} -- "$now")) ;;'
-            yield f"        {shlex.quote(f'{word.path}:')}*) compopt -o default ;;"
+    for word in commands:
+        yield f"        {shlex.quote(f'{word.path}:')}*) compopt -o default ;;"
     yield "    esac"
     yield "}"
     yield "complete -F _backupfw backupfw"
@@ -203,16 +207,16 @@ def zsh(found: Sequence[Word]) -> Iterator[str]:
     )
     yield "    esac"
     yield '    case "$at:${words[CURRENT]}" in'
+    # As for bash.
+    commands = [word for word in found if word.options]
+    for word in commands:
+        names = " ".join(_described(name, one.about) for one in word.options for name in one.names)
+        yield f"        {shlex.quote(f'{word.path}:-')}*) offered=({names}); _describe -o option offered ;;"
     for before, offered in _offered(found).items():
         names = " ".join(_described(word.name, word.about) for word in offered)
         yield f"        {shlex.quote(f'{before}:')}*) offered=({names}); _describe command offered ;;"
-    for word in found:
-        if word.options:
-            names = " ".join(_described(name, one.about) for one in word.options for name in one.names)
-            yield (
-                f"        {shlex.quote(f'{word.path}:-')}*) offered=({names}); _describe -o option offered ;;"
-            )
-            yield f"        {shlex.quote(f'{word.path}:')}*) _files ;;"
+    for word in commands:
+        yield f"        {shlex.quote(f'{word.path}:')}*) _files ;;"
     yield "    esac"
     yield "}"
     yield "# Read by compinit it is the function's body; sourced, it says what it is for."

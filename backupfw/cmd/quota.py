@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -62,6 +63,9 @@ class Set(base.Command):
         """Set them."""
         from backupfw.manager.rules.quota import QuotaManager
 
-        conf, db = self.database(parsed_args)
         limits = dict(parsed_args.limits)
+        twice = [name for name, times in Counter(name for name, _ in parsed_args.limits).items() if times > 1]
+        if twice:
+            self.refuse(f"more than one limit is given for {', '.join(twice)}")
+        conf, db = self.database(parsed_args)
         QuotaManager(db, conf).update(parsed_args.project, limits, force=parsed_args.force)

@@ -15,6 +15,7 @@ class Create(usecases.Queueing):
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the command's arguments."""
         parser.add_argument("volume", metavar="VOLUME", help="the volume's id or name")
+        usecases.add_project(parser)
         parser.add_argument("--name", metavar="N", type=usecases.text, help="display name")
         parser.add_argument("--description", metavar="TEXT", type=usecases.text, help="what it is for")
         parser.add_argument("--force", action="store_true", help="also of a volume that somebody uses")
@@ -27,7 +28,7 @@ class Create(usecases.Queueing):
 
         args = parsed_args
         cases = self.use_cases(args)
-        volume = cases.find(models.Volume, args.volume)
+        volume = cases.find(models.Volume, args.volume, args.project)
         made = cases.snapshots.create(
             base.operator(),
             volume_id=volume,
@@ -57,7 +58,9 @@ class List(base.Lister):
         from backupfw.db import models
 
         cases = usecases.UseCases(*self.database(args))
-        volume = None if args.volume is None else cases.find(models.Volume, args.volume)
+        volume = None
+        if args.volume is not None:
+            volume = cases.find(models.Volume, args.volume, project_id=args.project)
         found = usecases.pages(cases.snapshots.list, {"volume_id": volume, "project_id": args.project})
         return map(usecases.described, found)
 
@@ -68,13 +71,14 @@ class Show(base.ShowOne):
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the command's arguments."""
         parser.add_argument("id", metavar="ID", help="the snapshot's id or name")
+        usecases.add_project(parser)
 
     def record(self, args: argparse.Namespace) -> Mapping[str, Any]:
         """Return it."""
         from backupfw.db import models
 
         cases = usecases.UseCases(*self.database(args))
-        snapshot = cases.find(models.Snapshot, args.id)
+        snapshot = cases.find(models.Snapshot, args.id, args.project)
         return usecases.described(cases.snapshots.get(base.operator(), snapshot))
 
 

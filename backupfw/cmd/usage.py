@@ -37,7 +37,12 @@ GROUPS: Mapping[str, Callable[[Holding], str]] = {
     "volume": attrgetter("volume_id"),
     "backup": attrgetter("backup_id"),
 }
-#: What is said of a group, after its name.
+#: The names that users gave, for groups that are found by an id of the service's.
+NAMES: Mapping[str, Callable[[Holding], str | None]] = {
+    "volume": attrgetter("volume_name"),
+    "backup": attrgetter("backup_name"),
+}
+#: What is said of a group, after its id and name.
 COLUMNS = (
     "backups",
     "gigabytes",
@@ -55,22 +60,24 @@ _NOBODY = 0
 
 _SCHEMA = """
 CREATE TABLE holdings (volume_id, manifest_id, backup_id, project_id, store, container, key,
-    installation_id, size, stays, PRIMARY KEY (volume_id, manifest_id, backup_id)) WITHOUT ROWID;
-CREATE TABLE groups (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, backups INTEGER NOT NULL DEFAULT 0,
-    gigabytes INTEGER NOT NULL DEFAULT 0, own_objects INTEGER NOT NULL DEFAULT 0,
-    own_bytes INTEGER NOT NULL DEFAULT 0, shared_objects INTEGER NOT NULL DEFAULT 0,
-    shared_bytes INTEGER NOT NULL DEFAULT 0, deleting_frees_bytes INTEGER NOT NULL DEFAULT 0);
+    installation_id, size, stays, backup_name, volume_name,
+    PRIMARY KEY (volume_id, manifest_id, backup_id)) WITHOUT ROWID;
+CREATE TABLE groups (id INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, name TEXT,
+    backups INTEGER NOT NULL DEFAULT 0, gigabytes INTEGER NOT NULL DEFAULT 0,
+    own_objects INTEGER NOT NULL DEFAULT 0, own_bytes INTEGER NOT NULL DEFAULT 0,
+    shared_objects INTEGER NOT NULL DEFAULT 0, shared_bytes INTEGER NOT NULL DEFAULT 0,
+    deleting_frees_bytes INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE named (object BLOB, owner INTEGER, size INTEGER NOT NULL, stays INTEGER NOT NULL,
     PRIMARY KEY (object, owner)) WITHOUT ROWID;
 """
-_HOLDING = "INSERT INTO holdings VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_HOLDING = "INSERT INTO holdings VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _NEXT_HOLDINGS = """
 SELECT * FROM holdings WHERE (volume_id, manifest_id, backup_id) > (?, ?, ?)
     ORDER BY volume_id, manifest_id, backup_id LIMIT 1000
 """
 _COUNT = """
-INSERT INTO groups (name, backups, gigabytes) VALUES (:name, 1, :size)
-    ON CONFLICT (name) DO UPDATE SET backups = backups + 1, gigabytes = gigabytes + :size
+INSERT INTO groups (key, name, backups, gigabytes) VALUES (:key, :name, 1, :size)
+    ON CONFLICT (key) DO UPDATE SET backups = backups + 1, gigabytes = gigabytes + :size
 """
 _NAME = """
 INSERT INTO named VALUES (?, ?, ?, ?)
@@ -107,6 +114,7 @@ class Count:
         self._db = db
         self._stores = stores
         self._group = GROUPS[by]
+        self._name = NAMES.get(by)
         #: A volume's groups are ready as soon as all its backups were read.
         self._by_volume = by in ("volume", "backup")
         self._progress = progress
@@ -126,7 +134,7 @@ class Count:
         self._scratch.close()
 
     def rows(self, volume: str | None = None) -> Iterator[dict[str, Any]]:
-        """Yield the groups: each with its ``name`` and :data:`COLUMNS`.
+        """Yield the groups: each with its ``key``, its ``name`` and :data:`COLUMNS`.
 
         The bytes of a volume whose manifests could not all be read are missing, and :attr:`problems` says so.
 
@@ -155,8 +163,8 @@ class Count:
             after = tuple(page[-1])[:3]
 
     def _counted_rows(self) -> Iterator[dict[str, Any]]:
-        for row in self._scratch.execute("SELECT * FROM groups ORDER BY name"):
-            yield {name: row[name] for name in ("name", *COLUMNS)}
+        for row in self._scratch.execute("SELECT * FROM groups ORDER BY key"):
+            yield {name: row[name] for name in ("key", "name", *COLUMNS)}
         self._scratch.execute("DELETE FROM groups")
 
     def _volume(self, volume_id: str, holdings: Iterator[Holding]) -> None:
@@ -198,9 +206,9 @@ class Count:
         self._scratch.execute("COMMIT")
 
     def _counted(self, backup: Holding) -> int:
-        values = {"name": self._group(backup), "size": backup.size}
+        values = {"key": self._group(backup), "name": self._name and self._name(backup), "size": backup.size}
         self._scratch.execute(_COUNT, values)
-        (owner,) = self._scratch.execute("SELECT id FROM groups WHERE name = :name", values).fetchone()
+        (owner,) = self._scratch.execute("SELECT id FROM groups WHERE key = :key", values).fetchone()
         return int(owner)
 
     def _manifest(self, container: Container, key: str, owners: Collection[int], stays: bool) -> None:
@@ -276,7 +284,7 @@ class Usage(base.Lister):
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[Sequence[str], Iterable[Any]]:
         """Return columns, of which the first is called after what is counted by, and rows."""
-        self.columns = (parsed_args.by, *COLUMNS)
+        self.columns = (parsed_args.by, *(["name"] if parsed_args.by in NAMES else []), *COLUMNS)
         return super().take_action(parsed_args)
 
     def records(self, args: argparse.Namespace) -> Iterable[Mapping[str, Any]]:
@@ -297,7 +305,7 @@ class Usage(base.Lister):
     ) -> Iterator[Mapping[str, Any]]:
         try:
             for row in count.rows(volume):
-                yield {by: row.pop("name"), **row}
+                yield {by: row.pop("key"), **row}
         finally:
             progress.abandon()
         for problem in count.problems:

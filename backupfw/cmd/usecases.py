@@ -64,11 +64,11 @@ class UseCases:
 
         return SnapshotManager(self.db, self.conf, self._wake)
 
-    def find(self, model: type[Named], text: str) -> str:
+    def find(self, model: type[Named], text: str, project: str | None = None, **rather: str | None) -> str:
         """Return the id of what an operator named; see :func:`catalogue.find_id`."""
         from backupfw.cmd import catalogue
 
-        return catalogue.find_id(self.db, model, text)
+        return catalogue.find_id(self.db, model, text, project, rather=rather)
 
 
 def text(value: str) -> str:
@@ -79,6 +79,11 @@ def text(value: str) -> str:
     if problem := naming.input_problem(value, naming.MAX_NAME):
         raise argparse.ArgumentTypeError(f"{value!a} cannot be used: {problem}")
     return value
+
+
+def add_project(parser: argparse.ArgumentParser) -> None:
+    """Add where a name is looked up: several things may have one, in one project and in many."""
+    parser.add_argument("--project", metavar="P", type=text, help="look it up in this project only")
 
 
 def project(value: str) -> str:
@@ -121,6 +126,7 @@ class Deleting(Queueing):
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the command's arguments."""
         parser.add_argument("id", metavar="ID", nargs="+", help="id or name, any number of them")
+        add_project(parser)
         super().add_arguments(parser)
 
     def delete(self, cases: UseCases, args: argparse.Namespace, model: type[Named], noun: str) -> int:
@@ -128,7 +134,7 @@ class Deleting(Queueing):
         from backupfw.manager.lineage import lifecycle
 
         # One may be named twice: by its id and by its name.
-        ids = list(dict.fromkeys(cases.find(model, text) for text in args.id))
+        ids = list(dict.fromkeys(cases.find(model, text, args.project) for text in args.id))
         failed: list[str] = []
         begun: list[str] = []
         for one in ids:

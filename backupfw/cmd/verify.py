@@ -39,7 +39,12 @@ class Verify(base.Command):
             "--all", action="store_true", help="all backups; those verified longest ago come first"
         )
         which.add_argument("--volume", metavar="ID", help="all backups of this volume (id or name)")
-        which.add_argument("--project", metavar="ID", type=usecases.text, help="all backups of this project")
+        parser.add_argument(
+            "--project",
+            metavar="P",
+            type=usecases.text,
+            help="all backups of this project; with ID or --volume only what is this project's",
+        )
         parser.add_argument(
             "--older-than",
             metavar="DAYS",
@@ -59,14 +64,17 @@ class Verify(base.Command):
         from backupfw.worker.stores import Stores
 
         args = parsed_args
-        many = args.all or args.volume is not None or args.project is not None or args.older_than is not None
-        if (args.id is not None) == many:
+        one = args.id is not None
+        many = args.all or args.volume is not None or args.older_than is not None
+        if one == many and (one or args.project is None):
             self.refuse("name one backup, or at least one of --all, --volume, --project and --older-than")
+        if args.all and args.project is not None:
+            self.refuse("--all and --project do not go together")
         conf, db = self.database(args)
         stores = self.open(closing(Stores(conf)))
         verifier = Verifier(conf, db, stores, quick=args.quick, as_json=args.json)
-        if args.id is not None:
-            return 0 if verifier.one(catalogue.find_id(db, models.Backup, args.id)) else 1
+        if one:
+            return 0 if verifier.one(catalogue.find_id(db, models.Backup, args.id, args.project)) else 1
         return _many(args, db, verifier)
 
 
@@ -88,7 +96,7 @@ def _many(args: argparse.Namespace, db: Database, verifier: Verifier) -> int:
     from backupfw.cmd import catalogue
 
     of = args.volume or args.project
-    volume = None if args.volume is None else catalogue.find_backed_up(db, args.volume)
+    volume = None if args.volume is None else catalogue.find_backed_up(db, args.volume, args.project)
     if of is not None and not catalogue.backups_exist(db, volume, args.project):
         # A misspelt id must be an error: an empty result would look as if all were well.
         raise InvalidInput(f"There is no backup of {of}.")

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from backupfw.volume.base import VolumeProvider
 
 GIB = 1 << 30
+#: The project of a volume where none is given.
+DEFAULT_PROJECT = "demo"
 
 
 def _gigabytes(text: str) -> int:
@@ -50,8 +52,7 @@ class _New(base.Command):
             "--project",
             metavar="P",
             type=usecases.project,
-            default="demo",
-            help="project it belongs to (default: %(default)s)",
+            help=f"project it belongs to (default: {DEFAULT_PROJECT})",
         )
 
 
@@ -70,7 +71,8 @@ class Create(_New):
         if args.size is None and args.image is None:
             self.refuse("--size is needed where there is no --image")
         conf = load_conf(args)
-        print(create(conf, args.size, args.image, project=args.project, name=args.name, as_raw=args.as_raw))
+        project = args.project or DEFAULT_PROJECT
+        print(create(conf, args.size, args.image, project=project, name=args.name, as_raw=args.as_raw))
 
 
 class Adopt(_New):
@@ -99,9 +101,9 @@ class Adopt(_New):
         conf = load_conf(args)
         how = {"as_raw": args.as_raw, "in_use": args.in_use}
         if args.again is not None:
-            print(adopt_again(conf, args.again, args.path, **how))
+            print(adopt_again(conf, args.again, args.path, owner=args.project, **how))
         else:
-            print(adopt(conf, args.path, project=args.project, name=args.name, **how))
+            print(adopt(conf, args.path, project=args.project or DEFAULT_PROJECT, name=args.name, **how))
 
 
 class _Existing(base.Command):
@@ -110,13 +112,14 @@ class _Existing(base.Command):
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the command's arguments."""
         parser.add_argument("id", metavar="ID", help="the volume's id or name")
+        usecases.add_project(parser)
 
     def found(self, args: argparse.Namespace) -> tuple[usecases.UseCases, str]:
         """Return the use cases, which work until the command is over, and the volume's id."""
         from backupfw.db import models
 
         cases = usecases.UseCases(*self.database(args))
-        return cases, cases.find(models.Volume, args.id)
+        return cases, cases.find(models.Volume, args.id, args.project)
 
 
 class Attach(_Existing):
@@ -183,10 +186,21 @@ class List(base.Lister):
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the command's arguments."""
         parser.add_argument("--project", metavar="ID", type=usecases.text, help="only those of this project")
-        parser.add_argument("--status", metavar="S", type=usecases.text, help="only those in this status")
+        parser.add_argument(
+            "--status",
+            metavar="S",
+            type=usecases.text,
+            help="only those in this status: available, error ...",
+        )
 
     def records(self, args: argparse.Namespace) -> Iterator[Mapping[str, Any]]:
         """Return them page by page."""
+        from backupfw.db import models
+        from backupfw.manager.lineage import lifecycle
+
+        known = lifecycle.statuses(models.Volume)
+        if args.status is not None and args.status not in known:
+            self.refuse(f"there is no status {args.status!r}; statuses: {', '.join(sorted(known))}")
         cases = usecases.UseCases(*self.database(args))
         found = usecases.pages(cases.volumes.list, {"project_id": args.project, "status": args.status})
         return map(usecases.described, found)
@@ -198,13 +212,16 @@ class Show(base.ShowOne):
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the command's arguments."""
         parser.add_argument("id", metavar="ID", help="the volume's id or name")
+        usecases.add_project(parser)
 
     def record(self, args: argparse.Namespace) -> Mapping[str, Any]:
         """Return it."""
         from backupfw.db import models
 
         cases = usecases.UseCases(*self.database(args))
-        return usecases.described(cases.volumes.get(base.operator(), cases.find(models.Volume, args.id)))
+        return usecases.described(
+            cases.volumes.get(base.operator(), cases.find(models.Volume, args.id, args.project))
+        )
 
 
 class Extend(usecases.Queueing):
@@ -213,6 +230,7 @@ class Extend(usecases.Queueing):
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the command's arguments."""
         parser.add_argument("id", metavar="ID", help="the volume's id or name")
+        usecases.add_project(parser)
         parser.add_argument("size", metavar="GIB", type=_gigabytes, help="its new size in GiB")
         super().add_arguments(parser)
 
@@ -222,7 +240,7 @@ class Extend(usecases.Queueing):
         from backupfw.manager.lineage import lifecycle
 
         cases = self.use_cases(parsed_args)
-        volume = cases.find(models.Volume, parsed_args.id)
+        volume = cases.find(models.Volume, parsed_args.id, parsed_args.project)
         cases.volumes.extend(base.operator(), volume, new_size=parsed_args.size)
         operation = waiting.Operation(
             f"extending volume {volume}", models.Volume, volume, (lifecycle.AVAILABLE,)
@@ -381,12 +399,19 @@ def adopt(
 
 
 def adopt_again(
-    conf: cfg.ConfigOpts, volume_id: str, path: str | None, *, as_raw: bool = False, in_use: bool = False
+    conf: cfg.ConfigOpts,
+    volume_id: str,
+    path: str | None,
+    *,
+    owner: str | None = None,
+    as_raw: bool = False,
+    in_use: bool = False,
 ) -> str:
     """Let a volume that was adopted be what is there now.
 
     :param volume_id: or its name.
     :param path: where; where it was when None.
+    :param owner: only of this project; None for any.
     :param as_raw, in_use: as for :func:`adopt`.
     :returns: the volume's id.
     """
@@ -400,7 +425,7 @@ def adopt_again(
     with database.opened(conf) as db:
         provider = _provider(conf)
         volumes = VolumeManager(db, conf, lambda: None)
-        volume = volumes.get(operator, catalogue.find_id(db, models.Volume, volume_id))
+        volume = volumes.get(operator, catalogue.find_id(db, models.Volume, volume_id, owner))
         storage = provider.adopt(
             os.path.abspath(path or provider.where(volume_ref(volume))),
             own=own_files(conf),

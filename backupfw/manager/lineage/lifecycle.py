@@ -208,6 +208,13 @@ _MACHINES: tuple[tuple[str, type], ...] = (
 )
 
 
+def statuses(model: type[Volume | Snapshot]) -> frozenset[str]:
+    """Return the statuses that a volume or snapshot that is there can have."""
+    machine = VolumeMoves if model is Volume else SnapshotMoves
+    found = {status for step in moves(machine) for status in (*step.sources, step.target)}
+    return frozenset(found.union(RESETS[model])) - {ANY, PREVIOUS, DELETED}
+
+
 def reset(status: str) -> Move:
     """Return the move with which an administrator gives any volume or snapshot this status."""
     return Move("reset", (ANY,), status)

@@ -217,11 +217,18 @@ def _known(rows: Iterable[tuple[str, int]]) -> dict[str, int]:
 def _checked(session: Session, limits: Mapping[str, int]) -> dict[str, int]:
     kinds = {kind for _, kind in map(_split, limits) if kind}
     there = set(session.scalars(select(VolumeType.name).where(VolumeType.name.in_(kinds))))
+    bad = [
+        resource
+        for resource in limits
+        if resource not in RESOURCES and (_split(resource)[1] not in there or len(resource) > _MAX_NAME)
+    ]
+    if bad:
+        raise InvalidInput(f"Bad key(s) in quota set: {', '.join(bad)}")
     for resource, limit in limits.items():
-        if resource not in RESOURCES and (_split(resource)[1] not in there or len(resource) > _MAX_NAME):
-            raise InvalidInput(f"Bad key(s) in quota set: {resource}")
         if isinstance(limit, bool) or not isinstance(limit, int) or not UNLIMITED <= limit <= LARGEST:
-            raise InvalidInput(f"Quota limit {resource} must be an integer from {UNLIMITED} to {LARGEST}.")
+            raise InvalidInput(
+                f"Quota limit {resource} must be an integer from {UNLIMITED} to {LARGEST}, not {limit!a}."
+            )
     return dict(limits)
 
 

@@ -92,6 +92,10 @@ def test_commands(offered: Offered) -> None:
     assert first <= offered("")
     assert {"list", "show", "verify"} <= offered("backup ")
     assert not {"check", "audit"} & offered("backup ")
+    assert first <= offered("help ")
+    assert {"list", "show", "verify"} <= offered("help backup ")
+    assert not {"check", "audit", "place"} & offered("help backup ")
+    assert "--debug" in offered("help --")
 
 
 def test_options(offered: Offered) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from backupfw.cmd import catalogue, database, usage
 from backupfw.cmd.progress import Progress
 from backupfw.db import models
 from backupfw.worker.stores import Stores
-from tests.unit.cmd.conftest import load_conf
+from tests.unit.cmd.conftest import Run, load_conf
 from tests.unit.cmd.test_backup import objects
 from tests.unit.cmd.test_verify import Chain, chain, made
 
@@ -27,7 +28,7 @@ def counted(state: Path, by: str, volume: str | None = None) -> tuple[dict[str, 
         closing(Stores(conf)) as stores,
         closing(usage.Count(conf, db, stores, by, Progress("x", unit="manifests"))) as found,
     ):
-        return {row.pop("name"): row for row in found.rows(volume)}, found.problems
+        return {row.pop("key"): row for row in found.rows(volume)}, found.problems
 
 
 def stored(state: Path, *parts: str) -> int:
@@ -59,6 +60,25 @@ def test_by_backup_it_says_what_show_says(chain: Chain) -> None:
     assert rows[chain.full]["shared_bytes"] > 0
     only, _ = counted(chain.state, "backup", chain.volume)
     assert only == {name: rows[name] for name in (chain.full, chain.increment)}
+
+
+def test_names_stand_beside_ids(chain: Chain, run: Run) -> None:
+    with database.opened(load_conf(chain.state)) as db, db.write() as session:
+        session.get_one(models.Backup, chain.full).display_name = "monday"
+        # Its backups are still there.
+        volume = session.get_one(models.Volume, chain.volume)
+        volume.display_name, volume.deleted = "db-disk", True
+    named = {
+        row["backup"]: row["name"] for row in json.loads(run("usage", "--by", "backup", "-f", "json").out)
+    }
+    assert named == {chain.full: "monday", chain.increment: None, chain.other: None}
+    named = {
+        row["volume"]: row["name"] for row in json.loads(run("usage", "--by", "volume", "-f", "json").out)
+    }
+    assert named[chain.volume] == "db-disk"
+    assert len(named) == 2
+    # What is its own name has no other.
+    assert "name" not in json.loads(run("usage", "-f", "json").out)[0]
 
 
 def test_by_project_two_that_share_are_told_apart(chain: Chain) -> None:

@@ -74,8 +74,8 @@ def listed(run: Run, noun: str, *words: str) -> list[dict[str, Any]]:
     return records(run(noun, "list", *words, "-f", "json"))
 
 
-def shown(run: Run, noun: str, text: str) -> dict[str, Any]:
-    outcome = run(noun, "show", text, "-f", "json")
+def shown(run: Run, noun: str, *words: str) -> dict[str, Any]:
+    outcome = run(noun, "show", *words, "-f", "json")
     assert outcome.status == 0, outcome
     found: dict[str, Any] = json.loads(outcome.out)
     return found
@@ -213,7 +213,10 @@ def test_names_are_taken_where_they_are_unique(run: Run, quick: None, alone: Non
     second = done(run("volume", "create", "--size", "1", "--name", "same"))
     several = run("volume", "path", "same")
     assert (several.status, several.out) == (1, "")
-    assert f"Several volumes are named 'same'; give the id: {first}, {second}." in several.err
+    assert (
+        f"Several volumes are named 'same'; give the id: {first} of project demo, {second} of project demo."
+        in several.err
+    )
     # An id comes first, whatever else has it for a name.
     third = done(run("volume", "create", "--size", "1", "--name", first))
     assert shown(run, "volume", first)["id"] == first
@@ -223,6 +226,39 @@ def test_names_are_taken_where_they_are_unique(run: Run, quick: None, alone: Non
         outcome = run("volume", "show", text)
         assert (outcome.status, outcome.out) == (1, ""), text
         assert outcome.err.startswith("backupfw: Volume "), text
+
+
+def test_a_project_tells_things_of_one_name_apart(run: Run, quick: None, served: None, image: Path) -> None:
+    volumes = {}
+    for project in ("red", "blue"):
+        volumes[project] = done(
+            run("volume", "create", "--image", str(image), "--name", "disk", "--project", project)
+        )
+    several = run("volume", "show", "disk")
+    assert (several.status, several.out) == (1, "")
+    assert f"{volumes['red']} of project red" in several.err
+    assert f"{volumes['blue']} of project blue" in several.err
+    for project, volume in volumes.items():
+        assert shown(run, "volume", "disk", "--project", project)["id"] == volume
+        assert done(run("volume", "path", "disk", "--project", project)).endswith(f"{volume}.img")
+        made = done(run("backup", "create", "disk", "--name", "night", "--project", project))
+        assert shown(run, "backup", made)["volume_id"] == volume
+        assert shown(run, "backup", "night", "--project", project)["id"] == made
+        listed = run("backup", "list", "--volume", "disk", "--project", project, "-f", "value", "-c", "id")
+        assert listed.out == f"{made}\n"
+        assert run("backup", "verify", "night", "--project", project).status == 0
+        done(run("snapshot", "create", "disk", "--name", "calm", "--project", project))
+        # Of the volume that is backed up.
+        done(run("backup", "create", "disk", "--snapshot", "calm", "--project", project, "--name", "calm"))
+    assert "Several backups are named 'night'" in run("backup", "restore", "night").err
+    # Whoever names a project does not get at another one's.
+    assert run("backup", "show", "night", "--project", "green").status == 1
+    assert run("backup", "delete", "night", "--project", "green").status == 1
+    back = done(run("backup", "restore", "night", "--project", "red", "--name", "back"))
+    assert shown(run, "volume", back)["project_id"] == "red"
+    assert run("backup", "delete", "night", "--project", "blue").status == 0
+    # The other one is left, and needs no project.
+    assert shown(run, "backup", "night")["volume_id"] == volumes["red"]
 
 
 def test_the_id_of_a_deleted_volume_is_nobodys_name(run: Run, served: None, image: Path) -> None:
@@ -304,6 +340,9 @@ def test_wrong_usage_is_status_2(run: Run, quick: None) -> None:
         ("volume", "extend", "v", "0"),
         ("quota", "set", "p", "backups"),
         ("quota", "set", "p", "backups=many"),
+        ("quota", "set", "p", "backups=1", "backups=2"),
+        ("volume", "list", "--status", "bogus"),
+        ("backup", "verify", "--all", "--project", "p"),
         ("quota", "show", "\udcff"),
         ("usage", "--by", "moon"),
     ):
@@ -401,6 +440,17 @@ def test_quotas(run: Run, quick: None) -> None:
     assert limits["gigabytes"]["limit"] == 5
     assert run("quota", "set", "demo", "volumes=0").status == 1, "it is below what is used"
     assert done_silently(run("quota", "set", "demo", "volumes=0", "--force"))
-    unknown = run("quota", "set", "demo", "moons=1")
+    unknown = run("quota", "set", "demo", "moons=1", "suns=2")
     assert unknown.status == 1
-    assert "moons" in unknown.err
+    assert unknown.err.endswith("Bad key(s) in quota set: moons, suns\n")
+    assert (
+        "more than one limit is given for backups" in run("quota", "set", "d", "backups=1", "backups=2").err
+    )
+
+
+def test_a_status_that_there_is_not_is_answered_with_those_that_there_are(run: Run, quick: None) -> None:
+    assert run("db", "sync").status == 0
+    refused = run("volume", "list", "--status", "bogus")
+    assert (refused.status, refused.out) == (2, "")
+    assert "there is no status 'bogus'; statuses: attaching, available, " in refused.err
+    assert json.loads(run("volume", "list", "--status", "error_restoring", "-f", "json").out) == []
