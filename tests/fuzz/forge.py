@@ -41,17 +41,25 @@ def sealed(
     totals: tuple[int, int, int],
     origins: int,
     header: bytes | None = None,
+    *,
+    numbers: Sequence[int] | None = None,
+    **end: int,
 ) -> bytes:
     """Return a manifest of these pages whose checksums are right.
 
     :param totals: segments, data bytes and referenced bytes.
     :param origins: how many its end says it names.
     :param header: stands in the place of the right one, without its checksum.
+    :param numbers: those of the pages, the end page's among them; from 0 if None.
+    :param end: ``count`` or ``segments``: what the end page has in the place of the right number of pages or
+        segments; the header has the former, too.
     """
     binding, chain, body, offset = blake3(key.encode()).digest(), blake3(), bytearray(), 0
-    for number, (kind, payload) in enumerate([*content, (END, b"")]):
+    numbers = range(len(content) + 1) if numbers is None else numbers
+    count = end.get("count", numbers[-1] + 1)
+    for number, (kind, payload) in zip(numbers, [*content, (END, b"")], strict=True):
         if kind == END:
-            payload = struct.pack("<IQI32s", number + 1, totals[0], origins, chain.digest())
+            payload = struct.pack("<IQI32s", count, end.get("segments", totals[0]), origins, chain.digest())
         if kind >= ORIGINS and not offset:
             offset = manifest.HEADER_BYTES + len(body)
         stored = zstandard.ZstdCompressor(level=1).compress(payload)
@@ -62,7 +70,7 @@ def sealed(
     if header is None:
         total = manifest.HEADER_BYTES + len(body)
         header = _HEADER.pack(
-            b"BFWmanif", 1, manifest.HEADER_BYTES, 0, 0, len(content) + 1, total, offset, *totals, binding
+            b"BFWmanif", 1, manifest.HEADER_BYTES, 0, 0, count, total, offset, *totals, binding
         )
     return header + blake3(header).digest() + bytes(body)
 
@@ -175,6 +183,14 @@ class Backup:
             content = [page for page in content if page[0] != ORIGINS]
             content += [(ORIGINS, encode_origins(names[at : at + 1000])) for at in range(0, len(names), 1000)]
         self.objects[self.key] = sealed(self.key, content, _sums(found), len(names))
+
+
+def unpacked_map(data: bytes) -> bytes:
+    """Return a segment map with its payload as it is, as one is stored that cannot be compressed."""
+    header, payload = bytearray(data[:68]), zstandard.decompress(data[68:-32])
+    struct.pack_into("<III", header, 44, 0, len(payload), len(payload))
+    body = bytes(header) + payload
+    return body + blake3(body).digest()
 
 
 def _origins(found: Sequence[SegmentEntry]) -> list[str]:

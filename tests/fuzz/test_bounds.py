@@ -18,10 +18,11 @@ import pytest
 import zstandard
 from blake3 import blake3
 
+from backupfw import naming
 from backupfw.chunkstore.container import Container
 from backupfw.chunkstore.memory import MemoryStore
 from backupfw.engine import audit, backup, release, restore, sweep, verify
-from backupfw.engine.format import binary, geometry, keys, manifest, pack
+from backupfw.engine.format import binary, geometry, keys, manifest, pack, segment_map
 from backupfw.engine.format.binary import BadBytes, decompress, parse_json
 from backupfw.engine.format.entries import (
     MAX_MAP_BYTES,
@@ -34,7 +35,7 @@ from backupfw.engine.format.entries import (
 )
 from backupfw.engine.format.geometry import Geometry
 from backupfw.engine.format.manifest import ManifestHead, ManifestReader, ManifestWriter
-from backupfw.engine.format.segment_map import SegmentMap, _most_bytes, read_map
+from backupfw.engine.format.segment_map import PackInfo, SegmentMap, _most_bytes, read_map
 from backupfw.engine.ports import Checkpoint, KnownManifests
 from backupfw.engine.segment_restore import BlockDecoder
 from backupfw.errors import Damaged, InvalidInput
@@ -127,7 +128,8 @@ def test_an_import_of_a_volume_beyond_a_pebibyte_is_refused(length: int, taken: 
 
 def test_the_most_values_of_json() -> None:
     most = binary.MAX_JSON_VALUES
-    assert len(parse_json(b'{"a":[' + b"0," * (most - 3) + b"0]}")["a"]) == most - 2
+    # Two marks begin the object and the list.
+    assert len(parse_json(b'{"a":[' + b"0," * (most - 2) + b"0]}")["a"]) == most - 1
     for text in (b'{"a":[' + b"0," * (most - 1) + b"0]}", b'{"a":"' + b"," * most + b'"}'):
         with pytest.raises(BadBytes, match="more values"):
             parse_json(text)
@@ -170,7 +172,40 @@ def test_a_map_is_not_read_beyond_what_its_segment_can_need() -> None:
         box = memory_container({"box": {ENTRY.map_key: bytes(length)}})
         with pytest.raises(Damaged, match=why):
             read_map(box, replace(ENTRY, map=replace(ENTRY.map, length=length)), cut)
-        assert bool(box.gets) == (length == most)
+        # What is found wrong is read twice.
+        assert box.gets == ([(ENTRY.map_key, 0, length)] * 2 if length == most else [])
+
+
+def test_a_map_of_no_bytes_is_asked_for_by_its_first_byte() -> None:
+    """No store has ranges of no bytes."""
+    box = memory_container({"box": {ENTRY.map_key: b""}})
+    with pytest.raises(Damaged, match="shorter than promised"):
+        read_map(box, replace(ENTRY, map=replace(ENTRY.map, length=0)), Geometry(8 * 512, 512, 8 * 512))
+    assert box.gets == [(ENTRY.map_key, 0, 1)]
+
+
+@pytest.mark.parametrize(("blocks", "packs"), [(1, 1), (7, 1), (7, 3)])
+def test_the_most_bytes_of_a_map_are_those_of_one_with_the_longest_keys(blocks: int, packs: int) -> None:
+    found = SegmentMap(0, 512, blocks * 512)
+    found.packs = [PackInfo("k" * naming.MAX_KEY_BYTES, 1000, 900)] * packs
+    assert len(forge.unpacked_map(found.encode())) == _most_bytes(blocks, packs)
+
+
+@pytest.mark.parametrize("beyond", [0, 1])
+def test_the_longest_map(beyond: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = SegmentMap(0, 512, 512)
+    found.packs = [PackInfo("k", 1000, 900)]
+    packed = found.encode()
+    plain = forge.unpacked_map(packed)
+    assert len(packed) < len(plain) - 100
+    # As it is stored, and as it is unpacked: without header and checksum.
+    for data, longest in ((plain, len(plain)), (packed, len(plain) - 100)):
+        monkeypatch.setattr(segment_map, "MAX_MAP_BYTES", longest - beyond)
+        if beyond:
+            with pytest.raises(BadBytes, match="length"):
+                SegmentMap.parse(data)
+        else:
+            assert SegmentMap.parse(data).packs == found.packs
 
 
 @pytest.mark.parametrize("beyond", [0, 1])

@@ -173,7 +173,7 @@ class SegmentMap:
             raise BadBytes("it is not a segment map")
         if version != VERSION or features & ~KNOWN_FEATURES or flags:
             raise UnsupportedFormat(f"a segment map has format version {version}, features {features:#x}")
-        if not block_size or not length or header != _HEADER.size:
+        if not block_size or header != _HEADER.size:
             raise BadBytes("its header is not that of a segment")
         # The bounds of every geometry hold for the segment, as if it were a volume of its own.
         geometry = Geometry(length, block_size, -(-length // block_size) * block_size)

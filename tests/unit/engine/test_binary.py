@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from array import array
+
 import pytest
 
-from backupfw.engine.format.binary import BadBytes, Cursor, dump_json, parse_json
+from backupfw.engine.format.binary import BadBytes, Cursor, column, column_bytes, dump_json, parse_json
 
 
 def test_a_json_object_has_one_spelling() -> None:
@@ -26,3 +29,21 @@ def test_a_cursor_never_goes_past_the_end_nor_back() -> None:
     assert cursor.text(1) == "c"
     assert cursor.take(0) == b""
     cursor.end()
+
+
+@pytest.mark.parametrize("typecode", ["H", "I"])
+def test_columns_are_stored_in_one_order_of_bytes_on_any_processor(
+    typecode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = array(typecode).itemsize
+    data = bytes(range(1, 1 + 3 * size))
+    numbers = [data[at : at + size] for at in range(0, len(data), size)]
+    assert column(typecode, data).tolist() == [int.from_bytes(number, "little") for number in numbers]
+    assert column_bytes(column(typecode, data)) == data
+    # As on a processor of the other order: where it would have the right numbers, here they are turned round.
+    monkeypatch.setattr(sys, "byteorder", {"little": "big", "big": "little"}[sys.byteorder])
+    values = column(typecode, data)
+    turned = [int.from_bytes(number, "big") for number in numbers]
+    assert values.tolist() == turned
+    assert column_bytes(values) == data
+    assert values.tolist() == turned, "the caller's array was changed"

@@ -15,6 +15,7 @@ from backupfw.engine.format.binary import BadBytes
 from backupfw.engine.format.pack import RAW, ZSTD, PackBuffer, check_tail, parse_pack
 from backupfw.engine.format.segment_map import PackInfo, SegmentMap
 from backupfw.errors import UnsupportedFormat
+from tests.fuzz import forge
 
 ORIGIN = "i/p/v/b/0.1-0123456789abcdef"
 
@@ -145,6 +146,69 @@ def test_numbers_beyond_the_half_of_their_bits_stay_what_they_are() -> None:
     assert parsed.problem() is None
 
 
+#: Where the fields of a map's header are.
+BLOCK_SIZE, LENGTH, BLOCKS, CODEC, RAW_LENGTH, STORED = 20, 28, 36, 44, 48, 52
+
+
+@pytest.mark.parametrize(
+    ("layout", "offset", "value", "problem"),
+    [
+        ("<Q", 0, 0, "not a segment map"),
+        ("<H", 10, 67, "header"),
+        ("<H", 10, 69, "header"),
+        ("<I", BLOCK_SIZE, 0, "header"),
+        ("<I", BLOCK_SIZE, 4000, "header"),
+        ("<I", BLOCK_SIZE, 8192, "header"),
+        ("<Q", LENGTH, 0, "header"),
+        ("<Q", LENGTH, 1 << 40, "header"),
+        ("<I", BLOCKS, 5, "header"),
+        ("<I", BLOCKS, 7, "header"),
+        ("<I", CODEC, 2, "unknown way"),
+        ("<I", RAW_LENGTH, 1 << 20, "lengths"),
+        ("<I", STORED, 1, "lengths"),
+    ],
+)
+def test_a_header_under_a_right_checksum_that_is_of_no_map_is_refused(
+    layout: str, offset: int, value: int, problem: str
+) -> None:
+    # The last of six blocks has 100 bytes, so that 4000 are of six blocks, too.
+    with pytest.raises(BadBytes, match=problem):
+        SegmentMap.parse(reseal(make_map().encode(), layout, offset, value))
+
+
+def test_bytes_behind_the_payload_are_refused() -> None:
+    body = make_map().encode()[:-32] + b"\0"
+    with pytest.raises(BadBytes, match="lengths"):
+        SegmentMap.parse(body + blake3(body).digest())
+
+
+def test_what_is_shorter_than_any_map_is_refused_under_a_right_checksum_too() -> None:
+    data = make_map().encode()
+    for size in range(len(data) - 32):
+        with pytest.raises(BadBytes):
+            SegmentMap.parse(data[:size] + blake3(data[:size]).digest())
+
+
+def test_a_map_that_does_not_compress_is_stored_as_it_is() -> None:
+    found = SegmentMap(0, 512, 512 * 8)
+    found.packs = [PackInfo(keys.pack_key(ORIGIN, 0, 0), 100_000, 90_000)]
+    packed = found.encode()
+    plain = forge.unpacked_map(packed)
+    assert same(SegmentMap.parse(plain), SegmentMap.parse(packed))
+    for change in (-1, 1):
+        with pytest.raises(BadBytes, match="unknown way"):
+            SegmentMap.parse(reseal(plain, "<I", RAW_LENGTH, len(plain) - 100 + change))
+    # One block: it has little but its digest, which looks like chance.
+    alone = SegmentMap(0, 512, 512)
+    alone.digests[:] = blake3(b"x").digest()
+    assert struct.unpack_from("<III", alone.encode(), CODEC) == (0, 43, 43)
+    assert same(SegmentMap.parse(alone.encode()), alone)
+    # The places of encryption are there, and empty.
+    (length,) = struct.unpack_from("<H", plain, 68)
+    assert plain[68 + 10 : 68 + 10 + 56 + 32] == bytes(56 + 32)
+    assert plain[68 + 98 : 68 + 98 + length].decode() == found.packs[0].key
+
+
 @pytest.mark.parametrize("key", ["nonsense", keys.map_key(ORIGIN, 3)])
 def test_a_pack_has_a_packs_key(key: str) -> None:
     with pytest.raises(BadBytes):
@@ -191,16 +255,34 @@ def test_every_flipped_byte_outside_of_the_blocks_is_found() -> None:
             parse_pack(data[:size], 7, 2, 4096)
 
 
-@pytest.mark.parametrize(("layout", "at"), [("<H", 8), ("<I", 12), ("<I", 16)])
-def test_a_newer_version_or_feature_of_a_pack_is_refused_as_such(layout: str, at: int) -> None:
+def reseal_pack(layout: str, at: int, value: int) -> bytes:
     data = bytearray(make_pack())
-    struct.pack_into(layout, data, at, 2)
+    struct.pack_into(layout, data, at, value)
     count, length, _, magic = pack._TAIL.unpack(data[-pack.TAIL_BYTES :])
     footer = data[-pack.TAIL_BYTES - length : -pack.TAIL_BYTES]
     checksum = blake3(data[: pack.HEADER_BYTES] + footer).digest()
     data[-pack.TAIL_BYTES :] = pack._TAIL.pack(count, length, checksum, magic)
+    return bytes(data)
+
+
+@pytest.mark.parametrize(("layout", "at"), [("<H", 8), ("<I", 12), ("<I", 16)])
+def test_a_newer_version_or_feature_of_a_pack_is_refused_as_such(layout: str, at: int) -> None:
     with pytest.raises(UnsupportedFormat, match="a pack has format version"):
-        parse_pack(bytes(data), 7, 2, 4096)
+        parse_pack(reseal_pack(layout, at, 2), 7, 2, 4096)
+
+
+@pytest.mark.parametrize(("layout", "at", "value"), [("<Q", 0, 0), ("<H", 10, 127), ("<H", 10, 129)])
+def test_another_header_is_not_that_of_a_pack(layout: str, at: int, value: int) -> None:
+    with pytest.raises(BadBytes, match="not a pack"):
+        parse_pack(reseal_pack(layout, at, value), 7, 2, 4096)
+
+
+def test_the_shortest_pack_has_no_blocks() -> None:
+    buffer = PackBuffer(8192, 4096, 16)
+    data = bytes(buffer.finish(7, 2))
+    buffer.close()
+    assert len(data) == pack.HEADER_BYTES + pack.TAIL_BYTES
+    assert parse_pack(data, 7, 2, 4096) == []
 
 
 def test_a_pack_of_another_place_is_refused() -> None:
