@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import struct
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backupfw.engine.format import keys, manifest
-from backupfw.engine.format.binary import BadBytes
+from backupfw.engine.format.binary import BadBytes, dump_json
 from backupfw.engine.format.entries import (
     MAX_PACK_BYTES,
     MapRef,
@@ -25,8 +27,15 @@ from backupfw.engine.format.entries import (
     encode_entry,
 )
 from backupfw.engine.format.geometry import Geometry
-from backupfw.engine.format.manifest import ManifestHead, ManifestReader, ManifestWriter
+from backupfw.engine.format.manifest import (
+    ManifestHead,
+    ManifestReader,
+    ManifestTotals,
+    ManifestWriter,
+    SourceTotals,
+)
 from backupfw.errors import Damaged, UnsupportedFormat
+from tests.fuzz import forge
 from tests.unit.engine.fakes import FaultyContainer, memory_container, objects_of
 
 ORIGINS = [str(keys.Origin("i", "p", "v", f"b{number}", 0, 1, f"{number:016x}")) for number in range(4)]
@@ -73,6 +82,7 @@ def test_round_trip(content: list[SegmentEntry]) -> None:
     box = memory_container()
     about = head(base=keys.manifest_key(ORIGINS[1]))
     small = [item for item in content if item.data_bytes <= 1 << 28 and item.used_bytes < 1 << 50]
+    about = replace(about, source=SourceTotals(len(small), sum(item.data_bytes for item in small)))
     key = write(box, small, about)
     reader = ManifestReader(box, key)
     assert reader.head == about
@@ -293,6 +303,8 @@ def test_the_writer_refuses_what_no_manifest_may_hold() -> None:
     with pytest.raises(ValueError, match="block size"):
         ManifestWriter(ManifestHead(head().origin, Geometry(1, 1000, 4000)))
     with ManifestWriter(head()) as writer:
+        with pytest.raises(ValueError, match="bounds"):
+            writer.add(entry(-1))
         writer.add(entry(5))
         with pytest.raises(ValueError, match="order"):
             writer.add(entry(5))
@@ -300,3 +312,244 @@ def test_the_writer_refuses_what_no_manifest_may_hold() -> None:
             writer.add(entry(1000))
     with pytest.raises(ValueError, match="too large"):
         ManifestWriter(ManifestHead(head().origin, Geometry(1), record={"x": "y" * (5 << 20)}))
+
+
+def test_the_largest_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    size = len(dump_json(head().to_json()))
+    box = memory_container()
+    monkeypatch.setattr(manifest, "MAX_PAGE_BYTES", size)
+    key = write(box, [])
+    assert ManifestReader(box, key).head == head()
+    monkeypatch.setattr(manifest, "MAX_PAGE_BYTES", size - 1)
+    with pytest.raises(ValueError, match="too large"):
+        write(box, [])
+    with pytest.raises(Damaged, match="header has changed"):
+        ManifestReader(box, key)
+
+
+def test_a_page_of_entries_is_closed_when_it_has_enough_entries_or_packs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(manifest, "_ENTRIES_PER_PAGE", 3)
+    monkeypatch.setattr(manifest, "_PACKS_PER_PAGE", 4)
+    box = memory_container()
+    content = [entry(index, 0, packs) for index, packs in enumerate((3, 1, 1, 1, 1, 3, 1, 5, 1))]
+    key = write(box, content)
+    pages = [payload for kind, payload in forge.pages(objects_of(box)[key]) if kind == forge.SEGMENTS]
+    assert [len(list(decode_entries(page, "i/p/v/"))) for page in pages] == [2, 3, 2, 1, 1]
+    assert read_all(box, key) == content
+
+
+def test_a_manifests_sums() -> None:
+    box = memory_container()
+    with ManifestWriter(head()) as writer:
+        for index, packs in ((1, 1), (7, 3)):
+            writer.add(entry(index, 0, packs))
+        totals = writer.put(box)
+    # Maps of 500 bytes; packs of 1000, and of 1000 to 1002.
+    assert totals == ManifestTotals(
+        2, 2 << 20, 500 + 1000 + 500 + 3003, len(objects_of(box)[writer.head.key])
+    )
+    assert ManifestReader(box, writer.head.key).totals == totals
+
+
+HEAD = {
+    "installation": "i",
+    "project": "p",
+    "volume": "v",
+    "backup": "b",
+    "epoch": 2,
+    "attempt": 3,
+    "token": "0" * 16,
+    "length": 1 << 30,
+    "block_size": 4096,
+    "segment_size": 1 << 20,
+    "hash_mode": "other",
+    "key_id": "k",
+    "base": "the/base",
+    "record": {"id": "b"},
+    "source": {"segments": 5, "data_bytes": 6},
+}
+
+
+def test_the_fields_of_a_head() -> None:
+    about = ManifestHead(
+        keys.Origin("i", "p", "v", "b", 2, 3, "0" * 16),
+        Geometry(1 << 30, 4096, 1 << 20),
+        hash_mode="other",
+        key_id="k",
+        base="the/base",
+        record={"id": "b"},
+        source=SourceTotals(5, 6),
+    )
+    assert about.to_json() == HEAD
+    assert ManifestHead.from_json(HEAD | {"of a later version": 1}) == about
+    few = {name: value for name, value in HEAD.items() if name not in ("key_id", "base", "source")}
+    for value in (few, few | {"key_id": None, "base": None, "source": None}):
+        plain = ManifestHead.from_json(value)
+        assert plain == replace(about, key_id=None, base=None, source=None)
+        assert plain.to_json() == few | {"key_id": None, "base": None}
+
+
+@pytest.mark.parametrize("name", HEAD)
+def test_each_field_of_a_head_has_its_type(name: str) -> None:
+    for wrong in (None, True, 1.5, [], "1" if isinstance(HEAD[name], int) else 1):
+        optional = name in ("key_id", "base", "source")
+        if wrong is None and optional:
+            continue
+        with pytest.raises(BadBytes, match=f"field {name} .* wrong type"):
+            ManifestHead.from_json(HEAD | {name: wrong})
+    if isinstance(HEAD[name], str):
+        for no_text in ("a\0b", "\ud800"):
+            with pytest.raises(BadBytes, match=f"field {name} .* no text"):
+                ManifestHead.from_json(HEAD | {name: no_text})
+
+
+@pytest.mark.parametrize("name", ["segments", "data_bytes"])
+def test_the_numbers_of_a_source_are_numbers(name: str) -> None:
+    for wrong in ({}, {name: "1"}):
+        source = {
+            key: value for key, value in {"segments": 5, "data_bytes": 6}.items() if key != name
+        } | wrong
+        with pytest.raises(BadBytes, match=f"field {name} "):
+            ManifestHead.from_json(HEAD | {"source": source})
+
+
+@pytest.mark.parametrize("changes", [{"key_id": "k"}, {"hash_mode": "blake4"}])
+def test_a_key_or_a_hash_mode_of_a_later_release_is_refused_as_such(changes: dict[str, str]) -> None:
+    box = memory_container()
+    key = write(box, [], head(**changes))
+    with pytest.raises(UnsupportedFormat):
+        ManifestReader(box, key)
+
+
+@pytest.mark.parametrize("changes", [{"segments": 1}, {"data_bytes": 1 << 19}])
+def test_other_segments_than_the_source_had_are_damage(changes: dict[str, int]) -> None:
+    box = memory_container()
+    key = write(box, [entry(1), entry(2)], head(source=replace(SourceTotals(2, 2 << 20), **changes)))
+    with pytest.raises(Damaged, match="other segments than the volume had"):
+        ManifestReader(box, key)
+
+
+# -- forged pages under right checksums
+
+
+def forged(content: Sequence[SegmentEntry], origins: Sequence[str] | None = None, **more: Any) -> str:
+    """Put a manifest of one page per entry and return why it is damaged, or nothing."""
+    named = sorted({name for item in content for name in item.origins()}) if origins is None else origins
+    referenced = sum(item.map.length + sum(one.size for one in item.packs) for item in content)
+    totals = (len(content), sum(item.data_bytes for item in content), referenced)
+    pages = [
+        (forge.HEAD, dump_json(head().to_json())),
+        *((forge.SEGMENTS, encode_entries([item])) for item in content),
+        (forge.ORIGINS, forge.encode_origins(named)),
+    ]
+    data = forge.sealed(head().key, pages, totals, len(named), **more)
+    box = memory_container({"box": {head().key: data}})
+    try:
+        assert read_all(box, head().key) == content
+    except Damaged as error:
+        return str(error)
+    return ""
+
+
+def test_forged_pages_that_fit_are_read() -> None:
+    assert forged([entry(1), entry(2, 1)]) == ""
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ([entry(2), entry(1)], "out of order"),
+        ([entry(1), entry(1)], "out of order"),
+        ([entry(1000)], "out of bounds"),
+        ([replace(entry(1000, packs=0), data_bytes=0)], "out of bounds"),
+        ([replace(entry(1), data_bytes=(256 << 20) + 1)], "more data than bytes"),
+        ([replace(entry(999, packs=2), data_bytes=256 << 20)], ""),
+    ],
+)
+def test_entries_of_no_volume_are_damage(content: list[SegmentEntry], why: str) -> None:
+    found = forged(content)
+    assert why in found
+    assert bool(found) == bool(why)
+
+
+@pytest.mark.parametrize(
+    "names", [(0, 0), (1, 0), (0, 2), (0,), (0, 1, 2), ()], ids=lambda names: "-".join(map(str, names))
+)
+def test_origins_that_are_not_those_of_the_entries_are_damage(names: tuple[int, ...]) -> None:
+    # The entries name the first two.
+    assert forged([entry(1), entry(2, 1)], [ORIGINS[name] for name in names]) != ""
+
+
+@pytest.mark.parametrize("names", [(0, 0), (1, 0)])
+def test_origins_are_read_in_order(names: tuple[int, ...]) -> None:
+    listed = [ORIGINS[name] for name in names]
+    pages = [(forge.HEAD, dump_json(head().to_json())), (forge.ORIGINS, forge.encode_origins(listed))]
+    data = forge.sealed(head().key, pages, (0, 0, 0), len(listed))
+    with pytest.raises(Damaged, match="out of order"):
+        ManifestReader(memory_container({"box": {head().key: data}}), head().key).origins()
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"numbers": [0, 2, 3, 4]},
+        {"numbers": [0, 1, 2, 4]},
+        {"numbers": [1, 2, 3, 4]},
+        {"count": 3},
+        {"count": 5},
+        {"segments": 0},
+        {"segments": 2},
+    ],
+)
+def test_pages_with_other_numbers_are_damage(more: dict[str, Any]) -> None:
+    assert forged([entry(1)], numbers=[0, 1, 2, 3]) == ""
+    assert forged([entry(1)], **more) != ""
+
+
+def test_the_number_of_origins_is_that_of_the_end() -> None:
+    for said in (0, 1, 2):
+        pages = [
+            (forge.HEAD, dump_json(head().to_json())),
+            (forge.ORIGINS, forge.encode_origins(ORIGINS[:1])),
+        ]
+        data = forge.sealed(head().key, pages, (0, 0, 0), said)
+        reader = ManifestReader(memory_container({"box": {head().key: data}}), head().key)
+        if said == 1:
+            assert reader.origins() == ORIGINS[:1]
+        else:
+            with pytest.raises(Damaged, match="not what its end says"):
+                reader.origins()
+
+
+# -- entries
+
+
+def test_wrong_entries_are_bad_bytes() -> None:
+    good = entry(1, packs=2)
+    twice = replace(good, packs=(good.packs[0], replace(good.packs[0], size=7)))
+    data = encode_entries([good])
+    for wrong, why in (
+        (encode_entries([entry(1), entry(1)]), "order"),
+        (encode_entries([entry(2), entry(1)]), "order"),
+        (encode_entries([twice]), "twice"),
+        (data + b"\0", "longer"),
+        (data.replace(b"i/p/v/", b"i/p/w/", 1), "volume's"),
+        (data.replace(b"/0.1-", b"/0x1-", 1), "of this format"),
+    ):
+        with pytest.raises(BadBytes, match=why):
+            list(decode_entries(wrong, "i/p/v/"))
+    # A number of the table beyond its end: the map's, then a pack's.
+    table = len(forge.encode_origins(ORIGINS[:2]))
+    for at in (table + 4 + 4, len(data) - 8):
+        wrong_number = bytearray(data)
+        struct.pack_into("<H", wrong_number, at, 2)
+        with pytest.raises(BadBytes, match="no origin of its table"):
+            list(decode_entries(bytes(wrong_number), "i/p/v/"))
+
+
+def test_a_journals_bytes_are_of_one_entry() -> None:
+    for content in ([], [entry(1), entry(2)]):
+        with pytest.raises(BadBytes, match="exactly one"):
+            decode_entry(encode_entries(content), "i/p/v/")
