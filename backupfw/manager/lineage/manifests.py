@@ -208,7 +208,7 @@ def live_backups(session: Session, manifest_id: str) -> dict[str, list[str]]:
         select(Manifest.key, Backup.id)
         .outerjoin(Backup, (Backup.manifest_id == Manifest.id) & Backup.deleted.is_(False))
         .where(_tree_of(row), Manifest.state == LIVE)
-        .order_by(Manifest.key, Backup.id)
+        .order_by(Backup.id)
     )
     names: dict[str, list[str]] = {}
     for key, backup_id in found:
@@ -257,15 +257,12 @@ def announce(session: Session, row: Manifest, key: str, key_digest: str) -> None
             volume_id=row.volume_id,
             backup_id=row.backup_id,
             in_tree=False,
-            detached=False,
             state=ANNOUNCED,
             epoch=row.epoch,
             block_size=row.block_size,
             segment_size=row.segment_size,
             hash_mode=row.hash_mode,
             key_id=row.key_id,
-            length=None,
-            touched=0,
             created_at=row.updated_at,
             updated_at=row.updated_at,
         )

@@ -154,10 +154,17 @@ def test_a_child_being_made_holds_its_base(db: Database) -> None:
     with db.write() as session:
         assert manifests.take(session, "m")
         session.add(manifest("child", "m", "writing"))
+        session.add(manifest("another", "m", "writing"))
     with db.write() as session:
         assert not manifests.release_if_unused(session, "m")
         assert manifests.abandon(session, "child")
         assert not manifests.abandon(session, "child")
+    assert states(db)["another"][0] == "writing"
+    with db.write() as session:
+        assert manifests.is_base_of_running(session, "m")
+        assert not manifests.release_if_unused(session, "m")
+        assert manifests.abandon(session, "another")
+        assert not manifests.is_base_of_running(session, "m")
         assert manifests.release_if_unused(session, "m")
 
 
@@ -168,6 +175,39 @@ def test_changes_of_the_same_session_that_are_not_flushed_count(db: Database) ->
         assert not manifests.release_if_unused(session, "m")
 
 
+#: What makes a manifest one of another tree.
+ELSEWHERE = {"volume_id": "other", "store": "other", "container": "other", "installation_id": "other"}
+
+
+def elsewhere(prefix: str, state: str = "live", **columns: Any) -> list[Manifest]:
+    """Return a manifest of each other volume, store, container and installation."""
+    return [
+        manifest(f"{prefix}-{name}", None, state, **{name: value}, **columns)
+        for name, value in ELSEWHERE.items()
+    ]
+
+
+def announced(key: str, backup_id: str, **columns: Any) -> Manifest:
+    """Return an open key."""
+    return manifest(
+        f"id-{key}", None, "announced", key=key, backup_id=backup_id, in_tree=False, key_digest=key, **columns
+    )
+
+
+def given_up(key: str, backup_id: str, **columns: Any) -> Manifest:
+    """Return a key that was given up."""
+    row = announced(key, backup_id, **columns)
+    row.state = "gone"
+    return row
+
+
+def volume_rows(db: Database) -> manifests.VolumeRows:
+    with db.read() as session:
+        return manifests.volume_rows(
+            session, store="main", container="box", installation_id="inst", volume_id=VOLUME
+        )
+
+
 def test_what_a_sweep_asks(db: Database) -> None:
     fill(
         db,
@@ -175,19 +215,218 @@ def test_what_a_sweep_asks(db: Database) -> None:
         manifest("writing", "live", "writing"),
         manifest("released", None, "released"),
         manifest("gone", None, "gone", in_tree=False),
-        manifest("elsewhere", volume_id="other"),
-        manifest("another", container="other"),
+        *elsewhere("live"),
+        *elsewhere("writing", "writing"),
+        announced("open", "still"),
+        announced("of-nobody", "nobody"),
+        announced("of-deleted", "deleted"),
+        given_up("given-up", "still"),
     )
-    moving = backup("moving", "live")
-    moving.status = "deleting"
-    fill(db, backup("still", "live"), moving)
-    with db.read() as session:
-        rows = manifests.volume_rows(
-            session, store="main", container="box", installation_id="inst", volume_id=VOLUME
-        )
+    fill(db, backup("still", "live"), backup("deleted", "live", deleted=True))
+    rows = volume_rows(db)
     assert rows.live == {"k/live"}
-    assert rows.known == {"k/live", "k/released", "k/gone"}
-    assert rows.transient == {"writing", "released", "moving"}
+    assert rows.known == {"k/live", "k/released", "k/gone", "given-up"}
+    assert rows.announced == {"open"}
+    assert rows.transient == {"writing", "released"}
+
+
+@pytest.mark.parametrize(
+    ("status", "moves"),
+    [
+        ("creating", True),
+        ("restoring", True),
+        ("deleting", True),
+        ("error_deleting", True),
+        ("available", False),
+        ("error", False),
+    ],
+)
+def test_the_objects_of_a_backup_on_which_a_task_works_can_change(
+    db: Database, status: str, moves: bool
+) -> None:
+    for name, changes in {"one": {}, "deleted": {"deleted": True}, "other": {"volume_id": "other"}}.items():
+        row = backup(name, "m")
+        row.status = status
+        for column, value in changes.items():
+            setattr(row, column, value)
+        fill(db, *([] if name != "one" else [manifest("m")]), row)
+    assert volume_rows(db).transient == ({"one"} if moves else set())
+
+
+def test_the_live_manifests_of_a_volume_and_who_names_them(db: Database) -> None:
+    fill(
+        db,
+        manifest("a"),
+        manifest("b", "a"),
+        manifest("w", "a", "writing"),
+        manifest("r", "a", "released"),
+        *elsewhere("live"),
+        backup("2", "a"),
+        backup("1", "a"),
+        backup("3", "a", deleted=True),
+        backup("4", "r"),
+        *(backup(f"of-{name}", f"live-{name}") for name in ELSEWHERE),
+    )
+    with db.read() as session:
+        assert manifests.live_backups(session, "r") == {"k/a": ["1", "2"], "k/b": []}
+        with pytest.raises(LookupError):
+            manifests.live_backups(session, "nobody")
+
+
+def test_the_keys_of_live_manifests_whose_lineage_is_unknown(db: Database) -> None:
+    fill(
+        db,
+        manifest("d", detached=True),
+        manifest("c", detached=True),
+        manifest("known"),
+        manifest("r", None, "released", detached=True),
+        *elsewhere("d", detached=True),
+    )
+    with db.read() as session:
+        assert manifests.detached_keys(session, "known") == ["k/c", "k/d"]
+
+
+def test_the_keys_that_the_database_knows_of_a_volume(db: Database) -> None:
+    fill(
+        db,
+        manifest("live"),
+        manifest("writing", None, "writing"),
+        manifest("gone", None, "gone", in_tree=False),
+        announced("open", "b"),
+        given_up("given-up", "b"),
+        *elsewhere("live"),
+    )
+    with db.read() as session:
+        assert manifests.volume_keys(session, "live") == {"k/live", "k/gone", "given-up"}
+
+
+def test_an_announced_key_has_a_row_beside_that_of_its_manifest(db: Database) -> None:
+    columns = {"epoch": 3, "key_id": "key", "hash_mode": "h", "block_size": 512, "segment_size": 1024}
+    times = {"created_at": NOW, "updated_at": datetime(2031, 1, 1)}
+    fill(db, manifest("m", None, "writing", detached=True, touched=2, **columns, **times))
+    with db.write() as session:
+        row = session.get_one(Manifest, "m")
+        manifests.announce(session, row, "the/key", "digest")
+    with db.read() as session:
+        found = session.scalars(select(Manifest).where(Manifest.state == "announced")).one()
+        values = {column.key: getattr(found, column.key) for column in Manifest.__table__.columns}
+    assert uuid.UUID(values.pop("id"))
+    assert values == {
+        "store": "main",
+        "container": "box",
+        "key": "the/key",
+        "key_digest": "digest",
+        "installation_id": "inst",
+        "project_id": "p",
+        "volume_id": VOLUME,
+        "backup_id": "m",
+        "base_id": None,
+        # No relative of anything: it is a key, not a manifest.
+        "in_tree": False,
+        "detached": False,
+        "state": "announced",
+        **columns,
+        "source_identity": None,
+        "length": None,
+        "touched": 0,
+        # Both are the moment of the announcement, on the clock of the manifest's row.
+        "created_at": datetime(2031, 1, 1),
+        "updated_at": datetime(2031, 1, 1),
+    }
+    assert states(db)["m"] == ("writing", None, True)
+
+
+def test_which_keys_are_open_and_which_were_given_up(db: Database) -> None:
+    fill(
+        db,
+        announced("open-2", "b"),
+        announced("open-1", "b"),
+        announced("of-c", "c"),
+        given_up("given-up-2", "b"),
+        given_up("given-up-1", "b"),
+        given_up("given-up-of-c", "c"),
+        manifest("live", backup_id="b", key_digest="live"),
+        # This one was whole once.
+        manifest("gone", None, "gone", backup_id="b", key_digest="gone", length=100),
+    )
+    digests = ("open-1", "given-up-1", "live", "gone", "unknown")
+    with db.read() as session:
+        assert [name for name in digests if manifests.is_announced(session, name)] == ["open-1"]
+        assert [name for name in digests if manifests.is_given_up(session, name)] == ["given-up-1"]
+        assert manifests.announced_keys(session, "b") == ["open-1", "open-2"]
+        assert manifests.given_up_keys(session, "b") == ["given-up-1", "given-up-2"]
+
+
+def test_only_open_keys_are_given_up(db: Database) -> None:
+    fill(
+        db, announced("one", "b"), announced("two", "b"), announced("of-c", "c"), manifest("m", backup_id="b")
+    )
+    with db.write() as session:
+        manifests.give_up(session, Manifest.backup_id == "b", Manifest.key != "two")
+        assert manifests.announced_keys(session, "b") == ["two"]
+        assert manifests.announced_keys(session, "c") == ["of-c"]
+        assert manifests.given_up_keys(session, "b") == ["one"]
+        row = session.scalars(select(Manifest).where(Manifest.key == "one")).one()
+        assert row.updated_at is not None
+    assert states(db)["m"][0] == "live"
+
+
+def test_a_key_is_open_for_nobody_when_its_backup_is_deleted(db: Database) -> None:
+    fill(
+        db,
+        manifest("m"),
+        announced("of-there", "there"),
+        announced("of-deleted", "deleted"),
+        announced("of-nobody", "nobody"),
+        manifest("live-of-nobody", backup_id="nobody"),
+        backup("there", "m"),
+        backup("deleted", "m", deleted=True),
+    )
+    with db.read() as session:
+        found = session.scalars(select(Manifest.key).where(manifests.announced_for_nobody()))
+        assert sorted(filter(None, found)) == ["of-deleted", "of-nobody"]
+
+
+def test_a_key_is_open_beside_the_manifest_that_was_committed_for_its_backup(db: Database) -> None:
+    fill(
+        db,
+        manifest("b"),
+        announced("open-2", "b"),
+        announced("open-1", "b"),
+        given_up("given-up", "b"),
+        announced("elsewhere", "b", container="other"),
+        announced("in-another-store", "b", store="other"),
+        # These can be committed yet, or belong to nothing that is live.
+        manifest("writing", None, "writing", backup_id="w"),
+        announced("of-w", "w"),
+        manifest("released", None, "released", backup_id="r"),
+        announced("of-r", "r"),
+        manifest("live-in-another-volume", backup_id="v", volume_id="other"),
+        announced("of-v", "v"),
+        announced("of-nobody", "nobody"),
+    )
+    with db.read() as session:
+        assert manifests.announced_beside_live(session, "main", "box") == ["open-1", "open-2"]
+
+
+def test_a_manifest_is_committed_under_its_announced_key(db: Database) -> None:
+    fill(
+        db,
+        manifest("m", None, "writing", backup_id="b"),
+        announced("key", "b"),
+        announced("other", "b"),
+        given_up("lost", "b"),
+    )
+    with db.write() as session:
+        row = session.get_one(Manifest, "m")
+        assert not manifests.commit(session, row, "lost", "lost", 7)
+        assert (row.state, row.key, row.key_digest, row.length) == ("writing", None, None, None)
+        assert manifests.commit(session, row, "key", "key", 7)
+    with db.read() as session:
+        row = session.get_one(Manifest, "m")
+        assert (row.state, row.key, row.key_digest, row.length) == ("live", "key", "key", 7)
+        assert manifests.announced_keys(session, "b") == ["other"]
+        assert manifests.given_up_keys(session, "b") == ["lost"]
 
 
 class OnTables:
