@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import event, select, update
+from sqlalchemy import delete, event, select, update
 
 from backupfw.db import models
 from backupfw.db.session import Database, now
@@ -175,7 +175,7 @@ def test_a_disabled_or_frozen_worker_takes_nothing_new(world: World) -> None:
     assert again.id == second
 
 
-def test_a_late_project_does_not_wait_for_an_early_one(world: World) -> None:
+def test_a_late_project_of_many_tasks_does_not_wait_for_an_early_one(world: World) -> None:
     """A queues 1000, some of them start, B queues 10: B's last starts before A's 60th."""
     with world.db.write() as session:
         for number in range(1000):
@@ -198,6 +198,46 @@ def test_a_late_project_does_not_wait_for_an_early_one(world: World) -> None:
     assert "BBB" not in "".join(order)
 
 
+def test_projects_alternate_however_many_tasks_each_has_queued(world: World) -> None:
+    for number in range(4):
+        queue(world, f"a{number}", "A")
+    for number in range(2):
+        queue(world, f"b{number}", "B")
+    assert [world.claim().resource_id for _ in range(6)] == ["a0", "b0", "a1", "b1", "a2", "a3"]
+
+
+def test_a_position_is_behind_the_projects_last_task_and_the_one_claimed_last(world: World) -> None:
+    def position(number: int) -> int:
+        with world.db.read() as session:
+            return session.get_one(models.Task, number).queue_position
+
+    assert [position(queue(world, f"a{number}", "A")) for number in range(3)] == [1, 2, 3]
+    assert position(queue(world, "b0", "B")) == 1
+    for _ in range(3):
+        world.claim()
+    # Claimed: a0, b0, a1.  The one claimed last had position 2.
+    assert position(queue(world, "c0", "C")) == 3
+    assert position(queue(world, "b1", "B")) == 3
+    assert position(queue(world, "a3", "A")) == 4
+    # Going back to an earlier position does not set the queue back.
+    early = queue(world, "d0", "D", queue_position=1)
+    assert world.claim().id == early
+    assert position(queue(world, "e0", "E")) == 3
+
+
+def test_the_queue_is_read_in_order_page_by_page(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many tasks wait for older ones of their resource, and wherever a page ends."""
+    monkeypatch.setattr(claims, "_PAGE", 2)
+    first = queue(world, "held", queue_position=9)
+    waiting_tasks = [queue(world, "held", queue_position=place) for place in (1, 2, 2, 3, 3)]
+    free = [queue(world, f"free{at}", queue_position=place) for at, place in enumerate((4, 3, 3, 5))]
+    assert [world.claim().id for _ in range(5)] == [free[1], free[2], free[0], free[3], first]
+    assert world.tasks.claim("h/1", 60) is None
+    with world.db.write() as session:
+        session.execute(delete(models.Task).where(models.Task.id == first))
+    assert world.claim().id == waiting_tasks[0]
+
+
 def add(session: Any, project: str, resource: str) -> None:
     tasks.add(
         session,
@@ -209,7 +249,7 @@ def add(session: Any, project: str, resource: str) -> None:
     )
 
 
-def test_a_project_that_was_idle_is_not_paid_back(world: World) -> None:
+def test_a_project_that_was_idle_is_not_paid_back_in_front_of_many_tasks(world: World) -> None:
     """Neither by its old turns nor by those of tasks that sleep for a retry."""
     with world.db.write() as session:
         add(session, "C", "sleeper")
@@ -223,6 +263,48 @@ def test_a_project_that_was_idle_is_not_paid_back(world: World) -> None:
     order = "".join(world.claim().project_id for _ in range(30))
     assert order.count("A") >= 14
     assert order.count("B") >= 14
+
+
+MAIN, TAPE, NONE = ("main", "tape", None)
+
+
+@pytest.mark.parametrize(
+    ("limits", "taken"),
+    [
+        (Limits(), [0, 1, 2, 3, 4, 5]),
+        (Limits(total=1), [0]),
+        (Limits(total=4), [0, 1, 2, 3]),
+        (Limits(project=1), [0, 1]),
+        (Limits(project=2), [0, 1, 2, 3]),
+        (Limits(stores={MAIN: 1}), [0, 2, 3, 4, 5]),
+        (Limits(stores={MAIN: 2, TAPE: 1}), [0, 1, 2, 4, 5]),
+        (Limits(stores={MAIN: 0, TAPE: 2}), [0, 1, 2, 3, 4, 5]),
+        (Limits(total=3, project=2, stores={MAIN: 1}), [0, 2, 3]),
+    ],
+)
+def test_what_runs_counts_against_the_limits(world: World, limits: Limits, taken: list[int]) -> None:
+    world.tasks = Tasks(world.db, 3, lambda: limits)
+    ids = [
+        queue(world, f"r{at}", "AB"[at % 2], store=store)
+        for at, store in enumerate((MAIN, MAIN, TAPE, TAPE, NONE, NONE))
+    ]
+    running = []
+    while (task := world.tasks.claim("h/1", 60)) is not None:
+        running.append(task)
+    assert [ids.index(task.id) for task in running] == taken
+    assert limits.any() is bool(limits.total or limits.project or set(limits.stores.values()) - {0})
+    # The place of one that ended is free again.
+    end(world, running[0])
+    queue(world, "next", "A", store=MAIN)
+    assert world.tasks.claim("h/1", 60) is not None
+
+
+def test_the_limits_are_those_of_the_configuration(world: World) -> None:
+    world.conf.backup.max_running = 7
+    world.conf.backup.max_running_per_project = 3
+    world.conf["store:main"].max_running = 2
+    world.conf["store:offsite"].max_running = 0
+    assert Limits.of(world.conf) == Limits(7, 3, {"main": 2, "offsite": 0})
 
 
 def test_two_claims_never_both_see_the_last_free_place(any_db: Database) -> None:
