@@ -29,13 +29,17 @@ SURVIVORS = Path(__file__).with_name("survivors.toml")
 #: What a run needs of the checkout besides what is mutated.
 BESIDE = ("conftest.py", "tests", "docs", "drivers")
 
+#: Words in the names of tests that take seconds: they are about servers, threads, memory or many tasks, and
+#: would run once per mutant.
+SLOW = ("mariadb", "postgresql", "memory_at", "sampler", "never_exceed", "many_workers", "of_many_tasks")
+
 CONFIGURATION = """
 [tool.mutmut]
 source_paths = ["backupfw"]
 also_copy = ["conftest.py", "docs", "drivers"]
 only_mutate = {mutate}
 pytest_add_cli_args_test_selection = {tests}
-pytest_add_cli_args = ["-p", "no:xdist", "-p", "no:cacheprovider"]
+pytest_add_cli_args = ["-p", "no:xdist", "-p", "no:cacheprovider", "-k", "not ({slow})"]
 # What a message says is for people; that it is raised is what tests see.
 do_not_mutate_patterns = ['^\\s*raise ', '^\\s*LOG\\.', '^\\s*(f?"[^"]*"\\s*)+$']
 """
@@ -64,11 +68,11 @@ GROUPS = {
     ),
     "lineage": Group(
         ("backupfw/manager/lineage/manifests.py", "backupfw/manager/lineage/tree.py"),
-        _manager("manifests", "lineage_tree", "backup_outcomes", "purge"),
+        _manager("manifests", "lineage_tree"),
     ),
     "claims": Group(
         ("backupfw/manager/queue/claims.py",),
-        _manager("claims", "tasks", "placement"),
+        _manager("claims", "tasks"),
     ),
     "fragmentation": Group(
         ("backupfw/engine/fragmentation.py",),
@@ -76,7 +80,7 @@ GROUPS = {
     ),
     "keys": Group(
         ("backupfw/engine/format/keys.py", "backupfw/engine/format/geometry.py"),
-        _engine("keys", "rules"),
+        _engine("keys", "geometry"),
     ),
     "maps": Group(
         (
@@ -84,7 +88,7 @@ GROUPS = {
             "backupfw/engine/format/pack.py",
             "backupfw/engine/format/segment_map.py",
         ),
-        (*_engine("segment_map", "rules"), "tests/format", "tests/fuzz/test_bounds.py"),
+        (*_engine("binary", "segment_map"), "tests/format", "tests/fuzz/test_bounds.py"),
     ),
     "manifests": Group(
         ("backupfw/engine/format/manifest.py", "backupfw/engine/format/entries.py"),
@@ -123,7 +127,9 @@ class Run:
         place.mkdir(parents=True)
         for name in ("backupfw", *BESIDE):
             (place / name).symlink_to(ROOT / name)
-        configuration = CONFIGURATION.format(mutate=list(group.mutate), tests=list(group.tests))
+        configuration = CONFIGURATION.format(
+            mutate=list(group.mutate), tests=list(group.tests), slow=" or ".join(SLOW)
+        )
         (place / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text() + configuration)
         (place / "setup.cfg").symlink_to(ROOT / "setup.cfg")
 
@@ -155,9 +161,12 @@ class Run:
 
 
 def _function(name: str) -> str:
-    """Return the dotted name of what a mutant was made of: ``module.xǁClassǁmethod__mutmut_3``."""
+    """Return the dotted name of what a mutant was made of.
+
+    :param name: ``module.x_function__mutmut_3`` or ``module.xǁClassǁmethod__mutmut_3``.
+    """
     module, _, mangled = name.rpartition("__mutmut_")[0].rpartition(".")
-    return f"{module}.{mangled.removeprefix('x').lstrip('_ǁ').replace('ǁ', '.')}"
+    return f"{module}.{mangled[2:].replace('ǁ', '.')}"
 
 
 def _run(name: str, group: Group, children: int) -> tuple[Counter[str], list[tuple[str, Mutant]]]:
