@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from oslo_log import log
+
 from backupfw.errors import InvalidVolume, OperationNotSupported, SourceMoved, StorageChanged
 from backupfw.volume.base import (
     BlockSource,
@@ -35,6 +37,8 @@ from backupfw.volume.local.target import LocalTarget
 
 if TYPE_CHECKING:
     from oslo_config import cfg
+
+LOG = log.getLogger(__name__)
 
 #: The errors of FICLONE if blocks cannot be shared.
 _NO_CLONE = linux.NOT_SUPPORTED | {errno.EXDEV}
@@ -117,7 +121,7 @@ class LocalProvider(VolumeProvider):
     def delete(self, volume: VolumeRef) -> None:
         """Remove the volume's image file; an adopted volume's storage is left alone."""
         if not volume.adopted:
-            self._remove(files.volume_name(volume.id), volume.location, (self._volumes_dir,))
+            self._remove(volume, files.volume_name(volume.id), (self._volumes_dir,))
 
     def extend(self, volume: VolumeRef, length: int) -> None:
         """Lengthen the image file.
@@ -164,7 +168,7 @@ class LocalProvider(VolumeProvider):
 
     def delete_snapshot(self, snapshot: SnapshotRef) -> None:
         """Remove the snapshot's file."""
-        self._remove(files.snapshot_name(snapshot.id), snapshot.location, self._directories)
+        self._remove(snapshot, files.snapshot_name(snapshot.id), self._directories)
 
     # -- opening
 
@@ -254,6 +258,11 @@ class LocalProvider(VolumeProvider):
             problem = str(error)
         what = f"{'snapshot' if volume is None else 'volume'} {ref.id}"
         hint = f"It is {path}."
+        if (former := _left_behind(ref, path)) is not None:
+            hint += (
+                f" The database names {former}, which is in no directory of this configuration, so it is not"
+                " used. If it belongs to this service and no other, move it to volumes_dir."
+            )
         if volume is not None and volume.adopted:
             hint += (
                 " Put back what was there; or, if what is there now is the volume, run"
@@ -275,7 +284,10 @@ class LocalProvider(VolumeProvider):
             os.close(opened.fd)
 
     def _path(self, ref: VolumeRef | SnapshotRef) -> str:
-        """Return the path of a reference's storage; ours is found by its name in the present directory."""
+        """Return the path of a reference's storage; ours is found by its name in the present directories.
+
+        Never elsewhere: the database may be a copy, and name files of the original service by their paths.
+        """
         if isinstance(ref, VolumeRef):
             if ref.adopted:
                 return ref.location or ""
@@ -286,9 +298,6 @@ class LocalProvider(VolumeProvider):
             path = os.path.join(directory, name)
             if os.path.lexists(path):
                 return path
-        # A directory of an earlier configuration.
-        if ref.location is not None and os.path.isabs(ref.location):
-            return os.path.realpath(os.path.dirname(ref.location)) + "/" + os.path.basename(ref.location)
         return os.path.join(self._volumes_dir, name)
 
     def _location(self, directory: str, name: str) -> str:
@@ -318,16 +327,11 @@ class LocalProvider(VolumeProvider):
             os.close(alone.fd)
         return True
 
-    def _remove(self, name: str, location: str | None, places: Sequence[str]) -> None:
-        is_here = any(os.path.lexists(os.path.join(directory, name)) for directory in places)
+    def _remove(self, ref: VolumeRef | SnapshotRef, name: str, places: Sequence[str]) -> None:
+        if (former := _left_behind(ref, self._path(ref))) is not None:
+            LOG.warning("%s is in no directory of this configuration, so it is not removed", former)
         for directory in places:
             files.remove(directory, name)
-        if is_here:
-            # The directories may be copies of others, and the catalogue may name the file in the original.
-            return
-        # A directory of an earlier configuration; only a file with exactly our name is removed.
-        if location is not None and os.path.isabs(location) and os.path.basename(location) == name:
-            files.remove(os.path.dirname(location), name)
 
     def _identity(self, opened: Opened, ref: VolumeRef | SnapshotRef, length: int) -> str:
         status = os.fstat(opened.fd)
@@ -357,6 +361,18 @@ def _problem(opened: Opened, ref: VolumeRef | SnapshotRef, least: int, certain: 
     if opened.length < least:
         return f"is shorter than it should be: it has {opened.length} of {least} bytes"
     return None
+
+
+def _left_behind(ref: VolumeRef | SnapshotRef, path: str) -> str | None:
+    """Return the existing file that the database names for a reference of ours that is not there; else None.
+
+    It is in a directory of an earlier configuration, or it is the original's, and the database is a copy.
+
+    :param path: where the reference's file should be.
+    """
+    if (isinstance(ref, VolumeRef) and ref.adopted) or ref.location is None or os.path.lexists(path):
+        return None
+    return ref.location if os.path.isabs(ref.location) and os.path.lexists(ref.location) else None
 
 
 def _in_use(ref: VolumeRef | SnapshotRef) -> SourceMoved:

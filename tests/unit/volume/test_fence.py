@@ -69,7 +69,7 @@ def test_two_providers_of_one_process_share_the_fence(
     provider: LocalProvider, volume: VolumeRef, directory: Path
 ) -> None:
     other = make_provider(directory, volumes_dir=str(directory / "elsewhere"))
-    there = replace(volume, location=provider.where(volume))
+    there = replace(volume, location=provider.where(volume), adopted=True)
     with provider.open_target(volume, 1) as early, other.open_target(there, 2), pytest.raises(TaskLost):
         early.write(0, [b"x"])
 

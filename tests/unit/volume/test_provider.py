@@ -140,6 +140,31 @@ def test_deleting_in_a_copy_leaves_what_was_copied(tmp_path: Path) -> None:
     assert not [path for path in (tmp_path / "copy").rglob("*") if path.is_file()]
 
 
+def test_a_copy_that_lacks_the_images_does_not_use_those_of_the_original(tmp_path: Path) -> None:
+    first, copy = make_provider(tmp_path / "first"), make_provider(tmp_path / "copy")
+    volume = new_volume(first, "v", CONTENT)
+    snapshot = take_snapshot(first, volume, "s", in_use=False)
+    # As an earlier release recorded them.
+    volume = replace(volume, location=first.where(volume))
+    snapshot = replace(snapshot, volume=volume, location=first.where(snapshot))
+    uses: list[Callable[[], object]] = [
+        lambda: copy.look(volume),
+        lambda: copy.open_source(volume),
+        lambda: copy.open_source(snapshot),
+        lambda: copy.open_target(volume, 1),
+        lambda: copy.extend(volume, len(CONTENT) + 1),
+        lambda: copy.create(VolumeRef("w", len(CONTENT)), volume),
+        lambda: copy.create(VolumeRef("w", len(CONTENT)), snapshot),
+        lambda: take_snapshot(copy, volume, "t", in_use=True),
+    ]
+    for use in uses:
+        with pytest.raises(StorageChanged, match="is gone"):
+            use()
+    copy.delete_snapshot(snapshot)
+    copy.delete(volume)
+    assert read_all(first, snapshot) == read_all(first, volume) == CONTENT
+
+
 def test_growing_reads_as_zeros_and_never_shrinks(provider: LocalProvider) -> None:
     volume = new_volume(provider, "v", CONTENT)
     for _ in range(2):

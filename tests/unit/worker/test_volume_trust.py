@@ -16,7 +16,7 @@ from backupfw.errors import TaskLost
 from backupfw.manager.messages import Detail
 from backupfw.manager.usecases.attachments import add_attachment
 from backupfw.manager.usecases.volumes import VolumeManager
-from backupfw.volume.base import SnapshotRef, Tick, no_tick
+from backupfw.volume.base import SnapshotRef, Tick, VolumeRef, no_tick
 from backupfw.volume.local import opening
 from backupfw.volume.local.provider import LocalProvider
 from backupfw.volume.local.source import LocalSource
@@ -242,6 +242,45 @@ def test_no_restore_writes_to_what_is_not_the_volume(
     assert world.volume_status(volume) == "error_restoring"
     assert world.row(models.Backup, backup.id).fail_reason == f"The storage of volume {volume} {reason}."
     assert {path: path.read_bytes() for path in before} == before
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_copy_of_the_state_directory_never_touches_the_images_of_the_original(
+    world: WorkerWorld,
+    provider: LocalProvider,
+    image: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    copied: bool,
+) -> None:
+    """As an earlier release recorded a volume of ours; the copy has its image, or lacks it."""
+    precious = os.urandom(LENGTH)
+    source = backed_up(world, adopted(world, provider, image))
+    original = make_provider(tmp_path / "original")
+    volume = world.volume(length=LENGTH)
+    path = Path(original.where(VolumeRef(volume, LENGTH)))
+    path.write_bytes(precious)
+    before = (path.stat().st_mtime_ns, path.stat().st_ctime_ns)
+    with world.db.write() as session:
+        session.get_one(models.Volume, volume).location = str(path)
+    here = tmp_path / "volumes" / path.name
+    if copied:
+        here.write_bytes(path.read_bytes())
+    made = backed_up(world, volume, "available" if copied else "error")
+    world.backups.restore(world.ctx(), source.id, volume_id=volume)
+    with world.worker():
+        world.wait_idle()
+        status = world.volume_status(volume)
+        volumes(world).force_delete(world.ctx(), volume)
+        world.wait_idle()
+    if copied:
+        assert status == "available"
+    else:
+        assert (status, made.fail_reason) == ("error_restoring", f"The storage of volume {volume} is gone.")
+        assert f"The database names {path}, which is in no directory of this configuration" in caplog.text
+    assert not here.exists()
+    assert path.read_bytes() == precious
+    assert (path.stat().st_mtime_ns, path.stat().st_ctime_ns) == before
 
 
 @pytest.mark.parametrize("attached", [False, True])
