@@ -136,11 +136,19 @@ def is_read_by_task(session: Session, volume_id: str) -> bool:
     return _has_task(session, volume_id, (tasks.SNAPSHOT_CREATE, tasks.VOLUME_CREATE))
 
 
-def may_be_written(session: Session, volume_id: str) -> bool:
-    """Return whether a worker may still write to the volume, also for a task that was cancelled."""
-    restored = (Task.source_id == volume_id) & (Task.kind == tasks.BACKUP_RESTORE)
-    extended = (Task.resource_id == volume_id) & (Task.kind == tasks.VOLUME_EXTEND)
-    return session.scalar(select(Task.id).where(restored | extended).limit(1)) is not None
+def refuse_written(session: Session, volume_id: str, *, extended: bool) -> None:
+    """Refuse to let a volume be used, or its storage be given up, while a worker may write to it.
+
+    A cancelled restore or extension changes the volume's status at once; its worker stops a while later.
+
+    :param extended: whether an extension counts, too: it adds zeros behind the end and harms no user.
+    :raises InvalidVolume: a worker may still write to it.
+    """
+    writes = (Task.source_id == volume_id) & (Task.kind == tasks.BACKUP_RESTORE)
+    if extended:
+        writes |= (Task.resource_id == volume_id) & (Task.kind == tasks.VOLUME_EXTEND)
+    if session.scalar(select(Task.id).where(writes).limit(1)) is not None:
+        raise InvalidVolume(f"A worker may still write to volume {volume_id}; try again when it has stopped.")
 
 
 def _has_task(session: Session, source_id: str, kinds: Collection[str]) -> bool:

@@ -42,9 +42,9 @@ from backupfw.manager.rules.volume_rules import (
     held_by_backup,
     is_attached,
     is_read_by_task,
-    may_be_written,
     new_volume,
     queue_snapshot_delete,
+    refuse_written,
 )
 from backupfw.manager.usecases.attachments import Attachments, add_attachment
 from backupfw.manager.usecases.backups import begin_restore, type_of_backup
@@ -261,7 +261,7 @@ class VolumeManager(UseCases):
             busy = volume.status in (lifecycle.DELETING, lifecycle.EXTENDING)
             if busy or held_by_backup(session, volume_id) or is_read_by_task(session, volume_id):
                 raise InvalidVolume(f'Volume {volume_id} is being used: its status is "{volume.status}".')
-            _refuse_written(session, volume_id)
+            refuse_written(session, volume_id, extended=True)
             _refuse_taken(session, location, storage_id, host, but=volume_id)
             volume.location, volume.storage_id, volume.host = location, storage_id, host
             volume.length, volume.size = length, _checked_size(gigabytes(length), 0, "")
@@ -293,7 +293,7 @@ class VolumeManager(UseCases):
                 raise InvalidVolume(f"Volume {volume_id} is attached; detach it before it is forgotten.")
             if is_read_by_task(session, volume_id):
                 raise InvalidVolume(f"Volume {volume_id} is being copied; it can be forgotten after that.")
-            _refuse_written(session, volume_id)
+            refuse_written(session, volume_id, extended=True)
             if snapshots := _snapshots_of(session, volume_id):
                 raise InvalidVolume(f"Volume {volume_id} still has {len(snapshots)} dependent snapshots.")
             if not lifecycle.move(session, models.Volume, volume_id, VolumeMoves.forget):
@@ -539,8 +539,8 @@ class VolumeManager(UseCases):
         :raises VolumeNotFound: there is none, or not for this caller.
         :raises InvalidInput: there is no such status, or it cannot be set.
         :raises InvalidVolume: the status would be wrong: in-use without an attachment, available
-            with one or without any storage; or a backup or restore uses the volume (reset that
-            backup to give the volume its status back).
+            with one, without any storage, or while a cancelled restore may still write to it; or a
+            backup or restore uses the volume (reset that backup to give the volume its status back).
         """
         if status not in lifecycle.RESETS[models.Volume]:
             raise InvalidInput(f"Volume status {status[:64]!r} cannot be set.")
@@ -556,8 +556,10 @@ class VolumeManager(UseCases):
                 raise InvalidVolume(f"Volume {volume_id} is not attached, so it cannot be in-use.")
             if status == lifecycle.AVAILABLE and attached:
                 raise InvalidVolume(f"Volume {volume_id} is attached, so it cannot be available.")
-            if status in (lifecycle.AVAILABLE, lifecycle.IN_USE) and volume.location is None:
-                raise InvalidVolume(f"Volume {volume_id} has no storage, so it cannot be {status}.")
+            if status in (lifecycle.AVAILABLE, lifecycle.IN_USE):
+                if volume.location is None:
+                    raise InvalidVolume(f"Volume {volume_id} has no storage, so it cannot be {status}.")
+                refuse_written(session, volume_id, extended=False)
             tasks.cancel(session, volume_id, _OWN_TASKS)
             _withdraw(session, volume_id)
             # After a cancelled extension, only the recorded length surely exists.
@@ -571,15 +573,6 @@ class VolumeManager(UseCases):
             )
 
         self._change(work)
-
-
-def _refuse_written(session: Session, volume_id: str) -> None:
-    """Refuse to give up a volume's storage while a worker may write to it.
-
-    A cancelled restore or extension changes the volume's status at once; its worker stops a while later.
-    """
-    if may_be_written(session, volume_id):
-        raise InvalidVolume(f"A worker may still write to volume {volume_id}; try again when it has stopped.")
 
 
 def _withdraw(session: Session, volume_id: str) -> None:

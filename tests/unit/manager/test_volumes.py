@@ -26,6 +26,7 @@ from backupfw.errors import (
     TaskLost,
     VolumeNotFound,
 )
+from backupfw.manager.lineage import lifecycle
 from backupfw.manager.rules.volume_rules import GIB
 from backupfw.manager.usecases.backups import BackupManager
 from tests.unit.manager.catalogue import ADMIN, ALICE, BOB, Catalogue, make_conf, make_database
@@ -507,6 +508,44 @@ def test_a_volume_is_not_given_up_while_a_worker_may_write_to_it(world: Catalogu
     world.tasks.discard(task)
     world.volumes.forget(ALICE, volume)
     assert world.volumes.adopt(ALICE, location="/v", length=GIB).id != volume
+
+
+@pytest.mark.parametrize("new", [False, True])
+def test_a_volume_is_not_usable_while_the_worker_of_a_cancelled_restore_may_write_to_it(
+    world: Catalogue, new: bool
+) -> None:
+    backups, backup = BackupManager(world.db, world.conf), world.backup()
+    if new:
+        volume = world.volumes.create(ALICE, size=1, backup_id=backup).id
+    else:
+        volume = world.volume()
+        backups.restore(ALICE, backup, volume_id=volume)
+    restore = world.must_claim("backup.restore")
+    world.set(models.Volume, volume, location="/v")
+    backups.cancel(ALICE, backup)
+    for status in lifecycle.RESETS[models.Volume]:
+        if status in ("available", "in-use"):
+            if status == "in-use":
+                world.attach_behind(volume)
+            with pytest.raises(InvalidVolume, match="A worker may still write"):
+                world.volumes.reset_status(ADMIN, volume, status)
+        else:
+            world.volumes.reset_status(ADMIN, volume, status)
+        # Nothing that anybody may do then begins to use it.
+        for use in (
+            lambda: backups.restore(ALICE, backup, volume_id=volume),
+            lambda: backups.create(ALICE, volume_id=volume, force=True),
+            lambda: world.snapshots.create(ALICE, volume_id=volume, force=True),
+            lambda: world.volumes.create(ALICE, size=1, source_volid=volume),
+            lambda: world.volumes.attachments.attach(ALICE, volume),
+            lambda: world.volumes.extend(ALICE, volume, new_size=2),
+        ):
+            with pytest.raises(InvalidVolume):
+                use()
+    world.tasks.discard(restore)
+    world.volumes.reset_status(ADMIN, volume, "in-use")
+    world.volumes.attachments.detach(ALICE, volume)
+    backups.restore(ALICE, backup, volume_id=volume)
 
 
 def test_force_delete_waits_for_a_restore(world: Catalogue) -> None:
