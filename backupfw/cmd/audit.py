@@ -77,7 +77,7 @@ def findings(
 
     found = audit.run(db, conf.backup.lease_seconds)
     if unknown is not None:
-        found += sorted(_volumes(db, conf))
+        found += sorted(audit.first(_volumes(db, conf)))
         found += sorted(_stores(db, conf, stores, unknown))
     return found
 
@@ -132,3 +132,6 @@ def _stores(
             for one in report.discrepancies:
                 problem = f"{one.kind}: {one.problem}" if one.problem else one.kind
                 yield Finding("store", f"{place.store}/{place.container}/{one.key}", problem)
+            if report.more:
+                problem = f"{report.more} more findings, beside the first {audit.MOST_OF_ALL}"
+                yield Finding("store", f"{place.store}/{place.container}", problem)

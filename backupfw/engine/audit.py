@@ -36,8 +36,9 @@ UNREADABLE = "manifest unreadable"
 UNKNOWN = "manifest unknown"
 STRANGE = "object of no known kind"
 
-#: Most findings of one volume that are reported: a store that lost everything would have millions.
-MOST = 100
+#: Most findings of one volume that are reported, and most of all volumes: a store that lost everything would
+#: have millions.
+MOST, MOST_OF_ALL = 100, 1000
 
 
 class Catalogue(SweepCatalogue, Protocol):
@@ -67,25 +68,41 @@ class AuditReport:
 
     :ivar volumes: volumes looked at.
     :ivar objects: objects listed.
-    :ivar discrepancies: sorted; of each volume the first :data:`MOST` at most.
+    :ivar discrepancies: sorted; of each volume the first :data:`MOST` at most, in all :data:`MOST_OF_ALL`.
+    :ivar more: how many there are beside them.
+    :ivar unknown: how many manifests of ours the database does not know.
     :ivar foreign: manifests of other installations beside ours, by installation.
     """
 
     volumes: int
     objects: int
     discrepancies: tuple[Discrepancy, ...]
+    more: int = 0
+    unknown: int = 0
     foreign: Mapping[str, int] = field(default_factory=dict)
 
-    @property
-    def unknown(self) -> int:
-        """How many manifests of ours the database does not know."""
-        return sum(one.kind == UNKNOWN for one in self.discrepancies)
+
+class _Found:
+    """The discrepancies of a container: the first ones, and the number of the others."""
+
+    def __init__(self) -> None:
+        self.first: list[Discrepancy] = []
+        self.more = 0
+        self.unknown = 0
+
+    def add(self, discrepancies: Iterable[Discrepancy]) -> None:
+        for one in sorted(discrepancies):
+            self.unknown += one.kind == UNKNOWN
+            if len(self.first) < MOST_OF_ALL:
+                self.first.append(one)
+            else:
+                self.more += 1
 
 
 def run(prefix: str, container: Container, catalogue: Catalogue, control: Control) -> AuditReport:
     """Audit everything below ``prefix``.
 
-    Memory is bounded by the number of volumes and manifests, not of objects.
+    Memory is bounded by the number of volumes, and of one volume's manifests, not of objects.
 
     :param prefix: our installation's prefix, with its slash.
     :raises ChunkStoreError: the store does not answer.
@@ -99,21 +116,22 @@ def run(prefix: str, container: Container, catalogue: Catalogue, control: Contro
 
     seen: set[str] = set()
     count = 0
-    found: list[Discrepancy] = []
+    found = _Found()
     for volume_prefix, listed in objects_by_volume(container, prefix, control, note):
         seen.add(volume_prefix)
         number, first = _look(volume_prefix, listed, container, catalogue, control)
         count += number
-        found += _confirmed(volume_prefix, first, container, catalogue, control)
+        found.add(_confirmed(volume_prefix, first, container, catalogue, control))
     # Volumes without any object: the listing did not show them.
     for project, volume in catalogue.volumes():
         volume_prefix = keys.volume_prefix(prefix.rstrip("/"), project, volume)
         if volume_prefix not in seen:
             seen.add(volume_prefix)
             _, first = _look(volume_prefix, (), container, catalogue, control)
-            found += _confirmed(volume_prefix, first, container, catalogue, control)
-    found += [Discrepancy(STRANGE, key) for key in strange]
-    return AuditReport(len(seen), count, tuple(sorted(found)), foreign_manifests(prefix, container, control))
+            found.add(_confirmed(volume_prefix, first, container, catalogue, control))
+    found.add(Discrepancy(STRANGE, key) for key in strange)
+    foreign = foreign_manifests(prefix, container, control)
+    return AuditReport(len(seen), count, tuple(sorted(found.first)), found.more, found.unknown, foreign)
 
 
 def _confirmed(

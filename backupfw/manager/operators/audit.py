@@ -6,16 +6,28 @@ at any time while the service runs.  The engine compares the store (:mod:`backup
 
 from __future__ import annotations
 
+import sqlite3
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import groupby, islice
-from operator import attrgetter
-from sys import intern
 from typing import Any
 
-from sqlalchemy import ColumnElement, Executable, and_, exists, or_, select, true, union
+from sqlalchemy import (
+    ColumnElement,
+    Executable,
+    Select,
+    and_,
+    case,
+    exists,
+    func,
+    or_,
+    select,
+    true,
+    union,
+)
 from sqlalchemy.orm import Session, aliased
 
 from backupfw.db.digest import object_digest
@@ -38,7 +50,6 @@ from backupfw.manager.lineage.lifecycle import (
     RESTORING_BACKUP,
     WRITING,
 )
-from backupfw.manager.lineage.tree import Node, Tree
 from backupfw.manager.queue import claims, tasks
 from backupfw.manager.rules import quota
 from backupfw.manager.rules.volume_rules import gigabytes
@@ -105,8 +116,7 @@ def run(db: Database, lease_seconds: float) -> list[Finding]:
     """Return all findings, sorted: the first :data:`MOST` of each check, and the number of the others.
 
     Each check is a few statements over whole tables, whose answers are read in parts.  So memory does not
-    depend on the number of rows, projects or findings, only on the largest tree: less than a KiB for each
-    manifest of a volume.
+    depend on the number of rows, projects or findings, nor on the size of a tree.
 
     :param lease_seconds: the length of leases; a lease that ended longer ago than that is a finding.
     """
@@ -119,13 +129,14 @@ def run(db: Database, lease_seconds: float) -> list[Finding]:
             _lineage(session),
             _usage(session),
         )
-        return sorted(finding for check in checks for finding in _first(check))
+        return sorted(finding for check in checks for finding in first(check))
 
 
-def _first(findings: Iterator[Finding]) -> Iterator[Finding]:
+def first(findings: Iterable[Finding]) -> Iterator[Finding]:
     """Yield the first findings, then one with the number of the others."""
-    yield from islice(findings, MOST)
-    more = Counter(finding.check for finding in findings)
+    rest = iter(findings)
+    yield from islice(rest, MOST)
+    more = Counter(finding.check for finding in rest)
     for check, count in more.items():
         yield Finding(check, f"{count} more", f"beside the first {MOST} of this check")
 
@@ -290,43 +301,79 @@ def _manifests(session: Session) -> Iterator[Finding]:
 
 def _trees(session: Session) -> Iterator[Finding]:
     """The edges of every lineage tree join manifests that can share; gone ones stay only as forks."""
-    row = Manifest
-    columns = (row.volume_id, row.store, row.container, row.installation_id)
-    # No other statement may run while the rows are read.
-    ours = installation_id(session)
-    rows = _rows(
-        session,
-        select(row.id, row.base_id, row.state, row.detached, *columns).where(row.in_tree).order_by(*columns),
+    row, base = Manifest, aliased(Manifest)
+    foreign = row.installation_id != installation_id(session)
+    based = and_(base.in_tree, *_same_tree(row, base), row.base_id == base.id)
+    outside = and_(row.base_id.is_not(None), ~exists().where(based))
+    wrong = {
+        "is of another installation, but in a tree of this one": select(row.id).where(foreign),
+        "its base is not in its tree": select(row.id).where(outside),
+        "a gone one in its tree is no fork": _no_forks(),
+    }
+    for problem, statement in wrong.items():
+        for (manifest_id,) in _rows(session, statement.where(row.in_tree)):
+            yield Finding("lineage", f"manifest {manifest_id}", problem)
+    edges = select(row.id, row.base_id, row.volume_id).join(base, based).where(row.in_tree)
+    # Each part has all edges of its volumes.
+    parts = groupby(_rows(session, edges.order_by(row.volume_id)), key=lambda edge: edge.volume_id[:2])
+    for _, part in parts:
+        for manifest_id in _endless((edge.id, edge.base_id) for edge in part):
+            yield Finding("lineage", f"manifest {manifest_id}", "its line of bases never ends")
+
+
+def _same_tree(row: Any, other: Any) -> list[ColumnElement[bool]]:
+    """The conditions that two manifests are in one tree, if they are in any."""
+    places = ("volume_id", "store", "container", "installation_id")
+    return [getattr(row, place) == getattr(other, place) for place in places]
+
+
+def _no_forks() -> Select[str]:
+    """Select the gone manifests that a contraction of their trees (``Tree.contract``) would have dropped."""
+    row, near, joint, first = Manifest, aliased(Manifest), aliased(Manifest), aliased(Manifest)
+    place = (joint.volume_id, joint.store, joint.container, joint.installation_id)
+    # One detached gone manifest joins its tree: no other gone one stays beside it.
+    joints = (
+        select(func.min(joint.id).label("id"), *place)
+        .where(joint.in_tree, joint.detached, joint.state == GONE)
+        .group_by(*place)
+        .subquery()
     )
-    for place, group in groupby(rows, key=attrgetter(*(column.key for column in columns))):
-        nodes = [Node(one.id, one.base_id, intern(one.state), one.detached) for one in group]
-        bases = {node.id: node.base_id for node in nodes}
-        circular = _circular(bases)
-        for node in nodes:
-            subject = f"manifest {node.id}"
-            if node.base_id is not None and node.base_id not in bases:
-                yield Finding("lineage", subject, "its base is not in its tree")
-            elif node.id in circular:
-                yield Finding("lineage", subject, "its line of bases never ends")
-            if place[-1] != ours:
-                yield Finding("lineage", subject, "is of another installation, but in a tree of this one")
-        tree = Tree(nodes)
-        for manifest_id in tree.contract():
-            yield Finding("lineage", f"manifest {manifest_id}", "a gone one in its tree is no fork")
+    children = select(func.count()).where(near.base_id == row.id, near.in_tree).scalar_subquery()
+    around = children + case((row.base_id.is_not(None), 1), else_=0)
+    alone = ~exists().where(first.in_tree, *_same_tree(row, first), first.id != row.id)
+    return (
+        select(row.id)
+        .outerjoin(joints, and_(*_same_tree(row, joints.c)))
+        .where(row.state == GONE)
+        .where(
+            or_(
+                and_(joints.c.id.is_(None), around <= 2),
+                joints.c.id != row.id,
+                and_(joints.c.id == row.id, alone),
+            )
+        )
+    )
 
 
-def _circular(bases: Mapping[str, str | None]) -> set[str]:
-    """Return the nodes whose chain of bases never ends."""
-    ends: set[str | None] = {None}
-    circular: set[str | None] = set()
-    for start in bases:
-        path: dict[str | None, None] = {}
-        here: str | None = start
-        while here not in ends and here not in circular and here not in path:
-            path[here] = None
-            here = bases.get(here) if here is not None else None
-        (ends if here in ends else circular).update(path)
-    return {node for node in circular if node is not None}
+def _endless(edges: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """Yield the manifests whose line of bases never ends.
+
+    No database walks so long a line in few statements, and a process has no room for all lines: they wait
+    in a temporary file of SQLite, which has no name and keeps little in memory.
+
+    :param edges: id and base of each manifest that has one.
+    """
+    with closing(sqlite3.connect("")) as file:
+        file.execute("CREATE TABLE edges (id TEXT PRIMARY KEY, base TEXT NOT NULL) WITHOUT ROWID")
+        file.executemany("INSERT INTO edges VALUES (?, ?)", edges)
+        file.execute("CREATE INDEX bases ON edges (base)")
+        for (manifest_id,) in file.execute(
+            """WITH RECURSIVE ends (id) AS (
+                SELECT id FROM edges WHERE base NOT IN (SELECT id FROM edges)
+                UNION ALL SELECT edges.id FROM ends JOIN edges ON edges.base = ends.id
+            ) SELECT id FROM edges WHERE id NOT IN ends"""
+        ):
+            yield manifest_id
 
 
 def _usage(session: Session) -> Iterator[Finding]:

@@ -13,6 +13,8 @@ from sqlalchemy import delete, update
 from backupfw.chunkstore.base import ChunkStore
 from backupfw.cmd import database
 from backupfw.db.models import Backup, Installation, Manifest
+from backupfw.engine import audit as engine
+from backupfw.manager.operators import audit
 from tests.unit.cmd.conftest import Run, load_conf
 from tests.unit.cmd.test_backup import objects
 from tests.unit.cmd.test_store import keeps_versions
@@ -39,6 +41,26 @@ def test_an_object_too_many_and_one_too_few(run: Run, state: Path, backup_id: st
     assert ": object named by nothing: " in extra
     assert count == "2 findings"
     assert run("audit", "--no-stores").status == 0
+
+
+def test_more_findings_than_are_told(
+    run: Run, state: Path, backup_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(3):
+        assert run("volume", "create", "--size", "1").status == 0
+    for image in (state / "volumes").glob("*.img"):
+        image.unlink()
+    for path in objects(state):
+        path.rename(path.with_name("x" + path.name))
+    everything = run("audit").out.splitlines()
+    monkeypatch.setattr(audit, "MOST", 2)
+    monkeypatch.setattr(engine, "MOST_OF_ALL", 1)
+    told = run("audit").out.splitlines()
+    assert len([line for line in told if line.startswith("volume: volume ")]) == 2
+    assert "volume: 1 more: beside the first 2 of this check" in told
+    more = len([line for line in everything if line.startswith("store: ")]) - 1
+    assert more > 1
+    assert f"store: main/volumebackups: {more} more findings, beside the first 1" in told
 
 
 def test_rows_that_disagree(run: Run, state: Path, backup_id: str) -> None:

@@ -138,3 +138,14 @@ def test_findings_are_bounded(world: World) -> None:
     for number in range(audit.MOST):
         world.backup(f"o{number}", {0: 1}, put_manifest=False)
     assert len(found(world, Database())) == audit.MOST
+
+
+def test_findings_of_all_volumes_together_are_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audit, "MOST_OF_ALL", 3)
+    for volume in ("u", "v", "w"):
+        world.backup("a", {0: 1}, volume=volume)
+        world.backup("b", {0: 1}, volume=volume, put_manifest=False)
+    report = audit.run(PREFIX, world.container, Database(), Control())
+    orphans = 2 * 3
+    assert (len(report.discrepancies), report.more) == (3, 3 + orphans - 3)
+    assert report.unknown == 3

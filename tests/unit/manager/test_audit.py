@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import tracemalloc
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import delete, event, update
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import delete, event, insert, update
 
 from backupfw.db import models
-from backupfw.db.session import now
+from backupfw.db.installation import installation_id
+from backupfw.db.session import Database, now
+from backupfw.manager.lineage.tree import Node, Tree
 from backupfw.manager.operators import audit
 from backupfw.manager.queue import tasks
 from backupfw.manager.rules import quota
@@ -204,6 +209,83 @@ def test_lineage(world: Any, case: str) -> None:
     plant, problem = LINEAGE[case]
     plant(world, manifest_of(world, world.first))
     assert ("lineage", problem) in found(world)
+
+
+@st.composite
+def forests(draw: st.DrawFn) -> list[Node]:
+    """Manifests of one volume; the bases of some are in a circle."""
+    count = draw(st.integers(1, 8))
+    return [
+        Node(
+            f"{number:036x}",
+            draw(st.sampled_from([None, *(f"{base:036x}" for base in range(count))])),
+            draw(st.sampled_from(["live", "gone", "released"])),
+            draw(st.integers(0, 5)) == 0,
+        )
+        for number in range(count)
+    ]
+
+
+def endless(nodes: list[Node]) -> set[str]:
+    bases = {node.id: node.base_id for node in nodes}
+    found = set()
+    for node in nodes:
+        here: str | None = node.id
+        for _ in nodes:
+            here = bases[here] if here is not None else None
+        if here is not None:
+            found.add(node.id)
+    return found
+
+
+def planted(world: World, nodes: Sequence[Node]) -> None:
+    """Enter these manifests, and no others."""
+    with world.db.write() as session:
+        same = {
+            "store": "s", "container": "c", "project_id": "p", "installation_id": installation_id(session),
+            "volume_id": "v", "backup_id": "b", "in_tree": True, "block_size": 1, "segment_size": 1,
+            "hash_mode": "h", "touched": 0, "created_at": now(session), "updated_at": now(session),
+        }  # fmt: skip
+        session.execute(update(models.Manifest).values(base_id=None))
+        session.execute(delete(models.Manifest))
+        values = [{"id": one.id, "state": one.state, "detached": one.detached, **same} for one in nodes]
+        session.execute(insert(models.Manifest), values)
+        # When all bases are there.
+        bases = [{"id": one.id, "base_id": one.base_id} for one in nodes]
+        session.execute(update(models.Manifest), bases)
+
+
+@given(nodes=forests())
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_trees_are_judged_as_the_lineage_contracts_them(any_db: Database, nodes: list[Node]) -> None:
+    world = World(database=any_db)
+    planted(world, nodes)
+    wrong: dict[str, set[str]] = {}
+    for one in audit.run(world.db, LEASE):
+        wrong.setdefault(one.problem, set()).add(one.subject.removeprefix("manifest "))
+    circular = endless(nodes)
+    assert wrong.get("its line of bases never ends", set()) == circular
+    if not circular:
+        dropped = {one for one, (_base, stays) in Tree(nodes).contract().items() if not stays}
+        no_forks = wrong.get("a gone one in its tree is no fork", set())
+        # The removal of one may make another one superfluous.
+        assert no_forks <= dropped
+        assert bool(no_forks) == bool(dropped)
+
+
+def test_memory_does_not_grow_with_a_tree() -> None:
+    """A volume with 10 000 backups, each upon the one before."""
+    ids = [f"{number:036x}" for number in range(10_000)]
+    world = World()
+    planted(world, [Node(one, base, "gone") for one, base in zip(ids, [None, *ids], strict=False)])
+    audit.run(world.db, LEASE)
+    tracemalloc.start()
+    try:
+        audit.run(world.db, LEASE)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2 << 20
 
 
 def test_a_journal_of_a_finished_manifest(world: Any) -> None:
