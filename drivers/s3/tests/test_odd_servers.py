@@ -291,7 +291,7 @@ def test_what_a_put_sends(scripted: Any) -> None:
     assert headers["x-amz-meta-backupfw-blake3"] == blake3(data).hexdigest()
     assert headers["x-amz-storage-class"] == "COLD"
     assert headers["x-amz-server-side-encryption"] == "AES256"
-    # What other servers refuse: fault 8 of the system before this one.
+    # Some servers refuse these headers.
     for name in headers:
         assert not name.startswith(("x-amz-checksum", "x-amz-sdk-checksum", "x-amz-trailer")), name
     for name in ("transfer-encoding", "content-encoding", "expect", "x-amz-decoded-content-length"):

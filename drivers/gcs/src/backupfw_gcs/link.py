@@ -6,8 +6,9 @@ requests for what is larger than 8 MiB, and for a range it does not say how long
 objects' bytes it has nothing to offer but four short requests for listings and buckets.
 
 One ``requests`` session serves every thread: its connection pool is locked, and nothing of it is
-changed after it was made.  Nothing retries here, with one exception: an answer 401 gets a new token and
-the request is sent again at once, because a token may be taken back at any time.
+changed after it was made.  Nothing retries here, with two exceptions: an answer 401 gets a new token and
+the request is sent again at once, because a token may be taken back at any time; and google-auth itself
+asks a failing token server up to three times.
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ class Link:
             if not following:
                 return
             if following == token:
-                # Would never end.
+                # Otherwise the listing would never end.
                 raise ValueError("a page of a listing names itself as the next one")
             token = following
 
@@ -140,7 +141,7 @@ class Link:
         self._credentials, project = self._find_credentials(request)
         self._project = self._project or project
         session = AuthorizedSession(self._credentials, auth_request=request)
-        # Else a .netrc would replace the token, and the environment be read for every request.
+        # Otherwise a .netrc would replace the token, and each request would read the environment.
         session.trust_env = False
         self._equip(session, get_environ_proxies(self.endpoint), ("https", "http"))
         self._tokens = tokens

@@ -160,7 +160,7 @@ def download_range(link: Link, container: str, key: str, offset: int, length: in
     :raises RangeError: it reaches past the object's end.
     :raises IntegrityError: (temporary) another number of bytes came.
     """
-    # What the end is clamped to matters to no object, but to parsers of 64 bits.
+    # No object is so large; the bound keeps the number within 64 bits.
     end = min(offset + length, 1 << 62) - 1
     try:
         answer = _media(link, container, key, {"Range": f"bytes={offset}-{end}"})

@@ -65,7 +65,7 @@ class GcsStore(ChunkStore):
             with translated(self.name, container, key, needs):
                 yield
         except media.SourceError as error:
-            # Not the store's error: trying again would not help.
+            # An error of the source, not of the store: it is not translated, and not tried again.
             raise ChunkStoreError(str(error), store=self.name, container=container, key=key) from error
         except ChunkStoreError as error:
             if error.store:
@@ -135,7 +135,7 @@ class GcsStore(ChunkStore):
             else:
                 errors |= {key: self._delete_error(error, container, key) for key, error in found.items()}
         if not reached:
-            # Nobody looked at any key: that says more than a list of them.
+            # The requests failed as a whole: one error says more than the same one for each key.
             raise errors[unique[0]]
         if errors:
             raise DeleteFailed(errors, store=self.name, container=container)

@@ -22,7 +22,7 @@ OpenContainer = Callable[[], AbstractContextManager[int]]
 
 #: Sizes are looked up for this many objects at once.
 _RUN = 1000
-#: How the packed name of an object ends, and no other.
+#: The end of the packed name of every object, and of no other name.
 _OBJECT = b"\0" + Kind.OBJECT.value.encode()
 
 
@@ -32,8 +32,8 @@ class _Level:
 
     :ivar path: the directory.
     :ivar key: what all keys in it begin with.
-    :ivar entries: packed names, the next one last: a directory may have very many, so they are kept
-        as small as can be and understood when their turn comes.
+    :ivar entries: packed names, the next one last.  A directory may have very many, so they are kept small,
+        and parsed when they are needed.
     """
 
     path: tuple[bytes, ...]
@@ -57,7 +57,7 @@ def walk(open_container: OpenContainer, prefix: str, start_after: str) -> Iterat
     """
     complete = prefix.split("/")[:-1]
     if any(part in ("", ".", "..") for part in complete):
-        # Raised here as everywhere, if there is no container.
+        # No key has such a prefix; but a container that is missing is an error.
         with open_container():
             return
     first = _read(
@@ -91,7 +91,7 @@ def _read(
         except (FileNotFoundError, NotADirectoryError):
             names = []
     in_longer = bool(path) and path[-1].endswith(Kind.LONGER.value.encode())
-    # Each name's place takes a packed one, and none is held twice while a large directory is read.
+    # Each packed name replaces a name in the same list, so that a large directory is not held twice.
     kept = 0
     for name in names:
         known = understand(name, in_longer)

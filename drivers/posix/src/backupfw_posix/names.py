@@ -124,7 +124,7 @@ def understand(name: str, in_longer: bool) -> Name | None:
     return Name(kind, text, text + "/" if kind is Kind.DIRECTORY else text)
 
 
-#: Bytes a cut piece lacks to 240 -> the smallest character that did not fit any more.  Shorter ones
-#: would have, so every key in that directory sorts after what else begins with the same piece and a
-#: shorter character, and before what begins with it and a larger one.
+#: Bytes by which a cut piece is shorter than 240 -> the smallest character that does not fit into them.  In
+#: each key of that directory the next character is at least this one: a shorter one would be in the piece.
+#: So the directory sorts as the piece followed by this character.
 _NEXT = {0: "", 1: "\x80", 2: "\u0800", 3: "\U00010000"}

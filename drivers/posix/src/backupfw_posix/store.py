@@ -36,8 +36,8 @@ from backupfw_posix.temporary import TemporaryFile, remove_leftovers, temporary_
 if TYPE_CHECKING:
     from oslo_config import cfg
 
-#: How often a put makes its directory anew when a delete removes it under its hands.  Each turn means
-#: that somebody's delete went through, so losing this often is no race but a fault.
+#: How often a put makes its directory again when a delete has just removed it.  Each time, a delete of
+#: another object succeeded; so many in a row are no coincidence but a fault.
 _PUBLISH_TRIES = 1000
 #: Directories remembered as durable; forgotten all at once when there are more.
 _REMEMBERED = 1 << 16
@@ -55,7 +55,7 @@ class PosixStore(ChunkStore):
     wire_name = "cinder.backup.drivers.posix.PosixBackupDriver"
     # A leading dot is the driver's own; file systems keep lost+found in their root.
     container_pattern = r"(?!\.)(?!lost\+found$).+"
-    # System calls on a local disk return; a thread to watch over each would only cost.
+    # System calls on a local disk return, so a thread that watches each of them would be a waste.
     layer_defaults: ClassVar[Mapping[str, object]] = {"operation_timeout": 0.0}
 
     def __init__(self, name: str, options: Any) -> None:
@@ -68,7 +68,7 @@ class PosixStore(ChunkStore):
         self._require_mount: bool = options.require_mount
         self._closed = False
         # Names of a directory from the root -> inode whose entry in its parent this process has synced.
-        # A put that finds the directory there must not rely on its maker having come that far.
+        # A put that finds a directory cannot know whether the process that made it has synced it.
         self._durable: dict[tuple[bytes, ...], int] = {}
         # Containers of checks under way: their names are refused to everybody else.
         self._check_containers: set[str] = set()
@@ -109,7 +109,7 @@ class PosixStore(ChunkStore):
             try:
                 piece = next(pieces, None)
             except OSError as error:
-                # Not the store's error: it must not be translated, nor tried again.
+                # An error of the source, not of the store: it is not translated, and not tried again.
                 raise ChunkStoreError(
                     f"the body cannot be read: {error.strerror}",
                     store=self.name,
@@ -138,10 +138,10 @@ class PosixStore(ChunkStore):
             raise IntegrityError(problem, store=self.name, container=container, key=key)
         if self._fsync:
             os.fsync(file.descriptor)
-            # Written once, read seldom: its pages are worth less than other people's.
+            # The object is rarely read soon, so other files get its pages in the page cache.
             os.posix_fadvise(file.descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         else:
-            # A share reports what it could not write at close, and it has to before the object shows.
+            # A network file system reports failed writes at close, which must come before the rename.
             os.close(os.dup(file.descriptor))
 
     def _publish(
@@ -210,8 +210,8 @@ class PosixStore(ChunkStore):
     def _make_durable(self, path: tuple[bytes, ...], parent: int, directory: int) -> None:
         """Sync a directory's entry in its parent, unless this process has done so before.
 
-        An inode number that another process freed and that was used again at once for the same path
-        would be mistaken; that maker syncs its entry itself.
+        If another process removed the directory, and a new one got the same inode number, this does not
+        notice it; but the process that made the new one syncs its entry.
         """
         inode = os.fstat(directory).st_ino
         if self._durable.get(path) == inode:
@@ -229,7 +229,7 @@ class PosixStore(ChunkStore):
             self._container(container) as directory,
             reading(self.name, container, key),
             descend(directory, path) as parent,
-            # NONBLOCK: opening what somebody planted here, e.g. a pipe, must not hang.
+            # NONBLOCK: an open must not hang, even if somebody has put a pipe here.
             opened(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, parent) as descriptor,
         ):
             status = os.fstat(descriptor)
@@ -291,7 +291,7 @@ class PosixStore(ChunkStore):
         self._require_open()
         self._judge(container)
         with translated(self.name, container):
-            # Never a mount point that is missing: require_mount is looked at first.
+            # With require_mount, a missing directory is a share that is not mounted: do not make it.
             if not self._require_mount:
                 os.makedirs(self._root, self._directory_mode, exist_ok=True)
             with self._opened_root(READ) as root:
@@ -396,7 +396,7 @@ class PosixStore(ChunkStore):
 
     @contextmanager
     def _opened_root(self, flags: int) -> Iterator[int]:
-        # The root itself may be a symbolic link: it is the deployer's word, not a user's.
+        # The root itself may be a symbolic link, because the deployer chose it and no user can.
         try:
             descriptor = os.open(self._root, flags & ~os.O_NOFOLLOW)
         except FileNotFoundError:
@@ -455,7 +455,7 @@ def _read(descriptor: int, offset: int, length: int) -> bytes:
 
 def _is_mount_point(directory: int) -> bool:
     here, above = os.fstat(directory), os.stat(b"..", dir_fd=directory)
-    # The second holds for the root of all.
+    # The second condition holds for ``/``.
     return here.st_dev != above.st_dev or here.st_ino == above.st_ino
 
 

@@ -68,10 +68,10 @@ def _make(directory: int, mode: int) -> TemporaryFile:
         descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode, dir_fd=directory)
         file = TemporaryFile(directory, name, descriptor)
         try:
-            # Where there are no locks, nothing is ever taken for a leftover.
+            # Without locks on this file system, no file counts as left over.
             with suppress(OSError):
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
-            # A clean-up may have come between the two calls above: then once more.
+            # A clean-up may have removed it before it was locked: then make another one.
             if file.is_there():
                 return file
         except BaseException:

@@ -41,7 +41,7 @@ def digest(body: Body, with_crc32: bool) -> Digests:
     :raises OSError: the source cannot be read.
     """
     declared = blake3()
-    # Against damage on the way, not against attackers; also there where policy forbids it for those.
+    # It finds damage on the way and is no protection against attackers: say so, for hosts that forbid MD5.
     md5 = hashlib.md5(usedforsecurity=False)
     crc32 = length = 0
     for piece in body.pieces():
@@ -117,7 +117,7 @@ class BodyFile:
             assert self._file is not None
             data = self._file.read(left)
         if not data:
-            # Nothing would end the request: the server waits for what was announced.
+            # Without an error the request would not end: the server waits for the announced length.
             raise OSError(5, "the body has become shorter")
         self._position += len(data)
         return data

@@ -76,7 +76,7 @@ def _config(options: Any) -> Config:
     return Config(
         signature_version={"v4": "s3v4", "v2": "s3"}[options.signature],
         s3=s3,
-        # The first try is all: whether and when to try again is not the driver's to say.
+        # One try: only the retry layer repeats calls.
         retries={"total_max_attempts": 1, "mode": "standard"},
         connect_timeout=options.connect_timeout,
         read_timeout=options.read_timeout,
@@ -85,7 +85,7 @@ def _config(options: Any) -> Config:
         proxies={"http": options.proxy, "https": options.proxy} if options.proxy else None,
         request_checksum_calculation=checksums,
         response_checksum_validation=checksums,
-        # What is not in our own options must not lead elsewhere.
+        # Only the driver's own options choose the endpoint.
         ignore_configured_endpoint_urls=True,
         user_agent_extra="backupfw",
     )

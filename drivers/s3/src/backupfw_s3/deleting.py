@@ -80,7 +80,7 @@ class Deleting:
         unique = list(dict.fromkeys(keys))
         try:
             if self._by_version:
-                # As many keys at once as a request takes: what is looked up is deleted before the next.
+                # In parts as large as a request: the versions of one part are deleted before the next part.
                 errors: dict[str, ChunkStoreError] = {}
                 for start in range(0, len(unique), 1000):
                     errors.update(
@@ -90,7 +90,7 @@ class Deleting:
             return self._delete(container, [Target(key) for key in unique])
         except NotFound as error:
             if code_of(error)[0] != "NoSuchBucket":
-                # Not that there is nothing to delete: the server does not know the request.
+                # The server does not know the request; that does not mean that there is nothing to delete.
                 raise NotSupported(
                     "the store has no listing of versions (delete_versions)",
                     store=self._store,
@@ -143,7 +143,7 @@ class Deleting:
                 raise
             errors = self._one_by_one(container, targets)
             if all(target.key in errors for target in targets):
-                # Nothing shows that single requests fare better, so nothing is learnt of bulk ones.
+                # Single requests failed, too, so it is not known whether the server lacks bulk requests.
                 raise next(iter(errors.values())) from error
             self._do_without_bulk(error)
             return errors
@@ -186,7 +186,7 @@ class Deleting:
             except Unavailable as error:
                 if len(targets) == 1:
                     raise
-                # The rest would fare the same, each after its own time-out.
+                # The other keys would fail in the same way, each after its own timeout.
                 errors.update({other.key: error for other in targets[number:] if other.key not in errors})
                 break
             except ChunkStoreError as error:
@@ -311,11 +311,11 @@ def _common(keys: Sequence[str]) -> str:
 
 def _targets_of(entry: Mapping[str, Any]) -> Iterator[Target]:
     """Yield what an entry of an answer is about, as far as servers differ in saying so."""
-    # Of a plain delete Ceph names an empty version.
+    # For a plain delete, Ceph names an empty version.
     key, version = entry.get("Key", ""), entry.get("VersionId") or None
     yield Target(key, version)
     if version is None:
-        # Some leave out the version that has no name, and name a deleted marker in another field.
+        # Some servers leave out the version ``null``, and name a deleted marker in another field.
         yield Target(key, "null")
         yield Target(key, entry.get("DeleteMarkerVersionId"))
 

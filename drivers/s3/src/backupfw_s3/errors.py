@@ -19,7 +19,7 @@ anything else                                           ChunkStoreError   no
 ======================================================  ================  =========
 
 Expired credentials and clocks count as temporary: the next try is signed anew, with credentials that
-the SDK may have renewed meanwhile.  Of a connection every fault is temporary but a certificate that is
+the SDK may have renewed meanwhile.  Every fault of a connection is temporary, except a certificate that is
 not trusted and a file that cannot be read.
 
 Where the server says what it expects (a region, its clock), the text says so; a permission is named only
@@ -281,7 +281,7 @@ _LACKS_PERMISSION = frozenset(
 #: Where servers name the region they expect in their own words only.
 _EXPECTED_REGION = re.compile(r"expect(?:ed|ing):? '?([a-z0-9-]+)")
 
-#: Everything the SDK lets out.
+#: Every error that the SDK raises.
 SDK_ERRORS = (sdk.BotoCoreError, sdk.ClientError, ResponseParserError, HTTPError, OSError)
 
 

@@ -80,7 +80,7 @@ class S3Store(ChunkStore):
         )
         self._location: str | None = options.bucket_location
         if not self._location and aws and self.client.meta.region_name != "us-east-1":
-            # AWS wants the region named, but for its first one, which has no name there.
+            # AWS needs the region as location constraint, except for its first one, us-east-1.
             self._location = self.client.meta.region_name
 
     @classmethod
@@ -125,7 +125,7 @@ class S3Store(ChunkStore):
             self._known.discard(container)
             raise
         if self._etag_is_md5 and md5_of(answer) not in (None, digests.md5_hex):
-            # The server has not compared.  What it holds must not be taken for the object.
+            # The server did not compare them.  The wrong object must not stay.
             with suppress(ChunkStoreError):
                 self.delete(container, [key])
             raise self._damaged("the store received other bytes than were sent", container, key)
@@ -147,7 +147,7 @@ class S3Store(ChunkStore):
         except WrongBody as error:
             raise IntegrityError(str(error), **where) from error
         except OSError as error:
-            # Not the store's error: it must not be tried again.
+            # An error of the source, not of the store: it is not translated, and not tried again.
             raise ChunkStoreError(f"the body cannot be read: {error.strerror}", **where) from error
 
     def get(self, container: str, key: str, offset: int | None = None, length: int | None = None) -> bytes:
@@ -164,7 +164,7 @@ class S3Store(ChunkStore):
             )
             with closing(answer["Body"]) as stream:
                 try:
-                    # Before a byte is read: what comes may be the whole object.
+                    # Check before any byte is read, because the answer may be the whole object.
                     require_range(answer, offset, length)
                 except PastTheEnd as error:
                     raise RangeError(str(error), store=self.name, container=container, key=key) from error
@@ -195,14 +195,14 @@ class S3Store(ChunkStore):
             with translated(self.name, container):
                 page = self.client.list_objects_v2(**arguments)
             for entry in page.get("Contents", ()):
-                # Servers that keep folders tidy the prefix up, and list more than was asked for.
+                # Servers that keep folders normalise the prefix, and list more than was asked for.
                 if entry["Key"].startswith(prefix):
                     yield ObjectInfo(entry["Key"], entry["Size"])
             if not page.get("IsTruncated"):
                 return
             token = page.get("NextContinuationToken")
             if not token or token == arguments.get("ContinuationToken"):
-                # To go on is impossible, to stop would pass off a part as the whole.
+                # It cannot be continued, and to stop here would present a part as the whole listing.
                 raise ChunkStoreError(
                     "the listing is cut off and cannot be continued", store=self.name, container=container
                 )
@@ -298,7 +298,7 @@ class S3Store(ChunkStore):
             raise ChunkStoreError("the store is closed", store=self.name)
 
     def _damaged(self, reason: str, container: str, key: str) -> IntegrityError:
-        # A second try may tell the wire's faults from the store's.
+        # Temporary: a second try shows whether the bytes were only damaged on the way.
         return IntegrityError(reason, store=self.name, container=container, key=key, temporary=True)
 
 

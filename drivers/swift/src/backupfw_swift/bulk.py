@@ -32,7 +32,7 @@ def failures(answer: bytes, container: str, keys: Sequence[str]) -> dict[str, tu
     """
     found = json.loads(answer)
     if not isinstance(found, dict):
-        # Of the bytes that came, not of an argument's type.
+        # Not a TypeError: the bytes of the answer are wrong, not the type of an argument.
         raise ValueError("the answer to a bulk delete is no object")  # noqa: TRY004
     remaining: dict[str, tuple[int, str]] = {}
     prefix = f"/{container}/"

@@ -176,10 +176,10 @@ class SwiftStore(ChunkStore):
         return data, etag.hexdigest()
 
     def _overtaken(self, container: str, key: str) -> None:
-        """Judge a put that the server took note of only, because it knows of a newer one or a newer delete.
+        """Judge a put that the server did not store, because it knows of a newer put or delete of the key.
 
-        After a newer put all is as if ours had come just before it.  After a delete that another server's
-        clock dates later than ours, nothing is stored.
+        After a newer put, the result is the same as if this put had come just before it.  After a delete to
+        which another server's clock gave a later time, nothing is stored: that is an error.
         """
         try:
             self._ask("HEAD", container, key)
@@ -237,7 +237,7 @@ class SwiftStore(ChunkStore):
     def _next_marker(self, page: Sequence[dict[str, Any]], marker: str) -> str:
         following: str = page[-1]["name"]
         if following <= marker:
-            # Would never end.
+            # Otherwise the listing would never end.
             raise IntegrityError(
                 "a page of the listing does not come after the last", store=self.name, temporary=True
             )
@@ -248,7 +248,7 @@ class SwiftStore(ChunkStore):
         self._require_open()
         errors: dict[str, ChunkStoreError] = {}
         asked = single = list(dict.fromkeys(keys))
-        # For one object a plain request is as good.
+        # For one object, a plain request costs the same.
         limit = self._bulk_limit() if len(single) > 1 else 0
         if limit > 1:
             lines = {key: bulk.line(container, key) for key in single}
@@ -262,7 +262,7 @@ class SwiftStore(ChunkStore):
             except ChunkStoreError as error:
                 errors[key] = error
                 if isinstance(error, (PermissionDenied, Unavailable)):
-                    # The rest would fare the same, each after its own time-out.
+                    # The other keys would fail in the same way, each after its own timeout.
                     rest = single[single.index(key) + 1 :]
                     errors.update((other, _same(error, other)) for other in rest)
                     break
@@ -270,7 +270,7 @@ class SwiftStore(ChunkStore):
             return
         first = next(iter(errors.values()))
         if isinstance(first, Unavailable) and len(errors) == len(asked):
-            # Not the objects' fault.
+            # The requests failed as a whole: one error says more than the same one for each key.
             raise _placed(first, self.name, container, "") from first.__cause__
         raise DeleteFailed(errors, store=self.name, container=container)
 

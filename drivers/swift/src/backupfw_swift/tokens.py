@@ -17,11 +17,11 @@ from backupfw.chunkstore.errors import ChunkStoreError
 
 _LOG = logging.getLogger(__name__)
 
-#: Of a token's life, the part in which it is not renewed, whatever the options say.
+#: The first part of a token's life, in which it is not renewed, whatever the options say.
 _FRESH = 0.25
 #: Seconds between two tries to renew a token that is still good.
 _PAUSE = 5.0
-#: Seconds in which a token is too young to be doubted.
+#: Seconds for which :meth:`Tokens.doubt` does not renew a new token.
 _YOUNG = 60.0
 
 
@@ -74,7 +74,7 @@ class Tokens:
         if grant is not None and self._clock() < self._renew_at:
             return grant
         if not self._lock.acquire(blocking=not self._good()):
-            # Only a good grant is not waited for; a refusal meanwhile is met by the caller's 401.
+            # Do not wait while the grant is good.  If the server refuses it, the caller asks again.
             return grant if grant is not None else self.current()
         try:
             if self._grant is None or self._clock() >= self._renew_at:

@@ -70,16 +70,16 @@ class Transport:
                 timeout=self._timeout,
                 authenticated=False,
                 raise_exc=False,
-                # It would log bodies.
+                # The library would log bodies.
                 log=False,
             )
         except keystone.ConnectionError as error:
-            # What it was made of says more, and its own text holds the URL.
+            # The error inside says more, and the text of this one holds the URL.
             failure = error.__context__ or error
         if failure is not None:
             raise failure
         if not 200 <= answer.status_code < 300:
-            # Else the connection would be lost to the next request.
+            # Read the rest, so that the connection can be used again.
             with answer, suppress(*ERRORS):
                 answer.raw.read(_WORDS)
             raise Refused(answer.status_code, answer.reason or "", answer.headers)

@@ -26,7 +26,7 @@ BULK = 1000
 class TemplateStore(ChunkStore):
     """A store on a server that speaks HTTP.  Thread-safe: all that changes is in :class:`Link`."""
 
-    # Never to be changed: backup records carry it when they are exported.
+    # Never change it: exported backup records contain it.
     wire_name = "backupfw_template.store.TemplateStore"
     # Core allows more; say here what your server does not take.
     container_pattern = r"[A-Za-z0-9._-]{1,255}"
