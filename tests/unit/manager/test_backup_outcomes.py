@@ -279,7 +279,7 @@ def test_a_failed_deletion_tries_again_by_itself(world: World) -> None:
     assert world.tasks.pending() == 0
 
 
-def test_waiting_in_vain_ends(world: World) -> None:
+def test_a_task_that_no_worker_takes_ends(world: World) -> None:
     available = world.backup(world.volume())
     restored = world.backup(world.volume())
     volume, target = world.volume(), world.volume()

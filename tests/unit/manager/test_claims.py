@@ -513,7 +513,7 @@ def statements(db: Database, action: Callable[[], object]) -> int:
     return count
 
 
-def test_looking_in_vain_costs_one_statement(any_db: Database) -> None:
+def test_a_claim_without_a_task_costs_one_statement(any_db: Database) -> None:
     world = World(database=any_db)
     queue(world, "a", zone="moon")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,6 +21,7 @@ from backupfw.manager.outcomes.volumes import VolumeTasks
 from backupfw.manager.queue import tasks
 from backupfw.manager.usecases.snapshots import SnapshotManager
 from backupfw.manager.usecases.volumes import VolumeManager
+from tests.architecture.checkout import ROOT
 from tests.unit.manager.support import World, check_audit
 from tests.unit.manager.test_records import pack
 
@@ -106,7 +108,7 @@ def test_a_failure_is_reported(
 
 
 @each_kind
-def test_what_waits_in_vain_is_reported(
+def test_what_no_worker_takes_in_time_is_reported(
     world: World,
     manager: MessageManager,
     begin: Callable[[World], str],
@@ -334,6 +336,16 @@ def test_every_pair_has_a_text() -> None:
             assert what
             assert why.endswith(".")
     assert messages.text("999", "998") == "unknown operation: The operation failed."
+
+
+def test_the_page_of_the_api_has_every_action_and_detail() -> None:
+    page = (ROOT / "docs" / "api.md").read_text().split("## Messages")[1].split("Clients know")[0]
+    cells = [line.split("|")[1:5] for line in page.splitlines() if line.startswith("| ")]
+    actions, details = (
+        set(re.findall(r"\d{3}", " ".join(cell[column] for cell in cells))) for column in (0, 2)
+    )
+    assert actions == {action.value for action in Action}
+    assert details == {detail.value for detail in Detail}
 
 
 def test_old_messages_are_hidden_and_purged(any_db: Database) -> None:

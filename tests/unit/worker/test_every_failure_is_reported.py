@@ -385,7 +385,7 @@ def test_an_end_that_is_rolled_back_is_none(world: WorkerWorld, caplog: pytest.L
     ends.check(backup, tasks.BACKUP_CREATE, "done", logging.INFO)
 
 
-def test_a_deletion_that_waits_in_vain_ends_twice(
+def test_a_deletion_that_no_worker_takes_ends_twice(
     world: WorkerWorld, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It failed for its user; then a worker comes and carries it out."""
