@@ -15,7 +15,7 @@ from tests.functional.cloud import NOBODY, Client, Cloud, check_frame, message
 # Versions
 
 
-def test_versions(shared: Cloud) -> None:
+def test_the_root_lists_all_versions(shared: Cloud) -> None:
     answer = shared.app.get("/", status=300)
     check_frame(answer)
     old, new = answer.json["versions"]
@@ -40,7 +40,7 @@ def test_versions(shared: Cloud) -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/", "/v2x", "/nowhere", "//", "/v2//backups", "/v2/demo", "/v2/demo/"])
-def test_nowhere(shared: Cloud, path: str) -> None:
+def test_a_path_to_nowhere_is_404(shared: Cloud, path: str) -> None:
     answer = shared.app.get(path, expect_errors=True)
     check_frame(answer)
     assert answer.status_int == (300 if path == "//" else 404)
@@ -60,7 +60,9 @@ def test_links_follow_the_host_and_the_mount_point(cloud: Cloud) -> None:
         ({}, "http://localhost/v2/"),
     ],
 )
-def test_links_as_configured(tmp_path: Path, templates: Path, api: dict[str, Any], expected: str) -> None:
+def test_links_follow_the_configuration(
+    tmp_path: Path, templates: Path, api: dict[str, Any], expected: str
+) -> None:
     cloud = Cloud(tmp_path, templates, **api)
     headers = {"X-Forwarded-Host": "front", "X-Forwarded-Proto": "https"}
     answer = cloud.app.get("/", headers=headers, status=300)
@@ -71,7 +73,7 @@ def test_links_as_configured(tmp_path: Path, templates: Path, api: dict[str, Any
 # Who asks
 
 
-def test_tokens(cloud: Cloud) -> None:
+def test_a_token_decides_the_status(cloud: Cloud) -> None:
     volume = cloud.volume()
     for token, status in (
         (None, 200),
@@ -161,7 +163,9 @@ def test_head_is_get_without_a_body(shared: Cloud) -> None:
     ],
 )
 @pytest.mark.parametrize("path", ["/backups", f"/backups/{NOBODY}/restore", "/backups/import_record"])
-def test_bodies(shared: Cloud, path: str, raw: bytes, content_type: str, status: int, text: str) -> None:
+def test_a_wrong_body_is_refused_with_its_status(
+    shared: Cloud, path: str, raw: bytes, content_type: str, status: int, text: str
+) -> None:
     client = shared.client(roles="admin")
     answer = client.call("POST", path, None, status, raw=raw, headers={"Content-Type": content_type})
     if path == "/backups" or "field" not in text:
@@ -233,7 +237,7 @@ INVALID_QUOTAS: list[Any] = [
 
 
 @pytest.mark.parametrize("body", INVALID_QUOTAS)
-def test_invalid_quotas(shared: Cloud, body: Any) -> None:
+def test_invalid_quotas_are_refused(shared: Cloud, body: Any) -> None:
     admin = shared.client(roles="admin")
     admin.put("/os-quota-sets/demo", body, 400)
     if isinstance(body, dict) and body:

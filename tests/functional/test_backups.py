@@ -44,7 +44,7 @@ def links(backup_id: str, project: str = "demo") -> list[dict[str, str]]:
 # Create
 
 
-def test_create(cloud: Cloud, member: Client) -> None:
+def test_a_backup_is_created_and_becomes_available(cloud: Cloud, member: Client) -> None:
     volume = cloud.volume()
     body = {
         "backup": {
@@ -172,7 +172,7 @@ def test_create_of_what_is_not_there(cloud: Cloud, member: Client) -> None:
     assert message(refused) == f"Volume {theirs} could not be found."
 
 
-def test_incremental(cloud: Cloud, member: Client) -> None:
+def test_an_incremental_backup_needs_a_parent(cloud: Cloud, member: Client) -> None:
     volume = cloud.volume()
     body = {"backup": {"volume_id": volume, "incremental": "true"}}
     refused = member.post("/backups", body, 400)
@@ -232,11 +232,11 @@ INVALID_CREATES: list[tuple[Any, str]] = [
 
 
 @pytest.mark.parametrize(("body", "text"), INVALID_CREATES)
-def test_invalid_creates(shared: Cloud, body: Any, text: str) -> None:
+def test_an_invalid_create_is_refused(shared: Cloud, body: Any, text: str) -> None:
     assert text in message(shared.client().post("/backups", body, 400))
 
 
-def test_quota_of_backups(cloud: Cloud, member: Client) -> None:
+def test_a_backup_beyond_the_quota_is_refused(cloud: Cloud, member: Client) -> None:
     cloud.conf.set_override("backups", 1, "quota")
     volume = cloud.volume()
     cloud.backup(volume)
@@ -248,7 +248,7 @@ def test_quota_of_backups(cloud: Cloud, member: Client) -> None:
     assert message(refused) == "BackupLimitExceeded: Maximum number of backups allowed (1) exceeded"
 
 
-def test_quota_of_gigabytes(cloud: Cloud, member: Client) -> None:
+def test_gigabytes_beyond_the_quota_are_refused(cloud: Cloud, member: Client) -> None:
     cloud.conf.set_override("backup_gigabytes", 2, "quota")
     volume = cloud.volume(size=3)
     refused = member.post("/backups", {"backup": {"volume_id": volume}}, 413)
@@ -331,7 +331,7 @@ def test_another_projects_backup_is_not_there_but_for_administrators(cloud: Clou
     admin.delete(f"/backups/{backup}")
 
 
-def test_delete(cloud: Cloud, member: Client) -> None:
+def test_a_deleted_backup_is_gone(cloud: Cloud, member: Client) -> None:
     backup = cloud.backup(cloud.volume())
     assert member.delete(f"/backups/{backup}").body == b""
     assert member.get(f"/backups/{backup}").json["backup"]["status"] == "deleting"
@@ -406,7 +406,7 @@ def test_restore_to_a_volume_without_a_name(cloud: Cloud, member: Client) -> Non
     assert restore["volume_name"] == ""
 
 
-def test_restore_refusals(cloud: Cloud, member: Client) -> None:
+def test_a_restore_to_a_wrong_volume_is_refused(cloud: Cloud, member: Client) -> None:
     backup = cloud.backup(cloud.volume(size=2))
     path = f"/backups/{backup}/restore"
     missing = member.post(path, {"restore": {"volume_id": NOBODY}}, 404)
@@ -551,7 +551,7 @@ INVALID_IMPORTS: list[tuple[Any, str]] = [
 
 
 @pytest.mark.parametrize(("body", "text"), INVALID_IMPORTS)
-def test_invalid_imports(shared: Cloud, body: Any, text: str) -> None:
+def test_an_invalid_import_is_refused(shared: Cloud, body: Any, text: str) -> None:
     assert text in message(shared.client(roles="admin").post("/backups/import_record", body, 400))
 
 
@@ -589,7 +589,7 @@ def test_force_delete_while_creating_frees_the_volume(cloud: Cloud, admin: Clien
     assert admin.get(f"/volumes/{volume}").json["volume"]["status"] == "available"
 
 
-def test_reset_status(cloud: Cloud, admin: Client) -> None:
+def test_a_reset_gives_a_backup_the_status(cloud: Cloud, admin: Client) -> None:
     backup = cloud.backup(cloud.volume())
     path = f"/backups/{backup}/action"
     for word, status in (("ERROR", "error"), ("Available", "available"), ("error", "error")):
@@ -703,7 +703,7 @@ def ids(answer: Any) -> list[str]:
     return [item["id"] for item in answer.json["backups"]]
 
 
-def test_listing(member: Client, five: list[str]) -> None:
+def test_a_listing_shows_summary_or_detail(member: Client, five: list[str]) -> None:
     plain = member.get("/backups")
     assert set(plain.json) == {"backups"}
     assert ids(plain) == five
@@ -748,7 +748,7 @@ def test_limit_marker_and_offset(member: Client, five: list[str]) -> None:
     member.get("/backups?marker=" + "x" * 3000, 404)
 
 
-def test_the_longest_page(cloud: Cloud, templates: Any, tmp_path: Any) -> None:
+def test_a_page_has_at_most_the_configured_items(cloud: Cloud, templates: Any, tmp_path: Any) -> None:
     short = Cloud(tmp_path, templates, osapi_max_limit=2)
     try:
         volume = short.volume()
@@ -762,7 +762,7 @@ def test_the_longest_page(cloud: Cloud, templates: Any, tmp_path: Any) -> None:
         short.close()
 
 
-def test_sort(cloud: Cloud, member: Client, five: list[str]) -> None:
+def test_a_listing_is_sorted_as_asked(cloud: Cloud, member: Client, five: list[str]) -> None:
     assert ids(member.get("/backups?sort_dir=asc")) == five[::-1]
     assert ids(member.get("/backups?sort=created_at:asc")) == five[::-1]
     assert ids(member.get("/backups?sort_key=id&sort_dir=asc")) == sorted(five)
@@ -822,12 +822,12 @@ INVALID_QUERIES: list[tuple[str, str]] = [
 
 @pytest.mark.parametrize(("text", "words"), INVALID_QUERIES)
 @pytest.mark.parametrize("path", ["/backups", "/backups/detail"])
-def test_invalid_queries(shared: Cloud, path: str, text: str, words: str) -> None:
+def test_an_invalid_query_is_refused(shared: Cloud, path: str, text: str, words: str) -> None:
     for roles in ("member", "admin"):
         assert words in message(shared.client(roles=roles).get(f"{path}?{text}", 400))
 
 
-def test_filters(cloud: Cloud, member: Client, five: list[str]) -> None:
+def test_a_listing_shows_what_the_filters_match(cloud: Cloud, member: Client, five: list[str]) -> None:
     other = cloud.backup(cloud.volume(), name="ä b")
     cloud.set_status(models.Backup, other, "error")
     assert ids(member.get("/backups?name=%C3%A4%20b")) == [other]
@@ -848,7 +848,7 @@ def test_filters(cloud: Cloud, member: Client, five: list[str]) -> None:
         assert ids(admin.get(f"/backups?{text}")) == []
 
 
-def test_all_tenants(cloud: Cloud, member: Client) -> None:
+def test_only_administrators_see_all_projects(cloud: Cloud, member: Client) -> None:
     mine = cloud.backup(cloud.volume())
     theirs = cloud.backup(cloud.volume("other"), "other")
     admin = cloud.client(roles="admin")

@@ -278,7 +278,7 @@ def test_any_query_to_any_listing(shared: Cloud, real: dict[str, str], data: st.
         st.text("ab:,\xe4", max_size=9),
     ),
 )
-def test_any_path(
+def test_no_request_to_any_path_ends_in_500(
     shared: Cloud, method: str, parts: list[str], raw: bytes, content_type: str, token: str
 ) -> None:
     path = "/" + "/".join(encoded(part) for part in parts)
@@ -288,7 +288,7 @@ def test_any_path(
 
 @QUIET
 @given(raw=st.binary(max_size=60), query=st.binary(max_size=30), path=st.binary(max_size=20))
-def test_any_bytes(shared: Cloud, raw: bytes, query: bytes, path: bytes) -> None:
+def test_no_bytes_of_a_request_end_in_500(shared: Cloud, raw: bytes, query: bytes, path: bytes) -> None:
     environ = {
         "QUERY_STRING": query.decode("latin-1"),
         "PATH_INFO": "/v2/demo/backups/" + path.decode("latin-1"),

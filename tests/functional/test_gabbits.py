@@ -167,7 +167,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, templates: Path) -> tuple
 
 
 @pytest.mark.parametrize(("page", "version"), PAGES)
-def test_page(
+def test_a_page_of_examples_is_answered_as_it_says(
     page: Path,
     version: str,
     prepared: tuple[Path, dict[str, str]],

@@ -79,7 +79,7 @@ def test_messages_came_with_3_3(shared: Cloud, version: str | None) -> None:
 
 
 @pytest.mark.parametrize("path", [NOBODY, "name", "%00", "%C3%A4"])
-def test_no_such_message(shared: Cloud, path: str) -> None:
+def test_a_message_that_does_not_exist_is_404(shared: Cloud, path: str) -> None:
     shared.client().at("3.3").get(f"/messages/{path}", 404)
     shared.client().at("3.3").delete(f"/messages/{path}", 404)
 
@@ -123,7 +123,7 @@ def test_before_3_5_all_of_them_come(member: Client, three: list[str]) -> None:
 
 
 @pytest.mark.parametrize("version", ["3.5", "3.30", "3.31", "latest"])
-def test_pages(member: Client, three: list[str], version: str) -> None:
+def test_messages_come_in_pages(member: Client, three: list[str], version: str) -> None:
     client = member.at(version)
     assert resources(client) == three
     assert resources(client, "?limit=0") == []
@@ -146,7 +146,7 @@ def test_pages(member: Client, three: list[str], version: str) -> None:
     client.get(f"/messages?marker={uuid.uuid4()}", 404)
 
 
-def test_filters(cloud: Cloud, member: Client, three: list[str]) -> None:
+def test_a_listing_of_messages_can_be_filtered(cloud: Cloud, member: Client, three: list[str]) -> None:
     client = member.at("3.5")
     (one,) = client.get(f"/messages?resource_uuid={three[1]}").json["messages"]
     assert one["resource_uuid"] == three[1]

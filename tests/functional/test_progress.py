@@ -127,7 +127,7 @@ def test_what_waits_for_a_limit_and_for_another_operation(cloud: Cloud, member: 
     assert progress(member, first)["phase"] == "waiting-for-operation"
 
 
-def test_whose_it_is(cloud: Cloud, member: Client) -> None:
+def test_progress_is_shown_to_readers_of_the_project(cloud: Cloud, member: Client) -> None:
     backup_id = cloud.backup(cloud.volume())
     cloud.client("other").get(f"/backups/{backup_id}/progress", 404)
     cloud.client(roles="none").get(f"/backups/{backup_id}/progress", 403)

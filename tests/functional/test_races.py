@@ -13,7 +13,7 @@ from tests.functional.cloud import Client, Cloud
 ROUNDS = 1000
 
 
-def test_delete_against_restore(cloud: Cloud) -> None:
+def test_of_a_delete_and_a_restore_at_once_one_is_refused(cloud: Cloud) -> None:
     backup = cloud.backup(cloud.volume())
     target = cloud.volume()
     clients = [

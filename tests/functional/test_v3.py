@@ -75,7 +75,7 @@ def test_links_are_v3(cloud: Cloud, member: Client) -> None:
 
 
 @pytest.mark.parametrize("version", [None, "3.66", "3.67", "latest"])
-def test_without_a_project(cloud: Cloud, member: Client, version: str | None) -> None:
+def test_a_path_needs_no_project(cloud: Cloud, member: Client, version: str | None) -> None:
     backup = cloud.backup(cloud.volume())
     client = member.at(version).without_project()
     (shown,) = client.get("/backups?limit=1").json["backups"]
@@ -108,7 +108,7 @@ def test_v2_needs_the_project(shared: Cloud) -> None:
 # 3.9: update
 
 
-def test_update(cloud: Cloud, member: Client) -> None:
+def test_a_backup_can_be_changed_from_3_9_on(cloud: Cloud, member: Client) -> None:
     backup = cloud.backup(cloud.volume(), name="old", description="was")
     body = {"backup": {"name": "  new "}}
     for too_old in (member, member.at(None), member.at("3.8")):
@@ -253,7 +253,7 @@ def test_filters_of_an_administrator(named: Cloud, admin: Client, version: str |
     assert names(client, "nothing=x") == []
 
 
-def test_parts_of_names(named: Cloud, admin: Client) -> None:
+def test_parts_of_names_are_found_from_3_34_on(named: Cloud, admin: Client) -> None:
     assert names(admin.at("3.33"), "name~=lph") == []
     assert names(admin.at("3.34"), "name~=lph") == ["alpha"]
     assert names(admin.at("3.34"), "status~=vail&name~=b") == ["beta"]
@@ -298,7 +298,7 @@ def test_a_file_of_filters_that_is_none(tmp_path: Path, templates: Path, text: s
         Cloud(tmp_path, templates, resource_filters_file=str(path))
 
 
-def test_resource_filters(shared: Cloud) -> None:
+def test_the_filters_are_listed_from_3_33_on(shared: Cloud) -> None:
     client = shared.client(roles="reader")
     for too_old in (client, client.at(None), client.at("3.32")):
         too_old.get("/resource_filters", 404)
@@ -314,7 +314,7 @@ def test_resource_filters(shared: Cloud) -> None:
 
 
 @pytest.mark.parametrize("sort", ["sort_key=name&sort_dir=asc", "sort=name:asc", "sort=name:asc,size:desc"])
-def test_sort_by_name(named: Cloud, sort: str) -> None:
+def test_backups_are_sorted_by_name_from_3_37_on(named: Cloud, sort: str) -> None:
     client = named.client()
     for too_old in (client, client.at(None), client.at("3.36")):
         refused = too_old.get(f"/backups?{sort}", 400)
@@ -329,7 +329,7 @@ def test_sort_by_name(named: Cloud, sort: str) -> None:
 # 3.43: metadata
 
 
-def test_metadata(cloud: Cloud, member: Client) -> None:
+def test_metadata_are_kept_from_3_43_on(cloud: Cloud, member: Client) -> None:
     volume = cloud.volume()
     body = {"backup": {"volume_id": volume, "metadata": {"k": "v", "a b": ""}}}
     for too_old in (member, member.at(None), member.at("3.42")):
@@ -359,7 +359,7 @@ def test_metadata_that_is_none(shared: Cloud, metadata: object) -> None:
     client.post("/backups", {"backup": {"volume_id": str(uuid.uuid4()), "metadata": metadata}}, 400)
 
 
-def test_metadata_calls(cloud: Cloud, member: Client) -> None:
+def test_metadata_have_calls_of_their_own_in_every_version(cloud: Cloud, member: Client) -> None:
     backup = cloud.backup(cloud.volume())
     path = f"/backups/{backup}/metadata"
     # Clients send no microversion with these.
@@ -382,7 +382,7 @@ def test_metadata_calls(cloud: Cloud, member: Client) -> None:
 
 
 @pytest.mark.parametrize("path", ["/backups", "/backups/detail", "/volumes", "/volumes/detail", "/snapshots"])
-def test_with_count(named: Cloud, path: str) -> None:
+def test_a_listing_has_a_count_from_3_45_on(named: Cloud, path: str) -> None:
     client = named.client()
     key = path.split("/")[1]
     for query in ("with_count=True", "with_count=True&limit=1", "with_count=1&limit=0"):
@@ -407,7 +407,7 @@ def test_the_count_is_of_what_the_filters_leave(named: Cloud, admin: Client) -> 
 # 3.51: availability zone
 
 
-def test_availability_zone(cloud: Cloud, member: Client) -> None:
+def test_a_zone_can_be_asked_for_from_3_51_on(cloud: Cloud, member: Client) -> None:
     volume = cloud.volume()
     body: dict[str, Any] = {"backup": {"volume_id": volume, "availability_zone": "nowhere"}}
     for too_old in (member, member.at(None), member.at("3.50")):

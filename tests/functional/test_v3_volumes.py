@@ -38,7 +38,7 @@ def before(version: str) -> str:
     return f"3.{int(version.removeprefix('3.')) - 1}"
 
 
-def test_what_volumes_show(cloud: Cloud, member: Client, admin: Client) -> None:
+def test_a_volume_shows_the_keys_of_the_version(cloud: Cloud, member: Client, admin: Client) -> None:
     path = f"/volumes/{cloud.volume(volume_type='__DEFAULT__')}"
     for_all: set[str] = set()
     for_admin: set[str] = set()
@@ -64,7 +64,7 @@ def test_what_volumes_show(cloud: Cloud, member: Client, admin: Client) -> None:
     assert set(changed) == set(made) - {"volume_type_id", "consumes_quota"}
 
 
-def test_what_snapshots_show(cloud: Cloud, member: Client) -> None:
+def test_a_snapshot_shows_the_keys_of_the_version(cloud: Cloud, member: Client) -> None:
     path = f"/snapshots/{cloud.snapshot(cloud.volume())}"
     seen: set[str] = set()
     for version, key in (("3.14", "group_snapshot_id"), ("3.41", "user_id"), ("3.65", "consumes_quota")):
@@ -78,7 +78,7 @@ def test_what_snapshots_show(cloud: Cloud, member: Client) -> None:
 # 3.12, 3.36: summary
 
 
-def test_summary(cloud: Cloud, member: Client, admin: Client) -> None:
+def test_the_summary_counts_the_projects_volumes(cloud: Cloud, member: Client, admin: Client) -> None:
     for client in (member, member.at(None), member.at("3.11")):
         assert message(client.get("/volumes/summary", 404)) == "Volume summary could not be found."
     empty = {"volume-summary": {"total_count": 0, "total_size": 0}}
@@ -109,7 +109,9 @@ def test_summary(cloud: Cloud, member: Client, admin: Client) -> None:
 # 3.23: delete with force
 
 
-def test_delete_with_force(cloud: Cloud, member: Client, admin: Client) -> None:
+def test_an_administrator_deletes_in_any_status_from_3_23_on(
+    cloud: Cloud, member: Client, admin: Client
+) -> None:
     volume = cloud.volume()
     cloud.snapshot(volume)
     cloud.set_status(models.Volume, volume, "creating")
@@ -144,7 +146,7 @@ def create(client: Client, status: int = 202, **values: Any) -> Any:
     return client.post("/volumes", {"volume": {**dict.fromkeys(NULLS), **values}}, status)
 
 
-def test_volume_from_backup(cloud: Cloud, member: Client) -> None:
+def test_a_volume_is_made_from_a_backup_from_3_47_on(cloud: Cloud, member: Client) -> None:
     backup = cloud.backup(cloud.volume(size=2))
     for old in (member, member.at(None), member.at("3.46")):
         made = create(old, size=1, backup_id=backup).json["volume"]
@@ -222,7 +224,9 @@ def test_services_have_no_cluster(cloud: Cloud, admin: Client) -> None:
 
 
 @pytest.mark.parametrize("version", [None, "3.39", "latest"])
-def test_small_answers(cloud: Cloud, member: Client, admin: Client, version: str | None) -> None:
+def test_small_answers_are_served_in_every_version(
+    cloud: Cloud, member: Client, admin: Client, version: str | None
+) -> None:
     client = member.at(version)
     for path in (
         "/limits",

@@ -84,11 +84,11 @@ INVALID_VOLUMES: list[Any] = [
 
 
 @pytest.mark.parametrize("body", INVALID_VOLUMES)
-def test_invalid_volumes(shared: Cloud, body: Any) -> None:
+def test_an_invalid_volume_is_refused(shared: Cloud, body: Any) -> None:
     shared.client().post("/volumes", body, 400)
 
 
-def test_quota_of_volumes(cloud: Cloud, member: Client) -> None:
+def test_a_volume_beyond_the_quota_is_413(cloud: Cloud, member: Client) -> None:
     cloud.conf.set_override("volumes", 1, "quota")
     cloud.volume()
     member.post("/volumes", {"volume": {"size": 1}}, 413)
@@ -98,7 +98,7 @@ def test_quota_of_volumes(cloud: Cloud, member: Client) -> None:
     member.post("/volumes", {"volume": {"size": 1}})
 
 
-def test_list(cloud: Cloud, member: Client) -> None:
+def test_a_listing_shows_the_projects_volumes(cloud: Cloud, member: Client) -> None:
     first = cloud.volume(name="a", metadata={"k": "v"})
     second = cloud.volume(name="b")
     cloud.volume("other")
@@ -128,7 +128,7 @@ def test_list(cloud: Cloud, member: Client) -> None:
     assert len(admin.get("/volumes?all_tenants=1&project_id=other").json["volumes"]) == 1
 
 
-def test_update(cloud: Cloud, member: Client) -> None:
+def test_a_volume_can_be_renamed(cloud: Cloud, member: Client) -> None:
     body: Any
     volume = cloud.volume(name="a", description="d", metadata={"k": "v"})
     path = f"/volumes/{volume}"
@@ -153,7 +153,7 @@ def test_what_is_not_there(shared: Cloud, name: str) -> None:
         admin.delete(f"/{kind}/{name}/metadata/k", 404)
 
 
-def test_extend(cloud: Cloud, member: Client) -> None:
+def test_an_available_volume_can_be_extended(cloud: Cloud, member: Client) -> None:
     volume = cloud.volume()
     path = f"/volumes/{volume}/action"
     for size in (0, 1, -5, "x", None, 10**20, 2**31, 1.5):
@@ -184,7 +184,7 @@ def test_extend(cloud: Cloud, member: Client) -> None:
         {"os-detach": {"attachment_id": "x"}},
     ],
 )
-def test_invalid_actions(cloud: Cloud, member: Client, body: Any) -> None:
+def test_an_invalid_action_is_refused(cloud: Cloud, member: Client, body: Any) -> None:
     member.post(f"/volumes/{cloud.volume()}/action", body, 400)
 
 
@@ -192,7 +192,7 @@ def test_invalid_actions(cloud: Cloud, member: Client, body: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", ["volumes", "snapshots"])
-def test_metadata(cloud: Cloud, member: Client, kind: str) -> None:
+def test_metadata_can_be_added_replaced_and_removed(cloud: Cloud, member: Client, kind: str) -> None:
     body: Any
     owner = cloud.volume()
     if kind == "snapshots":
@@ -240,11 +240,11 @@ def test_metadata(cloud: Cloud, member: Client, kind: str) -> None:
         {"snapshot": {"volume_id": NOBODY, "metadata": {"k": 1}}},
     ],
 )
-def test_invalid_snapshots(shared: Cloud, body: Any) -> None:
+def test_an_invalid_snapshot_is_refused(shared: Cloud, body: Any) -> None:
     shared.client().post("/snapshots", body, 400)
 
 
-def test_snapshot_refusals(cloud: Cloud, member: Client, admin: Client) -> None:
+def test_a_wrong_request_about_a_snapshot_is_refused(cloud: Cloud, member: Client, admin: Client) -> None:
     body: Any
     missing = member.post("/snapshots", {"snapshot": {"volume_id": NOBODY}}, 404)
     assert message(missing) == f"Volume {NOBODY} could not be found."

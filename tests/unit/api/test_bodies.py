@@ -36,7 +36,7 @@ def test_no_body_is_none(raw: bytes) -> None:
         b"9" * 5000,
     ],
 )
-def test_malformed_bodies(raw: bytes) -> None:
+def test_a_body_that_is_not_json_is_malformed(raw: bytes) -> None:
     with pytest.raises(errors.MalformedBody, match=r"^Malformed request body$"):
         bodies.parse(raw)
 
@@ -93,14 +93,14 @@ def test_pairs_of_surrogates_are_text() -> None:
         "application/vnd.openstack.volume+json;version=2",
     ],
 )
-def test_json_media_types(content_type: str) -> None:
+def test_media_types_of_json_pass(content_type: str) -> None:
     bodies.check_media_type(content_type)
 
 
 @pytest.mark.parametrize(
     "content_type", ["text/plain", "application/xml", "application/x-www-form-urlencoded", ";"]
 )
-def test_other_media_types(content_type: str) -> None:
+def test_other_media_types_are_refused(content_type: str) -> None:
     with pytest.raises(errors.UnsupportedMediaType, match=r"^Unsupported Content-Type$"):
         bodies.check_media_type(content_type)
 
@@ -143,7 +143,7 @@ def refusal(body: Any, schema: Any) -> str:
         ),
     ],
 )
-def test_texts_of_refusals(body: Any, text: str) -> None:
+def test_a_refusal_has_the_text_that_clients_know(body: Any, text: str) -> None:
     assert refusal(body, backups.create(V2)) == text
 
 
@@ -167,7 +167,7 @@ def test_texts_of_refusals(body: Any, text: str) -> None:
         "No",
     ],
 )
-def test_booleans(value: object) -> None:
+def test_boolean_words_pass(value: object) -> None:
     bodies.validate({"backup": {"volume_id": ID, "force": value, "incremental": value}}, backups.create(V2))
 
 
@@ -177,17 +177,17 @@ def test_what_is_no_boolean(value: object) -> None:
 
 
 @pytest.mark.parametrize("text", ["a\nb", "a\tb", "\u2028", "\U0001f600", "\uffff", "\x7f", "\u200b"])
-def test_descriptions_are_printable(text: str) -> None:
+def test_a_description_must_be_printable(text: str) -> None:
     assert "description" in refusal({"backup": {"volume_id": ID, "description": text}}, backups.create(V2))
 
 
 @pytest.mark.parametrize("text", ["", " ", "ä ö ü", "日本語", "a" * 255, None])
-def test_good_descriptions(text: str | None) -> None:
+def test_printable_descriptions_pass(text: str | None) -> None:
     bodies.validate({"backup": {"volume_id": ID, "description": text}}, backups.create(V2))
 
 
 @pytest.mark.parametrize("text", [ID, ID.upper(), ID.replace("-", ""), "{" + ID + "}", "urn:uuid:" + ID])
-def test_uuids(text: str) -> None:
+def test_every_spelling_of_a_uuid_passes(text: str) -> None:
     bodies.validate(text, types.UUID)
 
 
@@ -197,7 +197,7 @@ def test_what_is_no_uuid(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", [ID, ID.upper()])
-def test_ids_in_paths(text: str) -> None:
+def test_an_id_in_a_path_may_have_capitals(text: str) -> None:
     assert formats.is_id(text)
 
 
@@ -207,7 +207,7 @@ def test_what_is_no_id_in_a_path(text: str) -> None:
 
 
 @pytest.mark.parametrize("key", ["a", "A-Z_:. /9", "k" * 255])
-def test_metadata_keys(key: str) -> None:
+def test_metadata_keys_of_any_allowed_form_pass(key: str) -> None:
     bodies.validate({key: "v" * 255}, types.METADATA)
 
 
@@ -215,7 +215,7 @@ def test_metadata_keys(key: str) -> None:
     "metadata",
     [{"": "v"}, {"k" * 256: "v"}, {"k\n": "v"}, {"ä": "v"}, {"k": "v" * 256}, {"k": 1}, {"k": None}, []],
 )
-def test_bad_metadata(metadata: Any) -> None:
+def test_bad_metadata_is_refused(metadata: Any) -> None:
     refusal(metadata, types.METADATA)
 
 

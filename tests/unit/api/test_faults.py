@@ -46,7 +46,9 @@ from backupfw.api import faults
         (errors.TargetError("secret"), 500, "computeFault", faults.UNEXPECTED),
     ],
 )
-def test_table(error: Exception, status: int, key: str, message: str) -> None:
+def test_an_error_has_the_status_key_and_message_of_the_table(
+    error: Exception, status: int, key: str, message: str
+) -> None:
     response = faults.response_of(error, {})
     assert response.status_int == status
     body = json.loads(response.body)

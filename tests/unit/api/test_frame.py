@@ -31,7 +31,9 @@ from backupfw.context import RequestContext
         ({"HTTP_HOST": "h", "HTTP_X_FORWARDED_HOST": "f"}, None, "http://h"),
     ],
 )
-def test_base_url(environ: dict[str, str], endpoint: str | None, expected: str) -> None:
+def test_links_begin_with_the_endpoint_or_the_requests_address(
+    environ: dict[str, str], endpoint: str | None, expected: str
+) -> None:
     assert base_url(environ, endpoint) == expected
 
 
@@ -72,13 +74,13 @@ def test_the_next_page_keeps_the_query_but_not_the_offset() -> None:
         ("/v2/backups", ("v2", "backups", ())),
     ],
 )
-def test_paths(raw: str, expected: tuple[Any, ...]) -> None:
+def test_a_path_is_cut_into_version_project_and_rest(raw: str, expected: tuple[Any, ...]) -> None:
     path = urls.parse({"PATH_INFO": raw}, {"backups"})
     assert (path.prefix, path.project, path.rest) == expected
 
 
 @pytest.mark.parametrize("raw", ["/v1", "/v2//backups", "/backups", "/v2/\xff", "/V2/p"])
-def test_paths_to_nowhere(raw: str) -> None:
+def test_a_path_of_no_served_version_is_unknown(raw: str) -> None:
     with pytest.raises(errors.UnknownRoute):
         urls.parse({"PATH_INFO": raw})
 
@@ -89,7 +91,7 @@ def test_projects_that_cannot_be(raw: str) -> None:
         urls.parse({"PATH_INFO": raw})
 
 
-def test_version_documents() -> None:
+def test_the_document_of_version_2_has_no_microversions() -> None:
     entry, _newer = versions.document("http://h")["versions"]
     assert entry["id"] == "v2.0"
     assert entry["version"] == entry["min_version"] == ""
@@ -110,7 +112,9 @@ def test_version_documents() -> None:
         (":p", ANONYMOUS, {"member"}, False),
     ],
 )
-def test_tokens(token: str, user: str, roles: set[str], is_admin: bool) -> None:
+def test_a_noauth_token_names_user_project_and_roles(
+    token: str, user: str, roles: set[str], is_admin: bool
+) -> None:
     context = context_of(token, "p", frozenset({"member"}), "req-1")
     assert vars(context) == vars(RequestContext("p", user, roles, request_id="req-1"))
     seen: list[RequestContext] = []
@@ -154,7 +158,7 @@ def test_a_token_with_a_long_user() -> None:
         (set(), set()),
     ],
 )
-def test_default_roles(roles: set[str], allowed: set[str]) -> None:
+def test_each_role_may_do_what_its_level_allows(roles: set[str], allowed: set[str]) -> None:
     context = RequestContext("p", "u", frozenset(roles), "admin" in roles)
     policy = enforcer.defaults()
     rules = ("backup:get", "backup:create", "backup:export-import")
@@ -302,7 +306,7 @@ def test_a_body_of_unknown_length_is_bounded() -> None:
     ("length", "expected"),
     [("x", "400 "), ("-1", "400 "), ("11", "413 "), ("9" * 40, "413 "), ("10", "200 "), ("", "200 ")],
 )
-def test_declared_lengths(length: str, expected: str) -> None:
+def test_a_body_longer_than_the_limit_is_refused_by_its_declared_length(length: str, expected: str) -> None:
     def app(environ: Any, start_response: Any) -> list[bytes]:
         start_response("200 OK", [])
         return []

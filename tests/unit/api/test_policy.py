@@ -52,7 +52,7 @@ def expected(level: Level, needs_project: bool, role: str, where: str) -> bool:
 
 
 @pytest.mark.parametrize("rule", policies.RULES.values(), ids=lambda rule: rule.name)
-def test_defaults(rule: policies.Rule) -> None:
+def test_a_default_allows_exactly_its_level(rule: policies.Rule) -> None:
     chosen = DEFAULTS
     for role, where in itertools.product(ROLES, ("own", "other", "system")):
         context = caller(role, project="red" if where == "other" else "blue", system=where == "system")
@@ -231,7 +231,9 @@ def test_a_file_that_comes_into_the_state_directory_counts(
         ('"ours": "not project_id.x:y"\n', "rule 'ours': .* cannot be asked"),
     ],
 )
-def test_a_wrong_file(folder: Path, caplog: pytest.LogCaptureFixture, text: str, said: str) -> None:
+def test_a_wrong_policy_file_is_refused_and_a_running_policy_stays(
+    folder: Path, caplog: pytest.LogCaptureFixture, text: str, said: str
+) -> None:
     with pytest.raises(ConfigError, match=r"section \[oslo_policy\], option policy_file: .*" + said):
         policy_of(folder, text)
     # A running service goes on with what it knew.

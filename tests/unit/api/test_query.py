@@ -43,18 +43,18 @@ def test_limit_that_is_no_integer(value: str) -> None:
         ask(f"limit={value}")
 
 
-def test_negative_limit() -> None:
+def test_a_negative_limit_is_refused() -> None:
     with pytest.raises(errors.BadRequest, match=r"^limit param must be positive$"):
         ask("limit=-1")
 
 
 @pytest.mark.parametrize("value", ["-1", "2147483648", "x", "", "1.0"])
-def test_bad_offset(value: str) -> None:
+def test_an_offset_out_of_range_is_refused(value: str) -> None:
     with pytest.raises(core_errors.InvalidInput):
         ask(f"offset={value}")
 
 
-def test_good_offset() -> None:
+def test_the_largest_offset_passes() -> None:
     assert ask("offset=2147483647").offset == 2147483647
 
 
@@ -71,7 +71,7 @@ def test_good_offset() -> None:
         ("sort_key=", (("created_at", "desc"),)),
     ],
 )
-def test_sort(text: str, sort: tuple[tuple[str, str], ...]) -> None:
+def test_sort_parameters_give_columns_and_directions(text: str, sort: tuple[tuple[str, str], ...]) -> None:
     assert ask(text).sort == sort
 
 
@@ -90,7 +90,7 @@ def test_sort(text: str, sort: tuple[tuple[str, str], ...]) -> None:
         ("sort_key=size&sort_dir=asc,desc", core_errors.InvalidInput, "exceeds"),
     ],
 )
-def test_bad_sort(text: str, error: type[Exception], message: str) -> None:
+def test_wrong_sort_parameters_are_refused(text: str, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         ask(text)
 
@@ -130,7 +130,7 @@ def test_the_last_of_equal_parameters_counts() -> None:
 @pytest.mark.parametrize(
     "text", ["name=%ff", "%ff=1", "name=a%00b", "%00=1", "&".join("a=1" for _ in range(300))]
 )
-def test_malformed_query(text: str) -> None:
+def test_a_malformed_query_is_refused(text: str) -> None:
     with pytest.raises(errors.BadRequest, match=r"^Malformed query string"):
         Query.parse(text)
 
@@ -147,7 +147,7 @@ def test_blank_marker_is_none() -> None:
     assert ask("marker=").marker is None
 
 
-def test_flag() -> None:
+def test_a_flag_is_a_boolean_word_or_absent() -> None:
     assert Query.parse("cascade=True").flag("cascade")
     assert not Query.parse("cascade=False").flag("cascade")
     assert not Query.parse("").flag("cascade")

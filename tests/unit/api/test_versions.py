@@ -77,7 +77,7 @@ def test_a_header_for_others_only(header: str) -> None:
         *("LATEST", "3.5 latest", "3 .5", "\N{ARABIC-INDIC DIGIT THREE}.5", "3." + "9" * 5000),
     ],
 )
-def test_malformed_versions(text: str) -> None:
+def test_a_malformed_version_is_refused(text: str) -> None:
     with pytest.raises(
         errors.BadRequest, match=r"is of invalid format\. Must be of format MajorNum.MinorNum"
     ):

@@ -42,7 +42,7 @@ class TestNames:
     @pytest.mark.parametrize(
         "name", ["", ".", "..", "a/b", "a\\b", "x" * 256, "\u00e9" * 128, "a\0", "a\nb", "\udcff"]
     )
-    def test_containers(self, recording: RecordingStore, name: str) -> None:
+    def test_no_call_passes_a_wrong_container_name(self, recording: RecordingStore, name: str) -> None:
         store = NamesLayer(recording)
         for use in (
             lambda: store.put(name, "key", X),
@@ -60,7 +60,7 @@ class TestNames:
         "key",
         ["", "/", "a//b", "/a", "a/", ".", "a/../b", "x" * 1025, "\u00e9" * 513, "a\0", "a\nb", "\udcff"],
     )
-    def test_keys(self, recording: RecordingStore, key: str) -> None:
+    def test_no_call_passes_a_wrong_key(self, recording: RecordingStore, key: str) -> None:
         store = NamesLayer(recording)
         for use in (
             lambda: store.put("c", key, X),
@@ -73,7 +73,7 @@ class TestNames:
         assert not recording.requests
 
     @pytest.mark.parametrize("prefix", ["a\0", "\n", "\udcff"])
-    def test_prefixes(self, recording: RecordingStore, prefix: str) -> None:
+    def test_no_listing_passes_a_wrong_prefix(self, recording: RecordingStore, prefix: str) -> None:
         with pytest.raises(InvalidName):
             list(NamesLayer(recording).list("c", prefix))
         with pytest.raises(InvalidName):
@@ -121,7 +121,7 @@ class TestNames:
 
 
 class TestIntegrity:
-    def test_a_short_range(self, memory: MemoryStore) -> None:
+    def test_a_short_range_is_a_temporary_error(self, memory: MemoryStore) -> None:
         memory.put("c", "key", Body.from_bytes(b"0123456789"))
         faulty = FaultyStore(memory)
         faulty.script(Fault("get", "cut", amount=3))
@@ -175,7 +175,7 @@ class TestIntegrity:
         assert faulty.count("get") == 2 + 3
 
     @pytest.mark.parametrize("kind", ["flip", "cut", "lie"])
-    def test_verified_puts(self, memory: MemoryStore, kind: str) -> None:
+    def test_a_verified_put_notices_what_the_store_did_not_keep(self, memory: MemoryStore, kind: str) -> None:
         data = Body.from_bytes(b"0123456789")
         faulty = FaultyStore(memory)
         fault = Fault("put", kind, amount=3, times=1)
@@ -247,7 +247,7 @@ class TestMetrics:
 
 
 class TestStack:
-    def test_order(self, memory: MemoryStore) -> None:
+    def test_the_layers_have_the_documented_order(self, memory: MemoryStore) -> None:
         store = stack(memory)
         assert [type(layer) for layer in layers_of(store)] == [
             NamesLayer,
@@ -310,7 +310,7 @@ class TestStack:
     @pytest.mark.parametrize(
         "values", [{"retry_tries": 0}, {"max_concurrency": -1}, {"operation_timeout": "x"}, {"no": 1}]
     )
-    def test_wrong_options(self, values: dict[str, object]) -> None:
+    def test_wrong_options_of_layers_are_refused(self, values: dict[str, object]) -> None:
         with pytest.raises(ConfigError):
             option_values(layer_options(), **values)
 

@@ -107,7 +107,7 @@ class TestRates:
     def limited(self, memory: MemoryStore, clock: Clock, **limits: float) -> LimitLayer:
         return LimitLayer(memory, Limits(**limits), sleep=clock.sleep, clock=clock)
 
-    def test_bytes_put(self, memory: MemoryStore) -> None:
+    def test_bytes_put_keep_the_rate(self, memory: MemoryStore) -> None:
         clock = Clock()
         store = self.limited(memory, clock, bytes_per_second=1000)
         for _ in range(20):
@@ -116,7 +116,7 @@ class TestRates:
         assert 8 <= clock.slept <= 9.01
 
     @pytest.mark.parametrize("whole", [True, False])
-    def test_bytes_got(self, memory: MemoryStore, whole: bool) -> None:
+    def test_bytes_got_keep_the_rate(self, memory: MemoryStore, whole: bool) -> None:
         memory.put("c", "key", Body.from_bytes(bytes(500)))
         clock = Clock()
         store = self.limited(memory, clock, bytes_per_second=1000)
@@ -140,7 +140,7 @@ class TestRates:
                 store.get("c", "key", 0, 1_000_000)
         assert clock.slept == 0
 
-    def test_requests(self, memory: MemoryStore) -> None:
+    def test_requests_keep_the_rate(self, memory: MemoryStore) -> None:
         clock = Clock()
         store = self.limited(memory, clock, requests_per_second=10)
         for _ in range(50):

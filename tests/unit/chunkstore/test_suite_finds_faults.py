@@ -624,7 +624,7 @@ def test_declared_pieces_are_skipped_with_their_reason(pytester: pytest.Pytester
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_broken_stores_fail(pytester: pytest.Pytester, name: str) -> None:
+def test_a_broken_store_fails_the_tests_of_its_guarantee(pytester: pytest.Pytester, name: str) -> None:
     methods, tests = BROKEN[name]
     pytester.makepyfile(ADOPTION.format(broken=f"class Broken(FaultyStore):{methods}"))
     result = pytester.inline_run("-q", "-p", "no:cacheprovider", "-k", " or ".join(tests))

@@ -20,7 +20,7 @@ from tests.unit.cmd.test_backup import objects
 from tests.unit.cmd.test_store import keeps_versions
 
 
-def test_nothing_wrong(run: Run, backup_id: str) -> None:
+def test_an_audit_without_findings_ends_with_0(run: Run, backup_id: str) -> None:
     done = run("audit")
     assert (done.status, done.out) == (0, "nothing wrong\n")
     done = run("audit", "--json")
@@ -63,7 +63,7 @@ def test_more_findings_than_are_told(
     assert f"store: main/volumebackups: {more} more findings, beside the first 1" in told
 
 
-def test_rows_that_disagree(run: Run, state: Path, backup_id: str) -> None:
+def test_rows_that_disagree_are_findings(run: Run, state: Path, backup_id: str) -> None:
     conf: Any = load_conf(state)
     with database.opened(conf) as db, db.write() as session:
         session.execute(update(Backup).where(Backup.id == backup_id).values(status="restoring"))
@@ -91,7 +91,7 @@ def test_a_store_that_is_away(run: Run, state: Path, backup_id: str) -> None:
 
 
 @pytest.mark.parametrize("words", [("--store", "nothing")])
-def test_an_unknown_store(run: Run, backup_id: str, words: tuple[str, ...]) -> None:
+def test_an_audit_of_an_unknown_store_fails(run: Run, backup_id: str, words: tuple[str, ...]) -> None:
     done = run("audit", *words)
     assert done.status == 1
     assert "nothing" in done.err

@@ -132,7 +132,9 @@ def test_a_record_is_shown_although_the_store_does_not_answer(
     assert {**again, "holdings": None} == {**shown, "holdings": None}
 
 
-def test_verify(run: Run, state: Path, backup_id: str, shown: dict[str, Any]) -> None:
+def test_a_verification_reports_a_changed_object(
+    run: Run, state: Path, backup_id: str, shown: dict[str, Any]
+) -> None:
     done = run("backup", "verify", backup_id)
     assert done.status == 0, done.out
     assert f"backup {backup_id}: ok ({shown['object_count']} objects, 48 blocks" in done.out
@@ -166,14 +168,16 @@ def test_verify_names_an_object_that_became_something_else(
     assert "DAMAGED, 1 object" in verdict
 
 
-def test_no_such_backup(run: Run) -> None:
+def test_a_backup_that_does_not_exist_is_an_error(run: Run) -> None:
     run("db", "sync")
     for verb in ("show", "verify"):
         done = run("backup", verb, "nothing")
         assert (done.status, done.err) == (1, "backupfw: Backup nothing could not be found.\n")
 
 
-def test_sweep(run: Run, state: Path, backup_id: str, shown: dict[str, Any]) -> None:
+def test_a_sweep_deletes_orphans_and_nothing_else(
+    run: Run, state: Path, backup_id: str, shown: dict[str, Any]
+) -> None:
     before = len(objects(state))
     done = run("sweep", "--dry-run")
     assert (done.status, done.out) == (0, f"1 volume, {before} objects, 0 orphans (0 B)\n")
@@ -279,6 +283,6 @@ def test_a_container_that_could_not_be_swept_is_not_removed(
     assert asked == []
 
 
-def test_sweep_of_nothing(run: Run) -> None:
+def test_a_sweep_of_an_empty_installation_finds_nothing(run: Run) -> None:
     run("db", "sync")
     assert run("sweep").out == "0 volumes, 0 objects, 0 orphans (0 B)\n"

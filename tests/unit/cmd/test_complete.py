@@ -87,7 +87,7 @@ def offered(request: pytest.FixtureRequest, run: Run, tmp_path: Path) -> Offered
     return lambda typed: complete(script, typed)
 
 
-def test_commands(offered: Offered) -> None:
+def test_commands_are_completed(offered: Offered) -> None:
     first = {name.split()[0] for name, _point in main.App().command_manager}
     assert first <= offered("")
     assert {"list", "show", "verify"} <= offered("backup ")
@@ -98,7 +98,7 @@ def test_commands(offered: Offered) -> None:
     assert "--debug" in offered("help --")
 
 
-def test_options(offered: Offered) -> None:
+def test_options_of_the_command_are_completed(offered: Offered) -> None:
     found = offered("backup list --")
     assert {"--volume", "--project", "--damaged", "--format", "--column", "--state-dir"} <= found
     assert "--quick" not in found
@@ -106,7 +106,7 @@ def test_options(offered: Offered) -> None:
     assert {"--port", "--config-file"} <= found
 
 
-def test_values(offered: Offered) -> None:
+def test_values_of_options_are_completed(offered: Offered) -> None:
     found = offered("backup list --damaged --format ")
     assert {"csv", "json", "table", "text", "value", "yaml"} <= found
     assert not {"--volume", "audit"} & found

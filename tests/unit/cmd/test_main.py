@@ -54,7 +54,7 @@ def test_help_and_version(run: Run) -> None:
         ("serve", "--prot", "1"),
     ],
 )
-def test_wrong_usage(run: Run, words: tuple[str, ...]) -> None:
+def test_wrong_usage_ends_with_2_and_the_usage(run: Run, words: tuple[str, ...]) -> None:
     done = run(*words, at_state=False)
     assert done.status == 2
     assert done.out == ""
@@ -109,7 +109,7 @@ def test_errors_are_one_line(
     assert done.err.endswith(message.replace(" (--debug shows where)", ""))
 
 
-def test_interrupted(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_ends_with_130(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt() -> str:
         raise KeyboardInterrupt
 

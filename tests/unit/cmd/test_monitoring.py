@@ -105,7 +105,7 @@ def test_a_backup_in_figures(served: tuple[str, str, Any]) -> None:
     assert made.encode() not in answer
 
 
-def test_live_and_ready(served: tuple[str, str, Any]) -> None:
+def test_live_and_ready_say_what_runs(served: tuple[str, str, Any]) -> None:
     _url, listener, conf = served
     ok = {"worker": "ok", "api": "ok"}
     assert [get(f"{listener}/live")[0], json.loads(get(f"{listener}/live")[1])] == [200, ok]

@@ -101,5 +101,5 @@ def test_beat_shows_time(clock: list[float]) -> None:
         ((1 << 30) + 1, "1.0 GiB"),
     ],
 )
-def test_human_size(count: int, text: str) -> None:
+def test_sizes_are_shown_in_units(count: int, text: str) -> None:
     assert human_size(count) == text

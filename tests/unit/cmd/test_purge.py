@@ -10,7 +10,7 @@ from tests.unit.cmd.conftest import Run
 NOTHING = "0 backups, 0 snapshots, 0 volumes, 0 manifests, 0 damaged objects"
 
 
-def test_purge(run: Run, backup_id: str) -> None:
+def test_a_purge_counts_what_it_removes_and_needs_a_date(run: Run, backup_id: str) -> None:
     done = run("db", "purge", "--before", "2026-01-31", "--dry-run")
     assert (done.status, done.out) == (0, f"{NOTHING} would be removed\n")
     done = run("db", "purge", "--before", "2099-01-31T12:00:00+02:00")

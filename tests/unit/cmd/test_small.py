@@ -16,7 +16,7 @@ from backupfw.manager.outcomes.expiry import Expiry
 from tests.unit.cmd.conftest import Run
 
 
-def test_db(run: Run, state: Path) -> None:
+def test_db_commands_make_and_compare_the_schema(run: Run, state: Path) -> None:
     state.mkdir()
     (state / "backupfw.sqlite").touch()
     assert run("db", "version").out == "none\n"
@@ -79,7 +79,7 @@ def test_a_message_bus_that_cannot_be(run: Run, state: Path) -> None:
     assert "secret" not in done.err
 
 
-def test_config_check(run: Run, state: Path) -> None:
+def test_config_check_opens_nothing_and_names_what_is_wrong(run: Run, state: Path) -> None:
     done = run("config", "check")
     assert done.status == 0
     assert done.out.splitlines()[0].startswith("configuration ok")
@@ -139,7 +139,7 @@ def test_store_check_of_a_broken_store(run: Run, state: Path) -> None:
     assert done.out.splitlines()[-1] == "store main: NOT ok"
 
 
-def test_config_check_connects(run: Run, state: Path) -> None:
+def test_config_check_connect_asks_database_and_stores(run: Run, state: Path) -> None:
     done = run("config", "check", "--connect")
     assert done.status == 0, done.out
     assert "database sqlite: none yet" in done.out

@@ -332,7 +332,7 @@ def test_a_store_that_does_not_answer_says_nothing_about_damage(
     assert chain.marked() == set()
 
 
-def test_the_figures(chain: Chain, db: Database) -> None:
+def test_the_metrics_show_what_verifications_found(chain: Chain, db: Database) -> None:
     def figures() -> tuple[float, float, float]:
         lines = dict(
             line.rsplit(" ", 1)

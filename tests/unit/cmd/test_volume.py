@@ -24,7 +24,7 @@ def rows(state: Path) -> list[dict[str, object]]:
         return [dict(row) for row in db.execute("SELECT * FROM volumes ORDER BY created_at")]
 
 
-def test_an_empty_volume(run: Run, state: Path) -> None:
+def test_a_volume_without_an_image_is_sparse_and_of_full_length(run: Run, state: Path) -> None:
     done = run("volume", "create", "--size", "2", "--name", "data", "--project", "p1")
     assert done.status == 0, done.err
     (row,) = rows(state)
@@ -101,7 +101,9 @@ def test_nothing_is_left_when_the_copy_is_interrupted(
     assert [path for path in (state / "volumes").iterdir() if path.suffix == ".img"] == []
 
 
-def test_adopt(run: Run, state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_adopted_image_stays_where_it_is(
+    run: Run, state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     image = tmp_path / "image.raw"
     image.write_bytes(bytes(MIB))
     monkeypatch.chdir(tmp_path)

@@ -382,7 +382,7 @@ def test_what_is_named_twice_is_deleted_once(run: Run, served: None, image: Path
     assert done_silently(run("volume", "delete", "v", volume))
 
 
-def test_snapshots(run: Run, served: None, image: Path) -> None:
+def test_the_commands_of_snapshots_do_the_whole_job(run: Run, served: None, image: Path) -> None:
     volume = done(
         run("volume", "create", "--size", "1", "--image", str(image), "--name", "v", "--project", "p")
     )
@@ -404,7 +404,7 @@ def test_snapshots(run: Run, served: None, image: Path) -> None:
     assert listed(run, "snapshot") == []
 
 
-def test_volumes(run: Run, served: None, image: Path) -> None:
+def test_the_commands_of_volumes_do_the_whole_job(run: Run, served: None, image: Path) -> None:
     volume = done(run("volume", "create", "--size", "1", "--name", "v"))
     assert done_silently(run("volume", "extend", "v", "2"))
     assert shown(run, "volume", "v")["size"] == 2
@@ -428,7 +428,7 @@ def test_volumes(run: Run, served: None, image: Path) -> None:
     assert listed(run, "volume") == []
 
 
-def test_quotas(run: Run, quick: None) -> None:
+def test_quotas_are_shown_set_and_enforced(run: Run, quick: None) -> None:
     assert run("db", "sync").status == 0
     limits = {row["resource"]: row for row in records(run("quota", "show", "demo", "-f", "json"))}
     assert limits["backups"] == {"resource": "backups", "limit": -1, "in_use": 0}

@@ -17,17 +17,17 @@ def check(tmp_path: Path, listen: str, allow: bool = False) -> None:
 
 
 @pytest.mark.parametrize("listen", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
-def test_loopback(tmp_path: Path, listen: str) -> None:
+def test_noauth_may_listen_on_loopback(tmp_path: Path, listen: str) -> None:
     check(tmp_path, listen)
 
 
 @pytest.mark.parametrize("listen", ["0.0.0.0", "::", "192.0.2.1", "2001:db8::1"])
-def test_beyond_loopback(tmp_path: Path, listen: str) -> None:
+def test_noauth_beyond_loopback_needs_its_option(tmp_path: Path, listen: str) -> None:
     with pytest.raises(ConfigError, match=r"section \[api\], option listen.*allow_noauth_beyond_loopback"):
         check(tmp_path, listen)
     check(tmp_path, listen, allow=True)
 
 
-def test_no_address(tmp_path: Path) -> None:
+def test_a_name_without_an_address_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not an address"):
         check(tmp_path, "a b", allow=True)

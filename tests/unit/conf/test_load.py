@@ -110,7 +110,7 @@ def test_two_configurations_do_not_mix(tmp_path: Path, from_file: Load) -> None:
     assert (one.backup.streams, other.backup.streams) == (2, 7)
 
 
-def test_several_stores(tmp_path: Path, from_file: Load) -> None:
+def test_each_enabled_store_has_the_options_of_its_driver(tmp_path: Path, from_file: Load) -> None:
     conf = from_file(
         "[DEFAULT]\nenabled_stores = main, offsite\ndefault_store = offsite\n"
         "[store:offsite]\ndriver = shelf\npath = /mnt/x\nboards = 2\n[store:later]\nanything = 1\n",
@@ -141,7 +141,7 @@ anything = 1
 """
 
 
-def test_placement_rules(tmp_path: Path, from_file: Load) -> None:
+def test_each_placement_rule_has_its_section(tmp_path: Path, from_file: Load) -> None:
     loaded = from_file(RULES, state_dir=str(tmp_path))
     assert loaded.conf.placement_rules == ["gold", "far"]
     gold = loaded.conf["placement:gold"]
@@ -286,7 +286,7 @@ def test_a_state_directory_that_no_value_can_hold(tmp_path: Path, name: str) -> 
         load.load(PLUG_INS, state_dir=str(tmp_path / name))
 
 
-def test_default_state_dir(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_state_directory_depends_on_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     assert embedded.default_state_dir() == "/var/lib/backupfw"
     monkeypatch.setattr(os, "geteuid", lambda: 1000)

@@ -73,7 +73,7 @@ def test_an_option_that_is_gone_has_its_default_again(process: Process) -> None:
     assert process.values == (0.0, 3)
 
 
-def test_nothing_new(process: Process) -> None:
+def test_an_unchanged_file_changes_nothing(process: Process) -> None:
     assert process.reread() == ()
     assert process.values == (5.0, 3)
 

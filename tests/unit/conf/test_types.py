@@ -25,17 +25,17 @@ ANY = Size(0, 1 << 62)
         ("2T", 2 << 40),
     ],
 )
-def test_size(text: str, count: int) -> None:
+def test_a_size_is_plain_or_has_a_binary_unit(text: str, count: int) -> None:
     assert ANY(text) == count
 
 
 @pytest.mark.parametrize("text", ["", "M", "-1", "1.5M", "1 XiB", "1 M B", "0x10", "1e3"])
-def test_not_a_size(text: str) -> None:
+def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="not a size"):
         ANY(text)
 
 
-def test_bounds_and_powers() -> None:
+def test_a_size_keeps_its_bounds_and_powers_of_two() -> None:
     size = Size(1 << 10, 1 << 20, power_of_two=True)
     assert size("1k") == 1024
     assert size("1M") == 1 << 20

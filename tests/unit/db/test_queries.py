@@ -98,7 +98,7 @@ def test_the_order_is_what_was_asked_for(db: Database) -> None:
     assert set(texts[texts.index(None) :]) == {None}
 
 
-def test_filters(db: Database) -> None:
+def test_filters_select_the_rows_that_match(db: Database) -> None:
     rows = fill(db, 60)
 
     def expect(filters: dict[str, str], wanted: object) -> None:
@@ -151,7 +151,7 @@ def test_a_marker_that_was_deleted_meanwhile_keeps_its_place(db: Database) -> No
 
 
 @pytest.mark.parametrize("sort", [[("nonsense", "asc")], [("name", "up")], [("deleted", "asc")]])
-def test_bad_sorts(db: Database, sort: list[tuple[str, str]]) -> None:
+def test_unknown_sort_keys_and_directions_are_refused(db: Database, sort: list[tuple[str, str]]) -> None:
     models.Base.metadata.create_all(db.engine)
     with pytest.raises(InvalidInput):
         names(db, sort=sort)

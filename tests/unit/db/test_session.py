@@ -98,7 +98,7 @@ def test_times_keep_their_microseconds_and_lose_their_zone(db: Database) -> None
         assert session.get_one(models.Installation, 1).created_at == datetime(2026, 1, 2, 1, 4, 5, 678901)
 
 
-def test_writers_take_turns(db: Database) -> None:
+def test_writers_run_one_after_the_other(db: Database) -> None:
     with db.write() as session:
         session.add(models.Quota(project_id="p", resource="r", hard_limit=0))
 

@@ -59,14 +59,14 @@ def _executing(statement: str) -> Callable[[Session], Any]:
 
 
 @pytest.mark.parametrize("db", [pytest.param("mariadb", marks=pytest.mark.server)], indirect=True)
-def test_codes_of_mariadb(db: Database) -> None:
+def test_each_code_of_mariadb_is_raised_as_its_kind(db: Database) -> None:
     for code, meaning in trouble.MYSQL.items():
         statement = f"SIGNAL SQLSTATE 'HY000' SET MYSQL_ERRNO = {code}, MESSAGE_TEXT = 'words of any kind'"
         _is_reported(db, meaning, _executing(statement))
 
 
 @pytest.mark.parametrize("db", [pytest.param("postgresql", marks=pytest.mark.server)], indirect=True)
-def test_codes_of_postgresql(db: Database) -> None:
+def test_each_code_of_postgresql_is_raised_as_its_kind(db: Database) -> None:
     for code, meaning in trouble.POSTGRESQL.items():
         state = code if len(code) == 5 else f"{code}006"
         statement = f"DO $$ BEGIN RAISE EXCEPTION 'words of any kind' USING ERRCODE = '{state}'; END $$"
@@ -99,7 +99,7 @@ def test_a_serialization_failure_of_a_database_that_is_serializable_by_default(d
 
 
 @pytest.mark.parametrize("db", ["sqlite"], indirect=True)
-def test_a_busy_sqlite(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_busy_sqlite_file_is_a_conflict(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session_module, "BUSY_SECONDS", 0)
     with db.engine.connect() as connection:
         file = connection.scalar(text("SELECT file FROM pragma_database_list"))
@@ -119,7 +119,7 @@ def test_a_busy_sqlite(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("db", ["sqlite"], indirect=True)
-def test_a_full_sqlite(db: Database) -> None:
+def test_a_full_sqlite_file_cannot_be_written(db: Database) -> None:
     def fill(session: Session) -> None:
         session.execute(text("PRAGMA max_page_count = 1"))
         session.add_all(models.Project(id=f"{number:0250}") for number in range(2000))

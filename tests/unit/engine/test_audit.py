@@ -100,7 +100,7 @@ def test_a_second_manifest_of_a_known_backup_is_an_orphan(world: World) -> None:
     assert found(world, Database(v=rows)) == [(audit.ORPHAN, second[0])]
 
 
-def test_an_unreadable_manifest(world: World) -> None:
+def test_an_unreadable_manifest_is_the_only_finding(world: World) -> None:
     full = world.backup("a", {0: 1})
     world.flip(full[0])
     # Whether its objects are orphans is not known.

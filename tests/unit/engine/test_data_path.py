@@ -91,7 +91,7 @@ def test_round_trip_of_every_length(length: int, zero: float) -> None:
     check(box, again.manifest_key, data)
 
 
-def test_an_empty_volume() -> None:
+def test_a_backup_of_an_empty_volume_restores() -> None:
     box = memory_container()
     result = run(box, 0, b"")
     check(box, result.manifest_key, b"")

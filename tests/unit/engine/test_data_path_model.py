@@ -742,7 +742,7 @@ def test_a_database_that_went_back_for_long(machine: type[DataPath]) -> None:
         go_back(machine, seed)
 
 
-def test_data_path(machine: type[DataPath]) -> None:
+def test_any_history_of_backups_restores_exactly(machine: type[DataPath]) -> None:
     cases = (
         "killed",
         "resumed",

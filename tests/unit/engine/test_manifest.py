@@ -77,7 +77,7 @@ def read_all(box: FaultyContainer, key: str) -> list[SegmentEntry]:
 
 
 @given(st.lists(entries, max_size=20, unique_by=lambda item: item.index))
-def test_round_trip(content: list[SegmentEntry]) -> None:
+def test_a_manifest_reads_as_it_was_written(content: list[SegmentEntry]) -> None:
     content.sort(key=lambda item: item.index)
     box = memory_container()
     about = head(base=keys.manifest_key(ORIGINS[1]))
@@ -314,7 +314,7 @@ def test_the_writer_refuses_what_no_manifest_may_hold() -> None:
         ManifestWriter(ManifestHead(head().origin, Geometry(1), record={"x": "y" * (5 << 20)}))
 
 
-def test_the_largest_page(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_page_may_have_exactly_the_largest_size(monkeypatch: pytest.MonkeyPatch) -> None:
     size = len(dump_json(head().to_json()))
     box = memory_container()
     monkeypatch.setattr(manifest, "MAX_PAGE_BYTES", size)
@@ -340,7 +340,7 @@ def test_a_page_of_entries_is_closed_when_it_has_enough_entries_or_packs(
     assert read_all(box, key) == content
 
 
-def test_a_manifests_sums() -> None:
+def test_a_manifest_has_the_sums_of_its_entries() -> None:
     box = memory_container()
     with ManifestWriter(head()) as writer:
         for index, packs in ((1, 1), (7, 3)):

@@ -43,7 +43,7 @@ def same(one: SegmentMap, two: SegmentMap) -> bool:
 
 @pytest.mark.parametrize("blocks", [2, 3, 6, 16])
 @pytest.mark.parametrize("last", [1, 100, 4096])
-def test_round_trip(blocks: int, last: int) -> None:
+def test_a_segment_map_parses_as_it_was_encoded(blocks: int, last: int) -> None:
     found = make_map(blocks, last)
     if blocks < 4:
         found.packs.pop()

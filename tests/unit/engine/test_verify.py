@@ -38,7 +38,7 @@ def named(box: FaultyContainer, key: str) -> list[str]:
     return sorted(name for entry in ManifestReader(box, key).segments() for name in entry.object_keys())
 
 
-def test_a_good_backup() -> None:
+def test_a_good_backup_verifies_with_all_its_blocks() -> None:
     box, key, data = make()
     bad, report = look(box, key)
     assert not bad

@@ -205,7 +205,7 @@ LINEAGE: dict[str, tuple[Callable[[Any, str], None], str]] = {
 
 
 @pytest.mark.parametrize("case", LINEAGE)
-def test_lineage(world: Any, case: str) -> None:
+def test_each_fault_of_the_lineage_is_found(world: Any, case: str) -> None:
     plant, problem = LINEAGE[case]
     plant(world, manifest_of(world, world.first))
     assert ("lineage", problem) in found(world)
@@ -303,7 +303,7 @@ def test_a_child_of_what_is_not_live(world: Any) -> None:
     assert ("lineage", "is being made from one that is released") in found(world)
 
 
-def test_usage(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_that_count_wrongly_are_found(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     change(world, models.Backup, world.first, size=0)
     [(check, problem)] = found(world)
     assert (check, problem) == ("usage", f"counts with 0 GiB, but has {1 << 30} bytes")

@@ -435,7 +435,7 @@ def test_the_temporary_snapshot_of_a_volume_in_use(world: World) -> None:
     assert world.row(models.Snapshot, other.id).status == "deleting"
 
 
-def test_progress_is_shown(world: World) -> None:
+def test_progress_is_recorded_at_the_backup(world: World) -> None:
     backup_id, task, _ = begin(world, world.volume())
     world.tasks.progress(task, 5, 10)
     row = world.row(models.Backup, backup_id)

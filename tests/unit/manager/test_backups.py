@@ -499,7 +499,7 @@ def test_a_deleted_id_is_revived_and_deleted_data_is_refused(world: World) -> No
     check_consistent(world)
 
 
-def test_import_rules(world: World) -> None:
+def test_an_import_that_breaks_a_rule_is_refused(world: World) -> None:
     backup = world.backup(world.volume())
     ctx = world.ctx(admin=True)
     _, url = world.backups.export_record(ctx, backup.id)

@@ -73,7 +73,7 @@ def test_a_gone_detached_one_joins_everything_in_the_volume() -> None:
     ],
     ids=["alone", "leaf", "root of one", "link", "root of two", "fork", "released only"],
 )
-def test_contraction(
+def test_a_contraction_keeps_only_forks(
     before: list[tuple[str, str | None, str]], after: dict[str, tuple[str | None, bool]]
 ) -> None:
     assert tree(*before).contract() == after

@@ -154,7 +154,9 @@ def test_success_is_not_reported(world: World, manager: MessageManager) -> None:
 
 
 @pytest.mark.parametrize("detail", [Detail.SCHEDULE, Detail.DEVICE, Detail.ATTACH, Detail.VOLUME_STATE])
-def test_more_exact_details(world: World, manager: MessageManager, detail: Detail) -> None:
+def test_a_message_has_the_detail_that_the_worker_knows(
+    world: World, manager: MessageManager, detail: Detail
+) -> None:
     begin_create(world)
     world.outcomes.creating.fail(world.claim(), "It broke.", detail)
     begin_restore(world)
@@ -205,7 +207,7 @@ def test_an_incremental_backup_that_became_full_is_reported(
     assert found == ([("VOLUME_VOLUME_BACKUP_013_030", "WARNING")] if lost else [])
 
 
-def test_volumes_and_snapshots(world: World, manager: MessageManager) -> None:
+def test_failures_of_volumes_and_snapshots_are_reported(world: World, manager: MessageManager) -> None:
     volumes = VolumeManager(world.db, world.conf, lambda: None)
     snapshots = SnapshotManager(world.db, world.conf, lambda: None)
     worker = VolumeTasks(world.db)
@@ -375,7 +377,7 @@ def test_a_purge_takes_any_number(
     assert world.rows(models.Message) == []
 
 
-def test_whose_messages(world: World, manager: MessageManager) -> None:
+def test_a_project_sees_only_its_own_messages(world: World, manager: MessageManager) -> None:
     mine = post(world)
     theirs = post(world, "p2")
     assert [message.id for message in seen(manager)] == [mine]

@@ -45,7 +45,7 @@ def where(backup: rows.Backup) -> tuple[str | None, str | None]:
     return backup.store, backup.container
 
 
-def test_a_request_chooses(world: World) -> None:
+def test_a_request_can_choose_store_and_container(world: World) -> None:
     for container, place in {
         None: ("main", "volumebackups"),
         "": ("main", "volumebackups"),

@@ -54,7 +54,9 @@ def check(world: Catalogue, **wanted: int) -> None:
         ("per_volume_gigabytes", 4, 5, "Requested volume size 5G is larger than maximum allowed limit 4G."),
     ],
 )  # fmt: skip
-def test_texts_clients_know(world: Catalogue, resource: str, limit: int, wanted: int, text: str) -> None:
+def test_a_refusal_by_a_quota_has_the_text_that_clients_know(
+    world: Catalogue, resource: str, limit: int, wanted: int, text: str
+) -> None:
     world.backup(size=3)
     world.backup(size=4)
     world.backup(BOB, size=100)

@@ -39,7 +39,7 @@ def world(any_db: Database) -> World:
     return World(database=any_db)
 
 
-def test_delete_against_restore(world: World) -> None:
+def test_of_a_delete_and_a_restore_at_once_one_wins(world: World) -> None:
     backup = world.backup(world.volume())
     target = world.volume()
     won = {"delete": 0, "restore": 0}

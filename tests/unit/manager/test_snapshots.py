@@ -137,7 +137,7 @@ def test_force_delete_cancels_the_making(world: Catalogue) -> None:
 
 
 @pytest.mark.parametrize("status", ["available", "error", "error_deleting"])
-def test_reset(world: Catalogue, status: str) -> None:
+def test_a_reset_gives_a_snapshot_the_status(world: Catalogue, status: str) -> None:
     snapshot = world.snapshot(world.volume(), status="error")
     world.snapshots.reset_status(ADMIN, snapshot, status)
     assert world.status(models.Snapshot, snapshot) == status
@@ -191,7 +191,7 @@ def test_other_projects_and_hidden_snapshots_are_not_there(world: Catalogue) -> 
         world.snapshots.create(BOB, volume_id=volume)
 
 
-def test_listing(world: Catalogue) -> None:
+def test_a_listing_shows_the_projects_snapshots_and_no_hidden_ones(world: Catalogue) -> None:
     one, two = world.volume(), world.volume(BOB)
     mine = [world.snapshot(one), world.snapshot(one)]
     world.snapshot(one, temporary=True)
@@ -210,7 +210,7 @@ def test_listing(world: Catalogue) -> None:
     assert world.snapshots.list(ALICE, limit=0, with_count=True).total == 2
 
 
-def test_update_and_metadata(world: Catalogue) -> None:
+def test_a_snapshots_texts_and_metadata_can_change(world: Catalogue) -> None:
     snapshot = world.snapshot(world.volume())
     changed = world.snapshots.update(ALICE, snapshot, name="n", description="d", metadata={"a": "b"})
     assert (changed.display_name, changed.display_description, changed.metadata) == ("n", "d", {"a": "b"})

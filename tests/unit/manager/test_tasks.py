@@ -93,7 +93,7 @@ def test_nobody_waits_for_a_release_but_a_release_waits(world: World) -> None:
     assert [world.claim().resource_id for _ in range(2)] == ["manifest", "backup"]
 
 
-def test_delays_and_kinds(world: World) -> None:
+def test_a_claim_keeps_delays_and_takes_only_its_kinds(world: World) -> None:
     add(world, "a", delay=1000)
     add(world, "b", kind=tasks.VOLUME_DELETE)
     assert world.tasks.claim("host/1", 60, [tasks.VOLUME_CREATE]) is None

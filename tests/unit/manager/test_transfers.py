@@ -53,7 +53,7 @@ def test_a_volume_goes_with_its_snapshots(world: Catalogue, transfers: TransferM
         world.volumes.get(ALICE, volume)
 
 
-def test_snapshots_can_stay(world: Catalogue, transfers: TransferManager) -> None:
+def test_snapshots_can_stay_with_their_project(world: Catalogue, transfers: TransferManager) -> None:
     volume = world.volume()
     snapshot = world.snapshot(volume)
     offered, key = transfers.create(ALICE, volume_id=volume, no_snapshots=True)

@@ -81,7 +81,7 @@ def test_a_size_is_needed(world: Catalogue, size: int | None) -> None:
     assert world.volumes.list(ALICE).items == []
 
 
-def test_one_source_only(world: Catalogue) -> None:
+def test_a_volume_with_two_sources_is_refused(world: Catalogue) -> None:
     with pytest.raises(InvalidInput, match="one snapshot, volume or backup only"):
         world.volumes.create(ALICE, size=1, snapshot_id=MISSING, source_volid=MISSING)
 
@@ -162,14 +162,14 @@ def test_a_volume_from_a_backup_stays_creating_until_the_restore_is_done(world: 
     assert len(world.volumes.list(ALICE).items) == 1
 
 
-def test_quota_of_volumes(world: Catalogue) -> None:
+def test_a_volume_beyond_the_quota_is_refused(world: Catalogue) -> None:
     world.quotas.update("blue", {"volumes": 1})
     world.volume()
     with pytest.raises(QuotaExceeded, match=r"^Maximum number of volumes allowed \(1\) exceeded"):
         world.volumes.create(ALICE, size=1)
 
 
-def test_adopting(world: Catalogue) -> None:
+def test_adopted_storage_is_a_volume_once(world: Catalogue) -> None:
     volume = world.volumes.adopt(ALICE, location="/dev/x", length=GIB + 1, name="n")
     assert (volume.status, volume.size, volume.length, volume.adopted) == ("available", 2, GIB + 1, True)
     assert volume.location == "/dev/x"
@@ -225,7 +225,7 @@ def test_other_projects_volumes_are_not_there(world: Catalogue) -> None:
     assert world.kinds() == []
 
 
-def test_listing(world: Catalogue) -> None:
+def test_a_listing_shows_the_projects_volumes_that_match(world: Catalogue) -> None:
     mine = [world.volume(size=size) for size in (1, 2, 3)]
     theirs = world.volume(BOB)
     world.volumes.metadata.set(ALICE, mine[0], {"tier": "gold", "x": "y"})
@@ -266,7 +266,7 @@ def test_a_metadata_filter_with_texts_that_no_database_keeps(world: Catalogue, t
         world.volumes.list(ALICE, filters={"metadata": text})
 
 
-def test_update(world: Catalogue) -> None:
+def test_a_volumes_texts_can_change(world: Catalogue) -> None:
     volume = world.volume()
     world.volumes.metadata.set(ALICE, volume, {"a": "1"})
     changed = world.volumes.update(ALICE, volume, name="n", description="d")
@@ -276,7 +276,7 @@ def test_update(world: Catalogue) -> None:
     assert (changed.display_name, changed.metadata) == (None, {"b": "2"})
 
 
-def test_metadata(world: Catalogue) -> None:
+def test_metadata_of_one_volume_can_change(world: Catalogue) -> None:
     volume, other = world.volume(), world.volume()
     world.volumes.metadata.set(ALICE, other, {"a": "other"})
     assert world.volumes.metadata.set(ALICE, volume, {"a": "1", "b": "2"}) == {"a": "1", "b": "2"}
@@ -591,7 +591,7 @@ def test_a_volume_only_grows(world: Catalogue, size: int) -> None:
         world.volumes.extend(ALICE, volume, new_size=size)
 
 
-def test_growth_needs_room(world: Catalogue) -> None:
+def test_an_extension_needs_room_in_the_volumes_project(world: Catalogue) -> None:
     volume = world.volume(size=2)
     world.quotas.update("blue", {"gigabytes": 4})
     # It is the volume's project that counts, not the administrator's.
@@ -601,7 +601,7 @@ def test_growth_needs_room(world: Catalogue) -> None:
     world.volumes.extend(ADMIN, volume, new_size=4)
 
 
-def test_attach_and_detach(world: Catalogue) -> None:
+def test_attachments_move_the_volume_in_and_out_of_use(world: Catalogue) -> None:
     volume = world.volume()
     attached = world.volumes.attachments.attach(
         ALICE, volume, instance_uuid=MISSING, host_name="h", mountpoint="/dev/vdb", mode="ro"
@@ -657,7 +657,9 @@ def test_which_volumes_can_be_attached(world: Catalogue, status: str) -> None:
         ("available", False, False, "has no storage, so it cannot be available"),
     ],
 )
-def test_reset(world: Catalogue, status: str, attached: bool, stored: bool, problem: str | None) -> None:
+def test_a_reset_gives_only_a_status_that_can_be_true(
+    world: Catalogue, status: str, attached: bool, stored: bool, problem: str | None
+) -> None:
     volume = world.volume(status="error_restoring", previous_status="in-use")
     if attached:
         world.attach_behind(volume)

@@ -119,7 +119,7 @@ def test_a_server_that_is_away_resets(echo: Echo) -> None:
 
 
 @pytest.mark.parametrize("at", [0, 1, 100_000])
-def test_reset_up(proxy: FaultProxy, echo: Echo, at: int) -> None:
+def test_a_reset_ends_a_request_at_its_byte(proxy: FaultProxy, echo: Echo, at: int) -> None:
     fault = proxy.fault("up", "reset", at)
     with connect(proxy) as end, pytest.raises(ConnectionError):
         exchange(end, bytes(200_000))
@@ -154,7 +154,7 @@ def test_close_is_no_reset_although_more_was_on_its_way(proxy: FaultProxy, echo:
     assert echo.ended.wait(SECONDS)
 
 
-def test_reset_down(proxy: FaultProxy) -> None:
+def test_a_reset_ends_an_answer_at_its_byte(proxy: FaultProxy) -> None:
     proxy.fault("down", "reset", 10)
     with connect(proxy) as end, pytest.raises(ConnectionResetError):
         exchange(end, bytes(100))
@@ -162,7 +162,7 @@ def test_reset_down(proxy: FaultProxy) -> None:
 
 @pytest.mark.parametrize("direction", ["up", "down"])
 @pytest.mark.parametrize("at", [0, 77, 99_999])
-def test_flip(proxy: FaultProxy, direction: str, at: int) -> None:
+def test_a_flip_turns_one_bit_once(proxy: FaultProxy, direction: str, at: int) -> None:
     fault = proxy.fault(direction, "flip", at)  # type: ignore[arg-type]
     data = secrets.token_bytes(100_000)
     with connect(proxy) as end:
@@ -175,7 +175,7 @@ def test_flip(proxy: FaultProxy, direction: str, at: int) -> None:
     assert fault.struck == 1
 
 
-def test_times(proxy: FaultProxy) -> None:
+def test_a_fault_strikes_as_often_as_it_should(proxy: FaultProxy) -> None:
     fault = proxy.fault("down", "flip", 1, times=2)
     seen = []
     for _ in range(3):
@@ -197,7 +197,9 @@ def test_a_connection_that_does_not_come_so_far_is_left_alone(proxy: FaultProxy)
 
 
 @pytest.mark.parametrize("direction", ["up", "down"])
-def test_hole(proxy: FaultProxy, echo: Echo, direction: str) -> None:
+def test_a_hole_swallows_the_rest_and_keeps_the_connection(
+    proxy: FaultProxy, echo: Echo, direction: str
+) -> None:
     fault = proxy.fault(direction, "hole", 3)  # type: ignore[arg-type]
     with connect(proxy) as end:
         end.sendall(b"abcdef")
@@ -215,7 +217,7 @@ def test_hole(proxy: FaultProxy, echo: Echo, direction: str) -> None:
 
 
 @pytest.mark.parametrize("direction", ["up", "down"])
-def test_hold_until_released(proxy: FaultProxy, direction: str) -> None:
+def test_a_hold_passes_nothing_until_it_is_released(proxy: FaultProxy, direction: str) -> None:
     fault = proxy.fault(direction, "hold", 3)  # type: ignore[arg-type]
     with connect(proxy) as end:
         end.sendall(b"abcdef")
@@ -262,7 +264,7 @@ def test_kill_resets_all_connections(proxy: FaultProxy, echo: Echo) -> None:
         assert exchange(end, b"x") == b"x"
 
 
-def test_refuse_and_accept(proxy: FaultProxy) -> None:
+def test_a_refusing_proxy_keeps_its_port(proxy: FaultProxy) -> None:
     with connect(proxy) as end:
         assert exchange(end, b"x") == b"x"
         proxy.refuse()

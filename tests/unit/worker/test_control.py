@@ -16,7 +16,7 @@ def test_a_passed_deadline_ends_the_attempt() -> None:
     control.may_write()
 
 
-def test_lost_beats_cancelled() -> None:
+def test_a_cancelled_task_that_is_lost_counts_as_lost() -> None:
     control = TaskControl(boot_time() + 60)
     control.check()
     control.cancel()

@@ -67,7 +67,7 @@ class Gate:
         self._open.set()
 
 
-def test_backup_and_restore(world: WorkerWorld) -> None:
+def test_a_worker_makes_a_backup_and_restores_it(world: WorkerWorld) -> None:
     volume = world.filled_volume(DATA)
     with world.worker():
         made = world.backups.create(world.ctx(), volume_id=volume)
