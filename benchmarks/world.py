@@ -67,6 +67,10 @@ class SqliteJournal:
     def announce(self, key: str) -> None:
         """Nobody asks here."""
 
+    def is_unneeded(self, key: str) -> bool:
+        """It was not given up."""
+        return False
+
 
 def open_source(path: str) -> LocalSource:
     """Open an image for reading."""

@@ -27,6 +27,28 @@ def cancelled_by(check: Callable[[], None]) -> Iterator[None]:
         _current.check = outer
 
 
+@contextmanager
+def undoing_if(allowed: Callable[[], bool]) -> Iterator[None]:
+    """Within the block, ask before an object is deleted whose put ended after this thread's wait for it.
+
+    For an object that somebody else may name although its put was never seen to end.
+
+    :param allowed: returns whether the object can be deleted; called in another thread, after the put.
+    """
+    outer = getattr(_current, "undo", None)
+    _current.undo = allowed
+    try:
+        yield
+    finally:
+        _current.undo = outer
+
+
+def undo_check() -> Callable[[], bool]:
+    """Return what says whether an object that the calling thread puts can be deleted if it ends late."""
+    allowed: Callable[[], bool] | None = getattr(_current, "undo", None)
+    return (lambda: True) if allowed is None else allowed
+
+
 def check_cancelled() -> None:
     """Call the calling thread's check, if it has one; it raises when the work is cancelled."""
     check: Callable[[], None] | None = getattr(_current, "check", None)

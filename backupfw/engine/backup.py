@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from backupfw.chunkstore.base import Body
-from backupfw.chunkstore.cancellation import cancelled_by
+from backupfw.chunkstore.cancellation import cancelled_by, undoing_if
 from backupfw.chunkstore.container import Container
 from backupfw.chunkstore.errors import ChunkStoreError
 from backupfw.engine.extents import block_runs, data_segments
@@ -403,7 +403,9 @@ def _commit(
                 f" {tally.segments}, and they are not the same"
             )
         journal.announce(head.key)
-        totals = writer.put(container)
+        # The next attempt may commit it although this one never hears that it was put.
+        with undoing_if(lambda: journal.is_unneeded(head.key)):
+            totals = writer.put(container)
     return objects, stored + totals.manifest_bytes, totals
 
 

@@ -57,6 +57,12 @@ class Journal(Protocol):
         :raises TaskLost: the attempt is not ours any more.
         """
 
+    def is_unneeded(self, key: str) -> bool:
+        """Say whether the key that was announced is given up, and nobody needs what lies there.
+
+        Called from any thread, also after the attempt's end.  If that cannot be found out, the answer is no.
+        """
+
 
 @dataclass(frozen=True, slots=True)
 class KnownManifests:

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from backupfw.chunkstore.base import Body, CheckItem, CheckReport, ChunkStore, ObjectInfo
-from backupfw.chunkstore.cancellation import POLL_INTERVAL, check_cancelled
+from backupfw.chunkstore.cancellation import POLL_INTERVAL, check_cancelled, undo_check
 from backupfw.chunkstore.errors import AlreadyExists, ChunkStoreError, Unavailable
 from backupfw.chunkstore.layers.base import Layer, Pages
 from backupfw.chunkstore.layers.watch import Watch
@@ -159,7 +159,8 @@ class TimeoutLayer(Layer):
     publishes only bytes that it has verified (see :class:`Body`), so it refuses a body that has changed.
 
     A wait also ends when its work is cancelled (:mod:`backupfw.chunkstore.cancellation`).  Nobody tries such
-    a put again or names its key, so the object is deleted if the put succeeds after all.
+    a put again or names its key, so the object is deleted if the put succeeds after all.  Somebody may name
+    a key that was announced before: its put says so (:func:`~backupfw.chunkstore.cancellation.undoing_if`).
 
     :param seconds: bound of one call, 0 for none (then no thread is used).  Each MiB moved adds a
         second, waiting for a limit does not count, each page of a listing counts alone.
@@ -230,6 +231,7 @@ class TimeoutLayer(Layer):
     def put(self, container: str, key: str, body: Body, *, if_absent: bool = False) -> None:
         """Put within the bound."""
         taken = threading.Event()
+        allowed = undo_check()
 
         def act() -> None:
             try:
@@ -240,7 +242,7 @@ class TimeoutLayer(Layer):
 
         def undo() -> None:
             # The object that was there before is not this call's.
-            if not taken.is_set():
+            if not taken.is_set() and allowed():
                 self._undo_put(container, key)
 
         self._run(

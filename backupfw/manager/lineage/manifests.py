@@ -31,6 +31,7 @@ from backupfw.manager.lineage.lifecycle import (
     ANNOUNCED,
     CREATING,
     DELETING,
+    ERROR,
     ERROR_DELETING,
     GONE,
     LIVE,
@@ -280,6 +281,29 @@ def is_given_up(session: Session, key_digest: str) -> bool:
     """Return whether this key was announced and given up."""
     found = select(Manifest.id).where(
         Manifest.key_digest == key_digest, Manifest.state == GONE, Manifest.length.is_(None)
+    )
+    return session.scalar(found) is not None
+
+
+def is_unneeded(session: Session, key_digest: str) -> bool:
+    """Return whether a key was announced and given up, and what lies there can be deleted unread.
+
+    While its backup is being made, a live manifest, the base, names all that such a manifest names of other
+    backups.  Later their objects may stay for it alone: whoever removes the backup's data must read it
+    first.  When that is done, nothing stays for it.
+    """
+    released = aliased(Manifest)
+    removed_later = exists().where(
+        released.volume_id == Manifest.volume_id,
+        released.backup_id == Manifest.backup_id,
+        released.state == RELEASED,
+    ) | exists().where(
+        Backup.id == Manifest.backup_id,
+        Backup.deleted.is_(False),
+        Backup.status.in_((ERROR, DELETING, ERROR_DELETING)),
+    )
+    found = select(Manifest.id).where(
+        Manifest.key_digest == key_digest, Manifest.state == GONE, Manifest.length.is_(None), ~removed_later
     )
     return session.scalar(found) is not None
 

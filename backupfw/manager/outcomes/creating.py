@@ -158,7 +158,7 @@ class CreateTasks(Outcomes):
 
         That attempt may be committing the manifest.
 
-        :return: whether it is given up, so that the object under the key can be deleted.
+        :return: whether the object under the key can be deleted: see :func:`manifests.is_unneeded`.
         """
         digest = object_digest(store, container, key)
 
@@ -166,9 +166,15 @@ class CreateTasks(Outcomes):
             with contextlib.suppress(TaskLost, TaskCancelled):
                 tasks.hold(session, task)
                 manifests.give_up(session, models.Manifest.key_digest == digest)
-            return manifests.is_given_up(session, digest)
+            return manifests.is_unneeded(session, digest)
 
         return self._db.run(work)
+
+    def is_unneeded(self, store: str, container: str, key: str) -> bool:
+        """Return whether the object under a key that was announced can be deleted, as it is now."""
+        digest = object_digest(store, container, key)
+        with self._db.read() as session:
+            return manifests.is_unneeded(session, digest)
 
     def follow_volume(self, task: Task, length: int, storage_id: str | None) -> CreatePlan:
         """Update volume and backup after an open of the volume; see :func:`follow_storage`."""

@@ -69,6 +69,13 @@ class TaskJournal:
         self.announced = key
         self._backups.creating.announce_manifest(self._task, key)
 
+    def is_unneeded(self, key: str) -> bool:
+        """See :meth:`backupfw.engine.ports.Journal.is_unneeded`."""
+        plan = self._plan
+        with contextlib.suppress(DBError, DatabaseUnwritable):
+            return self._backups.creating.is_unneeded(plan.store, plan.container, key)
+        return False
+
 
 class BackupCreate(Handler):
     """Makes a backup, or goes on with one that an earlier attempt began."""

@@ -11,7 +11,7 @@ from concurrent.futures import TimeoutError as FutureTimeout
 import pytest
 
 from backupfw.chunkstore.base import Body, ChunkStore
-from backupfw.chunkstore.cancellation import POLL_INTERVAL, cancelled_by
+from backupfw.chunkstore.cancellation import POLL_INTERVAL, cancelled_by, undoing_if
 from backupfw.chunkstore.errors import ChunkStoreError, NotFound, RangeError, Unavailable
 from backupfw.chunkstore.layers import timeout as timeout_module
 from backupfw.chunkstore.layers.base import Layer
@@ -418,6 +418,30 @@ class TestCancellation:
         assert gated.delete_done.wait(30)
         with pytest.raises(NotFound):
             memory.get("c", "late")
+
+    def test_a_put_that_ends_late_stays_if_somebody_may_name_it(self, memory: MemoryStore) -> None:
+        gated = GatedStore(memory)
+        layer = TimeoutLayer(gated, 60)
+        asked = threading.Event()
+
+        def allowed() -> bool:
+            assert memory.get("c", "late") == b"x", "it was put"
+            asked.set()
+            return False
+
+        def check() -> None:
+            if gated.put_done.is_set():
+                raise Ended
+
+        with cancelled_by(check), undoing_if(allowed), pytest.raises(Ended):
+            layer.put("c", "late", Body.from_bytes(b"x"))
+        gated.let_put_go.set()
+        assert asked.wait(30)
+        deadline = time.monotonic() + 30
+        while not layer._workers._idle and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert memory.get("c", "late") == b"x"
+        assert not gated.delete_begun.is_set()
 
     def test_undoing_what_has_just_ended_keeps_nobody_waiting(self, memory: MemoryStore) -> None:
         gated = GatedStore(memory)

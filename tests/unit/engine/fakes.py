@@ -208,6 +208,10 @@ class MemoryJournal:
     def announce(self, key: str) -> None:
         """Nobody asks here."""
 
+    def is_unneeded(self, key: str) -> bool:
+        """It was not given up."""
+        return False
+
 
 class FaultyContainer(Container):
     """A container whose puts and gets can be made to fail.

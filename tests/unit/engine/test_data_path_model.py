@@ -93,6 +93,9 @@ class Journal:
             raise Killed
         self.announced(key)
 
+    def is_unneeded(self, key: str) -> bool:
+        return False
+
     def finished(self) -> Iterator[tuple[int, bytes]]:
         return iter(sorted(self.entries.items()))
 

@@ -13,20 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import delete, update
 
 from backupfw import crash_points, errors
 from backupfw.chunkstore.base import Body
 from backupfw.chunkstore.container import Container
 from backupfw.chunkstore.layers.stack import stack
+from backupfw.chunkstore.layers.timeout import TimeoutLayer
 from backupfw.cmd.catalogue import DatabaseCatalogue, give_up_announced
 from backupfw.db import models
 from backupfw.db.digest import object_digest
-from backupfw.engine import audit, cleanup, removal, sweep
+from backupfw.engine import audit, cleanup, release, removal, sweep
 from backupfw.engine.format import keys
 from backupfw.manager.lineage import manifests
 from backupfw.testing.faults import Fault, LaggingStore
 from backupfw.volume.base import BlockSource, SnapshotRef, VolumeRef
+from backupfw.worker.control import TaskControl
 from backupfw.worker.handlers.backup_create import BackupCreate
 from tests.unit.engine.fakes import FakeControl, MemorySource
 from tests.unit.worker.world import LayerOptions, MemoryProvider, OneStore, WorkerWorld
@@ -336,6 +338,118 @@ def test_what_a_manifest_that_was_never_committed_took_over_goes_with_its_last_u
             assert restored(world, full.id) == DATA
         else:
             assert world.objects() == set()
+
+
+@pytest.mark.parametrize("then", ["committed", "deleted"])
+def test_a_manifest_whose_put_ends_late_is_the_next_attempts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: str
+) -> None:
+    """A worker that was frozen in the put of a manifest wakes up, and gives its wait up."""
+    world = WorkerWorld(tmp_path)
+    landed, ended, answer = threading.Event(), threading.Event(), threading.Event()
+    first: list[threading.Thread] = []
+    put, run = world.faulty.put, BackupCreate.run
+
+    def held_put(container: str, key: str, body: Body, **how: Any) -> None:
+        put(container, key, body, **how)
+        if _kind(key) == "manifest" and not landed.is_set():
+            landed.set()
+            assert answer.wait(60)
+
+    def watched(self: BackupCreate, *arguments: Any) -> None:
+        mine = not first
+        first.append(threading.current_thread())
+        try:
+            run(self, *arguments)
+        finally:
+            if mine:
+                ended.set()
+
+    monkeypatch.setattr(world.faulty, "put", held_put)
+    monkeypatch.setattr(BackupCreate, "run", watched)
+    volume = world.filled_volume(DATA)
+    with world.worker(lease_seconds=1.0):
+        backup = world.backups.create(world.ctx(), volume_id=volume)
+        assert landed.wait(60)
+        if then == "committed":
+            end_leases(world)
+            world.dispatch.wake()
+            world.wait_backup(backup.id, "available")
+        else:
+            world.backups.force_delete(world.ctx(admin=True), backup.id)
+            world.wait_backup(backup.id, None)
+        assert ended.wait(60)
+        timeout = _timeout_layer(world.store)
+        answer.set()
+        world.wait(lambda: not timeout._hanging, "the late answer")
+        world.wait(lambda: all(one._job is None for one in timeout._workers._idle), "what it leads to")
+        world.wait_idle()
+        if then == "committed":
+            assert restored(world, backup.id) == DATA
+        else:
+            world.wait(lambda: world.objects() == set(), "the end of it")
+
+
+def _timeout_layer(store: Any) -> TimeoutLayer:
+    while not isinstance(store, TimeoutLayer):
+        store = store.inner
+    return store
+
+
+def test_an_attempt_that_lost_its_task_leaves_its_manifest_to_the_deletion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only that manifest still says which objects of the base stayed for it."""
+    world = WorkerWorld(tmp_path)
+    admin = world.ctx(admin=True)
+    reading, ended = threading.Event(), threading.Event()
+    release_run, run = release.run, BackupCreate.run
+    made: list[str] = []
+
+    def reach(name: str, _detail: object = "") -> None:
+        if name == "backup.manifest-put":
+            world.wait(lambda: made, "the request's answer")
+            # A frozen worker: meanwhile its task is cancelled and forgotten, and the base is deleted.
+            monkeypatch.setattr(crash_points, "reach", lambda *_: None)
+            monkeypatch.setattr(TaskControl, "check", lambda _: None)
+            world.backups.reset_status(admin, made[0], "error")
+            with world.db.write() as session:
+                session.execute(delete(models.Task).where(models.Task.kind == "backup.create"))
+            world.dispatch.wake()
+            world.wait_idle()
+            world.backups.delete(world.ctx(), full.id)
+            world.wait_backup(full.id, None)
+            assert of_full & world.objects(), "they stay for the manifest"
+            world.backups.delete(world.ctx(), made[0])
+            assert reading.wait(60)
+
+    def slow_release(key: str, *arguments: Any) -> Any:
+        if made and made[0] in key:
+            reading.set()
+            assert ended.wait(60)
+        return release_run(key, *arguments)
+
+    def watched(self: BackupCreate, *arguments: Any) -> None:
+        try:
+            run(self, *arguments)
+        finally:
+            if made:
+                ended.set()
+
+    volume = world.filled_volume(DATA)
+    with world.worker(slots=4):
+        full = world.backups.create(world.ctx(), volume_id=volume)
+        world.wait_backup(full.id, "available")
+        world.wait_idle()
+        of_full = world.objects()
+        monkeypatch.setattr(crash_points, "reach", reach)
+        monkeypatch.setattr(release, "run", slow_release)
+        monkeypatch.setattr(BackupCreate, "run", watched)
+        world.provider.volumes[volume][:9000] = random.Random(5).randbytes(9000)
+        made.append(world.backups.create(world.ctx(), volume_id=volume, incremental=True).id)
+        world.wait_backup(made[0], None)
+        world.wait_idle()
+    assert world.objects() == set()
 
 
 class SettlingStores(OneStore):
