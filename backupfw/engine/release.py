@@ -12,12 +12,12 @@ it safe to kill it anywhere and to run it again:
    everything was done.
 
 No listing decides what is deleted, so a lagging listing leaves no orphans.  There is one exception: if the
-released manifest is damaged, nobody can read what it named.  Then the backup's own objects are listed, and
-those that no other manifest names are deleted.  This is safe: if a live manifest needs an object of this
-backup, every manifest on the path between them named it, and the first live one on that path is a relative,
-which is read in full here.  The sweep finds the objects that the damaged manifest shared with others, and
-those that the listing did not show (``ReleaseResult.complete`` is False).  The damaged manifest must be
-deleted, because the sweep stops at every manifest that it cannot read.
+released manifest is damaged or was lost, nobody can read what it named.  Then the backup's own objects are
+listed, and those that no other manifest names are deleted.  This is safe: if a live manifest needs an object
+of this backup, every manifest on the path between them named it, and the first live one on that path is a
+relative, which is read in full here.  The sweep finds the objects that the damaged manifest shared with
+others, and those that the listing did not show (``ReleaseResult.complete`` is False).  The damaged manifest
+must be deleted, because the sweep stops at every manifest that it cannot read.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ class ReleaseResult:
 
     :ivar objects_deleted: objects it deleted, the manifest included; 0 when all was done before.
     :ivar bytes_deleted: their sizes as the manifest states them.
-    :ivar complete: False when the released manifest was damaged, so that objects may be left to the sweep.
+    :ivar complete: False when the released manifest was damaged or lost, so that objects may be left to the
+        sweep.
     """
 
     objects_deleted: int
@@ -140,10 +141,11 @@ def run(
     try:
         spool, origins, size = _named(manifest_key, own_prefix, container, control)
     except Damaged:
-        if objects.is_missing(container, manifest_key):
-            return ReleaseResult(0, 0)
         backup_prefix = parsed.origin.rpartition("/")[0] + "/"
         spool, size = in_order(own_objects(container, backup_prefix, control)), 0
+        if not spool.count and objects.is_missing(container, manifest_key):
+            spool.close()
+            return ReleaseResult(0, 0)
     try:
         if spool.count:
             check_settled(container)

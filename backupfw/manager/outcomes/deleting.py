@@ -34,8 +34,8 @@ class ReleasePlan:
 
     :ivar manifest_id: the released manifest's row.
     :ivar key: its key; None: it was never committed, so there are only leftovers.
-    :ivar given_up: if ``key`` is None: keys under which its attempts may have put a manifest that will
-        never be committed; such a manifest also names objects that it took over from other backups.
+    :ivar given_up: keys under which the backup's attempts may have put a manifest that will never be
+        committed; such a manifest also names objects that it took over from other backups.
     :ivar begun: an attempt may have put objects, so the container existed.
     :ivar relatives: keys of the manifests that may share its objects, in the same container.
     :ivar known_keys: keys of all manifests of the volume that the database ever knew; unknown manifests in
@@ -142,14 +142,13 @@ class DeleteTasks(Outcomes):
             if any(row.key is None for row in found):
                 raise EngineError("A backup that may share the data is being made.")
             relatives = {row.key for row in found if row.key is not None}
-            given_up: list[str] = []
             if manifest.key is None:
                 relatives.update(manifests.detached_keys(session, manifest_id))
-                given_up = manifests.given_up_keys(session, manifest.backup_id)
-                if given_up:
-                    # The tree does not show which manifests share with one that was given up: the row may
-                    # have left the tree, or have got another base since.
-                    relatives.update(manifests.live_backups(session, manifest_id))
+            given_up = manifests.given_up_keys(session, manifest.backup_id)
+            if given_up:
+                # The tree does not show which manifests share with one that was given up: the row may have
+                # left the tree, or have got another base since.
+                relatives.update(manifests.live_backups(session, manifest_id))
             return ReleasePlan(
                 manifest_id=manifest_id,
                 store=manifest.store,

@@ -96,13 +96,14 @@ def remove(plan: ReleasePlan, container: Container, control: TaskControl) -> Non
 def _remove(plan: ReleasePlan, container: Container, control: TaskControl) -> None:
     own = keys.installation_prefix(plan.installation_id)
     known = KnownManifests(plan.relatives, plan.known_keys)
-    if plan.key is None:
-        # First, because only these manifests say which objects of other backups an attempt took over.
-        for key in plan.given_up:
+    # First, because only these manifests say which objects of other backups an attempt took over.
+    for key in plan.given_up:
+        if not objects.is_missing(container, key):
             release.run(key, known, own, container, control)
+    if plan.key is None:
         prefix = keys.backup_prefix(plan.installation_id, plan.project_id, plan.volume_id, plan.backup_id)
         cleanup.leftovers(prefix, None, known, (), container, control, required=plan.begun)
         return
     result = release.run(plan.key, known, own, container, control)
     if not result.complete:
-        LOG.warning("The manifest %s was damaged; a sweep may find objects it named", plan.key)
+        LOG.warning("The manifest %s was damaged or lost; a sweep may find objects it named", plan.key)
