@@ -19,7 +19,7 @@ from backupfw.db import models
 from backupfw.db.digest import object_digest
 from backupfw.db.models import Backup, DamageMark, Manifest
 from backupfw.db.session import now
-from backupfw.engine import objects
+from backupfw.engine import objects, removal
 from backupfw.errors import (
     BackupNotFound,
     InvalidBackup,
@@ -171,7 +171,11 @@ def give_up_announced(db: Database, container: Container) -> None:
     with db.read() as session:
         announced = manifests.announced_beside_live(session, store, name)
     # The others stay open: later backups, which the database does not know, may share with their manifests.
-    missing = [object_digest(store, name, key) for key in announced if objects.is_missing(container, key)]
+    missing = [
+        object_digest(store, name, key)
+        for key in announced
+        if objects.is_missing(container, key) and removal.is_absent(container, key)
+    ]
     row = Manifest
     which = manifests.announced_for_nobody() | row.key_digest.in_(missing)
     db.run(lambda session: manifests.give_up(session, row.store == store, row.container == name, which))

@@ -142,6 +142,7 @@ def sweep(
     """
     from backupfw.chunkstore import errors
     from backupfw.cmd import catalogue
+    from backupfw.engine import removal
     from backupfw.engine import sweep as engine
     from backupfw.engine.sweep import VolumeReport
 
@@ -150,6 +151,7 @@ def sweep(
             try:
                 with place.looked_at("sweeping") as (container, control):
                     if not dry_run:
+                        removal.settle(container, control)
                         with contextlib.suppress(errors.Unavailable):
                             catalogue.give_up_announced(db, container)
                     report = engine.run(place.prefix, container, place.catalogue, control, dry_run=dry_run)

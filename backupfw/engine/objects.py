@@ -45,14 +45,6 @@ def read(container: Container, key: str, offset: int | None = None, length: int 
     return data
 
 
-def is_proven(error: Damaged) -> bool:
-    """Say whether the object itself is damaged, and not only an answer that was cut short on its way.
-
-    Bytes that came whole and are wrong were read twice: see :func:`read_checked`.
-    """
-    return not isinstance(error.__cause__, IntegrityError)
-
-
 def read_checked(container: Container, key: str, offset: int, length: int, check: Callable[[bytes], T]) -> T:
     """Get a range and return what ``check`` makes of it; get it once more if it is found wrong.
 

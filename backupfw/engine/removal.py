@@ -22,12 +22,12 @@ from typing import NewType
 
 from backupfw import crash_points
 from backupfw.chunkstore.container import Container
-from backupfw.chunkstore.errors import ChunkStoreError, DeleteFailed, NotFound
+from backupfw.chunkstore.errors import ChunkStoreError, DeleteFailed, IntegrityError, NotFound
 from backupfw.engine import objects
 from backupfw.engine.candidates import Candidate, Spool, subtract
 from backupfw.engine.listing import manifest_keys
 from backupfw.engine.ports import Control, KnownManifests
-from backupfw.errors import ListingBehind
+from backupfw.errors import Damaged, ListingBehind
 
 #: Requests under way at once.
 WORKERS = 4
@@ -51,6 +51,33 @@ def check_settled(container: Container) -> None:
     left = _unsettled_seconds(container)
     if left > 0:
         raise ListingBehind(left)
+
+
+def is_absent(container: Container, key: str) -> bool:
+    """Say whether an object that a read did not find is not in the listing either.
+
+    A read alone proves nothing: a server that asks its nearest copy only does not find what is elsewhere.
+
+    :raises ListingBehind: a listing proves nothing yet.
+    :raises Unavailable: the container is missing.
+    :raises ChunkStoreError: the store did not answer.
+    """
+    check_settled(container)
+    objects.prove_container(container, key)
+    return all(info.key != key for info in container.list(key))
+
+
+def is_proven(error: Damaged, container: Container) -> bool:
+    """Say whether the object itself is damaged or missing, and not only what one answer said of it.
+
+    An answer can be cut short on its way.  Bytes that came whole and are wrong were read twice: see
+    :func:`objects.read_checked`.
+
+    :raises Exception: as :func:`is_absent`, for an object that is said to be missing.
+    """
+    if isinstance(error.__cause__, NotFound):
+        return is_absent(container, error.key)
+    return not isinstance(error.__cause__, IntegrityError)
 
 
 def settle(container: Container, control: Control) -> None:

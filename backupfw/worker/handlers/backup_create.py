@@ -18,7 +18,7 @@ from backupfw.chunkstore.cancellation import cancelled_by
 from backupfw.chunkstore.container import Container
 from backupfw.chunkstore.errors import ChunkStoreError, IntegrityError, NotFound
 from backupfw.engine import backup as engine
-from backupfw.engine import cleanup, objects, verify
+from backupfw.engine import cleanup, objects, removal, verify
 from backupfw.engine.format import keys
 from backupfw.engine.format.geometry import Geometry
 from backupfw.engine.ports import BackupJob, BackupResult, KnownManifests
@@ -134,7 +134,7 @@ class BackupCreate(Handler):
             try:
                 found = verify.look(key, listed, container, control, damaged)
             except Damaged as error:
-                if not objects.is_proven(error):
+                if not removal.is_proven(error, container):
                     # Perhaps only the answer is wrong: the manifest may be there, and later backups may
                     # share with it.  So the task is tried again.
                     raise IntegrityError(

@@ -6,6 +6,7 @@ import hashlib
 import random
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from sqlalchemy import delete, update
 from backupfw import crash_points, errors
 from backupfw.chunkstore.base import Body
 from backupfw.chunkstore.container import Container
+from backupfw.chunkstore.errors import NotFound
 from backupfw.chunkstore.layers.stack import stack
 from backupfw.chunkstore.layers.timeout import TimeoutLayer
 from backupfw.cmd.catalogue import DatabaseCatalogue, give_up_announced
@@ -467,6 +469,42 @@ def test_a_deletion_whose_manifest_is_lost_removes_what_is_the_backups_alone(tmp
         world.backups.delete(world.ctx(), child.id)
         world.wait_backup(child.id, None)
     assert world.objects() == set()
+
+
+@pytest.mark.parametrize("answers", ["does not find it", "finds nothing yet"])
+def test_a_manifest_that_one_answer_does_not_find_is_not_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: str
+) -> None:
+    """The database is a copy from before the commit."""
+    world = WorkerWorld(tmp_path)
+    database, kept = tmp_path / "db.sqlite", tmp_path / "kept.sqlite"
+
+    def reach(name: str, detail: object = "") -> None:
+        if name == "backup.manifest-put" and not kept.exists():
+            copy(database, kept)
+
+    monkeypatch.setattr(crash_points, "reach", reach)
+    volume = world.filled_volume(DATA)
+    with world.worker():
+        backup = world.backups.create(world.ctx(), volume_id=volume)
+        first = world.wait_backup(backup.id, "available")
+        world.wait_idle()
+    needed = world.objects()
+    copy(kept, database)
+    end_leases(world)
+    world.faulty.script(
+        Fault("get", error=lambda: NotFound("not here"), match=lambda key: key == first.service_metadata)
+    )
+    if answers == "finds nothing yet":
+        early = Container(world.store, str(first.container), time.monotonic() + 1.0)
+        monkeypatch.setattr(type(early), "capabilities", replace(early.capabilities, listing_lag=True))
+        monkeypatch.setattr(world.tools.stores, "container", lambda *_: early)
+    with world.worker():
+        again = world.wait_backup(backup.id, "available")
+        world.wait_idle()
+        assert again.service_metadata == first.service_metadata
+        assert needed == world.objects()
+        assert restored(world, backup.id) == DATA
 
 
 class SettlingStores(OneStore):
