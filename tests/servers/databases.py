@@ -85,6 +85,13 @@ class PostgreSQL:
         engine.dispose()
         return f"{self._base}/made{self._made}"
 
+    def dump(self, url: str, path: Path) -> None:
+        """Write a database's rows to a file, as statements."""
+        programs = postgresql_programs()
+        assert programs is not None
+        plain = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+        subprocess.run([programs / "pg_dump", "-f", path, plain], check=True, capture_output=True)
+
 
 @contextmanager
 def postgresql(directory: Path) -> Iterator[str]:

@@ -8,12 +8,14 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import shutil
 import signal
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -210,10 +212,30 @@ def objects(store: SeaweedFS) -> list[str]:
     ]
 
 
+@contextmanager
+def kept_if_it_fails(installed: Installation, servers: Servers, name: str) -> Iterator[None]:
+    """Keep logs, configuration, the database and the list of all objects when the block fails."""
+    try:
+        yield
+    except BaseException:
+        kept = Path(tempfile.mkdtemp(prefix=f"{name}-"))
+        for path in (*installed.folder.glob("*.log"), *installed.folder.glob("*.conf")):
+            shutil.copy(path, kept)
+        print(f"what is known of it is kept in {kept}")
+        servers.database.dump(installed.database, kept / "database.sql")
+        (kept / "objects").write_text("".join(f"{key}\n" for key in objects(servers.store)))
+        raise
+
+
 @pytest.mark.timeout(SECONDS + 4000)
 def test_nothing_is_lost(installed: Installation, servers: Servers) -> None:
     seed = random.randrange(1 << 30)
     print(f"seed {seed}")
+    with kept_if_it_fails(installed, servers, f"chaos-{seed}"):
+        everything_is_killed(installed, servers, seed)
+
+
+def everything_is_killed(installed: Installation, servers: Servers, seed: int) -> None:
     rng = random.Random(seed)
     volume_path = volume_in(installed.folder / "volumes")
     disks = VOLUMES // HISTORIES
