@@ -18,6 +18,8 @@ MAX_KEY_BYTES = 1024
 MAX_CONTAINER_LENGTH = 255
 #: Longest parameter of a query, and longest header, in characters.  Each field of a body has its own limit.
 MAX_FIELD = 4096
+#: Most pairs of a map of metadata; the longest request that is accepted by default has fewer.
+MAX_PAIRS = 16384
 #: Longest name, id or key of a user in characters: the width of the columns.
 MAX_NAME = 255
 

@@ -22,6 +22,9 @@ _SUSPICIOUS = re.compile(r"\\(?:u00[0189][0-9a-fA-F]|u007[fF]|u[dD][89a-fA-F]|b|
 
 Schema = Mapping[str, Any]
 
+#: How much of a refused value an answer shows, characters.
+_MAX_SHOWN = 1000
+
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
@@ -109,9 +112,16 @@ def validate(body: Any, schema: Schema) -> None:
 
 
 def _refusal(error: jsonschema.ValidationError) -> str:
-    message = str(error.message)
+    # Names all keys that it refuses.
+    message = _short(error.message)
     if error.validator == "format" and error.validator_value in formats.HINTS:
         message += f" ({formats.HINTS[error.validator_value]})"
     if not error.path:
         return message
-    return f"Invalid input for field/attribute {error.path[-1]}. Value: {error.instance}. {message}"
+    return f"Invalid input for field/attribute {error.path[-1]}. Value: {_short(error.instance)}. {message}"
+
+
+def _short(value: object) -> str:
+    """Return a value of a request as an answer shows it: with its beginning, where it is long."""
+    text = str(value)
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."

@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 import jsonschema
 
+from backupfw import naming
 from backupfw.errors import InvalidInput
 from backupfw.manager import rows
 
@@ -84,6 +85,8 @@ _PROPERTIES: dict[str, Schema] = {
     "created_at": _TIME,
     "metadata": {
         "type": ["object", "null"],
+        # First: what has too many is refused before each of them is looked at.
+        "maxProperties": naming.MAX_PAIRS,
         "patternProperties": {rf"\A{_CHARACTER}{{1,{MAX_TEXT}}}\Z": {**_FREE_TEXT, "type": "string"}},
         "additionalProperties": False,
     },
@@ -196,6 +199,8 @@ def decode(text: str) -> Record:
         if values.get(name) is None:
             raise InvalidInput(f"Provided backup record is missing {words}")
     if (error := next(_VALIDATOR.iter_errors(values), None)) is not None:
+        if error.validator == "maxProperties":
+            raise InvalidInput(f"The backup record has more than {naming.MAX_PAIRS} pairs of metadata.")
         path = [str(part) for part in error.absolute_path]
         raise _invalid(path[0] if path[0] == "metadata" else ".".join(path))
     given = {name: values[name] for name in _PROPERTIES if values.get(name) is not None}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from backupfw import naming
 from backupfw.api.versions import ApiVersion
 
 #: The schema of a body, by version.
@@ -37,6 +38,8 @@ BOOLEAN: dict[str, Any] = {
 
 METADATA: dict[str, Any] = {
     "type": "object",
+    # First: what has too many is refused before each of them is looked at.
+    "maxProperties": naming.MAX_PAIRS,
     "patternProperties": {r"^[a-zA-Z0-9-_:. /]{1,255}\Z": {"type": "string", "maxLength": 255}},
     "additionalProperties": False,
 }

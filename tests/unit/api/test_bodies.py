@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from backupfw import naming
 from backupfw.api import bodies, errors
 from backupfw.api.schemas import backups, formats, types
 from backupfw.api.schemas import volumes as volume_schemas
@@ -217,6 +218,23 @@ def test_metadata_keys_of_any_allowed_form_pass(key: str) -> None:
 )
 def test_bad_metadata_is_refused(metadata: Any) -> None:
     refusal(metadata, types.METADATA)
+
+
+def test_too_much_metadata_is_refused_before_it_is_looked_at_and_not_echoed() -> None:
+    schema = types.wrapped("metadata", types.METADATA)
+    # Each of them is wrong.
+    pairs = {f"{number}\n": "" for number in range(naming.MAX_PAIRS + 1)}
+    with pytest.raises(errors.ValidationFailed) as caught:
+        bodies.validate({"metadata": pairs}, schema)
+    assert str(caught.value).startswith("Invalid input for field/attribute metadata. Value: {'0\\n': '', ")
+    assert len(str(caught.value)) < 2200
+    most = {str(number): "" for number in range(naming.MAX_PAIRS)}
+    bodies.validate({"metadata": most}, schema)
+    # A refusal names what is wrong with a value, not all of it.
+    with pytest.raises(errors.ValidationFailed) as caught:
+        bodies.validate({"metadata": {f"\xe9{number}": "" for number in range(7000)}}, schema)
+    assert len(str(caught.value)) < 2200
+    assert "\xe90" in str(caught.value)
 
 
 @pytest.mark.parametrize("status", ["available", "error", "AVAILABLE", "Error"])

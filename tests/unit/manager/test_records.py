@@ -12,6 +12,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from backupfw import naming
 from backupfw.errors import InvalidInput
 from backupfw.manager import records, rows
 from backupfw.manager.records import MAX_CHARACTERS, decode, encode, same_service
@@ -275,6 +276,16 @@ def test_a_wrong_field_is_named(name: str, value: Any) -> None:
     with pytest.raises(InvalidInput) as caught:
         decode(pack({**FOREIGN, name: value}))
     assert str(caught.value) == f"The backup record has an invalid {name}."
+
+
+def test_too_much_metadata_is_refused_before_it_is_looked_at() -> None:
+    """A check of every pair takes seconds where there are some hundred thousand."""
+    # Each of them is wrong.
+    pairs = {f"{number}\n": "" for number in range(naming.MAX_PAIRS + 1)}
+    with pytest.raises(InvalidInput, match=r"^The backup record has more than 16384 pairs of metadata\.$"):
+        decode(pack({**FOREIGN, "metadata": pairs}))
+    most = {str(number): "" for number in range(naming.MAX_PAIRS)}
+    assert decode(pack({**FOREIGN, "metadata": most})).metadata == most
 
 
 def test_a_wrong_store_hint_is_named() -> None:
