@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from backupfw import moments
 from backupfw.cmd import base
 from backupfw.cmd.progress import counted
 
@@ -102,7 +103,6 @@ class Purge(base.Lister):
 def _moment(text: str) -> datetime:
     """Return a day or time as naive UTC; for argparse."""
     try:
-        moment = datetime.fromisoformat(text)
+        return moments.parse(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is no date, e.g. 2026-01-31") from None
-    return moment if moment.tzinfo is None else moment.astimezone(UTC).replace(tzinfo=None)

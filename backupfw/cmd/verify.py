@@ -6,9 +6,10 @@ import argparse
 import json
 import sys
 from contextlib import closing, suppress
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from backupfw import moments
 from backupfw.cmd import base, usecases
 from backupfw.cmd.progress import Progress, counted, human_size
 from backupfw.errors import BackupNotFound, EngineError, InvalidBackup, InvalidInput
@@ -82,10 +83,8 @@ def _age(text: str) -> timedelta | datetime:
     with suppress(ValueError):
         if 0 <= (days := float(text)) <= _MAX_DAYS:
             return timedelta(days=days)
-    with suppress(ValueError, OverflowError):
-        moment = datetime.fromisoformat(text)
-        if moment.tzinfo is not None:
-            return moment.astimezone(UTC).replace(tzinfo=None)
+    with suppress(ValueError):
+        return moments.parse(text, zoned=True)
     raise argparse.ArgumentTypeError(
         f"{text!r} is neither a number of days from 0 to {_MAX_DAYS} nor a moment like 2026-01-31T20:00:00Z"
     )

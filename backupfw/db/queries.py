@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from sqlalchemy import Boolean, ColumnElement, Integer, Select, String, and_, case, false, func, or_, select
 from sqlalchemy.orm import Session
 
+from backupfw import moments
 from backupfw.db.models import Backup, Message, Snapshot, Transfer, Volume, VolumeType
 from backupfw.db.types import UtcDateTime
 from backupfw.errors import InvalidInput, MarkerNotFound
@@ -188,15 +189,6 @@ def _condition(model: type[Row], name: str, text: str) -> ColumnElement[bool]:
         if _INTEGER.fullmatch(text):
             result = column == int(text)
     elif isinstance(kind, UtcDateTime):
-        moment = _moment(text)
-        if moment is not None:
-            result = column == moment
+        with suppress(ValueError):
+            result = column == moments.parse(text)
     return result
-
-
-def _moment(text: str) -> datetime | None:
-    try:
-        moment = datetime.fromisoformat(text)
-        return moment if moment.tzinfo is None else moment.astimezone(UTC).replace(tzinfo=None)
-    except (ValueError, OverflowError):
-        return None

@@ -15,12 +15,12 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, NoReturn
 
 import jsonschema
 
-from backupfw import naming
+from backupfw import moments, naming
 from backupfw.errors import InvalidInput
 from backupfw.manager import rows
 
@@ -270,9 +270,8 @@ def _brackets(text: str) -> tuple[int, int]:
 
 def _time(name: str, text: str) -> datetime:
     try:
-        moment = datetime.fromisoformat(text)
-        return moment if moment.tzinfo is None else moment.astimezone(UTC).replace(tzinfo=None)
-    except (ValueError, OverflowError):
+        return moments.parse(text)
+    except ValueError:
         raise _invalid(name) from None
 
 
