@@ -209,6 +209,14 @@ def test_the_table(
         server.answers.clear()
 
 
+def test_no_cookie_is_kept_for_other_threads(server: Server, store: SwiftStore) -> None:
+    server.answers += [Answer(201, headers={"Etag": ETAG, "Set-Cookie": "session=of-one; Path=/"})] * 2
+    for _ in range(2):
+        store.put("c", "key", X)
+    assert [one.method for one in server.requests] == ["PUT", "PUT"]
+    assert all("Cookie" not in one.headers for one in server.requests)
+
+
 def test_retry_after(server: Server, store: SwiftStore) -> None:
     later = email.utils.formatdate(time.time() + 100, usegmt=True)
     for text, low, high in (("7", 7, 7), ("1.5", 1.5, 1.5), (later, 90, 101), ("soon", None, None)):

@@ -17,6 +17,7 @@ import logging
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from http.cookiejar import DefaultCookiePolicy
 from typing import Any
 from urllib.parse import urlencode
 
@@ -158,6 +159,8 @@ class Link:
         adapter = requests.adapters.HTTPAdapter(
             pool_connections=4, pool_maxsize=self._options.pool_size, max_retries=0
         )
+        # Requests of all threads would write one jar.
+        session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))
         session.mount("https://", adapter)
         session.mount("http://", adapter)
         proxy = self._options.proxy

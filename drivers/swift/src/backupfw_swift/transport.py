@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from http.cookiejar import DefaultCookiePolicy
 from typing import Any
 
 import keystoneauth1.exceptions as keystone
@@ -29,6 +30,8 @@ class Transport:
         self._requests = requests.Session()
         # The library would ask for compressed answers, whose length and bytes are not the object's.
         self._requests.headers.clear()
+        # Requests of all threads would write one jar, and a cookie of one account go to the others.
+        self._requests.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))
         for scheme in ("https://", "http://"):
             self._requests.mount(scheme, TCPKeepAliveAdapter(pool_maxsize=IDLE, max_retries=0))
         cert: str | tuple[str, str] | None = options.cert
