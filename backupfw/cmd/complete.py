@@ -95,7 +95,7 @@ def words(app: App) -> list[Word]:
             groups.setdefault(group, []).append(rest)
         found.append(Word(f" {group}" if group else "", rest, about, options))
     found += [Word("", group, ", ".join(rest)) for group, rest in groups.items()]
-    # The words of all commands may follow the one that tells about them.
+    # The words of every command may follow ``help``.
     return found + [Word(f" help{word.before}", word.name, word.about) for word in found]
 
 
@@ -163,7 +163,7 @@ def bash(found: Sequence[Word]) -> Iterator[str]:
     )
     yield "    esac"
     yield '    case "$at:$now" in'
-    # A command may have options, and words of its own: the first branch that fits is taken.
+    # Branches for options come first: a word can be a command and the beginning of other commands.
     commands = [word for word in found if word.options]
     for word in commands:
         names = shlex.quote(" ".join(name for option in word.options for name in option.names))
@@ -207,7 +207,7 @@ def zsh(found: Sequence[Word]) -> Iterator[str]:
     )
     yield "    esac"
     yield '    case "$at:${words[CURRENT]}" in'
-    # As for bash.
+    # Options first, as for bash.
     commands = [word for word in found if word.options]
     for word in commands:
         names = " ".join(_described(name, one.about) for one in word.options for name in one.names)

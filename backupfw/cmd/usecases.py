@@ -82,7 +82,7 @@ def text(value: str) -> str:
 
 
 def add_project(parser: argparse.ArgumentParser) -> None:
-    """Add where a name is looked up: several things may have one, in one project and in many."""
+    """Add ``--project``, which says in which project a name is looked up."""
     parser.add_argument("--project", metavar="P", type=text, help="look it up in this project only")
 
 

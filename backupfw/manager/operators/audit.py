@@ -314,7 +314,7 @@ def _trees(session: Session) -> Iterator[Finding]:
         for (manifest_id,) in _rows(session, statement.where(row.in_tree)):
             yield Finding("lineage", f"manifest {manifest_id}", problem)
     edges = select(row.id, row.base_id, row.volume_id).join(base, based).where(row.in_tree)
-    # Each part has all edges of its volumes.
+    # Volumes are read in parts, by the first characters of their ids; a tree lies within one volume.
     parts = groupby(_rows(session, edges.order_by(row.volume_id)), key=lambda edge: edge.volume_id[:2])
     for _, part in parts:
         for manifest_id in _endless((edge.id, edge.base_id) for edge in part):
@@ -322,16 +322,16 @@ def _trees(session: Session) -> Iterator[Finding]:
 
 
 def _same_tree(row: Any, other: Any) -> list[ColumnElement[bool]]:
-    """The conditions that two manifests are in one tree, if they are in any."""
+    """The conditions that two manifests in trees are in the same one."""
     places = ("volume_id", "store", "container", "installation_id")
     return [getattr(row, place) == getattr(other, place) for place in places]
 
 
 def _no_forks() -> Select[str]:
-    """Select the gone manifests that a contraction of their trees (``Tree.contract``) would have dropped."""
+    """Select the gone manifests that are no forks: a contraction (``Tree.contract``) would drop them."""
     row, near, joint, first = Manifest, aliased(Manifest), aliased(Manifest), aliased(Manifest)
     place = (joint.volume_id, joint.store, joint.container, joint.installation_id)
-    # One detached gone manifest joins its tree: no other gone one stays beside it.
+    # A gone detached manifest joins all manifests of its tree, so no other gone one may stay beside it.
     joints = (
         select(func.min(joint.id).label("id"), *place)
         .where(joint.in_tree, joint.detached, joint.state == GONE)
@@ -356,10 +356,10 @@ def _no_forks() -> Select[str]:
 
 
 def _endless(edges: Iterable[tuple[str, str]]) -> Iterator[str]:
-    """Yield the manifests whose line of bases never ends.
+    """Yield the manifests whose chain of bases never ends.
 
-    No database walks so long a line in few statements, and a process has no room for all lines: they wait
-    in a temporary file of SQLite, which has no name and keeps little in memory.
+    A database cannot follow such long chains in few statements, and they do not fit into the memory of a
+    process.  So the edges are put into a temporary SQLite database, in a file without a name.
 
     :param edges: id and base of each manifest that has one.
     """
