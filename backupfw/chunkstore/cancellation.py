@@ -29,9 +29,10 @@ def cancelled_by(check: Callable[[], None]) -> Iterator[None]:
 
 @contextmanager
 def undoing_if(allowed: Callable[[], bool]) -> Iterator[None]:
-    """Within the block, ask before an object is deleted whose put ended after this thread's wait for it.
+    """Within the block, ask whether to delete an object whose put ended after this thread's wait for it.
 
-    For an object that somebody else may name although its put was never seen to end.
+    For an object that somebody else may name although its put was never seen to end.  Without it, only an
+    object whose put was cancelled is deleted: one that took too long is put again.
 
     :param allowed: returns whether the object can be deleted; called in another thread, after the put.
     """
@@ -43,10 +44,10 @@ def undoing_if(allowed: Callable[[], bool]) -> Iterator[None]:
         _current.undo = outer
 
 
-def undo_check() -> Callable[[], bool]:
-    """Return what says whether an object that the calling thread puts can be deleted if it ends late."""
+def undo_check() -> Callable[[], bool] | None:
+    """Return what the calling thread has set with :func:`undoing_if`."""
     allowed: Callable[[], bool] | None = getattr(_current, "undo", None)
-    return (lambda: True) if allowed is None else allowed
+    return allowed
 
 
 def check_cancelled() -> None:

@@ -181,6 +181,7 @@ class TimeoutLayer(Layer):
         container: str = "",
         key: str = "",
         undo: Callable[[], None] | None = None,
+        undo_timeout: bool = False,
     ) -> T:
         if not self.seconds:
             return action()
@@ -196,7 +197,7 @@ class TimeoutLayer(Layer):
         except BaseException:
             self._give_up(job, undo)
             raise
-        if not finished and self._give_up(job, None):
+        if not finished and self._give_up(job, undo if undo_timeout else None):
             raise Unavailable(
                 f"{operation} took longer than {bound:g} s", store=self.name, container=container, key=key
             )
@@ -242,7 +243,7 @@ class TimeoutLayer(Layer):
 
         def undo() -> None:
             # The object that was there before is not this call's.
-            if not taken.is_set() and allowed():
+            if not taken.is_set() and (allowed is None or allowed()):
                 self._undo_put(container, key)
 
         self._run(
@@ -252,6 +253,8 @@ class TimeoutLayer(Layer):
             container,
             key,
             undo=undo,
+            # Without a check it would delete what the next try puts.
+            undo_timeout=allowed is not None,
         )
 
     def get(self, container: str, key: str, offset: int | None = None, length: int | None = None) -> bytes:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import nullcontext
 
 import pytest
 
@@ -442,6 +443,25 @@ class TestCancellation:
             time.sleep(0.01)
         assert memory.get("c", "late") == b"x"
         assert not gated.delete_begun.is_set()
+
+    @pytest.mark.parametrize("allowed", [None, False, True])
+    def test_a_put_that_took_too_long_is_undone_only_if_that_is_said(
+        self, memory: MemoryStore, allowed: bool | None
+    ) -> None:
+        gated = GatedStore(memory)
+        gated.let_delete_go.set()
+        layer = TimeoutLayer(gated, 0.2)
+        with (
+            nullcontext() if allowed is None else undoing_if(lambda: bool(allowed)),
+            pytest.raises(Unavailable),
+        ):
+            layer.put("c", "late", Body.from_bytes(b"x"))
+        gated.let_put_go.set()
+        deadline = time.monotonic() + 30
+        while not layer._workers._idle and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert gated.delete_done.is_set() is (allowed is True)
+        assert [info.key for info in memory.list("c")] == (["key"] if allowed else ["key", "late"])
 
     def test_undoing_what_has_just_ended_keeps_nobody_waiting(self, memory: MemoryStore) -> None:
         gated = GatedStore(memory)
