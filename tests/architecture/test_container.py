@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import yaml
 
 from backupfw.cmd import configure
 from backupfw.cmd.main import parse
-from tests.architecture.checkout import ROOT, driver_projects
+from tests.architecture.checkout import ROOT, driver_projects, lines
 
 CONFIGURATION = "/etc/backupfw/backupfw.conf"
 
@@ -93,6 +94,12 @@ def test_what_the_image_is_made_of_is_not_left_out() -> None:
     left_out = set((ROOT / ".dockerignore").read_text().split())
     assert {".git", ".venv*", ".servers"} <= left_out
     assert left_out.isdisjoint({"backupfw", "drivers", "etc", "setup.cfg", "constraints.txt", "README.md"})
+
+
+def test_what_git_ignores_stays_out_of_the_build() -> None:
+    left_out = [line.removeprefix("**/") for line in lines((ROOT / ".dockerignore").read_text())]
+    ignored = [line.strip("/") for line in lines((ROOT / ".gitignore").read_text())]
+    assert [name for name in ignored if not any(fnmatch(name, one) for one in left_out)] == []
 
 
 def test_the_composed_commands_parse_and_depend_on_what_is_there() -> None:
