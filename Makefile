@@ -11,6 +11,8 @@ SHORT := not soak and not chaos and not fuzz
 QUICK := -m 'not check and $(SHORT)'
 # Tests of one class or module run in one process, with the servers that they share; conftest.py says in how many.
 PYTEST := -m pytest -n auto --dist loadscope
+# What shows that a version works; the rest of tests/architecture is about the checkout.
+LOWEST := tests/unit tests/functional tests/integration tests/architecture/test_private_parts.py $(DRIVER_PATHS:%=%/tests)
 STATE_DIR ?= .state
 ARGS ?=
 
@@ -125,13 +127,13 @@ installed: dist ## install dist/ into a clean environment outside the checkout, 
 	@echo "== What dist/ holds, installed"
 	@$(BIN)/python -m tests.installed dist
 
-lowest: ## run unit and functional tests with the lowest versions that setup.cfg and the drivers allow
+lowest: ## run core's and the drivers' tests with the lowest versions that setup.cfg and the drivers allow
 	@echo "== Lowest versions"
 	@$(PYTHON) -m venv $(VENV).lowest
 	@$(VENV).lowest/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
 	@$(VENV).lowest/bin/uv pip install --quiet --python $(VENV).lowest/bin/python --resolution lowest-direct \
 	    -e '.[test]' $(DRIVER_PATHS:%=-e %)
-	@$(VENV).lowest/bin/python -m pytest tests/unit tests/functional $(ARGS)
+	@$(VENV).lowest/bin/python $(PYTEST) $(QUICK) $(LOWEST) $(ARGS)
 
 constraints: ## pin the newest versions anew in constraints.txt
 	@rm -rf $(VENV).new
