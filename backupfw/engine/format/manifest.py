@@ -531,7 +531,7 @@ class _Stream:
             return self._page()
 
     def _page(self) -> tuple[int, bytes]:
-        header = self._bytes(0, _PAGE.size)
+        header = self._bytes(_PAGE.size)
         magic, kind, codec, _, number, stored, raw = _PAGE.unpack(header)
         if magic != _PAGE_MAGIC or stored > MAX_PAGE_BYTES or raw > MAX_PAGE_BYTES:
             raise BadBytes("a page's header has changed")
@@ -540,7 +540,7 @@ class _Stream:
         if number != self.number:
             raise BadBytes("its pages are out of order")
         size = _PAGE.size + stored
-        page = self._bytes(0, size + DIGEST_BYTES)
+        page = self._bytes(size + DIGEST_BYTES)
         checksum = page[size:]
         if digest(self._reader.binding + page[:size]) != checksum:
             raise BadBytes(f"its page {number} has changed")
@@ -554,9 +554,9 @@ class _Stream:
         self.chain.update(checksum)
         return kind, payload
 
-    def _bytes(self, offset: int, length: int) -> bytes:
+    def _bytes(self, length: int) -> bytes:
         """Return bytes from the position on, from the buffer where they are there."""
-        begin = self.position + offset - self._start
+        begin = self.position - self._start
         if begin + length > len(self._buffer):
             reader = self._reader
             total = reader.totals.manifest_bytes

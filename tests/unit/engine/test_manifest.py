@@ -256,6 +256,21 @@ def test_wrong_figures_under_a_right_checksum_are_found(changes: dict[str, int])
         read_all(box, key)
 
 
+@pytest.mark.parametrize(
+    ("changes", "whole"), [({}, True), ({"segments": 2}, False), ({"data": 4097}, False)]
+)
+def test_a_header_names_no_more_than_the_volume_has(changes: dict[str, int], whole: bool) -> None:
+    box = memory_container()
+    full = replace(entry(0), data_bytes=4096)
+    key = write(box, [full], ManifestHead(head().origin, Geometry(4096, 512, 4096)))
+    objects_of(box)[key] = rehead(objects_of(box)[key], **changes)
+    if whole:
+        assert read_all(box, key) == [full]
+    else:
+        with pytest.raises(Damaged, match="more than the volume has"):
+            ManifestReader(box, key)
+
+
 def forge_page(payload: bytes, stored: bytes, codec: int, number: int, kind: int, key: str) -> bytes:
     binding = blake3(key.encode()).digest()
     page = struct.pack("<4sBBHIII", b"PAGE", kind, codec, 0, number, len(stored), len(payload)) + stored
@@ -325,6 +340,38 @@ def test_a_page_may_have_exactly_the_largest_size(monkeypatch: pytest.MonkeyPatc
         write(box, [])
     with pytest.raises(Damaged, match="header has changed"):
         ManifestReader(box, key)
+    # As it is, not packed.
+    text = dump_json(head().to_json())
+    put_page(box, key, objects_of(box)[key], forge_page(text, text, 0, 0, 1, key))
+    with pytest.raises(Damaged, match="header has changed"):
+        ManifestReader(box, key)
+    monkeypatch.setattr(manifest, "MAX_PAGE_BYTES", size)
+    assert ManifestReader(box, key).head == head()
+
+
+@pytest.mark.parametrize(("request_number", "at"), [(0, 40), (1, 4), (1, 40), (1, -1)])
+def test_a_header_or_page_that_came_wrong_is_read_once_more(
+    request_number: int, at: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    box = memory_container()
+    content = [entry(index) for index in range(5)]
+    key = write(box, content)
+    right = objects_of(box)[key]
+    wrong = bytearray(right)
+    # The first request is for the header, the second for the pages: the second page of them, or the end.
+    begin = manifest.HEADER_BYTES + len(pages_of(right)[0]) if request_number else 0
+    wrong[begin + at if at >= 0 else at] ^= 1
+
+    def answer(*_: object) -> None:
+        objects_of(box)[key] = bytes(wrong) if len(box.gets) == request_number else right
+
+    box.before_get = answer
+    assert read_all(box, key) == content
+    assert len(box.gets) == 3
+    # The log says which object, and in which way.
+    (said,) = caplog.messages
+    assert key in said
+    assert "changed" in said or "out of order" in said
 
 
 def test_a_page_of_entries_is_closed_when_it_has_enough_entries_or_packs(
@@ -451,6 +498,43 @@ def forged(content: Sequence[SegmentEntry], origins: Sequence[str] | None = None
     except Damaged as error:
         return str(error)
     return ""
+
+
+@pytest.mark.parametrize("changes", [{"backup": "b1"}, {"token": "1" * 16}, {"epoch": 1}])
+def test_a_head_of_another_attempt_is_damage(changes: dict[str, Any]) -> None:
+    pages = [(forge.HEAD, dump_json(head().to_json() | changes)), (forge.ORIGINS, forge.encode_origins([]))]
+    data = forge.sealed(head().key, pages, (0, 0, 0), 0)
+    with pytest.raises(Damaged, match="another key"):
+        ManifestReader(memory_container({"box": {head().key: data}}), head().key)
+
+
+def test_a_head_of_no_attempt_is_damage() -> None:
+    """It names the key under which it is, and that is no key of the format."""
+    about = replace(head(), origin=replace(head().origin, token="x"))
+    pages = [(forge.HEAD, dump_json(about.to_json())), (forge.ORIGINS, forge.encode_origins([]))]
+    data = forge.sealed(about.key, pages, (0, 0, 0), 0)
+    with pytest.raises(Damaged, match="another key"):
+        ManifestReader(memory_container({"box": {about.key: data}}), about.key)
+
+
+def test_a_manifest_that_is_longer_than_its_header_says_is_damage() -> None:
+    box = memory_container()
+    key = write(box, [entry(index, index % 4, 3) for index in range(5)])
+    data = objects_of(box)[key]
+    for total in range(manifest.HEADER_BYTES + 1, len(data)):
+        objects_of(box)[key] = rehead(data, total=total)
+        with pytest.raises(Damaged):
+            read_all(box, key)
+
+
+@pytest.mark.parametrize(("codec", "shorter"), [(0, 1), (2, 0)])
+def test_a_page_that_is_packed_in_an_unknown_way_is_damage(codec: int, shorter: int) -> None:
+    box = memory_container()
+    key = write(box, [])
+    text = dump_json(head().to_json())
+    put_page(box, key, objects_of(box)[key], forge_page(text[shorter:], text, codec, 0, 1, key))
+    with pytest.raises(Damaged, match="unknown way"):
+        ManifestReader(box, key)
 
 
 def test_forged_pages_that_fit_are_read() -> None:
