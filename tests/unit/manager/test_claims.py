@@ -15,6 +15,7 @@ import pytest
 from sqlalchemy import delete, event, select, update
 
 from backupfw.db import models
+from backupfw.db.locks import lock
 from backupfw.db.session import Database, now
 from backupfw.errors import TaskLost
 from backupfw.manager.outcomes.volumes import VolumeTasks
@@ -152,6 +153,13 @@ def test_a_disabled_or_frozen_worker_takes_nothing_new(world: World) -> None:
     assert running is not None
     assert running.id == first
     admin = world.ctx(admin=True)
+    # What another service of the host is, and another host's worker, is nothing to it.
+    for host, binary in (("host", "another"), ("third", BACKUP_BINARY)):
+        world.services.heartbeat(host, binary, "nova", {})
+        world.services.set_disabled(admin, host, binary, disabled=True, reason="x")
+    free = world.tasks.claim("host/2", 60, reach=reach())
+    assert free is not None
+    world.tasks.release(free)
     for stop, go in (
         (
             lambda: world.services.set_disabled(admin, "host", BACKUP_BINARY, disabled=True, reason="x"),
@@ -326,6 +334,26 @@ def test_two_claims_never_both_see_the_last_free_place(any_db: Database) -> None
             found.state, found.owner, found.attempt = claims.RUNNING, "h/1", 1
             found.lease_until = now(session) + timedelta(seconds=60)
         assert second.result(60) is None
+
+
+def test_a_claim_passes_by_a_row_that_another_transaction_holds(any_db: Database) -> None:
+    """All other claims would wait with it, as it has the queue's lock."""
+    if any_db.backend == "sqlite":
+        pytest.skip("declared: servers only")
+    world = World(database=any_db)
+    first, second = queue(world, "a"), queue(world, "b")
+    with ThreadPoolExecutor(1) as pool, any_db.write() as session:
+        assert lock(session, models.Task, models.Task.id == first) == [first]
+        task = pool.submit(world.tasks.claim, "h/1", 60).result(60)
+    assert task is not None
+    assert task.id == second
+    # So does the look for tasks whose lease has ended: the one that is held counts as running.
+    world.tasks = Tasks(any_db, 3, lambda: Limits(total=1))
+    world.age(seconds=61)
+    with ThreadPoolExecutor(1) as pool, any_db.write() as session:
+        lock(session, models.Task, models.Task.id == second)
+        assert pool.submit(world.tasks.claim, "h/2", 60).result(60) is None
+    assert world.tasks.claim("h/2", 60) is not None
 
 
 @pytest.mark.parametrize(
