@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 from contextlib import closing, suppress
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from backupfw import moments
@@ -15,6 +17,8 @@ from backupfw.cmd.progress import Progress, counted, human_size
 from backupfw.errors import BackupNotFound, EngineError, InvalidBackup, InvalidInput
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from oslo_config import cfg
 
     from backupfw.db.session import Database
@@ -23,6 +27,8 @@ if TYPE_CHECKING:
 
 #: Longest age that may be asked for, days.
 _MAX_DAYS = 36500
+#: Keys of damaged objects in memory at a time, about 300 bytes each.
+_PART = 50_000
 
 
 class Verify(base.Command):
@@ -163,7 +169,6 @@ class Verifier:
         manifest = catalogue.manifest_of(self._db, backup_id)
         with self._db.read() as session:
             begun = self._db.now(session)
-        found: dict[str, str] = {}
         whole: set[str] = set()
 
         def damaged(bad: str, reason: str) -> None:
@@ -171,49 +176,50 @@ class Verifier:
                 manifest.store, manifest.container, bad, reason, manifest.id
             ):
                 raise InvalidBackup(f"backup {backup_id} was deleted meanwhile")
-            found[bad] = reason
+            found.add(bad, reason)
             if not self._json:
                 print(f"damaged: {bad}: {reason}")
 
         progress = Progress(f"verifying {backup_id}")
         control = progress.control()
-        try:
-            opened = self._stores.container(manifest.store, manifest.container)
-            report = engine.run(
-                manifest.key,
-                opened,
-                control,
-                damaged,
-                quick=self._quick,
-                streams=self._conf.backup.streams,
-            )
-            if found:
-                mark_sharers(self._tasks, opened, manifest.id, found, control)
-            elif not self._quick:
-                prefix = keys.volume_prefix_of(manifest.key)
-                listed = self._tasks.damaged_objects.keys(manifest.store, manifest.container, prefix)
-                whole = engine.named(manifest.key, listed, opened, control)
-        except BaseException:
-            progress.abandon()
-            raise
-        how = damaged_objects.QUICK if self._quick else damaged_objects.FULL
-        result = damaged_objects.OK if report.ok else damaged_objects.DAMAGED
-        # This is the last step, so that after a killed run the backup is verified again.
-        moment = self._tasks.damaged_objects.record_verification(manifest.id, begun, how, result, whole)
-        progress.finish(human_size(report.bytes))
-        if self._json:
-            _print_json(
-                id=backup_id,
-                result=result,
-                how=how,
-                verified_at=f"{moment.isoformat()}Z",
-                objects=report.objects,
-                blocks=report.blocks,
-                bytes=report.bytes,
-                damaged=[{"key": key, "reason": reason} for key, reason in found.items()],
-            )
-        else:
-            _print_verdict(backup_id, report)
+        with closing(_Found()) as found:
+            try:
+                opened = self._stores.container(manifest.store, manifest.container)
+                report = engine.run(
+                    manifest.key,
+                    opened,
+                    control,
+                    damaged,
+                    quick=self._quick,
+                    streams=self._conf.backup.streams,
+                )
+                for part in found.parts():
+                    mark_sharers(self._tasks, opened, manifest.id, part, control)
+                if report.ok and not self._quick:
+                    prefix = keys.volume_prefix_of(manifest.key)
+                    listed = self._tasks.damaged_objects.keys(manifest.store, manifest.container, prefix)
+                    whole = engine.named(manifest.key, listed, opened, control)
+            except BaseException:
+                progress.abandon()
+                raise
+            how = damaged_objects.QUICK if self._quick else damaged_objects.FULL
+            result = damaged_objects.OK if report.ok else damaged_objects.DAMAGED
+            # This is the last step, so that after a killed run the backup is verified again.
+            moment = self._tasks.damaged_objects.record_verification(manifest.id, begun, how, result, whole)
+            progress.finish(human_size(report.bytes))
+            if self._json:
+                _print_json(
+                    id=backup_id,
+                    result=result,
+                    how=how,
+                    verified_at=f"{moment.isoformat()}Z",
+                    objects=report.objects,
+                    blocks=report.blocks,
+                    bytes=report.bytes,
+                    damaged=found,
+                )
+            else:
+                _print_verdict(backup_id, report)
         return report.ok
 
     def report_failure(self, backup_id: str, problem: str) -> None:
@@ -224,8 +230,39 @@ class Verifier:
             print(f"backup {backup_id}: NOT verified: {problem}")
 
 
-def _print_json(**values: Any) -> None:
-    print(json.dumps(values, sort_keys=True))
+class _Found:
+    """The damaged objects of one backup, in a temporary file: of a store that lost all there are millions."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile("w+", encoding="utf-8", prefix="backupfw-verify-")  # noqa: SIM115
+
+    def add(self, key: str, reason: str) -> None:
+        self._file.write(json.dumps({"key": key, "reason": reason}) + "\n")
+
+    def lines(self) -> Iterator[str]:
+        """Yield each as JSON; nothing can be added meanwhile."""
+        self._file.seek(0)
+        return (line.rstrip("\n") for line in self._file)
+
+    def parts(self) -> Iterator[set[str]]:
+        """Yield the keys, :data:`_PART` at a time."""
+        lines = self.lines()
+        while part := {json.loads(line)["key"] for line in islice(lines, _PART)}:
+            yield part
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _print_json(*, damaged: _Found | None = None, **values: Any) -> None:
+    text = json.dumps(values, sort_keys=True)
+    if damaged is None:
+        print(text)
+    else:
+        print(text.removesuffix("}"), end=', "damaged": [')
+        for number, line in enumerate(damaged.lines()):
+            print(line if number == 0 else f", {line}", end="")
+        print("]}")
     # A reader gets each backup at once, not a full buffer.
     sys.stdout.flush()
 

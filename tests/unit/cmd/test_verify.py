@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import random
 import re
+import tracemalloc
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -15,14 +17,16 @@ import pytest
 from sqlalchemy import select, update
 
 from backupfw.chunkstore import errors
-from backupfw.cmd import catalogue, database, meters, service
+from backupfw.cmd import catalogue, database, meters, service, verify
 from backupfw.conf import logging
 from backupfw.db import models
 from backupfw.db.session import Database, now
 from backupfw.engine import verify as engine
+from backupfw.engine.ports import VerifyReport
 from backupfw.manager.outcomes import damaged_objects
 from backupfw.manager.outcomes.backups import BackupTasks
 from backupfw.manager.usecases.backups import BackupManager
+from backupfw.worker import damaged_objects as worker
 from tests.unit.cmd.conftest import Run, adopted, backed_up, copy_state, load_conf
 
 BLOCK = 64 << 10
@@ -368,3 +372,41 @@ def test_a_manifest_that_is_shared_is_read_once(chain: Chain, db: Database) -> N
     assert (status, len(found)) == (0, 2)
     assert chain.show(chain.full)["verified_at"] == chain.show(chain.other)["verified_at"]
     assert catalogue.was_verified(db, chain.other, catalogue.to_verify(db)[0], quick=False) is False
+
+
+def test_memory_does_not_grow_with_what_is_damaged(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
+    count, marked = 20_000, []
+
+    def run(_key: str, _container: Any, _control: Any, damaged: Any, **_: Any) -> VerifyReport:
+        for number in range(count):
+            damaged(f"{number:0200}", "it is missing")
+        return VerifyReport(objects=count, damaged=count)
+
+    def mark(_tasks: Any, _container: Any, _id: str, keys: set[str], _control: Any) -> None:
+        marked.append(len(keys))
+
+    monkeypatch.setattr(engine, "run", run)
+    monkeypatch.setattr(damaged_objects.DamagedObjects, "record", lambda *_: True)
+    monkeypatch.setattr(worker, "mark_sharers", mark)
+    monkeypatch.setattr(verify, "_PART", 1000)
+    with database.opened(load_conf(chain.state)) as db, (chain.state / "out").open("w+") as out:
+        verifier = verify.Verifier(load_conf(chain.state), db, FakeStores(), quick=True, as_json=True)  # type: ignore[arg-type]
+        with redirect_stdout(out):
+            tracemalloc.start()
+            try:
+                assert not verifier.one(chain.full)
+                peak = tracemalloc.get_traced_memory()[1]
+            finally:
+                tracemalloc.stop()
+        out.seek(0)
+        (told,) = [json.loads(line) for line in out]
+    assert [one["key"] for one in told["damaged"]] == [f"{number:0200}" for number in range(count)]
+    assert marked == [1000] * (count // 1000)
+    assert peak < 3 << 20
+
+
+class FakeStores:
+    """Stores that nothing is read of."""
+
+    def container(self, _store: str, _container: str) -> None:
+        return None
