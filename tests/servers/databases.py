@@ -239,6 +239,9 @@ def mariadb(directory: Path) -> Iterator[str]:
 #: Galera's library.
 _GALERA = Path("/usr/lib/galera/libgalera_smm.so")
 
+#: How soon a member is found to be lost.
+_TIMES = "evs.keepalive_period=PT0.5S;evs.suspect_timeout=PT2S;evs.inactive_timeout=PT4S"
+
 #: How a node gets another one's state, as MariaDB calls it: ``wsrep_sst_files``.  Both are on this host, so
 #: one copies the other one's files; what is missing since a time that both know, the nodes send themselves
 #: (``--bypass``).
@@ -277,15 +280,14 @@ fi
 
 
 def galera_programs() -> bool:
-    """Whether MariaDB's server and Galera are installed."""
-    return mariadb_programs() and _GALERA.exists()
+    """Whether MariaDB's server, Galera and its arbitrator are installed."""
+    return mariadb_programs() and _GALERA.exists() and shutil.which("garbd") is not None
 
 
 class Galera:
-    """Two MariaDB nodes of one cluster, both of which take writes.
+    """Two MariaDB nodes of one cluster, both of which take writes, and the arbitrator.
 
-    The first one has the greater weight: it goes on alone when the second one is gone, and not the other way
-    round.
+    The arbitrator has a vote and no data: whichever node is lost, the other one goes on.
 
     :ivar ports: where the nodes listen for clients.
     """
@@ -297,8 +299,10 @@ class Galera:
         self.ports = [free_port() for _ in range(2)]
         self._group = [free_port() for _ in range(2)]
         self._nodes: list[ServerProcess | None] = [None, None]
+        self._arbitrator: ServerProcess | None = None
         for number in range(2):
             (self._place(number) / "tmp").mkdir(parents=True)
+        (directory / "arbitrator").mkdir()
         script = directory / "wsrep_sst_files"
         script.write_text(_SEND_STATE)
         script.chmod(0o755)
@@ -310,10 +314,21 @@ class Galera:
         return self._directory / f"node{number}"
 
     def start(self) -> None:
-        """Start both nodes and return when each takes writes."""
+        """Start all members and return when each node takes writes."""
         self.start_node(0, first=True)
         self.execute(0, *_MAKE_TESTER)
         self.start_node(1)
+        self._start_arbitrator()
+
+    def _start_arbitrator(self) -> None:
+        nodes = ",".join(f"127.0.0.1:{port}" for port in self._group)
+        options = f"gmcast.listen_addr=tcp://127.0.0.1:{free_port()};{_TIMES}"
+        command = ["garbd", "--address", f"gcomm://{nodes}", "--group", "tests", "--options", options]
+        self._arbitrator = ServerProcess(command, self._directory / "arbitrator", self._user)
+        members = (("wsrep_cluster_size", "3"),)
+        self._arbitrator.wait_ready(
+            lambda: self.execute(0, "SHOW STATUS LIKE 'wsrep_cluster_size'") == members
+        )
 
     def start_node(self, number: int, first: bool = False) -> None:
         """Start a node, and return when it has the cluster's state.
@@ -325,9 +340,7 @@ class Galera:
         options = ";".join(
             (
                 f"gmcast.listen_addr=tcp://127.0.0.1:{self._group[number]}",
-                f"ist.recv_addr=127.0.0.1:{free_port()}", "evs.keepalive_period=PT0.5S",
-                f"pc.weight={2 - number}", "evs.suspect_timeout=PT2S", "evs.inactive_timeout=PT4S",
-                "gcache.size=16M",
+                f"ist.recv_addr=127.0.0.1:{free_port()}", "gcache.size=16M", _TIMES,
             )
         )  # fmt: skip
         command = [
@@ -354,11 +367,13 @@ class Galera:
             node.stop(how)
 
     def isolate(self, number: int, apart: bool) -> None:
-        """Cut a node off from the other one, or join them again; clients still reach both."""
+        """Cut a node off from the other members, or join them again; clients still reach both nodes."""
         self.execute(number, f"SET GLOBAL wsrep_provider_options = 'gmcast.isolate={int(apart)}'")
 
     def close(self) -> None:
-        """Stop both nodes."""
+        """Stop all members."""
+        if self._arbitrator is not None:
+            self._arbitrator.stop()
         for number in (1, 0):
             self.stop_node(number)
 

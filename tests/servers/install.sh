@@ -61,7 +61,8 @@ install_gcs() {
 }
 
 install_databases() {
-    packages mariadbd:mariadb-server-core mariadb:mariadb-client-core pgbouncer:pgbouncer
+    packages mariadbd:mariadb-server-core mariadb:mariadb-client-core pgbouncer:pgbouncer \
+        garbd:galera-arbitrator-4
     # No programs on any path.
     compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || packages initdb:postgresql
     [[ -e /usr/lib/galera/libgalera_smm.so ]] || packages libgalera_smm.so:galera-4

@@ -41,12 +41,13 @@ def assert_equal_nodes(cluster: Galera, database: str) -> None:
     wait("both nodes to hold the same", equal)
 
 
-def test_a_node_is_killed(cluster: Galera, installed: Installation, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_node_is_killed(cluster: Galera, installed: Installation, tmp_path: Path, number: int) -> None:
     with Load(installed, tmp_path) as load:
         load.go_on(1)
-        cluster.stop_node(1, signal.SIGKILL)
+        cluster.stop_node(number, signal.SIGKILL)
         load.go_on(2)
-        cluster.start_node(1)
+        cluster.start_node(number)
         load.go_on(2)
     assert_equal_nodes(cluster, str(make_url(installed.database).database))
 
