@@ -15,6 +15,7 @@ from pathlib import Path
 NAMES = (
     "backup.begun",
     "backup.planned",
+    "backup.opened",
     "backup.bound",
     "backup.pack-put",
     "backup.map-put",

@@ -28,6 +28,7 @@
          +- JournalLost          the database lost finished segments that were recorded
          +- SourceMoved          a source that could not be read in one state
          +- SourceUnreadable     a source that could not be read at all
+         +- ChangeMissed         a storage said that a range is unchanged, and it is not
          +- StorageChanged       a volume's storage is not what the catalogue says
          +- TargetError          the volume could not be written
 
@@ -233,6 +234,10 @@ class SourceMoved(EngineError):
 
 class SourceUnreadable(EngineError):
     """The source's storage failed while it was read; the message says how, without a path."""
+
+
+class ChangeMissed(EngineError):
+    """A storage said that a range of a volume is unchanged, and it is not: none of its answers is trusted."""
 
 
 class StorageChanged(EngineError):

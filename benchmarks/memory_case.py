@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import os
 import secrets
@@ -15,7 +16,7 @@ from backupfw.chunkstore.container import Container
 from backupfw.engine import backup, release, restore, sweep, verify
 from backupfw.engine.format import keys
 from backupfw.engine.ports import KnownManifests
-from backupfw.volume.base import BlockSource, BlockTarget
+from backupfw.volume.base import BlockTarget, Extent, Kind, Point
 from benchmarks import world
 
 BLOCK = 64 << 10
@@ -26,7 +27,7 @@ WHOLE_SEGMENTS = 3
 MODULES = ("pecan", "sqlalchemy", "oslo_db", "oslo_config", "oslo_log", "jsonschema", "alembic", "waitress")
 
 
-class LargeSource(BlockSource):
+class LargePoint(Point):
     """A volume that is made when it is read: one block in each segment, the first ones whole.
 
     :param length: bytes.
@@ -39,13 +40,15 @@ class LargeSource(BlockSource):
         self._changed = frozenset(changed)
         self._noise = secrets.token_bytes(1 << 20)
 
-    def data_extents(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+    def extents(self, start: int, end: int, since: str | None = None) -> Iterator[Extent]:
         """Yield the extents, without looking at what lies before."""
         for index in range(start // SEGMENT, -(-end // SEGMENT)):
             size = SEGMENT if index < WHOLE_SEGMENTS else BLOCK
-            first, last = max(index * SEGMENT, start), min(index * SEGMENT + size, end)
-            if first < last:
-                yield first, last - first
+            cuts = (index * SEGMENT, index * SEGMENT + size, (index + 1) * SEGMENT)
+            for (low, high), kind in zip(itertools.pairwise(cuts), (Kind.DATA, Kind.ZERO), strict=True):
+                first, last = max(low, start), min(high, end)
+                if first < last:
+                    yield Extent(first, last - first, kind)
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Make the bytes: noise in the whole segments, a number elsewhere."""
@@ -60,7 +63,7 @@ class LargeSource(BlockSource):
         if index in self._changed and offset % SEGMENT == 0:
             buffer[8:16] = b"changed!"
 
-    def close(self) -> None:
+    def close(self, keep: bool = False) -> None:
         """Nothing to release."""
 
 
@@ -108,7 +111,7 @@ def peak_mib() -> float:
     raise RuntimeError("no VmHWM")
 
 
-def timed_backup(box: Container, source: BlockSource, name: str, base: str | None) -> tuple[float, str]:
+def timed_backup(box: Container, source: Point, name: str, base: str | None) -> tuple[float, str]:
     """Back up and return the seconds and the manifest's key."""
     begin = time.perf_counter()
     job = world.make_job(name, source.length, base)
@@ -119,7 +122,7 @@ def timed_backup(box: Container, source: BlockSource, name: str, base: str | Non
 def image_case(directory: str, path: str) -> dict[str, float]:
     """Back up an image, again as an incremental, and restore it."""
     box = world.posix_container(os.path.join(directory, f"store-{secrets.token_hex(4)}"))
-    source = world.open_source(path)
+    source = world.open_point(path)
     full, key = timed_backup(box, source, "full", None)
     incremental, key = timed_backup(box, source, "incremental", key)
     target_path = os.path.join(directory, "target")
@@ -138,9 +141,9 @@ def large_case(directory: str, segments: str) -> dict[str, float]:
     control = world.QuietControl()
     box = world.container_of(world.TableStore(os.path.join(directory, "table")))
     result = {}
-    result["backup"], first = timed_backup(box, LargeSource(length), "full", None)
+    result["backup"], first = timed_backup(box, LargePoint(length), "full", None)
     changed = range(0, int(segments), 100)
-    result["incremental"], second = timed_backup(box, LargeSource(length, changed), "incremental", first)
+    result["incremental"], second = timed_backup(box, LargePoint(length, changed), "incremental", first)
     begin = time.perf_counter()
     restore.run(second, box, NoTarget(length), control)
     result["restore"] = time.perf_counter() - begin

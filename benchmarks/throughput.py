@@ -46,7 +46,7 @@ def run(table: Table, directory: str, size: int, rounds: int) -> None:
     box = new_store()
 
     def back_up(base: str | None = None) -> float:
-        source = world.open_source(path)
+        source = world.open_point(path)
         job = world.make_job(f"b{time.monotonic_ns()}", size, base, streams=THREADS)
         begin = time.perf_counter()
         result = backup.run(job, source, box, world.SqliteJournal(), world.QuietControl())

@@ -14,7 +14,7 @@ STREAMS = 2
 
 def back_up(box: Container, path: str, base: str | None = None) -> tuple[float, BackupResult]:
     """Back an image up; returns the seconds it took, and the result."""
-    source = world.open_source(path)
+    source = world.open_point(path)
     job = world.make_job(f"b{time.monotonic_ns()}", source.length, base, streams=STREAMS)
     begin = time.perf_counter()
     result = backup.run(job, source, box, world.SqliteJournal(), world.QuietControl())

@@ -18,7 +18,7 @@ from backupfw.chunkstore.loader import load_driver, open_store
 from backupfw.engine.format.geometry import Geometry
 from backupfw.engine.ports import BackupJob
 from backupfw.volume.local.descriptor import Descriptor
-from backupfw.volume.local.source import LocalSource
+from backupfw.volume.local.point import LocalPoint
 from backupfw.volume.local.target import LocalTarget
 
 
@@ -72,9 +72,9 @@ class SqliteJournal:
         return False
 
 
-def open_source(path: str) -> LocalSource:
+def open_point(path: str) -> LocalPoint:
     """Open an image for reading."""
-    return LocalSource(os.open(path, os.O_RDONLY), os.path.getsize(path), path)
+    return LocalPoint(os.open(path, os.O_RDONLY), os.path.getsize(path), path)
 
 
 def open_target(path: str, length: int, *, fresh: bool = True) -> LocalTarget:

@@ -82,6 +82,12 @@ class Meters:
         )
         self._ended = counter("tasks_ended", "Tasks that ended here, by outcome", ("kind", "outcome"))
         self._read = counter("backup_read_bytes", "Bytes read from volumes by backups")
+        self._sampled = counter(
+            "backup_sampled_bytes", "Bytes read from volumes only to check that they did not change"
+        )
+        self._missed = counter(
+            "backup_changes_missed", "Backups that found changed what the storage said was unchanged"
+        )
         self._stored = counter("backup_stored_bytes", "Bytes of objects that backups put")
         self._deduplicated = counter(
             "backup_deduplicated_bytes", "Bytes of older objects that backups named instead of putting them"
@@ -128,8 +134,13 @@ class Meters:
     def backed_up(self, result: BackupResult) -> None:
         """Count what a finished backup read, put and shared."""
         self._read.inc(result.read_bytes)
+        self._sampled.inc(result.sampled_bytes)
         self._stored.inc(result.stored_bytes)
         self._deduplicated.inc(max(0, result.referenced_bytes - result.stored_bytes))
+
+    def change_missed(self) -> None:
+        """Count a storage's wrong answer."""
+        self._missed.inc()
 
     def _end(self, kind: str, outcome: Outcome) -> None:
         self._ended.labels(kind, outcome).inc()

@@ -156,6 +156,8 @@ class WorkerProcess:
                 conf.backup.compression_level,
                 conf.backup.streams,
                 conf.backup.create_containers,
+                conf.backup.verify_unchanged / 100,
+                conf.backup.full_compare_every,
             ),
             tasks=self._tasks,
             backups=backup_tasks,

@@ -248,6 +248,26 @@ class Extend(usecases.Queueing):
         waiting.follow(cases.conf, cases.db, operation, wait=parsed_args.wait)
 
 
+class Set(_Existing):
+    """Change how a volume is backed up."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add what is changed."""
+        parser.add_argument(
+            "--trust-changes",
+            action="store_true",
+            required=True,
+            help="incremental backups rely again on what its storage says is unchanged, although that was"
+            " found to be wrong",
+        )
+        super().add_arguments(parser)
+
+    def take_action(self, parsed_args: argparse.Namespace) -> None:
+        """Change it."""
+        cases, volume = self.found(parsed_args)
+        cases.volumes.trust_changes(base.operator(), volume)
+
+
 class Forget(_Existing):
     """Take an adopted volume out of the catalogue.
 

@@ -53,6 +53,22 @@ OPTS = (
     cfg.IntOpt(
         "streams", default=2, min=1, max=64, help="Segments that one backup or restore works on at once."
     ),
+    cfg.FloatOpt(
+        "verify_unchanged",
+        default=1,
+        min=0,
+        max=100,
+        help="Percent of what a volume's storage says is unchanged that an incremental backup reads and"
+        " compares all the same.  If it did change, everything is compared, by this backup and by all later"
+        " ones of the volume, until 'backupfw volume set --trust-changes'.",
+    ),
+    cfg.IntOpt(
+        "full_compare_every",
+        default=30,
+        min=1,
+        help="Each so many-th incremental backup of a volume reads everything, whatever its storage says is"
+        " unchanged; 1: all do.",
+    ),
     cfg.IntOpt(
         "workers",
         default=2,

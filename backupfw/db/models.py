@@ -147,7 +147,8 @@ class Volume(Lockable, _SoftDelete, Base):
 
     ``size`` is GiB, ``length`` bytes; the volume returns to ``previous_status`` when a backup
     of it ends; ``location`` is the provider's name of its place, ``storage_id`` of its storage (null
-    if never recorded); ``host`` is the host whose workers alone can open it, null if all can;
+    if never recorded); ``changes_distrusted_at``: when its storage was found to say wrongly what is
+    unchanged, null if never; ``host`` is the host whose workers alone can open it, null if all can;
     ``volume_type`` is the type's name, null if the volume was made before volumes had types.
     """
 
@@ -177,6 +178,7 @@ class Volume(Lockable, _SoftDelete, Base):
     host: Mapped[str | None]
     adopted: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
     storage_id: Mapped[str | None]
+    changes_distrusted_at: Mapped[datetime | None]
 
 
 class VolumeMetadata(Base):
@@ -327,6 +329,8 @@ class Backup(Lockable, _SoftDelete, Base):
     ``volume_id`` is no foreign key: an imported backup's volume may never have been here.
     ``volume_record`` has the properties of a new volume besides its data (``manager/records.py``), null
     if only the manifest has them.
+    ``comparison``: how it found what changed, for people; ``read_bytes``: what its last attempt read from the
+    volume; both null if not known.
     ``verified_…``: what the last verification was (``full`` or ``quick``) and found (``ok`` or ``damaged``);
     ``fully_verified_at``: the time of the last full verification, with any result.
     """
@@ -373,6 +377,8 @@ class Backup(Lockable, _SoftDelete, Base):
     encryption_key_id: Mapped[str | None] = mapped_column(String(36))
     data_timestamp: Mapped[datetime | None]
     volume_record: Mapped[dict[str, Any] | None]
+    comparison: Mapped[str | None]
+    read_bytes: Mapped[int | None] = mapped_column(BigInteger)
     verified_at: Mapped[datetime | None]
     verified_how: Mapped[str | None] = mapped_column(String(16))
     verified_result: Mapped[str | None] = mapped_column(String(16))

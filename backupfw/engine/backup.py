@@ -1,4 +1,4 @@
-"""Makes a backup: source -> blocks -> packs -> maps -> manifest.  Unchanged data is shared with a base.
+"""Makes a backup: point -> blocks -> packs -> maps -> manifest.  Unchanged data is shared with a base.
 
 The calling thread walks through the segments in ascending order, and reads the base's manifest and the
 journal beside them.  Streams (threads) work on the segments.  A stream records a segment for which it sent
@@ -20,7 +20,7 @@ from backupfw.chunkstore.base import Body
 from backupfw.chunkstore.cancellation import cancelled_by, undoing_if
 from backupfw.chunkstore.container import Container
 from backupfw.chunkstore.errors import ChunkStoreError
-from backupfw.engine.extents import block_runs, data_segments
+from backupfw.engine.extents import Sampler, block_extents, common_length, segments
 from backupfw.engine.format import keys
 from backupfw.engine.format.binary import BadBytes, digest
 from backupfw.engine.format.entries import SegmentEntry, decode_entry, encode_entry
@@ -32,18 +32,21 @@ from backupfw.engine.format.manifest import (
     ManifestReader,
     ManifestTotals,
     ManifestWriter,
+    PointNote,
     SourceTotals,
 )
 from backupfw.engine.pool import Halt, Meter, Streams
 from backupfw.engine.ports import BackupJob, BackupResult, Control, Journal
 from backupfw.engine.segment_backup import SegmentDone, SegmentTask, SegmentWriter
 from backupfw.errors import Damaged, JournalLost, OutcomeUnknown, TaskLost, UnsupportedFormat
-from backupfw.volume.base import BlockSource
+from backupfw.volume.base import Extent, Kind, Point
 
 #: Segments for which no object was put are recorded in batches: of this many, or after this many seconds.
 #: Without their entries, the next attempt only has to read the source again.
 JOURNAL_SEGMENTS = 16
 JOURNAL_SECONDS = 5.0
+#: Segments that were not even read are recorded when there are so many of them.
+JOURNAL_UNREAD = 512
 
 T = TypeVar("T")
 
@@ -64,18 +67,20 @@ class _Base:
 
 
 def run(
-    job: BackupJob, source: BlockSource, container: Container, journal: Journal, control: Control
+    job: BackupJob, point: Point, container: Container, journal: Journal, control: Control
 ) -> BackupResult:
     """Make one backup, or finish one that an earlier attempt began.
 
-    The source must not change until this returns.  On any error the manifest is not put, and finished
+    The point must not change until this returns.  On any error the manifest is not put, and finished
     segments are recorded in the journal if that is still possible.  A call with another token and the same
-    journal continues from there.
+    journal continues from there, if the point has the same identity and ``job.since`` is the same.
 
     :raises TaskStopped: the control said so.
     :raises UnsupportedFormat: the job asks for a hash mode or key that does not exist.
     :raises SourceMoved: the source changed while it was read.
     :raises SourceUnreadable: the source could not be read.
+    :raises ChangeMissed: the point said that something is the same as in the base, and it is not.  What was
+        finished must not be used any more: the caller begins a new epoch, without ``job.since``.
     :raises JournalLost: the journal does not hold all segments that this attempt finished or took over; the
         next call does the missing ones.
     :raises ChunkStoreError: the store could not be read or written.
@@ -84,33 +89,35 @@ def run(
         raise UnsupportedFormat(f"hash mode {job.hash_mode} with a key is not known to this release")
     if problem := job.problem():
         raise ValueError(problem)
-    if source.length != job.geometry.length:
+    if point.length != job.geometry.length:
         raise ValueError("the source has another length than the job")
     base = _open_base(job, container, control)
+    look = _Look(job, point, base)
     halt = Halt(control)
-    meter = Meter(control, _total(source, job.geometry, control))
+    meter = Meter(control, look.total(control))
     unnamed = _UnnamedKeys(container)
     recorder = _Recorder(journal, unnamed)
     streams = Streams(
-        lambda: SegmentWriter(job, base.geometry, source, unnamed, recorder.record, halt.check, meter.add),
+        lambda: SegmentWriter(job, base.geometry, point, unnamed, recorder.record, halt.check, meter.add),
         job.streams,
         halt,
     )
     tally = _Tally()
-    changed = read = raw = repacked = 0
-    tasks = _tasks(source, job.geometry, base, journal)
+    changed = read = sampled = raw = repacked = 0
+    tasks = _tasks(look, base, journal)
     try:
         with contextlib.closing(streams.run(tasks)) as results:
             for done in results:
                 changed += done.changed
                 read += done.read_bytes
+                sampled += done.sampled_bytes
                 raw += done.raw_bytes
                 repacked += done.repacked_bytes
                 tally.add(done.index, done.entry)
                 recorder.gather(done)
-                source.check_still()
+                point.check_still()
         # All that the manifest says of the source was read before this check.
-        source.check_still()
+        point.check_still()
     except TaskLost:
         # Another attempt has the task now, and may have cleaned up already.
         unnamed.remove()
@@ -122,8 +129,17 @@ def run(
         raise
     recorder.flush()
     control.check()
-    shared = job.base if base.problem is None else None
-    objects, stored, totals = _commit(job, shared, container, journal, tally, control)
+    head = ManifestHead(
+        origin=job.origin,
+        geometry=job.geometry,
+        hash_mode=job.hash_mode,
+        key_id=job.key_id,
+        base=job.base if base.problem is None else None,
+        record=job.record,
+        source=SourceTotals(tally.segments, tally.data_bytes),
+        point=PointNote.of(point.token, look.trusted),
+    )
+    objects, stored, totals = _commit(job, head, container, journal, tally, control)
     meter.finish()
     return BackupResult(
         manifest_key=keys.manifest_key(str(job.origin)),
@@ -134,6 +150,7 @@ def run(
         segments=totals.segments,
         changed_segments=changed,
         read_bytes=read,
+        sampled_bytes=sampled,
         stored_raw_bytes=raw + totals.manifest_bytes,
         repacked_bytes=repacked,
         base_problem=base.problem,
@@ -223,6 +240,7 @@ class _Recorder:
         self._journal = journal
         self._unnamed = unnamed
         self._gathered: list[SegmentDone] = []
+        self._read = 0
         self._since = time.monotonic()
 
     def record(self, *segments: SegmentDone) -> None:
@@ -244,7 +262,12 @@ class _Recorder:
         if done.recorded:
             return
         self._gathered.append(done)
-        if len(self._gathered) >= JOURNAL_SEGMENTS or time.monotonic() - self._since >= JOURNAL_SECONDS:
+        self._read += done.read_bytes > 0
+        if (
+            self._read >= JOURNAL_SEGMENTS
+            or len(self._gathered) >= JOURNAL_UNREAD
+            or time.monotonic() - self._since >= JOURNAL_SECONDS
+        ):
             self.flush()
 
     def flush(self) -> None:
@@ -252,6 +275,7 @@ class _Recorder:
         if self._gathered:
             self.record(*self._gathered)
             self._gathered = []
+        self._read = 0
         self._since = time.monotonic()
 
 
@@ -291,23 +315,74 @@ def _open_base(job: BackupJob, container: Container, control: Control) -> _Base:
     return _Base(reader)
 
 
-def _total(source: BlockSource, geometry: Geometry, control: Control) -> int:
-    """Return the bytes that will be visited."""
-    total = 0
-    for number, (first, last) in enumerate(block_runs(source, geometry, 0, geometry.length)):
-        if number % 4096 == 0:
-            control.check()
-        total += last - first
-    return total
+class _Look:
+    """What the point says, compared with the base if that is possible.
+
+    :ivar since: the token that it is compared with; None: it is not.
+    :ivar trusted: how many backups in a row, up to this one, left out what a point said was the same.
+    """
+
+    def __init__(self, job: BackupJob, point: Point, base: _Base) -> None:
+        self._point = point
+        self.geometry = job.geometry
+        self.since: str | None = None
+        self.trusted = 0
+        self._same_until = 0
+        if base.reader is not None and job.since is not None:
+            head = base.reader.head
+            if head.point is None or head.point.token != job.since:
+                raise ValueError("the job's token is not that of its base")
+            self.since = job.since
+            self.trusted = head.point.trusted + 1
+            self._same_until = common_length(job.geometry, head.geometry)
+        self._share = job.verify_unchanged
+        self.sampler = Sampler(job.verify_unchanged, job.geometry.block_size)
+
+    def total(self, control: Control) -> int:
+        """Return the bytes that will be visited, about as many of them sampled as there will be."""
+        if not self.geometry.length:
+            return 0
+        total = dict.fromkeys(Kind, 0)
+        found = block_extents(
+            self._point, self.geometry, 0, self.geometry.length, self.since, self._same_until
+        )
+        for number, extent in enumerate(found):
+            if number % 4096 == 0:
+                control.check()
+            total[extent.kind] += extent.length
+        return total[Kind.DATA] + int(total[Kind.SAME] * self._share)
+
+    def is_zero(self, start: int, end: int) -> bool:
+        """Return whether the point knows that there are zeros only."""
+        return all(extent.kind is Kind.ZERO for extent in self._point.extents(start, end))
+
+    def segments(self) -> Iterator[tuple[int, tuple[Extent, ...]]]:
+        """Yield what it says about each segment that is not all zero."""
+        return segments(self._point, self.geometry, self.since, self._same_until)
 
 
-def _tasks(source: BlockSource, geometry: Geometry, base: _Base, journal: Journal) -> Iterator[SegmentTask]:
+def _tasks(look: _Look, base: _Base, journal: Journal) -> Iterator[SegmentTask]:
     """Yield one task for each segment that may hold data or is recorded, ascending."""
-    finished = _Peek(_finished(journal, geometry), lambda item: item[0])
+    finished = _Peek(_finished(journal, look.geometry), lambda item: item[0])
     entries = _Peek(base.entries(), lambda entry: entry.index)
-    for index in _merged(data_segments(source, geometry), finished):
-        recorded = finished.at(index)
-        yield SegmentTask(index, entries.at(index), None if recorded is None else recorded[1])
+    said = _Peek(look.segments(), lambda item: item[0])
+    while True:
+        both = (said.next_index(), finished.next_index())
+        index = min((one for one in both if one is not None), default=None)
+        if index is None:
+            return
+        found, recorded, entry = said.at(index), finished.at(index), entries.at(index)
+        extents = () if found is None else found[1]
+        same = [extent for extent in extents if extent.kind is Kind.SAME]
+        sample = tuple(stretch for extent in same for stretch in look.sampler.choose(extent))
+        if entry is None:
+            # The base has zeros there: those that the point knows are right.
+            sample = tuple(stretch for stretch in sample if not look.is_zero(*stretch))
+        # What was a segment of zeros, and is the same, takes no step.
+        if len(same) < len(extents) or sample or entry is not None or recorded is not None:
+            yield SegmentTask(index, extents, entry, None if recorded is None else recorded[1], sample)
+        said.at(index + 1)
+        finished.at(index + 1)
 
 
 def _finished(journal: Journal, geometry: Geometry) -> Iterator[tuple[int, bytes]]:
@@ -346,37 +421,18 @@ class _Peek(Generic[T]):
         return None
 
 
-def _merged(segments: Iterator[int], finished: _Peek[tuple[int, bytes]]) -> Iterator[int]:
-    """Yield the indexes of both, ascending, each once."""
-    for index in segments:
-        while (other := finished.next_index()) is not None and other < index:
-            yield other
-            finished.at(other + 1)
-        yield index
-        finished.at(index + 1)
-    while (other := finished.next_index()) is not None:
-        yield other
-        finished.at(other + 1)
-
-
 def _commit(
-    job: BackupJob, base: str | None, container: Container, journal: Journal, tally: _Tally, control: Control
+    job: BackupJob,
+    head: ManifestHead,
+    container: Container,
+    journal: Journal,
+    tally: _Tally,
+    control: Control,
 ) -> tuple[int, int, ManifestTotals]:
     """Put the manifest; return the objects of this backup, their bytes, and the manifest's totals.
 
     The manifest is written from the journal, after a check that the journal has what the attempt did.
-
-    :param base: the job's base; None where it could not be used.
     """
-    head = ManifestHead(
-        origin=job.origin,
-        geometry=job.geometry,
-        hash_mode=job.hash_mode,
-        key_id=job.key_id,
-        base=base,
-        record=job.record,
-        source=SourceTotals(tally.segments, tally.data_bytes),
-    )
     recorded = _Tally()
     objects, stored = 1, 0
     with ManifestWriter(head) as writer:

@@ -1,41 +1,139 @@
-"""Which blocks of a source have to be looked at: its extents, widened to whole blocks and joined."""
+"""What a point says about its bytes, as the engine needs it: by whole blocks, and by segments."""
 
 from __future__ import annotations
 
+import math
+import random
 from collections.abc import Iterator
 
 from backupfw.engine.format.geometry import Geometry
-from backupfw.volume.base import BlockSource
+from backupfw.volume.base import Extent, Kind, Point
+
+#: Bytes that are sampled as one, or a block: small, because what a storage gets wrong may be small, too.
+SAMPLE_BYTES = 256 << 10
 
 
-def block_runs(source: BlockSource, geometry: Geometry, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """Yield ``(first, end)`` offsets of runs of blocks that may hold data within ``start … end``.
+def common_length(mine: Geometry, its: Geometry) -> int:
+    """Return up to which offset the blocks of two volumes have equal lengths."""
+    if mine.length == its.length:
+        return mine.length
+    shorter = min(mine.length, its.length)
+    return shorter - shorter % mine.block_size
 
-    ``start`` and ``end`` lie on segment bounds (or at the volume's end), so runs of two ranges never
-    share a block and their lengths add up.
+
+def block_extents(
+    point: Point, geometry: Geometry, start: int, end: int, since: str | None = None, same_until: int = 0
+) -> Iterator[Extent]:
+    """Yield what the point says about ``start … end``, by whole blocks, without gaps.
+
+    Neighbours of the same kind are joined.  A block of several kinds is ``DATA``.
+
+    :param start: a block's offset; ``end`` a block's, or the volume's end.
+    :param since: see :meth:`Point.extents`.
+    :param same_until: no block behind this offset is ``SAME``, whatever the point says.
+    :raises ValueError: the point breaks its contract: what it says has gaps, or does not ascend.
     """
+    first = start
+    kind: Kind | None = None
+    for offset, last, found in _blocks(point, geometry, start, end, since):
+        pieces: tuple[tuple[int, int, Kind], ...] = ((offset, last, found),)
+        if found is Kind.SAME and last > same_until:
+            middle = max(offset, same_until)
+            pieces = ((offset, middle, found), (middle, last, Kind.DATA))
+        for at, until, what in pieces:
+            if what is kind or at == until:
+                continue
+            if kind is not None:
+                yield Extent(first, at - first, kind)
+            first, kind = at, what
+    if kind is not None:
+        yield Extent(first, end - first, kind)
+
+
+def _blocks(
+    point: Point, geometry: Geometry, start: int, end: int, since: str | None
+) -> Iterator[tuple[int, int, Kind]]:
+    """Yield ``(offset, end, kind)`` of pieces that consist of whole blocks."""
     block = geometry.block_size
-    run_start = run_end = start
-    for offset, length in source.data_extents(start, end):
-        first = max(offset - offset % block, start)
-        last = min(-(-(offset + length) // block) * block, end)
-        if first <= run_end:
-            run_end = max(run_end, last)
-            continue
-        if run_end > run_start:
-            yield run_start, run_end
-        run_start, run_end = first, last
-    if run_end > run_start:
-        yield run_start, run_end
+    position = start
+    #: The kind of what came before of the block at ``position``.
+    begun: Kind | None = None
+    for offset, length, kind in point.extents(start, end, since):
+        if offset != position or length <= 0 or offset + length > end:
+            raise ValueError(f"the volume provider's extents have a gap or do not ascend at {offset}")
+        position = offset + length
+        if begun is not None:
+            begun = begun if begun is kind else Kind.DATA
+            bound = min(offset - offset % block + block, end)
+            if position < bound:
+                continue
+            yield offset - offset % block, bound, begun
+            begun, offset = None, bound
+        whole = position if position == end else position - position % block
+        if offset < whole:
+            yield offset, whole, kind
+            offset = whole
+        if offset < position:
+            begun = kind
+    if position != end:
+        raise ValueError(f"the volume provider's extents end at {position}, and not at {end}")
 
 
-def data_segments(source: BlockSource, geometry: Geometry) -> Iterator[int]:
-    """Yield the indexes of the segments that may hold data, ascending; holes cost nothing."""
-    position = 0
-    while position < geometry.length:
-        extent = next(iter(source.data_extents(position, geometry.length)), None)
-        if extent is None:
+def segments(
+    point: Point, geometry: Geometry, since: str | None = None, same_until: int = 0
+) -> Iterator[tuple[int, tuple[Extent, ...]]]:
+    """Yield ``(index, block extents)`` of each segment that is not wholly ``ZERO``, ascending.
+
+    Long extents cost nothing; parameters as of :func:`block_extents`.
+    """
+    if not geometry.length:
+        return
+    size = geometry.segment_size
+    gathered: list[Extent] = []
+    for extent in block_extents(point, geometry, 0, geometry.length, since, same_until):
+        offset = extent.offset
+        while offset < extent.end:
+            index = offset // size
+            bound = min((index + 1) * size, geometry.length)
+            if extent.kind is Kind.ZERO and not gathered and extent.end >= bound:
+                # Whole segments of zeros, without a step for each.
+                offset = extent.end if extent.end == geometry.length else extent.end - extent.end % size
+                continue
+            gathered.append(Extent(offset, min(extent.end, bound) - offset, extent.kind))
+            offset = gathered[-1].end
+            if offset == bound:
+                yield index, tuple(gathered)
+                gathered = []
+
+
+class Sampler:
+    """Chooses what is read although it is said to be the same: a random share of the bytes.
+
+    Each stretch of :data:`SAMPLE_BYTES` is chosen with the same probability, independently of all others.
+
+    :param share: from 0 to 1.
+    :param block_size: bytes of a block; a stretch consists of whole blocks.
+    """
+
+    def __init__(self, share: float, block_size: int) -> None:
+        self._share = share
+        self._bytes = max(SAMPLE_BYTES, block_size)
+        self._random = random.SystemRandom()
+        self._skip = self._draw()
+
+    def choose(self, extent: Extent) -> Iterator[tuple[int, int]]:
+        """Yield ``(first, end)`` of the chosen stretches of an extent, ascending."""
+        if not self._share:
             return
-        index = max(extent[0], position) // geometry.segment_size
-        yield index
-        position = (index + 1) * geometry.segment_size
+        stretches = -(-extent.length // self._bytes)
+        while self._skip < stretches:
+            first = extent.offset + self._skip * self._bytes
+            yield first, min(first + self._bytes, extent.end)
+            self._skip += 1 + self._draw()
+        self._skip -= stretches
+
+    def _draw(self) -> int:
+        """Draw how many stretches are left out before the next one."""
+        if self._share <= 0 or self._share >= 1:
+            return 0
+        return int(math.log(1 - self._random.random()) / math.log1p(-self._share))

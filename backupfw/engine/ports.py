@@ -100,6 +100,9 @@ class BackupJob:
     :ivar hash_mode: what block digests are.
     :ivar key_id: id of the data key, None without encryption.
     :ivar streams: segments worked on at the same time; each takes about ``pack_size`` + 2 MiB.
+    :ivar since: the token in the base's manifest, if the point can be compared with it: what the point says
+        is the same is not read.  None: everything is compared with the base.
+    :ivar verify_unchanged: the share, from 0 to 1, that is read of what the point says is the same.
     """
 
     installation: str
@@ -118,6 +121,8 @@ class BackupJob:
     hash_mode: str = HASH_BLAKE3
     key_id: str | None = None
     streams: int = 2
+    since: str | None = None
+    verify_unchanged: float = 0.0
 
     def problem(self) -> str | None:
         """Say which bound the job's numbers break, or None."""
@@ -160,6 +165,7 @@ class BackupResult:
     :ivar segments: segments that are not all zero.
     :ivar changed_segments: those of them whose map this attempt put.
     :ivar read_bytes: bytes this attempt read from the source, blocks read twice counted twice.
+    :ivar sampled_bytes: those of them that were read only to check that they did not change.
     :ivar stored_raw_bytes: plain bytes of the blocks this attempt stored, its maps and the manifest.
     :ivar repacked_bytes: plain bytes among them that had not changed (fragmentation rule).
     :ivar base_problem: why the base was not used, None if it was or there was none.
@@ -173,6 +179,7 @@ class BackupResult:
     segments: int
     changed_segments: int
     read_bytes: int
+    sampled_bytes: int
     stored_raw_bytes: int
     repacked_bytes: int
     base_problem: str | None = None

@@ -1,11 +1,13 @@
 """Backing up one segment: the work of one stream.
 
 Blocks are read a MiB at a time, compared with zeros and hashed.  Each is then either shared with the base's
-map or compressed into the stream's pack.  At the end, the fragmentation rule may store more blocks.
+map or compressed into the stream's pack.  What the point says is the same as in the base is not read, but
+for a sample.  At the end, the fragmentation rule may store more blocks.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,16 +19,16 @@ from backupfw import crash_points
 from backupfw.chunkstore.base import Body
 from backupfw.chunkstore.container import Container
 from backupfw.engine import fragmentation
-from backupfw.engine.extents import block_runs
+from backupfw.engine.extents import block_extents
 from backupfw.engine.format import keys
 from backupfw.engine.format.binary import DIGEST_BYTES, BadBytes, digest
-from backupfw.engine.format.entries import MapRef, SegmentEntry, decode_entry
+from backupfw.engine.format.entries import MapRef, SegmentEntry, decode_entry, encode_entry
 from backupfw.engine.format.geometry import Geometry
 from backupfw.engine.format.pack import RAW, ZERO, ZSTD, PackBuffer
 from backupfw.engine.format.segment_map import PackInfo, SegmentMap, read_map
 from backupfw.engine.ports import BackupJob
-from backupfw.errors import Damaged, SourceMoved, SourceUnreadable, UnsupportedFormat
-from backupfw.volume.base import BlockSource
+from backupfw.errors import ChangeMissed, Damaged, SourceMoved, SourceUnreadable, UnsupportedFormat
+from backupfw.volume.base import Extent, Kind, Point
 
 #: Bytes read at once: enough to make the call's cost small, little enough to stay in a core's cache
 #: between reading and hashing.
@@ -40,13 +42,17 @@ class SegmentTask:
     """One segment to do.
 
     :ivar index: the segment's index.
+    :ivar extents: what the point says about it, by whole blocks; none if it is all zero.
     :ivar base: the base's entry for it, if there is one to share with.
     :ivar recorded: what the journal has of it.
+    :ivar sample: ``(first, end)`` of stretches to read although they are said to be the same.
     """
 
     index: int
+    extents: tuple[Extent, ...]
     base: SegmentEntry | None
     recorded: bytes | None
+    sample: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(slots=True)
@@ -58,6 +64,7 @@ class SegmentDone:
     :ivar recorded: the journal has it already.
     :ivar changed: a new map was put.
     :ivar read_bytes: bytes read from the source.
+    :ivar sampled_bytes: those of them that were read to check that they are the same.
     :ivar raw_bytes: plain bytes of the blocks stored, and of the map.
     :ivar repacked_bytes: plain bytes of those blocks that had not changed.
     """
@@ -67,6 +74,7 @@ class SegmentDone:
     recorded: bool = False
     changed: bool = False
     read_bytes: int = 0
+    sampled_bytes: int = 0
     raw_bytes: int = 0
     repacked_bytes: int = 0
 
@@ -76,7 +84,7 @@ class SegmentWriter:
 
     :param job: what is backed up.
     :param base_geometry: geometry of the base, None without one.
-    :param source: where blocks come from.
+    :param point: where blocks come from.
     :param container: where they go to.
     :param record: records a segment that something was put for, before the stream begins another one.
     :param check: raises when the work must end.
@@ -87,7 +95,7 @@ class SegmentWriter:
         self,
         job: BackupJob,
         base_geometry: Geometry | None,
-        source: BlockSource,
+        point: Point,
         container: Container,
         record: Callable[[SegmentDone], None],
         check: Callable[[], None],
@@ -98,7 +106,7 @@ class SegmentWriter:
         self._job = job
         self._origin = str(job.origin)
         self._base_geometry = base_geometry
-        self._source = source
+        self._point = point
         self._container = container
         self._record = record
         self._check = check
@@ -121,20 +129,29 @@ class SegmentWriter:
 
         :raises SourceMoved: the source changed while it was read.
         :raises SourceUnreadable: the source could not be read.
+        :raises ChangeMissed: a range that is said to be the same is not.
         """
         geometry = self._job.geometry
         start = task.index * geometry.segment_size
         length = geometry.segment_length(task.index)
-        runs = list(block_runs(self._source, geometry, start, start + length))
         done = SegmentDone(task.index)
+        if self._is_same(task):
+            done.entry = task.base
+            done.recorded = task.recorded == (None if task.base is None else encode_entry(task.base))
+            return done
         if task.recorded is not None and self._take_over(task, task.recorded, done):
-            self._advance(sum(last - first for first, last in runs))
+            self._advance(sum(extent.length for extent in task.extents if extent.kind is Kind.DATA))
             return done
         self._begin(task, done)
-        for first, last in runs:
-            self._visit(self._read(first, last, self._advance))
+        for first, last in task.sample:
+            self._check_same(first, last)
+        for extent in task.extents:
+            if extent.kind is Kind.DATA:
+                self._visit(self._read(extent.offset, extent.end, self._advance))
+            elif extent.kind is Kind.SAME:
+                self._trust(extent)
         self._finish()
-        self._source.release_cache(start, length)
+        self._point.release_cache(start, length)
         if done.changed:
             self._record(done)
             done.recorded = True
@@ -142,6 +159,18 @@ class SegmentWriter:
             # A segment of zeros needs no journal entry, unless a wrong one is to be replaced.
             done.recorded = done.entry is None and task.recorded is None
         return done
+
+    def _is_same(self, task: SegmentTask) -> bool:
+        """Whether the base's entry is right for the whole segment, and nothing of it is to be looked at."""
+        if task.sample or not task.extents or task.extents[0].kind is not Kind.SAME or len(task.extents) > 1:
+            return False
+        base = self._base_geometry
+        if base is None or base.segment_length(task.index) != self._job.geometry.segment_length(task.index):
+            return False
+        return task.base is None or not self._is_damaged(task.base)
+
+    def _is_damaged(self, entry: SegmentEntry) -> bool:
+        return any(key in self._job.damaged for key in entry.object_keys())
 
     def _take_over(self, task: SegmentTask, recorded: bytes, done: SegmentDone) -> bool:
         """Use what an earlier attempt finished, if its map is there and right.
@@ -156,7 +185,7 @@ class SegmentWriter:
                 return False
             if not entry.map.origin.startswith(self._job.epoch_prefix) and entry != task.base:
                 return False
-            if any(key in self._job.damaged for key in entry.object_keys()):
+            if self._is_damaged(entry):
                 return False
             read_map(self._container, entry, self._job.geometry)
         except (BadBytes, Damaged, UnsupportedFormat):
@@ -175,6 +204,8 @@ class SegmentWriter:
         self._map = SegmentMap(task.index, geometry.block_size, geometry.segment_length(task.index))
         self._packs: list[PackInfo] = []
         self._shared: list[int] = []
+        # Blocks that were taken over unread.
+        self._trusted = bytearray(self._map.blocks)
         self._new_blocks = 0
         self._base = self._open_base()
         self._base_codecs = self._usable_codecs()
@@ -195,17 +226,20 @@ class SegmentWriter:
                 size = end - start
                 view = whole[:size]
                 blocks = [view[at : at + block] for at in range(0, size, block)]
-            try:
-                self._source.read_into(start, view)
-            except OSError as error:
-                # The error's own text may name a path.
-                why = os.strerror(error.errno) if error.errno else "its storage failed"
-                raise SourceUnreadable(f"The volume could not be read: {why}.") from error
-            self._done.read_bytes += size
+            self._fill(start, view)
             if size != len(self._zeros) or self._zeros != view:
                 yield start, blocks
             advance(size)
             start += size
+
+    def _fill(self, start: int, view: memoryview) -> None:
+        try:
+            self._point.read_into(start, view)
+        except OSError as error:
+            # The error's own text may name a path.
+            why = os.strerror(error.errno) if error.errno else "its storage failed"
+            raise SourceUnreadable(f"The volume could not be read: {why}.") from error
+        self._done.read_bytes += len(view)
 
     # -- the base ---------------------------------------------------------------------------------
 
@@ -236,12 +270,81 @@ class SegmentWriter:
                     found[block] = ZERO
         return found
 
+    # -- what is said to be the same ----------------------------------------------------------------
+
+    @property
+    def _base_is_known(self) -> bool:
+        """Whether the base says what this segment was: by its map, or by having no entry for it (zeros)."""
+        return self._base is not None or self._task.base is None
+
+    def _trust(self, extent: Extent) -> None:
+        """Take blocks over from the base's map unread; read those that the base cannot give."""
+        if not self._base_is_known:
+            self._visit(self._read(extent.offset, extent.end, self._advance))
+            return
+        base = self._base
+        if base is None:
+            return
+        usable = self._base_codecs
+        for first, last in _alike(self._numbers(extent.offset, extent.end), base.codecs, usable):
+            if usable[first:last] == base.codecs[first:last]:
+                at, until = first * DIGEST_BYTES, last * DIGEST_BYTES
+                self._map.digests[at:until] = base.digests[at:until]
+                self._shared.extend(itertools.compress(range(first, last), usable[first:last]))
+                self._trusted[first:last] = b"\1" * (last - first)
+            else:
+                start = self._start + first * self._map.block_size
+                end = min(self._start + last * self._map.block_size, extent.end)
+                self._visit(self._read(start, end, self._advance))
+
+    def _check_same(self, start: int, end: int) -> None:
+        """Compare a stretch that is said to be the same with the base.
+
+        :raises ChangeMissed: it is not.
+        """
+        if not self._base_is_known:
+            return
+        block = self._map.block_size
+        base = self._base
+        for extent in block_extents(self._point, self._job.geometry, start, end):
+            first, last = self._numbers(extent.offset, extent.end)
+            codecs = bytes(last - first) if base is None else base.codecs[first:last]
+            if extent.kind is Kind.ZERO:
+                if any(codecs):
+                    raise self._differs(extent.offset)
+                continue
+            for at in range(extent.offset, extent.end, self._read_bytes):
+                self._check()
+                view = self._buffer[: min(self._read_bytes, extent.end - at)]
+                self._fill(at, view)
+                self._done.sampled_bytes += len(view)
+                self._advance(len(view))
+                for offset in range(0, len(view), block):
+                    index = (at + offset - self._start) // block
+                    data = view[offset : offset + block]
+                    was = None
+                    if base is not None and base.codecs[index]:
+                        was = bytes(base.digests[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES])
+                    if was != (None if self._is_zero(data) else blake3(data).digest()):
+                        raise self._differs(at + offset)
+
+    def _differs(self, offset: int) -> ChangeMissed:
+        return ChangeMissed(
+            f"The storage of volume {self._job.volume} said that the block at {offset} is unchanged,"
+            " and it is not."
+        )
+
+    def _numbers(self, start: int, end: int) -> tuple[int, int]:
+        """Return the numbers of the first block, and of that behind the last one."""
+        block = self._map.block_size
+        return (start - self._start) // block, -(-(end - self._start) // block)
+
     # -- blocks -----------------------------------------------------------------------------------
 
     def _visit(self, pieces: Iterable[tuple[int, Sequence[memoryview]]]) -> None:
         """Look at every block of the pieces: zero, shared or stored."""
         block_size = self._job.geometry.block_size
-        zero = self._zero_block
+        is_zero = self._is_zero
         base_codecs = self._base_codecs
         base_digests = b"" if self._base is None else bytes(self._base.digests)
         digests = self._map.digests
@@ -250,7 +353,7 @@ class SegmentWriter:
         for offset, blocks in pieces:
             index = (offset - self._start) // block_size
             for block in blocks:
-                if zero == block or (len(block) < block_size and not any(block)):
+                if is_zero(block):
                     index += 1
                     continue
                 at = index * DIGEST_BYTES
@@ -261,6 +364,9 @@ class SegmentWriter:
                 else:
                     store(index, block, found)
                 index += 1
+
+    def _is_zero(self, block: memoryview) -> bool:
+        return self._zero_block == block or (len(block) < len(self._zero_block) and not any(block))
 
     def _store(self, index: int, block: memoryview, found: bytes) -> None:
         """Compress a block into the open pack; put the pack when it is full."""
@@ -327,7 +433,7 @@ class SegmentWriter:
         """Store unchanged blocks again: read them once more, and check that they are the same."""
         block_size = self._job.geometry.block_size
         digests = self._map.digests
-        stored = 0
+        left = set(blocks)
         for first, last in _runs(blocks):
             start = self._start + first * block_size
             end = min(self._start + last * block_size, self._start + self._map.length)
@@ -335,13 +441,19 @@ class SegmentWriter:
                 for index, block in enumerate(views, (offset - self._start) // block_size):
                     found = blake3(block).digest()
                     if found != digests[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES]:
-                        raise SourceMoved("The source changed while it was read.")
+                        raise self._changed(index)
                     self._store(index, block, found)
                     self._done.repacked_bytes += len(block)
-                    stored += 1
-        if stored != len(blocks):
+                    left.discard(index)
+        if left:
             # Pieces that read as zeros are left out; none of these blocks was zero before.
-            raise SourceMoved("The source changed while it was read.")
+            raise self._changed(min(left))
+
+    def _changed(self, index: int) -> SourceMoved | ChangeMissed:
+        """Return the error of a block that is not what it was when it was first looked at."""
+        if self._trusted[index]:
+            return self._differs(self._start + index * self._map.block_size)
+        return SourceMoved("The source changed while it was read.")
 
     def _put_map(self, base: SegmentMap | None, kept: list[int]) -> None:
         table = self._map
@@ -385,6 +497,17 @@ def _runs(blocks: list[int]) -> Iterator[tuple[int, int]]:
         last = block + 1
     if first >= 0:
         yield first, last
+
+
+def _alike(blocks: tuple[int, int], these: bytearray, those: bytearray) -> Iterator[tuple[int, int]]:
+    """Yield (first, past the last) of runs of blocks in which two columns are equal, or differ everywhere."""
+    first, end = blocks
+    if these[first:end] == those[first:end]:
+        yield first, end
+        return
+    for _, run in itertools.groupby(range(first, end), lambda block: these[block] == those[block]):
+        numbers = list(run)
+        yield numbers[0], numbers[-1] + 1
 
 
 def _uncounted(_size: int) -> None:

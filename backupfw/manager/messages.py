@@ -74,6 +74,7 @@ class Detail(Enum):
     VOLUME_GREW = "101"
     IMPORT_BACKUP = "102"
     CANCELLED = "103"
+    CHANGE_MISSED = "104"
 
 
 _ACTIONS: Mapping[Action, str] = {
@@ -108,6 +109,8 @@ _DETAILS: Mapping[Detail, str] = {
     " towards the quota.",
     Detail.IMPORT_BACKUP: "The backup could not be imported.",
     Detail.CANCELLED: "The operation was cancelled.",
+    Detail.CHANGE_MISSED: "Data that the volume's storage said was unchanged had changed. All data was"
+    " compared instead, and will be by later backups of this volume.",
 }
 
 

@@ -75,6 +75,8 @@ class Backup:
     deleted: bool
     num_dependent_backups: int = 0
     metadata: Mapping[str, str] = field(default_factory=dict)
+    comparison: str | None = None
+    read_bytes: int | None = None
     verified_at: datetime | None = None
     verified_how: str | None = None
     verified_result: str | None = None
@@ -161,6 +163,7 @@ class Volume:
     deleted: bool
     volume_type_id: str | None = None
     storage_id: str | None = None
+    changes_distrusted_at: datetime | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     image_metadata: Mapping[str, str] = field(default_factory=dict)
     attachments: Sequence[Attachment] = ()

@@ -5,6 +5,11 @@ catalogue has them (the ``volumes`` and ``snapshots`` rows of our database for t
 Block Storage service for a provider written later).  Every operation is idempotent and named by ids,
 because a task that was killed runs it again.
 
+A backup reads a :class:`Point`: a volume or snapshot as it is at one moment.  A point may have a *token*,
+which the backup's manifest keeps; the point of the next backup says what is the same as in the point with
+that token, and the backup reads only the rest.  What a provider keeps in its storage for this (a
+snapshot, a bitmap) is named by the point's id, and :meth:`VolumeProvider.keep_points` says which of it stays.
+
 A provider is an entry point of group ``backupfw.volume``.  Providers are called by workers only; calls
 may block for as long as the work takes and must call ``tick`` (where they get one) at least once a
 second so that a cancelled task ends: it raises when the task must stop.
@@ -16,13 +21,17 @@ import abc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from enum import Enum
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 if TYPE_CHECKING:
     from oslo_config import cfg
 
 #: Version of this contract; the loader refuses a provider with another one.
-API_VERSION = 1
+API_VERSION = 2
+
+#: Longest token of a point, in characters.
+MAX_TOKEN = 1024
 
 #: Called by long operations; raises TaskStopped when the task must end.
 Tick = Callable[[], None]
@@ -76,8 +85,72 @@ class SnapshotRef:
     location: str | None = None
 
 
-class BlockSource(abc.ABC):
-    """An opened volume or snapshot to read from.  ``read_into`` may be called from many threads."""
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a provider can do; the service does the rest in another way, or refuses it.
+
+    :ivar allocation: extents of kind ``ZERO`` say where a volume is empty.  Else all of it is read.
+    :ivar changes: points have tokens, and extents of kind ``SAME`` say what did not change.  Else an
+        incremental backup reads the whole volume.
+    :ivar live: a point of a volume to which a program writes is that volume at one moment.  Else the
+        service makes a temporary snapshot of such a volume (:meth:`VolumeProvider.create_snapshot`), and
+        reads that.
+    :ivar snapshots: ``create_snapshot`` works.
+    :ivar writes: ``open_target`` works: a restore can write into an existing volume.
+    :ivar fences: ``open_target`` keeps every earlier writer out, even a frozen one.  Else only the end of
+        the earlier attempt's lease does.
+    """
+
+    allocation: bool = False
+    changes: bool = False
+    live: bool = False
+    snapshots: bool = False
+    writes: bool = False
+    fences: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Needed:
+    """Which points of a volume are needed, by point id; a point may be in both.
+
+    :ivar compared: what a comparison with them needs stays, and nothing more: their backups are committed.
+        It is one, but for a backup that is being made from an older one.
+    :ivar read: all that is needed to open them again stays: their backups are being made.
+    """
+
+    compared: frozenset[str] = frozenset()
+    read: frozenset[str] = frozenset()
+
+
+class Kind(Enum):
+    """What a point says about a range of its bytes."""
+
+    #: Unknown or changed: it has to be read.
+    DATA = "data"
+    #: It reads as zeros.
+    ZERO = "zero"
+    #: It has the bytes of the point that it was compared with (which may be zeros).
+    SAME = "same"
+
+
+class Extent(NamedTuple):
+    """A range of bytes of one kind; never empty."""
+
+    offset: int
+    length: int
+    kind: Kind
+
+    @property
+    def end(self) -> int:
+        """The offset behind it."""
+        return self.offset + self.length
+
+
+class Point(abc.ABC):
+    """A volume or snapshot as it is at one moment, open for reading.
+
+    ``extents`` and ``read_into`` may be called from many threads.
+    """
 
     #: Its real length in bytes: more than in the catalogue if the volume was extended outside the service.
     length: int
@@ -86,37 +159,67 @@ class BlockSource(abc.ABC):
     #: The source identity: it changes whenever the bytes may have changed.  A resumed backup that finds
     #: another identity begins a new epoch.
     identity: str
+    #: What a later point can be compared with: text of at most :data:`MAX_TOKEN` characters that names
+    #: this state of this storage, and no other one ever.  It is in the manifest, so it must hold no secret.
+    #: None: no point can be compared with this one.
+    token: str | None = None
 
-    @abc.abstractmethod
-    def data_extents(self, start: int, end: int) -> Iterator[tuple[int, int]]:
-        """Yield ``(offset, length)`` of ranges that may be non-zero within ``start … end``, ascending.
+    def compare(self, since: str) -> str | None:  # noqa: ARG002
+        """Get ready to say what is the same as in the point with the token ``since``.
 
-        All other bytes read as zeros.  A source that does not know its holes yields the whole range.
-        Finding the next range must not read the hole before it.
+        It is called once, before the first call of :meth:`extents` with that token.  The token comes from a
+        manifest, and may be of any provider and storage, damaged, or made up: a provider refuses each token
+        that it cannot prove to be of an earlier point of this same storage which it can still compare with.
+
+        :returns: None: it can.  Otherwise the reason why not, for users: a few words that begin with a small
+            letter, without a host, path or endpoint; the backup reads everything then.
         """
+        return "this kind of volume does not record changes"
+
+    def extents(self, start: int, end: int, since: str | None = None) -> Iterator[Extent]:  # noqa: ARG002
+        """Say what there is within ``start … end``: extents in ascending order, without gaps.
+
+        The first begins at ``start``, the last ends at ``end``, each begins where the one before ends.
+        Two neighbours may be of the same kind.  An extent must never be wrong: ``ZERO`` and ``SAME`` are said
+        only of bytes for which that is certain, everything else is ``DATA``.  Finding the next extent must
+        not take longer because a ``ZERO`` or ``SAME`` one is long.
+
+        :param start: 0 or more.
+        :param end: more than ``start``, at most :attr:`length`.
+        :param since: a token for which :meth:`compare` has returned None; None: no extent is ``SAME``.
+            Bytes behind the end of the point with that token are never ``SAME``.
+        """
+        yield Extent(start, end - start, Kind.DATA)
 
     @abc.abstractmethod
     def read_into(self, offset: int, buffer: memoryview) -> None:
-        """Fill ``buffer`` from ``offset``, never less: SourceMoved if the source ended early, or OSError."""
+        """Fill ``buffer`` from ``offset``, never less: SourceMoved if the point ended early, or OSError."""
 
     def check_still(self) -> None:  # noqa: B027  (optional)
-        """Raise if the source is known to have changed since it was opened.
+        """Raise if the point is known to have changed since it was opened.
 
-        It is called often while the source is read, and once at the end, so it must be cheap.
+        It is called often while the point is read, and once at the end, so it must be cheap.
 
         :raises SourceMoved: it has changed, so the bytes that were read may be of two states.
         """
-
-    def changed_extents(self, since_identity: str) -> Iterator[tuple[int, int]] | None:  # noqa: ARG002
-        """Yield the ranges that may have changed since the source with that identity; None: unknown."""
-        return None
 
     def release_cache(self, offset: int, length: int) -> None:  # noqa: B027  (optional)
         """Let the host drop this range from its page cache."""
 
     @abc.abstractmethod
-    def close(self) -> None:
-        """Release the source; idempotent."""
+    def close(self, keep: bool = False) -> None:
+        """End the reading; idempotent: the first call decides.
+
+        :param keep: True: the backup made of it was committed, or another attempt will read it again: what
+            the storage keeps under the point's id stays, until :meth:`VolumeProvider.keep_points` decides.
+            False: that goes now.  Without effect on a point of a snapshot of the catalogue.
+        """
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
 
 
 class BlockTarget(abc.ABC):
@@ -159,7 +262,7 @@ class VolumeProvider(abc.ABC):
 
     Every method that opens a volume compares its storage with the reference, and raises
     :class:`~backupfw.errors.StorageChanged` if it is gone, shorter, of another kind or another storage.
-    Longer storage is used as it is: sources and targets have its real length.
+    Longer storage is used as it is: points and targets have its real length.
 
     :param options: values of :meth:`options` by name.
     """
@@ -168,6 +271,11 @@ class VolumeProvider(abc.ABC):
 
     def __init__(self, options: Any) -> None:  # noqa: B027  (optional)
         pass
+
+    @property
+    @abc.abstractmethod
+    def capabilities(self) -> Capabilities:
+        """What this provider can do, with the options that it has."""
 
     @classmethod
     def options(cls) -> Sequence[cfg.Opt]:
@@ -236,10 +344,29 @@ class VolumeProvider(abc.ABC):
         """Delete the snapshot's storage; missing storage counts as deleted."""
 
     @abc.abstractmethod
-    def open_source(self, ref: VolumeRef | SnapshotRef) -> AbstractContextManager[BlockSource]:
-        """Open for reading (and attach it, if that is needed).
+    def open_point(self, ref: VolumeRef | SnapshotRef, point_id: str, tick: Tick = no_tick) -> Point:
+        """Open a volume or snapshot for reading, as it is at one moment (and attach it, if that is needed).
 
-        :raises SourceMoved: another program uses the volume; a snapshot of a volume in use can be made.
+        If the storage must keep something for that, or for later comparisons (a snapshot, a copy, an
+        attachment, a bitmap), its name contains ``point_id``, so that it is found again: a call with the
+        id of a point that an earlier, killed call began or made goes on with that point, in the same state
+        and with the same identity and token, as long as the storage has it.
+
+        :param point_id: the id of the backup that is made.
+        :raises SourceMoved: another program uses the volume, and this provider's points are not ``live``:
+            a snapshot of the volume can be made.
+        """
+
+    def keep_points(self, volume: VolumeRef, needed: Callable[[], Needed]) -> None:  # noqa: B027  (optional)
+        """Keep the points of a volume that are needed, and remove what the storage keeps for all others.
+
+        The service calls it before and after each backup, whatever its end, and after the deletion of one;
+        also for a volume that is gone.  So it removes what killed attempts left, too.  Idempotent.  Things
+        that do not have a name of this provider are never touched.
+
+        :param needed: says what is needed at that moment.  First find what the storage keeps, then call it,
+            once: in this order, the point of a backup that begins meanwhile is never removed.  With
+            nothing kept, it need not be called.
         """
 
     @abc.abstractmethod

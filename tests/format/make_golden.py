@@ -19,7 +19,7 @@ from backupfw.engine.format.geometry import Geometry
 from backupfw.engine.format.manifest import VERSION
 from backupfw.engine.ports import BackupJob
 from tests.format import content
-from tests.unit.engine.fakes import MemorySource
+from tests.unit.engine.fakes import MemoryPoint
 
 ROOT = Path(__file__).parent / f"v{VERSION}"
 
@@ -74,7 +74,7 @@ def main() -> None:
             record={"id": f"backup {number}", "display_name": "gölden", "size": 1, "fail_reason": None},
             pack_size=content.PACK,
         )
-        result = backup.run(job, MemorySource(data), container, _Journal(), _Control())
+        result = backup.run(job, MemoryPoint(data), container, _Journal(), _Control())
         base = result.manifest_key
         expected.append(
             {

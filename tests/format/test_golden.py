@@ -17,7 +17,7 @@ from tests.unit.engine.fakes import (
     FakeControl,
     FaultyContainer,
     MemoryJournal,
-    MemorySource,
+    MemoryPoint,
     MemoryTarget,
     make_job,
     memory_container,
@@ -90,7 +90,7 @@ def test_a_new_backup_shares_with_a_golden_base(root: Path) -> None:
         geometry=head.geometry,
         pack_size=content.PACK,
     )
-    result = backup.run(job, MemorySource(data), box, MemoryJournal(), FakeControl())
+    result = backup.run(job, MemoryPoint(data), box, MemoryJournal(), FakeControl())
     assert (result.base_problem, result.changed_segments) == (None, 1)
     target = MemoryTarget(len(data))
     restore.run(result.manifest_key, box, target, FakeControl())

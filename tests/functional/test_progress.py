@@ -20,6 +20,7 @@ IDLE = {
     "bytes_done": None,
     "bytes_total": None,
     "bytes_per_second": None,
+    "comparison": None,
     "seconds_left": None,
 }
 

@@ -25,7 +25,7 @@ from backupfw.worker.handlers.base import restored_volume
 from tests.unit.engine.fakes import (
     FakeControl,
     MemoryJournal,
-    MemorySource,
+    MemoryPoint,
     MemoryTarget,
     make_job,
     memory_container,
@@ -205,7 +205,7 @@ def _base(case: Case, container: Any) -> None:
         geometry=type(old)(len(data), old.block_size, old.segment_size),
         streams=1,
     )
-    made = backup.run(job, MemorySource(data), container, MemoryJournal(), Control())
+    made = backup.run(job, MemoryPoint(data), container, MemoryJournal(), Control())
     target = MemoryTarget(len(data))
     try:
         restore.run(made.manifest_key, container, target, Control())

@@ -47,7 +47,7 @@ from tests.fuzz.test_stored_bytes import DATA, KEY, OTHERS, golden
 from tests.unit.engine.fakes import (
     CountingTarget,
     MemoryJournal,
-    MemorySource,
+    MemoryPoint,
     make_job,
     memory_container,
     objects_of,
@@ -360,7 +360,7 @@ def _fullest_base(key: str, _other: str, box: Container) -> None:
         volume=origin.volume,
         geometry=Geometry(4096, 512, 512 << 16),
     )
-    made = backup.run(job, MemorySource(bytes(4095) + b"x"), box, MemoryJournal(), Control())
+    made = backup.run(job, MemoryPoint(bytes(4095) + b"x"), box, MemoryJournal(), Control())
     assert "so many origins" in (made.base_problem or "")
 
 

@@ -33,7 +33,7 @@ from tests.unit.engine.fakes import (
     SEGMENT,
     FakeControl,
     MemoryJournal,
-    MemorySource,
+    MemoryPoint,
     MemoryTarget,
     make_job,
     memory_container,
@@ -48,7 +48,7 @@ def content(length: int, seed: int = 1) -> bytearray:
 
 def back_up(container: Container, number: int, data: bytes | bytearray, base: str | None = None) -> str:
     job = make_job(number, len(data), base)
-    return backup.run(job, MemorySource(bytes(data)), container, MemoryJournal(), FakeControl()).manifest_key
+    return backup.run(job, MemoryPoint(bytes(data)), container, MemoryJournal(), FakeControl()).manifest_key
 
 
 def restored(container: Container, key: str, length: int, fill: bytes | None = None) -> bytes:
@@ -161,7 +161,7 @@ def test_7_progress_is_true_and_nothing_is_left_running() -> None:
     data[SEGMENT : 2 * SEGMENT] = bytes(SEGMENT)
     before = set(threading.enumerate())
     control = FakeControl()
-    source = MemorySource(bytes(data), extents=[(0, SEGMENT), (2 * SEGMENT, 2 * SEGMENT)])
+    source = MemoryPoint(bytes(data), extents=[(0, SEGMENT), (2 * SEGMENT, 2 * SEGMENT)])
     backup.run(make_job(1, len(data)), source, memory_container(), MemoryJournal(), control)
     done = [report[0] for report in control.reports]
     assert done == sorted(done)

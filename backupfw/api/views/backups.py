@@ -76,4 +76,5 @@ def progress(found: Progress) -> dict[str, Any]:
         "bytes_total": found.total,
         "bytes_per_second": found.rate,
         "seconds_left": found.seconds_left,
+        "comparison": found.comparison,
     }

@@ -39,6 +39,7 @@ from backupfw.engine.format.entries import encode_entries as _encode_entries
 from backupfw.engine.format.entries import encode_origins as _encode_origins
 from backupfw.engine.format.geometry import MAX_LENGTH, Geometry
 from backupfw.errors import Damaged, UnsupportedFormat
+from backupfw.volume.base import MAX_TOKEN
 
 MAGIC = b"BFWmanif"
 VERSION = 1
@@ -87,6 +88,35 @@ class SourceTotals:
 
 
 @dataclass(frozen=True, slots=True)
+class PointNote:
+    """What a later backup has to know of the point that a backup was made of.
+
+    :ivar token: what a later point can be compared with; None: none can.
+    :ivar trusted: how many backups in a row, up to this one, left out what a point said was the same.
+    """
+
+    token: str | None
+    trusted: int
+
+    @classmethod
+    def of(cls, token: str | None, trusted: int) -> PointNote | None:
+        """Return the note, None if there is nothing to note."""
+        return None if token is None and not trusted else cls(token, trusted)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> PointNote:
+        """Take it from a head.
+
+        :raises BadBytes: a field is missing or wrong.
+        """
+        token = _typed(value, "token", str, optional=True)
+        trusted = _typed(value, "trusted", int)
+        if not 0 <= trusted < 1 << 31 or len(token or "") > MAX_TOKEN:
+            raise BadBytes("the head's point is none")
+        return cls(token, trusted)
+
+
+@dataclass(frozen=True, slots=True)
 class ManifestHead:
     """What a manifest says of its backup as a whole.
 
@@ -97,6 +127,7 @@ class ManifestHead:
     :ivar base: key of the manifest whose data was shared, None if there was none.
     :ivar record: the backup's record as the API shows it, and the volume's metadata; JSON values.
     :ivar source: what the source was found to hold; None in manifests of releases that did not record it.
+    :ivar point: what the next backup has to know of its point; None: nothing.
     """
 
     origin: keys.Origin
@@ -106,6 +137,7 @@ class ManifestHead:
     base: str | None = None
     record: Mapping[str, Any] = field(default_factory=dict)
     source: SourceTotals | None = None
+    point: PointNote | None = None
 
     @property
     def key(self) -> str:
@@ -119,6 +151,8 @@ class ManifestHead:
         source = (
             {} if found is None else {"source": {"segments": found.segments, "data_bytes": found.data_bytes}}
         )
+        note = self.point
+        point = {} if note is None else {"point": {"token": note.token, "trusted": note.trusted}}
         return {
             "installation": origin.installation,
             "project": origin.project,
@@ -135,6 +169,7 @@ class ManifestHead:
             "base": self.base,
             "record": dict(self.record),
             **source,
+            **point,
         }
 
     @classmethod
@@ -149,6 +184,7 @@ class ManifestHead:
         if problem := geometry.problem():
             raise BadBytes(problem)
         source = _typed(value, "source", dict, optional=True)
+        point = _typed(value, "point", dict, optional=True)
         return cls(
             origin=keys.Origin(
                 installation=_typed(value, "installation", str),
@@ -167,6 +203,7 @@ class ManifestHead:
             source=None
             if source is None
             else SourceTotals(_typed(source, "segments", int), _typed(source, "data_bytes", int)),
+            point=None if point is None else PointNote.from_json(point),
         )
 
 

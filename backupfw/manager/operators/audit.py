@@ -102,7 +102,7 @@ class Finding:
     """A finding: something that is wrong.
 
     :ivar check: what was checked: ``status``, ``lease``, ``task``, ``snapshot``, ``lineage``, ``usage``,
-        ``volume`` or ``store``.
+        ``changes``, ``volume`` or ``store``.
     :ivar subject: the resource, e.g. ``backup <id>``.
     :ivar problem: the error.
     """
@@ -128,6 +128,7 @@ def run(db: Database, lease_seconds: float) -> list[Finding]:
             _temporary_snapshots(session),
             _lineage(session),
             _usage(session),
+            _distrusted(session),
         )
         return sorted(finding for check in checks for finding in first(check))
 
@@ -203,6 +204,20 @@ def _causes(session: Session) -> Iterator[Finding]:
         for task in _rows(session, statement):
             problem = "the backup does not exist" if task.status is None else f"the backup is {task.status}"
             yield Finding("task", _task(task), problem)
+
+
+def _distrusted(session: Session) -> Iterator[Finding]:
+    """Yield volumes whose storage said wrongly what is unchanged."""
+    found = select(Volume.id, Volume.changes_distrusted_at).where(
+        Volume.deleted.is_(False), Volume.changes_distrusted_at.is_not(None)
+    )
+    for volume_id, moment in _rows(session, found):
+        yield Finding(
+            "changes",
+            f"volume {volume_id}",
+            f"its storage said that changed data is unchanged (found on {moment:%Y-%m-%d}): backups read all"
+            " of it until 'backupfw volume set --trust-changes'",
+        )
 
 
 def _temporary_snapshots(session: Session) -> Iterator[Finding]:

@@ -6,9 +6,10 @@ import contextlib
 import uuid
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 
 from sqlalchemy import delete, insert, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from backupfw.db import models
 from backupfw.db.digest import object_digest
@@ -27,6 +28,8 @@ from backupfw.manager.rules import backup_rows, failures, volume_rules
 
 #: The hash of blocks that new manifests use, as the format names it.
 HASH_MODE = "blake3"
+#: The comparison of a backup whose base could not be used.
+BASE_LOST = "no comparison: the data of the backup before cannot be used"
 #: Finished segments are read from the database in pages of this many.
 _SEGMENTS = 1000
 
@@ -91,6 +94,7 @@ class CreateResult:
     :ivar object_count: objects this backup put, its manifest included.
     :ivar stored_bytes: their bytes.
     :ivar referenced_bytes: bytes of older objects that it uses.
+    :ivar read_bytes: bytes read from the source; None: another attempt read it.
     :ivar base_lost: the base could not be read, so nothing is shared with it.
     :ivar damaged: keys of objects on the list of damaged ones that it names.
     """
@@ -102,6 +106,7 @@ class CreateResult:
     object_count: int
     stored_bytes: int
     referenced_bytes: int
+    read_bytes: int | None = None
     base_lost: bool = False
     damaged: frozenset[str] = frozenset()
 
@@ -189,8 +194,11 @@ class CreateTasks(Outcomes):
 
         return self._db.run(work)
 
-    def bind_source(self, task: Task, source_identity: str) -> CreatePlan:
-        """Record the source identity; a new epoch begins if the finished segments have another one."""
+    def bind_source(self, task: Task, source_identity: str, comparison: str) -> CreatePlan:
+        """Record the source identity; a new epoch begins if the finished segments have another one.
+
+        :param comparison: how the attempt finds what changed, for people.
+        """
 
         def work(session: Session) -> CreatePlan:
             backup, manifest = self._writing(session, task)
@@ -198,10 +206,62 @@ class CreateTasks(Outcomes):
                 manifest.source_identity = source_identity
             elif manifest.source_identity != source_identity:
                 self._fresh_epoch(session, backup, manifest, source_identity)
+            backup.comparison = comparison
             session.flush()
             return self._plan(session, task, backup, manifest)
 
         return self._db.run(work)
+
+    def distrust_changes(self, task: Task) -> datetime:
+        """Record that a volume's storage said wrongly what is unchanged: it is not asked again.
+
+        :returns: since when, by the database's clock.
+        """
+
+        def work(session: Session) -> datetime:
+            backup, _ = self._writing(session, task)
+            volume = _volume(session, backup.volume_id)
+            if volume.changes_distrusted_at is None:
+                volume.changes_distrusted_at = now(session)
+                failures.warn(session, task, Detail.CHANGE_MISSED)
+                session.flush()
+            return volume.changes_distrusted_at
+
+        return self._db.run(work)
+
+    def volume_of(self, backup_id: str) -> rows.Volume | None:
+        """Return the volume of a backup, perhaps deleted; None: it was never here."""
+        with self._db.read() as session:
+            backup = session.get_one(models.Backup, backup_id)
+            volume = session.get(models.Volume, backup.volume_id)
+            return None if volume is None else rows.volume(session, volume)
+
+    def needed_points(self, volume_id: str) -> tuple[set[str], set[str]]:
+        """Return the backups whose points are needed.
+
+        :returns: those that a backup is or will be compared with; and those that are being made.
+        """
+        backup, manifest, base = models.Backup, models.Manifest, aliased(models.Manifest)
+        mine = (backup.volume_id == volume_id, backup.deleted.is_(False))
+        last = (
+            select(manifest.backup_id)
+            .join(backup, backup.manifest_id == manifest.id)
+            .where(*mine, backup.status.in_((lifecycle.AVAILABLE, lifecycle.RESTORING)))
+            .order_by(backup.data_timestamp.desc(), backup.created_at.desc(), backup.id.desc())
+            .limit(1)
+        )
+        making = select(backup.id).where(*mine, backup.status == lifecycle.CREATING)
+        with self._db.read() as session:
+            read = set(session.scalars(making))
+            compared = set(session.scalars(last))
+            compared.update(
+                session.scalars(
+                    select(base.backup_id)
+                    .join(manifest, manifest.base_id == base.id)
+                    .where(manifest.backup_id.in_(making), manifest.state == lifecycle.WRITING)
+                )
+            )
+        return compared, read
 
     def finished_segments(self, manifest_id: str, epoch: int) -> Iterator[tuple[int, bytes]]:
         """Yield the finished segments of an epoch, ``(index, entry)`` by index, some at a time."""
@@ -329,6 +389,8 @@ class CreateTasks(Outcomes):
                 referenced_bytes=result.referenced_bytes,
                 progress_done=result.length,
                 progress_total=result.length,
+                read_bytes=result.read_bytes,
+                **({"comparison": BASE_LOST} if result.base_lost else {}),
             )
             if not moved:
                 raise TaskLost(f"backup {backup.id} is not being created any more")

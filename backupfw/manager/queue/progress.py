@@ -43,6 +43,7 @@ class Progress:
     :ivar total: bytes; None: not known (yet).
     :ivar rate: bytes per second at the worker's last report; None: no task runs, or it is too early.
     :ivar seconds_left: remaining seconds at that rate; None: not known.
+    :ivar comparison: how a backup that is being made finds what changed, for people; None: not known (yet).
     """
 
     phase: str
@@ -50,6 +51,7 @@ class Progress:
     total: int | None = None
     rate: int | None = None
     seconds_left: int | None = None
+    comparison: str | None = None
 
 
 def of(session: Session, conf: cfg.ConfigOpts, resource_id: str) -> Progress:
@@ -68,6 +70,9 @@ def of(session: Session, conf: cfg.ConfigOpts, resource_id: str) -> Progress:
     if task is None:
         return Progress(IDLE)
     done, total = task.progress_done, task.progress_total
+    comparison = None
+    if task.kind == tasks.BACKUP_CREATE:
+        comparison = session.scalar(select(models.Backup.comparison).where(models.Backup.id == resource_id))
     if not total and task.kind in (tasks.BACKUP_CREATE, tasks.BACKUP_RESTORE):
         # The worker has reported nothing yet.
         total = session.scalar(select(models.Backup.length).where(models.Backup.id == resource_id)) or 0
@@ -79,4 +84,5 @@ def of(session: Session, conf: cfg.ConfigOpts, resource_id: str) -> Progress:
         total=total or None,
         rate=rate,
         seconds_left=None if rate is None or not total else -(-max(total - done, 0) // rate),
+        comparison=comparison,
     )

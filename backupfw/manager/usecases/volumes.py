@@ -305,6 +305,20 @@ class VolumeManager(UseCases):
 
         self._db.run(work)
 
+    def trust_changes(self, ctx: RequestContext, volume_id: str) -> rows.Volume:
+        """Let incremental backups rely again on what the volume's storage says is unchanged.
+
+        :raises VolumeNotFound: there is none, or not for this caller.
+        """
+
+        def work(session: Session) -> rows.Volume:
+            volume = find_volume(session, ctx, volume_id, lock=True)
+            volume.changes_distrusted_at = None
+            session.flush()
+            return rows.volume(session, volume)
+
+        return self._db.run(work)
+
     def not_recorded(self, host: str | None) -> Sequence[rows.Volume]:
         """Return the adopted volumes of a host whose storage id was never recorded."""
         row = models.Volume

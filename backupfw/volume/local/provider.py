@@ -14,8 +14,9 @@ from oslo_log import log
 
 from backupfw.errors import InvalidVolume, OperationNotSupported, SourceMoved, StorageChanged
 from backupfw.volume.base import (
-    BlockSource,
     BlockTarget,
+    Capabilities,
+    Point,
     SnapshotRef,
     Storage,
     Tick,
@@ -30,7 +31,7 @@ from backupfw.volume.local.holes import next_extent
 from backupfw.volume.local.mirror import mirror
 from backupfw.volume.local.opening import Busy, Opened, Unusable, open_storage
 from backupfw.volume.local.options import directories, local_options
-from backupfw.volume.local.source import LocalSource
+from backupfw.volume.local.point import LocalPoint
 from backupfw.volume.local.still_copy import Stamp, still_copy
 from backupfw.volume.local.storage_id import StorageId
 from backupfw.volume.local.target import LocalTarget
@@ -47,7 +48,7 @@ _NO_CLONE = linux.NOT_SUPPORTED | {errno.EXDEV}
 class LocalProvider(VolumeProvider):
     """Volumes on this host's file systems and block devices.  Thread-safe."""
 
-    API_VERSION: ClassVar[int] = 1
+    API_VERSION: ClassVar[int] = 2
 
     def __init__(self, options: Any) -> None:
         """Take the options' values.
@@ -65,6 +66,11 @@ class LocalProvider(VolumeProvider):
         )
         # A device does not show whether it was written meanwhile, so each run uses a new random number.
         self._run = secrets.token_hex(8)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """It knows holes, makes snapshots, writes and fences."""
+        return Capabilities(allocation=True, snapshots=True, writes=True, fences=True)
 
     @classmethod
     def options(cls) -> Sequence[cfg.Opt]:
@@ -172,7 +178,12 @@ class LocalProvider(VolumeProvider):
 
     # -- opening
 
-    def open_source(self, ref: VolumeRef | SnapshotRef) -> AbstractContextManager[BlockSource]:
+    def open_point(
+        self,
+        ref: VolumeRef | SnapshotRef,
+        point_id: str,  # noqa: ARG002
+        tick: Tick = no_tick,  # noqa: ARG002
+    ) -> Point:
         """Open for reading; a block device exclusively, so that it cannot be mounted meanwhile."""
         try:
             opened = self._open(ref, exclusive=True)
@@ -188,14 +199,12 @@ class LocalProvider(VolumeProvider):
                     os.fsync(opened.fd)
                 stamp = Stamp.of(opened.fd)
             length = opened.length if is_volume else ref.length
-            return closing(
-                LocalSource(
-                    opened.fd,
-                    length,
-                    self._identity(opened, ref, length),
-                    storage_id=_recorded(ref, opened) if isinstance(ref, VolumeRef) else None,
-                    stamp=stamp,
-                )
+            return LocalPoint(
+                opened.fd,
+                length,
+                self._identity(opened, ref, length),
+                storage_id=_recorded(ref, opened) if isinstance(ref, VolumeRef) else None,
+                stamp=stamp,
             )
         except BaseException:
             os.close(opened.fd)

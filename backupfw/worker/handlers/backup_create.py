@@ -23,6 +23,7 @@ from backupfw.engine.format import keys
 from backupfw.engine.format.geometry import Geometry
 from backupfw.engine.ports import BackupJob, BackupResult, KnownManifests
 from backupfw.errors import (
+    ChangeMissed,
     Damaged,
     DatabaseUnwritable,
     InvalidInput,
@@ -32,15 +33,18 @@ from backupfw.errors import (
     TaskCancelled,
     UnsupportedFormat,
 )
+from backupfw.manager import rows
 from backupfw.manager.messages import Detail
 from backupfw.manager.outcomes.backups import BackupTasks
 from backupfw.manager.outcomes.creating import CreatePlan, CreateResult
 from backupfw.manager.rows import Task
 from backupfw.manager.rules.volume_rules import is_followed
-from backupfw.volume.base import BlockSource, SnapshotRef, VolumeProvider, VolumeRef
+from backupfw.volume.base import Needed, Point, SnapshotRef, VolumeProvider, VolumeRef
+from backupfw.worker import comparison
 from backupfw.worker.cancellable import PROVIDER_GRACE, opened, run_cancellable
+from backupfw.worker.comparison import Comparison
 from backupfw.worker.control import TaskControl
-from backupfw.worker.handlers.base import Handler, snapshot_ref, volume_ref
+from backupfw.worker.handlers.base import Handler, Tools, snapshot_ref, volume_ref
 
 LOG = log.getLogger(__name__)
 
@@ -52,8 +56,11 @@ class TaskJournal:
         self._backups = backups
         self._task = task
         self._plan = plan
-        #: The key that was announced last.
-        self.announced: str | None = None
+        self._announced: str | None = None
+
+    def announced_key(self) -> str | None:
+        """Return the key that was announced last."""
+        return self._announced
 
     def finished(self) -> Iterator[tuple[int, bytes]]:
         """See :meth:`backupfw.engine.ports.Journal.finished`."""
@@ -66,7 +73,7 @@ class TaskJournal:
 
     def announce(self, key: str) -> None:
         """See :meth:`backupfw.engine.ports.Journal.announce`."""
-        self.announced = key
+        self._announced = key
         self._backups.creating.announce_manifest(self._task, key)
 
     def is_unneeded(self, key: str) -> bool:
@@ -90,6 +97,7 @@ class BackupCreate(Handler):
         if plan.announced:
             settled = self._take_over(task, plan, container, control)
             if settled is None:
+                keep_points(tools, task.resource_id)
                 return
             plan = tools.backups.creating.start(task, settled)
         self._need(plan, container)
@@ -109,6 +117,7 @@ class BackupCreate(Handler):
             self._commit(task, plan, made, container, control)
         tools.meter.backed_up(result)
         crash_points.reach("backup.committed")
+        keep_points(tools, task.resource_id)
 
     def _take_over(
         self, task: Task, plan: CreatePlan, container: Container, control: TaskControl
@@ -208,20 +217,32 @@ class BackupCreate(Handler):
     def _back_up(
         self, task: Task, plan: CreatePlan, container: Container, control: TaskControl
     ) -> tuple[CreatePlan, BackupJob, BackupResult]:
-        """Read the source in one state and put the manifest.
+        """Read a point of the source and put the manifest.
 
-        :raises SourceMoved: it has no such state.
+        If the storage said wrongly what is unchanged, everything is read, now and by later backups.
+
+        :raises SourceMoved: it has no state that does not change.
         """
         tools = self._tools
-        with self._source(task, plan, control) as source:
-            if plan.snapshot is None and not plan.in_use:
-                self._follow(task, plan, source.length, source.storage_id)
-            plan = tools.backups.creating.bind_source(task, source.identity)
-            crash_points.reach("backup.bound")
-            job = self._job(plan, source)
-            journal = TaskJournal(tools.backups, task, plan)
-            with self._withdrawing(task, plan, lambda: journal.announced, container):
-                return plan, job, engine.run(job, source, container, journal, control)
+        creating = tools.backups.creating
+        with self._point(task, plan, control) as point:
+            crash_points.reach("backup.opened")
+            if plan.snapshot is None and not self._needs_temp_snapshot(plan):
+                plan = self._follow(task, plan, point.length, point.storage_id)
+            how = comparison.choose(plan, point, container, tools.engine.full_compare_every)
+            while True:
+                LOG.info("Backup %s: %s", plan.backup.id, how.how)
+                plan = creating.bind_source(task, how.identity(point.identity), how.how)
+                crash_points.reach("backup.bound")
+                job = self._job(plan, point, how)
+                journal = TaskJournal(tools.backups, task, plan)
+                try:
+                    with self._withdrawing(task, plan, journal.announced_key, container):
+                        return plan, job, engine.run(job, point, container, journal, control)
+                except ChangeMissed as error:
+                    LOG.warning("%s From now on all of it is compared.", error)
+                    tools.meter.change_missed()
+                    how = comparison.distrusted(creating.distrust_changes(task))
 
     def _follow(self, task: Task, plan: CreatePlan, length: int, storage_id: str | None) -> CreatePlan:
         """Let the catalogue follow what an open of the volume found."""
@@ -250,11 +271,12 @@ class BackupCreate(Handler):
 
     def failed(self, task: Task, reason: str) -> None:
         """See :meth:`Handler.failed`."""
-        self._tools.backups.creating.fail(task, reason)
+        self.failed_with(task, reason, None)
 
     def failed_with(self, task: Task, reason: str, detail: Detail | None) -> None:
         """See :meth:`Handler.failed_with`."""
         self._tools.backups.creating.fail(task, reason, detail)
+        keep_points(self._tools, task.resource_id)
 
     def cancelled(self, task: Task) -> None:
         """See :meth:`Handler.cancelled`."""
@@ -265,9 +287,10 @@ class BackupCreate(Handler):
             LOG.exception(
                 "The temporary snapshot of backup %s stays until the backup is deleted", task.resource_id
             )
+        keep_points(self._tools, task.resource_id)
         self._tools.tasks.discard(task)
 
-    def _job(self, plan: CreatePlan, source: BlockSource) -> BackupJob:
+    def _job(self, plan: CreatePlan, point: Point, how: Comparison) -> BackupJob:
         tools = self._tools
         return BackupJob(
             installation=plan.installation_id,
@@ -277,7 +300,7 @@ class BackupCreate(Handler):
             epoch=plan.epoch,
             attempt=plan.attempt,
             token=secrets.token_hex(8),
-            geometry=Geometry(source.length, plan.block_size, plan.segment_size),
+            geometry=Geometry(point.length, plan.block_size, plan.segment_size),
             base=None if plan.base is None else plan.base.key,
             record=_record(plan),
             damaged=self._known_damaged(plan),
@@ -286,6 +309,8 @@ class BackupCreate(Handler):
             hash_mode=plan.hash_mode,
             key_id=plan.key_id,
             streams=tools.engine.streams,
+            since=how.since,
+            verify_unchanged=tools.engine.verify_unchanged,
         )
 
     def _known_damaged(self, plan: CreatePlan) -> frozenset[str]:
@@ -311,17 +336,22 @@ class BackupCreate(Handler):
                 f"The container {container.name} does not exist, and this service does not make containers."
             ) from error
 
+    def _needs_temp_snapshot(self, plan: CreatePlan) -> bool:
+        return plan.in_use and not self._tools.provider.capabilities.live
+
     @contextmanager
-    def _source(self, task: Task, plan: CreatePlan, control: TaskControl) -> Iterator[BlockSource]:
+    def _point(self, task: Task, plan: CreatePlan, control: TaskControl) -> Iterator[Point]:
+        """Lend the point that is read; its storage stays until :func:`keep_points` decides."""
         ref: SnapshotRef | VolumeRef
+        keep_points(self._tools, task.resource_id)
         if plan.snapshot is not None:
             ref = snapshot_ref(plan.snapshot, plan.volume)
-        elif plan.in_use:
+        elif self._needs_temp_snapshot(plan):
             ref = self._temp_snapshot(task, plan, control)
         else:
             ref = volume_ref(plan.volume)
-        with opened(partial(self._tools.provider.open_source, ref), control) as source:
-            yield source
+        with opened(partial(_kept, self._tools.provider, ref, task.resource_id, control), control) as point:
+            yield point
 
     def _temp_snapshot(self, task: Task, plan: CreatePlan, control: TaskControl) -> SnapshotRef:
         """Return the temporary snapshot of a volume in use: an earlier attempt's, or a new one."""
@@ -340,7 +370,7 @@ class BackupCreate(Handler):
         ref = snapshot_ref(snapshot, plan.volume)
         if ref.location is not None:
             try:
-                with opened(partial(tools.provider.open_source, ref), control):
+                with opened(partial(_kept, tools.provider, ref, task.resource_id, control), control):
                     return ref
             except (StorageChanged, OSError):
                 # The new snapshot shows another state of the volume, so a new epoch begins.
@@ -363,6 +393,40 @@ def drop_temp_snapshot(backups: BackupTasks, provider: VolumeProvider, backup_id
     backups.creating.forget_temp_snapshot(backup_id)
 
 
+@contextmanager
+def _kept(
+    provider: VolumeProvider, ref: VolumeRef | SnapshotRef, point_id: str, control: TaskControl
+) -> Iterator[Point]:
+    """Open a point; whatever happens, another attempt or a later backup may need it again."""
+    point = provider.open_point(ref, point_id, control.check)
+    try:
+        yield point
+    finally:
+        point.close(keep=True)
+
+
+def keep_points(tools: Tools, backup_id: str) -> None:
+    """Let the storage of a backup's volume keep only the points that are needed, by what the database says.
+
+    An error is only logged: each backup of the volume does this again.
+    """
+    try:
+        able = tools.provider.capabilities
+        volume = tools.backups.creating.volume_of(backup_id) if able.changes or able.live else None
+        if volume is not None:
+            _keep_points(tools, volume)
+    except Exception:
+        LOG.exception("What earlier backups left in the storage of the volume of backup %s stays", backup_id)
+
+
+def _keep_points(tools: Tools, volume: rows.Volume) -> None:
+    def needed() -> Needed:
+        compared, read = tools.backups.creating.needed_points(volume.id)
+        return Needed(frozenset(compared), frozenset(read))
+
+    tools.provider.keep_points(volume_ref(volume), needed)
+
+
 def _create_result(result: BackupResult, length: int, host: str, wire_name: str) -> CreateResult:
     return CreateResult(
         key=result.manifest_key,
@@ -372,6 +436,7 @@ def _create_result(result: BackupResult, length: int, host: str, wire_name: str)
         object_count=result.object_count,
         stored_bytes=result.stored_bytes,
         referenced_bytes=result.referenced_bytes,
+        read_bytes=result.read_bytes,
         base_lost=result.base_problem is not None,
     )
 

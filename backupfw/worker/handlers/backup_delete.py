@@ -13,7 +13,7 @@ from backupfw.errors import Damaged
 from backupfw.manager.outcomes.deleting import ReleasePlan
 from backupfw.manager.rows import Task
 from backupfw.worker.control import TaskControl
-from backupfw.worker.handlers.backup_create import drop_temp_snapshot
+from backupfw.worker.handlers.backup_create import drop_temp_snapshot, keep_points
 from backupfw.worker.handlers.base import Handler
 
 LOG = log.getLogger(__name__)
@@ -57,6 +57,7 @@ class BackupDelete(_Removal):
         crash_points.reach("delete.removed")
         tools.backups.deleting.finish(task, plan)
         crash_points.reach("delete.committed")
+        keep_points(tools, task.resource_id)
 
     def failed(self, task: Task, reason: str) -> None:
         """See :meth:`Handler.failed`."""

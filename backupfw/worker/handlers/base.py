@@ -31,12 +31,16 @@ class EngineSettings:
     :ivar compression_level: zstd's level.
     :ivar streams: segments that one task works on at once.
     :ivar create_containers: whether a missing container is made.
+    :ivar verify_unchanged: the share, from 0 to 1, that is read of what a storage says is unchanged.
+    :ivar full_compare_every: each so many-th incremental backup reads everything.
     """
 
     pack_size: int
     compression_level: int
     streams: int
     create_containers: bool = True
+    verify_unchanged: float = 0.01
+    full_compare_every: int = 30
 
 
 class Meter(Protocol):
@@ -48,6 +52,9 @@ class Meter(Protocol):
     def backed_up(self, result: BackupResult) -> None:
         """Count what a finished backup did."""
 
+    def change_missed(self) -> None:
+        """Hear that a volume's storage said wrongly what is unchanged."""
+
 
 class NullMeter:
     """Counts nothing."""
@@ -56,6 +63,9 @@ class NullMeter:
         """Do nothing."""
 
     def backed_up(self, result: BackupResult) -> None:
+        """Do nothing."""
+
+    def change_missed(self) -> None:
         """Do nothing."""
 
 

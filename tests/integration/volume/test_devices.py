@@ -29,7 +29,15 @@ from backupfw.volume.local.provider import LocalProvider
 from backupfw.volume.local.storage_id import StorageId
 from tests.integration.volume.mounts import loop_device, need, run
 from tests.unit.volume.fence_helpers import freeze, writer_process
-from tests.unit.volume.helpers import Step, make_provider, play_on_target, read_all, steps, take_snapshot
+from tests.unit.volume.helpers import (
+    Step,
+    data_of,
+    make_provider,
+    play_on_target,
+    read_all,
+    steps,
+    take_snapshot,
+)
 
 pytestmark = pytest.mark.root
 
@@ -124,16 +132,16 @@ def test_sectors_of_4096_bytes(provider: LocalProvider, tmp_path: Path) -> None:
 
 
 def test_a_device_has_all_of_its_range_as_data(provider: LocalProvider, volume: VolumeRef) -> None:
-    with provider.open_source(volume) as source:
-        assert list(source.data_extents(0, LENGTH)) == [(0, LENGTH)]
-        assert list(source.data_extents(5, 4097)) == [(5, 4092)]
+    with provider.open_point(volume, "p") as source:
+        assert data_of(source, 0, LENGTH) == [(0, LENGTH)]
+        assert data_of(source, 5, 4097) == [(5, 4092)]
 
 
 def test_a_device_is_distrusted_by_the_next_run(
     provider: LocalProvider, volume: VolumeRef, tmp_path: Path
 ) -> None:
     def identity(of: LocalProvider) -> str:
-        with of.open_source(volume) as source:
+        with of.open_point(volume, "p") as source:
             return source.identity
 
     assert identity(provider) == identity(provider)
@@ -274,7 +282,7 @@ def test_a_device_that_is_mounted_is_one_in_use(tmp_path: Path) -> None:
             found = provider.adopt(name, in_use=True)
             volume = VolumeRef("v", found.length, name, True, found.storage_id)
             for attempt in (
-                lambda: provider.open_source(volume),
+                lambda: provider.open_point(volume, "p"),
                 lambda: provider.create(VolumeRef("w", found.length), volume),
             ):
                 with pytest.raises(SourceMoved, match="mounted"):
@@ -285,7 +293,7 @@ def test_a_device_that_is_mounted_is_one_in_use(tmp_path: Path) -> None:
                 assert read_all(provider, snapshot) == on_the_device(name)
         finally:
             run("umount", str(point))
-        with provider.open_source(volume):
+        with provider.open_point(volume, "p"):
             # It cannot be mounted while it is read as one that is not in use.
             assert subprocess.run(["mount", name, str(point)], capture_output=True).returncode != 0
 
@@ -321,7 +329,7 @@ def test_a_device_that_nothing_distinguishes_from_another_is_read_and_not_writte
     provider: LocalProvider, volume: VolumeRef
 ) -> None:
     before_the_start = replace(volume, storage_id="device - - 7:0@00000000")
-    with provider.open_source(before_the_start):
+    with provider.open_point(before_the_start, "p"):
         pass
     with pytest.raises(StorageChanged, match="without a name of its own"):
         provider.open_target(before_the_start, 1)

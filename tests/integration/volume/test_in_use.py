@@ -62,7 +62,7 @@ def writing(path: str, how: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def counters(provider: LocalProvider, ref: SnapshotRef) -> tuple[int, int]:
-    with provider.open_source(ref) as source:
+    with provider.open_point(ref, "p") as source:
         buffer = bytearray(16)
         source.read_into(0, memoryview(buffer)[:8])
         source.read_into(SECOND, memoryview(buffer)[8:])

@@ -83,6 +83,8 @@ def test_a_backup_in_figures(served: tuple[str, str, Any]) -> None:
     at = datetime.fromisoformat(shown).replace(tzinfo=UTC).timestamp()
     assert found[good] == pytest.approx(at, abs=1)
     assert found["backupfw_backup_read_bytes_total",] >= 2 << 20
+    assert found["backupfw_backup_sampled_bytes_total",] == 0
+    assert found["backupfw_backup_changes_missed_total",] == 0
     stored = found["backupfw_backup_stored_bytes_total",]
     assert 0 < stored <= found["backupfw_store_bytes_total", "sent", "main"]
     assert found["backupfw_backup_deduplicated_bytes_total",] > 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from blake3 import blake3
@@ -14,7 +14,7 @@ from backupfw.chunkstore.memory import Contents, MemoryStore
 from backupfw.engine.format.geometry import Geometry
 from backupfw.engine.ports import BackupJob
 from backupfw.errors import TaskCancelled, TaskLost
-from backupfw.volume.base import BlockSource, BlockTarget
+from backupfw.volume.base import BlockTarget, Extent, Kind, Point
 
 KIB = 1 << 10
 #: A geometry small enough that a test volume has several segments.
@@ -22,28 +22,75 @@ BLOCK = 4 * KIB
 SEGMENT = 64 * KIB
 
 
-class MemorySource(BlockSource):
+def without_gaps(data: Iterable[tuple[int, int]], start: int, end: int) -> Iterator[Extent]:
+    """Return ``start … end`` as extents: the ranges ``(offset, length)`` are data, all else zeros."""
+    for offset, length in data:
+        first, last = max(offset, start), min(offset + length, end)
+        if first < last:
+            if first > start:
+                yield Extent(start, first - start, Kind.ZERO)
+            yield Extent(first, last - first, Kind.DATA)
+            start = last
+    if start < end:
+        yield Extent(start, end - start, Kind.ZERO)
+
+
+class MemoryPoint(Point):
     """Bytes to read.
 
     :param data: the volume; the caller may change a bytearray between backups.
     :param extents: ``(offset, length)`` of what may hold data, ascending; None: all of it.
+    :param token: its own.
+    :param earlier: by token, the bytes of the points that it can be compared with.
+    :param grain: bytes in which it knows what changed.
+    :param lies: these offsets it says are the same, whatever has changed there.
     """
 
     def __init__(
-        self, data: bytes | bytearray, extents: Sequence[tuple[int, int]] | None = None, identity: str = "s"
+        self,
+        data: bytes | bytearray,
+        extents: Sequence[tuple[int, int]] | None = None,
+        identity: str = "s",
+        *,
+        token: str | None = None,
+        earlier: Mapping[str, bytes] | None = None,
+        grain: int = 1 << 10,
+        lies: Sequence[range] = (),
     ) -> None:
         self.data = data
         self.length = len(data)
         self.identity = identity
-        self.extents = [(0, len(data))] if extents is None else list(extents)
+        self.data_ranges = [(0, len(data))] if extents is None else list(extents)
+        self.token = token
+        self.earlier = {} if earlier is None else earlier
+        self.grain = grain
+        self.lies = lies
         self.reads: list[tuple[int, int]] = []
         self.released: list[tuple[int, int]] = []
 
-    def data_extents(self, start: int, end: int) -> Iterator[tuple[int, int]]:
-        for offset, length in self.extents:
-            first, last = max(offset, start), min(offset + length, end)
-            if first < last:
-                yield first, last - first
+    def compare(self, since: str) -> str | None:
+        return None if since in self.earlier else "its snapshot is gone"
+
+    def extents(self, start: int, end: int, since: str | None = None) -> Iterator[Extent]:
+        if since is None:
+            yield from without_gaps(self.data_ranges, start, end)
+            return
+        was = self.earlier[since]
+        while start < end:
+            last = min(start - start % self.grain + self.grain, end)
+            kind = Kind.DATA
+            same = last <= len(was) and was[start:last] == self.data[start:last]
+            if same or any(start in lie for lie in self.lies):
+                kind = Kind.SAME
+            elif not any(self.data[start:last]):
+                kind = Kind.ZERO
+            yield Extent(start, last - start, kind)
+            start = last
+
+    @property
+    def read_bytes(self) -> int:
+        """How much was read."""
+        return sum(length for _, length in self.reads)
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         if offset + len(buffer) > self.length:
@@ -54,11 +101,11 @@ class MemorySource(BlockSource):
     def release_cache(self, offset: int, length: int) -> None:
         self.released.append((offset, length))
 
-    def close(self) -> None:
+    def close(self, keep: bool = False) -> None:
         pass
 
 
-class GeneratedSource(BlockSource):
+class GeneratedPoint(Point):
     """A dense source of any length whose blocks are made when they are read: cheap and reproducible.
 
     :param length: bytes.
@@ -84,13 +131,10 @@ class GeneratedSource(BlockSource):
         self._data = segment_size if data_per_segment is None else data_per_segment
         self._piece = blake3(stamp.to_bytes(8, "little")).digest(length=1 << 20)
 
-    def data_extents(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+    def extents(self, start: int, end: int, since: str | None = None) -> Iterator[Extent]:
         size = self._segment_size
         indexes = range(start // size, -(-end // size)) if self._segments is None else self._segments
-        for index in indexes:
-            first, last = max(index * size, start), min(index * size + self._data, end)
-            if first < last:
-                yield first, last - first
+        return without_gaps(((index * size, self._data) for index in indexes), start, end)
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         # Each 4 KiB begins with its own offset, so no two blocks of the volume are equal.
@@ -99,7 +143,7 @@ class GeneratedSource(BlockSource):
         for at in range(0, size - 8, 4096):
             buffer[at : at + 8] = (offset + at + 1).to_bytes(8, "little")
 
-    def close(self) -> None:
+    def close(self, keep: bool = False) -> None:
         pass
 
 

@@ -24,9 +24,9 @@ from tests.unit.engine.fakes import (
     CountingTarget,
     FakeControl,
     FaultyContainer,
-    GeneratedSource,
+    GeneratedPoint,
     MemoryJournal,
-    MemorySource,
+    MemoryPoint,
     MemoryTarget,
     make_job,
     memory_container,
@@ -53,11 +53,11 @@ def run(
     number: int,
     data: bytes | bytearray,
     base: str | None = None,
-    source: MemorySource | None = None,
+    source: MemoryPoint | None = None,
     **changes: Any,
 ) -> BackupResult:
     job = make_job(number, len(data), base, **changes)
-    return backup.run(job, source or MemorySource(data), box, MemoryJournal(), FakeControl())
+    return backup.run(job, source or MemoryPoint(data), box, MemoryJournal(), FakeControl())
 
 
 def check(box: FaultyContainer, key: str, data: bytes | bytearray) -> RestoreResult:
@@ -226,7 +226,7 @@ def test_holes_are_not_read() -> None:
     data = bytearray(10 * SEGMENT)
     data[3 * SEGMENT + 5000 : 3 * SEGMENT + 6000] = b"x" * 1000
     data[9 * SEGMENT + 1 : 9 * SEGMENT + 2] = b"y"
-    source = MemorySource(data, [(3 * SEGMENT + 5000, 1000), (9 * SEGMENT + 1, 1)])
+    source = MemoryPoint(data, [(3 * SEGMENT + 5000, 1000), (9 * SEGMENT + 1, 1)])
     result = run(box, 0, data, source=source)
     assert sorted(source.reads) == [(3 * SEGMENT + BLOCK, BLOCK), (9 * SEGMENT, BLOCK)]
     assert result.read_bytes == 2 * BLOCK
@@ -327,7 +327,7 @@ def test_a_source_that_moves_under_the_fragmentation_rule_is_noticed() -> None:
     data = content(SEGMENT, zero=0, text=0)
     first = run(box, 0, data)
 
-    class Moving(MemorySource):
+    class Moving(MemoryPoint):
         """Blocks 8 and 9 read differently the second time; zeros in one case."""
 
         def __init__(self, fill: bytes) -> None:
@@ -348,7 +348,7 @@ def test_a_source_that_moves_under_the_fragmentation_rule_is_noticed() -> None:
 
 def test_a_source_that_cannot_be_read_ends_the_backup() -> None:
     box = memory_container()
-    source = MemorySource(bytes(SEGMENT))
+    source = MemoryPoint(bytes(SEGMENT))
     source.data = source.data[:-1]
     source.length = SEGMENT
 
@@ -407,7 +407,7 @@ def test_progress_counts_what_is_to_be_visited() -> None:
     box = memory_container()
     data = content(3 * SEGMENT)
     control = FakeControl()
-    key = backup.run(make_job(0, len(data)), MemorySource(data), box, MemoryJournal(), control).manifest_key
+    key = backup.run(make_job(0, len(data)), MemoryPoint(data), box, MemoryJournal(), control).manifest_key
     assert control.reports[-1] == (len(data), len(data))
     assert all(0 <= done <= total == len(data) for done, total in control.reports)
     control = FakeControl()
@@ -420,7 +420,7 @@ def test_a_sparse_4_tib_volume_costs_no_call_per_block() -> None:
     box = memory_container()
     length = 4 << 40
     size = 256 << 20
-    source = GeneratedSource(length, segments=[3, 9000, 16000], data_per_segment=64 * KIB)
+    source = GeneratedPoint(length, segments=[3, 9000, 16000], data_per_segment=64 * KIB)
     job = make_job(0, length, geometry=Geometry(length), pack_size=1 << 20)
     result = backup.run(job, source, box, MemoryJournal(), FakeControl())
     assert result.segments == 3

@@ -14,7 +14,7 @@ from tests.unit.engine.fakes import (
     FakeControl,
     FaultyContainer,
     MemoryJournal,
-    MemorySource,
+    MemoryPoint,
     make_job,
     memory_container,
     objects_of,
@@ -88,12 +88,12 @@ def test_a_journal_that_is_not_what_the_attempt_did_ends_it(harm: Harm) -> None:
     data = content(4 * SEGMENT, zero=0)
     journal = HarmedJournal(harm)
     with pytest.raises(JournalLost) as caught:
-        backup.run(make_job(0, len(data)), MemorySource(data), box, journal, FakeControl())
+        backup.run(make_job(0, len(data)), MemoryPoint(data), box, journal, FakeControl())
     assert not _manifests(box)
     # The task is given back, and its user hears no more than is good for them.
     assert may_pass(caught.value)
     assert "database" in user_reason(caught.value, "req-1")
-    source = MemorySource(data)
+    source = MemoryPoint(data)
     result = backup.run(
         make_job(0, len(data), attempt=2, token="f" * 16), source, box, journal, FakeControl()
     )
@@ -107,10 +107,10 @@ def test_a_journal_that_is_harmed_between_attempts_is_not_taken_over(harm: Harm)
     box = memory_container()
     data = content(4 * SEGMENT, zero=0)
     journal = MemoryJournal()
-    backup.run(make_job(0, len(data)), MemorySource(data), box, journal, FakeControl())
+    backup.run(make_job(0, len(data)), MemoryPoint(data), box, journal, FakeControl())
     harm(journal.entries)
     job = make_job(0, len(data), attempt=2, token="f" * 16)
-    result = backup.run(job, MemorySource(data), box, journal, FakeControl())
+    result = backup.run(job, MemoryPoint(data), box, journal, FakeControl())
     check(box, result.manifest_key, data)
 
 
@@ -121,10 +121,10 @@ def test_a_row_of_another_backup_or_epoch_is_not_taken_over(other: str) -> None:
     mine, its = content(3 * SEGMENT, zero=0), content(3 * SEGMENT, seed=2, zero=0)
     foreign = MemoryJournal()
     job = make_job(7, len(its)) if other == "backup" else make_job(0, len(its), token="e" * 16)
-    backup.run(job, MemorySource(its), box, foreign, FakeControl())
+    backup.run(job, MemoryPoint(its), box, foreign, FakeControl())
     journal = MemoryJournal()
     journal.entries[1] = foreign.entries[1]
-    result = backup.run(make_job(0, len(mine), epoch=1), MemorySource(mine), box, journal, FakeControl())
+    result = backup.run(make_job(0, len(mine), epoch=1), MemoryPoint(mine), box, journal, FakeControl())
     check(box, result.manifest_key, mine)
 
 
@@ -134,8 +134,8 @@ def test_what_is_shared_with_the_base_is_taken_over() -> None:
     data = content(3 * SEGMENT, zero=0)
     base = run(box, 0, data).manifest_key
     journal = MemoryJournal()
-    backup.run(make_job(1, len(data), base), MemorySource(data), box, journal, FakeControl())
-    source = MemorySource(data)
+    backup.run(make_job(1, len(data), base), MemoryPoint(data), box, journal, FakeControl())
+    source = MemoryPoint(data)
     job = make_job(1, len(data), base, attempt=2, token="f" * 16)
     result = backup.run(job, source, box, journal, FakeControl())
     assert not source.reads
@@ -152,5 +152,5 @@ def test_a_row_that_comes_twice_ends_the_attempt() -> None:
     box = memory_container()
     data = content(2 * SEGMENT, zero=0)
     with pytest.raises(JournalLost):
-        backup.run(make_job(0, len(data)), MemorySource(data), box, Doubled(), FakeControl())
+        backup.run(make_job(0, len(data)), MemoryPoint(data), box, Doubled(), FakeControl())
     assert not _manifests(box)

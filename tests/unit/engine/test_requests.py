@@ -18,7 +18,7 @@ from tests.unit.engine.fakes import (
     SEGMENT,
     FakeControl,
     MemoryJournal,
-    MemorySource,
+    MemoryPoint,
     MemoryTarget,
     make_job,
 )
@@ -58,7 +58,7 @@ class Site:
 
     def back_up(self, number: int, base: str | None = None) -> backup.BackupResult:
         job = make_job(number, len(self.data), base)
-        return backup.run(job, MemorySource(self.data), self.box, MemoryJournal(), FakeControl())
+        return backup.run(job, MemoryPoint(self.data), self.box, MemoryJournal(), FakeControl())
 
 
 def test_a_full_backup_makes_one_request_per_object() -> None:

@@ -22,7 +22,7 @@ from tests.unit.engine.fakes import (
     FakeControl,
     FaultyContainer,
     MemoryJournal,
-    MemorySource,
+    MemoryPoint,
     MemoryTarget,
     make_job,
     memory_container,
@@ -52,11 +52,11 @@ def test_a_crash_at_every_put_is_resumed() -> None:
 
         box.before_put = crash
         with pytest.raises(Crash):
-            backup.run(make_job(0, len(data), streams=1), MemorySource(data), box, journal, FakeControl())
+            backup.run(make_job(0, len(data), streams=1), MemoryPoint(data), box, journal, FakeControl())
         assert not any(key.endswith("/manifest") for key in objects_of(box))
         recorded = set(journal.entries)
         box.before_put = lambda _key: None
-        source = MemorySource(data)
+        source = MemoryPoint(data)
         job = make_job(0, len(data), attempt=2, token="f" * 16)
         result = backup.run(job, source, box, journal, FakeControl())
         check(box, result.manifest_key, data)
@@ -89,11 +89,11 @@ def test_a_kill_costs_at_most_one_segment_per_stream(streams: int) -> None:
         box.before_put = kill
         with pytest.raises(Kill):
             backup.run(
-                make_job(0, len(data), streams=streams), MemorySource(data), box, journal, FakeControl()
+                make_job(0, len(data), streams=streams), MemoryPoint(data), box, journal, FakeControl()
             )
         box.before_put = lambda _key: None
         job = make_job(0, len(data), attempt=2, token="f" * 16, streams=streams)
-        result = backup.run(job, MemorySource(data), box, journal, FakeControl())
+        result = backup.run(job, MemoryPoint(data), box, journal, FakeControl())
         check(box, result.manifest_key, data)
         again = sum(map(len, objects_of(box).values())) - result.stored_bytes
         # A segment of random bytes is its packs, their frames, and its map.
@@ -115,7 +115,7 @@ def test_every_attempt_puts_under_its_own_keys() -> None:
         job = make_job(0, len(data), attempt=attempt, token=f"{attempt:016x}", streams=1)
         control = FakeControl(stop_after=8) if attempt < 3 else FakeControl()
         with contextlib.suppress(TaskCancelled):
-            result = backup.run(job, MemorySource(data), box, journal, control)
+            result = backup.run(job, MemoryPoint(data), box, journal, control)
         for key in set(objects_of(box)) - before:
             assert key.startswith(f"{job.origin}/")
     assert len(ManifestReader(box, result.manifest_key).origins()) > 1
@@ -129,7 +129,7 @@ def test_a_stop_keeps_what_is_finished() -> None:
     base = run(box, 0, data).manifest_key
     job = make_job(1, len(data), base=base, streams=1)
     with pytest.raises(TaskCancelled):
-        backup.run(job, MemorySource(data), box, journal, FakeControl(stop_after=5))
+        backup.run(job, MemoryPoint(data), box, journal, FakeControl(stop_after=5))
     # Nothing had changed, and the batch was not full yet.
     assert journal.records == 1
     assert journal.entries
@@ -145,7 +145,7 @@ def test_a_journal_that_is_lost_ends_the_backup(error: type[TaskLost], kept: boo
 
     box = memory_container()
     with pytest.raises(error):
-        backup.run(make_job(0, SEGMENT), MemorySource(content(SEGMENT)), box, LostJournal(), FakeControl())
+        backup.run(make_job(0, SEGMENT), MemoryPoint(content(SEGMENT)), box, LostJournal(), FakeControl())
     assert bool(objects_of(box)) is kept
     assert not any(key.endswith("/manifest") for key in objects_of(box))
 
@@ -184,11 +184,11 @@ def test_what_the_journal_loses_is_done_again(harm: str, index: int) -> None:
     data = content(5 * SEGMENT, zero=0)
     journal = ForgetfulJournal(harm, index)
     with pytest.raises(JournalLost):
-        backup.run(make_job(0, len(data)), MemorySource(data), box, journal, FakeControl())
+        backup.run(make_job(0, len(data)), MemoryPoint(data), box, journal, FakeControl())
     assert not any(key.endswith("/manifest") for key in objects_of(box))
     sound = MemoryJournal()
     sound.entries = {index: entry for index, entry in journal.entries.items() if index < 100}
-    source = MemorySource(data)
+    source = MemoryPoint(data)
     job = make_job(0, len(data), attempt=2, token="f" * 16)
     result = backup.run(job, source, box, sound, FakeControl())
     check(box, result.manifest_key, data)
@@ -220,7 +220,7 @@ def test_a_finished_segment_that_went_bad_is_done_anew(harm: str) -> None:
     box = memory_container()
     journal = MemoryJournal()
     data = content(3 * SEGMENT, zero=0)
-    backup.run(make_job(0, len(data)), MemorySource(data), box, journal, FakeControl())
+    backup.run(make_job(0, len(data)), MemoryPoint(data), box, journal, FakeControl())
     key = next(key for key in objects_of(box) if key.endswith("/00000001/map"))
     damaged: set[str] = set()
     if harm == "missing":
@@ -231,7 +231,7 @@ def test_a_finished_segment_that_went_bad_is_done_anew(harm: str) -> None:
         journal.entries[1] = journal.entries[1][:-3]
     else:
         damaged = {key.replace("/map", "/p0000")}
-    source = MemorySource(data)
+    source = MemoryPoint(data)
     job = make_job(0, len(data), attempt=2, token="f" * 16, damaged=damaged)
     result = backup.run(job, source, box, journal, FakeControl())
     assert {offset // SEGMENT for offset, _ in source.reads} == {1}
@@ -243,12 +243,12 @@ def test_a_recorded_segment_that_is_zero_now_leaves_the_manifest() -> None:
     box = memory_container()
     journal = MemoryJournal()
     data = content(2 * SEGMENT, zero=0)
-    backup.run(make_job(0, len(data)), MemorySource(data), box, journal, FakeControl())
+    backup.run(make_job(0, len(data)), MemoryPoint(data), box, journal, FakeControl())
     for key in [key for key in objects_of(box) if "/00000001/" in key]:
         del objects_of(box)[key]
     data[SEGMENT:] = bytes(SEGMENT)
     job = make_job(0, len(data), attempt=2, token="f" * 16)
-    result = backup.run(job, MemorySource(data, [(0, SEGMENT)]), box, journal, FakeControl())
+    result = backup.run(job, MemoryPoint(data, [(0, SEGMENT)]), box, journal, FakeControl())
     assert result.segments == 1
     check(box, result.manifest_key, data)
 
@@ -507,7 +507,7 @@ def test_stored_bytes_are_what_lies_below_the_backups_prefix(seed: int) -> None:
 
             box.before_put = crash
             try:
-                result = backup.run(job, MemorySource(data), box, journal, FakeControl())
+                result = backup.run(job, MemoryPoint(data), box, journal, FakeControl())
                 break
             except Crash:
                 attempt += 1

@@ -6,14 +6,14 @@ import itertools
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from backupfw.engine import fragmentation
-from backupfw.engine.extents import block_runs, data_segments
+from backupfw.engine.extents import Sampler, block_extents, segments
 from backupfw.engine.format.geometry import Geometry
 from backupfw.engine.format.pack import HEADER_BYTES, RAW
 from backupfw.engine.format.segment_map import PackInfo, SegmentMap
@@ -21,7 +21,8 @@ from backupfw.engine.pool import Halt, Meter, Streams
 from backupfw.engine.ranges import MAX_CUTS, by_pack, plan
 from backupfw.engine.segment_restore import zero_runs
 from backupfw.errors import TaskCancelled
-from tests.unit.engine.fakes import FakeControl, MemorySource
+from backupfw.volume.base import Extent, Kind
+from tests.unit.engine.fakes import FakeControl, MemoryPoint
 
 MIB = 1 << 20
 
@@ -158,33 +159,103 @@ def test_a_large_pack_is_read_in_few_bounded_pieces() -> None:
     assert max(part.length for part in plan(found, by_pack(found)[0], 1 << 32, MIB)) <= 32 * MIB
 
 
+class SayingPoint(MemoryPoint):
+    """A point that says what a test wants."""
+
+    said: list[Extent]
+
+    def extents(self, start: int, end: int, since: str | None = None) -> Iterator[Extent]:
+        for extent in self.said:
+            first, last = max(extent.offset, start), min(extent.end, end)
+            if first < last:
+                yield Extent(first, last - first, extent.kind)
+
+
 @given(
-    st.integers(1, 300_000),
-    st.lists(st.tuples(st.integers(0, 300_000), st.integers(1, 50_000)), max_size=8),
+    st.integers(1, 100_000),
+    st.lists(st.tuples(st.integers(1, 40_000), st.sampled_from(Kind)), max_size=12),
+    st.integers(0, 120_000),
 )
-def test_block_runs_cover_the_extents_and_add_up_over_segments(
-    length: int, wanted: list[tuple[int, int]]
+def test_what_a_point_says_by_blocks_and_segments(
+    length: int, wanted: list[tuple[int, Kind]], same_until: int
 ) -> None:
-    geometry = Geometry(length, 4096, 65536)
-    extents, end = [], 0
-    for offset, size in sorted(wanted):
-        first, last = max(offset, end), min(offset + size, length)
-        if first < last:
-            extents.append((first, last - first))
-            end = last
-    source = MemorySource(bytes(length), extents)
-    whole = list(block_runs(source, geometry, 0, length))
-    covered = {at // 4096 for first, last in whole for at in range(first, last, 4096)}
-    assert covered == {at // 4096 for off, size in extents for at in {*range(off, off + size), off}}
-    for (_, end_a), (start_b, _) in itertools.pairwise(whole):
-        assert end_a < start_b
-    parts = 0
+    block, segment = 512, 8192
+    geometry = Geometry(length, block, segment)
+    said, end = [], 0
+    for size, kind in [*wanted, (length, Kind.DATA)]:
+        if end < length:
+            said.append(Extent(end, min(size, length - end), kind))
+            end = said[-1].end
+    point = SayingPoint(b"")
+    point.said = said
+    same_until -= same_until % block
+    model = []
+    for at in range(0, length, block):
+        kinds = {one.kind for one in said if one.offset < at + block and one.end > at}
+        kind = kinds.pop() if len(kinds) == 1 else Kind.DATA
+        model.append(Kind.DATA if kind is Kind.SAME and at >= same_until else kind)
+
+    def kinds_of(extents: Sequence[Extent], first: int) -> list[Kind]:
+        found = []
+        for extent in extents:
+            assert extent.offset == first + len(found) * block
+            found += [extent.kind] * -(-extent.length // block)
+        assert all(one.kind is not other.kind for one, other in itertools.pairwise(extents))
+        return found
+
+    whole = list(block_extents(point, geometry, 0, length, "token", same_until))
+    assert kinds_of(whole, 0) == model
+    by_segment = dict(segments(point, geometry, "token", same_until))
     for index in range(geometry.segments):
-        start = index * 65536
-        runs = list(block_runs(source, geometry, start, start + geometry.segment_length(index)))
-        parts += sum(last - first for first, last in runs)
-    assert parts == sum(last - first for first, last in whole)
-    assert list(data_segments(source, geometry)) == sorted({block // 16 for block in covered})
+        mine = model[index * segment // block : (index + 1) * segment // block]
+        if index in by_segment:
+            assert kinds_of(by_segment[index], index * segment) == mine
+            assert by_segment[index][-1].end == index * segment + geometry.segment_length(index)
+        else:
+            assert set(mine) == {Kind.ZERO}
+        assert index not in by_segment or set(mine) != {Kind.ZERO}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        [Extent(0, 10, Kind.DATA), Extent(11, 89, Kind.ZERO)],
+        [Extent(0, 60, Kind.SAME), Extent(50, 50, Kind.SAME)],
+        [Extent(0, 99, Kind.ZERO)],
+        [Extent(1, 99, Kind.ZERO)],
+        [Extent(0, 100, Kind.ZERO), Extent(100, 1, Kind.ZERO)],
+        [],
+    ],
+)
+def test_a_point_that_leaves_a_gap_is_refused(said: list[Extent]) -> None:
+    class Gaps(MemoryPoint):
+        def extents(self, start: int, end: int, since: str | None = None) -> Iterator[Extent]:
+            yield from said
+
+    with pytest.raises(ValueError, match="provider's extents"):
+        list(block_extents(Gaps(bytes(100)), Geometry(100, 512, 512), 0, 100))
+
+
+def test_a_sample_is_a_share_of_the_bytes_wherever_they_are() -> None:
+    mib = 1 << 20
+    extents = [Extent(mib, 40 * mib, Kind.SAME), Extent(100 * mib, 300, Kind.SAME)]
+
+    def chosen(share: float) -> int:
+        sampler = Sampler(share, 4096)
+        total = 0
+        for extent in extents * 50:
+            at = extent.offset
+            for first, end in sampler.choose(extent):
+                assert at <= first < end <= extent.end
+                at = end
+                total += end - first
+        return total
+
+    everything = sum(extent.length for extent in extents) * 50
+    assert chosen(0) == 0
+    assert chosen(1) == everything
+    # 8000 stretches: far less likely to be outside than a cosmic ray.
+    assert 0.05 < chosen(0.1) / everything < 0.2
 
 
 @given(st.lists(st.sampled_from([0, 1, 2]), min_size=1, max_size=40))

@@ -212,7 +212,7 @@ class World:
         """Carry out the next creation."""
         task = self.claim(tasks.BACKUP_CREATE)
         plan = self.outcomes.creating.start(task)
-        self.outcomes.creating.bind_source(task, "source")
+        self.outcomes.creating.bind_source(task, "source", "full backup")
         return self.outcomes.creating.finish(task, self.result(plan))
 
     def run_restore(self, source: RestoredVolume | None = None) -> None:

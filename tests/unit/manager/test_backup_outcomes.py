@@ -37,7 +37,7 @@ def test_the_first_claim_fixes_what_is_made(world: World) -> None:
     assert plan.base.key == parent.service_metadata
     assert (plan.epoch, plan.attempt, plan.block_size, plan.hash_mode) == (1, 1, 65536, "blake3")
     assert plan.installation_id == world.outcomes.installation_id()
-    world.outcomes.creating.bind_source(task, "one")
+    world.outcomes.creating.bind_source(task, "one", "full backup")
     world.outcomes.creating.record_segments(task, [(2, b"b"), (0, b"a")])
     world.backup(world.volume())
     world.age(seconds=61)
@@ -45,7 +45,7 @@ def test_the_first_claim_fixes_what_is_made(world: World) -> None:
     again = world.outcomes.creating.start(task)
     assert (again.base, again.epoch, again.manifest_id) == (plan.base, 1, plan.manifest_id)
     assert (again.attempt, task.failures) == (2, 0)
-    assert world.outcomes.creating.bind_source(task, "one").epoch == 1
+    assert world.outcomes.creating.bind_source(task, "one", "full backup").epoch == 1
     assert list(world.outcomes.creating.finished_segments(plan.manifest_id, 1)) == [(0, b"a"), (2, b"b")]
     done = world.outcomes.creating.finish(task, world.result(again))
     assert done.id == backup_id
@@ -55,9 +55,9 @@ def test_the_first_claim_fixes_what_is_made(world: World) -> None:
 
 def test_another_source_starts_a_new_epoch(world: World) -> None:
     _, task, plan = begin(world, world.volume())
-    world.outcomes.creating.bind_source(task, "one")
+    world.outcomes.creating.bind_source(task, "one", "full backup")
     world.outcomes.creating.record_segments(task, [(0, b"a")])
-    plan = world.outcomes.creating.bind_source(task, "two")
+    plan = world.outcomes.creating.bind_source(task, "two", "full backup")
     assert (plan.epoch, plan.source_identity) == (2, "two")
     assert list(world.outcomes.creating.finished_segments(plan.manifest_id, 1)) == []
     world.outcomes.creating.record_segments(task, [(0, b"b")])
@@ -135,7 +135,7 @@ def test_a_stale_attempt_commits_nothing(world: World) -> None:
     plan = world.outcomes.creating.start(new)
     for call in (
         lambda: world.outcomes.creating.start(old),
-        lambda: world.outcomes.creating.bind_source(old, "x"),
+        lambda: world.outcomes.creating.bind_source(old, "x", "full backup"),
         lambda: world.outcomes.creating.record_segments(old, [(0, b"")]),
         lambda: world.outcomes.creating.finish(old, world.result(old_plan)),
         lambda: world.outcomes.creating.fail(old, "no"),

@@ -273,7 +273,7 @@ class Lifecycle(RuleBasedStateMachine):
         if task.kind == tasks.BACKUP_CREATE:
             if starting:
                 entry.plan = outcomes.creating.start(task)
-                outcomes.creating.bind_source(task, "source")
+                outcomes.creating.bind_source(task, "source", "full backup")
                 return False
             assert isinstance(entry.plan, CreatePlan)
             if ok:

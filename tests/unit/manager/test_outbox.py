@@ -65,7 +65,7 @@ def test_lost_answers_double_nothing(world: World) -> None:
     with lost_answers(world.db):
         task = world.claim()
     plan = world.outcomes.creating.start(task)
-    world.outcomes.creating.bind_source(task, "source")
+    world.outcomes.creating.bind_source(task, "source", "full backup")
     with lost_answers(world.db):
         world.outcomes.creating.finish(task, world.result(plan))
     assert deliver(world) == [("backup.create.start", "creating"), ("backup.create.end", "available")]

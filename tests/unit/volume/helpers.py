@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hypothesis import strategies as st
 
-from backupfw.volume.base import BlockTarget, SnapshotRef, VolumeRef
+from backupfw.volume.base import BlockTarget, Kind, Point, SnapshotRef, VolumeRef
 from backupfw.volume.local import linux
 from backupfw.volume.local.options import local_options
 from backupfw.volume.local.provider import LocalProvider
@@ -41,11 +41,25 @@ def take_snapshot(provider: LocalProvider, volume: VolumeRef, snapshot_id: str, 
 
 def read_all(provider: LocalProvider, ref: VolumeRef | SnapshotRef) -> bytes:
     """Read as the engine does: data where the source has some, zeros elsewhere."""
-    with provider.open_source(ref) as source:
+    with provider.open_point(ref, "p") as source:
         result = bytearray(source.length)
-        for offset, length in source.data_extents(0, source.length):
+        for offset, length in data_of(source, 0, source.length):
             source.read_into(offset, memoryview(result)[offset : offset + length])
     return bytes(result)
+
+
+def data_of(point: Point, start: int, end: int) -> list[tuple[int, int]]:
+    """Return ``(offset, length)`` of the data in a range, after a look at the extents around it."""
+    found = []
+    for extent in point.extents(start, end) if start < end else ():
+        assert extent.offset == start
+        assert extent.length > 0
+        assert extent.kind in (Kind.DATA, Kind.ZERO)
+        start = extent.end
+        if extent.kind is Kind.DATA:
+            found.append((extent.offset, extent.length))
+    assert start == end
+    return found
 
 
 def steps(length: int, kinds: tuple[str, ...], longest: int | None = None) -> st.SearchStrategy[list[Step]]:

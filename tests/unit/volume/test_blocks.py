@@ -15,10 +15,11 @@ from backupfw.errors import SourceMoved, StorageChanged
 from backupfw.volume.base import VolumeRef
 from backupfw.volume.local import linux
 from backupfw.volume.local.holes import data_extents
+from backupfw.volume.local.point import LocalPoint
 from backupfw.volume.local.provider import LocalProvider
-from backupfw.volume.local.source import LocalSource
 from tests.unit.volume.helpers import (
     Step,
+    data_of,
     make_provider,
     new_volume,
     play_on_file,
@@ -43,8 +44,8 @@ def test_extents_cover_all_data_and_leave_holes_out(place: str, history: list[St
         file.truncate(SPARSE_LENGTH)
         model = bytearray(SPARSE_LENGTH)
         play_on_file(fd, model, history)
-        source = LocalSource(os.dup(fd), SPARSE_LENGTH, "x")
-        extents = list(source.data_extents(0, SPARSE_LENGTH))
+        source = LocalPoint(os.dup(fd), SPARSE_LENGTH, "x")
+        extents = data_of(source, 0, SPARSE_LENGTH)
         seen = bytearray(SPARSE_LENGTH)
         position = 0
         for offset, length in extents:
@@ -71,7 +72,7 @@ def test_extents_cover_all_data_and_leave_holes_out(place: str, history: list[St
             for offset, length in extents
             if offset < end and offset + length > start
         ]
-        assert list(source.data_extents(start, end)) == cut
+        assert data_of(source, start, end) == cut
         source.close()
 
 
@@ -135,20 +136,20 @@ def test_nothing_is_read_or_written_outside(provider: LocalProvider) -> None:
             with pytest.raises(ValueError, match="not within"):
                 opened.zero(offset, len(data))
     assert os.stat(provider.where(volume)).st_size == 1000
-    with provider.open_source(volume) as source, pytest.raises(ValueError, match="not within"):
+    with provider.open_point(volume, "p") as source, pytest.raises(ValueError, match="not within"):
         source.read_into(999, memoryview(bytearray(2)))
 
 
 def test_a_source_that_shrinks_is_an_error(provider: LocalProvider) -> None:
     volume = new_volume(provider, "v", b"x" * 10_000)
-    with provider.open_source(volume) as source:
+    with provider.open_point(volume, "p") as source:
         os.truncate(provider.where(volume), 5000)
         with pytest.raises(SourceMoved, match="shorter"):
             source.read_into(4000, memoryview(bytearray(2000)))
     with pytest.raises(
         StorageChanged, match="volume v is shorter than it should be: it has 5000 of 10000 bytes"
     ):
-        provider.open_source(volume)
+        provider.open_point(volume, "p")
 
 
 def test_a_closed_target_and_source_refuse_work(provider: LocalProvider) -> None:
@@ -165,7 +166,7 @@ def test_a_closed_target_and_source_refuse_work(provider: LocalProvider) -> None
         with pytest.raises(OSError, match="closed"):
             action()
     opened.close()
-    with provider.open_source(volume) as source:
+    with provider.open_point(volume, "p") as source:
         pass
     with pytest.raises(OSError, match="closed"):
         source.read_into(0, memoryview(bytearray(1)))
@@ -226,13 +227,13 @@ def test_releasing_the_cache_keeps_what_somebody_else_holds_there(tmp_path: Path
     cached = linux.cached_bytes(fd)
     if cached is None or cached < 8 << 20:
         pytest.skip("this kernel or file system does not tell what is cached")
-    with provider.open_source(volume) as source:
+    with provider.open_point(volume, "p") as source:
         source.release_cache(0, 8 << 20)
     assert linux.cached_bytes(fd) == 8 << 20
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
     if linux.cached_bytes(fd):
         pytest.skip("this file system keeps its pages")
-    with provider.open_source(volume) as source:
+    with provider.open_point(volume, "p") as source:
         buffer = memoryview(bytearray(1 << 20))
         for offset in range(0, 8 << 20, 1 << 20):
             source.read_into(offset, buffer)

@@ -17,9 +17,9 @@ from backupfw.volume.local.provider import LocalProvider
 _MODULE = """
 from backupfw.volume.base import VolumeProvider
 class Good(VolumeProvider):
-    API_VERSION = 1
+    API_VERSION = 2
 class Old(VolumeProvider):
-    API_VERSION = 0
+    API_VERSION = 1
 class Silent(VolumeProvider):
     pass
 class Heir(Good):
@@ -74,7 +74,7 @@ def test_an_unknown_name_lists_what_is_there(site: Path) -> None:
 @pytest.mark.parametrize(
     ("attribute", "text"),
     [
-        ("Old", "written for version 0 of .* has version 1"),
+        ("Old", "written for version 1 of .* has version 2"),
         ("Silent", "no declared version"),
         ("thing", "is not a VolumeProvider"),
         ("missing", "of distribution third cannot be loaded: AttributeError"),

@@ -13,13 +13,13 @@ import pytest
 from backupfw.errors import ConfigError, InvalidInput, InvalidVolume, StorageChanged, TaskCancelled
 from backupfw.volume.base import SnapshotRef, VolumeRef
 from backupfw.volume.local.provider import LocalProvider
-from tests.unit.volume.helpers import make_provider, new_volume, read_all, take_snapshot
+from tests.unit.volume.helpers import data_of, make_provider, new_volume, read_all, take_snapshot
 
 CONTENT = os.urandom(70_000) + bytes(200_000) + os.urandom(12_345)
 
 
 def identity(provider: LocalProvider, ref: VolumeRef | SnapshotRef) -> str:
-    with provider.open_source(ref) as source:
+    with provider.open_point(ref, "p") as source:
         return source.identity
 
 
@@ -29,8 +29,8 @@ def test_a_new_volume_is_sparse_and_has_its_full_length(provider: LocalProvider,
     status = os.stat(provider.where(volume))
     assert (status.st_size, status.st_blocks) == (length, 0)
     assert status.st_mode & 0o777 == 0o600
-    with provider.open_source(volume) as source:
-        assert list(source.data_extents(0, length)) == []
+    with provider.open_point(volume, "p") as source:
+        assert data_of(source, 0, length) == []
     with provider.open_target(volume, 1) as target:
         assert target.reads_zero
         target.zero(0, length)
@@ -149,8 +149,8 @@ def test_a_copy_that_lacks_the_images_does_not_use_those_of_the_original(tmp_pat
     snapshot = replace(snapshot, volume=volume, location=first.where(snapshot))
     uses: list[Callable[[], object]] = [
         lambda: copy.look(volume),
-        lambda: copy.open_source(volume),
-        lambda: copy.open_source(snapshot),
+        lambda: copy.open_point(volume, "p"),
+        lambda: copy.open_point(snapshot, "p"),
         lambda: copy.open_target(volume, 1),
         lambda: copy.extend(volume, len(CONTENT) + 1),
         lambda: copy.create(VolumeRef("w", len(CONTENT)), volume),
@@ -252,7 +252,7 @@ def test_another_state_has_another_identity(provider: LocalProvider) -> None:
 
 def test_a_missing_source_is_an_error(provider: LocalProvider) -> None:
     with pytest.raises(StorageChanged, match="gone"):
-        provider.open_source(VolumeRef("v", 1))
+        provider.open_point(VolumeRef("v", 1), "p")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from backupfw.db import models
 from backupfw.db.session import Database
 from backupfw.manager.usecases.snapshots import SnapshotManager
 from backupfw.manager.usecases.volumes import VolumeManager
-from tests.unit.engine.fakes import MemorySource, MemoryTarget
+from tests.unit.engine.fakes import MemoryPoint, MemoryTarget
 from tests.unit.worker.world import SEGMENT, WorkerWorld
 
 DATA = random.Random(3).randbytes(3 * SEGMENT + 100)
@@ -79,7 +79,7 @@ def watch(world: WorkerWorld, patch: pytest.MonkeyPatch) -> OpenTransactions:
     for name in ("create", "delete", "extend", "create_snapshot", "delete_snapshot"):
         patch.setattr(world.provider, name, asking(getattr(world.provider, name), f"volume {name}"))
     for opened, names in (
-        (MemorySource, ("read_into", "close")),
+        (MemoryPoint, ("read_into", "close")),
         (MemoryTarget, ("write", "flush", "close")),
     ):
         for name in names:

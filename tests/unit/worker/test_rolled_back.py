@@ -7,8 +7,7 @@ import random
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,10 +28,10 @@ from backupfw.engine import audit, cleanup, release, removal, sweep
 from backupfw.engine.format import keys
 from backupfw.manager.lineage import manifests
 from backupfw.testing.faults import Fault, LaggingStore
-from backupfw.volume.base import BlockSource, SnapshotRef, VolumeRef
+from backupfw.volume.base import Point, SnapshotRef, Tick, VolumeRef, no_tick
 from backupfw.worker.control import TaskControl
 from backupfw.worker.handlers.backup_create import BackupCreate
-from tests.unit.engine.fakes import FakeControl, MemorySource
+from tests.unit.engine.fakes import FakeControl, MemoryPoint
 from tests.unit.worker.world import LayerOptions, MemoryProvider, OneStore, WorkerWorld
 
 #: The first ones lose data where listings are believed at once.
@@ -538,10 +537,9 @@ class SettlingStores(OneStore):
 class ChangingProvider(MemoryProvider):
     """Volumes whose changes show, as those of files do."""
 
-    @contextmanager
-    def open_source(self, ref: VolumeRef | SnapshotRef) -> Iterator[BlockSource]:
+    def open_point(self, ref: VolumeRef | SnapshotRef, point_id: str, tick: Tick = no_tick) -> Point:
         data = self.volumes[ref.id]
-        yield MemorySource(data, identity=hashlib.sha256(data).hexdigest())
+        return MemoryPoint(data, identity=hashlib.sha256(data).hexdigest())
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from backupfw.manager.usecases.attachments import add_attachment
 from backupfw.manager.usecases.volumes import VolumeManager
 from backupfw.volume.base import SnapshotRef, Tick, VolumeRef, no_tick
 from backupfw.volume.local import opening
+from backupfw.volume.local.point import LocalPoint
 from backupfw.volume.local.provider import LocalProvider
-from backupfw.volume.local.source import LocalSource
 from tests.unit.volume.helpers import make_provider
 from tests.unit.worker.world import WorkerWorld
 
@@ -345,10 +345,10 @@ def test_a_volume_that_is_written_while_it_is_read_is_not_torn(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Somebody counts at both ends of an image that nobody told to be in use."""
-    read_into = LocalSource.read_into
+    read_into = LocalPoint.read_into
     left = [1]
 
-    def count(self: LocalSource, offset: int, buffer: memoryview) -> None:
+    def count(self: LocalPoint, offset: int, buffer: memoryview) -> None:
         read_into(self, offset, buffer)
         if left:
             left.pop()
@@ -362,7 +362,7 @@ def test_a_volume_that_is_written_while_it_is_read_is_not_torn(
         file.write(b"befor")
         file.seek(LENGTH - 5)
         file.write(b"befor")
-    monkeypatch.setattr(LocalSource, "read_into", count)
+    monkeypatch.setattr(LocalPoint, "read_into", count)
     backup = backed_up(world, volume)
     assert not left
     content = restored(world, provider, backup, tmp_path)

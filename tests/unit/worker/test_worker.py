@@ -813,10 +813,10 @@ def test_containers_are_made_only_where_the_service_may(world: WorkerWorld) -> N
 def test_the_message_of_a_failure_says_what_is_known(
     world: WorkerWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def moved(ref: Any) -> Any:
+    def moved(*_: Any) -> Any:
         raise SourceMoved("It moved.")
 
-    monkeypatch.setattr(world.provider, "open_source", moved)
+    monkeypatch.setattr(world.provider, "open_point", moved)
     backup = world.backups.create(world.ctx(), volume_id=world.filled_volume(DATA))
     with world.worker():
         world.wait_backup(backup.id, "error")

@@ -19,8 +19,9 @@ from backupfw.manager.queue.services import BACKUP_BINARY
 from backupfw.manager.usecases.backups import BackupManager
 from backupfw.testing.faults import FaultyStore
 from backupfw.volume.base import (
-    BlockSource,
     BlockTarget,
+    Capabilities,
+    Point,
     SnapshotRef,
     Storage,
     Tick,
@@ -31,7 +32,7 @@ from backupfw.volume.base import (
 from backupfw.worker.control import TaskControl
 from backupfw.worker.handlers import EngineSettings, Tools
 from backupfw.worker.worker import Worker, WorkerSettings
-from tests.unit.engine.fakes import MemorySource, MemoryTarget
+from tests.unit.engine.fakes import MemoryPoint, MemoryTarget
 from tests.unit.manager.support import WIRE, World
 
 SEGMENT = 64 << 10
@@ -41,7 +42,8 @@ PATIENCE = 120.0
 class MemoryProvider(VolumeProvider):
     """Volumes as byte arrays by volume id; snapshots as copies by location."""
 
-    API_VERSION = 1
+    API_VERSION = 2
+    capabilities = Capabilities(snapshots=True, writes=True, fences=True)
 
     def __init__(self) -> None:
         super().__init__(None)
@@ -74,14 +76,12 @@ class MemoryProvider(VolumeProvider):
     def delete_snapshot(self, snapshot: SnapshotRef) -> None:
         self.snapshots.pop(snapshot.id, None)
 
-    @contextmanager
-    def open_source(self, ref: VolumeRef | SnapshotRef) -> Iterator[BlockSource]:
+    def open_point(self, ref: VolumeRef | SnapshotRef, point_id: str, tick: Tick = no_tick) -> Point:
         if isinstance(ref, SnapshotRef):
             if ref.id not in self.snapshots:
                 raise FileNotFoundError(2, "no such snapshot")
-            yield MemorySource(self.snapshots[ref.id], identity=f"snapshot {ref.id}")
-        else:
-            yield MemorySource(self.volumes[ref.id], identity=f"volume {ref.id}")
+            return MemoryPoint(self.snapshots[ref.id], identity=f"snapshot {ref.id}")
+        return MemoryPoint(self.volumes[ref.id], identity=f"volume {ref.id}")
 
     @contextmanager
     def open_target(self, volume: VolumeRef, attempt: int) -> Iterator[BlockTarget]:

@@ -6,19 +6,21 @@ import os
 from collections.abc import Iterator
 
 from backupfw.errors import SourceMoved
-from backupfw.volume.base import BlockSource
+from backupfw.volume.base import Extent, Kind, Point
 from backupfw.volume.local.cache import CacheManners
 from backupfw.volume.local.descriptor import Descriptor
 from backupfw.volume.local.holes import next_extent
 from backupfw.volume.local.still_copy import Stamp
 
 
-class LocalSource(BlockSource):
-    """An opened image file or block device.  Thread-safe.
+class LocalPoint(Point):
+    """An image file or block device, open for reading.  Thread-safe.
+
+    What changed since an earlier point is not known: nothing is kept in the storage.
 
     :param fd: open for reading; owned by this object.
     :param length: bytes; the file has at least as many.
-    :param identity: see :class:`BlockSource`, as ``storage_id``.
+    :param identity: see :class:`Point`, as ``storage_id``.
     :param stamp: must stay the same while the file is read; None: it has no writer, or no useful stamp.
     """
 
@@ -38,17 +40,17 @@ class LocalSource(BlockSource):
         self._manners = CacheManners(fd, length)
         self._descriptor = Descriptor(fd)
 
-    def data_extents(self, start: int, end: int) -> Iterator[tuple[int, int]]:
-        """Yield ranges that may be non-zero; for a block device the whole range."""
-        end = min(end, self.length)
+    def extents(self, start: int, end: int, since: str | None = None) -> Iterator[Extent]:  # noqa: ARG002
+        """Say where data and where holes are; a block device is all data."""
         while start < end:
             # Not held during the yield, because the caller may take long.
             with self._descriptor as fd:
-                extent = next_extent(fd, start, end)
-            if extent is None:
-                return
-            yield extent
-            start = extent[0] + extent[1]
+                offset, length = next_extent(fd, start, end) or (end, 0)
+            if offset > start:
+                yield Extent(start, offset - start, Kind.ZERO)
+            if length:
+                yield Extent(offset, length, Kind.DATA)
+            start = offset + length
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill ``buffer`` from ``offset``."""
@@ -76,6 +78,6 @@ class LocalSource(BlockSource):
         with self._descriptor as fd:
             self._manners.release(fd, offset, length)
 
-    def close(self) -> None:
+    def close(self, keep: bool = False) -> None:  # noqa: ARG002
         """Close the file."""
         self._descriptor.close()

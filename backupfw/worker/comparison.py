@@ -1,0 +1,69 @@
+"""Decides how a backup finds what changed: by what the volume's storage says, or by reading everything."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from backupfw.chunkstore.container import Container
+from backupfw.engine.format.manifest import ManifestReader
+from backupfw.errors import Damaged, UnsupportedFormat
+from backupfw.manager.outcomes.creating import BASE_LOST, CreatePlan
+from backupfw.volume.base import Point
+
+#: Longest reason of a provider that is shown.
+_REASON_LENGTH = 120
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """How a backup finds what changed since its base.
+
+    :ivar how: for people, in a few words.
+    :ivar since: the token in the base's manifest, whose point the storage compares with; None: everything is
+        read and compared with the base.
+    """
+
+    how: str
+    since: str | None = None
+
+    def identity(self, source_identity: str) -> str:
+        """Return what the finished segments of an epoch have in common.
+
+        Those of a backup that relied on what the storage said do not count for one that does not.
+        """
+        return source_identity if self.since is None else f"{source_identity} since {self.since}"
+
+
+def choose(plan: CreatePlan, point: Point, container: Container, full_compare_every: int) -> Comparison:
+    """Decide it for one attempt; a later attempt with the same point decides the same.
+
+    :param full_compare_every: every so many backups that could rely on the storage read everything instead.
+    :raises ChunkStoreError: the store does not answer.
+    """
+    if plan.base is None:
+        return Comparison(BASE_LOST if plan.backup.is_incremental else "no comparison: full backup")
+    try:
+        note = ManifestReader(container, plan.base.key).head.point
+    except (Damaged, UnsupportedFormat):
+        return Comparison(BASE_LOST)
+    if note is None or note.token is None:
+        return whole("the backup before has no token")
+    if plan.volume.changes_distrusted_at is not None:
+        return distrusted(plan.volume.changes_distrusted_at)
+    if note.trusted + 1 >= full_compare_every:
+        return whole(f"due every {full_compare_every} backups")
+    refused = point.compare(note.token)
+    if refused is not None:
+        return whole(f"the token no longer holds, {refused[:_REASON_LENGTH]}")
+    return Comparison("changed blocks by token", note.token)
+
+
+def whole(why: str) -> Comparison:
+    """Read everything, for this reason."""
+    return Comparison(f"whole comparison: {why}")
+
+
+def distrusted(moment: datetime) -> Comparison:
+    """Read everything, because the storage was found to be wrong."""
+    return whole(f"on {moment:%Y-%m-%d}, data that the storage said was unchanged had changed")

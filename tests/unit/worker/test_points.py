@@ -1,0 +1,394 @@
+"""Points that a storage keeps: what changed is asked of it, checked, and nothing of it stays for nothing."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backupfw import crash_points
+from backupfw.chunkstore.errors import PermissionDenied
+from backupfw.db import models
+from backupfw.errors import ListingBehind, TaskLost
+from backupfw.manager.messages import text
+from backupfw.manager.operators import audit
+from backupfw.manager.outcomes.creating import CreateTasks
+from backupfw.manager.usecases.volumes import VolumeManager
+from backupfw.volume.base import Capabilities, Needed, Point, SnapshotRef, Tick, VolumeRef, no_tick
+from backupfw.worker.handlers.base import NullMeter
+from tests.unit.engine.fakes import MemoryPoint
+from tests.unit.manager.support import check_consistent
+from tests.unit.worker.test_worker import Gate
+from tests.unit.worker.world import SEGMENT, MemoryProvider, WorkerWorld
+
+DATA = random.Random(1).randbytes(6 * SEGMENT + 100)
+BY_TOKEN = "changed blocks by token"
+
+
+class Kept:
+    """What the storage keeps of a point."""
+
+    def __init__(self, data: bytes, token: str) -> None:
+        self.data = data
+        self.token = token
+
+
+class TrackingProvider(MemoryProvider):
+    """Volumes in memory whose points are kept by id, and which know what changed."""
+
+    capabilities = Capabilities(
+        allocation=True, changes=True, live=True, snapshots=True, writes=True, fences=True
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: dict[str, Kept] = {}
+        self.made = itertools.count()
+        #: Says that everything is the same.
+        self.lies = False
+        self.opened: list[MemoryPoint] = []
+        self.before_keep: Callable[[], object] = lambda: None
+
+    def open_point(self, ref: VolumeRef | SnapshotRef, point_id: str, tick: Tick = no_tick) -> Point:
+        if isinstance(ref, SnapshotRef):
+            return super().open_point(ref, point_id, tick)
+        data = bytes(self.volumes[ref.id])
+        kept = self.kept.setdefault(point_id, Kept(data, f"{ref.id}/{point_id}/{next(self.made)}"))
+        point = MemoryPoint(
+            kept.data,
+            identity=kept.token,
+            token=kept.token,
+            earlier={one.token: one.data for one in self.kept.values()},
+            lies=[range(len(data))] if self.lies else (),
+        )
+        self.opened.append(point)
+        return point
+
+    def keep_points(self, volume: VolumeRef, needed: Callable[[], Needed]) -> None:
+        self.before_keep()
+        there = list(self.kept)
+        now = needed()
+        for point_id in set(there) - now.compared - now.read:
+            del self.kept[point_id]
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[WorkerWorld]:
+    world = WorkerWorld(tmp_path, max_attempts=6)
+    world.provider = TrackingProvider()
+    world.tools = replace(world.tools, provider=world.provider, meter=CountingMeter())
+    yield world
+    world.store.close()
+    check_consistent(world)
+    world.db.close()
+
+
+class CountingMeter(NullMeter):
+    """Counts the storage's wrong answers."""
+
+    missed = 0
+
+    def change_missed(self) -> None:
+        self.missed += 1
+
+
+def set_engine(world: WorkerWorld, **values: Any) -> None:
+    world.tools = replace(world.tools, engine=replace(world.tools.engine, **values))
+
+
+def storage(world: WorkerWorld) -> TrackingProvider:
+    assert isinstance(world.provider, TrackingProvider)
+    return world.provider
+
+
+def wait_kept(world: WorkerWorld, *backups: models.Backup) -> None:
+    """Poll until the storage keeps exactly these points: it is told after the commit."""
+    wanted = {one.id for one in backups}
+    world.wait(lambda: set(storage(world).kept) == wanted, f"the storage to keep {wanted}")
+
+
+def back_up(world: WorkerWorld, volume: str, incremental: bool = True, **how: Any) -> models.Backup:
+    made = world.backups.create(world.ctx(), volume_id=volume, incremental=incremental, **how)
+    row = world.wait_backup(made.id, "available")
+    world.wait_idle()
+    return row
+
+
+def restored(world: WorkerWorld, backup: models.Backup) -> bytes:
+    _, target, _ = world.backups.restore(world.ctx(), backup.id)
+    world.wait(lambda: world.volume_status(target) == "available", "the restore")
+    world.wait_idle()
+    return bytes(storage(world).volumes[target][: len(DATA)])
+
+
+def test_a_chain_by_tokens(world: WorkerWorld) -> None:
+    volume = world.filled_volume(DATA)
+    data = storage(world).volumes[volume]
+    set_engine(world, verify_unchanged=0.0)
+    with world.worker():
+        full = back_up(world, volume, incremental=False)
+        assert (full.comparison, full.read_bytes) == ("no comparison: full backup", len(DATA))
+        wait_kept(world, full)
+        for number in range(3):
+            data[number * SEGMENT : number * SEGMENT + 3] = b"new"
+            row = back_up(world, volume)
+            assert (row.comparison, row.read_bytes) == (BY_TOKEN, 4 << 10)
+            # One snapshot stays, as the base of the next.
+            wait_kept(world, row)
+            assert restored(world, row) == data
+        for backup in world.rows(models.Backup):
+            world.backups.delete(world.ctx(), backup.id)
+        world.wait_idle()
+    wait_kept(world)
+
+
+def test_a_lie_is_stored_right_told_and_remembered(world: WorkerWorld) -> None:
+    volume = world.filled_volume(DATA)
+    data = storage(world).volumes[volume]
+    volumes = VolumeManager(world.db, world.conf, lambda: None)
+    set_engine(world, verify_unchanged=1.0)
+    with world.worker():
+        back_up(world, volume, incremental=False)
+        storage(world).lies = True
+        data[SEGMENT : SEGMENT + 3] = b"new"
+        row = back_up(world, volume)
+        assert restored(world, row) == data
+        day = f"{world.row(models.Volume, volume).changes_distrusted_at:%Y-%m-%d}"
+        why = f"whole comparison: on {day}, data that the storage said was unchanged had changed"
+        assert row.comparison == why
+        (message,) = world.rows(models.Message)
+        assert message.message_level == "WARNING"
+        assert "said was unchanged had changed" in text(message.action_id, message.detail_id)
+        (finding,) = audit.run(world.db, 60)
+        assert (finding.check, finding.subject) == ("changes", f"volume {volume}")
+        assert isinstance(world.tools.meter, CountingMeter)
+        assert world.tools.meter.missed == 1
+        # From then on it is not asked.
+        storage(world).lies = False
+        row = back_up(world, volume)
+        assert (row.comparison, row.read_bytes) == (why, len(DATA))
+        assert len(world.rows(models.Message)) == 1
+        volumes.trust_changes(world.ctx(), volume)
+        assert back_up(world, volume).comparison == BY_TOKEN
+        assert audit.run(world.db, 60) == []
+
+
+def test_every_so_many_read_everything(world: WorkerWorld) -> None:
+    volume = world.filled_volume(DATA)
+    set_engine(world, full_compare_every=3, verify_unchanged=0.0)
+    with world.worker():
+        back_up(world, volume, incremental=False)
+        rows = [back_up(world, volume) for _ in range(7)]
+    due = ("whole comparison: due every 3 backups", len(DATA))
+    same = (BY_TOKEN, 0)
+    assert [(row.comparison, row.read_bytes) for row in rows] == [same, same, due, same, same, due, same]
+
+
+def test_a_token_that_no_longer_holds_is_said(world: WorkerWorld) -> None:
+    volume = world.filled_volume(DATA)
+    with world.worker():
+        back_up(world, volume, incremental=False)
+        storage(world).kept.clear()
+        row = back_up(world, volume)
+        assert row.comparison == "whole comparison: the token no longer holds, its snapshot is gone"
+        assert row.read_bytes == len(DATA)
+        assert back_up(world, volume).comparison == BY_TOKEN
+
+
+def test_a_backup_of_a_snapshot_is_compared_as_a_whole_and_so_is_the_next(world: WorkerWorld) -> None:
+    volume = world.filled_volume(DATA)
+    snapshot = world.snapshot(volume)
+    storage(world).snapshots[snapshot] = DATA
+    with world.worker():
+        row = back_up(world, volume, incremental=False, snapshot_id=snapshot)
+        assert row.comparison == "no comparison: full backup"
+        row = back_up(world, volume)
+        assert row.comparison == "whole comparison: the backup before has no token"
+
+
+def test_a_volume_in_use_needs_no_temporary_snapshot(world: WorkerWorld) -> None:
+    volume = world.filled_volume(DATA)
+    VolumeManager(world.db, world.conf, lambda: None).attachments.attach(world.ctx(), volume)
+    with world.worker():
+        full = back_up(world, volume, incremental=False, force=True)
+        assert back_up(world, volume, force=True).comparison == BY_TOKEN
+    assert storage(world).snapshots == {}
+    assert full.temp_snapshot_id is None
+    assert world.rows(models.Snapshot) == []
+
+
+def test_what_a_failed_clean_up_left_goes_with_the_next_backup(world: WorkerWorld) -> None:
+    volume = world.filled_volume(DATA)
+
+    def fail() -> None:
+        raise OSError("the storage is away")
+
+    with world.worker():
+        first = back_up(world, volume, incremental=False)
+        storage(world).before_keep = fail
+        second = back_up(world, volume)
+        assert set(storage(world).kept) == {first.id, second.id}
+        storage(world).before_keep = lambda: None
+        third = back_up(world, volume)
+        assert third.comparison == BY_TOKEN
+    wait_kept(world, third)
+
+
+def test_the_point_of_a_backup_that_failed_goes_and_that_of_the_one_before_stays(world: WorkerWorld) -> None:
+    volume = world.filled_volume(DATA)
+    with world.worker():
+        first = back_up(world, volume, incremental=False)
+        storage(world).volumes[volume][:3] = b"new"
+        world.faulty.fail("put", lambda: PermissionDenied("no"), times=None)
+        made = world.backups.create(world.ctx(), volume_id=volume, incremental=True)
+        world.wait_backup(made.id, "error")
+        wait_kept(world, first)
+        world.faulty.heal()
+        assert back_up(world, volume).comparison == BY_TOKEN
+
+
+def test_another_attempt_reads_the_same_point(world: WorkerWorld) -> None:
+    """What was finished counts, although the volume has changed meanwhile; and both attempts decide alike."""
+    volume = world.filled_volume(DATA)
+    set_engine(world, verify_unchanged=0.0)
+    data = storage(world).volumes[volume]
+    with world.worker():
+        back_up(world, volume, incremental=False)
+    for segment in range(4):
+        data[segment * SEGMENT : segment * SEGMENT + 3] = b"new"
+    then = bytes(data)
+    made = world.backups.create(world.ctx(), volume_id=volume, incremental=True)
+    world.faulty.fail("put", skip=3)
+
+    def change() -> None:
+        # Called before the second attempt.
+        if made.id in storage(world).kept:
+            data[5 * SEGMENT : 5 * SEGMENT + 3] = b"new"
+
+    storage(world).before_keep = change
+    with world.worker():
+        row = world.wait_backup(made.id, "available")
+        world.wait_idle()
+        assert row.comparison == BY_TOKEN
+        assert restored(world, row) == then
+        assert data != then
+        manifest = world.row(models.Manifest, row.manifest_id)
+        assert manifest.epoch == 1
+        assert len({point.identity for point in storage(world).opened[1:]}) == 1
+
+
+def test_a_point_that_was_lost_begins_anew(world: WorkerWorld) -> None:
+    volume = world.filled_volume(DATA)
+    with world.worker():
+        back_up(world, volume, incremental=False)
+    data = storage(world).volumes[volume]
+    data[:3] = b"old"
+    made = world.backups.create(world.ctx(), volume_id=volume, incremental=True)
+    world.faulty.fail("put", skip=1)
+
+    def lose() -> None:
+        if storage(world).kept.pop(made.id, None) is not None:
+            data[3 * SEGMENT : 3 * SEGMENT + 3] = b"new"
+            storage(world).before_keep = lambda: None
+
+    storage(world).before_keep = lose
+    with world.worker():
+        row = world.wait_backup(made.id, "available")
+        world.wait_idle()
+        assert restored(world, row) == data
+        assert world.row(models.Manifest, row.manifest_id).epoch == 2
+
+
+def test_a_cancelled_backup_keeps_nothing(world: WorkerWorld) -> None:
+    volume = world.filled_volume(DATA)
+    with world.worker():
+        first = back_up(world, volume, incremental=False)
+        storage(world).volumes[volume][:3] = b"new"
+        gate = Gate(after=0)
+        world.faulty.fail("put", times=None, match=gate)
+        made = world.backups.create(world.ctx(), volume_id=volume, incremental=True)
+        assert gate.reached.wait(60)
+        assert set(storage(world).kept) == {first.id, made.id}
+        world.backups.force_delete(world.ctx(admin=True), made.id)
+        gate.open()
+        world.wait_backup(made.id, None)
+        world.wait_idle()
+    wait_kept(world, first)
+
+
+def test_a_shutdown_keeps_the_point_for_the_next_worker(world: WorkerWorld) -> None:
+    volume = world.filled_volume(DATA)
+    gate = Gate(after=9)
+    world.faulty.fail("put", times=None, match=gate)
+    with world.worker():
+        made = world.backups.create(world.ctx(), volume_id=volume)
+        assert gate.reached.wait(60)
+        threading.Timer(0.2, gate.open).start()
+    wait_kept(world, made)
+    world.faulty.heal()
+    storage(world).volumes[volume][:3] = b"new"
+    with world.worker():
+        row = world.wait_backup(made.id, "available")
+        world.wait_idle()
+        assert restored(world, row) == DATA
+        assert world.row(models.Manifest, row.manifest_id).epoch == 1
+
+
+def test_a_backup_that_was_committed_by_another_attempt_settles_its_point(
+    world: WorkerWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An attempt ends between manifest and commit; the next one finds all of it, and reads nothing."""
+    volume = world.filled_volume(DATA)
+    with world.worker():
+        back_up(world, volume, incremental=False)
+        storage(world).volumes[volume][:3] = b"new"
+        lost = iter([True])
+        finish = CreateTasks.finish
+
+        def lose(self: CreateTasks, *args: Any) -> Any:
+            if next(lost, False):
+                raise ListingBehind(0.0)
+            return finish(self, *args)
+
+        monkeypatch.setattr(CreateTasks, "finish", lose)
+        row = back_up(world, volume)
+        wait_kept(world, row)
+        assert row.read_bytes is None
+        assert back_up(world, volume).comparison == BY_TOKEN
+
+
+def test_a_kill_at_every_step_leaves_the_right_points(
+    world: WorkerWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = world.filled_volume(DATA)
+    set_engine(world, verify_unchanged=0.0)
+    data = storage(world).volumes[volume]
+    armed = [""]
+
+    def reach(name: str, detail: object = "") -> None:
+        del detail
+        if name == armed[0]:
+            armed[0] = ""
+            raise TaskLost("killed")
+
+    monkeypatch.setattr(crash_points, "reach", reach)
+    steps = [name for name in crash_points.NAMES if name.startswith("backup.")]
+    # What this kill leaves goes with the backup after it.
+    steps.remove("backup.committed")
+    with world.worker(lease_seconds=1.0):
+        back_up(world, volume, incremental=False)
+        for number, step in enumerate(["backup.committed", *steps]):
+            data[5 * SEGMENT : 5 * SEGMENT + 1] = bytes([number])
+            armed[0] = step
+            row = back_up(world, volume)
+            assert armed[0] == ""
+            assert row.comparison == BY_TOKEN, step
+            if step != "backup.committed":
+                wait_kept(world, row)
+        assert restored(world, row) == data
