@@ -8,10 +8,21 @@ import shutil
 import sys
 import tempfile
 
-from benchmarks import fragmented, listing, memory, requests, scale, stores, throughput, workers
+from benchmarks import changed, fragmented, listing, memory, requests, scale, stores, throughput, workers
 from benchmarks.table import Table
 
-PARTS = ("throughput", "fragmented", "memory", "large", "listing", "requests", "scale", "stores", "workers")
+PARTS = (
+    "throughput",
+    "fragmented",
+    "changed",
+    "memory",
+    "large",
+    "listing",
+    "requests",
+    "scale",
+    "stores",
+    "workers",
+)
 
 
 def main() -> int:
@@ -40,6 +51,8 @@ def main() -> int:
                 throughput.run(table, directory, size, options.rounds)
             elif part == "fragmented":
                 fragmented.run(table, directory, size, options.rounds)
+            elif part == "changed":
+                changed.run(table, directory, options.rounds)
             elif part == "stores":
                 stores.run(table, directory, size // 2, options.rounds)
             elif part == "memory":
