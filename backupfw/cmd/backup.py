@@ -34,6 +34,7 @@ class List(base.Lister):
         "fully_verified_at",
         "damaged_objects",
     )
+    short = ("id", "name", "status", "size", "created_at", "damaged_objects")
     scripts_read_text = True
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:

@@ -143,12 +143,14 @@ class Lister(_Formatted, lister.Lister):
     """A command that lists records.
 
     :cvar columns: the names of their values, which are keys in JSON and YAML.
+    :cvar short: the columns of a table where neither ``--column`` nor ``--long`` asks for others; empty: all.
     :cvar default_format: ``table``, or ``text`` for a report.
     :cvar scripts_read_text: people had a text before there were formats, so whatever is no terminal still
         gets it when no format is asked for.
     """
 
     columns: Sequence[str] = ()
+    short: Sequence[str] = ()
     formats = "list"
     scripts_read_text = False
 
@@ -156,6 +158,13 @@ class Lister(_Formatted, lister.Lister):
     def formatter_default(self) -> str:
         """Return the format when none is asked for."""
         return "text" if self.scripts_read_text and not sys.stdout.isatty() else self.default_format
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        """Return the command's parser."""
+        parser = super().get_parser(prog_name)
+        if self.short:
+            parser.add_argument("--long", action="store_true", help="all columns in a table, too")
+        return parser
 
     @abstractmethod
     def records(self, args: argparse.Namespace) -> Iterable[Mapping[str, Any]]:
@@ -171,6 +180,8 @@ class Lister(_Formatted, lister.Lister):
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[Sequence[str], Iterable[Any]]:
         """Return the columns, and a row for each record."""
         self.require_columns([*parsed_args.columns, *parsed_args.sort_columns], self.columns)
+        if self.short and parsed_args.formatter == "table" and not (parsed_args.columns or parsed_args.long):
+            parsed_args.columns = [*self.short]
         records = self.records(parsed_args)
         self._text = None
         if parsed_args.formatter == "text" and not (parsed_args.columns or parsed_args.sort_columns):

@@ -94,7 +94,15 @@ def test_a_terminal_gets_a_table_and_a_script_the_text_that_it_reads(
     assert text == run(noun, "list", "-f", "text").out
     assert (f"{backup_id} of volume " if noun == "backup" else "posix   backupfw-posix") in text
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    assert run(noun, "list").out.startswith("+--")
+    table = run(noun, "list").out
+    assert table.startswith("+--")
+    if noun == "backup":
+        columns = [word.strip() for word in table.splitlines()[1].strip("|").split("|")]
+        assert columns == list(backup.List.short)
+        # Two ids and a project do not fit beside each other on a terminal.
+        assert max(map(len, table.splitlines())) <= 120
+        assert "verified_result" in run(noun, "list", "--long").out
+        assert "verified_result" in run(noun, "list", "-f", "csv").out
     assert run(noun, "list", "-f", "text").out == text
     # A report stays one.
     assert run("audit").out == "nothing wrong\n"
