@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 REQUIRED = frozenset(
     word.strip() for word in os.environ.get("BACKUPFW_REQUIRE", "").split(",") if word.strip()
@@ -30,8 +30,9 @@ CLIENTS = "tests/integration/clients"
 #: Most processes that tests run in: each has servers of its own.
 MOST_PROCESSES = 4
 
-# An example that takes long on a busy machine is no failure: it would count as one of a mutant, too.
-settings.register_profile("any-machine", deadline=None)
+# An example that takes long to draw or to run on a busy machine is no failure: it would count as one of
+# a mutant, too.
+settings.register_profile("any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any-machine")
 
 _seconds: dict[str, float] = defaultdict(float)

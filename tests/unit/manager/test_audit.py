@@ -256,7 +256,7 @@ def planted(world: World, nodes: Sequence[Node]) -> None:
 
 
 @given(nodes=forests())
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_trees_are_judged_as_the_lineage_contracts_them(any_db: Database, nodes: list[Node]) -> None:
     world = World(database=any_db)
     planted(world, nodes)

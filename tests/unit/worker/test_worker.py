@@ -32,6 +32,8 @@ from tests.unit.db.lost_answers import lost_answers
 from tests.unit.manager.support import check_consistent
 from tests.unit.worker.world import SEGMENT, WorkerWorld
 
+#: Seconds that something may take on a busy machine.
+PATIENCE = 120.0
 DATA = random.Random(1).randbytes(6 * SEGMENT + 100)
 
 
@@ -184,7 +186,7 @@ def test_each_end_of_a_task_is_counted_once(world: WorkerWorld) -> None:
         world.faulty.heal()
         world.faulty.fail("put", times=None, match=gate)
         made = world.backups.create(world.ctx(), volume_id=volume)
-        assert gate.reached.wait(30)
+        assert gate.reached.wait(PATIENCE)
         world.backups.force_delete(world.ctx(admin=True), made.id)
         gate.open()
         world.wait_backup(made.id, None)
@@ -205,7 +207,7 @@ def test_force_delete_stops_a_running_backup(world: WorkerWorld) -> None:
     world.faulty.fail("put", times=None, match=gate)
     with world.worker():
         made = world.backups.create(world.ctx(), volume_id=volume)
-        assert gate.reached.wait(30)
+        assert gate.reached.wait(PATIENCE)
         world.backups.force_delete(world.ctx(admin=True), made.id)
         assert world.volume_status(volume) == "available"
         # The volume can be backed up again at once; that one waits for the cancelled one to end.
@@ -226,7 +228,7 @@ def test_reset_stops_a_running_restore(world: WorkerWorld) -> None:
         target = world.filled_volume(b"\xaa" * len(DATA))
         world.provider.before_write = gate
         world.backups.restore(world.ctx(), made.id, volume_id=target)
-        assert gate.reached.wait(30)
+        assert gate.reached.wait(PATIENCE)
         world.backups.reset_status(world.ctx(admin=True), made.id, "available")
         assert world.status(made.id) == "available"
         assert world.volume_status(target) == "error"
@@ -247,7 +249,7 @@ def test_a_volume_that_hangs_keeps_no_cancelled_restore_for_ever(world: WorkerWo
         target = world.filled_volume(b"\xaa" * len(DATA))
         world.provider.before_write = gate
         world.backups.restore(world.ctx(), made.id, volume_id=target)
-        assert gate.reached.wait(30)
+        assert gate.reached.wait(PATIENCE)
         world.backups.reset_status(world.ctx(admin=True), made.id, "available")
         world.wait_idle()
         gate.open()
@@ -266,7 +268,7 @@ def test_a_store_that_hangs_keeps_no_backup_from_ending(world: WorkerWorld) -> N
     world.faulty.fail("put", times=None, match=gate)
     with world.worker():
         made = world.backups.create(world.ctx(), volume_id=volume)
-        assert gate.reached.wait(30)
+        assert gate.reached.wait(PATIENCE)
         world.backups.force_delete(world.ctx(admin=True), made.id)
         world.wait(
             lambda: not world.rows(models.Task, models.Task.kind == "backup.create"), "the attempt to end"
@@ -286,7 +288,7 @@ def test_a_store_that_hangs_keeps_no_restore_from_ending(world: WorkerWorld) -> 
         world.wait_backup(made.id, "available")
         world.faulty.fail("get", times=None, match=gate)
         _, target, _ = world.backups.restore(world.ctx(), made.id)
-        assert gate.reached.wait(30)
+        assert gate.reached.wait(PATIENCE)
         world.backups.reset_status(world.ctx(admin=True), made.id, "available")
         world.wait_idle()
         assert world.volume_status(target) == "error"
@@ -299,7 +301,7 @@ def test_a_store_that_hangs_keeps_no_worker_from_stopping(world: WorkerWorld) ->
     world.faulty.fail("put", times=None, match=gate)
     with world.worker():
         made = world.backups.create(world.ctx(), volume_id=volume)
-        assert gate.reached.wait(30)
+        assert gate.reached.wait(PATIENCE)
     # It has stopped: the store still hangs.
     gate.open()
     world.faulty.heal()
@@ -316,7 +318,7 @@ def test_a_shutdown_gives_the_task_back(world: WorkerWorld) -> None:
     world.faulty.fail("put", times=None, match=gate)
     with world.worker():
         made = world.backups.create(world.ctx(), volume_id=volume)
-        assert gate.reached.wait(30)
+        assert gate.reached.wait(PATIENCE)
         threading.Timer(0.2, gate.open).start()
     assert world.status(made.id) == "creating"
     (task,) = world.rows(models.Task)
@@ -346,9 +348,9 @@ def test_a_look_into_the_database_that_hangs_keeps_no_attempt_from_ending(world:
     world.faulty.fail("put", times=None, match=gate)
     with world.worker() as worker:
         world.backups.create(world.ctx(), volume_id=world.filled_volume(DATA))
-        assert gate.reached.wait(30)
+        assert gate.reached.wait(PATIENCE)
         shall_hang.set()
-        assert hangs.wait(30)
+        assert hangs.wait(PATIENCE)
         stopper = threading.Thread(target=worker.stop)
         stopper.start()
         try:
@@ -388,7 +390,7 @@ def test_a_clean_up_that_takes_its_time_keeps_its_lease(world: WorkerWorld) -> N
 
     world.tasks.discard = slow  # type: ignore[method-assign]
     with world.worker(lease_seconds=3.0, ignored_seconds=0.1) as worker:
-        assert begun.wait(30)
+        assert begun.wait(PATIENCE)
         (held,) = worker._leases._held.values()
         deadlines: set[float] = set()
 
@@ -410,7 +412,7 @@ def test_an_attempt_that_lost_its_lease_changes_nothing(world: WorkerWorld) -> N
     world.faulty.fail("put", lambda: Unavailable("late"), times=None, match=gate)
     with world.worker(lease_seconds=600) as first:
         made = world.backups.create(world.ctx(), volume_id=volume)
-        assert gate.reached.wait(30)
+        assert gate.reached.wait(PATIENCE)
         # What a take-over after a lost lease does.
         with world.db.write() as session:
             (task,) = world.rows_in(session, models.Task)
@@ -647,7 +649,7 @@ def test_a_volume_in_use_is_read_from_a_temporary_snapshot(world: WorkerWorld) -
     world.faulty.fail("put", times=None, match=gate)
     with world.worker():
         made = world.backups.create(world.ctx(), volume_id=volume, force=True)
-        assert gate.reached.wait(30)
+        assert gate.reached.wait(PATIENCE)
         world.provider.volumes[volume][:100] = bytes(100)
         gate.open()
         world.wait_backup(made.id, "available")
