@@ -1,6 +1,6 @@
 """Changes code that must not be wrong in small ways, one at a time, and sees that a test fails for each.
 
-    python -m tests.mutants [GROUP ...]
+    python -m tests.mutants [--again] [GROUP ...]
 
 mutmut makes the mutants and runs the tests.  It knows one selection of tests only, so each group of modules
 is a run of its own, in a directory of its own below ``.mutants``, with the tests that are about it.  A mutant
@@ -32,6 +32,11 @@ BESIDE = ("conftest.py", "tests", "docs", "drivers")
 #: Words in the names of tests that take seconds: they are about servers, threads, memory or many tasks, and
 #: would run once per mutant.
 SLOW = ("mariadb", "postgresql", "memory_at", "sampler", "never_exceed", "many_workers", "of_many_tasks")
+
+#: What mutmut calls a mutant that it did not come to: it was stopped.
+UNJUDGED = "not checked"
+#: What it calls those that no test noticed, as far as is known.  One that runs for ever is noticed.
+UNNOTICED = ("survived", "no tests", "skipped", "suspicious", UNJUDGED)
 
 CONFIGURATION = """
 [tool.mutmut]
@@ -118,20 +123,39 @@ def listed() -> dict[Mutant, str]:
 class Run:
     """One group's run of mutmut.
 
-    :param place: a directory for the mutants, made anew: mutmut would not notice that tests were changed.
+    :param place: a directory for the mutants.
+    :param again: keep what an earlier run found noticed, unless the function or the selection of tests has
+        changed; else everything is made anew, as mutmut would not see that a test was changed.
     """
 
-    def __init__(self, group: Group, place: Path) -> None:
+    def __init__(self, group: Group, place: Path, *, again: bool = False) -> None:
         self._place = place
-        shutil.rmtree(place, ignore_errors=True)
-        place.mkdir(parents=True)
-        for name in ("backupfw", *BESIDE):
-            (place / name).symlink_to(ROOT / name)
+        if not (again and place.exists()):
+            shutil.rmtree(place, ignore_errors=True)
+            place.mkdir(parents=True)
+            for name in ("backupfw", *BESIDE):
+                (place / name).symlink_to(ROOT / name)
+            (place / "setup.cfg").symlink_to(ROOT / "setup.cfg")
         configuration = CONFIGURATION.format(
             mutate=list(group.mutate), tests=list(group.tests), slow=" or ".join(SLOW)
         )
         (place / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text() + configuration)
-        (place / "setup.cfg").symlink_to(ROOT / "setup.cfg")
+
+    def judge(self, children: int) -> dict[str, str]:
+        """Run the tests for each mutant that none has noticed yet; return what became of each mutant."""
+        # Its progress is one line that is written again and again: for a terminal.
+        words, shown = ("run", "--max-children", str(children)), sys.stdout.isatty()
+        earlier = dict(self.results()) if (self._place / "mutants").exists() else {}
+        # It judges what it has no result for; what survived it judges if it is named.
+        self.mutmut(*words, shown=shown)
+        survivors = [
+            name
+            for name, result in self.results()
+            if result in UNNOTICED and earlier.get(name, UNJUDGED) not in (UNJUDGED, "killed")
+        ]
+        if survivors:
+            self.mutmut(*words, *survivors, shown=shown)
+        return dict(self.results())
 
     def mutmut(self, *words: str, shown: bool = False) -> str:
         """Run mutmut; return what it wrote, unless it is shown."""
@@ -169,15 +193,14 @@ def _function(name: str) -> str:
     return f"{module}.{mangled[2:].replace('ǁ', '.')}"
 
 
-def _run(name: str, group: Group, children: int) -> tuple[Counter[str], list[tuple[str, Mutant]]]:
+def _run(
+    name: str, group: Group, children: int, again: bool
+) -> tuple[Counter[str], list[tuple[str, Mutant]]]:
     """Return how many mutants had each result, and those that no test noticed."""
     print(f"== {name}: {', '.join(group.mutate)}", flush=True)
-    run = Run(group, PLACE / name)
-    # Its progress is one line that is written again and again: for a terminal.
-    run.mutmut("run", "--max-children", str(children), shown=sys.stdout.isatty())
-    results = dict(run.results())
-    # A mutant that runs for ever, or takes the process with it, is noticed.
-    unnoticed = [each for each, result in results.items() if result in ("survived", "no tests", "skipped")]
+    run = Run(group, PLACE / name, again=again)
+    results = run.judge(children)
+    unnoticed = [each for each, result in results.items() if result in UNNOTICED]
     return Counter(results.values()), [(each, run.mutant(each)) for each in unnoticed]
 
 
@@ -186,13 +209,16 @@ def main(words: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="tests.mutants")
     parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"all, or some of {', '.join(GROUPS)}")
     parser.add_argument("--children", type=int, default=os.cpu_count() or 1, help="how many run at once")
+    parser.add_argument(
+        "--again", action="store_true", help="judge only what no test noticed in the last run"
+    )
     options = parser.parse_args(words)
     if unknown := set(options.groups) - set(GROUPS):
         parser.error(f"there is no group {', '.join(sorted(unknown))}")
     known = listed()
     wrong = 0
     for name in options.groups or GROUPS:
-        counts, survivors = _run(name, GROUPS[name], options.children)
+        counts, survivors = _run(name, GROUPS[name], options.children, options.again)
         print(
             f"{name}: {counts.total()} mutants: "
             + ", ".join(f"{n} {what}" for what, n in counts.most_common())
