@@ -49,7 +49,7 @@ class Site:
         file.write_text(
             f"[DEFAULT]\nstate_dir = {directory}\n[database]\nconnection = {url}\n"
             f"[store:main]\ndriver = posix\npath = {directory}/store\n"
-            f"[volumes]\nvolumes_dir = {directory}/volumes\nshared = true\n"
+            f"[volumes:local]\nvolumes_dir = {directory}/volumes\nshared = true\n"
             f"[quota]\nbackups = -1\nbackup_gigabytes = -1\nvolumes = -1\ngigabytes = -1\n"
             f"[backup]\nworkers = 2\nlease_seconds = {LEASE}\npoll_seconds = 0.5\n"
             f"segment_size = {SEGMENT}\npack_size = {PACK}\n"

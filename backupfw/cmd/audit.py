@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -87,13 +88,16 @@ def _volumes(db: Database, conf: cfg.ConfigOpts) -> Iterator[Finding]:
     from backupfw.cmd import catalogue
     from backupfw.errors import StorageChanged
     from backupfw.manager.operators.audit import Finding
-    from backupfw.volume.loader import load_provider
+    from backupfw.worker.backends import Backends
     from backupfw.worker.handlers.base import volume_ref
 
-    provider = load_provider(conf.volumes.provider)(conf.volumes)
+    backends, not_enabled = Backends(conf), Counter[str]()
     for volume in catalogue.volumes_of(db, conf.host):
+        if volume.backend not in conf.volumes.enabled:
+            not_enabled[volume.backend] += 1
+            continue
         try:
-            storage = provider.look(volume_ref(volume))
+            storage = backends.provider(volume.backend).look(volume_ref(volume))
         except StorageChanged as error:
             yield Finding("volume", f"volume {volume.id}", f"its storage {error.problem}. {error.hint}")
         except OSError as error:
@@ -106,6 +110,9 @@ def _volumes(db: Database, conf: cfg.ConfigOpts) -> Iterator[Finding]:
                     f"has {storage.length} bytes, the catalogue says {volume.length}: the next backup of it"
                     " takes all of it and corrects the catalogue",
                 )
+    for name, count in not_enabled.items():
+        has = f"has {counted(count, 'volume')}, but is not enabled here: not looked at"
+        yield Finding("volume", f"volume back end {name}", has)
 
 
 def _stores(

@@ -31,12 +31,12 @@ class Check(base.Lister):
         parser.add_argument(
             "--connect",
             action="store_true",
-            help="also connect: ask the database for its version and let every store prove that it can be"
-            " written, read, listed and deleted",
+            help="also connect: ask the database for its version and let every store and every volume back"
+            " end prove that it can be used",
         )
 
     def records(self, args: argparse.Namespace) -> Iterator[Mapping[str, Any]]:
-        """Check the configuration; with ``--connect`` the database and the stores too."""
+        """Check the configuration; with ``--connect`` the database, the stores and the volumes, too."""
         loaded = check(args)
         found = chain(described(loaded), connected(loaded.conf) if args.connect else ())
         return self.reported(found)
@@ -71,6 +71,7 @@ def check(args: argparse.Namespace) -> Loaded:
 
 def described(loaded: Loaded) -> Iterator[Mapping[str, Any]]:
     """Yield what a configuration is, each with its ``line`` for people."""
+    from backupfw.conf import volumes
     from backupfw.conf.stores import group_of
 
     conf = loaded.conf
@@ -83,11 +84,17 @@ def described(loaded: Loaded) -> Iterator[Mapping[str, Any]]:
         driver = f"driver {conf[group_of(store)].driver}"
         line = f"store {store}{default and f' ({default})'}: {driver}"
         yield {"check": f"store {store}", "subject": driver, "result": "ok", "detail": default, "line": line}
+    for backend in conf.volumes.enabled:
+        default = "default" if backend == volumes.default_backend(conf) else ""
+        driver = f"driver {conf[volumes.group_of(backend)].driver}"
+        subject = f"volume back end {backend}"
+        line = f"{subject}{default and f' ({default})'}: {driver}"
+        yield {"check": subject, "subject": driver, "result": "ok", "detail": default, "line": line}
 
 
 def connected(conf: cfg.ConfigOpts) -> Iterator[Mapping[str, Any]]:
-    """Yield what the database and each store answer, each with its ``line`` for people."""
-    from backupfw.cmd import database, store
+    """Yield the answers of the database, the stores and the back ends, each with its ``line`` for people."""
+    from backupfw.cmd import database, store, volume
     from backupfw.db import migrate
 
     backend, good, detail = "sqlite", True, "none yet, the first start makes it"
@@ -108,3 +115,6 @@ def connected(conf: cfg.ConfigOpts) -> Iterator[Mapping[str, Any]]:
     for name in conf.enabled_stores:
         for one in store.verdicts(conf, name):
             yield {"check": f"store {name}", "subject": f"{one['guarantee']} {one['title']}", **one}
+    for name in conf.volumes.enabled:
+        for one in volume.verdicts(conf, name):
+            yield {**one, "check": f"volume back end {name}", "subject": one["check"]}

@@ -44,7 +44,7 @@ def plug_ins() -> conf_load.PlugIns:
     return conf_load.PlugIns(
         store_driver=load_driver,
         layer_options=layer_options,
-        volume_options=lambda name: load_provider(name).options(),
+        volume_driver=load_provider,
     )
 
 

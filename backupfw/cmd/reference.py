@@ -47,18 +47,19 @@ def openapi() -> Mapping[str, str]:
 
 
 def list_opts() -> list[tuple[str, Sequence[cfg.Opt]]]:
-    """Return the options of every installed volume provider, and a store's section for each driver.
+    """Return a volume back end's section for each installed provider, and a store's for each driver.
 
     The entry point ``backupfw.plugins`` of ``oslo.config.opts``.
     """
     from backupfw.chunkstore.layers.options import layer_options
     from backupfw.chunkstore.loader import installed_drivers, load_driver
     from backupfw.conf.stores import COMMON
+    from backupfw.conf.volumes import common, group_of
     from backupfw.volume.loader import PROVIDERS
 
     listed: list[tuple[str, Sequence[cfg.Opt]]] = []
     for name in PROVIDERS.names():
-        listed.append(("volumes", tuple(PROVIDERS.load(name).options())))
+        listed.append((group_of(name), (*common(name), *PROVIDERS.load(name).options())))
     for info in installed_drivers():
         if info.problem is None:
             driver = load_driver(info.name)

@@ -102,10 +102,10 @@ def _judged(conf: cfg.ConfigOpts, db: Database, path: str, overwrite: bool) -> s
 
     :raises InvalidInput: it is there and must not be replaced, or belongs to the service.
     """
-    from backupfw.cmd.volume import directories, own_files
+    from backupfw.cmd.volume import own_files
 
     final = os.path.realpath(path)
-    for own in map(os.path.realpath, (*own_files(conf), *directories(conf.volumes))):
+    for own in map(os.path.realpath, own_files(conf)):
         if final == own or final.startswith(own.rstrip("/") + "/"):
             raise InvalidInput(f"{path} belongs to this service: it is among its own files.")
     row = models.Volume

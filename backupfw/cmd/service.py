@@ -19,7 +19,6 @@ from backupfw.cmd import database, store
 from backupfw.cmd.meters import Meters
 from backupfw.cmd.monitoring import Health, Listener
 from backupfw.cmd.server import ApiServer
-from backupfw.conf import volumes
 from backupfw.db.session import Database
 from backupfw.dispatch.base import Dispatch, InProcessDispatch
 from backupfw.manager.messages import MessageManager
@@ -37,7 +36,7 @@ from backupfw.manager.usecases.snapshots import SnapshotManager
 from backupfw.manager.usecases.transfers import TransferManager
 from backupfw.manager.usecases.volumes import VolumeManager
 from backupfw.outages import Outages
-from backupfw.volume.loader import load_provider
+from backupfw.worker.backends import Backends
 from backupfw.worker.handlers import EngineSettings, Tools
 from backupfw.worker.stores import Stores
 from backupfw.worker.worker import Worker, WorkerSettings
@@ -144,7 +143,9 @@ class WorkerProcess:
         conf.register_mutate_hook(lambda *_: self._stores.set_limits())
         services = ServiceManager(db, conf)
         wire_names = self._stores.wire_names
-        every_volume = alone or conf.volumes.shared
+        backends = Backends(conf)
+        # A process that is alone can open what is here, whatever name the host had then.
+        reached = {name: alone or shared for name, shared in backends.reach().items()}
         process = uuid.uuid4().hex
         self._leave = partial(services.leave, conf.host, BACKUP_BINARY, process)
         self._dispatch = dispatch
@@ -163,16 +164,20 @@ class WorkerProcess:
             backups=backup_tasks,
             volumes=VolumeTasks(db),
             stores=self._stores,
-            provider=load_provider(conf.volumes.provider)(conf.volumes),
+            backends=backends,
             heartbeat=lambda: services.heartbeat(
-                conf.host, BACKUP_BINARY, conf.availability_zone, wire_names, every_volume, process
+                conf.host, BACKUP_BINARY, conf.availability_zone, wire_names, reached, process
             ),
             expire_waiting=self._look_after,
-            volume_host=volumes.host_of_new(conf),
             meter=meters,
             outbox=outbox,
             reach=Reach(
-                conf.host, BACKUP_BINARY, conf.availability_zone, frozenset(wire_names), every_volume
+                conf.host,
+                BACKUP_BINARY,
+                conf.availability_zone,
+                frozenset(wire_names),
+                frozenset(reached),
+                frozenset(name for name, shared in reached.items() if shared),
             ),
         )
         settings = WorkerSettings(

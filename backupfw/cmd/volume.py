@@ -10,13 +10,13 @@ import argparse
 import contextlib
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from backupfw.cmd import base, usecases, waiting
 from backupfw.cmd.configure import load_conf
 from backupfw.cmd.progress import Progress, human_size
-from backupfw.errors import InvalidInput, StorageChanged
+from backupfw.errors import BackupfwError, ConfigError, InvalidInput, StorageChanged
 
 if TYPE_CHECKING:
     from oslo_config import cfg
@@ -54,6 +54,11 @@ class _New(base.Command):
             type=usecases.project,
             help=f"project it belongs to (default: {DEFAULT_PROJECT})",
         )
+        parser.add_argument(
+            "--backend",
+            metavar="NAME",
+            help="the volume back end that it comes to (default: the default one)",
+        )
 
 
 class Create(_New):
@@ -71,8 +76,8 @@ class Create(_New):
         if args.size is None and args.image is None:
             self.refuse("--size is needed where there is no --image")
         conf = load_conf(args)
-        project = args.project or DEFAULT_PROJECT
-        print(create(conf, args.size, args.image, project=project, name=args.name, as_raw=args.as_raw))
+        how = {"name": args.name, "as_raw": args.as_raw, "backend": args.backend}
+        print(create(conf, args.size, args.image, project=args.project or DEFAULT_PROJECT, **how))
 
 
 class Adopt(_New):
@@ -101,9 +106,12 @@ class Adopt(_New):
         conf = load_conf(args)
         how = {"as_raw": args.as_raw, "in_use": args.in_use}
         if args.again is not None:
+            if args.backend is not None:
+                self.refuse("--backend is for a new volume: with --again ID it stays in its back end")
             print(adopt_again(conf, args.again, args.path, owner=args.project, **how))
         else:
-            print(adopt(conf, args.path, project=args.project or DEFAULT_PROJECT, name=args.name, **how))
+            where = {"project": args.project or DEFAULT_PROJECT, "backend": args.backend}
+            print(adopt(conf, args.path, name=args.name, **where, **how))
 
 
 class _Existing(base.Command):
@@ -175,13 +183,13 @@ class Path(_Existing):
         row = cases.volumes.get(base.operator(), volume)
         if row.location is None:
             raise InvalidInput(f"volume {row.id} has no storage yet (status {row.status})")
-        print(_provider(cases.conf).where(volume_ref(row)))
+        print(_provider(cases.conf, row.backend).where(volume_ref(row)))
 
 
 class List(base.Lister):
     """List volumes, oldest first."""
 
-    columns = ("id", "name", "project_id", "status", "size", "adopted", "created_at")
+    columns = ("id", "name", "project_id", "status", "size", "backend", "adopted", "created_at")
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the command's arguments."""
@@ -191,6 +199,9 @@ class List(base.Lister):
             metavar="S",
             type=usecases.text,
             help="only those in this status: available, error ...",
+        )
+        parser.add_argument(
+            "--backend", metavar="NAME", type=usecases.text, help="only those of this volume back end"
         )
 
     def records(self, args: argparse.Namespace) -> Iterator[Mapping[str, Any]]:
@@ -202,7 +213,8 @@ class List(base.Lister):
         if args.status is not None and args.status not in known:
             self.refuse(f"there is no status {args.status!r}; statuses: {', '.join(sorted(known))}")
         cases = usecases.UseCases(*self.database(args))
-        found = usecases.pages(cases.volumes.list, {"project_id": args.project, "status": args.status})
+        wanted = {"project_id": args.project, "status": args.status, "backend": args.backend}
+        found = usecases.pages(cases.volumes.list, wanted)
         return map(usecases.described, found)
 
 
@@ -222,6 +234,28 @@ class Show(base.ShowOne):
         return usecases.described(
             cases.volumes.get(base.operator(), cases.find(models.Volume, args.id, args.project))
         )
+
+
+class Check(base.Lister):
+    """Prove that a volume back end can be used, with a small volume of its own; cleans up.
+
+    The exit status is 1 when something does not work.
+    """
+
+    columns = ("check", "result", "detail")
+    default_format = "text"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add the command's arguments."""
+        parser.add_argument("name", metavar="NAME", help="the back end's name in [volumes] enabled")
+
+    def records(self, args: argparse.Namespace) -> Iterator[Mapping[str, Any]]:
+        """Yield what works, as it is found."""
+        return self.reported(verdicts(load_conf(args), args.name))
+
+    def lines(self, args: argparse.Namespace, records: Iterator[Mapping[str, Any]]) -> Iterable[str]:  # noqa: ARG002
+        """Return the line of each."""
+        return (one["line"] for one in records)
 
 
 class Extend(usecases.Queueing):
@@ -299,22 +333,57 @@ class Delete(usecases.Deleting):
         cases.volumes.delete(base.operator(), resource_id, cascade=args.cascade)
 
 
-def _provider(conf: cfg.ConfigOpts) -> VolumeProvider:
-    from backupfw.cmd import database
-    from backupfw.volume.loader import load_provider
+def _provider(conf: cfg.ConfigOpts, backend: str) -> VolumeProvider:
+    """Make the provider of a volume back end.
 
+    :raises ConfigError: it is not enabled, or refuses its options.
+    """
+    from backupfw.cmd import database
+    from backupfw.worker.backends import open_backend
+
+    if backend not in conf.volumes.enabled:
+        raise ConfigError(
+            f"volume back end {backend!r} is not enabled; enabled: {', '.join(conf.volumes.enabled)}"
+        )
     database.make_state_dir(conf.state_dir)
-    return load_provider(conf.volumes.provider)(conf.volumes)
+    return open_backend(conf, backend)
+
+
+def verdicts(conf: cfg.ConfigOpts, name: str) -> Iterator[Mapping[str, Any]]:
+    """Yield what works in one volume back end, as each is found, and whether all does.
+
+    Each has its ``line`` for people.
+
+    :raises ConfigError: it is not enabled, or refuses its options.
+    """
+    from backupfw.volume.check import check
+
+    provider = _provider(conf, name)
+    problem = ""
+    # Closed, so that an interrupted check cleans up.
+    with contextlib.closing(check(provider)) as proven:
+        try:
+            for what in proven:
+                yield {"check": what, "result": "ok", "detail": "", "line": f"ok      {what}"}
+        except (BackupfwError, OSError) as error:
+            problem = str(error)
+    result = "failed" if problem else "ok"
+    line = f"volume back end {name}: {f'NOT ok: {problem}' if problem else 'ok'}"
+    yield {"check": "all", "result": result, "detail": problem, "line": line}
 
 
 def own_files(conf: cfg.ConfigOpts) -> list[str]:
     """Return the files and directories of the service that must not become volumes."""
     from backupfw.cmd import database
-    from backupfw.conf.stores import group_of
+    from backupfw.conf import stores, volumes
 
     found = [str(conf.state_dir), *database.files(conf)]
-    for store in conf.enabled_stores:
-        found += directories(conf[group_of(store)])
+    sections = [
+        *map(stores.group_of, conf.enabled_stores),
+        *map(volumes.group_of, conf.volumes.enabled),
+    ]
+    for section in sections:
+        found += directories(conf[section])
     return found
 
 
@@ -336,12 +405,14 @@ def create(
     project: str,
     name: str | None = None,
     as_raw: bool = False,
+    backend: str | None = None,
 ) -> str:
     """Make storage first, fill it, then enter it: no volume is ever seen half made.
 
     :param size: GiB; as many as the image needs when None, so it must be there where there is no image.
     :param image: a file to copy.
     :param as_raw: the image's bytes are the disk's, whatever they look like.
+    :param backend: the volume back end that it comes to; None: the default one.
     :returns: the volume's id.
     :raises InvalidInput: it cannot be made like this.
     """
@@ -350,7 +421,8 @@ def create(
     from backupfw.manager.usecases.volumes import VolumeManager
     from backupfw.volume.base import VolumeRef
 
-    provider = _provider(conf)
+    backend = backend or volumes_conf.default_backend(conf)
+    provider = _provider(conf, backend)
     source = None
     if image is not None:
         found = provider.adopt(os.path.abspath(image), own=own_files(conf), to_copy=True, any_format=as_raw)
@@ -371,7 +443,8 @@ def create(
                 location=location,
                 length=length,
                 name=name,
-                host=volumes_conf.host_of_new(conf),
+                host=volumes_conf.host_of_new(conf, backend),
+                backend=backend,
                 made_as=volume.id,
             )
         except BaseException:
@@ -389,29 +462,32 @@ def adopt(
     name: str | None = None,
     as_raw: bool = False,
     in_use: bool = False,
+    backend: str | None = None,
 ) -> str:
     """Enter an existing image or device.
 
     :param as_raw: its bytes are the disk's, whatever they look like.
     :param in_use: somebody uses it now.
+    :param backend: the volume back end that opens it; None: the default one.
     :returns: the volume's id.
     """
     from backupfw.cmd import database
     from backupfw.conf import volumes as volumes_conf
     from backupfw.manager.usecases.volumes import VolumeManager
 
-    host = volumes_conf.host_of_new(conf)
+    backend = backend or volumes_conf.default_backend(conf)
     with database.opened(conf, make=True) as db:
-        provider = _provider(conf)
+        provider = _provider(conf, backend)
         volumes = VolumeManager(db, conf, lambda: None)
         storage = provider.adopt(os.path.abspath(path), own=own_files(conf), any_format=as_raw, in_use=in_use)
-        _record_storages(volumes, provider, host)
+        _record_storages(conf, volumes)
         row = volumes.adopt(
             base.operator(project),
             location=storage.location,
             length=storage.length,
             name=name,
-            host=host,
+            host=volumes_conf.host_of_new(conf, backend),
+            backend=backend,
             storage_id=storage.storage_id,
             in_use=in_use,
         )
@@ -441,35 +517,35 @@ def adopt_again(
     from backupfw.manager.usecases.volumes import VolumeManager
     from backupfw.worker.handlers.base import volume_ref
 
-    operator, host = base.operator(), volumes_conf.host_of_new(conf)
+    operator = base.operator()
     with database.opened(conf) as db:
-        provider = _provider(conf)
         volumes = VolumeManager(db, conf, lambda: None)
         volume = volumes.get(operator, catalogue.find_id(db, models.Volume, volume_id, owner))
+        provider = _provider(conf, volume.backend)
         storage = provider.adopt(
             os.path.abspath(path or provider.where(volume_ref(volume))),
             own=own_files(conf),
             any_format=as_raw,
             in_use=in_use or bool(volume.attachments),
         )
-        _record_storages(volumes, provider, host)
+        _record_storages(conf, volumes)
         row = volumes.adopt_again(
             operator,
             volume.id,
             location=storage.location,
             length=storage.length,
             storage_id=storage.storage_id,
-            host=host,
+            host=volumes_conf.host_of_new(conf, volume.backend),
         )
     return row.id
 
 
-def _record_storages(volumes: VolumeManager, provider: VolumeProvider, host: str | None) -> None:
+def _record_storages(conf: cfg.ConfigOpts, volumes: VolumeManager) -> None:
     """Record missing storage ids, so that no volume of an earlier release is adopted under another name."""
     from backupfw.worker.handlers.base import volume_ref
 
-    for volume in volumes.not_recorded(host):
-        with contextlib.suppress(StorageChanged, OSError):
-            storage = provider.look(volume_ref(volume))
+    for volume in volumes.not_recorded():
+        with contextlib.suppress(ConfigError, StorageChanged, OSError):
+            storage = _provider(conf, volume.backend).look(volume_ref(volume))
             if storage.storage_id is not None:
                 volumes.record_storage(volume.id, storage.storage_id)

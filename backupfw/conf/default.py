@@ -5,16 +5,15 @@ from __future__ import annotations
 import socket
 from collections.abc import Sequence
 
-from oslo_config import cfg, types
+from oslo_config import cfg
 
-# Names that are used in section headings and, before a colon, in requests.
-_NAME = types.String(regex=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")
+from backupfw.conf.types import NAME
 
 OPTS = (
     cfg.ListOpt(
         "enabled_stores",
         default=["main"],
-        item_type=_NAME,
+        item_type=NAME,
         bounds=False,
         help="Names of the stores this service opens.  Each has a section [store:NAME].  Backups of every"
         " enabled store can be restored, verified, deleted and exported, whichever store is the default.",
@@ -28,7 +27,7 @@ OPTS = (
     cfg.ListOpt(
         "placement_rules",
         default=[],
-        item_type=_NAME,
+        item_type=NAME,
         bounds=False,
         help="Names of the rules that choose the store of a new backup, in the order they are tried; the"
         " first that matches decides.  Each has a section [placement:NAME].  A request that names a store is"

@@ -29,8 +29,8 @@ POLICY_FILE = "policy.yaml"
 #: Defaults of ``[store:NAME]``, by store.
 STORES: Mapping[str, Mapping[str, Any]] = {"main": {"driver": "posix", "path": "$state_dir/store"}}
 
-#: Defaults of ``[volumes]``, by provider.
-VOLUMES: Mapping[str, Mapping[str, Any]] = {"local": {"volumes_dir": "$state_dir/volumes"}}
+#: Defaults of ``[volumes:NAME]``, by back end.
+BACKENDS: Mapping[str, Mapping[str, Any]] = {volumes.LOCAL: {"volumes_dir": "$state_dir/volumes"}}
 
 # '$' starts a reference in oslo.config, '?' and '#' end the path of a database URL.
 _BAD = "$?#%"

@@ -20,6 +20,7 @@ from backupfw.conf import (
     logging,
     messaging,
     metrics,
+    named,
     placement,
     stores,
     validate,
@@ -39,12 +40,12 @@ class PlugIns:
 
     :ivar store_driver: driver name -> driver class; raises ConfigError for an unknown one.
     :ivar layer_options: driver class -> options of the layers around it.
-    :ivar volume_options: provider name -> its options; raises ConfigError for an unknown one.
+    :ivar volume_driver: provider name -> its class; raises ConfigError for an unknown one.
     """
 
     store_driver: Callable[[str], stores.Driver]
     layer_options: Callable[[Any], Sequence[cfg.Opt]]
-    volume_options: Callable[[str], Sequence[cfg.Opt]]
+    volume_driver: Callable[[str], named.Driver]
 
 
 @dataclass(frozen=True)
@@ -150,25 +151,19 @@ def _override(conf: cfg.ConfigOpts, section: str, option: str, value: object) ->
 def _register_plug_ins(
     conf: cfg.ConfigOpts, plug_ins: PlugIns, profile: bool
 ) -> list[tuple[str, Sequence[cfg.Opt]]]:
-    provider = conf.volumes.provider
-    try:
-        provider_opts = tuple(plug_ins.volume_options(provider))
-    except ConfigError as error:
-        raise ConfigError(f"section [volumes], option provider: {error}") from error
-    conf.register_opts(provider_opts, volumes.GROUP)
-    if profile:
-        for option, value in embedded.VOLUMES.get(provider, {}).items():
-            conf.set_default(option, value, volumes.GROUP)
-    listed: list[tuple[str, Sequence[cfg.Opt]]] = [(volumes.GROUP, provider_opts)]
-    for store in conf.enabled_stores:
-        listed += stores.register_opts(
-            conf,
-            store,
-            plug_ins.store_driver,
-            plug_ins.layer_options,
-            embedded.STORES.get(store, {}) if profile else {},
-        )
-    return listed
+    defaults = (embedded.BACKENDS, embedded.STORES) if profile else ({}, {})
+    return [
+        *(
+            volumes.register_backend(conf, name, plug_ins.volume_driver, defaults[0].get(name, {}))
+            for name in conf.volumes.enabled
+        ),
+        *(
+            stores.register_opts(
+                conf, name, plug_ins.store_driver, plug_ins.layer_options, defaults[1].get(name, {})
+            )
+            for name in conf.enabled_stores
+        ),
+    ]
 
 
 def reread(conf: cfg.ConfigOpts, load: Callable[[], object]) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from oslo_config import cfg
 
 from backupfw import naming
+from backupfw.conf import named
 from backupfw.errors import ConfigError
 
 DRIVER = cfg.StrOpt(
@@ -44,14 +45,10 @@ LISTING_LAG_SECONDS = cfg.FloatOpt(
 COMMON = (DRIVER, CONTAINER, MAX_RUNNING, LISTING_LAG_SECONDS)
 
 
-class Driver(Protocol):
+class Driver(named.Driver, Protocol):
     """The part of a chunk store driver's class that the configuration uses."""
 
     container_pattern: str
-
-    @classmethod
-    def options(cls) -> Sequence[cfg.Opt]:
-        """Return the options."""
 
 
 def group_of(store: str) -> str:
@@ -65,7 +62,7 @@ def register_opts(
     find_driver: Callable[[str], Driver],
     layer_options: Callable[[Any], Sequence[cfg.Opt]],
     defaults: Mapping[str, Any],
-) -> list[tuple[str, Sequence[cfg.Opt]]]:
+) -> tuple[str, Sequence[cfg.Opt]]:
     """Register one enabled store's section; ``conf`` has parsed its files already.
 
     :param store: the store's name.
@@ -75,32 +72,15 @@ def register_opts(
     :returns: what was registered.
     :raises ConfigError: no driver, an unknown one, or one whose options collide with the layers'.
     """
-    group = group_of(store)
-    conf.register_opts(COMMON, group)
-    if "driver" in defaults:
-        conf.set_default("driver", defaults["driver"], group)
-    name = conf[group].driver
-    if not name:
-        raise ConfigError(
-            f"section [{group}], option driver: needs a value; the store {store!r} is in enabled_stores"
-        )
-    try:
-        driver = find_driver(name)
-    except ConfigError as error:
-        raise ConfigError(f"section [{group}], option driver: {error}") from error
-    own = tuple(driver.options())
-    layers = tuple(layer_options(driver))
-    both = {opt.dest for opt in own} & {opt.dest for opt in (*COMMON, *layers)}
-    if both:
-        raise ConfigError(f"driver {name!r} declares options that every store has: {', '.join(sorted(both))}")
-    conf.register_opts(own, group)
-    conf.register_opts(layers, group)
-    known = {opt.dest for opt in (*own, *layers)}
-    for option, value in defaults.items():
-        # A file may give the store another driver, which may not have the option.
-        if option in known:
-            conf.set_default(option, value, group)
-    return [(group, (*COMMON, *own, *layers))]
+    return named.register_opts(
+        conf,
+        group_of(store),
+        COMMON,
+        find_driver,
+        defaults,
+        needed_by=f"the store {store!r} is in enabled_stores",
+        more=layer_options,
+    )
 
 
 def default_container(conf: cfg.ConfigOpts, store: str) -> str:

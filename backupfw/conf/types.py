@@ -7,6 +7,9 @@ from typing import Any
 
 from oslo_config import types
 
+#: Names that are used in section headings, before a colon in requests, and after an ``@`` in answers.
+NAME = types.String(regex=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")
+
 _UNITS = {
     "": 1,
     "b": 1,

@@ -9,6 +9,7 @@ from typing import Any
 
 from oslo_config import cfg, types
 
+from backupfw.conf import named
 from backupfw.conf.types import Size
 from backupfw.errors import ConfigError
 
@@ -75,6 +76,9 @@ def check_values(conf: cfg.ConfigOpts, sections: Sections) -> None:
         values = conf if section == "DEFAULT" else conf[section]
         for opt in opts:
             where = f"section [{section}], option {opt.dest}"
+            for old in opt.deprecated_opts:
+                if old.group == section.partition(":")[0] != section:
+                    where += f" (in older files: section [{old.group}], option {old.name})"
             try:
                 value = getattr(values, opt.dest)
             except (ValueError, cfg.Error) as error:
@@ -88,12 +92,15 @@ def check_values(conf: cfg.ConfigOpts, sections: Sections) -> None:
                 raise ConfigError(f"{where}: needs a value; allowed: {allowed(opt)}")
 
 
-def _names(opts: Sequence[cfg.Opt]) -> set[str]:
-    names = set()
-    for opt in opts:
-        for name in (opt.name, *(old.name for old in opt.deprecated_opts if old.name)):
-            names |= {name, name.replace("-", "_")}
-    return names
+def _known(sections: Sections) -> dict[str, set[str]]:
+    """Return the names that each section can hold, older ones of options of other sections, too."""
+    known: dict[str, set[str]] = {section: set() for section in sections}
+    for section, opts in sections.items():
+        for opt in opts:
+            old = ((one.group or section, one.name or opt.name) for one in opt.deprecated_opts)
+            for place, name in ((section, opt.name), *old):
+                known.setdefault(place, set()).update((name, name.replace("-", "_")))
+    return known
 
 
 def check_names(files: Iterable[str], sections: Sections) -> list[str]:
@@ -106,6 +113,7 @@ def check_names(files: Iterable[str], sections: Sections) -> list[str]:
     :raises ConfigError: a section of ours holds an option that does not exist.
     """
     unused: list[str] = []
+    names = _known(sections)
     for path in files:
         parsed: dict[str, dict[str, Any]] = {}
         cfg.ConfigParser(path, parsed).parse()
@@ -113,9 +121,7 @@ def check_names(files: Iterable[str], sections: Sections) -> list[str]:
             if section not in sections:
                 unused.append(section)
                 continue
-            known = _names(sections[section]) | (
-                {"config_file", "config_dir"} if section == "DEFAULT" else set()
-            )
+            known = names[section] | ({"config_file", "config_dir"} if section == "DEFAULT" else set())
             for option in options:
                 if option not in known:
                     near = difflib.get_close_matches(option, known, 1)
@@ -129,16 +135,10 @@ def check_together(conf: cfg.ConfigOpts) -> None:
 
     :raises ConfigError: two values contradict each other, or one that is needed is missing.
     """
-    enabled: list[str] = conf.enabled_stores
-    if not enabled:
-        raise ConfigError("section [DEFAULT], option enabled_stores: needs at least one store")
-    if len(set(enabled)) != len(enabled):
-        raise ConfigError("section [DEFAULT], option enabled_stores: a store is named twice")
-    if conf.default_store not in enabled:
-        raise ConfigError(
-            f"section [DEFAULT], option default_store: {conf.default_store!r} is not enabled; allowed: one of"
-            f" {', '.join(enabled)}"
-        )
+    stores = ("DEFAULT", "enabled_stores", "default_store")
+    named.check_enabled(conf.enabled_stores, conf.default_store, stores, "store")
+    backends = ("volumes", "enabled", "default")
+    named.check_enabled(conf.volumes.enabled, conf.volumes.default, backends, "volume back end")
     if not conf.database.connection:
         raise ConfigError(
             "section [database], option connection: needs a value; allowed: a database URL such as"

@@ -148,7 +148,8 @@ class Volume(Lockable, _SoftDelete, Base):
     ``size`` is GiB, ``length`` bytes; the volume returns to ``previous_status`` when a backup
     of it ends; ``location`` is the provider's name of its place, ``storage_id`` of its storage (null
     if never recorded); ``changes_distrusted_at``: when its storage was found to say wrongly what is
-    unchanged, null if never; ``host`` is the host whose workers alone can open it, null if all can;
+    unchanged, null if never; ``backend`` is the name of its back end, ``host`` the host whose workers alone
+    can open it, null if all that have the back end can;
     ``volume_type`` is the type's name, null if the volume was made before volumes had types.
     """
 
@@ -176,6 +177,7 @@ class Volume(Lockable, _SoftDelete, Base):
     bootable: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
     location: Mapped[str | None] = mapped_column(Text)
     host: Mapped[str | None]
+    backend: Mapped[str] = mapped_column(default="local", server_default="local")
     adopted: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
     storage_id: Mapped[str | None]
     changes_distrusted_at: Mapped[datetime | None]
@@ -216,7 +218,7 @@ class VolumeType(Lockable, _Timestamps, Base):
 
 
 class VolumeTypeExtraSpec(Base):
-    """One key of a volume type's extra specs: data of clients, which the service does not use."""
+    """One key of a volume type's extra specs: data of clients, except for ``volume_backend_name``."""
 
     __tablename__ = "volume_type_extra_specs"
     __table_args__ = _TABLE
@@ -481,7 +483,7 @@ class Task(Lockable, _Timestamps, Base):
     """One operation that is waiting or running.
 
     ``progressed``: the next attempt can continue from this one, so its loss does not count as a failure.
-    ``zone``, ``store``, ``volume_host``: its requirements; null for any.
+    ``zone``, ``store``, ``volume_host``, ``backend``: its requirements; null for any.
     ``store_down``: it was given back because its store does not answer.
     ``queue_position``: the lowest runs first (``manager/queue/claims.py``); its column keeps its old name,
     ``turn``.  ``progress_…``: bytes, and bytes per second, as the running attempt last reported them
@@ -518,6 +520,7 @@ class Task(Lockable, _Timestamps, Base):
     zone: Mapped[str | None]
     store: Mapped[str | None]
     volume_host: Mapped[str | None]
+    backend: Mapped[str | None]
     queue_position: Mapped[int] = mapped_column("turn", BigInteger, default=0, server_default="0")
     store_down: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
     progress_done: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
@@ -546,8 +549,10 @@ class OutboxEvent(Lockable, Base):
 class Service(Lockable, Base):
     """The worker processes of a host.
 
-    ``stores`` maps each store of one of them to its wire name; ``every_volume``: one of them can open volumes
-    of other hosts, too.  ``processes``: the abilities of each of them, and the time of its heartbeat.
+    ``stores`` maps each store of one of them to its wire name, ``backends`` each volume back end to whether
+    one of them can open volumes of other hosts, too (null: their release has no back ends, and
+    ``every_volume`` says that of all volumes).  ``processes``: the abilities of each of them, and the time of
+    its heartbeat.
     """
 
     __tablename__ = "services"
@@ -562,6 +567,7 @@ class Service(Lockable, Base):
     frozen: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
     every_volume: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
     stores: Mapped[dict[str, Any]]
+    backends: Mapped[dict[str, Any] | None]
     processes: Mapped[dict[str, Any] | None]
     reported_at: Mapped[datetime]
     created_at: Mapped[datetime]

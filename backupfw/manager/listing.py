@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict, TypeVar
 
-from sqlalchemy import ColumnElement
+from sqlalchemy import ColumnElement, and_, or_
 from sqlalchemy.orm import Session
 
 from backupfw.context import RequestContext
@@ -56,9 +56,25 @@ def scope(
     :param where: further conditions.
     """
     chosen, conditions = dict(filters or {}), list(where)
+    if model is Volume and (host := chosen.pop("host", None)) is not None:
+        conditions.append(_is_at(host))
     if model in _METADATA and (pairs := chosen.pop("metadata", None)) is not None:
         conditions.append(matches(_METADATA[model], model.id, pairs))
     return Scope(None if all_tenants and ctx.is_admin else ctx.project_id, chosen, conditions)
+
+
+def _is_at(text: str) -> ColumnElement[bool]:
+    """The condition that a volume is at a host: ``HOST``, ``HOST@BACKEND`` or ``HOST@BACKEND#BACKEND``.
+
+    A volume that all hosts can open has no host: ``@BACKEND``.
+    """
+    host, mark, place = text.rpartition("@")
+    backend, _, pool = place.partition("#")
+    if not mark or pool not in ("", backend):
+        return Volume.host == text
+    there = Volume.host == host if host else Volume.host.is_(None)
+    # A host's name may have an "@" itself.
+    return or_(Volume.host == text, and_(there, Volume.backend == backend))
 
 
 def page(

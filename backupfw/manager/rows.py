@@ -136,6 +136,7 @@ class Attachment:
 class Volume:
     """A volume of the catalogue.
 
+    :ivar backend: the name of its back end.
     :ivar volume_type: the type's name; ``volume_type_id`` its id, None where there is no such type any more.
     :ivar image_metadata: what is known of the image that it holds.
     """
@@ -156,6 +157,7 @@ class Volume:
     bootable: bool
     location: str | None
     host: str | None
+    backend: str
     adopted: bool
     created_at: datetime
     updated_at: datetime | None

@@ -279,7 +279,7 @@ class VolumeProvider(abc.ABC):
 
     @classmethod
     def options(cls) -> Sequence[cfg.Opt]:
-        """Return the provider's options; core registers them in ``[volumes]``."""
+        """Return the provider's options; core registers them in ``[volumes:NAME]``."""
         return ()
 
     @abc.abstractmethod

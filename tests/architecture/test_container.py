@@ -152,4 +152,4 @@ def test_the_composed_configuration_loads_and_fits(name: str) -> None:
     assert identity["credentials"] == [
         {"accessKey": store.access_key_id, "secretKey": store.secret_access_key}
     ]
-    assert Path(conf.volumes.volumes_dir).is_relative_to("/var/lib/backupfw")
+    assert Path(conf["volumes:local"].volumes_dir).is_relative_to("/var/lib/backupfw")

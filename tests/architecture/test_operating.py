@@ -13,6 +13,7 @@ import pytest
 
 from backupfw.cmd import configure
 from backupfw.cmd import main as command
+from backupfw.conf import volumes
 from tests.architecture import operating
 from tests.architecture.checkout import ROOT
 
@@ -27,7 +28,7 @@ def test_the_example_of_three_hosts_is_a_configuration(tmp_path: Path) -> None:
     assert not loaded.embedded
     assert loaded.conf.api.auth_strategy == "keystone"
     assert loaded.conf["store:main"].driver == "s3"
-    assert loaded.conf.volumes.shared
+    assert volumes.is_shared(loaded.conf, volumes.LOCAL)
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)

@@ -35,9 +35,7 @@ def progress(client: Client, backup_id: str) -> dict[str, Any]:
 
 def work(cloud: Cloud) -> None:
     """Let a worker live that can do everything."""
-    cloud.managers.services.heartbeat("host", BACKUP_BINARY, "nova", {"main": SERVICE})
-    with cloud.db.write() as session:
-        session.execute(update(models.Service).values(every_volume=True))
+    cloud.managers.services.heartbeat("host", BACKUP_BINARY, "nova", {"main": SERVICE}, {"local": True})
 
 
 def claim(cloud: Cloud) -> tuple[Tasks, Task]:

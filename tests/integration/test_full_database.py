@@ -65,7 +65,7 @@ class Instance:
         options = {
             "backup": {"segment_size": SEGMENT, "pack_size": MIB, "lease_seconds": 4, "poll_seconds": 1},
             "store:main": {"path": folder / "store"},
-            "volumes": {"volumes_dir": folder / "volumes"},
+            "volumes:local": {"volumes_dir": folder / "volumes"},
             "metrics": {"port": port},
         }
         self.service = Service(disk.point, options)

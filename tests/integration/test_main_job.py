@@ -198,7 +198,7 @@ def test_a_volume_in_use_on_xfs_is_backed_up_atomically(tmp_path: Path) -> None:
     with mounted(tmp_path, "mkfs.xfs", "-q", "-m", "reflink=1") as point:
         image = point / "image.raw"
         write_image(image, LENGTH)
-        options = {**OPTIONS, "volumes": {"volumes_dir": point / "volumes"}}
+        options = {**OPTIONS, "volumes:local": {"volumes_dir": point / "volumes"}}
         with running(tmp_path / "state", options) as service:
             client = service.client()
             volume = client.adopt(image)

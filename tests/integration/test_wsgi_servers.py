@@ -148,7 +148,7 @@ noauth_roles = admin
 [store:main]
 driver = posix
 path = {folder}/store
-[volumes]
+[volumes:local]
 volumes_dir = {folder}/volumes
 {more}
 """

@@ -70,7 +70,7 @@ def _volume(version: ApiVersion, *, shown: bool, late: bool = True) -> dict[str,
     to_administrators: dict[str, Any] = {"migration_status": NULL}
     if shown:
         fields["os-vol-tenant-attr:tenant_id"] = TEXT
-        to_administrators["os-vol-host-attr:host"] = TEXT_OR_NULL
+        to_administrators["os-vol-host-attr:host"] = TEXT
         to_administrators["os-vol-mig-status-attr:migstat"] = NULL
         to_administrators["os-vol-mig-status-attr:name_id"] = NULL
     if version >= versions.VOLUME_GROUP:

@@ -93,8 +93,8 @@ def detail(req: Request, volume: Volume, shows_image: Callable[[str], bool]) -> 
     if volume.image_metadata and shows_image(volume.project_id):
         body["volume_image_metadata"] = dict(volume.image_metadata)
     if req.context.is_admin:
-        # None if every host can open it.
-        body["os-vol-host-attr:host"] = volume.host
+        # As clients expect it, HOST@BACKEND#POOL; no host if all can open it.
+        body["os-vol-host-attr:host"] = f"{volume.host or ''}@{volume.backend}#{volume.backend}"
         body["os-vol-mig-status-attr:migstat"] = None
         body["os-vol-mig-status-attr:name_id"] = None
     return body

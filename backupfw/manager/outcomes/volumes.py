@@ -14,6 +14,7 @@ Handlers look like this::
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -93,16 +94,19 @@ class VolumeTasks:
     def __init__(self, db: Database) -> None:
         self._db = db
 
-    def start_create(self, task: Task, host: str | None = None) -> CreatePlan:
+    def start_create(
+        self, task: Task, host_of_new: Callable[[str], str | None] = lambda _backend: None
+    ) -> CreatePlan:
         """Return the volume to make, and its source.
 
-        :param host: the host whose workers alone will be able to open it; None: all workers.
+        :param host_of_new: returns the host whose workers alone will be able to open a new volume of a back
+            end; None: all workers that have it.
         """
 
         def work(session: Session) -> CreatePlan:
             tasks.hold(session, task)
             volume = _volume(session, task.resource_id)
-            if host is not None:
+            if (host := host_of_new(volume.backend)) is not None:
                 bind_to_host(session, volume, host)
                 session.flush()
             made = rows.volume(session, volume)

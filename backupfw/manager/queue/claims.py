@@ -19,6 +19,7 @@ from sqlalchemy import ColumnElement, and_, exists, func, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from backupfw.conf.stores import group_of
+from backupfw.conf.volumes import LOCAL
 from backupfw.db import models
 from backupfw.db.locks import insert_if_absent, lock
 from backupfw.db.session import clock
@@ -43,25 +44,28 @@ class Reach:
     :ivar binary: their service's name.
     :ivar zone: their availability zone.
     :ivar stores: the configured names of the stores they can reach.
-    :ivar every_volume: whether they can open volumes of other hosts, too.
+    :ivar backends: the names of the volume back ends that they have.
+    :ivar shared: those of them of which they can open volumes of other hosts, too.
     """
 
     host: str
     binary: str
     zone: str | None
     stores: frozenset[str]
-    every_volume: bool = False
+    backends: frozenset[str]
+    shared: frozenset[str] = frozenset()
 
     def serves(self) -> ColumnElement[bool]:
         """The condition on a task's row that these workers can serve it."""
         row = models.Task
-        conditions = [
+        # A process of an older release queues tasks without a back end: its volumes have no other one.
+        backend = func.coalesce(row.backend, LOCAL)
+        return and_(
             or_(row.zone.is_(None), row.zone == self.zone),
             or_(row.store.is_(None), row.store.in_(sorted(self.stores))),
-        ]
-        if not self.every_volume:
-            conditions.append(or_(row.volume_host.is_(None), row.volume_host == self.host))
-        return and_(*conditions)
+            or_(row.backend.is_(None), row.backend.in_(sorted(self.backends))),
+            or_(row.volume_host.is_(None), row.volume_host == self.host, backend.in_(sorted(self.shared))),
+        )
 
     def takes_new(self) -> ColumnElement[bool]:
         """The condition that these workers are neither disabled nor frozen."""

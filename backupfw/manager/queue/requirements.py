@@ -1,4 +1,4 @@
-"""Requirements: what a task requires of its worker: an availability zone, a store, the host of a volume.
+"""Requirements: what a task requires of its worker: a zone, a store, the back end and the host of a volume.
 
 They are written to the task's row when it is queued, so that a claim only compares columns.
 """
@@ -6,7 +6,7 @@ They are written to the task's row when it is queued, so that a claim only compa
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import select
@@ -22,11 +22,13 @@ class Requirements:
     :ivar zone: the availability zone that was asked for.
     :ivar store: the configured name of the store with the data.
     :ivar volume_host: the host whose workers alone can open the volume.
+    :ivar backend: the name of the volume's back end.
     """
 
     zone: str | None = None
     store: str | None = None
     volume_host: str | None = None
+    backend: str | None = None
 
 
 def of_task(session: Session, kind: str, resource_id: str, payload: Mapping[str, Any]) -> Requirements:
@@ -38,39 +40,42 @@ def of_task(session: Session, kind: str, resource_id: str, payload: Mapping[str,
         manifest = session.get(models.Manifest, resource_id)
         return Requirements(store=None if manifest is None else manifest.store)
     if subject == "snapshot":
-        return Requirements(volume_host=_snapshot_host(session, resource_id))
+        return _of_snapshot(session, resource_id)
     volume = session.get(models.Volume, resource_id)
     if volume is None or action != "create":
-        return Requirements(volume_host=None if volume is None else volume.host)
-    # A copy needs a host that can read its source.
+        return _of_volume(volume)
+    # A copy needs a host that can read its source, in whose back end it is made.
     if volume.snapshot_id is not None:
-        return Requirements(volume_host=_snapshot_host(session, volume.snapshot_id))
-    return Requirements(volume_host=_host(session, volume.source_volid))
+        return _of_snapshot(session, volume.snapshot_id)
+    if volume.source_volid is not None:
+        return _of_volume(session.get(models.Volume, volume.source_volid))
+    return Requirements(backend=volume.backend)
 
 
 def _of_backup(session: Session, action: str, backup_id: str, payload: Mapping[str, Any]) -> Requirements:
     backup = session.get(models.Backup, backup_id)
     if backup is None:
         return Requirements()
-    if action == "create":
-        return Requirements(payload.get("zone"), backup.store, _host(session, backup.volume_id))
-    if action == "restore":
-        return Requirements(store=backup.store, volume_host=_host(session, payload["volume_id"]))
     if action == "import":
         return Requirements(store=_known_store(session, payload["record"].get("store")))
-    # The temporary snapshot that a killed attempt left is on its volume's host.
-    host = None if backup.temp_snapshot_id is None else _host(session, backup.volume_id)
-    return Requirements(store=backup.store, volume_host=host)
-
-
-def _host(session: Session, volume_id: str | None) -> str | None:
+    volume_id: str | None = backup.volume_id
+    if action == "restore":
+        volume_id = payload["volume_id"]
+    elif action == "delete" and backup.temp_snapshot_id is None:
+        # Only the temporary snapshot that a killed attempt left is where its volume is.
+        volume_id = None
+    zone = payload.get("zone") if action == "create" else None
     volume = None if volume_id is None else session.get(models.Volume, volume_id)
-    return None if volume is None else volume.host
+    return replace(_of_volume(volume), zone=zone, store=backup.store)
 
 
-def _snapshot_host(session: Session, snapshot_id: str) -> str | None:
+def _of_volume(volume: models.Volume | None) -> Requirements:
+    return Requirements() if volume is None else Requirements(volume_host=volume.host, backend=volume.backend)
+
+
+def _of_snapshot(session: Session, snapshot_id: str) -> Requirements:
     snapshot = session.get(models.Snapshot, snapshot_id)
-    return None if snapshot is None else _host(session, snapshot.volume_id)
+    return Requirements() if snapshot is None else _of_volume(session.get(models.Volume, snapshot.volume_id))
 
 
 def _known_store(session: Session, name: str | None) -> str | None:

@@ -11,11 +11,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import func, or_, select, update
 from sqlalchemy.orm import Session
 
+from backupfw.conf.volumes import LOCAL
 from backupfw.db import models
 from backupfw.db.locks import insert_if_absent, lock
 from backupfw.db.session import clock, now
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 #: ``binary`` of a process that runs tasks.
 BACKUP_BINARY = "cinder-backup"
+_LOCAL_ONLY: Mapping[str, bool] = MappingProxyType({LOCAL: False})
 
 
 class ServiceNotFound(NotFound):
@@ -60,7 +63,7 @@ class Service:
 
     :ivar up: whether it sent a heartbeat within the configured ``service_down_time``, and has not left since.
     :ivar frozen: it is being drained: it takes no new tasks, and tasks that only it can serve wait for it.
-    :ivar every_volume: it can open volumes of other hosts, too.
+    :ivar backends: its volume back ends, and whether it can open volumes of other hosts there, too.
     :ivar stores: the wire name of each store it can reach, by the store's configured name.
     :ivar reported_at: naive UTC by the database's clock.
     """
@@ -72,7 +75,7 @@ class Service:
     disabled: bool
     disabled_reason: str | None
     frozen: bool
-    every_volume: bool
+    backends: Mapping[str, bool]
     stores: Mapping[str, str]
     reported_at: datetime
     created_at: datetime
@@ -115,14 +118,23 @@ def backup_workers_alive(session: Session, conf: cfg.ConfigOpts) -> bool:
 def _service(row: models.Service, oldest: datetime) -> Service:
     # All of its processes may have left by themselves.
     left = row.processes is not None and not row.processes
-    return Service(**rows.columns(row, Service), up=row.reported_at >= oldest and not left)
+    known = rows.columns(row, Service)
+    if row.backends is None:
+        known["backends"] = {LOCAL: row.every_volume}
+    return Service(**known, up=row.reported_at >= oldest and not left)
 
 
 def _set_living(row: models.Service, living: dict[str, Any]) -> None:
-    """Store which processes live, and so which stores their service has."""
+    """Store which processes live, and so which stores and volume back ends their service has."""
     row.processes = living
     row.stores = {name: wire for one in living.values() for name, wire in one["stores"].items()}
     row.every_volume = any(one["every_volume"] for one in living.values())
+    backends: dict[str, bool] = {}
+    for one in living.values():
+        # A process of an older release says it of all volumes, which have no back ends there.
+        for name, shared in one.get("backends", {LOCAL: one["every_volume"]}).items():
+            backends[name] = shared or backends.get(name, False)
+    row.backends = backends
 
 
 class ServiceManager:
@@ -141,13 +153,13 @@ class ServiceManager:
         binary: str,
         zone: str | None = None,
         stores: Mapping[str, str] | None = None,
-        every_volume: bool = False,
+        backends: Mapping[str, bool] = _LOCAL_ONLY,
         process: str = "",
     ) -> None:
         """Record that a process lives; the first call inserts its service's row.
 
         :param stores: wire names of the stores it can reach, by configured name.
-        :param every_volume: whether it can open volumes of other hosts, too.
+        :param backends: its volume back ends, and whether it can open volumes of other hosts there, too.
         :param process: any text that identifies the process among those of the service; the same in every
             call.
         """
@@ -173,7 +185,9 @@ class ServiceManager:
             living = {key: one for key, one in (row.processes or {}).items() if one["at"] >= oldest}
             living[process] = {
                 "stores": dict(stores or {}),
-                "every_volume": every_volume,
+                "backends": dict(backends),
+                # For processes of an older release.
+                "every_volume": all(backends.values()),
                 "at": moment.isoformat(timespec="microseconds"),
             }
             _set_living(row, living)

@@ -97,6 +97,7 @@ def add(
         zone=wanted.zone,
         store=wanted.store,
         volume_host=wanted.volume_host,
+        backend=wanted.backend,
         queue_position=claims.new_position(session, project_id),
         created_at=moment,
         updated_at=moment,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import ColumnElement, and_, func, not_, or_, select
 from sqlalchemy.orm import Session
 
+from backupfw.conf.volumes import LOCAL
 from backupfw.db import models
 from backupfw.db.session import now
 from backupfw.manager.queue import claims, services
@@ -58,7 +59,7 @@ def why(session: Session, conf: cfg.ConfigOpts, task: models.Task, limits: Limit
         for service in services.services(session, conf, binary=services.BACKUP_BINARY)
         if service.up and not service.disabled and not service.frozen
     ]
-    needed = Requirements(task.zone, task.store, task.volume_host)
+    needed = _needed(task)
     if not any(_can_serve(service, needed) for service in able):
         return WAITING_FOR_WORKER
     room = limits.has_room(session)
@@ -107,30 +108,42 @@ def _reach(service: Service) -> Reach:
         service.binary,
         service.availability_zone,
         frozenset(service.stores),
-        service.every_volume,
+        frozenset(service.backends),
+        frozenset(name for name, shared in service.backends.items() if shared),
     )
+
+
+def _needed(task: models.Task) -> Requirements:
+    return Requirements(task.zone, task.store, task.volume_host, task.backend)
 
 
 def _can_serve(service: Service, needed: Requirements) -> bool:
     return (
         needed.zone in (None, service.availability_zone)
         and (needed.store is None or needed.store in service.stores)
-        and (service.every_volume or needed.volume_host in (None, service.host))
+        and (needed.backend is None or needed.backend in service.backends)
+        and (
+            needed.volume_host in (None, service.host) or service.backends.get(needed.backend or LOCAL, False)
+        )
     )
 
 
 def missing(task: models.Task, left: Iterable[Service]) -> str:
     """Name the requirement that no service meets.  Users read it, so it names no host."""
-    needed = Requirements(task.zone, task.store, task.volume_host)
+    needed = _needed(task)
     there = list(left)
     if not there:
         return REASON
     wanted = [
         (Requirements(zone=needed.zone), f"in availability zone {needed.zone}"),
         (Requirements(store=needed.store), f"with the store {needed.store}"),
-        (Requirements(volume_host=needed.volume_host), "that can open the volume"),
+        (Requirements(backend=needed.backend), f"with the volume back end {needed.backend}"),
     ]
+    opens = Requirements(volume_host=needed.volume_host, backend=needed.backend)
+    if needed.volume_host is not None and any(needed.backend in (None, *one.backends) for one in there):
+        wanted.append((opens, "that can open the volume"))
     asked = [(need, words) for need, words in wanted if need != Requirements()]
-    # The requirements that no service meets, or all of them if no service meets them together.
+    # The requirements that no service meets; if each is met, but not all together, those that some lack.
     nowhere = [item for item in asked if not any(_can_serve(service, item[0]) for service in there)]
-    return f"No backup service {' and '.join(words for _, words in nowhere or asked)} was available."
+    apart = [item for item in asked if not all(_can_serve(service, item[0]) for service in there)]
+    return f"No backup service {' and '.join(words for _, words in nowhere or apart or asked)} was available."

@@ -316,6 +316,7 @@ def new_volume(
     source_volid: str | None = None,
     location: str | None = None,
     host: str | None = None,
+    backend: str | None = None,
     adopted: bool = False,
     storage_id: str | None = None,
     volume_id: str,
@@ -328,12 +329,16 @@ def new_volume(
     :param volume_type: the name of an existing type; the default one unless given.
     :param project_id: its project; the caller's unless given.
     :param host: the host whose workers alone can open it; None: all can.
+    :param backend: the name of its back end; that of its type unless given.
     :param volume_id: its id; drawn by the caller outside the transaction, which may be repeated.
+    :raises InvalidInput: the back end of its type is not enabled.
     :raises QuotaExceeded: it would exceed a limit of the project.
     """
     project = ctx.project_id if project_id is None else project_id
     if volume_type is None and (kind := volume_types.default(session, conf, project)) is not None:
         volume_type = kind.name
+    if backend is None:
+        backend = volume_types.backend_for(session, conf, volume_type)
     wanted = {"volumes": 1, "gigabytes": size, "per_volume_gigabytes": size}
     quota.check(session, conf, project, wanted, volume_type)
     volume = Volume(
@@ -352,6 +357,7 @@ def new_volume(
         bootable=bootable,
         location=location,
         host=host,
+        backend=backend,
         adopted=adopted,
         storage_id=storage_id,
         created_at=now(session),

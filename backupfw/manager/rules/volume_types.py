@@ -1,7 +1,7 @@
-"""Volume types: which exist, which projects may use them, and which one new volumes get.
+"""Volume types: which exist, which projects may use them, which one new volumes get, and in which back end.
 
-Volumes, placement rules and manifests have a type's name; its extra specs are data of clients.  Only
-administrators and the projects with access see a private type.
+Volumes, placement rules and manifests have a type's name; its extra specs are data of clients, except for
+``volume_backend_name``.  Only administrators and the projects with access see a private type.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from oslo_db.exception import DBDuplicateEntry
 from sqlalchemy import ColumnElement, delete, exists, or_, select, update
 from sqlalchemy.orm import Session
 
+from backupfw.conf.volumes import default_backend
 from backupfw.db import locks, queries
 from backupfw.db.models import (
     DefaultVolumeType,
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
     from backupfw.context import RequestContext
     from backupfw.db.session import Database
     from backupfw.manager import listing
+
+
+#: The extra spec that names the back end of a type's volumes.
+BACKEND_SPEC = "volume_backend_name"
 
 
 class DefaultTypeNotFound(NotFound):
@@ -95,6 +100,30 @@ def default(session: Session, conf: cfg.ConfigOpts, project_id: str) -> VolumeTy
     return session.scalar(own) or session.scalar(
         select(VolumeType).where(VolumeType.name == conf.default_volume_type)
     )
+
+
+def backend_of(session: Session, name: str | None) -> str | None:
+    """Return the volume back end that a type names; None: it names none, or there is no such type."""
+    spec = VolumeTypeExtraSpec
+    found = (
+        select(spec.value)
+        .join(VolumeType, VolumeType.id == spec.volume_type_id)
+        .where(VolumeType.name == name, spec.key == BACKEND_SPEC)
+    )
+    return None if name is None else (session.scalar(found) or "").strip() or None
+
+
+def backend_for(session: Session, conf: cfg.ConfigOpts, name: str | None) -> str:
+    """Return the back end of a new volume of a type: the one that the type names, else the default.
+
+    :raises InvalidInput: the type's back end is not enabled.
+    """
+    wanted = backend_of(session, name)
+    if wanted is None:
+        return default_backend(conf)
+    if wanted not in conf.volumes.enabled:
+        raise InvalidInput(f"Volume type {name} cannot be used: its back end {wanted[:64]!r} is not enabled.")
+    return wanted
 
 
 class VolumeTypeManager:

@@ -17,6 +17,7 @@ from oslo_db.exception import DBDuplicateEntry
 from sqlalchemy import exists, select
 from sqlalchemy.orm import Session
 
+from backupfw.conf.volumes import default_backend
 from backupfw.context import RequestContext
 from backupfw.db import locks, models
 from backupfw.db.session import Database, now
@@ -334,6 +335,7 @@ class BackupManager(UseCases):
                     self._conf,
                     ctx,
                     volume_type=kind,
+                    backend=backend_of_restored(session, self._conf, backup, kind),
                     status=lifecycle.RESTORING_BACKUP,
                     size=backup.size,
                     length=backup.length,
@@ -469,6 +471,29 @@ class BackupManager(UseCases):
 def type_of_backup(session: Session, project_id: str, backup: models.Backup) -> str | None:
     """Return the type that the volume of a backup had, if it is known and a project may use it."""
     return volume_types.of_backup(session, project_id, (backup.volume_record or {}).get("volume_type"))
+
+
+def backend_of_restored(
+    session: Session, conf: cfg.ConfigOpts, backup: models.Backup, kind: str | None, *, chosen: bool = False
+) -> str:
+    """Return the back end of a new volume that a backup is restored to.
+
+    It is that of the backup's volume, else that of the type, else the default: the first that is enabled.
+
+    :param kind: the type of the new volume.
+    :param chosen: the request names the type: if the type names a back end, no other one will do.
+    :raises InvalidInput: the back end of the type that was chosen is not enabled.
+    """
+    wanted = volume_types.backend_of(session, kind)
+    if chosen and wanted is not None:
+        return volume_types.backend_for(session, conf, kind)
+    # The row of a volume that was deleted is there until it is purged.
+    source = session.get(models.Volume, backup.volume_id)
+    for name in (None if source is None else source.backend, wanted):
+        if name in conf.volumes.enabled:
+            assert name is not None
+            return name
+    return default_backend(conf)
 
 
 def begin_restore(

@@ -47,7 +47,7 @@ from backupfw.manager.rules.volume_rules import (
     refuse_written,
 )
 from backupfw.manager.usecases.attachments import Attachments, add_attachment
-from backupfw.manager.usecases.backups import begin_restore, type_of_backup
+from backupfw.manager.usecases.backups import backend_of_restored, begin_restore, type_of_backup
 from backupfw.manager.usecases.base import UseCases, describe, queue
 
 if TYPE_CHECKING:
@@ -108,7 +108,8 @@ class VolumeManager(UseCases):
 
         :param size: GiB; None: the size of the source.
         :param volume_type: id or name of its type; that of its source unless given, else the default.
-        :raises InvalidInput: a size is missing, out of range or below the source's; several sources.
+        :raises InvalidInput: a size is missing, out of range or below the source's; several sources; the
+            type's back end is not enabled, or not the source's.
         :raises VolumeNotFound: no such source volume for this caller; likewise SnapshotNotFound,
             BackupNotFound and VolumeTypeNotFound.
         :raises InvalidVolume: the source volume is not available; likewise InvalidSnapshot and
@@ -143,10 +144,17 @@ class VolumeManager(UseCases):
                 source_size, what = backup.size, "backup"
             wanted = _checked_size(size, source_size, what)
             kind = None if volume_type is None else volume_types.chosen(session, ctx, volume_type)
+            backend = None
+            if source is not None:
+                backend = source.backend
+                if volume_types.backend_of(session, kind) not in (None, backend):
+                    raise InvalidInput(f"Volume type {kind} has another back end than the {what}.")
             if kind is None and source is not None:
                 kind = source.volume_type
-            if kind is None and backup is not None:
-                kind = type_of_backup(session, ctx.project_id, backup)
+            if backup is not None:
+                chosen = kind is not None
+                kind = kind or type_of_backup(session, ctx.project_id, backup)
+                backend = backend_of_restored(session, self._conf, backup, kind, chosen=chosen)
             volume = new_volume(
                 session,
                 self._conf,
@@ -161,6 +169,7 @@ class VolumeManager(UseCases):
                 bootable=source is not None and source.bootable,
                 image_metadata=None if source is None else pairs(session, VolumeImageMetadata, source.id),
                 availability_zone=availability_zone or self._conf.availability_zone,
+                backend=backend,
                 snapshot_id=snapshot_id,
                 source_volid=source_volid,
                 volume_id=volume_id,
@@ -183,6 +192,7 @@ class VolumeManager(UseCases):
         name: str | None = None,
         project_id: str | None = None,
         host: str | None = None,
+        backend: str | None = None,
         made_as: str | None = None,
         storage_id: str | None = None,
         in_use: bool = False,
@@ -193,6 +203,7 @@ class VolumeManager(UseCases):
         :param length: bytes; the volume's size is that in GiB, rounded up.
         :param project_id: the project that gets it; the caller's unless given.
         :param host: the host whose workers alone can open it; None: all can.
+        :param backend: the name of its back end; that of the default type unless given.
         :param made_as: the id under which the provider made this storage for the volume, which then owns
             it; None for storage that is not the service's own and stays when the volume is deleted.
         :param storage_id: as the provider's ``adopt`` returned it.
@@ -209,7 +220,7 @@ class VolumeManager(UseCases):
             # One adoption at a time: there is no row of a location that could be locked.
             quota.lock_project(session, quota.NO_PROJECT)
             if made_as is None:
-                _refuse_taken(session, location, storage_id, host)
+                self._refuse_taken(session, location, storage_id)
             volume = new_volume(
                 session,
                 self._conf,
@@ -222,6 +233,7 @@ class VolumeManager(UseCases):
                 project_id=project_id,
                 location=location,
                 host=host,
+                backend=backend,
                 adopted=made_as is None,
                 storage_id=storage_id,
                 volume_id=volume_id,
@@ -262,7 +274,7 @@ class VolumeManager(UseCases):
             if busy or held_by_backup(session, volume_id) or is_read_by_task(session, volume_id):
                 raise InvalidVolume(f'Volume {volume_id} is being used: its status is "{volume.status}".')
             refuse_written(session, volume_id, extended=True)
-            _refuse_taken(session, location, storage_id, host, but=volume_id)
+            self._refuse_taken(session, location, storage_id, but=volume_id)
             volume.location, volume.storage_id, volume.host = location, storage_id, host
             volume.length, volume.size = length, _checked_size(gigabytes(length), 0, "")
             volume.updated_at = now(session)
@@ -319,16 +331,37 @@ class VolumeManager(UseCases):
 
         return self._db.run(work)
 
-    def not_recorded(self, host: str | None) -> Sequence[rows.Volume]:
-        """Return the adopted volumes of a host whose storage id was never recorded."""
+    def not_recorded(self) -> Sequence[rows.Volume]:
+        """Return the adopted volumes that this host can open and whose storage id was never recorded."""
         row = models.Volume
         with self._db.read() as session:
             found = session.scalars(
                 select(row).where(
-                    row.adopted, row.deleted.is_(False), row.storage_id.is_(None), _of_host(host)
+                    row.adopted, row.deleted.is_(False), row.storage_id.is_(None), self._is_here()
                 )
             ).all()
             return rows.volumes(session, found)
+
+    def _is_here(self) -> ColumnElement[bool]:
+        """The condition that this host can open a volume."""
+        return or_(models.Volume.host.is_(None), models.Volume.host == self._conf.host)
+
+    def _refuse_taken(
+        self, session: Session, location: str, storage_id: str | None, but: str | None = None
+    ) -> None:
+        """Refuse storage that is already a volume, of whatever back end, under this name or another one.
+
+        :param but: the volume whose storage it may be.
+        """
+        row = models.Volume
+        taken = row.location == location
+        if storage_id is not None:
+            taken = or_(taken, and_(row.storage_id == storage_id, self._is_here()))
+        owner = session.scalar(
+            select(row.id).where(row.deleted.is_(False), row.id != (but or ""), taken).limit(1)
+        )
+        if owner is not None:
+            raise InvalidInput(f"This storage is volume {owner} already.")
 
     def record_storage(self, volume_id: str, storage_id: str) -> None:
         """Record a volume's storage id, unless it is recorded already."""
@@ -514,7 +547,7 @@ class VolumeManager(UseCases):
 
         :param wanted: the type's id or name.
         :raises VolumeNotFound: there is none, or not for this caller; likewise VolumeTypeNotFound.
-        :raises InvalidVolume: its status forbids it.
+        :raises InvalidVolume: its status forbids it, or the type has another back end.
         :raises QuotaExceeded: the project has no room for more volumes of the type.
         """
         allowed = (lifecycle.AVAILABLE, lifecycle.IN_USE)
@@ -527,6 +560,11 @@ class VolumeManager(UseCases):
                     f'but the current status is "{volume.status}".'
                 )
             kind = volume_types.chosen(session, ctx, wanted)
+            if volume_types.backend_of(session, kind) not in (None, volume.backend):
+                raise InvalidVolume(
+                    f"Volume {volume_id} cannot have the type {kind}, which has another back end: its data"
+                    " stays where it is."
+                )
             if kind != volume.volume_type:
                 quota.check_type(session, self._conf, volume.project_id, kind, volume.size)
             volume.volume_type = kind
@@ -605,28 +643,6 @@ def _snapshots_of(session: Session, volume_id: str) -> Sequence[models.Snapshot]
 def _made(session: Session, volume_id: str) -> rows.Volume | None:
     found = session.get(models.Volume, volume_id)
     return None if found is None else rows.volume(session, found)
-
-
-def _of_host(host: str | None) -> ColumnElement[bool]:
-    return models.Volume.host.is_(None) if host is None else models.Volume.host == host
-
-
-def _refuse_taken(
-    session: Session, location: str, storage_id: str | None, host: str | None, but: str | None = None
-) -> None:
-    """Refuse storage that is already a volume, under this name or another one.
-
-    :param but: the volume whose storage it may be.
-    """
-    row = models.Volume
-    taken = row.location == location
-    if storage_id is not None:
-        taken = or_(taken, and_(row.storage_id == storage_id, _of_host(host)))
-    owner = session.scalar(
-        select(row.id).where(row.deleted.is_(False), row.id != (but or ""), taken).limit(1)
-    )
-    if owner is not None:
-        raise InvalidInput(f"This storage is volume {owner} already.")
 
 
 def _available_backup(session: Session, ctx: RequestContext, backup_id: str) -> models.Backup:

@@ -67,7 +67,7 @@ def _judge(
     any_format: bool,
 ) -> None:
     if opened.is_device and not allow_devices:
-        raise InvalidInput("Block devices may not become volumes here ([volumes] allow_devices).")
+        raise InvalidInput("Block devices may not become volumes here (option allow_devices).")
     if not opened.is_device and _is_own(location, os.fstat(opened.fd), own):
         raise InvalidInput(f"{path} belongs to this service: it is one of its own files.")
     if opened.is_device and not to_copy and linux.device_is_read_only(opened.fd):

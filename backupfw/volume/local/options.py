@@ -1,4 +1,4 @@
-"""The options of the ``local`` provider, all in ``[volumes]``."""
+"""The options of the ``local`` provider, in ``[volumes:NAME]``."""
 
 from __future__ import annotations
 
@@ -60,20 +60,20 @@ def directories(options: Any) -> tuple[str, ...]:
     :raises ConfigError: one of them cannot be used.
     """
     if not options.volumes_dir:
-        raise ConfigError("[volumes] volumes_dir: a directory is needed")
+        raise ConfigError("option volumes_dir: a directory is needed")
     found = []
     for option, path in [
         ("volumes_dir", options.volumes_dir),
         *(("snapshot_dirs", path) for path in options.snapshot_dirs),
     ]:
         if not os.path.isabs(path):
-            raise ConfigError(f"[volumes] {option}: {path!r} is not an absolute path")
+            raise ConfigError(f"option {option}: {path!r} is not an absolute path")
         try:
             if option == "volumes_dir":
                 os.makedirs(path, mode=0o700, exist_ok=True)
         except OSError as error:
-            raise ConfigError(f"[volumes] {option}: {path!r} cannot be made: {error.strerror}") from error
+            raise ConfigError(f"option {option}: {path!r} cannot be made: {error.strerror}") from error
         if not os.path.isdir(path) or not os.access(path, os.R_OK | os.W_OK | os.X_OK):
-            raise ConfigError(f"[volumes] {option}: {path!r} is not a directory that can be written")
+            raise ConfigError(f"option {option}: {path!r} is not a directory that can be written")
         found.append(os.path.realpath(path))
     return tuple(found)

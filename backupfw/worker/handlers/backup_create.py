@@ -281,7 +281,7 @@ class BackupCreate(Handler):
     def cancelled(self, task: Task) -> None:
         """See :meth:`Handler.cancelled`."""
         try:
-            drop_temp_snapshot(self._tools.backups, self._tools.provider, task.resource_id)
+            drop_temp_snapshot(self._tools, task.resource_id)
         except Exception:
             # The task must end; the deletion of the backup tries again.
             LOG.exception(
@@ -337,7 +337,7 @@ class BackupCreate(Handler):
             ) from error
 
     def _needs_temp_snapshot(self, plan: CreatePlan) -> bool:
-        return plan.in_use and not self._tools.provider.capabilities.live
+        return plan.in_use and not self._tools.backends.provider(plan.volume.backend).capabilities.live
 
     @contextmanager
     def _point(self, task: Task, plan: CreatePlan, control: TaskControl) -> Iterator[Point]:
@@ -350,27 +350,29 @@ class BackupCreate(Handler):
             ref = self._temp_snapshot(task, plan, control)
         else:
             ref = volume_ref(plan.volume)
-        with opened(partial(_kept, self._tools.provider, ref, task.resource_id, control), control) as point:
+        provider = self._tools.backends.provider(plan.volume.backend)
+        with opened(partial(_kept, provider, ref, task.resource_id, control), control) as point:
             yield point
 
     def _temp_snapshot(self, task: Task, plan: CreatePlan, control: TaskControl) -> SnapshotRef:
         """Return the temporary snapshot of a volume in use: an earlier attempt's, or a new one."""
         tools = self._tools
+        provider = tools.backends.provider(plan.volume.backend)
         begun = tools.backups.creating.temp_snapshot(task.resource_id)
         if begun is None or begun[0].location is None:
             found = run_cancellable(
-                partial(tools.provider.look, volume_ref(plan.volume)), control, grace=PROVIDER_GRACE
+                partial(provider.look, volume_ref(plan.volume)), control, grace=PROVIDER_GRACE
             )
             plan = self._follow(task, plan, found.length, found.storage_id)
             if begun is not None and begun[0].length != plan.volume.length:
                 # An earlier attempt began the snapshot, perhaps finished it, and the volume has grown since.
-                drop = partial(drop_temp_snapshot, tools.backups, tools.provider, task.resource_id)
+                drop = partial(drop_temp_snapshot, tools, task.resource_id)
                 run_cancellable(drop, control, grace=PROVIDER_GRACE)
         snapshot = tools.backups.creating.begin_temp_snapshot(task)
         ref = snapshot_ref(snapshot, plan.volume)
         if ref.location is not None:
             try:
-                with opened(partial(_kept, tools.provider, ref, task.resource_id, control), control):
+                with opened(partial(_kept, provider, ref, task.resource_id, control), control):
                     return ref
             except (StorageChanged, OSError):
                 # The new snapshot shows another state of the volume, so a new epoch begins.
@@ -378,19 +380,19 @@ class BackupCreate(Handler):
                 tools.backups.creating.forget_temp_snapshot(task.resource_id)
                 return self._temp_snapshot(task, plan, control)
         location = run_cancellable(
-            partial(tools.provider.create_snapshot, ref, True, control.check), control, grace=PROVIDER_GRACE
+            partial(provider.create_snapshot, ref, True, control.check), control, grace=PROVIDER_GRACE
         )
         return snapshot_ref(tools.backups.creating.temp_snapshot_made(task, location), plan.volume)
 
 
-def drop_temp_snapshot(backups: BackupTasks, provider: VolumeProvider, backup_id: str) -> None:
+def drop_temp_snapshot(tools: Tools, backup_id: str) -> None:
     """Delete the temporary snapshot that a backup has or left, if there is one."""
-    found = backups.creating.temp_snapshot(backup_id)
+    found = tools.backups.creating.temp_snapshot(backup_id)
     if found is None:
         return
     snapshot, volume = found
-    provider.delete_snapshot(snapshot_ref(snapshot, volume))
-    backups.creating.forget_temp_snapshot(backup_id)
+    tools.backends.provider(volume.backend).delete_snapshot(snapshot_ref(snapshot, volume))
+    tools.backups.creating.forget_temp_snapshot(backup_id)
 
 
 @contextmanager
@@ -411,20 +413,23 @@ def keep_points(tools: Tools, backup_id: str) -> None:
     An error is only logged: each backup of the volume does this again.
     """
     try:
-        able = tools.provider.capabilities
-        volume = tools.backups.creating.volume_of(backup_id) if able.changes or able.live else None
-        if volume is not None:
+        volume = tools.backups.creating.volume_of(backup_id)
+        if volume is not None and tools.backends.has(volume.backend):
             _keep_points(tools, volume)
     except Exception:
         LOG.exception("What earlier backups left in the storage of the volume of backup %s stays", backup_id)
 
 
 def _keep_points(tools: Tools, volume: rows.Volume) -> None:
+    provider = tools.backends.provider(volume.backend)
+    if not (provider.capabilities.changes or provider.capabilities.live):
+        return
+
     def needed() -> Needed:
         compared, read = tools.backups.creating.needed_points(volume.id)
         return Needed(frozenset(compared), frozenset(read))
 
-    tools.provider.keep_points(volume_ref(volume), needed)
+    provider.keep_points(volume_ref(volume), needed)
 
 
 def _create_result(result: BackupResult, length: int, host: str, wire_name: str) -> CreateResult:

@@ -48,7 +48,7 @@ class BackupDelete(_Removal):
         """See :meth:`Handler.run`."""
         tools = self._tools
         crash_points.reach("delete.begun")
-        drop_temp_snapshot(tools.backups, tools.provider, task.resource_id)
+        drop_temp_snapshot(tools, task.resource_id)
         plan = tools.backups.deleting.start(task)
         crash_points.reach("delete.planned")
         if plan is None:

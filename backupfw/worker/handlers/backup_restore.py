@@ -41,7 +41,8 @@ class BackupRestore(Handler):
                 # below the checkpoint are durable.
                 lambda segment: run_cancellable(partial(tools.tasks.checkpoint, task, segment), control),
             )
-            with opened(partial(tools.provider.open_target, target, _fence_number(task)), control) as volume:
+            provider = tools.backends.provider(plan.volume.backend)
+            with opened(partial(provider.open_target, target, _fence_number(task)), control) as volume:
                 crash_points.reach("restore.opened")
                 if not is_followed(plan.volume, volume.length, volume.storage_id):
                     tools.backups.restoring.follow_target(task, volume.length, volume.storage_id)
@@ -71,10 +72,13 @@ class BackupRestore(Handler):
         target = volume_ref(plan.volume)
         if target.location is not None:
             return target
-        if self._tools.volume_host is not None:
-            self._tools.backups.restoring.bind_target(task, self._tools.volume_host)
+        backends = self._tools.backends
+        provider = backends.provider(plan.volume.backend)
+        host = backends.host_of_new(plan.volume.backend)
+        if host is not None:
+            self._tools.backups.restoring.bind_target(task, host)
         location = run_cancellable(
-            partial(self._tools.provider.create, target, None, control.check), control, grace=PROVIDER_GRACE
+            partial(provider.create, target, None, control.check), control, grace=PROVIDER_GRACE
         )
         self._tools.backups.restoring.set_location(task, location)
         return VolumeRef(target.id, target.length, location)

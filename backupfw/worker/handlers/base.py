@@ -18,7 +18,8 @@ from backupfw.manager.queue.claims import Reach
 from backupfw.manager.queue.outbox import Outbox
 from backupfw.manager.queue.tasks import Tasks
 from backupfw.manager.rows import Task
-from backupfw.volume.base import SnapshotRef, VolumeProvider, VolumeRef
+from backupfw.volume.base import SnapshotRef, VolumeRef
+from backupfw.worker.backends import Backends
 from backupfw.worker.control import TaskControl
 from backupfw.worker.stores import Stores
 
@@ -76,7 +77,6 @@ class Tools:
     :ivar host: the host name that backups made here show.
     :ivar heartbeat: records that this worker lives.
     :ivar expire_waiting: called now and then: ends tasks that no worker could claim for too long.
-    :ivar volume_host: the host whose workers alone can open the volumes that are made here; None: all can.
     :ivar meter: counts what is done.
     :ivar outbox: the event outbox; None: no events are sent.
     :ivar reach: what this worker can serve; None: everything.
@@ -88,10 +88,9 @@ class Tools:
     backups: BackupTasks
     volumes: VolumeTasks
     stores: Stores
-    provider: VolumeProvider
+    backends: Backends
     heartbeat: Callable[[], None]
     expire_waiting: Callable[[], object]
-    volume_host: str | None = None
     reach: Reach | None = None
     meter: Meter = field(default_factory=NullMeter)
     outbox: Outbox | None = None

@@ -33,14 +33,18 @@ class VolumeCreate(_VolumeHandler):
 
     def run(self, task: Task, control: TaskControl) -> None:
         """See :meth:`Handler.run`."""
-        plan = self._tools.volumes.start_create(task, self._tools.volume_host)
+        backends = self._tools.backends
+        plan = self._tools.volumes.start_create(task, backends.host_of_new)
         source: SnapshotRef | VolumeRef | None = None
         if plan.source_snapshot is not None and plan.source_volume is not None:
             source = snapshot_ref(plan.source_snapshot, plan.source_volume)
         elif plan.source_volume is not None:
             source = volume_ref(plan.source_volume)
         location = self._call(
-            partial(self._tools.provider.create, volume_ref(plan.volume), source, control.check), control
+            partial(
+                backends.provider(plan.volume.backend).create, volume_ref(plan.volume), source, control.check
+            ),
+            control,
         )
         self._tools.volumes.finish_create(task, location)
 
@@ -52,7 +56,8 @@ class VolumeDelete(_VolumeHandler):
         """See :meth:`Handler.run`."""
         control.check()
         volume = self._tools.volumes.start_delete(task)
-        self._call(partial(self._tools.provider.delete, volume_ref(volume)), control)
+        provider = self._tools.backends.provider(volume.backend)
+        self._call(partial(provider.delete, volume_ref(volume)), control)
         self._tools.volumes.finish_delete(task)
 
 
@@ -63,7 +68,7 @@ class VolumeExtend(_VolumeHandler):
         """See :meth:`Handler.run`."""
         control.check()
         plan = self._tools.volumes.start_extend(task)
-        provider = self._tools.provider
+        provider = self._tools.backends.provider(plan.volume.backend)
         self._call(partial(provider.extend, volume_ref(plan.volume), plan.length), control)
         extended = replace(plan.volume, length=plan.length)
         found = self._call(partial(provider.look, volume_ref(extended)), control)
@@ -77,12 +82,13 @@ class SnapshotCreate(_VolumeHandler):
         """See :meth:`Handler.run`."""
         tools = self._tools
         plan = tools.volumes.start_create_snapshot(task)
-        found = self._call(partial(tools.provider.look, volume_ref(plan.volume)), control)
+        provider = tools.backends.provider(plan.volume.backend)
+        found = self._call(partial(provider.look, volume_ref(plan.volume)), control)
         if not is_followed(plan.volume, found.length, found.storage_id):
             plan = tools.volumes.follow_volume(task, found.length, found.storage_id)
         snapshot = snapshot_ref(plan.snapshot, plan.volume)
         location = self._call(
-            partial(tools.provider.create_snapshot, snapshot, plan.in_use, control.check), control
+            partial(provider.create_snapshot, snapshot, plan.in_use, control.check), control
         )
         self._tools.volumes.finish_create_snapshot(task, location)
 
@@ -94,7 +100,6 @@ class SnapshotDelete(_VolumeHandler):
         """See :meth:`Handler.run`."""
         control.check()
         plan = self._tools.volumes.start_delete_snapshot(task)
-        self._call(
-            partial(self._tools.provider.delete_snapshot, snapshot_ref(plan.snapshot, plan.volume)), control
-        )
+        provider = self._tools.backends.provider(plan.volume.backend)
+        self._call(partial(provider.delete_snapshot, snapshot_ref(plan.snapshot, plan.volume)), control)
         self._tools.volumes.finish_delete_snapshot(task)

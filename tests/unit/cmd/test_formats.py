@@ -23,6 +23,7 @@ from tests.unit.cmd.conftest import Run, load_conf
 ARGUMENTS = {
     "db purge": ["--before", "2026-01-31"],
     "quota show": ["demo"],
+    "volume check": ["local"],
 }
 LISTS = [
     (*name.split(), *ARGUMENTS.get(name, ()))
@@ -123,11 +124,21 @@ def test_checks_are_records_and_the_status_says_whether_all_hold(run: Run, state
     assert run("config", "check", "-f", "value", "-c", "check", "-c", "subject").out.splitlines() == [
         f"configuration {conf}",
         "store main driver memory",
+        "volume back end local driver local",
     ]
     assert run("db", "sync").status == 0
     checks = json.loads(run("config", "check", "--connect", "-f", "json").out)
-    assert [one["check"] for one in checks[:4]] == ["configuration", "store main", "database", "store main"]
-    assert checks[-1] == {"check": "store main", "subject": "all store main", "result": "ok", "detail": ""}
+    assert list(dict.fromkeys(one["check"] for one in checks)) == [
+        "configuration",
+        "store main",
+        "volume back end local",
+        "database",
+    ]
+    ends = [one for one in checks if one["subject"].startswith("all")]
+    assert ends == [
+        {"check": "store main", "subject": "all store main", "result": "ok", "detail": ""},
+        {"check": "volume back end local", "subject": "all", "result": "ok", "detail": ""},
+    ]
     conf.write_text(
         "[DEFAULT]\nenabled_stores = far\ndefault_store = far\n[store:far]\ndriver = s3\nretry_tries = 1\n"
         "endpoint = http://127.0.0.1:9\nregion = r\naccess_key_id = a\nsecret_access_key = b\n"
@@ -136,7 +147,7 @@ def test_checks_are_records_and_the_status_says_whether_all_hold(run: Run, state
         done = run(*words, "-f", "json")
         assert done.status == 1
         results = [one["result"] for one in json.loads(done.out)]
-        assert results[-1] == "failed"
+        assert "failed" in results
 
 
 def test_the_databases_version_and_a_purge_have_formats(run: Run) -> None:

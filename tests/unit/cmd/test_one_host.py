@@ -38,7 +38,7 @@ connection = {db.engine.url.render_as_string(hide_password=False)}
 [store:main]
 driver = posix
 path = {tmp_path}/store
-[volumes]
+[volumes:local]
 volumes_dir = {tmp_path}/volumes
 """
     )

@@ -207,10 +207,10 @@ def test_the_service_s_own_files_and_volumes_are_not_overwritten(chain: Chain, t
 
 def test_images_in_a_directory_of_volumes_elsewhere_are_not_overwritten(chain: Chain, there: Path) -> None:
     conf = load_conf(chain.state)
-    conf.set_override("volumes_dir", str(there), "volumes")
+    conf.set_override("volumes_dir", str(there), "volumes:local")
     more = there.parent / "more"
     more.mkdir()
-    conf.set_override("snapshot_dirs", [str(more)], "volumes")
+    conf.set_override("snapshot_dirs", [str(more)], "volumes:local")
     with database.opened(conf) as db:
         for path in (there / f"volume-{chain.volume}.img", more / "snapshot-x.img"):
             path.write_bytes(b"precious")

@@ -43,10 +43,20 @@ def find_driver(name: str) -> type[Shelf | Greedy]:
     return DRIVERS[name]
 
 
-def volume_options(name: str) -> Sequence[cfg.Opt]:
+class Images:
+    """A volume provider that gives the same options for every section."""
+
+    OPTIONS = (cfg.StrOpt("volumes_dir"), cfg.FloatOpt("wait", default=1.0, min=0.5))
+
+    @classmethod
+    def options(cls) -> Sequence[cfg.Opt]:
+        return cls.OPTIONS
+
+
+def find_provider(name: str) -> type[Images]:
     if name != "local":
         raise ConfigError(f"there is no volume provider {name!r}; installed: local")
-    return (cfg.StrOpt("volumes_dir"), cfg.FloatOpt("wait", default=1.0, min=0.5))
+    return Images
 
 
-PLUG_INS = PlugIns(find_driver, lambda _driver: (cfg.IntOpt("tries", default=5, min=1),), volume_options)
+PLUG_INS = PlugIns(find_driver, lambda _driver: (cfg.IntOpt("tries", default=5, min=1),), find_provider)

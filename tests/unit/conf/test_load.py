@@ -47,7 +47,7 @@ def test_embedded_profile_needs_no_file(tmp_path: Path) -> None:
     assert conf.database.connection == f"sqlite:///{tmp_path}/backupfw.sqlite"
     assert conf["store:main"].driver == "posix"
     assert conf["store:main"].path == f"{tmp_path}/store"
-    assert conf.volumes.volumes_dir == f"{tmp_path}/volumes"
+    assert conf["volumes:local"].volumes_dir == f"{tmp_path}/volumes"
     assert (conf.api.listen, conf.api.port, conf.api.noauth_roles) == ("127.0.0.1", 8776, ["admin"])
     assert (conf.backup.segment_size, conf.backup.block_size) == (256 << 20, 64 << 10)
     assert os.listdir(tmp_path) == [], "loading makes nothing"
@@ -181,7 +181,7 @@ def test_a_wrong_rule_is_reported(
 
 
 def test_another_driver_for_main_gets_none_of_the_profiles_values(tmp_path: Path, from_file: Load) -> None:
-    with pytest.raises(ConfigError, match=r"every store has: tries"):
+    with pytest.raises(ConfigError, match=r"every such section has: tries"):
         from_file("[store:main]\ndriver = greedy\n", state_dir=str(tmp_path))
 
 
@@ -198,9 +198,32 @@ WRONG = {
     "a type": ("[DEFAULT]\ndebug = perhaps", "[DEFAULT]", "debug", "boolean"),
     "a driver's bound": ("[store:main]\nboards = 10", "[store:main]", "boards", "1 to 9"),
     "a layer's bound": ("[store:main]\ntries = 0", "[store:main]", "tries", "at least 1"),
-    "a provider's bound": ("[volumes]\nwait = 0", "[volumes]", "wait", "at least 0.5"),
+    "a provider's bound": ("[volumes:local]\nwait = 0", "[volumes:local]", "wait", "at least 0.5"),
+    "its bound in an old file": (
+        "[volumes]\nwait = 0",
+        "[volumes:local]",
+        "wait",
+        "section [volumes], option wait",
+    ),
     "no such driver": ("[store:main]\ndriver = tape", "[store:main]", "driver", "installed: posix"),
-    "no such provider": ("[volumes]\nprovider = san", "[volumes]", "provider", "installed: local"),
+    "no such provider": ("[volumes:local]\ndriver = san", "[volumes:local]", "driver", "installed: local"),
+    "none in an old file": ("[volumes]\nprovider = san", "[volumes:local]", "driver", "installed: local"),
+    "a back end without a driver": (
+        "[volumes]\nenabled = local, fast",
+        "[volumes:fast]",
+        "driver",
+        "[volumes] enabled",
+    ),
+    "a back end twice": ("[volumes]\nenabled = local, local", "[volumes]", "enabled", "named twice"),
+    "no back end": ("[volumes]\nenabled =", "[volumes]", "enabled", "at least one"),
+    "a back end's bad name": ("[volumes]\nenabled = a@b", "[volumes]", "enabled", "like"),
+    "a default that is not enabled": ("[volumes]\ndefault = fast", "[volumes]", "default", "one of local"),
+    "an option of local's elsewhere": (
+        "[volumes]\nenabled = fast\nwait = 1\n[volumes:fast]\ndriver = local",
+        "[volumes]",
+        "wait",
+        "no such option",
+    ),
     "a misspelt option": ("[backup]\nsegmnt_size = 1", "[backup]", "segmnt_size", "segment_size"),
     "a misspelt driver option": ("[store:main]\nboard = 1", "[store:main]", "board", "boards"),
     "no driver": ("[DEFAULT]\nenabled_stores = main,b", "[store:b]", "driver", "needs a value"),

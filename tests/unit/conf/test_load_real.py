@@ -12,5 +12,5 @@ def test_the_embedded_profile_fits_the_installed_plug_ins(tmp_path: Path) -> Non
     args = argparse.Namespace(state_dir=str(tmp_path), config_file=[], debug=False)
     conf = configure.load(args).conf
     assert conf["store:main"].path == f"{tmp_path}/store"
-    assert conf.volumes.volumes_dir == f"{tmp_path}/volumes"
+    assert conf["volumes:local"].volumes_dir == f"{tmp_path}/volumes"
     assert conf["store:main"].retry_tries >= 1

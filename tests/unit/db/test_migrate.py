@@ -147,6 +147,18 @@ def test_words_that_volumes_carried_become_types(db: Database) -> None:
     }  # fmt: skip
 
 
+def test_what_was_there_before_back_ends_had_names_is_in_local(db: Database) -> None:
+    with db.engine.begin() as connection:
+        command.upgrade(migrate._config(connection), "0013")
+    with db.engine.begin() as connection:
+        _fill(connection, _tables(connection))
+    migrate.sync(db)
+    with db.read() as session:
+        assert session.scalars(select(models.Volume.backend)).all() == ["local"]
+        assert session.scalars(select(models.Task.backend)).all() == [None]
+        assert session.scalars(select(models.Service.backends)).all() == [None]
+
+
 def test_ids_of_tasks_and_events_do_not_end_with_32_bits(db: Database) -> None:
     """In a database of the release before, in which rows are."""
     with db.engine.begin() as connection:

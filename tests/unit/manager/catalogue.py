@@ -16,6 +16,7 @@ from backupfw.context import RequestContext
 from backupfw.db import models
 from backupfw.db.session import Database, now
 from backupfw.manager.outcomes.volumes import VolumeTasks
+from backupfw.manager.queue.services import ServiceManager
 from backupfw.manager.queue.tasks import Tasks
 from backupfw.manager.rows import Task
 from backupfw.manager.rules.quota import QuotaManager
@@ -63,6 +64,7 @@ class Catalogue:
         self.snapshots = SnapshotManager(self.db, self.conf, wake)
         self.types = VolumeTypeManager(self.db, self.conf)
         self.quotas = QuotaManager(self.db, self.conf)
+        self.services = ServiceManager(self.db, self.conf)
         self.tasks = Tasks(self.db)
         self.work = VolumeTasks(self.db)
 

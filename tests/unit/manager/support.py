@@ -68,6 +68,8 @@ def make_conf(**changes: Any) -> Conf:
         default_store="main",
         enabled_stores=["main", "offsite"],
         placement_rules=[],
+        host="host",
+        volumes=SimpleNamespace(enabled=["local", "fast"], default=None),
         **{f"store:{name}": SimpleNamespace(container=None) for name in ("main", "offsite")},
         availability_zone="nova",
         service_down_time=60,

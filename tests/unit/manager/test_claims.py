@@ -29,7 +29,10 @@ from tests.unit.manager.support import World
 
 
 def reach(host: str = "host", zone: str = "nova", *stores: str, every: bool = False) -> Reach:
-    return Reach(host, BACKUP_BINARY, zone, frozenset(stores or ("main",)), every)
+    shared = frozenset(("local",) if every else ())
+    return Reach(
+        host, BACKUP_BINARY, zone, frozenset(stores or ("main",)), frozenset(("local", "fast")), shared
+    )
 
 
 @pytest.fixture
@@ -70,6 +73,12 @@ def end(world: World, task: Task) -> None:
         ({"volume_host": "other"}, reach(), False),
         ({"volume_host": "other"}, reach(every=True), True),
         ({"zone": "nova", "store": "main", "volume_host": "other"}, reach(), False),
+        ({"backend": "fast"}, reach(), True),
+        ({"backend": "gone"}, reach(), False),
+        ({"backend": "fast", "volume_host": "host"}, reach(every=True), True),
+        # Of another back end it can open its own host's volumes only.
+        ({"backend": "fast", "volume_host": "other"}, reach(every=True), False),
+        ({"backend": "local", "volume_host": "other"}, reach(every=True), True),
     ],
 )
 def test_a_worker_takes_what_it_can_serve(
@@ -81,24 +90,24 @@ def test_a_worker_takes_what_it_can_serve(
 
 
 def test_the_requirements_of_tasks(world: World) -> None:
-    """The zone that was asked for, the backup's store, and the host of the volume."""
-    volume = world.volume(host="one")
+    """The zone that was asked for, the backup's store, and the host and the back end of the volume."""
+    volume = world.volume(host="one", backend="fast")
 
-    def needed(kind: str) -> tuple[str | None, str | None, str | None]:
+    def needed(kind: str) -> tuple[str | None, str | None, str | None, str | None]:
         with world.db.read() as session:
             row = session.scalars(select(models.Task).where(models.Task.kind == kind)).one()
-            return row.zone, row.store, row.volume_host
+            return row.zone, row.store, row.volume_host, row.backend
 
     made = world.backups.create(
         world.ctx(), volume_id=volume, availability_zone="nova", container="offsite:c"
     )
-    assert needed(tasks.BACKUP_CREATE) == ("nova", "offsite", "one")
+    assert needed(tasks.BACKUP_CREATE) == ("nova", "offsite", "one", "fast")
     world.run_create()
     target = world.volume(host="two")
     world.backups.restore(world.ctx(), made.id, volume_id=target)
-    assert needed(tasks.BACKUP_RESTORE) == (None, "offsite", "two")
+    assert needed(tasks.BACKUP_RESTORE) == (None, "offsite", "two", "local")
     world.backups.force_delete(world.ctx(admin=True), made.id)
-    assert needed(tasks.BACKUP_DELETE) == (None, "offsite", None)
+    assert needed(tasks.BACKUP_DELETE) == (None, "offsite", None, None)
 
 
 def test_a_restore_to_a_new_volume_goes_on_where_the_volume_was_made(world: World) -> None:
@@ -133,7 +142,7 @@ def test_a_volume_that_is_deleted_while_it_is_made_is_deleted_where_it_is_made(
     if restored:
         world.outcomes.restoring.bind_target(task, "two")
     else:
-        VolumeTasks(world.db).start_create(task, "two")
+        VolumeTasks(world.db).start_create(task, lambda _backend: "two")
     # Here its storage is being made.
     if not late:
         volumes.force_delete(world.ctx(admin=True), volume)

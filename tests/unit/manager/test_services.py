@@ -58,16 +58,35 @@ def test_processes_of_one_host_are_one_service_that_can_do_what_each_can(service
     """However their reports come: none takes back what another one said, until that one is silent."""
     for _ in range(2):
         services.heartbeat("one", "cinder-backup", "nova", {"main": "x", "tape": "y"}, process="a")
-        services.heartbeat("one", "cinder-backup", "nova", {"main": "x"}, True, process="b")
+        services.heartbeat(
+            "one", "cinder-backup", "nova", {"main": "x"}, {"local": True, "fast": False}, process="b"
+        )
         (service,) = services.list(ADMIN)
-        assert (service.stores, service.every_volume) == ({"main": "x", "tape": "y"}, True)
+        assert (service.stores, service.backends) == (
+            {"main": "x", "tape": "y"},
+            {"local": True, "fast": False},
+        )
     with services._db.write() as session:
         row = session.query(models.Service).one()
         moment = row.reported_at - timedelta(seconds=61)
         row.processes = {**(row.processes or {}), "b": {**row.processes["b"], "at": moment.isoformat()}}
     services.heartbeat("one", "cinder-backup", "nova", {"main": "x", "tape": "y"}, process="a")
     (service,) = services.list(ADMIN)
-    assert (service.stores, service.every_volume) == ({"main": "x", "tape": "y"}, False)
+    assert (service.stores, service.backends) == ({"main": "x", "tape": "y"}, {"local": False})
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_process_of_an_older_release_has_the_back_end_local(services: ServiceManager, shared: bool) -> None:
+    """Alone, and beside a process of this release: its reports say nothing of back ends."""
+    services.heartbeat("one", "cinder-backup", "nova", {"main": "x"}, process="old")
+    with services._db.write() as session:
+        row = session.query(models.Service).one()
+        row.backends, row.every_volume = None, shared
+        old = {name: value for name, value in row.processes["old"].items() if name != "backends"}
+        row.processes = {"old": {**old, "every_volume": shared}}
+    assert services.list(ADMIN)[0].backends == {"local": shared}
+    services.heartbeat("one", "cinder-backup", "nova", {"main": "x"}, {"local": False, "fast": False}, "new")
+    assert services.list(ADMIN)[0].backends == {"local": shared, "fast": False}
 
 
 def test_a_service_is_down_when_the_last_of_its_processes_has_left(services: ServiceManager) -> None:

@@ -269,7 +269,7 @@ def test_a_missing_source_is_an_error(provider: LocalProvider) -> None:
 def test_wrong_directories_are_named(
     provider_with: Callable[..., LocalProvider], options: dict[str, object], text: str
 ) -> None:
-    with pytest.raises(ConfigError, match=rf"\[volumes\] {text}"):
+    with pytest.raises(ConfigError, match=rf"option {text}"):
         provider_with(**options)
 
 

@@ -25,7 +25,7 @@ from backupfw.worker.handlers.base import NullMeter
 from tests.unit.engine.fakes import MemoryPoint
 from tests.unit.manager.support import check_consistent
 from tests.unit.worker.test_worker import Gate
-from tests.unit.worker.world import SEGMENT, MemoryProvider, WorkerWorld
+from tests.unit.worker.world import SEGMENT, MemoryProvider, OneBackend, WorkerWorld
 
 DATA = random.Random(1).randbytes(6 * SEGMENT + 100)
 BY_TOKEN = "changed blocks by token"
@@ -82,7 +82,11 @@ class TrackingProvider(MemoryProvider):
 def world(tmp_path: Path) -> Iterator[WorkerWorld]:
     world = WorkerWorld(tmp_path, max_attempts=6)
     world.provider = TrackingProvider()
-    world.tools = replace(world.tools, provider=world.provider, meter=CountingMeter())
+    world.tools = replace(
+        world.tools,
+        backends=OneBackend(world.provider),  # type: ignore[arg-type]
+        meter=CountingMeter(),
+    )
     yield world
     world.store.close()
     check_consistent(world)

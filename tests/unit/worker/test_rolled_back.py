@@ -32,7 +32,7 @@ from backupfw.volume.base import Point, SnapshotRef, Tick, VolumeRef, no_tick
 from backupfw.worker.control import TaskControl
 from backupfw.worker.handlers.backup_create import BackupCreate
 from tests.unit.engine.fakes import FakeControl, MemoryPoint
-from tests.unit.worker.world import LayerOptions, MemoryProvider, OneStore, WorkerWorld
+from tests.unit.worker.world import LayerOptions, MemoryProvider, OneBackend, OneStore, WorkerWorld
 
 #: The first ones lose data where listings are believed at once.
 SEEDS = [0, 5, 6, *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(10, 40))]
@@ -565,7 +565,11 @@ class History:
         self.folder = folder
         self.stores = SettlingStores(world.faulty)
         world.provider = ChangingProvider()
-        world.tools = replace(world.tools, stores=self.stores, provider=world.provider)  # type: ignore[arg-type]
+        world.tools = replace(
+            world.tools,
+            stores=self.stores,  # type: ignore[arg-type]
+            backends=OneBackend(world.provider),  # type: ignore[arg-type]
+        )
         self.admin = world.ctx(admin=True)
         self.data = bytearray(self.random.randbytes(4 * (64 << 10)))
         self.volume = world.filled_volume(bytes(self.data))

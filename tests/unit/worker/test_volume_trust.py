@@ -21,7 +21,7 @@ from backupfw.volume.local import opening
 from backupfw.volume.local.point import LocalPoint
 from backupfw.volume.local.provider import LocalProvider
 from tests.unit.volume.helpers import make_provider
-from tests.unit.worker.world import WorkerWorld
+from tests.unit.worker.world import OneBackend, WorkerWorld
 
 LENGTH = 4 * (64 << 10) + 77
 GREW = "VOLUME_VOLUME_BACKUP_013_101"
@@ -37,7 +37,7 @@ def world(tmp_path: Path) -> Iterator[WorkerWorld]:
 @pytest.fixture
 def provider(world: WorkerWorld, tmp_path: Path) -> LocalProvider:
     provider = make_provider(tmp_path)
-    world.tools = replace(world.tools, provider=provider)
+    world.tools = replace(world.tools, backends=OneBackend(provider))  # type: ignore[arg-type]
     return provider
 
 

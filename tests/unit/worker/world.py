@@ -120,6 +120,24 @@ class OneStore:
         return store == "main"
 
 
+class OneBackend:
+    """What ``worker.backends.Backends`` is, for one provider, whose volumes have no host."""
+
+    def __init__(self, provider: VolumeProvider) -> None:
+        self._provider = provider
+
+    def provider(self, name: str) -> VolumeProvider:
+        del name
+        return self._provider
+
+    def has(self, name: str) -> bool:
+        del name
+        return True
+
+    def host_of_new(self, name: str) -> None:
+        del name
+
+
 class LayerOptions:
     """No retries at once: the task is what is tried again."""
 
@@ -150,7 +168,7 @@ class WorkerWorld(World):
             backups=self.outcomes,
             volumes=VolumeTasks(self.db),
             stores=OneStore(self.store),  # type: ignore[arg-type]
-            provider=self.provider,
+            backends=OneBackend(self.provider),  # type: ignore[arg-type]
             heartbeat=lambda: self.services.heartbeat("host", BACKUP_BINARY, "nova", {"main": WIRE}),
             expire_waiting=self.expiry.expire,
         )

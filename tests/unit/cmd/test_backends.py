@@ -1,0 +1,221 @@
+"""Two volume back ends in one service: made in each, backed up, restored across; one that is not enabled."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backupfw.cmd import database, service
+from backupfw.db import models
+from backupfw.manager.usecases.backups import BackupManager
+from backupfw.manager.usecases.volumes import VolumeManager
+from tests.unit.cmd.conftest import CTX, PATIENCE, Run, backed_up, load_conf
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def configure(state: Path, tmp_path: Path) -> Path:
+    """The configuration of a service with two directories as back ends."""
+    state.mkdir()
+    file = state / "backupfw.conf"
+    file.write_text(
+        "[volumes]\nenabled = local, fast\n"
+        f"[volumes:fast]\ndriver = local\nvolumes_dir = {tmp_path}/fast\n"
+        "[backup]\npoll_seconds = 0.1\n"
+    )
+    return file
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "image.raw"
+    path.write_bytes(random.Random(5).randbytes(MIB) + bytes(MIB))
+    return path
+
+
+@contextmanager
+def serving(state: Path) -> Iterator[tuple[BackupManager, VolumeManager, Any]]:
+    conf = load_conf(state)
+    database.prepare(conf, make=True)
+    with service.EmbeddedService(conf), database.opened(conf) as db:
+        yield BackupManager(db, conf), VolumeManager(db, conf, lambda: None), db
+
+
+def one_line(run: Run, *words: str) -> str:
+    done = run(*words)
+    assert done.status == 0, done
+    assert len(done.out.splitlines()) == 1, done
+    return done.out.strip()
+
+
+def shown(run: Run, volume: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(run("volume", "show", volume, "-f", "json").out)
+    return found
+
+
+def settled(volumes: VolumeManager, volume: str) -> str:
+    """Wait until nothing works on a volume any more; returns its status."""
+    end = time.monotonic() + PATIENCE
+    while (status := volumes.get(CTX, volume).status) in ("restoring-backup", "backing-up", "creating"):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    return status
+
+
+def test_volumes_are_made_backed_up_and_restored_across(
+    run: Run, configure: Path, state: Path, tmp_path: Path, image: Path
+) -> None:
+    here = one_line(run, "volume", "create", "--image", str(image))
+    there = one_line(run, "volume", "create", "--image", str(image), "--backend", "fast")
+    for volume, backend, folder in ((here, "local", state / "volumes"), (there, "fast", tmp_path / "fast")):
+        assert shown(run, volume)["backend"] == backend
+        assert one_line(run, "volume", "path", volume) == f"{folder}/volume-{volume}.img"
+    listed = json.loads(run("volume", "list", "--backend", "fast", "-f", "json").out)
+    assert [one["id"] for one in listed] == [there]
+    with serving(state) as (backups, volumes, _):
+        of_there = backed_up(backups, there)
+        # To a new volume: where the backup's volume is.
+        _, new, _ = backups.restore(CTX, of_there)
+        # Across, to an existing one.
+        backups_of_here = backed_up(backups, here)
+        assert settled(volumes, new) == "available"
+        backups.restore(CTX, backups_of_here, volume_id=there)
+        assert settled(volumes, there) == "available"
+        assert volumes.get(CTX, new).backend == "fast"
+        # A copy, and a snapshot's copy.
+        copy = volumes.create(CTX, size=1, source_volid=new)
+        assert settled(volumes, copy.id) == "available"
+    for volume in (there, new, copy.id):
+        path = tmp_path / "fast" / f"volume-{volume}.img"
+        with path.open("rb") as file:
+            assert file.read(2 * MIB) == image.read_bytes()
+
+
+def test_what_is_in_a_back_end_that_is_not_enabled_waits_and_is_told(
+    run: Run, configure: Path, state: Path, image: Path
+) -> None:
+    there = one_line(run, "volume", "create", "--image", str(image), "--backend", "fast")
+    with serving(state) as (backups, volumes, _):
+        backup = backed_up(backups, there)
+    configure.write_text("[backup]\npoll_seconds = 0.1\nservice_wait = 1\n")
+    done = run("volume", "create", "--size", "1", "--backend", "fast")
+    assert (done.status, done.out) == (1, "")
+    assert "volume back end 'fast' is not enabled; enabled: local" in done.err
+    assert run("volume", "path", there).status == 1
+    audited = run("audit")
+    assert "volume: volume back end fast: has 1 volume, but is not enabled here: not looked at" in audited.out
+    with serving(state) as (backups, volumes, db):
+        # To a new volume: it goes to the default back end.
+        _, new, _ = backups.restore(CTX, backup)
+        assert settled(volumes, new) == "available"
+        assert volumes.get(CTX, new).backend == "local"
+        lost = backups.create(CTX, volume_id=there).id
+        end = time.monotonic() + PATIENCE
+        while backups.get(CTX, lost).status == "creating":
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        failed = backups.get(CTX, lost)
+        assert (failed.status, failed.fail_reason) == (
+            "error",
+            "No backup service with the volume back end fast was available.",
+        )
+        with db.read() as session:
+            assert session.get_one(models.Volume, there).status == "available"
+
+
+def test_a_back_ends_files_are_not_adopted_in_another(run: Run, configure: Path, tmp_path: Path) -> None:
+    there = one_line(run, "volume", "create", "--size", "1", "--backend", "fast")
+    path = tmp_path / "fast" / f"volume-{there}.img"
+    for backend in ("local", "fast"):
+        done = run("volume", "adopt", str(path), "--backend", backend)
+        assert done.status == 1
+        assert "belongs to this service" in done.err
+
+
+def test_storage_is_adopted_once_whatever_the_back_end(run: Run, configure: Path, image: Path) -> None:
+    volume = one_line(run, "volume", "adopt", str(image), "--backend", "fast")
+    assert shown(run, volume)["backend"] == "fast"
+    again = run("volume", "adopt", str(image))
+    assert again.status == 1
+    assert f"volume {volume} already" in again.err
+    assert run("volume", "adopt", "--again", volume, "--backend", "local").status == 2
+    assert one_line(run, "volume", "adopt", "--again", volume) == volume
+    assert shown(run, volume)["backend"] == "fast"
+
+
+def test_a_back_end_is_checked(run: Run, configure: Path, tmp_path: Path) -> None:
+    done = run("volume", "check", "fast")
+    assert (done.status, done.err) == (0, "")
+    assert done.out == (
+        "ok      makes a volume\n"
+        "ok      writes and reads it\n"
+        "ok      takes a snapshot, which does not change when the volume is written\n"
+        "ok      extends the volume, with zeros\n"
+        "ok      deletes both\n"
+        "volume back end fast: ok\n"
+    )
+    assert [path.name for path in (tmp_path / "fast").iterdir() if path.name != ".fence"] == []
+    checked = run("config", "check", "--connect")
+    assert checked.status == 0
+    assert (
+        "volume back end local (default): driver local\nvolume back end fast: driver local\n" in checked.out
+    )
+    assert "volume back end local: ok\n" in checked.out
+    assert "volume back end fast: ok\n" in checked.out
+
+
+def test_a_check_says_what_does_not_work_and_cleans_up(
+    run: Run, configure: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from backupfw.volume.local.provider import LocalProvider
+
+    def fail(*_: Any, **__: Any) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(LocalProvider, "create_snapshot", fail)
+    done = run("volume", "check", "fast")
+    assert done.status == 1
+    assert done.out == (
+        "ok      makes a volume\n"
+        "ok      writes and reads it\n"
+        "volume back end fast: NOT ok: [Errno 28] No space left on device\n"
+    )
+    assert [path.name for path in (tmp_path / "fast").iterdir() if path.name != ".fence"] == []
+    assert run("config", "check", "--connect").status == 1
+
+
+def test_a_check_of_what_is_not_there(run: Run, configure: Path, tmp_path: Path) -> None:
+    assert "volume back end 'slow' is not enabled; enabled: local, fast" in run("volume", "check", "slow").err
+    (tmp_path / "file").write_text("")
+    configure.write_text(
+        f"[volumes]\nenabled = local, fast\n[volumes:fast]\ndriver = local\nvolumes_dir = {tmp_path}/file\n"
+    )
+    done = run("volume", "check", "fast")
+    assert done.status == 1
+    assert "section [volumes:fast]: option volumes_dir:" in done.err
+
+
+def test_an_older_configuration_and_its_state_directory_work_as_before(
+    run: Run, state: Path, tmp_path: Path, image: Path
+) -> None:
+    """What is in ``[volumes]`` is of the back end ``local``."""
+    state.mkdir()
+    (state / "backupfw.conf").write_text(
+        f"[volumes]\nprovider = local\nvolumes_dir = {tmp_path}/old\nsnapshot_tries = 5\n"
+    )
+    volume = one_line(run, "volume", "create", "--image", str(image))
+    assert one_line(run, "volume", "path", volume) == f"{tmp_path}/old/volume-{volume}.img"
+    assert shown(run, volume)["backend"] == "local"
+    assert load_conf(state)["volumes:local"].snapshot_tries == 5
+    # The section wins.
+    with (state / "backupfw.conf").open("a") as file:
+        file.write("[volumes:local]\nsnapshot_tries = 6\n")
+    assert load_conf(state)["volumes:local"].snapshot_tries == 6
