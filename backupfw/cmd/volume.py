@@ -11,6 +11,7 @@ import contextlib
 import os
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from backupfw.cmd import base, usecases, waiting
@@ -359,6 +360,8 @@ def verdicts(conf: cfg.ConfigOpts, name: str) -> Iterator[Mapping[str, Any]]:
     from backupfw.volume.check import check
 
     provider = _provider(conf, name)
+    able = ", ".join(word for word, can in asdict(provider.capabilities).items() if can)
+    yield {"check": "capabilities", "result": "ok", "detail": able, "line": f"ok      capabilities: {able}"}
     problem = ""
     # Closed, so that an interrupted check cleans up.
     with contextlib.closing(check(provider)) as proven:

@@ -155,6 +155,7 @@ def test_a_back_end_is_checked(run: Run, configure: Path, tmp_path: Path) -> Non
     done = run("volume", "check", "fast")
     assert (done.status, done.err) == (0, "")
     assert done.out == (
+        "ok      capabilities: allocation, snapshots, writes, fences\n"
         "ok      makes a volume\n"
         "ok      writes and reads it\n"
         "ok      takes a snapshot, which does not change when the volume is written\n"
@@ -184,6 +185,7 @@ def test_a_check_says_what_does_not_work_and_cleans_up(
     done = run("volume", "check", "fast")
     assert done.status == 1
     assert done.out == (
+        "ok      capabilities: allocation, snapshots, writes, fences\n"
         "ok      makes a volume\n"
         "ok      writes and reads it\n"
         "volume back end fast: NOT ok: [Errno 28] No space left on device\n"
