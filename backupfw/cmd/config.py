@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
@@ -38,7 +39,7 @@ class Check(base.Lister):
     def records(self, args: argparse.Namespace) -> Iterator[Mapping[str, Any]]:
         """Check the configuration; with ``--connect`` the database, the stores and the volumes, too."""
         loaded = check(args)
-        found = chain(described(loaded), connected(loaded.conf) if args.connect else ())
+        found = chain(described(loaded), _leaving_none(loaded.conf) if args.connect else ())
         return self.reported(found)
 
     def lines(self, args: argparse.Namespace, records: Iterator[Mapping[str, Any]]) -> Iterable[str]:  # noqa: ARG002
@@ -90,6 +91,19 @@ def described(loaded: Loaded) -> Iterator[Mapping[str, Any]]:
         subject = f"volume back end {backend}"
         line = f"{subject}{default and f' ({default})'}: {driver}"
         yield {"check": subject, "subject": driver, "result": "ok", "detail": default, "line": line}
+
+
+def _leaving_none(conf: cfg.ConfigOpts) -> Iterator[Mapping[str, Any]]:
+    """Yield what :func:`connected` does, and make no state directory, which may be one that is misspelt."""
+    is_new = conf.state_dir is not None and not os.path.exists(conf.state_dir)
+    try:
+        yield from connected(conf)
+    finally:
+        if is_new:
+            # A store and a back end in it that were asked have made their directories.
+            for folder, _, _ in os.walk(conf.state_dir, topdown=False):
+                with contextlib.suppress(OSError):
+                    os.rmdir(folder)
 
 
 def connected(conf: cfg.ConfigOpts) -> Iterator[Mapping[str, Any]]:

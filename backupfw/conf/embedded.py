@@ -77,6 +77,8 @@ def remember(state_dir: str, files: Sequence[str], profile: bool) -> None:
         text = json.dumps({"config_files": paths, "embedded": profile}) + "\n"
         if not note.exists() or note.read_text() != text:
             fresh = note.with_suffix(".new")
+            fresh.unlink(missing_ok=True)
+            fresh.touch(0o600)
             fresh.write_text(text)
             fresh.replace(note)
     except OSError as error:

@@ -39,9 +39,7 @@ def read(container: Container, key: str, offset: int | None = None, length: int 
     except RangeError as error:
         raise damaged(container, key, "it is shorter than promised") from error
     except IntegrityError as error:
-        raise damaged(
-            container, key, "the store's answer was not whole, or the store says that its bytes have changed"
-        ) from error
+        raise damaged(container, key, f"the store's answer is not what was put: {error.reason}") from error
     return data
 
 

@@ -143,7 +143,8 @@ def test_config_check_connect_asks_database_and_stores(run: Run, state: Path) ->
     done = run("config", "check", "--connect")
     assert done.status == 0, done.out
     assert "database sqlite: none yet" in done.out
-    assert not (state / "backupfw.sqlite").exists()
+    assert not state.exists()
+    state.mkdir()
     (state / "backupfw.sqlite").touch()
     done = run("config", "check", "--connect")
     assert done.status == 1

@@ -163,6 +163,15 @@ def test_a_list_of_many_pages_is_whole_and_oldest_first(
     assert [json.loads(line)["id"] for line in listed] == ids
 
 
+def test_what_stands_in_an_objects_place_is_named(chain: Chain) -> None:
+    pack = chain.packs_of(chain.full)[0]
+    pack.rename(pack.with_suffix(".away"))
+    pack.mkdir()
+    done = chain.run("backup", "verify", chain.full)
+    assert done.status == 1
+    assert "a directory stands where the store keeps an object" in done.out + done.err
+
+
 def test_a_damaged_object_marks_all_backups_that_name_it_until_they_are_found_whole(chain: Chain) -> None:
     pack, whole = chain.spoil(chain.full, 1)
     assert chain.run("backup", "verify", chain.full).status == 1

@@ -344,6 +344,7 @@ def test_the_files_of_a_served_state_directory_are_remembered(tmp_path: Path) ->
     own.write_text("[DEFAULT]\nhost = mine\n")
     other.write_text("[DEFAULT]\nhost = other\n")
     embedded.remember(str(state), [str(own)], True)
+    assert (state / embedded.SERVED_FILE).stat().st_mode & 0o077 == 0
     state.rename(moved)
     loaded = load.load(PLUG_INS, state_dir=str(moved))
     assert (loaded.conf.host, loaded.embedded) == ("mine", True)
