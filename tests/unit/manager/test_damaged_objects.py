@@ -149,7 +149,7 @@ def test_an_increment_that_is_being_made_is_marked_for_what_its_base_names(
     sharers = {one.manifest_id: one.key for one in pair.outcomes.damaged_objects.sharers(pair.first)}
     assert sharers == dict.fromkeys((pair.second, manifest), world.row(models.Manifest, pair.second).key)
     pair.outcomes.damaged_objects.mark(*pair.place, manifest, ["key"])
-    world.outcomes.creating.bind_source(task, "source")
+    world.outcomes.creating.bind_source(task, "source", "full backup")
     world.outcomes.creating.finish(task, replace(world.result(plan), base_lost=base_lost))
     # One that shares nothing with its base after all is whole.
     assert pair.of(manifest) == (set() if base_lost else {"key"})

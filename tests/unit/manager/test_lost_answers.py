@@ -168,7 +168,7 @@ def test_what_was_recorded_with_a_lost_answer_may_be_another_attempts_now(
     _backup(world)()
     task = world.claim(owner="host/1")
     world.outcomes.creating.start(task)
-    world.outcomes.creating.bind_source(task, "one")
+    world.outcomes.creating.bind_source(task, "one", "full backup")
 
     with lost_answers(world.db), monkeypatch.context() as patch:
 

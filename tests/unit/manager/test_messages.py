@@ -200,7 +200,7 @@ def test_an_incremental_backup_that_became_full_is_reported(
     backup = world.backups.create(world.ctx(), volume_id=volume, incremental=True, container=container).id
     task = world.claim()
     plan = world.outcomes.creating.start(task)
-    world.outcomes.creating.bind_source(task, "source")
+    world.outcomes.creating.bind_source(task, "source", "full backup")
     world.outcomes.creating.finish(task, replace(world.result(plan), base_lost=lost == "unreadable"))
     assert world.status(backup) == "available"
     found = [(message.event_id, message.message_level) for message in seen(manager)]
