@@ -34,6 +34,16 @@ def memory() -> MemoryStore:
     return store
 
 
+def test_a_layer_passes_the_removal_of_a_container_on() -> None:
+    class Removing(MemoryStore):
+        def remove_container(self, container: str) -> bool:
+            return container == "c"
+
+    layer = Layer(Removing("memory"))
+    assert layer.remove_container("c")
+    assert not layer.remove_container("other")
+
+
 class TestNames:
     @pytest.fixture
     def recording(self, memory: MemoryStore) -> RecordingStore:
