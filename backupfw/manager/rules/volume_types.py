@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Unpack
 
 from oslo_db.exception import DBDuplicateEntry
+from oslo_log import log
 from sqlalchemy import ColumnElement, delete, exists, or_, select, update
 from sqlalchemy.orm import Session
 
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from backupfw.db.session import Database
     from backupfw.manager import listing
 
+LOG = log.getLogger(__name__)
 
 #: The extra spec that names the back end of a type's volumes.
 BACKEND_SPEC = "volume_backend_name"
@@ -102,15 +105,35 @@ def default(session: Session, conf: cfg.ConfigOpts, project_id: str) -> VolumeTy
     )
 
 
-def backend_of(session: Session, name: str | None) -> str | None:
-    """Return the volume back end that a type names; None: it names none, or there is no such type."""
+def backend_of(session: Session, conf: cfg.ConfigOpts, name: str | None) -> str | None:
+    """Return the volume back end that a type names; None: it names none, or there is no such type.
+
+    Types that were copied from another service name its back ends.  While only one is enabled, there is
+    nothing to choose: the name of any other is ignored, with a warning.
+    """
     spec = VolumeTypeExtraSpec
     found = (
         select(spec.value)
         .join(VolumeType, VolumeType.id == spec.volume_type_id)
         .where(VolumeType.name == name, spec.key == BACKEND_SPEC)
     )
-    return None if name is None else (session.scalar(found) or "").strip() or None
+    wanted = None if name is None else (session.scalar(found) or "").strip() or None
+    if wanted is not None and len(conf.volumes.enabled) == 1 and wanted not in conf.volumes.enabled:
+        _warn_of_ignored(name, wanted, conf.volumes.enabled[0])
+        return None
+    return wanted
+
+
+@lru_cache(maxsize=1024)
+def _warn_of_ignored(name: str | None, wanted: str, enabled: str) -> None:
+    """Warn once of each type, as each of its volumes asks."""
+    LOG.warning(
+        "Volume type %s: its %s %s is ignored: the only volume back end is %s",
+        name,
+        BACKEND_SPEC,
+        wanted,
+        enabled,
+    )
 
 
 def backend_for(session: Session, conf: cfg.ConfigOpts, name: str | None) -> str:
@@ -118,7 +141,7 @@ def backend_for(session: Session, conf: cfg.ConfigOpts, name: str | None) -> str
 
     :raises InvalidInput: the type's back end is not enabled.
     """
-    wanted = backend_of(session, name)
+    wanted = backend_of(session, conf, name)
     if wanted is None:
         return default_backend(conf)
     if wanted not in conf.volumes.enabled:

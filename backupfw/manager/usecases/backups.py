@@ -484,7 +484,7 @@ def backend_of_restored(
     :param chosen: the request names the type: if the type names a back end, no other one will do.
     :raises InvalidInput: the back end of the type that was chosen is not enabled.
     """
-    wanted = volume_types.backend_of(session, kind)
+    wanted = volume_types.backend_of(session, conf, kind)
     if chosen and wanted is not None:
         return volume_types.backend_for(session, conf, kind)
     # The row of a volume that was deleted is there until it is purged.

@@ -147,7 +147,7 @@ class VolumeManager(UseCases):
             backend = None
             if source is not None:
                 backend = source.backend
-                if volume_types.backend_of(session, kind) not in (None, backend):
+                if volume_types.backend_of(session, self._conf, kind) not in (None, backend):
                     raise InvalidInput(f"Volume type {kind} has another back end than the {what}.")
             if kind is None and source is not None:
                 kind = source.volume_type
@@ -560,7 +560,7 @@ class VolumeManager(UseCases):
                     f'but the current status is "{volume.status}".'
                 )
             kind = volume_types.chosen(session, ctx, wanted)
-            if volume_types.backend_of(session, kind) not in (None, volume.backend):
+            if volume_types.backend_of(session, self._conf, kind) not in (None, volume.backend):
                 raise InvalidVolume(
                     f"Volume {volume_id} cannot have the type {kind}, which has another back end: its data"
                     " stays where it is."

@@ -13,6 +13,7 @@ from backupfw.db import models
 from backupfw.errors import InvalidInput, InvalidVolume
 from backupfw.manager.queue import waiting
 from backupfw.manager.queue.claims import Limits
+from backupfw.manager.rules import volume_types
 from tests.unit.manager.catalogue import ADMIN, ALICE, Catalogue, make_conf, make_database
 
 
@@ -46,6 +47,26 @@ def test_a_type_whose_back_end_is_not_enabled_makes_no_volume(world: Catalogue) 
     with pytest.raises(InvalidInput, match="type lost cannot be used: its back end 'gone' is not enabled"):
         made(world, volume_type="lost")
     assert world.kinds() == []
+
+
+def test_with_one_back_end_a_types_unknown_name_is_ignored(
+    world: Catalogue, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Types that were copied from another service name back ends that are not here."""
+    world.conf.set_override("enabled", ["fast"], "volumes")
+    volume_types._warn_of_ignored.cache_clear()
+    source = world.volume()
+    world.set(models.Volume, source, backend="fast")
+    backup = world.backup(volume_id=source, store="main")
+    assert made(world, volume_type="lost") == "fast"
+    assert made(world, volume_type="gold") == "fast"
+    assert made(world, volume_type="lost", source_volid=source) == "fast"
+    assert made(world, volume_type="lost", backup_id=backup) == "fast"
+    world.volumes.retype(ALICE, source, "lost")
+    assert world.volumes.get(ALICE, source).volume_type == "lost"
+    assert [one.getMessage() for one in caplog.records if "ignored" in one.getMessage()] == [
+        "Volume type lost: its volume_backend_name gone is ignored: the only volume back end is fast"
+    ]
 
 
 def test_the_projects_default_type_decides_too(world: Catalogue) -> None:
