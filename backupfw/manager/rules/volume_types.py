@@ -145,7 +145,9 @@ def backend_for(session: Session, conf: cfg.ConfigOpts, name: str | None) -> str
     if wanted is None:
         return default_backend(conf)
     if wanted not in conf.volumes.enabled:
-        raise InvalidInput(f"Volume type {name} cannot be used: its back end {wanted[:64]!r} is not enabled.")
+        # Users do not see extra specs, so they must not read the back end's name either.
+        LOG.warning("Volume type %s cannot be used: its back end %s is not enabled", name, wanted)
+        raise InvalidInput(f"Volume type {name} cannot be used here: its back end is not enabled.")
     return wanted
 
 
