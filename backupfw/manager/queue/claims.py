@@ -23,6 +23,7 @@ from backupfw.conf.volumes import LOCAL
 from backupfw.db import models
 from backupfw.db.locks import insert_if_absent, lock
 from backupfw.db.session import clock
+from backupfw.manager.queue import requirements
 
 if TYPE_CHECKING:
     from oslo_config import cfg
@@ -56,14 +57,17 @@ class Reach:
     shared: frozenset[str] = frozenset()
 
     def serves(self) -> ColumnElement[bool]:
-        """The condition on a task's row that these workers can serve it."""
+        """The condition on a task's row that these workers can serve it: its ``requirements.of_row``."""
         row = models.Task
         # A process of an older release queues tasks without a back end: its volumes have no other one.
         backend = func.coalesce(row.backend, LOCAL)
+        in_none = and_(
+            row.backend.is_(None), row.volume_host.is_(None), row.kind.in_(requirements.WITHOUT_VOLUME)
+        )
         return and_(
             or_(row.zone.is_(None), row.zone == self.zone),
             or_(row.store.is_(None), row.store.in_(sorted(self.stores))),
-            or_(row.backend.is_(None), row.backend.in_(sorted(self.backends))),
+            or_(in_none, backend.in_(sorted(self.backends))),
             or_(row.volume_host.is_(None), row.volume_host == self.host, backend.in_(sorted(self.shared))),
         )
 

@@ -12,7 +12,11 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from backupfw.conf.volumes import LOCAL
 from backupfw.db import models
+
+#: The kinds of tasks that need no volume, except for what a killed attempt left where its volume is.
+WITHOUT_VOLUME = ("backup.delete", "backup.import", "manifest.release")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +33,17 @@ class Requirements:
     store: str | None = None
     volume_host: str | None = None
     backend: str | None = None
+
+
+def of_row(task: models.Task) -> Requirements:
+    """Return what a task's row requires.
+
+    A process of an older release queues tasks without a back end: its volumes are all in ``local``.
+    """
+    backend = task.backend
+    if backend is None and (task.volume_host is not None or task.kind not in WITHOUT_VOLUME):
+        backend = LOCAL
+    return Requirements(task.zone, task.store, task.volume_host, backend)
 
 
 def of_task(session: Session, kind: str, resource_id: str, payload: Mapping[str, Any]) -> Requirements:

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING
 from sqlalchemy import ColumnElement, and_, func, not_, or_, select
 from sqlalchemy.orm import Session
 
-from backupfw.conf.volumes import LOCAL
 from backupfw.db import models
 from backupfw.db.session import now
-from backupfw.manager.queue import claims, services
+from backupfw.manager.queue import claims, requirements, services
 from backupfw.manager.queue.claims import Limits, Reach
 from backupfw.manager.queue.requirements import Requirements
 from backupfw.manager.queue.services import Service
@@ -59,7 +58,7 @@ def why(session: Session, conf: cfg.ConfigOpts, task: models.Task, limits: Limit
         for service in services.services(session, conf, binary=services.BACKUP_BINARY)
         if service.up and not service.disabled and not service.frozen
     ]
-    needed = _needed(task)
+    needed = requirements.of_row(task)
     if not any(_can_serve(service, needed) for service in able):
         return WAITING_FOR_WORKER
     room = limits.has_room(session)
@@ -113,24 +112,18 @@ def _reach(service: Service) -> Reach:
     )
 
 
-def _needed(task: models.Task) -> Requirements:
-    return Requirements(task.zone, task.store, task.volume_host, task.backend)
-
-
 def _can_serve(service: Service, needed: Requirements) -> bool:
     return (
         needed.zone in (None, service.availability_zone)
         and (needed.store is None or needed.store in service.stores)
         and (needed.backend is None or needed.backend in service.backends)
-        and (
-            needed.volume_host in (None, service.host) or service.backends.get(needed.backend or LOCAL, False)
-        )
+        and (needed.volume_host in (None, service.host) or service.backends.get(needed.backend or "", False))
     )
 
 
 def missing(task: models.Task, left: Iterable[Service]) -> str:
     """Name the requirement that no service meets.  Users read it, so it names no host."""
-    needed = _needed(task)
+    needed = requirements.of_row(task)
     there = list(left)
     if not there:
         return REASON

@@ -8,6 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -87,6 +88,35 @@ def test_a_worker_takes_what_it_can_serve(
     queue(world, "other-task", zone="elsewhere")
     queue(world, "a", **requirements)
     assert (world.tasks.claim("host/1", 60, reach=worker) is not None) is taken
+
+
+@pytest.mark.parametrize("kind", sorted(tasks.KINDS))
+def test_a_task_of_an_older_release_about_a_volume_needs_the_back_end_local(world: World, kind: str) -> None:
+    """It has no back end, as has one that needs no volume, which any worker takes."""
+    without = kind in (tasks.BACKUP_DELETE, tasks.BACKUP_IMPORT, tasks.MANIFEST_RELEASE)
+    number = queue(world, "a", kind=kind, backend=None)
+    bound = queue(world, "b", kind=kind, backend=None, volume_host="host")
+    there = reach()
+    elsewhere = replace(there, backends=frozenset(("fast",)))
+    world.services.heartbeat("host", BACKUP_BINARY, "nova", {"main": "x"}, {"fast": False})
+
+    def why(task: int) -> str | None:
+        with world.db.read() as session:
+            return waiting.why(session, world.conf, session.get_one(models.Task, task), Limits())
+
+    assert why(number) == (waiting.QUEUED if without else waiting.WAITING_FOR_WORKER)
+    assert why(bound) == waiting.WAITING_FOR_WORKER
+    world.age(seconds=700)
+    with world.db.read() as session:
+        late, left = waiting.overdue(session, world.conf, models.Task.id.is_not(None))
+        assert [one.id for one in late] == ([bound] if without else [number, bound])
+        assert waiting.missing(late[-1], left) == (
+            "No backup service with the volume back end local was available."
+        )
+    taken = world.tasks.claim("host/1", 60, reach=elsewhere)
+    assert (taken is not None) is without
+    assert world.tasks.claim("host/1", 60, reach=elsewhere) is None
+    assert world.tasks.claim("host/1", 60, reach=there) is not None
 
 
 def test_the_requirements_of_tasks(world: World) -> None:
