@@ -71,6 +71,15 @@ class Reach:
             or_(row.volume_host.is_(None), row.volume_host == self.host, backend.in_(sorted(self.shared))),
         )
 
+    def can_serve(self, needed: requirements.Requirements) -> bool:
+        """Return what :meth:`serves` says of a task's requirements."""
+        return (
+            needed.zone in (None, self.zone)
+            and (needed.store is None or needed.store in self.stores)
+            and (needed.backend is None or needed.backend in self.backends)
+            and (needed.volume_host in (None, self.host) or needed.backend in self.shared)
+        )
+
     def takes_new(self) -> ColumnElement[bool]:
         """The condition that these workers are neither disabled nor frozen."""
         service = models.Service

@@ -65,6 +65,8 @@ class Service:
     :ivar frozen: it is being drained: it takes no new tasks, and tasks that only it can serve wait for it.
     :ivar backends: its volume back ends, and whether it can open volumes of other hosts there, too.
     :ivar stores: the wire name of each store it can reach, by the store's configured name.
+    :ivar processes: the ``stores`` and back ends of each of its processes; None or empty where they are not
+        known, or all have left.
     :ivar reported_at: naive UTC by the database's clock.
     """
 
@@ -77,6 +79,7 @@ class Service:
     frozen: bool
     backends: Mapping[str, bool]
     stores: Mapping[str, str]
+    processes: Mapping[str, Any] | None
     reported_at: datetime
     created_at: datetime
     up: bool
@@ -124,6 +127,13 @@ def _service(row: models.Service, oldest: datetime) -> Service:
     return Service(**known, up=row.reported_at >= oldest and not left)
 
 
+def backends_of(process: Mapping[str, Any]) -> Mapping[str, bool]:
+    """Return the back ends of one of a service's ``processes``."""
+    # A process of an older release says it of all volumes, which have no back ends there.
+    found: Mapping[str, bool] = process.get("backends", {LOCAL: process["every_volume"]})
+    return found
+
+
 def _set_living(row: models.Service, living: dict[str, Any]) -> None:
     """Store which processes live, and so which stores and volume back ends their service has."""
     row.processes = living
@@ -131,8 +141,7 @@ def _set_living(row: models.Service, living: dict[str, Any]) -> None:
     row.every_volume = any(one["every_volume"] for one in living.values())
     backends: dict[str, bool] = {}
     for one in living.values():
-        # A process of an older release says it of all volumes, which have no back ends there.
-        for name, shared in one.get("backends", {LOCAL: one["every_volume"]}).items():
+        for name, shared in backends_of(one).items():
             backends[name] = shared or backends.get(name, False)
     row.backends = backends
 

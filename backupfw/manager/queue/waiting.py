@@ -59,7 +59,7 @@ def why(session: Session, conf: cfg.ConfigOpts, task: models.Task, limits: Limit
         if service.up and not service.disabled and not service.frozen
     ]
     needed = requirements.of_row(task)
-    if not any(_can_serve(service, needed) for service in able):
+    if not any(reach.can_serve(needed) for reach in _reaches(able)):
         return WAITING_FOR_WORKER
     room = limits.has_room(session)
     if room is None or session.scalar(select(row.id).where(this, room)) is None:
@@ -94,37 +94,30 @@ def overdue(
         too_long = or_(too_long, and_(row.state == claims.QUEUED, row.zone.not_in(zones)))
     query = (
         select(row)
-        .where(too_long, ends, *(not_(reach.serves()) for reach in {_reach(service) for service in left}))
+        .where(too_long, ends, *(not_(reach.serves()) for reach in _reaches(left)))
         .order_by(row.id)
         .limit(_BATCH)
     )
     return list(session.scalars(query)), left
 
 
-def _reach(service: Service) -> Reach:
-    return Reach(
-        service.host,
-        service.binary,
-        service.availability_zone,
-        frozenset(service.stores),
-        frozenset(service.backends),
-        frozenset(name for name, shared in service.backends.items() if shared),
-    )
-
-
-def _can_serve(service: Service, needed: Requirements) -> bool:
-    return (
-        needed.zone in (None, service.availability_zone)
-        and (needed.store is None or needed.store in service.stores)
-        and (needed.backend is None or needed.backend in service.backends)
-        and (needed.volume_host in (None, service.host) or service.backends.get(needed.backend or "", False))
-    )
+def _reaches(known: Iterable[Service]) -> Sequence[Reach]:
+    """Return what each process of the services can serve: one of them must serve a task as a whole."""
+    found = []
+    for service in known:
+        pairs = [(one["stores"], services.backends_of(one)) for one in (service.processes or {}).values()]
+        # Where no process is known, or all have left, the row has what they had.
+        for stores, backends in pairs or [(service.stores, service.backends)]:
+            shared = frozenset(name for name, can in backends.items() if can)
+            place = (service.host, service.binary, service.availability_zone)
+            found.append(Reach(*place, frozenset(stores), frozenset(backends), shared))
+    return list(dict.fromkeys(found))
 
 
 def missing(task: models.Task, left: Iterable[Service]) -> str:
     """Name the requirement that no service meets.  Users read it, so it names no host."""
     needed = requirements.of_row(task)
-    there = list(left)
+    there = _reaches(left)
     if not there:
         return REASON
     wanted = [
@@ -137,6 +130,6 @@ def missing(task: models.Task, left: Iterable[Service]) -> str:
         wanted.append((opens, "that can open the volume"))
     asked = [(need, words) for need, words in wanted if need != Requirements()]
     # The requirements that no service meets; if each is met, but not all together, those that some lack.
-    nowhere = [item for item in asked if not any(_can_serve(service, item[0]) for service in there)]
-    apart = [item for item in asked if not all(_can_serve(service, item[0]) for service in there)]
+    nowhere = [item for item in asked if not any(reach.can_serve(item[0]) for reach in there)]
+    apart = [item for item in asked if not all(reach.can_serve(item[0]) for reach in there)]
     return f"No backup service {' and '.join(words for _, words in nowhere or apart or asked)} was available."

@@ -8,12 +8,14 @@ import uuid
 from dataclasses import replace
 
 import pytest
+from sqlalchemy import select
 
 from backupfw import errors
 from backupfw.db import models
 from backupfw.manager.lineage import lifecycle
 from backupfw.manager.outcomes.backups import CreatePlan
-from backupfw.manager.queue import tasks
+from backupfw.manager.queue import tasks, waiting
+from backupfw.manager.queue.claims import Limits
 from tests.unit.manager.support import World, check_consistent
 
 
@@ -371,6 +373,34 @@ def test_a_store_that_one_process_of_a_host_has_is_waited_for(world: World) -> N
     world.age(seconds=700)
     assert world.expiry.expire() == 0
     assert world.status(made.id) == "creating"
+
+
+def test_what_no_single_process_of_a_host_can_serve_ends_and_says_why(world: World) -> None:
+    """One process has the store, another one the volume's back end."""
+    both = {"main": "x", "offsite": "y"}
+    world.services.leave("host", "cinder-backup", "")
+    world.services.heartbeat("host", "cinder-backup", "nova", both, process="a")
+    world.services.heartbeat("host", "cinder-backup", "nova", {"main": "x"}, {"fast": False}, process="b")
+    served = [
+        world.backups.create(world.ctx(), volume_id=world.volume(backend=backend), container=f"{store}:c").id
+        for backend, store in (("local", "offsite"), ("fast", "main"))
+    ]
+    volume = world.volume(backend="fast")
+    made = world.backups.create(world.ctx(), volume_id=volume, container="offsite:c")
+    with world.db.read() as session:
+        why = {
+            task.resource_id: waiting.why(session, world.conf, task, Limits())
+            for task in session.scalars(select(models.Task))
+        }
+    assert why == {**dict.fromkeys(served, waiting.QUEUED), made.id: waiting.WAITING_FOR_WORKER}
+    world.age(seconds=700)
+    assert world.expiry.expire() == 1
+    row = world.row(models.Backup, made.id)
+    assert (row.status, row.fail_reason) == (
+        "error",
+        "No backup service with the store offsite and with the volume back end fast was available.",
+    )
+    assert [world.status(one) for one in served] == ["creating", "creating"]
 
 
 def test_a_zone_that_no_worker_was_ever_in_is_not_waited_for(world: World) -> None:
