@@ -30,13 +30,23 @@ def check_enabled(
     :param default: None where the first one is.
     :param where: the section, the option with the list and the one with the default.
     :param noun: what one of them is, e.g. ``store``.
-    :raises ConfigError: there is none, one is named twice, or the default is not enabled.
+    :raises ConfigError: there is none, one is named twice, two differ only in case, or the default is not
+        enabled.
     """
     section, option, default_option = where
     if not enabled:
         raise ConfigError(f"section [{section}], option {option}: needs at least one {noun}")
     if len(set(enabled)) != len(enabled):
         raise ConfigError(f"section [{section}], option {option}: a {noun} is named twice")
+    # oslo.config compares the names of sections without regard to case.
+    first: dict[str, str] = {}
+    for name in enabled:
+        other = first.setdefault(name.lower(), name)
+        if other != name:
+            raise ConfigError(
+                f"section [{section}], option {option}: {other!r} and {name!r} differ only in case, so they"
+                " would share one section"
+            )
     if default is not None and default not in enabled:
         raise ConfigError(
             f"section [{section}], option {default_option}: {default!r} is not enabled; allowed: one of"

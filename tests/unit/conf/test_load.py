@@ -215,6 +215,12 @@ WRONG = {
         "[volumes] enabled",
     ),
     "a back end twice": ("[volumes]\nenabled = local, local", "[volumes]", "enabled", "named twice"),
+    "a back end in another case": (
+        "[volumes]\nenabled = fast, Fast\n[volumes:fast]\ndriver = local",
+        "[volumes]",
+        "enabled",
+        "'fast' and 'Fast' differ only in case",
+    ),
     "no back end": ("[volumes]\nenabled =", "[volumes]", "enabled", "at least one"),
     "a back end's bad name": ("[volumes]\nenabled = a@b", "[volumes]", "enabled", "like"),
     "a default that is not enabled": ("[volumes]\ndefault = fast", "[volumes]", "default", "one of local"),
@@ -230,6 +236,12 @@ WRONG = {
     "no such default store": ("[DEFAULT]\ndefault_store = b", "[DEFAULT]", "default_store", "one of main"),
     "no store at all": ("[DEFAULT]\nenabled_stores =", "[DEFAULT]", "enabled_stores", "at least one"),
     "a store twice": ("[DEFAULT]\nenabled_stores = main,main", "[DEFAULT]", "enabled_stores", "twice"),
+    "a store in another case": (
+        "[DEFAULT]\nenabled_stores = main,Main",
+        "[DEFAULT]",
+        "enabled_stores",
+        "'main' and 'Main' differ only in case",
+    ),
     "a store's name": ("[DEFAULT]\nenabled_stores = a/b", "[DEFAULT]", "enabled_stores", "A-Za-z0-9"),
     "sizes that do not fit": (
         "[backup]\nsegment_size = 4096 MiB\nblock_size = 4 KiB",
