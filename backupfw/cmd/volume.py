@@ -22,6 +22,7 @@ from backupfw.errors import BackupfwError, ConfigError, InvalidInput, StorageCha
 if TYPE_CHECKING:
     from oslo_config import cfg
 
+    from backupfw.db.session import Database
     from backupfw.manager.usecases.volumes import VolumeManager
     from backupfw.volume.base import VolumeProvider
 
@@ -58,7 +59,7 @@ class _New(base.Command):
         parser.add_argument(
             "--backend",
             metavar="NAME",
-            help="the volume back end that it comes to (default: the default one)",
+            help="the volume back end that it comes to (default: that of the project's default type)",
         )
 
 
@@ -400,6 +401,18 @@ def directories(section: cfg.ConfigOpts.GroupAttr) -> list[str]:
     return [text for text in texts if isinstance(text, str) and os.path.isabs(text) and os.path.isdir(text)]
 
 
+def _backend_of_new(conf: cfg.ConfigOpts, db: Database, project: str) -> str:
+    """Return the back end of a new volume of a project whose type nobody chose.
+
+    :raises InvalidInput: the back end of the project's default type is not enabled.
+    """
+    from backupfw.manager.rules import volume_types
+
+    with db.read() as session:
+        kind = volume_types.default(session, conf, project)
+        return volume_types.backend_for(session, conf, None if kind is None else kind.name)
+
+
 def create(
     conf: cfg.ConfigOpts,
     size: int | None,
@@ -415,7 +428,7 @@ def create(
     :param size: GiB; as many as the image needs when None, so it must be there where there is no image.
     :param image: a file to copy.
     :param as_raw: the image's bytes are the disk's, whatever they look like.
-    :param backend: the volume back end that it comes to; None: the default one.
+    :param backend: the volume back end that it comes to; None: that of the project's default type.
     :returns: the volume's id.
     :raises InvalidInput: it cannot be made like this.
     """
@@ -424,7 +437,9 @@ def create(
     from backupfw.manager.usecases.volumes import VolumeManager
     from backupfw.volume.base import VolumeRef
 
-    backend = backend or volumes_conf.default_backend(conf)
+    if backend is None:
+        with database.opened(conf, make=True) as db:
+            backend = _backend_of_new(conf, db, project)
     provider = _provider(conf, backend)
     source = None
     if image is not None:
@@ -471,15 +486,15 @@ def adopt(
 
     :param as_raw: its bytes are the disk's, whatever they look like.
     :param in_use: somebody uses it now.
-    :param backend: the volume back end that opens it; None: the default one.
+    :param backend: the volume back end that opens it; None: that of the project's default type.
     :returns: the volume's id.
     """
     from backupfw.cmd import database
     from backupfw.conf import volumes as volumes_conf
     from backupfw.manager.usecases.volumes import VolumeManager
 
-    backend = backend or volumes_conf.default_backend(conf)
     with database.opened(conf, make=True) as db:
+        backend = backend or _backend_of_new(conf, db, project)
         provider = _provider(conf, backend)
         volumes = VolumeManager(db, conf, lambda: None)
         storage = provider.adopt(os.path.abspath(path), own=own_files(conf), any_format=as_raw, in_use=in_use)

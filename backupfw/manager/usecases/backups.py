@@ -335,7 +335,7 @@ class BackupManager(UseCases):
                     self._conf,
                     ctx,
                     volume_type=kind,
-                    backend=backend_of_restored(session, self._conf, backup, kind),
+                    backend=backend_of_restored(session, self._conf, ctx, backup, kind),
                     status=lifecycle.RESTORING_BACKUP,
                     size=backup.size,
                     length=backup.length,
@@ -474,16 +474,24 @@ def type_of_backup(session: Session, project_id: str, backup: models.Backup) -> 
 
 
 def backend_of_restored(
-    session: Session, conf: cfg.ConfigOpts, backup: models.Backup, kind: str | None, *, chosen: bool = False
+    session: Session,
+    conf: cfg.ConfigOpts,
+    ctx: RequestContext,
+    backup: models.Backup,
+    kind: str | None,
+    *,
+    chosen: bool = False,
 ) -> str:
     """Return the back end of a new volume that a backup is restored to.
 
     It is that of the backup's volume, else that of the type, else the default: the first that is enabled.
 
-    :param kind: the type of the new volume.
+    :param kind: the type of the new volume; None: it gets the default type of the caller's project.
     :param chosen: the request names the type: if the type names a back end, no other one will do.
     :raises InvalidInput: the back end of the type that was chosen is not enabled.
     """
+    if kind is None and (default := volume_types.default(session, conf, ctx.project_id)) is not None:
+        kind = default.name
     wanted = volume_types.backend_of(session, conf, kind)
     if chosen and wanted is not None:
         return volume_types.backend_for(session, conf, kind)

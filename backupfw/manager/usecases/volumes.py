@@ -154,7 +154,7 @@ class VolumeManager(UseCases):
             if backup is not None:
                 chosen = kind is not None
                 kind = kind or type_of_backup(session, ctx.project_id, backup)
-                backend = backend_of_restored(session, self._conf, backup, kind, chosen=chosen)
+                backend = backend_of_restored(session, self._conf, ctx, backup, kind, chosen=chosen)
             volume = new_volume(
                 session,
                 self._conf,

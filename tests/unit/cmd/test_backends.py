@@ -14,6 +14,7 @@ import pytest
 
 from backupfw.cmd import database, service
 from backupfw.db import models
+from backupfw.manager.rules.volume_types import VolumeTypeManager
 from backupfw.manager.usecases.backups import BackupManager
 from backupfw.manager.usecases.volumes import VolumeManager
 from tests.unit.cmd.conftest import CTX, PATIENCE, Run, backed_up, load_conf
@@ -97,6 +98,25 @@ def test_volumes_are_made_backed_up_and_restored_across(
         path = tmp_path / "fast" / f"volume-{volume}.img"
         with path.open("rb") as file:
             assert file.read(2 * MIB) == image.read_bytes()
+
+
+def test_without_a_back_end_the_projects_default_type_decides(
+    run: Run, configure: Path, state: Path, tmp_path: Path, image: Path
+) -> None:
+    conf = load_conf(state)
+    database.prepare(conf, make=True)
+    with database.opened(conf) as db:
+        types = VolumeTypeManager(db, conf)
+        gold = types.create(CTX, name="gold", extra_specs={"volume_backend_name": "fast"})
+        types.set_project_default(CTX, "p1", gold.id)
+    for words in (("create", "--size", "1"), ("adopt", str(image))):
+        mine = shown(run, one_line(run, "volume", *words, "--project", "p1"))
+        assert (mine["volume_type"], mine["backend"]) == ("gold", "fast")
+    made = one_line(run, "volume", "create", "--size", "1", "--project", "p1")
+    assert one_line(run, "volume", "path", made) == f"{tmp_path}/fast/volume-{made}.img"
+    assert shown(run, one_line(run, "volume", "create", "--size", "1"))["backend"] == "local"
+    chosen = one_line(run, "volume", "create", "--size", "1", "--project", "p1", "--backend", "local")
+    assert shown(run, chosen)["backend"] == "local"
 
 
 def test_what_is_in_a_back_end_that_is_not_enabled_waits_and_is_told(

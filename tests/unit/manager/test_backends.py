@@ -14,6 +14,7 @@ from backupfw.errors import InvalidInput, InvalidVolume
 from backupfw.manager.queue import waiting
 from backupfw.manager.queue.claims import Limits
 from backupfw.manager.rules import volume_types
+from backupfw.manager.usecases.backups import BackupManager
 from tests.unit.manager.catalogue import ADMIN, ALICE, Catalogue, make_conf, make_database
 
 
@@ -120,6 +121,35 @@ def test_a_restore_to_a_new_volume_goes_where_the_backups_volume_is(
             made(world, backup_id=backup, volume_type=chosen)
     else:
         assert made(world, backup_id=backup, volume_type=chosen) == expected
+
+
+@pytest.mark.parametrize(
+    ("source", "default", "expected"),
+    [
+        (None, "gold", "fast"),
+        ("gone", "gold", "fast"),
+        ("far", "gold", "far"),
+        (None, "plain", "local"),
+        (None, "lost", "local"),
+    ],
+)
+def test_a_restored_volume_without_a_type_goes_to_the_back_end_of_the_default_type(
+    world: Catalogue, source: str | None, default: str, expected: str
+) -> None:
+    """It gets the default type of the project."""
+    world.types.set_project_default(ADMIN, ALICE.project_id, default)
+    volume = str(uuid.uuid4())
+    if source is not None:
+        volume = world.volume()
+        world.set(models.Volume, volume, backend=source, deleted=True)
+    backup = world.backup(volume_id=volume, store="main", volume_record={})
+    # The restore takes the backup: another one for the volume that is made from it.
+    other = world.backup(volume_id=volume, store="main", volume_record={})
+    assert made(world, backup_id=other) == expected
+    target = BackupManager(world.db, world.conf).restore(ALICE, backup)[1]
+    with world.db.read() as session:
+        row = session.get_one(models.Volume, target)
+        assert (row.volume_type, row.backend) == (default, expected)
 
 
 def test_a_volume_gets_no_type_of_another_back_end(world: Catalogue) -> None:
