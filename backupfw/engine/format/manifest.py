@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 
 import zstandard
 from blake3 import blake3
+from oslo_log import log
 
 from backupfw import naming
 from backupfw.chunkstore.base import Body
@@ -40,6 +41,8 @@ from backupfw.engine.format.entries import encode_origins as _encode_origins
 from backupfw.engine.format.geometry import MAX_LENGTH, Geometry
 from backupfw.errors import Damaged, UnsupportedFormat
 from backupfw.volume.base import MAX_TOKEN
+
+LOG = log.getLogger(__name__)
 
 MAGIC = b"BFWmanif"
 VERSION = 1
@@ -100,20 +103,32 @@ class PointNote:
 
     @classmethod
     def of(cls, token: str | None, trusted: int) -> PointNote | None:
-        """Return the note, None if there is nothing to note."""
+        """Return the note, None if there is nothing to note; a provider's impossible token counts as none."""
+        if token is not None and not _is_token(token):
+            LOG.warning(
+                "A volume provider gave a point a token that is no text of at most %d characters: the next"
+                " backup reads everything",
+                MAX_TOKEN,
+            )
+            token = None
         return None if token is None and not trusted else cls(token, trusted)
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> PointNote:
-        """Take it from a head.
-
-        :raises BadBytes: a field is missing or wrong.
-        """
-        token = _typed(value, "token", str, optional=True)
-        trusted = _typed(value, "trusted", int)
-        if not 0 <= trusted < 1 << 31 or len(token or "") > MAX_TOKEN:
-            raise BadBytes("the head's point is none")
+    def from_json(cls, value: object) -> PointNote | None:
+        """Take it from a head; None if it is none: it is only a hint, and the backup is whole without it."""
+        if not isinstance(value, Mapping):
+            return None
+        token, trusted = value.get("token"), value.get("trusted")
+        if token is not None and not _is_token(token):
+            return None
+        # bool is an int in Python; in the format it is not.
+        if not isinstance(trusted, int) or isinstance(trusted, bool) or not 0 <= trusted < 1 << 31:
+            return None
         return cls(token, trusted)
+
+
+def _is_token(found: object) -> bool:
+    return isinstance(found, str) and len(found) <= MAX_TOKEN and naming.text_problem(found) is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +199,6 @@ class ManifestHead:
         if problem := geometry.problem():
             raise BadBytes(problem)
         source = _typed(value, "source", dict, optional=True)
-        point = _typed(value, "point", dict, optional=True)
         return cls(
             origin=keys.Origin(
                 installation=_typed(value, "installation", str),
@@ -203,7 +217,7 @@ class ManifestHead:
             source=None
             if source is None
             else SourceTotals(_typed(source, "segments", int), _typed(source, "data_bytes", int)),
-            point=None if point is None else PointNote.from_json(point),
+            point=PointNote.from_json(value.get("point")),
         )
 
 
