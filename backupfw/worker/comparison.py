@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 
 from backupfw.chunkstore.container import Container
 from backupfw.engine.format.manifest import ManifestReader
 from backupfw.errors import Damaged, UnsupportedFormat
 from backupfw.manager.outcomes.creating import BASE_LOST, CreatePlan
 from backupfw.volume.base import Point
+from backupfw.worker.cancellable import PROVIDER_GRACE, run_cancellable
+from backupfw.worker.control import TaskControl
 
 #: Longest reason of a provider that is shown.
 _REASON_LENGTH = 120
@@ -35,11 +38,14 @@ class Comparison:
         return source_identity if self.since is None else f"{source_identity} since {self.since}"
 
 
-def choose(plan: CreatePlan, point: Point, container: Container, full_compare_every: int) -> Comparison:
+def choose(
+    plan: CreatePlan, point: Point, container: Container, full_compare_every: int, control: TaskControl
+) -> Comparison:
     """Decide it for one attempt; a later attempt with the same point decides the same.
 
     :param full_compare_every: every so many backups that could rely on the storage read everything instead.
     :raises ChunkStoreError: the store does not answer.
+    :raises TaskStopped: the attempt must end.
     """
     if plan.base is None:
         return Comparison(BASE_LOST if plan.backup.is_incremental else "no comparison: full backup")
@@ -53,7 +59,7 @@ def choose(plan: CreatePlan, point: Point, container: Container, full_compare_ev
         return distrusted(plan.volume.changes_distrusted_at)
     if note.trusted + 1 >= full_compare_every:
         return whole(f"due every {full_compare_every} backups")
-    refused = point.compare(note.token)
+    refused = run_cancellable(partial(point.compare, note.token), control, grace=PROVIDER_GRACE)
     if refused is not None:
         return whole(f"the token no longer holds, {refused[:_REASON_LENGTH]}")
     return Comparison("changed blocks by token", note.token)

@@ -229,7 +229,7 @@ class BackupCreate(Handler):
             crash_points.reach("backup.opened")
             if plan.snapshot is None and not self._needs_temp_snapshot(plan):
                 plan = self._follow(task, plan, point.length, point.storage_id)
-            how = comparison.choose(plan, point, container, tools.engine.full_compare_every)
+            how = comparison.choose(plan, point, container, tools.engine.full_compare_every, control)
             while True:
                 LOG.info("Backup %s: %s", plan.backup.id, how.how)
                 plan = creating.bind_source(task, how.identity(point.identity), how.how)
@@ -287,8 +287,9 @@ class BackupCreate(Handler):
             LOG.exception(
                 "The temporary snapshot of backup %s stays until the backup is deleted", task.resource_id
             )
-        keep_points(self._tools, task.resource_id)
+        # A storage that hangs must not keep the backup from being deleted.
         self._tools.tasks.discard(task)
+        keep_points(self._tools, task.resource_id)
 
     def _job(self, plan: CreatePlan, point: Point, how: Comparison) -> BackupJob:
         tools = self._tools
@@ -343,7 +344,7 @@ class BackupCreate(Handler):
     def _point(self, task: Task, plan: CreatePlan, control: TaskControl) -> Iterator[Point]:
         """Lend the point that is read; its storage stays until :func:`keep_points` decides."""
         ref: SnapshotRef | VolumeRef
-        keep_points(self._tools, task.resource_id)
+        run_cancellable(partial(keep_points, self._tools, task.resource_id), control, grace=PROVIDER_GRACE)
         if plan.snapshot is not None:
             ref = snapshot_ref(plan.snapshot, plan.volume)
         elif self._needs_temp_snapshot(plan):

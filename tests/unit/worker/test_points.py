@@ -39,6 +39,16 @@ class Kept:
         self.token = token
 
 
+class TrackingPoint(MemoryPoint):
+    """A point whose comparison can be held up."""
+
+    before_compare: Callable[[], object]
+
+    def compare(self, since: str) -> str | None:
+        self.before_compare()
+        return super().compare(since)
+
+
 class TrackingProvider(MemoryProvider):
     """Volumes in memory whose points are kept by id, and which know what changed."""
 
@@ -54,19 +64,21 @@ class TrackingProvider(MemoryProvider):
         self.lies = False
         self.opened: list[MemoryPoint] = []
         self.before_keep: Callable[[], object] = lambda: None
+        self.before_compare: Callable[[], object] = lambda: None
 
     def open_point(self, ref: VolumeRef | SnapshotRef, point_id: str, tick: Tick = no_tick) -> Point:
         if isinstance(ref, SnapshotRef):
             return super().open_point(ref, point_id, tick)
         data = bytes(self.volumes[ref.id])
         kept = self.kept.setdefault(point_id, Kept(data, f"{ref.id}/{point_id}/{next(self.made)}"))
-        point = MemoryPoint(
+        point = TrackingPoint(
             kept.data,
             identity=kept.token,
             token=kept.token,
             earlier={one.token: one.data for one in self.kept.values()},
             lies=[range(len(data))] if self.lies else (),
         )
+        point.before_compare = self.before_compare
         self.opened.append(point)
         return point
 
@@ -324,6 +336,32 @@ def test_a_cancelled_backup_keeps_nothing(world: WorkerWorld) -> None:
         world.wait_backup(made.id, None)
         world.wait_idle()
     wait_kept(world, first)
+
+
+@pytest.mark.parametrize("hangs", ["before_keep", "before_compare", "afterwards"])
+def test_a_storage_that_hangs_does_not_keep_a_backup_from_its_deletion(
+    world: WorkerWorld, hangs: str
+) -> None:
+    volume = world.filled_volume(DATA)
+    with world.worker():
+        back_up(world, volume, incremental=False)
+        storage(world).volumes[volume][:3] = b"new"
+        put, gate = Gate(after=0), Gate(after=0)
+        if hangs == "afterwards":
+            world.faulty.fail("put", times=None, match=put)
+        else:
+            setattr(storage(world), hangs, gate)
+        made = world.backups.create(world.ctx(), volume_id=volume, incremental=True)
+        assert (put if hangs == "afterwards" else gate).reached.wait(60)
+        world.backups.force_delete(world.ctx(admin=True), made.id)
+        if hangs == "afterwards":
+            storage(world).before_keep = gate
+            put.open()
+        try:
+            world.wait_backup(made.id, None)
+        finally:
+            gate.open()
+        world.wait_idle()
 
 
 def test_a_shutdown_keeps_the_point_for_the_next_worker(world: WorkerWorld) -> None:
