@@ -38,7 +38,7 @@ from backupfw.engine.format.manifest import (
 from backupfw.engine.pool import Halt, Meter, Streams
 from backupfw.engine.ports import BackupJob, BackupResult, Control, Journal
 from backupfw.engine.segment_backup import SegmentDone, SegmentTask, SegmentWriter
-from backupfw.errors import Damaged, JournalLost, OutcomeUnknown, TaskLost, UnsupportedFormat
+from backupfw.errors import ChangeMissed, Damaged, JournalLost, OutcomeUnknown, TaskLost, UnsupportedFormat
 from backupfw.volume.base import Extent, Kind, Point
 
 #: Segments for which no object was put are recorded in batches: of this many, or after this many seconds.
@@ -121,6 +121,10 @@ def run(
     except TaskLost:
         # Another attempt has the task now, and may have cleaned up already.
         unnamed.remove()
+        raise
+    except ChangeMissed:
+        # If the source moved, the storage was not wrong.
+        point.check_still()
         raise
     except Exception:
         # Try to record what is finished, for the next attempt.  The first error is the one to raise.

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from backupfw.engine import backup
 from backupfw.engine.format.manifest import ManifestHead, ManifestReader, PointNote
 from backupfw.engine.ports import BackupResult
-from backupfw.errors import ChangeMissed
+from backupfw.errors import ChangeMissed, SourceMoved
 from tests.unit.engine.fakes import (
     BLOCK,
     KIB,
@@ -139,6 +139,22 @@ def test_a_lie_that_the_sample_meets_ends_the_backup() -> None:
         new[2 * SEGMENT + BLOCK : 2 * SEGMENT + BLOCK + len(changed)] = changed
         with pytest.raises(ChangeMissed, match=f"block at {2 * SEGMENT + BLOCK} is unchanged"):
             then(box, 1, new, key, was, verify_unchanged=1.0, lies=[range(len(new))])
+
+
+def test_a_source_that_moved_is_no_lie() -> None:
+    box = memory_container()
+    data = content(SEGMENT, zero=0.0)
+    key, new = first(box, data), bytearray(data)
+    new[0] ^= 1
+
+    class Moved(MemoryPoint):
+        def check_still(self) -> None:
+            raise SourceMoved("The source changed while it was read.")
+
+    point = Moved(bytes(new), token="t1", earlier={"t0": bytes(data)}, lies=[range(len(new))])
+    job = make_job(1, len(new), key, since="t0", verify_unchanged=1.0)
+    with pytest.raises(SourceMoved):
+        backup.run(job, point, box, MemoryJournal(), FakeControl())
 
 
 def test_a_lie_about_zeros_is_met_whether_they_were_or_are_zeros() -> None:
