@@ -123,6 +123,8 @@ def run(
         unnamed.remove()
         raise
     except ChangeMissed:
+        # Nothing that was finished is used any more; and another attempt may have the task now.
+        unnamed.remove()
         # If the source moved, the storage was not wrong.
         point.check_still()
         raise

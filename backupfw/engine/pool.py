@@ -12,6 +12,7 @@ from typing import Generic, Protocol, TypeVar
 
 from backupfw.chunkstore.cancellation import cancelled_by
 from backupfw.engine.ports import Control
+from backupfw.errors import ChangeMissed
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -110,7 +111,8 @@ class Streams(Generic[Item, Result]):
         """Yield results as they come, in any order; items are drawn in the calling thread, few ahead.
 
         An error of an item's work, of the items or of the caller's loop ends all streams at their next
-        check and is raised once they have ended; the first one, if several fail.
+        check and is raised once they have ended; the first one, if several fail.  But a ChangeMissed of any
+        stream is raised instead: it is the only proof that a storage is wrong, and must not be lost.
         """
         tasks: queue.SimpleQueue[tuple[Item] | None] = queue.SimpleQueue()
         results: queue.SimpleQueue[tuple[Result | None, BaseException | None]] = queue.SimpleQueue()
@@ -157,6 +159,10 @@ class Streams(Generic[Item, Result]):
             for worker in workers:
                 with contextlib.suppress(BufferError):
                     worker.close()
+            while not results.empty():
+                _, error = results.get()
+                if isinstance(error, ChangeMissed):
+                    raise error
 
 
 _END: object = object()

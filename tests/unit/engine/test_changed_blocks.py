@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from backupfw.engine import backup
 from backupfw.engine.format.manifest import ManifestHead, ManifestReader, PointNote
 from backupfw.engine.ports import BackupResult
-from backupfw.errors import ChangeMissed, SourceMoved
+from backupfw.errors import ChangeMissed, SourceMoved, TaskLost
 from tests.unit.engine.fakes import (
     BLOCK,
     KIB,
@@ -155,6 +156,36 @@ def test_a_source_that_moved_is_no_lie() -> None:
     job = make_job(1, len(new), key, since="t0", verify_unchanged=1.0)
     with pytest.raises(SourceMoved):
         backup.run(job, point, box, MemoryJournal(), FakeControl())
+
+
+@pytest.mark.parametrize("error", [OSError("away"), TaskLost("lost")])
+def test_a_lie_is_told_although_something_else_failed_first(error: Exception) -> None:
+    """And nothing is recorded that must not be used."""
+    box = memory_container()
+    data = content(4 * SEGMENT, zero=0.0)
+    key, new = first(box, data), bytearray(data)
+    new[3 * SEGMENT] ^= 1
+    reading, failed = threading.Event(), threading.Event()
+
+    class Slow(MemoryPoint):
+        def read_into(self, offset: int, buffer: memoryview) -> None:
+            if offset >= 3 * SEGMENT:
+                reading.set()
+                assert failed.wait(60)
+            super().read_into(offset, buffer)
+
+        def check_still(self) -> None:
+            if not failed.is_set():
+                assert reading.wait(60)
+                failed.set()
+                raise error
+
+    point = Slow(bytes(new), token="t1", earlier={"t0": bytes(data)}, lies=[range(len(new))])
+    job = make_job(1, len(new), key, since="t0", verify_unchanged=1.0, streams=4)
+    journal = MemoryJournal()
+    with pytest.raises(ChangeMissed):
+        backup.run(job, point, box, journal, FakeControl())
+    assert list(journal.finished()) == []
 
 
 def test_a_lie_about_zeros_is_met_whether_they_were_or_are_zeros() -> None:
