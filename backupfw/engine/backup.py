@@ -339,7 +339,8 @@ class _Look:
             if head.point is None or head.point.token != job.since:
                 raise ValueError("the job's token is not that of its base")
             self.since = job.since
-            self.trusted = head.point.trusted + 1
+            # What is all checked is not only believed.
+            self.trusted = 0 if job.verify_unchanged >= 1 else head.point.trusted + 1
             self._same_until = common_length(job.geometry, head.geometry)
         self._share = job.verify_unchanged
         self.sampler = Sampler(job.verify_unchanged, job.geometry.block_size)

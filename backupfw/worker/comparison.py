@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 
@@ -25,17 +25,21 @@ class Comparison:
     :ivar how: for people, in a few words.
     :ivar since: the token in the base's manifest, whose point the storage compares with; None: everything is
         read and compared with the base.
+    :ivar checked: everything that the storage says is the same is read, too, to check it.
     """
 
     how: str
     since: str | None = None
+    checked: bool = False
 
     def identity(self, source_identity: str) -> str:
         """Return what the finished segments of an epoch have in common.
 
         Those of a backup that relied on what the storage said do not count for one that does not.
         """
-        return source_identity if self.since is None else f"{source_identity} since {self.since}"
+        if self.since is None:
+            return source_identity
+        return f"{source_identity} since {self.since}{' checked' if self.checked else ''}"
 
 
 def choose(
@@ -57,11 +61,12 @@ def choose(
         return whole("the backup before has no token")
     if plan.volume.changes_distrusted_at is not None:
         return distrusted(plan.volume.changes_distrusted_at)
-    if note.trusted + 1 >= full_compare_every:
-        return whole(f"due every {full_compare_every} backups")
     refused = run_cancellable(partial(point.compare, note.token), control, grace=PROVIDER_GRACE)
     if refused is not None:
         return whole(f"the token no longer holds, {refused[:_REASON_LENGTH]}")
+    if note.trusted + 1 >= full_compare_every:
+        # The storage is asked all the same: only so is a wrong answer noticed.
+        return replace(whole(f"due every {full_compare_every} backups"), since=note.token, checked=True)
     return Comparison("changed blocks by token", note.token)
 
 

@@ -311,7 +311,7 @@ class BackupCreate(Handler):
             key_id=plan.key_id,
             streams=tools.engine.streams,
             since=how.since,
-            verify_unchanged=tools.engine.verify_unchanged,
+            verify_unchanged=1.0 if how.checked else tools.engine.verify_unchanged,
         )
 
     def _known_damaged(self, plan: CreatePlan) -> frozenset[str]:

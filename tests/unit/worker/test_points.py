@@ -206,6 +206,25 @@ def test_every_so_many_read_everything(world: WorkerWorld) -> None:
     assert [(row.comparison, row.read_bytes) for row in rows] == [same, same, due, same, same, due, same]
 
 
+def test_a_lie_is_noticed_when_everything_is_due_to_be_read(world: WorkerWorld) -> None:
+    volume = world.filled_volume(DATA)
+    data = storage(world).volumes[volume]
+    set_engine(world, full_compare_every=2, verify_unchanged=0.0)
+    with world.worker():
+        back_up(world, volume, incremental=False)
+        storage(world).lies = True
+        data[SEGMENT : SEGMENT + 3] = b"new"
+        assert back_up(world, volume).comparison == BY_TOKEN
+        data[:3] = b"new"
+        row = back_up(world, volume)
+        assert restored(world, row) == data
+    assert world.row(models.Volume, volume).changes_distrusted_at is not None
+    assert str(row.comparison).startswith("whole comparison: on ")
+    assert len(world.rows(models.Message)) == 1
+    assert isinstance(world.tools.meter, CountingMeter)
+    assert world.tools.meter.missed == 1
+
+
 def test_a_token_that_no_longer_holds_is_said(world: WorkerWorld) -> None:
     volume = world.filled_volume(DATA)
     with world.worker():
