@@ -423,8 +423,6 @@ def keep_points(tools: Tools, backup_id: str) -> None:
 
 def _keep_points(tools: Tools, volume: rows.Volume) -> None:
     provider = tools.backends.provider(volume.backend)
-    if not (provider.capabilities.changes or provider.capabilities.live):
-        return
 
     def needed() -> Needed:
         compared, read = tools.backups.creating.needed_points(volume.id)

@@ -275,6 +275,15 @@ def test_what_a_failed_clean_up_left_goes_with_the_next_backup(world: WorkerWorl
     wait_kept(world, third)
 
 
+def test_what_was_kept_goes_although_the_storage_no_longer_records_changes(world: WorkerWorld) -> None:
+    volume = world.filled_volume(DATA)
+    with world.worker():
+        back_up(world, volume, incremental=False)
+        storage(world).capabilities = MemoryProvider.capabilities
+        last = back_up(world, volume)
+    wait_kept(world, last)
+
+
 def test_the_point_of_a_backup_that_failed_goes_and_that_of_the_one_before_stays(world: WorkerWorld) -> None:
     volume = world.filled_volume(DATA)
     with world.worker():
