@@ -110,7 +110,8 @@ _DETAILS: Mapping[Detail, str] = {
     Detail.IMPORT_BACKUP: "The backup could not be imported.",
     Detail.CANCELLED: "The operation was cancelled.",
     Detail.CHANGE_MISSED: "Data that the volume's storage said was unchanged had changed. All data was"
-    " compared instead, and will be by later backups of this volume.",
+    " compared instead, and will be by later backups of this volume. Earlier backups since the last one that"
+    " compared all data may hold wrong data, too.",
 }
 
 

@@ -181,6 +181,7 @@ def test_a_lie_is_stored_right_told_and_remembered(world: WorkerWorld) -> None:
         (message,) = world.rows(models.Message)
         assert message.message_level == "WARNING"
         assert "said was unchanged had changed" in text(message.action_id, message.detail_id)
+        assert "Earlier backups" in text(message.action_id, message.detail_id)
         (finding,) = audit.run(world.db, 60)
         assert (finding.check, finding.subject) == ("changes", f"volume {volume}")
         assert isinstance(world.tools.meter, CountingMeter)
