@@ -105,7 +105,7 @@ class Create(usecases.Queueing):
             "--project",
             metavar="P",
             type=usecases.project,
-            help="whose it is (default: the volume's); chooses among several volumes of that name",
+            help="whose it is (default: the volume's); a name is looked up in this project only",
         )
         super().add_arguments(parser)
 
@@ -160,7 +160,7 @@ class Restore(usecases.Queueing):
             "--project",
             metavar="P",
             type=usecases.project,
-            help="whose a new volume is (default: the backup's); chooses among several backups of that name",
+            help="whose a new volume is (default: the backup's); names are looked up in this project only",
         )
         super().add_arguments(parser)
 
@@ -171,16 +171,14 @@ class Restore(usecases.Queueing):
         args = parsed_args
         if args.overwrite and args.to is None:
             self.refuse("--overwrite goes with --to FILE")
-        if args.to is not None and (args.project is not None or not args.wait):
-            self.refuse("--to FILE works without a worker: --project and --no-wait do not go with it")
-        if args.volume is not None and args.project is not None:
-            self.refuse("--project is for a new volume; it does not go with --volume")
+        if args.to is not None and not args.wait:
+            self.refuse("--to FILE works without a worker: --no-wait does not go with it")
         if args.to is not None:
             from backupfw.cmd import catalogue, restore_file
 
             # No worker is to be woken: there may be no message bus.
             conf, db = self.database(args)
-            backup = catalogue.find_id(db, models.Backup, args.id)
+            backup = catalogue.find_id(db, models.Backup, args.id, by_name={"project_id": args.project})
             progress = Progress(f"restoring {backup}")
             restore_file.restore(conf, db, backup, args.to, progress, overwrite=args.overwrite)
             print(args.to)
@@ -192,13 +190,12 @@ class Restore(usecases.Queueing):
         from backupfw.db import models
         from backupfw.manager.lineage import lifecycle
 
-        volume = None if args.volume is None else cases.find(models.Volume, args.volume)
-        owner = cases.backups.get(base.operator(), backup).project_id
-        if volume is not None:
+        volume, owner = None, args.project or cases.backups.get(base.operator(), backup).project_id
+        if args.volume is not None:
+            # Not in all projects: a volume of that name that is another project's would be overwritten.
+            volume = cases.find(models.Volume, args.volume, project_id=owner)
             owner = cases.volumes.project_of(base.operator(), volume)
-        _, target, _ = cases.backups.restore(
-            base.operator(args.project or owner), backup, volume_id=volume, name=args.name
-        )
+        _, target, _ = cases.backups.restore(base.operator(owner), backup, volume_id=volume, name=args.name)
         print(target, flush=True)
         operation = waiting.Operation(
             f"restoring backup {backup} to volume {target}",

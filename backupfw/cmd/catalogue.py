@@ -63,14 +63,15 @@ def find_id(
     text: str,
     project: str | None = None,
     *,
-    rather: Mapping[str, str | None] | None = None,
+    by_name: Mapping[str, str | None] | None = None,
 ) -> str:
     """Return the id of what an operator names: by its id, or by its name where nothing else has that.
 
     A text in the form of an id is never taken for a name.
 
     :param project: only of this project; None for any.
-    :param rather: columns and values that choose among several of that name; a value of None chooses nothing.
+    :param by_name: columns and values that it must have where a name is given; an id may be anywhere.  None
+        demands nothing.
     :raises NotFound: there is nothing of that id or name.
     :raises InvalidInput: several have that name; the message lists them with their projects.
     """
@@ -85,9 +86,9 @@ def find_id(
     if not text or not naming.is_name(text):
         # Spelt in ASCII, because it may have characters that no terminal shows.
         raise missing(ascii(text[: naming.MAX_NAME]))
-    named = select(row.id, row.project_id).where(row.display_name == text, *there)
+    wanted = {column: value for column, value in (by_name or {}).items() if value is not None}
+    named = select(row.id, row.project_id).where(row.display_name == text, *there).filter_by(**wanted)
     named = named.order_by(row.created_at, row.id).limit(_MAX_IDS + 1)
-    wanted = {column: value for column, value in (rather or {}).items() if value is not None}
     with db.read() as session:
         if may_be_id(text):
             spelt = select(row.id).where(row.id.in_((text, text.lower())), *there)
@@ -98,8 +99,6 @@ def find_id(
                 # for that one.
                 raise missing(text)
         found = session.execute(named).all()
-        if len(found) > 1 and wanted:
-            found = session.execute(named.filter_by(**wanted)).all() or found
     if not found:
         raise missing(text)
     if len(found) > 1:
@@ -112,11 +111,11 @@ def find_id(
 def find_backed_up(db: Database, text: str, project: str | None = None) -> str:
     """Return the id of a volume that has backups, or is there; it may be deleted, then only its id names it.
 
-    :param project: chooses among several volumes of that name.
+    :param project: a name is looked up in this project only; None for any.
     :raises InvalidInput: there is neither such a volume nor a backup of one, or several have that name.
     """
     try:
-        return find_id(db, models.Volume, text, rather={"project_id": project})
+        return find_id(db, models.Volume, text, by_name={"project_id": project})
     except VolumeNotFound:
         if may_be_id(text) and backups_exist(db, text, None):
             return text

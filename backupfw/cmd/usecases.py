@@ -64,11 +64,11 @@ class UseCases:
 
         return SnapshotManager(self.db, self.conf, self._wake)
 
-    def find(self, model: type[Named], text: str, project: str | None = None, **rather: str | None) -> str:
+    def find(self, model: type[Named], text: str, project: str | None = None, **by_name: str | None) -> str:
         """Return the id of what an operator named; see :func:`catalogue.find_id`."""
         from backupfw.cmd import catalogue
 
-        return catalogue.find_id(self.db, model, text, project, rather=rather)
+        return catalogue.find_id(self.db, model, text, project, by_name=by_name)
 
 
 def text(value: str) -> str:

@@ -47,7 +47,6 @@ def test_help_and_version(run: Run) -> None:
         ("backup", "verify"),
         ("backup", "verify", "one", "--all"),
         ("backup", "restore", "one", "--overwrite"),
-        ("backup", "restore", "one", "--volume", "two", "--project", "p"),
         ("backup", "restore", "one", "--to", "file", "--no-wait"),
         ("store", "check"),
         ("sweep", "--dry"),

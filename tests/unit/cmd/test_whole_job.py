@@ -261,6 +261,38 @@ def test_a_project_tells_things_of_one_name_apart(run: Run, quick: None, served:
     assert shown(run, "backup", "night")["volume_id"] == volumes["red"]
 
 
+def test_a_name_is_not_looked_up_in_other_projects(
+    run: Run, quick: None, served: None, image: Path, tmp_path: Path
+) -> None:
+    """Else the backup of one project would be written over the volume of another one."""
+    words = ("volume", "create", "--image", str(image))
+    red = done(run(*words, "--name", "disk", "--project", "red"))
+    blue = done(run(*words, "--name", "data", "--project", "blue"))
+    backup = done(run("backup", "create", "disk", "--name", "nightly"))
+    done(run("snapshot", "create", "disk", "--name", "calm"))
+    file = str(tmp_path / "file")
+    for refused in (
+        ("backup", "restore", backup, "--volume", "data"),
+        ("backup", "restore", "nightly", "--volume", "data", "--project", "red"),
+        ("backup", "restore", "nightly", "--volume", "data", "--project", "blue"),
+        ("backup", "restore", "nightly", "--project", "blue"),
+        ("backup", "restore", "nightly", "--to", file, "--project", "blue"),
+        ("backup", "create", "disk", "--project", "blue"),
+        ("backup", "create", "data", "--snapshot", "calm"),
+        ("backup", "list", "--volume", "disk", "--project", "blue"),
+        ("backup", "verify", "--volume", "disk", "--project", "blue"),
+        ("snapshot", "list", "--volume", "disk", "--project", "blue"),
+    ):
+        outcome = run(*refused)
+        assert (outcome.status, outcome.out) == (1, ""), (refused, outcome)
+    assert len(listed(run, "volume")) == 2
+    assert done(run("backup", "restore", "nightly", "--to", file, "--project", "red")) == file
+    assert done(run("backup", "restore", "nightly", "--volume", "disk", "--project", "red")) == red
+    # A project can be named for the target, and an id may be anywhere.
+    assert done(run("backup", "restore", backup, "--volume", "data", "--project", "blue")) == blue
+    assert done(run("backup", "restore", "nightly", "--volume", blue)) == blue
+
+
 def test_the_id_of_a_deleted_volume_is_nobodys_name(run: Run, served: None, image: Path) -> None:
     """Who gives a volume that name would get what an operator restores to the one that is gone."""
     gone = done(run("volume", "adopt", str(image)))
