@@ -7,6 +7,7 @@ volumes of other projects.
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -208,7 +209,7 @@ class VolumeManager(UseCases):
             it; None for storage that is not the service's own and stays when the volume is deleted.
         :param storage_id: as the provider's ``adopt`` returned it.
         :param in_use: a program uses it now: the volume is ``in-use``, with an attachment.
-        :raises InvalidInput: it is empty, or already a volume.
+        :raises InvalidInput: it is empty, or a volume or snapshot already.
         :raises QuotaExceeded: the project has no room for it.
         """
         if length <= 0:
@@ -262,7 +263,7 @@ class VolumeManager(UseCases):
 
         :raises VolumeNotFound: there is none, or not for this caller.
         :raises InvalidVolume: it was not adopted, or a task works on it.
-        :raises InvalidInput: the storage is empty, or belongs to another volume.
+        :raises InvalidInput: the storage is empty, or is another volume or a snapshot.
         """
 
         def work(session: Session) -> rows.Volume:
@@ -349,12 +350,15 @@ class VolumeManager(UseCases):
     def _refuse_taken(
         self, session: Session, location: str, storage_id: str | None, but: str | None = None
     ) -> None:
-        """Refuse storage that is already a volume, of whatever back end, under this name or another one.
+        """Refuse storage that is a volume or snapshot already, of whatever back end, also under another name.
 
         :param but: the volume whose storage it may be.
         """
-        row = models.Volume
-        taken = row.location == location
+        row, snapshot = models.Volume, models.Snapshot
+        # What the service made has a bare name, which says nothing of the directory: that may be one of a
+        # back end which is not enabled now, or a former one.
+        name = os.path.basename(location)
+        taken = or_(row.location == location, and_(row.location == name, row.adopted.is_(False)))
         if storage_id is not None:
             taken = or_(taken, and_(row.storage_id == storage_id, self._is_here()))
         owner = session.scalar(
@@ -362,6 +366,11 @@ class VolumeManager(UseCases):
         )
         if owner is not None:
             raise InvalidInput(f"This storage is volume {owner} already.")
+        found = select(snapshot.id).where(
+            snapshot.deleted.is_(False), snapshot.location.in_((location, name))
+        )
+        if (owner := session.scalar(found.limit(1))) is not None:
+            raise InvalidInput(f"This storage is snapshot {owner}.")
 
     def record_storage(self, volume_id: str, storage_id: str) -> None:
         """Record a volume's storage id, unless it is recorded already."""

@@ -160,6 +160,37 @@ def test_a_back_ends_files_are_not_adopted_in_another(run: Run, configure: Path,
         assert "belongs to this service" in done.err
 
 
+@pytest.mark.parametrize("left", ["disabled", "moved"])
+def test_images_of_ours_in_a_directory_that_is_no_more_configured_are_not_adopted(
+    run: Run, configure: Path, state: Path, tmp_path: Path, image: Path, left: str
+) -> None:
+    adopted = one_line(run, "volume", "adopt", str(image))
+    there = one_line(run, "volume", "create", "--size", "1", "--backend", "fast")
+    with serving(state):
+        snapshot = one_line(run, "snapshot", "create", there)
+    if left == "disabled":
+        configure.write_text("")
+    else:
+        configure.write_text(configure.read_text().replace(f"{tmp_path}/fast", f"{tmp_path}/new"))
+    for name, said in (
+        (f"volume-{there}.img", f"is volume {there} already"),
+        (f"snapshot-{snapshot}.img", f"is snapshot {snapshot}"),
+    ):
+        path = tmp_path / "fast" / name
+        path.chmod(0o600)
+        (tmp_path / "link").unlink(missing_ok=True)
+        (tmp_path / "link").symlink_to(path)
+        for found in (path, tmp_path / "link"):
+            for words in (("adopt", str(found)), ("adopt", "--again", adopted, str(found))):
+                done = run("volume", *words, "--as-raw")
+                assert (done.status, done.out) == (1, ""), words
+                assert said in done.err
+    # Whatever else has such a name, or is there, is none of ours.
+    other = tmp_path / "fast" / "volume-other.img"
+    other.write_bytes(image.read_bytes())
+    one_line(run, "volume", "adopt", str(other))
+
+
 def test_storage_is_adopted_once_whatever_the_back_end(run: Run, configure: Path, image: Path) -> None:
     volume = one_line(run, "volume", "adopt", str(image), "--backend", "fast")
     assert shown(run, volume)["backend"] == "fast"
