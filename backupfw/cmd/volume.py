@@ -367,8 +367,9 @@ def verdicts(conf: cfg.ConfigOpts, name: str) -> Iterator[Mapping[str, Any]]:
     # Closed, so that an interrupted check cleans up.
     with contextlib.closing(check(provider)) as proven:
         try:
-            for what in proven:
-                yield {"check": what, "result": "ok", "detail": "", "line": f"ok      {what}"}
+            for what, is_proven in proven:
+                result = "ok" if is_proven else "skipped"
+                yield {"check": what, "result": result, "detail": "", "line": f"{result:<8}{what}"}
         except (BackupfwError, OSError) as error:
             problem = str(error)
     result = "failed" if problem else "ok"

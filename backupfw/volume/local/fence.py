@@ -23,6 +23,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import TextIO
 
 from backupfw.errors import TargetError
 from backupfw.volume.local.descriptor import Descriptor
@@ -58,7 +59,7 @@ _open_lock = threading.Lock()
 class Fence:
     """Opens volumes for one writer.  Thread-safe.
 
-    :param directory: where records of holders are kept; made when it is needed.
+    :param directory: where records of holders are kept; it is there only while there are some.
     :param wait: seconds that an earlier writer gets to stop by itself, and again after it was killed.
     :param kill: whether an earlier writer of another process may be killed.
     """
@@ -120,6 +121,9 @@ class Fence:
             # Before the lock is released: a record without a lock would name a wrong holder.
             with contextlib.suppress(OSError):
                 os.unlink(record)
+            # Left empty by another user (the root who checks a back end), it would keep out the service's.
+            with contextlib.suppress(OSError):
+                os.rmdir(self._directory)
             with _open_lock:
                 del _open[key]
 
@@ -138,12 +142,24 @@ class Fence:
         return os.path.join(self._directory, f"{boot_id()}.{key}")
 
     def _write_record(self, record: str, holder: _Holder) -> None:
-        os.makedirs(self._directory, mode=0o700, exist_ok=True)
         part = f"{record}.{secrets.token_hex(8)}.part"
         # Renamed, so that nobody reads half of it; not synced, because it has no meaning after a reboot.
-        with open(part, "w", encoding="ascii", opener=_private) as file:
+        with self._new_file(part) as file:
             json.dump(asdict(holder), file)
         os.rename(part, record)
+
+    def _new_file(self, path: str) -> TextIO:
+        tries = 100
+        while True:
+            try:
+                os.makedirs(self._directory, mode=0o700, exist_ok=True)
+                return open(path, "w", encoding="ascii", opener=_private)
+            except (FileExistsError, FileNotFoundError):
+                # Another writer, which ends just now, removes the empty directory: makedirs() has found that
+                # and then no more, or open() does not find it.
+                tries -= 1
+                if not tries:
+                    raise
 
     def _read_record(self, key: str) -> _Holder | None:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import time
 from collections.abc import Iterator
@@ -214,7 +215,7 @@ def test_a_back_end_is_checked(run: Run, configure: Path, tmp_path: Path) -> Non
         "ok      deletes both\n"
         "volume back end fast: ok\n"
     )
-    assert [path.name for path in (tmp_path / "fast").iterdir() if path.name != ".fence"] == []
+    assert os.listdir(tmp_path / "fast") == []
     checked = run("config", "check", "--connect")
     assert checked.status == 0
     assert (
@@ -241,8 +242,76 @@ def test_a_check_says_what_does_not_work_and_cleans_up(
         "ok      writes and reads it\n"
         "volume back end fast: NOT ok: [Errno 28] No space left on device\n"
     )
-    assert [path.name for path in (tmp_path / "fast").iterdir() if path.name != ".fence"] == []
+    assert os.listdir(tmp_path / "fast") == []
     assert run("config", "check", "--connect").status == 1
+
+
+def test_a_check_tells_the_first_error_and_deletes_what_was_begun(
+    run: Run, configure: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from backupfw.volume.local.provider import LocalProvider
+
+    calls = []
+
+    def create(*_: Any, **__: Any) -> str:
+        raise OSError(28, "No space left on device")
+
+    def delete(*_: Any, **__: Any) -> None:
+        calls.append("volume")
+        raise OSError("there is no such volume")
+
+    def delete_snapshot(*_: Any, **__: Any) -> None:
+        calls.append("snapshot")
+
+    monkeypatch.setattr(LocalProvider, "create", create)
+    monkeypatch.setattr(LocalProvider, "delete", delete)
+    monkeypatch.setattr(LocalProvider, "delete_snapshot", delete_snapshot)
+    done = run("volume", "check", "fast")
+    assert done.status == 1
+    assert done.out.endswith("volume back end fast: NOT ok: [Errno 28] No space left on device\n")
+    assert calls == ["volume"]
+
+
+def test_a_check_deletes_the_volume_when_its_snapshot_cannot_be(
+    run: Run, configure: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from backupfw.volume.local.provider import LocalProvider
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError("no snapshot is deleted here")
+
+    monkeypatch.setattr(LocalProvider, "delete_snapshot", fail)
+    done = run("volume", "check", "fast")
+    assert done.status == 1
+    assert done.out.endswith("volume back end fast: NOT ok: no snapshot is deleted here\n")
+    assert [name for name in os.listdir(tmp_path / "fast") if name.startswith("volume")] == []
+
+
+def test_a_check_leaves_out_what_a_provider_does_not_do(
+    run: Run, configure: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from backupfw.volume.base import Capabilities
+    from backupfw.volume.local.provider import LocalProvider
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise NotImplementedError
+
+    monkeypatch.setattr(LocalProvider, "capabilities", Capabilities(allocation=True))
+    for name in ("open_target", "create_snapshot", "delete_snapshot"):
+        monkeypatch.setattr(LocalProvider, name, fail)
+    done = run("volume", "check", "fast")
+    assert (done.status, done.err) == (0, "")
+    assert done.out == (
+        "ok      capabilities: allocation\n"
+        "ok      makes a volume\n"
+        "ok      reads it\n"
+        "skipped it does not write\n"
+        "skipped it takes no snapshots\n"
+        "ok      extends the volume, with zeros\n"
+        "ok      deletes it\n"
+        "volume back end fast: ok\n"
+    )
+    assert os.listdir(tmp_path / "fast") == []
 
 
 def test_a_check_of_what_is_not_there(run: Run, configure: Path, tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def test_a_frozen_writer_of_another_process_is_killed(
             target.write(0, [b"mine"])
             target.flush()
         assert read_all(provider, volume)[:8] == b"mine" + read_all(provider, volume)[4:8]
-    assert os.listdir(directory / "volumes" / ".fence") == []
+    assert not (directory / "volumes" / ".fence").exists()
 
 
 @pytest.mark.parametrize("attempt", [6, 7])
@@ -181,6 +181,30 @@ def test_the_lock_is_given_back(provider: LocalProvider, volume: VolumeRef) -> N
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     with open(provider.where(volume)) as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_writers_that_come_while_others_end_find_a_directory_for_their_records(
+    provider: LocalProvider, directory: Path
+) -> None:
+    """The last of the writers removes the directory that a new one has just made sure of."""
+    failed: list[BaseException] = []
+
+    def write_often(volume: VolumeRef) -> None:
+        try:
+            for attempt in range(1, 101):
+                with provider.open_target(volume, attempt):
+                    pass
+        except BaseException as error:
+            failed.append(error)
+
+    volumes = [new_volume(provider, f"v{number}", LENGTH) for number in range(3)]
+    threads = [threading.Thread(target=write_often, args=(one,)) for one in volumes]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
+    assert not (directory / "volumes" / ".fence").exists()
 
 
 def test_only_the_process_that_is_meant_is_killed() -> None:
