@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from backupfw.cmd.catalogue import UnknownManifests
     from backupfw.db.session import Database
     from backupfw.manager.operators.audit import Finding
+    from backupfw.volume.base import VolumeProvider
 
 
 class Audit(store.OfStores):
@@ -86,18 +87,26 @@ def findings(
 def _volumes(db: Database, conf: cfg.ConfigOpts) -> Iterator[Finding]:
     """Compare every volume of this host with its storage."""
     from backupfw.cmd import catalogue
-    from backupfw.errors import StorageChanged
+    from backupfw.errors import BackupfwError, StorageChanged
     from backupfw.manager.operators.audit import Finding
-    from backupfw.worker.backends import Backends
+    from backupfw.worker.backends import open_backend
     from backupfw.worker.handlers.base import volume_ref
 
-    backends, not_enabled = Backends(conf), Counter[str]()
+    providers: dict[str, VolumeProvider] = {}
+    not_enabled = Counter[str]()
+    for name in conf.volumes.enabled:
+        try:
+            providers[name] = open_backend(conf, name)
+        except (BackupfwError, OSError) as error:
+            problem = f"could not be opened, its volumes were not looked at: {error}"
+            yield Finding("volume", f"volume back end {name}", problem)
     for volume in catalogue.volumes_of(db, conf.host):
         if volume.backend not in conf.volumes.enabled:
             not_enabled[volume.backend] += 1
+        if volume.backend not in providers:
             continue
         try:
-            storage = backends.provider(volume.backend).look(volume_ref(volume))
+            storage = providers[volume.backend].look(volume_ref(volume))
         except StorageChanged as error:
             yield Finding("volume", f"volume {volume.id}", f"its storage {error.problem}. {error.hint}")
         except OSError as error:
@@ -122,6 +131,7 @@ def _stores(
     from backupfw.chunkstore.errors import ChunkStoreError
     from backupfw.cmd import catalogue
     from backupfw.engine import audit
+    from backupfw.errors import ConfigError
     from backupfw.manager.operators.audit import Finding
 
     if wanted is None:
@@ -132,7 +142,7 @@ def _stores(
             try:
                 with place.looked_at("auditing") as (container, control):
                     report = audit.run(place.prefix, container, place.catalogue, control)
-            except ChunkStoreError as error:
+            except (ChunkStoreError, ConfigError) as error:
                 yield Finding("store", str(place), f"could not be looked at: {error}")
                 continue
             unknown.add(report.unknown, report.foreign)

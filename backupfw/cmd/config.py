@@ -11,6 +11,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from backupfw.cmd import base
+from backupfw.errors import BackupfwError
 
 if TYPE_CHECKING:
     from oslo_config import cfg
@@ -127,8 +128,21 @@ def connected(conf: cfg.ConfigOpts) -> Iterator[Mapping[str, Any]]:
     result, line = "ok" if good else "failed", f"database {backend}: {detail}"
     yield {"check": "database", "subject": backend, "result": result, "detail": detail, "line": line}
     for name in conf.enabled_stores:
-        for one in store.verdicts(conf, name):
-            yield {"check": f"store {name}", "subject": f"{one['guarantee']} {one['title']}", **one}
+        with_subject = (
+            {**one, "subject": f"{one['guarantee']} {one['title']}"} for one in store.verdicts(conf, name)
+        )
+        yield from _of_one(f"store {name}", with_subject)
     for name in conf.volumes.enabled:
-        for one in volume.verdicts(conf, name):
-            yield {**one, "check": f"volume back end {name}", "subject": one["check"]}
+        with_subject = ({**one, "subject": one["check"]} for one in volume.verdicts(conf, name))
+        yield from _of_one(f"volume back end {name}", with_subject)
+
+
+def _of_one(check: str, verdicts: Iterator[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """Yield the verdicts on a store or back end; that it cannot be opened is one that failed."""
+    try:
+        for one in verdicts:
+            yield {**one, "check": check}
+    except (BackupfwError, OSError) as error:
+        detail = str(error)
+        line = f"{check}: NOT ok: {detail}"
+        yield {"check": check, "subject": "all", "result": "failed", "detail": detail, "line": line}

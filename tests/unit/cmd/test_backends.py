@@ -325,6 +325,37 @@ def test_a_check_of_what_is_not_there(run: Run, configure: Path, tmp_path: Path)
     assert "section [volumes:fast]: option volumes_dir:" in done.err
 
 
+def test_a_back_end_that_cannot_be_opened_ends_no_report(
+    run: Run, configure: Path, state: Path, tmp_path: Path
+) -> None:
+    """It is one row of the check and one finding of the audit."""
+    one_line(run, "volume", "create", "--size", "1", "--backend", "fast")
+    here = one_line(run, "volume", "create", "--size", "1")
+    (state / "volumes" / f"volume-{here}.img").unlink()
+    (tmp_path / "file").write_text("")
+    # First, so that all the rest is behind it.
+    configure.write_text(
+        "[DEFAULT]\nenabled_stores = broken, main\ndefault_store = main\n"
+        f"[store:broken]\ndriver = posix\npath = {tmp_path}/file\n"
+        f"[store:main]\ndriver = posix\npath = {tmp_path}/main\n"
+        "[volumes]\nenabled = fast, local\ndefault = local\n"
+        f"[volumes:fast]\ndriver = local\nvolumes_dir = {tmp_path}/file\n"
+    )
+    (tmp_path / "main").mkdir()
+    done = run("config", "check", "--connect")
+    assert done.status == 1
+    lines = done.out.splitlines()
+    assert [line for line in lines if "NOT ok" in line and "volume back end fast" in line], done
+    assert [line for line in lines if "NOT ok" in line and "store broken" in line]
+    assert "store main: ok" in done.out
+    assert "volume back end local: ok" in lines
+    done = run("audit")
+    assert done.status == 1
+    assert "volume: volume back end fast: could not be opened, its volumes were not looked at: " in done.out
+    assert f"volume: volume {here}: its storage is gone" in done.out
+    assert "store broken: could not be looked at" in done.out
+
+
 def test_an_older_configuration_and_its_state_directory_work_as_before(
     run: Run, state: Path, tmp_path: Path, image: Path
 ) -> None:
