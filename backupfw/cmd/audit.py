@@ -100,13 +100,17 @@ def _volumes(db: Database, conf: cfg.ConfigOpts) -> Iterator[Finding]:
         except (BackupfwError, OSError) as error:
             problem = f"could not be opened, its volumes were not looked at: {error}"
             yield Finding("volume", f"volume back end {name}", problem)
+    elsewhere = catalogue.other_services(db, conf)
     for volume in catalogue.volumes_of(db, conf.host):
-        if volume.backend not in conf.volumes.enabled:
-            not_enabled[volume.backend] += 1
-        if volume.backend not in providers:
+        name = volume.backend
+        if name not in conf.volumes.enabled:
+            # Those of this host need a service that opens volumes of other hosts, too.
+            has = (one.backends.get(name) for one in elsewhere)
+            not_enabled[name] += not any(can if volume.host else can is not None for can in has)
+        if name not in providers:
             continue
         try:
-            storage = providers[volume.backend].look(volume_ref(volume))
+            storage = providers[name].look(volume_ref(volume))
         except StorageChanged as error:
             yield Finding("volume", f"volume {volume.id}", f"its storage {error.problem}. {error.hint}")
         except OSError as error:
@@ -120,8 +124,9 @@ def _volumes(db: Database, conf: cfg.ConfigOpts) -> Iterator[Finding]:
                     " takes all of it and corrects the catalogue",
                 )
     for name, count in not_enabled.items():
-        has = f"has {counted(count, 'volume')}, but is not enabled here: not looked at"
-        yield Finding("volume", f"volume back end {name}", has)
+        if count:
+            problem = f"has {counted(count, 'volume')}, but is not enabled here: not looked at"
+            yield Finding("volume", f"volume back end {name}", problem)
 
 
 def _stores(
@@ -135,7 +140,8 @@ def _stores(
     from backupfw.manager.operators.audit import Finding
 
     if wanted is None:
-        for name in catalogue.stores_not_enabled(db, conf):
+        elsewhere = {name for one in catalogue.other_services(db, conf) for name in one.stores}
+        for name in sorted(catalogue.stores_not_enabled(db, conf) - elsewhere):
             yield Finding("store", f"store {name}", "holds backups, but is not enabled here: not looked at")
     with store.places(conf, db, wanted) as places:
         for place in places:

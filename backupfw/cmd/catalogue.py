@@ -32,6 +32,7 @@ from backupfw.manager import rows
 from backupfw.manager.lineage import manifests
 from backupfw.manager.lineage.lifecycle import GONE, LIVE, WRITING
 from backupfw.manager.outcomes import damaged_objects
+from backupfw.manager.queue import services
 from backupfw.manager.rules.volume_rules import may_be_id
 
 if TYPE_CHECKING:
@@ -456,8 +457,15 @@ def volumes_of(db: Database, host: str) -> Iterator[rows.Volume]:
         last = page[-1].id
 
 
-def stores_not_enabled(db: Database, conf: cfg.ConfigOpts) -> list[str]:
+def other_services(db: Database, conf: cfg.ConfigOpts) -> list[services.Service]:
+    """Return the workers' services of other hosts, whether they run now or not."""
+    with db.read() as session:
+        known = services.services(session, conf, binary=services.BACKUP_BINARY)
+    return [one for one in known if one.host != conf.host]
+
+
+def stores_not_enabled(db: Database, conf: cfg.ConfigOpts) -> set[str]:
     """Return the stores that hold live manifests but are not enabled in this configuration."""
     with db.read() as session:
         known = set(session.scalars(select(Manifest.store).where(Manifest.state == LIVE).distinct()))
-    return sorted(known.difference(conf.enabled_stores))
+    return known.difference(conf.enabled_stores)

@@ -15,6 +15,7 @@ import pytest
 
 from backupfw.cmd import database, service
 from backupfw.db import models
+from backupfw.manager.queue.services import BACKUP_BINARY, ServiceManager
 from backupfw.manager.rules.volume_types import VolumeTypeManager
 from backupfw.manager.usecases.backups import BackupManager
 from backupfw.manager.usecases.volumes import VolumeManager
@@ -354,6 +355,49 @@ def test_a_back_end_that_cannot_be_opened_ends_no_report(
     assert "volume: volume back end fast: could not be opened, its volumes were not looked at: " in done.out
     assert f"volume: volume {here}: its storage is gone" in done.out
     assert "store broken: could not be looked at" in done.out
+
+
+def test_what_another_host_has_is_no_finding_on_this_one(
+    run: Run, configure: Path, state: Path, tmp_path: Path, image: Path
+) -> None:
+    (tmp_path / "far").mkdir()
+    stores = f"[store:main]\ndriver = posix\npath = {tmp_path}/main\n"
+    far = f"[store:far]\ndriver = posix\npath = {tmp_path}/far\n"
+    (tmp_path / "main").mkdir()
+    here = configure.read_text()
+    configure.write_text(f"[DEFAULT]\nenabled_stores = far, main\ndefault_store = far\n{stores}{far}{here}")
+    there = one_line(run, "volume", "create", "--image", str(image), "--backend", "fast")
+    with serving(state) as (backups, _, _):
+        backed_up(backups, there)
+    assert run("audit").status == 0
+    configure.write_text(
+        f"[DEFAULT]\nenabled_stores = main\ndefault_store = main\n{stores}[backup]\npoll_seconds = 0.1\n"
+    )
+    of_store = "store far: holds backups, but is not enabled here"
+    of_volumes = "volume back end fast: has 1 volume, but is not enabled here"
+
+    def told() -> tuple[bool, bool]:
+        out = run("audit").out
+        return of_store in out, of_volumes in out
+
+    assert told() == (True, True)
+    conf = load_conf(state)
+    with database.opened(conf) as db:
+        with db.write() as session:
+            session.get_one(models.Volume, there).host = conf.host
+        services = ServiceManager(db, conf)
+        names = {"far": "backupfw.chunkstore.posix"}
+        services.heartbeat(conf.host, BACKUP_BINARY, stores=names, backends={"fast": True}, process="own")
+        assert told() == (True, True), "this host's own service says nothing: it may be of before"
+        services.heartbeat("other", BACKUP_BINARY, stores=names, backends={"fast": False}, process="one")
+        assert told() == (False, True), "the volume is this host's"
+        services.heartbeat("other", BACKUP_BINARY, stores=names, backends={"fast": True}, process="one")
+        assert told() == (False, False)
+        assert run("audit").status == 0
+        with db.write() as session:
+            session.get_one(models.Volume, there).host = None
+        services.heartbeat("other", BACKUP_BINARY, stores=names, backends={"fast": False}, process="one")
+        assert told() == (False, False), "every host that has the back end can open the volume"
 
 
 def test_an_older_configuration_and_its_state_directory_work_as_before(
