@@ -19,6 +19,9 @@ Row = TypeVar("Row", Backup, Volume, Snapshot, Message, Transfer)
 #: Tables with the pairs that a filter ``metadata`` compares.
 _METADATA: dict[Any, Any] = {Volume: VolumeMetadata, Snapshot: SnapshotMetadata}
 
+#: The host of a volume that all hosts can open.
+EVERY_HOST = "*"
+
 
 class Paging(TypedDict, total=False):
     """The parameters of a listing; see :func:`backupfw.db.queries.page`.
@@ -66,13 +69,13 @@ def scope(
 def _is_at(text: str) -> ColumnElement[bool]:
     """The condition that a volume is at a host: ``HOST``, ``HOST@BACKEND`` or ``HOST@BACKEND#BACKEND``.
 
-    A volume that all hosts can open has no host: ``@BACKEND``.
+    A volume that all hosts can open is at :data:`EVERY_HOST`.
     """
     host, mark, place = text.rpartition("@")
     backend, _, pool = place.partition("#")
     if not mark or pool not in ("", backend):
         return Volume.host == text
-    there = Volume.host == host if host else Volume.host.is_(None)
+    there = Volume.host.is_(None) if host == EVERY_HOST else Volume.host == host
     # A host's name may have an "@" itself.
     return or_(Volume.host == text, and_(there, Volume.backend == backend))
 

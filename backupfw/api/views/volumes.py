@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from backupfw.api import versions
 from backupfw.api.request import Request
 from backupfw.api.views import timestamp
+from backupfw.manager.listing import EVERY_HOST
 
 if TYPE_CHECKING:
     from backupfw.manager.rows import Attachment, Volume
@@ -93,8 +94,8 @@ def detail(req: Request, volume: Volume, shows_image: Callable[[str], bool]) -> 
     if volume.image_metadata and shows_image(volume.project_id):
         body["volume_image_metadata"] = dict(volume.image_metadata)
     if req.context.is_admin:
-        # As clients expect it, HOST@BACKEND#POOL; no host if all can open it.
-        body["os-vol-host-attr:host"] = f"{volume.host or ''}@{volume.backend}#{volume.backend}"
+        # As clients expect it, HOST@BACKEND#POOL, no part of it empty.
+        body["os-vol-host-attr:host"] = f"{volume.host or EVERY_HOST}@{volume.backend}#{volume.backend}"
         body["os-vol-mig-status-attr:migstat"] = None
         body["os-vol-mig-status-attr:name_id"] = None
     return body

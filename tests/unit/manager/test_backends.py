@@ -193,8 +193,16 @@ def test_administrators_find_volumes_by_host_and_back_end(world: Catalogue) -> N
     assert found("a@b") == {ours, theirs}
     assert found("a@b@fast") == found("a@b@fast#fast") == {ours}
     assert found("a") == found("a@b#b") == {theirs}
-    assert found("@local") == found("@local#local") == {shared}
-    assert found("a@b@fast#slow") == found("local") == found("fast") == found("") == found("@") == set()
+    assert found("*@local") == found("*@local#local") == {shared}
+    assert (
+        found("a@b@fast#slow")
+        == found("local")
+        == found("fast")
+        == found("")
+        == found("@")
+        == found("@local")
+        == set()
+    )
     assert world.volumes.totals(ALICE, filters={"host": "a@b@fast"}).count == 1
 
 
