@@ -322,6 +322,14 @@ class ApiServer:
         if self._thread.is_alive():
             # The loop itself closes its sockets, also of idle connections, and ends when it has none.  If
             # another thread closed them, the loop would wait for events until its next round.
-            self._servers[0].trigger.pull_trigger(close_all)
+            pulled = threading.Event()
+
+            def close_when_pulled() -> None:
+                # The loop may be awake already, and would close the pipe before the trigger writes to it.
+                pulled.wait(STOP_SECONDS)
+                close_all()
+
+            self._servers[0].trigger.pull_trigger(close_when_pulled)
+            pulled.set()
             self._thread.join(STOP_SECONDS)
         close_all()

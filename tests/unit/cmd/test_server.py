@@ -159,6 +159,24 @@ def test_chunks_alone_are_read() -> None:
         assert sock.makefile("rb").read().endswith(b"abc")
 
 
+def test_it_ends_well_although_its_loop_is_awake_before_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that answered has just woken the loop, which closes its pipe."""
+    write = os.write
+    late = threading.Event()
+
+    def after_another(descriptor: int, data: bytes) -> int:
+        if data == b"x" and not late.is_set():
+            late.set()
+            write(descriptor, data)
+            time.sleep(0.2)
+        return write(descriptor, data)
+
+    with served() as port:
+        assert answer(connected(port, GET)).startswith(b"HTTP/1.1 200")
+        monkeypatch.setattr(os, "write", after_another)
+    assert late.is_set()
+
+
 def test_too_many_of_one_address_make_room_for_each_other_only() -> None:
     with served(connections_per_address=5) as port, ExitStack() as stack:
         other = stack.enter_context(connected(port, host=3))
