@@ -209,6 +209,16 @@ class Lister(_Formatted, lister.Lister):
         return super().produce_output(parsed_args, column_names, data)
 
 
+class Verdicts(Lister):
+    """A command that lists verdicts: each has its ``line`` for people; see :meth:`Lister.reported`."""
+
+    default_format = "text"
+
+    def lines(self, args: argparse.Namespace, records: Iterator[Mapping[str, Any]]) -> Iterable[str]:  # noqa: ARG002
+        """Return the line of each."""
+        return (one["line"] for one in records)
+
+
 class ShowOne(_Formatted, show.ShowOne):
     """A command that shows one record.
 

@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -19,14 +19,13 @@ if TYPE_CHECKING:
     from backupfw.conf.load import Loaded
 
 
-class Check(base.Lister):
+class Check(base.Verdicts):
     """Load every option, say what is wrong or 'ok'; opens nothing by itself.
 
     The exit status is 1 when something is wrong.
     """
 
     columns = ("check", "subject", "result", "detail")
-    default_format = "text"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the command's arguments."""
@@ -40,12 +39,8 @@ class Check(base.Lister):
     def records(self, args: argparse.Namespace) -> Iterator[Mapping[str, Any]]:
         """Check the configuration; with ``--connect`` the database, the stores and the volumes, too."""
         loaded = check(args)
-        found = chain(described(loaded), _leaving_none(loaded.conf) if args.connect else ())
+        found = chain(described(loaded), _leaving_no_directory(loaded.conf) if args.connect else ())
         return self.reported(found)
-
-    def lines(self, args: argparse.Namespace, records: Iterator[Mapping[str, Any]]) -> Iterable[str]:  # noqa: ARG002
-        """Return the line of each."""
-        return (one["line"] for one in records)
 
 
 def check(args: argparse.Namespace) -> Loaded:
@@ -94,7 +89,7 @@ def described(loaded: Loaded) -> Iterator[Mapping[str, Any]]:
         yield {"check": subject, "subject": driver, "result": "ok", "detail": default, "line": line}
 
 
-def _leaving_none(conf: cfg.ConfigOpts) -> Iterator[Mapping[str, Any]]:
+def _leaving_no_directory(conf: cfg.ConfigOpts) -> Iterator[Mapping[str, Any]]:
     """Yield what :func:`connected` does, and make no state directory, which may be one that is misspelt."""
     is_new = conf.state_dir is not None and not os.path.exists(conf.state_dir)
     try:

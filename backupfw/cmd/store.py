@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -38,14 +38,13 @@ class List(base.Lister):
         return drivers(load_conf(args))
 
 
-class Check(base.Lister):
+class Check(base.Verdicts):
     """Prove a configured store's guarantees with objects of its own; cleans up.
 
     The exit status is 1 when a guarantee does not hold.
     """
 
     columns = ("guarantee", "title", "result", "detail")
-    default_format = "text"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the command's arguments."""
@@ -54,10 +53,6 @@ class Check(base.Lister):
     def records(self, args: argparse.Namespace) -> Iterator[Mapping[str, Any]]:
         """Yield a verdict per guarantee, as they are found."""
         return self.reported(verdicts(load_conf(args), args.name))
-
-    def lines(self, args: argparse.Namespace, records: Iterator[Mapping[str, Any]]) -> Iterable[str]:  # noqa: ARG002
-        """Return the line of each."""
-        return (one["line"] for one in records)
 
 
 class OfStores(base.Lister):

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import os
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -238,14 +239,13 @@ class Show(base.ShowOne):
         )
 
 
-class Check(base.Lister):
+class Check(base.Verdicts):
     """Prove that a volume back end can be used, with a small volume of its own; cleans up.
 
     The exit status is 1 when something does not work.
     """
 
     columns = ("check", "result", "detail")
-    default_format = "text"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the command's arguments."""
@@ -254,10 +254,6 @@ class Check(base.Lister):
     def records(self, args: argparse.Namespace) -> Iterator[Mapping[str, Any]]:
         """Yield what works, as it is found."""
         return self.reported(verdicts(load_conf(args), args.name))
-
-    def lines(self, args: argparse.Namespace, records: Iterator[Mapping[str, Any]]) -> Iterable[str]:  # noqa: ARG002
-        """Return the line of each."""
-        return (one["line"] for one in records)
 
 
 class Extend(usecases.Queueing):
@@ -288,7 +284,7 @@ class Set(_Existing):
     """Change how a volume is backed up."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Add what is changed."""
+        """Add the command's arguments."""
         parser.add_argument(
             "--trust-changes",
             action="store_true",
@@ -563,8 +559,9 @@ def _record_storages(conf: cfg.ConfigOpts, volumes: VolumeManager) -> None:
     """Record missing storage ids, so that no volume of an earlier release is adopted under another name."""
     from backupfw.worker.handlers.base import volume_ref
 
+    provider = functools.cache(functools.partial(_provider, conf))
     for volume in volumes.not_recorded():
         with contextlib.suppress(ConfigError, StorageChanged, OSError):
-            storage = _provider(conf, volume.backend).look(volume_ref(volume))
+            storage = provider(volume.backend).look(volume_ref(volume))
             if storage.storage_id is not None:
                 volumes.record_storage(volume.id, storage.storage_id)
