@@ -17,14 +17,21 @@ _current = threading.local()
 
 
 @contextmanager
-def cancelled_by(check: Callable[[], None]) -> Iterator[None]:
-    """Within the block, end this thread's waits for stores with the exception that ``check`` raises."""
-    outer = getattr(_current, "check", None)
-    _current.check = check
+def _set(name: str, value: Callable[[], object]) -> Iterator[None]:
+    """Within the block, this thread has the value; afterwards the one that it had before."""
+    outer = getattr(_current, name, None)
+    setattr(_current, name, value)
     try:
         yield
     finally:
-        _current.check = outer
+        setattr(_current, name, outer)
+
+
+@contextmanager
+def cancelled_by(check: Callable[[], None]) -> Iterator[None]:
+    """Within the block, end this thread's waits for stores with the exception that ``check`` raises."""
+    with _set("check", check):
+        yield
 
 
 @contextmanager
@@ -36,12 +43,8 @@ def undoing_if(allowed: Callable[[], bool]) -> Iterator[None]:
 
     :param allowed: returns whether the object can be deleted; called in another thread, after the put.
     """
-    outer = getattr(_current, "undo", None)
-    _current.undo = allowed
-    try:
+    with _set("undo", allowed):
         yield
-    finally:
-        _current.undo = outer
 
 
 def undo_check() -> Callable[[], bool] | None:
