@@ -33,7 +33,6 @@ from backupfw.errors import (
     TaskCancelled,
     UnsupportedFormat,
 )
-from backupfw.manager import rows
 from backupfw.manager.messages import Detail
 from backupfw.manager.outcomes.backups import BackupTasks
 from backupfw.manager.outcomes.creating import CreatePlan, CreateResult
@@ -413,22 +412,20 @@ def keep_points(tools: Tools, backup_id: str) -> None:
 
     An error is only logged: each backup of the volume does this again.
     """
+    creating = tools.backups.creating
     try:
-        volume = tools.backups.creating.volume_of(backup_id)
-        if volume is not None and tools.backends.has(volume.backend):
-            _keep_points(tools, volume)
+        volume = creating.volume_of(backup_id)
+        if volume is None or not tools.backends.has(volume.backend):
+            return
+        volume_id = volume.id
+
+        def needed() -> Needed:
+            compared, read = creating.needed_points(volume_id)
+            return Needed(frozenset(compared), frozenset(read))
+
+        tools.backends.provider(volume.backend).keep_points(volume_ref(volume), needed)
     except Exception:
         LOG.exception("What earlier backups left in the storage of the volume of backup %s stays", backup_id)
-
-
-def _keep_points(tools: Tools, volume: rows.Volume) -> None:
-    provider = tools.backends.provider(volume.backend)
-
-    def needed() -> Needed:
-        compared, read = tools.backups.creating.needed_points(volume.id)
-        return Needed(frozenset(compared), frozenset(read))
-
-    provider.keep_points(volume_ref(volume), needed)
 
 
 def _create_result(result: BackupResult, length: int, host: str, wire_name: str) -> CreateResult:

@@ -163,17 +163,23 @@ def test_a_manifest_of_a_backup_that_was_reset_before_its_commit_is_no_unknown_o
     assert world.objects() == set()
 
 
-def test_what_an_announced_manifest_names_stays_although_some_of_it_is_damaged(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    world = WorkerWorld(tmp_path)
-    database, kept = tmp_path / "db.sqlite", tmp_path / "kept.sqlite"
+def kept_before_commit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """Return a world's database, and where its copy from before the first backup's commit will be."""
+    database, kept = folder / "db.sqlite", folder / "kept.sqlite"
 
     def reach(name: str, detail: object = "") -> None:
         if name == "backup.manifest-put" and not kept.exists():
             copy(database, kept)
 
     monkeypatch.setattr(crash_points, "reach", reach)
+    return database, kept
+
+
+def test_what_an_announced_manifest_names_stays_although_some_of_it_is_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = WorkerWorld(tmp_path)
+    database, kept = kept_before_commit(tmp_path, monkeypatch)
     volume = world.filled_volume(DATA)
     with world.db.write() as session:
         session.execute(update(models.Volume).values(status="in-use"))
@@ -476,13 +482,7 @@ def test_a_manifest_that_one_answer_does_not_find_is_not_given_up(
 ) -> None:
     """The database is a copy from before the commit."""
     world = WorkerWorld(tmp_path)
-    database, kept = tmp_path / "db.sqlite", tmp_path / "kept.sqlite"
-
-    def reach(name: str, detail: object = "") -> None:
-        if name == "backup.manifest-put" and not kept.exists():
-            copy(database, kept)
-
-    monkeypatch.setattr(crash_points, "reach", reach)
+    database, kept = kept_before_commit(tmp_path, monkeypatch)
     volume = world.filled_volume(DATA)
     with world.worker():
         backup = world.backups.create(world.ctx(), volume_id=volume)
