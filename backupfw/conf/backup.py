@@ -66,8 +66,8 @@ OPTS = (
         "full_compare_every",
         default=30,
         min=1,
-        help="Each so many-th incremental backup of a volume reads everything, whatever its storage says is"
-        " unchanged; 1: all do.",
+        help="Of this many incremental backups of a volume in a row, one reads everything, whatever its"
+        " storage says is unchanged; 1: each does.",
     ),
     cfg.IntOpt(
         "workers",

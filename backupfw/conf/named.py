@@ -27,7 +27,7 @@ def check_enabled(
 ) -> None:
     """Check a list of enabled names, and the default among them.
 
-    :param default: None where the first one is.
+    :param default: the default; None: the first name is.
     :param where: the section, the option with the list and the one with the default.
     :param noun: what one of them is, e.g. ``store``.
     :raises ConfigError: there is none, one is named twice, two differ only in case, or the default is not
@@ -74,7 +74,8 @@ def register_opts(
     :param more: class -> options of what is put around it.
     :param old_section: where the driver's options were in earlier releases; they are still read there.
     :returns: what was registered.
-    :raises ConfigError: no driver, an unknown one, or one with options of the names of others.
+    :raises ConfigError: no driver, an unknown one, or one that declares an option that every such section
+        has.
     """
     conf.register_opts(common, section)
     if "driver" in defaults:

@@ -56,7 +56,7 @@ def _blocks(
     """Yield ``(offset, end, kind)`` of pieces that consist of whole blocks."""
     block = geometry.block_size
     position = start
-    #: The kind of what came before of the block at ``position``.
+    #: The kind of the part of the block before ``position``; None: a block begins there.
     begun: Kind | None = None
     for offset, length, kind in point.extents(start, end, since):
         if offset != position or length <= 0 or offset + length > end:

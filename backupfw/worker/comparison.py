@@ -47,7 +47,8 @@ def choose(
 ) -> Comparison:
     """Decide it for one attempt; a later attempt with the same point decides the same.
 
-    :param full_compare_every: every so many backups that could rely on the storage read everything instead.
+    :param full_compare_every: of this many backups in a row that could rely on the storage, one reads
+        everything.
     :raises ChunkStoreError: the store does not answer.
     :raises TaskStopped: the attempt must end.
     """

@@ -46,7 +46,7 @@ class Reach:
     :ivar zone: their availability zone.
     :ivar stores: the configured names of the stores they can reach.
     :ivar backends: the names of the volume back ends that they have.
-    :ivar shared: those of them of which they can open volumes of other hosts, too.
+    :ivar shared: the back ends in which they can open volumes of other hosts, too.
     """
 
     host: str

@@ -33,7 +33,7 @@ class EngineSettings:
     :ivar streams: segments that one task works on at once.
     :ivar create_containers: whether a missing container is made.
     :ivar verify_unchanged: the share, from 0 to 1, that is read of what a storage says is unchanged.
-    :ivar full_compare_every: each so many-th incremental backup reads everything.
+    :ivar full_compare_every: of this many incremental backups in a row, one reads everything.
     """
 
     pack_size: int
@@ -54,7 +54,7 @@ class Meter(Protocol):
         """Count what a finished backup did."""
 
     def change_missed(self) -> None:
-        """Hear that a volume's storage said wrongly what is unchanged."""
+        """Count a wrong answer of a volume's storage about what is unchanged."""
 
 
 class NullMeter:
