@@ -264,8 +264,9 @@ def test_a_reload_reads_the_configuration_and_loses_nothing(config: Path, tmp_pa
         assert asking.result(PATIENCE) == {200}
 
 
-#: Less than the 30 seconds after which gunicorn ends what does not, with room for a busy machine.
-STOP_SECONDS = 20
+#: How long a stop may take.  On a busy machine one of a few tries shows it.
+STOP_SECONDS = 5
+TRIES = 5
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
@@ -276,14 +277,18 @@ def test_with_messages_it_stops_and_leaves_nobody(
     """Stopped in order, and when its master dies."""
     config = written(tmp_path, f"sqlite:///{tmp_path}/backupfw.sqlite", "transport_url = fake://")
     command(config, "db", "sync")
-    with gunicorn(tmp_path, config, *options) as server:
-        while len(server.answered_by()) < 2:
-            assert get(f"{server.url}/v3/demo/volumes")[0] == 200
-        begin = time.monotonic()
-        server.process.send_signal(number)
-        server.process.wait(PATIENCE)
-        server.wait("its processes to end", lambda: not in_session(server.process.pid))
-        assert time.monotonic() - begin < STOP_SECONDS, server.log_tail()
+    took: list[float] = []
+    while len(took) < TRIES and (not took or took[-1] >= STOP_SECONDS):
+        with gunicorn(tmp_path, config, *options) as server:
+            while len(server.answered_by()) < 2:
+                assert get(f"{server.url}/v3/demo/volumes")[0] == 200
+            begin = time.monotonic()
+            server.process.send_signal(number)
+            server.process.wait(PATIENCE)
+            server.wait("its processes to end", lambda: not in_session(server.process.pid))
+            took.append(time.monotonic() - begin)
+            (tmp_path / "gunicorn.log").unlink()
+    assert took[-1] < STOP_SECONDS, took
 
 
 def in_session(session: int) -> set[str]:

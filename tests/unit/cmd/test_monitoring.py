@@ -126,6 +126,16 @@ def test_live_and_ready_say_what_runs(served: tuple[str, str, Any]) -> None:
     assert get(f"{listener}/live")[0] == 200
 
 
+def test_ready_reads_no_migrations_from_the_disk(
+    served: tuple[str, str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A load balancer asks every second."""
+    _, listener, _ = served
+    assert get(f"{listener}/ready")[0] == 200
+    monkeypatch.setattr("alembic.script.ScriptDirectory.from_config", None)
+    assert get(f"{listener}/ready")[0] == 200
+
+
 def test_a_part_that_ended_and_a_database_that_is_away() -> None:
     class Away:
         engine = None
