@@ -10,7 +10,7 @@ cd "$(dirname "$0")/../.."
 
 PYTHON=${PYTHON:-python3.11}
 SERVERS=${BACKUPFW_SERVERS:-$PWD/.servers}
-ALL=(ceph seaweedfs swift keystone gcs databases rabbitmq proxies faketime clients tempest suites horizon
+ALL=(ceph seaweedfs swift keystone cinder gcs databases rabbitmq proxies faketime clients tempest suites horizon
     gophercloud hosts filesystems)
 
 packages() { # packages PROGRAM:PACKAGE ...: apt-get install the packages whose program is missing
@@ -54,6 +54,13 @@ install_swift() {
 
 install_keystone() {
     environment keystone keystone==30.0.0 waitress==3.0.2
+}
+
+# librbd's bindings have no program, either.
+install_cinder() {
+    packages ceph-mon:ceph-mon ceph-osd:ceph-osd rbd:ceph-common
+    compgen -G '/usr/lib/python3/dist-packages/rbd*.so' >/dev/null || packages rbd.so:python3-rbd
+    environment cinder cinder==29.0.0
 }
 
 install_gcs() {

@@ -1,0 +1,315 @@
+"""OpenStack Cinder in one process: scheduler, volume service and API; volumes in Ceph, rows in SQLite."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from tests.servers.ceph import run_ceph_tool
+from tests.servers.keystone import ADMIN_PASSWORD, Keystone, User
+from tests.servers.ports import free_port
+from tests.servers.process import ServerProcess
+from tests.servers.programs import find_program, missing_programs
+
+#: The pool of the volumes.
+POOL = "volumes"
+#: Microversion of the requests that tests send.
+VERSION = "3.71"
+#: How long a volume may take, seconds.
+PATIENCE = 90.0
+#: Where the system's packages have librbd.
+BINDINGS = Path("/usr/lib/python3/dist-packages")
+
+_CONFIG = """\
+[DEFAULT]
+# At once, not after a minute.
+scheduler_driver_init_wait_time = 3
+periodic_interval = 4
+report_interval = 3
+log_file = {base}/cinder.log
+use_stderr = false
+state_path = {base}/state
+api_paste_config = {etc}/api-paste.ini
+resource_query_filters_file = {etc}/resource_filters.json
+rootwrap_config = {etc}/rootwrap.conf
+auth_strategy = {strategy}
+transport_url = fake://
+enabled_backends = ceph
+default_volume_type = ceph
+host = peer
+my_ip = 127.0.0.1
+osapi_volume_listen = 127.0.0.1
+osapi_volume_listen_port = {port}
+osapi_volume_workers = 1
+quota_volumes = 100
+quota_snapshots = 100
+[ceph]
+volume_driver = cinder.volume.drivers.rbd.RBDDriver
+volume_backend_name = ceph
+rbd_pool = {pool}
+rbd_user = admin
+rbd_ceph_conf = {ceph}/ceph.conf
+rbd_secret_uuid = 11111111-2222-3333-4444-555555555555
+rbd_flatten_volume_from_snapshot = false
+[database]
+connection = sqlite:///{base}/cinder.sqlite
+[oslo_concurrency]
+lock_path = {base}/lock
+[coordination]
+backend_url = file://{base}/state
+[oslo_policy]
+enforce_scope = true
+enforce_new_defaults = true
+{identity}
+"""
+
+_IDENTITY = """\
+[keystone_authtoken]
+www_authenticate_uri = {url}
+auth_url = {url}
+auth_type = password
+username = {name}
+password = {password}
+project_name = {project}
+user_domain_id = default
+project_domain_id = default
+service_token_roles = service
+service_token_roles_required = true
+"""
+
+# A message bus of one process; the services are those that cinder-scheduler, -volume and -api start.
+_SERVE = """\
+import eventlet
+eventlet.monkey_patch()
+import os, sys
+base, ceph, bindings = sys.argv[1:]
+sys.path.append(bindings)
+os.environ["CEPH_CONF"] = ceph + "/ceph.conf"
+from oslo_config import cfg
+from oslo_log import log
+from cinder import objects, rpc, service, version
+objects.register_all()
+from cinder.common import config
+from cinder.db import migration
+import os_brick
+log.register_options(cfg.CONF)
+cfg.CONF(["--config-file", base + "/cinder.conf"], project="cinder", version=version.version_string())
+log.setup(cfg.CONF, "cinder")
+os_brick.setup(cfg.CONF)
+migration.db_sync()
+rpc.init(cfg.CONF)
+volumes = {"host": "peer@ceph", "service_name": "ceph", "binary": "cinder-volume", "coordination": True}
+for started in (service.Service.create(binary="cinder-scheduler"), service.Service.create(**volumes)):
+    started.start()
+service.WSGIService("osapi_volume").start()
+while True:
+    eventlet.sleep(1)
+"""
+
+# librbd's bindings are the system's, for its own Python.
+_IMAGE = """\
+import sys, rados, rbd
+config, pool, name, what, offset, length = sys.argv[1:]
+cluster = rados.Rados(conffile=config)
+cluster.connect()
+with rbd.Image(cluster.open_ioctx(pool), name) as image:
+    if what == "write":
+        image.write(sys.stdin.buffer.read(), int(offset))
+    else:
+        sys.stdout.buffer.write(image.read(int(offset), int(length)))
+"""
+
+
+@dataclass
+class Cinder:
+    """A running Cinder.
+
+    :ivar ceph: the directory of the cluster that has its volumes.
+    :ivar identity: its Keystone; None: every caller is believed, and an administrator (``noauth``).
+    """
+
+    base: Path
+    ceph: Path
+    port: int
+    identity: Keystone | None
+
+    @property
+    def endpoint(self) -> str:
+        """The API's root, without a version."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def tenant(self, name: str, user: User | None = None) -> Tenant:
+        """Return a client of a project.
+
+        :param name: with ``noauth``: of user and project.
+        :param user: with Keystone: who it is.
+        """
+        if self.identity is None:
+            project = uuid.uuid5(uuid.NAMESPACE_DNS, name).hex
+            return Tenant(self, project, f"{name}:{project}")
+        assert user is not None
+        token = self.identity.token(user.name, user.password, user.project)
+        return Tenant(self, user.project_id, token)
+
+    def administrator(self) -> Tenant:
+        """Return a client of the administrator, in his project."""
+        if self.identity is None:
+            return self.tenant("admin")
+        user = User("", "admin", ADMIN_PASSWORD, "admin", "")
+        token = self.identity.token(user.name, user.password, user.project)
+        projects = self.identity.request("GET", "/projects?name=admin")["projects"]
+        return Tenant(self, projects[0]["id"], token)
+
+    def write(self, volume_id: str, offset: int, content: bytes) -> None:
+        """Write into a volume's image, as a machine would that has the volume."""
+        self._librbd("write", volume_id, offset, 0, content)
+
+    def read(self, volume_id: str, offset: int, length: int) -> bytes:
+        """Read from a volume's image."""
+        return self._librbd("read", volume_id, offset, length, b"")
+
+    def _librbd(self, what: str, volume_id: str, offset: int, length: int, content: bytes) -> bytes:
+        words = [str(self.ceph / "ceph.conf"), POOL, f"volume-{volume_id}", what, str(offset), str(length)]
+        done = subprocess.run(
+            ["/usr/bin/python3", "-c", _IMAGE, *words], input=content, capture_output=True, timeout=60
+        )
+        assert done.returncode == 0, done.stderr.decode()
+        return done.stdout
+
+    def images(self) -> list[str]:
+        """Return the names of all images in the pool, those of deleted volumes in the trash left out."""
+        return run_ceph_tool("rbd", self.ceph, "ls", POOL).split()
+
+
+@dataclass
+class Tenant:
+    """A client of one project."""
+
+    server: Cinder
+    project: str
+    token: str
+
+    def request(self, method: str, path: str, body: Any = None) -> requests.Response:
+        """Send a request to a path of the project."""
+        return requests.request(
+            method,
+            f"{self.server.endpoint}/v3/{self.project}{path}",
+            json=body,
+            headers={"X-Auth-Token": self.token, "OpenStack-API-Version": f"volume {VERSION}"},
+            timeout=60,
+        )
+
+    def call(self, method: str, path: str, body: Any = None) -> Any:
+        """Send a request that must succeed; returns the decoded answer."""
+        answer = self.request(method, path, body)
+        assert answer.ok, f"{method} {path}: {answer.status_code} {answer.text}"
+        return answer.json() if answer.content else None
+
+    def status(self, kind: str, resource_id: str) -> str | None:
+        """Return the status of a volume, snapshot or attachment; None: it is gone."""
+        answer = self.request("GET", f"/{kind}s/{resource_id}")
+        if answer.status_code == 404:
+            return None
+        assert answer.ok, answer.text
+        return str(answer.json()[kind]["status"])
+
+    def wait(self, kind: str, resource_id: str, *wanted: str | None) -> None:
+        """Wait until something has one of these statuses."""
+        end = time.monotonic() + PATIENCE
+        while (status := self.status(kind, resource_id)) not in wanted:
+            assert time.monotonic() < end, f"{kind} {resource_id} is {status}, not {wanted}"
+            time.sleep(0.1)
+
+    def create_volume(self, size: int = 1, **fields: Any) -> str:
+        """Make a volume; returns its id when it is available."""
+        made = self.call("POST", "/volumes", {"volume": {"size": size, **fields}})["volume"]["id"]
+        self.wait("volume", made, "available")
+        return str(made)
+
+    def create_snapshot(self, volume_id: str, **fields: Any) -> str:
+        """Make a snapshot; returns its id when it is available."""
+        body = {"snapshot": {"volume_id": volume_id, **fields}}
+        made = self.call("POST", "/snapshots", body)["snapshot"]["id"]
+        self.wait("snapshot", made, "available")
+        return str(made)
+
+    def attach(self, volume_id: str) -> str:
+        """Attach a volume to a machine that is not there: it is in use; returns the attachment's id."""
+        connector = {"host": "nova", "ip": "127.0.0.1", "platform": "x86_64", "os_type": "linux"}
+        body = {"attachment": {"volume_uuid": volume_id, "connector": {**connector, "multipath": False}}}
+        made = str(self.call("POST", "/attachments", body)["attachment"]["id"])
+        self.call("POST", f"/attachments/{made}/action", {"os-complete": {}})
+        self.wait("volume", volume_id, "in-use")
+        return made
+
+
+def cinder_missing() -> str | None:
+    """Say what is missing to run it, or None."""
+    names = missing_programs("cinder-manage", environment="cinder") + missing_programs("rbd")
+    if not list(BINDINGS.glob("rbd*.so")):
+        names.append("python3-rbd")
+    return f"not installed: {', '.join(names)} (tests/servers/install.sh cinder)" if names else None
+
+
+@contextmanager
+def cinder(directory: Path, ceph: Path, identity: Keystone | None = None) -> Iterator[Cinder]:
+    """Run Cinder in an empty directory.
+
+    :param ceph: the directory of a running cluster; its pool of volumes is made.
+    :param identity: whose users it serves, by its default policies; None: ``noauth``.
+    """
+    server = Cinder(directory, ceph, free_port(), identity)
+    python = Path(find_program("cinder-manage", "cinder") or "").with_name("python")
+    shutil.copytree(python.parent.parent / "etc/cinder", directory / "etc")
+    for name in ("state", "lock"):
+        (directory / name).mkdir()
+    users = ""
+    if identity is not None:
+        service = identity.add_user(f"cinder-{server.port}", f"cinder-{server.port}", "service")
+        users = _IDENTITY.format(
+            url=identity.url, name=service.name, password=service.password, project=service.project
+        )
+    (directory / "cinder.conf").write_text(
+        _CONFIG.format(
+            base=directory,
+            etc=directory / "etc",
+            ceph=ceph,
+            pool=POOL,
+            port=server.port,
+            strategy="noauth" if identity is None else "keystone",
+            identity=users,
+        )
+    )
+    if POOL not in run_ceph_tool("ceph", ceph, "osd", "pool", "ls").split():
+        run_ceph_tool("ceph", ceph, "osd", "pool", "create", POOL, "8")
+        run_ceph_tool("ceph", ceph, "osd", "pool", "application", "enable", POOL, "rbd")
+    process = ServerProcess([str(python), "-c", _SERVE, str(directory), str(ceph), str(BINDINGS)], directory)
+    try:
+        process.wait_ready(lambda: requests.get(server.endpoint, timeout=5).status_code == 300)
+        if identity is not None:
+            identity.add_endpoints(
+                "block-storage", {"public": f"{server.endpoint}/v3", "internal": f"{server.endpoint}/v3"}
+            )
+        administrator = server.administrator()
+        administrator.call("POST", "/types", {"volume_type": {"name": "ceph"}})
+        _wait_scheduler(administrator)
+        yield server
+    finally:
+        process.stop()
+
+
+def _wait_scheduler(administrator: Tenant) -> None:
+    """Wait until the scheduler knows the volume service: before, every volume ends in an error."""
+    end = time.monotonic() + PATIENCE
+    while not administrator.call("GET", "/scheduler-stats/get_pools")["pools"]:
+        assert time.monotonic() < end, "the scheduler does not know the volume service"
+        time.sleep(0.2)
