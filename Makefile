@@ -13,6 +13,8 @@ QUICK := -m 'not check and $(SHORT)'
 PYTEST := -m pytest -n auto --dist loadscope
 # What shows that a version works; the rest of tests/architecture is about the checkout.
 LOWEST := tests/unit tests/functional tests/integration tests/architecture/test_private_parts.py $(DRIVER_PATHS:%=%/tests)
+# Tests start hundreds of processes, which would each compile everything again.
+test check: export PYTHONDONTWRITEBYTECODE =
 STATE_DIR ?= .state
 ARGS ?=
 
