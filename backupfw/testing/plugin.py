@@ -1,8 +1,8 @@
-"""The pytest plug-in for driver authors: loaded by pytest wherever backupfw is installed.
+"""The pytest plug-in for authors of drivers and providers: loaded by pytest wherever backupfw is installed.
 
-It makes the assertions of the conformance suite show the compared values, and sums up each adopted
-suite as one line per guarantee (``G1 … ok``).  It imports nothing but pytest, so that it does not slow
-other test runs down.
+It makes the assertions of the conformance suites show the compared values, and sums up each adopted
+suite as one line per guarantee: ``G1 … ok`` for stores, ``V1 … ok`` for volumes.  It imports nothing but
+pytest, so that it does not slow other test runs down.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from typing import Any
 
 import pytest
 
-pytest.register_assert_rewrite("backupfw.testing.chunkstore", "backupfw.testing.suite")
+pytest.register_assert_rewrite(
+    "backupfw.testing.chunkstore", "backupfw.testing.suite", "backupfw.testing.volume"
+)
 
 #: What pytest calls otherwise.
 _WORDS = {"passed": "ok", "xfailed": "fails as expected", "xpassed": "holds against expectation"}
-_GUARANTEE = re.compile(r"::(\w+)::test_g(\d+)_")
+_GUARANTEE = re.compile(r"::(\w+)::test_([gv])(\d+)_")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -25,7 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--guarantees",
         action="store_true",
-        help="print a verdict per guarantee for each chunk store conformance suite that ran",
+        help="print a verdict per guarantee for each conformance suite that ran",
     )
 
 
@@ -33,16 +35,16 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     """Print the verdicts."""
     if not config.getoption("--guarantees"):
         return
-    verdicts: defaultdict[str, dict[int, str]] = defaultdict(dict)
+    verdicts: defaultdict[str, dict[tuple[str, int], str]] = defaultdict(dict)
     # The worst outcome wins.  An expected failure is one: the guarantee does not hold.
     for outcome in ("passed", "skipped", "xfailed", "xpassed", "failed", "error"):
         for report in terminalreporter.stats.get(outcome, ()):
             if match := _GUARANTEE.search(getattr(report, "nodeid", "")):
-                word = _WORDS.get(outcome, outcome)
-                if outcome == "skipped" and int(match[2]) in verdicts[match[1]]:
+                guarantee = match[2].upper(), int(match[3])
+                if outcome == "skipped" and guarantee in verdicts[match[1]]:
                     continue
-                verdicts[match[1]][int(match[2])] = word
+                verdicts[match[1]][guarantee] = _WORDS.get(outcome, outcome)
     for suite, words in sorted(verdicts.items()):
         terminalreporter.section(f"guarantees of {suite}")
-        for number, word in sorted(words.items()):
-            terminalreporter.write_line(f"G{number:<3} {word}")
+        for (letter, number), word in sorted(words.items()):
+            terminalreporter.write_line(f"{letter}{number:<3} {word}")

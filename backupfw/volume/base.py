@@ -10,6 +10,30 @@ which the backup's manifest keeps; the point of the next backup says what is the
 that token, and the backup reads only the rest.  What a provider keeps in its storage for this (a
 snapshot, a bitmap) is named by the point's id, and :meth:`VolumeProvider.keep_points` says which of it stays.
 
+Every provider guarantees the following, as far as its :class:`Capabilities` go.  Each has tests of its name
+in the conformance suite (``backupfw.testing.volume``):
+
+* V1  A point reads any range, and never less of it than asked for.
+* V2  Points and targets have the real length of the storage, any number of bytes.
+* V3  A live point is the volume at one moment; another state has another identity, the same state the same.
+* V4  Extents have neither gaps nor overlaps, and what is ``ZERO`` reads as zeros.
+* V5  What is ``SAME`` did not change, whatever happened; nothing behind the old end is ``SAME``.
+* V6  What is empty is ``ZERO``, and what is far from all changes is ``SAME``: not all is ``DATA``.
+* V7  A token holds after every restart, and no other one does.
+* V8  The same id leads to the same point, and is in the name of all that is kept for it.
+* V9  ``close`` keeps what it shall keep, and nothing else; the first call decides.
+* V10 ``keep_points`` keeps what is needed and removes everything else that is its own, and nothing more.
+* V11 ``create`` and ``delete`` can be repeated; a new volume is zeros, a copy has the bytes of its source.
+* V12 ``extend`` can be repeated, adds zeros, and never shrinks.
+* V13 A snapshot never changes; its calls can be repeated.
+* V14 Adopted storage is used as it is, and never deleted.
+* V15 A target writes and zeros what it is told, durably after ``flush``.
+* V16 A later attempt keeps every earlier writer out, even a frozen one.
+* V17 Storage that is gone, shorter or another one is never used.
+* V18 Whatever is killed or cancelled can be repeated, and leaves nothing that the next call does not remove.
+* V19 Threads and processes may use the same volume at once.
+* V20 No secret is shown, success is silent, and nothing open is left behind.
+
 A provider is an entry point of group ``backupfw.volume``.  Providers are called by workers only; calls
 may block for as long as the work takes and must call ``tick`` (where they get one) at least once a
 second so that a cancelled task ends: it raises when the task must stop.

@@ -1,0 +1,216 @@
+"""Tests of points: bytes, lengths, one moment, ids and closing: V1 to V3, V8 and V9."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from backupfw.errors import SourceMoved
+from backupfw.testing.volume.adoption import REFUSALS, Adoption, Subject, new_id
+from backupfw.testing.volume.checking import check_point, check_range
+from backupfw.volume.base import Point, VolumeProvider
+
+#: Bytes over which the writer of a volume in use takes turns.
+_SLOTS = 23
+#: How many times it has written before a point is opened, and goes on while the point is read.
+_WRITES = 2 * _SLOTS
+
+
+class PointTests(Adoption):
+    """Tests of points of volumes; those of snapshots are in ``making``."""
+
+    @pytest.mark.parametrize("length", [1, 511, 4097, 65_537, 1_000_003])
+    def test_v2_any_length(self, server: Any, provider: VolumeProvider, length: int) -> None:
+        volume = Subject(self, server, provider, self.whole(length))
+        volume.write(0, b"\x01")
+        volume.write(volume.disk.length - 1, b"\x02")
+        with provider.open_point(volume.ref, new_id()) as point:
+            check_point(point, volume.disk)
+        volume.remove()
+
+    def test_v1_reads_anywhere(self, volume: Subject) -> None:
+        with volume.provider.open_point(volume.ref, new_id()) as point:
+            check_point(point, volume.disk)
+            end = point.length
+            for start in (0, 1, 511, 512, 4095, end // 3, end // 3 + 999, end - 1000, end - 1):
+                for length in (1, 2, 511, 4096, 70_001):
+                    check_range(point, volume.disk, start, min(start + length, end))
+            check_range(point, volume.disk, 0, end)
+
+    def test_v1_never_less_than_asked(self, volume: Subject) -> None:
+        with volume.provider.open_point(volume.ref, new_id()) as point:
+            for offset, length in ((point.length - 1, 2), (point.length, 1), (point.length + 5000, 10)):
+                with pytest.raises(REFUSALS):
+                    point.read_into(offset, memoryview(bytearray(length)))
+            check_point(point, volume.disk)
+
+    def test_v2_longer_storage_is_used_as_it_is(self, volume: Subject) -> None:
+        self.require("grow")
+        volume.grow(self.whole(self.length + 70_001))
+        assert volume.provider.look(volume.ref).length == volume.disk.length
+        with volume.provider.open_point(volume.ref, new_id()) as point:
+            check_point(point, volume.disk)
+
+    def test_v3_the_same_state_has_the_same_identity(self, volume: Subject) -> None:
+        if volume.provider.capabilities.live:
+            pytest.skip("a live point of the same state is tested by its id")
+        found = set()
+        for _ in range(2):
+            with volume.provider.open_point(volume.ref, new_id()) as point:
+                found.add(point.identity)
+        assert len(found) == 1
+
+    def test_v3_another_state_has_another_identity(self, volume: Subject) -> None:
+        found: set[str] = set()
+        for turn in range(3):
+            volume.write(self.length // 2, bytes([turn + 1]) * 10)
+            with volume.provider.open_point(volume.ref, new_id()) as point:
+                assert isinstance(point.identity, str)
+                assert point.identity not in found
+                found.add(point.identity)
+
+    def test_v3_a_live_point_does_not_move(self, volume: Subject) -> None:
+        _require_live(volume.provider)
+        was = volume.disk.copy()
+        with volume.provider.open_point(volume.ref, new_id()) as point:
+            volume.write(0, b"new")
+            volume.write(self.length // 3, b"\xff" * 70_000)
+            volume.write(self.length - 3, b"new")
+            if "discard" not in self.declared:
+                volume.discard(self.length // 2, self.length // 3)
+            point.check_still()
+            check_point(point, was)
+        with volume.provider.open_point(volume.ref, new_id()) as point:
+            check_point(point, volume.disk)
+
+    def test_v3_a_live_point_is_one_moment(self, volume: Subject) -> None:
+        _require_live(volume.provider)
+        size = self.length // _SLOTS
+        with _writing(volume, size) as (begun, done):
+            for _ in range(2):
+                before = done[0]
+                with volume.provider.open_point(volume.ref, new_id()) as point:
+                    after = begun[0]
+                    # Every write up to some moment is there, and none that came later.
+                    found = _stamps(point, size)
+                    moment = max(found)
+                    assert before <= moment <= after
+                    assert found == [moment - (moment - slot) % _SLOTS for slot in range(_SLOTS)]
+                    until = done[0] + _WRITES
+                    while done[0] < until and begun[0] >= 0:
+                        threading.Event().wait(0.001)
+                    assert _stamps(point, size) == found
+
+    def test_v3_a_point_that_moves_is_noticed(self, volume: Subject) -> None:
+        if volume.provider.capabilities.live:
+            pytest.skip("its points are live: they do not move")
+        with volume.provider.open_point(volume.ref, new_id()) as point:
+            point.check_still()
+            was = point.identity
+            volume.write(0, b"new")
+            try:
+                point.check_still()
+            except SourceMoved:
+                return
+        # Not every storage can tell while it is open; at the latest the next point has another identity.
+        with volume.provider.open_point(volume.ref, new_id()) as point:
+            assert point.identity != was
+
+    def test_v8_the_same_id_is_the_same_point(self, server: Any, volume: Subject) -> None:
+        _require_live(volume.provider)
+        point_id, was = new_id(), volume.disk.copy()
+        with_id: list[tuple[str, str | None]] = []
+        for provider in (volume.provider, volume.provider, self.open_provider(server)):
+            point = provider.open_point(volume.ref, point_id)
+            check_point(point, was)
+            with_id.append((point.identity, point.token))
+            point.close(keep=True)
+            volume.write(len(with_id) * 1000, b"later")
+        assert len(set(with_id)) == 1
+
+    def test_v8_what_is_kept_has_the_id_in_its_name(self, server: Any, volume: Subject) -> None:
+        before, point_id = set(self.raw_names(server)), new_id()
+        with volume.provider.open_point(volume.ref, point_id):
+            made = set(self.raw_names(server)) - before
+        assert [name for name in made if point_id not in name] == []
+
+    def test_v9_close_keeps_nothing(self, server: Any, volume: Subject) -> None:
+        before, point_id = set(self.raw_names(server)), new_id()
+        point = volume.provider.open_point(volume.ref, point_id)
+        point.close()
+        point.close(keep=True)
+        assert set(self.raw_names(server)) == before
+
+    def test_v9_the_first_close_decides(self, server: Any, volume: Subject) -> None:
+        point = volume.provider.open_point(volume.ref, new_id())
+        point.close(keep=True)
+        kept = set(self.raw_names(server))
+        for keep in (False, True):
+            point.close(keep)
+            assert set(self.raw_names(server)) == kept
+
+    def test_v9_leaving_a_with_block_keeps_nothing(self, server: Any, volume: Subject) -> None:
+        before = set(self.raw_names(server))
+        with pytest.raises(RuntimeError), volume.provider.open_point(volume.ref, new_id()):
+            raise RuntimeError
+        assert set(self.raw_names(server)) == before
+
+    def test_v9_a_closed_point_refuses(self, volume: Subject) -> None:
+        point = volume.provider.open_point(volume.ref, new_id())
+        point.close()
+        with pytest.raises(REFUSALS):
+            point.read_into(0, memoryview(bytearray(10)))
+
+
+def _require_live(provider: VolumeProvider) -> None:
+    if not provider.capabilities.live:
+        pytest.skip("its points are not live: the service reads a snapshot of a volume in use")
+
+
+@contextmanager
+def _writing(volume: Subject, size: int) -> Iterator[tuple[list[int], list[int]]]:
+    """Write numbers in ascending order, each to the next slot, from another thread.
+
+    Yields the number of the last write that began, and of the last one that was done; -1: the writer failed.
+    """
+    begun, done = [0], [0]
+    stop = threading.Event()
+    failed: list[BaseException] = []
+
+    def write() -> None:
+        try:
+            for number in itertools.count(1):
+                if stop.is_set():
+                    return
+                begun[0] = number
+                data = number.to_bytes(8, "big")
+                volume.suite.raw_write(volume.server, volume.ref, number % _SLOTS * size + 7, data)
+                done[0] = number
+        except BaseException as error:
+            failed.append(error)
+            begun[0] = -1
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        while done[0] < _WRITES and begun[0] >= 0:
+            stop.wait(0.001)
+        yield begun, done
+    finally:
+        stop.set()
+        thread.join()
+    assert not failed, failed
+
+
+def _stamps(point: Point, size: int) -> list[int]:
+    found = []
+    for slot in range(_SLOTS):
+        data = bytearray(8)
+        point.read_into(slot * size + 7, memoryview(data))
+        found.append(int.from_bytes(data, "big"))
+    return found
