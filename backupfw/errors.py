@@ -24,7 +24,9 @@
      +- EngineError
          +- UnsupportedFormat    unknown version or required feature
          +- Damaged              stored bytes are missing or not what was promised
-         +- ListingBehind        a listing does not show yet what was put before
+         +- AttemptInVain        the attempt cannot end well, without a fault of its own
+         |   +- ListingBehind    a listing does not show yet what was put before
+         |   +- TrustWithdrawn   the storage that it relied on was found to be wrong
          +- JournalLost          the database lost finished segments that were recorded
          +- SourceMoved          a source that could not be read in one state
          +- SourceUnreadable     a source that could not be read at all
@@ -205,7 +207,16 @@ class Damaged(EngineError):
         self.reason = reason
 
 
-class ListingBehind(EngineError):
+class AttemptInVain(EngineError):
+    """The attempt cannot end well now, which is no failure: the task is given back, and it does not count.
+
+    :ivar seconds: until the next attempt may begin.
+    """
+
+    seconds = 0.0
+
+
+class ListingBehind(AttemptInVain):
     """A listing may not show yet all objects from before this process's start, so nothing may be deleted.
 
     It is no failure: the same work succeeds later.
@@ -216,6 +227,13 @@ class ListingBehind(EngineError):
     def __init__(self, seconds: float) -> None:
         super().__init__("The store's listings do not show yet everything that was stored before.")
         self.seconds = seconds
+
+
+class TrustWithdrawn(AttemptInVain):
+    """What an attempt relied on was found to be wrong while it ran: the next one reads everything."""
+
+    def __init__(self) -> None:
+        super().__init__("the volume's storage said wrongly what is unchanged, which was found meanwhile")
 
 
 class JournalLost(EngineError):

@@ -148,8 +148,10 @@ class Volume(Lockable, _SoftDelete, Base):
     ``size`` is GiB, ``length`` bytes; the volume returns to ``previous_status`` when a backup
     of it ends; ``location`` is the provider's name of its place, ``storage_id`` of its storage (null
     if never recorded); ``changes_distrusted_at``: when its storage was found to say wrongly what is
-    unchanged, null if never; ``backend`` is the name of its back end, ``host`` the host whose workers alone
-    can open it, null if all that have the back end can;
+    unchanged, null if never, or if it is trusted again; ``changes_trusted_at``: since when it is trusted
+    again, so that no backup of before is compared by what the storage says, null if it was never
+    distrusted; ``backend`` is the name of its back end, ``host`` the host whose workers alone can open it,
+    null if all that have the back end can;
     ``volume_type`` is the type's name, null if the volume was made before volumes had types.
     """
 
@@ -181,6 +183,7 @@ class Volume(Lockable, _SoftDelete, Base):
     adopted: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
     storage_id: Mapped[str | None]
     changes_distrusted_at: Mapped[datetime | None]
+    changes_trusted_at: Mapped[datetime | None]
 
 
 class VolumeMetadata(Base):

@@ -67,7 +67,12 @@ class _Base:
 
 
 def run(
-    job: BackupJob, point: Point, container: Container, journal: Journal, control: Control
+    job: BackupJob,
+    point: Point,
+    container: Container,
+    journal: Journal,
+    control: Control,
+    opened: ManifestReader | None = None,
 ) -> BackupResult:
     """Make one backup, or finish one that an earlier attempt began.
 
@@ -75,6 +80,7 @@ def run(
     segments are recorded in the journal if that is still possible.  A call with another token and the same
     journal continues from there, if the point has the same identity and ``job.since`` is the same.
 
+    :param opened: the job's base, if the caller has opened it already.
     :raises TaskStopped: the control said so.
     :raises UnsupportedFormat: the job asks for a hash mode or key that does not exist.
     :raises SourceMoved: the source changed while it was read.
@@ -91,7 +97,7 @@ def run(
         raise ValueError(problem)
     if point.length != job.geometry.length:
         raise ValueError("the source has another length than the job")
-    base = _open_base(job, container, control)
+    base = _open_base(job, container, control, opened)
     look = _Look(job, point, base)
     halt = Halt(control)
     meter = Meter(control, look.total(control))
@@ -122,11 +128,14 @@ def run(
         # Another attempt has the task now, and may have cleaned up already.
         unnamed.remove()
         raise
-    except ChangeMissed:
-        # Nothing that was finished is used any more; and another attempt may have the task now.
-        unnamed.remove()
-        # If the source moved, the storage was not wrong.
-        point.check_still()
+    except ChangeMissed as error:
+        try:
+            # If the source moved, the storage was not wrong.
+            point.check_still()
+            journal.distrust(error)
+        finally:
+            # Nothing that was finished is used any more; and another attempt may have the task now.
+            unnamed.remove()
         raise
     except Exception:
         # Try to record what is finished, for the next attempt.  The first error is the one to raise.
@@ -159,6 +168,7 @@ def run(
         sampled_bytes=sampled,
         stored_raw_bytes=raw + totals.manifest_bytes,
         repacked_bytes=repacked,
+        trusted=look.trusted,
         base_problem=base.problem,
     )
 
@@ -285,14 +295,16 @@ class _Recorder:
         self._since = time.monotonic()
 
 
-def _open_base(job: BackupJob, container: Container, control: Control) -> _Base:
+def _open_base(
+    job: BackupJob, container: Container, control: Control, opened: ManifestReader | None
+) -> _Base:
     """Open the base and read it once as a whole: nothing is shared with one that is not whole."""
     if job.base is None:
         return _Base()
     if job.base in job.damaged:
         return _Base(problem="the base's manifest is known to be damaged")
     try:
-        reader = ManifestReader(container, job.base)
+        reader = opened or ManifestReader(container, job.base)
         head = reader.head
         mine = (
             job.installation,
@@ -343,7 +355,9 @@ class _Look:
             self.trusted = 0 if job.verify_unchanged >= 1 else head.point.trusted + 1
             self._same_until = common_length(job.geometry, head.geometry)
         self._share = job.verify_unchanged
-        self.sampler = Sampler(job.verify_unchanged, job.geometry.block_size)
+        # Every attempt that may go on with this one's segments chooses the same: a wrong answer that this one
+        # found and could not report any more is found again.
+        self.sampler = Sampler(job.verify_unchanged, job.geometry.block_size, job.epoch_prefix)
 
     def total(self, control: Control) -> int:
         """Return the bytes that will be visited, about as many of them sampled as there will be."""

@@ -113,12 +113,14 @@ class Sampler:
 
     :param share: from 0 to 1.
     :param block_size: bytes of a block; a stretch consists of whole blocks.
+    :param seed: with the same seed, the same stretches of the same extents are chosen.
     """
 
-    def __init__(self, share: float, block_size: int) -> None:
+    def __init__(self, share: float, block_size: int, seed: str) -> None:
         self._share = share
         self._bytes = max(SAMPLE_BYTES, block_size)
-        self._random = random.SystemRandom()
+        # Nobody gains by foreseeing it, and the seed holds the random id of a backup.
+        self._random = random.Random(seed)  # noqa: S311
         self._skip = self._draw()
 
     def choose(self, extent: Extent) -> Iterator[tuple[int, int]]:

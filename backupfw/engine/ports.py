@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from backupfw.engine.format import keys
 from backupfw.engine.format.geometry import MIB, Geometry
 from backupfw.engine.format.manifest import HASH_BLAKE3
+from backupfw.errors import ChangeMissed
 
 #: Bounds of a job's pack size, in bytes; a pack exceeds it by less than a block, and its footer.
 MIN_PACK_SIZE = 4 << 10
@@ -56,6 +57,9 @@ class Journal(Protocol):
 
         :raises TaskLost: the attempt is not ours any more.
         """
+
+    def distrust(self, error: ChangeMissed) -> None:
+        """Keep durably that the point said wrongly what is the same, also if the attempt is not ours now."""
 
     def is_unneeded(self, key: str) -> bool:
         """Say whether the key that was announced is given up, and nobody needs what lies there.
@@ -168,6 +172,7 @@ class BackupResult:
     :ivar sampled_bytes: those of them that were read only to check that they did not change.
     :ivar stored_raw_bytes: plain bytes of the blocks this attempt stored, its maps and the manifest.
     :ivar repacked_bytes: plain bytes among them that had not changed (fragmentation rule).
+    :ivar trusted: how many backups in a row, up to this one, left out what a point said was the same.
     :ivar base_problem: why the base was not used, None if it was or there was none.
     """
 
@@ -182,6 +187,7 @@ class BackupResult:
     sampled_bytes: int
     stored_raw_bytes: int
     repacked_bytes: int
+    trusted: int = 0
     base_problem: str | None = None
 
 

@@ -7,7 +7,7 @@ from datetime import datetime
 from functools import partial
 
 from backupfw.chunkstore.container import Container
-from backupfw.engine.format.manifest import ManifestReader
+from backupfw.engine.format.manifest import ManifestReader, PointNote
 from backupfw.errors import Damaged, UnsupportedFormat
 from backupfw.manager.outcomes.creating import BASE_LOST, CreatePlan
 from backupfw.volume.base import Point
@@ -26,11 +26,13 @@ class Comparison:
     :ivar since: the token in the base's manifest, whose point the storage compares with; None: everything is
         read and compared with the base.
     :ivar checked: everything that the storage says is the same is read, too, to check it.
+    :ivar base: the base, if it was opened for this.
     """
 
     how: str
     since: str | None = None
     checked: bool = False
+    base: ManifestReader | None = None
 
     def identity(self, source_identity: str) -> str:
         """Return what the finished segments of an epoch have in common.
@@ -55,13 +57,21 @@ def choose(
     if plan.base is None:
         return Comparison(BASE_LOST if plan.backup.is_incremental else "no comparison: full backup")
     try:
-        note = ManifestReader(container, plan.base.key).head.point
+        base = ManifestReader(container, plan.base.key)
     except (Damaged, UnsupportedFormat):
         return Comparison(BASE_LOST)
+    return replace(_choose(plan, base.head.point, point, full_compare_every, control), base=base)
+
+
+def _choose(
+    plan: CreatePlan, note: PointNote | None, point: Point, full_compare_every: int, control: TaskControl
+) -> Comparison:
     if note is None or note.token is None:
         return whole("the backup before has no token")
     if plan.volume.changes_distrusted_at is not None:
         return distrusted(plan.volume.changes_distrusted_at)
+    if not plan.trusts_base:
+        return whole("the backup before was made before its storage was trusted again")
     refused = run_cancellable(partial(point.compare, note.token), control, grace=PROVIDER_GRACE)
     if refused is not None:
         return whole(f"the token no longer holds, {refused[:_REASON_LENGTH]}")

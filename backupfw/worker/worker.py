@@ -14,7 +14,7 @@ from backupfw.chunkstore.cancellation import cancelled_by
 from backupfw.chunkstore.errors import DeleteFailed, Unavailable
 from backupfw.context import RequestContext, working_for
 from backupfw.dispatch.base import Dispatch
-from backupfw.errors import ListingBehind, TaskCancelled, TaskLost
+from backupfw.errors import AttemptInVain, TaskCancelled, TaskLost
 from backupfw.manager.rows import Task
 from backupfw.outages import DATABASE_TROUBLES, Outages, database_words
 from backupfw.worker.control import TaskControl, boot_time
@@ -218,8 +218,8 @@ class Worker:
 
     def _failed(self, handler: Handler, task: Task, control: TaskControl, error: Exception) -> None:
         reason = user_reason(error, task.request_id)
-        if isinstance(error, ListingBehind):
-            LOG.info("Task %s waits for %.0f s: %s", task.id, error.seconds, error)
+        if isinstance(error, AttemptInVain):
+            LOG.info("Task %s is tried again in %.0f s: %s", task.id, error.seconds, error)
             self._tasks.release(task, error.seconds)
             return
         if isinstance(error, StoreDown):

@@ -14,8 +14,16 @@ from sqlalchemy.orm import Session, aliased
 from backupfw.db import models
 from backupfw.db.digest import object_digest
 from backupfw.db.installation import installation_id
+from backupfw.db.locks import lock
 from backupfw.db.session import now
-from backupfw.errors import OutcomeUnknown, SnapshotNotFound, TaskCancelled, TaskLost, VolumeNotFound
+from backupfw.errors import (
+    OutcomeUnknown,
+    SnapshotNotFound,
+    TaskCancelled,
+    TaskLost,
+    TrustWithdrawn,
+    VolumeNotFound,
+)
 from backupfw.manager import rows
 from backupfw.manager.lineage import lifecycle, manifests
 from backupfw.manager.lineage.lifecycle import BackupMoves
@@ -40,10 +48,12 @@ class BaseManifest:
 
     :ivar id: its row's id.
     :ivar key: its key, in the same store and container as the new one.
+    :ivar made_at: the moment whose data its backup has; None: it is not known.
     """
 
     id: str
     key: str
+    made_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +92,12 @@ class CreatePlan:
     base: BaseManifest | None
     announced: tuple[str, ...] = ()
 
+    @property
+    def trusts_base(self) -> bool:
+        """Whether the volume's storage can be asked what is unchanged since the base."""
+        made_at = None if self.base is None else self.base.made_at
+        return volume_rules.trusts_changes(self.volume, made_at)
+
 
 @dataclass(frozen=True, slots=True)
 class CreateResult:
@@ -96,6 +112,7 @@ class CreateResult:
     :ivar referenced_bytes: bytes of older objects that it uses.
     :ivar read_bytes: bytes read from the source; None: another attempt read it.
     :ivar base_lost: the base could not be read, so nothing is shared with it.
+    :ivar trusting: it left out what the volume's storage said is unchanged.
     :ivar damaged: keys of objects on the list of damaged ones that it names.
     """
 
@@ -108,6 +125,7 @@ class CreateResult:
     referenced_bytes: int
     read_bytes: int | None = None
     base_lost: bool = False
+    trusting: bool = False
     damaged: frozenset[str] = frozenset()
 
 
@@ -215,12 +233,13 @@ class CreateTasks(Outcomes):
     def distrust_changes(self, task: Task) -> datetime:
         """Record that a volume's storage said wrongly what is unchanged: it is not asked again.
 
+        This is true whatever becomes of the backup, so an attempt that was cancelled or lost records it, too.
+
         :returns: since when, by the database's clock.
         """
 
         def work(session: Session) -> datetime:
-            backup, _ = self._writing(session, task)
-            volume = _volume(session, backup.volume_id)
+            volume = _locked_volume(session, task)
             if volume.changes_distrusted_at is None:
                 volume.changes_distrusted_at = now(session)
                 failures.warn(session, task, Detail.CHANGE_MISSED)
@@ -354,6 +373,7 @@ class CreateTasks(Outcomes):
         The manifest may be one that an earlier attempt announced.
 
         :raises TaskLost: another attempt owns the task, or the manifest was given up.
+        :raises TrustWithdrawn: it relied on the volume's storage, which was found to be wrong meanwhile.
         """
 
         def work(session: Session) -> rows.Backup:
@@ -362,6 +382,11 @@ class CreateTasks(Outcomes):
             manifest = backup_rows.manifest_of(session, backup, lock=True)
             if manifest is None or manifest.state != lifecycle.WRITING:
                 raise TaskLost(f"backup {backup.id} has no manifest that is being written")
+            if result.trusting:
+                base = _base(session, manifest)
+                volume = _locked_volume(session, task)
+                if not volume_rules.trusts_changes(volume, None if base is None else base.made_at):
+                    raise TrustWithdrawn
             digest = object_digest(manifest.store, manifest.container, result.key)
             if not manifests.commit(session, manifest, result.key, digest, result.length):
                 raise TaskLost(f"the manifest {result.key} was given up")
@@ -613,7 +638,6 @@ class CreateTasks(Outcomes):
     def _plan(
         self, session: Session, task: Task, backup: models.Backup, manifest: models.Manifest
     ) -> CreatePlan:
-        base = None if manifest.base_id is None else session.get(models.Manifest, manifest.base_id)
         volume = _volume(session, backup.volume_id)
         snapshot = None
         if backup.snapshot_id is not None:
@@ -638,7 +662,7 @@ class CreateTasks(Outcomes):
             hash_mode=manifest.hash_mode,
             key_id=manifest.key_id,
             source_identity=manifest.source_identity,
-            base=None if base is None or base.key is None else BaseManifest(base.id, base.key),
+            base=_base(session, manifest),
         )
 
 
@@ -652,6 +676,24 @@ def failed(session: Session, task: Task, reason: str, detail: Detail | None = No
         assert manifest is not None
         backup_rows.queue_release(session, manifest, backup.project_id, task.request_id)
     backup_rows.drop_temp_snapshot(session, backup_of(session, task), task.request_id)
+
+
+def _base(session: Session, manifest: models.Manifest) -> BaseManifest | None:
+    """Return the base of a manifest that is being written."""
+    base = None if manifest.base_id is None else session.get(models.Manifest, manifest.base_id)
+    if base is None or base.key is None:
+        return None
+    maker = session.get(models.Backup, base.backup_id)
+    # What an import says of that moment is not known to be true.
+    known = maker is not None and not base.detached
+    return BaseManifest(base.id, base.key, maker.data_timestamp if maker is not None and known else None)
+
+
+def _locked_volume(session: Session, task: Task) -> models.Volume:
+    """Lock the row of the volume of a task's backup, and return it; it may be deleted."""
+    backup = session.get_one(models.Backup, task.resource_id)
+    lock(session, models.Volume, models.Volume.id == backup.volume_id)
+    return session.get_one(models.Volume, backup.volume_id, populate_existing=True)
 
 
 def _volume(session: Session, volume_id: str) -> models.Volume:

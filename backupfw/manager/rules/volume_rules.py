@@ -8,6 +8,7 @@ are locked in one order everywhere: volume, snapshot, then the project's quota (
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from datetime import datetime
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from oslo_log import log
@@ -373,6 +374,18 @@ def new_volume(
     )
     session.flush()
     return volume
+
+
+def trusts_changes(volume: rows.Volume | Volume, made_at: datetime | None) -> bool:
+    """Return whether what the volume's storage says is unchanged can be relied on, since an earlier backup.
+
+    :param made_at: the moment whose data that backup has; None: it is not known.
+    """
+    if volume.changes_distrusted_at is not None:
+        return False
+    again = volume.changes_trusted_at
+    # What was made before may hold wrong data itself.
+    return again is None or (made_at is not None and made_at > again)
 
 
 def is_followed(volume: rows.Volume, length: int, storage_id: str | None) -> bool:

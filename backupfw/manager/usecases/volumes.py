@@ -321,13 +321,16 @@ class VolumeManager(UseCases):
     def trust_changes(self, ctx: RequestContext, volume_id: str) -> rows.Volume:
         """Let incremental backups rely again on what the volume's storage says is unchanged.
 
+        Backups that were made before may hold wrong data, so the next one reads everything.
+
         :raises VolumeNotFound: there is none, or not for this caller.
         """
 
         def work(session: Session) -> rows.Volume:
             volume = find_volume(session, ctx, volume_id, lock=True)
-            volume.changes_distrusted_at = None
-            session.flush()
+            if volume.changes_distrusted_at is not None:
+                volume.changes_distrusted_at, volume.changes_trusted_at = None, now(session)
+                session.flush()
             return rows.volume(session, volume)
 
         return self._db.run(work)

@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -34,7 +35,6 @@ from backupfw.errors import (
     UnsupportedFormat,
 )
 from backupfw.manager.messages import Detail
-from backupfw.manager.outcomes.backups import BackupTasks
 from backupfw.manager.outcomes.creating import CreatePlan, CreateResult
 from backupfw.manager.rows import Task
 from backupfw.manager.rules.volume_rules import is_followed
@@ -51,11 +51,14 @@ LOG = log.getLogger(__name__)
 class TaskJournal:
     """The engine's journal: finished segments in the database, for one attempt."""
 
-    def __init__(self, backups: BackupTasks, task: Task, plan: CreatePlan) -> None:
-        self._backups = backups
+    def __init__(self, tools: Tools, task: Task, plan: CreatePlan) -> None:
+        self._backups = tools.backups
+        self._meter = tools.meter
         self._task = task
         self._plan = plan
         self._announced: str | None = None
+        #: Since when the storage is distrusted, if this attempt found that it must be.
+        self.distrusted_at: datetime | None = None
 
     def announced_key(self) -> str | None:
         """Return the key that was announced last."""
@@ -74,6 +77,12 @@ class TaskJournal:
         """See :meth:`backupfw.engine.ports.Journal.announce`."""
         self._announced = key
         self._backups.creating.announce_manifest(self._task, key)
+
+    def distrust(self, error: ChangeMissed) -> None:
+        """See :meth:`backupfw.engine.ports.Journal.distrust`."""
+        LOG.warning("%s From now on all of it is compared.", error)
+        self._meter.change_missed()
+        self.distrusted_at = self._backups.creating.distrust_changes(self._task)
 
     def is_unneeded(self, key: str) -> bool:
         """See :meth:`backupfw.engine.ports.Journal.is_unneeded`."""
@@ -125,8 +134,8 @@ class BackupCreate(Handler):
 
         Either that attempt was lost before its commit, or it was committed and the database is an older
         copy; then later backups share with this manifest.  If the manifest is missing, its key is given up
-        for ever. If it names damaged objects, its key stays open: nothing that it names is deleted before
-        the backup is.
+        for ever. If it names damaged objects, or what it took over from its base cannot be relied on, its key
+        stays open: nothing that it names is deleted before the backup is.
 
         :returns: None: it is committed.  Otherwise the keys that stay open.
         """
@@ -151,9 +160,11 @@ class BackupCreate(Handler):
                 missing.append(key)
                 continue
             base, wanted = found.head.base, None if plan.base is None else plan.base.key
-            if found.damaged or base not in (None, wanted):
+            trusting = found.head.point is not None and found.head.point.trusted > 0
+            if found.damaged or base not in (None, wanted) or (trusting and not plan.trusts_base):
                 LOG.warning(
-                    "Backup %s is made again: %s names damaged objects, or has another base",
+                    "Backup %s is made again: %s names damaged objects, has another base, or relied on a"
+                    " storage that was wrong",
                     plan.backup.id,
                     key,
                 )
@@ -169,6 +180,7 @@ class BackupCreate(Handler):
                 stored_bytes=found.stored_bytes,
                 referenced_bytes=found.referenced_bytes,
                 base_lost=base != wanted,
+                trusting=trusting,
                 damaged=found.known_damaged,
             )
             self._commit(task, plan, made, container, control)
@@ -234,14 +246,13 @@ class BackupCreate(Handler):
                 plan = creating.bind_source(task, how.identity(point.identity), how.how)
                 crash_points.reach("backup.bound")
                 job = self._job(plan, point, how)
-                journal = TaskJournal(tools.backups, task, plan)
+                journal = TaskJournal(tools, task, plan)
                 try:
                     with self._withdrawing(task, plan, journal.announced_key, container):
-                        return plan, job, engine.run(job, point, container, journal, control)
-                except ChangeMissed as error:
-                    LOG.warning("%s From now on all of it is compared.", error)
-                    tools.meter.change_missed()
-                    how = comparison.distrusted(creating.distrust_changes(task))
+                        return plan, job, engine.run(job, point, container, journal, control, how.base)
+                except ChangeMissed:
+                    assert journal.distrusted_at is not None
+                    how = replace(comparison.distrusted(journal.distrusted_at), base=how.base)
 
     def _follow(self, task: Task, plan: CreatePlan, length: int, storage_id: str | None) -> CreatePlan:
         """Let the catalogue follow what an open of the volume found."""
@@ -439,6 +450,7 @@ def _create_result(result: BackupResult, length: int, host: str, wire_name: str)
         referenced_bytes=result.referenced_bytes,
         read_bytes=result.read_bytes,
         base_lost=result.base_problem is not None,
+        trusting=result.trusted > 0,
     )
 
 

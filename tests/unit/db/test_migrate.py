@@ -159,6 +159,23 @@ def test_what_was_there_before_back_ends_had_names_is_in_local(db: Database) -> 
         assert session.scalars(select(models.Service.backends)).all() == [None]
 
 
+def test_a_storage_that_was_distrusted_still_is(db: Database) -> None:
+    with db.engine.begin() as connection:
+        command.upgrade(migrate._config(connection), "0015")
+    with db.engine.begin() as connection:
+        volumes = _tables(connection).tables["volumes"]
+        connection.execute(volumes.insert(), _row(volumes))
+    migrate.sync(db)
+    with db.write() as session:
+        volume = session.scalars(select(models.Volume)).one()
+        assert volume.changes_distrusted_at == _value(volumes, "changes_distrusted_at")
+        assert volume.changes_trusted_at is None
+        volume.changes_trusted_at = moment = now(session)
+    with db.read() as session:
+        # To the microsecond: it is compared with the times of backups.
+        assert session.scalars(select(models.Volume.changes_trusted_at)).one() == moment
+
+
 def test_ids_of_tasks_and_events_do_not_end_with_32_bits(db: Database) -> None:
     """In a database of the release before, in which rows are."""
     with db.engine.begin() as connection:

@@ -13,7 +13,7 @@ from backupfw.chunkstore.container import Container
 from backupfw.chunkstore.memory import Contents, MemoryStore
 from backupfw.engine.format.geometry import Geometry
 from backupfw.engine.ports import BackupJob
-from backupfw.errors import TaskCancelled, TaskLost
+from backupfw.errors import ChangeMissed, TaskCancelled, TaskLost
 from backupfw.volume.base import BlockTarget, Extent, Kind, Point
 
 KIB = 1 << 10
@@ -241,6 +241,7 @@ class MemoryJournal:
     def __init__(self) -> None:
         self.entries: dict[int, bytes] = {}
         self.records = 0
+        self.missed: list[ChangeMissed] = []
 
     def finished(self) -> Iterator[tuple[int, bytes]]:
         return iter(sorted(self.entries.items()))
@@ -251,6 +252,9 @@ class MemoryJournal:
 
     def announce(self, key: str) -> None:
         """Nobody asks here."""
+
+    def distrust(self, error: ChangeMissed) -> None:
+        self.missed.append(error)
 
     def is_unneeded(self, key: str) -> bool:
         """It was not given up."""

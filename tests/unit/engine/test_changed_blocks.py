@@ -155,8 +155,10 @@ def test_a_source_that_moved_is_no_lie() -> None:
 
     point = Moved(bytes(new), token="t1", earlier={"t0": bytes(data)}, lies=[range(len(new))])
     job = make_job(1, len(new), key, since="t0", verify_unchanged=1.0)
+    journal = MemoryJournal()
     with pytest.raises(SourceMoved):
-        backup.run(job, point, box, MemoryJournal(), FakeControl())
+        backup.run(job, point, box, journal, FakeControl())
+    assert journal.missed == []
 
 
 @pytest.mark.parametrize("error", [OSError("away"), TaskLost("lost")])
@@ -187,6 +189,22 @@ def test_a_lie_is_told_although_something_else_failed_first(error: Exception) ->
     with pytest.raises(ChangeMissed):
         backup.run(job, point, box, journal, FakeControl())
     assert list(journal.finished()) == []
+    assert len(journal.missed) == 1
+
+
+def test_every_attempt_of_an_epoch_samples_the_same() -> None:
+    """So a lie that one found, and could not report any more, is found by the next one."""
+    box = memory_container()
+    data = content(64 * SEGMENT, zero=0.0)
+    key = first(box, data)
+
+    def sampled(**attempt: Any) -> set[tuple[int, int]]:
+        return set(then(box, 1, data, key, data, verify_unchanged=0.5, **attempt)[1].reads)
+
+    mine = sampled()
+    assert 0 < len(mine) < 64
+    assert sampled(attempt=2, token="e" * 16) == mine
+    assert sampled(epoch=2, token="f" * 16) != mine
 
 
 def test_a_lie_about_zeros_is_met_whether_they_were_or_are_zeros() -> None:

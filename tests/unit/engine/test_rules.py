@@ -241,7 +241,7 @@ def test_a_sample_is_a_share_of_the_bytes_wherever_they_are() -> None:
     extents = [Extent(mib, 40 * mib, Kind.SAME), Extent(100 * mib, 300, Kind.SAME)]
 
     def chosen(share: float) -> int:
-        sampler = Sampler(share, 4096)
+        sampler = Sampler(share, 4096, "seed")
         total = 0
         for extent in extents * 50:
             at = extent.offset

@@ -11,14 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from backupfw import crash_points
+from backupfw.chunkstore.container import Container
 from backupfw.chunkstore.errors import PermissionDenied
 from backupfw.db import models
+from backupfw.db.session import now
+from backupfw.engine.format.manifest import ManifestReader
 from backupfw.errors import ListingBehind, TaskLost
 from backupfw.manager.messages import text
 from backupfw.manager.operators import audit
 from backupfw.manager.outcomes.creating import CreateTasks
+from backupfw.manager.rows import Task
 from backupfw.manager.usecases.volumes import VolumeManager
 from backupfw.volume.base import Capabilities, Needed, Point, SnapshotRef, Tick, VolumeRef, no_tick
 from backupfw.worker.handlers.base import NullMeter
@@ -29,6 +34,7 @@ from tests.unit.worker.world import SEGMENT, MemoryProvider, OneBackend, WorkerW
 
 DATA = random.Random(1).randbytes(6 * SEGMENT + 100)
 BY_TOKEN = "changed blocks by token"
+TRUSTED_AGAIN = "whole comparison: the backup before was made before its storage was trusted again"
 
 
 class Kept:
@@ -192,8 +198,111 @@ def test_a_lie_is_stored_right_told_and_remembered(world: WorkerWorld) -> None:
         assert (row.comparison, row.read_bytes) == (why, len(DATA))
         assert len(world.rows(models.Message)) == 1
         volumes.trust_changes(world.ctx(), volume)
-        assert back_up(world, volume).comparison == BY_TOKEN
         assert audit.run(world.db, 60) == []
+        assert back_up(world, volume).comparison == TRUSTED_AGAIN
+        assert back_up(world, volume).comparison == BY_TOKEN
+
+
+@pytest.mark.parametrize("stopped", ["cancelled", "lost"])
+def test_a_lie_is_recorded_although_the_attempt_ends_in_that_moment(
+    world: WorkerWorld, monkeypatch: pytest.MonkeyPatch, stopped: str
+) -> None:
+    """And the backup before, which may hold wrong data, is then compared as a whole."""
+    volume = world.filled_volume(DATA)
+    data = storage(world).volumes[volume]
+    set_engine(world, verify_unchanged=0.0)
+    record = CreateTasks.distrust_changes
+
+    def stop(self: CreateTasks, task: Task) -> Any:
+        if stopped == "cancelled":
+            world.backups.force_delete(world.ctx(admin=True), task.resource_id)
+        else:
+            with world.db.write() as session:
+                session.execute(update(models.Task).values(attempt=models.Task.attempt + 1))
+        return record(self, task)
+
+    with world.worker(lease_seconds=1.0):
+        back_up(world, volume, incremental=False)
+        storage(world).lies = True
+        data[SEGMENT : SEGMENT + 3] = b"new"
+        wrong = back_up(world, volume)
+        assert restored(world, wrong) == DATA
+        set_engine(world, verify_unchanged=1.0)
+    with world.worker(lease_seconds=1.0):
+        monkeypatch.setattr(CreateTasks, "distrust_changes", stop)
+        made = world.backups.create(world.ctx(), volume_id=volume, incremental=True)
+        world.wait_backup(made.id, None if stopped == "cancelled" else "available")
+        world.wait_idle()
+        assert world.row(models.Volume, volume).changes_distrusted_at is not None
+        assert len(world.rows(models.Message)) == 1
+        if stopped == "lost":
+            return
+        wait_kept(world, wrong)
+        storage(world).lies = False
+        VolumeManager(world.db, world.conf, lambda: None).trust_changes(world.ctx(), volume)
+        row = back_up(world, volume)
+        assert (row.comparison, row.read_bytes) == (TRUSTED_AGAIN, len(DATA))
+        assert restored(world, row) == data
+        assert back_up(world, volume).comparison == BY_TOKEN
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["distrusted", "trusted again"])
+@pytest.mark.parametrize("lost", [False, True], ids=["this attempt", "the next attempt"])
+def test_what_was_taken_over_by_trust_is_not_committed_once_the_trust_is_gone(
+    world: WorkerWorld, monkeypatch: pytest.MonkeyPatch, lost: bool, again: bool
+) -> None:
+    volume = world.filled_volume(DATA)
+    data = storage(world).volumes[volume]
+    volumes = VolumeManager(world.db, world.conf, lambda: None)
+    set_engine(world, verify_unchanged=0.0)
+    armed = [False]
+
+    def reach(name: str, detail: object = "") -> None:
+        del detail
+        if name == "backup.manifest-put" and armed[0]:
+            armed[0] = False
+            # Another backup of the volume finds it.
+            with world.db.write() as session:
+                session.get_one(models.Volume, volume).changes_distrusted_at = now(session)
+            if again:
+                storage(world).lies = False
+                volumes.trust_changes(world.ctx(), volume)
+            if lost:
+                raise TaskLost("killed")
+
+    monkeypatch.setattr(crash_points, "reach", reach)
+    with world.worker(lease_seconds=1.0):
+        back_up(world, volume, incremental=False)
+        storage(world).lies = True
+        data[SEGMENT : SEGMENT + 3] = b"new"
+        armed[0] = True
+        row = back_up(world, volume)
+        assert restored(world, row) == data
+        assert str(row.comparison).startswith("whole comparison: ")
+        assert world.row(models.Manifest, row.manifest_id).epoch == 2
+        # It was no failure.
+        assert not [one for one in world.rows(models.Message) if one.message_level == "ERROR"]
+        world.backups.delete(world.ctx(), row.id)
+        world.wait_backup(row.id, None)
+        world.wait_idle()
+        assert not [key for key in world.objects() if row.id in key]
+
+
+def test_the_head_of_the_base_is_read_once(world: WorkerWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    volume = world.filled_volume(DATA)
+    opened: list[str] = []
+    init = ManifestReader.__init__
+
+    def count(self: ManifestReader, container: Container, key: str) -> None:
+        opened.append(key)
+        init(self, container, key)
+
+    monkeypatch.setattr(ManifestReader, "__init__", count)
+    with world.worker():
+        full = back_up(world, volume, incremental=False)
+        opened.clear()
+        assert back_up(world, volume).comparison == BY_TOKEN
+    assert opened == [full.service_metadata]
 
 
 def test_every_so_many_read_everything(world: WorkerWorld) -> None:
