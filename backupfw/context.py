@@ -22,6 +22,8 @@ class RequestContext(context.RequestContext):
     :param system_scope: ``all`` where the caller acts on the installation as a whole and in no project;
         ``project_id`` is empty then.
     :param service_roles: roles of the service that passes the request on for the user.
+    :param user_token: what the caller has identified himself with, to ask other services in his name while
+        the request is there.  It is in no log line and no task.
     """
 
     project_id: str
@@ -39,6 +41,7 @@ class RequestContext(context.RequestContext):
         global_request_id: str | None = None,
         system_scope: str | None = None,
         service_roles: Iterable[str] = (),
+        user_token: str | None = None,
     ) -> None:
         super().__init__(
             project_id=project_id,
@@ -50,6 +53,7 @@ class RequestContext(context.RequestContext):
             system_scope=system_scope,
             service_roles=sorted(service_roles),
         )
+        self.user_token = user_token
 
     def update_store(self) -> None:
         """Do nothing: oslo.context's store would keep a caller after the request.

@@ -121,7 +121,7 @@ class Create(usecases.Queueing):
         if args.snapshot is not None:
             snapshot = cases.find(models.Snapshot, args.snapshot, volume_id=volume)
         made = cases.backups.create(
-            base.operator(args.project or cases.volumes.project_of(base.operator(), volume)),
+            base.operator(args.project or cases.backups.project_of_volume(base.operator(), volume)),
             volume_id=volume,
             snapshot_id=snapshot,
             incremental=args.incremental,
@@ -194,7 +194,7 @@ class Restore(usecases.Queueing):
         if args.volume is not None:
             # Not in all projects: a volume of that name that is another project's would be overwritten.
             volume = cases.find(models.Volume, args.volume, project_id=owner)
-            owner = cases.volumes.project_of(base.operator(), volume)
+            owner = cases.backups.project_of_volume(base.operator(), volume)
         _, target, _ = cases.backups.restore(base.operator(owner), backup, volume_id=volume, name=args.name)
         print(target, flush=True)
         operation = waiting.Operation(

@@ -434,7 +434,10 @@ def is_live(db: Database, manifest_id: str) -> bool:
 
 
 def volumes_of(db: Database, host: str) -> Iterator[rows.Volume]:
-    """Yield the volumes whose storage this host's workers can open, some at a time."""
+    """Yield the volumes whose storage this host's workers can open, some at a time.
+
+    Not those of a foreign catalogue, where they may be deleted at any time.
+    """
     row = models.Volume
     last = ""
     while True:
@@ -444,6 +447,7 @@ def volumes_of(db: Database, host: str) -> Iterator[rows.Volume]:
                 .where(
                     row.id > last,
                     row.deleted.is_(False),
+                    row.mirrored_at.is_(None),
                     row.location.is_not(None),
                     or_(row.host.is_(None), row.host == host),
                 )

@@ -32,11 +32,12 @@ from backupfw.manager.queue.tasks import Tasks
 from backupfw.manager.rules.quota import QuotaManager
 from backupfw.manager.rules.volume_types import VolumeTypeManager
 from backupfw.manager.usecases.backups import BackupManager
+from backupfw.manager.usecases.mirrors import Mirrors
 from backupfw.manager.usecases.snapshots import SnapshotManager
 from backupfw.manager.usecases.transfers import TransferManager
 from backupfw.manager.usecases.volumes import VolumeManager
 from backupfw.outages import Outages
-from backupfw.worker.backends import Backends
+from backupfw.worker.backends import Backends, foreign_catalogues
 from backupfw.worker.handlers import EngineSettings, Tools
 from backupfw.worker.stores import Stores
 from backupfw.worker.worker import Worker, WorkerSettings
@@ -106,9 +107,12 @@ def make_managers(
     :param wake: called after a transaction that queued or cancelled a task.
     :param outbox: the event outbox; None: no events are sent.
     """
+    foreign = foreign_catalogues(conf)
     return Managers(
-        backups=BackupManager(db, conf, wake, store.container_patterns(conf), outbox),
-        volumes=VolumeManager(db, conf, wake),
+        backups=BackupManager(
+            db, conf, wake, store.container_patterns(conf), outbox, Mirrors(db, conf, foreign)
+        ),
+        volumes=VolumeManager(db, conf, wake, foreign.keys()),
         snapshots=SnapshotManager(db, conf, wake),
         quota=QuotaManager(db, conf),
         services=ServiceManager(db, conf),

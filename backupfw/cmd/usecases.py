@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from backupfw.manager.usecases.backups import BackupManager
     from backupfw.manager.usecases.snapshots import SnapshotManager
     from backupfw.manager.usecases.volumes import VolumeManager
+    from backupfw.volume.catalogue import Catalogue
 
 #: How many records of a listing are read at a time.
 _PAGE = 1000
@@ -43,19 +44,28 @@ class UseCases:
         self._wake = wake
 
     @cached_property
+    def _foreign(self) -> Mapping[str, Catalogue]:
+        from backupfw.worker.backends import foreign_catalogues
+
+        return foreign_catalogues(self.conf)
+
+    @cached_property
     def backups(self) -> BackupManager:
         """The use cases of backups."""
         from backupfw.cmd import store
         from backupfw.manager.usecases.backups import BackupManager
+        from backupfw.manager.usecases.mirrors import Mirrors
 
-        return BackupManager(self.db, self.conf, self._wake, store.container_patterns(self.conf))
+        mirrors = Mirrors(self.db, self.conf, self._foreign)
+        patterns = store.container_patterns(self.conf)
+        return BackupManager(self.db, self.conf, self._wake, patterns, mirrors=mirrors)
 
     @cached_property
     def volumes(self) -> VolumeManager:
         """The use cases of volumes."""
         from backupfw.manager.usecases.volumes import VolumeManager
 
-        return VolumeManager(self.db, self.conf, self._wake)
+        return VolumeManager(self.db, self.conf, self._wake, self._foreign.keys())
 
     @cached_property
     def snapshots(self) -> SnapshotManager:

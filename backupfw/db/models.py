@@ -152,7 +152,8 @@ class Volume(Lockable, _SoftDelete, Base):
     again, so that no backup of before is compared by what the storage says, null if it was never
     distrusted; ``backend`` is the name of its back end, ``host`` the host whose workers alone can open it,
     null if all that have the back end can;
-    ``volume_type`` is the type's name, null if the volume was made before volumes had types.
+    ``volume_type`` is the type's name, null if the volume was made before volumes had types;
+    ``mirrored_at``: when a foreign catalogue described the volume last, null if the volume is ours.
     """
 
     __tablename__ = "volumes"
@@ -184,6 +185,7 @@ class Volume(Lockable, _SoftDelete, Base):
     storage_id: Mapped[str | None]
     changes_distrusted_at: Mapped[datetime | None]
     changes_trusted_at: Mapped[datetime | None]
+    mirrored_at: Mapped[datetime | None]
 
 
 class VolumeMetadata(Base):
@@ -290,7 +292,10 @@ class Attachment(Base):
 
 
 class Snapshot(Lockable, _SoftDelete, Base):
-    """A snapshot of a volume; a ``temporary`` one belongs to a running backup and is hidden."""
+    """A snapshot of a volume; a ``temporary`` one belongs to a running backup and is hidden.
+
+    ``mirrored_at`` as of a volume.
+    """
 
     __tablename__ = "snapshots"
     __table_args__ = (
@@ -313,6 +318,7 @@ class Snapshot(Lockable, _SoftDelete, Base):
     location: Mapped[str | None] = mapped_column(Text)
     progress: Mapped[str | None] = mapped_column(String(16))
     temporary: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
+    mirrored_at: Mapped[datetime | None]
 
 
 class SnapshotMetadata(Base):

@@ -61,6 +61,9 @@ def scope(
     chosen, conditions = dict(filters or {}), list(where)
     if model is Volume and (host := chosen.pop("host", None)) is not None:
         conditions.append(_is_at(host))
+    if issubclass(model, Volume | Snapshot):
+        # Who wants volumes of a foreign catalogue asks that catalogue.
+        conditions.append(model.mirrored_at.is_(None))
     if model in _METADATA and (pairs := chosen.pop("metadata", None)) is not None:
         conditions.append(matches(_METADATA[model], model.id, pairs))
     return Scope(None if all_tenants and ctx.is_admin else ctx.project_id, chosen, conditions)

@@ -167,6 +167,7 @@ class Volume:
     storage_id: str | None = None
     changes_distrusted_at: datetime | None = None
     changes_trusted_at: datetime | None = None
+    mirrored_at: datetime | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     image_metadata: Mapping[str, str] = field(default_factory=dict)
     attachments: Sequence[Attachment] = ()

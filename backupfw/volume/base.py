@@ -1,8 +1,8 @@
 """The interface of volume providers, which read and write the blocks of volumes.
 
 A provider makes, deletes, extends, snapshots, opens and fences volumes.  It has no statuses: the
-catalogue has them (the ``volumes`` and ``snapshots`` rows of our database for the ``local`` provider; a
-Block Storage service for a provider written later).  Every operation is idempotent and named by ids,
+catalogue has them (the ``volumes`` and ``snapshots`` rows of our database, or a foreign one:
+:mod:`backupfw.volume.catalogue`).  Every operation is idempotent and named by ids,
 because a task that was killed runs it again.
 
 A backup reads a :class:`Point`: a volume or snapshot as it is at one moment.  A point may have a *token*,
@@ -42,14 +42,16 @@ second so that a cancelled task ends: it raises when the task must stop.
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 if TYPE_CHECKING:
     from oslo_config import cfg
+
+    from backupfw.volume.catalogue import Catalogue
 
 #: Version of this contract; the loader refuses a provider with another one.
 API_VERSION = 2
@@ -168,6 +170,19 @@ class Extent(NamedTuple):
     def end(self) -> int:
         """The offset behind it."""
         return self.offset + self.length
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What belongs to the bytes of a volume that was restored.
+
+    :ivar metadata: the volume's own; the target keeps its other keys.
+    :ivar image_metadata: what is known of the image that the bytes were made of.
+    """
+
+    bootable: bool = False
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    image_metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 class Point(abc.ABC):
@@ -306,6 +321,16 @@ class VolumeProvider(abc.ABC):
         """Return the provider's options; core registers them in ``[volumes:NAME]``."""
         return ()
 
+    @classmethod
+    def catalogue(cls, options: Any) -> Catalogue | None:  # noqa: ARG003
+        """Return the foreign catalogue of the provider's volumes; None: they are the service's own.
+
+        The API's process calls it, which opens no volumes.
+
+        :param options: values of :meth:`options` by name.
+        """
+        return None
+
     @abc.abstractmethod
     def create(self, volume: VolumeRef, source: SnapshotRef | VolumeRef | None, tick: Tick = no_tick) -> str:
         """Make the volume as a copy of ``source`` (then zeros), or of zeros; return its location.
@@ -401,4 +426,11 @@ class VolumeProvider(abc.ABC):
             and its attempt number); a writer with a lower number can no longer write when this returns.
         :raises TargetError: an earlier writer may still be alive and cannot be fenced out (temporary:
             the task is tried again later).
+        """
+
+    def end_restore(self, volume: VolumeRef, source: Restored | None) -> None:  # noqa: B027  (optional)
+        """Tell a foreign catalogue how a restore to its volume ended; idempotent.
+
+        :param source: the volume whose bytes it has now; None: the restore failed, so nobody shall take the
+            volume for a good one.
         """

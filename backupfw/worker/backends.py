@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from backupfw.conf import volumes
 from backupfw.errors import InvalidInput
 from backupfw.volume.base import VolumeProvider
-from backupfw.volume.loader import open_provider
+from backupfw.volume.catalogue import Catalogue
+from backupfw.volume.loader import load_provider, open_provider
 
 if TYPE_CHECKING:
     from oslo_config import cfg
@@ -20,6 +21,20 @@ def open_backend(conf: cfg.ConfigOpts, name: str) -> VolumeProvider:
     """
     section = volumes.group_of(name)
     return open_provider(section, conf[section].driver, conf[section])
+
+
+def foreign_catalogues(conf: cfg.ConfigOpts) -> dict[str, Catalogue]:
+    """Return the foreign catalogues of the enabled back ends that have one, by name; no back end is opened.
+
+    :raises ConfigError: one of them cannot be used as the configuration says.
+    """
+    found = {}
+    for name in conf.volumes.enabled:
+        options = conf[volumes.group_of(name)]
+        catalogue = load_provider(options.driver).catalogue(options)
+        if catalogue is not None:
+            found[name] = catalogue
+    return found
 
 
 class Backends:

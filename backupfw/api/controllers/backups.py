@@ -126,7 +126,7 @@ class BackupController(_Backups, ActionsResource):
         """``POST /backups/{id}/restore``."""
         wanted = req.data["restore"]
         target = id_of(wanted.get("volume_id"))
-        self.enforce_on(req, "backup:restore", self.managers.volumes.project_of, target)
+        self.enforce_on(req, "backup:restore", self.managers.backups.project_of_volume, target)
         try:
             backup_id, volume_id, volume_name = self.managers.backups.restore(
                 req.context, self.backup.id, volume_id=target, name=stripped(wanted.get("name"))
@@ -200,7 +200,8 @@ class BackupsController(_Backups):
         """``POST /backups``."""
         wanted = req.data["backup"]
         volume_id, snapshot_id = id_of(wanted["volume_id"]), id_of(wanted.get("snapshot_id"))
-        self.enforce_on(req, "backup:create", self.managers.volumes.project_of, volume_id)
+        project_of = functools.partial(self.managers.backups.project_of_volume, snapshot_id=snapshot_id)
+        self.enforce_on(req, "backup:create", project_of, volume_id)
         self.enforce_on(req, "backup:create", self.managers.snapshots.project_of, snapshot_id)
         backup = self.managers.backups.create(
             req.context,

@@ -146,6 +146,7 @@ def context_of(environ: Environ) -> RequestContext:
         system_scope=system_scope,
         service_roles=_words(environ.get("HTTP_X_SERVICE_ROLES")),
         request_id=environ[REQUEST_ID],
+        user_token=environ.get("HTTP_X_AUTH_TOKEN"),
     )
 
 

@@ -56,6 +56,7 @@ def context_of(
         user_id=user or ANONYMOUS,
         roles=roles,
         request_id=request_id,
+        user_token=token,
     )
 
 

@@ -420,8 +420,10 @@ def _is_after(model: Any, project_id: str | None) -> ColumnElement[bool]:
 def _usage_between(session: Session, after: str | None, until: str) -> Iterator[Finding]:
     counted: dict[str, dict[str, int]] = defaultdict(lambda: dict.fromkeys(quota.RESOURCES, 0))
     for model, rows, size in _COUNTED:
-        # Temporary snapshots do not count.
-        shown = Snapshot.temporary.is_(False) if model is Snapshot else true()
+        # Temporary snapshots and mirrors do not count.
+        shown: ColumnElement[bool] = Snapshot.temporary.is_(False) if model is Snapshot else true()
+        if issubclass(model, Volume | Snapshot):
+            shown = and_(shown, model.mirrored_at.is_(None))
         statement = select(model.id, model.project_id, model.size, model.length, model.status).where(
             model.deleted.is_(False), shown, _is_after(model, after), model.project_id <= until
         )

@@ -3,6 +3,9 @@
 A deleted backup, volume or snapshot keeps its row, with a mark that it is deleted.  Only other rows that
 refer to that row still need it.
 
+*Mirrors* of volumes and snapshots of a foreign catalogue are not deleted there: one may go when no backup
+refers to it and no request has named it for as long.  If another one does, it comes back.
+
 *Manifests* that are gone keep their rows for three reasons: an import of a deleted backup is refused, a
 listing that still shows such a manifest does not make it unknown, and the lineage tree needs its forks.  So a
 manifest's row is deleted only after the row of the backup that made it, when it is in no tree, when no row
@@ -116,7 +119,15 @@ def _may_go(model: type[Any], before: datetime) -> ColumnElement[bool]:
             & ~exists().where(Backup.id == Manifest.backup_id, ~_may_go(Backup, before))
             & ~moving
         )
-    condition &= model.deleted.is_(True) & (model.deleted_at < before)
+    gone = model.deleted.is_(True) & (model.deleted_at < before)
+    # Not null: what is neither true nor false would be lost by a negation.
+    if model is Volume:
+        of_it = or_(Backup.volume_id == Volume.id, Backup.restore_volume_id == Volume.id)
+        gone |= Volume.mirrored_at.is_not(None) & (Volume.mirrored_at < before) & ~exists().where(of_it)
+    elif model is Snapshot:
+        of_it = Backup.snapshot_id == Snapshot.id
+        gone |= Snapshot.mirrored_at.is_not(None) & (Snapshot.mirrored_at < before) & ~exists().where(of_it)
+    condition &= gone
     if model is Backup:
         # These columns show where a killed attempt may have left objects or a snapshot.
         condition &= Backup.manifest_id.is_(None) & Backup.temp_snapshot_id.is_(None)

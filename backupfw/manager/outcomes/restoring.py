@@ -91,6 +91,12 @@ class RestoreTasks(Outcomes):
 
         return self._db.run(work)
 
+    def target(self, task: Task) -> rows.Volume | None:
+        """Return the volume that a restore writes to, perhaps deleted; None: it is purged."""
+        with self._db.read() as session:
+            volume = session.get(models.Volume, task.payload["volume_id"])
+            return None if volume is None else rows.volume(session, volume)
+
     def bind_target(self, task: Task, host: str) -> None:
         """Record, before the new target volume is made, the host whose workers alone can open it."""
 
@@ -135,7 +141,8 @@ class RestoreTasks(Outcomes):
             lock(session, models.Volume, models.Volume.id == task.payload["volume_id"])
             volume = session.get(models.Volume, task.payload["volume_id"])
             if volume is not None and not volume.deleted and source is not None:
-                _describe(session, backup, volume, source)
+                if volume.mirrored_at is None:
+                    _describe(session, backup, volume, source)
                 # Tasks that an older release queued do not have ``typed``.
                 if task.payload["new"] and not task.payload.get("typed", False):
                     kind = volume_types.of_backup(session, volume.project_id, source.volume_type)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from sqlalchemy import delete, func, literal, select, update
+from sqlalchemy import and_, delete, func, literal, select, update
 from sqlalchemy.orm import Session
 
 from backupfw.db.locks import insert_if_absent, lock, put
@@ -155,6 +155,8 @@ def usage_of(session: Session, project_id: str, resources: Collection[str] = RES
         statement = select(func.count(), func.coalesce(func.sum(model.size), 0)).where(
             model.project_id == project_id, model.deleted.is_(False)
         )
+        if issubclass(model, Volume | Snapshot):
+            statement = statement.where(model.mirrored_at.is_(None))
         if model is Snapshot:
             statement = statement.where(Snapshot.temporary.is_(False))
         count, size = session.execute(statement).one()
@@ -169,7 +171,7 @@ def usage_of(session: Session, project_id: str, resources: Collection[str] = RES
 
 
 def _usage_of_type(session: Session, project_id: str, resource: str, kind: str) -> int:
-    of_type = Volume.volume_type == kind
+    of_type = and_(Volume.volume_type == kind, Volume.mirrored_at.is_(None))
     amount = 0
     for model, rows, gigabytes, where in (
         (Volume, "volumes", "gigabytes", [of_type]),

@@ -70,25 +70,34 @@ def gigabytes(length: int) -> int:
     return -(-length // GIB)
 
 
-def find_volume(session: Session, ctx: RequestContext, volume_id: str, *, lock: bool = False) -> Volume:
+def find_volume(
+    session: Session, ctx: RequestContext, volume_id: str, *, lock: bool = False, mirrors: bool = False
+) -> Volume:
     """Return a volume's row, for administrators any project's.
 
     :param lock: hold the row until the transaction ends.
+    :param mirrors: find a mirror of a foreign volume, too: nothing but its backups is our business.
     :raises VolumeNotFound: there is none, or not for this caller.
     """
     volume = _row(session, Volume, volume_id, lock)
     if volume is None or volume.deleted or not is_visible(ctx, volume.project_id):
         raise VolumeNotFound(volume_id)
+    if volume.mirrored_at is not None and not mirrors:
+        raise VolumeNotFound(volume_id)
     return volume
 
 
-def find_snapshot(session: Session, ctx: RequestContext, snapshot_id: str, *, lock: bool = False) -> Snapshot:
+def find_snapshot(
+    session: Session, ctx: RequestContext, snapshot_id: str, *, lock: bool = False, mirrors: bool = False
+) -> Snapshot:
     """Return a snapshot's row, as :func:`find_volume`; hidden ones are not found.
 
     :raises SnapshotNotFound: there is none, or not for this caller.
     """
     snapshot = _row(session, Snapshot, snapshot_id, lock)
     if snapshot is None or snapshot.deleted or snapshot.temporary or not is_visible(ctx, snapshot.project_id):
+        raise SnapshotNotFound(snapshot_id)
+    if snapshot.mirrored_at is not None and not mirrors:
         raise SnapshotNotFound(snapshot_id)
     return snapshot
 
@@ -226,7 +235,7 @@ def begin_backup(
     :raises InvalidSnapshot: the snapshot's status forbids a backup.
     """
     if snapshot_id is None:
-        volume = find_volume(session, ctx, volume_id, lock=True)
+        volume = find_volume(session, ctx, volume_id, lock=True, mirrors=True)
         if volume.status not in VolumeMoves.back_up_forced.sources:
             raise InvalidVolume(
                 "Volume to be backed up must be available or in-use, "
@@ -237,8 +246,8 @@ def begin_backup(
             raise InvalidVolume("Backing up an in-use volume must use the force flag.")
         _moved(lifecycle.move(session, Volume, volume_id, step))
         return Source(volume, None)
-    volume = find_volume(session, ctx, volume_id)
-    snapshot = find_snapshot(session, ctx, snapshot_id, lock=True)
+    volume = find_volume(session, ctx, volume_id, mirrors=True)
+    snapshot = find_snapshot(session, ctx, snapshot_id, lock=True, mirrors=True)
     if snapshot.volume_id != volume_id:
         raise InvalidVolume(
             f"Volume {volume_id} does not match with snapshot.volume_id {snapshot.volume_id}."
@@ -268,7 +277,7 @@ def begin_restore(session: Session, volume_id: str, size: int, ctx: RequestConte
     :raises InvalidVolume: it is not available, or too small.
     """
     if ctx is not None:
-        volume = find_volume(session, ctx, volume_id, lock=True)
+        volume = find_volume(session, ctx, volume_id, lock=True, mirrors=True)
     else:
         found = _row(session, Volume, volume_id, True)
         if found is None or found.deleted:

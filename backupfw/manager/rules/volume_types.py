@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Unpack
 
 from oslo_db.exception import DBDuplicateEntry
 from oslo_log import log
-from sqlalchemy import ColumnElement, delete, exists, or_, select, update
+from sqlalchemy import ColumnElement, and_, delete, exists, or_, select, update
 from sqlalchemy.orm import Session
 
 from backupfw.conf.volumes import default_backend
 from backupfw.db import locks, queries
 from backupfw.db.models import (
+    Backup,
     DefaultVolumeType,
     Volume,
     VolumeType,
@@ -149,6 +150,42 @@ def backend_for(session: Session, conf: cfg.ConfigOpts, name: str | None) -> str
         LOG.warning("Volume type %s cannot be used: its back end %s is not enabled", name, wanted)
         raise InvalidInput(f"Volume type {name} cannot be used here: its back end is not enabled.")
     return wanted
+
+
+def type_of_backup(session: Session, project_id: str, backup: Backup) -> str | None:
+    """Return the type that the volume of a backup had, if it is known and a project may use it."""
+    return of_backup(session, project_id, (backup.volume_record or {}).get("volume_type"))
+
+
+def backend_of_restored(
+    session: Session,
+    conf: cfg.ConfigOpts,
+    ctx: RequestContext,
+    backup: Backup,
+    kind: str | None,
+    *,
+    chosen: bool = False,
+) -> str:
+    """Return the back end of a new volume that a backup is restored to.
+
+    It is that of the backup's volume, else that of the type, else the default: the first that is enabled.
+
+    :param kind: the type of the new volume; None: it gets the default type of the caller's project.
+    :param chosen: the request names the type: if the type names a back end, no other one will do.
+    :raises InvalidInput: the back end of the type that was chosen is not enabled.
+    """
+    if kind is None and (found := default(session, conf, ctx.project_id)) is not None:
+        kind = found.name
+    wanted = backend_of(session, conf, kind)
+    if chosen and wanted is not None:
+        return backend_for(session, conf, kind)
+    # The row of a volume that was deleted is there until it is purged.
+    source = session.get(Volume, backup.volume_id)
+    for name in (None if source is None else source.backend, wanted):
+        if name in conf.volumes.enabled:
+            assert name is not None
+            return name
+    return default_backend(conf)
 
 
 class VolumeTypeManager:
@@ -288,7 +325,7 @@ class VolumeTypeManager:
                 raise InvalidInput("The default volume type keeps its name and is public.")
             if wanted is not None and wanted != row.name:
                 session.execute(
-                    update(Volume).where(Volume.volume_type == row.name).values(volume_type=wanted),
+                    update(Volume).where(_has_type(row.name)).values(volume_type=wanted),
                     execution_options={"synchronize_session": False},
                 )
                 quota.follow_type(session, row.name, wanted)
@@ -323,7 +360,7 @@ class VolumeTypeManager:
                 raise InvalidInput(
                     f"The volume type {row.name} is the default volume type and cannot be deleted."
                 )
-            used = select(Volume.id).where(Volume.volume_type == row.name, Volume.deleted.is_(False))
+            used = select(Volume.id).where(_has_type(row.name), Volume.deleted.is_(False))
             if session.scalar(used.limit(1)) is not None:
                 raise InvalidInput("Target volume type is still in use.")
             quota.follow_type(session, row.name, None)
@@ -468,6 +505,11 @@ def _find(session: Session, ctx: RequestContext, type_id: str, *, lock: bool = F
     if row is None:
         raise VolumeTypeNotFound(type_id)
     return row
+
+
+def _has_type(name: str) -> ColumnElement[bool]:
+    """The condition that a volume has a type; a foreign volume has one of its own catalogue."""
+    return and_(Volume.volume_type == name, Volume.mirrored_at.is_(None))
 
 
 def _private(session: Session, ctx: RequestContext, type_id: str) -> VolumeType:

@@ -17,7 +17,6 @@ from oslo_db.exception import DBDuplicateEntry
 from sqlalchemy import exists, select
 from sqlalchemy.orm import Session
 
-from backupfw.conf.volumes import default_backend
 from backupfw.context import RequestContext
 from backupfw.db import locks, models
 from backupfw.db.session import Database, now
@@ -33,6 +32,7 @@ from backupfw.manager.rules import backup_rows, failures, quota, volume_rules, v
 from backupfw.manager.rules.placement import Placement, Placer, Subject
 from backupfw.manager.rules.volume_rules import SOURCE_KEY
 from backupfw.manager.usecases.base import UseCases, queue
+from backupfw.manager.usecases.mirrors import Mirrors
 
 if TYPE_CHECKING:
     from oslo_config import cfg
@@ -63,6 +63,7 @@ class BackupManager(UseCases):
     :param wake: called after a transaction that queued or cancelled a task.
     :param outbox: the event outbox; None: no events are sent.
     :param container_patterns: the pattern of container names, by store.
+    :param mirrors: of volumes of foreign catalogues; None: all volumes are ours.
     """
 
     def __init__(
@@ -72,8 +73,10 @@ class BackupManager(UseCases):
         wake: Callable[[], None] = lambda: None,
         container_patterns: Mapping[str, str] = MappingProxyType({}),
         outbox: Outbox | None = None,
+        mirrors: Mirrors | None = None,
     ) -> None:
         super().__init__(db, conf, wake)
+        self._mirrors = mirrors or Mirrors(db, conf)
         self._placer = Placer(conf, container_patterns)
         self._outbox = outbox or Outbox(db)
 
@@ -109,6 +112,7 @@ class BackupManager(UseCases):
         :raises QuotaExceeded: the project has no room for it.
         """
         wish = self._placer.wish(container)
+        self._mirrors.look(ctx, volume_id, snapshot_id)
         # The id is chosen outside the transaction: if that is repeated after a lost answer, it finds its row.
         backup_id = str(uuid.uuid4())
 
@@ -156,6 +160,17 @@ class BackupManager(UseCases):
             return rows.new_backup(row, metadata or {})
 
         return self._change(work, lambda session: rows.backup_by_id(rows.fetching(session), backup_id))
+
+    def project_of_volume(self, ctx: RequestContext, volume_id: str, snapshot_id: str | None = None) -> str:
+        """Return the project of a volume that a request wants to back up or to write to.
+
+        :param snapshot_id: a snapshot of it that the request names, too.
+        :raises VolumeNotFound: no such volume for this caller.
+        :raises SnapshotNotFound: likewise; not for every snapshot.
+        """
+        self._mirrors.look(ctx, volume_id, snapshot_id)
+        with self._db.read() as session:
+            return volume_rules.find_volume(session, ctx, volume_id, mirrors=True).project_id
 
     def get(self, ctx: RequestContext, backup_id: str) -> rows.Backup:
         """Return a backup.
@@ -315,6 +330,21 @@ class BackupManager(UseCases):
         :raises InvalidVolume: the volume is not available, or too small.
         :raises QuotaExceeded: the project has no room for a new volume.
         """
+        if volume_id is not None:
+            self._mirrors.look(ctx, volume_id)
+            return self._restore(ctx, backup_id, volume_id, None, new=False)
+        name = name or f"restore_backup_{backup_id}"
+        with self._mirrors.target(ctx, backup_id, name) as made:
+            return self._restore(ctx, backup_id, made, name, new=True)
+
+    def _restore(
+        self, ctx: RequestContext, backup_id: str, volume_id: str | None, name: str | None, *, new: bool
+    ) -> tuple[str, str, str | None]:
+        """Begin a restore, as above.
+
+        :param volume_id: the target; None: this makes it, with the name.
+        :param new: the target is made for this restore.
+        """
         target_id = volume_id or str(uuid.uuid4())
 
         def work(session: Session) -> tuple[str, str, str | None]:
@@ -329,22 +359,22 @@ class BackupManager(UseCases):
                         f"volume size {volume.size} is too small to restore backup of size {backup.size}."
                     )
             else:
-                kind = type_of_backup(session, ctx.project_id, backup)
+                kind = volume_types.type_of_backup(session, ctx.project_id, backup)
                 volume = volume_rules.new_volume(
                     session,
                     self._conf,
                     ctx,
                     volume_type=kind,
-                    backend=backend_of_restored(session, self._conf, ctx, backup, kind),
+                    backend=volume_types.backend_of_restored(session, self._conf, ctx, backup, kind),
                     status=lifecycle.RESTORING_BACKUP,
                     size=backup.size,
                     length=backup.length,
-                    name=name or f"restore_backup_{backup.id}",
+                    name=name,
                     metadata={SOURCE_KEY: backup.id},
                     availability_zone=self._conf.availability_zone,
                     volume_id=target_id,
                 )
-            begin_restore(session, ctx, backup, volume, new=volume_id is None, typed=kind is not None)
+            begin_restore(session, ctx, backup, volume, new=new, typed=kind is not None)
             return backup.id, volume.id, volume.display_name
 
         def begun(session: Session) -> tuple[str, str, str | None] | None:
@@ -466,42 +496,6 @@ class BackupManager(UseCases):
             (row.id, row.project_id)
         ):
             raise InvalidBackup("Incremental backups exist for this backup.")
-
-
-def type_of_backup(session: Session, project_id: str, backup: models.Backup) -> str | None:
-    """Return the type that the volume of a backup had, if it is known and a project may use it."""
-    return volume_types.of_backup(session, project_id, (backup.volume_record or {}).get("volume_type"))
-
-
-def backend_of_restored(
-    session: Session,
-    conf: cfg.ConfigOpts,
-    ctx: RequestContext,
-    backup: models.Backup,
-    kind: str | None,
-    *,
-    chosen: bool = False,
-) -> str:
-    """Return the back end of a new volume that a backup is restored to.
-
-    It is that of the backup's volume, else that of the type, else the default: the first that is enabled.
-
-    :param kind: the type of the new volume; None: it gets the default type of the caller's project.
-    :param chosen: the request names the type: if the type names a back end, no other one will do.
-    :raises InvalidInput: the back end of the type that was chosen is not enabled.
-    """
-    if kind is None and (default := volume_types.default(session, conf, ctx.project_id)) is not None:
-        kind = default.name
-    wanted = volume_types.backend_of(session, conf, kind)
-    if chosen and wanted is not None:
-        return volume_types.backend_for(session, conf, kind)
-    # The row of a volume that was deleted is there until it is purged.
-    source = session.get(models.Volume, backup.volume_id)
-    for name in (None if source is None else source.backend, wanted):
-        if name in conf.volumes.enabled:
-            assert name is not None
-            return name
-    return default_backend(conf)
 
 
 def begin_restore(

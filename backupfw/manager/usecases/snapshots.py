@@ -120,7 +120,7 @@ class SnapshotManager(UseCases):
         :raises SnapshotNotFound: there is none, or not for this caller.
         """
         with self._db.read() as session:
-            return find_snapshot(session, ctx, snapshot_id).project_id
+            return find_snapshot(session, ctx, snapshot_id, mirrors=True).project_id
 
     def list(
         self, ctx: RequestContext, *, detail: bool = True, **paging: Unpack[listing.Paging]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar, Unpack
 
@@ -48,7 +48,7 @@ from backupfw.manager.rules.volume_rules import (
     refuse_written,
 )
 from backupfw.manager.usecases.attachments import Attachments, add_attachment
-from backupfw.manager.usecases.backups import backend_of_restored, begin_restore, type_of_backup
+from backupfw.manager.usecases.backups import begin_restore
 from backupfw.manager.usecases.base import UseCases, describe, queue
 
 if TYPE_CHECKING:
@@ -80,13 +80,21 @@ class VolumeManager(UseCases):
     """The use cases of volumes.  Thread-safe.
 
     :param conf: has the group ``quota``.
+    :param foreign: names of the back ends whose volumes a foreign catalogue has: none is made here.
     :ivar metadata: their metadata.
     :ivar image_metadata: what is known of the images that they were made of.
     :ivar attachments: who uses them.
     """
 
-    def __init__(self, db: Database, conf: cfg.ConfigOpts, wake: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        db: Database,
+        conf: cfg.ConfigOpts,
+        wake: Callable[[], None],
+        foreign: Collection[str] = frozenset(),
+    ) -> None:
         super().__init__(db, conf, wake)
+        self._foreign = foreign
         self.metadata = Metadata(db, VolumeMetadata, find_volume)
         self.image_metadata = Metadata(db, VolumeImageMetadata, find_volume)
         self.attachments = Attachments(db)
@@ -154,8 +162,10 @@ class VolumeManager(UseCases):
                 kind = source.volume_type
             if backup is not None:
                 chosen = kind is not None
-                kind = kind or type_of_backup(session, ctx.project_id, backup)
-                backend = backend_of_restored(session, self._conf, ctx, backup, kind, chosen=chosen)
+                kind = kind or volume_types.type_of_backup(session, ctx.project_id, backup)
+                backend = volume_types.backend_of_restored(
+                    session, self._conf, ctx, backup, kind, chosen=chosen
+                )
             volume = new_volume(
                 session,
                 self._conf,
@@ -175,6 +185,7 @@ class VolumeManager(UseCases):
                 source_volid=source_volid,
                 volume_id=volume_id,
             )
+            self._refuse_foreign(volume)
             if backup is None:
                 queue(session, ctx, tasks.VOLUME_CREATE, volume, snapshot_id or source_volid)
             else:
@@ -239,12 +250,20 @@ class VolumeManager(UseCases):
                 storage_id=storage_id,
                 volume_id=volume_id,
             )
+            self._refuse_foreign(volume)
             if in_use:
                 add_attachment(session, volume_id, attachment_id)
                 lifecycle.move(session, models.Volume, volume_id, VolumeMoves.attach)
             return rows.volume(session, volume)
 
         return self._db.run(work, lambda session: _made(session, volume_id))
+
+    def _refuse_foreign(self, volume: models.Volume) -> None:
+        if volume.backend in self._foreign:
+            raise InvalidInput(
+                f"Volumes of the back end {volume.backend} are made in the service that has them; a backup"
+                " names them by their ids there."
+            )
 
     def adopt_again(
         self,
@@ -327,7 +346,7 @@ class VolumeManager(UseCases):
         """
 
         def work(session: Session) -> rows.Volume:
-            volume = find_volume(session, ctx, volume_id, lock=True)
+            volume = find_volume(session, ctx, volume_id, lock=True, mirrors=True)
             if volume.changes_distrusted_at is not None:
                 volume.changes_distrusted_at, volume.changes_trusted_at = None, now(session)
                 session.flush()

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from functools import partial
 
+from oslo_log import log
+
 from backupfw import crash_points
 from backupfw.engine import restore as engine
 from backupfw.engine.format.manifest import read_head
 from backupfw.engine.ports import Checkpoint
 from backupfw.errors import Damaged
 from backupfw.manager.messages import Detail
-from backupfw.manager.outcomes.restoring import RestorePlan
+from backupfw.manager.outcomes.restoring import RestoredVolume, RestorePlan
 from backupfw.manager.rows import Task
 from backupfw.manager.rules.volume_rules import is_followed
-from backupfw.volume.base import VolumeRef
+from backupfw.volume.base import Restored, VolumeRef
 from backupfw.worker.cancellable import PROVIDER_GRACE, opened, run_cancellable
 from backupfw.worker.control import TaskControl
 from backupfw.worker.damaged_objects import mark_sharers
 from backupfw.worker.handlers.base import Handler, restored_volume, volume_ref
+
+LOG = log.getLogger(__name__)
 
 
 class BackupRestore(Handler):
@@ -56,16 +60,38 @@ class BackupRestore(Handler):
             raise
         crash_points.reach("restore.written")
         control.check()
-        tools.backups.restoring.finish(task, restored_volume(head.record))
+        source = restored_volume(head.record)
+        # Before the commit: a task that is tried again does it again.
+        run_cancellable(
+            partial(provider.end_restore, target, _described(source)), control, grace=PROVIDER_GRACE
+        )
+        tools.backups.restoring.finish(task, source)
         crash_points.reach("restore.committed")
 
     def failed(self, task: Task, reason: str) -> None:
         """See :meth:`Handler.failed`."""
-        self._tools.backups.restoring.fail(task, reason)
+        self.failed_with(task, reason, None)
 
     def failed_with(self, task: Task, reason: str, detail: Detail | None) -> None:
         """See :meth:`Handler.failed_with`."""
+        self._spoil_target(task)
         self._tools.backups.restoring.fail(task, reason, detail)
+
+    def cancelled(self, task: Task) -> None:
+        """See :meth:`Handler.cancelled`."""
+        self._spoil_target(task)
+        self._tools.tasks.discard(task)
+
+    def _spoil_target(self, task: Task) -> None:
+        """Tell the target's foreign catalogue, if it has one, that its bytes are no good."""
+        backends = self._tools.backends
+        try:
+            volume = self._tools.backups.restoring.target(task)
+            if volume is not None and volume.mirrored_at is not None and backends.has(volume.backend):
+                backends.provider(volume.backend).end_restore(volume_ref(volume), None)
+        except Exception:
+            # The task must end all the same.
+            LOG.exception("The target of a restore of backup %s is not marked as failed", task.resource_id)
 
     def _made(self, task: Task, plan: RestorePlan, control: TaskControl) -> VolumeRef:
         """Return the target, made first if this restore is to make it."""
@@ -82,6 +108,12 @@ class BackupRestore(Handler):
         )
         self._tools.backups.restoring.set_location(task, location)
         return VolumeRef(target.id, target.length, location)
+
+
+def _described(source: RestoredVolume | None) -> Restored:
+    if source is None:
+        return Restored()
+    return Restored(source.bootable, source.metadata or {}, source.image_metadata or {})
 
 
 def _fence_number(task: Task) -> int:

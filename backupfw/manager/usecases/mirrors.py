@@ -1,0 +1,203 @@
+"""Mirrors: rows of volumes and snapshots that a foreign catalogue has.
+
+A backup, its tasks and its manifest refer to a volume's row: the row is locked, says whose the volume is, and
+has the status that lets one backup or restore at a time begin.  So a foreign volume gets a row, too, with the
+catalogue's id.  Each request that names the volume first asks the catalogue (with the caller's token, so the
+catalogue decides what he sees), and writes the answer to the row.  Then the rules for our own volumes hold
+for it without exception.  While a backup or restore of ours runs, the row keeps our status; the volume's own
+status in the catalogue is not touched by a backup.
+
+Nobody sees a mirror as a volume of ours: it is in no listing and no quota, and the API of volumes does not
+find it.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import datetime
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from oslo_db.exception import DBDuplicateEntry
+from oslo_log import log
+from sqlalchemy.orm import Session
+
+from backupfw.db import models
+from backupfw.db.locks import lock
+from backupfw.db.session import Database, now
+from backupfw.errors import BackupfwError, InvalidBackup, VolumeNotFound
+from backupfw.manager import metadata
+from backupfw.manager.lineage import lifecycle
+from backupfw.manager.rules import volume_types
+from backupfw.manager.rules.volume_rules import GIB, SOURCE_KEY, find_backup
+from backupfw.volume.catalogue import Catalogue, ForeignSnapshot, ForeignVolume
+
+if TYPE_CHECKING:
+    from oslo_config import cfg
+
+    from backupfw.context import RequestContext
+
+LOG = log.getLogger(__name__)
+
+#: The statuses of a mirror that are ours: a task leads out of them.
+_OURS = (lifecycle.BACKING_UP, lifecycle.RESTORING_BACKUP)
+
+
+class Mirrors:
+    """Keeps mirrors.  Thread-safe.
+
+    :param catalogues: the foreign catalogue of each volume back end that has one, by the back end's name.
+    """
+
+    def __init__(
+        self,
+        db: Database,
+        conf: cfg.ConfigOpts,
+        catalogues: Mapping[str, Catalogue] = MappingProxyType({}),
+    ) -> None:
+        self._db = db
+        self._conf = conf
+        self._catalogues = catalogues
+
+    def look(self, ctx: RequestContext, volume_id: str, snapshot_id: str | None = None) -> None:
+        """Ask the catalogue of a volume, if it is a foreign one, what it is now; write that to its mirror.
+
+        Call it outside a transaction, before a use case of backups that names the volume.
+
+        :param snapshot_id: a snapshot of it that the request names, too.
+        :raises VolumeNotFound: no catalogue, ours included, has such a volume for this caller.
+        :raises SnapshotNotFound: likewise.
+        :raises ServiceUnavailable: a catalogue does not answer.
+        """
+        if not self._catalogues or not _is_uuid(volume_id):
+            return
+        with self._db.read() as session:
+            row = session.get(models.Volume, volume_id)
+            if row is not None and row.mirrored_at is None:
+                return
+            known = None if row is None else row.backend
+        names = [known] if known in self._catalogues else list(self._catalogues)
+        for name in names:
+            assert name is not None
+            catalogue = self._catalogues[name]
+            try:
+                volume = catalogue.volume(ctx, volume_id)
+            except VolumeNotFound:
+                continue
+            snapshot = None
+            if snapshot_id is not None and _is_uuid(snapshot_id):
+                snapshot = catalogue.snapshot(ctx, snapshot_id)
+            self._write(name, volume, snapshot)
+            return
+        raise VolumeNotFound(volume_id)
+
+    @contextmanager
+    def target(self, ctx: RequestContext, backup_id: str, name: str) -> Iterator[str | None]:
+        """Make the new volume that a backup is restored to, if it belongs into a foreign catalogue.
+
+        It is made with the caller's token, so owner and quota are his.  It has the type and the availability
+        zone of the volume that was backed up.  If the ``with`` block raises, it is deleted again.
+
+        :returns: yields the volume's id; None: the new volume will be one of ours.
+        :raises BackupNotFound: no such backup for this caller.
+        :raises InvalidBackup: it is not available.
+        :raises BackupfwError: the catalogue refuses it; see :meth:`Catalogue.create_volume`.
+        """
+        wanted = self._wanted_target(ctx, backup_id)
+        if wanted is None:
+            yield None
+            return
+        backend, properties = wanted
+        catalogue = self._catalogues[backend]
+        made = catalogue.create_volume(ctx, name=name, metadata={SOURCE_KEY: backup_id}, **properties)
+        try:
+            # It may be "creating" there; to us it is as good as available, because the worker waits.
+            self._write(backend, replace(made, status=lifecycle.AVAILABLE))
+            yield made.id
+        except Exception:
+            try:
+                catalogue.delete_volume(ctx, made.id)
+            except BackupfwError:
+                LOG.exception("Volume %s, made for a restore that did not begin, stays", made.id)
+            raise
+
+    def _wanted_target(self, ctx: RequestContext, backup_id: str) -> tuple[str, dict[str, Any]] | None:
+        """Return back end and properties of a new volume; None if its back end has no foreign catalogue."""
+        if not self._catalogues:
+            return None
+        with self._db.read() as session:
+            backup = find_backup(session, ctx, backup_id)
+            if backup.status != lifecycle.AVAILABLE:
+                raise InvalidBackup("Backup status must be available")
+            backend = volume_types.backend_of_restored(session, self._conf, ctx, backup, None)
+            if backend not in self._catalogues:
+                return None
+            source = session.get(models.Volume, backup.volume_id)
+            return backend, {
+                "size": backup.size,
+                "volume_type": (backup.volume_record or {}).get("volume_type"),
+                "availability_zone": None if source is None else source.availability_zone,
+            }
+
+    def _write(
+        self,
+        backend: str,
+        volume: ForeignVolume,
+        snapshot: ForeignSnapshot | None = None,
+    ) -> None:
+        def work(session: Session) -> None:
+            moment = now(session)
+            _mirror_volume(session, backend, volume, moment)
+            if snapshot is not None:
+                _mirror_snapshot(session, snapshot, moment)
+
+        try:
+            self._db.run(work)
+        except DBDuplicateEntry:
+            # Another request has mirrored it meanwhile.
+            self._db.run(work)
+
+
+def _is_uuid(text: str) -> bool:
+    try:
+        return str(uuid.UUID(text)) == text
+    except ValueError:
+        return False
+
+
+def _mirror_volume(session: Session, backend: str, found: ForeignVolume, moment: datetime) -> None:
+    lock(session, models.Volume, models.Volume.id == found.id)
+    row = session.get(models.Volume, found.id, populate_existing=True)
+    if row is None:
+        row = models.Volume(id=found.id, backend=backend, created_at=moment, location=found.id, adopted=True)
+        row.status = found.status
+        session.add(row)
+    elif row.status not in _OURS:
+        row.status, row.previous_status = found.status, None
+    row.project_id, row.user_id = found.project_id, found.user_id
+    row.size, row.length = found.size, found.size * GIB
+    row.display_name, row.display_description = found.name, found.description
+    row.availability_zone, row.volume_type = found.availability_zone, found.volume_type
+    row.bootable, row.mirrored_at = found.bootable, moment
+    session.flush()
+    metadata.replace(session, models.VolumeMetadata, found.id, found.metadata)
+    metadata.replace(session, models.VolumeImageMetadata, found.id, found.image_metadata)
+
+
+def _mirror_snapshot(session: Session, found: ForeignSnapshot, moment: datetime) -> None:
+    # A snapshot of another volume that was never looked at gets no row; the rule refuses it.
+    if session.get(models.Volume, found.volume_id) is None:
+        return
+    lock(session, models.Snapshot, models.Snapshot.id == found.id)
+    row = session.get(models.Snapshot, found.id, populate_existing=True)
+    if row is None:
+        row = models.Snapshot(id=found.id, volume_id=found.volume_id, location=found.id, status=found.status)
+        session.add(row)
+    elif row.status not in _OURS:
+        row.status, row.previous_status = found.status, None
+    row.project_id, row.size, row.length = found.project_id, found.size, found.size * GIB
+    row.display_name, row.created_at, row.mirrored_at = found.name, found.created_at, moment
+    session.flush()

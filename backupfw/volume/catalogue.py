@@ -1,0 +1,101 @@
+"""The interface of foreign catalogues: services whose volumes have statuses, owners and quotas there.
+
+A provider whose volumes belong to such a service returns a :class:`Catalogue` from its ``catalogue`` method.
+The API asks it before a transaction begins, because its answers come over the network.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from backupfw.context import RequestContext
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignVolume:
+    """A volume as its catalogue describes it.
+
+    :ivar status: in the words of the Block Storage API, e.g. ``available``, ``in-use``.
+    :ivar size: GiB.
+    :ivar volume_type: the type's name.
+    """
+
+    id: str
+    project_id: str
+    status: str
+    size: int
+    user_id: str | None = None
+    name: str | None = None
+    description: str | None = None
+    volume_type: str | None = None
+    availability_zone: str | None = None
+    bootable: bool = False
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    image_metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignSnapshot:
+    """A snapshot as its catalogue describes it; fields as in :class:`ForeignVolume`.
+
+    :ivar created_at: naive UTC.
+    """
+
+    id: str
+    volume_id: str
+    project_id: str
+    status: str
+    size: int
+    created_at: datetime
+    name: str | None = None
+
+
+class Catalogue(abc.ABC):
+    """What a foreign catalogue says.  Thread-safe.
+
+    Every method acts for the caller, with his own token, so the catalogue's own rules decide what he sees and
+    may do.  An operator's command has no token: then the service's own credentials are used.
+
+    All methods raise :class:`~backupfw.errors.ServiceUnavailable` if the catalogue does not answer.
+    """
+
+    @abc.abstractmethod
+    def volume(self, caller: RequestContext, volume_id: str) -> ForeignVolume:
+        """Return a volume.
+
+        :raises VolumeNotFound: there is none, or not for this caller.
+        """
+
+    @abc.abstractmethod
+    def snapshot(self, caller: RequestContext, snapshot_id: str) -> ForeignSnapshot:
+        """Return a snapshot.
+
+        :raises SnapshotNotFound: there is none, or not for this caller.
+        """
+
+    @abc.abstractmethod
+    def create_volume(
+        self,
+        caller: RequestContext,
+        *,
+        size: int,
+        name: str,
+        volume_type: str | None,
+        availability_zone: str | None,
+        metadata: Mapping[str, str],
+    ) -> ForeignVolume:
+        """Make an empty volume in the caller's project; it may still be ``creating`` at the return.
+
+        :raises InvalidInput: the catalogue refuses it; with its reason.
+        :raises QuotaExceeded: the project has no room for it.
+        :raises Forbidden: the caller may not make volumes.
+        """
+
+    @abc.abstractmethod
+    def delete_volume(self, caller: RequestContext, volume_id: str) -> None:
+        """Delete a volume whose restore did not begin; a missing one counts as deleted."""
