@@ -84,11 +84,16 @@ class Create(_New):
 
 
 class Adopt(_New):
-    """Make an existing raw image or block device a volume, where it is, and print its id."""
+    """Make an existing disk a volume, where it is, and print its id."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the command's arguments."""
-        parser.add_argument("path", metavar="PATH", nargs="?", help="the image or device")
+        parser.add_argument(
+            "path",
+            metavar="PATH",
+            nargs="?",
+            help="the raw image or block device, or what else the back end takes (see 'volume adoptable')",
+        )
         parser.add_argument(
             "--again",
             metavar="ID",
@@ -115,6 +120,26 @@ class Adopt(_New):
         else:
             where = {"project": args.project or DEFAULT_PROJECT, "backend": args.backend}
             print(adopt(conf, args.path, name=args.name, **where, **how))
+
+
+class Adoptable(base.Lister):
+    """List what a volume back end could adopt."""
+
+    columns = ("path", "size", "volume")
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add the command's arguments."""
+        parser.add_argument("name", metavar="NAME", help="the back end's name in [volumes] enabled")
+
+    def records(self, args: argparse.Namespace) -> Iterator[Mapping[str, Any]]:
+        """Yield it; with the volume that it is already, if it is one."""
+        cases = usecases.UseCases(*self.database(args))
+        for storage in _provider(cases.conf, args.name).adoptable():
+            yield {
+                "path": storage.location,
+                "size": human_size(storage.length),
+                "volume": cases.volumes.of_storage(storage.location, storage.storage_id),
+            }
 
 
 class _Existing(base.Command):
@@ -440,7 +465,7 @@ def create(
     provider = _provider(conf, backend)
     source = None
     if image is not None:
-        found = provider.adopt(os.path.abspath(image), own=own_files(conf), to_copy=True, any_format=as_raw)
+        found = provider.adopt(image, own=own_files(conf), to_copy=True, any_format=as_raw)
         source = VolumeRef(str(uuid.uuid4()), found.length, found.location, True, found.storage_id)
     length = size * GIB if size is not None else -(-(source.length if source else 0) // GIB) * GIB
     if source is not None and source.length > length:
@@ -494,7 +519,7 @@ def adopt(
         backend = backend or _backend_of_new(conf, db, project)
         provider = _provider(conf, backend)
         volumes = VolumeManager(db, conf, lambda: None)
-        storage = provider.adopt(os.path.abspath(path), own=own_files(conf), any_format=as_raw, in_use=in_use)
+        storage = provider.adopt(path, own=own_files(conf), any_format=as_raw, in_use=in_use)
         _record_storages(conf, volumes)
         row = volumes.adopt(
             base.operator(project),
@@ -538,7 +563,7 @@ def adopt_again(
         volume = volumes.get(operator, catalogue.find_id(db, models.Volume, volume_id, owner))
         provider = _provider(conf, volume.backend)
         storage = provider.adopt(
-            os.path.abspath(path or provider.where(volume_ref(volume))),
+            path or provider.where(volume_ref(volume)),
             own=own_files(conf),
             any_format=as_raw,
             in_use=in_use or bool(volume.attachments),

@@ -48,6 +48,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
+from backupfw.errors import OperationNotSupported
+
 if TYPE_CHECKING:
     from oslo_config import cfg
 
@@ -357,6 +359,15 @@ class VolumeProvider(abc.ABC):
         :param in_use: it may be in use now.
         :raises InvalidInput: this provider cannot use it; the message says why.
         """
+
+    def adoptable(self) -> Iterator[Storage]:
+        """Yield the storage that :meth:`adopt` would take, also what is a volume already.
+
+        ``location`` is what ``adopt`` is given.
+
+        :raises OperationNotSupported: this provider cannot list it.
+        """
+        raise OperationNotSupported("This volume provider does not list what can be adopted.")
 
     @abc.abstractmethod
     def look(self, volume: VolumeRef) -> Storage:

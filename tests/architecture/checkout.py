@@ -32,8 +32,17 @@ def driver_projects() -> dict[str, dict[str, Any]]:
 
 
 def driver_entry_points() -> dict[str, str]:
-    """Driver name to ``module:class`` of all drivers in the checkout."""
+    """Name to ``module:class`` of all drivers of stores in the checkout."""
+    return _entry_points("backupfw.chunkstore")
+
+
+def provider_entry_points() -> dict[str, str]:
+    """Name to ``module:class`` of all volume providers in the checkout, but for core's own."""
+    return _entry_points("backupfw.volume")
+
+
+def _entry_points(group: str) -> dict[str, str]:
     points: dict[str, str] = {}
     for project in driver_projects().values():
-        points.update(project["project"]["entry-points"]["backupfw.chunkstore"])
+        points.update(project["project"]["entry-points"].get(group, {}))
     return points

@@ -8,13 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.architecture.checkout import CORE, ROOT, driver_entry_points, driver_projects
+from tests.architecture.checkout import (
+    CORE,
+    ROOT,
+    driver_entry_points,
+    driver_projects,
+    provider_entry_points,
+)
 
 #: The embedded profile is the one place that names a driver.
 ALLOWED = {CORE / "conf" / "embedded.py"}
 
 #: Drivers that will be in the checkout; named here so that core cannot get used to them before.
-NAMES = {"posix", "s3", "swift", "gcs"} | set(driver_entry_points())
+NAMES = {"posix", "s3", "swift", "gcs"} | {*driver_entry_points(), *provider_entry_points()}
 
 
 def modules() -> list[Path]:
@@ -60,10 +66,15 @@ def test_the_search_finds_what_it_looks_for() -> None:
 
 
 def test_every_driver_imports_only_the_boundary() -> None:
+    of_volumes = {path.partition(".")[0] for path in provider_entry_points().values()}
     for folder in driver_projects():
+        allowed: tuple[str, ...] = ("backupfw.chunkstore",)
+        if f"backupfw_{folder}" in of_volumes:
+            allowed = ("backupfw.volume", "backupfw.errors")
         sources = sorted((ROOT / "drivers" / folder / "src").rglob("*.py"))
         assert sources
         for path in sources:
             for name in imported(ast.parse(path.read_text())):
                 if name.partition(".")[0] == "backupfw":
-                    assert name.startswith("backupfw.chunkstore"), f"{path}: {name}"
+                    assert name.startswith(allowed), f"{path}: {name}"
+                    assert not name.startswith("backupfw.volume.local"), f"{path}: {name}"

@@ -183,7 +183,7 @@ def test_a_library_has_the_same_lower_bound_everywhere() -> None:
 def test_every_import_is_declared(folder: str) -> None:
     declared = {plain_name(requirement) for requirement in runtime_requirements()[folder]}
     found = imported(ROOT / folder)
-    assert len(found) >= 2, "it would find none"
+    assert found, "it would find none"
     assert {name: str(path) for name, path in found.items() if name not in declared} == {}
 
 

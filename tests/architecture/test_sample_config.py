@@ -9,7 +9,7 @@ from oslo_config import cfg, generator
 
 from backupfw.cmd.reference import list_opts as plug_in_options
 from backupfw.conf.opts import list_opts as core_options
-from tests.architecture.checkout import ROOT, driver_entry_points
+from tests.architecture.checkout import ROOT, driver_entry_points, provider_entry_points
 
 SAMPLE = ROOT / "etc" / "backupfw" / "backupfw.conf.sample"
 
@@ -30,6 +30,7 @@ def test_the_sample_is_up_to_date() -> None:
 def test_the_sample_has_a_section_for_every_driver() -> None:
     sections = set(re.findall(r"^\[(.+)\]$", SAMPLE.read_text(), re.MULTILINE))
     assert {f"store:my-{name}" for name in driver_entry_points()} <= sections
+    assert {f"volumes:{name}" for name in provider_entry_points()} <= sections
     assert {"DEFAULT", "api", "backup", "database", "quota", "volumes"} <= sections
 
 

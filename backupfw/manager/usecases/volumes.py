@@ -394,6 +394,15 @@ class VolumeManager(UseCases):
         if (owner := session.scalar(found.limit(1))) is not None:
             raise InvalidInput(f"This storage is snapshot {owner}.")
 
+    def of_storage(self, location: str, storage_id: str | None) -> str | None:
+        """Return the id of the volume that a provider's storage is; None: it is none here."""
+        row = models.Volume
+        same = row.location == location
+        if storage_id is not None:
+            same = or_(same, row.storage_id == storage_id)
+        with self._db.read() as session:
+            return session.scalar(select(row.id).where(row.deleted.is_(False), same).limit(1))
+
     def record_storage(self, volume_id: str, storage_id: str) -> None:
         """Record a volume's storage id, unless it is recorded already."""
         row = models.Volume

@@ -105,9 +105,9 @@ class LocalProvider(VolumeProvider):
         any_format: bool = False,
         in_use: bool = False,
     ) -> Storage:
-        """Look at a raw image file or block device."""
+        """Look at a raw image file or block device; its path may be relative."""
         return adopted(
-            path,
+            os.path.join(os.getcwd(), path),
             (*self._directories, *own),
             allow_devices=self._allow_devices,
             to_copy=to_copy,

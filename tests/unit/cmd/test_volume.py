@@ -290,3 +290,10 @@ def test_state_files_are_private_whatever_the_umask(run: Run, state: Path, umask
         assert (state / "backupfw.sqlite").stat().st_mode & 0o777 == 0o600
     finally:
         os.umask(before)
+
+
+def test_a_back_end_that_does_not_list_what_can_be_adopted_says_so(run: Run, image: Path) -> None:
+    adopted(run, image)
+    done = run("volume", "adoptable", "local")
+    assert (done.status, done.out) == (1, "")
+    assert "does not list" in done.err
