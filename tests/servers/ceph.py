@@ -1,4 +1,4 @@
-"""Ceph: one monitor, one OSD in memory and a RADOS gateway (S3 and Swift API)."""
+"""Ceph: one monitor, one OSD in memory, pools of images, and a RADOS gateway (S3 and Swift API)."""
 
 from __future__ import annotations
 
@@ -76,6 +76,7 @@ class Ceph:
 
     :ivar base: its directory.
     :ivar port: of the gateway, on 127.0.0.1.
+    :ivar osd: the server of all data, without which nothing answers.
     :ivar access_key, secret_key: S3 credentials of the user ``tester``, who owns what tests make.
     """
 
@@ -83,13 +84,47 @@ class Ceph:
     port: int
     access_key: str = "AKIDTESTER0000000001"
     secret_key: str = "very-secret-key-of-the-tester"
+    osd: ServerProcess = field(kw_only=True)
+    _start_monitor: Callable[[], ServerProcess] = field(kw_only=True)
     _start_gateway: Callable[[], ServerProcess] = field(kw_only=True)
+    _monitors: list[ServerProcess] = field(default_factory=list)
     _gateways: list[ServerProcess] = field(default_factory=list)
 
     @property
     def endpoint(self) -> str:
         """The S3 endpoint."""
         return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def config(self) -> Path:
+        """The configuration for clients."""
+        return self.base / "ceph.conf"
+
+    @property
+    def monitor(self) -> ServerProcess:
+        """The monitor that runs."""
+        return self._monitors[-1]
+
+    def start_monitor(self) -> None:
+        """Start the monitor and return when it answers."""
+        self._monitors.append(self._start_monitor())
+        self.monitor.wait_ready(lambda: "quorum" in run_ceph_tool("ceph", self.base, "mon", "stat"))
+
+    def restart_monitor(self) -> None:
+        """End the monitor and start it again; what it knows is on disk."""
+        self.monitor.stop()
+        self.start_monitor()
+
+    def make_pool(self, name: str) -> None:
+        """Make a pool of images."""
+        run_ceph_tool("ceph", self.base, "osd", "pool", "create", name, "4")
+        run_ceph_tool("ceph", self.base, "osd", "pool", "application", "enable", name, "rbd")
+
+    def make_user(self, name: str, *caps: str) -> Path:
+        """Make a user with capabilities, e.g. ``mon``, ``profile rbd``; return its keyring."""
+        keyring = self.base / f"keyring.{name}"
+        keyring.write_text(run_ceph_tool("ceph", self.base, "auth", "get-or-create", f"client.{name}", *caps))
+        return keyring
 
     def start_gateway(self) -> None:
         """Start the gateway and return when it answers."""
@@ -165,10 +200,11 @@ def _healthy(port: int) -> bool:
 
 
 @contextmanager
-def ceph(directory: Path, extra: str = "") -> Iterator[Ceph]:
+def ceph(directory: Path, extra: str = "", gateway: bool = True) -> Iterator[Ceph]:
     """Run a cluster in an empty directory; all its data are in memory.
 
     :param extra: further lines of the ``[client]`` section, e.g. Keystone's.
+    :param gateway: whether it has one.
     """
     mon, rgw, fsid = free_port(), free_port(), str(uuid.uuid4())
     config = directory / "ceph.conf"
@@ -198,16 +234,25 @@ def ceph(directory: Path, extra: str = "") -> Iterator[Ceph]:
             stack.callback(process.stop)
             return process
 
-        start("ceph-mon", "mon", "-i", "a").wait_ready(lambda: _accepts(mon))
+        first = start("ceph-mon", "mon", "-i", "a")
+        first.wait_ready(lambda: _accepts(mon))
         osd = str(uuid.uuid4())
         run_ceph_tool("ceph", directory, "osd", "new", osd)
         once(programs["ceph-osd"], *common, "-i", "0", "--mkfs", "--osd-uuid", osd)
-        start("ceph-osd", "osd", "-i", "0")
+        server = start("ceph-osd", "osd", "-i", "0")
         words = ("-n", "client.rgw", "--rgw-frontends", f"beast endpoint=127.0.0.1:{rgw}")
-        cluster = Ceph(directory, rgw, _start_gateway=lambda: start("radosgw", "rgw", *words))
-        cluster.start_gateway()
-        cluster.admin(
-            "user", "create", "--uid=tester", "--display-name=Tester",
-            f"--access-key={cluster.access_key}", f"--secret-key={cluster.secret_key}",
-        )  # fmt: skip
+        cluster = Ceph(
+            directory,
+            rgw,
+            osd=server,
+            _monitors=[first],
+            _start_monitor=lambda: start("ceph-mon", "mon", "-i", "a"),
+            _start_gateway=lambda: start("radosgw", "rgw", *words),
+        )
+        if gateway:
+            cluster.start_gateway()
+            cluster.admin(
+                "user", "create", "--uid=tester", "--display-name=Tester",
+                f"--access-key={cluster.access_key}", f"--secret-key={cluster.secret_key}",
+            )  # fmt: skip
         yield cluster

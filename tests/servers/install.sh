@@ -41,6 +41,8 @@ environment() { # environment NAME REQUIREMENT ...: a virtual environment with e
 
 install_ceph() {
     packages ceph-mon:ceph-mon ceph-osd:ceph-osd radosgw:radosgw ceph:ceph-common
+    # librbd's bindings have no program.
+    compgen -G '/usr/lib/python3/dist-packages/rbd*.so' >/dev/null || packages rbd.so:python3-rbd
 }
 
 install_seaweedfs() {
@@ -56,10 +58,8 @@ install_keystone() {
     environment keystone keystone==30.0.0 waitress==3.0.2
 }
 
-# librbd's bindings have no program, either.
 install_cinder() {
-    packages ceph-mon:ceph-mon ceph-osd:ceph-osd rbd:ceph-common
-    compgen -G '/usr/lib/python3/dist-packages/rbd*.so' >/dev/null || packages rbd.so:python3-rbd
+    install_ceph
     environment cinder cinder==29.0.0
 }
 
