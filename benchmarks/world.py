@@ -17,6 +17,7 @@ from backupfw.chunkstore.layers.metrics import Recorder
 from backupfw.chunkstore.loader import load_driver, open_store
 from backupfw.engine.format.geometry import Geometry
 from backupfw.engine.ports import BackupJob
+from backupfw.errors import ChangeMissed
 from backupfw.volume.local.descriptor import Descriptor
 from backupfw.volume.local.point import LocalPoint
 from backupfw.volume.local.target import LocalTarget
@@ -66,6 +67,10 @@ class SqliteJournal:
 
     def announce(self, key: str) -> None:
         """Nobody asks here."""
+
+    def distrust(self, error: ChangeMissed) -> None:
+        """Nothing is wrong here."""
+        raise error
 
     def is_unneeded(self, key: str) -> bool:
         """It was not given up."""

@@ -144,8 +144,8 @@ class Create(usecases.Queueing):
 class Restore(usecases.Queueing):
     """Restore a backup to a new volume, an existing one or a file, and print the volume's id or the path.
 
-    --to FILE works from the database and the store alone, with no service running: the file is the volume's
-    raw image, sparse, and has its name when all of it is verified and written.
+    --to FILE works from the database and the store alone, with no service running: the file is an image of
+    the volume, raw and sparse or qcow2, and has its name when all of it is verified and written.
     """
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -154,7 +154,12 @@ class Restore(usecases.Queueing):
         where = parser.add_mutually_exclusive_group()
         where.add_argument("--volume", metavar="ID", help="write over this volume (id or name)")
         where.add_argument("--name", metavar="N", type=usecases.text, help="a new volume's display name")
-        where.add_argument("--to", metavar="FILE", help="write a raw image file; no service need run")
+        where.add_argument("--to", metavar="FILE", help="write an image file; no service need run")
+        parser.add_argument(
+            "--disk-format",
+            choices=("raw", "qcow2"),
+            help="format of FILE (default: qcow2 if its name ends in .qcow2, else raw)",
+        )
         parser.add_argument("--overwrite", action="store_true", help="replace FILE if it is there")
         parser.add_argument(
             "--project",
@@ -171,6 +176,8 @@ class Restore(usecases.Queueing):
         args = parsed_args
         if args.overwrite and args.to is None:
             self.refuse("--overwrite goes with --to FILE")
+        if args.disk_format is not None and args.to is None:
+            self.refuse("--disk-format goes with --to FILE")
         if args.to is not None and not args.wait:
             self.refuse("--to FILE works without a worker: --no-wait does not go with it")
         if args.to is not None:
@@ -180,7 +187,10 @@ class Restore(usecases.Queueing):
             conf, db = self.database(args)
             backup = catalogue.find_id(db, models.Backup, args.id, by_name={"project_id": args.project})
             progress = Progress(f"restoring {backup}")
-            restore_file.restore(conf, db, backup, args.to, progress, overwrite=args.overwrite)
+            format_ = args.disk_format or ("qcow2" if args.to.endswith(".qcow2") else "raw")
+            restore_file.restore(
+                conf, db, backup, args.to, progress, overwrite=args.overwrite, disk_format=format_
+            )
             print(args.to)
         else:
             cases = self.use_cases(args)

@@ -1,4 +1,4 @@
-"""``backupfw backup restore --to FILE``: a backup as a raw image, from the database and the store alone."""
+"""``backupfw backup restore --to FILE``: a backup as an image, from the database and the store alone."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from sqlalchemy import select
 
 from backupfw.db import models
 from backupfw.errors import Damaged, InvalidBackup, InvalidInput, TargetError
+from backupfw.volume.base import BlockTarget
 from backupfw.volume.local import files
 from backupfw.volume.local.descriptor import Descriptor
+from backupfw.volume.local.image import new_image
 from backupfw.volume.local.target import LocalTarget
 
 if TYPE_CHECKING:
@@ -29,13 +31,24 @@ if TYPE_CHECKING:
 
 
 def restore(
-    conf: cfg.ConfigOpts, db: Database, backup_id: str, path: str, progress: Progress, *, overwrite: bool
+    conf: cfg.ConfigOpts,
+    db: Database,
+    backup_id: str,
+    path: str,
+    progress: Progress,
+    *,
+    overwrite: bool,
+    disk_format: str = "raw",
 ) -> None:
     """Write a backup to a file, sparse and with its volume's length; no service need run.
+
+    A qcow2 image has whole sectors, so it may be some bytes longer.
 
     The file stands under its name only when all of it is verified and durable.
 
     :param overwrite: replace a file that is there.
+    :param disk_format: ``raw`` or ``qcow2``.
+    :raises ConfigError: QEMU's programs or libnbd are needed for qcow2, and are not installed.
     :raises BackupNotFound: there is no such backup.
     :raises InvalidBackup: it has no data in a store, or was deleted meanwhile.
     :raises InvalidInput: the file must not be written.
@@ -51,7 +64,7 @@ def restore(
     stores = Stores(conf)
     try:
         with new_file(final, overwrite=overwrite) as fd:
-            written = _write(conf, db, backup_id, manifest, stores, fd, progress)
+            written = _write(conf, db, backup_id, manifest, stores, fd, progress, disk_format)
     except TargetError as error:
         raise TargetError(f"{path} could not be written: {error.__cause__ or error}") from error
     finally:
@@ -69,6 +82,7 @@ def _write(
     stores: Stores,
     fd: int,
     progress: Progress,
+    disk_format: str,
 ) -> str:
     """Write all bytes; returns how many there are, for people."""
     from backupfw.cmd.progress import human_size
@@ -81,8 +95,12 @@ def _write(
     container = stores.container(manifest.store, manifest.container)
     try:
         length = read_head(container, manifest.key).geometry.length
-        os.ftruncate(fd, length)
-        target = LocalTarget(Descriptor(os.dup(fd)), length, reads_zero=True, is_device=False)
+        target: BlockTarget
+        if disk_format == "raw":
+            os.ftruncate(fd, length)
+            target = LocalTarget(Descriptor(os.dup(fd)), length, reads_zero=True, is_device=False)
+        else:
+            target = new_image(Descriptor(os.dup(fd)), disk_format, length)
         try:
             engine.run(manifest.key, container, target, control, streams=conf.backup.streams)
         finally:

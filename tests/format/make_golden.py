@@ -18,6 +18,7 @@ from backupfw.engine import backup
 from backupfw.engine.format.geometry import Geometry
 from backupfw.engine.format.manifest import VERSION
 from backupfw.engine.ports import BackupJob
+from backupfw.errors import ChangeMissed
 from tests.format import content
 from tests.unit.engine.fakes import MemoryPoint
 
@@ -47,6 +48,9 @@ class _Journal:
 
     def announce(self, key: str) -> None:
         """Nobody asks here."""
+
+    def distrust(self, error: ChangeMissed) -> None:
+        raise error
 
     def is_unneeded(self, key: str) -> bool:
         """It was not given up."""

@@ -10,8 +10,8 @@ cd "$(dirname "$0")/../.."
 
 PYTHON=${PYTHON:-python3.11}
 SERVERS=${BACKUPFW_SERVERS:-$PWD/.servers}
-ALL=(ceph seaweedfs swift keystone cinder gcs databases rabbitmq proxies faketime clients tempest suites horizon
-    gophercloud hosts filesystems)
+ALL=(ceph qemu seaweedfs swift keystone cinder gcs databases rabbitmq proxies faketime clients tempest suites
+    horizon gophercloud hosts filesystems)
 
 packages() { # packages PROGRAM:PACKAGE ...: apt-get install the packages whose program is missing
     local pair missing=()
@@ -43,6 +43,12 @@ install_ceph() {
     packages ceph-mon:ceph-mon ceph-osd:ceph-osd radosgw:radosgw ceph:ceph-common
     # librbd's bindings have no program.
     compgen -G '/usr/lib/python3/dist-packages/rbd*.so' >/dev/null || packages rbd.so:python3-rbd
+}
+
+# Images of other formats than raw, and virtual machines; libnbd has no program that the tests need.
+install_qemu() {
+    packages qemu-nbd:qemu-utils qemu-system-x86_64:qemu-system-x86
+    [[ -e /usr/lib/python3/dist-packages/nbd.py ]] || packages python3-libnbd:python3-libnbd
 }
 
 install_seaweedfs() {

@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from backupfw.errors import InvalidInput
+from backupfw.errors import ConfigError, InvalidInput
 from backupfw.volume.base import Storage
 from backupfw.volume.local import linux
-from backupfw.volume.local.formats import not_raw
+from backupfw.volume.local.formats import image_format, not_raw
+from backupfw.volume.local.image import image_length
 from backupfw.volume.local.opening import Busy, Opened, Unusable, is_device_name, open_storage
+from backupfw.volume.local.qemu import Locked
+from backupfw.volume.local.storage_id import RAW
 
 # As many links as the kernel follows.
 _MAX_LINKS = 40
@@ -25,6 +29,7 @@ def adopted(
     to_copy: bool = False,
     any_format: bool = False,
     in_use: bool = False,
+    backing_dirs: Sequence[str] = (),
 ) -> Storage:
     """Return the storage; its location is the one to record.
 
@@ -32,6 +37,7 @@ def adopted(
         kernel can give its own name of a disk to another disk after a reboot.
     :param own: files and directories of the service; everything in them, under any name, is refused.
     :param to_copy, any_format, in_use: see :meth:`VolumeProvider.adopt`.
+    :param backing_dirs: real paths of directories that may have backing files of images.
     :raises InvalidInput: it cannot be used; the message says why.
     """
     if not os.path.isabs(path) or "\0" in path:
@@ -51,8 +57,12 @@ def adopted(
     except OSError as error:
         raise InvalidInput(f"{path} cannot be opened: {error.strerror}.") from error
     try:
-        _judge(path, location, opened, own, allow_devices, to_copy, any_format)
-        return Storage(location, opened.length, str(opened.storage_id))
+        _judge(path, location, opened, own, allow_devices, to_copy)
+        format_ = RAW if any_format else _format(path, opened)
+        length = opened.length
+        if format_ != RAW:
+            length = _image_length(path, location, opened, format_, backing_dirs, in_use)
+        return Storage(location, length, str(replace(opened.storage_id, format=format_)))
     finally:
         os.close(opened.fd)
 
@@ -64,7 +74,6 @@ def _judge(
     own: Sequence[str],
     allow_devices: bool,
     to_copy: bool,
-    any_format: bool,
 ) -> None:
     if opened.is_device and not allow_devices:
         raise InvalidInput("Block devices may not become volumes here (option allow_devices).")
@@ -74,9 +83,35 @@ def _judge(
         raise InvalidInput(f"{path} is a read-only device.")
     if opened.length == 0:
         raise InvalidInput(f"{path} is empty.")
-    found = None if any_format else not_raw(opened.fd, opened.length)
-    if found is not None:
+
+
+def _format(path: str, opened: Opened) -> str:
+    """Return the format by which a file is read from now on: this is the only time that it is looked for."""
+    format_ = None if opened.is_device else image_format(opened.fd, opened.length)
+    if format_ is not None:
+        return format_
+    if (found := not_raw(opened.fd, opened.length)) is not None:
         raise InvalidInput(f"{path} is a {found}. If these bytes are the disk itself, say so with --as-raw.")
+    return RAW
+
+
+def _image_length(
+    path: str, location: str, opened: Opened, format_: str, backing_dirs: Sequence[str], in_use: bool
+) -> int:
+    try:
+        length = image_length(opened.fd, format_, location, backing_dirs, share=in_use)
+    except Unusable as error:
+        raise InvalidInput(f"{path} {error}.") from error
+    except Locked as error:
+        raise InvalidInput(
+            f"{path} is held by another program, such as a running machine. If it may stay so, adopt it with"
+            " --in-use; it can be backed up when the program has ended."
+        ) from error
+    except ConfigError as error:
+        raise InvalidInput(f"{path} is a {format_} image: {error}.") from error
+    if length == 0:
+        raise InvalidInput(f"{path} is an image of no length.")
+    return length
 
 
 def _location(path: str) -> str:

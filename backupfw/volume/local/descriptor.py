@@ -23,7 +23,7 @@ class Descriptor:
 
     def __init__(self, fd: int, before_close: Callable[[], None] | None = None) -> None:
         self._fd = fd
-        self._before_close = before_close
+        self._before_close = [] if before_close is None else [before_close]
         self._users = 0
         self._closing = False
         self._closed = False
@@ -43,6 +43,11 @@ class Descriptor:
         with self._changed:
             self._users -= 1
             self._end()
+
+    def before_close(self, call: Callable[[], None]) -> None:
+        """Let this be called, too, right before the descriptor is closed: the latest first."""
+        with self._changed:
+            self._before_close.insert(0, call)
 
     def close(self) -> None:
         """Refuse new users; close at once, or when the last user leaves.  Idempotent."""
@@ -72,8 +77,8 @@ class Descriptor:
         if self._closing and not self._users and not self._closed:
             self._closed = True
             try:
-                if self._before_close is not None:
-                    self._before_close()
+                for call in self._before_close:
+                    call()
             finally:
                 os.close(self._fd)
                 self._changed.notify_all()

@@ -41,8 +41,25 @@ _AT_END = (
     (-512, b"koly", "dmg image"),
 )
 
+#: The formats of :data:`image_chain.DRIVERS`, which are read through QEMU, by what is said of their bytes.
+_DISKS = {
+    "qcow2 image": "qcow2",
+    "vmdk image": "vmdk",
+    "vhdx image": "vhdx",
+    "vhd image": "vhd",
+    "vhd image of fixed size": "vhd",
+}
+
 _UNPACK = "unpack it first"
 _CONVERT = "convert it first (qemu-img convert -O raw)"
+
+
+def image_format(fd: int, length: int) -> str | None:
+    """Return the format of an image that is read through QEMU; None: it is none, or nothing is known of it.
+
+    :param length: bytes.
+    """
+    return _DISKS.get(_recognised(fd, length) or "")
 
 
 def not_raw(fd: int, length: int) -> str | None:
@@ -50,13 +67,18 @@ def not_raw(fd: int, length: int) -> str | None:
 
     :param length: bytes.
     """
+    what = _recognised(fd, length)
+    return None if what is None else _advice(what)
+
+
+def _recognised(fd: int, length: int) -> str | None:
     start = os.pread(fd, 512, 0)
     for offset, magic, what in _AT_START:
         if start[offset : offset + len(magic)] == magic:
-            return _advice(what)
+            return what
     for offset, magic, what in _AT_END:
         if length >= -offset and os.pread(fd, len(magic), length + offset) == magic:
-            return _advice(what)
+            return what
     return None
 
 

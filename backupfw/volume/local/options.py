@@ -37,6 +37,12 @@ def local_options() -> Sequence[cfg.Opt]:
             "file systems that keep whole seconds (ext4 with 128-byte inodes).",
         ),
         cfg.BoolOpt("allow_devices", default=True, help="Whether block devices may become volumes."),
+        cfg.ListOpt(
+            "backing_dirs",
+            default=[],
+            help="Directories whose files an adopted qcow2 image may have as its backing files. Whoever can "
+            "write to an image can name any file in them, and read it in a backup.",
+        ),
         cfg.FloatOpt(
             "fence_wait",
             default=10.0,
@@ -52,6 +58,17 @@ def local_options() -> Sequence[cfg.Opt]:
             "attempt takes the volume over. Without it the later attempt waits until the process is gone.",
         ),
     )
+
+
+def backing_directories(options: Any) -> tuple[str, ...]:
+    """Return ``backing_dirs`` as real paths.
+
+    :raises ConfigError: one of them is no absolute path.
+    """
+    for path in options.backing_dirs:
+        if not os.path.isabs(path):
+            raise ConfigError(f"option backing_dirs: {path!r} is not an absolute path")
+    return tuple(os.path.realpath(path) for path in options.backing_dirs)
 
 
 def directories(options: Any) -> tuple[str, ...]:

@@ -6,13 +6,21 @@ import contextlib
 import errno
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from oslo_log import log
 
-from backupfw.errors import InvalidVolume, OperationNotSupported, SourceMoved, StorageChanged
+from backupfw.errors import (
+    InvalidVolume,
+    OperationNotSupported,
+    SourceMoved,
+    StorageChanged,
+    TargetError,
+)
 from backupfw.volume.base import (
     BlockTarget,
     Capabilities,
@@ -26,20 +34,33 @@ from backupfw.volume.base import (
 )
 from backupfw.volume.local import files, linux
 from backupfw.volume.local.adopt import adopted
+from backupfw.volume.local.descriptor import Descriptor
 from backupfw.volume.local.fence import Fence
 from backupfw.volume.local.holes import next_extent
+from backupfw.volume.local.image import (
+    ImagePoint,
+    ImageTarget,
+    copy_still_point,
+    image_length,
+    resize,
+)
+from backupfw.volume.local.image_chain import Chain
 from backupfw.volume.local.mirror import mirror
 from backupfw.volume.local.opening import Busy, Opened, Unusable, open_storage
-from backupfw.volume.local.options import directories, local_options
+from backupfw.volume.local.options import backing_directories, directories, local_options
 from backupfw.volume.local.point import LocalPoint
+from backupfw.volume.local.qemu import ImageServer, Locked
 from backupfw.volume.local.still_copy import Stamp, still_copy
-from backupfw.volume.local.storage_id import StorageId
+from backupfw.volume.local.storage_id import RAW, StorageId
 from backupfw.volume.local.target import LocalTarget
 
 if TYPE_CHECKING:
     from oslo_config import cfg
 
 LOG = log.getLogger(__name__)
+_USED = "volume {} is used by another program, such as a running machine"
+
+T = TypeVar("T")
 
 #: The errors of FICLONE if blocks cannot be shared.
 _NO_CLONE = linux.NOT_SUPPORTED | {errno.EXDEV}
@@ -58,6 +79,7 @@ class LocalProvider(VolumeProvider):
         super().__init__(options)
         self._directories = directories(options)
         self._volumes_dir = self._directories[0]
+        self._backing_dirs = backing_directories(options)
         self._tries = int(options.snapshot_tries)
         self._settle = float(options.snapshot_settle)
         self._allow_devices = bool(options.allow_devices)
@@ -86,12 +108,19 @@ class LocalProvider(VolumeProvider):
             return name
         with contextlib.ExitStack() as stack:
             # Opened first, so that an unusable source leaves no file.
-            opened = None if source is None else stack.enter_context(self._opened(source, exclusive=True))
-            if opened is not None and opened.length > volume.length:
+            if source is not None and _format(source) != RAW:
+                point = stack.enter_context(self.open_point(source, volume.id))
+                fill, length = partial(copy_still_point, point), point.length
+            elif source is not None:
+                opened = stack.enter_context(self._opened(source, exclusive=True))
+                fill, length = partial(_fill, opened), opened.length
+            else:
+                fill, length = None, 0
+            if length > volume.length:
                 raise InvalidVolume("The volume is smaller than what it shall be made from.")
             fd = stack.enter_context(files.new_file(self._volumes_dir, name))
-            if opened is not None:
-                _fill(fd, opened, tick)
+            if fill is not None:
+                fill(fd, tick)
             os.ftruncate(fd, volume.length)
             tick()
         return name
@@ -113,12 +142,17 @@ class LocalProvider(VolumeProvider):
             to_copy=to_copy,
             any_format=any_format,
             in_use=in_use,
+            backing_dirs=self._backing_dirs,
         )
 
     def look(self, volume: VolumeRef) -> Storage:
         """Look at the volume's image file or block device."""
         with self._opened(volume) as opened:
-            return Storage(volume.location or "", opened.length, _recorded(volume, opened))
+            length = opened.length
+            if _format(volume) != RAW:
+                # A machine may use it: only its length is asked.
+                length = self._of_image(volume, lambda: self._image_length(volume, opened, share=True))
+            return Storage(volume.location or "", length, _recorded(volume, opened))
 
     def where(self, ref: VolumeRef | SnapshotRef) -> str:
         """Return the path of the image file or block device."""
@@ -138,6 +172,10 @@ class LocalProvider(VolumeProvider):
         :raises OperationNotSupported: the block device is shorter.
         """
         with self._opened(volume, write=True) as opened:
+            if (format_ := _format(volume)) != RAW:
+                if self._of_image(volume, lambda: self._image_length(volume, opened)) < length:
+                    resize(opened.fd, format_, length)
+                return
             if opened.length >= length:
                 return
             if opened.is_device:
@@ -159,6 +197,15 @@ class LocalProvider(VolumeProvider):
         for directory in self._directories:
             if os.path.lexists(os.path.join(directory, name)):
                 return self._location(directory, name)
+        if _format(snapshot.volume) != RAW:
+            # QEMU's lock, and the times of the files, prove that nobody wrote meanwhile.
+            with (
+                self.open_point(snapshot.volume, snapshot.id) as point,
+                files.new_file(self._volumes_dir, name) as fd,
+            ):
+                copy_still_point(point, fd, tick, length=snapshot.length)
+                os.fchmod(fd, 0o400)
+            return self._location(self._volumes_dir, name)
         with self._opened(snapshot.volume) as opened:
             for directory in self._directories:
                 with contextlib.suppress(_CannotClone), files.new_file(directory, name) as fd:
@@ -190,6 +237,8 @@ class LocalProvider(VolumeProvider):
         except Busy as error:
             raise _in_use(ref) from error
         try:
+            if isinstance(ref, VolumeRef) and _format(ref) != RAW:
+                return self._of_image(ref, lambda: self._image_point(ref, opened))
             is_volume = isinstance(ref, VolumeRef)
             stamp = None
             if is_volume and not opened.is_device:
@@ -221,6 +270,8 @@ class LocalProvider(VolumeProvider):
             attempt,
         )
         try:
+            if _format(volume) != RAW:
+                return closing(self._of_image(volume, lambda: self._image_target(volume, fenced)))
             with fenced as fd:
                 opened = Opened.of(fd)
                 if opened.length < volume.length:
@@ -236,6 +287,71 @@ class LocalProvider(VolumeProvider):
         except BaseException:
             fenced.close()
             raise
+
+    # -- images that are not raw
+
+    def _image_length(self, volume: VolumeRef, opened: Opened, *, share: bool = False) -> int:
+        place = (_format(volume), self._path(volume), self._backing_dirs)
+        return self._long_enough(volume, image_length(opened.fd, *place, share=share))
+
+    def _image_point(self, volume: VolumeRef, opened: Opened) -> Point:
+        """Open an image for reading; the file belongs to the point then."""
+        chain = Chain(opened.fd, _format(volume), self._path(volume), self._backing_dirs)
+        try:
+            point = ImagePoint(
+                chain,
+                lambda: os.close(opened.fd),
+                f"image/{volume.id}",
+                storage_id=_recorded(volume, opened),
+            )
+        except BaseException:
+            chain.close()
+            raise
+        try:
+            self._long_enough(volume, point.length)
+        except BaseException:
+            point.keep_file()
+            point.close()
+            raise
+        return point
+
+    def _image_target(self, volume: VolumeRef, fenced: Descriptor) -> ImageTarget:
+        with fenced as fd:
+            chain = Chain(fd, _format(volume), self._path(volume), self._backing_dirs, write=True)
+            try:
+                recorded = _recorded(volume, Opened.of(fd))
+                target = ImageTarget(fenced, ImageServer(chain, write=True), chain, storage_id=recorded)
+            except BaseException as error:
+                chain.close()
+                if isinstance(error, Locked):
+                    raise TargetError(f"The image of {_USED.format(volume.id)}.") from error
+                raise
+        try:
+            self._long_enough(volume, target.length)
+            if not target.client.can_flush:
+                raise TargetError("The image's program cannot make written data durable.")
+        except BaseException:
+            target.close()
+            raise
+        return target
+
+    def _long_enough(self, volume: VolumeRef, length: int) -> int:
+        if length < volume.length:
+            raise Unusable(_shorter(length, volume.length))
+        return length
+
+    def _of_image(self, volume: VolumeRef, work: Callable[[], T]) -> T:
+        """Do something with an image; what is wrong with it is said as of every other storage.
+
+        :raises StorageChanged: it does not agree with the reference, or must not be used.
+        :raises SourceMoved: another program uses it.
+        """
+        try:
+            return work()
+        except Unusable as error:
+            raise self._changed(volume, str(error)) from error
+        except Locked as error:
+            raise SourceMoved(f"The image of {_USED.format(volume.id)}.") from error
 
     # -- helpers
 
@@ -255,7 +371,6 @@ class LocalProvider(VolumeProvider):
         :raises StorageChanged: it does not agree.
         :raises Busy: see :func:`open_storage`.
         """
-        volume = ref if isinstance(ref, VolumeRef) else None
         path = self._path(ref)
         try:
             opened = open_storage(path, write=write, exclusive=exclusive)
@@ -265,6 +380,11 @@ class LocalProvider(VolumeProvider):
             os.close(opened.fd)
         except Unusable as error:
             problem = str(error)
+        raise self._changed(ref, problem)
+
+    def _changed(self, ref: VolumeRef | SnapshotRef, problem: str) -> StorageChanged:
+        volume = ref if isinstance(ref, VolumeRef) else None
+        path = self._path(ref)
         what = f"{'snapshot' if volume is None else 'volume'} {ref.id}"
         hint = f"It is {path}."
         if (former := _left_behind(ref, path)) is not None:
@@ -277,7 +397,7 @@ class LocalProvider(VolumeProvider):
                 " Put back what was there; or, if what is there now is the volume, run"
                 f" 'backupfw volume adopt --again {ref.id}' (with its path, if that is another one now)."
             )
-        raise StorageChanged(what, problem, hint)
+        return StorageChanged(what, problem, hint)
 
     @contextmanager
     def _opened(
@@ -367,9 +487,22 @@ def _problem(opened: Opened, ref: VolumeRef | SnapshotRef, least: int, certain: 
             return "is a device without a name of its own, which may be another one by now"
     elif opened.is_device:
         return "is a block device, where an image file of the service should be"
-    if opened.length < least:
-        return f"is shorter than it should be: it has {opened.length} of {least} bytes"
+    # The length of another image than a raw one is not that of its file.
+    if opened.length < least and _format(ref) == RAW:
+        return _shorter(opened.length, least)
     return None
+
+
+def _shorter(length: int, least: int) -> str:
+    return f"is shorter than it should be: it has {length} of {least} bytes"
+
+
+def _format(ref: VolumeRef | SnapshotRef) -> str:
+    """Return the format of a reference's storage, as it was adopted."""
+    if not isinstance(ref, VolumeRef) or not ref.adopted:
+        return RAW
+    recorded = StorageId.parse(ref.storage_id or "")
+    return RAW if recorded is None else recorded.format
 
 
 def _left_behind(ref: VolumeRef | SnapshotRef, path: str) -> str | None:
@@ -390,10 +523,10 @@ def _in_use(ref: VolumeRef | SnapshotRef) -> SourceMoved:
 
 def _recorded(volume: VolumeRef, opened: Opened) -> str | None:
     """Return the storage id of an adopted volume for the catalogue; ours is identified by its name."""
-    return str(opened.storage_id) if volume.adopted else None
+    return str(replace(opened.storage_id, format=_format(volume))) if volume.adopted else None
 
 
-def _fill(fd: int, source: Opened, tick: Tick) -> None:
+def _fill(source: Opened, fd: int, tick: Tick) -> None:
     """Make an empty file equal to an image or device that should have no writer now.
 
     :raises SourceMoved: it was written during the copy.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from blake3 import blake3
 
 from backupfw.volume.local import linux
 
+#: The format of an image whose bytes are those of the disk.
+RAW = "raw"
 _UNKNOWN = "-"
 #: The kernel's directory of block devices by number, and the file with the id of its present run.
 _DEVICES = "/sys/dev/block"
@@ -32,7 +34,8 @@ _LONGEST = 160
 
 @dataclass(frozen=True, slots=True)
 class StorageId:
-    """The kind of a storage, and its marks.  As text: ``file 4711 1700000000123456789 fs:5a3c``.
+    """The kind of a storage, and its marks.  As text: ``file 4711 1700000000123456789 fs:5a3c``; an adopted
+    image of another format than raw has that as a fifth word: what a volume was adopted as, it stays.
 
     After the deletion of a file another file can get its inode number, and a device number can change at each
     boot or mount.  So a file is identified by its inode number and birth time, or by its place if the file
@@ -45,12 +48,14 @@ class StorageId:
     :ivar place: a device's number, and where the device has no name the boot and the kernel's count of disks;
         a file system's own id (of ext4 from its UUID, so it stays), because the number of the device below it
         may change.
+    :ivar format: of the image; no part of a comparison.
     """
 
     kind: str
     number: str
     name: str
     place: str
+    format: str = RAW
 
     @classmethod
     def of(cls, fd: int) -> StorageId:
@@ -72,10 +77,11 @@ class StorageId:
     def parse(cls, text: str) -> StorageId | None:
         """Read the text form; None: it is not one."""
         parts = text.split(" ")
-        return cls(*parts) if len(parts) == 4 else None
+        return cls(*parts) if len(parts) in (4, 5) else None
 
     def __str__(self) -> str:
-        return f"{self.kind} {self.number} {self.name} {self.place}"
+        words = (self.kind, self.number, self.name, self.place)
+        return " ".join(words if self.format == RAW else (*words, self.format))
 
     def is_same(self, other: StorageId) -> bool:
         """Return whether both are certainly of one storage; needed before an overwrite."""
@@ -93,7 +99,7 @@ class StorageId:
             return self.name == other.name
         if self.kind == "file":
             return self.place == other.place
-        return True if self == other and "@" in self.place else None
+        return True if replace(self, format=other.format) == other and "@" in self.place else None
 
 
 def _numbers(device: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from backupfw.db import models
 from backupfw.errors import BackupNotFound, Damaged, InvalidBackup, InvalidInput, TargetError
 from backupfw.volume.local import files
 from backupfw.volume.local.target import LocalTarget
+from tests.servers.programs import missing_programs
 from tests.unit.cmd.conftest import load_conf
 from tests.unit.cmd.test_verify import BLOCK, Chain, chain, made
 
@@ -225,3 +227,26 @@ def test_a_volume_whose_image_is_away_gets_no_other_one(chain: Chain, there: Pat
     with pytest.raises(InvalidInput, match=f"is volume {chain.volume}"):
         restore(chain.state, chain.full, there / "away.raw")
     assert os.listdir(there) == []
+
+
+@pytest.mark.server
+@pytest.mark.parametrize(("name", "disk_format"), [("new.qcow2", None), ("new.img", "qcow2")])
+def test_it_is_a_qcow2_image_where_that_is_said(
+    chain: Chain, there: Path, name: str, disk_format: str | None
+) -> None:
+    if missing := missing_programs("qemu-nbd", "qemu-img"):
+        pytest.skip(f"{missing} are not installed")
+    words = () if disk_format is None else ("--disk-format", disk_format)
+    done = chain.run("backup", "restore", chain.increment, "--to", str(there / name), *words)
+    assert done.status == 0, done.err
+    assert os.listdir(there) == [name]
+    command = ["qemu-img", "convert", "-f", "qcow2", "-O", "raw", there / name, there / "raw"]
+    subprocess.run(command, check=True)
+    raw, wanted = (there / "raw").read_bytes(), image_of(chain)
+    # Whole sectors.
+    assert raw == wanted + bytes(-len(wanted) % 512)
+    assert (there / name).stat().st_mode & 0o777 == 0o600
+
+
+def test_a_format_is_for_a_file(chain: Chain) -> None:
+    assert chain.run("backup", "restore", chain.increment, "--disk-format", "raw").status == 2

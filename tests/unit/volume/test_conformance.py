@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import tempfile
 import uuid
 from collections.abc import Collection, Iterator, Mapping
@@ -11,10 +12,11 @@ from typing import ClassVar
 
 import pytest
 
-from backupfw.testing.volume import VolumeProviderTests
-from backupfw.volume.base import VolumeRef
+from backupfw.testing.volume import VolumeProviderTests, adopted
+from backupfw.volume.base import VolumeProvider, VolumeRef
 from backupfw.volume.local import linux
 from backupfw.volume.local.provider import LocalProvider
+from tests.servers.programs import missing_programs
 
 
 class TestLocalProvider(VolumeProviderTests):
@@ -83,3 +85,80 @@ class TestLocalProvider(VolumeProviderTests):
         other.touch()
         os.truncate(other, volume.length)
         other.replace(path)
+
+
+@pytest.mark.server
+class TestImages(TestLocalProvider):
+    """The same of qcow2 images that were adopted; what is made of them is raw."""
+
+    step = 512
+    grain = 64 << 10
+    length = 3_000_320
+    declared: ClassVar[Mapping[str, str]] = TestLocalProvider.declared
+
+    @pytest.fixture(scope="class", autouse=True)
+    @classmethod
+    def _qemu(cls) -> None:
+        if missing := missing_programs("qemu-nbd", "qemu-img", "qemu-io"):
+            pytest.skip(f"{missing} are not installed")
+
+    def path(self, server: Path, volume: VolumeRef) -> Path:
+        return server / "volumes" / volume.location if not volume.adopted else Path(volume.location or "")
+
+    def make_volume(self, server: Path, provider: VolumeProvider, length: int) -> VolumeRef:
+        return adopted(provider, self.adoptable(server, length))
+
+    def adoptable(self, server: Path, length: int) -> str:
+        path = server / "adopted" / f"{uuid.uuid4()}.qcow2"
+        qemu("img", "create", "-q", "-f", "qcow2", path, length)
+        return str(path)
+
+    def raw_write(self, server: Path, volume: VolumeRef, offset: int, data: bytes) -> None:
+        if not volume.adopted:
+            super().raw_write(server, volume, offset, data)
+            return
+        with tempfile.NamedTemporaryFile(dir=server) as content:
+            content.write(data)
+            content.flush()
+            self._io(volume, f"write -q -s {content.name} {offset} {len(data)}")
+
+    def raw_read(self, server: Path, volume: VolumeRef, offset: int, length: int) -> bytes:
+        if not volume.adopted:
+            return super().raw_read(server, volume, offset, length)
+        out = server / f"{uuid.uuid4()}.raw"
+        qemu("img", "convert", "-U", "-f", "qcow2", "-O", "raw", self.path(server, volume), out)
+        content = out.read_bytes()
+        out.unlink()
+        return content[offset : offset + length]
+
+    def discard(self, server: Path, volume: VolumeRef, offset: int, length: int) -> None:
+        if not volume.adopted:
+            super().discard(server, volume, offset, length)
+            return
+        self._io(volume, f"write -q -z -u {offset} {length}")
+
+    def grow(self, server: Path, volume: VolumeRef, length: int) -> None:
+        if not volume.adopted:
+            super().grow(server, volume, length)
+            return
+        qemu("img", "resize", "-q", "-f", "qcow2", self.path(server, volume), length)
+
+    def shrink(self, server: Path, volume: VolumeRef, length: int) -> None:
+        if not volume.adopted:
+            super().shrink(server, volume, length)
+            return
+        qemu("img", "resize", "-q", "--shrink", "-f", "qcow2", self.path(server, volume), length)
+
+    def swap(self, server: Path, volume: VolumeRef) -> None:
+        other = self.adoptable(server, volume.length)
+        Path(other).replace(self.path(server, volume))
+
+    def _io(self, volume: VolumeRef, command: str) -> None:
+        # A machine would be kept out by QEMU's lock: this writer takes none.
+        options = f"driver=qcow2,file.driver=file,file.locking=off,file.filename={volume.location}"
+        qemu("io", "--image-opts", options, "-c", command)
+
+
+def qemu(program: str, *words: object) -> None:
+    done = subprocess.run([f"qemu-{program}", *map(str, words)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr + done.stdout
