@@ -20,7 +20,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from backupfw.errors import ConfigError
-from backupfw.volume.system_packages import system_module
+from backupfw.volume.system import load
 
 #: The context that says what is allocated.
 ALLOCATION = "base:allocation"
@@ -111,7 +111,8 @@ def binding() -> Any:
 
     :raises ConfigError: it is not installed.
     """
-    return system_module("nbd", "python3-libnbd", needs=("libnbdmod",))
+    load("libnbdmod", "python3-libnbd")
+    return load("nbd", "python3-libnbd")
 
 
 class Client:
