@@ -23,11 +23,17 @@ def lines(text: str) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
+#: Folders of drivers to copy; they are not installed.
+TEMPLATES = ("template", "template-volume")
+
+
 def driver_projects() -> dict[str, dict[str, Any]]:
-    """The pyproject.toml of every driver distribution, by folder; the template is not installed."""
+    """The pyproject.toml of every driver distribution, by folder; templates are none."""
     found = sorted((ROOT / "drivers").glob("*/pyproject.toml"))
     return {
-        path.parent.name: tomllib.loads(path.read_text()) for path in found if path.parent.name != "template"
+        path.parent.name: tomllib.loads(path.read_text())
+        for path in found
+        if path.parent.name not in TEMPLATES
     }
 
 

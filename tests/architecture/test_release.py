@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 import backupfw
-from tests.architecture.checkout import ROOT, driver_projects, lines, setup_cfg
+from tests.architecture.checkout import ROOT, TEMPLATES, driver_projects, lines, setup_cfg
 
 
 def plain_name(requirement: str) -> str:
@@ -43,7 +43,7 @@ def runtime_requirements() -> dict[str, list[str]]:
     for extra in ("keystone", "messaging", "mysql", "postgresql", "testing"):
         core += lines(config["options.extras_require"][extra])
     found = {"backupfw": core}
-    for folder in [*driver_projects(), "template"]:
+    for folder in [*driver_projects(), *TEMPLATES]:
         project = tomllib.loads((ROOT / "drivers" / folder / "pyproject.toml").read_text())["project"]
         found[f"drivers/{folder}/src"] = [
             requirement for requirement in project["dependencies"] if plain_name(requirement) != "backupfw"
@@ -243,10 +243,10 @@ def test_every_environment_of_tox_can_be_made() -> None:
             assert set(filter(None, wanted.removesuffix("]").split(","))) <= extras, place
 
 
-@pytest.mark.parametrize("folder", [*driver_projects(), "template"])
+@pytest.mark.parametrize("folder", [*driver_projects(), *TEMPLATES])
 def test_every_driver_names_its_types(folder: str) -> None:
     """The marker is there, and the wheel takes it along."""
-    package = f"backupfw_{folder}"
+    package = f"backupfw_{folder.replace('-', '_')}"
     assert (ROOT / "drivers" / folder / "src" / package / "py.typed").is_file()
     project = tomllib.loads((ROOT / "drivers" / folder / "pyproject.toml").read_text())
     assert "py.typed" in project["tool"]["setuptools"]["package-data"][package]

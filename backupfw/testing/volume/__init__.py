@@ -37,13 +37,25 @@ from __future__ import annotations
 
 from backupfw.testing.volume.adoption import Adoption, Subject, adopted, created
 from backupfw.testing.volume.changes import ChangeTests
+from backupfw.testing.volume.conduct import ConductTests
+from backupfw.testing.volume.interrupted import InterruptedTests
 from backupfw.testing.volume.keeping import KeepingTests
 from backupfw.testing.volume.making import MakingTests
+from backupfw.testing.volume.model import ModelTests
 from backupfw.testing.volume.points import PointTests
 from backupfw.testing.volume.targets import TargetTests
 
 __all__ = ["Adoption", "Subject", "VolumeProviderTests", "adopted", "created"]
 
 
-class VolumeProviderTests(PointTests, ChangeTests, KeepingTests, MakingTests, TargetTests):
+class VolumeProviderTests(
+    PointTests,
+    ChangeTests,
+    KeepingTests,
+    MakingTests,
+    TargetTests,
+    InterruptedTests,
+    ConductTests,
+    ModelTests,
+):
     """Everything a volume provider promises.  Subclass it once per way of setting up the storage."""

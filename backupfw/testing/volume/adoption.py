@@ -56,7 +56,7 @@ class Adoption:
     #: How many random histories the model test plays.
     model_examples: ClassVar[int] = 12
     #: How often a process is killed in each test that kills.
-    kills: ClassVar[int] = 6
+    kills: ClassVar[int] = 4
 
     @pytest.fixture(scope="class")
     @classmethod

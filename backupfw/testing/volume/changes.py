@@ -67,11 +67,9 @@ class ChangeTests(Adoption):
 
     # ---- comparisons -----------------------------------------------------------------------------
 
-    def test_v7_without_changes_there_are_no_tokens(self, volume: Subject) -> None:
-        if volume.provider.capabilities.changes:
-            pytest.skip("it knows changes")
+    def test_v7_tokens_are_where_changes_are_known(self, volume: Subject) -> None:
         with volume.provider.open_point(volume.ref, new_id()) as point:
-            assert point.token is None
+            assert (point.token is not None) is volume.provider.capabilities.changes
             reason = point.compare("a token of somebody else's")
             assert reason is not None
             check_reason(reason)
@@ -205,9 +203,10 @@ class ChangeTests(Adoption):
         self, server: Any, provider: VolumeProvider, volume: Subject
     ) -> None:
         _require_changes(provider)
-        token, _ = _kept(volume)
         other = Subject(self, server, provider, self.length)
         other.fill()
+        _kept(other)
+        token, _ = _kept(volume)
         with provider.open_point(other.ref, new_id()) as point:
             reason = point.compare(token)
             assert reason is not None, "a token of another volume is accepted"
@@ -225,17 +224,17 @@ class ChangeTests(Adoption):
 
     def test_v7_the_token_of_a_removed_point_is_refused(self, volume: Subject) -> None:
         _require_changes(volume.provider)
-        tokens = []
+        stays, tokens = new_id(), []
+        volume.provider.open_point(volume.ref, stays).close(keep=True)
         for keep in (True, False):
+            volume.write(0, b"new")
             point = volume.provider.open_point(volume.ref, new_id())
             tokens.append(point.token)
             point.close(keep)
-            volume.write(0, b"new")
-            volume.keep()
+            volume.keep(compared=[stays])
         for token in tokens:
             assert token is not None
             with volume.provider.open_point(volume.ref, new_id()) as point:
-                # Not even if a point of the same id was made once more.
                 reason = point.compare(token)
                 assert reason is not None, "the token of a point that is gone is accepted"
                 check_reason(reason)

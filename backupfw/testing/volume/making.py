@@ -13,7 +13,7 @@ from backupfw.errors import InvalidInput, OperationNotSupported
 from backupfw.testing.volume.adoption import Adoption, Subject, adopted, created, new_id
 from backupfw.testing.volume.checking import check_point
 from backupfw.testing.volume.disk import Disk
-from backupfw.volume.base import SnapshotRef, VolumeProvider, VolumeRef
+from backupfw.volume.base import Needed, SnapshotRef, VolumeProvider, VolumeRef
 
 
 class MakingTests(Adoption):
@@ -68,6 +68,17 @@ class MakingTests(Adoption):
         provider.look(other)
         # As by a task that was killed before it recorded the location.
         provider.delete(VolumeRef(other.id, self.length))
+        assert set(self.raw_names(server)) == before
+
+    def test_v11_deleted_with_its_points(self, server: Any, provider: VolumeProvider) -> None:
+        self.require("create")
+        before = set(self.raw_names(server))
+        ref = created(provider, self.length)
+        for _ in range(2):
+            provider.open_point(ref, new_id()).close(keep=True)
+        # As the service does it: delete, and then look for what is left of it.
+        provider.delete(ref)
+        provider.keep_points(ref, Needed)
         assert set(self.raw_names(server)) == before
 
     def test_v11_a_copy_of_a_volume(self, volume: Subject) -> None:
@@ -186,7 +197,11 @@ class MakingTests(Adoption):
         volume.remove()
         assert set(self.raw_names(server)) == names
 
-    @pytest.mark.parametrize("path", ["", "nothing-here", "/nothing/is/here", "x" * 5000, "a\0b", "\u00e9"])
+    @pytest.mark.parametrize(
+        "path",
+        ["", "nothing-here", "/nothing/is/here", "x" * 5000, "a\0b", "\u00e9"],
+        ids=["empty", "name", "path", "long", "nul", "accent"],
+    )
     def test_v14_what_cannot_be_adopted(self, provider: VolumeProvider, path: str) -> None:
         with pytest.raises(InvalidInput) as caught:
             provider.adopt(path)
