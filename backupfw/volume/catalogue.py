@@ -10,10 +10,19 @@ import abc
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from backupfw.context import RequestContext
+
+class Caller(Protocol):
+    """Who asks."""
+
+    @property
+    def project_id(self) -> str:
+        """The project that he asks for."""
+
+    @property
+    def user_token(self) -> str | None:
+        """What he has identified himself with; None: an operator's command asks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +74,14 @@ class Catalogue(abc.ABC):
     """
 
     @abc.abstractmethod
-    def volume(self, caller: RequestContext, volume_id: str) -> ForeignVolume:
+    def volume(self, caller: Caller, volume_id: str) -> ForeignVolume:
         """Return a volume.
 
         :raises VolumeNotFound: there is none, or not for this caller.
         """
 
     @abc.abstractmethod
-    def snapshot(self, caller: RequestContext, snapshot_id: str) -> ForeignSnapshot:
+    def snapshot(self, caller: Caller, snapshot_id: str) -> ForeignSnapshot:
         """Return a snapshot.
 
         :raises SnapshotNotFound: there is none, or not for this caller.
@@ -81,7 +90,7 @@ class Catalogue(abc.ABC):
     @abc.abstractmethod
     def create_volume(
         self,
-        caller: RequestContext,
+        caller: Caller,
         *,
         size: int,
         name: str,
@@ -97,5 +106,5 @@ class Catalogue(abc.ABC):
         """
 
     @abc.abstractmethod
-    def delete_volume(self, caller: RequestContext, volume_id: str) -> None:
+    def delete_volume(self, caller: Caller, volume_id: str) -> None:
         """Delete a volume whose restore did not begin; a missing one counts as deleted."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from backupfw.conf import volumes
-from backupfw.errors import InvalidInput
+from backupfw.errors import ConfigError, InvalidInput
 from backupfw.volume.base import VolumeProvider
 from backupfw.volume.catalogue import Catalogue
 from backupfw.volume.loader import load_provider, open_provider
@@ -30,8 +30,11 @@ def foreign_catalogues(conf: cfg.ConfigOpts) -> dict[str, Catalogue]:
     """
     found = {}
     for name in conf.volumes.enabled:
-        options = conf[volumes.group_of(name)]
-        catalogue = load_provider(options.driver).catalogue(options)
+        section = volumes.group_of(name)
+        try:
+            catalogue = load_provider(conf[section].driver).catalogue(conf[section])
+        except ConfigError as error:
+            raise ConfigError(f"section [{section}]: {error}") from error
         if catalogue is not None:
             found[name] = catalogue
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import time
@@ -184,6 +185,11 @@ class Cinder:
         )
         assert done.returncode == 0, done.stderr.decode()
         return done.stdout
+
+    def snapshots(self, volume_id: str) -> list[str]:
+        """Return the names of the snapshots of a volume's image."""
+        listed = run_ceph_tool("rbd", self.ceph, "snap", "ls", "--format=json", f"{POOL}/volume-{volume_id}")
+        return [one["name"] for one in json.loads(listed)]
 
     def images(self) -> list[str]:
         """Return the names of all images in the pool, those of deleted volumes in the trash left out."""

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from backupfw.context import RequestContext
 from backupfw.db import models
 from backupfw.errors import (
     InvalidBackup,
@@ -29,7 +28,7 @@ from backupfw.manager.usecases.backups import BackupManager
 from backupfw.manager.usecases.mirrors import Mirrors
 from backupfw.manager.usecases.snapshots import SnapshotManager
 from backupfw.manager.usecases.volumes import VolumeManager
-from backupfw.volume.catalogue import Catalogue, ForeignSnapshot, ForeignVolume
+from backupfw.volume.catalogue import Caller, Catalogue, ForeignSnapshot, ForeignVolume
 from tests.unit.manager.support import World
 
 
@@ -64,14 +63,14 @@ class Foreign(Catalogue):
         # Another connection can write, so no transaction of ours is open.
         self._world.db.run(lambda session: quota.lock_project(session, "other"))
 
-    def volume(self, caller: RequestContext, volume_id: str) -> ForeignVolume:
+    def volume(self, caller: Caller, volume_id: str) -> ForeignVolume:
         self._ask(volume_id)
         found = self.volumes.get(volume_id)
         if found is None or found.project_id != caller.project_id:
             raise VolumeNotFound(volume_id)
         return found
 
-    def snapshot(self, caller: RequestContext, snapshot_id: str) -> ForeignSnapshot:
+    def snapshot(self, caller: Caller, snapshot_id: str) -> ForeignSnapshot:
         self._ask(snapshot_id)
         found = self.snapshots.get(snapshot_id)
         if found is None or found.project_id != caller.project_id:
@@ -80,7 +79,7 @@ class Foreign(Catalogue):
 
     def create_volume(
         self,
-        caller: RequestContext,
+        caller: Caller,
         *,
         size: int,
         name: str,
@@ -103,7 +102,7 @@ class Foreign(Catalogue):
             )
         ]
 
-    def delete_volume(self, caller: RequestContext, volume_id: str) -> None:
+    def delete_volume(self, caller: Caller, volume_id: str) -> None:
         self._ask("delete")
         self.volumes.pop(volume_id, None)
 

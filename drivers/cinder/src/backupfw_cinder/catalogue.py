@@ -1,0 +1,116 @@
+"""What a Block Storage service says of its volumes, asked in the name of a caller."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from backupfw.errors import (
+    Forbidden,
+    InvalidInput,
+    InvalidVolume,
+    QuotaExceeded,
+    SnapshotNotFound,
+    VolumeNotFound,
+)
+from backupfw.volume.catalogue import Caller, Catalogue, ForeignSnapshot, ForeignVolume
+from backupfw_cinder.client import Client, Refused
+
+
+class CinderCatalogue(Catalogue):
+    """The catalogue of one Block Storage service.  Thread-safe."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def volume(self, caller: Caller, volume_id: str) -> ForeignVolume:
+        """Return a volume.
+
+        :raises InvalidVolume: it is encrypted: a copy of its bytes is no use without a copy of its key.
+        """
+        try:
+            found = self._client.call("GET", f"/volumes/{volume_id}", caller=caller)["volume"]
+        except Refused as error:
+            raise _refusal(error, VolumeNotFound(volume_id)) from error
+        if found.get("encrypted"):
+            raise InvalidVolume(
+                f"Volume {volume_id} is encrypted; this service does not back up such volumes."
+            )
+        return _volume(found, caller)
+
+    def snapshot(self, caller: Caller, snapshot_id: str) -> ForeignSnapshot:
+        """Return a snapshot."""
+        try:
+            found = self._client.call("GET", f"/snapshots/{snapshot_id}", caller=caller)["snapshot"]
+        except Refused as error:
+            raise _refusal(error, SnapshotNotFound(snapshot_id)) from error
+        created = datetime.fromisoformat(found["created_at"])
+        return ForeignSnapshot(
+            id=found["id"],
+            volume_id=found["volume_id"],
+            project_id=found.get("os-extended-snapshot-attributes:project_id") or caller.project_id,
+            status=found["status"],
+            size=int(found["size"]),
+            created_at=created if created.tzinfo is None else created.astimezone(UTC).replace(tzinfo=None),
+            name=found.get("name") or None,
+        )
+
+    def create_volume(
+        self,
+        caller: Caller,
+        *,
+        size: int,
+        name: str,
+        volume_type: str | None,
+        availability_zone: str | None,
+        metadata: Mapping[str, str],
+    ) -> ForeignVolume:
+        """Make an empty volume in the caller's project."""
+        if caller.user_token is None:
+            raise InvalidInput(
+                "A new volume belongs to the user who asks for it through the API; name an existing volume."
+            )
+        wanted: dict[str, Any] = {"size": size, "name": name, "metadata": dict(metadata)}
+        if volume_type is not None:
+            wanted["volume_type"] = volume_type
+        if availability_zone is not None:
+            wanted["availability_zone"] = availability_zone
+        try:
+            return _volume(
+                self._client.call("POST", "/volumes", {"volume": wanted}, caller)["volume"], caller
+            )
+        except Refused as error:
+            if error.status == 413:
+                raise QuotaExceeded("volumes", error.text) from error
+            raise _refusal(error, InvalidInput(error.text)) from error
+
+    def delete_volume(self, caller: Caller, volume_id: str) -> None:
+        """Delete a volume."""
+        try:
+            self._client.call("DELETE", f"/volumes/{volume_id}", caller=caller)
+        except Refused as error:
+            if error.status != 404:
+                raise
+
+
+def _refusal(error: Refused, otherwise: Exception) -> Exception:
+    return Forbidden("the Block Storage service's rule") if error.status in (401, 403) else otherwise
+
+
+def _volume(found: Mapping[str, Any], caller: Caller) -> ForeignVolume:
+    return ForeignVolume(
+        id=found["id"],
+        # Some services show it to administrators only.
+        project_id=found.get("os-vol-tenant-attr:tenant_id") or caller.project_id,
+        status=found["status"],
+        size=int(found["size"]),
+        user_id=found.get("user_id"),
+        name=found.get("name") or None,
+        description=found.get("description") or None,
+        volume_type=found.get("volume_type") or None,
+        availability_zone=found.get("availability_zone") or None,
+        bootable=found.get("bootable") == "true",
+        metadata={**found.get("metadata", {})},
+        image_metadata={**found.get("volume_image_metadata", {})},
+    )

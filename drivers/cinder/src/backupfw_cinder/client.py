@@ -1,0 +1,126 @@
+"""Requests to a Block Storage service, of the service's user or in the name of a caller."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from keystoneauth1 import exceptions
+from keystoneauth1.adapter import Adapter
+from oslo_log import log
+
+from backupfw.errors import BackupfwError, ServiceUnavailable
+from backupfw.volume.catalogue import Caller
+from backupfw_cinder.options import session_of
+
+LOG = log.getLogger(__name__)
+
+#: The microversion of all requests, that of OpenStack Xena.
+VERSION = "3.66"
+
+_AWAY = "The Block Storage service is temporarily unavailable."
+_REFUSES_US = "The Block Storage service does not accept this service's credentials."
+
+
+class Refused(BackupfwError):
+    """A request was answered with a status of 400 and above.
+
+    :ivar status: the HTTP status.
+    :ivar text: what the service says, for users.
+    """
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(f"The Block Storage service answered with status {status}: {text}")
+        self.status = status
+        self.text = text
+
+
+class Client:
+    """A client of one service.  Thread-safe; connects at the first request.
+
+    :param options: values of the provider's options.
+    :raises ConfigError: one of them cannot be.
+    """
+
+    def __init__(self, options: Any) -> None:
+        self._adapter = Adapter(
+            session_of(options),
+            service_type=options.service_type,
+            service_name=options.service_name,
+            interface=options.valid_interfaces,
+            region_name=options.region_name,
+            endpoint_override=options.endpoint_override,
+            connect_retries=options.connect_retries,
+            status_code_retries=options.status_code_retries,
+            default_microversion=VERSION,
+        )
+        self._lock = threading.Lock()
+        self._place: tuple[str, str] | None = None
+
+    def call(self, method: str, path: str, body: Any = None, caller: Caller | None = None) -> dict[str, Any]:
+        """Send a request; returns the decoded answer.
+
+        :param path: below the project, e.g. ``/volumes/<id>``.
+        :param caller: send it with his token, in his project; the service's user sends it if he is None or
+            has no token.
+        :raises Refused: the answer is an error.
+        :raises ServiceUnavailable: there is no answer, or one that says that there is none now.
+        """
+        try:
+            answer = self._send(method, path, body, caller)
+        except exceptions.Unauthorized as error:
+            LOG.error("The service's user cannot identify itself: %s", error)
+            raise _unavailable(_REFUSES_US) from error
+        except exceptions.ClientException as error:
+            LOG.warning("%s %s: %s", method, path, error)
+            raise _unavailable(_AWAY) from error
+        if answer.status_code >= 500:
+            LOG.warning("%s %s: %s %s", method, path, answer.status_code, _text_of(answer))
+            raise _unavailable(_AWAY)
+        if answer.status_code >= 400:
+            raise Refused(answer.status_code, _text_of(answer))
+        found = answer.json() if answer.content else {}
+        assert isinstance(found, dict)
+        return found
+
+    def _send(self, method: str, path: str, body: Any, caller: Caller | None) -> Any:
+        values: dict[str, Any] = {"raise_exc": False}
+        if body is not None:
+            values["json"] = body
+        if caller is None or caller.user_token is None:
+            return self._adapter.request(path, method, **values)
+        # A token is good for its own project only, and an endpoint may name the service's.
+        endpoint, project = self._found_endpoint()
+        if project and endpoint.endswith(f"/{project}"):
+            endpoint = f"{endpoint.removesuffix(project)}{caller.project_id}"
+        return self._adapter.request(
+            endpoint + path,
+            method,
+            authenticated=False,
+            headers={"X-Auth-Token": caller.user_token},
+            **values,
+        )
+
+    def _found_endpoint(self) -> tuple[str, str]:
+        with self._lock:
+            if self._place is None:
+                endpoint = self._adapter.get_endpoint()
+                if not endpoint:
+                    raise exceptions.EndpointNotFound
+                self._place = endpoint.rstrip("/"), self._adapter.get_project_id() or ""
+            return self._place
+
+
+def _unavailable(text: str) -> ServiceUnavailable:
+    error = ServiceUnavailable(text)
+    error.may_pass = True
+    return error
+
+
+def _text_of(answer: Any) -> str:
+    """Return the message of an error's body."""
+    try:
+        (fault,) = answer.json().values()
+        return str(fault["message"])
+    except (ValueError, AttributeError, TypeError, KeyError):
+        return str(answer.reason)

@@ -1,0 +1,244 @@
+"""What is sent to a Block Storage service, for whom, and what its answers become."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from backupfw_cinder.catalogue import CinderCatalogue
+from backupfw_cinder.client import Client, Refused
+from backupfw_cinder.provider import CinderProvider
+
+from backupfw.errors import (
+    ConfigError,
+    Forbidden,
+    InvalidInput,
+    InvalidVolume,
+    QuotaExceeded,
+    ServiceUnavailable,
+    SnapshotNotFound,
+    VolumeNotFound,
+)
+
+SECRET = "very-secret-password"
+OURS, HIS = "a" * 32, "b" * 32
+CALLER = SimpleNamespace(project_id=HIS, user_token="his-token")
+OPERATOR = SimpleNamespace(project_id=HIS, user_token=None)
+VOLUME = {"id": "v1", "status": "available", "size": 1, "name": "", "bootable": "true", "encrypted": False}
+
+
+class Cloud:
+    """A Keystone and a Block Storage service that answers as a test says."""
+
+    def __init__(self) -> None:
+        self.answer: Callable[[str, str], tuple[int, Any]] = lambda _method, _path: (200, {})
+        self.seen: list[tuple[str, str, str, str]] = []
+        self.bodies: list[Any] = []
+        cloud = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def _do(self) -> None:
+                length = int(self.headers.get("Content-Length") or 0)
+                body = json.loads(self.rfile.read(length)) if length else None
+                status, found, headers = cloud.handle(self.command, self.path, dict(self.headers), body)
+                text = json.dumps(found).encode()
+                self.send_response(status)
+                for name, value in {"Content-Length": str(len(text)), **headers}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(text)
+
+            do_GET = do_POST = do_DELETE = _do  # noqa: N815
+
+            def log_message(self, *_: object) -> None:
+                """Be quiet."""
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def handle(
+        self, method: str, path: str, headers: dict[str, str], body: Any
+    ) -> tuple[int, Any, dict[str, str]]:
+        if path.rstrip("/") == "/identity/v3":
+            links = [{"rel": "self", "href": f"{self.url}/identity/v3"}]
+            return 200, {"version": {"id": "v3.14", "status": "stable", "links": links}}, {}
+        if path == "/identity/v3/auth/tokens":
+            if body["auth"]["identity"]["password"]["user"]["password"] != SECRET:
+                return 401, {"error": {"message": "no"}}, {}
+            endpoint = {
+                "interface": "public",
+                "region": "RegionOne",
+                "region_id": "RegionOne",
+                "id": "e",
+                "url": f"{self.url}/volume/v3/{OURS}",
+            }
+            token = {
+                "expires_at": "2999-01-01T00:00:00.000000Z",
+                "issued_at": "2026-01-01T00:00:00.000000Z",
+                "methods": ["password"],
+                "user": {"id": "u", "name": "keeper", "domain": {"id": "default", "name": "d"}},
+                "project": {"id": OURS, "name": "p", "domain": {"id": "default", "name": "d"}},
+                "catalog": [{"type": "block-storage", "name": "cinder", "id": "s", "endpoints": [endpoint]}],
+            }
+            return 201, {"token": token}, {"X-Subject-Token": "our-token"}
+        self.seen.append((method, path, headers["X-Auth-Token"], headers["OpenStack-API-Version"]))
+        self.bodies.append(body)
+        return *self.answer(method, path), {}
+
+
+@pytest.fixture
+def cloud() -> Iterator[Cloud]:
+    made = Cloud()
+    yield made
+    made.server.shutdown()
+    made.server.server_close()
+
+
+def options(**given: Any) -> Any:
+    values = {opt.dest: opt.default for opt in CinderProvider.options()}
+    values |= {
+        "username": "keeper",
+        "password": SECRET,
+        "project_name": "p",
+        "user_domain_id": "default",
+        "project_domain_id": "default",
+        **given,
+    }
+    return SimpleNamespace(**values)
+
+
+@pytest.fixture
+def client(cloud: Cloud) -> Client:
+    return Client(options(auth_url=f"{cloud.url}/identity/v3"))
+
+
+def fault(text: str) -> Any:
+    return {"badRequest": {"code": 400, "message": text}}
+
+
+def test_each_asks_in_his_own_project(cloud: Cloud, client: Client) -> None:
+    client.call("GET", "/volumes/v1")
+    client.call("GET", "/volumes/v1", caller=OPERATOR)
+    client.call("GET", "/volumes/v1", caller=CALLER)
+    version = "volume 3.66"
+    assert cloud.seen == [
+        ("GET", f"/volume/v3/{OURS}/volumes/v1", "our-token", version),
+        ("GET", f"/volume/v3/{OURS}/volumes/v1", "our-token", version),
+        ("GET", f"/volume/v3/{HIS}/volumes/v1", "his-token", version),
+    ]
+
+
+def test_what_errors_become(cloud: Cloud, client: Client, caplog: pytest.LogCaptureFixture) -> None:
+    cloud.answer = lambda *_: (400, fault("so not"))
+    with pytest.raises(Refused, match="so not") as refused:
+        client.call("POST", "/volumes", {})
+    assert refused.value.status == 400
+    cloud.answer = lambda *_: (503, {})
+    with pytest.raises(ServiceUnavailable, match="temporarily") as away:
+        client.call("GET", "/volumes/v1", caller=CALLER)
+    assert away.value.may_pass
+    # Not our user's fault: the caller's token has ended.
+    cloud.answer = lambda *_: (401, {"error": {"message": "expired"}})
+    with pytest.raises(Refused):
+        client.call("GET", "/volumes/v1", caller=CALLER)
+    wrong = Client(options(auth_url=f"{cloud.url}/identity/v3", password="other"))
+    with pytest.raises(ServiceUnavailable, match="credentials"):
+        wrong.call("GET", "/volumes/v1")
+    cloud.server.shutdown()
+    cloud.server.server_close()
+    with pytest.raises(ServiceUnavailable, match="temporarily"):
+        client.call("GET", "/volumes/v1")
+    for secret in (SECRET, "his-token", "our-token"):
+        assert secret not in caplog.text
+
+
+def test_a_volume_is_described(cloud: Cloud, client: Client) -> None:
+    catalogue = CinderCatalogue(client)
+    more = {
+        "os-vol-tenant-attr:tenant_id": "p9",
+        "volume_type": "gold",
+        "metadata": {"a": "b"},
+        "volume_image_metadata": {"os": "x"},
+    }
+    cloud.answer = lambda *_: (200, {"volume": {**VOLUME, **more}})
+    found = catalogue.volume(CALLER, "v1")
+    assert (found.project_id, found.name, found.bootable, found.volume_type) == ("p9", None, True, "gold")
+    assert (dict(found.metadata), dict(found.image_metadata)) == ({"a": "b"}, {"os": "x"})
+    cloud.answer = lambda *_: (200, {"volume": VOLUME})
+    assert catalogue.volume(CALLER, "v1").project_id == HIS
+    cloud.answer = lambda *_: (200, {"volume": {**VOLUME, "encrypted": True}})
+    with pytest.raises(InvalidVolume, match="encrypted"):
+        catalogue.volume(CALLER, "v1")
+    cloud.answer = lambda *_: (404, {})
+    with pytest.raises(VolumeNotFound):
+        catalogue.volume(CALLER, "v1")
+    with pytest.raises(SnapshotNotFound):
+        catalogue.snapshot(CALLER, "s1")
+    cloud.answer = lambda *_: (403, {})
+    with pytest.raises(Forbidden):
+        catalogue.volume(CALLER, "v1")
+
+
+def test_a_snapshot_is_described(cloud: Cloud, client: Client) -> None:
+    cloud.answer = lambda *_: (
+        200,
+        {
+            "snapshot": {
+                "id": "s1",
+                "volume_id": "v1",
+                "status": "available",
+                "size": 2,
+                "created_at": "2026-11-29T01:02:03.000004",
+            }
+        },
+    )
+    found = CinderCatalogue(client).snapshot(CALLER, "s1")
+    assert (found.project_id, found.created_at.isoformat()) == (HIS, "2026-11-29T01:02:03.000004")
+
+
+def test_a_volume_is_made_by_the_caller_only(cloud: Cloud, client: Client) -> None:
+    catalogue = CinderCatalogue(client)
+    wanted: dict[str, Any] = {
+        "size": 1,
+        "name": "n",
+        "volume_type": None,
+        "availability_zone": "az1",
+        "metadata": {},
+    }
+    with pytest.raises(InvalidInput, match="user who asks"):
+        catalogue.create_volume(OPERATOR, **wanted)
+    assert cloud.seen == []
+    cloud.answer = lambda *_: (202, {"volume": {**VOLUME, "status": "creating"}})
+    assert catalogue.create_volume(CALLER, **wanted).status == "creating"
+    assert cloud.seen[-1][2] == "his-token"
+    assert cloud.bodies[-1] == {
+        "volume": {"size": 1, "name": "n", "availability_zone": "az1", "metadata": {}}
+    }
+    cloud.answer = lambda *_: (413, {"overLimit": {"code": 413, "message": "too much"}})
+    with pytest.raises(QuotaExceeded, match="too much"):
+        catalogue.create_volume(CALLER, **wanted)
+    cloud.answer = lambda *_: (400, fault("no such zone"))
+    with pytest.raises(InvalidInput, match="no such zone"):
+        catalogue.create_volume(CALLER, **wanted)
+    cloud.answer = lambda *_: (404, {})
+    catalogue.delete_volume(CALLER, "v1")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"auth_url": None}, "auth_url"),
+        ({"auth_type": "v2password"}, "auth_type"),
+        ({"auth_type": "v3applicationcredential"}, "an application credential ID"),
+        ({"rbd_pools": []}, "rbd_pools"),
+    ],
+)
+def test_options_that_cannot_be(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        CinderProvider(options(**{"auth_url": "http://127.0.0.1:1/v3", "rbd_pools": ["volumes"], **given}))

@@ -1,0 +1,221 @@
+"""Volumes of a real Cinder, with its own policies: backed up, restored, killed and deleted in the middle."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from backupfw import crash_points
+from tests.integration.cinder.world import MIB, World, world
+from tests.servers.cinder import Cinder
+from tests.servers.keystone import Keystone
+
+pytestmark = pytest.mark.server
+
+PARTS = (0, 100 * MIB + 4096, 512 * MIB)
+
+
+@pytest.fixture(scope="module")
+def there(
+    real_cinder: Cinder, identity: Keystone, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[World]:
+    with world(real_cinder, identity, tmp_path_factory.mktemp("service")) as running:
+        yield running
+
+
+def fill(there: World, volume: str, seed: int) -> bytes:
+    """Write some MiB into a volume; returns what is at each place."""
+    content = seed.to_bytes(2, "big") * (MIB // 2) + os.urandom(MIB)
+    for offset in PARTS:
+        there.server.write(volume, offset, content)
+    return content
+
+
+def holds(there: World, volume: str, content: bytes) -> bool:
+    """Return whether a volume has what :func:`fill` wrote, and zeros around it."""
+    around = bytes(4096)
+    return all(there.server.read(volume, offset, len(content) + 4096) == content + around for offset in PARTS)
+
+
+def test_the_main_job(there: World) -> None:
+    volume = there.volumes.create_volume(name="db", description="of accounts", metadata={"tier": "1"})
+    there.volumes.call("POST", f"/volumes/{volume}/action", {"os-set_bootable": {"bootable": True}})
+    image = {"os-set_image_metadata": {"metadata": {"os_distro": "debian"}}}
+    there.volumes.call("POST", f"/volumes/{volume}/action", image)
+    old = fill(there, volume, 1)
+    seen: set[str | None] = set()
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.wait(0.05):
+            seen.add(there.volumes.status("volume", volume))
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    full = there.backup(volume, name="first")
+    new = fill(there, volume, 2)
+    second = there.backup(volume, incremental=True)
+    ended.set()
+    looking.join()
+    assert seen == {"available"}
+    assert second["comparison"] == "changed blocks by token"
+    assert second["read_bytes"] < 32 * MIB
+    assert full["read_bytes"] < 64 * MIB
+    assert len(there.points(volume)) == 1
+
+    target = there.restore(full["id"])
+    assert holds(there, target, old)
+    made = there.volumes.call("GET", f"/volumes/{target}")["volume"]
+    assert made["os-vol-tenant-attr:tenant_id"] == there.volumes.project
+    assert made["volume_type"] == "ceph"
+    assert made["bootable"] == "true"
+    assert made["volume_image_metadata"] == {"os_distro": "debian"}
+    assert made["metadata"] == {"tier": "1", "src_backup_id": full["id"]}
+    assert made["name"] == f"restore_backup_{full['id']}"
+    assert made["attachments"] == []
+
+    there.backups.delete_backup(full["id"])
+    existing = there.volumes.create_volume()
+    fill(there, existing, 3)
+    there.restore(second["id"], existing)
+    assert holds(there, existing, new)
+    assert there.left() == []
+
+    # The tenant deletes his volume as ever; its backups stay.
+    there.volumes.call("DELETE", f"/volumes/{volume}")
+    there.volumes.wait("volume", volume, None)
+    assert f"volume-{volume}" not in there.server.images()
+    assert holds(there, there.restore(second["id"], name="again"), new)
+    there.backups.delete_backup(second["id"])
+
+
+def test_what_may_begin(there: World) -> None:
+    volume = there.volumes.create_volume()
+    content = fill(there, volume, 1)
+    body = {"backup": {"volume_id": volume}}
+    there.stranger.expect(404, "POST", "/backups", {"backup": {"volume_id": volume, "force": True}})
+    there.backups.expect(404, "GET", f"/volumes/{volume}")
+    assert there.backups.expect(200, "GET", "/volumes/detail")["volumes"] == []
+    attachment = there.volumes.attach(volume)
+    refused = there.backups.expect(400, "POST", "/backups", body)
+    assert "force" in refused["badRequest"]["message"]
+    backup = there.backups.backup(volume, force=True)
+    assert there.volumes.status("volume", volume) == "in-use"
+    body = {"restore": {"volume_id": volume}}
+    assert there.backups.expect(400, "POST", f"/backups/{backup}/restore", body)
+    there.volumes.call("DELETE", f"/attachments/{attachment}")
+    there.volumes.wait("volume", volume, "available")
+    there.stranger.expect(404, "POST", f"/backups/{backup}/restore", body)
+    smaller = there.volumes.create_volume(size=1)
+    larger = there.volumes.create_volume(size=2)
+    there.restore(backup, larger)
+    assert holds(there, larger, content)
+    too_large = there.backups.backup(larger)
+    refused = there.backups.expect(
+        400, "POST", f"/backups/{too_large}/restore", {"restore": {"volume_id": smaller}}
+    )
+    assert "too small" in refused["badRequest"]["message"]
+    # His quota in the Cinder counts for a new one.
+    there.keeper.call(
+        "PUT", f"/os-quota-sets/{there.volumes.project}", {"quota_set": {"gigabytes": 1, "volumes": 1}}
+    )
+    try:
+        there.backups.expect(413, "POST", f"/backups/{backup}/restore", {"restore": {}})
+    finally:
+        there.keeper.call("DELETE", f"/os-quota-sets/{there.volumes.project}")
+    assert there.backups.status("backup", backup) == "available"
+
+
+def test_a_snapshot(there: World) -> None:
+    volume = there.volumes.create_volume()
+    content = fill(there, volume, 1)
+    snapshot = there.volumes.create_snapshot(volume)
+    fill(there, volume, 2)
+    backup = there.backup(volume, snapshot_id=snapshot)
+    assert holds(there, there.restore(backup["id"]), content)
+    assert there.volumes.status("snapshot", snapshot) == "available"
+    there.volumes.call("DELETE", f"/volumes/{volume}?cascade=true")
+    there.volumes.wait("volume", volume, None)
+
+
+def test_the_volume_is_deleted_in_the_middle(there: World) -> None:
+    volume = there.volumes.create_volume()
+    fill(there, volume, 1)
+    there.volumes.create_snapshot(volume)
+    there.arm("backup.opened", signal.SIGSTOP)
+    backup = there.backups.backup(volume, wait=False)
+    there.struck("backup.opened")
+    there.volumes.call("DELETE", f"/volumes/{volume}?cascade=true")
+    there.volumes.wait("volume", volume, None, "error_deleting", "available")
+    os.kill(there.service.pid, signal.SIGCONT)
+    there.backups.wait_status("backup", backup, "error", "available")
+    if there.volumes.status("volume", volume) is not None:
+        # Ceph keeps an image that somebody reads; now nobody does.
+        there.keeper.call("POST", f"/volumes/{volume}/action", {"os-reset_status": {"status": "available"}})
+        there.volumes.call("DELETE", f"/volumes/{volume}?cascade=true")
+        there.volumes.wait("volume", volume, None)
+    assert there.left() == []
+    there.backups.delete_backup(backup)
+
+
+def at(task: str) -> list[str]:
+    return [name for name in crash_points.NAMES if name.startswith(f"{task}.")]
+
+
+def test_killed_at_every_step_of_a_backup(there: World) -> None:
+    volume = there.volumes.create_volume()
+    previous = there.backups.backup(volume)
+    for number, point in enumerate(at("backup")):
+        content = fill(there, volume, number)
+        there.arm(point)
+        backup = there.backups.backup(volume, wait=False, incremental=True)
+        there.struck(point)
+        there.revive()
+        there.backups.wait_status("backup", backup, "available")
+        assert there.volumes.status("volume", volume) == "available", point
+        assert there.left() == [], point
+        there.backups.delete_backup(previous)
+        # The clean-up follows the deletion, or the backup's end.
+        there.backups.wait(f"one point after {point}", lambda: len(there.points(volume)) == 1)
+        previous = backup
+    target = there.restore(previous)
+    assert holds(there, target, content)
+
+
+def test_killed_at_every_step_of_a_restore(there: World) -> None:
+    volume = there.volumes.create_volume()
+    content = fill(there, volume, 1)
+    backup = there.backups.backup(volume)
+    existing = there.volumes.create_volume()
+    for number, point in enumerate(at("restore")):
+        fill(there, existing, number)
+        there.arm(point)
+        target = there.begin_restore(backup, existing if number % 2 else None)
+        there.struck(point)
+        there.revive()
+        there.restored(backup, target)
+        assert holds(there, target, content), point
+        assert there.left() == [], point
+
+
+def test_a_failed_restore_is_no_good_there(there: World, tmp_path: Path) -> None:
+    volume = there.volumes.create_volume()
+    fill(there, volume, 1)
+    backup = there.backups.backup(volume)
+    existing = there.volumes.create_volume()
+    there.arm("restore.writing", signal.SIGSTOP)
+    there.begin_restore(backup, existing)
+    there.struck("restore.writing")
+    assert there.volumes.status("volume", existing) == "in-use"
+    refused = there.volumes.request(
+        "POST", "/attachments", {"attachment": {"volume_uuid": existing, "connector": None}}
+    )
+    assert refused.status_code == 400
+    os.kill(there.service.pid, signal.SIGKILL)
+    there.revive()
+    there.restored(backup, existing)

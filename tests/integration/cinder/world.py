@@ -1,0 +1,151 @@
+"""A service whose volumes are a real Cinder's, behind a real Keystone, and two projects."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.integration.service import Client, Service
+from tests.integration.test_keystone import options
+from tests.servers.cinder import POOL, Cinder, Tenant
+from tests.servers.keystone import Keystone, User
+
+MIB = 1 << 20
+
+
+def section(server: Cinder, user: User) -> dict[str, Any]:
+    """Return the configuration of a back end.
+
+    :param user: the service's user.
+    """
+    assert server.identity is not None
+    return {
+        "driver": "cinder",
+        "auth_url": server.identity.url,
+        "username": user.name,
+        "password": user.password,
+        "project_name": user.project,
+        "user_domain_id": "default",
+        "project_domain_id": "default",
+        "rbd_pools": POOL,
+        "rbd_ceph_conf": server.ceph / "ceph.conf",
+        "rbd_user": "admin",
+    }
+
+
+@dataclass
+class World:
+    """Everything a test needs.
+
+    :ivar backups: the project's client of this service; ``volumes`` its client of the Cinder.
+    :ivar stranger: a client of another project.
+    :ivar traps: the directory of crash points.
+    """
+
+    server: Cinder
+    service: Service
+    backups: Client
+    volumes: Tenant
+    stranger: Client
+    keeper: Tenant
+    traps: Path
+
+    def backup(self, volume_id: str, **fields: Any) -> dict[str, Any]:
+        """Make a backup; returns it when it is available."""
+        return self.shown(self.backups.backup(volume_id, **fields))
+
+    def shown(self, backup_id: str) -> dict[str, Any]:
+        """Return a backup as ``backupfw backup show`` has it."""
+        import json
+
+        return dict(json.loads(self.service.command("backup", "show", backup_id, "--format", "json").stdout))
+
+    def begin_restore(self, backup_id: str, volume_id: str | None = None, **fields: Any) -> str:
+        """Begin a restore; returns the target."""
+        body = {"restore": {"volume_id": volume_id, **fields}}
+        return str(
+            self.backups.expect(202, "POST", f"/backups/{backup_id}/restore", body)["restore"]["volume_id"]
+        )
+
+    def restore(self, backup_id: str, volume_id: str | None = None, **fields: Any) -> str:
+        """Restore; returns the target when both are available."""
+        target = self.begin_restore(backup_id, volume_id, **fields)
+        self.restored(backup_id, target)
+        return target
+
+    def restored(self, backup_id: str, target: str) -> None:
+        """Wait for the end of a restore."""
+        self.backups.wait_status("backup", backup_id, "available")
+        self.volumes.wait("volume", target, "available")
+
+    def points(self, volume_id: str) -> list[str]:
+        """Return the snapshots of a volume's image."""
+        return self.server.snapshots(volume_id)
+
+    def left(self) -> list[str]:
+        """Return what this service has left in the Cinder: attachments, snapshots, volumes."""
+        found = []
+        for kind in ("attachments", "snapshots", "volumes"):
+            listed = self.keeper.call("GET", f"/{kind}/detail?all_tenants=1")[kind]
+            for one in listed:
+                if kind == "attachments" or str(one.get("name", "")).startswith("backupfw"):
+                    found.append(f"{kind} {one['id']}")
+        return found
+
+    def arm(self, point: str, how: signal.Signals = signal.SIGKILL) -> None:
+        """Set a trap at a crash point."""
+        (self.traps / "log").write_text("")
+        (self.traps / point).write_text(str(int(how)))
+
+    def struck(self, point: str) -> None:
+        """Wait until the trap has worked."""
+        self.backups.wait(f"the trap at {point}", lambda: not (self.traps / point).exists())
+
+    def revive(self) -> None:
+        """Start the killed service again."""
+        self.service.kill()
+        self.service.start()
+
+
+@contextmanager
+def world(server: Cinder, identity: Keystone, directory: Path) -> Iterator[World]:
+    """Run the service."""
+    keeper = identity.add_user("backup-keeper", "backup-service", "admin")
+    (role,) = identity.request("GET", "/roles?name=service")["roles"]
+    identity.request("PUT", f"/projects/{keeper.project_id}/users/{keeper.id}/roles/{role['id']}")
+    owner = identity.add_user("owner-of-volumes", "volume-owners", "member")
+    other = identity.add_user("stranger-to-volumes", "volume-strangers", "member")
+    traps = directory / "traps"
+    traps.mkdir()
+    configured = {
+        **options(identity),
+        "volumes": {"enabled": "local, cinder"},
+        "volumes:cinder": section(server, keeper),
+        "backup": {"segment_size": 4 * MIB, "lease_seconds": 5},
+    }
+    os.environ["BACKUPFW_CRASH_POINTS"] = str(traps)
+    service = Service(directory / "state", configured)
+    try:
+        service.start()
+
+        def client(user: User) -> Client:
+            token = identity.token(user.name, user.password, user.project)
+            return Client(f"http://127.0.0.1:{service.port}/v3/{user.project_id}", token, service)
+
+        yield World(
+            server,
+            service,
+            client(owner),
+            server.tenant("", owner),
+            client(other),
+            server.tenant("", keeper),
+            traps,
+        )
+    finally:
+        os.environ.pop("BACKUPFW_CRASH_POINTS")
+        service.stop()
