@@ -150,9 +150,9 @@ class Volume(Lockable, _SoftDelete, Base):
     if never recorded); ``changes_distrusted_at``: when its storage was found to say wrongly what is
     unchanged, null if never, or if it is trusted again; ``changes_trusted_at``: since when it is trusted
     again, so that no backup of before is compared by what the storage says, null if it was never
-    distrusted; ``backend`` is the name of its back end, ``host`` the host whose workers alone can open it,
-    null if all that have the back end can;
-    ``volume_type`` is the type's name, null if the volume was made before volumes had types;
+    distrusted; ``keeps_points``: its storage may keep something for the points of backups; ``backend`` is
+    the name of its back end, ``host`` the host whose workers alone can open it, null if all that have the
+    back end can; ``volume_type`` is the type's name, null if the volume was made before volumes had types;
     ``mirrored_at``: when a foreign catalogue described the volume last, null if the volume is ours.
     """
 
@@ -186,6 +186,7 @@ class Volume(Lockable, _SoftDelete, Base):
     changes_distrusted_at: Mapped[datetime | None]
     changes_trusted_at: Mapped[datetime | None]
     mirrored_at: Mapped[datetime | None]
+    keeps_points: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
 
 
 class VolumeMetadata(Base):

@@ -42,7 +42,7 @@ second so that a cancelled task ends: it raises when the task must stop.
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import Enum
@@ -141,13 +141,23 @@ class Capabilities:
 class Needed:
     """Which points of a volume are needed, by point id; a point may be in both.
 
+    A provider removes the :meth:`unneeded` ones of those that it finds.
+
     :ivar compared: what a comparison with them needs stays, and nothing more: their backups are committed.
         It is one, but for a backup that is being made from an older one.
     :ivar read: all that is needed to open them again stays: their backups are being made.
+    :ivar known: those that this service ever made; others stay.  They belong to another service with the same
+        storage: one that has adopted it, too, or the original of a copied database.  None: all are known.
     """
 
     compared: frozenset[str] = frozenset()
     read: frozenset[str] = frozenset()
+    known: frozenset[str] | None = None
+
+    def unneeded(self, found: Iterable[str]) -> frozenset[str]:
+        """Return which of these points can be removed."""
+        mine = frozenset(found) if self.known is None else self.known.intersection(found)
+        return mine - self.compared - self.read
 
 
 class Kind(Enum):
@@ -382,7 +392,10 @@ class VolumeProvider(abc.ABC):
 
     @abc.abstractmethod
     def delete(self, volume: VolumeRef) -> None:
-        """Delete the volume's storage (not an adopted one's); missing storage counts as deleted."""
+        """Delete the volume's storage, with what it keeps for points; missing storage counts as deleted.
+
+        The storage of an adopted volume stays; what it keeps for points goes by :meth:`keep_points`.
+        """
 
     @abc.abstractmethod
     def extend(self, volume: VolumeRef, length: int) -> None:
@@ -420,14 +433,19 @@ class VolumeProvider(abc.ABC):
     def keep_points(self, volume: VolumeRef, needed: Callable[[], Needed]) -> None:  # noqa: B027  (optional)
         """Keep the points of a volume that are needed, and remove what the storage keeps for all others.
 
-        The service calls it before and after each backup, whatever its end, and after the deletion of one;
-        also for a volume that is gone.  So it removes what killed attempts left, too.  Idempotent.  Things
-        that do not have a name of this provider are never touched.
+        The service calls it after each backup, whatever its end, after the deletion of one, and after that of
+        the volume, until it succeeds; also for a volume that is gone.  So it removes what killed attempts
+        left, too.  Idempotent.  Things that do not have a name of this provider are never touched.
 
         :param needed: says what is needed at that moment.  First find what the storage keeps, then call it,
             once: in this order, the point of a backup that begins meanwhile is never removed.  With
             nothing kept, it need not be called.
         """
+
+    @property
+    def keeps_points(self) -> bool:
+        """Whether the storage may keep something for points, so that :meth:`keep_points` has to be called."""
+        return type(self).keep_points is not VolumeProvider.keep_points
 
     @abc.abstractmethod
     def open_target(self, volume: VolumeRef, attempt: int) -> AbstractContextManager[BlockTarget]:

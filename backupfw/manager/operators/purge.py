@@ -43,6 +43,7 @@ from backupfw.db.models import Backup, DamagedObject, DamageMark, Manifest, Snap
 from backupfw.db.session import Database
 from backupfw.manager.lineage import manifests
 from backupfw.manager.lineage.lifecycle import GONE, RELEASED, WRITING
+from backupfw.manager.queue import tasks
 
 #: Rows of one transaction, so that each is short and locks few rows.
 BATCH = 500
@@ -131,6 +132,8 @@ def _may_go(model: type[Any], before: datetime) -> ColumnElement[bool]:
     if model is Backup:
         # These columns show where a killed attempt may have left objects or a snapshot.
         condition &= Backup.manifest_id.is_(None) & Backup.temp_snapshot_id.is_(None)
+        # Without its row, what the storage keeps for it would be taken for another service's.
+        condition &= ~exists().where(Task.kind == tasks.VOLUME_TIDY, Task.resource_id == Backup.volume_id)
     elif model is Snapshot:
         condition &= ~exists().where(Backup.temp_snapshot_id == Snapshot.id)
     else:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from sqlalchemy import delete, insert, select, update
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm import Session
 
 from backupfw.db import models
 from backupfw.db.digest import object_digest
@@ -248,39 +248,14 @@ class CreateTasks(Outcomes):
 
         return self._db.run(work)
 
-    def volume_of(self, backup_id: str) -> rows.Volume | None:
-        """Return the volume of a backup, perhaps deleted; None: it was never here."""
-        with self._db.read() as session:
-            backup = session.get_one(models.Backup, backup_id)
-            volume = session.get(models.Volume, backup.volume_id)
-            return None if volume is None else rows.volume(session, volume)
+    def will_keep_points(self, task: Task) -> None:
+        """Record that the volume's storage may keep something for a point from now on."""
 
-    def needed_points(self, volume_id: str) -> tuple[set[str], set[str]]:
-        """Return the backups whose points are needed.
+        def work(session: Session) -> None:
+            backup, _ = self._writing(session, task)
+            _volume(session, backup.volume_id).keeps_points = True
 
-        :returns: those that a backup is or will be compared with; and those that are being made.
-        """
-        backup, manifest, base = models.Backup, models.Manifest, aliased(models.Manifest)
-        mine = (backup.volume_id == volume_id, backup.deleted.is_(False))
-        last = (
-            select(manifest.backup_id)
-            .join(backup, backup.manifest_id == manifest.id)
-            .where(*mine, backup.status.in_((lifecycle.AVAILABLE, lifecycle.RESTORING)))
-            .order_by(backup.data_timestamp.desc(), backup.created_at.desc(), backup.id.desc())
-            .limit(1)
-        )
-        making = select(backup.id).where(*mine, backup.status == lifecycle.CREATING)
-        with self._db.read() as session:
-            read = set(session.scalars(making))
-            compared = set(session.scalars(last))
-            compared.update(
-                session.scalars(
-                    select(base.backup_id)
-                    .join(manifest, manifest.base_id == base.id)
-                    .where(manifest.backup_id.in_(making), manifest.state == lifecycle.WRITING)
-                )
-            )
-        return compared, read
+        self._db.run(work)
 
     def finished_segments(self, manifest_id: str, epoch: int) -> Iterator[tuple[int, bytes]]:
         """Yield the finished segments of an epoch, ``(index, entry)`` by index, some at a time."""
@@ -423,7 +398,6 @@ class CreateTasks(Outcomes):
                 failures.warn(session, task, Detail.BECAME_FULL)
             volume_rules.end_backup(session, backup.volume_id, backup.snapshot_id)
             backup_rows.let_go(session, manifest.base_id, backup.project_id, task.request_id)
-            backup_rows.drop_temp_snapshot(session, backup_of(session, task), task.request_id)
             return rows.backup(session, backup_of(session, task))
 
         def finished(session: Session) -> rows.Backup | None:
@@ -500,10 +474,7 @@ class CreateTasks(Outcomes):
         return self._db.run(work)
 
     def temp_snapshot(self, backup_id: str) -> tuple[rows.Snapshot, rows.Volume] | None:
-        """Return the temporary snapshot that a backup left and its volume (perhaps deleted), or None.
-
-        Independent of the backup's end, because the snapshot of a killed attempt must be found.
-        """
+        """Return the temporary snapshot that an attempt of a backup began, and its volume; None: none has."""
         with self._db.read() as session:
             row = session.scalar(
                 select(models.Snapshot)
@@ -518,7 +489,7 @@ class CreateTasks(Outcomes):
     def forget_temp_snapshot(self, backup_id: str) -> None:
         """Record that a backup's temporary snapshot was deleted from its storage; idempotent.
 
-        If this was not recorded when the task ends, another task deletes the snapshot.
+        A snapshot that the backup still has when its task ends is deleted by another task.
         """
 
         def work(session: Session) -> None:
@@ -675,7 +646,6 @@ def failed(session: Session, task: Task, reason: str, detail: Detail | None = No
         manifest = backup_rows.manifest_of(session, backup)
         assert manifest is not None
         backup_rows.queue_release(session, manifest, backup.project_id, task.request_id)
-    backup_rows.drop_temp_snapshot(session, backup_of(session, task), task.request_id)
 
 
 def _base(session: Session, manifest: models.Manifest) -> BaseManifest | None:

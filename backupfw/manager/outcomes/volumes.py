@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
-from backupfw.db.models import Snapshot, Volume
+from backupfw.db.models import Backup, Manifest, Snapshot, Volume
 from backupfw.errors import InvalidVolume, SnapshotNotFound, VolumeNotFound
 from backupfw.manager import rows
 from backupfw.manager.lineage import lifecycle
@@ -84,8 +84,22 @@ KINDS = frozenset(
         tasks.SNAPSHOT_DELETE,
     )
 )
-#: Seconds before the deletion of a temporary snapshot that failed is tried again.
+#: Seconds before the removal of what users do not see is tried again after it failed.
 _AGAIN_SECONDS = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class PointsNeeded:
+    """The backups whose points are needed in the storage of their volume, by id.
+
+    :ivar compared: those that a backup is or will be compared with.
+    :ivar read: those that are being made.
+    :ivar known: all that this database knows, deleted ones, too.
+    """
+
+    compared: frozenset[str]
+    read: frozenset[str]
+    known: frozenset[str]
 
 
 class VolumeTasks:
@@ -141,7 +155,55 @@ class VolumeTasks:
 
     def finish_delete(self, task: Task) -> None:
         """End the task: the volume is deleted."""
-        self._end(task, Volume, VolumeMoves.deleted)
+
+        def work(session: Session) -> None:
+            tasks.end(session, task)
+            lifecycle.move(session, Volume, task.resource_id, VolumeMoves.deleted)
+            # The storage of an adopted volume is still there.
+            tasks.tidy(session, task.resource_id, task.request_id)
+
+        self._db.run(work)
+
+    def start_tidy(self, task: Task) -> rows.Volume:
+        """Return the volume to tidy, perhaps deleted."""
+        with self._db.read() as session:
+            return rows.volume(session, session.get_one(Volume, task.resource_id))
+
+    def needed_points(self, volume_id: str) -> PointsNeeded:
+        """Return which points of a volume are needed, as it is now."""
+        manifest, base = aliased(Manifest), aliased(Manifest)
+        mine = Backup.volume_id == volume_id
+        being_made = (mine, Backup.deleted.is_(False), Backup.status == lifecycle.CREATING)
+        made = select(manifest.backup_id).join(Backup, Backup.manifest_id == manifest.id)
+        last = (
+            made.where(mine, Backup.deleted.is_(False))
+            .where(Backup.status.in_((lifecycle.AVAILABLE, lifecycle.RESTORING)))
+            .order_by(Backup.data_timestamp.desc(), Backup.created_at.desc(), Backup.id.desc())
+            .limit(1)
+        )
+        bases = (
+            select(base.backup_id)
+            .join(manifest, manifest.base_id == base.id)
+            .join(Backup, Backup.manifest_id == manifest.id)
+            .where(*being_made, manifest.state == lifecycle.WRITING)
+        )
+        # No worker has begun them yet.
+        parents = made.where(
+            Backup.id.in_(select(Backup.parent_id).where(*being_made, Backup.manifest_id.is_(None)))
+        )
+        with self._db.read() as session:
+            volume = session.get(Volume, volume_id)
+            going = volume is None or volume.deleted or volume.status == lifecycle.DELETING
+            read = frozenset(session.scalars(select(Backup.id).where(*being_made)))
+            compared: set[str] = set()
+            for query in (last, bases, parents):
+                compared.update(() if going else session.scalars(query))
+            known = frozenset(session.scalars(select(Backup.id).where(mine)))
+        return PointsNeeded(frozenset(compared), read, known)
+
+    def finish_tidy(self, task: Task) -> None:
+        """End the task: what is not needed is removed."""
+        self._db.run(lambda session: tasks.end(session, task))
 
     def start_extend(self, task: Task) -> ExtendPlan:
         """Return the volume to make larger, and its new length."""
@@ -223,30 +285,21 @@ class VolumeTasks:
 def failed(session: Session, task: Task, reason: str, detail: Detail | None = None) -> None:
     """See :func:`failures.failed`; a volume that was not extended gets its old size again.
 
-    The deletion of a temporary snapshot, which users do not see, is tried again after a while.
+    The removal of what users do not see (a temporary snapshot, points) is tried again after a while.
     """
     values: dict[str, Any] = {}
+    if task.kind == tasks.VOLUME_TIDY:
+        tasks.again(session, task, _AGAIN_SECONDS)
+        return
     if task.kind == tasks.SNAPSHOT_DELETE:
         snapshot = session.get(Snapshot, task.resource_id)
         if snapshot is not None and snapshot.temporary:
-            _delete_again(session, task)
+            tasks.again(session, task, _AGAIN_SECONDS)
             return
     elif task.kind == tasks.VOLUME_EXTEND:
         volume = session.get(Volume, task.resource_id)
         values = {} if volume is None else {"size": gigabytes(volume.length)}
     failures.failed(session, task, reason, detail, **values)
-
-
-def _delete_again(session: Session, task: Task) -> None:
-    tasks.add(
-        session,
-        task.kind,
-        resource_id=task.resource_id,
-        source_id=task.source_id,
-        project_id=task.project_id,
-        request_id=task.request_id,
-        delay=_AGAIN_SECONDS,
-    )
 
 
 def _volume(session: Session, volume_id: str) -> Volume:

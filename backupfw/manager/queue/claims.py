@@ -149,8 +149,11 @@ def first_in_line() -> ColumnElement[bool]:
 
 def _in_the_way_of(row: type[models.Task], older: type[models.Task]) -> tuple[ColumnElement[bool], ...]:
     return (
-        # No task waits for the removal of objects, which may be tried again for days.
-        older.kind != "manifest.release",
+        # But a volume is tidied by one worker at a time.
+        or_(
+            older.kind.not_in(requirements.HIDDEN),
+            and_(row.kind == requirements.VOLUME_TIDY, older.kind == requirements.VOLUME_TIDY),
+        ),
         or_(
             older.resource_id == row.resource_id,
             older.source_id == row.resource_id,

@@ -15,8 +15,11 @@ from sqlalchemy.orm import Session
 from backupfw.conf.volumes import LOCAL
 from backupfw.db import models
 
-#: The kinds of tasks that need no volume, except for what a killed attempt left where its volume is.
+#: The kinds of tasks that need no volume; one of an older release may, for what a killed attempt left there.
 WITHOUT_VOLUME = ("backup.delete", "backup.import", "manifest.release")
+VOLUME_TIDY = "volume.tidy"
+#: The kinds of tasks that users do not see, for which no other task waits: they may be repeated for days.
+HIDDEN = ("manifest.release", VOLUME_TIDY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +79,7 @@ def _of_backup(session: Session, action: str, backup_id: str, payload: Mapping[s
     volume_id: str | None = backup.volume_id
     if action == "restore":
         volume_id = payload["volume_id"]
-    elif action == "delete" and backup.temp_snapshot_id is None:
-        # Only the temporary snapshot that a killed attempt left is where its volume is.
+    elif action == "delete":
         volume_id = None
     zone = payload.get("zone") if action == "create" else None
     volume = None if volume_id is None else session.get(models.Volume, volume_id)

@@ -24,6 +24,7 @@ from backupfw.db import models
 from backupfw.db.locks import lock
 from backupfw.db.session import Database, after, clock, now
 from backupfw.errors import TaskCancelled, TaskLost
+from backupfw.manager.lineage import lifecycle
 from backupfw.manager.queue import claims, outbox, requirements
 from backupfw.manager.queue.claims import QUEUED, RUNNING, Limits, Reach
 from backupfw.manager.rows import Task
@@ -40,6 +41,8 @@ VOLUME_DELETE = "volume.delete"
 VOLUME_EXTEND = "volume.extend"
 SNAPSHOT_CREATE = "snapshot.create"
 SNAPSHOT_DELETE = "snapshot.delete"
+#: Removes what a volume's storage keeps for points that are not needed any more.
+VOLUME_TIDY = requirements.VOLUME_TIDY
 
 KINDS = frozenset(
     {
@@ -53,6 +56,7 @@ KINDS = frozenset(
         VOLUME_EXTEND,
         SNAPSHOT_CREATE,
         SNAPSHOT_DELETE,
+        VOLUME_TIDY,
     }
 )
 
@@ -152,9 +156,92 @@ def end(session: Session, task: Task, outcome: Outcome = "done") -> None:
 
 
 def ended(session: Session, task: Task, outcome: Outcome) -> None:
-    """Report the end of a task, in the transaction that deletes its row."""
+    """Report the end of a task, in the transaction that deletes its row.
+
+    What a backup may leave in the storage of its volume is removed by tasks of their own, whatever the end.
+    """
     outbox.ended(session, task)
     count_end(session, task, outcome)
+    if task.kind in (BACKUP_CREATE, BACKUP_DELETE):
+        backup = session.get(models.Backup, task.resource_id)
+        if backup is not None:
+            _remove_temp_snapshot(session, backup, task.request_id)
+            tidy(session, backup.volume_id, task.request_id)
+
+
+def _remove_temp_snapshot(session: Session, backup: models.Backup, request_id: str | None) -> None:
+    """Queue the removal of the temporary snapshot that a backup still has."""
+    if backup.temp_snapshot_id is None:
+        return
+    snapshot = session.get(models.Snapshot, backup.temp_snapshot_id)
+    backup.temp_snapshot_id = None
+    session.flush()
+    if snapshot is not None:
+        delete_snapshot(session, snapshot, request_id, source_id=snapshot.volume_id)
+
+
+def delete_snapshot(
+    session: Session, snapshot: models.Snapshot, request_id: str | None, *, source_id: str | None = None
+) -> None:
+    """Move a snapshot to ``deleting`` and queue its task, unless it is deleted.
+
+    If a delete of its volume is queued already, it is queued again behind this one.
+
+    :param source_id: see :func:`add`.
+    """
+    if not lifecycle.move(session, models.Snapshot, snapshot.id, lifecycle.SnapshotMoves.force_delete):
+        return
+    overtaken = cancel(session, snapshot.volume_id, (VOLUME_DELETE,))
+    add(
+        session,
+        SNAPSHOT_DELETE,
+        resource_id=snapshot.id,
+        source_id=snapshot.volume_id if overtaken else source_id,
+        project_id=snapshot.project_id,
+        request_id=request_id,
+    )
+    for task in overtaken:
+        again(session, task)
+
+
+def again(session: Session, task: Task, delay: float = 0) -> None:
+    """Queue the same task once more, in the transaction that ends it."""
+    add(
+        session,
+        task.kind,
+        resource_id=task.resource_id,
+        source_id=task.source_id,
+        project_id=task.project_id,
+        request_id=task.request_id,
+        payload=dict(task.payload),
+        delay=delay,
+    )
+
+
+def tidy(session: Session, volume_id: str, request_id: str | None) -> None:
+    """Queue the removal of what a volume's storage keeps for points that are not needed any more.
+
+    A worker that has the volume's back end does it; what is needed is decided then, after the commit of this
+    transaction.  No user sees the task, and no other task waits for it; it is repeated until it succeeds.
+    """
+    volume = session.get(models.Volume, volume_id)
+    if volume is None or not volume.keeps_points:
+        return
+    row = models.Task
+    # The lock keeps one that waits from being claimed before this transaction is committed.
+    ids = lock(session, row, row.kind == VOLUME_TIDY, row.resource_id == volume_id, row.state == QUEUED)
+    if ids:
+        # One that failed is tried again now.
+        session.execute(update(row).where(row.id.in_(ids)).values(not_before=None))
+        return
+    add(
+        session,
+        VOLUME_TIDY,
+        resource_id=volume_id,
+        source_id=None,
+        project_id=volume.project_id,
+        request_id=request_id,
+    )
 
 
 def count_end(session: Session, task: Task, outcome: Outcome) -> None:

@@ -106,27 +106,6 @@ def stop_tasks(session: Session, backup: models.Backup, kinds: Collection[str] |
     return cancelled
 
 
-def drop_temp_snapshot(session: Session, backup: models.Backup, request_id: str | None) -> None:
-    """Queue the removal of a temporary snapshot that the ending task of a backup left."""
-    if backup.temp_snapshot_id is None:
-        return
-    snapshot = session.get(models.Snapshot, backup.temp_snapshot_id)
-    backup.temp_snapshot_id = None
-    session.flush()
-    if snapshot is None or not lifecycle.move(
-        session, models.Snapshot, snapshot.id, lifecycle.SnapshotMoves.force_delete
-    ):
-        return
-    tasks.add(
-        session,
-        tasks.SNAPSHOT_DELETE,
-        resource_id=snapshot.id,
-        source_id=snapshot.volume_id,
-        project_id=snapshot.project_id,
-        request_id=request_id,
-    )
-
-
 def forget(session: Session, backup: models.Backup) -> None:
     """Delete a backup's record (softly), from status ``deleting``."""
     lifecycle.move(

@@ -200,26 +200,7 @@ def queue_snapshot_delete(
     assert isinstance(result, CursorResult)
     if result.rowcount:
         return
-    lifecycle.move(session, Snapshot, snapshot.id, SnapshotMoves.force_delete)
-    # If a delete of the volume is queued already, it is queued again behind the snapshot's.
-    overtaken = tasks.cancel(session, snapshot.volume_id, (tasks.VOLUME_DELETE,))
-    tasks.add(
-        session,
-        tasks.SNAPSHOT_DELETE,
-        resource_id=snapshot.id,
-        source_id=snapshot.volume_id if overtaken else first_of,
-        project_id=snapshot.project_id,
-        request_id=ctx.request_id,
-    )
-    for task in overtaken:
-        tasks.add(
-            session,
-            task.kind,
-            resource_id=task.resource_id,
-            source_id=task.source_id,
-            project_id=task.project_id,
-            request_id=task.request_id,
-        )
+    tasks.delete_snapshot(session, snapshot, ctx.request_id, source_id=first_of)
 
 
 def begin_backup(

@@ -310,7 +310,7 @@ class VolumeManager(UseCases):
     def forget(self, ctx: RequestContext, volume_id: str) -> None:
         """Remove an adopted volume from the catalogue at once; its storage is not touched.
 
-        Its backups stay, too.
+        Its backups stay, too.  What the storage keeps for them is removed by a task.
 
         :raises VolumeNotFound: there is none, or not for this caller.
         :raises InvalidVolume: it was not adopted, a task works on it, it is attached, or it has
@@ -334,8 +334,9 @@ class VolumeManager(UseCases):
                     f'but the current status is "{volume.status}".'
                 )
             _withdraw(session, volume_id)
+            tasks.tidy(session, volume_id, ctx.request_id)
 
-        self._db.run(work)
+        self._change(work)
 
     def trust_changes(self, ctx: RequestContext, volume_id: str) -> rows.Volume:
         """Let incremental backups rely again on what the volume's storage says is unchanged.

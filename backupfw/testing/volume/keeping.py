@@ -122,6 +122,15 @@ class KeepingTests(Adoption):
             volume.provider.keep_points(volume.ref, needed)
         assert set(self.raw_names(server)) == kept
 
+    def test_v10_points_that_the_service_does_not_know_stay(self, server: Any, volume: Subject) -> None:
+        """Another service has adopted the same storage, or the database is a copy of another one's."""
+        mine, other = new_id(), new_id()
+        volume.provider.open_point(volume.ref, other).close(keep=True)
+        kept = set(self.raw_names(server))
+        volume.provider.open_point(volume.ref, mine).close(keep=True)
+        volume.provider.keep_points(volume.ref, lambda: Needed(known=frozenset((mine,))))
+        assert set(self.raw_names(server)) == kept
+
     def test_v10_other_volumes_are_left_alone(self, server: Any, volume: Subject) -> None:
         other = Subject(self, server, volume.provider, self.length)
         point = other.provider.open_point(other.ref, new_id())

@@ -16,6 +16,7 @@ from backupfw.worker.handlers.volumes import (
     VolumeCreate,
     VolumeDelete,
     VolumeExtend,
+    VolumeTidy,
 )
 
 __all__ = ["EngineSettings", "Handler", "Tools", "handler_for"]
@@ -31,6 +32,7 @@ _HANDLERS: Mapping[str, type[Handler]] = {
     tasks.VOLUME_EXTEND: VolumeExtend,
     tasks.SNAPSHOT_CREATE: SnapshotCreate,
     tasks.SNAPSHOT_DELETE: SnapshotDelete,
+    tasks.VOLUME_TIDY: VolumeTidy,
 }
 assert frozenset(_HANDLERS) == tasks.KINDS
 

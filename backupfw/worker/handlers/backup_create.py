@@ -38,7 +38,7 @@ from backupfw.manager.messages import Detail
 from backupfw.manager.outcomes.creating import CreatePlan, CreateResult
 from backupfw.manager.rows import Task
 from backupfw.manager.rules.volume_rules import is_followed
-from backupfw.volume.base import Needed, Point, SnapshotRef, VolumeProvider, VolumeRef
+from backupfw.volume.base import Point, SnapshotRef, VolumeProvider, VolumeRef
 from backupfw.worker import comparison
 from backupfw.worker.cancellable import PROVIDER_GRACE, opened, run_cancellable
 from backupfw.worker.comparison import Comparison
@@ -105,7 +105,6 @@ class BackupCreate(Handler):
         if plan.announced:
             settled = self._take_over(task, plan, container, control)
             if settled is None:
-                keep_points(tools, task.resource_id)
                 return
             plan = tools.backups.creating.start(task, settled)
         self._need(plan, container)
@@ -125,7 +124,6 @@ class BackupCreate(Handler):
             self._commit(task, plan, made, container, control)
         tools.meter.backed_up(result)
         crash_points.reach("backup.committed")
-        keep_points(tools, task.resource_id)
 
     def _take_over(
         self, task: Task, plan: CreatePlan, container: Container, control: TaskControl
@@ -286,20 +284,6 @@ class BackupCreate(Handler):
     def failed_with(self, task: Task, reason: str, detail: Detail | None) -> None:
         """See :meth:`Handler.failed_with`."""
         self._tools.backups.creating.fail(task, reason, detail)
-        keep_points(self._tools, task.resource_id)
-
-    def cancelled(self, task: Task) -> None:
-        """See :meth:`Handler.cancelled`."""
-        try:
-            drop_temp_snapshot(self._tools, task.resource_id)
-        except Exception:
-            # The task must end; the deletion of the backup tries again.
-            LOG.exception(
-                "The temporary snapshot of backup %s stays until the backup is deleted", task.resource_id
-            )
-        # A storage that hangs must not keep the backup from being deleted.
-        self._tools.tasks.discard(task)
-        keep_points(self._tools, task.resource_id)
 
     def _job(self, plan: CreatePlan, point: Point, how: Comparison) -> BackupJob:
         tools = self._tools
@@ -352,16 +336,17 @@ class BackupCreate(Handler):
 
     @contextmanager
     def _point(self, task: Task, plan: CreatePlan, control: TaskControl) -> Iterator[Point]:
-        """Lend the point that is read; its storage stays until :func:`keep_points` decides."""
+        """Lend the point that is read; its storage stays until the volume is tidied."""
         ref: SnapshotRef | VolumeRef
-        run_cancellable(partial(keep_points, self._tools, task.resource_id), control, grace=PROVIDER_GRACE)
+        provider = self._tools.backends.provider(plan.volume.backend)
+        if provider.keeps_points and not plan.volume.keeps_points:
+            self._tools.backups.creating.will_keep_points(task)
         if plan.snapshot is not None:
             ref = snapshot_ref(plan.snapshot, plan.volume)
         elif self._needs_temp_snapshot(plan):
             ref = self._temp_snapshot(task, plan, control)
         else:
             ref = volume_ref(plan.volume)
-        provider = self._tools.backends.provider(plan.volume.backend)
         with opened(partial(_kept, provider, ref, task.resource_id, control), control) as point:
             yield point
 
@@ -377,8 +362,9 @@ class BackupCreate(Handler):
             plan = self._follow(task, plan, found.length, found.storage_id)
             if begun is not None and begun[0].length != plan.volume.length:
                 # An earlier attempt began the snapshot, perhaps finished it, and the volume has grown since.
-                drop = partial(drop_temp_snapshot, tools, task.resource_id)
+                drop = partial(provider.delete_snapshot, snapshot_ref(*begun))
                 run_cancellable(drop, control, grace=PROVIDER_GRACE)
+                tools.backups.creating.forget_temp_snapshot(task.resource_id)
         snapshot = tools.backups.creating.begin_temp_snapshot(task)
         ref = snapshot_ref(snapshot, plan.volume)
         if ref.location is not None:
@@ -396,16 +382,6 @@ class BackupCreate(Handler):
         return snapshot_ref(tools.backups.creating.temp_snapshot_made(task, location), plan.volume)
 
 
-def drop_temp_snapshot(tools: Tools, backup_id: str) -> None:
-    """Delete the temporary snapshot that a backup has or left, if there is one."""
-    found = tools.backups.creating.temp_snapshot(backup_id)
-    if found is None:
-        return
-    snapshot, volume = found
-    tools.backends.provider(volume.backend).delete_snapshot(snapshot_ref(snapshot, volume))
-    tools.backups.creating.forget_temp_snapshot(backup_id)
-
-
 @contextmanager
 def _kept(
     provider: VolumeProvider, ref: VolumeRef | SnapshotRef, point_id: str, control: TaskControl
@@ -416,27 +392,6 @@ def _kept(
         yield point
     finally:
         point.close(keep=True)
-
-
-def keep_points(tools: Tools, backup_id: str) -> None:
-    """Let the storage of a backup's volume keep only the points that are needed, by what the database says.
-
-    An error is only logged: each backup of the volume does this again.
-    """
-    creating = tools.backups.creating
-    try:
-        volume = creating.volume_of(backup_id)
-        if volume is None or not tools.backends.has(volume.backend):
-            return
-        volume_id = volume.id
-
-        def needed() -> Needed:
-            compared, read = creating.needed_points(volume_id)
-            return Needed(frozenset(compared), frozenset(read))
-
-        tools.backends.provider(volume.backend).keep_points(volume_ref(volume), needed)
-    except Exception:
-        LOG.exception("What earlier backups left in the storage of the volume of backup %s stays", backup_id)
 
 
 def _create_result(result: BackupResult, length: int, host: str, wire_name: str) -> CreateResult:

@@ -13,7 +13,6 @@ from backupfw.errors import Damaged
 from backupfw.manager.outcomes.deleting import ReleasePlan
 from backupfw.manager.rows import Task
 from backupfw.worker.control import TaskControl
-from backupfw.worker.handlers.backup_create import drop_temp_snapshot, keep_points
 from backupfw.worker.handlers.base import Handler
 
 LOG = log.getLogger(__name__)
@@ -48,7 +47,6 @@ class BackupDelete(_Removal):
         """See :meth:`Handler.run`."""
         tools = self._tools
         crash_points.reach("delete.begun")
-        drop_temp_snapshot(tools, task.resource_id)
         plan = tools.backups.deleting.start(task)
         crash_points.reach("delete.planned")
         if plan is None:
@@ -57,7 +55,6 @@ class BackupDelete(_Removal):
         crash_points.reach("delete.removed")
         tools.backups.deleting.finish(task, plan)
         crash_points.reach("delete.committed")
-        keep_points(tools, task.resource_id)
 
     def failed(self, task: Task, reason: str) -> None:
         """See :meth:`Handler.failed`."""

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from backupfw.manager.rows import Task
 from backupfw.manager.rules.volume_rules import is_followed
-from backupfw.volume.base import SnapshotRef, VolumeRef
+from backupfw.volume.base import Needed, SnapshotRef, VolumeRef
 from backupfw.worker.cancellable import PROVIDER_GRACE, run_cancellable
 from backupfw.worker.control import TaskControl
 from backupfw.worker.handlers.base import Handler, snapshot_ref, volume_ref
@@ -59,6 +59,24 @@ class VolumeDelete(_VolumeHandler):
         provider = self._tools.backends.provider(volume.backend)
         self._call(partial(provider.delete, volume_ref(volume)), control)
         self._tools.volumes.finish_delete(task)
+
+
+class VolumeTidy(_VolumeHandler):
+    """Lets a volume's storage keep only the points that are needed."""
+
+    def run(self, task: Task, control: TaskControl) -> None:
+        """See :meth:`Handler.run`."""
+        control.check()
+        tools = self._tools
+        volume = tools.volumes.start_tidy(task)
+
+        def needed() -> Needed:
+            points = tools.volumes.needed_points(volume.id)
+            return Needed(points.compared, points.read, points.known)
+
+        keep_points = tools.backends.provider(volume.backend).keep_points
+        self._call(partial(keep_points, volume_ref(volume), needed), control)
+        tools.volumes.finish_tidy(task)
 
 
 class VolumeExtend(_VolumeHandler):

@@ -372,6 +372,7 @@ BROKEN: dict[str, tuple[str, set[str]]] = {
             "test_v10_what_is_compared_with_stays[0]",
             "test_v10_what_is_compared_with_stays[1]",
             "test_v10_what_is_compared_with_stays[2]",
+            "test_v10_points_that_the_service_does_not_know_stay",
         },
     ),
     "only the newest point stays": (
@@ -392,7 +393,7 @@ BROKEN: dict[str, tuple[str, set[str]]] = {
         """
     class Broken(Provider):
         def keep_points(self, volume, needed):
-            super().keep_points(volume, lambda: Needed(needed().compared))
+            super().keep_points(volume, lambda: replace(needed(), read=frozenset()))
 """,
         {
             "test_v10_what_is_read_stays",
@@ -408,6 +409,14 @@ BROKEN: dict[str, tuple[str, set[str]]] = {
             super().keep_points(volume, lambda: now)
 """,
         {"test_v10_a_point_that_begins_meanwhile_stays"},
+    ),
+    "points of other services go": (
+        """
+    class Broken(Provider):
+        def keep_points(self, volume, needed):
+            super().keep_points(volume, lambda: replace(needed(), known=None))
+""",
+        {"test_v10_points_that_the_service_does_not_know_stay"},
     ),
     "foreign snapshots go": (
         """

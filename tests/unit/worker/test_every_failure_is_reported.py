@@ -281,7 +281,8 @@ class Ends:
 
 
 def test_every_kind_is_here() -> None:
-    assert set(KINDS) == set(failures.FAILURES) == tasks.KINDS - {tasks.MANIFEST_RELEASE}
+    hidden = {tasks.MANIFEST_RELEASE, tasks.VOLUME_TIDY}
+    assert set(KINDS) == set(failures.FAILURES) == tasks.KINDS - hidden
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)

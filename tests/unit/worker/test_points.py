@@ -7,11 +7,12 @@ import random
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import delete, update
 
 from backupfw import crash_points
 from backupfw.chunkstore.container import Container
@@ -23,9 +24,20 @@ from backupfw.errors import ListingBehind, TaskLost
 from backupfw.manager.messages import text
 from backupfw.manager.operators import audit
 from backupfw.manager.outcomes.creating import CreateTasks
+from backupfw.manager.queue.claims import Reach
+from backupfw.manager.queue.services import BACKUP_BINARY
 from backupfw.manager.rows import Task
 from backupfw.manager.usecases.volumes import VolumeManager
-from backupfw.volume.base import Capabilities, Needed, Point, SnapshotRef, Tick, VolumeRef, no_tick
+from backupfw.volume.base import (
+    Capabilities,
+    Needed,
+    Point,
+    SnapshotRef,
+    Tick,
+    VolumeProvider,
+    VolumeRef,
+    no_tick,
+)
 from backupfw.worker.handlers.base import NullMeter
 from tests.unit.engine.fakes import MemoryPoint
 from tests.unit.manager.support import check_consistent
@@ -69,10 +81,13 @@ class TrackingProvider(MemoryProvider):
         #: Says that everything is the same.
         self.lies = False
         self.opened: list[MemoryPoint] = []
+        self.before_open: Callable[[], object] = lambda: None
         self.before_keep: Callable[[], object] = lambda: None
+        self.before_delete_snapshot: Callable[[], object] = lambda: None
         self.before_compare: Callable[[], object] = lambda: None
 
     def open_point(self, ref: VolumeRef | SnapshotRef, point_id: str, tick: Tick = no_tick) -> Point:
+        self.before_open()
         if isinstance(ref, SnapshotRef):
             return super().open_point(ref, point_id, tick)
         data = bytes(self.volumes[ref.id])
@@ -91,9 +106,12 @@ class TrackingProvider(MemoryProvider):
     def keep_points(self, volume: VolumeRef, needed: Callable[[], Needed]) -> None:
         self.before_keep()
         there = list(self.kept)
-        now = needed()
-        for point_id in set(there) - now.compared - now.read:
+        for point_id in needed().unneeded(there):
             del self.kept[point_id]
+
+    def delete_snapshot(self, snapshot: SnapshotRef) -> None:
+        self.before_delete_snapshot()
+        super().delete_snapshot(snapshot)
 
 
 @pytest.fixture
@@ -377,7 +395,10 @@ def test_what_a_failed_clean_up_left_goes_with_the_next_backup(world: WorkerWorl
     with world.worker():
         first = back_up(world, volume, incremental=False)
         storage(world).before_keep = fail
-        second = back_up(world, volume)
+        made = world.backups.create(world.ctx(), volume_id=volume, incremental=True)
+        second = world.wait_backup(made.id, "available")
+        # It is tried again after a pause, when the allowed attempts are over.
+        world.wait(lambda: any(one.not_before for one in world.rows(models.Task)), "the failure")
         assert set(storage(world).kept) == {first.id, second.id}
         storage(world).before_keep = lambda: None
         third = back_up(world, volume)
@@ -421,11 +442,11 @@ def test_another_attempt_reads_the_same_point(world: WorkerWorld) -> None:
     world.faulty.fail("put", skip=3)
 
     def change() -> None:
-        # Called before the second attempt.
+        # Before the second attempt.
         if made.id in storage(world).kept:
             data[5 * SEGMENT : 5 * SEGMENT + 3] = b"new"
 
-    storage(world).before_keep = change
+    storage(world).before_open = change
     with world.worker():
         row = world.wait_backup(made.id, "available")
         world.wait_idle()
@@ -449,9 +470,9 @@ def test_a_point_that_was_lost_begins_anew(world: WorkerWorld) -> None:
     def lose() -> None:
         if storage(world).kept.pop(made.id, None) is not None:
             data[3 * SEGMENT : 3 * SEGMENT + 3] = b"new"
-            storage(world).before_keep = lambda: None
+            storage(world).before_open = lambda: None
 
-    storage(world).before_keep = lose
+    storage(world).before_open = lose
     with world.worker():
         row = world.wait_backup(made.id, "available")
         world.wait_idle()
@@ -476,7 +497,7 @@ def test_a_cancelled_backup_keeps_nothing(world: WorkerWorld) -> None:
     wait_kept(world, first)
 
 
-@pytest.mark.parametrize("hangs", ["before_keep", "before_compare", "afterwards"])
+@pytest.mark.parametrize("hangs", ["before_open", "before_compare"])
 def test_a_storage_that_hangs_does_not_keep_a_backup_from_its_deletion(
     world: WorkerWorld, hangs: str
 ) -> None:
@@ -484,22 +505,187 @@ def test_a_storage_that_hangs_does_not_keep_a_backup_from_its_deletion(
     with world.worker():
         back_up(world, volume, incremental=False)
         storage(world).volumes[volume][:3] = b"new"
-        put, gate = Gate(after=0), Gate(after=0)
-        if hangs == "afterwards":
-            world.faulty.fail("put", times=None, match=put)
-        else:
-            setattr(storage(world), hangs, gate)
+        gate = Gate(after=0)
+        setattr(storage(world), hangs, gate)
         made = world.backups.create(world.ctx(), volume_id=volume, incremental=True)
-        assert (put if hangs == "afterwards" else gate).reached.wait(60)
+        assert gate.reached.wait(60)
         world.backups.force_delete(world.ctx(admin=True), made.id)
-        if hangs == "afterwards":
-            storage(world).before_keep = gate
-            put.open()
         try:
             world.wait_backup(made.id, None)
         finally:
             gate.open()
         world.wait_idle()
+
+
+def test_no_backup_waits_for_the_tidying(world: WorkerWorld) -> None:
+    volume = world.filled_volume(DATA)
+    gate = Gate(after=0)
+    storage(world).before_keep = gate
+    with world.worker(slots=4):
+        made = [world.backups.create(world.ctx(), volume_id=volume)]
+        world.wait_backup(made[0].id, "available")
+        assert gate.reached.wait(60)
+        for incremental in (True, True):
+            made.append(world.backups.create(world.ctx(), volume_id=volume, incremental=incremental))
+            world.wait_backup(made[-1].id, "available")
+        # One runs, and one for all ends since waits.
+        assert world.tasks.pending() == 2
+        gate.open()
+        world.wait_idle()
+    wait_kept(world, world.row(models.Backup, made[-1].id))
+
+
+def test_a_temporary_snapshot_that_cannot_be_deleted_keeps_no_cancelled_backup(world: WorkerWorld) -> None:
+    """It is deleted as soon as it can be, and before its volume is."""
+    volume = world.filled_volume(DATA)
+    storage(world).capabilities = MemoryProvider.capabilities
+    VolumeManager(world.db, world.conf, lambda: None).attachments.attach(world.ctx(), volume)
+    put, hangs = Gate(after=0), Gate(after=0)
+    world.faulty.fail("put", times=None, match=put)
+    with world.worker(slots=4):
+        made = world.backups.create(world.ctx(), volume_id=volume, force=True)
+        assert put.reached.wait(60)
+        assert len(storage(world).snapshots) == 1
+        storage(world).before_delete_snapshot = hangs
+        world.backups.force_delete(world.ctx(admin=True), made.id)
+        put.open()
+        world.faulty.heal()
+        try:
+            world.wait_backup(made.id, None)
+            assert hangs.reached.wait(60)
+        finally:
+            hangs.open()
+        world.wait_idle()
+    assert storage(world).snapshots == {}
+
+
+def reaching(world: WorkerWorld, backend: str) -> None:
+    """Let the next worker have this back end only."""
+
+    class Only(OneBackend):
+        def provider(self, name: str) -> VolumeProvider:
+            assert name == backend
+            return super().provider(name)
+
+        def has(self, name: str) -> bool:
+            return name == backend
+
+    reach = Reach("host", BACKUP_BINARY, "nova", frozenset(("main",)), frozenset((backend,)))
+    only: Any = Only(world.provider)
+    world.tools = replace(world.tools, reach=reach, backends=only, expire_waiting=lambda: None)
+
+
+def test_what_a_worker_without_the_back_end_deleted_is_tidied_by_one_that_has_it(world: WorkerWorld) -> None:
+    volume = world.filled_volume(DATA)
+    with world.worker():
+        full = back_up(world, volume, incremental=False)
+        wait_kept(world, full)
+    reaching(world, "another")
+    with world.worker():
+        world.backups.delete(world.ctx(), full.id)
+        world.wait_backup(full.id, None)
+    reaching(world, "local")
+    with world.worker():
+        world.wait_idle()
+    assert storage(world).kept == {}
+
+
+@pytest.mark.parametrize("step", ["delete.committed", "backup.committed"])
+def test_a_kill_after_the_commit_leaves_nothing(
+    world: WorkerWorld, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    volume = world.filled_volume(DATA)
+    armed = [False]
+
+    def reach(name: str, detail: object = "") -> None:
+        del detail
+        if name == step and armed[0]:
+            armed[0] = False
+            raise TaskLost("killed")
+
+    monkeypatch.setattr(crash_points, "reach", reach)
+    with world.worker(lease_seconds=1.0):
+        last = back_up(world, volume, incremental=False)
+        armed[0] = True
+        if step == "delete.committed":
+            world.backups.delete(world.ctx(), last.id)
+            world.wait_backup(last.id, None)
+        else:
+            last = back_up(world, volume)
+        world.wait_idle()
+        assert not armed[0]
+        assert set(storage(world).kept) == (set() if step == "delete.committed" else {last.id})
+
+
+def test_a_backup_whose_task_expired_leaves_nothing(world: WorkerWorld) -> None:
+    volume = world.filled_volume(DATA)
+    put = Gate(after=0)
+    world.faulty.fail("put", times=None, match=put)
+    with world.worker():
+        made = world.backups.create(world.ctx(), volume_id=volume)
+        assert put.reached.wait(60)
+        threading.Timer(0.2, put.open).start()
+    world.faulty.heal()
+    assert set(storage(world).kept) == {made.id}
+    with world.db.write() as session:
+        session.execute(delete(models.Service))
+        moment = now(session)
+    world.expiry.expire(moment + timedelta(days=1))
+    assert world.status(made.id) == "error"
+    with world.worker():
+        world.wait_idle()
+    assert storage(world).kept == {}
+
+
+@pytest.mark.parametrize("how", ["deleted", "forgotten"])
+def test_a_volume_that_goes_leaves_nothing(world: WorkerWorld, how: str) -> None:
+    volume = world.filled_volume(DATA)
+    volumes = VolumeManager(world.db, world.conf, lambda: None)
+    with world.db.write() as session:
+        session.get_one(models.Volume, volume).adopted = True
+    with world.worker():
+        full = back_up(world, volume, incremental=False)
+        wait_kept(world, full)
+        if how == "deleted":
+            volumes.delete(world.ctx(), volume)
+        else:
+            volumes.forget(world.ctx(), volume)
+        world.wait_idle()
+        assert storage(world).kept == {}
+        assert world.status(full.id) == "available"
+
+
+def test_what_another_service_keeps_in_the_storage_stays(world: WorkerWorld) -> None:
+    """The original of a copied database has made backups since, or the storage is adopted by two services."""
+    volume = world.filled_volume(DATA)
+    storage(world).kept["of the original"] = Kept(DATA, "token")
+    with world.worker():
+        back_up(world, volume, incremental=False)
+        row = back_up(world, volume)
+        assert set(storage(world).kept) == {row.id, "of the original"}
+        world.backups.delete(world.ctx(), row.id)
+        world.wait_idle()
+    assert "of the original" in storage(world).kept
+
+
+def test_the_point_of_a_waiting_backups_parent_stays(world: WorkerWorld) -> None:
+    volume = world.filled_volume(DATA)
+    world.tools = replace(world.tools, expire_waiting=lambda: None)
+    with world.worker():
+        parent = back_up(world, volume, incremental=False)
+        snapshot = world.snapshot(volume)
+        storage(world).snapshots[snapshot] = DATA
+    waiting = world.backups.create(world.ctx(), volume_id=volume, incremental=True)
+    with world.db.write() as session:
+        session.execute(update(models.Task).values(zone="elsewhere"))
+    with world.worker():
+        other = world.backups.create(world.ctx(), volume_id=volume, snapshot_id=snapshot)
+        world.wait_backup(other.id, "available")
+        world.wait(lambda: world.tasks.pending() == 1, "the tidying")
+        with world.db.write() as session:
+            session.execute(update(models.Task).values(zone=None))
+        row = world.wait_backup(waiting.id, "available")
+        assert (row.parent_id, row.comparison) == (parent.id, BY_TOKEN)
 
 
 def test_a_shutdown_keeps_the_point_for_the_next_worker(world: WorkerWorld) -> None:
@@ -559,16 +745,13 @@ def test_a_kill_at_every_step_leaves_the_right_points(
 
     monkeypatch.setattr(crash_points, "reach", reach)
     steps = [name for name in crash_points.NAMES if name.startswith("backup.")]
-    # What this kill leaves goes with the backup after it.
-    steps.remove("backup.committed")
     with world.worker(lease_seconds=1.0):
         back_up(world, volume, incremental=False)
-        for number, step in enumerate(["backup.committed", *steps]):
+        for number, step in enumerate(steps):
             data[5 * SEGMENT : 5 * SEGMENT + 1] = bytes([number])
             armed[0] = step
             row = back_up(world, volume)
             assert armed[0] == ""
             assert row.comparison == BY_TOKEN, step
-            if step != "backup.committed":
-                wait_kept(world, row)
+            wait_kept(world, row)
         assert restored(world, row) == data

@@ -121,12 +121,12 @@ class Images:
             return
         with closing(opened), opened as image, translated(f"looking at {place}"):
             found = {one["name"]: point_of(one["name"], volume.id) for one in snapshots(image)}
-        found = {name: point for name, point in found.items() if point is not None}
-        if not found:
+        points = {name: point for name, point in found.items() if point is not None}
+        if not points:
             return
-        wanted = needed()
-        for name, point in found.items():
-            if point not in wanted.compared | wanted.read:
+        unneeded = needed().unneeded(points.values())
+        for name, point in points.items():
+            if point in unneeded:
                 self._remove_point(place, volume, name)
 
     def _made(self, place: Place, volume: VolumeRef, point_id: str) -> str:

@@ -156,8 +156,7 @@ class TemplateProvider(VolumeProvider):
         # First look, then ask: the point of a backup that begins in between is not among these.
         there = {each.removeprefix(POINT) for each in disk["snapshots"] if each.startswith(POINT)}
         if there:
-            now = needed()
-            for point_id in there - now.compared - now.read:
+            for point_id in needed().unneeded(there):
                 self._remove(name, POINT + point_id)
 
     def open_target(self, volume: VolumeRef, attempt: int) -> AbstractContextManager[BlockTarget]:
