@@ -6,7 +6,6 @@ the tests' own environment has it, so that nothing has to be fetched.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -19,6 +18,7 @@ import pytest
 
 from tests.architecture.checkout import ROOT
 from tests.integration.content import MIB, change_image, same_content, write_image
+from tests.integration.newcomer import commands, copied, followed, run
 from tests.integration.service import running
 
 LENGTH = 24 * MIB + 512 * 7
@@ -50,33 +50,10 @@ COMMANDS = {
 }
 
 
-def run(*words: str | Path, cwd: Path, expect: int = 0) -> str:
-    """Run a command outside the checkout; returns what it prints."""
-    hidden = ("PYTHONPATH", "BACKUPFW_REQUIRE", "PYTEST_ADDOPTS")
-    done = subprocess.run(
-        [str(word) for word in words],
-        cwd=cwd,
-        env={name: value for name, value in os.environ.items() if name not in hidden},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == expect, f"{words}: {done.returncode}\n{done.stdout[-5000:]}"
-    return done.stdout
-
-
-def copied(folder: Path) -> Path:
-    """Copy the template, without what running its tests left in it."""
-    left = shutil.ignore_patterns("__pycache__", "*.egg-info", ".pytest_cache", "build", "dist")
-    shutil.copytree(ROOT / "drivers" / "template", folder, ignore=left)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The renamed copy."""
-    folder = copied(tmp_path_factory.mktemp("outside") / f"backupfw-{NAME}")
+    folder = copied("template", tmp_path_factory.mktemp("outside") / f"backupfw-{NAME}")
     run(sys.executable, "rename.py", NAME, cwd=folder)
     return folder
 
@@ -137,7 +114,13 @@ def test_its_suite_passes_in_its_environment(project: Path, python: Path) -> Non
 
 
 def test_the_page_has_no_other_commands() -> None:
-    assert set(re.findall(r"^\$ (.*?)(?: +#.*)?$", PAGE.read_text(), re.MULTILINE)) == set(COMMANDS)
+    assert set(commands(PAGE.read_text())) == set(COMMANDS)
+
+
+def test_the_page_can_be_followed_without_an_index(tmp_path: Path) -> None:
+    made = followed(PAGE.read_text(), tmp_path, NAME)
+    said = run(made / ".venv" / "bin" / "python", "-m", "pytest", "-q", "-k", "g1_ or g2_", cwd=made)
+    assert " passed" in said
 
 
 def test_a_service_uses_it_by_configuration_only(
@@ -174,7 +157,7 @@ def test_a_service_uses_it_by_configuration_only(
 
 @pytest.mark.parametrize("name", ["template", "Mine", "9lives", "my-store", "a b", "", "../x"])
 def test_names_that_cannot_be(tmp_path: Path, name: str) -> None:
-    folder = copied(tmp_path / "copy")
+    folder = copied("template", tmp_path / "copy")
     assert "cannot be a driver's name" in run(sys.executable, "rename.py", name, cwd=folder, expect=1)
     assert (folder / "src" / "backupfw_template").is_dir()
 
