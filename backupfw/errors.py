@@ -30,7 +30,7 @@
          +- JournalLost          the database lost finished segments that were recorded
          +- SourceMoved          a source that could not be read in one state
          +- SourceUnreadable     a source that could not be read at all
-         +- ChangeMissed         a storage said that a range is unchanged, and it is not
+         +- ChangeMissed         a storage said that a range is unchanged, or zero, and it is not
          +- StorageChanged       a volume's storage is not what the catalogue says
          +- TargetError          the volume could not be written
 
@@ -255,7 +255,7 @@ class SourceUnreadable(EngineError):
 
 
 class ChangeMissed(EngineError):
-    """A storage said that a range of a volume is unchanged, and it is not: none of its answers is trusted."""
+    """A storage said wrongly that a range is unchanged, or zero: none of its answers is trusted."""
 
 
 class StorageChanged(EngineError):

@@ -83,10 +83,10 @@ class Meters:
         self._ended = counter("tasks_ended", "Tasks that ended here, by outcome", ("kind", "outcome"))
         self._read = counter("backup_read_bytes", "Bytes read from volumes by backups")
         self._sampled = counter(
-            "backup_sampled_bytes", "Bytes read from volumes only to check that they did not change"
+            "backup_sampled_bytes", "Bytes read from volumes only to check what the storage says"
         )
         self._missed = counter(
-            "backup_changes_missed", "Backups that found changed what the storage said was unchanged"
+            "backup_changes_missed", "Backups that found that the storage said wrongly what had changed"
         )
         self._stored = counter("backup_stored_bytes", "Bytes of objects that backups put")
         self._deduplicated = counter(

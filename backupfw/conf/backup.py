@@ -58,9 +58,9 @@ OPTS = (
         default=1,
         min=0,
         max=100,
-        help="Percent of what a volume's storage says is unchanged that an incremental backup reads and"
-        " compares all the same.  If it did change, everything is compared, by this backup and by all later"
-        " ones of the volume, until 'backupfw volume set --trust-changes'.",
+        help="Percent of what a volume's storage says is unchanged, or has become zero, that an incremental"
+        " backup by changed blocks reads all the same.  If the storage was wrong, everything is compared, by"
+        " this backup and by all later ones of the volume, until 'backupfw volume set --trust-changes'.",
     ),
     cfg.IntOpt(
         "full_compare_every",

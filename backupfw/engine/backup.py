@@ -20,7 +20,15 @@ from backupfw.chunkstore.base import Body
 from backupfw.chunkstore.cancellation import cancelled_by, undoing_if
 from backupfw.chunkstore.container import Container
 from backupfw.chunkstore.errors import ChunkStoreError
-from backupfw.engine.extents import Sampler, block_extents, common_length, segments
+from backupfw.engine.extents import (
+    Found,
+    Sampler,
+    Says,
+    SaysNothing,
+    block_extents,
+    common_length,
+    segments,
+)
 from backupfw.engine.format import keys
 from backupfw.engine.format.binary import BadBytes, digest
 from backupfw.engine.format.entries import SegmentEntry, decode_entry, encode_entry
@@ -39,7 +47,7 @@ from backupfw.engine.pool import Halt, Meter, Streams
 from backupfw.engine.ports import BackupJob, BackupResult, Control, Journal
 from backupfw.engine.segment_backup import SegmentDone, SegmentTask, SegmentWriter
 from backupfw.errors import ChangeMissed, Damaged, JournalLost, OutcomeUnknown, TaskLost, UnsupportedFormat
-from backupfw.volume.base import Extent, Kind, Point
+from backupfw.volume.base import Kind, Point
 
 #: Segments for which no object was put are recorded in batches: of this many, or after this many seconds.
 #: Without their entries, the next attempt only has to read the source again.
@@ -85,8 +93,9 @@ def run(
     :raises UnsupportedFormat: the job asks for a hash mode or key that does not exist.
     :raises SourceMoved: the source changed while it was read.
     :raises SourceUnreadable: the source could not be read.
-    :raises ChangeMissed: the point said that something is the same as in the base, and it is not.  What was
-        finished must not be used any more: the caller begins a new epoch, without ``job.since``.
+    :raises ChangeMissed: the point said that something is the same as in the base, or zero, and it is not.
+        What was finished must not be used any more: the caller begins a new epoch, without ``job.since``, and
+        with ``job.read_all``.
     :raises JournalLost: the journal does not hold all segments that this attempt finished or took over; the
         next call does the missing ones.
     :raises ChunkStoreError: the store could not be read or written.
@@ -341,7 +350,7 @@ class _Look:
     """
 
     def __init__(self, job: BackupJob, point: Point, base: _Base) -> None:
-        self._point = point
+        self._point: Says = SaysNothing() if job.read_all else point
         self.geometry = job.geometry
         self.since: str | None = None
         self.trusted = 0
@@ -357,7 +366,7 @@ class _Look:
         self._share = job.verify_unchanged
         # Every attempt that may go on with this one's segments chooses the same: a wrong answer that this one
         # found and could not report any more is found again.
-        self.sampler = Sampler(job.verify_unchanged, job.geometry.block_size, job.epoch_prefix)
+        self._sampler = Sampler(job.verify_unchanged, job.geometry.block_size, job.epoch_prefix)
 
     def total(self, control: Control) -> int:
         """Return the bytes that will be visited, about as many of them sampled as there will be."""
@@ -371,36 +380,42 @@ class _Look:
             if number % 4096 == 0:
                 control.check()
             total[extent.kind] += extent.length
-        return total[Kind.DATA] + int(total[Kind.SAME] * self._share)
+        share = 0.0 if self.since is None else self._share
+        return total[Kind.DATA] + int((total[Kind.SAME] + total[Kind.ZERO]) * share)
 
     def is_zero(self, start: int, end: int) -> bool:
         """Return whether the point knows that there are zeros only."""
         return all(extent.kind is Kind.ZERO for extent in self._point.extents(start, end))
 
-    def segments(self) -> Iterator[tuple[int, tuple[Extent, ...]]]:
-        """Yield what it says about each segment that is not all zero."""
-        return segments(self._point, self.geometry, self.since, self._same_until)
+    def segments(self) -> Iterator[Found]:
+        """See :func:`backupfw.engine.extents.segments`."""
+        return segments(self._point, self.geometry, self._sampler, self.since, self._same_until)
 
 
 def _tasks(look: _Look, base: _Base, journal: Journal) -> Iterator[SegmentTask]:
     """Yield one task for each segment that may hold data or is recorded, ascending."""
     finished = _Peek(_finished(journal, look.geometry), lambda item: item[0])
     entries = _Peek(base.entries(), lambda entry: entry.index)
-    said = _Peek(look.segments(), lambda item: item[0])
+    said = _Peek(look.segments(), lambda item: item.segment)
     while True:
         both = (said.next_index(), finished.next_index())
         index = min((one for one in both if one is not None), default=None)
         if index is None:
             return
         found, recorded, entry = said.at(index), finished.at(index), entries.at(index)
-        extents = () if found is None else found[1]
-        same = [extent for extent in extents if extent.kind is Kind.SAME]
-        sample = tuple(stretch for extent in same for stretch in look.sampler.choose(extent))
+        _, extents, sample = found or Found(index, (), ())
         if entry is None:
             # The base has zeros there: those that the point knows are right.
-            sample = tuple(stretch for stretch in sample if not look.is_zero(*stretch))
+            sample = tuple(
+                part for part in sample if part.kind is Kind.ZERO or not look.is_zero(part.offset, part.end)
+            )
         # What was a segment of zeros, and is the same, takes no step.
-        if len(same) < len(extents) or sample or entry is not None or recorded is not None:
+        if (
+            any(extent.kind is not Kind.SAME for extent in extents)
+            or sample
+            or entry is not None
+            or recorded is not None
+        ):
             yield SegmentTask(index, extents, entry, None if recorded is None else recorded[1], sample)
         said.at(index + 1)
         finished.at(index + 1)

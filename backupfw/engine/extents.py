@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Iterator
+from typing import NamedTuple, Protocol
 
 from backupfw.engine.format.geometry import Geometry
-from backupfw.volume.base import Extent, Kind, Point
+from backupfw.volume.base import Extent, Kind
 
 #: Bytes that are sampled as one, or a block: small, because what a storage gets wrong may be small, too.
 SAMPLE_BYTES = 256 << 10
+
+
+class Says(Protocol):
+    """What says something about the bytes of a volume: a point."""
+
+    def extents(self, start: int, end: int, since: str | None = None) -> Iterator[Extent]:
+        """See :meth:`Point.extents`."""
+
+
+class SaysNothing:
+    """Stands for a point whose storage is not believed: all of it has to be read."""
+
+    def extents(self, start: int, end: int, since: str | None = None) -> Iterator[Extent]:  # noqa: ARG002
+        """Say that all of it may be data."""
+        yield Extent(start, end - start, Kind.DATA)
 
 
 def common_length(mine: Geometry, its: Geometry) -> int:
@@ -22,7 +39,7 @@ def common_length(mine: Geometry, its: Geometry) -> int:
 
 
 def block_extents(
-    point: Point, geometry: Geometry, start: int, end: int, since: str | None = None, same_until: int = 0
+    point: Says, geometry: Geometry, start: int, end: int, since: str | None = None, same_until: int = 0
 ) -> Iterator[Extent]:
     """Yield what the point says about ``start … end``, by whole blocks, without gaps.
 
@@ -51,7 +68,7 @@ def block_extents(
 
 
 def _blocks(
-    point: Point, geometry: Geometry, start: int, end: int, since: str | None
+    point: Says, geometry: Geometry, start: int, end: int, since: str | None
 ) -> Iterator[tuple[int, int, Kind]]:
     """Yield ``(offset, end, kind)`` of pieces that consist of whole blocks."""
     block = geometry.block_size
@@ -79,17 +96,34 @@ def _blocks(
         raise ValueError(f"the volume provider's extents end at {position}, and not at {end}")
 
 
+class Found(NamedTuple):
+    """What a point says about one segment.
+
+    :ivar segment: its index.
+    :ivar extents: by whole blocks, without gaps; none if all of it is zeros.
+    :ivar sample: parts of them to check, by kind.
+    """
+
+    segment: int
+    extents: tuple[Extent, ...]
+    sample: tuple[Extent, ...]
+
+
 def segments(
-    point: Point, geometry: Geometry, since: str | None = None, same_until: int = 0
-) -> Iterator[tuple[int, tuple[Extent, ...]]]:
-    """Yield ``(index, block extents)`` of each segment that is not wholly ``ZERO``, ascending.
+    point: Says, geometry: Geometry, sampler: Sampler, since: str | None = None, same_until: int = 0
+) -> Iterator[Found]:
+    """Yield each segment that is not wholly ``ZERO``, or of which something is to be checked, ascending.
 
     Long extents cost nothing; parameters as of :func:`block_extents`.
+
+    :param sampler: chooses what is checked of ``SAME`` and ``ZERO``, if there is a token to compare with.
     """
     if not geometry.length:
         return
     size = geometry.segment_size
     gathered: list[Extent] = []
+    sample: list[Extent] = []
+    checks = (Kind.SAME, Kind.ZERO) if since is not None else ()
     for extent in block_extents(point, geometry, 0, geometry.length, since, same_until):
         offset = extent.offset
         while offset < extent.end:
@@ -97,17 +131,25 @@ def segments(
             bound = min((index + 1) * size, geometry.length)
             if extent.kind is Kind.ZERO and not gathered and extent.end >= bound:
                 # Whole segments of zeros, without a step for each.
-                offset = extent.end if extent.end == geometry.length else extent.end - extent.end % size
+                end = extent.end if extent.end == geometry.length else extent.end - extent.end % size
+                if extent.kind in checks:
+                    zeros = sampler.choose(Extent(offset, end - offset, Kind.ZERO), size)
+                    for number, parts in itertools.groupby(zeros, lambda part: part.offset // size):
+                        yield Found(number, (), tuple(parts))
+                offset = end
                 continue
-            gathered.append(Extent(offset, min(extent.end, bound) - offset, extent.kind))
-            offset = gathered[-1].end
+            part = Extent(offset, min(extent.end, bound) - offset, extent.kind)
+            gathered.append(part)
+            if part.kind in checks:
+                sample.extend(sampler.choose(part, size))
+            offset = part.end
             if offset == bound:
-                yield index, tuple(gathered)
-                gathered = []
+                yield Found(index, tuple(gathered), tuple(sample))
+                gathered, sample = [], []
 
 
 class Sampler:
-    """Chooses what is read although it is said to be the same: a random share of the bytes.
+    """Chooses what is read although it is said to be the same, or zero: a random share of the bytes.
 
     Each stretch of :data:`SAMPLE_BYTES` is chosen with the same probability, independently of all others.
 
@@ -123,14 +165,18 @@ class Sampler:
         self._random = random.Random(seed)  # noqa: S311
         self._skip = self._draw()
 
-    def choose(self, extent: Extent) -> Iterator[tuple[int, int]]:
-        """Yield ``(first, end)`` of the chosen stretches of an extent, ascending."""
+    def choose(self, extent: Extent, segment_size: int) -> Iterator[Extent]:
+        """Yield the chosen stretches of an extent, ascending, cut at the bounds of segments."""
         if not self._share:
             return
         stretches = -(-extent.length // self._bytes)
         while self._skip < stretches:
             first = extent.offset + self._skip * self._bytes
-            yield first, min(first + self._bytes, extent.end)
+            end = min(first + self._bytes, extent.end)
+            while first < end:
+                bound = min(first - first % segment_size + segment_size, end)
+                yield Extent(first, bound - first, extent.kind)
+                first = bound
             self._skip += 1 + self._draw()
         self._skip -= stretches
 

@@ -106,7 +106,9 @@ class BackupJob:
     :ivar streams: segments worked on at the same time; each takes about ``pack_size`` + 2 MiB.
     :ivar since: the token in the base's manifest, if the point can be compared with it: what the point says
         is the same is not read.  None: everything is compared with the base.
-    :ivar verify_unchanged: the share, from 0 to 1, that is read of what the point says is the same.
+    :ivar verify_unchanged: the share, from 0 to 1, that is read of what the point says is the same as in the
+        base, or zero.
+    :ivar read_all: nothing that the point says is believed, not even what is zero.
     """
 
     installation: str
@@ -127,6 +129,7 @@ class BackupJob:
     streams: int = 2
     since: str | None = None
     verify_unchanged: float = 0.0
+    read_all: bool = False
 
     def problem(self) -> str | None:
         """Say which bound the job's numbers break, or None."""
@@ -169,7 +172,7 @@ class BackupResult:
     :ivar segments: segments that are not all zero.
     :ivar changed_segments: those of them whose map this attempt put.
     :ivar read_bytes: bytes this attempt read from the source, blocks read twice counted twice.
-    :ivar sampled_bytes: those of them that were read only to check that they did not change.
+    :ivar sampled_bytes: those of them that were read only to check what the point said.
     :ivar stored_raw_bytes: plain bytes of the blocks this attempt stored, its maps and the manifest.
     :ivar repacked_bytes: plain bytes among them that had not changed (fragmentation rule).
     :ivar trusted: how many backups in a row, up to this one, left out what a point said was the same.

@@ -45,14 +45,14 @@ class SegmentTask:
     :ivar extents: what the point says about it, by whole blocks; none if it is all zero.
     :ivar base: the base's entry for it, if there is one to share with.
     :ivar recorded: what the journal has of it.
-    :ivar sample: ``(first, end)`` of stretches to read although they are said to be the same.
+    :ivar sample: what is read although it is said to be the same, or zero.
     """
 
     index: int
     extents: tuple[Extent, ...]
     base: SegmentEntry | None
     recorded: bytes | None
-    sample: tuple[tuple[int, int], ...] = ()
+    sample: tuple[Extent, ...] = ()
 
 
 @dataclass(slots=True)
@@ -64,7 +64,7 @@ class SegmentDone:
     :ivar recorded: the journal has it already.
     :ivar changed: a new map was put.
     :ivar read_bytes: bytes read from the source.
-    :ivar sampled_bytes: those of them that were read to check that they are the same.
+    :ivar sampled_bytes: those of them that were read only to check what the point said.
     :ivar raw_bytes: plain bytes of the blocks stored, and of the map.
     :ivar repacked_bytes: plain bytes of those blocks that had not changed.
     """
@@ -143,8 +143,11 @@ class SegmentWriter:
             self._advance(sum(extent.length for extent in task.extents if extent.kind is Kind.DATA))
             return done
         self._begin(task, done)
-        for first, last in task.sample:
-            self._check_same(first, last)
+        for part in task.sample:
+            if part.kind is Kind.ZERO:
+                self._check_zero(part)
+            else:
+                self._check_same(part.offset, part.end)
         for extent in task.extents:
             if extent.kind is Kind.DATA:
                 self._visit(self._read(extent.offset, extent.end, self._advance))
@@ -313,12 +316,7 @@ class SegmentWriter:
                 if any(codecs):
                     raise self._differs(extent.offset)
                 continue
-            for at in range(extent.offset, extent.end, self._read_bytes):
-                self._check()
-                view = self._buffer[: min(self._read_bytes, extent.end - at)]
-                self._fill(at, view)
-                self._done.sampled_bytes += len(view)
-                self._advance(len(view))
+            for at, view in self._sampled(extent):
                 for offset in range(0, len(view), block):
                     index = (at + offset - self._start) // block
                     data = view[offset : offset + block]
@@ -328,9 +326,28 @@ class SegmentWriter:
                     if was != (None if self._is_zero(data) else blake3(data).digest()):
                         raise self._differs(at + offset)
 
-    def _differs(self, offset: int) -> ChangeMissed:
+    def _check_zero(self, extent: Extent) -> None:
+        """Read a stretch that is said to be zeros.
+
+        :raises ChangeMissed: it is not.
+        """
+        for offset, view in self._sampled(extent):
+            if self._zeros[: len(view)] != view:
+                raise self._differs(offset, "zero")
+
+    def _sampled(self, extent: Extent) -> Iterator[tuple[int, memoryview]]:
+        """Read a stretch to check it: yield (offset, bytes)."""
+        for at in range(extent.offset, extent.end, self._read_bytes):
+            self._check()
+            view = self._buffer[: min(self._read_bytes, extent.end - at)]
+            self._fill(at, view)
+            self._done.sampled_bytes += len(view)
+            self._advance(len(view))
+            yield at, view
+
+    def _differs(self, offset: int, said: str = "unchanged") -> ChangeMissed:
         return ChangeMissed(
-            f"The storage of volume {self._job.volume} said that the block at {offset} is unchanged,"
+            f"The storage of volume {self._job.volume} said that the block at {offset} is {said},"
             " and it is not."
         )
 

@@ -109,7 +109,7 @@ _DETAILS: Mapping[Detail, str] = {
     " towards the quota.",
     Detail.IMPORT_BACKUP: "The backup could not be imported.",
     Detail.CANCELLED: "The operation was cancelled.",
-    Detail.CHANGE_MISSED: "Data that the volume's storage said was unchanged had changed. All data was"
+    Detail.CHANGE_MISSED: "The volume's storage said wrongly what had changed. All data was"
     " compared instead, and will be by later backups of this volume. Earlier backups since the last one that"
     " compared all data may hold wrong data, too.",
 }

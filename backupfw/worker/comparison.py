@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
@@ -26,12 +27,14 @@ class Comparison:
     :ivar since: the token in the base's manifest, whose point the storage compares with; None: everything is
         read and compared with the base.
     :ivar checked: everything that the storage says is the same is read, too, to check it.
+    :ivar read_all: nothing that the storage says is believed, not even which parts of the volume are zero.
     :ivar base: the base, if it was opened for this.
     """
 
     how: str
     since: str | None = None
     checked: bool = False
+    read_all: bool = False
     base: ManifestReader | None = None
 
     def identity(self, source_identity: str) -> str:
@@ -40,7 +43,7 @@ class Comparison:
         Those of a backup that relied on what the storage said do not count for one that does not.
         """
         if self.since is None:
-            return source_identity
+            return f"{source_identity} read all" if self.read_all else source_identity
         return f"{source_identity} since {self.since}{' checked' if self.checked else ''}"
 
 
@@ -54,13 +57,13 @@ def choose(
     :raises ChunkStoreError: the store does not answer.
     :raises TaskStopped: the attempt must end.
     """
-    if plan.base is None:
-        return Comparison(BASE_LOST if plan.backup.is_incremental else "no comparison: full backup")
-    try:
-        base = ManifestReader(container, plan.base.key)
-    except (Damaged, UnsupportedFormat):
-        return Comparison(BASE_LOST)
-    return replace(_choose(plan, base.head.point, point, full_compare_every, control), base=base)
+    found = Comparison(BASE_LOST if plan.backup.is_incremental else "no comparison: full backup")
+    if plan.base is not None:
+        with contextlib.suppress(Damaged, UnsupportedFormat):
+            base = ManifestReader(container, plan.base.key)
+            found = _choose(plan, base.head.point, point, full_compare_every, control)
+            found = replace(found, base=base)
+    return replace(found, read_all=plan.volume.changes_distrusted_at is not None)
 
 
 def _choose(
@@ -88,4 +91,4 @@ def whole(why: str) -> Comparison:
 
 def distrusted(moment: datetime) -> Comparison:
     """Read everything, because the storage was found to be wrong."""
-    return whole(f"on {moment:%Y-%m-%d}, data that the storage said was unchanged had changed")
+    return replace(whole(f"on {moment:%Y-%m-%d}, its storage said wrongly what had changed"), read_all=True)

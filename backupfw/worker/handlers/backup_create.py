@@ -306,6 +306,7 @@ class BackupCreate(Handler):
             streams=tools.engine.streams,
             since=how.since,
             verify_unchanged=1.0 if how.checked else tools.engine.verify_unchanged,
+            read_all=how.read_all,
         )
 
     def _known_damaged(self, plan: CreatePlan) -> frozenset[str]:

@@ -32,7 +32,7 @@ class EngineSettings:
     :ivar compression_level: zstd's level.
     :ivar streams: segments that one task works on at once.
     :ivar create_containers: whether a missing container is made.
-    :ivar verify_unchanged: the share, from 0 to 1, that is read of what a storage says is unchanged.
+    :ivar verify_unchanged: the share, from 0 to 1, that is read of what a storage says is unchanged, or zero.
     :ivar full_compare_every: of this many incremental backups in a row, one reads everything.
     """
 

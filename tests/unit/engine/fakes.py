@@ -44,6 +44,7 @@ class MemoryPoint(Point):
     :param earlier: by token, the bytes of the points that it can be compared with.
     :param grain: bytes in which it knows what changed.
     :param lies: these offsets it says are the same, whatever has changed there.
+    :param zero_lies: these offsets it says are zero, whatever is there.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class MemoryPoint(Point):
         earlier: Mapping[str, bytes] | None = None,
         grain: int = 1 << 10,
         lies: Sequence[range] = (),
+        zero_lies: Sequence[range] = (),
     ) -> None:
         self.data = data
         self.length = len(data)
@@ -65,6 +67,7 @@ class MemoryPoint(Point):
         self.earlier = {} if earlier is None else earlier
         self.grain = grain
         self.lies = lies
+        self.zero_lies = zero_lies
         self.reads: list[tuple[int, int]] = []
         self.released: list[tuple[int, int]] = []
 
@@ -73,12 +76,20 @@ class MemoryPoint(Point):
 
     def extents(self, start: int, end: int, since: str | None = None) -> Iterator[Extent]:
         if since is None:
-            yield from without_gaps(self.data_ranges, start, end)
+            ranges = self.data_ranges
+            if self.zero_lies:
+                grains = range(0, self.length, self.grain)
+                ranges = [(at, self.grain) for at in grains if not any(at in lie for lie in self.zero_lies)]
+            yield from without_gaps(ranges, start, end)
             return
         was = self.earlier[since]
         while start < end:
             last = min(start - start % self.grain + self.grain, end)
             kind = Kind.DATA
+            if any(start in lie for lie in self.zero_lies):
+                yield Extent(start, last - start, Kind.ZERO)
+                start = last
+                continue
             same = last <= len(was) and was[start:last] == self.data[start:last]
             if same or any(start in lie for lie in self.lies):
                 kind = Kind.SAME

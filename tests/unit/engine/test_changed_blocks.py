@@ -48,13 +48,20 @@ def then(
     *,
     journal: MemoryJournal | None = None,
     lies: Sequence[range] = (),
+    zero_lies: Sequence[range] = (),
     extents: list[tuple[int, int]] | None = None,
     **changes: Any,
 ) -> tuple[BackupResult, MemoryPoint]:
     """Make the next backup, by what changed since the point of the one before."""
     since = f"t{number - 1}"
     point = MemoryPoint(
-        bytes(data), extents, token=f"t{number}", earlier={since: bytes(was)}, grain=GRAIN, lies=lies
+        bytes(data),
+        extents,
+        token=f"t{number}",
+        earlier={since: bytes(was)},
+        grain=GRAIN,
+        lies=lies,
+        zero_lies=zero_lies,
     )
     job = make_job(number, len(data), base, **{"since": since, **changes})
     return backup.run(job, point, box, journal or MemoryJournal(), FakeControl()), point
@@ -221,6 +228,35 @@ def test_a_lie_about_zeros_is_met_whether_they_were_or_are_zeros() -> None:
     # The storage says in the same breath that it is the same, and that it is a hole.
     with pytest.raises(ChangeMissed):
         then(box, 1, went, key, was, verify_unchanged=1.0, lies=everywhere, extents=[])
+
+
+@pytest.mark.parametrize("lie", [range(SEGMENT, 3 * SEGMENT), range(SEGMENT + BLOCK, SEGMENT + 2 * BLOCK)])
+@pytest.mark.parametrize("were", ["data", "zeros"])
+def test_a_lie_that_something_is_zero_is_met(lie: range, were: str) -> None:
+    box = memory_container()
+    data = content(4 * SEGMENT, zero=0.0)
+    was = bytearray(data)
+    if were == "zeros":
+        was[lie.start : lie.stop] = bytes(len(lie))
+    key = first(box, was)
+    with pytest.raises(ChangeMissed, match="is zero, and it is not"):
+        then(box, 1, data, key, was, verify_unchanged=1.0, zero_lies=[lie], streams=1)
+    # It says so without a token to compare with, too: then nothing of it is believed.
+    result, point = then(box, 1, data, key, was, epoch=1, since=None, zero_lies=[lie], read_all=True)
+    check(box, result.manifest_key, data)
+    assert point.read_bytes == len(data)
+
+
+def test_a_share_of_what_is_said_to_be_zero_is_read() -> None:
+    box = memory_container()
+    data = content(64 * SEGMENT, zero=0.0)
+    key = first(box, data)
+    empty = bytes(len(data))
+    result, point = then(
+        box, 1, empty, key, data, verify_unchanged=0.25, zero_lies=[range(len(data))], streams=1
+    )
+    assert 0 < result.sampled_bytes == point.read_bytes < len(data) // 2
+    assert ManifestReader(box, result.manifest_key).totals.segments == 0
 
 
 def test_the_right_bytes_are_stored_when_everything_is_read_after_a_lie() -> None:

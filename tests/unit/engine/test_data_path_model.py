@@ -123,7 +123,8 @@ class Writing:
     epoch: int = 1
     #: What the storage says is the same is not read; and it says that of everything.
     trusting: bool = False
-    lying: bool = False
+    #: What the storage lies about: ``same``, ``zero`` or nothing.
+    lying: str = ""
 
 
 @dataclass
@@ -205,6 +206,7 @@ class DataPath(RuleBasedStateMachine):
             base=work.base_key,
             since=self.since(work),
             verify_unchanged=1.0 if work.lying else 0.1,
+            read_all=bool(work.lying) and not work.trusting,
             pack_size=PACK,
             streams=1,
         )
@@ -215,13 +217,16 @@ class DataPath(RuleBasedStateMachine):
                 for at in range(0, len(work.data), BLOCK)
                 if any(work.data[at : at + BLOCK])
             ]
+        everywhere = [range(len(work.data))]
         point = MemoryPoint(
             work.data,
             extents,
             token=f"point of {work.manifest_id}",
             earlier=self.points,
             grain=BLOCK // 2,
-            lies=[range(len(work.data))] if work.lying else (),
+            lies=everywhere if work.lying == "same" else (),
+            # Without a token, what a storage says is zero is not checked.
+            zero_lies=everywhere if work.lying == "zero" and (job.since or job.read_all) else (),
         )
         try:
             result = backup.run(job, point, container, work.journal, FakeControl())
@@ -366,7 +371,7 @@ class DataPath(RuleBasedStateMachine):
             data,
             born=max(self.records, default=""),
             trusting=choice % 3 != 0,
-            lying=choice % 7 == 1,
+            lying={1: "same", 4: "zero"}.get(choice % 7, ""),
         )
         work.journal.announced = partial(self.announce, manifest_id)
         return work

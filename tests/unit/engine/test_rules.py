@@ -205,7 +205,8 @@ def test_what_a_point_says_by_blocks_and_segments(
 
     whole = list(block_extents(point, geometry, 0, length, "token", same_until))
     assert kinds_of(whole, 0) == model
-    by_segment = dict(segments(point, geometry, "token", same_until))
+    found = segments(point, geometry, Sampler(0, 4096, "seed"), "token", same_until)
+    by_segment = {one.segment: one.extents for one in found}
     for index in range(geometry.segments):
         mine = model[index * segment // block : (index + 1) * segment // block]
         if index in by_segment:
@@ -245,10 +246,12 @@ def test_a_sample_is_a_share_of_the_bytes_wherever_they_are() -> None:
         total = 0
         for extent in extents * 50:
             at = extent.offset
-            for first, end in sampler.choose(extent):
-                assert at <= first < end <= extent.end
-                at = end
-                total += end - first
+            for part in sampler.choose(extent, 64 << 10):
+                assert at <= part.offset < part.end <= extent.end
+                # It lies in one segment.
+                assert part.offset >> 16 == (part.end - 1) >> 16
+                at = part.end
+                total += part.length
         return total
 
     everything = sum(extent.length for extent in extents) * 50
@@ -256,6 +259,26 @@ def test_a_sample_is_a_share_of_the_bytes_wherever_they_are() -> None:
     assert chosen(1) == everything
     # 8000 stretches: far less likely to be outside than a cosmic ray.
     assert 0.05 < chosen(0.1) / everything < 0.2
+
+
+def test_a_sample_of_long_zeros_costs_a_step_for_each_stretch_only() -> None:
+    class Empty(MemoryPoint):
+        def extents(self, start: int, end: int, since: str | None = None) -> Iterator[Extent]:
+            yield Extent(start, end - start, Kind.ZERO)
+
+    geometry = Geometry(1 << 50, 1 << 16, 1 << 26)
+    point = Empty(b"")
+    # 2^32 stretches, of which about 400 are chosen.
+    found = list(segments(point, geometry, Sampler(1e-7, 1 << 16, "seed"), "token"))
+    assert 200 < len(found) < 800
+    for one in found:
+        assert one.extents == ()
+        for part in one.sample:
+            assert part.kind is Kind.ZERO
+            assert part.offset >> 26 == (part.end - 1) >> 26 == one.segment
+    assert [one.segment for one in found] == sorted({one.segment for one in found})
+    # Nothing is checked where nothing is compared.
+    assert list(segments(point, geometry, Sampler(1.0, 1 << 16, "seed"))) == []
 
 
 @given(st.lists(st.sampled_from([0, 1, 2]), min_size=1, max_size=40))

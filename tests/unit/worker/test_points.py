@@ -80,6 +80,8 @@ class TrackingProvider(MemoryProvider):
         self.made = itertools.count()
         #: Says that everything is the same.
         self.lies = False
+        #: Says that everything is zero.
+        self.lies_about_zeros = False
         self.opened: list[MemoryPoint] = []
         self.before_open: Callable[[], object] = lambda: None
         self.before_keep: Callable[[], object] = lambda: None
@@ -98,6 +100,7 @@ class TrackingProvider(MemoryProvider):
             token=kept.token,
             earlier={one.token: one.data for one in self.kept.values()},
             lies=[range(len(data))] if self.lies else (),
+            zero_lies=[range(len(data))] if self.lies_about_zeros else (),
         )
         point.before_compare = self.before_compare
         self.opened.append(point)
@@ -200,11 +203,11 @@ def test_a_lie_is_stored_right_told_and_remembered(world: WorkerWorld) -> None:
         row = back_up(world, volume)
         assert restored(world, row) == data
         day = f"{world.row(models.Volume, volume).changes_distrusted_at:%Y-%m-%d}"
-        why = f"whole comparison: on {day}, data that the storage said was unchanged had changed"
+        why = f"whole comparison: on {day}, its storage said wrongly what had changed"
         assert row.comparison == why
         (message,) = world.rows(models.Message)
         assert message.message_level == "WARNING"
-        assert "said was unchanged had changed" in text(message.action_id, message.detail_id)
+        assert "said wrongly what had changed" in text(message.action_id, message.detail_id)
         assert "Earlier backups" in text(message.action_id, message.detail_id)
         (finding,) = audit.run(world.db, 60)
         assert (finding.check, finding.subject) == ("changes", f"volume {volume}")
@@ -219,6 +222,22 @@ def test_a_lie_is_stored_right_told_and_remembered(world: WorkerWorld) -> None:
         assert audit.run(world.db, 60) == []
         assert back_up(world, volume).comparison == TRUSTED_AGAIN
         assert back_up(world, volume).comparison == BY_TOKEN
+
+
+def test_nothing_is_believed_of_a_storage_that_lied_about_zeros(world: WorkerWorld) -> None:
+    volume = world.filled_volume(DATA)
+    data = storage(world).volumes[volume]
+    set_engine(world, verify_unchanged=1.0)
+    with world.worker():
+        back_up(world, volume, incremental=False)
+        data[SEGMENT : SEGMENT + 3] = b"new"
+        # It goes on with that, also when it is not asked what changed.
+        storage(world).lies_about_zeros = True
+        for incremental in (True, True, False):
+            row = back_up(world, volume, incremental)
+            assert restored(world, row) == data
+            assert row.read_bytes == len(DATA)
+    assert world.row(models.Volume, volume).changes_distrusted_at is not None
 
 
 @pytest.mark.parametrize("stopped", ["cancelled", "lost"])
