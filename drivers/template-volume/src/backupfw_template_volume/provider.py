@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -92,6 +92,13 @@ class TemplateProvider(VolumeProvider):
         except Missing as error:
             raise InvalidInput("The array has no disk of this name.") from error
         return Storage(path, disk["length"], disk["serial"])
+
+    def adoptable(self) -> Iterator[Storage]:
+        """Yield all disks of the array."""
+        for name in self._array.ask("GET", ""):
+            # One that is deleted meanwhile is none.
+            with suppress(InvalidInput):
+                yield self.adopt(name)
 
     def look(self, volume: VolumeRef) -> Storage:
         """Look at the disk."""
