@@ -653,10 +653,9 @@ def _base(session: Session, manifest: models.Manifest) -> BaseManifest | None:
     base = None if manifest.base_id is None else session.get(models.Manifest, manifest.base_id)
     if base is None or base.key is None:
         return None
-    maker = session.get(models.Backup, base.backup_id)
     # What an import says of that moment is not known to be true.
-    known = maker is not None and not base.detached
-    return BaseManifest(base.id, base.key, maker.data_timestamp if maker is not None and known else None)
+    maker = None if base.detached else session.get(models.Backup, base.backup_id)
+    return BaseManifest(base.id, base.key, None if maker is None else maker.data_timestamp)
 
 
 def _locked_volume(session: Session, task: Task) -> models.Volume:

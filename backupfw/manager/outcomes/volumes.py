@@ -15,7 +15,7 @@ Handlers look like this::
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import select
@@ -165,12 +165,14 @@ class VolumeTasks:
         self._db.run(work)
 
     def start_tidy(self, task: Task) -> rows.Volume:
-        """Return the volume to tidy, perhaps deleted."""
+        """Return the volume to tidy, perhaps deleted, or as it was when it had another storage."""
         with self._db.read() as session:
-            return rows.volume(session, session.get_one(Volume, task.resource_id))
+            volume = rows.volume(session, session.get_one(Volume, task.resource_id))
+            return replace(volume, **task.payload)
 
-    def needed_points(self, volume_id: str) -> PointsNeeded:
-        """Return which points of a volume are needed, as it is now."""
+    def needed_points(self, task: Task) -> PointsNeeded:
+        """Return which points are needed, as it is now, in the storage of the volume to tidy."""
+        volume_id = task.resource_id
         manifest, base = aliased(Manifest), aliased(Manifest)
         mine = Backup.volume_id == volume_id
         being_made = (mine, Backup.deleted.is_(False), Backup.status == lifecycle.CREATING)
@@ -193,7 +195,9 @@ class VolumeTasks:
         )
         with self._db.read() as session:
             volume = session.get(Volume, volume_id)
-            going = volume is None or volume.deleted or volume.status == lifecycle.DELETING
+            going = (
+                volume is None or volume.deleted or volume.status == lifecycle.DELETING or bool(task.payload)
+            )
             read = frozenset(session.scalars(select(Backup.id).where(*being_made)))
             compared: set[str] = set()
             for query in (last, bases, parents):

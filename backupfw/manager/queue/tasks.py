@@ -218,18 +218,22 @@ def again(session: Session, task: Task, delay: float = 0) -> None:
     )
 
 
-def tidy(session: Session, volume_id: str, request_id: str | None) -> None:
+def tidy(session: Session, volume_id: str, request_id: str | None, *, leaves: bool = False) -> None:
     """Queue the removal of what a volume's storage keeps for points that are not needed any more.
 
     A worker that has the volume's back end does it; what is needed is decided then, after the commit of this
     transaction.  No user sees the task, and no other task waits for it; it is repeated until it succeeds.
+
+    :param leaves: the volume is about to get another storage, so nothing in the present one is needed.
     """
     volume = session.get(models.Volume, volume_id)
     if volume is None or not volume.keeps_points:
         return
+    former = {"location": volume.location, "storage_id": volume.storage_id} if leaves else {}
     row = models.Task
     # The lock keeps one that waits from being claimed before this transaction is committed.
     ids = lock(session, row, row.kind == VOLUME_TIDY, row.resource_id == volume_id, row.state == QUEUED)
+    ids = [one for one in ids if session.get_one(row, one).payload == former]
     if ids:
         # One that failed is tried again now.
         session.execute(update(row).where(row.id.in_(ids)).values(not_before=None))
@@ -241,6 +245,7 @@ def tidy(session: Session, volume_id: str, request_id: str | None) -> None:
         source_id=None,
         project_id=volume.project_id,
         request_id=request_id,
+        payload=former,
     )
 
 

@@ -295,6 +295,8 @@ class VolumeManager(UseCases):
                 raise InvalidVolume(f'Volume {volume_id} is being used: its status is "{volume.status}".')
             refuse_written(session, volume_id, extended=True)
             self._refuse_taken(session, location, storage_id, but=volume_id)
+            if (location, host) != (volume.location, volume.host):
+                tasks.tidy(session, volume_id, ctx.request_id, leaves=True)
             volume.location, volume.storage_id, volume.host = location, storage_id, host
             volume.length, volume.size = length, _checked_size(gigabytes(length), 0, "")
             volume.updated_at = now(session)

@@ -71,7 +71,7 @@ class VolumeTidy(_VolumeHandler):
         volume = tools.volumes.start_tidy(task)
 
         def needed() -> Needed:
-            points = tools.volumes.needed_points(volume.id)
+            points = tools.volumes.needed_points(task)
             return Needed(points.compared, points.read, points.known)
 
         keep_points = tools.backends.provider(volume.backend).keep_points

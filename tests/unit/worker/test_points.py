@@ -674,6 +674,33 @@ def test_a_volume_that_goes_leaves_nothing(world: WorkerWorld, how: str) -> None
         assert world.status(full.id) == "available"
 
 
+def test_a_storage_that_a_volume_leaves_keeps_nothing(world: WorkerWorld) -> None:
+    volume = world.filled_volume(DATA)
+    volumes = VolumeManager(world.db, world.conf, lambda: None)
+    with world.db.write() as session:
+        row = session.get_one(models.Volume, volume)
+        row.adopted, row.location = True, "there"
+    asked: list[str | None] = []
+    tidied = TrackingProvider.keep_points
+
+    def keep(volume: VolumeRef, needed: Callable[[], Needed]) -> None:
+        asked.append(volume.location)
+        tidied(storage(world), volume, needed)
+
+    with world.worker():
+        full = back_up(world, volume, incremental=False)
+        assert set(storage(world).kept) == {full.id}
+        storage(world).keep_points = keep  # type: ignore[method-assign]
+        # At the same place it may be compared again.
+        volumes.adopt_again(world.ctx(), volume, location="there", length=len(DATA), storage_id="one")
+        assert world.tasks.pending() == 0
+        volumes.adopt_again(world.ctx(), volume, location="here", length=len(DATA), storage_id="other")
+        world.wait_idle()
+    assert asked == ["there"]
+    assert storage(world).kept == {}
+    assert world.row(models.Volume, volume).location == "here"
+
+
 def test_what_another_service_keeps_in_the_storage_stays(world: WorkerWorld) -> None:
     """The original of a copied database has made backups since, or the storage is adopted by two services."""
     volume = world.filled_volume(DATA)
