@@ -28,8 +28,9 @@ ARGUMENTS = {
 LISTS = [
     (*name.split(), *ARGUMENTS.get(name, ()))
     for name, point in sorted(main.App().command_manager)
-    # What a check says of free space is another thing each time; it has a test of its own.
-    if issubclass(point.load(), base.Lister) and name != "store check"
+    # What a check says of free space is another thing each time, and the back end 'local' does not list what
+    # can be adopted; they have tests of their own.
+    if issubclass(point.load(), base.Lister) and name not in ("store check", "volume adoptable")
 ]
 
 

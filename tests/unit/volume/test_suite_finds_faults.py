@@ -430,6 +430,14 @@ BROKEN: dict[str, tuple[str, set[str]]] = {
 """,
         {"test_v10_foreign_things_are_left_alone"},
     ),
+    "the points of other services go": (
+        """
+    class Broken(Provider):
+        def keep_points(self, volume, needed):
+            super().keep_points(volume, lambda: replace(needed(), known=None))
+""",
+        {"test_v10_points_that_the_service_does_not_know_stay"},
+    ),
     "points of all volumes go": (
         """
     class Broken(Provider):
