@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import random
+import uuid
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -74,7 +74,7 @@ def make_image(
     :param how: ``features``, by their names, and what ``RBD.create`` takes.
     """
     _, rbd = bindings()
-    name = name or f"volume-{random.randbytes(8).hex()}"
+    name = name or f"volume-{uuid.uuid4()}"
     features = how.pop("features", "layering,exclusive-lock,object-map,fast-diff,deep-flatten")
     how.setdefault("order", ORDER)
     with pool(cluster, namespace) as io:

@@ -11,8 +11,10 @@ import errno
 import json
 import os
 import socket
+import struct
 import tempfile
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -155,9 +157,10 @@ class Opened:
                 self.pool_id: int = self.cluster.pool_lookup(place.pool)
                 self.address: str = self.cluster.get_addrs()
                 self._image = rbd.Image(self.io, place.image, snapshot=place.snapshot, read_only=not write)
-                stack.callback(self._close_image)
+                stack.callback(_close, self._image)
                 self.image_id: str = "" if self._image.old_format() else self._image.id()
-            self._stack = stack.pop_all()
+            # Even if nobody closes it: an image that loses its connection first hangs or ends the process.
+            self._finalizer = weakref.finalize(self, stack.pop_all().close)
 
     @property
     def storage_id(self) -> str:
@@ -176,10 +179,22 @@ class Opened:
             self._users -= 1
             self._idle.notify_all()
 
-    def again(self, snapshot: str | None) -> Any:
-        """Open the image once more, as it is in the cluster now, or a snapshot of it, for reading."""
-        _, rbd = bindings()
-        return rbd.Image(self.io, image_id=self.image_id, snapshot=snapshot, read_only=True)
+    def snapshot_ids(self) -> set[int]:
+        """Return the ids of the snapshots that the image has now, whatever it had when it was opened; none if
+        it is gone.
+
+        One short request: the bindings would have to open the image again.
+
+        :raises OSError: the cluster does not answer.
+        """
+        rados, _ = bindings()
+        with self, translated(f"looking at {self.place}"):
+            try:
+                # u64 of the newest id, u32 of their number, then each as u64.
+                _, answer = self.io.execute(f"rbd_header.{self.image_id}", "rbd", "get_snapcontext", b"")
+            except rados.ObjectNotFound:
+                return set()
+        return {number for (number,) in struct.iter_unpack("<Q", answer[12:])}
 
     def close(self) -> None:
         """End the connection when no thread uses the image any more; idempotent."""
@@ -189,12 +204,13 @@ class Opened:
             self._closed = True
             # Each call of librbd ends, at the latest by the timeouts.
             self._idle.wait_for(lambda: self._users == 0)
-        self._stack.close()
+        self._finalizer()
 
-    def _close_image(self) -> None:
-        _, rbd = bindings()
-        with suppress(rbd.Error):
-            self._image.close()
+
+def _close(image: Any) -> None:
+    _, rbd = bindings()
+    with suppress(rbd.Error):
+        image.close()
 
 
 @contextmanager

@@ -172,6 +172,7 @@ class Images:
                 number,
                 storage_id=storage_id,
                 discard=discard,
+                open_at=lambda name: Opened(self._connection, place.at(name)),
                 problem=lambda: version_problem(library_version(self._connection)),
             )
         except BaseException:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +45,7 @@ class RbdPoint(Point):
     :param snapshot_id: Ceph's number of the snapshot.
     :param storage_id: see :class:`Point`.
     :param discard: removes the snapshot; None: it is not this point's own.
+    :param open_at: opens another snapshot of the image, by its name.
     :param problem: says why the library's differences cannot be relied on, or None.
     """
 
@@ -54,11 +56,13 @@ class RbdPoint(Point):
         *,
         storage_id: str | None,
         discard: Callable[[], None] | None,
+        open_at: Callable[[str], Opened],
         problem: Callable[[], str | None],
     ) -> None:
         self._opened = opened
         self._snapshot_id = snapshot_id
         self._discard = discard
+        self._open_at = open_at
         self._problem = problem
         self._lock = threading.Lock()
         self._allocated: changes.Known | None = None
@@ -88,12 +92,13 @@ class RbdPoint(Point):
         if token.snapshot_id == self._snapshot_id:
             found = changes.Known((), (), Kind.SAME)
         else:
-            with self._opened as image, translated(f"comparing {self._opened.place} with {base}"):
-                earlier = self._opened.again(base)
-                try:
-                    found = changes.changed(image, earlier, base, here)
-                finally:
-                    earlier.close()
+            with (
+                closing(self._open_at(base)) as opened,
+                opened as earlier,
+                self._opened as image,
+                translated(f"comparing {self._opened.place} with {base}"),
+            ):
+                found = changes.changed(image, earlier, base, here)
             # Of a snapshot that is removed meanwhile, Ceph says anything.
             if self._name_of(token.snapshot_id) is None:
                 return "its snapshot was removed"
@@ -133,7 +138,7 @@ class RbdPoint(Point):
             # Set first: what is read meanwhile is to be proven by the next call.
             self._unproven = False
             try:
-                there = self._name_of(self._snapshot_id) is not None
+                there = self._snapshot_id in self._opened.snapshot_ids()
             except BaseException:
                 self._unproven = True
                 raise
@@ -160,23 +165,12 @@ class RbdPoint(Point):
             return self._allocated
 
     def _name_of(self, snapshot_id: int) -> str | None:
-        """Return the present name of a snapshot of the image; None: it is gone, perhaps with the image."""
-        _, rbd = bindings()
-        with self._opened, translated(f"looking at {self._opened.place}"):
-            try:
-                image = self._opened.again(None)
-            except rbd.ImageNotFound:
-                return None
-            try:
-                return find_snapshot(image, snapshot_id)
-            finally:
-                image.close()
-
-
-def find_snapshot(image: Any, snapshot_id: int) -> str | None:
-    """Return the name of a snapshot of an open image; None: it is gone."""
-    found = (snapshot["name"] for snapshot in snapshots(image) if snapshot["id"] == snapshot_id)
-    return next(found, None)
+        """Return the name of a snapshot that was there when the point was opened, if it is still there."""
+        if snapshot_id not in self._opened.snapshot_ids():
+            return None
+        with self._opened as image, translated(f"looking at {self._opened.place}"):
+            found = (one["name"] for one in snapshots(image) if one["id"] == snapshot_id)
+            return next(found, None)
 
 
 def snapshots(image: Any) -> list[dict[str, Any]]:

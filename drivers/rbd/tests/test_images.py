@@ -1,0 +1,168 @@
+"""Adoption, other programs that have an image open, and a cluster that does not answer."""
+
+from __future__ import annotations
+
+import gc
+import signal
+import uuid
+from collections.abc import Iterator
+
+import pytest
+from backupfw_rbd.cluster import bindings
+from backupfw_rbd.provider import RbdProvider
+
+from backupfw.chunkstore.options import option_values
+from backupfw.errors import InvalidInput, InvalidVolume, StorageChanged, TargetError
+from backupfw.testing.volume import adopted
+from backupfw.volume.base import SnapshotRef, VolumeRef
+from tests.servers import rbd_images
+from tests.servers.ceph import Ceph
+
+pytestmark = pytest.mark.server
+
+LENGTH = 10 << rbd_images.ORDER
+
+
+@pytest.fixture
+def path(cluster: Ceph) -> Iterator[str]:
+    place = rbd_images.make_image(cluster, LENGTH)
+    yield str(place)
+    rbd_images.remove_image(cluster, place)
+
+
+def test_what_cannot_be_adopted(cluster: Ceph, provider: RbdProvider, path: str) -> None:
+    for wrong in (f"{path}x", f"{path}@nothing", "rbd:elsewhere/image", "rbd:volumes/other/image"):
+        with pytest.raises(InvalidInput):
+            provider.adopt(wrong)
+
+
+def test_an_image_that_somebody_has_open(cluster: Ceph, provider: RbdProvider, path: str) -> None:
+    with rbd_images.image(cluster, path) as image:
+        with pytest.raises(InvalidInput, match="--in-use"):
+            provider.adopt(path)
+        ref = VolumeRef(str(uuid.uuid4()), LENGTH, path, True, provider.adopt(path, in_use=True).storage_id)
+        # Nobody is pushed out, and what is written is not lost.
+        with pytest.raises(TargetError), provider.open_target(ref, 1):
+            pass
+        image.write(b"mine", 0)
+        provider.open_point(ref, "p").close()
+    with provider.open_target(ref, 1) as target:
+        target.write(0, [b"ours"])
+
+
+def test_a_point_that_nobody_closes_does_no_harm(provider: RbdProvider, path: str) -> None:
+    """Without its connection, librbd would wait for ever to close the image."""
+    point = provider.open_point(adopted(provider, path), "p")
+    # As tracebacks do.
+    point.itself = point  # type: ignore[attr-defined]
+    del point
+    assert gc.collect()
+
+
+def test_nobody_writes_beside_a_restore(cluster: Ceph, provider: RbdProvider, path: str) -> None:
+    ref = adopted(provider, path)
+    _, rbd = bindings()
+    with provider.open_target(ref, 1) as target:
+        with rbd_images.image(cluster, path) as image, pytest.raises(rbd.ReadOnlyImage):
+            image.lock_acquire(rbd.RBD_LOCK_MODE_EXCLUSIVE)
+        target.write(0, [b"ours"])
+    assert [name for name in rbd_images.names(cluster) if name.startswith(path)] == [path]
+
+
+def test_an_adopted_snapshot_is_only_read(cluster: Ceph, provider: RbdProvider, path: str) -> None:
+    with rbd_images.image(cluster, path) as image:
+        image.write(b"then", 0)
+        image.create_snap("then")
+        image.write(b"now!", 0)
+    ref = adopted(provider, f"{path}@then")
+    tokens = []
+    for name in ("one", "two"):
+        with provider.open_point(ref, name) as point:
+            found = bytearray(4)
+            point.read_into(0, memoryview(found))
+            assert found == b"then"
+            assert point.storage_id == ref.storage_id
+            tokens.append(point.token)
+            assert point.compare(tokens[0] or "") is None
+    assert len(set(tokens)) == 1
+    for use in (
+        lambda: provider.open_target(ref, 1),
+        lambda: provider.extend(ref, 2 * LENGTH),
+        lambda: provider.create_snapshot(SnapshotRef("s", ref, LENGTH), False),
+    ):
+        with pytest.raises(InvalidVolume):
+            use()
+    with rbd_images.image(cluster, path) as image:
+        image.remove_snap("then")
+    with pytest.raises(StorageChanged):
+        provider.look(ref)
+
+
+def test_a_renamed_image_is_gone_until_it_is_adopted_again(
+    cluster: Ceph, provider: RbdProvider, path: str
+) -> None:
+    ref = adopted(provider, path)
+    _, rbd = bindings()
+    name = path.rpartition("/")[2]
+    with rbd_images.pool(cluster) as io:
+        rbd.RBD().rename(io, name, f"{name}-new")
+    with pytest.raises(StorageChanged, match="is gone"):
+        provider.look(ref)
+    assert provider.adopt(f"{path}-new").storage_id == ref.storage_id
+    with rbd_images.pool(cluster) as io:
+        rbd.RBD().rename(io, f"{name}-new", name)
+
+
+def test_a_volume_without_the_exclusive_lock_is_read_but_not_written(
+    cluster: Ceph, provider: RbdProvider
+) -> None:
+    place = rbd_images.make_image(cluster, LENGTH, features="layering")
+    ref = adopted(provider, str(place))
+    provider.open_point(ref, "p").close()
+    with pytest.raises(InvalidVolume, match="exclusive-lock"):
+        provider.open_target(ref, 1)
+    rbd_images.remove_image(cluster, place)
+
+
+def test_the_pools_are_listed(cluster: Ceph, provider: RbdProvider, path: str) -> None:
+    other = rbd_images.make_image(cluster, 77, namespace=rbd_images.SPACE)
+    found = {storage.location: storage.length for storage in provider.adoptable()}
+    assert (found[path], found[str(other)]) == (LENGTH, 77)
+    rbd_images.remove_image(cluster, other)
+
+
+def test_a_cluster_that_does_not_answer_is_an_error(cluster: Ceph, path: str) -> None:
+    options = rbd_images.options(cluster, timeout=2)
+    provider = RbdProvider(option_values(RbdProvider.options(), **options))
+    ref = adopted(provider, path)
+    with rbd_images.image(cluster, path) as image:
+        image.write(b"some", 0)
+    with provider.open_point(ref, "p") as point:
+        for server in (cluster.osd, cluster.monitor):
+            server.send_signal(signal.SIGSTOP)
+            try:
+                with pytest.raises(OSError):
+                    provider.look(ref)
+            finally:
+                server.send_signal(signal.SIGCONT)
+        cluster.osd.send_signal(signal.SIGSTOP)
+        try:
+            with pytest.raises(TimeoutError):
+                point.read_into(0, memoryview(bytearray(10)))
+        finally:
+            cluster.osd.send_signal(signal.SIGCONT)
+        point.read_into(0, memoryview(bytearray(10)))
+
+
+def test_a_wrong_key_is_not_shown(cluster: Ceph, path: str) -> None:
+    keyring = cluster.base / "keyring.wrong"
+    secret = "AQBUYxxlAAAAABAAq8u0cKBzX3rR5s7sW6n1aQ=="
+    keyring.write_text(f"[client.backupfw]\n\tkey = {secret}\n")
+    options = rbd_images.options(cluster, keyring=str(keyring), timeout=3)
+    provider = RbdProvider(option_values(RbdProvider.options(), **options))
+    with pytest.raises(OSError) as caught:
+        list(provider.adoptable())
+    assert secret not in str(caught.value)
+    with pytest.raises(InvalidInput) as refused:
+        provider.adopt(path)
+    assert secret not in str(refused.value)
