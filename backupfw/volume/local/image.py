@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
+import time
 from collections.abc import Callable, Sequence
 
 from backupfw.errors import OperationNotSupported, SourceMoved
@@ -16,6 +17,8 @@ from backupfw.volume.local.qemu import ImageServer, program
 from backupfw.volume.nbd.blocks import NbdPoint, NbdTarget
 
 _SECTOR = 512
+# Seconds in which a program that is left of a killed worker must be gone.
+_LOCKED = 5.0
 _PIECE = 1 << 20
 # Granularity of zero detection in a copy.
 _GRAIN = 64 << 10
@@ -188,10 +191,16 @@ def new_image(descriptor: Descriptor, format_: str, length: int) -> ImageTarget:
 
 
 def _run(fd: int, command: str, format_: str, length: int) -> None:
-    # Whole sectors: other lengths no format has.
+    # Whole sectors: no format has other lengths.
     words = [command, "-q", "-f", format_, f"/proc/self/fd/{fd}", str(-(-length // _SECTOR) * _SECTOR)]
-    done = subprocess.run(  # noqa: S603  (our own arguments)
-        [program("qemu-img"), *words], capture_output=True, text=True, check=False, pass_fds=[fd]
-    )
+    give_up = time.monotonic() + _LOCKED
+    while True:
+        done = subprocess.run(  # noqa: S603  (our own arguments)
+            [program("qemu-img"), *words], capture_output=True, text=True, check=False, pass_fds=[fd]
+        )
+        # A killed worker's program may be at it still, for a moment.
+        if not done.returncode or "lock" not in done.stderr or time.monotonic() > give_up:
+            break
+        time.sleep(0.05)
     if done.returncode:
         raise OSError(errno.EIO, f"qemu-img {command}: {done.stderr.strip()[-300:]}")

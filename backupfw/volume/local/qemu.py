@@ -4,6 +4,8 @@ The process belongs to whoever opened the image, and cannot outlive it:
 
 * Our connections are made before it starts, and it ends when the last of them ends.  So it ends with the
   worker, however that ends.  The socket has no name any more when it starts: nobody else can connect.
+  Until the connections are negotiated it would stay; so long a shell waits on a pipe that ends with the
+  worker, to kill it.
 * It gets each file of the image as a descriptor.  That of a written image holds the volume's lock (``flock``
   belongs to the open file, which both processes share), so the lock is free only when this process is gone.
 * It opens the files with QEMU's own locks, so an image that a running machine uses is refused.
@@ -36,8 +38,11 @@ CONNECTIONS = 4
 _TIMEOUT = 120.0
 # Seconds in which it ends when nobody is connected any more; it may have to write what it has cached.
 _END = 60.0
-# The first descriptor of systemd's protocol for sockets; those of the image follow.
-_FIRST = 3
+# Descriptors of the process: the socket, by systemd's protocol; the pipe; the files of the image.
+_SOCKET, _PIPE, _FILES = 3, 9, 10
+# Only a process that knows its own id can say who the socket is for.
+# The waiting shell must not hold the socket: its end says that the process could not start.
+_SCRIPT = f'( (read x <&{_PIPE} || kill -9 $$) {_SOCKET}<&- & ); LISTEN_PID=$$ exec "$@" {_PIPE}<&-'
 
 
 class Locked(Exception):
@@ -70,8 +75,9 @@ class ImageServer:
         listening, connected = _sockets()
         self._pid: int | None = None
         errors = os.memfd_create("qemu-nbd", os.MFD_CLOEXEC)
+        ends, alive = os.pipe2(os.O_CLOEXEC)
         try:
-            self._pid = _spawn(chain, listening, errors, write, share)
+            self._pid = _spawn(chain, listening, ends, errors, write, share)
             listening.close()
             try:
                 self.client = Client(
@@ -82,12 +88,18 @@ class ImageServer:
                 raise _refused(os.pread(errors, 4096, 0), chain.layers[0].format) from error
             if not _is_confined(self._pid, chain, errors):
                 raise Unusable("names other files than it did when it was looked at")
+            for end in connected:
+                # Those that the client did not take.
+                end.close()
         except BaseException:
             self.kill()
             raise
         finally:
             listening.close()
-            os.close(errors)
+            # From here on it ends by itself, or has ended.
+            os.write(alive, b"\n")
+            for fd in (errors, ends, alive):
+                os.close(fd)
             for end in connected:
                 end.close()
 
@@ -142,10 +154,10 @@ def _sockets() -> tuple[socket.socket, list[socket.socket]]:
     return listening, connected
 
 
-def _spawn(chain: Chain, listening: socket.socket, errors: int, write: bool, share: bool) -> int:
+def _spawn(chain: Chain, listening: socket.socket, ends: int, errors: int, write: bool, share: bool) -> int:
     node: dict[str, Any] | None = None
     for number, layer in reversed(list(enumerate(chain.layers))):
-        file = {"driver": "file", "filename": f"/proc/self/fd/{_FIRST + 1 + number}"}
+        file = {"driver": "file", "filename": f"/proc/self/fd/{_FILES + number}"}
         below, node = node, {"driver": DRIVERS.get(layer.format, layer.format), "file": file}
         if layer.format == "qcow2":
             node["backing"] = below
@@ -157,21 +169,20 @@ def _spawn(chain: Chain, listening: socket.socket, errors: int, write: bool, sha
         node["force-share"] = True
     arguments = [program("qemu-nbd"), f"--shared={CONNECTIONS}", "--discard=unmap"]
     arguments += [] if write else ["--read-only"]
-    # Only a process that knows its own id can say who the socket is for.
-    shell = ["/bin/sh", "-c", 'LISTEN_PID=$$ exec "$@"', "sh", *arguments, "json:" + json.dumps(node)]
+    shell = ["/bin/sh", "-c", _SCRIPT, "sh", *arguments, "json:" + json.dumps(node)]
     with contextlib.ExitStack() as stack:
         # Out of the way of the numbers that they get in the new process.
-        high = 64 + len(chain.layers)
-        ours = [listening.fileno(), *(layer.fd for layer in chain.layers)]
-        copies = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, high) for fd in (*ours, errors)]
-        for copy in copies:
+        high = _FILES + len(chain.layers)
+        theirs = {2: errors, _SOCKET: listening.fileno(), _PIPE: ends}
+        theirs |= {_FILES + number: layer.fd for number, layer in enumerate(chain.layers)}
+        copies = {place: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, high) for place, fd in theirs.items()}
+        for copy in copies.values():
             stack.callback(os.close, copy)
         actions: list[tuple[Any, ...]] = [
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
             (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
-            (os.POSIX_SPAWN_DUP2, copies[-1], 2),
             *((os.POSIX_SPAWN_CLOSE, fd) for fd in _inheritable()),
-            *((os.POSIX_SPAWN_DUP2, copy, _FIRST + place) for place, copy in enumerate(copies[:-1])),
+            *((os.POSIX_SPAWN_DUP2, copy, place) for place, copy in copies.items()),
         ]
         environment = {"PATH": os.environ.get("PATH", os.defpath), "LISTEN_FDS": "1", "LC_ALL": "C"}
         # A signal for our whole group (Ctrl-C) must not end it before what was written is flushed.
@@ -183,7 +194,7 @@ def _inheritable() -> list[int]:
     found = []
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
-            if int(name) >= _FIRST and os.get_inheritable(int(name)):
+            if int(name) >= _SOCKET and os.get_inheritable(int(name)):
                 found.append(int(name))
     return found
 

@@ -33,6 +33,8 @@ DIRTY = 1
 _STATUS_STEP = 1 << 30
 #: Longest request; what every server accepts is 32 MiB.
 _MAX_REQUEST = 32 << 20
+# Seconds for each connection but the first: a server with a limit lets them wait.
+_SPARE_CONNECT = 2.0
 # One piece of a zeroed range: a server that has to write the zeros must answer in time.
 _ZERO_PIECE = 64 << 20
 _ZEROS = bytes(1 << 20)
@@ -133,7 +135,7 @@ class Client:
         self._edges = threading.Lock()
         self._closed = False
         self._lost: ServerLost | None = None
-        first = _Connection(connect[0], contexts, timeout)
+        first = _Connection(connect[0], contexts, timeout, timeout)
         handle = first.handle
         nbd = binding()
         self.length: int = handle.get_size()
@@ -147,7 +149,12 @@ class Client:
         self._longest = max(self._unit, min(most, _MAX_REQUEST) // self._unit * self._unit)
         connections = [first]
         if handle.can_multi_conn():
-            connections += [_Connection(begin, contexts, timeout) for begin in connect[1:]]
+            for begin in connect[1:]:
+                try:
+                    connections.append(_Connection(begin, contexts, min(timeout, _SPARE_CONNECT), timeout))
+                except ServerLost:
+                    # It serves no more at once, so be it.
+                    break
         self._count = len(connections)
         for connection in connections:
             self._idle.put(connection)
@@ -312,9 +319,15 @@ class Client:
 class _Connection:
     """One connection; used by one thread at a time."""
 
-    def __init__(self, begin: Callable[[Any], None], contexts: Sequence[str], timeout: float) -> None:
+    def __init__(
+        self,
+        begin: Callable[[Any], None],
+        contexts: Sequence[str],
+        connect_timeout: float,
+        timeout: float,
+    ) -> None:
         self._error = binding().Error
-        self._timeout = timeout
+        self._timeout = connect_timeout
         self.handle = binding().NBD()
         try:
             for context in contexts:
@@ -323,6 +336,7 @@ class _Connection:
             self._wait(lambda: not self.handle.aio_is_connecting())
             if not self.handle.aio_is_ready():
                 raise ServerLost("the NBD server refused the connection")
+            self._timeout = timeout
         except self._error as error:
             self.handle = None
             text = str(error)
