@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 #: What a site installs with core; the wheels of the checkout are its drivers.
 EXTRAS = "keystone,messaging,mysql,postgresql"
-DRIVERS = ("cinder", "gcs", "posix", "rbd", "s3", "swift")
+DRIVERS = ("cinder", "gcs", "nbd", "posix", "rbd", "s3", "swift")
 #: Seconds that one step may take, on a machine that is busy with other things.
 PATIENCE = 600
 
@@ -40,13 +40,15 @@ from backupfw.chunkstore.base import ChunkStore
 from backupfw.volume.base import VolumeProvider
 from backupfw_cinder.provider import CinderProvider
 from backupfw_gcs.store import GcsStore
+from backupfw_nbd.exports import NbdProvider
+from backupfw_nbd.machines import QemuProvider
 from backupfw_posix.store import PosixStore
 from backupfw_rbd.provider import RbdProvider
 from backupfw_s3.store import S3Store
 from backupfw_swift.store import SwiftStore
 
 stores: list[type[ChunkStore]] = [GcsStore, PosixStore, S3Store, SwiftStore]
-providers: list[type[VolumeProvider]] = [CinderProvider, RbdProvider]
+providers: list[type[VolumeProvider]] = [CinderProvider, NbdProvider, QemuProvider, RbdProvider]
 """
 
 

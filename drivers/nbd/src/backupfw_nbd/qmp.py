@@ -1,0 +1,118 @@
+"""Talks to a QEMU process by its monitor (QMP)."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from backupfw.errors import SourceUnreadable
+
+
+class QmpError(Exception):
+    """QEMU refused a command; the text is QEMU's."""
+
+
+class MonitorAway(SourceUnreadable):
+    """The monitor does not answer: the machine is off, or another program holds the monitor."""
+
+    may_pass = True
+
+
+class Monitor:
+    """A connection to a monitor, which serves one at a time: who has it is alone.  Not thread-safe.
+
+    :param path: of the monitor's Unix socket.
+    :param timeout: seconds for each answer.
+    :raises MonitorAway: nobody answers.
+    """
+
+    def __init__(self, path: str, timeout: float) -> None:
+        self._timeout = timeout
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._pending = b""
+        try:
+            self._connect(path)
+            self._receive()
+            self.run("qmp_capabilities")
+        except (OSError, ValueError) as error:
+            self.close()
+            raise _away(error) from error
+        except BaseException:
+            self.close()
+            raise
+
+    def run(self, command: str, **arguments: Any) -> Any:
+        """Do a command, and return its answer.
+
+        :raises QmpError: QEMU refuses it.
+        :raises MonitorAway: there is no answer.
+        """
+        message = {"execute": command, **({"arguments": arguments} if arguments else {})}
+        try:
+            self._socket.sendall(json.dumps(message).encode() + b"\n")
+            while True:
+                answer = self._receive()
+                if "return" in answer:
+                    return answer["return"]
+                if "error" in answer:
+                    raise QmpError(str(answer["error"].get("desc", "")))
+        except (OSError, ValueError) as error:
+            raise _away(error) from error
+
+    def transaction(self, actions: Sequence[tuple[str, dict[str, Any]]]) -> None:
+        """Do several things at one moment, or none of them.
+
+        :param actions: command and arguments of each.
+        """
+        if actions:
+            self.run("transaction", actions=[{"type": kind, "data": data} for kind, data in actions])
+
+    def close(self) -> None:
+        """Let others have the monitor; idempotent."""
+        self._socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _connect(self, path: str) -> None:
+        """Connect; where many wait for the monitor, there is no room in its queue for a moment."""
+        give_up = time.monotonic() + self._timeout
+        self._socket.setblocking(False)
+        while True:
+            try:
+                self._socket.connect(path)
+            except BlockingIOError:
+                if time.monotonic() > give_up:
+                    raise
+                time.sleep(0.05)
+            else:
+                return
+
+    def _receive(self) -> dict[str, Any]:
+        give_up = time.monotonic() + self._timeout
+        while b"\n" not in self._pending:
+            self._socket.settimeout(max(0.001, give_up - time.monotonic()))
+            data = self._socket.recv(1 << 16)
+            if not data:
+                raise ConnectionResetError("the monitor was closed")
+            self._pending += data
+        line, self._pending = self._pending.split(b"\n", 1)
+        answer = json.loads(line)
+        if not isinstance(answer, dict):
+            raise ConnectionResetError("it is no monitor")
+        return answer
+
+
+def _away(error: Exception) -> MonitorAway:
+    away = MonitorAway("The machine is off, or its monitor does not answer.")
+    away.add_note(str(error))
+    return away
