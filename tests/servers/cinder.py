@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Any
 
 import requests
 
-from tests.servers.ceph import run_ceph_tool
+from tests.servers.ceph import Ceph, run_ceph_tool
 from tests.servers.keystone import ADMIN_PASSWORD, Keystone, User
 from tests.servers.ports import free_port
 from tests.servers.process import ServerProcess
@@ -42,7 +41,7 @@ state_path = {base}/state
 api_paste_config = {etc}/api-paste.ini
 resource_query_filters_file = {etc}/resource_filters.json
 rootwrap_config = {etc}/rootwrap.conf
-auth_strategy = {strategy}
+auth_strategy = keystone
 transport_url = fake://
 enabled_backends = ceph
 default_volume_type = ceph
@@ -58,7 +57,7 @@ volume_driver = cinder.volume.drivers.rbd.RBDDriver
 volume_backend_name = ceph
 rbd_pool = {pool}
 rbd_user = admin
-rbd_ceph_conf = {ceph}/ceph.conf
+rbd_ceph_conf = {ceph}
 rbd_secret_uuid = 11111111-2222-3333-4444-555555555555
 rbd_flatten_volume_from_snapshot = false
 [database]
@@ -70,10 +69,6 @@ backend_url = file://{base}/state
 [oslo_policy]
 enforce_scope = true
 enforce_new_defaults = true
-{identity}
-"""
-
-_IDENTITY = """\
 [keystone_authtoken]
 www_authenticate_uri = {url}
 auth_url = {url}
@@ -94,7 +89,7 @@ eventlet.monkey_patch()
 import os, sys
 base, ceph, bindings = sys.argv[1:]
 sys.path.append(bindings)
-os.environ["CEPH_CONF"] = ceph + "/ceph.conf"
+os.environ["CEPH_CONF"] = ceph
 from oslo_config import cfg
 from oslo_log import log
 from cinder import objects, rpc, service, version
@@ -134,41 +129,28 @@ with rbd.Image(cluster.open_ioctx(pool), name) as image:
 class Cinder:
     """A running Cinder.
 
-    :ivar ceph: the directory of the cluster that has its volumes.
-    :ivar identity: its Keystone; None: every caller is believed, and an administrator (``noauth``).
+    :ivar cluster: has its volumes.
+    :ivar identity: its Keystone.
     """
 
     base: Path
-    ceph: Path
+    cluster: Ceph
     port: int
-    identity: Keystone | None
+    identity: Keystone
 
     @property
     def endpoint(self) -> str:
         """The API's root, without a version."""
         return f"http://127.0.0.1:{self.port}"
 
-    def tenant(self, name: str, user: User | None = None) -> Tenant:
-        """Return a client of a project.
-
-        :param name: with ``noauth``: of user and project.
-        :param user: with Keystone: who it is.
-        """
-        if self.identity is None:
-            project = uuid.uuid5(uuid.NAMESPACE_DNS, name).hex
-            return Tenant(self, project, f"{name}:{project}")
-        assert user is not None
-        token = self.identity.token(user.name, user.password, user.project)
-        return Tenant(self, user.project_id, token)
+    def tenant(self, user: User) -> Tenant:
+        """Return a user's client, in his project."""
+        return Tenant(self, user.project_id, self.identity.token(user.name, user.password, user.project))
 
     def administrator(self) -> Tenant:
         """Return a client of the administrator, in his project."""
-        if self.identity is None:
-            return self.tenant("admin")
-        user = User("", "admin", ADMIN_PASSWORD, "admin", "")
-        token = self.identity.token(user.name, user.password, user.project)
-        projects = self.identity.request("GET", "/projects?name=admin")["projects"]
-        return Tenant(self, projects[0]["id"], token)
+        (project,) = self.identity.request("GET", "/projects?name=admin")["projects"]
+        return self.tenant(User("", "admin", ADMIN_PASSWORD, "admin", project["id"]))
 
     def write(self, volume_id: str, offset: int, content: bytes) -> None:
         """Write into a volume's image, as a machine would that has the volume."""
@@ -179,7 +161,7 @@ class Cinder:
         return self._librbd("read", volume_id, offset, length, b"")
 
     def _librbd(self, what: str, volume_id: str, offset: int, length: int, content: bytes) -> bytes:
-        words = [str(self.ceph / "ceph.conf"), POOL, f"volume-{volume_id}", what, str(offset), str(length)]
+        words = [str(self.cluster.config), POOL, f"volume-{volume_id}", what, str(offset), str(length)]
         done = subprocess.run(
             ["/usr/bin/python3", "-c", _IMAGE, *words], input=content, capture_output=True, timeout=60
         )
@@ -188,12 +170,14 @@ class Cinder:
 
     def snapshots(self, volume_id: str) -> list[str]:
         """Return the names of the snapshots of a volume's image."""
-        listed = run_ceph_tool("rbd", self.ceph, "snap", "ls", "--format=json", f"{POOL}/volume-{volume_id}")
+        listed = run_ceph_tool(
+            "rbd", self.cluster.base, "snap", "ls", "--format=json", f"{POOL}/volume-{volume_id}"
+        )
         return [one["name"] for one in json.loads(listed)]
 
     def images(self) -> list[str]:
         """Return the names of all images in the pool, those of deleted volumes in the trash left out."""
-        return run_ceph_tool("rbd", self.ceph, "ls", POOL).split()
+        return run_ceph_tool("rbd", self.cluster.base, "ls", POOL).split()
 
 
 @dataclass
@@ -267,44 +251,39 @@ def cinder_missing() -> str | None:
 
 
 @contextmanager
-def cinder(directory: Path, ceph: Path, identity: Keystone | None = None) -> Iterator[Cinder]:
+def cinder(directory: Path, cluster: Ceph, identity: Keystone) -> Iterator[Cinder]:
     """Run Cinder in an empty directory.
 
-    :param ceph: the directory of a running cluster; its pool of volumes is made.
-    :param identity: whose users it serves, by its default policies; None: ``noauth``.
+    :param cluster: a running one; its pool of volumes is made.
+    :param identity: whose users it serves, by its default policies.
     """
-    server = Cinder(directory, ceph, free_port(), identity)
+    server = Cinder(directory, cluster, free_port(), identity)
     python = Path(find_program("cinder-manage", "cinder") or "").with_name("python")
     shutil.copytree(python.parent.parent / "etc/cinder", directory / "etc")
     for name in ("state", "lock"):
         (directory / name).mkdir()
-    users = ""
-    if identity is not None:
-        service = identity.add_user(f"cinder-{server.port}", f"cinder-{server.port}", "service")
-        users = _IDENTITY.format(
-            url=identity.url, name=service.name, password=service.password, project=service.project
-        )
+    service = identity.add_user(f"cinder-{server.port}", f"cinder-{server.port}", "service")
     (directory / "cinder.conf").write_text(
         _CONFIG.format(
             base=directory,
             etc=directory / "etc",
-            ceph=ceph,
+            ceph=cluster.config,
             pool=POOL,
             port=server.port,
-            strategy="noauth" if identity is None else "keystone",
-            identity=users,
+            url=identity.url,
+            name=service.name,
+            password=service.password,
+            project=service.project,
         )
     )
-    if POOL not in run_ceph_tool("ceph", ceph, "osd", "pool", "ls").split():
-        run_ceph_tool("ceph", ceph, "osd", "pool", "create", POOL, "8")
-        run_ceph_tool("ceph", ceph, "osd", "pool", "application", "enable", POOL, "rbd")
-    process = ServerProcess([str(python), "-c", _SERVE, str(directory), str(ceph), str(BINDINGS)], directory)
+    cluster.make_pool(POOL)
+    process = ServerProcess(
+        [str(python), "-c", _SERVE, str(directory), str(cluster.config), str(BINDINGS)], directory
+    )
     try:
         process.wait_ready(lambda: requests.get(server.endpoint, timeout=5).status_code == 300)
-        if identity is not None:
-            identity.add_endpoints(
-                "block-storage", {"public": f"{server.endpoint}/v3", "internal": f"{server.endpoint}/v3"}
-            )
+        url = f"{server.endpoint}/v3"
+        identity.add_endpoints("block-storage", {"public": url, "internal": url})
         administrator = server.administrator()
         administrator.call("POST", "/types", {"volume_type": {"name": "ceph"}})
         _wait_scheduler(administrator)

@@ -28,13 +28,9 @@ def _lives(server: Cinder, tenant: Tenant) -> None:
     assert f"volume-{volume}" not in server.images()
 
 
-def test_a_volume_lives_and_dies(believing_cinder: Cinder) -> None:
-    _lives(believing_cinder, believing_cinder.tenant("demo"))
-
-
 def test_it_obeys_its_policies(real_cinder: Cinder, identity: Keystone) -> None:
-    mine = real_cinder.tenant("", identity.add_user("owner", "owners", "member"))
-    other = real_cinder.tenant("", identity.add_user("stranger", "strangers", "member"))
+    mine = real_cinder.tenant(identity.add_user("owner", "owners", "member"))
+    other = real_cinder.tenant(identity.add_user("stranger", "strangers", "member"))
     _lives(real_cinder, mine)
     volume = mine.create_volume()
     assert other.status("volume", volume) is None

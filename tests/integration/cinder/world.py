@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from typing import Any
 from tests.integration.service import Client, Service
 from tests.integration.test_keystone import options
 from tests.servers.cinder import POOL, Cinder, Tenant
-from tests.servers.keystone import Keystone, User
+from tests.servers.keystone import REGION, Keystone, User
 
 MIB = 1 << 20
 
@@ -23,7 +24,6 @@ def section(server: Cinder, user: User) -> dict[str, Any]:
 
     :param user: the service's user.
     """
-    assert server.identity is not None
     return {
         "driver": "cinder",
         "auth_url": server.identity.url,
@@ -32,9 +32,10 @@ def section(server: Cinder, user: User) -> dict[str, Any]:
         "project_name": user.project,
         "user_domain_id": "default",
         "project_domain_id": "default",
+        "region_name": REGION,
         "rbd_pools": POOL,
-        "rbd_ceph_conf": server.ceph / "ceph.conf",
-        "rbd_user": "admin",
+        "rbd_ceph_conf": server.cluster.config,
+        "rbd_keyring": server.cluster.base / "keyring.backupfw",
     }
 
 
@@ -44,6 +45,8 @@ class World:
 
     :ivar backups: the project's client of this service; ``volumes`` its client of the Cinder.
     :ivar stranger: a client of another project.
+    :ivar keeper: the service's own client of the Cinder.
+    :ivar section: the configuration of the back end.
     :ivar traps: the directory of crash points.
     """
 
@@ -53,6 +56,7 @@ class World:
     volumes: Tenant
     stranger: Client
     keeper: Tenant
+    section: dict[str, Any]
     traps: Path
 
     def backup(self, volume_id: str, **fields: Any) -> dict[str, Any]:
@@ -61,8 +65,6 @@ class World:
 
     def shown(self, backup_id: str) -> dict[str, Any]:
         """Return a backup as ``backupfw backup show`` has it."""
-        import json
-
         return dict(json.loads(self.service.command("backup", "show", backup_id, "--format", "json").stdout))
 
     def begin_restore(self, backup_id: str, volume_id: str | None = None, **fields: Any) -> str:
@@ -115,6 +117,7 @@ class World:
 @contextmanager
 def world(server: Cinder, identity: Keystone, directory: Path) -> Iterator[World]:
     """Run the service."""
+    server.cluster.make_user("backupfw", "mon", "profile rbd", "osd", f"profile rbd pool={POOL}")
     keeper = identity.add_user("backup-keeper", "backup-service", "admin")
     (role,) = identity.request("GET", "/roles?name=service")["roles"]
     identity.request("PUT", f"/projects/{keeper.project_id}/users/{keeper.id}/roles/{role['id']}")
@@ -122,10 +125,11 @@ def world(server: Cinder, identity: Keystone, directory: Path) -> Iterator[World
     other = identity.add_user("stranger-to-volumes", "volume-strangers", "member")
     traps = directory / "traps"
     traps.mkdir()
+    own = section(server, keeper)
     configured = {
         **options(identity),
         "volumes": {"enabled": "local, cinder"},
-        "volumes:cinder": section(server, keeper),
+        "volumes:cinder": own,
         "backup": {"segment_size": 4 * MIB, "lease_seconds": 5},
     }
     os.environ["BACKUPFW_CRASH_POINTS"] = str(traps)
@@ -141,9 +145,10 @@ def world(server: Cinder, identity: Keystone, directory: Path) -> Iterator[World
             server,
             service,
             client(owner),
-            server.tenant("", owner),
+            server.tenant(owner),
             client(other),
-            server.tenant("", keeper),
+            server.tenant(keeper),
+            own,
             traps,
         )
     finally:
