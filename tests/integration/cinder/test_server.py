@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.servers.ceph import run_ceph_tool
-from tests.servers.cinder import POOL, Cinder, Tenant
+from tests.servers.cinder import Cinder, Tenant
 from tests.servers.keystone import Keystone
 
 pytestmark = pytest.mark.server
@@ -17,9 +16,7 @@ def _lives(server: Cinder, tenant: Tenant) -> None:
     server.write(volume, 4096, content)
     assert server.read(volume, 4095, len(content) + 2) == b"\0" + content + b"\0"
     snapshot = tenant.create_snapshot(volume)
-    assert f"snapshot-{snapshot}" in run_ceph_tool(
-        "rbd", server.ceph, "snap", "ls", f"{POOL}/volume-{volume}"
-    )
+    assert server.snapshots(volume) == [f"snapshot-{snapshot}"]
     attachment = tenant.attach(volume)
     tenant.call("DELETE", f"/attachments/{attachment}")
     tenant.wait("volume", volume, "available")

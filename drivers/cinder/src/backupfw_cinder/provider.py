@@ -131,7 +131,7 @@ class CinderProvider(VolumeProvider):
     @contextmanager
     def open_target(self, volume: VolumeRef, attempt: int) -> Iterator[BlockTarget]:
         """Attach the volume, so that nobody else can have it, and open its image."""
-        attachment = self._volumes.attach(volume.id)
+        attachment = self._volumes.attach(volume.id, attempt)
         try:
             with self._rbd.open_target(self._image(volume), attempt) as target:
                 target.storage_id = None
