@@ -28,7 +28,7 @@ from backupfw.volume.base import (
 from backupfw.volume.nbd.blocks import NbdPoint
 from backupfw.volume.nbd.client import ALLOCATION, DIRTY, Client, Server, ServerLost
 from backupfw_nbd.adopted import AdoptedOnly, changed, shorter
-from backupfw_nbd.fleece import PREFIX, Begun, Disk, Fleece, length_of
+from backupfw_nbd.fleece import PREFIX, Begun, Disk, Fleece, length_of, point_of
 from backupfw_nbd.places import DiskPlace
 from backupfw_nbd.qmp import Monitor, MonitorAway
 
@@ -145,8 +145,10 @@ class QemuProvider(AdoptedOnly):
             return
         # Not while we hold the monitor: a point may begin meanwhile.
         now = needed()
+        points = frozenset(one for name in known if (one := point_of(name)) is not None)
+        others = points - now.unneeded(points) - now.compared
         with self._looked(volume) as (fleece, _, _):
-            fleece.keep(known, now.compared, now.read)
+            fleece.keep(known, now.compared, now.read | others)
 
     def open_target(self, volume: VolumeRef, attempt: int) -> AbstractContextManager[BlockTarget]:  # noqa: ARG002
         """Refuse it: a machine runs on the disk.
