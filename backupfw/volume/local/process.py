@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from dataclasses import dataclass
@@ -42,8 +43,11 @@ class ProcessName:
         try:
             # The descriptor still refers to this process when another one gets its id.
             handle = os.pidfd_open(self.pid)
-        except ProcessLookupError:
-            return True
+        except OSError as error:
+            # No process has the id; a thread may have it by now.
+            if error.errno in (errno.ESRCH, errno.ENOENT, errno.EINVAL):
+                return True
+            raise
         try:
             if _start_time(self.pid) == self.start_time:
                 signal.pidfd_send_signal(handle, signal.SIGKILL)

@@ -222,3 +222,16 @@ def test_only_the_process_that_is_meant_is_killed() -> None:
         assert name.kill()
         assert process.wait(10) == -signal.SIGKILL
         assert name.kill()
+
+
+def test_a_thread_with_the_number_of_a_dead_writer_is_no_writer() -> None:
+    stop = threading.Event()
+    thread = threading.Thread(target=stop.wait)
+    thread.start()
+    try:
+        assert thread.native_id is not None
+        name = replace(ProcessName.of_this(), pid=thread.native_id, start_time=1)
+        assert name.kill()
+    finally:
+        stop.set()
+        thread.join()
