@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -14,10 +15,10 @@ from typing import Any, TypeVar
 import pytest
 from blake3 import blake3
 
-from backupfw.errors import TaskCancelled
+from backupfw.errors import TargetError, TaskCancelled
 from backupfw.testing.volume.adoption import Adoption, Subject, new_id
 from backupfw.testing.volume.checking import check_compared, check_extents, check_point, check_range
-from backupfw.testing.volume.processes import Recipe, Work, other_process
+from backupfw.testing.volume.processes import PATIENCE, Recipe, Work, other_process
 from backupfw.volume.base import Needed, SnapshotRef, Tick, VolumeProvider, VolumeRef
 
 T = TypeVar("T")
@@ -150,6 +151,31 @@ class InterruptedTests(Adoption):
                     check_point(point, volume.disk)
             else:
                 volume.keep()
+            assert set(self.raw_names(server)) == before
+
+    def test_v18_killed_while_a_target_is_written(self, server: Any, volume: Subject) -> None:
+        if not volume.provider.capabilities.writes:
+            pytest.skip("it does not write")
+        before, attempts = set(self.raw_names(server)), itertools.count(1)
+
+        def fresh() -> tuple[VolumeRef, int]:
+            return volume.ref, next(attempts)
+
+        for _ in self.killed(server, _overwrite, fresh):
+            # The next attempt gets the volume, at the latest when the dead one's hold of it has run out.
+            end = time.monotonic() + PATIENCE
+            while True:
+                try:
+                    with volume.provider.open_target(volume.ref, next(attempts)) as target:
+                        for offset in range(0, self.length, 1 << 20):
+                            data = volume.disk.read(offset, min(1 << 20, self.length - offset))
+                            target.write(offset, [data])
+                        target.flush()
+                        break
+                except TargetError:
+                    assert time.monotonic() < end, "the next attempt does not get the volume"
+                    time.sleep(0.2)
+            volume.check_storage()
             assert set(self.raw_names(server)) == before
 
     def test_v18_killed_while_points_are_removed(self, server: Any, volume: Subject) -> None:
@@ -359,6 +385,14 @@ def _read(provider: VolumeProvider, pipe: object, volume: VolumeRef, point_id: s
     with provider.open_point(volume, point_id) as point:
         for offset in range(0, point.length, 1 << 20):
             point.read_into(offset, memoryview(bytearray(min(1 << 20, point.length - offset))))
+
+
+def _overwrite(provider: VolumeProvider, pipe: object, volume: VolumeRef, attempt: int) -> None:
+    with provider.open_target(volume, attempt) as target:
+        for offset in range(0, volume.length - 5000, 50_000):
+            target.write(offset, [b"w" * 5000])
+        target.zero(0, volume.length)
+        target.flush()
 
 
 def _keep_nothing(provider: VolumeProvider, pipe: object, volume: VolumeRef) -> None:

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from backupfw.errors import InvalidInput, OperationNotSupported
+from backupfw.errors import InvalidInput, OperationNotSupported, SourceMoved
 from backupfw.testing.volume.adoption import Adoption, Subject, adopted, created, new_id
 from backupfw.testing.volume.checking import check_point
 from backupfw.testing.volume.disk import Disk
+from backupfw.testing.volume.writer import Writer
 from backupfw.volume.base import Needed, SnapshotRef, VolumeProvider, VolumeRef
 
 
@@ -128,6 +129,21 @@ class MakingTests(Adoption):
             with volume.provider.open_point(volume.ref, new_id()) as point:
                 check_point(point, volume.disk)
                 assert point.identity not in identities
+
+    def test_v13_a_snapshot_of_a_volume_in_use_is_one_moment(self, server: Any, volume: Subject) -> None:
+        _require_snapshots(volume.provider)
+        before = set(self.raw_names(server))
+        snapshot = SnapshotRef(new_id(), volume.ref, self.length)
+        with Writer(volume) as writer:
+            earliest = writer.done
+            # Where no snapshot is atomic, none is better than a mixed one.
+            with suppress(SourceMoved):
+                location = volume.provider.create_snapshot(snapshot, True)
+                latest = writer.done + 1
+                with volume.provider.open_point(replace(snapshot, location=location), new_id()) as point:
+                    assert earliest <= writer.moment(point) <= latest
+                volume.provider.delete_snapshot(snapshot)
+        assert set(self.raw_names(server)) == before
 
     def test_v13_made_twice_is_made_once(self, server: Any, volume: Subject) -> None:
         _require_snapshots(volume.provider)
