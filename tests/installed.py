@@ -8,17 +8,21 @@ not declared, an entry point that leads nowhere.  Versions are those of constrai
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import tempfile
 import venv
+from importlib.metadata import entry_points
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 #: What a site installs with core; the wheels of the checkout are its drivers.
 EXTRAS = "keystone,messaging,mysql,postgresql"
 DRIVERS = ("cinder", "gcs", "nbd", "posix", "rbd", "s3", "swift")
+#: The groups of entry points of drivers, and the commands that list what is installed.
+GROUPS = {"backupfw.chunkstore": ("store", "list"), "backupfw.volume": ("volume", "backends")}
 #: Seconds that one step may take, on a machine that is busy with other things.
 PATIENCE = 600
 
@@ -99,8 +103,15 @@ def check_modules(installed: Installation) -> None:
     """Every module is there, with what it imports; the drivers are found by their entry points."""
     installed.run("python", "-m", "pip", "check", "--disable-pip-version-check")
     installed.run("python", "-c", IMPORT_ALL, "backupfw", *(f"backupfw_{driver}" for driver in DRIVERS))
-    listed = installed.run("backupfw", "store", "list", "--state-dir", installed.work / "state")
-    assert all(driver in listed for driver in (*DRIVERS, "memory")), listed
+    for words, group in (
+        (("store", "list"), "backupfw.chunkstore"),
+        (("volume", "backends"), "backupfw.volume"),
+    ):
+        listed = installed.run(
+            "backupfw", *words, *("--format", "json", "--state-dir", installed.work / "state")
+        )
+        found = {each["driver"] for each in json.loads(listed) if each["state"] == "ok"}
+        assert found == {point.name for point in entry_points(group=group)}, listed
 
 
 def check_database(installed: Installation) -> None:

@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from backupfw.cmd.catalogue import DatabaseCatalogue
     from backupfw.cmd.progress import Control
     from backupfw.db.session import Database
+    from backupfw.plugins import PluginInfo
     from backupfw.worker.stores import Stores
 
 
@@ -182,17 +183,28 @@ def drivers(conf: cfg.ConfigOpts) -> Iterator[Mapping[str, str]]:
     from backupfw.chunkstore.loader import installed_drivers
     from backupfw.conf.stores import group_of
 
-    users: dict[str, list[str]] = {}
-    for name in conf.enabled_stores:
-        mark = f"{name} (default)" if name == conf.default_store else name
-        users.setdefault(conf[group_of(name)].driver, []).append(mark)
-    for info in installed_drivers():
+    users = {
+        f"{name} (default)" if name == conf.default_store else name: conf[group_of(name)].driver
+        for name in conf.enabled_stores
+    }
+    return plugins(installed_drivers(), "stores", users)
+
+
+def plugins(
+    installed: Iterable[PluginInfo], column: str, users: Mapping[str, str]
+) -> Iterator[Mapping[str, str]]:
+    """Yield what is known of each installed plug-in.
+
+    :param column: what those that use plug-ins are called.
+    :param users: the plug-in of each of them.
+    """
+    for info in installed:
         yield {
             "driver": info.name,
             "distribution": info.distribution,
             "version": info.version,
             "api": "-" if info.api_version is None else str(info.api_version),
-            "stores": ", ".join(users.get(info.name, ())) or "-",
+            column: ", ".join(user for user, name in users.items() if name == info.name) or "-",
             "state": info.problem or "ok",
         }
 

@@ -264,6 +264,22 @@ class Show(base.ShowOne):
         )
 
 
+class Backends(base.Lister):
+    """List the installed volume providers and the back ends that use them."""
+
+    columns = ("driver", "distribution", "version", "api", "backends", "state")
+
+    def records(self, args: argparse.Namespace) -> Iterator[Mapping[str, str]]:
+        """Yield one for each provider."""
+        from backupfw.cmd import store
+        from backupfw.conf.volumes import group_of
+        from backupfw.volume.loader import PROVIDERS
+
+        conf = load_conf(args)
+        users = {name: conf[group_of(name)].driver for name in conf.volumes.enabled}
+        return store.plugins(PROVIDERS.installed(), "backends", users)
+
+
 class Check(base.Verdicts):
     """Prove that a volume back end can be used, with a small volume of its own; cleans up.
 

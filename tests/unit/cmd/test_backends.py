@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from backupfw.manager.queue.services import BACKUP_BINARY, ServiceManager
 from backupfw.manager.rules.volume_types import VolumeTypeManager
 from backupfw.manager.usecases.backups import BackupManager
 from backupfw.manager.usecases.volumes import VolumeManager
+from backupfw.volume.base import API_VERSION
 from tests.unit.cmd.conftest import CTX, PATIENCE, Run, backed_up, load_conf
 
 MIB = 1 << 20
@@ -202,6 +204,20 @@ def test_storage_is_adopted_once_whatever_the_back_end(run: Run, configure: Path
     assert run("volume", "adopt", "--again", volume, "--backend", "local").status == 2
     assert one_line(run, "volume", "adopt", "--again", volume) == volume
     assert shown(run, volume)["backend"] == "fast"
+
+
+def test_installed_providers_are_listed(run: Run, configure: Path) -> None:
+    done = run("volume", "backends", "--format", "json")
+    assert done.status == 0, done.err
+    (local,) = (each for each in json.loads(done.out) if each["driver"] == "local")
+    assert local == {
+        "driver": "local",
+        "distribution": "backupfw",
+        "version": version("backupfw"),
+        "api": str(API_VERSION),
+        "backends": "local, fast",
+        "state": "ok",
+    }
 
 
 def test_a_back_end_is_checked(run: Run, configure: Path, tmp_path: Path) -> None:
