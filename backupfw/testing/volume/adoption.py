@@ -221,10 +221,6 @@ class Subject:
         self.disk.resize(length)
         self.ref = replace(self.ref, length=length)
 
-    def seen(self) -> bytes:
-        """Return its bytes, read without the provider."""
-        return bytes(self.suite.raw_read(self.server, self.ref, 0, self.disk.length))
-
     def check_storage(self) -> None:
         """Fail unless the storage has the bytes that the volume must have."""
         piece = 8 << 20

@@ -56,7 +56,7 @@ class ChangeTests(Adoption):
 
     def test_v6_an_empty_volume_is_zeros(self, server: Any, provider: VolumeProvider) -> None:
         if not provider.capabilities.allocation:
-            pytest.skip("it does not know allocation")
+            pytest.skip("declared: it does not know allocation")
         volume = Subject(self, server, provider, self.length)
         volume.write(0, b"x")
         with provider.open_point(volume.ref, new_id()) as point:
@@ -122,7 +122,7 @@ class ChangeTests(Adoption):
     def test_v5_restored_bytes_are_not_the_same(self, volume: Subject) -> None:
         _require_changes(volume.provider)
         if not volume.provider.capabilities.writes:
-            pytest.skip("it does not write")
+            pytest.skip("declared: it does not write")
         volume.write(self.length // 4, b"\xff" * (self.length // 2))
         token, was = _kept(volume)
         with volume.provider.open_target(volume.ref, 1) as target:
@@ -242,7 +242,7 @@ class ChangeTests(Adoption):
 
 def _require_changes(provider: VolumeProvider) -> None:
     if not provider.capabilities.changes:
-        pytest.skip("it does not know changes")
+        pytest.skip("declared: it does not know changes")
 
 
 def _kept(volume: Subject) -> tuple[str, Disk]:

@@ -41,7 +41,7 @@ class InterruptedTests(Adoption):
     @pytest.mark.parametrize("use", ["write", "zero"])
     def test_v16_a_frozen_writer_of_another_process(self, server: Any, volume: Subject, use: str) -> None:
         if not volume.provider.capabilities.fences:
-            pytest.skip("it does not fence")
+            pytest.skip("declared: it does not fence")
         with other_process(self.recipe(server), _write_late, volume.ref, 1, use) as other:
             other.go()
             assert other.told() == "written"
@@ -109,7 +109,7 @@ class InterruptedTests(Adoption):
 
     def test_v18_killed_while_a_snapshot_is_taken(self, server: Any, volume: Subject) -> None:
         if not volume.provider.capabilities.snapshots:
-            pytest.skip("it takes no snapshots")
+            pytest.skip("declared: it takes no snapshots")
         before = set(self.raw_names(server))
 
         def fresh() -> tuple[SnapshotRef]:
@@ -126,7 +126,7 @@ class InterruptedTests(Adoption):
 
     def test_v18_killed_while_a_snapshot_is_deleted(self, server: Any, volume: Subject) -> None:
         if not volume.provider.capabilities.snapshots:
-            pytest.skip("it takes no snapshots")
+            pytest.skip("declared: it takes no snapshots")
         before = set(self.raw_names(server))
 
         def fresh() -> tuple[SnapshotRef]:
@@ -155,7 +155,7 @@ class InterruptedTests(Adoption):
 
     def test_v18_killed_while_a_target_is_written(self, server: Any, volume: Subject) -> None:
         if not volume.provider.capabilities.writes:
-            pytest.skip("it does not write")
+            pytest.skip("declared: it does not write")
         before, attempts = set(self.raw_names(server)), itertools.count(1)
 
         def fresh() -> tuple[VolumeRef, int]:
@@ -232,7 +232,7 @@ class InterruptedTests(Adoption):
 
     def test_v18_cancelled_while_a_snapshot_is_taken(self, server: Any, volume: Subject) -> None:
         if not volume.provider.capabilities.snapshots:
-            pytest.skip("it takes no snapshots")
+            pytest.skip("declared: it takes no snapshots")
         before = set(self.raw_names(server))
         ref = SnapshotRef(new_id(), volume.ref, self.length)
         for tick in _cancelling():

@@ -30,7 +30,7 @@ class KeepingTests(Adoption):
     @pytest.mark.parametrize("chosen", range(3))
     def test_v10_what_is_compared_with_stays(self, volume: Subject, chosen: int) -> None:
         if not volume.provider.capabilities.changes:
-            pytest.skip("it does not know changes")
+            pytest.skip("declared: it does not know changes")
         points = []
         for turn in range(3):
             point_id = new_id()
@@ -50,7 +50,7 @@ class KeepingTests(Adoption):
 
     def test_v10_what_is_read_stays(self, server: Any, volume: Subject) -> None:
         if not volume.provider.capabilities.live:
-            pytest.skip("its points are not live: nothing is kept of them")
+            pytest.skip("declared: its points are not live: nothing is kept of them")
         point_id, was = new_id(), volume.disk.copy()
         point = volume.provider.open_point(volume.ref, point_id)
         seen = point.identity, point.token
@@ -74,7 +74,7 @@ class KeepingTests(Adoption):
     def test_v10_both_kinds_and_both_at_once(self, volume: Subject) -> None:
         able = volume.provider.capabilities
         if not (able.changes and able.live):
-            pytest.skip("it keeps no two kinds of points")
+            pytest.skip("declared: it keeps no two kinds of points")
         base, reading, was = new_id(), new_id(), volume.disk.copy()
         point = volume.provider.open_point(volume.ref, base)
         token = point.token or ""
@@ -93,7 +93,7 @@ class KeepingTests(Adoption):
     def test_v10_a_point_that_begins_meanwhile_stays(self, volume: Subject) -> None:
         """The service decides what is needed at the moment when it is asked: first look, then ask."""
         if not volume.provider.capabilities.live:
-            pytest.skip("its points are not live: nothing is kept of them")
+            pytest.skip("declared: its points are not live: nothing is kept of them")
         point_id, was = new_id(), volume.disk.copy()
         asked = []
 
@@ -107,7 +107,7 @@ class KeepingTests(Adoption):
         volume.provider.open_point(volume.ref, new_id()).close(keep=True)
         volume.provider.keep_points(volume.ref, needed)
         if not asked:
-            pytest.skip("nothing is kept in the storage, so it need not ask")
+            pytest.skip("declared: nothing is kept in the storage, so it need not ask")
         assert len(asked) == 1, "it asked more than once"
         with volume.provider.open_point(volume.ref, point_id) as point:
             check_point(point, was)

@@ -230,7 +230,7 @@ class MakingTests(Adoption):
 
 def _require_snapshots(provider: VolumeProvider) -> None:
     if not provider.capabilities.snapshots:
-        pytest.skip("it takes no snapshots")
+        pytest.skip("declared: it takes no snapshots")
 
 
 @contextmanager

@@ -161,4 +161,4 @@ class PointTests(Adoption):
 
 def _require_live(provider: VolumeProvider) -> None:
     if not provider.capabilities.live:
-        pytest.skip("its points are not live: the service reads a snapshot of a volume in use")
+        pytest.skip("declared: its points are not live: the service reads a snapshot of a volume in use")

@@ -215,9 +215,9 @@ def _flushed(target: BlockTarget, use: Callable[[BlockTarget], None]) -> None:
 
 def _require_writes(provider: VolumeProvider) -> None:
     if not provider.capabilities.writes:
-        pytest.skip("it does not write")
+        pytest.skip("declared: it does not write")
 
 
 def _require_fences(provider: VolumeProvider) -> None:
     if not provider.capabilities.fences:
-        pytest.skip("it does not fence")
+        pytest.skip("declared: it does not fence")

@@ -868,11 +868,11 @@ def test_capabilities_that_are_lacking_are_skipped(run: Callable[..., pytest.Hoo
     _, skipped, failed = result.listoutcomes()
     assert failed == []
     assert {report.longrepr[2] for report in skipped} == {
-        "Skipped: it does not know allocation",
-        "Skipped: it does not know changes",
-        "Skipped: it takes no snapshots",
-        "Skipped: it does not write",
-        "Skipped: it does not fence",
+        "Skipped: declared: it does not know allocation",
+        "Skipped: declared: it does not know changes",
+        "Skipped: declared: it takes no snapshots",
+        "Skipped: declared: it does not write",
+        "Skipped: declared: it does not fence",
     }
 
 
