@@ -13,6 +13,7 @@ import pytest
 from backupfw_cinder.catalogue import CinderCatalogue
 from backupfw_cinder.client import Client, Refused
 from backupfw_cinder.provider import CinderProvider
+from backupfw_cinder.volumes import Volumes
 
 from backupfw.errors import (
     ConfigError,
@@ -228,6 +229,23 @@ def test_a_volume_is_made_by_the_caller_only(cloud: Cloud, client: Client) -> No
         catalogue.create_volume(CALLER, **wanted)
     cloud.answer = lambda *_: (404, {})
     catalogue.delete_volume(CALLER, "v1")
+
+
+@pytest.mark.parametrize("server", ["a-machine", None])
+def test_a_volume_that_somebody_else_has_is_not_spoiled(
+    cloud: Cloud, client: Client, server: str | None
+) -> None:
+    def answer(method: str, path: str) -> tuple[int, Any]:
+        if "/attachments/detail" in path:
+            one = {"id": "a1", "volume_id": "v1", "status": "attached", "instance": server}
+            return 200, {"attachments": [one]}
+        attached = {"attachment_id": "a1", "device": "/dev/vdb" if server else "backupfw-7"}
+        return (200, {"volume": {**VOLUME, "attachments": [attached]}}) if method == "GET" else (202, {})
+
+    cloud.answer = answer
+    Volumes(client).spoil("v1")
+    changes = [(method, path.rpartition("/")[2]) for method, path, _, _ in cloud.seen if method != "GET"]
+    assert changes == ([] if server else [("DELETE", "a1"), ("POST", "action")])
 
 
 @pytest.mark.parametrize(

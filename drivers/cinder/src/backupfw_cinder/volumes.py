@@ -146,8 +146,12 @@ class Volumes:
             self._act(volume_id, "os-set_image_metadata", {"metadata": dict(source.image_metadata)})
 
     def spoil(self, volume_id: str) -> None:
-        """Let a volume be in error, so that nobody takes it for a good one; a missing one is left so."""
-        self._detach_earlier(volume_id, None)
+        """Let a volume be in error, so that nobody takes it for a good one; a missing one is left so.
+
+        One that somebody else has attached is left alone: it was taken before this service could write.
+        """
+        if not self._detach_earlier(volume_id, None):
+            return
         try:
             self._act(volume_id, "os-reset_status", {"status": "error"})
         except Refused as error:
