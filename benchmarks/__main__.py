@@ -8,13 +8,25 @@ import shutil
 import sys
 import tempfile
 
-from benchmarks import changed, fragmented, listing, memory, requests, scale, stores, throughput, workers
+from benchmarks import (
+    changed,
+    fragmented,
+    listing,
+    machines,
+    memory,
+    requests,
+    scale,
+    stores,
+    throughput,
+    workers,
+)
 from benchmarks.table import Table
 
 PARTS = (
     "throughput",
     "fragmented",
     "changed",
+    "machines",
     "memory",
     "large",
     "listing",
@@ -53,6 +65,8 @@ def main() -> int:
                 fragmented.run(table, directory, size, options.rounds)
             elif part == "changed":
                 changed.run(table, directory, options.rounds)
+            elif part == "machines":
+                machines.run(table, directory, options.rounds)
             elif part == "stores":
                 stores.run(table, directory, size // 2, options.rounds)
             elif part == "memory":
