@@ -252,10 +252,10 @@ def test_an_image_to_copy_need_only_be_readable(
 
 
 def test_a_packed_image_is_named(run: Run, image: Path) -> None:
-    image.write_bytes(bytes(MIB) + b"conectix" + bytes(504))
+    image.write_bytes(bytes(MIB) + b"koly" + bytes(508))
     done = run("volume", "adopt", str(image))
     assert done.status == 1
-    assert "is a vhd image of fixed size; convert it first (qemu-img convert -O raw)" in done.err
+    assert "is a dmg image; convert it first (qemu-img convert -O raw)" in done.err
     assert run("volume", "create", "--image", str(image)).status == 1
     assert run("volume", "adopt", str(image), "--as-raw").status == 0
 

@@ -357,7 +357,8 @@ def test_a_deleted_volume_is_named_by_its_id(run: Run, served: None, image: Path
 def test_workers_are_woken_through_the_bus(monkeypatch: pytest.MonkeyPatch) -> None:
     dispatch = Mock()
     monkeypatch.setattr(service, "make_dispatch", lambda _conf, listens: dispatch)
-    with usecases.opened(SimpleNamespace(transport_url="rabbit://"), Mock()) as cases:
+    conf = SimpleNamespace(transport_url="rabbit://", volumes=SimpleNamespace(enabled=[]))
+    with usecases.opened(conf, Mock()) as cases:
         cases.volumes._wake()
         assert (dispatch.wake.call_count, dispatch.close.call_count) == (1, 0)
     assert dispatch.close.call_count == 1
