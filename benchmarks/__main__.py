@@ -10,6 +10,7 @@ import tempfile
 
 from benchmarks import (
     changed,
+    changed_rbd,
     fragmented,
     listing,
     machines,
@@ -65,6 +66,7 @@ def main() -> int:
                 fragmented.run(table, directory, size, options.rounds)
             elif part == "changed":
                 changed.run(table, directory, options.rounds)
+                changed_rbd.run(table, directory, options.rounds)
             elif part == "machines":
                 machines.run(table, directory, options.rounds)
             elif part == "stores":

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from operator import itemgetter
 from typing import Any
 
@@ -19,6 +20,9 @@ from backupfw_rbd.cluster import bindings
 
 #: Two ranges with fewer bytes between them than so many objects are asked for at once.
 _NEAR = 16
+
+#: How many ranges are asked for at the same time.
+_QUESTIONS = 4
 
 #: ``(offset, end)`` of a range of bytes.
 Range = tuple[int, int]
@@ -81,10 +85,12 @@ def changed(image: Any, base: Any, base_name: str, here: Known) -> Known:
         there = [*here.data, *allocated(base).data]
         asked = merge(_aligned(there, step, asked[0][1]), _NEAR * step)
     data, zeros = [], []
-    for start, end in asked:
-        exists, gone = _difference(image, start, end - start, base_name, whole=False)
-        data += exists
-        zeros += gone
+    with ThreadPoolExecutor(_QUESTIONS) as pool:
+        for exists, gone in pool.map(
+            lambda one: _difference(image, one[0], one[1] - one[0], base_name, whole=False), asked
+        ):
+            data += exists
+            zeros += gone
     # What no object holds comes from the parent, as far as the image reaches into it.  That reach becomes
     # shorter with the image, or ends with a flatten, and no object tells.
     reach = sorted((image.overlap(), base.overlap()))
