@@ -17,7 +17,6 @@ import fcntl
 import json
 import logging
 import os
-import secrets
 import stat
 import threading
 import time
@@ -142,8 +141,9 @@ class Fence:
         return os.path.join(self._directory, f"{boot_id()}.{key}")
 
     def _write_record(self, record: str, holder: _Holder) -> None:
-        part = f"{record}.{secrets.token_hex(8)}.part"
-        # Renamed, so that nobody reads half of it; not synced, because it has no meaning after a reboot.
+        # Renamed, so that nobody reads half of it; not synced, because it has no meaning after a reboot.  Who
+        # holds the lock writes alone, and over what a killed one left.
+        part = f"{record}.part"
         with self._new_file(part) as file:
             json.dump(asdict(holder), file)
         os.rename(part, record)

@@ -146,6 +146,21 @@ def test_a_dead_writers_record_is_no_obstacle(
             target.write(0, [b"x"])
 
 
+def test_a_killed_writers_half_record_goes_with_the_next_one(
+    provider: LocalProvider, volume: VolumeRef, monkeypatch: pytest.MonkeyPatch, directory: Path
+) -> None:
+    before = set(directory.rglob("*"))
+    with monkeypatch.context() as patch:
+        # As if it was killed there.
+        patch.setattr(os, "rename", lambda *_: sys.exit())
+        with pytest.raises(SystemExit):
+            provider.open_target(volume, 1)
+    assert set(directory.rglob("*")) != before
+    with provider.open_target(volume, 2):
+        pass
+    assert set(directory.rglob("*")) == before
+
+
 def test_a_writer_that_stops_by_itself_is_not_killed(
     provider_with: Callable[..., LocalProvider], volume: VolumeRef, directory: Path
 ) -> None:
