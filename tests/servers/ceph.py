@@ -56,6 +56,8 @@ paxos_propose_interval = 0.05
 mon_cluster_log_file = {base}/cluster.log
 [osd]
 osd_objectstore = memstore
+# Seconds until a client that was killed is forgotten; half a minute would be long for tests.
+osd_client_watch_timeout = 10
 memstore_device_bytes = {capacity}
 osd_class_load_list = *
 osd_class_default_list = *

@@ -54,7 +54,7 @@ class TestRbdProvider(VolumeProviderTests):
             return bytes(image.read(offset, length))
 
     def raw_names(self, server: Ceph) -> Collection[str]:
-        return other.names(server)
+        return other.names(server, locks=False)
 
     def adoptable(self, server: Ceph, length: int) -> str:
         return str(other.make_image(server, length, namespace=other.SPACE))

@@ -25,13 +25,19 @@ from backupfw_rbd.cluster import (
     version_problem,
 )
 from backupfw_rbd.places import Place, name_problem, point_name, point_of
-from backupfw_rbd.point import RbdPoint, snapshots
+from backupfw_rbd.point import RbdPoint, snapshots, trashed
 from backupfw_rbd.target import RbdTarget, give_up_image, take_over
 
 LOG = logging.getLogger(__name__)
 
 # Seconds between two tries of what waits for another client to go.
 _POLL = 1.0
+# After half a minute Ceph forgets a client that died (osd_client_watch_timeout).
+_FORGOTTEN = 45.0
+#: How often a point is made again whose snapshot goes at once.
+_TRIES = 3
+#: The key of the metadata of an unfinished copy that says what it is copied from.
+_SOURCE = "backupfw.source"
 
 
 class Images:
@@ -41,7 +47,8 @@ class Images:
     shorter and, if the reference has a storage id, that one.  Otherwise it raises StorageChanged.
 
     :param connection: how the cluster is reached.
-    :param wait: seconds that a restore or deletion waits until other clients have left an image.
+    :param wait: seconds that a restore waits until other clients have left an image; a deletion waits at
+        least until Ceph has forgotten a client that died.
     """
 
     def __init__(self, connection: Connection, wait: float = 45.0) -> None:
@@ -108,8 +115,14 @@ class Images:
             return self._point(place, ref, None)
         if isinstance(ref, SnapshotRef):
             raise InvalidInput(f"Snapshot {ref.id} has no place.")
-        name = self._made(place, ref, point_id)
-        return self._point(place.at(name), ref, partial(self._remove_point, place, ref, name))
+        for _ in range(_TRIES):
+            name = self._made(place, ref, point_id)
+            try:
+                return self._point(place.at(name), ref, partial(self._remove_point, place, ref, name))
+            except StorageChanged:
+                # Only the snapshot may be gone: a client that was killed had begun to remove it.
+                self.look(place, ref)
+        raise SourceMoved("The new snapshot was removed.")
 
     def keep_points(self, place: Place, volume: VolumeRef, needed: Callable[[], Needed]) -> None:
         """Remove the snapshots of a volume's points that are not needed."""
@@ -120,8 +133,7 @@ class Images:
         except FileNotFoundError:
             return
         with closing(opened), opened as image, translated(f"looking at {place}"):
-            found = {one["name"]: point_of(one["name"], volume.id) for one in snapshots(image)}
-        points = {name: point for name, point in found.items() if point is not None}
+            points = _points(image, volume.id)
         if not points:
             return
         unneeded = needed().unneeded(points.values())
@@ -216,9 +228,13 @@ class Images:
             closing(Opened(self._connection, place.at(None), write=True)) as opened,
             opened as image,
             translated(f"removing the snapshot {place}"),
-            suppress(rbd.ImageNotFound),
         ):
-            image.remove_snap(place.snapshot)
+            with suppress(rbd.ImageNotFound):
+                image.remove_snap(place.snapshot)
+            for number, name in trashed(image).items():
+                if name == place.snapshot:
+                    with suppress(rbd.ImageNotFound):
+                        image.remove_snap_by_id(number)
 
     # -- writing
 
@@ -291,6 +307,39 @@ class Images:
             return False
         return True
 
+    def note_source(self, place: Place, source: Place, volume: VolumeRef) -> None:
+        """Keep at an image, durably, what it is copied from, for :meth:`forget_source`."""
+        with (
+            closing(Opened(self._connection, place, write=True)) as opened,
+            opened as image,
+            translated(f"noting the source of {place}"),
+        ):
+            image.metadata_set(_SOURCE, f"{volume.id} {source}")
+
+    def forget_source(self, place: Place, point_id: str) -> None:
+        """Remove the point that a copy has at its source, and the note of it, if they are there.
+
+        :param place: of the copy.
+        """
+        with (
+            suppress(FileNotFoundError),
+            closing(Opened(self._connection, place, write=True)) as opened,
+            opened as copy,
+            translated(f"looking at {place}"),
+        ):
+            noted = dict(copy.metadata_list()).get(_SOURCE)
+            if noted is None:
+                return
+            volume_id, _, path = noted.partition(" ")
+            source = Place.parse(path)
+            with suppress(FileNotFoundError):
+                with closing(Opened(self._connection, source)) as original, original as image:
+                    points = _points(image, volume_id)
+                for name, point in points.items():
+                    if point == point_id:
+                        self._remove_snapshot(source.at(name))
+            copy.metadata_remove(_SOURCE)
+
     def rename(self, place: Place, name: str) -> None:
         """Give an image another name.
 
@@ -324,11 +373,10 @@ class Images:
         _, rbd = bindings()
         with suppress(FileNotFoundError):
             with closing(Opened(self._connection, place)) as opened, opened as image:
-                names = [one["name"] for one in snapshots(image)]
+                names = _points(image, volume_id)
             for name in names:
-                if point_of(name, volume_id) is not None:
-                    self._remove_snapshot(place.at(name))
-        give_up = time.monotonic() + self._wait
+                self._remove_snapshot(place.at(name))
+        give_up = time.monotonic() + max(self._wait, _FORGOTTEN)
         while True:
             with (
                 self._connection.connected() as cluster,
@@ -341,7 +389,6 @@ class Images:
                 except rbd.ImageNotFound:
                     return
                 except rbd.ImageBusy:
-                    # Ceph forgets a client that died after half a minute.
                     if time.monotonic() >= give_up:
                         raise
             time.sleep(_POLL)
@@ -386,6 +433,12 @@ class Images:
         raise StorageChanged(
             f"{'volume' if isinstance(ref, VolumeRef) else 'snapshot'} {ref.id}", problem, hint
         )
+
+
+def _points(image: Any, volume_id: str) -> dict[str, str]:
+    """Return the points of a volume by the names of their snapshots, those that are half removed too."""
+    names = [*(one["name"] for one in snapshots(image)), *trashed(image).values()]
+    return {name: point for name in names if (point := point_of(name, volume_id)) is not None}
 
 
 def _storage_id(opened: Opened) -> str:

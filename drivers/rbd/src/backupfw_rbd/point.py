@@ -177,3 +177,16 @@ def snapshots(image: Any) -> list[dict[str, Any]]:
     """Return the snapshots that users and programs made; not those of mirroring, groups and the trash."""
     _, rbd = bindings()
     return [one for one in image.list_snaps() if one["namespace"] == rbd.RBD_SNAP_NAMESPACE_TYPE_USER]
+
+
+def trashed(image: Any) -> dict[int, str]:
+    """Return the ids of the snapshots that are in the trash, and the names that they had.
+
+    Ceph moves a snapshot there before it removes it, so a client that is killed in between leaves one.
+    """
+    _, rbd = bindings()
+    return {
+        one["id"]: one["trash"]["original_name"]
+        for one in image.list_snaps()
+        if one["namespace"] == rbd.RBD_SNAP_NAMESPACE_TYPE_TRASH
+    }

@@ -104,7 +104,7 @@ class RbdProvider(VolumeProvider):
         """Delete the volume's image and what a killed copy left of it; an adopted one is left alone."""
         if not volume.adopted:
             place = self._place(volume)
-            self._images.delete(_part_of(place), volume.id)
+            self._drop_part(_part_of(place), volume.id)
             self._images.delete(place, volume.id)
 
     def extend(self, volume: VolumeRef, length: int) -> None:
@@ -177,12 +177,15 @@ class RbdProvider(VolumeProvider):
         return place
 
     def _copy(self, place: Place, volume: VolumeRef, source: SnapshotRef | VolumeRef, tick: Tick) -> None:
-        part = _part_of(place)
-        self._images.delete(part, volume.id)
-        with closing(self._images.open_point(self._place(source), source, volume.id)) as point:
+        part, origin = _part_of(place), self._place(source)
+        self._drop_part(part, volume.id)
+        self._images.create(part, volume.length)
+        if isinstance(source, VolumeRef):
+            # Before the point is made there, so that it is found by whoever deletes the copy.
+            self._images.note_source(part, origin, source)
+        with closing(self._images.open_point(origin, source, volume.id)) as point:
             if point.length > volume.length:
                 raise InvalidVolume("The volume is smaller than what it shall be made from.")
-            self._images.create(part, volume.length)
             made = VolumeRef(volume.id, volume.length, str(part))
             buffer = memoryview(bytearray(_PIECE))
             with self._images.open_target(part, made, 1) as target:
@@ -196,7 +199,13 @@ class RbdProvider(VolumeProvider):
                         target.write(offset, [piece])
                 target.flush()
             point.check_still()
+        self._images.forget_source(part, volume.id)
         self._images.rename(part, place.image)
+
+    def _drop_part(self, part: Place, volume_id: str) -> None:
+        """Delete what there is of a copy, and its point at the source."""
+        self._images.forget_source(part, volume_id)
+        self._images.delete(part, volume_id)
 
 
 def _part_of(place: Place) -> Place:
