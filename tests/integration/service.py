@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ class Service:
     :param state: the state directory; kept between restarts.
     :param options: extra configuration as ``{section: {option: value}}``.
     :param python: the interpreter of the environment it is installed in.
+    :param environment: environment variables that only its process gets.
     """
 
     def __init__(
@@ -36,8 +37,10 @@ class Service:
         state: Path,
         options: dict[str, dict[str, Any]] | None = None,
         python: str | Path = sys.executable,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.state = state
+        self.environment = dict(environment or {})
         self.python = str(python)
         self.port = free_port()
         self.config: Path | None = None
@@ -67,6 +70,7 @@ class Service:
             stderr=log,
             text=True,
             start_new_session=True,
+            env={**os.environ, **self.environment},
         )
         log.close()
         assert self._process.stdout is not None

@@ -10,7 +10,7 @@ from tests.integration.cinder.world import World, world
 from tests.servers.ceph import Ceph, ceph, ceph_missing
 from tests.servers.cinder import Cinder, cinder, cinder_missing
 from tests.servers.directory import server_directory
-from tests.servers.keystone import Keystone
+from tests.servers.keystone import Keystone, keystone, keystone_missing
 
 
 @pytest.fixture(scope="session")
@@ -20,6 +20,15 @@ def cluster() -> Iterator[Ceph]:
         pytest.skip(reason)
     with server_directory() as directory, ceph(directory, gateway=False) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def identity(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keystone]:
+    """A Keystone of its own: in the catalogue of that for everybody, other tests have other Cinders."""
+    if reason := keystone_missing():
+        pytest.skip(reason)
+    with keystone(tmp_path_factory.mktemp("keystone")) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -132,8 +131,7 @@ def world(server: Cinder, identity: Keystone, directory: Path) -> Iterator[World
         "volumes:cinder": own,
         "backup": {"segment_size": 4 * MIB, "lease_seconds": 5},
     }
-    os.environ["BACKUPFW_CRASH_POINTS"] = str(traps)
-    service = Service(directory / "state", configured)
+    service = Service(directory / "state", configured, environment={"BACKUPFW_CRASH_POINTS": str(traps)})
     try:
         service.start()
 
@@ -152,5 +150,4 @@ def world(server: Cinder, identity: Keystone, directory: Path) -> Iterator[World
             traps,
         )
     finally:
-        os.environ.pop("BACKUPFW_CRASH_POINTS")
         service.stop()
