@@ -6,11 +6,13 @@ A provider that knows where the images are by other means (a Block Storage servi
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from functools import partial
 from typing import Any
+from weakref import WeakValueDictionary
 
 from backupfw.errors import InvalidInput, InvalidVolume, SourceMoved, StorageChanged
 from backupfw.volume.base import BlockTarget, Needed, Point, SnapshotRef, Storage, VolumeRef
@@ -54,6 +56,8 @@ class Images:
     def __init__(self, connection: Connection, wait: float = 45.0) -> None:
         self._connection = connection
         self._wait = wait
+        self._changing = threading.Lock()
+        self._locks: WeakValueDictionary[Place, threading.Lock] = WeakValueDictionary()
 
     # -- looking
 
@@ -153,6 +157,7 @@ class Images:
             name = first(image)
         if name is None:
             with (
+                self._alone(place),
                 closing(self._open(place, volume, write=True)) as opened,
                 opened as image,
                 translated(f"taking a snapshot of {place}"),
@@ -207,6 +212,7 @@ class Images:
             if any(one["name"] == place.snapshot for one in snapshots(image)):
                 return
         with (
+            self._alone(image_place),
             closing(self._open(image_place, snapshot.volume, write=True)) as opened,
             opened as image,
             translated(f"taking the snapshot {place}"),
@@ -225,6 +231,7 @@ class Images:
         _, rbd = bindings()
         with (
             suppress(FileNotFoundError),
+            self._alone(place.at(None)),
             closing(Opened(self._connection, place.at(None), write=True)) as opened,
             opened as image,
             translated(f"removing the snapshot {place}"),
@@ -358,6 +365,7 @@ class Images:
         if place.snapshot is not None:
             raise InvalidVolume(f"Volume {volume.id} is a snapshot, which cannot be extended.")
         with (
+            self._alone(place),
             closing(self._open(place, volume, write=True)) as opened,
             opened as image,
             translated(f"extending {place}"),
@@ -394,6 +402,18 @@ class Images:
             time.sleep(_POLL)
 
     # -- helpers
+
+    @contextmanager
+    def _alone(self, place: Place) -> Iterator[None]:
+        """Let one thread of this process at a time change an image's snapshots or length.
+
+        Each change takes Ceph's exclusive lock.  When two clients of one process ask each other for it while
+        one of them is closed, librbd ends the process (seen with 16.2.15).
+        """
+        with self._changing:
+            lock = self._locks.setdefault(place, threading.Lock())
+        with lock:
+            yield
 
     def _open(
         self,
