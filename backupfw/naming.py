@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import unicodedata
 import urllib.parse
+from collections.abc import Mapping
 from functools import lru_cache
 
 #: Longest key in UTF-8 bytes: what S3, GCS and Swift take.
@@ -78,6 +79,20 @@ def text_problem(text: str) -> str | None:
     except UnicodeEncodeError:
         return "it is not Unicode"
     return None
+
+
+def storable(text: object) -> str | None:
+    """Return a text of a manifest or another service as a column can have it, cut; None if it cannot."""
+    return text[:MAX_NAME] if isinstance(text, str) and text_problem(text) is None else None
+
+
+def storable_pairs(found: object) -> dict[str, str]:
+    """Return those of some metadata that can be stored uncut."""
+    return {
+        key: text
+        for key, text in (found.items() if isinstance(found, Mapping) else ())
+        if key and storable(key) == key and storable(text) == text
+    }
 
 
 def container_problem(name: str) -> str | None:

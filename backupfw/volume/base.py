@@ -79,6 +79,10 @@ class VolumeRef:
         None for a volume that does not exist yet.
     :ivar adopted: the storage does not belong to the service: it is never deleted with the volume.
     :ivar storage_id: see :class:`Storage`; None if it was never recorded.
+    :ivar project_id: whose it was when the operation was asked for; None: nobody knows.  Where volumes can
+        get another owner without this service (in a foreign catalogue), the provider compares it after it
+        has made a point or attached the volume, and raises StorageChanged if it differs: nobody reads or
+        writes the bytes of another project.
     """
 
     id: str
@@ -86,6 +90,7 @@ class VolumeRef:
     location: str | None = None
     adopted: bool = False
     storage_id: str | None = None
+    project_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

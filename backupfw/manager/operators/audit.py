@@ -167,7 +167,10 @@ def _statuses(session: Session) -> Iterator[Finding]:
             exists().where(Task.source_id == model.id, Task.kind.in_(occupying), goes_on),
         )
         # A temporary snapshot belongs to its backup's task; another check looks at it.
-        shown = Snapshot.temporary.is_(False) if model is Snapshot else true()
+        shown: ColumnElement[bool] = Snapshot.temporary.is_(False) if model is Snapshot else true()
+        if issubclass(model, Volume | Snapshot):
+            # That of a mirror may be its catalogue's own.
+            shown = and_(shown, model.mirrored_at.is_(None))
         statement = select(model.id).where(model.status == status, model.deleted.is_(False), shown, ~behind)
         for (resource_id,) in _rows(session, statement):
             yield Finding("status", f"{_noun(model)} {resource_id}", f"is {status}, but no task is about it")

@@ -4,8 +4,9 @@ A backup, its tasks and its manifest refer to a volume's row: the row is locked,
 has the status that lets one backup or restore at a time begin.  So a foreign volume gets a row, too, with the
 catalogue's id.  Each request that names the volume first asks the catalogue (with the caller's token, so the
 catalogue decides what he sees), and writes the answer to the row.  Then the rules for our own volumes hold
-for it without exception.  While a backup or restore of ours runs, the row keeps our status; the volume's own
-status in the catalogue is not touched by a backup.
+for it without exception.  While a backup or restore of ours runs, the row stays as it was when that was asked
+for: its provider compares owner and size with what is there then.  The volume's own status in the catalogue
+is not touched by a backup.
 
 Nobody sees a mirror as a volume of ours: it is in no listing and no quota, and the API of volumes does not
 find it.
@@ -28,11 +29,12 @@ from sqlalchemy.orm import Session
 from backupfw.db import models
 from backupfw.db.locks import lock
 from backupfw.db.session import Database, now
-from backupfw.errors import BackupfwError, InvalidBackup, VolumeNotFound
+from backupfw.errors import BackupfwError, InvalidBackup, InvalidVolume, SnapshotNotFound, VolumeNotFound
 from backupfw.manager import metadata
 from backupfw.manager.lineage import lifecycle
 from backupfw.manager.rules import volume_types
-from backupfw.manager.rules.volume_rules import GIB, SOURCE_KEY, find_backup
+from backupfw.manager.rules.volume_rules import GIB, SOURCE_KEY, find_backup, held_by_backup
+from backupfw.naming import storable, storable_pairs
 from backupfw.volume.catalogue import Catalogue, ForeignSnapshot, ForeignVolume
 
 if TYPE_CHECKING:
@@ -41,9 +43,6 @@ if TYPE_CHECKING:
     from backupfw.context import RequestContext
 
 LOG = log.getLogger(__name__)
-
-#: The statuses of a mirror that are ours: a task leads out of them.
-_OURS = (lifecycle.BACKING_UP, lifecycle.RESTORING_BACKUP)
 
 
 class Mirrors:
@@ -70,6 +69,7 @@ class Mirrors:
         :param snapshot_id: a snapshot of it that the request names, too.
         :raises VolumeNotFound: no catalogue, ours included, has such a volume for this caller.
         :raises SnapshotNotFound: likewise.
+        :raises InvalidVolume: it got another owner while a task works on it for the former one.
         :raises ServiceUnavailable: a catalogue does not answer.
         """
         if not self._catalogues or not _is_uuid(volume_id):
@@ -87,9 +87,13 @@ class Mirrors:
                 volume = catalogue.volume(ctx, volume_id)
             except VolumeNotFound:
                 continue
+            if volume.id != volume_id:
+                raise VolumeNotFound(volume_id)
             snapshot = None
             if snapshot_id is not None and _is_uuid(snapshot_id):
                 snapshot = catalogue.snapshot(ctx, snapshot_id)
+                if snapshot.id != snapshot_id:
+                    raise SnapshotNotFound(snapshot_id)
             self._write(name, volume, snapshot)
             return
         raise VolumeNotFound(volume_id)
@@ -172,19 +176,26 @@ def _mirror_volume(session: Session, backend: str, found: ForeignVolume, moment:
     lock(session, models.Volume, models.Volume.id == found.id)
     row = session.get(models.Volume, found.id, populate_existing=True)
     if row is None:
-        row = models.Volume(id=found.id, backend=backend, created_at=moment, location=found.id, adopted=True)
-        row.status = found.status
+        row = models.Volume(id=found.id, created_at=moment, location=found.id, adopted=True)
         session.add(row)
-    elif row.status not in _OURS:
-        row.status, row.previous_status = found.status, None
-    row.project_id, row.user_id = found.project_id, found.user_id
+    elif row.mirrored_at is None:
+        raise VolumeNotFound(found.id)
+    elif held_by_backup(session, found.id):
+        if row.project_id != found.project_id:
+            raise InvalidVolume(f'Volume {found.id} is being used: its status is "{row.status}".')
+        row.mirrored_at = moment
+        return
+    # A back end that was renamed is another one.
+    row.backend = backend
+    row.status, row.previous_status = found.status, None
+    row.project_id, row.user_id = found.project_id, storable(found.user_id)
     row.size, row.length = found.size, found.size * GIB
-    row.display_name, row.display_description = found.name, found.description
-    row.availability_zone, row.volume_type = found.availability_zone, found.volume_type
+    row.display_name, row.display_description = storable(found.name), storable(found.description)
+    row.availability_zone, row.volume_type = storable(found.availability_zone), storable(found.volume_type)
     row.bootable, row.mirrored_at = found.bootable, moment
     session.flush()
-    metadata.replace(session, models.VolumeMetadata, found.id, found.metadata)
-    metadata.replace(session, models.VolumeImageMetadata, found.id, found.image_metadata)
+    metadata.replace(session, models.VolumeMetadata, found.id, storable_pairs(found.metadata))
+    metadata.replace(session, models.VolumeImageMetadata, found.id, storable_pairs(found.image_metadata))
 
 
 def _mirror_snapshot(session: Session, found: ForeignSnapshot, moment: datetime) -> None:
@@ -194,10 +205,14 @@ def _mirror_snapshot(session: Session, found: ForeignSnapshot, moment: datetime)
     lock(session, models.Snapshot, models.Snapshot.id == found.id)
     row = session.get(models.Snapshot, found.id, populate_existing=True)
     if row is None:
-        row = models.Snapshot(id=found.id, volume_id=found.volume_id, location=found.id, status=found.status)
+        row = models.Snapshot(id=found.id, volume_id=found.volume_id, location=found.id)
         session.add(row)
-    elif row.status not in _OURS:
-        row.status, row.previous_status = found.status, None
+    elif row.mirrored_at is None:
+        raise SnapshotNotFound(found.id)
+    elif held_by_backup(session, found.id):
+        row.mirrored_at = moment
+        return
+    row.status, row.previous_status = found.status, None
     row.project_id, row.size, row.length = found.project_id, found.size, found.size * GIB
-    row.display_name, row.created_at, row.mirrored_at = found.name, found.created_at, moment
+    row.display_name, row.created_at, row.mirrored_at = storable(found.name), found.created_at, moment
     session.flush()

@@ -131,7 +131,9 @@ class Handler(abc.ABC):
 
 def volume_ref(volume: rows.Volume) -> VolumeRef:
     """Return a volume of the catalogue as its provider knows it."""
-    return VolumeRef(volume.id, volume.length, volume.location, volume.adopted, volume.storage_id)
+    return VolumeRef(
+        volume.id, volume.length, volume.location, volume.adopted, volume.storage_id, volume.project_id
+    )
 
 
 def snapshot_ref(snapshot: rows.Snapshot, volume: rows.Volume) -> SnapshotRef:
@@ -145,23 +147,12 @@ def restored_volume(record: Mapping[str, Any]) -> RestoredVolume | None:
     if not isinstance(volume, dict):
         return None
     return RestoredVolume(
-        name=_text(volume.get("name")),
-        description=_text(volume.get("description")),
-        metadata=_pairs(volume.get("metadata")),
-        volume_type=_text(volume.get("volume_type")),
+        name=naming.storable(volume.get("name")),
+        description=naming.storable(volume.get("description")),
+        metadata=naming.storable_pairs(volume.get("metadata")),
+        volume_type=naming.storable(volume.get("volume_type")),
         bootable=volume.get("bootable") is True,
-        image_metadata=_pairs(volume["image_metadata"]) if "image_metadata" in volume else None,
+        image_metadata=(
+            naming.storable_pairs(volume["image_metadata"]) if "image_metadata" in volume else None
+        ),
     )
-
-
-def _text(value: Any) -> str | None:
-    return value[:255] if isinstance(value, str) and naming.text_problem(value) is None else None
-
-
-def _pairs(value: Any) -> dict[str, str]:
-    return {
-        key: text
-        for key, text in (value.items() if isinstance(value, dict) else ())
-        if isinstance(text, str) and 0 < len(key) <= 255 and len(text) <= 255
-        if naming.text_problem(key) is None and naming.text_problem(text) is None
-    }

@@ -29,6 +29,7 @@ from backupfw.manager.usecases.mirrors import Mirrors
 from backupfw.manager.usecases.snapshots import SnapshotManager
 from backupfw.manager.usecases.volumes import VolumeManager
 from backupfw.volume.catalogue import Caller, Catalogue, ForeignSnapshot, ForeignVolume
+from backupfw.worker.handlers.base import volume_ref
 from tests.unit.manager.support import World
 
 
@@ -183,9 +184,91 @@ def test_it_is_asked_as_the_caller(world: World, foreign: Foreign) -> None:
         world.backups.create(world.ctx("p2"), volume_id=volume)
     with pytest.raises(InvalidVolume, match="backing-up"):
         world.backups.create(world.ctx("p1"), volume_id=volume)
+    world.run_create()
+    world.backups.create(world.ctx("p1"), volume_id=volume)
     foreign.away = True
     with pytest.raises(ServiceUnavailable):
         world.backups.create(world.ctx("p1"), volume_id=volume)
+
+
+def test_a_task_goes_on_with_the_volume_as_it_began(world: World, foreign: Foreign) -> None:
+    """Its provider compares it with what is there then: another project's bytes are not the task's."""
+    volume = foreign.add("p2", size=1)
+    world.backups.create(world.ctx("p2"), volume_id=volume)
+    foreign.change(volume, project_id="p1", size=2)
+    with pytest.raises(InvalidVolume, match="backing-up"):
+        world.backups.create(world.ctx("p1"), volume_id=volume)
+    task = world.claim()
+    plan = world.outcomes.creating.start(task)
+    assert (plan.volume.project_id, plan.volume.size) == ("p2", 1)
+    assert volume_ref(plan.volume).project_id == "p2"
+
+
+@pytest.mark.parametrize("status", ["backing-up", "restoring-backup", "creating", "deleting", "extending"])
+def test_what_the_catalogue_itself_does_with_a_volume_passes(
+    world: World, foreign: Foreign, status: str
+) -> None:
+    volume = foreign.add(status=status)
+    snapshot = foreign.add_snapshot(volume, status)
+    with pytest.raises(InvalidVolume, match=status):
+        world.backups.create(world.ctx(), volume_id=volume)
+    with pytest.raises(InvalidSnapshot, match=status):
+        world.backups.create(world.ctx(), volume_id=volume, snapshot_id=snapshot)
+    assert audit.run(world.db, 60) == []
+    foreign.change(volume, status="available")
+    foreign.snapshots[snapshot] = replace(foreign.snapshots[snapshot], status="available")
+    world.backups.create(world.ctx(), volume_id=volume, snapshot_id=snapshot)
+    world.backups.create(world.ctx(), volume_id=volume)
+    assert audit.run(world.db, 60) == []
+
+
+def test_a_catalogue_cannot_take_volumes_that_are_not_its_own(world: World, foreign: Foreign) -> None:
+    ours, theirs = world.volume(), foreign.add()
+    snapshot = world.snapshot(ours)
+    foreign.volumes[theirs] = ForeignVolume(ours, "p1", "available", 9)
+    with pytest.raises(VolumeNotFound):
+        world.backups.create(world.ctx(), volume_id=theirs)
+    foreign.volumes[theirs] = ForeignVolume(theirs, "p1", "available", 1)
+    foreign.snapshots[snapshot] = ForeignSnapshot(
+        snapshot, theirs, "p1", "available", 1, datetime(2026, 1, 1)
+    )
+    with pytest.raises(SnapshotNotFound):
+        world.backups.create(world.ctx(), volume_id=theirs, snapshot_id=snapshot)
+    assert mirror(world, ours).mirrored_at is None
+    assert world.row(models.Snapshot, snapshot).volume_id == ours
+
+
+def test_a_back_end_can_be_renamed(world: World, foreign: Foreign) -> None:
+    volume = foreign.add()
+    a_backup(world, volume)
+    world.backups = BackupManager(
+        world.db, world.conf, world._wake, mirrors=Mirrors(world.db, world.conf, {"renamed": foreign})
+    )
+    world.backups.create(world.ctx(), volume_id=volume)
+    assert mirror(world, volume).backend == "renamed"
+
+
+def test_texts_that_no_database_takes_are_left_out(world: World, foreign: Foreign) -> None:
+    wrong, long = "a\0b", "x" * 300
+    pairs = {"good": "one", wrong: "x", "nul": wrong, "surrogate": "\ud800", long: "x", "long": long}
+    volume = foreign.add(
+        name=wrong,
+        description="\ud800",
+        volume_type=long,
+        availability_zone=wrong,
+        user_id=wrong,
+        metadata=pairs,
+        image_metadata=pairs,
+    )
+    snapshot = foreign.add_snapshot(volume)
+    foreign.snapshots[snapshot] = replace(foreign.snapshots[snapshot], name=wrong)
+    world.backups.create(world.ctx(), volume_id=volume)
+    world.backups.create(world.ctx(), volume_id=volume, snapshot_id=snapshot)
+    plan = world.outcomes.creating.start(world.claim())
+    assert plan.volume.display_name is None
+    assert dict(plan.volume.metadata) == dict(plan.volume.image_metadata) == {"good": "one"}
+    assert plan.volume.availability_zone is None
+    assert plan.volume.volume_type == "x" * 255
 
 
 def test_it_is_not_asked_about_our_own_volumes_and_no_volumes(world: World, foreign: Foreign) -> None:
