@@ -14,7 +14,7 @@ from backupfw_rbd.provider import RbdProvider
 from backupfw.chunkstore.options import option_values
 from backupfw.errors import InvalidInput, InvalidVolume, StorageChanged, TargetError
 from backupfw.testing.volume import adopted
-from backupfw.volume.base import SnapshotRef, VolumeRef
+from backupfw.volume.base import Needed, SnapshotRef, VolumeRef
 from tests.servers import rbd_images
 from tests.servers.ceph import Ceph
 
@@ -67,6 +67,22 @@ def test_nobody_writes_beside_a_restore(cluster: Ceph, provider: RbdProvider, pa
             image.lock_acquire(rbd.RBD_LOCK_MODE_EXCLUSIVE)
         target.write(0, [b"ours"])
     assert [name for name in rbd_images.names(cluster) if name.startswith(path)] == [path]
+
+
+def test_a_point_that_cannot_be_removed_is_told(cluster: Ceph, provider: RbdProvider, path: str) -> None:
+    """So the service tries it again; the others go all the same."""
+    ref = adopted(provider, path)
+    for name in ("one", "two", "three"):
+        provider.open_point(ref, name).close(keep=True)
+    with rbd_images.image(cluster, path) as image:
+        (name,) = [each["name"] for each in image.list_snaps() if ".two." in each["name"]]
+        image.protect_snap(name)
+        with pytest.raises(OSError, match="removing the snapshot"):
+            provider.keep_points(ref, Needed)
+        assert [each["name"] for each in image.list_snaps()] == [name]
+        image.unprotect_snap(name)
+    provider.keep_points(ref, Needed)
+    assert [one for one in rbd_images.names(cluster) if one.startswith(path)] == [path]
 
 
 def test_an_adopted_snapshot_is_only_read(cluster: Ceph, provider: RbdProvider, path: str) -> None:

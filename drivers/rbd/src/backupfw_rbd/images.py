@@ -129,7 +129,10 @@ class Images:
         raise SourceMoved("The new snapshot was removed.")
 
     def keep_points(self, place: Place, volume: VolumeRef, needed: Callable[[], Needed]) -> None:
-        """Remove the snapshots of a volume's points that are not needed."""
+        """Remove the snapshots of a volume's points that are not needed.
+
+        :raises OSError: one of them cannot be removed; the others are.
+        """
         if place.snapshot is not None:
             return
         try:
@@ -141,9 +144,15 @@ class Images:
         if not points:
             return
         unneeded = needed().unneeded(points.values())
+        problem: OSError | None = None
         for name, point in points.items():
             if point in unneeded:
-                self._remove_point(place, volume, name)
+                try:
+                    self._remove_snapshot(place.at(name))
+                except OSError as error:
+                    problem = error
+        if problem is not None:
+            raise problem
 
     def _made(self, place: Place, volume: VolumeRef, point_id: str) -> str:
         """Return the name of the snapshot of a point, which is made unless an earlier call has done it."""
@@ -197,7 +206,7 @@ class Images:
             raise
 
     def _remove_point(self, place: Place, volume: VolumeRef, name: str) -> None:
-        """Remove the snapshot of a point; an error is only logged, because it is tried again."""
+        """Remove the snapshot of a point; an error is only logged: :meth:`keep_points` tries it again."""
         try:
             self._remove_snapshot(place.at(name))
         except OSError as error:
