@@ -234,10 +234,9 @@ class List(base.Lister):
 
     def records(self, args: argparse.Namespace) -> Iterator[Mapping[str, Any]]:
         """Return them page by page."""
-        from backupfw.db import models
         from backupfw.manager.lineage import lifecycle
 
-        known = lifecycle.statuses(models.Volume)
+        known = lifecycle.volume_statuses()
         if args.status is not None and args.status not in known:
             self.refuse(f"there is no status {args.status!r}; statuses: {', '.join(sorted(known))}")
         cases = usecases.UseCases(*self.database(args))

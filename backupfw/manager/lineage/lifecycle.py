@@ -208,11 +208,10 @@ _MACHINES: tuple[tuple[str, type], ...] = (
 )
 
 
-def statuses(model: type[Volume | Snapshot]) -> frozenset[str]:
-    """Return the statuses that a volume or snapshot that is there can have."""
-    machine = VolumeMoves if model is Volume else SnapshotMoves
-    found = {status for step in moves(machine) for status in (*step.sources, step.target)}
-    return frozenset(found.union(RESETS[model])) - {ANY, PREVIOUS, DELETED}
+def volume_statuses() -> frozenset[str]:
+    """Return the statuses that a volume can have until it is deleted."""
+    found = {status for step in moves(VolumeMoves) for status in (*step.sources, step.target)}
+    return frozenset(found.union(RESETS[Volume])) - {ANY, PREVIOUS, DELETED}
 
 
 def reset(status: str) -> Move:

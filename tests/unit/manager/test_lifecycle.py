@@ -34,6 +34,14 @@ def _states(machine: type) -> set[str]:
     return found - {ANY, PREVIOUS, lifecycle.DELETED}
 
 
+def test_the_statuses_of_volumes_are_those_of_moves_and_of_resets() -> None:
+    found = lifecycle.volume_statuses()
+    assert found == _states(VolumeMoves) | {*lifecycle.RESETS[models.Volume]}
+    # One that is in the moves only, one that is in the resets only, and none that is no status of a volume.
+    assert {lifecycle.BACKING_UP, lifecycle.MANAGING} <= found
+    assert not found & {ANY, PREVIOUS, lifecycle.DELETED, lifecycle.RESTORING}
+
+
 @pytest.mark.parametrize("machine", MACHINES)
 def test_every_status_can_be_reached_and_left(machine: type) -> None:
     steps = list(lifecycle.moves(machine))
