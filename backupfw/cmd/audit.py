@@ -30,15 +30,13 @@ class Audit(store.OfStores):
 
     columns = ("check", "subject", "problem")
     default_format = "text"
+    json_text = "print one JSON document: the findings and unknown manifests"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the command's arguments."""
         super().add_arguments(parser)
         parser.add_argument(
             "--no-stores", action="store_true", help="look at the database only: not at stores and volumes"
-        )
-        parser.add_argument(
-            "--json", action="store_true", help="print one JSON document: the findings and unknown manifests"
         )
 
     def records(self, args: argparse.Namespace) -> Iterable[Mapping[str, Any]]:

@@ -36,6 +36,7 @@ class List(base.Lister):
     )
     short = ("id", "name", "status", "size", "created_at", "damaged_objects")
     scripts_read_text = True
+    json_text = "print one JSON object per line"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the command's arguments."""
@@ -45,9 +46,6 @@ class List(base.Lister):
             "--damaged",
             action="store_true",
             help="only those whose data is damaged: objects are missing or have wrong bytes",
-        )
-        parser.add_argument(
-            "--json", action="store_true", help="print one JSON object per line; takes no --format"
         )
 
     def records(self, args: argparse.Namespace) -> Iterator[Mapping[str, Any]]:
@@ -274,7 +272,7 @@ def record(conf: ConfigOpts, db: Database, backup_id: str) -> Mapping[str, Any]:
 
     row = BackupManager(db, conf).get(base.operator(), backup_id)
     known = {
-        **database.plain(row),
+        **usecases.described(row),
         "damaged_objects": []
         if row.manifest_id is None
         else [database.plain(one) for one in BackupTasks(db, conf).damaged_objects.of(row.manifest_id)],

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from backupfw.db.session import Database
 
 T = TypeVar("T")
+#: A line of a command's own text; one that may be too long for memory comes in parts.
+Line = str | Iterable[str]
 
 #: The formats that keep structure; the others have text in each cell.
 _STRUCTURED = ("json", "yaml")
@@ -147,12 +149,15 @@ class Lister(_Formatted, lister.Lister):
     :cvar default_format: ``table``, or ``text`` for a report.
     :cvar scripts_read_text: people had a text before there were formats, so whatever is no terminal still
         gets it when no format is asked for.
+    :cvar json_text: what ``--json`` prints, if the command had that option before there were formats: its own
+        text, as JSON.
     """
 
     columns: Sequence[str] = ()
     short: Sequence[str] = ()
     formats = "list"
     scripts_read_text = False
+    json_text = ""
 
     @property
     def formatter_default(self) -> str:
@@ -164,6 +169,8 @@ class Lister(_Formatted, lister.Lister):
         parser = super().get_parser(prog_name)
         if self.short:
             parser.add_argument("--long", action="store_true", help="all columns in a table, too")
+        if self.json_text:
+            parser.add_argument("--json", action="store_true", help=f"{self.json_text}; takes no --format")
         return parser
 
     @abstractmethod
@@ -173,18 +180,27 @@ class Lister(_Formatted, lister.Lister):
         They may have more values than there are columns, for :meth:`lines`.
         """
 
-    def lines(self, args: argparse.Namespace, records: Iterator[Mapping[str, Any]]) -> Iterable[str] | None:  # noqa: ARG002
+    def lines(self, args: argparse.Namespace, records: Iterator[Mapping[str, Any]]) -> Iterable[Line] | None:  # noqa: ARG002
         """Return the command's own text; None: columns without borders."""
         return None
+
+    def is_text(self, args: argparse.Namespace) -> bool:
+        """Say whether the command's own text is asked for."""
+        return args.formatter == "text" and not (args.columns or args.sort_columns)
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[Sequence[str], Iterable[Any]]:
         """Return the columns, and a row for each record."""
         self.require_columns([*parsed_args.columns, *parsed_args.sort_columns], self.columns)
+        if self.json_text and parsed_args.json:
+            if parsed_args.formatter == self.formatter_default:
+                parsed_args.formatter = "text"
+            if not self.is_text(parsed_args):
+                self.refuse("--json takes no --format and no columns; '--format json' does")
         if self.short and parsed_args.formatter == "table" and not (parsed_args.columns or parsed_args.long):
             parsed_args.columns = [*self.short]
         records = self.records(parsed_args)
         self._text = None
-        if parsed_args.formatter == "text" and not (parsed_args.columns or parsed_args.sort_columns):
+        if self.is_text(parsed_args):
             records = iter(records)
             self._text = self.lines(parsed_args, records)
         return self.columns, (_row(self.columns, one, parsed_args.formatter) for one in records)
@@ -202,7 +218,8 @@ class Lister(_Formatted, lister.Lister):
         """Write the list."""
         if self._text is not None:
             for line in self._text:
-                self.app.stdout.write(f"{line}\n")
+                self.app.stdout.writelines([line] if isinstance(line, str) else line)
+                self.app.stdout.write("\n")
                 # Some lines take a while, and a reader gets each at once.
                 self.app.stdout.flush()
             return 0

@@ -30,16 +30,18 @@ class _Database(base.AnyCommand):
         return conf, self.open(closing(database.connect(conf, make)))
 
 
-class Sync(_Database, base.Command):
+class Sync(_Database, base.ShowOne):
     """Make the tables, or migrate them to what this release needs, and print the version."""
 
-    def take_action(self, parsed_args: argparse.Namespace) -> None:
-        """Migrate."""
+    default_format = "value"
+
+    def record(self, args: argparse.Namespace) -> Mapping[str, Any]:
+        """Migrate, and return the version."""
         from backupfw.db import migrate
 
-        conf, db = self.connect(parsed_args, make=True)
+        conf, db = self.connect(args, make=True)
         migrate.sync(db, conf.installation_id)
-        print(migrate.version(db))
+        return {"version": migrate.version(db)}
 
 
 class Version(_Database, base.ShowOne):
@@ -55,16 +57,22 @@ class Version(_Database, base.ShowOne):
         return {"version": migrate.version(db) or "none"}
 
 
-class Check(_Database, base.Command):
+class Check(_Database, base.Verdicts):
     """Say whether the database fits this release; exit status 1 if not."""
 
-    def take_action(self, parsed_args: argparse.Namespace) -> None:
-        """Compare the versions."""
+    columns = ("result", "version")
+
+    def records(self, args: argparse.Namespace) -> Iterable[Mapping[str, Any]]:
+        """Compare the versions.
+
+        :raises ConfigError: the database does not fit.
+        """
         from backupfw.db import migrate
 
-        _conf, db = self.connect(parsed_args)
+        _conf, db = self.connect(args)
         migrate.check(db)
-        print(f"ok: version {migrate.version(db)}")
+        version = migrate.version(db)
+        return [{"result": "ok", "version": version, "line": f"ok: version {version}"}]
 
 
 class Purge(base.Lister):

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 import tempfile
+from collections import Counter
 from contextlib import closing, suppress
 from datetime import datetime, timedelta
 from itertools import islice
@@ -17,26 +18,41 @@ from backupfw.cmd.progress import Progress, counted, human_size
 from backupfw.errors import BackupNotFound, EngineError, InvalidBackup, InvalidInput
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from oslo_config import cfg
 
     from backupfw.db.session import Database
-    from backupfw.engine.ports import VerifyReport
     from backupfw.worker.stores import Stores
 
 #: Longest age that may be asked for, days.
 _MAX_DAYS = 36500
+#: The result of a backup that could not be verified.
+NOT_VERIFIED = "not verified"
 #: Keys of damaged objects in memory at a time, about 300 bytes each.
 _PART = 50_000
 
 
-class Verify(base.Command):
+class Verify(base.Lister):
     """Read backups' objects and compare every block.
 
     What is found is recorded at each backup; damage is remembered, so that the next incremental stores it
     anew.  The exit status is 1 when anything is damaged or could not be verified.
     """
+
+    columns = (
+        "id",
+        "result",
+        "how",
+        "verified_at",
+        "objects",
+        "blocks",
+        "bytes",
+        "damaged_objects",
+        "problem",
+    )
+    default_format = "text"
+    json_text = "print one JSON object per line and backup"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the command's arguments."""
@@ -62,15 +78,13 @@ class Verify(base.Command):
         parser.add_argument(
             "--quick", action="store_true", help="read maps whole and only the end of each pack"
         )
-        parser.add_argument("--json", action="store_true", help="print one JSON object per line and backup")
 
-    def take_action(self, parsed_args: argparse.Namespace) -> int:
-        """Verify one backup or many."""
+    def records(self, args: argparse.Namespace) -> Iterator[Mapping[str, Any]]:
+        """Verify one backup or many, and return a record of each when it is done."""
         from backupfw.cmd import catalogue
         from backupfw.db import models
         from backupfw.worker.stores import Stores
 
-        args = parsed_args
         one = args.id is not None
         many = args.all or args.volume is not None or args.older_than is not None
         if one == many and (one or args.project is None):
@@ -79,10 +93,30 @@ class Verify(base.Command):
             self.refuse("--all and --project do not go together")
         conf, db = self.database(args)
         stores = self.open(closing(Stores(conf)))
-        verifier = Verifier(conf, db, stores, quick=args.quick, as_json=args.json)
+        told = _print_damaged if self.is_text(args) and not args.json else None
+        verifier = Verifier(conf, db, stores, quick=args.quick, told=told)
         if one:
-            return 0 if verifier.one(catalogue.find_id(db, models.Backup, args.id, args.project)) else 1
-        return _many(args, db, verifier)
+            return self._judged(verifier.one(catalogue.find_id(db, models.Backup, args.id, args.project)))
+        return self._judged(_many(args, db, verifier))
+
+    def _judged(self, records: Iterator[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+        for record in records:
+            if record["result"] != "ok":
+                self.status = 1
+            yield record
+
+    def lines(self, args: argparse.Namespace, records: Iterator[Mapping[str, Any]]) -> Iterable[base.Line]:
+        """Yield the verdict on each backup, and the sums."""
+        if args.json:
+            yield from map(as_json, records)
+            return
+        counts = Counter[str]()
+        for one in records:
+            counts[one["result"]] += 1
+            yield _verdict(one)
+        if args.id is None:
+            good, damaged, failed = (counts[result] for result in ("ok", "damaged", NOT_VERIFIED))
+            yield f"{counted(counts.total(), 'backup')}: {good} ok, {damaged} damaged, {failed} not verified"
 
 
 def _age(text: str) -> timedelta | datetime:
@@ -96,7 +130,7 @@ def _age(text: str) -> timedelta | datetime:
     )
 
 
-def _many(args: argparse.Namespace, db: Database, verifier: Verifier) -> int:
+def _many(args: argparse.Namespace, db: Database, verifier: Verifier) -> Iterator[Mapping[str, Any]]:
     from backupfw.chunkstore.errors import ChunkStoreError
     from backupfw.cmd import catalogue
 
@@ -112,7 +146,6 @@ def _many(args: argparse.Namespace, db: Database, verifier: Verifier) -> int:
             f" {begun:%Y-%m-%dT%H:%M:%SZ} does the rest",
             file=sys.stderr,
         )
-    good = damaged = failed = 0
     for backup_id in ids:
         # Another run may have verified it, or another backup with the same manifest was verified just now.
         if catalogue.was_verified(db, backup_id, begun, quick=args.quick):
@@ -120,28 +153,27 @@ def _many(args: argparse.Namespace, db: Database, verifier: Verifier) -> int:
         # It does not matter if the backup was deleted meanwhile.
         with suppress(BackupNotFound, InvalidBackup):
             try:
-                if verifier.one(backup_id):
-                    good += 1
-                else:
-                    damaged += 1
+                yield from verifier.one(backup_id)
             except (ChunkStoreError, EngineError, InvalidInput) as error:
                 # There is no result, so nothing is recorded, and the next run begins with this backup.
-                verifier.report_failure(backup_id, str(error))
-                failed += 1
-    if not args.json:
-        whole = counted(good + damaged + failed, "backup")
-        print(f"{whole}: {good} ok, {damaged} damaged, {failed} not verified")
-    return 1 if damaged or failed else 0
+                nothing = dict.fromkeys(Verify.columns)
+                yield {**nothing, "id": backup_id, "result": NOT_VERIFIED, "problem": str(error)}
 
 
 class Verifier:
     """Verifies one backup after the other.
 
-    :param as_json: print a JSON object for each instead of lines.
+    :param told: called with key and reason as soon as an object is found damaged.
     """
 
     def __init__(
-        self, conf: cfg.ConfigOpts, db: Database, stores: Stores, *, quick: bool, as_json: bool
+        self,
+        conf: cfg.ConfigOpts,
+        db: Database,
+        stores: Stores,
+        *,
+        quick: bool,
+        told: Callable[[str, str], None] | None = None,
     ) -> None:
         from backupfw.manager.outcomes.backups import BackupTasks
 
@@ -150,10 +182,10 @@ class Verifier:
         self._stores = stores
         self._tasks = BackupTasks(db, conf)
         self._quick = quick
-        self._json = as_json
+        self._told = told
 
-    def one(self, backup_id: str) -> bool:
-        """Verify a backup; return whether nothing was found.
+    def one(self, backup_id: str) -> Iterator[Mapping[str, Any]]:
+        """Verify a backup, and yield what was found: a record, which is complete until the next is asked for.
 
         :raises BackupNotFound: there is no such backup.
         :raises InvalidBackup: it has no manifest to verify, or was deleted meanwhile.
@@ -177,8 +209,8 @@ class Verifier:
             ):
                 raise InvalidBackup(f"backup {backup_id} was deleted meanwhile")
             found.add(bad, reason)
-            if not self._json:
-                print(f"damaged: {bad}: {reason}")
+            if self._told is not None:
+                self._told(bad, reason)
 
         progress = Progress(f"verifying {backup_id}")
         control = progress.control()
@@ -207,27 +239,18 @@ class Verifier:
             # This is the last step, so that after a killed run the backup is verified again.
             moment = self._tasks.damaged_objects.record_verification(manifest.id, begun, how, result, whole)
             progress.finish(human_size(report.bytes))
-            if self._json:
-                _print_json(
-                    id=backup_id,
-                    result=result,
-                    how=how,
-                    verified_at=f"{moment.isoformat()}Z",
-                    objects=report.objects,
-                    blocks=report.blocks,
-                    bytes=report.bytes,
-                    damaged=found,
-                )
-            else:
-                _print_verdict(backup_id, report)
-        return report.ok
-
-    def report_failure(self, backup_id: str, problem: str) -> None:
-        """Say why nothing is known of a backup."""
-        if self._json:
-            _print_json(id=backup_id, result="not verified", problem=problem)
-        else:
-            print(f"backup {backup_id}: NOT verified: {problem}")
+            yield {
+                "id": backup_id,
+                "result": result,
+                "how": how,
+                "verified_at": f"{moment.isoformat()}Z",
+                "objects": report.objects,
+                "blocks": report.blocks,
+                "bytes": report.bytes,
+                "damaged_objects": report.damaged,
+                "problem": None,
+                "damaged": found,
+            }
 
 
 class _Found:
@@ -254,22 +277,31 @@ class _Found:
         self._file.close()
 
 
-def _print_json(*, damaged: _Found | None = None, **values: Any) -> None:
+def _print_damaged(key: str, reason: str) -> None:
+    print(f"damaged: {key}: {reason}", flush=True)
+
+
+def as_json(record: Mapping[str, Any]) -> Iterator[str]:
+    """Return a record as one line of JSON, in parts; the keys of damaged objects are in it."""
+    values = {name: value for name, value in record.items() if value is not None}
+    values.pop("damaged_objects", None)
+    damaged: _Found | None = values.pop("damaged", None)
     text = json.dumps(values, sort_keys=True)
     if damaged is None:
-        print(text)
-    else:
-        print(text.removesuffix("}"), end=', "damaged": [')
-        for number, line in enumerate(damaged.lines()):
-            print(line if number == 0 else f", {line}", end="")
-        print("]}")
-    # A reader gets each backup at once, not a full buffer.
-    sys.stdout.flush()
+        yield text
+        return
+    yield f'{text.removesuffix("}")}, "damaged": ['
+    for number, line in enumerate(damaged.lines()):
+        yield line if number == 0 else f", {line}"
+    yield "]}"
 
 
-def _print_verdict(backup_id: str, report: VerifyReport) -> None:
-    verdict = "ok" if report.ok else f"DAMAGED, {counted(report.damaged, 'object')}"
-    print(
-        f"backup {backup_id}: {verdict} ({counted(report.objects, 'object')},"
-        f" {counted(report.blocks, 'block')}, {human_size(report.bytes)} read)"
+def _verdict(record: Mapping[str, Any]) -> str:
+    who, damaged = f"backup {record['id']}", record["damaged_objects"]
+    if record["result"] == NOT_VERIFIED:
+        return f"{who}: NOT verified: {record['problem']}"
+    verdict = f"DAMAGED, {counted(damaged, 'object')}" if damaged else "ok"
+    return (
+        f"{who}: {verdict} ({counted(record['objects'], 'object')}, {counted(record['blocks'], 'block')},"
+        f" {human_size(record['bytes'])} read)"
     )

@@ -142,7 +142,7 @@ class Adoptable(base.Lister):
             }
 
 
-class _Existing(base.Command):
+class _Existing(base.AnyCommand):
     """A command for a volume that there is."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -158,7 +158,7 @@ class _Existing(base.Command):
         return cases, cases.find(models.Volume, args.id, args.project)
 
 
-class Attach(_Existing):
+class Attach(_Existing, base.Command):
     """Record that a volume is in use, and print the attachment's id."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -186,7 +186,7 @@ class Attach(_Existing):
         print(row.attachments[-1].id)
 
 
-class Detach(_Existing):
+class Detach(_Existing, base.Command):
     """Record that a volume is not in use any more."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -200,18 +200,20 @@ class Detach(_Existing):
         cases.volumes.attachments.detach(base.operator(), volume, attachment_id=parsed_args.attachment)
 
 
-class Path(_Existing):
+class Path(_Existing, base.ShowOne):
     """Print where a volume's bytes are."""
 
-    def take_action(self, parsed_args: argparse.Namespace) -> None:
-        """Print it."""
+    default_format = "value"
+
+    def record(self, args: argparse.Namespace) -> Mapping[str, Any]:
+        """Return it."""
         from backupfw.worker.handlers.base import volume_ref
 
-        cases, volume = self.found(parsed_args)
+        cases, volume = self.found(args)
         row = cases.volumes.get(base.operator(), volume)
         if row.location is None:
             raise InvalidInput(f"volume {row.id} has no storage yet (status {row.status})")
-        print(_provider(cases.conf, row.backend).where(volume_ref(row)))
+        return {"path": _provider(cases.conf, row.backend).where(volume_ref(row))}
 
 
 class List(base.Lister):
@@ -245,22 +247,13 @@ class List(base.Lister):
         return map(usecases.described, found)
 
 
-class Show(base.ShowOne):
+class Show(_Existing, base.ShowOne):
     """Show a volume."""
-
-    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Add the command's arguments."""
-        parser.add_argument("id", metavar="ID", help="the volume's id or name")
-        usecases.add_project(parser)
 
     def record(self, args: argparse.Namespace) -> Mapping[str, Any]:
         """Return it."""
-        from backupfw.db import models
-
-        cases = usecases.UseCases(*self.database(args))
-        return usecases.described(
-            cases.volumes.get(base.operator(), cases.find(models.Volume, args.id, args.project))
-        )
+        cases, volume = self.found(args)
+        return usecases.described(cases.volumes.get(base.operator(), volume))
 
 
 class Backends(base.Lister):
@@ -320,7 +313,7 @@ class Extend(usecases.Queueing):
         waiting.follow(cases.conf, cases.db, operation, wait=parsed_args.wait)
 
 
-class Set(_Existing):
+class Set(_Existing, base.Command):
     """Change how a volume is backed up."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -340,7 +333,7 @@ class Set(_Existing):
         cases.volumes.trust_changes(base.operator(), volume)
 
 
-class Forget(_Existing):
+class Forget(_Existing, base.Command):
     """Take an adopted volume out of the catalogue.
 
     Its image or device stays as it is, and so do its backups.

@@ -19,19 +19,43 @@ from backupfw.cmd import backup, base, database, main
 from backupfw.db import models
 from tests.unit.cmd.conftest import Run, load_conf
 
+COMMANDS = {name: point.load() for name, point in sorted(main.App().command_manager)}
+#: The commands that neither list nor show anything: they print an id, a sentence or a text for one use.
+PLAIN = {
+    *("api", "serve", "worker", "help", "complete", "lifecycle", "quota set"),
+    *("backup cancel", "backup create", "backup delete", "backup restore"),
+    *("snapshot create", "snapshot delete"),
+    *("volume adopt", "volume attach", "volume create", "volume delete", "volume detach", "volume extend"),
+    *("volume forget", "volume set"),
+}
 #: What a list must be given.
 ARGUMENTS = {
+    "backup verify": ["--older-than", "1"],
     "db purge": ["--before", "2026-01-31"],
     "quota show": ["demo"],
     "volume check": ["local"],
 }
 LISTS = [
     (*name.split(), *ARGUMENTS.get(name, ()))
-    for name, point in sorted(main.App().command_manager)
+    for name, command in COMMANDS.items()
     # What a check says of free space is another thing each time, and the back end 'local' does not list what
     # can be adopted; they have tests of their own.
-    if issubclass(point.load(), base.Lister) and name not in ("store check", "volume adoptable")
+    if issubclass(command, base.Lister) and name not in ("store check", "volume adoptable")
 ]
+
+
+def test_whatever_lists_or_shows_has_formats() -> None:
+    formatted = {
+        name for name, command in COMMANDS.items() if issubclass(command, base.Lister | base.ShowOne)
+    }
+    assert formatted == COMMANDS.keys() - PLAIN
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_option_that_there_is_not_is_wrong_usage(run: Run, name: str) -> None:
+    done = run(*name.split(), "--no-such-option", at_state=False)
+    assert (done.status, done.out) == (2, "")
+    assert "error: " in done.err
 
 
 @pytest.mark.parametrize("words", LISTS, ids=" ".join)
@@ -84,7 +108,7 @@ def test_a_name_does_not_command_the_terminal(run: Run, state: Path, backup_id: 
         assert not set(out) & {"\x1b", "\x9b"}, words
     for words in (("backup", "list"), ("backup", "show", backup_id)):
         (one,) = [json.loads(run(*words, "-f", "json").out)]
-        found = one[0]["name"] if isinstance(one, list) else one["display_name"]
+        found = (one[0] if isinstance(one, list) else one)["name"]
         assert found == name
 
 
@@ -152,16 +176,27 @@ def test_checks_are_records_and_the_status_says_whether_all_hold(run: Run, state
 
 
 def test_the_databases_version_and_a_purge_have_formats(run: Run) -> None:
-    assert run("db", "sync").status == 0
-    version = run("db", "version").out.strip()
+    version = json.loads(run("db", "sync", "-f", "json").out)["version"]
+    assert run("db", "sync").out == run("db", "version").out == f"{version}\n"
     assert json.loads(run("db", "version", "-f", "json").out) == {"version": version}
+    assert json.loads(run("db", "check", "-f", "json").out) == [{"result": "ok", "version": version}]
     purged = json.loads(run("db", "purge", "--before", "2026-01-31", "-f", "json").out)
     assert {"resource": "backups", "rows": 0} in purged
+
+
+def test_a_volumes_path_has_formats(run: Run) -> None:
+    volume = run("volume", "create", "--size", "1").out.strip()
+    path = run("volume", "path", volume).out.strip()
+    assert Path(path).stat().st_size == 1 << 30
+    assert json.loads(run("volume", "path", volume, "-f", "json").out) == {"path": path}
 
 
 def test_a_record_of_a_backup(run: Run, backup_id: str) -> None:
     shown = json.loads(run("backup", "show", backup_id).out)
     assert list(shown) == sorted(shown)
+    # By the same words as a volume's record and the lists, and the API.
+    assert {"name", "description"} <= shown.keys()
+    assert not {"display_name", "display_description", "deleted"} & shown.keys()
     assert yaml.safe_load(run("backup", "show", backup_id, "-f", "yaml").out) == shown
     (row,) = csv.DictReader(io.StringIO(run("backup", "show", backup_id, "-f", "csv").out))
     assert row["id"] == backup_id

@@ -7,7 +7,6 @@ import random
 import re
 import tracemalloc
 from collections.abc import Iterator
-from contextlib import redirect_stdout
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -295,6 +294,49 @@ def test_damage_among_many_is_status_1_and_reported_with_its_objects(chain: Chai
     }
 
 
+def test_verdicts_are_records_in_every_format(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
+    chain.spoil(chain.full, 1)
+    real = engine.run
+
+    def down(key: str, *args: Any, **options: Any) -> Any:
+        if chain.increment in key:
+            raise errors.Unavailable("no answer", store="main")
+        return real(key, *args, **options)
+
+    monkeypatch.setattr(engine, "run", down)
+    done = chain.run("backup", "verify", "--all", "-f", "json")
+    assert done.status == 1
+    found = {one["id"]: one for one in json.loads(done.out)}
+    assert tuple(found[chain.full]) == verify.Verify.columns
+    assert {backup: (one["result"], one["damaged_objects"]) for backup, one in found.items()} == {
+        chain.full: ("damaged", 1),
+        chain.increment: ("not verified", None),
+        chain.other: ("ok", 0),
+    }
+    assert found[chain.other]["blocks"] == 16
+    assert "no answer" in found[chain.increment]["problem"]
+    words = ("-f", "value", "-c", "result", "-c", "how")
+    done = chain.run("backup", "verify", "--quick", chain.other, *words)
+    assert (done.status, done.out) == (0, "ok quick\n")
+    done = chain.run("backup", "verify", chain.full, *words)
+    assert (done.status, done.out) == (1, "damaged full\n")
+    # Columns of text are no sentences; '--json' is a text of its own.
+    done = chain.run("backup", "verify", chain.full, "-f", "text", "-c", "result")
+    assert (done.status, done.out) == (1, "result\ndamaged\n")
+    for words in (("-f", "csv"), ("-c", "result"), ("--sort-column", "result")):
+        assert chain.run("backup", "verify", chain.full, "--json", *words).status == 2
+
+
+def test_each_damaged_object_is_named_before_the_verdict(chain: Chain) -> None:
+    pack, _whole = chain.spoil(chain.full, 1)
+    lines = chain.run("backup", "verify", "--all").out.splitlines()
+    damaged = [number for number, line in enumerate(lines) if line.startswith("damaged: ")]
+    assert len(damaged) == 2
+    assert all(pack.stem in lines[number] for number in damaged)
+    assert lines[damaged[0] + 1].startswith(f"backup {chain.full}: DAMAGED, 1 object (")
+    assert lines[-1] == "3 backups: 1 ok, 2 damaged, 0 not verified"
+
+
 @pytest.mark.parametrize("age", [None, "1"])
 def test_a_run_that_ended_early_goes_on_where_it_was(
     chain: Chain, monkeypatch: pytest.MonkeyPatch, age: str | None
@@ -399,14 +441,15 @@ def test_memory_does_not_grow_with_what_is_damaged(chain: Chain, monkeypatch: py
     monkeypatch.setattr(worker, "mark_sharers", mark)
     monkeypatch.setattr(verify, "_PART", 1000)
     with database.opened(load_conf(chain.state)) as db, (chain.state / "out").open("w+") as out:
-        verifier = verify.Verifier(load_conf(chain.state), db, FakeStores(), quick=True, as_json=True)  # type: ignore[arg-type]
-        with redirect_stdout(out):
-            tracemalloc.start()
-            try:
-                assert not verifier.one(chain.full)
-                peak = tracemalloc.get_traced_memory()[1]
-            finally:
-                tracemalloc.stop()
+        verifier = verify.Verifier(load_conf(chain.state), db, FakeStores(), quick=True)  # type: ignore[arg-type]
+        tracemalloc.start()
+        try:
+            for record in verifier.one(chain.full):
+                assert record["result"] == "damaged"
+                out.writelines(verify.as_json(record))
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
         out.seek(0)
         (told,) = [json.loads(line) for line in out]
     assert [one["key"] for one in told["damaged"]] == [f"{number:0200}" for number in range(count)]
