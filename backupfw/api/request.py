@@ -89,7 +89,7 @@ def exposures_of(function: object) -> tuple[Exposure, ...]:
 
 
 class Request(webob.Request):  # type: ignore[misc]
-    """A request.  Pecan finds no parameters in it and so passes none as arguments; methods read them by name.
+    """A request whose parameters Pecan does not see: methods read them from ``query``, not from arguments.
 
     :ivar context: who asks.
     :ivar version: the version of the request.

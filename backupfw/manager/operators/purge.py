@@ -1,22 +1,22 @@
 """Purge: deletes rows of resources that were deleted long ago.
 
-A deleted backup, volume or snapshot keeps its row, with a mark that it is deleted.  Only other rows that
-refer to that row still need it.
+A deleted backup, volume or snapshot keeps its row, with a mark that it is deleted.  The purge deletes the row
+if the mark was set before the given moment and no other row refers to it.
 
-*Mirrors* of volumes and snapshots of a foreign catalogue are not deleted there: one may go when no backup
-refers to it and no request has named it for as long.  If another one does, it comes back.
+A *mirror* of a volume or snapshot of a foreign catalogue never gets that mark.  Its row is deleted if no
+backup refers to it and no request named it since the given moment; a later request makes it again.
 
-*Manifests* that are gone keep their rows for three reasons: an import of a deleted backup is refused, a
-listing that still shows such a manifest does not make it unknown, and the lineage tree needs its forks.  So a
-manifest's row is deleted only after the row of the backup that made it, when it is in no tree, when no row
-refers to it, and when it has been gone as long as the other rows.  Nothing is lost by that: a manifest
-without a row is unknown, and no clean-up deletes an unknown manifest or the objects that it names
-(:mod:`backupfw.engine.removal`).  If it appears again, an import first reads everything that it names. These
-rows stay:
+A *manifest* that is gone keeps its row for three reasons: an import of a deleted backup is refused, a listing
+that still shows the manifest does not make it unknown, and the lineage tree needs it where the tree forks.
+So its row is deleted only after the row of the backup that made it, and only if the manifest is in no tree,
+no row refers to it, and it was gone before the given moment.  This is safe: a manifest without a row is
+unknown, and no clean-up deletes an unknown manifest or the objects that it names
+(:mod:`backupfw.engine.removal`).  If the manifest appears again, an import first reads everything that it
+names.  These rows stay:
 
-* Manifests of volumes in which a backup is being made or deleted: that attempt has read which manifests are
-  known, and may use that to delete objects.  A sweep does the same without a mark in the database; do not run
-  purge and sweep at the same time.
+* Manifests of a volume of which a backup is being made or deleted: that attempt has read which manifests are
+  known, and decides by that which objects it deletes.  A sweep does so too, but nothing in the database shows
+  that it runs; do not run purge and sweep at the same time.
 * Announced keys that were given up stay for ever; they are few.  A manifest may be under such a key in the
   store.  Without the row it would be unknown, so a sweep would keep it and all that it names, and an import
   would accept it as a backup.  The purge also gives up keys that are still open although a worker of an older
@@ -58,10 +58,10 @@ def run(db: Database, before: datetime, dry_run: bool = False) -> dict[str, int]
     :param dry_run: count only.
     :returns: how many rows of each, by noun.
     """
-    # In this order, because rows refer to later ones: a snapshot's to its volume's, a backup's to its
-    # manifest's.
     if not dry_run:
         db.run(lambda session: manifests.give_up(session, manifests.announced_for_nobody()))
+    # In this order, because rows refer to later ones: a snapshot's to its volume's, a backup's to its
+    # manifest's.
     steps = ((Backup, "backups"), (Snapshot, "snapshots"), (Volume, "volumes"), (Manifest, "manifests"))
     removed = {noun: _remove(db, model, _may_go(model, before), dry_run) for model, noun in steps}
     return removed | {"damaged objects": _remove_damaged(db, before, dry_run)}
@@ -121,7 +121,7 @@ def _may_go(model: type[Any], before: datetime) -> ColumnElement[bool]:
             & ~moving
         )
     gone = model.deleted.is_(True) & (model.deleted_at < before)
-    # Not null: what is neither true nor false would be lost by a negation.
+    # Each part is true or false, never null: the callers negate the condition, and a negated null is null.
     if model is Volume:
         of_it = or_(Backup.volume_id == Volume.id, Backup.restore_volume_id == Volume.id)
         gone |= Volume.mirrored_at.is_not(None) & (Volume.mirrored_at < before) & ~exists().where(of_it)

@@ -76,8 +76,7 @@ class DeleteTasks(Outcomes):
         backup = session.get(models.Backup, task.resource_id, populate_existing=True)
         moved = lifecycle.move(session, models.Backup, task.resource_id, BackupMoves.delete_again)
         if backup is None or not moved:
-            # A transaction that should have cancelled this task has deleted or reset the backup: nothing to
-            # do.
+            # The backup was deleted or reset, by a transaction that should also have cancelled this task.
             tasks.end(session, task)
             return None
         manifest = backup_rows.manifest_of(session, backup, lock=True)
@@ -101,23 +100,24 @@ class DeleteTasks(Outcomes):
             backup_rows.give_up_manifest(session, backup, task.request_id)
             return True
         if manifest.state == lifecycle.RELEASED:
-            # An earlier attempt released it, or a creation that failed: that has queued a task of its own.
+            # An earlier attempt of this task released it, or a creation that failed, which has queued a
+            # clean-up of its own.
             cleaning = exists().where(
                 models.Task.kind == tasks.MANIFEST_RELEASE, models.Task.resource_id == manifest.id
             )
             return given_up or not session.scalar(select(cleaning))
-        self._point(session, backup, None)
+        self._set_manifest(session, backup, None)
         if manifest.installation_id != installation_id(session):
             _drop_reference(session, manifest.id)
             return False
         if not manifests.release_if_unused(session, manifest.id):
             return False
         # The next attempt must find the manifest.
-        self._point(session, backup, manifest.id)
+        self._set_manifest(session, backup, manifest.id)
         return True
 
     @staticmethod
-    def _point(session: Session, backup: models.Backup, manifest_id: str | None) -> None:
+    def _set_manifest(session: Session, backup: models.Backup, manifest_id: str | None) -> None:
         session.execute(
             update(models.Backup).where(models.Backup.id == backup.id).values(manifest_id=manifest_id),
             execution_options={"synchronize_session": False},

@@ -195,7 +195,7 @@ class ChangeTests(Adoption):
                 reason = point.compare(each)
                 assert reason is not None, f"{each[:100]!r} is accepted, but the token is {token!r}"
                 check_reason(reason)
-                # It is no obstacle to the right one.
+                # A refused token does not change what the right one gives.
                 if each is changed[0]:
                     check_compared(point, volume.disk, token, was, must=True)
 
@@ -255,7 +255,7 @@ def _kept(volume: Subject) -> tuple[str, Disk]:
 
 
 def _compare(volume: Subject, token: str, was: Disk, *, must: bool = False) -> Any:
-    """Compare the volume as it is now with a point; fail if a lie is told."""
+    """Compare the volume as it is now with a point; fail if the provider says anything wrong of it."""
     with volume.provider.open_point(volume.ref, new_id()) as point:
         check_point(point, volume.disk)
         return check_compared(point, volume.disk, token, was, must=must)
