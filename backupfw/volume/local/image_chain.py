@@ -30,6 +30,8 @@ _BACKING_FORMAT = 0xE2792ACA
 _QCOW2_CORRUPT, _QCOW2_DATA_FILE = 1 << 1, 1 << 2
 _VMDK_TYPES = frozenset({"monolithicSparse", "streamOptimized"})
 _MAX_DESCRIPTOR = 1 << 20
+# QEMU looks for a parent in so many bytes, whatever length the header says.
+_LEAST_DESCRIPTOR = 20 * 512
 _VHD_DYNAMIC, _VHD_FIXED = 3, 2
 
 
@@ -161,7 +163,8 @@ def _vmdk(fd: int, write: bool) -> None:
     offset, size = struct.unpack_from("<QQ", start, 28)
     text = ""
     if offset and size * 512 <= _MAX_DESCRIPTOR:
-        text = os.pread(fd, size * 512, offset * 512).split(b"\0", 1)[0].decode("latin-1")
+        length = max(size * 512, _LEAST_DESCRIPTOR)
+        text = os.pread(fd, length, offset * 512).split(b"\0", 1)[0].decode("latin-1")
     kind = re.search(r'^\s*createType\s*=\s*"([^"]*)"', text, re.MULTILINE)
     parent = re.search(r"^\s*parentCID\s*=\s*(\w+)", text, re.MULTILINE)
     if capacity == 0 or kind is None or kind[1] not in _VMDK_TYPES:

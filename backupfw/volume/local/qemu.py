@@ -159,9 +159,10 @@ def _spawn(chain: Chain, listening: socket.socket, ends: int, errors: int, write
     for number, layer in reversed(list(enumerate(chain.layers))):
         file = {"driver": "file", "filename": f"/proc/self/fd/{_FILES + number}"}
         below, node = node, {"driver": DRIVERS.get(layer.format, layer.format), "file": file}
-        if layer.format == "qcow2":
+        if layer.format != "raw":
+            # Said for every format: else QEMU opens what the header names, over the network, too.
             node["backing"] = below
-        elif layer.format == "vhd":
+        if layer.format == "vhd":
             # Else the length is guessed from the name of the program that made the image.
             node["force_size_calc"] = "current_size"
     assert node is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -179,6 +180,31 @@ def test_images_that_name_other_files_are_refused(provider: LocalProvider, tmp_p
         provider.adopt(str(tmp_path / "child.vmdk"))
 
 
+def test_a_parent_behind_the_end_of_the_descriptor_is_refused_and_never_opened(
+    provider: LocalProvider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = tmp_path / "disk.vmdk"
+    qemu_img("create", "-f", "vmdk", image, str(LENGTH))
+    data = bytearray(image.read_bytes())
+    offset, size = struct.unpack_from("<QQ", data, 28)
+    text = bytes(data[offset * 512 : (offset + size) * 512]).rstrip(b"\0").replace(b"parentCID=ffffffff", b"")
+    sectors = len(text) // 512 + 1
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.5)
+        hint = f'parentFileNameHint="nbd://127.0.0.1:{server.getsockname()[1]}/x"\n'.encode()
+        text = text.ljust(sectors * 512, b"\n") + b"parentCID=12345678\n" + hint
+        data[offset * 512 : offset * 512 + len(text)] = text
+        struct.pack_into("<Q", data, 36, sectors)
+        image.write_bytes(data)
+        with pytest.raises(InvalidInput, match="depends on another one"):
+            provider.adopt(str(image))
+        # As if it had changed since it was judged.
+        monkeypatch.setattr(image_chain, "_vmdk", lambda *_: None)
+        assert provider.adopt(str(image)).length == LENGTH
+        with pytest.raises(TimeoutError):
+            server.accept()
+
+
 def _descriptor(secret: Path) -> bytes:
     text = (
         "# Disk DescriptorFile\nversion=1\nCID=1\nparentCID=ffffffff\n"
@@ -246,10 +272,10 @@ def test_a_backing_chain_in_a_named_directory_is_read(tmp_path: Path) -> None:
 def test_an_image_that_a_machine_uses_is_in_use(provider: LocalProvider, tmp_path: Path) -> None:
     image = make_image(tmp_path / "disk", content())
     volume = adopted(provider, image)
-    socket = tmp_path / "machine.sock"
-    machine = subprocess.Popen(["qemu-nbd", "-t", "-f", "qcow2", "-k", str(socket), str(image)])
+    place = tmp_path / "machine.sock"
+    machine = subprocess.Popen(["qemu-nbd", "-t", "-f", "qcow2", "-k", str(place), str(image)])
     try:
-        eventually(socket.exists)
+        eventually(place.exists)
         with pytest.raises(InvalidInput, match="--in-use"):
             provider.adopt(str(image))
         assert provider.adopt(str(image), in_use=True).length == LENGTH
@@ -266,7 +292,7 @@ def test_an_image_that_a_machine_uses_is_in_use(provider: LocalProvider, tmp_pat
     assert not list((tmp_path / "volumes").glob("*snapshot*"))
     with provider.open_point(volume, "p"):
         started = subprocess.run(
-            ["qemu-nbd", "-f", "qcow2", "-k", str(socket), str(image)], capture_output=True
+            ["qemu-nbd", "-f", "qcow2", "-k", str(place), str(image)], capture_output=True
         )
     assert b"lock" in started.stderr
 
