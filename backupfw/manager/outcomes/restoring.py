@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from backupfw.db import models
 from backupfw.db.locks import lock
-from backupfw.errors import InvalidBackup, VolumeNotFound
+from backupfw.errors import InvalidBackup, TaskLost, VolumeNotFound
 from backupfw.manager import rows
 from backupfw.manager.lineage import lifecycle
 from backupfw.manager.lineage.lifecycle import BackupMoves
@@ -92,8 +92,13 @@ class RestoreTasks(Outcomes):
         return self._db.run(work)
 
     def target(self, task: Task) -> rows.Volume | None:
-        """Return the volume that a restore writes to, perhaps deleted; None: it is purged."""
+        """Return the volume that a restore writes to, perhaps deleted; None: it is purged.
+
+        :raises TaskLost: another attempt owns the task, or it ended: the volume is no business of this one.
+        """
         with self._db.read() as session:
+            if isinstance(lost := tasks.lost(session, task), TaskLost):
+                raise lost
             volume = session.get(models.Volume, task.payload["volume_id"])
             return None if volume is None else rows.volume(session, volume)
 

@@ -10,7 +10,7 @@ from backupfw import crash_points
 from backupfw.engine import restore as engine
 from backupfw.engine.format.manifest import read_head
 from backupfw.engine.ports import Checkpoint
-from backupfw.errors import Damaged
+from backupfw.errors import Damaged, TaskLost
 from backupfw.manager.messages import Detail
 from backupfw.manager.outcomes.restoring import RestoredVolume, RestorePlan
 from backupfw.manager.rows import Task
@@ -83,12 +83,17 @@ class BackupRestore(Handler):
         self._tools.tasks.discard(task)
 
     def _spoil_target(self, task: Task) -> None:
-        """Tell the target's foreign catalogue, if it has one, that its bytes are no good."""
+        """Tell the target's foreign catalogue, if it has one, that its bytes are no good.
+
+        :raises TaskLost: another attempt owns the task: perhaps it writes, or has made the bytes good.
+        """
         backends = self._tools.backends
         try:
             volume = self._tools.backups.restoring.target(task)
             if volume is not None and volume.mirrored_at is not None and backends.has(volume.backend):
                 backends.provider(volume.backend).end_restore(volume_ref(volume), None)
+        except TaskLost:
+            raise
         except Exception:
             # The task must end all the same.
             LOG.exception("The target of a restore of backup %s is not marked as failed", task.resource_id)

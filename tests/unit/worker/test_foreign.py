@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import MethodType
 
 import pytest
+from sqlalchemy import update
 
 from backupfw.db import models
+from backupfw.errors import StorageChanged, TaskCancelled
 from backupfw.manager.usecases.backups import BackupManager
 from backupfw.manager.usecases.mirrors import Mirrors
-from backupfw.volume.base import Restored, VolumeRef
+from backupfw.volume.base import BlockTarget, Restored, VolumeRef
 from tests.unit.manager.test_mirrors import Foreign
 from tests.unit.worker.world import MemoryProvider, WorkerWorld
 
@@ -85,3 +88,31 @@ def test_the_target_of_a_failed_restore_is_no_good_there_either(
     assert world.row(models.Volume, target).status == "error_restoring"
     assert ends == [(target, None)]
     assert world.status(backup) == "available"
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_an_attempt_that_was_lost_says_nothing_of_the_target(
+    world: WorkerWorld, foreign: Foreign, ends: list[tuple[str, Restored | None]], cancelled: bool
+) -> None:
+    """Another attempt writes it, or has made it good."""
+    volume = filled(world, foreign.add(), CONTENT)
+    open_target = world.provider.open_target
+    frozen = [True]
+
+    def lose(ref: VolumeRef, attempt: int) -> AbstractContextManager[BlockTarget]:
+        if not frozen:
+            return open_target(ref, attempt)
+        frozen.clear()
+        with world.db.write() as session:
+            session.execute(update(models.Task).values(attempt=models.Task.attempt + 1))
+        raise TaskCancelled("cancelled") if cancelled else StorageChanged("volume", "is gone", "")
+
+    with world.worker(lease_seconds=1.0):
+        backup = world.backups.create(world.ctx(), volume_id=volume).id
+        world.wait_backup(backup, "available")
+        world.provider.open_target = lose  # type: ignore[method-assign]
+        target = filled(world, foreign.add())
+        world.backups.restore(world.ctx(), backup, volume_id=target)
+        world.wait_idle()
+    assert world.volume_status(target) == "available"
+    assert ends == [(target, Restored())]
