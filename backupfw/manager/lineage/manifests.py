@@ -79,9 +79,7 @@ def _load(session: Session, row: Manifest) -> Tree:
     """
     lock(session, Manifest, _tree_of(row))
     found = session.execute(
-        select(Manifest.id, Manifest.base_id, Manifest.state, Manifest.detached)
-        .where(_tree_of(row))
-        .order_by(Manifest.id)
+        select(Manifest.id, Manifest.base_id, Manifest.state, Manifest.detached).where(_tree_of(row))
     )
     return Tree(Node(*columns) for columns in found)
 
@@ -149,7 +147,7 @@ def abandon(session: Session, manifest_id: str) -> bool:
 
 
 def relatives(session: Session, manifest_id: str) -> list[Manifest]:
-    """Find the manifests that a release of this one must read before it deletes anything.
+    """Find the manifests that a release of this one must read before it deletes anything, in no order.
 
     These are the manifests in the database that may share objects; unknown ones must be found by a listing
     (see :func:`volume_keys`).  A manifest in state ``writing`` has no key yet: the release must wait for it.
@@ -167,13 +165,8 @@ def relatives(session: Session, manifest_id: str) -> list[Manifest]:
     tree = _load(session, row)
     if manifest_id not in tree:
         return []
-    rows = session.scalars(
-        select(Manifest)
-        .where(Manifest.id.in_(tree.relatives(manifest_id)))
-        .order_by(Manifest.id)
-        .execution_options(populate_existing=True)
-    )
-    return list(rows)
+    # The lock has expired what the session knew of them.
+    return list(session.scalars(select(Manifest).where(Manifest.id.in_(tree.relatives(manifest_id)))))
 
 
 def volume_keys(session: Session, manifest_id: str) -> set[str]:

@@ -66,7 +66,7 @@ def fill(db: Database, *rows: Manifest | Backup) -> None:
 
 def found(db: Database, manifest_id: str) -> list[str]:
     with db.write() as session:
-        return [row.id for row in manifests.relatives(session, manifest_id)]
+        return sorted(row.id for row in manifests.relatives(session, manifest_id))
 
 
 def states(db: Database) -> dict[str, tuple[str, str | None, bool]]:
@@ -86,7 +86,20 @@ def test_relatives_cross_a_gone_fork(db: Database) -> None:
     )
     assert found(db, "x") == ["v", "y"]
     with db.write() as session:
-        assert [row.key for row in manifests.relatives(session, "x")] == ["k/v", "k/y"]
+        assert {row.key for row in manifests.relatives(session, "x")} == {"k/v", "k/y"}
+
+
+def test_relatives_are_read_anew(db: Database) -> None:
+    fill(db, manifest("x", None, "released"), manifest("w", "x", "writing"))
+    with db.write() as session:
+        known = session.get_one(Manifest, "w")
+        assert known.key is None
+        session.execute(
+            update(Manifest).where(Manifest.id == "w").values(state="live", key="new"),
+            execution_options={"synchronize_session": False},
+        )
+        (row,) = manifests.relatives(session, "x")
+        assert (row.state, row.key) == ("live", "new")
 
 
 def test_a_tree_does_not_reach_into_other_volumes_containers_stores_or_installations(db: Database) -> None:
@@ -168,6 +181,18 @@ def test_a_child_being_made_holds_its_base(db: Database) -> None:
         assert manifests.release_if_unused(session, "m")
 
 
+def test_children_of_another_manifest_do_not_hold_this_one(db: Database) -> None:
+    fill(db, manifest("m"), manifest("n"), manifest("child", "n", "writing"))
+    with db.write() as session:
+        assert not manifests.take(session, "nobody")
+        assert manifests.take(session, "n")
+        assert session.get_one(Manifest, "n").touched != 0
+        assert session.get_one(Manifest, "m").touched == 0
+        assert manifests.is_base_of_running(session, "n")
+        assert not manifests.is_base_of_running(session, "m")
+        assert manifests.release_if_unused(session, "m")
+
+
 def test_changes_of_the_same_session_that_are_not_flushed_count(db: Database) -> None:
     fill(db, manifest("m"))
     with db.write() as session:
@@ -199,6 +224,59 @@ def given_up(key: str, backup_id: str, **columns: Any) -> Manifest:
     row = announced(key, backup_id, **columns)
     row.state = "gone"
     return row
+
+
+def is_unneeded(db: Database, key: str) -> bool:
+    with db.read() as session:
+        return manifests.is_unneeded(session, key)
+
+
+def test_a_manifest_under_a_key_that_was_given_up_is_not_needed(db: Database) -> None:
+    fill(
+        db,
+        given_up("given-up", "b"),
+        announced("open", "b"),
+        # It was committed once: the row has its length.
+        given_up("committed", "b", length=1),
+        # Removals that do not read what this backup's attempts put.
+        manifest("other-backup", None, "released", backup_id="other"),
+        manifest("other-volume", None, "released", backup_id="b", volume_id="other"),
+        manifest("live", backup_id="b"),
+    )
+    assert is_unneeded(db, "given-up")
+    for key in ("open", "committed", "nobody's"):
+        assert not is_unneeded(db, key), key
+
+
+def test_it_is_needed_until_the_removal_of_its_backup_has_read_it(db: Database) -> None:
+    fill(db, given_up("given-up", "b"), manifest("released", None, "released", backup_id="b"))
+    assert not is_unneeded(db, "given-up")
+    with db.write() as session:
+        manifests.mark_gone(session, "released")
+    assert is_unneeded(db, "given-up")
+
+
+@pytest.mark.parametrize(
+    ("status", "needed"),
+    [
+        ("error", True),
+        ("deleting", True),
+        ("error_deleting", True),
+        ("creating", False),
+        ("available", False),
+    ],
+)
+def test_it_is_needed_while_its_backup_is_there_and_will_be_removed(
+    db: Database, status: str, needed: bool
+) -> None:
+    mine, other, deleted = backup("b", "m"), backup("other", "m"), backup("deleted", "m", deleted=True)
+    for row in (mine, other, deleted):
+        row.status = status
+    fill(db, given_up("given-up", "b"), given_up("of-deleted", "deleted"), given_up("of-nobody", "nobody"))
+    fill(db, manifest("m"), mine, other, deleted)
+    assert is_unneeded(db, "given-up") is not needed
+    assert is_unneeded(db, "of-deleted")
+    assert is_unneeded(db, "of-nobody")
 
 
 def volume_rows(db: Database) -> manifests.VolumeRows:
