@@ -21,6 +21,7 @@ from backupfw.chunkstore.cancellation import cancelled_by, undoing_if
 from backupfw.chunkstore.container import Container
 from backupfw.chunkstore.errors import ChunkStoreError
 from backupfw.engine.extents import (
+    Checking,
     Found,
     Sampler,
     Says,
@@ -107,9 +108,9 @@ def run(
     if point.length != job.geometry.length:
         raise ValueError("the source has another length than the job")
     base = _open_base(job, container, control, opened)
-    look = _Look(job, point, base)
+    look = _Look(job, point, base, control.check)
     halt = Halt(control)
-    meter = Meter(control, look.total(control))
+    meter = Meter(control, look.total())
     unnamed = _UnnamedKeys(container)
     recorder = _Recorder(journal, unnamed)
     streams = Streams(
@@ -349,8 +350,8 @@ class _Look:
     :ivar trusted: how many backups in a row, up to this one, left out what a point said was the same.
     """
 
-    def __init__(self, job: BackupJob, point: Point, base: _Base) -> None:
-        self._point: Says = SaysNothing() if job.read_all else point
+    def __init__(self, job: BackupJob, point: Point, base: _Base, check: Callable[[], None]) -> None:
+        self._point: Says = SaysNothing() if job.read_all else Checking(point, check)
         self.geometry = job.geometry
         self.since: str | None = None
         self.trusted = 0
@@ -368,7 +369,7 @@ class _Look:
         # found and could not report any more is found again.
         self._sampler = Sampler(job.verify_unchanged, job.geometry.block_size, job.epoch_prefix)
 
-    def total(self, control: Control) -> int:
+    def total(self) -> int:
         """Return the bytes that will be visited, about as many of them sampled as there will be."""
         if not self.geometry.length:
             return 0
@@ -376,9 +377,7 @@ class _Look:
         found = block_extents(
             self._point, self.geometry, 0, self.geometry.length, self.since, self._same_until
         )
-        for number, extent in enumerate(found):
-            if number % 4096 == 0:
-                control.check()
+        for extent in found:
             total[extent.kind] += extent.length
         share = 0.0 if self.since is None else self._share
         return total[Kind.DATA] + int((total[Kind.SAME] + total[Kind.ZERO]) * share)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
 from backupfw.engine.format.geometry import Geometry
@@ -28,6 +28,23 @@ class SaysNothing:
     def extents(self, start: int, end: int, since: str | None = None) -> Iterator[Extent]:  # noqa: ARG002
         """Say that all of it may be data."""
         yield Extent(start, end - start, Kind.DATA)
+
+
+class Checking:
+    """Lets a task end between two answers of a point that it asks: a point may have very many, or be slow.
+
+    :param check: raises when the work must end.
+    """
+
+    def __init__(self, point: Says, check: Callable[[], None]) -> None:
+        self._point = point
+        self._check = check
+
+    def extents(self, start: int, end: int, since: str | None = None) -> Iterator[Extent]:
+        """Pass on what the point says."""
+        for extent in self._point.extents(start, end, since):
+            self._check()
+            yield extent
 
 
 def common_length(mine: Geometry, its: Geometry) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from backupfw.engine import backup
 from backupfw.engine.format.manifest import ManifestHead, ManifestReader, PointNote
 from backupfw.engine.ports import BackupResult
-from backupfw.errors import ChangeMissed, SourceMoved, TaskLost
+from backupfw.errors import ChangeMissed, SourceMoved, TaskCancelled, TaskLost
+from backupfw.volume.base import Extent
 from tests.unit.engine.fakes import (
     BLOCK,
     KIB,
@@ -118,6 +119,30 @@ def test_nothing_is_read_of_what_is_the_same_not_even_maps() -> None:
     assert (point.reads, result.changed_segments, result.object_count) == ([], 0, 1)
     assert {name for name, _, _ in box.gets} == {key}
     check(box, result.manifest_key, data)
+
+
+@pytest.mark.parametrize("since", [None, "t0"])
+def test_a_task_ends_although_the_point_has_very_much_to_say(since: str | None) -> None:
+    box = memory_container()
+    data = bytes(5 * SEGMENT)
+    key = first(box, data)
+    point = MemoryPoint(data, [], token="t1", earlier={"t0": data}, grain=1)
+    said = 0
+    tell = point.extents
+
+    def slowly(start: int, end: int, since: str | None = None) -> Iterator[Extent]:
+        nonlocal said
+        for extent in tell(start, end, since):
+            for at in range(extent.length):
+                said += 1
+                yield Extent(extent.offset + at, 1, extent.kind)
+
+    point.extents = slowly  # type: ignore[method-assign]
+    with pytest.raises(TaskCancelled):
+        backup.run(
+            make_job(1, len(data), key, since=since), point, box, MemoryJournal(), FakeControl(stop_after=10)
+        )
+    assert said <= 20
 
 
 def test_all_that_is_said_to_be_the_same_can_be_sampled() -> None:
