@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import re
 import signal
 import uuid
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 
 import pytest
 from backupfw_rbd.cluster import bindings
@@ -67,6 +69,20 @@ def test_nobody_writes_beside_a_restore(cluster: Ceph, provider: RbdProvider, pa
             image.lock_acquire(rbd.RBD_LOCK_MODE_EXCLUSIVE)
         target.write(0, [b"ours"])
     assert [name for name in rbd_images.names(cluster) if name.startswith(path)] == [path]
+
+
+def test_an_earlier_writer_stays_out_however_long_it_sleeps(
+    cluster: Ceph, provider: RbdProvider, path: str
+) -> None:
+    ref = adopted(provider, path)
+    with provider.open_target(ref, 1) as earlier, provider.open_target(ref, 2) as later:
+        with pytest.raises(OSError):
+            earlier.write(0, [b"old"])
+        later.write(0, [b"new"])
+    with rbd_images.administrator(cluster).connected() as connected:
+        _, told, _ = connected.mon_command('{"prefix": "osd blocklist ls"}', b"")
+    (until,) = re.findall(r"\d{4}-\d\d-\d\dT[\d:]+", told.decode())
+    assert datetime.fromisoformat(until) > datetime.now() + timedelta(days=300)
 
 
 def test_a_point_that_cannot_be_removed_is_told(cluster: Ceph, provider: RbdProvider, path: str) -> None:

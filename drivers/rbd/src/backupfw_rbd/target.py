@@ -24,6 +24,9 @@ WRITER = "backupfw.writer."
 _MOST = 8 << 20
 # Most bytes that are zeroed by one request, so that it ends in time.
 _MOST_ZEROS = 1 << 30
+# Seconds for which a writer is blocked: longer than its host may sleep. Ceph's default is an hour, and a
+# client that wakes up later sends again what it was about to write, without asking for the lock.
+_BLOCKED = 365 * 86400
 # Seconds between two looks at an image that is in use.
 _POLL = 0.5
 
@@ -90,7 +93,7 @@ def _earlier(opened: Opened, image: Any, attempt: int) -> list[str]:
 def _block(opened: Opened, image: Any, address: str) -> None:
     """Let the cluster refuse whatever a client still sends, and forget the writer."""
     _, rbd = bindings()
-    opened.cluster.blocklist_add(address)
+    opened.cluster.blocklist_add(address, _BLOCKED)
     opened.cluster.wait_for_latest_osdmap()
     with suppress(rbd.ImageNotFound, rbd.ImageBusy):
         for owner in image.lock_get_owners():
