@@ -32,12 +32,12 @@ class Check(base.Verdicts):
         parser.add_argument(
             "--connect",
             action="store_true",
-            help="also connect: ask the database for its version and let every store and every volume back"
-            " end prove that it can be used",
+            help="also connect: ask the database for its version and let every store, every volume back end"
+            " and the key store prove that it can be used",
         )
 
     def records(self, args: argparse.Namespace) -> Iterator[Mapping[str, Any]]:
-        """Check the configuration; with ``--connect`` the database, the stores and the volumes, too."""
+        """Check the configuration; with ``--connect`` the database, stores, volumes and keys, too."""
         loaded = check(args)
         found = chain(described(loaded), _leaving_no_directory(loaded.conf) if args.connect else ())
         return self.reported(found)
@@ -68,7 +68,7 @@ def check(args: argparse.Namespace) -> Loaded:
 
 def described(loaded: Loaded) -> Iterator[Mapping[str, Any]]:
     """Yield what a configuration is, each with its ``line`` for people."""
-    from backupfw.conf import volumes
+    from backupfw.conf import keys, volumes
     from backupfw.conf.stores import group_of
 
     conf = loaded.conf
@@ -87,6 +87,10 @@ def described(loaded: Loaded) -> Iterator[Mapping[str, Any]]:
         subject = f"volume back end {backend}"
         line = f"{subject}{default and f' ({default})'}: {driver}"
         yield {"check": subject, "subject": driver, "result": "ok", "detail": default, "line": line}
+    if keys.is_set_up(conf):
+        driver = f"driver {conf[keys.GROUP].driver}"
+        line = f"key store: {driver}"
+        yield {"check": "key store", "subject": driver, "result": "ok", "detail": "", "line": line}
 
 
 def _leaving_no_directory(conf: cfg.ConfigOpts) -> Iterator[Mapping[str, Any]]:
@@ -103,8 +107,9 @@ def _leaving_no_directory(conf: cfg.ConfigOpts) -> Iterator[Mapping[str, Any]]:
 
 
 def connected(conf: cfg.ConfigOpts) -> Iterator[Mapping[str, Any]]:
-    """Yield the answers of the database, the stores and the back ends, each with its ``line`` for people."""
+    """Yield the answers of database, stores, back ends and key store, each with its ``line`` for people."""
     from backupfw.cmd import database, store, volume
+    from backupfw.conf import keys
     from backupfw.db import migrate
 
     backend, good, detail = "sqlite", True, "none yet, the first start makes it"
@@ -130,10 +135,21 @@ def connected(conf: cfg.ConfigOpts) -> Iterator[Mapping[str, Any]]:
     for name in conf.volumes.enabled:
         with_subject = ({**one, "subject": one["check"]} for one in volume.verdicts(conf, name))
         yield from _of_one(f"volume back end {name}", with_subject)
+    if keys.is_set_up(conf):
+        yield from _of_one("key store", _of_keys(conf))
+
+
+def _of_keys(conf: cfg.ConfigOpts) -> Iterator[Mapping[str, Any]]:
+    """Yield the verdict on the key store."""
+    from backupfw.worker.keys import open_keys
+
+    with contextlib.closing(open_keys(conf)) as key_store:
+        key_store.check()
+    yield {"subject": "all", "result": "ok", "detail": "", "line": "key store: ok"}
 
 
 def _of_one(check: str, verdicts: Iterator[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
-    """Yield the verdicts on a store or back end; that it cannot be opened is one that failed."""
+    """Yield the verdicts on a store, back end or key store; that it cannot be used is one that failed."""
     try:
         for one in verdicts:
             yield {**one, "check": check}

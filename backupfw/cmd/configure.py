@@ -39,12 +39,14 @@ def plug_ins() -> conf_load.PlugIns:
     from backupfw.chunkstore.layers.options import layer_options
     from backupfw.chunkstore.loader import load_driver
     from backupfw.conf import load as conf_load
+    from backupfw.keys.loader import load_key_store
     from backupfw.volume.loader import load_provider
 
     return conf_load.PlugIns(
         store_driver=load_driver,
         layer_options=layer_options,
         volume_driver=load_provider,
+        key_store=load_key_store,
     )
 
 

@@ -47,14 +47,16 @@ def openapi() -> Mapping[str, str]:
 
 
 def list_opts() -> list[tuple[str, Sequence[cfg.Opt]]]:
-    """Return a volume back end's section for each installed provider, and a store's for each driver.
+    """Return a back end's section for each volume provider, a store's for each driver, and the key stores'.
 
     The entry point ``backupfw.plugins`` of ``oslo.config.opts``.
     """
     from backupfw.chunkstore.layers.options import layer_options
     from backupfw.chunkstore.loader import installed_drivers, load_driver
+    from backupfw.conf import keys
     from backupfw.conf.stores import COMMON
     from backupfw.conf.volumes import common, group_of
+    from backupfw.keys.loader import KEY_STORES
     from backupfw.volume.loader import PROVIDERS
 
     listed: list[tuple[str, Sequence[cfg.Opt]]] = []
@@ -67,6 +69,8 @@ def list_opts() -> list[tuple[str, Sequence[cfg.Opt]]]:
             # A store without options (in memory) needs no sample section.
             if own:
                 listed.append((f"store:my-{info.name}", (*COMMON, *own, *layer_options(driver))))
+    own = tuple(opt for name in KEY_STORES.names() for opt in KEY_STORES.load(name).options())
+    listed.append((keys.GROUP, (keys.DRIVER, *own)))
     return listed
 
 

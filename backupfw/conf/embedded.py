@@ -32,6 +32,9 @@ STORES: Mapping[str, Mapping[str, Any]] = {"main": {"driver": "posix", "path": "
 #: Defaults of ``[volumes:NAME]``, by back end.
 BACKENDS: Mapping[str, Mapping[str, Any]] = {volumes.LOCAL: {"volumes_dir": "$state_dir/volumes"}}
 
+#: Defaults of ``[keys]``.
+KEYS: Mapping[str, Any] = {"driver": "file", "directory": "$state_dir/keys"}
+
 # '$' starts a reference in oslo.config, '?' and '#' end the path of a database URL.
 _BAD = "$?#%"
 

@@ -16,6 +16,7 @@ from backupfw.conf import (
     default,
     embedded,
     identity,
+    keys,
     libraries,
     logging,
     messaging,
@@ -41,11 +42,13 @@ class PlugIns:
     :ivar store_driver: driver name -> driver class; raises ConfigError for an unknown one.
     :ivar layer_options: driver class -> options of the layers around it.
     :ivar volume_driver: provider name -> its class; raises ConfigError for an unknown one.
+    :ivar key_store: key store name -> its class; raises ConfigError for an unknown one.
     """
 
     store_driver: Callable[[str], stores.Driver]
     layer_options: Callable[[Any], Sequence[cfg.Opt]]
     volume_driver: Callable[[str], named.Driver]
+    key_store: Callable[[str], named.Driver]
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,8 @@ def load(
     stores.check(conf, drivers)
     placement.check(conf, drivers)
     unused = validate.check_names(files, sections)
+    if keys.GROUP in unused:
+        raise ConfigError(f"section [{keys.GROUP}], option driver: needs a value; {keys.NEEDED}")
     if conf.transport_url or conf[messaging.GROUP].driver:
         unused = [section for section in unused if not section.startswith(messaging.LIBRARY_SECTIONS)]
     return Loaded(conf, files, profile, tuple(unused))
@@ -151,7 +156,7 @@ def _override(conf: cfg.ConfigOpts, section: str, option: str, value: object) ->
 def _register_plug_ins(
     conf: cfg.ConfigOpts, plug_ins: PlugIns, profile: bool
 ) -> list[tuple[str, Sequence[cfg.Opt]]]:
-    defaults = (embedded.BACKENDS, embedded.STORES) if profile else ({}, {})
+    defaults = (embedded.BACKENDS, embedded.STORES, embedded.KEYS) if profile else ({}, {}, {})
     return [
         *(
             volumes.register_backend(conf, name, plug_ins.volume_driver, defaults[0].get(name, {}))
@@ -163,6 +168,7 @@ def _register_plug_ins(
             )
             for name in conf.enabled_stores
         ),
+        *keys.register_opts(conf, plug_ins.key_store, defaults[2]),
     ]
 
 

@@ -1,8 +1,8 @@
-"""The pytest plug-in for authors of drivers and providers: loaded by pytest wherever backupfw is installed.
+"""The pytest plug-in for authors of drivers: pytest loads it wherever backupfw is installed.
 
 It makes the assertions of the conformance suites show the compared values, and sums up each adopted
-suite as one line per guarantee: ``G1 … ok`` for stores, ``V1 … ok`` for volumes.  It imports nothing but
-pytest, so that it does not slow other test runs down.
+suite as one line per guarantee: ``G1 … ok`` for stores, ``V1 … ok`` for volumes, ``K1 … ok`` for keys.  It
+imports nothing but pytest, so that it does not slow other test runs down.
 """
 
 from __future__ import annotations
@@ -14,12 +14,15 @@ from typing import Any
 import pytest
 
 pytest.register_assert_rewrite(
-    "backupfw.testing.chunkstore", "backupfw.testing.suite", "backupfw.testing.volume"
+    "backupfw.testing.chunkstore",
+    "backupfw.testing.keys",
+    "backupfw.testing.suite",
+    "backupfw.testing.volume",
 )
 
 #: What pytest calls otherwise.
 _WORDS = {"passed": "ok", "xfailed": "fails as expected", "xpassed": "holds against expectation"}
-_GUARANTEE = re.compile(r"::(\w+)::test_([gv])(\d+)_")
+_GUARANTEE = re.compile(r"::(\w+)::test_([gkv])(\d+)_")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -11,6 +11,7 @@ from oslo_db.exception import DBConnectionError, DBDeadlock, DBError
 
 from backupfw import errors
 from backupfw.chunkstore import errors as store_errors
+from backupfw.keys.errors import KeyStoreError
 from backupfw.manager.messages import Detail
 from backupfw.outages import DATABASE_TROUBLES
 
@@ -61,6 +62,8 @@ def _text(error: BaseException, request_id: str | None) -> str:
             if isinstance(error, kind):
                 return text
         return f"The store failed; the log says more under {request_id}."
+    if isinstance(error, KeyStoreError):
+        return error.for_user
     if isinstance(error, errors.JournalLost):
         return "The service's database lost a part of what was recorded of this backup."
     if isinstance(error, errors.SourceMoved):

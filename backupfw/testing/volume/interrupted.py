@@ -16,9 +16,9 @@ import pytest
 from blake3 import blake3
 
 from backupfw.errors import TargetError, TaskCancelled
+from backupfw.testing.processes import PATIENCE, Recipe, Work, other_process
 from backupfw.testing.volume.adoption import Adoption, Subject, new_id
 from backupfw.testing.volume.checking import check_compared, check_extents, check_point, check_range
-from backupfw.testing.volume.processes import PATIENCE, Recipe, Work, other_process
 from backupfw.volume.base import Needed, SnapshotRef, Tick, VolumeProvider, VolumeRef
 
 T = TypeVar("T")

@@ -150,6 +150,7 @@ def test_checks_are_records_and_the_status_says_whether_all_hold(run: Run, state
         f"configuration {conf}",
         "store main driver memory",
         "volume back end local driver local",
+        "key store driver file",
     ]
     assert run("db", "sync").status == 0
     checks = json.loads(run("config", "check", "--connect", "-f", "json").out)
@@ -157,12 +158,14 @@ def test_checks_are_records_and_the_status_says_whether_all_hold(run: Run, state
         "configuration",
         "store main",
         "volume back end local",
+        "key store",
         "database",
     ]
     ends = [one for one in checks if one["subject"].startswith("all")]
     assert ends == [
         {"check": "store main", "subject": "all store main", "result": "ok", "detail": ""},
         {"check": "volume back end local", "subject": "all", "result": "ok", "detail": ""},
+        {"check": "key store", "subject": "all", "result": "ok", "detail": ""},
     ]
     conf.write_text(
         "[DEFAULT]\nenabled_stores = far\ndefault_store = far\n[store:far]\ndriver = s3\nretry_tries = 1\n"

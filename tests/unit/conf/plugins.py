@@ -59,4 +59,20 @@ def find_provider(name: str) -> type[Images]:
     return Images
 
 
-PLUG_INS = PlugIns(find_driver, lambda _driver: (cfg.IntOpt("tries", default=5, min=1),), find_provider)
+class Safe:
+    """A key store with a required option."""
+
+    @classmethod
+    def options(cls) -> Sequence[cfg.Opt]:
+        return (cfg.StrOpt("directory", required=True),)
+
+
+def find_key_store(name: str) -> type[Safe]:
+    if name != "file":
+        raise ConfigError(f"there is no key store {name!r}; installed: file")
+    return Safe
+
+
+PLUG_INS = PlugIns(
+    find_driver, lambda _driver: (cfg.IntOpt("tries", default=5, min=1),), find_provider, find_key_store
+)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from backupfw.conf import embedded, load, stores
+from backupfw.conf import embedded, keys, load, stores
 from backupfw.conf.load import Loaded
 from backupfw.errors import ConfigError
 from tests.unit.conf.plugins import PLUG_INS
@@ -369,3 +370,28 @@ def test_the_files_of_a_served_state_directory_are_remembered(tmp_path: Path) ->
     (moved / embedded.SERVED_FILE).write_text("{}")
     with pytest.raises(ConfigError, match="remove it"):
         load.load(PLUG_INS, state_dir=str(moved))
+
+
+def test_the_key_store_is_optional_but_for_the_embedded_profile(tmp_path: Path, from_file: Load) -> None:
+    conf = load.load(PLUG_INS, state_dir=str(tmp_path)).conf
+    assert (conf["keys"].driver, conf["keys"].directory) == ("file", f"{tmp_path}/keys")
+    assert keys.is_set_up(conf)
+    conf = from_file(PLAIN).conf
+    assert not keys.is_set_up(conf)
+    conf = from_file(f"{PLAIN}[keys]\ndriver = file\ndirectory = /srv/keys\n").conf
+    assert keys.is_set_up(conf)
+    assert conf["keys"].directory == "/srv/keys"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("driver = file", "section [keys], option directory: needs a value"),
+        ("driver = attic", "section [keys], option driver: there is no key store 'attic'; installed: file"),
+        ("driver = file\ndirectory = /k\ndirectry = /k", "section [keys], option directry: no such option"),
+        ("directory = /k", "section [keys], option driver: needs a value"),
+    ],
+)
+def test_what_is_said_of_a_wrong_key_store(from_file: Load, text: str, problem: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(problem)):
+        from_file(f"{PLAIN}[keys]\n{text}\n")

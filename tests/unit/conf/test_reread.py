@@ -11,7 +11,7 @@ from oslo_config import cfg
 from backupfw.conf import load
 from backupfw.conf.load import reread
 from backupfw.errors import ConfigError
-from tests.unit.conf.plugins import DRIVERS, find_driver, find_provider
+from tests.unit.conf.plugins import DRIVERS, find_driver, find_key_store, find_provider
 
 PLAIN = """
 [DEFAULT]
@@ -26,6 +26,7 @@ PLUG_INS = load.PlugIns(
     find_driver,
     lambda _driver: (cfg.FloatOpt("speed", default=0.0, min=0, mutable=True), cfg.IntOpt("tries", default=5)),
     find_provider,
+    find_key_store,
 )
 
 

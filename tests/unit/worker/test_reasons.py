@@ -9,6 +9,7 @@ from oslo_db.exception import DBConnectionError, DBDeadlock, DBError
 
 from backupfw import errors
 from backupfw.chunkstore import errors as store_errors
+from backupfw.keys import errors as key_errors
 from backupfw.manager.messages import Detail
 from backupfw.worker.reasons import MAX_LENGTH, may_pass, message_detail, user_reason
 
@@ -31,6 +32,10 @@ def every_store_error() -> list[BaseException]:
     "error",
     [
         *every_store_error(),
+        key_errors.KeyStoreError(TEXT),
+        key_errors.KeyStoreUnavailable(TEXT),
+        key_errors.ProjectKeyMissing("key-7", TEXT),
+        key_errors.UnwrapRefused("key-7"),
         errors.TargetError(TEXT),
         errors.SourceMoved(TEXT),
         errors.JournalLost(TEXT),
@@ -56,6 +61,17 @@ def test_what_the_store_says_for_users_is_reported() -> None:
     error = store_errors.ChunkStoreError(TEXT, for_user="The clocks differ too much.")
     assert user_reason(error, "req-1") == "The clocks differ too much."
     assert user_reason(store_errors.DeleteFailed({"k": error}), "req-1") == "The clocks differ too much."
+
+
+def test_only_a_key_store_that_does_not_answer_may_pass() -> None:
+    assert may_pass(key_errors.KeyStoreUnavailable(TEXT))
+    for error in (
+        key_errors.KeyStoreError(TEXT),
+        key_errors.ProjectKeyMissing("k"),
+        key_errors.UnwrapRefused("k"),
+    ):
+        assert not may_pass(error)
+    assert may_pass(key_errors.KeyStoreError(TEXT, temporary=True))
 
 
 def test_only_what_all_objects_share_is_the_reason() -> None:

@@ -1,4 +1,4 @@
-"""Other processes that open the same provider: they work at the same time, are frozen, and are killed."""
+"""Other processes that open the same plug-in: they work at the same time, are frozen, and are killed."""
 
 from __future__ import annotations
 
@@ -19,9 +19,8 @@ from typing import Any
 import pytest
 
 from backupfw.chunkstore.options import option_values
-from backupfw.volume.base import VolumeProvider
 
-#: What another process does: it gets its provider, and the connection to the test.
+#: What another process does: it gets its plug-in, and the connection to the test.
 Work = Callable[..., Any]
 #: Seconds after which another process counts as hanging.
 PATIENCE = 120.0
@@ -34,12 +33,12 @@ _IMPORTED = ["backupfw.testing.volume", "oslo_config.cfg", "oslo_log.log"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How another process makes the provider.
+    """How another process makes a volume provider or key store: both take their options, and nothing else.
 
     :ivar module: the name of its class's module.
     :ivar file: where that is, for modules that are not installed.
     :ivar name: the class's name in it.
-    :ivar options: values of the provider's options.
+    :ivar options: values of the plug-in's options.
     """
 
     module: str
@@ -48,13 +47,13 @@ class Recipe:
     options: Mapping[str, object]
 
     @classmethod
-    def of(cls, provider: type[VolumeProvider], options: Mapping[str, object]) -> Recipe:
+    def of(cls, plug_in: type[Any], options: Mapping[str, object]) -> Recipe:
         """Return that of a class."""
-        file = getattr(sys.modules[provider.__module__], "__file__", None)
-        return cls(provider.__module__, file, provider.__qualname__, dict(options))
+        file = getattr(sys.modules[plug_in.__module__], "__file__", None)
+        return cls(plug_in.__module__, file, plug_in.__qualname__, dict(options))
 
-    def open(self) -> VolumeProvider:
-        """Make the provider."""
+    def open(self) -> Any:
+        """Make it."""
         try:
             module = importlib.import_module(self.module)
         except ModuleNotFoundError:
@@ -65,13 +64,11 @@ class Recipe:
             module = sys.modules[self.module] = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
         kind = operator.attrgetter(self.name)(module)
-        provider = kind(option_values(kind.options(), **dict(self.options)))
-        assert isinstance(provider, VolumeProvider)
-        return provider
+        return kind(option_values(kind.options(), **dict(self.options)))
 
 
 class Other:
-    """Another process, which has opened the provider and waits for :meth:`go`."""
+    """Another process, which has opened the plug-in and waits for :meth:`go`."""
 
     def __init__(self, recipe: Recipe, work: Work, arguments: tuple[object, ...]) -> None:
         # Without effect once that process runs.
@@ -138,7 +135,7 @@ class Other:
 def other_process(recipe: Recipe, work: Work, *arguments: object) -> Iterator[Other]:
     """Start another process for a ``with`` block; it is killed at the end.
 
-    :param work: a function of a module that can be imported; it is called with the provider, the
+    :param work: a function of a module that can be imported; it is called with the plug-in, the
         connection and the arguments, and its result is sent.
     """
     other = Other(recipe, work, arguments)
@@ -155,10 +152,10 @@ class _Failed:
 
 def _main(recipe: Recipe, work: Work, arguments: tuple[object, ...], pipe: Connection) -> None:
     try:
-        provider = recipe.open()
+        plug_in = recipe.open()
         pipe.send("ready")
         pipe.recv()
-        pipe.send(work(provider, pipe, *arguments))
+        pipe.send(work(plug_in, pipe, *arguments))
     except BaseException as error:
         with suppress(OSError):
             pipe.send(_Failed(f"{type(error).__name__}: {error}"))
