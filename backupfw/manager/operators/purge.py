@@ -119,6 +119,7 @@ def _may_go(model: type[Any], before: datetime) -> ColumnElement[bool]:
             & ~exists().where(Backup.manifest_id == Manifest.id)
             & ~exists().where(Backup.id == Manifest.backup_id, ~_may_go(Backup, before))
             & ~moving
+            & _is_tidied(Manifest)
         )
     gone = model.deleted.is_(True) & (model.deleted_at < before)
     # Each part is true or false, never null: the callers negate the condition, and a negated null is null.
@@ -131,14 +132,20 @@ def _may_go(model: type[Any], before: datetime) -> ColumnElement[bool]:
     condition &= gone
     if model is Backup:
         # These columns show where a killed attempt may have left objects or a snapshot.
-        condition &= Backup.manifest_id.is_(None) & Backup.temp_snapshot_id.is_(None)
-        # Without its row, what the storage keeps for it would be taken for another service's.
-        condition &= ~exists().where(Task.kind == tasks.VOLUME_TIDY, Task.resource_id == Backup.volume_id)
+        condition &= Backup.manifest_id.is_(None) & Backup.temp_snapshot_id.is_(None) & _is_tidied(Backup)
     elif model is Snapshot:
         condition &= ~exists().where(Backup.temp_snapshot_id == Snapshot.id)
     else:
         condition &= ~exists().where(Snapshot.volume_id == Volume.id, ~_may_go(Snapshot, before))
     return condition
+
+
+def _is_tidied(model: type[Backup | Manifest]) -> ColumnElement[bool]:
+    """The condition that nothing is about to be removed from the storage of a row's volume.
+
+    Without the row, what that keeps for the backup would be taken for another service's.
+    """
+    return ~exists().where(Task.kind == tasks.VOLUME_TIDY, Task.resource_id == model.volume_id)
 
 
 def _last_of_containers(db: Database) -> frozenset[str]:

@@ -202,7 +202,9 @@ class VolumeTasks:
             compared: set[str] = set()
             for query in (last, bases, parents):
                 compared.update(() if going else session.scalars(query))
-            known = frozenset(session.scalars(select(Backup.id).where(mine)))
+            # A duplicate lives longer than the row of the backup whose point its manifest is of.
+            makers = select(Manifest.backup_id).where(Manifest.volume_id == volume_id)
+            known = frozenset(session.scalars(select(Backup.id).where(mine).union(makers)))
         return PointsNeeded(frozenset(compared), read, known)
 
     def finish_tidy(self, task: Task) -> None:

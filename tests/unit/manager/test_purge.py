@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -11,8 +12,10 @@ from sqlalchemy import update
 from backupfw.db import models
 from backupfw.db.session import now
 from backupfw.manager.operators import audit, purge
+from backupfw.manager.outcomes.volumes import PointsNeeded, VolumeTasks
 from backupfw.manager.queue import tasks
 from tests.unit.manager.support import World
+from tests.unit.manager.test_backups import _run_import, _with_id
 
 
 @pytest.fixture
@@ -268,6 +271,40 @@ def test_what_something_points_to_stays(world: World) -> None:
         )
     delete_long_ago(world, models.Volume, occupied)
     assert run(world) == counts(0, 0, 0, 0, 0)
+
+
+def test_the_point_of_a_backup_is_known_as_long_as_its_manifest(world: World) -> None:
+    """Else what the storage keeps for it would stay for ever when the last duplicate goes."""
+    volume = world.volume(keeps_points=True)
+    backup, ctx = world.backup(volume), world.ctx(admin=True)
+    service, url = world.backups.export_record(ctx, backup.id)
+    duplicate = str(uuid.uuid4())
+    world.backups.import_record(ctx, backup_service=service, backup_url=_with_id(url, duplicate))
+    _run_import(world)
+    manifest = str(world.row(models.Backup, backup.id).manifest_id)
+    world.backups.delete(ctx, backup.id)
+    world.run_delete()
+    delete_long_ago(world, models.Backup, backup.id)
+    run(world)
+    tidy = world.claim(tasks.VOLUME_TIDY)
+    volumes = VolumeTasks(world.db)
+    # Its row may be purged as soon as that is done.
+    assert world.row(models.Backup, backup.id) is not None
+    volumes.finish_tidy(tidy)
+    assert run(world)["backups"] == 1
+    world.backups.delete(ctx, duplicate)
+    world.run_delete()
+    delete_long_ago(world, models.Backup, duplicate)
+    go_long_ago(world, manifest)
+    # No backup is left in the container but this one, which keeps its last manifest.
+    world.backup(world.volume())
+    tidy = world.claim(tasks.VOLUME_TIDY)
+    assert run(world)["manifests"] == 0
+    assert volumes.needed_points(tidy) == PointsNeeded(
+        frozenset(), frozenset(), frozenset({backup.id, duplicate})
+    )
+    volumes.finish_tidy(tidy)
+    assert run(world)["backups"] == 1
 
 
 def test_a_damaged_object_that_is_marked_meanwhile_stays(
