@@ -8,7 +8,6 @@ import logging
 import re
 import urllib.parse
 from collections.abc import Callable, Collection, Iterable
-from importlib.metadata import entry_points
 from typing import Any, BinaryIO
 
 import webob
@@ -22,6 +21,7 @@ from backupfw.api import errors, faults, urls, versions
 from backupfw.api.site import Settings
 from backupfw.context import RequestContext, working_for
 from backupfw.errors import ConfigError
+from backupfw.plugins import entry_points
 
 LOG = logging.getLogger(__name__)
 
@@ -106,12 +106,13 @@ class _Health:
     def __init__(self, app: WsgiApp, conf: cfg.ConfigOpts, healthy: Callable[[], bool]) -> None:
         self._app = app
         self._healthy = healthy
-        unknown = set(conf.healthcheck.backends) - set(entry_points(group=_BACKENDS).names)
+        known = entry_points(_BACKENDS).names
+        unknown = set(conf.healthcheck.backends) - known
         if unknown:
             # The library would ignore them.
             raise ConfigError(
                 f"section [healthcheck], option backends: unknown: {', '.join(sorted(unknown))}; allowed: a"
-                f" list, each one of {', '.join(sorted(entry_points(group=_BACKENDS).names))}"
+                f" list, each one of {', '.join(sorted(known))}"
             )
         try:
             # A caller that the options of the health check exclude gets the API's 404.

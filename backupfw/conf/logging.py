@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from importlib.metadata import entry_points
 
 from oslo_config import cfg
 from oslo_log import log
 
 from backupfw.context import current_caller
+from backupfw.plugins import entry_points
 
 #: A log line; ``request`` is the id of the request that caused it.
 FORMAT = "%(asctime)s.%(msecs)03d %(process)d %(levelname)s %(name)s [{request}] %(message)s"
@@ -48,7 +48,7 @@ class RequestFilter(logging.Filter):
 
 def list_opts() -> list[tuple[str, Sequence[cfg.Opt]]]:
     """Return ``(section, options)`` pairs for validation."""
-    (entry,) = entry_points(group="oslo.config.opts", name="oslo.log")
+    (entry,) = entry_points("oslo.config.opts").select(name="oslo.log")
     return [("DEFAULT", tuple(opts)) for _section, opts in entry.load()()]
 
 
@@ -79,6 +79,6 @@ def set_levels(conf: cfg.ConfigOpts, quiet: bool = False) -> None:
     logging.getLogger().setLevel(logging.WARNING)
     level = logging.DEBUG if conf.debug else logging.WARNING if quiet else logging.INFO
     asked = {pair.partition("=")[0] for pair in conf.default_log_levels}
-    plug_ins = {point.module.partition(".")[0] for group in _PLUG_INS for point in entry_points(group=group)}
+    plug_ins = {point.module.partition(".")[0] for group in _PLUG_INS for point in entry_points(group)}
     for name in {"backupfw", *plug_ins} - asked:
         logging.getLogger(name).setLevel(level)

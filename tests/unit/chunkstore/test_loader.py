@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 import textwrap
-from importlib.metadata import version
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 from stevedore import _cache as stevedore_cache
 from stevedore.extension import ExtensionManager
 
+from backupfw import plugins
 from backupfw.chunkstore.base import API_VERSION, Body
 from backupfw.chunkstore.layers.base import driver_of
 from backupfw.chunkstore.layers.stack import layers_of
@@ -47,10 +48,12 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     folder = tmp_path / "site"
     folder.mkdir()
     monkeypatch.syspath_prepend(str(folder))
-    # stevedore keeps what it found in the process and in the user's cache; neither must be touched here.
+    # What was found is kept in the process, and by stevedore in the user's cache; neither must be touched
+    # here.
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(stevedore_cache, "_c", stevedore_cache.Cache())
     monkeypatch.setattr(ExtensionManager, "ENTRY_POINT_CACHE", {})
+    monkeypatch.setattr(plugins, "entry_points", lambda group: metadata.entry_points(group=group))
     before = set(sys.modules)
     yield Site(folder)
     for name in set(sys.modules) - before:
@@ -69,7 +72,7 @@ def test_drivers_of_this_checkout() -> None:
         "memory",
         "backupfw.chunkstore.memory:MemoryStore",
         "backupfw",
-        version("backupfw"),
+        metadata.version("backupfw"),
         API_VERSION,
         None,
     )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 from stevedore import ExtensionManager, _cache
 
+from backupfw import plugins
 from backupfw.errors import ConfigError
 from backupfw.volume.base import VolumeProvider
 from backupfw.volume.loader import PROVIDERS, load_provider
@@ -33,8 +35,9 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory of installed distributions."""
     (tmp_path / "fake_providers.py").write_text(_MODULE)
     monkeypatch.syspath_prepend(str(tmp_path))
-    # The finder keeps what it found for a process; a test's distributions come and go.
+    # What was found is kept for a process; a test's distributions come and go.
     monkeypatch.setattr(ExtensionManager, "ENTRY_POINT_CACHE", {})
+    monkeypatch.setattr(plugins, "entry_points", lambda group: metadata.entry_points(group=group))
     monkeypatch.setattr(_cache, "_c", _cache.Cache())
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delitem(sys.modules, "fake_providers", raising=False)
