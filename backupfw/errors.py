@@ -23,6 +23,7 @@
      |       +- OutcomeUnknown   ... and what was sent last may have been done before
      +- EngineError
          +- UnsupportedFormat    unknown version or required feature
+         +- DataKeyMissing       an object is encrypted with a data key that is not here
          +- Damaged              stored bytes are missing or not what was promised
          +- AttemptInVain        the attempt cannot end well, without a fault of its own
          |   +- ListingBehind    a listing does not show yet what was put before
@@ -188,6 +189,17 @@ class EngineError(BackupfwError):
 
 class UnsupportedFormat(EngineError):
     """An object has a format version or required feature this release does not know."""
+
+
+class DataKeyMissing(EngineError):
+    """What is stored is encrypted with a data key that cannot be found.
+
+    :param key_id: the data key's id.
+    """
+
+    def __init__(self, key_id: str) -> None:
+        super().__init__(f"It is encrypted with the data key {key_id}, which is not here.")
+        self.key_id = key_id
 
 
 class Damaged(EngineError):

@@ -35,7 +35,6 @@ from backupfw.engine.format.binary import BadBytes, digest
 from backupfw.engine.format.entries import SegmentEntry, decode_entry, encode_entry
 from backupfw.engine.format.geometry import Geometry
 from backupfw.engine.format.manifest import (
-    HASH_BLAKE3,
     MAX_ORIGINS,
     ManifestHead,
     ManifestReader,
@@ -91,7 +90,7 @@ def run(
 
     :param opened: the job's base, if the caller has opened it already.
     :raises TaskStopped: the control said so.
-    :raises UnsupportedFormat: the job asks for a hash mode or key that does not exist.
+    :raises DataKeyMissing: a data key cannot be found; errors of the key store pass through, too.
     :raises SourceMoved: the source changed while it was read.
     :raises SourceUnreadable: the source could not be read.
     :raises ChangeMissed: the point said that something is the same as in the base, or zero, and it is not.
@@ -101,8 +100,6 @@ def run(
         next call does the missing ones.
     :raises ChunkStoreError: the store could not be read or written.
     """
-    if job.hash_mode != HASH_BLAKE3 or job.key_id is not None:
-        raise UnsupportedFormat(f"hash mode {job.hash_mode} with a key is not known to this release")
     if problem := job.problem():
         raise ValueError(problem)
     if point.length != job.geometry.length:
@@ -157,8 +154,6 @@ def run(
     head = ManifestHead(
         origin=job.origin,
         geometry=job.geometry,
-        hash_mode=job.hash_mode,
-        key_id=job.key_id,
         base=job.base if base.problem is None else None,
         record=job.record,
         source=SourceTotals(tally.segments, tally.data_bytes),
@@ -330,8 +325,12 @@ def _open_base(
             head.geometry.block_size,
             head.geometry.segment_size,
         )
-        if mine != its or (head.hash_mode, head.key_id) != (job.hash_mode, job.key_id):
-            return _Base(problem="the base has another owner, geometry, hash mode or key")
+        if mine != its:
+            return _Base(problem="the base has another owner or geometry")
+        if head.mac_id != job.sealing.mac_id:
+            return _Base(problem="the base is encrypted with another key, or only one of them is encrypted")
+        if opened is None:
+            reader.unseal(job.sealing.find)
         for number, _ in enumerate(reader.segments()):
             if number % 1024 == 0:
                 control.check()
@@ -470,7 +469,7 @@ def _commit(
     """
     recorded = _Tally()
     objects, stored = 1, 0
-    with ManifestWriter(head) as writer:
+    with ManifestWriter(head, job.sealing) as writer:
         for number, (index, data) in enumerate(_finished(journal, job.geometry)):
             if number % 1024 == 0:
                 control.check()

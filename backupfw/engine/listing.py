@@ -30,7 +30,7 @@ def own_objects(
     required: bool = False,
     strange: Callable[[str], None] = _unheard,
 ) -> Iterator[Candidate]:
-    """Yield the objects under ``prefix`` whose keys parse, in the listing's order.
+    """Yield the objects under ``prefix`` whose keys parse, in the listing's order; no wrapped data keys.
 
     A container that is not there has none, unless it must be there.
 
@@ -46,7 +46,8 @@ def own_objects(
                 control.check()
             parsed = keys.parse(info.key)
             if parsed is None:
-                strange(info.key)
+                if not keys.is_data_key(info.key):
+                    strange(info.key)
             elif manifests or parsed.kind != "manifest":
                 yield Candidate(parsed.segment, info.key, info.size)
     except NotFound as error:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from backupfw.engine.format import keys
 from backupfw.engine.format.geometry import MIB, Geometry
-from backupfw.engine.format.manifest import HASH_BLAKE3
+from backupfw.engine.format.sealing import CLEAR, Sealing
 from backupfw.errors import ChangeMissed
 
 #: Bounds of a job's pack size, in bytes; a pack exceeds it by less than a block, and its footer.
@@ -101,8 +101,7 @@ class BackupJob:
     :ivar damaged: keys of objects known to be damaged; nothing is shared with them.
     :ivar pack_size: bytes of blocks after which a pack is closed.
     :ivar compression_level: zstd's level.
-    :ivar hash_mode: what block digests are.
-    :ivar key_id: id of the data key, None without encryption.
+    :ivar sealing: how the backup is encrypted.
     :ivar streams: segments worked on at the same time; each takes about ``pack_size`` + 2 MiB.
     :ivar since: the token in the base's manifest, if the point can be compared with it: what the point says
         is the same is not read.  None: everything is compared with the base.
@@ -124,8 +123,7 @@ class BackupJob:
     damaged: Container[str] = frozenset()
     pack_size: int = 32 * MIB
     compression_level: int = 1
-    hash_mode: str = HASH_BLAKE3
-    key_id: str | None = None
+    sealing: Sealing = CLEAR
     streams: int = 2
     since: str | None = None
     verify_unchanged: float = 0.0

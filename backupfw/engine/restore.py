@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from backupfw import crash_points
 from backupfw.chunkstore.container import Container
 from backupfw.engine.format.manifest import ManifestReader
+from backupfw.engine.format.sealing import FindKey, no_keys
 from backupfw.engine.pool import Halt, Meter, Streams
 from backupfw.engine.ports import Checkpoint, Control, RestoreResult
 from backupfw.engine.segment_restore import RestoreDone, RestoreTask, SegmentReader, target_error
@@ -31,6 +32,7 @@ def run(
     checkpoint: Checkpoint | None = None,
     *,
     streams: int = 2,
+    find_key: FindKey = no_keys,
 ) -> RestoreResult:
     """Write a backup's bytes to a target, from its start; bytes past the backup's length stay.
 
@@ -41,6 +43,8 @@ def run(
     :param manifest_key: key of the backup's manifest.
     :param checkpoint: where to begin, and what is called with the progress.
     :param streams: segments worked on at the same time; each takes about 14 MiB with defaults.
+    :param find_key: finds the data keys of a backup that is encrypted.
+    :raises DataKeyMissing: one of them cannot be found; errors of the key store pass through, too.
     :raises TaskStopped: the control said so.
     :raises Damaged: an object is missing, or its bytes are wrong; names store, container and key.
     :raises UnsupportedFormat: the backup needs something this release does not know.
@@ -48,14 +52,16 @@ def run(
     :raises ChunkStoreError: the store could not be read.
     """
     point = checkpoint or Checkpoint()
-    reader = ManifestReader(container, manifest_key)
-    geometry = reader.head.geometry
+    reader = ManifestReader(container, manifest_key, find_key)
+    geometry, sealing = reader.head.geometry, reader.sealing
     if target.length < geometry.length:
         raise TargetError("The volume is smaller than the backup.")
     halt = Halt(control)
     meter = Meter(control, reader.totals.data_bytes)
     dirty = not target.reads_zero
-    pool = Streams(lambda: SegmentReader(geometry, container, target, dirty, halt, meter.add), streams, halt)
+    pool = Streams(
+        lambda: SegmentReader(geometry, sealing, container, target, dirty, halt, meter.add), streams, halt
+    )
     progress = _Progress(target, geometry.segment_size, point)
     counts = RestoreDone(RestoreTask(0, 0))
     tasks = progress.watch(_tasks(reader, point.start, dirty, meter))

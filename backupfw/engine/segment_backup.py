@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import zstandard
-from blake3 import blake3
 
 from backupfw import crash_points
 from backupfw.chunkstore.base import Body
@@ -117,6 +116,7 @@ class SegmentWriter:
         # bytearray == memoryview is one memcmp; memoryview == memoryview goes element by element.
         self._zeros = bytearray(self._read_bytes)
         self._zero_block = bytearray(block)
+        self._digest = job.sealing.digest
         self._compress = zstandard.ZstdCompressor(level=job.compression_level).compress
         self._pack = PackBuffer(job.pack_size, block, geometry.segment_size // block)
 
@@ -190,7 +190,7 @@ class SegmentWriter:
                 return False
             if self._is_damaged(entry):
                 return False
-            read_map(self._container, entry, self._job.geometry)
+            read_map(self._container, entry, self._job.geometry, self._job.sealing)
         except (BadBytes, Damaged, UnsupportedFormat):
             return False
         done.entry = entry
@@ -200,7 +200,7 @@ class SegmentWriter:
     def _begin(self, task: SegmentTask, done: SegmentDone) -> None:
         """Begin the map of a segment, and find which blocks of the base can be shared."""
         geometry = self._job.geometry
-        self._pack.discard()
+        self._pack.begin(None)
         self._task = task
         self._done = done
         self._start = task.index * geometry.segment_size
@@ -252,7 +252,7 @@ class SegmentWriter:
         if entry is None or geometry is None or entry.map_key in self._job.damaged:
             return None
         try:
-            return read_map(self._container, entry, geometry)
+            return read_map(self._container, entry, geometry, self._job.sealing)
         except (Damaged, UnsupportedFormat):
             return None
 
@@ -323,7 +323,7 @@ class SegmentWriter:
                     was = None
                     if base is not None and base.codecs[index]:
                         was = bytes(base.digests[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES])
-                    if was != (None if self._is_zero(data) else blake3(data).digest()):
+                    if was != (None if self._is_zero(data) else self._digest(data)):
                         raise self._differs(at + offset)
 
     def _check_zero(self, extent: Extent) -> None:
@@ -367,6 +367,7 @@ class SegmentWriter:
         digests = self._map.digests
         shared = self._shared.append
         store = self._store
+        digest_of = self._digest
         for offset, blocks in pieces:
             index = (offset - self._start) // block_size
             for block in blocks:
@@ -374,7 +375,7 @@ class SegmentWriter:
                     index += 1
                     continue
                 at = index * DIGEST_BYTES
-                found = blake3(block).digest()
+                found = digest_of(block)
                 digests[at : at + DIGEST_BYTES] = found
                 if base_codecs[index] and base_digests[at : at + DIGEST_BYTES] == found:
                     shared(index)
@@ -393,8 +394,9 @@ class SegmentWriter:
         codec = ZSTD
         if len(data) >= size - size // LEAST_SAVING:
             data, codec = block, RAW
-        table.offset[index] = pack.add(index, found, data, codec)
-        table.stored[index] = len(data)
+        if pack.empty:
+            pack.begin(self._job.sealing.begin(self._open_pack_key()))
+        table.offset[index], table.stored[index] = pack.add(index, found, data, codec, size)
         table.pack[index] = len(self._packs)
         table.codecs[index] = codec
         self._new_blocks += 1
@@ -402,16 +404,18 @@ class SegmentWriter:
         if pack.full:
             self._put_pack()
 
+    def _open_pack_key(self) -> str:
+        """Return the key of the open pack; its number is its place among the new ones."""
+        return keys.pack_key(self._origin, self._task.index, len(self._packs))
+
     def _put_pack(self) -> None:
-        """Put the open pack; its number is its place among the new ones."""
-        number = len(self._packs)
-        data = self._pack.data_bytes
-        view = self._pack.finish(self._task.index, number)
-        key = keys.pack_key(self._origin, self._task.index, number)
+        """Put the open pack."""
+        key, data, seal = self._open_pack_key(), self._pack.data_bytes, self._pack.seal
+        view = self._pack.finish(self._task.index, len(self._packs))
         self._check()
         self._container.put(key, Body.from_bytes(view))
         crash_points.reach("backup.pack-put", self._task.index)
-        self._packs.append(PackInfo(key, len(view), data))
+        self._packs.append(PackInfo(key, len(view), data, seal))
 
     # -- the end ----------------------------------------------------------------------------------
 
@@ -450,13 +454,14 @@ class SegmentWriter:
         """Store unchanged blocks again: read them once more, and check that they are the same."""
         block_size = self._job.geometry.block_size
         digests = self._map.digests
+        digest_of = self._digest
         left = set(blocks)
         for first, last in _runs(blocks):
             start = self._start + first * block_size
             end = min(self._start + last * block_size, self._start + self._map.length)
             for offset, views in self._read(start, end, _uncounted):
                 for index, block in enumerate(views, (offset - self._start) // block_size):
-                    found = blake3(block).digest()
+                    found = digest_of(block)
                     if found != digests[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES]:
                         raise self._changed(index)
                     self._store(index, block, found)
@@ -487,8 +492,8 @@ class SegmentWriter:
                 table.stored[block] = base.stored[block]
                 table.codecs[block] = base.codecs[block]
         table.packs = packs
-        data = table.encode()
         key = keys.map_key(self._origin, self._task.index)
+        data = table.encode(self._job.sealing.begin(key))
         self._check()
         self._container.put(key, Body.from_bytes(data))
         crash_points.reach("backup.map-put", self._task.index)

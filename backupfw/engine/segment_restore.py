@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import zstandard
-from blake3 import blake3
 
 from backupfw import crash_points
 from backupfw.chunkstore.container import Container
@@ -14,8 +13,9 @@ from backupfw.engine import objects, ranges
 from backupfw.engine.format.binary import DIGEST_BYTES, BadBytes
 from backupfw.engine.format.entries import SegmentEntry
 from backupfw.engine.format.geometry import Geometry
-from backupfw.engine.format.pack import RAW, ZERO
-from backupfw.engine.format.segment_map import SegmentMap, read_map
+from backupfw.engine.format.pack import RAW, ZERO, open_block
+from backupfw.engine.format.sealing import ObjectCipher, Sealing
+from backupfw.engine.format.segment_map import PackInfo, SegmentMap, read_map
 from backupfw.engine.pool import Halt
 from backupfw.errors import TargetError
 from backupfw.volume.base import BlockTarget
@@ -50,28 +50,38 @@ class RestoreDone:
 
 
 class BlockDecoder:
-    """Turns stored bytes into verified blocks.  Not thread-safe; one per stream."""
+    """Turns stored bytes into verified blocks.  Not thread-safe; one per stream.
 
-    def __init__(self) -> None:
+    :param sealing: the manifest's.
+    """
+
+    def __init__(self, sealing: Sealing) -> None:
+        self._digest = sealing.digest
         self._decompress = zstandard.ZstdDecompressor().decompress
 
-    def decode(self, found: SegmentMap, block: int, stored: memoryview) -> bytes | memoryview:
+    def decode(
+        self, found: SegmentMap, block: int, stored: bytes | memoryview, cipher: ObjectCipher | None
+    ) -> bytes | memoryview:
         """Return a block's plain bytes, of the right length and with the right digest.
 
+        :param cipher: of its pack; None: it is not encrypted.
         :raises BadBytes: the stored bytes are not those of this block.
         """
         length = found.block_size if block < len(found.codecs) - 1 else found.block_length(block)
+        codec = found.codecs[block]
         data: bytes | memoryview = stored
-        if found.codecs[block] != RAW:
-            try:
+        try:
+            if cipher is not None:
+                data = open_block(cipher, found.offset[block], block, length, codec, data)
+            if codec != RAW:
                 # Check the declared size first, so that hostile bytes cannot make this allocate more.
-                if zstandard.frame_content_size(stored) != length:
+                if zstandard.frame_content_size(data) != length:
                     raise BadBytes(f"block {block} of segment {found.index} has another length")
-                data = self._decompress(stored)
-            except zstandard.ZstdError as error:
-                raise BadBytes(f"block {block} of segment {found.index} cannot be decompressed") from error
+                data = self._decompress(data)
+        except zstandard.ZstdError as error:
+            raise BadBytes(f"block {block} of segment {found.index} cannot be decompressed") from error
         at = block * DIGEST_BYTES
-        if len(data) != length or blake3(data).digest() != found.digests[at : at + DIGEST_BYTES]:
+        if len(data) != length or self._digest(data) != found.digests[at : at + DIGEST_BYTES]:
             raise BadBytes(f"block {block} of segment {found.index} does not match its digest")
         return data
 
@@ -80,6 +90,7 @@ class SegmentReader:
     """One stream of a restore.  Not thread-safe.
 
     :param geometry: the backup's.
+    :param sealing: how it is encrypted.
     :param container: where blocks come from.
     :param target: where they go to.
     :param dirty: zeros have to be written.
@@ -90,6 +101,7 @@ class SegmentReader:
     def __init__(
         self,
         geometry: Geometry,
+        sealing: Sealing,
         container: Container,
         target: BlockTarget,
         dirty: bool,
@@ -97,12 +109,13 @@ class SegmentReader:
         advance: Callable[[int], None],
     ) -> None:
         self._geometry = geometry
+        self._sealing = sealing
         self._container = container
         self._target = target
         self._dirty = dirty
         self._halt = halt
         self._advance = advance
-        self._decoder = BlockDecoder()
+        self._decoder = BlockDecoder(sealing)
         self._batch = max(1, WRITE_BYTES // geometry.block_size)
 
     def close(self) -> None:
@@ -117,7 +130,7 @@ class SegmentReader:
             self._zero(task.first * size, min(task.end * size, self._geometry.length), done)
             return done
         entry = task.entry
-        found = read_map(self._container, entry, self._geometry)
+        found = read_map(self._container, entry, self._geometry, self._sealing)
         if problem := found.problem():
             raise objects.damaged(self._container, entry.map_key, problem)
         done.map_bytes = entry.map.length
@@ -129,23 +142,30 @@ class SegmentReader:
         gap = self._container.capabilities.join_gap
         for info, blocks in zip(found.packs, ranges.by_pack(found), strict=True):
             done.packs += 1
-            for part in ranges.plan(found, blocks, info.size, gap):
-                self._halt.check()
-                try:
-                    self._restore_range(found, info.key, part, start, done)
-                except BadBytes as error:
-                    raise objects.damaged(self._container, info.key, str(error)) from error
+            try:
+                cipher = self._sealing.open(info.seal, info.key)
+                for part in ranges.plan(found, blocks, info.size, gap):
+                    self._halt.check()
+                    self._restore_range(found, info, cipher, part, start, done)
+            except BadBytes as error:
+                raise objects.damaged(self._container, info.key, str(error)) from error
         return done
 
     def _restore_range(
-        self, found: SegmentMap, key: str, part: ranges.Range, start: int, done: RestoreDone
+        self,
+        found: SegmentMap,
+        info: PackInfo,
+        cipher: ObjectCipher | None,
+        part: ranges.Range,
+        start: int,
+        done: RestoreDone,
     ) -> None:
         """Read a range of a pack, then decode, verify and write its blocks, a batch at a time.
 
         The memory of the range is freed before the next one is read.  If two were held, malloc would return
         memory to the system and fault it in again for every range.
         """
-        data = memoryview(objects.read(self._container, key, part.offset, part.length))
+        data = memoryview(objects.read(self._container, info.key, part.offset, part.length))
         done.requests += 1
         done.fetched_bytes += part.length
         offsets, stored, size = found.offset, found.stored, found.block_size
@@ -158,9 +178,9 @@ class SegmentReader:
             for block in batch:
                 begin = offsets[block] - part.offset
                 try:
-                    plain = decode(found, block, data[begin : begin + stored[block]])
+                    plain = decode(found, block, data[begin : begin + stored[block]], cipher)
                 except BadBytes as error:
-                    plain = self._again(found, key, block, error, done)
+                    plain = self._again(found, info.key, cipher, block, error, done)
                 done.needed_bytes += stored[block]
                 written += len(plain)
                 if block == following:
@@ -178,7 +198,13 @@ class SegmentReader:
             self._advance(written)
 
     def _again(
-        self, found: SegmentMap, key: str, block: int, error: BadBytes, done: RestoreDone
+        self,
+        found: SegmentMap,
+        key: str,
+        cipher: ObjectCipher | None,
+        block: int,
+        error: BadBytes,
+        done: RestoreDone,
     ) -> bytes | memoryview:
         """Read a block that was found wrong once more, by itself: it may have changed on the way."""
         objects.read_again(self._container, key, error)
@@ -186,7 +212,7 @@ class SegmentReader:
         data = objects.read(self._container, key, found.offset[block], stored)
         done.requests += 1
         done.fetched_bytes += stored
-        return self._decoder.decode(found, block, memoryview(data))
+        return self._decoder.decode(found, block, data, cipher)
 
     def _zero(self, start: int, end: int, done: RestoreDone) -> None:
         """Zero a range of the target, in pieces."""

@@ -16,9 +16,9 @@ from backupfw.engine import objects
 from backupfw.engine.format import keys
 from backupfw.engine.format.binary import BadBytes
 from backupfw.engine.format.entries import SegmentEntry
-from backupfw.engine.format.geometry import Geometry
 from backupfw.engine.format.manifest import ManifestHead, ManifestReader
-from backupfw.engine.format.pack import TAIL_BYTES, check_tail, parse_pack
+from backupfw.engine.format.pack import TAIL_BYTES, Pack, check_tail
+from backupfw.engine.format.sealing import FindKey, no_keys
 from backupfw.engine.format.segment_map import PackInfo, SegmentMap, read_map
 from backupfw.engine.pool import Halt, Meter, Streams
 from backupfw.engine.ports import Control, VerifyReport
@@ -38,6 +38,7 @@ def run(
     *,
     quick: bool = False,
     streams: int = 2,
+    find_key: FindKey = no_keys,
 ) -> VerifyReport:
     """Look at everything a manifest names.
 
@@ -47,21 +48,23 @@ def run(
     :param quick: maps are read and checked whole; of each pack only its end, which shows that it is
         there and has the promised size.  For imports.
     :param streams: segments looked at at the same time; each takes about the size of a pack.
+    :param find_key: finds the data keys of a backup that is encrypted.
     :returns: counts; ``ok`` says whether all is well.
     :raises TaskStopped: the control said so.
     :raises UnsupportedFormat: the backup needs something this release does not know.
+    :raises DataKeyMissing: a data key cannot be found; errors of the key store pass through, too.
     :raises ChunkStoreError: the store could not be read; says nothing about damage.
     """
     damaged = _DamagedObjects(on_damaged)
     try:
-        reader = ManifestReader(container, manifest_key)
+        reader = ManifestReader(container, manifest_key, find_key)
     except Damaged as error:
         damaged.report(error.key, error.reason)
         return VerifyReport(objects=1, damaged=damaged.count)
     halt = Halt(control)
     meter = Meter(control, reader.totals.data_bytes)
     pool = Streams(
-        lambda: _SegmentVerifier(reader.head.geometry, container, halt, meter.add, damaged.report, quick),
+        lambda: _SegmentVerifier(reader, halt, meter.add, damaged.report, quick),
         streams,
         halt,
     )
@@ -132,15 +135,16 @@ def look(
     container: Container,
     control: Control,
     on_damaged: OnDamaged = lambda _key, _reason: None,
+    find_key: FindKey = no_keys,
 ) -> Look:
     """Read a manifest to its end, and look after everything that it names.
 
     :param listed: keys of objects that are known to be damaged.
-    :param on_damaged: as of :func:`run`.
+    :param on_damaged: as of :func:`run`; so is ``find_key``.
     :raises Damaged: the manifest itself is missing or damaged.
-    :raises UnsupportedFormat: as :func:`run`; so are ChunkStoreError and TaskStopped.
+    :raises UnsupportedFormat: as :func:`run`; so are DataKeyMissing, ChunkStoreError and TaskStopped.
     """
-    reader = ManifestReader(container, manifest_key)
+    reader = ManifestReader(container, manifest_key, find_key)
     origin = reader.head.origin
     own = keys.backup_prefix(origin.installation, origin.project, origin.volume, origin.backup)
     known = {manifest_key}.intersection(listed)
@@ -154,7 +158,7 @@ def look(
             if key.startswith(own):
                 count += 1
                 stored += size
-    report = run(manifest_key, container, control, on_damaged, quick=True)
+    report = run(manifest_key, container, control, on_damaged, quick=True, find_key=find_key)
     referenced = reader.totals.referenced_bytes + reader.totals.manifest_bytes
     return Look(reader.head, count, stored, referenced, report.damaged, frozenset(known))
 
@@ -185,20 +189,20 @@ class _SegmentVerifier:
 
     def __init__(
         self,
-        geometry: Geometry,
-        container: Container,
+        reader: ManifestReader,
         halt: Halt,
         advance: Callable[[int], None],
         on_damaged: OnDamaged,
         quick: bool,
     ) -> None:
-        self._geometry = geometry
-        self._container = container
+        self._geometry = reader.head.geometry
+        self._sealing = reader.sealing
+        self._container = reader.container
         self._halt = halt
         self._advance = advance
         self._on_damaged = on_damaged
         self._quick = quick
-        self._decoder = BlockDecoder()
+        self._decoder = BlockDecoder(reader.sealing)
 
     def close(self) -> None:
         """Nothing to give up."""
@@ -228,7 +232,7 @@ class _SegmentVerifier:
     def _map(self, entry: SegmentEntry, found: _Found) -> SegmentMap | None:
         found.objects += 1
         try:
-            table = read_map(self._container, entry, self._geometry)
+            table = read_map(self._container, entry, self._geometry, self._sealing)
         except Damaged as error:
             self._on_damaged(error.key, error.reason)
             return None
@@ -261,11 +265,15 @@ class _SegmentVerifier:
     def _check_pack(self, table: SegmentMap, info: PackInfo, blocks: list[int], data: bytes) -> None:
         parsed = keys.parse(info.key)
         number = -1 if parsed is None else parsed.number
-        rows = {row.offset: row for row in parse_pack(data, table.index, number, table.block_size)}
+        pack = Pack.parse(data, table.index, number, table.block_size)
+        if pack.seal != info.seal:
+            raise BadBytes("it is not encrypted as its map says")
+        cipher = self._sealing.open(pack.seal, info.key)
+        rows = {row.offset: row for row in pack.rows(cipher)}
         view = memoryview(data)
         for block in blocks:
             begin, stored = table.offset[block], table.stored[block]
-            self._decoder.decode(table, block, view[begin : begin + stored])
+            self._decoder.decode(table, block, view[begin : begin + stored], cipher)
             row = rows.get(begin)
             if row is None or (row.index, row.length, row.codec) != (block, stored, table.codecs[block]):
                 raise BadBytes(f"its footer does not name block {block}")

@@ -1,4 +1,4 @@
-"""Makes the golden files of the present format version, once: ``python -m tests.format.make_golden``.
+"""Makes the golden files of a format version, once: ``python -m tests.format.make_golden VERSION``.
 
 It refuses to touch a directory that is there.  A new format version gets a new directory beside the
 old one; no release ever rewrites an old one.
@@ -7,6 +7,7 @@ old one; no release ever rewrites an old one.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,13 +17,18 @@ from backupfw.chunkstore.container import Container
 from backupfw.chunkstore.memory import MemoryStore
 from backupfw.engine import backup
 from backupfw.engine.format.geometry import Geometry
-from backupfw.engine.format.manifest import VERSION
+from backupfw.engine.format.sealing import AES_256_GCM, CHACHA20_POLY1305, CLEAR, DataKey, Sealing
 from backupfw.engine.ports import BackupJob
 from backupfw.errors import ChangeMissed
 from tests.format import content
 from tests.unit.engine.fakes import MemoryPoint
 
-ROOT = Path(__file__).parent / f"v{VERSION}"
+ROOT = Path(__file__).parent
+# Each state of the volume has its own data key; they make the same digests.
+KEYS = [
+    DataKey(f"{number:02x}" * 16, "ab" * 16, algorithm, bytes([number]) * 32, bytes(range(32)))
+    for number, algorithm in enumerate((AES_256_GCM, CHACHA20_POLY1305, AES_256_GCM))
+]
 
 
 class _Control:
@@ -57,9 +63,15 @@ class _Journal:
         return False
 
 
-def main() -> None:
+def find_key(key_id: str) -> DataKey:
+    """Return a data key of version 2."""
+    return next(key for key in KEYS if key.id == key_id)
+
+
+def main(version: int) -> None:
     """Write the objects and what they hold."""
-    ROOT.mkdir()  # fails if it is there
+    root = ROOT / f"v{version}"
+    root.mkdir()  # fails if it is there
     container = Container(MemoryStore("golden"), "golden")
     container.ensure()
     expected = []
@@ -77,6 +89,7 @@ def main() -> None:
             base=base,
             record={"id": f"backup {number}", "display_name": "gölden", "size": 1, "fail_reason": None},
             pack_size=content.PACK,
+            sealing=CLEAR if version == 1 else Sealing(KEYS[number], find_key),
         )
         result = backup.run(job, MemoryPoint(data), container, _Journal(), _Control())
         base = result.manifest_key
@@ -90,11 +103,11 @@ def main() -> None:
             }
         )
     for info in container.list():
-        path = ROOT / "objects" / info.key
+        path = root / "objects" / info.key
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(container.get(info.key))
-    (ROOT / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
+    (root / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    main(int(sys.argv[1]))

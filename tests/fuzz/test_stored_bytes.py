@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 from backupfw import naming
 from backupfw.engine.format import entries, keys
 from backupfw.engine.format.binary import BadBytes
+from backupfw.engine.format.sealing import CLEAR
 from backupfw.engine.format.segment_map import SegmentMap
 from backupfw.engine.segment_restore import BlockDecoder
 from backupfw.errors import InvalidInput
@@ -182,7 +183,7 @@ def read_block(data: bytes) -> None:
     found.codecs[0] = 2
     found.digests[:] = blake3(BLOCK).digest()
     with bounded(size=64 << 20), contextlib.suppress(BadBytes):
-        BlockDecoder().decode(found, 0, memoryview(data))
+        BlockDecoder(CLEAR).decode(found, 0, memoryview(data), None)
 
 
 def read_key(data: bytes) -> None:

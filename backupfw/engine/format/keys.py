@@ -7,6 +7,8 @@ An *origin* is the prefix under which one attempt of one backup puts everything:
 Below it lie ``manifest``, ``<segment, 8 hex>/map`` and ``<segment, 8 hex>/p<number, 4 hex>``.  The token
 makes an origin unique for ever, so no key has two writers and none is used again after a delete.
 
+Beside the backups of a volume lie its wrapped data keys: ``<installation>/<project>/<volume>/keys/<32 hex>``.
+
 Parsing is the exact inverse of building: a key that this module would not have built parses as None.
 """
 
@@ -35,6 +37,7 @@ _NUMBER = r"(?:0|[1-9][0-9]{0,9})"
 _LAST_PART = re.compile(rf"({_NUMBER})\.({_NUMBER})-([0-9a-f]{{16}})")
 _MAP = re.compile(r"([0-9a-f]{8})/map")
 _PACK = re.compile(r"([0-9a-f]{8})/p([0-9a-f]{4})")
+_DATA_KEY = re.compile(r"[^/]+/[^/]+/[^/]+/keys/[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +122,21 @@ def map_key(origin: str, segment: int) -> str:
 def pack_key(origin: str, segment: int, number: int) -> str:
     """Return the key of the pack of that number that an origin put for a segment."""
     return f"{origin}/{segment:08x}/p{number:04x}"
+
+
+def data_keys_prefix(prefix: str) -> str:
+    """Return the prefix of the wrapped data keys of the volume with this prefix."""
+    return f"{prefix}keys/"
+
+
+def data_key_key(prefix: str, key_id: str) -> str:
+    """Return the key of a wrapped data key of the volume with this prefix."""
+    return f"{data_keys_prefix(prefix)}{key_id}"
+
+
+def is_data_key(key: str) -> bool:
+    """Say whether an object is a wrapped data key, by its key."""
+    return _DATA_KEY.fullmatch(key) is not None
 
 
 def parse_origin(text: str) -> Origin | None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import struct
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO
 
 import zstandard
@@ -39,19 +39,24 @@ from backupfw.engine.format.entries import SegmentEntry, decode_entries, decode_
 from backupfw.engine.format.entries import encode_entries as _encode_entries
 from backupfw.engine.format.entries import encode_origins as _encode_origins
 from backupfw.engine.format.geometry import MAX_LENGTH, Geometry
+from backupfw.engine.format.sealing import (
+    CLEAR,
+    HASH_BLAKE3,
+    HASH_KEYED,
+    TAG_BYTES,
+    FindKey,
+    ObjectCipher,
+    Seal,
+    Sealing,
+    is_sealed,
+    marks,
+)
 from backupfw.errors import Damaged, UnsupportedFormat
 from backupfw.volume.base import MAX_TOKEN
 
 LOG = log.getLogger(__name__)
 
 MAGIC = b"BFWmanif"
-VERSION = 1
-#: Required-feature bits that this release knows; any other set bit means: refuse.
-KNOWN_FEATURES = 0
-# Bit 0 of the header's flags is kept for keyed digests (encryption); this version sets none.
-
-#: What the digests of blocks are.
-HASH_BLAKE3 = "blake3"
 
 # The first 16 bytes (magic, version, header length, required features) and the checksum at the
 # header's end keep their place in every version, so damage and a newer version can be told apart.
@@ -62,7 +67,7 @@ _MAX_HEADER_BYTES = 4096
 
 _PAGE = struct.Struct("<4sBBHIII")
 _PAGE_MAGIC = b"PAGE"
-_PAGE_HEAD, _PAGE_SEGMENTS, _PAGE_ORIGINS, _PAGE_END = 1, 2, 3, 4
+_PAGE_HEAD, _PAGE_SEGMENTS, _PAGE_ORIGINS, _PAGE_END, _PAGE_SECRET = 1, 2, 3, 4, 5
 _RAW, _ZSTD = 0, 1
 _END = struct.Struct("<IQI32s")
 
@@ -137,18 +142,19 @@ class ManifestHead:
 
     :ivar origin: the attempt that wrote it; the manifest's key derives from it.
     :ivar geometry: the cut of the volume.
-    :ivar hash_mode: what block digests are; ``blake3``.
-    :ivar key_id: id of the data key, None without encryption.
+    :ivar mac_id: id of the key that block digests are made with; None without encryption.
+    :ivar seal: how the manifest is encrypted; None: it is not.
     :ivar base: key of the manifest whose data was shared, None if there was none.
-    :ivar record: the backup's record as the API shows it, and the volume's metadata; JSON values.
+    :ivar record: the backup's record as the API shows it, and the volume's metadata; JSON values.  Empty, as
+        ``point`` is, if it is encrypted and was read without a key.
     :ivar source: what the source was found to hold; None in manifests of releases that did not record it.
     :ivar point: what the next backup has to know of its point; None: nothing.
     """
 
     origin: keys.Origin
     geometry: Geometry
-    hash_mode: str = HASH_BLAKE3
-    key_id: str | None = None
+    mac_id: str | None = None
+    seal: Seal | None = None
     base: str | None = None
     record: Mapping[str, Any] = field(default_factory=dict)
     source: SourceTotals | None = None
@@ -159,6 +165,31 @@ class ManifestHead:
         """The manifest's key."""
         return keys.manifest_key(str(self.origin))
 
+    @property
+    def hash_mode(self) -> str:
+        """What block digests are."""
+        return HASH_BLAKE3 if self.seal is None else HASH_KEYED
+
+    @property
+    def key_id(self) -> str | None:
+        """Id of the data key; None without encryption."""
+        return None if self.seal is None else self.seal.key_id
+
+    def secret_json(self) -> dict[str, Any]:
+        """Return what is encrypted, if anything is: what people wrote, and what the storage said."""
+        note = self.point
+        point = {} if note is None else {"point": {"token": note.token, "trusted": note.trusted}}
+        return {"record": dict(self.record), **point}
+
+    def with_secrets(self, value: Mapping[str, Any]) -> ManifestHead:
+        """Undo :meth:`secret_json`.
+
+        :raises BadBytes: a field is missing or wrong.
+        """
+        return replace(
+            self, record=_typed(value, "record", dict), point=PointNote.from_json(value.get("point"))
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Return the head page's object."""
         origin = self.origin
@@ -166,8 +197,9 @@ class ManifestHead:
         source = (
             {} if found is None else {"source": {"segments": found.segments, "data_bytes": found.data_bytes}}
         )
-        note = self.point
-        point = {} if note is None else {"point": {"token": note.token, "trusted": note.trusted}}
+        more: dict[str, Any] = self.secret_json()
+        if self.seal is not None:
+            more = {"mac_id": self.mac_id, "seal": self.seal.encode().hex()}
         return {
             "installation": origin.installation,
             "project": origin.project,
@@ -182,9 +214,8 @@ class ManifestHead:
             "hash_mode": self.hash_mode,
             "key_id": self.key_id,
             "base": self.base,
-            "record": dict(self.record),
             **source,
-            **point,
+            **more,
         }
 
     @classmethod
@@ -199,7 +230,9 @@ class ManifestHead:
         if problem := geometry.problem():
             raise BadBytes(problem)
         source = _typed(value, "source", dict, optional=True)
-        return cls(
+        seal = _seal_of(_typed(value, "seal", str, optional=True))
+        mac_id = _typed(value, "mac_id", str, optional=True)
+        head = cls(
             origin=keys.Origin(
                 installation=_typed(value, "installation", str),
                 project=_typed(value, "project", str),
@@ -210,15 +243,17 @@ class ManifestHead:
                 token=_typed(value, "token", str),
             ),
             geometry=geometry,
-            hash_mode=_typed(value, "hash_mode", str),
-            key_id=_typed(value, "key_id", str, optional=True),
+            mac_id=mac_id,
+            seal=seal,
             base=_typed(value, "base", str, optional=True),
-            record=_typed(value, "record", dict),
             source=None
             if source is None
             else SourceTotals(_typed(source, "segments", int), _typed(source, "data_bytes", int)),
-            point=PointNote.from_json(value.get("point")),
         )
+        said = (_typed(value, "hash_mode", str), _typed(value, "key_id", str, optional=True))
+        if said != (head.hash_mode, head.key_id) or (mac_id is None) != (seal is None):
+            raise UnsupportedFormat("a manifest has a hash mode or key that this release does not know")
+        return head if seal is not None else head.with_secrets(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +285,22 @@ def _typed(value: Mapping[str, Any], name: str, kind: type, *, optional: bool = 
     return found
 
 
+def _seal_of(text: str | None) -> Seal | None:
+    """Return the seal that a head has as hexadecimal text.
+
+    :raises BadBytes: it is none.
+    """
+    if text is None:
+        return None
+    try:
+        seal = Seal.decode(bytes.fromhex(text))
+    except (ValueError, struct.error) as error:
+        raise BadBytes("field seal of the head is no seal") from error
+    if seal.encode().hex() != text:
+        raise BadBytes("field seal of the head is no seal")
+    return seal
+
+
 def _binding(key: str) -> bytes:
     return digest(key.encode("utf-8"))
 
@@ -259,15 +310,19 @@ class ManifestWriter:
 
     Use it as a context manager; the spool file has no name and goes when it is closed.
 
-    :param head: what the manifest says of the whole backup.
+    :param head: what the manifest says of the whole backup, without its seal.
+    :param sealing: how the backup is encrypted.
     :raises ValueError: the head cannot be a manifest's (geometry, names or size).
     """
 
-    def __init__(self, head: ManifestHead) -> None:
+    def __init__(self, head: ManifestHead, sealing: Sealing = CLEAR) -> None:
         if problem := head.geometry.problem():
             raise ValueError(problem)
         if keys.parse(head.key) is None:
             raise ValueError(f"{head.key} is not a key of the format")
+        self._cipher = sealing.begin(head.key)
+        if self._cipher is not None:
+            head = replace(head, mac_id=sealing.mac_id, seal=self._cipher.seal)
         self.head = head
         self._binding = _binding(head.key)
         self._file: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115  (closed by close)
@@ -282,6 +337,8 @@ class ManifestWriter:
         self._origins: set[str] = set()
         self._file.write(bytes(HEADER_BYTES))
         self._page(_PAGE_HEAD, dump_json(head.to_json()))
+        if self._cipher is not None:
+            self._page(_PAGE_SECRET, dump_json(head.secret_json()), self._cipher)
 
     def __enter__(self) -> ManifestWriter:
         return self
@@ -320,14 +377,18 @@ class ManifestWriter:
         origins = sorted(self._origins)
         for start in range(0, len(origins), _ORIGINS_PER_PAGE):
             self._page(_PAGE_ORIGINS, _encode_origins(origins[start : start + _ORIGINS_PER_PAGE]))
-        self._page(_PAGE_END, _END.pack(self._pages + 1, self._segments, len(origins), self._chain.digest()))
+        end = _END.pack(self._pages + 1, self._segments, len(origins), self._chain.digest())
+        if self._cipher is not None:
+            end += self._cipher.encrypt(self._file.tell(), b"", end)
+        self._page(_PAGE_END, end)
         total = self._file.tell()
+        version, features, flags = marks(self._cipher is not None)
         header = _HEADER.pack(
             MAGIC,
-            VERSION,
+            version,
             HEADER_BYTES,
-            0,
-            0,
+            features,
+            flags,
             self._pages,
             total,
             origins_offset,
@@ -348,13 +409,15 @@ class ManifestWriter:
             self._entries.clear()
             self._packs = 0
 
-    def _page(self, kind: int, payload: bytes) -> None:
-        if len(payload) > MAX_PAGE_BYTES:
+    def _page(self, kind: int, payload: bytes, cipher: ObjectCipher | None = None) -> None:
+        if len(payload) > MAX_PAGE_BYTES - (0 if cipher is None else TAG_BYTES):
             raise ValueError("the record is too large for a manifest")
         codec, stored = _RAW, payload
         packed = zstandard.ZstdCompressor(level=3).compress(payload)
         if len(packed) < len(payload):
             codec, stored = _ZSTD, packed
+        if cipher is not None:
+            stored = cipher.encrypt(self._file.tell(), stored, self._binding)
         page = _PAGE.pack(_PAGE_MAGIC, kind, codec, 0, self._pages, len(stored), len(payload)) + stored
         checksum = digest(self._binding + page)
         self._file.write(page + checksum)
@@ -365,17 +428,21 @@ class ManifestWriter:
 class ManifestReader:
     """Reads a stored manifest.  The header and the head page are read at once, the rest as asked for.
 
-    Not thread-safe, but any number of readers may read one manifest.
+    Not thread-safe, but any number of readers may read one manifest.  Without ``find_key``, what is encrypted
+    is not read: which objects it names is known all the same.
 
     :param container: where it is.
     :param key: its key.
+    :param find_key: finds the data key of a manifest that is encrypted.
     :ivar head: what it says of the backup.
     :ivar totals: its sums.
+    :ivar sealing: how the backup is encrypted; nothing can be read with it without ``find_key``.
+    :raises DataKeyMissing: its data key cannot be found; errors of the key store pass through, too.
     :raises Damaged: it is missing or its bytes are wrong.
     :raises UnsupportedFormat: its version or a required feature is not known here.
     """
 
-    def __init__(self, container: Container, key: str) -> None:
+    def __init__(self, container: Container, key: str, find_key: FindKey | None = None) -> None:
         self.container = container
         self.key = key
         #: The prefix of all keys that the manifest names.
@@ -391,6 +458,8 @@ class ManifestReader:
             if kind != _PAGE_HEAD:
                 raise BadBytes("it does not begin with a head page")
             self.head = ManifestHead.from_json(parse_json(payload))
+            if (self.head.seal is not None) != self._sealed:
+                raise BadBytes("it is encrypted, or not, as its header does not say")
             if self.head.key != key or keys.parse(key) is None:
                 raise BadBytes("it was written under another key")
             geometry = self.head.geometry
@@ -401,9 +470,33 @@ class ManifestReader:
                 raise BadBytes("it names other segments than the volume had")
         except BadBytes as error:
             raise objects.damaged(container, key, str(error)) from error
-        if self.head.hash_mode != HASH_BLAKE3 or self._flags or self.head.key_id is not None:
-            raise UnsupportedFormat(f"object {key} needs a hash mode or key this release does not know")
         self._after_head = stream
+        self.sealing = CLEAR
+        self._cipher: ObjectCipher | None = None
+        if find_key is not None:
+            self.unseal(find_key)
+
+    def unseal(self, find_key: FindKey) -> None:
+        """Read what is encrypted, if anything is: the page after the head.
+
+        :param find_key: as of the class; so are the errors.
+        """
+        seal = self.head.seal
+        if seal is None:
+            return
+        try:
+            found = find_key(seal.key_id)
+            if found.mac_id != self.head.mac_id:
+                raise BadBytes("its data key makes other digests than it says")
+            sealing = Sealing(found, find_key)
+            cipher = sealing.open(seal, self.key)
+            kind, payload = self._after_head.fork().page(cipher)
+            if kind != _PAGE_SECRET:
+                raise BadBytes("its second page is not the encrypted one")
+            self.head = self.head.with_secrets(parse_json(payload))
+        except BadBytes as error:
+            raise objects.damaged(self.container, self.key, str(error)) from error
+        self.sealing, self._cipher = sealing, cipher
 
     def segments(self) -> Iterator[SegmentEntry]:
         """Yield all entries by ascending segment, each page verified before its first entry.
@@ -452,6 +545,8 @@ class ManifestReader:
         cut = len(self.volume_prefix)
         origins, last_origin = 0, ""
         data_bytes = referenced = 0
+        if self._sealed and stream.page()[0] != _PAGE_SECRET:
+            raise BadBytes("its second page is not the encrypted one")
         while True:
             start, chain = stream.position, stream.chain.digest()
             kind, payload = stream.page()
@@ -502,7 +597,11 @@ class ManifestReader:
     def _check_end(self, payload: bytes, stream: _Stream) -> tuple[int, int, int, bytes]:
         cursor = Cursor(payload)
         pages, segments, origins, chain = cursor.unpack(_END)
+        proof = cursor.take(TAG_BYTES if self._sealed else 0)
         cursor.end()
+        if self._cipher is not None:
+            # All that was read is what a holder of the key wrote.
+            self._cipher.decrypt(stream.last, proof, payload[: _END.size])
         if pages != self._pages or stream.number != pages or segments != self.totals.segments:
             raise BadBytes("its end does not match its header")
         if stream.position != self.totals.manifest_bytes:
@@ -521,11 +620,9 @@ class ManifestReader:
         header = data[: length - DIGEST_BYTES]
         if digest(header) != data[length - DIGEST_BYTES : length]:
             raise BadBytes("its header has changed")
-        if version != VERSION or features & ~KNOWN_FEATURES:
-            raise UnsupportedFormat(
-                f"object {self.key} has format version {version}, features {features:#x}; this release "
-                f"reads version {VERSION}, features {KNOWN_FEATURES:#x}"
-            )
+        # The flags stand behind the features; a header of another length is of a version not known here.
+        flags = int.from_bytes(header[_PREFIX.size : _PREFIX.size + 4], "little")
+        self._sealed = is_sealed(f"object {self.key}", version, features, flags)
         if length != HEADER_BYTES:
             raise BadBytes("its header's length is wrong")
         (
@@ -533,7 +630,7 @@ class ManifestReader:
             _version,
             _length,
             _features,
-            self._flags,
+            _flags,
             self._pages,
             total,
             self._origins_offset,
@@ -552,12 +649,13 @@ class ManifestReader:
 class _Stream:
     """Reads pages one after the other, about a MiB per request.
 
-    ``number`` is the page expected next; None takes the first page's own.
+    ``number`` is the page expected next; None takes the first page's own.  ``last`` is where the page begins
+    that was read last.
     """
 
     def __init__(self, reader: ManifestReader, position: int, number: int | None) -> None:
         self._reader = reader
-        self.position = position
+        self.position = self.last = position
         self.number = number
         self.chain = blake3()
         self._buffer = b""
@@ -570,18 +668,21 @@ class _Stream:
         other._buffer, other._start = self._buffer, self._start
         return other
 
-    def page(self) -> tuple[int, bytes]:
-        """Return the next page's kind and unpacked payload, verified; read once more if it is found wrong."""
+    def page(self, cipher: ObjectCipher | None = None) -> tuple[int, bytes]:
+        """Return the next page's kind and unpacked payload, verified; read once more if it is found wrong.
+
+        :param cipher: decrypts the page if it is encrypted; without it its payload is empty.
+        """
         number = self.number
         try:
-            return self._page()
+            return self._page(cipher)
         except BadBytes as error:
             objects.read_again(self._reader.container, self._reader.key, error)
             self.number = number
             self._buffer = b""
-            return self._page()
+            return self._page(cipher)
 
-    def _page(self) -> tuple[int, bytes]:
+    def _page(self, cipher: ObjectCipher | None) -> tuple[int, bytes]:
         header = self._bytes(_PAGE.size)
         magic, kind, codec, _, number, stored, raw = _PAGE.unpack(header)
         if magic != _PAGE_MAGIC or stored > MAX_PAGE_BYTES or raw > MAX_PAGE_BYTES:
@@ -596,10 +697,15 @@ class _Stream:
         if digest(self._reader.binding + page[:size]) != checksum:
             raise BadBytes(f"its page {number} has changed")
         payload = page[_PAGE.size : size]
+        if kind == _PAGE_SECRET and cipher is None:
+            codec, payload, raw = _RAW, b"", 0
+        elif kind == _PAGE_SECRET and cipher is not None:
+            payload = cipher.decrypt(self.position, payload, self._reader.binding)
         if codec == _ZSTD:
             payload = decompress(payload, raw)
-        elif codec != _RAW or stored != raw:
+        elif codec != _RAW or len(payload) != raw:
             raise BadBytes("a page is packed in an unknown way")
+        self.last = self.position
         self.position += len(page)
         self.number += 1
         self.chain.update(checksum)
@@ -619,13 +725,14 @@ class _Stream:
         return self._buffer[begin : begin + length]
 
 
-def read_head(container: Container, key: str) -> ManifestHead:
+def read_head(container: Container, key: str, find_key: FindKey | None = None) -> ManifestHead:
     """Return what the manifest under ``key`` says of its backup; two small requests.
 
+    :param find_key: as :class:`ManifestReader` has it.
     :raises Damaged: it is missing or wrong, as far as was read.
     :raises UnsupportedFormat: it is of a version or needs a feature not known here.
     """
-    return ManifestReader(container, key).head
+    return ManifestReader(container, key, find_key).head
 
 
 __all__ = [

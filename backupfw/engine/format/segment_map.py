@@ -28,16 +28,24 @@ from backupfw.engine.format.binary import (
 )
 from backupfw.engine.format.entries import MAX_MAP_BYTES, PackRef, SegmentEntry
 from backupfw.engine.format.geometry import Geometry
+from backupfw.engine.format.sealing import (
+    CLEAR,
+    SEAL_BYTES,
+    TAG_BYTES,
+    ObjectCipher,
+    Seal,
+    Sealing,
+    is_sealed,
+    marks,
+)
 from backupfw.errors import UnsupportedFormat
 
 MAGIC = b"BFWsegmp"
-VERSION = 1
-KNOWN_FEATURES = 0
 
 # magic, version, header length, features, flags, block size, segment, segment length, blocks, packs,
-# payload codec, payload length, stored length.
+# payload codec, payload length, stored length.  If the payload is encrypted, the object's seal follows.
 _HEADER = struct.Struct("<8sHHIIIIQIIIII12x")
-_PACK = struct.Struct("<HII56s32s")
+_PACK = struct.Struct(f"<HII{SEAL_BYTES}s")
 _RAW, _ZSTD = 0, 1
 
 
@@ -48,11 +56,13 @@ class PackInfo:
     :ivar key: its absolute key.
     :ivar size: the object's bytes.
     :ivar data: bytes of its blocks, those no map uses any more included.
+    :ivar seal: how it is encrypted; None: it is not.
     """
 
     key: str
     size: int
     data: int
+    seal: Seal | None = None
 
     def ref(self) -> PackRef:
         """Return the pack as manifests name it."""
@@ -115,12 +125,16 @@ class SegmentMap:
         """Return the bytes its blocks take in the packs."""
         return sum(self.stored)
 
-    def encode(self) -> bytes:
-        """Return the object's bytes."""
+    def encode(self, cipher: ObjectCipher | None = None) -> bytes:
+        """Return the object's bytes.
+
+        :param cipher: of the object; None: it is not encrypted.
+        """
         table = bytearray()
         for info in self.packs:
             key = info.key.encode("ascii")
-            table += _PACK.pack(len(key), info.size, info.data, b"", b"") + key
+            seal = b"" if info.seal is None else info.seal.encode()
+            table += _PACK.pack(len(key), info.size, info.data, seal) + key
         payload = b"".join(
             (
                 table,
@@ -135,12 +149,13 @@ class SegmentMap:
         packed = zstandard.ZstdCompressor(level=3).compress(payload)
         if len(packed) < len(payload):
             codec, stored = _ZSTD, packed
+        version, features, flags = marks(cipher is not None)
         header = _HEADER.pack(
             MAGIC,
-            VERSION,
-            _HEADER.size,
-            0,
-            0,
+            version,
+            _HEADER.size if cipher is None else _HEADER.size + SEAL_BYTES,
+            features,
+            flags,
             self.block_size,
             self.index,
             self.length,
@@ -148,19 +163,25 @@ class SegmentMap:
             len(self.packs),
             codec,
             len(payload),
-            len(stored),
+            len(stored) if cipher is None else len(stored) + TAG_BYTES,
         )
+        if cipher is not None:
+            header += cipher.seal.encode()
+            stored = cipher.encrypt(len(header), stored, header)
         data = header + stored
         return data + digest(data)
 
     @classmethod
-    def parse(cls, data: bytes) -> SegmentMap:
+    def parse(cls, data: bytes, key: str = "", sealing: Sealing = CLEAR) -> SegmentMap:
         """Undo :meth:`encode`.
 
         The checks are those that cost nothing per block; :meth:`problem` has the others.
 
+        :param key: the object's key.
+        :param sealing: how the manifest that names it says that it is encrypted.
         :raises BadBytes: it is no map, or its bytes have changed.
         :raises UnsupportedFormat: its version or features are not known here.
+        :raises DataKeyMissing: its data key cannot be found.
         """
         if len(data) < _HEADER.size + DIGEST_BYTES or len(data) > MAX_MAP_BYTES:
             raise BadBytes("it has the length of no map")
@@ -171,9 +192,8 @@ class SegmentMap:
         blocks, packs, codec, raw, stored = fields[8:]
         if magic != MAGIC:
             raise BadBytes("it is not a segment map")
-        if version != VERSION or features & ~KNOWN_FEATURES or flags:
-            raise UnsupportedFormat(f"a segment map has format version {version}, features {features:#x}")
-        if not block_size or header != _HEADER.size:
+        sealed = is_sealed("a segment map", version, features, flags)
+        if not block_size or header != _HEADER.size + (SEAL_BYTES if sealed else 0):
             raise BadBytes("its header is not that of a segment")
         # The bounds of every geometry hold for the segment, as if it were a volume of its own.
         geometry = Geometry(length, block_size, -(-length // block_size) * block_size)
@@ -181,25 +201,31 @@ class SegmentMap:
             raise BadBytes("its header is not that of a segment")
         if packs > min(blocks, keys.MAX_PACKS):
             raise BadBytes("it names more packs than it has blocks")
-        if raw > min(
-            MAX_MAP_BYTES, _most_bytes(blocks, packs)
-        ) or _HEADER.size + stored + DIGEST_BYTES != len(data):
+        if raw > min(MAX_MAP_BYTES, _most_bytes(blocks, packs)) or header + stored + DIGEST_BYTES != len(
+            data
+        ):
             raise BadBytes("its lengths are wrong")
-        payload: bytes | memoryview = memoryview(data)[_HEADER.size : _HEADER.size + stored]
+        payload: bytes | memoryview = memoryview(data)[header : header + stored]
+        cipher = sealing.open(Seal.decode(data[_HEADER.size : header]) if sealed else None, key)
+        if cipher is not None:
+            payload = cipher.decrypt(header, payload, data[:header])
+            stored -= TAG_BYTES
         if codec == _ZSTD:
             payload = decompress(payload, raw)
         elif codec != _RAW or raw != stored:
             raise BadBytes("it is packed in an unknown way")
-        return cls._columns(Cursor(payload), cls(index, block_size, length), packs)
+        return cls._columns(Cursor(payload), cls(index, block_size, length), packs, sealed)
 
     @classmethod
-    def _columns(cls, cursor: Cursor, found: SegmentMap, packs: int) -> SegmentMap:
+    def _columns(cls, cursor: Cursor, found: SegmentMap, packs: int, sealed: bool) -> SegmentMap:
         blocks = found.blocks
         for _ in range(packs):
-            key_length, size, data_bytes, key_id, _salt = cursor.unpack(_PACK)
-            if key_id.strip(b"\0"):
-                raise UnsupportedFormat("a segment map names an encrypted pack")
-            found.packs.append(PackInfo(cursor.text(key_length), size, data_bytes))
+            key_length, size, data_bytes, seal = cursor.unpack(_PACK)
+            if not sealed and seal.strip(b"\0"):
+                raise BadBytes("it names an encrypted pack, and is not encrypted")
+            found.packs.append(
+                PackInfo(cursor.text(key_length), size, data_bytes, Seal.decode(seal) if sealed else None)
+            )
         found.codecs = bytearray(cursor.take(blocks))
         found.pack = column("H", cursor.take(2 * blocks))
         found.offset = column("I", cursor.take(4 * blocks))
@@ -209,7 +235,7 @@ class SegmentMap:
         known = sum(found.codecs.count(codec) for codec in (pack.ZERO, pack.RAW, pack.ZSTD))
         if known != blocks:
             raise UnsupportedFormat("a segment map names a codec that this release does not know")
-        if max(found.stored) > found.block_size:
+        if max(found.stored) > found.block_size + (TAG_BYTES if sealed else 0):
             raise BadBytes("a block is stored in more bytes than it has")
         if known != found.codecs.count(pack.ZERO) and max(found.pack) >= packs:
             raise BadBytes("a block names no pack of the table")
@@ -232,6 +258,7 @@ class SegmentMap:
             if offset < pack.HEADER_BYTES or offset + stored > info.size - pack.TAIL_BYTES or not stored:
                 return f"block {block} lies outside of its pack"
             full = self.block_size if block != last else self.block_length(block)
+            full += TAG_BYTES if info.seal is not None else 0
             if stored != full if codec == pack.RAW else stored >= full:
                 return f"block {block} has an impossible length"
         if len(used) != len(self.packs):
@@ -242,13 +269,18 @@ class SegmentMap:
 def _most_bytes(blocks: int, packs: int) -> int:
     """Return what a map of so many blocks and packs takes at most, packed or not."""
     columns = blocks * (1 + 2 + 4 + 4 + DIGEST_BYTES)
-    return _HEADER.size + columns + packs * (_PACK.size + naming.MAX_KEY_BYTES) + DIGEST_BYTES
+    head = _HEADER.size + SEAL_BYTES + TAG_BYTES
+    return head + columns + packs * (_PACK.size + naming.MAX_KEY_BYTES) + DIGEST_BYTES
 
 
-def read_map(container: Container, entry: SegmentEntry, geometry: Geometry) -> SegmentMap:
+def read_map(
+    container: Container, entry: SegmentEntry, geometry: Geometry, sealing: Sealing = CLEAR
+) -> SegmentMap:
     """Get the map that a manifest's entry names and check it against the entry.  Thread-safe.
 
     :param geometry: the manifest's.
+    :param sealing: the manifest's.
+    :raises DataKeyMissing: its data key cannot be found.
     :raises Damaged: it is missing, has changed, or does not match its entry.
     :raises UnsupportedFormat: it needs something this release does not know.
     """
@@ -256,7 +288,7 @@ def read_map(container: Container, entry: SegmentEntry, geometry: Geometry) -> S
     def check(data: bytes) -> SegmentMap:
         if digest(data) != entry.map.digest:
             raise BadBytes("its bytes have changed")
-        found = SegmentMap.parse(data)
+        found = SegmentMap.parse(data, key, sealing)
         if (found.index, found.block_size) != (entry.index, geometry.block_size):
             raise BadBytes("it belongs to another segment")
         if found.length != geometry.segment_length(entry.index):

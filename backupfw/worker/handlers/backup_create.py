@@ -301,8 +301,6 @@ class BackupCreate(Handler):
             damaged=self._known_damaged(plan),
             pack_size=tools.engine.pack_size,
             compression_level=tools.engine.compression_level,
-            hash_mode=plan.hash_mode,
-            key_id=plan.key_id,
             streams=tools.engine.streams,
             since=how.since,
             verify_unchanged=1.0 if how.checked else tools.engine.verify_unchanged,

@@ -12,8 +12,9 @@ from blake3 import blake3
 from backupfw.chunkstore.container import Container
 from backupfw.chunkstore.memory import Contents, MemoryStore
 from backupfw.engine.format.geometry import Geometry
+from backupfw.engine.format.sealing import AES_256_GCM, DataKey, ObjectCipher, Sealing
 from backupfw.engine.ports import BackupJob
-from backupfw.errors import ChangeMissed, TaskCancelled, TaskLost
+from backupfw.errors import ChangeMissed, DataKeyMissing, TaskCancelled, TaskLost
 from backupfw.volume.base import BlockTarget, Extent, Kind, Point
 
 KIB = 1 << 10
@@ -328,3 +329,52 @@ def make_job(number: int, length: int, base: str | None = None, **changes: Any) 
         "streams": 2,
     }
     return BackupJob(**{**values, **changes})
+
+
+class Keyring:
+    """The data keys of one lineage.
+
+    :param algorithm: of all of them.
+    """
+
+    def __init__(self, algorithm: str = AES_256_GCM) -> None:
+        self.current = DataKey.new(algorithm)
+        self.keys = {self.current.id: self.current}
+
+    def rotate(self) -> None:
+        """Let new objects have another data key."""
+        self.current = DataKey.new(self.current.algorithm, self.current)
+        self.keys[self.current.id] = self.current
+
+    def find(self, key_id: str) -> DataKey:
+        """Return a data key."""
+        if key_id not in self.keys:
+            raise DataKeyMissing(key_id)
+        return self.keys[key_id]
+
+    @property
+    def sealing(self) -> Sealing:
+        """How a new backup is encrypted."""
+        return Sealing(self.current, self.find)
+
+
+class WatchedCipher(ObjectCipher):
+    """Fails when a cipher key encrypts twice with one nonce.
+
+    The commitment stands for the cipher key: both are derived together.
+    """
+
+    used: set[tuple[bytes, int]]
+
+    def _use(self, offset: int) -> None:
+        use = (self.seal.commitment, offset)
+        assert use not in self.used, "a nonce is used twice"
+        self.used.add(use)
+
+    def encrypt_into(self, offset: int, data: bytes | memoryview, context: bytes, room: memoryview) -> int:
+        self._use(offset)
+        return super().encrypt_into(offset, data, context, room)
+
+    def encrypt(self, offset: int, data: bytes | bytearray, context: bytes) -> bytes:
+        self._use(offset)
+        return super().encrypt(offset, data, context)

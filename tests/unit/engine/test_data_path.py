@@ -16,7 +16,7 @@ from backupfw.engine.format import keys
 from backupfw.engine.format.geometry import Geometry
 from backupfw.engine.format.manifest import ManifestReader
 from backupfw.engine.ports import BackupResult, RestoreResult
-from backupfw.errors import SourceMoved, SourceUnreadable, TargetError, TaskLost, UnsupportedFormat
+from backupfw.errors import SourceMoved, SourceUnreadable, TargetError, TaskLost
 from tests.unit.engine.fakes import (
     BLOCK,
     KIB,
@@ -262,12 +262,6 @@ def test_compression_may_differ_from_the_base() -> None:
     second = run(box, 1, data, first.manifest_key, compression_level=9)
     assert second.changed_segments == 1
     check(box, second.manifest_key, data)
-
-
-def test_an_unknown_hash_mode_is_refused() -> None:
-    for changes in ({"hash_mode": "blake3-keyed"}, {"key_id": "k"}):
-        with pytest.raises(UnsupportedFormat):
-            run(memory_container(), 0, b"x", **changes)
 
 
 def test_many_incrementals_keep_reads_and_requests_bounded() -> None:

@@ -42,10 +42,11 @@ from backupfw.engine.format.entries import SegmentEntry, decode_entry
 from backupfw.engine.format.geometry import Geometry
 from backupfw.engine.format.keys import backup_prefix, installation_prefix, volume_prefix
 from backupfw.engine.format.manifest import ManifestReader
+from backupfw.engine.format.sealing import CLEAR, DataKey, no_keys
 from backupfw.engine.ports import BackupJob, KnownManifests
 from backupfw.errors import ChangeMissed, Damaged, TaskCancelled, UnsupportedFormat
 from backupfw.manager.lineage import manifests
-from tests.unit.engine.fakes import FakeControl, MemoryPoint, MemoryTarget
+from tests.unit.engine.fakes import FakeControl, Keyring, MemoryPoint, MemoryTarget, WatchedCipher
 
 BLOCK, SEGMENT, PACK = 512, 8192, 4096
 MOST_SEGMENTS = 5
@@ -143,6 +144,8 @@ class DataPath(RuleBasedStateMachine):
     db: Database
     #: What happened, over all runs: a machine that never meets these cases shows nothing.
     seen: Counter[str]
+    #: The data keys, which change now and then; None: nothing is encrypted.
+    keyring: Keyring | None = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -174,6 +177,9 @@ class DataPath(RuleBasedStateMachine):
     def objects(self) -> dict[str, bytes]:
         return self.store.contents["box"]
 
+    def find_key(self, key_id: str) -> DataKey:
+        return no_keys(key_id) if self.keyring is None else self.keyring.find(key_id)
+
     def new_id(self, kind: str) -> str:
         self.ids += 1
         return f"{kind}{self.ids:04d}"
@@ -189,6 +195,8 @@ class DataPath(RuleBasedStateMachine):
     ) -> bool:
         """Run one attempt of a backup; True when it committed."""
         work.attempts += 1
+        if self.keyring is not None and work.attempts % 2:
+            self.keyring.rotate()
         if self.took_over(work):
             return True
         container = FragileContainer(self.container, puts, after)
@@ -209,6 +217,7 @@ class DataPath(RuleBasedStateMachine):
             read_all=bool(work.lying) and not work.trusting,
             pack_size=PACK,
             streams=1,
+            sealing=CLEAR if self.keyring is None else self.keyring.sealing,
         )
         extents = None
         if holes:
@@ -253,10 +262,11 @@ class DataPath(RuleBasedStateMachine):
 
     def since(self, work: Writing) -> str | None:
         """Return the token of the base's point, if it can be compared with."""
-        if not work.trusting or work.base_key is None:
+        if not work.trusting or work.base_key is None or work.base_key in self.damaged:
+            # What a storage says is zero is checked only beside a base that is whole.
             return None
         try:
-            note = ManifestReader(self.container, work.base_key).head.point
+            note = ManifestReader(self.container, work.base_key, self.find_key).head.point
         except (Damaged, UnsupportedFormat):
             return None
         return None if note is None or note.token not in self.points else note.token
@@ -267,7 +277,7 @@ class DataPath(RuleBasedStateMachine):
             announced = manifests.announced_keys(session, work.manifest_id)
         for key in announced:
             try:
-                found = verify.look(key, (), self.container, FakeControl())
+                found = verify.look(key, (), self.container, FakeControl(), find_key=self.find_key)
             except (Damaged, UnsupportedFormat):
                 continue
             if not found.damaged and found.head.base in (None, work.base_key):
@@ -279,7 +289,7 @@ class DataPath(RuleBasedStateMachine):
         return False
 
     def commit(self, work: Writing, key: str) -> None:
-        reader = ManifestReader(self.container, key)
+        reader = ManifestReader(self.container, key, self.find_key)
         named = {key}.union(*(entry.object_keys() for entry in reader.segments()))
         with self.db.write() as session:
             row = session.get_one(Manifest, work.manifest_id)
@@ -381,15 +391,18 @@ class DataPath(RuleBasedStateMachine):
         assert asked.relatives is not None
         return any(key in self.damaged or key not in self.objects for key in asked.relatives)
 
+    def restore(self, key: str, target: MemoryTarget) -> None:
+        restore.run(key, self.container, target, FakeControl(), streams=1, find_key=self.find_key)
+
     def check_restore(self, record_id: str, dirty: bool, larger: int = 0) -> None:
         manifest_id, data = self.records[record_id]
         target = MemoryTarget(len(data) + larger, b"\xa5" if dirty else None)
         if self.keys[manifest_id] in self.damaged:
             # Fault 2: what is wrong is said, never handed out.
             with pytest.raises((Damaged, UnsupportedFormat)):
-                restore.run(self.keys[manifest_id], self.container, target, FakeControl(), streams=1)
+                self.restore(self.keys[manifest_id], target)
             return
-        restore.run(self.keys[manifest_id], self.container, target, FakeControl(), streams=1)
+        self.restore(self.keys[manifest_id], target)
         # Fault 1: zeroed data stays zero, on a new target and on a dirty one.
         assert bytes(target.flushed[: len(data)]) == data
         assert bytes(target.data[len(data) :]) == (b"\xa5" if dirty else b"\0") * larger
@@ -745,7 +758,7 @@ def go_back(machine: type[DataPath], seed: int) -> int:
     named = set()
     for key, data in made_since.items():
         target = MemoryTarget(len(data), b"\xa5")
-        restore.run(key, play.container, target, FakeControl(), streams=1)
+        play.restore(key, target)
         assert bytes(target.flushed) == data
         reader = ManifestReader(play.container, key)
         named |= {key}.union(*(entry.object_keys() for entry in reader.segments()))
@@ -753,14 +766,19 @@ def go_back(machine: type[DataPath], seed: int) -> int:
     return len(made_since)
 
 
-@pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[DataPath]]:
+@pytest.fixture(params=["clear", "encrypted"])
+def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[DataPath]]:
     # Buffers and batches for a volume this small: a resume shall find something in the journal.
     monkeypatch.setattr("backupfw.engine.segment_backup.READ_BYTES", SEGMENT)
     monkeypatch.setattr(backup, "JOURNAL_SEGMENTS", 1)
     database = Database("sqlite://")
     Base.metadata.create_all(database.engine)
-    yield type("DataPathOnTables", (DataPath,), {"db": database, "seen": Counter()})
+    keyring = Keyring() if request.param == "encrypted" else None
+    # Over all histories no nonce is used twice.
+    cipher = type("Watched", (WatchedCipher,), {"used": set()})
+    monkeypatch.setattr("backupfw.engine.format.sealing.ObjectCipher", cipher)
+    yield type("DataPathOnTables", (DataPath,), {"db": database, "seen": Counter(), "keyring": keyring})
+    assert bool(cipher.used) == (keyring is not None)
     database.close()
 
 

@@ -34,6 +34,7 @@ from backupfw.engine.format.manifest import (
     ManifestWriter,
     SourceTotals,
 )
+from backupfw.engine.format.sealing import Seal
 from backupfw.errors import Damaged, UnsupportedFormat
 from tests.fuzz import forge
 from tests.unit.engine.fakes import FaultyContainer, memory_container, objects_of
@@ -411,11 +412,20 @@ HEAD = {
     "length": 1 << 30,
     "block_size": 4096,
     "segment_size": 1 << 20,
-    "hash_mode": "other",
-    "key_id": "k",
+    "hash_mode": "blake3",
+    "key_id": None,
     "base": "the/base",
     "record": {"id": "b"},
     "source": {"segments": 5, "data_bytes": 6},
+}
+_KEY = "0f" * 16
+_SEAL = _KEY + "11" * 32 + "00" * 8 + "22" * 32
+#: An encrypted one's: the record is elsewhere.
+SEALED_HEAD = {name: value for name, value in HEAD.items() if name != "record"} | {
+    "hash_mode": "blake3-keyed",
+    "key_id": _KEY,
+    "mac_id": "3f" * 16,
+    "seal": _SEAL,
 }
 
 
@@ -423,8 +433,6 @@ def test_the_fields_of_a_head() -> None:
     about = ManifestHead(
         keys.Origin("i", "p", "v", "b", 2, 3, "0" * 16),
         Geometry(1 << 30, 4096, 1 << 20),
-        hash_mode="other",
-        key_id="k",
         base="the/base",
         record={"id": "b"},
         source=SourceTotals(5, 6),
@@ -434,22 +442,35 @@ def test_the_fields_of_a_head() -> None:
     few = {name: value for name, value in HEAD.items() if name not in ("key_id", "base", "source")}
     for value in (few, few | {"key_id": None, "base": None, "source": None}):
         plain = ManifestHead.from_json(value)
-        assert plain == replace(about, key_id=None, base=None, source=None)
+        assert plain == replace(about, base=None, source=None)
         assert plain.to_json() == few | {"key_id": None, "base": None}
+    seal = Seal(_KEY, bytes.fromhex("22" * 32), bytes.fromhex("11" * 32))
+    sealed = replace(about, mac_id="3f" * 16, seal=seal, record={})
+    assert sealed.to_json() == SEALED_HEAD
+    assert ManifestHead.from_json(SEALED_HEAD) == sealed
 
 
-@pytest.mark.parametrize("name", HEAD)
+@pytest.mark.parametrize("name", sorted(SEALED_HEAD.keys() | HEAD))
 def test_each_field_of_a_head_has_its_type(name: str) -> None:
-    for wrong in (None, True, 1.5, [], "1" if isinstance(HEAD[name], int) else 1):
-        optional = name in ("key_id", "base", "source")
+    good = SEALED_HEAD if name in SEALED_HEAD else HEAD
+    for wrong in (None, True, 1.5, [], "1" if isinstance(good[name], int) else 1):
+        optional = name in ("key_id", "mac_id", "seal", "base", "source")
         if wrong is None and optional:
             continue
         with pytest.raises(BadBytes, match=f"field {name} .* wrong type"):
-            ManifestHead.from_json(HEAD | {name: wrong})
-    if isinstance(HEAD[name], str):
+            ManifestHead.from_json(good | {name: wrong})
+    if isinstance(good[name], str):
         for no_text in ("a\0b", "\ud800"):
             with pytest.raises(BadBytes, match=f"field {name} .* no text"):
-                ManifestHead.from_json(HEAD | {name: no_text})
+                ManifestHead.from_json(good | {name: no_text})
+
+
+@pytest.mark.parametrize(
+    "wrong", ["", "0", _SEAL[:-2], _SEAL + "00", "x" + _SEAL[1:], _SEAL.replace("0f", "0F")]
+)
+def test_a_seal_has_one_spelling(wrong: str) -> None:
+    with pytest.raises(BadBytes, match="no seal"):
+        ManifestHead.from_json(SEALED_HEAD | {"seal": wrong})
 
 
 @pytest.mark.parametrize("name", ["segments", "data_bytes"])
@@ -462,12 +483,21 @@ def test_the_numbers_of_a_source_are_numbers(name: str) -> None:
             ManifestHead.from_json(HEAD | {"source": source})
 
 
-@pytest.mark.parametrize("changes", [{"key_id": "k"}, {"hash_mode": "blake4"}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"key_id": "k"},
+        {"hash_mode": "blake4"},
+        {"mac_id": "3f" * 16},
+        {"seal": _SEAL},
+        {"hash_mode": "blake3-keyed"},
+    ],
+)
 def test_a_key_or_a_hash_mode_of_a_later_release_is_refused_as_such(changes: dict[str, str]) -> None:
-    box = memory_container()
-    key = write(box, [], head(**changes))
     with pytest.raises(UnsupportedFormat):
-        ManifestReader(box, key)
+        ManifestHead.from_json(HEAD | changes)
+    with pytest.raises(UnsupportedFormat):
+        ManifestHead.from_json(SEALED_HEAD | {name: HEAD.get(name) for name in changes})
 
 
 @pytest.mark.parametrize("changes", [{"segments": 1}, {"data_bytes": 1 << 19}])

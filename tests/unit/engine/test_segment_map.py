@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from backupfw.engine.format import keys, pack
 from backupfw.engine.format.binary import BadBytes
-from backupfw.engine.format.pack import RAW, ZSTD, PackBuffer, check_tail, parse_pack
+from backupfw.engine.format.pack import RAW, ZSTD, Pack, PackBuffer, check_tail
+from backupfw.engine.format.sealing import SEAL_BYTES
 from backupfw.engine.format.segment_map import PackInfo, SegmentMap
 from backupfw.errors import UnsupportedFormat
 from tests.fuzz import forge
@@ -219,7 +220,8 @@ def make_pack() -> bytes:
     buffer = PackBuffer(8192, 4096, 16)
     for index in range(3):
         block = bytes([index + 1]) * 1000
-        assert buffer.add(index, blake3(block).digest(), block, RAW) == pack.HEADER_BYTES + 1000 * index
+        place = buffer.add(index, blake3(block).digest(), block, RAW, 1000)
+        assert place == (pack.HEADER_BYTES + 1000 * index, 1000)
     data = bytes(buffer.finish(7, 2))
     assert buffer.empty
     buffer.close()
@@ -228,7 +230,7 @@ def make_pack() -> bytes:
 
 def test_a_pack_says_what_is_in_it() -> None:
     data = make_pack()
-    rows = parse_pack(data, 7, 2, 4096)
+    rows = Pack.parse(data, 7, 2, 4096).rows(None)
     assert [(row.index, row.offset, row.length, row.codec) for row in rows] == [
         (index, pack.HEADER_BYTES + 1000 * index, 1000, RAW) for index in range(3)
     ]
@@ -236,8 +238,7 @@ def test_a_pack_says_what_is_in_it() -> None:
         assert blake3(data[row.offset : row.offset + row.length]).digest() == row.digest
     check_tail(data[-pack.TAIL_BYTES :])
     # The places of encryption are there, and empty.
-    codec, *places = pack._HEADER.unpack(data[: pack.HEADER_BYTES])[8:]
-    assert (codec, b"".join(places).strip(b"\0")) == (0, b"")
+    assert pack._HEADER.unpack(data[: pack.HEADER_BYTES])[8] == bytes(SEAL_BYTES)
 
 
 def test_every_flipped_byte_outside_of_the_blocks_is_found() -> None:
@@ -249,10 +250,10 @@ def test_every_flipped_byte_outside_of_the_blocks_is_found() -> None:
         changed = bytearray(data)
         changed[at] ^= 1 << (at % 8)
         with pytest.raises(BadBytes):
-            parse_pack(bytes(changed), 7, 2, 4096)
+            Pack.parse(bytes(changed), 7, 2, 4096).rows(None)
     for size in range(len(data)):
         with pytest.raises(BadBytes):
-            parse_pack(data[:size], 7, 2, 4096)
+            Pack.parse(data[:size], 7, 2, 4096).rows(None)
 
 
 def reseal_pack(layout: str, at: int, value: int) -> bytes:
@@ -268,13 +269,13 @@ def reseal_pack(layout: str, at: int, value: int) -> bytes:
 @pytest.mark.parametrize(("layout", "at"), [("<H", 8), ("<I", 12), ("<I", 16)])
 def test_a_newer_version_or_feature_of_a_pack_is_refused_as_such(layout: str, at: int) -> None:
     with pytest.raises(UnsupportedFormat, match="a pack has format version"):
-        parse_pack(reseal_pack(layout, at, 2), 7, 2, 4096)
+        Pack.parse(reseal_pack(layout, at, 2), 7, 2, 4096).rows(None)
 
 
 @pytest.mark.parametrize(("layout", "at", "value"), [("<Q", 0, 0), ("<H", 10, 127), ("<H", 10, 129)])
 def test_another_header_is_not_that_of_a_pack(layout: str, at: int, value: int) -> None:
     with pytest.raises(BadBytes, match="not a pack"):
-        parse_pack(reseal_pack(layout, at, value), 7, 2, 4096)
+        Pack.parse(reseal_pack(layout, at, value), 7, 2, 4096).rows(None)
 
 
 def test_the_shortest_pack_has_no_blocks() -> None:
@@ -282,14 +283,14 @@ def test_the_shortest_pack_has_no_blocks() -> None:
     data = bytes(buffer.finish(7, 2))
     buffer.close()
     assert len(data) == pack.HEADER_BYTES + pack.TAIL_BYTES
-    assert parse_pack(data, 7, 2, 4096) == []
+    assert Pack.parse(data, 7, 2, 4096).rows(None) == []
 
 
 def test_a_pack_of_another_place_is_refused() -> None:
     data = make_pack()
     for segment, number, block_size in ((8, 2, 4096), (7, 3, 4096), (7, 2, 8192)):
         with pytest.raises(BadBytes, match="another place"):
-            parse_pack(data, segment, number, block_size)
+            Pack.parse(data, segment, number, block_size).rows(None)
 
 
 def test_a_cut_or_longer_pack_shows_at_its_end() -> None:
@@ -303,7 +304,7 @@ def test_a_full_pack_exceeds_its_target_by_less_than_a_block() -> None:
     buffer = PackBuffer(8192, 4096, 16)
     count = 0
     while not buffer.full:
-        buffer.add(count, bytes(32), bytes(4000), RAW)
+        buffer.add(count, bytes(32), bytes(4000), RAW, 4000)
         count += 1
     assert 8192 <= buffer.data_bytes < 8192 + 4096
     buffer.finish(0, 0)
@@ -316,6 +317,6 @@ def test_the_largest_pack_there_can_be_has_room() -> None:
     buffer = PackBuffer(8192, 4096, 3)
     for index, length in enumerate((4096, 4095, 4096)):
         assert not buffer.full
-        buffer.add(index, bytes(32), bytes(length), RAW)
-    assert len(parse_pack(bytes(buffer.finish(0, 0)), 0, 0, 4096)) == 3
+        buffer.add(index, bytes(32), bytes(length), RAW, length)
+    assert len(Pack.parse(bytes(buffer.finish(0, 0)), 0, 0, 4096).rows(None)) == 3
     buffer.close()
