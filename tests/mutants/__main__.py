@@ -95,9 +95,13 @@ GROUPS = {
         ),
         (*_engine("binary", "segment_map"), "tests/format", "tests/fuzz/test_bounds.py"),
     ),
+    "sealing": Group(
+        ("backupfw/engine/format/sealing.py", "backupfw/engine/format/key_object.py"),
+        _engine("sealing"),
+    ),
     "manifests": Group(
         ("backupfw/engine/format/manifest.py", "backupfw/engine/format/entries.py"),
-        (*_engine("manifest"), "tests/format", "tests/fuzz/test_bounds.py"),
+        (*_engine("manifest", "sealing"), "tests/format", "tests/fuzz/test_bounds.py"),
     ),
 }
 
