@@ -445,6 +445,8 @@ class VolumeProvider(abc.ABC):
         :param needed: says what is needed at that moment.  First find what the storage keeps, then call it,
             once: in this order, the point of a backup that begins meanwhile is never removed.  With
             nothing kept, it need not be called.
+        :raises OSError: something that is not needed could not be removed, but all else was: the call is
+            repeated after a while.
         """
 
     @property
