@@ -20,7 +20,7 @@ from backupfw.db.locks import lock
 from backupfw.db.session import Database, now
 from backupfw.errors import TaskLost
 from backupfw.manager.outcomes.volumes import VolumeTasks
-from backupfw.manager.queue import claims, tasks, waiting
+from backupfw.manager.queue import claims, requirements, tasks, waiting
 from backupfw.manager.queue.claims import Limits, Reach
 from backupfw.manager.queue.services import BACKUP_BINARY
 from backupfw.manager.queue.tasks import Tasks
@@ -63,7 +63,7 @@ def end(world: World, task: Task) -> None:
 
 
 @pytest.mark.parametrize(
-    ("requirements", "worker", "taken"),
+    ("required", "worker", "taken"),
     [
         ({}, reach(), True),
         ({"zone": "nova"}, reach(), True),
@@ -80,13 +80,18 @@ def end(world: World, task: Task) -> None:
         # Of another back end it can open its own host's volumes only.
         ({"backend": "fast", "volume_host": "other"}, reach(every=True), False),
         ({"backend": "local", "volume_host": "other"}, reach(every=True), True),
+        # A kind that needs no volume, for what an attempt left in a back end.
+        ({"kind": tasks.BACKUP_DELETE, "backend": "gone"}, reach(), False),
     ],
 )
 def test_a_worker_takes_what_it_can_serve(
-    world: World, requirements: dict[str, str], worker: Reach, taken: bool
+    world: World, required: dict[str, str], worker: Reach, taken: bool
 ) -> None:
     queue(world, "other-task", zone="elsewhere")
-    queue(world, "a", **requirements)
+    number = queue(world, "a", **required)
+    with world.db.read() as session:
+        needed = requirements.of_row(session.get_one(models.Task, number))
+    assert worker.can_serve(needed) is taken
     assert (world.tasks.claim("host/1", 60, reach=worker) is not None) is taken
 
 

@@ -190,3 +190,17 @@ def test_the_simulation_catches_the_wrong_rule() -> None:
         return True
 
     assert not all(survives(seed) for seed in range(20))
+
+
+def test_gone_links_are_joined_each_by_itself() -> None:
+    chain = tree(("a", None, LIVE), ("x", "a", GONE), ("b", "x", LIVE), ("y", "b", GONE), ("c", "y", LIVE))
+    assert chain.contract() == {
+        "b": ("a", True), "c": ("b", True), "x": (None, False), "y": (None, False)
+    }  # fmt: skip
+    assert chain.contract() == {}
+
+
+def test_a_dropped_detached_one_is_no_neighbour_any_more() -> None:
+    nodes = tree(("d", None, GONE, True), ("e", None, GONE, True), ("a", None, LIVE), ("x", None, RELEASED))
+    assert nodes.contract() == {"e": (None, False)}
+    assert nodes.relatives("x") == ["a"]
