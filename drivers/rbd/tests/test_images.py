@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import re
 import signal
 import uuid
 from collections.abc import Iterator
 from datetime import datetime, timedelta
+from typing import NoReturn
 
 import pytest
+from backupfw_rbd import images
 from backupfw_rbd.cluster import bindings
 from backupfw_rbd.provider import RbdProvider
 
@@ -184,6 +187,27 @@ def test_a_cluster_that_does_not_answer_is_an_error(cluster: Ceph, path: str) ->
         finally:
             cluster.osd.send_signal(signal.SIGCONT)
         point.read_into(0, memoryview(bytearray(10)))
+
+
+def test_a_cluster_that_goes_away_in_between_is_an_error_that_may_pass(
+    provider: RbdProvider, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not one of the bindings' own, which nobody tries again."""
+    ref = adopted(provider, path)
+    own = VolumeRef("mine", LENGTH, path)
+
+    def time_out(*_: object) -> NoReturn:
+        raise bindings()[1].Timeout("no answer", errno=errno.ETIMEDOUT)
+
+    monkeypatch.setattr(images, "snapshots", time_out)
+    for use in (
+        lambda: provider.open_point(ref, "p"),
+        lambda: provider.keep_points(ref, Needed),
+        lambda: provider.create_snapshot(SnapshotRef("s", ref, LENGTH), False),
+        lambda: provider.delete(own),
+    ):
+        with pytest.raises(TimeoutError):
+            use()
 
 
 def test_a_wrong_key_is_not_shown(cluster: Ceph, path: str) -> None:

@@ -89,7 +89,11 @@ class Images:
 
     def look(self, place: Place, volume: VolumeRef) -> Storage:
         """Return a volume's storage."""
-        with closing(self._open(place, volume)) as opened, opened as image:
+        with (
+            closing(self._open(place, volume)) as opened,
+            opened as image,
+            translated(f"looking at {place}"),
+        ):
             return Storage(str(place), image.size(), _storage_id(opened))
 
     def listed(self, pool: str, namespace: str) -> Iterator[Storage]:
@@ -217,7 +221,11 @@ class Images:
     def create_snapshot(self, place: Place, snapshot: SnapshotRef) -> None:
         """Take a snapshot of a volume's image, unless it is there; ``place`` names it."""
         image_place = place.at(None)
-        with closing(self._open(image_place, snapshot.volume)) as opened, opened as image:
+        with (
+            closing(self._open(image_place, snapshot.volume)) as opened,
+            opened as image,
+            translated(f"looking at {image_place}"),
+        ):
             if any(one["name"] == place.snapshot for one in snapshots(image)):
                 return
         with (
@@ -389,7 +397,11 @@ class Images:
         """
         _, rbd = bindings()
         with suppress(FileNotFoundError):
-            with closing(Opened(self._connection, place)) as opened, opened as image:
+            with (
+                closing(Opened(self._connection, place)) as opened,
+                opened as image,
+                translated(f"looking at {place}"),
+            ):
                 names = _points(image, volume_id)
             for name in names:
                 self._remove_snapshot(place.at(name))
