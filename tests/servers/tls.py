@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 _PIECE = 64 << 10
+_KIND = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
 
 
 @dataclass(frozen=True)
@@ -41,26 +42,49 @@ def tls_missing() -> str | None:
     return None if shutil.which("openssl") else "not installed: openssl"
 
 
+class Authority:
+    """A certificate authority of the tests.
+
+    :param directory: an empty one, for its files and all certificates.
+    :ivar file: its own certificate.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self.file = directory / "ca.pem"
+        self._openssl(
+            "req", "-x509", *_KIND, "-days", "2", "-keyout", "ca.key", "-out", "ca.pem",
+            "-subj", "/CN=backupfw test CA", "-addext", "keyUsage=critical,keyCertSign,cRLSign",
+        )  # fmt: skip
+
+    def issue(self, name: str, names: str = "DNS:localhost,IP:127.0.0.1", days: int = 2) -> tuple[Path, Path]:
+        """Make a certificate; return its file and its key's.
+
+        :param name: of the files.
+        :param names: whose it is.
+        :param days: how long it is good; negative: it has expired.
+        """
+        extensions = self._directory / f"{name}.ext"
+        extensions.write_text(f"subjectAltName={names}\nbasicConstraints=critical,CA:FALSE\n")
+        request = f"{name}.csr"
+        self._openssl("req", *_KIND, "-keyout", f"{name}.key", "-out", request, "-subj", "/CN=localhost")
+        self._openssl(
+            "x509", "-req", "-in", request, "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial",
+            "-days", str(days), "-extfile", extensions.name, "-out", f"{name}.crt",
+        )  # fmt: skip
+        return self._directory / f"{name}.crt", self._directory / f"{name}.key"
+
+    def _openssl(self, *words: str) -> None:
+        subprocess.run(["openssl", *words], cwd=self._directory, check=True, capture_output=True, timeout=60)
+
+
 def make_certificates(directory: Path) -> tuple[Path, Path]:
     """Make a CA and a certificate of it; returns the CA's file, and one with key and certificate."""
-
-    def openssl(*words: str) -> None:
-        subprocess.run(["openssl", *words], cwd=directory, check=True, capture_output=True, timeout=60)
-
-    kind = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2")
-    openssl(
-        "req", "-x509", *kind, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=backupfw test CA",
-        "-addext", "keyUsage=critical,keyCertSign,cRLSign",
-    )  # fmt: skip
-    openssl(
-        "req", "-x509", *kind, "-CA", "ca.pem", "-CAkey", "ca.key", "-keyout", "server.key",
-        "-out", "server.crt", "-subj", "/CN=localhost",
-        "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1",
-        "-addext", "basicConstraints=critical,CA:FALSE",
-    )  # fmt: skip
+    authority = Authority(directory)
+    certificate, key = authority.issue("server")
     both = directory / "server.pem"
-    both.write_text((directory / "server.key").read_text() + (directory / "server.crt").read_text())
-    return directory / "ca.pem", both
+    both.write_text(key.read_text() + certificate.read_text())
+    return authority.file, both
 
 
 async def _pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:

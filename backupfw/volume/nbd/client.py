@@ -8,9 +8,11 @@ written and not flushed may be lost, so nothing is connected again behind the ca
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import queue
+import re
 import socket
 import threading
 import time
@@ -26,7 +28,9 @@ from backupfw.volume.system import load
 ALLOCATION = "base:allocation"
 #: Flags of :data:`ALLOCATION`: nothing is allocated; it reads as zeros.
 HOLE, ZERO = 1, 2
-#: Flag of ``qemu:dirty-bitmap:…``: it was written.
+#: Begins the contexts of QEMU's dirty bitmaps, each with its bitmap's name.
+BITMAP = "qemu:dirty-bitmap:"
+#: Flag of a dirty bitmap: it was written.
 DIRTY = 1
 
 #: Longest range of one question after the status of blocks.
@@ -57,7 +61,9 @@ class Status(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """How a connection is encrypted and who we are; no field is ever in a message.
+    """How a connection is encrypted, how the server proves who it is, and who we are.
+
+    No field is ever in a message.
 
     :ivar certificates: directory with ``ca-cert.pem``, and ``client-cert.pem`` and ``client-key.pem`` if the
         server wants to know the client.
@@ -68,6 +74,29 @@ class Tls:
     certificates: str | None = None
     psk_file: str | None = None
     username: str | None = None
+
+    def use(self, handle: Any, *, is_unix: bool) -> None:
+        """Let a handle connect only in this way.
+
+        libnbd connects to any server, whatever its certificate, if it has no authority to ask, or no host to
+        compare with.  So both are demanded here.
+
+        :raises ConfigError: the server could not prove who it is.
+        """
+        if self.psk_file is None:
+            if is_unix:
+                raise ConfigError("TLS on a Unix socket needs tls_psk_file: a certificate is of a host")
+            if self.certificates is None:
+                raise ConfigError("TLS needs tls_certificates or tls_psk_file")
+            if not os.access(os.path.join(self.certificates, "ca-cert.pem"), os.R_OK):
+                raise ConfigError("option tls_certificates: there is no ca-cert.pem that can be read")
+            handle.set_tls_certificates(self.certificates)
+        else:
+            handle.set_tls_psk_file(self.psk_file)
+            if self.username is not None:
+                handle.set_tls_username(self.username)
+        handle.set_tls_verify_peer(True)
+        handle.set_tls(binding().TLS_REQUIRE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,14 +117,7 @@ class Server:
     def begin(self, handle: Any) -> None:
         """Begin to connect a handle of libnbd."""
         if self.tls is not None:
-            handle.set_tls(binding().TLS_REQUIRE)
-            handle.set_tls_verify_peer(True)
-            if self.tls.certificates is not None:
-                handle.set_tls_certificates(self.tls.certificates)
-            if self.tls.psk_file is not None:
-                handle.set_tls_psk_file(self.tls.psk_file)
-            if self.tls.username is not None:
-                handle.set_tls_username(self.tls.username)
+            self.tls.use(handle, is_unix=self.socket is not None)
         handle.set_export_name(self.export)
         if self.socket is not None:
             handle.aio_connect_unix(self.socket)
@@ -122,26 +144,32 @@ class Client:
 
     :param connect: begin to connect a handle: the first one, then more if the server allows several.
     :param contexts: metadata contexts to ask for.
+    :param bitmaps: of QEMU's dirty bitmaps with names like this, those that the server shows, too.
     :param timeout: seconds without an answer after which the server counts as lost.
     :raises ServerLost: it cannot be reached, has no such export, or refuses us.
     :raises ConfigError: libnbd is missing, or a TLS option is wrong.
     """
 
     def __init__(
-        self, connect: Sequence[Callable[[Any], None]], *, contexts: Sequence[str] = (), timeout: float
+        self,
+        connect: Sequence[Callable[[Any], None]],
+        *,
+        contexts: Sequence[str] = (),
+        bitmaps: re.Pattern[str] | None = None,
+        timeout: float,
     ) -> None:
         self._timeout = timeout
         self._idle: queue.LifoQueue[_Connection | None] = queue.LifoQueue()
         self._edges = threading.Lock()
         self._closed = False
         self._lost: ServerLost | None = None
-        first = _Connection(connect[0], contexts, timeout, timeout)
+        first = _Connection(connect[0], contexts, bitmaps, timeout, timeout)
         handle = first.handle
         nbd = binding()
         self.length: int = handle.get_size()
         self.is_read_only = bool(handle.is_read_only())
         self.can_flush = bool(handle.can_flush())
-        self.contexts = frozenset(name for name in contexts if handle.can_meta_context(name))
+        self.contexts = first.contexts
         self._can_zero = bool(handle.can_zero())
         #: Offsets and lengths of requests are multiples of this.
         self._unit = max(1, handle.get_block_size(nbd.SIZE_MINIMUM))
@@ -151,10 +179,17 @@ class Client:
         if handle.can_multi_conn():
             for begin in connect[1:]:
                 try:
-                    connections.append(_Connection(begin, contexts, min(timeout, _SPARE_CONNECT), timeout))
+                    spare = _Connection(
+                        begin, sorted(self.contexts), None, min(timeout, _SPARE_CONNECT), timeout
+                    )
                 except ServerLost:
                     # It serves no more at once, so be it.
                     break
+                if spare.contexts != self.contexts or spare.handle.get_size() != self.length:
+                    # Another export has taken its place.
+                    spare.close()
+                    break
+                connections.append(spare)
         self._count = len(connections)
         for connection in connections:
             self._idle.put(connection)
@@ -317,12 +352,16 @@ class Client:
 
 
 class _Connection:
-    """One connection; used by one thread at a time."""
+    """One connection; used by one thread at a time.
+
+    :ivar contexts: those that the server has.
+    """
 
     def __init__(
         self,
         begin: Callable[[Any], None],
         contexts: Sequence[str],
+        bitmaps: re.Pattern[str] | None,
         connect_timeout: float,
         timeout: float,
     ) -> None:
@@ -330,21 +369,25 @@ class _Connection:
         self._timeout = connect_timeout
         self.handle = binding().NBD()
         try:
-            for context in contexts:
-                self.handle.add_meta_context(context)
+            self.handle.set_opt_mode(True)
             begin(self.handle)
             self._wait(lambda: not self.handle.aio_is_connecting())
+            wanted = list(contexts)
+            # A server of the oldest kind has nothing to negotiate.
+            if self.handle.aio_is_negotiating():
+                if bitmaps is not None:
+                    wanted += self._shown(bitmaps)
+                self._go(wanted)
             if not self.handle.aio_is_ready():
+                if self.handle.get_tls() == binding().TLS_REQUIRE:
+                    raise ConfigError("the NBD server does not encrypt")
                 raise ServerLost("the NBD server refused the connection")
+            self.contexts = frozenset(name for name in wanted if self.handle.can_meta_context(name))
             self._timeout = timeout
         except self._error as error:
             self.handle = None
-            text = str(error)
-            if "tls" in text.lower() or "certificate" in text.lower() or "gnutls" in text.lower():
-                raise ConfigError(
-                    "the encrypted connection to the NBD server failed: the server does not encrypt, or the"
-                    " certificates or the key do not fit"
-                ) from None
+            if (problem := _tls_problem(str(error))) is not None:
+                raise ConfigError(problem) from None
             raise ServerLost(f"the NBD server cannot be reached: {_why(error)}") from error
         except BaseException:
             self.handle = None
@@ -380,6 +423,42 @@ class _Connection:
             except self._error:
                 pass
 
+    def _shown(self, bitmaps: re.Pattern[str]) -> list[str]:
+        """Return the contexts of dirty bitmaps with such names; none if the server does not list them."""
+        shown: list[str] = []
+
+        def show(context: str) -> int:
+            shown.append(context)
+            return 0
+
+        self.handle.add_meta_context(BITMAP)
+        # A server without structured replies has no contexts at all.
+        with contextlib.suppress(self._error):
+            self.handle.aio_opt_list_meta_context(show, lambda _: 1)
+            self._wait(lambda: not self.handle.aio_is_connecting())
+        self.handle.clear_meta_contexts()
+        return [one for one in shown if one.startswith(BITMAP) and bitmaps.fullmatch(one[len(BITMAP) :])]
+
+    def _go(self, contexts: Sequence[str]) -> None:
+        """Choose the export, with these contexts."""
+        refused = 0
+
+        def end(number: Any) -> int:
+            nonlocal refused
+            refused = number.value
+            return 1
+
+        for context in contexts:
+            self.handle.add_meta_context(context)
+        self.handle.aio_opt_go(end)
+        self._wait(lambda: not self.handle.aio_is_connecting())
+        if refused == errno.ENOENT:
+            raise ServerLost("the NBD server has no such export")
+        if refused == errno.ENOTSUP:
+            raise ConfigError("the NBD server refused the connection: perhaps it wants TLS (nbds)")
+        if refused:
+            raise ServerLost(f"the NBD server refused the connection: {os.strerror(refused)}")
+
     def _wait(self, is_done: Callable[[], bool]) -> None:
         give_up = time.monotonic() + self._timeout
         while not is_done():
@@ -406,6 +485,23 @@ def _zero(offset: int, length: int, handle: Any) -> int:
 def _ask(offset: int, length: int, say: Callable[..., int], handle: Any) -> int:
     cookie: int = handle.aio_block_status(length, offset, say)
     return cookie
+
+
+def _tls_problem(text: str) -> str | None:
+    """Say what an error of libnbd means, if it is about TLS."""
+    if "certificate verification" in text:
+        return (
+            "the NBD server's certificate is not of the authority in tls_certificates, not of this host, or"
+            " has expired"
+        )
+    if "PSK file" in text:
+        return "tls_psk_file cannot be read, or has no key of the user"
+    if "gnutls" in text or "TLS" in text:
+        return (
+            "the NBD server ended the encrypted connection: it does not accept our key or certificate, or"
+            " wants one"
+        )
+    return None
 
 
 def _why(error: Any) -> str:

@@ -95,6 +95,27 @@ def test_many_threads_write_zero_and_read(running: Running) -> None:
 
 
 @pytest.mark.server
+def test_an_export_in_the_place_of_another_one_is_not_read(running: Running, tmp_path: Path) -> None:
+    """A server may be started again while connections are made."""
+    (tmp_path / "later").mkdir()
+    later = Running(tmp_path / "later", length=2 * LENGTH)
+    later.file.write_bytes(b"x" * 2 * LENGTH)
+    client = Client([Server(socket=one.socket).begin for one in (running, later)], timeout=20)
+    assert client.length == LENGTH
+
+    def read(_: int) -> None:
+        found = bytearray(LENGTH)
+        client.read_into(0, memoryview(found))
+        assert not any(found)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(read, range(16)))
+    client.close()
+    later.process.kill()
+    later.process.wait()
+
+
+@pytest.mark.server
 def test_a_server_that_stops_is_lost_in_time_and_the_process_goes_on(running: Running) -> None:
     client = running.client(timeout=0.5)
     running.process.send_signal(signal.SIGSTOP)

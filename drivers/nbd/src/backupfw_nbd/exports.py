@@ -73,11 +73,12 @@ class NbdProvider(AdoptedOnly):
             cfg.StrOpt(
                 "tls_certificates",
                 help="Directory with ca-cert.pem, and client-cert.pem and client-key.pem if servers want to "
-                "know the client: for locations that begin with nbds. The system's authorities if neither "
-                "this nor tls_psk_file is set.",
+                "know the client: for locations that begin with nbds. These need it, or tls_psk_file.",
             ),
             cfg.StrOpt(
-                "tls_psk_file", help="File of USER:KEY lines for locations that begin with nbds, mode 0600."
+                "tls_psk_file",
+                help="File of USER:KEY lines, mode 0600: for locations that begin with nbds, instead of "
+                "certificates. Unix sockets can have TLS in this way only.",
             ),
             cfg.StrOpt("tls_username", help="Which line of tls_psk_file (default: the service's user)."),
             cfg.FloatOpt(
