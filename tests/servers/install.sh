@@ -10,7 +10,7 @@ cd "$(dirname "$0")/../.."
 
 PYTHON=${PYTHON:-python3.11}
 SERVERS=${BACKUPFW_SERVERS:-$PWD/.servers}
-ALL=(ceph qemu seaweedfs swift keystone cinder gcs databases rabbitmq proxies faketime clients tempest suites
+ALL=(ceph qemu libvirt seaweedfs swift keystone cinder gcs databases rabbitmq proxies faketime clients tempest suites
     horizon gophercloud hosts filesystems)
 
 packages() { # packages PROGRAM:PACKAGE ...: apt-get install the packages whose program is missing
@@ -49,6 +49,13 @@ install_ceph() {
 install_qemu() {
     packages qemu-nbd:qemu-utils qemu-system-x86_64:qemu-system-x86
     [[ -e /usr/lib/python3/dist-packages/nbd.py ]] || packages python3-libnbd:python3-libnbd
+}
+
+install_libvirt() {
+    packages libvirtd:libvirt-daemon virsh:libvirt-clients
+    # The driver is a library.
+    compgen -G '/usr/lib/*/libvirt/connection-driver/libvirt_driver_qemu.so' >/dev/null ||
+        packages libvirt_driver_qemu.so:libvirt-daemon-driver-qemu
 }
 
 install_seaweedfs() {

@@ -7,7 +7,9 @@ import subprocess
 import tempfile
 import time
 import uuid
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,9 +18,11 @@ from backupfw_nbd.exports import NbdProvider
 from backupfw_nbd.fleece import point_of
 from backupfw_nbd.machines import QemuProvider
 from backupfw_nbd.places import DiskPlace, ExportPlace
+from backupfw_nbd.qmp import Monitor
 
 from backupfw.testing.volume import Subject, VolumeProviderTests, adopted
-from backupfw.volume.base import Needed, VolumeProvider, VolumeRef
+from backupfw.volume.base import Capabilities, Needed, VolumeProvider, VolumeRef
+from backupfw.volume.nbd.client import Client, Server
 from tests.servers.qemu import Machine, machine, qemu_missing, run
 
 pytestmark = pytest.mark.server
@@ -120,10 +124,20 @@ class TestQemuProvider(VolumeProviderTests):
     test_model_random_histories = test_v10_what_is_read_stays
 
 
-class TestNbdProvider(VolumeProviderTests):
+class NotNamed(NbdProvider):
+    """Exports without named bitmaps, as those of most servers."""
+
+    API_VERSION: ClassVar[int] = 2
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return replace(super().capabilities, changes=False)
+
+
+class TestExports(VolumeProviderTests):
     """Exports of qemu-nbd: raw files that are read and written by the tests, too."""
 
-    provider_class = NbdProvider
+    provider_class = NotNamed
     secrets = ()
     length: ClassVar[int] = 3_000_320
     step: ClassVar[int] = 512
@@ -230,3 +244,242 @@ def serve(server: dict[str, subprocess.Popen[bytes]], path: Path) -> Path:
             except OSError:
                 assert time.monotonic() < give_up
                 time.sleep(0.01)
+
+
+class Named(NbdProvider):
+    """Exports of points: they are read only."""
+
+    API_VERSION: ClassVar[int] = 2
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return replace(super().capabilities, writes=False)
+
+
+class TestNamedBitmaps(VolumeProviderTests):
+    """Exports that somebody else manages, who names each state and what changed between two of them."""
+
+    provider_class = Named
+    secrets = ()
+    length: ClassVar[int] = 3_000_320
+    step: ClassVar[int] = 512
+    grain: ClassVar[int] = 64 << 10
+    declared: ClassVar[Mapping[str, str]] = {
+        "create": "volumes are adopted",
+        "extend": "the server's storage is extended there",
+        "grow": "the server's storage is extended there",
+        "shrink": "the server's storage is shortened there",
+        "lose": "a server that does not answer may be back soon",
+        "swap": "an export says nothing of its storage",
+        "foreign": "it keeps nothing for points",
+    }
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def server(cls) -> Iterator[Exporter]:
+        if missing := qemu_missing():
+            pytest.skip(missing)
+        with tempfile.TemporaryDirectory() as name, exporter(Path(name)) as running:
+            yield running
+
+    def options(self, server: Exporter) -> Mapping[str, object]:
+        return {"servers": [str(server.directory)], "timeout": 20}
+
+    def name(self, volume: VolumeRef) -> str:
+        return ExportPlace.parse(volume.location or "").name
+
+    def make_volume(self, server: Exporter, provider: VolumeProvider, length: int) -> VolumeRef:
+        return adopted(provider, self.adoptable(server, length))
+
+    def adoptable(self, server: Exporter, length: int) -> str:
+        return server.location(server.add(length))
+
+    def remove_volume(self, server: Exporter, provider: VolumeProvider, volume: VolumeRef) -> None:
+        server.remove(self.name(volume))
+
+    def raw_write(self, server: Exporter, volume: VolumeRef, offset: int, data: bytes) -> None:
+        with server.changed(self.name(volume)) as client:
+            client.write(offset, data)
+
+    def raw_read(self, server: Exporter, volume: VolumeRef, offset: int, length: int) -> bytes:
+        found = bytearray(length)
+        with server.connected(self.name(volume)) as client:
+            client.read_into(offset, memoryview(found))
+        return bytes(found)
+
+    def raw_names(self, server: Exporter) -> Collection[str]:
+        return set(server.states)
+
+    def discard(self, server: Exporter, volume: VolumeRef, offset: int, length: int) -> None:
+        with server.changed(self.name(volume)) as client:
+            client.zero(offset, length)
+
+    def restart_server(self, server: Exporter) -> None:
+        server.stop()
+        server.start()
+
+    def test_v10_what_is_compared_with_stays(self) -> None:
+        pytest.skip("declared: whoever exports the volume manages its bitmaps, too")
+
+    test_v7_the_token_of_a_removed_point_is_refused = test_v10_what_is_compared_with_stays
+
+    def test_a_state_that_is_not_named_has_no_token(self, server: Exporter, volume: Subject) -> None:
+        node = self.name(volume.ref)
+        with volume.provider.open_point(volume.ref, "a") as point:
+            token = point.token
+            assert token is not None
+        one, two, other = (str(uuid.uuid4()) for _ in range(3))
+        for bitmaps, writable in (
+            # A server whose export is written does not show one state.
+            ([f"backupfw:{one}:{two}"], True),
+            # Two names of one state.
+            ([f"backupfw:{one}:{two}", f"backupfw:{one}:{other}"], False),
+            (["backupfw:yesterday:today"], False),
+            ([f"backupfw:{one.upper()}:{two}"], False),
+            ([f"backup-{one}:{two}"], False),
+            ([], False),
+        ):
+            server.show(node, bitmaps, writable=writable)
+            with volume.provider.open_point(volume.ref, "a") as point:
+                assert point.token is None
+                assert point.compare(token) is not None
+
+    def test_after_a_change_of_its_length_all_is_read(self, server: Exporter, volume: Subject) -> None:
+        with volume.provider.open_point(volume.ref, "a") as point:
+            token = point.token
+        assert token is not None
+        shorter = replace(volume.ref, length=512)
+        with volume.provider.open_point(shorter, "b") as point:
+            assert point.compare(token) is None
+            assert point.compare(token.replace(str(self.length), str(self.length - 512))) is not None
+
+
+class Exporter:
+    """A server of qcow2 images, which names each state of each of them; a state ends with the next write."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.socket = directory / "s"
+        self._monitor = directory / "monitor"
+        #: Of each image, its states: each has a bitmap of its name, of what was written since.
+        self.states: dict[str, list[str]] = {}
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        words = [
+            "--chardev",
+            f"socket,id=c,path={self._monitor},server=on,wait=off",
+            "--monitor",
+            "chardev=c",
+        ]
+        words += ["--nbd-server", f"addr.type=unix,addr.path={self.socket},max-connections=0"]
+        self._process = subprocess.Popen(["qemu-storage-daemon", *words])
+        give_up = time.monotonic() + 60
+        while not (self._monitor.exists() and self.socket.exists()):
+            assert time.monotonic() < give_up
+            time.sleep(0.02)
+        self._qmp = Monitor(str(self._monitor), 20)
+        for node in self.states:
+            self._attach(node)
+            self._name(node)
+
+    def stop(self) -> None:
+        assert self._process is not None
+        self._qmp.run("quit")
+        self._process.wait()
+        self._qmp.close()
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def location(self, node: str) -> str:
+        return f"nbd+unix:///{node}?socket={self.socket}"
+
+    def add(self, length: int) -> str:
+        node = f"d{uuid.uuid4().hex[:20]}"
+        run("qemu-img", "create", "-q", "-f", "qcow2", self.directory / node, length)
+        self._attach(node)
+        self.states[node] = [str(uuid.uuid4())]
+        self._bitmap(node, self.states[node][0], persistent=True)
+        self._name(node)
+        return node
+
+    def remove(self, node: str) -> None:
+        del self.states[node]
+        for name in (node, f"w-{node}"):
+            self._end(name)
+        self._qmp.run("blockdev-del", **{"node-name": node})
+        (self.directory / node).unlink()
+
+    @contextmanager
+    def connected(self, node: str) -> Iterator[Client]:
+        """Lend a client that can write."""
+        client = Client([Server(f"w-{node}", str(self.socket)).begin], timeout=20)
+        try:
+            yield client
+        finally:
+            client.close()
+
+    @contextmanager
+    def changed(self, node: str) -> Iterator[Client]:
+        """The same, for a change: it ends a state, and begins another one."""
+        self._end(node)
+        with self.connected(node) as client:
+            yield client
+        self.states[node].append(str(uuid.uuid4()))
+        self._bitmap(node, self.states[node][-1], persistent=True)
+        self._name(node)
+
+    def show(self, node: str, bitmaps: Sequence[str], *, writable: bool) -> None:
+        """Export with these bitmaps, which have nothing in them."""
+        self._end(node)
+        for name in bitmaps:
+            self._bitmap(node, name, disabled=True)
+        self._add(node, node, bitmaps, writable=writable)
+
+    def _name(self, node: str) -> None:
+        """Export what is now, with what changed since all earlier states."""
+        states = self.states[node]
+        shown = [f"backupfw:{since}:{states[-1]}" for since in states]
+        for since, name in zip(states, shown, strict=True):
+            self._bitmap(node, name, disabled=True)
+            self._qmp.run("block-dirty-bitmap-merge", node=node, target=name, bitmaps=[since])
+        self._add(node, node, shown, writable=False)
+
+    def _attach(self, node: str) -> None:
+        file = {"driver": "file", "filename": str(self.directory / node)}
+        self._qmp.run(
+            "blockdev-add", **{"driver": "qcow2", "node-name": node, "file": file, "discard": "unmap"}
+        )
+        self._add(f"w-{node}", node, [], writable=True)
+
+    def _bitmap(self, node: str, name: str, **how: bool) -> None:
+        self._qmp.run("block-dirty-bitmap-add", node=node, name=name, granularity=64 << 10, **how)
+
+    def _add(self, name: str, node: str, bitmaps: Sequence[str], *, writable: bool) -> None:
+        export = {"type": "nbd", "id": name, "name": name, "node-name": node, "writable": writable}
+        self._qmp.run("block-export-add", **export, bitmaps=list(bitmaps))
+
+    def _end(self, name: str) -> None:
+        """End an export, with the bitmaps that were made for it."""
+        self._qmp.run("block-export-del", id=name, mode="hard")
+        give_up = time.monotonic() + 60
+        while any(one["id"] == name for one in self._qmp.run("query-block-exports")):
+            assert time.monotonic() < give_up
+            time.sleep(0.005)
+        for node in self._qmp.run("query-named-block-nodes", flat=True):
+            for bitmap in node.get("dirty-bitmaps", []) if node["node-name"] == name else ():
+                if bitmap["name"].startswith("backup"):
+                    self._qmp.run("block-dirty-bitmap-remove", node=name, name=bitmap["name"])
+
+
+@contextmanager
+def exporter(directory: Path) -> Iterator[Exporter]:
+    running = Exporter(directory)
+    try:
+        running.start()
+        yield running
+    finally:
+        running.kill()

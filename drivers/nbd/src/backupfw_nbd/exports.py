@@ -1,8 +1,15 @@
-"""The provider ``nbd``: exports of any NBD server."""
+"""The provider ``nbd``: exports of any NBD server.
+
+Of NBD alone nobody knows which state an export shows, or when a dirty bitmap began.  So whoever exports a
+volume may tell it by the name of a bitmap: ``backupfw:FROM:TO``, where FROM and TO are UUIDs of two states
+of the volume.  The export shows the state TO, and the bitmap has everything that was written between the
+two.  A UUID never names two states.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, closing
@@ -26,10 +33,14 @@ from backupfw.volume.base import (
     VolumeRef,
     no_tick,
 )
-from backupfw.volume.nbd.blocks import NbdPoint, NbdTarget
-from backupfw.volume.nbd.client import ALLOCATION, Client, Server, ServerLost, Tls
+from backupfw.volume.nbd.blocks import NbdTarget
+from backupfw.volume.nbd.client import ALLOCATION, BITMAP, Client, Server, ServerLost, Tls
 from backupfw_nbd.adopted import AdoptedOnly, changed, shorter
+from backupfw_nbd.bitmaps import BitmapPoint, Since
 from backupfw_nbd.places import ExportPlace
+
+_UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+_BITMAP = re.compile(rf"backupfw:(?P<since>{_UUID}):(?P<state>{_UUID})")
 
 
 class NbdProvider(AdoptedOnly):
@@ -58,8 +69,8 @@ class NbdProvider(AdoptedOnly):
 
     @property
     def capabilities(self) -> Capabilities:
-        """It knows what is allocated, where the server does, and writes."""
-        return Capabilities(allocation=True, writes=True)
+        """It knows what is allocated and what changed, where the server does, and writes."""
+        return Capabilities(allocation=True, changes=True, writes=True)
 
     @classmethod
     def options(cls) -> Sequence[cfg.Opt]:
@@ -142,8 +153,20 @@ class NbdProvider(AdoptedOnly):
         if isinstance(ref, SnapshotRef):
             raise OperationNotSupported("This volume back end takes no snapshots.")
         client = self._opened(ref)
-        # An export does not show whether it was written meanwhile: a later attempt begins again.
-        return NbdPoint(client, f"nbd/{ref.id}/{client.length}/{secrets.token_hex(8)}")
+        names = [match for one in client.contexts if (match := _BITMAP.fullmatch(one.removeprefix(BITMAP)))]
+        states = {name["state"] for name in names}
+        if not client.is_read_only or len(states) != 1:
+            # Nothing says which state it is: a later attempt begins again.
+            identity = f"nbd/{ref.id}/{client.length}/{secrets.token_hex(8)}"
+            return BitmapPoint(client, identity, token=None, earlier={})
+
+        def token(state: str) -> str:
+            # With another length, no token of before is the same text.
+            return f"nbd1 {ref.id} {client.length} {state}"
+
+        now = token(states.pop())
+        earlier = {token(name["since"]): Since(BITMAP + name[0], client.length) for name in names}
+        return BitmapPoint(client, now, token=now, earlier=earlier)
 
     def open_target(self, volume: VolumeRef, attempt: int) -> AbstractContextManager[BlockTarget]:  # noqa: ARG002
         """Connect for writing; NBD has no lock, so only the lease keeps an earlier attempt out."""
@@ -179,7 +202,12 @@ class NbdProvider(AdoptedOnly):
 
     def _connect(self, place: ExportPlace) -> Client:
         server = Server(place.name, place.socket, place.host, place.port, self._tls if place.tls else None)
-        return Client([server.begin] * self._connections, contexts=[ALLOCATION], timeout=self._timeout)
+        return Client(
+            [server.begin] * self._connections,
+            contexts=[ALLOCATION],
+            bitmaps=_BITMAP,
+            timeout=self._timeout,
+        )
 
     def _check_allowed(self, place: ExportPlace) -> None:
         if not self._servers:

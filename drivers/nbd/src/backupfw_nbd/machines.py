@@ -15,8 +15,6 @@ from backupfw.errors import ConfigError, InvalidInput, OperationNotSupported, So
 from backupfw.volume.base import (
     BlockTarget,
     Capabilities,
-    Extent,
-    Kind,
     Needed,
     Point,
     SnapshotRef,
@@ -25,15 +23,14 @@ from backupfw.volume.base import (
     VolumeRef,
     no_tick,
 )
-from backupfw.volume.nbd.blocks import NbdPoint
-from backupfw.volume.nbd.client import ALLOCATION, DIRTY, Client, Server, ServerLost
+from backupfw.volume.nbd.client import ALLOCATION, BITMAP, Client, Server, ServerLost
 from backupfw_nbd.adopted import AdoptedOnly, changed, shorter
+from backupfw_nbd.bitmaps import BitmapPoint, Since
 from backupfw_nbd.fleece import PREFIX, Begun, Disk, Fleece, length_of, point_of
 from backupfw_nbd.places import DiskPlace
 from backupfw_nbd.qmp import Monitor, MonitorAway
 
 _TOKEN = "qemu1 "  # noqa: S105  (begins tokens of points)
-_CONTEXT = "qemu:dirty-bitmap:"
 _CONNECTIONS = 4
 
 
@@ -120,7 +117,7 @@ class QemuProvider(AdoptedOnly):
             begun = fleece.begin(disk, point_id)
         try:
             return QemuPoint(
-                lambda contexts: self._client(place, begun, contexts),
+                self._client(place, begun),
                 begun,
                 lambda: self._forget(ref, begun),
                 volume=ref,
@@ -184,8 +181,9 @@ class QemuProvider(AdoptedOnly):
                 raise changed(volume, shorter(disk.length, volume.length))
             yield fleece, disk, storage_id
 
-    def _client(self, place: DiskPlace, begun: Begun, contexts: Sequence[str]) -> Client:
+    def _client(self, place: DiskPlace, begun: Begun) -> Client:
         server = Server(export=begun.export, socket=_socket_in(self._scratch, place.monitor))
+        contexts = [ALLOCATION, *(BITMAP + name for name in sorted(begun.earlier))]
         return Client([server.begin] * _CONNECTIONS, contexts=contexts, timeout=self._timeout)
 
     def _forget(self, volume: VolumeRef, begun: Begun) -> None:
@@ -194,73 +192,32 @@ class QemuProvider(AdoptedOnly):
             fleece.forget(begun)
 
 
-class QemuPoint(NbdPoint):
+class QemuPoint(BitmapPoint):
     """A disk as it was at one moment.  Thread-safe.
 
-    :param connect: connects to its export with these contexts.
+    :param client: connected to its export; owned by this object.
     :param forget: removes everything that QEMU has for it.
     """
 
     def __init__(
-        self,
-        connect: Callable[[Sequence[str]], Client],
-        begun: Begun,
-        forget: Callable[[], None],
-        *,
-        volume: VolumeRef,
-        storage_id: str,
+        self, client: Client, begun: Begun, forget: Callable[[], None], *, volume: VolumeRef, storage_id: str
     ) -> None:
-        self._connect = connect
-        self._begun = begun
+        super().__init__(
+            client,
+            f"qemu/{volume.id}/{begun.bitmap}",
+            token=_TOKEN + begun.bitmap,
+            earlier={_TOKEN + name: Since(BITMAP + name, length_of(name)) for name in begun.earlier},
+            storage_id=storage_id,
+        )
         self._forget = forget
         self._is_open = True
-        self._changes: dict[str, Client] = {}
-        client = connect([ALLOCATION])
-        super().__init__(client, f"qemu/{volume.id}/{begun.bitmap}", storage_id=storage_id)
-        self.token = _TOKEN + begun.bitmap
-
-    def compare(self, since: str) -> str | None:
-        """Accept the token of a point whose bitmap is shown with this one."""
-        bitmap = since.removeprefix(_TOKEN)
-        if not since.startswith(_TOKEN) or bitmap not in self._begun.earlier:
-            return "the machine has no dirty bitmap that began then"
-        context = _CONTEXT + bitmap
-        try:
-            client = self._connect([ALLOCATION, context])
-        except (ServerLost, OSError):
-            return "the machine does not show its dirty bitmap"
-        if context not in client.contexts or ALLOCATION not in client.contexts:
-            client.close()
-            return "the machine does not show its dirty bitmap"
-        self._changes[since] = client
-        return None
-
-    def extents(self, start: int, end: int, since: str | None = None) -> Iterator[Extent]:
-        """Say what is allocated, and what changed by the bitmap."""
-        if since is None:
-            yield from super().extents(start, end)
-            return
-        client = self._changes[since]
-        context = _CONTEXT + since.removeprefix(_TOKEN)
-        known = min(end, max(start, length_of(since.removeprefix(_TOKEN))))
-        try:
-            for status in client.status(context, start, known) if start < known else ():
-                if status.flags & DIRTY:
-                    yield from super().extents(status.offset, status.offset + status.length)
-                else:
-                    yield Extent(status.offset, status.length, Kind.SAME)
-        except ServerLost as error:
-            raise SourceUnreadable("The volume could not be read: its machine went away.") from error
-        if known < end:
-            yield from super().extents(known, end)
 
     def close(self, keep: bool = False) -> None:
         """End the connections, and what QEMU has for the point unless it is kept."""
         if not self._is_open:
             return
         self._is_open = False
-        for client in (self.client, *self._changes.values()):
-            client.close()
+        super().close()
         if not keep:
             # What is left goes with the next call of keep_points.
             with contextlib.suppress(SourceUnreadable):
