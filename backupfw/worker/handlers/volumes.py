@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
+from backupfw.errors import SourceUnreadable
 from backupfw.manager.rows import Task
 from backupfw.manager.rules.volume_rules import is_followed
 from backupfw.volume.base import Needed, SnapshotRef, VolumeRef
@@ -63,6 +64,9 @@ class VolumeDelete(_VolumeHandler):
 
 class VolumeTidy(_VolumeHandler):
     """Lets a volume's storage keep only the points that are needed."""
+
+    # Storage that is away for days (a machine that is off) is asked again and again.
+    refusals = (SourceUnreadable,)
 
     def run(self, task: Task, control: TaskControl) -> None:
         """See :meth:`Handler.run`."""

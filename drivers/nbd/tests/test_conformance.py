@@ -18,7 +18,7 @@ from backupfw_nbd.exports import NbdProvider
 from backupfw_nbd.fleece import point_of
 from backupfw_nbd.machines import QemuProvider
 from backupfw_nbd.places import DiskPlace, ExportPlace
-from backupfw_nbd.qmp import Monitor
+from backupfw_nbd.qmp import Monitor, MonitorAway
 
 from backupfw.testing.volume import Subject, VolumeProviderTests, adopted
 from backupfw.volume.base import Capabilities, Needed, VolumeProvider, VolumeRef
@@ -117,6 +117,19 @@ class TestQemuProvider(VolumeProviderTests):
     def test_v10_what_is_read_stays(self, server: Machine, volume: Subject) -> None:
         """QEMU shows one point of a disk at a time; the service makes one backup of a volume at a time."""
         pytest.skip("declared: one point of a disk at a time can be read")
+
+    def test_v10_a_volume_that_never_was(self, server: Machine, volume: Subject) -> None:
+        """It looks like a machine that is off, in which something of us may be left."""
+        before = server.names()
+        nowhere = VolumeRef(str(uuid.uuid4()), self.length)
+        volume.provider.keep_points(nowhere, Needed)
+        with pytest.raises(MonitorAway) as caught:
+            volume.provider.keep_points(replace(nowhere, location=f"{volume.ref.location}x"), Needed)
+        assert caught.value.may_pass
+        volume.provider.keep_points(
+            replace(nowhere, location=f"qemu+unix:///nothing?monitor={server.monitor}"), Needed
+        )
+        assert server.names() == before
 
     test_v7_a_token_of_a_later_point_is_no_lie = test_v10_what_is_read_stays
     test_v19_threads_with_points_of_their_own = test_v10_what_is_read_stays

@@ -150,6 +150,19 @@ def test_a_machine_that_crashed_is_read_as_a_whole(
     disk.keeps(second)
 
 
+def test_what_is_left_in_a_machine_that_is_off_goes_when_it_runs_again(
+    vm: Machine, service: Service, disk: Disk
+) -> None:
+    backup = disk.client.backup(disk.volume)
+    disk.keeps(backup)
+    vm.stop()
+    disk.client.delete_backup(backup)
+    # It was looked for there, in vain.
+    disk.client.wait("the removal to fail", lambda: "(volume.tidy of" in service.log_tail(1000))
+    vm.start()
+    disk.keeps()
+
+
 @pytest.mark.parametrize(
     "point",
     [

@@ -129,7 +129,7 @@ class QemuProvider(AdoptedOnly):
     def keep_points(self, volume: VolumeRef, needed: Callable[[], Needed]) -> None:
         """Keep bitmaps of needed points; end what is left of all others.
 
-        A machine that is off has what it has until it runs again.
+        :raises MonitorAway: the machine is off: what is left in it goes when it runs again.
         """
         try:
             with self._looked(volume) as (fleece, disk, _):
@@ -138,7 +138,7 @@ class QemuProvider(AdoptedOnly):
                     # Perhaps an overlay, of a call that was killed before it made a bitmap.
                     fleece.end()
                     return
-        except (StorageChanged, InvalidInput, MonitorAway):
+        except (StorageChanged, InvalidInput):
             return
         # Not while we hold the monitor: a point may begin meanwhile.
         now = needed()
