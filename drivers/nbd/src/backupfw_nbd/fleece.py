@@ -383,16 +383,25 @@ def _refusals() -> Iterator[None]:
 
 
 def _make_overlay(path: str, length: int) -> None:
-    command = ["qemu-img", "create", "-q", "-f", "qcow2", path, str(length)]
-    try:
-        subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603
-    except FileNotFoundError as error:
-        raise ConfigError("qemu-img is needed: install the package qemu-utils") from error
-    except subprocess.CalledProcessError as error:
-        failed = SourceUnreadable("The temporary overlay of the disk could not be made.")
-        failed.may_pass = True
-        failed.add_note(error.stderr)
-        raise failed from error
+    """Make the file of an overlay, with room for the whole disk: in a full one, the machine's writes fail."""
+    # QEMU's tables take less than a thousandth.
+    room = length + length // 1000 + (1 << 20)
+    for command, package in (
+        (["qemu-img", "create", "-q", "-f", "qcow2", path, str(length)], "qemu-utils"),
+        (["fallocate", "--keep-size", "--length", str(room), path], "util-linux"),
+    ):
+        try:
+            subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603
+        except FileNotFoundError as error:
+            raise ConfigError(f"{command[0]} is needed: install the package {package}") from error
+        except subprocess.CalledProcessError as error:
+            failed = SourceUnreadable(
+                "The temporary overlay of the disk could not be made: it needs as much room as the disk is"
+                " long, in a file system that can reserve it."
+            )
+            failed.may_pass = True
+            failed.add_note(error.stderr)
+            raise failed from error
 
 
 def _refused(error: QmpError) -> SourceUnreadable:

@@ -67,8 +67,8 @@ class QemuProvider(AdoptedOnly):
                 "scratch_dir",
                 required=True,
                 help="Directory of this host for the temporary overlays and sockets of points. The machines' "
-                "QEMU processes must be able to make files in it, and need room there for what the machine "
-                "overwrites during a backup: if it is full, the machine gets an error when it writes.",
+                "QEMU processes must be able to open files in it. While a disk is backed up, as much room as "
+                "the disk is long is reserved there; without it, the backup fails.",
             ),
             cfg.FloatOpt(
                 "timeout", default=60.0, min=1, help="Seconds in which a machine must answer, or is off."
