@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import subprocess
 import time
@@ -13,7 +14,7 @@ from backupfw.volume.base import Kind, Point, Tick
 from backupfw.volume.local.cache import CacheManners
 from backupfw.volume.local.descriptor import Descriptor
 from backupfw.volume.local.image_chain import Chain
-from backupfw.volume.local.qemu import ImageServer, program
+from backupfw.volume.local.qemu import ImageServer, image_node, program
 from backupfw.volume.nbd.blocks import NbdPoint, NbdTarget
 
 _SECTOR = 512
@@ -161,15 +162,16 @@ def copy_still_point(point: Point, fd: int, tick: Tick, length: int | None = Non
     point.check_still()
 
 
-def resize(fd: int, format_: str, length: int) -> None:
+def resize(chain: Chain, length: int) -> None:
     """Make an image longer.
 
-    :param fd: the image, open for writing.
+    :param chain: its files; the image itself is open for writing.
     :raises OperationNotSupported: the format cannot grow.
     """
-    if format_ != "qcow2":
+    if (format_ := chain.layers[0].format) != "qcow2":
         raise OperationNotSupported(f"A {format_} image cannot be extended here; convert it to qcow2 or raw.")
-    _run(fd, "resize", format_, length)
+    files = [layer.fd for layer in chain.layers]
+    _run(files, "resize", f"json:{json.dumps(image_node(chain, files))}", length=length)
 
 
 def new_image(descriptor: Descriptor, format_: str, length: int) -> ImageTarget:
@@ -180,7 +182,7 @@ def new_image(descriptor: Descriptor, format_: str, length: int) -> ImageTarget:
     """
     try:
         with descriptor as fd:
-            _run(fd, "create", format_, length)
+            _run([fd], "create", "-f", format_, f"/proc/self/fd/{fd}", length=length)
             chain = Chain(fd, format_, "", (), write=True)
             target = ImageTarget(descriptor, ImageServer(chain, write=True), chain)
     except BaseException:
@@ -190,13 +192,13 @@ def new_image(descriptor: Descriptor, format_: str, length: int) -> ImageTarget:
     return target
 
 
-def _run(fd: int, command: str, format_: str, length: int) -> None:
+def _run(files: Sequence[int], command: str, *words: str, length: int) -> None:
     # Whole sectors: no format has other lengths.
-    words = [command, "-q", "-f", format_, f"/proc/self/fd/{fd}", str(-(-length // _SECTOR) * _SECTOR)]
+    words = (command, "-q", *words, str(-(-length // _SECTOR) * _SECTOR))
     give_up = time.monotonic() + _LOCKED
     while True:
         done = subprocess.run(  # noqa: S603  (our own arguments)
-            [program("qemu-img"), *words], capture_output=True, text=True, check=False, pass_fds=[fd]
+            [program("qemu-img"), *words], capture_output=True, text=True, check=False, pass_fds=files
         )
         # A killed worker's program may be at it still, for a moment.
         if not done.returncode or "lock" not in done.stderr or time.monotonic() > give_up:

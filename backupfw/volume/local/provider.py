@@ -172,9 +172,8 @@ class LocalProvider(VolumeProvider):
         :raises OperationNotSupported: the block device is shorter.
         """
         with self._opened(volume, write=True) as opened:
-            if (format_ := _format(volume)) != RAW:
-                if self._of_image(volume, lambda: self._image_length(volume, opened)) < length:
-                    resize(opened.fd, format_, length)
+            if _format(volume) != RAW:
+                self._of_image(volume, lambda: self._extend_image(volume, opened, length))
                 return
             if opened.length >= length:
                 return
@@ -293,6 +292,12 @@ class LocalProvider(VolumeProvider):
     def _image_length(self, volume: VolumeRef, opened: Opened, *, share: bool = False) -> int:
         place = (_format(volume), self._path(volume), self._backing_dirs)
         return self._long_enough(volume, image_length(opened.fd, *place, share=share))
+
+    def _extend_image(self, volume: VolumeRef, opened: Opened, length: int) -> None:
+        if self._image_length(volume, opened) < length:
+            chain = Chain(opened.fd, _format(volume), self._path(volume), self._backing_dirs)
+            with closing(chain):
+                resize(chain, length)
 
     def _image_point(self, volume: VolumeRef, opened: Opened) -> Point:
         """Open an image for reading; the file belongs to the point then."""

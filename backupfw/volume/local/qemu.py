@@ -25,6 +25,7 @@ import socket
 import stat
 import tempfile
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from backupfw.errors import ConfigError
@@ -155,22 +156,12 @@ def _sockets() -> tuple[socket.socket, list[socket.socket]]:
 
 
 def _spawn(chain: Chain, listening: socket.socket, ends: int, errors: int, write: bool, share: bool) -> int:
-    node: dict[str, Any] | None = None
-    for number, layer in reversed(list(enumerate(chain.layers))):
-        file = {"driver": "file", "filename": f"/proc/self/fd/{_FILES + number}"}
-        below, node = node, {"driver": DRIVERS.get(layer.format, layer.format), "file": file}
-        if layer.format != "raw":
-            # Said for every format: else QEMU opens what the header names, over the network, too.
-            node["backing"] = below
-        if layer.format == "vhd":
-            # Else the length is guessed from the name of the program that made the image.
-            node["force_size_calc"] = "current_size"
-    assert node is not None
+    node = image_node(chain, range(_FILES, _FILES + len(chain.layers)))
     if share:
         node["force-share"] = True
     arguments = [program("qemu-nbd"), f"--shared={CONNECTIONS}", "--discard=unmap"]
     arguments += [] if write else ["--read-only"]
-    shell = ["/bin/sh", "-c", _SCRIPT, "sh", *arguments, "json:" + json.dumps(node)]
+    shell = ["/bin/sh", "-c", _SCRIPT, "sh", *arguments, f"json:{json.dumps(node)}"]
     with contextlib.ExitStack() as stack:
         # Out of the way of the numbers that they get in the new process.
         high = _FILES + len(chain.layers)
@@ -188,6 +179,25 @@ def _spawn(chain: Chain, listening: socket.socket, ends: int, errors: int, write
         environment = {"PATH": os.environ.get("PATH", os.defpath), "LISTEN_FDS": "1", "LC_ALL": "C"}
         # A signal for our whole group (Ctrl-C) must not end it before what was written is flushed.
         return os.posix_spawn(shell[0], shell, environment, file_actions=actions, setpgroup=0)
+
+
+def image_node(chain: Chain, places: Sequence[int]) -> dict[str, Any]:
+    """Describe an image for QEMU: all of its files, by descriptors, and no other one.
+
+    :param places: the descriptors that the program has for the chain's files.
+    """
+    node: dict[str, Any] | None = None
+    for layer, place in reversed(list(zip(chain.layers, places, strict=True))):
+        file = {"driver": "file", "filename": f"/proc/self/fd/{place}"}
+        below, node = node, {"driver": DRIVERS.get(layer.format, layer.format), "file": file}
+        if layer.format != "raw":
+            # Said for every format: else QEMU opens what the header names, over the network, too.
+            node["backing"] = below
+        if layer.format == "vhd":
+            # Else the length is guessed from the name of the program that made the image.
+            node["force_size_calc"] = "current_size"
+    assert node is not None
+    return node
 
 
 def _inheritable() -> list[int]:

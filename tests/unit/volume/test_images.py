@@ -339,6 +339,19 @@ def test_images_grow_where_their_format_can(provider: LocalProvider, tmp_path: P
         provider.extend(other, 2 * LENGTH)
 
 
+def test_an_image_with_a_backing_file_grows_by_zeros(tmp_path: Path) -> None:
+    """Whatever the backing file has behind the image's old end, and wherever its name leads to."""
+    bases, data = tmp_path / "bases", os.urandom(2 * LENGTH)
+    bases.mkdir()
+    (bases / "bottom.raw").write_bytes(data)
+    image = tmp_path / "disk.qcow2"
+    qemu_img("create", "-f", "qcow2", "-F", "raw", "-b", "bases/bottom.raw", image, str(LENGTH))
+    provider = make_provider(tmp_path, backing_dirs=[str(bases)])
+    volume = adopted(provider, image)
+    provider.extend(volume, 2 * LENGTH)
+    assert read_all(provider, volume) == data[:LENGTH] + bytes(LENGTH)
+
+
 def test_a_replaced_or_converted_image_is_refused(provider: LocalProvider, tmp_path: Path) -> None:
     image = make_image(tmp_path / "disk", content())
     volume = adopted(provider, image)
