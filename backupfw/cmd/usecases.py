@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from backupfw.db.session import Database
     from backupfw.manager.rows import Page
     from backupfw.manager.usecases.backups import BackupManager
+    from backupfw.manager.usecases.keys import KeyManager
     from backupfw.manager.usecases.snapshots import SnapshotManager
     from backupfw.manager.usecases.volumes import VolumeManager
     from backupfw.volume.catalogue import Catalogue
@@ -73,6 +74,13 @@ class UseCases:
         from backupfw.manager.usecases.snapshots import SnapshotManager
 
         return SnapshotManager(self.db, self.conf, self._wake)
+
+    @cached_property
+    def keys(self) -> KeyManager:
+        """Project keys and data keys."""
+        from backupfw.manager.usecases.keys import KeyManager
+
+        return KeyManager(self.db, self._wake)
 
     def find(self, model: type[Named], text: str, project: str | None = None, **by_name: str | None) -> str:
         """Return the id of what an operator named; see :func:`catalogue.find_id`."""

@@ -489,6 +489,48 @@ class DamageMark(Base):
     )
 
 
+class ProjectKey(Lockable, Base):
+    """A key of a project in the key store; never the key itself.
+
+    ``state``: one key of a project is ``current``; ``retired`` ones still unwrap what they wrapped;
+    ``destroying``: nothing may begin with it any more; ``destroyed``: the key store has confirmed it.
+    """
+
+    __tablename__ = "project_keys"
+    __table_args__ = (Index("ix_project_keys_project_id", "project_id"), _TABLE)
+
+    key_id: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[str]
+    state: Mapped[str] = mapped_column(String(16))
+    created_at: Mapped[datetime]
+    retired_at: Mapped[datetime | None]
+    destroyed_at: Mapped[datetime | None]
+
+
+class DataKey(Base):
+    """A data key, wrapped by a project key; the same is in the store, beside the data."""
+
+    __tablename__ = "data_keys"
+    __table_args__ = (
+        Index("ix_data_keys_volume_id", "volume_id"),
+        Index("ix_data_keys_project_id_id", "project_id", "id"),
+        Index("ix_data_keys_project_key_id", "project_key_id"),
+        _TABLE,
+    )
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    mac_id: Mapped[str] = mapped_column(String(32))
+    project_id: Mapped[str]
+    volume_id: Mapped[str] = mapped_column(String(36))
+    installation_id: Mapped[str] = mapped_column(String(36))
+    store: Mapped[str]
+    container: Mapped[str]
+    algorithm: Mapped[str] = mapped_column(String(32))
+    project_key_id: Mapped[str]
+    wrapped: Mapped[bytes]
+    created_at: Mapped[datetime]
+
+
 class Task(Lockable, _Timestamps, Base):
     """One operation that is waiting or running.
 

@@ -266,6 +266,49 @@ class Task:
     fail_reason: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class ProjectKey:
+    """A key of a project in the key store.
+
+    :ivar state: ``current``, ``retired``, ``destroying`` or ``destroyed``.
+    :ivar data_keys: how many data keys it wraps.
+    :ivar backups: how many backups cannot be read without it.
+    """
+
+    key_id: str
+    project_id: str
+    state: str
+    created_at: datetime
+    retired_at: datetime | None
+    destroyed_at: datetime | None
+    data_keys: int = 0
+    backups: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DataKey:
+    """A wrapped data key.
+
+    :ivar id: 32 hexadecimal digits, drawn for the key that encrypts.
+    :ivar mac_id: the same for the key that makes digests; several data keys may share it.
+    :ivar algorithm: the name of the content's cipher.
+    :ivar project_key_id: the project key that wraps it.
+    :ivar created_at: None for a new one.
+    """
+
+    id: str
+    mac_id: str
+    project_id: str
+    volume_id: str
+    installation_id: str
+    store: str
+    container: str
+    algorithm: str
+    project_key_id: str
+    wrapped: bytes = field(repr=False)
+    created_at: datetime | None = None
+
+
 def columns(row: models.Base, record: type) -> dict[str, Any]:
     """Return the values of ``row`` for those fields of ``record`` that are columns."""
     # The instance's own dict holds what is loaded: a listing reads tens of thousands of values.

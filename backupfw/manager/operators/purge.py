@@ -23,6 +23,9 @@ names.  These rows stay:
   release deleted their backup.
 * One manifest of each container, because sweep and audit look into the containers of known manifests.
 
+*Keys*: the rows of project keys and data keys are kept.  They are few and short, and without the row of a
+key its backups could not be read.
+
 *Damaged objects* are kept for the next incremental backup of their volume, and for backups with marks.  One
 is deleted when its volume has only gone manifests in its container, so that no manifest can name it any more.
 """

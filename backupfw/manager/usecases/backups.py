@@ -28,7 +28,14 @@ from backupfw.manager.messages import Detail
 from backupfw.manager.metadata import pairs
 from backupfw.manager.queue import outbox, progress, services, tasks
 from backupfw.manager.queue.outbox import Outbox
-from backupfw.manager.rules import backup_rows, failures, quota, volume_rules, volume_types
+from backupfw.manager.rules import (
+    backup_rows,
+    failures,
+    project_keys,
+    quota,
+    volume_rules,
+    volume_types,
+)
 from backupfw.manager.rules.placement import Placement, Placer, Subject
 from backupfw.manager.rules.volume_rules import SOURCE_KEY
 from backupfw.manager.usecases.base import UseCases, queue
@@ -392,8 +399,8 @@ class BackupManager(UseCases):
         """Give a backup the status ``available`` or ``error``, and cancel its tasks.
 
         A backup becomes ``available`` only if its manifest is live in the database (verifying checks the
-        store); otherwise it becomes ``error`` with the reason.  Volume and snapshot
-        get their statuses back; the target of a restore that had begun becomes ``error``.
+        store) and its key is not destroyed; otherwise it becomes ``error`` with the reason.  Volume and
+        snapshot get their statuses back; the target of a restore that had begun becomes ``error``.
 
         :param status: in any letter case.
         :raises BackupNotFound: no such backup for this caller.
@@ -409,7 +416,8 @@ class BackupManager(UseCases):
             backup_rows.stop_tasks(session, row)
             manifest = backup_rows.manifest_of(session, row, lock=True)
             live = manifest is not None and manifest.state == lifecycle.LIVE
-            if wanted == lifecycle.AVAILABLE and live:
+            key_gone = project_keys.is_gone(session, manifest)
+            if wanted == lifecycle.AVAILABLE and live and not key_gone:
                 moved = lifecycle.move(
                     session, models.Backup, row.id, BackupMoves.reset_available, fail_reason=None
                 )
@@ -417,6 +425,8 @@ class BackupManager(UseCases):
                 reason = None
                 if wanted == lifecycle.AVAILABLE:
                     reason = "The backup cannot be made available: its data is not complete in the store."
+                    if key_gone:
+                        reason = project_keys.DESTROYED
                 moved = lifecycle.move(
                     session, models.Backup, row.id, BackupMoves.reset_error, fail_reason=reason
                 )

@@ -2,12 +2,50 @@
 
 from __future__ import annotations
 
+import argparse
+import io
 import json
+import os
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from backupfw.chunkstore.base import Body
+from backupfw.chunkstore.errors import Unavailable
+from backupfw.cmd import configure, database
+from backupfw.db import models
+from backupfw.db.installation import installation_id
+from backupfw.db.session import Database, now
+from backupfw.engine.format import keys
+from backupfw.engine.format.key_object import WrappedKey, secret_of
+from backupfw.engine.format.sealing import DataKey
+from backupfw.keys.errors import ProjectKeyMissing
 from backupfw.keys.file import FileKeyStore
+from backupfw.manager import rows
+from backupfw.manager.usecases.keys import KeyManager
+from backupfw.worker.stores import Stores
 from tests.unit.cmd.conftest import Run
 from tests.unit.keys.support import opened
+
+VOLUME = "0f6e2a34-6b1c-4f0e-9d59-6b2f6a3c1d10"
+
+
+@contextmanager
+def stores_of(state: Path) -> Iterator[Stores]:
+    args = argparse.Namespace(state_dir=str(state), config_file=[], debug=False)
+    with closing(Stores(configure.load(args).conf)) as stores:
+        yield stores
+
+
+@contextmanager
+def database_of(state: Path) -> Iterator[Database]:
+    args = argparse.Namespace(state_dir=str(state), config_file=[], debug=False)
+    with database.opened(configure.load(args).conf) as db:
+        yield db
 
 
 def of_keys(out: str) -> list[tuple[str, str]]:
@@ -20,8 +58,8 @@ def test_config_check_uses_the_key_store(run: Run, state: Path) -> None:
     assert "key store: ok\n" in done.out
     assert not state.exists(), "a check makes nothing"
     state.mkdir()
-    keys: FileKeyStore = opened(state)
-    key_id = keys.create("project")
+    key_store: FileKeyStore = opened(state)
+    key_id = key_store.create("project")
     assert run("config", "check", "--connect").status == 0
     (state / "keys" / key_id).chmod(0o644)
     done = run("config", "check", "--connect")
@@ -42,3 +80,204 @@ def test_config_check_without_a_key_store(run: Run, tmp_path: Path) -> None:
     )
     done = run("config", "check", "--connect", "--config-file", str(conf), "--format", "json", at_state=False)
     assert of_keys(done.out) == []
+
+
+@pytest.fixture
+def project_key(run: Run, state: Path) -> tuple[str, FileKeyStore]:
+    """A key of the project 'demo', with a data key and a backup that needs it."""
+    assert run("db", "sync").status == 0
+    key_store = opened(state)
+    key_id = key_store.create("demo")
+    with database_of(state) as db:
+        manager = KeyManager(db)
+        assert manager.add_project_key("demo", key_id) == key_id
+        secret = rows.DataKey(
+            "d" * 32, "m" * 32, "demo", "v", "i", "main", "box", "aes-256-gcm", key_id, b"w"
+        )
+        manager.add_data_key(secret)
+        with db.write() as session:
+            place = {"store": "main", "container": "box", "project_id": "demo", "volume_id": "v"}
+            session.add(
+                models.Manifest(
+                    id="m",
+                    installation_id="i",
+                    backup_id="b",
+                    state="live",
+                    block_size=1,
+                    segment_size=1,
+                    hash_mode="blake3",
+                    key_id="d" * 32,
+                    created_at=now(session),
+                    **place,
+                )
+            )
+            session.flush()
+            session.add(
+                models.Backup(
+                    id="b", status="available", size=1, manifest_id="m", created_at=now(session), **place
+                )
+            )
+    return key_id, key_store
+
+
+def test_keys_are_listed(run: Run, project_key: tuple[str, FileKeyStore]) -> None:
+    (found,) = json.loads(run("keys", "list", "--format", "json").out)
+    assert (found["project_id"], found["key_id"], found["state"]) == ("demo", project_key[0], "current")
+    assert (found["data_keys"], found["backups"], found["destroyed_at"]) == (1, 1, None)
+    assert json.loads(run("keys", "list", "--project", "other", "--format", "json").out) == []
+    assert project_key[0] in run("keys", "list").out
+
+
+def test_a_destruction_asks_for_the_projects_id(
+    run: Run, state: Path, project_key: tuple[str, FileKeyStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key_id, key_store = project_key
+    wrapped = key_store.wrap(key_id, b"s", b"")
+    for answer in ("", "\n", "yes\n", "Demo\n"):
+        monkeypatch.setattr("sys.stdin", io.StringIO(answer))
+        done = run("keys", "destroy", "--project", "demo")
+        assert done.status == 1
+        assert "project demo: 1 key; nobody can read its 1 encrypted backup any more, ever" in done.err
+        assert "nothing was destroyed" in done.err
+    assert key_store.unwrap(key_id, wrapped, b"") == b"s"
+    monkeypatch.setattr("sys.stdin", io.StringIO("demo\n"))
+    done = run("keys", "destroy", "--project", "demo")
+    assert done.status == 0
+    assert done.out.startswith("1 key destroyed, 1 backup set to error;")
+    with pytest.raises(ProjectKeyMissing):
+        key_store.unwrap(key_id, wrapped, b"")
+    with database_of(state) as db, db.read() as session:
+        backup = session.get_one(models.Backup, "b")
+        assert (backup.status, backup.fail_reason) == ("error", "The key of the backup's data was destroyed.")
+    (found,) = json.loads(run("keys", "list", "--format", "json").out)
+    assert (found["state"], found["destroyed_at"] is not None) == ("destroyed", True)
+
+
+def test_a_destruction_goes_on_when_the_key_store_is_back(
+    run: Run, state: Path, project_key: tuple[str, FileKeyStore]
+) -> None:
+    key_id, _ = project_key
+    (state / "keys").rename(state / "away")
+    done = run("keys", "destroy", "--project", "demo", "--yes")
+    assert done.status == 1
+    assert "No such file" in done.err
+    assert json.loads(run("keys", "list", "--format", "json").out)[0]["state"] == "destroying"
+    (state / "away").rename(state / "keys")
+    done = run("keys", "destroy", "--project", "demo", "--yes")
+    assert (done.status, done.out.partition(",")[0]) == (0, "1 key destroyed")
+    assert json.loads(run("keys", "list", "--format", "json").out)[0]["state"] == "destroyed"
+    assert not (state / "keys" / key_id).exists()
+
+
+@pytest.fixture
+def stored(run: Run, state: Path) -> list[DataKey]:
+    """Three data keys, in the store and in the database, under the first key of the project."""
+    assert run("db", "sync").status == 0
+    key_store = opened(state)
+    project_key = key_store.create("demo")
+    made = [DataKey.new("aes-256-gcm") for _ in range(3)]
+    (state / "store" / "box").mkdir(parents=True)
+    with database_of(state) as db, stores_of(state) as stores:
+        manager = KeyManager(db)
+        manager.add_project_key("demo", project_key)
+        with db.read() as session:
+            installation = installation_id(session)
+        for key in made:
+            place = keys.data_key_key(keys.volume_prefix(installation, "demo", VOLUME), key.id)
+            bare = WrappedKey(place, key.mac_id, key.algorithm, project_key, b"")
+            wrapped = key_store.wrap(project_key, secret_of(key), bare.context)
+            whole = replace(bare, wrapped=wrapped)
+            stores.container("main", "box").put(place, Body.from_bytes(whole.encode()))
+            where = ("demo", VOLUME, installation, "main", "box")
+            manager.add_data_key(
+                rows.DataKey(key.id, key.mac_id, *where, key.algorithm, project_key, wrapped)
+            )
+    return made
+
+
+def readable(state: Path, made: list[DataKey]) -> set[str]:
+    """Read every data key from the store and from the database; return the project keys that wrap them."""
+    key_store, found = opened(state), set()
+    with database_of(state) as db, stores_of(state) as stores:
+        container = stores.container("main", "box")
+        with db.read() as session:
+            prefix = keys.volume_prefix(installation_id(session), "demo", VOLUME)
+        for key in made:
+            place = keys.data_key_key(prefix, key.id)
+            whole = WrappedKey.parse(place, container.get(place))
+            row = KeyManager(db).data_key(key.id)
+            assert row is not None
+            for by, wrapped in ((whole.project_key_id, whole.wrapped), (row.project_key_id, row.wrapped)):
+                assert key_store.unwrap(by, wrapped, whole.context) == secret_of(key)
+                found.add(by)
+    return found
+
+
+def test_a_rotation_wraps_all_data_keys_again(run: Run, state: Path, stored: list[DataKey]) -> None:
+    (old,) = readable(state, stored)
+    done = run("keys", "rotate", "--project", "demo")
+    assert done.status == 0, done.err
+    (new,) = readable(state, stored)
+    assert new != old
+    assert done.out == f"project demo: its key is {new} now\n3 data keys wrapped again\n"
+    found = json.loads(run("keys", "list", "--format", "json").out)
+    assert [(key["key_id"], key["state"], key["data_keys"]) for key in found] == [
+        (old, "retired", 0),
+        (new, "current", 3),
+    ]
+    assert run("keys", "rewrap").out == "0 data keys wrapped again\n"
+
+
+def test_a_rotation_of_a_project_without_a_key(run: Run, state: Path, stored: list[DataKey]) -> None:
+    done = run("keys", "rotate", "--project", "other")
+    assert (done.status, done.err) == (1, "backupfw: Project other has no key.\n")
+    assert len(os.listdir(state / "keys")) == 2
+
+
+def test_a_rotation_goes_on_where_it_was_interrupted(
+    run: Run, state: Path, stored: list[DataKey], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that fails, or a kill between the store and the database."""
+    (old,) = readable(state, stored)
+    rewrapped, count = KeyManager.rewrapped, 0
+
+    def fail(self: KeyManager, *arguments: Any) -> bool:
+        nonlocal count
+        count += 1
+        if count == 2:
+            raise Unavailable("the store is away")
+        return rewrapped(self, *arguments)
+
+    with monkeypatch.context() as failing:
+        failing.setattr(KeyManager, "rewrapped", fail)
+        done = run("keys", "rotate", "--project", "demo")
+    assert done.status == 1
+    assert "2 data keys wrapped again" in done.out
+    assert "the store is away" in done.err
+    assert "run 'backupfw keys rewrap' later" in done.err
+    both = readable(state, stored)
+    assert len(both) == 2
+    assert old in both
+    done = run("keys", "rewrap", "--project", "demo")
+    assert (done.status, done.out) == (0, "1 data key wrapped again\n")
+    assert readable(state, stored) == both - {old}
+
+
+def test_what_another_installation_has_stored_is_not_changed(
+    run: Run, state: Path, stored: list[DataKey]
+) -> None:
+    key_store = opened(state)
+    with database_of(state) as db:
+        manager = KeyManager(db)
+        (project_key,) = [key.key_id for key in manager.list("demo")]
+        key = DataKey.new("aes-256-gcm")
+        place = keys.data_key_key(keys.volume_prefix("other", "demo", VOLUME), key.id)
+        context = WrappedKey(place, key.mac_id, key.algorithm, project_key, b"").context
+        wrapped = key_store.wrap(project_key, secret_of(key), context)
+        where = ("demo", VOLUME, "other", "main", "box")
+        manager.add_data_key(rows.DataKey(key.id, key.mac_id, *where, key.algorithm, project_key, wrapped))
+        assert run("keys", "rotate", "--project", "demo").out.endswith("4 data keys wrapped again\n")
+        row = manager.data_key(key.id)
+        assert row is not None
+        assert key_store.unwrap(row.project_key_id, row.wrapped, context) == secret_of(key)
+    assert not (state / "store" / "box" / "other").exists()

@@ -1,0 +1,282 @@
+"""The ids of project keys, the wrapped data keys, and what the destruction of a key does to backups.
+
+No method calls the key store, because no transaction may wait for one: callers make or destroy a key there
+before or after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sqlalchemy import ColumnElement, Select, func, select, update
+from sqlalchemy.orm import Session
+
+from backupfw.db import models
+from backupfw.db.locks import insert_if_absent, lock
+from backupfw.db.session import now
+from backupfw.manager import rows
+from backupfw.manager.lineage import lifecycle
+from backupfw.manager.queue import outbox
+from backupfw.manager.rules import backup_rows, project_keys
+from backupfw.manager.rules.project_keys import CURRENT, DESTROYING, GONE, RETIRED
+from backupfw.manager.rules.quota import lock_project
+
+if TYPE_CHECKING:
+    from backupfw.context import RequestContext
+    from backupfw.db.session import Database
+
+
+class Destruction(NamedTuple):
+    """What is to be destroyed in the key store.
+
+    :ivar key_ids: all keys of the project, those too that an earlier destruction named.
+    :ivar backups: how many backups became unreadable now.
+    """
+
+    key_ids: Sequence[str]
+    backups: int
+
+
+class Outdated(NamedTuple):
+    """A data key that an earlier key of its project wraps.
+
+    :ivar current: the id of the key that shall wrap it.
+    """
+
+    data_key: rows.DataKey
+    current: str
+
+
+class KeyManager:
+    """Project keys and data keys.  Thread-safe.
+
+    :param wake: called after a destruction has cancelled tasks.
+    """
+
+    def __init__(self, db: Database, wake: Callable[[], None] = lambda: None) -> None:
+        self._db = db
+        self._wake = wake
+
+    def current(self, project_id: str) -> str | None:
+        """Return the id of the project key that wraps new data keys; None: the project has none."""
+        with self._db.read() as session:
+            return project_keys.current(session, project_id)
+
+    def add_project_key(self, project_id: str, key_id: str, replaces: str | None = None) -> str:
+        """Make a new key of the key store the current one of a project.
+
+        :param replaces: the current key, which is retired; None: the project has none.
+        :returns: the project's current key: another one than ``key_id`` if somebody else was faster.  Then
+            the caller destroys ``key_id`` in the key store.
+        """
+
+        def work(session: Session) -> str:
+            lock_project(session, project_id)
+            found = project_keys.current(session, project_id)
+            if found not in (None, replaces):
+                return str(found)
+            moment = now(session)
+            if found is not None:
+                _set(session, models.ProjectKey.key_id == found, state=RETIRED, retired_at=moment)
+            session.add(
+                models.ProjectKey(key_id=key_id, project_id=project_id, state=CURRENT, created_at=moment)
+            )
+            return key_id
+
+        return self._db.run(work)
+
+    def list(self, project_id: str | None = None) -> Sequence[rows.ProjectKey]:
+        """Return the project keys, those of one project together, the oldest first.
+
+        :param project_id: only those of this project; None: all.
+        """
+        key, data_key = models.ProjectKey, models.DataKey
+        backup, manifest = models.Backup, models.Manifest
+        mine = () if project_id is None else (data_key.project_id == project_id,)
+        with self._db.read() as session:
+            data_keys = _counts(session, select(data_key.project_key_id, func.count()).where(*mine))
+            backups = _counts(
+                session,
+                select(data_key.project_key_id, func.count())
+                .join(manifest, manifest.key_id == data_key.id)
+                .join(backup, backup.manifest_id == manifest.id)
+                .where(backup.deleted.is_(False), *mine),
+            )
+            query = select(key).order_by(key.project_id, key.created_at, key.key_id)
+            if project_id is not None:
+                query = query.where(key.project_id == project_id)
+            return [
+                rows.ProjectKey(
+                    row.key_id,
+                    row.project_id,
+                    row.state,
+                    row.created_at,
+                    row.retired_at,
+                    row.destroyed_at,
+                    data_keys.get(row.key_id, 0),
+                    backups.get(row.key_id, 0),
+                )
+                for row in session.scalars(query)
+            ]
+
+    # ---- data keys -------------------------------------------------------------------------------
+
+    def add_data_key(self, data_key: rows.DataKey) -> None:
+        """Record a data key, unless it is recorded already; ``created_at`` is set if it is None."""
+
+        def work(session: Session) -> None:
+            values = asdict(data_key)
+            values["created_at"] = data_key.created_at or now(session)
+            session.execute(insert_if_absent(session, models.DataKey), values)
+
+        self._db.run(work)
+
+    def data_key(self, data_key_id: str) -> rows.DataKey | None:
+        """Return a data key by its id."""
+        return self._first(models.DataKey.id == data_key_id)
+
+    def newest_data_key(
+        self, store: str, container: str, project_id: str, volume_id: str
+    ) -> rows.DataKey | None:
+        """Return the newest data key of a volume's backups in a container, whose project key can be used."""
+        row, key = models.DataKey, models.ProjectKey
+        gone = select(key.key_id).where(key.project_id == project_id, key.state.in_((DESTROYING, GONE)))
+        return self._first(
+            row.store == store,
+            row.container == container,
+            row.project_id == project_id,
+            row.volume_id == volume_id,
+            row.project_key_id.not_in(gone),
+        )
+
+    def _first(self, *where: ColumnElement[bool]) -> rows.DataKey | None:
+        row = models.DataKey
+        with self._db.read() as session:
+            found = session.scalar(
+                select(row).where(*where).order_by(row.created_at.desc(), row.id.desc()).limit(1)
+            )
+            return None if found is None else _data_key(found)
+
+    def outdated(self, project_id: str | None, after: str = "", limit: int = 1000) -> Sequence[Outdated]:
+        """Return data keys that their project's current key does not wrap, by id.
+
+        :param project_id: only those of this project; None: of all.
+        :param after: only ids after this one.
+        """
+        row, key = models.DataKey, models.ProjectKey
+        gone = select(key.key_id).where(key.state.in_((DESTROYING, GONE)))
+        query = (
+            select(row, key.key_id)
+            .join(key, (key.project_id == row.project_id) & (key.state == CURRENT))
+            .where(row.id > after, row.project_key_id != key.key_id, row.project_key_id.not_in(gone))
+            .order_by(row.id)
+            .limit(limit)
+        )
+        if project_id is not None:
+            query = query.where(row.project_id == project_id)
+        with self._db.read() as session:
+            return [Outdated(_data_key(found), key_id) for found, key_id in session.execute(query)]
+
+    def rewrapped(self, data_key_id: str, old_key_id: str, key_id: str, wrapped: bytes) -> bool:
+        """Record that a data key is wrapped by another project key, if it still is wrapped by ``old_key_id``.
+
+        :returns: whether it was, or is recorded already.
+        """
+        row = models.DataKey
+
+        def work(session: Session) -> bool:
+            session.execute(
+                update(row)
+                .where(row.id == data_key_id, row.project_key_id == old_key_id)
+                .values(project_key_id=key_id, wrapped=wrapped),
+                execution_options={"synchronize_session": False},
+            )
+            now_by = session.scalar(select(row.project_key_id).where(row.id == data_key_id))
+            return now_by == key_id
+
+        return self._db.run(work)
+
+    # ---- destruction -----------------------------------------------------------------------------
+
+    def encrypted_backups(self, project_id: str) -> int:
+        """Count the backups that nobody can read without the keys of a project."""
+        backup = models.Backup
+        with self._db.read() as session:
+            counted = select(func.count(backup.id)).where(project_keys.backups_of(project_id))
+            return session.scalar(counted) or 0
+
+    def begin_destruction(self, ctx: RequestContext, project_id: str) -> Destruction:
+        """Decide that all keys of a project are destroyed; the caller destroys them in the key store then.
+
+        In one transaction no key of the project can be used any more, and its encrypted backups become
+        ``error`` with the reason; their tasks are cancelled, as by a reset.  Deletions go on.  It can be
+        repeated.
+        """
+
+        def work(session: Session) -> Destruction:
+            lock_project(session, project_id)
+            key, backup = models.ProjectKey, models.Backup
+            mine = key.project_id == project_id
+            lock(session, key, mine)
+            moment = now(session)
+            _set(session, mine & (key.state == CURRENT), state=DESTROYING, retired_at=moment)
+            _set(session, mine & (key.state == RETIRED), state=DESTROYING)
+            key_ids = session.scalars(
+                select(key.key_id).where(mine).order_by(key.created_at, key.key_id)
+            ).all()
+            failed = 0
+            for backup_id in lock(session, backup, project_keys.backups_of(project_id)):
+                row = session.get_one(backup, backup_id)
+                if row.fail_reason != project_keys.DESTROYED or row.status != lifecycle.ERROR:
+                    self._fail(session, row, ctx.request_id)
+                    failed += 1
+            return Destruction(key_ids, failed)
+
+        found = self._db.run(work)
+        self._wake()
+        return found
+
+    @staticmethod
+    def _fail(session: Session, row: models.Backup, request_id: str | None) -> None:
+        outbox.add(session, "backup.reset_status.start", row.id, request_id)
+        backup_rows.stop_tasks(session, row)
+        manifest = backup_rows.manifest_of(session, row, lock=True)
+        lifecycle.move(
+            session,
+            models.Backup,
+            row.id,
+            lifecycle.BackupMoves.reset_error,
+            fail_reason=project_keys.DESTROYED,
+        )
+        if manifest is not None and manifest.state == lifecycle.RELEASED:
+            backup_rows.queue_release(session, manifest, row.project_id, request_id)
+        outbox.add(session, "backup.reset_status.end", row.id, request_id)
+
+    def end_destruction(self, key_ids: Sequence[str]) -> None:
+        """Record that the key store has destroyed keys."""
+
+        def work(session: Session) -> None:
+            key = models.ProjectKey
+            mine = key.key_id.in_(key_ids) & (key.state == DESTROYING)
+            _set(session, mine, state=GONE, destroyed_at=now(session))
+
+        self._db.run(work)
+
+
+def _set(session: Session, where: ColumnElement[bool], **values: object) -> None:
+    session.execute(
+        update(models.ProjectKey).where(where).values(**values),
+        execution_options={"synchronize_session": False},
+    )
+
+
+def _counts(session: Session, query: Select[*tuple[Any, ...]]) -> dict[str, int]:
+    """Return the counts of a query by project key."""
+    found = session.execute(query.group_by(models.DataKey.project_key_id))
+    return {str(key_id): int(count) for key_id, count in found}
+
+
+def _data_key(row: models.DataKey) -> rows.DataKey:
+    return rows.DataKey(**rows.columns(row, rows.DataKey))
