@@ -204,3 +204,8 @@ def test_a_dropped_detached_one_is_no_neighbour_any_more() -> None:
     nodes = tree(("d", None, GONE, True), ("e", None, GONE, True), ("a", None, LIVE), ("x", None, RELEASED))
     assert nodes.contract() == {"e": (None, False)}
     assert nodes.relatives("x") == ["a"]
+
+
+def test_a_base_that_is_in_no_tree_counts_as_none() -> None:
+    nodes = tree(("x", "elsewhere", RELEASED), ("y", "x", LIVE))
+    assert nodes.relatives("x") == ["y"]
