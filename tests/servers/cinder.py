@@ -1,7 +1,11 @@
-"""OpenStack Cinder in one process: scheduler, volume service and API; volumes in Ceph, rows in SQLite."""
+"""OpenStack Cinder in one process: scheduler, volume services and API; rows in SQLite.
+
+Volumes are in Ceph, or, if their type is ``files``, files of a driver of the tests (``cinder_files.py``).
+"""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shutil
 import subprocess
@@ -28,13 +32,16 @@ VERSION = "3.71"
 PATIENCE = 90.0
 #: Where the system's packages have librbd.
 BINDINGS = Path("/usr/lib/python3/dist-packages")
+#: The types of volumes; each has a back end of its name.
+BACK_ENDS = ("ceph", "files")
 
 _CONFIG = """\
 [DEFAULT]
 # At once, not after a minute.
 scheduler_driver_init_wait_time = 3
 periodic_interval = 4
-report_interval = 3
+# Of several services in one process only the last one says that it lives.
+service_down_time = 86400
 log_file = {base}/cinder.log
 use_stderr = false
 state_path = {base}/state
@@ -43,7 +50,7 @@ resource_query_filters_file = {etc}/resource_filters.json
 rootwrap_config = {etc}/rootwrap.conf
 auth_strategy = keystone
 transport_url = fake://
-enabled_backends = ceph
+enabled_backends = ceph,files
 default_volume_type = ceph
 host = peer
 my_ip = 127.0.0.1
@@ -60,6 +67,10 @@ rbd_user = admin
 rbd_ceph_conf = {ceph}
 rbd_secret_uuid = 11111111-2222-3333-4444-555555555555
 rbd_flatten_volume_from_snapshot = false
+[files]
+volume_driver = cinder_files.FilesDriver
+volume_backend_name = files
+files_dir = {files}
 [database]
 connection = sqlite:///{base}/cinder.sqlite
 [oslo_concurrency]
@@ -87,8 +98,8 @@ _SERVE = """\
 import eventlet
 eventlet.monkey_patch()
 import os, sys
-base, ceph, bindings = sys.argv[1:]
-sys.path.append(bindings)
+base, ceph, *places = sys.argv[1:]
+sys.path += places
 os.environ["CEPH_CONF"] = ceph
 from oslo_config import cfg
 from oslo_log import log
@@ -103,9 +114,11 @@ log.setup(cfg.CONF, "cinder")
 os_brick.setup(cfg.CONF)
 migration.db_sync()
 rpc.init(cfg.CONF)
-volumes = {"host": "peer@ceph", "service_name": "ceph", "binary": "cinder-volume", "coordination": True}
-for started in (service.Service.create(binary="cinder-scheduler"), service.Service.create(**volumes)):
-    started.start()
+def volumes(name):
+    return {"host": "peer@" + name, "service_name": name, "binary": "cinder-volume", "coordination": True}
+service.Service.create(binary="cinder-scheduler").start()
+for name in cfg.CONF.enabled_backends:
+    service.Service.create(**volumes(name)).start()
 service.WSGIService("osapi_volume").start()
 while True:
     eventlet.sleep(1)
@@ -147,17 +160,33 @@ class Cinder:
         """Return a user's client, in his project."""
         return Tenant(self, user.project_id, self.identity.token(user.name, user.password, user.project))
 
+    def file(self, volume_id: str) -> Path:
+        """Return the file of a volume of the type ``files``."""
+        return self.base / "files" / f"volume-{volume_id}"
+
     def administrator(self) -> Tenant:
         """Return a client of the administrator, in his project."""
         (project,) = self.identity.request("GET", "/projects?name=admin")["projects"]
         return self.tenant(User("", "admin", ADMIN_PASSWORD, "admin", project["id"]))
 
     def write(self, volume_id: str, offset: int, content: bytes) -> None:
-        """Write into a volume's image, as a machine would that has the volume."""
-        self._librbd("write", volume_id, offset, 0, content)
+        """Write into a volume, as a machine would that has the volume."""
+        if self.file(volume_id).exists():
+            with open(self.file(volume_id), "r+b") as file:
+                # As the driver does: a snapshot is of one moment.
+                fcntl.flock(file, fcntl.LOCK_EX)
+                file.seek(offset)
+                file.write(content)
+                file.flush()
+        else:
+            self._librbd("write", volume_id, offset, 0, content)
 
     def read(self, volume_id: str, offset: int, length: int) -> bytes:
-        """Read from a volume's image."""
+        """Read from a volume."""
+        if self.file(volume_id).exists():
+            with open(self.file(volume_id), "rb") as file:
+                file.seek(offset)
+                return file.read(length)
         return self._librbd("read", volume_id, offset, length, b"")
 
     def _librbd(self, what: str, volume_id: str, offset: int, length: int, content: bytes) -> bytes:
@@ -260,8 +289,9 @@ def cinder(directory: Path, cluster: Ceph, identity: Keystone) -> Iterator[Cinde
     server = Cinder(directory, cluster, free_port(), identity)
     python = Path(find_program("cinder-manage", "cinder") or "").with_name("python")
     shutil.copytree(python.parent.parent / "etc/cinder", directory / "etc")
-    for name in ("state", "lock"):
+    for name in ("state", "lock", "files", "drivers"):
         (directory / name).mkdir()
+    shutil.copy(Path(__file__).with_name("cinder_files.py"), directory / "drivers")
     service = identity.add_user(f"cinder-{server.port}", f"cinder-{server.port}", "service")
     (directory / "cinder.conf").write_text(
         _CONFIG.format(
@@ -269,6 +299,7 @@ def cinder(directory: Path, cluster: Ceph, identity: Keystone) -> Iterator[Cinde
             etc=directory / "etc",
             ceph=cluster.config,
             pool=POOL,
+            files=directory / "files",
             port=server.port,
             url=identity.url,
             name=service.name,
@@ -278,14 +309,25 @@ def cinder(directory: Path, cluster: Ceph, identity: Keystone) -> Iterator[Cinde
     )
     cluster.make_pool(POOL)
     process = ServerProcess(
-        [str(python), "-c", _SERVE, str(directory), str(cluster.config), str(BINDINGS)], directory
+        [
+            str(python),
+            "-c",
+            _SERVE,
+            str(directory),
+            str(cluster.config),
+            str(BINDINGS),
+            str(directory / "drivers"),
+        ],
+        directory,
     )
     try:
         process.wait_ready(lambda: requests.get(server.endpoint, timeout=5).status_code == 300)
         url = f"{server.endpoint}/v3"
         identity.add_endpoints("block-storage", {"public": url, "internal": url})
         administrator = server.administrator()
-        administrator.call("POST", "/types", {"volume_type": {"name": "ceph"}})
+        for name in BACK_ENDS:
+            kind = {"name": name, "extra_specs": {"volume_backend_name": name}}
+            administrator.call("POST", "/types", {"volume_type": kind})
         _wait_scheduler(administrator)
         yield server
     finally:
@@ -293,8 +335,8 @@ def cinder(directory: Path, cluster: Ceph, identity: Keystone) -> Iterator[Cinde
 
 
 def _wait_scheduler(administrator: Tenant) -> None:
-    """Wait until the scheduler knows the volume service: before, every volume ends in an error."""
+    """Wait until the scheduler knows the volume services: before, every volume ends in an error."""
     end = time.monotonic() + PATIENCE
-    while not administrator.call("GET", "/scheduler-stats/get_pools")["pools"]:
-        assert time.monotonic() < end, "the scheduler does not know the volume service"
+    while len(administrator.call("GET", "/scheduler-stats/get_pools")["pools"]) < len(BACK_ENDS):
+        assert time.monotonic() < end, "the scheduler does not know the volume services"
         time.sleep(0.2)
