@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from backupfw_cinder.catalogue import CinderCatalogue
 from backupfw_cinder.client import Client, Refused
+from backupfw_cinder.host import Host
 from backupfw_cinder.provider import CinderProvider
-from backupfw_cinder.volumes import Volumes
+from backupfw_cinder.temporary import Temporary
+from backupfw_cinder.volumes import Attachment, Volumes
 
 from backupfw.errors import (
     ConfigError,
@@ -23,8 +28,10 @@ from backupfw.errors import (
     QuotaExceeded,
     ServiceUnavailable,
     SnapshotNotFound,
+    StorageChanged,
     VolumeNotFound,
 )
+from backupfw.volume.base import VolumeRef, no_tick
 
 SECRET = "very-secret-password"
 OURS, HIS = "a" * 32, "b" * 32
@@ -49,7 +56,8 @@ class Cloud:
                 status, found, headers = cloud.handle(self.command, self.path, dict(self.headers), body)
                 text = json.dumps(found).encode()
                 self.send_response(status)
-                for name, value in {"Content-Length": str(len(text)), **headers}.items():
+                headers |= {"Content-Length": str(len(text)), "Content-Type": "application/json"}
+                for name, value in headers.items():
                     self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(text)
@@ -231,6 +239,16 @@ def test_a_volume_is_made_by_the_caller_only(cloud: Cloud, client: Client) -> No
     catalogue.delete_volume(CALLER, "v1")
 
 
+class Connections(Host):
+    """This host, which notes what is disconnected."""
+
+    def __init__(self) -> None:
+        self.ended: list[Any] = []
+
+    def disconnect(self, info: Any, device: Any = None, *, force: bool = False) -> None:
+        self.ended.append(info["device_path"])
+
+
 @pytest.mark.parametrize("server", ["a-machine", None])
 def test_a_volume_that_somebody_else_has_is_not_spoiled(
     cloud: Cloud, client: Client, server: str | None
@@ -243,7 +261,7 @@ def test_a_volume_that_somebody_else_has_is_not_spoiled(
         return (200, {"volume": {**VOLUME, "attachments": [attached]}}) if method == "GET" else (202, {})
 
     cloud.answer = answer
-    Volumes(client).spoil("v1")
+    Volumes(client, Connections()).spoil("v1")
     changes = [(method, path.rpartition("/")[2]) for method, path, _, _ in cloud.seen if method != "GET"]
     assert changes == ([] if server else [("DELETE", "a1"), ("POST", "action")])
 
@@ -254,9 +272,191 @@ def test_a_volume_that_somebody_else_has_is_not_spoiled(
         ({"auth_url": None}, "auth_url"),
         ({"auth_type": "v2password"}, "auth_type"),
         ({"auth_type": "v3applicationcredential"}, "an application credential ID"),
-        ({"rbd_pools": []}, "rbd_pools"),
+        ({"attach_dir": "attached"}, "attach_dir"),
     ],
 )
 def test_options_that_cannot_be(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         CinderProvider(options(**{"auth_url": "http://127.0.0.1:1/v3", "rbd_pools": ["volumes"], **given}))
+
+
+def test_what_left_attachments_have_connected_here_is_disconnected(cloud: Cloud, client: Client) -> None:
+    def info(name: str, kind: str = "local") -> Any:
+        return {"driver_volume_type": kind, "device_path": f"/dev/{name}"}
+
+    hosts = {"here": socket.gethostname(), "there": "another", "ceph": socket.gethostname()}
+
+    def answer(method: str, path: str) -> tuple[int, Any]:
+        if "/attachments/detail" in path:
+            common = {"volume_id": "v1", "status": "attached", "instance": None}
+            kinds = {"ceph": "rbd"}
+            return 200, {
+                "attachments": [
+                    {"id": name, "connection_info": info(name, kinds.get(name, "local")), **common}
+                    for name in hosts
+                ]
+            }
+        attached = [
+            {"attachment_id": name, "device": "backupfw-7", "host_name": host} for name, host in hosts.items()
+        ]
+        return (200, {"volume": {**VOLUME, "attachments": attached}}) if method == "GET" else (202, {})
+
+    cloud.answer = answer
+    host = Connections()
+    Volumes(client, host).detach_all("v1")
+    assert host.ended == ["/dev/here"]
+    assert [path.rpartition("/")[2] for method, path, _, _ in cloud.seen if method == "DELETE"] == list(hosts)
+
+
+def test_which_volumes_are_in_ceph(cloud: Cloud, client: Client) -> None:
+    pools = {"a@x#x": "ceph", "a@y#y": ["iSCSI", "iscsi"], "a@z#z": None}
+    listed = [
+        {"name": name, "capabilities": {"storage_protocol": protocol}} for name, protocol in pools.items()
+    ]
+    cloud.answer = lambda *_: (200, {"pools": listed})
+    volumes = Volumes(client, Connections())
+    found = [volumes.in_ceph({"os-vol-host-attr:host": place}) for place in (*pools, "a@away#away", None)]
+    assert found == [True, False, None, None, None]
+    # It is asked once for each that answers.
+    asked = len(cloud.seen)
+    assert volumes.in_ceph({"os-vol-host-attr:host": "a@y#y"}) is False
+    assert len(cloud.seen) == asked
+
+
+def test_a_volume_in_ceph_needs_its_pool(cloud: Cloud) -> None:
+    pools = [{"name": "a@x#x", "capabilities": {"storage_protocol": "ceph"}}]
+    volume = {**VOLUME, "os-vol-host-attr:host": "a@x#x"}
+    cloud.answer = lambda _, path: (200, {"pools": pools} if "get_pools" in path else {"volume": volume})
+    provider = CinderProvider(options(auth_url=f"{cloud.url}/identity/v3"))
+    with pytest.raises(StorageChanged, match="in Ceph"):
+        provider.open_point(VolumeRef("v1", 1 << 30), "p1")
+    assert {method for method, _, _, _ in cloud.seen} == {"GET"}
+
+
+class Project:
+    """The temporary snapshots and volumes that a service has; ``faults`` are the answers to some requests."""
+
+    def __init__(self) -> None:
+        self.things: dict[str, dict[str, Any]] = {}
+        self.faults: dict[str, int] = {}
+        self.numbers = itertools.count(1)
+
+    def add(self, kind: str, status: str, name: str, **fields: Any) -> str:
+        number = f"{kind[:-1]}-{next(self.numbers)}"
+        common = {"id": number, "kind": kind, "status": status, "name": name, "created_at": number}
+        self.things[number] = {**common, "metadata": {"backupfw_of": "v1"}, "attachments": [], **fields}
+        return number
+
+    def answer(self, method: str, path: str) -> tuple[int, Any]:
+        *_, kind, one = urlsplit(path).path.removesuffix("/action").split("/")
+        if method == "GET" and one == "v1":
+            return 200, {"volume": VOLUME}
+        if one == "detail":
+            return 200, {kind: [each for each in self.things.values() if each["kind"] == kind]}
+        if one in ("volumes", "snapshots"):
+            if (status := self.faults.get(one)) is not None:
+                return status, fault("no")
+            made = self.add(one, "creating", "")
+            self.things[made]["status"] = "available"
+            return 202, {one[:-1]: self.things[made]}
+        if method == "GET":
+            found = self.things.get(one)
+            return (404, {}) if found is None else (200, {kind[:-1]: found})
+        if one not in self.faults:
+            del self.things[one]
+        return 202, {}
+
+
+@pytest.fixture
+def project(cloud: Cloud) -> Project:
+    made = Project()
+    cloud.answer = made.answer
+    return made
+
+
+def test_what_could_not_be_made_is_made_again_of_the_same_snapshot(
+    cloud: Cloud, client: Client, project: Project
+) -> None:
+    temporary = Temporary(client, Volumes(client, Connections()))
+    snapshot = project.add("snapshots", "available", "backupfw-p1")
+    wrong = project.add("volumes", "error", "backupfw-p1")
+    project.add("volumes", "available", "backupfw-p2")
+    found = temporary.hold(VolumeRef("v1", 1 << 30), "p1", no_tick)
+    assert wrong not in project.things
+    assert found["id"] not in (wrong, snapshot)
+    wanted = {"snapshot_id": snapshot, "name": "backupfw-p1", "metadata": {"backupfw_of": "v1"}}
+    assert {"volume": wanted} in cloud.bodies
+    assert temporary.points("v1") >= {"p1", "p2"}
+
+
+def test_what_is_used_up_or_stays_is_tried_again_later(client: Client, project: Project) -> None:
+    temporary = Temporary(client, Volumes(client, Connections()))
+    project.faults["snapshots"] = 413
+    with pytest.raises(ServiceUnavailable, match="quota") as used_up:
+        temporary.hold(VolumeRef("v1", 1 << 30), "p1", no_tick)
+    stays = project.add("volumes", "error_deleting", "backupfw-p1")
+    project.faults[stays] = 202
+    with pytest.raises(ServiceUnavailable, match="not delete") as left:
+        temporary.remove("v1", ["p1"])
+    assert used_up.value.may_pass
+    assert left.value.may_pass
+    project.faults.clear()
+    temporary.remove("v1", ["p1"])
+    assert not project.things
+
+
+def test_two_services_are_not_mixed(cloud: Cloud) -> None:
+    other = Cloud()
+    try:
+        both = [
+            CinderProvider.catalogue(options(auth_url=f"{one.url}/identity/v3")) for one in (cloud, other)
+        ]
+        cloud.answer = lambda *_: (200, {"volume": {**VOLUME, "name": "here"}})
+        other.answer = lambda *_: (404, {})
+        assert both[0].volume(CALLER, "v1").name == "here"
+        with pytest.raises(VolumeNotFound):
+            both[1].volume(CALLER, "v1")
+        assert (len(cloud.seen), len(other.seen)) == (1, 1)
+    finally:
+        other.server.shutdown()
+        other.server.server_close()
+
+
+def test_passwords_of_connections_are_in_no_log(
+    cloud: Cloud, client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    info = {"driver_volume_type": "iscsi", "auth_password": "chap-secret"}
+    listed = [
+        {"id": "a1", "volume_id": "v1", "status": "attached", "instance": None, "connection_info": info}
+    ]
+    cloud.answer = lambda _, path: (
+        200,
+        {"attachments": listed, "volume": {**VOLUME, "attachments": []}, "attachment": listed[0]},
+    )
+    volumes = Volumes(client, Connections())
+    assert volumes.attach("v1", 1).info == info
+    volumes.detach_all("v1")
+    assert "v1" in caplog.text
+    assert "chap-secret" not in caplog.text
+
+
+def test_a_device_that_a_later_attempt_has_is_left_alone(cloud: Cloud, client: Client) -> None:
+    volumes = Volumes(client, Connections())
+    mine = Attachment("a1", "v1", {})
+    found: list[bool] = []
+    here, other = socket.gethostname(), "another"
+    for attached in ([], [("a1", here)], [("a2", other)], [("a2", here)]):
+        shown = [
+            {"attachment_id": name, "device": "backupfw-2", "host_name": host} for name, host in attached
+        ]
+        cloud.answer = lambda *_, shown=shown: (200, {"volume": {**VOLUME, "attachments": shown}})
+        found.append(volumes.is_taken_over(mine))
+    cloud.answer = lambda *_: (404, {})
+    assert [*found, volumes.is_taken_over(mine)] == [False, False, False, True, False]
+
+
+def test_where_a_new_volume_is_is_known_when_it_is_made(cloud: Cloud, client: Client) -> None:
+    statuses = iter(("creating", "creating", "available"))
+    cloud.answer = lambda *_: (200, {"volume": {**VOLUME, "status": next(statuses)}})
+    assert Volumes(client, Connections()).made("v1")["status"] == "available"

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Callable
 
 import pytest
 
 from backupfw import crash_points
 from tests.integration.cinder.world import MIB, World
+from tests.servers.cinder import BACK_ENDS
 
 pytestmark = pytest.mark.server
 
@@ -30,8 +32,16 @@ def holds(there: World, volume: str, content: bytes) -> bool:
     return all(there.server.read(volume, offset, len(content) + 4096) == content + around for offset in PARTS)
 
 
-def test_the_main_job(there: World) -> None:
-    volume = there.volumes.create_volume(name="db", description="of accounts", metadata={"tier": "1"})
+@pytest.fixture(params=BACK_ENDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    """The type of the volumes: in Ceph, or what stands for all that is attached."""
+    return str(request.param)
+
+
+def test_the_main_job(there: World, kind: str) -> None:
+    volume = there.volumes.create_volume(
+        name="db", description="of accounts", metadata={"tier": "1"}, volume_type=kind
+    )
     there.volumes.call("POST", f"/volumes/{volume}/action", {"os-set_bootable": {"bootable": True}})
     image = {"os-set_image_metadata": {"metadata": {"os_distro": "debian"}}}
     there.volumes.call("POST", f"/volumes/{volume}/action", image)
@@ -51,16 +61,20 @@ def test_the_main_job(there: World) -> None:
     ended.set()
     looking.join()
     assert seen == {"available"}
-    assert second["comparison"] == "changed blocks by token"
-    assert second["read_bytes"] < 32 * MIB
+    if kind == "ceph":
+        assert second["comparison"] == "changed blocks by token"
+        assert second["read_bytes"] < 32 * MIB
+        assert len(there.points(volume)) == 1
+    else:
+        assert second["comparison"] == "whole comparison: the backup before has no token"
+        there.backups.wait("the end of the temporary volume", lambda: not there.left())
     assert full["read_bytes"] < 64 * MIB
-    assert len(there.points(volume)) == 1
 
     target = there.restore(full["id"])
     assert holds(there, target, old)
     made = there.volumes.call("GET", f"/volumes/{target}")["volume"]
     assert made["os-vol-tenant-attr:tenant_id"] == there.volumes.project
-    assert made["volume_type"] == "ceph"
+    assert made["volume_type"] == kind
     assert made["bootable"] == "true"
     assert made["volume_image_metadata"] == {"os_distro": "debian"}
     assert made["metadata"] == {"tier": "1", "src_backup_id": full["id"]}
@@ -68,7 +82,7 @@ def test_the_main_job(there: World) -> None:
     assert made["attachments"] == []
 
     there.backups.delete_backup(full["id"])
-    existing = there.volumes.create_volume()
+    existing = there.volumes.create_volume(volume_type=kind)
     fill(there, existing, 3)
     there.restore(second["id"], existing)
     assert holds(there, existing, new)
@@ -78,12 +92,13 @@ def test_the_main_job(there: World) -> None:
     there.volumes.call("DELETE", f"/volumes/{volume}")
     there.volumes.wait("volume", volume, None)
     assert f"volume-{volume}" not in there.server.images()
+    assert not there.server.file(volume).exists()
     assert holds(there, there.restore(second["id"], name="again"), new)
     there.backups.delete_backup(second["id"])
 
 
-def test_what_may_begin(there: World) -> None:
-    volume = there.volumes.create_volume()
+def test_what_may_begin(there: World, kind: str) -> None:
+    volume = there.volumes.create_volume(volume_type=kind)
     content = fill(there, volume, 1)
     body = {"backup": {"volume_id": volume}}
     there.stranger.expect(404, "POST", "/backups", {"backup": {"volume_id": volume, "force": True}})
@@ -99,8 +114,8 @@ def test_what_may_begin(there: World) -> None:
     there.volumes.call("DELETE", f"/attachments/{attachment}")
     there.volumes.wait("volume", volume, "available")
     there.stranger.expect(404, "POST", f"/backups/{backup}/restore", body)
-    smaller = there.volumes.create_volume(size=1)
-    larger = there.volumes.create_volume(size=2)
+    smaller = there.volumes.create_volume(volume_type=kind)
+    larger = there.volumes.create_volume(size=2, volume_type=kind)
     there.restore(backup, larger)
     assert holds(there, larger, content)
     too_large = there.backups.backup(larger)
@@ -119,8 +134,8 @@ def test_what_may_begin(there: World) -> None:
     assert there.backups.status("backup", backup) == "available"
 
 
-def test_a_snapshot(there: World) -> None:
-    volume = there.volumes.create_volume()
+def test_a_snapshot(there: World, kind: str) -> None:
+    volume = there.volumes.create_volume(volume_type=kind)
     content = fill(there, volume, 1)
     snapshot = there.volumes.create_snapshot(volume)
     fill(there, volume, 2)
@@ -131,13 +146,17 @@ def test_a_snapshot(there: World) -> None:
     there.volumes.wait("volume", volume, None)
 
 
-def test_the_volume_is_deleted_in_the_middle(there: World) -> None:
-    volume = there.volumes.create_volume()
+def test_the_volume_is_deleted_in_the_middle(there: World, kind: str) -> None:
+    volume = there.volumes.create_volume(volume_type=kind)
     fill(there, volume, 1)
-    there.volumes.create_snapshot(volume)
+    snapshot = there.volumes.create_snapshot(volume)
     there.arm("backup.opened", signal.SIGSTOP)
     backup = there.backups.backup(volume, wait=False)
     there.struck("backup.opened")
+    # He does not see what is made for the backup.
+    seen = there.volumes.call("GET", f"/snapshots?volume_id={volume}")["snapshots"]
+    assert [one["id"] for one in seen] == [snapshot]
+    assert there.volumes.status("volume", volume) == "available"
     there.volumes.call("DELETE", f"/volumes/{volume}?cascade=true")
     there.volumes.wait("volume", volume, None, "error_deleting", "available")
     os.kill(there.service.pid, signal.SIGCONT)
@@ -147,7 +166,7 @@ def test_the_volume_is_deleted_in_the_middle(there: World) -> None:
         there.keeper.call("POST", f"/volumes/{volume}/action", {"os-reset_status": {"status": "available"}})
         there.volumes.call("DELETE", f"/volumes/{volume}?cascade=true")
         there.volumes.wait("volume", volume, None)
-    assert there.left() == []
+    there.backups.wait("the end of what was made", lambda: not there.left())
     there.backups.delete_backup(backup)
 
 
@@ -155,8 +174,8 @@ def at(task: str) -> list[str]:
     return [name for name in crash_points.NAMES if name.startswith(f"{task}.")]
 
 
-def test_killed_at_every_step_of_a_backup(there: World) -> None:
-    volume = there.volumes.create_volume()
+def test_killed_at_every_step_of_a_backup(there: World, kind: str) -> None:
+    volume = there.volumes.create_volume(volume_type=kind)
     previous = there.backups.backup(volume)
     for number, point in enumerate(at("backup")):
         content = fill(there, volume, number)
@@ -166,20 +185,21 @@ def test_killed_at_every_step_of_a_backup(there: World) -> None:
         there.revive()
         there.backups.wait_status("backup", backup, "available")
         assert there.volumes.status("volume", volume) == "available", point
-        assert there.left() == [], point
         there.backups.delete_backup(previous)
         # The clean-up follows the deletion, or the backup's end.
-        there.backups.wait(f"one point after {point}", lambda: len(there.points(volume)) == 1)
+        there.backups.wait(f"nothing left after {point}", lambda: not there.left())
+        if kind == "ceph":
+            there.backups.wait(f"one point after {point}", lambda: len(there.points(volume)) == 1)
         previous = backup
     target = there.restore(previous)
     assert holds(there, target, content)
 
 
-def test_killed_at_every_step_of_a_restore(there: World) -> None:
-    volume = there.volumes.create_volume()
+def test_killed_at_every_step_of_a_restore(there: World, kind: str) -> None:
+    volume = there.volumes.create_volume(volume_type=kind)
     content = fill(there, volume, 1)
     backup = there.backups.backup(volume)
-    existing = there.volumes.create_volume()
+    existing = there.volumes.create_volume(volume_type=kind)
     for number, point in enumerate(at("restore")):
         fill(there, existing, number)
         there.arm(point)
@@ -191,11 +211,11 @@ def test_killed_at_every_step_of_a_restore(there: World) -> None:
         assert there.left() == [], point
 
 
-def test_nobody_can_have_the_target_of_a_restore(there: World) -> None:
-    volume = there.volumes.create_volume()
+def test_nobody_can_have_the_target_of_a_restore(there: World, kind: str) -> None:
+    volume = there.volumes.create_volume(volume_type=kind)
     fill(there, volume, 1)
     backup = there.backups.backup(volume)
-    existing = there.volumes.create_volume()
+    existing = there.volumes.create_volume(volume_type=kind)
     there.arm("restore.writing", signal.SIGSTOP)
     there.begin_restore(backup, existing)
     there.struck("restore.writing")
@@ -207,3 +227,27 @@ def test_nobody_can_have_the_target_of_a_restore(there: World) -> None:
     os.kill(there.service.pid, signal.SIGKILL)
     there.revive()
     there.restored(backup, existing)
+
+
+#: What a test waits for before it kills: the state of what a backup makes, from the first to the last thing.
+MOMENTS: dict[str, Callable[[World], bool]] = {
+    "the snapshot is made": lambda there: bool(there.mine("snapshots")),
+    "the volume is made": lambda there: bool(there.mine("volumes")),
+    "the volume is whole": lambda there: "available" in there.mine("volumes"),
+    "the volume is attached": lambda there: "in-use" in there.mine("volumes"),
+    "the volume is deleted": lambda there: "deleting" in there.mine("volumes"),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_killed_while_a_temporary_volume(there: World, moment: str) -> None:
+    volume = there.volumes.create_volume(volume_type="files")
+    content = fill(there, volume, 1)
+    backup = there.backups.backup(volume, wait=False)
+    there.backups.wait(moment, lambda: MOMENTS[moment](there))
+    os.kill(there.service.pid, signal.SIGKILL)
+    there.revive()
+    there.backups.wait_status("backup", backup, "available")
+    there.backups.wait("the end of what was made", lambda: not there.left())
+    assert there.volumes.status("volume", volume) == "available"
+    assert holds(there, there.restore(backup), content)

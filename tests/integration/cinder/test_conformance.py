@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -22,6 +23,7 @@ from tests.servers.cinder import POOL
 pytestmark = [pytest.mark.server, pytest.mark.soak]
 
 _MADE_THERE = "volumes are made in the Block Storage service"
+_LONG_AS_IT_SAYS = "a volume is as long as the Block Storage service says"
 
 
 @dataclass
@@ -125,3 +127,80 @@ class TestCinderProvider(VolumeProviderTests):
     def remove_foreign(self, server: Any, volume: VolumeRef, name: str) -> None:
         with other.image(server.cluster, place(volume)) as image:
             image.remove_snap(name.partition("@")[2])
+
+
+class TestAttachedVolumes(VolumeProviderTests):
+    """Volumes that are attached, of the driver that stands for all that cannot run here.
+
+    Their files are made anew, with lengths that no Cinder makes; it thinks that each has 1 GiB.
+    """
+
+    provider_class = CinderProvider
+    length: ClassVar[int] = 3_000_017
+    grain: ClassVar[int] = 64 << 10
+    model_examples: ClassVar[int] = 2
+    kills: ClassVar[int] = 2
+    declared: ClassVar[Mapping[str, str]] = {
+        "create": _MADE_THERE,
+        "extend": _MADE_THERE,
+        "adoptable": _MADE_THERE,
+        "grow": _LONG_AS_IT_SAYS,
+        "shrink": _LONG_AS_IT_SAYS,
+        "swap": "the Block Storage service may move a volume",
+        "restart_server": "it is the same as that of the other suite",
+    }
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def server(cls, there: World) -> World:
+        cls.secrets = (there.section["password"],)
+        return there
+
+    def options(self, server: World) -> Mapping[str, object]:
+        return {
+            name: str(value)
+            for name, value in server.section.items()
+            if name != "driver" and not name.startswith("rbd_")
+        }
+
+    def make_volume(self, server: World, provider: VolumeProvider, length: int) -> VolumeRef:
+        made = server.volumes.create_volume(name="conformance", volume_type="files")
+        os.truncate(server.server.file(made), length)
+        return VolumeRef(made, length, made, adopted=True)
+
+    def remove_volume(self, server: World, provider: VolumeProvider, volume: VolumeRef) -> None:
+        if server.volumes.status("volume", volume.id) is not None:
+            server.volumes.call("DELETE", f"/volumes/{volume.id}?cascade=true")
+            server.volumes.wait("volume", volume.id, None)
+
+    def raw_write(self, server: World, volume: VolumeRef, offset: int, data: bytes) -> None:
+        server.server.write(volume.id, offset, data)
+
+    def raw_read(self, server: World, volume: VolumeRef, offset: int, length: int) -> bytes:
+        return server.server.read(volume.id, offset, length)
+
+    def raw_names(self, server: World) -> Collection[str]:
+        names, found = {}, set()
+        for kind in ("volumes", "snapshots", "attachments"):
+            for one in server.keeper.call("GET", f"/{kind}/detail?all_tenants=1")[kind]:
+                names[one["id"]] = f"{kind} {one['id']} {one.get('name')}"
+                # An attachment has the name of its volume.
+                found.add(names[one["id"]] + names.get(one.get("volume_id"), ""))
+        return found
+
+    def discard(self, server: World, volume: VolumeRef, offset: int, length: int) -> None:
+        server.server.write(volume.id, offset, bytes(length))
+
+    def lose(self, server: World, volume: VolumeRef) -> None:
+        server.volumes.call("DELETE", f"/volumes/{volume.id}?cascade=true")
+        server.volumes.wait("volume", volume.id, None)
+
+    def foreign(self, server: World, volume: VolumeRef) -> str:
+        made = server.volumes.create_snapshot(volume.id, name="every-night")
+        (name,) = (name for name in self.raw_names(server) if made in name)
+        return name
+
+    def remove_foreign(self, server: Any, volume: VolumeRef, name: str) -> None:
+        made = name.split()[1]
+        server.volumes.call("DELETE", f"/snapshots/{made}")
+        server.volumes.wait("snapshot", made, None)

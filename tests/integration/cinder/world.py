@@ -88,6 +88,10 @@ class World:
         """Return the snapshots of a volume's image."""
         return self.server.snapshots(volume_id)
 
+    def mine(self, kind: str) -> list[str]:
+        """Return the statuses of the snapshots or volumes that this service has made for itself."""
+        return [one["status"] for one in self.keeper.call("GET", f"/{kind}/detail")[kind]]
+
     def left(self) -> list[str]:
         """Return what this service has left in the Cinder: attachments, snapshots, volumes."""
         found = []
@@ -124,7 +128,7 @@ def world(server: Cinder, identity: Keystone, directory: Path) -> Iterator[World
     other = identity.add_user("stranger-to-volumes", "volume-strangers", "member")
     traps = directory / "traps"
     traps.mkdir()
-    own = section(server, keeper)
+    own = {**section(server, keeper), "attach_dir": directory / "attached"}
     configured = {
         **options(identity),
         "volumes": {"enabled": "local, cinder"},

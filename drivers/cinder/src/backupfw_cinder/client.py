@@ -70,13 +70,13 @@ class Client:
             answer = self._send(method, path, body, caller)
         except exceptions.Unauthorized as error:
             LOG.error("The service's user cannot identify itself: %s", error)
-            raise _unavailable(_REFUSES_US) from error
+            raise unavailable(_REFUSES_US) from error
         except exceptions.ClientException as error:
             LOG.warning("%s %s: %s", method, path, error)
-            raise _unavailable(_AWAY) from error
+            raise unavailable(_AWAY) from error
         if answer.status_code >= 500:
             LOG.warning("%s %s: %s %s", method, path, answer.status_code, _text_of(answer))
-            raise _unavailable(_AWAY)
+            raise unavailable(_AWAY)
         if answer.status_code >= 400:
             raise Refused(answer.status_code, _text_of(answer))
         found = answer.json() if answer.content else {}
@@ -84,7 +84,8 @@ class Client:
         return found
 
     def _send(self, method: str, path: str, body: Any, caller: Caller | None) -> Any:
-        values: dict[str, Any] = {"raise_exc": False}
+        # A connection may have a password, which the library would write to a log for debugging.
+        values: dict[str, Any] = {"raise_exc": False, "log": not path.startswith("/attachments")}
         if body is not None:
             values["json"] = body
         if caller is None or caller.user_token is None:
@@ -111,7 +112,8 @@ class Client:
             return self._place
 
 
-def _unavailable(text: str) -> ServiceUnavailable:
+def unavailable(text: str) -> ServiceUnavailable:
+    """Return an error that says this to users; the task is tried again later."""
     error = ServiceUnavailable(text)
     error.may_pass = True
     return error

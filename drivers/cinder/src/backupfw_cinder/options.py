@@ -1,8 +1,9 @@
-"""The options of the provider, in ``[volumes:NAME]``: those of keystoneauth, and those of Ceph."""
+"""The options of the provider, in ``[volumes:NAME]``: those of keystoneauth, of this host, and of Ceph."""
 
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -36,6 +37,28 @@ _LEFT_OUT = frozenset(
     }
 )
 
+# How this host reaches volumes that are not in Ceph.
+_HOST = (
+    cfg.StrOpt(
+        "attach_dir",
+        default="/var/lib/backupfw/attached",
+        help="Absolute path of a directory for locks and mounted shares, for volumes that are not in Ceph. "
+        "All workers of a host have the same.",
+    ),
+    cfg.StrOpt(
+        "root_helper",
+        default="sudo",
+        help="What begins the commands that must run as root to attach a volume. A worker that is root "
+        "does not use it.",
+    ),
+    cfg.StrOpt(
+        "connector_ip",
+        help="The address by which the Block Storage service knows this host. Unset: that of its default "
+        "route.",
+    ),
+    cfg.BoolOpt("multipath", default=False, help="Attach volumes by several paths; needs multipathd."),
+)
+
 
 def cinder_options() -> Sequence[cfg.Opt]:
     """Return the provider's options."""
@@ -52,6 +75,8 @@ def cinder_options() -> Sequence[cfg.Opt]:
     # Without a limit, a Cinder that hangs would occupy every thread of the API.
     found["timeout"].default = 60
     found["service_type"].default = "block-storage"
+    for opt in _HOST:
+        found[opt.dest] = opt
     for opt in RbdProvider.options():
         renamed = copy.copy(opt)
         renamed.name = RBD + opt.name
@@ -96,6 +121,16 @@ def session_of(options: Any) -> Any:
         raise ConfigError(f"option {missing}: needs a value with auth_type = {options.auth_type}") from error
     except exceptions.OptionError as error:
         raise ConfigError(f"option auth_type: {options.auth_type!r} needs more: {error}") from error
+
+
+def attach_directory(options: Any) -> str:
+    """Return the real path of ``attach_dir``; it need not exist.
+
+    :raises ConfigError: it is no absolute path.
+    """
+    if not os.path.isabs(options.attach_dir or ""):
+        raise ConfigError(f"option attach_dir: {options.attach_dir!r} is not an absolute path")
+    return os.path.realpath(str(options.attach_dir))
 
 
 def rbd_values(options: Any) -> Any | None:

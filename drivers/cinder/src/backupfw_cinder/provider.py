@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from backupfw_rbd.provider import RbdProvider
 
-from backupfw.errors import ConfigError, InvalidInput, InvalidVolume, StorageChanged
+from backupfw.errors import InvalidInput, InvalidVolume, StorageChanged
 from backupfw.volume.base import (
     BlockTarget,
     Capabilities,
@@ -25,9 +26,12 @@ from backupfw.volume.base import (
     no_tick,
 )
 from backupfw.volume.catalogue import Catalogue
+from backupfw_cinder.attached import Attached, HeldPoint
 from backupfw_cinder.catalogue import CinderCatalogue
 from backupfw_cinder.client import Client
+from backupfw_cinder.host import Host
 from backupfw_cinder.options import cinder_options, rbd_values
+from backupfw_cinder.temporary import Temporary
 from backupfw_cinder.volumes import Volumes
 
 if TYPE_CHECKING:
@@ -40,7 +44,8 @@ class CinderProvider(VolumeProvider):
     """Volumes of one Block Storage service.  Thread-safe.
 
     The service makes, deletes and describes the volumes.  Those that are images of Ceph are read and written
-    there, through the provider ``rbd``; the service shows nothing of a backup.
+    there, through the provider ``rbd``; the service shows nothing of a backup.  All others are attached to
+    this host, and read and written as by the provider ``local``: a backup reads a temporary volume.
 
     :param options: values of the options by name.
     :raises ConfigError: one of them cannot be.
@@ -50,18 +55,21 @@ class CinderProvider(VolumeProvider):
 
     def __init__(self, options: Any) -> None:
         super().__init__(options)
-        self._volumes = Volumes(Client(options))
+        client, host = Client(options), Host(options)
+        self._volumes = Volumes(client, host)
+        self._temporary = Temporary(client, self._volumes)
+        self._attached = Attached(self._volumes, host)
         values = rbd_values(options)
-        if values is None:
-            raise ConfigError("option rbd_pools: needs a value; only volumes in Ceph can be backed up")
-        self._rbd = RbdProvider(values)
-        self._pools = tuple(values.pools)
+        self._rbd = None if values is None else RbdProvider(values)
+        self._pools = () if values is None else tuple(values.pools)
         self._lock = threading.Lock()
         self._places: dict[str, str] = {}
 
     @property
     def capabilities(self) -> Capabilities:
-        """It can do all that the provider ``rbd`` can, but for what the service does itself."""
+        """With Ceph, it can do all that the provider ``rbd`` can, but for what the service does itself."""
+        if self._rbd is None:
+            return Capabilities(allocation=True, live=True, writes=True, fences=True)
         return replace(self._rbd.capabilities, snapshots=False)
 
     @classmethod
@@ -85,9 +93,16 @@ class CinderProvider(VolumeProvider):
         raise InvalidInput("Volumes of this back end are backed up by their ids, without being adopted.")
 
     def look(self, volume: VolumeRef) -> Storage:
-        """Return the volume's image."""
-        found = self._rbd.look(self._image(volume))
-        return Storage(volume.id, found.length)
+        """Return the volume's real length: of its image, else as the service says."""
+        found = self._found(volume)
+        if (in_ceph := self._in_ceph(volume, found)) is not None:
+            rbd, image = in_ceph
+            return Storage(volume.id, rbd.look(image).length)
+        length = int(found["size"]) << 30
+        if length < volume.length:
+            hint = f"The Block Storage service says {found['size']} GiB."
+            raise StorageChanged(f"volume {volume.id}", "is shorter than it should be", hint)
+        return Storage(volume.id, length)
 
     def where(self, ref: VolumeRef | SnapshotRef) -> str:
         """Return the id by which an operator finds the volume or snapshot."""
@@ -110,34 +125,70 @@ class CinderProvider(VolumeProvider):
         """Do nothing: the snapshot is the service's."""
 
     def open_point(self, ref: VolumeRef | SnapshotRef, point_id: str, tick: Tick = no_tick) -> Point:
-        """Open a point of the volume's image, or the image's snapshot that the service has made."""
+        """Open a point of the volume's image, or the image's snapshot that the service has made.
+
+        Of a volume that is not in Ceph, a volume is made for the point, and attached.
+        """
         volume = ref.volume if isinstance(ref, SnapshotRef) else ref
-        image = self._image(volume)
+        in_ceph = self._in_ceph(volume, self._found(volume))
+        if in_ceph is None:
+            return self._held_point(ref, point_id, tick)
+        rbd, image = in_ceph
         if isinstance(ref, SnapshotRef):
             image = replace(image, length=ref.length, location=f"{image.location}@snapshot-{ref.id}")
-        point = self._rbd.open_point(image, point_id, tick)
+        point = rbd.open_point(image, point_id, tick)
         # The image may become another one: the service moves a volume to another pool, or retypes it.
         point.storage_id = None
         return point
 
+    def _held_point(self, ref: VolumeRef | SnapshotRef, point_id: str, tick: Tick) -> Point:
+        held = self._temporary.hold(ref, point_id, tick)
+        volume_id = ref.volume.id if isinstance(ref, SnapshotRef) else ref.id
+        with ExitStack() as stack:
+            # All attachments of this volume are ours, and the last attempt has it.
+            self._volumes.detach_all(held["id"])
+            local, reference = self._attached.open(VolumeRef(held["id"], ref.length), 0, stack)
+            inner = local.open_point(reference, point_id, tick)
+            stack.callback(inner.close)
+            return HeldPoint(
+                inner,
+                f"snapshot/{held['snapshot_id']}",
+                stack.pop_all(),
+                lambda: self._temporary.remove(volume_id, (point_id,)),
+            )
+
     def keep_points(self, volume: VolumeRef, needed: Callable[[], Needed]) -> None:
-        """Remove the points of the volume's image that are not needed; a volume that is gone has none."""
+        """Remove the points that are not needed: of the volume's image, and temporary volumes."""
+        # Both ways: the service may have moved the volume.
+        held = self._temporary.points(volume.id)
+        asked = cache(needed)
         try:
-            image = self._image(volume)
+            in_ceph = self._in_ceph(volume, self._found(volume))
         except StorageChanged:
-            return
-        self._rbd.keep_points(image, needed)
+            # A volume that is gone has no image.
+            in_ceph = None
+        if in_ceph is not None:
+            rbd, image = in_ceph
+            rbd.keep_points(image, asked)
+        if held:
+            # Nothing is compared with a temporary volume.
+            self._temporary.remove(volume.id, replace(asked(), compared=frozenset()).unneeded(held))
 
     @contextmanager
     def open_target(self, volume: VolumeRef, attempt: int) -> Iterator[BlockTarget]:
-        """Attach the volume, so that nobody else can have it, and open its image."""
-        attachment = self._volumes.attach(volume.id, attempt)
-        try:
-            with self._rbd.open_target(self._image(volume), attempt) as target:
-                target.storage_id = None
-                yield target
-        finally:
-            self._volumes.detach(attachment)
+        """Attach the volume, so that nobody else can have it, and open its image or device."""
+        in_ceph = self._in_ceph(volume, _readable(self._volumes.made(volume.id)))
+        with ExitStack() as stack:
+            if in_ceph is None:
+                local, reference = self._attached.open(volume, attempt, stack)
+                target = stack.enter_context(local.open_target(reference, attempt))
+            else:
+                attachment = self._volumes.attach(volume.id, attempt)
+                stack.callback(self._volumes.detach, attachment.id)
+                rbd, image = in_ceph
+                target = stack.enter_context(rbd.open_target(image, attempt))
+            target.storage_id = None
+            yield target
 
     def end_restore(self, volume: VolumeRef, source: Restored | None) -> None:
         """Give the volume what belongs to its bytes; or let it be in error."""
@@ -146,17 +197,28 @@ class CinderProvider(VolumeProvider):
         else:
             self._volumes.describe(volume.id, source)
 
-    def _image(self, volume: VolumeRef) -> VolumeRef:
-        """Return a volume as the provider ``rbd`` knows it.
+    def _found(self, volume: VolumeRef) -> dict[str, Any]:
+        """Return a volume as the service describes it.
 
-        :raises StorageChanged: the service does not have it (any more), or its image is in no pool.
+        :raises StorageChanged: the service does not have it (any more).
         :raises InvalidVolume: it is encrypted.
         """
-        found = self._volumes.get(volume.id)
-        if found.get("encrypted"):
-            raise InvalidVolume(
-                f"Volume {volume.id} is encrypted; this service does not back up such volumes."
+        return _readable(self._volumes.get(volume.id))
+
+    def _in_ceph(self, volume: VolumeRef, found: dict[str, Any]) -> tuple[RbdProvider, VolumeRef] | None:
+        """Return the provider of a volume's image, and the volume as that knows it; None: it has no image.
+
+        :param found: the volume as the service describes it.
+        :raises StorageChanged: its image is in no pool of this back end.
+        """
+        in_ceph = self._volumes.in_ceph(found)
+        rbd = self._rbd
+        if in_ceph and rbd is None:
+            raise StorageChanged(
+                f"volume {volume.id}", "is in Ceph, which this back end does not use", "Set rbd_pools."
             )
+        if in_ceph is False or rbd is None:
+            return None
         # A volume that was migrated keeps the name of its new image.
         image = f"volume-{found.get('os-vol-mig-status-attr:name_id') or volume.id}"
         with self._lock:
@@ -164,18 +226,26 @@ class CinderProvider(VolumeProvider):
         for place in (known,) if known else (f"rbd:{pool}/{image}" for pool in self._pools):
             wanted = VolumeRef(volume.id, volume.length, place, adopted=True)
             try:
-                self._rbd.look(wanted)
+                rbd.look(wanted)
             except StorageChanged as error:
                 if error.problem != "is gone":
                     raise
                 continue
             with self._lock:
                 self._places[image] = place
-            return wanted
+            return rbd, wanted
         with self._lock:
             self._places.pop(image, None)
+        if in_ceph is None:
+            return None
         raise StorageChanged(
             f"volume {volume.id}",
             "is in no pool of this back end",
             f"{image} is in none of the pools {', '.join(self._pools)} (option rbd_pools).",
         )
+
+
+def _readable(found: dict[str, Any]) -> dict[str, Any]:
+    if found.get("encrypted"):
+        raise InvalidVolume(f"Volume {found['id']} is encrypted; this service does not back up such volumes.")
+    return found

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from oslo_log import log
 
-from backupfw.errors import StorageChanged, TargetError
+from backupfw.errors import BackupfwError, StorageChanged, TargetError
 from backupfw.volume.base import Restored
 from backupfw_cinder.client import Client, Refused
+from backupfw_cinder.host import Host
 
 LOG = log.getLogger(__name__)
 
-# What the attachments of the service name as their device, with the number of the attempt behind it; an
-# attachment has no other name.
+# What the attachments of the service name as their device, with the number of the attempt behind it.
 _DEVICE = "backupfw-"
 
 # Seconds between two looks at a status, and for which a volume is waited for.
@@ -25,15 +27,39 @@ _PATIENCE = 600.0
 # How often the service may refuse to attach a volume that is available: other attempts may try, too.
 _REFUSALS = 20
 
-_PASSING = ("creating", "downloading", "detaching")
-_ATTACHED = ("in-use", "reserved", "attaching")
+_MAKING = ("creating", "downloading")
+_PASSING = ("detaching", *_MAKING)
+#: Statuses of a volume that somebody has.
+ATTACHED = ("in-use", "reserved", "attaching")
+#: The type of connections, and the protocol of back ends, of volumes in Ceph.
+_RBD, _CEPH = "rbd", "ceph"
+
+_NOT_AVAILABLE = "Volume {} does not become available."
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """A volume that is attached to this host.
+
+    :ivar info: how the host reaches it.
+    """
+
+    id: str
+    volume_id: str
+    info: Mapping[str, Any]
 
 
 class Volumes:
-    """Changes volumes; thread-safe."""
+    """Changes volumes; thread-safe.
 
-    def __init__(self, client: Client) -> None:
+    :param host: what left attachments may be connected to.
+    """
+
+    def __init__(self, client: Client, host: Host) -> None:
         self._client = client
+        self._host = host
+        self._lock = threading.Lock()
+        self._protocols: dict[str, frozenset[str]] = {}
 
     def get(self, volume_id: str) -> dict[str, Any]:
         """Return a volume as the service describes it.
@@ -51,12 +77,43 @@ class Volumes:
         assert isinstance(found, dict)
         return found
 
-    def attach(self, volume_id: str, attempt: int) -> str:
-        """Attach an available volume to this host, so that nobody else can; returns the attachment's id.
+    def made(self, volume_id: str) -> dict[str, Any]:
+        """Return a volume as :meth:`get` does, once it is made: before, it has no place.
+
+        :raises StorageChanged: it is gone.
+        :raises TargetError: that takes too long.
+        """
+        give_up = time.monotonic() + _PATIENCE
+        while (found := self.get(volume_id))["status"] in _MAKING:
+            if time.monotonic() >= give_up:
+                raise TargetError(_NOT_AVAILABLE.format(volume_id))
+            time.sleep(_POLL)
+        return found
+
+    def in_ceph(self, found: Mapping[str, Any]) -> bool | None:
+        """Return whether a volume's storage is Ceph; None: the service does not say that now.
+
+        :param found: the volume as the service describes it.
+        """
+        place = str(found.get("os-vol-host-attr:host") or "")
+        with self._lock:
+            known = self._protocols.get(place)
+        if known is None:
+            listed = self._client.call("GET", "/scheduler-stats/get_pools?detail=true")["pools"]
+            protocols = {one["name"]: _protocols(one["capabilities"]) for one in listed}
+            with self._lock:
+                # A place never gets storage of another kind; one that does not answer now is not listed.
+                self._protocols.update(protocols)
+                known = self._protocols.get(place)
+        return _CEPH in known if known else None
+
+    def attach(self, volume_id: str, attempt: int, reach: Mapping[str, Any] | None = None) -> Attachment:
+        """Attach an available volume to this host, so that nobody else can.
 
         What an earlier attempt attached is detached first.
 
         :param attempt: see :meth:`VolumeProvider.open_target`.
+        :param reach: what the service must know of this host; None: enough for volumes in Ceph.
         :raises StorageChanged: the volume is gone, or could not be made.
         :raises TargetError: somebody else has it, or a later attempt.
         """
@@ -69,28 +126,30 @@ class Volumes:
                 raise StorageChanged(f"volume {volume_id}", "is in error", hint)
             if status == "available":
                 try:
-                    return self._attach(volume_id, attempt)
+                    return self._attach(volume_id, attempt, reach)
                 except Refused as error:
                     refusals += 1
                     if refusals == _REFUSALS or error.status not in (400, 404, 409):
                         raise TargetError(f"Volume {volume_id} cannot be attached: {error.text}") from error
-            elif status not in (*_PASSING, *_ATTACHED) or (
-                status in _ATTACHED and not self._detach_earlier(volume_id, attempt)
+            elif status not in (*_PASSING, *ATTACHED) or (
+                status in ATTACHED and not self._detach_earlier(volume_id, attempt)
             ):
                 raise TargetError(f"Somebody else uses volume {volume_id}: its status is {status}.")
             if time.monotonic() >= give_up:
-                raise TargetError(f"Volume {volume_id} does not become available.")
+                raise TargetError(_NOT_AVAILABLE.format(volume_id))
             time.sleep(_POLL)
 
-    def _attach(self, volume_id: str, attempt: int) -> str:
-        body = {"volume_uuid": volume_id, "connector": _connector(attempt), "mode": "rw"}
-        made = str(self._client.call("POST", "/attachments", {"attachment": body})["attachment"]["id"])
+    def _attach(self, volume_id: str, attempt: int, reach: Mapping[str, Any] | None) -> Attachment:
+        # An attachment has no other name.
+        named = {**(reach or _reach_of_ceph()), "mountpoint": f"{_DEVICE}{attempt}"}
+        body = {"volume_uuid": volume_id, "connector": named, "mode": "rw"}
+        made = self._client.call("POST", "/attachments", {"attachment": body})["attachment"]
         try:
-            self._client.call("POST", f"/attachments/{made}/action", {"os-complete": {}})
+            self._client.call("POST", f"/attachments/{made['id']}/action", {"os-complete": {}})
         except BaseException:
-            self.detach(made)
+            self.detach(made["id"])
             raise
-        return made
+        return Attachment(made["id"], volume_id, made["connection_info"])
 
     def detach(self, attachment_id: str) -> None:
         """Delete an attachment; one that is gone counts as deleted."""
@@ -99,6 +158,19 @@ class Volumes:
         except Refused as error:
             if error.status != 404:
                 raise
+
+    def is_taken_over(self, attachment: Attachment) -> bool:
+        """Return whether a later attempt has attached the volume to this host."""
+        try:
+            found = self.get(attachment.volume_id)["attachments"]
+        except StorageChanged:
+            return False
+        here = socket.gethostname()
+        return any(one["attachment_id"] != attachment.id and one.get("host_name") == here for one in found)
+
+    def detach_all(self, volume_id: str) -> None:
+        """Delete all attachments of a volume that is the service's own."""
+        self._detach_earlier(volume_id, None)
 
     def _detach_earlier(self, volume_id: str, attempt: int | None) -> bool:
         """Delete what earlier attempts have attached, and left; a missing volume has nothing.
@@ -115,24 +187,38 @@ class Volumes:
         for one in listed["attachments"]:
             if one["volume_id"] != volume_id:
                 continue
-            number = self._attempt_of(volume_id, one["id"]) if one["status"] == "attached" else 0
+            number: int | None = 0
+            host = None
+            if one["status"] == "attached":
+                number, host = self._attempt_of(volume_id, one["id"])
             if one.get("instance") or number is None:
                 mine = False
             elif attempt is not None and number > attempt:
                 raise TargetError(f"A later attempt writes volume {volume_id}.")
             else:
                 LOG.warning("Deleting attachment %s of volume %s, which was left", one["id"], volume_id)
+                if host == socket.gethostname():
+                    self._disconnect(volume_id, one["connection_info"])
                 self.detach(one["id"])
         return mine
 
-    def _attempt_of(self, volume_id: str, attachment_id: str) -> int | None:
-        """Return the number of the attempt that made an attachment; None: it is not ours."""
+    def _attempt_of(self, volume_id: str, attachment_id: str) -> tuple[int | None, str | None]:
+        """Return the number of the attempt that made an attachment, None if it is not ours; and its host."""
         for one in self.get(volume_id)["attachments"]:
             device = one["device"] or ""
             if one["attachment_id"] == attachment_id and device.startswith(_DEVICE):
                 number = device.removeprefix(_DEVICE)
-                return int(number) if number.isascii() and number.isdigit() else None
-        return None
+                return (int(number) if number.isascii() and number.isdigit() else None), one.get("host_name")
+        return None, None
+
+    def _disconnect(self, volume_id: str, info: Mapping[str, Any]) -> None:
+        """Remove what a killed process has connected to this host."""
+        if not info or info.get("driver_volume_type") == _RBD:
+            return
+        try:
+            self._host.disconnect(info, force=True)
+        except (BackupfwError, OSError):
+            LOG.exception("What is left of volume %s on this host is not disconnected", volume_id)
 
     def describe(self, volume_id: str, source: Restored) -> None:
         """Give a volume what belongs to its new bytes."""
@@ -162,7 +248,13 @@ class Volumes:
         self._client.call("POST", f"/volumes/{volume_id}/action", {action: dict(body)})
 
 
-def _connector(attempt: int) -> dict[str, Any]:
+def _protocols(capabilities: Mapping[str, Any]) -> frozenset[str]:
+    """Return the names of a back end's protocol: one, or all that it is known by."""
+    found = capabilities.get("storage_protocol") or ()
+    return frozenset((found,) if isinstance(found, str) else found)
+
+
+def _reach_of_ceph() -> dict[str, Any]:
     """Return what a Block Storage service must know of a host; enough for volumes in Ceph."""
     return {
         "host": socket.gethostname(),
@@ -171,5 +263,4 @@ def _connector(attempt: int) -> dict[str, Any]:
         "os_type": "linux",
         "multipath": False,
         "do_local_attach": False,
-        "mountpoint": f"{_DEVICE}{attempt}",
     }
