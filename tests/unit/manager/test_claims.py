@@ -323,14 +323,15 @@ MAIN, TAPE, NONE = ("main", "tape", None)
 @pytest.mark.parametrize(
     ("limits", "taken"),
     [
-        (Limits(), [0, 1, 2, 3, 4, 5]),
+        (Limits(), [0, 1, 2, 3, 4, 5, 6]),
         (Limits(total=1), [0]),
         (Limits(total=4), [0, 1, 2, 3]),
         (Limits(project=1), [0, 1]),
         (Limits(project=2), [0, 1, 2, 3]),
         (Limits(stores={MAIN: 1}), [0, 2, 3, 4, 5]),
+        # A store's count is of all projects: 0 is A's, 1 is B's.
         (Limits(stores={MAIN: 2, TAPE: 1}), [0, 1, 2, 4, 5]),
-        (Limits(stores={MAIN: 0, TAPE: 2}), [0, 1, 2, 3, 4, 5]),
+        (Limits(stores={MAIN: 0, TAPE: 2}), [0, 1, 2, 3, 4, 5, 6]),
         (Limits(total=3, project=2, stores={MAIN: 1}), [0, 2, 3]),
     ],
 )
@@ -338,7 +339,7 @@ def test_what_runs_counts_against_the_limits(world: World, limits: Limits, taken
     world.tasks = Tasks(world.db, 3, lambda: limits)
     ids = [
         queue(world, f"r{at}", "AB"[at % 2], store=store)
-        for at, store in enumerate((MAIN, MAIN, TAPE, TAPE, NONE, NONE))
+        for at, store in enumerate((MAIN, MAIN, TAPE, TAPE, NONE, NONE, MAIN))
     ]
     running = []
     while (task := world.tasks.claim("h/1", 60)) is not None:
