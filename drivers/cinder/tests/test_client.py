@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
@@ -31,7 +33,7 @@ from backupfw.errors import (
     StorageChanged,
     VolumeNotFound,
 )
-from backupfw.volume.base import VolumeRef, no_tick
+from backupfw.volume.base import Restored, VolumeRef, no_tick
 
 SECRET = "very-secret-password"
 OURS, HIS = "a" * 32, "b" * 32
@@ -261,7 +263,7 @@ def test_a_volume_that_somebody_else_has_is_not_spoiled(
         return (200, {"volume": {**VOLUME, "attachments": [attached]}}) if method == "GET" else (202, {})
 
     cloud.answer = answer
-    Volumes(client, Connections()).spoil("v1")
+    Volumes(client, Connections()).spoil(VolumeRef("v1", 1 << 30))
     changes = [(method, path.rpartition("/")[2]) for method, path, _, _ in cloud.seen if method != "GET"]
     assert changes == ([] if server else [("DELETE", "a1"), ("POST", "action")])
 
@@ -336,9 +338,12 @@ def test_a_volume_in_ceph_needs_its_pool(cloud: Cloud) -> None:
 class Project:
     """The temporary snapshots and volumes that a service has; ``faults`` are the answers to some requests."""
 
-    def __init__(self) -> None:
+    def __init__(self, bodies: list[Any]) -> None:
+        self.bodies = bodies
         self.things: dict[str, dict[str, Any]] = {}
         self.faults: dict[str, int] = {}
+        self.owner = HIS
+        self.connection: dict[str, Any] = {}
         self.numbers = itertools.count(1)
 
     def add(self, kind: str, status: str, name: str, **fields: Any) -> str:
@@ -350,26 +355,29 @@ class Project:
     def answer(self, method: str, path: str) -> tuple[int, Any]:
         *_, kind, one = urlsplit(path).path.removesuffix("/action").split("/")
         if method == "GET" and one == "v1":
-            return 200, {"volume": VOLUME}
+            return 200, {"volume": {**VOLUME, "attachments": [], "os-vol-tenant-attr:tenant_id": self.owner}}
         if one == "detail":
             return 200, {kind: [each for each in self.things.values() if each["kind"] == kind]}
-        if one in ("volumes", "snapshots"):
+        if one == "get_pools":
+            return 200, {"pools": []}
+        if one in ("volumes", "snapshots", "attachments"):
             if (status := self.faults.get(one)) is not None:
                 return status, fault("no")
-            made = self.add(one, "creating", "")
-            self.things[made]["status"] = "available"
+            (wanted,) = self.bodies[-1].values()
+            more = {"volume_id": "v1", **wanted, "connection_info": self.connection}
+            made = self.add(one, "available", more.pop("name", ""), **more)
             return 202, {one[:-1]: self.things[made]}
         if method == "GET":
             found = self.things.get(one)
             return (404, {}) if found is None else (200, {kind[:-1]: found})
-        if one not in self.faults:
-            del self.things[one]
+        if one not in self.faults and not (kind == "attachments" and method == "POST"):
+            self.things.pop(one, None)
         return 202, {}
 
 
 @pytest.fixture
 def project(cloud: Cloud) -> Project:
-    made = Project()
+    made = Project(cloud.bodies)
     cloud.answer = made.answer
     return made
 
@@ -405,6 +413,32 @@ def test_what_is_used_up_or_stays_is_tried_again_later(client: Client, project: 
     assert not project.things
 
 
+def test_the_bytes_of_another_project_are_neither_read_nor_written(
+    cloud: Cloud, project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The owner transfers his volume while his backup or restore waits for a worker."""
+    disk = tmp_path / "disk"
+    disk.write_bytes(b"b" * 4096)
+    os.truncate(disk, 1 << 30)
+    project.connection = {"driver_volume_type": "local", "device_path": str(disk)}
+    monkeypatch.setattr(Host, "connector", lambda _self: {"host": "here"})
+    provider = CinderProvider(options(auth_url=f"{cloud.url}/identity/v3", attach_dir=str(tmp_path / "a")))
+    volume = VolumeRef("v1", 1 << 30, project_id=HIS)
+    provider.open_point(volume, "p1").close()
+    with provider.open_target(volume, 1):
+        pass
+    project.owner = OURS
+    with pytest.raises(StorageChanged, match="another project"):
+        provider.open_point(volume, "p1")
+    with pytest.raises(StorageChanged, match="another project"), provider.open_target(volume, 1):
+        pass
+    assert project.things == {}
+    del cloud.seen[:]
+    for source in (None, Restored(bootable=True, metadata={"a": "b"})):
+        provider.end_restore(volume, source)
+    assert {method for method, _, _, _ in cloud.seen} == {"GET"}
+
+
 def test_two_services_are_not_mixed(cloud: Cloud) -> None:
     other = Cloud()
     try:
@@ -432,10 +466,12 @@ def test_passwords_of_connections_are_in_no_log(
     ]
     cloud.answer = lambda _, path: (
         200,
-        {"attachments": listed, "volume": {**VOLUME, "attachments": []}, "attachment": listed[0]},
+        {"attachments": listed, "attachment": listed[0]}
+        if "/attachments" in path
+        else {"volume": {**VOLUME, "attachments": []}},
     )
     volumes = Volumes(client, Connections())
-    assert volumes.attach("v1", 1).info == info
+    assert volumes.attach(VolumeRef("v1", 1 << 30), 1).info == info
     volumes.detach_all("v1")
     assert "v1" in caplog.text
     assert "chap-secret" not in caplog.text

@@ -29,7 +29,7 @@ class Attached:
         :return: the provider by which it is used, and the volume as that provider knows it.
         """
         connector = self._host.connector()
-        attachment = self._volumes.attach(volume.id, attempt, connector)
+        attachment = self._volumes.attach(volume, attempt, connector)
         device: list[object] = []
         found: dict[str, object] = {}
         stack.callback(self._close, attachment, found, device)

@@ -130,6 +130,16 @@ class CinderProvider(VolumeProvider):
         Of a volume that is not in Ceph, a volume is made for the point, and attached.
         """
         volume = ref.volume if isinstance(ref, SnapshotRef) else ref
+        point = self._point(ref, volume, point_id, tick)
+        try:
+            # The point holds still, so its bytes are those of the owner that the volume still has.
+            self._volumes.check_owner(volume)
+        except BaseException:
+            point.close()
+            raise
+        return point
+
+    def _point(self, ref: VolumeRef | SnapshotRef, volume: VolumeRef, point_id: str, tick: Tick) -> Point:
         in_ceph = self._in_ceph(volume, self._found(volume))
         if in_ceph is None:
             return self._held_point(ref, point_id, tick)
@@ -183,7 +193,7 @@ class CinderProvider(VolumeProvider):
                 local, reference = self._attached.open(volume, attempt, stack)
                 target = stack.enter_context(local.open_target(reference, attempt))
             else:
-                attachment = self._volumes.attach(volume.id, attempt)
+                attachment = self._volumes.attach(volume, attempt)
                 stack.callback(self._volumes.detach, attachment.id)
                 rbd, image = in_ceph
                 target = stack.enter_context(rbd.open_target(image, attempt))
@@ -193,9 +203,9 @@ class CinderProvider(VolumeProvider):
     def end_restore(self, volume: VolumeRef, source: Restored | None) -> None:
         """Give the volume what belongs to its bytes; or let it be in error."""
         if source is None:
-            self._volumes.spoil(volume.id)
+            self._volumes.spoil(volume)
         else:
-            self._volumes.describe(volume.id, source)
+            self._volumes.describe(volume, source)
 
     def _found(self, volume: VolumeRef) -> dict[str, Any]:
         """Return a volume as the service describes it.

@@ -12,7 +12,7 @@ from typing import Any
 from oslo_log import log
 
 from backupfw.errors import BackupfwError, StorageChanged, TargetError
-from backupfw.volume.base import Restored
+from backupfw.volume.base import Restored, VolumeRef
 from backupfw_cinder.client import Client, Refused
 from backupfw_cinder.host import Host
 
@@ -90,6 +90,15 @@ class Volumes:
             time.sleep(_POLL)
         return found
 
+    def check_owner(self, volume: VolumeRef) -> None:
+        """Make sure that a volume still has the owner that it had when the operation was asked for.
+
+        :raises StorageChanged: it has another owner, or is gone.
+        """
+        if volume.project_id is not None and _has_another_owner(self.get(volume.id), volume):
+            hint = "It was transferred in the Block Storage service."
+            raise StorageChanged(f"volume {volume.id}", "belongs to another project now", hint)
+
     def in_ceph(self, found: Mapping[str, Any]) -> bool | None:
         """Return whether a volume's storage is Ceph; None: the service does not say that now.
 
@@ -107,16 +116,17 @@ class Volumes:
                 known = self._protocols.get(place)
         return _CEPH in known if known else None
 
-    def attach(self, volume_id: str, attempt: int, reach: Mapping[str, Any] | None = None) -> Attachment:
+    def attach(self, volume: VolumeRef, attempt: int, reach: Mapping[str, Any] | None = None) -> Attachment:
         """Attach an available volume to this host, so that nobody else can.
 
         What an earlier attempt attached is detached first.
 
         :param attempt: see :meth:`VolumeProvider.open_target`.
         :param reach: what the service must know of this host; None: enough for volumes in Ceph.
-        :raises StorageChanged: the volume is gone, or could not be made.
+        :raises StorageChanged: the volume is gone, could not be made, or has another owner now.
         :raises TargetError: somebody else has it, or a later attempt.
         """
+        volume_id = volume.id
         give_up = time.monotonic() + _PATIENCE
         refusals = 0
         while True:
@@ -126,7 +136,7 @@ class Volumes:
                 raise StorageChanged(f"volume {volume_id}", "is in error", hint)
             if status == "available":
                 try:
-                    return self._attach(volume_id, attempt, reach)
+                    return self._attach(volume, attempt, reach)
                 except Refused as error:
                     refusals += 1
                     if refusals == _REFUSALS or error.status not in (400, 404, 409):
@@ -139,17 +149,19 @@ class Volumes:
                 raise TargetError(_NOT_AVAILABLE.format(volume_id))
             time.sleep(_POLL)
 
-    def _attach(self, volume_id: str, attempt: int, reach: Mapping[str, Any] | None) -> Attachment:
+    def _attach(self, volume: VolumeRef, attempt: int, reach: Mapping[str, Any] | None) -> Attachment:
         # An attachment has no other name.
         named = {**(reach or _reach_of_ceph()), "mountpoint": f"{_DEVICE}{attempt}"}
-        body = {"volume_uuid": volume_id, "connector": named, "mode": "rw"}
+        body = {"volume_uuid": volume.id, "connector": named, "mode": "rw"}
         made = self._client.call("POST", "/attachments", {"attachment": body})["attachment"]
         try:
             self._client.call("POST", f"/attachments/{made['id']}/action", {"os-complete": {}})
+            # Nobody can transfer it while it is attached.
+            self.check_owner(volume)
         except BaseException:
             self.detach(made["id"])
             raise
-        return Attachment(made["id"], volume_id, made["connection_info"])
+        return Attachment(made["id"], volume.id, made["connection_info"])
 
     def detach(self, attachment_id: str) -> None:
         """Delete an attachment; one that is gone counts as deleted."""
@@ -220,9 +232,15 @@ class Volumes:
         except (BackupfwError, OSError):
             LOG.exception("What is left of volume %s on this host is not disconnected", volume_id)
 
-    def describe(self, volume_id: str, source: Restored) -> None:
-        """Give a volume what belongs to its new bytes."""
+    def describe(self, volume: VolumeRef, source: Restored) -> None:
+        """Give a volume what belongs to its new bytes; that of another owner is left alone.
+
+        :raises StorageChanged: it is gone.
+        """
+        volume_id = volume.id
         present = self.get(volume_id)
+        if _has_another_owner(present, volume):
+            return
         if source.metadata:
             self._client.call("POST", f"/volumes/{volume_id}/metadata", {"metadata": dict(source.metadata)})
         self._act(volume_id, "os-set_bootable", {"bootable": source.bootable})
@@ -231,11 +249,18 @@ class Volumes:
         if source.image_metadata:
             self._act(volume_id, "os-set_image_metadata", {"metadata": dict(source.image_metadata)})
 
-    def spoil(self, volume_id: str) -> None:
+    def spoil(self, volume: VolumeRef) -> None:
         """Let a volume be in error, so that nobody takes it for a good one; a missing one is left so.
 
-        One that somebody else has attached is left alone: it was taken before this service could write.
+        One that has another owner now, or that somebody else has attached, is left alone: it was taken
+        before this service could write.
         """
+        volume_id = volume.id
+        try:
+            if _has_another_owner(self.get(volume_id), volume):
+                return
+        except StorageChanged:
+            return
         if not self._detach_earlier(volume_id, None):
             return
         try:
@@ -246,6 +271,12 @@ class Volumes:
 
     def _act(self, volume_id: str, action: str, body: Mapping[str, Any]) -> None:
         self._client.call("POST", f"/volumes/{volume_id}/action", {action: dict(body)})
+
+
+def _has_another_owner(found: Mapping[str, Any], volume: VolumeRef) -> bool:
+    """Return whether a volume was transferred since an operation was asked for; if that is known."""
+    owner = found.get("os-vol-tenant-attr:tenant_id")
+    return bool(owner and volume.project_id) and owner != volume.project_id
 
 
 def _protocols(capabilities: Mapping[str, Any]) -> frozenset[str]:
