@@ -33,7 +33,7 @@ from backupfw.errors import (
     StorageChanged,
     VolumeNotFound,
 )
-from backupfw.volume.base import Restored, VolumeRef, no_tick
+from backupfw.volume.base import Needed, Restored, Storage, VolumeRef, no_tick
 
 SECRET = "very-secret-password"
 OURS, HIS = "a" * 32, "b" * 32
@@ -333,6 +333,53 @@ def test_a_volume_in_ceph_needs_its_pool(cloud: Cloud) -> None:
     with pytest.raises(StorageChanged, match="in Ceph"):
         provider.open_point(VolumeRef("v1", 1 << 30), "p1")
     assert {method for method, _, _, _ in cloud.seen} == {"GET"}
+
+
+class Images:
+    """Stands for the provider of images: those that there are, and what is done with them."""
+
+    def __init__(self, *places: str) -> None:
+        self.places = set(places)
+        self.kept: list[str] = []
+
+    def look(self, image: VolumeRef) -> Storage:
+        if image.location not in self.places:
+            raise StorageChanged(f"volume {image.id}", "is gone", "")
+        return Storage(str(image.location), image.length)
+
+    def keep_points(self, image: VolumeRef, needed: Callable[[], Needed]) -> None:
+        needed()
+        self.kept.append(str(image.location))
+
+
+def in_pools(cloud: Cloud, images: Images, monkeypatch: pytest.MonkeyPatch, **shown: Any) -> CinderProvider:
+    """Return a provider for the volume v1, which is in Ceph and has these images."""
+    pools = [{"name": "a@x#x", "capabilities": {"storage_protocol": "ceph"}}]
+    volume = {**VOLUME, "os-vol-host-attr:host": "a@x#x", **shown}
+    cloud.answer = lambda _, path: (
+        200,
+        {"pools": pools} if "get_pools" in path else {"volume": volume, "volumes": [], "snapshots": []},
+    )
+    provider = CinderProvider(options(auth_url=f"{cloud.url}/identity/v3"))
+    monkeypatch.setattr(provider, "_rbd", images)
+    monkeypatch.setattr(provider, "_pools", ("fast", "slow"))
+    return provider
+
+
+def test_old_bytes_are_not_taken_for_the_volume(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The service moves a volume to another pool, and both have an image of its name for a while."""
+    images = Images("rbd:fast/volume-v1")
+    provider = in_pools(cloud, images, monkeypatch)
+    volume = VolumeRef("v1", 1 << 30)
+    assert provider.look(volume).length == 1 << 30
+    images.places.add("rbd:slow/volume-v1")
+    for use in (provider.look, lambda ref: provider.open_point(ref, "p1")):
+        with pytest.raises(StorageChanged, match="several pools"):
+            use(volume)
+    provider.keep_points(volume, Needed)
+    assert images.kept == ["rbd:fast/volume-v1", "rbd:slow/volume-v1"]
+    images.places.remove("rbd:fast/volume-v1")
+    assert provider.look(volume).length == 1 << 30
 
 
 class Project:

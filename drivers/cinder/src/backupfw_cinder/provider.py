@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -62,8 +61,6 @@ class CinderProvider(VolumeProvider):
         values = rbd_values(options)
         self._rbd = None if values is None else RbdProvider(values)
         self._pools = () if values is None else tuple(values.pools)
-        self._lock = threading.Lock()
-        self._places: dict[str, str] = {}
 
     @property
     def capabilities(self) -> Capabilities:
@@ -172,13 +169,17 @@ class CinderProvider(VolumeProvider):
         # Both ways: the service may have moved the volume.
         held = self._temporary.points(volume.id)
         asked = cache(needed)
+        rbd = self._rbd
+        images: list[VolumeRef] = []
         try:
-            in_ceph = self._in_ceph(volume, self._found(volume))
+            found = self._found(volume)
+            if rbd is not None and self._volumes.in_ceph(found) is not False:
+                images = self._images(rbd, volume, found)
         except StorageChanged:
             # A volume that is gone has no image.
-            in_ceph = None
-        if in_ceph is not None:
-            rbd, image = in_ceph
+            pass
+        for image in images:
+            assert rbd is not None
             rbd.keep_points(image, asked)
         if held:
             # Nothing is compared with a temporary volume.
@@ -219,7 +220,7 @@ class CinderProvider(VolumeProvider):
         """Return the provider of a volume's image, and the volume as that knows it; None: it has no image.
 
         :param found: the volume as the service describes it.
-        :raises StorageChanged: its image is in no pool of this back end.
+        :raises StorageChanged: its image is in no pool of this back end, or in several.
         """
         in_ceph = self._volumes.in_ceph(found)
         rbd = self._rbd
@@ -229,30 +230,41 @@ class CinderProvider(VolumeProvider):
             )
         if in_ceph is False or rbd is None:
             return None
+        images = self._images(rbd, volume, found)
+        if len(images) > 1:
+            raise StorageChanged(
+                f"volume {volume.id}",
+                "is in several pools of this back end",
+                f"The service moves it, or has left one of {', '.join(str(one.location) for one in images)}.",
+            )
+        if images:
+            return rbd, images[0]
+        if in_ceph is None:
+            return None
+        raise StorageChanged(
+            f"volume {volume.id}",
+            "is in no pool of this back end",
+            f"It is in none of the pools {', '.join(self._pools)} (option rbd_pools).",
+        )
+
+    def _images(self, rbd: RbdProvider, volume: VolumeRef, found: dict[str, Any]) -> list[VolumeRef]:
+        """Return the images that have the volume's name, in all pools, as the provider of images knows them.
+
+        There are two while the service moves a volume, or if it could not delete the old one.
+        """
         # A volume that was migrated keeps the name of its new image.
         image = f"volume-{found.get('os-vol-mig-status-attr:name_id') or volume.id}"
-        with self._lock:
-            known = self._places.get(image)
-        for place in (known,) if known else (f"rbd:{pool}/{image}" for pool in self._pools):
+        places = []
+        for place in (f"rbd:{pool}/{image}" for pool in self._pools):
             wanted = VolumeRef(volume.id, volume.length, place, adopted=True)
             try:
                 rbd.look(wanted)
             except StorageChanged as error:
                 if error.problem != "is gone":
                     raise
-                continue
-            with self._lock:
-                self._places[image] = place
-            return rbd, wanted
-        with self._lock:
-            self._places.pop(image, None)
-        if in_ceph is None:
-            return None
-        raise StorageChanged(
-            f"volume {volume.id}",
-            "is in no pool of this back end",
-            f"{image} is in none of the pools {', '.join(self._pools)} (option rbd_pools).",
-        )
+            else:
+                places.append(wanted)
+        return places
 
 
 def _readable(found: dict[str, Any]) -> dict[str, Any]:
