@@ -382,6 +382,14 @@ def test_old_bytes_are_not_taken_for_the_volume(cloud: Cloud, monkeypatch: pytes
     assert provider.look(volume).length == 1 << 30
 
 
+def test_a_volume_that_became_encrypted_has_no_points(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A retype makes a new image, so the points went with the old one."""
+    images = Images("rbd:fast/volume-v1")
+    provider = in_pools(cloud, images, monkeypatch, encrypted=True)
+    provider.keep_points(VolumeRef("v1", 1 << 30), Needed)
+    assert images.kept == []
+
+
 class Project:
     """The temporary snapshots and volumes that a service has; ``faults`` are the answers to some requests."""
 

@@ -175,8 +175,8 @@ class CinderProvider(VolumeProvider):
             found = self._found(volume)
             if rbd is not None and self._volumes.in_ceph(found) is not False:
                 images = self._images(rbd, volume, found)
-        except StorageChanged:
-            # A volume that is gone has no image.
+        except (StorageChanged, InvalidVolume):
+            # A volume that is gone has no image, and one that a retype has encrypted has a new one.
             pass
         for image in images:
             assert rbd is not None
