@@ -42,6 +42,9 @@ NAMES = (
     "import.found",
     "import.verified",
     "import.committed",
+    "key.made",
+    "key.recorded",
+    "key.put",
     "api.committed",
 )
 

@@ -23,7 +23,7 @@
      |       +- OutcomeUnknown   ... and what was sent last may have been done before
      +- EngineError
          +- UnsupportedFormat    unknown version or required feature
-         +- DataKeyMissing       an object is encrypted with a data key that is not here
+         +- DataKeyMissing       an object is encrypted with a data key that cannot be used here
          +- Damaged              stored bytes are missing or not what was promised
          +- AttemptInVain        the attempt cannot end well, without a fault of its own
          |   +- ListingBehind    a listing does not show yet what was put before
@@ -192,13 +192,14 @@ class UnsupportedFormat(EngineError):
 
 
 class DataKeyMissing(EngineError):
-    """What is stored is encrypted with a data key that cannot be found.
+    """What is stored is encrypted with a data key that cannot be used here.
 
     :param key_id: the data key's id.
+    :param why: why not, without any secret.
     """
 
-    def __init__(self, key_id: str) -> None:
-        super().__init__(f"It is encrypted with the data key {key_id}, which is not here.")
+    def __init__(self, key_id: str, why: str = "it is not here") -> None:
+        super().__init__(f"The backup is encrypted with the data key {key_id}: {why}.")
         self.key_id = key_id
 
 

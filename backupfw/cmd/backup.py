@@ -276,7 +276,7 @@ def record(conf: ConfigOpts, db: Database, backup_id: str) -> Mapping[str, Any]:
         "damaged_objects": []
         if row.manifest_id is None
         else [database.plain(one) for one in BackupTasks(db, conf).damaged_objects.of(row.manifest_id)],
-        "manifest": _manifest_key(db, row.manifest_id),
+        **_manifest(db, row.manifest_id),
         "holdings": None if row.manifest_id is None else _holdings(conf, db, row.id, row.manifest_id),
     }
     # What the backup stored when it was made is not what it holds now.
@@ -284,14 +284,26 @@ def record(conf: ConfigOpts, db: Database, backup_id: str) -> Mapping[str, Any]:
     return dict(sorted(known.items()))
 
 
-def _manifest_key(db: Database, manifest_id: str | None) -> str | None:
+def _manifest(db: Database, manifest_id: str | None) -> dict[str, Any]:
+    """Say where a backup's manifest is, and with which key its data is encrypted."""
     from backupfw.db import models
 
+    known: dict[str, Any] = {"manifest": None, "encryption": None}
     if manifest_id is None:
-        return None
+        return known
     with db.read() as session:
         manifest = session.get(models.Manifest, manifest_id)
-        return None if manifest is None else manifest.key
+        if manifest is None:
+            return known
+        known["manifest"] = manifest.key
+        if manifest.key_id is not None:
+            data_key = session.get(models.DataKey, manifest.key_id)
+            known["encryption"] = {
+                "data_key": manifest.key_id,
+                "project_key": None if data_key is None else data_key.project_key_id,
+                "algorithm": None if data_key is None else data_key.algorithm,
+            }
+    return known
 
 
 def _line(backup: Mapping[str, Any]) -> str:

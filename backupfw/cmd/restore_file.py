@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from backupfw.cmd.catalogue import StoredManifest
     from backupfw.cmd.progress import Progress
     from backupfw.db.session import Database
+    from backupfw.worker.data_keys import DataKeys
     from backupfw.worker.stores import Stores
 
 
@@ -55,22 +56,27 @@ def restore(
     :raises Damaged: an object is missing or wrong; that is recorded, as a verification does it.
     :raises TargetError: the file could not be written.
     :raises ChunkStoreError: the store could not be read.
+    :raises DataKeyMissing, KeyStoreError: it is encrypted, and its key cannot be found.
     """
     from backupfw.cmd import catalogue
+    from backupfw.manager.usecases.keys import KeyManager
+    from backupfw.worker.data_keys import DataKeys
     from backupfw.worker.stores import Stores
 
     final = _judged(conf, db, path, overwrite)
     manifest = catalogue.manifest_of(db, backup_id)
+    data_keys = DataKeys.of(conf, KeyManager(db))
     stores = Stores(conf)
     try:
         with new_file(final, overwrite=overwrite) as fd:
-            written = _write(conf, db, backup_id, manifest, stores, fd, progress, disk_format)
+            written = _write(conf, db, backup_id, manifest, stores, data_keys, fd, progress, disk_format)
     except TargetError as error:
         raise TargetError(f"{path} could not be written: {error.__cause__ or error}") from error
     finally:
         # So that the next message begins on a line of its own.
         progress.abandon()
         stores.close()
+        data_keys.close()
     progress.finish(written)
 
 
@@ -80,6 +86,7 @@ def _write(
     backup_id: str,
     manifest: StoredManifest,
     stores: Stores,
+    data_keys: DataKeys,
     fd: int,
     progress: Progress,
     disk_format: str,
@@ -102,7 +109,14 @@ def _write(
         else:
             target = new_image(Descriptor(os.dup(fd)), disk_format, length)
         try:
-            engine.run(manifest.key, container, target, control, streams=conf.backup.streams)
+            engine.run(
+                manifest.key,
+                container,
+                target,
+                control,
+                streams=conf.backup.streams,
+                find_key=data_keys.finder(container, manifest.key),
+            )
         finally:
             target.close()
     except Damaged as error:

@@ -32,12 +32,14 @@ from backupfw.manager.queue.tasks import Tasks
 from backupfw.manager.rules.quota import QuotaManager
 from backupfw.manager.rules.volume_types import VolumeTypeManager
 from backupfw.manager.usecases.backups import BackupManager
+from backupfw.manager.usecases.keys import KeyManager
 from backupfw.manager.usecases.mirrors import Mirrors
 from backupfw.manager.usecases.snapshots import SnapshotManager
 from backupfw.manager.usecases.transfers import TransferManager
 from backupfw.manager.usecases.volumes import VolumeManager
 from backupfw.outages import Outages
 from backupfw.worker.backends import Backends, foreign_catalogues
+from backupfw.worker.data_keys import DataKeys
 from backupfw.worker.handlers import EngineSettings, Tools
 from backupfw.worker.stores import Stores
 from backupfw.worker.worker import Worker, WorkerSettings
@@ -144,6 +146,7 @@ class WorkerProcess:
         self._alone = alone
         self._look_after = partial(look_after, Expiry(db, conf), MessageManager(db, conf))
         self._stores = Stores(conf, stop=self._ending.is_set, recorder=meters)
+        self._data_keys = DataKeys.of(conf, KeyManager(db))
         conf.register_mutate_hook(lambda *_: self._stores.set_limits())
         services = ServiceManager(db, conf)
         wire_names = self._stores.wire_names
@@ -168,6 +171,7 @@ class WorkerProcess:
             backups=backup_tasks,
             volumes=VolumeTasks(db),
             stores=self._stores,
+            data_keys=self._data_keys,
             backends=backends,
             heartbeat=lambda: services.heartbeat(
                 conf.host, BACKUP_BINARY, conf.availability_zone, wire_names, reached, process
@@ -220,6 +224,7 @@ class WorkerProcess:
         except Exception:
             LOG.exception("Others learn late that this worker has stopped")
         self._stores.close()
+        self._data_keys.close()
 
 
 def monitor(

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from oslo_config import cfg
 
     from backupfw.db.session import Database
+    from backupfw.worker.data_keys import DataKeys
     from backupfw.worker.stores import Stores
 
 #: Longest age that may be asked for, days.
@@ -83,6 +84,8 @@ class Verify(base.Lister):
         """Verify one backup or many, and return a record of each when it is done."""
         from backupfw.cmd import catalogue
         from backupfw.db import models
+        from backupfw.manager.usecases.keys import KeyManager
+        from backupfw.worker.data_keys import DataKeys
         from backupfw.worker.stores import Stores
 
         one = args.id is not None
@@ -94,7 +97,8 @@ class Verify(base.Lister):
         conf, db = self.database(args)
         stores = self.open(closing(Stores(conf)))
         told = _print_damaged if self.is_text(args) and not args.json else None
-        verifier = Verifier(conf, db, stores, quick=args.quick, told=told)
+        data_keys = self.open(closing(DataKeys.of(conf, KeyManager(db))))
+        verifier = Verifier(conf, db, stores, data_keys, quick=args.quick, told=told)
         if one:
             return self._judged(verifier.one(catalogue.find_id(db, models.Backup, args.id, args.project)))
         return self._judged(_many(args, db, verifier))
@@ -133,6 +137,7 @@ def _age(text: str) -> timedelta | datetime:
 def _many(args: argparse.Namespace, db: Database, verifier: Verifier) -> Iterator[Mapping[str, Any]]:
     from backupfw.chunkstore.errors import ChunkStoreError
     from backupfw.cmd import catalogue
+    from backupfw.keys.errors import KeyStoreError
 
     of = args.volume or args.project
     volume = None if args.volume is None else catalogue.find_backed_up(db, args.volume, args.project)
@@ -154,7 +159,7 @@ def _many(args: argparse.Namespace, db: Database, verifier: Verifier) -> Iterato
         with suppress(BackupNotFound, InvalidBackup):
             try:
                 yield from verifier.one(backup_id)
-            except (ChunkStoreError, EngineError, InvalidInput) as error:
+            except (ChunkStoreError, EngineError, InvalidInput, KeyStoreError) as error:
                 # There is no result, so nothing is recorded, and the next run begins with this backup.
                 nothing = dict.fromkeys(Verify.columns)
                 yield {**nothing, "id": backup_id, "result": NOT_VERIFIED, "problem": str(error)}
@@ -163,6 +168,7 @@ def _many(args: argparse.Namespace, db: Database, verifier: Verifier) -> Iterato
 class Verifier:
     """Verifies one backup after the other.
 
+    :param data_keys: finds the keys of backups that are encrypted.
     :param told: called with key and reason as soon as an object is found damaged.
     """
 
@@ -171,6 +177,7 @@ class Verifier:
         conf: cfg.ConfigOpts,
         db: Database,
         stores: Stores,
+        data_keys: DataKeys,
         *,
         quick: bool,
         told: Callable[[str, str], None] | None = None,
@@ -181,6 +188,7 @@ class Verifier:
         self._db = db
         self._stores = stores
         self._tasks = BackupTasks(db, conf)
+        self._data_keys = data_keys
         self._quick = quick
         self._told = told
 
@@ -189,8 +197,8 @@ class Verifier:
 
         :raises BackupNotFound: there is no such backup.
         :raises InvalidBackup: it has no manifest to verify, or was deleted meanwhile.
-        :raises ChunkStoreError, EngineError, InvalidInput: it could not be verified; nothing is recorded
-            but the damage found so far.
+        :raises ChunkStoreError, EngineError, InvalidInput, KeyStoreError: it could not be verified; what is
+            recorded is the damage found so far.
         """
         from backupfw.cmd import catalogue
         from backupfw.engine import verify as engine
@@ -224,6 +232,7 @@ class Verifier:
                     damaged,
                     quick=self._quick,
                     streams=self._conf.backup.streams,
+                    find_key=self._data_keys.finder(opened, manifest.key),
                 )
                 for part in found.parts():
                     mark_sharers(self._tasks, opened, manifest.id, part, control)

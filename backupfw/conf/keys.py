@@ -14,6 +14,17 @@ DRIVER = cfg.StrOpt(
     help="The key store: an installed entry point of group backupfw.keys.  The embedded service uses file;"
     " unset: there is none, and nothing can be encrypted.",
 )
+ALGORITHM = cfg.StrOpt(
+    "algorithm",
+    default="aes-256-gcm",
+    choices=[
+        ("aes-256-gcm", "fast where processors have instructions for AES, which nearly all have"),
+        ("chacha20-poly1305", "faster on the others"),
+    ],
+    help="How the data of new backups is encrypted.  Older backups can be read whatever it is.",
+)
+#: The options of the section, whatever the driver.
+COMMON = (DRIVER, ALGORITHM)
 #: Why the section needs a driver.
 NEEDED = "it is the key store of this installation"
 
@@ -35,7 +46,7 @@ def register_opts(
     :returns: what was registered.
     :raises ConfigError: the driver is unknown.
     """
-    conf.register_opts((DRIVER,), GROUP)
+    conf.register_opts(COMMON, GROUP)
     if conf[GROUP].driver is None and "driver" not in defaults:
         return []
-    return [named.register_opts(conf, GROUP, (DRIVER,), find_driver, defaults, needed_by=NEEDED)]
+    return [named.register_opts(conf, GROUP, COMMON, find_driver, defaults, needed_by=NEEDED)]

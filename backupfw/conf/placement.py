@@ -23,6 +23,14 @@ OPTS = (
         max_length=255,
         help="Their container, unless the request names one; unset: the store's own default.",
     ),
+    cfg.StrOpt(
+        "encryption",
+        choices=[
+            (stores.OFF, "they are stored as they are"),
+            (stores.PROJECT, "they are encrypted with a key of their project"),
+        ],
+        help="Whether their data is encrypted; unset: as the option encryption of their store says.",
+    ),
     cfg.ListOpt(
         "projects",
         default=[],
@@ -84,6 +92,7 @@ def check(conf: cfg.ConfigOpts, drivers: Mapping[str, stores.Driver]) -> None:
             problem = stores.container_problem(drivers[values.store], values.container)
             if problem:
                 raise ConfigError(f"{where} container: {values.container!r}: {problem}")
+        stores.check_keys(conf, group_of(rule))
         if not any(values[criterion] for criterion in CRITERIA):
             raise ConfigError(
                 f"{where} {CRITERIA[0]}: the rule fits every backup, which is what default_store is for;"

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from oslo_config import cfg
 
 from backupfw import naming
-from backupfw.conf import named
+from backupfw.conf import keys, named
 from backupfw.errors import ConfigError
 
 DRIVER = cfg.StrOpt(
@@ -41,8 +41,20 @@ LISTING_LAG_SECONDS = cfg.FloatOpt(
     "  After its start a process deletes nothing in it for so long, because the database may be an"
     " older copy: backups made since then are found only by a listing.",
 )
+OFF, PROJECT = "off", "project"
+ENCRYPTION = cfg.StrOpt(
+    "encryption",
+    default=OFF,
+    choices=[
+        (OFF, "backups are stored as they are"),
+        (PROJECT, "those of each project are encrypted with keys of its own, in the key store of [keys]"),
+    ],
+    help="Whether new backups in this store are encrypted before they leave the worker.  Whoever loses the"
+    " keys loses the backups.  A placement rule can say otherwise.  Do not use it while workers of a release"
+    " without encryption are running.",
+)
 #: The options of every store's section, whatever its driver.
-COMMON = (DRIVER, CONTAINER, MAX_RUNNING, LISTING_LAG_SECONDS)
+COMMON = (DRIVER, CONTAINER, ENCRYPTION, MAX_RUNNING, LISTING_LAG_SECONDS)
 
 
 class Driver(named.Driver, Protocol):
@@ -98,13 +110,26 @@ def container_problem(driver: Driver, container: str) -> str | None:
 
 
 def check(conf: cfg.ConfigOpts, drivers: Mapping[str, Driver]) -> None:
-    """Check that every store can have its default container.
+    """Check that every store can have its default container, and the keys for what it encrypts.
 
     :param drivers: the driver class of every enabled store.
     :raises ConfigError: one cannot.
     """
     for store, driver in drivers.items():
+        check_keys(conf, group_of(store))
         container = default_container(conf, store)
         problem = container_problem(driver, container)
         if problem:
             raise ConfigError(f"section [{group_of(store)}], option container: {container!r}: {problem}")
+
+
+def check_keys(conf: cfg.ConfigOpts, section: str) -> None:
+    """Check that there is a key store if a section's backups are encrypted.
+
+    :raises ConfigError: there is none.
+    """
+    if conf[section].encryption == PROJECT and not keys.is_set_up(conf):
+        raise ConfigError(
+            f"section [{section}], option encryption: {PROJECT!r} needs a key store: section [keys], option"
+            " driver"
+        )

@@ -447,6 +447,7 @@ class Manifest(Lockable, _Timestamps, Base):
     segment_size: Mapped[int] = mapped_column(BigInteger)
     hash_mode: Mapped[str] = mapped_column(String(32))
     key_id: Mapped[str | None]
+    mac_id: Mapped[str | None] = mapped_column(String(32))
     source_identity: Mapped[str | None] = mapped_column(Text)
     length: Mapped[int | None] = mapped_column(BigInteger)
 

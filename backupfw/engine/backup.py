@@ -46,7 +46,15 @@ from backupfw.engine.format.manifest import (
 from backupfw.engine.pool import Halt, Meter, Streams
 from backupfw.engine.ports import BackupJob, BackupResult, Control, Journal
 from backupfw.engine.segment_backup import SegmentDone, SegmentTask, SegmentWriter
-from backupfw.errors import ChangeMissed, Damaged, JournalLost, OutcomeUnknown, TaskLost, UnsupportedFormat
+from backupfw.errors import (
+    ChangeMissed,
+    Damaged,
+    DataKeyMissing,
+    JournalLost,
+    OutcomeUnknown,
+    TaskLost,
+    UnsupportedFormat,
+)
 from backupfw.volume.base import Kind, Point
 
 #: Segments for which no object was put are recorded in batches: of this many, or after this many seconds.
@@ -337,7 +345,7 @@ def _open_base(
         # The other half is for the origins of this backup's own attempts.
         if len(reader.origins()) > MAX_ORIGINS // 2:
             return _Base(problem="the base names so many origins that sharing with it has to end")
-    except (Damaged, UnsupportedFormat) as error:
+    except (Damaged, UnsupportedFormat, DataKeyMissing) as error:
         return _Base(problem=str(error))
     return _Base(reader)
 

@@ -26,7 +26,14 @@ from backupfw.engine.format.geometry import Geometry
 from backupfw.engine.format.pack import RAW, ZERO, ZSTD, PackBuffer
 from backupfw.engine.format.segment_map import PackInfo, SegmentMap, read_map
 from backupfw.engine.ports import BackupJob
-from backupfw.errors import ChangeMissed, Damaged, SourceMoved, SourceUnreadable, UnsupportedFormat
+from backupfw.errors import (
+    ChangeMissed,
+    Damaged,
+    DataKeyMissing,
+    SourceMoved,
+    SourceUnreadable,
+    UnsupportedFormat,
+)
 from backupfw.volume.base import Extent, Kind, Point
 
 #: Bytes read at once: enough to make the call's cost small, little enough to stay in a core's cache
@@ -191,7 +198,7 @@ class SegmentWriter:
             if self._is_damaged(entry):
                 return False
             read_map(self._container, entry, self._job.geometry, self._job.sealing)
-        except (BadBytes, Damaged, UnsupportedFormat):
+        except (BadBytes, Damaged, UnsupportedFormat, DataKeyMissing):
             return False
         done.entry = entry
         done.recorded = True
@@ -253,7 +260,7 @@ class SegmentWriter:
             return None
         try:
             return read_map(self._container, entry, geometry, self._job.sealing)
-        except (Damaged, UnsupportedFormat):
+        except (Damaged, UnsupportedFormat, DataKeyMissing):
             return None
 
     def _usable_codecs(self) -> bytearray:

@@ -9,7 +9,8 @@ from functools import partial
 
 from backupfw.chunkstore.container import Container
 from backupfw.engine.format.manifest import ManifestReader, PointNote
-from backupfw.errors import Damaged, UnsupportedFormat
+from backupfw.engine.format.sealing import Sealing
+from backupfw.errors import Damaged, DataKeyMissing, UnsupportedFormat
 from backupfw.manager.outcomes.creating import BASE_LOST, CreatePlan
 from backupfw.volume.base import Point
 from backupfw.worker.cancellable import PROVIDER_GRACE, run_cancellable
@@ -48,10 +49,16 @@ class Comparison:
 
 
 def choose(
-    plan: CreatePlan, point: Point, container: Container, full_compare_every: int, control: TaskControl
+    plan: CreatePlan,
+    point: Point,
+    container: Container,
+    sealing: Sealing,
+    full_compare_every: int,
+    control: TaskControl,
 ) -> Comparison:
     """Decide it for one attempt; a later attempt with the same point decides the same.
 
+    :param sealing: how the backup is encrypted.
     :param full_compare_every: of this many backups in a row that could rely on the storage, one reads
         everything.
     :raises ChunkStoreError: the store does not answer.
@@ -59,8 +66,10 @@ def choose(
     """
     found = Comparison(BASE_LOST if plan.backup.is_incremental else "no comparison: full backup")
     if plan.base is not None:
-        with contextlib.suppress(Damaged, UnsupportedFormat):
+        with contextlib.suppress(Damaged, UnsupportedFormat, DataKeyMissing):
             base = ManifestReader(container, plan.base.key)
+            if base.head.mac_id == sealing.mac_id:
+                base.unseal(sealing.find)
             found = _choose(plan, base.head.point, point, full_compare_every, control)
             found = replace(found, base=base)
     return replace(found, read_all=plan.volume.changes_distrusted_at is not None)

@@ -18,6 +18,7 @@ from backupfw.errors import AttemptInVain, TaskCancelled, TaskLost
 from backupfw.manager.rows import Task
 from backupfw.outages import DATABASE_TROUBLES, Outages, database_words
 from backupfw.worker.control import TaskControl, boot_time
+from backupfw.worker.data_keys import KeyStoreDown
 from backupfw.worker.handlers import Handler, Tools, handler_for
 from backupfw.worker.leases import IGNORED_SECONDS, LeaseKeeper
 from backupfw.worker.reasons import may_pass, message_detail, user_reason
@@ -224,6 +225,11 @@ class Worker:
             return
         if isinstance(error, StoreDown):
             self._without_store(handler, task, error, reason)
+            return
+        if isinstance(error, KeyStoreDown) and error.seconds < self._settings.store_wait:
+            # As with a store that is down, this does not count as an attempt.
+            LOG.warning("Task %s waits: %s", task.id, error)
+            self._tasks.release(task, min(max(1.0, error.seconds / 4), LONGEST_PAUSE))
             return
         silent = _silent_store(error)
         if silent is not None:

@@ -71,7 +71,9 @@ def configuration(**api: Any) -> cfg.ConfigOpts:
     conf = cfg.ConfigOpts()
     for group in (default_conf, api_conf, backup_conf, volume_conf, library_conf):
         group.register_opts(conf)
-    conf.register_opts((store_conf.CONTAINER, store_conf.MAX_RUNNING), store_conf.group_of("main"))
+    conf.register_opts(
+        (store_conf.CONTAINER, store_conf.ENCRYPTION, store_conf.MAX_RUNNING), store_conf.group_of("main")
+    )
     conf(args=[], default_config_files=[], default_config_dirs=[])
     for name, value in api.items():
         conf.set_override(name, value, "api")
@@ -147,6 +149,7 @@ class Cloud:
             block_size=65536,
             segment_size=1 << 28,
             hash_mode="blake3",
+            mac_id=None,
             created_at=now(session),
         )
         session.add(manifest)

@@ -20,9 +20,12 @@ LENGTH = 24 * MIB + 512 * 7
 OPTIONS = {"backup": {"segment_size": 4 * MIB, "pack_size": MIB}}
 
 
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    with running(tmp_path_factory.mktemp("main") / "state", OPTIONS) as service:
+ENCRYPTED = {**OPTIONS, "store:main": {"encryption": "project"}}
+
+
+@pytest.fixture(scope="module", params=[OPTIONS, ENCRYPTED], ids=["clear", "encrypted"])
+def service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with running(tmp_path_factory.mktemp("main") / "state", request.param) as service:
         yield service
 
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
+from backupfw.chunkstore.container import Container
+from backupfw.engine import objects
 from backupfw.engine.format import keys
 from backupfw.engine.format.binary import DIGEST_BYTES, BadBytes, digest, dump_json, parse_json
 from backupfw.engine.format.sealing import ALGORITHMS, KEY_BYTES, DataKey, is_sealed, marks
-from backupfw.errors import UnsupportedFormat
+from backupfw.errors import Damaged, DataKeyMissing, UnsupportedFormat
 
 MAGIC = b"BFWdakey"
 
@@ -111,3 +113,26 @@ class WrappedKey:
 def secret_of(key: DataKey) -> bytes:
     """Return what is wrapped of a data key."""
     return key.enc + key.mac
+
+
+def read_key(container: Container, object_key: str) -> WrappedKey:
+    """Read a wrapped data key.
+
+    :raises DataKeyMissing: it is not there.
+    :raises Damaged: its bytes are wrong.
+    :raises UnsupportedFormat: it is of a version that is not known here.
+    :raises ChunkStoreError: the store could not be read.
+    """
+    try:
+        # Its own length first, so that the memory is bounded whatever the object has become.
+        header = objects.read(container, object_key, 0, _HEADER.size)
+        length = min(_HEADER.size + _HEADER.unpack(header)[5] + DIGEST_BYTES, MAX_BYTES)
+        return objects.read_checked(
+            container, object_key, 0, length, lambda data: WrappedKey.parse(object_key, data)
+        )
+    except BadBytes as error:
+        raise objects.damaged(container, object_key, str(error)) from error
+    except Damaged as error:
+        if objects.is_missing(container, object_key):
+            raise DataKeyMissing(object_key.rsplit("/", 1)[1]) from error
+        raise

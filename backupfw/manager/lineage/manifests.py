@@ -257,6 +257,7 @@ def announce(session: Session, row: Manifest, key: str, key_digest: str) -> None
             segment_size=row.segment_size,
             hash_mode=row.hash_mode,
             key_id=row.key_id,
+            mac_id=row.mac_id,
             created_at=row.updated_at,
             updated_at=row.updated_at,
         )

@@ -32,10 +32,10 @@ from backupfw.manager.outcomes import damaged_objects
 from backupfw.manager.outcomes.base import Outcomes, backup_of
 from backupfw.manager.queue import tasks
 from backupfw.manager.rows import Task
-from backupfw.manager.rules import backup_rows, failures, volume_rules
+from backupfw.manager.rules import backup_rows, failures, project_keys, volume_rules
 
-#: The hash of blocks that new manifests use, as the format names it.
-HASH_MODE = "blake3"
+#: What the digests of blocks are: BLAKE3, with a secret key if the backup is encrypted.
+HASH_MODE, KEYED_HASH_MODE = "blake3", "blake3-keyed"
 #: The comparison of a backup whose base could not be used.
 BASE_LOST = "no comparison: the data of the backup before cannot be used"
 #: Finished segments are read from the database in pages of this many.
@@ -57,6 +57,29 @@ class BaseManifest:
 
 
 @dataclass(frozen=True, slots=True)
+class KeyPlace:
+    """Where a data key belongs to: the backups of one volume in one container.
+
+    :ivar held: whether the container holds something of this installation.
+    """
+
+    installation_id: str
+    project_id: str
+    volume_id: str
+    store: str
+    container: str
+    held: bool
+
+
+@dataclass(frozen=True, slots=True)
+class KeyIds:
+    """The ids of a data key, and of its key of the digests."""
+
+    key_id: str
+    mac_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class CreatePlan:
     """The plan of one attempt to make a backup.
 
@@ -68,6 +91,7 @@ class CreatePlan:
     :ivar epoch: part of every key of this attempt; finished segments belong to one epoch.
     :ivar attempt: part of every key, too; the caller chooses the random half of the token.
     :ivar segment_size: bytes, as ``block_size``.
+    :ivar key_id: the data key's id; None: the backup is not encrypted.
     :ivar source_identity: the source identity of this epoch's finished segments; None at first.
     :ivar base: the manifest whose objects can be shared; None: store everything again.
     :ivar announced: keys under which earlier attempts may have put this backup's manifest; settle each
@@ -86,7 +110,6 @@ class CreatePlan:
     attempt: int
     block_size: int
     segment_size: int
-    hash_mode: str
     key_id: str | None
     source_identity: str | None
     base: BaseManifest | None
@@ -132,14 +155,43 @@ class CreateResult:
 class CreateTasks(Outcomes):
     """Outcomes of ``backup.create``."""
 
-    def start(self, task: Task, settled: Collection[str] = ()) -> CreatePlan:
+    def to_encrypt(self, task: Task) -> KeyPlace | None:
+        """Return where the data key belongs to that the first attempt of a backup needs; None: it needs none.
+
+        A backup that has begun keeps what it has: its first attempt has decided.
+        """
+        with self._db.read() as session:
+            backup = backup_of(session, task)
+            if backup.manifest_id is not None or not task.payload.get("encrypt"):
+                return None
+            assert backup.store is not None
+            assert backup.container is not None
+            row = models.Manifest
+            mine = installation_id(session)
+            held = session.scalar(
+                select(row.id)
+                .where(
+                    row.installation_id == mine,
+                    row.store == backup.store,
+                    row.container == backup.container,
+                    row.key.is_not(None),
+                )
+                .limit(1)
+            )
+            return KeyPlace(
+                mine, backup.project_id, backup.volume_id, backup.store, backup.container, held is not None
+            )
+
+    def start(self, task: Task, settled: Collection[str] = (), key: KeyIds | None = None) -> CreatePlan:
         """Begin an attempt.
 
-        The first attempt chooses base, geometry, hash mode and key id; later ones keep them.  If the
+        The first attempt chooses base, geometry, hash mode and key; later ones keep them.  If the
         configured geometry has changed, a new epoch starts without finished segments, as soon as all open
         keys are settled.
 
         :param settled: announced keys that were looked at already and stay open.
+        :param key: the data key of a first attempt; see :meth:`to_encrypt`.
+        :raises InvalidBackup: the project's keys are being destroyed.
         :raises VolumeNotFound: the volume is gone (its status was reset and it was deleted).
         :raises SnapshotNotFound: likewise.
         """
@@ -149,7 +201,7 @@ class CreateTasks(Outcomes):
             backup = backup_of(session, task)
             manifest = backup_rows.manifest_of(session, backup, lock=True)
             if manifest is None:
-                manifest = self._first(session, backup)
+                manifest = self._first(session, backup, key)
             elif manifest.state != lifecycle.WRITING:
                 raise TaskLost(f"the manifest of backup {backup.id} is {manifest.state}")
             elif announced := sorted(set(manifests.announced_keys(session, backup.id)).difference(settled)):
@@ -511,13 +563,11 @@ class CreateTasks(Outcomes):
 
     def _same_geometry(self, manifest: models.Manifest) -> bool:
         backup = self._conf.backup
-        return (manifest.block_size, manifest.segment_size, manifest.hash_mode) == (
-            backup.block_size,
-            backup.segment_size,
-            HASH_MODE,
-        )
+        return (manifest.block_size, manifest.segment_size) == (backup.block_size, backup.segment_size)
 
-    def _first(self, session: Session, backup: models.Backup) -> models.Manifest:
+    def _first(self, session: Session, backup: models.Backup, key: KeyIds | None) -> models.Manifest:
+        if key is not None:
+            project_keys.require_usable(session, key.key_id)
         assert backup.store is not None
         assert backup.container is not None
         moment = now(session)
@@ -535,8 +585,9 @@ class CreateTasks(Outcomes):
             epoch=1,
             block_size=self._conf.backup.block_size,
             segment_size=self._conf.backup.segment_size,
-            hash_mode=HASH_MODE,
-            key_id=None,
+            hash_mode=HASH_MODE if key is None else KEYED_HASH_MODE,
+            key_id=None if key is None else key.key_id,
+            mac_id=None if key is None else key.mac_id,
             length=backup.length,
             touched=0,
             created_at=moment,
@@ -568,7 +619,7 @@ class CreateTasks(Outcomes):
             "block_size",
             "segment_size",
             "hash_mode",
-            "key_id",
+            "mac_id",
         )
         if base is None or any(getattr(base, name) != getattr(child, name) for name in same):
             return None
@@ -589,7 +640,6 @@ class CreateTasks(Outcomes):
             old_base = manifest.base_id
             manifest.block_size = self._conf.backup.block_size
             manifest.segment_size = self._conf.backup.segment_size
-            manifest.hash_mode = HASH_MODE
             manifest.base_id = None
             session.flush()
             manifest.base_id = self._take_base(session, backup, manifest)
@@ -630,7 +680,6 @@ class CreateTasks(Outcomes):
             attempt=task.attempt,
             block_size=manifest.block_size,
             segment_size=manifest.segment_size,
-            hash_mode=manifest.hash_mode,
             key_id=manifest.key_id,
             source_identity=manifest.source_identity,
             base=_base(session, manifest),

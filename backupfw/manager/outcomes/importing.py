@@ -83,6 +83,7 @@ class ManifestFacts:
     segment_size: int
     hash_mode: str
     key_id: str | None
+    mac_id: str | None
     object_count: int
     stored_bytes: int
     referenced_bytes: int
@@ -243,6 +244,7 @@ class ImportTasks(Outcomes):
             segment_size=facts.segment_size,
             hash_mode=facts.hash_mode,
             key_id=facts.key_id,
+            mac_id=facts.mac_id,
             length=facts.length,
             touched=0,
             created_at=moment,

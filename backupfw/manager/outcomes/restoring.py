@@ -29,6 +29,7 @@ class RestorePlan:
     :ivar volume: the target; it has no location yet if it was made for this restore.
     :ivar new: it was made for this restore.
     :ivar key: the manifest's key in ``container`` of ``store``.
+    :ivar encrypted: whether the database says that it is encrypted.
     :ivar checkpoint: the point that an earlier attempt reached, in the engine's form; 0 at first.
     :ivar attempt: the number for the target's fence.
     """
@@ -40,6 +41,7 @@ class RestorePlan:
     store: str
     container: str
     key: str
+    encrypted: bool
     checkpoint: int
     attempt: int
 
@@ -85,6 +87,7 @@ class RestoreTasks(Outcomes):
                 store=manifest.store,
                 container=manifest.container,
                 key=manifest.key,
+                encrypted=manifest.key_id is not None,
                 checkpoint=task.checkpoint,
                 attempt=task.attempt,
             )

@@ -1,4 +1,4 @@
-"""Placement: the store and the container of a new backup.
+"""Placement: the store and the container of a new backup, and whether it is encrypted.
 
 The store is the one that the request names, else that of the first placement rule that matches, else that of
 an incremental backup's parent, else the default.  The container is the one that the request names, else the
@@ -106,6 +106,14 @@ class Placer:
             return parent
         container = rule.container if rule is not None else None
         return Placement(store, container or stores.default_container(self._conf, store))
+
+    def encrypts(self, store: str, subject: Subject) -> bool:
+        """Return whether a new backup in a store is encrypted: as its rule says, else as the store does."""
+        rule = self._rule(subject)
+        said = None if rule is None else rule.encryption
+        if said is None:
+            said = self._conf[stores.group_of(store)].encryption
+        return bool(said == stores.PROJECT)
 
     def _rule(self, subject: Subject) -> Any:
         """Return the values of the first rule that matches, or None."""

@@ -53,10 +53,11 @@ def require_usable(session: Session, data_key_id: str) -> None:
     :raises AttemptInVain: its project key is being destroyed: the next attempt finds or makes another one.
     """
     data_key, key = models.DataKey, models.ProjectKey
-    project_key_id = session.scalar(select(data_key.project_key_id).where(data_key.id == data_key_id))
-    lock(session, key, key.key_id == project_key_id)
-    state = session.scalar(select(key.state).where(key.key_id == project_key_id))
-    if project_key_id is None or state in (DESTROYING, GONE):
+    wrapped_by = select(data_key.project_key_id).where(data_key.id == data_key_id)
+    lock(session, key, key.key_id == session.scalar(wrapped_by))
+    # The data key may be gone since, with the last backup of its volume.
+    state = session.scalar(select(key.state).where(key.key_id == wrapped_by.scalar_subquery()))
+    if state is None or state in (DESTROYING, GONE):
         raise AttemptInVain("the key of the backup's data was destroyed meanwhile")
 
 

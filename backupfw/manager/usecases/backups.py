@@ -129,11 +129,8 @@ class BackupManager(UseCases):
             volume, snapshot = source
             parent = _parent(session, ctx.project_id, volume.id, snapshot) if incremental else None
             zone = availability_zone or volume.availability_zone or self._conf.availability_zone
-            where = self._placer.place(
-                wish,
-                Subject(ctx.project_id, zone, volume.volume_type),
-                _placement_of(self._conf, parent),
-            )
+            subject = Subject(ctx.project_id, zone, volume.volume_type)
+            where = self._placer.place(wish, subject, _placement_of(self._conf, parent))
             quota.check(session, self._conf, ctx.project_id, {"backups": 1, "backup_gigabytes": source.size})
             row = models.Backup(
                 id=backup_id,
@@ -163,7 +160,16 @@ class BackupManager(UseCases):
             if metadata:
                 backup_rows.set_metadata(session, row.id, metadata)
             read = volume.id if snapshot is None else snapshot.id
-            queue(session, ctx, tasks.BACKUP_CREATE, row, read, zone=availability_zone or None)
+            encrypt = self._placer.encrypts(where.store, subject)
+            queue(
+                session,
+                ctx,
+                tasks.BACKUP_CREATE,
+                row,
+                read,
+                zone=availability_zone or None,
+                encrypt=encrypt,
+            )
             return rows.new_backup(row, metadata or {})
 
         return self._change(work, lambda session: rows.backup_by_id(rows.fetching(session), backup_id))

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Select, func, select, update
+from sqlalchemy import ColumnElement, Select, delete, func, select, update
 from sqlalchemy.orm import Session
 
 from backupfw.db import models
@@ -63,6 +64,15 @@ class KeyManager:
         """Return the id of the project key that wraps new data keys; None: the project has none."""
         with self._db.read() as session:
             return project_keys.current(session, project_id)
+
+    def current_since(self, project_id: str) -> tuple[str, datetime] | None:
+        """Return :meth:`current`, and when that key became it."""
+        key = models.ProjectKey
+        with self._db.read() as session:
+            found = session.execute(
+                select(key.key_id, key.created_at).where(key.project_id == project_id, key.state == CURRENT)
+            ).one_or_none()
+            return None if found is None else (found.key_id, found.created_at)
 
     def add_project_key(self, project_id: str, key_id: str, replaces: str | None = None) -> str:
         """Make a new key of the key store the current one of a project.
@@ -158,6 +168,40 @@ class KeyManager:
                 select(row).where(*where).order_by(row.created_at.desc(), row.id.desc()).limit(1)
             )
             return None if found is None else _data_key(found)
+
+    def drop_data_keys(self, manifest_id: str) -> Sequence[rows.DataKey]:
+        """Remove the data keys of a volume's backups in a container, unless another manifest may need one.
+
+        :param manifest_id: a manifest of theirs that is going.
+        :returns: what was removed.
+        """
+        row, manifest = models.DataKey, models.Manifest
+
+        def work(session: Session) -> Sequence[rows.DataKey]:
+            going = session.get(manifest, manifest_id)
+            if going is None or going.key_id is None:
+                return ()
+            places = ("installation_id", "project_id", "volume_id", "store", "container")
+            here = [getattr(row, name) == getattr(going, name) for name in places]
+            # A backup that begins locks them, too, before its manifest names a data key.
+            wrapped_by = select(row.project_key_id).where(*here)
+            lock(session, models.ProjectKey, models.ProjectKey.key_id.in_(wrapped_by))
+            others = select(manifest.id).where(
+                *(getattr(manifest, name) == getattr(going, name) for name in places),
+                manifest.id != manifest_id,
+                manifest.key_id.is_not(None),
+                manifest.state != lifecycle.GONE,
+            )
+            if session.scalar(others.limit(1)) is not None:
+                return ()
+            found = [_data_key(one) for one in session.scalars(select(row).where(*here))]
+            session.execute(
+                delete(row).where(row.id.in_([one.id for one in found])),
+                execution_options={"synchronize_session": False},
+            )
+            return found
+
+        return self._db.run(work)
 
     def outdated(self, project_id: str | None, after: str = "", limit: int = 1000) -> Sequence[Outdated]:
         """Return data keys that their project's current key does not wrap, by id.

@@ -22,6 +22,7 @@ from backupfw.engine import backup as engine
 from backupfw.engine import cleanup, objects, removal, verify
 from backupfw.engine.format import keys
 from backupfw.engine.format.geometry import Geometry
+from backupfw.engine.format.sealing import CLEAR, FindKey, Sealing
 from backupfw.engine.ports import BackupJob, BackupResult, KnownManifests
 from backupfw.errors import (
     ChangeMissed,
@@ -35,7 +36,7 @@ from backupfw.errors import (
     UnsupportedFormat,
 )
 from backupfw.manager.messages import Detail
-from backupfw.manager.outcomes.creating import CreatePlan, CreateResult
+from backupfw.manager.outcomes.creating import CreatePlan, CreateResult, KeyIds
 from backupfw.manager.rows import Task
 from backupfw.manager.rules.volume_rules import is_followed
 from backupfw.volume.base import Point, SnapshotRef, VolumeProvider, VolumeRef
@@ -99,7 +100,7 @@ class BackupCreate(Handler):
         """See :meth:`Handler.run`."""
         tools = self._tools
         crash_points.reach("backup.begun")
-        plan = tools.backups.creating.start(task)
+        plan = tools.backups.creating.start(task, key=self._new_key(task))
         crash_points.reach("backup.planned")
         container = tools.stores.container(plan.store, plan.container)
         if plan.announced:
@@ -107,7 +108,7 @@ class BackupCreate(Handler):
             if settled is None:
                 return
             plan = tools.backups.creating.start(task, settled)
-        self._need(plan, container)
+        self._need(container, held=plan.base is not None or plan.source_identity is not None)
         try:
             plan, job, result = self._back_up(task, plan, container, control)
         except SourceMoved as error:
@@ -147,7 +148,7 @@ class BackupCreate(Handler):
 
         for key in plan.announced:
             try:
-                found = verify.look(key, listed, container, control, damaged)
+                found = verify.look(key, listed, container, control, damaged, self._find_key(plan, container))
             except Damaged as error:
                 if not removal.is_proven(error, container):
                     # Perhaps only the answer is wrong: the manifest may be there, and later backups may
@@ -238,12 +239,13 @@ class BackupCreate(Handler):
             crash_points.reach("backup.opened")
             if plan.snapshot is None and not self._needs_temp_snapshot(plan):
                 plan = self._follow(task, plan, point.length, point.storage_id)
-            how = comparison.choose(plan, point, container, tools.engine.full_compare_every, control)
+            sealing = self._sealing(plan, container)
+            how = comparison.choose(plan, point, container, sealing, tools.engine.full_compare_every, control)
             while True:
                 LOG.info("Backup %s: %s", plan.backup.id, how.how)
                 plan = creating.bind_source(task, how.identity(point.identity), how.how)
                 crash_points.reach("backup.bound")
-                job = self._job(plan, point, how)
+                job = self._job(plan, point, how, sealing)
                 journal = TaskJournal(tools, task, plan)
                 try:
                     with self._withdrawing(task, plan, journal.announced_key, container):
@@ -285,7 +287,7 @@ class BackupCreate(Handler):
         """See :meth:`Handler.failed_with`."""
         self._tools.backups.creating.fail(task, reason, detail)
 
-    def _job(self, plan: CreatePlan, point: Point, how: Comparison) -> BackupJob:
+    def _job(self, plan: CreatePlan, point: Point, how: Comparison, sealing: Sealing) -> BackupJob:
         tools = self._tools
         return BackupJob(
             installation=plan.installation_id,
@@ -301,6 +303,7 @@ class BackupCreate(Handler):
             damaged=self._known_damaged(plan),
             pack_size=tools.engine.pack_size,
             compression_level=tools.engine.compression_level,
+            sealing=sealing,
             streams=tools.engine.streams,
             since=how.since,
             verify_unchanged=1.0 if how.checked else tools.engine.verify_unchanged,
@@ -312,13 +315,34 @@ class BackupCreate(Handler):
         prefix = keys.volume_prefix(plan.installation_id, plan.backup.project_id, plan.backup.volume_id)
         return self._tools.backups.damaged_objects.keys(plan.store, plan.container, prefix)
 
-    def _need(self, plan: CreatePlan, container: Container) -> None:
+    def _new_key(self, task: Task) -> KeyIds | None:
+        """Return the data key of a backup that begins; None: it has begun before, or is not encrypted."""
+        place = self._tools.backups.creating.to_encrypt(task)
+        if place is None:
+            return None
+        container = self._tools.stores.container(place.store, place.container)
+        self._need(container, held=place.held)
+        key = self._tools.data_keys.for_new(place, container)
+        return KeyIds(key.id, key.mac_id)
+
+    def _sealing(self, plan: CreatePlan, container: Container) -> Sealing:
+        if plan.key_id is None:
+            return CLEAR
+        self._tools.data_keys.keep(container, plan.key_id)
+        find = self._find_key(plan, container)
+        return Sealing(find(plan.key_id), find)
+
+    def _find_key(self, plan: CreatePlan, container: Container) -> FindKey:
+        prefix = keys.volume_prefix(plan.installation_id, plan.backup.project_id, plan.backup.volume_id)
+        return self._tools.data_keys.finder(container, prefix)
+
+    def _need(self, container: Container, *, held: bool) -> None:
         """Make sure that the container is there, and make it if the service may.
 
         A container that held objects before is never made again: it would be in the way when the real one
         comes back.
         """
-        if plan.base is not None or plan.source_identity is not None:
+        if held:
             objects.prove_container(container, "")
         if self._tools.engine.create_containers:
             container.ensure()

@@ -12,7 +12,7 @@ from backupfw.chunkstore.errors import ChunkStoreError, InvalidName, NotFound
 from backupfw.engine import verify
 from backupfw.engine.format import keys
 from backupfw.engine.format.manifest import read_head
-from backupfw.errors import Damaged, InvalidInput, QuotaExceeded, UnsupportedFormat
+from backupfw.errors import Damaged, DataKeyMissing, InvalidInput, QuotaExceeded, UnsupportedFormat
 from backupfw.manager import records
 from backupfw.manager.outcomes.importing import ImportPlan, ManifestFacts, check_claim, check_names
 from backupfw.manager.rows import Task
@@ -29,7 +29,7 @@ class BackupImport(Handler):
     """Takes over a backup that a record describes, or says why not."""
 
     # They say what is wrong with the record, or with the data that it names.
-    refusals = (InvalidInput, QuotaExceeded, Damaged, UnsupportedFormat)
+    refusals = (InvalidInput, QuotaExceeded, Damaged, UnsupportedFormat, DataKeyMissing)
 
     def run(self, task: Task, control: TaskControl) -> None:
         """See :meth:`Handler.run`."""
@@ -83,14 +83,15 @@ class BackupImport(Handler):
     def _facts(
         self, task: Task, plan: ImportPlan, store: str, container: Container, control: TaskControl
     ) -> ManifestFacts:
-        head = read_head(container, plan.key)
+        find_key = self._tools.data_keys.finder(container, plan.key)
+        head = read_head(container, plan.key, find_key)
         origin = head.origin
         check_claim(task, plan.backup.project_id, origin.project, head.geometry.length)
         check_names(origin.installation, origin.project, origin.volume, origin.backup)
         listed = self._tools.backups.damaged_objects.keys(
             store, plan.container, keys.volume_prefix_of(plan.key)
         )
-        found = verify.look(plan.key, listed, container, control, _DamagedKeys())
+        found = verify.look(plan.key, listed, container, control, _DamagedKeys(), find_key)
         if found.damaged:
             raise InvalidInput(f"{found.damaged} of the backup's objects are missing or damaged.")
         return ManifestFacts(
@@ -108,6 +109,7 @@ class BackupImport(Handler):
             segment_size=head.geometry.segment_size,
             hash_mode=head.hash_mode,
             key_id=head.key_id,
+            mac_id=head.mac_id,
             damaged=found.known_damaged,
             object_count=found.object_count,
             stored_bytes=found.stored_bytes,

@@ -7,6 +7,7 @@ from functools import partial
 from oslo_log import log
 
 from backupfw import crash_points
+from backupfw.engine import objects
 from backupfw.engine import restore as engine
 from backupfw.engine.format.manifest import read_head
 from backupfw.engine.ports import Checkpoint
@@ -36,7 +37,11 @@ class BackupRestore(Handler):
         container = tools.stores.container(plan.store, plan.container)
         try:
             # Read before the target is opened: if the backup is gone, the volume stays as it is.
-            head = read_head(container, plan.key)
+            find_key = tools.data_keys.finder(container, plan.key)
+            head = read_head(container, plan.key, find_key)
+            if plan.encrypted and head.key_id is None:
+                # Whoever can write to the store could make such a manifest.
+                raise objects.damaged(container, plan.key, "it is not encrypted, as it was")
             target = self._made(task, plan, control)
             crash_points.reach("restore.made")
             checkpoint = Checkpoint(
@@ -50,7 +55,15 @@ class BackupRestore(Handler):
                 crash_points.reach("restore.opened")
                 if not is_followed(plan.volume, volume.length, volume.storage_id):
                     tools.backups.restoring.follow_target(task, volume.length, volume.storage_id)
-                engine.run(plan.key, container, volume, control, checkpoint, streams=tools.engine.streams)
+                engine.run(
+                    plan.key,
+                    container,
+                    volume,
+                    control,
+                    checkpoint,
+                    streams=tools.engine.streams,
+                    find_key=find_key,
+                )
         except Damaged as error:
             # The next incremental stores the blocks of a damaged object anew.
             if tools.backups.damaged_objects.record(

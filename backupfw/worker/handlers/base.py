@@ -21,6 +21,7 @@ from backupfw.manager.rows import Task
 from backupfw.volume.base import SnapshotRef, VolumeRef
 from backupfw.worker.backends import Backends
 from backupfw.worker.control import TaskControl
+from backupfw.worker.data_keys import DataKeys
 from backupfw.worker.stores import Stores
 
 
@@ -88,6 +89,7 @@ class Tools:
     backups: BackupTasks
     volumes: VolumeTasks
     stores: Stores
+    data_keys: DataKeys
     backends: Backends
     heartbeat: Callable[[], None]
     expire_waiting: Callable[[], object]

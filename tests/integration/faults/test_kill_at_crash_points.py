@@ -9,7 +9,7 @@ import pytest
 
 from backupfw import crash_points
 from tests.integration.content import MIB, change_image, same_content, write_image
-from tests.integration.faults.world import Installation
+from tests.integration.faults.world import SECRET, Installation
 from tests.integration.service import Client
 
 pytestmark = pytest.mark.server
@@ -82,7 +82,7 @@ def test_backup(killing: Killing, tmp_path: Path) -> None:
 
 
 def test_restore(killing: Killing, tmp_path: Path) -> None:
-    client = killing.installed.client()
+    client = killing.installed.client(SECRET)
     image, volume = volume_of(client, tmp_path, 1)
     dirty, target = volume_of(client, tmp_path, 2)
     backup = client.backup(volume)
@@ -99,8 +99,28 @@ def test_restore(killing: Killing, tmp_path: Path) -> None:
     killing.installed.audit()
 
 
+def test_keys(killing: Killing, tmp_path: Path) -> None:
+    """A worker is killed while it makes a data key, and the project's first key."""
+    client = killing.installed.client(SECRET)
+    for number, point in enumerate(at("key")):
+        image, volume = volume_of(client, tmp_path, number)
+        killing.arm(point)
+        made = client.backup(volume, wait=False)
+        killing.died(point)
+        client.wait_status("backup", made, "available")
+        change_image(image, number)
+        later = client.backup(volume, incremental=True)
+        client.delete_backup(made)
+        assert same_content(image, killing.installed.path_of(client.restore(later)), SEGMENTS * MIB), point
+        [(data_keys,)] = killing.installed.rows(
+            "SELECT count(DISTINCT key_id) FROM manifests WHERE volume_id = :volume", volume=volume
+        )
+        assert data_keys == 1, point
+    killing.installed.audit()
+
+
 def test_delete(killing: Killing, tmp_path: Path) -> None:
-    client = killing.installed.client()
+    client = killing.installed.client(SECRET)
     image, volume = volume_of(client, tmp_path, 1)
     client.backup(volume)
     for number, point in enumerate(at("delete")):

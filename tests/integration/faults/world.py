@@ -36,6 +36,10 @@ Options = Mapping[str, Mapping[str, Any]]
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
+#: A project whose backups are encrypted.
+SECRET = "secret"
+
+
 class Process:
     """One ``backupfw api`` or ``backupfw worker``, in a session of its own."""
 
@@ -111,6 +115,7 @@ class Installation:
         state = absolute(str(self.folder))
         # A directory of its own: what lies in it is the service's, and no image of anybody's.
         default = {"state_dir": f"{state}/state", "service_down_time": 10, "enabled_stores": "main"}
+        default["placement_rules"] = SECRET
         if broker is not None:
             default["transport_url"] = broker
             default["control_exchange"] = f"x{self.port}"
@@ -120,6 +125,8 @@ class Installation:
             "api": {"noauth_roles": "admin"},
             "quota": {"backups": -1, "volumes": -1},
             "store:main": {"driver": "posix", "path": f"{state}/store"},
+            "keys": {"driver": "file", "directory": f"{state}/keys"},
+            f"placement:{SECRET}": {"store": "main", "projects": SECRET, "encryption": "project"},
             "volumes": {
                 "volumes_dir": f"{state}/volumes",
                 "shared": True,

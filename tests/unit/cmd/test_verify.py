@@ -21,11 +21,14 @@ from backupfw.conf import logging
 from backupfw.db import models
 from backupfw.db.session import Database, now
 from backupfw.engine import verify as engine
+from backupfw.engine.format.sealing import AES_256_GCM
 from backupfw.engine.ports import VerifyReport
 from backupfw.manager.outcomes import damaged_objects
 from backupfw.manager.outcomes.backups import BackupTasks
 from backupfw.manager.usecases.backups import BackupManager
+from backupfw.manager.usecases.keys import KeyManager
 from backupfw.worker import damaged_objects as worker
+from backupfw.worker.data_keys import DataKeys
 from tests.unit.cmd.conftest import Run, adopted, backed_up, copy_state, load_conf
 
 BLOCK = 64 << 10
@@ -441,7 +444,9 @@ def test_memory_does_not_grow_with_what_is_damaged(chain: Chain, monkeypatch: py
     monkeypatch.setattr(worker, "mark_sharers", mark)
     monkeypatch.setattr(verify, "_PART", 1000)
     with database.opened(load_conf(chain.state)) as db, (chain.state / "out").open("w+") as out:
-        verifier = verify.Verifier(load_conf(chain.state), db, FakeStores(), quick=True)  # type: ignore[arg-type]
+        data_keys = DataKeys(KeyManager(db), None, AES_256_GCM)
+        stores: Any = FakeStores()
+        verifier = verify.Verifier(load_conf(chain.state), db, stores, data_keys, quick=True)
         tracemalloc.start()
         try:
             for record in verifier.one(chain.full):

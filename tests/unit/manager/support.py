@@ -70,7 +70,9 @@ def make_conf(**changes: Any) -> Conf:
         placement_rules=[],
         host="host",
         volumes=SimpleNamespace(enabled=["local", "fast"], default=None),
-        **{f"store:{name}": SimpleNamespace(container=None) for name in ("main", "offsite")},
+        **{
+            f"store:{name}": SimpleNamespace(container=None, encryption="off") for name in ("main", "offsite")
+        },
         availability_zone="nova",
         service_down_time=60,
         message_ttl=3600,
@@ -257,6 +259,7 @@ class World:
             "block_size": manifest.block_size,
             "segment_size": manifest.segment_size,
             "hash_mode": manifest.hash_mode,
+            "mac_id": manifest.mac_id,
             "key_id": None,
             "object_count": 3,
             "stored_bytes": 100,

@@ -37,7 +37,7 @@ def test_the_first_claim_fixes_what_is_made(world: World) -> None:
     backup_id, task, plan = begin(world, volume, incremental=True)
     assert plan.base is not None
     assert plan.base.key == parent.service_metadata
-    assert (plan.epoch, plan.attempt, plan.block_size, plan.hash_mode) == (1, 1, 65536, "blake3")
+    assert (plan.epoch, plan.attempt, plan.block_size, plan.key_id) == (1, 1, 65536, None)
     assert plan.installation_id == world.outcomes.installation_id()
     world.outcomes.creating.bind_source(task, "one", "full backup")
     world.outcomes.creating.record_segments(task, [(2, b"b"), (0, b"a")])

@@ -379,7 +379,14 @@ def test_the_keys_that_the_database_knows_of_a_volume(db: Database) -> None:
 
 
 def test_an_announced_key_has_a_row_beside_that_of_its_manifest(db: Database) -> None:
-    columns = {"epoch": 3, "key_id": "key", "hash_mode": "h", "block_size": 512, "segment_size": 1024}
+    columns = {
+        "epoch": 3,
+        "key_id": "key",
+        "mac_id": "mac",
+        "hash_mode": "h",
+        "block_size": 512,
+        "segment_size": 1024,
+    }
     times = {"created_at": NOW, "updated_at": datetime(2031, 1, 1)}
     fill(db, manifest("m", None, "writing", detached=True, touched=2, **columns, **times))
     with db.write() as session:

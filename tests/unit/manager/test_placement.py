@@ -11,6 +11,7 @@ from backupfw import errors
 from backupfw.db import models
 from backupfw.manager import rows
 from backupfw.manager.queue import tasks
+from backupfw.manager.rules.placement import Placer, Subject
 from backupfw.manager.usecases.backups import BackupManager
 from tests.unit.manager.support import World
 
@@ -23,7 +24,7 @@ def rule(store: str, **values: Any) -> SimpleNamespace:
         "availability_zones": [],
         "volume_types": [],
     }
-    return SimpleNamespace(store=store, **{**nothing, **values})
+    return SimpleNamespace(store=store, **{**nothing, "encryption": None, **values})
 
 
 def set_rules(world: World, **rules: SimpleNamespace) -> None:
@@ -179,3 +180,18 @@ def test_a_rule_of_the_parents_store_leaves_its_container(world: World) -> None:
     world.backup(volume, container="offsite:mine")
     set_rules(world, all=rule("offsite", container="vault", projects=["p1"]))
     assert where(make(world, volume, incremental=True)) == ("offsite", "mine")
+
+
+@pytest.mark.parametrize(
+    ("store", "said", "encrypts"),
+    [("off", None, False), ("project", None, True), ("off", "project", True), ("project", "off", False)],
+)
+def test_a_rule_says_before_its_store_whether_backups_are_encrypted(
+    world: World, store: str, said: str | None, encrypts: bool
+) -> None:
+    world.conf["store:main"].encryption = store
+    world.conf.placement_rules = ["gold"]
+    setattr(world.conf, "placement:gold", rule("main", projects=["p1"], encryption=said))
+    placer = Placer(world.conf, {})
+    assert placer.encrypts("main", Subject("p1", None, None)) is encrypts
+    assert placer.encrypts("main", Subject("p2", None, None)) is (store == "project")

@@ -13,10 +13,13 @@ from backupfw.chunkstore.layers.stack import stack
 from backupfw.chunkstore.memory import MemoryStore
 from backupfw.db import models
 from backupfw.dispatch.base import InProcessDispatch
+from backupfw.engine.format.sealing import AES_256_GCM
 from backupfw.errors import TaskStopped
+from backupfw.keys.base import KeyStore
 from backupfw.manager.outcomes.volumes import VolumeTasks
 from backupfw.manager.queue.services import BACKUP_BINARY
 from backupfw.manager.usecases.backups import BackupManager
+from backupfw.manager.usecases.keys import KeyManager
 from backupfw.testing.faults import FaultyStore
 from backupfw.volume.base import (
     BlockTarget,
@@ -30,6 +33,7 @@ from backupfw.volume.base import (
     no_tick,
 )
 from backupfw.worker.control import TaskControl
+from backupfw.worker.data_keys import DataKeys
 from backupfw.worker.handlers import EngineSettings, Tools
 from backupfw.worker.worker import Worker, WorkerSettings
 from tests.unit.engine.fakes import MemoryPoint, MemoryTarget
@@ -152,7 +156,7 @@ class WorkerWorld(World):
     :param folder: for its database; None keeps it in memory, for a test that uses one thread.
     """
 
-    def __init__(self, folder: Path | None, **changes: Any) -> None:
+    def __init__(self, folder: Path | None, key_store: KeyStore | None = None, **changes: Any) -> None:
         super().__init__("sqlite://" if folder is None else f"sqlite:///{folder}/db.sqlite", **changes)
         self.conf.backup.block_size = 4 << 10
         self.conf.backup.segment_size = SEGMENT
@@ -161,6 +165,7 @@ class WorkerWorld(World):
         self.provider = MemoryProvider()
         self.dispatch = InProcessDispatch()
         self.backups = BackupManager(self.db, self.conf, self.dispatch.wake)
+        self.data_keys = DataKeys(KeyManager(self.db), key_store, AES_256_GCM)
         self.tools = Tools(
             host="host",
             engine=EngineSettings(pack_size=16 << 10, compression_level=1, streams=2),
@@ -168,6 +173,7 @@ class WorkerWorld(World):
             backups=self.outcomes,
             volumes=VolumeTasks(self.db),
             stores=OneStore(self.store),  # type: ignore[arg-type]
+            data_keys=self.data_keys,
             backends=OneBackend(self.provider),  # type: ignore[arg-type]
             heartbeat=lambda: self.services.heartbeat("host", BACKUP_BINARY, "nova", {"main": WIRE}),
             expire_waiting=self.expiry.expire,

@@ -1,0 +1,286 @@
+"""Encrypted backups through managers, worker and engine: keys made, lost, destroyed and away."""
+
+from __future__ import annotations
+
+import base64
+import json
+import random
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import delete, func, select, update
+
+from backupfw.db import models
+from backupfw.engine.format import keys
+from backupfw.engine.format.manifest import ManifestReader
+from backupfw.engine.format.sealing import CHACHA20_POLY1305
+from backupfw.keys.base import KeyStore
+from backupfw.keys.errors import KeyStoreUnavailable, ProjectKeyMissing
+from backupfw.keys.wrapping import new_key, unwrap, wrap
+from backupfw.manager.usecases.keys import KeyManager
+from tests.unit.manager.support import check_consistent
+from tests.unit.worker.world import SEGMENT, WorkerWorld
+
+MARK = b"the plaintext that nobody may see"
+DATA = (MARK * 64 + random.Random(1).randbytes(3 * SEGMENT))[: 3 * SEGMENT]
+
+
+class MemoryKeys(KeyStore):
+    """A key store that can be away, and forgets."""
+
+    def __init__(self, options: object = None) -> None:
+        del options
+        self.keys: dict[str, bytes] = {}
+        self.away = False
+
+    def check(self) -> None:
+        if self.away:
+            raise KeyStoreUnavailable("it does not answer")
+
+    def _key(self, key_id: str) -> bytes:
+        self.check()
+        if key_id not in self.keys:
+            raise ProjectKeyMissing(key_id)
+        return self.keys[key_id]
+
+    def create(self, project_id: str) -> str:
+        self.check()
+        key_id = f"{project_id}-{uuid.uuid4().hex}"
+        self.keys[key_id] = new_key()
+        return key_id
+
+    def wrap(self, key_id: str, secret: bytes, context: bytes) -> bytes:
+        return wrap(self._key(key_id), key_id, secret, context)
+
+    def unwrap(self, key_id: str, wrapped: bytes, context: bytes) -> bytes:
+        return unwrap(self._key(key_id), key_id, wrapped, context)
+
+    def destroy(self, key_id: str) -> None:
+        self.check()
+        self.keys.pop(key_id, None)
+
+
+@pytest.fixture
+def key_store() -> MemoryKeys:
+    return MemoryKeys()
+
+
+@pytest.fixture
+def world(tmp_path: Path, key_store: MemoryKeys) -> Iterator[WorkerWorld]:
+    world = WorkerWorld(tmp_path, key_store, max_attempts=6)
+    world.conf["store:main"].encryption = "project"
+    yield world
+    world.store.close()
+    check_consistent(world)
+    world.db.close()
+
+
+def back_up(world: WorkerWorld, volume: str, *, incremental: bool = False) -> models.Backup:
+    made = world.backups.create(world.ctx(), volume_id=volume, incremental=incremental)
+    return world.wait_backup(made.id, "available")
+
+
+def restored(world: WorkerWorld, backup_id: str) -> bytes:
+    _, target, _ = world.backups.restore(world.ctx(), backup_id)
+    world.wait(lambda: world.volume_status(target) == "available", "the restore")
+    world.wait_backup(backup_id, "available")
+    return bytes(world.provider.volumes[target])
+
+
+def manifest(world: WorkerWorld, row: models.Backup) -> models.Manifest:
+    assert row.manifest_id is not None
+    return world.row(models.Manifest, row.manifest_id)
+
+
+def data_keys(world: WorkerWorld) -> int:
+    with world.db.read() as session:
+        return session.scalar(select(func.count(models.DataKey.id))) or 0
+
+
+def stored(world: WorkerWorld) -> dict[str, bytes]:
+    return world.faulty.inner.contents["volumebackups"]  # type: ignore[attr-defined, no-any-return]
+
+
+def test_a_chain_is_encrypted_shares_and_leaves_nothing(world: WorkerWorld, key_store: MemoryKeys) -> None:
+    volume = world.filled_volume(DATA)
+    with world.worker():
+        first = back_up(world, volume)
+        world.provider.volumes[volume][-1] ^= 1
+        second = back_up(world, volume, incremental=True)
+        assert restored(world, first.id) == DATA
+        assert restored(world, second.id) == bytes(world.provider.volumes[volume])
+    one, two = manifest(world, first), manifest(world, second)
+    assert (one.hash_mode, one.key_id) == (two.hash_mode, two.key_id) == ("blake3-keyed", two.key_id)
+    assert two.base_id == one.id
+    assert second.stored_bytes is not None
+    assert first.stored_bytes is not None
+    assert second.stored_bytes < first.stored_bytes / 2
+    for key, data in stored(world).items():
+        assert MARK not in data, key
+        assert b"display" not in data
+    kept = [key for key in stored(world) if keys.is_data_key(key)]
+    assert [key.rsplit("/", 1)[1] for key in kept] == [one.key_id]
+    assert len(key_store.keys) == 1
+    with world.worker():
+        world.backups.delete(world.ctx(), first.id)
+        world.wait_backup(first.id, None)
+        assert set(kept) <= world.objects()
+        assert restored(world, second.id) == bytes(world.provider.volumes[volume])
+        world.backups.delete(world.ctx(), second.id)
+        world.wait_backup(second.id, None)
+    assert world.objects() == set()
+    assert data_keys(world) == 0
+
+
+def test_what_was_not_encrypted_is_not_shared_with_and_still_restores(world: WorkerWorld) -> None:
+    volume = world.filled_volume(DATA)
+    world.conf["store:main"].encryption = "off"
+    with world.worker():
+        first = back_up(world, volume)
+        world.conf["store:main"].encryption = "project"
+        second = back_up(world, volume, incremental=True)
+        world.conf["store:main"].encryption = "off"
+        third = back_up(world, volume, incremental=True)
+        for row in (first, second, third):
+            assert restored(world, row.id) == DATA
+    assert [manifest(world, row).base_id for row in (second, third)] == [None, None]
+    assert manifest(world, third).key_id is None
+
+
+def test_a_new_project_key_brings_a_new_data_key_that_shares(
+    world: WorkerWorld, key_store: MemoryKeys
+) -> None:
+    volume, catalogue = world.filled_volume(DATA), KeyManager(world.db)
+    with world.worker():
+        first = back_up(world, volume)
+        project = first.project_id
+        old = catalogue.current(project)
+        catalogue.add_project_key(project, key_store.rotate(project), old)
+        second = back_up(world, volume, incremental=True)
+        one, two = manifest(world, first), manifest(world, second)
+        assert one.key_id != two.key_id
+        assert (two.mac_id, two.base_id) == (one.mac_id, one.id)
+        assert restored(world, second.id) == DATA
+        # An algorithm can be changed, too.
+        world.data_keys._algorithm = CHACHA20_POLY1305
+        third = back_up(world, volume, incremental=True)
+        assert manifest(world, third).base_id == two.id
+        assert restored(world, third.id) == DATA
+
+
+def test_the_store_and_the_key_store_are_enough(world: WorkerWorld, key_store: MemoryKeys) -> None:
+    """The database has lost its data keys, and the record of the backup is imported again."""
+    volume = world.filled_volume(DATA)
+    with world.worker():
+        first = back_up(world, volume)
+        service, url = world.backups.export_record(world.ctx(), first.id)
+        record = json.loads(base64.b64decode(url))
+
+        def imported(status: str) -> models.Backup:
+            text = json.dumps(record | {"id": str(uuid.uuid4())}).encode()
+            made = world.backups.import_record(
+                world.ctx(), backup_service=service, backup_url=base64.b64encode(text).decode()
+            )
+            return world.wait_backup(made.id, status)
+
+        with world.db.write() as session:
+            session.execute(delete(models.DataKey))
+        assert restored(world, first.id) == DATA
+        assert restored(world, imported("available").id) == DATA
+        # Without the key, an import says which one is missing.
+        key_store.keys.clear()
+        assert str(manifest(world, first).key_id) in str(imported("error").fail_reason)
+
+
+def test_a_key_store_that_is_away_costs_only_time(world: WorkerWorld, key_store: MemoryKeys) -> None:
+    volume = world.filled_volume(DATA)
+    with world.worker():
+        old = back_up(world, volume)
+        other = back_up(world, volume)
+        key_store.away = True
+        made = world.backups.create(world.ctx(), volume_id=volume, incremental=True)
+        # Deletions go on.
+        world.backups.delete(world.ctx(), other.id)
+        world.wait_backup(other.id, None)
+        _, target, _ = world.backups.restore(world.ctx(), old.id)
+        assert world.status(made.id) == "creating"
+        key_store.away = False
+        world.wait_backup(made.id, "available")
+        world.wait(lambda: world.volume_status(target) == "available", "the restore")
+        assert bytes(world.provider.volumes[target]) == DATA
+
+
+def test_a_key_store_that_stays_away_ends_the_task(world: WorkerWorld, key_store: MemoryKeys) -> None:
+    volume = world.filled_volume(DATA)
+    key_store.away = True
+    with world.worker(store_wait=0.2):
+        made = world.backups.create(world.ctx(), volume_id=volume)
+        row = world.wait_backup(made.id, "error")
+    assert row.fail_reason == "The key store of this service does not answer."
+    assert world.objects() == set()
+
+
+def test_a_destroyed_key_leaves_errors_that_can_be_deleted(world: WorkerWorld, key_store: MemoryKeys) -> None:
+    volume, catalogue = world.filled_volume(DATA), KeyManager(world.db)
+    with world.worker():
+        first = back_up(world, volume)
+        gone = catalogue.begin_destruction(world.ctx(admin=True), first.project_id)
+        for key_id in gone.key_ids:
+            key_store.destroy(key_id)
+        catalogue.end_destruction(gone.key_ids)
+        assert gone.backups == 1
+        row = world.wait_backup(first.id, "error")
+        assert "destroyed" in str(row.fail_reason)
+        # The next backup has a new key and shares nothing.
+        second = back_up(world, volume)
+        assert manifest(world, second).mac_id != manifest(world, first).mac_id
+        assert restored(world, second.id) == DATA
+        for row in (first, second):
+            world.backups.delete(world.ctx(), row.id)
+            world.wait_backup(row.id, None)
+    assert world.objects() == set()
+
+
+def test_a_manifest_that_is_suddenly_not_encrypted_is_not_restored(world: WorkerWorld) -> None:
+    """Who can write to the store may put a manifest without encryption in the place of one that has it."""
+    volume = world.filled_volume(DATA)
+    with world.worker():
+        row = back_up(world, volume)
+        world.conf["store:main"].encryption = "off"
+        forged = back_up(world, volume)
+        key = manifest(world, forged).key
+        with world.db.write() as session:
+            other = models.Manifest
+            session.execute(update(other).where(other.id == forged.manifest_id).values(key=None))
+            session.execute(update(other).where(other.id == row.manifest_id).values(key=key))
+        _, target, _ = world.backups.restore(world.ctx(), row.id)
+        world.wait(lambda: str(world.volume_status(target)).startswith("error"), "the refusal")
+
+
+def test_no_key_store_makes_no_encrypted_backup(tmp_path: Path) -> None:
+    world = WorkerWorld(tmp_path, None)
+    world.conf["store:main"].encryption = "project"
+    volume = world.filled_volume(DATA)
+    with world.worker():
+        made = world.backups.create(world.ctx(), volume_id=volume)
+        row = world.wait_backup(made.id, "error")
+    assert "configuration is wrong" in str(row.fail_reason)
+    assert world.objects() == set()
+    world.close()
+
+
+def test_a_manifest_says_with_which_key_it_is_encrypted(world: WorkerWorld) -> None:
+    volume = world.filled_volume(DATA)
+    with world.worker():
+        row = manifest(world, back_up(world, volume))
+        container = world.tools.stores.container("main", "volumebackups")
+        assert row.key is not None
+        head = ManifestReader(container, row.key).head
+        assert (head.key_id, head.mac_id) == (row.key_id, row.mac_id)
+        # Each backup looks whether its data key is in the store.
+        place = next(key for key in stored(world) if keys.is_data_key(key))
+        del stored(world)[place]
+        back_up(world, volume, incremental=True)
+        assert place in stored(world)
