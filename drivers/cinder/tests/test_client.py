@@ -39,7 +39,15 @@ SECRET = "very-secret-password"
 OURS, HIS = "a" * 32, "b" * 32
 CALLER = SimpleNamespace(project_id=HIS, user_token="his-token")
 OPERATOR = SimpleNamespace(project_id=HIS, user_token=None)
-VOLUME = {"id": "v1", "status": "available", "size": 1, "name": "", "bootable": "true", "encrypted": False}
+VOLUME = {
+    "id": "v1",
+    "status": "available",
+    "size": 1,
+    "name": "",
+    "bootable": "true",
+    "encrypted": False,
+    "os-vol-tenant-attr:tenant_id": HIS,
+}
 
 
 class Cloud:
@@ -181,8 +189,6 @@ def test_a_volume_is_described(cloud: Cloud, client: Client) -> None:
     found = catalogue.volume(CALLER, "v1")
     assert (found.project_id, found.name, found.bootable, found.volume_type) == ("p9", None, True, "gold")
     assert (dict(found.metadata), dict(found.image_metadata)) == ({"a": "b"}, {"os": "x"})
-    cloud.answer = lambda *_: (200, {"volume": VOLUME})
-    assert catalogue.volume(CALLER, "v1").project_id == HIS
     cloud.answer = lambda *_: (200, {"volume": {**VOLUME, "encrypted": True}})
     with pytest.raises(InvalidVolume, match="encrypted"):
         catalogue.volume(CALLER, "v1")
@@ -206,11 +212,34 @@ def test_a_snapshot_is_described(cloud: Cloud, client: Client) -> None:
                 "status": "available",
                 "size": 2,
                 "created_at": "2026-11-29T01:02:03.000004",
+                "os-extended-snapshot-attributes:project_id": HIS,
             }
         },
     )
     found = CinderCatalogue(client).snapshot(CALLER, "s1")
     assert (found.project_id, found.created_at.isoformat()) == (HIS, "2026-11-29T01:02:03.000004")
+
+
+def test_who_sees_a_volume_need_not_own_it(cloud: Cloud, client: Client) -> None:
+    """A service may let a reader see all projects' volumes, and show the owner to administrators only."""
+    catalogue = CinderCatalogue(client)
+    volume = {**VOLUME, "os-vol-tenant-attr:tenant_id": None}
+    snapshot = {"id": "s1", "volume_id": "v1", "status": "available", "size": 1, "created_at": "2026-11-29"}
+    owner: dict[str, str] = {"os-vol-tenant-attr:tenant_id": "p9"}
+    owner |= {"os-extended-snapshot-attributes:project_id": "p9"}
+
+    def answer(_method: str, path: str) -> tuple[int, Any]:
+        more = owner if f"/{OURS}/" in path else {}
+        return 200, {"volume": {**volume, **more}, "snapshot": {**snapshot, **more}}
+
+    cloud.answer = answer
+    assert catalogue.volume(CALLER, "v1").project_id == "p9"
+    assert catalogue.snapshot(CALLER, "s1").project_id == "p9"
+    owner.clear()
+    with pytest.raises(ServiceUnavailable, match="whose volume"):
+        catalogue.volume(CALLER, "v1")
+    with pytest.raises(ServiceUnavailable, match="whose snapshot"):
+        catalogue.snapshot(CALLER, "s1")
 
 
 def test_a_volume_is_made_by_the_caller_only(cloud: Cloud, client: Client) -> None:

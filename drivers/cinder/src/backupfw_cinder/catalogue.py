@@ -15,7 +15,11 @@ from backupfw.errors import (
     VolumeNotFound,
 )
 from backupfw.volume.catalogue import Caller, Catalogue, ForeignSnapshot, ForeignVolume
-from backupfw_cinder.client import Client, Refused
+from backupfw_cinder.client import Client, Refused, unavailable
+
+# The keys of the owner's project.
+_OWNER_OF_VOLUME = "os-vol-tenant-attr:tenant_id"
+_OWNER_OF_SNAPSHOT = "os-extended-snapshot-attributes:project_id"
 
 
 class CinderCatalogue(Catalogue):
@@ -30,26 +34,26 @@ class CinderCatalogue(Catalogue):
         :raises InvalidVolume: it is encrypted: a copy of its bytes is no use without a copy of its key.
         """
         try:
-            found = self._client.call("GET", f"/volumes/{volume_id}", caller=caller)["volume"]
+            found = self._found("volume", volume_id, _OWNER_OF_VOLUME, caller)
         except Refused as error:
             raise _refusal(error, VolumeNotFound(volume_id)) from error
         if found.get("encrypted"):
             raise InvalidVolume(
                 f"Volume {volume_id} is encrypted; this service does not back up such volumes."
             )
-        return _volume(found, caller)
+        return _volume(found)
 
     def snapshot(self, caller: Caller, snapshot_id: str) -> ForeignSnapshot:
         """Return a snapshot."""
         try:
-            found = self._client.call("GET", f"/snapshots/{snapshot_id}", caller=caller)["snapshot"]
+            found = self._found("snapshot", snapshot_id, _OWNER_OF_SNAPSHOT, caller)
         except Refused as error:
             raise _refusal(error, SnapshotNotFound(snapshot_id)) from error
         created = datetime.fromisoformat(found["created_at"])
         return ForeignSnapshot(
             id=found["id"],
             volume_id=found["volume_id"],
-            project_id=found.get("os-extended-snapshot-attributes:project_id") or caller.project_id,
+            project_id=found[_OWNER_OF_SNAPSHOT],
             status=found["status"],
             size=int(found["size"]),
             created_at=created if created.tzinfo is None else created.astimezone(UTC).replace(tzinfo=None),
@@ -77,13 +81,12 @@ class CinderCatalogue(Catalogue):
         if availability_zone is not None:
             wanted["availability_zone"] = availability_zone
         try:
-            return _volume(
-                self._client.call("POST", "/volumes", {"volume": wanted}, caller)["volume"], caller
-            )
+            made = self._client.call("POST", "/volumes", {"volume": wanted}, caller)["volume"]
         except Refused as error:
             if error.status == 413:
                 raise QuotaExceeded("volumes", error.text) from error
             raise _refusal(error, InvalidInput(error.text)) from error
+        return _volume({**made, _OWNER_OF_VOLUME: caller.project_id})
 
     def delete_volume(self, caller: Caller, volume_id: str) -> None:
         """Delete a volume."""
@@ -93,16 +96,32 @@ class CinderCatalogue(Catalogue):
             if error.status != 404:
                 raise
 
+    def _found(self, kind: str, one: str, owner: str, caller: Caller) -> dict[str, Any]:
+        """Return a volume or snapshot that the caller sees, with its owner.
+
+        Some services show the owner to administrators only, and who sees it need not be its owner.
+
+        :param kind: ``volume`` or ``snapshot``.
+        :param owner: the key of its owner's project.
+        """
+        path = f"/{kind}s/{one}"
+        found = self._client.call("GET", path, caller=caller)[kind]
+        if not found.get(owner):
+            found = {**found, owner: self._client.call("GET", path)[kind].get(owner)}
+        if not found[owner]:
+            raise unavailable(f"The Block Storage service does not say whose {kind} {one} is.")
+        assert isinstance(found, dict)
+        return found
+
 
 def _refusal(error: Refused, otherwise: Exception) -> Exception:
     return Forbidden("the Block Storage service's rule") if error.status in (401, 403) else otherwise
 
 
-def _volume(found: Mapping[str, Any], caller: Caller) -> ForeignVolume:
+def _volume(found: Mapping[str, Any]) -> ForeignVolume:
     return ForeignVolume(
         id=found["id"],
-        # Some services show it to administrators only.
-        project_id=found.get("os-vol-tenant-attr:tenant_id") or caller.project_id,
+        project_id=found[_OWNER_OF_VOLUME],
         status=found["status"],
         size=int(found["size"]),
         user_id=found.get("user_id"),
