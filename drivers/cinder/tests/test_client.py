@@ -270,6 +270,27 @@ def test_a_volume_is_made_by_the_caller_only(cloud: Cloud, client: Client) -> No
     catalogue.delete_volume(CALLER, "v1")
 
 
+def test_an_answer_that_is_not_the_service_s_is_none(cloud: Cloud, client: Client) -> None:
+    """A proxy answers with a page, or with something else, and says that all is well."""
+    catalogue = CinderCatalogue(client)
+    odd: tuple[Any, ...] = ("<html>", [], {}, {"volume": None}, {"volume": {**VOLUME, "size": "large"}})
+    for body in (*odd, {"snapshot": {**VOLUME, "created_at": "yesterday"}}):
+        cloud.answer = lambda *_, body=body: (200, body)
+        with pytest.raises(ServiceUnavailable, match="temporarily"):
+            catalogue.volume(CALLER, "v1")
+        with pytest.raises(ServiceUnavailable):
+            catalogue.snapshot(CALLER, "s1")
+    cloud.answer = lambda *_: (200, {"volume": {**VOLUME, "metadata": None, "volume_image_metadata": None}})
+    assert catalogue.volume(CALLER, "v1").metadata == {}
+
+
+def test_an_error_s_text_is_cut(cloud: Cloud, client: Client) -> None:
+    cloud.answer = lambda *_: (400, fault("x" * 5000))
+    with pytest.raises(Refused) as refused:
+        client.call("POST", "/volumes", {})
+    assert refused.value.text == "x" * 255
+
+
 class Connections(Host):
     """This host, which notes what is disconnected."""
 

@@ -15,7 +15,7 @@ from backupfw.errors import (
     VolumeNotFound,
 )
 from backupfw.volume.catalogue import Caller, Catalogue, ForeignSnapshot, ForeignVolume
-from backupfw_cinder.client import Client, Refused, unavailable
+from backupfw_cinder.client import Client, Refused, unavailable, understood
 
 # The keys of the owner's project.
 _OWNER_OF_VOLUME = "os-vol-tenant-attr:tenant_id"
@@ -28,6 +28,7 @@ class CinderCatalogue(Catalogue):
     def __init__(self, client: Client) -> None:
         self._client = client
 
+    @understood()
     def volume(self, caller: Caller, volume_id: str) -> ForeignVolume:
         """Return a volume.
 
@@ -43,6 +44,7 @@ class CinderCatalogue(Catalogue):
             )
         return _volume(found)
 
+    @understood()
     def snapshot(self, caller: Caller, snapshot_id: str) -> ForeignSnapshot:
         """Return a snapshot."""
         try:
@@ -60,6 +62,7 @@ class CinderCatalogue(Catalogue):
             name=found.get("name") or None,
         )
 
+    @understood()
     def create_volume(
         self,
         caller: Caller,
@@ -105,12 +108,11 @@ class CinderCatalogue(Catalogue):
         :param owner: the key of its owner's project.
         """
         path = f"/{kind}s/{one}"
-        found = self._client.call("GET", path, caller=caller)[kind]
+        found = dict(self._client.call("GET", path, caller=caller)[kind])
         if not found.get(owner):
-            found = {**found, owner: self._client.call("GET", path)[kind].get(owner)}
+            found[owner] = self._client.call("GET", path)[kind].get(owner)
         if not found[owner]:
             raise unavailable(f"The Block Storage service does not say whose {kind} {one} is.")
-        assert isinstance(found, dict)
         return found
 
 
@@ -130,6 +132,6 @@ def _volume(found: Mapping[str, Any]) -> ForeignVolume:
         volume_type=found.get("volume_type") or None,
         availability_zone=found.get("availability_zone") or None,
         bootable=found.get("bootable") == "true",
-        metadata={**found.get("metadata", {})},
-        image_metadata={**found.get("volume_image_metadata", {})},
+        metadata=dict(found.get("metadata") or {}),
+        image_metadata=dict(found.get("volume_image_metadata") or {}),
     )

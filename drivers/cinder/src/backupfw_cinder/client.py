@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from keystoneauth1 import exceptions
@@ -17,6 +19,9 @@ LOG = log.getLogger(__name__)
 
 #: The microversion of all requests, that of OpenStack Xena.
 VERSION = "3.66"
+
+# How many characters of an error's text users see.
+_LONGEST = 255
 
 _AWAY = "The Block Storage service is temporarily unavailable."
 _REFUSES_US = "The Block Storage service does not accept this service's credentials."
@@ -79,9 +84,8 @@ class Client:
             raise unavailable(_AWAY)
         if answer.status_code >= 400:
             raise Refused(answer.status_code, _text_of(answer))
-        found = answer.json() if answer.content else {}
-        assert isinstance(found, dict)
-        return found
+        with understood():
+            return dict(answer.json()) if answer.content else {}
 
     def _send(self, method: str, path: str, body: Any, caller: Caller | None) -> Any:
         # A connection may have a password, which the library would write to a log for debugging.
@@ -119,10 +123,20 @@ def unavailable(text: str) -> ServiceUnavailable:
     return error
 
 
+@contextmanager
+def understood() -> Iterator[None]:
+    """Raise ServiceUnavailable if an answer has another form than the service's: a proxy's page, say."""
+    try:
+        yield
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        LOG.warning("The Block Storage service gave an answer that is none of its own: %r", error)
+        raise unavailable(_AWAY) from error
+
+
 def _text_of(answer: Any) -> str:
     """Return the message of an error's body."""
     try:
         (fault,) = answer.json().values()
-        return str(fault["message"])
+        return str(fault["message"])[:_LONGEST]
     except (ValueError, AttributeError, TypeError, KeyError):
-        return str(answer.reason)
+        return str(answer.reason)[:_LONGEST]
