@@ -270,6 +270,16 @@ def test_a_volume_is_made_by_the_caller_only(cloud: Cloud, client: Client) -> No
     catalogue.delete_volume(CALLER, "v1")
 
 
+def test_a_volume_that_is_not_made_yet_is_deleted_all_the_same(cloud: Cloud, client: Client) -> None:
+    statuses = [400, 400, 202]
+    cloud.answer = lambda *_: (statuses.pop(0), fault("Volume status must be available"))
+    CinderCatalogue(client).delete_volume(CALLER, "v1")
+    assert [(method, token) for method, _, token, _ in cloud.seen] == [("DELETE", "his-token")] * 3
+    statuses += [403]
+    with pytest.raises(Refused):
+        CinderCatalogue(client).delete_volume(CALLER, "v1")
+
+
 def test_an_answer_that_is_not_the_service_s_is_none(cloud: Cloud, client: Client) -> None:
     """A proxy answers with a page, or with something else, and says that all is well."""
     catalogue = CinderCatalogue(client)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -16,6 +17,10 @@ from backupfw.errors import (
 )
 from backupfw.volume.catalogue import Caller, Catalogue, ForeignSnapshot, ForeignVolume
 from backupfw_cinder.client import Client, Refused, unavailable, understood
+
+# Seconds between two requests for a deletion, and for which a volume that is not made yet is waited for.
+_POLL = 0.5
+_PATIENCE = 30.0
 
 # The keys of the owner's project.
 _OWNER_OF_VOLUME = "os-vol-tenant-attr:tenant_id"
@@ -92,12 +97,19 @@ class CinderCatalogue(Catalogue):
         return _volume({**made, _OWNER_OF_VOLUME: caller.project_id})
 
     def delete_volume(self, caller: Caller, volume_id: str) -> None:
-        """Delete a volume."""
-        try:
-            self._client.call("DELETE", f"/volumes/{volume_id}", caller=caller)
-        except Refused as error:
-            if error.status != 404:
-                raise
+        """Delete a volume; one that is not made yet is waited for."""
+        give_up = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                self._client.call("DELETE", f"/volumes/{volume_id}", caller=caller)
+            except Refused as error:
+                if error.status == 404:
+                    return
+                if error.status != 400 or time.monotonic() >= give_up:
+                    raise
+            else:
+                return
+            time.sleep(_POLL)
 
     def _found(self, kind: str, one: str, owner: str, caller: Caller) -> dict[str, Any]:
         """Return a volume or snapshot that the caller sees, with its owner.
