@@ -277,7 +277,7 @@ def test_answers_to_a_range(
 def test_what_a_put_sends(scripted: Any) -> None:
     data = bytes(range(256)) * 9000
     scripted.answer = put_answers(200, {"ETag": etag(data)}, b"")
-    store = scripted.open(storage_class="COLD", encryption="sse-s3")
+    store = scripted.open(storage_class="COLD", server_encryption="sse-s3")
     store.put("bucket", "a key/\u00e9", Body.from_bytes(memoryview(bytearray(data))))
     store.put("bucket", "other", Body.from_bytes(data))
     # The container is looked for once.

@@ -31,10 +31,10 @@ def open_store(**values: object) -> S3Store:
         {"secret_access_key": "hidden"},
         {"session_token": "hidden"},
         {**GOOD, "profile": "p"},
-        {**GOOD, "encryption": "sse-c"},
-        {**GOOD, "encryption": "sse-c", "customer_key": "hidden"},
-        {**GOOD, "encryption": "sse-c", "customer_key": "aGlkZGVu"},
-        {**GOOD, "encryption": "sse-c", "customer_key": KEY, "endpoint": "http://s3.example.org"},
+        {**GOOD, "server_encryption": "sse-c"},
+        {**GOOD, "server_encryption": "sse-c", "customer_key": "hidden"},
+        {**GOOD, "server_encryption": "sse-c", "customer_key": "aGlkZGVu"},
+        {**GOOD, "server_encryption": "sse-c", "customer_key": KEY, "endpoint": "http://s3.example.org"},
         {**GOOD, "customer_key": KEY},
         {**GOOD, "kms_key_id": "id"},
         {**GOOD, "endpoint": "https://user:hidden@s3.example.org"},
@@ -46,7 +46,7 @@ def open_store(**values: object) -> S3Store:
         {**GOOD, "read_timeout": 0},
         {**GOOD, "addressing_style": "other"},
         {**GOOD, "checksum_mode": "never"},
-        {**GOOD, "encryption": "rot13"},
+        {**GOOD, "server_encryption": "rot13"},
         {"profile": "there-is-no-such-profile"},
     ],
 )
@@ -59,8 +59,10 @@ def test_wrong_options_are_refused(values: dict[str, Any]) -> None:
 
 def test_good_options_are_taken() -> None:
     open_store(**GOOD).close()
-    open_store(**GOOD, encryption="sse-c", customer_key=KEY, endpoint="https://s3.example.org").close()
-    open_store(**GOOD, encryption="sse-kms", kms_key_id="id", endpoint="https://s3.example.org/sub").close()
+    open_store(**GOOD, server_encryption="sse-c", customer_key=KEY, endpoint="https://s3.example.org").close()
+    open_store(
+        **GOOD, server_encryption="sse-kms", kms_key_id="id", endpoint="https://s3.example.org/sub"
+    ).close()
     open_store(**GOOD, signature="v2", endpoint="http://s3.example.org:7480", proxy="http://p:1").close()
 
 

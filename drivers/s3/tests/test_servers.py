@@ -313,7 +313,7 @@ def test_newer_checksums_over_tls_are_no_trailers(ceph_server: Ceph, ceph_tls: T
 
 def test_keys_of_the_customer(ceph_server: Ceph, ceph_tls: TlsProxy) -> None:
     container = new_container(ceph_server)
-    common = {"ca_bundle": str(ceph_tls.ca), "encryption": "sse-c", "check_bucket": container}
+    common = {"ca_bundle": str(ceph_tls.ca), "server_encryption": "sse-c", "check_bucket": container}
     store = over_tls(ceph_server, ceph_tls, customer_key=KEY, **common)
     data = secrets.token_bytes(200_000)
     put(store, container, "key", data)
@@ -334,14 +334,14 @@ def test_keys_of_the_customer(ceph_server: Ceph, ceph_tls: TlsProxy) -> None:
 
 def test_keys_of_the_servers(ceph_server: Ceph, seaweedfs_server: SeaweedFS) -> None:
     for server, options in (
-        (ceph_server, {"encryption": "sse-kms", "kms_key_id": "testkey-1"}),
-        (seaweedfs_server, {"encryption": "sse-s3"}),
+        (ceph_server, {"server_encryption": "sse-kms", "kms_key_id": "testkey-1"}),
+        (seaweedfs_server, {"server_encryption": "sse-s3"}),
     ):
         container = new_container(server)
         store = open_store(server, **options)
         put(store, container, "key", b"data" * 5000)
         kind = store.client.head_object(Bucket=container, Key="key")["ServerSideEncryption"]
-        assert kind == {"sse-kms": "aws:kms", "sse-s3": "AES256"}[str(options["encryption"])]
+        assert kind == {"sse-kms": "aws:kms", "sse-s3": "AES256"}[str(options["server_encryption"])]
         assert store.get(container, "key") == b"data" * 5000
 
 

@@ -186,7 +186,7 @@ def _objects() -> Sequence[cfg.Opt]:
             "back before they can be read.",
         ),
         cfg.StrOpt(
-            "encryption",
+            "server_encryption",
             default="none",
             choices=["none", "sse-s3", "sse-kms", "sse-c"],
             help="Encryption by the server: with its own keys, with a key of the key management service, or "
@@ -215,7 +215,7 @@ def customer_key(options: Any) -> bytes | None:
 
     :raises ConfigError: the option is missing or no such key.
     """
-    if options.encryption != "sse-c":
+    if options.server_encryption != "sse-c":
         return None
     try:
         key = base64.b64decode(options.customer_key or "", validate=True)
@@ -223,7 +223,9 @@ def customer_key(options: Any) -> bytes | None:
         key = b""
     if len(key) != CUSTOMER_KEY_BYTES:
         # The value stays out of the text.
-        raise ConfigError(f"encryption = sse-c needs customer_key: {CUSTOMER_KEY_BYTES} bytes in base64")
+        raise ConfigError(
+            f"server_encryption = sse-c needs customer_key: {CUSTOMER_KEY_BYTES} bytes in base64"
+        )
     return key
 
 
@@ -238,14 +240,16 @@ def require_consistent(options: Any) -> None:
         raise ConfigError("session_token needs access_key_id and secret_access_key")
     if options.profile and options.access_key_id:
         raise ConfigError("profile and access_key_id exclude each other")
-    if options.customer_key and options.encryption != "sse-c":
-        raise ConfigError("customer_key is for encryption = sse-c")
-    if options.kms_key_id and options.encryption != "sse-kms":
-        raise ConfigError("kms_key_id is for encryption = sse-kms")
+    if options.customer_key and options.server_encryption != "sse-c":
+        raise ConfigError("customer_key is for server_encryption = sse-c")
+    if options.kms_key_id and options.server_encryption != "sse-kms":
+        raise ConfigError("kms_key_id is for server_encryption = sse-kms")
     if not options.endpoint:
         return
     endpoint = urllib.parse.urlsplit(options.endpoint)
     if endpoint.username or endpoint.password or endpoint.query or endpoint.fragment:
         raise ConfigError("endpoint has only scheme, host, port and path")
-    if options.encryption == "sse-c" and endpoint.scheme != "https":
-        raise ConfigError("encryption = sse-c sends the key with each request: it needs an https endpoint")
+    if options.server_encryption == "sse-c" and endpoint.scheme != "https":
+        raise ConfigError(
+            "server_encryption = sse-c sends the key with each request: it needs an https endpoint"
+        )

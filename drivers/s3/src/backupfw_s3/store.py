@@ -304,9 +304,9 @@ class S3Store(ChunkStore):
 
 def _encryption(options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the arguments that writing, and that reading, needs for encryption by the server."""
-    if options.encryption == "sse-s3":
+    if options.server_encryption == "sse-s3":
         return {"ServerSideEncryption": "AES256"}, {}
-    if options.encryption == "sse-kms":
+    if options.server_encryption == "sse-kms":
         arguments = {"ServerSideEncryption": "aws:kms"}
         if options.kms_key_id:
             arguments["SSEKMSKeyId"] = options.kms_key_id
