@@ -5,7 +5,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 # Driver distributions of this checkout; each is installed beside core.
-DRIVERS := posix s3 swift gcs rbd nbd cinder
+DRIVERS := posix s3 swift gcs rbd nbd cinder castellan
 DRIVER_PATHS := $(DRIVERS:%=drivers/%)
 SHORT := not soak and not chaos and not fuzz
 QUICK := -m 'not check and $(SHORT)'

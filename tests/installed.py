@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 #: What a site installs with core; the wheels of the checkout are its drivers.
 EXTRAS = "keystone,messaging,mysql,postgresql"
-DRIVERS = ("cinder", "gcs", "nbd", "posix", "rbd", "s3", "swift")
+DRIVERS = ("castellan", "cinder", "gcs", "nbd", "posix", "rbd", "s3", "swift")
 #: The groups of entry points of drivers, and the commands that list what is installed.
 GROUPS = {"backupfw.chunkstore": ("store", "list"), "backupfw.volume": ("volume", "backends")}
 #: Seconds that one step may take, on a machine that is busy with other things.
@@ -41,7 +41,9 @@ for name in sys.argv[1:]:
 #: A program of somebody who uses the packages' types.
 TYPED = """
 from backupfw.chunkstore.base import ChunkStore
+from backupfw.keys.base import KeyStore
 from backupfw.volume.base import VolumeProvider
+from backupfw_castellan.key_store import CastellanKeyStore
 from backupfw_cinder.provider import CinderProvider
 from backupfw_gcs.store import GcsStore
 from backupfw_nbd.exports import NbdProvider
@@ -53,6 +55,7 @@ from backupfw_swift.store import SwiftStore
 
 stores: list[type[ChunkStore]] = [GcsStore, PosixStore, S3Store, SwiftStore]
 providers: list[type[VolumeProvider]] = [CinderProvider, NbdProvider, QemuProvider, RbdProvider]
+key_stores: list[type[KeyStore]] = [CastellanKeyStore]
 """
 
 

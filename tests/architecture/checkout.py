@@ -47,6 +47,11 @@ def provider_entry_points() -> dict[str, str]:
     return _entry_points("backupfw.volume")
 
 
+def key_store_entry_points() -> dict[str, str]:
+    """Name to ``module:class`` of all key stores in the checkout, but for core's own."""
+    return _entry_points("backupfw.keys")
+
+
 def _entry_points(group: str) -> dict[str, str]:
     points: dict[str, str] = {}
     for project in driver_projects().values():

@@ -13,6 +13,7 @@ from tests.architecture.checkout import (
     ROOT,
     driver_entry_points,
     driver_projects,
+    key_store_entry_points,
     provider_entry_points,
 )
 
@@ -24,7 +25,11 @@ ALLOWED = {
 }
 
 #: Drivers that will be in the checkout; named here so that core cannot get used to them before.
-NAMES = {"posix", "s3", "swift", "gcs"} | {*driver_entry_points(), *provider_entry_points()}
+NAMES = {"posix", "s3", "swift", "gcs"} | {
+    *driver_entry_points(),
+    *provider_entry_points(),
+    *key_store_entry_points(),
+}
 
 
 def modules() -> list[Path]:
@@ -71,10 +76,13 @@ def test_the_search_finds_what_it_looks_for() -> None:
 
 def test_every_driver_imports_only_the_boundary() -> None:
     of_volumes = {path.partition(".")[0] for path in provider_entry_points().values()}
+    of_keys = {path.partition(".")[0] for path in key_store_entry_points().values()}
     for folder in driver_projects():
         allowed: tuple[str, ...] = ("backupfw.chunkstore",)
         if f"backupfw_{folder}" in of_volumes:
             allowed = ("backupfw.volume", "backupfw.errors")
+        elif f"backupfw_{folder}" in of_keys:
+            allowed = ("backupfw.keys", "backupfw.errors")
         sources = sorted((ROOT / "drivers" / folder / "src").rglob("*.py"))
         assert sources
         for path in sources:

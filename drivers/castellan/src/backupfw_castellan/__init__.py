@@ -1,0 +1,1 @@
+"""A key store for backupfw: keys in Barbican, Vault or OpenBao, through Castellan."""
