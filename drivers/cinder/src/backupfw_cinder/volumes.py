@@ -139,7 +139,8 @@ class Volumes:
                     return self._attach(volume, attempt, reach)
                 except Refused as error:
                     refusals += 1
-                    if refusals == _REFUSALS or error.status not in (400, 404, 409):
+                    # Of requests for one volume at the same moment, some are answered with 500.
+                    if refusals == _REFUSALS or error.status not in (400, 404, 409, 500):
                         raise TargetError(f"Volume {volume_id} cannot be attached: {error.text}") from error
             elif status not in (*_PASSING, *ATTACHED) or (
                 status in ATTACHED and not self._detach_earlier(volume_id, attempt)
