@@ -11,6 +11,7 @@ import tempfile
 from benchmarks import (
     changed,
     changed_rbd,
+    encryption,
     fragmented,
     listing,
     machines,
@@ -25,6 +26,7 @@ from benchmarks.table import Table
 
 PARTS = (
     "throughput",
+    "encryption",
     "fragmented",
     "changed",
     "machines",
@@ -62,6 +64,8 @@ def main() -> int:
             size = options.size << 20
             if part == "throughput":
                 throughput.run(table, directory, size, options.rounds)
+            elif part == "encryption":
+                encryption.run(table, directory, size, options.rounds)
             elif part == "fragmented":
                 fragmented.run(table, directory, size, options.rounds)
             elif part == "changed":
