@@ -307,6 +307,7 @@ class StoredManifest:
     store: str
     container: str
     key: str
+    encrypted: bool
 
 
 def manifest_of(db: Database, backup_id: str) -> StoredManifest:
@@ -321,13 +322,14 @@ def manifest_of(db: Database, backup_id: str) -> StoredManifest:
         if backup is None or backup.deleted:
             raise BackupNotFound(backup_id)
         found = session.execute(
-            select(row.id, row.store, row.container, row.key).where(
+            select(row.id, row.store, row.container, row.key, row.key_id).where(
                 row.id == backup.manifest_id, row.state == LIVE, row.key.is_not(None)
             )
         ).one_or_none()
         if found is None:
             raise InvalidBackup(f"backup {backup_id} has no data in a store (status {backup.status})")
-        return StoredManifest(found.id, found.store, found.container, str(found.key))
+        encrypted = found.key_id is not None
+        return StoredManifest(found.id, found.store, found.container, str(found.key), encrypted)
 
 
 def was_verified(db: Database, backup_id: str, since: datetime, *, quick: bool) -> bool:

@@ -116,6 +116,7 @@ def _write(
                 control,
                 streams=conf.backup.streams,
                 find_key=data_keys.finder(container, manifest.key),
+                encrypted=manifest.encrypted,
             )
         finally:
             target.close()

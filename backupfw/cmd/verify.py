@@ -233,6 +233,7 @@ class Verifier:
                     quick=self._quick,
                     streams=self._conf.backup.streams,
                     find_key=self._data_keys.finder(opened, manifest.key),
+                    encrypted=manifest.encrypted,
                 )
                 for part in found.parts():
                     mark_sharers(self._tasks, opened, manifest.id, part, control)

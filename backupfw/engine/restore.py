@@ -33,6 +33,7 @@ def run(
     *,
     streams: int = 2,
     find_key: FindKey = no_keys,
+    encrypted: bool = False,
 ) -> RestoreResult:
     """Write a backup's bytes to a target, from its start; bytes past the backup's length stay.
 
@@ -44,6 +45,7 @@ def run(
     :param checkpoint: where to begin, and what is called with the progress.
     :param streams: segments worked on at the same time; each takes about 14 MiB with defaults.
     :param find_key: finds the data keys of a backup that is encrypted.
+    :param encrypted: it is known to be encrypted: a manifest that is not counts as damaged.
     :raises DataKeyMissing: one of them cannot be found; errors of the key store pass through, too.
     :raises TaskStopped: the control said so.
     :raises Damaged: an object is missing, or its bytes are wrong; names store, container and key.
@@ -52,7 +54,7 @@ def run(
     :raises ChunkStoreError: the store could not be read.
     """
     point = checkpoint or Checkpoint()
-    reader = ManifestReader(container, manifest_key, find_key)
+    reader = ManifestReader(container, manifest_key, find_key, encrypted=encrypted)
     geometry, sealing = reader.head.geometry, reader.sealing
     if target.length < geometry.length:
         raise TargetError("The volume is smaller than the backup.")

@@ -39,6 +39,7 @@ def run(
     quick: bool = False,
     streams: int = 2,
     find_key: FindKey = no_keys,
+    encrypted: bool = False,
 ) -> VerifyReport:
     """Look at everything a manifest names.
 
@@ -49,6 +50,7 @@ def run(
         there and has the promised size.  For imports.
     :param streams: segments looked at at the same time; each takes about the size of a pack.
     :param find_key: finds the data keys of a backup that is encrypted.
+    :param encrypted: it is known to be encrypted: a manifest that is not counts as damaged.
     :returns: counts; ``ok`` says whether all is well.
     :raises TaskStopped: the control said so.
     :raises UnsupportedFormat: the backup needs something this release does not know.
@@ -57,7 +59,7 @@ def run(
     """
     damaged = _DamagedObjects(on_damaged)
     try:
-        reader = ManifestReader(container, manifest_key, find_key)
+        reader = ManifestReader(container, manifest_key, find_key, encrypted=encrypted)
     except Damaged as error:
         damaged.report(error.key, error.reason)
         return VerifyReport(objects=1, damaged=damaged.count)

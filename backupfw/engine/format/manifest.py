@@ -434,6 +434,7 @@ class ManifestReader:
     :param container: where it is.
     :param key: its key.
     :param find_key: finds the data key of a manifest that is encrypted.
+    :param encrypted: it is known to be encrypted; one that is not was put there by somebody else.
     :ivar head: what it says of the backup.
     :ivar totals: its sums.
     :ivar sealing: how the backup is encrypted; nothing can be read with it without ``find_key``.
@@ -442,7 +443,9 @@ class ManifestReader:
     :raises UnsupportedFormat: its version or a required feature is not known here.
     """
 
-    def __init__(self, container: Container, key: str, find_key: FindKey | None = None) -> None:
+    def __init__(
+        self, container: Container, key: str, find_key: FindKey | None = None, *, encrypted: bool = False
+    ) -> None:
         self.container = container
         self.key = key
         #: The prefix of all keys that the manifest names.
@@ -460,6 +463,8 @@ class ManifestReader:
             self.head = ManifestHead.from_json(parse_json(payload))
             if (self.head.seal is not None) != self._sealed:
                 raise BadBytes("it is encrypted, or not, as its header does not say")
+            if encrypted and not self._sealed:
+                raise BadBytes("it is not encrypted, as it was")
             if self.head.key != key or keys.parse(key) is None:
                 raise BadBytes("it was written under another key")
             geometry = self.head.geometry

@@ -7,7 +7,6 @@ from functools import partial
 from oslo_log import log
 
 from backupfw import crash_points
-from backupfw.engine import objects
 from backupfw.engine import restore as engine
 from backupfw.engine.format.manifest import read_head
 from backupfw.engine.ports import Checkpoint
@@ -39,9 +38,6 @@ class BackupRestore(Handler):
             # Read before the target is opened: if the backup is gone, the volume stays as it is.
             find_key = tools.data_keys.finder(container, plan.key)
             head = read_head(container, plan.key, find_key)
-            if plan.encrypted and head.key_id is None:
-                # Whoever can write to the store could make such a manifest.
-                raise objects.damaged(container, plan.key, "it is not encrypted, as it was")
             target = self._made(task, plan, control)
             crash_points.reach("restore.made")
             checkpoint = Checkpoint(
@@ -63,6 +59,7 @@ class BackupRestore(Handler):
                     checkpoint,
                     streams=tools.engine.streams,
                     find_key=find_key,
+                    encrypted=plan.encrypted,
                 )
         except Damaged as error:
             # The next incremental stores the blocks of a damaged object anew.

@@ -293,6 +293,19 @@ def test_a_manifest_that_somebody_wrote_without_the_key_is_refused(monkeypatch: 
         restored(box, key, len(data), ring)
 
 
+def test_a_manifest_without_encryption_does_not_stand_for_one_that_had_it() -> None:
+    box, ring = memory_container(), Keyring()
+    data = content()
+    clear = run(box, 0, data, None)
+    target = MemoryTarget(len(data))
+    with pytest.raises(Damaged, match="not encrypted, as it was"):
+        restore.run(clear.manifest_key, box, target, FakeControl(), find_key=ring.find, encrypted=True)
+    found: list[str] = []
+    verify.run(clear.manifest_key, box, FakeControl(), lambda key, _: found.append(key), encrypted=True)
+    assert found == [clear.manifest_key]
+    assert not any(target.data)
+
+
 def test_an_object_under_another_key_cannot_be_opened() -> None:
     ring = Keyring()
     cipher = ObjectCipher(ring.current, "one/key")
