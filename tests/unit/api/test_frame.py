@@ -126,7 +126,8 @@ def test_a_noauth_token_names_user_project_and_roles(
     )
     path = urls.Path("v2", "p", ("backups",))
     layer({"HTTP_X_AUTH_TOKEN": token, urls.PATH: path, faults.REQUEST_ID: "req-1"}, None)
-    assert list(map(vars, seen)) == [{**vars(expected), "_is_admin": is_admin}]
+    expected = RequestContext("p", user, roles, request_id="req-1", user_token=token, is_admin=is_admin)
+    assert list(map(vars, seen)) == [vars(expected)]
 
 
 def test_the_token_names_the_project_where_the_path_has_none() -> None:
