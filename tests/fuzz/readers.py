@@ -18,6 +18,7 @@ from backupfw.db import models
 from backupfw.engine import audit, backup, cleanup, release, restore, sweep, verify
 from backupfw.engine.format import keys
 from backupfw.engine.format.manifest import ManifestReader, read_head
+from backupfw.engine.format.sealing import no_keys
 from backupfw.engine.ports import KnownManifests
 from backupfw.errors import Damaged, InvalidInput, TargetError, UnsupportedFormat
 from backupfw.worker.handlers.backup_import import BackupImport
@@ -217,6 +218,7 @@ def _base(case: Case, container: Any) -> None:
 def _import(case: Case, container: Any) -> None:
     tools: Any = SimpleNamespace(
         stores=SimpleNamespace(wire_names={"mem": "driver"}),
+        data_keys=SimpleNamespace(finder=lambda *_: no_keys),
         backups=SimpleNamespace(damaged_objects=SimpleNamespace(keys=lambda *_: frozenset())),
     )
     handler = BackupImport(tools)

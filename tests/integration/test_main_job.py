@@ -108,7 +108,8 @@ def test_a_record_survives_its_database(client: Client, tmp_path: Path) -> None:
     exported = client.expect(200, "GET", f"/backups/{backup}/export_record")["backup-record"]
     store = client.service.state / "store"
     before = len(store_files(client.service))
-    with running(tmp_path / "other", {"store:main": {"path": store}, **OPTIONS}) as other:
+    options = {"store:main": {"path": store}, "keys": {"directory": client.service.state / "keys"}, **OPTIONS}
+    with running(tmp_path / "other", options) as other:
         there = other.client("elsewhere")
         body = {"backup-record": exported}
         there.expect(201, "POST", f"/backups/{backup}/import_record", body)

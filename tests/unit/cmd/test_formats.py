@@ -24,7 +24,7 @@ COMMANDS = {name: point.load() for name, point in sorted(main.App().command_mana
 PLAIN = {
     *("api", "serve", "worker", "help", "complete", "lifecycle", "quota set"),
     *("backup cancel", "backup create", "backup delete", "backup restore"),
-    *("snapshot create", "snapshot delete"),
+    *("keys destroy", "keys rewrap", "keys rotate", "snapshot create", "snapshot delete"),
     *("volume adopt", "volume attach", "volume create", "volume delete", "volume detach", "volume extend"),
     *("volume forget", "volume set"),
 }
