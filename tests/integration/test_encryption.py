@@ -50,15 +50,15 @@ def test_the_store_sees_neither_data_nor_names(service: Service, tmp_path: Path)
     client.expect(200, "PUT", f"/volumes/{volume}", {"volume": {"name": NAME}})
     backup = client.backup(volume, name=NAME, description=NAME)
     objects = stored(service)
-    secret = next((service.state / "keys").glob("*")).read_bytes()
-    assert sum("/keys/" in key for key in objects) == 1
+    [secret] = (path.read_bytes() for path in (service.state / "keys").iterdir() if path.name.isalnum())
+    assert sum("/keys.d/" in key for key in objects) == 1
     for key, data in objects.items():
         for hidden in (MARK[:16], NAME.encode(), secret[-32:]):
             assert hidden not in data, key
     shown = json.loads(service.command("backup", "show", backup).stdout)
     assert shown["encryption"]["algorithm"] == "aes-256-gcm"
     [key] = json.loads(service.command("keys", "list", "--format", "json").stdout)
-    assert key["id"] == shown["encryption"]["project_key"]
+    assert key["key_id"] == shown["encryption"]["project_key"]
     # A command without a running service reads it, too.
     out = tmp_path / "out.raw"
     service.command("backup", "restore", backup, "--to", str(out))
@@ -76,7 +76,7 @@ def test_a_rotation_leaves_every_backup_readable(service: Service, tmp_path: Pat
     service.command("keys", "rotate", "--project", "demo")
     changed = {key for key, data in stored(service).items() if before[key] != data}
     assert len(changed) == 1
-    assert all("/keys/" in key for key in changed)
+    assert all("/keys.d/" in key for key in changed)
     change_image(image, 1)
     second = client.backup(volume, incremental=True)
     of = {
