@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -65,7 +64,6 @@ class DataKeys:
         self._catalogue = catalogue
         self._key_store = key_store
         self._algorithm = algorithm
-        self._lock = threading.Lock()
         self._down_since: float | None = None
 
     @classmethod
@@ -212,8 +210,8 @@ class DataKeys:
         try:
             yield self._key_store
         except KeyStoreUnavailable as error:
-            with self._lock:
-                self._down_since = self._down_since or time.monotonic()
-                seconds = time.monotonic() - self._down_since
-            raise KeyStoreDown(error, seconds) from error
+            # Another thread may get an answer meanwhile, and set it to None.
+            since = self._down_since or time.monotonic()
+            self._down_since = since
+            raise KeyStoreDown(error, time.monotonic() - since) from error
         self._down_since = None

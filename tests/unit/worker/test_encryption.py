@@ -19,7 +19,9 @@ from backupfw.engine.format.sealing import CHACHA20_POLY1305
 from backupfw.keys.base import KeyStore
 from backupfw.keys.errors import KeyStoreUnavailable, ProjectKeyMissing
 from backupfw.keys.wrapping import new_key, unwrap, wrap
+from backupfw.manager.outcomes.creating import KeyPlace
 from backupfw.manager.usecases.keys import KeyManager
+from backupfw.worker.data_keys import KeyStoreDown
 from tests.unit.manager.support import check_consistent
 from tests.unit.worker.world import SEGMENT, WorkerWorld
 
@@ -284,3 +286,19 @@ def test_a_manifest_says_with_which_key_it_is_encrypted(world: WorkerWorld) -> N
         del stored(world)[place]
         back_up(world, volume, incremental=True)
         assert place in stored(world)
+
+
+def test_a_key_store_that_answers_another_thread_meanwhile_is_still_down_here(
+    world: WorkerWorld, key_store: MemoryKeys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answered() -> float:
+        world.data_keys._down_since = None
+        return 100.0
+
+    monkeypatch.setattr("backupfw.worker.data_keys.time.monotonic", answered)
+    key_store.away = True
+    container = world.tools.stores.container("main", "volumebackups")
+    place = KeyPlace("i", "p1", "v", "main", "volumebackups", held=False)
+    with pytest.raises(KeyStoreDown) as caught:
+        world.data_keys.for_new(place, container)
+    assert caught.value.seconds == 0
