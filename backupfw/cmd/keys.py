@@ -103,17 +103,9 @@ def _rewrapped(
     :param ours: this installation's id; what another one has put in a store is not changed.
     """
     from backupfw.chunkstore.base import Body
-    from backupfw.engine.format import keys
-    from backupfw.engine.format.key_object import WrappedKey
+    from backupfw.worker.data_keys import stored_key
 
-    prefix = keys.volume_prefix(data_key.installation_id, data_key.project_id, data_key.volume_id)
-    old = WrappedKey(
-        keys.data_key_key(prefix, data_key.id),
-        data_key.mac_id,
-        data_key.algorithm,
-        data_key.project_key_id,
-        data_key.wrapped,
-    )
+    old = stored_key(data_key)
     secret = key_store.unwrap(old.project_key_id, old.wrapped, old.context)
     wrapped = key_store.wrap(current, secret, old.context)
     new = replace(old, project_key_id=current, wrapped=wrapped)
