@@ -462,9 +462,9 @@ class ManifestReader:
                 raise BadBytes("it does not begin with a head page")
             self.head = ManifestHead.from_json(parse_json(payload))
             if (self.head.seal is not None) != self._sealed:
-                raise BadBytes("it is encrypted, or not, as its header does not say")
+                raise BadBytes("its header and its head disagree about encryption")
             if encrypted and not self._sealed:
-                raise BadBytes("it is not encrypted, as it was")
+                raise BadBytes("it is not encrypted, and it was when it was made")
             if self.head.key != key or keys.parse(key) is None:
                 raise BadBytes("it was written under another key")
             geometry = self.head.geometry

@@ -226,7 +226,7 @@ class Sealing:
         if seal is None and self._key is None:
             return None
         if seal is None or self._key is None:
-            raise BadBytes("it is encrypted, or not, as its manifest does not say")
+            raise BadBytes("it and its manifest disagree about encryption")
         key = self.find(seal.key_id)
         if key.mac_id != self._key.mac_id:
             raise BadBytes("it is encrypted with a key of other backups")
