@@ -266,9 +266,9 @@ def test_a_failed_deletion_tries_again_by_itself(world: World) -> None:
     assert (shown.status, shown.fail_reason) == ("error_deleting", "no space")
     check_consistent(world)
     for pause in (300, 600):
-        world.age(seconds=pause - 5)
+        world.age(seconds=pause - 100)
         assert world.tasks.claim("host/w", 60) is None
-        world.age(seconds=6)
+        world.age(seconds=101)
         task = world.claim()
         assert world.outcomes.deleting.start(task) is not None
         assert world.status(backup.id) == "deleting"
@@ -351,9 +351,9 @@ def test_what_no_worker_can_serve_ends_and_says_why(
         availability_zone=zone,
         container=None if store is None else f"{store}:c",
     )
-    world.age(seconds=599)
+    world.age(seconds=500)
     assert world.expiry.expire() == 0
-    world.age(seconds=2)
+    world.age(seconds=101)
     assert world.expiry.expire() == 1
     row = world.row(models.Backup, made.id)
     assert row.status == "error"
@@ -441,9 +441,9 @@ def test_a_cancelled_task_that_no_worker_can_clean_up_after_holds_nobody_up(
         world.tasks.release(task)
     world.backups.force_delete(world.ctx(admin=True), backup_id)
     world.services.set_disabled(world.ctx(admin=True), "far", "cinder-backup", disabled=True)
-    world.age(seconds=599)
+    world.age(seconds=500)
     assert world.expiry.expire() == 0
-    world.age(seconds=100)
+    world.age(seconds=201)
     assert world.expiry.expire() == 1
     assert world.expiry.expire() == 0
     with pytest.raises(errors.TaskLost):

@@ -253,9 +253,9 @@ def test_volumes_and_snapshots_of_a_host_that_is_gone(
     snapshots.delete(ctx, doomed)
     if not alive:
         world.silence(seconds=601)
-    world.age(seconds=599)
+    world.age(seconds=500)
     assert world.expiry.expire() == 0
-    world.age(seconds=2)
+    world.age(seconds=101)
     assert world.expiry.expire() == 5
     assert world.expiry.expire() == 0
     assert world.rows(models.Task) == []

@@ -130,9 +130,9 @@ def test_a_lost_lease_is_claimed_and_the_old_attempt_is_fenced_out(world: World)
 def test_renewing_keeps_a_lease(world: World) -> None:
     add(world, "a")
     task = world.claim()
-    world.age(seconds=59)
+    world.age(seconds=40)
     world.renew(task)
-    world.age(seconds=59)
+    world.age(seconds=40)
     assert world.tasks.claim("host/2", 60) is None
 
 
