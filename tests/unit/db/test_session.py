@@ -228,7 +228,7 @@ def test_a_frozen_process_gives_its_locks_back(db: Database, monkeypatch: pytest
     assert len(tries) >= 2
 
 
-@pytest.mark.parametrize("db", ["mariadb"], indirect=True)
+@pytest.mark.parametrize("db", [pytest.param("mariadb", marks=pytest.mark.server)], indirect=True)
 def test_a_lock_that_is_not_given_back_is_tried_for_again(
     db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
