@@ -384,6 +384,7 @@ def fullest_two() -> dict[str, bytes]:
     return dict(fullest(f"{number:036d}") for number in range(2))
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("reader", FULLEST)
 def test_each_readers_memory_at_the_most_origins(reader: str, fullest_two: dict[str, bytes]) -> None:
     key, other = sorted(fullest_two)

@@ -190,3 +190,16 @@ def pattern(size: int, seed: int = 0) -> bytes:
     block = bytes((seed + index) % 251 for index in range(4088))
     count = -(-size // 4096)
     return b"".join(number.to_bytes(8, "big") + block for number in range(count))[:size]
+
+
+def require_bytes(found: bytes | None, expected: bytes, offset: int = 0) -> None:
+    """Fail with the place of the first difference: pytest takes minutes to compare MiB in an assertion.
+
+    :param offset: where the bytes begin in the object or volume.
+    """
+    if found == expected:
+        return
+    assert found is not None, f"nothing instead of {len(expected)} bytes"
+    assert len(found) == len(expected), f"{len(found)} bytes instead of {len(expected)} at {offset}"
+    at = next(at for at, (one, two) in enumerate(zip(found, expected, strict=True)) if one != two)
+    pytest.fail(f"byte {offset + at} is {found[at]:#04x} instead of {expected[at]:#04x}")

@@ -12,7 +12,7 @@ import pytest
 
 from backupfw.chunkstore.options import option_values
 from backupfw.errors import BackupfwError
-from backupfw.testing.suite.adoption import forgotten
+from backupfw.testing.suite.adoption import forgotten, require_bytes
 from backupfw.testing.volume.disk import Disk
 from backupfw.volume.base import Needed, VolumeProvider, VolumeRef
 
@@ -259,12 +259,3 @@ def adopted(provider: VolumeProvider, path: str) -> VolumeRef:
     """Let a provider adopt a volume."""
     storage = provider.adopt(path)
     return VolumeRef(new_id(), storage.length, storage.location, adopted=True, storage_id=storage.storage_id)
-
-
-def require_bytes(found: bytes, expected: bytes, offset: int) -> None:
-    """Fail with the place of the first difference, not with megabytes."""
-    if found == expected:
-        return
-    assert len(found) == len(expected), f"{len(found)} bytes instead of {len(expected)} at {offset}"
-    at = next(at for at, (one, two) in enumerate(zip(found, expected, strict=True)) if one != two)
-    pytest.fail(f"byte {offset + at} is {found[at]:#04x} instead of {expected[at]:#04x}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from backupfw.testing.volume.adoption import require_bytes
+from backupfw.testing.suite.adoption import require_bytes
 from backupfw.testing.volume.disk import Disk
 from backupfw.volume.base import Extent, Kind, Point
 

@@ -7,6 +7,8 @@ import pytest
 from tests.architecture.checkout import ROOT
 
 pytest_plugins = ["pytester"]
+#: Whole suites run in each of these tests.
+pytestmark = pytest.mark.check
 
 TEMPLATE = ROOT / "drivers" / "template"
 

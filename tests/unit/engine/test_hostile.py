@@ -49,6 +49,7 @@ def test_a_manifest_names_nothing_beyond_its_own_volume(who: str) -> None:
     assert set(world.objects) == {keys.map_key(str(victim), 0)}
 
 
+@pytest.mark.check
 def test_origins_without_end_take_no_memory() -> None:
     """A manifest of 3 MiB with five million origins took 877 MiB."""
     world = World()

@@ -11,6 +11,8 @@ import pytest
 from backupfw.testing.keys import KeyStoreTests
 
 pytest_plugins = ["pytester"]
+#: Whole suites run in each of these tests.
+pytestmark = pytest.mark.check
 
 HEAD = """
 import hashlib, logging, os, threading

@@ -10,6 +10,8 @@ import pytest
 from tests.architecture.checkout import ROOT
 
 pytest_plugins = ["pytester"]
+#: Whole suites run in each of these tests.
+pytestmark = pytest.mark.check
 
 TESTS = ROOT / "drivers" / "template-volume" / "tests"
 
