@@ -107,6 +107,12 @@ _TABLE = (
     ),
     Rule("backup:delete", Level.MEMBER, "Delete a backup.", ("DELETE /backups/{backup_id}",)),
     Rule(
+        "backup:cancel",
+        Level.MEMBER,
+        "Cancel a backup that is being made, or the restore of one.",
+        ("POST /backups/{backup_id}/action (os-backupfw-cancel)",),
+    ),
+    Rule(
         "backup:restore",
         Level.MEMBER,
         "Restore a backup.",

@@ -641,6 +641,7 @@ def test_what_each_role_may(cloud: Cloud) -> None:
         ("GET", f"/backups/{backup}", None, "reader", "backup:get"),
         ("POST", "/backups", create, "member", "backup:create"),
         ("POST", f"/backups/{backup}/restore", {"restore": {}}, "member", "backup:restore"),
+        ("POST", f"/backups/{backup}/action", {"os-backupfw-cancel": {}}, "member", "backup:cancel"),
         ("GET", f"/backups/{backup}/export_record", None, "admin", "backup:export-import"),
         ("POST", "/backups/import_record", record(), "admin", "backup:backup-import"),
         (

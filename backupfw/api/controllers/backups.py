@@ -156,6 +156,11 @@ class BackupController(_Backups, ActionsResource):
         self.enforce(req, "backup:backup-import")
         return self._import(req, self.parts[0].lower())
 
+    @action("os-backupfw-cancel", rule="backup:cancel", takes=schemas.cancel)
+    def cancel(self, req: Request, resp: Response) -> None:
+        """Action ``os-backupfw-cancel``: an addition of this service."""
+        self.managers.backups.cancel(req.context, self.backup.id)
+
     @action(
         "os-force_delete",
         rule="volume_extension:backup_admin_actions:force_delete",

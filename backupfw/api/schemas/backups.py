@@ -63,6 +63,9 @@ import_record = types.always(
 #: Action ``os-force_delete``: any value.
 force_delete = types.always(types.wrapped("os-force_delete", {}))
 
+#: Action ``os-backupfw-cancel``: an empty object, as an addition of this service may take more one day.
+cancel = types.always(types.wrapped("os-backupfw-cancel", types.record({})))
+
 #: Action ``os-reset_status``.
 reset_status = types.always(
     types.wrapped(

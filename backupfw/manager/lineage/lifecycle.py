@@ -152,9 +152,7 @@ class VolumeMoves:
     restored = Move("restored", (RESTORING_BACKUP, CREATING), AVAILABLE)
     # No FailingMove: the failure of a restore is reported by the backup's move.
     restore_failed = Move("restore failed", (RESTORING_BACKUP,), ERROR_RESTORING)
-    restore_of_new_failed = Move(
-        "restore cancelled, or failed on a new volume", (RESTORING_BACKUP, CREATING), ERROR
-    )
+    restore_of_new_failed = Move("restore failed on a new volume", (RESTORING_BACKUP, CREATING), ERROR)
     extend = Move("extend", (AVAILABLE,), EXTENDING)
     extended = Move("extended", (EXTENDING,), AVAILABLE)
     extend_failed = FailingMove("extend failed", (EXTENDING,), ERROR_EXTENDING)

@@ -14,7 +14,6 @@ from backupfw.context import RequestContext
 from backupfw.db import locks, models
 from backupfw.db.session import now
 from backupfw.manager.lineage import lifecycle, manifests
-from backupfw.manager.lineage.lifecycle import VolumeMoves
 from backupfw.manager.queue import tasks
 from backupfw.manager.records import Record
 from backupfw.manager.rows import Task
@@ -87,8 +86,8 @@ def give_up_manifest(session: Session, backup: models.Backup, request_id: str | 
 def stop_tasks(session: Session, backup: models.Backup, kinds: Collection[str] | None = None) -> list[Task]:
     """Cancel the tasks of a backup and undo their effect on volumes, snapshots and manifest.
 
-    The target of a restore becomes ``error``, because it may be half written; also one that was not touched
-    yet, because clients that wait for the restore would take ``available`` for success.
+    The target of a restore ends as that of a failed one, because it may be half written; also one that was
+    not touched yet, because clients that wait for the restore would take ``available`` for success.
 
     :param kinds: only tasks of these kinds; None for all.
     :returns: the tasks that were cancelled.
@@ -99,8 +98,8 @@ def stop_tasks(session: Session, backup: models.Backup, kinds: Collection[str] |
             volume_rules.end_backup(session, backup.volume_id, backup.snapshot_id)
             give_up_manifest(session, backup, task.request_id)
         elif task.kind == tasks.BACKUP_RESTORE:
-            lifecycle.move(
-                session, models.Volume, task.payload["volume_id"], VolumeMoves.restore_of_new_failed
+            volume_rules.end_restore(
+                session, task.payload["volume_id"], ok=False, new=bool(task.payload["new"])
             )
     session.refresh(backup)
     return cancelled

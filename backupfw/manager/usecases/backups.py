@@ -304,7 +304,7 @@ class BackupManager(UseCases):
         """Cancel the making, the import or the restore of a backup, whether it waits or runs.
 
         A backup that was being made becomes ``error``; volume and snapshot get their statuses back at once.
-        A backup that was being restored is available again, and the restore's target becomes ``error``.
+        A backup that was being restored is available again; the target ends as that of a failed restore.
         The next task on the backup or the volume waits until the worker has stopped.
 
         :returns: the backup as it is then; its ``fail_reason`` says that it was cancelled.
@@ -406,7 +406,7 @@ class BackupManager(UseCases):
 
         A backup becomes ``available`` only if its manifest is live in the database (verifying checks the
         store) and its key is not destroyed; otherwise it becomes ``error`` with the reason.  Volume and
-        snapshot get their statuses back; the target of a restore that had begun becomes ``error``.
+        snapshot get their statuses back; the target of a restore ends as that of a failed one.
 
         :param status: in any letter case.
         :raises BackupNotFound: no such backup for this caller.

@@ -313,7 +313,7 @@ def test_reset_of_a_restore(world: World, claimed: bool) -> None:
     if claimed:
         world.claim()
     world.backups.reset_status(world.ctx(admin=True), backup.id, "AVAILABLE")
-    assert (world.status(backup.id), world.volume_status(target)) == ("available", "error")
+    assert (world.status(backup.id), world.volume_status(target)) == ("available", "error_restoring")
     check_consistent(world)
 
 
@@ -352,7 +352,7 @@ def test_a_cancelled_restore_leaves_the_backup_as_it_was(world: World, claimed: 
     after = world.backups.cancel(world.ctx(), backup.id)
     assert (after.status, after.fail_reason) == ("available", "The restore was cancelled.")
     assert [one.detail_id for one in world.rows(models.Message)] == [Detail.CANCELLED.value]
-    assert world.volume_status(target) == "error"
+    assert world.volume_status(target) == "error_restoring"
     check_consistent(world)
     if task is not None:
         with pytest.raises(errors.TaskCancelled):
