@@ -45,6 +45,7 @@ NAMES = (
     "key.made",
     "key.recorded",
     "key.put",
+    "keys.dropped",
     "api.committed",
 )
 

@@ -26,7 +26,9 @@ from backupfw.engine.format import keys
 from backupfw.engine.format.manifest import ManifestReader
 from backupfw.engine.listing import foreign_manifests, objects_by_volume
 from backupfw.engine.ports import Control
+from backupfw.engine.removal import unneeded_data_keys
 from backupfw.engine.sweep import Catalogue as SweepCatalogue
+from backupfw.engine.sweep import VolumeRows
 from backupfw.errors import Damaged, UnsupportedFormat
 
 ORPHAN = "object named by nothing"
@@ -161,20 +163,21 @@ def _look(
     with in_order(listed) as present:
         rows = catalogue.volume(project, volume)
         live, transient = sorted(rows.live), set(rows.transient)
-        unknown = {
-            one.key
-            for one in present
-            if one.segment < 0 and one.key not in rows.known and _backup(one.key) not in transient
-        }
+        data_keys = {one.key for one in present if one.segment < 0 and keys.is_data_key(one.key)}
+        listed_manifests = {one.key for one in present if one.segment < 0} - data_keys
+        unknown = {key for key in listed_manifests.difference(rows.known) if _backup(key) not in transient}
         found = {
             Discrepancy(UNKNOWN, key, "the database does not know it")
             for key in unknown
             if key not in rows.announced
         }
-        named, unreadable = _named(volume_prefix, live, container, control)
+        named, needed_keys, unreadable = _named(volume_prefix, live, container, control)
         found |= unreadable
+        found |= {Discrepancy(MISSING, key) for key in needed_keys - data_keys if _is_missing(container, key)}
         with named, Spool() as orphans:
             for candidate, difference in _differences(present, named):
+                if candidate.key in data_keys:
+                    continue
                 if difference.kind == ORPHAN:
                     if _backup(candidate.key) not in transient and candidate.key not in unknown:
                         orphans.add(candidate)
@@ -183,20 +186,27 @@ def _look(
             # What an unreadable manifest names is not known, so nothing can be called an orphan.
             if not unreadable:
                 found |= _orphans(orphans, unknown, container, control)
+                found |= _unneeded(data_keys, rows, listed_manifests.difference(live), container)
         return present.count, found
 
 
 def _named(
     volume_prefix: str, live: Iterable[str], container: Container, control: Control
-) -> tuple[Spool, set[Discrepancy]]:
-    """Return everything that the live manifests name below the prefix, and those that cannot be read."""
+) -> tuple[Spool, set[str], set[Discrepancy]]:
+    """Return everything that the live manifests name below the prefix, and those that cannot be read.
+
+    In the middle: the keys of the wrapped data keys that they name, below the prefix, too.
+    """
     unreadable: set[Discrepancy] = set()
+    data_keys: set[str] = set()
 
     def names() -> Iterator[Candidate]:
         for key in live:
             try:
                 reader = ManifestReader(container, key)
                 yield Candidate(-1, key, reader.totals.manifest_bytes)
+                if reader.head.key_id is not None and key.startswith(volume_prefix):
+                    data_keys.add(keys.data_key_key(volume_prefix, reader.head.key_id))
                 for number, entry in enumerate(reader.segments()):
                     if number % 256 == 0:
                         control.check()
@@ -204,7 +214,7 @@ def _named(
             except (Damaged, UnsupportedFormat) as error:
                 unreadable.add(Discrepancy(UNREADABLE, key, str(error)))
 
-    return in_order(names()), unreadable
+    return in_order(names()), data_keys, unreadable
 
 
 def _differences(
@@ -237,6 +247,18 @@ def _orphans(
     with spool:
         rest = (Discrepancy(ORPHAN, one.key, f"{one.size} bytes") for one in spool)
         return {one for one, _ in zip(rest, range(MOST), strict=False)}
+
+
+def _unneeded(
+    data_keys: Collection[str], rows: VolumeRows, manifests: Collection[str], container: Container
+) -> set[Discrepancy]:
+    """Return the wrapped data keys that no manifest needs."""
+    try:
+        unneeded = unneeded_data_keys(data_keys, rows.mac_ids, manifests, container)
+    except (Damaged, UnsupportedFormat):
+        # The manifest itself is a finding already.
+        return set()
+    return {Discrepancy(ORPHAN, key, "a data key") for key in unneeded}
 
 
 def _is_missing(container: Container, key: str) -> bool:

@@ -42,7 +42,7 @@ _WRITE_BYTES = 1 << 16
 class Candidate(NamedTuple):
     """One object that may be deleted; ordered by segment, then key.
 
-    :ivar segment: the segment it belongs to; -1 for a manifest.
+    :ivar segment: the segment it belongs to; -1 for a manifest or a wrapped data key.
     :ivar key: its key, one of this format's (so it holds neither spaces nor line ends).
     :ivar size: bytes.
     """

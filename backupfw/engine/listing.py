@@ -30,11 +30,11 @@ def own_objects(
     required: bool = False,
     strange: Callable[[str], None] = _unheard,
 ) -> Iterator[Candidate]:
-    """Yield the objects under ``prefix`` whose keys parse, in the listing's order; no wrapped data keys.
+    """Yield the objects under ``prefix`` whose keys parse, in the listing's order.
 
     A container that is not there has none, unless it must be there.
 
-    :param manifests: yield manifests too (their segment is -1).
+    :param manifests: yield manifests and wrapped data keys too (their segment is -1).
     :param required: the container was there once: that it is missing proves nothing.
     :param strange: called with each key that does not parse.
     :raises Unavailable: the container is missing and must be there.
@@ -45,11 +45,12 @@ def own_objects(
             if number % 1000 == 0:
                 control.check()
             parsed = keys.parse(info.key)
-            if parsed is None:
-                if not keys.is_data_key(info.key):
-                    strange(info.key)
-            elif manifests or parsed.kind != "manifest":
+            if parsed is None and not keys.is_data_key(info.key):
+                strange(info.key)
+            elif parsed is not None and parsed.kind != "manifest":
                 yield Candidate(parsed.segment, info.key, info.size)
+            elif manifests:
+                yield Candidate(-1, info.key, info.size)
     except NotFound as error:
         if required:
             raise Unavailable(
@@ -113,7 +114,7 @@ def foreign_manifests(own_prefix: str, container: Container, control: Control) -
 def objects_by_volume(
     container: Container, prefix: str, control: Control, strange: Callable[[str], None] = _unheard
 ) -> Iterator[tuple[str, Iterator[Candidate]]]:
-    """Yield the prefix of every volume that has objects below ``prefix``, and those, manifests included.
+    """Yield the prefix of every volume that has objects below ``prefix``, and those: of every kind.
 
     To be read in step: a volume's objects end when the next volume is asked for.
 
@@ -136,5 +137,4 @@ def objects_by_volume(
 
 def _segment(key: str) -> int:
     parsed = keys.parse(key)
-    assert parsed is not None
-    return parsed.segment
+    return -1 if parsed is None else parsed.segment

@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from contextvars import copy_context
 from itertools import islice
 from typing import NewType
@@ -25,9 +26,11 @@ from backupfw.chunkstore.container import Container
 from backupfw.chunkstore.errors import ChunkStoreError, DeleteFailed, IntegrityError, NotFound
 from backupfw.engine import objects
 from backupfw.engine.candidates import Candidate, Spool, subtract
+from backupfw.engine.format.key_object import read_key
+from backupfw.engine.format.manifest import read_head
 from backupfw.engine.listing import manifest_keys
 from backupfw.engine.ports import Control, KnownManifests
-from backupfw.errors import Damaged, ListingBehind
+from backupfw.errors import Damaged, DataKeyMissing, ListingBehind, UnsupportedFormat
 
 #: Requests under way at once.
 WORKERS = 4
@@ -143,6 +146,39 @@ def spare(
         result = Spool()
         result.extend(one for one in left if one.key not in kept)
     return Doomed(result)
+
+
+def unneeded_data_keys(
+    data_keys: Collection[str], mac_ids: Collection[str], unknown: Collection[str], container: Container
+) -> set[str]:
+    """Return those of a volume's wrapped data keys that no backup needs.
+
+    Backups share with each other if their digests are made with the same key.  So a data key is needed as
+    long as a manifest has the same key of the digests as it.
+
+    :param data_keys: the objects' keys, listed before the database was read.
+    :param mac_ids: ids of the keys of the digests that the database has for this volume.
+    :param unknown: keys of all manifests of the volume that the database does not know.
+    :raises Damaged: one of them is damaged.
+    :raises UnsupportedFormat: one of them is of a version not known here.
+    :raises ChunkStoreError: the store did not answer.
+    """
+    used: set[str | None] = set(mac_ids)
+    for key in unknown if data_keys else ():
+        try:
+            used.add(read_head(container, key).mac_id)
+        except Damaged:
+            if not objects.is_missing(container, key):
+                raise
+    if not used - {None}:
+        return set(data_keys)
+    unneeded = set()
+    for key in data_keys:
+        # Of one that cannot be read it is not known who needs it.
+        with suppress(Damaged, DataKeyMissing, UnsupportedFormat):
+            if read_key(container, key).mac_id not in used:
+                unneeded.add(key)
+    return unneeded
 
 
 def delete_all(doomed: Doomed, container: Container, control: Control) -> None:

@@ -14,6 +14,8 @@ are not seen.  No clock is involved.
 * An unknown manifest that can be read is reported; it stays, and so does everything that it names.
   A manifest that a lost attempt put late is known, because every manifest is announced before it is put.
 * A manifest that cannot be read stops its volume: what it names is not known.
+* A wrapped data key is an orphan if neither a manifest nor the database has its lineage.  A backup that
+  begins later has a new one, or one that the database had when it was asked.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from backupfw.engine.candidates import Candidate, Spool, in_order
 from backupfw.engine.format import keys
 from backupfw.engine.listing import foreign_manifests, objects_by_volume
 from backupfw.engine.ports import Control
-from backupfw.engine.removal import Doomed, delete_all, settle, spare
+from backupfw.engine.removal import Doomed, delete_all, settle, spare, unneeded_data_keys
 from backupfw.errors import Damaged, UnsupportedFormat
 
 
@@ -50,6 +52,10 @@ class VolumeRows(Protocol):
     @property
     def transient(self) -> Collection[str]:
         """Ids of backups whose objects may be about to change: being made, imported, released."""
+
+    @property
+    def mac_ids(self) -> Collection[str]:
+        """Ids of the keys of the digests of manifests that are not gone, and of all data keys."""
 
 
 class Catalogue(Protocol):
@@ -146,7 +152,8 @@ def _sweep_volume(
 ) -> VolumeReport:
     _installation, project, volume = (naming.key_part_text(part) for part in volume_prefix.split("/")[:3])
     manifests: list[str] = []
-    spool = in_order(_noting_manifests(listed, manifests))
+    data_keys: list[str] = []
+    spool = in_order(_noting(listed, manifests, data_keys))
     try:
         count = spool.count
         rows = catalogue.volume(project, volume)
@@ -160,12 +167,13 @@ def _sweep_volume(
         raise
     try:
         spool = spare(spool, sorted(live), unknown, container, control)
+        kept = live.union(data_keys) - unneeded_data_keys(data_keys, rows.mac_ids, unknown, container)
     except (Damaged, UnsupportedFormat) as error:
         return VolumeReport(project, volume, count, stopped=str(error))
     skipped = 0
     with spool, Spool() as orphans:
         for candidate in spool:
-            if candidate.key in live:
+            if candidate.key in kept:
                 continue
             if _backup(candidate.key) in transient:
                 skipped += 1
@@ -177,10 +185,10 @@ def _sweep_volume(
         return VolumeReport(project, volume, count, orphans.count, orphans.size, reported, skipped)
 
 
-def _noting_manifests(listed: Iterator[Candidate], manifests: list[str]) -> Iterator[Candidate]:
+def _noting(listed: Iterator[Candidate], manifests: list[str], data_keys: list[str]) -> Iterator[Candidate]:
     for candidate in listed:
         if candidate.segment < 0:
-            manifests.append(candidate.key)
+            (data_keys if keys.is_data_key(candidate.key) else manifests).append(candidate.key)
         yield candidate
 
 

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 from backupfw import crash_points
 from backupfw.chunkstore.base import Body
 from backupfw.conf import keys as conf_keys
-from backupfw.engine import objects
+from backupfw.engine import objects, removal
+from backupfw.engine.candidates import Candidate, in_order
 from backupfw.engine.format import keys
 from backupfw.engine.format.binary import BadBytes
 from backupfw.engine.format.key_object import WrappedKey, read_key, secret_of
 from backupfw.engine.format.sealing import DataKey, FindKey
+from backupfw.engine.ports import Control, KnownManifests
 from backupfw.errors import ConfigError, DataKeyMissing
 from backupfw.keys.errors import KeyStoreUnavailable, ProjectKeyMissing, UnwrapRefused
 from backupfw.manager import rows
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from backupfw.chunkstore.container import Container
     from backupfw.keys.base import KeyStore
     from backupfw.manager.outcomes.creating import KeyPlace
+    from backupfw.manager.outcomes.deleting import ReleasePlan
 
 
 class KeyStoreDown(KeyStoreUnavailable):
@@ -155,15 +158,35 @@ class DataKeys:
             container.put(stored.object_key, Body.from_bytes(stored.encode()))
             crash_points.reach("key.put")
 
-    def forget(self, manifest_id: str, container: Container) -> None:
+    def forget(self, plan: ReleasePlan, container: Container, control: Control) -> None:
         """Remove the data keys of a volume when its last encrypted manifest in a container is going.
 
-        :param manifest_id: the manifest that is going.
-        :raises ChunkStoreError: the store does not do it; a data key may stay there.
+        They stay if the store has a manifest that the database does not know: it may need one.  It can be run
+        again after a kill: the objects are listed, because their rows may be gone.
+
+        :param plan: how the manifest was removed.
+        :raises ListingBehind: a listing proves nothing yet.
+        :raises ChunkStoreError: the store does not do it; data keys may stay there.
         """
-        gone = [stored_key(row).object_key for row in self._catalogue.drop_data_keys(manifest_id)]
-        if gone:
-            container.delete(gone)
+        if not self._catalogue.is_last_encrypted(plan.manifest_id):
+            return
+        removal.check_settled(container)
+        prefix = keys.volume_prefix(plan.installation_id, plan.project_id, plan.volume_id)
+        if removal.unknown_manifests(prefix, KnownManifests((), plan.known_keys), container, control):
+            return
+        # Listed before the database decides: a backup that begins records its manifest before it puts a key.
+        listed = [
+            Candidate(-1, one.key, one.size)
+            for one in container.list(keys.data_keys_prefix(prefix))
+            if keys.is_data_key(one.key)
+        ]
+        dropped = self._catalogue.drop_data_keys(plan.manifest_id)
+        if dropped is None:
+            return
+        crash_points.reach("keys.dropped")
+        unlisted = [Candidate(-1, stored_key(row).object_key, 0) for row in dropped]
+        with in_order(listed + unlisted) as gone:
+            removal.delete_all(removal.Doomed(gone), container, control)
 
     def _project_key(self, project_id: str) -> tuple[str, datetime]:
         """Return the current key of a project and since when it is that, made if there is none."""

@@ -21,10 +21,11 @@ SMALL_SEGMENTS = {"backup": {"segment_size": 4 * MIB, "pack_size": MIB}}
 class Instance:
     """An instance with one volume, of whose database there is a copy."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, encryption: str) -> None:
         self.crash_points = folder / "crash-points"
         self.crash_points.mkdir()
-        self.service = Service(folder / "state", SMALL_SEGMENTS)
+        options = {**SMALL_SEGMENTS, "store:main": {"encryption": encryption}}
+        self.service = Service(folder / "state", options)
         self.image = folder / "image.raw"
         self._database = self.service.state / "backupfw.sqlite"
         self._kept = folder / "kept.sqlite"
@@ -97,9 +98,11 @@ class Instance:
         assert self.objects() == before
 
 
-@pytest.fixture
-def instance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Instance]:
-    made = Instance(tmp_path)
+@pytest.fixture(params=["off", "project"], ids=["clear", "encrypted"])
+def instance(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Instance]:
+    made = Instance(tmp_path, request.param)
     monkeypatch.setenv("BACKUPFW_CRASH_POINTS", str(made.crash_points))
     write_image(made.image, LENGTH)
     made.service.start()

@@ -25,7 +25,7 @@ from sqlalchemy.orm import Session, aliased
 from sqlalchemy.sql import ColumnElement
 
 from backupfw.db.locks import lock
-from backupfw.db.models import Backup, Manifest
+from backupfw.db.models import Backup, DataKey, Manifest
 from backupfw.db.session import now
 from backupfw.manager.lineage.lifecycle import (
     ANNOUNCED,
@@ -51,12 +51,14 @@ class VolumeRows:
     :ivar announced: announced keys of backups that are not deleted; a manifest may stay under such a key
         until its backup is deleted.
     :ivar transient: ids of the backups whose objects can change at any moment.
+    :ivar mac_ids: ids of the keys of the digests of manifests that are not gone, and of all its data keys.
     """
 
     live: frozenset[str]
     known: frozenset[str]
     announced: frozenset[str]
     transient: frozenset[str]
+    mac_ids: frozenset[str]
 
 
 def _tree_of(row: Manifest) -> ColumnElement[bool]:
@@ -404,14 +406,17 @@ def volume_rows(
 ) -> VolumeRows:
     """Read what a sweep needs to know about a volume; call it after the listing of the volume's objects."""
     is_open = (Manifest.state == ANNOUNCED) & _has_backup()
-    found = session.execute(
-        select(Manifest.key, Manifest.state, Manifest.backup_id, is_open.label("is_open")).where(
-            Manifest.volume_id == volume_id,
-            Manifest.store == store,
-            Manifest.container == container,
-            Manifest.installation_id == installation_id,
-        )
-    ).all()
+    place = {
+        "volume_id": volume_id,
+        "store": store,
+        "container": container,
+        "installation_id": installation_id,
+    }
+    columns = (Manifest.key, Manifest.state, Manifest.backup_id, Manifest.mac_id, is_open.label("is_open"))
+    here = [getattr(Manifest, name) == value for name, value in place.items()]
+    found = session.execute(select(*columns).where(*here)).all()
+    mac_ids = {row.mac_id for row in found if row.state != GONE and row.mac_id is not None}
+    mac_ids.update(session.scalars(select(DataKey.mac_id).filter_by(**place)))
     transient = {row.backup_id for row in found if row.state in (WRITING, RELEASED)}
     moving = select(Backup.id).where(
         Backup.volume_id == volume_id,
@@ -424,6 +429,7 @@ def volume_rows(
         known=frozenset(row.key for row in found if row.key is not None and row.state != ANNOUNCED),
         announced=frozenset(row.key for row in found if row.is_open),
         transient=frozenset(transient),
+        mac_ids=frozenset(mac_ids),
     )
 
 

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from backupfw.db.session import Database
 
 
+#: What a data key belongs to: the backups of one volume in one container.
+_PLACE = ("installation_id", "project_id", "volume_id", "store", "container")
+
+
 class Destruction(NamedTuple):
     """What is to be destroyed in the key store.
 
@@ -169,31 +173,30 @@ class KeyManager:
             )
             return None if found is None else _data_key(found)
 
-    def drop_data_keys(self, manifest_id: str) -> Sequence[rows.DataKey]:
+    def is_last_encrypted(self, manifest_id: str) -> bool:
+        """Return whether a manifest is encrypted, and no other one of its volume in its container is."""
+        with self._db.read() as session:
+            going = session.get(models.Manifest, manifest_id)
+            return going is not None and _is_last_encrypted(session, going)
+
+    def drop_data_keys(self, manifest_id: str) -> Sequence[rows.DataKey] | None:
         """Remove the data keys of a volume's backups in a container, unless another manifest may need one.
 
         :param manifest_id: a manifest of theirs that is going.
-        :returns: what was removed.
+        :returns: what was removed; None: another manifest may need one.
         """
         row, manifest = models.DataKey, models.Manifest
 
-        def work(session: Session) -> Sequence[rows.DataKey]:
+        def work(session: Session) -> Sequence[rows.DataKey] | None:
             going = session.get(manifest, manifest_id)
-            if going is None or going.key_id is None:
-                return ()
-            places = ("installation_id", "project_id", "volume_id", "store", "container")
-            here = [getattr(row, name) == getattr(going, name) for name in places]
+            if going is None:
+                return None
+            here = [getattr(row, name) == getattr(going, name) for name in _PLACE]
             # A backup that begins locks them, too, before its manifest names a data key.
             wrapped_by = select(row.project_key_id).where(*here)
             lock(session, models.ProjectKey, models.ProjectKey.key_id.in_(wrapped_by))
-            others = select(manifest.id).where(
-                *(getattr(manifest, name) == getattr(going, name) for name in places),
-                manifest.id != manifest_id,
-                manifest.key_id.is_not(None),
-                manifest.state != lifecycle.GONE,
-            )
-            if session.scalar(others.limit(1)) is not None:
-                return ()
+            if not _is_last_encrypted(session, going):
+                return None
             found = [_data_key(one) for one in session.scalars(select(row).where(*here))]
             session.execute(
                 delete(row).where(row.id.in_([one.id for one in found])),
@@ -307,6 +310,17 @@ class KeyManager:
             _set(session, mine, state=GONE, destroyed_at=now(session))
 
         self._db.run(work)
+
+
+def _is_last_encrypted(session: Session, going: models.Manifest) -> bool:
+    row = models.Manifest
+    others = select(row.id).where(
+        *(getattr(row, name) == getattr(going, name) for name in _PLACE),
+        row.id != going.id,
+        row.key_id.is_not(None),
+        row.state != lifecycle.GONE,
+    )
+    return going.key_id is not None and session.scalar(others.limit(1)) is None
 
 
 def _set(session: Session, where: ColumnElement[bool], **values: object) -> None:

@@ -30,7 +30,7 @@ class _Removal(Handler):
         while True:
             try:
                 remove(plan, container, control)
-                self._tools.data_keys.forget(plan.manifest_id, container)
+                self._tools.data_keys.forget(plan, container, control)
                 return
             except Damaged as error:
                 # This loop ends: each plan has one relative less, because a released manifest is no relative.

@@ -119,6 +119,20 @@ def test_keys(killing: Killing, tmp_path: Path) -> None:
     killing.installed.audit()
 
 
+def test_the_last_encrypted_backup_of_a_volume(killing: Killing, tmp_path: Path) -> None:
+    """A worker is killed between the rows of its data keys and the objects."""
+    client = killing.installed.client(SECRET)
+    _, volume = volume_of(client, tmp_path, 1)
+    for point in at("keys"):
+        doomed = client.backup(volume)
+        killing.arm(point)
+        client.expect(202, "DELETE", f"/backups/{doomed}")
+        killing.died(point)
+        client.wait_status("backup", doomed, None)
+    # Nothing is left, data keys neither.
+    killing.installed.audit()
+
+
 def test_delete(killing: Killing, tmp_path: Path) -> None:
     client = killing.installed.client(SECRET)
     image, volume = volume_of(client, tmp_path, 1)

@@ -12,6 +12,7 @@ from backupfw.engine.format import keys
 from backupfw.engine.format.entries import MapRef, PackRef, SegmentEntry
 from backupfw.engine.format.geometry import Geometry
 from backupfw.engine.format.manifest import ManifestHead, ManifestWriter
+from backupfw.engine.format.sealing import CLEAR, Sealing
 
 INSTALLATION = "inst"
 PREFIX = "inst/"
@@ -105,6 +106,7 @@ class World:
         installation: str = INSTALLATION,
         volume: str = "v",
         put_manifest: bool = True,
+        sealing: Sealing = CLEAR,
     ) -> tuple[str, list[SegmentEntry]]:
         """Put a backup: ``own`` says how many packs it has for which segment; the rest is shared.
 
@@ -122,7 +124,7 @@ class World:
         ordered = [entries[index] for index in sorted(entries)]
         head = ManifestHead(origin, Geometry(segments << 16, 512, 1 << 16))
         if put_manifest:
-            with ManifestWriter(head) as writer:
+            with ManifestWriter(head, sealing) as writer:
                 for entry in ordered:
                     writer.add(entry)
                 writer.put(self.container)

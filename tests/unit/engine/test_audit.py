@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 import pytest
 
 from backupfw.engine import audit
-from tests.unit.engine.removal_world import PREFIX, Control, Watched, World
+from backupfw.engine.format import keys
+from backupfw.engine.format.key_object import WrappedKey
+from backupfw.engine.format.sealing import DataKey, Sealing
+from tests.unit.engine.removal_world import PREFIX, VOLUME_PREFIX, Control, Watched, World
 
 
 @dataclass
@@ -17,6 +20,7 @@ class Rows:
     known: set[str] = field(default_factory=set)
     announced: set[str] = field(default_factory=set)
     transient: set[str] = field(default_factory=set)
+    mac_ids: set[str] = field(default_factory=set)
 
 
 class Database:
@@ -98,6 +102,21 @@ def test_a_second_manifest_of_a_known_backup_is_an_orphan(world: World) -> None:
     # Announced by an attempt that did not commit it.
     rows.known.add(second[0])
     assert found(world, Database(v=rows)) == [(audit.ORPHAN, second[0])]
+
+
+def test_data_keys_too_many_and_too_few(world: World) -> None:
+    data_key = DataKey("1" * 32, "2" * 32, "aes-256-gcm", bytes(32), bytes(32))
+    full = world.backup("a", {0: 1}, sealing=Sealing(data_key))
+    places = [keys.data_key_key(VOLUME_PREFIX, key_id) for key_id in (data_key.id, "3" * 32)]
+    for place, mac_id in zip(places, (data_key.mac_id, "other"), strict=True):
+        world.put(place, WrappedKey(place, mac_id, "aes-256-gcm", "project's", b"wrapped").encode())
+    rows = live(full)
+    rows.mac_ids = {data_key.mac_id}
+    assert found(world, Database(v=rows)) == [(audit.ORPHAN, places[1])]
+    del world.objects[places[0]]
+    assert found(world, Database(v=rows)) == [(audit.MISSING, places[0]), (audit.ORPHAN, places[1])]
+    # One that the database does not know needs its own.
+    assert set(found(world, Database())) == {(audit.UNKNOWN, full[0]), (audit.ORPHAN, places[1])}
 
 
 def test_an_unreadable_manifest_is_the_only_finding(world: World) -> None:

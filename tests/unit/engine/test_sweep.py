@@ -9,6 +9,9 @@ import pytest
 
 from backupfw.chunkstore.errors import Unavailable
 from backupfw.engine import sweep
+from backupfw.engine.format import keys
+from backupfw.engine.format.key_object import WrappedKey
+from backupfw.engine.format.sealing import DataKey, Sealing
 from backupfw.errors import TaskCancelled
 from tests.unit.engine.removal_world import PREFIX, VOLUME_PREFIX, Control, Watched, World, names
 
@@ -19,6 +22,7 @@ class Rows:
     known: set[str] = field(default_factory=set)
     announced: set[str] = field(default_factory=set)
     transient: set[str] = field(default_factory=set)
+    mac_ids: set[str] = field(default_factory=set)
 
 
 class Database:
@@ -141,6 +145,75 @@ def test_a_manifest_that_a_lost_attempt_put_late_is_an_orphan(world: World) -> N
     report = run(world, Database(world.store, v=rows))
     assert report.volumes[0].unknown_manifests == ()
     assert set(world.objects) == names(kept)
+
+
+def put_data_key(world: World, number: int, mac_id: str) -> str:
+    key = keys.data_key_key(VOLUME_PREFIX, f"{number:032x}")
+    world.put(key, WrappedKey(key, mac_id, "aes-256-gcm", "project's", b"wrapped").encode())
+    return key
+
+
+def test_data_keys_that_nothing_needs_are_orphans(world: World) -> None:
+    """A worker was killed after it had removed the rows of the data keys, or another one wrote again."""
+    kept = world.backup("a", {0: 1})
+    mine, other = put_data_key(world, 1, "mine"), put_data_key(world, 2, "other")
+    damaged = put_data_key(world, 3, "other")
+    world.flip(damaged)
+    rows = live(kept)
+    rows.mac_ids = {"mine"}
+    dry = run(world, Database(world.store, v=rows), dry_run=True)
+    assert (dry.volumes[0].objects, dry.orphans) == (6, 1)
+    assert run(world, Database(world.store, v=rows)).orphans == 1
+    # It may be the one that the backup needs.
+    assert set(world.objects) == names(kept) | {mine, damaged}
+    assert other not in world.objects
+    # Without anything that is encrypted, none is needed.
+    assert run(world, Database(world.store, v=live(kept))).orphans == 2
+    assert set(world.objects) == names(kept)
+
+
+def test_a_volume_that_has_nothing_but_a_data_key(world: World) -> None:
+    put_data_key(world, 1, "mine")
+    assert run(world, Database(world.store, v=Rows(mac_ids={"mine"}))).orphans == 0
+    assert run(world, Database(world.store)).orphans == 1
+    assert not world.objects
+
+
+@pytest.mark.parametrize("lost", ["row", "manifest", "readable"])
+def test_the_data_keys_of_a_manifest_that_the_database_does_not_know_stay(world: World, lost: str) -> None:
+    """The database is an older copy."""
+    data_key = DataKey("1" * 32, "2" * 32, "aes-256-gcm", bytes(32), bytes(32))
+    unknown = world.backup("u", {0: 1}, sealing=Sealing(data_key))
+    needed = put_data_key(world, int("1" * 32, 16), data_key.mac_id)
+    shared = put_data_key(world, 2, data_key.mac_id)
+    other = put_data_key(world, 3, "other")
+    if lost == "manifest":
+        del world.objects[unknown[0]]
+    elif lost == "readable":
+        world.flip(unknown[0])
+    report = run(world, Database(world.store, v=Rows()))
+    if lost == "row":
+        assert set(world.objects) == names(unknown) | {needed, shared}
+    elif lost == "manifest":
+        assert not world.objects
+    else:
+        assert report.volumes[0].stopped is not None
+        assert {needed, shared, other} <= set(world.objects)
+
+
+def test_a_data_key_of_a_backup_that_began_after_the_listing_stays(world: World) -> None:
+    """It is recorded before it is put, and all that was listed is judged by what is recorded later."""
+    database = Database(world.store, v=Rows())
+    old = put_data_key(world, 1, "old")
+
+    def begin() -> None:
+        database.volumes["v"] = Rows(mac_ids={"new"}, transient={"n"})
+        put_data_key(world, 2, "new")
+
+    database.before = begin
+    run(world, database)
+    assert old not in world.objects
+    assert len(world.objects) == 1
 
 
 def test_an_unknown_manifest_whose_import_is_under_way_keeps_what_it_names(world: World) -> None:
