@@ -18,7 +18,7 @@ from backupfw.engine.format.binary import BadBytes
 from backupfw.engine.format.key_object import WrappedKey, read_key, secret_of
 from backupfw.engine.format.sealing import DataKey, FindKey
 from backupfw.engine.ports import Control, KnownManifests
-from backupfw.errors import ConfigError, DataKeyMissing
+from backupfw.errors import ConfigError, Damaged, DataKeyMissing, UnsupportedFormat
 from backupfw.keys.errors import KeyStoreUnavailable, ProjectKeyMissing, UnwrapRefused
 from backupfw.manager import rows
 from backupfw.manager.usecases.keys import KeyManager
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from oslo_config import cfg
 
     from backupfw.chunkstore.container import Container
+    from backupfw.engine.format.manifest import ManifestHead
     from backupfw.keys.base import KeyStore
     from backupfw.manager.outcomes.creating import KeyPlace
     from backupfw.manager.outcomes.deleting import ReleasePlan
@@ -141,6 +142,38 @@ class DataKeys:
         self._catalogue.add_data_key(replace(row, wrapped=wrapped))
         crash_points.reach("key.recorded")
         return made
+
+    def of_lineage(self, container: Container, head: ManifestHead) -> tuple[rows.DataKey, ...]:
+        """Return the data keys that a stored manifest and all that it shares with need, for the database.
+
+        :param head: what the manifest says.
+        :raises KeyStoreDown: the key store does not answer.
+        :raises ChunkStoreError: the store does not answer.
+        """
+        origin = head.origin
+        prefix = keys.volume_prefix(origin.installation, origin.project, origin.volume)
+        found = []
+        for one in container.list(keys.data_keys_prefix(prefix)) if head.key_id is not None else ():
+            # A key of other backups, or that nobody can unwrap, is none of theirs.
+            with suppress(Damaged, DataKeyMissing, UnsupportedFormat):
+                wrapped = read_key(container, one.key)
+                if wrapped.mac_id == head.mac_id:
+                    self._unwrapped(wrapped, container)
+                    found.append(
+                        rows.DataKey(
+                            id=wrapped.id,
+                            mac_id=wrapped.mac_id,
+                            project_id=origin.project,
+                            volume_id=origin.volume,
+                            installation_id=origin.installation,
+                            store=container.store.name,
+                            container=container.name,
+                            algorithm=wrapped.algorithm,
+                            project_key_id=wrapped.project_key_id,
+                            wrapped=wrapped.wrapped,
+                        )
+                    )
+        return tuple(found)
 
     def keep(self, container: Container, key_id: str) -> None:
         """Make sure that a data key is in the store, beside the backups that need it.

@@ -31,7 +31,7 @@ from backupfw.manager.outcomes.base import Outcomes, backup_of
 from backupfw.manager.queue import tasks
 from backupfw.manager.records import Record, same_service
 from backupfw.manager.rows import Task
-from backupfw.manager.rules import backup_rows, failures, quota
+from backupfw.manager.rules import backup_rows, failures, project_keys, quota
 from backupfw.manager.rules.volume_rules import gigabytes
 
 #: Longest volume whose backup can be imported, bytes: four times the largest volume of usual block storage,
@@ -65,6 +65,7 @@ class ManifestFacts:
     :ivar length: bytes of the volume.
     :ivar volume_record: as ``records.volume_record`` makes it; None if the manifest has none.
     :ivar damaged: keys of objects on the list of damaged ones that it names.
+    :ivar data_keys: the data keys of its lineage; none if it is not encrypted.
     :ivar object_count: objects its maker put; with ``stored_bytes`` and ``referenced_bytes`` as in
         :class:`~backupfw.manager.outcomes.creating.CreateResult`.
     """
@@ -89,6 +90,7 @@ class ManifestFacts:
     referenced_bytes: int
     volume_record: dict[str, Any] | None = None
     damaged: frozenset[str] = frozenset()
+    data_keys: tuple[rows.DataKey, ...] = ()
 
 
 class ImportTasks(Outcomes):
@@ -131,6 +133,7 @@ class ImportTasks(Outcomes):
 
         :raises InvalidInput: the manifest was deleted here, or belongs to another project and the importer is
             no administrator; the task does not end (:meth:`fail` ends it).
+        :raises DataKeyMissing: the keys of its project are being destroyed.
         :raises QuotaExceeded: the data is larger than the record said, and the project has no room.
         """
         try:
@@ -149,6 +152,8 @@ class ImportTasks(Outcomes):
             # The row is already counted with the record's size.
             quota.check(session, self._conf, backup.project_id, {"backup_gigabytes": size - backup.size})
         manifest_id = self._hold_manifest(session, facts)
+        if facts.installation_id == installation_id(session):
+            project_keys.record(session, facts.data_keys)
         named = (object_digest(facts.store, facts.container, key) for key in facts.damaged)
         damaged_objects.mark(session, manifest_id, named)
         moment = now(session)

@@ -7,12 +7,18 @@ project key's row before (:func:`require_usable`), so that one of the two sees t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime
+
 from sqlalchemy import ColumnElement, or_, select
 from sqlalchemy.orm import Session
 
 from backupfw.db import models
-from backupfw.db.locks import lock
-from backupfw.errors import AttemptInVain
+from backupfw.db.locks import insert_if_absent, lock
+from backupfw.db.session import now
+from backupfw.errors import AttemptInVain, DataKeyMissing
+from backupfw.manager import rows
 from backupfw.manager.lineage.lifecycle import DELETING, ERROR_DELETING
 
 CURRENT = "current"
@@ -23,6 +29,8 @@ DESTROYING = "destroying"
 """Its destruction was decided; the key store has not confirmed it yet."""
 GONE = "destroyed"
 """The key store has destroyed it."""
+
+_LONG_AGO = datetime(1970, 1, 1)
 
 #: What users read of a backup whose key was destroyed.
 DESTROYED = "The key of the backup's data was destroyed."
@@ -59,6 +67,29 @@ def require_usable(session: Session, data_key_id: str) -> None:
     state = session.scalar(select(key.state).where(key.key_id == wrapped_by.scalar_subquery()))
     if state is None or state in (DESTROYING, GONE):
         raise AttemptInVain("the key of the backup's data was destroyed meanwhile")
+
+
+def record(session: Session, data_keys: Sequence[rows.DataKey]) -> None:
+    """Record the data keys of an imported backup, and their project keys as retired ones.
+
+    What is known already stays as it is.  Since when the others are in use is not known: they count as older
+    than all others, so that the next backup gets a new data key, which shares with them.
+
+    :raises DataKeyMissing: a project key is being destroyed.
+    """
+    moment = now(session)
+    for one in data_keys:
+        key = {"key_id": one.project_key_id, "project_id": one.project_id, "state": RETIRED}
+        times = {"created_at": _LONG_AGO, "retired_at": moment, "destroyed_at": None}
+        session.execute(insert_if_absent(session, models.ProjectKey), {**key, **times, "touched": 0})
+        session.execute(insert_if_absent(session, models.DataKey), {**asdict(one), "created_at": _LONG_AGO})
+    row = models.ProjectKey
+    used = row.key_id.in_([one.project_key_id for one in data_keys])
+    lock(session, row, used)
+    gone = set(session.scalars(select(row.key_id).where(used, row.state.in_((DESTROYING, GONE)))))
+    for one in data_keys:
+        if one.project_key_id in gone:
+            raise DataKeyMissing(one.id, "the keys of its project were destroyed")
 
 
 def backups_of(project_id: str) -> ColumnElement[bool]:

@@ -110,6 +110,7 @@ class BackupImport(Handler):
             hash_mode=head.hash_mode,
             key_id=head.key_id,
             mac_id=head.mac_id,
+            data_keys=self._tools.data_keys.of_lineage(container, head),
             damaged=found.known_damaged,
             object_count=found.object_count,
             stored_bytes=found.stored_bytes,

@@ -196,6 +196,96 @@ def test_the_store_and_the_key_store_are_enough(world: WorkerWorld, key_store: M
         assert str(manifest(world, first).key_id) in str(imported("error").fail_reason)
 
 
+def forget(world: WorkerWorld, *models_: type[models.Base]) -> None:
+    """Empty tables, as if the database had never known what was in them."""
+    with world.db.write() as session:
+        for model in models_:
+            session.execute(delete(model))
+
+
+def exported(world: WorkerWorld, row: models.Backup) -> dict[str, str]:
+    service, url = world.backups.export_record(world.ctx(), row.id)
+    return {"backup_service": service, "backup_url": url}
+
+
+def test_an_imported_backup_is_shared_with_and_its_data_keys_are_wrapped_again(
+    world: WorkerWorld, key_store: MemoryKeys
+) -> None:
+    volume, catalogue = world.filled_volume(DATA), KeyManager(world.db)
+    with world.worker():
+        first = back_up(world, volume)
+        project = first.project_id
+        catalogue.add_project_key(project, key_store.rotate(project), catalogue.current(project))
+        second = back_up(world, volume, incremental=True)
+        both = {manifest(world, first).key_id, manifest(world, second).key_id}
+        assert len(both) == 2
+        record, older = exported(world, second), exported(world, first)
+        mac_id = manifest(world, second).mac_id
+    with world.db.write() as session:
+        # A database that knows the volume only.
+        session.execute(update(models.Backup).values(manifest_id=None, deleted=True, status="deleted"))
+    forget(world, models.Task, models.Manifest, models.DataKey, models.ProjectKey)
+    with world.worker():
+        world.backups.import_record(world.ctx(), **record)
+        imported = world.wait_backup(second.id, "available")
+        # What the second shares with the first needs the first one's data key.
+        assert catalogue.current(project) is None
+        assert {key.key_id for key in catalogue.list(project)} == set(key_store.keys)
+        assert data_keys(world) == 2
+        world.provider.volumes[volume][-1] ^= 1
+        third = back_up(world, volume, incremental=True)
+        assert (manifest(world, third).mac_id, manifest(world, third).base_id) == (
+            mac_id,
+            imported.manifest_id,
+        )
+        assert third.stored_bytes is not None
+        assert first.stored_bytes is not None
+        assert third.stored_bytes < first.stored_bytes / 2
+        assert {one.data_key.id for one in catalogue.outdated(project)} == both
+        assert restored(world, third.id) == bytes(world.provider.volumes[volume])
+        for row in (second, third):
+            world.backups.delete(world.ctx(), row.id)
+            world.wait_backup(row.id, None)
+        # The database does not know the first one, which needs its data key.
+        world.backups.import_record(world.ctx(), **older)
+        world.wait_backup(first.id, "available")
+        assert restored(world, first.id) == DATA
+        world.backups.delete(world.ctx(), first.id)
+        world.wait_backup(first.id, None)
+    assert data_keys(world) == 0
+    assert world.objects() == set()
+
+
+def test_data_keys_are_removed_by_whoever_goes_on_after_a_kill(
+    world: WorkerWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume, struck = world.filled_volume(DATA), []
+
+    def strike(point: str, *_: object) -> None:
+        if point == "keys.dropped" and not struck:
+            struck.append(data_keys(world))
+            raise KeyStoreUnavailable("anything that ends the attempt")
+
+    with world.worker():
+        row = back_up(world, volume)
+        monkeypatch.setattr("backupfw.crash_points.reach", strike)
+        world.backups.delete(world.ctx(), row.id)
+        world.wait_backup(row.id, None)
+    assert struck == [0]
+    assert world.objects() == set()
+
+
+def test_an_import_is_refused_while_the_keys_of_its_project_are_destroyed(world: WorkerWorld) -> None:
+    volume, catalogue = world.filled_volume(DATA), KeyManager(world.db)
+    with world.worker():
+        record = json.loads(base64.b64decode(exported(world, back_up(world, volume))["backup_url"]))
+        catalogue.begin_destruction(world.ctx(admin=True), record["project_id"])
+        text = base64.b64encode(json.dumps(record | {"id": str(uuid.uuid4())}).encode()).decode()
+        made = world.backups.import_record(world.ctx(), backup_service=record["service"], backup_url=text)
+        row = world.wait_backup(made.id, "error")
+    assert "the keys of its project were destroyed" in str(row.fail_reason)
+
+
 def test_a_key_store_that_is_away_costs_only_time(world: WorkerWorld, key_store: MemoryKeys) -> None:
     volume = world.filled_volume(DATA)
     with world.worker():
