@@ -153,7 +153,8 @@ class Volume(Lockable, _SoftDelete, Base):
     distrusted; ``keeps_points``: its storage may keep something for the points of backups; ``backend`` is
     the name of its back end, ``host`` the host whose workers alone can open it, null if all that have the
     back end can; ``volume_type`` is the type's name, null if the volume was made before volumes had types;
-    ``mirrored_at``: when a foreign catalogue described the volume last, null if the volume is ours.
+    ``mirrored_at``: when a foreign catalogue described the volume last, null if the volume is ours;
+    ``encryption_key_id``: with which key that catalogue encrypts it, null if it does not.
     """
 
     __tablename__ = "volumes"
@@ -186,6 +187,7 @@ class Volume(Lockable, _SoftDelete, Base):
     changes_distrusted_at: Mapped[datetime | None]
     changes_trusted_at: Mapped[datetime | None]
     mirrored_at: Mapped[datetime | None]
+    encryption_key_id: Mapped[str | None] = mapped_column(String(36))
     keeps_points: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
 
 

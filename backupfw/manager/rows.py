@@ -168,6 +168,7 @@ class Volume:
     changes_distrusted_at: datetime | None = None
     changes_trusted_at: datetime | None = None
     mirrored_at: datetime | None = None
+    encryption_key_id: str | None = None
     keeps_points: bool = False
     metadata: Mapping[str, str] = field(default_factory=dict)
     image_metadata: Mapping[str, str] = field(default_factory=dict)

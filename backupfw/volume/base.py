@@ -70,6 +70,25 @@ def no_tick() -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class Encryption:
+    """What a foreign catalogue has encrypted the bytes of a volume with; this service has no such key.
+
+    :ivar key_id: of the key in the catalogue's key manager.
+    :ivar header: SHA-256, in hex, of the first :data:`HEADER` bytes, if they are a header of LUKS: a key
+        that opens a volume with the same header opens these bytes, too.  None: they are not.
+    """
+
+    key_id: str
+    header: str | None = None
+
+
+#: How many bytes of an encrypted volume tell its key, and what they begin with: a header of LUKS has the
+#: salts of all its passphrases in them, or a checksum of the rest that has them.
+HEADER = 4096
+LUKS = b"LUKS\xba\xbe"
+
+
+@dataclass(frozen=True, slots=True)
 class VolumeRef:
     """A volume as its provider knows it.
 
@@ -83,6 +102,10 @@ class VolumeRef:
         get another owner without this service (in a foreign catalogue), the provider compares it after it
         has made a point or attached the volume, and raises StorageChanged if it differs: nobody reads or
         writes the bytes of another project.
+    :ivar encryption: what the bytes are encrypted with that are read, as it was when the operation was asked
+        for, or that will be written; None: they are not encrypted.  A provider whose catalogue encrypts
+        volumes compares it, too, and raises InvalidVolume rather than make a backup or a volume that no key
+        opens.
     """
 
     id: str
@@ -91,6 +114,7 @@ class VolumeRef:
     adopted: bool = False
     storage_id: str | None = None
     project_id: str | None = None
+    encryption: Encryption | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,6 +324,10 @@ class BlockTarget(abc.ABC):
     @abc.abstractmethod
     def zero(self, offset: int, length: int) -> None:
         """Make the range read as zeros: as a hole if the storage can, else by writing zeros."""
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:  # noqa: ARG002
+        """Fill ``buffer`` from ``offset``; needed only where a catalogue encrypts volumes."""
+        raise OperationNotSupported("This target cannot be read.")
 
     @abc.abstractmethod
     def flush(self) -> None:

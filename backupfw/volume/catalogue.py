@@ -10,7 +10,10 @@ import abc
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from backupfw.volume.base import VolumeRef
 
 
 class Caller(Protocol):
@@ -32,6 +35,8 @@ class ForeignVolume:
     :ivar status: in the words of the Block Storage API, e.g. ``available``, ``in-use``.
     :ivar size: GiB.
     :ivar volume_type: the type's name.
+    :ivar encryption_key_id: of the key with which the catalogue encrypts it, at most 36 characters; None: it
+        is not encrypted.
     """
 
     id: str
@@ -44,6 +49,7 @@ class ForeignVolume:
     volume_type: str | None = None
     availability_zone: str | None = None
     bootable: bool = False
+    encryption_key_id: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     image_metadata: Mapping[str, str] = field(default_factory=dict)
 
@@ -97,12 +103,21 @@ class Catalogue(abc.ABC):
         volume_type: str | None,
         availability_zone: str | None,
         metadata: Mapping[str, str],
+        copy_of: str | None = None,
     ) -> ForeignVolume:
-        """Make an empty volume in the caller's project; it may still be ``creating`` at the return.
+        """Make a volume in the caller's project; it may still be ``creating`` at the return.
 
+        :param copy_of: the id of an encrypted volume: the new one is a copy of it, with a copy of its key.
+            None: it is empty.
         :raises InvalidInput: the catalogue refuses it; with its reason.
         :raises QuotaExceeded: the project has no room for it.
         :raises Forbidden: the caller may not make volumes.
+        """
+
+    def spoil_volume(self, volume: VolumeRef) -> None:  # noqa: B027  (optional)
+        """Show that a restore failed whose end no worker tells: see :meth:`VolumeProvider.end_restore`.
+
+        The service's own credentials are used.
         """
 
     @abc.abstractmethod

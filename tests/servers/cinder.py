@@ -71,6 +71,11 @@ rbd_flatten_volume_from_snapshot = false
 volume_driver = cinder_files.FilesDriver
 volume_backend_name = files
 files_dir = {files}
+[privsep_osbrick]
+helper_command = {bin}/privsep-helper
+[key_manager]
+backend = cinder_keys.KeysInFiles
+files_dir = {keys}
 [database]
 connection = sqlite:///{base}/cinder.sqlite
 [oslo_concurrency]
@@ -93,6 +98,14 @@ service_token_roles = service
 service_token_roles_required = true
 """
 
+# What Cinder and Nova make of a volume of an encrypted type.
+_LUKS = {
+    "provider": "luks",
+    "cipher": "aes-xts-plain64",
+    "key_size": 256,
+    "control_location": "front-end",
+}
+
 # A message bus of one process; the services are those that cinder-scheduler, -volume and -api start.
 _SERVE = """\
 import eventlet
@@ -112,6 +125,10 @@ log.register_options(cfg.CONF)
 cfg.CONF(["--config-file", base + "/cinder.conf"], project="cinder", version=version.version_string())
 log.setup(cfg.CONF, "cinder")
 os_brick.setup(cfg.CONF)
+# A copy of an encrypted volume is attached; the keyring would have to be in /etc/ceph.
+from os_brick.initiator.connectors.rbd import RBDConnector
+keyring = open(os.path.join(os.path.dirname(ceph), "keyring")).read()
+RBDConnector._check_or_get_keyring_contents = staticmethod(lambda *names: keyring)
 migration.db_sync()
 rpc.init(cfg.CONF)
 def volumes(name):
@@ -289,9 +306,10 @@ def cinder(directory: Path, cluster: Ceph, identity: Keystone) -> Iterator[Cinde
     server = Cinder(directory, cluster, free_port(), identity)
     python = Path(find_program("cinder-manage", "cinder") or "").with_name("python")
     shutil.copytree(python.parent.parent / "etc/cinder", directory / "etc")
-    for name in ("state", "lock", "files", "drivers"):
+    for name in ("state", "lock", "files", "drivers", "keys"):
         (directory / name).mkdir()
-    shutil.copy(Path(__file__).with_name("cinder_files.py"), directory / "drivers")
+    for module in ("cinder_files.py", "cinder_keys.py"):
+        shutil.copy(Path(__file__).with_name(module), directory / "drivers")
     service = identity.add_user(f"cinder-{server.port}", f"cinder-{server.port}", "service")
     (directory / "cinder.conf").write_text(
         _CONFIG.format(
@@ -300,6 +318,8 @@ def cinder(directory: Path, cluster: Ceph, identity: Keystone) -> Iterator[Cinde
             ceph=cluster.config,
             pool=POOL,
             files=directory / "files",
+            keys=directory / "keys",
+            bin=python.parent,
             port=server.port,
             url=identity.url,
             name=service.name,
@@ -328,6 +348,9 @@ def cinder(directory: Path, cluster: Ceph, identity: Keystone) -> Iterator[Cinde
         for name in BACK_ENDS:
             kind = {"name": name, "extra_specs": {"volume_backend_name": name}}
             administrator.call("POST", "/types", {"volume_type": kind})
+            kind["name"] = f"{name}-luks"
+            made = administrator.call("POST", "/types", {"volume_type": kind})["volume_type"]["id"]
+            administrator.call("POST", f"/types/{made}/encryption", {"encryption": _LUKS})
         _wait_scheduler(administrator)
         yield server
     finally:

@@ -272,6 +272,32 @@ def begin_restore(session: Session, volume_id: str, size: int, ctx: RequestConte
     return volume
 
 
+def check_encryption(backup: Backup, volume: Volume | None, *, new: bool) -> None:
+    """Refuse a restore that would make a volume whose bytes its key does not open.
+
+    The worker looks again, and at the bytes, before it writes.
+
+    :param volume: the target; None: it will be made, and not be encrypted.
+    :param new: the target was made for this restore, as a copy of the volume that was backed up.
+    :raises InvalidVolume: the backup and the volume are not encrypted with the same key.
+    """
+    key = None if volume is None else volume.encryption_key_id
+    if backup.encryption_key_id == key:
+        return
+    if key is None:
+        raise InvalidVolume(
+            "The backup is of an encrypted volume; it can be restored only to that volume, or to a new one"
+            " that is a copy of it."
+        )
+    if backup.encryption_key_id is None:
+        raise InvalidVolume("The volume is encrypted, and the backup is not of an encrypted volume.")
+    if not new:
+        raise InvalidVolume(
+            "The volume is encrypted with another key than the backup; restore to the volume that was backed"
+            " up, or to a new one."
+        )
+
+
 def end_restore(session: Session, volume_id: str, *, ok: bool, new: bool) -> None:
     """Move a restore's target to ``available``, or to ``error_restoring`` (``error`` if it is new).
 
@@ -403,9 +429,13 @@ def follow_storage(
             "Volume %s has %s bytes, where %s were known: its size follows", volume_id, length, volume.length
         )
         volume.length = length
-        volume.size = max(volume.size, gigabytes(length))
-        volume.updated_at = now(session)
-        failures.warn(session, task, Detail.VOLUME_GREW)
+        if volume.encryption_key_id is not None:
+            # It is longer than its size by the header, which belongs to its bytes.
+            length -= length % GIB
+        if gigabytes(length) > volume.size or volume.encryption_key_id is None:
+            volume.size = max(volume.size, gigabytes(length))
+            volume.updated_at = now(session)
+            failures.warn(session, task, Detail.VOLUME_GREW)
     session.flush()
     return volume
 

@@ -149,6 +149,7 @@ class BackupManager(UseCases):
                 ),
                 size=source.size,
                 length=volume.length if snapshot is None else snapshot.length,
+                encryption_key_id=volume.encryption_key_id,
                 display_name=name,
                 display_description=description,
                 data_timestamp=moment if snapshot is None else snapshot.created_at,
@@ -367,12 +368,19 @@ class BackupManager(UseCases):
             kind = None
             if volume_id is not None:
                 volume = volume_rules.begin_restore(session, volume_id, backup.size, ctx)
-                if backup.length is not None and volume.length < backup.length:
+                volume_rules.check_encryption(backup, volume, new=new)
+                # How long an encrypted volume is, with its header, only its storage says.
+                if (
+                    backup.length is not None
+                    and volume.length < backup.length
+                    and not backup.encryption_key_id
+                ):
                     raise InvalidVolume(
                         f"volume size {volume.size} is too small to restore backup of size {backup.size}."
                     )
             else:
                 kind = volume_types.type_of_backup(session, ctx.project_id, backup)
+                volume_rules.check_encryption(backup, None, new=new)
                 volume = volume_rules.new_volume(
                     session,
                     self._conf,
@@ -549,7 +557,12 @@ def begin_restore(
         source_id=volume.id,
         project_id=ctx.project_id,
         request_id=ctx.request_id,
-        payload={"volume_id": volume.id, "new": new, "typed": typed},
+        payload={
+            "volume_id": volume.id,
+            "new": new,
+            "typed": typed,
+            "made_there": new and volume.mirrored_at is not None,
+        },
     )
 
 

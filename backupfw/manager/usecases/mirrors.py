@@ -103,7 +103,8 @@ class Mirrors:
         """Make the new volume that a backup is restored to, if it belongs into a foreign catalogue.
 
         It is made with the caller's token, so owner and quota are his.  It has the type and the availability
-        zone of the volume that was backed up.  If the ``with`` block raises, it is deleted again.
+        zone of the volume that was backed up.  If that was encrypted, the new one is a copy of it, because
+        only so it gets the key.  If the ``with`` block raises, it is deleted again.
 
         :returns: yields the volume's id; None: the new volume will be one of ours.
         :raises BackupNotFound: no such backup for this caller.
@@ -144,6 +145,7 @@ class Mirrors:
                 "size": backup.size,
                 "volume_type": (backup.volume_record or {}).get("volume_type"),
                 "availability_zone": None if source is None else source.availability_zone,
+                "copy_of": backup.volume_id if backup.encryption_key_id else None,
             }
 
     def _write(
@@ -193,6 +195,7 @@ def _mirror_volume(session: Session, backend: str, found: ForeignVolume, moment:
     row.display_name, row.display_description = storable(found.name), storable(found.description)
     row.availability_zone, row.volume_type = storable(found.availability_zone), storable(found.volume_type)
     row.bootable, row.mirrored_at = found.bootable, moment
+    row.encryption_key_id = found.encryption_key_id
     session.flush()
     metadata.replace(session, models.VolumeMetadata, found.id, storable_pairs(found.metadata))
     metadata.replace(session, models.VolumeImageMetadata, found.id, storable_pairs(found.image_metadata))

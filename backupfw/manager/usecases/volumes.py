@@ -36,6 +36,7 @@ from backupfw.manager.rules.volume_rules import (
     GIB,
     MAX_GIGABYTES,
     SOURCE_KEY,
+    check_encryption,
     find_backup,
     find_snapshot,
     find_volume,
@@ -190,6 +191,7 @@ class VolumeManager(UseCases):
                 queue(session, ctx, tasks.VOLUME_CREATE, volume, snapshot_id or source_volid)
             else:
                 # The restore makes the volume's storage; it stays ``creating`` until that is done.
+                check_encryption(backup, None, new=True)
                 begin_restore(session, ctx, backup, volume, new=True, typed=kind is not None)
             return rows.volume(session, volume)
 

@@ -85,6 +85,12 @@ class LocalTarget(BlockTarget):
             self._zero_piece(start, min(_ZERO_PIECE, last - start))
         self._write_zeros(last, end - last)
 
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill ``buffer`` from ``offset``."""
+        with self._descriptor as fd:
+            if os.preadv(fd, [buffer], offset) != len(buffer):
+                raise OSError(errno.EIO, "the storage ends too early")
+
     def flush(self) -> None:
         """Return when everything written so far is durable.
 

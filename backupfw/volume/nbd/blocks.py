@@ -71,6 +71,10 @@ class NbdTarget(BlockTarget):
         """Zero the range, as a hole where the server can."""
         self.client.zero(offset, length)
 
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill ``buffer`` from ``offset``."""
+        self.client.read_into(offset, buffer)
+
     def flush(self) -> None:
         """Return when everything written so far is durable."""
         self.client.flush()

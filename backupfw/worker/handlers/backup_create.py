@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import secrets
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -39,7 +40,7 @@ from backupfw.manager.messages import Detail
 from backupfw.manager.outcomes.creating import CreatePlan, CreateResult, KeyIds
 from backupfw.manager.rows import Task
 from backupfw.manager.rules.volume_rules import is_followed
-from backupfw.volume.base import Point, SnapshotRef, VolumeProvider, VolumeRef
+from backupfw.volume.base import HEADER, LUKS, Point, SnapshotRef, VolumeProvider, VolumeRef
 from backupfw.worker import comparison
 from backupfw.worker.cancellable import PROVIDER_GRACE, opened, run_cancellable
 from backupfw.worker.comparison import Comparison
@@ -299,7 +300,7 @@ class BackupCreate(Handler):
             token=secrets.token_hex(8),
             geometry=Geometry(point.length, plan.block_size, plan.segment_size),
             base=None if plan.base is None else plan.base.key,
-            record=_record(plan),
+            record=_record(plan, point),
             damaged=self._known_damaged(plan),
             pack_size=tools.engine.pack_size,
             compression_level=tools.engine.compression_level,
@@ -432,9 +433,17 @@ def _create_result(result: BackupResult, length: int, host: str, wire_name: str)
     )
 
 
-def _record(plan: CreatePlan) -> dict[str, Any]:
+def _record(plan: CreatePlan, point: Point) -> dict[str, Any]:
     """What the manifest keeps of backup and volume: enough to restore names and metadata from it alone."""
     backup, volume = plan.backup, plan.volume
+    encrypted = {}
+    if volume.encryption_key_id is not None:
+        header = bytearray(min(HEADER, point.length))
+        point.read_into(0, memoryview(header))
+        encrypted["encryption"] = {
+            "key_id": volume.encryption_key_id,
+            "header": hashlib.sha256(header).hexdigest() if header.startswith(LUKS) else None,
+        }
     return {
         "backup": {
             "id": backup.id,
@@ -460,5 +469,6 @@ def _record(plan: CreatePlan) -> dict[str, Any]:
             "bootable": volume.bootable,
             "image_metadata": dict(volume.image_metadata),
             "metadata": dict(volume.metadata),
+            **encrypted,
         },
     }

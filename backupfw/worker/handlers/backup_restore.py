@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 from oslo_log import log
@@ -19,7 +20,7 @@ from backupfw.volume.base import Restored, VolumeRef
 from backupfw.worker.cancellable import PROVIDER_GRACE, opened, run_cancellable
 from backupfw.worker.control import TaskControl
 from backupfw.worker.damaged_objects import mark_sharers
-from backupfw.worker.handlers.base import Handler, restored_volume, volume_ref
+from backupfw.worker.handlers.base import Handler, encryption, restored_volume, volume_ref
 
 LOG = log.getLogger(__name__)
 
@@ -38,7 +39,7 @@ class BackupRestore(Handler):
             # Read before the target is opened: if the backup is gone, the volume stays as it is.
             find_key = tools.data_keys.finder(container, plan.key)
             head = read_head(container, plan.key, find_key)
-            target = self._made(task, plan, control)
+            target = replace(self._made(task, plan, control), encryption=encryption(head.record))
             crash_points.reach("restore.made")
             checkpoint = Checkpoint(
                 plan.checkpoint,

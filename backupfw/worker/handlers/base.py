@@ -18,7 +18,7 @@ from backupfw.manager.queue.claims import Reach
 from backupfw.manager.queue.outbox import Outbox
 from backupfw.manager.queue.tasks import Tasks
 from backupfw.manager.rows import Task
-from backupfw.volume.base import SnapshotRef, VolumeRef
+from backupfw.volume.base import Encryption, SnapshotRef, VolumeRef
 from backupfw.worker.backends import Backends
 from backupfw.worker.control import TaskControl
 from backupfw.worker.data_keys import DataKeys
@@ -133,14 +133,31 @@ class Handler(abc.ABC):
 
 def volume_ref(volume: rows.Volume) -> VolumeRef:
     """Return a volume of the catalogue as its provider knows it."""
+    key = volume.encryption_key_id
     return VolumeRef(
-        volume.id, volume.length, volume.location, volume.adopted, volume.storage_id, volume.project_id
+        volume.id,
+        volume.length,
+        volume.location,
+        volume.adopted,
+        volume.storage_id,
+        volume.project_id,
+        None if key is None else Encryption(key),
     )
 
 
 def snapshot_ref(snapshot: rows.Snapshot, volume: rows.Volume) -> SnapshotRef:
     """Return a snapshot of the catalogue as its provider knows it."""
     return SnapshotRef(snapshot.id, volume_ref(volume), snapshot.length, snapshot.location)
+
+
+def encryption(record: Mapping[str, Any]) -> Encryption | None:
+    """Take what the bytes of the source volume are encrypted with from a manifest that may say anything."""
+    volume = record.get("volume")
+    found = volume.get("encryption") if isinstance(volume, dict) else None
+    if not isinstance(found, dict):
+        return None
+    key, header = found.get("key_id"), found.get("header")
+    return Encryption(str(key), header if isinstance(header, str) else None)
 
 
 def restored_volume(record: Mapping[str, Any]) -> RestoredVolume | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +18,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from backupfw_cinder.catalogue import CinderCatalogue
-from backupfw_cinder.client import Client, Refused
+from backupfw_cinder.client import FIXED_KEY, Client, Refused
 from backupfw_cinder.host import Host
 from backupfw_cinder.provider import CinderProvider
 from backupfw_cinder.temporary import Temporary
@@ -33,7 +35,8 @@ from backupfw.errors import (
     StorageChanged,
     VolumeNotFound,
 )
-from backupfw.volume.base import Needed, Restored, Storage, VolumeRef, no_tick
+from backupfw.volume.base import HEADER, Encryption, Needed, Restored, Storage, VolumeRef, no_tick
+from backupfw.volume.local.target import LocalTarget
 
 SECRET = "very-secret-password"
 OURS, HIS = "a" * 32, "b" * 32
@@ -178,7 +181,7 @@ def test_what_errors_become(cloud: Cloud, client: Client, caplog: pytest.LogCapt
 
 
 def test_a_volume_is_described(cloud: Cloud, client: Client) -> None:
-    catalogue = CinderCatalogue(client)
+    catalogue = CinderCatalogue(client, Volumes(client, Connections()))
     more = {
         "os-vol-tenant-attr:tenant_id": "p9",
         "volume_type": "gold",
@@ -189,9 +192,12 @@ def test_a_volume_is_described(cloud: Cloud, client: Client) -> None:
     found = catalogue.volume(CALLER, "v1")
     assert (found.project_id, found.name, found.bootable, found.volume_type) == ("p9", None, True, "gold")
     assert (dict(found.metadata), dict(found.image_metadata)) == ({"a": "b"}, {"os": "x"})
-    cloud.answer = lambda *_: (200, {"volume": {**VOLUME, "encrypted": True}})
-    with pytest.raises(InvalidVolume, match="encrypted"):
-        catalogue.volume(CALLER, "v1")
+    assert found.encryption_key_id is None
+    for key in ("k1", None):
+        encrypted = {"encrypted": True, "encryption_key_id": key}
+        cloud.answer = lambda *_, encrypted=encrypted: (200, {"volume": {**VOLUME, **encrypted}})
+        # A service without a key manager has one key, which it does not show.
+        assert catalogue.volume(CALLER, "v1").encryption_key_id == (key or FIXED_KEY)
     cloud.answer = lambda *_: (404, {})
     with pytest.raises(VolumeNotFound):
         catalogue.volume(CALLER, "v1")
@@ -216,13 +222,13 @@ def test_a_snapshot_is_described(cloud: Cloud, client: Client) -> None:
             }
         },
     )
-    found = CinderCatalogue(client).snapshot(CALLER, "s1")
+    found = CinderCatalogue(client, Volumes(client, Connections())).snapshot(CALLER, "s1")
     assert (found.project_id, found.created_at.isoformat()) == (HIS, "2026-11-29T01:02:03.000004")
 
 
 def test_who_sees_a_volume_need_not_own_it(cloud: Cloud, client: Client) -> None:
     """A service may let a reader see all projects' volumes, and show the owner to administrators only."""
-    catalogue = CinderCatalogue(client)
+    catalogue = CinderCatalogue(client, Volumes(client, Connections()))
     volume = {**VOLUME, "os-vol-tenant-attr:tenant_id": None}
     snapshot = {"id": "s1", "volume_id": "v1", "status": "available", "size": 1, "created_at": "2026-11-29"}
     owner: dict[str, str] = {"os-vol-tenant-attr:tenant_id": "p9"}
@@ -243,7 +249,7 @@ def test_who_sees_a_volume_need_not_own_it(cloud: Cloud, client: Client) -> None
 
 
 def test_a_volume_is_made_by_the_caller_only(cloud: Cloud, client: Client) -> None:
-    catalogue = CinderCatalogue(client)
+    catalogue = CinderCatalogue(client, Volumes(client, Connections()))
     wanted: dict[str, Any] = {
         "size": 1,
         "name": "n",
@@ -273,16 +279,16 @@ def test_a_volume_is_made_by_the_caller_only(cloud: Cloud, client: Client) -> No
 def test_a_volume_that_is_not_made_yet_is_deleted_all_the_same(cloud: Cloud, client: Client) -> None:
     statuses = [400, 400, 202]
     cloud.answer = lambda *_: (statuses.pop(0), fault("Volume status must be available"))
-    CinderCatalogue(client).delete_volume(CALLER, "v1")
+    CinderCatalogue(client, Volumes(client, Connections())).delete_volume(CALLER, "v1")
     assert [(method, token) for method, _, token, _ in cloud.seen] == [("DELETE", "his-token")] * 3
     statuses += [403]
     with pytest.raises(Refused):
-        CinderCatalogue(client).delete_volume(CALLER, "v1")
+        CinderCatalogue(client, Volumes(client, Connections())).delete_volume(CALLER, "v1")
 
 
 def test_an_answer_that_is_not_the_service_s_is_none(cloud: Cloud, client: Client) -> None:
     """A proxy answers with a page, or with something else, and says that all is well."""
-    catalogue = CinderCatalogue(client)
+    catalogue = CinderCatalogue(client, Volumes(client, Connections()))
     odd: tuple[Any, ...] = ("<html>", [], {}, {"volume": None}, {"volume": {**VOLUME, "size": "large"}})
     for body in (*odd, {"snapshot": {**VOLUME, "created_at": "yesterday"}}):
         cloud.answer = lambda *_, body=body: (200, body)
@@ -442,12 +448,46 @@ def test_old_bytes_are_not_taken_for_the_volume(cloud: Cloud, monkeypatch: pytes
     assert provider.look(volume).length == 1 << 30
 
 
-def test_a_volume_that_became_encrypted_has_no_points(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A retype makes a new image, so the points went with the old one."""
-    images = Images("rbd:fast/volume-v1")
-    provider = in_pools(cloud, images, monkeypatch, encrypted=True)
-    provider.keep_points(VolumeRef("v1", 1 << 30), Needed)
-    assert images.kept == []
+class Beginning(LocalTarget):
+    """A target that has these bytes."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content, self.length = content, len(content)
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        buffer[:] = self.content[offset : offset + len(buffer)]
+
+
+@pytest.mark.parametrize(
+    ("key", "of_bytes", "same_header", "fits"),
+    [
+        (None, None, False, True),
+        ("k1", None, False, False),
+        (None, "k1", True, False),
+        ("k1", "k1", False, True),
+        ("k2", "k1", False, False),
+        # A copy that the service has made, with a copy of the key.
+        ("k2", "k1", True, True),
+        # Perhaps it is the key of another service.
+        (FIXED_KEY, FIXED_KEY, False, False),
+        (FIXED_KEY, FIXED_KEY, True, True),
+    ],
+)
+def test_only_bytes_that_the_volume_s_key_opens_are_written(
+    cloud: Cloud, client: Client, key: str | None, of_bytes: str | None, same_header: bool, fits: bool
+) -> None:
+    shown = {"encrypted": key is not None, "encryption_key_id": None if key == FIXED_KEY else key}
+    cloud.answer = lambda *_: (200, {"volume": {**VOLUME, **shown}})
+    volumes = Volumes(client, Host(options()))
+    target = Beginning(b"header".ljust(HEADER, b"\0") + b"data")
+    header = hashlib.sha256(target.content[: HEADER if same_header else HEADER - 1]).hexdigest()
+    encryption = None if of_bytes is None else Encryption(of_bytes, header)
+    volume = VolumeRef("v1", 1 << 30, encryption=encryption)
+    with nullcontext() if fits else pytest.raises(InvalidVolume, match="another key"):
+        volumes.check_bytes(volume, target)
+    # A backup needs the key that the volume had when it was asked for.
+    with nullcontext() if key == of_bytes else pytest.raises(InvalidVolume, match="anew"):
+        volumes.check_key(volume)
 
 
 class Project:

@@ -15,8 +15,10 @@ from backupfw.errors import (
     SnapshotNotFound,
     VolumeNotFound,
 )
+from backupfw.volume.base import VolumeRef
 from backupfw.volume.catalogue import Caller, Catalogue, ForeignSnapshot, ForeignVolume
-from backupfw_cinder.client import Client, Refused, unavailable, understood
+from backupfw_cinder.client import Client, Refused, key_of, unavailable, understood
+from backupfw_cinder.volumes import Volumes
 
 # Seconds between two requests for a deletion, and for which a volume that is not made yet is waited for.
 _POLL = 0.5
@@ -27,26 +29,26 @@ _OWNER_OF_VOLUME = "os-vol-tenant-attr:tenant_id"
 _OWNER_OF_SNAPSHOT = "os-extended-snapshot-attributes:project_id"
 
 
+_ONLY_A_COPY = (
+    "The backup is of an encrypted volume, and only a copy of volume {} has its key."
+    " The Block Storage service does not make one: {}"
+)
+
+
 class CinderCatalogue(Catalogue):
     """The catalogue of one Block Storage service.  Thread-safe."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, volumes: Volumes) -> None:
         self._client = client
+        self._volumes = volumes
 
     @understood()
     def volume(self, caller: Caller, volume_id: str) -> ForeignVolume:
-        """Return a volume.
-
-        :raises InvalidVolume: it is encrypted: a copy of its bytes is no use without a copy of its key.
-        """
+        """Return a volume."""
         try:
             found = self._found("volume", volume_id, _OWNER_OF_VOLUME, caller)
         except Refused as error:
             raise _refusal(error, VolumeNotFound(volume_id)) from error
-        if found.get("encrypted"):
-            raise InvalidVolume(
-                f"Volume {volume_id} is encrypted; this service does not back up such volumes."
-            )
         return _volume(found)
 
     @understood()
@@ -77,22 +79,33 @@ class CinderCatalogue(Catalogue):
         volume_type: str | None,
         availability_zone: str | None,
         metadata: Mapping[str, str],
+        copy_of: str | None = None,
     ) -> ForeignVolume:
-        """Make an empty volume in the caller's project."""
+        """Make a volume in the caller's project, empty or a copy.
+
+        :raises InvalidVolume: it cannot be a copy of that volume.
+        """
         if caller.user_token is None:
             raise InvalidInput(
                 "A new volume belongs to the user who asks for it through the API; name an existing volume."
             )
-        wanted: dict[str, Any] = {"size": size, "name": name, "metadata": dict(metadata)}
-        if volume_type is not None:
-            wanted["volume_type"] = volume_type
-        if availability_zone is not None:
-            wanted["availability_zone"] = availability_zone
+        wanted: dict[str, Any] = {"name": name, "metadata": dict(metadata)}
+        if copy_of is not None:
+            # It gets size, type and availability zone, too.
+            wanted["source_volid"] = copy_of
+        else:
+            wanted["size"] = size
+            if volume_type is not None:
+                wanted["volume_type"] = volume_type
+            if availability_zone is not None:
+                wanted["availability_zone"] = availability_zone
         try:
             made = self._client.call("POST", "/volumes", {"volume": wanted}, caller)["volume"]
         except Refused as error:
             if error.status == 413:
                 raise QuotaExceeded("volumes", error.text) from error
+            if copy_of is not None:
+                raise _refusal(error, InvalidVolume(_ONLY_A_COPY.format(copy_of, error.text))) from error
             raise _refusal(error, InvalidInput(error.text)) from error
         return _volume({**made, _OWNER_OF_VOLUME: caller.project_id})
 
@@ -110,6 +123,10 @@ class CinderCatalogue(Catalogue):
             else:
                 return
             time.sleep(_POLL)
+
+    def spoil_volume(self, volume: VolumeRef) -> None:
+        """Let a volume be in error."""
+        self._volumes.spoil(volume)
 
     def _found(self, kind: str, one: str, owner: str, caller: Caller) -> dict[str, Any]:
         """Return a volume or snapshot that the caller sees, with its owner.
@@ -144,6 +161,7 @@ def _volume(found: Mapping[str, Any]) -> ForeignVolume:
         volume_type=found.get("volume_type") or None,
         availability_zone=found.get("availability_zone") or None,
         bootable=found.get("bootable") == "true",
+        encryption_key_id=key_of(found),
         metadata=dict(found.get("metadata") or {}),
         image_metadata=dict(found.get("volume_image_metadata") or {}),
     )

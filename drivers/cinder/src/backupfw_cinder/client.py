@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +19,9 @@ LOG = log.getLogger(__name__)
 
 #: The microversion of all requests, that of OpenStack Xena.
 VERSION = "3.66"
+
+#: The id of the one key of a service without a key manager, which it does not show.
+FIXED_KEY = "00000000-0000-0000-0000-000000000000"
 
 # How many characters of an error's text users see.
 _LONGEST = 255
@@ -114,6 +117,14 @@ class Client:
                     raise exceptions.EndpointNotFound
                 self._place = endpoint.rstrip("/"), self._adapter.get_project_id() or ""
             return self._place
+
+
+def key_of(found: Mapping[str, Any]) -> str | None:
+    """Return the id of the key that encrypts a volume, :data:`FIXED_KEY` if it is not shown; None: none does.
+
+    :param found: the volume as the service describes it.
+    """
+    return str(found.get("encryption_key_id") or FIXED_KEY) if found.get("encrypted") else None
 
 
 def unavailable(text: str) -> ServiceUnavailable:

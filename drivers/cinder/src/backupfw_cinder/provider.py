@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from backupfw_rbd.provider import RbdProvider
 
-from backupfw.errors import InvalidInput, InvalidVolume, StorageChanged
+from backupfw.errors import InvalidInput, StorageChanged
 from backupfw.volume.base import (
     BlockTarget,
     Capabilities,
@@ -77,7 +77,8 @@ class CinderProvider(VolumeProvider):
     @classmethod
     def catalogue(cls, options: Any) -> Catalogue:
         """Return what the service says of its volumes."""
-        return CinderCatalogue(Client(options))
+        client = Client(options)
+        return CinderCatalogue(client, Volumes(client, Host(options)))
 
     def create(self, volume: VolumeRef, source: SnapshotRef | VolumeRef | None, tick: Tick = no_tick) -> str:
         """Refuse it."""
@@ -91,7 +92,7 @@ class CinderProvider(VolumeProvider):
 
     def look(self, volume: VolumeRef) -> Storage:
         """Return the volume's real length: of its image, else as the service says."""
-        found = self._found(volume)
+        found = self._volumes.get(volume.id)
         if (in_ceph := self._in_ceph(volume, found)) is not None:
             rbd, image = in_ceph
             return Storage(volume.id, rbd.look(image).length)
@@ -131,13 +132,14 @@ class CinderProvider(VolumeProvider):
         try:
             # The point holds still, so its bytes are those of the owner that the volume still has.
             self._volumes.check_owner(volume)
+            self._volumes.check_key(volume)
         except BaseException:
             point.close()
             raise
         return point
 
     def _point(self, ref: VolumeRef | SnapshotRef, volume: VolumeRef, point_id: str, tick: Tick) -> Point:
-        in_ceph = self._in_ceph(volume, self._found(volume))
+        in_ceph = self._in_ceph(volume, self._volumes.get(volume.id))
         if in_ceph is None:
             return self._held_point(ref, point_id, tick)
         rbd, image = in_ceph
@@ -172,11 +174,11 @@ class CinderProvider(VolumeProvider):
         rbd = self._rbd
         images: list[VolumeRef] = []
         try:
-            found = self._found(volume)
+            found = self._volumes.get(volume.id)
             if rbd is not None and self._volumes.in_ceph(found) is not False:
                 images = self._images(rbd, volume, found)
-        except (StorageChanged, InvalidVolume):
-            # A volume that is gone has no image, and one that a retype has encrypted has a new one.
+        except StorageChanged:
+            # A volume that is gone has no image.
             pass
         for image in images:
             assert rbd is not None
@@ -188,7 +190,7 @@ class CinderProvider(VolumeProvider):
     @contextmanager
     def open_target(self, volume: VolumeRef, attempt: int) -> Iterator[BlockTarget]:
         """Attach the volume, so that nobody else can have it, and open its image or device."""
-        in_ceph = self._in_ceph(volume, _readable(self._volumes.made(volume.id)))
+        in_ceph = self._in_ceph(volume, self._volumes.made(volume.id))
         with ExitStack() as stack:
             if in_ceph is None:
                 local, reference = self._attached.open(volume, attempt, stack)
@@ -198,6 +200,7 @@ class CinderProvider(VolumeProvider):
                 stack.callback(self._volumes.detach, attachment.id)
                 rbd, image = in_ceph
                 target = stack.enter_context(rbd.open_target(image, attempt))
+            self._volumes.check_bytes(volume, target)
             target.storage_id = None
             yield target
 
@@ -207,14 +210,6 @@ class CinderProvider(VolumeProvider):
             self._volumes.spoil(volume)
         else:
             self._volumes.describe(volume, source)
-
-    def _found(self, volume: VolumeRef) -> dict[str, Any]:
-        """Return a volume as the service describes it.
-
-        :raises StorageChanged: the service does not have it (any more).
-        :raises InvalidVolume: it is encrypted.
-        """
-        return _readable(self._volumes.get(volume.id))
 
     def _in_ceph(self, volume: VolumeRef, found: dict[str, Any]) -> tuple[RbdProvider, VolumeRef] | None:
         """Return the provider of a volume's image, and the volume as that knows it; None: it has no image.
@@ -265,9 +260,3 @@ class CinderProvider(VolumeProvider):
             else:
                 places.append(wanted)
         return places
-
-
-def _readable(found: dict[str, Any]) -> dict[str, Any]:
-    if found.get("encrypted"):
-        raise InvalidVolume(f"Volume {found['id']} is encrypted; this service does not back up such volumes.")
-    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import socket
 import threading
 import time
@@ -11,9 +12,9 @@ from typing import Any
 
 from oslo_log import log
 
-from backupfw.errors import BackupfwError, StorageChanged, TargetError
-from backupfw.volume.base import Restored, VolumeRef
-from backupfw_cinder.client import Client, Refused
+from backupfw.errors import BackupfwError, InvalidVolume, StorageChanged, TargetError
+from backupfw.volume.base import HEADER, BlockTarget, Restored, VolumeRef
+from backupfw_cinder.client import FIXED_KEY, Client, Refused, key_of
 from backupfw_cinder.host import Host
 
 LOG = log.getLogger(__name__)
@@ -27,6 +28,8 @@ _PATIENCE = 600.0
 # How often the service may refuse to attach a volume that is available: other attempts may try, too.
 _REFUSALS = 20
 
+# The status of an attachment that is of no use to anybody.
+_FAILED = "error_attaching"
 _MAKING = ("creating", "downloading")
 _PASSING = ("detaching", *_MAKING)
 #: Statuses of a volume that somebody has.
@@ -98,6 +101,34 @@ class Volumes:
         if volume.project_id is not None and _has_another_owner(self.get(volume.id), volume):
             hint = "It was transferred in the Block Storage service."
             raise StorageChanged(f"volume {volume.id}", "belongs to another project now", hint)
+
+    def check_key(self, volume: VolumeRef) -> None:
+        """Make sure that a volume that is read is still encrypted as when the backup was asked for.
+
+        :raises InvalidVolume: it is not.
+        """
+        key = key_of(self.get(volume.id))
+        if key != (None if volume.encryption is None else volume.encryption.key_id):
+            raise InvalidVolume(f"Volume {volume.id} was encrypted anew while its backup waited.")
+
+    def check_bytes(self, volume: VolumeRef, target: BlockTarget) -> None:
+        """Make sure that the key of a volume opens what will be written to it.
+
+        Before anything is written, its key is the one of the bytes, or opens a header that is the same.
+
+        :raises InvalidVolume: it is not encrypted as the bytes are.
+        """
+        key, wanted = key_of(self.get(volume.id)), volume.encryption
+        if key is None and wanted is None:
+            return
+        if key is not None and wanted is not None:
+            if key == wanted.key_id != FIXED_KEY:
+                return
+            header = bytearray(min(HEADER, target.length))
+            target.read_into(0, memoryview(header))
+            if wanted.header == hashlib.sha256(header).hexdigest():
+                return
+        raise InvalidVolume(f"Volume {volume.id} has another key than the bytes of the backup.")
 
     def in_ceph(self, found: Mapping[str, Any]) -> bool | None:
         """Return whether a volume's storage is Ceph; None: the service does not say that now.
@@ -183,27 +214,28 @@ class Volumes:
 
     def detach_all(self, volume_id: str) -> None:
         """Delete all attachments of a volume that is the service's own."""
-        self._detach_earlier(volume_id, None)
+        self._detach_earlier(volume_id, None, temporary=True)
 
-    def _detach_earlier(self, volume_id: str, attempt: int | None) -> bool:
+    def _detach_earlier(self, volume_id: str, attempt: int | None, *, temporary: bool = False) -> bool:
         """Delete what earlier attempts have attached, and left; a missing volume has nothing.
 
-        An attachment that was not completed has no device yet.  Nova's has a server, and nobody but this
-        service attaches a volume that it restores, so one without a server is ours.
-
         :param attempt: None: it is later than all others.
+        :param temporary: the volume is the service's own, and so all its attachments are.
         :return: whether all attachments were ours.
         :raises TargetError: a later attempt has the volume.
         """
-        listed = self._client.call("GET", f"/attachments/detail?volume_id={volume_id}&all_tenants=1")
+        path = f"/attachments/detail?volume_id={volume_id}&all_tenants=1"
         mine = True
-        for one in listed["attachments"]:
+        for one in self._client.call("GET", path)["attachments"]:
             if one["volume_id"] != volume_id:
                 continue
-            number: int | None = 0
+            number: int | None = None
             host = None
             if one["status"] == "attached":
                 number, host = self._attempt_of(volume_id, one["id"])
+            elif temporary or one["status"] == _FAILED or self._is_begun(path, one["id"]):
+                number = 0
+            # Nova's has a server.
             if one.get("instance") or number is None:
                 mine = False
             elif attempt is not None and number > attempt:
@@ -214,6 +246,16 @@ class Volumes:
                     self._disconnect(volume_id, one["connection_info"])
                 self.detach(one["id"])
         return mine
+
+    def _is_begun(self, path: str, attachment_id: str) -> bool:
+        """Return whether an attachment that is not complete is one of ours.
+
+        Its device is shown nowhere, but administrators can ask for those whose device contains something.
+
+        :param path: of the attachments among which it is.
+        """
+        ours = self._client.call("GET", f"{path}&mountpoint~={_DEVICE}")["attachments"]
+        return any(one["id"] == attachment_id for one in ours)
 
     def _attempt_of(self, volume_id: str, attachment_id: str) -> tuple[int | None, str | None]:
         """Return the number of the attempt that made an attachment, None if it is not ours; and its host."""

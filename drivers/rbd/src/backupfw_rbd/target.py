@@ -155,6 +155,12 @@ class RbdTarget(BlockTarget):
                 image.write_zeroes(offset, count)
                 offset, length = offset + count, length - count
 
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill ``buffer`` from ``offset``."""
+        self._need(offset, len(buffer))
+        with self._opened as image, translated(f"reading {self._opened.place}"):
+            buffer[:] = image.read(offset, len(buffer))
+
     def flush(self) -> None:
         """Return when everything written so far is in the cluster."""
         with self._opened as image, translated(f"flushing {self._opened.place}"):
