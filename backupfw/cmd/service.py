@@ -70,6 +70,11 @@ def expire_seconds(conf: cfg.ConfigOpts) -> float:
     return float(min(max(conf.backup.service_wait / 10, 1), 30))
 
 
+def make_expiry(conf: cfg.ConfigOpts, db: Database) -> Expiry:
+    """Return what ends tasks that no worker can take."""
+    return Expiry(db, conf, foreign_catalogues(conf))
+
+
 def look_after(expiry: Expiry, messages: MessageManager) -> None:
     """End tasks that waited too long for a worker, and delete messages that are too old."""
     expiry.expire()
@@ -78,7 +83,7 @@ def look_after(expiry: Expiry, messages: MessageManager) -> None:
 
 def look_after_until(stop: threading.Event, conf: cfg.ConfigOpts, db: Database) -> None:
     """Call :func:`look_after` regularly in a process without a worker: no worker may be left to do it."""
-    expiry, messages, outages = Expiry(db, conf), MessageManager(db, conf), Outages()
+    expiry, messages, outages = make_expiry(conf, db), MessageManager(db, conf), Outages()
     while not stop.wait(expire_seconds(conf)):
         with outages.guard("Operations that wait for a worker could not be looked at"):
             look_after(expiry, messages)
@@ -144,7 +149,7 @@ class WorkerProcess:
         self._tasks = Tasks(db, conf.backup.max_attempts, lambda: Limits.of(conf))
         self._conf = conf
         self._alone = alone
-        self._look_after = partial(look_after, Expiry(db, conf), MessageManager(db, conf))
+        self._look_after = partial(look_after, make_expiry(conf, db), MessageManager(db, conf))
         self._stores = Stores(conf, stop=self._ending.is_set, recorder=meters)
         self._data_keys = DataKeys.of(conf, KeyManager(db))
         conf.register_mutate_hook(lambda *_: self._stores.set_limits())

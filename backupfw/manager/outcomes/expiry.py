@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Protocol
 
 from oslo_log import log
 from sqlalchemy import ColumnElement, and_, delete, or_, select
@@ -14,6 +15,7 @@ from sqlalchemy.orm import Session
 from backupfw.context import RequestContext, working_for
 from backupfw.db import models
 from backupfw.db.locks import lock
+from backupfw.db.session import Database
 from backupfw.errors import BackupNotFound
 from backupfw.manager.lineage import lifecycle
 from backupfw.manager.messages import Detail
@@ -23,6 +25,11 @@ from backupfw.manager.queue import tasks, waiting
 from backupfw.manager.queue.services import Service
 from backupfw.manager.queue.tasks import Outcome
 from backupfw.manager.rows import Task
+from backupfw.volume.base import VolumeRef
+from backupfw.volume.catalogue import Catalogue
+
+if TYPE_CHECKING:
+    from oslo_config import cfg
 
 LOG = log.getLogger(__name__)
 
@@ -58,7 +65,20 @@ _ENDINGS: Mapping[str, _Ending] = {
 
 
 class Expiry(Outcomes):
-    """Ends tasks that no worker can take.  Any process may do it, at any time, and twice."""
+    """Ends tasks that no worker can take.  Any process may do it, at any time, and twice.
+
+    :param catalogues: the foreign catalogue of each volume back end that has one, by the back end's name;
+        each is told of restores that failed.
+    """
+
+    def __init__(
+        self,
+        db: Database,
+        conf: cfg.ConfigOpts,
+        catalogues: Mapping[str, Catalogue] = MappingProxyType({}),
+    ) -> None:
+        super().__init__(db, conf)
+        self._catalogues = catalogues
 
     def expire(self, moment: datetime | None = None) -> int:
         """End tasks that have waited for a worker for ``[backup] service_wait`` seconds.
@@ -80,7 +100,25 @@ class Expiry(Outcomes):
             if not task.cancel:
                 with working_for(RequestContext.of_task(task.project_id, task.request_id)):
                     LOG.error("Task %s (%s of %s) ends: %s", task.id, task.kind, task.resource_id, reason)
+            if task.kind == tasks.BACKUP_RESTORE:
+                self._spoil_target(task)
         return len(ended)
+
+    def _spoil_target(self, task: Task) -> None:
+        """Tell the target's foreign catalogue, if it has one, that its bytes are no good.
+
+        An existing volume that no attempt was made for has its old bytes.
+        """
+        with self._db.read() as session:
+            volume = session.get(models.Volume, task.payload["volume_id"])
+            if volume is None or volume.mirrored_at is None or not (task.payload["new"] or task.attempt):
+                return
+            name, ref = volume.backend, VolumeRef(volume.id, volume.length, project_id=volume.project_id)
+        try:
+            self._catalogues[name].spoil_volume(ref)
+        except Exception:
+            # The task has ended.
+            LOG.exception("The target of a restore of backup %s is not marked as failed", task.resource_id)
 
     def _expire(self, session: Session, moment: datetime | None) -> list[tuple[Task, str]]:
         ended = []

@@ -114,8 +114,9 @@ def add(
 def cancel(session: Session, resource_id: str, kinds: Collection[str] | None = None) -> list[Task]:
     """Cancel all unfinished tasks of a resource, in the caller's transaction.
 
-    A task that no worker ever claimed is deleted.  Any other task is marked; its worker, or the worker that
-    takes it over, cleans up and discards it.
+    A task that no worker ever claimed is deleted, unless its payload says that something was made for it in a
+    foreign catalogue.  Any other task is marked; its worker, or the worker that takes it over, cleans up and
+    discards it.
 
     :param kinds: only tasks of these kinds; None for all.
     :returns: the tasks that were cancelled, with the attempt they were at (0: never claimed).
@@ -129,7 +130,7 @@ def cancel(session: Session, resource_id: str, kinds: Collection[str] | None = N
     for found in session.scalars(select(row).where(row.id.in_(ids)).order_by(row.id)).all():
         task = as_task(found)
         cancelled.append(task)
-        if task.attempt == 0:
+        if task.attempt == 0 and not task.payload.get("made_there"):
             session.delete(found)
             ended(session, task, "cancelled")
         else:

@@ -251,3 +251,68 @@ def test_killed_while_a_temporary_volume(there: World, moment: str) -> None:
     there.backups.wait("the end of what was made", lambda: not there.left())
     assert there.volumes.status("volume", volume) == "available"
     assert holds(there, there.restore(backup), content)
+
+
+def test_an_attachment_of_somebody_else_stays(there: World) -> None:
+    volume = there.volumes.create_volume(volume_type="ceph")
+    content = fill(there, volume, 1)
+    backup = there.backups.backup(volume)
+    existing = there.volumes.create_volume(volume_type="ceph")
+    there.arm("restore.planned", signal.SIGSTOP)
+    there.begin_restore(backup, existing)
+    there.struck("restore.planned")
+    # As Glance's store does, or somebody by hand.
+    reserving = {"attachment": {"volume_uuid": existing, "connector": None}}
+    his = there.keeper.call("POST", "/attachments", reserving)["attachment"]["id"]
+    os.kill(there.service.pid, signal.SIGCONT)
+    there.backups.wait("an attempt", lambda: "Somebody else uses volume" in there.service.log_tail())
+    assert there.keeper.status("attachment", his) == "reserved"
+    there.keeper.call("DELETE", f"/attachments/{his}")
+    # As a worker that was killed before it was complete.
+    connector = {"host": "h", "ip": "127.0.0.1", "platform": "x86_64", "os_type": "linux", "multipath": False}
+    begun = {"volume_uuid": existing, "connector": {**connector, "mountpoint": "backupfw-1"}}
+    ours = there.keeper.call("POST", "/attachments", {"attachment": begun})["attachment"]["id"]
+    there.restored(backup, existing)
+    assert there.keeper.status("attachment", ours) is None
+    assert holds(there, existing, content)
+
+
+def give_away(there: World, volume: str) -> None:
+    """Transfer a volume to the other project."""
+    offered = there.volumes.call("POST", "/volume-transfers", {"transfer": {"volume_id": volume}})["transfer"]
+    accepting = {"accept": {"auth_key": offered["auth_key"]}}
+    there.other_volumes.call("POST", f"/volume-transfers/{offered['id']}/accept", accepting)
+
+
+def test_a_volume_is_transferred_while_its_task_waits(there: World, kind: str) -> None:
+    volume = there.volumes.create_volume(volume_type=kind)
+    fill(there, volume, 1)
+    before = there.backups.backup(volume)
+    there.arm("backup.begun", signal.SIGSTOP)
+    backup = there.backups.backup(volume, wait=False)
+    there.struck("backup.begun")
+    give_away(there, volume)
+    fill(there, volume, 2)
+    os.kill(there.service.pid, signal.SIGCONT)
+    there.backups.wait_status("backup", backup, "error")
+    reason = there.backups.expect(200, "GET", f"/backups/{backup}")["backup"]["fail_reason"]
+    assert "belongs to another project now" in reason
+    # Each has what he asked for: the backup of before stays where it was, and nobody gets the other's.
+    body = {"restore": {"volume_id": volume}}
+    there.backups.expect(404, "POST", f"/backups/{before}/restore", body)
+    there.stranger.expect(404, "GET", f"/backups/{before}")
+    there.stranger.expect(404, "POST", f"/backups/{before}/restore", body)
+    own = there.stranger.backup(volume)
+    there.backups.expect(404, "GET", f"/backups/{own}")
+
+    target = there.volumes.create_volume(volume_type=kind)
+    there.arm("restore.begun", signal.SIGSTOP)
+    there.begin_restore(before, target)
+    there.struck("restore.begun")
+    give_away(there, target)
+    his = fill(there, target, 3)
+    os.kill(there.service.pid, signal.SIGCONT)
+    there.backups.wait_status("backup", before, "available")
+    assert holds(there, target, his)
+    assert there.other_volumes.status("volume", target) == "available"
+    there.backups.wait("the end of what was made", lambda: not there.left())

@@ -43,7 +43,7 @@ class World:
     """Everything a test needs.
 
     :ivar backups: the project's client of this service; ``volumes`` its client of the Cinder.
-    :ivar stranger: a client of another project.
+    :ivar stranger: a client of another project; ``other_volumes`` its client of the Cinder.
     :ivar keeper: the service's own client of the Cinder.
     :ivar section: the configuration of the back end.
     :ivar traps: the directory of crash points.
@@ -54,6 +54,7 @@ class World:
     backups: Client
     volumes: Tenant
     stranger: Client
+    other_volumes: Tenant
     keeper: Tenant
     section: dict[str, Any]
     traps: Path
@@ -149,6 +150,7 @@ def world(server: Cinder, identity: Keystone, directory: Path) -> Iterator[World
             client(owner),
             server.tenant(owner),
             client(other),
+            server.tenant(other),
             server.tenant(keeper),
             own,
             traps,

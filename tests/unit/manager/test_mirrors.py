@@ -23,12 +23,14 @@ from backupfw.errors import (
     VolumeNotFound,
 )
 from backupfw.manager.operators import audit, purge
+from backupfw.manager.outcomes.expiry import Expiry
 from backupfw.manager.outcomes.restoring import RestoredVolume
 from backupfw.manager.rules import quota
 from backupfw.manager.usecases.backups import BackupManager
 from backupfw.manager.usecases.mirrors import Mirrors
 from backupfw.manager.usecases.snapshots import SnapshotManager
 from backupfw.manager.usecases.volumes import VolumeManager
+from backupfw.volume.base import VolumeRef
 from backupfw.volume.catalogue import Caller, Catalogue, ForeignSnapshot, ForeignVolume
 from backupfw.worker.handlers.base import volume_ref
 from tests.unit.manager.support import World
@@ -88,10 +90,16 @@ class Foreign(Catalogue):
         volume_type: str | None,
         availability_zone: str | None,
         metadata: Mapping[str, str],
+        copy_of: str | None = None,
     ) -> ForeignVolume:
         self._ask("create")
         if not self.room:
             raise QuotaExceeded("volumes", "no room")
+        if copy_of is not None:
+            if copy_of not in self.volumes:
+                raise InvalidVolume("no copy")
+            key = self.volumes[copy_of].encryption_key_id and f"copy-of-{copy_of}"[:36]
+            return self.volumes[self.add(caller.project_id, "creating", encryption_key_id=key)]
         return self.volumes[
             self.add(
                 caller.project_id,
@@ -103,6 +111,10 @@ class Foreign(Catalogue):
                 metadata=metadata,
             )
         ]
+
+    def spoil_volume(self, volume: VolumeRef) -> None:
+        self._ask("spoil")
+        self.change(volume.id, status="error")
 
     def delete_volume(self, caller: Caller, volume_id: str) -> None:
         self._ask("delete")
@@ -382,6 +394,47 @@ def test_a_new_volume_is_made_there_for_a_restore(world: World, foreign: Foreign
     assert world.status(backup) == "available"
 
 
+def test_a_volume_gets_only_bytes_that_its_key_opens(world: World, foreign: Foreign) -> None:
+    volume = foreign.add(encryption_key_id="k1")
+    backup = a_backup(world, volume)
+    clear, other = foreign.add(), foreign.add(encryption_key_id="k2")
+    clear_backup = a_backup(world, clear)
+    for of, target, reason in (
+        (backup, clear, "of an encrypted volume"),
+        (backup, other, "another key"),
+        (clear_backup, other, "is encrypted"),
+    ):
+        with pytest.raises(InvalidVolume, match=reason):
+            world.backups.restore(world.ctx(), of, volume_id=target)
+    with pytest.raises(InvalidVolume, match="of an encrypted volume"):
+        VolumeManager(world.db, world.conf, lambda: None).create(world.ctx(), size=1, backup_id=backup)
+    world.backups.restore(world.ctx(), backup, volume_id=volume)
+    world.run_restore()
+    # A new one is a copy; of a volume that is not encrypted any more, it is of no use.
+    _, made, _ = world.backups.restore(world.ctx(), backup)
+    assert mirror(world, made).encryption_key_id == f"copy-of-{volume}"[:36]
+    world.run_restore()
+    there = set(foreign.volumes)
+    foreign.change(volume, encryption_key_id=None)
+    with pytest.raises(InvalidVolume, match="of an encrypted volume"):
+        world.backups.restore(world.ctx(), backup)
+    del foreign.volumes[volume]
+    with pytest.raises(InvalidVolume, match="no copy"):
+        world.backups.restore(world.ctx(), backup)
+    assert set(foreign.volumes) == there - {volume}
+    assert world.status(backup) == "available"
+
+
+def test_an_encrypted_volume_is_longer_by_its_header(world: World, foreign: Foreign) -> None:
+    volume = foreign.add(encryption_key_id="k1")
+    world.backups.create(world.ctx(), volume_id=volume)
+    task = world.claim()
+    for gib, size in ((1, 1), (2, 2)):
+        world.outcomes.creating.start(task)
+        plan = world.outcomes.creating.follow_volume(task, (gib << 30) + 4096, None)
+        assert (plan.volume.size, plan.volume.length) == (size, (gib << 30) + 4096)
+
+
 def test_a_volume_made_for_a_restore_that_cannot_begin_is_deleted(
     world: World, foreign: Foreign, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -396,6 +449,34 @@ def test_a_volume_made_for_a_restore_that_cannot_begin_is_deleted(
         world.backups.restore(world.ctx(), backup)
     assert set(foreign.volumes) == there
     assert foreign.asked[-1] == "delete"
+
+
+@pytest.mark.parametrize("how", ["waited", "cancelled", "away"])
+def test_a_volume_that_no_worker_restored_to_shows_it(world: World, foreign: Foreign, how: str) -> None:
+    """It would be available, and empty."""
+    volume = foreign.add()
+    backup = a_backup(world, volume)
+    expiry = Expiry(world.db, world.conf, {"cinder": foreign})
+    _, made, _ = world.backups.restore(world.ctx(), backup)
+    if how == "cancelled":
+        world.backups.cancel(world.ctx(), backup)
+    foreign.change(made, status="available")
+    world.age(seconds=world.conf.backup.service_wait + 3600)
+    foreign.away = how == "away"
+    assert expiry.expire() == 1
+    assert foreign.volumes[made].status == ("available" if how == "away" else "error")
+    assert world.status(backup) == "available"
+    # An existing volume that nobody has begun to write is as good as before.
+    foreign.away = False
+    world.backups.restore(world.ctx(), backup, volume_id=volume)
+    world.age(seconds=world.conf.backup.service_wait + 3600)
+    assert expiry.expire() == 1
+    assert foreign.volumes[volume].status == "available"
+    world.backups.restore(world.ctx(), backup, volume_id=volume)
+    world.claim()
+    world.age(seconds=world.conf.backup.service_wait + 3600)
+    assert expiry.expire() == 1
+    assert foreign.volumes[volume].status == "error"
 
 
 def test_a_mirror_without_a_backup_is_purged(world: World, foreign: Foreign) -> None:
