@@ -41,6 +41,7 @@ from backupfw.outages import Outages
 from backupfw.worker.backends import Backends, foreign_catalogues
 from backupfw.worker.data_keys import DataKeys
 from backupfw.worker.handlers import EngineSettings, Tools
+from backupfw.worker.handlers.base import volume_ref
 from backupfw.worker.stores import Stores
 from backupfw.worker.worker import Worker, WorkerSettings
 
@@ -72,7 +73,8 @@ def expire_seconds(conf: cfg.ConfigOpts) -> float:
 
 def make_expiry(conf: cfg.ConfigOpts, db: Database) -> Expiry:
     """Return what ends tasks that no worker can take."""
-    return Expiry(db, conf, foreign_catalogues(conf))
+    foreign = foreign_catalogues(conf)
+    return Expiry(db, conf, lambda volume: foreign[volume.backend].spoil_volume(volume_ref(volume)))
 
 
 def look_after(expiry: Expiry, messages: MessageManager) -> None:

@@ -10,12 +10,24 @@ from __future__ import annotations
 import fcntl
 import os
 import subprocess
+import time
 from pathlib import Path
 
 from cinder.volume import driver
 from oslo_config import cfg
 
 _OPTIONS = [cfg.StrOpt("files_dir")]
+
+
+def _lock(file):
+    """Lock a file; a wait in the kernel would stop the whole process, with the copy that has the lock."""
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.05)
+        else:
+            return
 
 
 class FilesDriver(driver.VolumeDriver):
@@ -36,7 +48,7 @@ class FilesDriver(driver.VolumeDriver):
         if source is not None:
             with open(self._path(source), "rb") as locked:
                 # Who writes into a volume in a test has the lock, so the copy is of one moment.
-                fcntl.flock(locked, fcntl.LOCK_EX)
+                _lock(locked)
                 subprocess.run(["cp", "--sparse=always", self._path(source), path], check=True)
         else:
             Path(path).touch()

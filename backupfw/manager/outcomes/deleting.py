@@ -189,6 +189,27 @@ class DeleteTasks(Outcomes):
 
         self._db.run(work)
 
+    def give_up(self, session: Session, task: Task) -> str | None:
+        """Delete the record of a backup, or of a manifest, whose store is gone for good.
+
+        In the transaction of the caller, who has deleted the task.
+
+        :returns: the id of the manifest whose objects stay; None: it had none of its own.
+        """
+        if task.kind == tasks.MANIFEST_RELEASE:
+            manifest_id: str | None = task.resource_id
+        else:
+            backup = backup_of(session, task)
+            lifecycle.move(session, models.Backup, backup.id, BackupMoves.delete_again)
+            manifest = backup_rows.manifest_of(session, backup, lock=True)
+            removed = manifest is not None and self._must_remove(session, backup, manifest, task)
+            manifest_id = manifest.id if manifest is not None and removed else None
+            backup_rows.forget(session, backup)
+        if manifest_id is not None:
+            manifests.mark_gone(session, manifest_id)
+            damaged_objects.forget_marks(session, manifest_id)
+        return manifest_id
+
     def start_release(self, task: Task) -> ReleasePlan | None:
         """Begin an attempt to remove a released manifest's objects.
 

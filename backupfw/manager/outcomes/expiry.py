@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol
 
 from oslo_log import log
@@ -17,6 +16,7 @@ from backupfw.db import models
 from backupfw.db.locks import lock
 from backupfw.db.session import Database
 from backupfw.errors import BackupNotFound
+from backupfw.manager import rows
 from backupfw.manager.lineage import lifecycle
 from backupfw.manager.messages import Detail
 from backupfw.manager.outcomes import creating, deleting, importing, restoring, volumes
@@ -25,8 +25,6 @@ from backupfw.manager.queue import tasks, waiting
 from backupfw.manager.queue.services import Service
 from backupfw.manager.queue.tasks import Outcome
 from backupfw.manager.rows import Task
-from backupfw.volume.base import VolumeRef
-from backupfw.volume.catalogue import Catalogue
 
 if TYPE_CHECKING:
     from oslo_config import cfg
@@ -67,18 +65,17 @@ _ENDINGS: Mapping[str, _Ending] = {
 class Expiry(Outcomes):
     """Ends tasks that no worker can take.  Any process may do it, at any time, and twice.
 
-    :param catalogues: the foreign catalogue of each volume back end that has one, by the back end's name;
-        each is told of restores that failed.
+    :param spoil: called with the volume of a foreign catalogue to which a restore failed that has no worker.
     """
 
     def __init__(
         self,
         db: Database,
         conf: cfg.ConfigOpts,
-        catalogues: Mapping[str, Catalogue] = MappingProxyType({}),
+        spoil: Callable[[rows.Volume], None] = lambda _volume: None,
     ) -> None:
         super().__init__(db, conf)
-        self._catalogues = catalogues
+        self._spoil = spoil
 
     def expire(self, moment: datetime | None = None) -> int:
         """End tasks that have waited for a worker for ``[backup] service_wait`` seconds.
@@ -113,9 +110,9 @@ class Expiry(Outcomes):
             volume = session.get(models.Volume, task.payload["volume_id"])
             if volume is None or volume.mirrored_at is None or not (task.payload["new"] or task.attempt):
                 return
-            name, ref = volume.backend, VolumeRef(volume.id, volume.length, project_id=volume.project_id)
+            target = rows.volume(session, volume)
         try:
-            self._catalogues[name].spoil_volume(ref)
+            self._spoil(target)
         except Exception:
             # The task has ended.
             LOG.exception("The target of a restore of backup %s is not marked as failed", task.resource_id)

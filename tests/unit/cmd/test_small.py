@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sqlite3
 from pathlib import Path
 
@@ -215,3 +216,20 @@ def test_what_is_looked_after(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MessageManager, "purge", lambda self: called.append("messages"))
     service.look_after(expiry, messages)
     assert called == ["expiry", "messages"]
+
+
+def test_a_clean_up_is_given_up(run: Run, backup_id: str) -> None:
+    assert run("backup", "delete", "--no-wait", backup_id).status == 0
+    listed = run("task", "list", "-f", "json")
+    assert (listed.status, listed.err) == (0, "")
+    (task,) = json.loads(listed.out)
+    found = (task["kind"], task["resource_id"], task["requires"], task["waits_for"])
+    assert found == ("backup.delete", backup_id, "main", "waiting-for-worker")
+    dropped = run("task", "drop", str(task["id"]))
+    assert (dropped.status, dropped.err) == (0, "")
+    assert f"/{backup_id}/ stay" in dropped.out
+    assert json.loads(run("task", "list", "-f", "json").out) == []
+    assert run("backup", "show", backup_id).status == 1
+    refused = run("task", "drop", str(task["id"]))
+    assert (refused.status, refused.out) == (1, "")
+    assert "There is no task" in refused.err

@@ -456,7 +456,7 @@ def test_a_volume_that_no_worker_restored_to_shows_it(world: World, foreign: For
     """It would be available, and empty."""
     volume = foreign.add()
     backup = a_backup(world, volume)
-    expiry = Expiry(world.db, world.conf, {"cinder": foreign})
+    expiry = Expiry(world.db, world.conf, lambda volume: foreign.spoil_volume(volume_ref(volume)))
     _, made, _ = world.backups.restore(world.ctx(), backup)
     if how == "cancelled":
         world.backups.cancel(world.ctx(), backup)
