@@ -6,7 +6,7 @@ import uuid
 
 from sqlalchemy.orm import Session
 
-from backupfw.db.locks import insert_if_absent
+from backupfw.db.locks import insert_if_absent, lock
 from backupfw.db.models import Installation
 from backupfw.db.session import now
 from backupfw.errors import ConfigError
@@ -40,3 +40,12 @@ def ensure_installation(session: Session, wanted: str | None = None) -> str:
             "remove the option or set it to the database's id"
         )
     return row.uuid
+
+
+def take_over_installation(session: Session, wanted: str) -> None:
+    """Give this database the id of an installation whose database was lost.
+
+    The caller makes sure that nothing of the id before is in use.
+    """
+    (row_id,) = lock(session, Installation, Installation.id == _ROW)
+    session.get_one(Installation, row_id).uuid = wanted

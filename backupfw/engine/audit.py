@@ -175,7 +175,7 @@ def _look(
         found |= unreadable
         found |= {Discrepancy(MISSING, key) for key in needed_keys - data_keys if _is_missing(container, key)}
         with named, Spool() as orphans:
-            for candidate, difference in _differences(present, named):
+            for candidate, difference in differences(present, named):
                 if candidate.key in data_keys:
                     continue
                 if difference.kind == ORPHAN:
@@ -217,10 +217,14 @@ def _named(
     return in_order(names()), data_keys, unreadable
 
 
-def _differences(
+def differences(
     present: Iterable[Candidate], named: Iterable[Candidate]
 ) -> Iterator[tuple[Candidate, Discrepancy]]:
-    """Compare two collections in order: what only one has, and what has two sizes."""
+    """Compare two collections in order: what only one has, and what has two sizes.
+
+    :param present: what was listed.
+    :param named: what manifests name.
+    """
     sides = heapq.merge(((one, 0) for one in present), ((one, 1) for one in named))
     for key, group in groupby(sides, key=lambda item: item[0].key):
         both = {side: one for one, side in group}

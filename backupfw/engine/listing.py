@@ -125,6 +125,20 @@ def objects_by_volume(
     """
     if not prefix.endswith("/") or prefix.startswith("/") or prefix.count("/") > 3:
         raise ValueError(f"{prefix!r} is no prefix of an installation, project or volume")
+    yield from _by_volume(container, prefix, control, strange)
+
+
+def all_by_volume(container: Container, control: Control) -> Iterator[tuple[str, Iterator[Candidate]]]:
+    """As :func:`objects_by_volume`, of all installations; only to read, never to delete.
+
+    :raises ChunkStoreError: the listing failed; what was yielded is not all.
+    """
+    yield from _by_volume(container, "", control, _unheard)
+
+
+def _by_volume(
+    container: Container, prefix: str, control: Control, strange: Callable[[str], None]
+) -> Iterator[tuple[str, Iterator[Candidate]]]:
     listed = own_objects(container, prefix, control, manifests=True, strange=strange)
     if container.capabilities.sorted_listing:
         yield from groupby(listed, key=lambda one: keys.volume_prefix_of(one.key))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import json
 import re
 from collections.abc import Mapping
@@ -92,6 +93,18 @@ _PROPERTIES: dict[str, Schema] = {
     },
     "driver_info": {"type": ["object", "null"], "properties": {"store": _TEXT}},
 }
+#: The fields that a manifest's record has, too.
+_DESCRIBING = (
+    "user_id",
+    "snapshot_id",
+    "parent_id",
+    "availability_zone",
+    "display_name",
+    "display_description",
+    "data_timestamp",
+    "created_at",
+    "metadata",
+)
 # By the fourth draft 1.0 is no integer.
 _VALIDATOR = jsonschema.Draft4Validator({"properties": _PROPERTIES})
 
@@ -204,12 +217,27 @@ def decode(text: str) -> Record:
         path = [str(part) for part in error.absolute_path]
         raise _invalid(path[0] if path[0] == "metadata" else ".".join(path))
     given = {name: values[name] for name in _PROPERTIES if values.get(name) is not None}
-    for name, value in given.items():
-        if _PROPERTIES[name] is _ID:
-            given[name] = value.lower()
-        elif _PROPERTIES[name] is _TIME:
-            given[name] = _time(name, value)
+    given = {name: _converted(name, value) for name, value in given.items()}
     return Record(store=given.pop("driver_info", {}).get("store"), **given)
+
+
+def of_manifest(backup_id: str, size: int, values: Mapping[str, Any]) -> Record:
+    """Return what the record in a manifest says of its backup; it may be hostile.
+
+    Each field passes the checks of :func:`decode`; one that does not counts as missing.
+
+    :param size: GiB, as the manifest's length says.
+    :param values: the part ``backup`` of the manifest's record.
+    """
+    renamed = {"display_name": "name", "display_description": "description"}
+    given: dict[str, Any] = {}
+    for name in _DESCRIBING:
+        value, schema = values.get(renamed.get(name, name)), _PROPERTIES[name]
+        if value is None or not jsonschema.Draft4Validator(schema).is_valid(value):
+            continue
+        with contextlib.suppress(InvalidInput):
+            given[name] = _converted(name, value)
+    return Record(id=backup_id, size=size, **given)
 
 
 def same_service(one: str, other: str) -> bool:
@@ -273,6 +301,13 @@ def _time(name: str, text: str) -> datetime:
         return moments.parse(text)
     except ValueError:
         raise _invalid(name) from None
+
+
+def _converted(name: str, value: Any) -> Any:
+    """Return a valid field's value as :class:`Record` has it."""
+    if _PROPERTIES[name] is _ID:
+        return value.lower()
+    return _time(name, value) if _PROPERTIES[name] is _TIME else value
 
 
 def _invalid(name: str) -> InvalidInput:

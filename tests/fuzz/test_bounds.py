@@ -41,7 +41,7 @@ from backupfw.engine.ports import Checkpoint, KnownManifests
 from backupfw.engine.segment_restore import BlockDecoder
 from backupfw.errors import Damaged, InvalidInput
 from backupfw.manager import records
-from backupfw.manager.outcomes import importing as import_tasks
+from backupfw.manager.rules import found_manifests
 from tests.fuzz import forge
 from tests.fuzz.readers import MAY_RAISE, READERS, Case, Control, Rows
 from tests.fuzz.test_stored_bytes import DATA, KEY, OTHERS, golden
@@ -124,7 +124,7 @@ def test_an_import_of_a_volume_beyond_a_pebibyte_is_refused(length: int, taken: 
     else:
         with pytest.raises(InvalidInput, match="longer than 1024 TiB"):
             READERS["import"](case, box)
-    assert import_tasks.MAX_LENGTH == 1 << 50
+    assert found_manifests.MAX_LENGTH == 1 << 50
 
 
 def test_the_most_values_of_json() -> None:

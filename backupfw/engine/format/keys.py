@@ -109,6 +109,11 @@ def epoch_prefix(installation: str, project: str, volume: str, backup: str, epoc
     return f"{backup_prefix(installation, project, volume, backup)}{epoch}."
 
 
+def origin_of(key: str) -> str:
+    """Return the origin that an object's key begins with; the key is one that :func:`parse` takes."""
+    return "/".join(key.split("/", 5)[:5])
+
+
 def manifest_key(origin: str) -> str:
     """Return the key of an origin's manifest."""
     return f"{origin}/manifest"

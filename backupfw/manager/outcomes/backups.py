@@ -8,8 +8,9 @@ from backupfw.db import installation
 from backupfw.manager.outcomes.creating import BaseManifest, CreatePlan, CreateResult, CreateTasks
 from backupfw.manager.outcomes.damaged_objects import DamagedObjects
 from backupfw.manager.outcomes.deleting import DeleteTasks, ReleasePlan
-from backupfw.manager.outcomes.importing import ImportPlan, ImportTasks, ManifestFacts
+from backupfw.manager.outcomes.importing import ImportPlan, ImportTasks
 from backupfw.manager.outcomes.restoring import RestoredVolume, RestorePlan, RestoreTasks
+from backupfw.manager.rules.found_manifests import ManifestFacts
 
 if TYPE_CHECKING:
     from oslo_config import cfg

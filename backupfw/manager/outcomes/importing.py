@@ -6,14 +6,11 @@ only harmless values come from the record (name, description, times, metadata).
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
 
 from oslo_db.exception import DBDuplicateEntry
-from sqlalchemy import String, select, update
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from backupfw import naming
@@ -32,11 +29,8 @@ from backupfw.manager.queue import tasks
 from backupfw.manager.records import Record, same_service
 from backupfw.manager.rows import Task
 from backupfw.manager.rules import backup_rows, failures, project_keys, quota
+from backupfw.manager.rules.found_manifests import MAX_LENGTH, ManifestFacts, add_manifest, columns
 from backupfw.manager.rules.volume_rules import gigabytes
-
-#: Longest volume whose backup can be imported, bytes: four times the largest volume of usual block storage,
-#: but short enough that a walk over its segments takes only minutes.
-MAX_LENGTH = 1 << 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,44 +47,6 @@ class ImportPlan:
     stores: tuple[str, ...]
     container: str
     key: str
-
-
-@dataclass(frozen=True, slots=True)
-class ManifestFacts:
-    """The content of the verified manifest, and its place.
-
-    :ivar store: the store it was found in, by configured name; ``service`` is its driver's wire name.
-    :ivar installation_id: with ``project_id``, ``volume_id`` and ``backup_id`` its maker, as both its key
-        and its head say.
-    :ivar length: bytes of the volume.
-    :ivar volume_record: as ``records.volume_record`` makes it; None if the manifest has none.
-    :ivar damaged: keys of objects on the list of damaged ones that it names.
-    :ivar data_keys: the data keys of its lineage; none if it is not encrypted.
-    :ivar object_count: objects its maker put; with ``stored_bytes`` and ``referenced_bytes`` as in
-        :class:`~backupfw.manager.outcomes.creating.CreateResult`.
-    """
-
-    store: str
-    service: str
-    container: str
-    key: str
-    installation_id: str
-    project_id: str
-    volume_id: str
-    backup_id: str
-    epoch: int
-    length: int
-    block_size: int
-    segment_size: int
-    hash_mode: str
-    key_id: str | None
-    mac_id: str | None
-    object_count: int
-    stored_bytes: int
-    referenced_bytes: int
-    volume_record: dict[str, Any] | None = None
-    damaged: frozenset[str] = frozenset()
-    data_keys: tuple[rows.DataKey, ...] = ()
 
 
 class ImportTasks(Outcomes):
@@ -157,7 +113,6 @@ class ImportTasks(Outcomes):
         named = (object_digest(facts.store, facts.container, key) for key in facts.damaged)
         damaged_objects.mark(session, manifest_id, named)
         moment = now(session)
-        created_at = _past(record.created_at, moment) or backup.created_at
         backup_rows.set_metadata(session, backup.id, record.metadata)
         moved = lifecycle.move(
             session,
@@ -167,30 +122,11 @@ class ImportTasks(Outcomes):
             manifest_id=manifest_id,
             completed=True,
             fail_reason=None,
-            volume_id=facts.volume_id,
-            snapshot_id=record.snapshot_id,
-            availability_zone=record.availability_zone,
-            store=facts.store,
-            container=facts.container,
-            service=facts.service,
-            service_metadata=facts.key,
-            parent_id=None if record.parent_id == backup.id else record.parent_id,
-            is_incremental=record.parent_id is not None,
-            size=size,
-            length=facts.length,
-            display_name=record.display_name,
-            display_description=record.display_description,
-            object_count=facts.object_count,
-            stored_bytes=facts.stored_bytes,
-            referenced_bytes=facts.referenced_bytes,
-            encryption_key_id=record.encryption_key_id,
-            volume_record=facts.volume_record,
             verified_at=moment,
             verified_how=damaged_objects.QUICK,
             verified_result=damaged_objects.OK,
             fully_verified_at=None,
-            created_at=created_at,
-            data_timestamp=_past(record.data_timestamp, moment) or created_at,
+            **columns(backup.id, record, facts, moment, backup.created_at),
         )
         if not moved:
             raise TaskLost(f"backup {backup.id} is not being imported any more")
@@ -228,36 +164,7 @@ class ImportTasks(Outcomes):
         if known is not None and known.state == lifecycle.LIVE:
             return known.id
         manifests.forget_announced(session, digest)
-        ours = facts.installation_id == installation_id(session)
-        moment = now(session)
-        manifest = models.Manifest(
-            id=str(uuid.uuid4()),
-            store=facts.store,
-            container=facts.container,
-            key=facts.key,
-            key_digest=digest,
-            installation_id=facts.installation_id,
-            project_id=facts.project_id,
-            volume_id=facts.volume_id,
-            backup_id=facts.backup_id,
-            # This installation only reads the manifest of another one, so it is in no lineage here.
-            in_tree=ours,
-            detached=ours,
-            state=lifecycle.LIVE,
-            epoch=facts.epoch,
-            block_size=facts.block_size,
-            segment_size=facts.segment_size,
-            hash_mode=facts.hash_mode,
-            key_id=facts.key_id,
-            mac_id=facts.mac_id,
-            length=facts.length,
-            touched=0,
-            created_at=moment,
-            updated_at=moment,
-        )
-        session.add(manifest)
-        session.flush()
-        return manifest.id
+        return add_manifest(session, facts, installation_id(session))
 
 
 def failed(session: Session, task: Task, reason: str, detail: Detail | None = None) -> None:
@@ -289,24 +196,6 @@ def check_claim(task: Task, importer: str, owner: str, length: int) -> None:
         raise InvalidInput(f"The backup's volume would be longer than {MAX_LENGTH >> 40} TiB.")
 
 
-def check_names(installation: str, project: str, volume: str, backup: str) -> None:
-    """Check that a manifest's names fit into the database: names from stored bytes can be any texts.
-
-    :raises InvalidInput: one is longer than the names of this service, or has characters that databases
-        refuse.
-    """
-    row = models.Manifest.__table__.c
-    for name, column in (
-        (installation, row.installation_id),
-        (project, row.project_id),
-        (volume, row.volume_id),
-        (backup, row.backup_id),
-    ):
-        assert isinstance(column.type, String)
-        if len(name) > (column.type.length or 0) or naming.text_problem(name) is not None:
-            raise InvalidInput("The backup's data has names that this service gives none.")
-
-
 def _place(record: Record) -> tuple[str, str]:
     """Return container and key a record names.
 
@@ -335,8 +224,3 @@ def _refuse_the_dead(session: Session, digest: str) -> None:
             raise InvalidInput("The backup is being made.")
     elif state not in (None, lifecycle.LIVE):
         raise InvalidInput("The backup's data was deleted.")
-
-
-def _past(moment: datetime | None, present: datetime) -> datetime | None:
-    """Return a time from a record, or None if it is in the future."""
-    return None if moment is None or moment > present else moment

@@ -101,6 +101,13 @@ class KeyManager:
 
         return self._db.run(work)
 
+    def add_found(self, data_keys: Sequence[rows.DataKey]) -> None:
+        """Record data keys that were found in a store, and their project keys.
+
+        :raises DataKeyMissing: a project key is being destroyed; nothing was recorded.
+        """
+        self._db.run(lambda session: project_keys.record(session, data_keys))
+
     def list(self, project_id: str | None = None) -> Sequence[rows.ProjectKey]:
         """Return the project keys, those of one project together, the oldest first.
 

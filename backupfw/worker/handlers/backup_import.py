@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from oslo_log import log
@@ -11,11 +12,13 @@ from backupfw.chunkstore.container import Container
 from backupfw.chunkstore.errors import ChunkStoreError, InvalidName, NotFound
 from backupfw.engine import verify
 from backupfw.engine.format import keys
-from backupfw.engine.format.manifest import read_head
+from backupfw.engine.format.manifest import ManifestHead, read_head
+from backupfw.engine.format.sealing import CLEAR
 from backupfw.errors import Damaged, DataKeyMissing, InvalidInput, QuotaExceeded, UnsupportedFormat
-from backupfw.manager import records
-from backupfw.manager.outcomes.importing import ImportPlan, ManifestFacts, check_claim, check_names
+from backupfw.manager import records, rows
+from backupfw.manager.outcomes.importing import ImportPlan, check_claim
 from backupfw.manager.rows import Task
+from backupfw.manager.rules.found_manifests import ManifestFacts, check_names
 from backupfw.worker.control import TaskControl
 from backupfw.worker.handlers.base import Handler, restored_volume
 
@@ -23,6 +26,8 @@ LOG = log.getLogger(__name__)
 
 #: An import ends when it has found more damaged objects than this.
 MOST_DAMAGED = 1000
+
+_KEY_ID = re.compile("[0-9a-f]{32}")
 
 
 class BackupImport(Handler):
@@ -94,29 +99,89 @@ class BackupImport(Handler):
         found = verify.look(plan.key, listed, container, control, _DamagedKeys(), find_key)
         if found.damaged:
             raise InvalidInput(f"{found.damaged} of the backup's objects are missing or damaged.")
-        return ManifestFacts(
-            store=store,
-            service=self._tools.stores.wire_names[store],
-            container=plan.container,
-            key=plan.key,
-            installation_id=origin.installation,
-            project_id=origin.project,
-            volume_id=origin.volume,
-            backup_id=origin.backup,
-            epoch=origin.epoch,
-            length=head.geometry.length,
-            block_size=head.geometry.block_size,
-            segment_size=head.geometry.segment_size,
-            hash_mode=head.hash_mode,
-            key_id=head.key_id,
-            mac_id=head.mac_id,
-            data_keys=self._tools.data_keys.of_lineage(container, head),
-            damaged=found.known_damaged,
-            object_count=found.object_count,
-            stored_bytes=found.stored_bytes,
-            referenced_bytes=found.referenced_bytes,
-            volume_record=_volume_record(head.record),
+        return manifest_facts(
+            head,
+            container,
+            self._tools.stores.wire_names[store],
+            found.object_count,
+            found.stored_bytes,
+            found.referenced_bytes,
+            found.known_damaged,
+            self._tools.data_keys.of_lineage(container, head),
         )
+
+
+def manifest_facts(
+    head: ManifestHead,
+    container: Container,
+    service: str,
+    object_count: int,
+    stored_bytes: int,
+    referenced_bytes: int,
+    damaged: frozenset[str] = frozenset(),
+    data_keys: tuple[rows.DataKey, ...] = (),
+) -> ManifestFacts:
+    """Return what the database keeps of a manifest; the arguments are those of :class:`ManifestFacts`.
+
+    :param container: where it is.
+    :raises InvalidInput: its names do not fit into the database.
+    """
+    origin = head.origin
+    check_names(origin.installation, origin.project, origin.volume, origin.backup)
+    if head.mac_id is not None and not _KEY_ID.fullmatch(head.mac_id):
+        # Without the key nothing else proves it.
+        raise InvalidInput("The backup's data has the id of no key.")
+    return ManifestFacts(
+        store=container.store.name,
+        service=service,
+        container=container.name,
+        key=head.key,
+        installation_id=origin.installation,
+        project_id=origin.project,
+        volume_id=origin.volume,
+        backup_id=origin.backup,
+        epoch=origin.epoch,
+        length=head.geometry.length,
+        block_size=head.geometry.block_size,
+        segment_size=head.geometry.segment_size,
+        hash_mode=head.hash_mode,
+        key_id=head.key_id,
+        mac_id=head.mac_id,
+        damaged=damaged,
+        data_keys=data_keys,
+        object_count=object_count,
+        stored_bytes=stored_bytes,
+        referenced_bytes=referenced_bytes,
+        volume_record=_volume_record(head.record),
+    )
+
+
+def unreadable_facts(origin: keys.Origin, container: Container, service: str) -> ManifestFacts:
+    """Return what is known of a manifest that is damaged: what its key says.
+
+    :raises InvalidInput: its names do not fit into the database.
+    """
+    check_names(origin.installation, origin.project, origin.volume, origin.backup)
+    return ManifestFacts(
+        store=container.store.name,
+        service=service,
+        container=container.name,
+        key=keys.manifest_key(str(origin)),
+        installation_id=origin.installation,
+        project_id=origin.project,
+        volume_id=origin.volume,
+        backup_id=origin.backup,
+        epoch=origin.epoch,
+        length=0,
+        block_size=0,
+        segment_size=0,
+        hash_mode=CLEAR.hash_mode,
+        key_id=None,
+        mac_id=None,
+        object_count=0,
+        stored_bytes=0,
+        referenced_bytes=0,
+    )
 
 
 class _DamagedKeys:
