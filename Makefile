@@ -19,10 +19,10 @@ STATE_DIR ?= .state
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench serve soak chaos fuzz coverage mutants lint types arch genconfig genpolicy openapi man docs dist installed lowest constraints clean
+.PHONY: help setup demo demo-recovery test check bench serve soak chaos fuzz coverage mutants lint types arch genconfig genpolicy openapi man docs dist installed lowest constraints clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 
 $(VENV)/.stamp: setup.cfg pyproject.toml constraints.txt $(DRIVER_PATHS:%=%/pyproject.toml)
 	@echo "== Making $(VENV) with $(PYTHON): backupfw, its drivers ($(DRIVERS)) and the tools, as constraints.txt pins them"
@@ -40,6 +40,10 @@ setup: $(VENV)/.stamp ## make the virtual environment
 demo: $(VENV)/.stamp ## back up, change, delete, restore and compare a real volume
 	@echo "== Demo: a service of its own in a temporary directory, and a client that checks every byte"
 	@$(BIN)/python demo/demo.py $(ARGS)
+
+demo-recovery: $(VENV)/.stamp ## lose a service with all but its store, get it back and compare every byte
+	@echo "== Demo: a service of its own in a temporary directory, of which only the store is kept"
+	@$(BIN)/python demo/recovery.py $(ARGS)
 
 serve: $(VENV)/.stamp ## serve API and worker in one process; state in STATE_DIR (.state)
 	@echo "== Serving on http://127.0.0.1:8776/ with state in $(STATE_DIR); Ctrl-C stops it"

@@ -24,6 +24,16 @@ class Failed(Exception):
     """Something did not hold."""
 
 
+def command(state: Path, *words: str) -> str:
+    """Run a ``backupfw`` command on a state directory; returns what it printed."""
+    done = subprocess.run(
+        [*COMMAND, *words, "--state-dir", str(state)], capture_output=True, text=True, timeout=PATIENCE
+    )
+    if done.returncode:
+        raise Failed(f"backupfw {' '.join(words)}: {done.stderr.strip() or done.stdout.strip()}")
+    return done.stdout.strip()
+
+
 class Service:
     """``backupfw serve`` on a free port.
 
@@ -57,8 +67,9 @@ class Service:
         return int(counts["rchar"]), int(counts["wchar"])
 
     def stored(self) -> int:
-        """Bytes in the store now."""
-        return sum(path.stat().st_size for path in (self.state / "store").rglob("*") if path.is_file())
+        """Bytes of backups in the store now; the holder object is none."""
+        files = (path for path in (self.state / "store").rglob("*") if ".holder" not in path.name)
+        return sum(path.stat().st_size for path in files if path.is_file())
 
     def stop(self) -> int:
         """Ask it to stop; returns its exit status."""
@@ -81,15 +92,7 @@ class Service:
 
     def command(self, *words: str) -> str:
         """Run a ``backupfw`` command on this instance; returns what it printed."""
-        done = subprocess.run(
-            [*COMMAND, *words, "--state-dir", str(self.state)],
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-        )
-        if done.returncode:
-            raise Failed(f"backupfw {' '.join(words)}: {done.stderr.strip() or done.stdout.strip()}")
-        return done.stdout.strip()
+        return command(self.state, *words)
 
     def call(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
         """Send a request; returns the status and the decoded body."""

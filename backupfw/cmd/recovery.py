@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from backupfw.cmd import base, usecases
 from backupfw.cmd.configure import load_conf
-from backupfw.cmd.progress import Progress, counted
+from backupfw.cmd.progress import Control, Progress, counted
 from backupfw.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from backupfw.chunkstore.container import Container
     from backupfw.db.session import Database
+    from backupfw.engine.holder import Holder
     from backupfw.engine.recovery import FoundManifest, FoundVolume
     from backupfw.manager.operators.recovery import Found
 
@@ -144,10 +146,11 @@ class _Run:
         self, take_over: str | None, project: str | None, dry_run: bool
     ) -> Iterator[Mapping[str, Any]]:
         """Enter what is found, and yield the command's records."""
-        from backupfw.db.installation import installation_id
+        from backupfw.db.installation import database_id, installation_id
         from backupfw.engine import recovery as engine
         from backupfw.engine import removal
         from backupfw.engine.format import keys
+        from backupfw.engine.holder import Holder
         from backupfw.manager.operators import recovery
         from backupfw.manager.usecases.keys import KeyManager
         from backupfw.worker.data_keys import DataKeys
@@ -155,7 +158,7 @@ class _Run:
 
         key_manager = KeyManager(self._db)
         with self._db.read() as session:
-            own = take_over or installation_id(session)
+            own, database = take_over or installation_id(session), database_id(session)
             recovery.refuse_take_over(session, own)
         progress = Progress(f"reading container {self._container} of store {self._store}", unit="manifests")
         with (
@@ -166,8 +169,12 @@ class _Run:
             control = progress.control()
             try:
                 removal.settle(container, control)
-                if take_over is not None and not dry_run:
-                    recovery.take_over(self._db, take_over)
+                if take_over is not None:
+                    holder = Holder(take_over, database)
+                    _wait(holder, take_over, container, control)
+                    if not dry_run:
+                        holder.take(container)
+                        recovery.take_over(self._db, take_over)
                 self._service = stores.wire_names[self._store]
                 self._data_keys, self._key_manager, self._own = data_keys, key_manager, own
                 prefix = "" if take_over is None else keys.installation_prefix(take_over)
@@ -267,6 +274,23 @@ class _Run:
                 # The reader of the manifest has reported what is missing.
                 with contextlib.suppress(DataKeyMissing):
                     self._key_manager.add_found(self._data_keys.of_lineage(container, head))
+
+
+def _wait(holder: Holder, installation: str, container: Container, control: Control) -> None:
+    """Wait until it is sure that no other service has the installation.
+
+    :raises Conflict: one has.
+    """
+    progress = Progress(f"watching whether a service of installation {installation} works here")
+
+    def sleep(seconds: float) -> None:
+        time.sleep(seconds)
+        progress.beat()
+
+    try:
+        holder.wait(container, control, sleep)
+    finally:
+        progress.abandon()
 
 
 def _parts(key: str) -> dict[str, str]:

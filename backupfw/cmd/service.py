@@ -42,6 +42,7 @@ from backupfw.worker.backends import Backends, foreign_catalogues
 from backupfw.worker.data_keys import DataKeys
 from backupfw.worker.handlers import EngineSettings, Tools
 from backupfw.worker.handlers.base import volume_ref
+from backupfw.worker.holding import Holding
 from backupfw.worker.stores import Stores
 from backupfw.worker.worker import Worker, WorkerSettings
 
@@ -206,6 +207,7 @@ class WorkerProcess:
             store_wait=conf.backup.service_wait,
         )
         self._worker = Worker(tools, dispatch, settings)
+        self._holding = Holding(backup_tasks, self._stores, wire_names, Outages())
 
     def start(self) -> None:
         """Start claiming tasks."""
@@ -214,6 +216,7 @@ class WorkerProcess:
             if taken:
                 LOG.warning("Going on with %s task(s) that an earlier process left", taken)
         self._worker.start()
+        self._holding.start()
 
     def runs(self) -> bool:
         """Whether tasks are taken."""
@@ -223,6 +226,7 @@ class WorkerProcess:
         """End running attempts within seconds, giving their tasks back, and close the stores."""
         self._ending.set()
         self._worker.stop()
+        self._holding.close()
         try:
             self._leave()
             self._look_after()

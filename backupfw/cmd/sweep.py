@@ -108,12 +108,19 @@ def _record(place: Place, volume: VolumeReport) -> dict[str, Any]:
 def _removed(db: Database, conf: cfg.ConfigOpts, container: Container) -> bool:
     """Remove a container that is empty and that no backup uses; returns whether that was done."""
     from backupfw.cmd import catalogue
+    from backupfw.db.installation import database_id, installation_id
+    from backupfw.engine.holder import Holder
 
     if not conf.backup.create_containers:
         # Only an operator can make the container again.
         return False
     place = (container.store.name, container.name)
-    if catalogue.is_in_use(db, conf, *place) or not container.remove_container():
+    if catalogue.is_in_use(db, conf, *place):
+        return False
+    with db.read() as session:
+        holder = Holder(installation_id(session), database_id(session))
+    holder.give_up(container)
+    if not container.remove_container():
         return False
     if catalogue.is_in_use(db, conf, *place):
         # A backup was begun meanwhile; it may have found the container before we removed it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 
 from sqlalchemy.orm import Session
@@ -23,6 +24,15 @@ def installation_id(session: Session) -> str:
     if row is None:
         raise ConfigError("the database has no installation id; run backupfw db sync")
     return row.uuid
+
+
+def database_id(session: Session) -> str:
+    """Return an id of the database itself, 32 hexadecimal digits; a copy of it has the same.
+
+    It stays when the database takes over another installation.
+    """
+    made = session.get_one(Installation, _ROW).created_at
+    return hashlib.blake2b(made.isoformat().encode("ascii"), digest_size=16).hexdigest()
 
 
 def ensure_installation(session: Session, wanted: str | None = None) -> str:

@@ -69,7 +69,11 @@ class Instance:
     def objects(self) -> dict[str, bytes]:
         """All objects of the store."""
         store = self.service.state / "store"
-        return {str(one.relative_to(store)): one.read_bytes() for one in store.rglob("*") if one.is_file()}
+        return {
+            str(one.relative_to(store)): one.read_bytes()
+            for one in store.rglob("*")
+            if one.is_file() and ".holder" not in one.name
+        }
 
     def export(self, backup: str) -> dict[str, Any]:
         """The record that an operator keeps elsewhere."""

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from backupfw.db import installation
+from sqlalchemy import select
+
+from backupfw.db import installation, models
+from backupfw.manager.lineage import lifecycle
 from backupfw.manager.outcomes.creating import BaseManifest, CreatePlan, CreateResult, CreateTasks
 from backupfw.manager.outcomes.damaged_objects import DamagedObjects
 from backupfw.manager.outcomes.deleting import DeleteTasks, ReleasePlan
@@ -51,3 +54,24 @@ class BackupTasks:
         """Return the installation's id, the first part of every key."""
         with self._db.read() as session:
             return installation.installation_id(session)
+
+    def held_containers(self, store: str) -> list[tuple[str, str, str]]:
+        """Return the containers of a store with manifests of ours; each with our two ids.
+
+        :returns: container, installation's id, database's id.
+        """
+        row = models.Manifest
+        with self._db.read() as session:
+            ours, database = installation.installation_id(session), installation.database_id(session)
+            found = session.scalars(
+                select(row.container)
+                .where(
+                    row.store == store,
+                    row.installation_id == ours,
+                    row.key.is_not(None),
+                    row.state.in_((lifecycle.LIVE, lifecycle.RELEASED)),
+                )
+                .distinct()
+                .order_by(row.container)
+            )
+            return [(container, ours, database) for container in found]

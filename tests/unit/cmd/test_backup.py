@@ -32,7 +32,7 @@ def shown(run: Run, backup_id: str) -> Iterator[dict[str, Any]]:
 
 
 def objects(state: Path) -> list[Path]:
-    return [path for path in (state / "store").rglob("*") if path.is_file()]
+    return [path for path in (state / "store").rglob("*") if path.is_file() and ".holder" not in path.name]
 
 
 def _wait_until_gone(backups: BackupManager, backup: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from contextlib import closing
 from dataclasses import replace
 from datetime import datetime
@@ -16,6 +17,7 @@ from sqlalchemy import select, update
 from backupfw.chunkstore.container import Container
 from backupfw.chunkstore.memory import MemoryStore
 from backupfw.cmd import database, service
+from backupfw.cmd.main import main
 from backupfw.db import models
 from backupfw.db.installation import installation_id
 from backupfw.engine.format.geometry import Geometry
@@ -25,9 +27,10 @@ from backupfw.errors import InvalidInput
 from backupfw.manager import records
 from backupfw.manager.operators import recovery
 from backupfw.manager.usecases.backups import BackupManager
+from backupfw.worker import holding
 from backupfw.worker.handlers.backup_import import manifest_facts
 from backupfw.worker.stores import Stores
-from tests.unit.cmd.conftest import CTX, Run, adopted, backed_up, load_conf
+from tests.unit.cmd.conftest import CTX, PATIENCE, Run, adopted, backed_up, load_conf
 from tests.unit.cmd.test_backup import _wait_until_gone, objects
 from tests.unit.cmd.test_verify import Chain, chain, made
 
@@ -326,3 +329,27 @@ def test_a_run_that_is_killed_goes_on(chain: Chain, monkeypatch: pytest.MonkeyPa
     assert backups(chain.state) == before
     assert {one[0] for one in edges(chain.state)} == {one[0] for one in tree}
     assert chain.run("audit").status == 0
+
+
+def test_a_living_service_is_not_taken_over(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It renews the holder object, whatever its clock says."""
+    monkeypatch.setattr(holding, "RENEW_SECONDS", 0.2)
+    old, new = chain.state, chain.state.with_name("new")
+    (found,) = (old / "store").iterdir()
+    conf = load_conf(old)
+    with service.EmbeddedService(conf):
+        new.mkdir()
+        (new / "backupfw.conf").write_text(f"[store:main]\npath = {old / 'store'}\n")
+        assert main(["db", "sync", "--state-dir", str(new)]) == 0
+        words = ["catalogue", "rebuild", "--store", "main", "--take-over", installation(old)]
+        end = time.monotonic() + PATIENCE
+        while not [one for one in found.iterdir() if ".holder" in one.name] and time.monotonic() < end:
+            time.sleep(0.02)
+        assert main([*words, "--state-dir", str(new)]) == 1
+        assert installation(new) != installation(old)
+        assert backups(new) == {}
+    # It is silent now.
+    monkeypatch.setattr("backupfw.engine.holder.SILENT_SECONDS", 1)
+    assert main([*words, "--state-dir", str(new)]) == 0
+    assert installation(new) == installation(old)
+    assert set(backups(new)) == {chain.full, chain.increment, chain.other}
