@@ -17,20 +17,6 @@ import content
 from content import MIB
 from service import Failed, Service, command
 
-#: What the catalogue shows of a backup, and the store has, too.
-_KEPT = (
-    "name",
-    "project_id",
-    "volume_id",
-    "parent_id",
-    "is_incremental",
-    "size",
-    "created_at",
-    "status",
-    "put_bytes",
-    "object_count",
-)
-
 
 def _back_up(service: Service, name: str, volume: str, incremental: bool) -> str:
     body = {"backup": {"volume_id": volume, "name": name, "incremental": incremental}}
@@ -72,23 +58,9 @@ def _make(service: Service, work: Path, mib: int, lost: list[Path]) -> dict[str,
     return originals
 
 
-def _described(state: Path, backups: dict[str, Path]) -> dict[str, object]:
-    """Return what the catalogue shows of backups, without what only the lost service knew."""
-    found: dict[str, object] = {}
-    for backup in backups:
-        shown = json.loads(command(state, "backup", "show", backup))
-        names = (
-            "name",
-            "project_id",
-            "volume_id",
-            "parent_id",
-            "is_incremental",
-            "size",
-            "created_at",
-            "status",
-        )
-        found[backup] = {name: shown[name] for name in names} | {"put_bytes": shown["put_bytes"]}
-    return found
+def _described(state: Path) -> object:
+    """Return what the catalogue shows of the backups."""
+    return json.loads(command(state, "backup", "list", "--format", "json"))
 
 
 def run(work: Path, mib: int) -> None:
@@ -102,7 +74,7 @@ def run(work: Path, mib: int) -> None:
     print(service.greeting)
     try:
         originals = _make(service, work, mib, volumes)
-        before = _described(old, originals)
+        before = _described(old)
     finally:
         service.kill()
     new.mkdir()
@@ -116,9 +88,9 @@ def run(work: Path, mib: int) -> None:
     listed = command(new, *rebuild, "--dry-run", "-f", "value", "-c", "installation_id")
     (installation,) = set(listed.split())
     print(f"  the store has backups of installation {installation}; taking it over, if")
-    print("  the old service is silent for a minute", flush=True)
+    print("  the old service is silent for 45 seconds", flush=True)
     print(f"  {command(new, *rebuild, '--take-over', installation)}")
-    if (after := _described(new, originals)) != before:
+    if (after := _described(new)) != before:
         raise Failed(f"the catalogue says\n{after}\nand not\n{before}")
     print(f"  audit: {command(new, 'audit')}", flush=True)
     service = Service(new)

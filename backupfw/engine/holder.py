@@ -23,9 +23,9 @@ from backupfw.engine.ports import Control
 from backupfw.errors import Conflict
 
 #: A living service renews the object so often, in seconds.
-RENEW_SECONDS = 15.0
+RENEW_SECONDS = 10.0
 #: If it does not change for so long, no service lives.
-SILENT_SECONDS = 60.0
+SILENT_SECONDS = 45.0
 #: Seconds between two looks of somebody who waits.
 _LOOK_SECONDS = 1.0
 

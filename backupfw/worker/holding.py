@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 LOG = log.getLogger(__name__)
 
 #: The database is asked for the containers each so many-th time.
-_ROUNDS = 4
+_ROUNDS = 6
 #: Seconds that the end waits for a call that is under way.
 _PATIENCE = 1.0
 

@@ -37,7 +37,7 @@ from backupfw.chunkstore.memory import MemoryStore
 from backupfw.db.digest import object_digest
 from backupfw.db.models import Backup, Base, Manifest
 from backupfw.db.session import Database
-from backupfw.engine import backup, cleanup, release, restore, sweep, verify
+from backupfw.engine import backup, cleanup, recovery, release, restore, sweep, verify
 from backupfw.engine.format.entries import SegmentEntry, decode_entry
 from backupfw.engine.format.geometry import Geometry
 from backupfw.engine.format.keys import backup_prefix, installation_prefix, volume_prefix
@@ -46,6 +46,8 @@ from backupfw.engine.format.sealing import CLEAR, DataKey, no_keys
 from backupfw.engine.ports import BackupJob, KnownManifests
 from backupfw.errors import ChangeMissed, Damaged, TaskCancelled, UnsupportedFormat
 from backupfw.manager.lineage import manifests
+from backupfw.manager.operators import recovery as entering
+from backupfw.worker.handlers.backup_import import manifest_facts
 from tests.unit.engine.fakes import FakeControl, Keyring, MemoryPoint, MemoryTarget, WatchedCipher
 
 BLOCK, SEGMENT, PACK = 512, 8192, 4096
@@ -766,6 +768,78 @@ def go_back(machine: type[DataPath], seed: int) -> int:
     return len(made_since)
 
 
+def rebuild(play: DataPath) -> None:
+    """Lose the database, and enter what the store has, as ``catalogue rebuild`` does; then sweep."""
+    content = {name.removeprefix("point of "): data for name, data in play.points.items()}
+    content |= {work.manifest_id: work.data for work in play.writing}
+    play.points = {f"point of {name}": data for name, data in content.items()}
+    wanted = {play.keys[manifest_id] for manifest_id, _ in play.records.values()}
+    with play.db.write() as session:
+        session.execute(delete(Backup))
+        session.execute(update(Manifest).values(base_id=None))
+        session.execute(delete(Manifest))
+    play.seen["attempts were lost"] += bool(play.writing)
+    play.seen["releases were lost"] += bool(play.releases)
+    play.records, play.keys, play.names, play.writing, play.releases = {}, {}, {}, [], []
+    play.life += 1
+    prefix = installation_prefix(INSTALLATION)
+    broken = []
+    for volume in recovery.run(prefix, play.container, FakeControl(), lambda _prefix: play.find_key):
+        found = []
+        for one in volume.manifests:
+            assert one.head is not None
+            sizes = (one.object_count, one.stored_bytes, one.referenced_bytes)
+            facts = manifest_facts(one.head, play.container, "service", *sizes)
+            problem = f"{one.missing} are missing" if one.missing else None
+            attempt = one.head.origin.attempt
+            found.append(entering.Found(facts, attempt, problem, base=one.base, detached=one.detached))
+            play.seen["with its base"] += one.base is not None
+            play.seen["detached"] += one.detached
+        for entered in entering.enter(play.db, found, lambda _found: {}, INSTALLATION):
+            assert entered.result == entering.ENTERED
+            key = entered.found.facts.key
+            with play.db.read() as session:
+                row = session.execute(select(Manifest).where(Manifest.key == key)).scalar_one()
+            named = {key}.union(
+                *(entry.object_keys() for entry in ManifestReader(play.container, key).segments())
+            )
+            play.keys[row.id], play.names[row.id] = key, named
+            play.records[entered.backup_id] = (row.id, content[entered.found.facts.backup_id])
+            if entered.found.problem is not None:
+                assert key not in wanted
+                broken.append(entered.backup_id)
+    assert wanted <= {play.keys[manifest_id] for manifest_id, _ in play.records.values()}
+    # What is not whole was being made or released when the database was lost.
+    for record_id in broken:
+        play.delete_now(record_id)
+    play.end_releases()
+
+    class Rows:
+        def volume(self, _project: str, volume: str) -> manifests.VolumeRows:
+            with play.db.read() as session:
+                return manifests.volume_rows(
+                    session, store="main", container="box", installation_id=INSTALLATION, volume_id=volume
+                )
+
+    sweep.run(prefix, play.container, Rows(), FakeControl())
+    play.the_store_holds_what_manifests_name()
+
+
+def start_anew(machine: type[DataPath], seed: int) -> None:
+    """Lose the database at random steps, and go on with what the store has; at the end delete everything."""
+    play, rng = machine(), random.Random(seed)
+    play.fill(seed)
+    for _ in range(3):
+        random_steps(play, rng, rng.randint(1, 14))
+        rebuild(play)
+        for record_id in sorted(play.records):
+            play.check_restore(record_id, dirty=True)
+        # What is made from now on shares with what was found.
+        play.life += 1
+    random_steps(play, rng, rng.randint(1, 14))
+    play.teardown()
+
+
 @pytest.fixture(params=["clear", "encrypted"])
 def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[DataPath]]:
     # Buffers and batches for a volume this small: a resume shall find something in the journal.
@@ -818,6 +892,20 @@ def test_a_database_that_went_back(machine: type[DataPath]) -> None:
 def test_a_database_that_went_back_for_long(machine: type[DataPath]) -> None:
     for seed in range(30, 3000):
         go_back(machine, seed)
+
+
+def test_a_database_that_was_rebuilt(machine: type[DataPath]) -> None:
+    for seed in range(4 if machine.keyring else 12):
+        start_anew(machine, seed)
+    cases = ("attempts were lost", "releases were lost", "with its base", "detached")
+    missed = [case for case in cases if not machine.seen[case] and machine.keyring is None]
+    assert not missed, f"never came up: {missed}; seen: {machine.seen}"
+
+
+@pytest.mark.soak
+def test_a_database_that_was_rebuilt_for_long(machine: type[DataPath]) -> None:
+    for seed in range(12, 3000):
+        start_anew(machine, seed)
 
 
 def test_any_history_of_backups_restores_exactly(machine: type[DataPath]) -> None:
