@@ -14,10 +14,11 @@ from blake3 import blake3
 from cryptography.hazmat.primitives import hashes, hmac
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 
+from backupfw.chunkstore.base import Body
 from backupfw.engine import backup, restore, verify
 from backupfw.engine.format import keys, manifest, pack
 from backupfw.engine.format.binary import BadBytes, digest
-from backupfw.engine.format.key_object import WrappedKey, secret_of
+from backupfw.engine.format.key_object import MAGIC, MAX_BYTES, WrappedKey, read_key, secret_of
 from backupfw.engine.format.manifest import ManifestReader
 from backupfw.engine.format.sealing import (
     AES_256_GCM,
@@ -260,10 +261,11 @@ def forge(box: FaultyContainer, key: str, change: Callable[[int, bytes], bytes])
     objects(box)[key] = bytes(header + digest(bytes(header)) + out)
 
 
-def test_a_manifest_that_somebody_wrote_without_the_key_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Never:
-        """Pages that are not compressed are easy to change."""
+@pytest.fixture
+def no_compression(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages that are not compressed are easy to change."""
 
+    class Never:
         def __init__(self, level: int) -> None:
             del level
 
@@ -271,6 +273,9 @@ def test_a_manifest_that_somebody_wrote_without_the_key_is_refused(monkeypatch: 
             return bytes(len(data) + 1)
 
     monkeypatch.setattr("zstandard.ZstdCompressor", Never)
+
+
+def test_a_manifest_that_somebody_wrote_without_the_key_is_refused(no_compression: None) -> None:
     box, ring = memory_container(), Keyring()
     data = random.Random(1).randbytes(4 * BLOCK)
     result = run(box, 0, data, ring)
@@ -278,19 +283,129 @@ def test_a_manifest_that_somebody_wrote_without_the_key_is_refused(monkeypatch: 
     forge(box, key, lambda _kind, stored: stored)
     assert restored(box, key, len(data), ring) == data
 
-    def change(kind: int, stored: bytes) -> bytes:
-        if kind != manifest._PAGE_HEAD:
-            return stored
-        return stored.replace(b'"base":null', b'"base":"an"')
+    good = objects(box)[key]
+    longer = f'"length":{len(data) + 1}'
+    for was, becomes in (
+        ('"base":null', '"base":"an"'),
+        (f'"length":{len(data)}', longer),
+    ):
+        objects(box)[key] = good
 
-    forge(box, key, change)
-    assert ManifestReader(box, key).head.base == "an"
-    # Without the key nobody can tell; with it the manifest is no more what its maker wrote.
-    list(ManifestReader(box, key).segments())
-    with pytest.raises(Damaged, match="encrypted part has changed"):
-        list(ManifestReader(box, key, ring.find).segments())
+        def change(kind: int, stored: bytes, was: str = was, becomes: str = becomes) -> bytes:
+            return stored.replace(was.encode(), becomes.encode()) if kind == manifest._PAGE_HEAD else stored
+
+        forge(box, key, change)
+        assert objects(box)[key] != good, was
+        # Without the key nobody can tell; with it the manifest is no more what its maker wrote.
+        list(ManifestReader(box, key).segments())
+        with pytest.raises(Damaged, match="encrypted part has changed"):
+            list(ManifestReader(box, key, ring.find).segments())
+        with pytest.raises(Damaged):
+            restored(box, key, len(data) + 1, ring)
+
+
+def test_an_older_state_in_the_pages_of_a_manifest_is_refused(no_compression: None) -> None:
+    """All checksums are right, as anybody can make them; the proof is that of other pages."""
+    box, ring = memory_container(), Keyring()
+    old, new = random.Random(1).randbytes(4 * BLOCK), random.Random(2).randbytes(4 * BLOCK)
+    first, second = run(box, 0, old, ring).manifest_key, run(box, 1, new, ring).manifest_key
+    named = [next(ManifestReader(box, key).segments()).map_key for key in (first, second)]
+    pages: dict[int, bytes] = {}
+    forge(box, first, lambda kind, stored: pages.setdefault(kind, stored))
+    good = objects(box)[second]
+    # The whole manifest of the other backup, then its pages.
+    objects(box)[second] = objects(box)[first]
     with pytest.raises(Damaged):
-        restored(box, key, len(data), ring)
+        restored(box, second, len(new), ring)
+    objects(box)[second] = good
+    exchanged = (manifest._PAGE_SEGMENTS, manifest._PAGE_ORIGINS)
+    forge(box, second, lambda kind, stored: pages[kind] if kind in exchanged else stored)
+    assert [entry.map_key for entry in ManifestReader(box, second).segments()] == named[:1]
+    with pytest.raises(Damaged, match="encrypted part has changed"):
+        restored(box, second, len(new), ring)
+    # And the secret page of the other one: what a restore would call the volume.
+    objects(box)[second] = good
+    forge(box, second, lambda kind, stored: pages[kind] if kind == manifest._PAGE_SECRET else stored)
+    with pytest.raises(Damaged, match="encrypted part has changed"):
+        ManifestReader(box, second, ring.find)
+
+
+def test_a_data_key_is_read_from_the_store() -> None:
+    box = memory_container()
+    key = DataKey.new(AES_256_GCM)
+    place = keys.data_key_key("i/p/v/", key.id)
+    wrapped = WrappedKey(place, key.mac_id, key.algorithm, "the project's", secret_of(key))
+    data = wrapped.encode()
+    with pytest.raises(DataKeyMissing, match=key.id):
+        read_key(box, place)
+    for stored in (data, data + bytes(100)):
+        # What lies behind the promised length is never read.
+        box.put(place, Body.from_bytes(stored))
+        assert read_key(box, place) == wrapped
+    length = struct.Struct("<I")
+    hostile = bytearray(data + bytes(MAX_BYTES))
+    length.pack_into(hostile, 20, (1 << 32) - 1)
+    for stored in (data[:-1], data[:10], b"", data[:-1] + b"\0", bytes(hostile)):
+        objects(box)[place] = bytes(stored)
+        with pytest.raises(Damaged) as caught:
+            read_key(box, place)
+        assert caught.value.key == place
+    other = DataKey.new(AES_256_GCM)
+    objects(box)[place] = WrappedKey(
+        keys.data_key_key("i/p/v/", other.id), other.mac_id, key.algorithm, "the project's", b""
+    ).encode()
+    with pytest.raises(Damaged, match="its bytes have changed"):
+        read_key(box, place)
+
+
+def test_what_is_no_data_key_is_told_apart() -> None:
+    place = keys.data_key_key("i/p/v/", KNOWN.id)
+    good = WrappedKey(place, KNOWN.mac_id, AES_256_GCM, "the project's", b"w").encode()
+
+    def checked(data: bytes, at: str = place) -> bytes:
+        return data + digest(digest(at.encode()) + data)
+
+    payload = good[24:-32]
+
+    def made(magic: bytes = MAGIC, version: int = 2, header: int = 24, length: int | None = None) -> bytes:
+        length = len(payload) if length is None else length
+        return checked(struct.pack("<8sHHIII", magic, version, header, 1, 1, length) + payload)
+
+    assert made() == good
+    for data, problem in (
+        (good[:55], "length of no data key"),
+        (checked(good[:24]), "its lengths are wrong"),
+        (good[:-1], "its bytes have changed"),
+        (made(magic=b"BFWother"), "it is no data key"),
+        (made(header=25), "its lengths are wrong"),
+        (made(length=len(payload) - 1), "its lengths are wrong"),
+        (checked(good[:24] + b"[]"), "its lengths are wrong"),
+    ):
+        with pytest.raises(BadBytes, match=problem):
+            WrappedKey.parse(place, data)
+    with pytest.raises(UnsupportedFormat, match="a data key has format version 3, features"):
+        WrappedKey.parse(place, made(version=3))
+    elsewhere = f"i/p/v/other/{KNOWN.id}"
+    with pytest.raises(BadBytes, match="length of no data key"):
+        WrappedKey.parse(elsewhere, checked(good[:-32], elsewhere))
+    # The longest that is read.
+    room = MAX_BYTES - len(good)
+    padded = payload[:-1] + b',"x":"' + b"x" * (room - 7) + b'"}'
+    header = struct.pack("<8sHHIII", MAGIC, 2, 24, 1, 1, len(padded))
+    whole = checked(header + padded)
+    assert len(whole) == MAX_BYTES
+    assert WrappedKey.parse(place, whole).id == KNOWN.id
+    with pytest.raises(BadBytes, match="length of no data key"):
+        WrappedKey.parse(place, whole + b"x")
+
+
+def test_new_keys_have_full_length() -> None:
+    key = DataKey.new(AES_256_GCM)
+    assert [len(bytes.fromhex(text)) for text in (key.id, key.mac_id)] == [16, 16]
+    assert [len(key.enc), len(key.mac)] == [32, 32]
+    assert len(ObjectCipher(key, "k").seal.salt) == 32
+    assert Sealing(key).find(key.id) is key
+    assert Sealing().digest(b"block") == digest(b"block")
 
 
 def test_a_manifest_without_encryption_does_not_stand_for_one_that_had_it() -> None:
