@@ -16,6 +16,7 @@ from benchmarks import (
     listing,
     machines,
     memory,
+    recovery,
     requests,
     scale,
     stores,
@@ -33,6 +34,7 @@ PARTS = (
     "memory",
     "large",
     "listing",
+    "recovery",
     "requests",
     "scale",
     "stores",
@@ -50,7 +52,13 @@ def main() -> int:
         "--segments", type=int, default=memory.SEGMENTS_64_TIB, help="segments of the large volume (64 TiB)"
     )
     parser.add_argument("--rows", type=int, default=1_000_000, help="backups in listings and scale (1000000)")
-    parser.add_argument("--backups", type=int, default=1000, help="small backups on many workers (1000)")
+    parser.add_argument(
+        "--backups",
+        type=int,
+        default=1000,
+        help="small backups on many workers; recovery has ten times as many (1000)",
+    )
+    parser.add_argument("--found", type=int, default=10_000, help="backups in recovery (10000)")
     parser.add_argument("--directory", default="/dev/shm", help="a memory file system (/dev/shm)")
     options = parser.parse_args()
     wanted = options.parts or PARTS
@@ -83,6 +91,8 @@ def main() -> int:
                 scale.run(table, directory, options.rows, options.rounds)
             elif part == "workers":
                 workers.run(table, directory, options.backups, options.rounds)
+            elif part == "recovery":
+                recovery.run(table, directory, options.found)
             elif part == "requests":
                 requests.run(table, directory, options.rounds)
             else:

@@ -90,7 +90,7 @@ class Rebuild(base.Lister):
                 f"[DEFAULT] installation_id is {conf.installation_id}; remove it to take over {wanted}"
             )
         _conf, db = self.database(args)
-        run = _Run(conf, db, args.store, args.container or default_container(conf, args.store))
+        run = Run(conf, db, args.store, args.container or default_container(conf, args.store))
         for one in run.records(wanted, args.project, args.dry_run):
             if one["result"] in (FAILED, DAMAGED):
                 self.status = 1
@@ -133,7 +133,7 @@ def _line(one: Mapping[str, Any]) -> str | None:
     return None
 
 
-class _Run:
+class Run:
     """One run of the command on one container."""
 
     def __init__(self, conf: cfg.ConfigOpts, db: Database, store: str, container: str) -> None:

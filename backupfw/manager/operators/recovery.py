@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from oslo_db.exception import DBDuplicateEntry
 from sqlalchemy import ColumnElement, select, update
 from sqlalchemy.orm import Session
 
@@ -183,7 +184,11 @@ def enter(
                 session.rollback()
             return done
 
-        yield from db.run(work)
+        try:
+            yield from db.run(work)
+        except DBDuplicateEntry:
+            # Another run, or an import, has inserted one of them.
+            yield from db.run(work)
 
 
 def _rank(found: Found) -> tuple[bool, int, int, str]:
@@ -263,8 +268,10 @@ def _enter(
             **values,
         )
     )
-    session.flush()
-    backup_rows.set_metadata(session, backup_id, record.metadata)
+    session.add_all(
+        models.BackupMetadata(backup_id=backup_id, key=key, value=value)
+        for key, value in record.metadata.items()
+    )
     return Entered(found, backup_id, ENTERED, is_other, is_copy)
 
 
