@@ -11,6 +11,7 @@ import tempfile
 from benchmarks import (
     changed,
     changed_rbd,
+    cinder,
     encryption,
     fragmented,
     listing,
@@ -30,6 +31,7 @@ PARTS = (
     "encryption",
     "fragmented",
     "changed",
+    "cinder",
     "machines",
     "memory",
     "large",
@@ -79,6 +81,8 @@ def main() -> int:
             elif part == "changed":
                 changed.run(table, directory, options.rounds)
                 changed_rbd.run(table, directory, options.rounds)
+            elif part == "cinder":
+                cinder.run(table, directory, size, options.rounds)
             elif part == "machines":
                 machines.run(table, directory, options.rounds)
             elif part == "stores":

@@ -40,6 +40,7 @@ from backupfw.volume.local.target import LocalTarget
 
 SECRET = "very-secret-password"
 OURS, HIS = "a" * 32, "b" * 32
+K1, K2 = "11111111-1111-4111-8111-111111111111", "22222222-2222-4222-8222-222222222222"
 CALLER = SimpleNamespace(project_id=HIS, user_token="his-token")
 OPERATOR = SimpleNamespace(project_id=HIS, user_token=None)
 VOLUME = {
@@ -193,11 +194,15 @@ def test_a_volume_is_described(cloud: Cloud, client: Client) -> None:
     assert (found.project_id, found.name, found.bootable, found.volume_type) == ("p9", None, True, "gold")
     assert (dict(found.metadata), dict(found.image_metadata)) == ({"a": "b"}, {"os": "x"})
     assert found.encryption_key_id is None
-    for key in ("k1", None):
+    for key in (K1, None):
         encrypted = {"encrypted": True, "encryption_key_id": key}
         cloud.answer = lambda *_, encrypted=encrypted: (200, {"volume": {**VOLUME, **encrypted}})
         # A service without a key manager has one key, which it does not show.
         assert catalogue.volume(CALLER, "v1").encryption_key_id == (key or FIXED_KEY)
+    odd = {"encrypted": True, "encryption_key_id": "x" * 5000}
+    cloud.answer = lambda *_: (200, {"volume": {**VOLUME, **odd}})
+    with pytest.raises(ServiceUnavailable):
+        catalogue.volume(CALLER, "v1")
     cloud.answer = lambda *_: (404, {})
     with pytest.raises(VolumeNotFound):
         catalogue.volume(CALLER, "v1")
@@ -462,12 +467,12 @@ class Beginning(LocalTarget):
     ("key", "of_bytes", "same_header", "fits"),
     [
         (None, None, False, True),
-        ("k1", None, False, False),
-        (None, "k1", True, False),
-        ("k1", "k1", False, True),
-        ("k2", "k1", False, False),
+        (K1, None, False, False),
+        (None, K1, True, False),
+        (K1, K1, False, True),
+        (K2, K1, False, False),
         # A copy that the service has made, with a copy of the key.
-        ("k2", "k1", True, True),
+        (K2, K1, True, True),
         # Perhaps it is the key of another service.
         (FIXED_KEY, FIXED_KEY, False, False),
         (FIXED_KEY, FIXED_KEY, True, True),
@@ -510,7 +515,13 @@ class Project:
     def answer(self, method: str, path: str) -> tuple[int, Any]:
         *_, kind, one = urlsplit(path).path.removesuffix("/action").split("/")
         if method == "GET" and one == "v1":
-            return 200, {"volume": {**VOLUME, "attachments": [], "os-vol-tenant-attr:tenant_id": self.owner}}
+            attached = [
+                {"attachment_id": each["id"], "device": each["connector"]["mountpoint"]}
+                for each in self.things.values()
+                if each["kind"] == "attachments" and each.get("volume_uuid") == one
+            ]
+            owner = {"os-vol-tenant-attr:tenant_id": self.owner}
+            return 200, {"volume": {**VOLUME, "attachments": attached, **owner}}
         if one == "detail":
             return 200, {kind: [each for each in self.things.values() if each["kind"] == kind]}
         if one == "get_pools":
@@ -651,3 +662,17 @@ def test_where_a_new_volume_is_is_known_when_it_is_made(cloud: Cloud, client: Cl
     statuses = iter(("creating", "creating", "available"))
     cloud.answer = lambda *_: (200, {"volume": {**VOLUME, "status": next(statuses)}})
     assert Volumes(client, Connections()).made("v1")["status"] == "available"
+
+
+@pytest.mark.parametrize(
+    ("present", "alone"),
+    [(["backupfw-7"], True), (["backupfw-7", "/dev/vdb"], False), ([], False), (["backupfw-7", None], False)],
+)
+def test_a_volume_that_was_not_ours_alone_is_not_restored(
+    cloud: Cloud, client: Client, present: list[str | None], alone: bool
+) -> None:
+    """Several can attach a volume of some types, and its owner can delete our attachment."""
+    shown = [{"attachment_id": f"a{one}", "device": one} for one in present]
+    cloud.answer = lambda *_: (200, {"volume": {**VOLUME, "attachments": shown}})
+    with nullcontext() if alone else pytest.raises(InvalidVolume, match="alone"):
+        Volumes(client, Connections()).check_alone(Attachment("a1", "v1", {}))

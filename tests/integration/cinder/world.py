@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from tests.integration.service import Client, Service
@@ -119,8 +120,16 @@ class World:
 
 
 @contextmanager
-def world(server: Cinder, identity: Keystone, directory: Path) -> Iterator[World]:
-    """Run the service."""
+def world(
+    server: Cinder,
+    identity: Keystone,
+    directory: Path,
+    more: Mapping[str, dict[str, Any]] = MappingProxyType({}),
+) -> Iterator[World]:
+    """Run the service.
+
+    :param more: sections of its configuration.
+    """
     server.cluster.make_user("backupfw", "mon", "profile rbd", "osd", f"profile rbd pool={POOL}")
     keeper = identity.add_user("backup-keeper", "backup-service", "admin")
     (role,) = identity.request("GET", "/roles?name=service")["roles"]
@@ -135,6 +144,7 @@ def world(server: Cinder, identity: Keystone, directory: Path) -> Iterator[World
         "volumes": {"enabled": "local, cinder"},
         "volumes:cinder": own,
         "backup": {"segment_size": 4 * MIB, "lease_seconds": 5},
+        **more,
     }
     service = Service(directory / "state", configured, environment={"BACKUPFW_CRASH_POINTS": str(traps)})
     try:

@@ -22,11 +22,13 @@ class Attached:
         self._volumes = volumes
         self._host = host
 
-    def open(self, volume: VolumeRef, attempt: int, stack: ExitStack) -> tuple[VolumeProvider, VolumeRef]:
+    def open(
+        self, volume: VolumeRef, attempt: int, stack: ExitStack
+    ) -> tuple[Attachment, VolumeProvider, VolumeRef]:
         """Attach and connect a volume; the end of ``stack`` disconnects and detaches it.
 
         :param attempt: see :meth:`VolumeProvider.open_target`.
-        :return: the provider by which it is used, and the volume as that provider knows it.
+        :return: the attachment, the provider by which it is used, and the volume as that provider knows it.
         """
         connector = self._host.connector()
         attachment = self._volumes.attach(volume, attempt, connector)
@@ -38,7 +40,7 @@ class Attached:
             connected = self._host.connect(attachment.info)
         device.append(connected.device)
         local = self._host.local(connected)
-        return local, self._host.reference(volume, connected, local)
+        return attachment, local, self._host.reference(volume, connected, local)
 
     def _close(self, attachment: Attachment, found: dict[str, object], device: list[object]) -> None:
         with self._host.guard(found):

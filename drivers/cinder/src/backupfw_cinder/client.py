@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -124,7 +125,11 @@ def key_of(found: Mapping[str, Any]) -> str | None:
 
     :param found: the volume as the service describes it.
     """
-    return str(found.get("encryption_key_id") or FIXED_KEY) if found.get("encrypted") else None
+    if not found.get("encrypted"):
+        return None
+    key = str(found.get("encryption_key_id") or FIXED_KEY)
+    with understood():
+        return str(uuid.UUID(key))
 
 
 def unavailable(text: str) -> ServiceUnavailable:

@@ -156,7 +156,7 @@ class CinderProvider(VolumeProvider):
         with ExitStack() as stack:
             # All attachments of this volume are ours, and the last attempt has it.
             self._volumes.detach_all(held["id"])
-            local, reference = self._attached.open(VolumeRef(held["id"], ref.length), 0, stack)
+            _, local, reference = self._attached.open(VolumeRef(held["id"], ref.length), 0, stack)
             inner = local.open_point(reference, point_id, tick)
             stack.callback(inner.close)
             return HeldPoint(
@@ -193,7 +193,7 @@ class CinderProvider(VolumeProvider):
         in_ceph = self._in_ceph(volume, self._volumes.made(volume.id))
         with ExitStack() as stack:
             if in_ceph is None:
-                local, reference = self._attached.open(volume, attempt, stack)
+                attachment, local, reference = self._attached.open(volume, attempt, stack)
                 target = stack.enter_context(local.open_target(reference, attempt))
             else:
                 attachment = self._volumes.attach(volume, attempt)
@@ -203,6 +203,7 @@ class CinderProvider(VolumeProvider):
             self._volumes.check_bytes(volume, target)
             target.storage_id = None
             yield target
+            self._volumes.check_alone(attachment)
 
     def end_restore(self, volume: VolumeRef, source: Restored | None) -> None:
         """Give the volume what belongs to its bytes; or let it be in error."""

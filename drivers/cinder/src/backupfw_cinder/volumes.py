@@ -195,6 +195,19 @@ class Volumes:
             raise
         return Attachment(made["id"], volume.id, made["connection_info"])
 
+    def check_alone(self, attachment: Attachment) -> None:
+        """Make sure that nobody else had a volume while it was attached here.
+
+        Several can attach a volume of a type with ``multiattach``, and its owner may delete our attachment.
+        A later attempt has one of ours, too.
+
+        :raises InvalidVolume: somebody may have written to it meanwhile.
+        """
+        devices = [str(one["device"]) for one in self.get(attachment.volume_id)["attachments"]]
+        if not devices or not all(one.startswith(_DEVICE) for one in devices):
+            # Not tried again: what is written already would count.
+            raise InvalidVolume(f"Volume {attachment.volume_id} was not ours alone while it was written.")
+
     def detach(self, attachment_id: str) -> None:
         """Delete an attachment; one that is gone counts as deleted."""
         try:
