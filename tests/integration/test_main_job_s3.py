@@ -143,6 +143,31 @@ def test_main_job(server: Any, service: Service, client: Client, tmp_path: Path)
     assert [key for key in keys(server) if volume in key] == []
 
 
+def test_another_database_finds_the_backups_in_the_store(
+    site: tuple[Any, dict[str, Any]], service: Service, client: Client, tmp_path: Path
+) -> None:
+    server, more = site
+    image = tmp_path / "image.raw"
+    write_image(image, LENGTH)
+    full = client.backup(client.adopt(image))
+    other = Service(tmp_path / "other", options_for(server, **more))
+    assert other.command("db", "sync").returncode == 0
+    words = (
+        "catalogue",
+        "rebuild",
+        "--store",
+        "main",
+        "--project",
+        client.base.rstrip("/").rpartition("/")[2],
+    )
+    assert other.command(*words).stdout.splitlines()[-1] == "1 backup: 1 entered"
+    assert other.command(*words).stdout.splitlines()[-1] == "1 backup: 1 known already"
+    restored = tmp_path / "restored.raw"
+    assert other.command("backup", "restore", full, "--to", str(restored)).returncode == 0
+    assert same_content(image, restored, LENGTH)
+    client.delete_backup(full)
+
+
 # Once is enough: it proves the server, not the way to it.
 @pytest.mark.parametrize("kind", ["ceph", "seaweedfs"], indirect=True, scope="module")
 def test_store_check(service: Service) -> None:

@@ -917,6 +917,28 @@ def test_a_database_that_was_rebuilt(machine: type[DataPath]) -> None:
     assert not missed, f"never came up: {missed}; seen: {machine.seen}"
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_children_of_a_base_that_is_gone_are_relatives(machine: type[DataPath], order: int) -> None:
+    """They share its objects, and no manifest says that they do."""
+    play = machine()
+    play.fill(1)
+    play.back_up(0, full=True, snapshot=False, holes=False)
+    for seed in (1, 2):
+        play.change_the_volume(seed, "write")
+        play.back_up(0, full=False, snapshot=False, holes=False)
+    base, *children = sorted(play.records)
+    play.delete_now(base)
+    play.end_releases()
+    rebuild(play)
+    for record_id in sorted(play.records)[::order]:
+        play.check_restore(record_id, dirty=True)
+        play.delete_now(record_id)
+        play.end_releases()
+        play.the_store_holds_what_manifests_name()
+    assert len(children) == 2
+    assert play.objects == {}
+
+
 @pytest.mark.soak
 def test_a_database_that_was_rebuilt_for_long(machine: type[DataPath]) -> None:
     for seed in range(12, 3000):
