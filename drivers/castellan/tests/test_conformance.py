@@ -1,4 +1,4 @@
-"""The conformance suite of key stores on Castellan's back end for Vault, against a stand-in for Vault."""
+"""The conformance suite of key stores on Castellan's back ends: on OpenBao, and on a stand-in for Vault."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ from backupfw.chunkstore.options import option_values
 from backupfw.errors import ConfigError
 from backupfw.keys.errors import KeyStoreUnavailable
 from backupfw.testing.keys import KeyStoreTests
+from tests.servers.barbican import Barbican, barbican, barbican_missing
+from tests.servers.keystone import keystone, keystone_missing
+from tests.servers.openbao import ROLE, SECRET, TOKEN, openbao, openbao_missing
 
 _PLACE = Path(__file__).with_name("vault_stand_in.py")
 _SPEC = importlib.util.spec_from_file_location("castellan_vault_stand_in", _PLACE)
@@ -78,6 +81,117 @@ class TestVaultVersion2WithAppRole(TestVault):
         key_id = keys.create("project")
         keys.destroy(key_id)
         assert key_id in server.deleted
+
+
+@pytest.mark.server
+class TestOpenBao(TestVault):
+    """A real server; its token may do what the README says, and nothing else."""
+
+    secrets = (TOKEN, ROLE, SECRET)
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def server(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+        if missing := openbao_missing():
+            pytest.skip(missing)
+        with openbao(tmp_path_factory.mktemp("openbao")) as server:
+            yield server
+
+    def options(self, server: Any) -> Mapping[str, object]:
+        return {**super().options(server), "token": TOKEN}
+
+    def raw_keys(self, server: Any) -> Mapping[str, bytes]:
+        listed = server.request("LIST", f"v{self.version}/backupfw")
+        names = [] if listed is None else listed["data"]["keys"]
+        found = {name: server.request("GET", f"v{self.version}/backupfw/{name}") for name in names}
+        return {name: binascii.unhexlify(one["data"]["value"]) for name, one in found.items()}
+
+
+@pytest.mark.server
+class TestOpenBaoVersion2WithAppRole(TestOpenBao):
+    version = 2
+
+    def options(self, server: Any) -> Mapping[str, object]:
+        whole = dict(super().options(server))
+        del whole["token"]
+        return whole | {"approle_role_id": ROLE, "approle_secret_id": SECRET}
+
+    def unusable(self, server: Any) -> Sequence[Mapping[str, object]]:
+        whole = dict(self.options(server))
+        return [whole | {"approle_secret_id": "wrong"}, whole | {"kv_mount": "missing"}]
+
+    def raw_keys(self, server: Any) -> Mapping[str, bytes]:
+        listed = server.request("LIST", "v2/metadata/backupfw")
+        names = [] if listed is None else listed["data"]["keys"]
+        # What was deleted is listed, too.
+        found = {name: server.request("GET", f"v2/data/backupfw/{name}") for name in names}
+        values = {name: one["data"]["data"]["value"] for name, one in found.items() if one is not None}
+        return {name: binascii.unhexlify(value) for name, value in values.items()}
+
+    def test_a_deleted_key_is_still_in_version_2_of_the_store(self, server: Any, keys: Any) -> None:
+        """As the README says: only an administrator of OpenBao can end that."""
+        key_id = keys.create("project")
+        keys.destroy(key_id)
+        assert key_id in server.request("LIST", "v2/metadata/backupfw")["data"]["keys"]
+        server.request("POST", f"v2/undelete/backupfw/{key_id}", {"versions": [1]})
+        assert key_id in self.raw_keys(server)
+
+
+@pytest.mark.server
+class TestBarbican(KeyStoreTests):
+    """A real server with a real Keystone; the service's user has the role ``member`` and no other one."""
+
+    key_store_class = CastellanKeyStore
+    secrets = ("very-secret-password-of-keeper",)
+    # Each call gets a token first, which takes Keystone a while.
+    kills = 1
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def server(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Barbican]:
+        if missing := keystone_missing() or barbican_missing():
+            pytest.skip(missing)
+        with (
+            keystone(tmp_path_factory.mktemp("keystone")) as users,
+            barbican(tmp_path_factory.mktemp("barbican"), users) as server,
+        ):
+            yield server
+
+    def options(self, server: Barbican) -> Mapping[str, object]:
+        user = server.user
+        return {
+            "backend": "barbican",
+            "url": server.url,
+            "auth_url": server.keystone.url,
+            "username": user.name,
+            "password": user.password,
+            "project_name": user.project,
+        }
+
+    def unusable(self, server: Barbican) -> Sequence[Mapping[str, object]]:
+        whole = dict(self.options(server))
+        return [
+            whole | {"url": "http://127.0.0.1:9"},
+            whole | {"auth_url": "http://127.0.0.1:9/v3"},
+            whole | {"password": "wrong"},
+            whole | {"project_name": "missing"},
+        ]
+
+    def raw_keys(self, server: Barbican) -> Mapping[str, bytes]:
+        return server.secrets()
+
+    def restart_server(self, server: Barbican) -> None:
+        server.stop()
+        server.start()
+
+    def test_a_destroyed_key_stays_in_the_database_of_barbican(self, server: Barbican, keys: Any) -> None:
+        """As the README says: an administrator of Barbican ends that."""
+        key_id = keys.create("project")
+        keys.destroy(key_id)
+        assert key_id not in server.secrets()
+        assert key_id in server.kept()
+        server.clean()
+        assert key_id not in server.kept()
 
 
 def test_the_project_is_stored_with_the_key() -> None:
