@@ -8,6 +8,7 @@ separate projects in Vault, and in Barbican all keys belong to the service's use
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -26,6 +27,9 @@ from backupfw_castellan.options import BARBICAN, OPTIONS, castellan_conf, check
 #: Ids of Castellan are UUIDs, in both forms; nothing else may get into a URL.
 _KEY_ID = re.compile(r"[0-9a-f]{32}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _NAME = "backupfw project key"
+# They log as an error what they raise as well, and a destroyed key that is not there any more is a success.
+for _logger in ("barbicanclient", "castellan.key_manager"):
+    logging.getLogger(_logger).setLevel(logging.CRITICAL)
 
 
 class CastellanKeyStore(KeyStore):
