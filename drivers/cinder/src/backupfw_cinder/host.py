@@ -176,8 +176,13 @@ class Host:
                 lockutils.set_defaults(locks)
                 os_brick.setup(cfg.CONF)
                 program = os.path.join(os.path.dirname(sys.executable), "privsep-helper")
-                command = f"{self._helper()} {shlex.quote(program)}".strip()
-                cfg.CONF.set_override("helper_command", command, "privsep_osbrick")
+                # The log gets what the helper prints, also warnings to developers.
+                # A line of sudoers names the program alone.
+                command = (
+                    [self._helper()] if self._helper() else [shlex.quote(sys.executable), "-W", "ignore"]
+                )
+                command.append(shlex.quote(program))
+                cfg.CONF.set_override("helper_command", " ".join(command), "privsep_osbrick")
                 _prepared = True
         return connector
 
