@@ -23,7 +23,7 @@ from backupfw.engine.ports import Control
 from backupfw.errors import Conflict
 
 #: A living service renews the object so often, in seconds.
-RENEW_SECONDS = 10.0
+RENEW_SECONDS = 20.0
 #: If it does not change for so long, no service lives.
 SILENT_SECONDS = 45.0
 #: Seconds between two looks of somebody who waits.
