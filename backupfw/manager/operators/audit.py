@@ -23,6 +23,7 @@ from sqlalchemy import (
     case,
     exists,
     func,
+    null,
     or_,
     select,
     true,
@@ -52,7 +53,7 @@ from backupfw.manager.lineage.lifecycle import (
 )
 from backupfw.manager.queue import claims, tasks
 from backupfw.manager.rules import quota
-from backupfw.manager.rules.volume_rules import gigabytes
+from backupfw.manager.rules.volume_rules import size_of
 
 #: The unfinished tasks that belong to a status: kinds of tasks on the resource itself, and kinds of tasks
 #: that have it as their source.
@@ -427,14 +428,16 @@ def _usage_between(session: Session, after: str | None, until: str) -> Iterator[
         shown: ColumnElement[bool] = Snapshot.temporary.is_(False) if model is Snapshot else true()
         if issubclass(model, Volume | Snapshot):
             shown = and_(shown, model.mirrored_at.is_(None))
-        statement = select(model.id, model.project_id, model.size, model.length, model.status).where(
+        # Mirrors and their backups alone can be encrypted by their catalogue.
+        key_id = Backup.encryption_key_id if model is Backup else null()
+        statement = select(model.id, model.project_id, model.size, model.length, key_id, model.status).where(
             model.deleted.is_(False), shown, _is_after(model, after), model.project_id <= until
         )
-        for row_id, project_id, gib, length, status in _rows(session, statement):
+        for row_id, project_id, gib, length, key, status in _rows(session, statement):
             counted[project_id][rows] += 1
             counted[project_id][size] += gib
             # A backup's length is that of its volume until it is made, and unknown while it is imported.
-            if length is not None and status == AVAILABLE and gib < gigabytes(length):
+            if length is not None and status == AVAILABLE and gib < size_of(length, key):
                 problem = f"counts with {gib} GiB, but has {length} bytes"
                 yield Finding("usage", f"{_noun(model)} {row_id}", problem)
             if status == lifecycle.DELETED:

@@ -31,7 +31,7 @@ from backupfw.manager.lineage import lifecycle, manifests
 from backupfw.manager.queue.tasks import short_reason
 from backupfw.manager.rules import backup_rows
 from backupfw.manager.rules.found_manifests import MAX_LENGTH, ManifestFacts, add_manifest, columns
-from backupfw.manager.rules.volume_rules import gigabytes, may_be_id
+from backupfw.manager.rules.volume_rules import may_be_id
 
 #: Most backups that one transaction enters.
 BATCH = 100
@@ -197,7 +197,7 @@ def _rank(found: Found) -> tuple[bool, int, int, str]:
 
 def _record(found: Found, record_of: Callable[[Found], Mapping[str, Any]]) -> records.Record:
     facts = found.facts
-    return records.of_manifest(facts.backup_id, max(1, gigabytes(facts.length)), record_of(found))
+    return records.of_manifest(facts.backup_id, facts.size, record_of(found))
 
 
 def _has_tree(session: Session, facts: ManifestFacts) -> bool:

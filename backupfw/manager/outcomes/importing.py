@@ -30,7 +30,6 @@ from backupfw.manager.records import Record, same_service
 from backupfw.manager.rows import Task
 from backupfw.manager.rules import backup_rows, failures, project_keys, quota
 from backupfw.manager.rules.found_manifests import MAX_LENGTH, ManifestFacts, add_manifest, columns
-from backupfw.manager.rules.volume_rules import gigabytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +102,7 @@ class ImportTasks(Outcomes):
         backup = backup_of(session, task)
         record = backup_rows.record_from_json(task.payload["record"])
         check_claim(task, backup.project_id, facts.project_id, facts.length)
-        size = max(1, gigabytes(facts.length))
+        size = facts.size
         if size > backup.size:
             # The row is already counted with the record's size.
             quota.check(session, self._conf, backup.project_id, {"backup_gigabytes": size - backup.size})

@@ -21,7 +21,7 @@ from backupfw.errors import InvalidInput
 from backupfw.manager import rows
 from backupfw.manager.lineage import lifecycle
 from backupfw.manager.records import Record
-from backupfw.manager.rules.volume_rules import gigabytes
+from backupfw.manager.rules.volume_rules import size_of
 
 #: Longest volume whose backup can be imported, bytes: four times the largest volume of usual block storage,
 #: but short enough that a walk over its segments takes only minutes.
@@ -36,6 +36,7 @@ class ManifestFacts:
     :ivar installation_id: with ``project_id``, ``volume_id`` and ``backup_id`` its maker, as both its key
         and its head say.
     :ivar length: bytes of the volume.
+    :ivar volume_key_id: id of the key with which a foreign catalogue encrypts the volume; None: it does not.
     :ivar volume_record: as ``records.volume_record`` makes it; None if the manifest has none.
     :ivar damaged: keys of objects on the list of damaged ones that it names.
     :ivar data_keys: the data keys of its lineage; none if it is not encrypted.
@@ -61,9 +62,15 @@ class ManifestFacts:
     object_count: int
     stored_bytes: int
     referenced_bytes: int
+    volume_key_id: str | None = None
     volume_record: dict[str, Any] | None = None
     damaged: frozenset[str] = frozenset()
     data_keys: tuple[rows.DataKey, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """GiB of the volume."""
+        return max(1, size_of(self.length, self.volume_key_id))
 
 
 def columns(
@@ -85,14 +92,14 @@ def columns(
         "service_metadata": facts.key,
         "parent_id": None if record.parent_id == backup_id else record.parent_id,
         "is_incremental": record.parent_id is not None,
-        "size": max(1, gigabytes(facts.length)),
+        "size": facts.size,
         "length": facts.length,
         "display_name": record.display_name,
         "display_description": record.display_description,
         "object_count": facts.object_count,
         "stored_bytes": facts.stored_bytes,
         "referenced_bytes": facts.referenced_bytes,
-        "encryption_key_id": record.encryption_key_id,
+        "encryption_key_id": facts.volume_key_id or record.encryption_key_id,
         "volume_record": facts.volume_record,
         "created_at": created_at,
         "data_timestamp": _past(record.data_timestamp, moment) or created_at,

@@ -70,6 +70,15 @@ def gigabytes(length: int) -> int:
     return -(-length // GIB)
 
 
+def size_of(length: int, key_id: str | None) -> int:
+    """Return how many GiB a volume of some bytes has, as users count them.
+
+    :param key_id: of the key with which a foreign catalogue encrypts it: it is longer than its size by the
+        header, which belongs to its bytes.
+    """
+    return gigabytes(length) if key_id is None else length // GIB
+
+
 def find_volume(
     session: Session, ctx: RequestContext, volume_id: str, *, lock: bool = False, mirrors: bool = False
 ) -> Volume:
@@ -429,11 +438,9 @@ def follow_storage(
             "Volume %s has %s bytes, where %s were known: its size follows", volume_id, length, volume.length
         )
         volume.length = length
-        if volume.encryption_key_id is not None:
-            # It is longer than its size by the header, which belongs to its bytes.
-            length -= length % GIB
-        if gigabytes(length) > volume.size or volume.encryption_key_id is None:
-            volume.size = max(volume.size, gigabytes(length))
+        size = size_of(length, volume.encryption_key_id)
+        if size > volume.size or volume.encryption_key_id is None:
+            volume.size = max(volume.size, size)
             volume.updated_at = now(session)
             failures.warn(session, task, Detail.VOLUME_GREW)
     session.flush()

@@ -19,8 +19,9 @@ from backupfw.manager import records, rows
 from backupfw.manager.outcomes.importing import ImportPlan, check_claim
 from backupfw.manager.rows import Task
 from backupfw.manager.rules.found_manifests import ManifestFacts, check_names
+from backupfw.manager.rules.volume_rules import may_be_id
 from backupfw.worker.control import TaskControl
-from backupfw.worker.handlers.base import Handler, restored_volume
+from backupfw.worker.handlers.base import Handler, encryption, restored_volume
 
 LOG = log.getLogger(__name__)
 
@@ -152,6 +153,7 @@ def manifest_facts(
         object_count=object_count,
         stored_bytes=stored_bytes,
         referenced_bytes=referenced_bytes,
+        volume_key_id=_volume_key_id(head.record),
         volume_record=_volume_record(head.record),
     )
 
@@ -194,6 +196,11 @@ class _DamagedKeys:
         self._left -= 1
         if self._left < 0:
             raise InvalidInput(f"More than {MOST_DAMAGED} of the backup's objects are missing or damaged.")
+
+
+def _volume_key_id(record: Any) -> str | None:
+    found = encryption(record)
+    return found.key_id if found is not None and may_be_id(found.key_id) else None
 
 
 def _volume_record(record: Any) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import time
+import uuid
 from contextlib import closing
 from dataclasses import replace
 from datetime import datetime
@@ -109,6 +110,27 @@ def test_a_lost_database_comes_back_and_goes_on(chain: Chain, tmp_path: Path) ->
             _wait_until_gone(manager, backup)
     assert run("sweep").status == 0
     assert objects(state) == []
+
+
+def test_the_key_of_an_encrypted_volume_comes_back(run: Run, state: Path, tmp_path: Path) -> None:
+    """A Block Storage service has encrypted it, in a storage that adds the header to its size."""
+    image = tmp_path / "image"
+    with image.open("wb") as file:
+        file.truncate((1 << 30) + (16 << 20))
+    assert run("db", "sync").status == 0
+    conf = load_conf(state)
+    conf.set_override("port", 0, "api")
+    key = str(uuid.uuid4())
+    with service.EmbeddedService(conf), database.opened(conf) as db:
+        volume = run("volume", "adopt", str(image)).out.strip()
+        with db.write() as session:
+            session.execute(update(models.Volume).values(size=1, encryption_key_id=key))
+        backed_up(BackupManager(db, conf), volume)
+    before = backups(state)
+    [made] = before.values()
+    assert (made["size"], made["encryption_key_id"]) == (1, key)
+    rebuilt(run, "--take-over", lose_the_database(run, state))
+    assert backups(state) == before
 
 
 def test_without_a_take_over_they_are_references(chain: Chain) -> None:

@@ -307,6 +307,10 @@ def test_rows_that_count_wrongly_are_found(world: Any, monkeypatch: pytest.Monke
     change(world, models.Backup, world.first, size=0)
     [(check, problem)] = found(world)
     assert (check, problem) == ("usage", f"counts with 0 GiB, but has {1 << 30} bytes")
+    # The header of an encrypted volume does not count.
+    change(world, models.Backup, world.first, size=1, length=(1 << 30) + 4096, encryption_key_id="k" * 36)
+    assert "usage" not in dict(found(world))
+    change(world, models.Backup, world.first, length=1 << 30, encryption_key_id=None)
     change(world, models.Backup, world.first, size=1, status="deleted")
     assert ("usage", "counts, though its status is deleted") in found(world)
     change(world, models.Backup, world.first, status="available")
