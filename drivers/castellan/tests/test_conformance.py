@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from backupfw_castellan.key_store import CastellanKeyStore
+from keystoneauth1.identity import Password
 
 from backupfw.chunkstore.options import option_values
 from backupfw.errors import ConfigError
@@ -143,7 +144,6 @@ class TestBarbican(KeyStoreTests):
 
     key_store_class = CastellanKeyStore
     secrets = ("very-secret-password-of-keeper",)
-    # Each call gets a token first, which takes Keystone a while.
     kills = 1
 
     @pytest.fixture(scope="class")
@@ -183,6 +183,16 @@ class TestBarbican(KeyStoreTests):
     def restart_server(self, server: Barbican) -> None:
         server.stop()
         server.start()
+
+    def test_one_token_serves_until_it_ends(self, keys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        tokens: list[Any] = []
+        get = Password.get_auth_ref
+        monkeypatch.setattr(
+            Password, "get_auth_ref", lambda *args, **kwargs: tokens.append(args) or get(*args, **kwargs)
+        )
+        key_id = keys.create("project")
+        assert keys.unwrap(key_id, keys.wrap(key_id, b"secret", b"here"), b"here") == b"secret"
+        assert len(tokens) <= 1
 
     def test_a_destroyed_key_stays_in_the_database_of_barbican(self, server: Barbican, keys: Any) -> None:
         """As the README says: an administrator of Barbican ends that."""

@@ -15,9 +15,10 @@ from typing import Any
 
 from castellan import key_manager
 from castellan.common import exception
-from castellan.common.credentials.keystone_password import KeystonePassword
 from castellan.common.objects.opaque_data import OpaqueData
+from keystoneauth1.identity import Password
 from oslo_config import cfg
+from oslo_context.context import RequestContext
 
 from backupfw.keys import record, wrapping
 from backupfw.keys.base import KeyStore
@@ -32,6 +33,28 @@ for _logger in ("barbicanclient", "castellan.key_manager"):
     logging.getLogger(_logger).setLevel(logging.CRITICAL)
 
 
+class _SignedIn(RequestContext):
+    """The service's user, whose token is kept until it ends.
+
+    Given a user's credentials, Castellan gets a new token for each call.
+    """
+
+    def __init__(self, options: Any) -> None:
+        super().__init__(overwrite=False)
+        self._plugin = Password(
+            options.auth_url,
+            username=options.username,
+            password=options.password,
+            user_domain_name=options.user_domain_name,
+            project_name=options.project_name,
+            project_domain_name=options.project_domain_name,
+        )
+
+    def get_auth_plugin(self) -> Password:
+        """Return what Castellan signs its calls with.  Thread-safe."""
+        return self._plugin
+
+
 class CastellanKeyStore(KeyStore):
     """Project keys in a key manager."""
 
@@ -40,16 +63,7 @@ class CastellanKeyStore(KeyStore):
     def __init__(self, options: Any) -> None:
         check(options)
         self._manager = key_manager.API(castellan_conf(options))
-        self._context = None
-        if options.backend == BARBICAN:
-            self._context = KeystonePassword(
-                options.password,
-                auth_url=options.auth_url,
-                username=options.username,
-                user_domain_name=options.user_domain_name,
-                project_name=options.project_name,
-                project_domain_name=options.project_domain_name,
-            )
+        self._context = _SignedIn(options) if options.backend == BARBICAN else None
 
     @classmethod
     def options(cls) -> Sequence[cfg.Opt]:
