@@ -74,6 +74,7 @@ class Rows:
     known: set[str]
     announced: set[str] = field(default_factory=set)
     transient: set[str] = field(default_factory=set)
+    mac_ids: set[str] = field(default_factory=set)
 
     def volume(self, _project: str, _volume: str) -> Rows:
         return self

@@ -266,7 +266,7 @@ def test_a_reload_reads_the_configuration_and_loses_nothing(config: Path, tmp_pa
 
 #: How long a stop may take.  On a busy machine one of a few tries shows it.
 STOP_SECONDS = 5
-TRIES = 5
+TRIES = 10
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
