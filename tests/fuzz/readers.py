@@ -219,7 +219,7 @@ def _base(case: Case, container: Any) -> None:
 def _import(case: Case, container: Any) -> None:
     tools: Any = SimpleNamespace(
         stores=SimpleNamespace(wire_names={"mem": "driver"}),
-        data_keys=SimpleNamespace(finder=lambda *_: no_keys),
+        data_keys=SimpleNamespace(finder=lambda *_: no_keys, of_lineage=lambda *_: ()),
         backups=SimpleNamespace(damaged_objects=SimpleNamespace(keys=lambda *_: frozenset())),
     )
     handler = BackupImport(tools)
