@@ -26,11 +26,12 @@ PLAIN = {
     *("backup cancel", "backup create", "backup delete", "backup restore"),
     *("keys destroy", "keys rewrap", "keys rotate", "snapshot create", "snapshot delete"),
     *("volume adopt", "volume attach", "volume create", "volume delete", "volume detach", "volume extend"),
-    *("volume forget", "volume set"),
+    *("task drop", "volume forget", "volume set"),
 }
 #: What a list must be given.
 ARGUMENTS = {
     "backup verify": ["--older-than", "1"],
+    "catalogue rebuild": ["--store", "main"],
     "db purge": ["--before", "2026-01-31"],
     "quota show": ["demo"],
     "volume check": ["local"],
