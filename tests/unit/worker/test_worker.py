@@ -231,7 +231,7 @@ def test_reset_stops_a_running_restore(world: WorkerWorld) -> None:
         assert gate.reached.wait(PATIENCE)
         world.backups.reset_status(world.ctx(admin=True), made.id, "available")
         assert world.status(made.id) == "available"
-        assert world.volume_status(target) == "error"
+        assert world.volume_status(target) == "error_restoring"
         world.wait_reported(worker)
         gate.open()
         world.wait_idle()
@@ -257,7 +257,7 @@ def test_a_volume_that_hangs_keeps_no_cancelled_restore_for_ever(world: WorkerWo
         again = [world.backups.create(world.ctx(), volume_id=world.filled_volume(DATA)) for _ in range(3)]
         for backup in again:
             world.wait_backup(backup.id, "available")
-    assert world.volume_status(target) == "error"
+    assert world.volume_status(target) == "error_restoring"
     assert b"\xaa" * 1000 in bytes(world.provider.volumes[target]), "the restore went on"
 
 
