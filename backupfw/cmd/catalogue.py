@@ -17,7 +17,7 @@ from backupfw.cmd.progress import counted
 from backupfw.conf import stores
 from backupfw.db import models
 from backupfw.db.digest import object_digest
-from backupfw.db.models import Backup, DamageMark, Manifest
+from backupfw.db.models import Backup, DamageMark, DataKey, Manifest
 from backupfw.db.session import now
 from backupfw.engine import objects, removal
 from backupfw.errors import (
@@ -218,7 +218,11 @@ def containers(db: Database, conf: cfg.ConfigOpts, wanted: list[str] | None) -> 
     """
     names = [name for name in conf.enabled_stores if wanted is None or name in wanted]
     with db.read() as session:
-        known = session.execute(select(Manifest.store, Manifest.container).distinct()).all()
+        known = [
+            pair
+            for row in (Manifest, DataKey)
+            for pair in session.execute(select(row.store, row.container).distinct())
+        ]
     pairs = {(store, container) for store, container in known if store in names}
     return sorted(pairs | {(name, stores.default_container(conf, name)) for name in names})
 

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from backupfw.cmd import base, usecases
 from backupfw.cmd.progress import counted
-from backupfw.errors import BackupfwError, Conflict, InvalidInput
+from backupfw.errors import BackupfwError, ConfigError, Conflict, DataKeyMissing, InvalidInput
 
 if TYPE_CHECKING:
     from oslo_config import cfg
 
     from backupfw.db.session import Database
     from backupfw.keys.base import KeyStore
-    from backupfw.manager.rows import DataKey
+    from backupfw.manager.rows import DataKey, ProjectKey
     from backupfw.manager.usecases.keys import KeyManager
     from backupfw.worker.stores import Stores
 
@@ -103,16 +103,26 @@ def _rewrapped(
     :param ours: this installation's id; what another one has put in a store is not changed.
     """
     from backupfw.chunkstore.base import Body
-    from backupfw.worker.data_keys import stored_key
+    from backupfw.engine.format.key_object import read_key
+    from backupfw.keys.errors import ProjectKeyMissing
+    from backupfw.worker.data_keys import put_as_recorded, stored_key
 
     old = stored_key(data_key)
-    secret = key_store.unwrap(old.project_key_id, old.wrapped, old.context)
+    try:
+        secret = key_store.unwrap(old.project_key_id, old.wrapped, old.context)
+    except ProjectKeyMissing:
+        # An older copy of the database names a key that was destroyed since; the store knows its successor.
+        newer = read_key(stores.container(data_key.store, data_key.container), old.object_key)
+        secret = key_store.unwrap(newer.project_key_id, newer.wrapped, old.context)
     wrapped = key_store.wrap(current, secret, old.context)
     new = replace(old, project_key_id=current, wrapped=wrapped)
     if data_key.installation_id == ours:
         container = stores.container(data_key.store, data_key.container)
         container.put(new.object_key, Body.from_bytes(new.encode()))
-    return manager.rewrapped(data_key.id, old.project_key_id, current, wrapped)
+    done = manager.rewrapped(data_key.id, old.project_key_id, current, wrapped)
+    if not done and data_key.installation_id == ours:
+        put_as_recorded(manager, container, data_key.id)
+    return done
 
 
 class Rotate(_Rewrapping):
@@ -170,13 +180,16 @@ class Destroy(base.Command):
     """Destroy all keys of a project: nobody can ever read its encrypted backups again.
 
     Their status becomes error; they can still be deleted.  The next backup of the project makes a new key.
+
+    Or destroy one key that a rotation has replaced.  It is refused while that key wraps a data key in the
+    database or in a container of a store.
     """
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the command's arguments."""
-        parser.add_argument(
-            "--project", metavar="P", type=usecases.project, required=True, help="the project's id"
-        )
+        which = parser.add_mutually_exclusive_group(required=True)
+        which.add_argument("--project", metavar="P", type=usecases.project, help="the project's id")
+        which.add_argument("--key", metavar="ID", type=usecases.text, help="the id of a replaced key")
         parser.add_argument("--yes", action="store_true", help="do not ask")
 
     def take_action(self, parsed_args: argparse.Namespace) -> None:
@@ -184,15 +197,25 @@ class Destroy(base.Command):
         from backupfw.manager.usecases.keys import KeyManager
         from backupfw.worker.keys import open_keys
 
-        project = parsed_args.project
         conf, db = self.database(parsed_args)
         key_store = self.open(contextlib.closing(open_keys(conf)))
-        manager = KeyManager(db)
+        destroy = self._one if parsed_args.project is None else self._all
+        destroy(parsed_args, conf, db, key_store, KeyManager(db))
+
+    def _all(
+        self,
+        args: argparse.Namespace,
+        conf: cfg.ConfigOpts,
+        db: Database,
+        key_store: KeyStore,
+        manager: KeyManager,
+    ) -> None:
+        project = args.project
         keys = counted(len(manager.list(project)), "key")
         lost = counted(manager.encrypted_backups(project), "encrypted backup")
         print(f"project {project}: {keys}; nobody can read its {lost} any more, ever", file=sys.stderr)
-        if not parsed_args.yes:
-            self._ask(project)
+        if not args.yes:
+            self._ask("the project's id", project, "them")
         with usecases.opened(conf, db) as cases:
             found = cases.keys.begin_destruction(base.operator(project), project)
         # If it does not answer now, the keys stay in the state 'destroying', and the command is run again.
@@ -205,8 +228,74 @@ class Destroy(base.Command):
             " of its disks may still have them\n"
         )
 
+    def _one(
+        self,
+        args: argparse.Namespace,
+        conf: cfg.ConfigOpts,
+        db: Database,
+        key_store: KeyStore,
+        manager: KeyManager,
+    ) -> None:
+        from backupfw.manager.rules.project_keys import RETIRED
+        from backupfw.manager.usecases.keys import still_needed
+
+        key = manager.retired(args.key)
+        # One that is being destroyed, or is, was looked for before.
+        if key.state == RETIRED:
+            wrapped = [f"data key {one.id} in the database" for one in manager.wrapped_by(key.key_id)]
+            if wrapped := wrapped or list(_wrapped_in_stores(conf, db, manager, key)):
+                raise still_needed(key.key_id, wrapped)
+        print(
+            f"project {key.project_id}: nobody can read older copies of the database, or of stored data keys,"
+            f" that need key {key.key_id} any more, ever",
+            file=sys.stderr,
+        )
+        if not args.yes:
+            self._ask("the key's id", key.key_id, "it")
+        manager.begin_key_destruction(key.key_id)
+        # If it does not answer now, the key stays in the state 'destroying', and the command is run again.
+        key_store.destroy(key.key_id)
+        manager.end_destruction([key.key_id])
+        self.app.stdout.write("1 key destroyed; copies of the key store and of its disks may still have it\n")
+
     @staticmethod
-    def _ask(project: str) -> None:
-        print("Type the project's id to destroy them: ", end="", file=sys.stderr, flush=True)
-        if sys.stdin.readline().rstrip("\n") != project:
-            raise InvalidInput("That is not the project's id: nothing was destroyed.")
+    def _ask(what: str, answer: str, them: str) -> None:
+        print(f"Type {what} to destroy {them}: ", end="", file=sys.stderr, flush=True)
+        if sys.stdin.readline().rstrip("\n") != answer:
+            raise InvalidInput(f"That is not {what}: nothing was destroyed.")
+
+
+def _wrapped_in_stores(
+    conf: cfg.ConfigOpts, db: Database, manager: KeyManager, key: ProjectKey
+) -> Iterator[str]:
+    """Yield what the data keys are called that a project key wraps in the stores, whether known or not.
+
+    :raises ConfigError: a store that has data keys of the project is not enabled here.
+    :raises BackupfwError: not all of them can be read.
+    """
+    from backupfw import naming
+    from backupfw.chunkstore.errors import NotFound
+    from backupfw.cmd import store
+    from backupfw.engine import removal
+    from backupfw.engine.format.key_object import read_key
+    from backupfw.engine.listing import data_key_keys
+
+    known = manager.places(key.project_id)
+    if missing := {name for name, _ in known} - set(conf.enabled_stores):
+        raise ConfigError(f"stores that have data keys of the project are not enabled: {sorted(missing)}")
+    project = naming.key_part(key.project_id)
+    with store.places(conf, db, None) as places:
+        for place in places:
+            with place.looked_at("looking for data keys in") as (container, control):
+                removal.settle(container, control)
+                try:
+                    # Those of other installations, too, of which backups may have been imported.
+                    for found in data_key_keys(container, "", control):
+                        if found.split("/")[1] != project:
+                            continue
+                        with contextlib.suppress(DataKeyMissing):
+                            if read_key(container, found).project_key_id == key.key_id:
+                                yield f"data key {found} in {place}"
+                except NotFound:
+                    if (place.store, place.container) in known:
+                        raise

@@ -69,6 +69,29 @@ def manifest_keys(
     :param leave_out: a prefix, ending in a slash, whose keys are none of them.
     :raises ChunkStoreError: the listing failed, or the container is missing; what was yielded is not all.
     """
+
+    def is_manifest(key: str) -> bool:
+        parsed = keys.parse(key)
+        return parsed is not None and parsed.kind == "manifest"
+
+    return _some_keys(container, prefix, control, is_manifest, leave_out)
+
+
+def data_key_keys(container: Container, prefix: str, control: Control) -> Iterator[str]:
+    """Yield the keys of all wrapped data keys under ``prefix``, as :func:`manifest_keys` does.
+
+    :raises ChunkStoreError: the listing failed, or the container is missing; what was yielded is not all.
+    """
+    return _some_keys(container, prefix, control, keys.is_data_key)
+
+
+def _some_keys(
+    container: Container,
+    prefix: str,
+    control: Control,
+    is_one: Callable[[str], bool],
+    leave_out: str | None = None,
+) -> Iterator[str]:
     jumps = container.capabilities.sorted_listing
     start: str | None = ""
     while start is not None:
@@ -82,7 +105,7 @@ def manifest_keys(
                 continue
             if leave_out is not None and info.key.startswith(leave_out):
                 beyond = f"{leave_out[:-1]}0"
-            elif (parsed := keys.parse(info.key)) is not None and parsed.kind == "manifest":
+            elif is_one(info.key):
                 yield info.key
                 continue
             else:

@@ -54,6 +54,20 @@ def stored_key(row: rows.DataKey) -> WrappedKey:
     return WrappedKey(object_key, row.mac_id, row.algorithm, row.project_key_id, row.wrapped)
 
 
+def put_as_recorded(catalogue: KeyManager, container: Container, key_id: str) -> None:
+    """Put a wrapped data key as the database has it, and again if another project key wraps it meanwhile.
+
+    So the store never keeps an older wrapping, whose project key may be destroyed.
+
+    :raises ChunkStoreError: the store does not do it.
+    """
+    put = None
+    while (row := catalogue.data_key(key_id)) is not None and row != put:
+        stored = stored_key(row)
+        container.put(stored.object_key, Body.from_bytes(stored.encode()))
+        put = row
+
+
 def _prefix(row: rows.DataKey) -> str:
     return keys.volume_prefix(row.installation_id, row.project_id, row.volume_id)
 
@@ -186,9 +200,8 @@ class DataKeys:
         row = self._catalogue.data_key(key_id)
         if row is None:
             return
-        stored = stored_key(row)
-        if objects.is_missing(container, stored.object_key):
-            container.put(stored.object_key, Body.from_bytes(stored.encode()))
+        if objects.is_missing(container, stored_key(row).object_key):
+            put_as_recorded(self._catalogue, container, key_id)
             crash_points.reach("key.put")
 
     def forget(self, plan: ReleasePlan, container: Container, control: Control) -> None:

@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 from backupfw.db import models
 from backupfw.db.locks import insert_if_absent, lock
 from backupfw.db.session import now
+from backupfw.errors import Conflict, InvalidInput
 from backupfw.manager import rows
 from backupfw.manager.lineage import lifecycle
 from backupfw.manager.queue import outbox
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from backupfw.db.session import Database
 
 
+#: How many data keys a refusal names.
+_MAX_NAMED = 20
 #: What a data key belongs to: the backups of one volume in one container.
 _PLACE = ("installation_id", "project_id", "volume_id", "store", "container")
 
@@ -308,6 +311,50 @@ class KeyManager:
             backup_rows.queue_release(session, manifest, row.project_id, request_id)
         outbox.add(session, "backup.reset_status.end", row.id, request_id)
 
+    def wrapped_by(self, key_id: str) -> Sequence[rows.DataKey]:
+        """Return the data keys that a project key wraps, by id, as the database has them."""
+        with self._db.read() as session:
+            return _wrapped_by(session, key_id)
+
+    def places(self, project_id: str) -> set[tuple[str, str]]:
+        """Return the stores and containers in which a project has data keys, as the database knows them."""
+        row = models.DataKey
+        with self._db.read() as session:
+            query = select(row.store, row.container).where(row.project_id == project_id).distinct()
+            return {(store, container) for store, container in session.execute(query)}
+
+    def retired(self, key_id: str) -> rows.ProjectKey:
+        """Return a project key that is not the current one of its project.
+
+        :raises InvalidInput: there is no such key.
+        :raises Conflict: it is the current one.
+        """
+        with self._db.read() as session:
+            project_id = _require_retired(session, key_id)
+        (found,) = [one for one in self.list(project_id) if one.key_id == key_id]
+        return found
+
+    def begin_key_destruction(self, key_id: str) -> None:
+        """Decide that one retired key is destroyed; the caller destroys it in the key store then.
+
+        From then on nothing can be recorded that it wraps.  It can be repeated, also after the end.
+
+        :raises InvalidInput: there is no such key.
+        :raises Conflict: it is its project's current key, or wraps data keys of the database.
+        """
+
+        def work(session: Session) -> None:
+            key = models.ProjectKey
+            lock_project(session, _require_retired(session, key_id))
+            lock(session, key, key.key_id == key_id)
+            # A retired key never becomes the current one again.
+            if session.scalar(select(key.state).where(key.key_id == key_id)) == RETIRED:
+                if wrapped := _wrapped_by(session, key_id):
+                    raise still_needed(key_id, [f"data key {one.id}" for one in wrapped])
+                _set(session, key.key_id == key_id, state=DESTROYING)
+
+        self._db.run(work)
+
     def end_destruction(self, key_ids: Sequence[str]) -> None:
         """Record that the key store has destroyed keys."""
 
@@ -317,6 +364,35 @@ class KeyManager:
             _set(session, mine, state=GONE, destroyed_at=now(session))
 
         self._db.run(work)
+
+
+def still_needed(key_id: str, wrapped: Sequence[str]) -> Conflict:
+    """Return the refusal to destroy a key that wraps data keys.
+
+    :param wrapped: how each of them is called; must not be empty.
+    """
+    some = ", ".join(wrapped[:_MAX_NAMED])
+    more = f" and {len(wrapped) - _MAX_NAMED} more" if len(wrapped) > _MAX_NAMED else ""
+    return Conflict(f"Project key {key_id} cannot be destroyed, it still wraps {some}{more}.")
+
+
+def _require_retired(session: Session, key_id: str) -> str:
+    """Return the project of a key that is not its current one."""
+    key = session.get(models.ProjectKey, key_id)
+    if key is None:
+        raise InvalidInput(f"There is no project key {key_id}.")
+    if key.state == CURRENT:
+        raise Conflict(
+            f"Project key {key_id} is the current one: 'backupfw keys rotate --project {key.project_id}'"
+            " replaces it."
+        )
+    return key.project_id
+
+
+def _wrapped_by(session: Session, key_id: str) -> Sequence[rows.DataKey]:
+    row = models.DataKey
+    found = session.scalars(select(row).where(row.project_key_id == key_id).order_by(row.id))
+    return [_data_key(one) for one in found]
 
 
 def _is_last_encrypted(session: Session, going: models.Manifest) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import binascii
 import importlib.util
 import json
@@ -15,8 +16,12 @@ from backupfw_castellan.key_store import CastellanKeyStore
 from keystoneauth1.identity import Password
 
 from backupfw.chunkstore.options import option_values
+from backupfw.cmd import configure, database
+from backupfw.cmd import main as command
+from backupfw.conf import logging
 from backupfw.errors import ConfigError
 from backupfw.keys.errors import KeyStoreUnavailable
+from backupfw.manager.usecases.keys import KeyManager
 from backupfw.testing.keys import KeyStoreTests
 from tests.servers.barbican import Barbican, barbican, barbican_missing
 from tests.servers.keystone import keystone, keystone_missing
@@ -247,3 +252,35 @@ def test_barbican_that_does_not_answer() -> None:
     with pytest.raises(KeyStoreUnavailable) as caught:
         keys.create("project")
     assert "pass-word" not in repr(caught.value)
+
+
+def test_a_replaced_key_is_destroyed_by_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging, "setup", lambda _conf, quiet=False: None)
+    vault = stand_in.Vault()
+    try:
+        conf = tmp_path / "castellan.conf"
+        conf.write_text(
+            f"[keys]\ndriver = castellan\nbackend = vault\nurl = {vault.url}\nkv_mount = v1\n"
+            f"token = {stand_in.TOKEN}\n"
+        )
+        place = ["--state-dir", str(tmp_path / "state"), "--config-file", str(conf)]
+        assert command.main(["db", "sync", *place]) == 0
+        values = {"backend": "vault", "url": vault.url, "kv_mount": "v1", "token": stand_in.TOKEN}
+        old = CastellanKeyStore(option_values(CastellanKeyStore.options(), **values)).create("demo")
+        args = argparse.Namespace(state_dir=str(tmp_path / "state"), config_file=[str(conf)], debug=False)
+        with database.opened(configure.load(args).conf) as db:
+            KeyManager(db).add_project_key("demo", old)
+        assert command.main(["keys", "destroy", "--key", old, "--yes", *place]) == 1
+        assert command.main(["keys", "rotate", "--project", "demo", *place]) == 0
+        assert len(vault.secrets) == 2
+        vault.stop()
+        assert command.main(["keys", "destroy", "--key", old, "--yes", *place]) == 1
+        vault.start()
+        assert command.main(["keys", "destroy", "--key", old, "--yes", *place]) == 0
+        assert old not in vault.secrets
+        assert len(vault.secrets) == 1
+    finally:
+        vault.stop()
+    assert stand_in.TOKEN not in "".join(capsys.readouterr())

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from backupfw.chunkstore.base import Body
+from backupfw.chunkstore.container import Container
 from backupfw.chunkstore.errors import Unavailable
 from backupfw.cmd import configure, database
 from backupfw.db import models
@@ -27,6 +28,7 @@ from backupfw.keys.errors import ProjectKeyMissing
 from backupfw.keys.file import FileKeyStore
 from backupfw.manager import rows
 from backupfw.manager.usecases.keys import KeyManager
+from backupfw.worker.data_keys import put_as_recorded
 from backupfw.worker.stores import Stores
 from tests.unit.cmd.conftest import Run
 from tests.unit.keys.support import opened
@@ -281,3 +283,163 @@ def test_what_another_installation_has_stored_is_not_changed(
         assert row is not None
         assert key_store.unwrap(row.project_key_id, row.wrapped, context) == secret_of(key)
     assert not (state / "store" / "box" / "other").exists()
+
+
+def only_key(run: Run, state: str) -> str:
+    """Return the id of the project's key in that state."""
+    found = json.loads(run("keys", "list", "--format", "json").out)
+    (key,) = [one["key_id"] for one in found if one["state"] == state]
+    return str(key)
+
+
+def test_a_replaced_key_is_destroyed_alone(
+    run: Run, state: Path, stored: list[DataKey], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (old,) = readable(state, stored)
+    assert run("keys", "rotate", "--project", "demo").status == 0
+    for answer in ("", "demo\n", f"{old} \n"):
+        monkeypatch.setattr("sys.stdin", io.StringIO(answer))
+        done = run("keys", "destroy", "--key", old)
+        assert done.status == 1
+        assert f"older copies of the database, or of stored data keys, that need key {old}" in done.err
+        assert "nothing was destroyed" in done.err
+    assert only_key(run, "retired") == old
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{old}\n"))
+    done = run("keys", "destroy", "--key", old)
+    assert (done.status, done.out.partition(";")[0]) == (0, "1 key destroyed")
+    assert not (state / "keys" / old).exists()
+    assert readable(state, stored) == {only_key(run, "current")}
+    assert only_key(run, "destroyed") == old
+    # It may come back with a copy of the directory.
+    (state / "keys" / old).write_bytes(b"")
+    (state / "keys" / old).chmod(0o600)
+    assert run("keys", "destroy", "--key", old, "--yes").status == 0
+    assert not (state / "keys" / old).exists()
+
+
+def test_a_destruction_of_one_key_goes_on_when_the_key_store_is_back(
+    run: Run, state: Path, stored: list[DataKey]
+) -> None:
+    (old,) = readable(state, stored)
+    run("keys", "rotate", "--project", "demo")
+    (state / "keys").rename(state / "away")
+    assert run("keys", "destroy", "--key", old, "--yes").status == 1
+    assert only_key(run, "destroying") == old
+    (state / "away").rename(state / "keys")
+    assert run("keys", "destroy", "--key", old, "--yes").status == 0
+    assert only_key(run, "destroyed") == old
+    assert not (state / "keys" / old).exists()
+
+
+def assert_refused(run: Run, state: Path, key_id: str, *reasons: str) -> None:
+    """A key cannot be destroyed, for these reasons; it works on."""
+    before = run("keys", "list", "--format", "json").out
+    done = run("keys", "destroy", "--key", key_id, "--yes")
+    assert done.status == 1
+    for reason in reasons:
+        assert reason in done.err
+    assert run("keys", "list", "--format", "json").out == before
+    key_store = opened(state)
+    assert key_store.unwrap(key_id, key_store.wrap(key_id, b"s", b""), b"") == b"s"
+
+
+def test_a_current_or_unknown_key_is_not_destroyed(run: Run, state: Path, stored: list[DataKey]) -> None:
+    (current,) = readable(state, stored)
+    assert_refused(
+        run, state, current, f"Project key {current} is the current one: 'backupfw keys rotate --pro"
+    )
+    done = run("keys", "destroy", "--key", "other", "--yes")
+    assert (done.status, done.err) == (1, "backupfw: There is no project key other.\n")
+    assert run("keys", "destroy", "--key", current, "--project", "demo", "--yes").status == 2
+    assert run("keys", "destroy", "--yes").status == 2
+
+
+def test_a_key_that_the_database_needs_is_not_destroyed(
+    run: Run, state: Path, stored: list[DataKey], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rotation was interrupted; and one goes on while the stores are read."""
+    (old,) = readable(state, stored)
+    with database_of(state) as db:
+        KeyManager(db).add_project_key("demo", opened(state).rotate("demo"), replaces=old)
+    needed = [f"data key {key.id}" for key in stored]
+    assert_refused(run, state, old, f"Project key {old} cannot be destroyed, it still wraps", *needed)
+    with monkeypatch.context() as later:
+        later.setattr(KeyManager, "wrapped_by", lambda *_: [])
+        later.setattr("backupfw.cmd.keys._wrapped_in_stores", lambda *_: [])
+        assert_refused(run, state, old, *needed)
+    assert run("keys", "rewrap").status == 0
+    assert run("keys", "destroy", "--key", old, "--yes").status == 0
+
+
+def test_a_key_that_only_the_store_knows_to_be_needed_is_not_destroyed(
+    run: Run, state: Path, stored: list[DataKey]
+) -> None:
+    (old,) = readable(state, stored)
+    unknown = stored.pop()
+    with database_of(state) as db, db.write() as session:
+        session.delete(session.get_one(models.DataKey, unknown.id))
+        prefix = keys.volume_prefix(installation_id(session), "demo", VOLUME)
+    place = keys.data_key_key(prefix, unknown.id)
+    run("keys", "rotate", "--project", "demo")
+    assert_refused(run, state, old, f"still wraps data key {place} in container box of store main.")
+    (path,) = (state / "store" / "box").rglob(f"{unknown.id}*")
+    data = path.read_bytes()
+    # Of one that cannot be read nobody knows which key it needs.
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    assert_refused(run, state, old, place)
+    (state / "store" / "box").rename(state / "store" / "away")
+    assert_refused(run, state, old, "box")
+    (state / "store" / "away").rename(state / "store" / "box")
+    path.unlink()
+    assert run("keys", "destroy", "--key", old, "--yes").status == 0
+    assert readable(state, stored) == {only_key(run, "current")}
+
+
+def test_a_key_is_not_destroyed_while_a_store_of_the_project_is_not_enabled(
+    run: Run, state: Path, stored: list[DataKey]
+) -> None:
+    (old,) = readable(state, stored)
+    run("keys", "rotate", "--project", "demo")
+    with database_of(state) as db, db.write() as session:
+        session.get_one(models.DataKey, stored[0].id).store = "tape"
+    assert_refused(run, state, old, "stores that have data keys of the project are not enabled: ['tape']")
+
+
+def test_an_older_database_is_led_on_by_the_store(run: Run, state: Path, stored: list[DataKey]) -> None:
+    """The database names a key that was destroyed since."""
+    (old,) = readable(state, stored)
+    with database_of(state) as db:
+        rows_before = [KeyManager(db).data_key(key.id) for key in stored]
+    run("keys", "rotate", "--project", "demo")
+    assert run("keys", "destroy", "--key", old, "--yes").status == 0
+    with database_of(state) as db, db.write() as session:
+        for row in rows_before:
+            assert row is not None
+            found = session.get_one(models.DataKey, row.id)
+            found.project_key_id, found.wrapped = row.project_key_id, row.wrapped
+        session.delete(session.get_one(models.ProjectKey, only_key(run, "current")))
+        session.flush()
+        session.get_one(models.ProjectKey, old).state = "current"
+    done = run("keys", "rotate", "--project", "demo")
+    assert (done.status, done.out.splitlines()[1:]) == (0, ["3 data keys wrapped again"])
+    assert readable(state, stored) == {only_key(run, "current")}
+
+
+def test_a_data_key_that_is_put_late_does_not_stay_in_its_older_wrapping(
+    run: Run, state: Path, stored: list[DataKey], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (old,) = readable(state, stored)
+    put, struck = Container.put, False
+
+    def late(self: Container, *arguments: Any) -> None:
+        nonlocal struck
+        if not struck:
+            struck = True
+            assert run("keys", "rotate", "--project", "demo").status == 0
+        put(self, *arguments)
+
+    with database_of(state) as db, stores_of(state) as stores:
+        monkeypatch.setattr(Container, "put", late)
+        put_as_recorded(KeyManager(db), stores.container("main", "box"), stored[0].id)
+    assert readable(state, stored) == {only_key(run, "current")}
+    assert run("keys", "destroy", "--key", old, "--yes").status == 0
