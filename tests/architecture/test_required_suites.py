@@ -13,6 +13,8 @@ import pytest
 
 from tests.architecture.checkout import ROOT
 
+pytestmark = pytest.mark.check
+
 SUITE = """
 import pytest
 

@@ -298,6 +298,7 @@ def test_the_api_behaves_as_it_is_described(in_process: World, name: str, path: 
     in_process.behaves(name, path, method, examples=5)
 
 
+@pytest.mark.check
 @EVERY_OPERATION
 def test_the_served_api_behaves_as_it_is_described(served: World, name: str, path: str, method: str) -> None:
     served.behaves(name, path, method, examples=3)

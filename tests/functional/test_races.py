@@ -5,10 +5,13 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 from webtest import TestApp
 
 from backupfw.api.app import make_app
 from tests.functional.cloud import Client, Cloud
+
+pytestmark = pytest.mark.check
 
 ROUNDS = 1000
 

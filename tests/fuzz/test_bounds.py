@@ -422,6 +422,7 @@ def burst(work: Callable[[], object]) -> int:
     return peak(bad)
 
 
+@pytest.mark.check
 def test_bombs_take_no_memory() -> None:
     found = SegmentMap(0, 4096, 4096)
     found.codecs[0] = pack.ZSTD
@@ -435,6 +436,7 @@ def test_bombs_take_no_memory() -> None:
             decompress(bomb, 4096)
 
 
+@pytest.mark.check
 def test_a_map_that_is_a_bomb_takes_no_memory() -> None:
     header = struct.pack(
         "<8sHHIIIIQIIIII12x", b"BFWsegmp", 1, 68, 0, 0, 512, 0, 512, 1, 0xFFFFFFFF, 1, 64 << 20, 0

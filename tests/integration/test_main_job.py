@@ -23,7 +23,13 @@ OPTIONS = {"backup": {"segment_size": 4 * MIB, "pack_size": MIB}}
 ENCRYPTED = {**OPTIONS, "store:main": {"encryption": "project"}}
 
 
-@pytest.fixture(scope="module", params=[OPTIONS, ENCRYPTED], ids=["clear", "encrypted"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(OPTIONS, id="clear"),
+        pytest.param(ENCRYPTED, id="encrypted", marks=pytest.mark.check),
+    ],
+)
 def service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     with running(tmp_path_factory.mktemp("main") / "state", request.param) as service:
         yield service

@@ -206,6 +206,7 @@ def test_11_a_restore_to_a_new_volume_is_accepted_at_once() -> None:
     assert world.volume_status(target) == "restoring-backup"
 
 
+@pytest.mark.check
 def test_13_a_restart_goes_on_with_running_work(tmp_path: Path) -> None:
     """An orderly restart in the middle of a backup: it ends available, not in error."""
     options = {

@@ -18,6 +18,8 @@ import pytest
 
 from tests.unit.cmd.conftest import Run
 
+pytestmark = pytest.mark.check
+
 COMMAND = [sys.executable, "-m", "backupfw.cmd.main"]
 
 

@@ -200,6 +200,7 @@ def test_the_one_that_waits_for_longest_makes_room() -> None:
         assert all(is_open(sock) for sock in (socks[0], *socks[2:], more))
 
 
+@pytest.mark.check
 def test_a_thousand_idle_and_two_hundred_dripping_connections(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < 4096:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.check
+
 #: How long anything may take before it counts as lost, seconds.
 PATIENCE = 90.0
 COMMAND = ("-m", "backupfw.cmd.main")

@@ -384,6 +384,7 @@ def test_a_migration_that_is_killed_after_any_statement_can_be_repeated(
     assert migrate.version(db) == migrate.head()
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("revision", _earlier())
 def test_up_from_every_earlier_revision_with_data_in_it(db: Database, revision: str) -> None:
     """And processes of that release, which know the tables as they were, go on reading and writing."""

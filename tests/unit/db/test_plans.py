@@ -36,6 +36,8 @@ from backupfw.manager.usecases.volumes import VolumeManager
 from tests.unit.db.conftest import opened
 from tests.unit.manager.support import make_conf
 
+pytestmark = pytest.mark.check
+
 PROJECTS = 1000
 PROJECT = "project-50"
 #: A row of that project, in the middle.

@@ -853,7 +853,7 @@ def start_anew(machine: type[DataPath], seed: int) -> None:
     play.teardown()
 
 
-@pytest.fixture(params=["clear", "encrypted"])
+@pytest.fixture(params=["clear", pytest.param("encrypted", marks=pytest.mark.check)])
 def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[DataPath]]:
     # Buffers and batches for a volume this small: a resume shall find something in the journal.
     monkeypatch.setattr("backupfw.engine.segment_backup.READ_BYTES", SEGMENT)
