@@ -36,14 +36,7 @@ kek = {kek}
 enforce_scope = true
 enforce_new_defaults = true
 [keystone_authtoken]
-www_authenticate_uri = {keystone}
-auth_url = {keystone}
-auth_type = password
-username = {name}
-password = {password}
-project_name = {project}
-user_domain_id = default
-project_domain_id = default
+{authtoken}
 service_token_roles_required = true
 """
 
@@ -142,10 +135,7 @@ def barbican(directory: Path, keystone: Keystone) -> Iterator[Barbican]:
             base=directory,
             url=server.url,
             kek=base64.b64encode(bytes(range(32))).decode(),
-            keystone=keystone.url,
-            name=keystone.service.name,
-            password=keystone.service.password,
-            project=keystone.service.project,
+            authtoken="\n".join(keystone.authtoken(keystone.service)),
         )
     )
     server.user = keystone.add_user("keeper", "keys", "member")

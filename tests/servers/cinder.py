@@ -86,14 +86,7 @@ backend_url = file://{base}/state
 enforce_scope = true
 enforce_new_defaults = true
 [keystone_authtoken]
-www_authenticate_uri = {url}
-auth_url = {url}
-auth_type = password
-username = {name}
-password = {password}
-project_name = {project}
-user_domain_id = default
-project_domain_id = default
+{authtoken}
 service_token_roles = service
 service_token_roles_required = true
 """
@@ -321,10 +314,7 @@ def cinder(directory: Path, cluster: Ceph, identity: Keystone) -> Iterator[Cinde
             keys=directory / "keys",
             bin=python.parent,
             port=server.port,
-            url=identity.url,
-            name=service.name,
-            password=service.password,
-            project=service.project,
+            authtoken="\n".join(identity.authtoken(service)),
         )
     )
     cluster.make_pool(POOL)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -121,6 +121,19 @@ class Keystone:
             self._token = ""
         assert answer.ok, f"{method} {path}: {answer.status_code} {answer.text}"
         return answer.json() if answer.content else None
+
+    def authtoken(self, user: User) -> Sequence[str]:
+        """Return the options with which a server validates tokens as a user."""
+        return (
+            f"www_authenticate_uri = {self.url}",
+            f"auth_url = {self.url}",
+            "auth_type = password",
+            f"username = {user.name}",
+            f"password = {user.password}",
+            f"project_name = {user.project}",
+            "user_domain_id = default",
+            "project_domain_id = default",
+        )
 
     def token(self, name: str, password: str, project: str | None) -> str:
         """Return a new token for a project; for the system where that is None."""

@@ -214,17 +214,9 @@ def _filters(
         "symlink": (),
     }
     if keystone is not None:
-        service = keystone.service
         found["authtoken"] = (
             "paste.filter_factory = keystonemiddleware.auth_token:filter_factory",
-            f"www_authenticate_uri = {keystone.url}",
-            f"auth_url = {keystone.url}",
-            "auth_type = password",
-            "project_domain_name = Default",
-            "user_domain_name = Default",
-            f"project_name = {service.project}",
-            f"username = {service.name}",
-            f"password = {service.password}",
+            *keystone.authtoken(keystone.service),
             "delay_auth_decision = True",
             # A revoked token is noticed after this many seconds.
             "token_cache_time = 1",

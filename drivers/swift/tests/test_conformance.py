@@ -152,6 +152,7 @@ class TestKeystone(SwiftSuite):
 
     def expire_token(self, server: Account, store: ChunkStore) -> None:
         assert isinstance(store, SwiftStore)
+        assert server.request("HEAD", "").ok
         token = store._tokens.current().token
         self.identity.revoke(token)
         # The cluster believes in it for a second more.
