@@ -93,6 +93,8 @@ def stop_tasks(session: Session, backup: models.Backup, kinds: Collection[str] |
     :returns: the tasks that were cancelled.
     """
     cancelled = tasks.cancel(session, backup.id, kinds)
+    # An attempt that was waited for may have given it a manifest.
+    session.refresh(backup)
     for task in cancelled:
         if task.kind == tasks.BACKUP_CREATE:
             volume_rules.end_backup(session, backup.volume_id, backup.snapshot_id)
@@ -101,7 +103,6 @@ def stop_tasks(session: Session, backup: models.Backup, kinds: Collection[str] |
             volume_rules.end_restore(
                 session, task.payload["volume_id"], ok=False, new=bool(task.payload["new"])
             )
-    session.refresh(backup)
     return cancelled
 
 

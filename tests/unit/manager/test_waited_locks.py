@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 from sqlalchemy import select, text, update
@@ -13,11 +13,12 @@ from sqlalchemy.orm import Session
 
 from backupfw.db import locks
 from backupfw.db.digest import object_digest
-from backupfw.db.models import Backup, Base, DamagedObject, Manifest, Volume, VolumeMetadata
+from backupfw.db.models import Backup, Base, DamagedObject, Manifest, Task, Volume, VolumeMetadata
 from backupfw.db.session import Database, now
 from backupfw.manager import metadata
 from backupfw.manager.lineage import manifests
 from backupfw.manager.outcomes.backups import RestoredVolume
+from backupfw.manager.outcomes.creating import CreatePlan, CreateTasks
 from tests.unit.manager.support import World
 from tests.unit.manager.test_manifests import manifest
 
@@ -149,3 +150,30 @@ def test_damage_is_recorded_by_two_at_once(server_db: Database) -> None:
     )
     with server_db.read() as session:
         assert session.scalars(select(DamagedObject.reason)).all() == ["wrong"]
+
+
+@pytest.mark.server
+def test_a_backup_is_stopped_whose_first_attempt_is_just_being_planned(
+    server_db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever stops it waits for the transaction in which it gets its manifest."""
+    world = World(database=server_db)
+    made = world.backups.create(world.ctx(), volume_id=world.volume())
+    task = world.claim()
+
+    def begun(start: Callable[[], None]) -> None:
+        plan = CreateTasks._plan
+
+        def planned(*arguments: Any) -> CreatePlan:
+            start()
+            return plan(*arguments)
+
+        monkeypatch.setattr(CreateTasks, "_plan", planned)
+        world.outcomes.creating.start(task)
+
+    reset = world.ctx(admin=True)
+    while_it_waits(server_db, lambda: world.backups.reset_status(reset, made.id, "error"), begun)
+    (row,) = world.rows(Manifest)
+    assert row.state == "released"
+    (release,) = world.rows(Task, Task.kind == "manifest.release")
+    assert release.resource_id == row.id
