@@ -65,6 +65,7 @@ _ID = _matching("[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _TIME = _matching(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?(Z|[+-][0-9]{2}:?[0-9]{2})?"
 )
+_DATA_KEY = r"\A[0-9a-f]{32}\Z"
 #: The fields that are read, in the order in which they are judged; null is the same as missing.
 _PROPERTIES: dict[str, Schema] = {
     "id": _ID,
@@ -91,7 +92,17 @@ _PROPERTIES: dict[str, Schema] = {
         "patternProperties": {rf"\A{_CHARACTER}{{1,{MAX_TEXT}}}\Z": {**_FREE_TEXT, "type": "string"}},
         "additionalProperties": False,
     },
-    "driver_info": {"type": ["object", "null"], "properties": {"store": _TEXT}},
+    "driver_info": {
+        "type": ["object", "null"],
+        "properties": {
+            "store": _TEXT,
+            "encryption": {
+                "type": ["object", "null"],
+                "required": ["data_key", "mac"],
+                "properties": {key: {"type": "string", "pattern": _DATA_KEY} for key in ("data_key", "mac")},
+            },
+        },
+    },
 }
 #: The fields that a manifest's record has, too.
 _DESCRIBING = (
@@ -118,6 +129,9 @@ class Record:
     :ivar service_metadata: for our own format the manifest's key; unchecked beyond its length.
     :ivar container: a container name as some service wrote it; it may be one that no store takes here.
     :ivar store: the configured store's name where the record was made: a hint, nothing more.
+    :ivar key_id: the id of the data key with which the data is encrypted; None: it is not, or the record is
+        one of a release that did not say it.
+    :ivar mac_id: the id of its key of the digests.
     :ivar created_at: naive UTC, as all times.
     """
 
@@ -140,6 +154,8 @@ class Record:
     created_at: datetime | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     store: str | None = None
+    key_id: str | None = None
+    mac_id: str | None = None
 
 
 def volume_record(
@@ -157,11 +173,16 @@ def volume_record(
     }
 
 
-def encode(backup: rows.Backup) -> str:
-    """Return the record of a backup: ``backup_url`` of an export."""
+def encode(backup: rows.Backup, key_id: str | None = None, mac_id: str | None = None) -> str:
+    """Return the record of a backup: ``backup_url`` of an export.
+
+    :param key_id, mac_id: as :class:`Record` has them.
+    """
     info: dict[str, Any] = {} if backup.store is None else {"store": backup.store}
     if backup.volume_record is not None:
         info["volume"] = dict(backup.volume_record)
+    if key_id is not None:
+        info["encryption"] = {"data_key": key_id, "mac": mac_id}
     record = {
         # The only field whose content each service defines for itself.
         "driver_info": info,
@@ -218,7 +239,11 @@ def decode(text: str) -> Record:
         raise _invalid(path[0] if path[0] == "metadata" else ".".join(path))
     given = {name: values[name] for name in _PROPERTIES if values.get(name) is not None}
     given = {name: _converted(name, value) for name, value in given.items()}
-    return Record(store=given.pop("driver_info", {}).get("store"), **given)
+    info = given.pop("driver_info", {})
+    encryption = info.get("encryption") or {}
+    return Record(
+        store=info.get("store"), key_id=encryption.get("data_key"), mac_id=encryption.get("mac"), **given
+    )
 
 
 def of_manifest(backup_id: str, size: int, values: Mapping[str, Any]) -> Record:

@@ -21,6 +21,7 @@ from backupfw.engine.format.manifest import ManifestReader, read_head
 from backupfw.engine.format.sealing import no_keys
 from backupfw.engine.ports import KnownManifests
 from backupfw.errors import Damaged, InvalidInput, TargetError, UnsupportedFormat
+from backupfw.manager.records import Record
 from backupfw.worker.handlers.backup_import import BackupImport
 from backupfw.worker.handlers.base import restored_volume
 from tests.unit.engine.fakes import (
@@ -224,7 +225,10 @@ def _import(case: Case, container: Any) -> None:
     )
     handler = BackupImport(tools)
     plan = SimpleNamespace(
-        key=case.key, container="box", backup=SimpleNamespace(project_id=case.key.split("/")[1])
+        key=case.key,
+        container="box",
+        backup=SimpleNamespace(project_id=case.key.split("/")[1]),
+        record=Record(id="b", size=1),
     )
     task = SimpleNamespace(payload={"admin": True})
     facts = handler._facts(task, plan, "mem", container, Control())

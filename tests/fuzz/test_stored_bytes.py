@@ -142,7 +142,8 @@ PARTS: dict[str, tuple[bytes, Callable[[forge.Backup, bytes], None]]] = {
     "blocks": (golden().pack_parts(*own_pack(golden()))[1], put_blocks),
 }
 BLOCK = b"text " * 819 + b"t"
-RECORD = json.dumps({**FOREIGN, "driver_info": {"store": "main"}, "metadata": {"a": "b"}}).encode()
+DRIVER_INFO = {"store": "main", "encryption": {"data_key": "d" * 32, "mac": "a" * 32}}
+RECORD = json.dumps({**FOREIGN, "driver_info": DRIVER_INFO, "metadata": {"a": "b"}}).encode()
 
 
 def read_part(name: str, data: bytes) -> None:

@@ -465,7 +465,10 @@ class BackupManager(UseCases):
         backup = self.get(ctx, backup_id)
         if backup.status != lifecycle.AVAILABLE:
             raise InvalidBackup(f"Backup status must be available and not {backup.status}.")
-        return backup.service or "", records.encode(backup)
+        with self._db.read() as session:
+            manifest = session.get(models.Manifest, backup.manifest_id or "")
+            key_ids = (None, None) if manifest is None else (manifest.key_id, manifest.mac_id)
+        return backup.service or "", records.encode(backup, *key_ids)
 
     def import_record(
         self, ctx: RequestContext, *, backup_service: str, backup_url: str, expect_id: str | None = None

@@ -91,6 +91,7 @@ class BackupImport(Handler):
     ) -> ManifestFacts:
         find_key = self._tools.data_keys.finder(container, plan.key)
         head = read_head(container, plan.key, find_key)
+        _check_encryption(plan.record, head)
         origin = head.origin
         check_claim(task, plan.backup.project_id, origin.project, head.geometry.length)
         check_names(origin.installation, origin.project, origin.volume, origin.backup)
@@ -196,6 +197,20 @@ class _DamagedKeys:
         self._left -= 1
         if self._left < 0:
             raise InvalidInput(f"More than {MOST_DAMAGED} of the backup's objects are missing or damaged.")
+
+
+def _check_encryption(record: records.Record, head: ManifestHead) -> None:
+    """Make sure that the data is encrypted as it was when a record was made; older records do not say it.
+
+    :raises InvalidInput: it is not.
+    """
+    if record.key_id is None or (record.key_id, record.mac_id) == (head.key_id, head.mac_id):
+        return
+    found = "not encrypted" if head.key_id is None else f"encrypted with data key {head.key_id}"
+    raise InvalidInput(
+        f"The backup record is of data that is encrypted with data key {record.key_id}; what the store has is"
+        f" {found}. Somebody has replaced it."
+    )
 
 
 def _volume_key_id(record: Any) -> str | None:

@@ -115,10 +115,14 @@ def a_backup(**changes: Any) -> rows.Backup:
     return rows.Backup(**{**values, **changes})
 
 
-@given(backups)
-def test_what_is_exported_can_be_imported(backup: rows.Backup) -> None:
-    record = decode(encode(backup))
-    for name in records.Record.__dataclass_fields__:
+key_ids = st.none() | st.text("0123456789abcdef", min_size=32, max_size=32)
+
+
+@given(backups, key_ids, key_ids.filter(bool))
+def test_what_is_exported_can_be_imported(backup: rows.Backup, key_id: str | None, mac_id: str) -> None:
+    record = decode(encode(backup, key_id, mac_id))
+    assert (record.key_id, record.mac_id) == (key_id, mac_id if key_id else None)
+    for name in set(records.Record.__dataclass_fields__) - {"key_id", "mac_id"}:
         assert getattr(record, name) == getattr(backup, name), name
 
 
@@ -141,6 +145,29 @@ def test_a_record_says_what_the_volume_was() -> None:
         "store": "main",
         "volume": {"volume_type": "gold", "bootable": True, "image_metadata": {"image_name": "cirros"}},
     }
+
+
+def test_a_record_says_how_the_data_is_encrypted_and_is_else_the_same() -> None:
+    text = encode(a_backup(), "d" * 32, "a" * 32)
+    record = decode(text)
+    assert (record.store, record.key_id, record.mac_id) == ("main", "d" * 32, "a" * 32)
+    info = unpack(text)["driver_info"]
+    assert info.pop("encryption") == {"data_key": "d" * 32, "mac": "a" * 32}
+    # Without it, every byte is what it was.
+    assert pack({**unpack(text), "driver_info": info}) == encode(a_backup())
+
+
+@pytest.mark.parametrize(
+    ("encryption", "part"),
+    [
+        (7, ""), ({}, ""), ({"data_key": "d" * 32}, ""), ({"data_key": None, "mac": None}, ".data_key"),
+        ({"data_key": "D" * 32, "mac": "a" * 32}, ".data_key"),
+        ({"data_key": "d" * 32, "mac": "a" * 33}, ".mac"),
+    ],
+)  # fmt: skip
+def test_a_wrong_encryption_is_named(encryption: Any, part: str) -> None:
+    with pytest.raises(InvalidInput, match=rf"invalid driver_info\.encryption{part}\."):
+        decode(pack({**FOREIGN, "driver_info": {"encryption": encryption}}))
 
 
 def test_driver_info_is_empty_without_a_store() -> None:
@@ -301,8 +328,9 @@ def test_no_values_do_more_than_be_refused(changes: dict[str, Any]) -> None:
         return
     # What was let through can be written and read again.
     values = {name: getattr(record, name) for name in record.__dataclass_fields__}
+    ids = [values.pop(name) for name in ("key_id", "mac_id")]
     again = replace(a_backup(), **{name: value for name, value in values.items() if value is not None})
-    assert decode(encode(again)).id == record.id
+    assert decode(encode(again, *ids)).id == record.id
 
 
 @given(st.text() | st.binary().map(lambda data: base64.b64encode(data).decode()))

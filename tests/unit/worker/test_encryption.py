@@ -351,6 +351,41 @@ def test_a_manifest_that_is_suddenly_not_encrypted_is_not_restored(world: Worker
         world.wait(lambda: str(world.volume_status(target)).startswith("error"), "the refusal")
 
 
+def test_an_import_refuses_data_that_is_not_encrypted_as_its_record_says(world: WorkerWorld) -> None:
+    """The database is lost, and somebody who can write to the store has put another manifest there."""
+    volume = world.filled_volume(DATA)
+    with world.worker():
+        ours, other = back_up(world, volume), back_up(world, world.filled_volume(DATA))
+        world.conf["store:main"].encryption = "off"
+        plain = back_up(world, volume)
+        records = {row.id: exported(world, row) for row in (ours, other, plain)}
+    by_id = {name: json.loads(base64.b64decode(one["backup_url"])) for name, one in records.items()}
+    key_id, mac_id = manifest(world, ours).key_id, manifest(world, ours).mac_id
+    named = by_id[ours.id]["driver_info"].pop("encryption")
+    assert named == {"data_key": key_id, "mac": mac_id}
+    assert "encryption" not in by_id[plain.id]["driver_info"]
+    with world.worker():
+
+        def imported(of: models.Backup, encryption: object, status: str) -> str:
+            record = {**by_id[of.id], "id": str(uuid.uuid4())}
+            record["driver_info"] = {**record["driver_info"], "encryption": encryption}
+            text = base64.b64encode(json.dumps(record).encode()).decode()
+            made = world.backups.import_record(
+                world.ctx(), backup_service=records[of.id]["backup_service"], backup_url=text
+            )
+            return str(world.wait_backup(made.id, status).fail_reason)
+
+        imported(ours, named, "available")
+        # As a record of an earlier release.
+        imported(ours, None, "available")
+        reason = imported(plain, named, "error")
+        assert f"encrypted with data key {key_id}; what the store has is not encrypted" in reason
+        reason = imported(other, named, "error")
+        assert f"what the store has is encrypted with data key {manifest(world, other).key_id}" in reason
+        reason = imported(ours, {**named, "mac": "0" * 32}, "error")
+        assert "Somebody has replaced it." in reason
+
+
 def test_no_key_store_makes_no_encrypted_backup(tmp_path: Path) -> None:
     world = WorkerWorld(tmp_path, None)
     world.conf["store:main"].encryption = "project"
