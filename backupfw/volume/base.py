@@ -489,7 +489,8 @@ class VolumeProvider(abc.ABC):
         :param attempt: grows with every attempt to write this volume, over all tasks (made of the task's id
             and its attempt number); a writer with a lower number can no longer write when this returns.
         :raises TargetError: an earlier writer may still be alive and cannot be fenced out (temporary:
-            the task is tried again later).
+            the task is tried again later).  The end of the ``with`` block may raise an error, too: somebody
+            else had the volume meanwhile.
         """
 
     def end_restore(self, volume: VolumeRef, source: Restored | None) -> None:  # noqa: B027  (optional)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -117,7 +118,7 @@ class TargetTests(Adoption):
             lambda target: target.zero(0, self.length // 2),
         ]
         for number, provider in enumerate((volume.provider, self.open_provider(server))):
-            with volume.provider.open_target(volume.ref, 10 * number + 1) as earlier:
+            with _lost(volume.provider.open_target(volume.ref, 10 * number + 1)) as earlier:
                 earlier.write(100, [b"early"])
                 with provider.open_target(volume.ref, 10 * number + 2) as later:
                     for use in uses:
@@ -205,6 +206,15 @@ class TargetTests(Adoption):
             # What users read has no place in it.
             for place in (volume.ref.location, provider.where(volume.ref)):
                 assert not place or place == volume.ref.id or place not in str(caught.value)
+
+
+@contextmanager
+def _lost(opened: AbstractContextManager[BlockTarget]) -> Iterator[BlockTarget]:
+    """Open a target whose end may say that somebody else had the volume meanwhile."""
+    with ExitStack() as stack:
+        yield stack.enter_context(opened)
+        with suppress(*REFUSALS):
+            stack.close()
 
 
 def _flushed(target: BlockTarget, use: Callable[[BlockTarget], None]) -> None:

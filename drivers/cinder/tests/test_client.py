@@ -33,6 +33,7 @@ from backupfw.errors import (
     ServiceUnavailable,
     SnapshotNotFound,
     StorageChanged,
+    TargetError,
     VolumeNotFound,
 )
 from backupfw.volume.base import HEADER, Encryption, Needed, Restored, Storage, VolumeRef, no_tick
@@ -641,6 +642,28 @@ def test_passwords_of_connections_are_in_no_log(
     volumes.detach_all("v1")
     assert "v1" in caplog.text
     assert "chap-secret" not in caplog.text
+
+
+@pytest.mark.parametrize("patience", [0.0, 60.0])
+def test_a_reservation_of_nobody_may_be_one_of_ours_that_begins(
+    cloud: Cloud, client: Client, monkeypatch: pytest.MonkeyPatch, patience: float
+) -> None:
+    """The service reserves the volume first, and records then who attaches it."""
+    monkeypatch.setattr("backupfw_cinder.volumes._BEGINNING", patience)
+    statuses = iter(["reserved", "available"])
+    begun = {"id": "a1", "volume_id": "v1", "status": "reserved", "instance": None, "connection_info": {}}
+
+    def answer(method: str, path: str) -> tuple[int, Any]:
+        if path.endswith("/volumes/v1"):
+            status = next(statuses, "in-use")
+            return 200, {"volume": {**VOLUME, "status": status, "attachments": []}}
+        listed = [] if "mountpoint" in path else [begun]
+        return 200, {"attachment": begun} if method == "POST" else {"attachments": listed}
+
+    cloud.answer = answer
+    with nullcontext() if patience else pytest.raises(TargetError, match="Somebody else"):
+        assert Volumes(client, Connections()).attach(VolumeRef("v1", 1 << 30), 1).id == "a1"
+    assert ("DELETE", "/attachments/a1") not in [one[:2] for one in cloud.seen]
 
 
 def test_a_device_that_a_later_attempt_has_is_left_alone(cloud: Cloud, client: Client) -> None:

@@ -58,6 +58,23 @@ def content(host: Host, info: dict[str, Any]) -> bytes:
         host.disconnect(info, connected.device)
 
 
+def test_a_host_that_lacks_what_only_some_volumes_need_is_no_news(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from os_brick.initiator.connectors import iscsi, nvmeof
+    from oslo_concurrency.processutils import ProcessExecutionError
+
+    def missing(*_words: str, **_options: Any) -> None:
+        raise ProcessExecutionError("no such file")
+
+    assert iscsi.ISCSIConnector("", execute=missing).get_initiator() is None
+    monkeypatch.setattr(nvmeof, "open", missing, raising=False)
+    assert nvmeof.NVMeOFConnector._is_native_multipath_supported() is False
+    assert caplog.records == []
+    nvmeof.LOG.warning("anything else")
+    assert [record.getMessage() for record in caplog.records] == ["anything else"]
+
+
 def test_a_file_is_read_and_written(host: Host, disk: Path) -> None:
     info = connection(disk)
     assert content(host, info) == disk.read_bytes()

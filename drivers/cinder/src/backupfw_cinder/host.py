@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import shlex
 import sys
@@ -26,6 +27,18 @@ LOG = log.getLogger(__name__)
 
 #: What a connection says of a volume whose bytes are those of the disk.
 _RAW = (None, "", "raw")
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Drop the warnings that a host lacks what only volumes of one kind need: an iSCSI initiator, or NVMe.
+
+    Without it, the Block Storage service or os-brick refuses such a volume, and says why.
+    """
+    return record.funcName not in ("get_initiator", "_is_native_multipath_supported")
+
+
+for _connector in ("iscsi", "nvmeof"):
+    logging.getLogger(f"os_brick.initiator.connectors.{_connector}").addFilter(_is_news)
 
 _preparing = threading.Lock()
 _prepared = False

@@ -25,6 +25,8 @@ _DEVICE = "backupfw-"
 # Seconds between two looks at a status, and for which a volume is waited for.
 _POLL = 0.5
 _PATIENCE = 600.0
+# For which a reservation is waited for that nobody seems to have made: it may be one of ours that begins.
+_BEGINNING = 15.0
 # How often the service may refuse to attach a volume that is available: other attempts may try, too.
 _REFUSALS = 20
 
@@ -32,8 +34,9 @@ _REFUSALS = 20
 _FAILED = "error_attaching"
 _MAKING = ("creating", "downloading")
 _PASSING = ("detaching", *_MAKING)
+_RESERVED = "reserved"
 #: Statuses of a volume that somebody has.
-ATTACHED = ("in-use", "reserved", "attaching")
+ATTACHED = ("in-use", _RESERVED, "attaching")
 #: The type of connections, and the protocol of back ends, of volumes in Ceph.
 _RBD, _CEPH = "rbd", "ceph"
 
@@ -158,7 +161,8 @@ class Volumes:
         :raises TargetError: somebody else has it, or a later attempt.
         """
         volume_id = volume.id
-        give_up = time.monotonic() + _PATIENCE
+        begun = time.monotonic()
+        give_up, settled = begun + _PATIENCE, begun + _BEGINNING
         refusals = 0
         while True:
             status = self.get(volume_id)["status"]
@@ -174,7 +178,9 @@ class Volumes:
                     if refusals == _REFUSALS or error.status not in (400, 404, 409, 500):
                         raise TargetError(f"Volume {volume_id} cannot be attached: {error.text}") from error
             elif status not in (*_PASSING, *ATTACHED) or (
-                status in ATTACHED and not self._detach_earlier(volume_id, attempt)
+                status in ATTACHED
+                and not self._detach_earlier(volume_id, attempt)
+                and not (status == _RESERVED and time.monotonic() < settled)
             ):
                 raise TargetError(f"Somebody else uses volume {volume_id}: its status is {status}.")
             if time.monotonic() >= give_up:
