@@ -5,11 +5,14 @@ Seconds of it: ``BACKUPFW_CHAOS_SECONDS`` (600).
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -25,7 +28,7 @@ import pytest
 
 from tests.integration.content import MIB
 from tests.integration.faults.history import PATIENCE, History, Monkey, volume_in
-from tests.integration.faults.world import Installation, Process, installation
+from tests.integration.faults.world import SECRET, Installation, Process, installation
 from tests.servers.databases import PostgreSQL, postgresql_programs
 from tests.servers.directory import server_directory
 from tests.servers.rabbitmq import RabbitMQ, rabbitmq, rabbitmq_missing
@@ -37,6 +40,9 @@ SECONDS = float(os.environ.get("BACKUPFW_CHAOS_SECONDS", "600"))
 VOLUMES = 200
 HISTORIES = 20
 WORKERS = ("w1", "w2", "w3")
+#: The projects of the histories, and those whose backups are encrypted.
+PROJECTS = ("p0", "p1", "p2", "p3")
+ENCRYPTED = PROJECTS[::2]
 #: Sees every outage and is never killed itself.
 SURVIVOR = "survivor"
 #: How much more a survivor may have in the last third of the time than in the one before: threads, and bytes.
@@ -111,6 +117,7 @@ def installed(servers: Servers, tmp_path: Path) -> Iterator[Installation]:
             "sorted_listing": False,
             "operation_timeout": 20,
         },
+        f"placement:{SECRET}": {"projects": ", ".join(ENCRYPTED)},
     }
     with installation(tmp_path, servers.database.create_database(), servers.broker.url, options) as made:
         for name in (*WORKERS, SURVIVOR):
@@ -169,6 +176,21 @@ def harms_to_api(installed: Installation) -> dict[str, Harm]:
     return {"kill API": kill, "stop API": stop}
 
 
+def harms_to_keys(installed: Installation) -> dict[str, Harm]:
+    """What is done to the keys of projects, by a command that may be killed, too."""
+
+    def rotate(rng: random.Random) -> None:
+        words = [sys.executable, "-m", "backupfw.cmd.main", "keys", "rotate"]
+        words += ["--project", rng.choice(ENCRYPTED), "--config-file", str(installed.folder / "common.conf")]
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            # Status 1: the database or the store is away, or there is no key yet.
+            done = subprocess.run(words, capture_output=True, text=True, timeout=rng.uniform(1, 20))
+            assert done.returncode in (0, 1), done
+            assert "Traceback" not in done.stderr, done
+
+    return {"rotate keys": rotate}
+
+
 def size_of(process: Process) -> tuple[int, int]:
     """Return how many threads and bytes a process and those it started have."""
     threads = memory = 0
@@ -196,7 +218,7 @@ def assert_levelled_off(sizes: Sequence[tuple[int, int]]) -> None:
 
 
 def objects(store: SeaweedFS) -> list[str]:
-    """Return the keys of everything in the store."""
+    """Return the keys of everything of backups in the store."""
     client = boto3.client(
         "s3",
         endpoint_url=store.endpoint,
@@ -209,6 +231,8 @@ def objects(store: SeaweedFS) -> list[str]:
         for bucket in client.list_buckets()["Buckets"]
         for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket["Name"])
         for item in page.get("Contents", ())
+        # It belongs to the installation, not to a backup.
+        if not item["Key"].endswith(".holder")
     ]
 
 
@@ -242,6 +266,7 @@ def everything_is_killed(installed: Installation, servers: Servers, seed: int) -
     monkeys = [
         Monkey(harms_to_workers(installed), random.Random(rng.random()), (1, 8)),
         Monkey(harms_to_api(installed), random.Random(rng.random()), (5, 30)),
+        Monkey(harms_to_keys(installed), random.Random(rng.random()), (5, 30)),
     ]
     to_servers = Monkey(servers.harms(), random.Random(rng.random()), (0, 0))
 
@@ -250,7 +275,7 @@ def everything_is_killed(installed: Installation, servers: Servers, seed: int) -
             monkey.check()
 
     def history(number: int) -> History:
-        client = installed.client(f"p{number % 4}")
+        client = installed.client(PROJECTS[number % len(PROJECTS)])
         return History(client, f"h{number}", random.Random(seed + number), volume_path, disks, check)
 
     with ThreadPoolExecutor(HISTORIES) as pool:
@@ -269,6 +294,8 @@ def everything_is_killed(installed: Installation, servers: Servers, seed: int) -
             for run in runs:
                 run.result()
         list(pool.map(History.settle, histories))
+        # All data keys are wrapped by the keys that are current, whatever rotation was killed when.
+        installed.command("keys", "rewrap")
         installed.audit()
         list(pool.map(lambda history: history.check(most=20), histories))
         installed.audit()

@@ -1,7 +1,11 @@
-"""A random history over HTTP of the embedded service, which is killed, stopped and frozen all the while."""
+"""A random history over HTTP of the embedded service, which is killed, stopped and frozen all the while.
+
+Steps of the long variants: ``BACKUPFW_HISTORY_STEPS`` (10000).
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -15,6 +19,7 @@ from tests.integration.content import MIB
 from tests.integration.faults.history import History, Monkey, left_in, volume_in
 from tests.integration.service import Service
 
+LONG = int(os.environ.get("BACKUPFW_HISTORY_STEPS", "10000"))
 OPTIONS = {
     "backup": {
         "segment_size": MIB,
@@ -31,8 +36,8 @@ OPTIONS = {
 }
 
 
-def harms(service: Service) -> dict[str, Callable[[random.Random], None]]:
-    """What is done to the service."""
+def harms(service: Service, encryption: str) -> dict[str, Callable[[random.Random], None]]:
+    """What is done to the service, and to its keys if there are any."""
 
     def kill(_rng: random.Random) -> None:
         service.kill()
@@ -48,22 +53,32 @@ def harms(service: Service) -> dict[str, Callable[[random.Random], None]]:
         time.sleep(rng.uniform(0.1, 8))
         os.kill(service.pid, signal.SIGCONT)
 
-    return {"kill": kill, "stop": stop, "freeze": freeze}
+    def rotate(_rng: random.Random) -> None:
+        # There is no key before the first backup.
+        if json.loads(service.command("keys", "list", "--format", "json").stdout):
+            service.command("keys", "rotate", "--project", "demo")
+
+    keys = {} if encryption == "off" else {"rotate": rotate}
+    return {"kill": kill, "stop": stop, "freeze": freeze, **keys}
 
 
 @pytest.mark.parametrize(
-    ("steps", "pause"),
-    [(100, (0.3, 2)), pytest.param(10_000, (0.5, 7), marks=pytest.mark.soak)],
-    ids=["100", "10000"],
+    ("steps", "pause", "encryption"),
+    [
+        pytest.param(100, (0.3, 2), "off", id="100"),
+        pytest.param(LONG, (0.5, 7), "off", marks=pytest.mark.soak, id="long"),
+        pytest.param(LONG, (0.5, 7), "project", marks=pytest.mark.soak, id="long-encrypted"),
+    ],
 )
-def test_nothing_is_lost(tmp_path: Path, steps: int, pause: tuple[float, float]) -> None:
+def test_nothing_is_lost(tmp_path: Path, steps: int, pause: tuple[float, float], encryption: str) -> None:
     """The pauses are those between two harms, in seconds."""
     seed = 1 if steps == 100 else random.randrange(1 << 30)
     print(f"seed {seed}")
     rng = random.Random(seed)
-    service = Service(tmp_path / "state", OPTIONS).start()
+    options = {**OPTIONS, "store:main": {**OPTIONS["store:main"], "encryption": encryption}}
+    service = Service(tmp_path / "state", options).start()
     try:
-        monkey = Monkey(harms(service), random.Random(rng.random()), pause)
+        monkey = Monkey(harms(service, encryption), random.Random(rng.random()), pause)
         history = History(
             service.client(), "disk", rng, volume_in(service.state / "volumes"), disks=3, check=monkey.check
         )
