@@ -229,6 +229,12 @@ class AttemptInVain(EngineError):
     seconds = 0.0
 
 
+class TakesTurns(AttemptInVain):
+    """Copies to a container and removals there take turns, volume by volume; the other one works now."""
+
+    seconds = 2.0
+
+
 class ListingBehind(AttemptInVain):
     """A listing may not show yet all objects from before this process's start, so nothing may be deleted.
 

@@ -95,6 +95,12 @@ _TABLE = (
         "Show how far the operation on a backup is.",
         ("GET /backups/{backup_id}/progress",),
     ),
+    Rule(
+        "backup:get_copies",
+        Level.READER,
+        "Show a backup's copies in other stores.",
+        ("GET /backups/{backup_id}/copies",),
+    ),
     Rule("backup:create", Level.MEMBER, "Make a backup.", ("POST /backups",), needs_project=True),
     Rule(
         "backup:update",
@@ -111,6 +117,15 @@ _TABLE = (
         Level.MEMBER,
         "Cancel a backup that is being made, or the restore of one.",
         ("POST /backups/{backup_id}/action (os-backupfw-cancel)",),
+    ),
+    Rule(
+        "backup:copy",
+        Level.MEMBER,
+        "Copy a backup to another store, or remove such a copy.",
+        (
+            "POST /backups/{backup_id}/action (os-backupfw-copy)",
+            "POST /backups/{backup_id}/action (os-backupfw-remove_copy)",
+        ),
     ),
     Rule(
         "backup:restore",

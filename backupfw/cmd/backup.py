@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from oslo_config.cfg import ConfigOpts
 
     from backupfw.db.session import Database
+    from backupfw.manager.rows import BackupCopy
+
+#: What is shown of a copy.
+_COPY_COLUMNS = ("store", "container", "status", "fail_reason", "created_at", "updated_at")
 
 
 class List(base.Lister):
@@ -261,6 +265,45 @@ class Cancel(base.Command):
         print(f"backup {after.id} is {after.status}: {after.fail_reason}")
 
 
+class Copy(usecases.Queueing):
+    """Copy a backup to another store, beside the one that it is in, or remove such a copy.
+
+    The copy has the same objects, so what is encrypted stays so.  The backup can be used meanwhile, and is
+    deleted with all its copies.
+    """
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add the command's arguments."""
+        parser.add_argument("id", metavar="ID", help="the backup's id or name")
+        what = parser.add_mutually_exclusive_group(required=True)
+        what.add_argument("--to", metavar="STORE", type=usecases.text, help="copy it to this store")
+        what.add_argument("--remove", metavar="STORE", type=usecases.text, help="remove its copy there")
+        usecases.add_project(parser)
+        super().add_arguments(parser)
+
+    def take_action(self, parsed_args: argparse.Namespace) -> None:
+        """Copy it, or remove the copy."""
+        from backupfw.db import models
+        from backupfw.manager.lineage import lifecycle
+
+        args = parsed_args
+        cases = self.use_cases(args)
+        backup = cases.find(models.Backup, args.id, args.project)
+        if args.remove is not None:
+            cases.backups.remove_copy(base.operator(), backup, args.remove)
+            return
+        copy = cases.backups.copy(base.operator(), backup, args.to)
+        operation = waiting.Operation(
+            f"copying backup {backup} to store {args.to}",
+            models.BackupCopy,
+            copy.id,
+            (lifecycle.AVAILABLE,),
+            task_of=copy.manifest_id,
+            cancel=f"backupfw backup copy {backup} --remove {args.to}",
+        )
+        waiting.follow(cases.conf, cases.db, operation, wait=args.wait)
+
+
 def record(conf: ConfigOpts, db: Database, backup_id: str) -> Mapping[str, Any]:
     """Return all that is known of a backup, by the names of its parts.
 
@@ -270,18 +313,25 @@ def record(conf: ConfigOpts, db: Database, backup_id: str) -> Mapping[str, Any]:
     from backupfw.manager.outcomes.backups import BackupTasks
     from backupfw.manager.usecases.backups import BackupManager
 
-    row = BackupManager(db, conf).get(base.operator(), backup_id)
+    manager = BackupManager(db, conf)
+    row = manager.get(base.operator(), backup_id)
     known = {
         **usecases.described(row),
         "damaged_objects": []
         if row.manifest_id is None
         else [database.plain(one) for one in BackupTasks(db, conf).damaged_objects.of(row.manifest_id)],
         **_manifest(db, row.manifest_id),
+        "copies": [_copy(one) for one in manager.copies(base.operator(), backup_id)],
         "holdings": None if row.manifest_id is None else _holdings(conf, db, row.id, row.manifest_id),
     }
     # What the backup stored when it was made is not what it holds now.
     known["put_bytes"] = known.pop("stored_bytes")
     return dict(sorted(known.items()))
+
+
+def _copy(copy: BackupCopy) -> dict[str, Any]:
+    found = usecases.described(copy)
+    return {name: found[name] for name in _COPY_COLUMNS}
 
 
 def _manifest(db: Database, manifest_id: str | None) -> dict[str, Any]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from oslo_config import cfg
 
     from backupfw.cmd.catalogue import Named
+    from backupfw.db.models import BackupCopy
     from backupfw.db.session import Database
     from backupfw.manager.queue.progress import Progress as HowFar
 
@@ -43,7 +44,7 @@ class Operation:
     """
 
     label: str
-    model: type[Named]
+    model: type[Named | BackupCopy]
     resource_id: str
     good: Collection[str]
     task_of: str | None = None
@@ -130,10 +131,10 @@ def _status(db: Database, operation: Operation) -> tuple[str, str | None, bool]:
 
     with db.read() as session:
         row: Any = session.get(operation.model, operation.resource_id)
-        if row is None or row.deleted:
+        if row is None or getattr(row, "deleted", False):
             return lifecycle.DELETED, None, True
         about = row
-        if operation.task_of is not None:
+        if operation.task_of is not None and not hasattr(row, "fail_reason"):
             about = session.get(models.Backup, operation.task_of)
         reason = getattr(about, "fail_reason", None)
         return str(row.status), reason, row.status not in lifecycle.TRANSIENT

@@ -400,6 +400,28 @@ class Backup(Lockable, _SoftDelete, Base):
     manifest_id: Mapped[str | None] = mapped_column(ForeignKey("manifests.id"))
 
 
+class BackupCopy(Lockable, _Timestamps, Base):
+    """A copy of a backup in another store than its own.
+
+    ``manifest_id``: the row of the manifest there; null if the copy failed.
+    """
+
+    __tablename__ = "backup_copies"
+    __table_args__ = (
+        Index("ix_backup_copies_backup_id_store", "backup_id", "store", unique=True),
+        Index("ix_backup_copies_manifest_id", "manifest_id"),
+        _TABLE,
+    )
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    backup_id: Mapped[str] = mapped_column(ForeignKey("backups.id", ondelete="CASCADE"))
+    store: Mapped[str]
+    container: Mapped[str]
+    status: Mapped[str] = mapped_column(String(64))
+    fail_reason: Mapped[str | None]
+    manifest_id: Mapped[str | None] = mapped_column(ForeignKey("manifests.id"))
+
+
 class BackupMetadata(Base):
     """One key of a backup's metadata."""
 
@@ -420,7 +442,9 @@ class Manifest(Lockable, _Timestamps, Base):
     ``in_tree`` unset stays only so that its key stays known.  ``detached``: inserted by an import, its
     lineage is unknown.  A row in state ``announced`` is only a key, beside the row of the manifest that may
     be put there.  ``touched`` counts the children that were begun: the update for a child and
-    a release of the same row exclude each other.
+    a release of the same row exclude each other.  ``copied``: it is a copy of the manifest with this key in
+    another store, so its key is known while it is being written, and objects below the prefixes of other
+    backups were put for it; its ``source_identity`` says how far the copy is (``lineage/manifests.py``).
     """
 
     __tablename__ = "manifests"
@@ -443,6 +467,7 @@ class Manifest(Lockable, _Timestamps, Base):
     base_id: Mapped[str | None] = mapped_column(ForeignKey("manifests.id"))
     in_tree: Mapped[bool] = mapped_column(Boolean, default=True, server_default=true())
     detached: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
+    copied: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
     state: Mapped[str] = mapped_column(String(16))
     epoch: Mapped[int] = mapped_column(Integer, default=1)
     block_size: Mapped[int]
@@ -538,7 +563,7 @@ class Task(Lockable, _Timestamps, Base):
     """One operation that is waiting or running.
 
     ``progressed``: the next attempt can continue from this one, so its loss does not count as a failure.
-    ``zone``, ``store``, ``volume_host``, ``backend``: its requirements; null for any.
+    ``zone``, ``store``, ``from_store``, ``volume_host``, ``backend``: its requirements; null for any.
     ``store_down``: it was given back because its store does not answer.
     ``queue_position``: the lowest runs first (``manager/queue/claims.py``); its column keeps its old name,
     ``turn``.  ``progress_…``: bytes, and bytes per second, as the running attempt last reported them
@@ -574,6 +599,7 @@ class Task(Lockable, _Timestamps, Base):
     fail_reason: Mapped[str | None]
     zone: Mapped[str | None]
     store: Mapped[str | None]
+    from_store: Mapped[str | None]
     volume_host: Mapped[str | None]
     backend: Mapped[str | None]
     queue_position: Mapped[int] = mapped_column("turn", BigInteger, default=0, server_default="0")

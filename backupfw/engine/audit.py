@@ -2,7 +2,8 @@
 
 The volumes are audited one after the other, in the sweep's order: list the objects, *then* read the
 database's rows, *then* read the manifests.  The findings are objects that are listed and not named, and
-objects that are named and not listed.  Objects of backups that a task works on are left out.  Nothing is
+objects that are named and not listed.  Objects of backups that a task works on are left out, and while a
+backup is copied to the container, all that its volume has too much.  Nothing is
 deleted, and no block is read: a verification proves what the objects hold (:mod:`backupfw.engine.verify`).
 
 The service may work at the same time.  So a volume with findings is audited once more, and only what was
@@ -166,6 +167,7 @@ def _look(
         data_keys = {one.key for one in present if one.segment < 0 and keys.is_data_key(one.key)}
         listed_manifests = {one.key for one in present if one.segment < 0} - data_keys
         unknown = {key for key in listed_manifests.difference(rows.known) if _backup(key) not in transient}
+        copying = rows.copying
         found = {
             Discrepancy(UNKNOWN, key, "the database does not know it")
             for key in unknown
@@ -179,7 +181,8 @@ def _look(
                 if candidate.key in data_keys:
                     continue
                 if difference.kind == ORPHAN:
-                    if _backup(candidate.key) not in transient and candidate.key not in unknown:
+                    moves = copying or _backup(candidate.key) in transient
+                    if not moves and candidate.key not in unknown:
                         orphans.add(candidate)
                 elif len(found) < MOST and (difference.kind == SIZE or _is_missing(container, candidate.key)):
                     found.add(difference)

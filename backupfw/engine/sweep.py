@@ -14,6 +14,7 @@ are not seen.  No clock is involved.
 * An unknown manifest that can be read is reported; it stays, and so does everything that it names.
   A manifest that a lost attempt put late is known, because every manifest is announced before it is put.
 * A manifest that cannot be read stops its volume: what it names is not known.
+* While a backup is copied to the container, nothing of its volume is an orphan.
 * A wrapped data key is an orphan if neither a manifest nor the database has its lineage.  A backup that
   begins later has a new one, or one that the database had when it was asked.
 """
@@ -56,6 +57,10 @@ class VolumeRows(Protocol):
     @property
     def mac_ids(self) -> Collection[str]:
         """Ids of the keys of the digests of manifests that are not gone, and of all data keys."""
+
+    @property
+    def copying(self) -> bool:
+        """Whether a copy to the container has begun: any object of the volume may have been put for it."""
 
 
 class Catalogue(Protocol):
@@ -135,21 +140,27 @@ def run(
     if not dry_run:
         settle(container, control)
     reports = [
-        _sweep_volume(volume_prefix, objects, container, catalogue, control, dry_run)
+        sweep_volume(volume_prefix, objects, container, catalogue, control, dry_run=dry_run)
         for volume_prefix, objects in objects_by_volume(container, prefix, control)
     ]
     own = keys.installation_prefix(naming.key_part_text(prefix.split("/", 1)[0]))
     return SweepReport(tuple(reports), dry_run, foreign_manifests(own, container, control))
 
 
-def _sweep_volume(
+def sweep_volume(
     volume_prefix: str,
     listed: Iterator[Candidate],
     container: Container,
     catalogue: Catalogue,
     control: Control,
-    dry_run: bool,
+    *,
+    dry_run: bool = False,
 ) -> VolumeReport:
+    """Sweep one volume, in a container whose listings show all that was put before this process began.
+
+    :param listed: the objects of every kind below its prefix.
+    :raises Exception: as :func:`run`.
+    """
     _installation, project, volume = (naming.key_part_text(part) for part in volume_prefix.split("/")[:3])
     manifests: list[str] = []
     data_keys: list[str] = []
@@ -171,11 +182,13 @@ def _sweep_volume(
     except (Damaged, UnsupportedFormat) as error:
         return VolumeReport(project, volume, count, stopped=str(error))
     skipped = 0
+    # Once more: a copy that has begun since may rely on what was found.
+    copying = rows.copying or (bool(spool.count) and catalogue.volume(project, volume).copying)
     with spool, Spool() as orphans:
         for candidate in spool:
             if candidate.key in kept:
                 continue
-            if _backup(candidate.key) in transient:
+            if copying or _backup(candidate.key) in transient:
                 skipped += 1
             else:
                 orphans.add(candidate)

@@ -18,7 +18,7 @@ from backupfw.engine.format.binary import BadBytes
 from backupfw.engine.format.entries import SegmentEntry
 from backupfw.engine.format.manifest import ManifestHead, ManifestReader
 from backupfw.engine.format.pack import TAIL_BYTES, Pack, check_tail
-from backupfw.engine.format.sealing import FindKey, no_keys
+from backupfw.engine.format.sealing import FindKey, Sealing, no_keys
 from backupfw.engine.format.segment_map import PackInfo, SegmentMap, read_map
 from backupfw.engine.pool import Halt, Meter, Streams
 from backupfw.engine.ports import Control, VerifyReport
@@ -258,24 +258,38 @@ class _SegmentVerifier:
 
         def check(data: bytes) -> None:
             found.bytes += len(data)
-            self._check_pack(table, info, blocks, data)
+            check_pack(table, info, blocks, data, self._sealing, self._decoder)
 
         # A range, so that the entry bounds the memory whatever the object has become.
         objects.read_checked(self._container, info.key, 0, max(1, info.size), check)
         found.blocks += len(blocks)
 
-    def _check_pack(self, table: SegmentMap, info: PackInfo, blocks: list[int], data: bytes) -> None:
-        parsed = keys.parse(info.key)
-        number = -1 if parsed is None else parsed.number
-        pack = Pack.parse(data, table.index, number, table.block_size)
-        if pack.seal != info.seal:
-            raise BadBytes("it is not encrypted as its map says")
-        cipher = self._sealing.open(pack.seal, info.key)
-        rows = {row.offset: row for row in pack.rows(cipher)}
-        view = memoryview(data)
-        for block in blocks:
-            begin, stored = table.offset[block], table.stored[block]
-            self._decoder.decode(table, block, view[begin : begin + stored], cipher)
-            row = rows.get(begin)
-            if row is None or (row.index, row.length, row.codec) != (block, stored, table.codecs[block]):
-                raise BadBytes(f"its footer does not name block {block}")
+
+def check_pack(
+    table: SegmentMap,
+    info: PackInfo,
+    blocks: list[int],
+    data: bytes,
+    sealing: Sealing,
+    decoder: BlockDecoder,
+) -> None:
+    """Check a whole pack: its footer against a map that names it, and every block that the map has in it.
+
+    :param blocks: those blocks.
+    :param decoder: of the calling thread.
+    :raises BadBytes: something is wrong.
+    """
+    parsed = keys.parse(info.key)
+    number = -1 if parsed is None else parsed.number
+    pack = Pack.parse(data, table.index, number, table.block_size)
+    if pack.seal != info.seal:
+        raise BadBytes("it is not encrypted as its map says")
+    cipher = sealing.open(pack.seal, info.key)
+    rows = {row.offset: row for row in pack.rows(cipher)}
+    view = memoryview(data)
+    for block in blocks:
+        begin, stored = table.offset[block], table.stored[block]
+        decoder.decode(table, block, view[begin : begin + stored], cipher)
+        row = rows.get(begin)
+        if row is None or (row.index, row.length, row.codec) != (block, stored, table.codecs[block]):
+            raise BadBytes(f"its footer does not name block {block}")

@@ -88,6 +88,25 @@ class Backup:
         return self.num_dependent_backups > 0
 
 
+@dataclass(frozen=True, slots=True)
+class BackupCopy:
+    """A copy of a backup in another store.
+
+    :ivar status: ``copying``, ``available`` or ``error``, then with ``fail_reason``.
+    :ivar manifest_id: the row of the manifest there; None if the copy failed.
+    """
+
+    id: str
+    backup_id: str
+    store: str
+    container: str
+    status: str
+    fail_reason: str | None
+    manifest_id: str | None
+    created_at: datetime
+    updated_at: datetime | None
+
+
 class ListedBackup(NamedTuple):
     """What a listing shows of a backup.  A page makes a thousand of them; a tuple costs a fifth of a
     record."""
@@ -443,6 +462,13 @@ def backup_by_id(fetch: Fetch, backup_id: str) -> Backup | None:
         num_dependent_backups=dependents,
         metadata={row[0]: row[1] for row in found if row[0] is not None},
     )
+
+
+def copies(session: Session, backup_id: str) -> list[BackupCopy]:
+    """Return the copies of a backup, by store."""
+    row = models.BackupCopy
+    found = session.scalars(select(row).where(row.backup_id == backup_id).order_by(row.store))
+    return [BackupCopy(**columns(one, BackupCopy)) for one in found]
 
 
 def fetching(session: Session) -> Fetch:

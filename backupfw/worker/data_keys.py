@@ -16,6 +16,7 @@ from backupfw.engine.candidates import Candidate, in_order
 from backupfw.engine.format import keys
 from backupfw.engine.format.binary import BadBytes
 from backupfw.engine.format.key_object import WrappedKey, read_key, secret_of
+from backupfw.engine.format.manifest import read_head
 from backupfw.engine.format.sealing import DataKey, FindKey
 from backupfw.engine.ports import Control, KnownManifests
 from backupfw.errors import ConfigError, Damaged, DataKeyMissing, UnsupportedFormat
@@ -203,6 +204,44 @@ class DataKeys:
         if objects.is_missing(container, stored_key(row).object_key):
             put_as_recorded(self._catalogue, container, key_id)
             crash_points.reach("key.put")
+
+    def copy(self, source: Container, target: Container, manifest_key: str) -> None:
+        """Put the data keys that a manifest and all that it shares with need into another container.
+
+        They are copied as they are wrapped; ``backupfw keys rewrap`` wraps them again in both, because the
+        manifest's row in the target is there already.
+
+        :raises DataKeyMissing: its own data key is not in the source.
+        :raises Damaged: it cannot be read.
+        :raises ChunkStoreError: a store does not do it.
+        """
+        head = read_head(source, manifest_key)
+        if head.key_id is None:
+            return
+        prefix = keys.volume_prefix_of(manifest_key)
+        own = keys.data_key_key(prefix, head.key_id)
+        others = [one.key for one in source.list(keys.data_keys_prefix(prefix)) if keys.is_data_key(one.key)]
+        for object_key in dict.fromkeys((own, *others)):
+            try:
+                found = read_key(source, object_key)
+            except (Damaged, DataKeyMissing, UnsupportedFormat):
+                if object_key == own:
+                    raise
+                # A key that nobody can read is none that this backup needs.
+                continue
+            if found.mac_id == head.mac_id:
+                self._put_copy(source, target, found)
+        crash_points.reach("key.put")
+
+    @staticmethod
+    def _put_copy(source: Container, target: Container, found: WrappedKey) -> None:
+        while True:
+            target.put(found.object_key, Body.from_bytes(found.encode()))
+            # It may have been wrapped again meanwhile.
+            now = read_key(source, found.object_key)
+            if now == found:
+                return
+            found = now
 
     def forget(self, plan: ReleasePlan, container: Container, control: Control) -> None:
         """Remove the data keys of a volume when its last encrypted manifest in a container is going.

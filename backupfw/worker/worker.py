@@ -260,7 +260,7 @@ class Worker:
 
     def _without_store(self, handler: Handler, task: Task, error: StoreDown, reason: str) -> None:
         """Give back a task whose store is down, before any work; this does not count as a failed attempt."""
-        if error.seconds < self._settings.store_wait:
+        if handler.waits_for_stores or error.seconds < self._settings.store_wait:
             pause = min(max(1.0, error.seconds / 4), LONGEST_PAUSE)
             self._tasks.release(task, pause, store_down=True)
             return

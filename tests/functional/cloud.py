@@ -27,6 +27,7 @@ from backupfw.conf import libraries as library_conf
 from backupfw.conf import stores as store_conf
 from backupfw.conf import volumes as volume_conf
 from backupfw.db import models
+from backupfw.db.digest import object_digest
 from backupfw.db.models import Base
 from backupfw.db.session import Database, now
 from backupfw.manager.messages import MessageManager
@@ -62,6 +63,7 @@ def _empty_database(folder: Path) -> Path:
     Base.metadata.create_all(database.engine)
     with database.write() as session:
         session.add(default_type(now(session)))
+        session.add(models.Installation(id=1, uuid=NOBODY, created_at=now(session)))
     database.close()
     return path
 
@@ -71,10 +73,12 @@ def configuration(**api: Any) -> cfg.ConfigOpts:
     conf = cfg.ConfigOpts()
     for group in (default_conf, api_conf, backup_conf, volume_conf, library_conf):
         group.register_opts(conf)
-    conf.register_opts(
-        (store_conf.CONTAINER, store_conf.ENCRYPTION, store_conf.MAX_RUNNING), store_conf.group_of("main")
-    )
+    for store in ("main", "offsite"):
+        conf.register_opts(
+            (store_conf.CONTAINER, store_conf.ENCRYPTION, store_conf.MAX_RUNNING), store_conf.group_of(store)
+        )
     conf(args=[], default_config_files=[], default_config_dirs=[])
+    conf.set_override("enabled_stores", ["main", "offsite"])
     for name, value in api.items():
         conf.set_override(name, value, "api")
     return conf
@@ -137,10 +141,14 @@ class Cloud:
 
     def _end_backup_create(self, session: Any, task: models.Task) -> None:
         backup = session.get(models.Backup, task.resource_id)
+        key = f"{NOBODY}/{backup.project_id}/{backup.volume_id}/{backup.id}/1.1-ab/manifest"
         manifest = models.Manifest(
             id=str(uuid.uuid4()),
             store="main",
             container=backup.container,
+            key=key,
+            key_digest=object_digest("main", backup.container, key),
+            length=backup.length,
             installation_id=NOBODY,
             project_id=backup.project_id,
             volume_id=backup.volume_id,
@@ -159,9 +167,7 @@ class Cloud:
         backup.completed = True
         backup.object_count = 3
         backup.service = SERVICE
-        backup.service_metadata = (
-            f"{NOBODY}/{backup.project_id}/{backup.volume_id}/{backup.id}/1.1-ab/manifest"
-        )
+        backup.service_metadata = key
         for model, owner in ((models.Volume, backup.volume_id), (models.Snapshot, backup.snapshot_id)):
             self._give_back(session, model, owner)
 
@@ -176,6 +182,11 @@ class Cloud:
     def _end_backup_restore(self, session: Any, task: models.Task) -> None:
         self._set(session, models.Backup, task.resource_id, status="available")
         self._set(session, models.Volume, task.payload["volume_id"], status="available", location="x")
+
+    def _end_backup_copy(self, session: Any, task: models.Task) -> None:
+        self._set(session, models.Manifest, task.resource_id, state="live")
+        mine = models.BackupCopy.manifest_id == task.resource_id
+        session.execute(update(models.BackupCopy).where(mine).values(status="available"))
 
     def _end_backup_delete(self, session: Any, task: models.Task) -> None:
         self._gone(session, models.Backup, task)

@@ -630,6 +630,9 @@ def test_invalid_actions_come_before_existence(shared: Cloud, body: Any, text: s
 # Policy
 
 
+OFFSITE = {"store": "offsite"}
+
+
 def test_what_each_role_may(cloud: Cloud) -> None:
     volume = cloud.volume()
     backup = cloud.backup(volume)
@@ -642,6 +645,9 @@ def test_what_each_role_may(cloud: Cloud) -> None:
         ("POST", "/backups", create, "member", "backup:create"),
         ("POST", f"/backups/{backup}/restore", {"restore": {}}, "member", "backup:restore"),
         ("POST", f"/backups/{backup}/action", {"os-backupfw-cancel": {}}, "member", "backup:cancel"),
+        ("GET", f"/backups/{backup}/copies", None, "reader", "backup:get_copies"),
+        ("POST", f"/backups/{backup}/action", {"os-backupfw-copy": OFFSITE}, "member", "backup:copy"),
+        ("POST", f"/backups/{backup}/action", {"os-backupfw-remove_copy": OFFSITE}, "member", "backup:copy"),
         ("GET", f"/backups/{backup}/export_record", None, "admin", "backup:export-import"),
         ("POST", "/backups/import_record", record(), "admin", "backup:backup-import"),
         (

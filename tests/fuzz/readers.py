@@ -76,6 +76,7 @@ class Rows:
     announced: set[str] = field(default_factory=set)
     transient: set[str] = field(default_factory=set)
     mac_ids: set[str] = field(default_factory=set)
+    copying: bool = False
 
     def volume(self, _project: str, _volume: str) -> Rows:
         return self

@@ -120,6 +120,36 @@ def keys(server: Any) -> list[str]:
     return [entry["Key"] for page in pages for entry in page.get("Contents", ())]
 
 
+def test_copies(server: Any, site: tuple[Any, dict[str, Any]], tmp_path: Path) -> None:
+    """From a directory to the server: what is encrypted stays so, and the copies go with the backups."""
+    image = tmp_path / "image.raw"
+    write_image(image, LENGTH)
+    options = {
+        **options_for(server, **site[1]),
+        "DEFAULT": {"enabled_stores": "disk, main", "default_store": "disk"},
+        "keys": {"driver": "file", "directory": tmp_path / "keys"},
+        "store:disk": {"driver": "posix", "path": tmp_path / "disk", "encryption": "project"},
+    }
+    with running(tmp_path / "state", options) as service:
+        client = service.client()
+        volume = client.adopt(image)
+        full = client.backup(volume)
+        change_image(image, 5)
+        incremental = client.backup(volume, incremental=True)
+        for backup in (full, incremental):
+            service.command("backup", "copy", backup, "--to", "main")
+        put = [key for key in keys(server) if volume in key]
+        there = [path for path in (tmp_path / "disk").rglob("*") if path.is_file() and volume in str(path)]
+        assert len(put) == len(there)
+        service.command("audit")
+        service.command("backup", "copy", full, "--remove", "main")
+        client.delete_backup(full)
+        service.command("backup", "verify", incremental)
+        client.delete_backup(incremental)
+        client.wait("the copies to go", lambda: not any(volume in key for key in keys(server)))
+        service.command("audit")
+
+
 def test_main_job(server: Any, service: Service, client: Client, tmp_path: Path) -> None:
     """Full, incremental, delete the full, restore to a new and to a dirty volume, verify, delete."""
     image, dirty = tmp_path / "image.raw", tmp_path / "dirty.raw"

@@ -113,6 +113,44 @@ def test_a_backup_keeps_its_store_when_the_default_changes(tmp_path: Path) -> No
         assert files(tmp_path / "one", old_volume) == files(tmp_path / "two", new_volume) == []
 
 
+def test_a_copy_stands_alone(tmp_path: Path) -> None:
+    """Another installation restores it from the second store, when the first one is gone."""
+    image = tmp_path / "image.raw"
+    with running(tmp_path / "state", two_stores(tmp_path, "one")) as service:
+        client = service.client()
+        volume = volume_of(client, image)
+        full = client.backup(volume)
+        change_image(image, 5)
+        pour(client, image, volume)
+        incremental = client.backup(volume, incremental=True)
+        for backup in (incremental, full):
+            service.command("backup", "copy", backup, "--to", "two")
+        assert service.command("backup", "copy", full, "--to", "one", check=False).returncode == 1
+        shown = client.expect(200, "GET", f"/backups/{incremental}/copies")["copies"]
+        assert [(one["store"], one["container"], one["status"]) for one in shown] == [
+            ("two", "others", "available")
+        ]
+        assert len(files(tmp_path / "two", volume)) == len(files(tmp_path / "one", volume))
+        service.command("audit")
+        service.command("backup", "copy", full, "--remove", "two")
+        exported, record = export(client, incremental)
+        client.delete_backup(full)
+        service.command("audit")
+    shutil.rmtree(tmp_path / "one")
+    options = {
+        "DEFAULT": {"enabled_stores": "two"},
+        "store:two": {"driver": "posix", "path": tmp_path / "two", "container": "others"},
+        **SIZES,
+    }
+    with running(tmp_path / "other", options) as other:
+        client = other.client()
+        text = json.dumps({**record, "container": "others"})
+        exported["backup_url"] = base64.b64encode(text.encode()).decode()
+        client.expect(201, "POST", "/backups/import_record", {"backup-record": exported})
+        client.wait_status("backup", incremental, "available")
+        assert same_content(image, path_of(client, client.restore(incremental)), LENGTH)
+
+
 def test_rules_choose_the_store(tmp_path: Path) -> None:
     options = two_stores(tmp_path, "one")
     options["DEFAULT"]["placement_rules"] = "gold"

@@ -161,6 +161,23 @@ class BackupController(_Backups, ActionsResource):
         """Action ``os-backupfw-cancel``: an addition of this service."""
         self.managers.backups.cancel(req.context, self.backup.id)
 
+    @expose("GET", "copies", rule="backup:get_copies")
+    def copies(self, req: Request, resp: Response) -> dict[str, Any]:
+        """``GET /backups/{id}/copies``: an addition of this service."""
+        found = self.managers.backups.copies(req.context, self.backup.id)
+        return {"copies": [views.copy(one) for one in found]}
+
+    @action("os-backupfw-copy", rule="backup:copy", takes=schemas.copy)
+    def copy(self, req: Request, resp: Response) -> None:
+        """Action ``os-backupfw-copy``: an addition of this service."""
+        self.managers.backups.copy(req.context, self.backup.id, req.data["os-backupfw-copy"]["store"])
+
+    @action("os-backupfw-remove_copy", rule="backup:copy", takes=schemas.remove_copy)
+    def remove_copy(self, req: Request, resp: Response) -> None:
+        """Action ``os-backupfw-remove_copy``: an addition of this service."""
+        store = req.data["os-backupfw-remove_copy"]["store"]
+        self.managers.backups.remove_copy(req.context, self.backup.id, store)
+
     @action(
         "os-force_delete",
         rule="volume_extension:backup_admin_actions:force_delete",

@@ -153,6 +153,12 @@ _PROGRESS = exactly(
         "comparison": TEXT_OR_NULL,
     }
 )
+_COPY = exactly(
+    {
+        **dict.fromkeys(("store", "container", "status", "created_at"), TEXT),
+        **dict.fromkeys(("fail_reason", "updated_at"), TEXT_OR_NULL),
+    }
+)
 _SWITCHED = {"host": TEXT, "service": TEXT, "binary": TEXT, "disabled": FLAG, "status": TEXT}
 _SWITCHED_WITH_REASON = exactly({**_SWITCHED, "disabled_reason": TEXT_OR_NULL})
 _HOST = exactly(
@@ -262,6 +268,7 @@ ANSWERS: Mapping[str, AnswerOf] = {
     **_metadata("snapshots", "snapshot_id"),
     **volume_answers.ANSWERS,
     "GET /backups/{backup_id}/progress": always(exactly({"progress": _PROGRESS})),
+    "GET /backups/{backup_id}/copies": always(exactly({"copies": _list(_COPY)})),
     "GET /os-services": _services,
     "PUT /os-services/enable": always(_SWITCHED_WITH_REASON),
     "PUT /os-services/disable": always(exactly(_SWITCHED)),

@@ -66,6 +66,14 @@ force_delete = types.always(types.wrapped("os-force_delete", {}))
 #: Action ``os-backupfw-cancel``: an empty object, as an addition of this service may take more one day.
 cancel = types.always(types.wrapped("os-backupfw-cancel", types.record({})))
 
+_STORE = types.record({"store": {"type": "string", "minLength": 1, "maxLength": 255}}, required=["store"])
+
+#: Action ``os-backupfw-copy``.
+copy = types.always(types.wrapped("os-backupfw-copy", _STORE))
+
+#: Action ``os-backupfw-remove_copy``.
+remove_copy = types.always(types.wrapped("os-backupfw-remove_copy", _STORE))
+
 #: Action ``os-reset_status``.
 reset_status = types.always(
     types.wrapped(

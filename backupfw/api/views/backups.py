@@ -12,7 +12,7 @@ from backupfw.api.views import timestamp
 
 if TYPE_CHECKING:
     from backupfw.manager.queue.progress import Progress
-    from backupfw.manager.rows import Backup, ListedBackup
+    from backupfw.manager.rows import Backup, BackupCopy, ListedBackup
 
 
 def summary(req: Request, backup: Backup | ListedBackup) -> dict[str, Any]:
@@ -66,6 +66,18 @@ def details(
         return body
 
     return detail
+
+
+def copy(found: BackupCopy) -> dict[str, Any]:
+    """A copy of a backup in another store."""
+    return {
+        "store": found.store,
+        "container": found.container,
+        "status": found.status,
+        "fail_reason": found.fail_reason,
+        "created_at": timestamp(found.created_at),
+        "updated_at": timestamp(found.updated_at),
+    }
 
 
 def progress(found: Progress) -> dict[str, Any]:

@@ -15,11 +15,14 @@ from sqlalchemy import CursorResult, func, update
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.util import identity_key
 
-from backupfw.db.models import Backup, Snapshot, Volume
+from backupfw.db.models import Backup, BackupCopy, Snapshot, Volume
 from backupfw.db.session import now
 
 CREATING = "creating"
 """A backup being made or checked after an import; a volume or snapshot being made."""
+
+COPYING = "copying"
+"""A copy of a backup that a task makes."""
 
 AVAILABLE = "available"
 """Ready for use."""
@@ -140,6 +143,16 @@ class BackupMoves:
     reset_error = Move("reset", (ANY,), ERROR)
 
 
+class CopyMoves:
+    """The life of a copy of a backup; its row goes with it."""
+
+    copied = Move("copied", (COPYING,), AVAILABLE)
+    # No FailingMove: the copy shows the reason, and the backup is as good as before.
+    copy_failed = Move("copy failed", (COPYING,), ERROR)
+    copy_again = Move("copy", (ERROR,), COPYING)
+    removed = Move("removed", (COPYING, AVAILABLE, ERROR), DELETED)
+
+
 class VolumeMoves:
     """The life of a volume."""
 
@@ -182,7 +195,7 @@ class SnapshotMoves:
 
 
 #: Statuses that only a task leads out of.
-TRANSIENT = frozenset({CREATING, RESTORING, DELETING, BACKING_UP, RESTORING_BACKUP, EXTENDING})
+TRANSIENT = frozenset({CREATING, COPYING, RESTORING, DELETING, BACKING_UP, RESTORING_BACKUP, EXTENDING})
 
 #: Statuses an administrator may set; a volume's or snapshot's reset checks more than this table.
 RESETS = {
@@ -199,10 +212,12 @@ SNAPSHOT_REPORTS = {
     DELETING: (DELETING, ERROR_DELETING),
 }
 
-_MACHINES: tuple[tuple[str, type], ...] = (
-    ("backup", BackupMoves),
-    ("volume", VolumeMoves),
-    ("snapshot", SnapshotMoves),
+#: The noun of each, and the status in which its life begins.
+_MACHINES: tuple[tuple[str, type, str], ...] = (
+    ("backup", BackupMoves, CREATING),
+    ("copy of a backup", CopyMoves, COPYING),
+    ("volume", VolumeMoves, CREATING),
+    ("snapshot", SnapshotMoves, CREATING),
 )
 
 
@@ -218,14 +233,18 @@ def reset(status: str) -> Move:
 
 
 def moves(machine: type) -> Iterator[Step]:
-    """Yield the moves of :class:`BackupMoves`, :class:`VolumeMoves` or :class:`SnapshotMoves`, in order."""
+    """Yield the moves of a class such as :class:`BackupMoves`, in order."""
     for value in vars(machine).values():
         if isinstance(value, Step):
             yield value
 
 
 def move(
-    session: Session, model: type[Backup | Volume | Snapshot], resource_id: str, step: Move, **values: Any
+    session: Session,
+    model: type[Backup | BackupCopy | Volume | Snapshot],
+    resource_id: str,
+    step: Move,
+    **values: Any,
 ) -> bool:
     """Carry a move out: one conditional UPDATE.
 
@@ -258,12 +277,14 @@ def fail(
 
 def _carry_out(
     session: Session,
-    model: type[Backup | Volume | Snapshot],
+    model: type[Backup | BackupCopy | Volume | Snapshot],
     resource_id: str,
     step: Step,
     values: dict[str, Any],
 ) -> bool:
-    statement = update(model).where(model.id == resource_id, model.deleted.is_(False))
+    statement = update(model).where(model.id == resource_id)
+    if not issubclass(model, BackupCopy):
+        statement = statement.where(model.deleted.is_(False))
     if step.sources != (ANY,):
         statement = statement.where(model.status.in_(step.sources))
     # MariaDB evaluates SET from left to right with the new values: the order matters.
@@ -290,8 +311,8 @@ def _carry_out(
     return bool(result.rowcount)
 
 
-def _previous(model: type[Backup | Volume | Snapshot]) -> Any:
-    if issubclass(model, Backup):
+def _previous(model: type[Backup | BackupCopy | Volume | Snapshot]) -> Any:
+    if issubclass(model, Backup | BackupCopy):
         raise TypeError("a backup does not remember a status")
     return model.previous_status
 
@@ -299,7 +320,7 @@ def _previous(model: type[Backup | Volume | Snapshot]) -> Any:
 def mermaid() -> str:
     """Return the diagrams of all machines in Mermaid's notation, each under a heading (Markdown)."""
     parts = []
-    for noun, machine in _MACHINES:
+    for noun, machine, first in _MACHINES:
         lines = [f"## {noun.capitalize()}", "", "```mermaid", "stateDiagram-v2"]
         names: dict[str, str] = {}
         edges: list[str] = []
@@ -307,7 +328,7 @@ def mermaid() -> str:
             for source in step.sources:
                 edges.append(f"    {_node(source, names)} --> {_node(step.target, names)}: {step.name}")
         lines.extend(f'    state "{text}" as {name}' for text, name in names.items() if name != "[*]")
-        lines.append(f"    [*] --> {_node(CREATING, names)}")
+        lines.append(f"    [*] --> {_node(first, names)}")
         lines.extend(edges)
         lines.append("```")
         parts.append("\n".join(lines))

@@ -25,8 +25,9 @@ from sqlalchemy.orm import Session, aliased
 from sqlalchemy.sql import ColumnElement
 
 from backupfw.db.locks import lock
-from backupfw.db.models import Backup, DataKey, Manifest
+from backupfw.db.models import Backup, BackupCopy, DataKey, Manifest
 from backupfw.db.session import now
+from backupfw.errors import TakesTurns
 from backupfw.manager.lineage.lifecycle import (
     ANNOUNCED,
     CREATING,
@@ -52,6 +53,7 @@ class VolumeRows:
         until its backup is deleted.
     :ivar transient: ids of the backups whose objects can change at any moment.
     :ivar mac_ids: ids of the keys of the digests of manifests that are not gone, and of all its data keys.
+    :ivar copying: a copy to the container has begun, so any object of the volume may have been put for it.
     """
 
     live: frozenset[str]
@@ -59,6 +61,7 @@ class VolumeRows:
     announced: frozenset[str]
     transient: frozenset[str]
     mac_ids: frozenset[str]
+    copying: bool = False
 
 
 def _tree_of(row: Manifest) -> ColumnElement[bool]:
@@ -129,7 +132,10 @@ def release_if_unused(session: Session, manifest_id: str) -> bool:
     if not take(session, manifest_id):
         return False
     named = select(Backup.id).where(Backup.manifest_id == manifest_id, Backup.deleted.is_(False))
-    if session.scalar(named.limit(1)) is not None or is_base_of_running(session, manifest_id):
+    copy = select(BackupCopy.id).where(BackupCopy.manifest_id == manifest_id)
+    if any(session.scalar(one.limit(1)) is not None for one in (named, copy)):
+        return False
+    if is_base_of_running(session, manifest_id):
         return False
     return _change(session, update(Manifest).where(Manifest.id == manifest_id).values(state=RELEASED))
 
@@ -200,9 +206,12 @@ def live_backups(session: Session, manifest_id: str) -> dict[str, list[str]]:
     :raises LookupError: there is no such manifest.
     """
     row = _row(session, manifest_id)
+    by_backup = (Backup.manifest_id == Manifest.id) | Backup.id.in_(
+        select(BackupCopy.backup_id).where(BackupCopy.manifest_id == Manifest.id)
+    )
     found = session.execute(
         select(Manifest.key, Backup.id)
-        .outerjoin(Backup, (Backup.manifest_id == Manifest.id) & Backup.deleted.is_(False))
+        .outerjoin(Backup, by_backup & Backup.deleted.is_(False))
         .where(_tree_of(row), Manifest.state == LIVE)
         .order_by(Backup.id)
     )
@@ -232,6 +241,87 @@ def detached_keys(session: Session, manifest_id: str) -> list[str]:
         select(Manifest.key).where(_tree_of(row), Manifest.state == LIVE, Manifest.detached)
     )
     return sorted(key for key in found if key is not None)
+
+
+# Copies.  A copy puts objects under keys that other manifests in its container name, or named, and that an
+# earlier copy may have put and a release may be deleting.  So in one tree copies and releases take turns: a
+# copy begins when no manifest there is released, and a release plans when no copy has begun.
+# ``source_identity`` of a copy's row says how far it is: null, ``begun``, or ``placed``: its base is known.
+_BEGUN, _PLACED = "begun", "placed"
+
+
+def is_copying() -> ColumnElement[bool]:
+    """The condition on a manifest's row that it is a copy that has begun and has not ended."""
+    return Manifest.copied & (Manifest.state == WRITING) & Manifest.source_identity.is_not(None)
+
+
+def is_placed() -> ColumnElement[bool]:
+    """The condition on a copy's row that something may have been put for it."""
+    return Manifest.source_identity == _PLACED
+
+
+def refuse_while_copying(session: Session, manifest_id: str) -> None:
+    """Refuse to plan a release in whose container a copy of the same volume has begun.
+
+    :raises TakesTurns: one has.
+    """
+    row = _row(session, manifest_id)
+    lock(session, Manifest, _tree_of(row))
+    if session.scalar(select(Manifest.id).where(_tree_of(row), is_copying()).limit(1)) is not None:
+        raise TakesTurns("a copy of a backup that may share the data is being made")
+
+
+def begin_copy(session: Session, row: Manifest) -> bool:
+    """Begin a copy (state writing), or go on with it.
+
+    :return: whether its place in the lineage is known: see :func:`place_copy`.
+    :raises TakesTurns: a release in its tree has not ended.
+    """
+    if row.source_identity is None:
+        lock(session, Manifest, _tree_of(row))
+        released = select(Manifest.id).where(_tree_of(row), Manifest.state == RELEASED)
+        if session.scalar(released.limit(1)) is not None:
+            raise TakesTurns("the removal of a backup of the same volume has not ended there")
+        row.source_identity = _BEGUN
+        session.flush()
+    return row.source_identity == _PLACED
+
+
+def place_copy(session: Session, row: Manifest, base_digest: str | None, *, detached: bool) -> None:
+    """Record a copy's place in the lineage, before anything is put for it.
+
+    :param base_digest: of the key of the manifest whose objects it shares; None: it shares none.
+    :param detached: its neighbours are not known.
+    """
+    base_id = None
+    if base_digest is not None and not detached:
+        base_id = session.scalar(
+            select(Manifest.id).where(
+                _tree_of(row), Manifest.key_digest == base_digest, Manifest.state == LIVE
+            )
+        )
+        detached = base_id is None or not take(session, base_id)
+    row.base_id = None if detached else base_id
+    row.detached = detached
+    row.source_identity = _PLACED
+    session.flush()
+
+
+def may_have_objects(row: Manifest) -> bool:
+    """Return whether an attempt may have put objects for a manifest, so that its container was there."""
+    if row.copied:
+        return row.source_identity == _PLACED
+    return row.key is not None or row.source_identity is not None
+
+
+def free_key(session: Session, key_digest: str) -> None:
+    """Let another row have the key of a copy that is gone."""
+    _change(
+        session,
+        update(Manifest)
+        .where(Manifest.key_digest == key_digest, Manifest.state == GONE, Manifest.length.is_not(None))
+        .values(key=None, key_digest=None),
+    )
 
 
 def announce(session: Session, row: Manifest, key: str, key_digest: str) -> None:
@@ -402,9 +492,18 @@ def commit(session: Session, row: Manifest, key: str, key_digest: str, length: i
 
 
 def volume_rows(
-    session: Session, *, store: str, container: str, installation_id: str, volume_id: str
+    session: Session,
+    *,
+    store: str,
+    container: str,
+    installation_id: str,
+    volume_id: str,
+    ending: str | None = None,
 ) -> VolumeRows:
-    """Read what a sweep needs to know about a volume; call it after the listing of the volume's objects."""
+    """Read what a sweep needs to know about a volume; call it after the listing of the volume's objects.
+
+    :param ending: the row of a copy that was given up: what was put for it is to be swept.
+    """
     is_open = (Manifest.state == ANNOUNCED) & _has_backup()
     place = {
         "volume_id": volume_id,
@@ -412,24 +511,35 @@ def volume_rows(
         "container": container,
         "installation_id": installation_id,
     }
-    columns = (Manifest.key, Manifest.state, Manifest.backup_id, Manifest.mac_id, is_open.label("is_open"))
+    columns = (
+        Manifest.id,
+        Manifest.key,
+        Manifest.state,
+        Manifest.backup_id,
+        Manifest.mac_id,
+        is_copying().label("is_copying"),
+        is_open.label("is_open"),
+    )
     here = [getattr(Manifest, name) == value for name, value in place.items()]
     found = session.execute(select(*columns).where(*here)).all()
     mac_ids = {row.mac_id for row in found if row.state != GONE and row.mac_id is not None}
     mac_ids.update(session.scalars(select(DataKey.mac_id).filter_by(**place)))
-    transient = {row.backup_id for row in found if row.state in (WRITING, RELEASED)}
+    transient = {row.backup_id for row in found if row.state in (WRITING, RELEASED) and row.id != ending}
     moving = select(Backup.id).where(
         Backup.volume_id == volume_id,
         Backup.deleted.is_(False),
         Backup.status.in_((CREATING, RESTORING, DELETING, ERROR_DELETING)),
     )
-    transient.update(session.scalars(moving))
+    # Of the backup whose copy is ending, only the copy was here.
+    ended = {row.backup_id for row in found if row.id == ending}
+    transient.update(one for one in session.scalars(moving) if one not in ended)
     return VolumeRows(
         live=frozenset(row.key for row in found if row.state == LIVE),
         known=frozenset(row.key for row in found if row.key is not None and row.state != ANNOUNCED),
         announced=frozenset(row.key for row in found if row.is_open),
         transient=frozenset(transient),
         mac_ids=frozenset(mac_ids),
+        copying=any(row.is_copying for row in found),
     )
 
 

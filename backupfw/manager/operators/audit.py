@@ -33,13 +33,14 @@ from sqlalchemy.orm import Session, aliased
 
 from backupfw.db.digest import object_digest
 from backupfw.db.installation import installation_id
-from backupfw.db.models import Backup, Manifest, Segment, Snapshot, Task, Volume
+from backupfw.db.models import Backup, BackupCopy, Manifest, Segment, Snapshot, Task, Volume
 from backupfw.db.session import Database, now
 from backupfw.manager.lineage import lifecycle, manifests
 from backupfw.manager.lineage.lifecycle import (
     ANNOUNCED,
     AVAILABLE,
     BACKING_UP,
+    COPYING,
     CREATING,
     DELETING,
     ERROR_DELETING,
@@ -146,6 +147,7 @@ def first(findings: Iterable[Finding]) -> Iterator[Finding]:
 def _lineage(session: Session) -> Iterator[Finding]:
     yield from _manifests_of_backups(session)
     yield from _holders_of_manifests(session)
+    yield from _copies(session)
     yield from _manifests(session)
     yield from _trees(session)
 
@@ -267,17 +269,42 @@ def _holders_of_manifests(session: Session) -> Iterator[Finding]:
     of_backup = and_(Backup.manifest_id == row.id, Backup.deleted.is_(False))
     child = aliased(Manifest)
     heir = exists().where(child.base_id == row.id, child.state == WRITING)
-    statement = select(row.id).where(row.state == LIVE, ~exists().where(of_backup), ~heir)
+    of_copy = and_(BackupCopy.manifest_id == row.id, BackupCopy.status == AVAILABLE)
+    statement = select(row.id).where(
+        row.state == LIVE, ~exists().where(of_backup), ~exists().where(of_copy), ~heir
+    )
     for (manifest_id,) in _rows(session, statement):
         yield Finding("lineage", f"manifest {manifest_id}", "is live, but no backup names it")
     released = exists().where(Task.resource_id == row.id, Task.kind == tasks.MANIFEST_RELEASE)
     led = {
-        WRITING: _task_of_backup(of_backup, tasks.BACKUP_CREATE),
+        WRITING: or_(
+            _task_of_backup(of_backup, tasks.BACKUP_CREATE),
+            exists().where(Task.resource_id == row.id, Task.kind == tasks.BACKUP_COPY),
+        ),
         RELEASED: or_(released, _task_of_backup(of_backup, tasks.BACKUP_DELETE)),
     }
     for state, condition in led.items():
         for (manifest_id,) in _rows(session, select(row.id).where(row.state == state, ~condition)):
             yield Finding("lineage", f"manifest {manifest_id}", f"is {state}, but no task is about it")
+
+
+def _copies(session: Session) -> Iterator[Finding]:
+    """A copy is of a backup that is there, and its manifest is in the state that belongs to its status."""
+    row = BackupCopy
+    manifest_state = case((row.status == AVAILABLE, LIVE), (row.status == COPYING, WRITING), else_=None)
+    statement = (
+        select(row.id, row.backup_id, row.status, row.store, Manifest.state)
+        .outerjoin(Manifest, Manifest.id == row.manifest_id)
+        .join(Backup, Backup.id == row.backup_id)
+        .where(or_(Backup.deleted, Manifest.state.is_distinct_from(manifest_state)))
+    )
+    for copy in _rows(session, statement):
+        known = f"its manifest is {copy.state}" if copy.state else "it has no manifest"
+        yield Finding(
+            "lineage",
+            f"backup {copy.backup_id}",
+            f"its copy in store {copy.store} is {copy.status}, but {known} or the backup is deleted",
+        )
 
 
 def _task_of_backup(which: ColumnElement[bool], kind: str) -> ColumnElement[bool]:
@@ -290,7 +317,7 @@ def _manifests(session: Session) -> Iterator[Finding]:
     row, base = Manifest, aliased(Manifest)
     wrong = or_(
         and_(row.state == LIVE, row.key.is_(None)),
-        and_(row.state == WRITING, row.key.is_not(None)),
+        and_(row.state == WRITING, row.key.is_not(None), ~row.copied),
         and_(row.state == ANNOUNCED, row.key.is_(None)),
         row.state.not_in((WRITING, ANNOUNCED, LIVE, RELEASED, GONE)),
     )

@@ -42,7 +42,7 @@ from sqlalchemy.orm import Session, aliased
 
 from backupfw import naming
 from backupfw.db.locks import lock
-from backupfw.db.models import Backup, DamagedObject, DamageMark, Manifest, Snapshot, Task, Volume
+from backupfw.db.models import Backup, BackupCopy, DamagedObject, DamageMark, Manifest, Snapshot, Task, Volume
 from backupfw.db.session import Database
 from backupfw.manager.lineage import manifests
 from backupfw.manager.lineage.lifecycle import GONE, RELEASED, WRITING
@@ -120,6 +120,7 @@ def _may_go(model: type[Any], before: datetime) -> ColumnElement[bool]:
             # A row with a key but without a length is a key that was given up: it stays.
             & or_(Manifest.key.is_(None), Manifest.length.is_not(None))
             & ~exists().where(Backup.manifest_id == Manifest.id)
+            & ~exists().where(BackupCopy.manifest_id == Manifest.id)
             & ~exists().where(Backup.id == Manifest.backup_id, ~_may_go(Backup, before))
             & ~moving
             & _is_tidied(Manifest)

@@ -8,6 +8,7 @@ from sqlalchemy import select
 
 from backupfw.db import installation, models
 from backupfw.manager.lineage import lifecycle
+from backupfw.manager.outcomes.copying import CopyPlan, CopyTasks
 from backupfw.manager.outcomes.creating import BaseManifest, CreatePlan, CreateResult, CreateTasks
 from backupfw.manager.outcomes.damaged_objects import DamagedObjects
 from backupfw.manager.outcomes.deleting import DeleteTasks, ReleasePlan
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BackupTasks",
     "BaseManifest",
+    "CopyPlan",
     "CreatePlan",
     "CreateResult",
     "ImportPlan",
@@ -48,6 +50,7 @@ class BackupTasks:
         self.restoring = RestoreTasks(db, conf)
         self.importing = ImportTasks(db, conf)
         self.deleting = DeleteTasks(db, conf)
+        self.copying = CopyTasks(db, conf)
         self.damaged_objects = DamagedObjects(db, conf)
 
     def installation_id(self) -> str:

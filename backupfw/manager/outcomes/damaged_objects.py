@@ -145,6 +145,22 @@ class DamagedObjects(Outcomes):
 
         return self._db.run(work)
 
+    def repaired(self, store: str, container: str, keys: Iterable[str]) -> None:
+        """Take objects from the list, with all their marks: they were put again, whole."""
+        row, of_mark = models.DamagedObject, models.DamageMark
+        wanted = [object_digest(store, container, key) for key in keys]
+
+        def work(session: Session) -> None:
+            for some in _held(session, wanted):
+                found = session.scalars(select(row.digest).where(some)).all()
+                for model in (of_mark, row):
+                    session.execute(
+                        delete(model).where(model.digest.in_(found)),
+                        execution_options={"synchronize_session": False},
+                    )
+
+        self._db.run(work)
+
     def sharers(self, manifest_id: str) -> list[Sharer]:
         """Return the other manifests that may name objects of this one: those of its volume in its container.
 

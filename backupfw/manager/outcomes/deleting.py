@@ -22,7 +22,7 @@ from backupfw.manager.outcomes import damaged_objects
 from backupfw.manager.outcomes.base import Outcomes, backup_of
 from backupfw.manager.queue import tasks
 from backupfw.manager.rows import Task
-from backupfw.manager.rules import backup_rows, failures
+from backupfw.manager.rules import backup_rows, copies, failures
 
 #: A failed deletion is tried again after at most this many seconds.
 LONGEST_RETRY = 86400.0
@@ -42,6 +42,8 @@ class ReleasePlan:
         the store may share objects, too.
     :ivar installation_id: with ``project_id``, ``volume_id`` and ``backup_id`` the parts of the prefix
         of all objects that this manifest's backup put.
+    :ivar copied: it is a copy: if its manifest is not there, objects of other backups may have been put for
+        it.
     """
 
     manifest_id: str
@@ -56,6 +58,7 @@ class ReleasePlan:
     project_id: str
     volume_id: str
     backup_id: str
+    copied: bool = False
 
 
 class DeleteTasks(Outcomes):
@@ -79,6 +82,8 @@ class DeleteTasks(Outcomes):
             # The backup was deleted or reset, by a transaction that should also have cancelled this task.
             tasks.end(session, task)
             return None
+        # They go by tasks of their own: if one store is down, only what is there stays.
+        copies.remove_all(session, backup.id, task.request_id)
         manifest = backup_rows.manifest_of(session, backup, lock=True)
         if manifest is not None and self._must_remove(session, backup, manifest, task):
             return manifest.id
@@ -136,6 +141,7 @@ class DeleteTasks(Outcomes):
         """Look for the relatives, in a transaction that began after the release was committed."""
 
         def work(session: Session) -> ReleasePlan:
+            manifests.refuse_while_copying(session, manifest_id)
             found = manifests.relatives(session, manifest_id)
             manifest = session.get(models.Manifest, manifest_id)
             assert manifest is not None
@@ -155,16 +161,29 @@ class DeleteTasks(Outcomes):
                 container=manifest.container,
                 key=manifest.key,
                 given_up=tuple(given_up),
-                begun=manifest.key is not None or manifest.source_identity is not None,
+                begun=manifests.may_have_objects(manifest),
                 relatives=tuple(sorted(relatives)),
                 known_keys=frozenset(manifests.volume_keys(session, manifest_id)),
                 installation_id=manifest.installation_id,
                 project_id=manifest.project_id,
                 volume_id=manifest.volume_id,
                 backup_id=manifest.backup_id,
+                copied=manifest.copied,
             )
 
         return self._db.run(work)
+
+    def volume_rows(self, plan: ReleasePlan) -> manifests.VolumeRows:
+        """Return what the database says of the volume in the plan's container, for the sweep of a copy."""
+        with self._db.read() as session:
+            return manifests.volume_rows(
+                session,
+                store=plan.store,
+                container=plan.container,
+                installation_id=plan.installation_id,
+                volume_id=plan.volume_id,
+                ending=plan.manifest_id,
+            )
 
     def finish(self, task: Task, plan: ReleasePlan) -> None:
         """End the task: the manifest is gone and the record deleted."""
@@ -201,6 +220,7 @@ class DeleteTasks(Outcomes):
         else:
             backup = backup_of(session, task)
             lifecycle.move(session, models.Backup, backup.id, BackupMoves.delete_again)
+            copies.remove_all(session, backup.id, task.request_id)
             manifest = backup_rows.manifest_of(session, backup, lock=True)
             removed = manifest is not None and self._must_remove(session, backup, manifest, task)
             manifest_id = manifest.id if manifest is not None and removed else None

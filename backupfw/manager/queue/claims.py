@@ -67,6 +67,7 @@ class Reach:
         return and_(
             or_(row.zone.is_(None), row.zone == self.zone),
             or_(row.store.is_(None), row.store.in_(sorted(self.stores))),
+            or_(row.from_store.is_(None), row.from_store.in_(sorted(self.stores))),
             or_(in_none, backend.in_(sorted(self.backends))),
             or_(row.volume_host.is_(None), row.volume_host == self.host, backend.in_(sorted(self.shared))),
         )
@@ -76,6 +77,7 @@ class Reach:
         return (
             needed.zone in (None, self.zone)
             and (needed.store is None or needed.store in self.stores)
+            and (needed.from_store is None or needed.from_store in self.stores)
             and (needed.backend is None or needed.backend in self.backends)
             and (needed.volume_host in (None, self.host) or needed.backend in self.shared)
         )

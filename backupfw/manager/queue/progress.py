@@ -25,6 +25,7 @@ _PHASES = {
     tasks.BACKUP_IMPORT: "importing",
     tasks.BACKUP_RESTORE: lifecycle.RESTORING,
     tasks.BACKUP_DELETE: lifecycle.DELETING,
+    tasks.BACKUP_COPY: lifecycle.COPYING,
     tasks.VOLUME_CREATE: lifecycle.CREATING,
     tasks.VOLUME_DELETE: lifecycle.DELETING,
     tasks.VOLUME_EXTEND: lifecycle.EXTENDING,
@@ -37,8 +38,9 @@ _PHASES = {
 class Progress:
     """The progress of an operation.
 
-    :ivar phase: ``idle``; ``creating``, ``importing``, ``restoring``, ``extending`` or ``deleting``; or why
-        the operation waits (see :func:`backupfw.manager.queue.waiting.why`).
+    :ivar phase: ``idle``; ``creating``, ``importing``, ``restoring``, ``extending``, ``deleting`` or
+        (of a copy, by the id of the manifest that it makes) ``copying``; or why the operation waits
+        (see :func:`backupfw.manager.queue.waiting.why`).
     :ivar done: bytes; holes and unchanged blocks count when the operation has passed them.
     :ivar total: bytes; None: not known (yet).
     :ivar rate: bytes per second at the worker's last report; None: no task runs, or it is too early.

@@ -16,7 +16,7 @@ from backupfw.conf.volumes import LOCAL
 from backupfw.db import models
 
 #: The kinds of tasks that need no volume; one of an older release may, for what a killed attempt left there.
-WITHOUT_VOLUME = ("backup.delete", "backup.import", "manifest.release")
+WITHOUT_VOLUME = ("backup.copy", "backup.delete", "backup.import", "manifest.release")
 VOLUME_TIDY = "volume.tidy"
 #: The kinds of tasks that users do not see, for which no other task waits: they may be repeated for days.
 HIDDEN = ("manifest.release", VOLUME_TIDY)
@@ -27,7 +27,8 @@ class Requirements:
     """What a task requires of its worker; None where any worker will do.
 
     :ivar zone: the availability zone that was asked for.
-    :ivar store: the configured name of the store with the data.
+    :ivar store: the configured name of the store with the data; of a copy: of the store that gets it.
+    :ivar from_store: of a copy: the store that is read.
     :ivar volume_host: the host whose workers alone can open the volume.
     :ivar backend: the name of the volume's back end.
     """
@@ -36,6 +37,7 @@ class Requirements:
     store: str | None = None
     volume_host: str | None = None
     backend: str | None = None
+    from_store: str | None = None
 
 
 def of_row(task: models.Task) -> Requirements:
@@ -46,12 +48,16 @@ def of_row(task: models.Task) -> Requirements:
     backend = task.backend
     if backend is None and (task.volume_host is not None or task.kind not in WITHOUT_VOLUME):
         backend = LOCAL
-    return Requirements(task.zone, task.store, task.volume_host, backend)
+    return Requirements(task.zone, task.store, task.volume_host, backend, task.from_store)
 
 
 def of_task(session: Session, kind: str, resource_id: str, payload: Mapping[str, Any]) -> Requirements:
     """Return a task's requirements, from the rows it is about; none if these are gone."""
     subject, _, action = kind.partition(".")
+    if kind == "backup.copy":
+        copied = session.get(models.Manifest, resource_id)
+        store = None if copied is None else copied.store
+        return Requirements(store=store, from_store=payload["from_store"])
     if subject == "backup":
         return _of_backup(session, action, resource_id, payload)
     if subject == "manifest":

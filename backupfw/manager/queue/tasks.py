@@ -35,6 +35,8 @@ BACKUP_CREATE = "backup.create"
 BACKUP_IMPORT = "backup.import"
 BACKUP_RESTORE = "backup.restore"
 BACKUP_DELETE = "backup.delete"
+#: Copies a backup to another store; its resource is the manifest there.
+BACKUP_COPY = "backup.copy"
 MANIFEST_RELEASE = "manifest.release"
 VOLUME_CREATE = "volume.create"
 VOLUME_DELETE = "volume.delete"
@@ -50,6 +52,7 @@ KINDS = frozenset(
         BACKUP_IMPORT,
         BACKUP_RESTORE,
         BACKUP_DELETE,
+        BACKUP_COPY,
         MANIFEST_RELEASE,
         VOLUME_CREATE,
         VOLUME_DELETE,
@@ -100,6 +103,7 @@ def add(
         not_before=moment + timedelta(seconds=delay) if delay else None,
         zone=wanted.zone,
         store=wanted.store,
+        from_store=wanted.from_store,
         volume_host=wanted.volume_host,
         backend=wanted.backend,
         queue_position=claims.new_position(session, project_id),

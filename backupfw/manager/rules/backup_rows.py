@@ -43,7 +43,8 @@ def queue_release(
 ) -> None:
     """Queue the removal of a released manifest's objects, unless it is queued already.
 
-    It waits for older tasks of the backup that made it: a cancelled one may still put objects.
+    It waits for older tasks of the backup that made it: a cancelled one may still put objects.  That of a
+    copy waits for the task of the copy only, which has the same resource.
     """
     queued = exists().where(
         models.Task.kind == tasks.MANIFEST_RELEASE, models.Task.resource_id == manifest.id
@@ -54,7 +55,7 @@ def queue_release(
         session,
         tasks.MANIFEST_RELEASE,
         resource_id=manifest.id,
-        source_id=manifest.backup_id,
+        source_id=None if manifest.copied else manifest.backup_id,
         project_id=project_id,
         request_id=request_id,
         payload={"tries": 0},

@@ -8,7 +8,7 @@ without the prefix that the API adds.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Unpack
@@ -17,6 +17,7 @@ from oslo_db.exception import DBDuplicateEntry
 from sqlalchemy import exists, select
 from sqlalchemy.orm import Session
 
+from backupfw.conf import stores
 from backupfw.context import RequestContext
 from backupfw.db import locks, models
 from backupfw.db.session import Database, now
@@ -30,6 +31,7 @@ from backupfw.manager.queue import outbox, progress, services, tasks
 from backupfw.manager.queue.outbox import Outbox
 from backupfw.manager.rules import (
     backup_rows,
+    copies,
     failures,
     project_keys,
     quota,
@@ -330,6 +332,58 @@ class BackupManager(UseCases):
             return rows.backup(session, row)
 
         return self._change(work)
+
+    def copies(self, ctx: RequestContext, backup_id: str) -> Sequence[rows.BackupCopy]:
+        """Return the copies of a backup in other stores, by store.
+
+        :raises BackupNotFound: no such backup for this caller.
+        """
+        self.get(ctx, backup_id)
+        with self._db.read() as session:
+            return rows.copies(session, backup_id)
+
+    def copy(self, ctx: RequestContext, backup_id: str, store: str) -> rows.BackupCopy:
+        """Begin to copy a backup to another store, into that store's own container.
+
+        The backup can be used as before meanwhile.  A copy that failed can be begun again.
+
+        :raises BackupNotFound: no such backup for this caller.
+        :raises InvalidInput: the store is not enabled, or is the backup's own.
+        :raises InvalidBackup: it is not available, has that copy, or the copy before is still being removed.
+        """
+        if store not in self._conf.enabled_stores:
+            raise InvalidInput(f"There is no store {store} that is enabled.")
+        container = stores.default_container(self._conf, store)
+
+        def work(session: Session) -> rows.BackupCopy:
+            row = volume_rules.find_backup(session, ctx, backup_id, lock=True)
+            copies.begin(session, row, store, container, ctx.request_id)
+            return self._copy(session, backup_id, store)
+
+        return self._change(work)
+
+    def remove_copy(self, ctx: RequestContext, backup_id: str, store: str) -> None:
+        """Remove the copy of a backup in a store, whether it is complete or not; the backup stays.
+
+        It is not shown any more at once; its objects are removed later.
+
+        :raises BackupNotFound: no such backup for this caller.
+        :raises InvalidBackup: it has no copy there.
+        """
+
+        def work(session: Session) -> None:
+            volume_rules.find_backup(session, ctx, backup_id, lock=True)
+            row = models.BackupCopy
+            found = session.scalar(select(row).where(row.backup_id == backup_id, row.store == store))
+            if found is None:
+                raise InvalidBackup(f"The backup has no copy in the store {store}.")
+            copies.remove(session, found, ctx.request_id)
+
+        self._change(work)
+
+    @staticmethod
+    def _copy(session: Session, backup_id: str, store: str) -> rows.BackupCopy:
+        return next(one for one in rows.copies(session, backup_id) if one.store == store)
 
     def restore(
         self, ctx: RequestContext, backup_id: str, *, volume_id: str | None = None, name: str | None = None

@@ -19,7 +19,7 @@ from backupfw.db.locks import insert_if_absent, lock
 from backupfw.db.session import now
 from backupfw.errors import Conflict, InvalidInput
 from backupfw.manager import rows
-from backupfw.manager.lineage import lifecycle
+from backupfw.manager.lineage import lifecycle, manifests
 from backupfw.manager.queue import outbox
 from backupfw.manager.rules import backup_rows, project_keys
 from backupfw.manager.rules.project_keys import CURRENT, DESTROYING, GONE, RETIRED
@@ -192,8 +192,10 @@ class KeyManager:
     def drop_data_keys(self, manifest_id: str) -> Sequence[rows.DataKey] | None:
         """Remove the data keys of a volume's backups in a container, unless another manifest may need one.
 
+        The record of a data key that copies in another container need stays: it belongs to that one then.
+
         :param manifest_id: a manifest of theirs that is going.
-        :returns: what was removed; None: another manifest may need one.
+        :returns: what goes from the container; None: another manifest may need one.
         """
         row, manifest = models.DataKey, models.Manifest
 
@@ -208,13 +210,27 @@ class KeyManager:
             if not _is_last_encrypted(session, going):
                 return None
             found = [_data_key(one) for one in session.scalars(select(row).where(*here))]
-            session.execute(
-                delete(row).where(row.id.in_([one.id for one in found])),
-                execution_options={"synchronize_session": False},
-            )
+            for one in found:
+                others = [place for place in _places(session, one) if place != (one.store, one.container)]
+                if others:
+                    store, container = others[0]
+                    session.execute(
+                        update(row).where(row.id == one.id).values(store=store, container=container),
+                        execution_options={"synchronize_session": False},
+                    )
+                else:
+                    session.execute(
+                        delete(row).where(row.id == one.id), execution_options={"synchronize_session": False}
+                    )
             return found
 
         return self._db.run(work)
+
+    def containers_of(self, data_key: rows.DataKey) -> Sequence[tuple[str, str]]:
+        """Return the stores and containers that have a data key: its own first, then those with copies."""
+        with self._db.read() as session:
+            own = (data_key.store, data_key.container)
+            return list(dict.fromkeys((own, *_places(session, data_key))))
 
     def outdated(self, project_id: str | None, after: str = "", limit: int = 1000) -> Sequence[Outdated]:
         """Return data keys that their project's current key does not wrap, by id.
@@ -393,6 +409,28 @@ def _wrapped_by(session: Session, key_id: str) -> Sequence[rows.DataKey]:
     row = models.DataKey
     found = session.scalars(select(row).where(row.project_key_id == key_id).order_by(row.id))
     return [_data_key(one) for one in found]
+
+
+def _places(session: Session, data_key: rows.DataKey) -> list[tuple[str, str]]:
+    """Return the stores and containers with manifests that may need a data key.
+
+    A copy that has put nothing needs none yet.
+    """
+    row = models.Manifest
+    found = session.execute(
+        select(row.store, row.container)
+        .where(
+            row.installation_id == data_key.installation_id,
+            row.project_id == data_key.project_id,
+            row.volume_id == data_key.volume_id,
+            row.mac_id == data_key.mac_id,
+            row.state.in_((lifecycle.WRITING, lifecycle.LIVE)),
+            ~row.copied | manifests.is_placed(),
+        )
+        .distinct()
+        .order_by(row.store, row.container)
+    )
+    return [(store, container) for store, container in found]
 
 
 def _is_last_encrypted(session: Session, going: models.Manifest) -> bool:

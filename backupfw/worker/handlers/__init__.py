@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from backupfw.manager.queue import tasks
+from backupfw.worker.handlers.backup_copy import BackupCopy
 from backupfw.worker.handlers.backup_create import BackupCreate
 from backupfw.worker.handlers.backup_delete import BackupDelete, ManifestRelease
 from backupfw.worker.handlers.backup_import import BackupImport
@@ -26,6 +27,7 @@ _HANDLERS: Mapping[str, type[Handler]] = {
     tasks.BACKUP_IMPORT: BackupImport,
     tasks.BACKUP_RESTORE: BackupRestore,
     tasks.BACKUP_DELETE: BackupDelete,
+    tasks.BACKUP_COPY: BackupCopy,
     tasks.MANIFEST_RELEASE: ManifestRelease,
     tasks.VOLUME_CREATE: VolumeCreate,
     tasks.VOLUME_DELETE: VolumeDelete,

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from oslo_log import log
 
 from backupfw import crash_points
 from backupfw.chunkstore.container import Container
-from backupfw.engine import cleanup, objects, release
+from backupfw.engine import cleanup, objects, release, removal, sweep
 from backupfw.engine.format import keys
+from backupfw.engine.listing import objects_by_volume
 from backupfw.engine.ports import KnownManifests
-from backupfw.errors import Damaged
+from backupfw.engine.sweep import VolumeRows
+from backupfw.errors import Damaged, EngineError
 from backupfw.manager.outcomes.deleting import ReleasePlan
 from backupfw.manager.rows import Task
 from backupfw.worker.control import TaskControl
@@ -29,7 +33,10 @@ class _Removal(Handler):
         container = self._tools.stores.container(plan.store, plan.container)
         while True:
             try:
-                remove(plan, container, control)
+                if plan.copied:
+                    self._remove_copy(plan, container, control)
+                else:
+                    remove(plan, container, control)
                 self._tools.data_keys.forget(plan, container, control)
                 return
             except Damaged as error:
@@ -39,6 +46,39 @@ class _Removal(Handler):
                     raise
                 LOG.info("The relative %s of %s was deleted meanwhile; planning anew", error.key, plan.key)
                 plan = newer
+
+    def _remove_copy(self, plan: ReleasePlan, container: Container, control: TaskControl) -> None:
+        """Remove a copy.
+
+        If its manifest is not there, only a sweep of the volume finds what was put for it: it may lie below
+        the prefix of any of the volume's backups.
+        """
+        if not plan.begun or plan.key is None:
+            return
+        own = keys.installation_prefix(plan.installation_id)
+        if not objects.is_missing(container, plan.key):
+            known = KnownManifests(plan.relatives, plan.known_keys)
+            if release.run(plan.key, known, own, container, control).complete:
+                return
+        removal.check_settled(container)
+        prefix = keys.volume_prefix(plan.installation_id, plan.project_id, plan.volume_id)
+        rows = _RowsOf(lambda: self._tools.backups.deleting.volume_rows(plan))
+        for volume_prefix, listed in objects_by_volume(container, prefix, control):
+            report = sweep.sweep_volume(volume_prefix, listed, container, rows, control)
+            if report.stopped is not None:
+                raise EngineError(report.stopped)
+        objects.prove_container(container, plan.key)
+
+
+class _RowsOf:
+    """The database of one volume, for a sweep."""
+
+    def __init__(self, read: Callable[[], VolumeRows]) -> None:
+        self._read = read
+
+    def volume(self, project: str, volume: str) -> VolumeRows:  # noqa: ARG002  (there is one)
+        """Read the volume's rows now."""
+        return self._read()
 
 
 class BackupDelete(_Removal):

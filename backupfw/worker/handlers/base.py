@@ -102,9 +102,11 @@ class Handler(abc.ABC):
     """Carries out one kind of task.  Each method ends the task, or raises.
 
     :cvar refusals: errors that the user's input causes: the log has one line, without a traceback.
+    :cvar waits_for_stores: it waits for a store that is down as long as that takes.
     """
 
     refusals: ClassVar[tuple[type[Exception], ...]] = ()
+    waits_for_stores: ClassVar[bool] = False
 
     def __init__(self, tools: Tools) -> None:
         self._tools = tools

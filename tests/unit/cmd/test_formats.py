@@ -23,7 +23,7 @@ COMMANDS = {name: point.load() for name, point in sorted(main.App().command_mana
 #: The commands that neither list nor show anything: they print an id, a sentence or a text for one use.
 PLAIN = {
     *("api", "serve", "worker", "help", "complete", "lifecycle", "quota set"),
-    *("backup cancel", "backup create", "backup delete", "backup restore"),
+    *("backup cancel", "backup copy", "backup create", "backup delete", "backup restore"),
     *("keys destroy", "keys rewrap", "keys rotate", "snapshot create", "snapshot delete"),
     *("volume adopt", "volume attach", "volume create", "volume delete", "volume detach", "volume extend"),
     *("task drop", "volume forget", "volume set"),
@@ -325,4 +325,4 @@ def test_a_distribution_brings_commands_and_takes_none_away(plugged: dict[str, s
     assert status == 0
     assert "tape eject        Take a tape out." in out
     assert "tape broken       cannot be loaded:" in out
-    assert command("lifecycle")[1].count("stateDiagram-v2") == 3
+    assert command("lifecycle")[1].count("stateDiagram-v2") == 4

@@ -120,7 +120,7 @@ def test_an_interrupt_ends_with_130(run: Run, monkeypatch: pytest.MonkeyPatch) -
 def test_lifecycle_prints_the_tables_diagram(run: Run) -> None:
     done = run("lifecycle")
     assert done.status == 0
-    assert done.out.count("stateDiagram-v2") == 3
+    assert done.out.count("stateDiagram-v2") == 4
     assert "error_deleting" in done.out
     assert reference.__doc__
 

@@ -23,6 +23,7 @@ class Rows:
     announced: set[str] = field(default_factory=set)
     transient: set[str] = field(default_factory=set)
     mac_ids: set[str] = field(default_factory=set)
+    copying: bool = False
 
 
 class Database:

@@ -70,6 +70,9 @@ def end(world: World, task: Task) -> None:
         ({"zone": "mars"}, reach(), False),
         ({"store": "main"}, reach("host", "nova", "main", "tape"), True),
         ({"store": "tape"}, reach(), False),
+        # A copy needs both stores.
+        ({"store": "main", "from_store": "tape"}, reach("host", "nova", "main", "tape"), True),
+        ({"store": "main", "from_store": "tape"}, reach(), False),
         ({"volume_host": "host"}, reach(), True),
         ({"volume_host": "other"}, reach(), False),
         ({"volume_host": "other"}, reach(every=True), True),
@@ -98,7 +101,7 @@ def test_a_worker_takes_what_it_can_serve(
 @pytest.mark.parametrize("kind", sorted(tasks.KINDS))
 def test_a_task_of_an_older_release_about_a_volume_needs_the_back_end_local(world: World, kind: str) -> None:
     """It has no back end, as has one that needs no volume, which any worker takes."""
-    without = kind in (tasks.BACKUP_DELETE, tasks.BACKUP_IMPORT, tasks.MANIFEST_RELEASE)
+    without = kind in (tasks.BACKUP_COPY, tasks.BACKUP_DELETE, tasks.BACKUP_IMPORT, tasks.MANIFEST_RELEASE)
     number = queue(world, "a", kind=kind, backend=None)
     bound = queue(world, "b", kind=kind, backend=None, volume_host="host")
     there = reach()

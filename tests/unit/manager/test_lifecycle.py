@@ -15,6 +15,7 @@ from backupfw.manager.lineage.lifecycle import (
     ANY,
     PREVIOUS,
     BackupMoves,
+    CopyMoves,
     FailingMove,
     Move,
     SnapshotMoves,
@@ -23,12 +24,17 @@ from backupfw.manager.lineage.lifecycle import (
 from backupfw.manager.rules import failures
 from tests.unit.manager.support import World
 
-MACHINES = (BackupMoves, VolumeMoves, SnapshotMoves)
+MACHINES = (BackupMoves, CopyMoves, VolumeMoves, SnapshotMoves)
+KINDS = (models.Backup, models.BackupCopy, models.Volume, models.Snapshot)
 PAGE = Path(__file__).parents[3] / "docs" / "lifecycle.md"
 
 
+def _first(machine: type) -> str:
+    return lifecycle.COPYING if machine is CopyMoves else lifecycle.CREATING
+
+
 def _states(machine: type) -> set[str]:
-    found = {lifecycle.CREATING}
+    found = {_first(machine)}
     for step in lifecycle.moves(machine):
         found |= {*step.sources, step.target}
     return found - {ANY, PREVIOUS, lifecycle.DELETED}
@@ -46,7 +52,7 @@ def test_the_statuses_of_volumes_are_those_of_moves_and_of_resets() -> None:
 def test_every_status_can_be_reached_and_left(machine: type) -> None:
     steps = list(lifecycle.moves(machine))
     remembered = {source for step in steps if step.remember for source in step.sources}
-    reached = {lifecycle.CREATING} | {step.target for step in steps} | remembered
+    reached = {_first(machine)} | {step.target for step in steps} | remembered
     left = {source for step in steps for source in step.sources}
     for status in _states(machine):
         assert status in reached, status
@@ -63,8 +69,10 @@ def test_the_page_shows_the_tables() -> None:
 
 def test_what_fails_is_reported() -> None:
     """A move to an error status is a failing one, which cannot be made without a message."""
-    # An administrator said so; and what a restore does to its target, of which the backup's move tells.
+    # An administrator said so; what a restore does to its target, of which the backup's move tells; a copy
+    # shows the reason itself.
     silent = {
+        CopyMoves.copy_failed,
         BackupMoves.reset_error,
         VolumeMoves.restore_failed,
         VolumeMoves.restore_of_new_failed,
@@ -77,7 +85,7 @@ def test_what_fails_is_reported() -> None:
     table = {(failure.model, failure.step.name) for failure in failures.FAILURES.values()}
     failing = {
         (model, step.name)
-        for machine, model in zip(MACHINES, (models.Backup, models.Volume, models.Snapshot), strict=True)
+        for machine, model in zip(MACHINES, KINDS, strict=True)
         for step in lifecycle.moves(machine)
         if isinstance(step, FailingMove)
     }

@@ -409,6 +409,7 @@ def test_an_announced_key_has_a_row_beside_that_of_its_manifest(db: Database) ->
         # No relative of anything: it is a key, not a manifest.
         "in_tree": False,
         "detached": False,
+        "copied": False,
         "state": "announced",
         **columns,
         "source_identity": None,

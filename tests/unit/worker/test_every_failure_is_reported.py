@@ -281,7 +281,8 @@ class Ends:
 
 
 def test_every_kind_is_here() -> None:
-    hidden = {tasks.MANIFEST_RELEASE, tasks.VOLUME_TIDY}
+    # Of a copy that failed, the copy itself says why.
+    hidden = {tasks.BACKUP_COPY, tasks.MANIFEST_RELEASE, tasks.VOLUME_TIDY}
     assert set(KINDS) == set(failures.FAILURES) == tasks.KINDS - hidden
 
 

@@ -1,0 +1,155 @@
+"""Copying a backup to another store: the plan of an attempt, and its end.
+
+The backup stays as it is meanwhile: it can be restored, deleted, and backups can be made from it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from backupfw.db import models
+from backupfw.db.digest import object_digest
+from backupfw.db.locks import lock
+from backupfw.db.session import now
+from backupfw.errors import InvalidBackup, TaskLost
+from backupfw.manager.lineage import lifecycle, manifests
+from backupfw.manager.lineage.lifecycle import CopyMoves
+from backupfw.manager.outcomes.base import Outcomes
+from backupfw.manager.queue import tasks
+from backupfw.manager.rows import Task
+from backupfw.manager.rules import backup_rows, copies
+
+
+@dataclass(frozen=True, slots=True)
+class CopyPlan:
+    """The plan of one attempt to copy a backup.
+
+    :ivar key: of the manifest, in both containers.
+    :ivar source_id: the row of the manifest that is read, in ``from_store`` and ``from_container``.
+    :ivar manifest_id: the row of the manifest that is made, in ``store`` and ``container``.
+    :ivar held: the container has something of ours, so it must be there.
+    :ivar placed: its place in the lineage is recorded.
+    """
+
+    key: str
+    source_id: str
+    from_store: str
+    from_container: str
+    manifest_id: str
+    store: str
+    container: str
+    held: bool
+    placed: bool
+    encrypted: bool
+
+
+class CopyTasks(Outcomes):
+    """Outcomes of ``backup.copy``."""
+
+    def start(self, task: Task) -> CopyPlan:
+        """Begin an attempt.
+
+        :raises TakesTurns: a removal in the same container has not ended; try again later.
+        :raises InvalidBackup: the backup has no data to copy.
+        """
+
+        def work(session: Session) -> CopyPlan:
+            manifest, copy = self._copying(session, task)
+            backup = session.get_one(models.Backup, copy.backup_id)
+            source = backup_rows.manifest_of(session, backup)
+            if backup.deleted or source is None or source.state != lifecycle.LIVE or source.key is None:
+                raise InvalidBackup("The backup has no data that could be copied.")
+            assert manifest.key == source.key
+            placed = manifests.begin_copy(session, manifest)
+            row = models.Manifest
+            other = select(row.id).where(
+                row.store == manifest.store,
+                row.container == manifest.container,
+                row.state.in_((lifecycle.LIVE, lifecycle.RELEASED)),
+            )
+            return CopyPlan(
+                key=source.key,
+                source_id=source.id,
+                from_store=source.store,
+                from_container=source.container,
+                manifest_id=manifest.id,
+                store=manifest.store,
+                container=manifest.container,
+                held=placed or session.scalar(other.limit(1)) is not None,
+                placed=placed,
+                encrypted=source.key_id is not None,
+            )
+
+        return self._db.run(work)
+
+    def place(self, task: Task, base: str | None, *, detached: bool) -> None:
+        """Record the copy's place in the lineage; before anything is put.
+
+        :param base: the key of the manifest in its container whose objects it shares; None: it shares none.
+        :param detached: its neighbours are not known.
+        """
+
+        def work(session: Session) -> None:
+            manifest, _ = self._copying(session, task)
+            digest = None if base is None else object_digest(manifest.store, manifest.container, base)
+            manifests.place_copy(session, manifest, digest, detached=detached)
+
+        self._db.run(work)
+
+    def finish(self, task: Task) -> None:
+        """End the task: the copy is available.
+
+        :raises TaskLost: another attempt owns the task, or the copy was removed.
+        """
+
+        def work(session: Session) -> None:
+            manifest, copy = self._copying(session, task)
+            tasks.end(session, task)
+            manifest.state = lifecycle.LIVE
+            manifest.updated_at = now(session)
+            session.flush()
+            lifecycle.move(session, models.BackupCopy, copy.id, CopyMoves.copied, fail_reason=None)
+            backup_rows.let_go(session, manifest.base_id, task.project_id, task.request_id)
+
+        self._db.run(work)
+
+    def fail(self, task: Task, reason: str) -> None:
+        """End the task: the copy is in ``error``; another task removes what was put for it."""
+
+        def work(session: Session) -> None:
+            tasks.end(session, task, "failed")
+            copy = _copy(session, task)
+            if copy is None:
+                return
+            session.execute(
+                update(models.BackupCopy).where(models.BackupCopy.id == copy.id).values(manifest_id=None),
+                execution_options={"synchronize_session": False},
+            )
+            lifecycle.move(
+                session,
+                models.BackupCopy,
+                copy.id,
+                CopyMoves.copy_failed,
+                fail_reason=tasks.short_reason(reason),
+            )
+            copies.end(session, task.resource_id, task.request_id)
+
+        self._db.run(work)
+
+    def _copying(self, session: Session, task: Task) -> tuple[models.Manifest, models.BackupCopy]:
+        tasks.hold(session, task)
+        row = models.Manifest
+        lock(session, row, row.id == task.resource_id)
+        manifest = session.get(row, task.resource_id, populate_existing=True)
+        copy = _copy(session, task)
+        if manifest is None or copy is None or manifest.state != lifecycle.WRITING:
+            raise TaskLost(f"the copy {task.resource_id} is not being made any more")
+        return manifest, copy
+
+
+def _copy(session: Session, task: Task) -> models.BackupCopy | None:
+    row = models.BackupCopy
+    return session.scalar(select(row).where(row.manifest_id == task.resource_id))

@@ -1,0 +1,156 @@
+"""Rows of the copies of backups; all inside the caller's transaction."""
+
+from __future__ import annotations
+
+import uuid
+
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
+
+from backupfw.db import models
+from backupfw.db.digest import object_digest
+from backupfw.db.installation import installation_id
+from backupfw.db.locks import lock
+from backupfw.db.session import now
+from backupfw.errors import InvalidBackup, InvalidInput
+from backupfw.manager.lineage import lifecycle, manifests
+from backupfw.manager.lineage.lifecycle import CopyMoves
+from backupfw.manager.queue import tasks
+from backupfw.manager.rules import backup_rows
+
+
+def begin(
+    session: Session, backup: models.Backup, store: str, container: str, request_id: str | None
+) -> models.BackupCopy:
+    """Begin a copy of a backup in another store, or begin one again that failed.
+
+    :param container: in that store.
+    :raises InvalidInput: it is the backup's own store, or the backup's data is another installation's.
+    :raises InvalidBackup: the backup is not available, has that copy, or the same data is being copied or
+        removed there.
+    """
+    source = backup_rows.manifest_of(session, backup, lock=True)
+    if backup.status not in (lifecycle.AVAILABLE, lifecycle.RESTORING):
+        raise InvalidBackup("Backup status must be available")
+    if source is None or source.state != lifecycle.LIVE or source.key is None:
+        raise InvalidBackup("The backup has no data that could be copied.")
+    if source.installation_id != installation_id(session):
+        raise InvalidInput("The backup's data is another installation's: it can only be read.")
+    if source.store == store:
+        raise InvalidInput(f"The backup itself is in the store {store}: a copy goes to another one.")
+    copy = _of(session, backup.id, store)
+    if copy is not None and copy.status != lifecycle.ERROR:
+        raise InvalidBackup(f"The backup has a copy in the store {store}, or is being copied there.")
+    manifest_id, is_there = _manifest(session, source, store, container)
+    if copy is None:
+        copy = models.BackupCopy(
+            id=str(uuid.uuid4()),
+            backup_id=backup.id,
+            store=store,
+            container=container,
+            status=lifecycle.COPYING,
+            created_at=now(session),
+        )
+        session.add(copy)
+    else:
+        lifecycle.move(session, models.BackupCopy, copy.id, CopyMoves.copy_again)
+    copy.container, copy.manifest_id, copy.fail_reason = container, manifest_id, None
+    session.flush()
+    if is_there:
+        lifecycle.move(session, models.BackupCopy, copy.id, CopyMoves.copied)
+    else:
+        tasks.add(
+            session,
+            tasks.BACKUP_COPY,
+            resource_id=manifest_id,
+            source_id=None,
+            project_id=backup.project_id,
+            request_id=request_id,
+            payload={"from_store": source.store},
+        )
+    return copy
+
+
+def _of(session: Session, backup_id: str, store: str) -> models.BackupCopy | None:
+    row = models.BackupCopy
+    return session.scalar(select(row).where(row.backup_id == backup_id, row.store == store))
+
+
+def _manifest(session: Session, source: models.Manifest, store: str, container: str) -> tuple[str, bool]:
+    """Return the row of a manifest that gets a copy, and whether the copy is there already.
+
+    A duplicate of the backup may have it, or a backup that was found there.
+    """
+    assert source.key is not None
+    row = models.Manifest
+    digest = object_digest(store, container, source.key)
+    lock(session, row, row.key_digest == digest)
+    known = session.scalar(
+        select(row).where(row.key_digest == digest).execution_options(populate_existing=True)
+    )
+    if known is not None and known.state == lifecycle.LIVE and manifests.take(session, known.id):
+        return known.id, True
+    if known is not None and (known.state != lifecycle.GONE or known.length is None):
+        raise InvalidBackup(
+            f"The same data is being copied to the store {store}, or removed there; try again later."
+        )
+    manifests.free_key(session, digest)
+    moment = now(session)
+    same = (
+        *("key", "installation_id", "project_id", "volume_id", "backup_id", "epoch", "block_size"),
+        *("segment_size", "hash_mode", "key_id", "mac_id", "length"),
+    )
+    made = row(
+        id=str(uuid.uuid4()),
+        store=store,
+        container=container,
+        key_digest=digest,
+        in_tree=True,
+        # Until its place is known; see manifests.place_copy.
+        detached=True,
+        copied=True,
+        state=lifecycle.WRITING,
+        touched=0,
+        created_at=moment,
+        updated_at=moment,
+        **{name: getattr(source, name) for name in same},
+    )
+    session.add(made)
+    session.flush()
+    return made.id, False
+
+
+def remove_all(session: Session, backup_id: str, request_id: str | None) -> None:
+    """Remove all copies of a backup: see :func:`remove`."""
+    row = models.BackupCopy
+    for copy in session.scalars(select(row).where(row.backup_id == backup_id).order_by(row.id)).all():
+        remove(session, copy, request_id)
+
+
+def remove(session: Session, copy: models.BackupCopy, request_id: str | None) -> None:
+    """Delete the record of a copy, cancel its task, and queue the removal of what it needs alone."""
+    manifest_id = copy.manifest_id
+    session.delete(copy)
+    session.flush()
+    if manifest_id is not None:
+        end(session, manifest_id, request_id)
+
+
+def end(session: Session, manifest_id: str, request_id: str | None) -> None:
+    """End a copy that no record names any more: its manifest, and what was put for it, can go."""
+    row = models.Manifest
+    tasks.cancel(session, manifest_id, (tasks.BACKUP_COPY,))
+    lock(session, row, row.id == manifest_id)
+    manifest = session.get(row, manifest_id, populate_existing=True)
+    if manifest is None:
+        return
+    project, base_id = manifest.project_id, manifest.base_id
+    if manifest.state != lifecycle.WRITING:
+        backup_rows.let_go(session, manifest_id, project, request_id)
+    elif manifest.source_identity is None:
+        # It has not begun: nothing was put.  A worker that was about to begin finds its task cancelled.
+        session.execute(delete(row).where(row.id == manifest_id))
+        session.expire_all()
+    elif manifests.abandon(session, manifest_id):
+        backup_rows.queue_release(session, session.get_one(row, manifest_id), project, request_id)
+        backup_rows.let_go(session, base_id, project, request_id)

@@ -1,0 +1,598 @@
+"""Copies of backups in another store, through managers, handlers and engine: two stores, one database."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from backupfw import crash_points, errors
+from backupfw.chunkstore.base import Body
+from backupfw.chunkstore.container import Container
+from backupfw.chunkstore.memory import MemoryStore
+from backupfw.cmd.catalogue import DatabaseCatalogue
+from backupfw.db import models
+from backupfw.engine import audit, restore, sweep
+from backupfw.engine.format import keys
+from backupfw.errors import AttemptInVain, InvalidBackup, InvalidInput, TaskCancelled
+from backupfw.keys.base import KeyStore
+from backupfw.manager.lineage import lifecycle
+from backupfw.manager.operators import audit as rows_audit
+from backupfw.manager.operators import purge
+from backupfw.manager.queue import tasks
+from backupfw.manager.rows import Task
+from backupfw.worker.handlers import handler_for
+from tests.unit.engine.fakes import FakeControl, MemoryTarget
+from tests.unit.manager.support import WIRE
+from tests.unit.worker.test_encryption import MemoryKeys
+from tests.unit.worker.world import SEGMENT, OneStore, WorkerWorld
+
+BOX = "volumebackups"
+#: Every place where a worker that copies, or removes a copy, can die.
+POINTS = [name for name in crash_points.NAMES if name.startswith(("copy.", "key.put"))]
+REMOVAL = ["delete.some-deleted", "delete.data-deleted"]
+
+
+class Killed(BaseException):
+    """The worker died."""
+
+
+class StoreAway(Exception):
+    """A store that is down was asked."""
+
+
+class TwoStores(OneStore):
+    """Both stores of the configuration; one can be down."""
+
+    def __init__(self, stores: dict[str, Any]) -> None:
+        super().__init__(stores["main"])
+        self._stores = stores
+        self.wire_names = dict.fromkeys(stores, WIRE)
+        self.away: set[str] = set()
+
+    def container(self, store: str, container: str) -> Container:
+        if store in self.away:
+            raise StoreAway
+        return Container(self._stores[store], container)
+
+
+class CopyWorld(WorkerWorld):
+    """A world with two stores, whose tasks are carried out one after the other in the test's thread."""
+
+    def __init__(self, key_store: KeyStore | None = None) -> None:
+        super().__init__(None, key_store)
+        self.offsite = MemoryStore("offsite")
+        self.stores = TwoStores({"main": self.store, "offsite": self.offsite})
+        object.__setattr__(self.tools, "stores", self.stores)
+        if key_store is not None:
+            for store in ("main", "offsite"):
+                self.conf[f"store:{store}"].encryption = "project"
+        #: Where the next worker dies; None: nowhere.
+        self.trap: str | None = None
+        self.died = 0
+
+    def reach(self, name: str, _detail: object = "") -> None:
+        if name == self.trap:
+            self.trap = None
+            self.died += 1
+            raise Killed
+
+    def claim_next(self) -> Task | None:
+        return self.tasks.claim("host/w", 60)
+
+    def end_pauses(self) -> None:
+        with self.db.write() as session:
+            for row in self.rows_in(session, models.Task):
+                row.not_before = None
+
+    def run_one(self, task: Task) -> str:
+        """Carry out one attempt as a worker does; returns how it ended."""
+        handler = handler_for(task.kind, self.tools)
+        control: Any = FakeControl()
+        try:
+            if task.cancel:
+                raise TaskCancelled("cancelled")
+            handler.run(task, control)
+        except Killed:
+            with self.db.write() as session:
+                row = session.get(models.Task, task.id)
+                if row is not None:
+                    row.state, row.owner, row.lease_until = "queued", None, None
+            return "killed"
+        except TaskCancelled:
+            handler.cancelled(task)
+            return "cancelled"
+        except (AttemptInVain, StoreAway):
+            self.tasks.release(task, 3600)
+            return "waits"
+        except Exception as error:
+            handler.failed(task, f"{type(error).__name__}: {error}")
+            return "failed"
+        return "done"
+
+    def work(self) -> list[tuple[str, str]]:
+        """Carry out tasks until none is left that could end; returns what was tried, and how it ended."""
+        done: list[tuple[str, str]] = []
+        moved = True
+        while moved:
+            moved = False
+            self.end_pauses()
+            while (task := self.claim_next()) is not None:
+                done.append((task.kind, self.run_one(task)))
+                moved |= done[-1][1] not in ("waits", "failed")
+        return done
+
+    def back_up(self, volume: str, **arguments: Any) -> str:
+        made = self.backups.create(self.ctx(), volume_id=volume, **arguments)
+        self.work()
+        assert self.status(made.id) == "available", self.row(models.Backup, made.id).fail_reason
+        return made.id
+
+    def copy(self, backup: str) -> str:
+        self.backups.copy(self.ctx(), backup, "offsite")
+        self.work()
+        return self.copy_status(backup)
+
+    def copy_status(self, backup: str) -> str:
+        found = self.backups.copies(self.ctx(), backup)
+        return "" if not found else found[0].status
+
+    def held(self, store: MemoryStore) -> dict[str, bytes]:
+        return dict(store.contents.get(BOX, {}))
+
+    def audit(self, store: str) -> list[Any]:
+        """What differs between a store and its manifests."""
+        with self.db.read() as session:
+            ours = session.scalars(select(models.Installation.uuid)).one()
+        catalogue = DatabaseCatalogue(self.db, store, BOX, ours)
+        container = self.stores.container(store, BOX)
+        if store == "offsite" and BOX not in self.offsite.contents:
+            return []
+        found = audit.run(keys.installation_prefix(ours), container, catalogue, FakeControl())
+        return list(found.discrepancies)
+
+    def sweep(self, store: str) -> sweep.SweepReport:
+        with self.db.read() as session:
+            ours = session.scalars(select(models.Installation.uuid)).one()
+        catalogue = DatabaseCatalogue(self.db, store, BOX, ours)
+        prefix = keys.installation_prefix(ours)
+        return sweep.run(prefix, self.stores.container(store, BOX), catalogue, FakeControl())
+
+    def restored(self, backup: str, store: str = "offsite") -> bytes:
+        """Restore a backup from the manifest in one store, with the engine alone."""
+        row = self.row(models.Backup, backup)
+        container = self.stores.container(store, BOX)
+        target = MemoryTarget(row.length)
+        find_key = self.data_keys.finder(container, row.service_metadata)
+        restore.run(row.service_metadata, container, target, FakeControl(), find_key=find_key)
+        return bytes(target.data)
+
+    def is_clean(self) -> None:
+        """Rows agree with each other, and each store holds exactly what its manifests name."""
+        assert self.tasks.pending() == 0, self.rows(models.Task)
+        assert rows_audit.run(self.db, 60) == []
+        assert self.audit("main") == []
+        assert self.audit("offsite") == []
+
+
+@pytest.fixture
+def new_world(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., CopyWorld]]:
+    worlds: list[CopyWorld] = []
+
+    def make(key_store: KeyStore | None = None) -> CopyWorld:
+        world = CopyWorld(key_store)
+        worlds.append(world)
+        monkeypatch.setattr(crash_points, "reach", world.reach)
+        return world
+
+    yield make
+    for world in worlds:
+        world.offsite.close()
+
+
+@pytest.fixture(params=["clear", "encrypted"])
+def world(request: pytest.FixtureRequest, new_world: Callable[..., CopyWorld]) -> CopyWorld:
+    return new_world(MemoryKeys() if request.param == "encrypted" else None)
+
+
+def content(seed: int, segments: int = 3) -> bytes:
+    return random.Random(seed).randbytes(segments * SEGMENT)
+
+
+def chain(world: CopyWorld, length: int = 3) -> tuple[str, list[str], list[bytes]]:
+    """Make a volume with a full backup and incremental ones; returns it, them and what each holds."""
+    data = bytearray(content(1))
+    volume = world.filled_volume(bytes(data))
+    made, held = [], []
+    for number in range(length):
+        if number:
+            start = (number - 1) * SEGMENT
+            data[start : start + 8192] = content(number + 10, 1)[:8192]
+            world.provider.volumes[volume][:] = data
+        made.append(world.back_up(volume, incremental=bool(number)))
+        held.append(bytes(data))
+    return volume, made, held
+
+
+def test_a_copy_is_the_same_objects(world: CopyWorld) -> None:
+    _, (backup,), (data,) = chain(world, 1)
+    before = world.held(world.faulty.inner)  # type: ignore[arg-type]
+    assert world.copy(backup) == "available"
+    assert world.held(world.offsite) == before
+    assert world.restored(backup) == data
+    [copy] = world.backups.copies(world.ctx(), backup)
+    assert (copy.store, copy.container, copy.fail_reason) == ("offsite", BOX, None)
+    world.is_clean()
+
+
+def test_a_later_copy_puts_only_what_is_new(world: CopyWorld) -> None:
+    _, made, held = chain(world)
+    assert world.copy(made[0]) == "available"
+    first = set(world.held(world.offsite))
+    assert world.copy(made[1]) == "available"
+    new = set(world.held(world.offsite)) - first
+    assert all(made[1] in key for key in new)
+    # The base is its neighbour in the lineage there, too.
+    [row] = world.rows(
+        models.Manifest, models.Manifest.store == "offsite", models.Manifest.backup_id == made[1]
+    )
+    assert not row.detached
+    assert world.row(models.Manifest, row.base_id).backup_id == made[0]
+    assert [world.restored(one) for one in made[:2]] == held[:2]
+    world.is_clean()
+
+
+@pytest.mark.parametrize("order", [(2, 0, 1), (0, 1, 2), (1, 2, 0), (2, 1, 0)])
+def test_any_order_of_copying_and_removing(
+    new_world: Callable[..., CopyWorld], order: tuple[int, ...]
+) -> None:
+    world = new_world()
+    _, made, held = chain(world)
+    for number in order:
+        assert world.copy(made[number]) == "available"
+    for number in (0, 2, 1):
+        world.backups.remove_copy(world.ctx(), made[number], "offsite")
+        world.work()
+        for other in made:
+            if world.copy_status(other):
+                assert world.restored(other) == held[made.index(other)]
+        world.is_clean()
+    assert world.held(world.offsite) == {}
+
+
+def test_a_copy_that_was_removed_is_made_again(world: CopyWorld) -> None:
+    """Its objects stayed for a later backup, so it is that one's neighbour now, and not only its base's."""
+    _, made, held = chain(world)
+    for backup in made:
+        world.copy(backup)
+    world.backups.remove_copy(world.ctx(), made[1], "offsite")
+    # Its keys are the same, so the removal must have ended.
+    with pytest.raises(InvalidBackup, match="removed there"):
+        world.backups.copy(world.ctx(), made[1], "offsite")
+    world.work()
+    assert world.copy(made[1]) == "available"
+    assert world.restored(made[1]) == held[1]
+    world.backups.remove_copy(world.ctx(), made[1], "offsite")
+    world.work()
+    assert world.restored(made[2]) == held[2]
+    world.is_clean()
+
+
+def test_a_deletion_removes_all_copies(world: CopyWorld) -> None:
+    _, made, held = chain(world)
+    for backup in made:
+        world.copy(backup)
+    world.backups.delete(world.ctx(), made[0])
+    world.work()
+    assert world.status(made[0]) is None
+    assert world.rows(models.BackupCopy, models.BackupCopy.backup_id == made[0]) == []
+    assert [world.restored(one) for one in made[1:]] == held[1:]
+    world.is_clean()
+    for backup in made[1:]:
+        world.backups.delete(world.ctx(), backup)
+    world.work()
+    assert world.held(world.offsite) == world.held(world.faulty.inner) == {}  # type: ignore[arg-type]
+    world.is_clean()
+
+
+@pytest.mark.parametrize("away", ["main", "offsite"])
+def test_a_store_that_is_down_keeps_only_its_own_part(new_world: Callable[..., CopyWorld], away: str) -> None:
+    world = new_world()
+    _, (backup,), _ = chain(world, 1)
+    world.copy(backup)
+    world.stores.away.add(away)
+    world.backups.delete(world.ctx(), backup)
+    world.work()
+    main, offsite = world.held(world.faulty.inner), world.held(world.offsite)  # type: ignore[arg-type]
+    assert (bool(main), bool(offsite)) == (away == "main", away == "offsite")
+    world.stores.away.clear()
+    world.work()
+    assert world.status(backup) is None
+    assert world.held(world.offsite) == world.held(world.faulty.inner) == {}  # type: ignore[arg-type]
+    world.is_clean()
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_a_killed_copy_is_resumed(new_world: Callable[..., CopyWorld], point: str) -> None:
+    world = new_world(MemoryKeys())
+    _, made, held = chain(world, 2)
+    world.trap = point
+    assert world.copy(made[1]) == "available"
+    assert world.died == 1, point
+    assert world.restored(made[1]) == held[1]
+    world.is_clean()
+    world.backups.remove_copy(world.ctx(), made[1], "offsite")
+    world.work()
+    assert world.held(world.offsite) == {}
+    world.is_clean()
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_a_killed_copy_that_is_removed_leaves_nothing(
+    new_world: Callable[..., CopyWorld], point: str
+) -> None:
+    """It also put objects below the prefix of the base, which has no copy."""
+    world = new_world(MemoryKeys())
+    _, made, held = chain(world, 3)
+    world.copy(made[0])
+    world.trap = point
+    world.backups.copy(world.ctx(), made[2], "offsite")
+    task = world.claim_next()
+    assert task is not None
+    ended = world.run_one(task)
+    assert ended == "killed", point
+    world.backups.remove_copy(world.ctx(), made[2], "offsite")
+    world.work()
+    assert world.restored(made[0]) == held[0]
+    world.is_clean()
+
+
+@pytest.mark.parametrize("point", REMOVAL)
+def test_a_killed_removal_goes_on(new_world: Callable[..., CopyWorld], point: str) -> None:
+    world = new_world(MemoryKeys())
+    _, made, held = chain(world)
+    for backup in made:
+        world.copy(backup)
+    world.trap = point
+    world.backups.remove_copy(world.ctx(), made[0], "offsite")
+    world.work()
+    assert world.died == 1
+    assert [world.restored(one) for one in made[1:]] == held[1:]
+    world.is_clean()
+
+
+def test_a_damaged_object_is_not_copied(world: CopyWorld) -> None:
+    _, (backup,), _ = chain(world, 1)
+    inner = world.faulty.inner
+    assert isinstance(inner, MemoryStore)
+    bad = next(
+        key for key in sorted(inner.contents[BOX]) if "/p" in key.rsplit("/", 1)[1] or key.endswith("p0000")
+    )
+    data = bytearray(inner.get(BOX, bad))
+    data[-60] ^= 1
+    inner.put(BOX, bad, Body.from_bytes(bytes(data)))
+    assert world.copy(backup) == "error"
+    [copy] = world.backups.copies(world.ctx(), backup)
+    assert bad in (copy.fail_reason or "")
+    # The backup is marked as damaged, and nothing stays in the other store.
+    [found] = world.outcomes.damaged_objects.of(world.row(models.Backup, backup).manifest_id)
+    assert found.key == bad
+    assert world.held(world.offsite) == {}
+    assert world.status(backup) == "available"
+    # It can be begun again when the object is whole.
+    data[-60] ^= 1
+    inner.put(BOX, bad, Body.from_bytes(bytes(data)))
+    assert world.copy(backup) == "available"
+
+
+def test_a_changed_block_is_found_without_keys_where_digests_are_not_keyed(
+    new_world: Callable[..., CopyWorld],
+) -> None:
+    world = new_world()
+    _, (backup,), _ = chain(world, 1)
+    inner = world.faulty.inner
+    assert isinstance(inner, MemoryStore)
+    bad = next(key for key in sorted(inner.contents[BOX]) if key.endswith("/p0000"))
+    data = bytearray(inner.get(BOX, bad))
+    data[200] ^= 1
+    inner.put(BOX, bad, Body.from_bytes(bytes(data)))
+    assert world.copy(backup) == "error"
+    assert bad in (world.backups.copies(world.ctx(), backup)[0].fail_reason or "")
+
+
+def test_copies_and_removals_take_turns(new_world: Callable[..., CopyWorld]) -> None:
+    world = new_world()
+    _, made, held = chain(world)
+    world.copy(made[0])
+    world.copy(made[1])
+    # A copy that has begun: the removal waits for it, and that of its base does not even begin.
+    world.trap = "copy.placed"
+    world.backups.copy(world.ctx(), made[2], "offsite")
+    task = world.claim_next()
+    assert task is not None
+    assert world.run_one(task) == "killed"
+    world.backups.remove_copy(world.ctx(), made[1], "offsite")
+    world.backups.remove_copy(world.ctx(), made[0], "offsite")
+    removal = world.tasks.claim("host/x", 60, [tasks.MANIFEST_RELEASE])
+    assert removal is not None
+    assert world.run_one(removal) == "waits"
+    assert world.tasks.claim("host/x", 60, [tasks.MANIFEST_RELEASE]) is None
+    world.work()
+    assert world.restored(made[2]) == held[2]
+    world.is_clean()
+    # A removal that has not ended: a copy waits for it.
+    world.trap = "delete.some-deleted"
+    world.backups.remove_copy(world.ctx(), made[2], "offsite")
+    removal = world.claim_next()
+    assert removal is not None
+    assert world.run_one(removal) == "killed"
+    world.backups.copy(world.ctx(), made[1], "offsite")
+    copying = world.tasks.claim("host/x", 60, [tasks.BACKUP_COPY])
+    assert copying is not None
+    assert world.run_one(copying) == "waits"
+    world.work()
+    assert world.restored(made[1]) == held[1]
+    world.is_clean()
+
+
+def test_a_sweep_leaves_a_copy_that_is_being_made(new_world: Callable[..., CopyWorld]) -> None:
+    world = new_world()
+    _, made, held = chain(world)
+    world.trap = "copy.objects-put"
+    world.backups.copy(world.ctx(), made[2], "offsite")
+    task = world.claim_next()
+    assert task is not None
+    assert world.run_one(task) == "killed"
+    there = world.held(world.offsite)
+    assert there
+    report = world.sweep("offsite")
+    assert report.orphans == 0
+    assert sum(one.skipped for one in report.volumes) == len(there)
+    world.work()
+    assert world.restored(made[2]) == held[2]
+    assert world.sweep("offsite").orphans == 0
+    world.is_clean()
+
+
+def test_what_a_sweep_deletes_late_is_put_again(
+    new_world: Callable[..., CopyWorld], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sweep that began before the copy deletes an orphan that the copy found there."""
+    world = new_world()
+    _, (backup,), (data,) = chain(world, 1)
+    inner = world.faulty.inner
+    assert isinstance(inner, MemoryStore)
+    orphans = sorted(key for key in inner.contents[BOX] if key.endswith("/p0000"))[:2]
+    world.offsite.ensure_container(BOX)
+    for key in orphans:
+        world.offsite.put(BOX, key, Body.from_bytes(inner.get(BOX, key)))
+
+    def reach(name: str, _detail: object = "") -> None:
+        if name == "copy.map-put" and orphans:
+            world.offsite.delete(BOX, [orphans.pop()])
+
+    monkeypatch.setattr(crash_points, "reach", reach)
+    assert world.copy(backup) == "available"
+    assert world.restored(backup) == data
+    world.is_clean()
+
+
+def test_what_cannot_be_copied(new_world: Callable[..., CopyWorld]) -> None:
+    world = new_world()
+    _, (backup,), _ = chain(world, 1)
+    with pytest.raises(InvalidInput, match="no store nowhere"):
+        world.backups.copy(world.ctx(), backup, "nowhere")
+    with pytest.raises(InvalidInput, match="in the store main"):
+        world.backups.copy(world.ctx(), backup, "main")
+    with pytest.raises(errors.BackupNotFound):
+        world.backups.copy(world.ctx("other"), backup, "offsite")
+    with pytest.raises(InvalidBackup, match="no copy in the store offsite"):
+        world.backups.remove_copy(world.ctx(), backup, "offsite")
+    world.backups.copy(world.ctx(), backup, "offsite")
+    with pytest.raises(InvalidBackup, match="has a copy"):
+        world.backups.copy(world.ctx(), backup, "offsite")
+    # Not begun yet: nothing is left to be removed.
+    world.backups.remove_copy(world.ctx(), backup, "offsite")
+    assert world.tasks.pending() == 0
+    world.backups.delete(world.ctx(), backup)
+    with pytest.raises(InvalidBackup, match="must be available"):
+        world.backups.copy(world.ctx(), backup, "offsite")
+    world.work()
+    world.is_clean()
+
+
+def test_a_copy_is_cancelled_with_its_backup(new_world: Callable[..., CopyWorld]) -> None:
+    world = new_world()
+    _, (backup,), _ = chain(world, 1)
+    world.trap = "copy.objects-put"
+    world.backups.copy(world.ctx(), backup, "offsite")
+    task = world.claim_next()
+    assert task is not None
+    assert world.run_one(task) == "killed"
+    world.backups.force_delete(world.ctx(), backup)
+    world.work()
+    assert world.status(backup) is None
+    assert world.held(world.offsite) == {}
+    world.is_clean()
+    assert purge.run(world.db, world.row(models.Backup, backup).deleted_at.replace(year=2100))["backups"] == 1
+
+
+def test_the_worker_has_both_stores(new_world: Callable[..., CopyWorld]) -> None:
+    world = new_world()
+    _, (backup,), _ = chain(world, 1)
+    world.backups.copy(world.ctx(), backup, "offsite")
+    [task] = world.rows(models.Task)
+    assert (task.kind, task.store, task.from_store, task.backend) == ("backup.copy", "offsite", "main", None)
+
+
+def test_data_keys_stay_as_long_as_a_copy_needs_them(new_world: Callable[..., CopyWorld]) -> None:
+    """The record of a data key belongs to the container that still needs it."""
+    world = new_world(MemoryKeys())
+    _, (backup,), (data,) = chain(world, 1)
+    world.copy(backup)
+    [row] = world.rows(models.DataKey)
+    data_key = world.data_keys._catalogue.data_key(row.id)
+    assert data_key is not None
+    assert world.data_keys._catalogue.containers_of(data_key) == [("main", BOX), ("offsite", BOX)]
+    manifest_id = world.row(models.Backup, backup).manifest_id
+    dropped = world.data_keys._catalogue.drop_data_keys(manifest_id)
+    assert [one.id for one in dropped or ()] == [row.id]
+    [moved] = world.rows(models.DataKey)
+    assert (moved.store, moved.container) == ("offsite", BOX)
+    assert world.restored(backup) == data
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_histories(new_world: Callable[..., CopyWorld], seed: int) -> None:
+    """Backups, copies, removals, deletions, kills and sweeps in any order: nothing lost, nothing left."""
+    rng = random.Random(seed)
+    world = new_world(MemoryKeys() if seed % 2 else None)
+    data = bytearray(content(seed))
+    volume = world.filled_volume(bytes(data))
+    held: dict[str, bytes] = {}
+    for _ in range(40):
+        step = rng.choice(["backup", "copy", "copy", "remove", "delete", "sweep", "half", "work"])
+        alive = sorted(one for one in held if world.status(one) == "available")
+        backup = rng.choice(alive) if alive else None
+        if rng.random() < 0.3:
+            world.trap = rng.choice([*POINTS, *REMOVAL])
+        if step == "backup" and world.volume_status(volume) == "available":
+            start = rng.randrange(3) * SEGMENT + rng.randrange(15) * 4096
+            data[start : start + 4096] = rng.randbytes(4096)
+            world.provider.volumes[volume][:] = data
+            made = world.backups.create(world.ctx(), volume_id=volume, incremental=bool(alive))
+            held[made.id] = bytes(data)
+            world.work()
+        elif step == "copy" and backup is not None and world.copy_status(backup) in ("", "error"):
+            try:
+                world.backups.copy(world.ctx(), backup, "offsite")
+            except InvalidBackup as error:
+                assert "removed there" in str(error)  # noqa: PT017
+        elif step == "remove" and backup is not None and world.copy_status(backup):
+            world.backups.remove_copy(world.ctx(), backup, "offsite")
+        elif step == "delete" and backup is not None and len(alive) > 1:
+            world.backups.delete(world.ctx(), backup)
+            del held[backup]
+        elif step == "sweep" and BOX in world.offsite.contents:
+            world.sweep("offsite")
+        elif step == "half" and world.end_pauses() is None and (task := world.claim_next()) is not None:
+            world.run_one(task)
+        elif step == "work":
+            world.work()
+            world.trap = None
+            world.work()
+            for one, expected in held.items():
+                assert world.restored(one, "main") == expected
+                if world.copy_status(one) == lifecycle.AVAILABLE:
+                    assert world.restored(one) == expected
+            world.is_clean()
+    world.trap = None
+    for backup in list(held):
+        if world.status(backup) == "available":
+            world.backups.delete(world.ctx(), backup)
+    world.work()
+    world.is_clean()
+    assert world.held(world.offsite) == world.held(world.faulty.inner) == {}  # type: ignore[arg-type]
