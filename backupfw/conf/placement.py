@@ -32,6 +32,13 @@ OPTS = (
         help="Whether their data is encrypted; unset: as the option encryption of their store says.",
     ),
     cfg.ListOpt(
+        "copies",
+        default=[],
+        help="Stores of enabled_stores to which each of these backups is copied when it is available, into"
+        " the container that the store's section names.  A copy costs its store what the backup costs, and"
+        " the backup's store a read of what is new.  Empty: no copies.",
+    ),
+    cfg.ListOpt(
         "projects",
         default=[],
         help="Ids of projects; matches backups that are made in one of them.  Empty: in any.",
@@ -76,7 +83,7 @@ def check(conf: cfg.ConfigOpts, drivers: Mapping[str, stores.Driver]) -> None:
 
     :param drivers: the driver class of every enabled store.
     :raises ConfigError: a rule is named twice, names a store that is not enabled or a container name that the
-        store does not accept, or matches everything.
+        store does not accept, wants a copy in its own store, or matches everything.
     """
     rules: list[str] = conf.placement_rules
     if len(set(rules)) != len(rules):
@@ -88,6 +95,15 @@ def check(conf: cfg.ConfigOpts, drivers: Mapping[str, stores.Driver]) -> None:
             raise ConfigError(
                 f"{where} store: {values.store!r} is not enabled; allowed: one of {', '.join(drivers)}"
             )
+        for number, store in enumerate(values.copies):
+            if store not in drivers:
+                raise ConfigError(
+                    f"{where} copies: {store!r} is not enabled; allowed: some of {', '.join(drivers)}"
+                )
+            if store == values.store:
+                raise ConfigError(f"{where} copies: {store!r} is the rule's own store; allowed: other ones")
+            if store in values.copies[:number]:
+                raise ConfigError(f"{where} copies: {store!r} is named twice")
         if values.container is not None:
             problem = stores.container_problem(drivers[values.store], values.container)
             if problem:

@@ -11,6 +11,7 @@ from datetime import datetime
 from sqlalchemy import delete, insert, select, update
 from sqlalchemy.orm import Session
 
+from backupfw.conf import stores
 from backupfw.db import models
 from backupfw.db.digest import object_digest
 from backupfw.db.installation import installation_id
@@ -32,7 +33,7 @@ from backupfw.manager.outcomes import damaged_objects
 from backupfw.manager.outcomes.base import Outcomes, backup_of
 from backupfw.manager.queue import tasks
 from backupfw.manager.rows import Task
-from backupfw.manager.rules import backup_rows, failures, project_keys, volume_rules
+from backupfw.manager.rules import backup_rows, copies, failures, project_keys, volume_rules
 
 #: What the digests of blocks are: BLAKE3, with a secret key if the backup is encrypted.
 HASH_MODE, KEYED_HASH_MODE = "blake3", "blake3-keyed"
@@ -450,6 +451,11 @@ class CreateTasks(Outcomes):
                 failures.warn(session, task, Detail.BECAME_FULL)
             volume_rules.end_backup(session, backup.volume_id, backup.snapshot_id)
             backup_rows.let_go(session, manifest.base_id, backup.project_id, task.request_id)
+            # A task of an older release names none.
+            for store in task.payload.get("copies", ()):
+                if store in self._conf.enabled_stores:
+                    container = stores.default_container(self._conf, store)
+                    copies.begin(session, backup, store, container, task.request_id)
             return rows.backup(session, backup_of(session, task))
 
         def finished(session: Session) -> rows.Backup | None:

@@ -1,4 +1,4 @@
-"""Placement: the store and the container of a new backup, and whether it is encrypted.
+"""Placement: the store and the container of a new backup, whether it is encrypted, and where it is copied.
 
 The store is the one that the request names, else that of the first placement rule that matches, else that of
 an incremental backup's parent, else the default.  The container is the one that the request names, else the
@@ -114,6 +114,14 @@ class Placer:
         if said is None:
             said = self._conf[stores.group_of(store)].encryption
         return bool(said == stores.PROJECT)
+
+    def copies(self, store: str, subject: Subject) -> list[str]:
+        """Return the stores to which a new backup in a store is copied when it is available.
+
+        A request, or the parent, may have sent it to one of them; it needs no copy there.
+        """
+        rule = self._rule(subject)
+        return [] if rule is None else [one for one in rule.copies if one != store]
 
     def _rule(self, subject: Subject) -> Any:
         """Return the values of the first rule that matches, or None."""

@@ -172,6 +172,7 @@ class BackupManager(UseCases):
                 read,
                 zone=availability_zone or None,
                 encrypt=encrypt,
+                copies=self._placer.copies(where.store, subject),
             )
             return rows.new_backup(row, metadata or {})
 

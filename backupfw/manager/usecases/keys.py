@@ -334,10 +334,15 @@ class KeyManager:
 
     def places(self, project_id: str) -> set[tuple[str, str]]:
         """Return the stores and containers in which a project has data keys, as the database knows them."""
-        row = models.DataKey
+        row, manifest = models.DataKey, models.Manifest
+        copied = manifest.copied & manifests.is_placed() & manifest.key_id.is_not(None)
+        held = manifest.state.in_((lifecycle.WRITING, lifecycle.LIVE))
+        queries = (
+            select(row.store, row.container).where(row.project_id == project_id),
+            select(manifest.store, manifest.container).where(manifest.project_id == project_id, copied, held),
+        )
         with self._db.read() as session:
-            query = select(row.store, row.container).where(row.project_id == project_id).distinct()
-            return {(store, container) for store, container in session.execute(query)}
+            return {(place.store, place.container) for query in queries for place in session.execute(query)}
 
     def retired(self, key_id: str) -> rows.ProjectKey:
         """Return a project key that is not the current one of its project.

@@ -23,6 +23,7 @@ def rule(store: str, **values: Any) -> SimpleNamespace:
         "projects": [],
         "availability_zones": [],
         "volume_types": [],
+        "copies": [],
     }
     return SimpleNamespace(store=store, **{**nothing, "encryption": None, **values})
 

@@ -27,6 +27,7 @@ from backupfw.manager.rows import Task
 from backupfw.worker.handlers import handler_for
 from tests.unit.engine.fakes import FakeControl, MemoryTarget
 from tests.unit.manager.support import WIRE
+from tests.unit.manager.test_placement import rule
 from tests.unit.worker.test_encryption import MemoryKeys
 from tests.unit.worker.world import SEGMENT, OneStore, WorkerWorld
 
@@ -477,6 +478,22 @@ def test_what_a_sweep_deletes_late_is_put_again(
     monkeypatch.setattr(crash_points, "reach", reach)
     assert world.copy(backup) == "available"
     assert world.restored(backup) == data
+    world.is_clean()
+
+
+def test_a_rule_makes_copies_by_itself(new_world: Callable[..., CopyWorld]) -> None:
+    world = new_world(MemoryKeys())
+    world.conf.placement_rules = ["gold"]
+    setattr(world.conf, "placement:gold", rule("main", projects=["p1"], copies=["offsite"]))
+    _, made, held = chain(world, 2)
+    assert [world.copy_status(one) for one in made] == ["available"] * 2
+    assert [world.restored(one) for one in made] == held
+    [newer] = world.rows(models.Manifest, models.Manifest.copied, models.Manifest.backup_id == made[1])
+    assert not newer.detached
+    # A request sent this one to the store of the copies.
+    volume = world.filled_volume(content(3))
+    backup = world.back_up(volume, container="offsite:")
+    assert world.copy_status(backup) == ""
     world.is_clean()
 
 
