@@ -634,3 +634,52 @@ for use in (
         print(type(error).__name__)
 print(store.check().ok)
 """
+
+
+class TestPlainNames:
+    """Directories that another program writes, and reads."""
+
+    @pytest.fixture
+    def store(self, tmp_path: Path) -> PosixStore:
+        (tmp_path / "f3/80/id").mkdir(parents=True)
+        (tmp_path / "f3/80/id/volume-00001").write_bytes(b"theirs")
+        return make(tmp_path, names="plain")
+
+    def test_what_is_there_is_seen(self, store: PosixStore) -> None:
+        assert list(store.list_containers()) == ["f3"]
+        assert [(one.key, one.size) for one in store.list("f3")] == [("80/id/volume-00001", 6)]
+        assert store.get("f3", "80/id/volume-00001", 1, 2) == b"he"
+
+    def test_what_is_put_is_seen_by_others(self, store: PosixStore, tmp_path: Path) -> None:
+        store.put("f3", "80/id/volume_metadata", X)
+        assert (tmp_path / "f3/80/id/volume_metadata").read_bytes() == b"x"
+        assert [one.key for one in store.list("f3", "80/id/volume_")] == ["80/id/volume_metadata"]
+        assert [one.key for one in store.list("f3", "", "80/id/volume-00001")] == ["80/id/volume_metadata"]
+
+    def test_what_is_deleted_takes_its_empty_directories_along(
+        self, store: PosixStore, tmp_path: Path
+    ) -> None:
+        store.delete("f3", ["80/id/volume-00001"])
+        assert list(store.list("f3")) == []
+        assert not (tmp_path / "f3/80").exists()
+
+    def test_order(self, store: PosixStore) -> None:
+        keys = ["a", "a-b", "a.d", "ab/c", "b.o", "b/a", "b/a.d/x", "z"]
+        store.ensure_container("c")
+        for key in keys:
+            store.put("c", key, X)
+        assert [one.key for one in store.list("c")] == sorted(keys, key=str.encode)
+
+    def test_no_key_is_an_object_and_the_beginning_of_others(self, store: PosixStore) -> None:
+        for key in ("80/id", "80/id/volume-00001/x"):
+            with pytest.raises(ChunkStoreError):
+                store.put("f3", key, X)
+        with pytest.raises(IntegrityError):
+            store.get("f3", "80/id")
+
+    def test_links_lead_nowhere(self, store: PosixStore, tmp_path: Path) -> None:
+        (tmp_path / "secret").write_bytes(b"?")
+        (tmp_path / "f3/link").symlink_to(tmp_path / "secret")
+        assert [one.key for one in store.list("f3", "l")] == []
+        with pytest.raises(ChunkStoreError):
+            store.get("f3", "link")

@@ -19,18 +19,19 @@ Path = tuple[bytes, ...]
 
 
 def delete_objects(
-    container: int, keys: Sequence[str], forget: Callable[[Path], None], fsync: bool
+    container: int, keys: Sequence[str], forget: Callable[[Path], None], fsync: bool, *, plain: bool = False
 ) -> dict[str, OSError]:
     """Delete the keys and every directory that is empty then.
 
     :param container: descriptor of the container's directory.
     :param forget: called with each directory before it is removed.
     :param fsync: return only when the deletes are durable.
+    :param plain: names on disk are the parts of keys.
     :returns: the keys that remain, each with its error.
     """
     by_directory: defaultdict[Path, list[tuple[str, bytes]]] = defaultdict(list)
     for key in keys:
-        path, name = location(key)
+        path, name = location(key, plain=plain)
         by_directory[path].append((key, name))
     errors: dict[str, OSError] = {}
     for path, objects in by_directory.items():

@@ -15,7 +15,7 @@ from typing import Any
 
 from backupfw.chunkstore.base import ObjectInfo
 from backupfw_posix.directories import READ, STEP, descend
-from backupfw_posix.names import Kind, Name, directories_of, understand
+from backupfw_posix.names import Kind, Name, directories_of, understand, understand_plain
 
 #: Opens the container's directory for the time of a block.
 OpenContainer = Callable[[], AbstractContextManager[int]]
@@ -48,11 +48,14 @@ class _Level:
         return taken
 
 
-def walk(open_container: OpenContainer, prefix: str, start_after: str) -> Iterator[ObjectInfo]:
+def walk(
+    open_container: OpenContainer, prefix: str, start_after: str, *, plain: bool = False
+) -> Iterator[ObjectInfo]:
     """Yield the objects of a container in the order of their keys' UTF-8 bytes.
 
     Directories and objects that vanish meanwhile are left out.
 
+    :param plain: names on disk are the parts of keys.
     :raises OSError: the container's directory or one below cannot be read.
     """
     complete = prefix.split("/")[:-1]
@@ -60,42 +63,60 @@ def walk(open_container: OpenContainer, prefix: str, start_after: str) -> Iterat
         # No key has such a prefix; but a container that is missing is an error.
         with open_container():
             return
-    first = _read(
-        open_container, tuple(directories_of(complete)), prefix[: prefix.rfind("/") + 1], prefix, start_after
-    )
+    wanted = _Wanted(prefix, start_after, plain)
+    above = tuple(directories_of(complete, plain=plain))
+    first = _read(open_container, above, prefix[: prefix.rfind("/") + 1], wanted)
     levels = [first]
     while levels:
         level = levels[-1]
         objects = level.take_objects()
         if objects:
-            yield from _sized(open_container, level, objects)
+            yield from _sized(open_container, level, objects, plain)
         elif level.entries:
             below = Name.unpack(level.entries.pop())
-            path = (*level.path, below.raw)
-            levels.append(_read(open_container, path, _key(level.key, below), prefix, start_after))
+            path = (*level.path, below.raw(plain=plain))
+            levels.append(_read(open_container, path, _key(level.key, below), wanted))
         else:
             levels.pop()
 
 
-def _read(
-    open_container: OpenContainer, path: tuple[bytes, ...], key: str, prefix: str, start_after: str
-) -> _Level:
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """Which keys a listing is to yield, and how names on disk are read."""
+
+    prefix: str
+    start_after: str
+    plain: bool
+
+    def has(self, known: Name, key: str) -> bool:
+        """Say whether a name in the directory of ``key`` is wanted, or may lead to wanted keys."""
+        full = _key(key, known)
+        prefix, start_after = self.prefix, self.start_after
+        if known.kind is Kind.OBJECT:
+            return full.startswith(prefix) and full > start_after
+        if not full.startswith(prefix) and not prefix.startswith(full):
+            return False
+        # All keys below begin with ``full``: they come before ``start_after`` unless it is one of them.
+        return full > start_after or start_after.startswith(full)
+
+
+def _read(open_container: OpenContainer, path: tuple[bytes, ...], key: str, wanted: _Wanted) -> _Level:
     """Read the names in one directory that may lead to wanted keys.
 
     :param key: what all keys in it begin with.
     """
+    in_longer = not wanted.plain and bool(path) and path[-1].endswith(Kind.LONGER.value.encode())
     with open_container() as container:
         try:
             with descend(container, path, READ) as directory:
-                names: list[Any] = os.listdir(directory)
+                names: list[Any] = _plain_names(directory) if wanted.plain else os.listdir(directory)
         except (FileNotFoundError, NotADirectoryError):
             names = []
-    in_longer = bool(path) and path[-1].endswith(Kind.LONGER.value.encode())
     # Each packed name replaces a name in the same list, so that a large directory is not held twice.
     kept = 0
     for name in names:
-        known = understand(name, in_longer)
-        if known is not None and _is_wanted(known, key, prefix, start_after):
+        known = name if isinstance(name, Name) else understand(name, in_longer)
+        if known is not None and wanted.has(known, key):
             names[kept] = known.pack()
             kept += 1
     del names[kept:]
@@ -104,29 +125,27 @@ def _read(
     return _Level(path, key, names)
 
 
+def _plain_names(directory: int) -> list[Any]:
+    with os.scandir(directory) as entries:
+        found = (understand_plain(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
+        return [name for name in found if name is not None]
+
+
 def _key(key: str, known: Name) -> str:
     """Return the whole key of an object, or what all keys below a directory begin with."""
     return key + known.text + ("/" if known.kind is Kind.DIRECTORY else "")
 
 
-def _is_wanted(known: Name, key: str, prefix: str, start_after: str) -> bool:
-    full = _key(key, known)
-    if known.kind is Kind.OBJECT:
-        return full.startswith(prefix) and full > start_after
-    if not full.startswith(prefix) and not prefix.startswith(full):
-        return False
-    # All keys below begin with ``full``: they come before ``start_after`` unless it is one of them.
-    return full > start_after or start_after.startswith(full)
-
-
-def _sized(open_container: OpenContainer, level: _Level, objects: list[Name]) -> list[ObjectInfo]:
+def _sized(
+    open_container: OpenContainer, level: _Level, objects: list[Name], plain: bool
+) -> list[ObjectInfo]:
     found = []
     with open_container() as container:
         try:
             with descend(container, level.path, STEP) as directory:
                 for known in objects:
                     try:
-                        status = os.stat(known.raw, dir_fd=directory, follow_symlinks=False)
+                        status = os.stat(known.raw(plain=plain), dir_fd=directory, follow_symlinks=False)
                     except FileNotFoundError:
                         continue
                     if stat.S_ISREG(status.st_mode):

@@ -10,6 +10,9 @@ both be stored::
 
 A part is cut between characters, so names stay valid UTF-8, and again and again until less than 240
 bytes remain, perhaps none.  Suffixes also keep a part like ``..`` from being a path of its own.
+
+*Plain* names, an option, are the parts themselves: so other programs write a directory, and read it.  With
+them a key cannot be both an object and the beginning of others, and no part can have more than 255 bytes.
 """
 
 from __future__ import annotations
@@ -48,10 +51,9 @@ class Name:
     text: str
     order: str
 
-    @property
-    def raw(self) -> bytes:
-        """The name on disk."""
-        return (self.text + self.kind.value).encode()
+    def raw(self, *, plain: bool) -> bytes:
+        """Return the name on disk."""
+        return (self.text if plain else self.text + self.kind.value).encode()
 
     def pack(self) -> bytes:
         """Return the name as little more than its own bytes, which sort as ``order`` does."""
@@ -70,16 +72,21 @@ class Name:
         return Name(kind, order[:-1], order)
 
 
-def location(key: str) -> tuple[tuple[bytes, ...], bytes]:
+def location(key: str, *, plain: bool = False) -> tuple[tuple[bytes, ...], bytes]:
     """Return the directories of an object, outermost first, and its file's name."""
+    if plain:
+        *above, name = key.encode().split(b"/")
+        return tuple(above), name
     head, _, last = key.rpartition("/")
     directories = directories_of(head.split("/")) if head else []
     rest = _cut(last, directories)
     return tuple(directories), (rest + Kind.OBJECT.value).encode()
 
 
-def directories_of(parts: list[str]) -> list[bytes]:
+def directories_of(parts: list[str], *, plain: bool = False) -> list[bytes]:
     """Return the directories that complete parts of a key become."""
+    if plain:
+        return [part.encode() for part in parts]
     directories: list[bytes] = []
     for part in parts:
         rest = _cut(part, directories)
@@ -122,6 +129,19 @@ def understand(name: str, in_longer: bool) -> Name | None:
     if len(data) >= PART_BYTES or (not in_longer and text in ("", ".", "..")):
         return None
     return Name(kind, text, text + "/" if kind is Kind.DIRECTORY else text)
+
+
+def understand_plain(name: str, is_directory: bool) -> Name | None:
+    """Say what a plain name on disk is, or None when it is no part of a key."""
+    try:
+        text = os.fsencode(name).decode()
+    except UnicodeDecodeError:
+        return None
+    if text == TEMPORARY.decode():
+        return None
+    if is_directory:
+        return Name(Kind.DIRECTORY, text, text + "/")
+    return Name(Kind.OBJECT, text, text)
 
 
 #: Bytes by which a cut piece is shorter than 240 -> the smallest character that does not fit into them.  In

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 
 from oslo_config import cfg
 
+#: What objects' files are called.
+SUFFIXED, PLAIN = "suffixed", "plain"
+
 
 def options() -> Sequence[cfg.Opt]:
     """Return new option objects."""
@@ -42,6 +45,18 @@ def options() -> Sequence[cfg.Opt]:
             default=0,
             min=0,
             help="Refuse to write an object that would leave less than this free in the file system.",
+        ),
+        cfg.StrOpt(
+            "names",
+            default=SUFFIXED,
+            choices=(
+                (
+                    SUFFIXED,
+                    "each name on disk says whether it is an object or a directory, so every key has one",
+                ),
+                (PLAIN, "the parts of keys themselves: for a directory that Cinder writes, too"),
+            ),
+            help="What files and directories are called. Never change it for a directory that has objects.",
         ),
         cfg.BoolOpt(
             "require_mount",

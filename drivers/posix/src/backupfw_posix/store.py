@@ -66,6 +66,7 @@ class PosixStore(ChunkStore):
         self._directory_mode = int(options.directory_mode, 8)
         self._min_free: int = options.min_free_bytes
         self._require_mount: bool = options.require_mount
+        self._plain: bool = options.names == posix_options.PLAIN
         self._closed = False
         # Names of a directory from the root -> inode whose entry in its parent this process has synced.
         # A put that finds a directory cannot know whether the process that made it has synced it.
@@ -88,7 +89,7 @@ class PosixStore(ChunkStore):
 
         :raises Unavailable: also when the temporary file was taken away meanwhile.
         """
-        path, name = location(key)
+        path, name = location(key, plain=self._plain)
         with translated(self.name, container, key), self._container(container) as directory:
             self._require_space(directory, body.length, container, key)
             with temporary_file(directory, self._file_mode, self._directory_mode) as file:
@@ -223,7 +224,7 @@ class PosixStore(ChunkStore):
 
     def get(self, container: str, key: str, offset: int | None = None, length: int | None = None) -> bytes:
         """Read the file or a range of it (see :meth:`ChunkStore.get`)."""
-        path, name = location(key)
+        path, name = location(key, plain=self._plain)
         with (
             translated(self.name, container, key),
             self._container(container) as directory,
@@ -262,7 +263,7 @@ class PosixStore(ChunkStore):
     def list(self, container: str, prefix: str = "", start_after: str = "") -> Iterator[ObjectInfo]:
         """Walk the directories the prefix leads to (see :meth:`ChunkStore.list`)."""
         with translated(self.name, container):
-            yield from walk(lambda: self._container(container), prefix, start_after)
+            yield from walk(lambda: self._container(container), prefix, start_after, plain=self._plain)
 
     def delete(self, container: str, keys: Sequence[str]) -> None:
         """Unlink the files and remove empty directories (see :meth:`ChunkStore.delete`)."""
@@ -274,7 +275,11 @@ class PosixStore(ChunkStore):
                 return
             prefix = container.encode()
             errors = delete_objects(
-                directory, keys, lambda path: self._forget((prefix, *path)), fsync=self._fsync
+                directory,
+                keys,
+                lambda path: self._forget((prefix, *path)),
+                fsync=self._fsync,
+                plain=self._plain,
             )
         if errors:
             raise DeleteFailed(
