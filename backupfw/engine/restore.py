@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Protocol, TypeVar
 
 from backupfw import crash_points
 from backupfw.chunkstore.container import Container
@@ -64,7 +65,7 @@ def run(
     pool = Streams(
         lambda: SegmentReader(geometry, sealing, container, target, dirty, halt, meter.add), streams, halt
     )
-    progress = _Progress(target, geometry.segment_size, point)
+    progress = Progress(target, geometry.segment_size, point)
     counts = RestoreDone(RestoreTask(0, 0))
     tasks = progress.watch(_tasks(reader, point.start, dirty, meter))
     with contextlib.closing(pool.run(tasks)) as results:
@@ -114,26 +115,42 @@ def _add(total: RestoreDone, done: RestoreDone) -> None:
         setattr(total, name, getattr(total, name) + getattr(done, name))
 
 
-class _Progress:
-    """Knows which tasks are under way and saves the checkpoint, always after a flush."""
+class _Task(Protocol):
+    """What is done of the volume: from ``first`` up to ``end``."""
+
+    @property
+    def first(self) -> int: ...
+
+    @property
+    def end(self) -> int: ...
+
+
+_SomeTask = TypeVar("_SomeTask", bound=_Task)
+
+
+class Progress:
+    """Knows which tasks are under way and saves the checkpoint, always after a flush.
+
+    :param segment_size: bytes of what tasks and checkpoints count.
+    """
 
     def __init__(self, target: BlockTarget, segment_size: int, checkpoint: Checkpoint) -> None:
         self._target = target
         self._segment_size = segment_size
         self._checkpoint = checkpoint
-        self._open: list[RestoreTask] = []
+        self._open: list[_Task] = []
         self._next = checkpoint.start
         self._saved = checkpoint.start
-        self._written: list[RestoreTask] = []
+        self._written: list[_Task] = []
 
-    def watch(self, tasks: Iterator[RestoreTask]) -> Iterator[RestoreTask]:
+    def watch(self, tasks: Iterator[_SomeTask]) -> Iterator[_SomeTask]:
         """Pass the tasks on, noting that they are under way."""
         for task in tasks:
             self._open.append(task)
             self._next = task.end
             yield task
 
-    def finished(self, task: RestoreTask) -> None:
+    def finished(self, task: _Task) -> None:
         """Note that a task is done; flush and save when it is time."""
         self._open.remove(task)
         self._written.append(task)
@@ -149,9 +166,8 @@ class _Progress:
         except OSError as error:
             raise target_error(error) from error
         for task in self._written:
-            if task.entry is not None:
-                length = (task.end - task.first) * self._segment_size
-                self._target.release_cache(task.first * self._segment_size, length)
+            length = (task.end - task.first) * self._segment_size
+            self._target.release_cache(task.first * self._segment_size, length)
         self._written.clear()
         self._saved = segment
         crash_points.reach("restore.flushed", segment)
