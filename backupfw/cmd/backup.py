@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from backupfw.cmd import base, usecases, waiting
 from backupfw.cmd.progress import Progress, counted
+from backupfw.errors import InvalidInput
 
 if TYPE_CHECKING:
     from oslo_config.cfg import ConfigOpts
+    from sqlalchemy.orm import Session
 
+    from backupfw.db.models import Manifest
     from backupfw.db.session import Database
     from backupfw.manager.rows import BackupCopy
 
@@ -141,6 +145,86 @@ class Create(usecases.Queueing):
             cancel=f"backupfw backup cancel {made.id}",
         )
         waiting.follow(cases.conf, cases.db, operation, wait=args.wait)
+
+
+class Import(usecases.Queueing):
+    """Import the backups that export records describe, and print their ids.
+
+    Records of Cinder's own backup service can be imported, too. Their backups are read where they are; the
+    parents that they need are found in the store.
+    """
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add the command's arguments."""
+        parser.add_argument(
+            "file",
+            metavar="FILE",
+            help="a record as JSON, with backup_service and backup_url (or backup_metadata), or a list of"
+            " records; - reads the standard input",
+        )
+        parser.add_argument(
+            "--project",
+            metavar="P",
+            type=usecases.project,
+            help="whose the backups are to be (default: what each record says)",
+        )
+        super().add_arguments(parser)
+
+    def take_action(self, parsed_args: argparse.Namespace) -> int:
+        """Import them; where one fails the others are imported all the same."""
+        from backupfw.db import models
+        from backupfw.manager import records
+        from backupfw.manager.lineage import lifecycle
+
+        args = parsed_args
+        todo = _read_records(args.file)
+        cases = self.use_cases(args)
+        failed: list[str] = []
+        begun: list[str] = []
+        for number, (service, url) in enumerate(todo, 1):
+            with usecases.failure_reported(failed, str(number)):
+                owner = args.project or records.decode(url).project_id
+                if owner is None:
+                    raise InvalidInput(f"Record {number} does not say whose the backup is; give --project.")
+                made = cases.backups.import_record(
+                    base.operator(owner), backup_service=service, backup_url=url
+                )
+                print(made.id, flush=True)
+                begun.append(made.id)
+        for one in begun:
+            operation = waiting.Operation(
+                f"importing backup {one}", models.Backup, one, (lifecycle.AVAILABLE,)
+            )
+            with usecases.failure_reported(failed, one):
+                waiting.follow(cases.conf, cases.db, operation, wait=args.wait)
+        return 1 if failed else 0
+
+
+def _read_records(path: str) -> list[tuple[str, str]]:
+    """Return ``backup_service`` and ``backup_url`` of the records in a file.
+
+    :raises InvalidInput: it cannot be read, or has something else.
+    """
+    try:
+        if path == "-":
+            text = sys.stdin.read()
+        else:
+            with open(path, encoding="utf-8") as file:
+                text = file.read()
+        found = json.loads(text)
+    except OSError as error:
+        raise InvalidInput(f"{path} cannot be read: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput(f"{path} is not JSON.") from error
+    read: list[tuple[str, str]] = []
+    for number, one in enumerate(found if isinstance(found, list) else [found], 1):
+        record = one.get("backup-record", one) if isinstance(one, dict) else {}
+        service = record.get("backup_service") if isinstance(record, dict) else None
+        url = record.get("backup_url", record.get("backup_metadata")) if isinstance(record, dict) else None
+        if not isinstance(service, str) or not isinstance(url, str):
+            raise InvalidInput(f"Record {number} of {path} has no backup_service, or no backup_url.")
+        read.append((service, url))
+    return read
 
 
 class Restore(usecases.Queueing):
@@ -388,6 +472,9 @@ def _holdings(conf: ConfigOpts, db: Database, backup_id: str, manifest_id: str) 
             return None
         live = manifests.live_backups(session, manifest_id)
         known = frozenset(manifests.volume_keys(session, manifest_id))
+        if manifest.installation_id == manifests.CINDER:
+            # What is only this backup's is what its deletion removes; the parents' is no less theirs.
+            return _link_holdings(session, manifest, backup_id)
         ours = manifest.installation_id == installation_id(session)
         in_use = manifests.is_base_of_running(session, manifest_id)
     key = manifest.key
@@ -420,6 +507,30 @@ def _holdings(conf: ConfigOpts, db: Database, backup_id: str, manifest_id: str) 
         "shared_with": shared_with,
         "same_manifest": duplicates,
         "deleting_frees": _figures((0, 0) if stays else found.own),
+    }
+
+
+def _link_holdings(session: Session, manifest: Manifest, backup_id: str) -> dict[str, Any] | None:
+    """Say the same of a backup of Cinder's format, which the database knows; None while it is not in use."""
+    from sqlalchemy import select
+
+    from backupfw.db import models
+    from backupfw.manager.lineage import lifecycle, manifests
+
+    backup = session.get(models.Backup, backup_id)
+    if backup is None or manifest.state != lifecycle.LIVE:
+        return None
+    row = models.Backup
+    same = select(row.id).where(row.manifest_id == manifest.id, row.id != backup_id, row.deleted.is_(False))
+    duplicates = list(session.scalars(same.order_by(row.id)))
+    own = (backup.object_count, backup.stored_bytes)
+    stays = bool(duplicates) or manifests.is_needed_link(session, manifest.id)
+    return {
+        "own": _figures(own),
+        "shared": _figures((0, 0)),
+        "shared_with": [],
+        "same_manifest": duplicates,
+        "deleting_frees": _figures((0, 0) if stays else own),
     }
 
 

@@ -305,12 +305,16 @@ def backups_exist(db: Database, volume: str | None, project: str | None) -> bool
 
 @dataclass(frozen=True, slots=True)
 class StoredManifest:
-    """The manifest of a backup, and where it is."""
+    """The manifest of a backup, and where it is.
+
+    :ivar links: of Cinder's format: containers and keys of its links, the backup's own first.
+    """
 
     id: str
     store: str
     container: str
     key: str
+    links: tuple[tuple[str, str], ...]
     encrypted: bool
 
 
@@ -325,15 +329,13 @@ def manifest_of(db: Database, backup_id: str) -> StoredManifest:
         backup = session.get(Backup, backup_id)
         if backup is None or backup.deleted:
             raise BackupNotFound(backup_id)
-        found = session.execute(
-            select(row.id, row.store, row.container, row.key, row.key_id).where(
-                row.id == backup.manifest_id, row.state == LIVE, row.key.is_not(None)
-            )
-        ).one_or_none()
+        found = session.scalar(
+            select(row).where(row.id == backup.manifest_id, row.state == LIVE, row.key.is_not(None))
+        )
         if found is None:
             raise InvalidBackup(f"backup {backup_id} has no data in a store (status {backup.status})")
-        encrypted = found.key_id is not None
-        return StoredManifest(found.id, found.store, found.container, str(found.key), encrypted)
+        encrypted, links = found.key_id is not None, manifests.links(session, found)
+        return StoredManifest(found.id, found.store, found.container, str(found.key), links, encrypted)
 
 
 def was_verified(db: Database, backup_id: str, since: datetime, *, quick: bool) -> bool:
@@ -377,8 +379,8 @@ class Holding(NamedTuple):
     """A backup and the live manifest that it names.
 
     :ivar size: GiB of the volume that was backed up.
-    :ivar stays: deleting the backup frees nothing now: the manifest is another installation's, or a backup is
-        being made upon it.
+    :ivar stays: deleting the backup frees nothing now: the manifest is another installation's, a backup is
+        being made upon it, or it is a link that others need.
     :ivar volume_name: None where nothing is known of the volume any more.
     """
 
@@ -405,7 +407,8 @@ def holdings(db: Database, installation: str, volume: str | None = None) -> Iter
     :param volume: only those of this volume.
     """
     row, child = Manifest, aliased(Manifest)
-    in_use = select(child.id).where(child.base_id == row.id, child.state == WRITING).exists()
+    needs = or_(child.state == WRITING, child.installation_id == manifests.CINDER)
+    in_use = select(child.id).where(child.base_id == row.id, needs).exists()
     query = (
         select(
             row.volume_id,
@@ -417,7 +420,7 @@ def holdings(db: Database, installation: str, volume: str | None = None) -> Iter
             row.key,
             row.installation_id,
             Backup.size,
-            or_(in_use, row.installation_id != installation).label("stays"),
+            or_(in_use, row.installation_id.not_in((installation, manifests.CINDER))).label("stays"),
             Backup.display_name.label("backup_name"),
             models.Volume.display_name.label("volume_name"),
         )

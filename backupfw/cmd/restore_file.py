@@ -93,38 +93,30 @@ def _write(
 ) -> str:
     """Write all bytes; returns how many there are, for people."""
     from backupfw.cmd.progress import human_size
-    from backupfw.engine import restore as engine
-    from backupfw.engine.format.manifest import read_head
     from backupfw.manager.outcomes.backups import BackupTasks
+    from backupfw.worker import stored
     from backupfw.worker.damaged_objects import mark_sharers
 
     control = progress.control()
-    container = stores.container(manifest.store, manifest.container)
     try:
-        length = read_head(container, manifest.key).geometry.length
-        target: BlockTarget
-        if disk_format == "raw":
-            os.ftruncate(fd, length)
-            target = LocalTarget(Descriptor(os.dup(fd)), length, reads_zero=True, is_device=False)
-        else:
-            target = new_image(Descriptor(os.dup(fd)), disk_format, length)
-        try:
-            engine.run(
-                manifest.key,
-                container,
-                target,
-                control,
-                streams=conf.backup.streams,
-                find_key=data_keys.finder(container, manifest.key),
-                encrypted=manifest.encrypted,
-            )
-        finally:
-            target.close()
+        with stored.opened(stores, data_keys, manifest, control) as data:
+            length, _record = data.describe()
+            target: BlockTarget
+            if disk_format == "raw":
+                os.ftruncate(fd, length)
+                target = LocalTarget(Descriptor(os.dup(fd)), length, reads_zero=True, is_device=False)
+            else:
+                target = new_image(Descriptor(os.dup(fd)), disk_format, length)
+            try:
+                data.restore(target, control, streams=conf.backup.streams)
+            finally:
+                target.close()
     except Damaged as error:
         tasks = BackupTasks(db, conf)
-        place = (manifest.store, manifest.container)
+        place = (manifest.store, error.container)
         if not tasks.damaged_objects.record(*place, error.key, error.reason, manifest.id):
             raise InvalidBackup(f"backup {backup_id} was deleted meanwhile") from error
+        container = stores.container(manifest.store, manifest.container)
         mark_sharers(tasks, container, manifest.id, {error.key}, control)
         raise
     return human_size(length)

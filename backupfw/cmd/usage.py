@@ -22,10 +22,12 @@ from backupfw.cmd import base
 if TYPE_CHECKING:
     from oslo_config import cfg
 
+    from backupfw.chunkstore.base import ObjectInfo
     from backupfw.chunkstore.container import Container
     from backupfw.cmd.catalogue import Holding
     from backupfw.cmd.progress import Progress
     from backupfw.db.session import Database
+    from backupfw.engine.candidates import Candidate
     from backupfw.engine.format.manifest import ManifestReader
     from backupfw.engine.ports import Control
     from backupfw.worker.stores import Stores
@@ -183,7 +185,7 @@ class Count:
             try:
                 if problem is None:
                     container = self._stores.container(manifest.store, manifest.container)
-                    self._manifest(container, manifest.key, owners, manifest.stays)
+                    self._note(container, self._named(container, manifest), owners, manifest.stays)
                     if manifest.installation_id == self._installation:
                         places[manifest.store, manifest.container] = manifest.key
             except (ChunkStoreError, Damaged, UnsupportedFormat, InvalidInput) as error:
@@ -211,30 +213,46 @@ class Count:
         (owner,) = self._scratch.execute("SELECT id FROM groups WHERE key = :key", values).fetchone()
         return int(owner)
 
-    def _manifest(self, container: Container, key: str, owners: Collection[int], stays: bool) -> None:
-        """Note what a manifest names, for each group that names it."""
-        from backupfw.db.digest import object_digest
+    def _named(self, container: Container, manifest: Holding) -> Iterator[Candidate | ObjectInfo]:
+        """Return what a manifest of the database names; a link of Cinder's format names what lies there."""
+        from backupfw.engine.cinder_format import names
+        from backupfw.manager.lineage.manifests import CINDER
+
+        if manifest.installation_id == CINDER:
+            return (one for one in container.list(manifest.key) if names.belongs(manifest.key, one.key))
+        return self._of_manifest(container, manifest.key)
+
+    def _of_manifest(self, container: Container, key: str) -> Iterator[Candidate]:
         from backupfw.engine.candidates import Candidate, of_entry
         from backupfw.engine.format.manifest import ManifestReader
 
         reader: ManifestReader = ManifestReader(container, key)
+        for entry in reader.segments():
+            yield from of_entry(entry)
+        yield Candidate(-1, key, reader.totals.manifest_bytes)
+
+    def _note(
+        self,
+        container: Container,
+        named: Iterator[Candidate | ObjectInfo],
+        owners: Collection[int],
+        stays: bool,
+    ) -> None:
+        """Note what a manifest names, for each group that names it."""
+        from backupfw.db.digest import object_digest
+
         place = (container.store.name, container.name)
 
-        def named() -> Iterator[tuple[bytes, int, int, bool]]:
-            for number, entry in enumerate(reader.segments()):
-                if number % 256 == 0:
+        def noted() -> Iterator[tuple[bytes, int, int, bool]]:
+            for number, one in enumerate(named):
+                if number % 1000 == 0:
                     self._control.check()
-                yield from noted(of_entry(entry))
-            yield from noted([Candidate(-1, key, reader.totals.manifest_bytes)])
-
-        def noted(objects: list[Candidate]) -> Iterator[tuple[bytes, int, int, bool]]:
-            for one in objects:
                 # Sixteen bytes distinguish any number of objects.
                 digest = bytes.fromhex(object_digest(*place, one.key)[:32])
                 for owner in owners:
                     yield digest, owner, one.size, stays
 
-        self._scratch.executemany(_NAME, named())
+        self._scratch.executemany(_NAME, noted())
         self._read += 1
         self._progress.update(self._read)
 
@@ -259,7 +277,7 @@ class Count:
             if unknown in known:
                 continue
             try:
-                self._manifest(container, unknown, [_NOBODY], stays=True)
+                self._note(container, self._of_manifest(container, unknown), [_NOBODY], stays=True)
             except Damaged as error:
                 # One that went since it was listed names nothing any more.
                 if error.key != unknown or not objects.is_missing(container, unknown):

@@ -156,12 +156,12 @@ class Deleting(Queueing):
         failed: list[str] = []
         begun: list[str] = []
         for one in ids:
-            with _failure_reported(failed, one):
+            with failure_reported(failed, one):
                 self.begin(cases, args, one)
                 begun.append(one)
         for one in begun:
             operation = waiting.Operation(f"deleting {noun} {one}", model, one, (lifecycle.DELETED,))
-            with _failure_reported(failed, one):
+            with failure_reported(failed, one):
                 waiting.follow(cases.conf, cases.db, operation, wait=args.wait)
         return 1 if failed else 0
 
@@ -171,7 +171,7 @@ class Deleting(Queueing):
 
 
 @contextmanager
-def _failure_reported(failed: list[str], resource_id: str) -> Iterator[None]:
+def failure_reported(failed: list[str], resource_id: str) -> Iterator[None]:
     """Report an error of one of several things, and go on with the others."""
     try:
         yield

@@ -204,6 +204,7 @@ class Verifier:
         from backupfw.engine import verify as engine
         from backupfw.engine.format import keys
         from backupfw.manager.outcomes import damaged_objects
+        from backupfw.worker import stored
         from backupfw.worker.damaged_objects import mark_sharers
 
         manifest = catalogue.manifest_of(self._db, backup_id)
@@ -211,10 +212,8 @@ class Verifier:
             begun = self._db.now(session)
         whole: set[str] = set()
 
-        def damaged(bad: str, reason: str) -> None:
-            if not self._tasks.damaged_objects.record(
-                manifest.store, manifest.container, bad, reason, manifest.id
-            ):
+        def damaged(container: str, bad: str, reason: str) -> None:
+            if not self._tasks.damaged_objects.record(manifest.store, container, bad, reason, manifest.id):
                 raise InvalidBackup(f"backup {backup_id} was deleted meanwhile")
             found.add(bad, reason)
             if self._told is not None:
@@ -225,19 +224,13 @@ class Verifier:
         with closing(_Found()) as found:
             try:
                 opened = self._stores.container(manifest.store, manifest.container)
-                report = engine.run(
-                    manifest.key,
-                    opened,
-                    control,
-                    damaged,
-                    quick=self._quick,
-                    streams=self._conf.backup.streams,
-                    find_key=self._data_keys.finder(opened, manifest.key),
-                    encrypted=manifest.encrypted,
-                )
+                with stored.opened(self._stores, self._data_keys, manifest, control) as data:
+                    report = data.verify(
+                        control, damaged, quick=self._quick, streams=self._conf.backup.streams
+                    )
                 for part in found.parts():
                     mark_sharers(self._tasks, opened, manifest.id, part, control)
-                if report.ok and not self._quick:
+                if report.ok and not self._quick and not manifest.links:
                     prefix = keys.volume_prefix_of(manifest.key)
                     listed = self._tasks.damaged_objects.keys(manifest.store, manifest.container, prefix)
                     whole = engine.named(manifest.key, listed, opened, control)

@@ -42,6 +42,11 @@ from backupfw.manager.lineage.lifecycle import (
 )
 from backupfw.manager.lineage.tree import Node, Tree
 
+#: The ``installation_id`` of a manifest that is a *link* of Cinder's format: its key is the prefix of all its
+#: objects, and its ``base_id`` the link of its parent, without which it cannot be read.  As of any other
+#: installation it is in no tree, shared with by nothing, and not swept.
+CINDER = "cinder-backup"
+
 
 @dataclass(frozen=True, slots=True)
 class VolumeRows:
@@ -105,6 +110,61 @@ def _change(session: Session, statement: Update) -> bool:
             session.expire(known)
     assert isinstance(result, CursorResult)
     return result.rowcount > 0
+
+
+def links(session: Session, manifest: Manifest) -> tuple[tuple[str, str], ...]:
+    """Return container and key of a manifest of Cinder's format and of those that it needs, newest first.
+
+    :returns: nothing for one of ours.
+    """
+    found: list[tuple[str, str]] = []
+    one: Manifest | None = manifest if manifest.installation_id == CINDER else None
+    while one is not None:
+        found.append((one.container, str(one.key)))
+        one = None if one.base_id is None else session.get(Manifest, one.base_id)
+    return tuple(found)
+
+
+def is_needed_link(session: Session, manifest_id: str) -> bool:
+    """Return whether links of Cinder's format need this one; nothing else has a base that is not ours."""
+    child = select(Manifest.id).where(
+        Manifest.base_id == manifest_id, Manifest.installation_id == CINDER, Manifest.state != GONE
+    )
+    return session.scalar(child.limit(1)) is not None
+
+
+def find_link(session: Session, store: str, backup_id: str) -> Manifest | None:
+    """Return a live link of Cinder's format, by the backup that Cinder made."""
+    found = select(Manifest).where(
+        Manifest.backup_id == backup_id,
+        Manifest.installation_id == CINDER,
+        Manifest.store == store,
+        Manifest.state == LIVE,
+    )
+    return session.scalar(found.order_by(Manifest.created_at).limit(1))
+
+
+def _drop_links(session: Session, manifest_id: str | None) -> None:
+    """Delete the rows of links that no backup names and no other link needs, from this one on.
+
+    Their objects stay: no backup that was imported here has them.
+    """
+    while manifest_id is not None:
+        lock(session, Manifest, Manifest.id == manifest_id)
+        row = session.get(Manifest, manifest_id, populate_existing=True)
+        named = select(Backup.id).where(Backup.manifest_id == manifest_id)
+        if row is None or row.state != LIVE or is_needed_link(session, manifest_id):
+            return
+        if session.scalar(named.where(Backup.deleted.is_(False)).limit(1)) is not None:
+            return
+        session.execute(
+            update(Backup).where(Backup.manifest_id == manifest_id).values(manifest_id=None),
+            execution_options={"synchronize_session": False},
+        )
+        above = row.base_id
+        session.execute(delete(Manifest).where(Manifest.id == manifest_id))
+        session.expire_all()
+        manifest_id = above
 
 
 def take(session: Session, manifest_id: str) -> bool:
@@ -572,4 +632,8 @@ def mark_gone(session: Session, manifest_id: str) -> bool:
             session,
             update(Manifest).where(Manifest.id == changed_id).values(base_id=base_id, in_tree=in_tree),
         )
+    if row.installation_id == CINDER:
+        needed = row.base_id
+        _change(session, update(Manifest).where(Manifest.id == manifest_id).values(base_id=None))
+        _drop_links(session, needed)
     return marked

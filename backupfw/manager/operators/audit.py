@@ -241,9 +241,11 @@ def _temporary_snapshots(session: Session) -> Iterator[Finding]:
 def _manifests_of_backups(session: Session) -> Iterator[Finding]:
     """A backup that can be restored has a live manifest, with the same store and container."""
     row, manifest = Backup, Manifest
-    told = (row.store, row.container, row.service_metadata, row.length)
-    known = (manifest.store, manifest.container, manifest.key, manifest.length)
-    differs = or_(*(one.is_distinct_from(other) for one, other in zip(told, known, strict=True)))
+    told = (row.store, row.length, row.container, row.service_metadata)
+    known = (manifest.store, manifest.length, manifest.container, manifest.key)
+    store, length, *place = (one.is_distinct_from(other) for one, other in zip(told, known, strict=True))
+    # A backup of Cinder's format says its place as Cinder spells it.
+    differs = or_(store, length, and_(manifest.installation_id != manifests.CINDER, or_(*place)))
     for backup_id, status, state in _rows(
         session,
         select(row.id, row.status, manifest.state)
@@ -268,7 +270,8 @@ def _holders_of_manifests(session: Session) -> Iterator[Finding]:
     row = Manifest
     of_backup = and_(Backup.manifest_id == row.id, Backup.deleted.is_(False))
     child = aliased(Manifest)
-    heir = exists().where(child.base_id == row.id, child.state == WRITING)
+    needs = or_(child.state == WRITING, child.installation_id == manifests.CINDER)
+    heir = exists().where(child.base_id == row.id, needs)
     of_copy = and_(BackupCopy.manifest_id == row.id, BackupCopy.status == AVAILABLE)
     statement = select(row.id).where(
         row.state == LIVE, ~exists().where(of_backup), ~exists().where(of_copy), ~heir

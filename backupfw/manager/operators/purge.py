@@ -177,7 +177,9 @@ def _remove_damaged(db: Database, before: datetime, dry_run: bool) -> int:
 
 def _unnamed(db: Database, page: Sequence[Any]) -> list[str]:
     """Return the digests of the damaged objects that no manifest can name."""
-    volumes = {one.digest: naming.key_part_text(one.key.split("/", 3)[2]) for one in page}
+    # An object of Cinder's format may have fewer parts: only marks keep it on the list.
+    parts = {one.digest: one.key.split("/", 3) for one in page}
+    volumes = {digest: naming.key_part_text(one[2]) if len(one) > 2 else "" for digest, one in parts.items()}
     with db.read() as session:
         named = {
             tuple(place)

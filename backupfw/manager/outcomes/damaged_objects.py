@@ -23,6 +23,7 @@ from backupfw.db.digest import object_digest
 from backupfw.db.locks import insert_if_absent, lock, put
 from backupfw.db.session import now
 from backupfw.manager.lineage.lifecycle import LIVE, WRITING
+from backupfw.manager.lineage.manifests import CINDER
 from backupfw.manager.outcomes.base import Outcomes
 
 #: What a verification read: everything, or maps and the ends of packs.
@@ -170,7 +171,8 @@ class DamagedObjects(Outcomes):
         base = aliased(row)
         with self._db.read() as session:
             own = session.get(row, manifest_id)
-            if own is None:
+            if own is None or own.installation_id == CINDER:
+                # A link of Cinder's format: its own verification finds what it needs.
                 return []
             of_volume = (
                 (row.volume_id == own.volume_id)
@@ -254,7 +256,14 @@ class DamagedObjects(Outcomes):
             manifest = session.get(models.Manifest, manifest_id)
             if how == FULL and result == OK and manifest is not None:
                 place = (manifest.store, manifest.container)
-                self._heal(session, manifest_id, begun, [object_digest(*place, key) for key in named])
+                digests: Iterable[str] = [object_digest(*place, key) for key in named]
+                if manifest.installation_id == CINDER:
+                    # Its links may be in several containers.
+                    mark = models.DamageMark
+                    digests = session.scalars(
+                        select(mark.digest).where(mark.manifest_id == manifest_id)
+                    ).all()
+                self._heal(session, manifest_id, begun, digests)
             return moment
 
         return self._db.run(work)

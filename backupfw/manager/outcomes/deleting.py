@@ -17,6 +17,7 @@ from backupfw.db.locks import lock
 from backupfw.errors import EngineError
 from backupfw.manager.lineage import lifecycle, manifests
 from backupfw.manager.lineage.lifecycle import BackupMoves
+from backupfw.manager.lineage.manifests import CINDER
 from backupfw.manager.messages import Detail
 from backupfw.manager.outcomes import damaged_objects
 from backupfw.manager.outcomes.base import Outcomes, backup_of
@@ -59,6 +60,11 @@ class ReleasePlan:
     volume_id: str
     backup_id: str
     copied: bool = False
+
+    @property
+    def is_link(self) -> bool:
+        """Whether it is of Cinder's format: its key is the prefix of all its objects."""
+        return self.installation_id == CINDER
 
 
 class DeleteTasks(Outcomes):
@@ -112,7 +118,9 @@ class DeleteTasks(Outcomes):
             )
             return given_up or not session.scalar(select(cleaning))
         self._set_manifest(session, backup, None)
-        if manifest.installation_id != installation_id(session):
+        if manifest.installation_id == CINDER:
+            self._require_no_children(session, manifest.id)
+        elif manifest.installation_id != installation_id(session):
             _drop_reference(session, manifest.id)
             return False
         if not manifests.release_if_unused(session, manifest.id):
@@ -120,6 +128,19 @@ class DeleteTasks(Outcomes):
         # The next attempt must find the manifest.
         self._set_manifest(session, backup, manifest.id)
         return True
+
+    @staticmethod
+    def _require_no_children(session: Session, manifest_id: str) -> None:
+        """Refuse the deletion of a link that others need: one was imported after the request was accepted.
+
+        :raises EngineError: try again later.
+        """
+        named = select(models.Backup.id).where(
+            models.Backup.manifest_id == manifest_id, models.Backup.deleted.is_(False)
+        )
+        lock(session, models.Manifest, models.Manifest.id == manifest_id)
+        if session.scalar(named.limit(1)) is None and manifests.is_needed_link(session, manifest_id):
+            raise EngineError("Incremental backups of Cinder's format need the backup's data.")
 
     @staticmethod
     def _set_manifest(session: Session, backup: models.Backup, manifest_id: str | None) -> None:

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from oslo_db.exception import DBDuplicateEntry
-from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from backupfw import naming
@@ -29,7 +28,13 @@ from backupfw.manager.queue import tasks
 from backupfw.manager.records import Record, same_service
 from backupfw.manager.rows import Task
 from backupfw.manager.rules import backup_rows, failures, project_keys, quota
-from backupfw.manager.rules.found_manifests import MAX_LENGTH, ManifestFacts, add_manifest, columns
+from backupfw.manager.rules.found_manifests import (
+    MAX_LENGTH,
+    ManifestFacts,
+    columns,
+    hold_manifest,
+    refuse_the_dead,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +77,7 @@ class ImportTasks(Outcomes):
             container, key = _place(record)
             for store in stores:
                 if len(stores) == 1:
-                    _refuse_the_dead(session, object_digest(store, container, key))
+                    refuse_the_dead(session, object_digest(store, container, key))
             return ImportPlan(
                 backup=rows.backup(session, backup),
                 record=record,
@@ -106,7 +111,7 @@ class ImportTasks(Outcomes):
         if size > backup.size:
             # The row is already counted with the record's size.
             quota.check(session, self._conf, backup.project_id, {"backup_gigabytes": size - backup.size})
-        manifest_id = self._hold_manifest(session, facts)
+        manifest_id = hold_manifest(session, facts)
         if facts.installation_id == installation_id(session):
             project_keys.record(session, facts.data_keys)
         named = (object_digest(facts.store, facts.container, key) for key in facts.damaged)
@@ -140,30 +145,11 @@ class ImportTasks(Outcomes):
 
         self._db.run(work)
 
-    def _hold_manifest(self, session: Session, facts: ManifestFacts) -> str:
-        """Return the row of the manifest, taken for the backup that will use it in this transaction.
-
-        A known manifest must be live; the row of an unknown one is inserted.  If it is of our own
-        installation it is detached, because its lineage is not known.
-        """
-        row = models.Manifest
-        digest = object_digest(facts.store, facts.container, facts.key)
-        # This update comes before or after a release of the manifest, or the deletion of a foreign one's row:
-        # never at the same time.
-        session.execute(
-            update(row)
-            .where(row.key_digest == digest, row.state == lifecycle.LIVE)
-            .values(touched=row.touched + 1),
-            execution_options={"synchronize_session": False},
-        )
-        known = session.scalar(
-            select(row).where(row.key_digest == digest).execution_options(populate_existing=True)
-        )
-        _refuse_the_dead(session, digest)
-        if known is not None and known.state == lifecycle.LIVE:
-            return known.id
-        manifests.forget_announced(session, digest)
-        return add_manifest(session, facts, installation_id(session))
+    def find_link(self, store: str, backup_id: str) -> tuple[str, str] | None:
+        """Return container and key of a link of Cinder's format that is known, by its backup's id there."""
+        with self._db.read() as session:
+            found = manifests.find_link(session, store, backup_id)
+            return None if found is None else (found.container, str(found.key))
 
 
 def failed(session: Session, task: Task, reason: str, detail: Detail | None = None) -> None:
@@ -181,11 +167,11 @@ def failed(session: Session, task: Task, reason: str, detail: Detail | None = No
     )
 
 
-def check_claim(task: Task, importer: str, owner: str, length: int) -> None:
+def check_claim(task: Task, importer: str, owner: str | None, length: int) -> None:
     """Check the head of a manifest; this can be done before the rest is read.
 
     :param importer: the project that imports; an administrator may import any project's.
-    :param owner: the project whose data it is, as the manifest's key says.
+    :param owner: the project whose data it is, as the manifest's key says; None: nothing says it.
     :param length: bytes of its volume.
     :raises InvalidInput: the import is refused.
     """
@@ -200,26 +186,9 @@ def _place(record: Record) -> tuple[str, str]:
 
     :raises InvalidInput: it names none that could be ours.
     """
-    container, key = record.container, record.service_metadata
-    if not container or not key or naming.container_problem(container) or naming.key_problem(key):
-        raise InvalidInput("The backup record names no data in the format of this service.")
+    # A container of Cinder's may be a path; ours is its first part, the others begin the key.
+    container, *below = (record.container or "").split("/")
+    key = "/".join([*below, record.service_metadata or ""])
+    if not record.service_metadata or naming.container_problem(container) or naming.key_problem(key):
+        raise InvalidInput("The backup record names no data that a store could have.")
     return container, key
-
-
-def _refuse_the_dead(session: Session, digest: str) -> None:
-    """Refuse a known manifest that is not live.
-
-    :raises InvalidInput: it was released, an attempt gave it up, or its backup is being made.
-    """
-    if manifests.is_given_up(session, digest):
-        raise InvalidInput("The backup's data was never completed.")
-    row = models.Manifest
-    state, backup_id = session.execute(
-        select(row.state, row.backup_id).where(row.key_digest == digest)
-    ).one_or_none() or (None, None)
-    if state == lifecycle.ANNOUNCED:
-        making = select(row.id).where(row.backup_id == backup_id, row.state == lifecycle.WRITING)
-        if session.scalar(making) is not None:
-            raise InvalidInput("The backup is being made.")
-    elif state not in (None, lifecycle.LIVE):
-        raise InvalidInput("The backup's data was deleted.")

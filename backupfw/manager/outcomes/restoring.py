@@ -11,7 +11,7 @@ from backupfw.db import models
 from backupfw.db.locks import lock
 from backupfw.errors import InvalidBackup, TaskLost, VolumeNotFound
 from backupfw.manager import rows
-from backupfw.manager.lineage import lifecycle
+from backupfw.manager.lineage import lifecycle, manifests
 from backupfw.manager.lineage.lifecycle import BackupMoves
 from backupfw.manager.messages import Detail
 from backupfw.manager.metadata import add, replace
@@ -29,6 +29,7 @@ class RestorePlan:
     :ivar volume: the target; it has no location yet if it was made for this restore.
     :ivar new: it was made for this restore.
     :ivar key: the manifest's key in ``container`` of ``store``.
+    :ivar links: of Cinder's format: containers and keys of its links, the backup's own first.
     :ivar encrypted: whether the database says that it is encrypted.
     :ivar checkpoint: the point that an earlier attempt reached, in the engine's form; 0 at first.
     :ivar attempt: the number for the target's fence.
@@ -41,6 +42,7 @@ class RestorePlan:
     store: str
     container: str
     key: str
+    links: tuple[tuple[str, str], ...]
     encrypted: bool
     checkpoint: int
     attempt: int
@@ -87,6 +89,7 @@ class RestoreTasks(Outcomes):
                 store=manifest.store,
                 container=manifest.container,
                 key=manifest.key,
+                links=manifests.links(session, manifest),
                 encrypted=manifest.key_id is not None,
                 checkpoint=task.checkpoint,
                 attempt=task.attempt,

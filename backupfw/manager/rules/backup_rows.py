@@ -38,6 +38,20 @@ def manifest_of(session: Session, backup: models.Backup, *, lock: bool = False) 
     return session.get(models.Manifest, backup.manifest_id, populate_existing=True)
 
 
+def is_needed(session: Session, backup: models.Backup) -> bool:
+    """Return whether other backups cannot be restored without this one: it has Cinder's format, and so have
+    they.  A duplicate has the same data.
+    """
+    manifest = manifest_of(session, backup)
+    if manifest is None or manifest.installation_id != manifests.CINDER:
+        return False
+    row = models.Backup
+    duplicate = select(row.id).where(
+        row.manifest_id == manifest.id, row.id != backup.id, row.deleted.is_(False)
+    )
+    return session.scalar(duplicate.limit(1)) is None and manifests.is_needed_link(session, manifest.id)
+
+
 def queue_release(
     session: Session, manifest: models.Manifest, project_id: str, request_id: str | None, delay: float = 0
 ) -> None:

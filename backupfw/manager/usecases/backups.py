@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Unpack
 
 from oslo_db.exception import DBDuplicateEntry
-from sqlalchemy import exists, select
+from sqlalchemy import case, select
 from sqlalchemy.orm import Session
 
 from backupfw.conf import stores
@@ -25,6 +25,7 @@ from backupfw.errors import BackupNotFound, InvalidBackup, InvalidInput, Invalid
 from backupfw.manager import listing, records, rows
 from backupfw.manager.lineage import lifecycle
 from backupfw.manager.lineage.lifecycle import BackupMoves
+from backupfw.manager.lineage.manifests import CINDER
 from backupfw.manager.messages import Detail
 from backupfw.manager.metadata import pairs
 from backupfw.manager.queue import outbox, progress, services, tasks
@@ -269,10 +270,10 @@ class BackupManager(UseCases):
         """Begin the deletion of a backup.
 
         A backup with incremental backups can be deleted (they do not need it), unless
-        ``refuse_delete_of_parents`` is set.
+        ``refuse_delete_of_parents`` is set, or it has Cinder's format (there they do).
 
         :raises BackupNotFound: no such backup for this caller.
-        :raises InvalidBackup: its status forbids it, or it has incremental backups and the option is set.
+        :raises InvalidBackup: its status forbids it, or it has incremental backups that refuse it.
         """
 
         def work(session: Session) -> None:
@@ -291,7 +292,7 @@ class BackupManager(UseCases):
         cancelled task has ended.
 
         :raises BackupNotFound: no such backup for this caller.
-        :raises InvalidBackup: it has incremental backups and the option is set.
+        :raises InvalidBackup: it has incremental backups that refuse it.
         """
 
         def work(session: Session) -> None:
@@ -574,9 +575,10 @@ class BackupManager(UseCases):
             raise InvalidBackup("Backup already exists in database.") from error
 
     def _refuse_parent(self, session: Session, row: models.Backup) -> None:
-        if self._conf.backup.refuse_delete_of_parents and rows.dependents_of(session, [row.id]).get(
-            (row.id, row.project_id)
-        ):
+        refuses = self._conf.backup.refuse_delete_of_parents
+        if (
+            refuses and rows.dependents_of(session, [row.id]).get((row.id, row.project_id))
+        ) or backup_rows.is_needed(session, row):
             raise InvalidBackup("Incremental backups exist for this backup.")
 
 
@@ -626,23 +628,35 @@ def begin_restore(
 
 def _parent(
     session: Session, project_id: str, volume_id: str, snapshot: models.Snapshot | None
-) -> models.Backup:
-    row = models.Backup
-    query = select(row).where(
-        row.volume_id == volume_id,
-        row.project_id == project_id,
-        row.status == lifecycle.AVAILABLE,
-        row.deleted.is_(False),
-        row.data_timestamp.is_not(None),
-        exists().where(models.Manifest.id == row.manifest_id, models.Manifest.state == lifecycle.LIVE),
+) -> models.Backup | None:
+    """Return the parent of an incremental backup.
+
+    Nothing can be shared with a backup of Cinder's format.  Where there are only such ones the answer is
+    None, and a full backup is made: so what asks for incremental ones each night goes on after an import.
+
+    :raises InvalidBackup: there is no backup at all.
+    """
+    row, manifest = models.Backup, models.Manifest
+    query = (
+        select(row, manifest.installation_id)
+        .join(manifest, manifest.id == row.manifest_id)
+        .where(
+            row.volume_id == volume_id,
+            row.project_id == project_id,
+            row.status == lifecycle.AVAILABLE,
+            row.deleted.is_(False),
+            row.data_timestamp.is_not(None),
+            manifest.state == lifecycle.LIVE,
+        )
     )
     if snapshot is not None:
         query = query.where(row.data_timestamp < snapshot.created_at)
-    newest = query.order_by(row.data_timestamp.desc(), row.created_at.desc(), row.id.desc()).limit(1)
-    parent = session.scalar(newest)
-    if parent is None:
+    of_cinder = case((manifest.installation_id == CINDER, 1), else_=0)
+    newest = query.order_by(of_cinder, row.data_timestamp.desc(), row.created_at.desc(), row.id.desc())
+    found = session.execute(newest.limit(1)).first()
+    if found is None:
         raise InvalidBackup("No backups available to do an incremental backup.")
-    return parent
+    return None if found.installation_id == CINDER else found[0]
 
 
 def _placement_of(conf: cfg.ConfigOpts, parent: models.Backup | None) -> Placement | None:

@@ -9,6 +9,7 @@ from oslo_log import log
 from backupfw import crash_points
 from backupfw.chunkstore.container import Container
 from backupfw.engine import cleanup, objects, release, removal, sweep
+from backupfw.engine.cinder_format import removal as link_removal
 from backupfw.engine.format import keys
 from backupfw.engine.listing import objects_by_volume
 from backupfw.engine.ports import KnownManifests
@@ -37,7 +38,8 @@ class _Removal(Handler):
                     self._remove_copy(plan, container, control)
                 else:
                     remove(plan, container, control)
-                self._tools.data_keys.forget(plan, container, control)
+                if not plan.is_link:
+                    self._tools.data_keys.forget(plan, container, control)
                 return
             except Damaged as error:
                 # This loop ends: each plan has one relative less, because a released manifest is no relative.
@@ -133,6 +135,9 @@ def remove(plan: ReleasePlan, container: Container, control: TaskControl) -> Non
 
 
 def _remove(plan: ReleasePlan, container: Container, control: TaskControl) -> None:
+    if plan.is_link and plan.key is not None:
+        link_removal.run(container, plan.key, control)
+        return
     own = keys.installation_prefix(plan.installation_id)
     known = KnownManifests(plan.relatives, plan.known_keys)
     # First, because only these manifests say which objects of other backups an attempt took over.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import closing
 from typing import Any
 
 from oslo_log import log
@@ -11,6 +12,8 @@ from backupfw import crash_points
 from backupfw.chunkstore.container import Container
 from backupfw.chunkstore.errors import ChunkStoreError, InvalidName, NotFound
 from backupfw.engine import verify
+from backupfw.engine.cinder_format import names
+from backupfw.engine.cinder_format.chain import Place
 from backupfw.engine.format import keys
 from backupfw.engine.format.manifest import ManifestHead, read_head
 from backupfw.engine.format.sealing import CLEAR
@@ -20,6 +23,7 @@ from backupfw.manager.outcomes.importing import ImportPlan, check_claim
 from backupfw.manager.rows import Task
 from backupfw.manager.rules.found_manifests import ManifestFacts, check_names
 from backupfw.manager.rules.volume_rules import may_be_id
+from backupfw.worker import links
 from backupfw.worker.control import TaskControl
 from backupfw.worker.handlers.base import Handler, encryption, restored_volume
 
@@ -43,13 +47,15 @@ class BackupImport(Handler):
         crash_points.reach("import.begun")
         plan = tools.backups.importing.start(task, tools.stores.wire_names)
         crash_points.reach("import.planned")
-        if (parsed := keys.parse(plan.key)) is None or parsed.kind != "manifest":
-            raise InvalidInput(
-                "The backup record is not of this service's format; other layouts cannot be read yet."
-            )
-        store, container = self._find(plan)
-        crash_points.reach("import.found")
-        facts = self._facts(task, plan, store, container, control)
+        parsed = keys.parse(plan.key)
+        if parsed is not None and parsed.kind == "manifest":
+            store, container = self._find(plan, plan.key)
+            crash_points.reach("import.found")
+            facts = self._facts(task, plan, store, container, control)
+        else:
+            _store, container = self._find(plan, names.metadata_key(plan.key))
+            crash_points.reach("import.found")
+            facts = self._link(task, plan, container, control)
         crash_points.reach("import.verified")
         tools.backups.importing.finish(task, facts)
         crash_points.reach("import.committed")
@@ -58,17 +64,17 @@ class BackupImport(Handler):
         """See :meth:`Handler.failed`."""
         self._tools.backups.importing.fail(task, reason)
 
-    def _find(self, plan: ImportPlan) -> tuple[str, Container]:
-        """Return the one store that has the manifest.
+    def _find(self, plan: ImportPlan, key: str) -> tuple[str, Container]:
+        """Return the one store that has the object that completes the backup.
 
-        It is the store that the record names, if that has the manifest; else exactly one store must have it.
+        It is the store that the record names, if that has the object; else exactly one store must have it.
         """
         found: list[tuple[str, Container]] = []
         silent: ChunkStoreError | None = None
         for name in plan.stores:
             try:
                 container = self._tools.stores.container(name, plan.container)
-                container.get(plan.key, 0, 1)
+                container.get(key, 0, 1)
             except (NotFound, InvalidName):
                 continue
             except ChunkStoreError as error:
@@ -85,6 +91,23 @@ class BackupImport(Handler):
         if len(found) > 1:
             raise InvalidInput("More than one enabled store has the data that the backup record names.")
         return found[0]
+
+    def _link(
+        self, task: Task, plan: ImportPlan, container: Container, control: TaskControl
+    ) -> ManifestFacts:
+        """Read a backup of Cinder's format and all that it needs."""
+        importing = self._tools.backups.importing
+
+        def container_of(name: str) -> Container:
+            return self._tools.stores.container(container.store.name, name)
+
+        def find(backup_id: str) -> Place | None:
+            known = importing.find_link(container.store.name, backup_id)
+            return None if known is None else Place(container_of(known[0]), known[1])
+
+        with closing(links.read_chain(Place(container, plan.key), find, container_of, control)) as chain:
+            check_claim(task, plan.backup.project_id, links.owner(chain.head), chain.length)
+            return links.facts(chain, task.payload["service"], plan.backup.project_id, control)
 
     def _facts(
         self, task: Task, plan: ImportPlan, store: str, container: Container, control: TaskControl

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from oslo_log import log
 
 from backupfw import crash_points
-from backupfw.engine import restore as engine
-from backupfw.engine.format.manifest import read_head
 from backupfw.engine.ports import Checkpoint
 from backupfw.errors import Damaged, TaskLost
 from backupfw.manager.messages import Detail
 from backupfw.manager.outcomes.restoring import RestoredVolume, RestorePlan
 from backupfw.manager.rows import Task
 from backupfw.manager.rules.volume_rules import is_followed
-from backupfw.volume.base import Restored, VolumeRef
+from backupfw.volume.base import Restored, VolumeProvider, VolumeRef
+from backupfw.worker import stored
 from backupfw.worker.cancellable import PROVIDER_GRACE, opened, run_cancellable
 from backupfw.worker.control import TaskControl
 from backupfw.worker.damaged_objects import mark_sharers
@@ -34,12 +35,38 @@ class BackupRestore(Handler):
         crash_points.reach("restore.begun")
         plan = tools.backups.restoring.start(task)
         crash_points.reach("restore.planned")
-        container = tools.stores.container(plan.store, plan.container)
         try:
+            record, target, provider = self._restore(task, plan, control)
+        except Damaged as error:
+            # The next incremental stores the blocks of a damaged object anew.
+            if tools.backups.damaged_objects.record(
+                plan.store, error.container, error.key, error.reason, plan.manifest_id
+            ):
+                container = tools.stores.container(plan.store, plan.container)
+                mark_sharers(tools.backups, container, plan.manifest_id, {error.key}, control)
+            raise
+        crash_points.reach("restore.written")
+        control.check()
+        source = restored_volume(record)
+        # Before the commit: a task that is tried again does it again.
+        run_cancellable(
+            partial(provider.end_restore, target, _described(source)), control, grace=PROVIDER_GRACE
+        )
+        tools.backups.restoring.finish(task, source)
+        crash_points.reach("restore.committed")
+
+    def _restore(
+        self, task: Task, plan: RestorePlan, control: TaskControl
+    ) -> tuple[Mapping[str, Any], VolumeRef, VolumeProvider]:
+        """Write the target; returns the backup's record, the target and its provider.
+
+        :raises Damaged: an object is.
+        """
+        tools = self._tools
+        with stored.opened(tools.stores, tools.data_keys, plan, control) as data:
             # Read before the target is opened: if the backup is gone, the volume stays as it is.
-            find_key = tools.data_keys.finder(container, plan.key)
-            head = read_head(container, plan.key, find_key)
-            target = replace(self._made(task, plan, control), encryption=encryption(head.record))
+            _length, record = data.describe()
+            target = replace(self._made(task, plan, control), encryption=encryption(record))
             crash_points.reach("restore.made")
             checkpoint = Checkpoint(
                 plan.checkpoint,
@@ -52,32 +79,8 @@ class BackupRestore(Handler):
                 crash_points.reach("restore.opened")
                 if not is_followed(plan.volume, volume.length, volume.storage_id):
                     tools.backups.restoring.follow_target(task, volume.length, volume.storage_id)
-                engine.run(
-                    plan.key,
-                    container,
-                    volume,
-                    control,
-                    checkpoint,
-                    streams=tools.engine.streams,
-                    find_key=find_key,
-                    encrypted=plan.encrypted,
-                )
-        except Damaged as error:
-            # The next incremental stores the blocks of a damaged object anew.
-            if tools.backups.damaged_objects.record(
-                plan.store, plan.container, error.key, error.reason, plan.manifest_id
-            ):
-                mark_sharers(tools.backups, container, plan.manifest_id, {error.key}, control)
-            raise
-        crash_points.reach("restore.written")
-        control.check()
-        source = restored_volume(head.record)
-        # Before the commit: a task that is tried again does it again.
-        run_cancellable(
-            partial(provider.end_restore, target, _described(source)), control, grace=PROVIDER_GRACE
-        )
-        tools.backups.restoring.finish(task, source)
-        crash_points.reach("restore.committed")
+                data.restore(volume, control, checkpoint, streams=tools.engine.streams)
+        return record, target, provider
 
     def failed(self, task: Task, reason: str) -> None:
         """See :meth:`Handler.failed`."""

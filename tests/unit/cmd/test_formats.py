@@ -23,7 +23,8 @@ COMMANDS = {name: point.load() for name, point in sorted(main.App().command_mana
 #: The commands that neither list nor show anything: they print an id, a sentence or a text for one use.
 PLAIN = {
     *("api", "serve", "worker", "help", "complete", "lifecycle", "quota set"),
-    *("backup cancel", "backup copy", "backup create", "backup delete", "backup restore"),
+    *("backup cancel", "backup copy", "backup create", "backup delete", "backup import", "backup restore"),
+    "cinder export",
     *("keys destroy", "keys rewrap", "keys rotate", "snapshot create", "snapshot delete"),
     *("volume adopt", "volume attach", "volume create", "volume delete", "volume detach", "volume extend"),
     *("task drop", "volume forget", "volume set"),
@@ -31,6 +32,7 @@ PLAIN = {
 #: What a list must be given.
 ARGUMENTS = {
     "backup verify": ["--older-than", "1"],
+    "cinder scan": ["--store", "main"],
     "db purge": ["--before", "2026-01-31"],
     "quota show": ["demo"],
     "volume check": ["local"],

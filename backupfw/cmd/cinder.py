@@ -1,0 +1,233 @@
+"""``backupfw cinder``: backups in the format of Cinder's own backup service, found, written and converted."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from backupfw.cmd import base, usecases
+from backupfw.cmd.progress import Progress, counted
+
+if TYPE_CHECKING:
+    from oslo_config import cfg
+
+    from backupfw.db.session import Database
+    from backupfw.worker.links import FoundLink
+
+ENTERED, KNOWN, FAILED = "entered", "known", "failed"
+_WORDS: Mapping[str, str] = {ENTERED: "entered", KNOWN: "known already", FAILED: "NOT entered"}
+
+
+class Scan(base.Lister):
+    """Enter the backups that Cinder wrote into a store, from the store's objects alone.
+
+    Nothing of a Cinder is needed, neither its database nor records. What the catalogue has already stays as
+    it is, so the command can be repeated, and continues after a kill. The owner of a backup is the project
+    that --project-of names for its volume, else the one that the volume's description names, else the one
+    that the catalogue names for the volume, else --project. The exit status is 1 when a backup could not be
+    entered.
+    """
+
+    columns = (
+        "project_id",
+        "volume_id",
+        "backup_id",
+        "parent_id",
+        "result",
+        "problem",
+        "size",
+        "container",
+        "key",
+    )
+    short = ("project_id", "volume_id", "backup_id", "result", "problem")
+    default_format = "text"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add the command's arguments."""
+        parser.add_argument("--store", metavar="NAME", required=True, help="the store's name")
+        parser.add_argument(
+            "--container",
+            metavar="C",
+            action="append",
+            help="only this one (default: all of the store)",
+        )
+        parser.add_argument(
+            "--project-of",
+            metavar="VOLUME=P",
+            type=_owner,
+            action="append",
+            default=[],
+            help="whose the backups of a volume are; any number of times",
+        )
+        parser.add_argument(
+            "--project",
+            metavar="P",
+            type=usecases.project,
+            help="whose backups are of whose owner nothing is known",
+        )
+        parser.add_argument("--dry-run", action="store_true", help="only say what would be entered")
+
+    def records(self, args: argparse.Namespace) -> Iterator[Mapping[str, Any]]:
+        """Yield a record for each backup, parents before their children."""
+        from backupfw.cmd import store
+
+        conf, db = self.database(args)
+        store.require_enabled(conf, args.store)
+        for one in _scan(conf, db, args):
+            if one["result"] == FAILED:
+                self.status = 1
+            yield one
+
+    def lines(self, args: argparse.Namespace, records: Iterator[Mapping[str, Any]]) -> Iterable[str]:
+        """Yield what could not be entered, and the sums."""
+        counts: Counter[str] = Counter()
+        for one in records:
+            counts[one["result"]] += 1
+            if one["result"] == FAILED:
+                yield f"backup {one['backup_id'] or one['key']}: NOT entered: {one['problem']}"
+        would = "would be " if args.dry_run else ""
+        parts = (f"{counts[result]} {would}{words}" for result, words in _WORDS.items() if counts[result])
+        yield f"{counted(counts.total(), 'backup')}: {', '.join(parts) or 'nothing to enter'}"
+
+
+class Export(base.Command):
+    """Write a backup in Cinder's format, and print the record with which Cinder imports it.
+
+    What is written is a full backup, whatever the backup is here; Cinder restores it and makes incremental
+    backups upon it. No service need run. The backup stays as it is, and knows nothing of what was written.
+    """
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add the command's arguments."""
+        parser.add_argument("id", metavar="BACKUP", help="the backup's id or name")
+        parser.add_argument(
+            "--to", metavar="STORE", required=True, help="the store where Cinder looks for it"
+        )
+        parser.add_argument(
+            "--container", metavar="C", type=usecases.text, help="the container (default: the store's)"
+        )
+        parser.add_argument(
+            "--compression",
+            choices=("zlib", "zstd", "none"),
+            default="zlib",
+            help="how the data is compressed (default: zlib, which every Cinder reads)",
+        )
+        parser.add_argument(
+            "--decrypt",
+            action="store_true",
+            help="also a backup that is encrypted here: Cinder's format has no encryption",
+        )
+
+    def take_action(self, parsed_args: argparse.Namespace) -> None:
+        """Write it."""
+        from backupfw.cmd import catalogue, cinder_export, store
+        from backupfw.db import models
+
+        args = parsed_args
+        conf, db = self.database(args)
+        store.require_enabled(conf, args.to)
+        backup = catalogue.find_id(db, models.Backup, args.id)
+        record = cinder_export.export(
+            conf,
+            db,
+            backup,
+            args.to,
+            args.container,
+            compression=args.compression,
+            decrypt=args.decrypt,
+            progress=Progress(f"exporting {backup}"),
+        )
+        print(json.dumps({"backup-record": record}, indent=2))
+
+
+def _owner(text: str) -> tuple[str, str]:
+    volume, equals, project = text.partition("=")
+    if not equals or not volume:
+        raise argparse.ArgumentTypeError(f"{text!a} is not VOLUME=PROJECT")
+    return volume.lower(), usecases.project(project)
+
+
+def _scan(conf: cfg.ConfigOpts, db: Database, args: argparse.Namespace) -> Iterator[Mapping[str, Any]]:
+    from backupfw.conf.stores import default_container
+    from backupfw.worker import links
+    from backupfw.worker.stores import Stores
+
+    progress = Progress(f"reading store {args.store}", unit="backups")
+    control = progress.control()
+    with contextlib.closing(Stores(conf)) as stores:
+        try:
+            any_container = stores.container(args.store, default_container(conf, args.store))
+            containers = args.container or list(any_container.store.list_containers())
+            found: dict[str, FoundLink] = {}
+            for name in containers:
+                for one in links.find(stores.container(args.store, name), control):
+                    if isinstance(one, str):
+                        yield _record(one, name, result=FAILED, problem="Its metadata cannot be read.")
+                        continue
+                    if one.head.backup_id in found:
+                        problem = "Another link says that it is of the same backup."
+                        yield _found(one, result=FAILED, problem=problem)
+                        continue
+                    found[one.head.backup_id] = one
+                    progress.update(len(found))
+            service = stores.wire_names[args.store]
+            for one in links.parents_first(found):
+                control.check()
+                yield _enter(db, one, found, service, args, control)
+        finally:
+            progress.abandon()
+
+
+def _enter(
+    db: Database,
+    one: FoundLink,
+    found: Mapping[str, FoundLink],
+    service: str,
+    args: argparse.Namespace,
+    control: Any,
+) -> Mapping[str, Any]:
+    from backupfw.chunkstore.errors import ChunkStoreError
+    from backupfw.errors import EngineError, InvalidInput
+    from backupfw.manager.operators import links as rows
+    from backupfw.worker import links
+
+    head, place = one.head, one.place
+    owner = (
+        dict(args.project_of).get(head.volume_id)
+        or links.owner(head)
+        or rows.owner_of_volume(db, head.volume_id)
+        or args.project
+    )
+    if rows.is_known(db, args.store, place.container.name, place.prefix):
+        return _found(one, owner, result=KNOWN)
+    if owner is None:
+        return _found(one, result=FAILED, problem="Nothing says whose it is; give --project-of or --project.")
+    try:
+        chain = links.read_chain(place, lambda parent: _place_of(found, parent), None, control)
+        with contextlib.closing(chain):
+            facts = links.facts(chain, service, owner, control)
+        record = links.record(one, facts)
+        entered = args.dry_run or rows.enter(db, record, facts)
+    except (InvalidInput, EngineError) as error:
+        return _found(one, owner, result=FAILED, problem=str(error))
+    except ChunkStoreError as error:
+        return _found(one, owner, result=FAILED, problem=f"It could not be read now: {error}")
+    return _found(one, owner, result=ENTERED if entered else KNOWN, size=facts.size)
+
+
+def _place_of(found: Mapping[str, FoundLink], backup_id: str) -> Any:
+    return found[backup_id].place if backup_id in found else None
+
+
+def _found(one: FoundLink, owner: str | None = None, **values: Any) -> dict[str, Any]:
+    head = one.head
+    ids = {"volume_id": head.volume_id, "backup_id": head.backup_id, "parent_id": head.parent_id}
+    return _record(one.place.prefix, one.place.container.name, project_id=owner, **ids, **values)
+
+
+def _record(key: str, container: str, **values: Any) -> dict[str, Any]:
+    return {**dict.fromkeys(Scan.columns), "key": key, "container": container, **values}

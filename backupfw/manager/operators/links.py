@@ -1,0 +1,70 @@
+"""Entering backups of Cinder's format that were found in a store, without records of them."""
+
+from __future__ import annotations
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from backupfw.context import RequestContext
+from backupfw.db import locks, models
+from backupfw.db.digest import object_digest
+from backupfw.db.session import Database, now
+from backupfw.errors import TaskLost
+from backupfw.manager.lineage import lifecycle
+from backupfw.manager.lineage.lifecycle import BackupMoves
+from backupfw.manager.records import Record
+from backupfw.manager.rules import backup_rows
+from backupfw.manager.rules.found_manifests import ManifestFacts, columns, hold_manifest
+
+
+def is_known(db: Database, store: str, container: str, key: str) -> bool:
+    """Return whether a backup that is not deleted has a link, or the link was deleted here."""
+    row, backup = models.Manifest, models.Backup
+    with db.read() as session:
+        found = session.execute(
+            select(row.state, backup.id)
+            .outerjoin(backup, (backup.manifest_id == row.id) & backup.deleted.is_(False))
+            .where(row.key_digest == object_digest(store, container, key))
+        ).first()
+        return found is not None and (found.state != lifecycle.LIVE or found[1] is not None)
+
+
+def owner_of_volume(db: Database, volume_id: str) -> str | None:
+    """Return the project of a volume that the catalogue has, or had."""
+    row = models.Volume
+    with db.read() as session:
+        return session.scalar(select(row.project_id).where(row.id == volume_id))
+
+
+def enter(db: Database, record: Record, facts: ManifestFacts) -> bool:
+    """Enter an available backup, with the links that it needs; its project is that of the facts.
+
+    Quotas are not asked: the data is there.
+
+    :returns: False: there is a backup of this id; nothing was changed.
+    :raises InvalidInput: a link was deleted here.
+    """
+
+    def work(session: Session) -> bool:
+        locks.lock(session, models.Backup, models.Backup.id == record.id)
+        known = session.get(models.Backup, record.id)
+        if known is not None and not known.deleted:
+            return False
+        ctx = RequestContext(project_id=facts.project_id, user_id=record.user_id or "")
+        row = backup_rows.imported(session, ctx, record, known, volume_id=facts.volume_id)
+        manifest_id = hold_manifest(session, facts)
+        moment = now(session)
+        moved = lifecycle.move(
+            session,
+            models.Backup,
+            row.id,
+            BackupMoves.created,
+            manifest_id=manifest_id,
+            completed=True,
+            **columns(row.id, record, facts, moment, moment),
+        )
+        if not moved:
+            raise TaskLost(f"backup {row.id} was changed meanwhile")
+        return True
+
+    return db.run(work)

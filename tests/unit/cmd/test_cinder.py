@@ -1,0 +1,244 @@
+"""Backups of Cinder's format and the commands: imported, scanned, verified, restored to files, counted."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backupfw.cmd import cinder_export, database, service
+from backupfw.engine.cinder_format import writing
+from tests.format.cinder_samples import HERE, sample
+from tests.unit.cmd.conftest import Run, load_conf
+
+SAMPLE = sample("posix-zlib")
+IDS = [one["backup_id"] for one in SAMPLE.backups]
+OWNER = SAMPLE.backups[0]["record_decoded"]["project_id"]
+VOLUME = SAMPLE.backups[0]["record_decoded"]["volume_id"]
+
+
+@pytest.fixture
+def old(state: Path, tmp_path: Path) -> Path:
+    """A directory that Cinder wrote, as a store of a service that does not run."""
+    path = tmp_path / "old"
+    shutil.copytree(HERE / "posix-zlib", path)
+    (path / "EXPECT.json").unlink()
+    state.mkdir()
+    (state / "backupfw.conf").write_text(
+        "[DEFAULT]\nenabled_stores = main,old\n[backup]\npoll_seconds = 0.1\n"
+        f"[store:old]\ndriver = posix\npath = {path}\nnames = plain\n"
+    )
+    return path
+
+
+@pytest.fixture
+def served(state: Path, old: Path) -> Iterator[None]:
+    conf = load_conf(state)
+    database.prepare(conf, make=True)
+    with service.EmbeddedService(conf):
+        yield
+
+
+@pytest.fixture
+def prepared(state: Path, old: Path) -> None:
+    database.prepare(load_conf(state), make=True)
+
+
+def scan(run: Run, *words: str, status: int = 0) -> list[dict[str, Any]]:
+    done = run("cinder", "scan", "--store", "old", "--format", "json", *words)
+    assert done.status == status, done.err
+    return list(json.loads(done.out))
+
+
+def restored(run: Run, tmp_path: Path, number: int) -> str:
+    path = tmp_path / f"image-{number}.raw"
+    done = run("backup", "restore", IDS[number], "--to", str(path))
+    assert done.status == 0, done.err
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_scan_enters_a_whole_store_without_any_database(run: Run, tmp_path: Path, prepared: None) -> None:
+    would = scan(run, "--dry-run")
+    assert [one["result"] for one in would] == ["entered"] * 3
+    assert json.loads(run("backup", "list", "--format", "json").out) == []
+    found = scan(run)
+    assert [one["backup_id"] for one in found] == IDS
+    assert {one["project_id"] for one in found} == {OWNER}
+    assert [one["parent_id"] for one in found] == [None, *IDS[:2]]
+    assert [one["result"] for one in scan(run)] == ["known"] * 3
+    for number, expected in enumerate(SAMPLE.backups):
+        shown = json.loads(run("backup", "show", IDS[number], "--format", "json").out)
+        told = expected["record_decoded"]
+        assert shown["name"] == told["display_name"]
+        assert (shown["container"], shown["service_metadata"]) == (
+            told["container"],
+            told["service_metadata"],
+        )
+        assert shown["holdings"]["deleting_frees"]["objects"] == (told["object_count"] if number == 2 else 0)
+        assert restored(run, tmp_path, number) == expected["sha256_of_volume"]
+    done = run("backup", "verify", "--all", "--json")
+    assert done.status == 0, done.out
+    assert [json.loads(line)["result"] for line in done.out.splitlines()] == ["ok"] * 3
+    (usage,) = json.loads(run("usage", "--format", "json").out)
+    assert usage["backups"] == 3
+    stored = sum(len(data) for objects in SAMPLE.contents.values() for data in objects.values())
+    assert usage["own_bytes"] == stored
+    assert run("audit").status == 0
+    assert run("sweep").status == 0
+
+
+def test_whose_the_backups_are(run: Run, old: Path, prepared: None) -> None:
+    assert {one["project_id"] for one in scan(run, "--dry-run", "--project-of", f"{VOLUME}=mine")} == {"mine"}
+    for path in old.rglob("*_metadata"):
+        found = json.loads(path.read_bytes())
+        path.write_text(json.dumps({**found, "volume_meta": None}))
+    unknown = scan(run, status=1)
+    assert {one["result"] for one in unknown} == {"failed"}
+    assert "--project-of" in unknown[0]["problem"]
+    assert {one["project_id"] for one in scan(run, "--project", "rest")} == {"rest"}
+
+
+def test_what_cannot_be_entered_does_not_stop_the_others(run: Run, old: Path, prepared: None) -> None:
+    (bad,) = old.rglob(f"*{IDS[1]}_metadata")
+    bad.write_text("{")
+    found = {one["backup_id"] or one["key"]: one for one in scan(run, status=1)}
+    assert found[IDS[0]]["result"] == "entered"
+    assert "needs its parent" in found[IDS[2]]["problem"]
+    assert sum(one["problem"] == "Its metadata cannot be read." for one in found.values()) == 1
+    done = run("cinder", "scan", "--store", "old")
+    assert "3 backups: 1 known already, 2 NOT entered" in done.out
+
+
+def test_damage_is_found_and_named(run: Run, old: Path, tmp_path: Path, prepared: None) -> None:
+    scan(run)
+    (bad,) = old.rglob(f"*{IDS[1]}-00002")
+    data = bytearray(bad.read_bytes())
+    data[0] ^= 1
+    bad.write_bytes(data)
+    done = run("backup", "verify", IDS[2], "--json")
+    assert done.status == 1
+    (damaged,) = json.loads(done.out)["damaged"]
+    assert damaged["key"].endswith(f"{IDS[1]}-00002")
+    assert run("backup", "restore", IDS[2], "--to", str(tmp_path / "x")).status == 1
+    # The older one does not need it.
+    assert restored(run, tmp_path, 0) == SAMPLE.backups[0]["sha256_of_volume"]
+    bad.write_bytes(bytes([data[0] ^ 1]) + data[1:])
+    assert run("backup", "verify", IDS[2]).status == 0
+    shown = json.loads(run("backup", "show", IDS[2], "--format", "json").out)
+    assert shown["damaged_objects"] in (0, [])
+
+
+def test_records_of_cinders_are_imported(run: Run, tmp_path: Path, old: Path, served: None) -> None:
+    records = [one["export"] for one in SAMPLE.backups]
+    # As the API, and as the client of OpenStack print them; in any order.
+    told = [{"backup-record": records[2]}, records[0]]
+    told.append({"backup_service": records[1]["backup_service"], "backup_metadata": records[1]["backup_url"]})
+    path = tmp_path / "records.json"
+    path.write_text(json.dumps(told))
+    done = run("backup", "import", str(path))
+    assert done.status == 0, done.err
+    assert done.out.split() == [IDS[2], IDS[0], IDS[1]]
+    assert {one["project_id"] for one in json.loads(run("backup", "list", "--format", "json").out)} == {OWNER}
+    again = run("backup", "import", str(path))
+    assert again.status == 1
+    assert "already exists" in again.err
+    assert restored(run, tmp_path, 2) == SAMPLE.backups[2]["sha256_of_volume"]
+    refused = run("backup", "delete", IDS[0])
+    assert refused.status == 1
+    assert "Incremental backups exist" in refused.err
+    assert run("backup", "delete", IDS[2]).status == 0
+    assert not list(old.rglob(f"*{IDS[2]}*"))
+    assert list(old.rglob(f"*{IDS[1]}_metadata"))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("{", "not JSON"), ("[1]", "no backup_service"), ('{"backup_service": "x"}', "Record 1")],
+)
+def test_what_is_no_record_is_refused(
+    run: Run, tmp_path: Path, prepared: None, text: str, reason: str
+) -> None:
+    path = tmp_path / "records.json"
+    path.write_text(text)
+    done = run("backup", "import", str(path))
+    assert done.status == 1
+    assert reason in done.err
+    assert run("backup", "import", str(tmp_path / "none")).status == 1
+
+
+class TestExport:
+    """A backup of ours as Cinder's format has it, read by the reader that reads Cinder's."""
+
+    @pytest.fixture
+    def plain(self, state: Path, backup_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        monkeypatch.setattr(writing, "CHUNK_BYTES", 1 << 20)
+        monkeypatch.setattr(cinder_export, "CHUNK_BYTES", 1 << 20)
+        with open(state / "backupfw.conf", "a") as file:
+            file.write(
+                "[DEFAULT]\nenabled_stores = main,old\n"
+                f"[store:old]\ndriver = posix\npath = {tmp_path / 'old'}\nnames = plain\n"
+            )
+        return tmp_path / "old"
+
+    @pytest.mark.parametrize("compression", writing.COMPRESSION)
+    def test_what_is_exported_is_what_was_backed_up(
+        self, run: Run, plain: Path, tmp_path: Path, backup_id: str, compression: str
+    ) -> None:
+        words = ("--to", "old", "--container", "volumebackups", "--compression", compression)
+        done = run("cinder", "export", backup_id, *words)
+        assert done.status == 0, done.err
+        record = json.loads(done.out)["backup-record"]
+        told = json.loads(base64.b64decode(record["backup_url"]))
+        (folder,) = plain.iterdir()
+        names_there = sorted(path.name for path in folder.iterdir() if path.is_file())
+        prefix = told["service_metadata"]
+        assert names_there == sorted(
+            [
+                *(f"{prefix}-{number:05d}" for number in (1, 2, 3)),
+                f"{prefix}_metadata",
+                f"{prefix}_sha256file",
+            ]
+        )
+        assert (told["container"], told["object_count"], told["parent_id"]) == ("volumebackups", 3, None)
+        assert told["data_timestamp"]
+        assert told["driver_info"] == {}
+        head = json.loads((folder / f"{prefix}_metadata").read_text())
+        assert [next(iter(one.values()))["offset"] for one in head["objects"]] == [0, 1 << 20, 2 << 20]
+        whole = json.loads((folder / f"{prefix}_sha256file").read_text())
+        data = (tmp_path / "before.raw", tmp_path / "after.raw")
+        assert run("backup", "restore", backup_id, "--to", str(data[0])).status == 0
+        image = data[0].read_bytes()
+        assert whole["sha256s"] == [
+            hashlib.sha256(image[at : at + whole["chunk_size"]]).hexdigest()
+            for at in range(0, len(image), whole["chunk_size"])
+        ]
+        # Under another id, because ours is here already.
+        for path in folder.iterdir():
+            if path.name.endswith("_metadata"):
+                path.write_text(
+                    path.read_text().replace(backup_id, IDS[0]).replace(f"_{IDS[0]}", f"_{backup_id}")
+                )
+        (one,) = scan(run)
+        assert (one["backup_id"], one["result"], one["project_id"]) == (IDS[0], "entered", told["project_id"])
+        assert run("backup", "restore", IDS[0], "--to", str(data[1])).status == 0
+        assert data[1].read_bytes() == image
+        again = run("cinder", "export", IDS[0], "--to", "old")
+        assert (again.status, again.out) == (1, "")
+        assert "has Cinder's format already" in again.err
+
+    def test_an_export_that_fails_leaves_nothing(
+        self, run: Run, plain: Path, state: Path, backup_id: str
+    ) -> None:
+        packs = [path for path in (state / "store").rglob("p*.o") if path.is_file()]
+        data = bytearray(packs[-1].read_bytes())
+        data[200] ^= 1
+        packs[-1].write_bytes(data)
+        done = run("cinder", "export", backup_id, "--to", "old")
+        assert (done.status, done.out) == (1, "")
+        assert [path for path in plain.rglob("*") if path.is_file()] == []

@@ -1,0 +1,267 @@
+"""Backups of Cinder's format in the service: imported, restored, deleted, and never shared with."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import random
+import uuid
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import func, select
+
+from backupfw.chunkstore.memory import MemoryStore
+from backupfw.db import models
+from backupfw.engine.cinder_format import names
+from backupfw.errors import InvalidBackup
+from backupfw.manager.operators import audit, purge
+from backupfw.manager.records import decode
+from tests.format.cinder_samples import SAMPLES, Sample, Writer, sample
+from tests.unit.manager.support import WIRE, World, check_consistent
+from tests.unit.worker.world import WorkerWorld
+
+DATA = random.Random(1).randbytes(10 * (32 << 10))
+OWNER = "22220000222200002222000022220000"
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[WorkerWorld]:
+    found = WorkerWorld(tmp_path)
+    yield found
+    check_consistent(found)
+    assert audit.run(found.db, 60.0) == []
+    found.close()
+
+
+def fill(world: WorkerWorld, contents: dict[str, dict[str, bytes]]) -> dict[str, dict[str, bytes]]:
+    """Put objects into the store; returns the containers, live."""
+    store = world.faulty.inner
+    assert isinstance(store, MemoryStore)
+    for name, objects in contents.items():
+        store.contents.setdefault(name, {}).update(objects)
+    return store.contents
+
+
+def begin(world: WorkerWorld, record: str, project: str = OWNER, **who: Any) -> str:
+    ctx = world.ctx(project, **who)
+    return world.backups.import_record(ctx, backup_service=WIRE, backup_url=record).id
+
+
+def imported(world: WorkerWorld, record: str, project: str = OWNER, **who: Any) -> models.Backup:
+    return world.wait_backup(begin(world, record, project, **who), "available")
+
+
+def refused(world: WorkerWorld, record: str, project: str = OWNER, **who: Any) -> str:
+    return str(world.wait_backup(begin(world, record, project, **who), "error").fail_reason)
+
+
+def restored(world: WorkerWorld, backup_id: str, project: str = OWNER, used: bytes | None = None) -> bytes:
+    """Restore a backup to a new volume, or to one that has these bytes."""
+    ctx = world.ctx(project)
+    target = None
+    if used is not None:
+        target = world.volume(project, length=len(used))
+        world.provider.volumes[target] = bytearray(used)
+    _, volume, _ = world.backups.restore(ctx, backup_id, volume_id=target)
+    world.wait(lambda: world.row(models.Volume, volume).status == "available", "the restore")
+    return bytes(world.provider.volumes[volume])
+
+
+def delete(world: WorkerWorld, backup_id: str, project: str = OWNER) -> None:
+    world.backups.delete(world.ctx(project), backup_id)
+    world.wait_backup(backup_id, None)
+
+
+def records(found: Sample) -> list[str]:
+    return [one["export"]["backup_url"] for one in found.backups]
+
+
+@pytest.mark.parametrize(
+    "name", [SAMPLES[1], *(pytest.param(name, marks=pytest.mark.check) for name in SAMPLES[::2])]
+)
+def test_a_chain_of_cinders_is_imported_restored_and_deleted(world: WorkerWorld, name: str) -> None:
+    found = sample(name)
+    live = fill(world, found.copy())
+    with world.worker():
+        full, middle, newest = (imported(world, record) for record in records(found))
+        for row, expected in zip((full, middle, newest), found.backups, strict=True):
+            told = expected["record_decoded"]
+            assert row.id == expected["backup_id"]
+            assert row.parent_id == expected["parent_id"]
+            assert row.is_incremental == (expected["parent_id"] is not None)
+            for column in ("container", "service_metadata", "object_count", "display_name", "volume_id"):
+                assert getattr(row, column) == told[column], column
+            assert row.length == expected["bytes"]
+            for used in (None, b"\xaa" * expected["bytes"]):
+                data = restored(world, row.id, used=used)
+                assert hashlib.sha256(data[: expected["bytes"]]).hexdigest() == expected["sha256_of_volume"]
+        # An export says what Cinder's did.
+        _, url = world.backups.export_record(world.ctx(OWNER), newest.id)
+        again, before = decode(url), decode(records(found)[2])
+        for field in ("container", "service_metadata", "parent_id", "size", "volume_id", "data_timestamp"):
+            assert getattr(again, field) == getattr(before, field), field
+        for row in (full, middle):
+            for remove in (world.backups.delete, world.backups.force_delete):
+                with pytest.raises(InvalidBackup, match="Incremental backups exist"):
+                    remove(world.ctx(OWNER), row.id)
+        kept = {key for objects in live.values() for key in objects}
+        for number in (2, 1, 0):
+            _, prefix = found.places(number)[0]
+            delete(world, found.backups[number]["backup_id"])
+            kept = {key for key in kept if not names.belongs(prefix, key)}
+            assert {key for objects in live.values() for key in objects} == kept
+        assert kept == set()
+        # Its data was deleted: as with ours, it does not come back.
+        assert "deleted" in refused(world, records(found)[0])
+
+
+@pytest.mark.parametrize("name", SAMPLES[1:])
+def test_parents_are_found_without_their_records(world: WorkerWorld, name: str) -> None:
+    found = sample(name)
+    live = fill(world, found.copy())
+    with world.worker():
+        newest = imported(world, records(found)[2])
+        expected = found.backups[2]
+        data = restored(world, newest.id)[: expected["bytes"]]
+        assert hashlib.sha256(data).hexdigest() == expected["sha256_of_volume"]
+        assert audit.run(world.db, 60.0) == []
+        # What is imported later becomes what it needs.
+        middle = imported(world, records(found)[1])
+        with pytest.raises(InvalidBackup, match="Incremental backups exist"):
+            world.backups.delete(world.ctx(OWNER), middle.id)
+        delete(world, newest.id)
+        before = {key for objects in live.values() for key in objects}
+        delete(world, middle.id)
+        gone = before - {key for objects in live.values() for key in objects}
+        _, prefix = found.places(1)[0]
+        assert gone == {key for key in before if names.belongs(prefix, key)}
+    # The full one was never imported: nothing of it is known any more, and all of it is there.
+    with world.db.read() as session:
+        states = session.scalars(select(models.Manifest.state)).all()
+    assert sorted(states) == ["gone", "gone"]
+
+
+def _chain(world: WorkerWorld, *states: bytes) -> tuple[Writer, list[str]]:
+    writer = Writer()
+    links: list[str] = []
+    for state in states:
+        links.append(writer.write(state, links[-1] if links else None))
+    fill(world, {"box": writer.objects})
+    return writer, links
+
+
+def test_an_incremental_after_a_backup_of_cinders_is_a_full_one_and_then_shares_with_ours(
+    world: WorkerWorld,
+) -> None:
+    volume = world.filled_volume(DATA)
+    writer = Writer(volume=volume)
+    full = writer.write(DATA)
+    fill(world, {"box": writer.objects})
+    with world.worker():
+        theirs = imported(world, writer.record(full), "p1")
+        ours = world.backups.create(world.ctx(), volume_id=volume, incremental=True)
+        row = world.wait_backup(ours.id, "available")
+        assert (row.parent_id, row.is_incremental) == (None, False)
+        assert restored(world, ours.id, "p1") == DATA
+        # Newer than ours is another of theirs.
+        newer = writer.write(b"x" * (32 << 10) + DATA[32 << 10 :], full)
+        fill(world, {"box": writer.objects})
+        stamp = (datetime.now() + timedelta(seconds=-1)).strftime("%Y-%m-%dT%H:%M:%SZ")
+        imported(world, writer.record(newer, data_timestamp=stamp), "p1")
+        again = world.backups.create(world.ctx(), volume_id=volume, incremental=True)
+        row = world.wait_backup(again.id, "available")
+        assert (row.parent_id, row.is_incremental) == (ours.id, True)
+        before = dict(fill(world, {})["box"])
+        for one in (again.id, ours.id):
+            delete(world, one, "p1")
+        assert fill(world, {})["box"] == before
+        assert restored(world, theirs.id, "p1") == DATA
+
+
+def test_a_duplicate_keeps_the_data(world: WorkerWorld) -> None:
+    writer, (full, newer) = _chain(world, DATA, DATA[::-1])
+    with world.worker():
+        first = imported(world, writer.record(full), "p1")
+        second = imported(world, writer.record(full, id=str(uuid.uuid4())), "p1")
+        child = imported(world, writer.record(newer), "p1")
+        # The data stays for the other one.
+        delete(world, first.id, "p1")
+        with pytest.raises(InvalidBackup, match="Incremental backups exist"):
+            world.backups.delete(world.ctx(), second.id)
+        assert restored(world, child.id, "p1") == DATA[::-1]
+        assert restored(world, second.id, "p1") == DATA
+
+
+def test_whose_backup_it_is(world: WorkerWorld) -> None:
+    writer, (full,) = _chain(world, DATA)
+    with world.worker():
+        reason = refused(world, writer.record(full, id=str(uuid.uuid4())), "p2")
+        assert reason == "The backup's data belongs to another project."
+        imported(world, writer.record(full), "p2", admin=True)
+        writer.edit(full, lambda found: found.update(volume_meta=None))
+        fill(world, {"box": writer.objects})
+        # Nobody knows whose it is: only an administrator may have it.
+        assert "another project" in refused(world, writer.record(full, id=str(uuid.uuid4())), "p1")
+
+
+def test_what_cannot_be_imported(world: WorkerWorld) -> None:
+    writer, (full, newer) = _chain(world, DATA, DATA[::-1])
+    live = fill(world, {})
+    with world.worker():
+        removed = live["box"].pop(f"{newer}-00001")
+        assert "missing or damaged" in refused(world, writer.record(newer), "p1")
+        live["box"][f"{newer}-00001"] = removed
+        parent = live["box"].pop(f"{full}_metadata")
+        record = writer.record(newer, id=str(uuid.uuid4()))
+        assert "needs its parent" in refused(world, record, "p1")
+        live["box"][f"{full}_metadata"] = parent
+        record = writer.record(newer, id=str(uuid.uuid4()), container="../box")
+        assert "no data that a store could have" in refused(world, record, "p1")
+        record = writer.record(newer, id=str(uuid.uuid4()), service_metadata="volume_x")
+        assert "No enabled store has the data" in refused(world, record, "p1")
+        live["box"][f"{newer}_metadata"] = b"{}"
+        assert "missing or damaged" in refused(world, writer.record(newer, id=str(uuid.uuid4())), "p1")
+
+
+def test_damage_is_remembered(world: WorkerWorld) -> None:
+    writer, (full, newer) = _chain(world, DATA, b"x" * (32 << 10) + DATA[32 << 10 :])
+    live = fill(world, {})
+    with world.worker():
+        imported(world, writer.record(full), "p1")
+        row = imported(world, writer.record(newer), "p1")
+        live["box"][f"{full}-00002"] = b"?"
+        _, volume, _ = world.backups.restore(world.ctx(), row.id)
+        world.wait(lambda: world.row(models.Volume, volume).status == "error", "the restore to fail")
+        world.wait_idle()
+    found = world.outcomes.damaged_objects.of(str(world.row(models.Backup, row.id).manifest_id))
+    assert [one.key for one in found] == [f"{full}-00002"]
+    assert purge.run(world.db, datetime.now() + timedelta(days=1))["damaged objects"] == 0
+
+
+def test_a_purge_forgets_what_was_deleted(world: WorkerWorld) -> None:
+    writer, (full, newer) = _chain(world, DATA, DATA[::-1])
+    with world.worker():
+        rows = [imported(world, writer.record(prefix), "p1") for prefix in (full, newer)]
+        for row in reversed(rows):
+            delete(world, row.id, "p1")
+    purge.run(world.db, datetime.now() + timedelta(days=1))
+    with world.db.read() as session:
+        # One of each container stays.
+        assert session.scalar(select(func.count()).select_from(models.Manifest)) == 1
+
+
+def test_a_record_of_ours_still_needs_a_manifest_of_ours(world: World) -> None:
+    assert isinstance(world, WorkerWorld)
+    with world.worker():
+        made = world.backups.create(world.ctx(), volume_id=world.filled_volume(DATA))
+        world.wait_backup(made.id, "available")
+        _, url = world.backups.export_record(world.ctx(), made.id)
+        record = {**json.loads(base64.b64decode(url)), "id": str(uuid.uuid4())}
+        record["service_metadata"] = record["service_metadata"].replace("/manifest", "/00000000/map")
+        text = base64.b64encode(json.dumps(record).encode()).decode()
+        assert "No enabled store has the data" in refused(world, text, "p1")
