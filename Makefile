@@ -10,7 +10,7 @@ DRIVER_PATHS := $(DRIVERS:%=drivers/%)
 SHORT := not soak and not chaos and not fuzz
 QUICK := -m 'not check and $(SHORT)'
 # Tests of one class or module run in one process, with the servers that they share; conftest.py says in how many.
-PYTEST := -m pytest -n auto --dist loadscope
+PYTEST := -m pytest -n auto --dist loadscope --no-loadscope-reorder
 # What shows that a version works; the rest of tests/architecture is about the checkout.
 LOWEST := tests/unit tests/functional tests/integration tests/architecture/test_private_parts.py $(DRIVER_PATHS:%=%/tests)
 # Tests start hundreds of processes, which would each compile everything again.

@@ -27,6 +27,8 @@ EMBEDDED = "tests/integration/test_main_job.py"
 
 #: Its last test looks at what all others of it have shown: they run in one process.
 CLIENTS = "tests/integration/clients"
+#: Suites of which a class or module takes minutes.
+LONG = ("tests/integration/", "drivers/")
 #: Most processes that tests run in: each has servers of its own.
 MOST_PROCESSES = 4
 
@@ -85,7 +87,11 @@ def _refuse(report: pytest.TestReport | pytest.CollectReport, why: str) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs a server or root and what runs whole services, before ``-m`` is looked at."""
+    """Mark what needs a server or root and what runs whole services, before ``-m`` is looked at.
+
+    What takes minutes in one process comes first; the rest fills the other processes at the end.
+    """
+    items.sort(key=lambda item: not item.nodeid.startswith(LONG))
     for item in items:
         file = item.nodeid.partition("::")[0]
         whole = file.startswith("tests/integration/") and file != EMBEDDED
