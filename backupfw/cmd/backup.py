@@ -388,6 +388,49 @@ class Copy(usecases.Queueing):
         waiting.follow(cases.conf, cases.db, operation, wait=args.wait)
 
 
+class Repair(base.Command):
+    """Verify a backup in every store that has it, and put what is damaged or missing again from another one.
+
+    No service need run.  The exit status is 1 if something is damaged in every store.
+    """
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add the command's arguments."""
+        parser.add_argument("id", metavar="ID", help="the backup's id or name")
+        usecases.add_project(parser)
+
+    def take_action(self, parsed_args: argparse.Namespace) -> int:
+        """Repair it."""
+        from contextlib import closing
+
+        from backupfw.cmd import catalogue
+        from backupfw.db import models
+        from backupfw.manager.outcomes.backups import BackupTasks
+        from backupfw.manager.usecases.keys import KeyManager
+        from backupfw.worker.copies import Copies
+        from backupfw.worker.data_keys import DataKeys
+        from backupfw.worker.stores import Stores
+
+        conf, db = self.database(parsed_args)
+        backup = catalogue.find_id(db, models.Backup, parsed_args.id, parsed_args.project)
+        manifest = catalogue.manifest_of(db, backup)
+        places = catalogue.places_of(db, conf, backup)
+        stores = self.open(closing(Stores(conf)))
+        data_keys = self.open(closing(DataKeys.of(conf, KeyManager(db))))
+        if manifest.links:
+            raise InvalidInput("A backup of Cinder's format has no copies from which it could be repaired.")
+        copies = Copies(BackupTasks(db, conf), stores, data_keys, manifest.key, places, conf.backup.streams)
+        progress = Progress(f"repairing {backup}")
+        try:
+            found = copies.repair(progress.control(), encrypted=manifest.encrypted)
+        finally:
+            progress.abandon()
+        for one in found:
+            left = f", {counted(one.left, 'object')} still DAMAGED" if one.left else ""
+            print(f"store {one.place.store}: {counted(one.damaged - one.left, 'object')} repaired{left}")
+        return 1 if any(one.left for one in found) else 0
+
+
 def record(conf: ConfigOpts, db: Database, backup_id: str) -> Mapping[str, Any]:
     """Return all that is known of a backup, by the names of its parts.
 

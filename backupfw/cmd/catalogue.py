@@ -33,6 +33,7 @@ from backupfw.manager.lineage import manifests
 from backupfw.manager.lineage.lifecycle import GONE, LIVE, WRITING
 from backupfw.manager.outcomes import damaged_objects
 from backupfw.manager.queue import services
+from backupfw.manager.rules import copies
 from backupfw.manager.rules.volume_rules import may_be_id
 
 if TYPE_CHECKING:
@@ -336,6 +337,12 @@ def manifest_of(db: Database, backup_id: str) -> StoredManifest:
             raise InvalidBackup(f"backup {backup_id} has no data in a store (status {backup.status})")
         encrypted, links = found.key_id is not None, manifests.links(session, found)
         return StoredManifest(found.id, found.store, found.container, str(found.key), links, encrypted)
+
+
+def places_of(db: Database, conf: cfg.ConfigOpts, backup_id: str) -> list[rows.Place]:
+    """Return where the data of a backup is: its own store and its copies, in the configured order."""
+    with db.read() as session:
+        return copies.places(session, session.get_one(Backup, backup_id), conf.enabled_stores)
 
 
 def was_verified(db: Database, backup_id: str, since: datetime, *, quick: bool) -> bool:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from backupfw.cmd.catalogue import StoredManifest
     from backupfw.cmd.progress import Progress
     from backupfw.db.session import Database
+    from backupfw.manager.rows import Place
     from backupfw.worker.data_keys import DataKeys
     from backupfw.worker.stores import Stores
 
@@ -92,15 +93,20 @@ def _write(
     disk_format: str,
 ) -> str:
     """Write all bytes; returns how many there are, for people."""
+    from backupfw.cmd import catalogue
     from backupfw.cmd.progress import human_size
     from backupfw.manager.outcomes.backups import BackupTasks
-    from backupfw.worker import stored
-    from backupfw.worker.damaged_objects import mark_sharers
+    from backupfw.worker.copies import Copies, Opened
 
     control = progress.control()
-    try:
-        with stored.opened(stores, data_keys, manifest, control) as data:
-            length, _record = data.describe()
+    places = catalogue.places_of(db, conf, backup_id)
+    copies = Copies(BackupTasks(db, conf), stores, data_keys, manifest.key, places, conf.backup.streams)
+    with Opened(stores, data_keys, manifest, control) as data:
+
+        def write(place: Place) -> int:
+            length, _record = data.at(place).describe()
+            # It may have a part of it, from another store.
+            os.ftruncate(fd, 0)
             target: BlockTarget
             if disk_format == "raw":
                 os.ftruncate(fd, length)
@@ -108,17 +114,17 @@ def _write(
             else:
                 target = new_image(Descriptor(os.dup(fd)), disk_format, length)
             try:
-                data.restore(target, control, streams=conf.backup.streams)
+                data.at(place).restore(target, control, streams=conf.backup.streams)
             finally:
                 target.close()
-    except Damaged as error:
-        tasks = BackupTasks(db, conf)
-        place = (manifest.store, error.container)
-        if not tasks.damaged_objects.record(*place, error.key, error.reason, manifest.id):
-            raise InvalidBackup(f"backup {backup_id} was deleted meanwhile") from error
-        container = stores.container(manifest.store, manifest.container)
-        mark_sharers(tasks, container, manifest.id, {error.key}, control)
-        raise
+            return length
+
+        try:
+            length = copies.read(write, control)
+        except Damaged as error:
+            if not catalogue.is_live(db, manifest.id):
+                raise InvalidBackup(f"backup {backup_id} was deleted meanwhile") from error
+            raise
     return human_size(length)
 
 

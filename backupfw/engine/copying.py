@@ -19,6 +19,8 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
+import zstandard
+
 from backupfw import crash_points
 from backupfw.chunkstore.base import Body
 from backupfw.chunkstore.container import Container
@@ -29,7 +31,8 @@ from backupfw.engine.format.binary import BadBytes, digest
 from backupfw.engine.format.entries import SegmentEntry
 from backupfw.engine.format.geometry import MIB
 from backupfw.engine.format.manifest import ManifestReader
-from backupfw.engine.format.pack import Pack
+from backupfw.engine.format.pack import RAW, Pack, open_block
+from backupfw.engine.format.sealing import CLEAR, FindKey
 from backupfw.engine.format.segment_map import SegmentMap, read_map
 from backupfw.engine.listing import own_objects
 from backupfw.engine.pool import Halt, Meter, Streams
@@ -107,7 +110,9 @@ def run(
     control: Control,
     *,
     damaged: Collection[str] = (),
+    only: Collection[str] | None = None,
     streams: int = 2,
+    find_key: FindKey | None = None,
     done: Callable[[int], None] = lambda _objects: None,
 ) -> CopyResult:
     """Put everything that a manifest names into the target, then the manifest.
@@ -116,7 +121,9 @@ def run(
     Memory does not depend on the backup's size.
 
     :param damaged: keys of objects in the target that are known to be damaged: they are put again.
+    :param only: put only these, whether the target has them or not; None: all that it lacks.
     :param streams: segments worked on at the same time; each takes about the size of a pack.
+    :param find_key: finds data keys, so that encrypted blocks are verified, too; without it no key is needed.
     :param done: called now and then with the number of objects that were put.
     :raises Damaged: an object in the source is missing or damaged; the error names it, and it was not put.
     :raises UnsupportedFormat: the backup needs something this release does not know.
@@ -124,13 +131,16 @@ def run(
     :raises TaskStopped: the task must end; to be run again.
     """
     halt = Halt(control)
-    reader = ManifestReader(source, manifest_key)
+    reader = ManifestReader(source, manifest_key, find_key)
     lists = not target.capabilities.listing_lag
     count = size = 0
     for number in range(_MOST_PASSES):
         meter = Meter(control, reader.totals.referenced_bytes)
         put = 0
-        wanted = _missing(reader, target, control, damaged if number == 0 else (), meter)
+        if only is None:
+            wanted = _missing(reader, target, control, damaged if number == 0 else (), meter)
+        else:
+            wanted = _chosen(reader, only, control)
         pool: Streams[_Wanted, int] = Streams(lambda: _Copier(reader, target, halt), streams, halt)
         with contextlib.closing(pool.run(wanted)) as results:
             for some in results:
@@ -142,9 +152,11 @@ def run(
         count += put
         meter.finish()
         # A listing that lags proves nothing; there each object was asked for.
-        if not put or not lists:
+        if not put or not lists or only is not None:
             break
     crash_points.reach("copy.objects-put")
+    if only is not None and manifest_key not in only:
+        return CopyResult(count, size)
     length = _put_manifest(reader, source, target, control)
     return CopyResult(count + 1, size + length)
 
@@ -155,6 +167,15 @@ class _Wanted:
 
     entry: SegmentEntry
     keys: frozenset[str]
+
+
+def _chosen(reader: ManifestReader, only: Collection[str], control: Control) -> Iterator[_Wanted]:
+    """Yield the chosen objects, segment by segment; the manifest is proven to be whole at the end."""
+    for entry in reader.segments():
+        control.check()
+        chosen = frozenset(key for key in entry.object_keys() if key in only)
+        if chosen:
+            yield _Wanted(entry, chosen)
 
 
 def _missing(
@@ -203,8 +224,10 @@ class _Copier:
         self._source = reader.container
         self._target = target
         self._halt = halt
-        self._sealed = reader.head.seal is not None
+        # Without the key nothing but checksums can be looked at.
+        self._opaque = reader.head.seal is not None and reader.sealing is CLEAR
         self._decoder = BlockDecoder(reader.sealing)
+        self._decompress = zstandard.ZstdDecompressor().decompress
 
     def close(self) -> None:
         """Nothing to give up."""
@@ -214,8 +237,8 @@ class _Copier:
         entry = wanted.entry
         total = 0
         table = groups = None
-        if not self._sealed:
-            table = read_map(self._source, entry, self._reader.head.geometry)
+        if not self._opaque:
+            table = read_map(self._source, entry, self._reader.head.geometry, self._reader.sealing)
             if problem := table.problem():
                 raise objects.damaged(self._source, entry.map_key, problem)
             groups = by_pack(table)
@@ -259,12 +282,43 @@ class _Copier:
         def check(data: bytes) -> None:
             if table is not None:
                 check_pack(table, table.packs[place], blocks, data, self._reader.sealing, self._decoder)
+                self._check_others(table, place, blocks, data)
                 return
             number = entry.packs[place].number
             if Pack.parse(data, entry.index, number, self._reader.head.geometry.block_size).seal is None:
                 raise BadBytes("it is not encrypted")
 
         return check
+
+    def _check_others(self, table: SegmentMap, place: int, blocks: list[int], data: bytes) -> None:
+        """Check the blocks of a pack that only other backups use.
+
+        :raises BadBytes: one is wrong.
+        """
+        info = table.packs[place]
+        parsed = keys.parse(info.key)
+        pack = Pack.parse(data, table.index, -1 if parsed is None else parsed.number, table.block_size)
+        cipher = self._reader.sealing.open(pack.seal, info.key)
+        mine = {table.offset[block] for block in blocks}
+        view = memoryview(data)
+        for row in pack.rows(cipher):
+            if row.offset in mine:
+                continue
+            block: bytes | memoryview = view[row.offset : row.offset + row.length]
+            if cipher is not None:
+                if row.index >= table.blocks - 1:
+                    # The last block of a volume that had another length: how long it was is not known here.
+                    continue
+                block = open_block(cipher, row.offset, row.index, table.block_size, row.codec, block)
+            try:
+                if row.codec != RAW:
+                    if not 0 < zstandard.frame_content_size(block) <= table.block_size:
+                        raise BadBytes(f"block {row.index} has an impossible length")
+                    block = self._decompress(block)
+            except zstandard.ZstdError as error:
+                raise BadBytes(f"block {row.index} cannot be decompressed") from error
+            if self._reader.sealing.digest(block) != row.digest:
+                raise BadBytes(f"block {row.index} does not match its digest")
 
 
 def _put_manifest(reader: ManifestReader, source: Container, target: Container, control: Control) -> int:

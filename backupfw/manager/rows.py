@@ -107,6 +107,18 @@ class BackupCopy:
     updated_at: datetime | None
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the data of a backup is: the backup's own store, or one that has a copy.
+
+    :ivar manifest_id: the row of the manifest there.
+    """
+
+    manifest_id: str
+    store: str
+    container: str
+
+
 class ListedBackup(NamedTuple):
     """What a listing shows of a backup.  A page makes a thousand of them; a tuple costs a fifth of a
     record."""

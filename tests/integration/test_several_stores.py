@@ -132,6 +132,16 @@ def test_a_copy_stands_alone(tmp_path: Path) -> None:
         ]
         assert len(files(tmp_path / "two", volume)) == len(files(tmp_path / "one", volume))
         service.command("audit")
+        # What is lost in one store is read from the other, and is there again.
+        lost = sorted(path for path in files(tmp_path / "one", full) if path.name != "manifest")
+        for path in lost:
+            path.unlink()
+        service.command("backup", "restore", incremental, "--to", str(tmp_path / "restored.raw"))
+        assert same_content(image, tmp_path / "restored.raw", LENGTH)
+        lost[0].unlink(missing_ok=True)
+        found = service.command("backup", "repair", full).stdout.splitlines()
+        assert sorted(found) == ["store one: 1 object repaired", "store two: 0 objects repaired"]
+        service.command("backup", "verify", full)
         service.command("backup", "copy", full, "--remove", "two")
         exported, record = export(client, incremental)
         client.delete_backup(full)

@@ -18,7 +18,7 @@ from backupfw.manager.metadata import add, replace
 from backupfw.manager.outcomes.base import Outcomes, backup_of
 from backupfw.manager.queue import tasks
 from backupfw.manager.rows import Task
-from backupfw.manager.rules import backup_rows, failures, volume_rules, volume_types
+from backupfw.manager.rules import backup_rows, copies, failures, volume_rules, volume_types
 from backupfw.manager.rules.volume_rules import SOURCE_KEY
 
 
@@ -28,7 +28,8 @@ class RestorePlan:
 
     :ivar volume: the target; it has no location yet if it was made for this restore.
     :ivar new: it was made for this restore.
-    :ivar key: the manifest's key in ``container`` of ``store``.
+    :ivar places: where the data is; never empty.
+    :ivar key: the manifest's key, in each of them.
     :ivar links: of Cinder's format: containers and keys of its links, the backup's own first.
     :ivar encrypted: whether the database says that it is encrypted.
     :ivar checkpoint: the point that an earlier attempt reached, in the engine's form; 0 at first.
@@ -38,9 +39,9 @@ class RestorePlan:
     backup: rows.Backup
     volume: rows.Volume
     new: bool
-    manifest_id: str
     store: str
     container: str
+    places: tuple[rows.Place, ...]
     key: str
     links: tuple[tuple[str, str], ...]
     encrypted: bool
@@ -85,9 +86,9 @@ class RestoreTasks(Outcomes):
                 backup=rows.backup(session, backup),
                 volume=rows.volume(session, volume),
                 new=bool(task.payload["new"]),
-                manifest_id=manifest.id,
                 store=manifest.store,
                 container=manifest.container,
+                places=tuple(copies.places(session, backup, self._conf.enabled_stores)),
                 key=manifest.key,
                 links=manifests.links(session, manifest),
                 encrypted=manifest.key_id is not None,

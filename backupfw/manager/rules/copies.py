@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 
-from sqlalchemy import delete, select
+from sqlalchemy import and_, delete, or_, select
 from sqlalchemy.orm import Session
 
 from backupfw.db import models
@@ -13,6 +14,7 @@ from backupfw.db.installation import installation_id
 from backupfw.db.locks import lock
 from backupfw.db.session import now
 from backupfw.errors import InvalidBackup, InvalidInput
+from backupfw.manager import rows
 from backupfw.manager.lineage import lifecycle, manifests
 from backupfw.manager.lineage.lifecycle import CopyMoves
 from backupfw.manager.queue import tasks
@@ -69,6 +71,28 @@ def begin(
             payload={"from_store": source.store},
         )
     return copy
+
+
+def places(session: Session, backup: models.Backup, stores: Sequence[str]) -> list[rows.Place]:
+    """Return where the data of a backup is, in the order in which the stores are configured.
+
+    :param stores: the configured ones; the others come last.
+    """
+    copy, manifest = models.BackupCopy, models.Manifest
+    found = session.execute(
+        select(manifest.id, manifest.store, manifest.container)
+        .outerjoin(copy, copy.manifest_id == manifest.id)
+        .where(
+            or_(
+                manifest.id == backup.manifest_id,
+                and_(copy.backup_id == backup.id, copy.status == lifecycle.AVAILABLE),
+            ),
+            manifest.state == lifecycle.LIVE,
+        )
+        .distinct()
+    )
+    order = {name: number for number, name in enumerate(stores)}
+    return sorted((rows.Place(*one) for one in found), key=lambda one: order.get(one.store, len(order)))
 
 
 def _of(session: Session, backup_id: str, store: str) -> models.BackupCopy | None:

@@ -11,16 +11,15 @@ from oslo_log import log
 
 from backupfw import crash_points
 from backupfw.engine.ports import Checkpoint
-from backupfw.errors import Damaged, TaskLost
+from backupfw.errors import TaskLost
 from backupfw.manager.messages import Detail
 from backupfw.manager.outcomes.restoring import RestoredVolume, RestorePlan
 from backupfw.manager.rows import Task
 from backupfw.manager.rules.volume_rules import is_followed
 from backupfw.volume.base import Restored, VolumeProvider, VolumeRef
-from backupfw.worker import stored
 from backupfw.worker.cancellable import PROVIDER_GRACE, opened, run_cancellable
 from backupfw.worker.control import TaskControl
-from backupfw.worker.damaged_objects import mark_sharers
+from backupfw.worker.copies import Copies, Opened
 from backupfw.worker.handlers.base import Handler, encryption, restored_volume, volume_ref
 
 LOG = log.getLogger(__name__)
@@ -35,16 +34,7 @@ class BackupRestore(Handler):
         crash_points.reach("restore.begun")
         plan = tools.backups.restoring.start(task)
         crash_points.reach("restore.planned")
-        try:
-            record, target, provider = self._restore(task, plan, control)
-        except Damaged as error:
-            # The next incremental stores the blocks of a damaged object anew.
-            if tools.backups.damaged_objects.record(
-                plan.store, error.container, error.key, error.reason, plan.manifest_id
-            ):
-                container = tools.stores.container(plan.store, plan.container)
-                mark_sharers(tools.backups, container, plan.manifest_id, {error.key}, control)
-            raise
+        record, target, provider = self._restore(task, plan, control)
         crash_points.reach("restore.written")
         control.check()
         source = restored_volume(record)
@@ -60,26 +50,37 @@ class BackupRestore(Handler):
     ) -> tuple[Mapping[str, Any], VolumeRef, VolumeProvider]:
         """Write the target; returns the backup's record, the target and its provider.
 
-        :raises Damaged: an object is.
+        :raises Damaged: an object is, in every store.
         """
         tools = self._tools
-        with stored.opened(tools.stores, tools.data_keys, plan, control) as data:
+        reached = plan.checkpoint
+
+        def save(segment: int) -> None:
+            nonlocal reached
+            # A call that is left behind does no harm: it is conditional on the attempt, and the segments
+            # below the checkpoint are durable.
+            run_cancellable(partial(tools.tasks.checkpoint, task, segment), control)
+            reached = segment
+
+        copies = Copies(
+            tools.backups, tools.stores, tools.data_keys, plan.key, plan.places, tools.engine.streams
+        )
+        with Opened(tools.stores, tools.data_keys, plan, control) as data:
             # Read before the target is opened: if the backup is gone, the volume stays as it is.
-            _length, record = data.describe()
+            _length, record = copies.read(lambda place: data.at(place).describe(), control)
             target = replace(self._made(task, plan, control), encryption=encryption(record))
             crash_points.reach("restore.made")
-            checkpoint = Checkpoint(
-                plan.checkpoint,
-                # A call that is left behind does no harm: it is conditional on the attempt, and the segments
-                # below the checkpoint are durable.
-                lambda segment: run_cancellable(partial(tools.tasks.checkpoint, task, segment), control),
-            )
             provider = tools.backends.provider(plan.volume.backend)
             with opened(partial(provider.open_target, target, _fence_number(task)), control) as volume:
                 crash_points.reach("restore.opened")
                 if not is_followed(plan.volume, volume.length, volume.storage_id):
                     tools.backups.restoring.follow_target(task, volume.length, volume.storage_id)
-                data.restore(volume, control, checkpoint, streams=tools.engine.streams)
+                copies.read(
+                    lambda place: data.at(place).restore(
+                        volume, control, Checkpoint(reached, save), streams=tools.engine.streams
+                    ),
+                    control,
+                )
         return record, target, provider
 
     def failed(self, task: Task, reason: str) -> None:

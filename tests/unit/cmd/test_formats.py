@@ -23,8 +23,8 @@ COMMANDS = {name: point.load() for name, point in sorted(main.App().command_mana
 #: The commands that neither list nor show anything: they print an id, a sentence or a text for one use.
 PLAIN = {
     *("api", "serve", "worker", "help", "complete", "lifecycle", "quota set"),
-    *("backup cancel", "backup copy", "backup create", "backup delete", "backup import", "backup restore"),
-    "cinder export",
+    *("backup cancel", "backup copy", "backup create", "backup delete", "backup import", "backup repair"),
+    *("backup restore", "cinder export"),
     *("keys destroy", "keys rewrap", "keys rotate", "snapshot create", "snapshot delete"),
     *("volume adopt", "volume attach", "volume create", "volume delete", "volume detach", "volume extend"),
     *("task drop", "volume forget", "volume set"),
