@@ -121,9 +121,9 @@ def _line(one: Mapping[str, Any]) -> str | None:
     result = one["result"]
     if result == UNFINISHED:
         return f"{where}: an attempt left {counted(one['objects'], 'object')}, not entered: {one['key']}"
-    if result in (MADE_AGAIN, COPY):
-        kind = "another manifest" if result == MADE_AGAIN else "a copy"
-        return f"{where}: {kind} of a backup that the catalogue has, entered under this id: {one['key']}"
+    if result == MADE_AGAIN:
+        kind = "another manifest of a backup that the catalogue has"
+        return f"{where}: {kind}, entered under this id: {one['key']}"
     if result in (DAMAGED, SEALED):
         return (
             f"{where}: {'in error' if result == DAMAGED else 'entered without its texts'}: {one['problem']}"
@@ -321,8 +321,10 @@ def _entered(entered: Any, one: FoundManifest) -> dict[str, Any]:
             result = DAMAGED
         elif found.is_sealed:
             result, problem = SEALED, one.problem
+        elif entered.is_copy and not entered.is_other:
+            result = COPY
         elif entered.is_other:
-            result = COPY if entered.is_copy else MADE_AGAIN
+            result = MADE_AGAIN
     status = None if result == "known" else "error" if found.problem is not None else "available"
     return _record(
         one.key,

@@ -367,6 +367,12 @@ def place_copy(session: Session, row: Manifest, base_digest: str | None, *, deta
     session.flush()
 
 
+def count_as_copy(row: Manifest) -> None:
+    """Say of a live manifest that was found in a store that it is a copy."""
+    row.copied = True
+    row.source_identity = _PLACED
+
+
 def may_have_objects(row: Manifest) -> bool:
     """Return whether an attempt may have put objects for a manifest, so that its container was there."""
     if row.copied:

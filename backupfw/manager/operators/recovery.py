@@ -29,7 +29,7 @@ from backupfw.errors import InvalidInput
 from backupfw.manager import records
 from backupfw.manager.lineage import lifecycle, manifests
 from backupfw.manager.queue.tasks import short_reason
-from backupfw.manager.rules import backup_rows
+from backupfw.manager.rules import backup_rows, copies
 from backupfw.manager.rules.found_manifests import MAX_LENGTH, ManifestFacts, add_manifest, columns
 from backupfw.manager.rules.volume_rules import may_be_id
 
@@ -71,7 +71,8 @@ class Entered:
     :ivar backup_id: its backup; one that made it, if that is not entered.
     :ivar result: one of the constants of this module.
     :ivar is_other: the id is new, because another backup has the one that made it.
-    :ivar is_copy: the manifest of that backup has the same key, in another place.
+    :ivar is_copy: the manifest of that backup has the same key, in another place.  Without ``is_other`` it is
+        a copy of the backup in another store, and is entered as that.
     """
 
     found: Found
@@ -250,6 +251,9 @@ def _enter(
         holder = None
     is_other = not is_first or not may_be_id(backup_id) or holder is not None
     is_copy = holder is not None and holder.service_metadata == facts.key
+    is_whole = found.problem is None and facts.installation_id == own_id
+    if holder is not None and is_copy and is_whole and copies.enter(session, holder, manifest_id):
+        return Entered(found, backup_id, ENTERED, is_copy=True)
     if is_other:
         backup_id = str(uuid.uuid5(_IDS, digest))
     values = columns(backup_id, record, facts, moment, moment)

@@ -95,6 +95,38 @@ def places(session: Session, backup: models.Backup, stores: Sequence[str]) -> li
     return sorted((rows.Place(*one) for one in found), key=lambda one: order.get(one.store, len(order)))
 
 
+def enter(session: Session, backup: models.Backup, manifest_id: str) -> bool:
+    """Record a live manifest with the key of a backup's, that was found in another store, as a copy of it.
+
+    :returns: False: the backup is deleted, or has a copy in that store, or is there itself.
+    """
+    manifest = session.get_one(models.Manifest, manifest_id)
+    copy = _of(session, backup.id, manifest.store)
+    if backup.deleted or backup.store == manifest.store:
+        return False
+    if copy is not None and copy.status != lifecycle.ERROR:
+        return False
+    if copy is not None:
+        session.delete(copy)
+        session.flush()
+    moment = now(session)
+    manifests.count_as_copy(manifest)
+    session.add(
+        models.BackupCopy(
+            id=str(uuid.uuid4()),
+            backup_id=backup.id,
+            store=manifest.store,
+            container=manifest.container,
+            status=lifecycle.AVAILABLE,
+            manifest_id=manifest_id,
+            created_at=moment,
+            updated_at=moment,
+        )
+    )
+    session.flush()
+    return True
+
+
 def _of(session: Session, backup_id: str, store: str) -> models.BackupCopy | None:
     row = models.BackupCopy
     return session.scalar(select(row).where(row.backup_id == backup_id, row.store == store))

@@ -15,18 +15,21 @@ from backupfw.chunkstore.container import Container
 from backupfw.chunkstore.memory import MemoryStore
 from backupfw.cmd.catalogue import DatabaseCatalogue
 from backupfw.db import models
-from backupfw.engine import audit, restore, sweep
+from backupfw.engine import audit, recovery, restore, sweep
 from backupfw.engine.format import keys
+from backupfw.engine.format.sealing import no_keys
 from backupfw.errors import AttemptInVain, InvalidBackup, InvalidInput, TaskCancelled
 from backupfw.keys.base import KeyStore
 from backupfw.manager.lineage import lifecycle
 from backupfw.manager.operators import audit as rows_audit
 from backupfw.manager.operators import purge
+from backupfw.manager.operators import recovery as entering
 from backupfw.manager.queue import tasks
 from backupfw.manager.rows import Task
 from backupfw.manager.rules import copies
 from backupfw.worker.copies import Copies, Repaired
 from backupfw.worker.handlers import handler_for
+from backupfw.worker.handlers.backup_import import manifest_facts
 from backupfw.worker.stores import StoreDown
 from tests.unit.engine.fakes import FakeControl, MemoryTarget
 from tests.unit.manager.support import WIRE
@@ -505,6 +508,66 @@ def test_what_a_sweep_deletes_late_is_put_again(
     assert world.copy(backup) == "available"
     assert world.restored(backup) == data
     world.is_clean()
+
+
+def rebuild(world: CopyWorld, store: str) -> list[entering.Entered]:
+    """What ``backupfw catalogue rebuild`` does with one store."""
+    with world.db.read() as session:
+        ours = session.scalars(select(models.Installation.uuid)).one()
+    done: list[entering.Entered] = []
+    container = world.stores.container(store, BOX)
+    prefix = keys.installation_prefix(ours)
+    for volume in recovery.run(prefix, container, FakeControl(), lambda _prefix: no_keys):
+        facts = {
+            one.key: manifest_facts(
+                one.head, container, WIRE, one.object_count, one.stored_bytes, one.referenced_bytes
+            )
+            for one in volume.manifests
+            if one.head is not None
+        }
+        listed = [
+            entering.Found(facts[one.key], 1, base=one.base, detached=one.detached)
+            for one in volume.manifests
+        ]
+        done += entering.enter(world.db, listed, lambda _found: {}, ours)
+    return done
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_rebuild_of_a_second_store_finds_copies(new_world: Callable[..., CopyWorld], known: bool) -> None:
+    """Of backups that the catalogue has, and of those that it has from the first store."""
+    world = new_world()
+    _, made, held = chain(world)
+    for backup in made:
+        world.copy(backup)
+    lost = (
+        [models.BackupCopy, models.Manifest] if known else [models.BackupCopy, models.Backup, models.Manifest]
+    )
+    with world.db.write() as session:
+        for model in lost:
+            where = (model.store == "offsite",) if known else ()
+            for row in session.scalars(select(model).where(*where).order_by(model.id)).all():
+                if model is models.Manifest:
+                    row.base_id = None
+            session.flush()
+            for row in session.scalars(select(model).where(*where)).all():
+                session.delete(row)
+            session.flush()
+    if not known:
+        assert {one.result for one in rebuild(world, "main")} == {entering.ENTERED}
+    found = rebuild(world, "offsite")
+    assert [(one.is_copy, one.is_other) for one in found] == [(True, False)] * 3
+    assert {one.result for one in rebuild(world, "offsite")} == {entering.KNOWN}
+    assert len(world.rows(models.Backup)) == 3
+    assert [world.copy_status(one) for one in made] == ["available"] * 3
+    world.is_clean()
+    world.damage("main", objects_of(world, made[0], "/map")[2], None)
+    assert world.restore_to_volume(made[2])[: len(held[2])] == held[2]
+    for backup in (made[1], made[0], made[2]):
+        world.backups.delete(world.ctx(), backup)
+        world.work()
+        world.is_clean()
+    assert world.held(world.offsite) == {}
 
 
 def objects_of(world: CopyWorld, backup: str, last: str) -> list[str]:
