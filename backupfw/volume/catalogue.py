@@ -103,10 +103,14 @@ class Catalogue(abc.ABC):
         volume_type: str | None,
         availability_zone: str | None,
         metadata: Mapping[str, str],
+        request: str,
         copy_of: str | None = None,
     ) -> ForeignVolume:
         """Make a volume in the caller's project; it may still be ``creating`` at the return.
 
+        :param request: an id of this request.  The answer of a catalogue may be lost, or whoever asks be
+            killed before he has it: if a volume was made for an earlier request of the same id, it is that
+            one.
         :param copy_of: the id of an encrypted volume: the new one is a copy of it, with a copy of its key.
             None: it is empty.
         :raises InvalidInput: the catalogue refuses it; with its reason.

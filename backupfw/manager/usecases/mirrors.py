@@ -44,6 +44,9 @@ if TYPE_CHECKING:
 
 LOG = log.getLogger(__name__)
 
+# Ids of requests for new volumes.
+_REQUESTS = uuid.UUID("6f0d2c58-52d5-4b7e-a9a1-0c6d3f7b8e21")
+
 
 class Mirrors:
     """Keeps mirrors.  Thread-safe.
@@ -104,7 +107,9 @@ class Mirrors:
 
         It is made with the caller's token, so owner and quota are his.  It has the type and the availability
         zone of the volume that was backed up.  If that was encrypted, the new one is a copy of it, because
-        only so it gets the key.  If the ``with`` block raises, it is deleted again.
+        only so it gets the key.  If the ``with`` block raises, it is deleted again, unless somebody else has
+        begun to restore to it.  If an answer was lost, the next request for the same restore gets what was
+        made.
 
         :returns: yields the volume's id; None: the new volume will be one of ours.
         :raises BackupNotFound: no such backup for this caller.
@@ -123,8 +128,11 @@ class Mirrors:
             self._write(backend, replace(made, status=lifecycle.AVAILABLE))
             yield made.id
         except Exception:
+            with self._db.read() as session:
+                begun = held_by_backup(session, made.id)
             try:
-                catalogue.delete_volume(ctx, made.id)
+                if not begun:
+                    catalogue.delete_volume(ctx, made.id)
             except BackupfwError:
                 LOG.exception("Volume %s, made for a restore that did not begin, stays", made.id)
             raise
@@ -141,7 +149,10 @@ class Mirrors:
             if backend not in self._catalogues:
                 return None
             source = session.get(models.Volume, backup.volume_id)
+            # Each restore that begins changes the time, so no volume of an earlier one has this id.
+            request = uuid.uuid5(_REQUESTS, f"{backup.id} {backup.updated_at}")
             return backend, {
+                "request": str(request),
                 "size": backup.size,
                 "volume_type": (backup.volume_record or {}).get("volume_type"),
                 "availability_zone": None if source is None else source.availability_zone,

@@ -77,7 +77,7 @@ class Cloud:
                 self.end_headers()
                 self.wfile.write(text)
 
-            do_GET = do_POST = do_DELETE = _do  # noqa: N815
+            do_GET = do_POST = do_PUT = do_DELETE = _do  # noqa: N815
 
             def log_message(self, *_: object) -> None:
                 """Be quiet."""
@@ -262,16 +262,19 @@ def test_a_volume_is_made_by_the_caller_only(cloud: Cloud, client: Client) -> No
         "volume_type": None,
         "availability_zone": "az1",
         "metadata": {},
+        "request": "r1",
     }
     with pytest.raises(InvalidInput, match="user who asks"):
         catalogue.create_volume(OPERATOR, **wanted)
     assert cloud.seen == []
-    cloud.answer = lambda *_: (202, {"volume": {**VOLUME, "status": "creating"}})
+    cloud.answer = lambda *_: (202, {"volume": {**VOLUME, "status": "creating"}, "volumes": []})
     assert catalogue.create_volume(CALLER, **wanted).status == "creating"
-    assert cloud.seen[-1][2] == "his-token"
+    assert {token for _, _, token, _ in cloud.seen} == {"his-token"}
     assert cloud.bodies[-1] == {
-        "volume": {"size": 1, "name": "n", "availability_zone": "az1", "metadata": {}}
-    }
+        "volume": {
+            "size": 1, "name": "n", "availability_zone": "az1", "metadata": {"backupfw_request": "r1"}
+        }
+    }  # fmt: skip
     cloud.answer = lambda *_: (413, {"overLimit": {"code": 413, "message": "too much"}})
     with pytest.raises(QuotaExceeded, match="too much"):
         catalogue.create_volume(CALLER, **wanted)
@@ -280,6 +283,40 @@ def test_a_volume_is_made_by_the_caller_only(cloud: Cloud, client: Client) -> No
         catalogue.create_volume(CALLER, **wanted)
     cloud.answer = lambda *_: (404, {})
     catalogue.delete_volume(CALLER, "v1")
+
+
+def test_a_volume_whose_answer_was_lost_is_found_again(cloud: Cloud, client: Client) -> None:
+    catalogue = CinderCatalogue(client, Volumes(client, Connections()))
+    wanted = {"size": 1, "volume_type": None, "availability_zone": None, "metadata": {"a": "b"}}
+    made: list[dict[str, Any]] = []
+    away = False
+
+    def answer(method: str, path: str) -> tuple[int, Any]:
+        if method == "POST":
+            made.append({**VOLUME, "status": "creating", **cloud.bodies[-1]["volume"], "id": f"m{len(made)}"})
+            return 504, {}
+        if method == "PUT":
+            made[-1]["name"] = cloud.bodies[-1]["volume"]["name"]
+            return 200, {"volume": made[-1]}
+        # Some services do not filter.
+        return (503, {}) if away and made else (200, {"volumes": [VOLUME, *made]})
+
+    cloud.answer = answer
+    found = catalogue.create_volume(CALLER, name="n", request="r1", **wanted)
+    assert (found.id, found.project_id, found.metadata["a"]) == ("m0", HIS, "b")
+    # Nobody can tell; whoever asks again gets it, by the name that he wants now.
+    away = True
+    with pytest.raises(ServiceUnavailable):
+        catalogue.create_volume(CALLER, name="n", request="r2", **wanted)
+    away = False
+    made = [one for one in made if one["id"] == "m0"]
+    found = catalogue.create_volume(CALLER, name="other", request="r1", **wanted)
+    assert (found.id, found.name, made[0]["name"]) == ("m0", "other", "other")
+    # It is of no use when it could not be made, or when somebody has it.
+    for status in ("error", "in-use", "deleting"):
+        made[0]["status"] = status
+        assert catalogue.create_volume(CALLER, name="n", request="r1", **wanted).id == "m1"
+        del made[1:]
 
 
 def test_a_volume_that_is_not_made_yet_is_deleted_all_the_same(cloud: Cloud, client: Client) -> None:

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import requests
+from backupfw_cinder.provider import CinderProvider
+from sqlalchemy import update
 
 from backupfw import crash_points
+from backupfw.cmd import configure, database
+from backupfw.cmd.service import make_expiry
+from backupfw.db import models
+from backupfw.errors import ServiceUnavailable
 from tests.integration.cinder.world import MIB, World
+from tests.integration.service import Client
 from tests.servers.cinder import BACK_ENDS
 
 pytestmark = pytest.mark.server
@@ -316,3 +330,107 @@ def test_a_volume_is_transferred_while_its_task_waits(there: World, kind: str) -
     assert holds(there, target, his)
     assert there.other_volumes.status("volume", target) == "available"
     there.backups.wait("the end of what was made", lambda: not there.left())
+
+
+def test_a_new_volume_that_no_worker_restored_to_shows_it(there: World, kind: str) -> None:
+    """It would be available, and empty."""
+    volume = there.volumes.create_volume(volume_type=kind)
+    content = fill(there, volume, 1)
+    backup = there.backups.backup(volume)
+    keeper = Client(
+        there.backups.base.replace(there.volumes.project, there.keeper.project),
+        there.keeper.token,
+        there.service,
+    )
+    (worker,) = keeper.expect(200, "GET", "/os-services?binary=cinder-backup")["services"]
+    named = {"host": worker["host"], "binary": worker["binary"]}
+    keeper.expect(200, "PUT", "/os-services/disable", named)
+    target = there.begin_restore(backup)
+    there.volumes.wait("volume", target, "available")
+    there.service.stop()
+    try:
+        assert there.service.config is not None
+        args = argparse.Namespace(
+            state_dir=str(there.service.state), config_file=[str(there.service.config)], debug=False
+        )
+        conf = configure.load(args).conf
+        with database.opened(conf) as db:
+            expiry = make_expiry(conf, db)
+            assert expiry.expire() == 0
+            with db.write() as session:
+                session.execute(update(models.Task).values(updated_at=datetime(2000, 1, 1), not_before=None))
+            assert expiry.expire() == 1
+    finally:
+        there.service.start()
+        keeper.expect(200, "PUT", "/os-services/enable", named)
+    assert there.volumes.status("volume", target) == "error"
+    assert there.backups.status("backup", backup) == "available"
+    assert there.left() == []
+    assert holds(there, there.restore(backup), content)
+
+
+@contextmanager
+def forgetful(endpoint: str) -> Iterator[tuple[str, set[str]]]:
+    """A proxy that does what is asked, and then does not answer requests of some methods.
+
+    :returns: yields its endpoint, and these methods.
+    """
+    silent: set[str] = set()
+
+    class Handler(BaseHTTPRequestHandler):
+        def _do(self) -> None:
+            data = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            headers = {name: value for name, value in self.headers.items() if name != "Host"}
+            answer = requests.request(
+                self.command, endpoint + self.path, data=data, headers=headers, timeout=60
+            )
+            if self.command in silent:
+                self.close_connection = True
+                return
+            self.send_response(answer.status_code)
+            self.send_header("Content-Length", str(len(answer.content)))
+            self.end_headers()
+            self.wfile.write(answer.content)
+
+        do_GET = do_POST = do_PUT = _do  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            """Be quiet."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", silent
+        server.shutdown()
+
+
+def test_an_answer_that_is_lost_leaves_no_second_volume(there: World) -> None:
+    caller = SimpleNamespace(project_id=there.volumes.project, user_token=there.volumes.token)
+    values = {opt.dest: opt.default for opt in CinderProvider.options()}
+    values |= {name: str(value) for name, value in there.section.items() if name != "driver"}
+    with forgetful(there.server.endpoint) as (endpoint, silent):
+        values |= {"rbd_pools": None, "endpoint_override": f"{endpoint}/v3/{there.keeper.project}"}
+        catalogue = CinderProvider.catalogue(SimpleNamespace(**values))
+        wanted: dict[str, Any] = {"size": 1, "volume_type": "ceph", "availability_zone": None, "metadata": {}}
+
+        def make(request: str, name: str = "lost") -> str:
+            return catalogue.create_volume(caller, name=name, request=request, **wanted).id
+
+        def those(name: str) -> list[str]:
+            return [one["id"] for one in there.volumes.call("GET", f"/volumes?name={name}")["volumes"]]
+
+        silent.add("POST")
+        first = make("r1")
+        assert those("lost") == [first]
+        # Until the end it does not answer at all; the next request finds what was made.
+        silent.add("GET")
+        with pytest.raises(ServiceUnavailable):
+            make("r1")
+        silent.clear()
+        assert make("r1") == first
+        assert make("r1", "found") == first
+        assert (those("lost"), those("found")) == ([], [first])
+        other = make("r2")
+        assert those("lost") == [other]
+    for volume in (first, other):
+        there.volumes.wait("volume", volume, "available")
+        there.volumes.call("DELETE", f"/volumes/{volume}")

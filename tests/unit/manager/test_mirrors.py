@@ -46,6 +46,9 @@ class Foreign(Catalogue):
         self.asked: list[str] = []
         self.away = False
         self.room = True
+        #: The volume of each request; and whether the answers to requests for one are lost.
+        self.requests: dict[str, str] = {}
+        self.forgetful = False
 
     def add(self, project: str = "p1", status: str = "available", **fields: Any) -> str:
         made = ForeignVolume(str(uuid.uuid4()), project, status, fields.pop("size", 1), **fields)
@@ -90,18 +93,21 @@ class Foreign(Catalogue):
         volume_type: str | None,
         availability_zone: str | None,
         metadata: Mapping[str, str],
+        request: str,
         copy_of: str | None = None,
     ) -> ForeignVolume:
         self._ask("create")
+        if (found := self.volumes.get(self.requests.get(request, ""))) is not None:
+            return found
         if not self.room:
             raise QuotaExceeded("volumes", "no room")
         if copy_of is not None:
             if copy_of not in self.volumes:
                 raise InvalidVolume("no copy")
             key = self.volumes[copy_of].encryption_key_id and f"copy-of-{copy_of}"[:36]
-            return self.volumes[self.add(caller.project_id, "creating", encryption_key_id=key)]
-        return self.volumes[
-            self.add(
+            made = self.add(caller.project_id, "creating", encryption_key_id=key)
+        else:
+            made = self.add(
                 caller.project_id,
                 "creating",
                 size=size,
@@ -110,7 +116,10 @@ class Foreign(Catalogue):
                 availability_zone=availability_zone,
                 metadata=metadata,
             )
-        ]
+        self.requests[request] = made
+        if self.forgetful:
+            raise ServiceUnavailable("the answer is lost")
+        return self.volumes[made]
 
     def spoil_volume(self, volume: VolumeRef) -> None:
         self._ask("spoil")
@@ -392,6 +401,43 @@ def test_a_new_volume_is_made_there_for_a_restore(world: World, foreign: Foreign
     with pytest.raises(QuotaExceeded):
         world.backups.restore(world.ctx(), backup)
     assert world.status(backup) == "available"
+
+
+def test_a_lost_answer_makes_no_second_volume(world: World, foreign: Foreign) -> None:
+    backup = a_backup(world, foreign.add())
+    there = set(foreign.volumes)
+    foreign.forgetful = True
+    for _ in range(2):
+        with pytest.raises(ServiceUnavailable):
+            world.backups.restore(world.ctx(), backup)
+        foreign.away = True
+    foreign.away = foreign.forgetful = False
+    (lost,) = set(foreign.volumes) - there
+    assert world.backups.restore(world.ctx(), backup)[1] == lost
+    world.run_restore()
+    # It has its bytes now: nobody gets it as a new one.
+    assert world.backups.restore(world.ctx(), backup)[1] != lost
+    assert len(foreign.volumes) == len(there) + 2
+
+
+def test_who_comes_second_does_not_delete_the_volume_of_the_first(
+    world: World, foreign: Foreign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two requests for the same restore, at the same moment, get the same volume."""
+    backup = a_backup(world, foreign.add())
+    write, first = Mirrors._write, []
+
+    def overtaken(self: Mirrors, *arguments: Any) -> None:
+        write(self, *arguments)
+        if not first:
+            first.append(None)
+            first.append(world.backups.restore(world.ctx(), backup)[1])
+
+    monkeypatch.setattr(Mirrors, "_write", overtaken)
+    with pytest.raises(InvalidBackup):
+        world.backups.restore(world.ctx(), backup)
+    assert first[1] in foreign.volumes
+    assert "delete" not in foreign.asked
 
 
 def test_a_volume_gets_only_bytes_that_its_key_opens(world: World, foreign: Foreign) -> None:

@@ -6,19 +6,25 @@ import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import urlencode
+
+from oslo_log import log
 
 from backupfw.errors import (
     Forbidden,
     InvalidInput,
     InvalidVolume,
     QuotaExceeded,
+    ServiceUnavailable,
     SnapshotNotFound,
     VolumeNotFound,
 )
 from backupfw.volume.base import VolumeRef
 from backupfw.volume.catalogue import Caller, Catalogue, ForeignSnapshot, ForeignVolume
 from backupfw_cinder.client import Client, Refused, key_of, unavailable, understood
-from backupfw_cinder.volumes import Volumes
+from backupfw_cinder.volumes import REQUEST_KEY, Volumes
+
+LOG = log.getLogger(__name__)
 
 # Seconds between two requests for a deletion, and for which a volume that is not made yet is waited for.
 _POLL = 0.5
@@ -79,9 +85,10 @@ class CinderCatalogue(Catalogue):
         volume_type: str | None,
         availability_zone: str | None,
         metadata: Mapping[str, str],
+        request: str,
         copy_of: str | None = None,
     ) -> ForeignVolume:
-        """Make a volume in the caller's project, empty or a copy.
+        """Make a volume in the caller's project, empty or a copy; its metadata names the request.
 
         :raises InvalidVolume: it cannot be a copy of that volume.
         """
@@ -89,7 +96,7 @@ class CinderCatalogue(Catalogue):
             raise InvalidInput(
                 "A new volume belongs to the user who asks for it through the API; name an existing volume."
             )
-        wanted: dict[str, Any] = {"name": name, "metadata": dict(metadata)}
+        wanted: dict[str, Any] = {"name": name, "metadata": {**metadata, REQUEST_KEY: request}}
         if copy_of is not None:
             # It gets size, type and availability zone, too.
             wanted["source_volid"] = copy_of
@@ -100,7 +107,7 @@ class CinderCatalogue(Catalogue):
             if availability_zone is not None:
                 wanted["availability_zone"] = availability_zone
         try:
-            made = self._client.call("POST", "/volumes", {"volume": wanted}, caller)["volume"]
+            made = self._made(caller, request, name) or self._create(caller, request, wanted)
         except Refused as error:
             if error.status == 413:
                 raise QuotaExceeded("volumes", error.text) from error
@@ -108,6 +115,35 @@ class CinderCatalogue(Catalogue):
                 raise _refusal(error, InvalidVolume(_ONLY_A_COPY.format(copy_of, error.text))) from error
             raise _refusal(error, InvalidInput(error.text)) from error
         return _volume({**made, _OWNER_OF_VOLUME: caller.project_id})
+
+    def _create(self, caller: Caller, request: str, wanted: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            return dict(self._client.call("POST", "/volumes", {"volume": dict(wanted)}, caller)["volume"])
+        except ServiceUnavailable:
+            # Only the answer may be lost.
+            if (made := self._made(caller, request, wanted["name"])) is None:
+                raise
+            return made
+
+    def _made(self, caller: Caller, request: str, name: str) -> dict[str, Any] | None:
+        """Return the volume that an earlier request of that id has made, with this name; nobody uses it."""
+        mark = {REQUEST_KEY: request}
+        try:
+            path = f"/volumes/detail?{urlencode({'metadata': str(mark)})}"
+            listed = self._client.call("GET", path, caller=caller)["volumes"]
+        except Refused as error:
+            # An operator can forbid to look for metadata.
+            LOG.warning("It is not known whether volume %s was made already: %s", name, error)
+            return None
+        for one in listed:
+            if (one.get("metadata") or {}).get(REQUEST_KEY) == request and one["status"] in (
+                "creating",
+                "available",
+            ):
+                if one["name"] != name:
+                    self._client.call("PUT", f"/volumes/{one['id']}", {"volume": {"name": name}}, caller)
+                return {**one, "name": name}
+        return None
 
     def delete_volume(self, caller: Caller, volume_id: str) -> None:
         """Delete a volume; one that is not made yet is waited for."""

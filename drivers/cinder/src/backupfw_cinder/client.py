@@ -96,6 +96,9 @@ class Client:
         values: dict[str, Any] = {"raise_exc": False, "log": not path.startswith("/attachments")}
         if body is not None:
             values["json"] = body
+        if method == "POST":
+            # A connection can end when the request is done already: sent again, it would be done twice.
+            values["connect_retries"] = 0
         if caller is None or caller.user_token is None:
             return self._adapter.request(path, method, **values)
         # A token is good for its own project only, and an endpoint may name the service's.

@@ -19,6 +19,9 @@ from backupfw_cinder.host import Host
 
 LOG = log.getLogger(__name__)
 
+#: The metadata of a volume that was made for a restore, until that is done: the id of the request.
+REQUEST_KEY = "backupfw_request"
+
 # What the attachments of the service name as their device, with the number of the attempt behind it.
 _DEVICE = "backupfw-"
 
@@ -305,6 +308,8 @@ class Volumes:
             return
         if source.metadata:
             self._client.call("POST", f"/volumes/{volume_id}/metadata", {"metadata": dict(source.metadata)})
+        if REQUEST_KEY in present.get("metadata", {}):
+            self._client.call("DELETE", f"/volumes/{volume_id}/metadata/{REQUEST_KEY}")
         self._act(volume_id, "os-set_bootable", {"bootable": source.bootable})
         for key in set(present.get("volume_image_metadata", {})) - set(source.image_metadata):
             self._act(volume_id, "os-unset_image_metadata", {"key": key})
