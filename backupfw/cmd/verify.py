@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import sys
 import tempfile
 from collections import Counter
@@ -77,6 +78,9 @@ class Verify(base.Lister):
             " 2026-01-31T20:00:00Z; a run that ended early goes on where it was",
         )
         parser.add_argument(
+            "--sample", metavar="N", type=_number, help="only N of them, chosen at random anew each time"
+        )
+        parser.add_argument(
             "--quick", action="store_true", help="read maps whole and only the end of each pack"
         )
 
@@ -94,6 +98,8 @@ class Verify(base.Lister):
             self.refuse("name one backup, or at least one of --all, --volume, --project and --older-than")
         if args.all and args.project is not None:
             self.refuse("--all and --project do not go together")
+        if one and args.sample is not None:
+            self.refuse("--sample chooses among several backups")
         conf, db = self.database(args)
         stores = self.open(closing(Stores(conf)))
         told = _print_damaged if self.is_text(args) and not args.json else None
@@ -123,6 +129,12 @@ class Verify(base.Lister):
             yield f"{counted(counts.total(), 'backup')}: {good} ok, {damaged} damaged, {failed} not verified"
 
 
+def _number(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1")
+    return int(text)
+
+
 def _age(text: str) -> timedelta | datetime:
     with suppress(ValueError):
         if 0 <= (days := float(text)) <= _MAX_DAYS:
@@ -145,7 +157,10 @@ def _many(args: argparse.Namespace, db: Database, verifier: Verifier) -> Iterato
         # A misspelt id must be an error: an empty result would look as if all were well.
         raise InvalidInput(f"There is no backup of {of}.")
     begun, ids = catalogue.to_verify(db, volume, args.project, older_than=args.older_than, quick=args.quick)
-    if args.older_than is None:
+    if args.sample is not None:
+        ids = random.sample(ids, min(args.sample, len(ids)))
+        print(f"{counted(len(ids), 'backup')} to verify, chosen at random", file=sys.stderr)
+    elif args.older_than is None:
         print(
             f"{counted(len(ids), 'backup')} to verify; if this ends early, the same with --older-than"
             f" {begun:%Y-%m-%dT%H:%M:%SZ} does the rest",

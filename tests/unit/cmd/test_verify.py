@@ -272,6 +272,20 @@ def test_many_those_verified_longest_ago_first(chain: Chain) -> None:
     assert [one["id"] for one in chain.verified("--older-than", "1")[1]] == [chain.other]
 
 
+def test_a_sample_is_another_one_each_time(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Choose the last ones.
+    monkeypatch.setattr("random.sample", lambda ids, number: ids[-number:])
+    assert [one["id"] for one in chain.verified("--all", "--sample", "1")[1]] == [chain.other]
+    assert {one["id"] for one in chain.verified("--volume", chain.volume, "--sample", "9")[1]} == {
+        chain.full,
+        chain.increment,
+    }
+    done = chain.run("backup", "verify", "--older-than", "1", "--sample", "2")
+    assert done.err.startswith("0 backups to verify, chosen at random\n")
+    for words in ((chain.full, "--sample", "1"), ("--all", "--sample", "0"), ("--all", "--sample", "x")):
+        assert chain.run("backup", "verify", *words).status == 2
+
+
 def test_many_of_a_volume_or_a_project(chain: Chain) -> None:
     assert {one["id"] for one in chain.verified("--volume", chain.volume)[1]} == {chain.full, chain.increment}
     project = chain.show(chain.full)["project_id"]
