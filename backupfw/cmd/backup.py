@@ -350,42 +350,89 @@ class Cancel(base.Command):
 
 
 class Copy(usecases.Queueing):
-    """Copy a backup to another store, beside the one that it is in, or remove such a copy.
+    """Copy backups to another store, beside the one that they are in; remove such copies, or swap them.
 
-    The copy has the same objects, so what is encrypted stays so.  The backup can be used meanwhile, and is
+    A copy has the same objects, so what is encrypted stays so.  The backup can be used meanwhile, and is
     deleted with all its copies.
     """
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the command's arguments."""
-        parser.add_argument("id", metavar="ID", help="the backup's id or name")
+        parser.add_argument("id", metavar="ID", nargs="?", help="the backup's id or name")
+        parser.add_argument("--all", action="store_true", help="of all backups for which that can be done")
+        parser.add_argument(
+            "--from", dest="source", metavar="STORE", type=usecases.text, help="of those that are in this one"
+        )
         what = parser.add_mutually_exclusive_group(required=True)
-        what.add_argument("--to", metavar="STORE", type=usecases.text, help="copy it to this store")
-        what.add_argument("--remove", metavar="STORE", type=usecases.text, help="remove its copy there")
+        what.add_argument("--to", metavar="STORE", type=usecases.text, help="copy to this store")
+        what.add_argument("--remove", metavar="STORE", type=usecases.text, help="remove the copy there")
+        what.add_argument(
+            "--promote",
+            metavar="STORE",
+            type=usecases.text,
+            help="let the copy there be the backup's own, and what was its own be a copy",
+        )
         usecases.add_project(parser)
         super().add_arguments(parser)
 
-    def take_action(self, parsed_args: argparse.Namespace) -> None:
-        """Copy it, or remove the copy."""
+    def take_action(self, parsed_args: argparse.Namespace) -> int:
+        """Do it, and go on where it cannot be done for one of several."""
+        from backupfw.cmd import catalogue
         from backupfw.db import models
-        from backupfw.manager.lineage import lifecycle
 
         args = parsed_args
+        if (args.id is None) is not args.all:
+            self.refuse("either ID or --all")
+        if args.source is not None and not args.all:
+            self.refuse("--from goes with --all")
         cases = self.use_cases(args)
-        backup = cases.find(models.Backup, args.id, args.project)
+        if args.id is not None:
+            ids = [cases.find(models.Backup, args.id, args.project)]
+        else:
+            if unknown := {args.source, args.to, args.promote} - {None, *cases.conf.enabled_stores}:
+                self.refuse(f"there is no store {', '.join(sorted(unknown))} that is enabled")
+            absent, present = args.to, args.remove or args.promote
+            ids = catalogue.to_copy(cases.db, args.source, args.project, absent=absent, present=present)
+        failed: list[str] = []
+        begun = []
+        for one in ids:
+            with usecases.failure_reported(failed, one):
+                begun += self._begin(cases, args, one)
+        for operation in begun:
+            with usecases.failure_reported(failed, operation.resource_id):
+                waiting.follow(cases.conf, cases.db, operation, wait=args.wait)
+        if args.all:
+            print(f"{counted(len(ids) - len(failed), 'backup')} done, {len(failed)} not")
+        return 1 if failed else 0
+
+    @staticmethod
+    def _begin(cases: usecases.UseCases, args: argparse.Namespace, backup: str) -> list[waiting.Operation]:
+        from backupfw.chunkstore.loader import load_driver
+        from backupfw.conf.stores import group_of
+        from backupfw.db import models
+        from backupfw.errors import InvalidInput
+        from backupfw.manager.lineage import lifecycle
+
         if args.remove is not None:
             cases.backups.remove_copy(base.operator(), backup, args.remove)
-            return
+            return []
+        if args.promote is not None:
+            if args.promote not in cases.conf.enabled_stores:
+                raise InvalidInput(f"There is no store {args.promote} that is enabled.")
+            service = load_driver(cases.conf[group_of(args.promote)].driver).wire_name
+            cases.backups.promote_copy(base.operator(), backup, args.promote, service)
+            return []
         copy = cases.backups.copy(base.operator(), backup, args.to)
-        operation = waiting.Operation(
-            f"copying backup {backup} to store {args.to}",
-            models.BackupCopy,
-            copy.id,
-            (lifecycle.AVAILABLE,),
-            task_of=copy.manifest_id,
-            cancel=f"backupfw backup copy {backup} --remove {args.to}",
-        )
-        waiting.follow(cases.conf, cases.db, operation, wait=args.wait)
+        return [
+            waiting.Operation(
+                f"copying backup {backup} to store {args.to}",
+                models.BackupCopy,
+                copy.id,
+                (lifecycle.AVAILABLE,),
+                task_of=copy.manifest_id,
+                cancel=f"backupfw backup copy {backup} --remove {args.to}",
+            )
+        ]
 
 
 class Repair(base.Command):

@@ -30,7 +30,7 @@ from backupfw.errors import (
 )
 from backupfw.manager import rows
 from backupfw.manager.lineage import manifests
-from backupfw.manager.lineage.lifecycle import GONE, LIVE, WRITING
+from backupfw.manager.lineage.lifecycle import AVAILABLE, ERROR, GONE, LIVE, WRITING
 from backupfw.manager.outcomes import damaged_objects
 from backupfw.manager.queue import services
 from backupfw.manager.rules import copies
@@ -343,6 +343,38 @@ def places_of(db: Database, conf: cfg.ConfigOpts, backup_id: str) -> list[rows.P
     """Return where the data of a backup is: its own store and its copies, in the configured order."""
     with db.read() as session:
         return copies.places(session, session.get_one(Backup, backup_id), conf.enabled_stores)
+
+
+def to_copy(
+    db: Database, store: str | None, project: str | None, *, absent: str | None, present: str | None
+) -> list[str]:
+    """Return the available backups of our format, oldest first, by the stores in which they have copies.
+
+    :param store: only those whose own store this is; likewise ``project``.
+    :param absent: they have no copy there, or one that failed, and are not there themselves; None: anything.
+    :param present: they have a copy there, or one that is being made or failed; None: anything.
+    """
+    copy = models.BackupCopy
+    wanted = (
+        _of(None, project) & (Backup.status == AVAILABLE) & (Manifest.installation_id != manifests.CINDER)
+    )
+    if store is not None:
+        wanted &= Backup.store == store
+    has = select(copy.id).where(copy.backup_id == Backup.id)
+    if absent is not None:
+        complete = has.where(copy.store == absent, copy.status != ERROR)
+        wanted &= (Backup.store != absent) & ~complete.exists()
+    if present is not None:
+        wanted &= has.where(copy.store == present).exists()
+    with db.read() as session:
+        return list(
+            session.scalars(
+                select(Backup.id)
+                .join(Manifest, Manifest.id == Backup.manifest_id)
+                .where(wanted)
+                .order_by(Backup.created_at, Backup.id)
+            )
+        )
 
 
 def was_verified(db: Database, backup_id: str, since: datetime, *, quick: bool) -> bool:

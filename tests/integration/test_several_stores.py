@@ -113,8 +113,8 @@ def test_a_backup_keeps_its_store_when_the_default_changes(tmp_path: Path) -> No
         assert files(tmp_path / "one", old_volume) == files(tmp_path / "two", new_volume) == []
 
 
-def test_a_copy_stands_alone(tmp_path: Path) -> None:
-    """Another installation restores it from the second store, when the first one is gone."""
+def test_a_store_is_moved(tmp_path: Path) -> None:
+    """Copied, swapped and emptied; then another installation restores from the second store alone."""
     image = tmp_path / "image.raw"
     with running(tmp_path / "state", two_stores(tmp_path, "one")) as service:
         client = service.client()
@@ -123,15 +123,20 @@ def test_a_copy_stands_alone(tmp_path: Path) -> None:
         change_image(image, 5)
         pour(client, image, volume)
         incremental = client.backup(volume, incremental=True)
-        for backup in (incremental, full):
-            service.command("backup", "copy", backup, "--to", "two")
-        assert service.command("backup", "copy", full, "--to", "one", check=False).returncode == 1
+        service.command("backup", "copy", incremental, "--to", "two")
+        done = service.command("backup", "copy", "--all", "--from", "one", "--to", "two")
+        assert done.stdout == "1 backup done, 0 not\n"
+        for words in (
+            (full, "--to", "one"),
+            ("--all", "--to", "three"),
+            (full, "--from", "one", "--to", "two"),
+        ):
+            assert service.command("backup", "copy", *words, check=False).returncode in (1, 2)
         shown = client.expect(200, "GET", f"/backups/{incremental}/copies")["copies"]
         assert [(one["store"], one["container"], one["status"]) for one in shown] == [
             ("two", "others", "available")
         ]
         assert len(files(tmp_path / "two", volume)) == len(files(tmp_path / "one", volume))
-        service.command("audit")
         # What is lost in one store is read from the other, and is there again.
         lost = sorted(path for path in files(tmp_path / "one", full) if path.name != "manifest")
         for path in lost:
@@ -140,12 +145,16 @@ def test_a_copy_stands_alone(tmp_path: Path) -> None:
         assert same_content(image, tmp_path / "restored.raw", LENGTH)
         lost[0].unlink(missing_ok=True)
         found = service.command("backup", "repair", full).stdout.splitlines()
-        assert sorted(found) == ["store one: 1 object repaired", "store two: 0 objects repaired"]
-        service.command("backup", "verify", full)
-        service.command("backup", "copy", full, "--remove", "two")
-        exported, record = export(client, incremental)
-        client.delete_backup(full)
+        assert found == ["store one: 1 object repaired", "store two: 0 objects repaired"]
+        done = service.command("backup", "copy", "--all", "--from", "one", "--promote", "two")
+        assert done.stdout == "2 backups done, 0 not\n"
         service.command("audit")
+        service.command("backup", "copy", "--all", "--remove", "one")
+        client.wait("the old store to be empty", lambda: not files(tmp_path / "one", volume))
+        service.command("audit")
+        assert store_of(service, incremental) == "two"
+        exported, _record = export(client, incremental)
+        client.delete_backup(full)
     shutil.rmtree(tmp_path / "one")
     options = {
         "DEFAULT": {"enabled_stores": "two"},
@@ -154,8 +163,6 @@ def test_a_copy_stands_alone(tmp_path: Path) -> None:
     }
     with running(tmp_path / "other", options) as other:
         client = other.client()
-        text = json.dumps({**record, "container": "others"})
-        exported["backup_url"] = base64.b64encode(text.encode()).decode()
         client.expect(201, "POST", "/backups/import_record", {"backup-record": exported})
         client.wait_status("backup", incremental, "available")
         assert same_content(image, path_of(client, client.restore(incremental)), LENGTH)

@@ -95,6 +95,29 @@ def places(session: Session, backup: models.Backup, stores: Sequence[str]) -> li
     return sorted((rows.Place(*one) for one in found), key=lambda one: order.get(one.store, len(order)))
 
 
+def promote(session: Session, backup: models.Backup, store: str, service: str) -> None:
+    """Let the copy of a backup in a store be the backup's own, and what was its own be a copy.
+
+    What is known of verifications was about the other store, so it is forgotten.
+
+    :param service: the wire name of the store's driver.
+    :raises InvalidBackup: the backup is not available, or has no complete copy there.
+    """
+    copy = _of(session, backup.id, store)
+    own = backup_rows.manifest_of(session, backup, lock=True)
+    if backup.status != lifecycle.AVAILABLE or own is None:
+        raise InvalidBackup("Backup status must be available")
+    if copy is None or copy.status != lifecycle.AVAILABLE or copy.manifest_id is None:
+        raise InvalidBackup(f"The backup has no complete copy in the store {store}.")
+    backup.manifest_id, copy.manifest_id = copy.manifest_id, own.id
+    backup.store, copy.store = copy.store, own.store
+    backup.container, copy.container = copy.container, own.container
+    backup.service = service
+    backup.verified_at = backup.verified_how = backup.verified_result = backup.fully_verified_at = None
+    backup.updated_at = copy.updated_at = now(session)
+    session.flush()
+
+
 def enter(session: Session, backup: models.Backup, manifest_id: str) -> bool:
     """Record a live manifest with the key of a backup's, that was found in another store, as a copy of it.
 

@@ -383,6 +383,20 @@ class BackupManager(UseCases):
 
         self._change(work)
 
+    def promote_copy(self, ctx: RequestContext, backup_id: str, store: str, service: str) -> None:
+        """Let the copy of a backup in a store be the backup's own; what was its own is a copy then.
+
+        :param service: the wire name of the store's driver.
+        :raises BackupNotFound: no such backup for this caller.
+        :raises InvalidBackup: it is not available, or has no complete copy there.
+        """
+
+        def work(session: Session) -> None:
+            row = volume_rules.find_backup(session, ctx, backup_id, lock=True)
+            copies.promote(session, row, store, service)
+
+        self._db.run(work)
+
     @staticmethod
     def _copy(session: Session, backup_id: str, store: str) -> rows.BackupCopy:
         return next(one for one in rows.copies(session, backup_id) if one.store == store)

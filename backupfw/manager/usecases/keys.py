@@ -11,7 +11,7 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Select, delete, func, select, update
+from sqlalchemy import ColumnElement, Select, and_, delete, func, select, update
 from sqlalchemy.orm import Session
 
 from backupfw.db import models
@@ -164,12 +164,21 @@ class KeyManager:
     def newest_data_key(
         self, store: str, container: str, project_id: str, volume_id: str
     ) -> rows.DataKey | None:
-        """Return the newest data key of a volume's backups in a container, whose project key can be used."""
-        row, key = models.DataKey, models.ProjectKey
+        """Return the newest data key of a volume's backups in a container, whose project key can be used.
+
+        Backups that were copied there brought theirs along, and the next ones can share with them.
+        """
+        row, key, manifest = models.DataKey, models.ProjectKey, models.Manifest
+        copied = select(manifest.mac_id).where(
+            manifest.store == store,
+            manifest.container == container,
+            manifest.volume_id == volume_id,
+            manifest.state == lifecycle.LIVE,
+            manifest.mac_id.is_not(None),
+        )
         gone = select(key.key_id).where(key.project_id == project_id, key.state.in_((DESTROYING, GONE)))
         return self._first(
-            row.store == store,
-            row.container == container,
+            and_(row.store == store, row.container == container) | row.mac_id.in_(copied),
             row.project_id == project_id,
             row.volume_id == volume_id,
             row.project_key_id.not_in(gone),

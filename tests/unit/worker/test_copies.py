@@ -510,6 +510,41 @@ def test_what_a_sweep_deletes_late_is_put_again(
     world.is_clean()
 
 
+def test_a_copy_becomes_the_backup(world: CopyWorld) -> None:
+    """A store is moved: everything is copied, the copies become the backups, and the old store is emptied."""
+    volume, made, held = chain(world, 2)
+    for backup in made:
+        world.copy(backup)
+        world.backups.promote_copy(world.ctx(), backup, "offsite", "other.wire")
+    assert [(one.store, one.service) for one in world.rows(models.Backup)] == [("offsite", "other.wire")] * 2
+    assert world.backups.copies(world.ctx(), made[0])[0].store == "main"
+    world.is_clean()
+    # The next one goes where its parent is, and shares with it.
+    before = set(world.held(world.offsite))
+    world.provider.volumes[volume][:8192] = content(50, 1)[:8192]
+    held.append(bytes(world.provider.volumes[volume]))
+    made.append(world.back_up(volume, incremental=True))
+    assert not [key for key in set(world.held(world.offsite)) - before if "/00000002/" in key]
+    for backup in made[:2]:
+        world.backups.remove_copy(world.ctx(), backup, "main")
+    world.work()
+    assert world.held(world.faulty.inner) == {}  # type: ignore[arg-type]
+    world.is_clean()
+    assert world.restore_to_volume(made[2]) == held[2]
+    world.backups.delete(world.ctx(), made[0])
+    world.work()
+    assert [world.restored(one) for one in made[1:]] == held[1:]
+    world.is_clean()
+    with pytest.raises(InvalidBackup, match="no complete copy in the store main"):
+        world.backups.promote_copy(world.ctx(), made[1], "main", WIRE)
+    for backup in made[1:]:
+        world.backups.delete(world.ctx(), backup)
+    world.work()
+    assert world.held(world.offsite) == {}
+    assert world.rows(models.DataKey) == []
+    world.is_clean()
+
+
 def rebuild(world: CopyWorld, store: str) -> list[entering.Entered]:
     """What ``backupfw catalogue rebuild`` does with one store."""
     with world.db.read() as session:
