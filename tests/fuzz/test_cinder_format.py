@@ -146,7 +146,7 @@ BOMBS: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-@pytest.mark.parametrize("codec", BOMBS)
+@pytest.mark.parametrize("codec", ["zlib", "zstd", pytest.param("bz2", marks=pytest.mark.check)])
 def test_a_bomb_bursts_at_the_length_that_was_stated(codec: str) -> None:
     bomb = BOMBS[codec](bytes(128 * MIB))
     box = Container(MemoryStore("mem", contents={"box": {"bomb": bomb}}), "box")

@@ -265,3 +265,33 @@ def test_a_record_of_ours_still_needs_a_manifest_of_ours(world: World) -> None:
         record["service_metadata"] = record["service_metadata"].replace("/manifest", "/00000000/map")
         text = base64.b64encode(json.dumps(record).encode()).decode()
         assert "No enabled store has the data" in refused(world, text, "p1")
+
+
+def test_a_parent_whose_child_is_imported_meanwhile_stays_until_the_child_goes(world: WorkerWorld) -> None:
+    world.conf.backup.delete_retry_seconds = 0.1
+    writer, (full, newer) = _chain(world, DATA, DATA[::-1])
+    with world.worker():
+        parent = imported(world, writer.record(full), "p1")
+    child = begin(world, writer.record(newer), "p1")
+    # No child is known yet.
+    world.backups.delete(world.ctx(), parent.id)
+    with world.worker(slots=1):
+        world.wait_backup(child, "available")
+        world.wait_backup(parent.id, "error_deleting")
+        assert restored(world, child, "p1") == DATA[::-1]
+        assert f"{full}_metadata" in fill(world, {})["box"]
+        delete(world, child, "p1")
+        world.wait_backup(parent.id, None)
+    assert fill(world, {})["box"] == {}
+
+
+def test_a_child_whose_parent_is_deleted_meanwhile_is_refused(world: WorkerWorld) -> None:
+    writer, (full, newer) = _chain(world, DATA, DATA[::-1])
+    with world.worker():
+        parent = imported(world, writer.record(full), "p1")
+    world.backups.delete(world.ctx(), parent.id)
+    child = begin(world, writer.record(newer), "p1")
+    with world.worker(slots=1):
+        world.wait_backup(parent.id, None)
+        reason = world.wait_backup(child, "error").fail_reason
+    assert "needs its parent" in str(reason)
