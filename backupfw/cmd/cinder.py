@@ -168,11 +168,11 @@ def _scan(conf: cfg.ConfigOpts, db: Database, args: argparse.Namespace) -> Itera
                     if isinstance(one, str):
                         yield _record(one, name, result=FAILED, problem="Its metadata cannot be read.")
                         continue
-                    if one.head.backup_id in found:
+                    if one.backup_id in found:
                         problem = "Another link says that it is of the same backup."
                         yield _found(one, result=FAILED, problem=problem)
                         continue
-                    found[one.head.backup_id] = one
+                    found[one.backup_id] = one
                     progress.update(len(found))
             service = stores.wire_names[args.store]
             for one in links.parents_first(found):
@@ -195,11 +195,11 @@ def _enter(
     from backupfw.manager.operators import links as rows
     from backupfw.worker import links
 
-    head, place = one.head, one.place
+    place = one.place
     owner = (
-        dict(args.project_of).get(head.volume_id)
-        or links.owner(head)
-        or rows.owner_of_volume(db, head.volume_id)
+        dict(args.project_of).get(one.volume_id)
+        or one.owner
+        or rows.owner_of_volume(db, one.volume_id)
         or args.project
     )
     if rows.is_known(db, args.store, place.container.name, place.prefix):
@@ -210,7 +210,7 @@ def _enter(
         chain = links.read_chain(place, lambda parent: _place_of(found, parent), None, control)
         with contextlib.closing(chain):
             facts = links.facts(chain, service, owner, control)
-        record = links.record(one, facts)
+            record = links.record(chain.links[0], facts)
         entered = args.dry_run or rows.enter(db, record, facts)
     except (InvalidInput, EngineError) as error:
         return _found(one, owner, result=FAILED, problem=str(error))
@@ -224,8 +224,7 @@ def _place_of(found: Mapping[str, FoundLink], backup_id: str) -> Any:
 
 
 def _found(one: FoundLink, owner: str | None = None, **values: Any) -> dict[str, Any]:
-    head = one.head
-    ids = {"volume_id": head.volume_id, "backup_id": head.backup_id, "parent_id": head.parent_id}
+    ids = {"volume_id": one.volume_id, "backup_id": one.backup_id, "parent_id": one.parent_id}
     return _record(one.place.prefix, one.place.container.name, project_id=owner, **ids, **values)
 
 

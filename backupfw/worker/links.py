@@ -97,15 +97,21 @@ def _own_place(backup_id: str) -> tuple[str, str]:
 def owner(head: Head) -> str | None:
     """Return the project whose volume was backed up, if the description of the volume says it."""
     found = head.volume["base"].get("project_id")
-    return found if isinstance(found, str) and found else None
+    return found if isinstance(found, str) and naming.storable(found) == found and found else None
 
 
 @dataclass(frozen=True, slots=True)
 class FoundLink:
-    """A link that a listing of a container shows."""
+    """A link that a listing of a container shows: what is kept of it while all others are found.
+
+    :ivar owner: as :func:`owner` says.
+    """
 
     place: Place
-    head: Head
+    backup_id: str
+    volume_id: str
+    parent_id: str | None
+    owner: str | None
 
 
 def find(container: Container, control: Control) -> Iterator[FoundLink | str]:
@@ -125,7 +131,8 @@ def find(container: Container, control: Control) -> Iterator[FoundLink | str]:
         except (BadBytes, Damaged, UnsupportedFormat):
             yield prefix
         else:
-            yield FoundLink(Place(container, prefix), head)
+            place = Place(container, prefix)
+            yield FoundLink(place, head.backup_id, head.volume_id, head.parent_id, owner(head))
 
 
 def parents_first(found: Mapping[str, FoundLink]) -> Iterator[FoundLink]:
@@ -141,11 +148,11 @@ def parents_first(found: Mapping[str, FoundLink]) -> Iterator[FoundLink]:
             # Marked at once, so that parents in a circle end here; reading their chain says what is wrong.
             done.add(one)
             line.append(one)
-            one = found[one].head.parent_id
+            one = found[one].parent_id
         yield from (found[backup_id] for backup_id in reversed(line))
 
 
-def record(link: FoundLink, found: ManifestFacts) -> records.Record:
+def record(link: Link, found: ManifestFacts) -> records.Record:
     """Return what a link says of its backup, as an export record of Cinder's would."""
     head, place = link.head, link.place
     values = {

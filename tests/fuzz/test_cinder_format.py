@@ -227,3 +227,21 @@ def test_many_objects_take_no_memory() -> None:
         assert chain.length == 1 << 30
         assert sum(len(task.parts) for task in chain.tasks()) == 1 << 14
         chain.close()
+
+
+@pytest.mark.check
+def test_texts_of_many_links_take_no_memory() -> None:
+    """Each of twenty links describes its volume by 100 000 lists."""
+    writer = Writer(chunk=BLOCK, block=BLOCK)
+    prefixes = [writer.write(bytes(BLOCK))]
+    for _ in range(19):
+        prefixes.insert(0, writer.write(bytes(BLOCK), prefixes[0], hashes=False))
+    base = {"size": 1, "more": [[]] * 100_000}
+    meta = json.dumps({"version": 2, "volume-base-metadata": base}, separators=(",", ":"))
+    for prefix in prefixes:
+        writer.edit(prefix, lambda found: found.update(volume_meta=meta))
+    box = Container(MemoryStore("mem", contents={"box": writer.objects}), "box")
+    with bounded(60, 48 * MIB), contextlib.closing(Chain(Control())) as chain:
+        for prefix in prefixes:
+            chain.add(Place(box, prefix))
+        assert chain.length == BLOCK

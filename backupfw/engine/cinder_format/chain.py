@@ -99,6 +99,7 @@ class Task:
 class Link:
     """What is known of a link.
 
+    :ivar head: without texts, but for the newest one.
     :ivar stored_bytes: of all its objects.
     :ivar hashes_bytes: length of its list of hashes; None: it has none.
     """
@@ -177,6 +178,9 @@ class Chain:
         except BadBytes as error:
             raise objects.damaged(place.container, key, str(error)) from error
         self._scratch.execute("COMMIT")
+        if self.links:
+            # Its texts may be long, and a chain may have very many links.
+            head = head.without_texts()
         self.links.append(Link(place, head, self._objects - count, listed.bytes, listed.hashes))
         return head
 

@@ -6,7 +6,7 @@ import binascii
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from backupfw.chunkstore.container import Container
@@ -62,6 +62,12 @@ class Head:
     description: Any = None
     created_at: Any = None
     volume: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def without_texts(self) -> Head:
+        """Return what is left of it when only the ids and the volume's size are kept."""
+        size = None if self.volume_bytes is None else self.volume_bytes >> 30
+        volume = {"base": {"size": size}, "metadata": {}, "image_metadata": {}}
+        return replace(self, name=None, description=None, created_at=None, volume=volume)
 
     @property
     def volume_bytes(self) -> int | None:
