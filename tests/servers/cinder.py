@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import requests
 
@@ -219,11 +219,18 @@ class Cinder:
         return run_ceph_tool("rbd", self.cluster.base, "ls", POOL).split()
 
 
+class Served(Protocol):
+    """A Cinder that runs."""
+
+    @property
+    def endpoint(self) -> str: ...
+
+
 @dataclass
 class Tenant:
     """A client of one project."""
 
-    server: Cinder
+    server: Served
     project: str
     token: str
 
@@ -341,15 +348,15 @@ def cinder(directory: Path, cluster: Ceph, identity: Keystone) -> Iterator[Cinde
             kind["name"] = f"{name}-luks"
             made = administrator.call("POST", "/types", {"volume_type": kind})["volume_type"]["id"]
             administrator.call("POST", f"/types/{made}/encryption", {"encryption": _LUKS})
-        _wait_scheduler(administrator)
+        wait_scheduler(administrator, len(BACK_ENDS))
         yield server
     finally:
         process.stop()
 
 
-def _wait_scheduler(administrator: Tenant) -> None:
+def wait_scheduler(administrator: Tenant, back_ends: int) -> None:
     """Wait until the scheduler knows the volume services: before, every volume ends in an error."""
     end = time.monotonic() + PATIENCE
-    while len(administrator.call("GET", "/scheduler-stats/get_pools")["pools"]) < len(BACK_ENDS):
+    while len(administrator.call("GET", "/scheduler-stats/get_pools")["pools"]) < back_ends:
         assert time.monotonic() < end, "the scheduler does not know the volume services"
         time.sleep(0.2)

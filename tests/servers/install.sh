@@ -84,7 +84,7 @@ install_keystone() {
 
 install_cinder() {
     install_ceph
-    environment cinder cinder==29.0.0
+    environment cinder cinder==29.0.0 boto3==1.44.5
 }
 
 install_barbican() {
