@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from backupfw_castellan.key_store import CastellanKeyStore
 from keystoneauth1.identity import Password
+from oslo_context import context
 
 from backupfw.chunkstore.options import option_values
 from backupfw.cmd import configure, database
@@ -252,6 +253,8 @@ def test_barbican_that_does_not_answer() -> None:
     with pytest.raises(KeyStoreUnavailable) as caught:
         keys.create("project")
     assert "pass-word" not in repr(caught.value)
+    # The log lines of this thread name no caller of Castellan.
+    assert context.get_current() is None
 
 
 def test_a_replaced_key_is_destroyed_by_the_command(

@@ -99,6 +99,7 @@ def test_bytes_that_look_like_an_image_are_bytes(host: Host, disk: Path, tmp_pat
         assert content(host, connection(disk, **format_)) == disk.read_bytes()
 
 
+@pytest.mark.server
 def test_an_image_is_read_as_a_disk_with_its_snapshots(host: Host, tmp_path: Path) -> None:
     if missing := missing_programs("qemu-img", "qemu-nbd"):
         pytest.skip(f"not installed: {', '.join(missing)}")

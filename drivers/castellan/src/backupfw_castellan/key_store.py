@@ -40,7 +40,7 @@ class _SignedIn(RequestContext):
     """
 
     def __init__(self, options: Any) -> None:
-        super().__init__(overwrite=False)
+        super().__init__()
         self._plugin = Password(
             options.auth_url,
             username=options.username,
@@ -49,6 +49,9 @@ class _SignedIn(RequestContext):
             project_name=options.project_name,
             project_domain_name=options.project_domain_name,
         )
+
+    def update_store(self) -> None:
+        """Do nothing: oslo.context's store would make it the caller in this thread's log lines."""
 
     def get_auth_plugin(self) -> Password:
         """Return what Castellan signs its calls with.  Thread-safe."""

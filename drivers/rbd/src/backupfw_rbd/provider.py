@@ -44,8 +44,9 @@ class RbdProvider(VolumeProvider):
         """
         super().__init__(options)
         self._pools = pools(options)
+        reached = connection(options)
         bindings()
-        self._images = Images(connection(options), float(options.fence_wait))
+        self._images = Images(reached, float(options.fence_wait))
 
     @property
     def capabilities(self) -> Capabilities:
