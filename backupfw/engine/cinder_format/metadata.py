@@ -24,6 +24,8 @@ MAX_END = 1 << 60
 #: Bounds of a block of the list of hashes, bytes.
 MIN_BLOCK, MAX_BLOCK = 512, 16 << 20
 _PIECE = 1 << 20
+_TEXTS = ("backup_name", "backup_description", "created_at", "volume_meta")
+_MEMBERS = frozenset(("version", "backup_id", "volume_id", "parent_id", *_TEXTS))
 _ID = re.compile("[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _DIGEST_BYTES = 32
 
@@ -93,7 +95,8 @@ def read(container: Container, prefix: str, size: int, found: Callable[[Entry], 
     for name, value in JsonStream(pieces(container, key, size)).members(("objects",)):
         if name == "objects":
             found(base.entry(value))
-        else:
+        elif name in _MEMBERS:
+            # Others are not kept: there may be any number of them.
             values[name] = value
     if not isinstance(values.get("version"), str):
         raise BadBytes("it has no version")

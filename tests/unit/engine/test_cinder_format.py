@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from backupfw.chunkstore.container import Container
 from backupfw.chunkstore.memory import MemoryStore
 from backupfw.engine.cinder_format import chain as chains
-from backupfw.engine.cinder_format import removal, restore, verify
+from backupfw.engine.cinder_format import metadata, names, removal, restore, verify
 from backupfw.engine.cinder_format.chain import Chain, Place
 from backupfw.engine.ports import Checkpoint
 from backupfw.errors import Damaged, InvalidInput, TaskCancelled, UnsupportedFormat
@@ -346,3 +347,21 @@ def test_nothing_else_is_removed() -> None:
     (link,) = places(writer, full)
     removal.run(link.container, full, FakeControl())
     assert {info.key for info in link.container.list("")} == others
+
+
+def test_metadata_with_any_number_of_members_takes_bounded_memory() -> None:
+    writer = _writer()
+    prefix = writer.write(b"x" * BLOCK)
+    key = names.metadata_key(prefix)
+    found = writer.objects[key]
+    many = b"".join(b'"%d": "%s", ' % (number, b"a" * (1 << 19)) for number in range(64))
+    writer.objects[key] = b"{" + many + found[1:]
+    (place,) = places(writer, prefix)
+    tracemalloc.start()
+    try:
+        head = metadata.read(place.container, prefix, len(writer.objects[key]), lambda _: None)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert head.volume_id == writer.volume
+    assert peak < 16 << 20
