@@ -14,6 +14,7 @@ copy may have deleted what it found there.
 from __future__ import annotations
 
 import contextlib
+import secrets
 import tempfile
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
@@ -68,6 +69,25 @@ class CopyResult:
 
     objects: int
     bytes: int
+
+
+def are_one_place(manifest_key: str, source: Container, target: Container) -> bool:
+    """Return whether two containers are one place, which the configuration has under two names.
+
+    Asked before anything is put: the removal of such a copy would remove the backup.  Nothing is put for the
+    question if the target does not have the manifest; it has it, too, if the database forgot an earlier copy.
+
+    :raises ChunkStoreError: a store does not answer.
+    """
+    if objects.is_missing(target, manifest_key):
+        return False
+    # Beside what belongs to backups, as the holder object: nothing lists it.
+    probe = f"{manifest_key.split('/', 1)[0]}.probe-{secrets.token_hex(8)}"
+    target.put(probe, Body.from_bytes(b"backupfw probe\n"))
+    try:
+        return not objects.is_missing(source, probe)
+    finally:
+        target.delete([probe])
 
 
 def find_place(manifest_key: str, source: Container, target: Container, control: Control) -> Place:

@@ -41,6 +41,10 @@ class BackupCopy(Handler):
             target.ensure()
         try:
             if not plan.placed:
+                if copying.are_one_place(plan.key, source, target):
+                    raise InvalidBackup(
+                        f"The store {plan.store} is the place where the backup itself is, under another name."
+                    )
                 place = copying.find_place(plan.key, source, target, control)
                 tools.backups.copying.place(task, place.base, detached=place.detached)
                 crash_points.reach("copy.placed")

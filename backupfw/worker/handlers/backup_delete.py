@@ -38,7 +38,8 @@ class _Removal(Handler):
                     self._remove_copy(plan, container, control)
                 else:
                     remove(plan, container, control)
-                if not plan.is_link:
+                # A copy for which nothing was put has no keys there; the place may be another backup's.
+                if not plan.is_link and (plan.begun or not plan.copied):
                     self._tools.data_keys.forget(plan, container, control)
                 return
             except Damaged as error:

@@ -721,6 +721,32 @@ def test_what_cannot_be_copied(new_world: Callable[..., CopyWorld]) -> None:
     world.is_clean()
 
 
+def test_a_store_under_another_name_gets_no_copy(world: CopyWorld) -> None:
+    """Its removal would remove the backup."""
+    _, (backup,), (data,) = chain(world, 1)
+    place = world.faulty.inner
+    assert isinstance(place, MemoryStore)
+    world.offsite.contents = place.contents
+    before = world.held(place)
+    assert world.copy(backup) == "error"
+    [copy] = world.backups.copies(world.ctx(), backup)
+    assert "under another name" in str(copy.fail_reason)
+    world.backups.remove_copy(world.ctx(), backup, "offsite")
+    world.work()
+    assert world.tasks.pending() == 0
+    # The data key is there, too.
+    assert world.held(place) == before
+    assert world.restored(backup, "main") == data
+
+
+def test_a_copy_that_the_database_forgot_is_made_again(world: CopyWorld) -> None:
+    _, (backup,), (data,) = chain(world, 1)
+    world.offsite.contents[BOX] = world.held(world.faulty.inner)  # type: ignore[arg-type]
+    assert world.copy(backup) == "available"
+    assert world.restored(backup) == data
+    world.is_clean()
+
+
 def test_a_copy_is_cancelled_with_its_backup(new_world: Callable[..., CopyWorld]) -> None:
     world = new_world()
     _, (backup,), _ = chain(world, 1)
