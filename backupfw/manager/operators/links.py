@@ -9,7 +9,7 @@ from backupfw.context import RequestContext
 from backupfw.db import locks, models
 from backupfw.db.digest import object_digest
 from backupfw.db.session import Database, now
-from backupfw.errors import TaskLost
+from backupfw.errors import InvalidInput, TaskLost
 from backupfw.manager.lineage import lifecycle
 from backupfw.manager.lineage.lifecycle import BackupMoves
 from backupfw.manager.records import Record
@@ -42,13 +42,15 @@ def enter(db: Database, record: Record, facts: ManifestFacts) -> bool:
     Quotas are not asked: the data is there.
 
     :returns: False: there is a backup of this id; nothing was changed.
-    :raises InvalidInput: a link was deleted here.
+    :raises InvalidInput: a link was deleted here, or the backup of this id is an import that failed.
     """
 
     def work(session: Session) -> bool:
         locks.lock(session, models.Backup, models.Backup.id == record.id)
         known = session.get(models.Backup, record.id)
         if known is not None and not known.deleted:
+            if known.manifest_id is None and known.status == lifecycle.ERROR:
+                raise InvalidInput("A backup of this id is in error, without data: delete it first.")
             return False
         ctx = RequestContext(project_id=facts.project_id, user_id=record.user_id or "")
         row = backup_rows.imported(session, ctx, record, known, volume_id=facts.volume_id)

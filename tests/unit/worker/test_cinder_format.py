@@ -15,13 +15,17 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select
 
+from backupfw.chunkstore.container import Container
 from backupfw.chunkstore.memory import MemoryStore
 from backupfw.db import models
 from backupfw.engine.cinder_format import names
-from backupfw.errors import InvalidBackup
-from backupfw.manager.operators import audit, purge
-from backupfw.manager.records import decode
+from backupfw.engine.cinder_format.chain import Chain, Place
+from backupfw.errors import InvalidBackup, InvalidInput
+from backupfw.manager.operators import audit, links, purge
+from backupfw.manager.records import decode, of_manifest
+from backupfw.worker import links as worker_links
 from tests.format.cinder_samples import SAMPLES, Sample, Writer, sample
+from tests.unit.engine.fakes import FakeControl
 from tests.unit.manager.support import WIRE, World, check_consistent
 from tests.unit.worker.world import WorkerWorld
 
@@ -148,11 +152,11 @@ def test_parents_are_found_without_their_records(world: WorkerWorld, name: str) 
 
 def _chain(world: WorkerWorld, *states: bytes) -> tuple[Writer, list[str]]:
     writer = Writer()
-    links: list[str] = []
+    made: list[str] = []
     for state in states:
-        links.append(writer.write(state, links[-1] if links else None))
+        made.append(writer.write(state, made[-1] if made else None))
     fill(world, {"box": writer.objects})
-    return writer, links
+    return writer, made
 
 
 def test_an_incremental_after_a_backup_of_cinders_is_a_full_one_and_then_shares_with_ours(
@@ -226,6 +230,27 @@ def test_what_cannot_be_imported(world: WorkerWorld) -> None:
         assert "No enabled store has the data" in refused(world, record, "p1")
         live["box"][f"{newer}_metadata"] = b"{}"
         assert "missing or damaged" in refused(world, writer.record(newer, id=str(uuid.uuid4())), "p1")
+
+
+def test_a_failed_import_does_not_count_as_known(world: WorkerWorld) -> None:
+    """A scan would say that the backup is known, and nobody would look for it."""
+    writer, (full,) = _chain(world, DATA)
+    live = fill(world, {})
+    removed = live["box"].pop(f"{full}-00001")
+    with world.worker():
+        backup = begin(world, writer.record(full), "p1")
+        world.wait_backup(backup, "error")
+        live["box"][f"{full}-00001"] = removed
+        chain = Chain.of([Place(Container(world.store, "box"), full)], FakeControl())
+        facts = worker_links.facts(chain, WIRE, "p1", FakeControl())
+        chain.close()
+        record = of_manifest(backup, 1, {})
+        with pytest.raises(InvalidInput, match="is in error"):
+            links.enter(world.db, record, facts)
+        delete(world, backup, "p1")
+        assert links.enter(world.db, record, facts)
+        assert not links.enter(world.db, record, facts)
+        assert restored(world, backup, "p1") == DATA
 
 
 def test_damage_is_remembered(world: WorkerWorld) -> None:
