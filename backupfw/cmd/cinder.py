@@ -27,9 +27,9 @@ class Scan(base.Lister):
 
     Nothing of a Cinder is needed, neither its database nor records. What the catalogue has already stays as
     it is, so the command can be repeated, and continues after a kill. The owner of a backup is the project
-    that --project-of names for its volume, else the one that the volume's description names, else the one
-    that the catalogue names for the volume, else --project. The exit status is 1 when a backup could not be
-    entered.
+    that --project-of names for its volume, else --project, else the one that the catalogue names for the
+    volume, else the one that the volume's description in the store names: whoever can write there can write
+    any. The exit status is 1 when a backup could not be entered.
     """
 
     columns = (
@@ -67,7 +67,7 @@ class Scan(base.Lister):
             "--project",
             metavar="P",
             type=usecases.project,
-            help="whose backups are of whose owner nothing is known",
+            help="whose all other backups are, whatever their description says",
         )
         parser.add_argument("--dry-run", action="store_true", help="only say what would be entered")
 
@@ -198,9 +198,9 @@ def _enter(
     place = one.place
     owner = (
         dict(args.project_of).get(one.volume_id)
-        or one.owner
-        or rows.owner_of_volume(db, one.volume_id)
         or args.project
+        or rows.owner_of_volume(db, one.volume_id)
+        or one.owner
     )
     if rows.is_known(db, args.store, place.container.name, place.prefix):
         return _found(one, owner, result=KNOWN)

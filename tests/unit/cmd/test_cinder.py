@@ -95,6 +95,8 @@ def test_a_scan_enters_a_whole_store_without_any_database(run: Run, tmp_path: Pa
 
 def test_whose_the_backups_are(run: Run, old: Path, prepared: None) -> None:
     assert {one["project_id"] for one in scan(run, "--dry-run", "--project-of", f"{VOLUME}=mine")} == {"mine"}
+    # Whoever can write to the store can name any owner there.
+    assert {one["project_id"] for one in scan(run, "--dry-run", "--project", "rest")} == {"rest"}
     for path in old.rglob("*_metadata"):
         found = json.loads(path.read_bytes())
         path.write_text(json.dumps({**found, "volume_meta": None}))
