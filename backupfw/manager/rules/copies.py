@@ -101,7 +101,7 @@ def promote(session: Session, backup: models.Backup, store: str, service: str) -
     What is known of verifications was about the other store, so it is forgotten.
 
     :param service: the wire name of the store's driver.
-    :raises InvalidBackup: the backup is not available, or has no complete copy there.
+    :raises InvalidBackup: the backup is not available, has no complete copy there, or is being copied.
     """
     copy = _of(session, backup.id, store)
     own = backup_rows.manifest_of(session, backup, lock=True)
@@ -109,6 +109,12 @@ def promote(session: Session, backup: models.Backup, store: str, service: str) -
         raise InvalidBackup("Backup status must be available")
     if copy is None or copy.status != lifecycle.AVAILABLE or copy.manifest_id is None:
         raise InvalidBackup(f"The backup has no complete copy in the store {store}.")
+    others = select(models.BackupCopy.store).where(
+        models.BackupCopy.backup_id == backup.id, models.BackupCopy.status == lifecycle.COPYING
+    )
+    if (running := session.scalar(others.limit(1))) is not None:
+        # Its task needs the store that the backup was in.
+        raise InvalidBackup(f"The backup is being copied to the store {running}: wait until that has ended.")
     backup.manifest_id, copy.manifest_id = copy.manifest_id, own.id
     backup.store, copy.store = copy.store, own.store
     backup.container, copy.container = copy.container, own.container

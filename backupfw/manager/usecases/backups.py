@@ -388,7 +388,7 @@ class BackupManager(UseCases):
 
         :param service: the wire name of the store's driver.
         :raises BackupNotFound: no such backup for this caller.
-        :raises InvalidBackup: it is not available, or has no complete copy there.
+        :raises InvalidBackup: it is not available, has no complete copy there, or is being copied.
         """
 
         def work(session: Session) -> None:

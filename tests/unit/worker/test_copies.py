@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import uuid
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -508,6 +510,24 @@ def test_what_a_sweep_deletes_late_is_put_again(
     assert world.copy(backup) == "available"
     assert world.restored(backup) == data
     world.is_clean()
+
+
+def test_a_copy_does_not_become_the_backup_while_another_one_is_made(world: CopyWorld) -> None:
+    """Its worker was chosen by the store that the backup is in."""
+    (_volume, (backup,), _held) = chain(world, 1)
+    world.copy(backup)
+    other = models.BackupCopy(
+        id=str(uuid.uuid4()),
+        backup_id=backup,
+        store="third",
+        container=BOX,
+        status=lifecycle.COPYING,
+        created_at=datetime(2026, 1, 1),
+    )
+    with world.db.write() as session:
+        session.add(other)
+    with pytest.raises(InvalidBackup, match="copied to the store third"):
+        world.backups.promote_copy(world.ctx(), backup, "offsite", WIRE)
 
 
 def test_a_copy_becomes_the_backup(world: CopyWorld) -> None:
