@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -175,7 +175,8 @@ class Run:
                     if not dry_run:
                         holder.take(container)
                         recovery.take_over(self._db, take_over)
-                self._service = stores.wire_names[self._store]
+                self._stores, self._service = stores, stores.wire_names[self._store]
+                self._other_places: set[tuple[str, str]] = set()
                 self._data_keys, self._key_manager, self._own = data_keys, key_manager, own
                 prefix = "" if take_over is None else keys.installation_prefix(take_over)
                 find_key = partial(data_keys.finder, container)
@@ -215,14 +216,41 @@ class Run:
                 continue
             todo.append(found)
             by_key[one.key] = one
-        if installation == self._own and not dry_run:
-            self._keep_data_keys(volume, container)
+        if not dry_run:
+            self._require_own_place(volume_id, by_key, container)
+            if installation == self._own:
+                self._keep_data_keys(volume, container)
         record_of = partial(self._texts, by_key=by_key, container=container)
         for entered in recovery.enter(self._db, todo, record_of, self._own, dry_run=dry_run):
             yield _entered(entered, by_key[entered.found.facts.key])
         for attempt in volume.unfinished:
             if _parts(attempt.origin)["backup_id"] not in rows.transient:
                 yield _record(attempt.origin, UNFINISHED, objects=attempt.objects)
+
+    def _require_own_place(self, volume_id: str, keys: Collection[str], container: Container) -> None:
+        """Make sure that what is entered is not there already, in the same place under another name.
+
+        Entered as a copy, its removal would remove the backup.
+
+        :raises InvalidInput: it is.
+        """
+        from backupfw.chunkstore.errors import ChunkStoreError
+        from backupfw.engine.copying import are_one_place
+        from backupfw.errors import InvalidInput
+        from backupfw.manager.operators import recovery
+
+        others = recovery.elsewhere(self._db, self._store, self._container, volume_id, keys)
+        for (store, name), key in others.items():
+            if (store, name) in self._other_places or store not in self._stores.wire_names:
+                continue
+            self._other_places.add((store, name))
+            # A place that does not answer now is not this one.
+            with contextlib.suppress(ChunkStoreError):
+                if are_one_place(key, self._stores.container(store, name), container):
+                    raise InvalidInput(
+                        f"Container {self._container} of store {self._store} is container {name} of store"
+                        f" {store}, under another name: its backups are entered already."
+                    )
 
     def _found(self, one: FoundManifest, container: Container) -> Found | str:
         """Return what can be entered of a manifest, or why it cannot."""

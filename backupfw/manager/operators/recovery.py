@@ -12,7 +12,7 @@ any more, and so the lineage counts as unknown (*detached*), as after an import.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -123,6 +123,28 @@ def refuse_take_over(session: Session, installation: str) -> None:
             f"This database has backups of its own installation {mine}, and can be of one installation only."
             " Take the other one over with a new database."
         )
+
+
+def elsewhere(
+    db: Database, store: str, container: str, volume_id: str, keys: Collection[str]
+) -> dict[tuple[str, str], str]:
+    """Return the other stores and containers in which the catalogue has live manifests of a volume.
+
+    :param keys: only manifests with one of these keys.
+    :returns: the key of one manifest for each place.
+    """
+    row = models.Manifest
+    with db.read() as session:
+        found = session.execute(
+            select(row.store, row.container, row.key).where(
+                row.volume_id == volume_id, row.state == lifecycle.LIVE
+            )
+        )
+        return {
+            (one.store, one.container): one.key
+            for one in found
+            if (one.store, one.container) != (store, container) and one.key in keys
+        }
 
 
 def undescribed(db: Database, store: str, container: str, volume_id: str) -> set[str]:

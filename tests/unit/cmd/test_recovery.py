@@ -153,6 +153,20 @@ def test_without_a_take_over_they_are_references(chain: Chain) -> None:
     assert backups(chain.state) == before
 
 
+def test_one_place_under_two_names(chain: Chain) -> None:
+    """Entered as copies, their removal would remove the backups."""
+    (chain.state / "backupfw.conf").write_text(
+        "[DEFAULT]\nenabled_stores = main, alias\n"
+        f"[store:alias]\ndriver = posix\npath = {chain.state / 'store'}\n"
+    )
+    before = rows(chain.state, models.Manifest)
+    done = chain.run("catalogue", "rebuild", "--store", "alias")
+    assert done.status == 1
+    assert "is container volumebackups of store main, under another name" in done.err
+    assert rows(chain.state, models.Manifest) == before
+    assert not list((chain.state / "store").rglob("*probe*"))
+
+
 def test_only_one_project(chain: Chain) -> None:
     old = lose_the_database(chain.run, chain.state)
     assert rebuilt(chain.run, "--take-over", old, "--project", "other") == (0, {})
