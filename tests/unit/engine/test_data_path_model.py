@@ -895,6 +895,7 @@ def play_the_rare_cases(machine: type[DataPath]) -> None:
     play.teardown()
 
 
+@pytest.mark.check
 def test_a_database_that_went_back(machine: type[DataPath]) -> None:
     seeds = range(10 if machine.keyring else 30)
     unknown = [go_back(machine, seed) for seed in seeds]
@@ -909,6 +910,7 @@ def test_a_database_that_went_back_for_long(machine: type[DataPath]) -> None:
         go_back(machine, seed)
 
 
+@pytest.mark.check
 def test_a_database_that_was_rebuilt(machine: type[DataPath]) -> None:
     for seed in range(4 if machine.keyring else 12):
         start_anew(machine, seed)

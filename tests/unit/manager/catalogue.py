@@ -24,6 +24,7 @@ from backupfw.manager.rules.volume_rules import GIB
 from backupfw.manager.rules.volume_types import VolumeTypeManager
 from backupfw.manager.usecases.snapshots import SnapshotManager
 from backupfw.manager.usecases.volumes import VolumeManager
+from tests.unit.tables import create_tables
 
 ALICE = RequestContext(project_id="blue", user_id="alice", roles=frozenset({"member"}))
 BOB = RequestContext(project_id="green", user_id="bob", roles=frozenset({"member"}))
@@ -44,7 +45,7 @@ def make_conf(**overrides: Any) -> cfg.ConfigOpts:
 def make_database(path: Path | None = None, url: str | None = None) -> Database:
     """A database with all tables: in memory, or in a file where threads shall meet."""
     db = Database(url or ("sqlite://" if path is None else f"sqlite:///{path / 'test.sqlite'}"))
-    models.Base.metadata.create_all(db.engine)
+    create_tables(db)
     return db
 
 

@@ -32,6 +32,7 @@ from backupfw.manager.queue.services import BACKUP_BINARY, ServiceManager
 from backupfw.manager.queue.tasks import Tasks
 from backupfw.manager.rows import Task
 from backupfw.manager.usecases.backups import BackupManager
+from tests.unit.tables import create_tables
 
 GIB = 1 << 30
 WIRE = "cinder.backup.drivers.posix.PosixBackupDriver"
@@ -91,8 +92,7 @@ class World:
     def __init__(self, url: str = "sqlite://", *, database: Database | None = None, **changes: Any) -> None:
         self.db = database or Database(url)
         self.conf: Any = make_conf(**changes)
-        # The migrations make the same schema (tests/unit/db shows it), only slower.
-        models.Base.metadata.create_all(self.db.engine)
+        create_tables(self.db)
         self.db.run(ensure_installation)
         self.wakes = 0
         self.backups = BackupManager(self.db, self.conf, self._wake)

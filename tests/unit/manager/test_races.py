@@ -13,6 +13,8 @@ from backupfw.db.session import Database
 from backupfw.manager.queue import tasks
 from tests.unit.manager.support import World, check_consistent
 
+pytestmark = pytest.mark.check
+
 
 def together(*calls: Callable[[], object]) -> list[object]:
     """Run calls at the same time; returns their results, or their errors."""
