@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from backupfw_nbd.machines import QemuProvider
@@ -12,6 +11,7 @@ from backupfw_nbd.machines import QemuProvider
 from backupfw.chunkstore.options import option_values
 from backupfw.errors import SourceUnreadable
 from backupfw.testing.volume import adopted
+from tests.servers.directory import server_directory
 from tests.servers.qemu import Machine, machine, qemu_missing, run
 
 pytestmark = [pytest.mark.server, pytest.mark.root]
@@ -21,13 +21,14 @@ LENGTH = 16 * MIB
 
 
 @pytest.fixture
-def vm(tmp_path: Path) -> Iterator[Machine]:
+def vm() -> Iterator[Machine]:
     """A machine whose overlays are in a file system that is a little longer than a disk."""
     if missing := qemu_missing():
         pytest.skip(missing)
     if os.geteuid() != 0:
         pytest.skip("needs root")
-    with machine(tmp_path) as running:
+    # Sockets have short paths.
+    with server_directory() as directory, machine(directory) as running:
         run("mount", "-t", "tmpfs", "-o", f"size={LENGTH + 2 * MIB}", "tmpfs", running.scratch)
         try:
             yield running
