@@ -216,10 +216,10 @@ class Run:
                 continue
             todo.append(found)
             by_key[one.key] = one
-        if not dry_run:
+        if todo and not dry_run:
             self._require_own_place(volume_id, by_key, container)
-            if installation == self._own:
-                self._keep_data_keys(volume, container)
+        if installation == self._own and not dry_run:
+            self._keep_data_keys(volume, container)
         record_of = partial(self._texts, by_key=by_key, container=container)
         for entered in recovery.enter(self._db, todo, record_of, self._own, dry_run=dry_run):
             yield _entered(entered, by_key[entered.found.facts.key])
