@@ -4,15 +4,15 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-# Driver distributions of this checkout; each is installed beside core.
+# Distributions of this checkout; each is installed beside core.
 DRIVERS := posix s3 swift gcs rbd nbd cinder castellan
-DRIVER_PATHS := $(DRIVERS:%=drivers/%)
+PARTS := $(DRIVERS:%=drivers/%) clients/python-backupfwclient
 SHORT := not soak and not chaos and not fuzz
 QUICK := -m 'not check and $(SHORT)'
 # Tests of one class or module run in one process, with the servers that they share; conftest.py says in how many.
 PYTEST := -m pytest -n auto --dist loadscope --no-loadscope-reorder
 # What shows that a version works; the rest of tests/architecture is about the checkout.
-LOWEST := tests/unit tests/functional tests/integration tests/architecture/test_private_parts.py $(DRIVER_PATHS:%=%/tests)
+LOWEST := tests/unit tests/functional tests/integration tests/architecture/test_private_parts.py $(PARTS:%=%/tests)
 # Tests start hundreds of processes, which would each compile everything again.
 test check: export PYTHONDONTWRITEBYTECODE =
 STATE_DIR ?= .state
@@ -24,15 +24,15 @@ ARGS ?=
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 
-$(VENV)/.stamp: setup.cfg pyproject.toml constraints.txt $(DRIVER_PATHS:%=%/pyproject.toml)
-	@echo "== Making $(VENV) with $(PYTHON): backupfw, its drivers ($(DRIVERS)) and the tools, as constraints.txt pins them"
+$(VENV)/.stamp: setup.cfg pyproject.toml constraints.txt $(PARTS:%=%/pyproject.toml)
+	@echo "== Making $(VENV) with $(PYTHON): backupfw, its drivers ($(DRIVERS)), its client and the tools, as constraints.txt pins them"
 	@$(PYTHON) -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' || { \
 	    echo "make: $(PYTHON) is missing, older than 3.11 or without venv (Debian: apt-get install python3.11-venv)" >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt pip setuptools
 	@# Setuptools warns about every editable install.
 	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt \
-	    -e '.[test,lint,docs,dist]' $(DRIVER_PATHS:%=-e %)
+	    -e '.[test,lint,docs,dist]' $(PARTS:%=-e %)
 	@touch $@
 
 setup: $(VENV)/.stamp ## make the virtual environment
@@ -93,7 +93,7 @@ lint: $(VENV)/.stamp ## ruff: rules and format; hadolint: the Containerfile
 	@$(BIN)/ruff format --check .
 	@$(BIN)/hadolint Containerfile
 
-types: $(VENV)/.stamp ## mypy --strict on core and the drivers
+types: $(VENV)/.stamp ## mypy --strict on core, the drivers and the client
 	@echo "== mypy"
 	@$(BIN)/mypy
 
@@ -121,11 +121,11 @@ docs: man ## build docs/ into docs/_build, and the man page; warnings are errors
 	@echo "== docs/_build/index.html"
 	@$(BIN)/sphinx-build -q -W --keep-going docs docs/_build
 
-dist: $(VENV)/.stamp ## build sdists and wheels of core and the drivers into dist/
+dist: $(VENV)/.stamp ## build sdists and wheels of core, the drivers and the client into dist/
 	@echo "== dist/"
 	@rm -rf dist
 	@# Each wheel is made of its sdist, so that what the sdist lacks is noticed.
-	@for part in . $(DRIVER_PATHS); do \
+	@for part in . $(PARTS); do \
 	    $(BIN)/python -m build --no-isolation --outdir dist $$part >dist.log 2>&1 || { cat dist.log; exit 1; }; \
 	done; rm dist.log; ls dist
 
@@ -133,23 +133,23 @@ installed: dist ## install dist/ into a clean environment outside the checkout, 
 	@echo "== What dist/ holds, installed"
 	@$(BIN)/python -m tests.installed dist
 
-lowest: ## run core's and the drivers' tests with the lowest versions that setup.cfg and the drivers allow
+lowest: ## run the tests of all parts with the lowest versions that setup.cfg and the parts allow
 	@echo "== Lowest versions"
 	@$(PYTHON) -m venv $(VENV).lowest
 	@$(VENV).lowest/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
 	@$(VENV).lowest/bin/uv pip install --quiet --python $(VENV).lowest/bin/python --resolution lowest-direct \
-	    -e '.[test]' $(DRIVER_PATHS:%=-e %)
+	    -e '.[test]' $(PARTS:%=-e %)
 	@$(VENV).lowest/bin/python $(PYTEST) $(QUICK) $(LOWEST) $(ARGS)
 
 constraints: ## pin the newest versions anew in constraints.txt
 	@rm -rf $(VENV).new
 	@$(PYTHON) -m venv $(VENV).new
 	@$(VENV).new/bin/python -m pip install --quiet --upgrade pip setuptools
-	@PYTHONWARNINGS=ignore $(VENV).new/bin/python -m pip install --quiet --no-build-isolation -e '.[test,lint,docs,dist,mutants]' $(DRIVER_PATHS:%=-e %) tox uv
+	@PYTHONWARNINGS=ignore $(VENV).new/bin/python -m pip install --quiet --no-build-isolation -e '.[test,lint,docs,dist,mutants]' $(PARTS:%=-e %) tox uv
 	@{ sed -n '/^#/p;/^[^#]/q' constraints.txt; \
 	   $(VENV).new/bin/python -m pip freeze --all --exclude-editable; } > constraints.new
 	@mv constraints.new constraints.txt
 	@rm -rf $(VENV).new
 
 clean: ## remove what the targets made
-	rm -rf $(VENV) $(VENV).lowest $(VENV).new .coverage .mutants dist.log constraints.new .tox dist build drivers/*/build .state .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis docs/_build
+	rm -rf $(VENV) $(VENV).lowest $(VENV).new .coverage .mutants dist.log constraints.new .tox dist build drivers/*/build clients/*/build .state .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis docs/_build

@@ -28,7 +28,7 @@ COUNTS = ("num_statements", "missing_lines", "num_branches", "missing_branches")
 def package_of(path: str) -> str:
     """Return the package a file belongs to, e.g. ``backupfw.engine`` or ``backupfw_posix``."""
     parts = Path(path).parts
-    if parts[0] == "drivers":
+    if parts[0] in ("drivers", "clients"):
         return parts[3]
     return ".".join(parts[:2]) if len(parts) > 2 else parts[0]
 

@@ -18,9 +18,14 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-#: What a site installs with core; the wheels of the checkout are its drivers.
+#: What a site installs with core; the other wheels of the checkout are installed with it.
 EXTRAS = "keystone,messaging,mysql,postgresql"
 DRIVERS = ("castellan", "cinder", "gcs", "nbd", "posix", "rbd", "s3", "swift")
+#: The package of each wheel beside core's, by the wheel's name.
+PACKAGES = {
+    **{f"backupfw_{driver}": f"backupfw_{driver}" for driver in DRIVERS},
+    "python_backupfwclient": "backupfwclient",
+}
 #: The groups of entry points of drivers, and the commands that list what is installed.
 GROUPS = {"backupfw.chunkstore": ("store", "list"), "backupfw.volume": ("volume", "backends")}
 #: Seconds that one step may take, on a machine that is busy with other things.
@@ -72,7 +77,7 @@ class Installation:
         self.work.mkdir()
         venv.create(self.root, with_pip=True)
         wheels = {path.name.partition("-")[0]: path for path in sorted(dist.glob("*.whl"))}
-        wanted = {"backupfw", *(f"backupfw_{driver}" for driver in DRIVERS)}
+        wanted = {"backupfw", *PACKAGES}
         if set(wheels) != wanted:
             raise SystemExit(f"{dist} holds {sorted(wheels)}, not one wheel each of {sorted(wanted)}")
         self.run(
@@ -105,7 +110,7 @@ class Installation:
 def check_modules(installed: Installation) -> None:
     """Every module is there, with what it imports; the drivers are found by their entry points."""
     installed.run("python", "-m", "pip", "check", "--disable-pip-version-check")
-    installed.run("python", "-c", IMPORT_ALL, "backupfw", *(f"backupfw_{driver}" for driver in DRIVERS))
+    installed.run("python", "-c", IMPORT_ALL, "backupfw", *PACKAGES.values())
     for words, group in (
         (("store", "list"), "backupfw.chunkstore"),
         (("volume", "backends"), "backupfw.volume"),
@@ -115,6 +120,13 @@ def check_modules(installed: Installation) -> None:
         )
         found = {each["driver"] for each in json.loads(listed) if each["state"] == "ok"}
         assert found == {point.name for point in entry_points(group=group)}, listed
+
+
+def check_client(installed: Installation) -> None:
+    """The openstack command has the client's commands."""
+    for version in ("2", "3"):
+        words = ("--os-volume-api-version", version, "volume", "backup", "progress", "--help")
+        assert "usage: openstack volume backup progress" in installed.run("openstack", *words)
 
 
 def check_database(installed: Installation) -> None:
@@ -169,7 +181,7 @@ def main(arguments: list[str]) -> int:
     dist = Path(arguments[0] if arguments else "dist").resolve()
     with tempfile.TemporaryDirectory(prefix="backupfw-installed-") as place:
         installed = Installation(Path(place), dist)
-        for check in (check_modules, check_database, check_samples, check_types, check_service):
+        for check in (check_modules, check_client, check_database, check_samples, check_types, check_service):
             check(installed)
             print(f"ok: {(check.__doc__ or '').splitlines()[0]}", flush=True)
     return 0

@@ -1,4 +1,4 @@
-"""What the checkout holds: core's and the drivers' metadata."""
+"""What the checkout holds: the metadata of core, the drivers and the client."""
 
 from __future__ import annotations
 
@@ -34,6 +34,15 @@ def driver_projects() -> dict[str, dict[str, Any]]:
         path.parent.name: tomllib.loads(path.read_text())
         for path in found
         if path.parent.name not in TEMPLATES
+    }
+
+
+def parts() -> dict[str, dict[str, Any]]:
+    """The pyproject.toml of every distribution beside core, drivers and client, by its path."""
+    clients = sorted((ROOT / "clients").glob("*/pyproject.toml"))
+    return {
+        **{f"drivers/{folder}": project for folder, project in driver_projects().items()},
+        **{f"clients/{path.parent.name}": tomllib.loads(path.read_text()) for path in clients},
     }
 
 

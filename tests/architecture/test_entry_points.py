@@ -8,7 +8,7 @@ import pytest
 
 from backupfw.chunkstore import loader as chunkstore_loader
 from backupfw.volume import loader as volume_loader
-from tests.architecture.checkout import driver_projects, lines, setup_cfg
+from tests.architecture.checkout import lines, parts, setup_cfg
 
 
 def declared() -> list[tuple[str, str, str]]:
@@ -17,7 +17,7 @@ def declared() -> list[tuple[str, str, str]]:
         for line in lines(text):
             name, _equals, value = line.partition("=")
             points.append((group, name.strip(), value.strip()))
-    for project in driver_projects().values():
+    for project in parts().values():
         for group, entries in project["project"]["entry-points"].items():
             points += [(group, name, value) for name, value in entries.items()]
     return points
@@ -37,6 +37,7 @@ def test_there_are_entry_points() -> None:
         "console_scripts",
         "backupfw.chunkstore",
         "backupfw.volume",
+        "openstack.volume.v3",
         "oslo.config.opts",
         "pytest11",
     }

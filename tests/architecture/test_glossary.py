@@ -33,12 +33,22 @@ def replaced() -> list[tuple[str, str]]:
 
 
 def prose() -> Iterator[tuple[str, str]]:
-    """Yield every page and every docstring of core and drivers: where it is, and its text without code."""
-    readmes = [ROOT / "README.md", *sorted((ROOT / "drivers").glob("*/README.md"))]
+    """Yield every page and every docstring: where it is, and its text without code."""
+    readmes = [
+        ROOT / "README.md",
+        *sorted(ROOT.glob("drivers/*/README.md")),
+        *sorted(ROOT.glob("clients/*/README.md")),
+    ]
     for page in [*sorted((ROOT / "docs").glob("*.md")), *readmes]:
         if page != GLOSSARY:
             yield str(page.relative_to(ROOT)), CODE.sub("", page.read_text())
-    for path in sorted([*(ROOT / "backupfw").rglob("*.py"), *(ROOT / "drivers").glob("*/src/**/*.py")]):
+    for path in sorted(
+        [
+            *(ROOT / "backupfw").rglob("*.py"),
+            *ROOT.glob("drivers/*/src/**/*.py"),
+            *ROOT.glob("clients/*/src/**/*.py"),
+        ]
+    ):
         # Released migrations stay as they are.
         if path.parent.name != "versions":
             for where, text in docstrings(path):

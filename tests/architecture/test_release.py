@@ -21,7 +21,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 import backupfw
-from tests.architecture.checkout import ROOT, TEMPLATES, driver_projects, lines, setup_cfg
+from tests.architecture.checkout import ROOT, TEMPLATES, driver_projects, lines, parts, setup_cfg
 
 
 def plain_name(requirement: str) -> str:
@@ -32,7 +32,7 @@ def plain_name(requirement: str) -> str:
 
 
 def others(project: dict[str, Any]) -> list[str]:
-    """What a driver's distribution requires, but for those of the checkout, which carry its own version."""
+    """What a distribution requires, but for those of the checkout, which carry its own version."""
     mine = f"=={backupfw.__version__}"
     found = []
     for requirement in project["project"]["dependencies"]:
@@ -50,15 +50,18 @@ def pins() -> dict[str, str]:
 
 
 def runtime_requirements() -> dict[str, list[str]]:
-    """What core (with all extras for users) and each driver may import, by the package's folder."""
+    """What core (with all extras for users) and each other part may import, by the package's folder."""
     config = setup_cfg()
     core = lines(config["options"]["install_requires"])
     for extra in ("keystone", "messaging", "mysql", "postgresql", "testing"):
         core += lines(config["options.extras_require"][extra])
     found = {"backupfw": core}
-    for folder in [*driver_projects(), *TEMPLATES]:
-        project = tomllib.loads((ROOT / "drivers" / folder / "pyproject.toml").read_text())
-        found[f"drivers/{folder}/src"] = others(project)
+    templates = {
+        path: tomllib.loads((ROOT / path / "pyproject.toml").read_text())
+        for path in (f"drivers/{folder}" for folder in TEMPLATES)
+    }
+    for path, project in {**parts(), **templates}.items():
+        found[f"{path}/src"] = others(project)
     return found
 
 
@@ -97,11 +100,12 @@ def supported_pythons() -> list[str]:
     return re.findall(r"Python :: (3\.\d+)$", setup_cfg()["metadata"]["classifiers"], re.MULTILINE)
 
 
-def test_core_and_drivers_carry_one_version() -> None:
+def test_all_parts_carry_one_version() -> None:
     assert setup_cfg()["metadata"]["version"] == "attr: backupfw.__version__"
-    assert driver_projects()
+    assert len(parts()) > len(driver_projects()) > 0
+    for path, project in parts().items():
+        assert project["project"]["version"] == backupfw.__version__, path
     for folder, project in driver_projects().items():
-        assert project["project"]["version"] == backupfw.__version__, folder
         assert f"backupfw=={backupfw.__version__}" in project["project"]["dependencies"], folder
 
 
@@ -164,7 +168,7 @@ def test_everything_installed_by_the_checkout_is_pinned() -> None:
     wanted = lines(config["options"]["install_requires"])
     for extra in config["options.extras_require"].values():
         wanted += lines(extra)
-    for project in driver_projects().values():
+    for project in parts().values():
         wanted += others(project)
     missing = {plain_name(requirement) for requirement in wanted} - set(pins())
     assert missing == set(), "run 'make constraints'"
@@ -202,8 +206,8 @@ def test_the_supported_pythons_are_those_from_the_lowest_one_on() -> None:
     pythons = supported_pythons()
     assert pythons[0] == "3.11"
     assert setup_cfg()["options"]["python_requires"] == f">={pythons[0]}"
-    for folder, project in driver_projects().items():
-        assert project["project"]["requires-python"] == f">={pythons[0]}", folder
+    for path, project in parts().items():
+        assert project["project"]["requires-python"] == f">={pythons[0]}", path
 
 
 def test_everything_is_under_one_licence() -> None:
@@ -211,21 +215,24 @@ def test_everything_is_under_one_licence() -> None:
     assert "Apache License" in text
     assert "Version 2.0" in text
     assert setup_cfg()["metadata"]["license"] == "Apache-2.0"
-    for folder, project in driver_projects().items():
-        assert project["project"]["license"] == "Apache-2.0", folder
-        assert (ROOT / "drivers" / folder / "LICENSE").read_text() == text, folder
+    for path, project in parts().items():
+        assert project["project"]["license"] == "Apache-2.0", path
+        assert (ROOT / path / "LICENSE").read_text() == text, path
 
 
-def test_every_driver_of_the_checkout_is_installed_and_tested() -> None:
+def test_every_part_of_the_checkout_is_installed_and_tested() -> None:
     makefile = (ROOT / "Makefile").read_text()
     tox = (ROOT / "tox.ini").read_text()
     pyproject = (ROOT / "pyproject.toml").read_text()
     (drivers,) = re.findall(r"^DRIVERS := (.+)$", makefile, re.MULTILINE)
     assert set(drivers.split()) == set(driver_projects())
-    for folder in driver_projects():
-        assert f"[testenv:driver-{folder}]" in tox
-        assert f"drivers/{folder}/tests" in pyproject
-        assert f'"backupfw_{folder}"' in pyproject
+    (listed,) = re.findall(r"^PARTS := (.+)$", makefile, re.MULTILINE)
+    assert {path for path in parts() if path.startswith("clients/")} == set(listed.split()[1:])
+    for path in parts():
+        assert f"commands = pytest {path}/tests " in tox
+        assert f'"{path}/tests"' in pyproject
+        (package,) = [found.parent.name for found in (ROOT / path / "src").glob("*/__init__.py")]
+        assert f'"{package}"' in pyproject
 
 
 def test_every_environment_of_tox_can_be_made() -> None:
@@ -247,17 +254,18 @@ def test_every_environment_of_tox_can_be_made() -> None:
         assert tox[section]["description"]
         for command in lines(tox[section]["commands"]):
             for word in command.split():
-                assert not word.startswith(("tests/", "drivers/")) or (ROOT / word).is_dir(), command
+                assert not word.startswith(("tests/", "drivers/", "clients/")) or (ROOT / word).is_dir(), (
+                    command
+                )
         for place in re.findall(r"-e (\S+)", tox[section]["deps"]):
             folder, _, wanted = place.partition("[")
             assert (ROOT / folder).is_dir(), place
             assert set(filter(None, wanted.removesuffix("]").split(","))) <= extras, place
 
 
-@pytest.mark.parametrize("folder", [*driver_projects(), *TEMPLATES])
-def test_every_driver_names_its_types(folder: str) -> None:
+@pytest.mark.parametrize("path", [*parts(), *(f"drivers/{folder}" for folder in TEMPLATES)])
+def test_every_part_names_its_types(path: str) -> None:
     """The marker is there, and the wheel takes it along."""
-    package = f"backupfw_{folder.replace('-', '_')}"
-    assert (ROOT / "drivers" / folder / "src" / package / "py.typed").is_file()
-    project = tomllib.loads((ROOT / "drivers" / folder / "pyproject.toml").read_text())
-    assert "py.typed" in project["tool"]["setuptools"]["package-data"][package]
+    (marker,) = (ROOT / path / "src").glob("*/py.typed")
+    project = tomllib.loads((ROOT / path / "pyproject.toml").read_text())
+    assert "py.typed" in project["tool"]["setuptools"]["package-data"][marker.parent.name]
