@@ -10,7 +10,7 @@ import json
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +35,8 @@ BINDINGS = Path("/usr/lib/python3/dist-packages")
 #: The types of volumes; each has a back end of its name.
 BACK_ENDS = ("ceph", "files")
 
-_CONFIG = """\
+#: What each Cinder of the tests is configured with; more follows it.
+CONFIG = """\
 [DEFAULT]
 # At once, not after a minute.
 scheduler_driver_init_wait_time = 3
@@ -45,19 +46,35 @@ service_down_time = 86400
 log_file = {base}/cinder.log
 use_stderr = false
 state_path = {base}/state
-api_paste_config = {etc}/api-paste.ini
-resource_query_filters_file = {etc}/resource_filters.json
-rootwrap_config = {etc}/rootwrap.conf
-auth_strategy = keystone
+api_paste_config = {base}/etc/api-paste.ini
+resource_query_filters_file = {base}/etc/resource_filters.json
+rootwrap_config = {base}/etc/rootwrap.conf
 transport_url = fake://
-enabled_backends = ceph,files
-default_volume_type = ceph
 host = peer
 my_ip = 127.0.0.1
 osapi_volume_listen = 127.0.0.1
 osapi_volume_listen_port = {port}
 osapi_volume_workers = 1
 quota_volumes = 100
+[files]
+volume_driver = cinder_files.FilesDriver
+volume_backend_name = files
+files_dir = {base}/files
+[privsep_osbrick]
+helper_command = {bin}/privsep-helper
+[database]
+connection = sqlite:///{base}/cinder.sqlite
+[oslo_concurrency]
+lock_path = {base}/lock
+[coordination]
+backend_url = file://{base}/state
+"""
+
+_CONFIG = """\
+[DEFAULT]
+auth_strategy = keystone
+enabled_backends = ceph,files
+default_volume_type = ceph
 quota_snapshots = 100
 [ceph]
 volume_driver = cinder.volume.drivers.rbd.RBDDriver
@@ -67,21 +84,9 @@ rbd_user = admin
 rbd_ceph_conf = {ceph}
 rbd_secret_uuid = 11111111-2222-3333-4444-555555555555
 rbd_flatten_volume_from_snapshot = false
-[files]
-volume_driver = cinder_files.FilesDriver
-volume_backend_name = files
-files_dir = {files}
-[privsep_osbrick]
-helper_command = {bin}/privsep-helper
 [key_manager]
 backend = cinder_keys.KeysInFiles
-files_dir = {keys}
-[database]
-connection = sqlite:///{base}/cinder.sqlite
-[oslo_concurrency]
-lock_path = {base}/lock
-[coordination]
-backend_url = file://{base}/state
+files_dir = {base}/keys
 [oslo_policy]
 enforce_scope = true
 enforce_new_defaults = true
@@ -99,14 +104,13 @@ _LUKS = {
     "control_location": "front-end",
 }
 
-# A message bus of one process; the services are those that cinder-scheduler, -volume and -api start.
-_SERVE = """\
+#: The begin of a program that serves Cinder: its arguments are the directory, and where to look for modules.
+START = """\
 import eventlet
 eventlet.monkey_patch()
 import os, sys
-base, ceph, *places = sys.argv[1:]
+base, *places = sys.argv[1:]
 sys.path += places
-os.environ["CEPH_CONF"] = ceph
 from oslo_config import cfg
 from oslo_log import log
 from cinder import objects, rpc, service, version
@@ -118,20 +122,25 @@ log.register_options(cfg.CONF)
 cfg.CONF(["--config-file", base + "/cinder.conf"], project="cinder", version=version.version_string())
 log.setup(cfg.CONF, "cinder")
 os_brick.setup(cfg.CONF)
-# A copy of an encrypted volume is attached; the keyring would have to be in /etc/ceph.
-from os_brick.initiator.connectors.rbd import RBDConnector
-keyring = open(os.path.join(os.path.dirname(ceph), "keyring")).read()
-RBDConnector._check_or_get_keyring_contents = staticmethod(lambda *names: keyring)
 migration.db_sync()
 rpc.init(cfg.CONF)
-def volumes(name):
-    return {"host": "peer@" + name, "service_name": name, "binary": "cinder-volume", "coordination": True}
 service.Service.create(binary="cinder-scheduler").start()
 for name in cfg.CONF.enabled_backends:
-    service.Service.create(**volumes(name)).start()
+    volumes = {"host": "peer@" + name, "service_name": name, "binary": "cinder-volume"}
+    service.Service.create(coordination=True, **volumes).start()
+"""
+#: The end of it.
+SERVE = """\
 service.WSGIService("osapi_volume").start()
 while True:
     eventlet.sleep(1)
+"""
+
+# A copy of an encrypted volume is attached; the keyring would have to be in /etc/ceph.
+_KEYRING = """\
+from os_brick.initiator.connectors.rbd import RBDConnector
+keyring = open(os.path.join(os.path.dirname(os.environ["CEPH_CONF"]), "keyring")).read()
+RBDConnector._check_or_get_keyring_contents = staticmethod(lambda *names: keyring)
 """
 
 # librbd's bindings are the system's, for its own Python.
@@ -304,38 +313,16 @@ def cinder(directory: Path, cluster: Ceph, identity: Keystone) -> Iterator[Cinde
     :param identity: whose users it serves, by its default policies.
     """
     server = Cinder(directory, cluster, free_port(), identity)
-    python = Path(find_program("cinder-manage", "cinder") or "").with_name("python")
-    shutil.copytree(python.parent.parent / "etc/cinder", directory / "etc")
-    for name in ("state", "lock", "files", "drivers", "keys"):
-        (directory / name).mkdir()
-    for module in ("cinder_files.py", "cinder_keys.py"):
-        shutil.copy(Path(__file__).with_name(module), directory / "drivers")
     service = identity.add_user(f"cinder-{server.port}", f"cinder-{server.port}", "service")
-    (directory / "cinder.conf").write_text(
-        _CONFIG.format(
-            base=directory,
-            etc=directory / "etc",
-            ceph=cluster.config,
-            pool=POOL,
-            files=directory / "files",
-            keys=directory / "keys",
-            bin=python.parent,
-            port=server.port,
-            authtoken="\n".join(identity.authtoken(service)),
-        )
+    authtoken = "\n".join(identity.authtoken(service))
+    command = prepare(
+        directory, CONFIG + _CONFIG, port=server.port, ceph=cluster.config, pool=POOL, authtoken=authtoken
     )
     cluster.make_pool(POOL)
     process = ServerProcess(
-        [
-            str(python),
-            "-c",
-            _SERVE,
-            str(directory),
-            str(cluster.config),
-            str(BINDINGS),
-            str(directory / "drivers"),
-        ],
+        [*command(START + _KEYRING + SERVE), str(BINDINGS)],
         directory,
+        environment={"CEPH_CONF": str(cluster.config)},
     )
     try:
         process.wait_ready(lambda: requests.get(server.endpoint, timeout=5).status_code == 300)
@@ -352,6 +339,23 @@ def cinder(directory: Path, cluster: Ceph, identity: Keystone) -> Iterator[Cinde
         yield server
     finally:
         process.stop()
+
+
+def prepare(directory: Path, config: str, **values: object) -> Callable[[str], list[str]]:
+    """Make what a Cinder needs in an empty directory.
+
+    :param config: :data:`CONFIG` and more.
+    :param values: what is filled into it.
+    :returns: makes the command of a program, :data:`START` to :data:`SERVE`.
+    """
+    python = Path(find_program("cinder-manage", "cinder") or "").with_name("python")
+    shutil.copytree(python.parent.parent / "etc/cinder", directory / "etc")
+    for name in ("state", "lock", "files", "drivers", "keys"):
+        (directory / name).mkdir()
+    for module in ("cinder_files.py", "cinder_keys.py"):
+        shutil.copy(Path(__file__).with_name(module), directory / "drivers")
+    (directory / "cinder.conf").write_text(config.format(base=directory, bin=python.parent, **values))
+    return lambda program: [str(python), "-c", program, str(directory), str(directory / "drivers")]
 
 
 def wait_scheduler(administrator: Tenant, back_ends: int) -> None:

@@ -6,7 +6,6 @@ It has two backup services, each in an availability zone of its driver's name: `
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from typing import Any
 
 import requests
 
-from tests.servers.cinder import PATIENCE, Tenant, wait_scheduler
+from tests.servers.cinder import CONFIG, PATIENCE, SERVE, START, Tenant, prepare, wait_scheduler
 from tests.servers.ports import free_port
 from tests.servers.process import ServerProcess
 from tests.servers.programs import find_program, missing_programs
@@ -29,26 +28,9 @@ PROJECT = "0123456789abcdef0123456789abcdef"
 
 _CONFIG = """\
 [DEFAULT]
-scheduler_driver_init_wait_time = 3
-periodic_interval = 4
-# Of several services in one process only the last one says that it lives.
-service_down_time = 86400
-log_file = {base}/cinder.log
-use_stderr = false
-state_path = {base}/state
-api_paste_config = {etc}/api-paste.ini
-resource_query_filters_file = {etc}/resource_filters.json
-rootwrap_config = {etc}/rootwrap.conf
 auth_strategy = noauth
-transport_url = fake://
 enabled_backends = files
 default_volume_type = files
-host = peer
-my_ip = 127.0.0.1
-osapi_volume_listen = 127.0.0.1
-osapi_volume_listen_port = {port}
-osapi_volume_workers = 1
-quota_volumes = 100
 quota_backups = 100
 quota_backup_gigabytes = 100000
 backup_driver_stats_polling_interval = 10
@@ -59,44 +41,11 @@ backup_s3_store_access_key = {access_key}
 backup_s3_store_secret_key = {secret_key}
 backup_s3_store_bucket = {bucket}
 backup_s3_object_size = {chunk}
-[files]
-volume_driver = cinder_files.FilesDriver
-volume_backend_name = files
-files_dir = {base}/files
-[privsep_osbrick]
-helper_command = {bin}/privsep-helper
-[database]
-connection = sqlite:///{base}/cinder.sqlite
-[oslo_concurrency]
-lock_path = {base}/lock
-[coordination]
-backend_url = file://{base}/state
 """
 
-_SERVE = """\
-import eventlet
-eventlet.monkey_patch()
-import sys
-base, places = sys.argv[1:]
-sys.path.append(places)
-from oslo_config import cfg
-from oslo_log import log
-from cinder import objects, rpc, service, version
-objects.register_all()
-from cinder.common import config
-from cinder.db import migration
-import os_brick
-log.register_options(cfg.CONF)
-cfg.CONF(["--config-file", base + "/cinder.conf"], project="cinder", version=version.version_string())
-log.setup(cfg.CONF, "cinder")
-os_brick.setup(cfg.CONF)
-# Its periods are read when it is imported.
+_BACKUPS = """\
+# The periods of its services are read when it is imported.
 import cinder.backup.manager
-migration.db_sync()
-rpc.init(cfg.CONF)
-service.Service.create(binary="cinder-scheduler").start()
-volumes = {"host": "peer@files", "service_name": "files", "binary": "cinder-volume", "coordination": True}
-service.Service.create(**volumes).start()
 drivers = {"posix": "posix.PosixBackupDriver", "s3": "s3.S3BackupDriver"}
 for name, driver in drivers.items():
     # Each service reads them when it is made; a process of its own would have them in a file.
@@ -105,9 +54,6 @@ for name, driver in drivers.items():
     made = {"binary": "cinder-backup", "service_name": "backup", "coordination": True}
     service.Service.create(host=name, **made).start()
 cfg.CONF.clear_override("storage_availability_zone")
-service.WSGIService("osapi_volume").start()
-while True:
-    eventlet.sleep(1)
 """
 
 
@@ -203,26 +149,18 @@ def cinder_backup(directory: Path, store: SeaweedFS) -> Iterator[BackupCinder]:
     :param store: has its bucket.
     """
     server = BackupCinder(directory, free_port())
-    python = Path(find_program("cinder-manage", "cinder") or "").with_name("python")
-    shutil.copytree(python.parent.parent / "etc/cinder", directory / "etc")
-    for name in ("state", "lock", "files", "drivers", "backups"):
-        (directory / name).mkdir()
-    shutil.copy(Path(__file__).with_name("cinder_files.py"), directory / "drivers")
-    (directory / "cinder.conf").write_text(
-        _CONFIG.format(
-            base=directory,
-            etc=directory / "etc",
-            bin=python.parent,
-            port=server.port,
-            chunk=CHUNK,
-            s3=store.endpoint,
-            access_key=store.access_key,
-            secret_key=store.secret_key,
-            bucket=BUCKET,
-        )
+    command = prepare(
+        directory,
+        CONFIG + _CONFIG,
+        port=server.port,
+        chunk=CHUNK,
+        s3=store.endpoint,
+        access_key=store.access_key,
+        secret_key=store.secret_key,
+        bucket=BUCKET,
     )
-    command = [str(python), "-c", _SERVE, str(directory), str(directory / "drivers")]
-    process = ServerProcess(command, directory)
+    server.backups.mkdir()
+    process = ServerProcess(command(START + _BACKUPS + SERVE), directory)
     try:
         process.wait_ready(lambda: requests.get(server.endpoint, timeout=5).status_code == 300)
         tenant = server.tenant()
