@@ -44,27 +44,43 @@ def why(session: Session, conf: cfg.ConfigOpts, task: models.Task, limits: Limit
     volume or snapshot.  ``waiting-for-worker``: no live, enabled worker can serve it.
     ``waiting-for-limit``: a limit of running tasks is reached.  ``queued``: for a free worker.
     """
-    row = models.Task
-    moment = now(session)
-    if task.state == claims.RUNNING and task.lease_until is not None and task.lease_until > moment:
-        return None
-    if task.not_before is not None and task.not_before > moment:
-        return WAITING_FOR_STORE if task.store_down else WAITING_FOR_RETRY
-    this = row.id == task.id
-    if session.scalar(select(row.id).where(this, claims.first_in_line())) is None:
-        return WAITING_FOR_OPERATION
-    able = [
+    return reasons(session, conf, [task], limits)[task.id]
+
+
+def reasons(
+    session: Session, conf: cfg.ConfigOpts, found: Sequence[models.Task], limits: Limits
+) -> dict[int, str | None]:
+    """Return what :func:`why` says of each of some tasks, with a few statements for all of them."""
+    row, moment = models.Task, now(session)
+    said: dict[int, str | None] = {}
+    waiting: dict[int, models.Task] = {}
+    for task in found:
+        if task.state == claims.RUNNING and task.lease_until is not None and task.lease_until > moment:
+            said[task.id] = None
+        elif task.not_before is not None and task.not_before > moment:
+            said[task.id] = WAITING_FOR_STORE if task.store_down else WAITING_FOR_RETRY
+        else:
+            waiting[task.id] = task
+    if not waiting:
+        return said
+    these = row.id.in_(list(waiting))
+    first = set(session.scalars(select(row.id).where(these, claims.first_in_line())))
+    said.update((task_id, WAITING_FOR_OPERATION) for task_id in waiting.keys() - first)
+    if not first:
+        return said
+    reaches = _reaches(
         service
         for service in services.services(session, conf, binary=services.BACKUP_BINARY)
         if service.up and not service.disabled and not service.frozen
-    ]
-    needed = requirements.of_row(task)
-    if not any(reach.can_serve(needed) for reach in _reaches(able)):
-        return WAITING_FOR_WORKER
-    room = limits.has_room(session)
-    if room is None or session.scalar(select(row.id).where(this, room)) is None:
-        return WAITING_FOR_LIMIT
-    return QUEUED
+    )
+    needs = {task_id: requirements.of_row(waiting[task_id]) for task_id in first}
+    able = {task_id for task_id, needed in needs.items() if any(reach.can_serve(needed) for reach in reaches)}
+    said.update((task_id, WAITING_FOR_WORKER) for task_id in first - able)
+    if able:
+        room = limits.has_room(session)
+        fits = set() if room is None else set(session.scalars(select(row.id).where(these, room)))
+        said.update((task_id, QUEUED if task_id in fits else WAITING_FOR_LIMIT) for task_id in able)
+    return said
 
 
 def overdue(
