@@ -49,8 +49,8 @@ def export(
     :raises ChunkStoreError: a store could not be read, or written.
     :raises DataKeyMissing, KeyStoreError: it is encrypted, and its key cannot be found.
     """
+    from backupfw.amounts import human_size
     from backupfw.cmd import catalogue
-    from backupfw.cmd.progress import human_size
     from backupfw.conf.stores import default_container
     from backupfw.manager.usecases.keys import KeyManager
     from backupfw.worker.data_keys import DataKeys

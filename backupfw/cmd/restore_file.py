@@ -93,8 +93,8 @@ def _write(
     disk_format: str,
 ) -> str:
     """Write all bytes; returns how many there are, for people."""
+    from backupfw.amounts import human_size
     from backupfw.cmd import catalogue
-    from backupfw.cmd.progress import human_size
     from backupfw.manager.outcomes.backups import BackupTasks
     from backupfw.worker.copies import Copies, Opened
 

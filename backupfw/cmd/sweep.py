@@ -7,8 +7,9 @@ import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from backupfw.amounts import human_size
 from backupfw.cmd import store
-from backupfw.cmd.progress import counted, human_size
+from backupfw.cmd.progress import counted
 
 if TYPE_CHECKING:
     from oslo_config import cfg

@@ -14,8 +14,9 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from backupfw import moments
+from backupfw.amounts import human_size
 from backupfw.cmd import base, usecases
-from backupfw.cmd.progress import Progress, counted, human_size
+from backupfw.cmd.progress import Progress, counted
 from backupfw.errors import BackupNotFound, EngineError, InvalidBackup, InvalidInput
 
 if TYPE_CHECKING:

@@ -15,9 +15,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from backupfw.amounts import human_size
 from backupfw.cmd import base, usecases, waiting
 from backupfw.cmd.configure import load_conf
-from backupfw.cmd.progress import Progress, human_size
+from backupfw.cmd.progress import Progress
 from backupfw.errors import BackupfwError, ConfigError, InvalidInput, StorageChanged
 
 if TYPE_CHECKING:

@@ -6,8 +6,9 @@ import io
 
 import pytest
 
+from backupfw.amounts import human_size
 from backupfw.cmd import progress
-from backupfw.cmd.progress import Progress, human_size
+from backupfw.cmd.progress import Progress
 
 
 class Terminal(io.StringIO):
