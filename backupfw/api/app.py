@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from pecan.core import ExplicitPecan
@@ -17,7 +19,11 @@ from backupfw.api.request import Request, Response
 from backupfw.api.site import Managers, Settings, Site
 from backupfw.errors import ConfigError
 
-__all__ = ["Managers", "Settings", "make_app", "settings_of"]
+__all__ = ["Maker", "Managers", "Settings", "make_app", "settings_of"]
+
+#: Makes an application that is served beside the API, from what the API's controllers share and a function
+#: that puts the identity layer before an application.
+Maker = Callable[[Site, Callable[[WsgiApp], WsgiApp]], WsgiApp]
 
 #: Writes answers.  Views make trees only, so there is no check for circular references, which costs a tenth
 #: of the time.
@@ -105,6 +111,7 @@ def make_app(
     conf: Any,
     policy: policies.Policy | None = None,
     healthy: Callable[[], bool] = lambda: True,
+    beside: Mapping[str, Maker] = MappingProxyType({}),
 ) -> WsgiApp:
     """Make the WSGI application.
 
@@ -112,6 +119,7 @@ def make_app(
     :param conf: the configuration (oslo.config), or a :class:`Settings`.
     :param policy: who may do what; where None, what ``[oslo_policy]`` says.
     :param healthy: whether this process can be given work, for ``GET /healthcheck``.
+    :param beside: what makes applications with layers of their own, by the first part of their paths.
     :return: a WSGI application, thread-safe, with no state outside ``managers``.
     :raises ConfigError: an option has a value that the API does not know, or a policy file is wrong.
     """
@@ -127,5 +135,8 @@ def make_app(
         request_cls=Request,
         response_cls=Response,
     )
-    identified = _with_identity(pecan_app, settings, conf, chosen)
-    return pipeline.assemble(identified, None if conf is settings else conf, settings, COLLECTIONS, healthy)
+    identify = partial(_with_identity, settings=settings, conf=conf, policy=chosen)
+    others = {part: make(site, identify) for part, make in beside.items()}
+    return pipeline.assemble(
+        identify(pecan_app), None if conf is settings else conf, settings, COLLECTIONS, healthy, others
+    )

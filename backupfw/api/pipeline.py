@@ -7,7 +7,8 @@ import ipaddress
 import logging
 import re
 import urllib.parse
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, BinaryIO
 
 import webob
@@ -128,6 +129,17 @@ class _Health:
             health = webob.Response("The database cannot be written.\n", 503, content_type="text/plain")
         answer: Iterable[bytes] = health(environ, start_response)
         return answer
+
+
+class _Beside:
+    """Hands requests on to what lies beside the API."""
+
+    def __init__(self, api: WsgiApp, others: Mapping[str, WsgiApp]) -> None:
+        self._api = api
+        self._others = others
+
+    def __call__(self, environ: Environ, start_response: Any) -> Iterable[bytes]:
+        return self._others.get(urls.first_part(environ), self._api)(environ, start_response)
 
 
 def _adding(start_response: Any, more: Callable[[], Iterable[tuple[str, str]]]) -> Any:
@@ -268,31 +280,39 @@ def assemble(
     settings: Settings,
     collections: Collection[str],
     healthy: Callable[[], bool] = lambda: True,
+    beside: Mapping[str, WsgiApp] = MappingProxyType({}),
 ) -> WsgiApp:
     """Put the layers around the API.  From the outside in:
 
     1. *http_proxy_to_wsgi*, with ``[api] enable_proxy_headers_parsing``: the layers inside see the request as
        the client sent it;
     2. *healthcheck*: needs neither id nor token, and shall cost little;
-    3. *cors*, with ``[cors] allowed_origin``: a browser asks before it has a token, and must be able to read
+    3. *what lies beside the API*, e.g. the console: it has an id and an envelope, too, but no script of
+       another site may read its pages, and its errors are pages;
+    4. *cors*, with ``[cors] allowed_origin``: a browser asks before it has a token, and must be able to read
        refusals;
-    4. *request id*: everything that is logged or refused inside carries it;
-    5. *envelope*: body limit and last resort for errors.  oslo.middleware's own size limit does not answer in
+    5. *request id*: everything that is logged or refused inside carries it;
+    6. *envelope*: body limit and last resort for errors.  oslo.middleware's own size limit does not answer in
        JSON, and a body without a length that is too long would end in a 500;
-    6. *negotiation* of the version.
+    7. *negotiation* of the version.
 
     :param app: identity, and Pecan inside it (:func:`backupfw.api.app.make_app`).
     :param conf: the configuration (oslo.config); None leaves out what is configured there.
     :param collections: see :func:`urls.parse`.
     :param healthy: whether this process can be given work.
+    :param beside: applications beside the API, by the first part of their paths.
     """
     app = Negotiation(app, collections)
     app = Envelope(app, settings.max_body)
     app = _RequestId(app)
+    if conf is not None and conf.cors.allowed_origin:
+        _check_origins(conf.cors.allowed_origin)
+        app = cors.CORS(app, conf)
+    if beside:
+        app = _Beside(
+            app, {part: _RequestId(Envelope(one, settings.max_body)) for part, one in beside.items()}
+        )
     if conf is not None:
-        if conf.cors.allowed_origin:
-            _check_origins(conf.cors.allowed_origin)
-            app = cors.CORS(app, conf)
         app = _Health(app, conf, healthy)
     if settings.trust_forwarded:
         own = cfg.ConfigOpts()

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from backupfw.cmd import base
+
+if TYPE_CHECKING:
+    from oslo_config import cfg
 
 
 class _ApiServer(base.Command):
@@ -70,9 +74,17 @@ def serve(args: argparse.Namespace) -> None:
         # While we hold the lock, no other service runs on the directory.
         database.prepare(conf, make=True, upgrade=True)
         embedded.remember(conf.state_dir, args.config_file, loaded.embedded)
-        with service.EmbeddedService(conf) as running:
+        token = service.console_token(conf)
+        with service.EmbeddedService(conf, token) as running:
             print(f"backupfw ready on {running.url} (state {conf.state_dir})", flush=True)
+            _tell_console(conf, running.url, token)
             stop.wait()
+
+
+def _tell_console(conf: cfg.ConfigOpts, url: str, token: str | None) -> None:
+    """Print where the console is; only this line has the token with which users log in."""
+    if conf.console.enabled:
+        print(f"backupfw console on {url}console/" + (f" (token {token})" if token else ""), flush=True)
 
 
 def run_api(args: argparse.Namespace) -> None:
@@ -93,7 +105,13 @@ def run_api(args: argparse.Namespace) -> None:
     app.check(conf)
     with until_stopped(reloader(args, overrides, conf), conf.backup.stop_seconds) as stop:
         database.prepare(conf)
-        service.run_api(conf, stop, lambda url: print(f"backupfw api ready on {url}", flush=True))
+        token = service.console_token(conf)
+
+        def ready(url: str) -> None:
+            print(f"backupfw api ready on {url}", flush=True)
+            _tell_console(conf, url, token)
+
+        service.run_api(conf, stop, ready, token)
 
 
 def run_worker(args: argparse.Namespace) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 
 from oslo_log import log
 
-from backupfw.api.app import Managers, make_app
+from backupfw.api.app import Maker, Managers, make_app
 from backupfw.api.pipeline import WsgiApp
 from backupfw.cmd import database, store
 from backupfw.cmd.meters import Meters
@@ -130,6 +130,34 @@ def make_managers(
         types=VolumeTypeManager(db, conf),
         transfers=TransferManager(db, conf),
     )
+
+
+def console_token(conf: cfg.ConfigOpts) -> str | None:
+    """Return a new token for users of the console of a process; None: it has none, or asks Keystone."""
+    if not conf.console.enabled or conf.api.auth_strategy != "noauth":
+        return None
+    from backupfw.console.login import new_token
+
+    return new_token()
+
+
+def _console(conf: cfg.ConfigOpts, db: Database, token: str | None) -> Mapping[str, Maker]:
+    """Return what is served beside the API: the console, or nothing.
+
+    :param token: with which users log in where nobody is authenticated; None: nobody was told one.
+    """
+    if not conf.console.enabled or (token is None and conf.api.auth_strategy == "noauth"):
+        return {}
+    from backupfw.console import app, login, sessions
+    from backupfw.manager.usecases.overview import Overview
+    from backupfw.manager.usecases.sessions import SessionManager
+
+    way: login.Login
+    if token is None:
+        way = login.KeystoneLogin(conf)
+    else:
+        way = login.TokenLogin(token, everywhere="admin" in conf.api.noauth_roles)
+    return {app.MOUNT: app.maker(Overview(db, conf), sessions.Sessions(SessionManager(db)), way)}
 
 
 class WorkerProcess:
@@ -272,11 +300,13 @@ def _serving(conf: cfg.ConfigOpts) -> Iterator[Database]:
 class EmbeddedService:
     """API and worker in one process, for a ``with`` block.
 
+    :param token: of :func:`console_token`.
     :ivar url: where the API answers.
     """
 
-    def __init__(self, conf: cfg.ConfigOpts) -> None:
+    def __init__(self, conf: cfg.ConfigOpts, token: str | None = None) -> None:
         self._conf = conf
+        self._token = token
         self._stack = ExitStack()
         self.url = ""
 
@@ -294,7 +324,8 @@ class EmbeddedService:
             worker.start()
             stack.callback(worker.close)
             managers = make_managers(self._conf, db, dispatch.wake, outbox)
-            app = make_app(managers, self._conf, healthy=db.writable)
+            beside = _console(self._conf, db, self._token)
+            app = make_app(managers, self._conf, healthy=db.writable, beside=beside)
             server = ApiServer(self._conf, meters.measured(app))
             stack.callback(server.close)
             parts = {"worker": worker.runs, "api": server.runs}
@@ -325,10 +356,12 @@ class Api:
 
 
 @contextmanager
-def api_application(conf: cfg.ConfigOpts) -> Iterator[Api]:
+def api_application(conf: cfg.ConfigOpts, token: str | None = None) -> Iterator[Api]:
     """Make the API for a ``with`` block, in a process that runs no worker.
 
     It belongs to the process that made it: connections and threads outlive no fork.
+
+    :param token: of :func:`console_token`; a server that tells nobody a token has none.
     """
     with ExitStack() as stack:
         db = stack.enter_context(_serving(conf))
@@ -336,7 +369,8 @@ def api_application(conf: cfg.ConfigOpts) -> Iterator[Api]:
         stack.callback(dispatch.close)
         meters = Meters(db)
         outbox = stack.enter_context(sending_events(conf, db))
-        app = make_app(make_managers(conf, db, dispatch.wake, outbox), conf, healthy=db.writable)
+        managers = make_managers(conf, db, dispatch.wake, outbox)
+        app = make_app(managers, conf, healthy=db.writable, beside=_console(conf, db, token))
         stack.enter_context(_looking_after(conf, db))
         yield Api(meters.measured(app), db, meters)
 
@@ -357,13 +391,16 @@ def _looking_after(conf: cfg.ConfigOpts, db: Database) -> Iterator[None]:
         thread.join(STOP_SECONDS)
 
 
-def run_api(conf: cfg.ConfigOpts, stop: threading.Event, ready: Callable[[str], None]) -> None:
+def run_api(
+    conf: cfg.ConfigOpts, stop: threading.Event, ready: Callable[[str], None], token: str | None = None
+) -> None:
     """Serve the API until ``stop`` is set; workers find its tasks in the database.
 
     :param ready: called with the URL once the API answers.
+    :param token: of :func:`console_token`.
     """
     with ExitStack() as stack:
-        api = stack.enter_context(api_application(conf))
+        api = stack.enter_context(api_application(conf, token))
         server = ApiServer(conf, api.app)
         stack.callback(server.close)
         monitor(stack, conf, api.db, api.meters, {"api": server.runs}, api_port(conf))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 from collections.abc import Sequence
+from typing import Any
 
 from oslo_config import cfg, types
 
@@ -134,6 +135,18 @@ def _is_loopback(address: str) -> bool:
     return ipaddress.ip_address(address.partition("%")[0]).is_loopback
 
 
+def is_on_loopback(conf: cfg.ConfigOpts) -> bool:
+    """Say whether the API listens on loopback addresses only."""
+    try:
+        return _all_loopback(socket.getaddrinfo(conf.api.listen, None, type=socket.SOCK_STREAM))
+    except (OSError, UnicodeError):
+        return False
+
+
+def _all_loopback(found: Sequence[Any]) -> bool:
+    return all(_is_loopback(str(entry[4][0])) for entry in found)
+
+
 def check_listen(conf: cfg.ConfigOpts) -> None:
     """Refuse to serve all callers by accident; called before the API listens.
 
@@ -148,7 +161,7 @@ def check_listen(conf: cfg.ConfigOpts) -> None:
         ) from error
     if conf.api.auth_strategy != "noauth" or conf.api.allow_noauth_beyond_loopback:
         return
-    if not all(_is_loopback(str(entry[4][0])) for entry in found):
+    if not _all_loopback(found):
         raise ConfigError(
             f"section [api], option listen: {listen!r} can be reached from other machines and auth_strategy ="
             " noauth authenticates nobody; allowed: loopback addresses (127.0.0.1, ::1, localhost), or"

@@ -13,6 +13,7 @@ from backupfw import naming
 from backupfw.conf import (
     api,
     backup,
+    console,
     default,
     embedded,
     identity,
@@ -32,7 +33,7 @@ from backupfw.errors import ConfigError
 #: Read when neither a file nor a state directory is given, if it exists.
 SYSTEM_CONFIG = "/etc/backupfw/backupfw.conf"
 
-GROUPS = (default, logging, messaging, api, libraries, backup, metrics, volumes)
+GROUPS = (default, logging, messaging, api, console, libraries, backup, metrics, volumes)
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,8 @@ def load(
         embedded.apply(conf, state_dir or embedded.absolute(embedded.default_state_dir()))
     for section, option, value in overrides:
         _override(conf, section, option, value)
+    if profile and api.is_on_loopback(conf):
+        conf.set_default("enabled", True, console.GROUP)
     # First check the values that decide about further options.
     validate.check_values(conf, validate.merge(listed))
     if len(conf.enabled_stores) == 1:

@@ -654,6 +654,22 @@ class Service(Lockable, Base):
     created_at: Mapped[datetime]
 
 
+class ConsoleSession(Base):
+    """Somebody who is logged in to the console; the browser has the secret, this row only its digest.
+
+    ``sealed``: with what the caller has identified himself, encrypted with a key made of the secret;
+    ``used_at``: about when the last page was asked for.
+    """
+
+    __tablename__ = "console_sessions"
+    __table_args__ = (Index("ix_console_sessions_used_at", "used_at"), _TABLE)
+
+    digest: Mapped[str] = mapped_column(String(64), primary_key=True)
+    sealed: Mapped[bytes]
+    created_at: Mapped[datetime]
+    used_at: Mapped[datetime]
+
+
 class Message(Base):
     """A user message about an operation that failed after it was accepted."""
 

@@ -78,6 +78,14 @@ class Service:
         assert "ready" in line, f"the service did not get ready: {line!r}\n{self.log_tail()}"
         return self
 
+    def console_token(self) -> str:
+        """Read the token for the console, which is printed once."""
+        assert self._process is not None
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert "(token " in line, line
+        return line.rpartition("(token ")[2].rstrip(")\n")
+
     @property
     def pid(self) -> int:
         """The running process."""

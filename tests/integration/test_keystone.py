@@ -82,7 +82,8 @@ def world(identity: Keystone, tmp_path_factory: pytest.TempPathFactory) -> Itera
     for role in ROLES[1:]:
         users[role] = identity.add_user(f"{role}-of-blue", "blue", role, first.project_id)
     outsider = identity.add_user("member-of-red", "red", "member")
-    with running(tmp_path_factory.mktemp("service") / "state", options(identity)) as service:
+    wanted = {**options(identity), "console": {"enabled": "true"}}
+    with running(tmp_path_factory.mktemp("service") / "state", wanted) as service:
         yield World(service, identity, users, outsider)
 
 
@@ -105,6 +106,40 @@ def test_without_a_token_only_version_documents(world: World) -> None:
         assert set(body["error"]) == {"code", "title", "message"}
         assert said["WWW-Authenticate"] == f'Keystone uri="{world.keystone.url}"'
         assert said["x-openstack-request-id"].startswith("req-")
+
+
+def test_the_console_asks_keystone(world: World, backup: str) -> None:
+    """Name and password make a token that only the session has; its end is the session's."""
+    base, member = f"http://127.0.0.1:{world.service.port}/console", world.users["member"]
+    browser = requests.Session()
+    browser.headers["Sec-Fetch-Site"] = "same-origin"
+    form = {
+        "name": member.name, "password": "wrong", "user_domain": "Default", "project": member.project,
+        "project_domain": "Default",
+    }  # fmt: skip
+    assert browser.post(f"{base}/login", form).status_code == 403
+    assert (
+        browser.post(f"{base}/login", {**form, "password": member.password, "project": "red"}).status_code
+        == 403
+    )
+    answer = browser.post(f"{base}/login", {**form, "password": member.password})
+    assert answer.status_code == 200
+    assert answer.url == f"{base}/now"
+    assert member.name in answer.text
+    assert member.password not in answer.text
+    # What it may do is the roles' to say.
+    assert browser.get(f"{base}/now/{backup}/cancel").status_code == 200
+    reader = world.users["reader"]
+    stranger = requests.Session()
+    stranger.headers["Sec-Fetch-Site"] = "same-origin"
+    stranger.post(f"{base}/login", {**form, "name": reader.name, "password": reader.password})
+    assert stranger.get(f"{base}/now").status_code == 200
+    assert stranger.get(f"{base}/now/{backup}/cancel").status_code == 403
+    log = (world.service.state.parent / "state.log").read_text()
+    assert member.password not in log
+    kept = b"".join(path.read_bytes() for path in world.service.state.glob("backupfw.sqlite*"))
+    assert member.password.encode() not in kept
+    assert b"gAAAA" not in kept, "no token is kept in the clear"
 
 
 def test_claims_in_headers_are_not_believed(world: World) -> None:

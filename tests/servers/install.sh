@@ -11,7 +11,7 @@ cd "$(dirname "$0")/../.."
 PYTHON=${PYTHON:-python3.11}
 SERVERS=${BACKUPFW_SERVERS:-$PWD/.servers}
 ALL=(ceph qemu libvirt seaweedfs swift keystone cinder barbican openbao gcs databases rabbitmq proxies faketime clients tempest suites
-    horizon gophercloud hosts filesystems)
+    horizon gophercloud hosts filesystems browser)
 
 packages() { # packages PROGRAM:PACKAGE ...: apt-get install the packages whose program is missing
     local pair missing=()
@@ -156,6 +156,12 @@ install_hosts() {
 # File systems on loop devices.
 install_filesystems() {
     packages mkfs.xfs:xfsprogs mkfs.ext4:e2fsprogs losetup:mount
+}
+
+# A browser without a screen, and what drives it; far from what the service itself needs.
+install_browser() {
+    packages chromium-headless-shell:chromium-headless-shell
+    environment browser playwright==1.65.2
 }
 
 # The certificates of the TLS proxy.

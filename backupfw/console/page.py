@@ -1,0 +1,109 @@
+"""What all pages of the console share: the site, the base of the pages, and how a page is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import webob
+from mako.lookup import TemplateLookup
+
+from backupfw.api.request import Request
+from backupfw.api.resource import Resource
+from backupfw.api.site import Site
+from backupfw.console import files, shown
+from backupfw.console.sessions import User
+from backupfw.context import RequestContext
+from backupfw.manager.usecases.overview import Overview
+
+#: Key of the :class:`User` in the WSGI environment.
+USER = "backupfw.console.user"
+
+#: The pages of the menu: part of the path, name, and the policy's rule that shows it.
+MENU = (("now", "Now", "backup:get_all"),)
+
+
+@dataclass(frozen=True)
+class ConsoleSite(Site):
+    """What the pages share; thread-safe.
+
+    :ivar overview: reads for people.
+    """
+
+    overview: Overview
+
+
+class View(dict[str, Any]):
+    """The answer of a page: a template, and the values that it shows.
+
+    :param template: its file's name, without the ending.
+    :param fragment: the ``<%def>`` that is the whole answer if htmx asks; None: it asks for nothing here.
+    """
+
+    def __init__(self, template: str, fragment: str | None = None, **values: Any) -> None:
+        super().__init__(values)
+        self.template = template
+        self.fragment = fragment
+
+
+class Page(Resource):
+    """Base of the pages."""
+
+    site: ConsoleSite
+
+    def allows(self, req: Request, rule: str, project_id: str | None = None) -> bool:
+        """Whether a rule allows the caller something, in his own project unless one is named."""
+        own = req.context.project_id
+        return self.site.policy.allows(req.context, rule, own if project_id is None else project_id)
+
+    def acting(self, req: Request, project_id: str) -> RequestContext:
+        """Return as whom the caller changes something of a project.
+
+        With ``noauth`` nobody is anybody's: whoever sees all projects acts in the project of what he changes,
+        as commands do.
+        """
+        mine = req.context
+        if self.site.settings.auth_strategy != "noauth" or not mine.is_admin:
+            return mine
+        return RequestContext(
+            project_id, mine.user_id, mine.roles, bool(mine.is_admin), request_id=mine.request_id
+        )
+
+
+def go(request: webob.Request, response: webob.Response, where: str) -> None:
+    """Send a browser to a page of the console: the address always begins with the console's own."""
+    response.status = 303
+    response.headers["Location"] = f"{request.script_name}/{where.lstrip('/')}"
+
+
+@cache
+def _templates() -> TemplateLookup:
+    place = str(resources.files(__package__).joinpath("templates"))
+    return TemplateLookup(
+        [place], default_filters=["h"], strict_undefined=True, filesystem_checks=False, input_encoding="utf-8"
+    )
+
+
+def render(request: webob.Request, view: View, allows: Callable[[str], bool]) -> str:
+    """Write a page, or the part of it that htmx asks for.
+
+    :param allows: whether a rule of the policy allows the caller something in his own project.
+    """
+    base = request.script_name
+    user: User | None = request.environ.get(USER)
+    common = {
+        "base": base,
+        "user": user,
+        "here": request.path_info.removeprefix("/").partition("/")[0],
+        "menu": [(part, name) for part, name, rule in MENU if user is not None and allows(rule)],
+        "static": lambda beginning: f"{base}/static/{files.address(beginning)}",
+        "shown": shown,
+    }
+    template: Any = _templates().get_template(f"{view.template}.mako")
+    if view.fragment is not None and request.headers.get("HX-Request") == "true":
+        template = template.get_def(view.fragment)
+    text: str = template.render(**common, **view)
+    return text

@@ -1,0 +1,106 @@
+"""How values are shown to people: sizes, times and states; templates call these functions.
+
+All of them return text, which templates escape, except those that return :class:`~markupsafe.Markup`.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from markupsafe import Markup
+
+from backupfw.amounts import human_size
+
+#: The seconds of a unit of time, and its name.
+_SPANS = ((86400 * 365, "y"), (86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
+#: What a status means for people: its colour, beside which always stands the word.
+_MEANINGS = {
+    "available": "good",
+    "ok": "good",
+    "up": "good",
+    "running": "good",
+    "in-use": "good",
+    "error": "bad",
+    "error_deleting": "bad",
+    "error_restoring": "bad",
+    "damaged": "bad",
+    "down": "bad",
+    "waiting-for-store": "bad",
+    "waiting-for-worker": "bad",
+    "waiting-for-retry": "warn",
+    "disabled": "warn",
+    "frozen": "warn",
+}
+
+
+def sized(count: int | None) -> Markup:
+    """Return bytes for people, with the exact number as the title."""
+    if count is None:
+        return Markup("-")
+    return Markup('<span title="{} bytes">{}</span>').format(
+        f"{count:,}".replace(",", " "), human_size(count)
+    )
+
+
+def span(seconds: float) -> str:
+    """Return seconds for people, e.g. ``3 h 20 min``: the two largest units."""
+    left, parts = max(int(seconds), 0), []
+    for length, unit in _SPANS:
+        if left >= length:
+            parts.append(f"{left // length} {unit}")
+            left %= length
+        elif parts:
+            break
+    return " ".join(parts[:2]) or "0 s"
+
+
+def since(moment: datetime | None, now: datetime) -> Markup:
+    """Return how long ago a moment was, with the moment itself (UTC) as the title; both naive UTC."""
+    if moment is None:
+        return Markup("never")
+    exact = moment.replace(tzinfo=UTC, microsecond=0).isoformat().replace("+00:00", "Z")
+    seconds = (now - moment).total_seconds()
+    words = (
+        "just now" if abs(seconds) < 1 else f"{_one(seconds)} ago" if seconds > 0 else f"in {_one(-seconds)}"
+    )
+    return Markup('<time datetime="{}" title="{}">{}</time>').format(exact, exact, words)
+
+
+def _one(seconds: float) -> str:
+    return next(f"{int(seconds // length)} {unit}" for length, unit in _SPANS if seconds >= length)
+
+
+def state(word: str) -> Markup:
+    """Return a status as a word with a colour."""
+    return Markup('<span class="state {}">{}</span>').format(_MEANINGS.get(word, "calm"), word)
+
+
+def named(name: str | None, resource_id: str | None) -> str:
+    """Return what people call a resource: its name, or the beginning of its id."""
+    return name or (resource_id or "-")[:8]
+
+
+#: What tasks do, by kind.
+OPERATIONS = {
+    "backup.create": "Backup of",
+    "backup.import": "Import of",
+    "backup.restore": "Restore to",
+    "backup.delete": "Deletion of a backup of",
+    "backup.copy": "Copy of a backup of",
+    "manifest.release": "Removal of objects of",
+    "volume.create": "Making of",
+    "volume.delete": "Deletion of",
+    "volume.extend": "Extension of",
+    "volume.tidy": "Tidying of",
+    "snapshot.create": "Snapshot of",
+    "snapshot.delete": "Deletion of a snapshot of",
+}
+#: Why tasks wait, by what :func:`backupfw.manager.queue.waiting.why` says.
+REASONS = {
+    "queued": "for a free worker",
+    "waiting-for-limit": "as many run as may run at once",
+    "waiting-for-worker": "no live worker can do it",
+    "waiting-for-operation": "an earlier operation comes first",
+    "waiting-for-retry": "the last attempt failed; the next one comes later",
+    "waiting-for-store": "the store does not answer",
+}

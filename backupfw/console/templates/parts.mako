@@ -1,0 +1,7 @@
+<%doc>Parts that several pages have.</%doc>
+<%def name="same(call, body, command)">
+<details class="same"><summary>The same as an API call and as a command</summary>
+<pre><code>${call}${f'\n\n{body}' if body else ''}</code></pre>
+<pre><code>${command}</code></pre>
+</details>
+</%def>

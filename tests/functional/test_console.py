@@ -1,0 +1,449 @@
+"""The console without a browser: every page with nothing, one and a thousand rows, for all who may see it."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
+from importlib import resources
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import webob
+from sqlalchemy import insert, select, update
+from webtest import TestApp, TestResponse
+
+from backupfw import console
+from backupfw.api.app import make_app
+from backupfw.console import app as console_app
+from backupfw.console.login import Attempts, Field, Refused, TokenLogin, new_token
+from backupfw.console.sessions import Sessions, User
+from backupfw.db import models
+from backupfw.db.session import now
+from backupfw.manager.usecases import sessions
+from backupfw.manager.usecases.overview import Overview
+from tests.functional.cloud import NOBODY, Cloud
+
+#: Every page that lists something.
+PAGES = ("now",)
+#: Names that users gave: markup, quotes, text from right to left, and much too long.
+HOSTILE = ("<script>alert(1)</script>", '"onload="alert(1)', "\u202egnp.exe", "&lt;b&gt;", "x" * 255)
+SAME = {"Sec-Fetch-Site": "same-origin"}
+
+
+class Anybody:
+    """A login in which users say who they are, by a token of ``noauth``."""
+
+    hint = "Say who you are."
+    fields = (Field("token", "Token"),)
+
+    def user(self, given: Mapping[str, str]) -> User:
+        """See :class:`backupfw.console.login.Login`."""
+        if ":" not in given["token"]:
+            raise Refused
+        return User(given["token"], given["token"].partition(":")[0], "")
+
+
+class Browser:
+    """Somebody who looks at the console, without JavaScript."""
+
+    def __init__(self, app: Any, token: str | None) -> None:
+        self.app = TestApp(app, extra_environ={"HTTP_HOST": "localhost:80"})
+        if token is not None:
+            self.app.post("/console/login", {"token": token}, headers=SAME, status=303)
+
+    def get(self, path: str, status: int = 200, **headers: str) -> TestResponse:
+        """Ask for a page."""
+        return _checked(self.app.get(f"/console/{path}", headers=headers, status=status))
+
+    def post(self, path: str, fields: Any = "", status: int = 303, **headers: str) -> TestResponse:
+        """Send a form."""
+        return _checked(self.app.post(f"/console/{path}", fields, headers=headers or SAME, status=status))
+
+
+def _checked(response: TestResponse) -> TestResponse:
+    """Check what every answer has, and that no name became markup."""
+    assert response.headers["Content-Security-Policy"].startswith("default-src 'self'")
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
+    assert response.headers["Referrer-Policy"] == "no-referrer"
+    if "/static/" not in response.request.path:
+        assert response.headers["Cache-Control"] == "no-store"
+    if response.content_type == "text/html" and response.status_int != 303:
+        assert "<script>alert" not in response.text
+        assert not re.search(r"<[^>]*\s(style|onload|onclick)=", response.text.replace("&#34;onload=", ""))
+        for tag in ("table", "section", "main", "form", "details", "article", "small", "div"):
+            assert response.text.count(f"<{tag}") == response.text.count(f"</{tag}>"), tag
+    return response
+
+
+@pytest.fixture(scope="module")
+def desk(shared: Cloud) -> Any:
+    """The application with the console, on an installation of the module."""
+    return made(shared)
+
+
+def made(cloud: Cloud) -> Any:
+    """Return the application with a console into which anybody may log in."""
+    kept = Sessions(sessions.SessionManager(cloud.db))
+    maker = console_app.maker(Overview(cloud.db, cloud.conf), kept, Anybody())
+    return make_app(cloud.managers, cloud.conf, beside={"console": maker})
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory, templates: Path) -> Iterator[Cloud]:
+    """An installation with a thousand of everything, with hostile names."""
+    cloud = Cloud(tmp_path_factory.mktemp("full"), templates)
+    fill(cloud, 1000)
+    yield cloud
+    cloud.close()
+
+
+def fill(cloud: Cloud, count: int) -> None:
+    """Make rows of everything that pages show."""
+    numbers = range(count)
+    volume = cloud.volume()
+    with cloud.db.write() as session:
+        moment = now(session)
+        volumes = [
+            {
+                "id": f"00000000-0000-4000-8000-{number:012}", "project_id": "demo", "status": "available",
+                "size": 1, "length": 1 << 30, "display_name": HOSTILE[number % len(HOSTILE)],
+                "created_at": moment - timedelta(hours=number),
+            }
+            for number in numbers
+        ]  # fmt: skip
+        session.execute(insert(models.Volume), volumes)
+        backups = [
+            {
+                "id": f"10000000-0000-4000-8000-{number:012}", "project_id": "demo", "volume_id": volume,
+                "status": ("available", "creating", "error")[number % 3], "size": 1, "length": 1 << 30,
+                "display_name": HOSTILE[number % len(HOSTILE)], "fail_reason": "<script>alert(1)</script>",
+                "store": "main", "stored_bytes": number << 20, "referenced_bytes": number << 21,
+                "created_at": moment - timedelta(hours=number), "is_incremental": bool(number % 2),
+                "data_timestamp": moment - timedelta(hours=number),
+            }
+            for number in numbers
+        ]  # fmt: skip
+        session.execute(insert(models.Backup), backups)
+        session.execute(
+            insert(models.Task),
+            [
+                {
+                    "kind": "backup.create", "resource_id": one["id"], "source_id": volume,
+                    "project_id": "demo", "payload": {}, "state": "queued", "queue_position": number,
+                    "created_at": moment,
+                }
+                for number, one in enumerate(backups)
+            ],
+        )  # fmt: skip
+        session.execute(
+            insert(models.Message),
+            [
+                {
+                    "id": f"20000000-0000-4000-8000-{number:012}", "project_id": "demo",
+                    "resource_type": "VOLUME_BACKUP", "resource_uuid": backups[number]["id"],
+                    "action_id": "013", "detail_id": "017", "event_id": "VOLUME_BACKUP_013_017",
+                    "message_level": "ERROR", "created_at": moment,
+                }
+                for number in numbers
+            ],
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("role", ["reader", "member", "admin"])
+def test_every_page_with_nothing(desk: Any, page: str, role: str) -> None:
+    answer = Browser(desk, f"alice:demo:{role}").get(page)
+    assert 'aria-current="page"' in answer.text
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_page_with_one_row(cloud: Cloud, page: str) -> None:
+    fill(cloud, 1)
+    for role in ("reader", "member", "admin"):
+        Browser(made(cloud), f"alice:demo:{role}").get(page)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_page_with_a_thousand_rows_is_short(full: Cloud, page: str) -> None:
+    for role in ("reader", "admin"):
+        answer = Browser(made(full), f"alice:demo:{role}").get(page)
+        # The files that all pages have are packed.
+        files = re.findall(r'(?:href|src)="(/console/static/[^"]+)"', answer.text)
+        sizes = [
+            len(webob.Request.blank(path, accept_encoding="gzip").get_response(made(full)).body)
+            for path in files
+        ]
+        assert len(files) == 4
+        assert len(answer.body) + sum(sizes) < 150_000, (len(answer.body), sizes)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_another_project_sees_nothing_of_it(full: Cloud, page: str) -> None:
+    text = Browser(made(full), "bob:other:admin_of_nothing,member").get(page).text
+    assert "alert(1)" not in text
+    assert "10000000-" not in text
+
+
+def test_tasks_are_shown_with_what_they_wait_for(cloud: Cloud) -> None:
+    volume = cloud.volume(name="mail")
+    cloud.client().post("/backups", {"backup": {"volume_id": volume, "name": "nightly"}})
+    text = Browser(made(cloud), "alice:demo:member").get("now").text
+    assert "mail" in text
+    assert "nightly" in text
+    assert "waiting-for-worker" in text
+    with cloud.db.write() as session:
+        later = now(session) + timedelta(minutes=1)
+        session.execute(
+            update(models.Task).values(
+                state="running", owner="host7/1", attempt=2, lease_until=later, progress_done=1 << 29,
+                progress_total=1 << 30, progress_rate=1 << 25,
+            )
+        )  # fmt: skip
+    text = Browser(made(cloud), "alice:demo:member").get("now").text
+    assert "50 %" in text
+    assert '<span title="536 870 912 bytes">512 MiB</span>' in text
+    assert "16 s left" in text
+    assert "attempt 2" in text
+    assert "host7" not in text, "users are told of no host"
+    assert "host7" in Browser(made(cloud), "root:demo:admin").get("now").text
+
+
+def test_a_refresh_is_a_part_of_the_page(full: Cloud) -> None:
+    browser = Browser(made(full), "alice:demo:member")
+    part = browser.get("now", **{"HX-Request": "true"}).text
+    assert part.strip().startswith('<section id="changing"')
+    times = re.compile(r"<time.*?</time>")
+    assert times.sub("", part).strip() in times.sub("", browser.get("now").text)
+    assert "<html" not in part
+
+
+def test_an_operation_is_cancelled_after_a_question(cloud: Cloud) -> None:
+    volume = cloud.volume()
+    backup = cloud.client().post("/backups", {"backup": {"volume_id": volume}}).json["backup"]["id"]
+    browser = Browser(made(cloud), "alice:demo:member")
+    question = browser.get("now").click("Cancel")
+    _checked(question)
+    assert f"backupfw backup cancel {backup}" in question.text
+    question.forms[1].submit(headers=SAME, status=303).follow()
+    assert cloud.managers.backups.get(_admin(), backup).status == "error"
+    assert browser.post(f"now/{backup}/cancel", status=400).text.count('role="alert"') == 1
+
+
+def _admin() -> Any:
+    from backupfw.context import RequestContext
+
+    return RequestContext("demo", "root", ["admin"], is_admin=True)
+
+
+def test_what_a_role_may_not_do_is_not_offered_and_refused(cloud: Cloud) -> None:
+    backup = cloud.client().post("/backups", {"backup": {"volume_id": cloud.volume()}}).json["backup"]["id"]
+    reader = Browser(made(cloud), "eve:demo:reader")
+    assert "Cancel" not in reader.get("now").text
+    reader.get(f"now/{backup}/cancel", status=403)
+    reader.post(f"now/{backup}/cancel", status=403)
+    stranger = Browser(made(cloud), "eve:other:member")
+    stranger.get(f"now/{backup}/cancel", status=404)
+    stranger.post(f"now/{backup}/cancel", status=404)
+    assert cloud.managers.backups.get(_admin(), backup).status == "creating"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site", "Origin": "http://localhost"},
+        {"Sec-Fetch-Site": "none"},
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Referer": "http://localhost/console/now"},
+    ],
+)
+def test_forms_of_other_sites_are_refused(desk: Any, headers: dict[str, str]) -> None:
+    browser = Browser(desk, "alice:demo:member")
+    browser.post("logout", status=403, **headers)
+    browser.post("login", {"token": "a:b:admin"}, status=403, **headers)
+    browser.post(f"now/{NOBODY}/cancel", status=403, **headers)
+    browser.get("now")
+
+
+def test_an_older_browser_says_the_origin_only(desk: Any) -> None:
+    Browser(desk, "alice:demo:member").post("logout", Origin="http://localhost")
+
+
+def test_who_is_not_logged_in_is_asked_to(desk: Any) -> None:
+    nobody = Browser(desk, None)
+    answer = nobody.get("now", status=303)
+    assert answer.headers["Location"] == "/console/login?next=now"
+    answer = nobody.get("now", **{"HX-Request": "true"})
+    assert answer.headers["HX-Redirect"] == "/console/login?next=now"
+    assert not answer.body
+    # What others say of the caller counts for nothing.
+    nobody.get("now", status=303, **{"X-Auth-Token": "root:demo:admin", "X-Roles": "admin"})
+    form = nobody.get("login?next=now").form
+    form["token"] = "nobody"
+    refused = form.submit(headers=SAME, status=403)
+    assert "That is not right." in refused.text
+    assert "nobody" not in refused.text
+    form["token"] = "alice:demo:member"
+    assert form.submit(headers=SAME, status=303).headers["Location"] == "/console/now"
+    nobody.get("now")
+    nobody.post("logout")
+    nobody.get("now", status=303)
+
+
+def test_a_login_leads_to_no_other_site(desk: Any) -> None:
+    for target in ("https://evil.example/", "//evil.example", "/\\evil.example", "now\r\nSet-Cookie: a=b"):
+        browser = Browser(desk, None)
+        answer = browser.app.post(
+            "/console/login", {"token": "a:b:member", "next": target}, headers=SAME, expect_errors=True
+        )
+        assert answer.status_int in (303, 400)
+        if answer.status_int == 303:
+            where = urlsplit(answer.headers["Location"])
+            assert not where.netloc
+            assert where.path.startswith("/console/")
+
+
+def test_a_session_ends(cloud: Cloud) -> None:
+    browser = Browser(made(cloud), "alice:demo:member")
+
+    def age(**values: timedelta) -> None:
+        with cloud.db.write() as session:
+            row = session.scalars(select(models.ConsoleSession)).one()
+            for name, much in values.items():
+                setattr(row, name, now(session) - much)
+
+    # A refresh is no use of it, a page is.
+    age(used_at=sessions.IDLE - timedelta(minutes=1))
+    browser.get("now", **{"HX-Request": "true"})
+    age(used_at=sessions.IDLE + timedelta(seconds=1))
+    browser.get("now", status=303)
+    browser = Browser(made(cloud), "alice:demo:member")
+    age(used_at=sessions.IDLE - timedelta(minutes=1))
+    browser.get("now")
+    with cloud.db.read() as session:
+        row = session.scalars(select(models.ConsoleSession)).one()
+        assert row.used_at > now(session) - timedelta(minutes=1)
+        # Nothing in the row is worth stealing.
+        cookie = browser.app.cookies["backupfw-console"].strip('"')
+        assert b"alice" not in row.sealed
+        assert cookie not in row.digest
+    age(created_at=sessions.LONGEST + timedelta(seconds=1))
+    browser.get("now", status=303)
+
+
+def test_a_session_is_known_to_every_process_and_after_a_restart(cloud: Cloud) -> None:
+    browser = Browser(made(cloud), "alice:demo:member")
+    other = Browser(made(cloud), None)
+    other.app.cookiejar = browser.app.cookiejar
+    other.get("now")
+
+
+def test_the_cookie(desk: Any) -> None:
+    def cookie(host: str, scheme: str) -> str:
+        app = TestApp(desk, extra_environ={"HTTP_HOST": host, "wsgi.url_scheme": scheme})
+        answer = app.post(
+            "/console/login", {"token": "a:b:member"}, headers={"Sec-Fetch-Site": "same-origin"}, status="*"
+        )
+        return answer.headers.get("Set-Cookie", str(answer.status_int))
+
+    secure = cookie("backup.example.org", "https")
+    assert secure.startswith("__Host-backupfw-console=")
+    for part in ("; Path=/;", "; secure", "; HttpOnly", "; SameSite=Strict"):
+        assert part.lower() in f"{secure};".lower()
+    plain = cookie("127.0.0.1:8776", "http")
+    assert plain.startswith("backupfw-console=")
+    for part in ("; Path=/console/;", "; HttpOnly", "; SameSite=Strict"):
+        assert part.lower() in f"{plain};".lower()
+    assert cookie("[::1]:8776", "http").startswith("backupfw-console=")
+    # Whoever listens on the way would have it; another site's name may lead here, too.
+    assert cookie("backup.example.org", "http") == "403"
+    assert cookie("127.0.0.1.evil.example", "http") == "403"
+
+
+def test_attempts_are_counted() -> None:
+    clock = [0.0]
+    attempts = Attempts(3, 60, lambda: clock[0])
+    assert [attempts.begin("a") for _ in range(4)] == [True, True, True, False]
+    assert attempts.begin("b")
+    clock[0] = 61.0
+    assert attempts.begin("a")
+    attempts.succeeded("a")
+    assert [attempts.begin("a") for _ in range(3)] == [True, True, True]
+    for number in range(Attempts.MAX_ADDRESSES + 1):
+        attempts.begin(str(number))
+    assert len(attempts._failed) == Attempts.MAX_ADDRESSES
+
+
+def test_too_many_attempts_are_refused(cloud: Cloud) -> None:
+    browser = Browser(made(cloud), None)
+    for _ in range(10):
+        browser.post("login", {"token": "wrong"}, status=403)
+    browser.post("login", {"token": "alice:demo:member"}, status=429)
+
+
+def test_the_printed_token() -> None:
+    token = new_token()
+    assert len(token) == 22
+    login = TokenLogin(token, everywhere=True)
+    assert login.user({"token": f" {token}\n"}).token == "operator:operator"
+    for wrong in ("", token[:-1], token + "x", "\ud7ff"):
+        with pytest.raises(Refused):
+            login.user({"token": wrong})
+    of_project = TokenLogin(token, everywhere=False)
+    assert of_project.user({"token": token, "project": "demo"}).token == "operator:demo"
+    for project in ("", "demo:admin", "a\nb"):
+        with pytest.raises(Refused):
+            of_project.user({"token": token, "project": project})
+
+
+def test_malformed_requests_are_answered(desk: Any) -> None:
+    browser = Browser(desk, "alice:demo:member")
+    browser.get("nowhere", status=404)
+    browser.get("now/nobody/cancel", status=404)
+    browser.get("now?x=%ff", status=400)
+    browser.get("login?next=%00", status=400)
+    browser.post("login", b"\xff\xfe=", status=400)
+    browser.post("login", "token=" + "x" * 70_000, status=413)
+    browser.get("logout", status=404)
+    browser.app.put("/console/now", headers=SAME, status=404)
+    browser.app.get("/console", status=303)
+    assert browser.app.head("/console/now").body == b""
+
+
+def test_the_api_is_as_before(desk: Any) -> None:
+    app = TestApp(desk)
+    assert app.get("/v3", status="*").content_type == "application/json"
+    assert app.get("/consoles", status=404).content_type == "application/json"
+
+
+def test_the_files_of_others_are_as_they_were() -> None:
+    static = Path(str(resources.files(console))) / "static"
+    text = (static / "VENDORED.md").read_text()
+    table = re.findall(r"^\| `([^`]+)` \|.*`([0-9a-f]{64})` \|$", text, re.MULTILINE)
+    vendored = {path.name for path in static.iterdir() if re.search(r"\d", path.stem)}
+    assert {name for name, _ in table} == vendored != set()
+    for name, digest in table:
+        assert hashlib.sha256((static / name).read_bytes()).hexdigest() == digest, name
+        assert (static / f"{name.partition('-')[0]}.LICENSE").exists()
+
+
+def test_the_room_is_small() -> None:
+    """What reviewers can read in one go stays so."""
+    place = Path(str(resources.files(console)))
+    assert len((place / "static" / "own.css").read_text().splitlines()) <= 100
+    for view in (place / "views").glob("*.py"):
+        assert len(view.read_text().splitlines()) <= 60, view
+    for template in (place / "templates").glob("*.mako"):
+        text = template.read_text()
+        assert "<script>" not in text
+        assert " style=" not in text
+        # The only text that is not escaped is markup that stands in the template itself.
+        for expression in re.findall(r"\$\{([^}]*)\| *n\}", text):
+            assert re.fullmatch(r"""'[^'"{]*(?:"[^"]*"[^'"]*)*' if [\w .=]+ else '' """, expression), (
+                expression
+            )

@@ -1,0 +1,137 @@
+"""The console in a real browser, on a real service: what WebTest cannot see.
+
+It also makes the pictures of the documentation, if ``BACKUPFW_PICTURES`` names a directory for them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.service import Service
+from tests.servers import browser as browsers
+
+if lacks := browsers.missing():
+    pytest.skip(f"not installed: {', '.join(lacks)}", allow_module_level=True)
+
+pytestmark = pytest.mark.server
+
+PAGES = ("now",)
+AXE = (Path(__file__).parent / "axe-4.14.1.min.js").read_text()
+
+
+class Desk:
+    """A served instance, with a browser to look at it.
+
+    :ivar said: what the pages complained of.
+    """
+
+    def __init__(self, service: Service, browser: Any) -> None:
+        self.service = service
+        self.browser = browser
+        self.base = f"http://127.0.0.1:{service.port}/console"
+        self.token = service.console_token()
+        self.said: list[str] = []
+
+    @contextmanager
+    def page(self, **options: Any) -> Iterator[Any]:
+        """Yield a page of somebody who is logged in."""
+        context = self.browser.new_context(viewport={"width": 1100, "height": 700}, **options)
+        context.set_default_timeout(20_000)
+        page = context.new_page()
+        page.on("console", lambda message: self.said.append(message.text))
+        page.on("pageerror", lambda error: self.said.append(str(error)))
+        page.goto(self.base)
+        page.get_by_label("Token").fill(self.token)
+        page.get_by_role("button", name="Log in").click()
+        page.get_by_role("heading", name="Now", exact=True).wait_for()
+        yield page
+        context.close()
+        assert self.said == []
+
+    def picture(self, page: Any, name: str) -> None:
+        """Keep a picture of a page, if pictures are wanted."""
+        place = os.environ.get("BACKUPFW_PICTURES")
+        if place:
+            page.screenshot(path=Path(place) / f"console-{name}.png", full_page=True)
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
+    """A service with two volumes, and a browser."""
+    service = Service(
+        tmp_path_factory.mktemp("console") / "state", {"backup": {"poll_seconds": "0.2"}}
+    ).start()
+    try:
+        with browsers.browser() as browser:
+            yield Desk(service, browser)
+    finally:
+        service.stop()
+
+
+@pytest.fixture(scope="module")
+def volumes(desk: Desk) -> dict[str, str]:
+    """Two volumes, by name; one has a name that would be markup."""
+    client = desk.service.client()
+    return {name: client.create_volume(name=name) for name in ("mail", '<b onclick="x">web')}
+
+
+def _violations(page: Any) -> list[str]:
+    """Return what axe finds wrong with a page."""
+    page.evaluate(AXE)
+    found = page.evaluate("axe.run()")
+    return [
+        f"{one['id']}: {node['html'][:200]} {node['failureSummary']}"
+        for one in found["violations"]
+        for node in one["nodes"]
+    ]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_everybody_can_use_every_page(desk: Desk, volumes: dict[str, str], scheme: str) -> None:
+    # The pages' own policy would let in no script of a test.
+    with desk.page(color_scheme=scheme, bypass_csp=True) as page:
+        for name in PAGES:
+            page.goto(f"{desk.base}/{name}")
+            assert _violations(page) == [], name
+
+
+def test_pages_fit_a_phone(desk: Desk, volumes: dict[str, str]) -> None:
+    with desk.page() as page:
+        page.set_viewport_size({"width": 360, "height": 700})
+        for name in PAGES:
+            page.goto(f"{desk.base}/{name}")
+            assert page.evaluate("document.documentElement.scrollWidth") <= 360, name
+
+
+def test_the_keyboard_is_enough(desk: Desk, volumes: dict[str, str]) -> None:
+    """The first stop leads past the menu, and each stop is visible."""
+    with desk.page() as page:
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
+        page.keyboard.press("Enter")
+        assert page.url.endswith("#content")
+        page.goto(f"{desk.base}/now")
+        seen = []
+        for _ in range(len(PAGES) + 2):
+            page.keyboard.press("Tab")
+            seen.append(page.evaluate("document.activeElement.textContent.trim()"))
+            box = page.evaluate("JSON.stringify(document.activeElement.getBoundingClientRect())")
+            assert '"width":0' not in box
+        assert seen[-1] == "Log out"
+
+
+def test_what_changes_is_shown_without_a_click(desk: Desk, volumes: dict[str, str]) -> None:
+    client = desk.service.client()
+    with desk.page() as page:
+        page.evaluate("window.stayed = true")
+        # While nothing runs, that is asked every 15 s.
+        with page.expect_response(lambda answer: answer.url.endswith("/now"), timeout=30_000) as refreshed:
+            client.backup(volumes["mail"], name="seen")
+        assert refreshed.value.request.headers["hx-request"] == "true"
+        assert page.evaluate("window.stayed"), "the page itself was not loaded again"
