@@ -11,6 +11,7 @@ from typing import Any
 import webob
 from mako.lookup import TemplateLookup
 
+from backupfw.api import policies
 from backupfw.api.request import Request
 from backupfw.api.resource import Resource
 from backupfw.api.site import Site
@@ -23,7 +24,7 @@ from backupfw.manager.usecases.overview import Overview
 USER = "backupfw.console.user"
 
 #: The pages of the menu: part of the path, name, and the policy's rule that shows it.
-MENU = (("now", "Now", "backup:get_all"),)
+MENU = (("now", "Now", "backup:get_all"), ("volumes", "Volumes", "volume:get_all"))
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,13 @@ class Page(Resource):
         """Whether a rule allows the caller something, in his own project unless one is named."""
         own = req.context.project_id
         return self.site.policy.allows(req.context, rule, own if project_id is None else project_id)
+
+    def enforce(self, req: Request, rule: str, project_id: str) -> None:
+        """Refuse what a rule does not allow the caller in a project.
+
+        :raises Forbidden: it does not.
+        """
+        policies.enforce(self.site.policy, req.context, rule, project_id)
 
     def acting(self, req: Request, project_id: str) -> RequestContext:
         """Return as whom the caller changes something of a project.

@@ -6,10 +6,12 @@ All of them return text, which templates escape, except those that return :class
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from urllib.parse import urlencode
 
 from markupsafe import Markup
 
 from backupfw.amounts import human_size
+from backupfw.manager.usecases.overview import Freed
 
 #: The seconds of a unit of time, and its name.
 _SPANS = ((86400 * 365, "y"), (86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
@@ -54,6 +56,16 @@ def span(seconds: float) -> str:
     return " ".join(parts[:2]) or "0 s"
 
 
+def moment(when: datetime) -> str:
+    """Return a moment (naive UTC) for people, to the minute."""
+    return f"{when:%Y-%m-%d %H:%M} UTC"
+
+
+def query(**values: str) -> str:
+    """Return values as the query of an address."""
+    return urlencode({name: value for name, value in values.items() if value})
+
+
 def since(moment: datetime | None, now: datetime) -> Markup:
     """Return how long ago a moment was, with the moment itself (UTC) as the title; both naive UTC."""
     if moment is None:
@@ -68,6 +80,16 @@ def since(moment: datetime | None, now: datetime) -> Markup:
 
 def _one(seconds: float) -> str:
     return next(f"{int(seconds // length)} {unit}" for length, unit in _SPANS if seconds >= length)
+
+
+def freed(found: Freed | None) -> Markup:
+    """Return what a deletion frees, exactly or by its bounds."""
+    if found is None:
+        return Markup("not known here")
+    if found.least == found.most:
+        return sized(found.most)
+    bound = Markup("at most {}").format(sized(found.most))
+    return bound if not found.least else Markup("{} to {}").format(sized(found.least), sized(found.most))
 
 
 def state(word: str) -> Markup:

@@ -354,6 +354,7 @@ class Backup(Lockable, _SoftDelete, Base):
         Index("ix_backups_project_listing", "project_id", "deleted", "created_at", "id"),
         Index("ix_backups_listing", "deleted", "created_at", "id"),
         Index("ix_backups_volume_id", "volume_id", "project_id"),
+        Index("ix_backups_newest", "volume_id", "deleted", "status", "data_timestamp"),
         Index("ix_backups_parent_id", "parent_id"),
         Index("ix_backups_manifest_id", "manifest_id"),
         Index("ix_backups_temp_snapshot_id", "temp_snapshot_id"),

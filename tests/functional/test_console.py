@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -19,16 +19,19 @@ from webtest import TestApp, TestResponse
 from backupfw import console
 from backupfw.api.app import make_app
 from backupfw.console import app as console_app
+from backupfw.console import timeline
 from backupfw.console.login import Attempts, Field, Refused, TokenLogin, new_token
 from backupfw.console.sessions import Sessions, User
 from backupfw.db import models
 from backupfw.db.session import now
 from backupfw.manager.usecases import sessions
-from backupfw.manager.usecases.overview import Overview
+from backupfw.manager.usecases.overview import BackupState, Freed, Overview
 from tests.functional.cloud import NOBODY, Cloud
 
 #: Every page that lists something.
-PAGES = ("now",)
+PAGES = ("now", "volumes")
+#: A volume that :func:`fill` makes, which has all its backups.
+VOLUME = "00000000-0000-4000-8000-000000000000"
 #: Names that users gave: markup, quotes, text from right to left, and much too long.
 HOSTILE = ("<script>alert(1)</script>", '"onload="alert(1)', "\u202egnp.exe", "&lt;b&gt;", "x" * 255)
 SAME = {"Sec-Fetch-Site": "same-origin"}
@@ -103,8 +106,7 @@ def full(tmp_path_factory: pytest.TempPathFactory, templates: Path) -> Iterator[
 
 def fill(cloud: Cloud, count: int) -> None:
     """Make rows of everything that pages show."""
-    numbers = range(count)
-    volume = cloud.volume()
+    numbers, volume = range(count), VOLUME
     with cloud.db.write() as session:
         moment = now(session)
         volumes = [
@@ -160,14 +162,14 @@ def test_every_page_with_nothing(desk: Any, page: str, role: str) -> None:
     assert 'aria-current="page"' in answer.text
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [*PAGES, f"volumes/{VOLUME}"])
 def test_every_page_with_one_row(cloud: Cloud, page: str) -> None:
     fill(cloud, 1)
     for role in ("reader", "member", "admin"):
         Browser(made(cloud), f"alice:demo:{role}").get(page)
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [*PAGES, f"volumes/{VOLUME}"])
 def test_every_page_with_a_thousand_rows_is_short(full: Cloud, page: str) -> None:
     for role in ("reader", "admin"):
         answer = Browser(made(full), f"alice:demo:{role}").get(page)
@@ -233,6 +235,123 @@ def test_an_operation_is_cancelled_after_a_question(cloud: Cloud) -> None:
     assert browser.post(f"now/{backup}/cancel", status=400).text.count('role="alert"') == 1
 
 
+def test_a_volume_is_backed_up_restored_and_its_backup_deleted(cloud: Cloud) -> None:
+    volume = cloud.volume(name="mail")
+    browser = Browser(made(cloud), "alice:demo:member")
+    page = _checked(browser.get("volumes").click("mail"))
+    assert "There is none." in page.text
+    form = page.forms[1]
+    form["name"] = "before upgrade"
+    page = form.submit(headers=SAME, status=303).follow()
+    cloud.settle()
+    page = browser.get(f"volumes/{volume}")
+    assert "before upgrade" in page.text
+    (backup,) = cloud.managers.backups.list(_admin()).items
+    assert backup.display_name == "before upgrade"
+    # To a new volume.
+    question = _checked(page.click("Restore"))
+    assert f"backupfw backup restore {backup.id}" in question.text
+    question.forms[1]["name"] = "second"
+    restored = question.forms[1].submit(headers=SAME, status=303).follow()
+    cloud.settle()
+    assert "second" in restored.text
+    # Over one that is there, only if that is said.
+    question = browser.get(f"volumes/{volume}/{backup.id}/restore")
+    question.forms[1]["to"] = "existing"
+    assert "overwritten" in question.forms[1].submit(headers=SAME, status=400).text
+    question.forms[1]["overwrite"] = True
+    question.forms[1].submit(headers=SAME, status=303)
+    assert cloud.managers.volumes.get(_admin(), volume).status == "restoring-backup"
+    cloud.settle()
+    question = _checked(browser.get(f"volumes/{volume}").click("Delete"))
+    assert "It frees: " in question.text
+    question.forms[1].submit(headers=SAME, status=303)
+    cloud.settle()
+    assert not cloud.managers.backups.list(_admin()).items
+
+
+def test_a_volume_that_is_gone_is_found_by_its_backups(cloud: Cloud) -> None:
+    volume = cloud.volume(name="mail")
+    backup = cloud.backup(volume)
+    cloud.client().delete(f"/volumes/{volume}")
+    cloud.settle()
+    page = Browser(made(cloud), "alice:demo:reader").get(f"volumes/{volume}")
+    assert "The volume is gone" in page.text
+    assert backup[:8] in page.text
+    assert "<form" not in page.text.partition("</nav>")[2]
+    Browser(made(cloud), "bob:other:member").get(f"volumes/{volume}", status=404)
+
+
+def test_an_administrator_acts_in_the_project_of_what_he_changes(cloud: Cloud) -> None:
+    volume = cloud.volume("theirs")
+    browser = Browser(made(cloud), "root:demo:admin")
+    page = browser.get(f"volumes/{volume}")
+    page.forms[1].submit(headers=SAME, status=303)
+    (backup,) = cloud.managers.backups.list(_admin(), all_tenants=True).items
+    assert backup.project_id == "theirs"
+
+
+def _lineage(cloud: Cloud, *edges: tuple[int | None, str]) -> list[str]:
+    """Make backups of one volume: 10 new bytes and 5 shared each, with the base's number and a state."""
+    volume = cloud.volume()
+    ids = [cloud.backup(volume) for _ in edges]
+    with cloud.db.write() as session:
+        manifests = [session.get_one(models.Backup, one).manifest_id for one in ids]
+        for one, manifest, (base, state) in zip(ids, manifests, edges, strict=True):
+            session.execute(
+                update(models.Manifest)
+                .where(models.Manifest.id == manifest)
+                .values(base_id=None if base is None else manifests[base], state=state)
+            )
+            values: dict[str, Any] = {"stored_bytes": 10, "referenced_bytes": 15}
+            if base is not None:
+                values["parent_id"] = ids[base]
+            session.execute(update(models.Backup).where(models.Backup.id == one).values(**values))
+    return ids
+
+
+def test_what_a_deletion_frees(cloud: Cloud) -> None:
+    first, middle, last = _lineage(cloud, (None, "live"), (0, "live"), (1, "live"))
+    overview = Overview(cloud.db, cloud.conf)
+    frees = [overview.frees(_admin(), one) for one in (first, middle, last)]
+    # Who has descendants shares with them; the last one's base names all that it shares.
+    assert frees == [Freed(0, 15), Freed(0, 10), Freed(10, 10)]
+    with cloud.db.write() as session:
+        session.execute(update(models.Backup).where(models.Backup.id == last).values(parent_id=first))
+    assert overview.frees(_admin(), last) == Freed(10, 15), "its base is another than it was made with"
+    with cloud.db.write() as session:
+        shared = session.get_one(models.Backup, last).manifest_id
+        session.execute(update(models.Backup).where(models.Backup.id == first).values(manifest_id=shared))
+    assert overview.frees(_admin(), last) == Freed(0, 0), "a duplicate needs it all"
+    (alone,) = _lineage(cloud, (None, "live"))
+    assert overview.frees(_admin(), alone) == Freed(15, 15)
+    (going,) = _lineage(cloud, (None, "released"))
+    assert overview.frees(_admin(), going) is None
+
+
+def test_the_time_line_is_to_scale() -> None:
+    now = datetime(2026, 1, 11)
+
+    def state(day: int, new: int, shared: int) -> BackupState:
+        return BackupState(
+            id=str(day), name=None, project_id="demo", status="available", fail_reason=None,
+            is_incremental=False, size=1, moment=datetime(2026, 1, day), new=new, shared=shared, frees=None,
+            damaged=False, verified_at=None, verified_how=None, verified_result=None, store=None, copies=(),
+        )  # fmt: skip
+
+    assert timeline.drawn([state(1, 0, 0)], now) is None
+    line = timeline.drawn([state(6, 25, 75), state(1, 100, 0), state(2, 1, 0)], now)
+    assert line is not None
+    first, second, third = line.bars
+    room = timeline.WIDTH - first.width
+    assert (first.x, first.new, first.shared) == (0, timeline.HEIGHT, 0)
+    assert second.x == pytest.approx(room / 10, abs=0.1)
+    assert second.new == 2.0, "it can be seen"
+    assert third.x == pytest.approx(room / 2, abs=0.1)
+    assert third.new == pytest.approx(timeline.HEIGHT / 4, abs=0.1)
+    assert third.new + third.shared == pytest.approx(timeline.HEIGHT, abs=0.1)
+
+
 def _admin() -> Any:
     from backupfw.context import RequestContext
 
@@ -246,6 +365,17 @@ def test_what_a_role_may_not_do_is_not_offered_and_refused(cloud: Cloud) -> None
     reader.get(f"now/{backup}/cancel", status=403)
     reader.post(f"now/{backup}/cancel", status=403)
     stranger = Browser(made(cloud), "eve:other:member")
+    volume = cloud.managers.backups.get(_admin(), backup).volume_id
+    page = reader.get(f"volumes/{volume}").text
+    for word in ("Back up", "Restore", "Delete<"):
+        assert word not in page
+    reader.post(f"volumes/{volume}/backup", status=403)
+    stranger.post(f"volumes/{volume}/backup", status=404)
+    for act in ("delete", "restore"):
+        for ask in (reader.get, reader.post):
+            ask(f"volumes/{volume}/{backup}/{act}", status=403)
+        for ask in (stranger.get, stranger.post):
+            ask(f"volumes/{volume}/{backup}/{act}", status=404)
     stranger.get(f"now/{backup}/cancel", status=404)
     stranger.post(f"now/{backup}/cancel", status=404)
     assert cloud.managers.backups.get(_admin(), backup).status == "creating"

@@ -7,7 +7,7 @@
 ${shown.state(backup.status)} now, ends. A backup that is being made ends with the status <em>error</em>; the target of a restore stays half written.</p>
 <form method="post" action="${base}/now/${backup.id}/cancel">
 <button class="danger">Cancel it</button>
-<a role="button" class="quiet" href="${base}/now">Let it go on</a>
+<a class="button quiet" href="${base}/now">Let it go on</a>
 </form>
 ${parts.same(f'POST /v3/{backup.project_id}/backups/{backup.id}/action', '{"os-backupfw-cancel": {}}', f'backupfw backup cancel {backup.id}')}
 </article>

@@ -69,7 +69,7 @@ ${f'after: {one.reason}' if one.reason and everywhere else ''}
 </td>
 <td>
 % if one.cancellable and may_cancel[one.project_id]:
-<a role="button" class="small quiet" id="cancel-${one.id}" href="${base}/now/${one.backup_id}/cancel" aria-label="Cancel the ${shown.OPERATIONS[one.kind].lower()} ${shown.named(one.volume_name, one.volume_id)}">Cancel</a>
+<a class="button small quiet" id="cancel-${one.id}" href="${base}/now/${one.backup_id}/cancel" aria-label="Cancel the ${shown.OPERATIONS[one.kind].lower()} ${shown.named(one.volume_name, one.volume_id)}">Cancel</a>
 % endif
 </td>
 </tr>

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from backupfw.console.page import Page
 from backupfw.console.views.now import NowPage
+from backupfw.console.views.volumes import VolumesPage
 
 
 class RootPage(Page):
     """``/console/``."""
 
-    children = {"now": NowPage}
+    children = {"now": NowPage, "volumes": VolumesPage}

@@ -5,18 +5,23 @@ Each method reads a bounded number of rows along an index, whatever the database
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import ColumnElement, case, func, select, true
+from sqlalchemy import ColumnElement, case, false, func, select, true
 from sqlalchemy.orm import Session
 
-from backupfw.db import models
+from backupfw.db import models, queries
+from backupfw.db.installation import installation_id
 from backupfw.db.session import now
+from backupfw.errors import VolumeNotFound
+from backupfw.manager.lineage import lifecycle
 from backupfw.manager.queue import claims, requirements, tasks, waiting
 from backupfw.manager.queue.claims import Limits
+from backupfw.manager.rules import volume_rules
 
 if TYPE_CHECKING:
     from oslo_config import cfg
@@ -29,6 +34,8 @@ _OF_BACKUPS = (tasks.BACKUP_CREATE, tasks.BACKUP_IMPORT, tasks.BACKUP_RESTORE, t
 #: Kinds whose resource is a volume.
 _OF_VOLUMES = (tasks.VOLUME_CREATE, tasks.VOLUME_DELETE, tasks.VOLUME_EXTEND, tasks.VOLUME_TIDY)
 _OF_SNAPSHOTS = (tasks.SNAPSHOT_CREATE, tasks.SNAPSHOT_DELETE)
+#: Statuses of a backup that can be restored.
+GOOD = (lifecycle.AVAILABLE, lifecycle.RESTORING)
 #: Kinds that their users may cancel.
 _CANCELLABLE = (tasks.BACKUP_CREATE, tasks.BACKUP_IMPORT, tasks.BACKUP_RESTORE)
 
@@ -87,6 +94,64 @@ class Work:
     moment: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class VolumeState:
+    """A volume, and how well it is backed up.
+
+    :ivar status: None: this service does not know the volume, only its backups.
+    :ivar size: GiB.
+    :ivar last_good: of which moment the newest good backup is, naive UTC; None: there is none.
+    :ivar last_verified: of which moment the newest good backup is that was verified, every block of it.
+    """
+
+    id: str
+    name: str | None
+    project_id: str
+    status: str | None
+    size: int | None
+    last_good: datetime | None
+    last_verified: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Freed:
+    """What deleting a backup frees in its store, bytes; other backups may need some of what it names."""
+
+    least: int
+    most: int
+
+
+@dataclass(frozen=True, slots=True)
+class BackupState:
+    """A backup on the time line of its volume.
+
+    :ivar moment: of which moment its data is, or when it was begun; naive UTC.
+    :ivar new: bytes that it put into the store.
+    :ivar shared: bytes of other backups' objects that it names as well.
+    :ivar frees: what its deletion frees; None: only its store knows.
+    :ivar damaged: it names an object that is missing or wrong.
+    :ivar copies: store and status of each copy.
+    """
+
+    id: str
+    name: str | None
+    project_id: str
+    status: str
+    fail_reason: str | None
+    is_incremental: bool
+    size: int
+    moment: datetime
+    new: int
+    shared: int
+    frees: Freed | None
+    damaged: bool
+    verified_at: datetime | None
+    verified_how: str | None
+    verified_result: str | None
+    store: str | None
+    copies: Sequence[tuple[str, str]]
+
+
 class Overview:
     """Reads for people.  Thread-safe.
 
@@ -115,6 +180,187 @@ class Overview:
             operations = _operations(session, self._conf, found)
             moment = now(session)
         return Work(operations, counts.get(claims.RUNNING, 0), counts.get(claims.QUEUED, 0), moment)
+
+    def moment(self) -> datetime:
+        """Return the database's clock, naive UTC."""
+        with self._db.read() as session:
+            return now(session)
+
+    def volumes(
+        self, ctx: RequestContext, *, name: str | None = None, marker: str | None = None, limit: int = 50
+    ) -> Sequence[VolumeState]:
+        """Return one page of the volumes that are not deleted, newest first, foreign ones included.
+
+        :param name: a part of their names.
+        :param marker: the id of the last one on the page before.
+        :raises MarkerNotFound: the marker is no volume that this caller can see.
+        """
+        with self._db.read() as session:
+            found, _ = queries.page(
+                session,
+                models.Volume,
+                project_id=None if ctx.is_admin else ctx.project_id,
+                filters={"name~": name} if name else {},
+                sort=(),
+                limit=limit,
+                marker=marker,
+            )
+            return _states(session, found)
+
+    def volume(self, ctx: RequestContext, volume_id: str) -> VolumeState:
+        """Return a volume; one that is gone is known as long as it has backups.
+
+        :raises VolumeNotFound: there is none, and no backup of one, for this caller.
+        """
+        if not volume_rules.may_be_id(volume_id):
+            raise VolumeNotFound(volume_id)
+        with self._db.read() as session:
+            row = session.get(models.Volume, volume_id)
+            if row is not None and not volume_rules.is_visible(ctx, row.project_id):
+                row = None
+            if row is not None and not row.deleted:
+                return _states(session, [row])[0]
+            mine = _of_volume(ctx, volume_id)
+            project_id = session.scalar(select(models.Backup.project_id).where(*mine).limit(1))
+            if project_id is None:
+                raise VolumeNotFound(volume_id)
+            name = None if row is None else row.display_name
+            good, verified = (_newest_good(session, [volume_id], verified=how) for how in (False, True))
+            return VolumeState(
+                volume_id, name, project_id, None, None, good.get(volume_id), verified.get(volume_id)
+            )
+
+    def time_line(
+        self, ctx: RequestContext, volume_id: str, limit: int = 100
+    ) -> tuple[Sequence[BackupState], int]:
+        """Return the newest backups of a volume, the newest first, and how many there are.
+
+        :param limit: of the backups returned.
+        """
+        row = models.Backup
+        mine = _of_volume(ctx, volume_id)
+        with self._db.read() as session:
+            total = session.scalar(select(func.count()).select_from(row).where(*mine)) or 0
+            newest = row.created_at.desc(), row.id.desc()
+            found = session.scalars(select(row).where(*mine).order_by(*newest).limit(limit)).all()
+            return _backup_states(session, found), total
+
+    def frees(self, ctx: RequestContext, backup_id: str) -> Freed | None:
+        """Return what the deletion of a backup frees in its store; None: only the store knows."""
+        with self._db.read() as session:
+            row = volume_rules.find_backup(session, ctx, backup_id)
+            return _freed(session, [row]).get(row.id)
+
+
+def _of_volume(ctx: RequestContext, volume_id: str) -> tuple[ColumnElement[bool], ...]:
+    """The conditions for the backups of a volume that a caller sees."""
+    row = models.Backup
+    mine = (row.volume_id == volume_id, row.deleted == false())
+    return mine if ctx.is_admin else (*mine, row.project_id == ctx.project_id)
+
+
+def _newest_good(
+    session: Session, volume_ids: Collection[str], *, verified: bool = False
+) -> dict[str, datetime]:
+    """Return the moment of the newest good backup of each volume that has one.
+
+    :param verified: whether every block of it must have been verified.
+    """
+    row = models.Backup
+    query = select(row.volume_id, func.max(row.data_timestamp)).where(
+        row.volume_id.in_(volume_ids), row.deleted == false(), row.status.in_(GOOD)
+    )
+    if verified:
+        query = query.where(row.fully_verified_at.is_not(None), row.verified_result == "ok")
+    return {one[0]: one[1] for one in session.execute(query.group_by(row.volume_id)) if one[1] is not None}
+
+
+def _states(session: Session, found: Sequence[models.Volume]) -> Sequence[VolumeState]:
+    ids = [row.id for row in found]
+    good, verified = _newest_good(session, ids), _newest_good(session, ids, verified=True)
+    return [
+        VolumeState(
+            row.id,
+            row.display_name,
+            row.project_id,
+            row.status,
+            row.size,
+            good.get(row.id),
+            verified.get(row.id),
+        )
+        for row in found
+    ]
+
+
+def _backup_states(session: Session, found: Sequence[models.Backup]) -> Sequence[BackupState]:
+    """Turn backups of one volume into records, with a few queries for all of them."""
+    copies: dict[str, list[tuple[str, str]]] = {}
+    copy, mark = models.BackupCopy, models.DamageMark
+    those = copy.backup_id.in_([row.id for row in found])
+    for one in session.execute(
+        select(copy.backup_id, copy.store, copy.status).where(those).order_by(copy.store)
+    ):
+        copies.setdefault(one.backup_id, []).append((one.store, one.status))
+    marked = mark.manifest_id.in_({row.manifest_id for row in found if row.manifest_id})
+    damaged = set(session.scalars(select(mark.manifest_id).where(marked).distinct()))
+    freed = _freed(session, found)
+    return [
+        BackupState(
+            id=row.id,
+            name=row.display_name,
+            project_id=row.project_id,
+            status=row.status,
+            fail_reason=row.fail_reason,
+            is_incremental=row.is_incremental,
+            size=row.size,
+            moment=row.data_timestamp or row.created_at,
+            new=row.stored_bytes,
+            shared=max(row.referenced_bytes - row.stored_bytes, 0),
+            frees=freed.get(row.id),
+            damaged=row.manifest_id in damaged,
+            verified_at=row.verified_at,
+            verified_how=row.verified_how,
+            verified_result=row.verified_result,
+            store=row.store,
+            copies=copies.get(row.id, ()),
+        )
+        for row in found
+    ]
+
+
+def _freed(session: Session, found: Sequence[models.Backup]) -> dict[str, Freed]:
+    """Say what the deletion of each of some backups frees in its store, as far as the lineage tells.
+
+    Nobody but its descendants names what a backup put itself, and its base names all that it shares, while
+    that is the base that it was made with.  So the lineage tells all of a backup without descendants, and
+    the bounds of others.
+    """
+    node, backup = models.Manifest, models.Backup
+    manifest_ids = {row.manifest_id for row in found if row.manifest_id}
+    columns = (node.id, node.base_id, node.state, node.detached, node.installation_id)
+    nodes = {one.id: one for one in session.execute(select(*columns).where(node.id.in_(manifest_ids)))}
+    bases = {one.base_id for one in nodes.values() if one.base_id}
+    live = set(session.scalars(select(node.id).where(node.id.in_(bases), node.state == lifecycle.LIVE)))
+    below = select(node.base_id).where(node.base_id.in_(manifest_ids), node.in_tree == true()).distinct()
+    with_children = set(session.scalars(below))
+    those = select(backup.manifest_id).where(backup.manifest_id.in_(manifest_ids), backup.deleted == false())
+    named = Counter(session.scalars(those))
+    parents = {row.parent_id for row in found if row.parent_id}
+    made_with = _pairs(session, backup.id, backup.manifest_id, parents)
+    ours = installation_id(session)
+    freed = {}
+    for row in found:
+        its = nodes.get(row.manifest_id or "")
+        if its is None or its.state != lifecycle.LIVE or its.detached or its.installation_id != ours:
+            continue
+        if named[its.id] > 1:
+            freed[row.id] = Freed(0, 0)
+            continue
+        based = its.base_id in live and made_with.get(row.parent_id or "") == its.base_id
+        most = row.stored_bytes if based else max(row.referenced_bytes, row.stored_bytes)
+        least = 0 if its.id in with_children else row.stored_bytes if its.base_id else most
+        freed[row.id] = Freed(least, most)
+    return freed
 
 
 def _operations(session: Session, conf: cfg.ConfigOpts, found: Sequence[models.Task]) -> Sequence[Operation]:

@@ -21,7 +21,7 @@ if lacks := browsers.missing():
 
 pytestmark = pytest.mark.server
 
-PAGES = ("now",)
+PAGES = ("now", "volumes")
 AXE = (Path(__file__).parent / "axe-4.14.1.min.js").read_text()
 
 
@@ -92,13 +92,68 @@ def _violations(page: Any) -> list[str]:
     ]
 
 
+def test_a_backup_and_its_restore_are_clicked_through(desk: Desk, volumes: dict[str, str]) -> None:
+    """On a real service, from the list of volumes to the bytes of the restored one."""
+    client = desk.service.client()
+    source = client.volume_path(volumes["mail"])
+    data = os.urandom(3 << 20)
+    with open(source, "r+b") as file:
+        file.write(data)
+    with desk.page() as page:
+        page.get_by_role("link", name="Volumes").click()
+        page.get_by_role("link", name="mail").click()
+        for name in ("monday", "tuesday"):
+            page.get_by_label("Name of the backup").fill(name)
+            page.get_by_role("button", name="Back up").click()
+            page.get_by_role("rowheader", name=name).wait_for()
+            (made,) = (
+                one["id"] for one in client.expect(200, "GET", "/backups")["backups"] if one["name"] == name
+            )
+            client.wait_status("backup", made, "available")
+            page.reload()
+        assert page.get_by_role("img", name="Time line of 2 backups").is_visible()
+        row = page.get_by_role("row", name="tuesday")
+        assert "incremental" in row.inner_text()
+        desk.picture(page, "volume")
+        row.get_by_role("link", name="Restore tuesday").click()
+        desk.picture(page, "restore")
+        page.get_by_label("Its name").fill("mail as it was")
+        page.get_by_role("button", name="Restore").click()
+        page.get_by_role("heading", name="mail as it was").wait_for()
+        restored = page.url.rpartition("/")[2]
+        client.wait_status("volume", restored, "available")
+        with open(client.volume_path(restored), "rb") as file:
+            assert file.read(len(data)) == data
+        page.get_by_role("link", name="Volumes").click()
+        desk.picture(page, "volumes")
+        page.get_by_role("link", name="mail", exact=True).click()
+        page.get_by_role("link", name="Delete monday").click()
+        page.get_by_role("button", name="Delete it").click()
+        client.wait_status("backup", made, "available")
+        page.get_by_role("rowheader", name="tuesday").wait_for()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_everybody_can_use_every_page(desk: Desk, volumes: dict[str, str], scheme: str) -> None:
     # The pages' own policy would let in no script of a test.
     with desk.page(color_scheme=scheme, bypass_csp=True) as page:
-        for name in PAGES:
+        for name in (*PAGES, f"volumes/{volumes['mail']}"):
             page.goto(f"{desk.base}/{name}")
             assert _violations(page) == [], name
+        for link in ("Restore", "Delete"):
+            page.get_by_role("link", name=link).first.click()
+            assert _violations(page) == [], link
+            page.go_back()
+
+
+def test_without_javascript(desk: Desk, volumes: dict[str, str]) -> None:
+    with desk.page(java_script_enabled=False) as page:
+        page.get_by_role("link", name="Volumes").click()
+        # A name that would be markup is text.
+        page.get_by_role("link", name='<b onclick="x">web').click()
+        page.get_by_role("button", name="Back up").click()
+        page.get_by_role("row", name="full").wait_for()
+        assert page.get_by_role("rowheader").count() == 1
 
 
 def test_pages_fit_a_phone(desk: Desk, volumes: dict[str, str]) -> None:
