@@ -12,6 +12,7 @@ from benchmarks import (
     changed,
     changed_rbd,
     cinder,
+    console,
     encryption,
     fragmented,
     listing,
@@ -32,6 +33,7 @@ PARTS = (
     "fragmented",
     "changed",
     "cinder",
+    "console",
     "machines",
     "memory",
     "large",
@@ -83,6 +85,8 @@ def main() -> int:
                 changed_rbd.run(table, directory, options.rounds)
             elif part == "cinder":
                 cinder.run(table, directory, size, options.rounds)
+            elif part == "console":
+                console.run(table, directory, min(options.rows, 100_000), options.rounds)
             elif part == "machines":
                 machines.run(table, directory, options.rounds)
             elif part == "stores":

@@ -26,7 +26,7 @@ from backupfw.api.resource import TEMPLATE
 from backupfw.api.site import Site
 from backupfw.console import files
 from backupfw.console.login import Attempts, Login, Refused
-from backupfw.console.page import USER, ConsoleSite, View, go, render
+from backupfw.console.page import USER, ConsoleSite, View, go, is_refresh, render
 from backupfw.console.sessions import Sessions, User, is_private
 from backupfw.console.views.root import RootPage
 from backupfw.manager.usecases.overview import Overview
@@ -186,8 +186,8 @@ class Console:
         if first in ("login", "logout") and not rest:
             return self._login_page(request) if first == "login" else self._logout_page(request)
         if not first:
-            return _gone(request, "now")
-        user = self._sessions.find(request, uses=request.headers.get("HX-Request") != "true")
+            return _gone(request, "health")
+        user = self._sessions.find(request, uses=not is_refresh(request))
         return self._ask_to_log_in(request) if user is None else self._page(request, user)
 
     def _page(self, request: webob.Request, user: User) -> webob.Response:
@@ -207,7 +207,7 @@ class Console:
     def _ask_to_log_in(self, request: webob.Request) -> webob.Response:
         here = request.path_info.strip("/") if request.method == "GET" else ""
         response = _gone(request, f"login?{urlencode({'next': here})}" if here else "login")
-        if request.headers.get("HX-Request") == "true":
+        if is_refresh(request):
             # htmx would put the login into the page.
             response.status = 200
             response.headers["HX-Redirect"] = response.headers.pop("Location")
@@ -246,7 +246,7 @@ class Console:
         except Refused:
             return self._login_form(request, after, "That is not right.", 403)
         self._attempts.succeeded(address)
-        response = _gone(request, after or "now")
+        response = _gone(request, after or "health")
         self._sessions.begin(request, response, user)
         return response
 

@@ -24,7 +24,12 @@ from backupfw.manager.usecases.overview import Overview
 USER = "backupfw.console.user"
 
 #: The pages of the menu: part of the path, name, and the policy's rule that shows it.
-MENU = (("now", "Now", "backup:get_all"), ("volumes", "Volumes", "volume:get_all"))
+MENU = (
+    ("health", "Health", "backup:get_all"),
+    ("now", "Now", "backup:get_all"),
+    ("volumes", "Volumes", "volume:get_all"),
+    ("messages", "Messages", "message:get_all"),
+)
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,16 @@ class Page(Resource):
         )
 
 
+def is_refresh(request: webob.Request) -> bool:
+    """Whether a page asks for its own changing part: not its user, but htmx."""
+    return bool(request.headers.get("HX-Request") == "true")
+
+
+def number(text: str | None) -> int:
+    """Return a number of a query; 0: it is none."""
+    return int(text) if text and text.isascii() and text.isdigit() and len(text) < 10 else 0
+
+
 def go(request: webob.Request, response: webob.Response, where: str) -> None:
     """Send a browser to a page of the console: the address always begins with the console's own."""
     response.status = 303
@@ -111,7 +126,7 @@ def render(request: webob.Request, view: View, allows: Callable[[str], bool]) ->
         "shown": shown,
     }
     template: Any = _templates().get_template(f"{view.template}.mako")
-    if view.fragment is not None and request.headers.get("HX-Request") == "true":
+    if view.fragment is not None and is_refresh(request):
         template = template.get_def(view.fragment)
     text: str = template.render(**common, **view)
     return text

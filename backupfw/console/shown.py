@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from urllib.parse import urlencode
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from backupfw.amounts import human_size
 from backupfw.manager.usecases.overview import Freed
@@ -39,9 +39,8 @@ def sized(count: int | None) -> Markup:
     """Return bytes for people, with the exact number as the title."""
     if count is None:
         return Markup("-")
-    return Markup('<span title="{} bytes">{}</span>').format(
-        f"{count:,}".replace(",", " "), human_size(count)
-    )
+    exact = f"{count:,}".replace(",", " ")
+    return Markup(f'<span title="{exact} bytes">{human_size(count)}</span>')  # noqa: S704  (no text of anybody)
 
 
 def span(seconds: float) -> str:
@@ -61,6 +60,11 @@ def moment(when: datetime) -> str:
     return f"{when:%Y-%m-%d %H:%M} UTC"
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a number with what it counts."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def query(**values: str) -> str:
     """Return values as the query of an address."""
     return urlencode({name: value for name, value in values.items() if value})
@@ -75,7 +79,7 @@ def since(moment: datetime | None, now: datetime) -> Markup:
     words = (
         "just now" if abs(seconds) < 1 else f"{_one(seconds)} ago" if seconds > 0 else f"in {_one(-seconds)}"
     )
-    return Markup('<time datetime="{}" title="{}">{}</time>').format(exact, exact, words)
+    return Markup(f'<time datetime="{exact}" title="{exact}">{words}</time>')  # noqa: S704  (likewise)
 
 
 def _one(seconds: float) -> str:
@@ -88,13 +92,14 @@ def freed(found: Freed | None) -> Markup:
         return Markup("not known here")
     if found.least == found.most:
         return sized(found.most)
-    bound = Markup("at most {}").format(sized(found.most))
-    return bound if not found.least else Markup("{} to {}").format(sized(found.least), sized(found.most))
+    beginning = sized(found.least) + " to " if found.least else Markup("at most ")
+    return beginning + sized(found.most)
 
 
 def state(word: str) -> Markup:
     """Return a status as a word with a colour."""
-    return Markup('<span class="state {}">{}</span>').format(_MEANINGS.get(word, "calm"), word)
+    kind = _MEANINGS.get(word, "calm")
+    return Markup(f'<span class="state {kind}">{escape(word)}</span>')  # noqa: S704  (escaped)
 
 
 def named(name: str | None, resource_id: str | None) -> str:
@@ -126,3 +131,5 @@ REASONS = {
     "waiting-for-retry": "the last attempt failed; the next one comes later",
     "waiting-for-store": "the store does not answer",
 }
+#: Spans of some days, by their number.
+DAYS = {1: "day", 7: "week", 30: "month"}

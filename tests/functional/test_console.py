@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import webob
-from sqlalchemy import insert, select, update
+from sqlalchemy import delete, insert, select, update
 from webtest import TestApp, TestResponse
 
 from backupfw import console
@@ -24,12 +24,13 @@ from backupfw.console.login import Attempts, Field, Refused, TokenLogin, new_tok
 from backupfw.console.sessions import Sessions, User
 from backupfw.db import models
 from backupfw.db.session import now
+from backupfw.manager.queue.services import BACKUP_BINARY
 from backupfw.manager.usecases import sessions
 from backupfw.manager.usecases.overview import BackupState, Freed, Overview
 from tests.functional.cloud import NOBODY, Cloud
 
 #: Every page that lists something.
-PAGES = ("now", "volumes")
+PAGES = ("health", "now", "volumes", "messages")
 #: A volume that :func:`fill` makes, which has all its backups.
 VOLUME = "00000000-0000-4000-8000-000000000000"
 #: Names that users gave: markup, quotes, text from right to left, and much too long.
@@ -270,6 +271,19 @@ def test_a_volume_is_backed_up_restored_and_its_backup_deleted(cloud: Cloud) -> 
     assert not cloud.managers.backups.list(_admin()).items
 
 
+def test_older_backups_are_on_further_pages(full: Cloud) -> None:
+    browser = Browser(made(full), "alice:demo:reader")
+    page = browser.get(f"volumes/{VOLUME}")
+    assert "1 to 50 of 1000." in page.text
+    older = _checked(page.click("Older"))
+    assert "51 to 100 of 1000." in older.text
+    ids = re.findall('id="backup-([0-9a-f-]+)"', page.text + older.text)
+    assert len(set(ids)) == 100
+    assert "Older" not in browser.get(f"volumes/{VOLUME}?from=950").text
+    for wrong in ("-1", "x", "1" * 30, "%D9%A3"):
+        assert "1 to 50 of" in browser.get(f"volumes/{VOLUME}?from={wrong}").text
+
+
 def test_a_volume_that_is_gone_is_found_by_its_backups(cloud: Cloud) -> None:
     volume = cloud.volume(name="mail")
     backup = cloud.backup(volume)
@@ -289,6 +303,98 @@ def test_an_administrator_acts_in_the_project_of_what_he_changes(cloud: Cloud) -
     page.forms[1].submit(headers=SAME, status=303)
     (backup,) = cloud.managers.backups.list(_admin(), all_tenants=True).items
     assert backup.project_id == "theirs"
+
+
+def test_health(cloud: Cloud) -> None:
+    """Green means that nobody needs to look at anything."""
+    volume = cloud.volume(name="mail")
+    app = made(cloud)
+    user, admin = Browser(app, "alice:demo:reader"), Browser(app, "root:demo:admin")
+    text = user.get("health").text
+    assert "Everything is backed up." in text, "a new volume may wait for its first night"
+    assert "1 younger than that and without one yet" in text
+    assert "No worker has ever reported itself." in admin.get("health").text
+    assert "Workers" not in user.get("health").text
+    cloud.start_worker()
+    with cloud.db.write() as session:
+        long_ago = now(session) - timedelta(days=3)
+        session.execute(update(models.Volume).values(created_at=long_ago))
+    text = user.get("health").text
+    assert "1 volume of 1 without a good backup" in text
+    assert f'href="/console/volumes/{volume}"' in text
+    assert "Everything is backed up." in user.get("health?days=7").text
+    backup = cloud.backup(volume)
+    assert "Everything is backed up." in user.get("health").text
+    with cloud.db.write() as session:
+        row = session.get_one(models.Backup, backup)
+        row.data_timestamp = now(session) - timedelta(days=1, hours=1)
+    assert "Everything is backed up." in user.get("health").text, "it is late, but not too late"
+    with cloud.db.write() as session:
+        session.get_one(models.Backup, backup).data_timestamp = now(session) - timedelta(days=1, hours=3)
+    assert "1 volume of 1 without" in user.get("health").text
+    # A backup that failed, and one that is damaged.
+    backup = cloud.backup(volume)
+    with cloud.db.write() as session:
+        row = session.get_one(models.Backup, backup)
+        session.add(
+            models.DamagedObject(
+                digest="0" * 64, store="main", container="c", key="k", reason="gone", found_at=now(session)
+            )
+        )
+        session.flush()
+        session.add(models.DamageMark(manifest_id=row.manifest_id, digest="0" * 64))
+    text = user.get("health").text
+    assert "Damaged" in text
+    assert "1 volume of 1 without" in text, "a damaged backup is no good one"
+    with cloud.db.write() as session:
+        session.execute(delete(models.DamageMark))
+    cloud.set_status(models.Backup, cloud.backup(volume), "error")
+    text = user.get("health").text
+    assert "Failed within a day" in text
+    assert "Everything" not in text
+    cloud.set_status(models.Backup, backup, "available")
+
+
+def test_health_of_workers_stores_and_quotas(cloud: Cloud) -> None:
+    app = made(cloud)
+    admin = Browser(app, "root:demo:admin")
+    cloud.start_worker()
+    text = admin.get("health").text
+    # The worker reaches one of the two stores.
+    assert "host1" in text
+    assert text.count("reached by no worker") == 1
+    both = {"main": "x", "offsite": "x"}
+    cloud.managers.services.heartbeat("host1", BACKUP_BINARY, "nova", both)
+    assert "Everything is backed up." in admin.get("health").text
+    cloud.client().post("/backups", {"backup": {"volume_id": cloud.volume()}})
+    with cloud.db.write() as session:
+        session.execute(update(models.Task).values(store_down=True))
+    assert "does not answer" in admin.get("health").text
+    cloud.settle()
+    with cloud.db.write() as session:
+        session.execute(update(models.Service).values(reported_at=now(session) - timedelta(hours=1)))
+    assert "Everything" not in admin.get("health").text
+    cloud.managers.quota.update("demo", {"backups": 1})
+    text = Browser(app, "alice:demo:member").get("health").text
+    assert "backups: 1 of 1" in text
+
+
+def test_messages_are_read_page_by_page_and_deleted(full: Cloud) -> None:
+    app = made(full)
+    browser = Browser(app, "alice:demo:member")
+    first = browser.get("messages")
+    second = _checked(first.click("More"))
+    assert len(re.findall("/delete", second.text)) == 50
+    assert not set(re.findall("messages/[0-9a-f-]{36}", first.text)) & set(
+        re.findall("messages/[0-9a-f-]{36}/delete", second.text)
+    )
+    reader = Browser(app, "eve:demo:reader")
+    assert "/delete" not in reader.get("messages").text
+    (one,) = full.managers.messages.list(_admin(), limit=1).items
+    reader.post(f"messages/{one.id}/delete", status=403)
+    Browser(app, "bob:other:member").post(f"messages/{one.id}/delete", status=404)
+    browser.post(f"messages/{one.id}/delete")
+    browser.post(f"messages/{one.id}/delete", status=404)
 
 
 def _lineage(cloud: Cloud, *edges: tuple[int | None, str]) -> list[str]:
@@ -334,7 +440,7 @@ def test_the_time_line_is_to_scale() -> None:
 
     def state(day: int, new: int, shared: int) -> BackupState:
         return BackupState(
-            id=str(day), name=None, project_id="demo", status="available", fail_reason=None,
+            id=str(day), name=None, project_id="demo", volume_id=VOLUME, status="available", fail_reason=None,
             is_incremental=False, size=1, moment=datetime(2026, 1, day), new=new, shared=shared, frees=None,
             damaged=False, verified_at=None, verified_how=None, verified_result=None, store=None, copies=(),
         )  # fmt: skip

@@ -124,7 +124,7 @@ def test_the_console_asks_keystone(world: World, backup: str) -> None:
     )
     answer = browser.post(f"{base}/login", {**form, "password": member.password})
     assert answer.status_code == 200
-    assert answer.url == f"{base}/now"
+    assert answer.url == f"{base}/health"
     assert member.name in answer.text
     assert member.password not in answer.text
     # What it may do is the roles' to say.

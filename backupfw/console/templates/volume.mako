@@ -87,8 +87,12 @@ ${shown.since(one.verified_at, now)}<small>${shown.state(one.verified_result)}${
 </tr>
 % endfor
 </tbody></table></div>
-% if total > len(backups):
-<p><small>The newest ${len(backups)} of ${total}.</small></p>
+% if place[2] > len(backups):
+<p><small>${place[0]} to ${place[1]} of ${place[2]}.</small>
+% if place[1] < place[2]:
+<a href="${base}/volumes/${volume.id}?from=${place[1]}">Older</a>
+% endif
+</p>
 % endif
 <p><small>Verify a backup with <code>backupfw backup verify ID</code>, all of this volume with <code>backupfw backup verify --volume ${volume.id}</code>.</small></p>
 % endif

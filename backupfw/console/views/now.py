@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from backupfw.api.request import Request, Response, expose
-from backupfw.console.page import Page, View, go
+from backupfw.console.page import Page, View, go, is_refresh
 from backupfw.manager.rows import Backup
 
 #: How many failures are shown.
@@ -44,11 +44,10 @@ class NowPage(Page):
         may_cancel = {
             one.project_id: self.allows(req, "backup:cancel", one.project_id) for one in work.operations
         }
-        failures = (
-            self.site.managers.messages.list(req.context, all_tenants=everywhere, limit=FAILURES).items
-            if self.allows(req, "message:get_all")
-            else None
-        )
+        failures = None
+        if self.allows(req, "message:get_all") and not is_refresh(req):
+            listed = self.site.managers.messages.list
+            failures = listed(req.context, all_tenants=everywhere, limit=FAILURES).items
         return View(
             "now",
             "changing",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from backupfw.console.page import Page
+from backupfw.console.views.health import HealthPage
+from backupfw.console.views.messages import MessagesPage
 from backupfw.console.views.now import NowPage
 from backupfw.console.views.volumes import VolumesPage
 
@@ -10,4 +12,9 @@ from backupfw.console.views.volumes import VolumesPage
 class RootPage(Page):
     """``/console/``."""
 
-    children = {"now": NowPage, "volumes": VolumesPage}
+    children = {
+        "health": HealthPage,
+        "messages": MessagesPage,
+        "now": NowPage,
+        "volumes": VolumesPage,
+    }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from backupfw.api.request import Request, Response, expose
 from backupfw.console import timeline
-from backupfw.console.page import Page, View, go
+from backupfw.console.page import Page, View, go, number
 from backupfw.console.views.backup import BackupPage
 from backupfw.manager.usecases.overview import VolumeState
 
@@ -26,12 +26,12 @@ class VolumePage(Page):
     @expose("GET", rule="backup:get_all")
     def show(self, req: Request, resp: Response) -> View:
         """Show its backups."""
-        backups, total = self.site.overview.time_line(req.context, self.volume.id)
-        now = self.site.overview.moment()
-        project = self.volume.project_id
+        offset = number(req.query.get("from"))
+        backups, total = self.site.overview.time_line(req.context, self.volume.id, offset=offset)
+        now, project = self.site.overview.moment(), self.volume.project_id
         may = {one: self.allows(req, f"backup:{one}", project) for one in ("create", "restore", "delete")}
-        line = timeline.drawn(backups, now)
-        return View("volume", volume=self.volume, backups=backups, total=total, line=line, now=now, may=may)
+        line, place = timeline.drawn(backups, now), (offset + 1, offset + len(backups), total)
+        return View("volume", volume=self.volume, line=line, backups=backups, place=place, now=now, may=may)
 
     @expose("POST", "backup", rule="backup:create")
     def backup(self, req: Request, resp: Response) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import ColumnElement, and_, func, not_, or_, select
 from sqlalchemy.orm import Session
@@ -48,12 +48,15 @@ def why(session: Session, conf: cfg.ConfigOpts, task: models.Task, limits: Limit
 
 
 def reasons(
-    session: Session, conf: cfg.ConfigOpts, found: Sequence[models.Task], limits: Limits
+    session: Session, conf: cfg.ConfigOpts, found: Sequence[Any], limits: Limits
 ) -> dict[int, str | None]:
-    """Return what :func:`why` says of each of some tasks, with a few statements for all of them."""
+    """Return what :func:`why` says of each of some tasks, with a few statements for all of them.
+
+    :param found: rows of tasks, or tuples with their columns.
+    """
     row, moment = models.Task, now(session)
     said: dict[int, str | None] = {}
-    waiting: dict[int, models.Task] = {}
+    waiting: dict[int, Any] = {}
     for task in found:
         if task.state == claims.RUNNING and task.lease_until is not None and task.lease_until > moment:
             said[task.id] = None

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import ColumnElement, case, false, func, select, true
+from sqlalchemy import ColumnElement, case, exists, false, func, or_, select, true
 from sqlalchemy.orm import Session
 
 from backupfw.db import models, queries
@@ -19,9 +19,9 @@ from backupfw.db.installation import installation_id
 from backupfw.db.session import now
 from backupfw.errors import VolumeNotFound
 from backupfw.manager.lineage import lifecycle
-from backupfw.manager.queue import claims, requirements, tasks, waiting
+from backupfw.manager.queue import claims, requirements, services, tasks, waiting
 from backupfw.manager.queue.claims import Limits
-from backupfw.manager.rules import volume_rules
+from backupfw.manager.rules import quota, volume_rules
 
 if TYPE_CHECKING:
     from oslo_config import cfg
@@ -34,10 +34,22 @@ _OF_BACKUPS = (tasks.BACKUP_CREATE, tasks.BACKUP_IMPORT, tasks.BACKUP_RESTORE, t
 #: Kinds whose resource is a volume.
 _OF_VOLUMES = (tasks.VOLUME_CREATE, tasks.VOLUME_DELETE, tasks.VOLUME_EXTEND, tasks.VOLUME_TIDY)
 _OF_SNAPSHOTS = (tasks.SNAPSHOT_CREATE, tasks.SNAPSHOT_DELETE)
+#: How many of each kind of trouble are shown.
+SHOWN = 25
 #: Statuses of a backup that can be restored.
 GOOD = (lifecycle.AVAILABLE, lifecycle.RESTORING)
 #: Kinds that their users may cancel.
 _CANCELLABLE = (tasks.BACKUP_CREATE, tasks.BACKUP_IMPORT, tasks.BACKUP_RESTORE)
+
+
+_row = models.Task
+#: What is read of tasks.
+_TASK = (
+    *(_row.id, _row.kind, _row.resource_id, _row.source_id, _row.project_id, _row.payload, _row.state),
+    *(_row.cancel, _row.owner, _row.attempt, _row.lease_until, _row.not_before, _row.fail_reason),
+    *(_row.zone, _row.store, _row.from_store, _row.volume_host, _row.backend, _row.store_down),
+    *(_row.progress_done, _row.progress_total, _row.progress_rate, _row.created_at),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +148,7 @@ class BackupState:
     id: str
     name: str | None
     project_id: str
+    volume_id: str
     status: str
     fail_reason: str | None
     is_incremental: bool
@@ -150,6 +163,55 @@ class BackupState:
     verified_result: str | None
     store: str | None
     copies: Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class StoreState:
+    """A store, as workers see it.
+
+    :ivar workers: how many live, enabled services reach it.
+    :ivar down: how many tasks wait because it does not answer.
+    """
+
+    name: str
+    workers: int
+    down: int
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """Whether everything is backed up, and if not, what is not.
+
+    :ivar volumes: how many volumes there are.
+    :ivar new: how many of them are younger than that, and have no good backup yet.
+    :ivar stale: the first volumes that had no good backup for too long; none that is younger than that.
+    :ivar stale_count: how many there are.
+    :ivar failed: the newest backups of the last day that failed.
+    :ivar damaged: the first backups that name an object which is missing or wrong.
+    :ivar services: the workers; ``stores``: what they reach.  None: the caller may not see them.
+    :ivar quotas: resource, use and limit of what the caller's project has nearly used up.
+    :ivar moment: of the database's clock, naive UTC.
+    """
+
+    volumes: int
+    new: int
+    stale: Sequence[VolumeState]
+    stale_count: int
+    failed: Sequence[BackupState]
+    damaged: Sequence[BackupState]
+    services: Sequence[services.Service] | None
+    stores: Sequence[StoreState] | None
+    quotas: Sequence[tuple[str, int, int]]
+    moment: datetime
+
+    @property
+    def is_good(self) -> bool:
+        """Whether nobody needs to look at anything."""
+        workers = self.services is None or (
+            any(one.up and not one.disabled for one in self.services) and all(one.up for one in self.services)
+        )
+        stores = all(one.workers and not one.down for one in self.stores or ())
+        return workers and stores and not (self.stale or self.failed or self.damaged or self.quotas)
 
 
 class Overview:
@@ -172,11 +234,9 @@ class Overview:
             states = session.execute(select(row.state, func.count()).where(mine).group_by(row.state))
             counts: dict[str, int] = {one[0]: one[1] for one in states}
             first = case((row.state == claims.RUNNING, 0), else_=1)
-            found = list(
-                session.scalars(
-                    select(row).where(mine).order_by(first, row.queue_position, row.id).limit(limit)
-                )
-            )
+            # Tuples: mapped objects would take most of the time of a refresh.
+            wanted = select(*_TASK).where(mine).order_by(first, row.queue_position, row.id).limit(limit)
+            found = session.execute(wanted).all()
             operations = _operations(session, self._conf, found)
             moment = now(session)
         return Work(operations, counts.get(claims.RUNNING, 0), counts.get(claims.QUEUED, 0), moment)
@@ -231,18 +291,20 @@ class Overview:
             )
 
     def time_line(
-        self, ctx: RequestContext, volume_id: str, limit: int = 100
+        self, ctx: RequestContext, volume_id: str, *, limit: int = 50, offset: int = 0
     ) -> tuple[Sequence[BackupState], int]:
-        """Return the newest backups of a volume, the newest first, and how many there are.
+        """Return some backups of a volume, the newest first, and how many there are.
 
-        :param limit: of the backups returned.
+        :param offset: how many newer ones to skip.
         """
         row = models.Backup
         mine = _of_volume(ctx, volume_id)
+        # By an expression: else SQLite walks through all backups in the order of another index.
+        moment = func.coalesce(row.data_timestamp, row.created_at)
         with self._db.read() as session:
-            total = session.scalar(select(func.count()).select_from(row).where(*mine)) or 0
-            newest = row.created_at.desc(), row.id.desc()
-            found = session.scalars(select(row).where(*mine).order_by(*newest).limit(limit)).all()
+            total = _count(session, row, mine)
+            newest = select(row).where(*mine).order_by(moment.desc(), row.id.desc())
+            found = session.scalars(newest.limit(limit).offset(offset)).all()
             return _backup_states(session, found), total
 
     def frees(self, ctx: RequestContext, backup_id: str) -> Freed | None:
@@ -250,6 +312,89 @@ class Overview:
         with self._db.read() as session:
             row = volume_rules.find_backup(session, ctx, backup_id)
             return _freed(session, [row]).get(row.id)
+
+    def health(self, ctx: RequestContext, *, age: timedelta, installation: bool) -> Health:
+        """Return whether everything is backed up.
+
+        :param age: how old the newest good backup of a volume may be.
+        :param installation: whether workers and stores are wanted, too.
+        """
+        volume, backup = models.Volume, models.Backup
+        with self._db.read() as session:
+            moment = now(session)
+            living = [volume.deleted == false()]
+            mine = [backup.deleted == false()]
+            if not ctx.is_admin:
+                living.append(volume.project_id == ctx.project_id)
+                mine.append(backup.project_id == ctx.project_id)
+            without = [*living, ~_good_since(session, moment - age)]
+            stale = [*without, volume.created_at < moment - age]
+            oldest = select(volume).where(*stale).order_by(volume.created_at, volume.id).limit(SHOWN)
+            yesterday = backup.created_at > moment - timedelta(days=1)
+            failed = (
+                select(backup)
+                .where(*mine, backup.status == lifecycle.ERROR, yesterday)
+                .order_by(backup.created_at.desc(), backup.id.desc())
+                .limit(SHOWN)
+            )
+            damaged = select(backup).where(*mine, backup.manifest_id.in_(_marked())).limit(SHOWN)
+            known = services.services(session, self._conf, binary=services.BACKUP_BINARY)
+            return Health(
+                volumes=_count(session, volume, living),
+                new=_count(session, volume, [*without, volume.created_at >= moment - age]),
+                stale=_states(session, session.scalars(oldest).all()),
+                stale_count=_count(session, volume, stale),
+                failed=_backup_states(session, session.scalars(failed).all()),
+                damaged=_backup_states(session, session.scalars(damaged).all()),
+                services=known if installation else None,
+                stores=self._stores(session, known) if installation else None,
+                quotas=self._quotas(session, ctx),
+                moment=moment,
+            )
+
+    def _stores(self, session: Session, known: Sequence[services.Service]) -> Sequence[StoreState]:
+        row = models.Task
+        waiting_for = dict.fromkeys(self._conf.enabled_stores, 0)
+        query = select(row.store, func.count()).where(row.store_down == true(), row.store.is_not(None))
+        waiting_for |= {one[0]: one[1] for one in session.execute(query.group_by(row.store))}
+        able = [one for one in known if one.up and not one.disabled]
+        return [
+            StoreState(name, sum(name in one.stores for one in able), down)
+            for name, down in waiting_for.items()
+        ]
+
+    def _quotas(self, session: Session, ctx: RequestContext) -> Sequence[tuple[str, int, int]]:
+        """Return what a project has used up by nine tenths; an administrator has no project of his own."""
+        if ctx.is_admin:
+            return ()
+        limits = quota.limits_of(session, self._conf, ctx.project_id)
+        limits = {name: limits[name] for name in ("backups", "backup_gigabytes") if limits[name] > 0}
+        used = quota.usage_of(session, ctx.project_id, limits)
+        return [(name, used[name], limit) for name, limit in limits.items() if 10 * used[name] >= 9 * limit]
+
+
+def _marked() -> Any:
+    """The manifests that name a damaged object."""
+    return select(models.DamageMark.manifest_id)
+
+
+def _without_damage(session: Session) -> Sequence[ColumnElement[bool]]:
+    """The condition that a backup names no damaged object; nothing is asked where there is none at all."""
+    if session.scalar(_marked().limit(1)) is None:
+        return ()
+    row = models.Backup
+    return (or_(row.manifest_id.is_(None), row.manifest_id.not_in(_marked())),)
+
+
+def _good_since(session: Session, moment: datetime) -> ColumnElement[bool]:
+    """The condition that a volume has a good backup of a moment or later; an index answers it."""
+    row = models.Backup
+    conditions = (row.volume_id == models.Volume.id, row.deleted == false(), row.status.in_(GOOD))
+    return exists(select(row.id).where(*conditions, row.data_timestamp >= moment, *_without_damage(session)))
+
+
+def _count(session: Session, model: type[models.Base], conditions: Sequence[ColumnElement[bool]]) -> int:
+    return session.scalar(select(func.count()).select_from(model).where(*conditions)) or 0
 
 
 def _of_volume(ctx: RequestContext, volume_id: str) -> tuple[ColumnElement[bool], ...]:
@@ -262,13 +407,16 @@ def _of_volume(ctx: RequestContext, volume_id: str) -> tuple[ColumnElement[bool]
 def _newest_good(
     session: Session, volume_ids: Collection[str], *, verified: bool = False
 ) -> dict[str, datetime]:
-    """Return the moment of the newest good backup of each volume that has one.
+    """Return the moment of the newest good backup without known damage of each volume that has one.
 
     :param verified: whether every block of it must have been verified.
     """
     row = models.Backup
     query = select(row.volume_id, func.max(row.data_timestamp)).where(
-        row.volume_id.in_(volume_ids), row.deleted == false(), row.status.in_(GOOD)
+        row.volume_id.in_(volume_ids),
+        row.deleted == false(),
+        row.status.in_(GOOD),
+        *_without_damage(session),
     )
     if verified:
         query = query.where(row.fully_verified_at.is_not(None), row.verified_result == "ok")
@@ -309,6 +457,7 @@ def _backup_states(session: Session, found: Sequence[models.Backup]) -> Sequence
             id=row.id,
             name=row.display_name,
             project_id=row.project_id,
+            volume_id=row.volume_id,
             status=row.status,
             fail_reason=row.fail_reason,
             is_incremental=row.is_incremental,
@@ -363,7 +512,7 @@ def _freed(session: Session, found: Sequence[models.Backup]) -> dict[str, Freed]
     return freed
 
 
-def _operations(session: Session, conf: cfg.ConfigOpts, found: Sequence[models.Task]) -> Sequence[Operation]:
+def _operations(session: Session, conf: cfg.ConfigOpts, found: Sequence[Any]) -> Sequence[Operation]:
     """Turn tasks into records, with a few queries for all of them."""
     reasons = waiting.reasons(session, conf, found, Limits.of(conf))
     backup_of = {task.id: task.resource_id for task in found if task.kind in _OF_BACKUPS}

@@ -21,7 +21,7 @@ if lacks := browsers.missing():
 
 pytestmark = pytest.mark.server
 
-PAGES = ("now", "volumes")
+PAGES = ("health", "now", "volumes", "messages")
 AXE = (Path(__file__).parent / "axe-4.14.1.min.js").read_text()
 
 
@@ -49,7 +49,7 @@ class Desk:
         page.goto(self.base)
         page.get_by_label("Token").fill(self.token)
         page.get_by_role("button", name="Log in").click()
-        page.get_by_role("heading", name="Now", exact=True).wait_for()
+        page.get_by_role("heading", name="Health", exact=True).wait_for()
         yield page
         context.close()
         assert self.said == []
@@ -116,7 +116,6 @@ def test_a_backup_and_its_restore_are_clicked_through(desk: Desk, volumes: dict[
         assert "incremental" in row.inner_text()
         desk.picture(page, "volume")
         row.get_by_role("link", name="Restore tuesday").click()
-        desk.picture(page, "restore")
         page.get_by_label("Its name").fill("mail as it was")
         page.get_by_role("button", name="Restore").click()
         page.get_by_role("heading", name="mail as it was").wait_for()
@@ -125,7 +124,6 @@ def test_a_backup_and_its_restore_are_clicked_through(desk: Desk, volumes: dict[
         with open(client.volume_path(restored), "rb") as file:
             assert file.read(len(data)) == data
         page.get_by_role("link", name="Volumes").click()
-        desk.picture(page, "volumes")
         page.get_by_role("link", name="mail", exact=True).click()
         page.get_by_role("link", name="Delete monday").click()
         page.get_by_role("button", name="Delete it").click()
@@ -140,6 +138,7 @@ def test_everybody_can_use_every_page(desk: Desk, volumes: dict[str, str], schem
         for name in (*PAGES, f"volumes/{volumes['mail']}"):
             page.goto(f"{desk.base}/{name}")
             assert _violations(page) == [], name
+            desk.picture(page, f"{name.partition('/')[0]}-{scheme}")
         for link in ("Restore", "Delete"):
             page.get_by_role("link", name=link).first.click()
             assert _violations(page) == [], link
@@ -184,6 +183,7 @@ def test_the_keyboard_is_enough(desk: Desk, volumes: dict[str, str]) -> None:
 def test_what_changes_is_shown_without_a_click(desk: Desk, volumes: dict[str, str]) -> None:
     client = desk.service.client()
     with desk.page() as page:
+        page.goto(f"{desk.base}/now")
         page.evaluate("window.stayed = true")
         # While nothing runs, that is asked every 15 s.
         with page.expect_response(lambda answer: answer.url.endswith("/now"), timeout=30_000) as refreshed:

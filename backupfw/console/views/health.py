@@ -1,0 +1,28 @@
+"""Health: is everything backed up, and if not, what is not?"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from backupfw.api.request import Request, Response, expose
+from backupfw.console.page import Page, View
+
+#: How old the newest good backup of a volume may be, days: the choices, the first one by default.
+AGES = (1, 7, 30)
+#: What a nightly backup may be late without a warning.
+GRACE = timedelta(hours=2)
+
+
+class HealthPage(Page):
+    """``/console/health``."""
+
+    @expose("GET", rule="backup:get_all")
+    def index(self, req: Request, resp: Response) -> View:
+        """Show it; the whole is asked for again each minute."""
+        days = next((one for one in AGES if str(one) == req.query.get("days")), AGES[0])
+        health = self.site.overview.health(
+            req.context,
+            age=timedelta(days=days) + GRACE,
+            installation=self.allows(req, "volume_extension:services:index"),
+        )
+        return View("health", "changing", health=health, days=days, ages=AGES)

@@ -1,0 +1,45 @@
+"""Messages: what users were told of operations that failed."""
+
+from __future__ import annotations
+
+from backupfw.api.request import Request, Response, expose
+from backupfw.console.page import Page, View, go
+
+#: How many a page has.
+SHOWN = 50
+
+
+class MessagePage(Page):
+    """``/console/messages/{message_id}``."""
+
+    def project_of(self, req: Request) -> str:
+        """Find the message; return its project."""
+        return self.site.managers.messages.get(req.context, self.parts[0]).project_id
+
+    @expose("POST", "delete", rule="message:delete")
+    def delete(self, req: Request, resp: Response) -> None:
+        """Delete it: it has been read."""
+        self.site.managers.messages.delete(req.context, self.parts[0])
+        go(req, resp, "messages")
+
+
+class MessagesPage(Page):
+    """``/console/messages``."""
+
+    item = ("message_id", MessagePage)
+
+    @expose("GET", rule="message:get_all")
+    def index(self, req: Request, resp: Response) -> View:
+        """List them, the newest first."""
+        everywhere = bool(req.context.is_admin)
+        found = self.site.managers.messages.list(
+            req.context, all_tenants=everywhere, limit=SHOWN + 1, marker=req.query.get("marker")
+        ).items
+        return View(
+            "messages",
+            messages=found[:SHOWN],
+            more=len(found) > SHOWN,
+            everywhere=everywhere,
+            may_delete={one.project_id: self.allows(req, "message:delete", one.project_id) for one in found},
+            now=self.site.overview.moment(),
+        )

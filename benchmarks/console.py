@@ -1,0 +1,129 @@
+"""The console over many backups: what a page costs the server, and what it weighs."""
+
+from __future__ import annotations
+
+import argparse
+import http.cookies
+import re
+import statistics
+import time
+from typing import Any
+
+import webob
+
+from backupfw.cmd import database, service
+from backupfw.cmd.configure import load
+from backupfw.db.session import Database
+from benchmarks.api_world import execute
+from benchmarks.table import Table
+
+#: Backups of each volume, one a day.
+CHAIN = 100
+TASKS = 100
+#: Milliseconds at the server: of a page, and of a refresh of Now.
+AIM_PAGE, AIM_REFRESH = 50, 5
+#: Bytes of a page with all its files.
+AIM_WEIGHT = 150_000
+
+_NUMBERS = "WITH RECURSIVE numbers (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM numbers WHERE n + 1 < :rows)"
+_VOLUMES = f"""
+INSERT INTO volumes (id, project_id, status, size, length, display_name, bootable, backend, adopted,
+    keeps_points, touched, created_at, deleted)
+{_NUMBERS}
+SELECT printf('00000000-0000-4000-8000-%012d', n), 'project-' || n % 10, 'available', 10, 10737418240,
+    'volume ' || n, 0, 'local', 0, 0, 0, datetime('now', '-200 days') || '.000000', 0 FROM numbers
+"""
+_MANIFESTS = f"""
+INSERT INTO manifests (id, store, container, key, key_digest, installation_id, project_id, volume_id,
+    backup_id, base_id, in_tree, detached, copied, state, epoch, block_size, segment_size, hash_mode, touched,
+    created_at)
+{_NUMBERS}
+SELECT printf('20000000-0000-4000-8000-%012d', n), 'main', 'c', 'key/' || n, printf('%064d', n),
+    (SELECT uuid FROM installation), 'project-0', printf('00000000-0000-4000-8000-%012d', n / {CHAIN}),
+    printf('10000000-0000-4000-8000-%012d', n),
+    iif(n % {CHAIN} = 0, NULL, printf('20000000-0000-4000-8000-%012d', n - 1)),
+    1, 0, 0, 'live', 1, 65536, 268435456, 'blake3', 0, datetime('now') || '.000000' FROM numbers
+"""
+_BACKUPS = f"""
+INSERT INTO backups (id, project_id, volume_id, container, store, parent_id, is_incremental, completed,
+    status, size, length, display_name, object_count, stored_bytes, referenced_bytes, progress_done,
+    progress_total, data_timestamp, fully_verified_at, verified_at, verified_how, verified_result,
+    manifest_id, touched, created_at, deleted)
+{_NUMBERS}
+SELECT printf('10000000-0000-4000-8000-%012d', n), 'project-' || (n / {CHAIN}) % 10,
+    printf('00000000-0000-4000-8000-%012d', n / {CHAIN}), 'c', 'main',
+    printf('10000000-0000-4000-8000-%012d', n - 1), n % {CHAIN} > 0, 1, iif(n % 50 = 1, 'error', 'available'),
+    10, 10737418240, 'nightly ' || n % {CHAIN}, 5, 100000000, 5000000000, 0, 0, moment, moment, moment,
+    'full', 'ok', printf('20000000-0000-4000-8000-%012d', n), 0, moment, 0
+FROM (SELECT n, datetime('now', '-' || ({CHAIN} - n % {CHAIN}) || ' days') || '.000000' AS moment
+      FROM numbers)
+"""
+_TASKS = f"""
+INSERT INTO tasks (kind, resource_id, source_id, project_id, payload, state, cancel, progressed, owner,
+    attempt, failures, lease_until, checkpoint, store, turn, store_down, progress_done, progress_total,
+    progress_rate, touched, created_at, updated_at)
+{_NUMBERS}
+SELECT 'backup.create', printf('10000000-0000-4000-8000-%012d', n * {CHAIN}),
+    printf('00000000-0000-4000-8000-%012d', n), 'project-0', '{{}}', iif(n % 2, 'running', 'queued'), 0, 0,
+    'host1/1', 1, 0, iif(n % 2, datetime('now', '+1 day') || '.000000', NULL), 0, 'main', n, 0,
+    5000000000, 10737418240, 100000000, 0, datetime('now') || '.000000', datetime('now') || '.000000'
+FROM numbers
+"""
+
+
+def _fill(db: Database, rows: int) -> None:
+    for statement, count in (
+        (_VOLUMES, rows // CHAIN),
+        (_MANIFESTS, rows),
+        (_BACKUPS, rows),
+        (_TASKS, TASKS),
+    ):
+        execute(db.engine, statement, {"rows": count})
+    db.renew_statistics()
+
+
+def _ask(app: Any, path: str, cookie: str = "", **more: Any) -> webob.Response:
+    request = webob.Request.blank(path, base_url="http://localhost", **more)
+    request.headers.update({"Cookie": cookie, "Sec-Fetch-Site": "same-origin", "Accept-Encoding": "gzip"})
+    return request.get_response(app)
+
+
+def run(table: Table, directory: str, rows: int, rounds: int) -> None:
+    """Measure and print; the process is the API's, and the requests come without a network."""
+    table.head(
+        f"Console: {rows} backups of {rows // CHAIN} volumes on SQLite, {TASKS} tasks; ms of {rounds * 10}"
+    )
+    conf = load(argparse.Namespace(config_file=[], state_dir=directory, debug=False)).conf
+    database.prepare(conf, make=True, upgrade=True)
+    with service.api_application(conf, "token") as api:
+        _fill(api.db, rows)
+        login = _ask(api.app, "/console/login", POST={"token": "token"})
+        jar = http.cookies.SimpleCookie(login.headers["Set-Cookie"])
+        cookie = "; ".join(f"{name}={one.value}" for name, one in jar.items())
+        middle = f"volumes/00000000-0000-4000-8000-{rows // CHAIN // 2:012}"
+        for page in ("health", "now", "volumes", "volumes?name=99", middle, "messages"):
+            answer, seconds = _timed(api.app, f"/console/{page}", cookie, rounds * 10)
+            _row(table, page.partition("/")[0] + ("/ID" if "/" in page else ""), seconds, AIM_PAGE)
+            files = re.findall(r'(?:href|src)="(/console/static/[^"]+)"', answer.text)
+            weight = len(answer.body) + sum(len(_ask(api.app, path).body) for path in files)
+            table.row("  with all its files", f"{weight / 1000:.0f} kB", "150 kB", weight <= AIM_WEIGHT)
+        _, seconds = _timed(api.app, "/console/now", cookie, rounds * 10, {"HX-Request": "true"})
+        _row(table, f"refresh of now, {TASKS} tasks", seconds, AIM_REFRESH)
+
+
+def _timed(
+    app: Any, path: str, cookie: str, count: int, headers: dict[str, str] | None = None
+) -> tuple[webob.Response, list[float]]:
+    seconds = []
+    for _ in range(count):
+        begun = time.perf_counter()
+        answer = _ask(app, path, cookie, headers=headers or {})
+        seconds.append(time.perf_counter() - begun)
+        if answer.status_int != 200:
+            raise RuntimeError(f"{path}: {answer.status}")
+    return answer, seconds
+
+
+def _row(table: Table, what: str, seconds: list[float], aim: float) -> None:
+    middle, best = statistics.median(seconds) * 1000, min(seconds) * 1000
+    table.row(what, f"{middle:.1f} (best {best:.1f})", f"{aim} ms", middle <= aim)
