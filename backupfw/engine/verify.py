@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from backupfw.chunkstore.container import Container
 from backupfw.engine import objects
 from backupfw.engine.format import keys
-from backupfw.engine.format.binary import BadBytes
+from backupfw.engine.format.binary import DIGEST_BYTES, BadBytes
 from backupfw.engine.format.entries import SegmentEntry
+from backupfw.engine.format.geometry import Geometry
 from backupfw.engine.format.manifest import ManifestHead, ManifestReader
 from backupfw.engine.format.pack import TAIL_BYTES, Pack, check_tail
 from backupfw.engine.format.sealing import FindKey, Sealing, no_keys
@@ -28,6 +29,10 @@ from backupfw.errors import Damaged
 
 #: Called with the key of a damaged object and what is wrong with it; by several threads, one at a time.
 OnDamaged = Callable[[str, str], None]
+
+#: Maps of one segment that are in memory at a time, about 200 KiB each, and blocks that they have, about 150
+#: bytes each.
+MAPS_AT_ONCE, ROWS_AT_ONCE = 512, 400_000
 
 
 def run(
@@ -57,7 +62,7 @@ def run(
     :raises DataKeyMissing: a data key cannot be found; errors of the key store pass through, too.
     :raises ChunkStoreError: the store could not be read; says nothing about damage.
     """
-    damaged = _DamagedObjects(on_damaged)
+    damaged = DamagedCount(on_damaged)
     try:
         reader = ManifestReader(container, manifest_key, find_key, encrypted=encrypted)
     except Damaged as error:
@@ -65,24 +70,22 @@ def run(
         return VerifyReport(objects=1, damaged=damaged.count)
     halt = Halt(control)
     meter = Meter(control, reader.totals.data_bytes)
+    geometry = reader.head.geometry
     pool = Streams(
-        lambda: _SegmentVerifier(reader, halt, meter.add, damaged.report, quick),
-        streams,
-        halt,
+        lambda: SegmentVerifier(container, halt, meter.add, damaged.report, quick=quick), streams, halt
     )
-    seen, blocks, size = 1, 0, reader.totals.manifest_bytes
+    segments = ([NamedSegment(entry, geometry, reader.sealing)] for entry in reader.segments())
+    seen = Found(objects=1, bytes=reader.totals.manifest_bytes)
     try:
-        with contextlib.closing(pool.run(reader.segments())) as results:
+        with contextlib.closing(pool.run(segments)) as results:
             for found in results:
                 control.check()
-                seen += found.objects
-                blocks += found.blocks
-                size += found.bytes
+                seen.add(found)
     except Damaged as error:
         # Damaged objects of segments are reported where they are read; here the manifest itself is damaged.
         damaged.report(error.key, error.reason)
     meter.finish()
-    return VerifyReport(objects=seen, blocks=blocks, bytes=size, damaged=damaged.count)
+    return VerifyReport(seen.objects, seen.blocks, seen.bytes, damaged.count)
 
 
 def named(manifest_key: str, wanted: Collection[str], container: Container, control: Control) -> set[str]:
@@ -165,7 +168,7 @@ def look(
     return Look(reader.head, count, stored, referenced, report.damaged, frozenset(known))
 
 
-class _DamagedObjects:
+class DamagedCount:
     """Reports and counts damaged objects.  Thread-safe."""
 
     def __init__(self, on_damaged: OnDamaged) -> None:
@@ -180,61 +183,169 @@ class _DamagedObjects:
 
 
 @dataclass(slots=True)
-class _Found:
+class Found:
+    """What was looked at: objects, blocks that were verified, bytes that were read."""
+
     objects: int = 0
     blocks: int = 0
     bytes: int = 0
 
+    def add(self, other: Found) -> None:
+        """Add other counts."""
+        self.objects += other.objects
+        self.blocks += other.blocks
+        self.bytes += other.bytes
 
-class _SegmentVerifier:
-    """One stream.  Not thread-safe."""
+
+@dataclass(frozen=True, slots=True)
+class NamedSegment:
+    """A segment as manifests name it.
+
+    :ivar entry: what they say of it.
+    :ivar geometry: theirs.
+    :ivar sealing: how they are encrypted.
+    """
+
+    entry: SegmentEntry
+    geometry: Geometry
+    sealing: Sealing
+
+
+class _Packs:
+    """The packs of some maps of one segment, each with the blocks that the maps have in it, each block once.
+
+    What the maps of later backups have in common with those of earlier ones is verified with these.
+    """
+
+    def __init__(self) -> None:
+        self.maps = self.rows = 0
+        #: For each pack its new blocks, by map.
+        self.blocks: dict[PackInfo, list[tuple[SegmentMap, Sealing, list[int]]]] = {}
+        self._known: dict[PackInfo, dict[int, tuple[SegmentMap, int]]] = {}
+
+    @property
+    def full(self) -> bool:
+        """Whether there is so much that it is to be looked at before the next map is read."""
+        return self.maps >= MAPS_AT_ONCE or self.rows >= ROWS_AT_ONCE
+
+    def add(self, table: SegmentMap, sealing: Sealing) -> None:
+        """Take a map's blocks."""
+        counts = False
+        for info, blocks in zip(table.packs, by_pack(table), strict=True):
+            known = self._known.setdefault(info, {})
+            new = []
+            for block in blocks:
+                seen = known.get(table.offset[block])
+                if seen is None:
+                    known[table.offset[block]] = (table, block)
+                    new.append(block)
+                elif not _are_same(*seen, table, block):
+                    # At most one of the two can be right.
+                    new.append(block)
+            pack = self.blocks.setdefault(info, [])
+            if new:
+                pack.append((table, sealing, new))
+                self.rows += len(new)
+                counts = True
+        self.maps += counts
+
+
+def _are_same(one: SegmentMap, block: int, other: SegmentMap, its: int) -> bool:
+    """Return whether two maps say the same of a block that lies at one place of a pack."""
+    begin, end = block * DIGEST_BYTES, (block + 1) * DIGEST_BYTES
+    return (
+        block == its
+        and one.stored[block] == other.stored[its]
+        and one.codecs[block] == other.codecs[its]
+        and one.block_length(block) == other.block_length(its)
+        and one.digests[begin:end] == other.digests[begin:end]
+    )
+
+
+class SegmentVerifier:
+    """One stream.  Not thread-safe.
+
+    :param halt: what to ask before reading.
+    :param advance: called with the bytes of a segment's data when it is done.
+    :param on_damaged: called once per damaged object of a segment.
+    :param quick: see :func:`run`.
+    """
 
     def __init__(
         self,
-        reader: ManifestReader,
+        container: Container,
         halt: Halt,
         advance: Callable[[int], None],
         on_damaged: OnDamaged,
-        quick: bool,
+        *,
+        quick: bool = False,
     ) -> None:
-        self._geometry = reader.head.geometry
-        self._sealing = reader.sealing
-        self._container = reader.container
+        self._container = container
         self._halt = halt
         self._advance = advance
         self._on_damaged = on_damaged
         self._quick = quick
-        self._decoder = BlockDecoder(reader.sealing)
+        self._decoders: dict[str | None, BlockDecoder] = {}
+        #: Packs of the segment that are known to be damaged.
+        self._bad: set[str] = set()
 
     def close(self) -> None:
         """Nothing to give up."""
 
-    def work(self, entry: SegmentEntry) -> _Found:
-        """Look at one segment's map and packs."""
-        found = _Found()
-        self._halt.check()
-        table = self._map(entry, found)
-        groups = None if table is None or self._quick else by_pack(table)
-        for place, ref in enumerate(entry.packs):
+    def work(self, named: Sequence[NamedSegment]) -> Found:
+        """Look at the maps and packs of one segment, as one or more manifests name them.
+
+        Each map is read once.  So is each pack, unless there are more maps than :data:`MAPS_AT_ONCE` or
+        blocks than :data:`ROWS_AT_ONCE`: then it is once for each such part of them.
+        """
+        found = Found()
+        packs = _Packs()
+        self._bad.clear()
+        read: set[str] = set()
+        # Packs of maps that cannot be read, or need not be read whole: key to size.
+        ends: dict[str, int] = {}
+        for one in named:
             self._halt.check()
-            key = keys.pack_key(ref.origin, entry.index, ref.number)
-            found.objects += 1
-            try:
-                if table is None or groups is None:
-                    self._tail(key, ref.size, found)
-                else:
-                    self._pack(table, table.packs[place], groups[place], found)
-            except BadBytes as error:
-                self._on_damaged(key, str(error))
-            except Damaged as error:
-                self._on_damaged(error.key, error.reason)
-        self._advance(entry.data_bytes)
+            table = self._map(one, found)
+            if table is None or self._quick:
+                sizes = (ref.size for ref in one.entry.packs)
+                ends.update(zip(one.entry.pack_keys(), sizes, strict=True))
+                continue
+            packs.add(table, one.sealing)
+            if packs.full:
+                self._read(packs, read, found)
+                packs = _Packs()
+        self._read(packs, read, found)
+        for key, size in ends.items():
+            if key not in read:
+                self._look(key, found, lambda key=key, size=size: self._tail(key, size, found))  # type: ignore[misc]
+        self._advance(max(one.entry.data_bytes for one in named))
         return found
 
-    def _map(self, entry: SegmentEntry, found: _Found) -> SegmentMap | None:
+    def _read(self, packs: _Packs, read: set[str], found: Found) -> None:
+        for info, maps in packs.blocks.items():
+            if info.key in self._bad:
+                continue
+            self._look(info.key, found, lambda info=info, maps=maps: self._pack(info, maps, found))  # type: ignore[misc]
+            read.add(info.key)
+
+    def _look(self, key: str, found: Found, read: Callable[[], None]) -> None:
+        self._halt.check()
         found.objects += 1
         try:
-            table = read_map(self._container, entry, self._geometry, self._sealing)
+            read()
+        except BadBytes as error:
+            self._bad.add(key)
+            self._on_damaged(key, str(error))
+        except Damaged as error:
+            self._bad.add(key)
+            self._on_damaged(error.key, error.reason)
+
+    def _map(self, one: NamedSegment, found: Found) -> SegmentMap | None:
+        found.objects += 1
+        entry = one.entry
+        try:
+            table = read_map(self._container, entry, one.geometry, one.sealing)
         except Damaged as error:
             self._on_damaged(error.key, error.reason)
             return None
@@ -244,7 +355,7 @@ class _SegmentVerifier:
             return None
         return table
 
-    def _tail(self, key: str, size: int, found: _Found) -> None:
+    def _tail(self, key: str, size: int, found: Found) -> None:
         """Read a pack's end only: it tells whether the pack is there as a whole."""
 
         def check(tail: bytes) -> None:
@@ -253,16 +364,22 @@ class _SegmentVerifier:
 
         objects.read_checked(self._container, key, max(0, size - TAIL_BYTES), TAIL_BYTES, check)
 
-    def _pack(self, table: SegmentMap, info: PackInfo, blocks: list[int], found: _Found) -> None:
-        """Read a pack as a whole; check its footer against the map, and every block the map has in it."""
+    def _pack(self, info: PackInfo, maps: list[tuple[SegmentMap, Sealing, list[int]]], found: Found) -> None:
+        """Read a pack as a whole; check its footer against the maps, and every block they have in it."""
 
         def check(data: bytes) -> None:
             found.bytes += len(data)
-            check_pack(table, info, blocks, data, self._sealing, self._decoder)
+            for table, sealing, blocks in maps:
+                check_pack(table, info, blocks, data, sealing, self._decoder(sealing))
 
         # A range, so that the entry bounds the memory whatever the object has become.
         objects.read_checked(self._container, info.key, 0, max(1, info.size), check)
-        found.blocks += len(blocks)
+        found.blocks += sum(len(blocks) for *_, blocks in maps)
+
+    def _decoder(self, sealing: Sealing) -> BlockDecoder:
+        if sealing.mac_id not in self._decoders:
+            self._decoders[sealing.mac_id] = BlockDecoder(sealing)
+        return self._decoders[sealing.mac_id]
 
 
 def check_pack(
