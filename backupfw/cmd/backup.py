@@ -495,7 +495,7 @@ def record(conf: ConfigOpts, db: Database, backup_id: str) -> Mapping[str, Any]:
         if row.manifest_id is None
         else [database.plain(one) for one in BackupTasks(db, conf).damaged_objects.of(row.manifest_id)],
         **_manifest(db, row.manifest_id),
-        "copies": [_copy(one) for one in manager.copies(base.operator(), backup_id)],
+        "copies": [_copy(db, one) for one in manager.copies(base.operator(), backup_id)],
         "holdings": None if row.manifest_id is None else _holdings(conf, db, row.id, row.manifest_id),
     }
     # What the backup stored when it was made is not what it holds now.
@@ -503,9 +503,15 @@ def record(conf: ConfigOpts, db: Database, backup_id: str) -> Mapping[str, Any]:
     return dict(sorted(known.items()))
 
 
-def _copy(copy: BackupCopy) -> dict[str, Any]:
+def _copy(db: Database, copy: BackupCopy) -> dict[str, Any]:
+    from backupfw.cmd import database
+    from backupfw.db import models
+
     found = usecases.described(copy)
-    return {name: found[name] for name in _COPY_COLUMNS}
+    with db.read() as session:
+        manifest = session.get(models.Manifest, copy.manifest_id) if copy.manifest_id else None
+        proof = None if manifest is None else manifest.fully_verified_at
+    return {**{name: found[name] for name in _COPY_COLUMNS}, "fully_verified_at": database.plain(proof)}
 
 
 def _manifest(db: Database, manifest_id: str | None) -> dict[str, Any]:

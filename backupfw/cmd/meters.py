@@ -24,7 +24,7 @@ from sqlalchemy import func, not_, select, type_coerce
 
 from backupfw.api.resource import TEMPLATE
 from backupfw.chunkstore.errors import ChunkStoreError
-from backupfw.db.models import Backup, Manifest, Task, Volume
+from backupfw.db.models import Backup, DamagedObject, Manifest, Task, Volume
 from backupfw.db.session import Database, now
 from backupfw.engine.ports import BackupResult
 from backupfw.manager.lineage import lifecycle
@@ -275,7 +275,7 @@ class _HealthCollector(_DatabaseCollector):
     """What verifications recorded."""
 
     def _figures(self) -> Iterator[Metric]:
-        age, never, damaged = self._read()
+        age, never, damaged, stores = self._read()
         yield GaugeMetricFamily(
             "backupfw_oldest_verification_age_seconds",
             "Since the oldest of the backups' last full verifications, or a backup's creation if it had none",
@@ -287,8 +287,21 @@ class _HealthCollector(_DatabaseCollector):
         yield GaugeMetricFamily(
             "backupfw_damaged_backups", "Backups that name objects known to be damaged", value=damaged
         )
+        oldest = GaugeMetricFamily(
+            "backupfw_oldest_proof_age_seconds",
+            "Since the oldest proof of what is in a store: its last full verification, or its creation",
+            labels=("store",),
+        )
+        objects = GaugeMetricFamily(
+            "backupfw_damaged_objects", "Objects that are known to be damaged", labels=("store",)
+        )
+        for store, (seconds, count) in sorted(stores.items()):
+            oldest.add_metric((store,), seconds)
+            objects.add_metric((store,), count)
+        yield oldest
+        yield objects
 
-    def _read(self) -> tuple[float, int, int]:
+    def _read(self) -> tuple[float, int, int, dict[str, tuple[float, int]]]:
         since = func.coalesce(Backup.fully_verified_at, Backup.created_at)
         kept = (
             select(func.count(), func.count(Backup.fully_verified_at), func.min(since))
@@ -300,6 +313,21 @@ class _HealthCollector(_DatabaseCollector):
             damaged = session.scalar(
                 select(func.count(Backup.id)).where(Backup.deleted.is_(False), damaged_objects.is_damaged())
             )
+            proof = func.coalesce(Manifest.fully_verified_at, Manifest.created_at)
+            proofs = session.execute(
+                select(Manifest.store, func.min(proof))
+                .where(Manifest.state == lifecycle.LIVE)
+                .group_by(Manifest.store)
+            ).all()
+            bad = session.execute(
+                select(DamagedObject.store, func.count()).group_by(DamagedObject.store)
+            ).all()
             moment = now(session)
-        age = timedelta() if oldest is None else moment - oldest
-        return max(0.0, age.total_seconds()), count - verified, damaged or 0
+        objects = {store: int(number) for store, number in bad}
+        ages = {store: _seconds(moment, first) for store, first in proofs}
+        stores = {one: (ages.get(one, 0.0), objects.get(one, 0)) for one in {*ages, *objects}}
+        return _seconds(moment, oldest), count - verified, damaged or 0, stores
+
+
+def _seconds(moment: datetime, since: datetime | None) -> float:
+    return 0.0 if since is None else max(0.0, (moment - since).total_seconds())

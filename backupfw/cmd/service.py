@@ -213,6 +213,7 @@ class WorkerProcess:
                 conf.host, BACKUP_BINARY, conf.availability_zone, wire_names, reached, process
             ),
             expire_waiting=self._look_after,
+            queue_scrubs=partial(backup_tasks.scrubbing.queue_due, frozenset(wire_names)),
             meter=meters,
             outbox=outbox,
             reach=Reach(

@@ -6,11 +6,9 @@ import argparse
 import json
 import random
 import sys
-import tempfile
 from collections import Counter
 from contextlib import closing, suppress
 from datetime import datetime, timedelta
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from backupfw import moments
@@ -25,6 +23,7 @@ if TYPE_CHECKING:
     from oslo_config import cfg
 
     from backupfw.db.session import Database
+    from backupfw.worker.damaged_objects import FoundDamaged
     from backupfw.worker.data_keys import DataKeys
     from backupfw.worker.stores import Stores
 
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
 _MAX_DAYS = 36500
 #: The result of a backup that could not be verified.
 NOT_VERIFIED = "not verified"
-#: Keys of damaged objects in memory at a time, about 300 bytes each.
-_PART = 50_000
 
 
 class Verify(base.Lister):
@@ -199,6 +196,7 @@ class Verifier:
         told: Callable[[str, str], None] | None = None,
     ) -> None:
         from backupfw.manager.outcomes.backups import BackupTasks
+        from backupfw.manager.queue import outbox
 
         self._conf = conf
         self._db = db
@@ -207,6 +205,9 @@ class Verifier:
         self._data_keys = data_keys
         self._quick = quick
         self._told = told
+        self._alerted: set[str] = set()
+        if conf.oslo_messaging_notifications.driver:
+            outbox.keep(db)
 
     def one(self, backup_id: str) -> Iterator[Mapping[str, Any]]:
         """Verify a backup, and yield what was found: a record, which is complete until the next is asked for.
@@ -221,7 +222,7 @@ class Verifier:
         from backupfw.engine.format import keys
         from backupfw.manager.outcomes import damaged_objects
         from backupfw.worker import stored
-        from backupfw.worker.damaged_objects import mark_sharers
+        from backupfw.worker.damaged_objects import FoundDamaged, mark_sharers
 
         manifest = catalogue.manifest_of(self._db, backup_id)
         with self._db.read() as session:
@@ -237,7 +238,7 @@ class Verifier:
 
         progress = Progress(f"verifying {backup_id}")
         control = progress.control()
-        with closing(_Found()) as found:
+        with closing(FoundDamaged()) as found:
             try:
                 opened = self._stores.container(manifest.store, manifest.container)
                 with stored.opened(self._stores, self._data_keys, manifest, control) as data:
@@ -246,6 +247,7 @@ class Verifier:
                     )
                 for part in found.parts():
                     mark_sharers(self._tasks, opened, manifest.id, part, control)
+                    self._tasks.damaged_objects.alert(manifest.store, manifest.container, part, self._alerted)
                 if report.ok and not self._quick and not manifest.links:
                     prefix = keys.volume_prefix_of(manifest.key)
                     listed = self._tasks.damaged_objects.keys(manifest.store, manifest.container, prefix)
@@ -272,30 +274,6 @@ class Verifier:
             }
 
 
-class _Found:
-    """The damaged objects of one backup, in a temporary file: of a store that lost all there are millions."""
-
-    def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile("w+", encoding="utf-8", prefix="backupfw-verify-")  # noqa: SIM115
-
-    def add(self, key: str, reason: str) -> None:
-        self._file.write(json.dumps({"key": key, "reason": reason}) + "\n")
-
-    def lines(self) -> Iterator[str]:
-        """Yield each as JSON; nothing can be added meanwhile."""
-        self._file.seek(0)
-        return (line.rstrip("\n") for line in self._file)
-
-    def parts(self) -> Iterator[set[str]]:
-        """Yield the keys, :data:`_PART` at a time."""
-        lines = self.lines()
-        while part := {json.loads(line)["key"] for line in islice(lines, _PART)}:
-            yield part
-
-    def close(self) -> None:
-        self._file.close()
-
-
 def _print_damaged(key: str, reason: str) -> None:
     print(f"damaged: {key}: {reason}", flush=True)
 
@@ -304,7 +282,7 @@ def as_json(record: Mapping[str, Any]) -> Iterator[str]:
     """Return a record as one line of JSON, in parts; the keys of damaged objects are in it."""
     values = {name: value for name, value in record.items() if value is not None}
     values.pop("damaged_objects", None)
-    damaged: _Found | None = values.pop("damaged", None)
+    damaged: FoundDamaged | None = values.pop("damaged", None)
     text = json.dumps(values, sort_keys=True)
     if damaged is None:
         yield text

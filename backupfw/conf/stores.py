@@ -41,6 +41,23 @@ LISTING_LAG_SECONDS = cfg.FloatOpt(
     "  After its start a process deletes nothing in it for so long, because the database may be an"
     " older copy: backups made since then are found only by a listing.",
 )
+SCRUB_DAYS = cfg.IntOpt(
+    "scrub_days",
+    default=0,
+    min=0,
+    max=36500,
+    mutable=True,
+    help="Within so many days everything of ours in this store is read and verified again, by the workers, in"
+    " the background; 0: never.  Set it when all workers are of a release that has this option.",
+)
+SCRUB_BYTES_PER_SECOND = cfg.FloatOpt(
+    "scrub_bytes_per_second",
+    default=50e6,
+    min=0.0,
+    mutable=True,
+    help="Most bytes that scrub_days reads from this store per second, over all workers; 0: no limit but"
+    " those of the store.  In scrub_days it must be able to read the whole store.",
+)
 OFF, PROJECT = "off", "project"
 ENCRYPTION = cfg.StrOpt(
     "encryption",
@@ -54,7 +71,15 @@ ENCRYPTION = cfg.StrOpt(
     " without encryption are running.",
 )
 #: The options of every store's section, whatever its driver.
-COMMON = (DRIVER, CONTAINER, ENCRYPTION, MAX_RUNNING, LISTING_LAG_SECONDS)
+COMMON = (
+    DRIVER,
+    CONTAINER,
+    ENCRYPTION,
+    MAX_RUNNING,
+    LISTING_LAG_SECONDS,
+    SCRUB_DAYS,
+    SCRUB_BYTES_PER_SECOND,
+)
 
 
 class Driver(named.Driver, Protocol):

@@ -115,6 +115,7 @@ OPERATIONS = {
     "backup.delete": "Deletion of a backup of",
     "backup.copy": "Copy of a backup of",
     "manifest.release": "Removal of objects of",
+    "manifest.scrub": "Verification of what a store has of",
     "volume.create": "Making of",
     "volume.delete": "Deletion of",
     "volume.extend": "Extension of",

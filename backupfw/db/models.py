@@ -446,6 +446,9 @@ class Manifest(Lockable, _Timestamps, Base):
     a release of the same row exclude each other.  ``copied``: it is a copy of the manifest with this key in
     another store, so its key is known while it is being written, and objects below the prefixes of other
     backups were put for it; its ``source_identity`` says how far the copy is (``lineage/manifests.py``).
+    ``fully_verified_at``: when everything that it names was last read and verified, with any result.
+    ``scrub_task_id``: the task that does that now; ``scrub_after``: the last one could not, and the next one
+    is not before then.
     """
 
     __tablename__ = "manifests"
@@ -453,6 +456,7 @@ class Manifest(Lockable, _Timestamps, Base):
         Index("ix_manifests_volume_id_in_tree", "volume_id", "in_tree"),
         Index("ix_manifests_base_id", "base_id"),
         Index("ix_manifests_backup_id", "backup_id"),
+        Index("ix_manifests_scrub_task_id", "scrub_task_id"),
         _TABLE,
     )
 
@@ -478,6 +482,9 @@ class Manifest(Lockable, _Timestamps, Base):
     mac_id: Mapped[str | None] = mapped_column(String(32))
     source_identity: Mapped[str | None] = mapped_column(Text)
     length: Mapped[int | None] = mapped_column(BigInteger)
+    fully_verified_at: Mapped[datetime | None]
+    scrub_task_id: Mapped[int | None] = mapped_column(BigInteger)
+    scrub_after: Mapped[datetime | None]
 
 
 class Segment(Base):

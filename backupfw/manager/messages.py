@@ -50,6 +50,7 @@ class Action(Enum):
     # No other service has ids for these.  Clients show the text that comes with an id they do not know.
     DELETE_VOLUME = "101"
     IMPORT_BACKUP = "102"
+    VERIFY_BACKUP = "103"
 
 
 class Detail(Enum):
@@ -75,6 +76,7 @@ class Detail(Enum):
     IMPORT_BACKUP = "102"
     CANCELLED = "103"
     CHANGE_MISSED = "104"
+    DAMAGED = "105"
 
 
 _ACTIONS: Mapping[Action, str] = {
@@ -87,6 +89,7 @@ _ACTIONS: Mapping[Action, str] = {
     Action.RESTORE_BACKUP: "restore backup",
     Action.DELETE_VOLUME: "delete volume",
     Action.IMPORT_BACKUP: "import backup",
+    Action.VERIFY_BACKUP: "verify backup",
 }
 
 _DETAILS: Mapping[Detail, str] = {
@@ -112,6 +115,8 @@ _DETAILS: Mapping[Detail, str] = {
     Detail.CHANGE_MISSED: "The volume's storage said wrongly what had changed. All data was"
     " compared instead, and will be by later backups of this volume. Earlier backups since the last one that"
     " compared all data may hold wrong data, too.",
+    Detail.DAMAGED: "A part of the backup's data is lost or has changed in its store. The next incremental"
+    " backup of the volume stores that part again.",
 }
 
 

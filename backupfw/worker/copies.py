@@ -156,7 +156,7 @@ class Copies:
                 # again at once is not put without end.
                 if keys.parse(error.key) is None or error.key in repaired:
                     raise
-                if not self._put_again(place, container, {error.key}, control):
+                if not self.put_again(place, container, {error.key}, control):
                     raise
                 repaired.add(error.key)
 
@@ -198,7 +198,7 @@ class Copies:
         seen = set(found)
         # More than once, because a manifest that cannot be read hides all else.
         while found:
-            self._put_again(place, container, found, control)
+            self.put_again(place, container, found, control)
             before, found = found, look()
             seen |= found
             if found >= before:
@@ -213,7 +213,7 @@ class Copies:
         if self._listed.record(place.store, error.container, error.key, error.reason, place.manifest_id):
             mark_sharers(self._backups, container, place.manifest_id, {error.key}, control)
 
-    def _put_again(
+    def put_again(
         self,
         place: Place,
         container: Container,
@@ -221,6 +221,9 @@ class Copies:
         control: Control,
     ) -> bool:
         """Put what is damaged in one place as others have it, and what is missing there; whether all was put.
+
+        :param container: of the place.
+        :param damaged: keys of objects that are on the list.
 
         A place that has not all of it may have some: then each object is looked for by itself.
         """

@@ -1,8 +1,11 @@
-"""Marking every backup that names a damaged object, not only the one whose reading found it."""
+"""Damaged objects as a verification finds them, and marking every backup that names one."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import json
+import tempfile
+from collections.abc import Collection, Iterator
+from itertools import islice
 
 from oslo_log import log
 
@@ -14,6 +17,37 @@ from backupfw.errors import Damaged, UnsupportedFormat
 from backupfw.manager.outcomes.backups import BackupTasks
 
 LOG = log.getLogger(__name__)
+
+#: Keys of damaged objects in memory at a time, about 300 bytes each.
+_PART = 50_000
+
+
+class FoundDamaged:
+    """Damaged objects, in a temporary file: of a store that lost all there are millions.  Not thread-safe."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._file = tempfile.TemporaryFile("w+", encoding="utf-8", prefix="backupfw-verify-")  # noqa: SIM115
+
+    def add(self, key: str, reason: str) -> None:
+        """Note an object."""
+        self._file.write(json.dumps({"key": key, "reason": reason}) + "\n")
+        self.count += 1
+
+    def lines(self) -> Iterator[str]:
+        """Yield each as JSON; nothing can be added meanwhile."""
+        self._file.seek(0)
+        return (line.rstrip("\n") for line in self._file)
+
+    def parts(self) -> Iterator[dict[str, str]]:
+        """Yield keys with their reasons, :data:`_PART` at a time."""
+        found = (json.loads(line) for line in self.lines())
+        while part := {one["key"]: one["reason"] for one in islice(found, _PART)}:
+            yield part
+
+    def close(self) -> None:
+        """Give the file up."""
+        self._file.close()
 
 
 def mark_sharers(

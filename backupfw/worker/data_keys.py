@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
+
+from oslo_log import log
 
 from backupfw import crash_points
 from backupfw.chunkstore.base import Body
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     from backupfw.keys.base import KeyStore
     from backupfw.manager.outcomes.creating import KeyPlace
     from backupfw.manager.outcomes.deleting import ReleasePlan
+
+LOG = log.getLogger(__name__)
 
 
 class KeyStoreDown(KeyStoreUnavailable):
@@ -204,6 +208,31 @@ class DataKeys:
         if objects.is_missing(container, stored_key(row).object_key):
             put_as_recorded(self._catalogue, container, key_id)
             crash_points.reach("key.put")
+
+    def mend(self, container: Container, manifest_key: str, needed: Collection[str]) -> dict[str, str]:
+        """Read the data keys of a volume in a container; what is missing or damaged is put as it is recorded.
+
+        :param manifest_key: the key of one of its manifests.
+        :param needed: ids of data keys that must be there.
+        :returns: what was wrong, by the object's key.
+        :raises ChunkStoreError: the store does not answer.
+        """
+        prefix = keys.volume_prefix_of(manifest_key)
+        listed = [
+            one.key for one in container.list(keys.data_keys_prefix(prefix)) if keys.is_data_key(one.key)
+        ]
+        wrong = {}
+        for object_key in dict.fromkeys((*listed, *(keys.data_key_key(prefix, one) for one in needed))):
+            key_id = object_key.rpartition("/")[2]
+            try:
+                read_key(container, object_key)
+            except (Damaged, DataKeyMissing) as error:
+                if self._catalogue.data_key(key_id) is not None:
+                    wrong[object_key] = str(error)
+                    put_as_recorded(self._catalogue, container, key_id)
+            except UnsupportedFormat as error:
+                LOG.warning("%s in store %s cannot be verified: %s", object_key, container.store.name, error)
+        return wrong
 
     def copy(self, source: Container, target: Container, manifest_key: str) -> None:
         """Put the data keys that a manifest and all that it shares with need into another container.

@@ -17,7 +17,6 @@ from backupfw.engine.format.manifest import read_head
 from backupfw.engine.ports import Checkpoint, Control, VerifyReport
 from backupfw.volume.base import BlockTarget
 from backupfw.worker.data_keys import DataKeys
-from backupfw.worker.stores import Stores
 
 
 class Found(Protocol):
@@ -37,6 +36,12 @@ class Found(Protocol):
 
     @property
     def encrypted(self) -> bool: ...
+
+
+class Opens(Protocol):
+    """What opens containers: ``worker.stores.Stores``."""
+
+    def container(self, store: str, container: str) -> Container: ...
 
 
 class Stored(abc.ABC):
@@ -70,7 +75,7 @@ class Stored(abc.ABC):
 
 
 @contextlib.contextmanager
-def opened(stores: Stores, data_keys: DataKeys, found: Found, control: Control) -> Iterator[Stored]:
+def opened(stores: Opens, data_keys: DataKeys, found: Found, control: Control) -> Iterator[Stored]:
     """Give access to a backup's data, for a ``with`` block; nothing is read before it is asked for."""
     if not found.links:
         yield _OurFormat(stores.container(found.store, found.container), data_keys, found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import uuid
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from backupfw.chunkstore.errors import DeleteFailed, Unavailable
 from backupfw.context import RequestContext, working_for
 from backupfw.dispatch.base import Dispatch
 from backupfw.errors import AttemptInVain, TaskCancelled, TaskLost
+from backupfw.manager.queue import tasks
 from backupfw.manager.rows import Task
 from backupfw.outages import DATABASE_TROUBLES, Outages, database_words
 from backupfw.worker.control import TaskControl, boot_time
@@ -42,6 +44,7 @@ class WorkerSettings:
         ones whose leases ran out, lost wake-ups.
     :ivar beat_seconds: how often the worker reports that it lives.
     :ivar expire_seconds: seconds between two looks for tasks that no worker can take.
+    :ivar scrub_seconds: seconds between two looks for something to scrub, if there was nothing.
     :ivar store_wait: seconds that tasks wait for a store that is down before they end in error.
     :ivar ignored_seconds: how long an attempt that was asked to end may go on before its lease is given up.
     """
@@ -53,6 +56,7 @@ class WorkerSettings:
     poll_seconds: float = 1.0
     beat_seconds: float = 20.0
     expire_seconds: float = 1.0
+    scrub_seconds: float = 60.0
     store_wait: float = 600.0
     ignored_seconds: float = IGNORED_SECONDS
 
@@ -82,8 +86,11 @@ class Worker:
             settings.ignored_seconds,
             self._outages,
         )
-        self._pool = ThreadPoolExecutor(settings.slots, thread_name_prefix="task")
+        self._pool = ThreadPoolExecutor(settings.slots + 1, thread_name_prefix="task")
         self._slots = threading.Semaphore(settings.slots)
+        # Beside the slots, so that no other task waits while a scrub runs for days.
+        self._scrub_slot = threading.Semaphore(1)
+        self._next_scrub = time.monotonic()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="claims", daemon=True)
 
@@ -129,30 +136,44 @@ class Worker:
                 # An error here must not keep other tasks from being claimed.
                 with self._outages.guard("Tasks that wait could not be looked at"):
                     self._tools.expire_waiting()
+            if time.monotonic() >= self._next_scrub:
+                self._next_scrub = time.monotonic() + self._settings.scrub_seconds
+                with self._outages.guard("What is to be scrubbed could not be looked for"):
+                    self._tools.queue_scrubs()
+                    self._claim_one(self._scrub_slot, (tasks.MANIFEST_SCRUB,))
             with self._outages.guard("Tasks could not be claimed"):
-                while not self._stopping.is_set() and self._claim_one():
+                while not self._stopping.is_set() and self._claim_one(self._slots, tasks.OF_SLOTS):
                     pass
             if self._dispatch.wait(self._settings.poll_seconds):
                 # It may also mean that a running task was cancelled.
                 self._leases.poke()
 
-    def _claim_one(self) -> bool:
+    def _claim_one(self, slots: threading.Semaphore, kinds: Collection[str]) -> bool:
         """Claim and start one task; returns whether there may be more to claim now."""
-        if not self._slots.acquire(blocking=False):
+        if not slots.acquire(blocking=False):
             return False
         started = False
         try:
             claimed_at = boot_time()
-            task = self._tasks.claim(self._owner, self._settings.lease_seconds, reach=self._tools.reach)
+            task = self._tasks.claim(self._owner, self._settings.lease_seconds, kinds, self._tools.reach)
             if task is None:
                 return False
             control = self._leases.hold(task, claimed_at)
-            self._pool.submit(self._run_task, task, control)
+            self._pool.submit(self._run_in, slots, task, control)
             started = True
             return True
         finally:
             if not started:
-                self._slots.release()
+                slots.release()
+
+    def _run_in(self, slots: threading.Semaphore, task: Task, control: TaskControl) -> None:
+        try:
+            self._run_task(task, control)
+        finally:
+            slots.release()
+            if slots is self._scrub_slot:
+                self._next_scrub = time.monotonic()
+            self._dispatch.nudge()
 
     def _run_task(self, task: Task, control: TaskControl) -> None:
         try:
@@ -175,8 +196,6 @@ class Worker:
         finally:
             self._nudge()
             self._leases.drop(task)
-            self._slots.release()
-            self._dispatch.nudge()
 
     def _attempt(self, handler: Handler, task: Task, control: TaskControl) -> None:
         """Run one attempt to its end.  Every error of a task arrives here."""

@@ -14,6 +14,7 @@ from backupfw.manager.outcomes.damaged_objects import DamagedObjects
 from backupfw.manager.outcomes.deleting import DeleteTasks, ReleasePlan
 from backupfw.manager.outcomes.importing import ImportPlan, ImportTasks
 from backupfw.manager.outcomes.restoring import RestoredVolume, RestorePlan, RestoreTasks
+from backupfw.manager.outcomes.scrubbing import ScrubPlan, ScrubTasks
 from backupfw.manager.rules.found_manifests import ManifestFacts
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ __all__ = [
     "ReleasePlan",
     "RestorePlan",
     "RestoredVolume",
+    "ScrubPlan",
 ]
 
 
@@ -51,6 +53,7 @@ class BackupTasks:
         self.importing = ImportTasks(db, conf)
         self.deleting = DeleteTasks(db, conf)
         self.copying = CopyTasks(db, conf)
+        self.scrubbing = ScrubTasks(db, conf)
         self.damaged_objects = DamagedObjects(db, conf)
 
     def installation_id(self) -> str:

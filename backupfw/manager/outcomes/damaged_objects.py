@@ -14,17 +14,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 
+from oslo_log import log
 from sqlalchemy import ColumnElement, delete, exists, func, select, update
 from sqlalchemy.orm import Session, aliased
 
 from backupfw.db import models
 from backupfw.db.digest import object_digest
 from backupfw.db.locks import insert_if_absent, lock, put
-from backupfw.db.session import now
+from backupfw.db.session import after, now
+from backupfw.manager import messages
 from backupfw.manager.lineage.lifecycle import LIVE, WRITING
 from backupfw.manager.lineage.manifests import CINDER
 from backupfw.manager.outcomes.base import Outcomes
+from backupfw.manager.queue import outbox
+
+LOG = log.getLogger(__name__)
 
 #: What a verification read: everything, or maps and the ends of packs.
 FULL, QUICK = "full", "quick"
@@ -96,6 +102,20 @@ def _held(session: Session, digests: Iterable[str]) -> Iterator[ColumnElement[bo
             execution_options={"synchronize_session": False},
         )
         yield some
+
+
+def _tell(session: Session, backup_id: str, project_id: str) -> None:
+    messages.post(
+        session,
+        messages.Action.VERIFY_BACKUP,
+        messages.Detail.DAMAGED,
+        project_id=project_id,
+        request_id=None,
+        resource_type=messages.BACKUP,
+        resource_id=backup_id,
+    )
+    outbox.add(session, "backup.damaged", backup_id, None)
+    after(session, lambda: LOG.error("Backup %s is damaged: see its damaged objects", backup_id))
 
 
 def _is_kept(session: Session, manifest_id: str) -> bool:
@@ -254,6 +274,8 @@ class DamagedObjects(Outcomes):
                 execution_options={"synchronize_session": False},
             )
             manifest = session.get(models.Manifest, manifest_id)
+            if how == FULL and manifest is not None:
+                manifest.fully_verified_at = moment
             if how == FULL and result == OK and manifest is not None:
                 place = (manifest.store, manifest.container)
                 digests: Iterable[str] = [object_digest(*place, key) for key in named]
@@ -267,6 +289,31 @@ class DamagedObjects(Outcomes):
             return moment
 
         return self._db.run(work)
+
+    def alert(self, store: str, container: str, keys: Iterable[str], told: set[str]) -> None:
+        """Tell the owners of backups that name objects which are on the list.
+
+        Each gets a user message, and the bus an event.
+
+        :param keys: of objects that were found damaged.
+        :param told: ids of backups whose owners know; those that are told are added.
+        """
+        wanted = sorted(object_digest(store, container, key) for key in keys)
+        backup, of_mark = models.Backup, models.DamageMark
+        for start in range(0, len(wanted), _BATCH):
+            some = wanted[start : start + _BATCH]
+            with self._db.read() as session:
+                found = session.execute(
+                    select(backup.id, backup.project_id)
+                    .join(of_mark, of_mark.manifest_id == backup.manifest_id)
+                    .where(of_mark.digest.in_(some), backup.deleted.is_(False))
+                    .distinct()
+                    .order_by(backup.id)
+                ).all()
+            for backup_id, project_id in found:
+                if backup_id not in told:
+                    self._db.run(partial(_tell, backup_id=backup_id, project_id=project_id))
+                    told.add(backup_id)
 
     @staticmethod
     def _heal(session: Session, manifest_id: str, begun: datetime, digests: Iterable[str]) -> None:

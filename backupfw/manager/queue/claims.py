@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from sqlalchemy import ColumnElement, and_, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, and_, exists, func, not_, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from backupfw.conf.stores import group_of
@@ -118,18 +118,23 @@ class Limits:
         """Whether there is a limit at all."""
         return bool(self.total or self.project or any(self.stores.values()))
 
-    def has_room(self, session: Session) -> ColumnElement[bool] | None:
-        """The condition on a task's row that the limits allow one more such task; None: no task."""
+    def has_room(self, session: Session) -> ColumnElement[bool]:
+        """The condition on a task's row that the limits allow one more such task.
+
+        A scrub takes nobody's place, and needs none: there is one for each store, and it has a limit of its
+        own.
+        """
         row = models.Task
         if not self.any():
             return row.id.is_not(None)
+        is_scrub = row.kind == requirements.MANIFEST_SCRUB
         running = session.execute(
             select(row.project_id, row.store, func.count())
-            .where(row.state == RUNNING, row.owner.is_not(None))
+            .where(row.state == RUNNING, row.owner.is_not(None), not_(is_scrub))
             .group_by(row.project_id, row.store)
         ).all()
         if self.total and sum(count for *_, count in running) >= self.total:
-            return None
+            return is_scrub
         projects: dict[str, int] = {}
         stores: dict[str, int] = {}
         for project, store, count in running:
@@ -138,8 +143,11 @@ class Limits:
                 stores[store] = stores.get(store, 0) + count
         full_projects = [name for name, count in projects.items() if self.project and count >= self.project]
         full_stores = [name for name, limit in self.stores.items() if 0 < limit <= stores.get(name, 0)]
-        return and_(
-            row.project_id.not_in(full_projects), or_(row.store.is_(None), row.store.not_in(full_stores))
+        return or_(
+            is_scrub,
+            and_(
+                row.project_id.not_in(full_projects), or_(row.store.is_(None), row.store.not_in(full_stores))
+            ),
         )
 
 
@@ -199,8 +207,6 @@ def next_task(
     if limits.any():
         _disown(session)
     room = limits.has_room(session)
-    if room is None:
-        return None
     row = models.Task
     for way in due(session):
         for task_id in _in_order(session, and_(way, room, *_eligible(reach, kinds))):
@@ -275,7 +281,9 @@ def _advance(session: Session, position: int, claimed: int) -> None:
 
 def new_position(session: Session, project_id: str) -> int:
     """Return the queue position that a task of a project gets when it is queued."""
-    last = select(func.max(models.Task.queue_position)).where(models.Task.project_id == project_id)
+    last = select(func.max(models.Task.queue_position)).where(
+        models.Task.project_id == project_id, models.Task.kind != requirements.MANIFEST_SCRUB
+    )
     current = select(models.Queue.queue_position).where(models.Queue.id == _QUEUE)
     mine, all_ = session.execute(select(last.scalar_subquery(), current.scalar_subquery())).one()
     return max(mine or 0, all_ or 0) + 1

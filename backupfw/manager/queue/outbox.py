@@ -1,9 +1,10 @@
 """The event outbox: events about backups that wait in the database until they are sent.
 
-Events: ``backup.create.start`` and ``.end``, ``backup.createprogress``, and ``.start`` and ``.end`` of
-``backup.import``, ``backup.restore``, ``backup.delete`` and ``backup.reset_status``.  Each holds the backup
-as it is then.  A start is sent when a worker claims the task for the first time.  An end is sent when the
-operation ended, whether it succeeded or not: ``status`` and ``fail_reason`` say which.
+Events: ``backup.create.start`` and ``.end``, ``backup.createprogress``, ``.start`` and ``.end`` of
+``backup.import``, ``backup.restore``, ``backup.delete`` and ``backup.reset_status``; and ``backup.damaged``,
+when a verification found damaged objects that the backup names.  Each holds the backup as it is then.  A
+start is sent when a worker claims the task for the first time.  An end is sent when the operation ended,
+whether it succeeded or not: ``status`` and ``fail_reason`` say which.
 
 A start or an end is added to the outbox in the transaction that it reports, so it exists exactly when that
 transaction was committed.  A sender takes the oldest event, sends it and deletes it.  So each event is sent
@@ -87,6 +88,11 @@ def add(session: Session, event: str, backup_id: str, request_id: str | None) ->
         session.flush()
 
 
+def keep(db: Database) -> None:
+    """Let this process add events that others send."""
+    db.info[_SENDS_EVENTS] = True
+
+
 class Outbox:
     """Sends events.  Thread-safe.
 
@@ -100,7 +106,7 @@ class Outbox:
         self._send = send
         self.nudge = nudge
         if send is not None:
-            db.info[_SENDS_EVENTS] = True
+            keep(db)
 
     def progressed(self, task: Task, done: int, total: int) -> None:
         """Send how much of a backup is made; never fails."""

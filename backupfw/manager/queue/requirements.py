@@ -16,10 +16,11 @@ from backupfw.conf.volumes import LOCAL
 from backupfw.db import models
 
 #: The kinds of tasks that need no volume; one of an older release may, for what a killed attempt left there.
-WITHOUT_VOLUME = ("backup.copy", "backup.delete", "backup.import", "manifest.release")
+WITHOUT_VOLUME = ("backup.copy", "backup.delete", "backup.import", "manifest.release", "manifest.scrub")
 VOLUME_TIDY = "volume.tidy"
+MANIFEST_SCRUB = "manifest.scrub"
 #: The kinds of tasks that users do not see, for which no other task waits: they may be repeated for days.
-HIDDEN = ("manifest.release", VOLUME_TIDY)
+HIDDEN = ("manifest.release", VOLUME_TIDY, MANIFEST_SCRUB)
 
 
 @dataclass(frozen=True, slots=True)

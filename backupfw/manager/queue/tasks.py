@@ -45,6 +45,9 @@ SNAPSHOT_CREATE = "snapshot.create"
 SNAPSHOT_DELETE = "snapshot.delete"
 #: Removes what a volume's storage keeps for points that are not needed any more.
 VOLUME_TIDY = requirements.VOLUME_TIDY
+#: Verifies what is in a store: the manifests of one volume there.  It has a place of its own in each worker,
+#: and no limit of running tasks counts it.
+MANIFEST_SCRUB = requirements.MANIFEST_SCRUB
 
 KINDS = frozenset(
     {
@@ -60,8 +63,11 @@ KINDS = frozenset(
         SNAPSHOT_CREATE,
         SNAPSHOT_DELETE,
         VOLUME_TIDY,
+        MANIFEST_SCRUB,
     }
 )
+#: What the slots of a worker are for.
+OF_SLOTS = KINDS - {MANIFEST_SCRUB}
 
 #: How a task ended.
 Outcome = Literal["done", "failed", "cancelled"]

@@ -80,8 +80,7 @@ def reasons(
     able = {task_id for task_id, needed in needs.items() if any(reach.can_serve(needed) for reach in reaches)}
     said.update((task_id, WAITING_FOR_WORKER) for task_id in first - able)
     if able:
-        room = limits.has_room(session)
-        fits = set() if room is None else set(session.scalars(select(row.id).where(these, room)))
+        fits = set(session.scalars(select(row.id).where(these, limits.has_room(session))))
         said.update((task_id, QUEUED if task_id in fits else WAITING_FOR_LIMIT) for task_id in able)
     return said
 

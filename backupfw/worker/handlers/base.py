@@ -78,6 +78,7 @@ class Tools:
     :ivar host: the host name that backups made here show.
     :ivar heartbeat: records that this worker lives.
     :ivar expire_waiting: called now and then: ends tasks that no worker could claim for too long.
+    :ivar queue_scrubs: called now and then: queues what is to be scrubbed in the stores of this worker.
     :ivar meter: counts what is done.
     :ivar outbox: the event outbox; None: no events are sent.
     :ivar reach: what this worker can serve; None: everything.
@@ -93,6 +94,7 @@ class Tools:
     backends: Backends
     heartbeat: Callable[[], None]
     expire_waiting: Callable[[], object]
+    queue_scrubs: Callable[[], object] = bool
     reach: Reach | None = None
     meter: Meter = field(default_factory=NullMeter)
     outbox: Outbox | None = None

@@ -456,7 +456,7 @@ def test_memory_does_not_grow_with_what_is_damaged(chain: Chain, monkeypatch: py
     monkeypatch.setattr(engine, "run", run)
     monkeypatch.setattr(damaged_objects.DamagedObjects, "record", lambda *_: True)
     monkeypatch.setattr(worker, "mark_sharers", mark)
-    monkeypatch.setattr(verify, "_PART", 1000)
+    monkeypatch.setattr(worker, "_PART", 1000)
     with database.opened(load_conf(chain.state)) as db, (chain.state / "out").open("w+") as out:
         data_keys = DataKeys(KeyManager(db), None, AES_256_GCM)
         stores: Any = FakeStores()

@@ -213,6 +213,23 @@ def test_a_manifest_that_went_before_its_time_was_noted_counts_from_the_migratio
     assert found["live"] == _value(manifests, "updated_at")
 
 
+def test_a_verification_of_before_the_first_scrub_counts_as_a_proof(db: Database) -> None:
+    with db.engine.begin() as connection:
+        command.upgrade(migrate._config(connection), "0024")
+    with db.engine.begin() as connection:
+        known = _tables(connection).tables
+        for manifest in ("verified", "other"):
+            row = _row(known["manifests"]) | {"id": manifest, "base_id": None, "key_digest": manifest}
+            connection.execute(known["manifests"].insert(), row)
+        for number, moment in enumerate((datetime(2026, 1, 1), datetime(2026, 2, 1), None)):
+            row = _row(known["backups"]) | {"id": str(number), "manifest_id": "verified"}
+            connection.execute(known["backups"].insert(), row | {"fully_verified_at": moment})
+    migrate.sync(db)
+    with db.read() as session:
+        found = {row.id: row.fully_verified_at for row in session.scalars(select(models.Manifest))}
+    assert found == {"verified": datetime(2026, 2, 1), "other": None}
+
+
 @pytest.mark.parametrize("db", [pytest.param("postgresql", marks=pytest.mark.server)], indirect=True)
 @pytest.mark.parametrize("tables", [("tasks", "backups"), ("backups", "tasks")])
 def test_a_transaction_that_runs_meanwhile_ends_no_migration(db: Database, tables: tuple[str, str]) -> None:

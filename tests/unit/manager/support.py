@@ -72,7 +72,10 @@ def make_conf(**changes: Any) -> Conf:
         host="host",
         volumes=SimpleNamespace(enabled=["local", "fast"], default=None),
         **{
-            f"store:{name}": SimpleNamespace(container=None, encryption="off") for name in ("main", "offsite")
+            f"store:{name}": SimpleNamespace(
+                container=None, encryption="off", scrub_days=0, scrub_bytes_per_second=0.0
+            )
+            for name in ("main", "offsite")
         },
         availability_zone="nova",
         service_down_time=60,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from datetime import timedelta
 
 import pytest
+from sqlalchemy import update
 
 from backupfw import errors
 from backupfw.db import models
-from backupfw.db.session import Database
+from backupfw.db.session import Database, now
 from backupfw.manager.queue import tasks
 from tests.unit.manager.support import World, check_consistent
 
@@ -171,3 +173,27 @@ def test_force_delete_against_the_commit(world: World) -> None:
         assert world.run_delete()
         assert world.status(made.id) is None
         assert world.tasks.pending() == 0
+
+
+def test_of_many_looks_for_something_to_scrub_one_queues_it(world: World) -> None:
+    backup = world.backup(world.volume())
+    world.conf["store:main"].scrub_days = 30
+    scrubbing = world.outcomes.scrubbing
+    for _ in range(10):
+        with world.db.write() as session:
+            old = now(session) - timedelta(days=40)
+            manifest = models.Manifest
+            session.execute(update(manifest).values(created_at=old, fully_verified_at=None, scrub_after=None))
+        queued = together(*(lambda: scrubbing.queue_due(["main"]) for _ in range(6)))
+        assert sorted(queued) == [0, 0, 0, 0, 0, 1]  # type: ignore[type-var]
+        task = world.claim(tasks.MANIFEST_SCRUB)
+        assert scrubbing.queue_due(["main"]) == 0
+        plan = scrubbing.start(task)
+        assert plan is not None
+        (scrubbed,) = plan.manifests
+        scrubbing.prove(plan, scrubbed.id, ())
+        scrubbing.finish(task)
+        assert world.row(models.Backup, backup.id).verified_result == "ok"
+        assert world.tasks.pending() == 0
+        assert scrubbing.queue_due(["main"]) == 0
+    check_consistent(world)
