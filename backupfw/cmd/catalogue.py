@@ -414,6 +414,44 @@ def to_verify(
     return begun, list(ids)
 
 
+def to_restore_test(
+    db: Database,
+    project: str | None = None,
+    *,
+    older_than: timedelta | datetime | None = None,
+    newest: bool = False,
+) -> list[str]:
+    """Return the backups to restore to nowhere: those that never were first, then those tested longest ago.
+
+    :param older_than: as for :func:`to_verify`.
+    :param newest: of each volume only the newest backup that has data.
+    """
+    moment = Backup.restore_tested_at
+    wanted = _of(None, project) & (Manifest.state == LIVE)
+    with db.read() as session:
+        found = (
+            select(
+                Backup.id,
+                moment.label("at"),
+                Backup.created_at,
+                func.row_number()
+                .over(partition_by=Backup.volume_id, order_by=(Backup.created_at.desc(), Backup.id))
+                .label("place"),
+            )
+            .join(Manifest, Manifest.id == Backup.manifest_id)
+            .where(wanted)
+            .subquery()
+        )
+        query = select(found.c.id)
+        if newest:
+            query = query.where(found.c.place == 1)
+        if older_than is not None:
+            last = now(session) - older_than if isinstance(older_than, timedelta) else older_than
+            query = query.where(or_(found.c.at.is_(None), found.c.at <= last))
+        ordered = query.order_by(found.c.at.is_not(None), found.c.at, found.c.created_at, found.c.id)
+        return list(session.scalars(ordered))
+
+
 class Holding(NamedTuple):
     """A backup and the live manifest that it names.
 

@@ -28,7 +28,7 @@ from backupfw.db.models import Backup, DamagedObject, Manifest, Task, Volume
 from backupfw.db.session import Database, now
 from backupfw.engine.ports import BackupResult
 from backupfw.manager.lineage import lifecycle
-from backupfw.manager.outcomes import damaged_objects
+from backupfw.manager.outcomes import damaged_objects, restoring
 from backupfw.manager.queue import claims, tasks
 from backupfw.outages import Outages
 
@@ -275,7 +275,7 @@ class _HealthCollector(_DatabaseCollector):
     """What verifications recorded."""
 
     def _figures(self) -> Iterator[Metric]:
-        age, never, damaged, stores = self._read()
+        age, never, damaged, failed, stores = self._read()
         yield GaugeMetricFamily(
             "backupfw_oldest_verification_age_seconds",
             "Since the oldest of the backups' last full verifications, or a backup's creation if it had none",
@@ -286,6 +286,9 @@ class _HealthCollector(_DatabaseCollector):
         )
         yield GaugeMetricFamily(
             "backupfw_damaged_backups", "Backups that name objects known to be damaged", value=damaged
+        )
+        yield GaugeMetricFamily(
+            "backupfw_failed_restore_tests", "Backups whose last restore test failed", value=failed
         )
         oldest = GaugeMetricFamily(
             "backupfw_oldest_proof_age_seconds",
@@ -301,7 +304,7 @@ class _HealthCollector(_DatabaseCollector):
         yield oldest
         yield objects
 
-    def _read(self) -> tuple[float, int, int, dict[str, tuple[float, int]]]:
+    def _read(self) -> tuple[float, int, int, int, dict[str, tuple[float, int]]]:
         since = func.coalesce(Backup.fully_verified_at, Backup.created_at)
         kept = (
             select(func.count(), func.count(Backup.fully_verified_at), func.min(since))
@@ -312,6 +315,11 @@ class _HealthCollector(_DatabaseCollector):
             count, verified, oldest = session.execute(kept).one()
             damaged = session.scalar(
                 select(func.count(Backup.id)).where(Backup.deleted.is_(False), damaged_objects.is_damaged())
+            )
+            failed = session.scalar(
+                select(func.count(Backup.id)).where(
+                    Backup.deleted.is_(False), Backup.restore_test_result == restoring.FAILED
+                )
             )
             proof = func.coalesce(Manifest.fully_verified_at, Manifest.created_at)
             proofs = session.execute(
@@ -326,7 +334,7 @@ class _HealthCollector(_DatabaseCollector):
         objects = {store: int(number) for store, number in bad}
         ages = {store: _seconds(moment, first) for store, first in proofs}
         stores = {one: (ages.get(one, 0.0), objects.get(one, 0)) for one in {*ages, *objects}}
-        return _seconds(moment, oldest), count - verified, damaged or 0, stores
+        return _seconds(moment, oldest), count - verified, damaged or 0, failed or 0, stores
 
 
 def _seconds(moment: datetime, since: datetime | None) -> float:

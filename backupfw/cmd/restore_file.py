@@ -7,9 +7,9 @@ import secrets
 import signal
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from sqlalchemy import select
 
@@ -27,9 +27,12 @@ if TYPE_CHECKING:
     from backupfw.cmd.catalogue import StoredManifest
     from backupfw.cmd.progress import Progress
     from backupfw.db.session import Database
-    from backupfw.manager.rows import Place
+    from backupfw.engine.ports import Control
     from backupfw.worker.data_keys import DataKeys
+    from backupfw.worker.stored import Stored
     from backupfw.worker.stores import Stores
+
+T = TypeVar("T")
 
 
 def restore(
@@ -94,38 +97,57 @@ def _write(
 ) -> str:
     """Write all bytes; returns how many there are, for people."""
     from backupfw.amounts import human_size
+
+    control = progress.control()
+
+    def write(data: Stored) -> int:
+        length, _record = data.describe()
+        # It may have a part of it, from another store.
+        os.ftruncate(fd, 0)
+        target: BlockTarget
+        if disk_format == "raw":
+            os.ftruncate(fd, length)
+            target = LocalTarget(Descriptor(os.dup(fd)), length, reads_zero=True, is_device=False)
+        else:
+            target = new_image(Descriptor(os.dup(fd)), disk_format, length)
+        try:
+            data.restore(target, control, streams=conf.backup.streams)
+        finally:
+            target.close()
+        return length
+
+    return human_size(read(conf, db, backup_id, manifest, stores, data_keys, control, write))
+
+
+def read(
+    conf: cfg.ConfigOpts,
+    db: Database,
+    backup_id: str,
+    manifest: StoredManifest,
+    stores: Stores,
+    data_keys: DataKeys,
+    control: Control,
+    work: Callable[[Stored], T],
+) -> T:
+    """Do something that reads a backup, in the first of its places where that succeeds.
+
+    :param work: is called for each place, and again when something was repaired there.
+    :raises InvalidBackup: the backup was deleted meanwhile.
+    :raises Damaged, ChunkStoreError, DataKeyMissing, KeyStoreError: as :func:`restore`.
+    """
     from backupfw.cmd import catalogue
     from backupfw.manager.outcomes.backups import BackupTasks
     from backupfw.worker.copies import Copies, Opened
 
-    control = progress.control()
     places = catalogue.places_of(db, conf, backup_id)
     copies = Copies(BackupTasks(db, conf), stores, data_keys, manifest.key, places, conf.backup.streams)
     with Opened(stores, data_keys, manifest, control) as data:
-
-        def write(place: Place) -> int:
-            length, _record = data.at(place).describe()
-            # It may have a part of it, from another store.
-            os.ftruncate(fd, 0)
-            target: BlockTarget
-            if disk_format == "raw":
-                os.ftruncate(fd, length)
-                target = LocalTarget(Descriptor(os.dup(fd)), length, reads_zero=True, is_device=False)
-            else:
-                target = new_image(Descriptor(os.dup(fd)), disk_format, length)
-            try:
-                data.at(place).restore(target, control, streams=conf.backup.streams)
-            finally:
-                target.close()
-            return length
-
         try:
-            length = copies.read(write, control)
+            return copies.read(lambda place: work(data.at(place)), control)
         except Damaged as error:
             if not catalogue.is_live(db, manifest.id):
                 raise InvalidBackup(f"backup {backup_id} was deleted meanwhile") from error
             raise
-    return human_size(length)
 
 
 def _judged(conf: cfg.ConfigOpts, db: Database, path: str, overwrite: bool) -> str:

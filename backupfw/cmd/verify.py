@@ -71,12 +71,12 @@ class Verify(base.Lister):
         parser.add_argument(
             "--older-than",
             metavar="DAYS",
-            type=_age,
+            type=age,
             help="only backups that were not verified for so long, or since a moment like"
             " 2026-01-31T20:00:00Z; a run that ended early goes on where it was",
         )
         parser.add_argument(
-            "--sample", metavar="N", type=_number, help="only N of them, chosen at random anew each time"
+            "--sample", metavar="N", type=number, help="only N of them, chosen at random anew each time"
         )
         parser.add_argument(
             "--quick", action="store_true", help="read maps whole and only the end of each pack"
@@ -127,13 +127,15 @@ class Verify(base.Lister):
             yield f"{counted(counts.total(), 'backup')}: {good} ok, {damaged} damaged, {failed} not verified"
 
 
-def _number(text: str) -> int:
+def number(text: str) -> int:
+    """Return a number from 1 that an argument has."""
     if not text.isascii() or not text.isdigit() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1")
     return int(text)
 
 
-def _age(text: str) -> timedelta | datetime:
+def age(text: str) -> timedelta | datetime:
+    """Return the age in days, or the moment, that an argument has."""
     with suppress(ValueError):
         if 0 <= (days := float(text)) <= _MAX_DAYS:
             return timedelta(days=days)

@@ -347,6 +347,8 @@ class Backup(Lockable, _SoftDelete, Base):
     volume; both null if not known.
     ``verified_…``: what the last verification was (``full`` or ``quick``) and found (``ok`` or ``damaged``);
     ``fully_verified_at``: the time of the last full verification, with any result.
+    ``restore_test…``: when it was last restored to nowhere, and whether that was ``ok`` or ``failed``;
+    ``content_digest``: of its volume's content, as the first such restore found it.
     """
 
     __tablename__ = "backups"
@@ -398,6 +400,9 @@ class Backup(Lockable, _SoftDelete, Base):
     verified_how: Mapped[str | None] = mapped_column(String(16))
     verified_result: Mapped[str | None] = mapped_column(String(16))
     fully_verified_at: Mapped[datetime | None]
+    restore_tested_at: Mapped[datetime | None]
+    restore_test_result: Mapped[str | None] = mapped_column(String(16))
+    content_digest: Mapped[str | None] = mapped_column(String(64))
     manifest_id: Mapped[str | None] = mapped_column(ForeignKey("manifests.id"))
 
 

@@ -81,6 +81,9 @@ class Backup:
     verified_how: str | None = None
     verified_result: str | None = None
     fully_verified_at: datetime | None = None
+    restore_tested_at: datetime | None = None
+    restore_test_result: str | None = None
+    content_digest: str | None = None
 
     @property
     def has_dependent_backups(self) -> bool:

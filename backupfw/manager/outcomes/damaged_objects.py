@@ -104,7 +104,8 @@ def _held(session: Session, digests: Iterable[str]) -> Iterator[ColumnElement[bo
         yield some
 
 
-def _tell(session: Session, backup_id: str, project_id: str) -> None:
+def tell(session: Session, backup_id: str, project_id: str) -> None:
+    """Tell everybody whom it concerns that a backup is damaged: its owner, the bus, and the log."""
     messages.post(
         session,
         messages.Action.VERIFY_BACKUP,
@@ -312,7 +313,7 @@ class DamagedObjects(Outcomes):
                 ).all()
             for backup_id, project_id in found:
                 if backup_id not in told:
-                    self._db.run(partial(_tell, backup_id=backup_id, project_id=project_id))
+                    self._db.run(partial(tell, backup_id=backup_id, project_id=project_id))
                     told.add(backup_id)
 
     @staticmethod

@@ -4,22 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from backupfw.db import models
 from backupfw.db.locks import lock
-from backupfw.errors import InvalidBackup, TaskLost, VolumeNotFound
+from backupfw.db.session import now
+from backupfw.errors import BackupNotFound, InvalidBackup, TaskLost, VolumeNotFound
 from backupfw.manager import rows
 from backupfw.manager.lineage import lifecycle, manifests
 from backupfw.manager.lineage.lifecycle import BackupMoves
 from backupfw.manager.messages import Detail
 from backupfw.manager.metadata import add, replace
+from backupfw.manager.outcomes import damaged_objects
 from backupfw.manager.outcomes.base import Outcomes, backup_of
+from backupfw.manager.outcomes.damaged_objects import OK
 from backupfw.manager.queue import tasks
 from backupfw.manager.rows import Task
 from backupfw.manager.rules import backup_rows, copies, failures, volume_rules, volume_types
 from backupfw.manager.rules.volume_rules import SOURCE_KEY
+
+#: The result of a restore to nowhere that failed.
+FAILED = "failed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +58,18 @@ class RestorePlan:
 
 
 @dataclass(frozen=True, slots=True)
+class Tested:
+    """What was recorded of a restore to nowhere.
+
+    :ivar first: the digest of the first one that succeeded; None: none did.
+    """
+
+    at: datetime
+    ok: bool
+    first: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class RestoredVolume:
     """The manifest's data about the volume that was backed up.
 
@@ -67,6 +87,36 @@ class RestoredVolume:
 
 class RestoreTasks(Outcomes):
     """Outcomes of ``backup.restore``."""
+
+    def record_test(self, backup_id: str, digest: str | None) -> Tested:
+        """Record the result of a restore to nowhere at all backups of its manifest.
+
+        :param digest: of the content; None: something is damaged.
+        :raises BackupNotFound: the backup was deleted meanwhile.
+        """
+
+        def work(session: Session) -> Tested:
+            row = models.Backup
+            found = session.get(row, backup_id)
+            if found is None or found.deleted:
+                raise BackupNotFound(backup_id)
+            lock(session, row, row.manifest_id == found.manifest_id, row.deleted.is_(False))
+            same = session.scalars(
+                select(row)
+                .where(row.manifest_id == found.manifest_id, row.deleted.is_(False))
+                .order_by(row.created_at, row.id)
+            ).all()
+            first = next((one.content_digest for one in same if one.content_digest is not None), digest)
+            tested = Tested(now(session), digest is not None and digest == first, first)
+            for one in same:
+                one.restore_tested_at = tested.at
+                one.restore_test_result = OK if tested.ok else FAILED
+                one.content_digest = first
+                if not tested.ok:
+                    damaged_objects.tell(session, one.id, one.project_id)
+            return tested
+
+        return self._db.run(work)
 
     def start(self, task: Task) -> RestorePlan:
         """Begin an attempt.

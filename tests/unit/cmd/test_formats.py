@@ -32,6 +32,7 @@ PLAIN = {
 #: What a list must be given.
 ARGUMENTS = {
     "backup verify": ["--older-than", "1"],
+    "restore-test": ["--older-than", "1"],
     "cinder scan": ["--store", "main"],
     "db purge": ["--before", "2026-01-31"],
     "quota show": ["demo"],

@@ -1,0 +1,114 @@
+"""``backupfw restore-test``: what it proves, what it records, and what it calls a failure."""
+
+from __future__ import annotations
+
+import json
+import random
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import select, update
+
+from backupfw.chunkstore import errors
+from backupfw.cmd import database, meters
+from backupfw.db import models
+from backupfw.db.session import now
+from tests.unit.cmd.conftest import load_conf
+from tests.unit.cmd.test_verify import BLOCK, Chain, chain, made
+from tests.unit.engine.test_content_digest import expected
+
+__all__ = ["chain", "made"]
+
+
+def results_of(chain: Chain, *options: str) -> tuple[int, dict[str, dict[str, Any]]]:
+    done = chain.run("restore-test", *options, "--format", "json")
+    return done.status, {one["id"]: one for one in json.loads(done.out or "[]")}
+
+
+def change(chain: Chain, backup: str, **values: Any) -> None:
+    with database.opened(load_conf(chain.state)) as db, db.write() as session:
+        session.execute(update(models.Backup).where(models.Backup.id == backup).values(**values))
+
+
+def test_the_digest_of_each_volume_is_recorded_and_compared(chain: Chain) -> None:
+    full = random.Random(8).randbytes(1 << 20)
+    changed = bytearray(full)
+    changed[3 * BLOCK : 4 * BLOCK] = random.Random(10).randbytes(BLOCK)
+    contents = {
+        chain.full: full,
+        chain.increment: bytes(changed),
+        chain.other: random.Random(9).randbytes(1 << 20),
+    }
+    status, records = results_of(chain, "--all")
+    assert status == 0
+    assert {one: record["digest"] for one, record in records.items()} == {
+        one: expected(data) for one, data in contents.items()
+    }
+    for backup, data in contents.items():
+        assert records[backup]["bytes"] == len(data)
+        shown = chain.show(backup)
+        assert shown["content_digest"] == expected(data)
+        assert shown["restore_test_result"] == "ok"
+        assert shown["restore_tested_at"] is not None
+    done = chain.run("restore-test", chain.full)
+    assert done.status == 0
+    assert f"digest {expected(full)}" in done.out
+    # A backup's content never changes.
+    change(chain, chain.full, content_digest="0" * 64)
+    status, records = results_of(chain, chain.full)
+    assert status == 1
+    assert records[chain.full]["result"] == "failed"
+    assert "0" * 64 in records[chain.full]["problem"]
+    shown = chain.show(chain.full)
+    assert (shown["restore_test_result"], shown["content_digest"]) == ("failed", "0" * 64)
+    with database.opened(load_conf(chain.state)) as db:
+        assert b"backupfw_failed_restore_tests 1.0" in meters.Meters(db).text()
+        with db.read() as session:
+            (message,) = session.scalars(select(models.Message))
+            assert (message.resource_uuid, message.action_id) == (chain.full, "103")
+
+
+def test_damage_is_a_failure_and_nothing_is_recorded_as_its_digest(chain: Chain) -> None:
+    chain.spoil(chain.full, 7)
+    status, records = results_of(chain, "--all")
+    assert status == 1
+    results = {one: record["result"] for one, record in records.items()}
+    assert results == {chain.full: "failed", chain.increment: "failed", chain.other: "ok"}
+    shown = chain.show(chain.full)
+    assert (shown["restore_test_result"], shown["content_digest"]) == ("failed", None)
+    assert shown["damaged_objects"]
+    done = chain.run("restore-test", "--all")
+    assert "3 backups: 1 ok, 2 failed, 0 not tested" in done.out
+    assert f"backup {chain.full}: FAILED: " in done.out
+
+
+def test_a_store_that_does_not_answer_proves_nothing(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
+    def silent(*_: Any) -> Any:
+        raise errors.Unavailable("no answer", store="main")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("backupfw.chunkstore.container.Container.get", silent)
+        status, records = results_of(chain, chain.full)
+    assert status == 1
+    assert records[chain.full]["result"] == "not tested"
+    assert chain.show(chain.full)["restore_tested_at"] is None
+
+
+def test_which_backups_are_tested(chain: Chain) -> None:
+    everything = {chain.full, chain.increment, chain.other}
+    assert set(results_of(chain, "--newest")[1]) == {chain.increment, chain.other}
+    with database.opened(load_conf(chain.state)) as db, db.read() as session:
+        long_ago = now(session) - timedelta(days=40)
+        project = session.scalars(select(models.Backup.project_id)).first()
+    change(chain, chain.other, restore_tested_at=long_ago)
+    # Those that never were tested come first.
+    assert list(results_of(chain, "--older-than", "30")[1]) == [chain.full, chain.other]
+    assert results_of(chain, "--older-than", "30")[1] == {}
+    assert set(results_of(chain, "--project", str(project))[1]) == everything
+    assert len(results_of(chain, "--sample", "2")[1]) == 2
+    assert len(results_of(chain, "--newest", "--sample", "1")[1]) == 1
+    assert chain.run("restore-test", "--project", "nobody").status != 0
+    assert chain.run("restore-test").status == 2
+    assert chain.run("restore-test", chain.full, "--sample", "1").status == 2
+    assert chain.run("restore-test", "no-such-backup").status != 0
