@@ -64,6 +64,24 @@ key_stores: list[type[KeyStore]] = [CastellanKeyStore]
 """
 
 
+#: Serves the console and fetches a page of it, with all its files; the argument is a state directory.
+CONSOLE = """
+import argparse, re, sys, urllib.request
+from backupfw.cmd import database, service
+from backupfw.cmd.configure import load
+given = argparse.Namespace(config_file=[], state_dir=sys.argv[1], debug=False)
+conf = load(given, [("api", "port", 0)]).conf
+with database.only_service(conf.state_dir):
+    database.prepare(conf, make=True, upgrade=True)
+    with service.EmbeddedService(conf, service.console_token(conf)) as running:
+        page = urllib.request.urlopen(running.url + "console/login").read().decode()
+        files = re.findall(r'(?:href|src)="/(console/static/[^"]+)"', page)
+        assert len(files) == 4, page
+        for path in files:
+            assert urllib.request.urlopen(running.url + path).read(), path
+"""
+
+
 class Installation:
     """A virtual environment with the wheels, and a directory to work in; both outside the checkout.
 
@@ -171,6 +189,14 @@ def check_types(installed: Installation) -> None:
     )
 
 
+def check_console(installed: Installation) -> None:
+    """The console is served, with its templates and files."""
+    installed.run("python", "-c", CONSOLE, installed.work / "console")
+    templates = "from importlib.resources import files; print(*(one.name for one in files('backupfw.console')"
+    names = installed.run("python", "-c", f"{templates}.joinpath('templates').iterdir()))").split()
+    assert set(names) == {path.name for path in (ROOT / "backupfw/console/templates").glob("*.mako")}, names
+
+
 def check_service(installed: Installation) -> None:
     """``serve``, backups, restores and deletes: the demo, with a small volume."""
     installed.run("python", ROOT / "demo" / "demo.py", "--mib", "24")
@@ -181,7 +207,8 @@ def main(arguments: list[str]) -> int:
     dist = Path(arguments[0] if arguments else "dist").resolve()
     with tempfile.TemporaryDirectory(prefix="backupfw-installed-") as place:
         installed = Installation(Path(place), dist)
-        for check in (check_modules, check_client, check_database, check_samples, check_types, check_service):
+        checks = (check_modules, check_client, check_database, check_samples, check_types, check_console)
+        for check in (*checks, check_service):
             check(installed)
             print(f"ok: {(check.__doc__ or '').splitlines()[0]}", flush=True)
     return 0

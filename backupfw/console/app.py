@@ -193,7 +193,7 @@ class Console:
     def _page(self, request: webob.Request, user: User) -> webob.Response:
         """Answer a request of somebody who is logged in."""
         environ = request.environ
-        for name in [name for name in environ if name.startswith("HTTP_X_") and name != "HTTP_X_FORWARDED"]:
+        for name in [name for name in environ if name.startswith("HTTP_X_")]:
             # Who asks is the session's to say, not the browser's.
             del environ[name]
         environ |= {USER: user, _SITE: self._site, urls.PATH: _PATH, "HTTP_X_AUTH_TOKEN": user.token}

@@ -23,6 +23,7 @@ from backupfw.api.query import FILTERS
 from backupfw.context import RequestContext
 from backupfw.db import models
 from backupfw.db import session as session_module
+from backupfw.db.installation import ensure_installation
 from backupfw.db.session import Database
 from backupfw.manager import rows
 from backupfw.manager.messages import MessageManager
@@ -30,6 +31,7 @@ from backupfw.manager.queue.services import ServiceManager
 from backupfw.manager.rules.quota import QuotaManager
 from backupfw.manager.rules.volume_types import VolumeTypeManager
 from backupfw.manager.usecases.backups import BackupManager
+from backupfw.manager.usecases.overview import Overview
 from backupfw.manager.usecases.snapshots import SnapshotManager
 from backupfw.manager.usecases.transfers import TransferManager
 from backupfw.manager.usecases.volumes import VolumeManager
@@ -91,6 +93,8 @@ _ANYTHING = {int: 0, bool: False, str: "any", datetime: datetime(2026, 1, 1)}
 def _fill(db: Database) -> None:
     """Set-based: a number for each combination of five digits."""
     models.Base.metadata.create_all(db.engine)
+    with db.write() as session:
+        ensure_installation(session)
     digits = [
         union_all(*(select(literal(digit * 10**place, Integer).label("n")) for digit in range(10))).subquery()
         for place in range(5)
@@ -211,6 +215,22 @@ def _asked(db: Database) -> dict[str, Ask]:
     asked["quota with usage"] = partial(quotas.show, PROJECT, usage=True)
     services.heartbeat("host-50", "backupfw-worker")
     asked["host: show"] = partial(services.usage_of_host, _ADMIN, "host-50")
+    return asked | _asked_by_the_console(db)
+
+
+def _asked_by_the_console(db: Database) -> dict[str, Ask]:
+    """What it reads of volumes and backups; tasks are few, and it reads those that there are."""
+    overview = Overview(db, make_conf())
+    volume, backup = _id("volume", NUMBER), _id("backup", NUMBER)
+    asked: dict[str, Ask] = {}
+    for who, context in (("a user", _USER), ("an administrator", _ADMIN)):
+        asked |= {
+            f"console of {who}: volumes": partial(overview.volumes, context),
+            f"console of {who}: volumes behind a marker": partial(overview.volumes, context, marker=volume),
+            f"console of {who}: volume": partial(overview.volume, context, volume),
+            f"console of {who}: time line": partial(overview.time_line, context, volume),
+            f"console of {who}: what a deletion frees": partial(overview.frees, context, backup),
+        }
     return asked
 
 
