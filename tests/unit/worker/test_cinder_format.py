@@ -8,16 +8,18 @@ import json
 import random
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 
 from backupfw.chunkstore.container import Container
 from backupfw.chunkstore.memory import MemoryStore
 from backupfw.db import models
+from backupfw.db.session import now
 from backupfw.engine.cinder_format import names
 from backupfw.engine.cinder_format.chain import Chain, Place
 from backupfw.errors import InvalidBackup, InvalidInput
@@ -266,6 +268,49 @@ def test_damage_is_remembered(world: WorkerWorld) -> None:
     found = world.outcomes.damaged_objects.of(str(world.row(models.Backup, row.id).manifest_id))
     assert [one.key for one in found] == [f"{full}-00002"]
     assert purge.run(world.db, datetime.now() + timedelta(days=1))["damaged objects"] == 0
+
+
+def test_links_are_scrubbed_one_by_one(world: WorkerWorld) -> None:
+    """Each as a restore reads it; what is damaged is told to the owners of those that need it."""
+    found = sample(SAMPLES[1])
+    live = fill(world, found.copy())
+    world.conf["store:main"].scrub_days = 30
+    with world.worker():
+        backups = [imported(world, record) for record in records(found)]
+
+    def scrub() -> None:
+        with world.db.write() as session:
+            old = now(session) - timedelta(days=40)
+            values = {"created_at": old, "fully_verified_at": None, "scrub_after": None}
+            session.execute(update(models.Manifest).values(values))
+        tools = world.tools
+        looks = replace(tools, queue_scrubs=lambda: world.outcomes.scrubbing.queue_due(["main"]))
+        world.tools = looks
+        with world.worker(scrub_seconds=0.01):
+            manifests = models.Manifest
+            world.wait(
+                lambda: None not in [one.fully_verified_at for one in world.rows(manifests)], "the scrubs"
+            )
+            world.wait_idle()
+        world.tools = tools
+
+    scrub()
+    rows = [world.row(models.Backup, one.id) for one in backups]
+    assert [(one.verified_how, one.verified_result) for one in rows] == [("full", "ok")] * 3
+    # The newest data object is one that only the newest backup has.
+    container, prefix = found.places(2)[0]
+    key = next(
+        key for key in sorted(live[container]) if names.split(key) is not None and key.startswith(prefix)
+    )
+    good = live[container].pop(key)
+    scrub()
+    rows = [world.row(models.Backup, one.id) for one in backups]
+    assert [one.verified_result for one in rows] == ["ok", "ok", "damaged"]
+    assert [one.resource_uuid for one in world.rows(models.Message)] == [backups[2].id]
+    live[container][key] = good
+    scrub()
+    assert world.row(models.Backup, backups[2].id).verified_result == "ok"
+    assert world.rows(models.DamagedObject) == []
 
 
 def test_a_purge_forgets_what_was_deleted(world: WorkerWorld) -> None:
