@@ -61,6 +61,9 @@ NAMES = (
     "key.recorded",
     "key.put",
     "keys.dropped",
+    "policy.taken",
+    "policy.made",
+    "policy.let-go",
     "api.committed",
 )
 

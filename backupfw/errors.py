@@ -10,6 +10,7 @@
      +- InvalidSnapshot          the snapshot's state forbids the call
      +- NotFound
      |   +- BackupNotFound  VolumeNotFound  SnapshotNotFound  MarkerNotFound
+     |   +- BackupPolicyNotFound
      |   +- AttachmentNotFound  MessageNotFound  KeyNotFound (a metadata key)  VolumeTypeNotFound
      +- Conflict                 there is one like it already
      +- Forbidden                the caller's roles do not allow it
@@ -97,6 +98,12 @@ class SnapshotNotFound(NotFound):
     """No such snapshot."""
 
     noun = "Snapshot"
+
+
+class BackupPolicyNotFound(NotFound):
+    """No such backup policy."""
+
+    noun = "Backup policy"
 
 
 class MarkerNotFound(NotFound):

@@ -37,6 +37,7 @@ _COUNT = (_BOOLEAN, "Say how many items there are without paging.")
 #: Filters that only some listings have, by collection.
 _FILTERS: Mapping[str, Sequence[str]] = {
     "backups": ("volume_id",),
+    "backup-policies": ("enabled",),
     "volumes": ("metadata", "bootable", "availability_zone"),
     "snapshots": ("volume_id", "metadata"),
     "messages": ("resource_uuid", "resource_type", "event_id", "request_id", "message_level"),
@@ -44,9 +45,24 @@ _FILTERS: Mapping[str, Sequence[str]] = {
     "os-volume-transfer": ("volume_id",),
     "volume-transfers": ("volume_id",),
 }
+#: Filters of listings that some do not have, by collection.
+_WITHOUT: Mapping[str, Sequence[str]] = {
+    "messages": ("name", "status"),
+    "types": ("name", "status"),
+    "backup-policies": ("status",),
+}
 _TEXT = {"type": "string"}
 #: Parameters of calls that are no listings: ``METHOD path`` -> name, first version, schema, text.
 _QUERIES: Mapping[str, Sequence[tuple[str, ApiVersion, Mapping[str, Any], str]]] = {
+    "GET /backup-policies/{policy_id}/runs": (
+        *(
+            (name, versions.V3, schema, text)
+            for name, (schema, text) in _LISTING.items()
+            if name not in ("name", "all_tenants")
+        ),
+        *((name, versions.V3, _TEXT, f"Only runs of this {name}.") for name in ("volume_id", "backup_id")),
+        ("with_count", versions.COUNT_INFO, *_COUNT),
+    ),
     "DELETE /volumes/{volume_id}": (
         ("cascade", versions.V2, _BOOLEAN, "Delete its snapshots too."),
         ("force", versions.VOLUME_DELETE_FORCE, _BOOLEAN, "In any status; for administrators."),
@@ -161,8 +177,8 @@ def _queries(route: Route, version: ApiVersion) -> dict[str, tuple[Mapping[str, 
     if collection == "messages" and version < versions.MESSAGES_PAGINATION:
         return {}
     found: dict[str, tuple[Mapping[str, Any], str]] = dict(_LISTING)
-    if collection in ("messages", "types"):
-        found = {name: value for name, value in found.items() if name not in ("name", "status")}
+    left_out = _WITHOUT.get(collection, ())
+    found = {name: value for name, value in found.items() if name not in left_out}
     found |= {name: (_TEXT, f"Only items of this {name}.") for name in _FILTERS[collection]}
     if version >= versions.COUNT_INFO:
         found["with_count"] = _COUNT

@@ -160,6 +160,51 @@ _TABLE = (
         ),
     ),
     Rule(
+        "backup_policy:get_all",
+        Level.READER,
+        "List backup policies.",
+        ("GET /backup-policies", "GET /backup-policies/detail"),
+    ),
+    Rule(
+        "backup_policy:get",
+        Level.READER,
+        "Show a backup policy, its runs, or what it will do.",
+        (
+            "GET /backup-policies/{policy_id}",
+            "GET /backup-policies/{policy_id}/runs",
+            "POST /backup-policies/{policy_id}/action (preview)",
+        ),
+    ),
+    Rule(
+        "backup_policy:create",
+        Level.MEMBER,
+        "Make a backup policy; backup:create and backup:delete are asked, too.",
+        ("POST /backup-policies",),
+        needs_project=True,
+    ),
+    Rule(
+        "backup_policy:update",
+        Level.MEMBER,
+        "Change a backup policy, which backup:create and backup:delete are asked for, too, or pause it.",
+        (
+            "PUT /backup-policies/{policy_id}",
+            "POST /backup-policies/{policy_id}/action (pause)",
+            "POST /backup-policies/{policy_id}/action (resume)",
+        ),
+    ),
+    Rule(
+        "backup_policy:delete",
+        Level.MEMBER,
+        "Delete a backup policy; its backups stay.",
+        ("DELETE /backup-policies/{policy_id}",),
+    ),
+    Rule(
+        "backup_policy:run",
+        Level.MEMBER,
+        "Run a backup policy now; backup:create is asked, too.",
+        ("POST /backup-policies/{policy_id}/action (run)",),
+    ),
+    Rule(
         "volume_extension:backup_admin_actions:reset_status",
         Level.ADMIN,
         "Reset a backup's status.",

@@ -11,6 +11,7 @@ from backupfw.api.policies import Policy
 
 if TYPE_CHECKING:
     from backupfw.manager.messages import MessageManager
+    from backupfw.manager.policies.manager import PolicyManager
     from backupfw.manager.queue.services import ServiceManager
     from backupfw.manager.rules.quota import QuotaManager
     from backupfw.manager.rules.volume_types import VolumeTypeManager
@@ -32,6 +33,7 @@ class Managers:
     messages: MessageManager
     types: VolumeTypeManager
     transfers: TransferManager
+    policies: PolicyManager
 
 
 @dataclass(frozen=True)

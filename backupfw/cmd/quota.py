@@ -34,7 +34,7 @@ class Show(base.Lister):
         from backupfw.manager.rules.quota import QuotaManager
 
         conf, db = self.database(args)
-        for resource, found in QuotaManager(db, conf).show(args.project, usage=True).items():
+        for resource, found in QuotaManager(db, conf).show(args.project, usage=True, everything=True).items():
             assert isinstance(found, dict)
             yield {"resource": resource, **found}
 

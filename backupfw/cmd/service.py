@@ -25,6 +25,8 @@ from backupfw.manager.messages import MessageManager
 from backupfw.manager.outcomes.backups import BackupTasks
 from backupfw.manager.outcomes.expiry import Expiry
 from backupfw.manager.outcomes.volumes import VolumeTasks
+from backupfw.manager.policies.manager import PolicyManager
+from backupfw.manager.policies.runs import Pauses, PolicyRuns
 from backupfw.manager.queue.claims import Limits, Reach
 from backupfw.manager.queue.outbox import Outbox
 from backupfw.manager.queue.services import BACKUP_BINARY, ServiceManager
@@ -43,6 +45,7 @@ from backupfw.worker.data_keys import DataKeys
 from backupfw.worker.handlers import EngineSettings, Tools
 from backupfw.worker.handlers.base import volume_ref
 from backupfw.worker.holding import Holding
+from backupfw.worker.policies import PolicyLoop
 from backupfw.worker.stores import Stores
 from backupfw.worker.worker import Worker, WorkerSettings
 
@@ -118,10 +121,12 @@ def make_managers(
     :param outbox: the event outbox; None: no events are sent.
     """
     foreign = foreign_catalogues(conf)
+    backups = BackupManager(
+        db, conf, wake, store.container_patterns(conf), outbox, Mirrors(db, conf, foreign)
+    )
     return Managers(
-        backups=BackupManager(
-            db, conf, wake, store.container_patterns(conf), outbox, Mirrors(db, conf, foreign)
-        ),
+        backups=backups,
+        policies=PolicyManager(db, conf, backups),
         volumes=VolumeManager(db, conf, wake, foreign.keys()),
         snapshots=SnapshotManager(db, conf, wake),
         quota=QuotaManager(db, conf),
@@ -158,6 +163,16 @@ def _console(conf: cfg.ConfigOpts, db: Database, token: str | None) -> Mapping[s
     else:
         way = login.TokenLogin(token, everywhere="admin" in conf.api.noauth_roles)
     return {app.MOUNT: app.maker(Overview(db, conf), sessions.Sessions(SessionManager(db)), way)}
+
+
+def pauses(conf: cfg.ConfigOpts) -> Pauses:
+    """Return what says why the policies of a project do not run: the identity service disabled it."""
+    if conf.api.auth_strategy != "keystone":
+        return lambda _project: None
+    # Its libraries are in the extra "keystone".
+    from backupfw.api.identity.keystone import Projects
+
+    return Projects(conf).pauses
 
 
 class WorkerProcess:
@@ -237,6 +252,10 @@ class WorkerProcess:
         )
         self._worker = Worker(tools, dispatch, settings)
         self._holding = Holding(backup_tasks, self._stores, wire_names, Outages())
+        managers = make_managers(conf, db, dispatch.wake, outbox)
+        self._policies = PolicyLoop(
+            PolicyRuns(db, managers.backups, pauses(conf)), conf.backup.poll_seconds, Outages()
+        )
 
     def start(self) -> None:
         """Start claiming tasks."""
@@ -246,15 +265,18 @@ class WorkerProcess:
                 LOG.warning("Going on with %s task(s) that an earlier process left", taken)
         self._worker.start()
         self._holding.start()
+        self._policies.start()
 
     def runs(self) -> bool:
-        """Whether tasks are taken."""
-        return self._worker.runs()
+        """Whether tasks are taken, and backup policies run."""
+        return self._worker.runs() and self._policies.runs()
 
     def close(self) -> None:
         """End running attempts within seconds, giving their tasks back, and close the stores."""
         self._ending.set()
+        self._policies.stop()
         self._worker.stop()
+        self._policies.join()
         self._holding.close()
         try:
             self._leave()

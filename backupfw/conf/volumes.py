@@ -72,6 +72,7 @@ QUOTA = (
     _limit("volumes", 10, "Volumes"),
     _limit("gigabytes", 1000, "GiB of volumes and snapshots"),
     _limit("snapshots", 10, "Snapshots"),
+    _limit("backup_policies", 10, "Backup policies"),
 )
 
 

@@ -345,6 +345,8 @@ class Backup(Lockable, _SoftDelete, Base):
     if only the manifest has them.
     ``comparison``: how it found what changed, for people; ``read_bytes``: what its last attempt read from the
     volume; both null if not known.
+    ``policy_id``: the backup policy whose run made it, and whose retention may delete it (unlike what users
+    write into metadata, nobody can set it); no foreign key, because backups outlive their policy.
     ``verified_…``: what the last verification was (``full`` or ``quick``) and found (``ok`` or ``damaged``);
     ``fully_verified_at``: the time of the last full verification, with any result.
     ``restore_test…``: when it was last restored to nowhere, and whether that was ``ok`` or ``failed``;
@@ -360,6 +362,7 @@ class Backup(Lockable, _SoftDelete, Base):
         Index("ix_backups_parent_id", "parent_id"),
         Index("ix_backups_manifest_id", "manifest_id"),
         Index("ix_backups_temp_snapshot_id", "temp_snapshot_id"),
+        Index("ix_backups_policy_id", "policy_id", "volume_id"),
         _TABLE,
     )
 
@@ -404,6 +407,7 @@ class Backup(Lockable, _SoftDelete, Base):
     restore_test_result: Mapped[str | None] = mapped_column(String(16))
     content_digest: Mapped[str | None] = mapped_column(String(64))
     manifest_id: Mapped[str | None] = mapped_column(ForeignKey("manifests.id"))
+    policy_id: Mapped[str | None] = mapped_column(String(36))
 
 
 class BackupCopy(Lockable, _Timestamps, Base):
@@ -426,6 +430,74 @@ class BackupCopy(Lockable, _Timestamps, Base):
     status: Mapped[str] = mapped_column(String(64))
     fail_reason: Mapped[str | None]
     manifest_id: Mapped[str | None] = mapped_column(ForeignKey("manifests.id"))
+
+
+class BackupPolicy(Lockable, _Timestamps, Base):
+    """A backup policy: which volumes of a project are backed up, when, and how long the backups are kept.
+
+    ``settings``: schedule, selection, retention and the rest, as the API shows them
+    (``manager/policies/settings.py``).  ``next_run_at``: when the next runs are planned, null while the
+    policy is paused; ``planned_at``: when that was computed: if it lies in the future, the clock went back,
+    and it is computed again.  ``user_id`` made the policy, ``updated_by`` changed it last.
+    """
+
+    __tablename__ = "backup_policies"
+    __table_args__ = (
+        Index("ix_backup_policies_project_listing", "project_id", "created_at", "id"),
+        Index("ix_backup_policies_listing", "created_at", "id"),
+        Index("ix_backup_policies_next_run_at", "next_run_at"),
+        _TABLE,
+    )
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    project_id: Mapped[str]
+    user_id: Mapped[str | None]
+    updated_by: Mapped[str | None]
+    display_name: Mapped[str | None]
+    display_description: Mapped[str | None]
+    enabled: Mapped[bool] = mapped_column(Boolean, default=True, server_default=true())
+    settings: Mapped[dict[str, Any]]
+    max_concurrent: Mapped[int | None]
+    next_run_at: Mapped[datetime | None]
+    planned_at: Mapped[datetime]
+
+
+class PolicyRun(Lockable, Base):
+    """A run of a backup policy for one volume at one scheduled time: one row, so one backup at most.
+
+    ``begin_at``: when it may begin, or be tried again; ``begin_before`` and ``end_before``: the ends of its
+    windows; ``taken_until``: until then the process that took it is beginning it.  ``backup_id`` is chosen
+    before the backup is made, so whoever continues after a kill finds that backup.  ``tries``: how often it
+    was begun and failed.  ``tidied``: what its end lets go was deleted.
+    """
+
+    __tablename__ = "policy_runs"
+    __table_args__ = (
+        Index("ix_policy_runs_scheduled", "policy_id", "volume_id", "scheduled_at", unique=True),
+        Index("ix_policy_runs_status", "status", "begin_at"),
+        Index("ix_policy_runs_tidied", "tidied", "status"),
+        Index("ix_policy_runs_listing", "policy_id", "created_at", "id"),
+        Index("ix_policy_runs_created_at", "created_at"),
+        _TABLE,
+    )
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    policy_id: Mapped[str] = mapped_column(ForeignKey("backup_policies.id", ondelete="CASCADE"))
+    project_id: Mapped[str]
+    volume_id: Mapped[str] = mapped_column(String(36))
+    scheduled_at: Mapped[datetime]
+    begin_at: Mapped[datetime]
+    begin_before: Mapped[datetime]
+    end_before: Mapped[datetime | None]
+    status: Mapped[str] = mapped_column(String(16))
+    reason: Mapped[str | None]
+    backup_id: Mapped[str | None] = mapped_column(String(36))
+    tries: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
+    taken_until: Mapped[datetime | None]
+    tidied: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
+    started_at: Mapped[datetime | None]
+    ended_at: Mapped[datetime | None]
+    created_at: Mapped[datetime]
 
 
 class BackupMetadata(Base):

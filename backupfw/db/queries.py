@@ -17,16 +17,27 @@ from sqlalchemy import Boolean, ColumnElement, Integer, Select, String, and_, ca
 from sqlalchemy.orm import Session
 
 from backupfw import moments
-from backupfw.db.models import Backup, Message, Snapshot, Transfer, Volume, VolumeType
+from backupfw.db.models import (
+    Backup,
+    BackupPolicy,
+    Message,
+    PolicyRun,
+    Snapshot,
+    Transfer,
+    Volume,
+    VolumeType,
+)
 from backupfw.db.types import UtcDateTime
 from backupfw.errors import InvalidInput, MarkerNotFound
 
-Row = TypeVar("Row", Backup, Volume, Snapshot, Message, VolumeType, Transfer)
+Row = TypeVar("Row", Backup, Volume, Snapshot, Message, VolumeType, Transfer, BackupPolicy, PolicyRun)
+#: A row of any of them.
+AnyRow = Backup | Volume | Snapshot | Message | VolumeType | Transfer | BackupPolicy | PolicyRun
 
 #: The API's words for columns, beside the columns' own names.
 _WORDS = {"name": "display_name", "description": "display_description"}
 #: Columns by which listings neither filter nor sort: they are internal.
-_PRIVATE = frozenset({"location", "previous_status", "deleted", "deleted_at"})
+_PRIVATE = frozenset({"location", "previous_status", "deleted", "deleted_at", "settings"})
 _TRUE = frozenset({"1", "t", "true", "on", "y", "yes"})
 _FALSE = frozenset({"0", "f", "false", "off", "n", "no"})
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}", re.ASCII)
@@ -106,7 +117,7 @@ def conditions(
     :param deleted: include deleted rows.
     """
     found: list[ColumnElement[bool]] = [*where]
-    if not deleted and not issubclass(model, Message | VolumeType | Transfer):
+    if not deleted and issubclass(model, Backup | Volume | Snapshot):
         # Not IS: MariaDB uses no index for that.
         found.append(model.deleted == false())
     if project_id is not None and not issubclass(model, VolumeType):
@@ -114,7 +125,7 @@ def conditions(
     return [*found, *(_condition(model, name, text) for name, text in filters.items())]
 
 
-def column_of(model: type[Backup | Volume | Snapshot | Message | VolumeType | Transfer], name: str) -> Any:
+def column_of(model: type[AnyRow], name: str) -> Any:
     """Return the column of a name in the API, or None."""
     if name not in model.__table__.columns:
         name = _WORDS.get(name, name)
@@ -138,9 +149,7 @@ def _keys(model: type[Row], sort: Sequence[tuple[str, str]]) -> list[tuple[Any, 
     return list(keys.values())
 
 
-def _after(
-    before: Backup | Volume | Snapshot | Message | VolumeType | Transfer, keys: Sequence[tuple[Any, bool]]
-) -> ColumnElement[bool]:
+def _after(before: AnyRow, keys: Sequence[tuple[Any, bool]]) -> ColumnElement[bool]:
     """Rows that come after ``before``: equal in the first keys and beyond it in the next, for some n."""
     choices = []
     equal: list[ColumnElement[bool]] = []

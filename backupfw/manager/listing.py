@@ -11,10 +11,20 @@ from sqlalchemy.orm import Session
 
 from backupfw.context import RequestContext
 from backupfw.db import queries
-from backupfw.db.models import Backup, Message, Snapshot, SnapshotMetadata, Transfer, Volume, VolumeMetadata
+from backupfw.db.models import (
+    Backup,
+    BackupPolicy,
+    Message,
+    PolicyRun,
+    Snapshot,
+    SnapshotMetadata,
+    Transfer,
+    Volume,
+    VolumeMetadata,
+)
 from backupfw.manager.metadata import matches
 
-Row = TypeVar("Row", Backup, Volume, Snapshot, Message, Transfer)
+Row = TypeVar("Row", Backup, Volume, Snapshot, Message, Transfer, BackupPolicy, PolicyRun)
 
 #: Tables with the pairs that a filter ``metadata`` compares.
 _METADATA: dict[Any, Any] = {Volume: VolumeMetadata, Snapshot: SnapshotMetadata}

@@ -259,6 +259,45 @@ class Transfer:
 
 
 @dataclass(frozen=True, slots=True)
+class BackupPolicy:
+    """A backup policy.
+
+    :ivar settings: as the API shows them.
+    :ivar next_run_at: None while it is paused.
+    """
+
+    id: str
+    project_id: str
+    user_id: str | None
+    updated_by: str | None
+    display_name: str | None
+    display_description: str | None
+    enabled: bool
+    settings: Mapping[str, Any]
+    max_concurrent: int | None
+    next_run_at: datetime | None
+    created_at: datetime
+    updated_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyRun:
+    """A run of a backup policy for one volume."""
+
+    id: str
+    policy_id: str
+    project_id: str
+    volume_id: str
+    scheduled_at: datetime
+    status: str
+    reason: str | None
+    backup_id: str | None
+    started_at: datetime | None
+    ended_at: datetime | None
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
     """A user message; shown until ``guaranteed_until``."""
 
@@ -534,6 +573,16 @@ def volume(session: Session, row: models.Volume) -> Volume:
 def transfer(row: models.Transfer) -> Transfer:
     """Turn one row into a record."""
     return Transfer(**columns(row, Transfer))
+
+
+def backup_policy(row: models.BackupPolicy) -> BackupPolicy:
+    """Turn one row into a record."""
+    return BackupPolicy(**columns(row, BackupPolicy))
+
+
+def policy_run(row: models.PolicyRun) -> PolicyRun:
+    """Turn one row into a record."""
+    return PolicyRun(**columns(row, PolicyRun))
 
 
 def volume_types(session: Session, rows: Sequence[models.VolumeType]) -> list[VolumeType]:

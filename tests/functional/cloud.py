@@ -31,6 +31,7 @@ from backupfw.db.digest import object_digest
 from backupfw.db.models import Base
 from backupfw.db.session import Database, now
 from backupfw.manager.messages import MessageManager
+from backupfw.manager.policies.manager import PolicyManager
 from backupfw.manager.queue.services import BACKUP_BINARY, ServiceManager
 from backupfw.manager.rules.quota import QuotaManager
 from backupfw.manager.rules.volume_types import VolumeTypeManager
@@ -104,8 +105,10 @@ class Cloud:
         event.listen(self.db.engine, "connect", _without_fsync)
         self.conf = configuration(**api)
         self.woken = 0
+        backups = BackupManager(self.db, self.conf, self._wake)
         self.managers = Managers(
-            backups=BackupManager(self.db, self.conf, self._wake),
+            backups=backups,
+            policies=PolicyManager(self.db, self.conf, backups),
             volumes=VolumeManager(self.db, self.conf, self._wake),
             snapshots=SnapshotManager(self.db, self.conf, self._wake),
             quota=QuotaManager(self.db, self.conf),

@@ -21,6 +21,7 @@ from sqlalchemy import select
 
 from backupfw.api.pipeline import WsgiApp
 from backupfw.api.versions import V2, V3_HIGHEST
+from backupfw.context import RequestContext
 from backupfw.db import models
 from backupfw.manager import messages
 from tests.functional.cloud import NOBODY, SERVICE, Cloud, record
@@ -106,6 +107,14 @@ def things(cloud: Cloud) -> dict[str, str]:
     made["FOREIGN_SNAPSHOT"] = cloud.snapshot(cloud.volume("other"), "other")
     shown = member.get(f"/volumes/{made['VOLUME_IN_USE']}").json["volume"]
     made["ATTACHMENT"] = shown["attachments"][0]["attachment_id"]
+    for name, project, volume in (
+        ("POLICY", "demo", "BACKED_UP"),
+        ("OTHER_POLICY", "demo", "BIG"),
+        ("FOREIGN_POLICY", "other", "FOREIGN_VOLUME"),
+    ):
+        settings = {"schedule": {"cron": "@daily"}, "selection": {"volume_ids": [made[volume]]}}
+        caller = RequestContext(project, "alice")
+        made[name] = cloud.managers.policies.create(caller, name=name.lower(), settings=settings).id
     made["TYPE"] = member.get("/types/default").json["volume_type"]["id"]
     root = cloud.client(roles="admin")
     for name, public, specs in (

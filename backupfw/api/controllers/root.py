@@ -8,6 +8,7 @@ from typing import Any
 import pecan
 
 from backupfw.api import errors, openapi, urls, versions
+from backupfw.api.controllers.backup_policies import PoliciesController
 from backupfw.api.controllers.backups import BackupsController
 from backupfw.api.controllers.messages import MessagesController
 from backupfw.api.controllers.quotas import LimitsController, QuotaClassesController, QuotaSetsController
@@ -34,6 +35,7 @@ class ProjectController(Resource):
 
     children = {
         "backups": BackupsController,
+        "backup-policies": PoliciesController,
         "volumes": VolumesController,
         "snapshots": SnapshotsController,
         "limits": LimitsController,

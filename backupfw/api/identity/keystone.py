@@ -8,12 +8,12 @@ from __future__ import annotations
 import functools
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from urllib.parse import quote
 
 import webob.exc
-from cachetools import TLRUCache
+from cachetools import TLRUCache, TTLCache
 from keystoneauth1 import exceptions as keystone_errors
 from keystoneauth1 import loading, plugin
 from keystoneauth1.adapter import Adapter
@@ -35,6 +35,9 @@ LOG = log.getLogger(__name__)
 _CACHE = "backupfw.token_cache"
 
 
+#: Most projects of which it is remembered whether they are disabled, and for how long.
+MAX_PROJECTS = 4096
+REMEMBERED_SECONDS = 300
 #: Most tokens in the cache; one with its catalogue has some KiB.
 MAX_TOKENS = 4096
 
@@ -83,7 +86,7 @@ class _AuthProtocol(auth_token.AuthProtocol):  # type: ignore[misc]
 
 
 class Projects:
-    """Asks Keystone, as the service's own user, whether a project exists.  Thread-safe.
+    """Asks Keystone, as the service's own user, whether a project exists and is enabled.  Thread-safe.
 
     :param conf: the configuration (oslo.config), with ``[keystone_authtoken]`` registered.
     """
@@ -91,6 +94,8 @@ class Projects:
     def __init__(self, conf: Any) -> None:
         self._conf = conf
         self._identity = functools.cache(self._connect)
+        self._lock = threading.Lock()
+        self._pauses: TTLCache[str, str] = TTLCache(MAX_PROJECTS, REMEMBERED_SECONDS)
 
     def _connect(self) -> Adapter:
         group = self._conf[GROUP]
@@ -110,6 +115,36 @@ class Projects:
 
         :raises ServiceUnavailable: Keystone does not answer.
         """
+        return self._ask(project_id) is not None
+
+    def pauses(self, project_id: str) -> str | None:
+        """Say why a project's backup policies do not run now: it is gone, or disabled; None: they run.
+
+        What Keystone said is remembered for some minutes.  If it does not answer, they run.
+        """
+        with self._lock:
+            known = self._pauses.get(project_id)
+        if known is not None:
+            return known or None
+        try:
+            found = self._ask(project_id)
+        except errors.ServiceUnavailable as error:
+            LOG.warning("It is not known whether project %s is disabled: %s", project_id, error)
+            return None
+        said = ""
+        if found is None:
+            said = "The project does not exist any more."
+        elif found.get("enabled") is False:
+            said = "The project is disabled."
+        with self._lock:
+            self._pauses[project_id] = said
+        return said or None
+
+    def _ask(self, project_id: str) -> Mapping[str, Any] | None:
+        """Return what Keystone says of a project: None if it does not exist, nothing if it refuses.
+
+        :raises ServiceUnavailable: Keystone does not answer.
+        """
         try:
             answer = self._identity().get(f"/projects/{quote(project_id, safe='')}", raise_exc=False)
         except keystone_errors.ClientException as error:
@@ -121,7 +156,9 @@ class Projects:
                 project_id,
                 answer.status_code,
             )
-        return bool(answer.status_code != 404)
+        if answer.status_code == 404:
+            return None
+        return dict(answer.json()["project"]) if answer.status_code == 200 else {}
 
 
 def _words(text: str | None) -> frozenset[str]:

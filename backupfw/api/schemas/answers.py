@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from backupfw.api import versions
-from backupfw.api.schemas import types, volume_answers
+from backupfw.api.schemas import backup_policies, types, volume_answers
 from backupfw.api.schemas.answer_parts import (
     FLAG,
     LINKS,
@@ -132,9 +132,9 @@ def _message(_version: ApiVersion) -> dict[str, Any]:
 
 
 def _limits(fields: dict[str, Any], each: dict[str, Any]) -> dict[str, Any]:
-    """Return the schema of limits; a limit for volumes of a type is there if it is set."""
-    of_types = {"^(volumes|snapshots|gigabytes)_": each}
-    return {**exactly({**fields, **dict.fromkeys(_RESOURCES, each)}), "patternProperties": of_types}
+    """Return the schema of limits; one for volumes of a type, or of our own, is there if it is set."""
+    if_set = {"^(volumes|snapshots|gigabytes)_|^backup_policies$": each}
+    return {**exactly({**fields, **dict.fromkeys(_RESOURCES, each)}), "patternProperties": if_set}
 
 
 _LIMITS = _limits({}, NUMBER)
@@ -267,6 +267,7 @@ ANSWERS: Mapping[str, AnswerOf] = {
     **_metadata("volumes", "volume_id"),
     **_metadata("snapshots", "snapshot_id"),
     **volume_answers.ANSWERS,
+    **backup_policies.ANSWERS,
     "GET /backups/{backup_id}/progress": always(exactly({"progress": _PROGRESS})),
     "GET /backups/{backup_id}/copies": always(exactly({"copies": _list(_COPY)})),
     "GET /os-services": _services,

@@ -14,7 +14,7 @@ from sqlalchemy import and_, delete, func, literal, select, update
 from sqlalchemy.orm import Session
 
 from backupfw.db.locks import insert_if_absent, lock, put
-from backupfw.db.models import Backup, Project, Quota, QuotaClass, Snapshot, Volume, VolumeType
+from backupfw.db.models import Backup, BackupPolicy, Project, Quota, QuotaClass, Snapshot, Volume, VolumeType
 from backupfw.errors import InvalidInput, QuotaExceeded
 
 if TYPE_CHECKING:
@@ -37,6 +37,10 @@ NO_PROJECT = ""
 _UNCONFIGURED = {"per_volume_gigabytes": UNLIMITED, "groups": 10}
 #: All resources that have a limit.
 RESOURCES = ("volumes", "snapshots", "gigabytes", "backups", "backup_gigabytes", *_UNCONFIGURED)
+
+#: Resources that only this service has.  Published clients take a limit that they do not know for one of a
+#: volume type, so an answer has it only if it was set; the configured one holds all the same.
+_OWN = ("backup_policies",)
 
 #: Resources for which the volumes of one type can have their own limit, e.g. ``volumes_gold``; such a limit
 #: exists only if it was set.
@@ -61,6 +65,7 @@ _TEXTS = {
     "snapshots": "Maximum number of snapshots allowed ({limit}) exceeded",
     "per_volume_gigabytes": "Requested volume size {wanted}G is larger than maximum allowed limit {limit}G.",
     "groups": "Maximum number of groups allowed ({limit}) exceeded",
+    "backup_policies": "Maximum number of backup policies allowed ({limit}) exceeded",
 }
 
 
@@ -85,7 +90,7 @@ def check(
     if not wanted:
         return
     lock_project(session, project_id)
-    limits = limits_of(session, conf, project_id)
+    limits = own_defaults(conf) | limits_of(session, conf, project_id)
     of_type = {f"{name}_{volume_type}": wanted[name] for name in _BY_TYPE if name in wanted}
     _refuse(session, project_id, limits, {**wanted, **of_type})
 
@@ -163,6 +168,9 @@ def usage_of(session: Session, project_id: str, resources: Collection[str] = RES
         for resource, amount in ((rows, count), (gigabytes, size)):
             if resource in used:
                 used[resource] += int(amount)
+    if "backup_policies" in used:
+        mine = select(func.count()).where(BackupPolicy.project_id == project_id)
+        used["backup_policies"] = session.scalar(mine) or 0
     for name in resources:
         base, kind = _split(name)
         if kind:
@@ -212,8 +220,14 @@ def _configured(conf: cfg.ConfigOpts) -> dict[str, int]:
     }
 
 
+def own_defaults(conf: cfg.ConfigOpts) -> dict[str, int]:
+    """Return the configured limits of the resources that only this service has."""
+    return {resource: int(getattr(conf.quota, resource)) for resource in _OWN}
+
+
 def _known(rows: Iterable[tuple[str, int]]) -> dict[str, int]:
-    return {resource: limit for resource, limit in rows if resource in RESOURCES or _split(resource)[1]}
+    known = (*RESOURCES, *_OWN)
+    return {resource: limit for resource, limit in rows if resource in known or _split(resource)[1]}
 
 
 def _checked(session: Session, limits: Mapping[str, int]) -> dict[str, int]:
@@ -222,7 +236,8 @@ def _checked(session: Session, limits: Mapping[str, int]) -> dict[str, int]:
     bad = [
         resource
         for resource in limits
-        if resource not in RESOURCES and (_split(resource)[1] not in there or len(resource) > _MAX_NAME)
+        if resource not in (*RESOURCES, *_OWN)
+        and (_split(resource)[1] not in there or len(resource) > _MAX_NAME)
     ]
     if bad:
         raise InvalidInput(f"Bad key(s) in quota set: {', '.join(bad)}")
@@ -263,13 +278,19 @@ class QuotaManager:
             "totalBackupGigabytesUsed": used["backup_gigabytes"],
         }
 
-    def show(self, project_id: str, usage: bool = False) -> dict[str, int] | dict[str, dict[str, int]]:
+    def show(
+        self, project_id: str, usage: bool = False, *, everything: bool = False
+    ) -> dict[str, int] | dict[str, dict[str, int]]:
         """Return a project's limits by resource; with ``usage`` each as limit, in_use and reserved.
 
         Nothing is ever reserved: each accepted request has its row at once.
+
+        :param everything: also what no published client knows and nobody has set.
         """
         with self._db.read() as session:
             limits = limits_of(session, self._conf, project_id)
+            if everything:
+                limits = own_defaults(self._conf) | limits
             if not usage:
                 return limits
             used = usage_of(session, project_id, limits)

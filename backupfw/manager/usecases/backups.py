@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Unpack
@@ -62,6 +63,21 @@ class Unset(Enum):
 UNSET: Final = Unset.UNSET
 
 
+#: ``fail_reason`` of a backup whose making was cancelled.
+CANCELLED = "The backup was cancelled."
+
+
+@dataclass(frozen=True, slots=True)
+class MadeBy:
+    """The run of a backup policy that makes a backup.
+
+    :ivar backup_id: the backup's id: to begin it twice makes one backup.
+    """
+
+    policy_id: str
+    backup_id: str
+
+
 class BackupManager(UseCases):
     """The backups of all projects.  Thread-safe.
 
@@ -103,6 +119,7 @@ class BackupManager(UseCases):
         snapshot_id: str | None = None,
         metadata: Mapping[str, str] | None = None,
         availability_zone: str | None = None,
+        made_by: MadeBy | None = None,
     ) -> rows.Backup:
         """Begin a backup of a volume, or of one of its snapshots.
 
@@ -113,24 +130,29 @@ class BackupManager(UseCases):
         :param availability_zone: of the worker that makes it; None or empty: any.
         :param container: ``container``, or ``store:container`` where the store is enabled; None or
             empty leaves the choice to the service.
+        :param made_by: the run of a policy that makes it; then an incremental backup without a parent is a
+            full one.
         :raises VolumeNotFound: no such volume for this caller.
         :raises SnapshotNotFound: no such snapshot for this caller.
         :raises InvalidVolume: the volume's status forbids it, or the snapshot is another volume's.
         :raises InvalidSnapshot: the snapshot's status forbids it.
         :raises InvalidBackup: incremental, and there is no parent.
+        :raises oslo_db.exception.DBDuplicateEntry: the backup of ``made_by`` exists, or existed.
         :raises InvalidInput: the container's name is not allowed.
         :raises QuotaExceeded: the project has no room for it.
         """
         wish = self._placer.wish(container)
         self._mirrors.look(ctx, volume_id, snapshot_id)
         # The id is chosen outside the transaction: if that is repeated after a lost answer, it finds its row.
-        backup_id = str(uuid.uuid4())
+        backup_id = str(uuid.uuid4()) if made_by is None else made_by.backup_id
 
         def work(session: Session) -> rows.Backup:
             source = volume_rules.begin_backup(session, volume_id, ctx, force=force, snapshot_id=snapshot_id)
             moment = now(session)
             volume, snapshot = source
-            parent = _parent(session, ctx.project_id, volume.id, snapshot) if incremental else None
+            parent = None
+            if incremental:
+                parent = _parent(session, ctx.project_id, volume.id, snapshot, needed=made_by is None)
             zone = availability_zone or volume.availability_zone or self._conf.availability_zone
             subject = Subject(ctx.project_id, zone, volume.volume_type)
             where = self._placer.place(wish, subject, _placement_of(self._conf, parent))
@@ -156,6 +178,7 @@ class BackupManager(UseCases):
                 display_name=name,
                 display_description=description,
                 data_timestamp=moment if snapshot is None else snapshot.created_at,
+                policy_id=None if made_by is None else made_by.policy_id,
                 created_at=moment,
                 updated_at=moment,
             )
@@ -266,19 +289,27 @@ class BackupManager(UseCases):
 
         return self._db.run(work)
 
-    def delete(self, ctx: RequestContext, backup_id: str) -> None:
+    def delete(
+        self,
+        ctx: RequestContext,
+        backup_id: str,
+        refuse: Callable[[Session, models.Backup], object] | None = None,
+    ) -> None:
         """Begin the deletion of a backup.
 
         A backup with incremental backups can be deleted (they do not need it), unless
         ``refuse_delete_of_parents`` is set, or it has Cinder's format (there they do).
 
+        :param refuse: raises what forbids the deletion besides that; called with the backup's row locked.
         :raises BackupNotFound: no such backup for this caller.
         :raises InvalidBackup: its status forbids it, or it has incremental backups that refuse it.
         """
 
         def work(session: Session) -> None:
-            row = volume_rules.find_backup(session, ctx, backup_id)
+            row = volume_rules.find_backup(session, ctx, backup_id, lock=refuse is not None)
             self._refuse_parent(session, row)
+            if refuse is not None:
+                refuse(session, row)
             if not lifecycle.move(session, models.Backup, row.id, BackupMoves.delete):
                 raise InvalidBackup("Backup status must be available or error")
             queue(session, ctx, tasks.BACKUP_DELETE, row, tries=0)
@@ -325,8 +356,8 @@ class BackupManager(UseCases):
                     f"Backup {backup_id} is neither being made nor restored: its status is {row.status}."
                 )
             for task in cancelled:
-                what = "restore" if task.kind == tasks.BACKUP_RESTORE else "backup"
-                failures.failed(session, task, f"The {what} was cancelled.", Detail.CANCELLED)
+                reason = "The restore was cancelled." if task.kind == tasks.BACKUP_RESTORE else CANCELLED
+                failures.failed(session, task, reason, Detail.CANCELLED)
             manifest = backup_rows.manifest_of(session, row, lock=True)
             if manifest is not None and manifest.state == lifecycle.RELEASED:
                 backup_rows.queue_release(session, manifest, row.project_id, ctx.request_id)
@@ -641,14 +672,15 @@ def begin_restore(
 
 
 def _parent(
-    session: Session, project_id: str, volume_id: str, snapshot: models.Snapshot | None
+    session: Session, project_id: str, volume_id: str, snapshot: models.Snapshot | None, *, needed: bool
 ) -> models.Backup | None:
     """Return the parent of an incremental backup.
 
     Nothing can be shared with a backup of Cinder's format.  Where there are only such ones the answer is
     None, and a full backup is made: so what asks for incremental ones each night goes on after an import.
 
-    :raises InvalidBackup: there is no backup at all.
+    :param needed: refuse where there is no backup at all; else the answer is None there, too.
+    :raises InvalidBackup: there is none, and one is needed.
     """
     row, manifest = models.Backup, models.Manifest
     query = (
@@ -668,6 +700,8 @@ def _parent(
     of_cinder = case((manifest.installation_id == CINDER, 1), else_=0)
     newest = query.order_by(of_cinder, row.data_timestamp.desc(), row.created_at.desc(), row.id.desc())
     found = session.execute(newest.limit(1)).first()
+    if found is None and not needed:
+        return None
     if found is None:
         raise InvalidBackup("No backups available to do an incremental backup.")
     return None if found.installation_id == CINDER else found[0]

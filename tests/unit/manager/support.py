@@ -62,6 +62,7 @@ def make_conf(**changes: Any) -> Conf:
         "volumes": 1000,
         "gigabytes": 100000,
         "snapshots": 10,
+        "backup_policies": 10,
     }
     names = {**backup, **quota}
     assert set(changes) <= set(names), changes

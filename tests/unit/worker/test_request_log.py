@@ -19,6 +19,7 @@ from backupfw.chunkstore.layers.stack import stack
 from backupfw.conf import logging as log_conf
 from backupfw.context import RequestContext, working_for
 from backupfw.manager.messages import MessageManager
+from backupfw.manager.policies.manager import PolicyManager
 from backupfw.manager.rules.quota import QuotaManager
 from backupfw.manager.rules.volume_types import VolumeTypeManager
 from backupfw.manager.usecases.snapshots import SnapshotManager
@@ -75,6 +76,7 @@ def test_a_request_is_followed_from_the_api_to_the_store(tmp_path: Path, lines: 
         messages=MessageManager(world.db, conf),
         types=VolumeTypeManager(world.db, conf),
         transfers=TransferManager(world.db, conf),
+        policies=PolicyManager(world.db, conf, world.backups),
     )
     app = TestApp(make_app(managers, conf))
     volume = world.filled_volume(b"secret content" * 9000)

@@ -1,0 +1,189 @@
+"""What retention lets go of one policy and volume: what may go at all, what the rules say, and the deletion.
+
+Only backups that a run of the policy made are looked at: their rows say so, in a column that no user can set.
+What holds a backup besides the rules stands in one place, :func:`held`.  It is asked when the rules are
+applied, and again in the transaction that deletes, with the backup's row locked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any
+
+from oslo_log import log
+from sqlalchemy import and_, case, exists, func, select
+from sqlalchemy.orm import Session
+
+from backupfw.context import RequestContext
+from backupfw.db import models
+from backupfw.db.locks import lock
+from backupfw.db.session import Database, now
+from backupfw.errors import BackupNotFound, InvalidBackup
+from backupfw.manager.lineage import lifecycle
+from backupfw.manager.outcomes.damaged_objects import is_damaged
+from backupfw.manager.policies import retention
+from backupfw.manager.policies.retention import Taken
+from backupfw.manager.policies.settings import Settings
+from backupfw.manager.usecases.backups import BackupManager
+
+LOG = log.getLogger(__name__)
+
+#: Metadata key of a backup that no retention deletes, with any value but these.
+KEEP_KEY = "backupfw:keep"
+_NOT_KEPT = frozenset({"", "false", "no", "off", "0"})
+#: Backups that could not be made are shown for so long.
+ERRORS_KEPT = timedelta(days=7)
+#: Backups that may be restored.
+_GOOD = (lifecycle.AVAILABLE, lifecycle.RESTORING)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """The backups that a policy has made of a volume.
+
+    :ivar good: those that the rules are applied to.
+    :ivar kept: those that stay in any case, so that they must not take the place of another one.
+    :ivar held: of any of them, why it stays whatever the rules say.
+    :ivar failed: those that could not be made, and since when.
+    """
+
+    good: Sequence[Taken] = ()
+    kept: Sequence[Taken] = ()
+    held: Mapping[str, str] = field(default_factory=dict)
+    failed: Mapping[str, datetime] = field(default_factory=dict)
+
+    def verdicts(self, settings: Settings) -> dict[str, str | None]:
+        """Return of each good backup why it is kept, or None: it goes, unless it is held."""
+        return retention.apply(settings.rules, settings.schedule.zone, self.good)
+
+
+def of(session: Session, policy: models.BackupPolicy, volume_id: str) -> Candidates:
+    """Return the backups that a policy has made of a volume, with one statement."""
+    row = models.Backup
+    query = _with_holds().where(
+        row.policy_id == policy.id,
+        row.volume_id == volume_id,
+        row.project_id == policy.project_id,
+        row.deleted.is_(False),
+        row.status.in_((*_GOOD, lifecycle.ERROR)),
+    )
+    good: list[Taken] = []
+    kept: list[Taken] = []
+    reasons: dict[str, str] = {}
+    failed: dict[str, datetime] = {}
+    for found in session.execute(query):
+        reason = _reason(found)
+        if reason is not None:
+            reasons[found.id] = reason
+        if found.status == lifecycle.ERROR:
+            failed[found.id] = found.updated_at or found.created_at
+        else:
+            stays = found.damaged or _is_kept(found.keep)
+            (kept if stays else good).append(Taken(found.id, found.data_timestamp or found.created_at))
+    return Candidates(good, kept, reasons, failed)
+
+
+def held(session: Session, backup_id: str) -> str | None:
+    """Return why a backup may not be deleted by a retention now, whatever its rules say; None: it may."""
+    found = session.execute(_with_holds().where(models.Backup.id == backup_id)).first()
+    return "It is gone." if found is None else _reason(found)
+
+
+def _with_holds() -> Any:
+    """Select of backups what :func:`_reason` needs."""
+    row, pair, copy = models.Backup, models.BackupMetadata, models.BackupCopy
+    copying = exists().where(copy.backup_id == row.id, copy.status == lifecycle.COPYING)
+    return select(
+        row.id,
+        row.status,
+        row.data_timestamp,
+        row.created_at,
+        row.updated_at,
+        pair.value.label("keep"),
+        case((copying, 1), else_=0).label("copying"),
+        case((is_damaged(), 1), else_=0).label("damaged"),
+    ).outerjoin(pair, and_(pair.backup_id == row.id, pair.key == KEEP_KEY))
+
+
+def _is_kept(value: str | None) -> bool:
+    return value is not None and value.strip().lower() not in _NOT_KEPT
+
+
+def _reason(found: Any) -> str | None:
+    """Say what holds a backup besides the rules.  A further reason that it may not go belongs here."""
+    if _is_kept(found.keep):
+        return f"metadata {KEEP_KEY}"
+    if found.damaged:
+        return "damaged: only a user deletes it"
+    if found.status not in (lifecycle.AVAILABLE, lifecycle.ERROR):
+        return f"in use: {found.status}"
+    if found.copying:
+        return "in use: it is being copied"
+    return None
+
+
+def let_go(
+    db: Database,
+    backups: BackupManager,
+    ctx: RequestContext,
+    policy: models.BackupPolicy,
+    settings: Settings,
+    volume_id: str,
+    *,
+    succeeded: bool,
+) -> list[str]:
+    """Begin to delete what a policy needs no more of a volume's backups; return their ids.
+
+    :param policy: read before; in no transaction any more.
+    :param succeeded: the last run made a backup: without one, only old failures go.
+    """
+    with db.read() as session:
+        candidates, moment = of(session, policy, volume_id), now(session)
+    going = [one for one, since in candidates.failed.items() if moment - since >= ERRORS_KEPT]
+    if succeeded:
+        going += [one for one, why in candidates.verdicts(settings).items() if why is None]
+    gone = []
+    for one in going:
+        if one in candidates.held:
+            continue
+        try:
+            backups.delete(ctx, one, partial(_refuse, policy.id, settings.rules.min_keep))
+            gone.append(one)
+        except (InvalidBackup, BackupNotFound) as error:
+            LOG.info("Backup %s of policy %s stays for now: %s", one, policy.id, error)
+    return gone
+
+
+def _refuse(policy_id: str, min_keep: int, session: Session, row: models.Backup) -> None:
+    """Refuse a deletion whose reasons hold no more, in the transaction that deletes.
+
+    :raises InvalidBackup: something holds the backup, or no newer good one would be left.
+    """
+    if row.policy_id != policy_id:
+        raise InvalidBackup("It is not the policy's any more.")
+    if (reason := held(session, row.id)) is not None:
+        raise InvalidBackup(reason)
+    if row.status == lifecycle.ERROR:
+        return
+    backup = models.Backup
+    newest = (
+        select(backup.id)
+        .where(
+            backup.policy_id == policy_id,
+            backup.volume_id == row.volume_id,
+            backup.project_id == row.project_id,
+            backup.deleted.is_(False),
+            backup.status.in_(_GOOD),
+            ~is_damaged(),
+        )
+        .order_by(func.coalesce(backup.data_timestamp, backup.created_at).desc(), backup.id.desc())
+        .limit(min_keep)
+    )
+    ids = session.scalars(newest).all()
+    # Who deletes one of them at the same time waits, or is waited for and seen.
+    lock(session, backup, backup.id.in_(ids))
+    if session.scalars(newest).all() != ids or row.id in ids or len(ids) < min_keep:
+        raise InvalidBackup("It is one of the newest good backups.")

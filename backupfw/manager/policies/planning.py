@@ -1,0 +1,210 @@
+"""Which volumes a policy backs up, and the runs of one scheduled time; all inside the caller's transaction.
+
+A policy is due when its ``next_run_at`` has come.  Then each of its volumes gets a row of ``policy_runs``,
+whose key is policy, volume and scheduled time: so there is one run, whoever plans it and however often.
+After an outage only the last scheduled time counts, if its window is still open.  Of those that passed, the
+last one gets a row that says so, not each: a policy would fill the table with them.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from oslo_log import log
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
+
+from backupfw.db import models
+from backupfw.db.locks import insert_if_absent, lock
+from backupfw.db.session import now
+from backupfw.errors import InvalidInput
+from backupfw.manager.lineage import lifecycle
+from backupfw.manager.policies import settings as policy_settings
+from backupfw.manager.policies.settings import Settings
+from backupfw.manager.queue import tasks
+
+LOG = log.getLogger(__name__)
+
+#: States of runs: their end is one of the last four.
+WAITING, RUNNING, OK, SKIPPED, MISSED, FAILED = "waiting", "running", "ok", "skipped", "missed", "failed"
+
+#: After this time a policy is looked at again that cannot run.
+_LATER = timedelta(hours=1)
+#: Policies of one transaction.
+BATCH = 500
+#: Runs of one transaction, after which the policies that are left wait for the next one.
+_MOST_RUNS = 5000
+#: Volumes in these statuses are about to come, or to go; a policy that does not name them leaves them out.
+_NOT_THERE = (lifecycle.CREATING, lifecycle.DELETING, lifecycle.ERROR_DELETING)
+
+
+def plan(session: Session) -> int:
+    """Plan the runs of due policies, some at a time and each project in turn; return how many policies.
+
+    Policies that another process plans just now are left out.
+    """
+    moment = now(session)
+    row = models.BackupPolicy
+    turn = func.row_number().over(partition_by=row.project_id, order_by=row.next_run_at)
+    due = select(row.id, turn.label("turn"), row.next_run_at).where(row.next_run_at <= moment).subquery()
+    chosen = session.scalars(
+        select(due.c.id).order_by(due.c.turn, due.c.next_run_at, due.c.id).limit(BATCH)
+    ).all()
+    ids = lock(session, row, row.id.in_(chosen), row.next_run_at <= moment, skip_locked=True)
+    found = session.scalars(select(row).where(row.id.in_(ids))).all()
+    rank = {policy_id: number for number, policy_id in enumerate(chosen)}
+    read = {one.id: settings for one in found if (settings := _read(one)) is not None}
+    volumes = volumes_of(session, [(one, read[one.id]) for one in found if one.id in read])
+    runs: list[dict[str, Any]] = []
+    planned: list[dict[str, Any]] = []
+    for one in sorted(found, key=lambda one: rank[one.id]):
+        if len(runs) >= _MOST_RUNS:
+            break
+        assert one.next_run_at is not None
+        if one.id not in read:
+            planned.append({"id": one.id, "next_run_at": moment + _LATER, "planned_at": moment})
+            continue
+        plan_of = read[one.id].schedule
+        scheduled = one.next_run_at
+        following = plan_of.after(scheduled)
+        if following is not None and following <= moment:
+            scheduled = max(plan_of.latest(moment) or scheduled, scheduled)
+            following = plan_of.after(moment)
+        window = timedelta(minutes=plan_of.start_window)
+        if scheduled > one.next_run_at and scheduled + window > moment:
+            # At least one scheduled time before this one passed, while nothing planned it.
+            passed = plan_of.latest(scheduled - timedelta(seconds=1)) or one.next_run_at
+            runs += _runs(one, read[one.id], passed, moment, volumes[one.id], replaced=True)
+        runs += _runs(one, read[one.id], scheduled, moment, volumes[one.id])
+        planned.append({"id": one.id, "next_run_at": following, "planned_at": moment})
+    insert(session, runs)
+    if planned:
+        session.execute(update(row), planned)
+    return len(planned)
+
+
+def plan_now(session: Session, policy: models.BackupPolicy, moment: datetime) -> None:
+    """Plan runs of a policy that begin now, besides those of its schedule.
+
+    :param policy: locked by the caller.
+    """
+    settings = policy_settings.read(policy.settings)
+    volumes = volumes_of(session, [(policy, settings)])[policy.id]
+    insert(session, _runs(policy, settings, moment, moment, volumes, spread=False))
+
+
+def _read(policy: models.BackupPolicy) -> Settings | None:
+    """Return a policy's settings; None: they were right once and are not now; a zone was renamed, say."""
+    try:
+        return policy_settings.read(policy.settings)
+    except InvalidInput as error:
+        LOG.error("Backup policy %s cannot run: %s", policy.id, error)
+        return None
+
+
+def forget_future(session: Session) -> int:
+    """Compute again what was computed while the clock was wrong and in the future; return how many policies.
+
+    Without this a policy would not run until that future comes.
+    """
+    row = models.BackupPolicy
+    moment = now(session)
+    wrong = (row.planned_at > moment, row.next_run_at.is_not(None))
+    ids = lock(session, row, *wrong, limit=BATCH, skip_locked=True)
+    found = session.scalars(select(row).where(row.id.in_(ids))).all()
+    for one in found:
+        settings = _read(one)
+        one.next_run_at = moment + _LATER if settings is None else settings.schedule.after(moment)
+        one.planned_at = moment
+    session.flush()
+    return len(found)
+
+
+def _runs(
+    policy: models.BackupPolicy,
+    settings: Settings,
+    scheduled: datetime,
+    moment: datetime,
+    volumes: Iterable[str],
+    *,
+    spread: bool = True,
+    replaced: bool = False,
+) -> list[dict[str, Any]]:
+    """Return the rows of one scheduled time; after its window they are missed.
+
+    :param spread: begin them one after the other, as the jitter says.
+    :param replaced: they are missed in any case, because those of a later time are planned, too.
+    """
+    when = settings.schedule
+    before = scheduled + timedelta(minutes=when.start_window)
+    end = None
+    if when.completion_window is not None:
+        end = scheduled + timedelta(minutes=when.completion_window)
+    missed = replaced or before <= moment
+    reason = None
+    if missed:
+        reason = "No worker planned it in time" + ("; the next run takes its place." if replaced else ".")
+    common = {
+        "policy_id": policy.id,
+        "project_id": policy.project_id,
+        "scheduled_at": scheduled,
+        "begin_before": before,
+        "end_before": end,
+        "status": MISSED if missed else WAITING,
+        "reason": reason,
+        "ended_at": moment if missed else None,
+        "tidied": missed,
+        "created_at": moment,
+    }
+    return [
+        {
+            **common,
+            "id": str(uuid.uuid4()),
+            "volume_id": volume,
+            "begin_at": scheduled + (when.offset(volume) if spread else timedelta(0)),
+        }
+        for volume in volumes
+    ]
+
+
+def insert(session: Session, runs: Sequence[Mapping[str, Any]]) -> None:
+    """Insert rows of runs; one that is there stays as it is."""
+    if runs:
+        session.execute(insert_if_absent(session, models.PolicyRun), runs)
+
+
+def volumes_of(
+    session: Session, policies: Sequence[tuple[models.BackupPolicy, Settings]]
+) -> dict[str, Sequence[str]]:
+    """Return the ids of the volumes that policies back up, by policy, with two statements for all of them."""
+    found: dict[str, Sequence[str]] = {}
+    searching = [(policy, settings) for policy, settings in policies if not settings.by_name]
+    projects = {policy.project_id for policy, _ in searching}
+    there: dict[str, list[str]] = {}
+    pairs: dict[str, set[tuple[str, str]]] = {}
+    if projects:
+        row, pair = models.Volume, models.VolumeMetadata
+        mine = (row.project_id.in_(projects), row.deleted.is_(False), row.status.not_in(_NOT_THERE))
+        for volume, project in session.execute(select(row.id, row.project_id).where(*mine).order_by(row.id)):
+            there.setdefault(project, []).append(volume)
+        keys = {key for _, settings in searching for key in settings.metadata or {}}
+        if keys:
+            wanted = select(pair.volume_id, pair.key, pair.value).join(row, row.id == pair.volume_id)
+            for volume, key, value in session.execute(wanted.where(*mine, pair.key.in_(keys))):
+                pairs.setdefault(volume, set()).add((key, value))
+    for policy, settings in policies:
+        if settings.volume_ids is not None:
+            found[policy.id] = settings.volume_ids
+            continue
+        asked = set((settings.metadata or {}).items())
+        mine_all = there.get(policy.project_id, [])
+        found[policy.id] = [one for one in mine_all if asked <= pairs.get(one, set())]
+    return found
+
+
+def short(reason: str) -> str:
+    """Cut a reason to the length of its column."""
+    return tasks.short_reason(reason) or ""

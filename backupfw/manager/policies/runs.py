@@ -1,0 +1,498 @@
+"""The runs of backup policies, from their scheduled time to their end.
+
+Every worker process calls these methods again and again; all that they know is in the database, so it does
+not matter which process does a step, or how many try.  A run is *taken* for a while by the process that
+begins it.  The id of its backup is chosen then, before the backup is made.  So whoever finds a run that was
+taken by a process that died looks for the backup: if it is there, the run has begun; if not, it begins it,
+and if two do, the second one is refused because the id exists.
+
+How a run ends is read from its backup.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from oslo_db.exception import DBDuplicateEntry
+from oslo_log import log
+from sqlalchemy import ColumnElement, CursorResult, and_, delete, exists, func, or_, select, update
+from sqlalchemy.orm import Session, aliased
+
+from backupfw import crash_points
+from backupfw.context import RequestContext, working_for
+from backupfw.db import models
+from backupfw.db.locks import lock
+from backupfw.db.session import Database, now
+from backupfw.errors import BackupfwError, InvalidBackup, InvalidInput, NotFound, VolumeNotFound
+from backupfw.manager.lineage import lifecycle
+from backupfw.manager.policies import ending, planning
+from backupfw.manager.policies import settings as policy_settings
+from backupfw.manager.policies.planning import FAILED, MISSED, OK, RUNNING, SKIPPED, WAITING, short
+from backupfw.manager.policies.settings import Settings
+from backupfw.manager.usecases.backups import CANCELLED, BackupManager, MadeBy
+from backupfw.outages import DATABASE_TROUBLES
+
+LOG = log.getLogger(__name__)
+
+#: Metadata key of a backup that a policy made, with the policy's id: for people; nothing here reads it.
+POLICY_KEY = "backupfw:policy"
+#: How often a run is tried again within its start window, and the pause before the first time.
+RETRIES = 3
+FIRST_PAUSE = timedelta(minutes=1)
+#: How long a run is left to the process that took it.
+_TAKEN = timedelta(minutes=2)
+#: Runs that a process takes at once: few, because each may ask a foreign catalogue.
+_AT_ONCE = 8
+#: Runs of one transaction.
+_BATCH = 500
+#: How long runs are kept after their scheduled time.
+KEPT = timedelta(days=90)
+
+#: Says why a project's policies do not run now, or None; it may ask over the network.
+Pauses = Callable[[str], str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A run that this process begins."""
+
+    id: str
+    policy_id: str
+    project_id: str
+    user_id: str
+    volume_id: str
+    backup_id: str
+    name: str | None
+    scheduled_at: datetime
+    taken_until: datetime
+    settings: Settings
+
+    def context(self) -> RequestContext:
+        """Return the caller for whom the backup is made: a member of the project, with no token."""
+        return RequestContext(self.project_id, self.user_id, ("member",))
+
+    def backup_name(self) -> str:
+        """Return the name of its backup: the policy's, and the scheduled time in its zone."""
+        local = self.scheduled_at.replace(tzinfo=UTC).astimezone(self.settings.schedule.zone)
+        return f"{(self.name or 'policy')[:200]} {local:%Y-%m-%d %H:%M}"
+
+
+class PolicyRuns:
+    """Plans, begins and ends runs.  Thread-safe.
+
+    :param backups: makes, cancels and deletes the backups.
+    :param pauses: says why a project's policies do not run now.
+    """
+
+    def __init__(
+        self,
+        db: Database,
+        backups: BackupManager,
+        pauses: Pauses = lambda _project: None,
+    ) -> None:
+        self._db = db
+        self._backups = backups
+        self._pauses = pauses
+
+    # -- the scheduled time
+
+    def plan(self) -> int:
+        """Plan the runs of all policies that are due; return how many policies."""
+        done = 0
+        row = models.BackupPolicy
+        while True:
+            with self._db.read() as session:
+                if not session.scalar(select(exists().where(row.next_run_at <= now(session)))):
+                    return done
+            planned = self._db.run(planning.plan)
+            done += planned
+            if not planned:
+                # Another process plans the rest just now.
+                return done
+
+    def repair_clock(self) -> int:
+        """Plan anew what was planned while the clock was wrong; return how many policies."""
+        row = models.BackupPolicy
+        with self._db.read() as session:
+            if not session.scalar(select(exists().where(row.planned_at > now(session)))):
+                return 0
+        return self._db.run(planning.forget_future)
+
+    # -- the beginning
+
+    def begin(self, stopping: Callable[[], bool] = lambda: False) -> int:
+        """Begin runs whose time has come, some of each project in turn; return how many were taken.
+
+        :param stopping: asked before each one; those that are left are begun by another process.
+        """
+        with self._db.read() as session:
+            if not session.scalars(self._ready(now(session)).limit(1)).all():
+                return 0
+        taken = self._db.run(self._take)
+        crash_points.reach("policy.taken")
+        for number, run in enumerate(taken):
+            if stopping():
+                self._db.run(lambda session, rest=taken[number:]: _give_back(session, rest))  # type: ignore[misc]
+                break
+            self._begin(run)
+        return len(taken)
+
+    def _ready(self, moment: datetime) -> Any:
+        """Select the ids of runs that can begin, in their order: each project in turn."""
+        run, policy = models.PolicyRun, models.BackupPolicy
+        other = aliased(run)
+        on = (
+            select(func.count())
+            .select_from(other)
+            .where(other.policy_id == run.policy_id, _is_on(other, moment))
+            .scalar_subquery()
+        )
+        turn = func.row_number().over(partition_by=run.project_id, order_by=(run.begin_at, run.id))
+        ready = (
+            select(run.id, run.begin_at, turn.label("turn"))
+            .join(policy, policy.id == run.policy_id)
+            .where(
+                _can_begin(run, moment),
+                or_(policy.max_concurrent.is_(None), on < policy.max_concurrent),
+            )
+            .subquery()
+        )
+        return select(ready.c.id).order_by(ready.c.turn, ready.c.begin_at, ready.c.id)
+
+    def _take(self, session: Session) -> list[Taken]:
+        """Take runs, and choose the ids of their backups; skip those whose volume's last run is still on."""
+        moment = now(session)
+        run, policy = models.PolicyRun, models.BackupPolicy
+        ids = session.scalars(self._ready(moment).limit(_AT_ONCE)).all()
+        owners = session.scalars(select(run.policy_id).where(run.id.in_(ids)).distinct()).all()
+        # All that take runs of a policy wait for its row, so its limit holds.
+        locked = lock(session, policy, policy.id.in_(owners), skip_locked=True)
+        found = session.execute(
+            select(run, policy)
+            .join(policy, policy.id == run.policy_id)
+            .where(run.id.in_(ids), run.policy_id.in_(locked), _can_begin(run, moment))
+            .order_by(run.begin_at, run.id)
+        ).all()
+        on = session.execute(
+            select(run.policy_id, run.volume_id).where(run.policy_id.in_(locked), _is_on(run, moment))
+        ).all()
+        busy = {tuple(one) for one in on}
+        running: dict[str, int] = {}
+        for policy_id, _ in on:
+            running[policy_id] = running.get(policy_id, 0) + 1
+        taken = []
+        for one, owner in found:
+            if (owner.id, one.volume_id) in busy:
+                _end(one, SKIPPED, "The last run of this volume is still on.", moment)
+                continue
+            if owner.max_concurrent is not None and running.get(owner.id, 0) >= owner.max_concurrent:
+                continue
+            try:
+                settings = policy_settings.read(owner.settings)
+            except InvalidInput as error:
+                _end(one, FAILED, str(error), moment)
+                continue
+            running[owner.id] = running.get(owner.id, 0) + 1
+            busy.add((owner.id, one.volume_id))
+            one.taken_until = moment + _TAKEN
+            one.backup_id = one.backup_id or str(uuid.uuid4())
+            taken.append(
+                Taken(
+                    id=one.id,
+                    policy_id=owner.id,
+                    project_id=owner.project_id,
+                    user_id=owner.updated_by or owner.user_id or "",
+                    volume_id=one.volume_id,
+                    backup_id=one.backup_id,
+                    name=owner.display_name,
+                    scheduled_at=one.scheduled_at,
+                    taken_until=one.taken_until,
+                    settings=settings,
+                )
+            )
+        session.flush()
+        return taken
+
+    def _begin(self, run: Taken) -> None:
+        """Make a run's backup, in transactions of its own."""
+        context = run.context()
+        with working_for(context):
+            refusal = self._make(run, context)
+        crash_points.reach("policy.made")
+        # Another process may have made it meanwhile: then what was refused here does not count.
+        self._db.run(lambda session: self._record(session, run, refusal))
+
+    def _make(self, run: Taken, context: RequestContext) -> tuple[str, bool] | None:
+        """Make a run's backup, unless it is there; return why it was refused, and whether for good."""
+        with self._db.read() as session:
+            if session.get(models.Backup, run.backup_id) is not None:
+                return None
+            incremental = run.settings.incremental and not _full_is_due(session, run)
+        try:
+            if (reason := self._pauses(run.project_id)) is not None:
+                return reason, True
+            self._backups.create(
+                context,
+                volume_id=run.volume_id,
+                name=run.backup_name(),
+                container=None if run.settings.store is None else f"{run.settings.store}:",
+                incremental=incremental,
+                force=True,
+                metadata={POLICY_KEY: run.policy_id},
+                made_by=MadeBy(run.policy_id, run.backup_id),
+            )
+        except (*DATABASE_TROUBLES, DBDuplicateEntry) as error:
+            if isinstance(error, DBDuplicateEntry):
+                return None
+            raise
+        except VolumeNotFound as error:
+            return str(error), True
+        except BackupfwError as error:
+            return str(error), False
+        except Exception:
+            LOG.exception("Policy %s could not begin a backup of volume %s", run.policy_id, run.volume_id)
+            return f"An unexpected error; the log has more under {context.request_id}.", False
+        return None
+
+    def _record(self, session: Session, run: Taken, refusal: tuple[str, bool] | None) -> None:
+        """Record that a run's backup is being made, or why it is not."""
+        row = models.PolicyRun
+        if not lock(session, row, row.id == run.id, row.status == WAITING, row.backup_id == run.backup_id):
+            # Its policy is gone, or another process has recorded it.
+            return
+        found, moment = session.get_one(row, run.id), now(session)
+        if session.get(models.Backup, run.backup_id) is not None:
+            _started(found, moment)
+        elif refusal is None or found.taken_until != run.taken_until:
+            # Purged at once, or taken by another process.
+            return
+        elif refusal[1]:
+            _end(found, SKIPPED, refusal[0], moment)
+        else:
+            _try_again(found, refusal[0], moment)
+
+    # -- the end
+
+    def watch(self) -> None:
+        """Note what became of runs: those whose windows have passed, and those whose backups are made."""
+        self._miss()
+        self._cancel_late()
+        self._end_runs()
+        self._tidy()
+
+    def _miss(self) -> None:
+        """End the runs that did not begin within their start windows."""
+        run = models.PolicyRun
+
+        def passed(moment: datetime) -> ColumnElement[bool]:
+            return and_(run.status == WAITING, run.begin_before <= moment, _is_free(run, moment))
+
+        def work(session: Session) -> int:
+            moment = now(session)
+            ids = lock(session, run, passed(moment), limit=_BATCH, skip_locked=True)
+            found = session.scalars(select(run).where(run.id.in_(ids))).all()
+            made = _backups(session, [one.backup_id for one in found])
+            for one in found:
+                if one.backup_id in made:
+                    # Its process was killed before it could record that.
+                    _started(one, moment)
+                elif one.tries:
+                    _end(one, FAILED, one.reason, moment)
+                else:
+                    _end(one, MISSED, "It could not begin within its start window.", moment)
+            session.flush()
+            return len(ids)
+
+        self._repeat(passed, work)
+
+    def _cancel_late(self) -> None:
+        """Cancel the backups that are not complete within their windows."""
+        run, backup = models.PolicyRun, models.Backup
+        with self._db.read() as session:
+            late = session.execute(
+                select(run.id, run.backup_id, run.project_id)
+                .join(backup, backup.id == run.backup_id)
+                .where(
+                    run.status == RUNNING,
+                    run.end_before <= now(session),
+                    backup.status == lifecycle.CREATING,
+                )
+                .limit(_BATCH)
+            ).all()
+        for run_id, backup_id, project_id in late:
+            reason = "It was not complete within its completion window."
+            told = update(run).where(run.id == run_id, run.status == RUNNING).values(reason=reason)
+            self._db.run(lambda session, told=told: session.execute(told))  # type: ignore[misc]
+            assert backup_id is not None
+            try:
+                self._backups.cancel(RequestContext(project_id, ""), backup_id)
+            except (InvalidBackup, NotFound):
+                # It ended just now.
+                continue
+
+    def _end_runs(self) -> None:
+        """End the runs whose backups are made, or cannot be."""
+        run, backup = models.PolicyRun, models.Backup
+
+        def ended(_moment: datetime) -> ColumnElement[bool]:
+            going_on = exists().where(backup.id == run.backup_id, backup.status == lifecycle.CREATING)
+            return and_(run.status == RUNNING, ~going_on)
+
+        def work(session: Session) -> int:
+            moment = now(session)
+            ids = lock(session, run, ended(moment), limit=_BATCH, skip_locked=True)
+            found = session.scalars(select(run).where(run.id.in_(ids))).all()
+            made = _backups(session, [one.backup_id for one in found])
+            for one in found:
+                _note_end(one, made.get(one.backup_id or ""), moment)
+            session.flush()
+            return len(ids)
+
+        self._repeat(ended, work)
+
+    def _tidy(self) -> None:
+        """Let retention delete what it lets go, once after each run."""
+        run, policy = models.PolicyRun, models.BackupPolicy
+        ended = and_(run.tidied.is_(False), run.status.in_((OK, FAILED)))
+        with self._db.read() as session:
+            found = session.execute(
+                select(run.id, run.volume_id, run.status, policy)
+                .join(policy, policy.id == run.policy_id)
+                .where(ended)
+                .order_by(run.ended_at, run.id)
+                .limit(_BATCH)
+            ).all()
+            session.expunge_all()
+        for run_id, volume_id, status, owner in found:
+            context = RequestContext(owner.project_id, owner.updated_by or "", ("member",))
+            with working_for(context):
+                try:
+                    settings = policy_settings.read(owner.settings)
+                    gone = ending.let_go(
+                        self._db,
+                        self._backups,
+                        context,
+                        owner,
+                        settings,
+                        volume_id,
+                        succeeded=status == OK,
+                    )
+                    if gone:
+                        LOG.info("Policy %s lets %d backups of volume %s go", owner.id, len(gone), volume_id)
+                except InvalidInput as error:
+                    LOG.error("Backup policy %s cannot be applied: %s", owner.id, error)
+            crash_points.reach("policy.let-go")
+            done = update(run).where(run.id == run_id).values(tidied=True)
+            self._db.run(lambda session, done=done: session.execute(done))  # type: ignore[misc]
+
+    def forget(self) -> int:
+        """Delete the runs of long ago; return how many.  Their backups stay the policy's."""
+        row = models.PolicyRun
+        total = 0
+        while True:
+            with self._db.read() as session:
+                old = and_(row.created_at < now(session) - KEPT, row.status.not_in((WAITING, RUNNING)))
+                ids = session.scalars(select(row.id).where(old).order_by(row.created_at).limit(_BATCH)).all()
+            if not ids:
+                return total
+
+            def work(session: Session, ids: Sequence[str] = ids) -> int:
+                result = session.execute(delete(row).where(row.id.in_(ids)))
+                assert isinstance(result, CursorResult)
+                return result.rowcount
+
+            total += self._db.run(work)
+
+    def _repeat(
+        self, condition: Callable[[datetime], ColumnElement[bool]], work: Callable[[Session], int]
+    ) -> None:
+        """Repeat a transaction while there are runs for it; if there are none, nothing is written."""
+        while True:
+            with self._db.read() as session:
+                where = condition(now(session))
+                if not session.scalars(select(models.PolicyRun.id).where(where).limit(1)).all():
+                    return
+            if not self._db.run(work):
+                return
+
+
+def _is_free(run: Any, moment: datetime) -> ColumnElement[bool]:
+    return or_(run.taken_until.is_(None), run.taken_until <= moment)
+
+
+def _can_begin(run: Any, moment: datetime) -> ColumnElement[bool]:
+    return and_(
+        run.status == WAITING, run.begin_at <= moment, run.begin_before > moment, _is_free(run, moment)
+    )
+
+
+def _is_on(run: Any, moment: datetime) -> ColumnElement[bool]:
+    """The condition that a run has begun, or is just being begun."""
+    return or_(run.status == RUNNING, and_(run.status == WAITING, run.taken_until > moment))
+
+
+def _backups(session: Session, ids: Sequence[str | None]) -> dict[str, models.Backup]:
+    row = models.Backup
+    found = session.scalars(select(row).where(row.id.in_([one for one in ids if one is not None])))
+    return {one.id: one for one in found}
+
+
+def _full_is_due(session: Session, run: Taken) -> bool:
+    """Return whether the policy wants a full backup now: so many in a row were none."""
+    if run.settings.full_every is None:
+        return False
+    row = models.Backup
+    before = session.scalars(
+        select(row.is_incremental)
+        .where(row.policy_id == run.policy_id, row.volume_id == run.volume_id, row.completed.is_(True))
+        .order_by(row.created_at.desc(), row.id.desc())
+        .limit(run.settings.full_every - 1)
+    ).all()
+    return all(before) and len(before) == run.settings.full_every - 1
+
+
+def _give_back(session: Session, taken: Sequence[Taken]) -> None:
+    row = models.PolicyRun
+    ids = [one.id for one in taken]
+    session.execute(update(row).where(row.id.in_(ids), row.status == WAITING).values(taken_until=None))
+
+
+def _started(run: models.PolicyRun, moment: datetime) -> None:
+    run.status, run.started_at, run.taken_until, run.reason = RUNNING, moment, None, None
+
+
+def _end(run: models.PolicyRun, status: str, reason: str | None, moment: datetime) -> None:
+    run.status, run.ended_at, run.taken_until = status, moment, None
+    run.reason = None if reason is None else short(reason)
+    # Only what had a backup may have left something.
+    run.tidied = status not in (OK, FAILED)
+
+
+def _try_again(run: models.PolicyRun, reason: str, moment: datetime) -> None:
+    """Let a run wait for its next try, or fail if that would be too late or was the last one."""
+    pause = FIRST_PAUSE * 4**run.tries
+    run.tries += 1
+    if run.tries > RETRIES or moment + pause >= run.begin_before:
+        _end(run, FAILED, reason, moment)
+        return
+    run.status, run.taken_until, run.started_at = WAITING, None, None
+    run.begin_at, run.reason = moment + pause, short(reason)
+
+
+def _note_end(run: models.PolicyRun, backup: models.Backup | None, moment: datetime) -> None:
+    """End a run whose backup is not being made any more."""
+    if backup is not None and (backup.completed or backup.status == lifecycle.AVAILABLE):
+        _end(run, OK, None, moment)
+    elif backup is None or backup.status != lifecycle.ERROR:
+        _end(run, FAILED, "The backup was deleted before it was complete.", moment)
+    elif run.reason is not None or backup.fail_reason == CANCELLED:
+        _end(run, FAILED, run.reason or backup.fail_reason, moment)
+    else:
+        # The backup that failed stays for a while, so that its reason can be read.
+        failed = run.backup_id
+        _try_again(run, backup.fail_reason or "The backup failed.", moment)
+        run.backup_id = None if run.status == WAITING else failed

@@ -1,0 +1,91 @@
+"""Runs backup policies while a worker process lives; every process does, and the database shares them out."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from backupfw.manager.policies.runs import PolicyRuns
+    from backupfw.outages import Outages
+
+#: Seconds between two looks for runs that are so old that they are deleted.
+_FORGET_SECONDS = 3600.0
+#: Seconds between two looks whether the clock went back.
+_CLOCK_SECONDS = 60.0
+#: Seconds that the end waits for a step that is under way.
+_PATIENCE = 5.0
+
+
+class PolicyLoop:
+    """Plans and watches runs in one thread, and begins them in another.
+
+    To begin a run may mean to wait for a foreign catalogue; what is due must be planned meanwhile.
+
+    :param runs: does the steps; thread-safe.
+    :param poll_seconds: between two looks into the database.
+    """
+
+    def __init__(self, runs: PolicyRuns, poll_seconds: float, outages: Outages) -> None:
+        self._runs = runs
+        self._poll_seconds = poll_seconds
+        self._outages = outages
+        self._ending = threading.Event()
+        self._at: dict[str, float] = {}
+        self._threads = [
+            threading.Thread(target=self._repeat, args=(step,), name=f"policies-{name}", daemon=True)
+            for name, step in (("plan", self._plan), ("begin", self._begin))
+        ]
+
+    def start(self) -> None:
+        """Start both threads."""
+        for thread in self._threads:
+            thread.start()
+
+    def runs(self) -> bool:
+        """Whether both threads live."""
+        return all(thread.is_alive() for thread in self._threads)
+
+    def stop(self) -> None:
+        """Begin nothing any more."""
+        self._ending.set()
+
+    def join(self) -> None:
+        """Wait a little for the threads; what one of them leaves, another process does."""
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join(_PATIENCE)
+
+    def _repeat(self, step: Callable[[], bool]) -> None:
+        while not self._ending.is_set():
+            if not step():
+                self._ending.wait(self._poll_seconds)
+
+    def _plan(self) -> bool:
+        # An error of one must not keep the others from being done.
+        with self._outages.guard("Backup policies could not be planned"):
+            self._runs.plan()
+        with self._outages.guard("The runs of backup policies could not be looked after"):
+            self._runs.watch()
+        if self._is_time("clock", _CLOCK_SECONDS):
+            with self._outages.guard("It could not be seen whether backup policies were planned too late"):
+                self._runs.repair_clock()
+        if self._is_time("forget", _FORGET_SECONDS):
+            with self._outages.guard("Old runs of backup policies could not be deleted"):
+                self._runs.forget()
+        return False
+
+    def _begin(self) -> bool:
+        """Begin some; returns whether there may be more."""
+        begun = 0
+        with self._outages.guard("Backups of policies could not be begun"):
+            begun = self._runs.begin(self._ending.is_set)
+        return begun > 0
+
+    def _is_time(self, what: str, seconds: float) -> bool:
+        if time.monotonic() < self._at.get(what, 0.0):
+            return False
+        self._at[what] = time.monotonic() + seconds
+        return True

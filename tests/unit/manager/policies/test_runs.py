@@ -1,0 +1,449 @@
+"""Runs from their beginning to their end, and processes that are killed in between."""
+
+from __future__ import annotations
+
+import pytest
+from oslo_db.exception import DBConnectionError
+
+from backupfw.db import models
+from backupfw.db.session import Database
+from backupfw.errors import InvalidBackup, ServiceUnavailable
+from backupfw.manager.lineage import lifecycle
+from backupfw.manager.policies import runs as policy_runs
+from backupfw.manager.queue import tasks
+from tests.unit.manager.policies.support import PolicyWorld
+from tests.unit.manager.support import check_audit, check_consistent
+
+
+class Killed(BaseException):
+    """The process is gone: nothing catches it."""
+
+
+def kill_at(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Let the process that next reaches a crash point die there."""
+
+    def reach(point: str, _detail: object = "") -> None:
+        if point == name:
+            monkeypatch.undo()
+            raise Killed
+
+    monkeypatch.setattr(policy_runs.crash_points, "reach", reach)
+
+
+def due(world: PolicyWorld, **given: object) -> tuple[str, str]:
+    """Make a volume and a policy of which a run can begin now; return their ids."""
+    volume = world.volume()
+    policy = world.policy(**given)
+    world.at("2026-01-02T00:00:01")
+    return volume, policy
+
+
+def test_a_run_makes_a_backup_that_says_whose_it_is(world: PolicyWorld) -> None:
+    volume, policy = due(world, name="nightly", schedule={"timezone": "Europe/Berlin", "cron": "0 1 * * *"})
+    world.step()
+    run = world.run(policy)
+    assert run.status == "running"
+    assert world.volume_status(volume) == "backing-up"
+    world.make()
+    world.step()
+    run = world.run(policy)
+    assert (run.status, run.reason, run.ended_at is None) == ("ok", None, False)
+    backup = world.backups.get(world.ctx(), run.backup_id or "")
+    assert (backup.project_id, backup.user_id, backup.volume_id) == ("p1", "u", volume)
+    assert backup.display_name == "nightly 2026-01-02 01:00"
+    assert backup.metadata == {"backupfw:policy": policy}
+    assert not backup.is_incremental
+    world.policies.run(world.ctx(), policy)
+    world.night()
+    assert [one.is_incremental for one in world.backups_of(policy)] == [False, True]
+    check_consistent(world)
+
+
+def test_one_of_so_many_is_full(world: PolicyWorld) -> None:
+    _, policy = due(world, backup={"full_every": 3})
+    for _ in range(7):
+        world.policies.run(world.ctx(), policy)
+        world.night()
+    full = [not one.is_incremental for one in world.backups_of(policy)]
+    assert full[:7] == [True, False, False, True, False, False, True]
+
+
+def test_a_volume_in_use_is_backed_up(world: PolicyWorld) -> None:
+    world.volume(status="in-use")
+    policy = world.policy()
+    world.policies.run(world.ctx(), policy)
+    world.night()
+    assert world.run(policy).status == "ok"
+
+
+@pytest.mark.parametrize("point", ["policy.taken", "policy.made", "policy.let-go"])
+def test_a_process_that_is_killed_makes_no_second_backup_and_loses_none(
+    world: PolicyWorld, monkeypatch: pytest.MonkeyPatch, point: str
+) -> None:
+    _, policy = due(world, retention={"last": 1})
+    other = world.another_process()
+    with monkeypatch.context() as patched:
+        kill_at(patched, point)
+        with pytest.raises(Killed):
+            world.night()
+    # What it took is left to it for a while.
+    other.plan()
+    assert other.begin() == 0
+    world.later(minutes=3)
+    world.runs = other
+    world.night()
+    world.night()
+    assert world.run(policy).status == "ok"
+    assert len(world.rows(models.Backup)) == 1
+    assert world.run(policy).tidied
+    check_consistent(world)
+    check_audit(world)
+
+
+def test_a_killed_process_whose_backup_is_there_has_not_missed_its_window(
+    world: PolicyWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, policy = due(world)
+    with monkeypatch.context() as patched:
+        kill_at(patched, "policy.made")
+        with pytest.raises(Killed):
+            world.step()
+    world.later(hours=2)
+    world.night()
+    assert world.run(policy).status == "ok"
+    assert len(world.backups_of(policy)) == 1
+
+
+def test_a_process_that_was_frozen_is_too_late(world: PolicyWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It took the run, slept, and goes on after another one has begun it."""
+    _, policy = due(world)
+    world.runs.plan()
+    (taken,) = world.db.run(world.runs._take)
+    world.later(minutes=3)
+    world.runs = world.another_process()
+    world.night()
+    world.runs._begin(taken)
+    assert world.run(policy).status == "ok"
+    assert len(world.rows(models.Backup)) == 1
+    # While the backup is being made, too, when the volume refuses a second one.
+    world.policies.run(world.ctx(), policy)
+    (taken,) = world.db.run(world.runs._take)
+    world.later(minutes=3)
+    world.step()
+    world.runs._begin(taken)
+    world.night()
+    assert [run.status for run in world.runs_of(policy)] == ["ok", "ok"]
+    assert len(world.rows(models.Backup)) == 2
+
+
+def test_the_last_run_is_still_on(world: PolicyWorld) -> None:
+    volume, policy = due(world)
+    world.step()
+    world.at("2026-01-03T00:00:01")
+    world.step()
+    first, second = world.runs_of(policy)
+    assert (first.status, second.status) == ("running", "skipped")
+    assert second.reason == "The last run of this volume is still on."
+    assert second.backup_id is None
+    world.make()
+    world.at("2026-01-04T00:00:01")
+    world.night()
+    assert [run.status for run in world.runs_of(policy)] == ["ok", "skipped", "ok"]
+    assert world.volume_status(volume) == "available"
+
+
+def test_so_many_at_once(world: PolicyWorld) -> None:
+    for _ in range(5):
+        world.volume()
+    policy = world.policy(max_concurrent=2)
+    world.policy("p2")
+    world.volume("p2")
+    world.at("2026-01-02T00:00:01")
+    for expected in (2, 4, 5):
+        world.step()
+        assert len(world.runs_of(policy, status="running")) <= 2
+        world.make()
+        world.step()
+        assert len([run for run in world.runs_of(policy) if run.status != "waiting"]) >= expected
+    world.night()
+    assert {run.status for run in world.runs_of(policy)} == {"ok"}
+
+
+def test_projects_take_turns(world: PolicyWorld) -> None:
+    """A project with many volumes does not keep others from beginning."""
+    for _ in range(20):
+        world.volume("many")
+    world.volume("few")
+    world.policy("many")
+    few = world.policy("few")
+    world.at("2026-01-02T00:00:01")
+    world.runs.plan()
+    world.runs.begin()
+    assert world.run(few).status == "running"
+
+
+def test_what_is_refused_is_tried_again_with_growing_pauses(world: PolicyWorld) -> None:
+    volume, policy = due(world)
+    world.conf.quota.backups = 0
+    tried = []
+    for minute in range(0, 60, 1):
+        world.at(f"2026-01-02T00:{minute:02}:05")
+        before = world.runs_of(policy)
+        world.step()
+        if not before or before[0].tries != world.run(policy).tries:
+            tried.append(minute)
+    run = world.run(policy)
+    assert tried == [0, 2, 7, 24]
+    assert (run.status, run.backup_id is None) == ("failed", False)
+    assert "Maximum number of backups allowed (0) exceeded" in (run.reason or "")
+    assert world.volume_status(volume) == "available"
+    # The next night there is room again.
+    world.conf.quota.backups = 10
+    world.at("2026-01-03T00:00:01")
+    world.night()
+    assert [run.status for run in world.runs_of(policy)] == ["failed", "ok"]
+
+
+def test_a_second_try_succeeds(world: PolicyWorld) -> None:
+    volume, policy = due(world)
+    with world.db.write() as session:
+        lifecycle.move(session, models.Volume, volume, lifecycle.VolumeMoves.back_up)
+    world.step()
+    run = world.run(policy)
+    assert (run.status, run.tries) == ("waiting", 1)
+    assert "the current status is" in (run.reason or "")
+    with world.db.write() as session:
+        lifecycle.move(session, models.Volume, volume, lifecycle.VolumeMoves.backed_up)
+    world.later(minutes=1)
+    world.night()
+    assert (world.run(policy).status, world.run(policy).reason) == ("ok", None)
+
+
+def test_a_try_after_the_window_is_none(world: PolicyWorld) -> None:
+    _, policy = due(world, schedule={"start_window": 3})
+    world.conf.quota.backups = 0
+    world.step()
+    world.later(minutes=1, seconds=5)
+    world.step()
+    # The next pause would end after the window.
+    assert world.run(policy).status == "failed"
+
+
+def test_one_that_could_not_begin_is_missed(world: PolicyWorld) -> None:
+    """Its policy may make one backup at a time, and the first one takes longer than the window."""
+    volumes = {world.volume(), world.volume()}
+    policy = world.policy(max_concurrent=1)
+    world.at("2026-01-02T00:00:01")
+    world.step()
+    world.at("2026-01-02T01:00:01")
+    world.step()
+    found = world.runs_of(policy)
+    assert {run.volume_id for run in found} == volumes
+    assert sorted((run.status, run.reason) for run in found) == [
+        ("missed", "It could not begin within its start window."),
+        ("running", None),
+    ]
+
+
+def test_a_volume_that_is_gone_is_skipped(world: PolicyWorld) -> None:
+    volume, policy = due(world)
+    world.runs.plan()
+    with world.db.write() as session:
+        session.get_one(models.Volume, volume).deleted = True
+    world.night()
+    run = world.run(policy)
+    assert (run.status, run.reason) == ("skipped", f"Volume {volume} could not be found.")
+
+
+def test_a_volume_that_went_to_another_project_is_skipped(world: PolicyWorld) -> None:
+    volume, policy = due(world)
+    world.runs.plan()
+    with world.db.write() as session:
+        session.get_one(models.Volume, volume).project_id = "p2"
+    world.night()
+    assert world.run(policy).status == "skipped"
+    assert world.rows(models.Backup) == []
+
+
+def test_a_disabled_project_rests(world: PolicyWorld) -> None:
+    _, policy = due(world)
+    world.paused["p1"] = "The project is disabled."
+    world.night()
+    run = world.run(policy)
+    assert (run.status, run.reason) == ("skipped", "The project is disabled.")
+    del world.paused["p1"]
+    world.at("2026-01-03T00:00:01")
+    world.night()
+    assert [run.status for run in world.runs_of(policy)] == ["skipped", "ok"]
+
+
+def test_a_backup_that_fails_is_made_again(world: PolicyWorld) -> None:
+    volume, policy = due(world)
+    world.step()
+    task = world.claim(tasks.BACKUP_CREATE)
+    world.outcomes.creating.start(task)
+    world.outcomes.creating.fail(task, "The store is on fire.")
+    world.step()
+    run = world.run(policy)
+    assert (run.status, run.tries, run.reason) == ("waiting", 1, "The store is on fire.")
+    world.later(minutes=1)
+    world.night()
+    run = world.run(policy)
+    assert run.status == "ok"
+    assert [one.status for one in world.backups_of(policy)] == ["error", "available"]
+    assert world.status(run.backup_id or "") == "available"
+    assert world.volume_status(volume) == "available"
+    # What failed is shown for a week.
+    for day, left in ((5, 1), (8, 1), (10, 0)):
+        world.at(f"2026-01-{day:02}T00:00:01")
+        world.night()
+        assert [one.status for one in world.backups_of(policy)].count("error") == left
+
+
+def test_who_cancels_a_backup_means_it(world: PolicyWorld) -> None:
+    _, policy = due(world)
+    world.step()
+    world.backups.cancel(world.ctx(), world.run(policy).backup_id or "")
+    world.step()
+    run = world.run(policy)
+    assert (run.status, run.reason) == ("failed", "The backup was cancelled.")
+
+
+def test_a_backup_that_is_deleted_while_it_is_made(world: PolicyWorld) -> None:
+    _, policy = due(world)
+    world.step()
+    world.backups.force_delete(world.ctx(), world.run(policy).backup_id or "")
+    world.step()
+    run = world.run(policy)
+    assert (run.status, run.reason) == ("failed", "The backup was deleted before it was complete.")
+    world.remove()
+    check_consistent(world)
+
+
+def test_a_backup_that_was_made_and_deleted_is_a_success(world: PolicyWorld) -> None:
+    _, policy = due(world)
+    world.step()
+    (backup,) = world.make()
+    world.backups.delete(world.ctx(), backup.id)
+    world.remove()
+    world.step()
+    assert world.run(policy).status == "ok"
+
+
+def test_the_completion_window(world: PolicyWorld) -> None:
+    volume, policy = due(world, schedule={"completion_window": 90})
+    world.step()
+    world.at("2026-01-02T01:29:00")
+    world.step()
+    assert world.run(policy).status == "running"
+    world.at("2026-01-02T01:30:01")
+    world.step()
+    run = world.run(policy)
+    assert (run.status, run.reason) == ("failed", "It was not complete within its completion window.")
+    assert world.status(run.backup_id or "") == "error"
+    assert world.volume_status(volume) == "available"
+
+
+def test_a_policy_that_is_deleted_leaves_what_it_made(world: PolicyWorld) -> None:
+    _, policy = due(world, retention={"last": 1})
+    world.night()
+    world.policies.run(world.ctx(), policy)
+    world.step()
+    world.policies.delete(world.ctx(), policy)
+    assert world.rows(models.PolicyRun) == []
+    world.make()
+    world.night()
+    assert [one.status for one in world.rows(models.Backup)] == ["available", "available"]
+
+
+def test_a_policy_that_is_deleted_between_the_steps(
+    world: PolicyWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume, policy = due(world)
+    world.runs.plan()
+    (taken,) = world.db.run(world.runs._take)
+    world.policies.delete(world.ctx(), policy)
+    world.runs._begin(taken)
+    world.night()
+    # The backup of which it had decided is made, and is the user's.
+    assert [one.status for one in world.rows(models.Backup)] == ["available"]
+    assert world.volume_status(volume) == "available"
+
+
+def test_a_run_begins_with_what_its_policy_is_set_to_then(world: PolicyWorld) -> None:
+    _, policy = due(world)
+    world.runs.plan()
+    world.policies.update(world.ctx(), policy, settings={"backup": {"store": "offsite"}})
+    world.night()
+    assert [one.store for one in world.backups_of(policy)] == ["offsite"]
+
+
+def test_an_outage_of_the_database_loses_no_run(world: PolicyWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, policy = due(world)
+    real = Database.run
+    calls = []
+
+    def away(self: Database, work: object, done: object = None) -> object:
+        calls.append(work)
+        if len(calls) in (3, 4):
+            raise DBConnectionError("away")
+        return real(self, work, done)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Database, "run", away)
+        for _ in range(4):
+            try:
+                world.step()
+            except DBConnectionError:
+                world.later(minutes=3)
+    world.night()
+    assert world.run(policy).status == "ok"
+    assert world.run(policy).tries == 0
+    assert len(world.rows(models.Backup)) == 1
+
+
+def test_a_catalogue_that_does_not_answer_is_asked_again(
+    world: PolicyWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, policy = due(world)
+
+    def silent(*_arguments: object, **_named: object) -> None:
+        raise ServiceUnavailable("The Block Storage service does not answer.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(world.backups, "create", silent)
+        world.step()
+    assert (world.run(policy).status, world.run(policy).tries) == ("waiting", 1)
+    world.later(minutes=1)
+    world.night()
+    assert world.run(policy).status == "ok"
+
+
+def test_an_error_of_the_service_is_a_failed_try(world: PolicyWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, policy = due(world)
+
+    def broken(*_arguments: object, **_named: object) -> None:
+        raise ZeroDivisionError("a secret")
+
+    monkeypatch.setattr(world.backups, "create", broken)
+    world.step()
+    reason = world.run(policy).reason or ""
+    assert reason.startswith("An unexpected error; the log has more under req-")
+    assert "secret" not in reason
+
+
+def test_old_runs_are_forgotten_and_their_backups_stay_the_policys(world: PolicyWorld) -> None:
+    _, policy = due(world, retention={"last": 1})
+    world.night()
+    world.later(days=91)
+    assert world.runs.forget() == 1
+    assert world.runs_of(policy) == []
+    world.policies.run(world.ctx(), policy)
+    world.night()
+    assert len(world.backups_of(policy)) == 1
+
+
+def test_a_backup_by_hand_says_that_it_needs_a_parent(world: PolicyWorld) -> None:
+    """A policy's first one is full without saying so; a user's request is refused as ever."""
+    with pytest.raises(InvalidBackup, match="No backups available"):
+        world.backups.create(world.ctx(), volume_id=world.volume(), incremental=True)
