@@ -162,6 +162,8 @@ def check_samples(installed: Installation) -> None:
         if path.suffix in (".sample", ".service"):
             folder = share / "systemd" if path.suffix == ".service" else share
             assert (folder / path.name).read_bytes() == path.read_bytes(), path
+    for name in ("prometheus/backupfw.rules.yml", "grafana/backupfw.json"):
+        assert (share / name).read_bytes() == (ROOT / "etc" / name).read_bytes(), name
     page = Path("man", "man1", "backupfw.1")
     assert (installed.root / "share" / page).read_bytes() == (ROOT / "docs" / "man" / page.name).read_bytes()
     config = installed.run(

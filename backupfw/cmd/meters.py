@@ -3,18 +3,20 @@
 Each process has a registry of its own and counts what it did itself, unless ``PROMETHEUS_MULTIPROC_DIR``
 names a directory where the processes of a WSGI server keep what all of them did.  What concerns the whole
 installation (tasks by state, the age of the queue, each volume's last backup, what verifications found) is
-read from the database for each request.  Labels have few values: no names that users choose, and no ids but
-that of a volume, for its last backup.
+read from the database: tasks for each request; what a query over all backups finds, once a minute at most.
+Labels have few values: no names that users choose, and no ids but those of a volume and its project, for its
+last backup.
 """
 
 from __future__ import annotations
 
 import abc
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -38,6 +40,9 @@ if TYPE_CHECKING:
 #: Seconds; a store's answer takes between a millisecond and its time limit.
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 
+#: Seconds for which figures about all backups are kept: with 100 000 backups a query takes a second or more.
+KEPT_SECONDS = 60.0
+
 
 def of_several_processes() -> bool:
     """Whether the processes of this service add up their figures, in files of prometheus-client's."""
@@ -55,7 +60,11 @@ class Meters:
 
     def __init__(self, db: Database) -> None:
         self._registry = CollectorRegistry()
-        self._of_database = (_TaskCollector(db), _VolumeCollector(db), _HealthCollector(db))
+        self._of_database = (
+            _TaskCollector(db),
+            _VolumeCollector(db, kept=True),
+            _HealthCollector(db, kept=True),
+        )
         for collector in self._of_database:
             self._registry.register(collector)
 
@@ -81,6 +90,10 @@ class Meters:
             "lease_take_overs", "Tasks taken over here because another worker's lease ran out", ("kind",)
         )
         self._ended = counter("tasks_ended", "Tasks that ended here, by outcome", ("kind", "outcome"))
+        for kind in tasks.KINDS:
+            for outcome in get_args(tasks.Outcome):
+                # From 0 on, or Prometheus would not see the first one as an increase.
+                self._ended.labels(kind, outcome)
         self._read = counter("backup_read_bytes", "Bytes read from volumes by backups")
         self._sampled = counter(
             "backup_sampled_bytes", "Bytes read from volumes only to check what the storage says"
@@ -184,22 +197,32 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"
 
 
 class _DatabaseCollector(Collector):
-    """Figures from the database, read for each request; none if the database does not answer."""
+    """Figures from the database, none if it does not answer; read for each request if they are not kept."""
 
-    def __init__(self, db: Database) -> None:
+    def __init__(self, db: Database, *, kept: bool = False) -> None:
         self._db = db
+        self._kept = kept
         self._outages = Outages()
+        self._lock = threading.Lock()
+        self._found: list[Metric] = []
+        self._read_at: float | None = None
 
     def describe(self) -> Iterable[Metric]:
         """Name no figure at registration: that would need the database."""
         return ()
 
     def collect(self) -> Iterable[Metric]:
-        """Read the figures."""
-        found: list[Metric] = []
-        with self._outages.guard("Figures of the database could not be read"):
-            found.extend(self._figures())
-        return found
+        """Return the figures."""
+        # Two requests at a time make one query.
+        with self._lock:
+            moment = time.monotonic()
+            if self._kept and self._read_at is not None and moment - self._read_at < KEPT_SECONDS:
+                return self._found
+            self._found, self._read_at = [], None
+            with self._outages.guard("Figures of the database could not be read"):
+                self._found = list(self._figures())
+                self._read_at = moment
+            return self._found
 
     @abc.abstractmethod
     def _figures(self) -> Iterator[Metric]:
@@ -243,13 +266,15 @@ class _VolumeCollector(_DatabaseCollector):
             "backupfw_last_good_backup_timestamp",
             "Seconds since 1970 of the state that the volume's newest available backup without known damage"
             " holds; 0: it has none",
-            labels=("volume",),
+            labels=("project", "volume"),
         )
-        for volume, moment in self._read():
-            gauge.add_metric((volume,), 0 if moment is None else moment.replace(tzinfo=UTC).timestamp())
+        for project, volume, moment in self._read():
+            gauge.add_metric(
+                (project, volume), 0 if moment is None else moment.replace(tzinfo=UTC).timestamp()
+            )
         yield gauge
 
-    def _read(self) -> list[tuple[str, datetime | None]]:
+    def _read(self) -> list[tuple[str, str, datetime | None]]:
         newest = func.max(func.coalesce(Backup.data_timestamp, Backup.created_at))
         good = (
             select(Backup.volume_id, newest.label("at"))
@@ -263,12 +288,12 @@ class _VolumeCollector(_DatabaseCollector):
         )
         with self._db.read() as session:
             rows = session.execute(
-                select(Volume.id, type_coerce(good.c.at, Backup.data_timestamp.type))
+                select(Volume.project_id, Volume.id, type_coerce(good.c.at, Backup.data_timestamp.type))
                 .outerjoin(good, good.c.volume_id == Volume.id)
                 .where(Volume.deleted.is_(False))
                 .order_by(Volume.id)
             )
-            return [(volume, moment) for volume, moment in rows]
+            return [(project, volume, moment) for project, volume, moment in rows]
 
 
 class _HealthCollector(_DatabaseCollector):

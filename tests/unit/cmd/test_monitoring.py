@@ -9,6 +9,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,9 +17,9 @@ from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from sqlalchemy import select, text, update
+from sqlalchemy import event, select, text, update
 
-from backupfw.cmd import database, monitoring, service
+from backupfw.cmd import database, meters, monitoring, service
 from backupfw.cmd.monitoring import CONNECTIONS, Health, Listener
 from backupfw.db.models import Backup, DamagedObject, DamageMark, Task
 from backupfw.db.session import now
@@ -62,10 +63,11 @@ def api(url: str, path: str, body: Any = None) -> Any:
         return json.load(answer)
 
 
-def test_a_backup_in_figures(served: tuple[str, str, Any]) -> None:
+def test_a_backup_in_figures(served: tuple[str, str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meters, "KEPT_SECONDS", 0)
     url, listener, conf = served
     (volume,) = api(url, "/volumes")["volumes"]
-    good = ("backupfw_last_good_backup_timestamp", volume["id"])
+    good = ("backupfw_last_good_backup_timestamp", "demo", volume["id"])
     assert figures(get(f"{listener}/metrics")[1])[good] == 0
     for incremental in (False, True):
         body = {"backup": {"volume_id": volume["id"], "incremental": incremental}}
@@ -203,3 +205,25 @@ def test_the_queue_gets_older(run: Run, state: Path, backup_id: str) -> None:
 def test_it_is_off_unless_a_port_is_given(run: Run, state: Path) -> None:
     assert run("db", "sync").status == 0
     assert load_conf(state).metrics.port is None
+
+
+def test_figures_about_all_backups_are_kept_for_a_while(
+    run: Run, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests at the same time make one query; the tasks are always those of now."""
+    assert run("db", "sync").status == 0
+    with database.opened(load_conf(state)) as db:
+        asked: list[str] = []
+        event.listen(db.engine, "before_cursor_execute", lambda *call: asked.append(call[2]))
+        shown = meters.Meters(db)
+        for seconds, queries in ((60.0, 1), (0.0, 4)):
+            monkeypatch.setattr(meters, "KEPT_SECONDS", seconds)
+            asked.clear()
+            with ThreadPoolExecutor(4) as pool:
+                assert all("backupfw_damaged_backups 0.0" in text for text in pool.map(_text, [shown] * 4))
+            assert sum("FROM volumes" in each for each in asked) == queries
+            assert sum("min(coalesce(tasks" in each for each in asked) == 4
+
+
+def _text(shown: meters.Meters) -> str:
+    return shown.text().decode()
