@@ -139,8 +139,7 @@ class Tester:
         self._stores = stores
         self._data_keys = data_keys
         self._restoring = BackupTasks(db, conf).restoring
-        if conf.oslo_messaging_notifications.driver:
-            outbox.keep(db)
+        outbox.keep(db, conf)
 
     def test(self, backup_id: str) -> Mapping[str, Any]:
         """Restore a backup to nowhere, record the result and return it.

@@ -20,6 +20,7 @@ from backupfw.cmd.meters import Meters
 from backupfw.cmd.monitoring import Health, Listener
 from backupfw.cmd.server import ApiServer
 from backupfw.db.session import Database
+from backupfw.dispatch.alerts import Alerts
 from backupfw.dispatch.base import Dispatch, InProcessDispatch
 from backupfw.manager.messages import MessageManager
 from backupfw.manager.outcomes.backups import BackupTasks
@@ -46,7 +47,7 @@ from backupfw.worker.handlers import EngineSettings, Tools
 from backupfw.worker.handlers.base import volume_ref
 from backupfw.worker.holding import Holding
 from backupfw.worker.policies import PolicyLoop
-from backupfw.worker.stores import Stores
+from backupfw.worker.stores import Alarm, Stores
 from backupfw.worker.worker import Worker, WorkerSettings
 
 if TYPE_CHECKING:
@@ -97,19 +98,33 @@ def look_after_until(stop: threading.Event, conf: cfg.ConfigOpts, db: Database) 
 
 @contextmanager
 def sending_events(conf: cfg.ConfigOpts, db: Database) -> Iterator[Outbox]:
-    """Yield the event outbox; its events are sent if the configuration says how.
+    """Yield the event outbox; its events and alerts are sent if the configuration says how.
 
     :raises ConfigError: it cannot be done as the configuration says.
     """
-    if not conf.oslo_messaging_notifications.driver:
-        yield Outbox(db)
-        return
-    from backupfw.dispatch.notifications import Notifications
+    with ExitStack() as stack:
+        alerts = stack.enter_context(closing(Alerts(conf)))
+        if not conf.oslo_messaging_notifications.driver:
+            outbox = Outbox(db, ways=alerts.ways)
+        else:
+            from backupfw.dispatch.notifications import Notifications
 
-    with closing(Notifications(conf)) as notifications:
-        outbox = Outbox(db, notifications.send, notifications.nudge)
-        notifications.start(outbox.deliver)
+            notifications = stack.enter_context(closing(Notifications(conf)))
+            outbox = Outbox(db, notifications.send, notifications.nudge, alerts.ways)
+            notifications.start(outbox.deliver)
+        alerts.start(outbox.deliver_alerts)
         yield outbox
+
+
+def tell_of_store(outbox: Outbox, host: str, store: str, seconds: float, answers: bool) -> None:
+    """Add the alert that a store has not answered for long, or answers again.
+
+    :param host: of the worker that asks it: others may still reach it.
+    """
+    minutes = f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} seconds"
+    did = f"answers again, after {minutes}" if answers else f"has not answered for {minutes}"
+    event = "store.up" if answers else "store.down"
+    outbox.alert(event, f"The store {store} {did}, says the worker on {host}.", store=store, host=host)
 
 
 def make_managers(
@@ -196,7 +211,8 @@ class WorkerProcess:
         self._conf = conf
         self._alone = alone
         self._look_after = partial(look_after, make_expiry(conf, db), MessageManager(db, conf))
-        self._stores = Stores(conf, stop=self._ending.is_set, recorder=meters)
+        alarm = Alarm(partial(tell_of_store, outbox, conf.host), conf.alerts.store_down_after)
+        self._stores = Stores(conf, stop=self._ending.is_set, recorder=meters, alarm=alarm)
         self._data_keys = DataKeys.of(conf, KeyManager(db))
         conf.register_mutate_hook(lambda *_: self._stores.set_limits())
         services = ServiceManager(db, conf)

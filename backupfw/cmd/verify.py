@@ -208,8 +208,7 @@ class Verifier:
         self._quick = quick
         self._told = told
         self._alerted: set[str] = set()
-        if conf.oslo_messaging_notifications.driver:
-            outbox.keep(db)
+        outbox.keep(db, conf)
 
     def one(self, backup_id: str) -> Iterator[Mapping[str, Any]]:
         """Verify a backup, and yield what was found: a record, which is complete until the next is asked for.

@@ -11,6 +11,7 @@ from oslo_config import cfg
 
 from backupfw import naming
 from backupfw.conf import (
+    alerts,
     api,
     backup,
     console,
@@ -33,7 +34,7 @@ from backupfw.errors import ConfigError
 #: Read when neither a file nor a state directory is given, if it exists.
 SYSTEM_CONFIG = "/etc/backupfw/backupfw.conf"
 
-GROUPS = (default, logging, messaging, api, console, libraries, backup, metrics, volumes)
+GROUPS = (default, logging, messaging, api, console, libraries, backup, metrics, alerts, volumes)
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,7 @@ def load(
     sections = validate.merge(listed)
     validate.check_values(conf, sections)
     identity.check(conf)
+    alerts.check(conf)
     problem = naming.container_problem(conf.backup.container)
     if problem:
         raise ConfigError(f"section [backup], option container: {conf.backup.container!r}: {problem}")

@@ -6,10 +6,21 @@ from collections.abc import Sequence
 
 from oslo_config import cfg
 
-from backupfw.conf import api, backup, console, default, libraries, messaging, metrics, placement, volumes
+from backupfw.conf import (
+    alerts,
+    api,
+    backup,
+    console,
+    default,
+    libraries,
+    messaging,
+    metrics,
+    placement,
+    volumes,
+)
 
 
 def list_opts() -> list[tuple[str, Sequence[cfg.Opt]]]:
     """Return every group of core; oslo.log lists its own, ``backupfw.cmd.reference`` the plug-ins'."""
-    groups = (default, messaging, api, console, backup, metrics, volumes, placement)
+    groups = (default, messaging, api, console, backup, metrics, alerts, volumes, placement)
     return [libraries.of_database(), *(pair for group in groups for pair in group.list_opts())]

@@ -698,13 +698,15 @@ class Task(Lockable, _Timestamps, Base):
 class OutboxEvent(Lockable, Base):
     """An event that is still to be sent (``manager/queue/outbox.py``); the table keeps its old name.
 
-    ``taken_until``: until then the process that took it is sending it.
+    ``way``: how it is sent: to the bus (null), or as an alert, e.g. by ``mail``.  ``taken_until``: until then
+    the process that took it is sending it.
     """
 
     __tablename__ = "notices"
-    __table_args__ = {**_TABLE, "sqlite_autoincrement": True}  # noqa: RUF012  (SQLAlchemy reads it)
+    __table_args__ = (Index("ix_notices_way_id", "way", "id"), {**_TABLE, "sqlite_autoincrement": True})
 
     id: Mapped[int] = mapped_column(_Drawn, primary_key=True, autoincrement=True)
+    way: Mapped[str | None] = mapped_column(String(16))
     event: Mapped[str] = mapped_column(String(64))
     request_id: Mapped[str | None]
     payload: Mapped[dict[str, Any]]

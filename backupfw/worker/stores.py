@@ -6,6 +6,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from oslo_log import log
@@ -42,6 +43,22 @@ class StoreDown(Unavailable):
         self.seconds = seconds
 
 
+#: Is told of a store that has not answered for long, and later that it answers again: its name, the seconds,
+#: whether it answers.
+Tell = Callable[[str, float, bool], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """Who is told of a store that does not answer.
+
+    :ivar after: how long it must not have answered, seconds.
+    """
+
+    tell: Tell = lambda *_: None
+    after: float = float("inf")
+
+
 class _Store:
     """One configured store: the opened driver, and whether it answers.
 
@@ -49,7 +66,10 @@ class _Store:
     :param open_it: opens it.
     """
 
-    def __init__(self, name: str, container: str, options: object, open_it: Callable[[], ChunkStore]) -> None:
+    def __init__(
+        self, name: str, container: str, options: object, open_it: Callable[[], ChunkStore], alarm: Alarm
+    ) -> None:
+        self._alarm = alarm
         self._name = name
         self._container = container
         self._options = options
@@ -116,6 +136,7 @@ class _Store:
     def _ask(self) -> None:
         """Ask again and again, in a thread of its own, so that no task occupies a worker while it waits."""
         pause = FIRST_PAUSE
+        begun, told = time.monotonic(), False
         while True:
             with self._lock:
                 self._lock.wait_for(lambda: self._closed or self._wanted > self._asked, pause)
@@ -123,13 +144,20 @@ class _Store:
                     return
                 wanted = self._wanted
             pause = min(2 * pause, LONGEST_PAUSE)
-            if self._answers():
+            answers = self._answers()
+            seconds = time.monotonic() - begun
+            if answers:
                 self._is_up()
                 LOG.warning("The store %s answers again", self._name)
+                if told:
+                    self._alarm.tell(self._name, seconds, True)
                 return
             with self._lock:
                 self._asked = wanted
                 self._lock.notify_all()
+            if not told and seconds >= self._alarm.after:
+                told = True
+                self._alarm.tell(self._name, seconds, False)
 
     def _is_up(self) -> None:
         with self._lock:
@@ -168,6 +196,7 @@ class Stores:
     :param conf: the configuration: ``enabled_stores`` and a group ``store:NAME`` for each.
     :param recorder: gets the duration of every call to a store.
     :param stop: True when the process shuts down, so that nothing is retried any more.
+    :param alarm: who is told of a store that is down for long.
     """
 
     def __init__(
@@ -175,8 +204,10 @@ class Stores:
         conf: cfg.ConfigOpts,
         stop: Callable[[], bool] = lambda: False,
         recorder: Recorder | None = None,
+        alarm: Alarm | None = None,
     ) -> None:
         self._conf = conf
+        self._alarm = alarm or Alarm()
         self._recorder = recorder
         self._stop = stop
         self._began = time.monotonic()
@@ -189,6 +220,7 @@ class Stores:
             default_container(self._conf, name),
             group,
             lambda: open_store(name, group.driver, group, metrics=self._recorder, stop=self._stop),
+            self._alarm,
         )
 
     @property

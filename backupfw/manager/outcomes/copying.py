@@ -18,7 +18,7 @@ from backupfw.errors import InvalidBackup, TaskLost
 from backupfw.manager.lineage import lifecycle, manifests
 from backupfw.manager.lineage.lifecycle import CopyMoves
 from backupfw.manager.outcomes.base import Outcomes
-from backupfw.manager.queue import tasks
+from backupfw.manager.queue import outbox, tasks
 from backupfw.manager.rows import Task
 from backupfw.manager.rules import backup_rows, copies
 
@@ -136,6 +136,15 @@ class CopyTasks(Outcomes):
                 fail_reason=tasks.short_reason(reason),
             )
             copies.end(session, task.resource_id, task.request_id)
+            outbox.alert(
+                session,
+                "backup.copy.failed",
+                f"The copy of backup {copy.backup_id} to the store {copy.store} failed: {reason}",
+                project_id=task.project_id,
+                backup_id=copy.backup_id,
+                store=copy.store,
+                fail_reason=tasks.short_reason(reason),
+            )
 
         self._db.run(work)
 

@@ -161,8 +161,12 @@ class DamagedObjects(Outcomes):
                 "reason": reason[: models.TEXT_LENGTH],
                 "found_at": now(session),
             }
+            known = session.get(models.DamagedObject, digest) is not None
             put(session, models.DamagedObject, [found])
             mark(session, manifest_id, [digest])
+            if not known:
+                text = f"An object is damaged: {key} in container {container} of the store {store}: {reason}"
+                outbox.alert(session, "object.damaged", text, store=store, container=container, key=key)
             return True
 
         return self._db.run(work)

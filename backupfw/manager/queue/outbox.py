@@ -11,25 +11,32 @@ transaction was committed.  A sender takes the oldest event, sends it and delete
 at least once, and the events of one backup are sent in order.  When a sender dies in between, another one
 sends the event again, under the same number.  Progress events are not stored: a lost one is replaced by the
 next.
+
+*Alerts* tell operators of failures.  They wait in the same table and are sent in the same manner, but those
+of each way (a webhook, mail) wait in a line of their own, so one that is down holds up nothing else.  They
+are gathered for a while, and sent together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from oslo_log import log
-from sqlalchemy import delete, exists, select
+from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
+from backupfw.conf import alerts
 from backupfw.db import models
 from backupfw.db.locks import lock
 from backupfw.db.session import Database, at_end, now
 from backupfw.manager import rows
 
 if TYPE_CHECKING:
+    from oslo_config import cfg
+
     from backupfw.manager.rows import Task
 
 LOG = log.getLogger(__name__)
@@ -39,10 +46,19 @@ Send = Callable[[str, Mapping[str, Any], Mapping[str, Any]], None]
 
 #: Kinds of tasks whose starts and ends are events.
 _KINDS = frozenset({"backup.create", "backup.import", "backup.restore", "backup.delete"})
-#: Key of ``Session.info``: this process sends events.
+#: Keys of ``Session.info``: this process sends events; the ways in which it sends alerts.
 _SENDS_EVENTS = "backupfw_sends_events"
+_WAYS = "backupfw_ways_of_alerts"
 #: Seconds for which an event that was taken is left to the sender that took it.
 _TAKEN_SECONDS = 60
+#: Seconds for which alerts are gathered: so long the oldest of those that are sent together has waited.
+GATHER_SECONDS = 60
+#: How many alerts of one way wait at most; the oldest ones go.
+MOST_WAITING = 10_000
+#: How many rows one statement names at most.
+_BATCH = 500
+#: A statement by ids changes no row that the session knows.
+_UNKNOWN: Mapping[str, Any] = {"execution_options": {"synchronize_session": False}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +67,7 @@ class _Event:
     name: str
     request_id: str | None
     payload: Mapping[str, Any]
+    created_at: datetime
 
     @property
     def context(self) -> Mapping[str, Any]:
@@ -59,6 +76,9 @@ class _Event:
             "project_id": self.payload["tenant_id"],
             "notice_id": self.id,
         }
+
+    def as_alert(self) -> Mapping[str, Any]:
+        return {"id": self.id, "event": self.name, "at": f"{self.created_at.isoformat()}Z", **self.payload}
 
 
 def begun(session: Session, task: Task) -> None:
@@ -88,25 +108,59 @@ def add(session: Session, event: str, backup_id: str, request_id: str | None) ->
         session.flush()
 
 
-def keep(db: Database) -> None:
-    """Let this process add events that others send."""
-    db.info[_SENDS_EVENTS] = True
+def keep(db: Database, conf: cfg.ConfigOpts) -> None:
+    """Let this process add the events and alerts that others send, as the configuration says."""
+    if conf.oslo_messaging_notifications.driver:
+        db.info[_SENDS_EVENTS] = True
+    db.info[_WAYS] = alerts.ways(conf)
+
+
+def alert(
+    session: Session, event: str, text: str, *, project_id: str | None = None, **about: str | None
+) -> None:
+    """Add an alert in the caller's transaction, for each way in which this process sends alerts.
+
+    :param event: what happened, e.g. ``backup.create.failed``.
+    :param text: for operators: one sentence, without a credential.
+    :param about: ids of what it is about, and the reason, under the names that events have.
+    """
+    moment = now(session)
+    payload = {"text": text, "tenant_id": project_id, **about}
+    for way in session.info.get(_WAYS, ()):
+        session.add(models.OutboxEvent(way=way, event=event, payload=payload, created_at=moment))
+    session.flush()
 
 
 class Outbox:
-    """Sends events.  Thread-safe.
+    """Sends events and alerts.  Thread-safe.
 
     :param send: sends one event when it can; must not block.  None: no event is stored or sent, and the
         database is not asked.
     :param nudge: makes somebody call :meth:`deliver` soon.
+    :param ways: in which alerts are sent; for each of them somebody calls :meth:`deliver_alerts`.
     """
 
-    def __init__(self, db: Database, send: Send | None = None, nudge: Callable[[], object] = bool) -> None:
+    def __init__(
+        self,
+        db: Database,
+        send: Send | None = None,
+        nudge: Callable[[], object] = bool,
+        ways: Collection[str] = (),
+    ) -> None:
         self._db = db
         self._send = send
         self.nudge = nudge
         if send is not None:
-            keep(db)
+            db.info[_SENDS_EVENTS] = True
+        if ways:
+            db.info[_WAYS] = tuple(ways)
+
+    def alert(self, event: str, text: str, **about: str | None) -> None:
+        """Add an alert about something that is in no transaction; never fails."""
+        try:
+            self._db.run(lambda session: alert(session, event, text, **about))
+        except Exception:
+            LOG.exception("The alert could not be stored: %s", text)
 
     def progressed(self, task: Task, done: int, total: int) -> None:
         """Send how much of a backup is made; never fails."""
@@ -127,30 +181,90 @@ class Outbox:
 
         :param send: sends one event, and returns when it is sent or fails.
         """
-        while (event := self._take()) is not None:
+        while events := self._take(None):
+            (event,) = events
             send(event.name, event.payload, event.context)
-            sent = delete(models.OutboxEvent).where(models.OutboxEvent.id == event.id)
-            self._db.run(lambda session, sent=sent: session.execute(sent))  # type: ignore[misc]
+            self._sent(events)
 
-    def _take(self) -> _Event | None:
-        """Take the oldest event; None while another process sends it: the events after it wait."""
+    def deliver_alerts(
+        self, way: str, send: Callable[[Sequence[Mapping[str, Any]]], object], most: int = MOST_WAITING
+    ) -> None:
+        """Send the alerts of a way that have been gathered, of this process and of others, oldest first.
+
+        :param send: sends some, each as what JSON holds, and returns when they are sent or fails.
+        :param most: how many it is given at most.
+        """
+        self._drop_too_many(way)
+        while events := self._take(way, most, GATHER_SECONDS):
+            try:
+                send([each.as_alert() for each in events])
+            except Exception:
+                # They are tried again at the next look, by any process.
+                self._set_taken(events, None)
+                raise
+            self._sent(events)
+
+    def _drop_too_many(self, way: str) -> None:
         row = models.OutboxEvent
         with self._db.read() as session:
-            if not session.scalar(select(exists().where(row.id.is_not(None)))):
-                return None
+            waiting = select(row.id).where(row.way == way).order_by(row.id.desc())
+            last = session.scalar(waiting.offset(MOST_WAITING).limit(1))
+        if last is not None:
+            dropped = delete(row).where(row.way == way, row.id <= last)
+            self._db.run(lambda session: session.execute(dropped))
+            LOG.error("More than %d alerts wait to be sent by %s; older ones were dropped", MOST_WAITING, way)
 
-        def work(session: Session) -> _Event | None:
-            found = lock(session, row, limit=1)
-            if not found:
-                return None
-            oldest = session.get_one(row, found[0])
+    def _take(self, way: str | None, most: int = 1, age: float = 0) -> list[_Event]:
+        """Take the oldest events of a way; none while another process sends them: those after them wait.
+
+        :param most: how many.
+        :param age: seconds that the oldest one must have waited.
+        """
+        row = models.OutboxEvent
+        mine = row.way == way  # SQLAlchemy writes IS NULL for None.
+        with self._db.read() as session:
+            oldest = session.scalar(select(row.created_at).where(mine).order_by(row.id).limit(1))
+            if oldest is None or now(session) - oldest < timedelta(seconds=age):
+                return []
+
+        def work(session: Session) -> list[_Event]:
+            taken = lock(session, row, mine, limit=most)
+            if not taken:
+                return []
             moment = now(session)
-            if oldest.taken_until is not None and oldest.taken_until > moment:
-                return None
-            oldest.taken_until = moment + timedelta(seconds=_TAKEN_SECONDS)
-            return _Event(oldest.id, oldest.event, oldest.request_id, dict(oldest.payload))
+            busy = session.get_one(row, taken[0]).taken_until
+            if busy is not None and busy > moment:
+                return []
+            until = moment + timedelta(seconds=_TAKEN_SECONDS)
+            events = []
+            columns = (row.id, row.event, row.request_id, row.payload, row.created_at)
+            for some in _batches(taken):
+                session.execute(update(row).where(row.id.in_(some)).values(taken_until=until), **_UNKNOWN)
+                found = session.execute(select(*columns).where(row.id.in_(some)).order_by(row.id))
+                events += [_Event(*values) for values in found]
+            return events
 
         return self._db.run(work)
+
+    def _set_taken(self, events: Sequence[_Event], until: datetime | None) -> None:
+        row = models.OutboxEvent
+
+        def work(session: Session) -> None:
+            for some in _batches([event.id for event in events]):
+                session.execute(update(row).where(row.id.in_(some)).values(taken_until=until), **_UNKNOWN)
+
+        self._db.run(work)
+
+    def _sent(self, events: Sequence[_Event]) -> None:
+        def work(session: Session) -> None:
+            for some in _batches([event.id for event in events]):
+                session.execute(delete(models.OutboxEvent).where(models.OutboxEvent.id.in_(some)), **_UNKNOWN)
+
+        self._db.run(work)
+
+
+def _batches(ids: Sequence[int]) -> Iterator[Sequence[int]]:
+    return (ids[start : start + _BATCH] for start in range(0, len(ids), _BATCH))
 
 
 def _payload(session: Session, backup_id: str) -> dict[str, Any] | None:

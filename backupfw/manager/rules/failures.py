@@ -15,7 +15,7 @@ from backupfw.manager import messages
 from backupfw.manager.lineage import lifecycle
 from backupfw.manager.lineage.lifecycle import BackupMoves, FailingMove, SnapshotMoves, VolumeMoves
 from backupfw.manager.messages import Action, Detail
-from backupfw.manager.queue import tasks
+from backupfw.manager.queue import outbox, tasks
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -95,10 +95,28 @@ def failed(
         values["fail_reason"] = tasks.short_reason(reason)
 
     def report() -> None:
-        if not again:
-            _post(session, task, detail or failure.detail, messages.ERROR)
+        if again:
+            return
+        known = detail or failure.detail
+        _post(session, task, known, messages.ERROR)
+        if failure.model is Backup and known is not Detail.CANCELLED:
+            _alert(session, task, known, reason)
 
     lifecycle.fail(session, failure.model, task.resource_id, failure.step, report, **values)
+
+
+def _alert(session: Session, task: Task, detail: Detail, reason: str) -> None:
+    backup = session.get_one(Backup, task.resource_id)
+    told = messages.text(FAILURES[task.kind].action.value, detail.value)
+    outbox.alert(
+        session,
+        f"{task.kind}.failed",
+        f"Backup {backup.id} of volume {backup.volume_id}: {told} {reason}",
+        project_id=backup.project_id,
+        backup_id=backup.id,
+        volume_id=backup.volume_id,
+        fail_reason=tasks.short_reason(reason),
+    )
 
 
 def warn(session: Session, task: Task, detail: Detail) -> None:

@@ -14,10 +14,12 @@ from sqlalchemy import update
 from backupfw.db import models
 from backupfw.db.session import Database, now
 from backupfw.errors import TaskLost
-from backupfw.manager.queue import tasks
+from backupfw.manager.queue import outbox, tasks
 from backupfw.manager.queue.outbox import Outbox
 from tests.unit.db.lost_answers import lost_answers
 from tests.unit.manager.support import World
+
+Alert = dict[str, Any]
 
 
 @pytest.fixture
@@ -126,3 +128,120 @@ def test_one_that_is_being_sent_is_waited_for_until_its_sender_counts_as_dead(wo
         # It was not dead: the event is sent twice, under the same number, and what is after it only once.
         assert first.result(60) == both[:1]
     assert world.rows(models.OutboxEvent) == []
+
+
+class TestAlerts:
+    """What operators are told, and how it waits; in each way apart from the others and from the bus."""
+
+    @pytest.fixture(autouse=True)
+    def _ways(self, world: World) -> None:
+        Outbox(world.db, lambda *_: None, ways=("webhook", "mail"))
+
+    @pytest.fixture
+    def fails(self, world: World) -> Callable[[], tuple[str, str]]:
+        def fail() -> tuple[str, str]:
+            volume = world.volume()
+            backup = world.backups.create(world.ctx(), volume_id=volume).id
+            world.outcomes.creating.fail(world.claim(tasks.BACKUP_CREATE), "It broke.")
+            return backup, volume
+
+        return fail
+
+    def sent(self, world: World, way: str = "webhook", most: int = outbox.MOST_WAITING) -> list[list[Alert]]:
+        """Send the alerts of a way, as any process may; returns what was sent together."""
+        sent: list[list[Alert]] = []
+        Outbox(world.db).deliver_alerts(way, lambda alerts: sent.append([dict(one) for one in alerts]), most)
+        return sent
+
+    def age(self, world: World, seconds: float = outbox.GATHER_SECONDS) -> None:
+        with world.db.write() as session:
+            then = now(session) - timedelta(seconds=seconds)
+            session.execute(update(models.OutboxEvent).values(created_at=then))
+
+    def test_what_fails_is_told_once_in_each_way(self, world: World, fails: Callable[[], Any]) -> None:
+        backup, volume = fails()
+        self.age(world)
+        for way in ("webhook", "mail"):
+            ((alert,),) = self.sent(world, way)
+            assert alert.pop("id")
+            assert alert.pop("at").endswith("Z")
+            assert alert == {
+                "event": "backup.create.failed",
+                "text": f"Backup {backup} of volume {volume}:"
+                " create backup: The backup could not be made. It broke.",
+                "tenant_id": "p1",
+                "backup_id": backup,
+                "volume_id": volume,
+                "fail_reason": "It broke.",
+            }
+            assert self.sent(world, way) == []
+        # The bus has its own events, and none of these.
+        assert deliver(world) == [("backup.create.start", "creating"), ("backup.create.end", "error")]
+        assert world.rows(models.OutboxEvent) == []
+
+    def test_they_are_gathered_and_sent_together(self, world: World, fails: Callable[[], Any]) -> None:
+        fails()
+        self.age(world, outbox.GATHER_SECONDS - 5)
+        fails()
+        assert self.sent(world) == []
+        self.age(world)
+        assert [len(alerts) for alerts in self.sent(world)] == [2]
+        for _ in range(3):
+            fails()
+        self.age(world)
+        assert [len(alerts) for alerts in self.sent(world, most=2)] == [2, 1]
+
+    def test_a_way_that_is_down_holds_up_nothing(self, world: World, fails: Callable[[], Any]) -> None:
+        fails()
+        self.age(world)
+
+        def broken(_alerts: object) -> None:
+            assert self.sent(world) == [], "another process sends what this one is sending"
+            raise OSError("It is down.")
+
+        for _ in range(2):
+            # It is tried again at once: nothing is left taken.
+            with pytest.raises(OSError, match="down"):
+                Outbox(world.db).deliver_alerts("webhook", broken)
+        assert len(self.sent(world, "mail")) == 1
+        assert len(deliver(world)) == 2
+        assert len(self.sent(world)) == 1
+
+    def test_what_waits_is_bounded(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(outbox, "MOST_WAITING", 3)
+        monkeypatch.setattr(outbox, "_BATCH", 2)
+        told = Outbox(world.db, ways=("webhook", "mail"))
+        for number in range(5):
+            told.alert("store.down", f"{number}")
+        self.age(world)
+        ((*alerts,),) = self.sent(world)
+        assert [alert["text"] for alert in alerts] == ["2", "3", "4"]
+        assert len(world.rows(models.OutboxEvent)) == 5, "the other way has its own"
+
+    def test_who_cancels_knows_it(self, world: World) -> None:
+        backup = world.backups.create(world.ctx(), volume_id=world.volume()).id
+        world.backups.cancel(world.ctx(), backup)
+        self.age(world)
+        assert self.sent(world) == []
+
+    def test_a_damaged_object_is_told_once(self, world: World) -> None:
+        backup = world.backup(world.volume())
+        found = world.outcomes.damaged_objects
+        for _ in range(2):
+            found.record(
+                "main",
+                "box",
+                "a/key",
+                "Its checksum is wrong.",
+                str(world.row(models.Backup, backup.id).manifest_id),
+            )
+        self.age(world)
+        ((alert,),) = self.sent(world)
+        assert (alert["event"], alert["store"], alert["key"]) == ("object.damaged", "main", "a/key")
+        assert alert["text"].endswith("a/key in container box of the store main: Its checksum is wrong.")
+
+    def test_nothing_is_stored_where_nothing_is_sent(self, world: World, fails: Callable[[], Any]) -> None:
+        world.db.info.clear()
+        fails()
+        Outbox(world.db).alert("store.down", "It is down.")
+        assert world.rows(models.OutboxEvent) == []

@@ -24,7 +24,7 @@ from backupfw.manager.queue import waiting
 from backupfw.manager.queue.claims import Limits
 from backupfw.testing.faults import FaultyStore
 from backupfw.worker import stores as module
-from backupfw.worker.stores import StoreDown, Stores
+from backupfw.worker.stores import Alarm, StoreDown, Stores
 from tests.unit.manager.support import Conf, check_consistent
 from tests.unit.worker.world import PATIENCE, SEGMENT, WorkerWorld
 
@@ -40,10 +40,15 @@ class Shop:
         self.faulty = {name: FaultyStore(MemoryStore(name)) for name in ("main", "offsite")}
         self.before: dict[str, Callable[[], None]] = {}
         self.opened: list[str] = []
+        self.alarm(None)
+
+    def alarm(self, alarm: Alarm | None) -> None:
+        """Make the stores anew."""
         section = SimpleNamespace(container=None, driver="memory", listing_lag_seconds=60.0)
         sections = {f"store:{name}": section for name in self.faulty}
         self.stores = Stores(
-            Conf(enabled_stores=list(self.faulty), backup=SimpleNamespace(container="box"), **sections)  # type: ignore[arg-type]
+            Conf(enabled_stores=list(self.faulty), backup=SimpleNamespace(container="box"), **sections),  # type: ignore[arg-type]
+            alarm=alarm,
         )
 
     def open(self, name: str, *_: Any, **__: Any) -> ChunkStore:
@@ -325,3 +330,17 @@ def test_asking_ends_with_the_attempt_that_asks(shop: Shop) -> None:
     with cancelled_by(stop), pytest.raises(TaskCancelled):
         shop.stores.failed("main")
     assert answers(shop.stores, "main")
+
+
+@pytest.mark.parametrize(("after", "expected"), [(0.02, [False, True]), (3600.0, [])])
+def test_who_watches_is_told_once_of_a_store_that_is_down_for_long(
+    shop: Shop, after: float, expected: list[bool]
+) -> None:
+    told: list[bool] = []
+    shop.alarm(Alarm(lambda _store, _seconds, answers: told.append(answers), after))
+    shop.faulty["main"].fail("get", times=None)
+    shop.stores.failed("main")
+    wait(lambda: len(shop.faulty["main"].calls) >= 5 and told == expected[:1])
+    shop.faulty["main"].heal()
+    wait(lambda: answers(shop.stores, "main"))
+    wait(lambda: told == expected)
