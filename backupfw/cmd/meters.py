@@ -252,7 +252,10 @@ class _TaskCollector(_DatabaseCollector):
             moment = now(session)
             since = func.coalesce(Task.not_before, Task.updated_at)
             oldest = session.scalar(
-                select(func.min(since)).where(Task.state == claims.QUEUED, since <= moment)
+                # A scrub may wait for long, and nobody waits for it.
+                select(func.min(since)).where(
+                    Task.state == claims.QUEUED, since <= moment, Task.kind != tasks.MANIFEST_SCRUB
+                )
             )
         waited = timedelta() if oldest is None else moment - oldest
         return rows, max(0.0, waited.total_seconds())

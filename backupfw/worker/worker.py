@@ -86,10 +86,12 @@ class Worker:
             settings.ignored_seconds,
             self._outages,
         )
-        self._pool = ThreadPoolExecutor(settings.slots + 1, thread_name_prefix="task")
+        # Each store has one scrub at a time, beside the slots: it may run for days, and no other task and no
+        # other store waits for it.
+        scrubs = 1 if tools.reach is None else max(1, len(tools.reach.stores))
+        self._pool = ThreadPoolExecutor(settings.slots + scrubs, thread_name_prefix="task")
         self._slots = threading.Semaphore(settings.slots)
-        # Beside the slots, so that no other task waits while a scrub runs for days.
-        self._scrub_slot = threading.Semaphore(1)
+        self._scrub_slots = threading.Semaphore(scrubs)
         self._next_scrub = time.monotonic()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="claims", daemon=True)
@@ -140,7 +142,10 @@ class Worker:
                 self._next_scrub = time.monotonic() + self._settings.scrub_seconds
                 with self._outages.guard("What is to be scrubbed could not be looked for"):
                     self._tools.queue_scrubs()
-                    self._claim_one(self._scrub_slot, (tasks.MANIFEST_SCRUB,))
+                    while not self._stopping.is_set() and self._claim_one(
+                        self._scrub_slots, (tasks.MANIFEST_SCRUB,)
+                    ):
+                        pass
             with self._outages.guard("Tasks could not be claimed"):
                 while not self._stopping.is_set() and self._claim_one(self._slots, tasks.OF_SLOTS):
                     pass
@@ -171,7 +176,7 @@ class Worker:
             self._run_task(task, control)
         finally:
             slots.release()
-            if slots is self._scrub_slot:
+            if slots is self._scrub_slots:
                 self._next_scrub = time.monotonic()
             self._dispatch.nudge()
 

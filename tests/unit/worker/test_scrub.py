@@ -18,6 +18,7 @@ from backupfw import crash_points
 from backupfw.chunkstore.base import Body
 from backupfw.chunkstore.container import Container
 from backupfw.chunkstore.memory import MemoryStore
+from backupfw.cmd.meters import Meters
 from backupfw.db import models
 from backupfw.db.session import now
 from backupfw.engine.format import keys
@@ -26,6 +27,7 @@ from backupfw.manager.outcomes import clean_ups
 from backupfw.manager.queue import claims, tasks, waiting
 from backupfw.manager.queue.claims import Limits
 from backupfw.manager.queue.outbox import keep
+from backupfw.manager.queue.services import BACKUP_BINARY
 from backupfw.manager.rows import Task
 from backupfw.worker.handlers import manifest_scrub
 from tests.unit.manager.support import check_consistent
@@ -487,6 +489,41 @@ def test_no_task_waits_for_a_scrub_and_it_stops_at_once(tmp_path: Path) -> None:
     assert world.rows(models.DamagedObject) == []
     world.store.close()
     check_consistent(world)
+    world.db.close()
+
+
+def test_no_store_waits_for_the_scrub_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = WorkerWorld(tmp_path)
+    together = threading.Barrier(2)
+    backup = world.backups.create(world.ctx(), volume_id=world.filled_volume(bytes(SEGMENT)))
+    with world.worker():
+        world.wait_backup(backup.id, "available")
+    with world.db.write() as session:
+        (own,) = world.rows_in(session, models.Manifest)
+        values = {name: getattr(own, name) for name in own.__table__.columns.keys()}  # noqa: SIM118
+        other = {"id": "other", "store": "offsite", "key_digest": "other"}
+        session.add(models.Manifest(**{**values, **other}))
+        session.flush()
+        session.execute(update(models.Manifest).values(created_at=now(session) - timedelta(days=40)))
+    for store in STORES:
+        world.conf[f"store:{store}"].scrub_days = 30
+
+    def run(handler: Any, task: Task, _control: object) -> None:
+        # It passes only if both are here at the same time.
+        together.wait(60)
+        handler._tools.backups.scrubbing.finish(task)
+
+    monkeypatch.setattr(manifest_scrub.ManifestScrub, "run", run)
+    reach = claims.Reach("host", BACKUP_BINARY, "nova", frozenset(STORES), frozenset(("local",)))
+    assert world.outcomes.scrubbing.queue_due(STORES) == 2
+    with world.db.write() as session:
+        session.execute(update(models.Task).values(updated_at=now(session) - timedelta(days=1)))
+    assert b"backupfw_queue_age_seconds 0.0" in Meters(world.db).text()
+    world.tools = replace(world.tools, reach=reach)
+    with world.worker(slots=1, scrub_seconds=0.01):
+        world.wait_idle()
+    assert not together.broken
+    world.store.close()
     world.db.close()
 
 
