@@ -22,6 +22,7 @@ from backupfw.db.session import now
 from backupfw.engine import objects, removal
 from backupfw.errors import (
     BackupNotFound,
+    BackupPolicyNotFound,
     InvalidBackup,
     InvalidInput,
     NotFound,
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from backupfw.db.session import Database
     from backupfw.manager.lineage.manifests import VolumeRows
 
-Named = models.Backup | models.Volume | models.Snapshot
+Named = models.Backup | models.Volume | models.Snapshot | models.BackupPolicy
 
 #: Rows are read in pages of this many.
 _PAGE = 1000
@@ -56,6 +57,7 @@ _NOT_FOUND: Mapping[type[Named], type[NotFound]] = {
     models.Backup: BackupNotFound,
     models.Volume: VolumeNotFound,
     models.Snapshot: SnapshotNotFound,
+    models.BackupPolicy: BackupPolicyNotFound,
 }
 
 
@@ -78,7 +80,8 @@ def find_id(
     :raises InvalidInput: several have that name; the message lists them with their projects.
     """
     row: Any = model
-    there = [row.deleted.is_(False)]
+    # What is deleted of others keeps its row.
+    there = [] if model is models.BackupPolicy else [row.deleted.is_(False)]
     if project is not None:
         there.append(row.project_id == project)
     if model is models.Snapshot:

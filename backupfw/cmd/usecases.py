@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from backupfw.cmd.catalogue import Named
     from backupfw.db.session import Database
+    from backupfw.manager.policies.manager import PolicyManager
     from backupfw.manager.rows import Page
     from backupfw.manager.usecases.backups import BackupManager
     from backupfw.manager.usecases.keys import KeyManager
@@ -60,6 +61,13 @@ class UseCases:
         mirrors = Mirrors(self.db, self.conf, self._foreign)
         patterns = store.container_patterns(self.conf)
         return BackupManager(self.db, self.conf, self._wake, patterns, mirrors=mirrors)
+
+    @cached_property
+    def policies(self) -> PolicyManager:
+        """The use cases of backup policies."""
+        from backupfw.manager.policies.manager import PolicyManager
+
+        return PolicyManager(self.db, self.conf, self.backups)
 
     @cached_property
     def volumes(self) -> VolumeManager:

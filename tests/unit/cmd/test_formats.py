@@ -26,6 +26,7 @@ PLAIN = {
     *("backup cancel", "backup copy", "backup create", "backup delete", "backup import", "backup repair"),
     *("backup restore", "cinder export"),
     *("keys destroy", "keys rewrap", "keys rotate", "snapshot create", "snapshot delete"),
+    *(f"policy {verb}" for verb in ("create", "delete", "pause", "resume", "run", "set")),
     *("volume adopt", "volume attach", "volume create", "volume delete", "volume detach", "volume extend"),
     *("task drop", "volume forget", "volume set"),
 }
@@ -38,8 +39,8 @@ ARGUMENTS = {
     "quota show": ["demo"],
     "volume check": ["local"],
 }
-#: It needs a container; its own tests read its records.
-NOT_HERE = ("catalogue rebuild", "store check", "volume adoptable")
+#: It needs a container, or a policy; its own tests read its records.
+NOT_HERE = ("catalogue rebuild", "policy preview", "policy runs", "store check", "volume adoptable")
 LISTS = [
     (*name.split(), *ARGUMENTS.get(name, ()))
     for name, command in COMMANDS.items()
