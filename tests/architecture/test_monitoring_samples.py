@@ -13,7 +13,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from backupfw.cmd.meters import Meters
-from backupfw.db.models import Base, Volume
+from backupfw.db.models import Base, DamagedObject, Volume
 from backupfw.db.session import Database, now
 from tests.architecture.checkout import ROOT
 
@@ -51,6 +51,8 @@ def figures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
         with db.write() as session:
             values = {"user_id": "u", "status": "available", "size": 1, "length": 1}
             session.add(Volume(id="v", project_id="p", created_at=now(session), **values))
+            place = {"store": "main", "container": "box", "key": "key", "reason": "it is missing"}
+            session.add(DamagedObject(digest="d", found_at=now(session), **place))
         meters = Meters(db)
         meters.operation("main", "get", 0.1, 0, 5, OSError())
         meters.retried("main", "get", 0.1, OSError())  # type: ignore[arg-type]
