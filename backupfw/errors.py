@@ -28,6 +28,7 @@
          +- Damaged              stored bytes are missing or not what was promised
          +- AttemptInVain        the attempt cannot end well, without a fault of its own
          |   +- ListingBehind    a listing does not show yet what was put before
+         |   +- StillLocked      a lock of the store keeps what is to be deleted
          |   +- TrustWithdrawn   the storage that it relied on was found to be wrong
          +- JournalLost          the database lost finished segments that were recorded
          +- SourceMoved          a source that could not be read in one state
@@ -40,6 +41,8 @@ Errors of chunk stores are a tree of their own (``chunkstore/errors.py``).
 """
 
 from __future__ import annotations
+
+from datetime import datetime
 
 
 class BackupfwError(Exception):
@@ -252,6 +255,19 @@ class ListingBehind(AttemptInVain):
 
     def __init__(self, seconds: float) -> None:
         super().__init__("The store's listings do not show yet everything that was stored before.")
+        self.seconds = seconds
+
+
+class StillLocked(AttemptInVain):
+    """The data is locked in its store, so it cannot be deleted yet.
+
+    :param until: naive UTC.
+    :param seconds: the time until then.
+    """
+
+    def __init__(self, until: datetime, seconds: float) -> None:
+        super().__init__(f"The backup's data is locked in its store until {until:%Y-%m-%d %H:%M} UTC.")
+        self.until = until
         self.seconds = seconds
 
 

@@ -13,6 +13,11 @@ def utc(moment: datetime) -> datetime:
     return moment if moment.tzinfo is None else moment.astimezone(UTC).replace(tzinfo=None)
 
 
+def aware(moment: datetime) -> datetime:
+    """Return a moment in naive UTC with its zone, as stores want it."""
+    return moment.replace(tzinfo=UTC)
+
+
 def parse(text: str, *, zoned: bool = False) -> datetime:
     """Return the moment that a text in ISO 8601 says, as naive UTC; a day is its beginning.
 

@@ -28,9 +28,13 @@ G17  drivers never retry; errors say whether they are temporary.
 G18  close is idempotent; using a closed store raises ChunkStoreError, it does not hang.
 G19  what succeeds is silent: nothing on standard output and error, no log line at WARNING or above, and
      no library's logger has a lower level than the service gave it.
+G20  where the class says ``object_lock``: an object that was put with ``Body.locked_until``, or was locked
+     later, stays until then.  Delete and erase raise Retained for it, or DeleteFailed with Retained, with the
+     date.  ``lock`` never makes a lock end earlier.
 
-No guarantee depends on a clock.  Bodies and answers are ``bytes``-like, no streaming: objects of
-the backup format are a few MiB, only a manifest can be larger, and it is put from a file.
+No guarantee but G20 depends on a clock, and that one on the store's.  Bodies and answers are
+``bytes``-like, no streaming: objects of the backup format are a few MiB, only a manifest can be larger, and
+it is put from a file.
 """
 
 from __future__ import annotations
@@ -38,11 +42,14 @@ from __future__ import annotations
 import abc
 import io
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
 
 from blake3 import blake3
+
+from backupfw.chunkstore.errors import NotSupported
 
 if TYPE_CHECKING:
     from oslo_config import cfg
@@ -69,14 +76,21 @@ class Body:
 
     :ivar length: bytes, as declared by the producer.
     :ivar checksum: BLAKE3 of the bytes (32 bytes), as declared by the producer.
+    :ivar locked_until: until when nobody may delete the object, with a time zone; None: no lock.  It is only
+        set for a store whose class says ``object_lock`` (G20).
     """
 
     def __init__(
-        self, source: bytes | bytearray | memoryview | BinaryIO, length: int, checksum: bytes
+        self,
+        source: bytes | bytearray | memoryview | BinaryIO,
+        length: int,
+        checksum: bytes,
+        locked_until: datetime | None = None,
     ) -> None:
         self._source = source
         self.length = length
         self.checksum = checksum
+        self.locked_until = locked_until
 
     @classmethod
     def from_bytes(cls, data: bytes | bytearray | memoryview) -> Body:
@@ -92,6 +106,10 @@ class Body:
             hasher.update(piece)
             length += len(piece)
         return cls(file, length, hasher.digest())
+
+    def locked(self, until: datetime | None) -> Body:
+        """Return the same body with a lock (see the class)."""
+        return Body(self._source, self.length, self.checksum, until)
 
     def pieces(self) -> Iterator[memoryview]:
         """Yield the actual bytes, from the start, in pieces of at most :data:`PIECE_BYTES`."""
@@ -226,6 +244,10 @@ class ChunkStore(abc.ABC):
     #: Defaults of layer options that fit this store better than the general ones, e.g. no timeout thread
     #: for a local directory: option name -> value.  What the deployer sets wins.
     layer_defaults: ClassVar[Mapping[str, object]] = {}
+    #: Whether objects can be locked (G20): only then a store may have ``lock_days``, which core adds to the
+    #: options that the driver gets, so that new containers can be made for locks.  A driver that says so has
+    #: :meth:`lock` and :meth:`locked_until`; all others need not know of locks.
+    object_lock: ClassVar[bool] = False
 
     def __init__(self, name: str, options: Any) -> None:  # noqa: ARG002  (for drivers that have any)
         self.name = name
@@ -294,6 +316,46 @@ class ChunkStore(abc.ABC):
             versions.
         """
         self.delete(container, [info.key for info in self.list(container, prefix)])
+
+    def lock(self, container: str, key: str, until: datetime) -> None:  # noqa: ARG002
+        """Keep an object that is there until a moment, at least (G20).
+
+        Succeeds if it is locked as long already.  Called for all that a new backup shares with older ones, so
+        it should cost one request.
+
+        :param until: with a time zone.
+        :raises NotFound: the object or container is not there.
+        :raises NotSupported: this store, or this container, has no locks.
+        """
+        raise NotSupported("the store has no locks", store=self.name, container=container, key=key)
+
+    def locked_until(self, container: str, key: str) -> datetime | None:
+        """Return until when an object is locked, with a time zone; None if it is not, or not any more.
+
+        :raises NotFound: the object or container is not there.
+        :raises NotSupported: as :meth:`lock`.
+        """
+        raise NotSupported("the store has no locks", store=self.name, container=container, key=key)
+
+    def bring_back(
+        self,
+        container: str,
+        before: datetime,  # noqa: ARG002
+        wanted: Callable[[str], bool],  # noqa: ARG002
+        *,
+        dry_run: bool = False,  # noqa: ARG002
+    ) -> Iterator[str]:
+        """Bring back objects as they were at a moment, if the store keeps older versions; yield their keys.
+
+        An object that was deleted or overwritten since is as before; one that was not there, or has not
+        changed, is left alone.
+
+        :param before: with a time zone.
+        :param wanted: says whether an object with this key is to be brought back.
+        :param dry_run: change nothing.
+        :raises NotSupported: the store keeps no older versions.
+        """
+        raise NotSupported("the store keeps no older versions", store=self.name, container=container)
 
     def inspect(self, container: str) -> Sequence[CheckItem]:  # noqa: ARG002
         """Look at settings of a container that change what deletes do: versions, locks, retention.

@@ -2,10 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
 from backupfw.chunkstore.base import Body, Capabilities, CheckItem, ChunkStore, ObjectInfo
 from backupfw.chunkstore.errors import NotFound, Unavailable
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class LockRule:
+    """How long objects are locked (``lock_days``).
+
+    What a new backup names must be locked for ``keep`` from then on.  A lock is made to end ``slack`` later
+    than that, at the end of a ``step``: then the backups of the next days find it long enough, and need not
+    renew it.
+
+    :ivar now: the clock, with a time zone.
+    """
+
+    keep: timedelta
+    slack: timedelta
+    step: timedelta = timedelta(days=1)
+    now: Callable[[], datetime] = _now
+
+    @classmethod
+    def of_days(cls, days: int) -> LockRule | None:
+        """Return the rule of an option; None: nothing is locked.
+
+        The slack is a quarter of the time, from a day to a month.
+        """
+        slack = min(30, -(-days // 4))
+        return cls(timedelta(days=days), timedelta(days=slack)) if days else None
+
+    def is_enough(self, until: datetime | None) -> bool:
+        """Return whether a lock that ends then is long enough for a backup that is made now."""
+        return until is not None and until >= self.now() + self.keep
+
+    def new(self) -> datetime:
+        """Return until when to lock what is put or renewed now."""
+        start = datetime(1970, 1, 1, tzinfo=UTC)
+        steps = -(-(self.now() + self.keep + self.slack - start) // self.step)
+        return start + steps * self.step
+
+    def choose(self, known: Iterable[datetime | None]) -> datetime:
+        """Return the first of these dates that is long enough, or a new one."""
+        return (
+            next((until for until in known if until is not None and self.is_enough(until)), None)
+            or self.new()
+        )
 
 
 class Container:
@@ -15,12 +65,28 @@ class Container:
     :param name: the container's name, validated.
     :param settled_at: when a listing shows all that was put before this process began, by
         ``time.monotonic()``; matters where listings lag.
+    :param rule: how long what backups name is locked; None: not at all.  It is a rule for those who put
+        objects: what locks is :meth:`locking`.
     """
 
-    def __init__(self, store: ChunkStore, name: str, settled_at: float = 0.0) -> None:
+    def __init__(
+        self, store: ChunkStore, name: str, settled_at: float = 0.0, rule: LockRule | None = None
+    ) -> None:
         self.store = store
         self.name = name
         self.settled_at = settled_at
+        self.rule = rule
+        self._until: datetime | None = None
+
+    def locking(self, until: datetime | None) -> Container:
+        """Return the same container, which locks until then what is put; None: it does not."""
+        made = copy.copy(self)
+        made._until = until
+        return made
+
+    def locking_anew(self) -> Container:
+        """Return the same container, which locks what is put as its rule says for now."""
+        return self.locking(None if self.rule is None else self.rule.new())
 
     @property
     def capabilities(self) -> Capabilities:
@@ -42,7 +108,7 @@ class Container:
             is not complete (for example a share that is not mounted).
         """
         try:
-            self.store.put(self.name, key, body)
+            self.store.put(self.name, key, body if self._until is None else body.locked(self._until))
         except NotFound as error:
             raise Unavailable(
                 "the container is missing", store=self.store.name, container=self.name, key=key
@@ -59,6 +125,14 @@ class Container:
     def delete(self, keys: Sequence[str]) -> None:
         """See :meth:`ChunkStore.delete`."""
         self.store.delete(self.name, keys)
+
+    def lock(self, key: str, until: datetime) -> None:
+        """See :meth:`ChunkStore.lock`."""
+        self.store.lock(self.name, key, until)
+
+    def locked_until(self, key: str) -> datetime | None:
+        """See :meth:`ChunkStore.locked_until`; None where the store has no locks."""
+        return self.store.locked_until(self.name, key) if self.store.object_lock else None
 
     def inspect(self) -> Sequence[CheckItem]:
         """See :meth:`ChunkStore.inspect`."""

@@ -29,7 +29,8 @@ import email.utils
 import math
 import time
 from collections.abc import Iterator, Mapping
-from datetime import UTC
+from datetime import UTC, datetime
+from typing import Any
 
 from backupfw.errors import BackupfwError
 
@@ -101,7 +102,14 @@ class PermissionDenied(ChunkStoreError):
 
 
 class Retained(PermissionDenied):
-    """An object lock, a hold or a retention period keeps the object until it runs out."""
+    """An object lock, a hold or a retention period keeps the object until it runs out.
+
+    :param until: when that is, with a time zone; None if it is not known.
+    """
+
+    def __init__(self, reason: str, *, until: datetime | None = None, **where: Any) -> None:
+        super().__init__(reason, **where)
+        self.until = until
 
 
 class NoSpace(ChunkStoreError):
@@ -133,16 +141,23 @@ class DeleteFailed(ChunkStoreError):
     Temporary when every error in it is.  Another attempt deletes what remains, whatever kept it.
 
     :param errors: each remaining key with its error.
+    :param count: how many keys remain, if not all of them are named.
     """
 
     may_pass = True
 
     def __init__(
-        self, errors: Mapping[str, ChunkStoreError], *, store: str = "", container: str = ""
+        self,
+        errors: Mapping[str, ChunkStoreError],
+        *,
+        store: str = "",
+        container: str = "",
+        count: int | None = None,
     ) -> None:
         key, first = next(iter(errors.items()))
+        self.count = count or len(errors)
         super().__init__(
-            f"{len(errors)} object(s) could not be deleted, the first: {first.reason}",
+            f"{self.count} object(s) could not be deleted, the first: {first.reason}",
             store=store,
             container=container,
             key=key,
@@ -150,6 +165,13 @@ class DeleteFailed(ChunkStoreError):
             for_user=first.for_user,
         )
         self.errors = dict(errors)
+
+
+def locked_until(error: BaseException) -> datetime | None:
+    """Return when a delete that failed can succeed, if nothing but locks with a known end was in its way."""
+    each = error.errors.values() if isinstance(error, DeleteFailed) else (error,)
+    ends = [one.until if isinstance(one, Retained) else None for one in each]
+    return max((end for end in ends if end is not None), default=None) if None not in ends else None
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:

@@ -8,15 +8,30 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any, ClassVar
 
 from backupfw.chunkstore.base import Body, Capabilities, CheckReport, ChunkStore, ObjectInfo
 from backupfw.chunkstore.checks import round_trip
-from backupfw.chunkstore.errors import AlreadyExists, ChunkStoreError, IntegrityError, NotFound, RangeError
+from backupfw.chunkstore.errors import (
+    AlreadyExists,
+    ChunkStoreError,
+    DeleteFailed,
+    IntegrityError,
+    NotFound,
+    RangeError,
+    Retained,
+)
 
 #: Container name -> key -> bytes.
 Contents = dict[str, dict[str, bytes]]
+#: Container name, key -> until when the object is locked.
+Locks = dict[tuple[str, str], datetime]
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
 
 
 class MemoryStore(ChunkStore):
@@ -24,18 +39,30 @@ class MemoryStore(ChunkStore):
 
     :param contents: what the store holds; given to several instances it is shared by them, and whoever
         holds it sees and changes the objects without the driver.  None makes an own, empty one.
+    :param locks: the same for the locks of objects.
+    :param now: the clock that ends locks, with a time zone.
     """
 
     wire_name = "backupfw.chunkstore.memory.MemoryStore"
     # No call can hang, so no thread has to watch it.
     layer_defaults: ClassVar[Mapping[str, object]] = {"operation_timeout": 0.0}
+    object_lock = True
 
     # One lock for all instances, because instances may share contents.
     _lock = threading.Lock()
 
-    def __init__(self, name: str, options: Any = None, contents: Contents | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        options: Any = None,
+        contents: Contents | None = None,
+        locks: Locks | None = None,
+        now: Callable[[], datetime] = _now,
+    ) -> None:
         super().__init__(name, options)
         self.contents: Contents = {} if contents is None else contents
+        self.locks: Locks = {} if locks is None else locks
+        self._now = now
         self._closed = False
 
     @property
@@ -55,6 +82,8 @@ class MemoryStore(ChunkStore):
             if if_absent and key in objects:
                 raise AlreadyExists("an object is there", store=self.name, container=container, key=key)
             objects[key] = data
+            if body.locked_until is not None:
+                self._lock_key(container, key, body.locked_until)
 
     def get(self, container: str, key: str, offset: int | None = None, length: int | None = None) -> bytes:
         """Return the object or a range of it (see :meth:`ChunkStore.get`)."""
@@ -86,8 +115,39 @@ class MemoryStore(ChunkStore):
         with self._lock:
             self._require_open()
             objects = self.contents.get(container, {})
+            kept: dict[str, ChunkStoreError] = {}
             for key in keys:
+                if key in objects and (until := self._end_of_lock(container, key)) is not None:
+                    reason = f"it is locked until {until:%Y-%m-%d %H:%M} UTC"
+                    where = {"store": self.name, "container": container, "key": key}
+                    kept[key] = Retained(reason, until=until, **where)
+                    continue
                 objects.pop(key, None)
+        if kept:
+            raise DeleteFailed(kept, store=self.name, container=container)
+
+    def lock(self, container: str, key: str, until: datetime) -> None:
+        """Lock an object (see :meth:`ChunkStore.lock`)."""
+        with self._lock:
+            self._require(container, key)
+            self._lock_key(container, key, until)
+
+    def locked_until(self, container: str, key: str) -> datetime | None:
+        """Return when the lock ends (see :meth:`ChunkStore.locked_until`)."""
+        with self._lock:
+            self._require(container, key)
+            return self._end_of_lock(container, key)
+
+    def _lock_key(self, container: str, key: str, until: datetime) -> None:
+        self.locks[container, key] = max(until, self.locks.get((container, key), until))
+
+    def _end_of_lock(self, container: str, key: str) -> datetime | None:
+        until = self.locks.get((container, key))
+        return until if until is not None and until > self._now() else None
+
+    def _require(self, container: str, key: str) -> None:
+        if key not in self._objects(container):
+            raise NotFound("no such object", store=self.name, container=container, key=key)
 
     def ensure_container(self, container: str) -> None:
         """Make the container unless it is there."""

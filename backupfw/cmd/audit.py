@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
@@ -150,6 +151,12 @@ def _stores(
                 yield Finding("store", str(place), f"could not be looked at: {error}")
                 continue
             unknown.add(report.unknown, report.foreign)
+            if report.locked:
+                text = f"{counted(len(report.locked), 'object')} of deleted or failed backups"
+                first = f"the first: {report.locked[0].key} ({report.locked[0].problem})"
+                print(
+                    f"note: {place}: {text} are locked, a later sweep deletes them; {first}", file=sys.stderr
+                )
             for one in report.discrepancies:
                 problem = f"{one.kind}: {one.problem}" if one.problem else one.kind
                 yield Finding("store", f"{place.store}/{place.container}/{one.key}", problem)

@@ -14,6 +14,7 @@ import sys
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from cliff import command, lister, show
@@ -264,3 +265,13 @@ def _row(columns: Sequence[str], record: Mapping[str, Any], formatter: str) -> t
         return tuple(texts)
     # Names that an earlier release or a manifest brought may hold control characters.
     return tuple(naming.shown(each) if isinstance(each, str) else each for each in texts)
+
+
+def moment(text: str) -> datetime:
+    """Return a day or time as naive UTC; for argparse."""
+    from backupfw import moments
+
+    try:
+        return moments.parse(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no date, e.g. 2026-01-31") from None

@@ -5,10 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from backupfw import moments
 from backupfw.cmd import base
 from backupfw.cmd.progress import counted
 
@@ -86,7 +84,7 @@ class Purge(base.Lister):
         parser.add_argument(
             "--before",
             metavar="DATE",
-            type=_moment,
+            type=base.moment,
             required=True,
             help="those deleted before this day or time (ISO 8601, UTC), e.g. 2026-01-31",
         )
@@ -106,11 +104,3 @@ class Purge(base.Lister):
         """Return one line."""
         counts = ", ".join(counted(one["rows"], one["resource"].removesuffix("s")) for one in records)
         return [f"{counts} {'would be removed' if args.dry_run else 'removed'}"]
-
-
-def _moment(text: str) -> datetime:
-    """Return a day or time as naive UTC; for argparse."""
-    try:
-        return moments.parse(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no date, e.g. 2026-01-31") from None

@@ -121,7 +121,8 @@ def _rewrapped(
         # A copy that begins later takes what its source has then.
         while left := set(manager.containers_of(data_key)) - places:
             for place in sorted(left):
-                stores.container(*place).put(new.object_key, Body.from_bytes(new.encode()))
+                container = stores.container(*place).locking_anew()
+                container.put(new.object_key, Body.from_bytes(new.encode()))
             places |= left
     done = manager.rewrapped(data_key.id, old.project_key_id, current, wrapped)
     if not done and data_key.installation_id == ours:

@@ -17,6 +17,8 @@ from backupfw.cmd.progress import Progress, counted
 from backupfw.errors import ConfigError
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from oslo_config import cfg
 
     from backupfw.chunkstore.base import ChunkStore
@@ -54,6 +56,62 @@ class Check(base.Verdicts):
     def records(self, args: argparse.Namespace) -> Iterator[Mapping[str, Any]]:
         """Yield a verdict per guarantee, as they are found."""
         return self.reported(verdicts(load_conf(args), args.name))
+
+
+class Undelete(base.Lister):
+    """Bring back objects of backups that somebody deleted or overwrote, in a store that keeps older versions.
+
+    Packs, maps, manifests and data keys are as they were at that moment then.  What was made since stays.
+    """
+
+    columns = ("key",)
+    default_format = "text"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add the command's arguments."""
+        parser.add_argument("name", metavar="NAME", help="the store's name in enabled_stores")
+        parser.add_argument(
+            "--before",
+            metavar="MOMENT",
+            type=base.moment,
+            required=True,
+            help="the day or time (ISO 8601, UTC), e.g. 2026-01-31T18:00",
+        )
+        parser.add_argument("--container", metavar="C", help="this container; else that of [store:NAME]")
+        parser.add_argument("--dry-run", action="store_true", help="only say what would be brought back")
+
+    def records(self, args: argparse.Namespace) -> Iterator[Mapping[str, str]]:
+        """Yield each object as it is brought back."""
+        return brought_back(load_conf(args), args.name, args.container, args.before, dry_run=args.dry_run)
+
+    def lines(self, args: argparse.Namespace, records: Iterator[Mapping[str, str]]) -> Iterator[str]:
+        """Yield the keys, and their number."""
+        count = 0
+        for one in records:
+            yield one["key"]
+            count += 1
+        yield f"{counted(count, 'object')} {'would be ' if args.dry_run else ''}brought back"
+
+
+def brought_back(
+    conf: cfg.ConfigOpts, name: str, container: str | None, before: datetime, *, dry_run: bool
+) -> Iterator[Mapping[str, str]]:
+    """Bring back objects of backups in a store as they were at a moment (naive UTC), and yield their keys.
+
+    :param container: None: the store's own.
+    """
+    from backupfw import moments
+    from backupfw.conf.stores import default_container
+    from backupfw.engine.format import keys
+
+    with opened(conf, name) as store:
+        found = store.bring_back(
+            container or default_container(conf, name),
+            moments.aware(before),
+            keys.is_of_backups,
+            dry_run=dry_run,
+        )
+        yield from ({"key": key} for key in found)
 
 
 class OfStores(base.Lister):
@@ -216,14 +274,16 @@ def verdicts(conf: cfg.ConfigOpts, name: str) -> Iterator[Mapping[str, Any]]:
 
     :raises ConfigError: the store is not enabled, or its driver refuses its options.
     """
-    from backupfw.conf.stores import default_container
+    from backupfw.conf.stores import default_container, group_of
     from backupfw.testing import operator
 
     results: Counter[str] = Counter()
     with (
         opened(conf, name) as store,
         # Closed, so that an interrupted check cleans up before the store is.
-        contextlib.closing(operator.check(store, default_container(conf, name))) as found,
+        contextlib.closing(
+            operator.check(store, default_container(conf, name), locks=conf[group_of(name)].lock_days > 0)
+        ) as found,
     ):
         for one in found:
             results[one.result] += 1

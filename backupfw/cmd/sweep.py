@@ -37,6 +37,8 @@ class Sweep(store.OfStores):
         "orphans",
         "orphan_bytes",
         "skipped_objects",
+        "locked_objects",
+        "locked_until",
         "unknown_manifests",
         "problem",
     )
@@ -57,14 +59,17 @@ class Sweep(store.OfStores):
 
     def lines(self, args: argparse.Namespace, records: Iterator[Mapping[str, Any]]) -> Iterable[str]:
         """Yield what people want to know of each, and the sums."""
-        volumes = objects = orphans = size = 0
+        volumes = objects = orphans = locked = size = 0
         for one in records:
             yield from one["lines"]
             volumes += one["volume_id"] is not None
             objects += one["objects"]
             orphans += one["orphans"]
+            locked += one["locked_objects"]
             size += one["orphan_bytes"]
         deleted = "" if args.dry_run or not orphans else " deleted"
+        if locked:
+            deleted += f", but {locked} that are locked"
         yield (
             f"{counted(volumes, 'volume')}, {counted(objects, 'object')},"
             f" {counted(orphans, 'orphan')} ({human_size(size)}){deleted}"
@@ -77,6 +82,11 @@ def _details(volume: VolumeReport) -> list[str]:
     lines = []
     if volume.orphans:
         lines.append(f"{where}: {counted(volume.orphans, 'orphan')}, {human_size(volume.orphan_bytes)}")
+    if volume.locked_until is not None:
+        lines.append(
+            f"{where}: {counted(volume.locked, 'orphan')} locked until"
+            f" {volume.locked_until:%Y-%m-%d %H:%M} UTC, left to a sweep after that"
+        )
     if volume.skipped:
         lines.append(
             f"{where}: {counted(volume.skipped, 'object')} left alone, the backup is being worked on"
@@ -100,6 +110,8 @@ def _record(place: Place, volume: VolumeReport) -> dict[str, Any]:
         "orphans": volume.orphans,
         "orphan_bytes": volume.orphan_bytes,
         "skipped_objects": volume.skipped,
+        "locked_objects": volume.locked,
+        "locked_until": None if volume.locked_until is None else f"{volume.locked_until:%Y-%m-%dT%H:%M:%SZ}",
         "unknown_manifests": list(volume.unknown_manifests),
         "problem": volume.stopped,
         "lines": _details(volume),

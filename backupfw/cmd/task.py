@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class List(base.Lister):
     """List what workers do or will do, clean-ups that no user sees included, the oldest first."""
 
-    columns = ("id", "kind", "resource_id", "project_id", "requires", "waits_for", "since", "reason")
+    columns = ("id", "kind", "resource_id", "project_id", "requires", "waits_for", "until", "since", "reason")
 
     def records(self, args: argparse.Namespace) -> Iterator[Mapping[str, Any]]:
         """Yield a record for each."""

@@ -70,6 +70,16 @@ ENCRYPTION = cfg.StrOpt(
     " keys loses the backups.  A placement rule can say otherwise.  Do not use it while workers of a release"
     " without encryption are running.",
 )
+LOCK_DAYS = cfg.IntOpt(
+    "lock_days",
+    default=0,
+    min=0,
+    max=36500,
+    help="Lock everything that backups need in this store for so many days at least, counted from each new"
+    " backup: until then nobody can delete it with the service's credentials, and deletions of backups wait."
+    "  0: lock nothing.  Only for stores whose driver has locks.  Set it when no worker of a release without"
+    " this option is running.",
+)
 #: The options of every store's section, whatever its driver.
 COMMON = (
     DRIVER,
@@ -79,6 +89,7 @@ COMMON = (
     LISTING_LAG_SECONDS,
     SCRUB_DAYS,
     SCRUB_BYTES_PER_SECOND,
+    LOCK_DAYS,
 )
 
 
@@ -86,6 +97,7 @@ class Driver(named.Driver, Protocol):
     """The part of a chunk store driver's class that the configuration uses."""
 
     container_pattern: str
+    object_lock: bool
 
 
 def group_of(store: str) -> str:
@@ -135,12 +147,17 @@ def container_problem(driver: Driver, container: str) -> str | None:
 
 
 def check(conf: cfg.ConfigOpts, drivers: Mapping[str, Driver]) -> None:
-    """Check that every store can have its default container, and the keys for what it encrypts.
+    """Check that every store can have its default container, the keys for what it encrypts, and its locks.
 
     :param drivers: the driver class of every enabled store.
     :raises ConfigError: one cannot.
     """
     for store, driver in drivers.items():
+        if conf[group_of(store)].lock_days and not driver.object_lock:
+            raise ConfigError(
+                f"section [{group_of(store)}], option lock_days: the driver {conf[group_of(store)].driver!r}"
+                " has no locks"
+            )
         check_keys(conf, group_of(store))
         container = default_container(conf, store)
         problem = container_problem(driver, container)

@@ -131,6 +131,7 @@ REASONS = {
     "waiting-for-operation": "an earlier operation comes first",
     "waiting-for-retry": "the last attempt failed; the next one comes later",
     "waiting-for-store": "the store does not answer",
+    "waiting-for-lock": "its data is locked in the store",
 }
 #: Spans of some days, by their number.
 DAYS = {1: "day", 7: "week", 30: "month"}

@@ -526,6 +526,8 @@ class Manifest(Lockable, _Timestamps, Base):
     ``fully_verified_at``: when everything that it names was last read and verified, with any result.
     ``scrub_task_id``: the task that does that now; ``scrub_after``: the last one could not, and the next one
     is not before then.
+    ``locked_until``: everything that it names, and itself, is locked in its store at least until then; while
+    it is being written, everything that was put for it; null if that is not known.
     """
 
     __tablename__ = "manifests"
@@ -562,6 +564,7 @@ class Manifest(Lockable, _Timestamps, Base):
     fully_verified_at: Mapped[datetime | None]
     scrub_task_id: Mapped[int | None] = mapped_column(BigInteger)
     scrub_after: Mapped[datetime | None]
+    locked_until: Mapped[datetime | None]
 
 
 class Segment(Base):
@@ -649,7 +652,8 @@ class Task(Lockable, _Timestamps, Base):
 
     ``progressed``: the next attempt can continue from this one, so its loss does not count as a failure.
     ``zone``, ``store``, ``from_store``, ``volume_host``, ``backend``: its requirements; null for any.
-    ``store_down``: it was given back because its store does not answer.
+    ``store_down``: it was given back because its store does not answer; ``locked``: because what it deletes
+    is locked there until ``not_before``.
     ``queue_position``: the lowest runs first (``manager/queue/claims.py``); its column keeps its old name,
     ``turn``.  ``progress_…``: bytes, and bytes per second, as the running attempt last reported them
     (``manager/queue/progress.py``).
@@ -689,6 +693,7 @@ class Task(Lockable, _Timestamps, Base):
     backend: Mapped[str | None]
     queue_position: Mapped[int] = mapped_column("turn", BigInteger, default=0, server_default="0")
     store_down: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
+    locked: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
     progress_done: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
     progress_total: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
     progress_rate: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")

@@ -21,6 +21,7 @@ from typing import Protocol
 
 from backupfw import naming
 from backupfw.chunkstore.container import Container
+from backupfw.chunkstore.errors import ChunkStoreError
 from backupfw.engine import objects
 from backupfw.engine.candidates import Candidate, Spool, in_order, of_entry, subtract
 from backupfw.engine.format import keys
@@ -37,6 +38,7 @@ MISSING = "object missing"
 SIZE = "object of another size"
 UNREADABLE = "manifest unreadable"
 UNKNOWN = "manifest unknown"
+LOCKED = "locked object named by nothing"
 STRANGE = "object of no known kind"
 
 #: Most findings of one volume that are reported, and most of all volumes: a store that lost everything would
@@ -73,6 +75,8 @@ class AuditReport:
     :ivar objects: objects listed.
     :ivar discrepancies: sorted; of each volume the first :data:`MOST` at most, in all :data:`MOST_OF_ALL`.
     :ivar more: how many there are beside them.
+    :ivar locked: objects that nothing names, and that nobody can delete yet: no discrepancies, because a
+        sweep deletes them after that.
     :ivar unknown: how many manifests of ours the database does not know.
     :ivar foreign: manifests of other installations beside ours, by installation.
     """
@@ -82,6 +86,7 @@ class AuditReport:
     discrepancies: tuple[Discrepancy, ...]
     more: int = 0
     unknown: int = 0
+    locked: tuple[Discrepancy, ...] = ()
     foreign: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -90,13 +95,16 @@ class _Found:
 
     def __init__(self) -> None:
         self.first: list[Discrepancy] = []
+        self.locked: list[Discrepancy] = []
         self.more = 0
         self.unknown = 0
 
     def add(self, discrepancies: Iterable[Discrepancy]) -> None:
         for one in sorted(discrepancies):
             self.unknown += one.kind == UNKNOWN
-            if len(self.first) < MOST_OF_ALL:
+            if one.kind == LOCKED:
+                self.locked.append(one)
+            elif len(self.first) < MOST_OF_ALL:
                 self.first.append(one)
             else:
                 self.more += 1
@@ -134,7 +142,15 @@ def run(prefix: str, container: Container, catalogue: Catalogue, control: Contro
             found.add(_confirmed(volume_prefix, first, container, catalogue, control))
     found.add(Discrepancy(STRANGE, key) for key in strange)
     foreign = foreign_manifests(prefix, container, control)
-    return AuditReport(len(seen), count, tuple(sorted(found.first)), found.more, found.unknown, foreign)
+    return AuditReport(
+        len(seen),
+        count,
+        tuple(sorted(found.first)),
+        found.more,
+        found.unknown,
+        tuple(found.locked),
+        foreign,
+    )
 
 
 def _confirmed(
@@ -252,8 +268,24 @@ def _orphans(
         # The manifest itself is a finding already.
         return set()
     with spool:
-        rest = (Discrepancy(ORPHAN, one.key, f"{one.size} bytes") for one in spool)
-        return {one for one, _ in zip(rest, range(MOST), strict=False)}
+        return {
+            _orphan(one.key, f"{one.size} bytes", container)
+            for one, _ in zip(spool, range(MOST), strict=False)
+        }
+
+
+def _orphan(key: str, problem: str, container: Container) -> Discrepancy:
+    """Return an object that nothing names as what it is: one to delete now, or when its lock has ended."""
+    try:
+        until = container.locked_until(key)
+    except ChunkStoreError as error:
+        if error.temporary:
+            raise
+        # It has gone, or these credentials may not ask for locks.
+        until = None
+    if until is None:
+        return Discrepancy(ORPHAN, key, problem)
+    return Discrepancy(LOCKED, key, f"{problem}, until {until:%Y-%m-%d %H:%M} UTC")
 
 
 def _unneeded(
@@ -265,7 +297,7 @@ def _unneeded(
     except (Damaged, UnsupportedFormat):
         # The manifest itself is a finding already.
         return set()
-    return {Discrepancy(ORPHAN, key, "a data key") for key in unneeded}
+    return {_orphan(key, "a data key", container) for key in unneeded}
 
 
 def _is_missing(container: Container, key: str) -> bool:

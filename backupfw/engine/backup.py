@@ -3,7 +3,8 @@
 The calling thread walks through the segments in ascending order, and reads the base's manifest and the
 journal beside them.  Streams (threads) work on the segments.  A stream records a segment for which it sent
 data before it begins the next one, so a killed process loses at most one segment per stream.  Order of
-writing: the packs of a segment, its map, its journal entry, and at the end the manifest.  Memory: one pack
+writing: the packs of a segment, its map, its journal entry, and at the end the manifest; before that, what it
+names is locked long enough (:mod:`backupfw.engine.locking`).  Memory: one pack
 and two MiB per stream, and one page of each manifest; it does not grow with the volume.
 """
 
@@ -14,12 +15,14 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from datetime import datetime
+from typing import Any, Generic, TypeVar
 
 from backupfw.chunkstore.base import Body
 from backupfw.chunkstore.cancellation import cancelled_by, undoing_if
 from backupfw.chunkstore.container import Container
 from backupfw.chunkstore.errors import ChunkStoreError
+from backupfw.engine import locking
 from backupfw.engine.extents import (
     Checking,
     Found,
@@ -112,6 +115,7 @@ def run(
         raise ValueError(problem)
     if point.length != job.geometry.length:
         raise ValueError("the source has another length than the job")
+    container = container.locking(None if job.lock is None else job.lock.until)
     base = _open_base(job, container, control, opened)
     look = _Look(job, point, base, control.check)
     halt = Halt(control)
@@ -167,7 +171,7 @@ def run(
         source=SourceTotals(tally.segments, tally.data_bytes),
         point=PointNote.of(point.token, look.trusted),
     )
-    objects, stored, totals = _commit(job, head, container, journal, tally, control)
+    objects, stored, totals, locked_until = _commit(job, head, container, journal, tally, control)
     meter.finish()
     return BackupResult(
         manifest_key=keys.manifest_key(str(job.origin)),
@@ -183,6 +187,7 @@ def run(
         repacked_bytes=repacked,
         trusted=look.trusted,
         base_problem=base.problem,
+        locked_until=locked_until,
     )
 
 
@@ -470,14 +475,15 @@ def _commit(
     journal: Journal,
     tally: _Tally,
     control: Control,
-) -> tuple[int, int, ManifestTotals]:
-    """Put the manifest; return the objects of this backup, their bytes, and the manifest's totals.
+) -> tuple[int, int, ManifestTotals, datetime | None]:
+    """Put the manifest; return the objects of this backup, their bytes, the manifest's totals, and its lock.
 
     The manifest is written from the journal, after a check that the journal has what the attempt did.
     """
     recorded = _Tally()
     objects, stored = 1, 0
-    with ManifestWriter(head, job.sealing) as writer:
+    locks = _Locks(job, container, control)
+    with ManifestWriter(head, job.sealing) as writer, locks:
         for number, (index, data) in enumerate(_finished(journal, job.geometry)):
             if number % 1024 == 0:
                 control.check()
@@ -488,6 +494,7 @@ def _commit(
             if entry.index != index:
                 raise JournalLost(f"the journal has segment {entry.index} in the place of {index}")
             writer.add(entry)
+            locks.renew(entry)
             if entry.map.origin.startswith(job.prefix):
                 objects += 1
                 stored += entry.map.length
@@ -500,11 +507,60 @@ def _commit(
                 f"the journal has {recorded.segments} segments with data; this attempt has finished"
                 f" {tally.segments}, and they are not the same"
             )
+        locks.finish()
         journal.announce(head.key)
         # The next attempt may commit it although this one never hears that it was put.
         with undoing_if(lambda: journal.is_unneeded(head.key)):
-            totals = writer.put(container)
-    return objects, stored + totals.manifest_bytes, totals
+            totals = writer.put(container.locking(locks.until))
+    return objects, stored + totals.manifest_bytes, totals, locks.until
+
+
+class _Locks:
+    """Renews the locks of what a manifest names, where they are too short; a context manager.
+
+    :ivar until: how long all of it is locked, when it has finished; None: not at all.
+    """
+
+    def __init__(self, job: BackupJob, container: Container, control: Control) -> None:
+        self._job = job
+        self._container = container
+        self._control = control
+        self._plan = job.lock
+        self._put_now = f"{job.origin}/"
+        rule = container.rule
+        if self._plan is not None and rule is not None and not rule.is_enough(self._plan.until):
+            # The attempt took longer than the rule's slack: what it put itself is renewed, too.
+            self._plan = self._plan.later(rule.new())
+            self._put_now = ""
+        self.until = None if self._plan is None else self._plan.until
+        self._stack = contextlib.ExitStack()
+        self._lock: Callable[[str], None] | None = None
+
+    def __enter__(self) -> _Locks:
+        if self.until is not None:
+            self._lock = self._stack.enter_context(
+                locking.renewing(self._container, self.until, self._control)
+            )
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
+
+    def renew(self, entry: SegmentEntry) -> None:
+        """Lock what one segment names."""
+        if self._lock is None or self._plan is None:
+            return
+        for key in entry.object_keys():
+            put_now = self._put_now and key.startswith(self._put_now)
+            if not put_now and self._plan.needs(key, self._job.prefix):
+                self._lock(key)
+
+    def finish(self) -> None:
+        """Lock the data keys, and wait until all is locked."""
+        if self._lock is not None and self._job.sealing.mac_id is not None:
+            for key in locking.data_keys(self._container, keys.volume_prefix_of(self._job.prefix)):
+                self._lock(key)
+        self._stack.close()
 
 
 def _recorded_entry(data: bytes, volume_prefix: str) -> SegmentEntry | None:

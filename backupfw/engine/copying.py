@@ -18,6 +18,7 @@ import secrets
 import tempfile
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import groupby
 
 import zstandard
@@ -25,7 +26,7 @@ import zstandard
 from backupfw import crash_points
 from backupfw.chunkstore.base import Body
 from backupfw.chunkstore.container import Container
-from backupfw.engine import objects, removal
+from backupfw.engine import locking, objects, removal
 from backupfw.engine.candidates import Candidate, in_order, of_entry
 from backupfw.engine.format import keys
 from backupfw.engine.format.binary import BadBytes, digest
@@ -37,7 +38,7 @@ from backupfw.engine.format.sealing import CLEAR, FindKey
 from backupfw.engine.format.segment_map import SegmentMap, read_map
 from backupfw.engine.listing import own_objects
 from backupfw.engine.pool import Halt, Meter, Streams
-from backupfw.engine.ports import Control
+from backupfw.engine.ports import Control, LockPlan
 from backupfw.engine.ranges import by_pack
 from backupfw.engine.segment_restore import BlockDecoder
 from backupfw.engine.verify import check_pack
@@ -134,6 +135,8 @@ def run(
     streams: int = 2,
     find_key: FindKey | None = None,
     done: Callable[[int], None] = lambda _objects: None,
+    lock: LockPlan | None = None,
+    manifest_until: datetime | None = None,
 ) -> CopyResult:
     """Put everything that a manifest names into the target, then the manifest.
 
@@ -145,6 +148,8 @@ def run(
     :param streams: segments worked on at the same time; each takes about the size of a pack.
     :param find_key: finds data keys, so that encrypted blocks are verified, too; without it no key is needed.
     :param done: called now and then with the number of objects that were put.
+    :param lock: which locks are made in the target; None: only those of what is put, if the target locks.
+    :param manifest_until: the manifest's own lock if there is no such plan.
     :raises Damaged: an object in the source is missing or damaged; the error names it, and it was not put.
     :raises UnsupportedFormat: the backup needs something this release does not know.
     :raises ChunkStoreError: a store does not answer; to be run again.
@@ -153,6 +158,8 @@ def run(
     halt = Halt(control)
     reader = ManifestReader(source, manifest_key, find_key)
     lists = not target.capabilities.listing_lag
+    if lock is not None:
+        target, manifest_until = target.locking(lock.until), lock.until
     count = size = 0
     for number in range(_MOST_PASSES):
         meter = Meter(control, reader.totals.referenced_bytes)
@@ -177,7 +184,9 @@ def run(
     crash_points.reach("copy.objects-put")
     if only is not None and manifest_key not in only:
         return CopyResult(count, size)
-    length = _put_manifest(reader, source, target, control)
+    if lock is not None:
+        _renew(reader, target, lock, control)
+    length = _put_manifest(reader, source, target.locking(manifest_until), control)
     return CopyResult(count + 1, size + length)
 
 
@@ -339,6 +348,20 @@ class _Copier:
                 raise BadBytes(f"block {row.index} cannot be decompressed") from error
             if self._reader.sealing.digest(block) != row.digest:
                 raise BadBytes(f"block {row.index} does not match its digest")
+
+
+def _renew(reader: ManifestReader, target: Container, plan: LockPlan, control: Control) -> None:
+    """Lock what the manifest names in the target, where it may be locked too short."""
+    origin = reader.head.origin
+    own = keys.backup_prefix(origin.installation, origin.project, origin.volume, origin.backup)
+    with locking.renewing(target, plan.until, control) as lock:
+        for entry in reader.segments():
+            for key in entry.object_keys():
+                if plan.needs(key, own):
+                    lock(key)
+        if reader.head.key_id is not None:
+            for key in locking.data_keys(target, reader.volume_prefix):
+                lock(key)
 
 
 def _put_manifest(reader: ManifestReader, source: Container, target: Container, control: Control) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Protocol
 
 from backupfw.engine.format import keys
@@ -85,6 +86,32 @@ class KnownManifests:
 
 
 @dataclass(frozen=True, slots=True)
+class LockPlan:
+    """Which locks an attempt makes, and which ones it finds.
+
+    :ivar until: what the attempt puts is locked until then, and what its manifest names at least as long.
+    :ivar own: what earlier attempts put for the same backup is locked at least until then; None: not known.
+    :ivar others: what the manifest shares with its base, likewise.
+    """
+
+    until: datetime
+    own: datetime | None
+    others: datetime | None
+
+    def later(self, until: datetime) -> LockPlan:
+        """Return the plan for an attempt that took so long that even what it put needs a longer lock."""
+        return LockPlan(until, None, None)
+
+    def needs(self, key: str, own_prefix: str) -> bool:
+        """Return whether an object that the manifest names must be locked longer than it is.
+
+        :param own_prefix: of all that was put for the backup.
+        """
+        known = self.own if key.startswith(own_prefix) else self.others
+        return known is None or known < self.until
+
+
+@dataclass(frozen=True, slots=True)
 class BackupJob:
     """One attempt of one backup.
 
@@ -108,6 +135,7 @@ class BackupJob:
     :ivar verify_unchanged: the share, from 0 to 1, that is read of what the point says is the same as in the
         base, or zero.
     :ivar read_all: nothing that the point says is believed, not even what is zero.
+    :ivar lock: which locks are made; None: none.
     """
 
     installation: str
@@ -128,6 +156,7 @@ class BackupJob:
     since: str | None = None
     verify_unchanged: float = 0.0
     read_all: bool = False
+    lock: LockPlan | None = None
 
     def problem(self) -> str | None:
         """Say which bound the job's numbers break, or None."""
@@ -175,6 +204,7 @@ class BackupResult:
     :ivar repacked_bytes: plain bytes among them that had not changed (fragmentation rule).
     :ivar trusted: how many backups in a row, up to this one, left out what a point said was the same.
     :ivar base_problem: why the base was not used, None if it was or there was none.
+    :ivar locked_until: until when everything that the manifest names is locked at least; None: it is not.
     """
 
     manifest_key: str
@@ -190,6 +220,7 @@ class BackupResult:
     repacked_bytes: int
     trusted: int = 0
     base_problem: str | None = None
+    locked_until: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

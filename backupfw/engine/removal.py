@@ -16,14 +16,23 @@ import time
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from contextvars import copy_context
+from datetime import datetime
 from itertools import islice
 from typing import NewType
 
+from oslo_log import log
+
 from backupfw import crash_points
 from backupfw.chunkstore.container import Container
-from backupfw.chunkstore.errors import ChunkStoreError, DeleteFailed, IntegrityError, NotFound
+from backupfw.chunkstore.errors import (
+    ChunkStoreError,
+    DeleteFailed,
+    IntegrityError,
+    NotFound,
+    locked_until,
+)
 from backupfw.engine import objects
 from backupfw.engine.candidates import Candidate, Spool, subtract
 from backupfw.engine.format.key_object import read_key
@@ -31,6 +40,8 @@ from backupfw.engine.format.manifest import read_head
 from backupfw.engine.listing import manifest_keys
 from backupfw.engine.ports import Control, KnownManifests
 from backupfw.errors import Damaged, DataKeyMissing, ListingBehind, UnsupportedFormat
+
+LOG = log.getLogger(__name__)
 
 #: Requests under way at once.
 WORKERS = 4
@@ -188,24 +199,32 @@ def delete_all(doomed: Doomed, container: Container, control: Control) -> None:
     not keep the others from being tried.
 
     :param doomed: the objects; progress is reported in their bytes.
-    :raises DeleteFailed: some objects remain; all others are gone, unless very many failed.
+    :raises DeleteFailed: some objects remain; all others are gone, unless very many failed.  Those that a
+        lock keeps (:func:`~backupfw.chunkstore.errors.locked_until`) do not end it; the error names the first
+        of them only.
     :raises ChunkStoreError: the store does not answer; some objects are gone.
     :raises TaskStopped: the task must end; some objects are gone.
     """
     failed: dict[str, ChunkStoreError] = {}
-    done = 0
+    done = other = remain = 0
     with ThreadPoolExecutor(WORKERS, "delete") as pool:
         waiting: deque[Future[dict[str, ChunkStoreError]]] = deque()
 
         def collect() -> None:
-            failed.update(waiting.popleft().result())
+            nonlocal other, remain
+            for key, error in waiting.popleft().result().items():
+                remain += 1
+                locked = locked_until(error) is not None
+                other += not locked
+                if not locked or len(failed) < MAX_FAILED:
+                    failed[key] = error
 
         try:
             for batch in _batches(doomed, max(1, container.capabilities.bulk_delete)):
                 control.check()
                 if len(waiting) >= 2 * WORKERS:
                     collect()
-                if len(failed) >= MAX_FAILED:
+                if other >= MAX_FAILED:
                     break
                 waiting.append(
                     pool.submit(copy_context().run, _delete, container, [one.key for one in batch])
@@ -218,7 +237,36 @@ def delete_all(doomed: Doomed, container: Container, control: Control) -> None:
             for future in waiting:
                 future.cancel()
     if failed:
-        raise DeleteFailed(failed, store=container.store.name, container=container.name)
+        raise DeleteFailed(failed, store=container.store.name, container=container.name, count=remain)
+
+
+@contextmanager
+def left_if_locked(container: Container, what: str, backup_id: str) -> Iterator[None]:
+    """Leave to a later sweep what cannot be deleted in the block because of locks, and tell the log so.
+
+    For objects that nothing needs and nobody waits for.
+
+    :param what: what was put, for the log.
+    """
+    try:
+        yield
+    except ChunkStoreError as error:
+        until = locked_until(error)
+        if until is None:
+            raise
+        say_left(container, what, backup_id, until)
+
+
+def say_left(container: Container, what: str, backup_id: str, until: datetime) -> None:
+    """Tell the log what is left to a later sweep."""
+    LOG.warning(
+        "Store %s, container %s: %s of backup %s are locked until %s UTC; a sweep after that deletes them",
+        container.store.name,
+        container.name,
+        what,
+        backup_id,
+        f"{until:%Y-%m-%d %H:%M}",
+    )
 
 
 def _batches(candidates: Iterable[Candidate], size: int) -> Iterator[list[Candidate]]:

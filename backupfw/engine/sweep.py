@@ -14,6 +14,7 @@ are not seen.  No clock is involved.
 * An unknown manifest that can be read is reported; it stays, and so does everything that it names.
   A manifest that a lost attempt put late is known, because every manifest is announced before it is put.
 * A manifest that cannot be read stops its volume: what it names is not known.
+* Orphans that are locked in the store stay, and are reported with the date: a sweep after that deletes them.
 * While a backup is copied to the container, nothing of its volume is an orphan.
 * A wrapped data key is an orphan if neither a manifest nor the database has its lineage.  A backup that
   begins later has a new one, or one that the database had when it was asked.
@@ -23,10 +24,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Protocol
 
 from backupfw import naming
 from backupfw.chunkstore.container import Container
+from backupfw.chunkstore.errors import DeleteFailed, locked_until
 from backupfw.engine.candidates import Candidate, Spool, in_order
 from backupfw.engine.format import keys
 from backupfw.engine.listing import foreign_manifests, objects_by_volume
@@ -81,6 +84,8 @@ class VolumeReport:
     :ivar orphan_bytes: their sizes.
     :ivar unknown_manifests: keys of readable manifests that the database does not know.
     :ivar skipped: objects that nothing names but whose backup is in a transient state.
+    :ivar locked: how many of the orphans stay because they are locked; ``locked_until``: until when at most.
+        A sweep after that deletes them.
     :ivar stopped: why nothing was swept here, or None.
     """
 
@@ -92,6 +97,8 @@ class VolumeReport:
     unknown_manifests: tuple[str, ...] = ()
     skipped: int = 0
     stopped: str | None = None
+    locked: int = 0
+    locked_until: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +188,8 @@ def sweep_volume(
         kept = live.union(data_keys) - unneeded_data_keys(data_keys, rows.mac_ids, unknown, container)
     except (Damaged, UnsupportedFormat) as error:
         return VolumeReport(project, volume, count, stopped=str(error))
-    skipped = 0
+    skipped = locked = 0
+    until: datetime | None = None
     # Once more: a copy that has begun since may rely on what was found.
     copying = rows.copying or (bool(spool.count) and catalogue.volume(project, volume).copying)
     with spool, Spool() as orphans:
@@ -194,8 +202,24 @@ def sweep_volume(
                 orphans.add(candidate)
         if not dry_run:
             # A part of what came through the gate.
-            delete_all(Doomed(orphans), container, control)
-        return VolumeReport(project, volume, count, orphans.count, orphans.size, reported, skipped)
+            try:
+                delete_all(Doomed(orphans), container, control)
+            except DeleteFailed as error:
+                until = locked_until(error)
+                if until is None:
+                    raise
+                locked = error.count
+        return VolumeReport(
+            project,
+            volume,
+            count,
+            orphans.count,
+            orphans.size,
+            reported,
+            skipped,
+            locked=locked,
+            locked_until=until,
+        )
 
 
 def _noting(listed: Iterator[Candidate], manifests: list[str], data_keys: list[str]) -> Iterator[Candidate]:

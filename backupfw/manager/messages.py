@@ -77,6 +77,7 @@ class Detail(Enum):
     CANCELLED = "103"
     CHANGE_MISSED = "104"
     DAMAGED = "105"
+    LOCKED = "106"
 
 
 _ACTIONS: Mapping[Action, str] = {
@@ -117,6 +118,8 @@ _DETAILS: Mapping[Detail, str] = {
     " compared all data may hold wrong data, too.",
     Detail.DAMAGED: "A part of the backup's data is lost or has changed in its store. The next incremental"
     " backup of the volume stores that part again.",
+    Detail.LOCKED: "The backup's data is locked in its store. It is deleted when the lock has ended; the"
+    " backup says when that is.",
 }
 
 

@@ -115,11 +115,13 @@ class Place:
     """Where the data of a backup is: the backup's own store, or one that has a copy.
 
     :ivar manifest_id: the row of the manifest there.
+    :ivar locked_until: until when everything that it names is locked there at least, naive UTC.
     """
 
     manifest_id: str
     store: str
     container: str
+    locked_until: datetime | None = None
 
 
 class ListedBackup(NamedTuple):

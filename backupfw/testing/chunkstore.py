@@ -35,6 +35,7 @@ from backupfw.testing.suite.adoption import Adoption, pattern, put
 from backupfw.testing.suite.conduct import ConductTests
 from backupfw.testing.suite.deleting import DeletingTests
 from backupfw.testing.suite.listing import ListingTests
+from backupfw.testing.suite.locking import LockingTests
 from backupfw.testing.suite.model import ModelTests
 from backupfw.testing.suite.objects import ObjectTests
 from backupfw.testing.suite.threads import ThreadTests
@@ -48,6 +49,7 @@ class ChunkStoreTests(
     ObjectTests,
     ListingTests,
     DeletingTests,
+    LockingTests,
     ThreadTests,
     ConductTests,
     WireTests,

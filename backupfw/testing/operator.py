@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
 from blake3 import blake3
 
@@ -26,6 +27,7 @@ from backupfw.chunkstore.errors import (
     NotSupported,
     PermissionDenied,
     RangeError,
+    locked_until,
 )
 
 #: Where backups go unless somebody asks for another container; made if it is not there.
@@ -36,6 +38,8 @@ LISTED = 1100
 PATIENCE = 60.0
 #: Threads at once.
 THREADS = 8
+#: How long the check's own object is locked, in seconds.
+LOCKED = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,6 +311,35 @@ def _containers(bench: _Bench) -> str | None:
     return None
 
 
+def _locks(bench: _Bench) -> str | None:
+    """Lock an object for a moment, see that nothing deletes it, and delete it when the lock has ended."""
+    # Not below the prefix: if it cannot be deleted in the end, it is no other look's fault.
+    key = f"{bench.prefix.rstrip('/')}-locked"
+    store, container = bench.store, bench.container
+    until = datetime.now(UTC) + timedelta(seconds=LOCKED)
+    store.put(container, key, Body.from_bytes(b"backupfw lock check\n").locked(until))
+    until += timedelta(seconds=1)
+    store.lock(container, key, until)
+    try:
+        store.erase(container, key)
+    except ChunkStoreError as error:
+        if error.temporary or locked_until(error) is None:
+            raise
+    else:
+        raise _Broken("an object that is locked can be deleted with these credentials")
+    _same(store.get(container, key), b"backupfw lock check\n", "the locked object")
+    end = until + timedelta(seconds=PATIENCE)
+    while True:
+        time.sleep(max(0.5, (until - datetime.now(UTC)).total_seconds()))
+        try:
+            store.erase(container, key)
+        except PermissionDenied as error:
+            if datetime.now(UTC) < end:
+                continue
+            raise Caution(f"the object {key} stays: {error.reason}; delete it later") from error
+        return "a locked object cannot be deleted with these credentials"
+
+
 _LOOKS: tuple[tuple[str, str, Callable[[_Bench], str | None]], ...] = (
     ("G14", "containers can be made and listed", _containers),
     ("G1", "what is put comes back", _round_trips),
@@ -322,20 +355,25 @@ _LOOKS: tuple[tuple[str, str, Callable[[_Bench], str | None]], ...] = (
     ("G12", "names are stored as they are", _names),
     ("G13", "many threads at once", _threads),
 )
+#: Only where ``lock_days`` is set: it takes a while.
+_LOCK_LOOK = ("G20", "locked objects stay", _locks)
 
 
-def check(store: ChunkStore, container: str = CONTAINER) -> Generator[Verdict, None, None]:
+def check(
+    store: ChunkStore, container: str = CONTAINER, *, locks: bool = False
+) -> Generator[Verdict, None, None]:
     """Test one guarantee after the other.
 
     :param store: an opened store, with its layers; the caller closes it.
     :param container: the container to use; created if it does not exist, and then left empty.
+    :param locks: whether objects in it are to be locked; an object for the test is, for some seconds.
     :returns: verdicts, each as soon as it is known.  All objects are deleted at the end, also if the
         caller stops early (then close the iterator).
     """
     bench = _Bench(store, container)
     yield from _verdicts(lambda: store.check().items)
     try:
-        for guarantee, title, look in _LOOKS:
+        for guarantee, title, look in (*_LOOKS, *([_LOCK_LOOK] if locks else [])):
             verdict = _judged(guarantee, title, look, bench)
             yield verdict
             if look is _containers and not verdict.ok:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 
 from oslo_log import log
 
+from backupfw import moments
 from backupfw.chunkstore.errors import ChunkStoreError, Unavailable
 from backupfw.engine import copying, verify
 from backupfw.engine.format import keys
@@ -250,12 +251,14 @@ class Copies:
                 copying.run(
                     self._key,
                     source,
-                    container,
+                    container.locking_anew(),
                     _Silent(control),
                     damaged=damaged,
                     only=only,
                     streams=self._streams,
                     find_key=self._data_keys.finder(source, self._key),
+                    # What it names may be locked no longer.
+                    manifest_until=None if place.locked_until is None else moments.aware(place.locked_until),
                 )
             except Damaged as error:
                 if (error.store, error.container) == (other.store, other.container):

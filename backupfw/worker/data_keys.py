@@ -69,7 +69,7 @@ def put_as_recorded(catalogue: KeyManager, container: Container, key_id: str) ->
     put = None
     while (row := catalogue.data_key(key_id)) is not None and row != put:
         stored = stored_key(row)
-        container.put(stored.object_key, Body.from_bytes(stored.encode()))
+        container.locking_anew().put(stored.object_key, Body.from_bytes(stored.encode()))
         put = row
 
 
@@ -265,7 +265,7 @@ class DataKeys:
     @staticmethod
     def _put_copy(source: Container, target: Container, found: WrappedKey) -> None:
         while True:
-            target.put(found.object_key, Body.from_bytes(found.encode()))
+            target.locking_anew().put(found.object_key, Body.from_bytes(found.encode()))
             # It may have been wrapped again meanwhile.
             now = read_key(source, found.object_key)
             if now == found:

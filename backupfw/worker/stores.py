@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from oslo_log import log
 
 from backupfw.chunkstore.base import ChunkStore
-from backupfw.chunkstore.container import Container
+from backupfw.chunkstore.container import Container, LockRule
 from backupfw.chunkstore.errors import ChunkStoreError, Unavailable
 from backupfw.chunkstore.layers.metrics import Recorder
 from backupfw.chunkstore.layers.stack import set_limits
@@ -239,8 +239,9 @@ class Stores:
         if found is None:
             raise InvalidInput(f"The store {store} of this backup is not enabled.")
         found.require_up()
-        settled_at = self._began + self._conf[group_of(store)].listing_lag_seconds
-        return Container(found.opened(), container, settled_at)
+        group = self._conf[group_of(store)]
+        settled_at = self._began + group.listing_lag_seconds
+        return Container(found.opened(), container, settled_at, LockRule.of_days(group.lock_days))
 
     def failed(self, store: str) -> bool:
         """Report that a store did not answer: it is asked at once, and while it is down again and again.

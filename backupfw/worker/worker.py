@@ -8,14 +8,16 @@ import uuid
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from oslo_log import log
 
+from backupfw import moments
 from backupfw.chunkstore.cancellation import cancelled_by
-from backupfw.chunkstore.errors import DeleteFailed, Unavailable
+from backupfw.chunkstore.errors import DeleteFailed, Unavailable, locked_until
 from backupfw.context import RequestContext, working_for
 from backupfw.dispatch.base import Dispatch
-from backupfw.errors import AttemptInVain, TaskCancelled, TaskLost
+from backupfw.errors import AttemptInVain, StillLocked, TaskCancelled, TaskLost
 from backupfw.manager.queue import tasks
 from backupfw.manager.rows import Task
 from backupfw.outages import DATABASE_TROUBLES, Outages, database_words
@@ -30,6 +32,8 @@ LOG = log.getLogger(__name__)
 
 #: The longest pause before a failed task is tried again, seconds.
 LONGEST_PAUSE = 60.0
+#: The shortest pause before a store is asked again to delete what it says is locked, seconds.
+SHORTEST_LOCK = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +249,17 @@ class Worker:
         reason = user_reason(error, task.request_id)
         if isinstance(error, AttemptInVain):
             LOG.info("Task %s is tried again in %.0f s: %s", task.id, error.seconds, error)
-            self._tasks.release(task, error.seconds)
+            if isinstance(error, StillLocked):
+                handler.locked(task, error.until, error.seconds)
+            else:
+                self._tasks.release(task, error.seconds)
+            return
+        until = locked_until(error)
+        if until is not None:
+            # Locked longer than the database knew.  The store's clock may be late.
+            seconds = max(SHORTEST_LOCK, (until - datetime.now(UTC)).total_seconds())
+            LOG.info("Task %s is tried again in %.0f s: %s", task.id, seconds, error)
+            handler.locked(task, moments.utc(until), seconds)
             return
         if isinstance(error, StoreDown):
             self._without_store(handler, task, error, reason)

@@ -22,6 +22,7 @@ IDLE = {
     "bytes_per_second": None,
     "comparison": None,
     "seconds_left": None,
+    "waits_until": None,
 }
 
 

@@ -150,6 +150,7 @@ _PROGRESS = exactly(
         "bytes_total": {"type": ["integer", "null"]},
         "bytes_per_second": {"type": ["integer", "null"]},
         "seconds_left": {"type": ["integer", "null"]},
+        "waits_until": TEXT_OR_NULL,
         "comparison": TEXT_OR_NULL,
     }
 )

@@ -88,5 +88,6 @@ def progress(found: Progress) -> dict[str, Any]:
         "bytes_total": found.total,
         "bytes_per_second": found.rate,
         "seconds_left": found.seconds_left,
+        "waits_until": None if found.waits_until is None else timestamp(found.waits_until),
         "comparison": found.comparison,
     }

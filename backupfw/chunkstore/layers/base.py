@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
 from typing import Generic, TypeVar
 
 from backupfw.chunkstore.base import Body, Capabilities, CheckItem, CheckReport, ChunkStore, ObjectInfo
@@ -29,6 +30,7 @@ class Layer(ChunkStore):
         self.container_pattern = inner.container_pattern  # type: ignore[misc]
         self.key_pattern = inner.key_pattern  # type: ignore[misc]
         self.layer_defaults = inner.layer_defaults  # type: ignore[misc]
+        self.object_lock = inner.object_lock  # type: ignore[misc]
 
     @property
     def capabilities(self) -> Capabilities:
@@ -54,6 +56,20 @@ class Layer(ChunkStore):
     def erase(self, container: str, prefix: str) -> None:
         """Forward (see :meth:`ChunkStore.erase`)."""
         self.inner.erase(container, prefix)
+
+    def lock(self, container: str, key: str, until: datetime) -> None:
+        """Forward (see :meth:`ChunkStore.lock`)."""
+        self.inner.lock(container, key, until)
+
+    def locked_until(self, container: str, key: str) -> datetime | None:
+        """Forward (see :meth:`ChunkStore.locked_until`)."""
+        return self.inner.locked_until(container, key)
+
+    def bring_back(
+        self, container: str, before: datetime, wanted: Callable[[str], bool], *, dry_run: bool = False
+    ) -> Iterator[str]:
+        """Forward (see :meth:`ChunkStore.bring_back`)."""
+        return self.inner.bring_back(container, before, wanted, dry_run=dry_run)
 
     def inspect(self, container: str) -> Sequence[CheckItem]:
         """Forward (see :meth:`ChunkStore.inspect`)."""

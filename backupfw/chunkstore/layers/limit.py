@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 
 from backupfw.chunkstore.base import Body, CheckReport, ChunkStore, ObjectInfo
 from backupfw.chunkstore.cancellation import check_cancelled
@@ -206,6 +207,16 @@ class LimitLayer(Layer):
         """Delete when it is allowed; the retry layer above hands over a batch at a time."""
         with self._place():
             self.inner.delete(container, keys)
+
+    def lock(self, container: str, key: str, until: datetime) -> None:
+        """Lock when it is allowed."""
+        with self._place():
+            self.inner.lock(container, key, until)
+
+    def locked_until(self, container: str, key: str) -> datetime | None:
+        """Ask when it is allowed."""
+        with self._place():
+            return self.inner.locked_until(container, key)
 
     def ensure_container(self, container: str) -> None:
         """Make the container when it is allowed."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Protocol
 
 from backupfw.chunkstore.base import Body, CheckReport, ChunkStore, ObjectInfo
@@ -121,6 +122,16 @@ class MetricsLayer(Layer):
         """Forward, measured."""
         with self._measured("delete"):
             self.inner.delete(container, keys)
+
+    def lock(self, container: str, key: str, until: datetime) -> None:
+        """Forward, measured."""
+        with self._measured("lock"):
+            self.inner.lock(container, key, until)
+
+    def locked_until(self, container: str, key: str) -> datetime | None:
+        """Forward, measured."""
+        with self._measured("locked_until"):
+            return self.inner.locked_until(container, key)
 
     def ensure_container(self, container: str) -> None:
         """Forward, measured."""

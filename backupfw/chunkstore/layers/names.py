@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 
 from backupfw import naming
 from backupfw.chunkstore.base import Body, CheckItem, ChunkStore, ObjectInfo
@@ -62,6 +63,18 @@ class NamesLayer(Layer):
         """Forward with a checked container and prefix."""
         self._check_prefix(container, prefix)
         self.inner.erase(container, prefix)
+
+    def lock(self, container: str, key: str, until: datetime) -> None:
+        """Forward with checked names."""
+        self._check_container(container)
+        self._check_key(container, key)
+        self.inner.lock(container, key, until)
+
+    def locked_until(self, container: str, key: str) -> datetime | None:
+        """Forward with checked names."""
+        self._check_container(container)
+        self._check_key(container, key)
+        return self.inner.locked_until(container, key)
 
     def inspect(self, container: str) -> Sequence[CheckItem]:
         """Forward with a checked container."""

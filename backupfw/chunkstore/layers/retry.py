@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TypeVar
 
 from backupfw.chunkstore.base import Body, ChunkStore, ObjectInfo
@@ -259,6 +260,14 @@ class RetryLayer(Layer):
                 failed.update(error.errors)
         if failed:
             raise DeleteFailed(failed, store=self.name, container=container)
+
+    def lock(self, container: str, key: str, until: datetime) -> None:
+        """Lock, again where needed."""
+        self._run("lock", lambda _: self.inner.lock(container, key, until))
+
+    def locked_until(self, container: str, key: str) -> datetime | None:
+        """Ask, again where needed."""
+        return self._run("locked_until", lambda _: self.inner.locked_until(container, key))
 
     def ensure_container(self, container: str) -> None:
         """Make the container, again where needed."""

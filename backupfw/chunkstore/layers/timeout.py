@@ -6,6 +6,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import copy_context
+from datetime import datetime
 from functools import partial
 from typing import Any, TypeVar
 
@@ -277,6 +278,14 @@ class TimeoutLayer(Layer):
     def delete(self, container: str, keys: Sequence[str]) -> None:
         """Delete within the bound; the retry layer above hands over a batch at a time."""
         self._run("delete", 0, lambda: self.inner.delete(container, keys), container)
+
+    def lock(self, container: str, key: str, until: datetime) -> None:
+        """Lock within the bound."""
+        self._run("lock", 0, lambda: self.inner.lock(container, key, until), container, key)
+
+    def locked_until(self, container: str, key: str) -> datetime | None:
+        """Ask within the bound."""
+        return self._run("locked_until", 0, lambda: self.inner.locked_until(container, key), container, key)
 
     def ensure_container(self, container: str) -> None:
         """Make the container within the bound."""

@@ -144,6 +144,11 @@ def is_data_key(key: str) -> bool:
     return _DATA_KEY.fullmatch(key) is not None
 
 
+def is_of_backups(key: str) -> bool:
+    """Say whether an object belongs to backups, of any installation, by its key."""
+    return parse(key) is not None or is_data_key(key)
+
+
 def parse_origin(text: str) -> Origin | None:
     """Take an origin apart; None when it is not exactly what :class:`Origin` writes."""
     parts = text.split("/")

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass
+from datetime import datetime
 
 from sqlalchemy import CursorResult, Update, delete, exists, select, update
 from sqlalchemy.orm import Session, aliased
@@ -27,7 +28,7 @@ from sqlalchemy.sql import ColumnElement
 from backupfw.db.locks import lock
 from backupfw.db.models import Backup, BackupCopy, DataKey, Manifest
 from backupfw.db.session import now
-from backupfw.errors import TakesTurns
+from backupfw.errors import StillLocked, TakesTurns
 from backupfw.manager.lineage.lifecycle import (
     ANNOUNCED,
     CREATING,
@@ -180,13 +181,15 @@ def take(session: Session, manifest_id: str) -> bool:
     )
 
 
-def release_if_unused(session: Session, manifest_id: str) -> bool:
+def release_if_unused(session: Session, manifest_id: str, *, even_locked: bool = False) -> bool:
     """Release a live manifest when no record names it and no child is being made from it.
 
     To be called after every removal of a record that named it, and after the end (any end) of a child
     that was being made from it.  Irrevocable; the caller adds the task that deletes the objects.
 
+    :param even_locked: whether its objects' locks in the store do not count.
     :return: True when this call released it.
+    :raises StillLocked: no record names it, but it is locked, so it stays live until then.
     """
     # Updated first: a transaction that takes it or gives it up waits here, or is seen below.
     if not take(session, manifest_id):
@@ -195,9 +198,33 @@ def release_if_unused(session: Session, manifest_id: str) -> bool:
     copy = select(BackupCopy.id).where(BackupCopy.manifest_id == manifest_id)
     if any(session.scalar(one.limit(1)) is not None for one in (named, copy)):
         return False
+    if not even_locked:
+        refuse_while_locked(session, manifest_id)
     if is_base_of_running(session, manifest_id):
         return False
     return _change(session, update(Manifest).where(Manifest.id == manifest_id).values(state=RELEASED))
+
+
+def locked_until(session: Session, manifest_id: str) -> datetime | None:
+    """Return until when what a manifest names is locked in its store, naive UTC; None: not (any more)."""
+    until = session.scalar(select(Manifest.locked_until).where(Manifest.id == manifest_id))
+    return until if until is not None and until > now(session) else None
+
+
+def earliest(*ends: datetime | None) -> datetime | None:
+    """Return until when all of some objects are locked, as far as it is known of each when its lock ends."""
+    known = [end for end in ends if end is not None]
+    return min(known) if len(known) == len(ends) else None
+
+
+def refuse_while_locked(session: Session, manifest_id: str) -> None:
+    """Refuse to release a manifest that is locked.
+
+    :raises StillLocked: it is.
+    """
+    until = locked_until(session, manifest_id)
+    if until is not None:
+        raise StillLocked(until, (until - now(session)).total_seconds())
 
 
 def abandon(session: Session, manifest_id: str) -> bool:

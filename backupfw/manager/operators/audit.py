@@ -273,12 +273,13 @@ def _holders_of_manifests(session: Session) -> Iterator[Finding]:
     needs = or_(child.state == WRITING, child.installation_id == manifests.CINDER)
     heir = exists().where(child.base_id == row.id, needs)
     of_copy = and_(BackupCopy.manifest_id == row.id, BackupCopy.status == AVAILABLE)
+    # A locked one stays live until its task can release it.
+    released = exists().where(Task.resource_id == row.id, Task.kind == tasks.MANIFEST_RELEASE)
     statement = select(row.id).where(
-        row.state == LIVE, ~exists().where(of_backup), ~exists().where(of_copy), ~heir
+        row.state == LIVE, ~exists().where(of_backup), ~exists().where(of_copy), ~heir, ~released
     )
     for (manifest_id,) in _rows(session, statement):
         yield Finding("lineage", f"manifest {manifest_id}", "is live, but no backup names it")
-    released = exists().where(Task.resource_id == row.id, Task.kind == tasks.MANIFEST_RELEASE)
     led = {
         WRITING: or_(
             _task_of_backup(of_backup, tasks.BACKUP_CREATE),

@@ -39,6 +39,7 @@ class Unfinished:
     :ivar waits_for: see :func:`backupfw.manager.queue.waiting.why`; None: it runs.
     :ivar since: when it was queued, naive UTC; a clean-up that failed is queued again.
     :ivar reason: why the attempt before failed, if that is known.
+    :ivar until: when it is tried again, naive UTC; None: not known, or it runs.
     """
 
     id: int
@@ -49,6 +50,7 @@ class Unfinished:
     waits_for: str | None
     since: datetime
     reason: str | None
+    until: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,15 +92,17 @@ def unfinished(db: Database, conf: cfg.ConfigOpts, limits: Limits) -> Iterator[U
         with db.read() as session:
             row = session.get(models.Task, task_id)
             if row is not None:
+                waits_for = waiting.why(session, conf, row, limits)
                 yield Unfinished(
                     row.id,
                     row.kind,
                     row.resource_id,
                     row.project_id,
                     row.store or row.backend,
-                    waiting.why(session, conf, row, limits),
+                    waits_for,
                     row.created_at,
                     row.fail_reason,
+                    waiting.until(row, waits_for),
                 )
 
 

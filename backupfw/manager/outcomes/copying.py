@@ -6,6 +6,7 @@ The backup stays as it is meanwhile: it can be restored, deleted, and backups ca
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
@@ -32,6 +33,9 @@ class CopyPlan:
     :ivar manifest_id: the row of the manifest that is made, in ``store`` and ``container``.
     :ivar held: the container has something of ours, so it must be there.
     :ivar placed: its place in the lineage is recorded.
+    :ivar locked_until: everything that was put for it is locked at least until then, naive UTC; None: not
+        known.
+    :ivar base_locked_until: likewise, what its base in the container names.
     """
 
     key: str
@@ -44,6 +48,8 @@ class CopyPlan:
     held: bool
     placed: bool
     encrypted: bool
+    locked_until: datetime | None = None
+    base_locked_until: datetime | None = None
 
 
 class CopyTasks(Outcomes):
@@ -81,27 +87,51 @@ class CopyTasks(Outcomes):
                 held=placed or session.scalar(other.limit(1)) is not None,
                 placed=placed,
                 encrypted=source.key_id is not None,
+                locked_until=manifest.locked_until,
+                base_locked_until=_base_locked_until(session, manifest),
             )
 
         return self._db.run(work)
 
-    def place(self, task: Task, base: str | None, *, detached: bool) -> None:
+    def place(self, task: Task, base: str | None, *, detached: bool) -> datetime | None:
         """Record the copy's place in the lineage; before anything is put.
+
+        It returns until when what the base names is locked, naive UTC; None: not known.
 
         :param base: the key of the manifest in its container whose objects it shares; None: it shares none.
         :param detached: its neighbours are not known.
         """
 
-        def work(session: Session) -> None:
+        def work(session: Session) -> datetime | None:
             manifest, _ = self._copying(session, task)
             digest = None if base is None else object_digest(manifest.store, manifest.container, base)
             manifests.place_copy(session, manifest, digest, detached=detached)
+            return _base_locked_until(session, manifest)
 
-        self._db.run(work)
+        return self._db.run(work)
 
-    def finish(self, task: Task) -> None:
+    def will_lock(self, task: Task, until: datetime | None, *, first: bool) -> datetime | None:
+        """Record until when an attempt locks what it puts; before it puts anything.
+
+        :param until: naive UTC; None: it locks nothing.
+        :param first: nothing was put for the copy before.
+        :returns: until when all that was put for it is locked then; None: not known.
+        """
+
+        def work(session: Session) -> datetime | None:
+            manifest, _ = self._copying(session, task)
+            known = [] if first else [manifest.locked_until]
+            # Of a detached one, objects may be there that were not put for it.
+            manifest.locked_until = None if manifest.detached else manifests.earliest(*known, until)
+            session.flush()
+            return manifest.locked_until
+
+        return self._db.run(work)
+
+    def finish(self, task: Task, locked_until: datetime | None = None) -> None:
         """End the task: the copy is available.
 
+        :param locked_until: everything that its manifest names is locked at least until then, naive UTC.
         :raises TaskLost: another attempt owns the task, or the copy was removed.
         """
 
@@ -109,6 +139,7 @@ class CopyTasks(Outcomes):
             manifest, copy = self._copying(session, task)
             tasks.end(session, task)
             manifest.state = lifecycle.LIVE
+            manifest.locked_until = locked_until
             manifest.updated_at = now(session)
             session.flush()
             lifecycle.move(session, models.BackupCopy, copy.id, CopyMoves.copied, fail_reason=None)
@@ -157,6 +188,11 @@ class CopyTasks(Outcomes):
         if manifest is None or copy is None or manifest.state != lifecycle.WRITING:
             raise TaskLost(f"the copy {task.resource_id} is not being made any more")
         return manifest, copy
+
+
+def _base_locked_until(session: Session, manifest: models.Manifest) -> datetime | None:
+    base = None if manifest.base_id is None else session.get(models.Manifest, manifest.base_id)
+    return None if base is None else base.locked_until
 
 
 def _copy(session: Session, task: Task) -> models.BackupCopy | None:

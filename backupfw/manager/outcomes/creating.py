@@ -50,11 +50,13 @@ class BaseManifest:
     :ivar id: its row's id.
     :ivar key: its key, in the same store and container as the new one.
     :ivar made_at: the moment whose data its backup has; None: it is not known.
+    :ivar locked_until: everything that it names is locked at least until then, naive UTC; None: not known.
     """
 
     id: str
     key: str
     made_at: datetime | None = None
+    locked_until: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,8 @@ class CreatePlan:
     :ivar base: the manifest whose objects can be shared; None: store everything again.
     :ivar announced: keys under which earlier attempts may have put this backup's manifest; settle each
         before anything else: commit it (:meth:`CreateTasks.finish`) or give it up.
+    :ivar locked_until: everything that was put for it in this epoch is locked at least until then, naive UTC;
+        None: not known.
     """
 
     backup: rows.Backup
@@ -115,6 +119,7 @@ class CreatePlan:
     source_identity: str | None
     base: BaseManifest | None
     announced: tuple[str, ...] = ()
+    locked_until: datetime | None = None
 
     @property
     def trusts_base(self) -> bool:
@@ -138,6 +143,7 @@ class CreateResult:
     :ivar base_lost: the base could not be read, so nothing is shared with it.
     :ivar trusting: it left out what the volume's storage said is unchanged.
     :ivar damaged: keys of objects on the list of damaged ones that it names.
+    :ivar locked_until: everything that it names is locked at least until then, naive UTC; None: it is not.
     """
 
     key: str
@@ -151,6 +157,7 @@ class CreateResult:
     base_lost: bool = False
     trusting: bool = False
     damaged: frozenset[str] = frozenset()
+    locked_until: datetime | None = None
 
 
 class CreateTasks(Outcomes):
@@ -265,18 +272,24 @@ class CreateTasks(Outcomes):
 
         return self._db.run(work)
 
-    def bind_source(self, task: Task, source_identity: str, comparison: str) -> CreatePlan:
+    def bind_source(
+        self, task: Task, source_identity: str, comparison: str, locked_until: datetime | None = None
+    ) -> CreatePlan:
         """Record the source identity; a new epoch begins if the finished segments have another one.
 
         :param comparison: how the attempt finds what changed, for people.
+        :param locked_until: what this attempt will put is locked until then, naive UTC; None: it is not.
         """
 
         def work(session: Session) -> CreatePlan:
             backup, manifest = self._writing(session, task)
+            known: list[datetime | None] = [manifest.locked_until]
             if manifest.source_identity is None:
-                manifest.source_identity = source_identity
+                manifest.source_identity, known = source_identity, []
             elif manifest.source_identity != source_identity:
                 self._fresh_epoch(session, backup, manifest, source_identity)
+                known = []
+            manifest.locked_until = manifests.earliest(*known, locked_until)
             backup.comparison = comparison
             session.flush()
             return self._plan(session, task, backup, manifest)
@@ -419,6 +432,7 @@ class CreateTasks(Outcomes):
             if not manifests.commit(session, manifest, result.key, digest, result.length):
                 raise TaskLost(f"the manifest {result.key} was given up")
             manifest.updated_at = now(session)
+            manifest.locked_until = result.locked_until
             session.flush()
             if result.base_lost:
                 # It shares nothing with its base, so marks for the base's objects do not apply.
@@ -689,6 +703,7 @@ class CreateTasks(Outcomes):
             key_id=manifest.key_id,
             source_identity=manifest.source_identity,
             base=_base(session, manifest),
+            locked_until=manifest.locked_until,
         )
 
 
@@ -710,7 +725,8 @@ def _base(session: Session, manifest: models.Manifest) -> BaseManifest | None:
         return None
     # What an import says of that moment is not known to be true.
     maker = None if base.detached else session.get(models.Backup, base.backup_id)
-    return BaseManifest(base.id, base.key, None if maker is None else maker.data_timestamp)
+    made_at = None if maker is None else maker.data_timestamp
+    return BaseManifest(base.id, base.key, made_at, base.locked_until)
 
 
 def _locked_volume(session: Session, task: Task) -> models.Volume:

@@ -7,6 +7,7 @@ Otherwise its manifest is released, which is irrevocable, and the record stays u
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 
 from sqlalchemy import delete, exists, select, update
 from sqlalchemy.orm import Session
@@ -25,6 +26,8 @@ from backupfw.manager.queue import tasks
 from backupfw.manager.rows import Task
 from backupfw.manager.rules import backup_rows, copies, failures
 
+#: How the reason begins for which the deletion of a locked backup waits.
+LOCKED = "The backup's data is locked in its store"
 #: A failed deletion is tried again after at most this many seconds.
 LONGEST_RETRY = 86400.0
 
@@ -75,6 +78,8 @@ class DeleteTasks(Outcomes):
 
         :returns: the plan; None: nothing is to be deleted from the store, the record is deleted and the task
             has ended.
+        :raises StillLocked: the backup's data is locked in its store; nothing was changed, so a reset of its
+            status makes the backup available again.
         :raises EngineError: the plan cannot be made yet; try again later.
         """
         manifest_id = self._db.run(lambda session: self._release(session, task))
@@ -98,9 +103,18 @@ class DeleteTasks(Outcomes):
         return None
 
     def _must_remove(
-        self, session: Session, backup: models.Backup, manifest: models.Manifest, task: Task
+        self,
+        session: Session,
+        backup: models.Backup,
+        manifest: models.Manifest,
+        task: Task,
+        *,
+        even_locked: bool = False,
     ) -> bool:
-        """Give up the manifest; return whether this task must delete its objects."""
+        """Give up the manifest; return whether this task must delete its objects.
+
+        :raises StillLocked: it is locked; the caller's transaction must not be committed.
+        """
         # The user deletes the backup, so no key of it that is still open may be committed.
         manifests.give_up(session, models.Manifest.backup_id == backup.id)
         # These may also be keys that an earlier attempt gave up before it failed.
@@ -123,7 +137,7 @@ class DeleteTasks(Outcomes):
         elif manifest.installation_id != installation_id(session):
             _drop_reference(session, manifest.id)
             return False
-        if not manifests.release_if_unused(session, manifest.id):
+        if not manifests.release_if_unused(session, manifest.id, even_locked=even_locked):
             return False
         # The next attempt must find the manifest.
         self._set_manifest(session, backup, manifest.id)
@@ -229,6 +243,21 @@ class DeleteTasks(Outcomes):
 
         self._db.run(work)
 
+    def tell_locked(self, task: Task, until: datetime) -> None:
+        """Tell users that the deletion waits for the end of a lock.
+
+        :param until: naive UTC.
+        """
+
+        def work(session: Session) -> None:
+            tasks.hold(session, task)
+            backup = backup_of(session, task)
+            if backup.fail_reason is None or LOCKED not in backup.fail_reason:
+                failures.warn(session, task, Detail.LOCKED)
+            backup.fail_reason = f"{LOCKED} until {until:%Y-%m-%d %H:%M} UTC; it is deleted after that."
+
+        self._db.run(work)
+
     def give_up(self, session: Session, task: Task) -> str | None:
         """Delete the record of a backup, or of a manifest, whose store is gone for good.
 
@@ -237,13 +266,19 @@ class DeleteTasks(Outcomes):
         :returns: the id of the manifest whose objects stay; None: it had none of its own.
         """
         if task.kind == tasks.MANIFEST_RELEASE:
-            manifest_id: str | None = task.resource_id
+            manifests.release_if_unused(session, task.resource_id, even_locked=True)
+            found = session.get(models.Manifest, task.resource_id, populate_existing=True)
+            # One that is live again: a record names it.
+            is_used = found is None or found.state == lifecycle.LIVE
+            manifest_id: str | None = None if is_used else task.resource_id
         else:
             backup = backup_of(session, task)
             lifecycle.move(session, models.Backup, backup.id, BackupMoves.delete_again)
             copies.remove_all(session, backup.id, task.request_id)
             manifest = backup_rows.manifest_of(session, backup, lock=True)
-            removed = manifest is not None and self._must_remove(session, backup, manifest, task)
+            removed = manifest is not None and self._must_remove(
+                session, backup, manifest, task, even_locked=True
+            )
             manifest_id = manifest.id if manifest is not None and removed else None
             backup_rows.forget(session, backup)
         if manifest_id is not None:
@@ -254,13 +289,18 @@ class DeleteTasks(Outcomes):
     def start_release(self, task: Task) -> ReleasePlan | None:
         """Begin an attempt to remove a released manifest's objects.
 
-        :returns: None: they are deleted already, and the task has ended.
+        :returns: None: they are deleted already, or needed again, and the task has ended.
+        :raises StillLocked: the manifest is live until its lock has ended.
         :raises EngineError: as :meth:`start`.
         """
 
         def work(session: Session) -> bool:
             tasks.hold(session, task)
             manifest = session.get(models.Manifest, task.resource_id, populate_existing=True)
+            if manifest is not None and manifest.state == lifecycle.LIVE:
+                # It was locked when nothing needed it any more.
+                manifests.release_if_unused(session, manifest.id)
+                manifest = session.get(models.Manifest, task.resource_id, populate_existing=True)
             if manifest is not None and manifest.state == lifecycle.RELEASED:
                 return True
             tasks.end(session, task)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from sqlalchemy import select
@@ -45,6 +46,7 @@ class Progress:
     :ivar total: bytes; None: not known (yet).
     :ivar rate: bytes per second at the worker's last report; None: no task runs, or it is too early.
     :ivar seconds_left: remaining seconds at that rate; None: not known.
+    :ivar waits_until: when an operation that waits is tried again, naive UTC; None: not known, or it runs.
     :ivar comparison: how a backup that is being made finds what changed, for people; None: not known (yet).
     """
 
@@ -54,6 +56,7 @@ class Progress:
     rate: int | None = None
     seconds_left: int | None = None
     comparison: str | None = None
+    waits_until: datetime | None = None
 
 
 def of(session: Session, conf: cfg.ConfigOpts, resource_id: str) -> Progress:
@@ -87,4 +90,5 @@ def of(session: Session, conf: cfg.ConfigOpts, resource_id: str) -> Progress:
         rate=rate,
         seconds_left=None if rate is None or not total else -(-max(total - done, 0) // rate),
         comparison=comparison,
+        waits_until=waiting.until(task, reason),
     )

@@ -87,6 +87,7 @@ def add(
     request_id: str | None,
     payload: dict[str, Any] | None = None,
     delay: float = 0,
+    locked: bool = False,
 ) -> int:
     """Queue a task in the caller's transaction and return its id.
 
@@ -94,6 +95,7 @@ def add(
     :param source_id: the volume or snapshot the task occupies, or None; likewise.
     :param payload: the task's input as JSON; ids only, no secrets.
     :param delay: seconds before it may be claimed.
+    :param locked: whether that is because what it deletes is locked in its store.
     """
     assert kind in KINDS
     moment = now(session)
@@ -107,6 +109,7 @@ def add(
         payload=payload or {},
         state=QUEUED,
         not_before=moment + timedelta(seconds=delay) if delay else None,
+        locked=locked,
         zone=wanted.zone,
         store=wanted.store,
         from_store=wanted.from_store,
@@ -449,17 +452,20 @@ class Tasks:
 
         self._db.run(work)
 
-    def release(self, task: Task, delay: float = 0, *, store_down: bool = False) -> None:
+    def release(
+        self, task: Task, delay: float = 0, *, store_down: bool = False, locked: bool = False
+    ) -> None:
         """Give the task back to the queue; the attempt does not count (a shutdown, a store that is down).
 
         :param delay: seconds before it may be claimed again.
         :param store_down: whether that is because its store does not answer.
+        :param locked: whether that is because what it deletes is locked in its store.
         :raises TaskLost: another attempt owns it, or it ended.
         """
 
         def work(session: Session) -> None:
             found = _locked(session, task)
-            found.store_down = store_down
+            found.store_down, found.locked = store_down, locked
             # A cancelled task is cleaned up at once.
             _give_back(session, found, 0 if found.cancel else delay)
 
@@ -590,7 +596,7 @@ def _claimed(session: Session, found: models.Task, owner: str, lease_seconds: fl
     found.progress_at = None
     found.lease_until = moment + timedelta(seconds=lease_seconds)
     found.not_before = None
-    found.store_down = False
+    found.store_down = found.locked = False
     found.updated_at = moment
     session.flush()
     task = replace(as_task(found), taken_over=taken_over)

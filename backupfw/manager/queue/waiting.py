@@ -34,14 +34,16 @@ WAITING_FOR_WORKER = "waiting-for-worker"
 WAITING_FOR_OPERATION = "waiting-for-operation"
 WAITING_FOR_RETRY = "waiting-for-retry"
 WAITING_FOR_STORE = "waiting-for-store"
+WAITING_FOR_LOCK = "waiting-for-lock"
 
 
 def why(session: Session, conf: cfg.ConfigOpts, task: models.Task, limits: Limits) -> str | None:
     """Say what a task waits for, or None: it runs.
 
     ``waiting-for-retry``: an attempt failed, and the next one is due later.  ``waiting-for-store``: the store
-    does not answer; it is asked again later.  ``waiting-for-operation``: an earlier one on the same backup,
-    volume or snapshot.  ``waiting-for-worker``: no live, enabled worker can serve it.
+    does not answer; it is asked again later.  ``waiting-for-lock``: what is to be deleted is locked in
+    its store; it is tried again when that ends.  ``waiting-for-operation``: an earlier one on the same
+    backup, volume or snapshot.  ``waiting-for-worker``: no live, enabled worker can serve it.
     ``waiting-for-limit``: a limit of running tasks is reached.  ``queued``: for a free worker.
     """
     return reasons(session, conf, [task], limits)[task.id]
@@ -61,7 +63,7 @@ def reasons(
         if task.state == claims.RUNNING and task.lease_until is not None and task.lease_until > moment:
             said[task.id] = None
         elif task.not_before is not None and task.not_before > moment:
-            said[task.id] = WAITING_FOR_STORE if task.store_down else WAITING_FOR_RETRY
+            said[task.id] = _delayed(task)
         else:
             waiting[task.id] = task
     if not waiting:
@@ -83,6 +85,18 @@ def reasons(
         fits = set(session.scalars(select(row.id).where(these, limits.has_room(session))))
         said.update((task_id, QUEUED if task_id in fits else WAITING_FOR_LIMIT) for task_id in able)
     return said
+
+
+def _delayed(task: models.Task) -> str:
+    if task.locked:
+        return WAITING_FOR_LOCK
+    return WAITING_FOR_STORE if task.store_down else WAITING_FOR_RETRY
+
+
+def until(task: models.Task, reason: str | None) -> datetime | None:
+    """Return when a task is due that waits for that reason, naive UTC; None: nobody knows."""
+    timed = reason in (WAITING_FOR_LOCK, WAITING_FOR_STORE, WAITING_FOR_RETRY)
+    return task.not_before if timed else None
 
 
 def overdue(

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from backupfw.context import RequestContext
 from backupfw.db import locks, models
 from backupfw.db.session import now
+from backupfw.errors import StillLocked
 from backupfw.manager.lineage import lifecycle, manifests
 from backupfw.manager.queue import tasks
 from backupfw.manager.records import Record
@@ -53,12 +54,20 @@ def is_needed(session: Session, backup: models.Backup) -> bool:
 
 
 def queue_release(
-    session: Session, manifest: models.Manifest, project_id: str, request_id: str | None, delay: float = 0
+    session: Session,
+    manifest: models.Manifest,
+    project_id: str,
+    request_id: str | None,
+    delay: float = 0,
+    *,
+    locked: bool = False,
 ) -> None:
     """Queue the removal of a released manifest's objects, unless it is queued already.
 
     It waits for older tasks of the backup that made it: a cancelled one may still put objects.  That of a
     copy waits for the task of the copy only, which has the same resource.
+
+    :param locked: the manifest is live until its lock ends, after the delay: the task releases it then.
     """
     queued = exists().where(
         models.Task.kind == tasks.MANIFEST_RELEASE, models.Task.resource_id == manifest.id
@@ -74,15 +83,36 @@ def queue_release(
         request_id=request_id,
         payload={"tries": 0},
         delay=delay,
+        locked=locked,
     )
 
 
+def locked_until(session: Session, backup: models.Backup) -> datetime | None:
+    """Return until when a backup's data is locked in its store, naive UTC, by the database alone.
+
+    A deletion of the backup waits until then.  Copies in other stores have locks of their own.
+
+    :returns: None: it is not locked, or not any more.
+    """
+    return None if backup.manifest_id is None else manifests.locked_until(session, backup.manifest_id)
+
+
 def let_go(session: Session, manifest_id: str | None, project_id: str, request_id: str | None) -> None:
-    """Release a manifest if no record uses it any more, and queue the removal of its objects."""
-    if manifest_id is not None and manifests.release_if_unused(session, manifest_id):
-        manifest = session.get(models.Manifest, manifest_id)
-        assert manifest is not None
-        queue_release(session, manifest, project_id, request_id)
+    """Release a manifest if no record uses it any more, and queue the removal of its objects.
+
+    If it is locked, the task that is queued releases it when the lock has ended.
+    """
+    if manifest_id is None:
+        return
+    delay = 0.0
+    try:
+        if not manifests.release_if_unused(session, manifest_id):
+            return
+    except StillLocked as error:
+        delay = error.seconds
+    manifest = session.get(models.Manifest, manifest_id)
+    assert manifest is not None
+    queue_release(session, manifest, project_id, request_id, delay, locked=delay > 0)
 
 
 def give_up_manifest(session: Session, backup: models.Backup, request_id: str | None) -> bool:

@@ -80,7 +80,7 @@ def places(session: Session, backup: models.Backup, stores: Sequence[str]) -> li
     """
     copy, manifest = models.BackupCopy, models.Manifest
     found = session.execute(
-        select(manifest.id, manifest.store, manifest.container)
+        select(manifest.id, manifest.store, manifest.container, manifest.locked_until)
         .outerjoin(copy, copy.manifest_id == manifest.id)
         .where(
             or_(

@@ -68,6 +68,8 @@ class Adoption:
     unreachable_seconds: ClassVar[float] = 60.0
     #: Bytes of an object for which :meth:`full_store` has no room.
     no_room: ClassVar[int] = 3 << 20
+    #: Seconds that the tests of locks lock objects for; more for a slow server.
+    lock_seconds: ClassVar[float] = 3.0
     #: How many random histories the model test plays.
     model_examples: ClassVar[int] = 15
 
@@ -111,6 +113,13 @@ class Adoption:
     def open_through(self, server: Any, host: str, port: int) -> ChunkStore:
         """Open the driver so that it reaches the server only through this host and port."""
         forgotten("open_through(server, host, port), or a reason in declared, or local = True")
+
+    def open_locking(self, server: Any) -> ChunkStore:
+        """Open the driver so that it makes containers for locks, and so that its deletes remove bytes.
+
+        Only for a driver that says ``object_lock``; override it if that needs options.
+        """
+        return self.open_store(server)
 
     def restart_server(self, server: Any) -> None:
         """End the server at once and start it again at the same address; return when it answers."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
-from backupfw import crash_points
+from backupfw import crash_points, moments
 from backupfw.chunkstore.container import Container
 from backupfw.engine import copying, objects, verify
 from backupfw.engine.format import keys
+from backupfw.engine.ports import LockPlan
 from backupfw.errors import Damaged, InvalidBackup
 from backupfw.manager.outcomes.copying import CopyPlan
 from backupfw.manager.rows import Task
@@ -46,8 +48,10 @@ class BackupCopy(Handler):
                         f"The store {plan.store} is the place where the backup itself is, under another name."
                     )
                 place = copying.find_place(plan.key, source, target, control)
-                tools.backups.copying.place(task, place.base, detached=place.detached)
+                base_until = tools.backups.copying.place(task, place.base, detached=place.detached)
+                plan = replace(plan, base_locked_until=base_until)
                 crash_points.reach("copy.placed")
+            lock = self._lock(task, plan, target)
             if plan.encrypted:
                 tools.data_keys.copy(source, target, plan.key)
             prefix = keys.volume_prefix_of(plan.key)
@@ -60,6 +64,7 @@ class BackupCopy(Handler):
                 damaged=damaged,
                 streams=tools.engine.streams,
                 done=_Progressed(self, task),
+                lock=lock,
             )
         except Damaged as error:
             self._record(plan, source, error, control)
@@ -67,8 +72,22 @@ class BackupCopy(Handler):
         if damaged:
             self._record_repaired(plan, target, damaged, control)
         crash_points.reach("copy.copied")
-        tools.backups.copying.finish(task)
+        tools.backups.copying.finish(task, None if lock is None else moments.utc(lock.until))
         crash_points.reach("copy.committed")
+
+    def _lock(self, task: Task, plan: CopyPlan, target: Container) -> LockPlan | None:
+        """Choose which locks this attempt makes, and record it."""
+        if target.rule is None and plan.locked_until is None:
+            return None
+        others = None if plan.base_locked_until is None else moments.aware(plan.base_locked_until)
+        own = None if plan.locked_until is None else moments.aware(plan.locked_until)
+        until = None if target.rule is None else target.rule.choose((own, others))
+        told = self._tools.backups.copying.will_lock(
+            task, None if until is None else moments.utc(until), first=not plan.placed
+        )
+        if until is None:
+            return None
+        return LockPlan(until, None if told is None else moments.aware(told), others)
 
     def progressed(self, task: Task, objects_put: int) -> None:
         """Record that an attempt has put objects, so that it does not count as one that failed."""

@@ -15,16 +15,16 @@ from typing import Any
 from oslo_db.exception import DBError
 from oslo_log import log
 
-from backupfw import crash_points
+from backupfw import crash_points, moments
 from backupfw.chunkstore.cancellation import cancelled_by
 from backupfw.chunkstore.container import Container
 from backupfw.chunkstore.errors import ChunkStoreError, IntegrityError, NotFound
 from backupfw.engine import backup as engine
-from backupfw.engine import cleanup, objects, removal, verify
+from backupfw.engine import cleanup, locking, objects, removal, verify
 from backupfw.engine.format import keys
 from backupfw.engine.format.geometry import Geometry
 from backupfw.engine.format.sealing import CLEAR, FindKey, Sealing
-from backupfw.engine.ports import BackupJob, BackupResult, KnownManifests
+from backupfw.engine.ports import BackupJob, BackupResult, KnownManifests, LockPlan
 from backupfw.errors import (
     ChangeMissed,
     Damaged,
@@ -182,11 +182,26 @@ class BackupCreate(Handler):
                 base_lost=base != wanted,
                 trusting=trusting,
                 damaged=found.known_damaged,
+                locked_until=self._lock_all(plan, key, container, control),
             )
             self._commit(task, plan, made, container, control)
             return None
         tools.backups.creating.give_up_announced(task, missing)
         return left
+
+    def _lock_all(
+        self, plan: CreatePlan, key: str, container: Container, control: TaskControl
+    ) -> datetime | None:
+        """Lock what an earlier attempt has put long enough; returns until when, naive UTC.
+
+        Before it put the manifest, everything was locked as long as what it put itself.
+        """
+        known = None if plan.locked_until is None else moments.aware(plan.locked_until)
+        if container.rule is None or container.rule.is_enough(known):
+            return plan.locked_until
+        until = container.rule.new()
+        locking.renew(key, container, until, control)
+        return moments.utc(until)
 
     def _commit(
         self, task: Task, plan: CreatePlan, made: CreateResult, container: Container, control: TaskControl
@@ -244,16 +259,39 @@ class BackupCreate(Handler):
             how = comparison.choose(plan, point, container, sealing, tools.engine.full_compare_every, control)
             while True:
                 LOG.info("Backup %s: %s", plan.backup.id, how.how)
-                plan = creating.bind_source(task, how.identity(point.identity), how.how)
+                until = _lock_until(plan, container)
+                plan = creating.bind_source(
+                    task,
+                    how.identity(point.identity),
+                    how.how,
+                    None if until is None else moments.utc(until),
+                )
                 crash_points.reach("backup.bound")
-                job = self._job(plan, point, how, sealing)
+                job = replace(self._job(plan, point, how, sealing), lock=_lock_plan(plan, until))
                 journal = TaskJournal(tools, task, plan)
                 try:
                     with self._withdrawing(task, plan, journal.announced_key, container):
                         return plan, job, engine.run(job, point, container, journal, control, how.base)
+                except Damaged as error:
+                    # What it shares with its base was to be locked longer, and is not there.
+                    self._record_missing(plan, error, container)
+                    raise IntegrityError(
+                        error.reason,
+                        store=plan.store,
+                        container=plan.container,
+                        key=error.key,
+                        temporary=True,
+                    ) from error
                 except ChangeMissed:
                     assert journal.distrusted_at is not None
                     how = replace(comparison.distrusted(journal.distrusted_at), base=how.base)
+
+    def _record_missing(self, plan: CreatePlan, error: Damaged, container: Container) -> None:
+        """Put an object on the list: the next attempt stores its blocks anew."""
+        if removal.is_proven(error, container):
+            self._tools.backups.damaged_objects.record(
+                plan.store, plan.container, error.key, error.reason, plan.manifest_id
+            )
 
     def _follow(self, task: Task, plan: CreatePlan, length: int, storage_id: str | None) -> CreatePlan:
         """Let the catalogue follow what an open of the volume found."""
@@ -272,7 +310,8 @@ class BackupCreate(Handler):
             plan.installation_id, plan.backup.project_id, plan.backup.volume_id, plan.backup.id
         )
         try:
-            cleanup.leftovers(prefix, key, known, (), container, control)
+            with removal.left_if_locked(container, "objects of lost attempts", plan.backup.id):
+                cleanup.leftovers(prefix, key, known, (), container, control)
         except Damaged as error:
             if error.key == key:
                 raise
@@ -430,7 +469,25 @@ def _create_result(result: BackupResult, length: int, host: str, wire_name: str)
         read_bytes=result.read_bytes,
         base_lost=result.base_problem is not None,
         trusting=result.trusted > 0,
+        locked_until=None if result.locked_until is None else moments.utc(result.locked_until),
     )
+
+
+def _lock_until(plan: CreatePlan, container: Container) -> datetime | None:
+    """Choose until when this attempt locks what it puts; None: it does not."""
+    if container.rule is None:
+        return None
+    base = None if plan.base is None else plan.base.locked_until
+    known = (None if until is None else moments.aware(until) for until in (plan.locked_until, base))
+    return container.rule.choose(known)
+
+
+def _lock_plan(plan: CreatePlan, until: datetime | None) -> LockPlan | None:
+    if until is None:
+        return None
+    base = None if plan.base is None else plan.base.locked_until
+    own, others = (None if one is None else moments.aware(one) for one in (plan.locked_until, base))
+    return LockPlan(until, own, others)
 
 
 def _record(plan: CreatePlan, point: Point) -> dict[str, Any]:

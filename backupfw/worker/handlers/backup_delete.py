@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import datetime
 
 from oslo_log import log
 
@@ -35,12 +36,15 @@ class _Removal(Handler):
         while True:
             try:
                 if plan.copied:
-                    self._remove_copy(plan, container, control)
+                    # A removal that waited would keep other copies of the volume waiting.
+                    with removal.left_if_locked(container, "objects of a copy", plan.backup_id):
+                        self._remove_copy(plan, container, control)
                 else:
                     remove(plan, container, control)
                 # A copy for which nothing was put has no keys there; the place may be another backup's.
                 if not plan.is_link and (plan.begun or not plan.copied):
-                    self._tools.data_keys.forget(plan, container, control)
+                    with removal.left_if_locked(container, "data keys", plan.backup_id):
+                        self._tools.data_keys.forget(plan, container, control)
                 return
             except Damaged as error:
                 # This loop ends: each plan has one relative less, because a released manifest is no relative.
@@ -70,6 +74,8 @@ class _Removal(Handler):
             report = sweep.sweep_volume(volume_prefix, listed, container, rows, control)
             if report.stopped is not None:
                 raise EngineError(report.stopped)
+            if report.locked_until is not None:
+                removal.say_left(container, "objects of a copy", plan.backup_id, report.locked_until)
         objects.prove_container(container, plan.key)
 
 
@@ -103,6 +109,11 @@ class BackupDelete(_Removal):
     def failed(self, task: Task, reason: str) -> None:
         """See :meth:`Handler.failed`."""
         self._tools.backups.deleting.fail(task, reason)
+
+    def locked(self, task: Task, until: datetime, seconds: float) -> None:
+        """See :meth:`Handler.locked`; the user is told."""
+        self._tools.backups.deleting.tell_locked(task, until)
+        super().locked(task, until, seconds)
 
 
 class ManifestRelease(_Removal):
@@ -141,14 +152,33 @@ def _remove(plan: ReleasePlan, container: Container, control: TaskControl) -> No
         return
     own = keys.installation_prefix(plan.installation_id)
     known = KnownManifests(plan.relatives, plan.known_keys)
-    # First, because only these manifests say which objects of other backups an attempt took over.
-    for key in plan.given_up:
-        if not objects.is_missing(container, key):
-            release.run(key, known, own, container, control)
     if plan.key is None:
-        prefix = keys.backup_prefix(plan.installation_id, plan.project_id, plan.volume_id, plan.backup_id)
-        cleanup.leftovers(prefix, None, known, (), container, control, required=plan.begun)
+        # No user waits for it, and nothing needs it.
+        with removal.left_if_locked(container, "objects", plan.backup_id):
+            _remove_uncommitted(plan, known, container, control)
         return
+    _remove_given_up(plan, known, container, control)
     result = release.run(plan.key, known, own, container, control)
     if not result.complete:
         LOG.warning("The manifest %s was damaged or lost; a sweep may find objects it named", plan.key)
+
+
+def _remove_given_up(
+    plan: ReleasePlan, known: KnownManifests, container: Container, control: TaskControl
+) -> None:
+    """Remove what manifests name that will never be committed.
+
+    First, because only these manifests say which objects of other backups an attempt took over.
+    """
+    own = keys.installation_prefix(plan.installation_id)
+    for key in plan.given_up:
+        if not objects.is_missing(container, key):
+            release.run(key, known, own, container, control)
+
+
+def _remove_uncommitted(
+    plan: ReleasePlan, known: KnownManifests, container: Container, control: TaskControl
+) -> None:
+    _remove_given_up(plan, known, container, control)
+    prefix = keys.backup_prefix(plan.installation_id, plan.project_id, plan.volume_id, plan.backup_id)
+    cleanup.leftovers(prefix, None, known, (), container, control, required=plan.begun)

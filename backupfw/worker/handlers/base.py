@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, ClassVar, Protocol
 
 from backupfw import naming
@@ -129,6 +130,15 @@ class Handler(abc.ABC):
         """As :meth:`failed`, where more is known for a user message than the kind of task says."""
         del detail
         self.failed(task, reason)
+
+    def locked(self, task: Task, until: datetime, seconds: float) -> None:
+        """Give back a task whose objects are locked in their store; this does not count as a failed attempt.
+
+        :param until: naive UTC.
+        :param seconds: from now until then.
+        """
+        del until
+        self._tools.tasks.release(task, seconds, locked=True)
 
     def cancelled(self, task: Task) -> None:
         """Clean up after a cancelled task and end it; the statuses were moved when it was cancelled."""

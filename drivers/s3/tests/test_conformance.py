@@ -45,6 +45,11 @@ class S3Suite(ChunkStoreTests):
     def open_store(self, server: Any) -> ChunkStore:
         return S3Store("s3", self.options(server))
 
+    def open_locking(self, server: Any) -> ChunkStore:
+        options = self.options(server, delete_versions=True)
+        options.lock_days = 1
+        return S3Store("s3", options)
+
     def open_unreachable(self, server: Any) -> ChunkStore:
         return S3Store("s3", self.options(server, endpoint=f"http://127.0.0.1:{free_port()}"))
 

@@ -7,6 +7,7 @@ import datetime
 import io
 import json
 import secrets
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import botocore.auth
 import pytest
 from backupfw_s3.store import S3Store
+from botocore.exceptions import ClientError
 
 from backupfw.chunkstore.base import Body
 from backupfw.chunkstore.errors import (
@@ -22,6 +24,7 @@ from backupfw.chunkstore.errors import (
     DeleteFailed,
     IntegrityError,
     NoSpace,
+    NotSupported,
     PermissionDenied,
     Retained,
 )
@@ -486,6 +489,163 @@ def test_locked_versions_are_reported(server: Any) -> None:
             Bucket=container, Key=one["Key"], VersionId=one["VersionId"], BypassGovernanceRetention=True
         )
     store.client.delete_bucket(Bucket=container)
+
+
+def locking(server: Any, **options: object) -> S3Store:
+    """A store as [store:NAME] with lock_days makes it."""
+    values = {
+        "endpoint": server.endpoint,
+        "access_key_id": server.access_key,
+        "secret_access_key": server.secret_key,
+        "region": "us-east-1",
+        "sorted_listing": isinstance(server, Ceph),
+        "delete_versions": True,
+        **options,
+    }
+    made = option_values(S3Store.options(), **values)
+    made.lock_days = 30
+    return S3Store("main", made)
+
+
+def in_seconds(seconds: float) -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=seconds)
+
+
+@pytest.mark.check
+def test_nobody_removes_what_is_locked(server: Any) -> None:
+    """Whoever has the service's credentials tries all that these servers know."""
+    store = locking(server)
+    container = f"backupfw-test-{secrets.token_hex(8)}"
+    store.ensure_container(container)
+    until = in_seconds(12)
+    store.put(container, "key", Body.from_bytes(b"mine").locked(until))
+    client = store.client
+    (version,) = client.list_object_versions(Bucket=container)["Versions"]
+    this = {"Bucket": container, "Key": "key", "VersionId": version["VersionId"]}
+    earlier = {"Mode": "COMPLIANCE", "RetainUntilDate": in_seconds(1)}
+    for attack in (
+        lambda: client.delete_object(**this),
+        lambda: client.delete_object(**this, BypassGovernanceRetention=True),
+        lambda: client.put_object_retention(**this, Retention=earlier),
+        lambda: client.put_object_retention(**this, Retention=earlier, BypassGovernanceRetention=True),
+        lambda: client.put_object_retention(**this, Retention={**earlier, "Mode": "GOVERNANCE"}),
+        lambda: client.put_bucket_versioning(
+            Bucket=container, VersioningConfiguration={"Status": "Suspended"}
+        ),
+        lambda: client.delete_bucket(Bucket=container),
+    ):
+        with pytest.raises(ClientError):
+            attack()
+    for bypass in (False, True):
+        answer = client.delete_objects(
+            Bucket=container,
+            Delete={"Objects": [{"Key": "key", "VersionId": version["VersionId"]}]},
+            BypassGovernanceRetention=bypass,
+        )
+        assert [one["Code"] for one in answer["Errors"]] == ["AccessDenied"]
+    with pytest.raises(DeleteFailed):
+        store.delete(container, ["key"])
+    assert store.get(container, "key") == b"mine"
+    assert client.get_object(**this)["Body"].read() == b"mine"
+    with pytest.raises(Retained):
+        store.erase(container, "")
+    time.sleep(max(0.0, (until - in_seconds(-2)).total_seconds()))
+    store.delete(container, ["key"])
+    assert versions(store, container) == 0
+    client.delete_bucket(Bucket=container)
+
+
+@pytest.mark.check
+def test_what_somebody_hid_or_overwrote_is_brought_back(server: Any) -> None:
+    """Also where he has locked what he put on top."""
+    store = locking(server)
+    container = f"backupfw-test-{secrets.token_hex(8)}"
+    store.ensure_container(container)
+    end = in_seconds(15)
+    kept = ["a/hidden", "a/over", "a/locked over", "a/twice", "a/same", "b/not wanted"]
+    for key in kept:
+        store.put(container, key, Body.from_bytes(key.encode()).locked(end))
+    store.put(container, "a/deleted before", Body.from_bytes(b"x"))
+    store.client.delete_object(Bucket=container, Key="a/deleted before")
+    time.sleep(1.5)
+    before = in_seconds(0)
+    time.sleep(1.5)
+    store.put(container, "a/since", Body.from_bytes(b"x"))
+    for key in ("a/hidden", "a/twice", "b/not wanted"):
+        store.client.delete_object(Bucket=container, Key=key)
+    for key in ("a/over", "a/twice"):
+        put(store, container, key, b"theirs")
+    store.client.delete_object(Bucket=container, Key="a/twice")
+    store.put(container, "a/locked over", Body.from_bytes(b"theirs").locked(end))
+
+    def wanted(key: str) -> bool:
+        return key.startswith("a/")
+
+    changed = {"a/hidden", "a/over", "a/locked over", "a/twice"}
+    assert set(store.bring_back(container, before, wanted, dry_run=True)) == changed
+    assert store.get(container, "a/over") == b"theirs"
+    assert set(store.bring_back(container, before, wanted)) == changed
+    for key in kept[:-1]:
+        assert store.get(container, key) == key.encode()
+        told = store.locked_until(container, key)
+        assert told is not None
+        assert told >= end - datetime.timedelta(seconds=1)
+    assert {info.key for info in store.list(container)} == {*kept[:-1], "a/since"}
+    assert set(store.bring_back(container, before, wanted)) <= {"a/locked over"}
+
+
+@pytest.mark.check
+def test_the_check_proves_locks(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operator, "LISTED", 30)
+    monkeypatch.setattr(operator, "LOCKED", 3.0)
+
+    def verdicts_of(store: S3Store, container: str) -> dict[str, Verdict]:
+        with closing(stack(store)) as stacked:
+            return {one.title: one for one in operator.check(stacked, container, locks=True)}
+
+    container = f"backupfw-test-{secrets.token_hex(8)}"
+    found = verdicts_of(locking(server), container)
+    assert [one.line for one in found.values() if not one.ok or one.warning] == []
+    assert "cannot be deleted with these credentials" in found["locked objects stay"].detail
+    assert "COMPLIANCE" in found["object-lock"].detail
+    assert versions(locking(server), container) == 0
+    # A bucket that was made without locks, e.g. before the option was set.
+    found = verdicts_of(locking(server, delete_versions=False), new_container(server))
+    assert not found["locked objects stay"].ok
+    assert "made with object lock" in found["locked objects stay"].detail
+    assert found["object-lock"].warning
+
+
+def test_a_lock_keeps_the_mode_that_it_has(server: Any) -> None:
+    """The option was changed: what is locked in the other mode is renewed in that one."""
+    container = f"backupfw-test-{secrets.token_hex(8)}"
+    weak = locking(server, lock_mode="governance")
+    weak.ensure_container(container)
+    weak.put(container, "key", Body.from_bytes(b"x").locked(in_seconds(60)))
+    until = in_seconds(120)
+    store = locking(server)
+    store.lock(container, "key", until)
+    told = store.locked_until(container, "key")
+    assert told is not None
+    assert told >= until
+    assert store.client.head_object(Bucket=container, Key="key")["ObjectLockMode"] == "GOVERNANCE"
+    (one,) = store.client.list_object_versions(Bucket=container)["Versions"]
+    store.client.delete_object(
+        Bucket=container, Key="key", VersionId=one["VersionId"], BypassGovernanceRetention=True
+    )
+
+
+def test_a_bucket_without_locks_says_so(server: Any, container: str) -> None:
+    store = locking(server)
+    put(store, container, "key", b"x")
+    assert store.locked_until(container, "key") is None
+    for use in (
+        lambda: store.lock(container, "key", in_seconds(60)),
+        lambda: store.put(container, "other", Body.from_bytes(b"x").locked(in_seconds(60))),
+    ):
+        with pytest.raises(NotSupported, match="made with object lock") as caught:
+            use()
+        assert not caught.value.temporary
 
 
 # ---- many objects ------------------------------------------------------------------------------------

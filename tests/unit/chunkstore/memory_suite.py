@@ -16,6 +16,7 @@ class MemorySuite(ChunkStoreTests):
 
     secrets = ()
     local = True
+    lock_seconds = 0.3
     declared: ClassVar[dict[str, str]] = {"full_store": "memory has no bound of its own"}
 
     @pytest.fixture(scope="class")

@@ -34,6 +34,7 @@ FORWARDING = {
     "test_g11_settings_are_reported",
     "test_g14_containers_are_listed",
     "test_g14_only_empty_containers_go",
+    "test_g20_put_with_a_lock",
     "test_g18_close_twice",
     "test_g18_closed_stores_refuse",
 }

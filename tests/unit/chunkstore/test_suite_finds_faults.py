@@ -29,6 +29,7 @@ class TestStore(ChunkStoreTests):
     listing_keys = 2400
     largest = 1 << 20
     model_examples = 30
+    lock_seconds = 0.3
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -50,6 +51,41 @@ class TestStore(ChunkStoreTests):
 
 #: What is broken -> the class, and the tests that must fail for it.
 BROKEN = {
+    "locks are forgotten": (
+        """
+    def put(self, container, key, body, *, if_absent=False):
+        self.inner.put(container, key, body.locked(None), if_absent=if_absent)
+""",
+        ["test_g20_put_with_a_lock"],
+    ),
+    "locks can be shortened": (
+        """
+    def lock(self, container, key, until):
+        self.inner.lock(container, key, until)
+        self.inner.locks[container, key] = until
+""",
+        ["test_g20_a_lock_is_renewed_and_never_ends_earlier"],
+    ),
+    "nobody hears how long it is locked": (
+        """
+    def delete(self, container, keys):
+        try:
+            self.inner.delete(container, keys)
+        except DeleteFailed as error:
+            raise DeleteFailed({key: PermissionDenied("no") for key in error.errors}) from error
+""",
+        ["test_g20_put_with_a_lock"],
+    ),
+    "what is missing is locked": (
+        """
+    def lock(self, container, key, until):
+        try:
+            self.inner.lock(container, key, until)
+        except NotFound:
+            pass
+""",
+        ["test_g20_what_is_missing_has_no_lock"],
+    ),
     "missing is empty": (
         """
     def get(self, container, key, offset=None, length=None):
@@ -633,7 +669,7 @@ def test_a_broken_store_fails_the_tests_of_its_guarantee(pytester: pytest.Pytest
 def test_a_good_store_passes(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(ADOPTION.format(broken="class Broken(FaultyStore): pass"))
     result = pytester.inline_run("-q", "-p", "no:cacheprovider", "--guarantees")
-    result.assertoutcome(passed=122, skipped=1)
+    result.assertoutcome(passed=125, skipped=1)
 
 
 def test_a_store_that_cannot_hold_every_key_passes_when_it_says_so(pytester: pytest.Pytester) -> None:

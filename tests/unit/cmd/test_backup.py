@@ -205,6 +205,8 @@ def test_a_sweep_deletes_orphans_and_nothing_else(
         "orphans": 1,
         "orphan_bytes": 5,
         "skipped_objects": 0,
+        "locked_objects": 0,
+        "locked_until": None,
         "unknown_manifests": [],
         "problem": None,
     }

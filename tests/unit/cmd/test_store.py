@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from backupfw.chunkstore import loader
 from backupfw.chunkstore.base import CheckItem, ChunkStore
+from backupfw.chunkstore.memory import MemoryStore
 from backupfw.plugins import PluginInfo
 from backupfw.testing import operator
 from tests.unit.cmd.conftest import Run
@@ -165,3 +168,59 @@ def test_options_that_a_driver_refuses_show_no_secret(run: Run, configure: Path)
     assert done.err.startswith("backupfw: ")
     assert len(done.err.splitlines()) == 1
     assert SECRET not in done.out + done.err
+
+
+# ---- locks and older versions ------------------------------------------------------------------------
+
+
+def test_check_proves_locks(run: Run, configure: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operator, "LOCKED", 0.2)
+    monkeypatch.setattr(operator, "LISTED", 30)
+    configure.write_text("[store:main]\ndriver = memory\nlock_days = 30\n")
+    done = run("store", "check", "main")
+    assert done.status == 0
+    assert (
+        "G20   ok      locked objects stay: a locked object cannot be deleted with these credentials\n"
+        in done.out
+    )
+
+
+def test_only_a_driver_with_locks_may_lock(run: Run, configure: Path, tmp_path: Path) -> None:
+    configure.write_text(f"[store:main]\ndriver = posix\npath = {tmp_path}/one\nlock_days = 30\n")
+    done = run("config", "check")
+    assert done.status == 1
+    assert "section [store:main], option lock_days: the driver 'posix' has no locks" in done.err + done.out
+
+
+def test_undelete_says_which_store_has_no_older_versions(run: Run, configure: Path) -> None:
+    configure.write_text("[store:main]\ndriver = memory\n")
+    done = run("store", "undelete", "main", "--before", "2026-01-31T18:00")
+    assert done.status == 1
+    assert "the store keeps no older versions" in done.err
+    assert run("store", "undelete", "main", "--before", "yesterday").status == 2
+
+
+def test_undelete_prints_what_it_brings_back(
+    run: Run, configure: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only objects of backups: the holder object and what others have stay as they are."""
+    ours = "i/p/v/b/1.1-0123456789abcdef/manifest"
+    asked: list[tuple[str, datetime, bool]] = []
+
+    def bring_back(
+        _self: object, container: str, before: datetime, wanted: Any, *, dry_run: bool = False
+    ) -> Iterator[str]:
+        asked.append((container, before, dry_run))
+        return filter(wanted, (ours, "i.holder", "somebody/else"))
+
+    monkeypatch.setattr(MemoryStore, "bring_back", bring_back)
+    configure.write_text("[store:main]\ndriver = memory\n")
+    done = run("store", "undelete", "main", "--before", "2026-01-31T18:00", "--dry-run", "--container", "c")
+    assert (done.status, done.out, done.err) == (0, f"{ours}\n1 object would be brought back\n", "")
+    assert (
+        run("store", "undelete", "main", "--before", "2026-01-31").out == f"{ours}\n1 object brought back\n"
+    )
+    assert asked == [
+        ("c", datetime(2026, 1, 31, 18, tzinfo=UTC), True),
+        ("volumebackups", datetime(2026, 1, 31, tzinfo=UTC), False),
+    ]

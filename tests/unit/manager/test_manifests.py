@@ -413,6 +413,7 @@ def test_an_announced_key_has_a_row_beside_that_of_its_manifest(db: Database) ->
         "state": "announced",
         **columns,
         "source_identity": None,
+        "locked_until": None,
         "length": None,
         "touched": 0,
         # Both are the moment of the announcement, on the clock of the manifest's row.

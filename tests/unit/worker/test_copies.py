@@ -11,16 +11,17 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from backupfw import crash_points, errors
+from backupfw import crash_points, errors, moments
 from backupfw.chunkstore.base import Body
 from backupfw.chunkstore.container import Container
+from backupfw.chunkstore.errors import locked_until
 from backupfw.chunkstore.memory import MemoryStore
 from backupfw.cmd.catalogue import DatabaseCatalogue
 from backupfw.db import models
 from backupfw.engine import audit, recovery, restore, sweep
 from backupfw.engine.format import keys
 from backupfw.engine.format.sealing import no_keys
-from backupfw.errors import AttemptInVain, InvalidBackup, InvalidInput, TaskCancelled
+from backupfw.errors import AttemptInVain, InvalidBackup, InvalidInput, StillLocked, TaskCancelled
 from backupfw.keys.base import KeyStore
 from backupfw.manager.lineage import lifecycle
 from backupfw.manager.operators import audit as rows_audit
@@ -110,10 +111,16 @@ class CopyWorld(WorkerWorld):
         except TaskCancelled:
             handler.cancelled(task)
             return "cancelled"
+        except StillLocked as error:
+            handler.locked(task, error.until, error.seconds)
+            return "locked"
         except (AttemptInVain, StoreDown):
             self.tasks.release(task, 3600)
             return "waits"
         except Exception as error:
+            if (until := locked_until(error)) is not None:
+                handler.locked(task, moments.utc(until), 3600)
+                return "locked"
             handler.failed(task, f"{type(error).__name__}: {error}")
             return "failed"
         return "done"

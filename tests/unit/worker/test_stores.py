@@ -44,7 +44,7 @@ class Shop:
 
     def alarm(self, alarm: Alarm | None) -> None:
         """Make the stores anew."""
-        section = SimpleNamespace(container=None, driver="memory", listing_lag_seconds=60.0)
+        section = SimpleNamespace(container=None, driver="memory", listing_lag_seconds=60.0, lock_days=0)
         sections = {f"store:{name}": section for name in self.faulty}
         self.stores = Stores(
             Conf(enabled_stores=list(self.faulty), backup=SimpleNamespace(container="box"), **sections),  # type: ignore[arg-type]

@@ -16,14 +16,13 @@ from backupfw.chunkstore.errors import (
     NotSupported,
 )
 from backupfw_s3.errors import code_of, translated
+from backupfw_s3.locking import NO_LOCK
 
 if TYPE_CHECKING:
     from backupfw_s3.store import S3Store
 
 #: MD5 of something else than what is sent with it, base64.
 _WRONG_MD5 = "1B2M2Y8AsgTpgAmY7PhCfg=="
-#: How servers say that a bucket has no object lock.
-_NO_LOCK = ("ObjectLockConfigurationNotFoundError", "ObjectLockConfigurationNotFound")
 #: In the order of their UTF-8 bytes; servers that keep folders list the second last.
 _ORDERED = ("a", "a!", "a-b", "a/b", "a0", "\u00e9", "\uffee", "\U0001f642")
 
@@ -192,8 +191,15 @@ def _object_lock(store: S3Store, container: str) -> str | None:
     answer = _asked(store, container, store.client.get_object_lock_configuration)
     found = answer.get("ObjectLockConfiguration") or {}
     if found.get("ObjectLockEnabled") != "Enabled":
+        if store.locks:
+            raise Caution(
+                "the bucket has none, but lock_days is set, so no backup can be stored: make another bucket "
+                "with object lock (ObjectLockEnabledForBucket; backupfw makes its own so)"
+            )
         return "the bucket has none"
     rule = (found.get("Rule") or {}).get("DefaultRetention")
+    if store.locks and not rule:
+        return f"objects are locked as lock_days says ({store.lock_mode})"
     freed = (
         "deletes fail with that reason and are tried again until then"
         if store.deletes_versions
@@ -216,7 +222,7 @@ def _asked(store: S3Store, container: str, question: Callable[..., Any]) -> Any:
     except NotSupported:
         return {}
     except ChunkStoreError as error:
-        if code_of(error)[0] in _NO_LOCK:
+        if code_of(error)[0] in NO_LOCK:
             return {}
         raise Caution(
             f"the setting cannot be asked for, so nobody knows what deletes will free: {error.reason}"

@@ -7,6 +7,7 @@ import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from backupfw.chunkstore.errors import (
@@ -18,6 +19,7 @@ from backupfw.chunkstore.errors import (
     Unavailable,
 )
 from backupfw_s3.errors import CODES, code_of, of_key, translated
+from backupfw_s3.locking import retention
 
 LOG = logging.getLogger(__name__)
 
@@ -223,27 +225,33 @@ class Deleting:
         asked = [other for other in others.values() if isinstance(other, PermissionDenied)]
         if asked and not isinstance(asked[0], Retained):
             return error
-        reason = asked[0].reason if asked else self._lock_of(container, target)
+        if asked:
+            reason: str | None = asked[0].reason
+            until = asked[0].until if isinstance(asked[0], Retained) else None
+        else:
+            reason, until = self._lock_of(container, target)
         if reason is None:
             return error
-        made = Retained(reason, store=self._store, container=container, key=target.key)
+        made = Retained(reason, until=until, store=self._store, container=container, key=target.key)
         made.__cause__ = error
         return made
 
-    def _lock_of(self, container: str, target: Target) -> str | None:
-        """Say what keeps a version from being deleted; None if it is no lock, or cannot be asked for."""
+    def _lock_of(self, container: str, target: Target) -> tuple[str | None, datetime | None]:
+        """Say what keeps a version from being deleted, and until when.
+
+        Both are None if it is no lock, or if that cannot be asked for; a hold has no end.
+        """
         where = {"Bucket": container, **target.entry()}
         with suppress(ChunkStoreError), translated(self._store, container, target.key):
-            found = self._client.get_object_retention(**where).get("Retention") or {}
-            if until := found.get("RetainUntilDate"):
-                return (
-                    f"the store's object lock keeps it until {until:%Y-%m-%d %H:%M} UTC ({found.get('Mode')})"
-                )
+            mode, until = retention(self._client.get_object_retention(**where))
+            if until is not None:
+                until = until.astimezone(UTC)
+                return f"the store's object lock keeps it until {until:%Y-%m-%d %H:%M} UTC ({mode})", until
         with suppress(ChunkStoreError), translated(self._store, container, target.key):
             found = self._client.get_object_legal_hold(**where).get("LegalHold") or {}
             if found.get("Status") == "ON":
-                return "a legal hold keeps it until somebody takes it away"
-        return None
+                return "a legal hold keeps it until somebody takes it away", None
+        return None, None
 
     # ---- versions ------------------------------------------------------------------------------------
 

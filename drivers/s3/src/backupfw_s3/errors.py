@@ -268,10 +268,12 @@ PERMISSIONS: Mapping[str, str] = {
     "GetBucketVersioning": "s3:GetBucketVersioning",
     "GetObject": "s3:GetObject",
     "GetObjectLockConfiguration": "s3:GetBucketObjectLockConfiguration",
+    "GetObjectRetention": "s3:GetObjectRetention",
     "ListBuckets": "s3:ListAllMyBuckets",
     "ListObjectVersions": "s3:ListBucketVersions",
     "ListObjectsV2": "s3:ListBucket",
     "PutObject": "s3:PutObject",
+    "PutObjectRetention": "s3:PutObjectRetention",
 }
 
 #: Codes of a refusal that a permission would end: not those of keys and signatures that are wrong.

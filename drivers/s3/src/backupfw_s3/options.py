@@ -14,6 +14,8 @@ from backupfw.chunkstore.options import ConfigError
 
 #: Bytes of a key for SSE-C (AES-256).
 CUSTOMER_KEY_BYTES = 32
+#: Values of ``lock_mode``.
+COMPLIANCE, GOVERNANCE = "compliance", "governance"
 
 
 def options() -> Sequence[cfg.Opt]:
@@ -99,6 +101,16 @@ def _server() -> Sequence[cfg.Opt]:
             help="Delete every version of an object, and its delete markers: in a bucket with versioning a "
             "plain delete frees nothing. Costs a listing request per thousand versions and needs "
             "s3:ListBucketVersions and s3:DeleteObjectVersion.",
+        ),
+        cfg.StrOpt(
+            "lock_mode",
+            default=COMPLIANCE,
+            choices=[
+                (COMPLIANCE, "nobody can delete what is locked, not even the owner of the account"),
+                (GOVERNANCE, "who has the permission s3:BypassGovernanceRetention can"),
+            ],
+            help="The mode of locks, where lock_days is set. backupfw never bypasses a lock: do not give its "
+            "credentials that permission.",
         ),
         cfg.StrOpt(
             "bucket_location",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from backupfw.chunkstore.base import Body, Capabilities, CheckItem, CheckReport, ChunkStore, ObjectInfo
@@ -30,7 +31,9 @@ from backupfw_s3.bodies import BodyFile, Digests, WrongBody, digest
 from backupfw_s3.checking import check, inspect
 from backupfw_s3.client import make_client, sends_checksums
 from backupfw_s3.deleting import Deleting
-from backupfw_s3.errors import translated
+from backupfw_s3.errors import code_of, translated
+from backupfw_s3.locking import REFUSED, in_seconds, retention
+from backupfw_s3.undoing import Undoing
 
 if TYPE_CHECKING:
     from oslo_config import cfg
@@ -49,6 +52,7 @@ class S3Store(ChunkStore):
         r"(?!xn--)(?!.*(?:-s3alias|--ol-s3|--x-s3)$)(?!\d+\.\d+\.\d+\.\d+$)(?!.*\.\.)(?!.*(?:\.-|-\.))"
         r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]"
     )
+    object_lock = True
 
     def __init__(self, name: str, options: Any) -> None:
         super().__init__(name, options)
@@ -75,6 +79,9 @@ class S3Store(ChunkStore):
         self.bulk_delete_size: int = options.bulk_delete_size
         #: Whether deletes reach every version.
         self.deletes_versions: bool = options.delete_versions
+        #: Whether new buckets are made for locks, and the mode of new locks as S3 calls it.
+        self.locks = bool(getattr(options, "lock_days", 0))
+        self.lock_mode: str = options.lock_mode.upper()
         self._deleting = Deleting(
             self.client, name, self.bulk_delete_size, self.deletes_versions, options.sorted_listing
         )
@@ -118,11 +125,18 @@ class S3Store(ChunkStore):
             arguments["ChecksumCRC32"] = digests.crc32
         if if_absent:
             arguments["IfNoneMatch"] = "*"
+        if body.locked_until is not None:
+            arguments["ObjectLockMode"] = self.lock_mode
+            arguments["ObjectLockRetainUntilDate"] = in_seconds(body.locked_until)
         try:
             with translated(self.name, container, key), BodyFile(body) as file:
                 answer = self.client.put_object(Body=file, **arguments)
         except NotFound:
             self._known.discard(container)
+            raise
+        except ChunkStoreError as error:
+            if body.locked_until is not None and code_of(error)[0] in REFUSED:
+                raise self._without_locks(container, key) from error
             raise
         if self._etag_is_md5 and md5_of(answer) not in (None, digests.md5_hex):
             # The server did not compare them.  The wrong object must not stay.
@@ -227,12 +241,70 @@ class S3Store(ChunkStore):
                 raise
             super().erase(container, prefix)
 
+    def lock(self, container: str, key: str, until: datetime) -> None:
+        """Lock the object as it is now (see :meth:`ChunkStore.lock`)."""
+        self.require_open()
+        until = in_seconds(until)
+        try:
+            self._lock(container, key, until, self.lock_mode)
+        except PermissionDenied:
+            # Servers refuse to shorten a lock, and to change its mode, with the code of a missing permission.
+            mode, end = self._retention(container, key)
+            if end is not None and end >= until:
+                return
+            if mode in (None, self.lock_mode):
+                raise
+            self._lock(container, key, until, mode)
+
+    def _lock(self, container: str, key: str, until: datetime, mode: str) -> None:
+        try:
+            with translated(self.name, container, key):
+                self.client.put_object_retention(
+                    Bucket=container, Key=key, Retention={"Mode": mode, "RetainUntilDate": until}
+                )
+        except ChunkStoreError as error:
+            if code_of(error)[0] in REFUSED:
+                raise self._without_locks(container, key) from error
+            raise
+
+    def locked_until(self, container: str, key: str) -> datetime | None:
+        """Ask for the lock of the object as it is now (see :meth:`ChunkStore.locked_until`)."""
+        self.require_open()
+        end = self._retention(container, key)[1]
+        return end if end is not None and end > datetime.now(end.tzinfo) else None
+
+    def _retention(self, container: str, key: str) -> tuple[str | None, datetime | None]:
+        try:
+            with translated(self.name, container, key):
+                return retention(self.client.get_object_retention(Bucket=container, Key=key))
+        except ChunkStoreError as error:
+            if code_of(error)[0] in REFUSED:
+                return None, None
+            raise
+
+    def _without_locks(self, container: str, key: str) -> NotSupported:
+        return NotSupported(
+            "the store refuses the lock: the bucket must have been made with object lock (lock_days)",
+            store=self.name,
+            container=container,
+            key=key,
+            for_user="The store's container cannot lock objects, as the service is configured to.",
+        )
+
     def _may_keep_versions(self, container: str) -> bool:
         try:
             with translated(self.name, container):
                 return bool(self.client.get_bucket_versioning(Bucket=container).get("Status"))
         except ChunkStoreError:
             return True
+
+    def bring_back(
+        self, container: str, before: datetime, wanted: Callable[[str], bool], *, dry_run: bool = False
+    ) -> Iterator[str]:
+        """Delete what came on top, or copy the older version there (see :meth:`ChunkStore.bring_back`)."""
+        self.require_open()
+        undoing = Undoing(self.client, self.name, self._capabilities.sorted_listing, self.put_arguments)
+        return undoing.run(container, before, wanted, dry_run)
 
     def inspect(self, container: str) -> Sequence[CheckItem]:
         """Ask for versioning and object lock."""
@@ -248,6 +320,8 @@ class S3Store(ChunkStore):
 
     def _make_container(self, container: str) -> None:
         arguments: dict[str, Any] = {"Bucket": container}
+        if self.locks:
+            arguments["ObjectLockEnabledForBucket"] = True
         if self._location:
             arguments["CreateBucketConfiguration"] = {"LocationConstraint": self._location}
         try:
