@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING
 
 from sqlalchemy import ColumnElement, and_, exists, func, not_, or_, select, update
@@ -151,8 +152,12 @@ class Limits:
         )
 
 
+@cache
 def first_in_line() -> ColumnElement[bool]:
-    """No older unfinished task concerns the same resource or source (ids of both kinds never collide)."""
+    """No older unfinished task concerns the same resource or source (ids of both kinds never collide).
+
+    It is made once: to make the alias takes longer than to ask.
+    """
     row, older = models.Task, aliased(models.Task)
     return ~exists(select(older.id).where(older.id < row.id, *_in_the_way_of(row, older)))
 
