@@ -284,6 +284,23 @@ def test_older_backups_are_on_further_pages(full: Cloud) -> None:
         assert "1 to 50 of" in browser.get(f"volumes/{VOLUME}?from={wrong}").text
 
 
+def test_a_backup_is_kept_from_policies(cloud: Cloud) -> None:
+    backup = cloud.backup(cloud.volume())
+    found = cloud.managers.backups.get(_admin(), backup)
+    browser = Browser(made(cloud), "alice:demo:member")
+    for word, value in (("Keep", "true"), ("Keep no longer", "false"), ("Keep", "true")):
+        page = browser.get(f"volumes/{found.volume_id}")
+        assert f">{word}</button>" in page.text
+        assert (", kept" in page.text) == (word != "Keep")
+        browser.post(f"volumes/{found.volume_id}/{backup}/keep", {"keep": value})
+        assert cloud.managers.backups.get(_admin(), backup).metadata == {"backupfw:keep": value}
+    assert ", kept" in browser.get(f"volumes/{found.volume_id}").text
+    reader = Browser(made(cloud), "eve:demo:reader")
+    assert "Keep" not in reader.get(f"volumes/{found.volume_id}").text
+    reader.post(f"volumes/{found.volume_id}/{backup}/keep", status=403)
+    Browser(made(cloud), "bob:other:member").post(f"volumes/{found.volume_id}/{backup}/keep", status=404)
+
+
 def test_a_volume_that_is_gone_is_found_by_its_backups(cloud: Cloud) -> None:
     volume = cloud.volume(name="mail")
     backup = cloud.backup(volume)

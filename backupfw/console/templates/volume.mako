@@ -57,7 +57,7 @@ ${parts.same(f'POST /v3/{volume.project_id}/backups', '{"backup": {"volume_id": 
 % for one in backups:
 <tr id="backup-${one.id}">
 <th scope="row"><span title="${one.id}">${shown.named(one.name, one.id)}</span><small>${'incremental' if one.is_incremental else 'full'}, of ${shown.since(one.moment, now)}</small></th>
-<td>${shown.state('damaged' if one.damaged else one.status)}
+<td>${shown.state('damaged' if one.damaged else one.status)}${', kept' if one.kept else ''}
 % if one.fail_reason:
 <small>${one.fail_reason}</small>
 % endif
@@ -79,6 +79,9 @@ ${shown.since(one.verified_at, now)}<small>${shown.state(one.verified_result)}${
 <td class="actions">
 % if one.status == 'available' and may['restore']:
 <a class="button small quiet" href="${base}/volumes/${volume.id}/${one.id}/restore" aria-label="Restore ${shown.named(one.name, one.id)}">Restore</a>
+% endif
+% if may['update']:
+<form method="post" action="${base}/volumes/${volume.id}/${one.id}/keep"><button name="keep" value="${'false' if one.kept else 'true'}" class="small quiet" aria-label="${'Keep no longer' if one.kept else 'Keep'} ${shown.named(one.name, one.id)}">${'Keep no longer' if one.kept else 'Keep'}</button></form>
 % endif
 % if one.status in ('available', 'error') and may['delete']:
 <a class="button small quiet" href="${base}/volumes/${volume.id}/${one.id}/delete" aria-label="Delete ${shown.named(one.name, one.id)}">Delete</a>

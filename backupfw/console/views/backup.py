@@ -6,6 +6,7 @@ from backupfw.api.request import Request, Response, expose
 from backupfw.console.page import Page, View, go
 from backupfw.errors import InvalidInput
 from backupfw.manager.rows import Backup
+from backupfw.manager.rules.backup_rows import KEEP_KEY
 
 
 class BackupPage(Page):
@@ -28,6 +29,13 @@ class BackupPage(Page):
     def delete(self, req: Request, resp: Response) -> None:
         """Delete it."""
         self.site.managers.backups.delete(self.acting(req, self.backup.project_id), self.backup.id)
+        go(req, resp, f"volumes/{self.backup.volume_id}")
+
+    @expose("POST", "keep", rule="backup:update")
+    def keep(self, req: Request, resp: Response) -> None:
+        """Keep it from every policy, or let them delete it again."""
+        wanted = {KEEP_KEY: "false" if req.data.get("keep") == "false" else "true"}
+        self.site.managers.backups.merge_metadata(req.context, self.backup.id, wanted)
         go(req, resp, f"volumes/{self.backup.volume_id}")
 
     @expose("GET", "restore", rule="backup:restore")

@@ -10,6 +10,7 @@ from backupfw.manager.usecases.overview import VolumeState
 
 #: How many volumes a page has.
 SHOWN = 50
+_ACTS = ("create", "restore", "delete", "update")
 
 
 class VolumePage(Page):
@@ -29,7 +30,7 @@ class VolumePage(Page):
         offset = number(req.query.get("from"))
         backups, total = self.site.overview.time_line(req.context, self.volume.id, offset=offset)
         now, project = self.site.overview.moment(), self.volume.project_id
-        may = {one: self.allows(req, f"backup:{one}", project) for one in ("create", "restore", "delete")}
+        may = {one: self.allows(req, f"backup:{one}", project) for one in _ACTS}
         line, place = timeline.drawn(backups, now), (offset + 1, offset + len(backups), total)
         return View("volume", volume=self.volume, line=line, backups=backups, place=place, now=now, may=may)
 

@@ -27,13 +27,11 @@ from backupfw.manager.outcomes.damaged_objects import is_damaged
 from backupfw.manager.policies import retention
 from backupfw.manager.policies.retention import Taken
 from backupfw.manager.policies.settings import Settings
+from backupfw.manager.rules.backup_rows import KEEP_KEY, is_kept
 from backupfw.manager.usecases.backups import BackupManager
 
 LOG = log.getLogger(__name__)
 
-#: Metadata key of a backup that no retention deletes, with any value but these.
-KEEP_KEY = "backupfw:keep"
-_NOT_KEPT = frozenset({"", "false", "no", "off", "0"})
 #: Backups that could not be made are shown for so long.
 ERRORS_KEPT = timedelta(days=7)
 #: Backups that may be restored.
@@ -81,7 +79,7 @@ def of(session: Session, policy: models.BackupPolicy, volume_id: str) -> Candida
         if found.status == lifecycle.ERROR:
             failed[found.id] = found.updated_at or found.created_at
         else:
-            stays = found.damaged or _is_kept(found.keep)
+            stays = found.damaged or is_kept(found.keep)
             (kept if stays else good).append(Taken(found.id, found.data_timestamp or found.created_at))
     return Candidates(good, kept, reasons, failed)
 
@@ -108,13 +106,9 @@ def _with_holds() -> Any:
     ).outerjoin(pair, and_(pair.backup_id == row.id, pair.key == KEEP_KEY))
 
 
-def _is_kept(value: str | None) -> bool:
-    return value is not None and value.strip().lower() not in _NOT_KEPT
-
-
 def _reason(found: Any) -> str | None:
     """Say what holds a backup besides the rules.  A further reason that it may not go belongs here."""
-    if _is_kept(found.keep):
+    if is_kept(found.keep):
         return f"metadata {KEEP_KEY}"
     if found.damaged:
         return "damaged: only a user deletes it"

@@ -20,6 +20,15 @@ from backupfw.manager.records import Record
 from backupfw.manager.rows import Task
 from backupfw.manager.rules import volume_rules
 
+#: Metadata key of a backup that no retention deletes, with any value but these.
+KEEP_KEY = "backupfw:keep"
+_NOT_KEPT = frozenset({"", "false", "no", "off", "0"})
+
+
+def is_kept(value: str | None) -> bool:
+    """Whether a value of :data:`KEEP_KEY` keeps a backup from every retention; None: it has no such key."""
+    return value is not None and value.strip().lower() not in _NOT_KEPT
+
 
 def set_metadata(session: Session, backup_id: str, metadata: Mapping[str, str]) -> None:
     """Replace the whole metadata of a backup."""

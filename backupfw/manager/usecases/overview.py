@@ -21,7 +21,7 @@ from backupfw.errors import VolumeNotFound
 from backupfw.manager.lineage import lifecycle
 from backupfw.manager.queue import claims, requirements, services, tasks, waiting
 from backupfw.manager.queue.claims import Limits
-from backupfw.manager.rules import quota, volume_rules
+from backupfw.manager.rules import backup_rows, quota, volume_rules
 
 if TYPE_CHECKING:
     from oslo_config import cfg
@@ -143,6 +143,7 @@ class BackupState:
     :ivar frees: what its deletion frees; None: only its store knows.
     :ivar damaged: it names an object that is missing or wrong.
     :ivar copies: store and status of each copy.
+    :ivar kept: no policy deletes it.
     """
 
     id: str
@@ -163,6 +164,7 @@ class BackupState:
     verified_result: str | None
     store: str | None
     copies: Sequence[tuple[str, str]]
+    kept: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -452,6 +454,9 @@ def _backup_states(session: Session, found: Sequence[models.Backup]) -> Sequence
     marked = mark.manifest_id.in_({row.manifest_id for row in found if row.manifest_id})
     damaged = set(session.scalars(select(mark.manifest_id).where(marked).distinct()))
     freed = _freed(session, found)
+    pair = models.BackupMetadata
+    keeping = (pair.backup_id.in_([row.id for row in found]), pair.key == backup_rows.KEEP_KEY)
+    kept = {one[0]: one[1] for one in session.execute(select(pair.backup_id, pair.value).where(*keeping))}
     return [
         BackupState(
             id=row.id,
@@ -472,6 +477,7 @@ def _backup_states(session: Session, found: Sequence[models.Backup]) -> Sequence
             verified_result=row.verified_result,
             store=row.store,
             copies=copies.get(row.id, ()),
+            kept=backup_rows.is_kept(kept.get(row.id)),
         )
         for row in found
     ]
