@@ -126,7 +126,7 @@ def test_no_command_of_openstackclient_is_shadowed() -> None:
         theirs, ours = set(), set()
         for point in entry_points(group=group):
             (ours if point.value.startswith("backupfwclient.") else theirs).add(point.name)
-        assert len(ours) == 5
+        assert len(ours) == (15 if group.endswith("3") else 5)
         assert not ours & theirs
         # The command takes the longest name that it knows: none of ours begins with a whole name of theirs.
         assert not [name for name in ours if any(name.startswith(f"{other}_") for other in theirs)]

@@ -12,7 +12,7 @@ from osc_lib.cli.format_columns import SizeColumn
 from osc_lib.command import command
 from osc_lib.utils import format_size
 
-from backupfwclient.service import Service, wait
+from backupfwclient.service import Service, for_each, wait
 
 #: What the service says of a backup on which nothing runs or waits.
 IDLE = "idle"
@@ -102,12 +102,8 @@ class CancelBackup(command.Command):
     def take_action(self, parsed_args: argparse.Namespace) -> None:
         """Cancel each; one that is refused does not keep the others from it."""
         service = Service(self.app)
-        refused = 0
-        for name in parsed_args.backups:
-            try:
-                service.act(f"/backups/{service.find_backup(name).id}", "os-backupfw-cancel", {})
-            except exceptions.CommandError as error:
-                refused += 1
-                self.log.error("%s", error)
-        if refused:
-            raise exceptions.CommandError(f"{refused} of {len(parsed_args.backups)} backups not cancelled.")
+
+        def cancel(name: str) -> None:
+            service.act(f"/backups/{service.find_backup(name).id}", "os-backupfw-cancel", {})
+
+        for_each(parsed_args.backups, "backups not cancelled", cancel)

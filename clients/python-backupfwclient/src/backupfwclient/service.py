@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from openstack import exceptions as sdk_exceptions
 from osc_lib import exceptions
 
-__all__ = ["Service", "wait"]
+__all__ = ["Service", "for_each", "wait"]
+
+LOG = logging.getLogger(__name__)
 
 #: Seconds between two looks at something that is awaited.
 PAUSE = 2.0
@@ -33,25 +36,56 @@ class Service:
         with _plain_words():
             return self._proxy.find_backup(name_or_id, ignore_missing=False)
 
-    def get(self, path: str, key: str) -> Any:
+    def find_volume(self, name_or_id: str) -> Any:
+        """Return the volume as openstacksdk has it.
+
+        :raises CommandError: there is none, or several have this name.
+        """
+        with _plain_words():
+            return self._proxy.find_volume(name_or_id, ignore_missing=False)
+
+    def get(self, path: str, key: str, **query: Any) -> Any:
         """Return what the answer to a GET has under a key; None if the service answers 404.
 
         :raises CommandError: any other refusal, in the service's words.
         """
         with _plain_words():
-            answer = self._proxy.get(path)
+            answer = self._proxy.get(path, params=query)
             if answer.status_code == 404:
                 return None
             sdk_exceptions.raise_from_response(answer)
         return answer.json()[key]
 
-    def act(self, path: str, action: str, body: dict[str, Any]) -> None:
-        """Ask for an action on the resource at a path.
+    def send(self, method: str, path: str, body: Any = None) -> Any:
+        """Send a request that changes something; return the answer's body, None if it has none.
 
         :raises CommandError: the service refuses it, in its words.
         """
         with _plain_words():
-            sdk_exceptions.raise_from_response(self._proxy.post(f"{path}/action", json={action: body}))
+            answer = self._proxy.request(path, method, json=body)
+            sdk_exceptions.raise_from_response(answer)
+        return answer.json() if answer.content else None
+
+    def act(self, path: str, action: str, body: dict[str, Any]) -> Any:
+        """Ask for an action on the resource at a path; as :meth:`send`."""
+        return self.send("POST", f"{path}/action", {action: body})
+
+
+def for_each(names: Sequence[str], failure: str, do: Callable[[str], object]) -> None:
+    """Do something with each; one that is refused does not keep the others from it.
+
+    :param failure: what the error says of those that were refused, after their number.
+    :raises CommandError: at least one was refused; the reasons are in the log, which users see.
+    """
+    refused = 0
+    for name in names:
+        try:
+            do(name)
+        except exceptions.CommandError as error:
+            refused += 1
+            LOG.error("%s", error)
+    if refused:
+        raise exceptions.CommandError(f"{refused} of {len(names)} {failure}.")
 
 
 @contextmanager
