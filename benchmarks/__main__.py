@@ -18,6 +18,7 @@ from benchmarks import (
     listing,
     machines,
     memory,
+    policies,
     recovery,
     requests,
     scale,
@@ -38,6 +39,7 @@ PARTS = (
     "memory",
     "large",
     "listing",
+    "policies",
     "recovery",
     "requests",
     "scale",
@@ -99,6 +101,8 @@ def main() -> int:
                 scale.run(table, directory, options.rows, options.rounds)
             elif part == "workers":
                 workers.run(table, directory, options.backups, options.rounds)
+            elif part == "policies":
+                policies.run(table, directory, options.rounds)
             elif part == "recovery":
                 recovery.run(table, directory, options.found)
             elif part == "requests":

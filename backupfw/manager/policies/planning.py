@@ -34,7 +34,7 @@ WAITING, RUNNING, OK, SKIPPED, MISSED, FAILED = "waiting", "running", "ok", "ski
 #: After this time a policy is looked at again that cannot run.
 _LATER = timedelta(hours=1)
 #: Policies of one transaction.
-BATCH = 500
+BATCH = 250
 #: Runs of one transaction, after which the policies that are left wait for the next one.
 _MOST_RUNS = 5000
 #: Volumes in these statuses are about to come, or to go; a policy that does not name them leaves them out.

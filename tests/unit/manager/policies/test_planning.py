@@ -197,7 +197,7 @@ def test_a_policy_whose_zone_is_gone_keeps_no_other_from_running(world: PolicyWo
 
 
 def test_thousands_of_policies_need_a_few_statements(world: PolicyWorld) -> None:
-    """For each batch, not for each policy: 10 000 take 20 batches.  The benchmark measures the time."""
+    """For each batch, not for each policy: 10 000 take 40 batches.  The benchmark measures the time."""
     number = 2 * planning.BATCH
     settings = world.row(models.BackupPolicy, world.policy()).settings
     moment = datetime(2026, 1, 2)
