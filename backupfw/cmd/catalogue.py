@@ -31,7 +31,7 @@ from backupfw.errors import (
 )
 from backupfw.manager import rows
 from backupfw.manager.lineage import manifests
-from backupfw.manager.lineage.lifecycle import AVAILABLE, ERROR, GONE, LIVE, WRITING
+from backupfw.manager.lineage.lifecycle import AVAILABLE, ERROR, GONE, LIVE, RESTORING, WRITING
 from backupfw.manager.outcomes import damaged_objects
 from backupfw.manager.queue import services
 from backupfw.manager.rules import copies
@@ -378,6 +378,36 @@ def to_copy(
                 .order_by(Backup.created_at, Backup.id)
             )
         )
+
+
+def to_convert(
+    db: Database, volume: str | None = None, project: str | None = None, *, backup_id: str | None = None
+) -> list[rows.Backup]:
+    """Return the available backups of Cinder's format, each after its parent if that is one, too.
+
+    :param backup_id: only this one, and those that it needs.
+    """
+    wanted = (
+        _of(volume, project)
+        & Backup.status.in_((AVAILABLE, RESTORING))
+        & (Manifest.installation_id == manifests.CINDER)
+    )
+    with db.read() as session:
+        statement = select(Backup).join(Manifest, Manifest.id == Backup.manifest_id).where(wanted)
+        found = {
+            row.id: rows.backup(session, row)
+            for row in session.scalars(statement.order_by(Backup.created_at, Backup.id))
+        }
+    ordered: list[rows.Backup] = []
+    for start in list(found) if backup_id is None else [backup_id]:
+        line: list[rows.Backup] = []
+        one: str | None = start
+        # Each is taken out at once, so parents in a circle end here.
+        while (backup := found.pop(one or "", None)) is not None:
+            line.append(backup)
+            one = backup.parent_id
+        ordered += reversed(line)
+    return ordered
 
 
 def was_verified(db: Database, backup_id: str, since: datetime, *, quick: bool) -> bool:

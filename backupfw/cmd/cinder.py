@@ -9,8 +9,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from backupfw.cmd import base, usecases
+from backupfw.cmd import base, usecases, waiting
 from backupfw.cmd.progress import Progress, counted
+from backupfw.errors import InvalidInput
 
 if TYPE_CHECKING:
     from oslo_config import cfg
@@ -142,6 +143,75 @@ class Export(base.Command):
             progress=Progress(f"exporting {backup}"),
         )
         print(json.dumps({"backup-record": record}, indent=2))
+
+
+class Convert(usecases.Queueing):
+    """Convert backups of Cinder's format into backups of this service's own format, in another store.
+
+    A worker does it, oldest first, and verifies all that it reads. A converted backup keeps its id and all
+    that users see of it, and shares with its parent. What Cinder wrote stays in its store as a copy, until
+    the backup is deleted or 'backupfw backup copy --remove STORE' removes it. The command can be repeated
+    at any time: it goes on with what is left.
+    """
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add the command's arguments."""
+        parser.add_argument("id", metavar="ID", nargs="?", help="the backup's id or name; parents go first")
+        parser.add_argument("--all", action="store_true", help="all, or those of the project")
+        parser.add_argument("--volume", metavar="ID", type=usecases.text, help="all of this volume")
+        parser.add_argument(
+            "--to", metavar="STORE", type=usecases.text, help="the store (default: that of a new backup)"
+        )
+        parser.add_argument("--dry-run", action="store_true", help="only say what would be converted")
+        usecases.add_project(parser)
+        super().add_arguments(parser)
+
+    def take_action(self, parsed_args: argparse.Namespace) -> int:
+        """Convert them, and go on where one cannot be converted."""
+        from backupfw.cmd import catalogue
+        from backupfw.db import models
+
+        args = parsed_args
+        if sum((args.id is not None, args.all, args.volume is not None)) != 1:
+            self.refuse("one of ID, --all and --volume")
+        cases = self.use_cases(args)
+        one = None if args.id is None else cases.find(models.Backup, args.id, args.project)
+        chosen = catalogue.to_convert(cases.db, args.volume, args.project, backup_id=one)
+        if one is not None and not chosen:
+            raise InvalidInput(f"Backup {one} is not of Cinder's format, or not available.")
+        if args.dry_run:
+            for backup in chosen:
+                print(f"backup {backup.id} of volume {backup.volume_id}: {backup.size} GiB")
+            print(f"{counted(len(chosen), 'backup')} would be converted")
+            return 0
+        failed: list[str] = []
+        begun = []
+        for backup in chosen:
+            with usecases.failure_reported(failed, backup.id):
+                begun.append(self._begin(cases, args, backup.id))
+        for backup_id, operation in begun:
+            with usecases.failure_reported(failed, backup_id):
+                waiting.follow(cases.conf, cases.db, operation, wait=args.wait)
+        done = "converted" if args.wait else "queued"
+        print(f"{counted(len(chosen) - len(failed), 'backup')} {done}, {len(failed)} not")
+        return 1 if failed else 0
+
+    @staticmethod
+    def _begin(
+        cases: usecases.UseCases, args: argparse.Namespace, backup: str
+    ) -> tuple[str, waiting.Operation]:
+        from backupfw.db import models
+        from backupfw.manager.lineage import lifecycle
+
+        copy = cases.backups.convert(base.operator(), backup, args.to)
+        return backup, waiting.Operation(
+            f"converting backup {backup} into store {copy.store}",
+            models.BackupCopy,
+            copy.id,
+            (lifecycle.AVAILABLE,),
+            task_of=copy.manifest_id,
+            cancel=f"backupfw backup copy {backup} --remove {copy.store}",
+        )
 
 
 def _owner(text: str) -> tuple[str, str]:

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from backupfw.chunkstore.container import Container
     from backupfw.engine.format.manifest import ManifestHead
     from backupfw.keys.base import KeyStore
-    from backupfw.manager.outcomes.creating import KeyPlace
     from backupfw.manager.outcomes.deleting import ReleasePlan
+    from backupfw.manager.outcomes.making import KeyPlace
 
 LOG = log.getLogger(__name__)
 

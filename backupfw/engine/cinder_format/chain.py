@@ -215,21 +215,21 @@ class Chain:
         return min(end or 0, self.links[number].head.volume_bytes or metadata.MAX_END)
 
     def tasks(self, start: int = 0, *, with_hashes: bool = True) -> Iterator[Task]:
-        """Yield the whole volume from ``start`` on, which is where a task ended.
+        """Yield the whole volume from the block that has the byte ``start`` on.
 
         :param with_hashes: give the hashes of blocks, too, if the newest link has them.
         :raises Damaged: objects of one link overlap; or the list of hashes is not what it should be.
         """
         newest = self.links[0]
         if newest.hashes_bytes is None or not with_hashes:
-            yield from self._cut(start, PLAIN_BLOCK)
+            yield from self._cut(start - start % PLAIN_BLOCK, PLAIN_BLOCK)
             return
         place = newest.place
         try:
             hashes = Hashes(place.container, place.prefix, newest.hashes_bytes)
             block = hashes.block_size
             hashes.skip(start // block)
-            for task in self._cut(start, block):
+            for task in self._cut(start - start % block, block):
                 task.hashes = hashes.take(-(-(task.end - task.first) // block))
                 task.hashes_of = place
                 yield task

@@ -145,19 +145,23 @@ def find_link(session: Session, store: str, backup_id: str) -> Manifest | None:
     return session.scalar(found.order_by(Manifest.created_at).limit(1))
 
 
-def _drop_links(session: Session, manifest_id: str | None) -> None:
-    """Delete the rows of links that no backup names and no other link needs, from this one on.
+def drop_links(session: Session, manifest_id: str | None) -> str | None:
+    """Delete the rows of links that no record names and no other link needs, from this one on.
 
-    Their objects stay: no backup that was imported here has them.
+    Their objects stay: no backup that was imported here had them.
+
+    :return: where that ended, if at a link that a converted backup had: its objects go when nothing needs it.
     """
     while manifest_id is not None:
         lock(session, Manifest, Manifest.id == manifest_id)
         row = session.get(Manifest, manifest_id, populate_existing=True)
         named = select(Backup.id).where(Backup.manifest_id == manifest_id)
+        if row is not None and row.copied:
+            return manifest_id
         if row is None or row.state != LIVE or is_needed_link(session, manifest_id):
-            return
+            return None
         if session.scalar(named.where(Backup.deleted.is_(False)).limit(1)) is not None:
-            return
+            return None
         session.execute(
             update(Backup).where(Backup.manifest_id == manifest_id).values(manifest_id=None),
             execution_options={"synchronize_session": False},
@@ -166,6 +170,7 @@ def _drop_links(session: Session, manifest_id: str | None) -> None:
         session.execute(delete(Manifest).where(Manifest.id == manifest_id))
         session.expire_all()
         manifest_id = above
+    return None
 
 
 def take(session: Session, manifest_id: str) -> bool:
@@ -182,7 +187,7 @@ def take(session: Session, manifest_id: str) -> bool:
 
 
 def release_if_unused(session: Session, manifest_id: str, *, even_locked: bool = False) -> bool:
-    """Release a live manifest when no record names it and no child is being made from it.
+    """Release a live manifest when no record names it and no child is being made from it, or needs it.
 
     To be called after every removal of a record that named it, and after the end (any end) of a child
     that was being made from it.  Irrevocable; the caller adds the task that deletes the objects.
@@ -200,7 +205,7 @@ def release_if_unused(session: Session, manifest_id: str, *, even_locked: bool =
         return False
     if not even_locked:
         refuse_while_locked(session, manifest_id)
-    if is_base_of_running(session, manifest_id):
+    if is_base_of_running(session, manifest_id) or is_needed_link(session, manifest_id):
         return False
     return _change(session, update(Manifest).where(Manifest.id == manifest_id).values(state=RELEASED))
 
@@ -394,8 +399,13 @@ def place_copy(session: Session, row: Manifest, base_digest: str | None, *, deta
     session.flush()
 
 
+def has_begun(row: Manifest) -> bool:
+    """Return whether an attempt at a copy, or at a conversion, has begun; its row has no blocks before."""
+    return row.source_identity is not None if row.copied else row.block_size > 0
+
+
 def count_as_copy(row: Manifest) -> None:
-    """Say of a live manifest that was found in a store that it is a copy."""
+    """Say of a live manifest that it is a copy: it was found in a store, or is a link that was converted."""
     row.copied = True
     row.source_identity = _PLACED
 
@@ -487,10 +497,13 @@ def is_unneeded(session: Session, key_digest: str) -> bool:
     return session.scalar(found) is not None
 
 
-def announced_keys(session: Session, backup_id: str) -> list[str]:
-    """Return the keys that attempts of a backup announced and that are open."""
+def announced_keys(session: Session, backup_id: str, *which: ColumnElement[bool]) -> list[str]:
+    """Return the keys that attempts of a backup announced and that are open.
+
+    :param which: conditions on the rows.
+    """
     found = session.scalars(
-        select(Manifest.key).where(Manifest.backup_id == backup_id, Manifest.state == ANNOUNCED)
+        select(Manifest.key).where(Manifest.backup_id == backup_id, Manifest.state == ANNOUNCED, *which)
     )
     return sorted(key for key in found if key is not None)
 
@@ -666,7 +679,5 @@ def mark_gone(session: Session, manifest_id: str) -> bool:
             update(Manifest).where(Manifest.id == changed_id).values(base_id=base_id, in_tree=in_tree),
         )
     if row.installation_id == CINDER:
-        needed = row.base_id
         _change(session, update(Manifest).where(Manifest.id == manifest_id).values(base_id=None))
-        _drop_links(session, needed)
     return marked

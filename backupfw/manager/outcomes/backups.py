@@ -8,11 +8,13 @@ from sqlalchemy import select
 
 from backupfw.db import installation, models
 from backupfw.manager.lineage import lifecycle
+from backupfw.manager.outcomes.converting import ConvertTasks
 from backupfw.manager.outcomes.copying import CopyPlan, CopyTasks
-from backupfw.manager.outcomes.creating import BaseManifest, CreatePlan, CreateResult, CreateTasks
+from backupfw.manager.outcomes.creating import CreatePlan, CreateTasks
 from backupfw.manager.outcomes.damaged_objects import DamagedObjects
 from backupfw.manager.outcomes.deleting import DeleteTasks, ReleasePlan
 from backupfw.manager.outcomes.importing import ImportPlan, ImportTasks
+from backupfw.manager.outcomes.making import BaseManifest, CreateResult
 from backupfw.manager.outcomes.restoring import RestoredVolume, RestorePlan, RestoreTasks
 from backupfw.manager.outcomes.scrubbing import ScrubPlan, ScrubTasks
 from backupfw.manager.rules.found_manifests import ManifestFacts
@@ -54,6 +56,7 @@ class BackupTasks:
         self.deleting = DeleteTasks(db, conf)
         self.copying = CopyTasks(db, conf)
         self.scrubbing = ScrubTasks(db, conf)
+        self.converting = ConvertTasks(db, conf)
         self.damaged_objects = DamagedObjects(db, conf)
 
     def installation_id(self) -> str:

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import uuid
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from backupfw.conf import stores
 from backupfw.db import models
-from backupfw.db.digest import object_digest
 from backupfw.db.installation import installation_id
 from backupfw.db.locks import lock
 from backupfw.db.session import now
 from backupfw.errors import (
-    OutcomeUnknown,
     SnapshotNotFound,
-    TaskCancelled,
     TaskLost,
     TrustWithdrawn,
     VolumeNotFound,
@@ -29,97 +25,28 @@ from backupfw.manager import rows
 from backupfw.manager.lineage import lifecycle, manifests
 from backupfw.manager.lineage.lifecycle import BackupMoves
 from backupfw.manager.messages import Detail
-from backupfw.manager.outcomes import damaged_objects
-from backupfw.manager.outcomes.base import Outcomes, backup_of
+from backupfw.manager.outcomes.base import backup_of
+from backupfw.manager.outcomes.making import CreateResult, KeyIds, KeyPlace, MakingPlan, MakingTasks, base_of
 from backupfw.manager.queue import tasks
 from backupfw.manager.rows import Task
-from backupfw.manager.rules import backup_rows, copies, failures, project_keys, volume_rules
+from backupfw.manager.rules import backup_rows, copies, failures, volume_rules
 
-#: What the digests of blocks are: BLAKE3, with a secret key if the backup is encrypted.
-HASH_MODE, KEYED_HASH_MODE = "blake3", "blake3-keyed"
 #: The comparison of a backup whose base could not be used.
 BASE_LOST = "no comparison: the data of the backup before cannot be used"
-#: Finished segments are read from the database in pages of this many.
-_SEGMENTS = 1000
 
 
-@dataclass(frozen=True, slots=True)
-class BaseManifest:
-    """The manifest whose data may be shared.
-
-    :ivar id: its row's id.
-    :ivar key: its key, in the same store and container as the new one.
-    :ivar made_at: the moment whose data its backup has; None: it is not known.
-    :ivar locked_until: everything that it names is locked at least until then, naive UTC; None: not known.
-    """
-
-    id: str
-    key: str
-    made_at: datetime | None = None
-    locked_until: datetime | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class KeyPlace:
-    """Where a data key belongs to: the backups of one volume in one container.
-
-    :ivar held: whether the container holds something of this installation.
-    """
-
-    installation_id: str
-    project_id: str
-    volume_id: str
-    store: str
-    container: str
-    held: bool
-
-
-@dataclass(frozen=True, slots=True)
-class KeyIds:
-    """The ids of a data key, and of its key of the digests."""
-
-    key_id: str
-    mac_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class CreatePlan:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreatePlan(MakingPlan):
     """The plan of one attempt to make a backup.
 
-    :ivar backup: the record, for the manifest's head.
     :ivar volume: the volume, its metadata included; for a backup of a snapshot the snapshot's volume.
     :ivar snapshot: the snapshot to read, or None to read the volume.
     :ivar in_use: a program may write to the volume: read a temporary snapshot of it.
-    :ivar manifest_id: the row of the manifest that is being written.
-    :ivar epoch: part of every key of this attempt; finished segments belong to one epoch.
-    :ivar attempt: part of every key, too; the caller chooses the random half of the token.
-    :ivar segment_size: bytes, as ``block_size``.
-    :ivar key_id: the data key's id; None: the backup is not encrypted.
-    :ivar source_identity: the source identity of this epoch's finished segments; None at first.
-    :ivar base: the manifest whose objects can be shared; None: store everything again.
-    :ivar announced: keys under which earlier attempts may have put this backup's manifest; settle each
-        before anything else: commit it (:meth:`CreateTasks.finish`) or give it up.
-    :ivar locked_until: everything that was put for it in this epoch is locked at least until then, naive UTC;
-        None: not known.
     """
 
-    backup: rows.Backup
     volume: rows.Volume
     snapshot: rows.Snapshot | None
     in_use: bool
-    manifest_id: str
-    installation_id: str
-    store: str
-    container: str
-    epoch: int
-    attempt: int
-    block_size: int
-    segment_size: int
-    key_id: str | None
-    source_identity: str | None
-    base: BaseManifest | None
-    announced: tuple[str, ...] = ()
-    locked_until: datetime | None = None
 
     @property
     def trusts_base(self) -> bool:
@@ -128,39 +55,7 @@ class CreatePlan:
         return volume_rules.trusts_changes(self.volume, made_at)
 
 
-@dataclass(frozen=True, slots=True)
-class CreateResult:
-    """The result of a finished backup.
-
-    :ivar key: the manifest's key.
-    :ivar service: the store driver's wire name.
-    :ivar host: the worker's host name.
-    :ivar length: bytes of the source.
-    :ivar object_count: objects this backup put, its manifest included.
-    :ivar stored_bytes: their bytes.
-    :ivar referenced_bytes: bytes of older objects that it uses.
-    :ivar read_bytes: bytes read from the source; None: another attempt read it.
-    :ivar base_lost: the base could not be read, so nothing is shared with it.
-    :ivar trusting: it left out what the volume's storage said is unchanged.
-    :ivar damaged: keys of objects on the list of damaged ones that it names.
-    :ivar locked_until: everything that it names is locked at least until then, naive UTC; None: it is not.
-    """
-
-    key: str
-    service: str
-    host: str
-    length: int
-    object_count: int
-    stored_bytes: int
-    referenced_bytes: int
-    read_bytes: int | None = None
-    base_lost: bool = False
-    trusting: bool = False
-    damaged: frozenset[str] = frozenset()
-    locked_until: datetime | None = None
-
-
-class CreateTasks(Outcomes):
+class CreateTasks(MakingTasks):
     """Outcomes of ``backup.create``."""
 
     def to_encrypt(self, task: Task) -> KeyPlace | None:
@@ -172,23 +67,7 @@ class CreateTasks(Outcomes):
             backup = backup_of(session, task)
             if backup.manifest_id is not None or not task.payload.get("encrypt"):
                 return None
-            assert backup.store is not None
-            assert backup.container is not None
-            row = models.Manifest
-            mine = installation_id(session)
-            held = session.scalar(
-                select(row.id)
-                .where(
-                    row.installation_id == mine,
-                    row.store == backup.store,
-                    row.container == backup.container,
-                    row.key.is_not(None),
-                )
-                .limit(1)
-            )
-            return KeyPlace(
-                mine, backup.project_id, backup.volume_id, backup.store, backup.container, held is not None
-            )
+            return self._key_place(session, backup, backup.store, backup.container)
 
     def start(self, task: Task, settled: Collection[str] = (), key: KeyIds | None = None) -> CreatePlan:
         """Begin an attempt.
@@ -221,44 +100,6 @@ class CreateTasks(Outcomes):
 
         return self._db.run(work)
 
-    def give_up_announced(self, task: Task, keys: Collection[str]) -> None:
-        """Give up keys that an earlier attempt announced.
-
-        :param keys: keys whose manifests are not in the store, or cannot be read there.
-        :raises TaskLost: another attempt owns the task; nothing was given up.
-        """
-
-        def work(session: Session) -> None:
-            tasks.hold(session, task)
-            row = models.Manifest
-            manifests.give_up(session, row.backup_id == task.resource_id, row.key.in_(keys))
-
-        self._db.run(work)
-
-    def give_up_manifest(self, task: Task, store: str, container: str, key: str) -> bool:
-        """Give up the key that this attempt announced, unless it is committed or another attempt has the
-        task.
-
-        That attempt may be committing the manifest.
-
-        :return: whether the object under the key can be deleted: see :func:`manifests.is_unneeded`.
-        """
-        digest = object_digest(store, container, key)
-
-        def work(session: Session) -> bool:
-            with contextlib.suppress(TaskLost, TaskCancelled):
-                tasks.hold(session, task)
-                manifests.give_up(session, models.Manifest.key_digest == digest)
-            return manifests.is_unneeded(session, digest)
-
-        return self._db.run(work)
-
-    def is_unneeded(self, store: str, container: str, key: str) -> bool:
-        """Return whether the object under a key that was announced can be deleted, as it is now."""
-        digest = object_digest(store, container, key)
-        with self._db.read() as session:
-            return manifests.is_unneeded(session, digest)
-
     def follow_volume(self, task: Task, length: int, storage_id: str | None) -> CreatePlan:
         """Update volume and backup after an open of the volume; see :func:`follow_storage`."""
 
@@ -283,13 +124,7 @@ class CreateTasks(Outcomes):
 
         def work(session: Session) -> CreatePlan:
             backup, manifest = self._writing(session, task)
-            known: list[datetime | None] = [manifest.locked_until]
-            if manifest.source_identity is None:
-                manifest.source_identity, known = source_identity, []
-            elif manifest.source_identity != source_identity:
-                self._fresh_epoch(session, backup, manifest, source_identity)
-                known = []
-            manifest.locked_until = manifests.earliest(*known, locked_until)
+            self._bind(session, backup, manifest, source_identity, locked_until)
             backup.comparison = comparison
             session.flush()
             return self._plan(session, task, backup, manifest)
@@ -323,91 +158,6 @@ class CreateTasks(Outcomes):
 
         self._db.run(work)
 
-    def finished_segments(self, manifest_id: str, epoch: int) -> Iterator[tuple[int, bytes]]:
-        """Yield the finished segments of an epoch, ``(index, entry)`` by index, some at a time."""
-        row = models.Segment
-        last = -1
-        while True:
-            with self._db.read() as session:
-                found = session.execute(
-                    select(row.seg_index, row.entry)
-                    .where(row.manifest_id == manifest_id, row.epoch == epoch, row.seg_index > last)
-                    .order_by(row.seg_index)
-                    .limit(_SEGMENTS)
-                ).all()
-            for index, entry in found:
-                yield int(index), bytes(entry)
-            if len(found) < _SEGMENTS:
-                return
-            last = found[-1][0]
-
-    def record_segments(self, task: Task, entries: Sequence[tuple[int, bytes]]) -> None:
-        """Record finished segments of the manifest's epoch; counts as progress of the attempt.
-
-        An index that was recorded before is replaced.
-
-        :raises TaskLost: another attempt owns the task; nothing was recorded.
-        :raises OutcomeUnknown: another attempt owns the task, which was lost together with an answer.
-        """
-        if not entries:
-            return
-
-        def work(session: Session) -> None:
-            tasks.hold(session, task, progressed=True)
-            _, manifest = self._writing(session, task)
-            row = models.Segment
-            session.execute(
-                delete(row).where(
-                    row.manifest_id == manifest.id,
-                    row.epoch == manifest.epoch,
-                    row.seg_index.in_([index for index, _ in entries]),
-                ),
-                execution_options={"synchronize_session": False},
-            )
-            session.execute(
-                insert(row),
-                [
-                    {
-                        "manifest_id": manifest.id,
-                        "epoch": manifest.epoch,
-                        "seg_index": index,
-                        "entry": entry,
-                    }
-                    for index, entry in entries
-                ],
-            )
-
-        def unknown(session: Session) -> None:
-            lost = tasks.lost(session, task)
-            if isinstance(lost, TaskLost):
-                # The journal cannot show what was committed: the other attempt may have ended and deleted it.
-                raise OutcomeUnknown(str(lost))
-
-        self._db.run(work, unknown)
-
-    def announce_manifest(self, task: Task, key: str) -> None:
-        """Announce a key: record that this attempt will put its manifest there.
-
-        :raises TaskLost: another attempt owns the task; nothing was recorded.
-        """
-
-        def work(session: Session) -> None:
-            _, manifest = self._writing(session, task)
-            digest = object_digest(manifest.store, manifest.container, key)
-            # A transaction whose answer was lost may have recorded it.
-            if not manifests.is_announced(session, digest):
-                manifests.announce(session, manifest, key, digest)
-
-        self._db.run(work)
-
-    def known_manifests(self, manifest_id: str) -> tuple[list[str], set[str]]:
-        """Return the known keys of a manifest's volume, for the clean-up after its attempts.
-
-        :return: keys of the live manifests whose lineage is unknown, and of all that are known.
-        """
-        with self._db.read() as session:
-            return manifests.detached_keys(session, manifest_id), manifests.volume_keys(session, manifest_id)
-
     def finish(self, task: Task, result: CreateResult) -> rows.Backup:
         """End the task: the manifest is live, the backup available, and the volume has its old status.
 
@@ -424,22 +174,11 @@ class CreateTasks(Outcomes):
             if manifest is None or manifest.state != lifecycle.WRITING:
                 raise TaskLost(f"backup {backup.id} has no manifest that is being written")
             if result.trusting:
-                base = _base(session, manifest)
+                base = base_of(session, manifest)
                 volume = _locked_volume(session, task)
                 if not volume_rules.trusts_changes(volume, None if base is None else base.made_at):
                     raise TrustWithdrawn
-            digest = object_digest(manifest.store, manifest.container, result.key)
-            if not manifests.commit(session, manifest, result.key, digest, result.length):
-                raise TaskLost(f"the manifest {result.key} was given up")
-            manifest.updated_at = now(session)
-            manifest.locked_until = result.locked_until
-            session.flush()
-            if result.base_lost:
-                # It shares nothing with its base, so marks for the base's objects do not apply.
-                damaged_objects.forget_marks(session, manifest.id)
-            named = (object_digest(manifest.store, manifest.container, key) for key in result.damaged)
-            damaged_objects.mark(session, manifest.id, named)
-            session.execute(delete(models.Segment).where(models.Segment.manifest_id == manifest.id))
+            self._commit(session, manifest, result)
             moved = lifecycle.move(
                 session,
                 models.Backup,
@@ -579,15 +318,7 @@ class CreateTasks(Outcomes):
 
         self._db.run(work)
 
-    # The values of a manifest's row at the first attempt, and at the begin of a new epoch.
-
-    def _same_geometry(self, manifest: models.Manifest) -> bool:
-        backup = self._conf.backup
-        return (manifest.block_size, manifest.segment_size) == (backup.block_size, backup.segment_size)
-
     def _first(self, session: Session, backup: models.Backup, key: KeyIds | None) -> models.Manifest:
-        if key is not None:
-            project_keys.require_usable(session, key.key_id)
         assert backup.store is not None
         assert backup.container is not None
         moment = now(session)
@@ -603,70 +334,17 @@ class CreateTasks(Outcomes):
             detached=False,
             state=lifecycle.WRITING,
             epoch=1,
-            block_size=self._conf.backup.block_size,
-            segment_size=self._conf.backup.segment_size,
-            hash_mode=HASH_MODE if key is None else KEYED_HASH_MODE,
-            key_id=None if key is None else key.key_id,
-            mac_id=None if key is None else key.mac_id,
             length=backup.length,
             touched=0,
             created_at=moment,
             updated_at=moment,
         )
-        # The base's row is updated before the child's is inserted, so that of this transaction and a release
-        # of the base only one succeeds.
-        manifest.base_id = self._take_base(session, backup, manifest)
+        self._begin(session, backup, manifest, key)
         session.add(manifest)
         session.flush()
         backup.manifest_id = manifest.id
         session.flush()
         return manifest
-
-    def _take_base(self, session: Session, backup: models.Backup, child: models.Manifest) -> str | None:
-        """Take the parent's manifest if the child can share with it, and return its id."""
-        if backup.parent_id is None:
-            return None
-        parent = session.get(models.Backup, backup.parent_id)
-        if parent is None or parent.deleted or parent.project_id != backup.project_id:
-            return None
-        base = backup_rows.manifest_of(session, parent)
-        same = (
-            "store",
-            "container",
-            "installation_id",
-            "project_id",
-            "volume_id",
-            "block_size",
-            "segment_size",
-            "hash_mode",
-            "mac_id",
-        )
-        if base is None or any(getattr(base, name) != getattr(child, name) for name in same):
-            return None
-        return base.id if manifests.take(session, base.id) else None
-
-    def _fresh_epoch(
-        self,
-        session: Session,
-        backup: models.Backup,
-        manifest: models.Manifest,
-        source_identity: str | None,
-    ) -> None:
-        session.execute(delete(models.Segment).where(models.Segment.manifest_id == manifest.id))
-        manifest.epoch += 1
-        manifest.source_identity = source_identity
-        manifest.updated_at = now(session)
-        if not self._same_geometry(manifest):
-            old_base = manifest.base_id
-            manifest.block_size = self._conf.backup.block_size
-            manifest.segment_size = self._conf.backup.segment_size
-            manifest.base_id = None
-            session.flush()
-            manifest.base_id = self._take_base(session, backup, manifest)
-            session.flush()
-            if manifest.base_id != old_base:
-                backup_rows.let_go(session, old_base, backup.project_id, None)
-        session.flush()
 
     def _writing(self, session: Session, task: Task) -> tuple[models.Backup, models.Manifest]:
         tasks.hold(session, task)
@@ -702,7 +380,7 @@ class CreateTasks(Outcomes):
             segment_size=manifest.segment_size,
             key_id=manifest.key_id,
             source_identity=manifest.source_identity,
-            base=_base(session, manifest),
+            base=base_of(session, manifest),
             locked_until=manifest.locked_until,
         )
 
@@ -716,17 +394,6 @@ def failed(session: Session, task: Task, reason: str, detail: Detail | None = No
         manifest = backup_rows.manifest_of(session, backup)
         assert manifest is not None
         backup_rows.queue_release(session, manifest, backup.project_id, task.request_id)
-
-
-def _base(session: Session, manifest: models.Manifest) -> BaseManifest | None:
-    """Return the base of a manifest that is being written."""
-    base = None if manifest.base_id is None else session.get(models.Manifest, manifest.base_id)
-    if base is None or base.key is None:
-        return None
-    # What an import says of that moment is not known to be true.
-    maker = None if base.detached else session.get(models.Backup, base.backup_id)
-    made_at = None if maker is None else maker.data_timestamp
-    return BaseManifest(base.id, base.key, made_at, base.locked_until)
 
 
 def _locked_volume(session: Session, task: Task) -> models.Volume:

@@ -225,7 +225,7 @@ class DeleteTasks(Outcomes):
 
         def work(session: Session) -> None:
             tasks.end(session, task)
-            self._gone(session, plan)
+            self._gone(session, plan.manifest_id, task.request_id)
             backup_rows.forget(session, backup_of(session, task))
 
         self._db.run(work)
@@ -282,8 +282,7 @@ class DeleteTasks(Outcomes):
             manifest_id = manifest.id if manifest is not None and removed else None
             backup_rows.forget(session, backup)
         if manifest_id is not None:
-            manifests.mark_gone(session, manifest_id)
-            damaged_objects.forget_marks(session, manifest_id)
+            self._gone(session, manifest_id, task.request_id)
         return manifest_id
 
     def start_release(self, task: Task) -> ReleasePlan | None:
@@ -313,7 +312,7 @@ class DeleteTasks(Outcomes):
 
         def work(session: Session) -> None:
             tasks.end(session, task)
-            self._gone(session, plan)
+            self._gone(session, plan.manifest_id, task.request_id)
 
         self._db.run(work)
 
@@ -345,9 +344,14 @@ class DeleteTasks(Outcomes):
         )
 
     @staticmethod
-    def _gone(session: Session, plan: ReleasePlan) -> None:
-        manifests.mark_gone(session, plan.manifest_id)
-        damaged_objects.forget_marks(session, plan.manifest_id)
+    def _gone(session: Session, manifest_id: str, request_id: str | None) -> None:
+        manifest = session.get_one(models.Manifest, manifest_id)
+        needed, project = manifest.base_id, manifest.project_id
+        is_link = manifest.installation_id == CINDER
+        manifests.mark_gone(session, manifest_id)
+        damaged_objects.forget_marks(session, manifest_id)
+        if is_link:
+            backup_rows.let_go(session, manifests.drop_links(session, needed), project, request_id)
 
 
 def failed(session: Session, task: Task, reason: str, detail: Detail | None = None) -> None:

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Sequence
 
 from sqlalchemy import and_, delete, or_, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from backupfw.db import models
 from backupfw.db.digest import object_digest
@@ -44,20 +44,7 @@ def begin(
     if copy is not None and copy.status != lifecycle.ERROR:
         raise InvalidBackup(f"The backup has a copy in the store {store}, or is being copied there.")
     manifest_id, is_there = _manifest(session, source, store, container)
-    if copy is None:
-        copy = models.BackupCopy(
-            id=str(uuid.uuid4()),
-            backup_id=backup.id,
-            store=store,
-            container=container,
-            status=lifecycle.COPYING,
-            created_at=now(session),
-        )
-        session.add(copy)
-    else:
-        lifecycle.move(session, models.BackupCopy, copy.id, CopyMoves.copy_again)
-    copy.container, copy.manifest_id, copy.fail_reason = container, manifest_id, None
-    session.flush()
+    copy = _record(session, backup, copy, store, container, manifest_id)
     if is_there:
         lifecycle.move(session, models.BackupCopy, copy.id, CopyMoves.copied)
     else:
@@ -73,15 +60,143 @@ def begin(
     return copy
 
 
+def convert(
+    session: Session,
+    backup: models.Backup,
+    store: str,
+    container: str,
+    request_id: str | None,
+    *,
+    encrypt: bool,
+) -> models.BackupCopy:
+    """Begin to make a backup of our own format of one of Cinder's, in another store; or to make it again.
+
+    Until it is complete it is a copy that is being made; then it is the backup's own, and its link is a copy
+    (:func:`converted`).  It waits for the conversion of its parent, with which it shares.
+
+    :param container: in that store.
+    :param encrypt: whether it is to be encrypted.
+    :raises InvalidInput: the backup has our format already, or is in that store.
+    :raises InvalidBackup: the backup is not available, or is being converted into another store.
+    """
+    source = backup_rows.manifest_of(session, backup, lock=True)
+    if backup.status not in (lifecycle.AVAILABLE, lifecycle.RESTORING):
+        raise InvalidBackup("Backup status must be available")
+    if source is None or source.state != lifecycle.LIVE or source.installation_id != manifests.CINDER:
+        raise InvalidInput("The backup has no data of Cinder's format.")
+    if source.store == store:
+        raise InvalidInput(f"The backup is in the store {store}: it is converted into another one.")
+    row = models.BackupCopy
+    known = session.scalars(select(row).where(row.backup_id == backup.id)).all()
+    for one in known:
+        if one.status == lifecycle.COPYING and one.store == store:
+            return one
+        if one.status != lifecycle.ERROR:
+            raise InvalidBackup(f"The backup is being converted into the store {one.store}.")
+    moment = now(session)
+    made = models.Manifest(
+        id=str(uuid.uuid4()),
+        store=store,
+        container=container,
+        installation_id=installation_id(session),
+        project_id=backup.project_id,
+        volume_id=backup.volume_id,
+        backup_id=backup.id,
+        in_tree=True,
+        detached=False,
+        state=lifecycle.WRITING,
+        epoch=1,
+        # The first attempt chooses these.
+        block_size=0,
+        segment_size=0,
+        hash_mode="",
+        length=source.length,
+        touched=0,
+        created_at=moment,
+        updated_at=moment,
+    )
+    session.add(made)
+    session.flush()
+    copy = _record(session, backup, _of(session, backup.id, store), store, container, made.id)
+    parent = select(row.manifest_id).where(
+        row.backup_id == backup.parent_id, row.store == store, row.status == lifecycle.COPYING
+    )
+    tasks.add(
+        session,
+        tasks.BACKUP_COPY,
+        resource_id=made.id,
+        source_id=session.scalar(parent),
+        project_id=backup.project_id,
+        request_id=request_id,
+        payload={"from_store": source.store, "encrypt": encrypt},
+    )
+    return copy
+
+
+def converted(session: Session, backup: models.Backup, copy: models.BackupCopy) -> None:
+    """Let what was made of a backup of Cinder's format be the backup's own, and its link be a copy.
+
+    What is known of verifications was about the link, so it is forgotten.
+    """
+    link = backup_rows.manifest_of(session, backup, lock=True)
+    made = session.get_one(models.Manifest, copy.manifest_id)
+    assert link is not None
+    manifests.count_as_copy(link)
+    lifecycle.move(session, models.BackupCopy, copy.id, CopyMoves.copied, fail_reason=None)
+    session.refresh(copy)
+    copy.store, copy.container, copy.manifest_id = link.store, link.container, link.id
+    backup.store, backup.container, backup.manifest_id = made.store, made.container, made.id
+    _forget_verifications(backup)
+    backup.updated_at = now(session)
+    session.flush()
+
+
+def _record(
+    session: Session,
+    backup: models.Backup,
+    copy: models.BackupCopy | None,
+    store: str,
+    container: str,
+    manifest_id: str,
+) -> models.BackupCopy:
+    """Record that a copy is being made.
+
+    :param copy: its record if it failed before.
+    """
+    if copy is None:
+        copy = models.BackupCopy(
+            id=str(uuid.uuid4()),
+            backup_id=backup.id,
+            store=store,
+            container=container,
+            status=lifecycle.COPYING,
+            created_at=now(session),
+        )
+        session.add(copy)
+    else:
+        lifecycle.move(session, models.BackupCopy, copy.id, CopyMoves.copy_again)
+    copy.container, copy.manifest_id, copy.fail_reason = container, manifest_id, None
+    session.flush()
+    return copy
+
+
+def _forget_verifications(backup: models.Backup) -> None:
+    backup.verified_at = backup.verified_how = backup.verified_result = backup.fully_verified_at = None
+
+
 def places(session: Session, backup: models.Backup, stores: Sequence[str]) -> list[rows.Place]:
     """Return where the data of a backup is, in the order in which the stores are configured.
+
+    A link from which the backup was converted has other objects; it is not among them.
 
     :param stores: the configured ones; the others come last.
     """
     copy, manifest = models.BackupCopy, models.Manifest
+    own = aliased(manifest)
     found = session.execute(
         select(manifest.id, manifest.store, manifest.container, manifest.locked_until)
         .outerjoin(copy, copy.manifest_id == manifest.id)
+        .join(own, (own.id == backup.manifest_id) & (own.key == manifest.key))
         .where(
             or_(
                 manifest.id == backup.manifest_id,
@@ -109,6 +224,8 @@ def promote(session: Session, backup: models.Backup, store: str, service: str) -
         raise InvalidBackup("Backup status must be available")
     if copy is None or copy.status != lifecycle.AVAILABLE or copy.manifest_id is None:
         raise InvalidBackup(f"The backup has no complete copy in the store {store}.")
+    if session.get_one(models.Manifest, copy.manifest_id).installation_id == manifests.CINDER:
+        raise InvalidBackup("What a backup was converted from cannot be the backup's own again.")
     others = select(models.BackupCopy.store).where(
         models.BackupCopy.backup_id == backup.id, models.BackupCopy.status == lifecycle.COPYING
     )
@@ -119,7 +236,7 @@ def promote(session: Session, backup: models.Backup, store: str, service: str) -
     backup.store, copy.store = copy.store, own.store
     backup.container, copy.container = copy.container, own.container
     backup.service = service
-    backup.verified_at = backup.verified_how = backup.verified_result = backup.fully_verified_at = None
+    _forget_verifications(backup)
     backup.updated_at = copy.updated_at = now(session)
     session.flush()
 
@@ -222,7 +339,10 @@ def remove(session: Session, copy: models.BackupCopy, request_id: str | None) ->
 
 
 def end(session: Session, manifest_id: str, request_id: str | None) -> None:
-    """End a copy that no record names any more: its manifest, and what was put for it, can go."""
+    """End a copy that no record names any more: its manifest, and what was put for it, can go.
+
+    A link goes when no other link needs it any more.
+    """
     row = models.Manifest
     tasks.cancel(session, manifest_id, (tasks.BACKUP_COPY,))
     lock(session, row, row.id == manifest_id)
@@ -232,10 +352,15 @@ def end(session: Session, manifest_id: str, request_id: str | None) -> None:
     project, base_id = manifest.project_id, manifest.base_id
     if manifest.state != lifecycle.WRITING:
         backup_rows.let_go(session, manifest_id, project, request_id)
-    elif manifest.source_identity is None:
+    elif not manifests.has_begun(manifest):
         # It has not begun: nothing was put.  A worker that was about to begin finds its task cancelled.
         session.execute(delete(row).where(row.id == manifest_id))
         session.expire_all()
-    elif manifests.abandon(session, manifest_id):
+    else:
+        # Of a conversion, which puts a manifest under another key with each attempt.
+        here = (row.store == manifest.store, row.container == manifest.container)
+        manifests.give_up(session, row.backup_id == manifest.backup_id, *here)
+        session.execute(delete(models.Segment).where(models.Segment.manifest_id == manifest_id))
+        manifests.abandon(session, manifest_id)
         backup_rows.queue_release(session, session.get_one(row, manifest_id), project, request_id)
         backup_rows.let_go(session, base_id, project, request_id)

@@ -44,7 +44,7 @@ class ManifestFacts:
     :ivar damaged: keys of objects on the list of damaged ones that it names.
     :ivar data_keys: the data keys of its lineage; none if it is not encrypted.
     :ivar object_count: objects its maker put; with ``stored_bytes`` and ``referenced_bytes`` as in
-        :class:`~backupfw.manager.outcomes.creating.CreateResult`.
+        :class:`~backupfw.manager.outcomes.making.CreateResult`.
     """
 
     store: str

@@ -395,6 +395,36 @@ class BackupManager(UseCases):
 
         return self._change(work)
 
+    def convert(self, ctx: RequestContext, backup_id: str, store: str | None = None) -> rows.BackupCopy:
+        """Begin to convert a backup of Cinder's format into one of our own, in another store.
+
+        :mod:`backupfw.manager.rules.placement` decides about place and encryption, as of a new backup.
+        The backup can be used as before meanwhile.  If it is being converted into that store already, nothing
+        is changed.
+
+        :param store: None: as for a new backup of the volume.
+        :returns: the record of what is being made.
+        :raises BackupNotFound: no such backup for this caller.
+        :raises InvalidInput: the store is not enabled, or is the backup's own; or it has another format.
+        :raises InvalidBackup: it is not available, or is being converted into another store.
+        """
+        wish = self._placer.wish(None if store is None else f"{store}:")
+
+        def work(session: Session) -> rows.BackupCopy:
+            row = volume_rules.find_backup(session, ctx, backup_id, lock=True)
+            volume = session.get(models.Volume, row.volume_id)
+            parent = None if row.parent_id is None else session.get(models.Backup, row.parent_id)
+            if parent is not None and (parent.deleted or parent.store == row.store):
+                parent = None
+            zone = row.availability_zone or self._conf.availability_zone
+            subject = Subject(row.project_id, zone, None if volume is None else volume.volume_type)
+            where = self._placer.place(wish, subject, _placement_of(self._conf, parent))
+            encrypt = self._placer.encrypts(where.store, subject)
+            made = copies.convert(session, row, where.store, where.container, ctx.request_id, encrypt=encrypt)
+            return self._copy(session, backup_id, made.store)
+
+        return self._change(work)
+
     def remove_copy(self, ctx: RequestContext, backup_id: str, store: str) -> None:
         """Remove the copy of a backup in a store, whether it is complete or not; the backup stays.
 

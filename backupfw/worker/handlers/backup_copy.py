@@ -1,4 +1,4 @@
-"""``backup.copy``: put a backup into another store, too."""
+"""``backup.copy``: put a backup into another store, too; one of Cinder's format in our own format."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from backupfw.manager.outcomes.copying import CopyPlan
 from backupfw.manager.rows import Task
 from backupfw.worker.control import TaskControl
 from backupfw.worker.damaged_objects import mark_sharers
+from backupfw.worker.handlers.backup_convert import BackupConvert
 from backupfw.worker.handlers.base import Handler
 
 #: Seconds between two records of the progress that an attempt made.
@@ -31,6 +32,9 @@ class BackupCopy(Handler):
     def run(self, task: Task, control: TaskControl) -> None:
         """See :meth:`Handler.run`."""
         tools = self._tools
+        if tools.backups.converting.is_conversion(task):
+            BackupConvert(tools).run(task, control)
+            return
         crash_points.reach("copy.begun")
         plan = tools.backups.copying.start(task)
         crash_points.reach("copy.planned")

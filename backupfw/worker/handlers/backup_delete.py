@@ -35,7 +35,7 @@ class _Removal(Handler):
         container = self._tools.stores.container(plan.store, plan.container)
         while True:
             try:
-                if plan.copied:
+                if plan.copied and not plan.is_link:
                     # A removal that waited would keep other copies of the volume waiting.
                     with removal.left_if_locked(container, "objects of a copy", plan.backup_id):
                         self._remove_copy(plan, container, control)

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,38 @@ def test_damage_is_found_and_named(run: Run, old: Path, tmp_path: Path, prepared
     assert run("backup", "verify", IDS[2]).status == 0
     shown = json.loads(run("backup", "show", IDS[2], "--format", "json").out)
     assert shown["damaged_objects"] in (0, [])
+
+
+def test_a_chain_is_converted_and_then_needs_cinders_objects_no_more(
+    run: Run, tmp_path: Path, old: Path, served: None
+) -> None:
+    scan(run)
+    before = {path: path.read_bytes() for path in old.rglob("volume_*")}
+    would = run("cinder", "convert", IDS[1], "--dry-run")
+    assert [line.split()[1] for line in would.out.splitlines()[:-1]] == IDS[:2]
+    assert "2 backups would be converted" in would.out
+    assert run("cinder", "convert", "--all", "--to", "old").status == 1
+    done = run("cinder", "convert", "--all")
+    assert (done.status, done.out) == (0, "3 backups converted, 0 not\n"), done.err
+    # There is nothing left to do.
+    assert run("cinder", "convert", "--volume", VOLUME).out == "0 backups converted, 0 not\n"
+    assert run("cinder", "convert", IDS[0]).status == 1
+    assert {path: path.read_bytes() for path in old.rglob("volume_*")} == before
+    shown = json.loads(run("backup", "show", IDS[2], "--format", "json").out)
+    assert (shown["store"], shown["name"]) == ("main", SAMPLE.backups[2]["record_decoded"]["display_name"])
+    assert [(one["store"], one["status"]) for one in shown["copies"]] == [("old", "available")]
+    done = run("backup", "copy", "--all", "--remove", "old")
+    assert done.status == 0, done.err
+    # Tasks of their own remove the objects.
+    end = time.monotonic() + 60
+    while left := [path for path in old.rglob("volume_*") if path.is_file()]:
+        assert time.monotonic() < end, left
+        time.sleep(0.05)
+    for number, expected in enumerate(SAMPLE.backups):
+        assert restored(run, tmp_path, number) == expected["sha256_of_volume"]
+    for number in (0, 2, 1):
+        assert run("backup", "delete", IDS[number]).status == 0
+    assert run("audit").status == 0
 
 
 def test_records_of_cinders_are_imported(run: Run, tmp_path: Path, old: Path, served: None) -> None:

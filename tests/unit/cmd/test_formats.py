@@ -24,7 +24,7 @@ COMMANDS = {name: point.load() for name, point in sorted(main.App().command_mana
 PLAIN = {
     *("api", "serve", "worker", "help", "complete", "lifecycle", "quota set"),
     *("backup cancel", "backup copy", "backup create", "backup delete", "backup import", "backup repair"),
-    *("backup restore", "cinder export"),
+    *("backup restore", "cinder convert", "cinder export"),
     *("keys destroy", "keys rewrap", "keys rotate", "snapshot create", "snapshot delete"),
     *(f"policy {verb}" for verb in ("create", "delete", "pause", "resume", "run", "set")),
     *("volume adopt", "volume attach", "volume create", "volume delete", "volume detach", "volume extend"),

@@ -19,7 +19,7 @@ from backupfw.engine.format.sealing import CHACHA20_POLY1305
 from backupfw.keys.base import KeyStore
 from backupfw.keys.errors import KeyStoreUnavailable, ProjectKeyMissing
 from backupfw.keys.wrapping import new_key, unwrap, wrap
-from backupfw.manager.outcomes.creating import KeyPlace
+from backupfw.manager.outcomes.making import KeyPlace
 from backupfw.manager.usecases.keys import KeyManager
 from backupfw.worker.data_keys import KeyStoreDown
 from tests.unit.manager.support import check_consistent
