@@ -410,6 +410,30 @@ def to_convert(
     return ordered
 
 
+def with_parents(db: Database, backup_id: str) -> list[str]:
+    """Return a backup and the available ones of our format that it was made upon, oldest first."""
+    found = [backup_id]
+    with db.read() as session:
+        backup = session.get(Backup, backup_id)
+        while backup is not None and backup.parent_id is not None and backup.parent_id not in found:
+            ours = (Manifest.state == LIVE) & (Manifest.installation_id != manifests.CINDER)
+            backup = session.scalar(
+                select(Backup)
+                .join(Manifest, Manifest.id == Backup.manifest_id)
+                .where(
+                    Backup.id == backup.parent_id,
+                    Backup.volume_id == backup.volume_id,
+                    Backup.project_id == backup.project_id,
+                    Backup.deleted.is_(False),
+                    Backup.status == AVAILABLE,
+                    ours,
+                )
+            )
+            if backup is not None:
+                found.append(backup.id)
+    return found[::-1]
+
+
 def was_verified(db: Database, backup_id: str, since: datetime, *, quick: bool) -> bool:
     """Say whether a backup was verified since a moment; ``quick`` as for :func:`to_verify`."""
     moment = Backup.verified_at if quick else Backup.fully_verified_at

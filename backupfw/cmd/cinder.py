@@ -98,8 +98,10 @@ class Scan(base.Lister):
 class Export(base.Command):
     """Write a backup in Cinder's format, and print the record with which Cinder imports it.
 
-    What is written is a full backup, whatever the backup is here; Cinder restores it and makes incremental
-    backups upon it. No service need run. The backup stays as it is, and knows nothing of what was written.
+    What is written is a full backup, whatever the backup is here; with --chain it is the backup and those
+    that it was made upon, a full one and incremental ones, whose records are printed as a list, oldest first.
+    Cinder restores them and makes incremental backups upon them. No service need run. The backups stay as
+    they are, and know nothing of what was written.
     """
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -110,6 +112,11 @@ class Export(base.Command):
         )
         parser.add_argument(
             "--container", metavar="C", type=usecases.text, help="the container (default: the store's)"
+        )
+        parser.add_argument(
+            "--chain",
+            action="store_true",
+            help="its parents, too: the oldest as a full backup, the others with what changed",
         )
         parser.add_argument(
             "--compression",
@@ -132,17 +139,19 @@ class Export(base.Command):
         conf, db = self.database(args)
         store.require_enabled(conf, args.to)
         backup = catalogue.find_id(db, models.Backup, args.id)
-        record = cinder_export.export(
+        chosen = catalogue.with_parents(db, backup) if args.chain else [backup]
+        made = cinder_export.export(
             conf,
             db,
-            backup,
+            chosen,
             args.to,
             args.container,
             compression=args.compression,
             decrypt=args.decrypt,
             progress=Progress(f"exporting {backup}"),
         )
-        print(json.dumps({"backup-record": record}, indent=2))
+        found = [{"backup-record": one} for one in made]
+        print(json.dumps(found if args.chain else found[0], indent=2))
 
 
 class Convert(usecases.Queueing):

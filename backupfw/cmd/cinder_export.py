@@ -1,23 +1,27 @@
-"""``backupfw cinder export``: a backup as objects that Cinder's own backup service reads."""
+"""``backupfw cinder export``: backups as objects that Cinder's own backup service reads."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import tempfile
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from backupfw.chunkstore.container import Container
+from backupfw.cmd.progress import counted
+from backupfw.engine import difference, restore
 from backupfw.engine.cinder_format import removal
-from backupfw.engine.cinder_format.writing import CHUNK_BYTES, LinkWriter
+from backupfw.engine.cinder_format.writing import CHUNK_BYTES, BlockHashes, LinkWriter
+from backupfw.engine.format.manifest import ManifestReader
+from backupfw.engine.format.sealing import FindKey
 from backupfw.engine.ports import Checkpoint, Control
 from backupfw.errors import InvalidBackup
 from backupfw.manager import records, rows
 from backupfw.volume.local.descriptor import Descriptor
 from backupfw.volume.local.target import LocalTarget
-from backupfw.worker import stored
 
 if TYPE_CHECKING:
     from oslo_config import cfg
@@ -29,18 +33,20 @@ if TYPE_CHECKING:
 def export(
     conf: cfg.ConfigOpts,
     db: Database,
-    backup_id: str,
+    backup_ids: Sequence[str],
     to: str,
     container: str | None,
     *,
     compression: str,
     decrypt: bool,
     progress: Progress,
-) -> dict[str, str]:
-    """Write a backup in Cinder's format, whole and verified on the way; return its export record.
+) -> list[dict[str, str]]:
+    """Write backups in Cinder's format, each block verified on the way; return their export records.
 
-    What was written is removed again if that fails.
+    The first is a full one, each other one an incremental one upon the one before.  What was written is
+    removed again if that fails.
 
+    :param backup_ids: of one volume.
     :param to: the store; ``container`` is made if it is not there, None is the store's own.
     :param decrypt: write a backup that is encrypted as it is without.
     :raises BackupNotFound: there is no such backup.
@@ -49,64 +55,101 @@ def export(
     :raises ChunkStoreError: a store could not be read, or written.
     :raises DataKeyMissing, KeyStoreError: it is encrypted, and its key cannot be found.
     """
-    from backupfw.amounts import human_size
     from backupfw.cmd import catalogue
     from backupfw.conf.stores import default_container
     from backupfw.manager.usecases.keys import KeyManager
     from backupfw.worker.data_keys import DataKeys
     from backupfw.worker.stores import Stores
 
-    manifest = catalogue.manifest_of(db, backup_id)
-    if manifest.links:
-        raise InvalidBackup(f"Backup {backup_id} has Cinder's format already: its export record is enough.")
-    if manifest.encrypted and not decrypt:
-        raise InvalidBackup(
-            f"Backup {backup_id} is encrypted, and Cinder's format has no encryption; --decrypt writes it as"
-            " it is without."
-        )
-    with db.read() as session:
-        backup = rows.backup_by_id(rows.fetching(session), backup_id)
-        moment = db.now(session)
-    assert backup is not None
+    chosen = []
+    for backup_id in backup_ids:
+        manifest = catalogue.manifest_of(db, backup_id)
+        if manifest.links:
+            raise InvalidBackup(
+                f"Backup {backup_id} has Cinder's format already: its export record is enough."
+            )
+        if manifest.encrypted and not decrypt:
+            raise InvalidBackup(
+                f"Backup {backup_id} is encrypted, and Cinder's format has no encryption; --decrypt writes it"
+                " as it is without."
+            )
+        with db.read() as session:
+            backup = rows.backup_by_id(rows.fetching(session), backup_id)
+            moment = db.now(session)
+        assert backup is not None
+        chosen.append((backup, manifest))
     control = progress.control()
+    made: list[dict[str, str]] = []
     with (
         contextlib.closing(Stores(conf)) as stores,
         contextlib.closing(DataKeys.of(conf, KeyManager(db))) as data_keys,
-        stored.opened(stores, data_keys, manifest, control) as data,
+        contextlib.closing(BlockHashes()) as hashes,
     ):
         target = stores.container(to, container or default_container(conf, to))
-        prefix = f"volume_{backup.volume_id}_{moment:%Y%m%d%H%M%S}_backup_{backup.id}"
-        length, record = data.describe()
         target.ensure()
-        writer = LinkWriter(target, prefix, _head(backup), compression)
+        begun: list[str] = []
+        parent: ManifestReader | None = None
+        parent_id: str | None = None
         try:
-            with contextlib.closing(writer):
-                _write(data, length, writer, control, conf.backup.streams)
-                writer.finish(None, _volume_meta(backup, record))
+            for number, (backup, manifest) in enumerate(chosen):
+                source = stores.container(manifest.store, manifest.container)
+                find_key = data_keys.finder(source, manifest.key)
+                reader = ManifestReader(source, manifest.key, find_key, encrypted=manifest.encrypted)
+                begun.append(f"volume_{backup.volume_id}_{moment:%Y%m%d%H%M%S}_backup_{backup.id}")
+                writer = LinkWriter(target, begun[-1], _head(backup), compression, hashes, parent_id)
+                with contextlib.closing(writer):
+                    _write(reader, parent, find_key, writer, control, conf.backup.streams)
+                    volume_meta = _volume_meta(backup, reader.head.record)
+                    writer.finish(reader.head.geometry.length, volume_meta)
+                exported = replace(
+                    backup,
+                    container=target.name,
+                    service=stores.wire_names[to],
+                    service_metadata=begun[-1],
+                    object_count=writer.object_count,
+                    store=None,
+                    volume_record=None,
+                    parent_id=parent_id,
+                    is_incremental=parent_id is not None,
+                    num_dependent_backups=int(number + 1 < len(chosen)),
+                    snapshot_id=None,
+                    data_timestamp=backup.data_timestamp or backup.created_at,
+                )
+                made.append({"backup_service": str(exported.service), "backup_url": records.encode(exported)})
+                parent, parent_id = reader, backup.id
         except BaseException:
             progress.abandon()
-            _remove(target, prefix, control)
+            for prefix in reversed(begun):
+                _remove(target, prefix, control)
             raise
-        progress.finish(human_size(length))
-        exported = replace(
-            backup,
-            container=target.name,
-            service=stores.wire_names[to],
-            service_metadata=prefix,
-            object_count=writer.object_count,
-            store=None,
-            volume_record=None,
-            parent_id=None,
-            is_incremental=False,
-            num_dependent_backups=0,
-            snapshot_id=None,
-            data_timestamp=backup.data_timestamp or backup.created_at,
-        )
-    return {"backup_service": str(exported.service), "backup_url": records.encode(exported)}
+    progress.finish(counted(len(chosen), "backup"))
+    return made
 
 
-def _write(data: stored.Stored, length: int, writer: LinkWriter, control: Control, streams: int) -> None:
-    """Restore to a temporary file, and write each chunk that is whole; its space is given back then."""
+def _write(
+    reader: ManifestReader,
+    parent: ManifestReader | None,
+    find_key: FindKey,
+    writer: LinkWriter,
+    control: Control,
+    streams: int,
+) -> None:
+    """Restore to a temporary file, and write each chunk that is whole; its space is given back then.
+
+    Of an incremental backup only what its parent has otherwise is read.
+    """
+    geometry = reader.head.geometry
+    length = geometry.length
+    # Ranges that are to be written; those that are being restored are noted here by the restore, in order.
+    waiting: deque[tuple[int, int]] = deque()
+
+    def note() -> Iterator[tuple[int, int]]:
+        for one in () if parent is None else difference.changed(parent, reader, control):
+            waiting.append(one)
+            yield one
+
+    changed = note()
+
     with tempfile.TemporaryFile(prefix="backupfw-export-") as file:
         os.ftruncate(file.fileno(), length)
         # A file is new, so it reads as zeros; but what is given back is restored only once.
@@ -114,19 +157,42 @@ def _write(data: stored.Stored, length: int, writer: LinkWriter, control: Contro
         buffer = memoryview(bytearray(min(CHUNK_BYTES, length)))
         done = 0
 
+        def write(start: int, end: int) -> None:
+            target.read_into(start, buffer[: end - start])
+            writer.add(start, buffer[: end - start])
+            target.zero(start, end - start)
+
         def take(checkpoint: int) -> None:
             nonlocal done
-            position = min(data.position(checkpoint), length)
+            position = min(checkpoint * geometry.segment_size, length)
+            if position == length:
+                # The last ones may be zeros, which nobody has to restore.
+                for _ in changed:
+                    pass
             while done < position and (position == length or done + CHUNK_BYTES <= position):
                 control.check()
-                size = min(CHUNK_BYTES, length - done)
-                target.read_into(done, buffer[:size])
-                writer.add(buffer[:size])
-                target.zero(done, size)
-                done += size
+                end = min(done + CHUNK_BYTES, length)
+                if parent is None:
+                    write(done, end)
+                while waiting and waiting[0][0] < end:
+                    first, last = waiting.popleft()
+                    write(first, min(last, end))
+                    if last > end:
+                        waiting.appendleft((end, last))
+                done = end
 
         with contextlib.closing(target):
-            data.restore(target, control, Checkpoint(0, take), streams=streams)
+            restore.run(
+                reader.key,
+                reader.container,
+                target,
+                control,
+                Checkpoint(0, take),
+                streams=streams,
+                find_key=find_key,
+                encrypted=reader.head.seal is not None,
+                only=None if parent is None else changed,
+            )
 
 
 def _remove(container: Container, prefix: str, control: Control) -> None:

@@ -7,7 +7,8 @@ segments, and visit each pack once.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import groupby
 from typing import Protocol, TypeVar
 
 from backupfw import crash_points
@@ -35,6 +36,7 @@ def run(
     streams: int = 2,
     find_key: FindKey = no_keys,
     encrypted: bool = False,
+    only: Iterable[tuple[int, int]] | None = None,
 ) -> RestoreResult:
     """Write a backup's bytes to a target, from its start; bytes past the backup's length stay.
 
@@ -47,6 +49,8 @@ def run(
     :param streams: segments worked on at the same time; each takes about 14 MiB with defaults.
     :param find_key: finds the data keys of a backup that is encrypted.
     :param encrypted: it is known to be encrypted: a manifest that is not counts as damaged.
+    :param only: ranges of the volume, ascending, each of whole blocks of one segment: nothing else is
+        restored, to a target that reads as zeros; None: everything is.
     :raises DataKeyMissing: one of them cannot be found; errors of the key store pass through, too.
     :raises TaskStopped: the control said so.
     :raises Damaged: an object is missing, or its bytes are wrong; names store, container and key.
@@ -67,7 +71,8 @@ def run(
     )
     progress = Progress(target, geometry.segment_size, point)
     counts = RestoreDone(RestoreTask(0, 0))
-    tasks = progress.watch(_tasks(reader, point.start, dirty, meter))
+    chosen = None if only is None else _BySegment(only, geometry.segment_size)
+    tasks = progress.watch(_tasks(reader, point.start, dirty, meter, chosen))
     with contextlib.closing(pool.run(tasks)) as results:
         for done in results:
             _add(counts, done)
@@ -87,7 +92,27 @@ def run(
     )
 
 
-def _tasks(reader: ManifestReader, start: int, dirty: bool, meter: Meter) -> Iterator[RestoreTask]:
+class _BySegment:
+    """Ranges of the volume, asked for by ascending segments."""
+
+    def __init__(self, ranges: Iterable[tuple[int, int]], segment_size: int) -> None:
+        self._groups = groupby(ranges, key=lambda one: one[0] // segment_size)
+        self._next = self._group()
+
+    def _group(self) -> tuple[int, list[tuple[int, int]]] | None:
+        found = next(self._groups, None)
+        return None if found is None else (found[0], list(found[1]))
+
+    def at(self, segment: int) -> list[tuple[int, int]]:
+        """Return the ranges of a segment."""
+        while self._next is not None and self._next[0] < segment:
+            self._next = self._group()
+        return self._next[1] if self._next is not None and self._next[0] == segment else []
+
+
+def _tasks(
+    reader: ManifestReader, start: int, dirty: bool, meter: Meter, chosen: _BySegment | None = None
+) -> Iterator[RestoreTask]:
     """Yield what is to be done from segment ``start`` on, ascending."""
     position = start
     for entry in reader.segments():
@@ -96,7 +121,10 @@ def _tasks(reader: ManifestReader, start: int, dirty: bool, meter: Meter) -> Ite
             continue
         if dirty and entry.index > position:
             yield RestoreTask(position, entry.index)
-        yield RestoreTask(entry.index, entry.index + 1, entry)
+        if chosen is None:
+            yield RestoreTask(entry.index, entry.index + 1, entry)
+        elif only := chosen.at(entry.index):
+            yield RestoreTask(entry.index, entry.index + 1, entry, only)
         position = entry.index + 1
     if dirty and position < reader.head.geometry.segments:
         yield RestoreTask(position, reader.head.geometry.segments)

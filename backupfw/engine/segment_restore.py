@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import zstandard
@@ -28,11 +28,15 @@ ZERO_BYTES = 256 << 20
 
 @dataclass(frozen=True, slots=True)
 class RestoreTask:
-    """Something to do: a segment's entry, or segments ``first`` to before ``end`` that are all zero."""
+    """Something to do: a segment's entry, or segments ``first`` to before ``end`` that are all zero.
+
+    :ivar only: ranges of the volume, of whole blocks, outside of which nothing is restored; None: all is.
+    """
 
     first: int
     end: int
     entry: SegmentEntry | None = None
+    only: Sequence[tuple[int, int]] | None = None
 
 
 @dataclass(slots=True)
@@ -140,7 +144,12 @@ class SegmentReader:
                 size = self._geometry.block_size
                 self._zero(start + first * size, start + min(last * size, found.length), done)
         gap = self._container.capabilities.join_gap
-        for info, blocks in zip(found.packs, ranges.by_pack(found), strict=True):
+        groups = ranges.by_pack(found)
+        if task.only is not None:
+            groups = _within(groups, task.only, start, self._geometry.block_size)
+        for info, blocks in zip(found.packs, groups, strict=True):
+            if not blocks:
+                continue
             done.packs += 1
             try:
                 cipher = self._sealing.open(info.seal, info.key)
@@ -226,6 +235,19 @@ class SegmentReader:
                 raise target_error(error) from error
             done.zeroed_bytes += length
             start += length
+
+
+def _within(
+    groups: list[list[int]], only: Sequence[tuple[int, int]], start: int, size: int
+) -> list[list[int]]:
+    """Leave out blocks of a segment that are not within ranges of the volume.
+
+    :param start: where the segment begins.
+    """
+    wanted = {
+        block for first, end in only for block in range((first - start) // size, -(-(end - start) // size))
+    }
+    return [[block for block in blocks if block in wanted] for blocks in groups]
 
 
 def target_error(error: OSError) -> TargetError:

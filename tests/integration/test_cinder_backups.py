@@ -143,19 +143,26 @@ def test_what_is_written_here_cinder_restores_and_goes_on(
     here = ours.client(PROJECT)
     mine = here.create_volume()
     write_content(here.volume_path(mine), LENGTH, 21)
-    here.backup(mine)
+    full = here.backup(mine)
     change_image(here.volume_path(mine), 22, 8, LENGTH)
+    with open(here.volume_path(mine), "r+b") as file:
+        file.seek(5 * MIB)
+        file.write(bytes(MIB))
     newest = here.backup(mine, incremental=True)
     expected = digest(here.volume_path(mine))
     # The volume is in Cinder under another id; where both have the same volumes it is the same.
     volume = theirs.tenant().create_volume(1)
     shutil.copyfile(here.volume_path(mine), theirs.file(volume))
-    words = ("--to", STORES[zone], "--container", f"from-{zone}", "--compression", compression)
-    record = json.loads(ours.command("cinder", "export", newest, *words).stdout)["backup-record"]
-    told = json.loads(base64.b64decode(record["backup_url"]))
-    told["volume_id"] = volume
-    record["backup_url"] = base64.b64encode(json.dumps(told).encode()).decode()
-    assert theirs.import_record(record) == newest
+    words = ("--to", STORES[zone], "--container", f"from-{zone}", "--compression", compression, "--chain")
+    for one in json.loads(ours.command("cinder", "export", newest, *words).stdout):
+        record = one["backup-record"]
+        told = json.loads(base64.b64decode(record["backup_url"]))
+        told["volume_id"] = volume
+        record["backup_url"] = base64.b64encode(json.dumps(told).encode()).decode()
+        assert theirs.import_record(record) == told["id"]
+    shown = theirs.tenant().call("GET", f"/backups/{full}")["backup"]
+    assert (told["parent_id"], shown["has_dependent_backups"]) == (full, True)
+    # The full one, and upon it what changed.
     assert digest(theirs.restore(newest)) == expected
     if zone != "posix":
         return

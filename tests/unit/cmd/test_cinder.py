@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
+import random
 import shutil
 import time
 from collections.abc import Iterator
@@ -14,9 +16,14 @@ from typing import Any
 import pytest
 
 from backupfw.cmd import cinder_export, database, service
-from backupfw.engine.cinder_format import writing
+from backupfw.db import models
+from backupfw.engine.cinder_format import restore, writing
+from backupfw.engine.cinder_format.chain import Chain, Place
+from backupfw.manager.usecases.backups import BackupManager
+from backupfw.worker.stores import Stores
 from tests.format.cinder_samples import HERE, sample
-from tests.unit.cmd.conftest import Run, load_conf
+from tests.unit.cmd.conftest import CTX, Run, backed_up, load_conf
+from tests.unit.engine.fakes import FakeControl, MemoryTarget
 
 SAMPLE = sample("posix-zlib")
 IDS = [one["backup_id"] for one in SAMPLE.backups]
@@ -283,3 +290,55 @@ class TestExport:
         done = run("cinder", "export", backup_id, "--to", "old")
         assert (done.status, done.out) == (1, "")
         assert [path for path in plain.rglob("*") if path.is_file()] == []
+
+    def test_a_chain_is_exported_as_one(
+        self, run: Run, state: Path, plain: Path, tmp_path: Path, backup_id: str
+    ) -> None:
+        conf = load_conf(state)
+        with service.EmbeddedService(conf), database.opened(conf) as db:
+            backups = BackupManager(db, conf)
+            first = backups.get(CTX, backup_id)
+            with db.read() as session:
+                image = Path(str(session.get_one(models.Volume, first.volume_id).location))
+            ids = [backup_id]
+            for number in (1, 2):
+                with open(image, "r+b") as file:
+                    # Within two chunks, and zeros at the end.
+                    file.seek((1 << 20) - (32 << 10))
+                    file.write(random.Random(number).randbytes(64 << 10))
+                    file.seek((3 << 20) - number * (32 << 10))
+                    file.write(bytes(32 << 10))
+                ids.append(backed_up(backups, first.volume_id, incremental=True))
+        done = run("cinder", "export", ids[2], "--to", "old", "--container", "box", "--chain")
+        assert done.status == 0, done.err
+        told = [
+            json.loads(base64.b64decode(one["backup-record"]["backup_url"])) for one in json.loads(done.out)
+        ]
+        assert [one["id"] for one in told] == ids
+        assert [one["parent_id"] for one in told] == [None, *ids[:2]]
+        assert [one["num_dependent_backups"] for one in told] == [1, 1, 0]
+        # The full one has every chunk; the others have one object for each run of blocks within a chunk.
+        assert [one["object_count"] for one in told] == [3, 3, 3]
+        with contextlib.closing(Stores(load_conf(state))) as stores:
+            box = stores.container("old", "box")
+            places = [Place(box, one["service_metadata"]) for one in reversed(told)]
+            for number in range(3):
+                path = tmp_path / f"{number}.raw"
+                assert run("backup", "restore", ids[2 - number], "--to", str(path)).status == 0
+                target = MemoryTarget(3 << 20, b"\xaa")
+                with contextlib.closing(Chain.of(places[number:], FakeControl())) as chain:
+                    # Each block is compared with the link's own list.
+                    restore.run(chain, target, FakeControl())
+                assert target.data == path.read_bytes()
+        heads = [
+            json.loads((plain / "box" / f"{one['service_metadata']}_metadata").read_text()) for one in told
+        ]
+        lengths = [[next(iter(one.values()))["length"] for one in head["objects"]] for head in heads]
+        assert lengths[1:] == [[32 << 10] * 3] * 2
+
+    def test_a_chain_that_cannot_be_written_is_removed(
+        self, run: Run, plain: Path, backup_id: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(writing.LinkWriter, "finish", lambda *_: 1 / 0)
+        assert run("cinder", "export", backup_id, "--to", "old", "--container", "box", "--chain").status != 0
+        assert [path for path in plain.rglob("volume_*") if path.is_file()] == []
