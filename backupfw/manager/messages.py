@@ -78,6 +78,7 @@ class Detail(Enum):
     CHANGE_MISSED = "104"
     DAMAGED = "105"
     LOCKED = "106"
+    NEEDED = "107"
 
 
 _ACTIONS: Mapping[Action, str] = {
@@ -120,6 +121,7 @@ _DETAILS: Mapping[Detail, str] = {
     " backup of the volume stores that part again.",
     Detail.LOCKED: "The backup's data is locked in its store. It is deleted when the lock has ended; the"
     " backup says when that is.",
+    Detail.NEEDED: "Incremental backups in the store that are not known here need the backup's data.",
 }
 
 

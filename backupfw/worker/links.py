@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
+from oslo_log import log
+
 from backupfw import naming
+from backupfw.chunkstore.base import ObjectInfo
 from backupfw.chunkstore.container import Container
 from backupfw.chunkstore.errors import InvalidName, NotFound
 from backupfw.engine.cinder_format import metadata, verify
@@ -22,7 +26,13 @@ from backupfw.manager.rules.volume_rules import may_be_id
 from backupfw.worker.handlers.base import restored_volume
 from backupfw.worker.stored import record_of
 
+LOG = log.getLogger(__name__)
+
+#: Most objects that are listed in search of the children of one link: a minute of most stores.
+MOST_LISTED = 1_000_000
 _METADATA = "_metadata"
+#: Containers of backups that have a place of their own.
+_OWN = re.compile("[0-9a-f]{2}")
 #: How the digests of links are made.
 _HASH_MODE = "md5"
 
@@ -87,6 +97,55 @@ def _search(
             if info.key.endswith(f"_backup_{parent_id}{_METADATA}"):
                 return Place(container, info.key.removesuffix(_METADATA))
     return None
+
+
+def unknown_child(
+    link: Place,
+    backup_id: str,
+    volume_id: str,
+    container_of: Callable[[str], Container],
+    knows: Callable[[str, str], bool],
+    control: Control,
+) -> str | None:
+    """Return a backup whose link needs this one and is not known to the database; None: none is found.
+
+    Looked at is where Cinder's drivers put it: what the volume's backups have beside it, or the places of
+    their own of all backups.  Of these at most :data:`MOST_LISTED` objects are listed.
+
+    :param backup_id: of the link, as Cinder calls it; ``volume_id`` likewise.
+    :param knows: whether the database knows, or knew, the link with a prefix in a container.
+    :raises ChunkStoreError: the store could not be read.
+    :raises TaskStopped: the control said so.
+    """
+    name, start = _own_place(backup_id)
+    if link.container.name == name and link.prefix.startswith(start):
+        found = (one for one in link.container.store.list_containers() if _OWN.fullmatch(one))
+        infos = ((one, info) for one in map(container_of, found) for info in _listed(one, ""))
+    elif volume_id in link.prefix:
+        start = link.prefix[: link.prefix.index(volume_id) + len(volume_id)]
+        infos = ((link.container, info) for info in _listed(link.container, start))
+    else:
+        return None
+    for number, (container, info) in enumerate(infos):
+        if number % 1000 == 0:
+            control.check()
+        if number == MOST_LISTED:
+            LOG.warning("Not all of store %s was searched for children", container.store.name)
+            return None
+        prefix = info.key.removesuffix(_METADATA)
+        if prefix in (info.key, link.prefix) or volume_id not in prefix or knows(container.name, prefix):
+            continue
+        with suppress(BadBytes, Damaged, UnsupportedFormat):
+            head = metadata.read(container, prefix, info.size, lambda _: control.check())
+            if head.parent_id == backup_id:
+                return head.backup_id
+    return None
+
+
+def _listed(container: Container, start: str) -> Iterator[ObjectInfo]:
+    """List a container; one that is missing has nothing."""
+    with suppress(NotFound):
+        yield from container.list(start)
 
 
 def _own_place(backup_id: str) -> tuple[str, str]:

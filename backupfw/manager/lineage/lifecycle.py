@@ -138,6 +138,7 @@ class BackupMoves:
     force_delete = Move("force delete", (ANY,), DELETING)
     delete_again = Move("delete tried again", (DELETING, ERROR_DELETING), DELETING)
     delete_failed = FailingMove("delete failed", (DELETING,), ERROR_DELETING)
+    delete_refused = FailingMove("delete refused", (DELETING, ERROR_DELETING), AVAILABLE)
     deleted = Move("deleted", (DELETING,), DELETED)
     reset_available = Move("reset", (ANY,), AVAILABLE)
     reset_error = Move("reset", (ANY,), ERROR)

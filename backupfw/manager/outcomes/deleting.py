@@ -13,6 +13,7 @@ from sqlalchemy import delete, exists, select, update
 from sqlalchemy.orm import Session
 
 from backupfw.db import models
+from backupfw.db.digest import object_digest
 from backupfw.db.installation import installation_id
 from backupfw.db.locks import lock
 from backupfw.errors import EngineError
@@ -70,8 +71,76 @@ class ReleasePlan:
         return self.installation_id == CINDER
 
 
+@dataclass(frozen=True, slots=True)
+class DoomedLink:
+    """A link of Cinder's format that a task is about to delete.
+
+    :ivar key: the prefix of its objects.
+    :ivar backup_id: the backup that Cinder made, with which children name it.
+    """
+
+    store: str
+    container: str
+    key: str
+    backup_id: str
+    volume_id: str
+
+
 class DeleteTasks(Outcomes):
     """Outcomes of ``backup.delete`` and ``manifest.release``."""
+
+    def doomed_link(self, task: Task) -> DoomedLink | None:
+        """Return the link that a task would delete: the caller looks for children that are not known here.
+
+        :returns: None: it deletes none.
+        """
+        with self._db.read() as session:
+            manifest_id: str | None = task.resource_id
+            states = (lifecycle.RELEASED,)
+            if task.kind == tasks.BACKUP_DELETE:
+                backup = session.get(models.Backup, task.resource_id)
+                manifest_id = None if backup is None else backup.manifest_id
+                # What an earlier attempt released is lost: it has begun to delete.
+                states = (lifecycle.LIVE,)
+            found = None if manifest_id is None else session.get(models.Manifest, manifest_id)
+            if found is None or found.installation_id != CINDER or found.state not in states:
+                return None
+            return DoomedLink(found.store, found.container, str(found.key), found.backup_id, found.volume_id)
+
+    def knows(self, store: str, container: str, key: str) -> bool:
+        """Return whether the database knows, or knew, a link."""
+        row = models.Manifest
+        with self._db.read() as session:
+            found = select(row.id).where(row.key_digest == object_digest(store, container, key))
+            return session.scalar(found) is not None
+
+    def refuse(self, task: Task, reason: str) -> None:
+        """End the task of a deletion that must not be carried out: the backup is available again."""
+
+        def work(session: Session) -> None:
+            tasks.end(session, task, "failed")
+            failures.failed(session, task, reason, Detail.NEEDED, refused=True)
+
+        self._db.run(work)
+
+    def forget_link(self, task: Task) -> None:
+        """End the task of a release that must not be carried out: the link's objects are nobody's here."""
+
+        def work(session: Session) -> None:
+            tasks.end(session, task)
+            row = models.Manifest
+            link = session.get_one(row, task.resource_id)
+            needed, project = link.base_id, link.project_id
+            damaged_objects.forget_marks(session, link.id)
+            session.execute(
+                update(models.Backup).where(models.Backup.manifest_id == link.id).values(manifest_id=None),
+                execution_options={"synchronize_session": False},
+            )
+            session.execute(delete(row).where(row.id == link.id))
+            session.expire_all()
+            backup_rows.let_go(session, manifests.drop_links(session, needed), project, task.request_id)
+
+        self._db.run(work)
 
     def start(self, task: Task) -> ReleasePlan | None:
         """Begin an attempt.

@@ -64,6 +64,8 @@ FAILURES: Mapping[str, Failure] = {
         Snapshot, SnapshotMoves.delete_failed, Action.DELETE_SNAPSHOT, Detail.DELETE_SNAPSHOT
     ),
 }
+#: By kind of task, if it can be refused after it was accepted.
+REFUSALS: Mapping[str, FailingMove] = {tasks.BACKUP_DELETE: BackupMoves.delete_refused}
 #: The resource type in a message.
 _RESOURCE_TYPES: Mapping[type, str] = {
     Backup: messages.BACKUP,
@@ -79,6 +81,7 @@ def failed(
     detail: Detail | None = None,
     *,
     again: bool = False,
+    refused: bool = False,
     **values: Any,
 ) -> None:
     """Move the resource of a task to its error status and report it, in the transaction that ends the task.
@@ -88,11 +91,14 @@ def failed(
     :param reason: for users, if the resource has a column for it.
     :param detail: the reason, if it is known more exactly than in the table.
     :param again: it was an automatic try after a failure that was reported already.
+    :param refused: it was not tried at all: see :data:`REFUSALS`.
     :param values: other columns to set.
     """
     failure = FAILURES[task.kind]
     if failure.model is Backup:
         values["fail_reason"] = tasks.short_reason(reason)
+
+    step = REFUSALS[task.kind] if refused else failure.step
 
     def report() -> None:
         if again:
@@ -102,7 +108,7 @@ def failed(
         if failure.model is Backup and known is not Detail.CANCELLED:
             _alert(session, task, known, reason)
 
-    lifecycle.fail(session, failure.model, task.resource_id, failure.step, report, **values)
+    lifecycle.fail(session, failure.model, task.resource_id, step, report, **values)
 
 
 def _alert(session: Session, task: Task, detail: Detail, reason: str) -> None:

@@ -11,6 +11,7 @@ from backupfw import crash_points
 from backupfw.chunkstore.container import Container
 from backupfw.engine import cleanup, objects, release, removal, sweep
 from backupfw.engine.cinder_format import removal as link_removal
+from backupfw.engine.cinder_format.chain import Place
 from backupfw.engine.format import keys
 from backupfw.engine.listing import objects_by_volume
 from backupfw.engine.ports import KnownManifests
@@ -18,6 +19,7 @@ from backupfw.engine.sweep import VolumeRows
 from backupfw.errors import Damaged, EngineError
 from backupfw.manager.outcomes.deleting import ReleasePlan
 from backupfw.manager.rows import Task
+from backupfw.worker import links
 from backupfw.worker.control import TaskControl
 from backupfw.worker.handlers.base import Handler
 
@@ -26,6 +28,25 @@ LOG = log.getLogger(__name__)
 
 class _Removal(Handler):
     """What a deletion and a release have in common."""
+
+    def _unknown_child(self, task: Task, control: TaskControl) -> str | None:
+        """Return a backup of Cinder's format that is not known here, and needs what is to be removed."""
+        deleting = self._tools.backups.deleting
+        link = deleting.doomed_link(task)
+        if link is None:
+            return None
+
+        def container_of(name: str) -> Container:
+            return self._tools.stores.container(link.store, name)
+
+        return links.unknown_child(
+            Place(container_of(link.container), link.key),
+            link.backup_id,
+            link.volume_id,
+            container_of,
+            lambda container, key: deleting.knows(link.store, container, key),
+            control,
+        )
 
     def _remove(self, plan: ReleasePlan, control: TaskControl) -> None:
         """Remove what the plan says; plan anew when a relative was deleted after the plan was made.
@@ -97,6 +118,15 @@ class BackupDelete(_Removal):
         """See :meth:`Handler.run`."""
         tools = self._tools
         crash_points.reach("delete.begun")
+        # Before the release, which is irrevocable.
+        if (child := self._unknown_child(task, control)) is not None:
+            LOG.warning("Backup %s is not deleted: backup %s in its store needs it", task.resource_id, child)
+            tools.backups.deleting.refuse(
+                task,
+                f"Backup {child} of Cinder's format, which is in the store but not known here, needs the"
+                " backup's data: import that one, or delete it first.",
+            )
+            return
         plan = tools.backups.deleting.start(task)
         crash_points.reach("delete.planned")
         if plan is None:
@@ -121,6 +151,10 @@ class ManifestRelease(_Removal):
 
     def run(self, task: Task, control: TaskControl) -> None:
         """See :meth:`Handler.run`."""
+        if (child := self._unknown_child(task, control)) is not None:
+            LOG.warning("Backup %s, which is not known here, needs a link: its objects stay", child)
+            self._tools.backups.deleting.forget_link(task)
+            return
         plan = self._tools.backups.deleting.start_release(task)
         if plan is None:
             return

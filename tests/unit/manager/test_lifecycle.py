@@ -83,6 +83,7 @@ def test_what_fails_is_reported() -> None:
                 step
             )
     table = {(failure.model, failure.step.name) for failure in failures.FAILURES.values()}
+    table |= {(failures.FAILURES[kind].model, step.name) for kind, step in failures.REFUSALS.items()}
     failing = {
         (model, step.name)
         for machine, model in zip(MACHINES, KINDS, strict=True)

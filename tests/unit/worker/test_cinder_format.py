@@ -23,6 +23,7 @@ from backupfw.db.session import now
 from backupfw.engine.cinder_format import names
 from backupfw.engine.cinder_format.chain import Chain, Place
 from backupfw.errors import InvalidBackup, InvalidInput
+from backupfw.manager.messages import Detail
 from backupfw.manager.operators import audit, links, purge
 from backupfw.manager.records import decode, of_manifest
 from backupfw.worker import links as worker_links
@@ -187,6 +188,50 @@ def test_an_incremental_after_a_backup_of_cinders_is_a_full_one_and_then_shares_
             delete(world, one, "p1")
         assert fill(world, {})["box"] == before
         assert restored(world, theirs.id, "p1") == DATA
+
+
+@pytest.mark.parametrize("name", ["posix", "beside"])
+def test_a_child_that_is_not_entered_keeps_its_parent(world: WorkerWorld, name: str) -> None:
+    """Also where each backup has a place of its own, which the driver for files gives them."""
+    if name == "posix":
+        found = sample("posix-zlib")
+        fill(world, found.copy())
+        owner, record, child = OWNER, records(found)[0], records(found)[1]
+    else:
+        writer, (full, newer) = _chain(world, DATA, DATA[::-1])
+        owner, record, child = "p1", writer.record(full), writer.record(newer)
+    before = {key for objects in fill(world, {}).values() for key in objects}
+    with world.worker():
+        parent = imported(world, record, owner)
+        for remove in (world.backups.delete, world.backups.force_delete):
+            remove(world.ctx(owner), parent.id)
+            row = world.wait_backup(parent.id, "available")
+            assert decode(child).id in str(row.fail_reason)
+            assert "not known here" in str(row.fail_reason)
+        assert {key for objects in fill(world, {}).values() for key in objects} == before
+        with world.db.read() as session:
+            told = session.scalars(select(models.Message.detail_id)).all()
+        assert told == [Detail.NEEDED.value] * 2
+        # Once it is known, the classic rule holds.
+        entered = imported(world, child, owner)
+        with pytest.raises(InvalidBackup, match="Incremental backups exist"):
+            world.backups.delete(world.ctx(owner), parent.id)
+        if name == "posix":
+            # Which in its turn has one that is not entered.
+            world.backups.delete(world.ctx(owner), entered.id)
+            assert world.wait_backup(entered.id, "available").fail_reason
+            return
+        delete(world, entered.id, owner)
+        delete(world, parent.id, owner)
+    assert {key for objects in fill(world, {}).values() for key in objects} == set()
+
+
+def test_the_search_for_children_is_bounded(world: WorkerWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer, (full, _) = _chain(world, DATA, DATA[::-1])
+    monkeypatch.setattr(worker_links, "MOST_LISTED", 2)
+    with world.worker():
+        parent = imported(world, writer.record(full), "p1")
+        delete(world, parent.id, "p1")
 
 
 def test_a_duplicate_keeps_the_data(world: WorkerWorld) -> None:
@@ -355,7 +400,11 @@ def test_a_parent_whose_child_is_imported_meanwhile_stays_until_the_child_goes(w
     assert fill(world, {})["box"] == {}
 
 
-def test_a_child_whose_parent_is_deleted_meanwhile_is_refused(world: WorkerWorld) -> None:
+def test_a_child_whose_parent_is_deleted_meanwhile_is_refused(
+    world: WorkerWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The store has too much to find the child.
+    monkeypatch.setattr(worker_links, "MOST_LISTED", 0)
     writer, (full, newer) = _chain(world, DATA, DATA[::-1])
     with world.worker():
         parent = imported(world, writer.record(full), "p1")

@@ -199,8 +199,30 @@ def test_a_link_stays_for_one_that_is_not_converted(world: ConvertWorld) -> None
     assert world.restore_to_volume(last) == data[2]
     world.backups.delete(world.ctx(), last)
     world.work()
-    # What was never entered is nobody's here, and stays.
-    assert {key for key in before if key.startswith(middle)} == set(world.links)
+    # What was never entered is nobody's here, and stays, with what it needs.
+    assert {key for key in before if not key.startswith(newest)} == set(world.links)
+    world.is_clean()
+
+
+def test_a_link_stays_for_one_that_is_not_entered(world: ConvertWorld) -> None:
+    """The removal of what a backup was made of cannot be refused any more: the link is forgotten instead."""
+    data = states(2)
+    full = world.writer.write(data[0])
+    newer = world.writer.write(data[1], full)
+    world.links.update(world.writer.objects)
+    first = world.import_link(full)
+    world.convert(first)
+    world.work()
+    before = dict(world.links)
+    world.backups.remove_copy(world.ctx(), first, "offsite")
+    world.work()
+    assert world.links == before
+    world.is_clean()
+    last = world.import_link(newer)
+    assert world.restore_to_volume(last) == data[1]
+    world.convert(last)
+    world.work()
+    assert [world.restore_to_volume(one) for one in (first, last)] == data
     world.is_clean()
 
 
