@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy import ColumnElement, and_, func, or_, select
+from sqlalchemy import ColumnElement, and_, func, literal, or_, select, union_all
 from sqlalchemy.orm import aliased
 
 from backupfw import naming
@@ -510,11 +510,12 @@ def to_restore_test(
 
 
 class Holding(NamedTuple):
-    """A backup and the live manifest that it names.
+    """A backup and the live manifest that it names, or that is a copy of it.
 
     :ivar size: GiB of the volume that was backed up.
     :ivar stays: deleting the backup frees nothing now: the manifest is another installation's, a backup is
         being made upon it, or it is a link that others need.
+    :ivar is_copy: it is a copy.
     :ivar volume_name: None where nothing is known of the volume any more.
     """
 
@@ -528,12 +529,13 @@ class Holding(NamedTuple):
     installation_id: str
     size: int
     stays: bool
+    is_copy: bool
     backup_name: str | None
     volume_name: str | None
 
 
 def holdings(db: Database, installation: str, volume: str | None = None) -> Iterator[Holding]:
-    """Yield the backups that have data in a store, as they are at one moment, in no order.
+    """Yield the backups that have data in a store, and their copies, as they are at one moment, in no order.
 
     One statement, whose rows come some at a time; its transaction is open until all are read.
 
@@ -543,8 +545,10 @@ def holdings(db: Database, installation: str, volume: str | None = None) -> Iter
     row, child = Manifest, aliased(Manifest)
     needs = or_(child.state == WRITING, child.installation_id == manifests.CINDER)
     in_use = select(child.id).where(child.base_id == row.id, needs).exists()
-    query = (
-        select(
+    copy = models.BackupCopy
+
+    def found_as(is_copy: bool) -> Any:
+        found = select(
             row.volume_id,
             row.id.label("manifest_id"),
             Backup.id.label("backup_id"),
@@ -555,19 +559,24 @@ def holdings(db: Database, installation: str, volume: str | None = None) -> Iter
             row.installation_id,
             Backup.size,
             or_(in_use, row.installation_id.not_in((installation, manifests.CINDER))).label("stays"),
+            literal(is_copy).label("is_copy"),
             Backup.display_name.label("backup_name"),
             models.Volume.display_name.label("volume_name"),
         )
-        .join(Backup, and_(Backup.manifest_id == row.id, Backup.deleted.is_(False)))
-        .outerjoin(models.Volume, models.Volume.id == row.volume_id)
-        .where(row.state == LIVE, row.key.is_not(None))
-        .execution_options(yield_per=_PAGE)
-    )
-    if volume is not None:
-        query = query.where(row.volume_id == volume)
+        if is_copy:
+            found = found.join(copy, and_(copy.manifest_id == row.id, copy.status == AVAILABLE))
+            found = found.join(Backup, Backup.id == copy.backup_id)
+        else:
+            found = found.join(Backup, Backup.manifest_id == row.id)
+        wanted = [Backup.deleted.is_(False), row.state == LIVE, row.key.is_not(None)]
+        if volume is not None:
+            wanted.append(row.volume_id == volume)
+        return found.outerjoin(models.Volume, models.Volume.id == row.volume_id).where(*wanted)
+
+    query = union_all(found_as(False), found_as(True)).execution_options(yield_per=_PAGE)
     with db.read() as session:
-        for found in session.execute(query):
-            yield Holding(**found._mapping)
+        for one in session.execute(query):
+            yield Holding(**one._mapping)
 
 
 def is_live(db: Database, manifest_id: str) -> bool:

@@ -62,7 +62,7 @@ _NOBODY = 0
 
 _SCHEMA = """
 CREATE TABLE holdings (volume_id, manifest_id, backup_id, project_id, store, container, key,
-    installation_id, size, stays, backup_name, volume_name,
+    installation_id, size, stays, is_copy, backup_name, volume_name,
     PRIMARY KEY (volume_id, manifest_id, backup_id)) WITHOUT ROWID;
 CREATE TABLE groups (id INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, name TEXT,
     backups INTEGER NOT NULL DEFAULT 0, gigabytes INTEGER NOT NULL DEFAULT 0,
@@ -72,14 +72,14 @@ CREATE TABLE groups (id INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, name TEXT
 CREATE TABLE named (object BLOB, owner INTEGER, size INTEGER NOT NULL, stays INTEGER NOT NULL,
     PRIMARY KEY (object, owner)) WITHOUT ROWID;
 """
-_HOLDING = "INSERT INTO holdings VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_HOLDING = "INSERT INTO holdings VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _NEXT_HOLDINGS = """
 SELECT * FROM holdings WHERE (volume_id, manifest_id, backup_id) > (?, ?, ?)
     ORDER BY volume_id, manifest_id, backup_id LIMIT 1000
 """
 _COUNT = """
-INSERT INTO groups (key, name, backups, gigabytes) VALUES (:key, :name, 1, :size)
-    ON CONFLICT (key) DO UPDATE SET backups = backups + 1, gigabytes = gigabytes + :size
+INSERT INTO groups (key, name, backups, gigabytes) VALUES (:key, :name, :count, :size)
+    ON CONFLICT (key) DO UPDATE SET backups = backups + :count, gigabytes = gigabytes + :size
 """
 _NAME = """
 INSERT INTO named VALUES (?, ?, ?, ?)
@@ -117,6 +117,7 @@ class Count:
         self._stores = stores
         self._group = GROUPS[by]
         self._name = NAMES.get(by)
+        self._counts_copies = by == "store"
         #: A volume's groups are ready as soon as all its backups were read.
         self._by_volume = by in ("volume", "backup")
         self._progress = progress
@@ -208,7 +209,14 @@ class Count:
         self._scratch.execute("COMMIT")
 
     def _counted(self, backup: Holding) -> int:
-        values = {"key": self._group(backup), "name": self._name and self._name(backup), "size": backup.size}
+        # A copy is the same backup in another store.
+        count = int(self._counts_copies or not backup.is_copy)
+        values = {
+            "key": self._group(backup),
+            "name": self._name and self._name(backup),
+            "count": count,
+            "size": backup.size * count,
+        }
         self._scratch.execute(_COUNT, values)
         (owner,) = self._scratch.execute("SELECT id FROM groups WHERE key = :key", values).fetchone()
         return int(owner)
@@ -287,8 +295,8 @@ class Count:
 class Usage(base.Lister):
     """Show what backups take in the stores: own and shared bytes, and what deleting them would free.
 
-    Every manifest is read.  Own is what only the backups of a row name, shared is what those of other rows
-    name, too.
+    Every manifest is read, those of copies in other stores, too.  Own is what only the backups of a row name,
+    shared is what those of other rows name, too.  A copy counts as a backup in the row of its store only.
     """
 
     columns = ("project", *COLUMNS)

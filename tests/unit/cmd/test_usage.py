@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
+import uuid
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import inspect as sa_inspect
+from sqlalchemy import select, update
 
 from backupfw.cmd import catalogue, database, usage
 from backupfw.cmd.progress import Progress
 from backupfw.db import models
+from backupfw.db.digest import object_digest
 from backupfw.worker.stores import Stores
 from tests.unit.cmd.conftest import Run, load_conf
 from tests.unit.cmd.test_backup import objects
@@ -60,6 +64,48 @@ def test_by_backup_it_says_what_show_says(chain: Chain) -> None:
     assert rows[chain.full]["shared_bytes"] > 0
     only, _ = counted(chain.state, "backup", chain.volume)
     assert only == {name: rows[name] for name in (chain.full, chain.increment)}
+
+
+def test_copies_count_in_their_store_and_once_elsewhere(chain: Chain, tmp_path: Path) -> None:
+    """The files of the store ``main`` are those of the other one, too."""
+    before = {by: counted(chain.state, by)[0] for by in ("project", "store", "backup")}
+    with open(chain.state / "backupfw.conf", "a") as file:
+        file.write("[DEFAULT]\nenabled_stores = main,offsite\n")
+        file.write(f"[store:offsite]\ndriver = posix\npath = {tmp_path / 'off'}\n")
+    shutil.copytree(chain.state / "store", tmp_path / "off")
+    with database.opened(load_conf(chain.state)) as db, db.write() as session:
+        for backup in session.scalars(select(models.Backup).where(models.Backup.volume_id == chain.volume)):
+            own = session.get_one(models.Manifest, backup.manifest_id)
+            copy = {one.key: getattr(own, one.key) for one in sa_inspect(models.Manifest).column_attrs}
+            copy |= {"id": str(uuid.uuid4()), "store": "offsite", "copied": True, "copy_step": "placed"}
+            digest = object_digest("offsite", own.container, str(own.key))
+            session.add(models.Manifest(**{**copy, "key_digest": digest, "base_id": None, "detached": True}))
+            session.flush()
+            session.add(
+                models.BackupCopy(
+                    id=str(uuid.uuid4()),
+                    backup_id=backup.id,
+                    store="offsite",
+                    container=own.container,
+                    status="available",
+                    manifest_id=copy["id"],
+                    created_at=backup.created_at,
+                )
+            )
+    after = {by: counted(chain.state, by)[0] for by in ("project", "store", "backup")}
+    (was,), (project,) = before["project"].values(), after["project"].values()
+    assert (project["backups"], project["gigabytes"]) == (was["backups"], was["gigabytes"])
+    both = stored(chain.state, chain.volume)
+    assert project["own_bytes"] == was["own_bytes"] + both
+    assert project["deleting_frees_bytes"] == project["own_bytes"]
+    assert after["store"]["main"] == before["store"]["main"]
+    assert after["store"]["offsite"]["own_bytes"] == both
+    assert after["store"]["offsite"]["backups"] == 2
+    for backup in (chain.full, chain.increment):
+        one = after["backup"][backup]
+        assert one["backups"] == 1
+        assert one["deleting_frees_bytes"] == 2 * before["backup"][backup]["deleting_frees_bytes"]
+    assert after["backup"][chain.other] == before["backup"][chain.other]
 
 
 def test_names_stand_beside_ids(chain: Chain, run: Run) -> None:
