@@ -522,7 +522,7 @@ class Manifest(Lockable, _Timestamps, Base):
     be put there.  ``touched`` counts the children that were begun: the update for a child and
     a release of the same row exclude each other.  ``copied``: it is a copy of the manifest with this key in
     another store, so its key is known while it is being written, and objects below the prefixes of other
-    backups were put for it; its ``source_identity`` says how far the copy is (``lineage/manifests.py``).
+    backups were put for it; ``copy_step`` says how far the copy is (``lineage/manifests.py``).
     ``fully_verified_at``: when everything that it names was last read and verified, with any result.
     ``scrub_task_id``: the task that does that now; ``scrub_after``: the last one could not, and the next one
     is not before then.
@@ -552,6 +552,7 @@ class Manifest(Lockable, _Timestamps, Base):
     in_tree: Mapped[bool] = mapped_column(Boolean, default=True, server_default=true())
     detached: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
     copied: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
+    copy_step: Mapped[str | None] = mapped_column(String(8))
     state: Mapped[str] = mapped_column(String(16))
     epoch: Mapped[int] = mapped_column(Integer, default=1)
     block_size: Mapped[int]

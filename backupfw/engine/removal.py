@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
@@ -192,13 +192,19 @@ def unneeded_data_keys(
     return unneeded
 
 
-def delete_all(doomed: Doomed, container: Container, control: Control) -> None:
+def delete_all(
+    doomed: Doomed,
+    container: Container,
+    control: Control,
+    before: Callable[[], None] = lambda: None,
+) -> None:
     """Delete the objects; what is missing already counts as deleted.
 
     One request takes as many keys as the store's capabilities say.  A key that cannot be deleted does
     not keep the others from being tried.
 
     :param doomed: the objects; progress is reported in their bytes.
+    :param before: called right before each request, from any thread; what it raises ends the work.
     :raises DeleteFailed: some objects remain; all others are gone, unless very many failed.  Those that a
         lock keeps (:func:`~backupfw.chunkstore.errors.locked_until`) do not end it; the error names the first
         of them only.
@@ -227,7 +233,7 @@ def delete_all(doomed: Doomed, container: Container, control: Control) -> None:
                 if other >= MAX_FAILED:
                     break
                 waiting.append(
-                    pool.submit(copy_context().run, _delete, container, [one.key for one in batch])
+                    pool.submit(copy_context().run, _delete, container, [one.key for one in batch], before)
                 )
                 done += sum(one.size for one in batch)
                 control.progress(done, doomed.size)
@@ -275,7 +281,8 @@ def _batches(candidates: Iterable[Candidate], size: int) -> Iterator[list[Candid
         yield batch
 
 
-def _delete(container: Container, keys: list[str]) -> dict[str, ChunkStoreError]:
+def _delete(container: Container, keys: list[str], before: Callable[[], None]) -> dict[str, ChunkStoreError]:
+    before()
     try:
         container.delete(keys)
     except DeleteFailed as error:

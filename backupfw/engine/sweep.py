@@ -15,7 +15,9 @@ are not seen.  No clock is involved.
   A manifest that a lost attempt put late is known, because every manifest is announced before it is put.
 * A manifest that cannot be read stops its volume: what it names is not known.
 * Orphans that are locked in the store stay, and are reported with the date: a sweep after that deletes them.
-* While a backup is copied to the container, nothing of its volume is an orphan.
+* While a backup is copied to the container, nothing of its volume is an orphan.  A copy that begins later
+  may rely on what was found: so the database is read again before each request that deletes, and the volume
+  is left as soon as a copy has begun since the manifests were read, or even ended.
 * A wrapped data key is an orphan if neither a manifest nor the database has its lineage.  A backup that
   begins later has a new one, or one that the database had when it was asked.
 """
@@ -63,7 +65,11 @@ class VolumeRows(Protocol):
 
     @property
     def copying(self) -> bool:
-        """Whether a copy to the container has begun: any object of the volume may have been put for it."""
+        """Whether a copy to the container is being made: any object may have been put for it."""
+
+    @property
+    def copies(self) -> Collection[str]:
+        """Ids of all copies to the container that ever began."""
 
 
 class Catalogue(Protocol):
@@ -190,20 +196,28 @@ def sweep_volume(
         return VolumeReport(project, volume, count, stopped=str(error))
     skipped = locked = 0
     until: datetime | None = None
-    # Once more: a copy that has begun since may rely on what was found.
-    copying = rows.copying or (bool(spool.count) and catalogue.volume(project, volume).copying)
+    begun = frozenset(rows.copies)
+
+    def check() -> None:
+        now = catalogue.volume(project, volume)
+        if now.copying or not begun.issuperset(now.copies):
+            raise _CopyBegan
+
     with spool, Spool() as orphans:
         for candidate in spool:
             if candidate.key in kept:
                 continue
-            if copying or _backup(candidate.key) in transient:
+            if rows.copying or _backup(candidate.key) in transient:
                 skipped += 1
             else:
                 orphans.add(candidate)
         if not dry_run:
             # A part of what came through the gate.
             try:
-                delete_all(Doomed(orphans), container, control)
+                delete_all(Doomed(orphans), container, control, check)
+            except _CopyBegan:
+                why = "a backup was copied there meanwhile; sweep again"
+                return VolumeReport(project, volume, count, unknown_manifests=reported, stopped=why)
             except DeleteFailed as error:
                 until = locked_until(error)
                 if until is None:
@@ -220,6 +234,10 @@ def sweep_volume(
             locked=locked,
             locked_until=until,
         )
+
+
+class _CopyBegan(Exception):
+    """A copy began after the manifests were read."""
 
 
 def _noting(listed: Iterator[Candidate], manifests: list[str], data_keys: list[str]) -> Iterator[Candidate]:

@@ -77,6 +77,7 @@ class Rows:
     transient: set[str] = field(default_factory=set)
     mac_ids: set[str] = field(default_factory=set)
     copying: bool = False
+    copies: frozenset[str] = frozenset()
 
     def volume(self, _project: str, _volume: str) -> Rows:
         return self

@@ -21,7 +21,7 @@ import uuid
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import CursorResult, Update, delete, exists, select, update
+from sqlalchemy import CursorResult, Update, delete, exists, func, select, update
 from sqlalchemy.orm import Session, aliased
 from sqlalchemy.sql import ColumnElement
 
@@ -59,7 +59,8 @@ class VolumeRows:
         until its backup is deleted.
     :ivar transient: ids of the backups whose objects can change at any moment.
     :ivar mac_ids: ids of the keys of the digests of manifests that are not gone, and of all its data keys.
-    :ivar copying: a copy to the container has begun, so any object of the volume may have been put for it.
+    :ivar copying: a copy to the container is being made, so any object may have been put for it.
+    :ivar copies: ids of all copies to the container that ever began.
     """
 
     live: frozenset[str]
@@ -68,6 +69,7 @@ class VolumeRows:
     transient: frozenset[str]
     mac_ids: frozenset[str]
     copying: bool = False
+    copies: frozenset[str] = frozenset()
 
 
 def _tree_of(row: Manifest) -> ColumnElement[bool]:
@@ -338,18 +340,24 @@ def detached_keys(session: Session, manifest_id: str) -> list[str]:
 # Copies.  A copy puts objects under keys that other manifests in its container name, or named, and that an
 # earlier copy may have put and a release may be deleting.  So in one tree copies and releases take turns: a
 # copy begins when no manifest there is released, and a release plans when no copy has begun.
-# ``source_identity`` of a copy's row says how far it is: null, ``begun``, or ``placed``: its base is known.
+# ``copy_step`` of a copy's row says how far it is: null, ``begun``, or ``placed``: its base is known.  Rows
+# that were made before there was this column say it in ``source_identity``.
 _BEGUN, _PLACED = "begun", "placed"
+_STEP = func.coalesce(Manifest.copy_step, Manifest.source_identity)
+
+
+def _step(row: Manifest) -> str | None:
+    return row.copy_step or row.source_identity
 
 
 def is_copying() -> ColumnElement[bool]:
     """The condition on a manifest's row that it is a copy that has begun and has not ended."""
-    return Manifest.copied & (Manifest.state == WRITING) & Manifest.source_identity.is_not(None)
+    return Manifest.copied & (Manifest.state == WRITING) & _STEP.is_not(None)
 
 
 def is_placed() -> ColumnElement[bool]:
     """The condition on a copy's row that something may have been put for it."""
-    return Manifest.source_identity == _PLACED
+    return _STEP == _PLACED
 
 
 def refuse_while_copying(session: Session, manifest_id: str) -> None:
@@ -369,14 +377,14 @@ def begin_copy(session: Session, row: Manifest) -> bool:
     :return: whether its place in the lineage is known: see :func:`place_copy`.
     :raises TakesTurns: a release in its tree has not ended.
     """
-    if row.source_identity is None:
+    if _step(row) is None:
         lock(session, Manifest, _tree_of(row))
         released = select(Manifest.id).where(_tree_of(row), Manifest.state == RELEASED)
         if session.scalar(released.limit(1)) is not None:
             raise TakesTurns("the removal of a backup of the same volume has not ended there")
-        row.source_identity = _BEGUN
+        row.copy_step = _BEGUN
         session.flush()
-    return row.source_identity == _PLACED
+    return _step(row) == _PLACED
 
 
 def place_copy(session: Session, row: Manifest, base_digest: str | None, *, detached: bool) -> None:
@@ -395,25 +403,25 @@ def place_copy(session: Session, row: Manifest, base_digest: str | None, *, deta
         detached = base_id is None or not take(session, base_id)
     row.base_id = None if detached else base_id
     row.detached = detached
-    row.source_identity = _PLACED
+    row.copy_step = _PLACED
     session.flush()
 
 
 def has_begun(row: Manifest) -> bool:
     """Return whether an attempt at a copy, or at a conversion, has begun; its row has no blocks before."""
-    return row.source_identity is not None if row.copied else row.block_size > 0
+    return _step(row) is not None if row.copied else row.block_size > 0
 
 
 def count_as_copy(row: Manifest) -> None:
     """Say of a live manifest that it is a copy: it was found in a store, or is a link that was converted."""
     row.copied = True
-    row.source_identity = _PLACED
+    row.copy_step = _PLACED
 
 
 def may_have_objects(row: Manifest) -> bool:
     """Return whether an attempt may have put objects for a manifest, so that its container was there."""
     if row.copied:
-        return row.source_identity == _PLACED
+        return _step(row) == _PLACED
     return row.key is not None or row.source_identity is not None
 
 
@@ -624,6 +632,7 @@ def volume_rows(
         Manifest.backup_id,
         Manifest.mac_id,
         is_copying().label("is_copying"),
+        (Manifest.copied & _STEP.is_not(None)).label("has_copied"),
         is_open.label("is_open"),
     )
     here = [getattr(Manifest, name) == value for name, value in place.items()]
@@ -646,6 +655,7 @@ def volume_rows(
         transient=frozenset(transient),
         mac_ids=frozenset(mac_ids),
         copying=any(row.is_copying for row in found),
+        copies=frozenset(row.id for row in found if row.has_copied),
     )
 
 

@@ -22,6 +22,7 @@ class Rows:
     transient: set[str] = field(default_factory=set)
     mac_ids: set[str] = field(default_factory=set)
     copying: bool = False
+    copies: frozenset[str] = frozenset()
 
 
 class Database:

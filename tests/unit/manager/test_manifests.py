@@ -410,6 +410,7 @@ def test_an_announced_key_has_a_row_beside_that_of_its_manifest(db: Database) ->
         "in_tree": False,
         "detached": False,
         "copied": False,
+        "copy_step": None,
         "state": "announced",
         **columns,
         "source_identity": None,
