@@ -51,6 +51,7 @@ class Action(Enum):
     DELETE_VOLUME = "101"
     IMPORT_BACKUP = "102"
     VERIFY_BACKUP = "103"
+    COPY_BACKUP = "104"
 
 
 class Detail(Enum):
@@ -79,6 +80,7 @@ class Detail(Enum):
     DAMAGED = "105"
     LOCKED = "106"
     NEEDED = "107"
+    COPY_BACKUP = "108"
 
 
 _ACTIONS: Mapping[Action, str] = {
@@ -92,6 +94,7 @@ _ACTIONS: Mapping[Action, str] = {
     Action.DELETE_VOLUME: "delete volume",
     Action.IMPORT_BACKUP: "import backup",
     Action.VERIFY_BACKUP: "verify backup",
+    Action.COPY_BACKUP: "copy backup",
 }
 
 _DETAILS: Mapping[Detail, str] = {
@@ -121,6 +124,7 @@ _DETAILS: Mapping[Detail, str] = {
     " backup of the volume stores that part again.",
     Detail.LOCKED: "The backup's data is locked in its store. It is deleted when the lock has ended; the"
     " backup says when that is.",
+    Detail.COPY_BACKUP: "The backup could not be copied to another store.",
     Detail.NEEDED: "Incremental backups in the store that are not known here need the backup's data.",
 }
 

@@ -148,8 +148,7 @@ class CopyMoves:
     """The life of a copy of a backup; its row goes with it."""
 
     copied = Move("copied", (COPYING,), AVAILABLE)
-    # No FailingMove: the copy shows the reason, and the backup is as good as before.
-    copy_failed = Move("copy failed", (COPYING,), ERROR)
+    copy_failed = FailingMove("copy failed", (COPYING,), ERROR)
     copy_again = Move("copy", (ERROR,), COPYING)
     removed = Move("removed", (COPYING, AVAILABLE, ERROR), DELETED)
 
@@ -260,7 +259,7 @@ def move(
 
 def fail(
     session: Session,
-    model: type[Backup | Volume | Snapshot],
+    model: type[Backup | BackupCopy | Volume | Snapshot],
     resource_id: str,
     step: FailingMove,
     report: Callable[[], None],

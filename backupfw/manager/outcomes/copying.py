@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import select, update
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from backupfw.db import models
@@ -21,7 +21,7 @@ from backupfw.manager.lineage.lifecycle import CopyMoves
 from backupfw.manager.outcomes.base import Outcomes
 from backupfw.manager.queue import outbox, tasks
 from backupfw.manager.rows import Task
-from backupfw.manager.rules import backup_rows, copies
+from backupfw.manager.rules import backup_rows, copies, failures
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,17 +155,9 @@ class CopyTasks(Outcomes):
             copy = _copy(session, task)
             if copy is None:
                 return
-            session.execute(
-                update(models.BackupCopy).where(models.BackupCopy.id == copy.id).values(manifest_id=None),
-                execution_options={"synchronize_session": False},
-            )
-            lifecycle.move(
-                session,
-                models.BackupCopy,
-                copy.id,
-                CopyMoves.copy_failed,
-                fail_reason=tasks.short_reason(reason),
-            )
+            copy.manifest_id = None
+            session.flush()
+            failures.copy_failed(session, task, copy, reason, again=bool(task.payload.get("again")))
             copies.end(session, task.resource_id, task.request_id)
             outbox.alert(
                 session,

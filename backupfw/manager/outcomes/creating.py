@@ -208,6 +208,7 @@ class CreateTasks(MakingTasks):
             for store in task.payload.get("copies", ()):
                 if store in self._conf.enabled_stores:
                     container = stores.default_container(self._conf, store)
+                    copies.begin_failed_again(session, backup, store, container, task.request_id)
                     copies.begin(session, backup, store, container, task.request_id)
             return rows.backup(session, backup_of(session, task))
 

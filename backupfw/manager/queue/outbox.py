@@ -1,10 +1,10 @@
 """The event outbox: events about backups that wait in the database until they are sent.
 
 Events: ``backup.create.start`` and ``.end``, ``backup.createprogress``, ``.start`` and ``.end`` of
-``backup.import``, ``backup.restore``, ``backup.delete`` and ``backup.reset_status``; and ``backup.damaged``,
-when a verification found damaged objects that the backup names.  Each holds the backup as it is then.  A
-start is sent when a worker claims the task for the first time.  An end is sent when the operation ended,
-whether it succeeded or not: ``status`` and ``fail_reason`` say which.
+``backup.import``, ``backup.restore``, ``backup.delete``, ``backup.copy`` and ``backup.reset_status``; and
+``backup.damaged``, when a verification found damaged objects that the backup names.  Each holds the backup as
+it is then, and of a copy also that.  A start is sent when a worker claims the task for the first time.  An
+end is sent when the operation ended, whether it succeeded or not: ``status`` and ``fail_reason`` say which.
 
 A start or an end is added to the outbox in the transaction that it reports, so it exists exactly when that
 transaction was committed.  A sender takes the oldest event, sends it and deletes it.  So each event is sent
@@ -46,6 +46,7 @@ Send = Callable[[str, Mapping[str, Any], Mapping[str, Any]], None]
 
 #: Kinds of tasks whose starts and ends are events.
 _KINDS = frozenset({"backup.create", "backup.import", "backup.restore", "backup.delete"})
+_COPY = "backup.copy"
 #: Keys of ``Session.info``: this process sends events; the ways in which it sends alerts.
 _SENDS_EVENTS = "backupfw_sends_events"
 _WAYS = "backupfw_ways_of_alerts"
@@ -83,6 +84,8 @@ class _Event:
 
 def begun(session: Session, task: Task) -> None:
     """Add the start of an operation, if this is its first attempt, in the transaction of the claim."""
+    if task.kind == _COPY and task.attempt == 1 and (copy := _copy(session, task)) is not None:
+        _add_copy(session, "backup.copy.start", copy, task.request_id)
     if task.kind in _KINDS and task.attempt == 1:
         add(session, f"{task.kind}.start", task.resource_id, task.request_id)
 
@@ -90,18 +93,26 @@ def begun(session: Session, task: Task) -> None:
 def ended(session: Session, task: Task) -> None:
     """Add the end of an operation, in the transaction that deletes its task: the backup as that leaves it.
 
-    An operation that never began has no end.
+    An operation that never began has no end, nor has a copy that was removed.
     """
+    if task.kind == _COPY and task.attempt > 0 and (copy := _copy(session, task)) is not None:
+        at_end(session, lambda session: _add_copy(session, "backup.copy.end", copy, task.request_id))
     if task.kind in _KINDS and task.attempt > 0:
         at_end(session, lambda session: add(session, f"{task.kind}.end", task.resource_id, task.request_id))
 
 
-def add(session: Session, event: str, backup_id: str, request_id: str | None) -> None:
-    """Add an event of a backup as it is now, in the caller's transaction, if this process sends events."""
+def add(
+    session: Session, event: str, backup_id: str, request_id: str | None, **more: Mapping[str, Any]
+) -> None:
+    """Add an event of a backup as it is now, in the caller's transaction, if this process sends events.
+
+    :param more: members of the event beside the backup's.
+    """
     if not session.info.get(_SENDS_EVENTS):
         return
     payload = _payload(session, backup_id)
     if payload is not None:
+        payload |= more
         session.add(
             models.OutboxEvent(event=event, request_id=request_id, payload=payload, created_at=now(session))
         )
@@ -129,6 +140,20 @@ def alert(
     for way in session.info.get(_WAYS, ()):
         session.add(models.OutboxEvent(way=way, event=event, payload=payload, created_at=moment))
     session.flush()
+
+
+def _copy(session: Session, task: Task) -> str | None:
+    """Return the id of the copy that a task makes; None: it was removed."""
+    row = models.BackupCopy
+    return session.scalar(select(row.id).where(row.manifest_id == task.resource_id))
+
+
+def _add_copy(session: Session, event: str, copy_id: str, request_id: str | None) -> None:
+    row = models.BackupCopy
+    copy = session.scalar(select(row).where(row.id == copy_id).execution_options(populate_existing=True))
+    if copy is not None:
+        told = {"store": copy.store, "status": copy.status, "fail_reason": copy.fail_reason}
+        add(session, event, copy.backup_id, request_id, copy=told)
 
 
 class Outbox:

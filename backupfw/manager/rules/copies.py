@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from collections.abc import Sequence
 
@@ -22,11 +23,18 @@ from backupfw.manager.rules import backup_rows
 
 
 def begin(
-    session: Session, backup: models.Backup, store: str, container: str, request_id: str | None
+    session: Session,
+    backup: models.Backup,
+    store: str,
+    container: str,
+    request_id: str | None,
+    *,
+    again: bool = False,
 ) -> models.BackupCopy:
     """Begin a copy of a backup in another store, or begin one again that failed.
 
     :param container: in that store.
+    :param again: it failed before, and its user knows that.
     :raises InvalidInput: it is the backup's own store, or the backup's data is another installation's.
     :raises InvalidBackup: the backup is not available, has that copy, or the same data is being copied or
         removed there.
@@ -55,9 +63,39 @@ def begin(
             source_id=None,
             project_id=backup.project_id,
             request_id=request_id,
-            payload={"from_store": source.store},
+            payload={"from_store": source.store, "again": again},
         )
     return copy
+
+
+def begin_failed_again(
+    session: Session, backup: models.Backup, store: str, container: str, request_id: str | None
+) -> None:
+    """Begin the copies in a store again that failed of other backups of a volume.
+
+    One that cannot be begun now is left to the next backup.
+
+    :param backup: the volume's newest one, which is about to be copied there, too.
+    """
+    row, other = models.BackupCopy, models.Backup
+    found = session.scalars(
+        select(other)
+        .join(row, row.backup_id == other.id)
+        .where(
+            row.store == store,
+            row.status == lifecycle.ERROR,
+            other.volume_id == backup.volume_id,
+            other.project_id == backup.project_id,
+            other.id != backup.id,
+            other.store != store,
+            other.status == lifecycle.AVAILABLE,
+            other.deleted.is_(False),
+        )
+        .order_by(other.created_at, other.id)
+    )
+    for one in found.all():
+        with contextlib.suppress(InvalidBackup, InvalidInput):
+            begin(session, one, store, container, request_id, again=True)
 
 
 def convert(

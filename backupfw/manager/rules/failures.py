@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from backupfw.db.models import Backup, Snapshot, Volume
+from backupfw.db.models import Backup, BackupCopy, Snapshot, Volume
 from backupfw.manager import messages
 from backupfw.manager.lineage import lifecycle
-from backupfw.manager.lineage.lifecycle import BackupMoves, FailingMove, SnapshotMoves, VolumeMoves
+from backupfw.manager.lineage.lifecycle import BackupMoves, CopyMoves, FailingMove, SnapshotMoves, VolumeMoves
 from backupfw.manager.messages import Action, Detail
 from backupfw.manager.queue import outbox, tasks
 
@@ -109,6 +109,28 @@ def failed(
             _alert(session, task, known, reason)
 
     lifecycle.fail(session, failure.model, task.resource_id, step, report, **values)
+
+
+def copy_failed(session: Session, task: Task, copy: BackupCopy, reason: str, *, again: bool) -> None:
+    """Move a copy to ``error`` and report it, as :func:`failed` does; the backup is as good as before.
+
+    :param copy: the record of what the task has made; the message is about its backup.
+    """
+
+    def report() -> None:
+        if not again:
+            messages.post(
+                session,
+                Action.COPY_BACKUP,
+                Detail.COPY_BACKUP,
+                project_id=task.project_id,
+                request_id=task.request_id,
+                resource_type=messages.BACKUP,
+                resource_id=copy.backup_id,
+            )
+
+    reason_ = tasks.short_reason(reason)
+    lifecycle.fail(session, BackupCopy, copy.id, CopyMoves.copy_failed, report, fail_reason=reason_)
 
 
 def _alert(session: Session, task: Task, detail: Detail, reason: str) -> None:

@@ -24,10 +24,12 @@ from backupfw.engine.format.sealing import no_keys
 from backupfw.errors import AttemptInVain, InvalidBackup, InvalidInput, StillLocked, TaskCancelled
 from backupfw.keys.base import KeyStore
 from backupfw.manager.lineage import lifecycle
+from backupfw.manager.messages import Action, Detail
 from backupfw.manager.operators import audit as rows_audit
 from backupfw.manager.operators import purge
 from backupfw.manager.operators import recovery as entering
 from backupfw.manager.queue import tasks
+from backupfw.manager.queue.outbox import Outbox
 from backupfw.manager.rows import Task
 from backupfw.manager.rules import copies
 from backupfw.worker.copies import Copies, Repaired
@@ -519,6 +521,63 @@ def test_what_a_sweep_deletes_late_is_put_again(
     world.is_clean()
 
 
+@pytest.mark.parametrize("removed", [False, True])
+def test_a_sweep_that_was_frozen_over_a_whole_copy_deletes_nothing(
+    new_world: Callable[..., CopyWorld], monkeypatch: pytest.MonkeyPatch, removed: bool
+) -> None:
+    """It read the manifests; then a copy was made that found there what the sweep is about to delete."""
+    world = new_world()
+    _, made, held = chain(world, 2)
+    inner = world.faulty.inner
+    assert isinstance(inner, MemoryStore)
+    world.offsite.ensure_container(BOX)
+    orphans = sorted(key for key in inner.contents[BOX] if key.endswith("/p0000"))[:2]
+    for key in orphans:
+        world.offsite.put(BOX, key, Body.from_bytes(inner.get(BOX, key)))
+    delete_all = sweep.delete_all
+
+    def frozen(*arguments: Any) -> None:
+        monkeypatch.undo()
+        assert world.copy(made[0]) == world.copy(made[1]) == "available"
+        if removed:
+            # Of one of them nothing is seen any more but that it was.
+            world.backups.remove_copy(world.ctx(), made[1], "offsite")
+            world.work()
+        delete_all(*arguments)
+
+    monkeypatch.setattr(sweep, "delete_all", frozen)
+    (report,) = world.sweep("offsite").volumes
+    assert "copied there meanwhile" in str(report.stopped)
+    assert world.restored(made[0]) == held[0]
+    assert world.sweep("offsite").orphans == 0
+    world.is_clean()
+
+
+def test_a_copy_that_the_release_before_began_goes_on(new_world: Callable[..., CopyWorld]) -> None:
+    """Its row says in another column how far it is."""
+    world = new_world()
+    _, made, held = chain(world, 2)
+    world.copy(made[0])
+    for number, trap in enumerate(("copy.planned", "copy.objects-put")):
+        world.trap = trap
+        world.backups.copy(world.ctx(), made[1], "offsite")
+        task = world.claim_next()
+        assert task is not None
+        assert world.run_one(task) == "killed"
+        with world.db.write() as session:
+            row = session.get_one(models.Manifest, task.resource_id)
+            row.source_identity, row.copy_step = row.copy_step, None
+            assert row.source_identity == ("begun", "placed")[number]
+        # It has begun: removals take turns with it, and sweeps leave it alone.
+        assert sum(one.orphans for one in world.sweep("offsite").volumes) == 0
+        if number == 0:
+            world.backups.remove_copy(world.ctx(), made[1], "offsite")
+        world.work()
+    assert world.copy_status(made[1]) == "available"
+    assert [world.restored(one) for one in made] == held
+    world.is_clean()
+
+
 def test_a_copy_does_not_become_the_backup_while_another_one_is_made(world: CopyWorld) -> None:
     """Its worker was chosen by the store that the backup is in."""
     (_volume, (backup,), _held) = chain(world, 1)
@@ -722,6 +781,60 @@ def test_a_rule_makes_copies_by_itself(new_world: Callable[..., CopyWorld]) -> N
     backup = world.back_up(volume, container="offsite:")
     assert world.copy_status(backup) == ""
     world.is_clean()
+
+
+def test_a_failed_copy_is_reported_once_and_made_by_the_next_backup(
+    new_world: Callable[..., CopyWorld],
+) -> None:
+    world = new_world()
+    Outbox(world.db, send=lambda *_: None)
+    world.conf.placement_rules = ["gold"]
+    setattr(world.conf, "placement:gold", rule("main", projects=["p1"], copies=["offsite"]))
+    volume = world.filled_volume(content(1))
+    lost = None
+
+    def reach(name: str, _detail: object = "") -> None:
+        nonlocal lost
+        if name == "copy.begun" and lost is None:
+            lost = next(key for key in world.held(world.faulty.inner) if key.endswith("/p0000"))  # type: ignore[arg-type]
+            world.kept = world.held(world.faulty.inner)[lost]  # type: ignore[arg-type, attr-defined]
+            world.damage("main", lost, None)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(crash_points, "reach", reach)
+        first = world.back_up(volume)
+    assert lost is not None
+    assert world.copy_status(first) == "error"
+
+    def told() -> list[tuple[str, str, str]]:
+        found = world.rows(models.Message)
+        return [(one.action_id, one.detail_id, one.resource_uuid) for one in found]
+
+    assert told() == [(Action.COPY_BACKUP.value, Detail.COPY_BACKUP.value, first)]
+    # It fails again with the next backup of the volume, which nobody is told again.
+    second = world.back_up(volume, incremental=True)
+    assert (world.copy_status(first), world.copy_status(second)) == ("error", "available")
+    assert len(told()) == 1
+    inner: Any = world.faulty.inner
+    inner.put(BOX, lost, Body.from_bytes(world.kept))  # type: ignore[attr-defined]
+    other = world.back_up(world.filled_volume(content(2)))
+    assert world.copy_status(first) == "error"
+    world.back_up(volume, incremental=True)
+    assert world.copy_status(first) == "available"
+    assert world.restored(first) == content(1)
+    assert world.copy_status(other) == "available"
+    world.is_clean()
+    events = [
+        (one.event, one.payload["backup_id"], one.payload["copy"]["status"])
+        for one in world.rows(models.OutboxEvent)
+        if one.event.startswith("backup.copy") and one.payload["backup_id"] == first
+    ]
+    begun, failed, done = (
+        ("backup.copy.start", first, "copying"),
+        ("backup.copy.end", first, "error"),
+        ("backup.copy.end", first, "available"),
+    )
+    assert events == [begun, failed, begun, failed, begun, done]
 
 
 def test_what_cannot_be_copied(new_world: Callable[..., CopyWorld]) -> None:

@@ -281,7 +281,7 @@ class Ends:
 
 
 def test_every_kind_is_here() -> None:
-    # Of a copy that failed, the copy itself says why.
+    # A copy waits as long as it takes for a worker and its stores; it fails by a function of its own.
     hidden = {tasks.BACKUP_COPY, tasks.MANIFEST_RELEASE, tasks.MANIFEST_SCRUB, tasks.VOLUME_TIDY}
     assert set(KINDS) == set(failures.FAILURES) == tasks.KINDS - hidden
 
