@@ -12,7 +12,7 @@ The journal names objects that a lagging listing does not show; the sweep finds 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 
@@ -58,7 +58,8 @@ def leftovers(
         installation.
     :param keep: key of the committed manifest; None when there is none and will be none.  With it,
         objects of attempts later than the one that committed are not touched.
-    :param manifests: what the database knows of the volume; ``asked`` are those whose lineage is unknown.
+    :param manifests: what the database knows of the volume; ``asked`` are those that may name such objects
+        although their backup is another one, or the same under another id.
     :param recorded: entries that the journal had of finished segments, in any order; objects of other
         backups that they name are not touched.
     :param required: whether something may have been put: then a container that is missing is a store that is
@@ -79,7 +80,9 @@ def leftovers(
     last_attempt = None if keep is None else _attempt_of_manifest(keep, backup_prefix)
     journal = (candidate for entry in recorded for candidate in of_entry(entry))
     listed = own_objects(container, backup_prefix, control, manifests=True, required=required)
-    found = in_order(_of_attempts(chain(listed, journal), backup_prefix, keep, last_attempt))
+    # No manifest names itself.
+    kept = frozenset((*manifests.asked, *([] if keep is None else [keep])))
+    found = in_order(_of_attempts(chain(listed, journal), backup_prefix, kept, last_attempt))
     if not found.count:
         found.close()
         return CleanupResult(0, 0)
@@ -89,9 +92,8 @@ def leftovers(
     except BaseException:
         found.close()
         raise
-    asked = [*manifests.asked, *([] if keep is None else [keep])]
     unknown = [key for key in unknown if key != keep]
-    with spare(found, asked, unknown, container, control) as doomed:
+    with spare(found, sorted(kept), unknown, container, control) as doomed:
         delete_all(doomed, container, control)
         return CleanupResult(doomed.count, doomed.size)
 
@@ -105,11 +107,11 @@ def _attempt_of_manifest(key: str, backup_prefix: str) -> int:
 
 
 def _of_attempts(
-    candidates: Iterable[Candidate], backup_prefix: str, keep: str | None, last_attempt: int | None
+    candidates: Iterable[Candidate], backup_prefix: str, kept: Collection[str], last_attempt: int | None
 ) -> Iterator[Candidate]:
-    """Yield the backup's own objects, but the manifest to keep and what later attempts put."""
+    """Yield the backup's own objects, but the manifests to keep and what later attempts put."""
     for candidate in candidates:
-        if not candidate.key.startswith(backup_prefix) or candidate.key == keep:
+        if not candidate.key.startswith(backup_prefix) or candidate.key in kept:
             continue
         if last_attempt is not None:
             parsed = keys.parse(candidate.key)

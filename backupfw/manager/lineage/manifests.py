@@ -322,19 +322,30 @@ def is_base_of_running(session: Session, manifest_id: str) -> bool:
     return session.scalar(child.limit(1)) is not None
 
 
-def detached_keys(session: Session, manifest_id: str) -> list[str]:
-    """Return the keys of the live manifests of this one's volume whose lineage is unknown.
+def keys_that_may_name(session: Session, manifest_id: str) -> list[str]:
+    """Return the keys of live manifests that can name objects of this one's backup before it is committed.
 
-    They can name objects of this manifest's backup although it was never committed, if the database was
-    restored from an older copy.
+    If the database was restored from an older copy, an attempt that the copy does not know may have been
+    committed, and later backups may share with that one.  They came back by an import, detached, or by a
+    rebuild: then another manifest of the backup is known, or was, and any of the volume may be meant.
 
     :raises LookupError: there is no such manifest.
     """
     row = _row(session, manifest_id)
-    found = session.scalars(
-        select(Manifest.key).where(_tree_of(row), Manifest.state == LIVE, Manifest.detached)
+    twin = select(Manifest.id).where(
+        Manifest.volume_id == row.volume_id,
+        Manifest.store == row.store,
+        Manifest.container == row.container,
+        Manifest.installation_id == row.installation_id,
+        Manifest.backup_id == row.backup_id,
+        Manifest.id != manifest_id,
+        Manifest.state.in_((LIVE, RELEASED, GONE)),
+        Manifest.length.is_not(None),
     )
-    return sorted(key for key in found if key is not None)
+    found = select(Manifest.key).where(_tree_of(row), Manifest.state == LIVE)
+    if session.scalar(twin.limit(1)) is None:
+        found = found.where(Manifest.detached)
+    return sorted(key for key in session.scalars(found) if key is not None)
 
 
 # Copies.  A copy puts objects under keys that other manifests in its container name, or named, and that an

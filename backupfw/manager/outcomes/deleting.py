@@ -253,7 +253,7 @@ class DeleteTasks(Outcomes):
                 raise EngineError("A backup that may share the data is being made.")
             relatives = {row.key for row in found if row.key is not None}
             if manifest.key is None:
-                relatives.update(manifests.detached_keys(session, manifest_id))
+                relatives.update(manifests.keys_that_may_name(session, manifest_id))
             given_up = manifests.given_up_keys(session, manifest.backup_id)
             if given_up:
                 # The tree does not show which manifests share with one that was given up: the row may have

@@ -288,10 +288,12 @@ class MakingTasks(Outcomes, abc.ABC):
     def known_manifests(self, manifest_id: str) -> tuple[list[str], set[str]]:
         """Return the known keys of a manifest's volume, for the clean-up after its attempts.
 
-        :return: keys of the live manifests whose lineage is unknown, and of all that are known.
+        :return: keys of the live manifests that may name what they left, and of all that are known.
         """
         with self._db.read() as session:
-            return manifests.detached_keys(session, manifest_id), manifests.volume_keys(session, manifest_id)
+            return manifests.keys_that_may_name(session, manifest_id), manifests.volume_keys(
+                session, manifest_id
+            )
 
     def _same_geometry(self, manifest: models.Manifest) -> bool:
         backup = self._conf.backup

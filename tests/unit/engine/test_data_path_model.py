@@ -325,7 +325,8 @@ class DataPath(RuleBasedStateMachine):
     def known(self, manifest_id: str) -> KnownManifests:
         with self.db.read() as session:
             return KnownManifests(
-                manifests.detached_keys(session, manifest_id), manifests.volume_keys(session, manifest_id)
+                manifests.keys_that_may_name(session, manifest_id),
+                manifests.volume_keys(session, manifest_id),
             )
 
     def recorded(self, work: Writing) -> list[SegmentEntry]:

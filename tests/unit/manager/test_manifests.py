@@ -361,7 +361,27 @@ def test_the_keys_of_live_manifests_whose_lineage_is_unknown(db: Database) -> No
         *elsewhere("d", detached=True),
     )
     with db.read() as session:
-        assert manifests.detached_keys(session, "known") == ["k/c", "k/d"]
+        assert manifests.keys_that_may_name(session, "known") == ["k/c", "k/d"]
+
+
+@pytest.mark.parametrize("state", ["live", "gone"])
+def test_after_a_rebuild_any_manifest_may_name_what_its_backup_has_again(db: Database, state: str) -> None:
+    """A copy of the database showed a backup as being made, and a rebuild found what was committed since."""
+    made_before = {"backup_id": "x", "length": 100}
+    fill(
+        db,
+        manifest("x1", None, state, **made_before),
+        manifest("upon-it", "x1"),
+        manifest("other"),
+        manifest("x2", None, "writing", backup_id="x"),
+        # A key that was given up is no manifest.
+        given_up("given-up", "y"),
+        manifest("y", None, "writing", backup_id="y"),
+    )
+    with db.read() as session:
+        known = {"live": ["k/x1"], "gone": []}[state]
+        assert manifests.keys_that_may_name(session, "x2") == ["k/other", "k/upon-it", *known]
+        assert manifests.keys_that_may_name(session, "y") == []
 
 
 def test_the_keys_that_the_database_knows_of_a_volume(db: Database) -> None:

@@ -18,9 +18,8 @@ from backupfw.chunkstore.errors import locked_until
 from backupfw.chunkstore.memory import MemoryStore
 from backupfw.cmd.catalogue import DatabaseCatalogue
 from backupfw.db import models
-from backupfw.engine import audit, recovery, restore, sweep
+from backupfw.engine import audit, restore, sweep
 from backupfw.engine.format import keys
-from backupfw.engine.format.sealing import no_keys
 from backupfw.errors import AttemptInVain, InvalidBackup, InvalidInput, StillLocked, TaskCancelled
 from backupfw.keys.base import KeyStore
 from backupfw.manager.lineage import lifecycle
@@ -34,13 +33,12 @@ from backupfw.manager.rows import Task
 from backupfw.manager.rules import copies
 from backupfw.worker.copies import Copies, Repaired
 from backupfw.worker.handlers import handler_for
-from backupfw.worker.handlers.backup_import import manifest_facts
 from backupfw.worker.stores import StoreDown
 from tests.unit.engine.fakes import FakeControl, MemoryTarget
 from tests.unit.manager.support import WIRE
 from tests.unit.manager.test_placement import rule
 from tests.unit.worker.test_encryption import MemoryKeys
-from tests.unit.worker.world import SEGMENT, OneStore, WorkerWorld
+from tests.unit.worker.world import SEGMENT, OneStore, WorkerWorld, rebuilt
 
 BOX = "volumebackups"
 #: Every place where a worker that copies, or removes a copy, can die.
@@ -632,26 +630,7 @@ def test_a_copy_becomes_the_backup(world: CopyWorld) -> None:
 
 
 def rebuild(world: CopyWorld, store: str) -> list[entering.Entered]:
-    """What ``backupfw catalogue rebuild`` does with one store."""
-    with world.db.read() as session:
-        ours = session.scalars(select(models.Installation.uuid)).one()
-    done: list[entering.Entered] = []
-    container = world.stores.container(store, BOX)
-    prefix = keys.installation_prefix(ours)
-    for volume in recovery.run(prefix, container, FakeControl(), lambda _prefix: no_keys):
-        facts = {
-            one.key: manifest_facts(
-                one.head, container, WIRE, one.object_count, one.stored_bytes, one.referenced_bytes
-            )
-            for one in volume.manifests
-            if one.head is not None
-        }
-        listed = [
-            entering.Found(facts[one.key], 1, base=one.base, detached=one.detached)
-            for one in volume.manifests
-        ]
-        done += entering.enter(world.db, listed, lambda _found: {}, ours)
-    return done
+    return rebuilt(world, world.stores.container(store, BOX))
 
 
 @pytest.mark.parametrize("known", [True, False])

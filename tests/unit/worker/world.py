@@ -13,9 +13,12 @@ from backupfw.chunkstore.layers.stack import stack
 from backupfw.chunkstore.memory import MemoryStore
 from backupfw.db import models
 from backupfw.dispatch.base import InProcessDispatch
-from backupfw.engine.format.sealing import AES_256_GCM
+from backupfw.engine import recovery, removal
+from backupfw.engine.format import keys
+from backupfw.engine.format.sealing import AES_256_GCM, no_keys
 from backupfw.errors import TaskStopped
 from backupfw.keys.base import KeyStore
+from backupfw.manager.operators import recovery as entering
 from backupfw.manager.outcomes.volumes import VolumeTasks
 from backupfw.manager.queue.services import BACKUP_BINARY
 from backupfw.manager.usecases.backups import BackupManager
@@ -35,8 +38,9 @@ from backupfw.volume.base import (
 from backupfw.worker.control import TaskControl
 from backupfw.worker.data_keys import DataKeys
 from backupfw.worker.handlers import EngineSettings, Tools
+from backupfw.worker.handlers.backup_import import manifest_facts
 from backupfw.worker.worker import Worker, WorkerSettings
-from tests.unit.engine.fakes import MemoryPoint, MemoryTarget
+from tests.unit.engine.fakes import FakeControl, MemoryPoint, MemoryTarget
 from tests.unit.manager.support import WIRE, World
 
 SEGMENT = 64 << 10
@@ -148,6 +152,32 @@ class LayerOptions:
     retry_tries = 1
     # As a real store has it: a call that hangs does so in a thread of its own.
     operation_timeout = 120.0
+
+
+def rebuilt(world: WorkerWorld, container: Container) -> list[entering.Entered]:
+    """What ``backupfw catalogue rebuild`` does with one container of a database of our own."""
+    ours = world.outcomes.installation_id()
+    done: list[entering.Entered] = []
+    removal.settle(container, FakeControl())
+    for volume in recovery.run(
+        keys.installation_prefix(ours), container, FakeControl(), lambda _prefix: no_keys
+    ):
+        heads = {one.key: one.head for one in volume.manifests if one.head is not None}
+        facts = {
+            one.key: manifest_facts(
+                one.head, container, WIRE, one.object_count, one.stored_bytes, one.referenced_bytes
+            )
+            for one in volume.manifests
+            if one.head is not None
+        }
+        listed = [
+            entering.Found(facts[one.key], 1, base=one.base, detached=one.detached)
+            for one in volume.manifests
+        ]
+        done += entering.enter(
+            world.db, listed, lambda found, heads=heads: heads[found.facts.key].record.get("backup", {}), ours
+        )
+    return done
 
 
 class WorkerWorld(World):
