@@ -161,6 +161,25 @@ class Copies:
                     raise
                 repaired.add(error.key)
 
+    def mend(self, place: Place, control: Control) -> None:
+        """Put again what is known to be damaged of the backup in one place, and its manifest if it is.
+
+        What no other place has whole stays as it is; nothing but the manifest is read to find damage.
+
+        :raises UnsupportedFormat: it is of a version not known here.
+        :raises ChunkStoreError: the place's store does not answer.
+        """
+        container = self._stores.container(place.store, place.container)
+        listed = self._listed.keys(place.store, place.container, keys.volume_prefix_of(self._key))
+        try:
+            damaged = verify.named(self._key, {*listed, self._key}, container, control)
+            damaged -= {self._key} - listed
+        except Damaged as error:
+            self._record(place, container, error, control)
+            damaged = {error.key}
+        if damaged:
+            self.put_again(place, container, damaged, control)
+
     def repair(self, control: Control, *, encrypted: bool) -> list[Repaired]:
         """Verify the backup in every place, and repair each from the others.
 

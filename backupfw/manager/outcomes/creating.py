@@ -26,7 +26,15 @@ from backupfw.manager.lineage import lifecycle, manifests
 from backupfw.manager.lineage.lifecycle import BackupMoves
 from backupfw.manager.messages import Detail
 from backupfw.manager.outcomes.base import backup_of
-from backupfw.manager.outcomes.making import CreateResult, KeyIds, KeyPlace, MakingPlan, MakingTasks, base_of
+from backupfw.manager.outcomes.making import (
+    BaseManifest,
+    CreateResult,
+    KeyIds,
+    KeyPlace,
+    MakingPlan,
+    MakingTasks,
+    base_of,
+)
 from backupfw.manager.queue import tasks
 from backupfw.manager.rows import Task
 from backupfw.manager.rules import backup_rows, copies, failures, volume_rules
@@ -99,6 +107,11 @@ class CreateTasks(MakingTasks):
             return self._plan(session, task, backup, manifest)
 
         return self._db.run(work)
+
+    def places_of(self, base: BaseManifest) -> list[rows.Place]:
+        """Return where the data of a base is, its own place first."""
+        with self._db.read() as session:
+            return copies.places_of(session, base.id, self._conf.enabled_stores)
 
     def follow_volume(self, task: Task, length: int, storage_id: str | None) -> CreatePlan:
         """Update volume and backup after an open of the volume; see :func:`follow_storage`."""

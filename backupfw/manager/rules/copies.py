@@ -248,6 +248,22 @@ def places(session: Session, backup: models.Backup, stores: Sequence[str]) -> li
     return sorted((rows.Place(*one) for one in found), key=lambda one: order.get(one.store, len(order)))
 
 
+def places_of(session: Session, manifest_id: str, stores: Sequence[str]) -> list[rows.Place]:
+    """Return where the data of a live manifest is, itself first, then in the order of the stores.
+
+    :param stores: the configured ones; the others come last.
+    """
+    row, own = models.Manifest, aliased(models.Manifest)
+    found = session.execute(
+        select(row.id, row.store, row.container)
+        .join(own, own.key == row.key)
+        .where(own.id == manifest_id, row.volume_id == own.volume_id, row.state == lifecycle.LIVE)
+    )
+    order = {name: number for number, name in enumerate(stores)}
+    places = (rows.Place(*one) for one in found)
+    return sorted(places, key=lambda one: (one.manifest_id != manifest_id, order.get(one.store, len(order))))
+
+
 def promote(session: Session, backup: models.Backup, store: str, service: str) -> None:
     """Let the copy of a backup in a store be the backup's own, and what was its own be a copy.
 

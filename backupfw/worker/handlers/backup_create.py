@@ -20,8 +20,11 @@ from backupfw.engine.ports import BackupJob, BackupResult
 from backupfw.errors import (
     ChangeMissed,
     Damaged,
+    DataKeyMissing,
+    InvalidInput,
     SourceMoved,
     StorageChanged,
+    UnsupportedFormat,
 )
 from backupfw.manager.messages import Detail
 from backupfw.manager.outcomes.creating import CreatePlan, CreateTasks
@@ -31,6 +34,7 @@ from backupfw.volume.base import HEADER, LUKS, Point, SnapshotRef, VolumeProvide
 from backupfw.worker import comparison
 from backupfw.worker.cancellable import PROVIDER_GRACE, opened, run_cancellable
 from backupfw.worker.control import TaskControl
+from backupfw.worker.copies import Copies
 from backupfw.worker.handlers.base import Tools, snapshot_ref, volume_ref
 from backupfw.worker.handlers.making import Making, TaskJournal, lock_plan, lock_until, record_of
 
@@ -74,6 +78,7 @@ class BackupCreate(Making):
                 return
             plan = tools.backups.creating.start(task, settled)
         self._need(container, held=plan.base is not None or plan.source_identity is not None)
+        self._mend_base(plan, control)
         try:
             plan, job, result = self._back_up(task, plan, container, control)
         except SourceMoved as error:
@@ -82,6 +87,23 @@ class BackupCreate(Making):
             LOG.warning("Volume %s is taken for one in use: %s", plan.volume.id, error)
             plan, job, result = self._back_up(task, replace(plan, in_use=True), container, control)
         self._end(task, plan, job.geometry.length, result, container, control)
+
+    def _mend_base(self, plan: CreatePlan, control: TaskControl) -> None:
+        """Put again from a copy what is known to be damaged of the base, so that it can be shared.
+
+        If that fails, the backup stores it anew: that is what it would do without a copy.
+        """
+        tools = self._tools
+        places = [] if plan.base is None else tools.backups.creating.places_of(plan.base)
+        if plan.base is None or len(places) < 2:
+            return
+        mending = Copies(
+            tools.backups, tools.stores, tools.data_keys, plan.base.key, places, tools.engine.streams
+        )
+        try:
+            mending.mend(places[0], control)
+        except (Damaged, UnsupportedFormat, InvalidInput, DataKeyMissing) as error:
+            LOG.warning("The base of backup %s is not repaired from a copy: %s", plan.backup.id, error)
 
     def _back_up(
         self, task: Task, plan: CreatePlan, container: Container, control: TaskControl

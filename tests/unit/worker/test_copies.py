@@ -576,6 +576,35 @@ def test_a_copy_that_the_release_before_began_goes_on(new_world: Callable[..., C
     world.is_clean()
 
 
+@pytest.mark.parametrize("what", ["/manifest", "/map", "/p0000"])
+def test_what_is_damaged_of_a_base_is_read_from_a_copy(
+    new_world: Callable[..., CopyWorld], what: str
+) -> None:
+    """An incremental backup shares it then, instead of storing it anew."""
+    world = new_world()
+    volume, made, held = chain(world, 2)
+    for backup in made:
+        world.copy(backup)
+    before = world.held(world.faulty.inner)  # type: ignore[arg-type]
+    key = str(world.row(models.Backup, made[1]).service_metadata)
+    if what != "/manifest":
+        # Of the last segment, which the second one shares.
+        key = [one for one in sorted(before) if f"/{made[0]}/" in one and one.endswith(what)][-1]
+        manifest_id = str(world.row(models.Backup, made[1]).manifest_id)
+        assert world.outcomes.damaged_objects.record("main", BOX, key, "it is missing", manifest_id)
+    world.damage("main", key, None)
+    world.provider.volumes[volume][-4096:] = bytes(4096)
+    third = world.back_up(volume, incremental=True)
+    assert world.held(world.faulty.inner)[key] == before[key]  # type: ignore[arg-type]
+    row = world.row(models.Backup, third)
+    assert row.stored_bytes < world.row(models.Backup, made[0]).stored_bytes / 2
+    assert world.row(models.Manifest, row.manifest_id).base_id is not None
+    assert world.rows(models.DamagedObject) == []
+    assert [world.restored(one, "main") for one in made] == held
+    assert world.restored(third, "main") == bytes(world.provider.volumes[volume])
+    world.is_clean()
+
+
 def test_a_copy_does_not_become_the_backup_while_another_one_is_made(world: CopyWorld) -> None:
     """Its worker was chosen by the store that the backup is in."""
     (_volume, (backup,), _held) = chain(world, 1)
@@ -907,16 +936,31 @@ def test_data_keys_stay_as_long_as_a_copy_needs_them(new_world: Callable[..., Co
     assert world.restored(backup) == data
 
 
+STEPS = [
+    *("backup", "copy", "copy", "remove", "promote", "damage"),
+    *("delete", "sweep", "half", "work"),
+]
+
+
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.check) for seed in (1, 2))])
 def test_random_histories(new_world: Callable[..., CopyWorld], seed: int) -> None:
-    """Backups, copies, removals, deletions, kills and sweeps in any order: nothing lost, nothing left."""
+    """Backups, copies, promotions, removals, deletions, damage, kills and sweeps in any order.
+
+    Nothing is lost, and nothing is left.
+    """
     rng = random.Random(seed)
     world = new_world(MemoryKeys() if seed % 2 else None)
     data = bytearray(content(seed))
     volume = world.filled_volume(bytes(data))
     held: dict[str, bytes] = {}
+    stores: dict[str, Any] = {"main": world.faulty.inner, "offsite": world.offsite}
+
+    def other(backup: str) -> str:
+        """Return the store that the backup is not in."""
+        return {"main": "offsite", "offsite": "main"}[str(world.row(models.Backup, backup).store)]
+
     for _ in range(40):
-        step = rng.choice(["backup", "copy", "copy", "remove", "delete", "sweep", "half", "work"])
+        step = rng.choice(STEPS)
         alive = sorted(one for one in held if world.status(one) == "available")
         backup = rng.choice(alive) if alive else None
         if rng.random() < 0.3:
@@ -930,16 +974,28 @@ def test_random_histories(new_world: Callable[..., CopyWorld], seed: int) -> Non
             world.work()
         elif step == "copy" and backup is not None and world.copy_status(backup) in ("", "error"):
             try:
-                world.backups.copy(world.ctx(), backup, "offsite")
+                world.backups.copy(world.ctx(), backup, other(backup))
             except InvalidBackup as error:
                 assert "removed there" in str(error)  # noqa: PT017
         elif step == "remove" and backup is not None and world.copy_status(backup):
-            world.backups.remove_copy(world.ctx(), backup, "offsite")
+            world.backups.remove_copy(world.ctx(), backup, other(backup))
+        elif step == "promote" and backup is not None and world.copy_status(backup) == lifecycle.AVAILABLE:
+            world.backups.promote_copy(world.ctx(), backup, other(backup), WIRE)
+        elif step == "damage" and backup is not None and world.copy_status(backup) == lifecycle.AVAILABLE:
+            # An operator's command, which dies with its operator.
+            world.trap = None
+            store = rng.choice(["main", "offsite"])
+            mine = sorted(key for key in world.held(stores[store]) if f"/{backup}/" in key)
+            for key in rng.sample(mine, min(2, len(mine))):
+                world.damage(store, key, rng.choice([None, 100]))
+            assert [one.left for one in world.repair(backup)] == [0, 0]
         elif step == "delete" and backup is not None and len(alive) > 1:
             world.backups.delete(world.ctx(), backup)
             del held[backup]
-        elif step == "sweep" and BOX in world.offsite.contents:
-            world.sweep("offsite")
+        elif step == "sweep":
+            for store, contents in stores.items():
+                if BOX in contents.contents:
+                    world.sweep(store)
         elif step == "half" and world.end_pauses() is None and (task := world.claim_next()) is not None:
             world.run_one(task)
         elif step == "work":
@@ -947,9 +1003,9 @@ def test_random_histories(new_world: Callable[..., CopyWorld], seed: int) -> Non
             world.trap = None
             world.work()
             for one, expected in held.items():
-                assert world.restored(one, "main") == expected
+                assert world.restored(one, world.row(models.Backup, one).store) == expected
                 if world.copy_status(one) == lifecycle.AVAILABLE:
-                    assert world.restored(one) == expected
+                    assert world.restored(one, other(one)) == expected
             world.is_clean()
     world.trap = None
     for backup in list(held):
