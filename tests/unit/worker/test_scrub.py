@@ -26,7 +26,7 @@ from backupfw.engine.format.manifest import ManifestReader
 from backupfw.manager.outcomes import clean_ups
 from backupfw.manager.queue import claims, tasks, waiting
 from backupfw.manager.queue.claims import Limits
-from backupfw.manager.queue.outbox import keep
+from backupfw.manager.queue.outbox import Outbox
 from backupfw.manager.queue.services import BACKUP_BINARY
 from backupfw.manager.rows import Task
 from backupfw.worker.handlers import manifest_scrub
@@ -45,7 +45,7 @@ class ScrubWorld(CopyWorld):
 
     def __init__(self, key_store: MemoryKeys | None = None) -> None:
         super().__init__(key_store)
-        keep(self.db)
+        Outbox(self.db, lambda *_: None)
         for store in STORES:
             self.conf[f"store:{store}"].scrub_days = 30
         self.reads: Counter[tuple[str, str]] = Counter()
