@@ -67,15 +67,16 @@ class PolicyLoop:
         # An error of one must not keep the others from being done.
         with self._outages.guard("Backup policies could not be planned"):
             self._runs.plan()
+        more = False
         with self._outages.guard("The runs of backup policies could not be looked after"):
-            self._runs.watch()
+            more |= self._runs.watch()
         if self._is_time("clock", _CLOCK_SECONDS):
             with self._outages.guard("It could not be seen whether backup policies were planned too late"):
                 self._runs.repair_clock()
         if self._is_time("forget", _FORGET_SECONDS):
             with self._outages.guard("Old runs of backup policies could not be deleted"):
                 self._runs.forget()
-        return False
+        return more
 
     def _begin(self) -> bool:
         """Begin some; returns whether there may be more."""

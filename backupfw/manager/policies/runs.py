@@ -47,6 +47,8 @@ FIRST_PAUSE = timedelta(minutes=1)
 _TAKEN = timedelta(minutes=2)
 #: Runs that a process takes at once: few, because each may ask a foreign catalogue.
 _AT_ONCE = 8
+#: Runs that need transactions of their own, before others are planned again.
+_ONE_BY_ONE = 20
 #: Runs of one transaction.
 _BATCH = 500
 #: How long runs are kept after their scheduled time.
@@ -145,19 +147,21 @@ class PolicyRuns:
         """Select the ids of runs that can begin, in their order: each project in turn."""
         run, policy = models.PolicyRun, models.BackupPolicy
         other = aliased(run)
+        # Counted once, for all policies: a policy has many runs, of which few are on.
         on = (
-            select(func.count())
-            .select_from(other)
-            .where(other.policy_id == run.policy_id, _is_on(other, moment))
-            .scalar_subquery()
+            select(other.policy_id, func.count().label("number"))
+            .where(_is_on(other, moment))
+            .group_by(other.policy_id)
+            .subquery()
         )
         turn = func.row_number().over(partition_by=run.project_id, order_by=(run.begin_at, run.id))
         ready = (
             select(run.id, run.begin_at, turn.label("turn"))
             .join(policy, policy.id == run.policy_id)
+            .outerjoin(on, on.c.policy_id == run.policy_id)
             .where(
                 _can_begin(run, moment),
-                or_(policy.max_concurrent.is_(None), on < policy.max_concurrent),
+                or_(policy.max_concurrent.is_(None), func.coalesce(on.c.number, 0) < policy.max_concurrent),
             )
             .subquery()
         )
@@ -277,12 +281,16 @@ class PolicyRuns:
 
     # -- the end
 
-    def watch(self) -> None:
-        """Note what became of runs: those whose windows have passed, and those whose backups are made."""
+    def watch(self) -> bool:
+        """Note what became of runs: those whose windows have passed, and those whose backups are made.
+
+        :returns: whether there is more to do: retention lets go after some runs each time, so that others are
+            planned in between.
+        """
         self._miss()
         self._cancel_late()
         self._end_runs()
-        self._tidy()
+        return self._tidy()
 
     def _miss(self) -> None:
         """End the runs that did not begin within their start windows."""
@@ -321,7 +329,7 @@ class PolicyRuns:
                     run.end_before <= now(session),
                     backup.status == lifecycle.CREATING,
                 )
-                .limit(_BATCH)
+                .limit(_ONE_BY_ONE)
             ).all()
         for run_id, backup_id, project_id in late:
             reason = "It was not complete within its completion window."
@@ -354,8 +362,8 @@ class PolicyRuns:
 
         self._repeat(ended, work)
 
-    def _tidy(self) -> None:
-        """Let retention delete what it lets go, once after each run."""
+    def _tidy(self) -> bool:
+        """Let retention delete what it lets go, once after each run; return whether there may be more."""
         run, policy = models.PolicyRun, models.BackupPolicy
         ended = and_(run.tidied.is_(False), run.status.in_((OK, FAILED)))
         with self._db.read() as session:
@@ -364,7 +372,7 @@ class PolicyRuns:
                 .join(policy, policy.id == run.policy_id)
                 .where(ended)
                 .order_by(run.ended_at, run.id)
-                .limit(_BATCH)
+                .limit(_ONE_BY_ONE)
             ).all()
             session.expunge_all()
         for run_id, volume_id, status, owner in found:
@@ -388,6 +396,7 @@ class PolicyRuns:
             crash_points.reach("policy.let-go")
             done = update(run).where(run.id == run_id).values(tidied=True)
             self._db.run(lambda session, done=done: session.execute(done))  # type: ignore[misc]
+        return len(found) == _ONE_BY_ONE
 
     def forget(self) -> int:
         """Delete the runs of long ago; return how many.  Their backups stay the policy's."""

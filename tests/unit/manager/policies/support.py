@@ -84,10 +84,15 @@ class PolicyWorld(World):
     def step(self) -> None:
         """Do what a worker process does again and again, until there is nothing to do."""
         self.runs.plan()
-        self.runs.watch()
+        self.watch()
         while self.runs.begin():
             pass
-        self.runs.watch()
+        self.watch()
+
+    def watch(self) -> None:
+        """Note what became of all runs."""
+        while self.runs.watch():
+            pass
 
     def backups_of(self, policy_id: str | None) -> list[models.Backup]:
         """Return the backups of a policy that are there, the oldest first."""

@@ -12,6 +12,7 @@ from backupfw.db import models
 from backupfw.errors import InvalidBackup, InvalidInput
 from backupfw.manager.lineage import lifecycle
 from backupfw.manager.policies import ending
+from backupfw.manager.policies import runs as policy_runs
 from tests.unit.manager.policies.support import PolicyWorld
 from tests.unit.manager.support import check_audit, check_consistent
 
@@ -50,6 +51,21 @@ def test_each_volume_has_its_own(world: PolicyWorld) -> None:
     policy = world.policy(retention={"last": 2})
     nights(world, 2, 5)
     assert days_of(world, policy) == [4, 4, 5, 5]
+
+
+def test_some_are_let_go_at_a_time(world: PolicyWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between them others are planned, so that thousands of runs that end keep no policy waiting."""
+    monkeypatch.setattr(policy_runs, "_ONE_BY_ONE", 2)
+    for _ in range(3):
+        world.volume()
+    policy = world.policy(retention={"last": 1})
+    world.policies.run(world.ctx(), policy)
+    world.step()
+    world.make()
+    assert world.runs.watch()
+    assert [run.tidied for run in world.runs_of(policy)].count(False) == 1
+    assert not world.runs.watch()
+    assert all(run.tidied for run in world.runs_of(policy))
 
 
 def test_a_backup_by_hand_is_nobodys(world: PolicyWorld) -> None:
