@@ -24,7 +24,7 @@ from backupfw.errors import InvalidInput
 from backupfw.manager.lineage import lifecycle
 from backupfw.manager.policies import settings as policy_settings
 from backupfw.manager.policies.settings import Settings
-from backupfw.manager.queue import tasks
+from backupfw.manager.queue import outbox, tasks
 
 LOG = log.getLogger(__name__)
 
@@ -174,6 +174,23 @@ def insert(session: Session, runs: Sequence[Mapping[str, Any]]) -> None:
     """Insert rows of runs; one that is there stays as it is."""
     if runs:
         session.execute(insert_if_absent(session, models.PolicyRun), runs)
+    for run in runs:
+        if run["status"] == MISSED:
+            tell(session, models.PolicyRun(**run))
+
+
+def tell(session: Session, run: models.PolicyRun) -> None:
+    """Add the alert that a run was missed or has failed."""
+    outbox.alert(
+        session,
+        f"policy.run.{run.status}",
+        f"The run of backup policy {run.policy_id} for volume {run.volume_id} at"
+        f" {run.scheduled_at.isoformat()}Z: {run.status}. {run.reason or ''}".rstrip(),
+        project_id=run.project_id,
+        policy_id=run.policy_id,
+        volume_id=run.volume_id,
+        fail_reason=run.reason,
+    )
 
 
 def volumes_of(

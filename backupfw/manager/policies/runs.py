@@ -20,7 +20,7 @@ from typing import Any
 from oslo_db.exception import DBDuplicateEntry
 from oslo_log import log
 from sqlalchemy import ColumnElement, CursorResult, and_, delete, exists, func, or_, select, update
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm import Session, aliased, object_session
 
 from backupfw import crash_points
 from backupfw.context import RequestContext, working_for
@@ -31,7 +31,7 @@ from backupfw.errors import BackupfwError, InvalidBackup, InvalidInput, NotFound
 from backupfw.manager.lineage import lifecycle
 from backupfw.manager.policies import ending, planning
 from backupfw.manager.policies import settings as policy_settings
-from backupfw.manager.policies.planning import FAILED, MISSED, OK, RUNNING, SKIPPED, WAITING, short
+from backupfw.manager.policies.planning import FAILED, MISSED, OK, RUNNING, SKIPPED, WAITING, short, tell
 from backupfw.manager.policies.settings import Settings
 from backupfw.manager.usecases.backups import CANCELLED, BackupManager, MadeBy
 from backupfw.outages import DATABASE_TROUBLES
@@ -479,6 +479,9 @@ def _end(run: models.PolicyRun, status: str, reason: str | None, moment: datetim
     run.reason = None if reason is None else short(reason)
     # Only what had a backup may have left something.
     run.tidied = status not in (OK, FAILED)
+    session = object_session(run)
+    if session is not None and status in (FAILED, MISSED):
+        tell(session, run)
 
 
 def _try_again(run: models.PolicyRun, reason: str, moment: datetime) -> None:

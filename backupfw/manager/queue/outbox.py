@@ -135,11 +135,9 @@ def alert(
     :param text: for operators: one sentence, without a credential.
     :param about: ids of what it is about, and the reason, under the names that events have.
     """
-    moment = now(session)
     payload = {"text": text, "tenant_id": project_id, **about}
     for way in session.info.get(_WAYS, ()):
-        session.add(models.OutboxEvent(way=way, event=event, payload=payload, created_at=moment))
-    session.flush()
+        session.add(models.OutboxEvent(way=way, event=event, payload=payload, created_at=now(session)))
 
 
 def _copy(session: Session, task: Task) -> str | None:

@@ -11,6 +11,7 @@ from backupfw.errors import InvalidBackup, ServiceUnavailable
 from backupfw.manager.lineage import lifecycle
 from backupfw.manager.policies import runs as policy_runs
 from backupfw.manager.queue import tasks
+from backupfw.manager.queue.outbox import Outbox
 from tests.unit.manager.policies.support import PolicyWorld
 from tests.unit.manager.support import check_audit, check_consistent
 
@@ -447,3 +448,28 @@ def test_a_backup_by_hand_says_that_it_needs_a_parent(world: PolicyWorld) -> Non
     """A policy's first one is full without saying so; a user's request is refused as ever."""
     with pytest.raises(InvalidBackup, match="No backups available"):
         world.backups.create(world.ctx(), volume_id=world.volume(), incremental=True)
+
+
+def test_operators_are_told_of_what_was_missed_or_failed(world: PolicyWorld) -> None:
+    Outbox(world.db, ways=("mail",))
+    volume, policy = due(world)
+    world.step()
+    for _ in range(2):
+        task = world.claim(tasks.BACKUP_CREATE)
+        world.outcomes.creating.start(task)
+        world.outcomes.creating.fail(task, "The store is on fire.")
+        world.step()
+        world.later(minutes=58)
+        world.step()
+        if world.run(policy).status == "failed":
+            break
+    # After an outage: one is missed.
+    world.later(days=1, hours=3)
+    world.step()
+    told = [row for row in world.rows(models.OutboxEvent) if row.event.startswith("policy.")]
+    runs = [run for run in world.runs_of(policy) if run.status in ("missed", "failed")]
+    assert sorted(row.event for row in told) == sorted(f"policy.run.{run.status}" for run in runs)
+    assert {run.status for run in runs} == {"missed", "failed"}
+    for row in told:
+        assert row.payload["volume_id"] == volume
+        assert f"of backup policy {policy} for volume {volume} at 2026-01-0" in row.payload["text"]
