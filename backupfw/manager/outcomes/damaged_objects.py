@@ -39,6 +39,8 @@ OK, DAMAGED = "ok", "damaged"
 
 #: How many rows one statement names at most.
 _BATCH = 500
+#: Likewise, where a statement joins tables: its text grows with them.
+_FEW = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,8 +307,8 @@ class DamagedObjects(Outcomes):
         """
         wanted = sorted(object_digest(store, container, key) for key in keys)
         backup, of_mark = models.Backup, models.DamageMark
-        for start in range(0, len(wanted), _BATCH):
-            some = wanted[start : start + _BATCH]
+        for start in range(0, len(wanted), _FEW):
+            some = wanted[start : start + _FEW]
             with self._db.read() as session:
                 found = session.execute(
                     select(backup.id, backup.project_id)
