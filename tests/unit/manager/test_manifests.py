@@ -435,6 +435,9 @@ def test_an_announced_key_has_a_row_beside_that_of_its_manifest(db: Database) ->
         **columns,
         "source_identity": None,
         "locked_until": None,
+        "fully_verified_at": None,
+        "scrub_task_id": None,
+        "scrub_after": None,
         "length": None,
         "touched": 0,
         # Both are the moment of the announcement, on the clock of the manifest's row.
