@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 from backupfw.context import RequestContext
 from backupfw.db import models
 from backupfw.db.locks import lock
-from backupfw.db.session import Database, now
+from backupfw.db.session import Database, clock, now
 from backupfw.errors import BackupNotFound, InvalidBackup
 from backupfw.manager.lineage import lifecycle
 from backupfw.manager.outcomes.damaged_objects import is_damaged
@@ -61,7 +61,7 @@ class Candidates:
 def of(session: Session, policy: models.BackupPolicy, volume_id: str) -> Candidates:
     """Return the backups that a policy has made of a volume, with one statement."""
     row = models.Backup
-    query = _with_holds().where(
+    query = _with_holds(session).where(
         row.policy_id == policy.id,
         row.volume_id == volume_id,
         row.project_id == policy.project_id,
@@ -86,24 +86,29 @@ def of(session: Session, policy: models.BackupPolicy, volume_id: str) -> Candida
 
 def held(session: Session, backup_id: str) -> str | None:
     """Return why a backup may not be deleted by a retention now, whatever its rules say; None: it may."""
-    found = session.execute(_with_holds().where(models.Backup.id == backup_id)).first()
+    found = session.execute(_with_holds(session).where(models.Backup.id == backup_id)).first()
     return "It is gone." if found is None else _reason(found)
 
 
-def _with_holds() -> Any:
+def _with_holds(session: Session) -> Any:
     """Select of backups what :func:`_reason` needs."""
-    row, pair, copy = models.Backup, models.BackupMetadata, models.BackupCopy
+    row, pair, copy, manifest = models.Backup, models.BackupMetadata, models.BackupCopy, models.Manifest
     copying = exists().where(copy.backup_id == row.id, copy.status == lifecycle.COPYING)
-    return select(
-        row.id,
-        row.status,
-        row.data_timestamp,
-        row.created_at,
-        row.updated_at,
-        pair.value.label("keep"),
-        case((copying, 1), else_=0).label("copying"),
-        case((is_damaged(), 1), else_=0).label("damaged"),
-    ).outerjoin(pair, and_(pair.backup_id == row.id, pair.key == KEEP_KEY))
+    return (
+        select(
+            row.id,
+            row.status,
+            row.data_timestamp,
+            row.created_at,
+            row.updated_at,
+            pair.value.label("keep"),
+            case((copying, 1), else_=0).label("copying"),
+            case((is_damaged(), 1), else_=0).label("damaged"),
+            case((manifest.locked_until > clock(session), manifest.locked_until)).label("locked_until"),
+        )
+        .outerjoin(pair, and_(pair.backup_id == row.id, pair.key == KEEP_KEY))
+        .outerjoin(manifest, manifest.id == row.manifest_id)
+    )
 
 
 def _reason(found: Any) -> str | None:
@@ -116,6 +121,8 @@ def _reason(found: Any) -> str | None:
         return f"in use: {found.status}"
     if found.copying:
         return "in use: it is being copied"
+    if found.locked_until is not None:
+        return f"locked in its store until {found.locked_until:%Y-%m-%d %H:%M} UTC"
     return None
 
 

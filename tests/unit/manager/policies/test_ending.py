@@ -128,6 +128,21 @@ def test_what_is_being_copied_goes_later(world: PolicyWorld) -> None:
     assert days_of(world, policy) == [4]
 
 
+def test_what_is_locked_in_its_store_goes_when_the_lock_has_ended(world: PolicyWorld) -> None:
+    world.volume()
+    policy = world.policy(retention={"last": 1})
+    nights(world, 2, 2)
+    (oldest,) = world.backups_of(policy)
+    with world.db.write() as session:
+        session.get_one(models.Manifest, oldest.manifest_id).locked_until = datetime(2026, 1, 3, 12)
+    (fate,) = world.policies.preview(world.ctx(), policy).volumes
+    assert [one.reason for one in fate.backups] == ["locked in its store until 2026-01-03 12:00 UTC"]
+    nights(world, 3, 3)
+    assert world.status(oldest.id) == "available"
+    nights(world, 4, 4)
+    assert days_of(world, policy) == [4]
+
+
 def damage(world: PolicyWorld, backup: models.Backup) -> None:
     with world.db.write() as session:
         session.add(
