@@ -504,14 +504,16 @@ def record(conf: ConfigOpts, db: Database, backup_id: str) -> Mapping[str, Any]:
 
 
 def _copy(db: Database, copy: BackupCopy) -> dict[str, Any]:
-    from backupfw.cmd import database
     from backupfw.db import models
 
     found = usecases.described(copy)
     with db.read() as session:
         manifest = session.get(models.Manifest, copy.manifest_id) if copy.manifest_id else None
         proof = None if manifest is None else manifest.fully_verified_at
-    return {**{name: found[name] for name in _COPY_COLUMNS}, "fully_verified_at": database.plain(proof)}
+    return {
+        **{name: found[name] for name in _COPY_COLUMNS},
+        "fully_verified_at": None if proof is None else f"{proof.isoformat()}Z",
+    }
 
 
 def _manifest(db: Database, manifest_id: str | None) -> dict[str, Any]:
