@@ -85,29 +85,31 @@ class _Writer:
         except Damaged as error:
             # It may have changed on the way.
             LOG.warning("%s; reading it once more", error)
-            self._write(task)
+            self._write(task, again=True)
         self._meter.add(task.end - task.first)
         return task
 
-    def _write(self, task: Task) -> None:
+    def _write(self, task: Task, *, again: bool = False) -> None:
+        # Bytes that nobody could compare before the end of their object are in the target already.
+        dirty = again or not self._target.reads_zero
         for position, window in self._reader.windows(task):
             self._halt.may_write()
             crash_points.reach("restore.writing", position)
             try:
                 if isinstance(window, Zeros):
-                    self._zero(position, window.length)
+                    self._zero(position, window.length, dirty)
                     continue
                 for start, end, is_zero in _runs(window):
                     if is_zero:
-                        self._zero(position + start, end - start)
+                        self._zero(position + start, end - start, dirty)
                     else:
                         self._target.write(position + start, [window[start:end]])
             except OSError as error:
                 raise target_error(error) from error
 
-    def _zero(self, start: int, length: int) -> None:
-        """Zero a range of a target that may have something there, in pieces."""
-        end = start if self._target.reads_zero else start + length
+    def _zero(self, start: int, length: int, dirty: bool) -> None:
+        """Zero a range of a target that may have something there (``dirty``), in pieces."""
+        end = start + length if dirty else start
         while start < end:
             self._halt.check()
             self._halt.may_write()
