@@ -8,13 +8,14 @@ import tempfile
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from backupfw.chunkstore.container import Container
 from backupfw.cmd.progress import counted
 from backupfw.engine import difference, restore
 from backupfw.engine.cinder_format import removal
-from backupfw.engine.cinder_format.writing import CHUNK_BYTES, BlockHashes, LinkWriter
+from backupfw.engine.cinder_format.writing import BLOCK_BYTES, CHUNK_BYTES, BlockHashes, LinkWriter
 from backupfw.engine.format.manifest import ManifestReader
 from backupfw.engine.format.sealing import FindKey
 from backupfw.engine.ports import Checkpoint, Control
@@ -144,9 +145,12 @@ def _write(
     waiting: deque[tuple[int, int]] = deque()
 
     def note() -> Iterator[tuple[int, int]]:
-        for one in () if parent is None else difference.changed(parent, reader, control):
-            waiting.append(one)
-            yield one
+        for first, last in () if parent is None else _changed(parent, reader, control):
+            waiting.append((first, last))
+            while first < last:
+                end = min(last, first - first % geometry.segment_size + geometry.segment_size)
+                yield first, end
+                first = end
 
     changed = note()
 
@@ -193,6 +197,21 @@ def _write(
                 encrypted=reader.head.seal is not None,
                 only=None if parent is None else changed,
             )
+
+
+def _changed(parent: ManifestReader, reader: ManifestReader, control: Control) -> Iterator[tuple[int, int]]:
+    """Yield the ranges that differ, ascending, as whole blocks of Cinder's format: ours may be smaller."""
+    length = reader.head.geometry.length
+    ranges = difference.changed(parent, reader, control)
+    if parent.head.geometry.length != length:
+        # The last block may have become longer or shorter without another byte.
+        ranges = chain(ranges, ((length - 1, length),))
+    done = 0
+    for first, last in ranges:
+        first = max(done, first - first % BLOCK_BYTES)
+        done = max(done, min(-(-last // BLOCK_BYTES) * BLOCK_BYTES, length))
+        if first < done:
+            yield first, done
 
 
 def _remove(container: Container, prefix: str, control: Control) -> None:

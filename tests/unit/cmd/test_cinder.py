@@ -15,15 +15,19 @@ from typing import Any
 
 import pytest
 
+from backupfw.chunkstore.container import Container
+from backupfw.chunkstore.memory import MemoryStore
 from backupfw.cmd import cinder_export, database, service
 from backupfw.db import models
 from backupfw.engine.cinder_format import restore, writing
 from backupfw.engine.cinder_format.chain import Chain, Place
+from backupfw.engine.format.manifest import ManifestReader
 from backupfw.manager.usecases.backups import BackupManager
 from backupfw.worker.stores import Stores
 from tests.format.cinder_samples import HERE, sample
 from tests.unit.cmd.conftest import CTX, Run, backed_up, load_conf
-from tests.unit.engine.fakes import FakeControl, MemoryTarget
+from tests.unit.engine.fakes import BLOCK, FakeControl, MemoryTarget, memory_container
+from tests.unit.engine.test_data_path import run as engine_backup
 
 SAMPLE = sample("posix-zlib")
 IDS = [one["backup_id"] for one in SAMPLE.backups]
@@ -212,6 +216,49 @@ def test_what_is_no_record_is_refused(
     assert done.status == 1
     assert reason in done.err
     assert run("backup", "import", str(tmp_path / "none")).status == 1
+
+
+@pytest.mark.parametrize("lengths", [(7, 7), (6, 8), (8, 6)])
+def test_blocks_of_ours_that_are_smaller_than_cinders_are_exported_as_whole_ones(
+    lengths: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cinder_export, "CHUNK_BYTES", 2 * writing.BLOCK_BYTES)
+    box, out = memory_container(), Container(MemoryStore("old"), "box")
+    out.ensure()
+    sizes = [length * writing.BLOCK_BYTES + BLOCK + 7 for length in lengths]
+    older = random.Random(1).randbytes(sizes[0])
+    newer = bytearray(older[: sizes[1]].ljust(sizes[1], b"\0"))
+    # In the middle of a block, over the edge of two, and zeros.
+    for at in (3 * BLOCK, writing.BLOCK_BYTES * 3 - BLOCK):
+        newer[at : at + 2 * BLOCK] = random.Random(2).randbytes(2 * BLOCK)
+    newer[len(newer) - 5 * BLOCK :] = bytes(5 * BLOCK)
+    parent = None
+    with contextlib.closing(writing.BlockHashes()) as hashes:
+        for number, data in enumerate((older, newer)):
+            key = engine_backup(box, number, data, None if parent is None else parent.key).manifest_key
+            reader = ManifestReader(box, key)
+            head = {"backup_id": IDS[number], "volume_id": VOLUME, "backup_name": None}
+            head |= {"backup_description": None, "created_at": "2026-01-01 00:00:00+00:00"}
+            needed = None if parent is None else IDS[0]
+            with contextlib.closing(
+                writing.LinkWriter(out, f"link{number}", head, "none", hashes, needed)
+            ) as writer:
+                cinder_export._write(reader, parent, pytest.fail, writer, FakeControl(), 2)
+                writer.finish(len(data), {"version": 2, "volume-base-metadata": {"size": 1}})
+            parent = reader
+    for number, data in enumerate((older, newer)):
+        told = json.loads(bytes(out.get(f"link{number}_sha256file")))["sha256s"]
+        blocks = [data[at : at + writing.BLOCK_BYTES] for at in range(0, len(data), writing.BLOCK_BYTES)]
+        assert told == [hashlib.sha256(one).hexdigest() for one in blocks]
+        if len(data) < len(older):
+            # Cinder's volumes never become smaller, and its format says lengths in GiB.
+            continue
+        places = [Place(out, f"link{one}") for one in range(number, -1, -1)]
+        target = MemoryTarget(len(data), b"\xaa")
+        with contextlib.closing(Chain.of(places, FakeControl())) as chain:
+            # Each block is compared with the link's own list.
+            restore.run(chain, target, FakeControl())
+        assert target.data == data
 
 
 class TestExport:
