@@ -79,14 +79,21 @@ class Container:
         self._until: datetime | None = None
 
     def locking(self, until: datetime | None) -> Container:
-        """Return the same container, which locks until then what is put; None: it does not."""
+        """Return the same container, which locks until then what is put; None: it does not.
+
+        What is put after that moment is not locked: stores refuse a lock that has ended.
+        """
         made = copy.copy(self)
         made._until = until
         return made
 
-    def locking_anew(self) -> Container:
-        """Return the same container, which locks what is put as its rule says for now."""
-        return self.locking(None if self.rule is None else self.rule.new())
+    def locking_anew(self, least: datetime | None = None) -> Container:
+        """Return the same container, which locks what is put as its rule says for now.
+
+        :param least: but at least until then; None: as the rule says.
+        """
+        ends = (least, None if self.rule is None else self.rule.new())
+        return self.locking(max((end for end in ends if end is not None), default=None))
 
     @property
     def capabilities(self) -> Capabilities:
@@ -108,7 +115,8 @@ class Container:
             is not complete (for example a share that is not mounted).
         """
         try:
-            self.store.put(self.name, key, body if self._until is None else body.locked(self._until))
+            locks = self._until is not None and self._until > _now()
+            self.store.put(self.name, key, body.locked(self._until) if locks else body)
         except NotFound as error:
             raise Unavailable(
                 "the container is missing", store=self.store.name, container=self.name, key=key

@@ -66,10 +66,12 @@ class CopyResult:
 
     :ivar objects: objects that this attempt put, the manifest included.
     :ivar bytes: their sizes.
+    :ivar locked_until: until when all that the manifest names is locked at least; None: it is not known.
     """
 
     objects: int
     bytes: int
+    locked_until: datetime | None = None
 
 
 def are_one_place(manifest_key: str, source: Container, target: Container) -> bool:
@@ -159,7 +161,7 @@ def run(
     reader = ManifestReader(source, manifest_key, find_key)
     lists = not target.capabilities.listing_lag
     if lock is not None:
-        target, manifest_until = target.locking(lock.until), lock.until
+        target = target.locking(lock.until)
     count = size = 0
     for number in range(_MOST_PASSES):
         meter = Meter(control, reader.totals.referenced_bytes)
@@ -185,9 +187,13 @@ def run(
     if only is not None and manifest_key not in only:
         return CopyResult(count, size)
     if lock is not None:
+        if target.rule is not None and not target.rule.is_enough(lock.until):
+            # The attempt took longer than the rule's slack: what it put itself is renewed, too.
+            lock = lock.later(target.rule.new())
         _renew(reader, target, lock, control)
+        manifest_until = lock.until
     length = _put_manifest(reader, source, target.locking(manifest_until), control)
-    return CopyResult(count + 1, size + length)
+    return CopyResult(count + 1, size + length, None if lock is None else lock.until)
 
 
 @dataclass(frozen=True, slots=True)

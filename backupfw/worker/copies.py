@@ -262,6 +262,7 @@ class Copies:
         only: Collection[str] | None,
         control: Control,
     ) -> bool:
+        until = None if place.locked_until is None else moments.aware(place.locked_until)
         for other in self._places:
             if other == place:
                 continue
@@ -270,14 +271,15 @@ class Copies:
                 copying.run(
                     self._key,
                     source,
-                    container.locking_anew(),
+                    # Also if the rule is shorter now than when the manifest was locked.
+                    container.locking_anew(until),
                     _Silent(control),
                     damaged=damaged,
                     only=only,
                     streams=self._streams,
                     find_key=self._data_keys.finder(source, self._key),
                     # What it names may be locked no longer.
-                    manifest_until=None if place.locked_until is None else moments.aware(place.locked_until),
+                    manifest_until=until,
                 )
             except Damaged as error:
                 if (error.store, error.container) == (other.store, other.container):

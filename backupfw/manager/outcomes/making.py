@@ -87,8 +87,8 @@ class MakingPlan:
     :ivar base: the manifest whose objects can be shared; None: store everything again.
     :ivar announced: keys under which earlier attempts may have put this backup's manifest; settle each
         before anything else: commit it or give it up.
-    :ivar locked_until: everything that was put for it in this epoch is locked at least until then, naive UTC;
-        None: not known.
+    :ivar locked_until: everything that was put for it is locked at least until then, naive UTC; None: not
+        known.
     """
 
     backup: rows.Backup
@@ -385,13 +385,16 @@ class MakingTasks(Outcomes, abc.ABC):
         source_identity: str,
         locked_until: datetime | None,
     ) -> None:
-        """Record source identity and lock; a new epoch begins if the finished segments have another one."""
+        """Record source identity and lock; a new epoch begins if the finished segments have another one.
+
+        What earlier epochs put counts, too: a manifest of one of them may be committed later.
+        """
         known: list[datetime | None] = [manifest.locked_until]
         if manifest.source_identity is None:
-            manifest.source_identity, known = source_identity, []
+            known = [] if manifest.epoch == 1 else known
+            manifest.source_identity = source_identity
         elif manifest.source_identity != source_identity:
             self._fresh_epoch(session, backup, manifest, source_identity)
-            known = []
         manifest.locked_until = manifests.earliest(*known, locked_until)
 
     def _fresh_epoch(

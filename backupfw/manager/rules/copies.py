@@ -255,7 +255,7 @@ def places_of(session: Session, manifest_id: str, stores: Sequence[str]) -> list
     """
     row, own = models.Manifest, aliased(models.Manifest)
     found = session.execute(
-        select(row.id, row.store, row.container)
+        select(row.id, row.store, row.container, row.locked_until)
         .join(own, own.key == row.key)
         .where(own.id == manifest_id, row.volume_id == own.volume_id, row.state == lifecycle.LIVE)
     )

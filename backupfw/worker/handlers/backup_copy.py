@@ -60,7 +60,7 @@ class BackupCopy(Handler):
                 tools.data_keys.copy(source, target, plan.key)
             prefix = keys.volume_prefix_of(plan.key)
             damaged = tools.backups.damaged_objects.keys(plan.store, plan.container, prefix)
-            copying.run(
+            result = copying.run(
                 plan.key,
                 source,
                 target,
@@ -76,7 +76,8 @@ class BackupCopy(Handler):
         if damaged:
             self._record_repaired(plan, target, damaged, control)
         crash_points.reach("copy.copied")
-        tools.backups.copying.finish(task, None if lock is None else moments.utc(lock.until))
+        until = result.locked_until
+        tools.backups.copying.finish(task, None if until is None else moments.utc(until))
         crash_points.reach("copy.committed")
 
     def _lock(self, task: Task, plan: CopyPlan, target: Container) -> LockPlan | None:

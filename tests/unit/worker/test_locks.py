@@ -8,11 +8,14 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from sqlalchemy import select
 
 from backupfw import crash_points, moments
+from backupfw.chunkstore import container as containers
+from backupfw.chunkstore.base import Body
 from backupfw.chunkstore.container import Container, LockRule
 from backupfw.chunkstore.memory import MemoryStore
 from backupfw.db import models
@@ -68,6 +71,14 @@ class LockWorld(CopyWorld):
             lock(container, key, until)
 
         store.lock = watched  # type: ignore[method-assign]
+        put = store.put
+
+        def checked(container: str, key: str, body: Body, **how: Any) -> None:
+            # As servers do.
+            assert body.locked_until is None or body.locked_until > containers._now(), key
+            put(container, key, body, **how)
+
+        store.put = checked  # type: ignore[method-assign]
 
     @property
     def memory(self) -> dict[str, MemoryStore]:
@@ -519,6 +530,37 @@ def test_a_resumed_copy_renews_what_an_earlier_attempt_put(
     world.check_locks()
 
 
+@pytest.mark.parametrize("days", [9, 40])
+def test_a_copy_that_lasts_longer_than_its_slack(
+    new_world: Callable[..., LockWorld], monkeypatch: pytest.MonkeyPatch, days: int
+) -> None:
+    """Even longer than its locks, which have ended when it puts the rest."""
+    world = new_world()
+    _, made, held = chain(world, 2)
+    start = datetime.now(UTC)
+    clock = [start]
+    world.rule = LockRule(RULE.keep, RULE.slack, RULE.step, now=lambda: clock[0])
+    monkeypatch.setattr(containers, "_now", lambda: clock[0])
+    assert world.copy(made[0]) == "available"
+    reach = world.reach
+
+    def late(name: str, detail: object = "") -> None:
+        if name == "copy.pack-put":
+            clock[0] = start + timedelta(days=days)
+        reach(name, detail)
+
+    monkeypatch.setattr(crash_points, "reach", late)
+    world.backups.copy(world.ctx(), made[1], "offsite")
+    world.work()
+    assert world.copy_status(made[1]) == "available"
+    assert world.restored(made[1], "offsite") == held[1]
+    assert clock[0] > start
+    key = world.row(models.Backup, made[1]).service_metadata
+    for one in (key, *world.named("offsite", key)):
+        assert world.end_of("offsite", one) >= clock[0] + RULE.keep
+    world.check_locks()
+
+
 def test_a_copy_that_failed_keeps_no_other_one_waiting(new_world: Callable[..., LockWorld]) -> None:
     """It is gone although its objects stay; the same copy is made again over them."""
     world = new_world()
@@ -556,6 +598,52 @@ def test_what_is_repaired_is_locked(new_world: Callable[..., LockWorld]) -> None
         assert world.end_of("main", lost) > datetime.now(UTC)
         world.check_locks()
     assert world.restored(made[1], "main") == held[1]
+
+
+@pytest.mark.parametrize("rule", [RULE, None])
+@pytest.mark.parametrize("days", [0, 40])
+def test_a_repair_locks_as_long_as_the_manifest_was_and_not_in_the_past(
+    new_world: Callable[..., LockWorld], rule: LockRule | None, days: int
+) -> None:
+    world = new_world()
+    volume, made, held = chain(world, 2)
+    for backup in made:
+        world.copy(backup)
+    world.pass_days(days)
+    world.rule = rule
+    manifest = world.row(models.Backup, made[1]).service_metadata
+    store = world.memory["main"]
+    for lost in ((world.put_for(made[0], "/p0000")[0], manifest), (manifest,)):
+        for key in lost:
+            del store.contents[BOX][key]
+            store.locks.pop((BOX, key), None)
+        if len(lost) == 2:
+            world.repair(made[1])
+        else:
+            # An incremental backup repairs the manifest of its base.
+            world.back_up(volume, incremental=True)
+        assert all(key in store.contents[BOX] for key in lost)
+        if not days:
+            world.check_locks()
+            assert world.end_of("main", manifest) > datetime.now(UTC)
+    assert world.restored(made[1], "main") == held[1]
+
+
+def test_a_manifest_of_an_earlier_epoch_is_not_said_to_be_locked_longer(
+    new_world: Callable[..., LockWorld],
+) -> None:
+    """It may be committed by a later attempt, if it was left because of damage that is repaired then."""
+    world = new_world()
+    volume = world.filled_volume(content(1))
+    world.backups.create(world.ctx(), volume_id=volume)
+    task = world.claim_next()
+    assert task is not None
+    creating = world.outcomes.creating
+    creating.start(task)
+    first, later = datetime(2030, 1, 1), datetime(2031, 1, 1)
+    assert creating.bind_source(task, "one", "all", first).locked_until == first
+    assert creating.bind_source(task, "other", "all", later).locked_until == first
+    assert creating.bind_source(task, "other", "all", None).locked_until is None
 
 
 def test_renewing_a_manifest_locks_all_that_it_names(world: LockWorld) -> None:
