@@ -79,8 +79,8 @@ def of(session: Session, policy: models.BackupPolicy, volume_id: str) -> Candida
         if found.status == lifecycle.ERROR:
             failed[found.id] = found.updated_at or found.created_at
         else:
-            stays = found.damaged or is_kept(found.keep)
-            (kept if stays else good).append(Taken(found.id, found.data_timestamp or found.created_at))
+            stays = found.damaged or found.future or is_kept(found.keep)
+            (kept if stays else good).append(Taken(found.id, found.taken_at))
     return Candidates(good, kept, reasons, failed)
 
 
@@ -88,6 +88,11 @@ def held(session: Session, backup_id: str) -> str | None:
     """Return why a backup may not be deleted by a retention now, whatever its rules say; None: it may."""
     found = session.execute(_with_holds(session).where(models.Backup.id == backup_id)).first()
     return "It is gone." if found is None else _reason(found)
+
+
+def _taken_at() -> Any:
+    """As of when a backup's data is."""
+    return func.coalesce(models.Backup.data_timestamp, models.Backup.created_at)
 
 
 def _with_holds(session: Session) -> Any:
@@ -98,12 +103,14 @@ def _with_holds(session: Session) -> Any:
         select(
             row.id,
             row.status,
-            row.data_timestamp,
+            row.completed,
             row.created_at,
             row.updated_at,
+            _taken_at().label("taken_at"),
             pair.value.label("keep"),
             case((copying, 1), else_=0).label("copying"),
             case((is_damaged(), 1), else_=0).label("damaged"),
+            case((_taken_at() > clock(session), 1), else_=0).label("future"),
             case((manifest.locked_until > clock(session), manifest.locked_until)).label("locked_until"),
         )
         .outerjoin(pair, and_(pair.backup_id == row.id, pair.key == KEEP_KEY))
@@ -117,6 +124,11 @@ def _reason(found: Any) -> str | None:
         return f"metadata {KEEP_KEY}"
     if found.damaged:
         return "damaged: only a user deletes it"
+    if found.future:
+        # To the rules it would be the newest one until then, and the really newest one would go.
+        return "dated in the future: the clock was wrong"
+    if found.status == lifecycle.ERROR and found.completed:
+        return "it was good before it was set to error: only a user deletes it"
     if found.status not in (lifecycle.AVAILABLE, lifecycle.ERROR):
         return f"in use: {found.status}"
     if found.copying:
@@ -179,8 +191,9 @@ def _refuse(policy_id: str, min_keep: int, session: Session, row: models.Backup)
             backup.deleted.is_(False),
             backup.status.in_(_GOOD),
             ~is_damaged(),
+            _taken_at() <= clock(session),
         )
-        .order_by(func.coalesce(backup.data_timestamp, backup.created_at).desc(), backup.id.desc())
+        .order_by(_taken_at().desc(), backup.id.desc())
         .limit(min_keep)
     )
     ids = session.scalars(newest).all()

@@ -170,6 +170,48 @@ def test_the_newest_good_one_is_not_the_newest_damaged_one(world: PolicyWorld) -
     assert days_of(world, policy) == [3, 5]
 
 
+def test_a_backup_of_a_wrong_clock_lets_no_other_one_go(world: PolicyWorld) -> None:
+    """It is dated in the future, so the rules would take it for the newest one until then."""
+    world.volume()
+    policy = world.policy(retention={"last": 1})
+    nights(world, 2, 3)
+    world.at("2026-01-20T00:00:01")
+    world.policies.run(world.ctx(), policy)
+    world.night()
+    assert days_of(world, policy) == [20]
+    world.at("2026-01-03T12:00:00")
+    world.runs.repair_clock()
+    nights(world, 4, 6)
+    assert days_of(world, policy) == [6, 20]
+    said = world.policies.preview(world.ctx(), policy, days=0)
+    assert [one.reason for one in said.volumes[0].backups] == [
+        "dated in the future: the clock was wrong",
+        "last 1",
+    ]
+    sixth = world.backups_of(policy)[0]
+    with world.db.write() as session, pytest.raises(InvalidBackup, match="newest good"):
+        ending._refuse(policy, 1, session, session.get_one(models.Backup, sixth.id))
+    nights(world, 20, 22)
+    assert days_of(world, policy) == [22]
+
+
+@pytest.mark.parametrize("retention", [{"last": 1}, {}], ids=str)
+def test_a_good_backup_that_an_operator_set_to_error_stays(
+    world: PolicyWorld, retention: dict[str, Any]
+) -> None:
+    """It is there, and can be made available again; only one that was never complete goes by itself."""
+    world.volume()
+    policy = world.policy(retention=retention)
+    nights(world, 2, 2)
+    (first,) = world.backups_of(policy)
+    world.backups.reset_status(world.ctx(admin=True), first.id, "error")
+    nights(world, 3, 12)
+    assert world.status(first.id) == "error"
+    world.backups.reset_status(world.ctx(admin=True), first.id, "available")
+    nights(world, 13, 13)
+    assert days_of(world, policy) == ([13] if retention else [2, *range(3, 14)])
+
+
 def test_a_failed_run_deletes_nothing(world: PolicyWorld) -> None:
     world.volume()
     policy = world.policy(retention={"last": 3})
