@@ -23,6 +23,8 @@ from backupfw.manager.policies.settings import Settings
 NEXT_RUNS = 10
 #: How many runs are computed at most, over all volumes: a request must end soon.
 MOST_STEPS = 2000
+#: And how many backups are judged at most, each anew after each run.
+MOST_JUDGED = 200_000
 #: How many volumes are shown at most; a request can name others.
 MOST_VOLUMES = 100
 
@@ -91,13 +93,17 @@ def compute(
     volumes = volumes[:MOST_VOLUMES] if volume_id is None else [one for one in volumes if one == volume_id]
     until = at + timedelta(days=days)
     steps = MOST_STEPS // max(1, len(volumes))
-    runs = list(itertools.islice(_until(settings, moment, until), steps + 1))
-    if len(runs) > steps:
-        until = runs.pop()
+    futures = [_Future(settings, ending.of(session, policy, one), one) for one in volumes]
+    judged = 0
+    for number, run in enumerate(_until(settings, moment, until)):
+        if number == steps or judged >= MOST_JUDGED:
+            until = run
+            break
+        judged += sum(one.run(run) for one in futures)
     return Preview(
         next_runs=list(itertools.islice(settings.schedule.all_after(at), NEXT_RUNS)),
         until=until,
-        volumes=[_fate(settings, ending.of(session, policy, one), one, runs) for one in volumes],
+        volumes=[one.fate() for one in futures],
         total=total,
     )
 
@@ -106,27 +112,40 @@ def _until(settings: Settings, moment: datetime, until: datetime) -> itertools.t
     return itertools.takewhile(lambda run: run <= until, settings.schedule.all_after(moment))
 
 
-def _fate(settings: Settings, candidates: Candidates, volume_id: str, runs: Sequence[datetime]) -> VolumeFate:
-    """Follow the backups of one volume through its next runs."""
-    rules, zone = settings.rules, settings.schedule.zone
-    there = list(candidates.good)
-    reasons = {one: why for one, why in candidates.verdicts(settings).items() if why is not None}
-    goes: dict[str, datetime] = {}
-    for run in runs:
-        there.append(Taken(f"run at {run}", run + settings.schedule.offset(volume_id)))
-        verdicts = retention.apply(rules, zone, there)
+class _Future:
+    """The backups of one volume, followed through its next runs."""
+
+    def __init__(self, settings: Settings, candidates: Candidates, volume_id: str) -> None:
+        self._settings = settings
+        self._candidates = candidates
+        self._volume_id = volume_id
+        self._there = list(candidates.good)
+        self._goes: dict[str, datetime] = {}
+
+    def run(self, scheduled: datetime) -> int:
+        """Let a run take place, and retention after it; return how many backups it judged."""
+        schedule = self._settings.schedule
+        taken_at = scheduled + schedule.offset(self._volume_id)
+        self._there.append(Taken(f"run at {scheduled}", taken_at))
+        verdicts = retention.apply(self._settings.rules, schedule.zone, self._there)
         for one, why in verdicts.items():
-            if why is None and one not in candidates.held:
-                goes[one] = run
-        there = [one for one in there if one.id not in goes]
-    fates = [
-        Fate(
-            one.id,
-            one.taken_at,
-            candidates.held.get(one.id) or reasons.get(one.id, "until the next run"),
-            goes.get(one.id),
-        )
-        for one in (*candidates.good, *candidates.kept)
-    ]
-    fates.sort(key=lambda fate: (fate.taken_at, fate.backup_id), reverse=True)
-    return VolumeFate(volume_id, fates, len(there) + len(candidates.kept))
+            if why is None and one not in self._candidates.held:
+                self._goes[one] = scheduled
+        self._there = [one for one in self._there if one.id not in self._goes]
+        return len(verdicts)
+
+    def fate(self) -> VolumeFate:
+        """Return what becomes of them."""
+        candidates = self._candidates
+        verdicts = candidates.verdicts(self._settings)
+        fates = [
+            Fate(
+                one.id,
+                one.taken_at,
+                candidates.held.get(one.id) or verdicts.get(one.id) or "until the next run",
+                self._goes.get(one.id),
+            )
+            for one in (*candidates.good, *candidates.kept)
+        ]
+        fates.sort(key=lambda fate: (fate.taken_at, fate.backup_id), reverse=True)
+        return VolumeFate(self._volume_id, fates, len(self._there) + len(candidates.kept))

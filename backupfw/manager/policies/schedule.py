@@ -33,6 +33,8 @@ MACROS = {
 LEAST_MINUTES = 5
 #: How many runs of an expression are looked at to find its shortest pause: those of a day at least.
 _LOOKED_AT = 24 * 60 // LEAST_MINUTES + 2
+#: And for how long: some expressions are only every forty years.
+_LOOKED_FOR = timedelta(days=5 * 366)
 _EPOCH = datetime(2001, 1, 1, tzinfo=UTC)
 #: No clock is put back or forward by more in one go.
 _LARGEST_SHIFT = timedelta(hours=25)
@@ -101,9 +103,12 @@ class Schedule:
         :raises InvalidInput: it is.
         """
         # In UTC, where no clock is put back: there, a pause may be shorter for once.
-        runs = list(itertools.islice(CronSim(self.cron, _EPOCH), _LOOKED_AT))
-        if not runs:
+        found = CronSim(self.cron, _EPOCH)
+        first = next(found, None)
+        if first is None:
             raise InvalidInput(f"schedule.cron: {self.cron!a} is never: there is no such day.")
+        some = itertools.takewhile(lambda run: run - first < _LOOKED_FOR, found)
+        runs = [first, *itertools.islice(some, _LOOKED_AT)]
         shortest = min((after - before for before, after in itertools.pairwise(runs)), default=None)
         if shortest is not None and shortest < timedelta(minutes=LEAST_MINUTES):
             raise InvalidInput(

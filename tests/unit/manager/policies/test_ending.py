@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from datetime import datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from backupfw.db import models
 from backupfw.errors import InvalidBackup, InvalidInput
 from backupfw.manager.lineage import lifecycle
-from backupfw.manager.policies import ending
+from backupfw.manager.policies import ending, preview, retention
 from backupfw.manager.policies import runs as policy_runs
 from tests.unit.manager.policies.support import PolicyWorld
 from tests.unit.manager.support import check_audit, check_consistent
@@ -327,6 +328,25 @@ def test_a_preview_has_bounds(world: PolicyWorld) -> None:
     for at in (datetime(2025, 1, 1), datetime(2099, 1, 1)):
         with pytest.raises(InvalidInput, match=r"^at: "):
             world.policies.preview(world.ctx(), policy, at=at)
+
+
+def test_a_preview_of_many_backups_ends_soon(world: PolicyWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each run judges all that are there: 2000 runs of 10 000 backups would take a minute of a processor."""
+    world.volume()
+    policy = world.policy(schedule={"cron": "*/5 * * * *"}, retention={"last": 10000})
+    monkeypatch.setattr(preview, "MOST_JUDGED", 1000)
+    judged = []
+
+    def apply(*given: Any) -> dict[str, str | None]:
+        judged.append(len(given[-1]))
+        return retention.apply(*given)
+
+    monkeypatch.setattr(preview, "retention", SimpleNamespace(apply=apply))
+    said = world.policies.preview(world.ctx(), policy, days=366)
+    assert 1000 <= sum(judged) < 1100
+    # Runs up to the one before "until" were computed.
+    assert said.until == datetime(2026, 1, 1, 12) + timedelta(minutes=5) * (len(judged) + 1)
+    assert said.volumes[0].kept == len(judged)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -168,6 +168,14 @@ def test_an_expression_that_is_refused(cron: str, problem: str) -> None:
     assert problem in str(refused.value)
 
 
+@pytest.mark.parametrize("day", range(1, 8))
+def test_an_expression_that_is_every_forty_years_is_one(day: int) -> None:
+    """To look at hundreds of its runs would take seconds, and lead past the year 9999."""
+    cron = f"0 0 * 2 {day}#5"
+    read(cron).check()
+    assert read(cron).after(datetime(2026, 1, 1)) is not None
+
+
 @pytest.mark.parametrize(
     "zone", ["", "Berlin", "localtime", "../../etc/passwd", "/etc/localtime", "UTC\0", "Europe"]
 )
