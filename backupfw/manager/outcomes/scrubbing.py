@@ -176,6 +176,7 @@ class ScrubTasks(Outcomes):
         result = DAMAGED if is_damaged else OK
         listed = DamagedObjects(self._db, self._conf)
         listed.record_verification(manifest_id, plan.begun, FULL, result, named)
+        self._db.run(lambda session: _let_go(session, models.Manifest.id == manifest_id, again=False))
 
     def finish(self, task: Task) -> None:
         """End a scrub; what was not proven is tried again later."""
@@ -198,13 +199,18 @@ def _end(session: Session, task: Task, outcome: tasks.Outcome = "done") -> None:
     tasks.end(session, task, outcome)
 
 
-def _let_go(session: Session, which: ColumnElement[bool]) -> None:
+def _let_go(session: Session, which: ColumnElement[bool], *, again: bool = True) -> None:
+    """Take manifests from their scrub.
+
+    :param again: they were not proven, and are tried again later.
+    """
     row = models.Manifest
+    later = now(session) + timedelta(seconds=_AGAIN_SECONDS) if again else None
     lock(session, row, which)
     session.execute(
         update(row)
         .where(which)
-        .values(scrub_task_id=None, scrub_after=now(session) + timedelta(seconds=_AGAIN_SECONDS)),
+        .values(scrub_task_id=None, scrub_after=later),
         execution_options={"synchronize_session": False},
     )
 
@@ -251,6 +257,9 @@ def _queue(session: Session, store: str, days: int) -> bool:
             & (row.volume_id == oldest.volume_id)
             & row.key.is_not(None)
         )
+        if oldest.scrub_after is not None:
+            # The last scrub could not prove it, so it is tried without those that it proved.
+            together &= row.scrub_after.is_not(None)
     task_id = tasks.add(
         session,
         tasks.MANIFEST_SCRUB,

@@ -13,7 +13,7 @@ from backupfw.chunkstore.container import Container
 from backupfw.chunkstore.layers.limit import LimitLayer, Limits
 from backupfw.engine import scrub, verify
 from backupfw.engine.format import keys
-from backupfw.errors import Damaged, EngineError
+from backupfw.errors import Damaged, EngineError, UnsupportedFormat
 from backupfw.manager.outcomes.scrubbing import ScrubbedManifest, ScrubPlan
 from backupfw.manager.rows import Place, Task
 from backupfw.worker import stored
@@ -234,8 +234,8 @@ class _Scrub:
         copies.put_again(here, container, damaged, self._control)
 
     def _named(self, manifest: ScrubbedManifest, wanted: set[str] | frozenset[str]) -> set[str] | None:
-        """Return those objects that a manifest names; None: it is missing or damaged itself."""
+        """Return those objects that a manifest names; None: it is missing, damaged, or of a newer release."""
         try:
             return verify.named(manifest.key, wanted, self._container, self._control)
-        except Damaged:
+        except (Damaged, UnsupportedFormat):
             return None

@@ -23,6 +23,7 @@ from backupfw.db import models
 from backupfw.db.session import now
 from backupfw.engine.format import keys
 from backupfw.engine.format.manifest import ManifestReader
+from backupfw.errors import UnsupportedFormat
 from backupfw.manager.outcomes import clean_ups
 from backupfw.manager.queue import claims, tasks, waiting
 from backupfw.manager.queue.claims import Limits
@@ -375,6 +376,63 @@ def test_what_cannot_be_verified_lets_others_pass(new_world: Callable[..., Scrub
     assert world.row(models.Backup, lost).fully_verified_at is None
     assert world.rows(models.DamagedObject) == []
     assert world.queue() == 0
+
+
+def test_what_cannot_be_verified_does_not_let_its_volume_be_read_again_and_again(
+    world: ScrubWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stays the oldest proof; each of its tries read all others of its volume, too, four times a day."""
+    _, backups, _ = chain(world)
+    unreadable = world.row(models.Backup, backups[1])
+    read = ManifestReader.__init__
+
+    def newer(self: ManifestReader, container: Container, key: str, *more: Any, **named: Any) -> None:
+        if key == unreadable.service_metadata:
+            raise UnsupportedFormat("a newer release made it")
+        read(self, container, key, *more, **named)
+
+    monkeypatch.setattr(ManifestReader, "__init__", newer)
+    world.age()
+    assert world.scrub() == [(tasks.MANIFEST_SCRUB, "done")]
+    assert len([one for one in world.proofs() if one is not None]) == len(backups) - 1
+    world.reads.clear()
+    for _ in range(3):
+        with world.db.write() as session:
+            early = now(session) - timedelta(hours=1)
+            session.execute(
+                update(models.Manifest)
+                .where(models.Manifest.scrub_after.is_not(None))
+                .values(scrub_after=early)
+            )
+        assert world.scrub() == [(tasks.MANIFEST_SCRUB, "done")]
+    assert world.reads == {}
+    monkeypatch.undo()
+    world.age()
+    assert world.scrub() == [(tasks.MANIFEST_SCRUB, "done")]
+    assert None not in world.proofs()
+
+
+def test_damage_beside_a_manifest_of_a_newer_release_is_recorded(
+    new_world: Callable[..., ScrubWorld], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = new_world()
+    _, backups, _ = chain(world)
+    newer_one = world.row(models.Backup, backups[0])
+    read = ManifestReader.__init__
+
+    def newer(self: ManifestReader, container: Container, key: str, *more: Any, **named: Any) -> None:
+        if key == newer_one.service_metadata:
+            raise UnsupportedFormat("a newer release made it")
+        read(self, container, key, *more, **named)
+
+    key = sorted(world.named_by(backups[-1]) - world.named_by(backups[0]))[0]
+    world.damage("main", key, 5)
+    monkeypatch.setattr(ManifestReader, "__init__", newer)
+    world.age()
+    assert world.scrub() == [(tasks.MANIFEST_SCRUB, "done")]
+    assert [one.key for one in world.rows(models.DamagedObject)] == [key]
+    assert world.row(models.Backup, backups[-1]).verified_result == "damaged"
+    assert world.row(models.Backup, backups[0]).verified_at is None
 
 
 @pytest.mark.parametrize("at", [None, 40])
