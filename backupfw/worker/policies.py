@@ -64,12 +64,13 @@ class PolicyLoop:
                 self._ending.wait(self._poll_seconds)
 
     def _plan(self) -> bool:
+        """Plan and watch; returns whether there is more to do."""
         # An error of one must not keep the others from being done.
         with self._outages.guard("Backup policies could not be planned"):
             self._runs.plan()
         more = False
         with self._outages.guard("The runs of backup policies could not be looked after"):
-            more |= self._runs.watch()
+            more = self._runs.watch()
         if self._is_time("clock", _CLOCK_SECONDS):
             with self._outages.guard("It could not be seen whether backup policies were planned too late"):
                 self._runs.repair_clock()

@@ -38,6 +38,8 @@ _CACHE = "backupfw.token_cache"
 #: Most projects of which it is remembered whether they are disabled, and for how long.
 MAX_PROJECTS = 4096
 REMEMBERED_SECONDS = 300
+#: Seconds for which a Keystone that did not answer is not asked whether policies rest.
+SILENT_SECONDS = 30.0
 #: Most tokens in the cache; one with its catalogue has some KiB.
 MAX_TOKENS = 4096
 
@@ -96,6 +98,8 @@ class Projects:
         self._identity = functools.cache(self._connect)
         self._lock = threading.Lock()
         self._pauses: TTLCache[str, str] = TTLCache(MAX_PROJECTS, REMEMBERED_SECONDS)
+        #: When it did not answer last.
+        self._silent_at = float("-inf")
 
     def _connect(self) -> Adapter:
         group = self._conf[GROUP]
@@ -120,16 +124,22 @@ class Projects:
     def pauses(self, project_id: str) -> str | None:
         """Say why a project's backup policies do not run now: it is gone, or disabled; None: they run.
 
-        What Keystone said is remembered for some minutes.  If it does not answer, they run.
+        What Keystone said is remembered for some minutes.  If it does not answer, they run; then it is not
+        asked again for a while, because to wait for it each time would keep all of them from beginning.
         """
         with self._lock:
             known = self._pauses.get(project_id)
+            is_silent = time.monotonic() < self._silent_at + SILENT_SECONDS
         if known is not None:
             return known or None
+        if is_silent:
+            return None
         try:
             found = self._ask(project_id)
         except errors.ServiceUnavailable as error:
             LOG.warning("It is not known whether project %s is disabled: %s", project_id, error)
+            with self._lock:
+                self._silent_at = time.monotonic()
             return None
         said = ""
         if found is None:

@@ -208,9 +208,7 @@ def _let_go(session: Session, which: ColumnElement[bool], *, again: bool = True)
     later = now(session) + timedelta(seconds=_AGAIN_SECONDS) if again else None
     lock(session, row, which)
     session.execute(
-        update(row)
-        .where(which)
-        .values(scrub_task_id=None, scrub_after=later),
+        update(row).where(which).values(scrub_task_id=None, scrub_after=later),
         execution_options={"synchronize_session": False},
     )
 

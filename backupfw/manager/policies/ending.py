@@ -34,6 +34,8 @@ LOG = log.getLogger(__name__)
 
 #: Backups that could not be made are shown for so long.
 ERRORS_KEPT = timedelta(days=7)
+#: Backups of a volume that go at once, before other volumes have their turn.
+AT_ONCE = 20
 #: Backups that may be restored.
 _GOOD = (lifecycle.AVAILABLE, lifecycle.RESTORING)
 
@@ -147,36 +149,44 @@ def let_go(
     volume_id: str,
     *,
     succeeded: bool,
+    most: int,
 ) -> list[str]:
     """Begin to delete what a policy needs no more of a volume's backups; return their ids.
 
     :param policy: read before; in no transaction any more.
     :param succeeded: the last run made a backup: without one, only old failures go.
+    :param most: with so many there may be more.
     """
     with db.read() as session:
         candidates, moment = of(session, policy, volume_id), now(session)
     going = [one for one, since in candidates.failed.items() if moment - since >= ERRORS_KEPT]
     if succeeded:
         going += [one for one, why in candidates.verdicts(settings).items() if why is None]
-    gone = []
+    gone: list[str] = []
     for one in going:
+        if len(gone) == most:
+            break
         if one in candidates.held:
             continue
         try:
-            backups.delete(ctx, one, partial(_refuse, policy.id, settings.rules.min_keep))
+            backups.delete(ctx, one, partial(_refuse, policy, settings.rules.min_keep))
             gone.append(one)
         except (InvalidBackup, BackupNotFound) as error:
             LOG.info("Backup %s of policy %s stays for now: %s", one, policy.id, error)
     return gone
 
 
-def _refuse(policy_id: str, min_keep: int, session: Session, row: models.Backup) -> None:
+def _refuse(policy: models.BackupPolicy, min_keep: int, session: Session, row: models.Backup) -> None:
     """Refuse a deletion whose reasons hold no more, in the transaction that deletes.
 
+    :param policy: as it was when its rules were applied.
     :raises InvalidBackup: something holds the backup, or no newer good one would be left.
     """
-    if row.policy_id != policy_id:
+    if row.policy_id != policy.id:
         raise InvalidBackup("It is not the policy's any more.")
+    current = session.get(models.BackupPolicy, policy.id)
+    if current is None or current.settings != policy.settings:
+        raise InvalidBackup("The policy was deleted or changed meanwhile.")
     if (reason := held(session, row.id)) is not None:
         raise InvalidBackup(reason)
     if row.status == lifecycle.ERROR:
@@ -185,7 +195,7 @@ def _refuse(policy_id: str, min_keep: int, session: Session, row: models.Backup)
     newest = (
         select(backup.id)
         .where(
-            backup.policy_id == policy_id,
+            backup.policy_id == policy.id,
             backup.volume_id == row.volume_id,
             backup.project_id == row.project_id,
             backup.deleted.is_(False),

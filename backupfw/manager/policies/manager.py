@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Unpack
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, exists, or_, select, update
 from sqlalchemy.orm import Session
 
 from backupfw.db.locks import lock
-from backupfw.db.models import BackupPolicy, PolicyRun
+from backupfw.db.models import Backup, BackupPolicy, PolicyRun
 from backupfw.db.session import now
 from backupfw.errors import BackupPolicyNotFound, InvalidInput, VolumeNotFound
 from backupfw.manager import listing, rows
@@ -310,7 +310,9 @@ def _enable(session: Session, row: BackupPolicy, enabled: bool, moment: datetime
     waiting = (
         PolicyRun.policy_id == row.id,
         PolicyRun.status == planning.WAITING,
-        PolicyRun.taken_until.is_(None),
+        # A process that died may have taken it, and even made its backup.
+        or_(PolicyRun.taken_until.is_(None), PolicyRun.taken_until <= moment),
+        ~exists().where(Backup.id == PolicyRun.backup_id),
     )
     skipped = {"status": planning.SKIPPED, "reason": "The policy was paused.", "tidied": True}
     session.execute(update(PolicyRun).where(*waiting).values(**skipped, ended_at=moment))

@@ -35,6 +35,8 @@ WAITING, RUNNING, OK, SKIPPED, MISSED, FAILED = "waiting", "running", "ok", "ski
 _LATER = timedelta(hours=1)
 #: Policies of one transaction.
 BATCH = 250
+#: Policies whose volumes are read at once: the runs may be full after the first of them.
+_READ_AT_ONCE = 50
 #: Runs of one transaction, after which the policies that are left wait for the next one.
 _MOST_RUNS = 5000
 #: Volumes in these statuses are about to come, or to go; a policy that does not name them leaves them out.
@@ -56,34 +58,47 @@ def plan(session: Session) -> int:
     ids = lock(session, row, row.id.in_(chosen), row.next_run_at <= moment, skip_locked=True)
     found = session.scalars(select(row).where(row.id.in_(ids))).all()
     rank = {policy_id: number for number, policy_id in enumerate(chosen)}
-    read = {one.id: settings for one in found if (settings := _read(one)) is not None}
-    volumes = volumes_of(session, [(one, read[one.id]) for one in found if one.id in read])
+    ordered = sorted(found, key=lambda one: rank[one.id])
     runs: list[dict[str, Any]] = []
     planned: list[dict[str, Any]] = []
-    for one in sorted(found, key=lambda one: rank[one.id]):
+    for start in range(0, len(ordered), _READ_AT_ONCE):
+        some = ordered[start : start + _READ_AT_ONCE]
+        read = {one.id: settings for one in some if (settings := _read(one)) is not None}
+        volumes = volumes_of(session, [(one, read[one.id]) for one in some if one.id in read])
+        for one in some:
+            if len(runs) >= _MOST_RUNS:
+                break
+            settings = read.get(one.id)
+            if settings is None:
+                planned.append({"id": one.id, "next_run_at": moment + _LATER, "planned_at": moment})
+                continue
+            following, rows = _plan_one(one, settings, volumes[one.id], moment)
+            runs += rows
+            planned.append({"id": one.id, "next_run_at": following, "planned_at": moment})
         if len(runs) >= _MOST_RUNS:
             break
-        assert one.next_run_at is not None
-        if one.id not in read:
-            planned.append({"id": one.id, "next_run_at": moment + _LATER, "planned_at": moment})
-            continue
-        plan_of = read[one.id].schedule
-        scheduled = one.next_run_at
-        following = plan_of.after(scheduled)
-        if following is not None and following <= moment:
-            scheduled = max(plan_of.latest(moment) or scheduled, scheduled)
-            following = plan_of.after(moment)
-        window = timedelta(minutes=plan_of.start_window)
-        if scheduled > one.next_run_at and scheduled + window > moment:
-            # At least one scheduled time before this one passed, while nothing planned it.
-            passed = plan_of.latest(scheduled - timedelta(seconds=1)) or one.next_run_at
-            runs += _runs(one, read[one.id], passed, moment, volumes[one.id], replaced=True)
-        runs += _runs(one, read[one.id], scheduled, moment, volumes[one.id])
-        planned.append({"id": one.id, "next_run_at": following, "planned_at": moment})
     insert(session, runs)
     if planned:
         session.execute(update(row), planned)
     return len(planned)
+
+
+def _plan_one(
+    policy: models.BackupPolicy, settings: Settings, volumes: Sequence[str], moment: datetime
+) -> tuple[datetime | None, list[dict[str, Any]]]:
+    """Return when a due policy is due again, and the rows of the runs until then."""
+    due, schedule = policy.next_run_at, settings.schedule
+    assert due is not None
+    scheduled, following = due, schedule.after(due)
+    if following is not None and following <= moment:
+        scheduled = max(schedule.latest(moment) or due, due)
+        following = schedule.after(moment)
+    runs: list[dict[str, Any]] = []
+    if scheduled > due and scheduled + timedelta(minutes=schedule.start_window) > moment:
+        # At least one scheduled time before this one passed, while nothing planned it.
+        passed = schedule.latest(scheduled - timedelta(seconds=1)) or due
+        runs += _runs(policy, settings, passed, moment, volumes, replaced=True)
+    return following, runs + _runs(policy, settings, scheduled, moment, volumes)
 
 
 def plan_now(session: Session, policy: models.BackupPolicy, moment: datetime) -> None:

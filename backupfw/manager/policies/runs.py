@@ -49,6 +49,8 @@ _TAKEN = timedelta(minutes=2)
 _AT_ONCE = 8
 #: Runs that need transactions of their own, before others are planned again.
 _ONE_BY_ONE = 20
+#: Backups that retention deletes before that.
+_DELETED_AT_ONCE = 200
 #: Runs of one transaction.
 _BATCH = 500
 #: How long runs are kept after their scheduled time.
@@ -127,21 +129,21 @@ class PolicyRuns:
     # -- the beginning
 
     def begin(self, stopping: Callable[[], bool] = lambda: False) -> int:
-        """Begin runs whose time has come, some of each project in turn; return how many were taken.
+        """Begin runs whose time has come, some of each project in turn; return how many were looked at.
 
         :param stopping: asked before each one; those that are left are begun by another process.
         """
         with self._db.read() as session:
             if not session.scalars(self._ready(now(session)).limit(1)).all():
                 return 0
-        taken = self._db.run(self._take)
+        looked_at, taken = self._db.run(self._take)
         crash_points.reach("policy.taken")
         for number, run in enumerate(taken):
             if stopping():
                 self._db.run(lambda session, rest=taken[number:]: _give_back(session, rest))  # type: ignore[misc]
                 break
             self._begin(run)
-        return len(taken)
+        return looked_at
 
     def _ready(self, moment: datetime) -> Any:
         """Select the ids of runs that can begin, in their order: each project in turn."""
@@ -167,8 +169,11 @@ class PolicyRuns:
         )
         return select(ready.c.id).order_by(ready.c.turn, ready.c.begin_at, ready.c.id)
 
-    def _take(self, session: Session) -> list[Taken]:
-        """Take runs, and choose the ids of their backups; skip those whose volume's last run is still on."""
+    def _take(self, session: Session) -> tuple[int, list[Taken]]:
+        """Take runs, and choose the ids of their backups; skip those whose volume's last run is still on.
+
+        :returns: how many were taken or ended, and those that were taken.
+        """
         moment = now(session)
         run, policy = models.PolicyRun, models.BackupPolicy
         ids = session.scalars(self._ready(moment).limit(_AT_ONCE)).all()
@@ -182,16 +187,21 @@ class PolicyRuns:
             .order_by(run.begin_at, run.id)
         ).all()
         on = session.execute(
-            select(run.policy_id, run.volume_id).where(run.policy_id.in_(locked), _is_on(run, moment))
+            # Not by the index of policies, where those of three months are.
+            select(run.policy_id, run.volume_id).where(
+                func.coalesce(run.policy_id, "").in_(locked), _is_on(run, moment)
+            )
         ).all()
         busy = {tuple(one) for one in on}
         running: dict[str, int] = {}
         for policy_id, _ in on:
             running[policy_id] = running.get(policy_id, 0) + 1
         taken = []
+        ended = 0
         for one, owner in found:
             if (owner.id, one.volume_id) in busy:
                 _end(one, SKIPPED, "The last run of this volume is still on.", moment)
+                ended += 1
                 continue
             if owner.max_concurrent is not None and running.get(owner.id, 0) >= owner.max_concurrent:
                 continue
@@ -199,6 +209,7 @@ class PolicyRuns:
                 settings = policy_settings.read(owner.settings)
             except InvalidInput as error:
                 _end(one, FAILED, str(error), moment)
+                ended += 1
                 continue
             running[owner.id] = running.get(owner.id, 0) + 1
             busy.add((owner.id, one.volume_id))
@@ -219,7 +230,7 @@ class PolicyRuns:
                 )
             )
         session.flush()
-        return taken
+        return len(taken) + ended, taken
 
     def _begin(self, run: Taken) -> None:
         """Make a run's backup, in transactions of its own."""
@@ -284,8 +295,9 @@ class PolicyRuns:
     def watch(self) -> bool:
         """Note what became of runs: those whose windows have passed, and those whose backups are made.
 
-        :returns: whether there is more to do: retention lets go after some runs each time, so that others are
-            planned in between.
+        Then let retention delete some of what it lets go: others are planned in between.
+
+        :returns: whether there is more of that.
         """
         self._miss()
         self._cancel_late()
@@ -363,40 +375,69 @@ class PolicyRuns:
         self._repeat(ended, work)
 
     def _tidy(self) -> bool:
-        """Let retention delete what it lets go, once after each run; return whether there may be more."""
+        """Let retention delete what it lets go after each run, some of each project in turn.
+
+        A project that lets thousands of backups go keeps nobody else's from being planned and made.
+
+        :returns: whether there is more to do.
+        """
         run, policy = models.PolicyRun, models.BackupPolicy
+        turn = func.row_number().over(partition_by=run.project_id, order_by=(run.ended_at, run.id))
         ended = and_(run.tidied.is_(False), run.status.in_((OK, FAILED)))
+        waiting = select(run.id, turn.label("turn"), run.ended_at).where(ended).subquery()
         with self._db.read() as session:
             found = session.execute(
                 select(run.id, run.volume_id, run.status, policy)
+                .join(waiting, waiting.c.id == run.id)
                 .join(policy, policy.id == run.policy_id)
-                .where(ended)
-                .order_by(run.ended_at, run.id)
+                .order_by(waiting.c.turn, waiting.c.ended_at, run.id)
                 .limit(_ONE_BY_ONE)
             ).all()
             session.expunge_all()
+        more = len(found) == _ONE_BY_ONE
+        left = _DELETED_AT_ONCE
         for run_id, volume_id, status, owner in found:
-            context = RequestContext(owner.project_id, owner.updated_by or "", ("member",))
-            with working_for(context):
-                try:
-                    settings = policy_settings.read(owner.settings)
-                    gone = ending.let_go(
-                        self._db,
-                        self._backups,
-                        context,
-                        owner,
-                        settings,
-                        volume_id,
-                        succeeded=status == OK,
-                    )
-                    if gone:
-                        LOG.info("Policy %s lets %d backups of volume %s go", owner.id, len(gone), volume_id)
-                except InvalidInput as error:
-                    LOG.error("Backup policy %s cannot be applied: %s", owner.id, error)
+            if left <= 0:
+                return True
+            most = min(left, ending.AT_ONCE)
+            gone = self._let_go(owner, volume_id, most, succeeded=status == OK)
             crash_points.reach("policy.let-go")
+            left -= gone
+            if gone >= most:
+                more = True
+                continue
             done = update(run).where(run.id == run_id).values(tidied=True)
             self._db.run(lambda session, done=done: session.execute(done))  # type: ignore[misc]
-        return len(found) == _ONE_BY_ONE
+        return more
+
+    def _let_go(self, policy: models.BackupPolicy, volume_id: str, most: int, *, succeeded: bool) -> int:
+        """Let retention delete backups of a volume; return how many, at most ``most``."""
+        context = RequestContext(policy.project_id, policy.updated_by or "", ("member",))
+        with working_for(context):
+            try:
+                settings = policy_settings.read(policy.settings)
+                gone = ending.let_go(
+                    self._db,
+                    self._backups,
+                    context,
+                    policy,
+                    settings,
+                    volume_id,
+                    succeeded=succeeded,
+                    most=most,
+                )
+            except DATABASE_TROUBLES:
+                raise
+            except InvalidInput as error:
+                LOG.error("Backup policy %s cannot be applied: %s", policy.id, error)
+                return 0
+            except Exception:
+                # It must not keep the backups of all others; the next run tries again.
+                LOG.exception("The retention of backup policy %s failed, volume %s", policy.id, volume_id)
+                return 0
+            if gone:
+                LOG.info("Policy %s lets %d backups of volume %s go", policy.id, len(gone), volume_id)
+            return len(gone)
 
     def forget(self) -> int:
         """Delete the runs of long ago; return how many.  Their backups stay the policy's."""
@@ -441,7 +482,8 @@ def _can_begin(run: Any, moment: datetime) -> ColumnElement[bool]:
 
 def _is_on(run: Any, moment: datetime) -> ColumnElement[bool]:
     """The condition that a run has begun, or is just being begun."""
-    return or_(run.status == RUNNING, and_(run.status == WAITING, run.taken_until > moment))
+    taken = and_(run.status == WAITING, run.begin_at <= moment, run.taken_until > moment)
+    return or_(run.status == RUNNING, taken)
 
 
 def _backups(session: Session, ids: Sequence[str | None]) -> dict[str, models.Backup]:

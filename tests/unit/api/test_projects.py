@@ -63,13 +63,19 @@ def test_who_rests(keystone_server: Keystone) -> None:
     ]
 
 
-def test_a_keystone_that_does_not_answer_stops_no_backup(keystone_server: Keystone) -> None:
-    keystone_server.said = {"p": None}
+def test_a_keystone_that_does_not_answer_stops_no_backup(
+    keystone_server: Keystone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keystone_server.said = {"p": None, "q": None}
     projects = Projects(None)
     assert projects.pauses("p") is None
+    # Each further project would wait as long for nothing.
+    assert projects.pauses("q") is None
+    assert keystone_server.asked == ["p"]
     with pytest.raises(errors.ServiceUnavailable):
         projects.known("p")
-    # It is asked again, not believed to have said that.
+    # Later it is asked again, not believed to have said that.
+    monkeypatch.setattr(keystone, "SILENT_SECONDS", 0.0)
     keystone_server.said = {"p": (200, {"project": {"enabled": False}})}
     assert projects.pauses("p") == "The project is disabled."
     assert keystone.REMEMBERED_SECONDS <= 600

@@ -425,7 +425,7 @@ def test_damage_beside_a_manifest_of_a_newer_release_is_recorded(
             raise UnsupportedFormat("a newer release made it")
         read(self, container, key, *more, **named)
 
-    key = sorted(world.named_by(backups[-1]) - world.named_by(backups[0]))[0]
+    key = min(world.named_by(backups[-1]) - world.named_by(backups[0]))
     world.damage("main", key, 5)
     monkeypatch.setattr(ManifestReader, "__init__", newer)
     world.age()

@@ -190,8 +190,9 @@ def test_a_backup_of_a_wrong_clock_lets_no_other_one_go(world: PolicyWorld) -> N
         "last 1",
     ]
     sixth = world.backups_of(policy)[0]
+    known = world.row(models.BackupPolicy, policy)
     with world.db.write() as session, pytest.raises(InvalidBackup, match="newest good"):
-        ending._refuse(policy, 1, session, session.get_one(models.Backup, sixth.id))
+        ending._refuse(known, 1, session, session.get_one(models.Backup, sixth.id))
     nights(world, 20, 22)
     assert days_of(world, policy) == [22]
 
@@ -239,11 +240,12 @@ def test_a_deletion_asks_again(world: PolicyWorld) -> None:
     policy = world.policy()
     nights(world, 2, 4)
     second, third, fourth = world.backups_of(policy)
+    known = world.row(models.BackupPolicy, policy)
     world.backups.delete(world.ctx(), fourth.id)
 
     def delete(backup: models.Backup, min_keep: int = 1) -> None:
         def refuse(session: Any, row: models.Backup) -> None:
-            ending._refuse(policy, min_keep, session, row)
+            ending._refuse(known, min_keep, session, row)
 
         world.backups.delete(world.ctx(), backup.id, refuse)
 
@@ -347,6 +349,83 @@ def test_a_preview_of_many_backups_ends_soon(world: PolicyWorld, monkeypatch: py
     # Runs up to the one before "until" were computed.
     assert said.until == datetime(2026, 1, 1, 12) + timedelta(minutes=5) * (len(judged) + 1)
     assert said.volumes[0].kept == len(judged)
+
+
+def test_who_lets_many_backups_go_keeps_nobody_waiting(
+    world: PolicyWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ending, "AT_ONCE", 3)
+    monkeypatch.setattr(policy_runs, "_DELETED_AT_ONCE", 5)
+    many, few = world.policy("many"), world.policy("few")
+    world.volume("many")
+    world.volume("few")
+    nights(world, 2, 9)
+    for project, policy in (("many", many), ("few", few)):
+        keep = {"last": 1 if policy == many else 7}
+        world.policies.update(world.ctx(project), policy, settings={"retention": keep})
+    world.at("2026-01-10T00:00:01")
+    world.runs.plan()
+    world.runs.begin()
+    world.make()
+    assert world.runs.watch()
+    assert days_of(world, few) == list(range(4, 11))
+    assert len(days_of(world, many)) == 6
+    while world.runs.watch():
+        pass
+    assert days_of(world, many) == [10]
+    assert not world.rows(models.PolicyRun, models.PolicyRun.tidied.is_(False))
+
+
+def test_a_retention_that_fails_keeps_no_other_from_working(
+    world: PolicyWorld, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.volume("p1")
+    world.volume("p2")
+    broken, whole = (world.policy(project, retention={"last": 1}) for project in ("p1", "p2"))
+    nights(world, 2, 2)
+    apply = ending.let_go
+
+    def let_go(*given: Any, **more: Any) -> list[str]:
+        if given[3].id == broken:
+            raise ZeroDivisionError
+        return apply(*given, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ending, "let_go", let_go)
+        nights(world, 3, 4)
+    assert days_of(world, broken) == [2, 3, 4]
+    assert days_of(world, whole) == [4]
+    assert f"The retention of backup policy {broken} failed" in caplog.text
+    nights(world, 5, 5)
+    assert days_of(world, broken) == [5]
+
+
+@pytest.mark.parametrize("what", ["deleted", "changed"])
+def test_a_policy_that_is_deleted_or_changed_lets_no_more_go(
+    world: PolicyWorld, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Also while its retention works: what was decided by the old rules is not done any more."""
+    world.volume()
+    policy = world.policy()
+    nights(world, 2, 5)
+    world.policies.update(world.ctx(), policy, settings={"retention": {"last": 1}})
+    delete = world.backups.delete
+    calls = []
+
+    def deletes(*given: Any) -> None:
+        calls.append(given)
+        if len(calls) == 2 and what == "deleted":
+            world.policies.delete(world.ctx(), policy)
+        elif len(calls) == 2:
+            world.policies.update(world.ctx(), policy, settings={"retention": {"last": 10}})
+        delete(*given)
+
+    monkeypatch.setattr(world.backups, "delete", deletes)
+    nights(world, 6, 6)
+    assert days_of(world, policy) == [2, 3, 4, 6]
+    if what == "changed":
+        nights(world, 7, 7)
+        assert days_of(world, policy) == [2, 3, 4, 6, 7]
 
 
 @pytest.mark.parametrize("seed", range(3))

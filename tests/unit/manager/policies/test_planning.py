@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from datetime import datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -233,7 +234,7 @@ def test_thousands_of_policies_need_a_few_statements(world: PolicyWorld) -> None
     world.at("2026-01-02T00:00:30")
     statements = count_statements(world)
     assert world.runs.plan() == number + 1
-    assert len(statements) < 3 * 16
+    assert len(statements) < 3 * 24
     assert len(world.rows(models.PolicyRun)) == number
 
 
@@ -247,3 +248,27 @@ def test_projects_take_turns(world: PolicyWorld, monkeypatch: pytest.MonkeyPatch
     assert world.row(models.BackupPolicy, few).next_run_at == datetime(2026, 1, 3)
     assert sum(world.row(models.BackupPolicy, one).next_run_at > datetime(2026, 1, 2) for one in many) == 3
     check_audit(world)
+
+
+def test_volumes_are_not_read_of_more_policies_than_can_be_planned(
+    world: PolicyWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Policies of thousands of volumes: all volumes of all of them were read for each transaction."""
+    monkeypatch.setattr(planning, "_READ_AT_ONCE", 2)
+    monkeypatch.setattr(planning, "_MOST_RUNS", 2)
+    read = []
+    volumes_of = planning.volumes_of
+
+    def count(session: Any, policies: Any) -> Any:
+        read.extend(policies)
+        return volumes_of(session, policies)
+
+    monkeypatch.setattr(planning, "volumes_of", count)
+    for number in range(8):
+        world.volume(f"p{number}")
+        world.volume(f"p{number}")
+        world.policy(f"p{number}")
+    world.at("2026-01-02T00:00:01")
+    assert world.runs.plan() == 8
+    assert len(read) == 16 - 1
+    assert len(world.rows(models.PolicyRun)) == 16

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import uuid
+from datetime import datetime, timedelta
+from typing import Any
+
 import pytest
 from oslo_db.exception import DBConnectionError
+from sqlalchemy import event, update
 
 from backupfw.db import models
+from backupfw.db import session as db_session
 from backupfw.db.session import Database
 from backupfw.errors import InvalidBackup, ServiceUnavailable
 from backupfw.manager.lineage import lifecycle
 from backupfw.manager.policies import runs as policy_runs
 from backupfw.manager.queue import tasks
 from backupfw.manager.queue.outbox import Outbox
-from tests.unit.manager.policies.support import PolicyWorld
+from tests.unit.manager.policies.support import Clock, PolicyWorld
 from tests.unit.manager.support import check_audit, check_consistent
 
 
@@ -119,7 +125,7 @@ def test_a_process_that_was_frozen_is_too_late(world: PolicyWorld, monkeypatch: 
     """It took the run, slept, and goes on after another one has begun it."""
     _, policy = due(world)
     world.runs.plan()
-    (taken,) = world.db.run(world.runs._take)
+    _, (taken,) = world.db.run(world.runs._take)
     world.later(minutes=3)
     world.runs = world.another_process()
     world.night()
@@ -128,7 +134,7 @@ def test_a_process_that_was_frozen_is_too_late(world: PolicyWorld, monkeypatch: 
     assert len(world.rows(models.Backup)) == 1
     # While the backup is being made, too, when the volume refuses a second one.
     world.policies.run(world.ctx(), policy)
-    (taken,) = world.db.run(world.runs._take)
+    _, (taken,) = world.db.run(world.runs._take)
     world.later(minutes=3)
     world.step()
     world.runs._begin(taken)
@@ -181,6 +187,97 @@ def test_projects_take_turns(world: PolicyWorld) -> None:
     world.runs.plan()
     world.runs.begin()
     assert world.run(few).status == "running"
+
+
+def test_a_run_that_a_dead_process_took_is_paused_too(world: PolicyWorld) -> None:
+    _, policy = due(world)
+    world.runs.plan()
+    world.db.run(world.runs._take)
+    world.later(minutes=3)
+    world.policies.pause(world.ctx(), policy)
+    world.night()
+    assert (world.run(policy).status, world.run(policy).reason) == ("skipped", "The policy was paused.")
+    assert world.backups_of(policy) == []
+
+
+def test_a_pause_does_not_disown_the_backup_that_a_dead_process_made(
+    world: PolicyWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, policy = due(world)
+    world.runs.plan()
+    kill_at(monkeypatch, "policy.made")
+    with pytest.raises(Killed):
+        world.runs.begin()
+    monkeypatch.setattr(db_session, "datetime", Clock)
+    world.later(minutes=3)
+    world.policies.pause(world.ctx(), policy)
+    world.night()
+    world.night()
+    assert world.run(policy).status == "ok"
+    assert [one.id for one in world.backups_of(policy)] == [world.run(policy).backup_id]
+
+
+def test_runs_that_are_skipped_do_not_wait_for_the_next_look(
+    world: PolicyWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight at each look into the database would take hours for a thousand volumes."""
+    monkeypatch.setattr(policy_runs, "_AT_ONCE", 2)
+    for _ in range(4):
+        world.volume()
+    policy = world.policy()
+    world.at("2026-01-02T00:00:01")
+    world.step()
+    world.at("2026-01-03T00:00:01")
+    world.runs.plan()
+    assert [world.runs.begin() for _ in range(3)] == [2, 2, 0]
+    assert len(world.runs_of(policy, status="skipped")) == 4
+
+
+def test_old_runs_of_a_policy_cost_nothing(world: PolicyWorld) -> None:
+    """There are those of three months: to count what is on among them for each run took minutes."""
+    row = models.PolicyRun
+
+    def work(day: int) -> int:
+        with world.db.write() as session:
+            session.execute(update(row).where(row.status == "running").values(status="ok"))
+        world.at(f"2026-01-{day:02}T00:00:01")
+        world.runs.plan()
+        steps = 0
+
+        def count() -> int:
+            nonlocal steps
+            steps += 1
+            return 0
+
+        def watch(_connection: Any, cursor: Any, *_more: Any) -> None:
+            cursor.connection.set_progress_handler(count, 100)
+
+        event.listen(world.db.engine, "before_cursor_execute", watch)
+        world.runs.begin()
+        event.remove(world.db.engine, "before_cursor_execute", watch)
+        return steps
+
+    volumes = [world.volume() for _ in range(20)]
+    policy = world.policy(max_concurrent=1)
+    before = work(2)
+    old = {"policy_id": policy, "project_id": "p1", "status": "ok", "tries": 0, "tidied": True}
+    moments = {name: datetime(2025, 12, 1) for name in ("begin_at", "begin_before", "created_at")}
+    with world.db.write() as session:
+        session.execute(
+            row.__table__.insert(),
+            [
+                {
+                    **old,
+                    **moments,
+                    "id": str(uuid.uuid4()),
+                    "volume_id": volumes[0],
+                    "scheduled_at": datetime(2025, 12, 1) + timedelta(seconds=number),
+                }
+                for number in range(5000)
+            ],
+        )
+    assert before
+    assert work(3) < 3 * before
 
 
 def test_what_is_refused_is_tried_again_with_growing_pauses(world: PolicyWorld) -> None:
@@ -362,7 +459,7 @@ def test_a_policy_that_is_deleted_between_the_steps(
 ) -> None:
     volume, policy = due(world)
     world.runs.plan()
-    (taken,) = world.db.run(world.runs._take)
+    _, (taken,) = world.db.run(world.runs._take)
     world.policies.delete(world.ctx(), policy)
     world.runs._begin(taken)
     world.night()
