@@ -41,6 +41,7 @@ class DigestTarget(BlockTarget):
     """
 
     reads_zero = True
+    takes_once = True
 
     def __init__(self, length: int) -> None:
         self.length = length

@@ -311,6 +311,8 @@ class BlockTarget(abc.ABC):
     storage_id: str | None = None
     #: Whether all bytes that were not written since the volume was made are known to read as zeros.
     reads_zero: bool
+    #: Whether each byte must be written at most once.
+    takes_once: bool = False
 
     @abc.abstractmethod
     def write(self, offset: int, buffers: Sequence[bytes | memoryview]) -> None:

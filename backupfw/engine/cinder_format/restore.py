@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from oslo_log import log
 
 from backupfw import crash_points
+from backupfw.chunkstore.errors import IntegrityError
 from backupfw.engine.cinder_format.chain import Chain, Task
 from backupfw.engine.cinder_format.reading import TaskReader, Zeros
 from backupfw.engine.pool import Halt, Meter, Streams
@@ -85,6 +86,16 @@ class _Writer:
         except Damaged as error:
             # It may have changed on the way.
             LOG.warning("%s; reading it once more", error)
+            if self._target.takes_once:
+                for _ in self._reader.windows(task):
+                    pass
+                raise IntegrityError(
+                    "its bytes have changed on the way",
+                    store=error.store,
+                    container=error.container,
+                    key=error.key,
+                    temporary=True,
+                ) from error
             self._write(task, again=True)
         self._meter.add(task.end - task.first)
         return task
