@@ -352,13 +352,18 @@ def keys_that_may_name(session: Session, manifest_id: str) -> list[str]:
 # earlier copy may have put and a release may be deleting.  So in one tree copies and releases take turns: a
 # copy begins when no manifest there is released, and a release plans when no copy has begun.
 # ``copy_step`` of a copy's row says how far it is: null, ``begun``, or ``placed``: its base is known.  Rows
-# that were made before there was this column say it in ``source_identity``.
+# that were made before there was this column say it in ``source_identity``; there it is said still, for the
+# processes of that release, whose removals and sweeps must see the copies of this one.
 _BEGUN, _PLACED = "begun", "placed"
 _STEP = func.coalesce(Manifest.copy_step, Manifest.source_identity)
 
 
 def _step(row: Manifest) -> str | None:
     return row.copy_step or row.source_identity
+
+
+def _set_step(row: Manifest, step: str) -> None:
+    row.copy_step = row.source_identity = step
 
 
 def is_copying() -> ColumnElement[bool]:
@@ -393,7 +398,7 @@ def begin_copy(session: Session, row: Manifest) -> bool:
         released = select(Manifest.id).where(_tree_of(row), Manifest.state == RELEASED)
         if session.scalar(released.limit(1)) is not None:
             raise TakesTurns("the removal of a backup of the same volume has not ended there")
-        row.copy_step = _BEGUN
+        _set_step(row, _BEGUN)
         session.flush()
     return _step(row) == _PLACED
 
@@ -414,7 +419,7 @@ def place_copy(session: Session, row: Manifest, base_digest: str | None, *, deta
         detached = base_id is None or not take(session, base_id)
     row.base_id = None if detached else base_id
     row.detached = detached
-    row.copy_step = _PLACED
+    _set_step(row, _PLACED)
     session.flush()
 
 
@@ -426,7 +431,7 @@ def has_begun(row: Manifest) -> bool:
 def count_as_copy(row: Manifest) -> None:
     """Say of a live manifest that it is a copy: it was found in a store, or is a link that was converted."""
     row.copied = True
-    row.copy_step = _PLACED
+    _set_step(row, _PLACED)
 
 
 def may_have_objects(row: Manifest) -> bool:

@@ -576,6 +576,22 @@ def test_a_copy_that_the_release_before_began_goes_on(new_world: Callable[..., C
     world.is_clean()
 
 
+@pytest.mark.parametrize(("trap", "step"), [("copy.planned", "begun"), ("copy.objects-put", "placed")])
+def test_processes_of_the_release_before_see_a_copy_that_is_being_made(
+    new_world: Callable[..., CopyWorld], trap: str, step: str
+) -> None:
+    """Their removals and sweeps read the column that was there before: they must wait, too."""
+    world = new_world()
+    _, made, _ = chain(world, 1)
+    world.trap = trap
+    world.backups.copy(world.ctx(), made[0], "offsite")
+    task = world.claim_next()
+    assert task is not None
+    assert world.run_one(task) == "killed"
+    row = world.row(models.Manifest, task.resource_id)
+    assert (row.copied, row.state, row.source_identity) == (True, "writing", step)
+
+
 @pytest.mark.parametrize("what", ["/manifest", "/map", "/p0000"])
 def test_what_is_damaged_of_a_base_is_read_from_a_copy(
     new_world: Callable[..., CopyWorld], what: str
