@@ -17,6 +17,7 @@ from backupfw.db.digest import object_digest
 from backupfw.db.installation import installation_id
 from backupfw.db.locks import lock
 from backupfw.errors import EngineError
+from backupfw.manager import rows
 from backupfw.manager.lineage import lifecycle, manifests
 from backupfw.manager.lineage.lifecycle import BackupMoves
 from backupfw.manager.lineage.manifests import CINDER
@@ -106,6 +107,21 @@ class DeleteTasks(Outcomes):
             if found is None or found.installation_id != CINDER or found.state not in states:
                 return None
             return DoomedLink(found.store, found.container, str(found.key), found.backup_id, found.volume_id)
+
+    def of_unknown_lock(self, task: Task) -> tuple[rows.Place, str] | None:
+        """Return place and key of the manifest that the deletion of a backup may release, if it is not known
+        until when it is locked.
+
+        :returns: None: it is known, or nothing may be released.
+        """
+        with self._db.read() as session:
+            backup = session.get(models.Backup, task.resource_id)
+            found = None if backup is None else backup_rows.manifest_of(session, backup)
+            if found is None or found.key is None or found.locked_until is not None:
+                return None
+            if found.state != lifecycle.LIVE or found.installation_id != installation_id(session):
+                return None
+            return rows.Place(found.id, found.store, found.container), found.key
 
     def knows(self, store: str, container: str, key: str) -> bool:
         """Return whether the database knows, or knew, a link."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 
 from oslo_log import log
 
 from backupfw import crash_points
 from backupfw.chunkstore.container import Container
+from backupfw.chunkstore.errors import NotFound, NotSupported, PermissionDenied, Retained
 from backupfw.engine import cleanup, objects, release, removal, sweep
 from backupfw.engine.cinder_format import removal as link_removal
 from backupfw.engine.cinder_format.chain import Place
@@ -127,6 +129,7 @@ class BackupDelete(_Removal):
                 " backup's data: import that one, or delete it first.",
             )
             return
+        self._refuse_if_locked(task)
         plan = tools.backups.deleting.start(task)
         crash_points.reach("delete.planned")
         if plan is None:
@@ -135,6 +138,31 @@ class BackupDelete(_Removal):
         crash_points.reach("delete.removed")
         tools.backups.deleting.finish(task, plan)
         crash_points.reach("delete.committed")
+
+    def _refuse_if_locked(self, task: Task) -> None:
+        """Ask the store for a lock that the database does not know, e.g. after it was rebuilt.
+
+        What a manifest names is locked at least as long as the manifest.
+
+        :raises Retained: the manifest is locked; nothing was changed.
+        """
+        found = self._tools.backups.deleting.of_unknown_lock(task)
+        if found is None:
+            return
+        place, key = found
+        container = self._tools.stores.container(place.store, place.container)
+        if container.rule is None:
+            return
+        with suppress(NotFound, NotSupported, PermissionDenied):
+            until = container.locked_until(key)
+            if until is not None:
+                raise Retained(
+                    f"the manifest is locked until {until:%Y-%m-%d %H:%M} UTC",
+                    until=until,
+                    store=place.store,
+                    container=place.container,
+                    key=key,
+                )
 
     def failed(self, task: Task, reason: str) -> None:
         """See :meth:`Handler.failed`."""

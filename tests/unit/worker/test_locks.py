@@ -415,8 +415,9 @@ def test_a_copy_that_is_removed_stays_live_until_its_lock_ends(new_world: Callab
 
 
 def test_a_lock_that_the_database_does_not_know(world: LockWorld) -> None:
-    """An operator locked more, or the database was rebuilt: the store says until when."""
-    _, made, _ = chain(world, 1)
+    """The database was rebuilt: the store says until when, before anything is changed."""
+    _, made, held = chain(world, 2)
+    assert world.copy(made[0]) == "available"
     with world.db.write() as session:
         for row in world.rows_in(session, models.Manifest):
             row.locked_until = None
@@ -424,7 +425,30 @@ def test_a_lock_that_the_database_does_not_know(world: LockWorld) -> None:
     assert world.work()[-1][1] == "locked"
     assert world.status(made[0]) == "deleting"
     assert "locked" in (world.row(models.Backup, made[0]).fail_reason or "")
+    # It can be taken back, with its copies.
+    world.backups.reset_status(world.ctx(), made[0], "available")
+    world.work()
+    assert world.status(made[0]) == world.copy_status(made[0]) == "available"
+    assert world.restored(made[0], "main") == world.restored(made[0]) == held[0]
+    world.backups.delete(world.ctx(), made[0])
+    world.work()
     world.pass_days(60)
+    world.work()
+    assert world.status(made[0]) is None
+    world.is_clean()
+
+
+def test_an_object_that_is_locked_longer_than_its_manifest(world: LockWorld) -> None:
+    """An operator locked more: the deletion has begun, and waits."""
+    _, made, _ = chain(world, 1)
+    pack = world.put_for(made[0], "/p0000")[0]
+    world.pass_days(26)
+    world.memory["main"].lock(BOX, pack, datetime.now(UTC) + timedelta(days=5))
+    world.backups.delete(world.ctx(), made[0])
+    assert world.work()[-1][1] == "locked"
+    assert world.status(made[0]) == "deleting"
+    assert "locked" in (world.row(models.Backup, made[0]).fail_reason or "")
+    world.pass_days(6)
     world.work()
     assert world.status(made[0]) is None
     world.is_clean()
