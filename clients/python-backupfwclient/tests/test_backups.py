@@ -75,7 +75,7 @@ def test_waiting_for_a_deletion(cloud: Cloud, run: Run, monkeypatch: pytest.Monk
     ends(cloud, monkeypatch)
     shown = run("volume", "backup", "progress", "--wait", backup, "-f", "json")
     assert (shown.status, shown.json["status"], shown.json["phase"]) == (0, "deleted", "idle")
-    assert len(shown.json) == 8
+    assert len(shown.json) == 9
 
 
 def test_waiting_for_what_fails(cloud: Cloud, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

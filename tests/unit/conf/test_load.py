@@ -84,6 +84,7 @@ def test_embedded_there_are_no_quotas_unless_set(tmp_path: Path) -> None:
     limits = load.load(PLUG_INS, state_dir=str(tmp_path)).conf.quota
     assert {name: limits[name] for name in limits} == {
         "backups": -1, "backup_gigabytes": -1, "volumes": 7, "gigabytes": -1, "snapshots": -1,
+        "backup_policies": -1,
     }  # fmt: skip
 
 

@@ -723,7 +723,8 @@ def test_the_point_of_a_waiting_backups_parent_stays(world: WorkerWorld) -> None
         storage(world).snapshots[snapshot] = DATA
     waiting = world.backups.create(world.ctx(), volume_id=volume, incremental=True)
     with world.db.write() as session:
-        session.execute(update(models.Task).values(zone="elsewhere"))
+        mine = models.Task.resource_id == waiting.id
+        session.execute(update(models.Task).where(mine).values(zone="elsewhere"))
     with world.worker():
         other = world.backups.create(world.ctx(), volume_id=volume, snapshot_id=snapshot)
         world.wait_backup(other.id, "available")
