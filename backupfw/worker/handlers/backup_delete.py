@@ -153,16 +153,17 @@ class BackupDelete(_Removal):
         container = self._tools.stores.container(place.store, place.container)
         if container.rule is None:
             return
+        until = None
         with suppress(NotFound, NotSupported, PermissionDenied):
             until = container.locked_until(key)
-            if until is not None:
-                raise Retained(
-                    f"the manifest is locked until {until:%Y-%m-%d %H:%M} UTC",
-                    until=until,
-                    store=place.store,
-                    container=place.container,
-                    key=key,
-                )
+        if until is not None:
+            raise Retained(
+                f"the manifest is locked until {until:%Y-%m-%d %H:%M} UTC",
+                until=until,
+                store=place.store,
+                container=place.container,
+                key=key,
+            )
 
     def failed(self, task: Task, reason: str) -> None:
         """See :meth:`Handler.failed`."""
