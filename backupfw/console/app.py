@@ -16,6 +16,7 @@ import pecan.hooks
 import webob
 from pecan.core import ExplicitPecan
 
+from backupfw import naming
 from backupfw.api import errors as api_errors
 from backupfw.api import faults, identity, urls, versions
 from backupfw.api.hooks import PolicyHook
@@ -56,7 +57,8 @@ class _Pecan(ExplicitPecan):  # type: ignore[misc]
     def route(self, req: Request, node: RootPage, path: str) -> tuple[Any, Any]:
         """Find the page; the figures of requests count it by its template, beside those of the API."""
         try:
-            found: tuple[Any, Any] = node._route(path.split("/")[1:], req)
+            # As the API, it knows a path with a slash at its end.
+            found: tuple[Any, Any] = node._route(path.rstrip("/").split("/")[1:], req)
         finally:
             req.environ[TEMPLATE] = f"/{MOUNT}{req.environ.get(TEMPLATE, '')}"
         return found
@@ -148,8 +150,13 @@ class Console:
     def __call__(self, environ: Environ, start_response: Any) -> Iterable[bytes]:
         """Answer one request."""
         request = webob.Request(environ)
+        readable = _is_readable(environ)
+        if not readable:
+            environ["PATH_INFO"] = f"/{MOUNT}"
         request.path_info_pop()
         try:
+            if not readable:
+                raise api_errors.UnknownRoute
             response = self._answer(request)
         except Exception as error:  # noqa: BLE001  (nothing may reach the server as a trace)
             # It also writes the log line.
@@ -263,6 +270,15 @@ def _gone(request: webob.Request, where: str) -> webob.Response:
     response = webob.Response(status=303)
     go(request, response, where)
     return response
+
+
+def _is_readable(environ: Environ) -> bool:
+    """Whether a path is UTF-8; WebOb knows no other."""
+    try:
+        naming.received(environ["PATH_INFO"])
+    except UnicodeError:
+        return False
+    return True
 
 
 def _is_ours(request: webob.Request) -> bool:

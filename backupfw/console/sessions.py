@@ -46,7 +46,7 @@ def is_private(request: webob.Request) -> bool:
 
     The latter is known by the name that the browser used, which is no other site's.
     """
-    return request.scheme == "https" or _is_loopback(request.host.rpartition(":")[0] or request.host)
+    return request.scheme == "https" or _is_loopback(request.domain)
 
 
 def _is_loopback(host: str) -> bool:

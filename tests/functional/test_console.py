@@ -612,7 +612,8 @@ def test_the_cookie(desk: Any) -> None:
     assert plain.startswith("backupfw-console=")
     for part in ("; Path=/console/;", "; HttpOnly", "; SameSite=Strict"):
         assert part.lower() in f"{plain};".lower()
-    assert cookie("[::1]:8776", "http").startswith("backupfw-console=")
+    for loopback in ("[::1]:8776", "[::1]", "127.0.0.1", "localhost"):
+        assert cookie(loopback, "http").startswith("backupfw-console=")
     # Whoever listens on the way would have it; another site's name may lead here, too.
     assert cookie("backup.example.org", "http") == "403"
     assert cookie("127.0.0.1.evil.example", "http") == "403"
@@ -663,9 +664,24 @@ def test_malformed_requests_are_answered(desk: Any) -> None:
     browser.post("login", b"\xff\xfe=", status=400)
     browser.post("login", "token=" + "x" * 70_000, status=413)
     browser.get("logout", status=404)
+    browser.get("health/")
+    browser.get("health//nowhere", status=404)
     browser.app.put("/console/now", headers=SAME, status=404)
     browser.app.get("/console", status=303)
     assert browser.app.head("/console/now").body == b""
+
+
+@pytest.mark.parametrize("path", ["\xff", "volumes/\xff", "login/\xc3", "static/\xff"])
+def test_a_path_that_is_no_text_is_not_found(desk: Any, path: str) -> None:
+    """WebTest cannot ask for it."""
+    cookie = "; ".join(f"{name}={value}" for name, value in Browser(desk, "a:b:member").app.cookies.items())
+    for method in ("GET", "POST"):
+        request = webob.Request.blank("/", method=method, headers={"Cookie": cookie, **SAME})
+        request.environ["PATH_INFO"] = f"/console/{path}"
+        answer = request.get_response(desk)
+        assert answer.status_int == 404
+        assert 'href="/console/"' in answer.text
+        assert "Content-Security-Policy" in answer.headers
 
 
 def test_the_api_is_as_before(desk: Any) -> None:
