@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from urllib.parse import urlsplit
 
 from oslo_config import cfg, types
 
 from backupfw.errors import ConfigError
 
 GROUP = "alerts"
+
+#: What an address can be made of.
+_VISIBLE = re.compile("[!-~]+")
 
 OPTS = (
     cfg.Opt(
@@ -70,6 +75,12 @@ def check(conf: cfg.ConfigOpts) -> None:
     :raises ConfigError: one of them cannot be used with another.
     """
     found = conf[GROUP]
+    if found.webhook_url is not None and not _can_be_asked(found.webhook_url):
+        # The value may hold a secret.
+        raise ConfigError(
+            f"section [{GROUP}], option webhook_url: no address that can be asked; allowed: http or https, a"
+            " host, a port or none, a path and a query without spaces; no user and password before the host"
+        )
     if found.mail_to and not found.mail_from:
         raise ConfigError(f"section [{GROUP}], option mail_from: needs a value, because mail_to has one")
     if (found.smtp_user is None) != (found.smtp_password is None):
@@ -81,3 +92,13 @@ def check(conf: cfg.ConfigOpts) -> None:
         )
     if found.webhook_secret is not None and found.webhook_url is None:
         raise ConfigError(f"section [{GROUP}], option webhook_url: needs a value, because webhook_secret has")
+
+
+def _can_be_asked(url: str) -> bool:
+    """Whether Python's client can ask what the type of the option lets through."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        return False
+    return "@" not in parts.netloc and _VISIBLE.fullmatch(url) is not None

@@ -56,6 +56,8 @@ _TAKEN_SECONDS = 60
 GATHER_SECONDS = 60
 #: How many alerts of one way wait at most; the oldest ones go.
 MOST_WAITING = 10_000
+#: Longest text of an alert, characters: it may quote what a store or a driver said.
+_LONGEST_TEXT = 1000
 #: How many rows one statement names at most.
 _BATCH = 500
 #: A statement by ids changes no row that the session knows.
@@ -132,10 +134,12 @@ def alert(
     """Add an alert in the caller's transaction, for each way in which this process sends alerts.
 
     :param event: what happened, e.g. ``backup.create.failed``.
-    :param text: for operators: one sentence, without a credential.
+    :param text: for operators: one sentence, without a credential.  It is made one line that can be printed,
+        and cut: nothing in it can look like another alert, or keep the others from being sent.
     :param about: ids of what it is about, and the reason, under the names that events have.
     """
-    payload = {"text": text, "tenant_id": project_id, **about}
+    line = "".join(char if char.isprintable() else "?" for char in " ".join(text.split()))
+    payload = {"text": line[:_LONGEST_TEXT], "tenant_id": project_id, **about}
     for way in session.info.get(_WAYS, ()):
         session.add(models.OutboxEvent(way=way, event=event, payload=payload, created_at=now(session)))
 

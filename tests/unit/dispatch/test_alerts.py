@@ -211,6 +211,10 @@ def test_no_password_goes_over_a_connection_that_is_not_encrypted(office: PostOf
         ({"smtp_user": "me"}, "smtp_password"),
         ({"smtp_user": "me", "smtp_password": "s3cret"}, "smtp_security"),
         ({"webhook_secret": "s3cret"}, "webhook_url"),
+        # Python's client could not send to them, and would not say why.
+        ({"webhook_url": "https://me:s3cret@x.org/hook"}, "webhook_url"),
+        ({"webhook_url": "https://x.org/s3cret here"}, "webhook_url"),
+        ({"webhook_url": "https://x.org:99999/s3cret"}, "webhook_url"),
     ],
 )
 def test_options_that_do_not_go_together(values: dict[str, Any], named: str) -> None:
@@ -218,6 +222,8 @@ def test_options_that_do_not_go_together(values: dict[str, Any], named: str) -> 
         options.check(configured(**values))
     assert "s3cret" not in str(caught.value)
     options.check(configured())
+    for url in ("https://x.org", "http://[::1]:8080/hook?token=s3cret&x=a%20b@c"):
+        options.check(configured(webhook_url=url))
 
 
 def eventually(done: Callable[[], object]) -> None:
@@ -265,6 +271,26 @@ def test_a_command_adds_what_others_send(tmp_path: Path) -> None:
         outbox.Outbox(db).alert("object.damaged", "Damaged.")
         with db.read() as session:
             assert sorted(session.scalars(select(OutboxEvent.way)), key=str) == ["mail", "webhook"]
+
+
+@pytest.mark.parametrize("char", ["\n", "\r\n.\r\nQUIT\r\n", "\ud800", "\0", "\x1b[2J", "\u2028", "\u202e"])
+def test_what_others_said_is_one_line_and_keeps_no_alert_from_being_sent(
+    office: PostOffice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, char: str
+) -> None:
+    """A store's error may hold anything, and much of it."""
+    monkeypatch.setattr(outbox, "GATHER_SECONDS", 0)
+    with closing(Database(f"sqlite:///{tmp_path}/db")) as db:
+        Base.metadata.create_all(db.engine)
+        box = outbox.Outbox(db, ways=("mail",))
+        box.alert("store.down", f"It said: {char}2030-01-01  store.up" + "é" * 100_000)
+        box.deliver_alerts("mail", Mail(mailing(office).alerts, "node1").send)
+    (mail,) = (message_from_bytes(raw, policy=policy.default) for raw in office.mails)
+    head, told, *rest = mail.get_content().splitlines()
+    assert head.endswith("  store.down")
+    assert told.startswith("    It said: ")
+    assert told.endswith("é")
+    assert len(told) < 1100
+    assert rest == []
 
 
 def test_nothing_runs_where_nothing_is_configured() -> None:
