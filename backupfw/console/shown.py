@@ -27,6 +27,8 @@ _MEANINGS = {
     "error_restoring": "bad",
     "damaged": "bad",
     "down": "bad",
+    "failed": "bad",
+    "missed": "bad",
     "waiting-for-store": "bad",
     "waiting-for-worker": "bad",
     "waiting-for-retry": "warn",

@@ -372,6 +372,81 @@ def test_health(cloud: Cloud) -> None:
     cloud.set_status(models.Backup, backup, "available")
 
 
+def test_health_of_copies(cloud: Cloud) -> None:
+    """The store of the backup itself may be the one that is lost."""
+    backup = cloud.backup(cloud.volume(name="mail"))
+    user, stranger = (Browser(made(cloud), f"alice:{project}:reader") for project in ("demo", "other"))
+    copy, digest = "30000000-0000-4000-8000-000000000000", "0" * 64
+    with cloud.db.write() as session:
+        moment = now(session)
+        manifest = session.get_one(models.Backup, backup).manifest_id
+        session.add(
+            models.BackupCopy(
+                id=copy, backup_id=backup, store="offsite", container="c", status="error", created_at=moment
+            )
+        )
+    text = user.get("health").text
+    assert "Everything" not in text
+    assert "Not copied within a day" in text
+    assert "copy in offsite" in text
+    assert "Everything" in stranger.get("health").text
+    with cloud.db.write() as session:
+        row = session.get_one(models.BackupCopy, copy)
+        # It has a manifest of its own; here the one that is there.
+        row.status, row.manifest_id = "available", manifest
+        session.get_one(models.Backup, backup).manifest_id = None
+    assert "Everything is backed up." in user.get("health").text
+    with cloud.db.write() as session:
+        found = {"store": "offsite", "container": "c", "key": "k", "reason": "gone", "found_at": moment}
+        session.add(models.DamagedObject(digest=digest, **found))
+        session.flush()
+        session.add(models.DamageMark(manifest_id=manifest, digest=digest))
+    text = user.get("health").text
+    assert "Everything" not in text
+    assert 'copy in offsite: <span class="state bad">damaged</span>' in text
+    assert "0 volumes" not in text, "the backup itself is good"
+    assert "1 volume of 1 without" not in text
+    assert "Everything" in stranger.get("health").text
+
+
+def test_health_of_policies(cloud: Cloud) -> None:
+    """A volume can have a good backup of today, and yet its policy does not run."""
+    volume = cloud.volume(name="mail")
+    body = {"name": "daily", "schedule": {"cron": "@daily"}, "selection": {"volume_ids": [volume]}}
+    policy = (
+        cloud.client()
+        .at("3.0")
+        .post("/backup-policies", {"backup_policy": body}, 201)
+        .json["backup_policy"]["id"]
+    )
+    app = made(cloud)
+    user = Browser(app, "alice:demo:reader")
+
+    def run(status: str, hours: int, number: int) -> None:
+        with cloud.db.write() as session:
+            moment = now(session) - timedelta(hours=hours)
+            row = models.PolicyRun(
+                id=f"40000000-0000-4000-8000-{number:012}", policy_id=policy, project_id="demo",
+                volume_id=volume, scheduled_at=moment, begin_at=moment, begin_before=moment, status=status,
+                reason="<script>alert(1)</script>", created_at=moment, tidied=True,
+            )  # fmt: skip
+            session.add(row)
+
+    for number, status in enumerate(("waiting", "running", "ok", "skipped")):
+        run(status, number + 1, number)
+    run("missed", 25, 5)
+    run("failed", 25, 6)
+    assert "Everything is backed up." in user.get("health").text
+    for number, status in ((7, "missed"), (8, "failed")):
+        run(status, number, number)
+        text = user.get("health").text
+        assert "Everything" not in text
+        assert f'<span class="state bad">{status}</span>' in text
+        assert f"policy {policy}" in text
+    assert f"policy {policy}" in Browser(app, "root:admin:admin").get("health").text
+    assert "Everything is backed up." in Browser(app, "bob:other:reader").get("health").text
+
+
 def test_health_of_workers_stores_and_quotas(cloud: Cloud) -> None:
     app = made(cloud)
     admin = Browser(app, "root:demo:admin")

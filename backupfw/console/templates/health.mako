@@ -10,7 +10,7 @@ ${changing()}
 
 <%def name="changing()">
 <section id="changing" hx-get="${base}/health?days=${days}" hx-trigger="every 60s" hx-swap="outerMorph">
-% if health.is_good:
+% if good:
 <p class="verdict good">Everything is backed up.
 <small>${shown.counted(health.volumes - health.new, 'volume')} with a good backup of the last ${shown.DAYS[days]}\
 % if health.new:
@@ -48,6 +48,18 @@ ${shown.since(one.last_good, health.moment)}
 % endif
 ${troubles('Failed within a day', health.failed)}
 ${troubles('Damaged', health.damaged)}
+${troubles('Not copied within a day', health.not_copied)}
+% if runs:
+<h2>Runs of backup policies that were missed or failed within a day</h2>
+<div class="wide"><table>
+<thead><tr><th scope="col">Volume</th><th scope="col">Run</th><th scope="col">At</th></tr></thead>
+<tbody>
+% for one in runs:
+<tr><th scope="row"><a href="${base}/volumes/${one.volume_id}" title="${one.volume_id}">${shown.named(None, one.volume_id)}</a><small>project ${one.project_id}, policy ${one.policy_id}</small></th>
+<td>${shown.state(one.status)}<small>${one.reason or ''}</small></td><td>${shown.since(one.scheduled_at, health.moment)}</td></tr>
+% endfor
+</tbody></table></div>
+% endif
 % if health.quotas:
 <h2>Quotas near their end</h2>
 <ul>
@@ -101,6 +113,9 @@ ${troubles('Damaged', health.damaged)}
 % if one.fail_reason:
 <small>${one.fail_reason}</small>
 % endif
+% for store, status in one.copies:
+<small>copy in ${store}: ${shown.state(status)}</small>
+% endfor
 </td><td>${shown.since(one.moment, health.moment)}</td></tr>
 % endfor
 </tbody></table></div>

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 
 from backupfw.api.request import Request, Response, expose
 from backupfw.console.page import Page, View
+from backupfw.manager.rows import PolicyRun
+from backupfw.manager.usecases.overview import SHOWN
 
 #: How old the newest good backup of a volume may be, days: the choices, the first one by default.
 AGES = (1, 7, 30)
@@ -25,4 +28,9 @@ class HealthPage(Page):
             age=timedelta(days=days) + GRACE,
             installation=self.allows(req, "volume_extension:services:index"),
         )
-        return View("health", "changing", health=health, days=days, ages=AGES)
+        runs: Sequence[PolicyRun] = ()
+        if self.allows(req, "backup_policy:get"):
+            since = health.moment - timedelta(days=1)
+            runs = self.site.managers.policies.missed_or_failed(req.context, since, SHOWN)
+        good = health.is_good and not runs
+        return View("health", "changing", health=health, runs=runs, good=good, days=days, ages=AGES)

@@ -227,6 +227,20 @@ class PolicyManager:
             found, total = listing.page(session, PolicyRun, ctx, paging, [PolicyRun.policy_id == row.id])
             return rows.Page([rows.policy_run(one) for one in found], total)
 
+    def missed_or_failed(self, ctx: RequestContext, since: datetime, limit: int) -> Sequence[rows.PolicyRun]:
+        """Return the newest runs, of all policies that a caller sees, that were missed or have failed.
+
+        :param since: only those that could begin after this moment, naive UTC.
+        :param limit: how many at most.
+        """
+        run = PolicyRun
+        query = select(run).where(run.status.in_((planning.MISSED, planning.FAILED)), run.begin_at > since)
+        if not ctx.is_admin:
+            query = query.where(run.project_id == ctx.project_id)
+        with self._db.read() as session:
+            found = session.scalars(query.order_by(run.begin_at.desc(), run.id).limit(limit))
+            return [rows.policy_run(one) for one in found]
+
     def preview(
         self,
         ctx: RequestContext,

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import ColumnElement, case, exists, false, func, or_, select, true
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, case, exists, false, func, or_, select, true, union
+from sqlalchemy.orm import Session, aliased
 
 from backupfw.db import models, queries
 from backupfw.db.installation import installation_id
@@ -142,7 +142,7 @@ class BackupState:
     :ivar shared: bytes of other backups' objects that it names as well.
     :ivar frees: what its deletion frees; None: only its store knows.
     :ivar damaged: it names an object that is missing or wrong.
-    :ivar copies: store and status of each copy.
+    :ivar copies: store and status of each copy; ``damaged``: it names an object that is missing or wrong.
     :ivar kept: no policy deletes it.
     """
 
@@ -189,7 +189,8 @@ class Health:
     :ivar stale: the first volumes that had no good backup for too long; none that is younger than that.
     :ivar stale_count: how many there are.
     :ivar failed: the newest backups of the last day that failed.
-    :ivar damaged: the first backups that name an object which is missing or wrong.
+    :ivar damaged: the first backups that name an object which is missing or wrong, themselves or by a copy.
+    :ivar not_copied: the newest backups of the last day of which a copy has failed.
     :ivar services: the workers; ``stores``: what they reach.  None: the caller may not see them.
     :ivar quotas: resource, use and limit of what the caller's project has nearly used up.
     :ivar moment: of the database's clock, naive UTC.
@@ -201,6 +202,7 @@ class Health:
     stale_count: int
     failed: Sequence[BackupState]
     damaged: Sequence[BackupState]
+    not_copied: Sequence[BackupState]
     services: Sequence[services.Service] | None
     stores: Sequence[StoreState] | None
     quotas: Sequence[tuple[str, int, int]]
@@ -213,7 +215,8 @@ class Health:
             any(one.up and not one.disabled for one in self.services) and all(one.up for one in self.services)
         )
         stores = all(one.workers and not one.down for one in self.stores or ())
-        return workers and stores and not (self.stale or self.failed or self.damaged or self.quotas)
+        backups = self.stale or self.failed or self.damaged or self.not_copied
+        return workers and stores and not (backups or self.quotas)
 
 
 class Overview:
@@ -332,14 +335,14 @@ class Overview:
             without = [*living, ~_good_since(session, moment - age)]
             stale = [*without, volume.created_at < moment - age]
             oldest = select(volume).where(*stale).order_by(volume.created_at, volume.id).limit(SHOWN)
-            yesterday = backup.created_at > moment - timedelta(days=1)
-            failed = (
-                select(backup)
-                .where(*mine, backup.status == lifecycle.ERROR, yesterday)
-                .order_by(backup.created_at.desc(), backup.id.desc())
-                .limit(SHOWN)
+            mine_of_today = [*mine, backup.created_at > moment - timedelta(days=1)]
+            newest = select(backup).order_by(backup.created_at.desc(), backup.id.desc()).limit(SHOWN)
+            failed = newest.where(*mine_of_today, backup.status == lifecycle.ERROR)
+            copy = models.BackupCopy
+            not_copied = newest.where(
+                *mine_of_today, exists().where(copy.backup_id == backup.id, copy.status == lifecycle.ERROR)
             )
-            damaged = select(backup).where(*mine, backup.manifest_id.in_(_marked())).limit(SHOWN)
+            damaged = select(backup).where(*mine, backup.id.in_(_damaged_somewhere())).limit(SHOWN)
             known = services.services(session, self._conf, binary=services.BACKUP_BINARY)
             return Health(
                 volumes=_count(session, volume, living),
@@ -348,6 +351,7 @@ class Overview:
                 stale_count=_count(session, volume, stale),
                 failed=_backup_states(session, session.scalars(failed).all()),
                 damaged=_backup_states(session, session.scalars(damaged).all()),
+                not_copied=_backup_states(session, session.scalars(not_copied).all()),
                 services=known if installation else None,
                 stores=self._stores(session, known) if installation else None,
                 quotas=self._quotas(session, ctx),
@@ -378,6 +382,15 @@ class Overview:
 def _marked() -> Any:
     """The manifests that name a damaged object."""
     return select(models.DamageMark.manifest_id)
+
+
+def _damaged_somewhere() -> Any:
+    """The backups that name a damaged object, themselves or by a copy; an index finds them by their marks."""
+    own, copy = aliased(models.Backup), models.BackupCopy
+    return union(
+        select(own.id).where(own.manifest_id.in_(_marked())),
+        select(copy.backup_id).where(copy.manifest_id.in_(_marked())),
+    )
 
 
 def _without_damage(session: Session) -> Sequence[ColumnElement[bool]]:
@@ -447,12 +460,14 @@ def _backup_states(session: Session, found: Sequence[models.Backup]) -> Sequence
     copies: dict[str, list[tuple[str, str]]] = {}
     copy, mark = models.BackupCopy, models.DamageMark
     those = copy.backup_id.in_([row.id for row in found])
-    for one in session.execute(
-        select(copy.backup_id, copy.store, copy.status).where(those).order_by(copy.store)
-    ):
-        copies.setdefault(one.backup_id, []).append((one.store, one.status))
-    marked = mark.manifest_id.in_({row.manifest_id for row in found if row.manifest_id})
+    columns = (copy.backup_id, copy.store, copy.status, copy.manifest_id)
+    copied = session.execute(select(*columns).where(those).order_by(copy.store)).all()
+    named = {row.manifest_id for row in found} | {one.manifest_id for one in copied}
+    marked = mark.manifest_id.in_(named - {None})
     damaged = set(session.scalars(select(mark.manifest_id).where(marked).distinct()))
+    for one in copied:
+        status = "damaged" if one.manifest_id in damaged else one.status
+        copies.setdefault(one.backup_id, []).append((one.store, status))
     freed = _freed(session, found)
     pair = models.BackupMetadata
     keeping = (pair.backup_id.in_([row.id for row in found]), pair.key == backup_rows.KEEP_KEY)
