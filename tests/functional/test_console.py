@@ -241,12 +241,17 @@ def test_a_volume_is_backed_up_restored_and_its_backup_deleted(cloud: Cloud) -> 
     browser = Browser(made(cloud), "alice:demo:member")
     page = _checked(browser.get("volumes").click("mail"))
     assert "There is none." in page.text
+    # The first one is a full one, also as a call and as a command.
+    assert "--incremental" not in page.text
+    assert "&#34;incremental&#34;: false" in page.text
     form = page.forms[1]
     form["name"] = "before upgrade"
     page = form.submit(headers=SAME, status=303).follow()
     cloud.settle()
     page = browser.get(f"volumes/{volume}")
     assert "before upgrade" in page.text
+    assert f"backupfw backup create {volume} --incremental" in page.text
+    assert "openstack volume backup set --property backupfw:keep=true ID" in page.text
     (backup,) = cloud.managers.backups.list(_admin()).items
     assert backup.display_name == "before upgrade"
     # To a new volume.
@@ -482,6 +487,8 @@ def test_messages_are_read_page_by_page_and_deleted(full: Cloud) -> None:
     )
     reader = Browser(app, "eve:demo:reader")
     assert "/delete" not in reader.get("messages").text
+    assert "openstack volume message delete ID" in first.text
+    assert "openstack volume message delete ID" not in reader.get("messages").text
     (one,) = full.managers.messages.list(_admin(), limit=1).items
     reader.post(f"messages/{one.id}/delete", status=403)
     Browser(app, "bob:other:member").post(f"messages/{one.id}/delete", status=404)

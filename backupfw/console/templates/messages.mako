@@ -31,4 +31,7 @@
 % endif
 <p><small>Messages go by themselves after <code>[DEFAULT] message_ttl</code>.</small></p>
 ${parts.same('GET /v3/PROJECT/messages', None, 'openstack volume message list')}
+% if any(may_delete.values()):
+${parts.same('DELETE /v3/PROJECT/messages/ID', None, 'openstack volume message delete ID', 'Delete')}
+% endif
 % endif

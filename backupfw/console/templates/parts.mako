@@ -1,6 +1,6 @@
 <%doc>Parts that several pages have.</%doc>
-<%def name="same(call, body, command)">
-<details class="same"><summary>The same as an API call and as a command</summary>
+<%def name="same(call, body, command, what='The same')">
+<details class="same"><summary>${what} as an API call and as a command</summary>
 <pre><code>${call}${f'\n\n{body}' if body else ''}</code></pre>
 <pre><code>${command}</code></pre>
 </details>

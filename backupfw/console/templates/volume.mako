@@ -43,7 +43,7 @@ Last good backup: ${shown.since(volume.last_good, now)}; last verified: ${shown.
 % endif
 <button>Back up</button>
 </form>
-${parts.same(f'POST /v3/{volume.project_id}/backups', '{"backup": {"volume_id": "' + volume.id + '", "incremental": true}}', f'backupfw backup create {volume.id} --incremental')}
+${parts.same(f'POST /v3/{volume.project_id}/backups', '{"backup": {"volume_id": "' + volume.id + '", "incremental": ' + ('true' if volume.last_good else 'false') + '}}', f'backupfw backup create {volume.id}{" --incremental" if volume.last_good else ""}')}
 </section>
 % endif
 <section>
@@ -96,6 +96,9 @@ ${shown.since(one.verified_at, now)}<small>${shown.state(one.verified_result)}${
 <a href="${base}/volumes/${volume.id}?from=${place[1]}">Older</a>
 % endif
 </p>
+% endif
+% if may['update']:
+${parts.same(f'POST /v3/{volume.project_id}/backups/ID/metadata', '{"metadata": {"backupfw:keep": "true"}}', 'openstack volume backup set --property backupfw:keep=true ID', 'Keep')}
 % endif
 <p><small>Verify a backup with <code>backupfw backup verify ID</code>, all of this volume with <code>backupfw backup verify --volume ${volume.id}</code>.</small></p>
 % endif
