@@ -27,6 +27,7 @@ from backupfw.db.installation import ensure_installation
 from backupfw.db.session import Database
 from backupfw.manager import rows
 from backupfw.manager.messages import MessageManager
+from backupfw.manager.policies.manager import PolicyManager
 from backupfw.manager.queue.services import ServiceManager
 from backupfw.manager.rules.quota import QuotaManager
 from backupfw.manager.rules.volume_types import VolumeTypeManager
@@ -231,7 +232,16 @@ def _asked_by_the_console(db: Database) -> dict[str, Ask]:
             f"console of {who}: time line": partial(overview.time_line, context, volume),
             f"console of {who}: what a deletion frees": partial(overview.frees, context, backup),
         }
+    asked["console of a user: health"] = partial(_health, db, _USER)
     return asked
+
+
+def _health(db: Database, context: RequestContext) -> object:
+    """What the page Health reads, but for workers and stores: those it reads along tasks."""
+    conf = make_conf()
+    found = Overview(db, conf).health(context, age=timedelta(hours=26), installation=False)
+    policies = PolicyManager(db, conf, BackupManager(db, conf, lambda: None))
+    return policies.missed_or_failed(context, found.moment - timedelta(days=1), 25)
 
 
 def _statements(db: Database, ask: Ask) -> list[tuple[str, Any]]:
