@@ -25,6 +25,7 @@ from typing import Any
 from backupfw.api import faults
 from backupfw.cmd import database, meters, service
 from backupfw.cmd.configure import load
+from backupfw.conf import console
 from backupfw.conf import logging as log_conf
 from backupfw.dispatch import transport
 from backupfw.errors import ServiceUnavailable
@@ -59,6 +60,8 @@ class _Process:
         files = [path for path in os.environ.get("BACKUPFW_CONFIG_FILE", "").split(":") if path]
         state_dir = os.environ.get("BACKUPFW_STATE_DIR") or None
         conf = load(argparse.Namespace(config_file=files, state_dir=state_dir, debug=False)).conf
+        # The server may listen for everybody, whatever [api] listen says: the console has to be asked for.
+        conf.set_default("enabled", False, console.GROUP)
         log_conf.setup(conf)
         database.prepare(conf)
         with ExitStack() as stack:
