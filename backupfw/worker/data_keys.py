@@ -12,6 +12,7 @@ from oslo_log import log
 
 from backupfw import crash_points
 from backupfw.chunkstore.base import Body
+from backupfw.chunkstore.errors import ChunkStoreError
 from backupfw.conf import keys as conf_keys
 from backupfw.engine import objects, removal
 from backupfw.engine.candidates import Candidate, in_order
@@ -69,8 +70,19 @@ def put_as_recorded(catalogue: KeyManager, container: Container, key_id: str) ->
     put = None
     while (row := catalogue.data_key(key_id)) is not None and row != put:
         stored = stored_key(row)
-        container.locking_anew().put(stored.object_key, Body.from_bytes(stored.encode()))
+        _put(container, stored)
         put = row
+
+
+def _put(container: Container, wrapped: WrappedKey) -> None:
+    """Put a wrapped data key, locked at least as long as what it replaces: backups rely on that lock.
+
+    Somebody who may delete the new wrapping brings the older one back, whose project key may be destroyed.
+    """
+    until = None
+    with suppress(ChunkStoreError):
+        until = container.locked_until(wrapped.object_key)
+    container.locking_anew(until).put(wrapped.object_key, Body.from_bytes(wrapped.encode()))
 
 
 def _prefix(row: rows.DataKey) -> str:
@@ -265,7 +277,7 @@ class DataKeys:
     @staticmethod
     def _put_copy(source: Container, target: Container, found: WrappedKey) -> None:
         while True:
-            target.locking_anew().put(found.object_key, Body.from_bytes(found.encode()))
+            _put(target, found)
             # It may have been wrapped again meanwhile.
             now = read_key(source, found.object_key)
             if now == found:

@@ -30,6 +30,8 @@ from backupfw.manager.outcomes import clean_ups
 from backupfw.manager.queue import waiting
 from backupfw.manager.queue.claims import Limits
 from backupfw.manager.rules import backup_rows
+from backupfw.manager.usecases.keys import KeyManager
+from backupfw.worker.data_keys import put_as_recorded
 from backupfw.worker.handlers import handler_for
 from tests.unit.engine.fakes import FakeControl
 from tests.unit.worker.test_copies import BOX, CopyWorld, chain, content
@@ -52,6 +54,8 @@ class LockWorld(CopyWorld):
             self.conf[f"store:{name}"].max_running = 0
         #: Every lock that was asked for after a put: store, key.
         self.renewed: list[tuple[str, str]] = []
+        #: The lock with which an object was put last.
+        self.asked_for: dict[tuple[str, str], datetime | None] = {}
         opened = self.stores.container
 
         def container(store: str, name: str) -> Container:
@@ -76,6 +80,7 @@ class LockWorld(CopyWorld):
         def checked(container: str, key: str, body: Body, **how: Any) -> None:
             # As servers do.
             assert body.locked_until is None or body.locked_until > containers._now(), key
+            self.asked_for[store.name, key] = body.locked_until
             put(container, key, body, **how)
 
         store.put = checked  # type: ignore[method-assign]
@@ -651,6 +656,24 @@ def test_a_repair_locks_as_long_as_the_manifest_was_and_not_in_the_past(
             world.check_locks()
             assert world.end_of("main", manifest) > datetime.now(UTC)
     assert world.restored(made[1], "main") == held[1]
+
+
+def test_a_data_key_that_is_wrapped_again_is_locked_as_long_as_before(
+    new_world: Callable[..., LockWorld],
+) -> None:
+    """Also after locks became shorter, or none: the backups that need it are locked still."""
+    world = new_world(MemoryKeys())
+    chain(world, 1)
+    [row] = world.rows(models.DataKey)
+    [key] = [key for key in world.held(world.memory["main"]) if keys.is_data_key(key)]
+    before = world.end_of("main", key)
+    catalogue = KeyManager(world.db)
+    for rule in (None, LockRule(timedelta(days=1), timedelta(days=1)), RULE):
+        world.rule = rule
+        put_as_recorded(catalogue, world.stores.container("main", BOX), row.id)
+        asked = world.asked_for["main", key]
+        assert asked is not None
+        assert asked >= before
 
 
 def test_a_manifest_of_an_earlier_epoch_is_not_said_to_be_locked_longer(
