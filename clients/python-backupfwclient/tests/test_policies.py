@@ -34,6 +34,15 @@ def seen(cloud: Cloud) -> list[dict[str, Any]]:
 class TestPolicies:
     """In version 3, which alone has them."""
 
+    @pytest.mark.parametrize("name", ["", ".", "..", "detail", "a/../b", "%2e"])
+    def test_a_name_that_leads_elsewhere_is_no_policy(self, cloud: Cloud, policy: Any, name: str) -> None:
+        """E.g. of a variable that is not set: neither the only policy nor a KeyError."""
+        policy("create", "nightly", "--cron", "@daily", "--all-volumes")
+        for words in (("show",), ("delete",), ("pause",)):
+            failed = policy(*words, name, status=1)
+            assert f"No backup policy found for {name}" in failed.err
+        assert [one["enabled"] for one in seen(cloud)] == [True]
+
     def test_from_creation_to_deletion(self, cloud: Cloud, policy: Any) -> None:
         volume = cloud.volume(name="disk")
         words = (

@@ -45,7 +45,9 @@ class Service:
             return self._proxy.find_volume(name_or_id, ignore_missing=False)
 
     def get(self, path: str, key: str, **query: Any) -> Any:
-        """Return what the answer to a GET has under a key; None if the service answers 404.
+        """Return what the answer to a GET has under a key; None if it has no such key, or is a 404.
+
+        A name in a path, e.g. an empty one, may lead to another resource.
 
         :raises CommandError: any other refusal, in the service's words.
         """
@@ -54,7 +56,7 @@ class Service:
             if answer.status_code == 404:
                 return None
             sdk_exceptions.raise_from_response(answer)
-        return answer.json()[key]
+        return answer.json().get(key)
 
     def send(self, method: str, path: str, body: Any = None) -> Any:
         """Send a request that changes something; return the answer's body, None if it has none.
