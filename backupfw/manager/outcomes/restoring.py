@@ -92,13 +92,14 @@ class RestoreTasks(Outcomes):
         """Record the result of a restore to nowhere at all backups of its manifest.
 
         :param digest: of the content; None: something is damaged.
-        :raises BackupNotFound: the backup was deleted meanwhile.
+        :raises BackupNotFound: the backup, or its data, was deleted meanwhile.
         """
 
         def work(session: Session) -> Tested:
             row = models.Backup
             found = session.get(row, backup_id)
-            if found is None or found.deleted:
+            if found is None or found.deleted or found.manifest_id is None:
+                # None would be that of all backups that have no data.
                 raise BackupNotFound(backup_id)
             lock(session, row, row.manifest_id == found.manifest_id, row.deleted.is_(False))
             same = session.scalars(

@@ -14,6 +14,7 @@ from backupfw.chunkstore import errors
 from backupfw.cmd import database, meters
 from backupfw.db import models
 from backupfw.db.session import now
+from backupfw.manager.outcomes.restoring import RestoreTasks, Tested
 from tests.unit.cmd.conftest import load_conf
 from tests.unit.cmd.test_verify import BLOCK, Chain, chain, made
 from tests.unit.engine.test_content_digest import expected
@@ -81,6 +82,24 @@ def test_damage_is_a_failure_and_nothing_is_recorded_as_its_digest(chain: Chain)
     done = chain.run("restore-test", "--all")
     assert "3 backups: 1 ok, 2 failed, 0 not tested" in done.out
     assert f"backup {chain.full}: FAILED: " in done.out
+
+
+def test_a_backup_that_loses_its_data_meanwhile_says_nothing_of_others(
+    chain: Chain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a manifest, all backups without one were taken for the same, and called damaged."""
+    record = RestoreTasks.record_test
+
+    def late(self: RestoreTasks, backup_id: str, digest: str | None) -> Tested:
+        for one in (chain.full, chain.other):
+            change(chain, one, manifest_id=None)
+        return record(self, backup_id, digest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RestoreTasks, "record_test", late)
+        assert chain.run("restore-test", chain.full).status != 0
+    for one in (chain.full, chain.other):
+        assert chain.show(one)["restore_tested_at"] is None
 
 
 def test_a_store_that_does_not_answer_proves_nothing(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
