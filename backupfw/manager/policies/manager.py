@@ -191,6 +191,7 @@ class PolicyManager:
 
         :returns: a run for each volume; workers begin them soon.
         :raises BackupPolicyNotFound: there is none, or not for this caller.
+        :raises InvalidInput: too many of its runs wait already.
         """
 
         with self._db.read() as session:

@@ -39,6 +39,8 @@ BATCH = 250
 _READ_AT_ONCE = 50
 #: Runs of one transaction, after which the policies that are left wait for the next one.
 _MOST_RUNS = 5000
+#: With so many runs that wait, a policy is not run by hand: all workers look through those that wait.
+MOST_WAITING = 5000
 #: Volumes in these statuses are about to come, or to go; a policy that does not name them leaves them out.
 _NOT_THERE = (lifecycle.CREATING, lifecycle.DELETING, lifecycle.ERROR_DELETING)
 
@@ -98,14 +100,20 @@ def _plan_one(
         # At least one scheduled time before this one passed, while nothing planned it.
         passed = schedule.latest(scheduled - timedelta(seconds=1)) or due
         runs += _runs(policy, settings, passed, moment, volumes, replaced=True)
-    return following, runs + _runs(policy, settings, scheduled, moment, volumes)
+    return following, runs + _runs(policy, settings, scheduled, moment, volumes, following=following)
 
 
 def plan_now(session: Session, policy: models.BackupPolicy, moment: datetime) -> None:
     """Plan runs of a policy that begin now, besides those of its schedule.
 
     :param policy: locked by the caller.
+    :raises InvalidInput: too many of its runs wait already.
     """
+    run = models.PolicyRun
+    # By the status: a policy has many runs, of which few wait.
+    mine = (run.status == WAITING, func.coalesce(run.policy_id, "") == policy.id)
+    if (session.scalar(select(func.count()).where(*mine)) or 0) >= MOST_WAITING:
+        raise InvalidInput(f"run: {MOST_WAITING} runs of the policy, or more, wait already.")
     settings = policy_settings.read(policy.settings)
     volumes = volumes_of(session, [(policy, settings)])[policy.id]
     insert(session, _runs(policy, settings, moment, moment, volumes, spread=False))
@@ -145,11 +153,14 @@ def _runs(
     moment: datetime,
     volumes: Iterable[str],
     *,
+    following: datetime | None = None,
     spread: bool = True,
     replaced: bool = False,
 ) -> list[dict[str, Any]]:
     """Return the rows of one scheduled time; after its window they are missed.
 
+    :param following: the next scheduled time: what has not begun then never does, because the next run takes
+        its place.  So of each volume one run waits at a time.
     :param spread: begin them one after the other, as the jitter says.
     :param replaced: they are missed in any case, because those of a later time are planned, too.
     """
@@ -166,7 +177,6 @@ def _runs(
         "policy_id": policy.id,
         "project_id": policy.project_id,
         "scheduled_at": scheduled,
-        "begin_before": before,
         "end_before": end,
         "status": MISSED if missed else WAITING,
         "reason": reason,
@@ -174,15 +184,19 @@ def _runs(
         "tidied": missed,
         "created_at": moment,
     }
-    return [
-        {
-            **common,
-            "id": str(uuid.uuid4()),
-            "volume_id": volume,
-            "begin_at": scheduled + (when.offset(volume) if spread else timedelta(0)),
-        }
-        for volume in volumes
-    ]
+    rows = []
+    for volume in volumes:
+        offset = when.offset(volume) if spread else timedelta(0)
+        rows.append(
+            {
+                **common,
+                "id": str(uuid.uuid4()),
+                "volume_id": volume,
+                "begin_at": scheduled + offset,
+                "begin_before": before if following is None else min(before, following + offset),
+            }
+        )
+    return rows
 
 
 def insert(session: Session, runs: Sequence[Mapping[str, Any]]) -> None:

@@ -55,6 +55,8 @@ _DELETED_AT_ONCE = 200
 _BATCH = 500
 #: How long runs are kept after their scheduled time.
 KEPT = timedelta(days=90)
+#: How many of a policy are kept at most: those of many volumes every five minutes would fill the database.
+MOST_KEPT = 50_000
 
 #: Says why a project's policies do not run now, or None; it may ask over the network.
 Pauses = Callable[[str], str | None]
@@ -440,13 +442,31 @@ class PolicyRuns:
             return len(gone)
 
     def forget(self) -> int:
-        """Delete the runs of long ago; return how many.  Their backups stay the policy's."""
+        """Delete the runs of long ago, and those that are too many; return how many.
+
+        Their backups stay the policy's.
+        """
+        row = models.PolicyRun
+        with self._db.read() as session:
+            conditions = [row.created_at < now(session) - KEPT]
+            many = select(row.policy_id).group_by(row.policy_id).having(func.count() > MOST_KEPT)
+            for policy_id in session.scalars(many).all():
+                mine = row.policy_id == policy_id
+                newest = select(row.created_at).where(mine).order_by(row.created_at.desc(), row.id.desc())
+                last = session.scalars(newest.offset(MOST_KEPT).limit(1)).first()
+                if last is not None:
+                    conditions.append(and_(mine, row.created_at < last))
+        return sum(self._forget(one) for one in conditions)
+
+    def _forget(self, which: ColumnElement[bool]) -> int:
         row = models.PolicyRun
         total = 0
+        ended = and_(which, row.status.not_in((WAITING, RUNNING)))
         while True:
             with self._db.read() as session:
-                old = and_(row.created_at < now(session) - KEPT, row.status.not_in((WAITING, RUNNING)))
-                ids = session.scalars(select(row.id).where(old).order_by(row.created_at).limit(_BATCH)).all()
+                ids = session.scalars(
+                    select(row.id).where(ended).order_by(row.created_at).limit(_BATCH)
+                ).all()
             if not ids:
                 return total
 

@@ -11,7 +11,7 @@ import pytest
 from backupfw.db import models
 from backupfw.errors import InvalidInput, QuotaExceeded
 from backupfw.manager.policies import planning
-from tests.unit.manager.policies.support import PolicyWorld, count_statements
+from tests.unit.manager.policies.support import Clock, PolicyWorld, count_statements
 from tests.unit.manager.support import GIB, check_audit
 
 
@@ -272,3 +272,26 @@ def test_volumes_are_not_read_of_more_policies_than_can_be_planned(
     assert world.runs.plan() == 8
     assert len(read) == 16 - 1
     assert len(world.rows(models.PolicyRun)) == 16
+
+
+@pytest.mark.parametrize("jitter", [0, 1800])
+def test_of_each_volume_one_run_waits_at_a_time(world: PolicyWorld, jitter: int) -> None:
+    """In a window of a week two thousand runs of each volume waited, and everybody's were slow to begin."""
+    volumes = [world.volume() for _ in range(3)]
+    schedule = {"cron": "*/5 * * * *", "start_window": 7 * 24 * 60, "jitter": jitter}
+    policy = world.policy(schedule=schedule, max_concurrent=1)
+    for _ in range(24):
+        world.later(minutes=5)
+        world.step()
+    waiting = world.runs_of(policy, status="waiting")
+    can_begin = [one.volume_id for one in waiting if one.begin_at <= Clock.moment]
+    assert len(can_begin) <= len(volumes)
+    assert len(can_begin) == len(set(can_begin))
+    (running,) = world.runs_of(policy, status="running")
+    missed = [one.volume_id for one in world.runs_of(policy, status="missed")]
+    assert set(missed) >= set(volumes) - {running.volume_id}
+    # The next one takes place.
+    world.make()
+    world.step()
+    assert len(world.runs_of(policy, status="ok")) == 1
+    assert len(world.runs_of(policy, status="running")) == 1

@@ -13,8 +13,9 @@ from sqlalchemy import event, update
 from backupfw.db import models
 from backupfw.db import session as db_session
 from backupfw.db.session import Database
-from backupfw.errors import InvalidBackup, ServiceUnavailable
+from backupfw.errors import InvalidBackup, InvalidInput, ServiceUnavailable
 from backupfw.manager.lineage import lifecycle
+from backupfw.manager.policies import planning
 from backupfw.manager.policies import runs as policy_runs
 from backupfw.manager.queue import tasks
 from backupfw.manager.queue.outbox import Outbox
@@ -539,6 +540,37 @@ def test_old_runs_are_forgotten_and_their_backups_stay_the_policys(world: Policy
     world.policies.run(world.ctx(), policy)
     world.night()
     assert len(world.backups_of(policy)) == 1
+
+
+def test_the_newest_runs_of_a_policy_are_kept(world: PolicyWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(2):
+        world.volume()
+    many, few = world.policy(), world.policy(selection={"metadata": {"a": "b"}})
+    volume = world.volume()
+    world.policies.update(world.ctx(), few, settings={"selection": {"volume_ids": [volume]}})
+    for day in range(2, 8):
+        world.at(f"2026-01-{day:02}T00:00:01")
+        world.night()
+    monkeypatch.setattr(policy_runs, "MOST_KEPT", 7)
+    before = len(world.runs_of(few))
+    assert world.runs.forget() == 3 * (6 - 3)
+    # Those that were planned together stay together.
+    assert [one.scheduled_at.day for one in world.runs_of(many)] == [5, 5, 5, 6, 6, 6, 7, 7, 7]
+    assert len(world.runs_of(few)) == before
+    assert world.runs.forget() == 0
+
+
+def test_a_policy_is_not_run_by_hand_without_end(world: PolicyWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "MOST_WAITING", 4)
+    for _ in range(2):
+        world.volume()
+    policy = world.policy()
+    for _ in range(2):
+        world.policies.run(world.ctx(), policy)
+    with pytest.raises(InvalidInput, match="wait already"):
+        world.policies.run(world.ctx(), policy)
+    world.step()
+    world.policies.run(world.ctx(), policy)
 
 
 def test_a_backup_by_hand_says_that_it_needs_a_parent(world: PolicyWorld) -> None:
