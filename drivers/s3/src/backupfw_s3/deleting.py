@@ -276,30 +276,47 @@ class Deleting:
 
     def _version_pages(self, container: str, prefix: str) -> Iterator[Sequence[_Version]]:
         """Yield pages of versions, the newest of each key first."""
-        arguments: dict[str, Any] = {"Bucket": container, "Prefix": prefix}
-        while True:
-            with translated(self._store, container):
-                page = self._client.list_object_versions(**arguments)
+        for page in version_pages(self._client, self._store, container, prefix):
             yield [
-                _Version(Target(entry["Key"], entry.get("VersionId") or "null"), kind == "DeleteMarkers")
-                for kind in ("Versions", "DeleteMarkers")
-                for entry in page.get(kind, ())
+                _Version(Target(entry["Key"], entry.get("VersionId") or "null"), is_marker)
+                for entry, is_marker in page
                 if entry["Key"].startswith(prefix)
             ]
-            if not page.get("IsTruncated"):
-                return
-            following = {
-                name: page[f"Next{name}"]
-                for name in ("KeyMarker", "VersionIdMarker")
-                if page.get(f"Next{name}")
-            }
-            if not following or following.items() <= arguments.items():
-                raise ChunkStoreError(
-                    "the listing of versions is cut off and cannot be continued",
-                    store=self._store,
-                    container=container,
-                )
-            arguments = {"Bucket": container, "Prefix": prefix, **following}
+
+
+def version_pages(
+    client: Any, store: str, container: str, prefix: str = ""
+) -> Iterator[Sequence[tuple[Mapping[str, Any], bool]]]:
+    """Yield the versions in a bucket by pages, the newest of each key first.
+
+    :param client: boto3's.
+    :param store: its name, for errors.
+    :param prefix: of the keys.
+    :returns: of each version, what the server says of it, and whether it is a delete marker.
+    :raises ChunkStoreError: the server does not answer, or cuts the listing off.
+    """
+    where = {"Bucket": container, **({"Prefix": prefix} if prefix else {})}
+    arguments = where
+    while True:
+        with translated(store, container):
+            page = client.list_object_versions(**arguments)
+        yield [
+            (entry, kind == "DeleteMarkers")
+            for kind in ("Versions", "DeleteMarkers")
+            for entry in page.get(kind, ())
+        ]
+        if not page.get("IsTruncated"):
+            return
+        following = {
+            name: page[f"Next{name}"] for name in ("KeyMarker", "VersionIdMarker") if page.get(f"Next{name}")
+        }
+        if not following or following.items() <= arguments.items():
+            raise ChunkStoreError(
+                "the listing of versions is cut off and cannot be continued",
+                store=store,
+                container=container,
+            )
+        arguments = where | following
 
 
 def _oldest_first(found: Sequence[_Version]) -> Sequence[Target]:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from backupfw.chunkstore.errors import ChunkStoreError, NotSupported, PermissionDenied
+from backupfw.chunkstore.errors import ChunkStoreError, PermissionDenied
+from backupfw_s3.deleting import version_pages
 from backupfw_s3.errors import code_of, translated
 from backupfw_s3.locking import REFUSED, retention
 
@@ -92,32 +93,14 @@ class Undoing:
         yield from open_keys.values()
 
     def _pages(self, container: str) -> Iterator[list[_Version]]:
-        arguments: dict[str, Any] = {"Bucket": container}
-        while True:
-            with translated(self._store, container):
-                page = self._client.list_object_versions(**arguments)
+        for page in version_pages(self._client, self._store, container):
             yield [
                 _Version(
                     one["Key"],
                     one.get("VersionId") or "null",
                     one["LastModified"],
-                    kind == "DeleteMarkers",
+                    is_marker,
                     bool(one.get("IsLatest")),
                 )
-                for kind in ("Versions", "DeleteMarkers")
-                for one in page.get(kind, ())
+                for one, is_marker in page
             ]
-            if not page.get("IsTruncated"):
-                return
-            following = {
-                name: page[f"Next{name}"]
-                for name in ("KeyMarker", "VersionIdMarker")
-                if page.get(f"Next{name}")
-            }
-            if not following or following.items() <= arguments.items():
-                raise NotSupported(
-                    "the listing of versions is cut off and cannot be continued",
-                    store=self._store,
-                    container=container,
-                )
-            arguments = {"Bucket": container, **following}
