@@ -33,6 +33,8 @@ class PolicyLoop:
         self._poll_seconds = poll_seconds
         self._outages = outages
         self._ending = threading.Event()
+        # Without policies, a look costs one statement.
+        self._any = False
         self._at: dict[str, float] = {}
         self._threads = [
             threading.Thread(target=self._repeat, args=(step,), name=f"policies-{name}", daemon=True)
@@ -65,6 +67,10 @@ class PolicyLoop:
 
     def _plan(self) -> bool:
         """Plan and watch; returns whether there is more to do."""
+        with self._outages.guard("Backup policies could not be looked for"):
+            self._any = self._runs.any()
+        if not self._any:
+            return False
         # An error of one must not keep the others from being done.
         with self._outages.guard("Backup policies could not be planned"):
             self._runs.plan()
@@ -82,6 +88,8 @@ class PolicyLoop:
     def _begin(self) -> bool:
         """Begin some; returns whether there may be more."""
         begun = 0
+        if not self._any:
+            return False
         with self._outages.guard("Backups of policies could not be begun"):
             begun = self._runs.begin(self._ending.is_set)
         return begun > 0

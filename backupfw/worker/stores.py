@@ -243,6 +243,10 @@ class Stores:
         settled_at = self._began + group.listing_lag_seconds
         return Container(found.opened(), container, settled_at, LockRule.of_days(group.lock_days))
 
+    def locks(self, store: str) -> bool:
+        """Return whether what backups need in a store is locked; the store is not asked."""
+        return store in self._stores and self._conf[group_of(store)].lock_days > 0
+
     def failed(self, store: str) -> bool:
         """Report that a store did not answer: it is asked at once, and while it is down again and again.
 

@@ -106,6 +106,11 @@ class PolicyRuns:
 
     # -- the scheduled time
 
+    def any(self) -> bool:
+        """Return whether there is any policy; runs go with theirs."""
+        with self._db.read() as session:
+            return bool(session.scalar(select(exists().where(models.BackupPolicy.id.is_not(None)))))
+
     def plan(self) -> int:
         """Plan the runs of all policies that are due; return how many policies."""
         done = 0

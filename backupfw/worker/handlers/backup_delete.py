@@ -147,12 +147,11 @@ class BackupDelete(_Removal):
         :raises Retained: the manifest is locked; nothing was changed.
         """
         found = self._tools.backups.deleting.of_unknown_lock(task)
-        if found is None:
+        # Where nothing is locked, a store that is down keeps no other store from doing its part.
+        if found is None or not self._tools.stores.locks(found[0].store):
             return
         place, key = found
         container = self._tools.stores.container(place.store, place.container)
-        if container.rule is None:
-            return
         until = None
         with suppress(NotFound, NotSupported, PermissionDenied):
             until = container.locked_until(key)

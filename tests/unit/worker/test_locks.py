@@ -64,6 +64,7 @@ class LockWorld(CopyWorld):
             return made
 
         object.__setattr__(self.stores, "container", container)
+        object.__setattr__(self.stores, "locks", lambda _store: self.rule is not None)
         for store in self.memory.values():
             self._watch(store)
 

@@ -210,6 +210,10 @@ class Moody:
         found: Container = self._stores.container(store, container)
         return found
 
+    def locks(self, store: str) -> bool:
+        found: bool = self._stores.locks(store)
+        return found
+
     def failed(self, store: str) -> bool:
         self.told.append(store)
         return self.silent
