@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 _FORGET_SECONDS = 3600.0
 #: Seconds between two looks whether the clock went back.
 _CLOCK_SECONDS = 60.0
+#: So many polls pass at most between two looks while nothing is due or on; what is due is not late for it.
+_IDLE_POLLS = 20
 #: Seconds that the end waits for a step that is under way.
 _PATIENCE = 5.0
 
@@ -33,8 +35,8 @@ class PolicyLoop:
         self._poll_seconds = poll_seconds
         self._outages = outages
         self._ending = threading.Event()
-        # Without policies, a look costs one statement.
-        self._any = False
+        # Whether something is due or on, as the last look found it.
+        self._busy = False
         self._at: dict[str, float] = {}
         self._threads = [
             threading.Thread(target=self._repeat, args=(step,), name=f"policies-{name}", daemon=True)
@@ -60,39 +62,39 @@ class PolicyLoop:
             if thread.ident is not None:
                 thread.join(_PATIENCE)
 
-    def _repeat(self, step: Callable[[], bool]) -> None:
+    def _repeat(self, step: Callable[[], float]) -> None:
         while not self._ending.is_set():
-            if not step():
-                self._ending.wait(self._poll_seconds)
+            self._ending.wait(step())
 
-    def _plan(self) -> bool:
-        """Plan and watch; returns whether there is more to do."""
+    def _plan(self) -> float:
+        """Plan and watch; returns the seconds until the next look."""
+        rest, more = 0.0, False
         with self._outages.guard("Backup policies could not be looked for"):
-            self._any = self._runs.any()
-        if not self._any:
-            return False
+            rest = self._runs.rest()
+        self._busy = rest <= 0
         # An error of one must not keep the others from being done.
-        with self._outages.guard("Backup policies could not be planned"):
-            self._runs.plan()
-        more = False
-        with self._outages.guard("The runs of backup policies could not be looked after"):
-            more = self._runs.watch()
+        if self._busy:
+            with self._outages.guard("Backup policies could not be planned"):
+                self._runs.plan()
+            with self._outages.guard("The runs of backup policies could not be looked after"):
+                more = self._runs.watch()
         if self._is_time("clock", _CLOCK_SECONDS):
             with self._outages.guard("It could not be seen whether backup policies were planned too late"):
                 self._runs.repair_clock()
         if self._is_time("forget", _FORGET_SECONDS):
             with self._outages.guard("Old runs of backup policies could not be deleted"):
                 self._runs.forget()
-        return more
+        if more:
+            return 0.0
+        return self._poll_seconds if self._busy else min(rest, _IDLE_POLLS * self._poll_seconds)
 
-    def _begin(self) -> bool:
-        """Begin some; returns whether there may be more."""
+    def _begin(self) -> float:
+        """Begin some; returns the seconds until the next look, none if there may be more."""
         begun = 0
-        if not self._any:
-            return False
-        with self._outages.guard("Backups of policies could not be begun"):
-            begun = self._runs.begin(self._ending.is_set)
-        return begun > 0
+        if self._busy:
+            with self._outages.guard("Backups of policies could not be begun"):
+                begun = self._runs.begin(self._ending.is_set)
+        return 0.0 if begun else self._poll_seconds
 
     def _is_time(self, what: str, seconds: float) -> bool:
         if time.monotonic() < self._at.get(what, 0.0):

@@ -11,6 +11,7 @@ How a run ends is read from its backup.
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,14 +20,14 @@ from typing import Any
 
 from oslo_db.exception import DBDuplicateEntry
 from oslo_log import log
-from sqlalchemy import ColumnElement, CursorResult, and_, delete, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, CursorResult, and_, case, delete, exists, func, or_, select, update
 from sqlalchemy.orm import Session, aliased, object_session
 
 from backupfw import crash_points
 from backupfw.context import RequestContext, working_for
 from backupfw.db import models
 from backupfw.db.locks import lock
-from backupfw.db.session import Database, now
+from backupfw.db.session import Database, clock, now
 from backupfw.errors import BackupfwError, InvalidBackup, InvalidInput, NotFound, VolumeNotFound
 from backupfw.manager.lineage import lifecycle
 from backupfw.manager.policies import ending, planning
@@ -106,10 +107,23 @@ class PolicyRuns:
 
     # -- the scheduled time
 
-    def any(self) -> bool:
-        """Return whether there is any policy; runs go with theirs."""
+    def rest(self) -> float:
+        """Return in how many seconds there is something to do; 0: now, infinite: nothing is planned.
+
+        It costs one statement, and there may be something sooner if a policy changes.
+        """
+        due, run = func.min(models.BackupPolicy.next_run_at), models.PolicyRun
         with self._db.read() as session:
-            return bool(session.scalar(select(exists().where(models.BackupPolicy.id.is_not(None)))))
+            following, on, moment = session.execute(
+                select(
+                    select(due).scalar_subquery(),
+                    case((exists().where(run.tidied.is_(False)), 1), else_=0),
+                    clock(session),
+                )
+            ).one()
+        if on:
+            return 0.0
+        return math.inf if following is None else max(0.0, (following - moment).total_seconds())
 
     def plan(self) -> int:
         """Plan the runs of all policies that are due; return how many policies."""

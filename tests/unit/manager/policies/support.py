@@ -83,6 +83,10 @@ class PolicyWorld(World):
 
     def step(self) -> None:
         """Do what a worker process does again and again, until there is nothing to do."""
+        if self.runs.rest() > 0:
+            # It does nothing then, so there must be nothing.
+            assert (self.runs.plan(), self.runs.begin(), self.runs.watch()) == (0, 0, False)
+            return
         self.runs.plan()
         self.watch()
         while self.runs.begin():

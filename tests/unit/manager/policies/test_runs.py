@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import uuid
 from datetime import datetime, timedelta
 from typing import Any
@@ -44,6 +45,24 @@ def due(world: PolicyWorld, **given: object) -> tuple[str, str]:
     policy = world.policy(**given)
     world.at("2026-01-02T00:00:01")
     return volume, policy
+
+
+def test_a_worker_rests_until_something_is_due(world: PolicyWorld) -> None:
+    assert world.runs.rest() == math.inf
+    world.volume()
+    policy = world.policy()
+    assert 12 * 3600 - 1 < world.runs.rest() < 12 * 3600
+    world.at("2026-01-02T00:00:01")
+    assert world.runs.rest() == 0
+    world.step()
+    # A run is on, then its end is looked after, then the next one waits for its time.
+    assert world.runs.rest() == 0
+    world.make()
+    assert world.runs.rest() == 0
+    world.step()
+    assert world.runs.rest() > 86_000
+    world.policies.pause(world.ctx(), policy)
+    assert world.runs.rest() == math.inf
 
 
 def test_a_run_makes_a_backup_that_says_whose_it_is(world: PolicyWorld) -> None:
