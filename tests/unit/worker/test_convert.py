@@ -22,7 +22,7 @@ from backupfw.manager.lineage import manifests
 from tests.format.cinder_samples import Writer
 from tests.unit.engine.fakes import FakeControl
 from tests.unit.manager.support import WIRE
-from tests.unit.worker.test_copies import BOX, CopyWorld
+from tests.unit.worker.test_copies import BOX, CopyWorld, worlds
 from tests.unit.worker.test_encryption import MemoryKeys
 from tests.unit.worker.world import SEGMENT
 
@@ -83,18 +83,7 @@ class ConvertWorld(CopyWorld):
 
 @pytest.fixture
 def new_world(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., ConvertWorld]]:
-    worlds: list[ConvertWorld] = []
-
-    def make(key_store: KeyStore | None = None) -> ConvertWorld:
-        world = ConvertWorld(key_store)
-        worlds.append(world)
-        monkeypatch.setattr(crash_points, "reach", world.reach)
-        return world
-
-    yield make
-    for world in worlds:
-        world.offsite.close()
-        world.close()
+    yield from worlds(ConvertWorld, monkeypatch)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import random
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from sqlalchemy import select
@@ -217,19 +217,28 @@ class CopyWorld(WorkerWorld):
         assert self.audit("offsite") == []
 
 
-@pytest.fixture
-def new_world(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., CopyWorld]]:
-    worlds: list[CopyWorld] = []
+W = TypeVar("W", bound=CopyWorld)
 
-    def make(key_store: KeyStore | None = None) -> CopyWorld:
-        world = CopyWorld(key_store)
-        worlds.append(world)
+
+def worlds(kind: type[W], monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., W]]:
+    """Yield what makes worlds of a class, in which a crash point can be set; then close them."""
+    made: list[W] = []
+
+    def make(key_store: KeyStore | None = None) -> W:
+        world = kind(key_store)
+        made.append(world)
         monkeypatch.setattr(crash_points, "reach", world.reach)
         return world
 
     yield make
-    for world in worlds:
+    for world in made:
         world.offsite.close()
+        world.close()
+
+
+@pytest.fixture
+def new_world(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., CopyWorld]]:
+    yield from worlds(CopyWorld, monkeypatch)
 
 
 @pytest.fixture(params=["clear", "encrypted"])

@@ -34,7 +34,7 @@ from backupfw.manager.usecases.keys import KeyManager
 from backupfw.worker.data_keys import put_as_recorded
 from backupfw.worker.handlers import handler_for
 from tests.unit.engine.fakes import FakeControl
-from tests.unit.worker.test_copies import BOX, CopyWorld, chain, content
+from tests.unit.worker.test_copies import BOX, CopyWorld, chain, content, worlds
 from tests.unit.worker.test_encryption import MemoryKeys
 from tests.unit.worker.world import SEGMENT
 
@@ -154,17 +154,7 @@ class LockWorld(CopyWorld):
 
 @pytest.fixture
 def new_world(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., LockWorld]]:
-    worlds: list[LockWorld] = []
-
-    def make(key_store: KeyStore | None = None) -> LockWorld:
-        world = LockWorld(key_store)
-        worlds.append(world)
-        monkeypatch.setattr(crash_points, "reach", world.reach)
-        return world
-
-    yield make
-    for world in worlds:
-        world.offsite.close()
+    yield from worlds(LockWorld, monkeypatch)
 
 
 @pytest.fixture(params=["clear", "encrypted"])
