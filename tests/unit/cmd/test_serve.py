@@ -1,4 +1,4 @@
-"""``backupfw serve`` as a process: one line when it is ready, a clean end, no start on a wrong value."""
+"""``backupfw serve`` as a process: what it says when it is ready, a clean end, no start on a wrong value."""
 
 from __future__ import annotations
 
@@ -31,14 +31,16 @@ def start(*words: str) -> subprocess.Popen[str]:
 
 @pytest.fixture
 def serving(state: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A running service and what its ready line says is its URL."""
+    """A running service that has said where it is, and its URL."""
     process = start("serve", "--state-dir", str(state), "--port", "0")
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
         assert line.startswith("backupfw ready on http://127.0.0.1:"), process.communicate(timeout=20)
         assert line.endswith(f"(state {state})\n")
-        yield process, line.split()[3]
+        url = line.split()[3]
+        assert process.stdout.readline().startswith(f"backupfw console on {url}console/ (token ")
+        yield process, url
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
@@ -56,7 +58,7 @@ def test_it_answers_and_ends(serving: tuple[subprocess.Popen[str], str], number:
     process.send_signal(number)
     out, err = process.communicate(timeout=30)
     assert process.returncode == 0, err
-    assert out == "", "the ready line is the only one"
+    assert out == "", "the service says only where it and its console are"
     assert "Traceback" not in err
 
 
