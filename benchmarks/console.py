@@ -91,7 +91,8 @@ def _ask(app: Any, path: str, cookie: str = "", **more: Any) -> webob.Response:
 def run(table: Table, directory: str, rows: int, rounds: int) -> None:
     """Measure and print; the process is the API's, and the requests come without a network."""
     table.head(
-        f"Console: {rows} backups of {rows // CHAIN} volumes on SQLite, {TASKS} tasks; ms of {rounds * 10}"
+        f"Console: {rows} backups of {rows // CHAIN} volumes on SQLite, {TASKS} tasks;"
+        f" processor ms of {rounds * 10}"
     )
     conf = load(argparse.Namespace(config_file=[], state_dir=directory, debug=False)).conf
     database.prepare(conf, make=True, upgrade=True)
@@ -116,9 +117,10 @@ def _timed(
 ) -> tuple[webob.Response, list[float]]:
     seconds = []
     for _ in range(count):
-        begun = time.perf_counter()
+        # The processor's time: nothing waits for anything here but for other processes of the machine.
+        begun = time.process_time()
         answer = _ask(app, path, cookie, headers=headers or {})
-        seconds.append(time.perf_counter() - begun)
+        seconds.append(time.process_time() - begun)
         if answer.status_int != 200:
             raise RuntimeError(f"{path}: {answer.status}")
     return answer, seconds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -10,6 +11,7 @@ from typing import Any
 
 import webob
 from mako.lookup import TemplateLookup
+from markupsafe import Markup
 
 from backupfw.api import policies
 from backupfw.api.request import Request
@@ -102,11 +104,25 @@ def go(request: webob.Request, response: webob.Response, where: str) -> None:
     response.headers["Location"] = f"{request.script_name}/{where.lstrip('/')}"
 
 
+def escaped(value: object) -> str:
+    """Return a value as text of a page: what is no markup becomes none.
+
+    It stands for ``markupsafe.escape``, which makes an object of each value: a page with a hundred rows has
+    thousands, and it took a third of the time of a refresh.
+    """
+    return value if isinstance(value, Markup) else html.escape(str(value))
+
+
 @cache
 def _templates() -> TemplateLookup:
     place = str(resources.files(__package__).joinpath("templates"))
     return TemplateLookup(
-        [place], default_filters=["h"], strict_undefined=True, filesystem_checks=False, input_encoding="utf-8"
+        [place],
+        default_filters=["escaped"],
+        imports=["from backupfw.console.page import escaped"],
+        strict_undefined=True,
+        filesystem_checks=False,
+        input_encoding="utf-8",
     )
 
 

@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 from markupsafe import Markup, escape
 
 from backupfw.amounts import human_size
-from backupfw.manager.usecases.overview import Freed
+from backupfw.manager.usecases.overview import Freed, Operation
 
 #: The seconds of a unit of time, and its name.
 _SPANS = ((86400 * 365, "y"), (86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
@@ -43,6 +43,16 @@ def sized(count: int | None) -> Markup:
         return Markup("-")
     exact = f"{count:,}".replace(",", " ")
     return Markup(f'<span title="{exact} bytes">{human_size(count)}</span>')  # noqa: S704  (no text of anybody)
+
+
+def progress(one: Operation) -> Markup:
+    """Return how far an operation is, how fast it is and when it ends."""
+    total = one.total or 0
+    done = min(one.done, total)
+    words = f"{100 * done // total if total else 0} %, {sized(done)} of {sized(total)}"
+    if one.rate:
+        words += f", {sized(one.rate)}/s, {span(one.seconds_left or 0)} left"
+    return Markup(words)  # noqa: S704  (numbers)
 
 
 def span(seconds: float) -> str:

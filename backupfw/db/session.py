@@ -234,6 +234,10 @@ class Database:
         ):
             return connection.execute(statement, values).all()
 
+    def clock(self) -> ColumnElement[datetime]:
+        """Return what :func:`clock` returns, for :meth:`fetch`."""
+        return _clock(self.backend)
+
     @contextmanager
     def snapshot(self) -> Iterator[Session]:
         """Begin a transaction that only reads, all its statements one state of the database.
@@ -367,7 +371,10 @@ def clock(session: Session) -> ColumnElement[datetime]:
 
     It does not advance during a statement; comparing with it costs no statement of its own.
     """
-    backend = session.get_bind().dialect.name
+    return _clock(session.get_bind().dialect.name)
+
+
+def _clock(backend: str) -> ColumnElement[datetime]:
     if backend == "postgresql":
         return type_coerce(func.timezone("utc", func.statement_timestamp()), UtcDateTime())
     if backend in ("mysql", "mariadb"):

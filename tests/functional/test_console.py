@@ -22,6 +22,7 @@ from backupfw.console import app as console_app
 from backupfw.console import timeline
 from backupfw.console.login import Attempts, Field, Refused, TokenLogin, new_token
 from backupfw.console.sessions import Sessions, User
+from backupfw.context import RequestContext
 from backupfw.db import models
 from backupfw.db.session import now
 from backupfw.manager.queue.services import BACKUP_BINARY
@@ -77,7 +78,7 @@ def _checked(response: TestResponse) -> TestResponse:
         assert response.headers["Cache-Control"] == "no-store"
     if response.content_type == "text/html" and response.status_int != 303:
         assert "<script>alert" not in response.text
-        assert not re.search(r"<[^>]*\s(style|onload|onclick)=", response.text.replace("&#34;onload=", ""))
+        assert not re.search(r"<[^>]*\s(style|onload|onclick)=", response.text.replace("&quot;onload=", ""))
         for tag in ("table", "section", "main", "form", "details", "article", "small", "div"):
             assert response.text.count(f"<{tag}") == response.text.count(f"</{tag}>"), tag
     return response
@@ -215,6 +216,48 @@ def test_tasks_are_shown_with_what_they_wait_for(cloud: Cloud) -> None:
     assert "host7" in Browser(made(cloud), "root:demo:admin").get("now").text
 
 
+def test_whatever_a_task_is_about_its_volume_is_found(cloud: Cloud) -> None:
+    source, target, third = (cloud.volume(name=name) for name in ("mail", "target", "third"))
+    backup = cloud.backup(source)
+    snapshot = cloud.client().post("/snapshots", {"snapshot": {"volume_id": third}}).json["snapshot"]["id"]
+    with cloud.db.write() as session:
+        manifest = session.get_one(models.Backup, backup).manifest_id
+        session.execute(delete(models.Task))
+        for number, (kind, about, other) in enumerate(
+            [
+                ("backup.restore", backup, target),
+                ("backup.delete", backup, None),
+                ("backup.copy", manifest, None),
+                ("manifest.scrub", manifest, None),
+                ("snapshot.delete", snapshot, third),
+                ("volume.extend", third, None),
+            ]
+        ):
+            session.add(
+                models.Task(
+                    kind=kind, resource_id=about, source_id=other, project_id="demo", payload={},
+                    state="queued", queue_position=number, created_at=now(session),
+                )
+            )  # fmt: skip
+    overview = Overview(cloud.db, cloud.conf)
+    work = overview.work(_admin())
+    assert [(one.kind, one.volume_name, one.backup_id) for one in work.operations] == [
+        ("backup.restore", "target", backup),
+        ("backup.delete", "mail", backup),
+        ("backup.copy", "mail", backup),
+        ("manifest.scrub", "mail", backup),
+        ("snapshot.delete", "third", None),
+        ("volume.extend", "third", None),
+    ]
+    assert [one.total for one in work.operations] == [1 << 30, None, 1 << 30, None, None, None]
+    assert work.operations[1].waits_for == "waiting-for-operation"
+    assert (work.running, work.waiting) == (0, 6)
+    short = overview.work(_admin(), 2)
+    assert (len(short.operations), short.waiting) == (2, 6)
+    user = RequestContext("demo", "alice", ["member"])
+    assert len(overview.work(user).operations) == 5, "nobody asked for a scrub"
+
+
 def test_a_refresh_is_a_part_of_the_page(full: Cloud) -> None:
     browser = Browser(made(full), "alice:demo:member")
     part = browser.get("now", **{"HX-Request": "true"}).text
@@ -243,7 +286,7 @@ def test_a_volume_is_backed_up_restored_and_its_backup_deleted(cloud: Cloud) -> 
     assert "There is none." in page.text
     # The first one is a full one, also as a call and as a command.
     assert "--incremental" not in page.text
-    assert "&#34;incremental&#34;: false" in page.text
+    assert "&quot;incremental&quot;: false" in page.text
     form = page.forms[1]
     form["name"] = "before upgrade"
     page = form.submit(headers=SAME, status=303).follow()
@@ -558,8 +601,6 @@ def test_the_time_line_is_to_scale() -> None:
 
 
 def _admin() -> Any:
-    from backupfw.context import RequestContext
-
     return RequestContext("demo", "root", ["admin"], is_admin=True)
 
 

@@ -38,38 +38,52 @@ Nothing runs and nothing waits.
 <thead><tr><th scope="col">What</th><th scope="col">State</th><th scope="col">Progress</th><th scope="col"><span class="hidden">Action</span></th></tr></thead>
 <tbody>
 % for one in work.operations:
+<%
+    what, volume = shown.OPERATIONS.get(one.kind, one.kind), shown.named(one.volume_name, one.volume_id)
+%>\
 <tr id="task-${one.id}">
-<th scope="row">${shown.OPERATIONS.get(one.kind, one.kind)}
+<th scope="row">${what}
 % if one.volume_id:
-<span class="of" title="${one.volume_id}">${shown.named(one.volume_name, one.volume_id)}</span>
+<span class="of" title="${one.volume_id}">${volume}</span>
 % endif
 <small>\
 % if one.backup_id:
-<span title="${one.backup_id}">${shown.named(one.backup_name, one.backup_id)}</span>${', ' if everywhere or one.store else ''}\
+<span title="${one.backup_id}">${shown.named(one.backup_name, one.backup_id)}</span>
 % endif
-${f'project {one.project_id}' if everywhere else ''}${', ' if everywhere and one.store else ''}${f'store {one.store}' if one.store else ''}</small></th>
-<td>${shown.state(one.waits_for or 'running')}
-<small>
+% if everywhere:
+of project ${one.project_id}
+% endif
+% if one.store:
+in store ${one.store}
+% endif
+</small></th>
 % if one.waits_for is None:
-${f'on {one.owner}' if shows_workers and one.owner else ''}${f', lease {shown.span((one.lease_until - work.moment).total_seconds())}' if shows_workers and one.owner and one.lease_until else ''}${f', attempt {one.attempt}' if one.attempt > 1 else ''}
-% else:
-${shown.REASONS.get(one.waits_for, '')}, since ${shown.since(one.created_at, work.moment)}
+<td><span class="state good">running</span><small>\
+% if shows_workers and one.owner:
+on ${one.owner}\
+% if one.lease_until:
+, lease ${shown.span((one.lease_until - work.moment).total_seconds())}\
 % endif
-${f'after: {one.reason}' if one.reason and everywhere else ''}
+% endif
+% if one.attempt > 1:
+ attempt ${one.attempt}\
+% endif
+% else:
+<td>${shown.state(one.waits_for)}<small>${shown.REASONS.get(one.waits_for, '')}, since ${shown.since(one.created_at, work.moment)}\
+% endif
+% if one.reason and everywhere:
+ after: ${one.reason}\
+% endif
 </small></td>
 <td>
 % if one.total:
-<progress value="${min(one.done, one.total)}" max="${one.total}" aria-label="Progress of ${shown.named(one.volume_name, one.volume_id)}"></progress>
-<small>${100 * min(one.done, one.total) // one.total} %, ${shown.sized(one.done)} of ${shown.sized(one.total)}\
-% if one.rate:
-, ${shown.sized(one.rate)}/s, ${shown.span(one.seconds_left)} left\
-% endif
-</small>
+<progress value="${min(one.done, one.total)}" max="${one.total}" aria-label="Progress of ${volume}"></progress>
+<small>${shown.progress(one)}</small>
 % endif
 </td>
 <td>
 % if one.cancellable and may_cancel[one.project_id]:
-<a class="button small quiet" id="cancel-${one.id}" href="${base}/now/${one.backup_id}/cancel" aria-label="Cancel the ${shown.OPERATIONS[one.kind].lower()} ${shown.named(one.volume_name, one.volume_id)}">Cancel</a>
+<a class="button small quiet" id="cancel-${one.id}" href="${base}/now/${one.backup_id}/cancel" aria-label="Cancel the ${what.lower()} ${volume}">Cancel</a>
 % endif
 </td>
 </tr>

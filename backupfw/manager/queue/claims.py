@@ -166,7 +166,8 @@ def _in_the_way_of(row: type[models.Task], older: type[models.Task]) -> tuple[Co
     return (
         # But a volume is tidied by one worker at a time.
         or_(
-            older.kind.not_in(requirements.HIDDEN),
+            # Not by an IN, whose parameters would be put into the text at each execution.
+            and_(*(older.kind != kind for kind in requirements.HIDDEN)),
             and_(row.kind == requirements.VOLUME_TIDY, older.kind == requirements.VOLUME_TIDY),
         ),
         or_(

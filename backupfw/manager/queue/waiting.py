@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -50,11 +50,16 @@ def why(session: Session, conf: cfg.ConfigOpts, task: models.Task, limits: Limit
 
 
 def reasons(
-    session: Session, conf: cfg.ConfigOpts, found: Sequence[Any], limits: Limits
+    session: Session,
+    conf: cfg.ConfigOpts,
+    found: Sequence[Any],
+    limits: Limits,
+    first: Collection[int] | None = None,
 ) -> dict[int, str | None]:
     """Return what :func:`why` says of each of some tasks, with a few statements for all of them.
 
     :param found: rows of tasks, or tuples with their columns.
+    :param first: the ids of those that no older one is in the way of; None: it is looked up.
     """
     row, moment = models.Task, now(session)
     said: dict[int, str | None] = {}
@@ -68,8 +73,10 @@ def reasons(
             waiting[task.id] = task
     if not waiting:
         return said
-    these = row.id.in_(list(waiting))
-    first = set(session.scalars(select(row.id).where(these, claims.first_in_line())))
+    if first is None:
+        these = row.id.in_(list(waiting))
+        first = session.scalars(select(row.id).where(these, claims.first_in_line())).all()
+    first = waiting.keys() & first
     said.update((task_id, WAITING_FOR_OPERATION) for task_id in waiting.keys() - first)
     if not first:
         return said
@@ -81,7 +88,10 @@ def reasons(
     needs = {task_id: requirements.of_row(waiting[task_id]) for task_id in first}
     able = {task_id for task_id, needed in needs.items() if any(reach.can_serve(needed) for reach in reaches)}
     said.update((task_id, WAITING_FOR_WORKER) for task_id in first - able)
-    if able:
+    if able and not limits.any():
+        said.update((task_id, QUEUED) for task_id in able)
+    elif able:
+        these = row.id.in_(list(able))
         fits = set(session.scalars(select(row.id).where(these, limits.has_room(session))))
         said.update((task_id, QUEUED if task_id in fits else WAITING_FOR_LIMIT) for task_id in able)
     return said

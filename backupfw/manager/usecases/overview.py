@@ -5,13 +5,26 @@ Each method reads a bounded number of rows along an index, whatever the database
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, namedtuple
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import ColumnElement, Subquery, case, exists, false, func, or_, select, true, union
+from sqlalchemy import (
+    ColumnElement,
+    Subquery,
+    bindparam,
+    case,
+    exists,
+    false,
+    func,
+    or_,
+    select,
+    true,
+    union,
+)
 from sqlalchemy.orm import Session
 
 from backupfw.db import models, queries
@@ -29,27 +42,14 @@ if TYPE_CHECKING:
     from backupfw.context import RequestContext
     from backupfw.db.session import Database
 
-#: Kinds whose resource is a backup; that of a copy is a manifest.
-_OF_BACKUPS = (tasks.BACKUP_CREATE, tasks.BACKUP_IMPORT, tasks.BACKUP_RESTORE, tasks.BACKUP_DELETE)
-#: Kinds whose resource is a volume.
-_OF_VOLUMES = (tasks.VOLUME_CREATE, tasks.VOLUME_DELETE, tasks.VOLUME_EXTEND, tasks.VOLUME_TIDY)
-_OF_SNAPSHOTS = (tasks.SNAPSHOT_CREATE, tasks.SNAPSHOT_DELETE)
 #: How many of each kind of trouble are shown.
 SHOWN = 25
 #: Statuses of a backup that can be restored.
 GOOD = (lifecycle.AVAILABLE, lifecycle.RESTORING)
 #: Kinds that their users may cancel.
 _CANCELLABLE = (tasks.BACKUP_CREATE, tasks.BACKUP_IMPORT, tasks.BACKUP_RESTORE)
-
-
-_row = models.Task
-#: What is read of tasks.
-_TASK = (
-    *(_row.id, _row.kind, _row.resource_id, _row.source_id, _row.project_id, _row.payload, _row.state),
-    *(_row.cancel, _row.owner, _row.attempt, _row.lease_until, _row.not_before, _row.fail_reason),
-    *(_row.zone, _row.store, _row.from_store, _row.volume_host, _row.backend, _row.store_down),
-    *(_row.progress_done, _row.progress_total, _row.progress_rate, _row.created_at),
-)
+#: Kinds that go through all of a backup, so that its length is their end as long as they report no other one.
+_OF_WHOLE_BACKUPS = (*_CANCELLABLE, tasks.BACKUP_COPY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,17 +231,19 @@ class Overview:
 
     def work(self, ctx: RequestContext, limit: int = 100) -> Work:
         """Return what workers do and will do."""
-        row = models.Task
-        mine: ColumnElement[bool] = true()
-        if not ctx.is_admin:
-            mine = (row.project_id == ctx.project_id) & row.kind.not_in(requirements.HIDDEN)
+        row, everywhere = models.Task, bool(ctx.is_admin)
+        values = {} if everywhere else {"project_id": ctx.project_id}
         with self._db.read() as session:
-            states = session.execute(select(row.state, func.count()).where(mine).group_by(row.state))
-            counts: dict[str, int] = {one[0]: one[1] for one in states}
-            first = case((row.state == claims.RUNNING, 0), else_=1)
-            # Tuples: mapped objects would take most of the time of a refresh.
-            wanted = select(*_TASK).where(mine).order_by(first, row.queue_position, row.id).limit(limit)
-            found = session.execute(wanted).all()
+            # Without the session: it would take most of the time of a refresh.
+            connection = session.connection()
+            rows = connection.execute(_first_tasks(everywhere), {**values, "most": limit + 1})
+            found = [_task_row(everywhere)._make(one) for one in rows]
+            if len(found) > limit:
+                query = select(row.state, func.count()).where(_seen(everywhere)).group_by(row.state)
+                counts = {one[0]: one[1] for one in connection.execute(query, values)}
+                found = found[:limit]
+            else:
+                counts = Counter(one.state for one in found)
             operations = _operations(session, self._conf, found)
             moment = now(session)
         return Work(operations, counts.get(claims.RUNNING, 0), counts.get(claims.QUEUED, 0), moment)
@@ -537,63 +539,88 @@ def _freed(session: Session, found: Sequence[models.Backup]) -> dict[str, Freed]
     return freed
 
 
-def _operations(session: Session, conf: cfg.ConfigOpts, found: Sequence[Any]) -> Sequence[Operation]:
-    """Turn tasks into records, with a few queries for all of them."""
-    reasons = waiting.reasons(session, conf, found, Limits.of(conf))
-    backup_of = {task.id: task.resource_id for task in found if task.kind in _OF_BACKUPS}
-    manifests = {task.resource_id for task in found} - set(backup_of.values())
-    made_by = _pairs(session, models.Manifest.id, models.Manifest.backup_id, manifests)
-    backup_of |= {task.id: made_by[task.resource_id] for task in found if task.resource_id in made_by}
-    backup = models.Backup
-    backups = {
-        one.id: one
-        for one in session.execute(
-            select(backup.id, backup.display_name, backup.volume_id, backup.length, backup.store).where(
-                backup.id.in_(set(backup_of.values()))
-            )
+def _seen(everywhere: bool) -> ColumnElement[bool]:
+    """The condition that a caller sees a task, with the parameter ``project_id`` unless he sees all."""
+    row = models.Task
+    if everywhere:
+        return true()
+    return (row.project_id == bindparam("project_id")) & row.kind.not_in(requirements.HIDDEN)
+
+
+@cache
+def _first_tasks(everywhere: bool) -> Any:
+    """Return the statement that reads the first tasks, with what people call them by; at most ``most``.
+
+    Ids of different tables never collide, so one join finds whatever a task is about.
+    """
+    row, backup, manifest, snapshot = models.Task, models.Backup, models.Manifest, models.Snapshot
+    order = (case((row.state == claims.RUNNING, 0), else_=1), row.queue_position, row.id)
+    ids = select(row.id).where(_seen(everywhere)).order_by(*order).limit(bindparam("most")).subquery()
+    volume_id = case(
+        (row.kind == tasks.BACKUP_RESTORE, row.source_id),
+        (row.kind.like("volume.%"), row.resource_id),
+        else_=func.coalesce(backup.volume_id, snapshot.volume_id),
+    )
+    return (
+        select(
+            *(row.id, row.kind, row.project_id, row.state, row.cancel, row.owner, row.attempt),
+            *(row.lease_until, row.not_before, row.fail_reason, row.locked, row.store_down, row.created_at),
+            *(row.zone, row.store, row.from_store, row.volume_host, row.backend),
+            *(row.progress_done, row.progress_total, row.progress_rate),
+            *(backup.id.label("backup_id"), backup.display_name.label("backup_name"), backup.length),
+            *(volume_id.label("volume_id"), models.Volume.display_name.label("volume_name")),
+            claims.first_in_line().label("is_first"),
         )
-    }
-    snapshots = {task.resource_id for task in found if task.kind in _OF_SNAPSHOTS}
-    snapshot_of = _pairs(session, models.Snapshot.id, models.Snapshot.volume_id, snapshots)
-    volume_of: dict[int, str | None] = {}
-    for task in found:
-        its = backups.get(backup_of.get(task.id, ""))
-        if task.kind == tasks.BACKUP_RESTORE:
-            volume_of[task.id] = task.payload.get("volume_id")
-        elif task.kind in _OF_VOLUMES:
-            volume_of[task.id] = task.resource_id
-        else:
-            volume_of[task.id] = its.volume_id if its else snapshot_of.get(task.resource_id)
-    wanted = {volume_id for volume_id in volume_of.values() if volume_id}
-    names = _pairs(session, models.Volume.id, models.Volume.display_name, wanted)
+        .select_from(row)
+        .join(ids, ids.c.id == row.id)
+        .outerjoin(manifest, manifest.id == row.resource_id)
+        .outerjoin(backup, backup.id == func.coalesce(manifest.backup_id, row.resource_id))
+        .outerjoin(snapshot, snapshot.id == row.resource_id)
+        .outerjoin(models.Volume, models.Volume.id == volume_id)
+        .order_by(*order)
+    )
+
+
+@cache
+def _task_row(everywhere: bool) -> Any:
+    """Return the named tuple of such a row: its attributes are read ten times as fast as the row's own."""
+    return namedtuple("TaskRow", _first_tasks(everywhere).selected_columns.keys())
+
+
+def _operations(session: Session, conf: cfg.ConfigOpts, found: Sequence[Any]) -> Sequence[Operation]:
+    """Turn rows of :func:`_first_tasks` into records."""
+    first = {task.id for task in found if task.is_first}
+    reasons = waiting.reasons(session, conf, found, Limits.of(conf), first)
     operations = []
     for task in found:
-        its, volume_id = backups.get(backup_of.get(task.id, "")), volume_of[task.id]
-        total = task.progress_total or (its.length if its is not None and its.length else 0)
-        if task.kind not in (*_CANCELLABLE, tasks.BACKUP_COPY):
-            total = task.progress_total
-        rate = task.progress_rate if reasons[task.id] is None and task.progress_rate else None
-        left = max(total - task.progress_done, 0)
+        reason, kind, total = reasons[task.id], task.kind, task.progress_total
+        if kind in _OF_WHOLE_BACKUPS:
+            total = total or task.length
+        rate = task.progress_rate if reason is None and task.progress_rate else None
+        left = None
+        if rate is not None and total:
+            left = -(-max(total - task.progress_done, 0) // rate)
+        cancellable = kind in _CANCELLABLE and not task.cancel and task.backup_id is not None
         operations.append(
             Operation(
                 id=task.id,
-                kind=task.kind,
+                kind=kind,
                 project_id=task.project_id,
-                waits_for=reasons[task.id],
-                backup_id=None if its is None else its.id,
-                backup_name=None if its is None else its.display_name,
-                volume_id=volume_id,
-                volume_name=names.get(volume_id or ""),
+                waits_for=reason,
+                backup_id=task.backup_id,
+                backup_name=task.backup_name,
+                volume_id=task.volume_id,
+                volume_name=task.volume_name,
                 store=task.store,
                 done=task.progress_done,
                 total=total or None,
                 rate=rate,
-                seconds_left=None if rate is None or not total else -(-left // rate),
+                seconds_left=left,
                 owner=task.owner,
                 lease_until=task.lease_until,
                 attempt=task.attempt,
                 reason=task.fail_reason,
-                cancellable=task.kind in _CANCELLABLE and not task.cancel and its is not None,
+                cancellable=cancellable,
                 created_at=task.created_at,
             )
         )
