@@ -6,7 +6,7 @@ Fields have the names of the columns; ``metadata`` and counts are added.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from functools import cache
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -282,14 +282,21 @@ class BackupPolicy:
     updated_at: datetime | None
 
 
+#: ``volume_id`` of an imported backup until its manifest is read, and of runs that search for volumes.
+NO_VOLUME = "00000000-0000-0000-0000-000000000000"
+
+
 @dataclass(frozen=True, slots=True)
 class PolicyRun:
-    """A run of a backup policy for one volume."""
+    """A run of a backup policy for one volume.
+
+    :ivar volume_id: None: it searches the volumes of foreign catalogues.
+    """
 
     id: str
     policy_id: str
     project_id: str
-    volume_id: str
+    volume_id: str | None
     scheduled_at: datetime
     status: str
     reason: str | None
@@ -584,7 +591,8 @@ def backup_policy(row: models.BackupPolicy) -> BackupPolicy:
 
 def policy_run(row: models.PolicyRun) -> PolicyRun:
     """Turn one row into a record."""
-    return PolicyRun(**columns(row, PolicyRun))
+    found = PolicyRun(**columns(row, PolicyRun))
+    return replace(found, volume_id=None) if found.volume_id == NO_VOLUME else found
 
 
 def volume_types(session: Session, rows: Sequence[models.VolumeType]) -> list[VolumeType]:

@@ -7,10 +7,10 @@ The API asks it before a transaction begins, because its answers come over the n
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 if TYPE_CHECKING:
     from backupfw.volume.base import VolumeRef
@@ -77,7 +77,11 @@ class Catalogue(abc.ABC):
     may do.  An operator's command has no token: then the service's own credentials are used.
 
     All methods raise :class:`~backupfw.errors.ServiceUnavailable` if the catalogue does not answer.
+
+    :cvar lists: whether there is a :meth:`volumes`; without it, backup policies must name its volumes.
     """
+
+    lists: ClassVar[bool] = False
 
     @abc.abstractmethod
     def volume(self, caller: Caller, volume_id: str) -> ForeignVolume:
@@ -85,6 +89,13 @@ class Catalogue(abc.ABC):
 
         :raises VolumeNotFound: there is none, or not for this caller.
         """
+
+    def volumes(self, project_id: str) -> Iterable[ForeignVolume]:
+        """Yield all volumes of a project, none twice, and none that the service has made for itself.
+
+        A backup policy asks, while no user is there: the service's own credentials are used.
+        """
+        raise NotImplementedError
 
     @abc.abstractmethod
     def snapshot(self, caller: Caller, snapshot_id: str) -> ForeignSnapshot:

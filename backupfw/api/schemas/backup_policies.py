@@ -137,7 +137,8 @@ _POLICY = exactly(
 _RUN = exactly(
     {
         "id": types.UUID,
-        "volume_id": types.UUID,
+        # None: it searches the volumes of foreign catalogues.
+        "volume_id": types.UUID_OR_NULL,
         "scheduled_at": TIME,
         "status": {"enum": ["waiting", "running", "ok", "skipped", "missed", "failed"]},
         "reason": TEXT_OR_NULL,

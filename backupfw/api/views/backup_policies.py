@@ -39,7 +39,7 @@ def detail(req: Request, policy: BackupPolicy) -> dict[str, Any]:
 
 
 def run(found: PolicyRun) -> dict[str, Any]:
-    """A run of a policy for one volume."""
+    """A run of a policy for one volume, or its search for volumes."""
     return {
         "id": found.id,
         "volume_id": found.volume_id,

@@ -55,7 +55,13 @@ ${troubles('Not copied within a day', health.not_copied)}
 <thead><tr><th scope="col">Volume</th><th scope="col">Run</th><th scope="col">At</th></tr></thead>
 <tbody>
 % for one in runs:
-<tr><th scope="row"><a href="${base}/volumes/${one.volume_id}" title="${one.volume_id}">${shown.named(None, one.volume_id)}</a><small>project ${one.project_id}, policy ${one.policy_id}</small></th>
+<tr><th scope="row">
+% if one.volume_id is None:
+all foreign ones\
+% else:
+<a href="${base}/volumes/${one.volume_id}" title="${one.volume_id}">${shown.named(None, one.volume_id)}</a>\
+% endif
+<small>project ${one.project_id}, policy ${one.policy_id}</small></th>
 <td>${shown.state(one.status)}<small>${one.reason or ''}</small></td><td>${shown.since(one.scheduled_at, health.moment)}</td></tr>
 % endfor
 </tbody></table></div>

@@ -189,7 +189,7 @@ class PolicyManager:
     def run(self, ctx: RequestContext, policy_id: str) -> Sequence[rows.PolicyRun]:
         """Back up the volumes of a policy now, besides its schedule, also of one that is paused.
 
-        :returns: a run for each volume; workers begin them soon.
+        :returns: a run for each volume, and one that searches foreign catalogues; workers begin them soon.
         :raises BackupPolicyNotFound: there is none, or not for this caller.
         :raises InvalidInput: too many of its runs wait already.
         """
@@ -200,7 +200,7 @@ class PolicyManager:
 
         def work(session: Session) -> Sequence[rows.PolicyRun]:
             row = _find(session, ctx, policy_id, hold=True)
-            planning.plan_now(session, row, moment)
+            planning.plan_now(session, row, moment, foreign=self._backups.mirrors.has_catalogues)
             run = PolicyRun
             found = select(run).where(run.policy_id == row.id, run.scheduled_at == moment)
             return [rows.policy_run(one) for one in session.scalars(found.order_by(run.volume_id))]
@@ -256,7 +256,12 @@ class PolicyManager:
         :param at: naive UTC; None: now.
         :raises BackupPolicyNotFound: there is none, or not for this caller.
         :raises InvalidInput: ``at`` is in the past, or too far in the future.
+        :raises ServiceUnavailable: a foreign catalogue does not say which volumes there are.
         """
+        found = self.get(ctx, policy_id)
+        foreign: Mapping[str, Mapping[str, str]] = {}
+        if self._backups.mirrors.has_catalogues and not policy_settings.read(found.settings).by_name:
+            foreign = self._backups.mirrors.volumes(found.project_id)
         with self._db.read() as session:
             row, moment = _find(session, ctx, policy_id), now(session)
             at = moment if at is None else at
@@ -266,7 +271,13 @@ class PolicyManager:
             if at > moment + timedelta(days=3660):
                 raise InvalidInput("at: must be within ten years.")
             settings = policy_settings.read(row.settings)
-            return preview.compute(session, row, settings, moment, at=at, days=days, volume_id=volume_id)
+            volumes = [
+                *planning.volumes_of(session, [(row, settings)])[row.id],
+                *planning.meant(settings, foreign),
+            ]
+            return preview.compute(
+                session, row, settings, volumes, moment, at=at, days=days, volume_id=volume_id
+            )
 
     def _checked(
         self,
@@ -285,6 +296,11 @@ class PolicyManager:
         if "backup" in changed and found.store is not None and found.store not in self._conf.enabled_stores:
             raise InvalidInput(f"backup.store: there is no store {found.store} that is enabled.")
         if "selection" in changed:
+            if not found.by_name and (names := self._backups.mirrors.unlisted()):
+                raise InvalidInput(
+                    f"selection.volume_ids: The volumes must be named: those of back end {', '.join(names)}"
+                    " cannot be listed."
+                )
             for volume_id in found.volume_ids or ():
                 self._expect_volume(ctx, volume_id, project_id)
         return found

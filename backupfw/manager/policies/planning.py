@@ -4,6 +4,10 @@ A policy is due when its ``next_run_at`` has come.  Then each of its volumes get
 whose key is policy, volume and scheduled time: so there is one run, whoever plans it and however often.
 After an outage only the last scheduled time counts, if its window is still open.  Of those that passed, the
 last one gets a row that says so, not each: a policy would fill the table with them.
+
+Which volumes foreign catalogues have cannot be asked in a transaction.  So a policy that does not name its
+volumes gets one more run, of :data:`NO_VOLUME`: a *search*.  It waits, is begun, tried again and missed as
+any other run, but instead of a backup it plans the runs of the volumes that it finds, and is gone.
 """
 
 from __future__ import annotations
@@ -21,10 +25,11 @@ from backupfw.db import models
 from backupfw.db.locks import insert_if_absent, lock
 from backupfw.db.session import now
 from backupfw.errors import InvalidInput
-from backupfw.manager.lineage import lifecycle
 from backupfw.manager.policies import settings as policy_settings
 from backupfw.manager.policies.settings import Settings
 from backupfw.manager.queue import outbox, tasks
+from backupfw.manager.rows import NO_VOLUME
+from backupfw.manager.rules.volume_rules import NOT_THERE
 
 LOG = log.getLogger(__name__)
 
@@ -41,14 +46,14 @@ _READ_AT_ONCE = 50
 _MOST_RUNS = 5000
 #: With so many runs that wait, a policy is not run by hand: all workers look through those that wait.
 MOST_WAITING = 5000
-#: Volumes in these statuses are about to come, or to go; a policy that does not name them leaves them out.
-_NOT_THERE = (lifecycle.CREATING, lifecycle.DELETING, lifecycle.ERROR_DELETING)
 
 
-def plan(session: Session) -> int:
+def plan(session: Session, *, foreign: bool) -> int:
     """Plan the runs of due policies, some at a time and each project in turn; return how many policies.
 
     Policies that another process plans just now are left out.
+
+    :param foreign: whether there are foreign catalogues.
     """
     moment = now(session)
     row = models.BackupPolicy
@@ -66,7 +71,9 @@ def plan(session: Session) -> int:
     for start in range(0, len(ordered), _READ_AT_ONCE):
         some = ordered[start : start + _READ_AT_ONCE]
         read = {one.id: settings for one in some if (settings := _read(one)) is not None}
-        volumes = volumes_of(session, [(one, read[one.id]) for one in some if one.id in read])
+        volumes = volumes_of(
+            session, [(one, read[one.id]) for one in some if one.id in read], foreign=foreign
+        )
         for one in some:
             if len(runs) >= _MOST_RUNS:
                 break
@@ -103,10 +110,11 @@ def _plan_one(
     return following, runs + _runs(policy, settings, scheduled, moment, volumes, following=following)
 
 
-def plan_now(session: Session, policy: models.BackupPolicy, moment: datetime) -> None:
+def plan_now(session: Session, policy: models.BackupPolicy, moment: datetime, *, foreign: bool) -> None:
     """Plan runs of a policy that begin now, besides those of its schedule.
 
     :param policy: locked by the caller.
+    :param foreign: whether there are foreign catalogues.
     :raises InvalidInput: too many of its runs wait already.
     """
     run = models.PolicyRun
@@ -115,8 +123,35 @@ def plan_now(session: Session, policy: models.BackupPolicy, moment: datetime) ->
     if (session.scalar(select(func.count()).where(*mine)) or 0) >= MOST_WAITING:
         raise InvalidInput(f"run: {MOST_WAITING} runs of the policy, or more, wait already.")
     settings = policy_settings.read(policy.settings)
-    volumes = volumes_of(session, [(policy, settings)])[policy.id]
+    volumes = volumes_of(session, [(policy, settings)], foreign=foreign)[policy.id]
     insert(session, _runs(policy, settings, moment, moment, volumes, spread=False))
+
+
+def plan_found(
+    session: Session, search: models.PolicyRun, found: Mapping[str, Mapping[str, str]], moment: datetime
+) -> None:
+    """Plan the runs of volumes that a search has found, in the place of the search.
+
+    :param search: locked by the caller; it is deleted.
+    :param found: the project's volumes in foreign catalogues, by id, with their metadata.
+    """
+    policy = session.get_one(models.BackupPolicy, search.policy_id)
+    settings = policy_settings.read(policy.settings)
+    schedule, scheduled = settings.schedule, search.scheduled_at
+    # A run by hand is of no scheduled time.
+    spread = schedule.latest(scheduled) == scheduled
+    following = schedule.after(scheduled) if spread else None
+    volumes = meant(settings, found)
+    insert(session, _runs(policy, settings, scheduled, moment, volumes, following=following, spread=spread))
+    session.delete(search)
+
+
+def meant(settings: Settings, found: Mapping[str, Mapping[str, str]]) -> Sequence[str]:
+    """Return which of the volumes that a search has found a policy backs up."""
+    if settings.by_name:
+        return ()
+    asked = (settings.metadata or {}).items()
+    return [one for one, pairs in found.items() if asked <= pairs.items()]
 
 
 def _read(policy: models.BackupPolicy) -> Settings | None:
@@ -186,7 +221,7 @@ def _runs(
     }
     rows = []
     for volume in volumes:
-        offset = when.offset(volume) if spread else timedelta(0)
+        offset = when.offset(volume) if spread and volume != NO_VOLUME else timedelta(0)
         rows.append(
             {
                 **common,
@@ -213,19 +248,33 @@ def tell(session: Session, run: models.PolicyRun) -> None:
     outbox.alert(
         session,
         f"policy.run.{run.status}",
-        f"The run of backup policy {run.policy_id} for volume {run.volume_id} at"
+        f"The run of backup policy {run.policy_id} {_of_what(run)} at"
         f" {run.scheduled_at.isoformat()}Z: {run.status}. {run.reason or ''}".rstrip(),
         project_id=run.project_id,
         policy_id=run.policy_id,
-        volume_id=run.volume_id,
+        volume_id=None if run.volume_id == NO_VOLUME else run.volume_id,
         fail_reason=run.reason,
     )
 
 
+def _of_what(run: models.PolicyRun) -> str:
+    if run.volume_id == NO_VOLUME:
+        return "for the project's volumes in foreign catalogues"
+    return f"for volume {run.volume_id}"
+
+
 def volumes_of(
-    session: Session, policies: Sequence[tuple[models.BackupPolicy, Settings]]
+    session: Session,
+    policies: Sequence[tuple[models.BackupPolicy, Settings]],
+    *,
+    foreign: bool = False,
 ) -> dict[str, Sequence[str]]:
-    """Return the ids of the volumes that policies back up, by policy, with two statements for all of them."""
+    """Return the ids of the volumes that policies back up, by policy, with two statements for all of them.
+
+    Of policies that do not name their volumes these are ours; a mirror says what was there once.
+
+    :param foreign: with :data:`NO_VOLUME`, which stands for the others.
+    """
     found: dict[str, Sequence[str]] = {}
     searching = [(policy, settings) for policy, settings in policies if not settings.by_name]
     projects = {policy.project_id for policy, _ in searching}
@@ -233,7 +282,12 @@ def volumes_of(
     pairs: dict[str, set[tuple[str, str]]] = {}
     if projects:
         row, pair = models.Volume, models.VolumeMetadata
-        mine = (row.project_id.in_(projects), row.deleted.is_(False), row.status.not_in(_NOT_THERE))
+        mine = (
+            row.project_id.in_(projects),
+            row.deleted.is_(False),
+            row.mirrored_at.is_(None),
+            row.status.not_in(NOT_THERE),
+        )
         for volume, project in session.execute(select(row.id, row.project_id).where(*mine).order_by(row.id)):
             there.setdefault(project, []).append(volume)
         keys = {key for _, settings in searching for key in settings.metadata or {}}
@@ -248,6 +302,8 @@ def volumes_of(
         asked = set((settings.metadata or {}).items())
         mine_all = there.get(policy.project_id, [])
         found[policy.id] = [one for one in mine_all if asked <= pairs.get(one, set())]
+        if foreign:
+            found[policy.id] = [*found[policy.id], NO_VOLUME]
     return found
 
 

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from sqlalchemy.orm import Session
 
 from backupfw.db import models
-from backupfw.manager.policies import ending, planning, retention
+from backupfw.manager.policies import ending, retention
 from backupfw.manager.policies.ending import Candidates
 from backupfw.manager.policies.retention import Taken
 from backupfw.manager.policies.settings import Settings
@@ -75,6 +75,7 @@ def compute(
     session: Session,
     policy: models.BackupPolicy,
     settings: Settings,
+    volumes: Sequence[str],
     moment: datetime,
     *,
     at: datetime,
@@ -83,14 +84,16 @@ def compute(
 ) -> Preview:
     """Compute what a policy will do.
 
+    :param volumes: the ids of its volumes.
     :param moment: now.
     :param at: from when on the next runs are wanted; not before now.
     :param days: how long after that the backups are computed.
     :param volume_id: only of this volume.
     """
-    volumes = list(planning.volumes_of(session, [(policy, settings)])[policy.id])
     total = len(volumes)
-    volumes = volumes[:MOST_VOLUMES] if volume_id is None else [one for one in volumes if one == volume_id]
+    volumes = (
+        list(volumes[:MOST_VOLUMES]) if volume_id is None else [one for one in volumes if one == volume_id]
+    )
     until = at + timedelta(days=days)
     steps = MOST_STEPS // max(1, len(volumes))
     futures = [_Future(settings, ending.of(session, policy, one), one) for one in volumes]

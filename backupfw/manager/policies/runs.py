@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import math
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 from oslo_db.exception import DBDuplicateEntry
@@ -34,6 +35,7 @@ from backupfw.manager.policies import ending, planning
 from backupfw.manager.policies import settings as policy_settings
 from backupfw.manager.policies.planning import FAILED, MISSED, OK, RUNNING, SKIPPED, WAITING, short, tell
 from backupfw.manager.policies.settings import Settings
+from backupfw.manager.rows import NO_VOLUME
 from backupfw.manager.usecases.backups import CANCELLED, BackupManager, MadeBy
 from backupfw.outages import DATABASE_TROUBLES
 
@@ -81,6 +83,11 @@ class Taken:
     def context(self) -> RequestContext:
         """Return the caller for whom the backup is made: a member of the project, with no token."""
         return RequestContext(self.project_id, self.user_id, ("member",))
+
+    @property
+    def searches(self) -> bool:
+        """Whether it looks for the volumes of foreign catalogues; then it makes no backup."""
+        return self.volume_id == NO_VOLUME
 
     def backup_name(self) -> str:
         """Return the name of its backup: the policy's, and the scheduled time in its zone."""
@@ -133,7 +140,7 @@ class PolicyRuns:
             with self._db.read() as session:
                 if not session.scalar(select(exists().where(row.next_run_at <= now(session)))):
                     return done
-            planned = self._db.run(planning.plan)
+            planned = self._db.run(partial(planning.plan, foreign=self._backups.mirrors.has_catalogues))
             done += planned
             if not planned:
                 # Another process plans the rest just now.
@@ -184,7 +191,11 @@ class PolicyRuns:
             .outerjoin(on, on.c.policy_id == run.policy_id)
             .where(
                 _can_begin(run, moment),
-                or_(policy.max_concurrent.is_(None), func.coalesce(on.c.number, 0) < policy.max_concurrent),
+                or_(
+                    policy.max_concurrent.is_(None),
+                    func.coalesce(on.c.number, 0) < policy.max_concurrent,
+                    run.volume_id == NO_VOLUME,
+                ),
             )
             .subquery()
         )
@@ -220,11 +231,13 @@ class PolicyRuns:
         taken = []
         ended = 0
         for one, owner in found:
+            makes_backup = one.volume_id != NO_VOLUME
             if (owner.id, one.volume_id) in busy:
                 _end(one, SKIPPED, "The last run of this volume is still on.", moment)
                 ended += 1
                 continue
-            if owner.max_concurrent is not None and running.get(owner.id, 0) >= owner.max_concurrent:
+            is_full = owner.max_concurrent is not None and running.get(owner.id, 0) >= owner.max_concurrent
+            if makes_backup and is_full:
                 continue
             try:
                 settings = policy_settings.read(owner.settings)
@@ -232,8 +245,9 @@ class PolicyRuns:
                 _end(one, FAILED, str(error), moment)
                 ended += 1
                 continue
-            running[owner.id] = running.get(owner.id, 0) + 1
-            busy.add((owner.id, one.volume_id))
+            if makes_backup:
+                running[owner.id] = running.get(owner.id, 0) + 1
+                busy.add((owner.id, one.volume_id))
             one.taken_until = moment + _TAKEN
             one.backup_id = one.backup_id or str(uuid.uuid4())
             taken.append(
@@ -254,33 +268,29 @@ class PolicyRuns:
         return len(taken) + ended, taken
 
     def _begin(self, run: Taken) -> None:
-        """Make a run's backup, in transactions of its own."""
+        """Make a run's backup, or search, in transactions of its own."""
         context = run.context()
+        found: dict[str, Mapping[str, str]] = {}
         with working_for(context):
-            refusal = self._make(run, context)
+            refusal = self._tried(run, context, found)
         crash_points.reach("policy.made")
         # Another process may have made it meanwhile: then what was refused here does not count.
-        self._db.run(lambda session: self._record(session, run, refusal))
+        self._db.run(lambda session: self._record(session, run, refusal, found))
 
-    def _make(self, run: Taken, context: RequestContext) -> tuple[str, bool] | None:
-        """Make a run's backup, unless it is there; return why it was refused, and whether for good."""
-        with self._db.read() as session:
-            if session.get(models.Backup, run.backup_id) is not None:
-                return None
-            incremental = run.settings.incremental and not _full_is_due(session, run)
+    def _tried(
+        self, run: Taken, context: RequestContext, found: dict[str, Mapping[str, str]]
+    ) -> tuple[str, bool] | None:
+        """Do what a run does; return why it was refused, and whether for good.
+
+        :param found: gets what a search has found.
+        """
         try:
             if (reason := self._pauses(run.project_id)) is not None:
                 return reason, True
-            self._backups.create(
-                context,
-                volume_id=run.volume_id,
-                name=run.backup_name(),
-                container=None if run.settings.store is None else f"{run.settings.store}:",
-                incremental=incremental,
-                force=True,
-                metadata={POLICY_KEY: run.policy_id},
-                made_by=MadeBy(run.policy_id, run.backup_id),
-            )
+            if run.searches:
+                found.update(self._backups.mirrors.volumes(run.project_id))
+            else:
+                self._make(run, context)
         except (*DATABASE_TROUBLES, DBDuplicateEntry) as error:
             if isinstance(error, DBDuplicateEntry):
                 return None
@@ -294,8 +304,31 @@ class PolicyRuns:
             return f"An unexpected error; the log has more under {context.request_id}.", False
         return None
 
-    def _record(self, session: Session, run: Taken, refusal: tuple[str, bool] | None) -> None:
-        """Record that a run's backup is being made, or why it is not."""
+    def _make(self, run: Taken, context: RequestContext) -> None:
+        """Make a run's backup, unless it is there."""
+        with self._db.read() as session:
+            if session.get(models.Backup, run.backup_id) is not None:
+                return
+            incremental = run.settings.incremental and not _full_is_due(session, run)
+        self._backups.create(
+            context,
+            volume_id=run.volume_id,
+            name=run.backup_name(),
+            container=None if run.settings.store is None else f"{run.settings.store}:",
+            incremental=incremental,
+            force=True,
+            metadata={POLICY_KEY: run.policy_id},
+            made_by=MadeBy(run.policy_id, run.backup_id),
+        )
+
+    def _record(
+        self,
+        session: Session,
+        run: Taken,
+        refusal: tuple[str, bool] | None,
+        volumes: Mapping[str, Mapping[str, str]],
+    ) -> None:
+        """Record that a run's backup is being made, or plan what it found, or record why neither is done."""
         row = models.PolicyRun
         if not lock(session, row, row.id == run.id, row.status == WAITING, row.backup_id == run.backup_id):
             # Its policy is gone, or another process has recorded it.
@@ -303,6 +336,8 @@ class PolicyRuns:
         found, moment = session.get_one(row, run.id), now(session)
         if session.get(models.Backup, run.backup_id) is not None:
             _started(found, moment)
+        elif run.searches and refusal is None:
+            planning.plan_found(session, found, volumes, moment)
         elif refusal is None or found.taken_until != run.taken_until:
             # Purged at once, or taken by another process.
             return
@@ -520,9 +555,9 @@ def _can_begin(run: Any, moment: datetime) -> ColumnElement[bool]:
 
 
 def _is_on(run: Any, moment: datetime) -> ColumnElement[bool]:
-    """The condition that a run has begun, or is just being begun."""
+    """The condition that a run's backup has begun, or is just being begun."""
     taken = and_(run.status == WAITING, run.begin_at <= moment, run.taken_until > moment)
-    return or_(run.status == RUNNING, taken)
+    return or_(run.status == RUNNING, and_(taken, run.volume_id != NO_VOLUME))
 
 
 def _backups(session: Session, ids: Sequence[str | None]) -> dict[str, models.Backup]:

@@ -48,6 +48,9 @@ GIB = 1 << 30
 #: The largest volume, GiB: what the database's integer holds.
 MAX_GIGABYTES = (1 << 31) - 1
 
+#: Volumes in these statuses, a foreign catalogue's among them, are about to come, or to go.
+NOT_THERE = (lifecycle.CREATING, "downloading", lifecycle.DELETING, lifecycle.ERROR_DELETING)
+
 
 class Source(NamedTuple):
     """The source of a backup; rows of the caller's session."""

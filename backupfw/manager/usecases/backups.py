@@ -50,8 +50,6 @@ if TYPE_CHECKING:
 
 #: Kinds of the tasks of a backup that can be cancelled; a deletion continues once it has begun.
 _CANCELLABLE = (tasks.BACKUP_CREATE, tasks.BACKUP_IMPORT, tasks.BACKUP_RESTORE)
-#: ``volume_id`` of an imported backup until its manifest is read.
-NO_VOLUME = "00000000-0000-0000-0000-000000000000"
 
 
 class Unset(Enum):
@@ -102,7 +100,8 @@ class BackupManager(UseCases):
         mirrors: Mirrors | None = None,
     ) -> None:
         super().__init__(db, conf, wake)
-        self._mirrors = mirrors or Mirrors(db, conf)
+        #: Volumes of foreign catalogues.
+        self.mirrors = mirrors or Mirrors(db, conf)
         self._placer = Placer(conf, container_patterns)
         self._outbox = outbox or Outbox(db)
 
@@ -142,7 +141,7 @@ class BackupManager(UseCases):
         :raises QuotaExceeded: the project has no room for it.
         """
         wish = self._placer.wish(container)
-        self._mirrors.look(ctx, volume_id, snapshot_id)
+        self.mirrors.look(ctx, volume_id, snapshot_id)
         # The id is chosen outside the transaction: if that is repeated after a lost answer, it finds its row.
         backup_id = str(uuid.uuid4()) if made_by is None else made_by.backup_id
 
@@ -209,7 +208,7 @@ class BackupManager(UseCases):
         :raises VolumeNotFound: no such volume for this caller.
         :raises SnapshotNotFound: likewise; not for every snapshot.
         """
-        self._mirrors.look(ctx, volume_id, snapshot_id)
+        self.mirrors.look(ctx, volume_id, snapshot_id)
         with self._db.read() as session:
             return volume_rules.find_volume(session, ctx, volume_id, mirrors=True).project_id
 
@@ -476,10 +475,10 @@ class BackupManager(UseCases):
         :raises QuotaExceeded: the project has no room for a new volume.
         """
         if volume_id is not None:
-            self._mirrors.look(ctx, volume_id)
+            self.mirrors.look(ctx, volume_id)
             return self._restore(ctx, backup_id, volume_id, None, new=False)
         name = name or f"restore_backup_{backup_id}"
-        with self._mirrors.target(ctx, backup_id, name) as made:
+        with self.mirrors.target(ctx, backup_id, name) as made:
             return self._restore(ctx, backup_id, made, name, new=True)
 
     def _restore(
@@ -627,7 +626,7 @@ class BackupManager(UseCases):
             if known is not None and not known.deleted:
                 raise InvalidBackup("Backup already exists in database.")
             quota.check(session, self._conf, ctx.project_id, {"backups": 1, "backup_gigabytes": record.size})
-            row = backup_rows.imported(session, ctx, record, known, volume_id=NO_VOLUME)
+            row = backup_rows.imported(session, ctx, record, known, volume_id=rows.NO_VOLUME)
             queue(
                 session,
                 ctx,

@@ -14,8 +14,9 @@ find it.
 
 from __future__ import annotations
 
+import itertools
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
@@ -29,11 +30,18 @@ from sqlalchemy.orm import Session
 from backupfw.db import models
 from backupfw.db.locks import lock
 from backupfw.db.session import Database, now
-from backupfw.errors import BackupfwError, InvalidBackup, InvalidVolume, SnapshotNotFound, VolumeNotFound
+from backupfw.errors import (
+    BackupfwError,
+    InvalidBackup,
+    InvalidInput,
+    InvalidVolume,
+    SnapshotNotFound,
+    VolumeNotFound,
+)
 from backupfw.manager import metadata
 from backupfw.manager.lineage import lifecycle
 from backupfw.manager.rules import volume_types
-from backupfw.manager.rules.volume_rules import GIB, SOURCE_KEY, find_backup, held_by_backup
+from backupfw.manager.rules.volume_rules import GIB, NOT_THERE, SOURCE_KEY, find_backup, held_by_backup
 from backupfw.naming import storable, storable_pairs
 from backupfw.volume.catalogue import Catalogue, ForeignSnapshot, ForeignVolume
 
@@ -43,6 +51,9 @@ if TYPE_CHECKING:
     from backupfw.context import RequestContext
 
 LOG = log.getLogger(__name__)
+
+#: Most volumes of a project that are listed: each is looked at with a request of its own later.
+MOST_LISTED = 50_000
 
 # Ids of requests for new volumes.
 _REQUESTS = uuid.UUID("6f0d2c58-52d5-4b7e-a9a1-0c6d3f7b8e21")
@@ -63,6 +74,36 @@ class Mirrors:
         self._db = db
         self._conf = conf
         self._catalogues = catalogues
+
+    @property
+    def has_catalogues(self) -> bool:
+        """Whether there is any foreign catalogue."""
+        return bool(self._catalogues)
+
+    def unlisted(self) -> Sequence[str]:
+        """Return the names of the back ends whose catalogues do not list their volumes."""
+        return [name for name, catalogue in self._catalogues.items() if not catalogue.lists]
+
+    def volumes(self, project_id: str) -> Mapping[str, Mapping[str, str]]:
+        """Ask all catalogues which volumes a project has; no mirror is written.
+
+        Call it outside a transaction.
+
+        :returns: the metadata of each volume, by its id; without those that are about to come or to go.
+        :raises ServiceUnavailable: a catalogue does not answer.
+        :raises InvalidInput: one does not list its volumes, or there are more than :data:`MOST_LISTED`.
+        """
+        if names := self.unlisted():
+            raise InvalidInput(f"The volumes of back end {', '.join(names)} cannot be listed: name them.")
+        every = (catalogue.volumes(project_id) for catalogue in self._catalogues.values())
+        found = list(itertools.islice(itertools.chain.from_iterable(every), MOST_LISTED + 1))
+        if len(found) > MOST_LISTED:
+            raise InvalidInput(f"The project has more than {MOST_LISTED} volumes: name those that are meant.")
+        return {
+            one.id: one.metadata
+            for one in found
+            if one.project_id == project_id and one.status not in NOT_THERE and _is_uuid(one.id)
+        }
 
     def look(self, ctx: RequestContext, volume_id: str, snapshot_id: str | None = None) -> None:
         """Ask the catalogue of a volume, if it is a foreign one, what it is now; write that to its mirror.

@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 from backupfw_cinder.catalogue import CinderCatalogue
@@ -212,6 +212,52 @@ def test_a_volume_is_described(cloud: Cloud, client: Client) -> None:
     cloud.answer = lambda *_: (403, {})
     with pytest.raises(Forbidden):
         catalogue.volume(CALLER, "v1")
+
+
+def test_a_projects_volumes_are_listed_page_by_page(cloud: Cloud, client: Client) -> None:
+    catalogue = CinderCatalogue(client, Volumes(client, Connections()))
+    there = [{**VOLUME, "id": f"v{number}"} for number in range(5)]
+    there[3]["metadata"] = {"backupfw_of": "v1"}
+    most = 2
+
+    def answer(method: str, path: str) -> tuple[int, Any]:
+        parts = urlsplit(path)
+        asked = dict(parse_qsl(parts.query))
+        assert (method, parts.path) == ("GET", f"/volume/v3/{OURS}/volumes/detail")
+        assert (asked["all_tenants"], asked["project_id"], asked["sort"]) == ("1", HIS, "id:asc")
+        rest = [one for one in there if one["id"] > asked.get("marker", "")]
+        links = [{"rel": "next", "href": "http://elsewhere/"}]
+        return 200, {"volumes": rest[:most], **({"volumes_links": links} if rest[most:] else {})}
+
+    cloud.answer = answer
+    # A volume that this service has made for itself is nobody's to back up.
+    assert [one.id for one in catalogue.volumes(HIS)] == ["v0", "v1", "v2", "v4"]
+    assert [token for _, _, token, _ in cloud.seen] == ["our-token"] * 3
+    most = 1000
+    assert len(list(catalogue.volumes(HIS))) == 4
+    assert len(cloud.seen) == 4
+    there.clear()
+    assert list(catalogue.volumes(HIS)) == []
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (400, {"badRequest": {"code": 400, "message": "Invalid filters project_id are found"}}),
+        (403, {}),
+        (503, {}),
+        (200, {"no": "volumes"}),
+        # It ignores the filter, or the marker.
+        (200, {"volumes": [{**VOLUME, "os-vol-tenant-attr:tenant_id": OURS}]}),
+        (200, {"volumes": [VOLUME], "volumes_links": [{"rel": "next"}]}),
+    ],
+)
+def test_a_list_that_may_lack_volumes_is_none(
+    cloud: Cloud, client: Client, answer: tuple[int, dict[str, Any]]
+) -> None:
+    cloud.answer = lambda *_: answer
+    with pytest.raises(ServiceUnavailable, match="Block Storage service"):
+        list(CinderCatalogue(client, Volumes(client, Connections())).volumes(HIS))
 
 
 def test_a_snapshot_is_described(cloud: Cloud, client: Client) -> None:

@@ -434,3 +434,34 @@ def test_an_answer_that_is_lost_leaves_no_second_volume(there: World) -> None:
     for volume in (first, other):
         there.volumes.wait("volume", volume, "available")
         there.volumes.call("DELETE", f"/volumes/{volume}")
+
+
+def test_a_policy_finds_volumes_that_nobody_has_named(there: World) -> None:
+    mine = {"found": "by metadata"}
+    volumes = {there.volumes.create_volume(volume_type="ceph", metadata=mine) for _ in range(2)}
+    other = there.volumes.create_volume(volume_type="ceph")
+    his = there.other_volumes.create_volume(volume_type="ceph", metadata=mine)
+    wanted = {
+        "name": "found",
+        "schedule": {"cron": "@yearly"},
+        "selection": {"metadata": mine},
+        "retention": {"last": 1},
+    }
+    made = there.backups.expect(201, "POST", "/backup-policies", {"backup_policy": wanted})["backup_policy"]
+    path = f"/backup-policies/{made['id']}"
+    found = there.backups.expect(200, "POST", f"{path}/action", {"preview": {}})["preview"]
+    assert {one["volume_id"] for one in found["volumes"]} == volumes
+    there.backups.expect(202, "POST", f"{path}/action", {"run": {}})
+
+    def ended() -> bool:
+        runs = there.backups.expect(200, "GET", f"{path}/runs")["runs"]
+        return {(one["volume_id"], one["status"]) for one in runs} == {(one, "ok") for one in volumes}
+
+    there.backups.wait("the runs", ended)
+    there.backups.expect(204, "DELETE", path)
+    for backup in there.backups.expect(200, "GET", "/backups/detail")["backups"]:
+        if backup["volume_id"] in volumes:
+            there.backups.delete_backup(backup["id"])
+    for volume in (*volumes, other):
+        there.volumes.call("DELETE", f"/volumes/{volume}")
+    there.other_volumes.call("DELETE", f"/volumes/{his}")

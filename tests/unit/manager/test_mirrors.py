@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -39,9 +39,11 @@ from tests.unit.manager.support import World
 class Foreign(Catalogue):
     """A catalogue in memory; a caller sees the volumes of his project."""
 
+    lists: ClassVar[bool] = True
+
     def __init__(self, world: World) -> None:
         self._world = world
-        self.volumes: dict[str, ForeignVolume] = {}
+        self.there: dict[str, ForeignVolume] = {}
         self.snapshots: dict[str, ForeignSnapshot] = {}
         self.asked: list[str] = []
         self.away = False
@@ -52,11 +54,11 @@ class Foreign(Catalogue):
 
     def add(self, project: str = "p1", status: str = "available", **fields: Any) -> str:
         made = ForeignVolume(str(uuid.uuid4()), project, status, fields.pop("size", 1), **fields)
-        self.volumes[made.id] = made
+        self.there[made.id] = made
         return made.id
 
     def add_snapshot(self, volume_id: str, status: str = "available") -> str:
-        of = self.volumes[volume_id]
+        of = self.there[volume_id]
         made = ForeignSnapshot(
             str(uuid.uuid4()), volume_id, of.project_id, status, of.size, datetime(2026, 1, 1, 12)
         )
@@ -72,10 +74,14 @@ class Foreign(Catalogue):
 
     def volume(self, caller: Caller, volume_id: str) -> ForeignVolume:
         self._ask(volume_id)
-        found = self.volumes.get(volume_id)
+        found = self.there.get(volume_id)
         if found is None or found.project_id != caller.project_id:
             raise VolumeNotFound(volume_id)
         return found
+
+    def volumes(self, project_id: str) -> Iterable[ForeignVolume]:
+        self._ask("list")
+        return [one for one in self.there.values() if one.project_id == project_id]
 
     def snapshot(self, caller: Caller, snapshot_id: str) -> ForeignSnapshot:
         self._ask(snapshot_id)
@@ -97,14 +103,14 @@ class Foreign(Catalogue):
         copy_of: str | None = None,
     ) -> ForeignVolume:
         self._ask("create")
-        if (found := self.volumes.get(self.requests.get(request, ""))) is not None:
+        if (found := self.there.get(self.requests.get(request, ""))) is not None:
             return found
         if not self.room:
             raise QuotaExceeded("volumes", "no room")
         if copy_of is not None:
-            if copy_of not in self.volumes:
+            if copy_of not in self.there:
                 raise InvalidVolume("no copy")
-            key = self.volumes[copy_of].encryption_key_id and f"copy-of-{copy_of}"[:36]
+            key = self.there[copy_of].encryption_key_id and f"copy-of-{copy_of}"[:36]
             made = self.add(caller.project_id, "creating", encryption_key_id=key)
         else:
             made = self.add(
@@ -119,7 +125,7 @@ class Foreign(Catalogue):
         self.requests[request] = made
         if self.forgetful:
             raise ServiceUnavailable("the answer is lost")
-        return self.volumes[made]
+        return self.there[made]
 
     def spoil_volume(self, volume: VolumeRef) -> None:
         self._ask("spoil")
@@ -127,10 +133,10 @@ class Foreign(Catalogue):
 
     def delete_volume(self, caller: Caller, volume_id: str) -> None:
         self._ask("delete")
-        self.volumes.pop(volume_id, None)
+        self.there.pop(volume_id, None)
 
     def change(self, volume_id: str, **fields: Any) -> None:
-        self.volumes[volume_id] = replace(self.volumes[volume_id], **fields)
+        self.there[volume_id] = replace(self.there[volume_id], **fields)
 
 
 @pytest.fixture
@@ -251,10 +257,10 @@ def test_what_the_catalogue_itself_does_with_a_volume_passes(
 def test_a_catalogue_cannot_take_volumes_that_are_not_its_own(world: World, foreign: Foreign) -> None:
     ours, theirs = world.volume(), foreign.add()
     snapshot = world.snapshot(ours)
-    foreign.volumes[theirs] = ForeignVolume(ours, "p1", "available", 9)
+    foreign.there[theirs] = ForeignVolume(ours, "p1", "available", 9)
     with pytest.raises(VolumeNotFound):
         world.backups.create(world.ctx(), volume_id=theirs)
-    foreign.volumes[theirs] = ForeignVolume(theirs, "p1", "available", 1)
+    foreign.there[theirs] = ForeignVolume(theirs, "p1", "available", 1)
     foreign.snapshots[snapshot] = ForeignSnapshot(
         snapshot, theirs, "p1", "available", 1, datetime(2026, 1, 1)
     )
@@ -384,9 +390,9 @@ def test_a_restore_to_an_existing_volume(world: World, foreign: Foreign) -> None
 def test_a_new_volume_is_made_there_for_a_restore(world: World, foreign: Foreign) -> None:
     volume = foreign.add(size=2, volume_type="gold", availability_zone="az1")
     backup = a_backup(world, volume)
-    foreign.volumes.clear()
+    foreign.there.clear()
     _, target, name = world.backups.restore(world.ctx(), backup)
-    made = foreign.volumes[target]
+    made = foreign.there[target]
     assert (made.size, made.volume_type, made.availability_zone) == (2, "gold", "az1")
     assert made.name == name == f"restore_backup_{backup}"
     assert made.metadata == {"src_backup_id": backup}
@@ -405,19 +411,19 @@ def test_a_new_volume_is_made_there_for_a_restore(world: World, foreign: Foreign
 
 def test_a_lost_answer_makes_no_second_volume(world: World, foreign: Foreign) -> None:
     backup = a_backup(world, foreign.add())
-    there = set(foreign.volumes)
+    there = set(foreign.there)
     foreign.forgetful = True
     for _ in range(2):
         with pytest.raises(ServiceUnavailable):
             world.backups.restore(world.ctx(), backup)
         foreign.away = True
     foreign.away = foreign.forgetful = False
-    (lost,) = set(foreign.volumes) - there
+    (lost,) = set(foreign.there) - there
     assert world.backups.restore(world.ctx(), backup)[1] == lost
     world.run_restore()
     # It has its bytes now: nobody gets it as a new one.
     assert world.backups.restore(world.ctx(), backup)[1] != lost
-    assert len(foreign.volumes) == len(there) + 2
+    assert len(foreign.there) == len(there) + 2
 
 
 def test_who_comes_second_does_not_delete_the_volume_of_the_first(
@@ -436,7 +442,7 @@ def test_who_comes_second_does_not_delete_the_volume_of_the_first(
     monkeypatch.setattr(Mirrors, "_write", overtaken)
     with pytest.raises(InvalidBackup):
         world.backups.restore(world.ctx(), backup)
-    assert first[1] in foreign.volumes
+    assert first[1] in foreign.there
     assert "delete" not in foreign.asked
 
 
@@ -460,14 +466,14 @@ def test_a_volume_gets_only_bytes_that_its_key_opens(world: World, foreign: Fore
     _, made, _ = world.backups.restore(world.ctx(), backup)
     assert mirror(world, made).encryption_key_id == f"copy-of-{volume}"[:36]
     world.run_restore()
-    there = set(foreign.volumes)
+    there = set(foreign.there)
     foreign.change(volume, encryption_key_id=None)
     with pytest.raises(InvalidVolume, match="of an encrypted volume"):
         world.backups.restore(world.ctx(), backup)
-    del foreign.volumes[volume]
+    del foreign.there[volume]
     with pytest.raises(InvalidVolume, match="no copy"):
         world.backups.restore(world.ctx(), backup)
-    assert set(foreign.volumes) == there - {volume}
+    assert set(foreign.there) == there - {volume}
     assert world.status(backup) == "available"
 
 
@@ -485,7 +491,7 @@ def test_a_volume_made_for_a_restore_that_cannot_begin_is_deleted(
     world: World, foreign: Foreign, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backup = a_backup(world, foreign.add())
-    there = set(foreign.volumes)
+    there = set(foreign.there)
 
     def fail(*_: object, **__: object) -> None:
         raise OSError("the disk is full")
@@ -493,7 +499,7 @@ def test_a_volume_made_for_a_restore_that_cannot_begin_is_deleted(
     monkeypatch.setattr("backupfw.manager.usecases.backups.begin_restore", fail)
     with pytest.raises(OSError, match="full"):
         world.backups.restore(world.ctx(), backup)
-    assert set(foreign.volumes) == there
+    assert set(foreign.there) == there
     assert foreign.asked[-1] == "delete"
 
 
@@ -510,19 +516,19 @@ def test_a_volume_that_no_worker_restored_to_shows_it(world: World, foreign: For
     world.age(seconds=world.conf.backup.service_wait + 3600)
     foreign.away = how == "away"
     assert expiry.expire() == 1
-    assert foreign.volumes[made].status == ("available" if how == "away" else "error")
+    assert foreign.there[made].status == ("available" if how == "away" else "error")
     assert world.status(backup) == "available"
     # An existing volume that nobody has begun to write is as good as before.
     foreign.away = False
     world.backups.restore(world.ctx(), backup, volume_id=volume)
     world.age(seconds=world.conf.backup.service_wait + 3600)
     assert expiry.expire() == 1
-    assert foreign.volumes[volume].status == "available"
+    assert foreign.there[volume].status == "available"
     world.backups.restore(world.ctx(), backup, volume_id=volume)
     world.claim()
     world.age(seconds=world.conf.backup.service_wait + 3600)
     assert expiry.expire() == 1
-    assert foreign.volumes[volume].status == "error"
+    assert foreign.there[volume].status == "error"
 
 
 def test_a_mirror_without_a_backup_is_purged(world: World, foreign: Foreign) -> None:
@@ -538,7 +544,7 @@ def test_a_mirror_without_a_backup_is_purged(world: World, foreign: Foreign) -> 
     world.run_releases()
     found = purge.run(world.db, later)
     assert (found["snapshots"], found["volumes"]) == (1, 1)
-    foreign.volumes[volume] = replace(foreign.volumes[volume], name="again")
+    foreign.there[volume] = replace(foreign.there[volume], name="again")
     world.backups.create(world.ctx(), volume_id=volume)
     assert mirror(world, volume).display_name == "again"
     assert purge.run(world.db, datetime(2000, 1, 1))["volumes"] == 0

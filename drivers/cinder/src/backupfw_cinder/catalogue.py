@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlencode
 
 from oslo_log import log
@@ -22,6 +22,7 @@ from backupfw.errors import (
 from backupfw.volume.base import VolumeRef
 from backupfw.volume.catalogue import Caller, Catalogue, ForeignSnapshot, ForeignVolume
 from backupfw_cinder.client import Client, Refused, key_of, unavailable, understood
+from backupfw_cinder.temporary import OF_KEY
 from backupfw_cinder.volumes import REQUEST_KEY, Volumes
 
 LOG = log.getLogger(__name__)
@@ -29,6 +30,9 @@ LOG = log.getLogger(__name__)
 # Seconds between two requests for a deletion, and for which a volume that is not made yet is waited for.
 _POLL = 0.5
 _PATIENCE = 30.0
+
+# How many volumes are listed at a time; a service may give fewer.
+_PAGE = 1000
 
 # The keys of the owner's project.
 _OWNER_OF_VOLUME = "os-vol-tenant-attr:tenant_id"
@@ -40,9 +44,13 @@ _ONLY_A_COPY = (
     " The Block Storage service does not make one: {}"
 )
 
+_NO_LIST = "The Block Storage service does not list a project's volumes for this service's user."
+
 
 class CinderCatalogue(Catalogue):
     """The catalogue of one Block Storage service.  Thread-safe."""
+
+    lists: ClassVar[bool] = True
 
     def __init__(self, client: Client, volumes: Volumes) -> None:
         self._client = client
@@ -56,6 +64,36 @@ class CinderCatalogue(Catalogue):
         except Refused as error:
             raise _refusal(error, VolumeNotFound(volume_id)) from error
         return _volume(found)
+
+    def volumes(self, project_id: str) -> Iterator[ForeignVolume]:
+        """Yield all volumes of a project, page by page, as the service's user sees them."""
+        wanted: dict[str, Any] = {"all_tenants": 1, "project_id": project_id}
+        wanted |= {"sort": "id:asc", "limit": _PAGE}
+        while True:
+            with understood():
+                found, more = self._page(wanted, project_id)
+            yield from found
+            if more is None:
+                return
+            wanted["marker"] = more
+
+    def _page(self, wanted: Mapping[str, Any], project_id: str) -> tuple[list[ForeignVolume], str | None]:
+        """Return a page of a project's volumes, and the last id of it if there is one more page."""
+        try:
+            answer = self._client.call("GET", f"/volumes/detail?{urlencode(wanted)}")
+        except Refused as error:
+            LOG.error("The volumes of project %s cannot be listed: %s", project_id, error)
+            raise unavailable(_NO_LIST) from error
+        page = answer["volumes"]
+        if any(one[_OWNER_OF_VOLUME] != project_id for one in page):
+            # It has left out what was asked for, so it may have left out volumes, too.
+            raise unavailable(_NO_LIST)
+        found = [_volume(one) for one in page if OF_KEY not in (one.get("metadata") or {})]
+        if not page or (len(page) < wanted["limit"] and not answer.get("volumes_links")):
+            return found, None
+        if page[-1]["id"] == wanted.get("marker"):
+            raise unavailable(_NO_LIST)
+        return found, page[-1]["id"]
 
     @understood()
     def snapshot(self, caller: Caller, snapshot_id: str) -> ForeignSnapshot:

@@ -21,8 +21,8 @@ LOG = log.getLogger(__name__)
 
 # Begins the names of all that is made; the point's id follows.
 _NAME = "backupfw-"
-# The key of the metadata that has the id of the volume which is held still.
-_OF = "backupfw_of"
+#: The key of the metadata that has the id of the volume which is held still.
+OF_KEY = "backupfw_of"
 
 # Seconds between two looks at a status.
 _POLL = 0.25
@@ -60,7 +60,7 @@ class Temporary:
         found = self._named("volumes", volume_id, point_id)
         if found is None:
             source = ref.id if isinstance(ref, SnapshotRef) else self._snapshot(volume_id, point_id, tick)
-            wanted = {"snapshot_id": source, "name": _NAME + point_id, "metadata": {_OF: volume_id}}
+            wanted = {"snapshot_id": source, "name": _NAME + point_id, "metadata": {OF_KEY: volume_id}}
             found = self._made("volumes", {"volume": wanted}, volume_id, tick)
         found = self._finished("volumes", found["id"], volume_id, _COPY, tick)
         # While it is there, its owner cannot delete the volume.  Some storage needs it to the end.
@@ -85,7 +85,7 @@ class Temporary:
         found = self._named("snapshots", volume_id, point_id)
         if found is None:
             # Of a volume in use, too: by this version of the API it needs no force.
-            wanted = {"volume_id": volume_id, "name": _NAME + point_id, "metadata": {_OF: volume_id}}
+            wanted = {"volume_id": volume_id, "name": _NAME + point_id, "metadata": {OF_KEY: volume_id}}
             found = self._made("snapshots", {"snapshot": wanted}, volume_id, tick)
         return str(self._finished("snapshots", found["id"], volume_id, _PATIENCE, tick)["id"])
 
@@ -100,13 +100,13 @@ class Temporary:
 
     def _listed(self, kind: str, volume_id: str) -> list[dict[str, Any]]:
         """Return what there is for a volume in the service's project, the oldest first."""
-        filters = quote(str({_OF: volume_id}))
+        filters = quote(str({OF_KEY: volume_id}))
         found = self._client.call("GET", f"/{kind}/detail?metadata={filters}")[kind]
         # A service that ignores the filter would show everything.
         mine = [
             one
             for one in found
-            if one.get("metadata", {}).get(_OF) == volume_id and str(one["name"]).startswith(_NAME)
+            if one.get("metadata", {}).get(OF_KEY) == volume_id and str(one["name"]).startswith(_NAME)
         ]
         return sorted(mine, key=lambda one: (one["created_at"], one["id"]))
 
