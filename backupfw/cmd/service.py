@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Self
 from oslo_log import log
 
 from backupfw.api.app import Maker, Managers, make_app
+from backupfw.api.enforcer import FilePolicy
 from backupfw.api.pipeline import WsgiApp
 from backupfw.cmd import database, store
 from backupfw.cmd.meters import Meters
@@ -270,7 +271,9 @@ class WorkerProcess:
         self._holding = Holding(backup_tasks, self._stores, wire_names, Outages())
         managers = make_managers(conf, db, dispatch.wake, outbox)
         self._policies = PolicyLoop(
-            PolicyRuns(db, managers.backups, pauses(conf)), conf.backup.poll_seconds, Outages()
+            PolicyRuns(db, managers.backups, pauses(conf), FilePolicy(conf).allows),
+            conf.backup.poll_seconds,
+            Outages(),
         )
 
     def start(self) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from oslo_db.exception import DBDuplicateEntry
 from oslo_log import log
@@ -61,8 +61,24 @@ KEPT = timedelta(days=90)
 #: How many of a policy are kept at most: those of many volumes every five minutes would fill the database.
 MOST_KEPT = 50_000
 
+#: The rules that are asked at each run, too: an operator may have changed them since the policy was saved.
+_CREATE, _DELETE = "backup:create", "backup:delete"
+_FORBIDDEN = "The service's rules do not allow a member of the project to {} backups ({})."
+
 #: Says why a project's policies do not run now, or None; it may ask over the network.
 Pauses = Callable[[str], str | None]
+#: Says whether a rule of the API allows a caller something in a project; it may ask over the network.
+Allows = Callable[[RequestContext, str, str], bool]
+
+
+class Refusal(NamedTuple):
+    """Why a run could not begin.
+
+    :ivar end: how it ends for that; None: it is tried again.
+    """
+
+    reason: str
+    end: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +97,8 @@ class Taken:
     settings: Settings
 
     def context(self) -> RequestContext:
-        """Return the caller for whom the backup is made: a member of the project, with no token."""
-        return RequestContext(self.project_id, self.user_id, ("member",))
+        """Return the caller for whom the backup is made."""
+        return _member(self.project_id, self.user_id)
 
     @property
     def searches(self) -> bool:
@@ -100,6 +116,7 @@ class PolicyRuns:
 
     :param backups: makes, cancels and deletes the backups.
     :param pauses: says why a project's policies do not run now.
+    :param allows: says what a member of a project may do now.
     """
 
     def __init__(
@@ -107,10 +124,12 @@ class PolicyRuns:
         db: Database,
         backups: BackupManager,
         pauses: Pauses = lambda _project: None,
+        allows: Allows = lambda _context, _rule, _project: True,
     ) -> None:
         self._db = db
         self._backups = backups
         self._pauses = pauses
+        self._allows = allows
 
     # -- the scheduled time
 
@@ -279,14 +298,16 @@ class PolicyRuns:
 
     def _tried(
         self, run: Taken, context: RequestContext, found: dict[str, Mapping[str, str]]
-    ) -> tuple[str, bool] | None:
-        """Do what a run does; return why it was refused, and whether for good.
+    ) -> Refusal | None:
+        """Do what a run does; return why it was refused.
 
         :param found: gets what a search has found.
         """
         try:
             if (reason := self._pauses(run.project_id)) is not None:
-                return reason, True
+                return Refusal(reason, SKIPPED)
+            if not self._allows(context, _CREATE, run.project_id):
+                return Refusal(_FORBIDDEN.format("make", _CREATE), FAILED)
             if run.searches:
                 found.update(self._backups.mirrors.volumes(run.project_id))
             else:
@@ -296,12 +317,12 @@ class PolicyRuns:
                 return None
             raise
         except VolumeNotFound as error:
-            return str(error), True
+            return Refusal(str(error), SKIPPED)
         except BackupfwError as error:
-            return str(error), False
+            return Refusal(str(error))
         except Exception:
             LOG.exception("Policy %s could not begin a backup of volume %s", run.policy_id, run.volume_id)
-            return f"An unexpected error; the log has more under {context.request_id}.", False
+            return Refusal(f"An unexpected error; the log has more under {context.request_id}.")
         return None
 
     def _make(self, run: Taken, context: RequestContext) -> None:
@@ -325,7 +346,7 @@ class PolicyRuns:
         self,
         session: Session,
         run: Taken,
-        refusal: tuple[str, bool] | None,
+        refusal: Refusal | None,
         volumes: Mapping[str, Mapping[str, str]],
     ) -> None:
         """Record that a run's backup is being made, or plan what it found, or record why neither is done."""
@@ -341,10 +362,10 @@ class PolicyRuns:
         elif refusal is None or found.taken_until != run.taken_until:
             # Purged at once, or taken by another process.
             return
-        elif refusal[1]:
-            _end(found, SKIPPED, refusal[0], moment)
+        elif refusal.end is not None:
+            _end(found, refusal.end, refusal.reason, moment)
         else:
-            _try_again(found, refusal[0], moment)
+            _try_again(found, refusal.reason, moment)
 
     # -- the end
 
@@ -456,19 +477,33 @@ class PolicyRuns:
             if left <= 0:
                 return True
             most = min(left, ending.AT_ONCE)
-            gone = self._let_go(owner, volume_id, most, succeeded=status == OK)
+            done = update(run).where(run.id == run_id).values(tidied=True)
+            if self._may_delete(owner):
+                gone = self._let_go(owner, volume_id, most, succeeded=status == OK)
+            else:
+                gone = 0
+                reason = short(_FORBIDDEN.format("delete", _DELETE))
+                done = done.values(reason=func.coalesce(run.reason, reason))
             crash_points.reach("policy.let-go")
             left -= gone
             if gone >= most:
                 more = True
                 continue
-            done = update(run).where(run.id == run_id).values(tidied=True)
             self._db.run(lambda session, done=done: session.execute(done))  # type: ignore[misc]
         return more
 
+    def _may_delete(self, policy: models.BackupPolicy) -> bool:
+        """Return whether a member of the policy's project may delete backups now."""
+        context = _member(policy.project_id, policy.updated_by)
+        try:
+            return self._allows(context, _DELETE, policy.project_id)
+        except Exception:
+            LOG.exception("It is not known whether backup policy %s may delete backups", policy.id)
+            return False
+
     def _let_go(self, policy: models.BackupPolicy, volume_id: str, most: int, *, succeeded: bool) -> int:
         """Let retention delete backups of a volume; return how many, at most ``most``."""
-        context = RequestContext(policy.project_id, policy.updated_by or "", ("member",))
+        context = _member(policy.project_id, policy.updated_by)
         with working_for(context):
             try:
                 settings = policy_settings.read(policy.settings)
@@ -542,6 +577,11 @@ class PolicyRuns:
                     return
             if not self._db.run(work):
                 return
+
+
+def _member(project_id: str, user_id: str | None) -> RequestContext:
+    """Return whom a policy acts for: a member of its project, with no token."""
+    return RequestContext(project_id, user_id or "", ("member",))
 
 
 def _is_free(run: Any, moment: datetime) -> ColumnElement[bool]:

@@ -42,12 +42,19 @@ class PolicyWorld(World):
         super().__init__(**more)
         self.policies = PolicyManager(self.db, self.conf, self.backups)
         self.paused: dict[str, str] = {}
+        #: Rules that forbid members everything.
+        self.forbidden: set[str] = set()
         self.runs = self.another_process()
         self.conf.quota.backup_policies = -1
 
     def another_process(self) -> PolicyRuns:
         """Return what another worker process has."""
-        return PolicyRuns(self.db, self.backups, lambda project: self.paused.get(project))
+        return PolicyRuns(
+            self.db,
+            self.backups,
+            lambda project: self.paused.get(project),
+            lambda context, rule, _: rule not in self.forbidden and context.roles == ["member"],
+        )
 
     @staticmethod
     def at(text: str) -> None:

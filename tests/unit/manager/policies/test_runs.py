@@ -5,12 +5,18 @@ from __future__ import annotations
 import math
 import uuid
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
+from oslo_config import cfg
 from oslo_db.exception import DBConnectionError
 from sqlalchemy import event, update
 
+from backupfw.api import enforcer
+from backupfw.api.enforcer import FilePolicy
+from backupfw.conf import libraries
+from backupfw.context import RequestContext
 from backupfw.db import models
 from backupfw.db import session as db_session
 from backupfw.db.session import Database
@@ -18,6 +24,7 @@ from backupfw.errors import InvalidBackup, InvalidInput, ServiceUnavailable
 from backupfw.manager.lineage import lifecycle
 from backupfw.manager.policies import planning
 from backupfw.manager.policies import runs as policy_runs
+from backupfw.manager.policies.runs import PolicyRuns
 from backupfw.manager.queue import tasks
 from backupfw.manager.queue.outbox import Outbox
 from tests.unit.manager.policies.support import Clock, PolicyWorld
@@ -621,3 +628,69 @@ def test_operators_are_told_of_what_was_missed_or_failed(world: PolicyWorld) -> 
     for row in told:
         assert row.payload["volume_id"] == volume
         assert f"of backup policy {policy} for volume {volume} at 2026-01-0" in row.payload["text"]
+
+
+def test_what_members_may_do_is_asked_at_each_run(world: PolicyWorld) -> None:
+    """An operator may have tightened the rules since the policy was saved."""
+    _, policy = due(world, retention={"last": 1})
+    world.night()
+    world.forbidden.add("backup:delete")
+    world.at("2026-01-03T00:00:01")
+    world.night()
+    *_, run = world.runs_of(policy)
+    assert (run.status, run.tidied) == ("ok", True)
+    assert "to delete backups (backup:delete)" in (run.reason or "")
+    assert len(world.backups_of(policy)) == 2
+    world.forbidden.add("backup:create")
+    world.at("2026-01-04T00:00:01")
+    world.night()
+    *_, run = world.runs_of(policy)
+    # It is not tried again: that would be no use.
+    assert (run.status, run.tries) == ("failed", 0)
+    assert "to make backups (backup:create)" in (run.reason or "")
+    assert len(world.backups_of(policy)) == 2
+    world.forbidden.clear()
+    world.at("2026-01-05T00:00:01")
+    world.night()
+    *_, run = world.runs_of(policy)
+    assert (run.status, run.reason) == ("ok", None)
+    assert len(world.backups_of(policy)) == 1
+
+
+def test_rules_that_cannot_be_asked_allow_nothing(
+    world: PolicyWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, policy = due(world, retention={"last": 1})
+    world.night()
+
+    def broken(_context: RequestContext, rule: str, _project: str) -> bool:
+        raise OSError(f"nobody answers {rule}")
+
+    monkeypatch.setattr(world.runs, "_allows", broken)
+    world.at("2026-01-03T00:00:01")
+    world.night()
+    run = world.runs_of(policy)[-1]
+    assert (run.status, run.tries) == ("waiting", 1)
+    monkeypatch.setattr(world.runs, "_allows", lambda *asked: asked[1] == "backup:create" or broken(*asked))
+    world.later(minutes=1)
+    world.night()
+    assert world.runs_of(policy)[-1].status == "ok"
+    assert len(world.backups_of(policy)) == 2
+
+
+def test_a_changed_policy_file_counts_for_runs(
+    world: PolicyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(enforcer, "LOOK_SECONDS", 0)
+    (tmp_path / "policy.yaml").write_text("{}\n")
+    (tmp_path / "backupfw.conf").write_text("")
+    conf = cfg.ConfigOpts()
+    libraries.register_opts(conf)
+    conf(args=[], default_config_files=[str(tmp_path / "backupfw.conf")], default_config_dirs=[])
+    world.runs = PolicyRuns(world.db, world.backups, allows=FilePolicy(conf).allows)
+    _, policy = due(world)
+    world.night()
+    (tmp_path / "policy.yaml").write_text('"backup:create": "role:operator"\n')
+    world.at("2026-01-03T00:00:01")
+    world.night()
+    assert [run.status for run in world.runs_of(policy)] == ["ok", "failed"]
