@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from backupfw.db import models
 from backupfw.dispatch.base import InProcessDispatch
 from backupfw.engine import recovery, removal
 from backupfw.engine.format import keys
-from backupfw.engine.format.sealing import AES_256_GCM, no_keys
+from backupfw.engine.format.sealing import AES_256_GCM
 from backupfw.errors import TaskStopped
 from backupfw.keys.base import KeyStore
 from backupfw.manager.operators import recovery as entering
@@ -164,21 +165,19 @@ def rebuilt(world: WorkerWorld, container: Container) -> list[entering.Entered]:
     ours = world.outcomes.installation_id()
     done: list[entering.Entered] = []
     removal.settle(container, FakeControl())
-    for volume in recovery.run(
-        keys.installation_prefix(ours), container, FakeControl(), lambda _prefix: no_keys
-    ):
+    find_key = partial(world.data_keys.finder, container)
+    for volume in recovery.run(keys.installation_prefix(ours), container, FakeControl(), find_key):
         heads = {one.key: one.head for one in volume.manifests if one.head is not None}
-        facts = {
-            one.key: manifest_facts(
-                one.head, container, WIRE, one.object_count, one.stored_bytes, one.referenced_bytes
-            )
-            for one in volume.manifests
-            if one.head is not None
-        }
-        listed = [
-            entering.Found(facts[one.key], 1, base=one.base, detached=one.detached)
-            for one in volume.manifests
-        ]
+        listed = []
+        for one in volume.manifests:
+            if one.head is None:
+                continue
+            sizes = (one.object_count, one.stored_bytes, one.referenced_bytes)
+            facts = manifest_facts(one.head, container, WIRE, *sizes)
+            problem = f"{one.missing} are missing" if one.missing else None
+            listed.append(entering.Found(facts, 1, problem, base=one.base, detached=one.detached))
+            if one.head.key_id is not None:
+                KeyManager(world.db).add_found(world.data_keys.of_lineage(container, one.head))
         done += entering.enter(
             world.db, listed, lambda found, heads=heads: heads[found.facts.key].record.get("backup", {}), ours
         )
