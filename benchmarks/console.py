@@ -70,6 +70,35 @@ SELECT 'backup.create', printf('10000000-0000-4000-8000-%012d', n * {CHAIN}),
 FROM numbers
 """
 
+#: Of one policy per volume; the first one has a run for each of the others.
+_SETTINGS = """{"schedule": {"cron": "30 2 * * *", "timezone": "Europe/Berlin", "jitter": 900,
+    "start_window": 60, "completion_window": null}, "backup": {"store": null, "incremental": true,
+    "full_every": null}, "retention": {"last": null, "hourly": null, "daily": 7, "weekly": 4, "monthly": 12,
+    "yearly": null, "within": null, "min_keep": 1}, "selection": {"volume_ids":
+    ["00000000-0000-4000-8000-000000000000"]}}""".replace(":", "\\:")
+_POLICIES = f"""
+INSERT INTO backup_policies (id, project_id, display_name, enabled, settings, next_run_at, planned_at,
+    touched, created_at, updated_at)
+{_NUMBERS}
+SELECT printf('50000000-0000-4000-8000-%012d', n), 'project-0', 'policy ' || n, 1, '{_SETTINGS}', moment,
+    moment, 0, moment, moment
+FROM (SELECT n, datetime('now', '-' || n || ' minutes') || '.000000' AS moment FROM numbers)
+"""
+_RUNS = f"""
+INSERT INTO policy_runs (id, policy_id, project_id, volume_id, scheduled_at, begin_at, begin_before, status,
+    reason, backup_id, tries, tidied, started_at, ended_at, created_at, touched)
+{_NUMBERS}
+SELECT printf('40000000-0000-4000-8000-%012d', n), '50000000-0000-4000-8000-000000000000', 'project-0',
+    '00000000-0000-4000-8000-000000000000', moment, moment, moment, 'ok', NULL,
+    printf('10000000-0000-4000-8000-%012d', n % {CHAIN}), 1, 1, moment, moment, moment, 0
+FROM (SELECT n, datetime('now', '-' || n || ' hours') || '.000000' AS moment FROM numbers)
+"""
+#: Its backups are those of its volume.
+_MADE = """
+UPDATE backups SET policy_id = '50000000-0000-4000-8000-000000000000'
+WHERE volume_id = '00000000-0000-4000-8000-000000000000'
+"""
+
 
 def _fill(db: Database, rows: int) -> None:
     for statement, count in (
@@ -77,6 +106,9 @@ def _fill(db: Database, rows: int) -> None:
         (_MANIFESTS, rows),
         (_BACKUPS, rows),
         (_TASKS, TASKS),
+        (_POLICIES, rows // CHAIN),
+        (_RUNS, rows // CHAIN),
+        (_MADE, 0),
     ):
         execute(db.engine, statement, {"rows": count})
     db.renew_statistics()
@@ -102,9 +134,11 @@ def run(table: Table, directory: str, rows: int, rounds: int) -> None:
         jar = http.cookies.SimpleCookie(login.headers["Set-Cookie"])
         cookie = "; ".join(f"{name}={one.value}" for name, one in jar.items())
         middle = f"volumes/00000000-0000-4000-8000-{rows // CHAIN // 2:012}"
-        for page in ("health", "now", "volumes", "volumes?name=99", middle, "messages"):
+        policy = "policies/50000000-0000-4000-8000-000000000000"
+        pages = ("health", "now", "volumes", "volumes?name=99", middle, "messages")
+        for page in (*pages, "policies", "policies/new", policy, f"{policy}/preview"):
             answer, seconds = _timed(api.app, f"/console/{page}", cookie, rounds * 10)
-            _row(table, page.partition("/")[0] + ("/ID" if "/" in page else ""), seconds, AIM_PAGE)
+            _row(table, re.sub("[0-9a-f-]{36}", "ID", page), seconds, AIM_PAGE)
             files = re.findall(r'(?:href|src)="(/console/static/[^"]+)"', answer.text)
             weight = len(answer.body) + sum(len(_ask(api.app, path).body) for path in files)
             table.row("  with all its files", f"{weight / 1000:.0f} kB", "150 kB", weight <= AIM_WEIGHT)

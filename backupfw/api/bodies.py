@@ -111,11 +111,22 @@ def validate(body: Any, schema: Schema) -> None:
         raise errors.ValidationFailed(message)
 
 
-def _refusal(error: jsonschema.ValidationError) -> str:
-    # Names all keys that it refuses.
+def problems(body: Any, schema: Schema) -> Mapping[tuple[str | int, ...], str]:
+    """Return everything that is wrong with a body, by the place of the value: for the fields of a form."""
+    validator = jsonschema.Draft4Validator(schema, format_checker=formats.CHECKER)
+    return {tuple(error.absolute_path): _message(error) for error in validator.iter_errors(body)}
+
+
+def _message(error: jsonschema.ValidationError) -> str:
+    # It names all keys that it refuses.
     message = _short(error.message)
     if error.validator == "format" and error.validator_value in formats.HINTS:
         message += f" ({formats.HINTS[error.validator_value]})"
+    return message
+
+
+def _refusal(error: jsonschema.ValidationError) -> str:
+    message = _message(error)
     if not error.path:
         return message
     return f"Invalid input for field/attribute {error.path[-1]}. Value: {_short(error.instance)}. {message}"

@@ -30,6 +30,7 @@ MENU = (
     ("health", "Health", "backup:get_all"),
     ("now", "Now", "backup:get_all"),
     ("volumes", "Volumes", "volume:get_all"),
+    ("policies", "Policies", "backup_policy:get_all"),
     ("messages", "Messages", "message:get_all"),
 )
 

@@ -5,12 +5,15 @@ All of them return text, which templates escape, except those that return :class
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from typing import Any
 from urllib.parse import urlencode
 
 from markupsafe import Markup, escape
 
 from backupfw.amounts import human_size
+from backupfw.manager.policies.retention import COUNTS
 from backupfw.manager.usecases.overview import Freed, Operation
 
 #: The seconds of a unit of time, and its name.
@@ -32,6 +35,11 @@ _MEANINGS = {
     "waiting-for-store": "bad",
     "waiting-for-worker": "bad",
     "waiting-for-retry": "warn",
+    "active": "good",
+    "stays": "good",
+    "skipped": "warn",
+    "paused": "warn",
+    "never": "warn",
     "disabled": "warn",
     "frozen": "warn",
 }
@@ -117,6 +125,25 @@ def state(word: str) -> Markup:
 def named(name: str | None, resource_id: str | None) -> str:
     """Return what people call a resource: its name, or the beginning of its id."""
     return name or (resource_id or "-")[:8]
+
+
+def selected(selection: Mapping[str, Any]) -> str:
+    """Return which volumes a policy backs up."""
+    if ids := selection.get("volume_ids"):
+        return counted(len(ids), "volume")
+    if pairs := selection.get("metadata"):
+        return "with " + ", ".join(f"{key}={value}" for key, value in pairs.items())
+    return "all of the project"
+
+
+def kept(retention: Mapping[str, Any]) -> str:
+    """Return what a policy keeps."""
+    counts = [f"{value} {name}" for name in COUNTS if (value := retention.get(name))]
+    if within := retention.get("within"):
+        counts.insert(0, f"all within {within}")
+    least = retention["min_keep"]
+    more = f", at least {least}" if counts and least > 1 else ""
+    return (", ".join(counts) or "everything") + more
 
 
 #: What tasks do, by kind.

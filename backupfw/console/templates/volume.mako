@@ -44,6 +44,9 @@ Last good backup: ${shown.since(volume.last_good, now)}; last verified: ${shown.
 <button>Back up</button>
 </form>
 ${parts.same(f'POST /v3/{volume.project_id}/backups', '{"backup": {"volume_id": "' + volume.id + '", "incremental": ' + ('true' if volume.last_good else 'false') + '}}', f'backupfw backup create {volume.id}{" --incremental" if volume.last_good else ""}')}
+% if may['plan']:
+<p><a href="${base}/policies/new?${shown.query(volume=volume.id, project=volume.project_id)}">Let a policy back it up</a></p>
+% endif
 </section>
 % endif
 <section>

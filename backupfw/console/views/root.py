@@ -6,6 +6,7 @@ from backupfw.console.page import Page
 from backupfw.console.views.health import HealthPage
 from backupfw.console.views.messages import MessagesPage
 from backupfw.console.views.now import NowPage
+from backupfw.console.views.policies import PoliciesPage
 from backupfw.console.views.volumes import VolumesPage
 
 
@@ -16,5 +17,6 @@ class RootPage(Page):
         "health": HealthPage,
         "messages": MessagesPage,
         "now": NowPage,
+        "policies": PoliciesPage,
         "volumes": VolumesPage,
     }

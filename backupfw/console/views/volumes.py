@@ -31,6 +31,7 @@ class VolumePage(Page):
         backups, total = self.site.overview.time_line(req.context, self.volume.id, offset=offset)
         now, project = self.site.overview.moment(), self.volume.project_id
         may = {one: self.allows(req, f"backup:{one}", project) for one in _ACTS}
+        may["plan"] = self.allows(req, "backup_policy:create", project) and may["create"] and may["delete"]
         line, place = timeline.drawn(backups, now), (offset + 1, offset + len(backups), total)
         return View("volume", volume=self.volume, line=line, backups=backups, place=place, now=now, may=may)
 

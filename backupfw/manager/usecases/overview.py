@@ -6,7 +6,7 @@ Each method reads a bounded number of rows along an index, whatever the database
 from __future__ import annotations
 
 from collections import Counter, namedtuple
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cache
@@ -296,6 +296,12 @@ class Overview:
             return VolumeState(
                 volume_id, name, project_id, None, None, good.get(volume_id), verified.get(volume_id)
             )
+
+    def volume_names(self, volume_ids: Iterable[str | None]) -> Mapping[Any, str | None]:
+        """Return what users call volumes, by id; the caller must see what names them."""
+        with self._db.read() as session:
+            wanted = {volume_id for volume_id in volume_ids if volume_id}
+            return _pairs(session, models.Volume.id, models.Volume.display_name, wanted)
 
     def time_line(
         self, ctx: RequestContext, volume_id: str, *, limit: int = 50, offset: int = 0

@@ -21,7 +21,7 @@ if lacks := browsers.missing():
 
 pytestmark = pytest.mark.server
 
-PAGES = ("health", "now", "volumes", "messages")
+PAGES = ("health", "now", "volumes", "policies", "messages")
 AXE = (Path(__file__).parent / "axe-4.14.1.min.js").read_text()
 
 
@@ -135,7 +135,7 @@ def test_a_backup_and_its_restore_are_clicked_through(desk: Desk, volumes: dict[
 def test_everybody_can_use_every_page(desk: Desk, volumes: dict[str, str], scheme: str) -> None:
     # The pages' own policy would let in no script of a test.
     with desk.page(color_scheme=scheme, bypass_csp=True) as page:
-        for name in (*PAGES, f"volumes/{volumes['mail']}"):
+        for name in (*PAGES, "policies/new", f"volumes/{volumes['mail']}"):
             page.goto(f"{desk.base}/{name}")
             assert _violations(page) == [], name
             if (name, scheme) == ("health", "light"):
@@ -144,6 +144,47 @@ def test_everybody_can_use_every_page(desk: Desk, volumes: dict[str, str], schem
             page.get_by_role("link", name=link).first.click()
             assert _violations(page) == [], link
             page.go_back()
+
+
+def test_a_policy_is_made_and_edited(desk: Desk, volumes: dict[str, str]) -> None:
+    """The form says what is wrong, and keeps what was filled in."""
+    with desk.page(bypass_csp=True) as page:
+        page.get_by_role("link", name="Volumes").click()
+        page.get_by_role("link", name="mail", exact=True).click()
+        page.get_by_role("link", name="Let a policy back it up").click()
+        page.get_by_label("Name", exact=True).fill("nightly")
+        page.get_by_label("Schedule").fill("61 2 * * *")
+        page.get_by_label("Time zone").fill("Europe/Berlin")
+        page.get_by_role("button", name="Make it").click()
+        page.get_by_text("cannot be understood").wait_for()
+        assert _violations(page) == []
+        # That the form is refused is no error of the page.
+        assert all("400" in said for said in desk.said), desk.said
+        desk.said.clear()
+        page.get_by_label("Schedule").fill("30 2 * * *")
+        page.get_by_role("button", name="Make it").click()
+        page.get_by_role("heading", name="nightly").wait_for()
+        page.get_by_role("link", name="Edit").click()
+        page.get_by_label("Of days").fill("3")
+        page.get_by_role("button", name="Change it").click()
+        page.get_by_text("3 daily, 4 weekly").wait_for()
+        assert "project demo" in page.inner_text("main")
+        page.get_by_role("button", name="Run now").click()
+        for _ in range(100):
+            page.reload()
+            if page.get_by_role("row", name="mail").get_by_text("ok", exact=True).count():
+                break
+            page.wait_for_timeout(200)
+        page.get_by_role("row", name="mail").get_by_text("ok", exact=True).wait_for()
+        assert _violations(page) == []
+        desk.picture(page, "policy")
+        page.get_by_role("link", name="What is kept, and why").click()
+        page.get_by_text("daily 1").wait_for()
+        assert _violations(page) == []
+        page.get_by_role("link", name="Back to the policy").click()
+        page.get_by_role("link", name="Delete").click()
+        page.get_by_role("button", name="Delete it").click()
+        page.get_by_text("There is no backup policy").wait_for()
 
 
 def test_without_javascript(desk: Desk, volumes: dict[str, str]) -> None:
