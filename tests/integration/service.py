@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.servers import forked
+from tests.servers.forked import Forked
 from tests.servers.ports import free_port
 
 #: How long anything in these tests may take before it counts as lost, seconds.
@@ -44,7 +46,7 @@ class Service:
         self.python = str(python)
         self.port = free_port()
         self.config: Path | None = None
-        self._process: subprocess.Popen[str] | None = None
+        self._process: Forked | subprocess.Popen[str] | None = None
         if options:
             self.config = state.parent / f"{state.name}.conf"
             lines = []
@@ -63,16 +65,20 @@ class Service:
 
     def start(self) -> Service:
         """Start the process and return when it is ready to answer."""
-        log = open(self.state.parent / f"{self.state.name}.log", "a")  # noqa: SIM115  (lives with the process)
-        self._process = subprocess.Popen(
-            [self.python, "-m", "backupfw.cmd.main", "serve", *self.arguments, "--port", str(self.port)],
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            start_new_session=True,
-            env={**os.environ, **self.environment},
-        )
-        log.close()
+        words = ["serve", *self.arguments, "--port", str(self.port)]
+        environment = {**os.environ, **self.environment}
+        with open(self.state.parent / f"{self.state.name}.log", "a") as log:
+            if self.python == sys.executable:
+                self._process = forked.backupfw().start(["backupfw", *words], environment, log)
+            else:
+                self._process = subprocess.Popen(
+                    [self.python, "-m", "backupfw.cmd.main", *words],
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    text=True,
+                    start_new_session=True,
+                    env=environment,
+                )
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         assert "ready" in line, f"the service did not get ready: {line!r}\n{self.log_tail()}"
@@ -125,12 +131,16 @@ class Service:
 
     def command(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a ``backupfw`` command on this instance."""
-        done = subprocess.run(
-            [self.python, "-m", "backupfw.cmd.main", *words, *self.arguments],
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-        )
+        words = (*words, *self.arguments)
+        if self.python == sys.executable:
+            done = forked.backupfw().run(["backupfw", *words], os.environ, PATIENCE)
+        else:
+            done = subprocess.run(
+                [self.python, "-m", "backupfw.cmd.main", *words],
+                capture_output=True,
+                text=True,
+                timeout=PATIENCE,
+            )
         assert not check or done.returncode == 0, f"{words}: {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
 

@@ -23,6 +23,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.integration.service import Client, free_port
+from tests.servers import forked
 from tests.servers.databases import PostgreSQL
 from tests.servers.rabbitmq import RabbitMQ
 
@@ -159,12 +160,8 @@ volumes_dir = {folder}/volumes
 
 
 def command(config: Path, *words: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "backupfw.cmd.main", *words, "--config-file", str(config)],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
+    words = ("backupfw", *words, "--config-file", str(config))
+    done = forked.backupfw().run(words, os.environ, PATIENCE)
     assert done.returncode == 0, f"{done.stdout}{done.stderr}"
     return done.stdout.strip()
 

@@ -22,6 +22,8 @@ from sqlalchemy import create_engine, text
 from backupfw.conf.embedded import absolute
 from tests.integration.content import MIB, same_content, write_image
 from tests.integration.service import Client
+from tests.servers import forked
+from tests.servers.forked import Forked
 from tests.servers.ports import free_port
 
 #: How long anything may take before it counts as lost, seconds.
@@ -43,16 +45,23 @@ SECRET = "secret"
 class Process:
     """One ``backupfw api`` or ``backupfw worker``, in a session of its own."""
 
-    def __init__(self, words: list[str], log: Path, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, words: list[str], log: Path, environment: Mapping[str, str], prefix: tuple[str, ...] = ()
+    ) -> None:
+        environment = {**os.environ, **environment}
+        self._process: Forked | subprocess.Popen[str]
         with open(log, "a") as stderr:
-            self._process = subprocess.Popen(
-                words,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                text=True,
-                start_new_session=True,
-                env={**os.environ, **environment},
-            )
+            if prefix:
+                self._process = subprocess.Popen(
+                    [*prefix, sys.executable, "-m", "backupfw.cmd.main", *words],
+                    stdout=subprocess.PIPE,
+                    stderr=stderr,
+                    text=True,
+                    start_new_session=True,
+                    env=environment,
+                )
+            else:
+                self._process = forked.backupfw().start(["backupfw", *words], environment, stderr)
         self._log = log
 
     def wait_ready(self) -> None:
@@ -188,18 +197,13 @@ class Installation:
         environment: Mapping[str, str] = NOTHING,
         prefix: tuple[str, ...] = (),
     ) -> Process:
-        command = [*prefix, sys.executable, "-m", "backupfw.cmd.main", *words]
         more = {"BACKUPFW_CRASH_POINTS": str(self.crash_points), **environment}
-        return Process(command, self.folder / f"{name}.log", more)
+        return Process(words, self.folder / f"{name}.log", more, prefix)
 
     def command(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a ``backupfw`` command on this installation."""
-        done = subprocess.run(
-            [sys.executable, "-m", "backupfw.cmd.main", *words, "--config-file", self.folder / "common.conf"],
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-        )
+        words = ("backupfw", *words, "--config-file", str(self.folder / "common.conf"))
+        done = forked.backupfw().run(words, os.environ, PATIENCE)
         assert not check or done.returncode == 0, f"{words}: {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
 
