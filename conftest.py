@@ -25,10 +25,12 @@ REQUIRED = frozenset(
 #: Of the tests that run whole services, those of ``make test``: the main job on the embedded default.
 EMBEDDED = "tests/integration/test_main_job.py"
 
-#: Its last test looks at what all others of it have shown: they run in one process.
-CLIENTS = "tests/integration/clients"
-#: Suites of which a class or module takes minutes.
-LONG = ("tests/integration/", "drivers/")
+CLIENTS = "tests/integration/clients/"
+#: The last one looks at what the others have shown: they run in one process, but for those that show nothing
+#: and have an instance of their own.
+APART = tuple(f"{CLIENTS}test_{name}.py" for name in ("suites", "tempest"))
+#: Suites of which a class or module takes minutes, the longest first.
+LONG = (CLIENTS, "tests/integration/cinder/", "tests/integration/", "drivers/")
 #: Most processes that tests run in: each has servers of its own.
 MOST_PROCESSES = 4
 
@@ -85,13 +87,18 @@ def _refuse(report: pytest.TestReport | pytest.CollectReport, why: str) -> None:
     report.outcome = "failed"
 
 
+def _turn(item: pytest.Item) -> int:
+    """Return how many kinds of tests begin before this one."""
+    return next((turn for turn, suite in enumerate(LONG) if item.nodeid.startswith(suite)), len(LONG))
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what needs a server or root and what runs whole services, before ``-m`` is looked at.
 
     What takes minutes in one process comes first; the rest fills the other processes at the end.
     """
-    items.sort(key=lambda item: not item.nodeid.startswith(LONG))
+    items.sort(key=_turn)
     for item in items:
         file = item.nodeid.partition("::")[0]
         whole = file.startswith("tests/integration/") and file != EMBEDDED
@@ -111,12 +118,14 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Return who gives ``--dist loadscope`` its scopes: a class, a module, or all the tests of clients."""
+    """Return who gives ``--dist loadscope`` its scopes: a class, a module, or most tests of clients."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return CLIENTS if nodeid.startswith(f"{CLIENTS}/") else nodeid.rsplit("::", 1)[0]
+            if nodeid.startswith(CLIENTS) and not nodeid.startswith(APART):
+                return CLIENTS
+            return nodeid.rsplit("::", 1)[0]
 
     return Scheduling(config, log) if config.getoption("dist") == "loadscope" else None
 
