@@ -2,23 +2,46 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import subprocess
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from tests.servers.forked import ForkServer
 from tests.servers.programs import find_program, missing_programs, servers_directory
 
 #: How long one command may take, seconds.
 PATIENCE = 120.0
+#: What the clients' scripts call, and what that imports.
+IMPORTED = {
+    "openstack": ("openstackclient.shell:main", "openstackclient.volume.*", "openstack.block_storage.*"),
+    "cinder": ("cinderclient.shell:main", "cinderclient.v3.*"),
+}
 
 
 def clients_missing() -> str | None:
     """Say what is missing to run them, or None."""
     names = missing_programs("openstack", "cinder", environment="clients")
     return f"not installed: {', '.join(names)} (tests/servers/install.sh clients)" if names else None
+
+
+def imported_client(
+    program: Path, environment: Mapping[str, str], directory: Path | None = None
+) -> ForkServer:
+    """Import a client; where it looks for its configuration is settled then."""
+    python = program.with_name("python")
+    return ForkServer(python, *IMPORTED[program.name], environment=environment, directory=directory)
+
+
+@cache
+def _imported(program: Path, home: str) -> ForkServer:
+    server = imported_client(program, {**os.environ, "HOME": home})
+    atexit.register(server.close)
+    return server
 
 
 class Commands:
@@ -35,13 +58,14 @@ class Commands:
 
     def run(self, program: str, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run one of the programs; it must succeed unless ``check`` is false."""
-        done = subprocess.run(
-            [find_program(program, "clients") or program, *words],
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-        )
+        found = find_program(program, "clients") or program
+        if program in IMPORTED:
+            server = _imported(Path(found), self.environment["HOME"])
+            done = server.run([str(found), *words], self.environment, PATIENCE)
+        else:
+            done = subprocess.run(
+                [found, *words], env=self.environment, capture_output=True, text=True, timeout=PATIENCE
+            )
         assert not check or done.returncode == 0, f"{words}: {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
 

@@ -77,6 +77,7 @@ def test_a_volume_from_backup_to_restore(cinder: Commands, api: Client, shows: S
     shows(CINDER, "name, description, metadata afterwards")
 
     restored = cinder.cinder_shows("backup-restore", "--name", "cinder-restored", "cinder-second")
+    api.wait_status("backup", second["id"], "available")
     typed = cinder.cinder_shows("backup-restore", "--volume-type", "__DEFAULT__", second["id"])
     for answer in (restored, typed):
         api.wait_status("volume", answer["volume_id"], "available")
@@ -84,8 +85,10 @@ def test_a_volume_from_backup_to_restore(cinder: Commands, api: Client, shows: S
     assert typed["volume_name"] == f"restore_backup_{second['id']}"
     shows(CINDER, "restore to a new volume", "a new volume from a backup (3.47)")
     fill(api.volume_path(restored["volume_id"]), seed=4)
+    api.wait_status("backup", second["id"], "available")
     cinder.run("cinder", "backup-restore", "--volume", "cinder-restored", second["id"])
     api.wait_status("volume", restored["volume_id"], "available")
+    api.wait_status("backup", second["id"], "available")
     assert same_content(source, api.volume_path(restored["volume_id"]), GIB)
     shows(CINDER, "restore over a volume")
 
