@@ -4,8 +4,8 @@ Each process has a registry of its own and counts what it did itself, unless ``P
 names a directory where the processes of a WSGI server keep what all of them did.  What concerns the whole
 installation (tasks by state, the age of the queue, each volume's last backup, what verifications found) is
 read from the database: tasks for each request; what a query over all backups finds, once a minute at most.
-Labels have few values: no names that users choose, and no ids but those of a volume and its project, for its
-last backup.
+Labels have few values: no names that users choose, and no ids but those of projects, volumes and backup
+policies, for the volumes' last backups and the policies' runs.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 from sqlalchemy import func, not_, select, type_coerce
 
 from backupfw.api.resource import TEMPLATE
 from backupfw.chunkstore.errors import ChunkStoreError
-from backupfw.db.models import Backup, DamagedObject, Manifest, Task, Volume
+from backupfw.db.models import Backup, BackupPolicy, DamagedObject, Manifest, Task, Volume
 from backupfw.db.session import Database, now
 from backupfw.engine.ports import BackupResult
 from backupfw.manager.lineage import lifecycle
@@ -63,6 +63,7 @@ class Meters:
         self._of_database = (
             _TaskCollector(db),
             _VolumeCollector(db, kept=True),
+            _PolicyCollector(db, kept=True),
             _HealthCollector(db, kept=True),
         )
         for collector in self._of_database:
@@ -262,41 +263,70 @@ class _TaskCollector(_DatabaseCollector):
 
 
 class _VolumeCollector(_DatabaseCollector):
-    """From when each volume's newest good backup is."""
+    """From when each volume's newest good backup is, that of each of its policies."""
 
     def _figures(self) -> Iterator[Metric]:
         gauge = GaugeMetricFamily(
             "backupfw_last_good_backup_timestamp",
-            "Seconds since 1970 of the state that the volume's newest available backup without known damage"
-            " holds; 0: it has none",
-            labels=("project", "volume"),
+            "Seconds since 1970 of the state that the newest available backup without known damage holds"
+            " that a policy has made of the volume, or nobody's policy; 0: the volume has none",
+            labels=("project", "volume", "policy"),
         )
-        for project, volume, moment in self._read():
+        for project, volume, policy, moment in self._read():
             gauge.add_metric(
-                (project, volume), 0 if moment is None else moment.replace(tzinfo=UTC).timestamp()
+                (project, volume, policy or ""),
+                0 if moment is None else moment.replace(tzinfo=UTC).timestamp(),
             )
         yield gauge
 
-    def _read(self) -> list[tuple[str, str, datetime | None]]:
+    def _read(self) -> list[tuple[str, str, str | None, datetime | None]]:
         newest = func.max(func.coalesce(Backup.data_timestamp, Backup.created_at))
         good = (
-            select(Backup.volume_id, newest.label("at"))
+            select(Backup.volume_id, BackupPolicy.id.label("policy"), newest.label("at"))
+            # A backup whose policy is gone is nobody's.
+            .outerjoin(BackupPolicy, BackupPolicy.id == Backup.policy_id)
             .where(
                 Backup.deleted.is_(False),
                 Backup.status.in_((lifecycle.AVAILABLE, lifecycle.RESTORING)),
                 not_(damaged_objects.is_damaged()),
             )
-            .group_by(Backup.volume_id)
+            .group_by(Backup.volume_id, BackupPolicy.id)
             .subquery()
         )
         with self._db.read() as session:
             rows = session.execute(
-                select(Volume.project_id, Volume.id, type_coerce(good.c.at, Backup.data_timestamp.type))
+                select(
+                    Volume.project_id,
+                    Volume.id,
+                    good.c.policy,
+                    type_coerce(good.c.at, Backup.data_timestamp.type),
+                )
                 .outerjoin(good, good.c.volume_id == Volume.id)
                 .where(Volume.deleted.is_(False))
                 .order_by(Volume.id)
             )
-            return [(project, volume, moment) for project, volume, moment in rows]
+            return [(project, volume, policy, moment) for project, volume, policy, moment in rows]
+
+
+class _PolicyCollector(_DatabaseCollector):
+    """How many runs of each backup policy were missed, and failed."""
+
+    def _figures(self) -> Iterator[Metric]:
+        labels = ("project", "policy")
+        missed = CounterMetricFamily(
+            "backupfw_policy_missed_runs", "Runs that did not begin in time", labels=labels
+        )
+        failed = CounterMetricFamily("backupfw_policy_failed_runs", "Runs that failed", labels=labels)
+        row = BackupPolicy
+        with self._db.read() as session:
+            found = session.execute(
+                select(row.project_id, row.id, row.missed_runs, row.failed_runs).order_by(row.id)
+            ).all()
+        for project, policy, missed_runs, failed_runs in found:
+            missed.add_metric((project, policy), missed_runs)
+            failed.add_metric((project, policy), failed_runs)
+        yield missed
+        yield failed
 
 
 class _HealthCollector(_DatabaseCollector):

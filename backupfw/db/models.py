@@ -438,7 +438,8 @@ class BackupPolicy(Lockable, _Timestamps, Base):
     ``settings``: schedule, selection, retention and the rest, as the API shows them
     (``manager/policies/settings.py``).  ``next_run_at``: when the next runs are planned, null while the
     policy is paused; ``planned_at``: when that was computed: if it lies in the future, the clock went back,
-    and it is computed again.  ``user_id`` made the policy, ``updated_by`` changed it last.
+    and it is computed again.  ``user_id`` made the policy, ``updated_by`` changed it last.  ``missed_runs``
+    and ``failed_runs`` are totals: the runs themselves are deleted after a while.
     """
 
     __tablename__ = "backup_policies"
@@ -460,6 +461,8 @@ class BackupPolicy(Lockable, _Timestamps, Base):
     max_concurrent: Mapped[int | None]
     next_run_at: Mapped[datetime | None]
     planned_at: Mapped[datetime]
+    missed_runs: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    failed_runs: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
 
 
 class PolicyRun(Lockable, Base):

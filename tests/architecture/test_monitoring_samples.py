@@ -13,7 +13,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from backupfw.cmd.meters import Meters
-from backupfw.db.models import Base, DamagedObject, Volume
+from backupfw.db.models import BackupPolicy, Base, DamagedObject, Volume
 from backupfw.db.session import Database, now
 from tests.architecture.checkout import ROOT
 
@@ -51,6 +51,8 @@ def figures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
         with db.write() as session:
             values = {"user_id": "u", "status": "available", "size": 1, "length": 1}
             session.add(Volume(id="v", project_id="p", created_at=now(session), **values))
+            settings = {"settings": {}, "planned_at": now(session)}
+            session.add(BackupPolicy(id="n", project_id="p", created_at=now(session), **settings))
             place = {"store": "main", "container": "box", "key": "key", "reason": "it is missing"}
             session.add(DamagedObject(digest="d", found_at=now(session), **place))
         meters = Meters(db)
@@ -95,4 +97,4 @@ def test_each_rule_and_panel_can_be_told_apart() -> None:
 def test_the_search_finds_what_it_looks_for(figures: dict[str, set[str]]) -> None:
     assert FIGURE.findall('sum by (kind) (backupfw_gone_total{a="b"})') == [("backupfw_gone_total", 'a="b"')]
     assert "backupfw_gone_total" not in figures
-    assert figures["backupfw_last_good_backup_timestamp"] == {"project", "volume"}
+    assert figures["backupfw_last_good_backup_timestamp"] == {"project", "volume", "policy"}

@@ -13,6 +13,7 @@ any other run, but instead of a backup it plans the runs of the volumes that it 
 from __future__ import annotations
 
 import uuid
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
@@ -238,13 +239,34 @@ def insert(session: Session, runs: Sequence[Mapping[str, Any]]) -> None:
     """Insert rows of runs; one that is there stays as it is."""
     if runs:
         session.execute(insert_if_absent(session, models.PolicyRun), runs)
-    for run in runs:
-        if run["status"] == MISSED:
-            tell(session, models.PolicyRun(**run))
+    missed = [models.PolicyRun(**values) for values in runs if values["status"] == MISSED]
+    for run in missed:
+        _alert(session, run)
+    for policy_id, number in sorted(Counter(run.policy_id for run in missed).items()):
+        _count(session, policy_id, MISSED, number)
 
 
 def tell(session: Session, run: models.PolicyRun) -> None:
-    """Add the alert that a run was missed or has failed."""
+    """Add the alert that a run was missed or has failed, and count it.
+
+    That locks its policy: who tells of several ones does it in the order of their policies.
+    """
+    _alert(session, run)
+    _count(session, run.policy_id, run.status, 1)
+
+
+def _count(session: Session, policy_id: str, status: str, number: int) -> None:
+    row = models.BackupPolicy
+    total = {MISSED: row.missed_runs, FAILED: row.failed_runs}[status]
+    session.execute(
+        update(row)
+        .where(row.id == policy_id)
+        .values({total: total + number})
+        .execution_options(synchronize_session=False)
+    )
+
+
+def _alert(session: Session, run: models.PolicyRun) -> None:
     outbox.alert(
         session,
         f"policy.run.{run.status}",

@@ -391,7 +391,7 @@ class PolicyRuns:
         def work(session: Session) -> int:
             moment = now(session)
             ids = lock(session, run, passed(moment), limit=_BATCH, skip_locked=True)
-            found = session.scalars(select(run).where(run.id.in_(ids))).all()
+            found = session.scalars(select(run).where(run.id.in_(ids)).order_by(run.policy_id)).all()
             made = _backups(session, [one.backup_id for one in found])
             for one in found:
                 if one.backup_id in made:
@@ -442,7 +442,7 @@ class PolicyRuns:
         def work(session: Session) -> int:
             moment = now(session)
             ids = lock(session, run, ended(moment), limit=_BATCH, skip_locked=True)
-            found = session.scalars(select(run).where(run.id.in_(ids))).all()
+            found = session.scalars(select(run).where(run.id.in_(ids)).order_by(run.policy_id)).all()
             made = _backups(session, [one.backup_id for one in found])
             for one in found:
                 _note_end(one, made.get(one.backup_id or ""), moment)

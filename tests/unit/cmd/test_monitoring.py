@@ -20,11 +20,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import event, select, text, update
 
 from backupfw.cmd import database, meters, monitoring, service
+from backupfw.cmd.meters import Meters
 from backupfw.cmd.monitoring import CONNECTIONS, Health, Listener
 from backupfw.db.models import Backup, DamagedObject, DamageMark, Task
 from backupfw.db.session import now
 from tests.servers.ports import free_port
 from tests.unit.cmd.conftest import Run, load_conf
+from tests.unit.manager.policies.support import PolicyWorld
 
 
 def get(url: str) -> tuple[int, bytes]:
@@ -67,7 +69,7 @@ def test_a_backup_in_figures(served: tuple[str, str, Any], monkeypatch: pytest.M
     monkeypatch.setattr(meters, "KEPT_SECONDS", 0)
     url, listener, conf = served
     (volume,) = api(url, "/volumes")["volumes"]
-    good = ("backupfw_last_good_backup_timestamp", "demo", volume["id"])
+    good = ("backupfw_last_good_backup_timestamp", "", "demo", volume["id"])
     assert figures(get(f"{listener}/metrics")[1])[good] == 0
     for incremental in (False, True):
         body = {"backup": {"volume_id": volume["id"], "incremental": incremental}}
@@ -227,3 +229,38 @@ def test_figures_about_all_backups_are_kept_for_a_while(
 
 def _text(shown: meters.Meters) -> str:
     return shown.text().decode()
+
+
+def test_policies_in_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = PolicyWorld(monkeypatch)
+    volume, other = world.volume(), world.volume()
+    policy = world.policy(selection={"volume_ids": [volume]})
+    idle = world.policy(enabled=False)
+    world.backups.create(world.ctx(), volume_id=volume)
+    world.make()
+
+    def found() -> dict[tuple[str, ...], float]:
+        return figures(Meters(world.db).text())
+
+    def at(text: str) -> float:
+        return datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()
+
+    good = "backupfw_last_good_backup_timestamp"
+    by_hand = found()[good, "", "p1", volume]
+    assert (good, policy, "p1", volume) not in found()
+    world.at("2026-01-02T00:00:01")
+    world.night()
+    shown = found()
+    assert shown[good, policy, "p1", volume] == pytest.approx(at("2026-01-02T00:00:01"), abs=1)
+    assert shown[good, "", "p1", volume] == by_hand == pytest.approx(at("2026-01-01T12:00"), abs=1)
+    assert shown[good, "", "p1", other] == 0
+    totals = ("backupfw_policy_missed_runs_total", "backupfw_policy_failed_runs_total")
+    # They begin at 0: Prometheus sees the first one as an increase.
+    assert [shown[name, one, "p1"] for name in totals for one in (policy, idle)] == [0, 0, 0, 0]
+    world.at("2026-01-03T06:00")
+    world.night()
+    assert [found()[name, policy, "p1"] for name in totals] == [1, 0]
+    # The backups of a policy that is gone are nobody's.
+    world.policies.delete(world.ctx(), policy)
+    assert found()[good, "", "p1", volume] == shown[good, policy, "p1", volume]
+    assert not any(policy in sample for sample in found())

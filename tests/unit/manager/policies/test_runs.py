@@ -694,3 +694,37 @@ def test_a_changed_policy_file_counts_for_runs(
     world.at("2026-01-03T00:00:01")
     world.night()
     assert [run.status for run in world.runs_of(policy)] == ["ok", "failed"]
+
+
+def test_what_was_missed_and_failed_is_counted_for_ever(
+    world: PolicyWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.volume()
+    _, policy = due(world, schedule={"cron": "@hourly"})
+    world.night()
+
+    def totals() -> tuple[int, int]:
+        row = world.row(models.BackupPolicy, policy)
+        return row.missed_runs, row.failed_runs
+
+    # Of an outage one is missed for each of two volumes.
+    assert totals() == (2, 0)
+    world.conf.quota.backups = 0
+    world.at("2026-01-02T01:00:01")
+    for minutes in (0, 1, 4, 16):
+        world.later(minutes=minutes)
+        world.night()
+    assert totals() == (2, 2)
+    world.at("2026-01-02T08:59:59")
+    world.night()
+    # The run before this one is missed, and this one has no time for another try.
+    assert totals() == (4, 4)
+    # One waits until its window is over.
+    world.at("2026-01-02T09:00:00")
+    world.runs.plan()
+    world.at("2026-01-02T10:00:01")
+    world.watch()
+    assert totals() == (6, 4)
+    monkeypatch.setattr(policy_runs, "KEPT", timedelta(0))
+    assert world.runs.forget()
+    assert totals() == (6, 4)
