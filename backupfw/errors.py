@@ -156,11 +156,13 @@ class QuotaExceeded(BackupfwError):
 
     :param resource: the quota key, e.g. ``backups`` or ``backup_gigabytes``.
     :param message: the text clients know for it.
+    :param excess: by how much the limit would be exceeded, if that is known.
     """
 
-    def __init__(self, resource: str, message: str) -> None:
+    def __init__(self, resource: str, message: str, excess: int = 0) -> None:
         super().__init__(message)
         self.resource = resource
+        self.excess = excess
 
 
 class OperationNotSupported(BackupfwError):

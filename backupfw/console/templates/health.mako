@@ -57,7 +57,7 @@ ${troubles('Not copied within a day', health.not_copied)}
 % for one in runs:
 <tr><th scope="row">
 % if one.volume_id is None:
-all foreign ones\
+search of new volumes\
 % else:
 <a href="${base}/volumes/${one.volume_id}" title="${one.volume_id}">${shown.named(None, one.volume_id)}</a>\
 % endif

@@ -21,7 +21,7 @@ from backupfw.context import RequestContext
 from backupfw.db import models
 from backupfw.db.locks import lock
 from backupfw.db.session import Database, clock, now
-from backupfw.errors import BackupNotFound, InvalidBackup
+from backupfw.errors import BackupNotFound, InvalidBackup, QuotaExceeded
 from backupfw.manager.lineage import lifecycle
 from backupfw.manager.outcomes.damaged_objects import is_damaged
 from backupfw.manager.policies import retention
@@ -162,12 +162,61 @@ def let_go(
     going = [one for one, since in candidates.failed.items() if moment - since >= ERRORS_KEPT]
     if succeeded:
         going += [one for one, why in candidates.verdicts(settings).items() if why is None]
+    free = [one for one in going if one not in candidates.held]
+    return _delete(backups, ctx, policy, settings, free, most)
+
+
+def make_room(
+    db: Database,
+    backups: BackupManager,
+    ctx: RequestContext,
+    policy: models.BackupPolicy,
+    settings: Settings,
+    volume_id: str,
+    *,
+    missing: QuotaExceeded,
+) -> list[str]:
+    """Begin to delete what a policy needs no more when its next backup is made; return their ids.
+
+    That backup is refused by the quota: with one of as many as the retention keeps no run would succeed
+    again.  What could not be made goes first, then what the next backup takes the place of, the oldest
+    first.  Nothing goes if there would be no room all the same, and the newest good ones stay as ever.
+
+    :param policy: read before; in no transaction any more.
+    """
+    with db.read() as session:
+        candidates, moment = of(session, policy, volume_id), now(session)
+        row = models.Backup
+        mine = (row.policy_id == policy.id, row.volume_id == volume_id, row.deleted.is_(False))
+        sizes = {one.id: one.size for one in session.execute(select(row.id, row.size).where(*mine))}
+    with_next = [*candidates.good, Taken("the next one", moment)]
+    verdicts = retention.apply(settings.rules, settings.schedule.zone, with_next)
+    oldest = sorted(candidates.good, key=lambda one: (one.taken_at, one.id))
+    replaced = [one.id for one in oldest[: -settings.rules.min_keep] if verdicts[one.id] is None]
+    chosen: list[str] = []
+    room = 0
+    for one in (*candidates.failed, *replaced):
+        if room < missing.excess and one not in candidates.held:
+            chosen.append(one)
+            room += 1 if missing.resource == "backups" else sizes.get(one, 0)
+    if room < missing.excess:
+        return []
+    return _delete(backups, ctx, policy, settings, chosen, len(chosen))
+
+
+def _delete(
+    backups: BackupManager,
+    ctx: RequestContext,
+    policy: models.BackupPolicy,
+    settings: Settings,
+    going: Sequence[str],
+    most: int,
+) -> list[str]:
+    """Begin to delete backups, but none whose deletion something forbids now; return their ids."""
     gone: list[str] = []
     for one in going:
         if len(gone) == most:
             break
-        if one in candidates.held:
-            continue
         try:
             backups.delete(ctx, one, partial(_refuse, policy, settings.rules.min_keep))
             gone.append(one)

@@ -21,7 +21,19 @@ from typing import Any, NamedTuple
 
 from oslo_db.exception import DBDuplicateEntry
 from oslo_log import log
-from sqlalchemy import ColumnElement, CursorResult, and_, case, delete, exists, func, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    CursorResult,
+    and_,
+    case,
+    delete,
+    exists,
+    func,
+    or_,
+    select,
+    tuple_,
+    update,
+)
 from sqlalchemy.orm import Session, aliased, object_session
 
 from backupfw import crash_points
@@ -29,7 +41,14 @@ from backupfw.context import RequestContext, working_for
 from backupfw.db import models
 from backupfw.db.locks import lock
 from backupfw.db.session import Database, clock, now
-from backupfw.errors import BackupfwError, InvalidBackup, InvalidInput, NotFound, VolumeNotFound
+from backupfw.errors import (
+    BackupfwError,
+    InvalidBackup,
+    InvalidInput,
+    NotFound,
+    QuotaExceeded,
+    VolumeNotFound,
+)
 from backupfw.manager.lineage import lifecycle
 from backupfw.manager.policies import ending, planning
 from backupfw.manager.policies import settings as policy_settings
@@ -63,6 +82,7 @@ MOST_KEPT = 50_000
 
 #: The rules that are asked at each run, too: an operator may have changed them since the policy was saved.
 _CREATE, _DELETE = "backup:create", "backup:delete"
+_NO_ROOM = " The retention lets nothing go that would make room."
 _FORBIDDEN = "The service's rules do not allow a member of the project to {} backups ({})."
 
 #: Says why a project's policies do not run now, or None; it may ask over the network.
@@ -196,20 +216,25 @@ class PolicyRuns:
         """Select the ids of runs that can begin, in their order: each project in turn."""
         run, policy = models.PolicyRun, models.BackupPolicy
         other = aliased(run)
-        # Counted once, for all policies: a policy has many runs, of which few are on.
+        # Found once, for all policies: a policy has many runs, of which few are on.
         on = (
             select(other.policy_id, func.count().label("number"))
             .where(_is_on(other, moment))
             .group_by(other.policy_id)
             .subquery()
         )
+        own = select(other.policy_id, other.volume_id).where(_is_on(other, moment))
+        volume = models.Volume
         turn = func.row_number().over(partition_by=run.project_id, order_by=(run.begin_at, run.id))
         ready = (
             select(run.id, run.begin_at, turn.label("turn"))
             .join(policy, policy.id == run.policy_id)
             .outerjoin(on, on.c.policy_id == run.policy_id)
+            .outerjoin(volume, and_(volume.id == run.volume_id, _is_busy(volume)))
             .where(
                 _can_begin(run, moment),
+                # One that waits for its own policy's last run is skipped; for others it waits.
+                or_(volume.id.is_(None), tuple_(run.policy_id, run.volume_id).in_(own)),
                 or_(
                     policy.max_concurrent.is_(None),
                     func.coalesce(on.c.number, 0) < policy.max_concurrent,
@@ -247,7 +272,7 @@ class PolicyRuns:
         running: dict[str, int] = {}
         for policy_id, _ in on:
             running[policy_id] = running.get(policy_id, 0) + 1
-        taken = []
+        taken: list[Taken] = []
         ended = 0
         for one, owner in found:
             makes_backup = one.volume_id != NO_VOLUME
@@ -256,7 +281,7 @@ class PolicyRuns:
                 ended += 1
                 continue
             is_full = owner.max_concurrent is not None and running.get(owner.id, 0) >= owner.max_concurrent
-            if makes_backup and is_full:
+            if makes_backup and (is_full or any(one.volume_id == before.volume_id for before in taken)):
                 continue
             try:
                 settings = policy_settings.read(owner.settings)
@@ -318,6 +343,9 @@ class PolicyRuns:
             raise
         except VolumeNotFound as error:
             return Refusal(str(error), SKIPPED)
+        except QuotaExceeded as error:
+            made_room = self._make_room(run, context, error)
+            return Refusal(f"{error}{'' if made_room else _NO_ROOM}")
         except BackupfwError as error:
             return Refusal(str(error))
         except Exception:
@@ -342,6 +370,22 @@ class PolicyRuns:
             made_by=MadeBy(run.policy_id, run.backup_id),
         )
 
+    def _make_room(self, run: Taken, context: RequestContext, missing: QuotaExceeded) -> bool:
+        """Let retention delete what the run's backup would take the place of, if that makes room for it."""
+        if not self._allows(context, _DELETE, run.project_id):
+            return False
+        with self._db.read() as session:
+            policy = session.get(models.BackupPolicy, run.policy_id)
+            session.expunge_all()
+        if policy is None:
+            return False
+        gone = ending.make_room(
+            self._db, self._backups, context, policy, run.settings, run.volume_id, missing=missing
+        )
+        if gone:
+            LOG.info("Policy %s lets %d backups go before the next one", run.policy_id, len(gone))
+        return bool(gone)
+
     def _record(
         self,
         session: Session,
@@ -364,6 +408,9 @@ class PolicyRuns:
             return
         elif refusal.end is not None:
             _end(found, refusal.end, refusal.reason, moment)
+        elif _busy(session, [run.volume_id]):
+            # Of another policy, or a user's, and faster.  It is no failure to wait for it.
+            found.taken_until = None
         else:
             _try_again(found, refusal.reason, moment)
 
@@ -393,6 +440,7 @@ class PolicyRuns:
             ids = lock(session, run, passed(moment), limit=_BATCH, skip_locked=True)
             found = session.scalars(select(run).where(run.id.in_(ids)).order_by(run.policy_id)).all()
             made = _backups(session, [one.backup_id for one in found])
+            busy = _busy(session, [one.volume_id for one in found])
             for one in found:
                 if one.backup_id in made:
                     # Its process was killed before it could record that.
@@ -400,7 +448,8 @@ class PolicyRuns:
                 elif one.tries:
                     _end(one, FAILED, one.reason, moment)
                 else:
-                    _end(one, MISSED, "It could not begin within its start window.", moment)
+                    why = ": another operation works on the volume." if one.volume_id in busy else "."
+                    _end(one, MISSED, f"It could not begin within its start window{why}", moment)
             session.flush()
             return len(ids)
 
@@ -598,6 +647,18 @@ def _is_on(run: Any, moment: datetime) -> ColumnElement[bool]:
     """The condition that a run's backup has begun, or is just being begun."""
     taken = and_(run.status == WAITING, run.begin_at <= moment, run.taken_until > moment)
     return or_(run.status == RUNNING, and_(taken, run.volume_id != NO_VOLUME))
+
+
+def _is_busy(volume: Any) -> ColumnElement[bool]:
+    """The condition that a backup or restore of ours works on a volume, also one of a foreign catalogue."""
+    condition: ColumnElement[bool] = volume.status.in_((lifecycle.BACKING_UP, lifecycle.RESTORING_BACKUP))
+    return condition
+
+
+def _busy(session: Session, ids: Sequence[str]) -> set[str]:
+    """Return which of these volumes are busy."""
+    row = models.Volume
+    return set(session.scalars(select(row.id).where(row.id.in_(ids), _is_busy(row))))
 
 
 def _backups(session: Session, ids: Sequence[str | None]) -> dict[str, models.Backup]:

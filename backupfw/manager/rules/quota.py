@@ -116,7 +116,7 @@ def _refuse(session: Session, project_id: str, limits: Mapping[str, int], wanted
         if limit != UNLIMITED and used[resource] + wanted[resource] > limit:
             base = resource if resource in _TEXTS else _split(resource)[0]
             text = _TEXTS[base].format(limit=limit, wanted=wanted[resource], used=used[resource])
-            raise QuotaExceeded(base, text)
+            raise QuotaExceeded(base, text, used[resource] + wanted[resource] - limit)
 
 
 def follow_type(session: Session, name: str, new: str | None) -> None:
