@@ -98,6 +98,12 @@ _MADE = """
 UPDATE backups SET policy_id = '50000000-0000-4000-8000-000000000000'
 WHERE volume_id = '00000000-0000-4000-8000-000000000000'
 """
+_USAGE = f"""
+INSERT INTO store_usage (store, project_id, day, backups, objects, bytes, recorded_at)
+{_NUMBERS}
+SELECT 'main', '', date('now', '-' || n || ' days'), n, n, n * 1000000000, datetime('now') || '.000000'
+FROM numbers
+"""
 
 
 def _fill(db: Database, rows: int) -> None:
@@ -109,6 +115,7 @@ def _fill(db: Database, rows: int) -> None:
         (_POLICIES, rows // CHAIN),
         (_RUNS, rows // CHAIN),
         (_MADE, 0),
+        (_USAGE, 400),
     ):
         execute(db.engine, statement, {"rows": count})
     db.renew_statistics()
@@ -136,7 +143,7 @@ def run(table: Table, directory: str, rows: int, rounds: int) -> None:
         middle = f"volumes/00000000-0000-4000-8000-{rows // CHAIN // 2:012}"
         policy = "policies/50000000-0000-4000-8000-000000000000"
         pages = ("health", "now", "volumes", "volumes?name=99", middle, "messages")
-        for page in (*pages, "policies", "policies/new", policy, f"{policy}/preview"):
+        for page in (*pages, "policies", "policies/new", policy, f"{policy}/preview", "stores"):
             answer, seconds = _timed(api.app, f"/console/{page}", cookie, rounds * 10)
             _row(table, re.sub("[0-9a-f-]{36}", "ID", page), seconds, AIM_PAGE)
             files = re.findall(r'(?:href|src)="(/console/static/[^"]+)"', answer.text)

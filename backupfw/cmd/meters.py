@@ -14,7 +14,7 @@ import abc
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -136,6 +136,16 @@ class Meters:
     def retried(self, store: str, operation: str, pause: float, error: ChunkStoreError) -> None:  # noqa: ARG002
         """Count one try that is repeated."""
         self._store_retries.labels(store, type(error).__name__).inc()
+
+    def store_calls(self) -> Mapping[str, tuple[int, int]]:
+        """Return how many calls this process made to each store so far, and how many failed for good."""
+        calls: dict[str, list[int]] = {}
+        for place, meter, ending in ((0, self._store, "_count"), (1, self._store_errors, "_total")):
+            for metric in meter.collect():
+                for sample in metric.samples:
+                    if sample.name.endswith(ending):
+                        calls.setdefault(sample.labels["store"], [0, 0])[place] += int(sample.value)
+        return {store: (made, failed) for store, (made, failed) in calls.items()}
 
     # Of the workers (worker.handlers.base.Meter).
 

@@ -39,6 +39,7 @@ from backupfw.manager.usecases.backups import BackupManager
 from backupfw.manager.usecases.keys import KeyManager
 from backupfw.manager.usecases.mirrors import Mirrors
 from backupfw.manager.usecases.snapshots import SnapshotManager
+from backupfw.manager.usecases.stores import StoreManager
 from backupfw.manager.usecases.transfers import TransferManager
 from backupfw.manager.usecases.volumes import VolumeManager
 from backupfw.outages import Outages
@@ -162,9 +163,10 @@ def console_token(conf: cfg.ConfigOpts) -> str | None:
     return new_token()
 
 
-def _console(conf: cfg.ConfigOpts, db: Database, token: str | None) -> Mapping[str, Maker]:
+def _console(conf: cfg.ConfigOpts, db: Database, meters: Meters, token: str | None) -> Mapping[str, Maker]:
     """Return what is served beside the API: the console, or nothing.
 
+    :param meters: what this process knows of its calls to stores.
     :param token: with which users log in where nobody is authenticated; None: nobody was told one.
     """
     if not conf.console.enabled or (token is None and conf.api.auth_strategy == "noauth"):
@@ -178,7 +180,8 @@ def _console(conf: cfg.ConfigOpts, db: Database, token: str | None) -> Mapping[s
         way = login.KeystoneLogin(conf)
     else:
         way = login.TokenLogin(token, everywhere="admin" in conf.api.noauth_roles)
-    return {app.MOUNT: app.maker(Overview(db, conf), sessions.Sessions(SessionManager(db)), way)}
+    kept = sessions.Sessions(SessionManager(db))
+    return {app.MOUNT: app.maker(Overview(db, conf), StoreManager(db, conf), meters.store_calls, kept, way)}
 
 
 def pauses(conf: cfg.ConfigOpts) -> Pauses:
@@ -246,6 +249,7 @@ class WorkerProcess:
             ),
             expire_waiting=self._look_after,
             queue_scrubs=partial(backup_tasks.scrubbing.queue_due, frozenset(wire_names)),
+            record_usage=StoreManager(db, conf).record,
             meter=meters,
             outbox=outbox,
             reach=Reach(
@@ -366,7 +370,7 @@ class EmbeddedService:
             worker.start()
             stack.callback(worker.close)
             managers = make_managers(self._conf, db, dispatch.wake, outbox)
-            beside = _console(self._conf, db, self._token)
+            beside = _console(self._conf, db, meters, self._token)
             app = make_app(managers, self._conf, healthy=db.writable, beside=beside)
             server = ApiServer(self._conf, meters.measured(app))
             stack.callback(server.close)
@@ -412,7 +416,7 @@ def api_application(conf: cfg.ConfigOpts, token: str | None = None) -> Iterator[
         meters = Meters(db)
         outbox = stack.enter_context(sending_events(conf, db))
         managers = make_managers(conf, db, dispatch.wake, outbox)
-        app = make_app(managers, conf, healthy=db.writable, beside=_console(conf, db, token))
+        app = make_app(managers, conf, healthy=db.writable, beside=_console(conf, db, meters, token))
         stack.enter_context(_looking_after(conf, db))
         yield Api(meters.measured(app), db, meters)
 

@@ -80,6 +80,14 @@ LOCK_DAYS = cfg.IntOpt(
     "  0: lock nothing.  Only for stores whose driver has locks.  Set it when no worker of a release without"
     " this option is running.",
 )
+PRICE = cfg.FloatOpt(
+    "price_per_gib_month",
+    default=0.0,
+    min=0.0,
+    mutable=True,
+    help="What a GiB in this store costs in a month, in whatever currency: the console shows operators what"
+    " each project costs.  0: it does not.",
+)
 #: The options of every store's section, whatever its driver.
 COMMON = (
     DRIVER,
@@ -90,6 +98,7 @@ COMMON = (
     SCRUB_DAYS,
     SCRUB_BYTES_PER_SECOND,
     LOCK_DAYS,
+    PRICE,
 )
 
 

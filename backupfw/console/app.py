@@ -27,10 +27,11 @@ from backupfw.api.resource import TEMPLATE
 from backupfw.api.site import Site
 from backupfw.console import files
 from backupfw.console.login import Attempts, Login, Refused
-from backupfw.console.page import USER, ConsoleSite, View, go, is_refresh, render
+from backupfw.console.page import USER, ConsoleSite, StoreCalls, View, go, is_refresh, render
 from backupfw.console.sessions import Sessions, User, is_private
 from backupfw.console.views.root import RootPage
 from backupfw.manager.usecases.overview import Overview
+from backupfw.manager.usecases.stores import StoreManager
 
 #: Where the console lies.
 MOUNT = "console"
@@ -290,12 +291,12 @@ def _is_ours(request: webob.Request) -> bool:
 
 
 def maker(
-    overview: Overview, sessions: Sessions, login: Login
+    overview: Overview, stores: StoreManager, calls: StoreCalls, sessions: Sessions, login: Login
 ) -> Callable[[Site, Callable[[WsgiApp], WsgiApp]], WsgiApp]:
     """Return what makes the console of an API, for :func:`backupfw.api.app.make_app`."""
 
     def make(site: Site, identify: Callable[[WsgiApp], WsgiApp]) -> WsgiApp:
-        own = ConsoleSite(site.managers, site.policy, site.settings, overview)
+        own = ConsoleSite(site.managers, site.policy, site.settings, overview, stores, calls)
         return Console(own, identify, sessions, login)
 
     return make

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -21,9 +21,15 @@ from backupfw.console import files, shown
 from backupfw.console.sessions import User
 from backupfw.context import RequestContext
 from backupfw.manager.usecases.overview import Overview
+from backupfw.manager.usecases.stores import StoreManager
 
 #: Key of the :class:`User` in the WSGI environment.
 USER = "backupfw.console.user"
+
+#: What this process knows of its calls to stores.
+StoreCalls = Callable[[], Mapping[str, tuple[int, int]]]
+#: The rule of whoever sees the installation, beside projects.
+OPERATORS = "volume_extension:services:index"
 
 #: The pages of the menu: part of the path, name, and the policy's rule that shows it.
 MENU = (
@@ -31,6 +37,7 @@ MENU = (
     ("now", "Now", "backup:get_all"),
     ("volumes", "Volumes", "volume:get_all"),
     ("policies", "Policies", "backup_policy:get_all"),
+    ("stores", "Stores", OPERATORS),
     ("messages", "Messages", "message:get_all"),
 )
 
@@ -40,9 +47,13 @@ class ConsoleSite(Site):
     """What the pages share; thread-safe.
 
     :ivar overview: reads for people.
+    :ivar stores: what stores hold.
+    :ivar calls: how many calls this process made to each store, and how many failed.
     """
 
     overview: Overview
+    stores: StoreManager
+    calls: StoreCalls
 
 
 class View(dict[str, Any]):

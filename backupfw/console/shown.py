@@ -37,6 +37,7 @@ _MEANINGS = {
     "waiting-for-retry": "warn",
     "active": "good",
     "stays": "good",
+    "overdue": "bad",
     "skipped": "warn",
     "paused": "warn",
     "never": "warn",

@@ -363,6 +363,8 @@ class Backup(Lockable, _SoftDelete, Base):
         Index("ix_backups_manifest_id", "manifest_id"),
         Index("ix_backups_temp_snapshot_id", "temp_snapshot_id"),
         Index("ix_backups_policy_id", "policy_id", "volume_id"),
+        Index("ix_backups_restore_test", "restore_test_result", "deleted"),
+        Index("ix_backups_status", "status", "deleted"),
         _TABLE,
     )
 
@@ -420,6 +422,7 @@ class BackupCopy(Lockable, _Timestamps, Base):
     __table_args__ = (
         Index("ix_backup_copies_backup_id_store", "backup_id", "store", unique=True),
         Index("ix_backup_copies_manifest_id", "manifest_id"),
+        Index("ix_backup_copies_status", "status"),
         _TABLE,
     )
 
@@ -764,6 +767,24 @@ class ConsoleSession(Base):
     sealed: Mapped[bytes]
     created_at: Mapped[datetime]
     used_at: Mapped[datetime]
+
+
+class StoreUsage(Base):
+    """What a project had in a store on a day; without a project: all of them.
+
+    ``bytes`` and ``objects`` are about what is there: see ``manager/usecases/stores.py``.
+    """
+
+    __tablename__ = "store_usage"
+    __table_args__ = (Index("ix_store_usage_day", "day"), _TABLE)
+
+    store: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[str] = mapped_column(primary_key=True)
+    day: Mapped[str] = mapped_column(String(10), primary_key=True)
+    backups: Mapped[int] = mapped_column(BigInteger)
+    objects: Mapped[int] = mapped_column(BigInteger)
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    recorded_at: Mapped[datetime]
 
 
 class Message(Base):

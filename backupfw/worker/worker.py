@@ -49,6 +49,7 @@ class WorkerSettings:
     :ivar beat_seconds: how often the worker reports that it lives.
     :ivar expire_seconds: seconds between two looks for tasks that no worker can take.
     :ivar scrub_seconds: seconds between two looks for something to scrub, if there was nothing.
+    :ivar record_seconds: seconds between two looks whether a new day has begun, to record what stores hold.
     :ivar store_wait: seconds that tasks wait for a store that is down before they end in error.
     :ivar ignored_seconds: how long an attempt that was asked to end may go on before its lease is given up.
     """
@@ -61,6 +62,7 @@ class WorkerSettings:
     beat_seconds: float = 20.0
     expire_seconds: float = 1.0
     scrub_seconds: float = 60.0
+    record_seconds: float = 600.0
     store_wait: float = 600.0
     ignored_seconds: float = IGNORED_SECONDS
 
@@ -135,7 +137,7 @@ class Worker:
         return self._thread.is_alive() and self._leases.runs()
 
     def _run(self) -> None:
-        next_expiry = time.monotonic()
+        next_expiry = next_record = time.monotonic()
         while not self._stopping.is_set():
             if time.monotonic() >= next_expiry:
                 next_expiry = time.monotonic() + self._settings.expire_seconds
@@ -150,6 +152,10 @@ class Worker:
                         self._scrub_slots, (tasks.MANIFEST_SCRUB,)
                     ):
                         pass
+            if time.monotonic() >= next_record:
+                next_record = time.monotonic() + self._settings.record_seconds
+                with self._outages.guard("What stores hold could not be recorded"):
+                    self._tools.record_usage()
             with self._outages.guard("Tasks could not be claimed"):
                 while not self._stopping.is_set() and self._claim_one(self._slots, tasks.OF_SLOTS):
                     pass

@@ -76,7 +76,8 @@ def configuration(**api: Any) -> cfg.ConfigOpts:
         group.register_opts(conf)
     for store in ("main", "offsite"):
         conf.register_opts(
-            (store_conf.CONTAINER, store_conf.ENCRYPTION, store_conf.MAX_RUNNING), store_conf.group_of(store)
+            tuple(option for option in store_conf.COMMON if option is not store_conf.DRIVER),
+            store_conf.group_of(store),
         )
     conf(args=[], default_config_files=[], default_config_dirs=[])
     conf.set_override("enabled_stores", ["main", "offsite"])

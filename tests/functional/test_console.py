@@ -28,6 +28,7 @@ from backupfw.db.session import now
 from backupfw.manager.queue.services import BACKUP_BINARY
 from backupfw.manager.usecases import sessions
 from backupfw.manager.usecases.overview import BackupState, Freed, Overview
+from backupfw.manager.usecases.stores import StoreManager
 from tests.functional.cloud import NOBODY, Cloud
 
 #: Every page that lists something.
@@ -93,7 +94,9 @@ def desk(shared: Cloud) -> Any:
 def made(cloud: Cloud) -> Any:
     """Return the application with a console into which anybody may log in."""
     kept = Sessions(sessions.SessionManager(cloud.db))
-    maker = console_app.maker(Overview(cloud.db, cloud.conf), kept, Anybody())
+    stores = StoreManager(cloud.db, cloud.conf)
+    calls = {"main": (17, 2)}
+    maker = console_app.maker(Overview(cloud.db, cloud.conf), stores, lambda: calls, kept, Anybody())
     return make_app(cloud.managers, cloud.conf, beside={"console": maker})
 
 
@@ -435,7 +438,7 @@ def test_health_of_copies(cloud: Cloud) -> None:
         )
     text = user.get("health").text
     assert "Everything" not in text
-    assert "Not copied within a day" in text
+    assert "Not copied" in text
     assert "copy in offsite" in text
     assert "Everything" in stranger.get("health").text
     with cloud.db.write() as session:
@@ -455,6 +458,48 @@ def test_health_of_copies(cloud: Cloud) -> None:
     assert "0 volumes" not in text, "the backup itself is good"
     assert "1 volume of 1 without" not in text
     assert "Everything" in stranger.get("health").text
+
+
+def test_health_of_what_was_not_deleted_or_tested(cloud: Cloud) -> None:
+    """Coffee has to wait until somebody has looked."""
+    cloud.volume(name="mail")
+    backup = cloud.backup(cloud.volume(name="web"))
+    user, stranger = (Browser(made(cloud), f"alice:{project}:reader") for project in ("demo", "other"))
+
+    def ages(**values: Any) -> None:
+        with cloud.db.write() as session:
+            long_ago = now(session) - timedelta(days=9)
+            values = {"created_at": long_ago, **values}
+            session.execute(update(models.Backup).where(models.Backup.id == backup).values(**values))
+
+    ages()
+    assert "Everything is backed up." in user.get("health").text
+    for title, wrong, right in (
+        ("Not deleted", {"status": "error_deleting"}, {"status": "available"}),
+        ("Failed their restore test", {"restore_test_result": "failed"}, {"restore_test_result": "ok"}),
+    ):
+        ages(**wrong)
+        text = user.get("health").text
+        assert f"<h2>{title}</h2>" in text
+        assert "Everything" not in text
+        assert "Everything" in stranger.get("health").text
+        ages(**right)
+        assert "Everything is backed up." in user.get("health").text
+
+
+def test_health_of_scrubs(cloud: Cloud) -> None:
+    cloud.backup(cloud.volume(name="mail"))
+    admin = Browser(made(cloud), "root:demo:admin")
+    cloud.managers.services.heartbeat("host1", BACKUP_BINARY, "nova", {"main": "x", "offsite": "x"})
+    with cloud.db.write() as session:
+        session.execute(update(models.Manifest).values(created_at=now(session) - timedelta(days=31)))
+    assert "Everything is backed up." in admin.get("health").text, "nothing is to be scrubbed"
+    cloud.conf.set_override("scrub_days", 30, "store:main")
+    text = admin.get("health").text
+    assert "not verified in time" in text
+    assert "Everything" not in text
+    cloud.conf.set_override("scrub_days", 32, "store:main")
+    assert "Everything is backed up." in admin.get("health").text
 
 
 def test_health_of_policies(cloud: Cloud) -> None:

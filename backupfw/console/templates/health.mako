@@ -48,7 +48,9 @@ ${shown.since(one.last_good, health.moment)}
 % endif
 ${troubles('Failed within a day', health.failed)}
 ${troubles('Damaged', health.damaged)}
-${troubles('Not copied within a day', health.not_copied)}
+${troubles('Not copied', health.not_copied)}
+${troubles('Not deleted', health.undeleted)}
+${troubles('Failed their restore test', health.untested)}
 % if runs:
 <h2>Runs of backup policies that were missed or failed within a day</h2>
 <div class="wide"><table>
@@ -99,6 +101,9 @@ search of new volumes\
 <span class="state good">reached</span><small>by ${shown.counted(one.workers, 'host')}</small>
 % else:
 <span class="state bad">reached by no worker</span>
+% endif
+% if one.overdue_since is not None:
+<span class="state bad">not verified in time</span><small>the oldest proof is of ${shown.since(one.overdue_since, health.moment)}</small>
 % endif
 </td></tr>
 % endfor

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 from backupfw.api.request import Request, Response, expose
-from backupfw.console.page import Page, View
+from backupfw.console.page import OPERATORS, Page, View
 from backupfw.manager.rows import PolicyRun
 from backupfw.manager.usecases.overview import SHOWN
 
@@ -26,7 +26,7 @@ class HealthPage(Page):
         health = self.site.overview.health(
             req.context,
             age=timedelta(days=days) + GRACE,
-            installation=self.allows(req, "volume_extension:services:index"),
+            installation=self.allows(req, OPERATORS),
         )
         runs: Sequence[PolicyRun] = ()
         if self.allows(req, "backup_policy:get"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from backupfw.api.request import Request, Response, expose
-from backupfw.console.page import Page, View, go, is_refresh
+from backupfw.console.page import OPERATORS, Page, View, go, is_refresh
 from backupfw.manager.rows import Backup
 
 #: How many failures are shown.
@@ -55,5 +55,5 @@ class NowPage(Page):
             failures=failures,
             may_cancel=may_cancel,
             everywhere=everywhere,
-            shows_workers=self.allows(req, "volume_extension:services:index"),
+            shows_workers=self.allows(req, OPERATORS),
         )

@@ -7,6 +7,7 @@ from backupfw.console.views.health import HealthPage
 from backupfw.console.views.messages import MessagesPage
 from backupfw.console.views.now import NowPage
 from backupfw.console.views.policies import PoliciesPage
+from backupfw.console.views.stores import StoresPage
 from backupfw.console.views.volumes import VolumesPage
 
 
@@ -18,5 +19,6 @@ class RootPage(Page):
         "messages": MessagesPage,
         "now": NowPage,
         "policies": PoliciesPage,
+        "stores": StoresPage,
         "volumes": VolumesPage,
     }

@@ -27,6 +27,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Session
 
+from backupfw.conf.stores import group_of
 from backupfw.db import models, queries
 from backupfw.db.installation import installation_id
 from backupfw.db.session import now
@@ -35,6 +36,7 @@ from backupfw.manager.lineage import lifecycle
 from backupfw.manager.queue import claims, requirements, services, tasks, waiting
 from backupfw.manager.queue.claims import Limits
 from backupfw.manager.rules import backup_rows, quota, volume_rules
+from backupfw.manager.usecases.stores import unproven_since
 
 if TYPE_CHECKING:
     from oslo_config import cfg
@@ -173,11 +175,13 @@ class StoreState:
 
     :ivar workers: how many live, enabled services reach it.
     :ivar down: how many tasks wait because it does not answer.
+    :ivar overdue_since: of when the oldest proof of what it holds is, if ``scrub_days`` are over since then.
     """
 
     name: str
     workers: int
     down: int
+    overdue_since: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +194,9 @@ class Health:
     :ivar stale_count: how many there are.
     :ivar failed: the newest backups of the last day that failed.
     :ivar damaged: the first backups that name an object which is missing or wrong, themselves or by a copy.
-    :ivar not_copied: the newest backups of the last day of which a copy has failed.
+    :ivar not_copied: the newest backups of which a copy has failed.
+    :ivar undeleted: the newest backups whose deletion has failed.
+    :ivar untested: the newest backups whose last restore test has failed.
     :ivar services: the workers; ``stores``: what they reach.  None: the caller may not see them.
     :ivar quotas: resource, use and limit of what the caller's project has nearly used up.
     :ivar moment: of the database's clock, naive UTC.
@@ -203,6 +209,8 @@ class Health:
     failed: Sequence[BackupState]
     damaged: Sequence[BackupState]
     not_copied: Sequence[BackupState]
+    undeleted: Sequence[BackupState]
+    untested: Sequence[BackupState]
     services: Sequence[services.Service] | None
     stores: Sequence[StoreState] | None
     quotas: Sequence[tuple[str, int, int]]
@@ -214,8 +222,9 @@ class Health:
         workers = self.services is None or (
             any(one.up and not one.disabled for one in self.services) and all(one.up for one in self.services)
         )
-        stores = all(one.workers and not one.down for one in self.stores or ())
+        stores = all(one.workers and not one.down and one.overdue_since is None for one in self.stores or ())
         backups = self.stale or self.failed or self.damaged or self.not_copied
+        backups = backups or self.undeleted or self.untested
         return workers and stores and not (backups or self.quotas)
 
 
@@ -347,9 +356,16 @@ class Overview:
             newest = select(backup).order_by(backup.created_at.desc(), backup.id.desc()).limit(SHOWN)
             failed = newest.where(*mine_of_today, backup.status == lifecycle.ERROR)
             copy = models.BackupCopy
-            not_copied = newest.where(
-                *mine_of_today, exists().where(copy.backup_id == backup.id, copy.status == lifecycle.ERROR)
+            without_copy = select(copy.backup_id).where(copy.status == lifecycle.ERROR).distinct().subquery()
+            not_copied = newest.join(without_copy, without_copy.c.backup_id == backup.id).where(*mine)
+            # They are rare, but SQLite would walk through all backups in the order of creation to find them.
+            rare = (
+                select(backup)
+                .order_by(func.coalesce(backup.created_at, backup.created_at).desc())
+                .limit(SHOWN)
             )
+            undeleted = rare.where(*mine, backup.status == lifecycle.ERROR_DELETING)
+            untested = rare.where(*mine, backup.restore_test_result == "failed")
             somewhere = _damaged_somewhere()
             damaged = select(backup).join(somewhere, somewhere.c.id == backup.id).where(*mine).limit(SHOWN)
             known = services.services(session, self._conf, binary=services.BACKUP_BINARY)
@@ -361,22 +377,33 @@ class Overview:
                 failed=_backup_states(session, session.scalars(failed).all()),
                 damaged=_backup_states(session, session.scalars(damaged).all()),
                 not_copied=_backup_states(session, session.scalars(not_copied).all()),
+                undeleted=_backup_states(session, session.scalars(undeleted).all()),
+                untested=_backup_states(session, session.scalars(untested).all()),
                 services=known if installation else None,
-                stores=self._stores(session, known) if installation else None,
+                stores=self._stores(session, known, moment) if installation else None,
                 quotas=self._quotas(session, ctx),
                 moment=moment,
             )
 
-    def _stores(self, session: Session, known: Sequence[services.Service]) -> Sequence[StoreState]:
+    def _stores(
+        self, session: Session, known: Sequence[services.Service], moment: datetime
+    ) -> Sequence[StoreState]:
         row = models.Task
         waiting_for = dict.fromkeys(self._conf.enabled_stores, 0)
         query = select(row.store, func.count()).where(row.store_down == true(), row.store.is_not(None))
         waiting_for |= {one[0]: one[1] for one in session.execute(query.group_by(row.store))}
         able = [one for one in known if one.up and not one.disabled]
         return [
-            StoreState(name, sum(name in one.stores for one in able), down)
+            StoreState(
+                name, sum(name in one.stores for one in able), down, self._overdue(session, name, moment)
+            )
             for name, down in waiting_for.items()
         ]
+
+    def _overdue(self, session: Session, store: str, moment: datetime) -> datetime | None:
+        days = self._conf[group_of(store)].scrub_days if store in self._conf.enabled_stores else 0
+        since = unproven_since(session, store) if days else None
+        return since if since is not None and since < moment - timedelta(days=days) else None
 
     def _quotas(self, session: Session, ctx: RequestContext) -> Sequence[tuple[str, int, int]]:
         """Return what a project has used up by nine tenths; an administrator has no project of his own."""

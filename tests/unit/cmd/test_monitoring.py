@@ -209,6 +209,21 @@ def test_it_is_off_unless_a_port_is_given(run: Run, state: Path) -> None:
     assert load_conf(state).metrics.port is None
 
 
+def test_calls_of_this_process_to_stores_are_counted(run: Run, state: Path) -> None:
+    assert run("db", "sync").status == 0
+    with database.opened(load_conf(state)) as db:
+        shown = meters.Meters(db)
+        assert shown.store_calls() == {}
+        for store, operation, error in (
+            ("main", "put", None),
+            ("main", "get", OSError()),
+            ("main", "get", None),
+            ("offsite", "put", None),
+        ):
+            shown.operation(store, operation, 0.1, 1, 1, error)
+        assert shown.store_calls() == {"main": (3, 1), "offsite": (1, 0)}
+
+
 def test_figures_about_all_backups_are_kept_for_a_while(
     run: Run, state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

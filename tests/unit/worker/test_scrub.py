@@ -30,6 +30,7 @@ from backupfw.manager.queue.claims import Limits
 from backupfw.manager.queue.outbox import Outbox
 from backupfw.manager.queue.services import BACKUP_BINARY
 from backupfw.manager.rows import Task
+from backupfw.manager.usecases.stores import StoreManager
 from backupfw.worker.handlers import manifest_scrub
 from tests.unit.manager.support import check_consistent
 from tests.unit.worker.test_copies import BOX, CopyWorld, chain, content
@@ -509,6 +510,27 @@ def test_a_store_has_one_scrub_at_a_time(tmp_path: Path) -> None:
         world.wait_idle()
     world.store.close()
     check_consistent(world)
+    world.db.close()
+
+
+def test_a_worker_records_once_a_day_what_stores_hold(tmp_path: Path) -> None:
+    world = WorkerWorld(tmp_path, max_attempts=3)
+    volume = world.filled_volume(random.Random(1).randbytes(2 * SEGMENT))
+    first = world.backups.create(world.ctx(), volume_id=volume)
+    with world.worker():
+        world.wait_backup(first.id, "available")
+    made = world.backups.get(world.ctx(), first.id)
+    looks: list[bool] = []
+    record = StoreManager(world.db, world.conf).record
+    world.tools = replace(world.tools, record_usage=lambda: looks.append(record()))
+    with world.worker(record_seconds=0.01), world.worker(record_seconds=0.01):
+        world.wait(lambda: len(looks) > 3, "looks of both")
+    assert sum(looks) >= 1
+    held = {(one.store, one.project_id): one for one in world.rows(models.StoreUsage)}
+    assert set(held) == {("main", ""), ("offsite", ""), ("main", made.project_id)}
+    one = held["main", made.project_id]
+    assert (one.backups, one.objects, one.bytes) == (1, made.object_count, made.referenced_bytes)
+    world.store.close()
     world.db.close()
 
 
