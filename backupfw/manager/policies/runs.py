@@ -372,16 +372,21 @@ class PolicyRuns:
 
     def _make_room(self, run: Taken, context: RequestContext, missing: QuotaExceeded) -> bool:
         """Let retention delete what the run's backup would take the place of, if that makes room for it."""
-        if not self._allows(context, _DELETE, run.project_id):
-            return False
         with self._db.read() as session:
             policy = session.get(models.BackupPolicy, run.policy_id)
             session.expunge_all()
-        if policy is None:
+        if policy is None or not self._may_delete(policy):
             return False
-        gone = ending.make_room(
-            self._db, self._backups, context, policy, run.settings, run.volume_id, missing=missing
-        )
+        try:
+            gone = ending.make_room(
+                self._db, self._backups, context, policy, run.settings, run.volume_id, missing=missing
+            )
+        except DATABASE_TROUBLES:
+            raise
+        except Exception:
+            # It must not keep the other runs that were taken from being begun.
+            LOG.exception("No room could be made for policy %s, volume %s", run.policy_id, run.volume_id)
+            return False
         if gone:
             LOG.info("Policy %s lets %d backups go before the next one", run.policy_id, len(gone))
         return bool(gone)

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sqlalchemy import text
 
 from backupfw.db import models
+from backupfw.db.session import now
 from tests.unit.manager.policies.support import PolicyWorld
 from tests.unit.manager.support import check_audit, check_consistent
 
@@ -74,6 +76,25 @@ def test_what_is_kept_or_forbidden_makes_no_room(world: PolicyWorld) -> None:
     nights(world, 5, 5)
     assert [one.id for one in world.backups_of(policy)] == before
     assert statuses(world, policy) == ["ok", "ok", "failed", "failed"]
+
+
+def test_a_deletion_that_fails_is_a_try(world: PolicyWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was looked at again every two minutes, with all that were taken with it, until its window ended."""
+    world.volume()
+    policy = world.policy(retention={"last": 2})
+    world.conf.quota.backups = 2
+    nights(world, 2, 3)
+    world.at("2026-01-04T00:00:01")
+
+    def broken(*_: Any) -> None:
+        raise RuntimeError("a bug")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(world.backups, "delete", broken)
+        world.step()
+    run = world.runs_of(policy)[-1]
+    assert (run.status, run.tries) == ("waiting", 1)
+    assert "allowed (2) exceeded" in (run.reason or "")
 
 
 def test_a_failed_backup_makes_room_first(world: PolicyWorld) -> None:
@@ -154,6 +175,17 @@ def test_of_two_policies_on_one_volume_the_second_waits_its_turn(world: PolicyWo
     world.night()
     assert statuses(world, on) == statuses(world, waits) == ["ok"]
     check_consistent(world)
+
+
+def test_runs_that_wait_are_not_compared_with_all_that_are_on(world: PolicyWorld) -> None:
+    """With thousands of both, workers were busy with nothing else."""
+    with world.db.read() as session:
+        ready = world.runs._ready(now(session)).compile(
+            world.db.engine, compile_kwargs={"literal_binds": True}
+        )
+        plan = [row[3] for row in session.execute(text(f"EXPLAIN QUERY PLAN {ready}"))]
+    assert any(step.startswith("SEARCH") and "LEFT-JOIN" in step for step in plan)
+    assert [step for step in plan if step.startswith("SCAN") and "LEFT-JOIN" in step] == []
 
 
 def test_the_window_ends_the_wait(world: PolicyWorld) -> None:
