@@ -2,10 +2,11 @@
 of what a short run does.
 
 ``fork_server.py SOCKET MODULE:FUNCTION [NAME ...]`` imports the module and what the names say (``package.*``
-is a package with all modules in it), says that it is ready, and serves until its standard input ends.  For
-each run, somebody sends the words, the directory, the environment, and the three standard files; the function
-runs with them in a fork, and who asked gets two lines: the id of the process when it starts, and what its end
-was, as ``subprocess`` counts.
+is a package with all modules in it, ``module:function`` a function that is called, too, for what it keeps in
+memory), says that it is ready, and serves until its standard input ends.  For each run, somebody sends the
+words, the directory, the environment, and the three standard files; the function runs with them in a fork,
+and who asked gets two lines: the id of the process when it starts, and what its end was, as ``subprocess``
+counts.
 
 It needs nothing but Python, so that the interpreter of any environment can run it.
 """
@@ -27,8 +28,17 @@ import threading
 LOOK_AGAIN = ("backupfw.crash_points",)
 
 
-def imported(name: str) -> None:
-    """Import a module, or a package with everything in it that can be imported here."""
+def function_of(name: str):
+    """Import a function."""
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def prepare(name: str) -> None:
+    """Import a module, or a package with everything in it that can be imported here, or call a function."""
+    if ":" in name:
+        function_of(name)()
+        return
     package = importlib.import_module(name.removesuffix(".*"))
     if not name.endswith(".*"):
         return
@@ -96,10 +106,9 @@ def attend(link: socket.socket, function) -> None:
 
 def serve(address: str, entry: str, names: list[str]) -> None:
     """Serve until the standard input ends."""
-    module, _, attribute = entry.partition(":")
-    function = getattr(importlib.import_module(module), attribute)
+    function = function_of(entry)
     for name in names:
-        imported(name)
+        prepare(name)
     gc.collect()
     # Pages that no collection touches stay shared.
     gc.freeze()

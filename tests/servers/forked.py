@@ -17,10 +17,13 @@ from pathlib import Path
 from typing import IO
 
 SERVER = str(Path(__file__).with_name("fork_server.py"))
-#: What a process of the service may import.
-MODULES = (
+#: What a process of the service may import, and what it would look for or make at its start.
+NAMES = (
     *(f"backupfw.{part}.*" for part in ("api", "cmd", "db", "keys", "manager", "volume", "worker")),
     *(f"backupfw_{driver}.*" for driver in ("posix", "s3", "swift", "gcs", "castellan")),
+    "backupfw.cmd.reference:list_opts",
+    "backupfw.cmd.main:App",
+    "sqlalchemy.orm:configure_mappers",
 )
 
 
@@ -70,7 +73,7 @@ class ForkServer:
 
     :param python: the interpreter of the environment that has it.
     :param entry: what its script calls, ``module:function``.
-    :param names: what it imports while it runs.
+    :param names: what it imports while it runs, and functions that are called first.
     :param environment, directory: the variables and the place that count when it is imported.
     :raises ImportError: it cannot be imported; standard error says why.
     :ivar address: where it is asked to run.
@@ -148,6 +151,6 @@ class ForkServer:
 @cache
 def backupfw() -> ForkServer:
     """Return ``backupfw``, for all tests of this process."""
-    server = ForkServer(sys.executable, "backupfw.cmd.main:main", *MODULES)
+    server = ForkServer(sys.executable, "backupfw.cmd.main:main", *NAMES)
     atexit.register(server.close)
     return server
