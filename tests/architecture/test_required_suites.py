@@ -45,6 +45,8 @@ def run(directory: Path, require: str | None, *options: str) -> tuple[int, str]:
     environ = {name: value for name, value in os.environ.items() if name != "BACKUPFW_REQUIRE"}
     if require is not None:
         environ["BACKUPFW_REQUIRE"] = require
+    # The plug-ins that are installed take longer than the tests.
+    environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     done = subprocess.run(
         [
             sys.executable,
@@ -54,7 +56,7 @@ def run(directory: Path, require: str | None, *options: str) -> tuple[int, str]:
             "-p",
             "no:cacheprovider",
             "-p",
-            "no:backupfw_chunkstore",
+            "xdist.plugin",
             *options,
             "tests",
         ],
