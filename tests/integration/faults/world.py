@@ -38,6 +38,9 @@ Options = Mapping[str, Mapping[str, Any]]
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
+#: Variables that count when an interpreter starts: whoever gets one is not forked.
+AT_THE_START = {"LD_PRELOAD", "PYTHONPATH"}
+
 #: A project whose backups are encrypted.
 SECRET = "secret"
 
@@ -45,23 +48,21 @@ SECRET = "secret"
 class Process:
     """One ``backupfw api`` or ``backupfw worker``, in a session of its own."""
 
-    def __init__(
-        self, words: list[str], log: Path, environment: Mapping[str, str], prefix: tuple[str, ...] = ()
-    ) -> None:
-        environment = {**os.environ, **environment}
+    def __init__(self, words: list[str], log: Path, environment: Mapping[str, str]) -> None:
+        whole = {**os.environ, **environment}
         self._process: Forked | subprocess.Popen[str]
         with open(log, "a") as stderr:
-            if prefix:
+            if AT_THE_START & environment.keys():
                 self._process = subprocess.Popen(
-                    [*prefix, sys.executable, "-m", "backupfw.cmd.main", *words],
+                    [sys.executable, "-m", "backupfw.cmd.main", *words],
                     stdout=subprocess.PIPE,
                     stderr=stderr,
                     text=True,
                     start_new_session=True,
-                    env=environment,
+                    env=whole,
                 )
             else:
-                self._process = forked.backupfw().start(["backupfw", *words], environment, stderr)
+                self._process = forked.backupfw().start(["backupfw", *words], whole, stderr)
         self._log = log
 
     def wait_ready(self) -> None:
@@ -177,7 +178,6 @@ class Installation:
         self,
         name: str,
         environment: Mapping[str, str] = NOTHING,
-        prefix: tuple[str, ...] = (),
         options: Options = NOTHING,
         wait: bool = True,
     ) -> Process:
@@ -185,20 +185,14 @@ class Installation:
         own = self.folder / f"{name}.conf"
         self._config(own, {"DEFAULT": {"host": name}}, options)
         words = ["worker", "--config-file", str(self.folder / "common.conf"), "--config-file", str(own)]
-        self.workers[name] = self._start(words, name, environment, prefix)
+        self.workers[name] = self._start(words, name, environment)
         if wait:
             self.workers[name].wait_ready()
         return self.workers[name]
 
-    def _start(
-        self,
-        words: list[str],
-        name: str,
-        environment: Mapping[str, str] = NOTHING,
-        prefix: tuple[str, ...] = (),
-    ) -> Process:
+    def _start(self, words: list[str], name: str, environment: Mapping[str, str] = NOTHING) -> Process:
         more = {"BACKUPFW_CRASH_POINTS": str(self.crash_points), **environment}
-        return Process(words, self.folder / f"{name}.log", more, prefix)
+        return Process(words, self.folder / f"{name}.log", more)
 
     def command(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a ``backupfw`` command on this installation."""
