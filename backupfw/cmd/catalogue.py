@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
@@ -10,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import ColumnElement, and_, func, literal, or_, select, union_all
-from sqlalchemy.orm import aliased
+from sqlalchemy.orm import Session, aliased
 
 from backupfw import naming
 from backupfw.cmd.progress import counted
@@ -137,11 +138,26 @@ class DatabaseCatalogue:
     def __init__(self, db: Database, store: str, container: str, installation: str) -> None:
         self._db = db
         self._where = {"store": store, "container": container, "installation_id": installation}
+        self._sweep_id = str(uuid.uuid4())
 
     def volume(self, project: str, volume: str) -> VolumeRows:  # noqa: ARG002  (volume ids are unique)
         """Read the rows of a volume now."""
         with self._db.read() as session:
             return manifests.volume_rows(session, volume_id=volume, **self._where)
+
+    def deleting(self, project: str, volume: str) -> VolumeRows:  # noqa: ARG002
+        """Read the rows of a volume now; no copy of it to the container begins until ``deleted``."""
+        place = {name: self._where[name] for name in ("store", "container")}
+
+        def work(session: Session) -> VolumeRows:
+            manifests.hold_copies_back(session, self._sweep_id, volume_id=volume, **place)
+            return manifests.volume_rows(session, volume_id=volume, **self._where)
+
+        return self._db.run(work)
+
+    def deleted(self, project: str, volume: str) -> None:  # noqa: ARG002
+        """Copies of a volume may begin again."""
+        self._db.run(lambda session: manifests.let_copies_begin(session, self._sweep_id, volume))
 
     def volumes(self) -> Iterator[tuple[str, str]]:
         """Yield project and volume of all live manifests of ours in the container, some read at a time."""

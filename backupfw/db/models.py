@@ -612,6 +612,22 @@ class DamageMark(Base):
     )
 
 
+class Sweep(Base):
+    """A sweep deletes orphans of a volume in a container: until then no copy of the volume begins there.
+
+    A sweep that ends deletes its row; one that died leaves it, and it runs out.
+    """
+
+    __tablename__ = "sweeps"
+    __table_args__ = _TABLE
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    volume_id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    store: Mapped[str]
+    container: Mapped[str]
+    until: Mapped[datetime]
+
+
 class ProjectKey(Lockable, Base):
     """A key of a project in the key store; never the key itself.
 

@@ -17,7 +17,8 @@ are not seen.  No clock is involved.
 * Orphans that are locked in the store stay, and are reported with the date: a sweep after that deletes them.
 * While a backup is copied to the container, nothing of its volume is an orphan.  A copy that begins later
   may rely on what was found: so the database is read again before each request that deletes, and the volume
-  is left as soon as a copy has begun since the manifests were read, or even ended.
+  is left as soon as a copy has begun since the manifests were read, or even ended.  While a request is under
+  way, none begins.  If an answer is missing, the request may take effect later, so copies stay held back.
 * A wrapped data key is an orphan if neither a manifest nor the database has its lineage.  A backup that
   begins later has a new one, or one that the database had when it was asked.
 """
@@ -77,6 +78,15 @@ class Catalogue(Protocol):
 
     def volume(self, project: str, volume: str) -> VolumeRows:
         """Read the rows of a volume now; called after the volume's objects were listed."""
+
+    def deleting(self, project: str, volume: str) -> VolumeRows:
+        """Read them again; no copy of the volume to the container begins until ``deleted``.
+
+        Called before each request that deletes, from any thread.
+        """
+
+    def deleted(self, project: str, volume: str) -> None:
+        """All requests have been answered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +209,7 @@ def sweep_volume(
     begun = frozenset(rows.copies)
 
     def check() -> None:
-        now = catalogue.volume(project, volume)
+        now = catalogue.deleting(project, volume)
         if now.copying or not begun.issuperset(now.copies):
             raise _CopyBegan
 
@@ -216,6 +226,7 @@ def sweep_volume(
             try:
                 delete_all(Doomed(orphans), container, control, check)
             except _CopyBegan:
+                catalogue.deleted(project, volume)
                 why = "a backup was copied there meanwhile; sweep again"
                 return VolumeReport(project, volume, count, unknown_manifests=reported, stopped=why)
             except DeleteFailed as error:
@@ -223,6 +234,7 @@ def sweep_volume(
                 if until is None:
                     raise
                 locked = error.count
+            catalogue.deleted(project, volume)
         return VolumeReport(
             project,
             volume,

@@ -82,6 +82,11 @@ class Rows:
     def volume(self, _project: str, _volume: str) -> Rows:
         return self
 
+    deleting = volume
+
+    def deleted(self, _project: str, _volume: str) -> None:
+        pass
+
     def volumes(self) -> set[tuple[str, str]]:
         return {(one[1], one[2]) for one in (key.split("/") for key in self.live)}
 

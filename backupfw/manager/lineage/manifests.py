@@ -19,14 +19,14 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from sqlalchemy import CursorResult, Update, delete, exists, func, select, update
 from sqlalchemy.orm import Session, aliased
 from sqlalchemy.sql import ColumnElement
 
-from backupfw.db.locks import lock
-from backupfw.db.models import Backup, BackupCopy, DataKey, Manifest
+from backupfw.db.locks import lock, put
+from backupfw.db.models import Backup, BackupCopy, DataKey, Installation, Manifest, Sweep
 from backupfw.db.session import now
 from backupfw.errors import StillLocked, TakesTurns
 from backupfw.manager.lineage.lifecycle import (
@@ -350,11 +350,15 @@ def keys_that_may_name(session: Session, manifest_id: str) -> list[str]:
 
 # Copies.  A copy puts objects under keys that other manifests in its container name, or named, and that an
 # earlier copy may have put and a release may be deleting.  So in one tree copies and releases take turns: a
-# copy begins when no manifest there is released, and a release plans when no copy has begun.
+# copy begins when no manifest there is released, and a release plans when no copy has begun.  The same holds
+# for a sweep, whose orphans a copy would take for its own: no copy begins while one deletes, and none deletes
+# while one is made.  The lock of the installation's row decides between them: a volume may have no row.
 # ``copy_step`` of a copy's row says how far it is: null, ``begun``, or ``placed``: its base is known.  Rows
 # that were made before there was this column say it in ``source_identity``; there it is said still, for the
 # processes of that release, whose removals and sweeps must see the copies of this one.
 _BEGUN, _PLACED = "begun", "placed"
+#: Longer than any request that deletes, with its repetitions: as long copies wait for a sweep that died.
+_SWEEP_HOLDS = timedelta(hours=1)
 _STEP = func.coalesce(Manifest.copy_step, Manifest.source_identity)
 
 
@@ -391,9 +395,18 @@ def begin_copy(session: Session, row: Manifest) -> bool:
     """Begin a copy (state writing), or go on with it.
 
     :return: whether its place in the lineage is known: see :func:`place_copy`.
-    :raises TakesTurns: a release in its tree has not ended.
+    :raises TakesTurns: a release in its tree has not ended, or a sweep deletes objects of the volume there.
     """
     if _step(row) is None:
+        lock(session, Installation)
+        sweeping = select(Sweep.id).where(
+            Sweep.volume_id == row.volume_id,
+            Sweep.store == row.store,
+            Sweep.container == row.container,
+            Sweep.until > now(session),
+        )
+        if session.scalar(sweeping.limit(1)) is not None:
+            raise TakesTurns("a sweep deletes orphans of the same volume there")
         lock(session, Manifest, _tree_of(row))
         released = select(Manifest.id).where(_tree_of(row), Manifest.state == RELEASED)
         if session.scalar(released.limit(1)) is not None:
@@ -401,6 +414,24 @@ def begin_copy(session: Session, row: Manifest) -> bool:
         _set_step(row, _BEGUN)
         session.flush()
     return _step(row) == _PLACED
+
+
+def hold_copies_back(session: Session, sweep_id: str, *, store: str, container: str, volume_id: str) -> None:
+    """Let no copy of a volume to a container begin until :func:`let_copies_begin`, or for an hour.
+
+    To be called before each request of a sweep; if no copy has begun, as the transaction reads afterwards,
+    none does.
+    """
+    lock(session, Installation)
+    moment = now(session)
+    session.execute(delete(Sweep).where(Sweep.until <= moment))
+    mark = {"id": sweep_id, "volume_id": volume_id, "store": store, "container": container}
+    put(session, Sweep, [{**mark, "until": moment + _SWEEP_HOLDS}])
+
+
+def let_copies_begin(session: Session, sweep_id: str, volume_id: str) -> None:
+    """Say that the requests of a sweep for a volume have ended."""
+    session.execute(delete(Sweep).where(Sweep.id == sweep_id, Sweep.volume_id == volume_id))
 
 
 def place_copy(session: Session, row: Manifest, base_digest: str | None, *, detached: bool) -> None:

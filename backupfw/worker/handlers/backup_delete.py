@@ -112,6 +112,13 @@ class _RowsOf:
         """Read the volume's rows now."""
         return self._read()
 
+    def deleting(self, project: str, volume: str) -> VolumeRows:
+        """Read them now; no copy begins, because this one's manifest is released."""
+        return self.volume(project, volume)
+
+    def deleted(self, project: str, volume: str) -> None:
+        """Do nothing: copies begin when the manifest is gone."""
+
 
 class BackupDelete(_Removal):
     """Deletes a backup and, if nothing else needs them, its objects."""

@@ -140,6 +140,25 @@ class Release:
     known: set[str] = field(default_factory=set)
 
 
+class Rows:
+    """The database, as a sweep asks it."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    def volume(self, project: str, volume: str) -> manifests.VolumeRows:
+        assert (project, volume) == (PROJECT, VOLUME)
+        with self._db.read() as session:
+            return manifests.volume_rows(
+                session, store="main", container="box", installation_id=INSTALLATION, volume_id=VOLUME
+            )
+
+    deleting = volume
+
+    def deleted(self, project: str, volume: str) -> None:
+        """There are no copies."""
+
+
 class DataPath(RuleBasedStateMachine):
     """The machine.  ``records`` are what users see: (manifest, content)."""
 
@@ -638,19 +657,9 @@ class DataPath(RuleBasedStateMachine):
 
     @rule(dry_run=st.booleans())
     def sweep(self, dry_run: bool) -> None:
-        machine = self
-
-        class Rows:
-            def volume(self, project: str, volume: str) -> manifests.VolumeRows:
-                assert (project, volume) == (PROJECT, VOLUME)
-                with machine.db.read() as session:
-                    return manifests.volume_rows(
-                        session, store="main", container="box", installation_id=INSTALLATION, volume_id=VOLUME
-                    )
-
         before = dict(self.objects)
         prefix = volume_prefix(INSTALLATION, PROJECT, VOLUME)
-        report = sweep.run(prefix, self.container, Rows(), FakeControl(), dry_run=dry_run)
+        report = sweep.run(prefix, self.container, Rows(self.db), FakeControl(), dry_run=dry_run)
         if not self.releases:
             assert report.orphans == 0, "there is nothing for a sweep to find"
             assert self.objects == before
@@ -828,14 +837,7 @@ def rebuild(play: DataPath) -> None:
         play.delete_now(record_id)
     play.end_releases()
 
-    class Rows:
-        def volume(self, _project: str, volume: str) -> manifests.VolumeRows:
-            with play.db.read() as session:
-                return manifests.volume_rows(
-                    session, store="main", container="box", installation_id=INSTALLATION, volume_id=volume
-                )
-
-    sweep.run(prefix, play.container, Rows(), FakeControl())
+    sweep.run(prefix, play.container, Rows(play.db), FakeControl())
     play.the_store_holds_what_manifests_name()
 
 

@@ -41,6 +41,12 @@ class Database:
         self.store.calls.append(("rows", volume))
         return self.volumes.get(volume, Rows())
 
+    def deleting(self, project: str, volume: str) -> Rows:
+        return self.volume(project, volume)
+
+    def deleted(self, project: str, volume: str) -> None:
+        self.store.calls.append(("deleted", volume))
+
 
 def live(*manifests: tuple[str, object]) -> Rows:
     found = {key for key, _ in manifests}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import uuid
 from collections.abc import Callable, Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 import pytest
@@ -14,7 +14,7 @@ from sqlalchemy import select
 from backupfw import crash_points, errors, moments
 from backupfw.chunkstore.base import Body
 from backupfw.chunkstore.container import Container
-from backupfw.chunkstore.errors import locked_until
+from backupfw.chunkstore.errors import Unavailable, locked_until
 from backupfw.chunkstore.memory import MemoryStore
 from backupfw.cmd.catalogue import DatabaseCatalogue
 from backupfw.db import models
@@ -513,10 +513,7 @@ def test_what_a_sweep_deletes_late_is_put_again(
     _, (backup,), (data,) = chain(world, 1)
     inner = world.faulty.inner
     assert isinstance(inner, MemoryStore)
-    orphans = sorted(key for key in inner.contents[BOX] if key.endswith("/p0000"))[:2]
-    world.offsite.ensure_container(BOX)
-    for key in orphans:
-        world.offsite.put(BOX, key, Body.from_bytes(inner.get(BOX, key)))
+    orphans = put_orphans(world)
 
     def reach(name: str, _detail: object = "") -> None:
         if name == "copy.map-put" and orphans:
@@ -537,10 +534,7 @@ def test_a_sweep_that_was_frozen_over_a_whole_copy_deletes_nothing(
     _, made, held = chain(world, 2)
     inner = world.faulty.inner
     assert isinstance(inner, MemoryStore)
-    world.offsite.ensure_container(BOX)
-    orphans = sorted(key for key in inner.contents[BOX] if key.endswith("/p0000"))[:2]
-    for key in orphans:
-        world.offsite.put(BOX, key, Body.from_bytes(inner.get(BOX, key)))
+    put_orphans(world)
     delete_all = sweep.delete_all
 
     def frozen(*arguments: Any) -> None:
@@ -558,6 +552,76 @@ def test_a_sweep_that_was_frozen_over_a_whole_copy_deletes_nothing(
     assert world.restored(made[0]) == held[0]
     assert world.sweep("offsite").orphans == 0
     world.is_clean()
+
+
+def put_orphans(world: CopyWorld) -> list[str]:
+    """Put some objects of the first store into the second one, where no manifest names them."""
+    inner = world.faulty.inner
+    assert isinstance(inner, MemoryStore)
+    world.offsite.ensure_container(BOX)
+    orphans = sorted(key for key in inner.contents[BOX] if key.endswith("/p0000"))[:2]
+    for key in orphans:
+        world.offsite.put(BOX, key, Body.from_bytes(inner.get(BOX, key)))
+    return orphans
+
+
+@pytest.mark.parametrize("answered", [True, False])
+def test_no_copy_begins_while_a_request_of_a_sweep_is_under_way(
+    new_world: Callable[..., CopyWorld], monkeypatch: pytest.MonkeyPatch, answered: bool
+) -> None:
+    """The copy would find there what the request deletes afterwards, and be complete before that."""
+    world = new_world()
+    _, (backup,), (data,) = chain(world, 1)
+    orphans = put_orphans(world)
+    other = world.back_up(world.filled_volume(content(7)))
+    delete = world.offsite.delete
+
+    def slow(container: str, doomed: list[str]) -> None:
+        monkeypatch.undo()
+        assert sorted(doomed) == orphans
+        assert world.copy(backup) == "copying"
+        # Another volume's copies do not wait.
+        assert world.copy(other) == "available"
+        delete(container, doomed)
+        if not answered:
+            raise Unavailable("no answer", store="offsite")
+
+    monkeypatch.setattr(world.offsite, "delete", slow)
+    if answered:
+        assert world.sweep("offsite").orphans == 2
+    else:
+        with pytest.raises(Unavailable):
+            world.sweep("offsite")
+        # It may take effect later: copies wait until that is out of the question.
+        world.work()
+        assert world.copy_status(backup) == "copying"
+        with world.db.write() as session:
+            for row in world.rows_in(session, models.Sweep):
+                row.until -= timedelta(hours=1)
+    world.work()
+    assert world.copy_status(backup) == "available"
+    assert world.restored(backup) == data
+    assert world.sweep("offsite").orphans == 0
+    world.is_clean()
+
+
+def test_a_sweep_that_has_ended_holds_no_copy_back(new_world: Callable[..., CopyWorld]) -> None:
+    world = new_world()
+    _, made, held = chain(world, 2)
+    put_orphans(world)
+    assert world.sweep("offsite").orphans == 2
+    assert world.rows(models.Sweep) == []
+    assert world.copy(made[0]) == "available"
+    put_orphans(world)
+    world.trap = "copy.objects-put"
+    world.backups.copy(world.ctx(), made[1], "offsite")
+    task = world.claim_next()
+    assert task is not None
+    assert world.run_one(task) == "killed"
+    world.sweep("offsite")
+    assert world.rows(models.Sweep) == []
+    world.work()
+    assert [world.restored(one) for one in made] == held
 
 
 def test_a_copy_that_the_release_before_began_goes_on(new_world: Callable[..., CopyWorld]) -> None:
