@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import random
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import select, update
 
 from backupfw.chunkstore import errors
-from backupfw.cmd import database, meters
+from backupfw.cmd import database, meters, service
 from backupfw.db import models
 from backupfw.db.session import now
 from backupfw.manager.outcomes.restoring import RestoreTasks, Tested
-from tests.unit.cmd.conftest import load_conf
+from backupfw.manager.usecases.backups import BackupManager
+from tests.unit.cmd.conftest import Run, adopted, backed_up, load_conf
 from tests.unit.cmd.test_verify import BLOCK, Chain, chain, made
 from tests.unit.engine.test_content_digest import expected
 
@@ -112,6 +114,32 @@ def test_a_store_that_does_not_answer_proves_nothing(chain: Chain, monkeypatch: 
     assert status == 1
     assert records[chain.full]["result"] == "not tested"
     assert chain.show(chain.full)["restore_tested_at"] is None
+
+
+def test_an_encrypted_backup_needs_its_key(run: Run, state: Path, tmp_path: Path) -> None:
+    """Without it nothing is proven, and nothing recorded."""
+    image = tmp_path / "image.raw"
+    data = random.Random(3).randbytes(1 << 20)
+    image.write_bytes(data)
+    volume = adopted(state, image)
+    conf = load_conf(state)
+    conf.set_override("encryption", "project", "store:main")
+    with service.EmbeddedService(conf), database.opened(conf) as db:
+        backup = backed_up(BackupManager(db, conf), volume)
+    (key,) = [one for one in (state / "keys").iterdir() if one.name != "backupfw-keys"]
+    kept = key.rename(tmp_path / "key")
+    done = run("restore-test", backup, "--format", "json")
+    assert done.status == 1
+    (record,) = json.loads(done.out)
+    assert record["result"] == "not tested"
+    assert "key" in record["problem"]
+    shown = json.loads(run("backup", "show", backup).out)
+    assert (shown["restore_tested_at"], shown["content_digest"]) == (None, None)
+    kept.rename(key)
+    done = run("restore-test", backup, "--format", "json")
+    assert done.status == 0, done.err
+    (record,) = json.loads(done.out)
+    assert (record["result"], record["digest"], record["bytes"]) == ("ok", expected(data), len(data))
 
 
 def test_which_backups_are_tested(chain: Chain) -> None:
