@@ -7,7 +7,8 @@ import os
 import tempfile
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from backupfw.engine.cinder_format.writing import BLOCK_BYTES, CHUNK_BYTES, Bloc
 from backupfw.engine.format.manifest import ManifestReader
 from backupfw.engine.format.sealing import FindKey
 from backupfw.engine.ports import Checkpoint, Control
-from backupfw.errors import InvalidBackup
+from backupfw.errors import Damaged, EngineError, InvalidBackup
 from backupfw.manager import records, rows
 from backupfw.volume.local.descriptor import Descriptor
 from backupfw.volume.local.target import LocalTarget
@@ -27,8 +28,11 @@ from backupfw.volume.local.target import LocalTarget
 if TYPE_CHECKING:
     from oslo_config import cfg
 
+    from backupfw.cmd.catalogue import StoredManifest
     from backupfw.cmd.progress import Progress
     from backupfw.db.session import Database
+    from backupfw.worker.data_keys import DataKeys
+    from backupfw.worker.stores import Stores
 
 
 def export(
@@ -44,8 +48,9 @@ def export(
 ) -> list[dict[str, str]]:
     """Write backups in Cinder's format, each block verified on the way; return their export records.
 
-    The first is a full one, each other one an incremental one upon the one before.  What was written is
-    removed again if that fails.
+    The first is a full one, each other one an incremental one upon the one before.  Each is read from the
+    first of its places that has it whole, and what is damaged in one is repaired from another.  What was
+    written is removed again if that fails.
 
     :param backup_ids: of one volume.
     :param to: the store; ``container`` is made if it is not there, None is the store's own.
@@ -58,7 +63,9 @@ def export(
     """
     from backupfw.cmd import catalogue
     from backupfw.conf.stores import default_container
+    from backupfw.manager.outcomes.backups import BackupTasks
     from backupfw.manager.usecases.keys import KeyManager
+    from backupfw.worker.copies import Copies
     from backupfw.worker.data_keys import DataKeys
     from backupfw.worker.stores import Stores
 
@@ -84,30 +91,32 @@ def export(
     with (
         contextlib.closing(Stores(conf)) as stores,
         contextlib.closing(DataKeys.of(conf, KeyManager(db))) as data_keys,
-        contextlib.closing(BlockHashes()) as hashes,
+        contextlib.ExitStack() as files,
     ):
         target = stores.container(to, container or default_container(conf, to))
         target.ensure()
         begun: list[str] = []
-        parent: ManifestReader | None = None
-        parent_id: str | None = None
+        parent: _Written | None = None
         try:
             for number, (backup, manifest) in enumerate(chosen):
-                source = stores.container(manifest.store, manifest.container)
-                find_key = data_keys.finder(source, manifest.key)
-                reader = ManifestReader(source, manifest.key, find_key, encrypted=manifest.encrypted)
                 begun.append(f"volume_{backup.volume_id}_{moment:%Y%m%d%H%M%S}_backup_{backup.id}")
-                writer = LinkWriter(target, begun[-1], _head(backup), compression, hashes, parent_id)
-                with contextlib.closing(writer):
-                    _write(reader, parent, find_key, writer, control, conf.backup.streams)
-                    volume_meta = _volume_meta(backup, reader.head.record)
-                    writer.finish(reader.head.geometry.length, volume_meta)
+                write = partial(
+                    _write_from, stores, data_keys, conf.backup.streams, control, target, begun[-1],
+                    compression, backup, manifest, parent,
+                )  # fmt: skip
+                places = catalogue.places_of(db, conf, backup.id)
+                copies = Copies(
+                    BackupTasks(db, conf), stores, data_keys, manifest.key, places, conf.backup.streams
+                )
+                written = copies.read(write, control)
+                files.callback(written.hashes.close)
+                parent_id = None if parent is None else parent.backup_id
                 exported = replace(
                     backup,
                     container=target.name,
                     service=stores.wire_names[to],
                     service_metadata=begun[-1],
-                    object_count=writer.object_count,
+                    object_count=written.objects,
                     store=None,
                     volume_record=None,
                     parent_id=parent_id,
@@ -117,7 +126,7 @@ def export(
                     data_timestamp=backup.data_timestamp or backup.created_at,
                 )
                 made.append({"backup_service": str(exported.service), "backup_url": records.encode(exported)})
-                parent, parent_id = reader, backup.id
+                parent = written
         except BaseException:
             progress.abandon()
             for prefix in reversed(begun):
@@ -125,6 +134,59 @@ def export(
             raise
     progress.finish(counted(len(chosen), "backup"))
     return made
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """A link that was written.
+
+    :ivar reader: of the manifest, in the place from which it was read.
+    :ivar hashes: of its blocks.
+    :ivar objects: how many objects of data it has.
+    """
+
+    backup_id: str
+    reader: ManifestReader
+    hashes: BlockHashes
+    objects: int
+
+
+def _write_from(
+    stores: Stores,
+    data_keys: DataKeys,
+    streams: int,
+    control: Control,
+    target: Container,
+    prefix: str,
+    compression: str,
+    backup: rows.Backup,
+    manifest: StoredManifest,
+    parent: _Written | None,
+    place: rows.Place,
+) -> _Written:
+    """Write a link from one place of its backup; what was written is removed again if that fails.
+
+    :param parent: the link upon which it is an increment; None: it is a full one.
+    :raises EngineError: what is damaged is not of this place.
+    """
+    source = stores.container(place.store, place.container)
+    # Written anew if another place is read, or this one was repaired.
+    hashes = BlockHashes() if parent is None else parent.hashes.copy()
+    parent_id = None if parent is None else parent.backup_id
+    try:
+        find_key = data_keys.finder(source, manifest.key)
+        reader = ManifestReader(source, manifest.key, find_key, encrypted=manifest.encrypted)
+        writer = LinkWriter(target, prefix, _head(backup), compression, hashes, parent_id)
+        with contextlib.closing(writer):
+            _write(reader, None if parent is None else parent.reader, find_key, writer, control, streams)
+            writer.finish(reader.head.geometry.length, _volume_meta(backup, reader.head.record))
+        return _Written(backup.id, reader, hashes, writer.object_count)
+    except BaseException as error:
+        hashes.close()
+        _remove(target, prefix, control)
+        if isinstance(error, Damaged) and (error.store, error.container) != (place.store, place.container):
+            raise EngineError(str(error)) from error
+        raise
 
 
 def _write(

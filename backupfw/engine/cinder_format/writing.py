@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -39,6 +40,13 @@ class BlockHashes:
     def close(self) -> None:
         """Give up the file."""
         self._file.close()
+
+    def copy(self) -> BlockHashes:
+        """Return the same hashes in a file of its own."""
+        made = BlockHashes()
+        self._file.seek(0)
+        shutil.copyfileobj(self._file, made._file)
+        return made
 
     def replace(self, first: int, hashes: bytes) -> bytes:
         """Set the hashes of some blocks; return those that were there, fewer behind the end.

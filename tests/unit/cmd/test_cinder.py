@@ -352,6 +352,38 @@ class TestExport:
         assert (done.status, done.out) == (1, "")
         assert [path for path in plain.rglob("*") if path.is_file()] == []
 
+    def test_an_export_reads_the_first_place_that_is_whole(
+        self, run: Run, plain: Path, state: Path, tmp_path: Path, backup_id: str
+    ) -> None:
+        """What is damaged in the first one is repaired from the copy, and the link is begun anew."""
+        with open(state / "backupfw.conf", "a") as file:
+            file.write(
+                f"[DEFAULT]\nenabled_stores = main,old,second\n[store:second]\ndriver = posix\n"
+                f"path = {tmp_path / 'second'}\n"
+            )
+        assert run("backup", "restore", backup_id, "--to", str(tmp_path / "image")).status == 0
+        with service.EmbeddedService(load_conf(state)):
+            done = run("backup", "copy", backup_id, "--to", "second")
+            assert done.status == 0, done.err
+        packs = sorted(path for path in (state / "store").rglob("p*.o") if path.is_file())
+        data = bytearray(packs[-1].read_bytes())
+        data[200] ^= 1
+        packs[-1].write_bytes(data)
+        assert run("cinder", "export", backup_id, "--to", "old", "--container", "box").status == 0
+        data[200] ^= 1
+        assert packs[-1].read_bytes() == data
+        # Nothing is left of the first one.
+        shutil.rmtree(state / "store")
+        done = run("cinder", "export", backup_id, "--to", "old", "--container", "box")
+        assert done.status == 0, done.err
+        for path in (plain / "box").glob("*_metadata"):
+            with contextlib.closing(Stores(load_conf(state))) as stores:
+                place = Place(stores.container("old", "box"), path.name.removesuffix("_metadata"))
+                target = MemoryTarget(3 << 20, b"\xaa")
+                with contextlib.closing(Chain.of([place], FakeControl())) as chain:
+                    restore.run(chain, target, FakeControl())
+            assert target.data == (tmp_path / "image").read_bytes()
+
     def test_a_chain_is_exported_as_one(
         self, run: Run, state: Path, plain: Path, tmp_path: Path, backup_id: str
     ) -> None:
