@@ -26,7 +26,7 @@ from sqlalchemy.orm import Session, aliased
 from sqlalchemy.sql import ColumnElement
 
 from backupfw.db.locks import lock, put
-from backupfw.db.models import Backup, BackupCopy, DataKey, Installation, Manifest, Sweep
+from backupfw.db.models import Backup, BackupCopy, DataKey, Installation, Manifest, Sweep, Task
 from backupfw.db.session import now
 from backupfw.errors import StillLocked, TakesTurns
 from backupfw.manager.lineage.lifecycle import (
@@ -350,7 +350,7 @@ def keys_that_may_name(session: Session, manifest_id: str) -> list[str]:
 
 # Copies.  A copy puts objects under keys that other manifests in its container name, or named, and that an
 # earlier copy may have put and a release may be deleting.  So in one tree copies and releases take turns: a
-# copy begins when no manifest there is released, and a release plans when no copy has begun.  The same holds
+# copy begins when no release there is at work, and a release plans when no copy has begun.  The same holds
 # for a sweep, whose orphans a copy would take for its own: no copy begins while one deletes, and none deletes
 # while one is made.  The lock of the installation's row decides between them: a volume may have no row.
 # ``copy_step`` of a copy's row says how far it is: null, ``begun``, or ``placed``: its base is known.  Rows
@@ -391,6 +391,20 @@ def refuse_while_copying(session: Session, manifest_id: str) -> None:
         raise TakesTurns("a copy of a backup that may share the data is being made")
 
 
+def _waits_for_lock() -> ColumnElement[bool]:
+    """The condition on a released manifest that its removal only waits for the end of a lock in the store.
+
+    That may take weeks.  The next attempt plans anew: it waits for copies that have begun, and leaves what
+    those that are complete need.
+    """
+    of_it = (Task.resource_id == Manifest.id) | Task.resource_id.in_(
+        select(Backup.id).where(Backup.manifest_id == Manifest.id)
+    )
+    waiting = Task.locked & (Task.state == "queued")
+    removal = Task.kind.in_(("backup.delete", "manifest.release")) & of_it
+    return exists().where(removal, waiting) & ~exists().where(removal, ~waiting)
+
+
 def begin_copy(session: Session, row: Manifest) -> bool:
     """Begin a copy (state writing), or go on with it.
 
@@ -408,7 +422,7 @@ def begin_copy(session: Session, row: Manifest) -> bool:
         if session.scalar(sweeping.limit(1)) is not None:
             raise TakesTurns("a sweep deletes orphans of the same volume there")
         lock(session, Manifest, _tree_of(row))
-        released = select(Manifest.id).where(_tree_of(row), Manifest.state == RELEASED)
+        released = select(Manifest.id).where(_tree_of(row), Manifest.state == RELEASED, ~_waits_for_lock())
         if session.scalar(released.limit(1)) is not None:
             raise TakesTurns("the removal of a backup of the same volume has not ended there")
         _set_step(row, _BEGUN)

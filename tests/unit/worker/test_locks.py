@@ -34,6 +34,7 @@ from backupfw.manager.usecases.keys import KeyManager
 from backupfw.worker.data_keys import put_as_recorded
 from backupfw.worker.handlers import handler_for
 from tests.unit.engine.fakes import FakeControl
+from tests.unit.manager.support import WIRE
 from tests.unit.worker.test_copies import BOX, CopyWorld, chain, content, worlds
 from tests.unit.worker.test_encryption import MemoryKeys
 from tests.unit.worker.world import SEGMENT
@@ -447,6 +448,44 @@ def test_an_object_that_is_locked_longer_than_its_manifest(world: LockWorld) -> 
     world.pass_days(6)
     world.work()
     assert world.status(made[0]) is None
+    world.is_clean()
+
+
+def test_a_removal_that_waits_for_a_lock_keeps_no_copy_waiting(world: LockWorld) -> None:
+    """It has deleted some objects already: a copy puts what it needs again, and that stays."""
+    volume, made, held = chain(world, 2)
+    # The volume's backups move to the other store, and one comes back.
+    for backup in made:
+        assert world.copy(backup) == "available"
+        world.backups.promote_copy(world.ctx(), backup, "offsite", WIRE)
+    third = world.back_up(volume, incremental=True)
+    world.pass_days(40)
+    world.backups.remove_copy(world.ctx(), made[1], "main")
+    world.work()
+    pack = world.put_for(made[0], "/p0000")[-1]
+    world.memory["main"].lock(BOX, pack, datetime.now(UTC) + timedelta(days=5))
+    world.backups.remove_copy(world.ctx(), made[0], "main")
+    world.backups.copy(world.ctx(), third, "main")
+    removal = world.tasks.claim("host/x", 60, ["manifest.release"])
+    copy = world.tasks.claim("host/x", 60, ["backup.copy"])
+    assert removal is not None
+    assert copy is not None
+    # While the removal is at work, the copy waits; not while it only waits itself.
+    assert world.run_one(copy) == "waits"
+    assert world.run_one(removal) == "locked"
+    (row,) = world.rows(models.Manifest, models.Manifest.state == "released")
+    assert (row.store, row.backup_id) == ("main", made[0])
+    assert set(world.held(world.memory["main"])).intersection(world.put_for(made[0], "")) == {row.key, pack}
+    world.work()
+    assert world.backups.copies(world.ctx(), third)[0].status == "available"
+    assert world.row(models.Manifest, row.id).state == "released"
+    assert world.restored(third, "main") == held[1]
+    world.check_locks()
+    world.pass_days(6)
+    world.work()
+    # What the copy shares is locked longer, and stays.
+    assert world.row(models.Manifest, row.id).state == "gone"
+    assert world.restored(third, "main") == held[1]
     world.is_clean()
 
 
