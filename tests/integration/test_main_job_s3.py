@@ -13,6 +13,7 @@ from typing import Any
 import boto3
 import pytest
 from botocore.config import Config
+from botocore.exceptions import ClientError
 
 from tests.integration.content import MIB, change_image, same_content, write_image
 from tests.integration.damaged_objects import flipped, refuses
@@ -148,6 +149,66 @@ def test_copies(server: Any, site: tuple[Any, dict[str, Any]], tmp_path: Path) -
         client.delete_backup(incremental)
         client.wait("the copies to go", lambda: not any(volume in key for key in keys(server)))
         service.command("audit")
+
+
+@pytest.mark.check
+@pytest.mark.parametrize("kind", ["ceph", "seaweedfs"], indirect=True)
+def test_locked(server: Any, site: tuple[Any, dict[str, Any]], tmp_path: Path) -> None:
+    """Nothing that backups and copies need can be deleted; a deletion waits visibly, and is taken back."""
+    box, copies = f"locked-{uuid.uuid4().hex[:8]}", f"copies-{uuid.uuid4().hex[:8]}"
+    options = options_for(server, **site[1], container=box, lock_days=2, delete_versions="true")
+    options["DEFAULT"] = {"enabled_stores": "main, offsite"}
+    options["store:offsite"] = {**options["store:main"], "container": copies, "lock_mode": "governance"}
+    image = tmp_path / "image.raw"
+    write_image(image, LENGTH)
+    s3 = without_driver(server)
+
+    def versions(bucket: str) -> list[dict[str, str]]:
+        pages = s3.get_paginator("list_object_versions").paginate(Bucket=bucket)
+        return [
+            {"Key": one["Key"], "VersionId": one["VersionId"]}
+            for page in pages
+            for one in page.get("Versions", ())
+            if "/" in one["Key"]
+        ]
+
+    with running(tmp_path / "state", options) as service:
+        client = service.client()
+        volume = client.adopt(image)
+        full = client.backup(volume)
+        change_image(image, 5)
+        incremental = client.backup(volume, incremental=True)
+        for backup in (full, incremental):
+            service.command("backup", "copy", backup, "--to", "offsite")
+        assert len(versions(box)) == len(versions(copies)) > 10
+        # The service's own credentials delete nothing.
+        for bucket in (box, copies):
+            for one in versions(bucket):
+                with pytest.raises(ClientError, match=r"AccessDenied"):
+                    s3.delete_object(Bucket=bucket, **one)
+        client.expect(202, "DELETE", f"/backups/{full}")
+        client.wait("the deletion to wait", lambda: progress_of(client, full)["phase"] == "waiting-for-lock")
+        assert progress_of(client, full)["waits_until"]
+        shown = client.expect(200, "GET", f"/backups/{full}")["backup"]
+        assert shown["status"] == "deleting"
+        assert "locked" in shown["fail_reason"]
+        # The volume goes on; nothing is wrong, and there is nothing to sweep.
+        change_image(image, 9)
+        third = client.backup(volume, incremental=True)
+        service.command("backup", "copy", third, "--to", "offsite")
+        before = versions(box)
+        assert ", 0 orphans" in service.command("sweep").stdout
+        service.command("audit")
+        assert versions(box) == before
+        client.expect(202, "POST", f"/backups/{full}/action", {"os-reset_status": {"status": "available"}})
+        client.wait_status("backup", full, "available")
+        assert same_content(image, client.volume_path(client.restore(third)), LENGTH)
+        service.command("backup", "repair", full)
+        service.command("audit")
+
+
+def progress_of(client: Client, backup: str) -> dict[str, Any]:
+    return dict(client.expect(200, "GET", f"/backups/{backup}/progress")["progress"])
 
 
 def test_main_job(server: Any, service: Service, client: Client, tmp_path: Path) -> None:
