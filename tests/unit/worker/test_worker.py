@@ -69,6 +69,21 @@ class Gate:
         self._open.set()
 
 
+def test_a_kind_of_task_that_a_later_release_adds_waits_for_its_workers(world: WorkerWorld) -> None:
+    volume = world.filled_volume(DATA)
+    with world.db.write() as session:
+        tasks.add(
+            session, tasks.MANIFEST_RELEASE, resource_id="x", source_id=None, project_id="p1", request_id=None
+        )
+        for row in world.rows_in(session, models.Task):
+            row.kind = "manifest.of-tomorrow"
+    with world.worker():
+        made = world.backups.create(world.ctx(), volume_id=volume)
+        world.wait_backup(made.id, "available")
+    (left,) = world.rows(models.Task)
+    assert (left.kind, left.state, left.attempt) == ("manifest.of-tomorrow", "queued", 0)
+
+
 def test_a_worker_makes_a_backup_and_restores_it(world: WorkerWorld) -> None:
     volume = world.filled_volume(DATA)
     with world.worker():
