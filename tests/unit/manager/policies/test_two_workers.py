@@ -93,3 +93,59 @@ def test_so_many_at_once_over_all_workers(world: World) -> None:
             world.run_create()
         together(*(runs.watch for runs in processes))
     assert len(world.rows(models.PolicyRun, models.PolicyRun.status == "ok")) == 8
+
+
+def test_totals_are_those_of_all_workers(world: World) -> None:
+    """They end runs of the same policies at the same time, in batches, and one by one."""
+    for _ in range(6):
+        world.volume()
+    names = [due(world)[1] for _ in range(3)]
+    policies = PolicyManager(world.db, world.conf, world.backups)
+    processes = [PolicyRuns(world.db, world.backups, allows=lambda *_: False) for _ in range(WORKERS)]
+
+    def work(runs: PolicyRuns) -> None:
+        runs.plan()
+        while runs.begin():
+            runs.watch()
+
+    def totals() -> set[tuple[int, int]]:
+        return {(one.missed_runs, one.failed_runs) for one in world.rows(models.BackupPolicy)}
+
+    together(*(lambda runs=runs: work(runs) for runs in processes))  # type: ignore[misc]
+    work(processes[0])
+    assert totals() == {(6, 6)}
+    by_hand = [run.id for name in names for run in policies.run(world.ctx(), name)]
+    row = models.PolicyRun
+    with world.db.write() as session:
+        over = {"begin_before": now(session) - timedelta(seconds=1)}
+        session.execute(update(row).where(row.status == "waiting").values(**over))
+    pause = [lambda name=name: policies.pause(world.ctx(), name) for name in names]  # type: ignore[misc]
+    together(*(runs.watch for runs in processes), *pause)
+    ended = world.rows(row, row.id.in_(by_hand))
+    missed = [run.policy_id for run in ended if run.status == "missed"]
+    for one in world.rows(models.BackupPolicy):
+        assert (one.missed_runs, one.failed_runs) == (6 + missed.count(one.id), 6)
+    assert {run.status for run in ended} <= {"missed", "skipped"}
+    check_consistent(world)
+
+
+def test_two_policies_on_the_same_volumes(world: World) -> None:
+    volumes = {world.volume() for _ in range(4)}
+    for _ in range(2):
+        due(world)
+    processes = [PolicyRuns(world.db, world.backups) for _ in range(WORKERS)]
+    for _ in range(2):
+        for runs in processes:
+            runs.plan()
+        together(*(runs.begin for runs in processes))
+        together(*(runs.begin for runs in processes))
+        running = world.rows(models.PolicyRun, models.PolicyRun.status == "running")
+        assert {run.volume_id for run in running} == volumes
+        assert len(running) == len(volumes)
+        for _ in running:
+            world.run_create()
+        together(*(runs.watch for runs in processes))
+    ok = world.rows(models.PolicyRun, models.PolicyRun.status == "ok")
+    assert len({(run.policy_id, run.volume_id) for run in ok}) == len(ok) == 2 * len(volumes)
+    assert {run.tries for run in ok} == {0}
+    check_consistent(world)
