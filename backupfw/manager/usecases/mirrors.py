@@ -35,6 +35,7 @@ from backupfw.errors import (
     InvalidBackup,
     InvalidInput,
     InvalidVolume,
+    ServiceUnavailable,
     SnapshotNotFound,
     VolumeNotFound,
 )
@@ -90,9 +91,12 @@ class Mirrors:
         Call it outside a transaction.
 
         :returns: the metadata of each volume, by its id; without those that are about to come or to go.
-        :raises ServiceUnavailable: a catalogue does not answer.
+        :raises ServiceUnavailable: a catalogue does not answer, or this process has none, unlike the one that
+            wants to know.
         :raises InvalidInput: one does not list its volumes, or there are more than :data:`MOST_LISTED`.
         """
+        if not self._catalogues:
+            raise ServiceUnavailable("A worker is configured without the service that has the volumes.")
         if names := self.unlisted():
             raise InvalidInput(f"The volumes of back end {', '.join(names)} cannot be listed: name them.")
         every = (catalogue.volumes(project_id) for catalogue in self._catalogues.values())

@@ -9,9 +9,11 @@ import pytest
 from backupfw.db import models
 from backupfw.errors import InvalidInput, ServiceUnavailable
 from backupfw.manager.policies.manager import PolicyManager
+from backupfw.manager.policies.runs import PolicyRuns
 from backupfw.manager.queue.outbox import Outbox
 from backupfw.manager.rows import NO_VOLUME
 from backupfw.manager.usecases import mirrors
+from backupfw.manager.usecases.backups import BackupManager
 from backupfw.volume.catalogue import ForeignVolume
 from tests.unit.manager.policies.support import PolicyWorld
 from tests.unit.manager.support import check_audit
@@ -195,6 +197,21 @@ def test_a_search_of_two_processes_plans_each_run_once(
         patched.setattr(foreign, "volumes", slow)
         world.runs.begin()
     assert [run.volume_id for run in world.runs_of(policy)] == [volume]
+
+
+def test_a_worker_without_the_catalogue_finds_not_nothing(world: PolicyWorld, foreign: Foreign) -> None:
+    """While workers get a new configuration one after the other, no volume goes without a backup."""
+    volume = foreign.add()
+    policy = world.policy()
+    world.at("2026-01-02T00:00:01")
+    world.runs.plan()
+    PolicyRuns(world.db, BackupManager(world.db, world.conf)).begin()
+    run = world.run(policy)
+    assert (run.volume_id, run.status, run.tries) == (NO_VOLUME, "waiting", 1)
+    assert "configured without" in (run.reason or "")
+    world.later(minutes=1)
+    world.night()
+    assert of(world, policy) == {volume: "ok"}
 
 
 @pytest.mark.parametrize("edited", ["deleted", "named"])
