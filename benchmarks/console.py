@@ -142,7 +142,7 @@ def run(table: Table, directory: str, rows: int, rounds: int) -> None:
         cookie = "; ".join(f"{name}={one.value}" for name, one in jar.items())
         middle = f"volumes/00000000-0000-4000-8000-{rows // CHAIN // 2:012}"
         policy = "policies/50000000-0000-4000-8000-000000000000"
-        pages = ("health", "now", "volumes", "volumes?name=99", middle, "messages")
+        pages = ("health", "now", "volumes", "volumes?name=99", middle, "messages", "messages/done")
         for page in (*pages, "policies", "policies/new", policy, f"{policy}/preview", "stores"):
             answer, seconds = _timed(api.app, f"/console/{page}", cookie, rounds * 10)
             _row(table, re.sub("[0-9a-f-]{36}", "ID", page), seconds, AIM_PAGE)

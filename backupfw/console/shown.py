@@ -163,6 +163,12 @@ OPERATIONS = {
     "snapshot.create": "Snapshot of",
     "snapshot.delete": "Deletion of a snapshot of",
 }
+#: What is said of a deed, by its kind.
+DEEDS = {
+    "backup": "Backup",
+    "policy-made": "Policy made:",
+    "policy-changed": "Policy changed:",
+}
 #: Why tasks wait, by what :func:`backupfw.manager.queue.waiting.why` says.
 REASONS = {
     "queued": "for a free worker",

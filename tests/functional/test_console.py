@@ -32,7 +32,7 @@ from backupfw.manager.usecases.stores import StoreManager
 from tests.functional.cloud import NOBODY, Cloud
 
 #: Every page that lists something.
-PAGES = ("health", "now", "volumes", "messages")
+PAGES = ("health", "now", "volumes", "messages", "messages/done")
 #: A volume that :func:`fill` makes, which has all its backups.
 VOLUME = "00000000-0000-4000-8000-000000000000"
 #: Names that users gave: markup, quotes, text from right to left, and much too long.
@@ -582,6 +582,54 @@ def test_messages_are_read_page_by_page_and_deleted(full: Cloud) -> None:
     Browser(app, "bob:other:member").post(f"messages/{one.id}/delete", status=404)
     browser.post(f"messages/{one.id}/delete")
     browser.post(f"messages/{one.id}/delete", status=404)
+
+
+def test_messages_and_deeds_of_a_project(cloud: Cloud) -> None:
+    app = made(cloud)
+    admin, user = Browser(app, "root:demo:admin"), Browser(app, "alice:demo:reader")
+    with cloud.db.write() as session:
+        for number, project in enumerate(("demo", "other")):
+            session.add(
+                models.Message(
+                    id=f"20000000-0000-4000-8000-{number:012}", project_id=project,
+                    resource_type="VOLUME_BACKUP", resource_uuid=NOBODY, action_id="013", detail_id="017",
+                    event_id="VOLUME_BACKUP_013_017", message_level="ERROR", created_at=now(session),
+                )
+            )  # fmt: skip
+    backups: dict[str, str] = {}
+    for project in ("demo", "other"):
+        backups[project] = cloud.backup(cloud.volume(project), project=project)
+    body = {"name": "daily <b>", "schedule": {"cron": "@daily"}, "selection": {"all": True}}
+    policy = cloud.client().at("3.0").post("/backup-policies", {"backup_policy": body}, 201)
+    policy_id = policy.json["backup_policy"]["id"]
+    cloud.managers.policies.pause(_admin(), policy_id)
+    with cloud.db.write() as session:
+        session.execute(
+            update(models.Backup).where(models.Backup.project_id == "demo").values(policy_id=policy_id)
+        )
+    for page, both in (("messages", "project other"), ("messages/done", "project other")):
+        assert both in admin.get(page).text
+        assert both not in admin.get(f"{page}?project=demo").text
+        assert "project demo" not in admin.get(f"{page}?project=nobody").text
+        assert backups["other"] not in user.get(f"{page}?project=other").text
+    assert backups["other"] in admin.get("messages/done").text
+    text = user.get("messages/done").text
+    assert [text.count(words) for words in ("Policy made:", "Policy changed:", "daily &lt;b&gt;")] == [
+        1,
+        1,
+        2,
+    ]
+    assert f">policy {policy_id[:8]}</a>" in text, "a backup of a policy is nobody's"
+    assert "root" in text.partition("Policy changed:")[2]
+    user.get("messages/done?before=yesterday", status=400)
+
+
+def test_deeds_are_read_page_by_page(full: Cloud) -> None:
+    first = Browser(made(full), "alice:demo:reader").get("messages/done")
+    pages = [first, first.click("Older")]
+    ids = [set(re.findall("#backup-([0-9a-f-]{36})", page.text)) for page in pages]
+    assert [len(found) for found in ids] == [50, 50]
+    assert not ids[0] & ids[1]
 
 
 def _lineage(cloud: Cloud, *edges: tuple[int | None, str]) -> list[str]:

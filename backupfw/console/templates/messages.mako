@@ -2,6 +2,10 @@
 <%namespace name="parts" file="parts.mako"/>
 <%def name="title()">Messages</%def>
 <h1>Messages</h1>
+<p>What failed. <a href="${base}/messages/done${f'?{shown.query(project=project)}' if project else ''}">What was done, and by whom</a></p>
+% if everywhere:
+${parts.of_project('messages', project)}
+% endif
 % if not messages:
 <p>Nobody was told of anything that failed.</p>
 % else:
@@ -27,7 +31,7 @@
 % endfor
 </tbody></table></div>
 % if more:
-<p><a href="${base}/messages?${shown.query(marker=messages[-1].id)}">More</a></p>
+<p><a href="${base}/messages?${shown.query(project=project, marker=messages[-1].id)}">More</a></p>
 % endif
 <p><small>Messages go by themselves after <code>[DEFAULT] message_ttl</code>.</small></p>
 ${parts.same('GET /v3/PROJECT/messages', None, 'openstack volume message list')}

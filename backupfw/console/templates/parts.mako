@@ -5,3 +5,9 @@
 <pre><code>${command}</code></pre>
 </details>
 </%def>
+<%def name="of_project(where, project)">
+<form method="get" action="${base}/${where}" class="row">
+<input type="search" name="project" value="${project}" maxlength="255" placeholder="Project" aria-label="Project">
+<button class="quiet">Show</button>
+</form>
+</%def>

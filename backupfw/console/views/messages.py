@@ -1,4 +1,4 @@
-"""Messages: what users were told of operations that failed."""
+"""Messages: what users were told of operations that failed; and who had what done when."""
 
 from __future__ import annotations
 
@@ -31,15 +31,31 @@ class MessagesPage(Page):
     @expose("GET", rule="message:get_all")
     def index(self, req: Request, resp: Response) -> View:
         """List them, the newest first."""
-        everywhere = bool(req.context.is_admin)
+        everywhere, project = bool(req.context.is_admin), (req.query.get("project") or "").strip()
         found = self.site.managers.messages.list(
-            req.context, all_tenants=everywhere, limit=SHOWN + 1, marker=req.query.get("marker")
+            req.context,
+            all_tenants=everywhere,
+            filters={"project_id": project} if project else {},
+            limit=SHOWN + 1,
+            marker=req.query.get("marker"),
         ).items
         return View(
             "messages",
             messages=found[:SHOWN],
             more=len(found) > SHOWN,
             everywhere=everywhere,
+            project=project,
             may_delete={one.project_id: self.allows(req, "message:delete", one.project_id) for one in found},
             now=self.site.overview.moment(),
         )
+
+    @expose("GET", "done", rule="backup:get_all")
+    def done(self, req: Request, resp: Response) -> View:
+        """List who had what done when, the newest first."""
+        project = (req.query.get("project") or "").strip()
+        found = self.site.overview.deeds(
+            req.context, project_id=project or None, before=req.query.get("before"), limit=SHOWN + 1
+        )
+        view = View("done", deeds=found[:SHOWN], more=len(found) > SHOWN, project=project)
+        view.update(everywhere=bool(req.context.is_admin), now=self.site.overview.moment())
+        return view

@@ -21,7 +21,7 @@ if lacks := browsers.missing():
 
 pytestmark = pytest.mark.server
 
-PAGES = ("health", "now", "volumes", "policies", "messages")
+PAGES = ("health", "now", "volumes", "policies", "stores", "messages")
 AXE = (Path(__file__).parent / "axe-4.14.1.min.js").read_text()
 
 
@@ -135,11 +135,13 @@ def test_a_backup_and_its_restore_are_clicked_through(desk: Desk, volumes: dict[
 def test_everybody_can_use_every_page(desk: Desk, volumes: dict[str, str], scheme: str) -> None:
     # The pages' own policy would let in no script of a test.
     with desk.page(color_scheme=scheme, bypass_csp=True) as page:
-        for name in (*PAGES, "policies/new", f"volumes/{volumes['mail']}"):
+        for name in (*PAGES, "messages/done", "policies/new", f"volumes/{volumes['mail']}"):
             page.goto(f"{desk.base}/{name}")
             assert _violations(page) == [], name
-            if (name, scheme) == ("health", "light"):
+            if scheme == "light" and name in ("health", "volumes", "stores"):
                 desk.picture(page, name)
+            elif (name, scheme) == ("messages/done", "dark"):
+                desk.picture(page, "messages")
         for link in ("Restore", "Delete"):
             page.get_by_role("link", name=link).first.click()
             assert _violations(page) == [], link
@@ -220,6 +222,42 @@ def test_the_keyboard_is_enough(desk: Desk, volumes: dict[str, str]) -> None:
             box = page.evaluate("JSON.stringify(document.activeElement.getBoundingClientRect())")
             assert '"width":0' not in box
         assert seen[-1] == "Log out"
+
+
+def test_a_backup_is_made_by_the_keyboard_alone(desk: Desk, volumes: dict[str, str]) -> None:
+    with desk.page() as page:
+        page.goto(f"{desk.base}/volumes/{volumes['mail']}")
+
+        def reach(label: str) -> None:
+            for _ in range(40):
+                page.keyboard.press("Tab")
+                focus = "e => e.ariaLabel || e.textContent.trim()"
+                if page.evaluate(f"({focus})(document.activeElement)") == label:
+                    return
+            raise AssertionError(f"Tab does not lead to {label}")
+
+        reach("Name of the backup")
+        page.keyboard.type("by keys")
+        reach("Back up")
+        page.keyboard.press("Enter")
+        page.get_by_role("rowheader", name="by keys").wait_for()
+        reach("Keep by keys")
+        page.keyboard.press("Enter")
+        page.get_by_role("button", name="Keep no longer by keys").wait_for()
+
+
+def test_a_page_that_refreshes_itself_leads_to_the_login_when_the_session_ends(desk: Desk) -> None:
+    with desk.page() as page:
+        page.goto(f"{desk.base}/now")
+        other = page.context.new_page()
+        other.goto(f"{desk.base}/health")
+        other.get_by_role("button", name="Log out").click()
+        other.get_by_role("heading", name="Log in").wait_for()
+        # Nothing runs, so it asks after 15 s.
+        page.get_by_role("heading", name="Log in").wait_for(timeout=30_000)
+        page.get_by_label("Token").fill(desk.token)
+        page.get_by_role("button", name="Log in").click()
+        page.get_by_role("heading", name="Now", exact=True).wait_for()
 
 
 def test_what_changes_is_shown_without_a_click(desk: Desk, volumes: dict[str, str]) -> None:
