@@ -49,7 +49,7 @@ class WorkerSettings:
     :ivar beat_seconds: how often the worker reports that it lives.
     :ivar expire_seconds: seconds between two looks for tasks that no worker can take.
     :ivar scrub_seconds: seconds between two looks for something to scrub, if there was nothing.
-    :ivar record_seconds: seconds between two looks whether a new day has begun, to record what stores hold.
+    :ivar record_seconds: seconds between two looks whether it is time to record what stores hold.
     :ivar store_wait: seconds that tasks wait for a store that is down before they end in error.
     :ivar ignored_seconds: how long an attempt that was asked to end may go on before its lease is given up.
     """

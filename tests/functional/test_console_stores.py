@@ -77,7 +77,17 @@ def test_what_is_recorded(cloud: Cloud) -> None:
         ("offsite", ""): (1, 10, 1000),
         ("offsite", "demo"): (1, 10, 1000),
     }
-    assert not manager.record(), "once a day"
+    assert not manager.record(), "once an hour"
+    # An hour later: what a project has no more is gone, and the day has one record.
+    with cloud.db.write() as session:
+        session.execute(update(models.StoreUsage).values(recorded_at=now(session) - stores.EVERY))
+        session.execute(update(models.Backup).where(models.Backup.id == "b3").values(deleted=True))
+    assert manager.record()
+    held = _held(cloud)
+    assert held["main", ""] == (2, 20, 1100)
+    assert ("main", "other") not in held
+    with cloud.db.read() as session:
+        assert len(session.scalars(select(models.StoreUsage.day).distinct()).all()) == 1
 
 
 def test_records_are_bounded(cloud: Cloud) -> None:

@@ -7,7 +7,7 @@
 <section>
 <h2>${one.name}</h2>
 % if last is None:
-<p>Nothing was recorded yet: a worker does that once a day.</p>
+<p>Nothing was recorded yet: a worker does that within ten minutes.</p>
 % else:
 <p class="count">About ${shown.sized(last.bytes)} in ${last.objects} objects, of ${shown.counted(last.backups, 'backup')}; recorded ${shown.since(last.recorded_at, now)}.
 % if one.price:

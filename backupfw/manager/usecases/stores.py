@@ -1,4 +1,4 @@
-"""What stores hold, by project, and how that grew: recorded once a day, because it looks at all backups.
+"""What stores hold, by project, and how that grew: recorded once an hour, because it looks at all backups.
 
 The database knows what each backup put, not which objects of a deleted one others still need.  So a backup
 whose base is gone is counted with all that it names, any other with what it put itself: objects that were
@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session, aliased
 
 from backupfw.conf.stores import group_of
 from backupfw.db import models
-from backupfw.db.locks import insert_if_absent
+from backupfw.db.locks import put
 from backupfw.db.session import now
 from backupfw.manager.lineage import lifecycle
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 #: For how long the sums of a store are kept, days; those of projects are kept for the last day only.
 KEPT_DAYS = 400
+#: How old a record becomes before it is made anew; each day keeps its last one.
+EVERY = timedelta(hours=1)
 #: In place of a project: all of them.
 ALL = ""
 #: How many projects are shown of a store.
@@ -91,7 +93,7 @@ class StoreManager:
         self._conf = conf
 
     def record(self) -> bool:
-        """Record what stores hold, if nobody did today; any process may call it at any time.
+        """Record what stores hold, if nobody did within an hour; any process may call it at any time.
 
         It reads every backup, about a second for a million of them.
 
@@ -101,7 +103,8 @@ class StoreManager:
         with self._db.read() as session:
             moment = now(session)
             day = _day(moment)
-            if session.scalar(select(row.day).where(row.day == day).limit(1)) is not None:
+            last = session.scalar(select(func.max(row.recorded_at)).where(row.day == day))
+            if last is not None and moment - EVERY < last <= moment:
                 return False
             found = _counted(session)
         sums = {store: [0, 0, 0] for store in self._conf.enabled_stores}
@@ -121,9 +124,10 @@ class StoreManager:
         oldest = _day(moment - timedelta(days=KEPT_DAYS))
 
         def work(session: Session) -> None:
-            # Another process may do the same now; whoever is first has recorded it.
-            session.execute(insert_if_absent(session, row), values)
-            old = or_(row.day < oldest, (row.day < day) & (row.project_id != ALL))
+            # Another process may do the same now: the rows of whoever is last are the record.
+            put(session, row, values)
+            of_project = row.project_id != ALL
+            old = or_(row.day < oldest, (row.day < day) & of_project, (row.recorded_at < moment) & of_project)
             session.execute(delete(row).where(old), execution_options={"synchronize_session": False})
 
         self._db.run(work)

@@ -80,7 +80,7 @@ class Tools:
     :ivar heartbeat: records that this worker lives.
     :ivar expire_waiting: called now and then: ends tasks that no worker could claim for too long.
     :ivar queue_scrubs: called now and then: queues what is to be scrubbed in the stores of this worker.
-    :ivar record_usage: called now and then: records what stores hold, once a day.
+    :ivar record_usage: called now and then: records what stores hold, once an hour.
     :ivar meter: counts what is done.
     :ivar outbox: the event outbox; None: no events are sent.
     :ivar reach: what this worker can serve; None: everything.

@@ -513,7 +513,7 @@ def test_a_store_has_one_scrub_at_a_time(tmp_path: Path) -> None:
     world.db.close()
 
 
-def test_a_worker_records_once_a_day_what_stores_hold(tmp_path: Path) -> None:
+def test_a_worker_records_what_stores_hold(tmp_path: Path) -> None:
     world = WorkerWorld(tmp_path, max_attempts=3)
     volume = world.filled_volume(random.Random(1).randbytes(2 * SEGMENT))
     first = world.backups.create(world.ctx(), volume_id=volume)
