@@ -6,7 +6,8 @@ import argparse
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from backupfw.cmd import base, usecases, waiting
@@ -17,10 +18,17 @@ if TYPE_CHECKING:
     from oslo_config import cfg
 
     from backupfw.db.session import Database
+    from backupfw.worker.data_keys import DataKeys
     from backupfw.worker.links import FoundLink
+    from backupfw.worker.stores import Stores
 
-ENTERED, KNOWN, FAILED = "entered", "known", "failed"
-_WORDS: Mapping[str, str] = {ENTERED: "entered", KNOWN: "known already", FAILED: "NOT entered"}
+ENTERED, COPY, KNOWN, FAILED = "entered", "copy", "known", "failed"
+_WORDS: Mapping[str, str] = {
+    ENTERED: "entered",
+    COPY: "entered as copies of what was converted",
+    KNOWN: "known already",
+    FAILED: "NOT entered",
+}
 
 
 class Scan(base.Lister):
@@ -30,7 +38,8 @@ class Scan(base.Lister):
     it is, so the command can be repeated, and continues after a kill. The owner of a backup is the project
     that --project-of names for its volume, else --project, else the one that the catalogue names for the
     volume, else the one that the volume's description in the store names: whoever can write there can write
-    any. The exit status is 1 when a backup could not be entered.
+    any. What a backup was converted from is entered as its copy again, after a rebuild. The exit status is 1
+    when a backup could not be entered.
     """
 
     columns = (
@@ -232,12 +241,17 @@ def _owner(text: str) -> tuple[str, str]:
 
 def _scan(conf: cfg.ConfigOpts, db: Database, args: argparse.Namespace) -> Iterator[Mapping[str, Any]]:
     from backupfw.conf.stores import default_container
+    from backupfw.manager.usecases.keys import KeyManager
     from backupfw.worker import links
+    from backupfw.worker.data_keys import DataKeys
     from backupfw.worker.stores import Stores
 
     progress = Progress(f"reading store {args.store}", unit="backups")
     control = progress.control()
-    with contextlib.closing(Stores(conf)) as stores:
+    with (
+        contextlib.closing(Stores(conf)) as stores,
+        contextlib.closing(DataKeys.of(conf, KeyManager(db))) as data_keys,
+    ):
         try:
             any_container = stores.container(args.store, default_container(conf, args.store))
             containers = args.container or list(any_container.store.list_containers())
@@ -254,9 +268,10 @@ def _scan(conf: cfg.ConfigOpts, db: Database, args: argparse.Namespace) -> Itera
                     found[one.backup_id] = one
                     progress.update(len(found))
             service = stores.wire_names[args.store]
+            is_origin = partial(_is_origin, db, stores, data_keys)
             for one in links.parents_first(found):
                 control.check()
-                yield _enter(db, one, found, service, args, control)
+                yield _enter(db, one, found, service, args, control, is_origin)
         finally:
             progress.abandon()
 
@@ -268,9 +283,11 @@ def _enter(
     service: str,
     args: argparse.Namespace,
     control: Any,
+    is_origin: Callable[[FoundLink], bool],
 ) -> Mapping[str, Any]:
     from backupfw.chunkstore.errors import ChunkStoreError
     from backupfw.errors import EngineError, InvalidInput
+    from backupfw.keys.errors import KeyStoreError
     from backupfw.manager.operators import links as rows
     from backupfw.worker import links
 
@@ -290,12 +307,39 @@ def _enter(
         with contextlib.closing(chain):
             facts = links.facts(chain, service, owner, control)
             record = links.record(chain.links[0], facts)
-        entered = args.dry_run or rows.enter(db, record, facts)
+        result = KNOWN
+        if args.dry_run or rows.enter(db, record, facts):
+            result = ENTERED
+        elif is_origin(one) and rows.enter_origin(db, facts):
+            result = COPY
     except (InvalidInput, EngineError) as error:
         return _found(one, owner, result=FAILED, problem=str(error))
-    except ChunkStoreError as error:
+    except (ChunkStoreError, KeyStoreError) as error:
         return _found(one, owner, result=FAILED, problem=f"It could not be read now: {error}")
-    return _found(one, owner, result=ENTERED if entered else KNOWN, size=facts.size)
+    return _found(one, owner, result=result, size=facts.size)
+
+
+def _is_origin(db: Database, stores: Stores, data_keys: DataKeys, one: FoundLink) -> bool:
+    """Return whether the backup of a link's id was converted from it, as that backup's manifest says.
+
+    An export has that id, too, and is Cinder's: it must not go with the backup.
+
+    :raises EngineError, ChunkStoreError, KeyStoreError: the manifest cannot be read.
+    """
+    from backupfw.cmd import catalogue
+    from backupfw.engine.format.manifest import read_head
+    from backupfw.errors import BackupNotFound, InvalidBackup
+    from backupfw.worker import stored
+
+    try:
+        manifest = catalogue.manifest_of(db, one.backup_id)
+    except (BackupNotFound, InvalidBackup):
+        return False
+    if manifest.links:
+        return False
+    container = stores.container(manifest.store, manifest.container)
+    head = read_head(container, manifest.key, data_keys.finder(container, manifest.key))
+    return head.record.get("converted") == stored.origin_of(one.place.container.name, one.place.prefix)
 
 
 def _place_of(found: Mapping[str, FoundLink], backup_id: str) -> Any:

@@ -170,6 +170,11 @@ class _CinderFormat(Stored):
         return link_verify.run(self._places, control, on_damaged, quick=quick, streams=streams)
 
 
+def origin_of(container: str, prefix: str) -> dict[str, str]:
+    """Return what the record of a converted backup says of the link from which it was made."""
+    return {"container": container, "prefix": prefix}
+
+
 def record_of(head: Head) -> Mapping[str, Any]:
     """Return what a link says of its volume, in the form of the record in a manifest of ours.
 

@@ -13,7 +13,7 @@ from backupfw.errors import InvalidInput, TaskLost
 from backupfw.manager.lineage import lifecycle
 from backupfw.manager.lineage.lifecycle import BackupMoves
 from backupfw.manager.records import Record
-from backupfw.manager.rules import backup_rows
+from backupfw.manager.rules import backup_rows, copies
 from backupfw.manager.rules.found_manifests import ManifestFacts, columns, hold_manifest
 
 
@@ -41,7 +41,7 @@ def enter(db: Database, record: Record, facts: ManifestFacts) -> bool:
 
     Quotas are not asked: the data is there.
 
-    :returns: False: there is a backup of this id; nothing was changed.
+    :returns: False: there is a backup of this id; nothing was changed (see :func:`enter_origin`).
     :raises InvalidInput: a link was deleted here, or the backup of this id is an import that failed.
     """
 
@@ -68,5 +68,28 @@ def enter(db: Database, record: Record, facts: ManifestFacts) -> bool:
         if not moved:
             raise TaskLost(f"backup {row.id} was changed meanwhile")
         return True
+
+    return db.run(work)
+
+
+def enter_origin(db: Database, facts: ManifestFacts) -> bool:
+    """Enter a link as a copy of the backup that was converted from it, as the conversion did.
+
+    Only the manifest of that backup says which link that is: the caller has looked there.
+
+    :returns: False: the backup has one in that store, or is not there itself; nothing was changed.
+    :raises InvalidInput: a link was deleted here.
+    """
+
+    def work(session: Session) -> bool:
+        locks.lock(session, models.Backup, models.Backup.id == facts.backup_id)
+        known = session.get(models.Backup, facts.backup_id)
+        if known is None or (known.volume_id, known.project_id) != (facts.volume_id, facts.project_id):
+            return False
+        manifest_id = hold_manifest(session, facts)
+        if copies.enter(session, known, manifest_id):
+            return True
+        session.rollback()
+        return False
 
     return db.run(work)

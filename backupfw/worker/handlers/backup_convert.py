@@ -80,6 +80,8 @@ class BackupConvert(Making):
                 plan = self._making.bind_source(task, point.identity, locked)
                 crash_points.reach("backup.bound")
                 record = {"backup": record_of(plan.backup), **stored.record_of(point.head)}
+                container_of_link, prefix = plan.links[0]
+                record["converted"] = stored.origin_of(container_of_link, prefix)
                 job = self._job(plan, point.length, record, self._sealing(plan, container))
                 job = replace(job, lock=lock_plan(plan, until))
                 journal = TaskJournal(self._making, task, plan)

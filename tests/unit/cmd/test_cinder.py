@@ -26,6 +26,7 @@ from backupfw.manager.usecases.backups import BackupManager
 from backupfw.worker.stores import Stores
 from tests.format.cinder_samples import HERE, sample
 from tests.unit.cmd.conftest import CTX, Run, backed_up, load_conf
+from tests.unit.cmd.test_recovery import lose_the_database
 from tests.unit.engine.fakes import BLOCK, FakeControl, MemoryTarget, memory_container
 from tests.unit.engine.test_content_digest import digest_of
 from tests.unit.engine.test_data_path import run as engine_backup
@@ -191,6 +192,35 @@ def test_a_chain_is_converted_and_then_needs_cinders_objects_no_more(
         assert restored(run, tmp_path, number) == expected["sha256_of_volume"]
     for number in (0, 2, 1):
         assert run("backup", "delete", IDS[number]).status == 0
+    assert run("audit").status == 0
+
+
+def test_what_was_converted_is_known_again_after_a_rebuild(run: Run, state: Path, old: Path) -> None:
+    """The manifest names it; an export, which has the same id, stays nobody's."""
+    conf = load_conf(state)
+    database.prepare(conf, make=True)
+    with service.EmbeddedService(conf):
+        scan(run)
+        assert run("cinder", "convert", "--all").status == 0
+    installation = lose_the_database(run, state)
+    words = ("catalogue", "rebuild", "--store", "main", "--take-over", installation)
+    assert run(*words).status == 0
+    assert [(one["backup_id"], one["result"]) for one in scan(run)] == [(one, "copy") for one in IDS]
+    assert [one["result"] for one in scan(run)] == ["known"] * 3
+    assert run("backup", "copy", IDS[0], "--remove", "old", "--no-wait").status == 0
+    assert run("cinder", "export", IDS[0], "--to", "old", "--container", "exports").status == 0
+    assert [one["result"] for one in scan(run, "--container", "exports")] == ["known"]
+    shown = json.loads(run("backup", "show", IDS[1], "--format", "json").out)
+    assert [(one["store"], one["status"]) for one in shown["copies"]] == [("old", "available")]
+    exported = [path for path in (old / "exports").rglob("*") if path.is_file()]
+    with service.EmbeddedService(load_conf(state)):
+        for backup in (IDS[1], IDS[0], IDS[2]):
+            assert run("backup", "delete", backup).status == 0
+        end = time.monotonic() + 60
+        while left := [path for path in old.rglob("volume_*_metadata") if "exports" not in path.parts]:
+            assert time.monotonic() < end, left
+            time.sleep(0.05)
+    assert [path for path in (old / "exports").rglob("*") if path.is_file()] == exported
     assert run("audit").status == 0
 
 
