@@ -36,6 +36,8 @@ LOG = log.getLogger(__name__)
 ERRORS_KEPT = timedelta(days=7)
 #: Backups of a volume that go at once, before other volumes have their turn.
 AT_ONCE = 20
+#: So long a deletion may take; after that it counts no more as room that is being made.
+_DELETION = timedelta(hours=1)
 #: Backups that may be restored.
 _GOOD = (lifecycle.AVAILABLE, lifecycle.RESTORING)
 
@@ -175,33 +177,46 @@ def make_room(
     volume_id: str,
     *,
     missing: QuotaExceeded,
-) -> list[str]:
-    """Begin to delete what a policy needs no more when its next backup is made; return their ids.
+) -> bool:
+    """Begin to delete what a policy needs no more with its next backup; return whether that is enough.
 
     That backup is refused by the quota: with one of as many as the retention keeps no run would succeed
     again.  What could not be made goes first, then what the next backup takes the place of, the oldest
     first.  Nothing goes if there would be no room all the same, and the newest good ones stay as ever.
 
     :param policy: read before; in no transaction any more.
+    :param settings: the policy's.
     """
     with db.read() as session:
         candidates, moment = of(session, policy, volume_id), now(session)
         row = models.Backup
         mine = (row.policy_id == policy.id, row.volume_id == volume_id, row.deleted.is_(False))
-        sizes = {one.id: one.size for one in session.execute(select(row.id, row.size).where(*mine))}
-    with_next = [*candidates.good, Taken("the next one", moment)]
-    verdicts = retention.apply(settings.rules, settings.schedule.zone, with_next)
+        found = session.execute(select(row.id, row.size, row.status, row.updated_at).where(*mine)).all()
+    sizes = {one.id: 1 if missing.resource == "backups" else one.size for one in found}
+    # What an earlier try has begun to delete is counted by the quota until it is gone.
+    going = [one for one in found if one.status == lifecycle.DELETING]
+    room = sum(sizes[one.id] for one in going if moment - (one.updated_at or moment) < _DELETION)
+    all_then = [*candidates.good, _next(candidates.good, settings, moment)]
+    verdicts = retention.apply(settings.rules, settings.schedule.zone, all_then)
     oldest = sorted(candidates.good, key=lambda one: (one.taken_at, one.id))
     replaced = [one.id for one in oldest[: -settings.rules.min_keep] if verdicts[one.id] is None]
     chosen: list[str] = []
-    room = 0
     for one in (*candidates.failed, *replaced):
         if room < missing.excess and one not in candidates.held:
             chosen.append(one)
-            room += 1 if missing.resource == "backups" else sizes.get(one, 0)
+            room += sizes.get(one, 0)
     if room < missing.excess:
-        return []
-    return _delete(backups, ctx, policy, settings, chosen, len(chosen))
+        return False
+    return len(_delete(backups, ctx, policy, settings, chosen, len(chosen))) == len(chosen)
+
+
+def _next(good: Sequence[Taken], settings: Settings, moment: datetime) -> Taken:
+    """Return the backup that is to be made; it counts as made when it was due after the newest one.
+
+    Otherwise, if none can be made, "within" would let one go each night, down to the last one.
+    """
+    due = settings.schedule.after(max((one.taken_at for one in good), default=moment))
+    return Taken("the next one", moment if due is None else min(due, moment))
 
 
 def _delete(

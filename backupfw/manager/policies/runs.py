@@ -373,13 +373,18 @@ class PolicyRuns:
     def _make_room(self, run: Taken, context: RequestContext, missing: QuotaExceeded) -> bool:
         """Let retention delete what the run's backup would take the place of, if that makes room for it."""
         with self._db.read() as session:
+            # It may have been changed, deleted or paused since the run was taken.
             policy = session.get(models.BackupPolicy, run.policy_id)
+            mine = session.get(models.PolicyRun, run.id)
             session.expunge_all()
-        if policy is None or not self._may_delete(policy):
+        if policy is None or mine is None or (mine.status, mine.taken_until) != (WAITING, run.taken_until):
+            return False
+        if not self._may_delete(policy):
             return False
         try:
-            gone = ending.make_room(
-                self._db, self._backups, context, policy, run.settings, run.volume_id, missing=missing
+            settings = policy_settings.read(policy.settings)
+            made_room = ending.make_room(
+                self._db, self._backups, context, policy, settings, run.volume_id, missing=missing
             )
         except DATABASE_TROUBLES:
             raise
@@ -387,9 +392,9 @@ class PolicyRuns:
             # It must not keep the other runs that were taken from being begun.
             LOG.exception("No room could be made for policy %s, volume %s", run.policy_id, run.volume_id)
             return False
-        if gone:
-            LOG.info("Policy %s lets %d backups go before the next one", run.policy_id, len(gone))
-        return bool(gone)
+        if made_room:
+            LOG.info("Policy %s makes room for a backup of volume %s", run.policy_id, run.volume_id)
+        return made_room
 
     def _record(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from sqlalchemy import text
 
 from backupfw.db import models
 from backupfw.db.session import now
+from backupfw.errors import QuotaExceeded
 from tests.unit.manager.policies.support import PolicyWorld
 from tests.unit.manager.support import check_audit, check_consistent
 
@@ -61,6 +63,60 @@ def test_nothing_goes_that_would_not_be_enough(world: PolicyWorld) -> None:
     world.conf.quota.backups = 0
     nights(world, 6, 10)
     assert [one.id for one in world.backups_of(policy)] == before
+
+
+def test_rules_that_were_changed_meanwhile_count(world: PolicyWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run had been taken with the old ones, which let a backup go that the new ones keep."""
+    world.volume()
+    policy = world.policy(retention={"last": 3})
+    world.conf.quota.backups = 3
+    nights(world, 2, 4)
+    make = world.backups.create
+
+    def slow(*given_: Any, **more: Any) -> Any:
+        world.policies.update(world.ctx(), policy, settings={"retention": {"last": 10}})
+        return make(*given_, **more)
+
+    monkeypatch.setattr(world.backups, "create", slow)
+    nights(world, 5, 5)
+    assert [one.created_at.day for one in world.backups_of(policy)] == [2, 3, 4]
+    assert statuses(world, policy)[-1] == "failed"
+
+
+def test_a_slow_deletion_is_waited_for(world: PolicyWorld) -> None:
+    """Each try began to delete one more."""
+    world.volume()
+    policy = world.policy(retention={"last": 6})
+    nights(world, 2, 7)
+    world.policies.update(world.ctx(), policy, settings={"retention": {"last": 2}})
+    world.conf.quota.backups = 6
+    world.at("2026-01-08T00:00:01")
+    for minutes in (0, 1, 4, 16):
+        world.later(minutes=minutes)
+        world.step()
+        assert [one.created_at.day for one in world.backups_of(policy)] == [3, 4, 5, 6, 7]
+        assert "lets nothing go" not in (world.runs_of(policy)[-1].reason or "")
+    world.remove()
+    nights(world, 9, 9)
+    assert [one.created_at.day for one in world.backups_of(policy)] == [7, 9]
+
+
+def test_others_who_take_the_room_each_night_cost_one_backup(world: PolicyWorld) -> None:
+    """By "within" one went each night, down to the last one, and none was made."""
+    mine, other = world.volume(), world.volume()
+    policy = world.policy(selection={"volume_ids": [mine]}, retention={"within": "72h"})
+    nights(world, 2, 5)
+    world.conf.quota.backups = 4
+    for day in range(6, 12):
+        world.at(f"2026-01-{day:02}T00:00:01")
+        for minutes in (0, 1, 4, 16):
+            world.later(minutes=minutes)
+            world.night()
+            with suppress(QuotaExceeded):
+                world.backups.create(world.ctx(), volume_id=other, force=True)
+                world.make()
+    assert [one.created_at.day for one in world.backups_of(policy)] == [3, 4, 5]
+    assert statuses(world, policy)[-6:] == ["failed"] * 6
 
 
 def test_what_is_kept_or_forbidden_makes_no_room(world: PolicyWorld) -> None:
