@@ -135,15 +135,18 @@ def empty(volume_id: str = "") -> dict[str, str]:
     }
 
 
-def body(given: Mapping[str, str]) -> dict[str, Any]:
-    """Return the body of the API, without its wrapper, that a form makes; it may be wrong."""
+def body(given: Mapping[str, str], policy: BackupPolicy | None = None) -> dict[str, Any]:
+    """Return the body of the API, without its wrapper, that a form makes; it may be wrong.
+
+    :param policy: what the form was filled from; None: nothing.
+    """
     found: dict[str, Any] = {"schedule": {}, "backup": {}, "retention": {}}
     for field in _FIELDS:
         (found[field.part] if field.part else found)[field.name] = _value(field, given)
     # It cannot be left out, and its own message says that it is empty.
     found["schedule"]["cron"] = found["schedule"]["cron"] or ""
     kind = given.get("selection", "")
-    lines = [line.strip() for line in given.get(f"selection.{kind}", "").splitlines() if line.strip()]
+    lines = _lines(given, kind) or []
     if kind == VOLUMES.name:
         found["selection"] = {kind: list(dict.fromkeys(line.lower() for line in lines))}
     elif kind == METADATA.name:
@@ -151,7 +154,17 @@ def body(given: Mapping[str, str]) -> dict[str, Any]:
         found["selection"] = {kind: {key.strip(): value.strip() for key, _, value in pairs}}
     else:
         found["selection"] = {"all": True}
+    if policy is not None and lines == _lines(filled(policy), kind):
+        # Not every pair can be read again from its line: what nobody has changed stays.
+        found["selection"] = policy.settings["selection"]
     return found
+
+
+def _lines(given: Mapping[str, str], kind: str) -> list[str] | None:
+    """Return the lines of the selection of a kind; None: it is of another kind."""
+    if given.get("selection", "") != kind:
+        return None
+    return [line.strip() for line in given.get(f"selection.{kind}", "").splitlines() if line.strip()]
 
 
 def _value(field: Field, given: Mapping[str, str]) -> str | int | bool | None:

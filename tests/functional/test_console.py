@@ -624,6 +624,16 @@ def test_messages_and_deeds_of_a_project(cloud: Cloud) -> None:
     user.get("messages/done?before=yesterday", status=400)
 
 
+def test_deeds_tell_of_no_policies_who_may_not_see_them(cloud: Cloud, tmp_path: Path) -> None:
+    (tmp_path / "policy.yaml").write_text('"backup_policy:get_all": "role:admin"\n')
+    cloud.conf.set_override("policy_file", str(tmp_path / "policy.yaml"), "oslo_policy")
+    settings = {"schedule": {"cron": "@daily"}, "selection": {"all": True}}
+    cloud.managers.policies.create(_admin(), settings=settings, name="secret")
+    app = made(cloud)
+    assert "secret" in Browser(app, "root:demo:admin").get("messages/done").text
+    assert "secret" not in Browser(app, "alice:demo:member").get("messages/done").text
+
+
 def test_deeds_are_read_page_by_page(full: Cloud) -> None:
     first = Browser(made(full), "alice:demo:reader").get("messages/done")
     pages = [first, first.click("Older")]

@@ -182,6 +182,24 @@ def test_a_policy_of_metadata(cloud: Cloud) -> None:
     )["selection"] == {"metadata": pairs}
 
 
+def test_metadata_that_its_lines_do_not_say_stays_as_it_is(cloud: Cloud) -> None:
+    """A new name made it another selection, perhaps of no volume at all, and nobody was told."""
+    browser = Browser(made(cloud), "alice:demo:member")
+    pairs = {" tier": "gold", "note": "two\nlines "}
+    given = {"schedule": {"cron": "@daily"}, "selection": {"metadata": pairs}}
+    policy = cloud.managers.policies.create(_admin(), settings=given)
+    form = browser.get(f"policies/{policy.id}/edit").forms[1]
+    form["name"] = "new"
+    form.submit(headers=SAME, status=303)
+    changed = cloud.managers.policies.get(_admin(), policy.id)
+    assert (changed.display_name, changed.settings["selection"]) == ("new", {"metadata": pairs})
+    form["selection.metadata"] = "tier=gold"
+    form.submit(headers=SAME, status=303)
+    assert cloud.managers.policies.get(_admin(), policy.id).settings["selection"] == {
+        "metadata": {"tier": "gold"}
+    }
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [

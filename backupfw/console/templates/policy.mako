@@ -115,7 +115,7 @@ search of new volumes
 % endif
 % endif
 </section>
-<% wanted = form.body(form.filled(policy)) %>\
+<% wanted = form.body(form.filled(policy), policy) %>\
 ${parts.same(f'POST /v3/{policy.project_id}/backup-policies', form.written(wanted), form.command(wanted, f'backupfw policy create --project {policy.project_id}'), 'Such a policy')}
 % if may['run']:
 ${parts.same(f'POST /v3/{policy.project_id}/backup-policies/{policy.id}/action', '{"run": {}}', f'backupfw policy run {policy.id}', 'Run now')}

@@ -43,7 +43,7 @@ ${entry(field)}
 <button>${'Make it' if policy is None else 'Change it'}</button>
 <a class="button quiet" href="${base}/policies${f'/{policy.id}' if policy is not None else ''}">Back</a>
 </form>
-<% wanted = form.body(given) %>\
+<% wanted = form.body(given, policy) %>\
 % if policy is None:
 ${parts.same(f'POST /v3/{project}/backup-policies', form.written(wanted), form.command(wanted, f'backupfw policy create --project {project}'))}
 % else:

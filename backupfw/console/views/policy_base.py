@@ -60,7 +60,7 @@ class PolicyBase(Page):
         act: Callable[..., BackupPolicy],
     ) -> View | None:
         """Do what a form asks for, or return the form with what is wrong with it."""
-        body = policy_form.body(req.data)
+        body = policy_form.body(req.data, policy)
         problems = policy_form.problems(body)
         if not problems:
             own = {name: body[name] for name in ("name", "description", "max_concurrent")}

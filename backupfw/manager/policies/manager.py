@@ -139,9 +139,12 @@ class PolicyManager:
         def work(session: Session) -> rows.BackupPolicy:
             row = _find(session, ctx, policy_id, hold=True)
             moment = now(session)
+            due_anew = False
             if settings:
                 # Another request may have changed other parts meanwhile.
                 now_ = policy_settings.read({**row.settings, **settings})
+                # A run that is due and not planned yet would be lost if only other parts have changed.
+                due_anew = now_.words["schedule"] != row.settings["schedule"]
                 row.settings = dict(now_.words)
             if name is not UNSET:
                 row.display_name = name
@@ -151,7 +154,7 @@ class PolicyManager:
                 row.max_concurrent = max_concurrent
             if enabled is not None:
                 _enable(session, row, enabled, moment)
-            if (found is not None and "schedule" in (settings or {})) and row.enabled:
+            if found is not None and due_anew and row.enabled:
                 row.next_run_at, row.planned_at = found.schedule.after(moment), moment
             row.updated_by, row.updated_at = ctx.user_id, moment
             session.flush()

@@ -331,11 +331,18 @@ class Overview:
             )
 
     def deeds(
-        self, ctx: RequestContext, *, project_id: str | None, before: str | None, limit: int
+        self,
+        ctx: RequestContext,
+        *,
+        project_id: str | None,
+        policies: bool,
+        before: str | None,
+        limit: int,
     ) -> Sequence[Deed]:
         """Return who had backups and policies made and changed, the newest first.
 
         :param project_id: only of this project; None: of all that the caller sees.
+        :param policies: whether the caller sees policies, too.
         :param before: only what was done before this moment, as text.
         :raises InvalidInput: it is no moment.
         """
@@ -363,7 +370,7 @@ class Overview:
             for kind, moment, where in (
                 ("policy-made", policy.created_at, ()),
                 ("policy-changed", policy.updated_at, (changed,)),
-            ):
+            )[: 2 if policies else 0]:
                 found += [
                     Deed(
                         *(kind, one.id, one.display_name, one.project_id, None),

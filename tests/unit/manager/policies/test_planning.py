@@ -185,6 +185,17 @@ def test_what_is_changed_counts_from_the_next_run_on(world: PolicyWorld) -> None
     assert [run.volume_id for run in world.runs_of(policy)] == [two]
 
 
+def test_a_run_that_is_due_stays_when_other_things_are_changed(world: PolicyWorld) -> None:
+    """No worker had planned it yet, and it was lost, with no word of it: forms send the schedule, too."""
+    world.volume()
+    policy = world.policy()
+    world.at("2026-01-02T00:00:01")
+    known = world.policies.get(world.ctx(), policy)
+    world.policies.update(world.ctx(), policy, settings={**known.settings, "retention": {"last": 3}})
+    world.night()
+    assert [run.status for run in world.runs_of(policy)] == ["ok"]
+
+
 def test_a_policy_whose_zone_is_gone_keeps_no_other_from_running(world: PolicyWorld) -> None:
     world.volume()
     broken, whole = world.policy(), world.policy()
