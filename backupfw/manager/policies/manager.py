@@ -348,5 +348,5 @@ def _enable(session: Session, row: BackupPolicy, enabled: bool, moment: datetime
         or_(PolicyRun.taken_until.is_(None), PolicyRun.taken_until <= moment),
         ~exists().where(Backup.id == PolicyRun.backup_id),
     )
-    skipped = {"status": planning.SKIPPED, "reason": "The policy was paused.", "tidied": True}
+    skipped = {"status": planning.SKIPPED, "reason": planning.PAUSED, "tidied": True}
     session.execute(update(PolicyRun).where(*waiting).values(**skipped, ended_at=moment))

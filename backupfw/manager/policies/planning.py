@@ -36,6 +36,8 @@ LOG = log.getLogger(__name__)
 
 #: States of runs: their end is one of the last four.
 WAITING, RUNNING, OK, SKIPPED, MISSED, FAILED = "waiting", "running", "ok", "skipped", "missed", "failed"
+#: Why runs that wait are skipped.
+PAUSED = "The policy was paused."
 
 #: After this time a policy is looked at again that cannot run.
 _LATER = timedelta(hours=1)
@@ -143,8 +145,15 @@ def plan_found(
     spread = schedule.latest(scheduled) == scheduled
     following = schedule.after(scheduled) if spread else None
     volumes = meant(settings, found)
-    insert(session, _runs(policy, settings, scheduled, moment, volumes, following=following, spread=spread))
+    runs = _runs(policy, settings, scheduled, moment, volumes, following=following, spread=spread)
+    # They are as old as the search: if the policy was paused meanwhile, they are skipped, too.
+    insert(session, [{**one, "created_at": search.created_at} for one in runs])
     session.delete(search)
+
+
+def was_paused(policy: models.BackupPolicy, run: models.PolicyRun) -> bool:
+    """Return whether a policy was paused after a run was planned; while it rests, it can be run by hand."""
+    return not policy.enabled and policy.planned_at > run.created_at
 
 
 def meant(settings: Settings, found: Mapping[str, Mapping[str, str]]) -> Sequence[str]:

@@ -276,6 +276,11 @@ class PolicyRuns:
         ended = 0
         for one, owner in found:
             makes_backup = one.volume_id != NO_VOLUME
+            if planning.was_paused(owner, one) and session.get(models.Backup, one.backup_id or "") is None:
+                # Another process had taken it then, or its backup was being made and has failed.
+                _end(one, SKIPPED, planning.PAUSED, moment)
+                ended += 1
+                continue
             if (owner.id, one.volume_id) in busy:
                 _end(one, SKIPPED, "The last run of this volume is still on.", moment)
                 ended += 1

@@ -227,6 +227,23 @@ def test_a_run_that_a_dead_process_took_is_paused_too(world: PolicyWorld) -> Non
     assert world.backups_of(policy) == []
 
 
+def test_a_backup_that_fails_after_a_pause_is_not_made_again(world: PolicyWorld) -> None:
+    _, policy = due(world)
+    world.step()
+    world.policies.pause(world.ctx(), policy)
+    task = world.claim()
+    world.outcomes.creating.start(task)
+    world.outcomes.creating.fail(task, "The store is on fire.")
+    world.step()
+    world.later(minutes=2)
+    world.night()
+    assert (world.run(policy).status, world.run(policy).reason) == ("skipped", "The policy was paused.")
+    # By hand it runs all the same.
+    world.policies.run(world.ctx(), policy)
+    world.night()
+    assert [one.status for one in world.runs_of(policy)] == ["skipped", "ok"]
+
+
 def test_a_pause_does_not_disown_the_backup_that_a_dead_process_made(
     world: PolicyWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:

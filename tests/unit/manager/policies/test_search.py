@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pytest
 
@@ -61,6 +61,22 @@ def test_those_that_come_or_go_are_left_out(world: PolicyWorld, foreign: Foreign
     world.at("2026-01-02T00:00:01")
     world.night()
     assert of(world, policy) == {used: "ok"}
+
+
+def test_a_pause_while_the_catalogue_answers_counts(
+    world: PolicyWorld, foreign: Foreign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume, policy, volumes = foreign.add(), world.policy(), foreign.volumes
+
+    def slow(project_id: str) -> Iterable[ForeignVolume]:
+        world.policies.pause(world.ctx(), policy)
+        return volumes(project_id)
+
+    monkeypatch.setattr(foreign, "volumes", slow)
+    world.at("2026-01-02T00:00:01")
+    world.night()
+    assert of(world, policy) == {volume: "skipped"}
+    assert world.rows(models.Backup) == []
 
 
 def test_by_metadata(world: PolicyWorld, foreign: Foreign) -> None:
