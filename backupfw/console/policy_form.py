@@ -118,6 +118,11 @@ def filled(policy: BackupPolicy) -> dict[str, str]:
     return values
 
 
+def state(policy: BackupPolicy) -> str:
+    """Return what tells whether a policy was changed since its form was filled."""
+    return (policy.updated_at or policy.created_at).isoformat()
+
+
 def empty(volume_id: str = "") -> dict[str, str]:
     """Return what a new policy has in the fields: a backup each night.
 

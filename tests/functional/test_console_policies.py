@@ -147,6 +147,7 @@ def test_a_policy_is_made_changed_run_paused_and_deleted(cloud: Cloud) -> None:
     before = policy.settings
     form.submit(headers=SAME, status=303)
     assert cloud.managers.policies.get(_admin(), policy.id).settings == before
+    form = browser.get(f"policies/{policy.id}/edit").forms[1]
     form["selection"], form["selection.volume_ids"] = "volume_ids", f" {volume.upper()} \r\n\r\n{volume}"
     form["backup.incremental"] = False
     form.submit(headers=SAME, status=303)
@@ -182,6 +183,22 @@ def test_a_policy_of_metadata(cloud: Cloud) -> None:
     )["selection"] == {"metadata": pairs}
 
 
+def test_a_form_that_is_old_undoes_nothing_by_itself(cloud: Cloud) -> None:
+    """Whoever changed the name let backups go that somebody else had just decided to keep."""
+    browser = Browser(made(cloud), "alice:demo:member")
+    policy = cloud.managers.policies.create(_admin(), settings=SETTINGS)
+    form = browser.get(f"policies/{policy.id}/edit").forms[1]
+    form["name"] = "new"
+    cloud.managers.policies.update(_admin(), policy.id, settings={"retention": {"daily": 30}})
+    again = form.submit(headers=SAME, status=400)
+    assert "changed the policy meanwhile" in again.text
+    now_ = cloud.managers.policies.get(_admin(), policy.id)
+    assert (now_.display_name, now_.settings["retention"]["daily"]) == (None, 30)
+    again.forms[1].submit(headers=SAME, status=303)
+    now_ = cloud.managers.policies.get(_admin(), policy.id)
+    assert (now_.display_name, now_.settings["retention"]["daily"]) == ("new", 3)
+
+
 def test_metadata_that_its_lines_do_not_say_stays_as_it_is(cloud: Cloud) -> None:
     """A new name made it another selection, perhaps of no volume at all, and nobody was told."""
     browser = Browser(made(cloud), "alice:demo:member")
@@ -193,6 +210,7 @@ def test_metadata_that_its_lines_do_not_say_stays_as_it_is(cloud: Cloud) -> None
     form.submit(headers=SAME, status=303)
     changed = cloud.managers.policies.get(_admin(), policy.id)
     assert (changed.display_name, changed.settings["selection"]) == ("new", {"metadata": pairs})
+    form = browser.get(f"policies/{policy.id}/edit").forms[1]
     form["selection.metadata"] = "tier=gold"
     form.submit(headers=SAME, status=303)
     assert cloud.managers.policies.get(_admin(), policy.id).settings["selection"] == {

@@ -7,6 +7,9 @@
 <p role="alert">${problems.get('') or 'Something below is not right.'}</p>
 % endif
 <form method="post" action="${base}/policies${f'/{policy.id}/edit' if policy is not None else ''}" class="fields">
+% if policy is not None:
+<input type="hidden" name="seen" value="${form.state(policy)}">
+% endif
 % if anywhere:
 <label>Project
 <input name="project" value="${project}" maxlength="255" required></label>

@@ -62,6 +62,9 @@ class PolicyBase(Page):
         """Do what a form asks for, or return the form with what is wrong with it."""
         body = policy_form.body(req.data, policy)
         problems = policy_form.problems(body)
+        if policy is not None and req.data.get("seen") != policy_form.state(policy):
+            # It would undo that, and perhaps let backups go that are to be kept now.
+            problems[""] = "Somebody has changed the policy meanwhile. To send this again undoes that."
         if not problems:
             own = {name: body[name] for name in ("name", "description", "max_concurrent")}
             try:
