@@ -397,9 +397,9 @@ def _waits_for_lock() -> ColumnElement[bool]:
     That may take weeks.  The next attempt plans anew: it waits for copies that have begun, and leaves what
     those that are complete need.
     """
-    of_it = (Task.resource_id == Manifest.id) | Task.resource_id.in_(
-        select(Backup.id).where(Backup.manifest_id == Manifest.id)
-    )
+    # Said, because SQLAlchemy does not look two levels up: it would take the backups of all manifests.
+    backups = select(Backup.id).where(Backup.manifest_id == Manifest.id).correlate(Manifest)
+    of_it = (Task.resource_id == Manifest.id) | Task.resource_id.in_(backups)
     waiting = Task.locked & (Task.state == "queued")
     removal = Task.kind.in_(("backup.delete", "manifest.release")) & of_it
     return exists().where(removal, waiting) & ~exists().where(removal, ~waiting)

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import delete, select, update
 
 from backupfw import crash_points, moments
 from backupfw.chunkstore import container as containers
@@ -22,9 +22,9 @@ from backupfw.db import models
 from backupfw.engine import copying, locking
 from backupfw.engine.format import keys
 from backupfw.engine.format.manifest import ManifestReader
-from backupfw.errors import InvalidBackup
+from backupfw.errors import InvalidBackup, TakesTurns
 from backupfw.keys.base import KeyStore
-from backupfw.manager.lineage import lifecycle
+from backupfw.manager.lineage import lifecycle, manifests
 from backupfw.manager.operators import audit as rows_audit
 from backupfw.manager.outcomes import clean_ups
 from backupfw.manager.queue import waiting
@@ -487,6 +487,44 @@ def test_a_removal_that_waits_for_a_lock_keeps_no_copy_waiting(world: LockWorld)
     assert world.row(models.Manifest, row.id).state == "gone"
     assert world.restored(third, "main") == held[1]
     world.is_clean()
+
+
+def test_removals_of_others_neither_hold_a_copy_back_nor_let_it_begin(world: LockWorld) -> None:
+    """Only what becomes of the released manifest's own removal counts."""
+    _, (his,), _ = chain(world, 1)
+    volume, (first,), _ = chain(world, 1)
+    assert world.copy(first) == "available"
+    world.backups.promote_copy(world.ctx(), first, "offsite", WIRE)
+    second = world.back_up(volume, incremental=True)
+    world.pass_days(40)
+    pack = world.put_for(first, "/p0000")[-1]
+    world.memory["main"].lock(BOX, pack, datetime.now(UTC) + timedelta(days=5))
+    world.backups.remove_copy(world.ctx(), first, "main")
+    removal = world.tasks.claim("host/x", 60, ["manifest.release"])
+    assert removal is not None
+    assert world.run_one(removal) == "locked"
+    world.backups.delete(world.ctx(), his)
+    world.backups.copy(world.ctx(), second, "main")
+    (manifest,) = world.rows(models.Manifest, models.Manifest.state == "writing")
+
+    def begins() -> bool:
+        try:
+            with world.db.write() as session:
+                manifests.begin_copy(session, session.get_one(models.Manifest, manifest.id))
+                session.rollback()
+        except TakesTurns:
+            return False
+        return True
+
+    assert begins()
+    with world.db.write() as session:
+        theirs = update(models.Task).where(models.Task.resource_id == his)
+        session.execute(theirs.values(locked=True, state="queued"))
+        session.execute(update(models.Task).where(models.Task.id == removal.id).values(locked=False))
+    assert not begins()
+    with world.db.write() as session:
+        session.execute(delete(models.Task).where(models.Task.id == removal.id))
+    assert not begins()
 
 
 def test_a_clean_up_is_given_up_although_it_is_locked(new_world: Callable[..., LockWorld]) -> None:
