@@ -375,8 +375,14 @@ FULLEST: dict[str, Callable[[str, str, Container], None]] = {
     "base": _fullest_base,
 }
 #: What comes on top: a second manifest read beside the first (up to eight are), the origins of what is
-#: released, or candidates being sorted.
-MORE_MEMORY = {"sweep": MOST_MEMORY, "release": MOST_MEMORY, "audit": 48 << 20}
+#: released, candidates being sorted, or segments of 16 000 packs each that the streams have in hand.
+MORE_MEMORY = {
+    "sweep": MOST_MEMORY,
+    "release": MOST_MEMORY,
+    "audit": 48 << 20,
+    "import": 20 << 20,
+    "verify": 20 << 20,
+}
 
 
 @pytest.fixture(scope="module")
