@@ -1,4 +1,4 @@
-"""What docs/operating.md gives to operators to copy, taken out of its text."""
+"""What the pages for operators give to copy, taken out of their text."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from tests.architecture.checkout import ROOT
 
+#: What operators read, besides the pages of drivers.
+PAGES = [ROOT / "docs" / f"{name}.md" for name in ("operating", "protecting", "watching", "several-hosts")]
 UNITS = ROOT / "etc" / "systemd"
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
@@ -31,10 +33,10 @@ class Section:
     """
 
     def __init__(self, heading: str) -> None:
-        text = (ROOT / "docs" / "operating.md").read_text()
+        text = "".join(page.read_text() for page in PAGES)
         parts = re.split(r"^#+ (.*)$", text, flags=re.MULTILINE)
         found = [body for title, body in zip(parts[1::2], parts[2::2], strict=True) if title == heading]
-        assert len(found) == 1, f"docs/operating.md has {len(found)} sections named {heading!r}"
+        assert len(found) == 1, f"the pages for operators have {len(found)} sections named {heading!r}"
         self.blocks = [Block(*match) for match in _BLOCK.findall(found[0])]
 
     def only(self, language: str) -> str:

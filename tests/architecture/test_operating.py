@@ -1,4 +1,4 @@
-"""What docs/operating.md and etc/systemd give to operators can be used as it is."""
+"""What the pages for operators and etc/systemd give can be used as it is."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from backupfw.cmd import configure
 from backupfw.cmd import main as command
 from backupfw.conf import volumes
 from tests.architecture import operating
-from tests.architecture.checkout import ROOT
 
 UNITS = sorted(operating.UNITS.glob("*.service"))
 
@@ -40,7 +39,7 @@ def test_units_start_commands_that_there_are(unit: Path) -> None:
     assert program.endswith("/bin/backupfw")
     args = command.parse(words)
     assert args.config_file == ([] if unit.stem == "backupfw" else ["/etc/backupfw/backupfw.conf"])
-    assert unit.name in (ROOT / "docs" / "operating.md").read_text()
+    assert unit.name in "".join(page.read_text() for page in operating.PAGES)
 
 
 @pytest.mark.parametrize("drop_in", [None, "The API under another WSGI server"])

@@ -10,9 +10,10 @@ import pytest
 
 from backupfw.cmd import configure
 from backupfw.cmd.main import parse
+from tests.architecture import operating
 from tests.architecture.checkout import ROOT
 
-PAGES = [ROOT / "README.md", ROOT / "docs" / "operating.md"]
+PAGES = [ROOT / "README.md", *operating.PAGES]
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -43,7 +44,7 @@ def test_the_configuration_examples_load(tmp_path: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_commands_parse(page: Path) -> None:
     words = commands(page)
-    assert len(words) >= 3
+    assert words
     for argv in words:
         parse(argv)
 

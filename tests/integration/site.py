@@ -1,4 +1,4 @@
-"""The three hosts of docs/operating.md as they are described there, with their units and servers.
+"""The three hosts of docs/several-hosts.md as they are described there, with their units and servers.
 
 The configuration, the units' command lines, the policy, and what the servers are told come out of the page.
 Only ports of servers, keys, the region and the URL of the API are others, and some waiting is shorter.

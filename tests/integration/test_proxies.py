@@ -1,4 +1,4 @@
-"""The API under gunicorn behind a proxy, both as docs/operating.md says, among idle and slow connections."""
+"""The API under gunicorn behind a proxy, both as the pages for operators say, among idle and slow clients."""
 
 from __future__ import annotations
 

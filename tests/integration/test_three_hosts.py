@@ -1,4 +1,4 @@
-"""The three hosts of docs/operating.md: the main job, a host that is taken out, a host that is lost."""
+"""The three hosts of docs/several-hosts.md: the main job, a host that is taken out, a host that is lost."""
 
 from __future__ import annotations
 
