@@ -342,9 +342,10 @@ class PolicyRuns:
                 found.update(self._backups.mirrors.volumes(run.project_id))
             else:
                 self._make(run, context)
-        except (*DATABASE_TROUBLES, DBDuplicateEntry) as error:
-            if isinstance(error, DBDuplicateEntry):
-                return None
+        except DBDuplicateEntry:
+            # Another process has made it just now.
+            return None
+        except DATABASE_TROUBLES:
             raise
         except VolumeNotFound as error:
             return Refusal(str(error), SKIPPED)
