@@ -70,7 +70,7 @@ def scan(run: Run, *words: str, status: int = 0) -> list[dict[str, Any]]:
     return list(json.loads(done.out))
 
 
-def tested(run: Run) -> dict[str, str]:
+def proven(run: Run) -> dict[str, str]:
     """Restore all to nowhere; return the digests."""
     done = run("restore-test", "--all", "--format", "json")
     assert done.status == 0, done.out
@@ -106,7 +106,7 @@ def test_a_scan_enters_a_whole_store_without_any_database(run: Run, tmp_path: Pa
     done = run("backup", "verify", "--all", "--json")
     assert done.status == 0, done.out
     assert [json.loads(line)["result"] for line in done.out.splitlines()] == ["ok"] * 3
-    digests = tested(run)
+    digests = proven(run)
     for number, backup in enumerate(IDS):
         assert digests[backup] == digest_of((tmp_path / f"image-{number}.raw").read_bytes())
     (usage,) = json.loads(run("usage", "--format", "json").out)
@@ -165,7 +165,7 @@ def test_a_chain_is_converted_and_then_needs_cinders_objects_no_more(
 ) -> None:
     scan(run)
     before = {path: path.read_bytes() for path in old.rglob("volume_*")}
-    digests = tested(run)
+    digests = proven(run)
     would = run("cinder", "convert", IDS[1], "--dry-run")
     assert [line.split()[1] for line in would.out.splitlines()[:-1]] == IDS[:2]
     assert "2 backups would be converted" in would.out
@@ -173,7 +173,7 @@ def test_a_chain_is_converted_and_then_needs_cinders_objects_no_more(
     done = run("cinder", "convert", "--all")
     assert (done.status, done.out) == (0, "3 backups converted, 0 not\n"), done.err
     # Each is what it was, as the first restore test recorded it.
-    assert tested(run) == digests
+    assert proven(run) == digests
     # There is nothing left to do.
     assert run("cinder", "convert", "--volume", VOLUME).out == "0 backups converted, 0 not\n"
     assert run("cinder", "convert", IDS[0]).status == 1

@@ -15,7 +15,7 @@ from backupfw.chunkstore import errors
 from backupfw.cmd import database, meters, service
 from backupfw.db import models
 from backupfw.db.session import now
-from backupfw.manager.outcomes.restoring import RestoreTasks, Tested
+from backupfw.manager.outcomes import restoring
 from backupfw.manager.usecases.backups import BackupManager
 from tests.unit.cmd.conftest import Run, adopted, backed_up, load_conf
 from tests.unit.cmd.test_verify import BLOCK, Chain, chain, made
@@ -90,15 +90,15 @@ def test_a_backup_that_loses_its_data_meanwhile_says_nothing_of_others(
     chain: Chain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without a manifest, all backups without one were taken for the same, and called damaged."""
-    record = RestoreTasks.record_test
+    record = restoring.RestoreTasks.record_test
 
-    def late(self: RestoreTasks, backup_id: str, digest: str | None) -> Tested:
+    def late(self: restoring.RestoreTasks, backup_id: str, digest: str | None) -> restoring.Tested:
         for one in (chain.full, chain.other):
             change(chain, one, manifest_id=None)
         return record(self, backup_id, digest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(RestoreTasks, "record_test", late)
+        patch.setattr(restoring.RestoreTasks, "record_test", late)
         assert chain.run("restore-test", chain.full).status != 0
     for one in (chain.full, chain.other):
         assert chain.show(one)["restore_tested_at"] is None
