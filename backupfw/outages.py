@@ -55,6 +55,11 @@ class Outages:
         else:
             self._worked(failure)
 
+    def fails(self, failure: str) -> bool:
+        """Return whether an activity failed when it was done last."""
+        with self._lock:
+            return failure in self._failing
+
     def _failed(self, failure: str, error: Exception) -> None:
         trouble = isinstance(error, DATABASE_TROUBLES)
         # All errors of the database are one outage, also if it is first away and then full.
@@ -77,3 +82,33 @@ class Outages:
                 return
             seconds = time.monotonic() - self._since
         LOG.warning("What failed for %.0f s works again", seconds)
+
+
+class Turns:
+    """Says which activities of a loop are due.
+
+    One that failed is due again at once.  Otherwise what is done once an hour would be left for an hour, and
+    the outage would last as long in the log.
+
+    :param outages: what guards the activities.
+    """
+
+    def __init__(self, outages: Outages) -> None:
+        self._outages = outages
+        self._next: dict[str, float] = {}
+
+    def is_due(self, failure: str, seconds: float) -> bool:
+        """Return whether an activity is to be done now.
+
+        :param failure: as of :meth:`Outages.guard`.
+        :param seconds: from one time to the next.
+        """
+        moment = time.monotonic()
+        if moment < self._next.get(failure, moment) and not self._outages.fails(failure):
+            return False
+        self._next[failure] = moment + seconds
+        return True
+
+    def hurry(self, failure: str) -> None:
+        """Let an activity be due at once.  Any thread may call it."""
+        self._next[failure] = time.monotonic()

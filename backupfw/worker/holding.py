@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 LOG = log.getLogger(__name__)
 
+_CONTAINERS = "The containers in use could not be found out"
 #: The database is asked for the containers each so many-th time.
 _ROUNDS = 6
 #: Seconds that the end waits for a call that is under way.
@@ -56,8 +57,8 @@ class Holding:
         holders: dict[tuple[str, ...], Holder] = {}
         rounds = 0
         while True:
-            if not rounds % _ROUNDS:
-                with self._outages.guard("The containers in use could not be found out"):
+            if not rounds % _ROUNDS or self._outages.fails(_CONTAINERS):
+                with self._outages.guard(_CONTAINERS):
                     places = self._backups.held_containers(store)
                     left = {place: holders[place] for place in holders if place not in places}
                     holders = {place: holders.get(place, Holder(*place[1:])) for place in places}

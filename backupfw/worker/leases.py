@@ -17,6 +17,7 @@ from backupfw.worker.control import TaskControl, boot_time
 
 LOG = log.getLogger(__name__)
 
+_CANCELLED = "Cancelled tasks could not be looked for"
 #: A lease is renewed when this share of it has passed.
 RENEW_AFTER = 1 / 3
 #: A lease is not trusted after this share of it: the rest is for a write that has begun.
@@ -146,7 +147,7 @@ class LeaseKeeper:
                 # The next renewal must not wait for reports: those that are left out now come after it.
                 with self._outages.guard("The progress of tasks could not be written"):
                     self._report_all(going_on, next_round)
-            elif poked:
+            elif poked or self._outages.fails(_CANCELLED):
                 self._report_cancelled()
 
     def _all_held(self) -> list[_Held]:
@@ -159,7 +160,7 @@ class LeaseKeeper:
 
     def _report_cancelled(self) -> None:
         """Tell the attempts whose tasks were cancelled; costs nothing while none is held."""
-        with self._outages.guard("Cancelled tasks could not be looked for"):
+        with self._outages.guard(_CANCELLED):
             held = self._all_held()
             cancelled = self._cancelled() if held else ()
             for item in held:

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
+
+from backupfw.outages import Turns
 
 if TYPE_CHECKING:
     from backupfw.manager.policies.runs import PolicyRuns
     from backupfw.outages import Outages
 
+#: What is left to be done if it failed, although nothing may be due any more.
+_STEPS = _PLAN, _WATCH, _BEGIN = (
+    "Backup policies could not be planned",
+    "The runs of backup policies could not be looked after",
+    "Backups of policies could not be begun",
+)
+_CLOCK = "It could not be seen whether backup policies were planned too late"
+_FORGET = "Old runs of backup policies could not be deleted"
 #: Seconds between two looks for runs that are so old that they are deleted.
 _FORGET_SECONDS = 3600.0
 #: Seconds between two looks whether the clock went back.
@@ -37,7 +46,7 @@ class PolicyLoop:
         self._ending = threading.Event()
         # Whether something is due or on, as the last look found it.
         self._busy = False
-        self._at: dict[str, float] = {}
+        self._turns = Turns(outages)
         self._threads = [
             threading.Thread(target=self._repeat, args=(step,), name=f"policies-{name}", daemon=True)
             for name, step in (("plan", self._plan), ("begin", self._begin))
@@ -71,18 +80,18 @@ class PolicyLoop:
         rest, more = 0.0, False
         with self._outages.guard("Backup policies could not be looked for"):
             rest = self._runs.rest()
-        self._busy = rest <= 0
+        self._busy = rest <= 0 or any(self._outages.fails(step) for step in _STEPS)
         # An error of one must not keep the others from being done.
         if self._busy:
-            with self._outages.guard("Backup policies could not be planned"):
+            with self._outages.guard(_PLAN):
                 self._runs.plan()
-            with self._outages.guard("The runs of backup policies could not be looked after"):
+            with self._outages.guard(_WATCH):
                 more = self._runs.watch()
-        if self._is_time("clock", _CLOCK_SECONDS):
-            with self._outages.guard("It could not be seen whether backup policies were planned too late"):
+        if self._turns.is_due(_CLOCK, _CLOCK_SECONDS):
+            with self._outages.guard(_CLOCK):
                 self._runs.repair_clock()
-        if self._is_time("forget", _FORGET_SECONDS):
-            with self._outages.guard("Old runs of backup policies could not be deleted"):
+        if self._turns.is_due(_FORGET, _FORGET_SECONDS):
+            with self._outages.guard(_FORGET):
                 self._runs.forget()
         if more:
             return 0.0
@@ -92,12 +101,6 @@ class PolicyLoop:
         """Begin some; returns the seconds until the next look, none if there may be more."""
         begun = 0
         if self._busy:
-            with self._outages.guard("Backups of policies could not be begun"):
+            with self._outages.guard(_BEGIN):
                 begun = self._runs.begin(self._ending.is_set)
         return 0.0 if begun else self._poll_seconds
-
-    def _is_time(self, what: str, seconds: float) -> bool:
-        if time.monotonic() < self._at.get(what, 0.0):
-            return False
-        self._at[what] = time.monotonic() + seconds
-        return True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 import uuid
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,7 @@ from backupfw.dispatch.base import Dispatch
 from backupfw.errors import AttemptInVain, StillLocked, TaskCancelled, TaskLost
 from backupfw.manager.queue import tasks
 from backupfw.manager.rows import Task
-from backupfw.outages import DATABASE_TROUBLES, Outages, database_words
+from backupfw.outages import DATABASE_TROUBLES, Outages, Turns, database_words
 from backupfw.worker.control import TaskControl, boot_time
 from backupfw.worker.data_keys import KeyStoreDown
 from backupfw.worker.handlers import Handler, Tools, handler_for
@@ -30,6 +29,9 @@ from backupfw.worker.stores import StoreDown
 
 LOG = log.getLogger(__name__)
 
+_EXPIRY = "Tasks that wait could not be looked at"
+_SCRUB = "What is to be scrubbed could not be looked for"
+_RECORD = "What stores hold could not be recorded"
 #: The longest pause before a failed task is tried again, seconds.
 LONGEST_PAUSE = 60.0
 #: The shortest pause before a store is asked again to delete what it says is locked, seconds.
@@ -98,7 +100,7 @@ class Worker:
         self._pool = ThreadPoolExecutor(settings.slots + scrubs, thread_name_prefix="task")
         self._slots = threading.Semaphore(settings.slots)
         self._scrub_slots = threading.Semaphore(scrubs)
-        self._next_scrub = time.monotonic()
+        self._turns = Turns(self._outages)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="claims", daemon=True)
 
@@ -137,24 +139,21 @@ class Worker:
         return self._thread.is_alive() and self._leases.runs()
 
     def _run(self) -> None:
-        next_expiry = next_record = time.monotonic()
+        turns, settings = self._turns, self._settings
         while not self._stopping.is_set():
-            if time.monotonic() >= next_expiry:
-                next_expiry = time.monotonic() + self._settings.expire_seconds
+            if turns.is_due(_EXPIRY, settings.expire_seconds):
                 # An error here must not keep other tasks from being claimed.
-                with self._outages.guard("Tasks that wait could not be looked at"):
+                with self._outages.guard(_EXPIRY):
                     self._tools.expire_waiting()
-            if time.monotonic() >= self._next_scrub:
-                self._next_scrub = time.monotonic() + self._settings.scrub_seconds
-                with self._outages.guard("What is to be scrubbed could not be looked for"):
+            if turns.is_due(_SCRUB, settings.scrub_seconds):
+                with self._outages.guard(_SCRUB):
                     self._tools.queue_scrubs()
                     while not self._stopping.is_set() and self._claim_one(
                         self._scrub_slots, (tasks.MANIFEST_SCRUB,)
                     ):
                         pass
-            if time.monotonic() >= next_record:
-                next_record = time.monotonic() + self._settings.record_seconds
-                with self._outages.guard("What stores hold could not be recorded"):
+            if turns.is_due(_RECORD, settings.record_seconds):
+                with self._outages.guard(_RECORD):
                     self._tools.record_usage()
             with self._outages.guard("Tasks could not be claimed"):
                 while not self._stopping.is_set() and self._claim_one(self._slots, tasks.OF_SLOTS):
@@ -187,7 +186,7 @@ class Worker:
         finally:
             slots.release()
             if slots is self._scrub_slots:
-                self._next_scrub = time.monotonic()
+                self._turns.hurry(_SCRUB)
             self._dispatch.nudge()
 
     def _run_task(self, task: Task, control: TaskControl) -> None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from oslo_db.exception import DBConnectionError
 
 from backupfw.errors import DatabaseUnwritable
-from backupfw.outages import Outages
+from backupfw.manager.policies.runs import PolicyRuns
+from backupfw.outages import Outages, Turns
 from backupfw.worker.control import boot_time
+from backupfw.worker.policies import PolicyLoop
 from tests.unit.worker.test_leases import Keeper, task, until
 from tests.unit.worker.world import WorkerWorld
 
@@ -75,6 +78,93 @@ def test_a_workers_outage_has_two_lines_however_many_looks_fail(
         backup = world.backups.create(world.ctx(), volume_id=world.filled_volume(bytes(100)))
         world.wait_backup(backup.id, "available")
     world.close()
+    assert_two_lines(caplog)
+
+
+def test_what_is_seldom_done_is_tried_again_at_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Else an outage would last for ten minutes in the log, and so long nothing would be recorded."""
+    world = WorkerWorld(tmp_path)
+    calls: Counter[str] = Counter()
+
+    def at_first(name: str) -> Callable[[], object]:
+        def act() -> None:
+            calls[name] += 1
+            if calls[name] < 3:
+                raise away()
+
+        return act
+
+    world.tools = replace(
+        world.tools, record_usage=at_first("record"), queue_scrubs=at_first("scrub"), expire_waiting=bool
+    )
+    with world.worker(poll_seconds=0.01):
+        world.wait(lambda: len(lines(caplog)) > 1, "the end of the outage")
+    world.close()
+    assert_two_lines(caplog)
+    assert calls == {"record": 3, "scrub": 3}
+
+
+def test_an_activity_has_its_turn_when_its_time_has_come_when_it_failed_and_when_somebody_hurries() -> None:
+    outages = Outages()
+    turns = Turns(outages)
+
+    def do(error: Exception | None = None) -> bool:
+        if not turns.is_due("It failed", 1000.0):
+            return False
+        with outages.guard("It failed"):
+            if error is not None:
+                raise error
+        return True
+
+    assert [do(), do()] == [True, False]
+    turns.hurry("It failed")
+    assert [do(away()), do(away()), do(), do()] == [True, True, True, False]
+
+
+class RunsOfAnother:
+    """Runs that another worker does while the database is away for this one."""
+
+    def __init__(self) -> None:
+        self.looks: Counter[str] = Counter()
+
+    def rest(self) -> float:
+        self.looks["rest"] += 1
+        return 0.0 if self.looks["rest"] == 1 else math.inf
+
+    def _fail_first(self, name: str) -> None:
+        self.looks[name] += 1
+        if self.looks[name] == 1:
+            raise away()
+
+    def plan(self) -> int:
+        self._fail_first("plan")
+        return 0
+
+    def watch(self) -> bool:
+        self._fail_first("watch")
+        return False
+
+    def begin(self, _stopping: Callable[[], bool]) -> int:
+        self._fail_first("begin")
+        return 0
+
+    def repair_clock(self) -> None:
+        self._fail_first("clock")
+
+    def forget(self) -> None:
+        self._fail_first("forget")
+
+
+def test_a_step_of_policies_that_failed_is_done_again_though_nothing_is_due(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Else the outage would last until the next policy is due."""
+    runs = RunsOfAnother()
+    loop = PolicyLoop(cast(PolicyRuns, runs), 0.01, Outages())
+    loop.start()
+    until(lambda: len(lines(caplog)) > 1)
+    loop.stop()
+    loop.join()
     assert_two_lines(caplog)
 
 
