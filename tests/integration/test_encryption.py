@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.content import MIB, change_image, same_content, write_image
+from tests.integration.content import MIB, change_image, files_below, same_content, write_image
 from tests.integration.service import Service, running
 
 LENGTH = 6 * MIB + 512
@@ -39,11 +39,7 @@ def marked(path: Path) -> None:
 
 def stored(service: Service) -> dict[str, bytes]:
     root = service.state / "store"
-    return {
-        str(path.relative_to(root)): path.read_bytes()
-        for path in root.rglob("*")
-        if path.is_file() and ".holder" not in path.name
-    }
+    return {str(path.relative_to(root)): path.read_bytes() for path in files_below(root)}
 
 
 def test_the_store_sees_neither_data_nor_names(service: Service, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.content import MIB, change_image, same_content, write_image
+from tests.integration.content import MIB, change_image, files_below, same_content, write_image
 from tests.integration.service import Service
 
 LENGTH = 48 * MIB
@@ -115,9 +115,7 @@ def test_kill_in_a_delete(service: Service, tmp_path: Path, seed: int) -> None:
     assert same_content(image, client.volume_path(client.restore(incremental)), LENGTH)
     assert_clean(service)
     client.delete_backup(incremental)
-    store = service.state / "store"
-    left = [path for path in store.rglob("*") if path.is_file() and ".holder" not in path.name]
-    assert left == []
+    assert files_below(service.state / "store") == []
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.content import MIB, change_image, same_content, write_image
+from tests.integration.content import MIB, change_image, files_below, same_content, write_image
 from tests.integration.damaged_objects import flipped, refuses
 from tests.integration.service import Client, Service, running
 from tests.integration.volume.mounts import mounted
@@ -41,9 +41,7 @@ def client(service: Service) -> Client:
 
 
 def store_files(service: Service) -> list[Path]:
-    return [
-        path for path in (service.state / "store").rglob("*") if path.is_file() and ".holder" not in path.name
-    ]
+    return files_below(service.state / "store")
 
 
 def test_incremental_outlives_its_full(service: Service, client: Client, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
-from tests.integration.content import MIB, change_image, same_content, write_image
+from tests.integration.content import MIB, change_image, files_below, same_content, write_image
 from tests.integration.damaged_objects import flipped, refuses
 from tests.integration.service import Client, Service, running
 from tests.servers.ceph import ceph, ceph_missing
@@ -140,7 +140,7 @@ def test_copies(server: Any, site: tuple[Any, dict[str, Any]], tmp_path: Path) -
         for backup in (full, incremental):
             service.command("backup", "copy", backup, "--to", "main")
         put = [key for key in keys(server) if volume in key]
-        there = [path for path in (tmp_path / "disk").rglob("*") if path.is_file() and volume in str(path)]
+        there = [path for path in files_below(tmp_path / "disk") if volume in str(path)]
         assert len(put) == len(there)
         service.command("audit")
         service.command("backup", "copy", full, "--remove", "main")

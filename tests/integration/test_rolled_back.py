@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.content import MIB, change_image, same_content, write_image
+from tests.integration.content import MIB, change_image, files_below, same_content, write_image
 from tests.integration.service import Client, Service
 
 LENGTH = 12 * MIB
@@ -69,11 +69,7 @@ class Instance:
     def objects(self) -> dict[str, bytes]:
         """All objects of the store."""
         store = self.service.state / "store"
-        return {
-            str(one.relative_to(store)): one.read_bytes()
-            for one in store.rglob("*")
-            if one.is_file() and ".holder" not in one.name
-        }
+        return {str(one.relative_to(store)): one.read_bytes() for one in files_below(store)}
 
     def export(self, backup: str) -> dict[str, Any]:
         """The record that an operator keeps elsewhere."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.content import MIB, change_image, same_content, write_image
+from tests.integration.content import MIB, change_image, files_below, same_content, write_image
 from tests.integration.service import Client, Service, running
 
 LENGTH = 6 * MIB + 512 * 3
@@ -37,7 +37,7 @@ PLAIN = {"volume_type": "__DEFAULT__", "bootable": False, "image_metadata": {}}
 
 
 def files(store: Path, text: str = "") -> list[Path]:
-    return [path for path in store.rglob("*") if path.is_file() and text in str(path)]
+    return [path for path in files_below(store) if text in str(path)]
 
 
 def recorded(service: Service, table: str, column: str, row_id: str) -> str:

@@ -633,10 +633,3 @@ def volume_in(folder: Path) -> Callable[[str], Path]:
         return path
 
     return find
-
-
-def left_in(store: Path) -> list[Path]:
-    """Return the objects in the directory of a POSIX store."""
-    with contextlib.suppress(FileNotFoundError):
-        return [path for path in store.rglob("*") if path.is_file() and ".holder" not in path.name]
-    return []

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.content import MIB
-from tests.integration.faults.history import History, Monkey, left_in, volume_in
+from tests.integration.content import MIB, files_below
+from tests.integration.faults.history import History, Monkey, volume_in
 from tests.integration.service import Service
 
 LONG = int(os.environ.get("BACKUPFW_HISTORY_STEPS", "10000"))
@@ -96,7 +96,7 @@ def test_nothing_is_lost(tmp_path: Path, steps: int, pause: tuple[float, float],
         history.check()
         history.remove_all()
         audit(service, history, monkey)
-        assert left_in(service.state / "store") == []
+        assert files_below(service.state / "store") == []
         print(f"{number} steps: {dict(history.done)}; sent again: {history.api.again}; {dict(monkey.done)}")
     finally:
         service.stop()
