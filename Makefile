@@ -93,7 +93,7 @@ lint: $(VENV)/.stamp ## ruff: rules and format; hadolint: the Containerfile
 	@$(BIN)/ruff format --check .
 	@$(BIN)/hadolint Containerfile
 
-types: $(VENV)/.stamp ## mypy --strict on core, the drivers and the client
+types: $(VENV)/.stamp ## mypy --strict on core, the drivers, the client and the benchmarks
 	@echo "== mypy"
 	@$(BIN)/mypy
 

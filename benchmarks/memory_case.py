@@ -95,11 +95,18 @@ class Rows:
     known: Collection[str]
     announced: Collection[str] = ()
     transient: Collection[str] = ()
-    settled: Collection[str] = ()
+    mac_ids: Collection[str] = ()
+    copying: bool = False
+    copies: Collection[str] = ()
 
     def volume(self, project: str, volume: str) -> Rows:
         """Return the rows."""
         return self
+
+    deleting = volume
+
+    def deleted(self, project: str, volume: str) -> None:
+        """Note nothing: nobody copies here."""
 
 
 def peak_mib() -> float:

@@ -9,6 +9,8 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
+from sqlalchemy import insert
+
 from backupfw.db import models
 from backupfw.db.session import Database, now
 from backupfw.manager.policies import planning, retention
@@ -32,7 +34,7 @@ def run(table: Table, directory: str, rounds: int) -> None:
         begin, longest, done = time.perf_counter(), 0.0, 0
         while done < POLICIES:
             started = time.perf_counter()
-            done += db.run(planning.plan)
+            done += db.run(lambda session: planning.plan(session, foreign=False))
             longest = max(longest, time.perf_counter() - started)
         seconds = time.perf_counter() - begin
     table.row("all planned", f"{seconds:.2f} s", f"at most {AIM_PLAN:.0f} s", seconds <= AIM_PLAN)
@@ -57,9 +59,8 @@ def _fill(db: Database) -> None:
     )
     with db.write() as session:
         moment = now(session)
-        policy, volume = models.BackupPolicy.__table__, models.Volume.__table__
         session.execute(
-            policy.insert(),
+            insert(models.BackupPolicy),
             [
                 {
                     "id": str(uuid.uuid4()),
@@ -73,7 +74,7 @@ def _fill(db: Database) -> None:
             ],
         )
         session.execute(
-            volume.insert(),
+            insert(models.Volume),
             [
                 {
                     "id": str(uuid.uuid4()),

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from oslo_config import cfg
 from sqlalchemy import event, text
 
 from backupfw.context import RequestContext
@@ -92,7 +93,7 @@ def _record(db: Database, project: str) -> _Transaction:
 
 
 def _manager(db: Database) -> BackupManager:
-    return BackupManager(db, make_conf(backups=-1, backup_gigabytes=-1))
+    return BackupManager(db, cast(cfg.ConfigOpts, make_conf(backups=-1, backup_gigabytes=-1)))
 
 
 def _context(project: str) -> RequestContext:

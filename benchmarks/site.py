@@ -9,11 +9,13 @@ import time
 import uuid
 from pathlib import Path
 from typing import Any, Literal
+from unittest.mock import patch
 
 from sqlalchemy import text
 
 from backupfw.chunkstore.base import Body, ChunkStore
 from backupfw.chunkstore.layers.base import Layer
+from backupfw.chunkstore.loader import open_store
 from backupfw.cmd import configure, database, service
 from backupfw.conf import load
 from backupfw.context import RequestContext
@@ -144,12 +146,10 @@ class _MovedBytes(Layer):
 
 def _work(conf: Any, name: str, directory: Path, ready: Any) -> None:
     conf.set_override("host", name)
-    opened = stores.open_store
 
     def slow(*arguments: Any, **named: Any) -> ChunkStore:
-        return _MovedBytes(SlowStore(opened(*arguments, **named), latency=LATENCY), directory)
+        return _MovedBytes(SlowStore(open_store(*arguments, **named), latency=LATENCY), directory)
 
-    stores.open_store = slow
-    with service.running_worker(conf):
+    with patch.object(stores, "open_store", slow), service.running_worker(conf):
         ready.set()
         signal.pause()

@@ -12,7 +12,7 @@ from sqlalchemy import insert, text
 
 from backupfw.db import migrate, models
 from backupfw.db.session import Database, now
-from backupfw.manager.queue import tasks
+from backupfw.manager.queue import claims, tasks
 from backupfw.manager.queue.claims import Limits, Reach
 from backupfw.manager.queue.tasks import Tasks
 from benchmarks import take_over
@@ -57,7 +57,7 @@ def _claims(table: Table, url: str) -> None:
                 "resource_id": str(uuid.uuid4()),
                 "project_id": "big" if number % 100 else f"small{number}",
                 "payload": {},
-                "state": tasks.QUEUED,
+                "state": claims.QUEUED,
                 "queue_position": number // 2,
                 "created_at": moment,
                 "updated_at": moment,
