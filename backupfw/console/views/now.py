@@ -41,9 +41,8 @@ class NowPage(Page):
     def index(self, req: Request, resp: Response) -> View:
         """Show it; what changes is asked for again and again."""
         work, everywhere = self.site.overview.work(req.context), bool(req.context.is_admin)
-        may_cancel = {
-            one.project_id: self.allows(req, "backup:cancel", one.project_id) for one in work.operations
-        }
+        projects = {one.project_id for one in work.operations}
+        may_cancel = {project: self.allows(req, "backup:cancel", project) for project in projects}
         failures = None
         if self.allows(req, "message:get_all") and not is_refresh(req):
             listed = self.site.managers.messages.list
