@@ -69,7 +69,7 @@ class StoreUse:
     :ivar copying: copies that are not made yet.
     :ivar failed_copies: copies that could not be made.
     :ivar damaged_objects: objects that are known to be damaged.
-    :ivar price: of a GiB and month, as the operator says; 0: he does not.
+    :ivar price: of a GiB and month, as the operator has set it; 0: it is not set.
     """
 
     name: str
