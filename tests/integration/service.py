@@ -68,17 +68,8 @@ class Service:
         words = ["serve", *self.arguments, "--port", str(self.port)]
         environment = {**os.environ, **self.environment}
         with open(self.state.parent / f"{self.state.name}.log", "a") as log:
-            if self.python == sys.executable:
-                self._process = forked.backupfw().start(["backupfw", *words], environment, log)
-            else:
-                self._process = subprocess.Popen(
-                    [self.python, "-m", "backupfw.cmd.main", *words],
-                    stdout=subprocess.PIPE,
-                    stderr=log,
-                    text=True,
-                    start_new_session=True,
-                    env=environment,
-                )
+            python = None if self.python == sys.executable else self.python
+            self._process = forked.start_backupfw(words, environment, log, python)
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         assert "ready" in line, f"the service did not get ready: {line!r}\n{self.log_tail()}"

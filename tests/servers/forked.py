@@ -154,3 +154,22 @@ def backupfw() -> ForkServer:
     server = ForkServer(sys.executable, "backupfw.cmd.main:main", *NAMES)
     atexit.register(server.close)
     return server
+
+
+def start_backupfw(
+    words: Sequence[str], environment: Mapping[str, str], stderr: IO[str], python: str | None = None
+) -> Forked | subprocess.Popen[str]:
+    """Start a command of ``backupfw`` in a session of its own; its standard output is a pipe.
+
+    :param python: an interpreter that starts it as users do; None: it is forked.
+    """
+    if python is None:
+        return backupfw().start(["backupfw", *words], environment, stderr)
+    return subprocess.Popen(
+        [python, "-m", "backupfw.cmd.main", *words],
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+        start_new_session=True,
+        env=dict(environment),
+    )

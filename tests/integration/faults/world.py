@@ -23,7 +23,6 @@ from backupfw.conf.embedded import absolute
 from tests.integration.content import MIB, same_content, write_image
 from tests.integration.service import Client
 from tests.servers import forked
-from tests.servers.forked import Forked
 from tests.servers.ports import free_port
 
 #: How long anything may take before it counts as lost, seconds.
@@ -50,19 +49,9 @@ class Process:
 
     def __init__(self, words: list[str], log: Path, environment: Mapping[str, str]) -> None:
         whole = {**os.environ, **environment}
-        self._process: Forked | subprocess.Popen[str]
+        python = sys.executable if AT_THE_START & environment.keys() else None
         with open(log, "a") as stderr:
-            if AT_THE_START & environment.keys():
-                self._process = subprocess.Popen(
-                    [sys.executable, "-m", "backupfw.cmd.main", *words],
-                    stdout=subprocess.PIPE,
-                    stderr=stderr,
-                    text=True,
-                    start_new_session=True,
-                    env=whole,
-                )
-            else:
-                self._process = forked.backupfw().start(["backupfw", *words], whole, stderr)
+            self._process = forked.start_backupfw(words, whole, stderr, python)
         self._log = log
 
     def wait_ready(self) -> None:
