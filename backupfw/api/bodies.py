@@ -100,9 +100,8 @@ def validate(body: Any, schema: Schema) -> None:
     :raises ValidationFailed: the body does not match; the message has field, value and reason.
     :raises MalformedBody: the value is nested too deep to be written into a message.
     """
-    validator = jsonschema.Draft4Validator(schema, format_checker=formats.CHECKER)
     try:
-        error = next(validator.iter_errors(body), None)
+        error = next(_errors(body, schema), None)
         message = None if error is None else _refusal(error)
     except RecursionError as too_deep:
         # To write a value into the message needs more stack than to parse it.
@@ -113,8 +112,13 @@ def validate(body: Any, schema: Schema) -> None:
 
 def problems(body: Any, schema: Schema) -> Mapping[tuple[str | int, ...], str]:
     """Return everything that is wrong with a body, by the place of the value: for the fields of a form."""
+    return {tuple(error.absolute_path): _message(error) for error in _errors(body, schema)}
+
+
+def _errors(body: Any, schema: Schema) -> Iterator[jsonschema.ValidationError]:
     validator = jsonschema.Draft4Validator(schema, format_checker=formats.CHECKER)
-    return {tuple(error.absolute_path): _message(error) for error in validator.iter_errors(body)}
+    found: Iterator[jsonschema.ValidationError] = validator.iter_errors(body)
+    return found
 
 
 def _message(error: jsonschema.ValidationError) -> str:
