@@ -87,14 +87,17 @@ class Page(Resource):
         """
         policies.enforce(self.site.policy, req.context, rule, project_id)
 
-    def acting(self, req: Request, project_id: str) -> RequestContext:
-        """Return as whom the caller changes something of a project.
+    def acts_anywhere(self, req: Request) -> bool:
+        """Whether the caller may act in any project.
 
-        With ``noauth`` nobody is anybody's: whoever sees all projects acts in the project of what he changes,
-        as commands do.
+        With ``noauth`` no caller belongs to a project, so whoever sees all projects may, as commands do.
         """
+        return self.site.settings.auth_strategy == "noauth" and bool(req.context.is_admin)
+
+    def acting(self, req: Request, project_id: str) -> RequestContext:
+        """Return as whom the caller changes something of a project: in that project, if he acts anywhere."""
         mine = req.context
-        if self.site.settings.auth_strategy != "noauth" or not mine.is_admin:
+        if not self.acts_anywhere(req):
             return mine
         return RequestContext(
             project_id, mine.user_id, mine.roles, bool(mine.is_admin), request_id=mine.request_id
@@ -117,7 +120,7 @@ def go(request: webob.Request, response: webob.Response, where: str) -> None:
     response.headers["Location"] = f"{request.script_name}/{where.lstrip('/')}"
 
 
-_is_markup = re.compile("[&<>\"']").search
+_needs_escaping = re.compile("[&<>\"']").search
 
 
 def escaped(value: object) -> str:
@@ -129,7 +132,7 @@ def escaped(value: object) -> str:
     if isinstance(value, Markup):
         return value
     text = str(value)
-    return html.escape(text) if _is_markup(text) else text
+    return html.escape(text) if _needs_escaping(text) else text
 
 
 @cache

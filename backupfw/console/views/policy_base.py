@@ -45,10 +45,9 @@ class PolicyBase(Page):
         """Return the form of a policy, or of a new one, with what is wrong with it."""
         # Not as an administrator, who would see those of all projects.
         own = RequestContext(project, req.context.user_id, request_id=req.context.request_id)
-        anywhere = policy is None and self.acting(req, f"{project}?").project_id != req.context.project_id
         names = {volume.id: volume.name for volume in self.site.overview.volumes(own, limit=_NAMED)}
         view = View("policy_form", policy=policy, form=policy_form, given=given, problems=problems)
-        view.update(project=project, anywhere=anywhere, volumes=names)
+        view.update(project=project, anywhere=policy is None and self.acts_anywhere(req), volumes=names)
         return view
 
     def sent(
