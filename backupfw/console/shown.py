@@ -163,8 +163,8 @@ OPERATIONS = {
     "snapshot.create": "Snapshot of",
     "snapshot.delete": "Deletion of a snapshot of",
 }
-#: What is said of a deed, by its kind.
-DEEDS = {
+#: What is said of an action, by its kind.
+ACTIONS = {
     "backup": "Backup",
     "policy-made": "Policy made:",
     "policy-changed": "Policy changed:",

@@ -584,7 +584,7 @@ def test_messages_are_read_page_by_page_and_deleted(full: Cloud) -> None:
     browser.post(f"messages/{one.id}/delete", status=404)
 
 
-def test_messages_and_deeds_of_a_project(cloud: Cloud) -> None:
+def test_messages_and_actions_of_a_project(cloud: Cloud) -> None:
     app = made(cloud)
     admin, user = Browser(app, "root:demo:admin"), Browser(app, "alice:demo:reader")
     with cloud.db.write() as session:
@@ -624,7 +624,7 @@ def test_messages_and_deeds_of_a_project(cloud: Cloud) -> None:
     user.get("messages/done?before=yesterday", status=400)
 
 
-def test_deeds_tell_of_no_policies_who_may_not_see_them(cloud: Cloud, tmp_path: Path) -> None:
+def test_actions_tell_of_no_policies_who_may_not_see_them(cloud: Cloud, tmp_path: Path) -> None:
     (tmp_path / "policy.yaml").write_text('"backup_policy:get_all": "role:admin"\n')
     cloud.conf.set_override("policy_file", str(tmp_path / "policy.yaml"), "oslo_policy")
     settings = {"schedule": {"cron": "@daily"}, "selection": {"all": True}}
@@ -634,7 +634,7 @@ def test_deeds_tell_of_no_policies_who_may_not_see_them(cloud: Cloud, tmp_path: 
     assert "secret" not in Browser(app, "alice:demo:member").get("messages/done").text
 
 
-def test_deeds_are_read_page_by_page(full: Cloud) -> None:
+def test_actions_are_read_page_by_page(full: Cloud) -> None:
     first = Browser(made(full), "alice:demo:reader").get("messages/done")
     pages = [first, first.click("Older")]
     ids = [set(re.findall("#backup-([0-9a-f-]{36})", page.text)) for page in pages]

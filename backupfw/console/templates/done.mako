@@ -6,16 +6,16 @@
 % if everywhere:
 ${parts.of_project('messages/done', project)}
 % endif
-% if not deeds:
+% if not actions:
 <p>Nothing that is still there.</p>
 % else:
 <div class="wide"><table>
 <thead><tr><th scope="col">When</th><th scope="col">What</th><th scope="col">By</th><th scope="col">State</th></tr></thead>
 <tbody>
-% for one in deeds:
+% for one in actions:
 <tr>
 <td>${shown.since(one.moment, now)}</td>
-<th scope="row">${shown.DEEDS[one.kind]} \
+<th scope="row">${shown.ACTIONS[one.kind]} \
 % if one.volume_id:
 <a href="${base}/volumes/${one.volume_id}#backup-${one.id}" title="${one.id}">${shown.named(one.name, one.id)}</a>
 % else:
@@ -37,7 +37,7 @@ ${one.user_id or '-'}
 % endfor
 </tbody></table></div>
 % if more:
-<p><a href="${base}/messages/done?${shown.query(project=project, before=deeds[-1].moment.isoformat())}">Older</a></p>
+<p><a href="${base}/messages/done?${shown.query(project=project, before=actions[-1].moment.isoformat())}">Older</a></p>
 % endif
 % endif
 <p><small>Deletions and restores leave no record here: the log of the API has each request with its user.</small></p>

@@ -53,13 +53,13 @@ class MessagesPage(Page):
     def done(self, req: Request, resp: Response) -> View:
         """List who had what done when, the newest first."""
         project = (req.query.get("project") or "").strip()
-        found = self.site.overview.deeds(
+        found = self.site.overview.actions(
             req.context,
             project_id=project or None,
             policies=self.allows(req, "backup_policy:get_all"),
             before=req.query.get("before"),
             limit=SHOWN + 1,
         )
-        view = View("done", deeds=found[:SHOWN], more=len(found) > SHOWN, project=project)
+        view = View("done", actions=found[:SHOWN], more=len(found) > SHOWN, project=project)
         view.update(everywhere=bool(req.context.is_admin), now=self.site.overview.moment())
         return view

@@ -129,7 +129,7 @@ class VolumeState:
 
 
 @dataclass(frozen=True, slots=True)
-class Deed:
+class Action:
     """Something that somebody had done.
 
     :ivar kind: ``backup``, ``policy-made`` or ``policy-changed``.
@@ -330,7 +330,7 @@ class Overview:
                 volume_id, name, project_id, None, None, good.get(volume_id), verified.get(volume_id)
             )
 
-    def deeds(
+    def actions(
         self,
         ctx: RequestContext,
         *,
@@ -338,7 +338,7 @@ class Overview:
         policies: bool,
         before: str | None,
         limit: int,
-    ) -> Sequence[Deed]:
+    ) -> Sequence[Action]:
         """Return who had backups and policies made and changed, the newest first.
 
         :param project_id: only of this project; None: of all that the caller sees.
@@ -358,27 +358,43 @@ class Overview:
             query = query if whose is None else query.where(model.project_id == whose)
             return query if until is None else query.where(moment < until)
 
+        def of_policy(kind: str, one: models.BackupPolicy, user_id: str | None, moment: datetime) -> Action:
+            return Action(
+                kind=kind,
+                id=one.id,
+                name=one.display_name,
+                project_id=one.project_id,
+                volume_id=None,
+                user_id=user_id,
+                policy_id=None,
+                status="active" if one.enabled else "paused",
+                moment=moment,
+            )
+
         with self._db.read() as session:
             found = [
-                Deed(
-                    *("backup", one.id, one.display_name, one.project_id, one.volume_id),
-                    *(None if one.policy_id else one.user_id, one.policy_id, one.status, one.created_at),
+                Action(
+                    kind="backup",
+                    id=one.id,
+                    name=one.display_name,
+                    project_id=one.project_id,
+                    volume_id=one.volume_id,
+                    user_id=None if one.policy_id else one.user_id,
+                    policy_id=one.policy_id,
+                    status=one.status,
+                    moment=one.created_at,
                 )
                 for one in session.scalars(newest(backup, backup.created_at, backup.deleted == false()))
             ]
-            changed = policy.updated_at > policy.created_at
-            for kind, moment, where in (
-                ("policy-made", policy.created_at, ()),
-                ("policy-changed", policy.updated_at, (changed,)),
-            )[: 2 if policies else 0]:
+            if policies:
                 found += [
-                    Deed(
-                        *(kind, one.id, one.display_name, one.project_id, None),
-                        one.user_id if kind == "policy-made" else one.updated_by,
-                        *(None, "active" if one.enabled else "paused"),
-                        one.created_at if kind == "policy-made" else one.updated_at or one.created_at,
-                    )
-                    for one in session.scalars(newest(policy, moment, *where))
+                    of_policy("policy-made", one, one.user_id, one.created_at)
+                    for one in session.scalars(newest(policy, policy.created_at))
+                ]
+                changed = policy.updated_at > policy.created_at
+                found += [
+                    of_policy("policy-changed", one, one.updated_by, one.updated_at)
+                    for one in session.scalars(newest(policy, policy.updated_at, changed))
                 ]
         found.sort(key=lambda one: (one.moment, one.id), reverse=True)
         return found[:limit]
