@@ -8,12 +8,14 @@ import re
 import signal
 import uuid
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import datetime, timedelta
 from typing import NoReturn
 
 import pytest
 from backupfw_rbd import images
-from backupfw_rbd.cluster import bindings
+from backupfw_rbd.cluster import Opened, bindings, metadata_of
+from backupfw_rbd.places import Place
 from backupfw_rbd.provider import RbdProvider
 
 from backupfw.chunkstore.options import option_values
@@ -86,6 +88,18 @@ def test_an_earlier_writer_stays_out_however_long_it_sleeps(
         _, told, _ = connected.mon_command('{"prefix": "osd blocklist ls"}', b"")
     (until,) = re.findall(r"\d{4}-\d\d-\d\dT[\d:]+", told.decode())
     assert datetime.fromisoformat(until) > datetime.now() + timedelta(days=300)
+
+
+def test_a_writer_that_is_pushed_out_while_it_begins(cluster: Ceph, path: str) -> None:
+    """A later attempt may block it between its look at the image and its listing of what is noted there."""
+    connection = rbd_images.administrator(cluster)
+    with closing(Opened(connection, Place.parse(path), write=True)) as opened, opened as image:
+        with rbd_images.administrator(cluster).connected() as other:
+            other.blocklist_add(opened.address, 60)
+            other.wait_for_latest_osdmap()
+        opened.cluster.wait_for_latest_osdmap()
+        with pytest.raises(OSError, match="cannot be listed"):
+            metadata_of(image)
 
 
 def test_a_point_that_cannot_be_removed_is_told(cluster: Ceph, provider: RbdProvider, path: str) -> None:

@@ -132,6 +132,18 @@ def translated(what: str) -> Iterator[None]:
         raise OSError(abs(number), f"{what}: {error}") from error
 
 
+def metadata_of(image: Any) -> dict[str, str]:
+    """Return what programs have noted at an image.
+
+    :raises OSError: it cannot be listed; the bindings then end with an AttributeError of their own,
+        because their message asks for a name that the image does not show.
+    """
+    try:
+        return dict(image.metadata_list())
+    except AttributeError as error:
+        raise OSError(errno.EIO, "The notes of an image cannot be listed") from error
+
+
 class Opened:
     """An open image, with its connection.  Thread-safe: ``with opened as image`` from many threads.
 

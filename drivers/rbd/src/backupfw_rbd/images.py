@@ -22,6 +22,7 @@ from backupfw_rbd.cluster import (
     Opened,
     bindings,
     library_version,
+    metadata_of,
     pool_of,
     translated,
     version_problem,
@@ -351,7 +352,7 @@ class Images:
             opened as copy,
             translated(f"looking at {place}"),
         ):
-            noted = dict(copy.metadata_list()).get(_SOURCE)
+            noted = metadata_of(copy).get(_SOURCE)
             if noted is None:
                 return
             volume_id, _, path = noted.partition(" ")

@@ -15,7 +15,7 @@ from typing import Any
 
 from backupfw.errors import TargetError
 from backupfw.volume.base import BlockTarget
-from backupfw_rbd.cluster import Opened, bindings, translated
+from backupfw_rbd.cluster import Opened, bindings, metadata_of, translated
 
 #: What the keys of writers in an image's metadata begin with; their addresses follow.
 WRITER = "backupfw.writer."
@@ -80,7 +80,7 @@ def _earlier(opened: Opened, image: Any, attempt: int) -> list[str]:
     :raises TargetError: one of them is a later attempt.
     """
     found = []
-    for key, value in list(image.metadata_list()):
+    for key, value in metadata_of(image).items():
         address = key.removeprefix(WRITER)
         if not key.startswith(WRITER) or address == opened.address:
             continue
