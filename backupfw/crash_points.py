@@ -3,7 +3,7 @@
 ``reach`` costs a comparison, unless the environment variable ``BACKUPFW_CRASH_POINTS`` names a directory.
 Then each crash point that is reached is appended to the directory's file ``log``, as ``name session detail``.
 A file with the name of a crash point (``backup.map-put``) holds the number of a signal: the first process
-that reaches the crash point removes the file and sends that signal to itself.
+that reaches the crash point adds its process id to the file's name and sends that signal to itself.
 """
 
 from __future__ import annotations
@@ -86,6 +86,4 @@ def _at(directory: Path, name: str, detail: object) -> None:
         trap.rename(mine)
     except FileNotFoundError:
         return
-    number = int(mine.read_text())
-    mine.unlink()
-    os.kill(os.getpid(), number)
+    os.kill(os.getpid(), int(mine.read_text()))

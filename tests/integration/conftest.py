@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
 
+from tests.integration.traps import Traps
 from tests.servers import databases
 from tests.servers.databases import MariaDB, PostgreSQL
 from tests.servers.directory import server_directory
@@ -24,6 +26,11 @@ def identity(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keystone]:
         pytest.skip(reason)
     with keystone(tmp_path_factory.mktemp("keystone")) as server:
         yield server
+
+
+@pytest.fixture
+def traps(tmp_path: Path) -> Traps:
+    return Traps(tmp_path / "crash-points")
 
 
 @pytest.fixture(scope="session")

@@ -239,9 +239,10 @@ def running(
     state: Path,
     options: dict[str, dict[str, Any]] | None = None,
     python: str | Path = sys.executable,
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[Service]:
     """A started service that is stopped at the end."""
-    service = Service(state, options, python).start()
+    service = Service(state, options, python, environment).start()
     try:
         yield service
     finally:

@@ -25,6 +25,7 @@ from sqlalchemy.engine import make_url
 from tests.architecture import operating
 from tests.integration.clients.commands import Commands
 from tests.integration.service import Client
+from tests.integration.traps import Traps
 from tests.servers.databases import PostgreSQL
 from tests.servers.keystone import ADMIN_PASSWORD, Keystone, User
 from tests.servers.namespaces import NETWORK, Host, Network, network
@@ -188,7 +189,6 @@ class Site:
 
     def start(self, name: str) -> None:
         """Start what the example starts on a host."""
-        self.crash_points(name).mkdir(exist_ok=True)
         kinds = (API, WORKER) if name in API_NODES else (WORKER,)
         for kind in kinds:
             self.start_unit(name, kind)
@@ -198,7 +198,7 @@ class Site:
         unit = (operating.UNITS / f"{kind}.service").read_text()
         if (name, kind) == (API_NODES[1], API):
             unit += GUNICORN
-        environment = {"BACKUPFW_CRASH_POINTS": str(self.crash_points(name))}
+        environment = self.traps(name).environment
         self._units[name, kind] = Unit(self._hosts[name], unit, self.log(name, kind), environment)
 
     def wait_ready(self, name: str) -> None:
@@ -230,9 +230,9 @@ class Site:
         self._hosts[name].kill()
         self._units = {place: unit for place, unit in self._units.items() if place[0] != name}
 
-    def crash_points(self, name: str) -> Path:
-        """Where a host's processes look for signals to themselves (backupfw.crash_points)."""
-        return self._folder / f"crash-points-{name}"
+    def traps(self, name: str) -> Traps:
+        """Return the signals that wait for the processes of a host."""
+        return Traps(self._folder / f"crash-points-{name}")
 
     def log(self, name: str, kind: str) -> Path:
         """What a unit wrote, since the first time it ran."""

@@ -14,6 +14,7 @@ import pytest
 
 from tests.integration.content import MIB, same_content, write_image
 from tests.integration.service import Client, Service
+from tests.integration.traps import Traps
 from tests.servers.ports import free_port
 
 pytestmark = pytest.mark.root
@@ -54,13 +55,13 @@ def disk(tmp_path: Path) -> Iterator[SmallDisk]:
 class Instance:
     """An instance of which nothing but the database is on the small disk.
 
-    :ivar trap: tells the process at which point of a task to stand still.
+    :ivar traps: tell the process at which point of a task to stand still.
     """
 
     def __init__(self, disk: SmallDisk, folder: Path) -> None:
-        for name in ("store", "volumes", "crash-points"):
+        for name in ("store", "volumes"):
             (folder / name).mkdir()
-        self.trap = folder / "crash-points" / "backup.recorded"
+        self.traps = Traps(folder / "crash-points")
         self._monitor = f"http://127.0.0.1:{(port := free_port())}"
         options = {
             "backup": {"segment_size": SEGMENT, "pack_size": MIB, "lease_seconds": 4, "poll_seconds": 1},
@@ -68,7 +69,7 @@ class Instance:
             "volumes:local": {"volumes_dir": folder / "volumes"},
             "metrics": {"port": port},
         }
-        self.service = Service(disk.point, options)
+        self.service = Service(disk.point, options, environment=self.traps.environment)
 
     def health(self) -> dict[str, int]:
         """What the load balancer and whoever restarts the process are answered."""
@@ -87,9 +88,8 @@ def _status(url: str) -> int:
 
 
 @pytest.fixture
-def instance(disk: SmallDisk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Instance]:
+def instance(disk: SmallDisk, tmp_path: Path) -> Iterator[Instance]:
     made = Instance(disk, tmp_path)
-    monkeypatch.setenv("BACKUPFW_CRASH_POINTS", str(made.trap.parent))
     made.service.start()
     try:
         yield made
@@ -123,9 +123,9 @@ def test_the_disk_of_the_database_is_full(instance: Instance, disk: SmallDisk, t
     earlier = client.backup(volume)
     assert instance.health() == READY
 
-    instance.trap.write_text(str(int(signal.SIGSTOP)))
+    instance.traps.set("backup.recorded", signal.SIGSTOP)
     waiting = client.backup(volume, wait=False)
-    client.wait("the first segment", lambda: not instance.trap.exists())
+    client.wait("the first segment", lambda: instance.traps.sprung("backup.recorded"))
     disk.fill()
     os.kill(service.pid, signal.SIGCONT)
     client.wait("the attempt's end", lambda: "could not be recorded" in service.log_tail(10_000))

@@ -13,6 +13,7 @@ import pytest
 
 from tests.integration.content import MIB, change_image, files_below, same_content, write_image
 from tests.integration.service import Client, Service
+from tests.integration.traps import Traps
 
 LENGTH = 12 * MIB
 SMALL_SEGMENTS = {"backup": {"segment_size": 4 * MIB, "pack_size": MIB}}
@@ -22,10 +23,9 @@ class Instance:
     """An instance with one volume, of whose database there is a copy."""
 
     def __init__(self, folder: Path, encryption: str) -> None:
-        self.crash_points = folder / "crash-points"
-        self.crash_points.mkdir()
+        self.traps = Traps(folder / "crash-points")
         options = {**SMALL_SEGMENTS, "store:main": {"encryption": encryption}}
-        self.service = Service(folder / "state", options)
+        self.service = Service(folder / "state", options, environment=self.traps.environment)
         self.image = folder / "image.raw"
         self._database = self.service.state / "backupfw.sqlite"
         self._kept = folder / "kept.sqlite"
@@ -43,15 +43,10 @@ class Instance:
         other.close()
 
     def copy_database_at(self, point: str) -> None:
-        """Copy while the service stands still at a crash point (see :meth:`stop_at`), and let it go on."""
-        trap = self.crash_points / point
-        self.client.wait(f"crash point {point}", lambda: not trap.exists())
+        """Copy while the service stands still at a crash point, and let it go on."""
+        self.client.wait(f"crash point {point}", lambda: self.traps.sprung(point))
         self.copy_database()
         os.kill(self.service.pid, signal.SIGCONT)
-
-    def stop_at(self, point: str) -> None:
-        """Let the service stand still when it reaches a crash point."""
-        (self.crash_points / point).write_text(str(int(signal.SIGSTOP)))
 
     def go_back(self) -> None:
         """Stop, and put the copy in place."""
@@ -99,11 +94,8 @@ class Instance:
 
 
 @pytest.fixture(params=["off", "project"], ids=["clear", "encrypted"])
-def instance(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Instance]:
+def instance(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Instance]:
     made = Instance(tmp_path, request.param)
-    monkeypatch.setenv("BACKUPFW_CRASH_POINTS", str(made.crash_points))
     write_image(made.image, LENGTH)
     made.service.start()
     yield made
@@ -133,7 +125,7 @@ def test_a_full_backup_is_deleted_that_an_unknown_increment_shares(instance: Ins
 @pytest.mark.parametrize("then", ["deleted", "force deleted"])
 def test_a_backup_is_made_again_whose_first_self_is_unknown(instance: Instance, then: str) -> None:
     volume = instance.client.adopt(instance.image)
-    instance.stop_at("backup.recorded")
+    instance.traps.set("backup.recorded", signal.SIGSTOP)
     full = instance.client.backup(volume, wait=False)
     instance.copy_database_at("backup.recorded")
     instance.client.wait_status("backup", full, "available")

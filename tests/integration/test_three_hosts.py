@@ -174,9 +174,10 @@ def test_a_host_dies_in_the_middle_of_a_backup(hosts: Site, tmp_path: Path) -> N
     others = [name for name in NODES if name != lost]
     for name in others:
         client.expect(200, "PUT", "/os-services/freeze", {"host": name})
-    (hosts.crash_points(lost) / "backup.map-put").write_text(str(int(signal.SIGSTOP)))
+    traps = hosts.traps(lost)
+    traps.set("backup.map-put", signal.SIGSTOP)
     made = hosts.client(lost).backup(volume.id, wait=False)
-    hosts.wait("the backup to begin", lambda: not (hosts.crash_points(lost) / "backup.map-put").exists())
+    hosts.wait("the backup to begin", lambda: not traps.is_set("backup.map-put"))
     hosts.kill(lost)
     for name in others:
         client.expect(200, "PUT", "/os-services/thaw", {"host": name})

@@ -164,9 +164,9 @@ def test_the_volume_is_deleted_in_the_middle(there: World, kind: str) -> None:
     volume = there.volumes.create_volume(volume_type=kind)
     fill(there, volume, 1)
     snapshot = there.volumes.create_snapshot(volume)
-    there.arm("backup.opened", signal.SIGSTOP)
+    there.traps.set("backup.opened", signal.SIGSTOP)
     backup = there.backups.backup(volume, wait=False)
-    there.struck("backup.opened")
+    there.wait_struck("backup.opened")
     # He does not see what is made for the backup.
     seen = there.volumes.call("GET", f"/snapshots?volume_id={volume}")["snapshots"]
     assert [one["id"] for one in seen] == [snapshot]
@@ -193,9 +193,9 @@ def test_killed_at_every_step_of_a_backup(there: World, kind: str) -> None:
     previous = there.backups.backup(volume)
     for number, point in enumerate(at("backup")):
         content = fill(there, volume, number)
-        there.arm(point)
+        there.traps.set(point)
         backup = there.backups.backup(volume, wait=False, incremental=True)
-        there.struck(point)
+        there.wait_struck(point)
         there.revive()
         there.backups.wait_status("backup", backup, "available")
         assert there.volumes.status("volume", volume) == "available", point
@@ -216,9 +216,9 @@ def test_killed_at_every_step_of_a_restore(there: World, kind: str) -> None:
     existing = there.volumes.create_volume(volume_type=kind)
     for number, point in enumerate(at("restore")):
         fill(there, existing, number)
-        there.arm(point)
+        there.traps.set(point)
         target = there.begin_restore(backup, existing if number % 2 else None)
-        there.struck(point)
+        there.wait_struck(point)
         there.revive()
         there.restored(backup, target)
         assert holds(there, target, content), point
@@ -230,9 +230,9 @@ def test_nobody_can_have_the_target_of_a_restore(there: World, kind: str) -> Non
     fill(there, volume, 1)
     backup = there.backups.backup(volume)
     existing = there.volumes.create_volume(volume_type=kind)
-    there.arm("restore.writing", signal.SIGSTOP)
+    there.traps.set("restore.writing", signal.SIGSTOP)
     there.begin_restore(backup, existing)
-    there.struck("restore.writing")
+    there.wait_struck("restore.writing")
     assert there.volumes.status("volume", existing) == "in-use"
     refused = there.volumes.request(
         "POST", "/attachments", {"attachment": {"volume_uuid": existing, "connector": None}}
@@ -272,9 +272,9 @@ def test_an_attachment_of_somebody_else_stays(there: World) -> None:
     content = fill(there, volume, 1)
     backup = there.backups.backup(volume)
     existing = there.volumes.create_volume(volume_type="ceph")
-    there.arm("restore.planned", signal.SIGSTOP)
+    there.traps.set("restore.planned", signal.SIGSTOP)
     there.begin_restore(backup, existing)
-    there.struck("restore.planned")
+    there.wait_struck("restore.planned")
     # As Glance's store does, or somebody by hand.
     reserving = {"attachment": {"volume_uuid": existing, "connector": None}}
     his = there.keeper.call("POST", "/attachments", reserving)["attachment"]["id"]
@@ -302,9 +302,9 @@ def test_a_volume_is_transferred_while_its_task_waits(there: World, kind: str) -
     volume = there.volumes.create_volume(volume_type=kind)
     fill(there, volume, 1)
     before = there.backups.backup(volume)
-    there.arm("backup.begun", signal.SIGSTOP)
+    there.traps.set("backup.begun", signal.SIGSTOP)
     backup = there.backups.backup(volume, wait=False)
-    there.struck("backup.begun")
+    there.wait_struck("backup.begun")
     give_away(there, volume)
     fill(there, volume, 2)
     os.kill(there.service.pid, signal.SIGCONT)
@@ -320,9 +320,9 @@ def test_a_volume_is_transferred_while_its_task_waits(there: World, kind: str) -
     there.backups.expect(404, "GET", f"/backups/{own}")
 
     target = there.volumes.create_volume(volume_type=kind)
-    there.arm("restore.begun", signal.SIGSTOP)
+    there.traps.set("restore.begun", signal.SIGSTOP)
     there.begin_restore(before, target)
-    there.struck("restore.begun")
+    there.wait_struck("restore.begun")
     give_away(there, target)
     his = fill(there, target, 3)
     os.kill(there.service.pid, signal.SIGCONT)

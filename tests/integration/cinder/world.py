@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 
 from tests.integration.service import Client, Service
 from tests.integration.test_keystone import options
+from tests.integration.traps import Traps
 from tests.servers.cinder import POOL, Cinder, Tenant
 from tests.servers.keystone import REGION, Keystone, User
 
@@ -47,7 +47,7 @@ class World:
     :ivar stranger: a client of another project; ``other_volumes`` its client of the Cinder.
     :ivar keeper: the service's own client of the Cinder.
     :ivar section: the configuration of the back end.
-    :ivar traps: the directory of crash points.
+    :ivar traps: of the service.
     """
 
     server: Cinder
@@ -58,7 +58,7 @@ class World:
     other_volumes: Tenant
     keeper: Tenant
     section: dict[str, Any]
-    traps: Path
+    traps: Traps
 
     def backup(self, volume_id: str, **fields: Any) -> dict[str, Any]:
         """Make a backup; returns it when it is available."""
@@ -104,14 +104,9 @@ class World:
                     found.append(f"{kind} {one['id']}")
         return found
 
-    def arm(self, point: str, how: signal.Signals = signal.SIGKILL) -> None:
-        """Set a trap at a crash point."""
-        (self.traps / "log").write_text("")
-        (self.traps / point).write_text(str(int(how)))
-
-    def struck(self, point: str) -> None:
+    def wait_struck(self, point: str) -> None:
         """Wait until the trap has worked."""
-        self.backups.wait(f"the trap at {point}", lambda: not (self.traps / point).exists())
+        self.backups.wait(f"the trap at {point}", lambda: self.traps.sprung(point))
 
     def revive(self) -> None:
         """Start the killed service again."""
@@ -136,8 +131,7 @@ def world(
     identity.request("PUT", f"/projects/{keeper.project_id}/users/{keeper.id}/roles/{role['id']}")
     owner = identity.add_user("owner-of-volumes", "volume-owners", "member")
     other = identity.add_user("stranger-to-volumes", "volume-strangers", "member")
-    traps = directory / "traps"
-    traps.mkdir()
+    traps = Traps(directory / "traps")
     own = {**section(server, keeper), "attach_dir": directory / "attached"}
     configured = {
         **options(identity),
@@ -146,7 +140,7 @@ def world(
         "backup": {"segment_size": 4 * MIB, "lease_seconds": 5},
         **more,
     }
-    service = Service(directory / "state", configured, environment={"BACKUPFW_CRASH_POINTS": str(traps)})
+    service = Service(directory / "state", configured, environment=traps.environment)
     try:
         service.start()
 

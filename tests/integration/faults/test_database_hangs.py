@@ -41,9 +41,13 @@ def test_it_stops_writing_and_comes_back(installed: Installation, gate: Gate, tm
     installed.only("sound")
     backup = client.backup(subject.volume)
     installed.only("cut")
-    installed.forget_crash_points()
+    installed.traps.forget_reached()
     client.restore(backup, dirty.volume, wait=False)
-    wait("the restore to write", lambda: "restore.writing" in str(installed.reached()), installed.log_tail)
+    wait(
+        "the restore to write",
+        lambda: "restore.writing" in str(installed.traps.reached()),
+        installed.log_tail,
+    )
     gate.freeze()
     log = installed.folder / "cut.log"
     wait("the worker to stop", lambda: "lost its lease" in log.read_text(), installed.log_tail)

@@ -40,8 +40,8 @@ def test_a_relative_that_is_deleted_between_plan_and_removal(
     first, second, third, last = chain
 
     # One worker has planned to ask the first and the third one, and stands still.
-    installed.forget_crash_points()
-    installed.arm("delete.planned", signal.SIGSTOP)
+    installed.traps.forget_reached()
+    installed.traps.set("delete.planned", signal.SIGSTOP)
     client.expect(202, "DELETE", f"/backups/{second}")
     stopped = installed.wait_struck("delete.planned")
     # The other one deletes a relative of it.

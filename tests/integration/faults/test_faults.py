@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 
-from backupfw import crash_points
 from tests.integration.content import MIB, change_image, same_content
 from tests.integration.faults.world import ON_BOTH, Installation, Subject, installation, wait
 from tests.servers.databases import MariaDB, PostgreSQL
@@ -49,10 +48,9 @@ def running(
 @pytest.fixture
 def healthy(running: Installation) -> Iterator[Installation]:
     """The installation before and after: nothing runs, the audit is content."""
-    running.forget_crash_points()
+    running.traps.forget_reached()
     yield running
-    for point in crash_points.NAMES:
-        (running.crash_points / point).unlink(missing_ok=True)
+    running.traps.clear()
     for name, worker in list(running.workers.items()):
         if not worker.alive:
             running.start_worker(name)
@@ -60,7 +58,7 @@ def healthy(running: Installation) -> Iterator[Installation]:
 
 
 def attempts(installed: Installation, point: str) -> int:
-    return sum(line.startswith(f"{point} ") for line in installed.reached())
+    return sum(line.startswith(f"{point} ") for line in installed.traps.reached())
 
 
 # Two workers that both believe they own a task.
@@ -70,7 +68,7 @@ def attempts(installed: Installation, point: str) -> int:
 @pytest.mark.parametrize("point", ["backup.map-put", "backup.manifest-put"])
 def test_a_backup_of_a_frozen_worker(healthy: Installation, point: str, tmp_path: Path) -> None:
     subject = Subject(healthy, tmp_path)
-    healthy.arm(point, signal.SIGSTOP)
+    healthy.traps.set(point, signal.SIGSTOP)
     made = subject.client.backup(subject.volume, wait=False)
     frozen = healthy.wait_struck(point)
     subject.client.wait_status("backup", made, "available")
@@ -85,7 +83,7 @@ def test_a_restore_of_a_worker_frozen_in_a_write(healthy: Installation, tmp_path
     """The late write of the first owner must not reach the volume after the second one's."""
     subject, dirty = Subject(healthy, tmp_path), Subject(healthy, tmp_path, 2)
     made = subject.client.backup(subject.volume)
-    healthy.arm("restore.writing", signal.SIGSTOP)
+    healthy.traps.set("restore.writing", signal.SIGSTOP)
     subject.client.restore(made, dirty.volume, wait=False)
     frozen = healthy.wait_struck("restore.writing")
     subject.client.wait_status("backup", made, "available")
@@ -106,7 +104,7 @@ def test_a_delete_of_a_frozen_worker(healthy: Installation, tmp_path: Path) -> N
     doomed = subject.client.backup(subject.volume)
     change_image(subject.image, 3)
     kept = subject.client.backup(subject.volume, incremental=True)
-    healthy.arm("delete.some-deleted", signal.SIGSTOP)
+    healthy.traps.set("delete.some-deleted", signal.SIGSTOP)
     subject.client.expect(202, "DELETE", f"/backups/{doomed}")
     frozen = healthy.wait_struck("delete.some-deleted")
     subject.client.wait_status("backup", doomed, None)
@@ -119,7 +117,7 @@ def test_a_delete_of_a_frozen_worker(healthy: Installation, tmp_path: Path) -> N
 
 def test_the_api_is_killed_between_commit_and_message(healthy: Installation, tmp_path: Path) -> None:
     subject = Subject(healthy, tmp_path)
-    healthy.arm("api.committed")
+    healthy.traps.set("api.committed")
     with pytest.raises((OSError, urllib.error.URLError)):
         subject.client.request(
             "POST", "/backups", {"backup": {"volume_id": subject.volume, "name": "killed"}}
@@ -173,7 +171,7 @@ def test_the_database_restarts_in_mid_task(
     healthy: Installation, database_server: PostgreSQL | MariaDB, tmp_path: Path
 ) -> None:
     subject = Subject(healthy, tmp_path)
-    healthy.arm("backup.map-put", signal.SIGSTOP)
+    healthy.traps.set("backup.map-put", signal.SIGSTOP)
     made = subject.client.backup(subject.volume, wait=False)
     frozen = healthy.wait_struck("backup.map-put")
     database_server.close()
@@ -189,7 +187,7 @@ def test_the_database_restarts_in_mid_task(
 def test_the_database_loses_what_it_confirmed(healthy: Installation, tmp_path: Path) -> None:
     """As after a crash without durable commits: the lost segment is done again, and leaves no hole."""
     subject = Subject(healthy, tmp_path)
-    healthy.arm("backup.recorded", signal.SIGSTOP)
+    healthy.traps.set("backup.recorded", signal.SIGSTOP)
     made = subject.client.backup(subject.volume, wait=False)
     frozen = healthy.wait_struck("backup.recorded")
     healthy.execute("DELETE FROM segments")

@@ -35,8 +35,8 @@ class Killing:
             worker.wait_ready()
 
     def arm(self, point: str) -> None:
-        self.installed.forget_crash_points()
-        self.installed.arm(point)
+        self.installed.traps.forget_reached()
+        self.installed.traps.set(point)
 
     def died(self, point: str) -> None:
         """Wait for the kill, end what is left of that worker's host, and start it again."""
@@ -70,7 +70,9 @@ def test_backup(killing: Killing, tmp_path: Path) -> None:
         assert client.status("volume", volume) == "available", point
         # A segment whose map was recorded is not put again: at most the one each stream was at.
         maps = Counter(
-            line.split(" ")[2] for line in killing.installed.reached() if line.startswith("backup.map-put ")
+            line.split(" ")[2]
+            for line in killing.installed.traps.reached()
+            if line.startswith("backup.map-put ")
         )
         assert sum(maps.values()) - len(maps) <= STREAMS, (point, maps)
         client.delete_backup(previous)

@@ -79,7 +79,9 @@ def wait_copy(client: Client, backup: str) -> None:
 
 def put_by(installed: Installation) -> Counter[str]:
     """How often each segment's map was put for copies, by all attempts."""
-    return Counter(line.split(" ")[2] for line in installed.reached() if line.startswith("copy.map-put "))
+    return Counter(
+        line.split(" ")[2] for line in installed.traps.reached() if line.startswith("copy.map-put ")
+    )
 
 
 def test_copy(killing: Killing, tmp_path: Path) -> None:
@@ -87,8 +89,8 @@ def test_copy(killing: Killing, tmp_path: Path) -> None:
     image, volume = volume_of(client, tmp_path, 1)
     backup = client.backup(volume)
     killing.arm("copy.placed")
-    installed.arm("copy.map-put", signal.SIGTERM)
-    installed.arm("copy.manifest-put")
+    installed.traps.set("copy.map-put", signal.SIGTERM)
+    installed.traps.set("copy.manifest-put")
     copy(client, backup, wait=False)
     killing.died("copy.placed")
     installed.wait_struck("copy.map-put")
@@ -114,7 +116,7 @@ def test_removal_of_a_copy(killing: Killing, tmp_path: Path) -> None:
     copy(client, doomed)
     copy(client, kept)
     killing.arm("delete.data-deleted")
-    installed.arm("delete.some-deleted", signal.SIGTERM)
+    installed.traps.set("delete.some-deleted", signal.SIGTERM)
     client.expect(202, "POST", f"/backups/{doomed}/action", {"os-backupfw-remove_copy": {"store": "offsite"}})
     installed.wait_struck("delete.some-deleted")
     killing.died("delete.data-deleted")
@@ -141,7 +143,7 @@ def test_scrub(killing: Killing, tmp_path: Path, server: SeaweedFS) -> None:
     lost = next(one["Key"] for one in listed if f"/{backup}/" in one["Key"] and one["Key"].endswith("/p0000"))
     bucket.delete_object(Bucket=BOX, Key=lost)
     killing.arm("scrub.segment")
-    installed.arm("scrub.recorded", signal.SIGTERM)
+    installed.traps.set("scrub.recorded", signal.SIGTERM)
     installed.execute(
         "UPDATE manifests SET fully_verified_at = '2000-01-01' WHERE store = 'offsite' AND backup_id = :id",
         id=backup,
@@ -174,7 +176,7 @@ def test_convert(killing: Killing, tmp_path: Path) -> None:
     for backup in chain:
         client.wait_status("backup", backup, "available")
     killing.arm("backup.map-put")
-    installed.arm("backup.recorded", signal.SIGTERM)
+    installed.traps.set("backup.recorded", signal.SIGTERM)
     installed.command("cinder", "convert", "--all", "--to", "offsite", "--no-wait")
     killing.died("backup.map-put")
     installed.wait_struck("backup.recorded")

@@ -139,7 +139,7 @@ class InFlight:
         self.doomed = client.backup(volumes.other.volume)
         change_image(volumes.other.image, next(volumes.seeds), changes=200)
         self.restored = client.backup(volumes.other.volume, incremental=True)
-        installed.forget_crash_points()
+        installed.traps.forget_reached()
         store.proxy.latency = LATENCY
         self.made = client.backup(volumes.source.volume, wait=False)
         client.restore(self.restored, self.target, wait=False)
@@ -148,7 +148,7 @@ class InFlight:
             wait(f"{point} to be reached", lambda point=point: self._reached(point), installed.log_tail)
 
     def _reached(self, point: str) -> bool:
-        return any(line.startswith(f"{point} ") for line in self.installed.reached())
+        return any(line.startswith(f"{point} ") for line in self.installed.traps.reached())
 
     def tasks(self) -> dict[str, Any]:
         """The unfinished tasks by kind."""

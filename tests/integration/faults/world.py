@@ -22,6 +22,7 @@ from sqlalchemy import create_engine, text
 from backupfw.conf.embedded import absolute
 from tests.integration.content import MIB, same_content, write_image
 from tests.integration.service import Client
+from tests.integration.traps import Traps
 from tests.servers import forked
 from tests.servers.ports import free_port
 
@@ -101,8 +102,7 @@ class Installation:
 
     def __init__(self, folder: Path, database: str, broker: str | None, options: Options = NOTHING) -> None:
         self.folder = folder
-        self.crash_points = folder / "crash-points"
-        self.crash_points.mkdir()
+        self.traps = Traps(folder / "crash-points")
         self.database = database
         self.port = free_port()
         self.api: Process | None = None
@@ -180,7 +180,7 @@ class Installation:
         return self.workers[name]
 
     def _start(self, words: list[str], name: str, environment: Mapping[str, str] = NOTHING) -> Process:
-        more = {"BACKUPFW_CRASH_POINTS": str(self.crash_points), **environment}
+        more = {**self.traps.environment, **environment}
         return Process(words, self.folder / f"{name}.log", more)
 
     def command(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -216,29 +216,12 @@ class Installation:
             verb = "enable" if name in (None, host) else "disable"
             client.expect(200, "PUT", f"/os-services/{verb}", {"host": host, "binary": "cinder-backup"})
 
-    def arm(self, point: str, number: int = signal.SIGKILL) -> None:
-        """Let the next process that reaches a crash point get a signal there."""
-        (self.crash_points / point).write_text(str(int(number)))
-
-    def armed(self, point: str) -> bool:
-        """Whether nobody reached it yet."""
-        return (self.crash_points / point).exists()
-
     def wait_struck(self, point: str) -> Process:
         """Return the worker that got the signal, once it has."""
-        wait(f"crash point {point} to be reached", lambda: not self.armed(point), self.log_tail)
-        session = next(line.split(" ")[1] for line in self.reached() if line.startswith(f"{point} "))
+        wait(f"crash point {point} to be reached", lambda: self.traps.sprung(point), self.log_tail)
+        session = next(line.split(" ")[1] for line in self.traps.reached() if line.startswith(f"{point} "))
         (struck,) = [worker for worker in self.workers.values() if worker.pid == int(session)]
         return struck
-
-    def reached(self) -> list[str]:
-        """Which crash points were reached: ``name session detail``."""
-        log = self.crash_points / "log"
-        return log.read_text().splitlines() if log.exists() else []
-
-    def forget_crash_points(self) -> None:
-        """Begin the list anew."""
-        (self.crash_points / "log").unlink(missing_ok=True)
 
     def rows(self, query: str, **values: Any) -> list[Any]:
         """Ask the database."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 
 from backupfw import crash_points
 from tests.integration.service import Client, Service, running
+from tests.integration.traps import Traps
 from tests.servers.qemu import Machine, machine, qemu_missing, run
 
 pytestmark = pytest.mark.server
@@ -33,15 +33,13 @@ def vm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
 
 
 @pytest.fixture
-def service(vm: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
-    (tmp_path / "points").mkdir()
-    monkeypatch.setenv("BACKUPFW_CRASH_POINTS", str(tmp_path / "points"))
+def service(vm: Machine, tmp_path: Path, traps: Traps) -> Iterator[Service]:
     options: dict[str, dict[str, Any]] = {
         "volumes": {"enabled": "local, machines"},
         "volumes:machines": {"driver": "qemu", "scratch_dir": str(vm.scratch), "timeout": 20},
         **HASTE,
     }
-    with running(tmp_path / "state", options) as started:
+    with running(tmp_path / "state", options, environment=traps.environment) as started:
         yield started
 
 
@@ -163,17 +161,15 @@ def test_what_is_left_in_a_machine_that_is_off_goes_when_it_runs_again(
 
 
 def test_a_killed_worker_leaves_nothing_and_loses_nothing(
-    vm: Machine, service: Service, disk: Disk, tmp_path: Path
+    vm: Machine, service: Service, disk: Disk, traps: Traps, tmp_path: Path
 ) -> None:
     last = disk.client.backup(disk.volume)
     for number, name in enumerate(name for name in crash_points.NAMES if name.startswith("backup.")):
         disk.change(2 * number)
         before = bytes(disk.bytes)
-        trap = tmp_path / "points" / name
-        trap.with_suffix(".part").write_text(str(int(signal.SIGKILL)))
-        trap.with_suffix(".part").rename(trap)
+        traps.set(name)
         backup = disk.client.backup(disk.volume, wait=False, incremental=True)
-        disk.client.wait(f"{name} to be reached", lambda trap=trap: not trap.exists())
+        disk.client.wait(f"{name} to be reached", lambda name=name: traps.sprung(name))
         service.kill()
         disk.change(2 * number + 1)
         if name in ("backup.begun", "backup.planned"):

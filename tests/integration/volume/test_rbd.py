@@ -18,6 +18,7 @@ from backupfw_rbd.places import Place
 
 from backupfw import crash_points
 from tests.integration.service import Client, Service, running
+from tests.integration.traps import Traps
 from tests.servers import rbd_images
 from tests.servers.ceph import Ceph
 
@@ -38,9 +39,7 @@ def cluster() -> Iterator[Ceph]:
 
 
 @pytest.fixture
-def service(cluster: Ceph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
-    (tmp_path / "points").mkdir()
-    monkeypatch.setenv("BACKUPFW_CRASH_POINTS", str(tmp_path / "points"))
+def service(cluster: Ceph, tmp_path: Path, traps: Traps) -> Iterator[Service]:
     rbd = rbd_images.options(cluster, fence_wait=5, timeout=8, pools=rbd_images.POOL)
     options: dict[str, dict[str, Any]] = {
         "volumes": {"enabled": "rbd", "shared": True},
@@ -48,7 +47,7 @@ def service(cluster: Ceph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
         **HASTE,
     }
     before = set(rbd_images.names(cluster))
-    with running(tmp_path / "state", options) as started:
+    with running(tmp_path / "state", options, environment=traps.environment) as started:
         yield started
     for name in set(rbd_images.names(cluster)) - before:
         if "@" not in name and " " not in name:
@@ -210,30 +209,15 @@ def service_signal(service: Service, number: signal.Signals) -> None:
     os.kill(service.pid, number)
 
 
-def set_trap(service: Service, point: str, number: signal.Signals) -> Path:
-    trap = service.state.parent / "points" / point
-    part = trap.with_suffix(".part")
-    part.write_text(str(int(number)))
-    part.rename(trap)
-    return trap
-
-
-def sprung(trap: Path) -> None:
-    end = time.monotonic() + 60
-    while trap.exists():
-        assert time.monotonic() < end, f"{trap.name} was never reached"
-        time.sleep(0.02)
-
-
-def test_the_snapshot_that_is_read_is_removed(cluster: Ceph, service: Service) -> None:
+def test_the_snapshot_that_is_read_is_removed(cluster: Ceph, service: Service, traps: Traps) -> None:
     """The bytes that were read count for nothing, and another snapshot is taken."""
     client = service.client()
     image = Image(cluster, client)
-    trap = set_trap(service, "backup.map-put", signal.SIGSTOP)
+    traps.set("backup.map-put", signal.SIGSTOP)
     begun = threading.Thread(target=lambda: made.append(client.backup(image.volume)))
     made: list[str] = []
     begun.start()
-    sprung(trap)
+    client.wait("the crash point", lambda: traps.sprung("backup.map-put"))
     with rbd_images.image(cluster, image.place) as found:
         for snapshot in list(found.list_snaps()):
             found.remove_snap(snapshot["name"])
@@ -244,18 +228,18 @@ def test_the_snapshot_that_is_read_is_removed(cluster: Ceph, service: Service) -
     image.check(client.restore(made[0]))
 
 
-def test_the_image_is_deleted_in_the_middle(cluster: Ceph, service: Service) -> None:
+def test_the_image_is_deleted_in_the_middle(cluster: Ceph, service: Service, traps: Traps) -> None:
     client = service.client()
     image = Image(cluster, client)
     # Later points may come when all of it has been read.
-    trap = set_trap(service, "backup.opened", signal.SIGSTOP)
+    traps.set("backup.opened", signal.SIGSTOP)
     made: list[str] = []
     body = {"backup": {"volume_id": image.volume}}
     begun = threading.Thread(
         target=lambda: made.append(client.expect(202, "POST", "/backups", body)["backup"]["id"])
     )
     begun.start()
-    sprung(trap)
+    client.wait("the crash point", lambda: traps.sprung("backup.opened"))
     rbd_images.remove_image(cluster, image.place)
     service_signal(service, signal.SIGCONT)
     begun.join()
@@ -290,14 +274,14 @@ QUICK = ("backup.opened", "backup.manifest-put", "backup.committed", "restore.ma
 @pytest.mark.parametrize(
     "points", [QUICK, pytest.param([name for name in POINTS if name not in QUICK], marks=pytest.mark.soak)]
 )
-def test_kill_at_every_step(cluster: Ceph, service: Service, points: list[str]) -> None:
+def test_kill_at_every_step(cluster: Ceph, service: Service, traps: Traps, points: list[str]) -> None:
     client = service.client()
     image = Image(cluster, client)
     target = Image(cluster, client, seed=2)
     last = client.backup(image.volume)
     for number, point in enumerate(points):
         image.change(number)
-        trap = set_trap(service, point, signal.SIGKILL)
+        traps.set(point)
         is_backup = point.startswith("backup.")
         try:
             if is_backup:
@@ -307,7 +291,7 @@ def test_kill_at_every_step(cluster: Ceph, service: Service, points: list[str]) 
                 place = client.restore(last, target.volume if number % 2 else None, wait=False)
         except (OSError, AssertionError):
             pytest.fail(f"no answer at {point}")
-        sprung(trap)
+        client.wait(f"crash point {point}", lambda point=point: traps.sprung(point))
         service.kill()
         service.start()
         if not is_backup:
